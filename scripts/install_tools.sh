@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Install the command-line tools that no Python package brings: buf, into .tools/ (ignored by git).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+BUF_VERSION=1.75.0
+
+if ! command -v npm >/dev/null; then
+  if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+    echo "npm is missing, and it brings buf: install Node.js 20 or newer, then run this again" >&2
+    exit 1
+  fi
+  apt-get update -q
+  apt-get install -y -q --no-install-recommends npm
+fi
+
+buf=.tools/node_modules/.bin/buf
+if [[ ! -x "$buf" || "$("$buf" --version)" != "$BUF_VERSION" ]]; then
+  npm install --prefix .tools --no-save --no-audit --no-fund --loglevel=error "@bufbuild/buf@$BUF_VERSION"
+fi
+echo "buf $("$buf" --version)"

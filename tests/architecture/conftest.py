@@ -1,0 +1,30 @@
+"""The project's files, as the architecture tests look at them."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+GENERATED = "service/grpc/generated/"
+SOURCE_ROOMS = ("service/", "model/", "training/", "tests/", "benchmarks/")
+
+
+@pytest.fixture(scope="session")
+def project_files(project_root: Path) -> list[Path]:
+    """Every file that git tracks or would add, relative to the root; ignored ones are left out."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listing = subprocess.run(command, cwd=project_root, check=True, capture_output=True, text=True)
+    names = {name for name in listing.stdout.split("\0") if name}
+    return sorted(Path(name) for name in names if (project_root / name).is_file())
+
+
+@pytest.fixture(scope="session")
+def python_files(project_files: list[Path]) -> list[Path]:
+    """The hand-written Python files of all rooms, relative to the root."""
+    return [
+        path
+        for path in project_files
+        if path.suffix == ".py"
+        and path.as_posix().startswith(SOURCE_ROOMS)
+        and not path.as_posix().startswith(GENERATED)
+    ]

@@ -1,0 +1,88 @@
+"""What the distribution declares and carries."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOMS = ("service", "model", "training")
+MAX_BUNDLED_BYTES = 40_000_000
+# The extras (beside the core dependencies) that each room may import from.
+EXTRAS_OF_ROOM = {
+    "service": (),
+    "model": ("cpu", "gpu", "torch"),
+    "training": ("torch", "train"),
+    "tests": ("cpu", "torch", "train", "dev"),
+    "benchmarks": ("cpu", "torch", "train", "dev"),
+}
+Extras = dict[str, list[str]]
+
+
+def canonical(name: str) -> str:
+    """The distribution name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(project_root: Path, extras: tuple[str, ...]) -> set[str]:
+    """Names of the distributions in the core dependencies and in some extras."""
+    document = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))
+    table = document["project"]
+    lines: list[str] = list(table["dependencies"])
+    for extra in extras:
+        lines += table["optional-dependencies"][extra]
+    return {canonical(Requirement(line).name) for line in lines}
+
+
+def third_party_roots(path: Path) -> set[str]:
+    """Top-level names of the foreign packages that a file imports."""
+    roots: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            roots.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            roots.add(node.module.split(".")[0])
+    return roots - set(sys.stdlib_module_names) - set(ROOMS)
+
+
+@pytest.mark.parametrize("room", sorted(EXTRAS_OF_ROOM))
+def test_what_a_room_imports_is_declared(
+    project_root: Path, python_files: list[Path], room: str
+) -> None:
+    allowed = declared(project_root, EXTRAS_OF_ROOM[room])
+    providers = packages_distributions()
+    missing = [
+        f"{path}: {root}"
+        for path in python_files
+        if path.parts[0] == room
+        for root in sorted(third_party_roots(project_root / path))
+        if not allowed & {canonical(name) for name in providers.get(root, [root])}
+    ]
+    assert not missing, f"declare these in pyproject.toml, or do without: {missing}"
+
+
+def test_serving_declares_neither_torch_nor_transformers(project_root: Path) -> None:
+    assert not declared(project_root, ("cpu", "gpu")) & {"torch", "torchvision", "transformers"}
+
+
+def test_no_other_distribution_owns_our_names() -> None:
+    providers = packages_distributions()
+    owners = {canonical(name) for room in ROOMS for name in providers.get(room, [])}
+    assert owners <= {"tipserve"}, f"uninstall what hides our packages: {owners}"
+
+
+def test_the_bundled_model_is_small(project_root: Path, project_files: list[Path]) -> None:
+    bundled = [path for path in project_files if path.parts[:2] == ("model", "bundled")]
+    size_bytes = sum((project_root / path).stat().st_size for path in bundled)
+    assert size_bytes < MAX_BUNDLED_BYTES
+
+
+def test_every_python_folder_of_a_room_is_a_package(python_files: list[Path]) -> None:
+    # Without __init__.py, `packages.find` would leave the folder out of the wheel.
+    folders = {path.parent for path in python_files if path.parts[0] in ROOMS}
+    packages = {path.parent for path in python_files if path.name == "__init__.py"}
+    assert folders <= packages

@@ -1,0 +1,45 @@
+"""What no committed file may say, and commands that must say the same in two places."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+# Spelt so that this file does not match itself.
+LOCAL_PATHS = re.compile(rb"(?<![\w.}])/(?:home|root|work|Users|mnt)/\w")
+REGISTRY_HOSTS = re.compile(
+    rb"\b(?:pypi\.org|pythonhosted\.org|registry\.npmjs\.org|deb\.debian\.org|npmmirror\.com)\b"
+)
+TEST_COMMAND = re.compile(r"^python3 -m venv .*scripts/check\.sh$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("pattern", [LOCAL_PATHS, REGISTRY_HOSTS], ids=["path", "registry"])
+def test_no_file_names_a_machine(
+    project_root: Path, project_files: list[Path], pattern: re.Pattern[bytes]
+) -> None:
+    this_file = Path(__file__).resolve()
+    found = {
+        path.as_posix(): match.group()
+        for path in project_files
+        if (project_root / path) != this_file
+        and (match := pattern.search((project_root / path).read_bytes()))
+    }
+    assert not found
+
+
+def test_ci_runs_the_command_of_the_readme(project_root: Path) -> None:
+    readme = TEST_COMMAND.findall((project_root / "README.md").read_text(encoding="utf-8"))
+    ci = TEST_COMMAND.findall((project_root / ".ci" / "run").read_text(encoding="utf-8"))
+    assert len(readme) == 1
+    assert readme == ci
+
+
+def test_scripts_are_executable(project_root: Path, project_files: list[Path]) -> None:
+    scripts = [path for path in project_files if path.suffix == ".sh" or path.parts[0] == ".ci"]
+    assert scripts
+    assert not [path for path in scripts if not (project_root / path).stat().st_mode & 0o100]
+
+
+def test_file_names_say_what_is_inside(python_files: list[Path]) -> None:
+    empty_words = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
+    assert not [path for path in python_files if path.stem in empty_words]

@@ -1,0 +1,129 @@
+"""The manifest of a model package (`tipserve.json`): what training writes down and serving reads.
+
+It knows no files: reading, hashing and checking a folder is `model.package`.
+"""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+MANIFEST_NAME = "tipserve.json"
+
+Output = Literal["patches", "values", "cls1", "cls2", "text"]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Entry(BaseModel):
+    """Base of all parts: values never change, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileEntry(Entry):
+    """Digest and length of one file of the package."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size_bytes: Annotated[int, Field(ge=0)]
+
+
+class ZeroShot(Entry):
+    """How zero-shot segmentation works best with this model, decided on validation data."""
+
+    features: Literal["values", "patches"] = "values"
+    templates: Literal["none", "tcl"] = "none"
+
+
+class ParityEntry(Entry):
+    """How far an exported graph is from its reference.
+
+    `sizes` lists the inputs that were compared: (batch, height, width) in pixels for vision,
+    (batch, tokens) for text. `max_abs_diff` and `min_cosine` are over all of them and all outputs.
+    """
+
+    file: str
+    reference: str
+    sizes: list[tuple[int, ...]]
+    max_abs_diff: Annotated[float, Field(ge=0)]
+    min_cosine: float
+    threshold: Annotated[float, Field(gt=0)]
+
+
+class ScoreEntry(Entry):
+    """One measured number with its 95 % interval.
+
+    `row` says whose number it is: "student", "teacher", "random", or a baseline; `count` is the
+    number of examples behind it. Values are as printed (percent for mIoU and accuracy).
+    """
+
+    task: str
+    split: str
+    row: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    count: Annotated[int, Field(ge=0)]
+
+
+class Manifest(Entry):
+    """Everything about a model package that its files do not say themselves.
+
+    Sizes are in pixels; `native_size`, `min_size` and `max_size` are sides of an image,
+    `shape_buckets` are (height, width). All are multiples of `size_multiple`.
+    """
+
+    format_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    variant: str
+    embed_dim: PositiveInt
+    patch_size: PositiveInt = 14
+    native_size: PositiveInt
+    min_size: PositiveInt
+    max_size: PositiveInt
+    size_multiple: PositiveInt = 14
+    shape_buckets: Annotated[list[tuple[PositiveInt, PositiveInt]], Field(min_length=1)]
+    max_text_tokens: PositiveInt = 64
+    temperature: Annotated[float, Field(gt=0)]
+    outputs: Annotated[list[Output], Field(min_length=1)]
+    zero_shot: ZeroShot = ZeroShot()
+    files: dict[str, FileEntry] = {}
+    parity: list[ParityEntry] = []
+    scores: list[ScoreEntry] = []
+    provenance: dict[str, JsonValue] = {}
+    licence: str
+
+    @field_validator("files")
+    @classmethod
+    def _names_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            check_file_name(name)
+        return files
+
+    @model_validator(mode="after")
+    def _sizes_fit_together(self) -> Self:
+        if self.size_multiple % self.patch_size:
+            raise ValueError(
+                f"size_multiple {self.size_multiple} is no multiple of patch_size {self.patch_size}"
+            )
+        sides = [self.native_size, self.min_size, self.max_size]
+        sides += [side for bucket in self.shape_buckets for side in bucket]
+        for side in sides:
+            if side % self.size_multiple:
+                raise ValueError(f"size {side} is no multiple of {self.size_multiple}")
+            if not self.min_size <= side <= self.max_size:
+                raise ValueError(f"size {side} is outside {self.min_size} to {self.max_size}")
+        return self
+
+
+def check_file_name(name: str) -> None:
+    """Check that a name is a plain relative path in POSIX form, not the manifest's own.
+
+    Raises:
+        ValueError: It is absolute, climbs out with `..`, uses backslashes, or is not normalised.
+    """
+    path = PurePosixPath(name)
+    if name == MANIFEST_NAME or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"file name {name!r} must lie inside the package, beside its manifest")
+    if name != path.as_posix() or name in {"", "."} or "\\" in name or ":" in path.parts[0]:
+        raise ValueError(f"file name {name!r} must be a normalised relative POSIX path")

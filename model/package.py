@@ -1,0 +1,168 @@
+"""The model package: a folder with weights, graphs, tokenizer and a manifest that vouches for them.
+
+Digests are verified before a file is opened by anyone else. Knows no runtime and no network.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from model.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    ParityEntry,
+    ScoreEntry,
+    ZeroShot,
+    check_file_name,
+)
+
+__all__ = [
+    "BUNDLED_FOLDER",
+    "FileEntry",
+    "Manifest",
+    "ModelPackage",
+    "PackageError",
+    "ParityEntry",
+    "ScoreEntry",
+    "ZeroShot",
+    "open_package",
+    "write_manifest",
+]
+
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class PackageError(ValueError):
+    """A folder is not a usable model package; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPackage:
+    """A verified package: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest lists.
+
+        Args:
+            name: Relative POSIX path, such as `onnx/vision_model.onnx`.
+
+        Raises:
+            PackageError: The manifest does not list it, so nothing vouches for its content.
+        """
+        if name not in self.manifest.files:
+            raise PackageError(
+                f"model package {self.manifest.name!r} has no file {name!r}; it was exported "
+                "without it: export the model again, or choose another runtime or model"
+            )
+        return self.path / name
+
+
+def open_package(source: str | Path, *, verify: bool = True) -> ModelPackage:
+    """Open a model package and check it against its manifest.
+
+    Args:
+        source: "bundled" for the model shipped with this program, or a folder.
+        verify: Compare the SHA-256 of every file. Without it only presence and lengths are checked.
+
+    Raises:
+        PackageError: There is no such package, its manifest is malformed, or a file is missing or
+            is not what the manifest says.
+    """
+    folder = _resolve(source)
+    manifest = _read_manifest(folder)
+    if not manifest.files:
+        raise PackageError(f"{folder / MANIFEST_NAME} lists no files; export the model again")
+    for name, entry in manifest.files.items():
+        _check_file(folder, name, entry, verify=verify)
+    return ModelPackage(path=folder, manifest=manifest)
+
+
+def write_manifest(folder: Path, manifest_without_files: Manifest) -> ModelPackage:
+    """Hash every file below a folder and write the manifest that lists them.
+
+    The manifest appears at once or not at all. An older manifest of the folder is replaced.
+
+    Raises:
+        PackageError: The folder is empty or holds a file whose name a package cannot carry.
+    """
+    files: dict[str, FileEntry] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name == MANIFEST_NAME:
+            continue
+        try:
+            check_file_name(name)
+        except ValueError as error:
+            raise PackageError(f"cannot package {folder}: {error}; rename the file") from error
+        files[name] = FileEntry(sha256=_sha256(path), size_bytes=path.stat().st_size)
+    if not files:
+        raise PackageError(f"{folder} is empty; write the model's files before its manifest")
+    manifest = manifest_without_files.model_copy(update={"files": files})
+    temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
+    temporary.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / MANIFEST_NAME)
+    return ModelPackage(path=folder, manifest=manifest)
+
+
+def _resolve(source: str | Path) -> Path:
+    if source == "bundled":
+        if not (BUNDLED_FOLDER / MANIFEST_NAME).is_file():
+            raise PackageError(
+                "this installation carries no bundled model; name a folder with a model package"
+            )
+        return BUNDLED_FOLDER
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        raise PackageError(
+            f"{source!r} is no folder here, and models of a hub cannot be served yet; "
+            "use 'bundled' or a folder written by `python -m training export`"
+        )
+    raise PackageError(
+        f"there is no folder {str(source)!r}; use 'bundled' or a folder written by "
+        "`python -m training export`"
+    )
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise PackageError(
+            f"{folder} has no {MANIFEST_NAME}, so it is no model package; "
+            "write one with `python -m training export`"
+        ) from None
+    except ValidationError as error:
+        raise PackageError(
+            f"{path} is not a manifest this version understands; export the model again. {error}"
+        ) from error
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> None:
+    path = folder / name
+    advice = "copy the package again, or export it again"
+    if not path.is_file():
+        raise PackageError(f"{folder} lacks {name!r}, which its manifest lists; {advice}")
+    size_bytes = path.stat().st_size
+    if size_bytes != entry.size_bytes:
+        raise PackageError(
+            f"{path} has {size_bytes} bytes, its manifest says {entry.size_bytes}; {advice}"
+        )
+    if verify and _sha256(path) != entry.sha256:
+        raise PackageError(f"{path} is not the file its manifest describes (SHA-256); {advice}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

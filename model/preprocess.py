@@ -1,0 +1,75 @@
+"""From a decoded picture to model input: the one definition that serving and evaluation share.
+
+Equal to transformers' Tipsv2ImageProcessor within one grey level. Knows no image formats.
+Shapes: H W pixels, height before width; 3 colour channels (RGB).
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Fit = Literal["squash", "aspect"]
+
+
+def target_size(
+    height: int, width: int, *, resolution: int, fit: Fit, multiple: int = 14
+) -> tuple[int, int]:
+    """Size to which a picture is scaled before the model sees it.
+
+    Args:
+        height: Of the picture, in pixels.
+        width: Of the picture, in pixels.
+        resolution: In pixels; the side of the square, or the shorter side.
+        fit: "squash" makes a square, as the reference processor does; "aspect" keeps the
+            proportions and rounds both sides to the nearest multiple.
+        multiple: What both sides must be a multiple of.
+
+    Returns:
+        Height and width in pixels, each at least one `multiple`.
+
+    Raises:
+        ValueError: A size below one pixel, an unknown `fit`, or a `resolution` that is no multiple.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"a picture has at least one pixel, not {height} x {width}")
+    if resolution < multiple or resolution % multiple:
+        raise ValueError(f"resolution must be a positive multiple of {multiple}, not {resolution}")
+    if fit == "squash":
+        return resolution, resolution
+    if fit == "aspect":
+        scale = resolution / min(height, width)
+        return _nearest(height * scale, multiple), _nearest(width * scale, multiple)
+    raise ValueError(f"fit must be 'squash' or 'aspect', not {fit!r}")
+
+
+def prepare_image(pixels_HW3: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Scale a picture bilinearly with antialiasing and bring it into the model's layout.
+
+    Args:
+        pixels_HW3: uint8 RGB of any size.
+        size_hw: Height and width to scale to.
+
+    Returns:
+        float32 [3, H, W] in [0, 1], contiguous; no further normalisation.
+
+    Raises:
+        ValueError: The array is no uint8 [H, W, 3].
+    """
+    if pixels_HW3.dtype != np.uint8 or pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3:
+        raise ValueError(
+            "a picture must be uint8 [height, width, 3], "
+            f"not {pixels_HW3.dtype} {list(pixels_HW3.shape)}"
+        )
+    height, width = size_hw
+    if pixels_HW3.shape[:2] != size_hw:
+        picture = Image.fromarray(pixels_HW3)
+        pixels_HW3 = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    scaled_3HW = np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1), dtype=np.float32)
+    return scaled_3HW / np.float32(255)
+
+
+def _nearest(side: float, multiple: int) -> int:
+    return max(1, math.floor(side / multiple + 0.5)) * multiple

@@ -1,0 +1,1 @@
+"""Runtimes: the programs that execute a model package's graphs, NumPy in and NumPy out."""

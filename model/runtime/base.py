@@ -1,0 +1,122 @@
+"""What every runtime can do, and the checks at its edge.
+
+Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+VISION_FILE = "onnx/vision_model.onnx"
+TEXT_FILE = "onnx/text_model.onnx"
+VISION_OUTPUTS = ("cls1", "cls2", "patch_embeddings", "value_embeddings")
+
+
+class MissingRuntimeError(ImportError):
+    """The chosen runtime's library is not installed; the message names the extra that has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VisionOutput:
+    """All vision embeddings of a batch, float32, not normalised, patches row by row.
+
+    Attributes:
+        cls1_BD: First CLS token, trained with short captions.
+        cls2_BD: Second CLS token, trained with descriptive captions.
+        patches_BND: Patch embeddings of the last layer.
+        values_BND: Patch embeddings of the last layer's value path, which segmentation uses.
+        grid_hw: Patch rows and columns; their product is N.
+    """
+
+    cls1_BD: NDArray[np.float32]
+    cls2_BD: NDArray[np.float32]
+    patches_BND: NDArray[np.float32]
+    values_BND: NDArray[np.float32]
+    grid_hw: tuple[int, int]
+
+
+class Runtime(Protocol):
+    """Executes a package's graphs. One thread at a time per instance; instances are independent."""
+
+    name: str
+    precision: str
+
+    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+        """Embed images of one size.
+
+        Args:
+            pixels_B3HW: float32 RGB in [0, 1]; H and W multiples of the patch size, any B >= 1.
+
+        Raises:
+            ValueError: Another shape or dtype.
+        """
+        ...
+
+    def encode_texts(
+        self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Embed texts: [B, D], float32, not normalised.
+
+        Args:
+            token_ids_BL: int64, padded on the right.
+            mask_BL: int64, 1 for tokens and 0 for padding; each row has at least one token.
+
+        Raises:
+            ValueError: Another shape or dtype, too many tokens, or a row of padding only.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the graphs. Closing twice is harmless; encoding after it is an error."""
+        ...
+
+
+def check_pixels(pixels_B3HW: NDArray[np.float32], *, patch_size: int) -> tuple[int, int]:
+    """Check a batch of images.
+
+    Returns:
+        Patch rows and columns.
+
+    Raises:
+        ValueError: The array is no float32 [B, 3, H, W] with sides that are multiples of a patch.
+    """
+    shape = pixels_B3HW.shape
+    if pixels_B3HW.dtype != np.float32:
+        raise ValueError(f"pixels must be float32 in [0, 1], not {pixels_B3HW.dtype}")
+    if len(shape) != 4 or shape[1] != 3 or shape[0] < 1:
+        raise ValueError(f"pixels must have the shape [batch, 3, height, width], not {list(shape)}")
+    height, width = shape[2:]
+    if height < 1 or width < 1 or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"height and width must be multiples of {patch_size}, not {height} x {width}; "
+            "choose a size with model.preprocess.target_size"
+        )
+    return height // patch_size, width // patch_size
+
+
+def check_tokens(
+    token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64], *, max_tokens: int
+) -> None:
+    """Check a batch of tokenised texts.
+
+    Raises:
+        ValueError: The arrays are no int64 [B, L] of one shape with 1 <= L <= `max_tokens`, or a
+            row holds padding only.
+    """
+    if token_ids_BL.dtype != np.int64 or mask_BL.dtype != np.int64:
+        raise ValueError(
+            f"token ids and mask must be int64, not {token_ids_BL.dtype} and {mask_BL.dtype}"
+        )
+    shape = token_ids_BL.shape
+    if len(shape) != 2 or shape != mask_BL.shape or shape[0] < 1:
+        raise ValueError(
+            "token ids and mask must both have the shape [batch, tokens], "
+            f"not {list(shape)} and {list(mask_BL.shape)}"
+        )
+    if not 1 <= shape[1] <= max_tokens:
+        raise ValueError(f"a text has 1 to {max_tokens} tokens, not {shape[1]}")
+    empty_rows = np.flatnonzero(mask_BL.sum(axis=1) == 0)
+    if empty_rows.size:
+        raise ValueError(f"text {empty_rows[0]} has no token; an empty text has no embedding")

@@ -1,0 +1,79 @@
+"""ONNX Runtime on the CPU: the reference runtime, fp32.
+
+Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.package import ModelPackage
+from model.runtime.base import (
+    TEXT_FILE,
+    VISION_FILE,
+    VISION_OUTPUTS,
+    MissingRuntimeError,
+    VisionOutput,
+    check_pixels,
+    check_tokens,
+)
+
+LOG_ERRORS_ONLY = 3
+
+
+class OnnxRuntime:
+    """A vision and a text session on ONNX Runtime's CPU provider."""
+
+    name = "onnx"
+    precision = "fp32"
+
+    def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
+        self._patch_size = package.manifest.patch_size
+        self._max_tokens = package.manifest.max_text_tokens
+        self._vision: Any = _session(package.file(VISION_FILE), num_threads)
+        self._text: Any = _session(package.file(TEXT_FILE), num_threads)
+
+    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+        """Embed images of one size; see `Runtime.encode_images`."""
+        grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
+        cls1_BD, cls2_BD, patches_BND, values_BND = self._vision.run(
+            list(VISION_OUTPUTS), {"pixel_values": pixels_B3HW}
+        )
+        return VisionOutput(
+            cls1_BD=cls1_BD,
+            cls2_BD=cls2_BD,
+            patches_BND=patches_BND,
+            values_BND=values_BND,
+            grid_hw=grid_hw,
+        )
+
+    def encode_texts(
+        self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Embed texts; see `Runtime.encode_texts`."""
+        check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
+        inputs = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
+        embeddings_BD: NDArray[np.float32] = self._text.run(["text_embeddings"], inputs)[0]
+        return embeddings_BD
+
+    def close(self) -> None:
+        """Free both sessions."""
+        self._vision = self._text = None
+
+
+def _session(path: Path, num_threads: int) -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415 - only when this runtime is chosen
+    except ImportError as error:
+        raise MissingRuntimeError(
+            "the runtime 'onnx' needs ONNX Runtime: pip install 'tipserve[cpu]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_ERRORS_ONLY
+    # Spinning threads would burn the cores that decoding and other sessions need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,76 @@
+"""OpenVINO on the CPU, fp32.
+
+Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.package import ModelPackage
+from model.runtime.base import (
+    TEXT_FILE,
+    VISION_FILE,
+    MissingRuntimeError,
+    VisionOutput,
+    check_pixels,
+    check_tokens,
+)
+
+
+class OpenVinoRuntime:
+    """A vision and a text graph compiled by OpenVINO for the CPU."""
+
+    name = "openvino"
+    precision = "fp32"
+
+    def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
+        self._patch_size = package.manifest.patch_size
+        self._max_tokens = package.manifest.max_text_tokens
+        self._vision: Any = _compile(package.file(VISION_FILE), num_threads)
+        self._text: Any = _compile(package.file(TEXT_FILE), num_threads)
+
+    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+        """Embed images of one size; see `Runtime.encode_images`."""
+        grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
+        # Results are views of the request's buffers, which the next call overwrites.
+        outputs = self._vision.infer({"pixel_values": pixels_B3HW})
+        return VisionOutput(
+            cls1_BD=outputs["cls1"].copy(),
+            cls2_BD=outputs["cls2"].copy(),
+            patches_BND=outputs["patch_embeddings"].copy(),
+            values_BND=outputs["value_embeddings"].copy(),
+            grid_hw=grid_hw,
+        )
+
+    def encode_texts(
+        self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Embed texts; see `Runtime.encode_texts`."""
+        check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
+        inputs = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
+        embeddings_BD: NDArray[np.float32] = self._text.infer(inputs)["text_embeddings"].copy()
+        return embeddings_BD
+
+    def close(self) -> None:
+        """Free both graphs."""
+        self._vision = self._text = None
+
+
+def _compile(path: Path, num_threads: int) -> Any:
+    try:
+        import openvino  # noqa: PLC0415 - only when this runtime is chosen
+    except ImportError as error:
+        raise MissingRuntimeError(
+            "the runtime 'openvino' needs OpenVINO: pip install 'tipserve[cpu]'"
+        ) from error
+    settings = {
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Pinning would put every lane's threads on the same first cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return openvino.Core().compile_model(path, "CPU", settings).create_infer_request()

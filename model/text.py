@@ -1,0 +1,110 @@
+"""Texts to tokens, and the prompt templates around class names.
+
+Shapes: B batch, L tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from model.package import ModelPackage, PackageError
+
+PAD_ID = 0
+TOKENIZER_FILE = "tokenizer.json"
+
+# The nine templates of the TIPSv2 zero-shot protocol, a subset of CLIP's that TCL uses.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "none": ("{}",),
+    "tcl": (
+        "itap of a {}.",
+        "a bad photo of a {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+        "a photo of many {}.",
+        "a photo of {}s.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenBatch:
+    """Tokenised texts, padded on the right to the longest of them.
+
+    Attributes:
+        token_ids_BL: int64; padding is 0.
+        mask_BL: int64; 1 for tokens, 0 for padding.
+    """
+
+    token_ids_BL: NDArray[np.int64]
+    mask_BL: NDArray[np.int64]
+
+
+class TextTokenizer:
+    """Lower-casing tokenizer without begin or end tokens. Thread-safe."""
+
+    def __init__(self, tokenizer_file: Path, *, max_tokens: int = 64) -> None:
+        self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.max_tokens = max_tokens
+        if self._ids("A cat") != self._ids("a cat"):
+            raise PackageError(
+                f"{tokenizer_file} does not lower-case; write it with Tipsv2Tokenizer, "
+                "as `python -m training export` does"
+            )
+
+    @classmethod
+    def from_package(cls, package: ModelPackage) -> Self:
+        """Load the tokenizer of a package, with the package's limit of tokens."""
+        return cls(package.file(TOKENIZER_FILE), max_tokens=package.manifest.max_text_tokens)
+
+    def encode(self, texts: Sequence[str]) -> TokenBatch:
+        """Tokenise texts; tokens beyond the limit are cut off, as the reference does.
+
+        Args:
+            texts: At least one; each with at least one token.
+
+        Raises:
+            ValueError: No texts, or one that is blank; its index is in the message.
+        """
+        if not texts:
+            raise ValueError("there are no texts to encode")
+        rows = [self._ids(text)[: self.max_tokens] for text in texts]
+        for index, row in enumerate(rows):
+            if not row:
+                raise ValueError(f"text {index} is blank; give it at least one word")
+        longest = max(len(row) for row in rows)
+        token_ids_BL = np.full((len(rows), longest), PAD_ID, dtype=np.int64)
+        mask_BL = np.zeros((len(rows), longest), dtype=np.int64)
+        for index, row in enumerate(rows):
+            token_ids_BL[index, : len(row)] = row
+            mask_BL[index, : len(row)] = 1
+        return TokenBatch(token_ids_BL=token_ids_BL, mask_BL=mask_BL)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def fill(name: str, templates: Sequence[str]) -> list[str]:
+    """Put a class name into each template.
+
+    Args:
+        name: Such as "dog"; braces in it are kept as they are.
+        templates: Each with exactly one `{}`.
+
+    Raises:
+        ValueError: A template without exactly one `{}`.
+    """
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"a template needs exactly one {{}}, unlike {template!r}")
+    return [template.replace("{}", name) for template in templates]

@@ -1,0 +1,1 @@
+"""The serving process: REST and gRPC over one request core."""

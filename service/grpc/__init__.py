@@ -1,0 +1,1 @@
+"""The gRPC skin: protobuf in, messages to the data plane, protobuf out."""

@@ -1,0 +1,84 @@
+from . import embed_pb2 as _embed_pb2
+from . import segment_pb2 as _segment_pb2
+from . import text_pb2 as _text_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Limits(_message.Message):
+    __slots__ = ("max_image_count", "max_text_count", "max_class_count", "max_image_bytes", "max_image_pixels", "max_request_bytes")
+    MAX_IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEXT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MAX_CLASS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    max_image_count: int
+    max_text_count: int
+    max_class_count: int
+    max_image_bytes: int
+    max_image_pixels: int
+    max_request_bytes: int
+    def __init__(self, max_image_count: _Optional[int] = ..., max_text_count: _Optional[int] = ..., max_class_count: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_request_bytes: _Optional[int] = ...) -> None: ...
+
+class Score(_message.Message):
+    __slots__ = ("task", "split", "row", "metric", "value", "low", "high", "item_count")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    ITEM_COUNT_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    split: str
+    row: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    item_count: int
+    def __init__(self, task: _Optional[str] = ..., split: _Optional[str] = ..., row: _Optional[str] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., item_count: _Optional[int] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size", "size_multiple", "max_text_tokens", "outputs", "default_features", "default_templates", "runtime", "precision", "limits", "scores", "licence")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    EMBED_DIM_FIELD_NUMBER: _ClassVar[int]
+    PATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NATIVE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MIN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_MULTIPLE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TEMPLATES_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    variant: str
+    embed_dim: int
+    patch_size: int
+    native_size: int
+    min_size: int
+    max_size: int
+    size_multiple: int
+    max_text_tokens: int
+    outputs: _containers.RepeatedScalarFieldContainer[_embed_pb2.ImageOutput]
+    default_features: _segment_pb2.DenseFeatures
+    default_templates: _text_pb2.TemplateSet
+    runtime: str
+    precision: str
+    limits: Limits
+    scores: _containers.RepeatedCompositeFieldContainer[Score]
+    licence: str
+    def __init__(self, name: _Optional[str] = ..., variant: _Optional[str] = ..., embed_dim: _Optional[int] = ..., patch_size: _Optional[int] = ..., native_size: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., size_multiple: _Optional[int] = ..., max_text_tokens: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_embed_pb2.ImageOutput, str]]] = ..., default_features: _Optional[_Union[_segment_pb2.DenseFeatures, str]] = ..., default_templates: _Optional[_Union[_text_pb2.TemplateSet, str]] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., licence: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""The REST skin: HTTP in, messages to the data plane, HTTP out."""

@@ -75,7 +75,8 @@ def upsample_bilinear(
     height, width = size_hw
     rows = bilinear_matrix(maps_KHW.shape[1], height)
     columns = bilinear_matrix(maps_KHW.shape[2], width)
-    return rows @ (maps_KHW @ columns.T)
+    upsampled_KHW: NDArray[np.float32] = rows @ (maps_KHW @ columns.T)
+    return upsampled_KHW
 
 
 def bilinear_matrix(size_in: int, size_out: int) -> NDArray[np.float32]:
@@ -83,7 +84,8 @@ def bilinear_matrix(size_in: int, size_out: int) -> NDArray[np.float32]:
     centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
     centres = np.clip(centres, 0, size_in - 1)
     distance = np.abs(centres[:, None] - np.arange(size_in))
-    return np.maximum(0, 1 - distance).astype(np.float32)
+    weights: NDArray[np.float32] = np.maximum(0, 1 - distance).astype(np.float32)
+    return weights
 
 
 def segment(

@@ -46,7 +46,7 @@ def third_party_roots(path: Path) -> set[str]:
             roots.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             roots.add(node.module.split(".")[0])
-    return roots - set(sys.stdlib_module_names) - set(ROOMS)
+    return roots - set(sys.stdlib_module_names) - {*ROOMS, "benchmarks"}
 
 
 @pytest.mark.parametrize("room", sorted(EXTRAS_OF_ROOM))

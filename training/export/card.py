@@ -1,0 +1,49 @@
+"""Renders the model card: the author's text, then tables of what was measured."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from model.manifest import Manifest, ParityEntry, ScoreEntry
+
+
+def render_card(text: str, manifest: Manifest) -> str:
+    """Put tables of scores and parity under the author's text.
+
+    Args:
+        text: Markdown, with a front matter for the hub if wanted.
+        manifest: With scores and parity.
+
+    Returns:
+        Markdown that ends in a newline.
+    """
+    parts = [text.strip()]
+    if manifest.scores:
+        parts += ["## Scores", "Values with 95 % intervals; n is the number of examples."]
+    for (task, split), scores in groupby(manifest.scores, key=lambda s: (s.task, s.split)):
+        parts += [f"### {task}, {split}", _score_table(list(scores))]
+    if manifest.parity:
+        parts += ["## Exported graphs against the model", _parity_table(manifest.parity)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _score_table(scores: Sequence[ScoreEntry]) -> str:
+    rows = [[s.row, s.metric, _with_interval(s), str(s.count)] for s in scores]
+    return _table(["row", "metric", "value", "n"], rows)
+
+
+def _with_interval(score: ScoreEntry) -> str:
+    if score.low is None or score.high is None:
+        return f"{score.value:.2f}"
+    return f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"
+
+
+def _parity_table(parity: Sequence[ParityEntry]) -> str:
+    rows = [
+        [f"`{p.file}`", p.reference, f"{p.max_abs_diff:.1e}", f"{p.min_cosine:.7f}"] for p in parity
+    ]
+    return _table(["file", "reference", "largest difference", "smallest cosine"], rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

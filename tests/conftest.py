@@ -1,11 +1,103 @@
 """Fixtures that every test folder may use."""
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from model.package import ModelPackage
+
+if TYPE_CHECKING:
+    from transformers import Tipsv2Model, Tipsv2Tokenizer
+
+# Words that the tiny tokenizer has whole; anything else becomes letters or bytes.
+TINY_WORDS = "a the of in photo large small many red blue cat dog grass sky sea tree house ball"
+TINY_SCORES = [
+    {"task": "zero-shot segmentation", "split": "test", "row": row, "metric": "mIoU"}
+    | {"value": value, "low": value - 1.5, "high": value + 1.5, "count": 500}
+    for row, value in [("student", 4.25), ("random", 2.0)]
+]
+TINY_PROVENANCE = {
+    "licence": "Apache-2.0",
+    "variant": "tiny/14",
+    "zero_shot": {"features": "values", "templates": "tcl"},
+    "data": {"name": "none", "licences": ["CC0-1.0"]},
+}
 
 
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     """The folder that holds pyproject.toml."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> "Tipsv2Model":
+    """A random Tipsv2Model of width 32 and depth 2, native at 56 pixels; fixed seed, one thread."""
+    import torch  # noqa: PLC0415 - the tests that need no torch should not wait for it
+    from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Tipsv2Config(
+        text_config={**tower, "vocab_size": len(tiny_vocabulary()[0]), "intermediate_size": 64},
+        vision_config={**tower, "image_size": 56, "mlp_ratio": 2},
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = Tipsv2Model(config)
+        # Fresh norms, biases and layer scales are ones and zeros, which would hide mistakes.
+        for name, parameter in model.named_parameters():
+            if name != "temperature":
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.eval()
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> "Tipsv2Tokenizer":
+    """A byte-fallback tokenizer that knows a few words."""
+    from transformers import Tipsv2Tokenizer  # noqa: PLC0415 - as above
+
+    vocab, merges = tiny_vocabulary()
+    return Tipsv2Tokenizer(vocab=vocab, merges=merges)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    tiny_model: "Tipsv2Model",
+    tiny_tokenizer: "Tipsv2Tokenizer",
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A complete checkpoint as training leaves it. Do not change it: copy it first."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    (folder / "scores.json").write_text(json.dumps(TINY_SCORES), encoding="utf-8")
+    (folder / "provenance.json").write_text(json.dumps(TINY_PROVENANCE), encoding="utf-8")
+    (folder / "card.md").write_text("# Tiny\n\nRandom weights, for tests.\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    """The tiny checkpoint, exported once per session. Do not change it: copy it first."""
+    from training.export.package import export_package  # noqa: PLC0415 - as above
+
+    return export_package(tiny_checkpoint, tmp_path_factory.mktemp("models") / "tiny", name="tiny")
+
+
+def tiny_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Pieces and merges: padding, unknown, all bytes, and `TINY_WORDS` grown letter by letter."""
+    pieces = ["<pad>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    merges: list[tuple[str, str]] = []
+    for word in TINY_WORDS.split():
+        grown = "\u2581"
+        pieces += [grown, *word]
+        for letter in word:
+            if (grown, letter) not in merges:
+                merges.append((grown, letter))
+            grown += letter
+            pieces.append(grown)
+    return {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}, merges

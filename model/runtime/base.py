@@ -4,7 +4,7 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour ch
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,17 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Free the graphs. Closing twice is harmless; encoding after it is an error."""
         ...
+
+
+def still_open(graph: Any) -> Any:
+    """Return a runtime's graph.
+
+    Raises:
+        RuntimeError: It is None, because the runtime was closed.
+    """
+    if graph is None:
+        raise RuntimeError("this runtime is closed; load another")
+    return graph
 
 
 def check_pixels(pixels_B3HW: NDArray[np.float32], *, patch_size: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from model.runtime.base import (
     VisionOutput,
     check_pixels,
     check_tokens,
+    still_open,
 )
 
 LOG_ERRORS_ONLY = 3
@@ -38,7 +39,7 @@ class OnnxRuntime:
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
         grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
-        cls1_BD, cls2_BD, patches_BND, values_BND = self._vision.run(
+        cls1_BD, cls2_BD, patches_BND, values_BND = still_open(self._vision).run(
             list(VISION_OUTPUTS), {"pixel_values": pixels_B3HW}
         )
         return VisionOutput(
@@ -55,7 +56,9 @@ class OnnxRuntime:
         """Embed texts; see `Runtime.encode_texts`."""
         check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
         inputs = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
-        embeddings_BD: NDArray[np.float32] = self._text.run(["text_embeddings"], inputs)[0]
+        embeddings_BD: NDArray[np.float32] = still_open(self._text).run(
+            ["text_embeddings"], inputs
+        )[0]
         return embeddings_BD
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from model.runtime.base import (
     VisionOutput,
     check_pixels,
     check_tokens,
+    still_open,
 )
 
 
@@ -36,7 +37,7 @@ class OpenVinoRuntime:
         """Embed images of one size; see `Runtime.encode_images`."""
         grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
         # Results are views of the request's buffers, which the next call overwrites.
-        outputs = self._vision.infer({"pixel_values": pixels_B3HW})
+        outputs = still_open(self._vision).infer({"pixel_values": pixels_B3HW})
         return VisionOutput(
             cls1_BD=outputs["cls1"].copy(),
             cls2_BD=outputs["cls2"].copy(),
@@ -51,7 +52,9 @@ class OpenVinoRuntime:
         """Embed texts; see `Runtime.encode_texts`."""
         check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
         inputs = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
-        embeddings_BD: NDArray[np.float32] = self._text.infer(inputs)["text_embeddings"].copy()
+        embeddings_BD: NDArray[np.float32] = (
+            still_open(self._text).infer(inputs)["text_embeddings"].copy()
+        )
         return embeddings_BD
 
     def close(self) -> None:

@@ -91,7 +91,8 @@ def _load_model(checkpoint: Path) -> Tipsv2Model:
             f"{checkpoint} lacks weights, which would be random: {sorted(report['missing_keys'])}; "
             "save the whole Tipsv2Model"
         )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _write_files(model: Tipsv2Model, checkpoint: Path, folder: Path) -> None:

@@ -1,0 +1,99 @@
+"""Every runtime of the dictionary loads a package, computes, refuses and closes alike."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.package import ModelPackage, PackageError, open_package, write_manifest
+from model.runtime.base import MissingRuntimeError, Runtime
+from model.runtime.load import RUNTIMES, load_runtime
+
+LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+@pytest.fixture(scope="module", params=sorted(RUNTIMES))
+def runtime(request: pytest.FixtureRequest, tiny_package: ModelPackage) -> Iterator[Runtime]:
+    loaded = load_runtime(tiny_package, runtime=request.param)
+    yield loaded
+    loaded.close()
+
+
+def test_images_give_four_outputs(runtime: Runtime, tiny_package: ModelPackage) -> None:
+    width = tiny_package.manifest.embed_dim
+    output = runtime.encode_images(np.full((2, 3, 28, 70), 0.5, dtype=np.float32))
+    assert output.grid_hw == (2, 5)
+    assert output.cls1_BD.shape == output.cls2_BD.shape == (2, width)
+    assert output.patches_BND.shape == output.values_BND.shape == (2, 10, width)
+    assert output.patches_BND.dtype == output.cls1_BD.dtype == np.float32
+    assert np.isfinite(output.values_BND).all()
+
+
+def test_answers_outlive_the_next_call(runtime: Runtime) -> None:
+    black = runtime.encode_images(np.zeros((1, 3, 28, 28), dtype=np.float32))
+    kept = black.patches_BND.copy()
+    runtime.encode_images(np.ones((1, 3, 28, 28), dtype=np.float32))
+    np.testing.assert_array_equal(black.patches_BND, kept)
+
+
+def test_texts_give_one_row_each(runtime: Runtime, tiny_package: ModelPackage) -> None:
+    token_ids_BL = np.array([[5, 6, 7], [5, 0, 0]])
+    embeddings_BD = runtime.encode_texts(token_ids_BL, np.array([[1, 1, 1], [1, 0, 0]]))
+    assert embeddings_BD.shape == (2, tiny_package.manifest.embed_dim)
+    assert embeddings_BD.dtype == np.float32
+
+
+def test_wrong_shapes_never_reach_the_graph(runtime: Runtime) -> None:
+    with pytest.raises(ValueError, match="multiples of 14"):
+        runtime.encode_images(np.zeros((1, 3, 28, 30), dtype=np.float32))
+    with pytest.raises(ValueError, match="1 to 64 tokens"):
+        runtime.encode_texts(np.ones((1, 65), dtype=np.int64), np.ones((1, 65), dtype=np.int64))
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+def test_closing_twice_is_harmless(tiny_package: ModelPackage, name: str) -> None:
+    runtime = load_runtime(tiny_package, runtime=name)
+    runtime.close()
+    runtime.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        runtime.encode_images(np.zeros((1, 3, 14, 14), dtype=np.float32))
+    with pytest.raises(RuntimeError, match="closed"):
+        runtime.encode_texts(np.ones((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.int64))
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+def test_a_missing_library_names_the_extra(
+    tiny_package: ModelPackage, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, LIBRARIES[name], None)
+    with pytest.raises(MissingRuntimeError, match=r"pip install 'tipserve\[cpu\]'"):
+        load_runtime(tiny_package, runtime=name)
+
+
+def test_names_and_precision_are_told(runtime: Runtime) -> None:
+    assert runtime.name in RUNTIMES
+    assert runtime.precision == "fp32"
+
+
+def test_auto_is_onnx(tiny_package: ModelPackage) -> None:
+    runtime = load_runtime(tiny_package)
+    assert runtime.name == "onnx"
+    runtime.close()
+
+
+def test_unknown_names_and_no_threads_are_refused(tiny_package: ModelPackage) -> None:
+    with pytest.raises(ValueError, match="choose auto, onnx, openvino"):
+        load_runtime(tiny_package, runtime="tensorflow")
+    with pytest.raises(ValueError, match="at least one thread"):
+        load_runtime(tiny_package, num_threads=0)
+
+
+def test_a_package_without_graphs_is_refused(tiny_package: ModelPackage, tmp_path: Path) -> None:
+    folder = tmp_path / "no_graphs"
+    shutil.copytree(tiny_package.path, folder, ignore=shutil.ignore_patterns("onnx"))
+    write_manifest(folder, tiny_package.manifest)
+    with pytest.raises(PackageError, match=r"no file 'onnx/vision_model\.onnx'"):
+        load_runtime(open_package(folder))

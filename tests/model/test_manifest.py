@@ -1,0 +1,117 @@
+"""The manifest accepts what fits together, says no to the rest, and survives a round trip."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import JsonValue, ValidationError
+
+from model.manifest import FileEntry, Manifest, ParityEntry, ScoreEntry, check_file_name
+
+MINIMAL: dict[str, Any] = {
+    "name": "tiny",
+    "variant": "tiny/14",
+    "embed_dim": 32,
+    "native_size": 56,
+    "min_size": 14,
+    "max_size": 112,
+    "shape_buckets": [(56, 56), (56, 70)],
+    "temperature": 0.01,
+    "outputs": ["patches", "text"],
+    "licence": "Apache-2.0",
+}
+finite = st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | finite | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+scores = st.builds(
+    ScoreEntry,
+    task=st.text(),
+    split=st.text(),
+    row=st.sampled_from(["student", "teacher", "random"]),
+    metric=st.just("mIoU"),
+    value=finite,
+    low=st.none() | finite,
+    high=st.none() | finite,
+    count=st.integers(min_value=0),
+)
+parity = st.builds(
+    ParityEntry,
+    file=st.just("onnx/vision_model.onnx"),
+    reference=st.text(),
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.just(56), st.just(70)), max_size=3),
+    max_abs_diff=st.floats(0, 1),
+    min_cosine=st.floats(-1, 1),
+    threshold=st.just(1e-4),
+)
+files = st.dictionaries(
+    st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}\.json", fullmatch=True),
+    st.builds(
+        FileEntry,
+        sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+        size_bytes=st.integers(min_value=0),
+    ),
+    max_size=3,
+)
+
+
+@given(
+    st.lists(scores, max_size=3),
+    st.lists(parity, max_size=2),
+    files.filter(lambda names: "tipserve.json" not in names),
+    st.dictionaries(st.text(), json_values, max_size=3),
+)
+def test_a_manifest_survives_the_round_trip(
+    some_scores: list[ScoreEntry],
+    some_parity: list[ParityEntry],
+    some_files: dict[str, FileEntry],
+    provenance: dict[str, JsonValue],
+) -> None:
+    manifest = Manifest(
+        **MINIMAL,
+        scores=some_scores,
+        parity=some_parity,
+        files=some_files,
+        provenance=provenance,
+    )
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"native_size": 60}, "60 is no multiple of 14"),
+        ({"native_size": 126}, "outside 14 to 112"),
+        ({"shape_buckets": [(56, 57)]}, "57 is no multiple"),
+        ({"shape_buckets": []}, "at least 1 item"),
+        ({"size_multiple": 20}, "no multiple of patch_size"),
+        ({"temperature": 0}, "greater than 0"),
+        ({"outputs": ["depths"]}, "depths"),
+        ({"name": "../up"}, "name"),
+        ({"format_version": 2}, "format_version"),
+        ({"patchsize": 14}, "Extra inputs"),
+        ({"zero_shot": {"features": "queries"}}, "queries"),
+        ({"files": {"../weights": {"sha256": "0" * 64, "size_bytes": 1}}}, "inside the package"),
+        ({"files": {"weights": {"sha256": "0" * 63, "size_bytes": 1}}}, "sha256"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Manifest(**{**MINIMAL, **change})
+
+
+@pytest.mark.parametrize("name", ["a", "onnx/vision_model.onnx", ".hidden", "a b", "..a"])
+def test_plain_relative_names_are_fine(name: str) -> None:
+    check_file_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../a", "a/../b", "/a", "a//b", "./a", "a/", "a\\b", "c:/a", "tipserve.json"],
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="file name"):
+        check_file_name(name)

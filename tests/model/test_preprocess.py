@@ -1,0 +1,91 @@
+"""Sizes are multiples near the asked one; pictures become float32 planes in [0, 1]."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from model.preprocess import Fit, prepare_image, target_size
+
+sides = st.integers(1, 20_000)
+resolutions = st.integers(1, 40).map(lambda n: 14 * n)
+
+
+@given(sides, sides, resolutions)
+def test_aspect_keeps_the_shorter_side_and_the_proportions(
+    height: int, width: int, resolution: int
+) -> None:
+    size_hw = target_size(height, width, resolution=resolution, fit="aspect")
+    assert all(side % 14 == 0 and side >= 14 for side in size_hw)
+    assert min(size_hw) == resolution
+    exact = resolution * max(height, width) / min(height, width)
+    assert abs(max(size_hw) - exact) <= 7 + 1e-6 * exact
+    turned = target_size(width, height, resolution=resolution, fit="aspect")
+    assert turned == size_hw[::-1]
+
+
+@given(sides, sides, resolutions)
+def test_squash_is_a_square(height: int, width: int, resolution: int) -> None:
+    square = target_size(height, width, resolution=resolution, fit="squash")
+    assert square == (resolution, resolution)
+
+
+@given(sides, sides, st.integers(1, 20))
+def test_dense_heads_may_ask_for_another_multiple(height: int, width: int, count: int) -> None:
+    size_hw = target_size(height, width, resolution=28 * count, fit="aspect", multiple=28)
+    assert all(side % 28 == 0 for side in size_hw)
+
+
+@pytest.mark.parametrize("fit", ["squash", "aspect"])
+@pytest.mark.parametrize("resolution", [0, -14, 15, 7])
+def test_a_resolution_off_the_grid_is_refused(fit: Fit, resolution: int) -> None:
+    with pytest.raises(ValueError, match="positive multiple of 14"):
+        target_size(480, 640, resolution=resolution, fit=fit)
+
+
+def test_an_empty_picture_and_an_unknown_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one pixel"):
+        target_size(0, 640, resolution=224, fit="squash")
+    with pytest.raises(ValueError, match="'squash' or 'aspect'"):
+        target_size(480, 640, resolution=224, fit="crop")  # type: ignore[arg-type]
+
+
+def test_a_picture_becomes_planes_between_zero_and_one() -> None:
+    pixels_HW3 = np.zeros((30, 50, 3), dtype=np.uint8)
+    pixels_HW3[..., 0] = 255
+    planes_3HW = prepare_image(pixels_HW3, (28, 42))
+    assert planes_3HW.shape == (3, 28, 42)
+    assert planes_3HW.dtype == np.float32
+    assert planes_3HW.flags.c_contiguous
+    assert (planes_3HW[0] == 1).all()
+    assert (planes_3HW[1:] == 0).all()
+
+
+def test_a_picture_of_the_right_size_is_only_rescaled() -> None:
+    pixels_HW3 = np.random.default_rng(0).integers(0, 256, (14, 28, 3), dtype=np.uint8)
+    expected = pixels_HW3.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(prepare_image(pixels_HW3, (14, 28)), expected)
+
+
+def test_halving_averages_instead_of_skipping() -> None:
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    planes = prepare_image(stripes, (14, 14))
+    assert planes.min() > 0.4
+    assert planes.max() < 0.6
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((14, 14, 3), dtype=np.float32),
+        np.zeros((14, 14), dtype=np.uint8),
+        np.zeros((14, 14, 4), dtype=np.uint8),
+    ],
+)
+def test_what_is_no_rgb_picture_is_refused(pixels: NDArray[Any]) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        prepare_image(pixels, (14, 14))

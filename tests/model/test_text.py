@@ -1,0 +1,96 @@
+"""Texts become padded ids with a mask, the same ids as transformers' tokenizer gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import Tipsv2Tokenizer
+
+from model.package import ModelPackage, PackageError
+from model.text import TEMPLATES, TextTokenizer, fill
+
+TEXTS = [
+    "a photo of the cat",
+    "A LARGE Red  Ball",
+    " dog ",
+    "zebra",
+    "an na\u00efve \u00c9clair, \U0001f355 and \u72ac!",
+    "\u0130stanbul \u1e9e",
+    "tab\tand\nnew line",
+    "sky " * 100,
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_package: ModelPackage) -> TextTokenizer:
+    return TextTokenizer.from_package(tiny_package)
+
+
+def test_ids_are_those_of_transformers(
+    tokenizer: TextTokenizer, tiny_package: ModelPackage
+) -> None:
+    reference = Tipsv2Tokenizer.from_pretrained(tiny_package.path)
+    expected = reference(TEXTS, padding="longest", truncation=True, max_length=64)
+    batch = tokenizer.encode(TEXTS)
+    np.testing.assert_array_equal(batch.token_ids_BL, expected["input_ids"])
+    np.testing.assert_array_equal(batch.mask_BL, expected["attention_mask"])
+
+
+def test_known_words_are_one_token_and_case_does_not_matter(tokenizer: TextTokenizer) -> None:
+    batch = tokenizer.encode(["a photo of the cat", "A Photo OF the CAT"])
+    assert batch.token_ids_BL.shape == (2, 5)
+    np.testing.assert_array_equal(batch.token_ids_BL[0], batch.token_ids_BL[1])
+
+
+def test_padding_is_on_the_right_and_no_longer_than_needed(tokenizer: TextTokenizer) -> None:
+    batch = tokenizer.encode(["cat", "a red cat"])
+    assert batch.token_ids_BL.dtype == batch.mask_BL.dtype == np.int64
+    np.testing.assert_array_equal(batch.mask_BL, [[1, 0, 0], [1, 1, 1]])
+    assert (batch.token_ids_BL[0, 1:] == 0).all()
+    alone = tokenizer.encode(["cat"])
+    np.testing.assert_array_equal(alone.token_ids_BL[0], batch.token_ids_BL[0, :1])
+
+
+def test_long_texts_are_cut_at_the_limit(tokenizer: TextTokenizer) -> None:
+    batch = tokenizer.encode(["cat " * 200, "dog"])
+    assert batch.token_ids_BL.shape == (2, 64)
+    assert batch.mask_BL.sum(axis=1).tolist() == [64, 1]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t "])
+def test_a_blank_text_is_refused_with_its_index(tokenizer: TextTokenizer, blank: str) -> None:
+    with pytest.raises(ValueError, match="text 1 is blank"):
+        tokenizer.encode(["cat", blank])
+
+
+def test_no_texts_are_refused(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(ValueError, match="no texts"):
+        tokenizer.encode([])
+
+
+def test_a_tokenizer_that_keeps_case_is_refused(tmp_path: Path) -> None:
+    words = {"<pad>": 0, "<unk>": 1, "A": 2, "a": 3, "cat": 4}
+    cased = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    cased.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    cased.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(PackageError, match="does not lower-case"):
+        TextTokenizer(tmp_path / "tokenizer.json")
+
+
+def test_templates_are_filled_in_order() -> None:
+    assert fill("dog", TEMPLATES["none"]) == ["dog"]
+    filled = fill("dog", TEMPLATES["tcl"])
+    assert len(filled) == 9
+    assert filled[0] == "itap of a dog."
+    assert filled[-1] == "a photo of dogs."
+
+
+def test_braces_in_a_name_are_kept() -> None:
+    assert fill("{0} {}", ["a {}."]) == ["a {0} {}."]
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}", "{name}"])
+def test_a_template_needs_one_place_for_the_name(template: str) -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        fill("dog", [template])

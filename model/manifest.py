@@ -91,7 +91,7 @@ class Manifest(Entry):
     parity: list[ParityEntry] = []
     scores: list[ScoreEntry] = []
     provenance: dict[str, JsonValue] = {}
-    licence: str
+    licence: Annotated[str, Field(min_length=1)]
 
     @field_validator("files")
     @classmethod

@@ -87,7 +87,7 @@ def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_normalising_keeps_zero_and_direction() -> None:
     unit = l2_normalize(np.array([[3, 4], [0, 0]], dtype=np.float32))
-    np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0]])
+    np.testing.assert_allclose(unit, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
     assert unit.dtype == np.float32
 
 

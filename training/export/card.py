@@ -1,7 +1,6 @@
 """Renders the model card: the author's text, then tables of what was measured."""
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from model.manifest import Manifest, ParityEntry, ScoreEntry
 
@@ -19,8 +18,11 @@ def render_card(text: str, manifest: Manifest) -> str:
     parts = [text.strip()]
     if manifest.scores:
         parts += ["## Scores", "Values with 95 % intervals; n is the number of examples."]
-    for (task, split), scores in groupby(manifest.scores, key=lambda s: (s.task, s.split)):
-        parts += [f"### {task}, {split}", _score_table(list(scores))]
+    groups: dict[tuple[str, str], list[ScoreEntry]] = {}
+    for score in manifest.scores:
+        groups.setdefault((score.task, score.split), []).append(score)
+    for (task, split), scores in groups.items():
+        parts += [f"### {task}, {split}", _score_table(scores)]
     if manifest.parity:
         parts += ["## Exported graphs against the model", _parity_table(manifest.parity)]
     return "\n\n".join(parts) + "\n"

@@ -17,7 +17,7 @@ import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from transformers import Tipsv2ImageProcessor, Tipsv2Model, Tipsv2Processor, Tipsv2Tokenizer
 
-from model.manifest import MANIFEST_NAME, Manifest, ScoreEntry, ZeroShot
+from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, ScoreEntry, ZeroShot
 from model.package import ModelPackage, open_package, write_manifest
 from model.runtime.base import TEXT_FILE, VISION_FILE
 from model.runtime.load import load_runtime
@@ -48,11 +48,16 @@ def export_package(checkpoint: Path, output: Path, *, name: str) -> ModelPackage
     _check_checkpoint(checkpoint)
     _check_output(output)
     model = _load_model(checkpoint)
+    draft = build_manifest(model, checkpoint, name=name)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         _write_files(model, checkpoint, staging)
-        _write_gated_manifest(model, checkpoint, staging, name=name)
+        parity = _measure_parity(model, staging, draft)
+        text = (checkpoint / "card.md").read_text(encoding="utf-8")
+        manifest = draft.model_copy(update={"parity": parity})
+        (staging / "README.md").write_text(render_card(text, manifest), encoding="utf-8")
+        write_manifest(staging, manifest)
         _make_readable(staging)
         _replace(output, staging)
     finally:
@@ -108,18 +113,13 @@ def _write_files(model: Tipsv2Model, checkpoint: Path, folder: Path) -> None:
     export_text(model, folder / TEXT_FILE)
 
 
-def _write_gated_manifest(model: Tipsv2Model, checkpoint: Path, folder: Path, *, name: str) -> None:
-    """Measure parity on the written graphs, then write the card and the final manifest."""
-    draft = build_manifest(model, checkpoint, name=name)
+def _measure_parity(model: Tipsv2Model, folder: Path, draft: Manifest) -> list[ParityEntry]:
+    """Load the written graphs as the server will, by way of a first manifest."""
     runtime = load_runtime(write_manifest(folder, draft), runtime="onnx")
     try:
-        parity = check_parity(model, runtime, draft)
+        return check_parity(model, runtime, draft)
     finally:
         runtime.close()
-    manifest = draft.model_copy(update={"parity": parity})
-    text = (checkpoint / "card.md").read_text(encoding="utf-8")
-    (folder / "README.md").write_text(render_card(text, manifest), encoding="utf-8")
-    write_manifest(folder, manifest)
 
 
 def build_manifest(model: Tipsv2Model, checkpoint: Path, *, name: str) -> Manifest:

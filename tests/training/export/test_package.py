@@ -1,0 +1,162 @@
+"""A package is written whole or not at all, and loads in transformers and in the runtimes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoProcessor, Tipsv2Model, Tipsv2Processor
+
+from model.package import ModelPackage, open_package
+from training.export import package as package_module
+from training.export.package import export_package
+from training.export.parity import ParityError
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that a test may spoil."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def ready_graphs(tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the graphs from the tiny package, since the exporter is slow."""
+
+    def copy(_: Tipsv2Model, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(tiny_package.path / "onnx" / path.name, path)
+
+    monkeypatch.setattr(package_module, "export_vision", copy)
+    monkeypatch.setattr(package_module, "export_text", copy)
+
+
+def test_the_folder_has_every_part(tiny_package: ModelPackage) -> None:
+    assert set(tiny_package.manifest.files) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "onnx/text_model.onnx",
+        "onnx/vision_model.onnx",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert open_package(tiny_package.path) == tiny_package
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in tiny_package.path.rglob("*"))
+
+
+def test_the_manifest_says_what_model_it_is(tiny_package: ModelPackage) -> None:
+    manifest = tiny_package.manifest
+    assert (manifest.name, manifest.variant, manifest.licence) == ("tiny", "tiny/14", "Apache-2.0")
+    assert (manifest.embed_dim, manifest.native_size, manifest.max_text_tokens) == (32, 56, 64)
+    assert manifest.zero_shot.templates == "tcl"
+    assert manifest.provenance == {"data": {"name": "none", "licences": ["CC0-1.0"]}}
+    assert [score.row for score in manifest.scores] == ["student", "random"]
+    assert [entry.file.split("/")[1] for entry in manifest.parity] == [
+        "vision_model.onnx",
+        "text_model.onnx",
+    ]
+    assert manifest.shape_buckets[0] == (56, 56)
+    assert {(width, height) for height, width in manifest.shape_buckets} == set(
+        manifest.shape_buckets
+    )
+    assert manifest.temperature == pytest.approx(0.005066, rel=1e-3)
+
+
+def test_nothing_names_this_machine(
+    tiny_package: ModelPackage, tiny_checkpoint: Path, project_root: Path
+) -> None:
+    for path in tiny_package.path.rglob("*.*"):
+        content = path.read_bytes()
+        for place in (tiny_checkpoint, tiny_package.path, project_root):
+            assert str(place).encode() not in content, path
+
+
+def test_transformers_loads_the_same_folder(
+    tiny_package: ModelPackage, tiny_model: Tipsv2Model
+) -> None:
+    model = AutoModel.from_pretrained(tiny_package.path)
+    assert isinstance(model, Tipsv2Model)
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    processor = AutoProcessor.from_pretrained(tiny_package.path)
+    assert isinstance(processor, Tipsv2Processor)
+    picture = np.zeros((30, 40, 3), dtype=np.uint8)
+    inputs = Tipsv2Processor.from_pretrained(tiny_package.path)(
+        text=["a red cat"], images=[picture], return_tensors="pt"
+    )
+    assert inputs["pixel_values"].shape == (1, 3, 56, 56)
+    assert inputs["input_ids"].shape == (1, 64)
+    with torch.no_grad():
+        assert model(**inputs).logits_per_image.shape == (1, 1)
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_a_failed_gate_writes_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ParityError("graphs differ")
+
+    monkeypatch.setattr(package_module, "check_parity", fail)
+    output = tmp_path / "models" / "tiny"
+    with pytest.raises(ParityError):
+        export_package(checkpoint, output, name="tiny")
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_an_older_package_is_replaced_and_anything_else_is_kept(
+    checkpoint: Path, tiny_package: ModelPackage, tmp_path: Path
+) -> None:
+    output = shutil.copytree(tiny_package.path, tmp_path / "models" / "tiny")
+    (output / "left_over").write_text("old", encoding="utf-8")
+    exported = export_package(checkpoint, output, name="renamed")
+    assert exported.manifest.name == "renamed"
+    assert open_package(output).manifest == exported.manifest
+    assert not (output / "left_over").exists()
+    assert [path.name for path in output.parent.iterdir()] == ["tiny"]
+
+    precious = tmp_path / "photos"
+    precious.mkdir()
+    (precious / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="is no model package; choose another folder"):
+        export_package(checkpoint, precious, name="tiny")
+    assert (precious / "holiday.jpg").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "scores.json", "card.md"])
+def test_an_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    with pytest.raises(ValueError, match=rf"lacks {name}; finish the training"):
+        export_package(checkpoint, tmp_path / "tiny", name="tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scores.json", [{"task": "segmentation", "mIoU": 3}]),
+        ("scores.json", {}),
+        ("provenance.json", {"variant": "tiny/14"}),
+        ("provenance.json", {"licence": "Apache-2.0", "zero_shot": {"features": "keys"}}),
+    ],
+)
+def test_malformed_records_are_refused(
+    checkpoint: Path, tmp_path: Path, name: str, content: object
+) -> None:
+    (checkpoint / name).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match="malformed scores or provenance"):
+        export_package(checkpoint, tmp_path / "tiny", name="tiny")
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_missing_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights[max(weights)]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks weights, which would be random"):
+        export_package(checkpoint, tmp_path / "tiny", name="tiny")

@@ -129,6 +129,13 @@ def test_an_older_package_is_replaced_and_anything_else_is_kept(
     assert (precious / "holiday.jpg").exists()
 
 
+@pytest.mark.usefixtures("ready_graphs")
+def test_an_empty_folder_is_filled(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tiny"
+    output.mkdir()
+    assert export_package(checkpoint, output, name="tiny").path == output
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "scores.json", "card.md"])
 def test_an_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
     (checkpoint / name).unlink()

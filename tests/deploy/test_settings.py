@@ -1,0 +1,44 @@
+"""What the manifests say against what the service reads."""
+
+from typing import Any
+
+import pytest
+
+from service.settings import PREFIX, Settings
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture
+def environment(container: Manifest) -> dict[str, str]:
+    """The container's variables."""
+    return {variable["name"]: variable["value"] for variable in container["env"]}
+
+
+def test_variables_are_settings(environment: dict[str, str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    assert environment.keys() <= known
+
+
+def test_the_service_accepts_the_variables(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert Settings().model == environment["TIPSERVE_MODEL"]
+
+
+@pytest.mark.parametrize("name", ["http", "grpc", "metrics"])
+def test_ports_are_the_defaults(container: Manifest, name: str) -> None:
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports[name] == Settings.model_fields[f"{name}_port"].default
+
+
+def test_the_service_answers_from_outside_its_container() -> None:
+    assert Settings.model_fields["host"].default == "0.0.0.0"
+
+
+def test_there_is_time_to_drain(pod: Manifest, container: Manifest) -> None:
+    before_stop_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain_s = Settings.model_fields["drain_timeout_s"].default
+    assert pod["terminationGracePeriodSeconds"] > before_stop_s + drain_s

@@ -1,0 +1,90 @@
+"""What a Tipsv2Model says of pictures and texts: two CLS tokens, patches, values, text embeddings.
+
+transformers gives the final tokens; zero-shot segmentation wants the value path of the last block
+beside them, and both come from one pass here. The same code trains, evaluates and is exported.
+
+Shapes: B batch, N patches in row-major order, D width, L text tokens, H W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
+from transformers import Tipsv2Model
+from transformers.models.tipsv2.modeling_tipsv2 import Tipsv2VisionLayer, Tipsv2VisionModel
+
+from model.position import embed_pixels
+
+NUM_CLS_TOKENS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VisionFeatures:
+    """Features of a batch of pictures, after the final LayerNorm, not normalised to unit length.
+
+    Attributes:
+        cls1_BD: Global embedding trained on short captions; the one retrieval uses.
+        cls2_BD: Global embedding trained on long captions (transformers' "register token").
+        patches_BND: Final patch tokens.
+        values_BND: Patch tokens whose last attention was replaced by its own value path.
+    """
+
+    cls1_BD: Tensor
+    cls2_BD: Tensor
+    patches_BND: Tensor
+    values_BND: Tensor
+
+
+def _value_path(layer: Tipsv2VisionLayer, tokens_BND: Tensor) -> Tensor:
+    """Run a block with every token attending to nothing but itself."""
+    attention = layer.attention
+    values_BND = attention.o_proj(attention.v_proj(layer.norm1(tokens_BND)))
+    tokens_BND = tokens_BND + layer.layer_scale1(values_BND)
+    output_BND: Tensor = tokens_BND + layer.layer_scale2(layer.mlp(layer.norm2(tokens_BND)))
+    return output_BND
+
+
+def vision_features(
+    model: Tipsv2Model | Tipsv2VisionModel, pixels_B3HW: Tensor, masked_BN: Tensor | None = None
+) -> VisionFeatures:
+    """Encode pictures.
+
+    Args:
+        model: The whole model or its vision tower.
+        pixels_B3HW: RGB in [0, 1], no normalisation; H and W multiples of the patch size.
+        masked_BN: bool; patches that the model must not see.
+
+    Returns:
+        All four kinds of features, in the model's dtype.
+
+    Source: the values trick is MaskCLIP's (arXiv:2112.01071); this form, which keeps the residual
+    and the MLP, is the one of google-deepmind/tips, TIPS zero-shot segmentation notebook.
+    """
+    tower = model.vision_model if isinstance(model, Tipsv2Model) else model
+    tokens_BTD = embed_pixels(tower.embeddings, pixels_B3HW, masked_BN)
+    *layers, last = cast("list[Tipsv2VisionLayer]", list(tower.encoder.layer))
+    for layer in layers:
+        tokens_BTD = layer(tokens_BTD, None)
+    final_BTD = tower.layernorm(last(tokens_BTD, None))
+    values_BND = tower.layernorm(_value_path(last, tokens_BTD[:, NUM_CLS_TOKENS:]))
+    return VisionFeatures(
+        cls1_BD=final_BTD[:, 0],
+        cls2_BD=final_BTD[:, 1],
+        patches_BND=final_BTD[:, NUM_CLS_TOKENS:],
+        values_BND=values_BND,
+    )
+
+
+def text_features(model: Tipsv2Model, token_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Embed texts.
+
+    Args:
+        model: The whole model.
+        token_ids_BL: int64, right-padded with 0.
+        mask_BL: 1 for tokens, 0 for padding.
+
+    Returns:
+        [B, D], not normalised.
+    """
+    output = model.get_text_features(input_ids=token_ids_BL, attention_mask=mask_BL)
+    return cast("Tensor", output.pooler_output)

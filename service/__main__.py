@@ -1,0 +1,32 @@
+"""`python -m service`: read the settings, run the server."""
+
+import os
+import sys
+
+from pydantic import ValidationError
+
+from service.server import main
+from service.settings import describe_settings, load_settings
+
+
+def run() -> int:
+    """Returns the process's exit status; 2 for settings that do not fit."""
+    arguments = sys.argv[1:]
+    try:
+        settings = load_settings(arguments, os.environ)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            name = ".".join(map(str, problem["loc"])) or "settings"
+            print(f"{name}: {problem['msg']}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if settings.show_config:
+        print(describe_settings(settings, arguments, os.environ))
+        return 0
+    return main(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

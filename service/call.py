@@ -1,0 +1,75 @@
+"""One call as it goes through the data plane: its id, its deadline and the time each stage took."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from uuid import uuid4
+
+from service.errors import DeadlineExceeded
+
+Clock = Callable[[], float]
+Stage = Literal["admit", "decode", "queue", "run", "post"]
+
+MAX_REQUEST_ID_CHARS: Final = 128
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """What belongs to a call and not to its request.
+
+    Attributes:
+        request_id: Found in the answer's headers and in every log line of the call.
+        deadline: Monotonic seconds after which nobody waits for the answer.
+        stages: Seconds spent in each stage; of items that run side by side the slowest counts.
+    """
+
+    request_id: str
+    deadline: float
+    clock: Clock = time.monotonic
+    stages: dict[Stage, float] = field(default_factory=dict)
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline.
+
+        Raises:
+            DeadlineExceeded: It has passed.
+        """
+        left = self.deadline - self.clock()
+        if left <= 0:
+            raise deadline_exceeded()
+        return left
+
+    def add(self, stage: Stage, seconds: float) -> None:
+        """Count seconds towards a stage."""
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Count the time inside the block towards a stage, however the block ends."""
+        started = self.clock()
+        try:
+            yield
+        finally:
+            self.add(name, self.clock() - started)
+
+    def server_timing(self) -> str:
+        """The stages as the value of a `Server-Timing` header, in milliseconds."""
+        return ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in self.stages.items())
+
+
+def deadline_exceeded() -> DeadlineExceeded:
+    """The one wording of a passed deadline."""
+    return DeadlineExceeded("The deadline passed before the answer was ready.")
+
+
+def accept_request_id(given: str | None) -> str:
+    """The caller's id where it is short and printable ASCII, else a new one."""
+    if given and len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable():
+        return given
+    return uuid4().hex
+
+
+current_call: ContextVar[Call] = ContextVar("current_call")

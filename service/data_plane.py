@@ -1,0 +1,259 @@
+"""The one request core behind every transport: admit, decode, prepare, batch, run, post.
+
+Knows messages and arrays, and neither HTTP nor protobuf. Its coroutines may run on any event loop;
+heavy work runs in the pool and in the lanes.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, TypeVar
+
+import numpy as np
+
+from service.admission import Admission, Ticket
+from service.batch_queue import Completed
+from service.call import Call, deadline_exceeded
+from service.errors import ModelNotFound
+from service.image_codec import ImageLimits
+from service.messages import (
+    EmbedImagesRequest,
+    EmbedImagesResponse,
+    EmbedTextsRequest,
+    EmbedTextsResponse,
+    ModelInfo,
+    RequestLimits,
+    SegmentImagesRequest,
+    SegmentImagesResponse,
+)
+from service.observability import Metrics
+from service.postprocess import (
+    Geometry,
+    class_embeddings,
+    image_outputs,
+    segment_image,
+    text_embedding,
+)
+from service.preparation import ImagePreparer, PreparedImage, SizeRule
+from service.served_model import Embeddings, ServedModel
+from service.validation import (
+    PromptGroup,
+    check_features,
+    check_images,
+    check_outputs,
+    check_resolution,
+    check_threshold,
+    class_groups,
+    text_groups,
+)
+from service.waiting import wait_all, wait_both
+
+# What a prompt costs at the door, in patches: about the tokens of a class name in a template.
+PROMPT_COST: Final = 8
+
+T = TypeVar("T")
+
+
+class DataPlane:
+    """One method for each capability. Thread-safe once its models are added."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        metrics: Metrics,
+        *,
+        limits: RequestLimits,
+        max_image_patches: int,
+        pool: Executor,
+    ) -> None:
+        self.admission = admission
+        self.limits = limits
+        self._metrics = metrics
+        self._pool = pool
+        self.image_limits = ImageLimits(
+            max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
+        )
+        self._preparer = ImagePreparer(self.image_limits, max_patches=max_image_patches, pool=pool)
+        self._models: dict[str, ServedModel] = {}
+
+    def add_model(self, served: ServedModel) -> None:
+        """Serve a model under its name; the first is the default."""
+        self._models[served.manifest.name] = served
+
+    def list_models(self) -> list[ModelInfo]:
+        """All served models, the default one first.
+
+        Raises:
+            Unavailable: The server is starting.
+        """
+        if not self._models:
+            self.admission.check()
+        return [served.info for served in self._models.values()]
+
+    def get_model(self, name: str | None) -> ModelInfo:
+        """One served model; None is the default.
+
+        Raises:
+            Unavailable: The server is starting.
+            ModelNotFound: No model of that name is served.
+        """
+        if not self._models:
+            self.admission.check()
+        return self._find(name).info
+
+    async def embed_images(self, request: EmbedImagesRequest, call: Call) -> EmbedImagesResponse:
+        """Embeddings of every picture.
+
+        Raises:
+            ServiceError: As `service.errors` draws it.
+        """
+        model = self._ready_model(request.model)
+        check_images(request.images, self.limits)
+        names = check_outputs(request.outputs, model.manifest)
+        rule = _size_rule(request, model)
+        async with self._inside(len(request.images) * rule.nominal_patches, call) as ticket:
+            prepared = await self._prepare(request.images, rule, ticket, call)
+            done = await model.encode_images([image.pixels_3HW for image in prepared], call)
+            _count_waits(done, call)
+            with call.stage("post"):
+                embeddings = tuple(
+                    image_outputs(
+                        d.outputs, names, grid_hw=_grid(image, rule), normalize=request.normalize
+                    )
+                    for d, image in zip(done, prepared, strict=True)
+                )
+        return EmbedImagesResponse(model=model.manifest.name, embeddings=embeddings)
+
+    async def embed_texts(self, request: EmbedTextsRequest, call: Call) -> EmbedTextsResponse:
+        """One embedding for each text, averaged over its templates.
+
+        Raises:
+            ServiceError: As `service.errors` draws it.
+        """
+        model = self._ready_model(request.model)
+        groups = text_groups(request.texts, request.templates, self.limits)
+        cached = model.find_cached(groups)
+        missing = _missing(groups, cached)
+        async with self._inside(PROMPT_COST * len(missing), call):
+            encoded, done = await model.encode_prompts(missing, call, self._pool)
+            _count_waits(done, call)
+            with call.stage("post"):
+                known = {**cached, **encoded}
+                rows = [
+                    text_embedding(group.prompts, known, normalize=request.normalize)
+                    for group in groups
+                ]
+        return EmbedTextsResponse(model=model.manifest.name, embeddings_TD=np.stack(rows))
+
+    async def segment_images(
+        self, request: SegmentImagesRequest, call: Call
+    ) -> SegmentImagesResponse:
+        """A mask of each picture's own size, by the classes' names.
+
+        Raises:
+            ServiceError: As `service.errors` draws it.
+        """
+        model = self._ready_model(request.model)
+        check_images(request.images, self.limits)
+        check_threshold(request.background_threshold)
+        rule = _size_rule(request, model)
+        features = check_features(request.features, model.manifest)
+        templates = request.templates
+        if templates is None:
+            templates = model.manifest.zero_shot.templates
+        groups = class_groups(request.classes, request.background_classes, templates, self.limits)
+        cached = model.find_cached(groups)
+        missing = _missing(groups, cached)
+        cost = len(request.images) * rule.nominal_patches + PROMPT_COST * len(missing)
+        async with self._inside(cost, call) as ticket:
+            prepared = await self._prepare(request.images, rule, ticket, call)
+            done, (encoded, text_done) = await wait_both(
+                model.encode_images([image.pixels_3HW for image in prepared], call),
+                model.encode_prompts(missing, call, self._pool),
+            )
+            _count_waits([*done, *text_done], call)
+            with call.stage("post"):
+                known = {**cached, **encoded}
+                classes_KD = class_embeddings([group.prompts for group in groups], known)
+                masks = await wait_all(
+                    self.offload(partial(segment_image, features_ND, classes_KD, geometry, request))
+                    for features_ND, geometry in (
+                        (d.outputs[features], Geometry(_grid(image, rule), image.size_hw))
+                        for d, image in zip(done, prepared, strict=True)
+                    )
+                )
+        return SegmentImagesResponse(
+            model=model.manifest.name,
+            classes=tuple(c.name for c in request.classes),
+            segmentations=tuple(masks),
+        )
+
+    async def offload(self, work: Callable[[], T]) -> T:
+        """Do CPU work in the pool instead of on the caller's event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _ready_model(self, name: str | None) -> ServedModel:
+        self.admission.check()
+        return self._find(name)
+
+    def _find(self, name: str | None) -> ServedModel:
+        served = self._models.get(name) if name else next(iter(self._models.values()), None)
+        if served is None:
+            names = ", ".join(self._models)
+            raise ModelNotFound(f"No model {name!r} is served; there is: {names}.", param="model")
+        return served
+
+    @asynccontextmanager
+    async def _inside(self, cost: int, call: Call) -> AsyncIterator[Ticket]:
+        """Admit the whole request and hold its room until the block ends or the deadline passes."""
+        with call.stage("admit"):
+            ticket = self.admission.admit(cost, call)
+        with ticket:
+            try:
+                async with asyncio.timeout(call.remaining_s()):
+                    yield ticket
+            except TimeoutError:
+                raise deadline_exceeded() from None
+            finally:
+                self._metrics.observe_stages(call.stages)
+
+    async def _prepare(
+        self, images: Sequence[bytes], rule: SizeRule, ticket: Ticket, call: Call
+    ) -> list[PreparedImage]:
+        """All headers first, so that the cost is exact before any pixel is decoded."""
+        with call.stage("decode"):
+            num_patches = await self._preparer.measure(images, rule)
+            ticket.resize(ticket.cost - len(images) * rule.nominal_patches + num_patches)
+            return await self._preparer.prepare(images, rule)
+
+
+def _size_rule(request: EmbedImagesRequest | SegmentImagesRequest, model: ServedModel) -> SizeRule:
+    return SizeRule(
+        resolution=check_resolution(request.resolution, model.manifest),
+        fit=request.fit,
+        patch_size=model.manifest.patch_size,
+        multiple=model.manifest.size_multiple,
+    )
+
+
+def _grid(image: PreparedImage, rule: SizeRule) -> tuple[int, int]:
+    _, height, width = image.pixels_3HW.shape
+    return height // rule.patch_size, width // rule.patch_size
+
+
+def _missing(groups: Sequence[PromptGroup], cached: Embeddings) -> Mapping[str, str]:
+    """Each prompt that must be computed, once, with the field that it comes from."""
+    missing: dict[str, str] = {}
+    for group in groups:
+        for prompt in group.prompts:
+            if prompt not in cached:
+                missing.setdefault(prompt, group.param)
+    return missing
+
+
+def _count_waits(done: Sequence[Completed], call: Call) -> None:
+    """Items run side by side: the slowest is what the caller waited for."""
+    call.add("queue", max((d.queue_s for d in done), default=0.0))
+    call.add("run", max((d.run_s for d in done), default=0.0))

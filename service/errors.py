@@ -1,0 +1,130 @@
+"""What can go wrong with a request, free of any transport.
+
+Each error has one kind; each transport turns kinds into its own codes in one table (rest/errors.py,
+grpc/errors.py). Messages are for the caller: they say what to change and never repeat an
+exception's text.
+
+    ServiceError
+    +-- InvalidRequest     schemas, converters, admit, decode: the caller's fault
+    +-- UnsupportedMedia   REST only: the body is of a type that no reader knows
+    +-- NotAcceptable      REST only: the answer cannot be written as the caller accepts it
+    +-- RequestTooLarge    door: too many bytes or items, or more work than the whole queue holds
+    +-- ModelNotFound      admit
+    +-- Overloaded         admit: the queue is full; come back
+    +-- Unavailable        admit, batch: starting or draining; come back
+    +-- DeadlineExceeded   admit, batch and on the way: nobody waits for the answer any more
+    +-- InternalError      run: ours; the caller gets an id to look up
+"""
+
+from enum import Enum
+from typing import ClassVar
+
+
+class ErrorKind(Enum):
+    """The kinds that transports translate."""
+
+    INVALID = "invalid_request_error"
+    UNSUPPORTED_MEDIA = "unsupported_media_type"
+    NOT_ACCEPTABLE = "not_acceptable"
+    TOO_LARGE = "request_too_large"
+    NOT_FOUND = "not_found"
+    OVERLOADED = "overloaded"
+    UNAVAILABLE = "unavailable"
+    DEADLINE = "deadline_exceeded"
+    INTERNAL = "internal_error"
+
+
+class ServiceError(Exception):
+    """An error that a caller is told about.
+
+    Attributes:
+        message: One sentence for the developer who calls us.
+        code: Short stable name of the cause.
+        param: The field at fault with the item's index, such as `images[3]`.
+        retry_after_s: Seconds after which a later try may succeed.
+    """
+
+    kind: ClassVar[ErrorKind]
+    default_code: ClassVar[str]
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ServiceError):
+    """A field, or a picture or text of the request, cannot be used."""
+
+    kind = ErrorKind.INVALID
+    default_code = "invalid_field"
+
+
+class UnsupportedMedia(ServiceError):
+    """The body's media type is not one that is read."""
+
+    kind = ErrorKind.UNSUPPORTED_MEDIA
+    default_code = "unsupported_media_type"
+
+
+class NotAcceptable(ServiceError):
+    """The answer cannot be written in any media type that the caller accepts."""
+
+    kind = ErrorKind.NOT_ACCEPTABLE
+    default_code = "not_acceptable"
+
+
+class RequestTooLarge(ServiceError):
+    """The request is larger than this server ever takes."""
+
+    kind = ErrorKind.TOO_LARGE
+    default_code = "request_too_large"
+
+
+class ModelNotFound(ServiceError):
+    """No model of that name is served."""
+
+    kind = ErrorKind.NOT_FOUND
+    default_code = "model_not_found"
+
+
+class Overloaded(ServiceError):
+    """The queue has no room for the whole request."""
+
+    kind = ErrorKind.OVERLOADED
+    default_code = "queue_full"
+
+
+class Unavailable(ServiceError):
+    """The server is starting or draining."""
+
+    kind = ErrorKind.UNAVAILABLE
+    default_code = "unavailable"
+
+
+class DeadlineExceeded(ServiceError):
+    """The caller's deadline has passed."""
+
+    kind = ErrorKind.DEADLINE
+    default_code = "deadline_exceeded"
+
+
+class InternalError(ServiceError):
+    """Something of ours broke; the log has the rest under the request id."""
+
+    kind = ErrorKind.INTERNAL
+    default_code = "internal"
+
+
+def internal_error(request_id: str) -> InternalError:
+    """The answer to anything unexpected: an id to look up, nothing else."""
+    return InternalError(f"Internal error. The server's log has it under request id {request_id}.")

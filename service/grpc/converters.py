@@ -1,0 +1,249 @@
+"""Protobuf to messages and back; the only place that knows both."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+from numpy.typing import NDArray
+
+from model.preprocess import Fit
+from service.errors import InvalidRequest
+from service.grpc.generated import (
+    embed_pb2,
+    image_pb2,
+    model_pb2,
+    segment_pb2,
+    tensor_pb2,
+    text_pb2,
+)
+from service.mask_codec import class_color
+from service.messages import (
+    EmbedImagesRequest,
+    EmbedImagesResponse,
+    EmbedTextsRequest,
+    EmbedTextsResponse,
+    Features,
+    ImageOutput,
+    ModelInfo,
+    Segmentation,
+    SegmentClass,
+    SegmentImagesRequest,
+    SegmentImagesResponse,
+    TemplateSet,
+)
+
+T = TypeVar("T")
+NumberT = TypeVar("NumberT", bound=int)
+
+OUTPUTS: Mapping[embed_pb2.ImageOutput, ImageOutput] = {
+    embed_pb2.IMAGE_OUTPUT_PATCHES: "patches",
+    embed_pb2.IMAGE_OUTPUT_VALUES: "values",
+    embed_pb2.IMAGE_OUTPUT_CLS1: "cls1",
+    embed_pb2.IMAGE_OUTPUT_CLS2: "cls2",
+}
+FITS: Mapping[image_pb2.Fit, Fit] = {image_pb2.FIT_SQUASH: "squash", image_pb2.FIT_ASPECT: "aspect"}
+FEATURES: Mapping[segment_pb2.DenseFeatures, Features] = {
+    segment_pb2.DENSE_FEATURES_VALUES: "values",
+    segment_pb2.DENSE_FEATURES_PATCHES: "patches",
+}
+TEMPLATE_SETS: Mapping[text_pb2.TemplateSet, TemplateSet] = {
+    text_pb2.TEMPLATE_SET_NONE: "none",
+    text_pb2.TEMPLATE_SET_TCL: "tcl",
+}
+DATA_TYPES: Mapping[str, tensor_pb2.DataType] = {
+    "float32": tensor_pb2.DATA_TYPE_FLOAT32,
+    "uint16": tensor_pb2.DATA_TYPE_UINT16,
+}
+
+
+def to_embed_images(request: embed_pb2.EmbedImagesRequest) -> EmbedImagesRequest:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: A field or a value that this server does not know.
+    """
+    refuse_unknown_fields(request)
+    default = EmbedImagesRequest
+    outputs = tuple(OUTPUTS.get(value, str(value)) for value in request.outputs)
+    return default(
+        images=tuple(image.encoded for image in request.images),
+        model=request.model or None,
+        outputs=outputs or default.outputs,
+        normalize=request.normalize if request.HasField("normalize") else default.normalize,
+        resolution=request.resolution if request.HasField("resolution") else default.resolution,
+        fit=_choice(FITS, request.fit, "fit") or default.fit,
+    )
+
+
+def to_embed_texts(request: embed_pb2.EmbedTextsRequest) -> EmbedTextsRequest:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: A field or a value that this server does not know.
+    """
+    refuse_unknown_fields(request)
+    default = EmbedTextsRequest
+    given = _templates(request.templates) if request.HasField("templates") else None
+    return default(
+        texts=tuple(request.texts),
+        model=request.model or None,
+        templates=default.templates if given is None else given,
+        normalize=request.normalize if request.HasField("normalize") else default.normalize,
+    )
+
+
+def to_segment_images(request: segment_pb2.SegmentImagesRequest) -> SegmentImagesRequest:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: A field or a value that this server does not know.
+    """
+    refuse_unknown_fields(request)
+    default = SegmentImagesRequest
+    has = request.HasField
+    return default(
+        images=tuple(image.encoded for image in request.images),
+        classes=_classes(request.classes),
+        model=request.model or None,
+        templates=_templates(request.templates) if has("templates") else default.templates,
+        features=_choice(FEATURES, request.features, "features"),
+        resolution=request.resolution if has("resolution") else default.resolution,
+        fit=_choice(FITS, request.fit, "fit") or default.fit,
+        background_threshold=(
+            request.background_threshold
+            if has("background_threshold")
+            else default.background_threshold
+        ),
+        background_classes=_classes(request.background_classes),
+        include_scores=request.include_scores if has("include_scores") else default.include_scores,
+    )
+
+
+def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesResponse:
+    """Write an answer."""
+    embeddings = [
+        embed_pb2.ImageEmbedding(**{name: tensor(array) for name, array in outputs.items()})
+        for outputs in answer.embeddings
+    ]
+    return embed_pb2.EmbedImagesResponse(model=answer.model, embeddings=embeddings)
+
+
+def from_embed_texts(answer: EmbedTextsResponse) -> embed_pb2.EmbedTextsResponse:
+    """Write an answer."""
+    return embed_pb2.EmbedTextsResponse(model=answer.model, embeddings=tensor(answer.embeddings_TD))
+
+
+def from_segment_images(answer: SegmentImagesResponse) -> segment_pb2.SegmentImagesResponse:
+    """Write an answer."""
+    masks = [_segmentation(mask, answer.classes) for mask in answer.segmentations]
+    return segment_pb2.SegmentImagesResponse(model=answer.model, segmentations=masks)
+
+
+def from_model(info: ModelInfo) -> model_pb2.Model:
+    """Write what is told about a model."""
+    manifest, limits = info.manifest, info.limits
+    scores = [
+        model_pb2.Score(**{"item_count" if k == "count" else k: v for k, v in score.items()})
+        for score in info.scores()
+    ]
+    return model_pb2.Model(
+        name=manifest.name,
+        variant=manifest.variant,
+        embed_dim=manifest.embed_dim,
+        patch_size=manifest.patch_size,
+        native_size=manifest.native_size,
+        min_size=manifest.min_size,
+        max_size=manifest.max_size,
+        size_multiple=manifest.size_multiple,
+        max_text_tokens=manifest.max_text_tokens,
+        outputs=[_number(OUTPUTS, name) for name in manifest.outputs if name != "text"],
+        default_features=_number(FEATURES, manifest.zero_shot.features),
+        default_templates=_number(TEMPLATE_SETS, manifest.zero_shot.templates),
+        runtime=info.runtime,
+        precision=info.precision,
+        limits=model_pb2.Limits(
+            max_image_count=limits.max_images,
+            max_text_count=limits.max_texts,
+            max_class_count=limits.max_classes,
+            max_image_bytes=limits.max_image_bytes,
+            max_image_pixels=limits.max_image_pixels,
+            max_request_bytes=limits.max_request_bytes,
+        ),
+        scores=scores,
+        licence=manifest.licence,
+    )
+
+
+def tensor(array: NDArray[np.generic]) -> tensor_pb2.Tensor:
+    """An array as shape, type and little-endian bytes."""
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return tensor_pb2.Tensor(
+        shape=array.shape, data_type=DATA_TYPES[array.dtype.name], data=little.tobytes()
+    )
+
+
+def refuse_unknown_fields(message: Message, path: str = "") -> None:
+    """Refuse a field that is newer than this server: what it asks for would be ignored.
+
+    Raises:
+        InvalidRequest: The message, or one inside it, has such a field.
+    """
+    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]  # its stub lacks __iter__
+        where = f"{path}: field" if path else "Field"
+        raise InvalidRequest(
+            f"{where} number {unknown.field_number} is not known.",
+            code="unknown_field",
+            param=path or None,
+        )
+    for field, value in message.ListFields():
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            continue
+        name = f"{path}.{field.name}" if path else field.name
+        if isinstance(value, Message):
+            refuse_unknown_fields(value, name)
+        else:
+            for index, item in enumerate(value):
+                refuse_unknown_fields(item, f"{name}[{index}]")
+
+
+def _choice(table: Mapping[NumberT, T], value: NumberT, param: str) -> T | None:
+    """The value's meaning; None for zero, which is a field that was not set."""
+    if value == 0:
+        return None
+    if value not in table:
+        raise InvalidRequest(f"{param}: {value} is not known.", param=param)
+    return table[value]
+
+
+def _number(table: Mapping[NumberT, str], name: str) -> NumberT:
+    return next(number for number, known in table.items() if known == name)
+
+
+def _templates(templates: text_pb2.Templates) -> TemplateSet | tuple[str, ...]:
+    if templates.WhichOneof("choice") == "custom":
+        return tuple(templates.custom.templates)
+    chosen = _choice(TEMPLATE_SETS, templates.set, "templates")
+    if chosen is None:
+        raise InvalidRequest("templates: choose a set or give your own.", param="templates")
+    return chosen
+
+
+def _classes(classes: Sequence[segment_pb2.SegmentClass]) -> tuple[SegmentClass, ...]:
+    return tuple(SegmentClass(name=c.name, prompts=tuple(c.prompts)) for c in classes)
+
+
+def _segmentation(mask: Segmentation, names: Sequence[str]) -> segment_pb2.Segmentation:
+    background_share, *shares = mask.area_shares
+    classes = [
+        segment_pb2.ClassArea(label=k, name=name, color=class_color(k), area_share=share)
+        for k, (name, share) in enumerate(zip(names, shares, strict=True), start=1)
+    ]
+    return segment_pb2.Segmentation(
+        labels=tensor(mask.labels_HW),
+        scores=None if mask.scores_HW is None else tensor(mask.scores_HW),
+        classes=classes,
+        background_share=background_share,
+    )

@@ -1,0 +1,101 @@
+"""gRPC on a thread and an event loop of its own, so that busy REST cannot starve it."""
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.data_plane import DataPlane
+from service.grpc.generated import encoder_service_pb2
+from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
+from service.grpc.interceptors import CallInterceptor
+from service.grpc.servicer import EncoderServicer
+from service.observability import Metrics
+
+SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
+START_LIMIT_S = 10.0
+
+
+class GrpcServer:
+    """Starts, reports health and stops; every method may be called from any other thread."""
+
+    def __init__(
+        self, plane: DataPlane, metrics: Metrics, *, host: str, port: int, timeout_s: float
+    ) -> None:
+        self._plane = plane
+        self._interceptor = CallInterceptor(metrics, timeout_s=timeout_s)
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._listening: Future[int] = Future()
+        self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._server: Any
+        self._health: Any
+
+    def start(self) -> int:
+        """Listen.
+
+        Returns:
+            The port, chosen freely where 0 was asked for.
+
+        Raises:
+            RuntimeError: The address cannot be taken.
+        """
+        self._thread.start()
+        return self._listening.result(START_LIMIT_S)
+
+    def set_serving(self) -> None:
+        """Tell health checks that requests are taken."""
+        self._call(self._set_health(health_pb2.HealthCheckResponse.SERVING))
+
+    def begin_drain(self) -> None:
+        """Tell health checks that requests are no longer taken, once and for all."""
+        self._call(self._health.enter_graceful_shutdown())
+
+    def stop(self, grace_s: float) -> None:
+        """Let running RPCs finish for so long, then end."""
+        self._call(self._server.stop(grace_s))
+        self._thread.join()
+
+    def _call(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception as error:
+            if self._listening.done():
+                raise
+            self._listening.set_exception(error)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = grpc.aio.server(
+            interceptors=[self._interceptor],
+            options=[
+                # A port that another process has is an error, not a port to share.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", self._plane.limits.max_request_bytes),
+                ("grpc.max_send_message_length", -1),
+                # Long-lived connections come back through the balancer, to new replicas too.
+                ("grpc.max_connection_age_ms", 300_000),
+                ("grpc.max_connection_age_grace_ms", 60_000),
+            ],
+        )
+        add_EncoderServiceServicer_to_server(EncoderServicer(self._plane), self._server)
+        self._health = health.aio.HealthServicer()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        port = self._server.add_insecure_port(self._address)
+        await self._server.start()
+        self._listening.set_result(port)
+        await self._server.wait_for_termination()
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)

@@ -1,0 +1,65 @@
+"""The RPCs: convert, ask the data plane, convert. Calls and errors are the interceptor's."""
+
+from typing import Any
+
+from service.call import current_call
+from service.data_plane import DataPlane
+from service.grpc.converters import (
+    from_embed_images,
+    from_embed_texts,
+    from_model,
+    from_segment_images,
+    refuse_unknown_fields,
+    to_embed_images,
+    to_embed_texts,
+    to_segment_images,
+)
+from service.grpc.generated import embed_pb2, encoder_service_pb2, segment_pb2
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
+
+
+class EncoderServicer(EncoderServiceServicer):
+    """`tipserve.v1.EncoderService` over one data plane."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+
+    async def EmbedImages(  # noqa: N802 - named by the contract, as all below
+        self, request: embed_pb2.EmbedImagesRequest, context: Any
+    ) -> embed_pb2.EmbedImagesResponse:
+        """Embed pictures."""
+        message = to_embed_images(request)
+        answer = await self._plane.embed_images(message, current_call.get())
+        return from_embed_images(answer)
+
+    async def EmbedTexts(  # noqa: N802
+        self, request: embed_pb2.EmbedTextsRequest, context: Any
+    ) -> embed_pb2.EmbedTextsResponse:
+        """Embed texts."""
+        message = to_embed_texts(request)
+        answer = await self._plane.embed_texts(message, current_call.get())
+        return from_embed_texts(answer)
+
+    async def SegmentImages(  # noqa: N802
+        self, request: segment_pb2.SegmentImagesRequest, context: Any
+    ) -> segment_pb2.SegmentImagesResponse:
+        """Find named things in pictures."""
+        message = to_segment_images(request)
+        answer = await self._plane.segment_images(message, current_call.get())
+        return from_segment_images(answer)
+
+    async def GetModel(  # noqa: N802
+        self, request: encoder_service_pb2.GetModelRequest, context: Any
+    ) -> encoder_service_pb2.GetModelResponse:
+        """Describe one served model."""
+        refuse_unknown_fields(request)
+        info = self._plane.get_model(request.name or None)
+        return encoder_service_pb2.GetModelResponse(model=from_model(info))
+
+    async def ListModels(  # noqa: N802
+        self, request: encoder_service_pb2.ListModelsRequest, context: Any
+    ) -> encoder_service_pb2.ListModelsResponse:
+        """Describe all served models."""
+        refuse_unknown_fields(request)
+        infos = self._plane.list_models()
+        return encoder_service_pb2.ListModelsResponse(models=map(from_model, infos))

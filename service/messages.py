@@ -1,0 +1,159 @@
+"""Requests and answers, free of any wire format. Every default of the API is decided here, once.
+
+Request classes have no slots on purpose: `EmbedImagesRequest.normalize` is the default that both
+transports quote. Shape legend: H W pixels of the picture, h w patch grid, D width, T texts.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.package import Manifest
+from model.preprocess import Fit
+
+FloatArray = NDArray[np.float32]
+Features = Literal["values", "patches"]
+TemplateSet = Literal["none", "tcl"]
+ImageOutput = Literal["patches", "values", "cls1", "cls2"]
+
+TEXT_TEMPLATES: TemplateSet = "none"
+IMAGE_OUTPUTS: tuple[ImageOutput, ...] = get_args(ImageOutput)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedImagesRequest:
+    """Pictures to embed.
+
+    Attributes:
+        images: Encoded pictures.
+        model: Name of a served model; None is the default model.
+        outputs: Some of `IMAGE_OUTPUTS`; checked by the data plane.
+        normalize: Whether every embedding has unit length.
+        resolution: Short side in pixels; None is the model's native size.
+        fit: How a picture is brought to the resolution.
+    """
+
+    images: tuple[bytes, ...]
+    model: str | None = None
+    outputs: tuple[str, ...] = ("cls1",)
+    normalize: bool = True
+    resolution: int | None = None
+    fit: Fit = "squash"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedImagesResponse:
+    """For each picture its outputs by name: patches and values [h, w, D], cls1 and cls2 [D]."""
+
+    model: str
+    embeddings: tuple[dict[str, FloatArray], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedTextsRequest:
+    """Texts to embed, each put into every template and averaged."""
+
+    texts: tuple[str, ...]
+    model: str | None = None
+    templates: TemplateSet | tuple[str, ...] = TEXT_TEMPLATES
+    normalize: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedTextsResponse:
+    """One row for each text, in the order of the request."""
+
+    model: str
+    embeddings_TD: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentClass:
+    """One thing to look for; without prompts its name is the prompt."""
+
+    name: str
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentImagesRequest:
+    """Pictures and the classes to find in them.
+
+    Attributes:
+        images: Encoded pictures.
+        classes: The k-th has the value k in the mask, from 1.
+        model: Name of a served model; None is the default model.
+        templates: None is what the model's manifest chose.
+        features: None is what the model's manifest chose.
+        resolution: Short side in pixels; None is the model's native size.
+        fit: How a picture is brought to the resolution.
+        background_threshold: Cosine under which a pixel is background; None is never.
+        background_classes: Things that count as background where they win.
+        include_scores: Whether the winner's cosine is sent for every pixel.
+    """
+
+    images: tuple[bytes, ...]
+    classes: tuple[SegmentClass, ...]
+    model: str | None = None
+    templates: TemplateSet | tuple[str, ...] | None = None
+    features: Features | None = None
+    resolution: int | None = None
+    fit: Fit = "aspect"
+    background_threshold: float | None = None
+    background_classes: tuple[SegmentClass, ...] = ()
+    include_scores: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segmentation:
+    """The mask of one picture.
+
+    Attributes:
+        labels_HW: k for the k-th class, 0 for background. The picture's size, upright.
+        scores_HW: Cosine of the best class or background class; None where it was not asked for.
+        area_shares: Share of all pixels for the background and then each class.
+    """
+
+    labels_HW: NDArray[np.uint16]
+    scores_HW: FloatArray | None
+    area_shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentImagesResponse:
+    """One segmentation for each picture, in the order of the request."""
+
+    model: str
+    classes: tuple[str, ...]
+    segmentations: tuple[Segmentation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What one request may hold.
+
+    Classes include background classes; pixels are counted as the picture's header declares them.
+    """
+
+    max_images: int
+    max_texts: int
+    max_classes: int
+    max_image_bytes: int
+    max_image_pixels: int
+    max_request_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What is told about a served model."""
+
+    manifest: Manifest
+    runtime: str
+    precision: str
+    limits: RequestLimits
+
+    def scores(self) -> list[dict[str, Any]]:
+        """The manifest's scores as plain values."""
+        return [score.model_dump(mode="json") for score in self.manifest.scores]

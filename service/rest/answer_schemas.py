@@ -1,0 +1,163 @@
+"""What REST answers hold as JSON; the source of the OpenAPI document's answer schemas."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from service.messages import ModelInfo
+
+MANIFEST_FIELDS = (
+    "variant",
+    "embed_dim",
+    "patch_size",
+    "native_size",
+    "min_size",
+    "max_size",
+    "size_multiple",
+    "max_text_tokens",
+    "outputs",
+    "licence",
+)
+
+
+class EncodedArray(BaseModel):
+    """An array with `encoding=base64`."""
+
+    dtype: Literal["float32", "uint16"]
+    shape: list[int]
+    data: str = Field(description="base64 of the little-endian elements in row-major order.")
+
+
+Array = EncodedArray | list[Any]
+
+
+class ImageEmbedding(BaseModel):
+    """One picture's embeddings; only those that were asked for are there."""
+
+    index: int
+    patches: Array | None = Field(None, description="[grid height, grid width, width]")
+    values: Array | None = Field(None, description="[grid height, grid width, width]")
+    cls1: Array | None = Field(None, description="[width]")
+    cls2: Array | None = Field(None, description="[width]")
+
+
+class EmbedImagesAnswer(BaseModel):
+    """One entry for each picture, in the order of the request."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[ImageEmbedding]
+
+
+class TextEmbedding(BaseModel):
+    """One text's embedding, [width]."""
+
+    index: int
+    embedding: Array
+
+
+class EmbedTextsAnswer(BaseModel):
+    """One entry for each text, in the order of the request."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[TextEmbedding]
+
+
+class ClassArea(BaseModel):
+    """Where one class is."""
+
+    label: int = Field(description="Value in the mask, from 1.")
+    name: str
+    color: str = Field(description="Colour in PNG masks, `#rrggbb`.")
+    area_share: float = Field(description="Share of the picture's pixels, from 0 to 1.")
+
+
+class SegmentationBody(BaseModel):
+    """One picture's mask."""
+
+    index: int
+    height: int
+    width: int
+    classes: list[ClassArea]
+    background_share: float
+    labels: Array = Field(description="[height, width]: k for the k-th class, 0 for background.")
+    scores: Array | None = Field(None, description="[height, width], where they were asked for.")
+
+
+class SegmentImagesAnswer(BaseModel):
+    """One entry for each picture, in the order of the request."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[SegmentationBody]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = Field(description="Field at fault, with the item's index.")
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class ModelCard(BaseModel):
+    """One served model; sizes are in pixels."""
+
+    id: str
+    object: Literal["model"] = "model"
+    variant: str
+    embed_dim: int
+    patch_size: int
+    native_size: int
+    min_size: int
+    max_size: int
+    size_multiple: int
+    max_text_tokens: int
+    outputs: list[str]
+    zero_shot: dict[str, str] = Field(description="What segmentation uses where not told.")
+    runtime: str
+    precision: str
+    limits: dict[str, int] = Field(description="What one request may hold.")
+    scores: list[dict[str, Any]]
+    licence: str
+
+
+class ModelList(BaseModel):
+    """All served models, the default one first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    live: Literal[True] = True
+
+
+class Ready(BaseModel):
+    """The server takes requests."""
+
+    ready: Literal[True] = True
+
+
+def model_card(info: ModelInfo) -> ModelCard:
+    """What is told about a served model."""
+    manifest = info.manifest
+    return ModelCard(
+        id=manifest.name,
+        runtime=info.runtime,
+        precision=info.precision,
+        limits={name: getattr(info.limits, name) for name in info.limits.__slots__},
+        scores=info.scores(),
+        zero_shot=manifest.zero_shot.model_dump(),
+        **{name: getattr(manifest, name) for name in MANIFEST_FIELDS},
+    )

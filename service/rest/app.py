@@ -1,0 +1,53 @@
+"""Puts the REST skin together: routes, errors, documentation, and the call around every request."""
+
+from functools import cache
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import HTTPException
+from fastapi.responses import HTMLResponse
+
+from service.data_plane import DataPlane
+from service.errors import ServiceError
+from service.observability import Metrics
+from service.rest.connection import CallMiddleware
+from service.rest.docs import docs_page
+from service.rest.errors import (
+    ClientLeft,
+    on_client_left,
+    on_http_exception,
+    on_service_error,
+    on_unexpected,
+)
+from service.rest.openapi import add_schemas
+from service.rest.routes import build_router
+
+DESCRIPTION = "Pictures and words in; embeddings of pictures, patches and texts, and masks out."
+
+
+def build_app(plane: DataPlane, metrics: Metrics, *, timeout_s: float) -> CallMiddleware:
+    """The ASGI application."""
+    app = FastAPI(
+        title="tipserve", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None
+    )
+    app.include_router(build_router(plane))
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(ClientLeft, on_client_left)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_unexpected)
+    generate = app.openapi
+
+    @cache
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        add_schemas(document)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the framework's own way to extend it
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(openapi()))
+
+    max_body_bytes = plane.limits.max_request_bytes
+    return CallMiddleware(app, metrics, timeout_s=timeout_s, max_body_bytes=max_body_bytes)

@@ -1,0 +1,141 @@
+"""The connection under a request: its call, its limits, and what happens when the caller leaves."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+
+from service.call import Call, accept_request_id, current_call
+from service.errors import InvalidRequest, RequestTooLarge, ServiceError
+from service.observability import Metrics
+from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+T = TypeVar("T")
+
+QUIET_ROUTES = "/v2/health/"
+
+logger = logging.getLogger(__name__)
+
+
+class CallMiddleware:
+    """Outermost: gives every request its call, counts and logs it, and bounds its body."""
+
+    def __init__(
+        self, app: FastAPI, metrics: Metrics, *, timeout_s: float, max_body_bytes: int
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        started = time.monotonic()
+        request_id = accept_request_id(headers.get(b"x-request-id"))
+        call = Call(request_id=request_id, deadline=started + self._timeout_s)
+        current_call.set(call)
+        status = 0
+
+        async def send_with_call(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_call_headers(call)]
+            await send(message)
+
+        try:
+            try:
+                self._apply_limits(call, headers, started)
+                await self._app(scope, self._bounded(receive), send_with_call)
+            except ServiceError as error:
+                await error_response(error)(scope, receive, send_with_call)
+        except Exception:
+            # Answered and logged by the app's own handler, which raises it again for servers.
+            if not status:
+                raise
+        finally:
+            self._record(scope, status or CLIENT_LEFT, call, time.monotonic() - started)
+
+    def _apply_limits(self, call: Call, headers: dict[bytes, str], started: float) -> None:
+        timeout_ms = headers.get(b"x-request-timeout-ms")
+        if timeout_ms is not None:
+            if not (timeout_ms.isascii() and timeout_ms.isdigit() and int(timeout_ms) > 0):
+                raise InvalidRequest(
+                    "X-Request-Timeout-Ms is a whole number of milliseconds, at least 1.",
+                    param="X-Request-Timeout-Ms",
+                )
+            call.deadline = started + min(self._timeout_s, int(timeout_ms) / 1000)
+        length = headers.get(b"content-length", "")
+        if length.isascii() and length.isdigit() and int(length) > self._max_body_bytes:
+            raise self._too_large()
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Count the bytes that come, whatever the header said."""
+        num_bytes = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_body_bytes:
+                raise self._too_large()
+            return message
+
+        return receive_bounded
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"The body is larger than {self._max_body_bytes} bytes.")
+
+    def _record(self, scope: Scope, status: int, call: Call, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        method = f"{scope['method']} {route}" if route != "other" else route
+        self._metrics.requests.labels(method, str(status)).inc()
+        self._metrics.duration.labels(method).observe(seconds)
+        level = logging.DEBUG if route.startswith(QUIET_ROUTES) else logging.INFO
+        fields: dict[str, Any] = {"method": method, "code": status, "seconds": round(seconds, 6)}
+        fields |= {f"{name}_s": round(value, 6) for name, value in call.stages.items()}
+        logger.log(level, "answered", extra={"fields": fields})
+
+
+async def until_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, and cancel it as soon as the caller closes the connection.
+
+    Call it after the body was read.
+
+    Raises:
+        ClientLeft: The caller closed the connection first.
+    """
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeft
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()
+        await asyncio.gather(task, left, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-request-id", call.request_id.encode("ascii"))]
+    if call.stages:
+        headers.append((b"server-timing", call.server_timing().encode("ascii")))
+    return headers

@@ -1,0 +1,99 @@
+"""The one table from error kinds to HTTP, and the one body that all errors share."""
+
+import logging
+import math
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import HTTPException
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from service.call import current_call
+from service.errors import ErrorKind, InvalidRequest, ServiceError, internal_error
+
+STATUS: dict[ErrorKind, int] = {
+    ErrorKind.INVALID: 422,
+    ErrorKind.UNSUPPORTED_MEDIA: 415,
+    ErrorKind.NOT_ACCEPTABLE: 406,
+    ErrorKind.TOO_LARGE: 413,
+    ErrorKind.NOT_FOUND: 404,
+    ErrorKind.OVERLOADED: 429,
+    ErrorKind.UNAVAILABLE: 503,
+    ErrorKind.DEADLINE: 504,
+    ErrorKind.INTERNAL: 500,
+}
+# What nobody reads: the caller has closed the connection.
+CLIENT_LEFT = 499
+
+logger = logging.getLogger(__name__)
+
+
+class ClientLeft(Exception):
+    """The caller closed the connection before the answer."""
+
+
+def error_response(error: ServiceError) -> Response:
+    """An error as the caller sees it."""
+    if error.kind is ErrorKind.INTERNAL:
+        error = internal_error(current_call.get().request_id)
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    body = {
+        "message": error.message,
+        "type": error.kind.value,
+        "code": error.code,
+        "param": error.param,
+    }
+    return JSONResponse({"error": body}, STATUS[error.kind], headers)
+
+
+async def on_service_error(request: Request, error: Exception) -> Response:
+    """Answer an error that we raised ourselves."""
+    assert isinstance(error, ServiceError)
+    if error.kind is ErrorKind.INTERNAL:
+        logger.error("internal error", exc_info=error)
+    return error_response(error)
+
+
+async def on_unexpected(request: Request, error: Exception) -> Response:
+    """Answer anything else: an id for the caller, everything else for the log."""
+    logger.error("unexpected error", exc_info=error)
+    return error_response(internal_error(current_call.get().request_id))
+
+
+async def on_client_left(request: Request, error: Exception) -> Response:
+    """Nobody is there to read it; the status is for log and metrics."""
+    return Response(status_code=CLIENT_LEFT)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer the framework's own errors, such as an unknown route, in the one body."""
+    assert isinstance(error, HTTPException)
+    code = "method_not_allowed" if error.status_code == 405 else "route_not_found"
+    kind = ErrorKind.NOT_FOUND if error.status_code == 404 else ErrorKind.INVALID
+    body = {"message": str(error.detail), "type": kind.value, "code": code, "param": None}
+    return JSONResponse({"error": body}, error.status_code, error.headers)
+
+
+def invalid_fields(error: ValidationError) -> InvalidRequest:
+    """The first of the fields that do not fit, by its path, such as `classes[1].prompts`."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    param = field_path(first["loc"]) or None
+    code = {"extra_forbidden": "unknown_field", "json_invalid": "invalid_json"}.get(
+        first["type"], "invalid_field"
+    )
+    text = "This field is not known." if code == "unknown_field" else f"{first['msg']}."
+    return InvalidRequest(f"{param or 'body'}: {text}", code=code, param=param)
+
+
+def field_path(location: tuple[Any, ...]) -> str:
+    """A pydantic location as a path; the tags of unions, in angle brackets, are left out."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not part.startswith("<"):
+            path += f".{part}" if path else part
+    return path

@@ -1,0 +1,178 @@
+"""Reads the pictures and options of a request: raw body, multipart, or JSON."""
+
+import base64
+import binascii
+from collections.abc import Iterable
+from functools import partial
+from typing import Final, TypeVar, cast
+
+from fastapi import Request
+from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+
+from service.data_plane import DataPlane
+from service.errors import InvalidRequest, UnsupportedMedia
+from service.rest.errors import invalid_fields
+from service.rest.schemas import ImageBody, ImageOptions, Options, Schema
+
+OptionsT = TypeVar("OptionsT", bound=ImageOptions)
+OptionT = TypeVar("OptionT", bound=Options)
+SchemaT = TypeVar("SchemaT", bound=Schema)
+
+IMAGE_FIELDS: Final = ("image", "images")
+MAX_FORM_FIELDS: Final = 1000
+READ_HERE: Final = "image/*, multipart/form-data and application/json"
+
+Pairs = list[tuple[str, str]]
+
+
+async def read_images(
+    request: Request, plane: DataPlane, options_type: type[OptionsT], body_type: type[ImageBody]
+) -> tuple[OptionsT, tuple[bytes, ...]]:
+    """Options and encoded pictures, however they are sent.
+
+    Args:
+        request: Its body is read here.
+        plane: In whose pool bodies are parsed.
+        options_type: What query and form fields may say.
+        body_type: The same with pictures, for JSON; a subclass of `options_type` too.
+
+    Raises:
+        InvalidRequest: A field is wrong or unknown, or there is no picture.
+        UnsupportedMedia: The body is none of the three.
+    """
+    content_type = request.headers.get("content-type", "")
+    media = content_type.partition(";")[0].strip().lower()
+    query = request.query_params.multi_items()
+    if media.startswith("image/"):
+        data = await request.body()
+        return parse_pairs(options_type, query), (data,)
+    if media == "multipart/form-data":
+        raw = await request.body()
+        pairs, images = await plane.offload(partial(parse_form, raw, content_type))
+        return parse_pairs(options_type, [*query, *pairs]), images
+    if media == "application/json":
+        body = await read_json(request, plane, body_type)
+        images = await plane.offload(partial(decode_images, body))
+        return cast("OptionsT", body), images
+    raise UnsupportedMedia(
+        f"Content-Type {media or '(none)'} is not read here; {READ_HERE} are. "
+        "With curl: -H 'Content-Type: image/jpeg'.",
+        param="Content-Type",
+    )
+
+
+async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -> SchemaT:
+    """The JSON body; a query beside it is refused, for nobody would read it.
+
+    Raises:
+        InvalidRequest: A field is wrong or unknown, or the body is no JSON.
+        UnsupportedMedia: The body is of another type.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise UnsupportedMedia(
+            f"Content-Type {media or '(none)'} is not read here; application/json is.",
+            param="Content-Type",
+        )
+    for name in request.query_params:
+        raise InvalidRequest(
+            f"{name}: with a JSON body, write it there and not in the query.",
+            code="unknown_field",
+            param=name,
+        )
+    raw = await request.body()
+    try:
+        return await plane.offload(partial(schema.model_validate_json, raw, strict=True))
+    except ValidationError as error:
+        raise invalid_fields(error) from None
+
+
+def parse_pairs(options_type: type[OptionT], pairs: Iterable[tuple[str, str]]) -> OptionT:
+    """Query or form fields as options; lists of names may be written with commas.
+
+    Raises:
+        InvalidRequest: A field is wrong, unknown, or given twice.
+    """
+    values: dict[str, str | list[str]] = {}
+    for name, text in pairs:
+        known = values.get(name)
+        if name in options_type.comma_lists or name in options_type.plain_lists:
+            items = text.split(",") if name in options_type.comma_lists else [text]
+            values[name] = [*(known or []), *(item.strip() for item in items)]
+        elif known is not None:
+            raise InvalidRequest(f"{name} is given twice.", param=name)
+        else:
+            values[name] = text
+    try:
+        return options_type.model_validate(values)
+    except ValidationError as error:
+        raise invalid_fields(error) from None
+
+
+def parse_form(raw: bytes, content_type: str) -> tuple[Pairs, tuple[bytes, ...]]:
+    """Fields and pictures of a multipart body, in memory: its size is bounded already.
+
+    Raises:
+        InvalidRequest: The body is not what its header says.
+    """
+    pairs: Pairs = []
+    images: list[bytes] = []
+
+    def on_field(field: Field) -> None:
+        pairs.append(((field.field_name or b"").decode(), (field.value or b"").decode()))
+
+    def on_file(file: File) -> None:
+        name = (file.field_name or b"").decode()
+        if name not in IMAGE_FIELDS:
+            raise InvalidRequest(
+                f"{name}: pictures come in the fields image or images.",
+                code="unknown_field",
+                param=name,
+            )
+        file.file_object.seek(0)
+        images.append(file.file_object.read())
+        file.close()
+
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    try:
+        parser = FormParser(
+            "multipart/form-data",
+            on_field,
+            on_file,
+            boundary=boundary,
+            config={"MAX_MEMORY_FILE_SIZE": len(raw) + 1, "MAX_FIELDS": MAX_FORM_FIELDS},
+        )
+        parser.write(raw)
+        parser.finalize()
+    except (FormParserError, UnicodeDecodeError) as error:
+        raise InvalidRequest("The multipart body is malformed.", code="invalid_body") from error
+    return pairs, tuple(images)
+
+
+def decode_images(body: ImageBody) -> tuple[bytes, ...]:
+    """The pictures of a JSON body.
+
+    Raises:
+        InvalidRequest: Both or neither of `image` and `images`, or something that is no base64.
+    """
+    if (body.image is None) == (body.images is None):
+        raise InvalidRequest("Give either image or images.", code="invalid_field", param="images")
+    texts = body.images if body.images is not None else [body.image or ""]
+    return tuple(_decode_base64(text, f"images[{i}]") for i, text in enumerate(texts))
+
+
+def _decode_base64(text: str, param: str) -> bytes:
+    if text.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not head.endswith(";base64"):
+            raise InvalidRequest(
+                f"{param}: a data URI needs ;base64.", code="invalid_base64", param=param
+            )
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(
+            f"{param} is neither base64 nor a data URI.", code="invalid_base64", param=param
+        ) from error

@@ -1,0 +1,122 @@
+"""What the routes that read their bodies themselves tell about them in the OpenAPI document."""
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.rest.answer_schemas import (
+    EmbedImagesAnswer,
+    EmbedTextsAnswer,
+    ErrorBody,
+    SegmentImagesAnswer,
+)
+from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
+from service.rest.schemas import (
+    EmbedImagesBody,
+    EmbedImagesOptions,
+    EmbedTextsBody,
+    Options,
+    SegmentImagesBody,
+    SegmentImagesOptions,
+)
+
+Mode = Literal["validation", "serialization"]
+
+REF: Final = "#/components/schemas/{model}"
+BODIES: Final = (EmbedImagesBody, SegmentImagesBody, EmbedTextsBody)
+ANSWERS: Final = (EmbedImagesAnswer, SegmentImagesAnswer, EmbedTextsAnswer)
+BINARY: Final = {"type": "string", "format": "binary"}
+
+STATUS_TEXT: Final = {
+    404: "No model of that name is served.",
+    406: "The answer cannot be written in an accepted media type.",
+    413: "The body or a list in it is too large.",
+    415: "The body's media type is not read here.",
+    422: "A field is wrong or unknown, or a picture cannot be read; `param` has the item's index.",
+    429: "The queue is full; come back after `Retry-After` seconds.",
+    500: "Ours; the message has an id to look up.",
+    503: "Starting or draining; come back after `Retry-After` seconds.",
+    504: "The deadline passed.",
+}
+RETRY_HEADER: Final = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"description": text, "model": ErrorBody}
+    | ({"headers": RETRY_HEADER} if status in {429, 503} else {})
+    for status, text in STATUS_TEXT.items()
+}
+TIMEOUT_HEADER: Final = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds after which the answer is of no use.",
+    "schema": {"type": "integer", "minimum": 1},
+}
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": REF.format(model=model.__name__)}
+
+
+def _responses(answer: type[BaseModel], *binary: str) -> dict[int | str, dict[str, Any]]:
+    content: dict[str, Any] = {JSON: {"schema": _ref(answer)}}
+    content |= {media: {"schema": BINARY} for media in binary}
+    return {200: {"description": "In the media type that `Accept` asks for.", "content": content}}
+
+
+def _parameters(options: type[Options]) -> list[dict[str, Any]]:
+    """The fields as query parameters, for a raw body or beside a form."""
+    properties = options.model_json_schema(ref_template=REF)["properties"]
+    parameters: list[dict[str, Any]] = []
+    for name, schema in properties.items():
+        is_list = name in options.comma_lists
+        text = schema.pop("description", "")
+        plain = {"type": "array", "items": {"type": "string"}} if is_list else schema
+        style = {"style": "form", "explode": False} if is_list else {}
+        parameters.append(
+            {"name": name, "in": "query", "required": False, "description": text, "schema": plain}
+            | style
+        )
+    return [*parameters, TIMEOUT_HEADER]
+
+
+def _image_body(body: type[BaseModel]) -> dict[str, Any]:
+    form = {"type": "object", "properties": {"images": {"type": "array", "items": BINARY}}}
+    content = {
+        "image/*": {"schema": BINARY},
+        JSON: {"schema": _ref(body)},
+        "multipart/form-data": {"schema": form},
+    }
+    text = "One encoded picture as it is, with the options in the query; or a form; or JSON."
+    return {"required": True, "description": text, "content": content}
+
+
+EMBED_IMAGES: Final[dict[str, Any]] = {
+    "responses": _responses(EmbedImagesAnswer, NPY, SAFETENSORS) | ERRORS,
+    "openapi_extra": {
+        "requestBody": _image_body(EmbedImagesBody),
+        "parameters": _parameters(EmbedImagesOptions),
+    },
+}
+SEGMENT_IMAGES: Final[dict[str, Any]] = {
+    "responses": _responses(SegmentImagesAnswer, NPY, SAFETENSORS, PNG) | ERRORS,
+    "openapi_extra": {
+        "requestBody": _image_body(SegmentImagesBody),
+        "parameters": _parameters(SegmentImagesOptions),
+    },
+}
+EMBED_TEXTS: Final[dict[str, Any]] = {
+    "responses": _responses(EmbedTextsAnswer, NPY, SAFETENSORS) | ERRORS,
+    "openapi_extra": {
+        "requestBody": {"required": True, "content": {JSON: {"schema": _ref(EmbedTextsBody)}}},
+        "parameters": [TIMEOUT_HEADER],
+    },
+}
+
+
+def add_schemas(document: dict[str, Any]) -> None:
+    """Put the schemas that only our own `$ref`s name into the document's components."""
+    models: list[tuple[type[BaseModel], Mode]] = [(model, "validation") for model in BODIES]
+    models += [(model, "serialization") for model in ANSWERS]
+    _, definitions = models_json_schema(models, ref_template=REF)
+    document["components"]["schemas"] |= definitions["$defs"]

@@ -1,0 +1,117 @@
+"""The routes: read, ask the data plane, write. Nothing is decided here."""
+
+from collections.abc import Callable
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from service.admission import UNAVAILABLE_RETRY_S
+from service.call import current_call
+from service.data_plane import DataPlane
+from service.errors import Unavailable
+from service.rest.answer_schemas import Live, ModelCard, ModelList, Ready, model_card
+from service.rest.answers import (
+    check_embed_media,
+    check_segment_media,
+    write_image_embeddings,
+    write_overlay,
+    write_segmentations,
+    write_text_embeddings,
+)
+from service.rest.connection import until_left
+from service.rest.image_input import read_images, read_json
+from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS, choose_media
+from service.rest.openapi import EMBED_IMAGES, EMBED_TEXTS, ERRORS, SEGMENT_IMAGES
+from service.rest.schemas import (
+    EmbedImagesBody,
+    EmbedImagesOptions,
+    EmbedTextsBody,
+    SegmentImagesBody,
+    SegmentImagesOptions,
+)
+
+ARRAYS = (JSON, NPY, SAFETENSORS)
+
+
+def build_router(plane: DataPlane) -> APIRouter:
+    """All routes over one data plane."""
+    router = APIRouter()
+    _add_images(router, plane)
+    _add_texts(router, plane)
+    _add_models(router, plane)
+    _add_health(router, plane)
+    return router
+
+
+def _add_images(router: APIRouter, plane: DataPlane) -> None:
+    @router.post("/v1/images:embed", tags=["images"], **EMBED_IMAGES)
+    async def embed_images(request: Request) -> Response:
+        """Global embeddings of pictures, and one embedding for each patch."""
+        plane.admission.check()
+        media = choose_media(request.headers.get("accept"), ARRAYS)
+        options, images = await read_images(request, plane, EmbedImagesOptions, EmbedImagesBody)
+        check_embed_media(media, options)
+        message = options.to_message(images)
+        answer = await until_left(request, plane.embed_images(message, current_call.get()))
+        return await _respond(plane, media, partial(write_image_embeddings, answer, media, options))
+
+    @router.post("/v1/images:segment", tags=["images"], **SEGMENT_IMAGES)
+    async def segment_images(request: Request) -> Response:
+        """Masks of named things: k where the k-th class is, 0 for background."""
+        plane.admission.check()
+        media = choose_media(request.headers.get("accept"), (*ARRAYS, PNG))
+        options, images = await read_images(request, plane, SegmentImagesOptions, SegmentImagesBody)
+        check_segment_media(media, options, len(images))
+        message = options.to_message(images)
+        answer = await until_left(request, plane.segment_images(message, current_call.get()))
+        if options.format == "overlay":
+            write = partial(write_overlay, answer, images[0], plane.image_limits)
+        else:
+            write = partial(write_segmentations, answer, media, options)
+        return await _respond(plane, media, write)
+
+
+def _add_texts(router: APIRouter, plane: DataPlane) -> None:
+    @router.post("/v1/texts:embed", tags=["texts"], **EMBED_TEXTS)
+    async def embed_texts(request: Request) -> Response:
+        """Embeddings of texts, averaged over prompt templates where asked for."""
+        plane.admission.check()
+        media = choose_media(request.headers.get("accept"), ARRAYS)
+        body = await read_json(request, plane, EmbedTextsBody)
+        message = body.to_message()
+        answer = await until_left(request, plane.embed_texts(message, current_call.get()))
+        write = partial(write_text_embeddings, answer, media, body.encoding)
+        return await _respond(plane, media, write)
+
+
+def _add_models(router: APIRouter, plane: DataPlane) -> None:
+    @router.get("/v1/models", tags=["models"], responses=ERRORS)
+    async def list_models() -> ModelList:
+        """What is served, the default model first."""
+        return ModelList(data=[model_card(info) for info in plane.list_models()])
+
+    @router.get("/v1/models/{model_id}", tags=["models"], responses=ERRORS)
+    async def get_model(model_id: str) -> ModelCard:
+        """One served model: sizes, outputs, runtime, limits and scores."""
+        return model_card(plane.get_model(model_id))
+
+
+def _add_health(router: APIRouter, plane: DataPlane) -> None:
+    @router.get("/v2/health/live", tags=["health"])
+    async def live() -> Live:
+        """Whether the process answers."""
+        return Live()
+
+    @router.get("/v2/health/ready", tags=["health"], responses=ERRORS)
+    async def ready() -> Ready:
+        """Whether requests are taken: after the warm-up and before the drain."""
+        if not plane.admission.is_open:
+            state = plane.admission.state.value
+            raise Unavailable(f"The server is {state}.", retry_after_s=UNAVAILABLE_RETRY_S)
+        return Ready()
+
+
+async def _respond(plane: DataPlane, media: str, write: Callable[[], bytes]) -> Response:
+    with current_call.get().stage("post"):
+        content = await plane.offload(write)
+    return Response(content, media_type=media)

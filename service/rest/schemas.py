@@ -1,0 +1,211 @@
+"""What REST requests may say, as pydantic models that turn into messages.
+
+Defaults are quoted from the message classes. A field that is not listed is an error.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from model.preprocess import Fit
+from service.messages import (
+    IMAGE_OUTPUTS,
+    TEXT_TEMPLATES,
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    Features,
+    SegmentClass,
+    SegmentImagesRequest,
+    TemplateSet,
+)
+
+Encoding = Literal["list", "base64"]
+PictureFormat = Literal["mask", "overlay"]
+
+# Tags in angle brackets are left out of the paths that errors name.
+NAME_TAG, CLASS_TAG, SET_TAG, OWN_TAG = "<name>", "<class>", "<set>", "<own>"
+TEMPLATE_SETS = ("none", "tcl")
+
+
+class Schema(BaseModel):
+    """Base of everything that comes in: values do not change, unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassBody(Schema):
+    """A class with several prompts."""
+
+    name: Annotated[str, Field(description="Name in the answer.")]
+    prompts: Annotated[
+        list[str], Field(description="Texts that mean this class; averaged. Empty: the name.")
+    ] = []
+
+
+def _one_known_name(value: object) -> object:
+    """`templates=tcl` in a query arrives as a list of one."""
+    if isinstance(value, list) and len(value) == 1 and value[0] in TEMPLATE_SETS:
+        return value[0]
+    return value
+
+
+NamedClass = Annotated[
+    Annotated[str, Tag(NAME_TAG)] | Annotated[ClassBody, Tag(CLASS_TAG)],
+    Discriminator(lambda value: NAME_TAG if isinstance(value, str) else CLASS_TAG),
+]
+Templates = Annotated[
+    Annotated[
+        Annotated[TemplateSet, Tag(SET_TAG)] | Annotated[list[str], Tag(OWN_TAG)],
+        Discriminator(lambda value: SET_TAG if isinstance(value, str) else OWN_TAG),
+    ],
+    BeforeValidator(_one_known_name),
+]
+TEMPLATES_TEXT = (
+    "Prompts into which each text is put: `none`, `tcl`, or a list of your own, each with one `{}`."
+)
+
+
+class Options(Schema):
+    """What may stand in a query, in form fields or in a JSON body alike."""
+
+    comma_lists: ClassVar[frozenset[str]] = frozenset()
+    plain_lists: ClassVar[frozenset[str]] = frozenset({"templates"})
+
+    model: Annotated[str | None, Field(description="A served model. Default: the first.")] = None
+    encoding: Annotated[
+        Encoding,
+        Field(description="Arrays in JSON: nested lists, or base64 with dtype and shape."),
+    ] = "list"
+
+
+class ImageOptions(Options):
+    """What all methods on pictures may be told."""
+
+    resolution: Annotated[
+        int | None,
+        Field(description="Short side in pixels as the model sees it. Default: its native size."),
+    ] = None
+
+
+class EmbedImagesOptions(ImageOptions):
+    """How to embed pictures."""
+
+    comma_lists = frozenset({"outputs"})
+
+    outputs: Annotated[
+        list[str],
+        Field(
+            description="What to send.",
+            json_schema_extra={"items": {"type": "string", "enum": list(IMAGE_OUTPUTS)}},
+        ),
+    ] = list(EmbedImagesRequest.outputs)
+    normalize: Annotated[bool, Field(description="Whether every embedding has unit length.")] = (
+        EmbedImagesRequest.normalize
+    )
+    fit: Annotated[Fit, Field(description="`squash` to a square, or keep the `aspect` ratio.")] = (
+        EmbedImagesRequest.fit
+    )
+
+    def to_message(self, images: tuple[bytes, ...]) -> EmbedImagesRequest:
+        """The request for the data plane."""
+        return EmbedImagesRequest(
+            images=images,
+            model=self.model,
+            outputs=tuple(self.outputs),
+            normalize=self.normalize,
+            resolution=self.resolution,
+            fit=self.fit,
+        )
+
+
+class SegmentImagesOptions(ImageOptions):
+    """What to find in pictures, and how."""
+
+    comma_lists = frozenset({"classes", "background_classes"})
+
+    classes: Annotated[
+        list[NamedClass],
+        Field(description="Names, or names with several prompts. The k-th is k in the mask."),
+    ] = []
+    background_classes: Annotated[
+        list[NamedClass], Field(description="Things that count as background, 0 in the mask.")
+    ] = []
+    background_threshold: Annotated[
+        float | None, Field(description="Cosine under which a pixel is background.")
+    ] = None
+    templates: Annotated[
+        Templates | None, Field(description=TEMPLATES_TEXT + " Default: the model's choice.")
+    ] = None
+    features: Annotated[
+        Features | None, Field(description="Which embeddings. Default: the model's choice.")
+    ] = None
+    fit: Annotated[Fit, Field(description="`squash` to a square, or keep the `aspect` ratio.")] = (
+        SegmentImagesRequest.fit
+    )
+    include_scores: Annotated[
+        bool, Field(description="Whether the winner's cosine is sent for every pixel.")
+    ] = SegmentImagesRequest.include_scores
+    format: Annotated[
+        PictureFormat, Field(description="As PNG: the mask alone, or laid over the picture.")
+    ] = "mask"
+
+    def to_message(self, images: tuple[bytes, ...]) -> SegmentImagesRequest:
+        """The request for the data plane."""
+        return SegmentImagesRequest(
+            images=images,
+            classes=tuple(map(_to_class, self.classes)),
+            model=self.model,
+            templates=None if self.templates is None else _to_templates(self.templates),
+            features=self.features,
+            resolution=self.resolution,
+            fit=self.fit,
+            background_threshold=self.background_threshold,
+            background_classes=tuple(map(_to_class, self.background_classes)),
+            include_scores=self.include_scores,
+        )
+
+
+class ImageBody(Schema):
+    """The pictures of a JSON body: one, or several."""
+
+    image: Annotated[
+        str | None, Field(description="One picture: base64, or a `data:` URI with base64.")
+    ] = None
+    images: Annotated[list[str] | None, Field(description="Several pictures.")] = None
+
+
+class EmbedImagesBody(EmbedImagesOptions, ImageBody):
+    """Pictures to embed."""
+
+
+class SegmentImagesBody(SegmentImagesOptions, ImageBody):
+    """Pictures and what to find in them."""
+
+
+class EmbedTextsBody(Options):
+    """Texts to embed."""
+
+    texts: Annotated[list[str], Field(description="At least one, none blank.")]
+    templates: Annotated[Templates, Field(description=TEMPLATES_TEXT)] = TEXT_TEMPLATES
+    normalize: Annotated[bool, Field(description="Whether every embedding has unit length.")] = (
+        EmbedTextsRequest.normalize
+    )
+
+    def to_message(self) -> EmbedTextsRequest:
+        """The request for the data plane."""
+        return EmbedTextsRequest(
+            texts=tuple(self.texts),
+            model=self.model,
+            templates=_to_templates(self.templates),
+            normalize=self.normalize,
+        )
+
+
+def _to_class(value: str | ClassBody) -> SegmentClass:
+    if isinstance(value, str):
+        return SegmentClass(name=value)
+    return SegmentClass(name=value.name, prompts=tuple(value.prompts))
+
+
+def _to_templates(value: TemplateSet | list[str]) -> TemplateSet | tuple[str, ...]:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,135 @@
+"""One model at work: its lanes, its tokenizer and its text cache behind two coroutines.
+
+Shape legend: H W pixels, L tokens, D width.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.package import Manifest
+from model.text import TextTokenizer
+from service.batch_queue import Bucket, Completed, WorkItem
+from service.batching import Batcher
+from service.call import Call
+from service.errors import InvalidRequest
+from service.lane import TEXT_OUTPUT, Lane
+from service.messages import ModelInfo
+from service.text_cache import TextCache
+from service.validation import PromptGroup
+from service.waiting import wait_all
+
+# Texts share a batch when their lengths round up to the same multiple of this many tokens.
+TOKENS_STEP: Final = 8
+
+Embeddings = Mapping[str, NDArray[np.float32]]
+
+
+class ServedModel:
+    """A model that answers. Its coroutines may run on any event loop."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        *,
+        tokenizer: TextTokenizer,
+        batcher: Batcher,
+        lanes: Sequence[Lane],
+        cache: TextCache,
+    ) -> None:
+        self.info = info
+        self._tokenizer = tokenizer
+        self._batcher = batcher
+        self._lanes = lanes
+        self._cache = cache
+
+    def close(self, timeout_s: float) -> None:
+        """Answer what still waits, let running batches end, and free the runtimes."""
+        if self._batcher.stop(timeout_s):
+            for lane in self._lanes:
+                lane.runtime.close()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the package says about the model."""
+        return self.info.manifest
+
+    def num_patches(self, size_hw: tuple[int, int]) -> int:
+        """Patches of a picture of this size, which is its cost."""
+        return size_hw[0] * size_hw[1] // self.manifest.patch_size**2
+
+    def find_cached(self, groups: Sequence[PromptGroup]) -> dict[str, NDArray[np.float32]]:
+        """Raw embeddings [D] of those prompts that are in the cache."""
+        return self._cache.find(prompt for group in groups for prompt in group.prompts)
+
+    async def encode_images(
+        self, pixels: Sequence[NDArray[np.float32]], call: Call
+    ) -> list[Completed]:
+        """Raw embeddings of prepared pictures.
+
+        Args:
+            pixels: float32 [3, H, W] each.
+            call: Whose deadline bounds the wait.
+
+        Raises:
+            ServiceError: The deadline passed, the server stops, or a batch failed.
+        """
+        items = [
+            WorkItem(
+                bucket=Bucket("image", (p.shape[1], p.shape[2])),
+                cost=self.num_patches((p.shape[1], p.shape[2])),
+                payload=p,
+                deadline=call.deadline,
+            )
+            for p in pixels
+        ]
+        return await wait_all(map(asyncio.wrap_future, self._batcher.submit(items)))
+
+    async def encode_prompts(
+        self, missing: Mapping[str, str], call: Call, pool: Executor
+    ) -> tuple[Embeddings, list[Completed]]:
+        """Raw embeddings [D] of prompts, which are then kept in the cache.
+
+        Args:
+            missing: Each prompt once, with the field that an error in it is about.
+            call: Whose deadline bounds the wait.
+            pool: Where texts are tokenised.
+
+        Raises:
+            InvalidRequest: A prompt has no token.
+            ServiceError: The deadline passed, the server stops, or a batch failed.
+        """
+        if not missing:
+            return {}, []
+        loop = asyncio.get_running_loop()
+        rows = await loop.run_in_executor(pool, self._tokenize, missing)
+        items = [
+            WorkItem(bucket=_text_bucket(r), cost=len(r), payload=r, deadline=call.deadline)
+            for r in rows
+        ]
+        completed = await wait_all(map(asyncio.wrap_future, self._batcher.submit(items)))
+        outputs = (done.outputs[TEXT_OUTPUT] for done in completed)
+        embeddings = dict(zip(missing, outputs, strict=True))
+        self._cache.add(embeddings)
+        return embeddings, completed
+
+    def _tokenize(self, prompts: Mapping[str, str]) -> list[NDArray[np.int64]]:
+        rows: list[NDArray[np.int64]] = []
+        for prompt, param in prompts.items():
+            try:
+                rows.append(self._tokenizer.encode([prompt]).token_ids_BL[0])
+            except ValueError as error:
+                raise InvalidRequest(
+                    f"{param} holds nothing that the tokenizer knows.",
+                    code="blank_text",
+                    param=param,
+                ) from error
+        return rows
+
+
+def _text_bucket(row_L: NDArray[np.int64]) -> Bucket:
+    return Bucket("text", (-(-len(row_L) // TOKENS_STEP) * TOKENS_STEP,))

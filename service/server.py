@@ -1,0 +1,185 @@
+"""The whole program put together: model, data plane, REST, gRPC, metrics; start and drain.
+
+Order at the start: listen (not ready), load, warm up, ready. Order at the end: not ready, finish
+what is inside, close both transports, stop the lanes.
+"""
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from prometheus_client import start_http_server
+
+from service.admission import Admission
+from service.data_plane import DataPlane
+from service.grpc.server import GrpcServer
+from service.loading import load_model, num_lanes, request_limits
+from service.log import configure_logging
+from service.observability import Metrics
+from service.rest.app import build_app
+from service.served_model import ServedModel
+from service.settings import Settings
+
+# How long answers that are ready may still be written to slow readers.
+WRITE_GRACE_S = 5
+
+ModelLoader = Callable[[Settings, Metrics], ServedModel]
+
+logger = logging.getLogger(__name__)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, with signals left to `Server`: uvicorn itself would end the process by them."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+class Server:
+    """One process: builds the parts, runs them, and ends in order."""
+
+    def __init__(self, settings: Settings, load: ModelLoader = load_model) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.admission = Admission(settings.max_queue_patches, self.metrics)
+        self.pool = ThreadPoolExecutor(settings.pool_threads or num_lanes(settings), "pool")
+        self.plane = DataPlane(
+            self.admission,
+            self.metrics,
+            limits=request_limits(settings),
+            max_image_patches=settings.max_batch_patches,
+            pool=self.pool,
+        )
+        self.ports: dict[str, int] = {}
+        self._load = load
+        self._stop = asyncio.Event()
+        timeout_s = settings.request_timeout_s
+        self._http_socket = listen(settings.host, settings.http_port)
+        self._http = HttpServer(
+            uvicorn.Config(
+                build_app(self.plane, self.metrics, timeout_s=timeout_s),
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=WRITE_GRACE_S,
+            )
+        )
+        self._grpc = GrpcServer(
+            self.plane,
+            self.metrics,
+            host=settings.host,
+            port=settings.grpc_port,
+            timeout_s=timeout_s,
+        )
+        self._metrics_server, self._metrics_thread = start_http_server(
+            settings.metrics_port, settings.host, self.metrics.registry
+        )
+
+    def request_stop(self) -> None:
+        """Begin to drain; call it on the server's own loop."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until asked to stop, then drain.
+
+        Raises:
+            Exception: The model could not be loaded, or its warm-up failed.
+        """
+        http = asyncio.ensure_future(self._http.serve([self._http_socket]))
+        self._announce(self._grpc.start())
+        served: ServedModel | None = None
+        try:
+            served = await asyncio.to_thread(self._load, self.settings, self.metrics)
+            self.plane.add_model(served)
+            self.admission.open()
+            await asyncio.to_thread(self._grpc.set_serving)
+            logger.info("ready", extra={"fields": {"model": served.manifest.name, **self.ports}})
+            await self._stop.wait()
+        finally:
+            await self._drain(http)
+            if served is not None:
+                await asyncio.to_thread(served.close, WRITE_GRACE_S)
+            self._close()
+
+    def _announce(self, grpc_port: int) -> None:
+        self.ports = {
+            "http": self._http_socket.getsockname()[1],
+            "grpc": grpc_port,
+            "metrics": self._metrics_server.server_port,
+        }
+        logger.info("listening", extra={"fields": self.ports})
+        if self.settings.ports_file is not None:
+            write_ports(self.settings.ports_file, self.ports)
+
+    async def _drain(self, http: "asyncio.Future[None]") -> None:
+        self.admission.drain()
+        await asyncio.to_thread(self._grpc.begin_drain)
+        limit_s = self.settings.drain_timeout_s
+        if not await asyncio.to_thread(self.admission.wait_idle, limit_s):
+            logger.warning("requests were still inside when the drain ran out of time")
+        self._http.should_exit = True
+        await asyncio.gather(http, asyncio.to_thread(self._grpc.stop, WRITE_GRACE_S))
+
+    def _close(self) -> None:
+        self._metrics_server.shutdown()
+        self._metrics_server.server_close()
+        self._metrics_thread.join()
+        self.pool.shutdown()
+        logger.info("stopped")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 is chosen freely.
+
+    Raises:
+        OSError: The address cannot be taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def write_ports(path: Path, ports: dict[str, int]) -> None:
+    """Write the ports as JSON; the file appears at once or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(ports) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def main(settings: Settings) -> int:
+    """Run the server until SIGTERM or SIGINT.
+
+    Returns:
+        The exit status: 0 after a drain, 1 where the start failed.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(_run(settings))
+    except Exception as error:
+        logger.exception("the server could not go on: %s", error)
+        return 1
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    server = Server(settings)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        server.request_stop()
+        # A second signal ends the process at once, as it does by default.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await server.run()

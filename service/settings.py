@@ -1,0 +1,151 @@
+"""The server's settings, and the only reader of the environment.
+
+Every setting is a flag (`--http-port 0`) and a variable (`TIPSERVE_HTTP_PORT=0`); a flag wins. A
+flag or a `TIPSERVE_` variable that is not known is an error, so that no misspelling is ignored.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+PREFIX = "TIPSERVE_"
+# What Kubernetes sets in every pod beside a Service called tipserve; none of it is a setting.
+SERVICE_LINK = re.compile(
+    r"TIPSERVE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """REST, gRPC and metrics around one model."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        use_attribute_docstrings=True,
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    model: str = "bundled"
+    """Model to serve: `bundled`, or a folder with a model package."""
+    runtime: Literal["auto", "onnx", "openvino"] = "auto"
+    """What computes."""
+    lanes: Positive | None = None
+    """Batches computed side by side, each by a runtime of its own. Default: one for each CPU that
+    this process may use, at most 8."""
+    threads_per_lane: Positive = 1
+    """Threads of one runtime. Several lanes of one thread give more throughput than the reverse."""
+    pool_threads: Positive | None = None
+    """Threads that decode pictures and encode answers. Default: as many as lanes."""
+
+    host: str = "0.0.0.0"
+    """Address that all three ports listen on."""
+    http_port: Port = 8000
+    """REST. 0 takes a free port."""
+    grpc_port: Port = 8001
+    """gRPC. 0 takes a free port."""
+    metrics_port: Port = 8002
+    """Prometheus metrics. 0 takes a free port."""
+    ports_file: Path | None = None
+    """Where the ports that were taken are written as JSON, once all three listen."""
+
+    max_batch_images: Positive = 4
+    """Pictures of one batch. On a CPU larger batches give nothing."""
+    max_batch_patches: Positive = 4096
+    """Patches of one batch, and therefore of one picture as the model sees it."""
+    max_batch_texts: Positive = 64
+    """Texts of one batch."""
+    max_queue_patches: Positive = 65536
+    """Work that may be inside at once, in patches; more is refused with 429."""
+    text_cache_entries: Positive = 16384
+    """Embeddings of prompts that are kept."""
+
+    max_images_per_request: Positive = 32
+    """Pictures of one request."""
+    max_texts_per_request: Positive = 1024
+    """Texts, or prompts of classes, of one request."""
+    max_classes_per_request: Positive = 512
+    """Classes of one request, background classes included."""
+    max_image_bytes: Positive = 16 * 1024 * 1024
+    """Bytes of one encoded picture."""
+    max_image_pixels: Positive = 64_000_000
+    """Pixels of one picture, as its header declares them."""
+    max_request_bytes: Positive = 32 * 1024 * 1024
+    """Bytes of one request body or message."""
+    request_timeout_s: Seconds = 60.0
+    """Deadline of a request that brings none, and the longest that one may bring."""
+    drain_timeout_s: Seconds = 30.0
+    """How long a stopping server waits for what is inside."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe level that is logged."""
+    log_format: Literal["json", "text"] = "json"
+    """How a log line is written."""
+    show_config: bool = False
+    """Print every setting with its value and source, and stop."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.max_batch_patches > self.max_queue_patches:
+            raise ValueError(
+                "max_queue_patches must be at least max_batch_patches, or no batch ever fills; "
+                f"{self.max_queue_patches} is less than {self.max_batch_patches}"
+            )
+        if self.max_image_bytes > self.max_request_bytes:
+            raise ValueError("max_request_bytes must be at least max_image_bytes")
+        return self
+
+
+def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Read flags and variables.
+
+    Args:
+        arguments: The command line without the program's name.
+        environment: The process's own; pydantic-settings reads the same variables itself.
+
+    Raises:
+        ValueError: A variable that is not known, or a value that does not fit.
+        SystemExit: A flag that is not known, or `--help`.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = {n for n in environment if n.upper().startswith(PREFIX) and n.upper() not in known}
+    unknown = {name for name in unknown if not SERVICE_LINK.fullmatch(name)}
+    if unknown:
+        raise ValueError(
+            f"unknown variables {', '.join(sorted(unknown))}; `python -m service --help` lists all"
+        )
+    flags = CliSettingsSource[BaseSettings](
+        Settings, cli_parse_args=list(arguments), cli_use_class_docs_for_groups=True
+    )
+    return Settings(_cli_settings_source=flags)
+
+
+def describe_settings(
+    settings: Settings, arguments: Sequence[str], environment: Mapping[str, str]
+) -> str:
+    """One line for each setting: its value and whether flag, variable or default gave it."""
+    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+    variables = {name.upper() for name in environment}
+    lines = []
+    for name in Settings.model_fields:
+        kebab = name.replace("_", "-")
+        if flags & {f"--{kebab}", f"--no-{kebab}"}:
+            source = f"flag --{kebab}"
+        elif PREFIX + name.upper() in variables:
+            source = f"variable {PREFIX}{name.upper()}"
+        else:
+            source = "default"
+        lines.append(f"{name} = {getattr(settings, name)}  ({source})")
+    return "\n".join(lines)

@@ -1,0 +1,197 @@
+"""Checks of a request that both transports need, made once: counts, names, sizes. Pure functions.
+
+Every error names its field and, for an item of a list, its index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+from model.package import Manifest
+from model.text import TEMPLATES, fill
+from service.errors import InvalidRequest, RequestTooLarge
+from service.messages import (
+    IMAGE_OUTPUTS,
+    Features,
+    ImageOutput,
+    RequestLimits,
+    SegmentClass,
+    TemplateSet,
+)
+
+MAX_TEXT_CHARS: Final = 2000
+MAX_TEMPLATES: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptGroup:
+    """One text or class: its filled prompts, and the field that an error in them is about."""
+
+    param: str
+    prompts: tuple[str, ...]
+
+
+def check_images(images: Sequence[bytes], limits: RequestLimits) -> None:
+    """Refuse no pictures, and too many.
+
+    Raises:
+        InvalidRequest: There is none.
+        RequestTooLarge: There are more than the limit.
+    """
+    _check_count(len(images), limits.max_images, field="images", noun="picture")
+
+
+def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutput, ...]:
+    """The outputs asked for, each once.
+
+    Raises:
+        InvalidRequest: There is none, or one that the model does not have.
+    """
+    if not outputs:
+        raise InvalidRequest("outputs is empty; name one.", code="empty_list", param="outputs")
+    known = [name for name in IMAGE_OUTPUTS if name in manifest.outputs]
+    for index, name in enumerate(outputs):
+        if name not in known:
+            raise InvalidRequest(
+                f"outputs[{index}]: {manifest.name} has no output {name!r}; "
+                f"it has {', '.join(known)}.",
+                code="unknown_output",
+                param=f"outputs[{index}]",
+            )
+    return cast("tuple[ImageOutput, ...]", tuple(dict.fromkeys(outputs)))
+
+
+def check_resolution(resolution: int | None, manifest: Manifest) -> int:
+    """The resolution to use, in pixels.
+
+    Raises:
+        InvalidRequest: It is outside the model's range, or no multiple of its step.
+    """
+    if resolution is None:
+        return manifest.native_size
+    in_range = manifest.min_size <= resolution <= manifest.max_size
+    if not in_range or resolution % manifest.size_multiple:
+        raise InvalidRequest(
+            f"resolution must be a multiple of {manifest.size_multiple} from "
+            f"{manifest.min_size} to {manifest.max_size} for {manifest.name}, not {resolution}.",
+            param="resolution",
+        )
+    return resolution
+
+
+def check_features(features: Features | None, manifest: Manifest) -> Features:
+    """The patch embeddings to compare with classes.
+
+    Raises:
+        InvalidRequest: The model does not have them.
+    """
+    chosen = features or manifest.zero_shot.features
+    if chosen not in manifest.outputs:
+        raise InvalidRequest(
+            f"features: {manifest.name} has no output {chosen!r}.",
+            code="unknown_output",
+            param="features",
+        )
+    return chosen
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse what is no cosine.
+
+    Raises:
+        InvalidRequest: It is outside -1 to 1, or not a number.
+    """
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise InvalidRequest(
+            f"background_threshold is a cosine from -1 to 1, not {threshold}.",
+            param="background_threshold",
+        )
+
+
+def text_groups(
+    texts: Sequence[str], templates: TemplateSet | tuple[str, ...], limits: RequestLimits
+) -> list[PromptGroup]:
+    """The prompts of each text.
+
+    Raises:
+        InvalidRequest: No text, a blank or overlong one, or a template without exactly one `{}`.
+        RequestTooLarge: Too many texts.
+    """
+    _check_count(len(texts), limits.max_texts, field="texts", noun="text")
+    chosen = _check_templates(templates)
+    return [_group([text], f"texts[{i}]", chosen) for i, text in enumerate(texts)]
+
+
+def class_groups(
+    classes: Sequence[SegmentClass],
+    background: Sequence[SegmentClass],
+    templates: TemplateSet | tuple[str, ...],
+    limits: RequestLimits,
+) -> list[PromptGroup]:
+    """The prompts of each class, then of each background class.
+
+    Raises:
+        InvalidRequest: No class, a blank name or prompt, a name given twice, or a bad template.
+        RequestTooLarge: Too many classes or prompts.
+    """
+    total = len(classes) + len(background) if classes else 0
+    _check_count(total, limits.max_classes, field="classes", noun="class")
+    num_prompts = sum(max(1, len(c.prompts)) for c in (*classes, *background))
+    _check_count(num_prompts, limits.max_texts, field="classes", noun="prompt")
+    chosen = _check_templates(templates)
+    groups: list[PromptGroup] = []
+    seen: set[str] = set()
+    for field, members in (("classes", classes), ("background_classes", background)):
+        for index, member in enumerate(members):
+            param = f"{field}[{index}]"
+            _check_text(member.name, f"{param}.name")
+            if member.name in seen:
+                raise InvalidRequest(
+                    f"{param}: the class {member.name!r} is given twice.", param=f"{param}.name"
+                )
+            seen.add(member.name)
+            groups.append(_group(member.prompts or [member.name], param, chosen))
+    return groups
+
+
+def _group(texts: Sequence[str], param: str, templates: Sequence[str]) -> PromptGroup:
+    for index, text in enumerate(texts):
+        _check_text(text, param if len(texts) == 1 else f"{param}.prompts[{index}]")
+    prompts = [prompt for text in texts for prompt in fill(text, templates)]
+    return PromptGroup(param=param, prompts=tuple(prompts))
+
+
+def _check_text(text: str, param: str) -> None:
+    if not text.strip():
+        raise InvalidRequest(f"{param} is blank; give it a word.", code="blank_text", param=param)
+    if len(text) > MAX_TEXT_CHARS:
+        raise InvalidRequest(
+            f"{param} has {len(text)} characters; at most {MAX_TEXT_CHARS} are read.",
+            code="text_too_long",
+            param=param,
+        )
+
+
+def _check_templates(templates: TemplateSet | tuple[str, ...]) -> Sequence[str]:
+    if isinstance(templates, str):
+        return TEMPLATES[templates]
+    _check_count(len(templates), MAX_TEMPLATES, field="templates", noun="template")
+    for index, template in enumerate(templates):
+        param = f"templates[{index}]"
+        _check_text(template, param)
+        if template.count("{}") != 1:
+            raise InvalidRequest(f"{param} must hold {{}} exactly once.", param=param)
+    return templates
+
+
+def _check_count(count: int, limit: int, *, field: str, noun: str) -> None:
+    if count == 0:
+        raise InvalidRequest(
+            f"{field} is empty; give at least one {noun}.", code="empty_list", param=field
+        )
+    if count > limit:
+        raise RequestTooLarge(
+            f"{field}: {count} are too many; at most {limit} of kind {noun} are taken at once.",
+            code="too_many_items",
+            param=field,
+        )

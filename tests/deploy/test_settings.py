@@ -1,9 +1,16 @@
 """What the manifests say against what the service reads."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
 
+from service.admission import Admission
+from service.data_plane import DataPlane
+from service.loading import request_limits
+from service.observability import Metrics
+from service.rest.routes import build_router
 from service.settings import PREFIX, Settings
 
 Manifest = dict[str, Any]
@@ -32,6 +39,22 @@ def test_the_service_accepts_the_variables(
 def test_ports_are_the_defaults(container: Manifest, name: str) -> None:
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports[name] == Settings.model_fields[f"{name}_port"].default
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
+def test_probe_paths_are_routes(container: Manifest, probe: str) -> None:
+    metrics = Metrics()
+    with ThreadPoolExecutor(1) as pool:
+        plane = DataPlane(
+            Admission(1, metrics),
+            metrics,
+            limits=request_limits(Settings()),
+            max_image_patches=1,
+            pool=pool,
+        )
+        routes = [route for route in build_router(plane).routes if isinstance(route, APIRoute)]
+    paths = {route.path for route in routes if "GET" in (route.methods or ())}
+    assert container[probe]["httpGet"]["path"] in paths
 
 
 def test_the_service_answers_from_outside_its_container() -> None:

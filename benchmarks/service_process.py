@@ -1,7 +1,6 @@
 """Starts a service of its own on free ports, measures its CPU time, and stops it."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,11 +31,9 @@ class RunningService:
         return f"http://127.0.0.1:{self.http_port}"
 
     def cpu_s(self) -> float:
-        """CPU seconds that the process has used on all its threads, in steps of about 0.01."""
-        fields = (
-            Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        )
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """CPU seconds that the process has used so far, on all its threads."""
+        # Linux numbers another process's CPU clock so; see clock_getcpuclockid(3).
+        return time.clock_gettime(~self.pid << 3 | 2)
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels; 0 while it has none."""

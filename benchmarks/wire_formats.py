@@ -9,9 +9,11 @@ import base64
 import io
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from urllib.parse import urlencode
 
 import grpc
@@ -41,7 +43,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one form costs. Server time is what patches add to a request for CLS1 alone."""
+    """What one form costs. Server time is what patches add to a request for CLS1, in the median."""
 
     name: str
     num_bytes: int
@@ -69,8 +71,11 @@ def rest_fetch(
         url = f"{service.http_url}/v1/images:embed?{urlencode(options)}"
         headers = {"Content-Type": "image/png", "Accept": accept}
         request = urllib.request.Request(url, data=picture, headers=headers)
-        with urllib.request.urlopen(request) as answer:
-            body = answer.read()
+        try:
+            with urllib.request.urlopen(request) as answer:
+                body = answer.read()
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"the service refused: {error.read().decode()}") from error
         assert isinstance(body, bytes)
         return body
 
@@ -146,7 +151,10 @@ def measure(service: RunningService, form: Form, reference: Patches, repeats: in
     np.testing.assert_allclose(
         form.decode(body).reshape(reference.shape), reference, rtol=0, atol=1e-6
     )
-    server_ms = [cpu_ms(service, form, output, repeats) for output in ("cls1", "patches")]
+    cost_ms: dict[str, list[float]] = {"cls1": [], "patches": []}
+    for _ in range(repeats):
+        for output, samples in cost_ms.items():
+            samples.append(cpu_ms(service, form, output))
     started = time.process_time()
     for _ in range(repeats):
         form.decode(body)
@@ -154,18 +162,16 @@ def measure(service: RunningService, form: Form, reference: Patches, repeats: in
     return Row(
         name=form.name,
         num_bytes=len(body),
-        server_ms=server_ms[1] - server_ms[0],
+        server_ms=median(cost_ms["patches"]) - median(cost_ms["cls1"]),
         client_ms=client_ms,
     )
 
 
-def cpu_ms(service: RunningService, form: Form, output: str, repeats: int) -> float:
+def cpu_ms(service: RunningService, form: Form, output: str) -> float:
     """CPU milliseconds of the service for one request."""
-    form.fetch(output)
     before = service.cpu_s()
-    for _ in range(repeats):
-        form.fetch(output)
-    return 1000 * (service.cpu_s() - before) / repeats
+    form.fetch(output)
+    return 1000 * (service.cpu_s() - before)
 
 
 def print_table(rows: list[Row]) -> None:

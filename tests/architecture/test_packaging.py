@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOMS = ("service", "model", "training")
+SCRIPT_ROOMS = ("tests", "benchmarks")
 MAX_BUNDLED_BYTES = 40_000_000
 # The extras (beside the core dependencies) that each room may import from.
 EXTRAS_OF_ROOM = {
@@ -48,7 +49,7 @@ def third_party_roots(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module)
     roots = {".".join(n.split(".")[: 2 if n.startswith("google.") else 1]) for n in names}
-    return roots - set(sys.stdlib_module_names) - {*ROOMS, "benchmarks"}
+    return roots - set(sys.stdlib_module_names) - {*ROOMS, *SCRIPT_ROOMS}
 
 
 @pytest.mark.parametrize("room", sorted(EXTRAS_OF_ROOM))
@@ -73,7 +74,9 @@ def test_serving_declares_neither_torch_nor_transformers(project_root: Path) -> 
 
 def test_no_other_distribution_owns_our_names() -> None:
     providers = packages_distributions()
-    owners = {canonical(name) for room in ROOMS for name in providers.get(room, [])}
+    owners = {
+        canonical(name) for room in (*ROOMS, *SCRIPT_ROOMS) for name in providers.get(room, [])
+    }
     assert owners <= {"tipserve"}, f"uninstall what hides our packages: {owners}"
 
 

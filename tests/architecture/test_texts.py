@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from service.observability import Metrics
+
 # Spelt so that this file does not match itself.
 LOCAL_PATHS = re.compile(rb"(?<![\w.}])/(?:home|root|work|Users|mnt)/\w")
 REGISTRY_HOSTS = re.compile(
@@ -43,3 +45,17 @@ def test_scripts_are_executable(project_root: Path, project_files: list[Path]) -
 def test_file_names_say_what_is_inside(python_files: list[Path]) -> None:
     empty_words = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
     assert not [path for path in python_files if path.stem in empty_words]
+
+
+def test_the_architecture_names_every_metric(project_root: Path) -> None:
+    page = (project_root / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = {name.removesuffix("_total") for name in re.findall(r"`(tipserve_[a-z_]+)", page)}
+    served = {family.name for family in Metrics().registry.collect()}
+    assert named == {name for name in served if name.startswith("tipserve_")}
+
+
+def test_the_architecture_names_every_rpc(project_root: Path) -> None:
+    page = (project_root / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    proto = project_root / "proto" / "tipserve" / "v1" / "encoder_service.proto"
+    for rpc in re.findall(r"^  rpc (\w+)", proto.read_text(encoding="utf-8"), re.MULTILINE):
+        assert f"`{rpc}`" in page

@@ -28,7 +28,6 @@ from service.messages import (
     SegmentImagesRequest,
     SegmentImagesResponse,
 )
-from service.observability import Metrics
 from service.postprocess import (
     Geometry,
     class_embeddings,
@@ -62,7 +61,6 @@ class DataPlane:
     def __init__(
         self,
         admission: Admission,
-        metrics: Metrics,
         *,
         limits: RequestLimits,
         max_image_patches: int,
@@ -70,7 +68,6 @@ class DataPlane:
     ) -> None:
         self.admission = admission
         self.limits = limits
-        self._metrics = metrics
         self._pool = pool
         self.image_limits = ImageLimits(
             max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
@@ -216,8 +213,6 @@ class DataPlane:
                     yield ticket
             except TimeoutError:
                 raise deadline_exceeded() from None
-            finally:
-                self._metrics.observe_stages(call.stages)
 
     async def _prepare(
         self, images: Sequence[bytes], rule: SizeRule, ticket: Ticket, call: Call

@@ -99,7 +99,7 @@ def serve_lanes(
         runtime=runtime.name,
         precision=runtime.precision,
     )
-    _watch(batcher, manifest, metrics)
+    watch_queue(batcher, manifest, metrics)
     batcher.start()
     return ServedModel(
         info,
@@ -117,7 +117,7 @@ def _load_lane(package: ModelPackage, settings: Settings, buckets: list[Bucket])
     return lane
 
 
-def _watch(batcher: Batcher, manifest: Manifest, metrics: Metrics) -> None:
+def watch_queue(batcher: Batcher, manifest: Manifest, metrics: Metrics) -> None:
     """Report the queues; shapes that are not in the manifest are many, and share one label."""
     named = {Bucket("image", shape) for shape in manifest.shape_buckets}
 

@@ -54,7 +54,6 @@ class Server:
         self.pool = ThreadPoolExecutor(settings.pool_threads or num_lanes(settings), "pool")
         self.plane = DataPlane(
             self.admission,
-            self.metrics,
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
             pool=self.pool,
@@ -62,6 +61,7 @@ class Server:
         self.ports: dict[str, int] = {}
         self._load = load
         self._stop = asyncio.Event()
+        self.ready = asyncio.Event()
         timeout_s = settings.request_timeout_s
         self._http_socket = listen(settings.host, settings.http_port)
         self._http = HttpServer(
@@ -103,6 +103,7 @@ class Server:
             self.plane.add_model(served)
             self.admission.open()
             await asyncio.to_thread(self._grpc.set_serving)
+            self.ready.set()
             logger.info("ready", extra={"fields": {"model": served.manifest.name, **self.ports}})
             await self._stop.wait()
         finally:

@@ -84,6 +84,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         name = method.removeprefix("/")
         self._metrics.requests.labels(name, code.name).inc()
         self._metrics.duration.labels(name).observe(seconds)
+        self._metrics.observe_stages(call.stages)
         fields: dict[str, Any] = {"method": name, "code": code.name, "seconds": round(seconds, 6)}
         fields |= {f"{stage}_s": round(value, 6) for stage, value in call.stages.items()}
         logger.info("answered", extra={"fields": fields})

@@ -32,6 +32,7 @@ class GrpcServer:
         self._listening: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
         self._loop: asyncio.AbstractEventLoop
+        self._grace_s: asyncio.Future[float]
         self._server: Any
         self._health: Any
 
@@ -57,7 +58,7 @@ class GrpcServer:
 
     def stop(self, grace_s: float) -> None:
         """Let running RPCs finish for so long, then end."""
-        self._call(self._server.stop(grace_s))
+        self._loop.call_soon_threadsafe(self._grace_s.set_result, grace_s)
         self._thread.join()
 
     def _call(self, work: Any) -> None:
@@ -73,6 +74,7 @@ class GrpcServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._grace_s = self._loop.create_future()
         self._server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=[
@@ -94,7 +96,7 @@ class GrpcServer:
         port = self._server.add_insecure_port(self._address)
         await self._server.start()
         self._listening.set_result(port)
-        await self._server.wait_for_termination()
+        await self._server.stop(await self._grace_s)
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", SERVICE_NAME):

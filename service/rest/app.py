@@ -4,7 +4,6 @@ from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import HTTPException
 from fastapi.responses import HTMLResponse
 
 from service.data_plane import DataPlane
@@ -33,7 +32,8 @@ def build_app(plane: DataPlane, metrics: Metrics, *, timeout_s: float) -> CallMi
     app.include_router(build_router(plane))
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(ClientLeft, on_client_left)
-    app.add_exception_handler(HTTPException, on_http_exception)
+    for status in (404, 405):
+        app.add_exception_handler(status, on_http_exception)
     app.add_exception_handler(Exception, on_unexpected)
     generate = app.openapi
 

@@ -19,6 +19,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 T = TypeVar("T")
 
+METHOD_NOT_ALLOWED = 405
 QUIET_ROUTES = "/v2/health/"
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,10 @@ class CallMiddleware:
 
     def _record(self, scope: Scope, status: int, call: Call, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
-        method = f"{scope['method']} {route}" if route != "other" else route
+        # Neither a made-up path nor a made-up method becomes a label.
+        is_known = route != "other" and status != METHOD_NOT_ALLOWED
+        method = f"{scope['method']} {route}" if is_known else "other"
+        self._metrics.observe_stages(call.stages)
         self._metrics.requests.labels(method, str(status)).inc()
         self._metrics.duration.labels(method).observe(seconds)
         level = logging.DEBUG if route.startswith(QUIET_ROUTES) else logging.INFO

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
@@ -69,12 +68,16 @@ async def on_client_left(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Answer the framework's own errors, such as an unknown route, in the one body."""
-    assert isinstance(error, HTTPException)
-    code = "method_not_allowed" if error.status_code == 405 else "route_not_found"
-    kind = ErrorKind.NOT_FOUND if error.status_code == 404 else ErrorKind.INVALID
-    body = {"message": str(error.detail), "type": kind.value, "code": code, "param": None}
-    return JSONResponse({"error": body}, error.status_code, error.headers)
+    """Answer the framework's own errors, an unknown route or method, in the one body."""
+    headers = getattr(error, "headers", None)
+    if getattr(error, "status_code", 404) == 405:
+        message = f"{request.method} is not a method of {request.url.path}."
+        code, kind, status = "method_not_allowed", ErrorKind.INVALID, 405
+    else:
+        message = f"There is no {request.url.path}; see /docs."
+        code, kind, status = "route_not_found", ErrorKind.NOT_FOUND, 404
+    body = {"message": message, "type": kind.value, "code": code, "param": None}
+    return JSONResponse({"error": body}, status, headers)
 
 
 def invalid_fields(error: ValidationError) -> InvalidRequest:

@@ -1,0 +1,227 @@
+"""A model without weights: a NumPy runtime to hold and to break; pictures; a whole server."""
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Literal, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.package import Manifest
+from model.runtime.base import VisionOutput
+from model.text import TextTokenizer, TokenBatch
+from service.batch_queue import BatchLimits
+from service.batching import Batcher
+from service.lane import Lane
+from service.loading import request_limits, watch_queue
+from service.messages import ModelInfo
+from service.observability import Metrics
+from service.server import Server
+from service.served_model import ServedModel
+from service.settings import Settings
+from service.text_cache import TextCache
+
+DIM = 8
+WAIT_S = 20.0
+
+
+class FakeRuntime:
+    """Embeddings that depend on the pixels and tokens alone.
+
+    `gate` holds every call until it is set.
+    """
+
+    name = "fake"
+    precision = "fp32"
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.fault: Literal["", "raise", "short"] = ""
+        self.num_images = 0
+        self.num_texts = 0
+        self.is_closed = False
+        self._mix = np.random.default_rng(0).standard_normal((3, DIM), dtype=np.float32)
+
+    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+        """Each patch: its mean colour through a fixed matrix."""
+        self._enter()
+        batch, _, height, width = pixels_B3HW.shape
+        self.num_images += batch
+        rows, columns = height // 14, width // 14
+        blocks = pixels_B3HW.reshape(batch, 3, rows, 14, columns, 14).mean(axis=(3, 5))
+        patches_BND = blocks.reshape(batch, 3, -1).transpose(0, 2, 1) @ self._mix + 0.1
+        if self.fault == "short":
+            patches_BND = patches_BND[:-1]
+        mean_BD = patches_BND.mean(axis=1)
+        return VisionOutput(
+            cls1_BD=mean_BD,
+            cls2_BD=-mean_BD,
+            patches_BND=patches_BND,
+            values_BND=2 * patches_BND + 1,
+            grid_hw=(rows, columns),
+        )
+
+    def encode_texts(
+        self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The sum of fixed vectors of the tokens."""
+        self._enter()
+        self.num_texts += len(token_ids_BL)
+        angles_BLD = token_ids_BL[..., None] * np.arange(1, DIM + 1) / 7
+        summed_BD = (np.cos(angles_BLD) * mask_BL[..., None]).sum(axis=1)
+        return cast("NDArray[np.float32]", summed_BD.astype(np.float32))
+
+    def close(self) -> None:
+        """Remember it."""
+        self.is_closed = True
+
+    def _enter(self) -> None:
+        self.entered.release()
+        assert self.gate.wait(WAIT_S)
+        if self.fault == "raise":
+            raise RuntimeError("secret of the runtime")
+
+
+class FakeTokenizer:
+    """One token for each character."""
+
+    def encode(self, texts: Sequence[str]) -> TokenBatch:
+        """As `TextTokenizer.encode`, for one text."""
+        ids = [ord(letter) for letter in texts[0] if letter != "\u200b"][:64]
+        if not ids:
+            raise ValueError("text 0 is blank")
+        row = np.array([ids], dtype=np.int64)
+        return TokenBatch(token_ids_BL=row, mask_BL=np.ones_like(row))
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    """Of a model of width 8, native at 28 pixels."""
+    return Manifest(
+        name="fake",
+        variant="fake/14",
+        embed_dim=DIM,
+        native_size=28,
+        min_size=14,
+        max_size=112,
+        shape_buckets=[(28, 28), (28, 42)],
+        temperature=0.01,
+        outputs=["patches", "values", "cls1", "cls2", "text"],
+        licence="none",
+    )
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """Fresh counters."""
+    return Metrics()
+
+
+@pytest.fixture
+def runtime() -> FakeRuntime:
+    """The runtime of the one lane that `load_fake` makes."""
+    return FakeRuntime()
+
+
+@pytest.fixture
+def load_fake(
+    manifest: Manifest, runtime: FakeRuntime
+) -> Callable[[Settings, Metrics], ServedModel]:
+    """A loader for the server: one lane over the fake runtime."""
+
+    def load(settings: Settings, metrics: Metrics) -> ServedModel:
+        limits = BatchLimits(
+            max_items=settings.max_batch_images, max_cost=settings.max_batch_patches
+        )
+        lane = Lane(runtime)
+        batcher = Batcher([lane.run], limits={"image": limits, "text": limits}, metrics=metrics)
+        batcher.start()
+        watch_queue(batcher, manifest, metrics)
+        info = ModelInfo(
+            manifest=manifest, runtime="fake", precision="fp32", limits=request_limits(settings)
+        )
+        return ServedModel(
+            info,
+            tokenizer=cast("TextTokenizer", FakeTokenizer()),
+            batcher=batcher,
+            lanes=[lane],
+            cache=TextCache(settings.text_cache_entries, metrics),
+        )
+
+    return load
+
+
+@pytest.fixture
+def make_settings() -> Callable[..., Settings]:
+    """Settings for a test: free ports on loopback, one thread in the pool."""
+
+    def make(**values: object) -> Settings:
+        ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "host": "127.0.0.1"}
+        return Settings.model_validate({**ports, "pool_threads": 1, "lanes": 1, **values})
+
+    return make
+
+
+@pytest.fixture
+def serving(
+    make_settings: Callable[..., Settings],
+    load_fake: Callable[[Settings, Metrics], ServedModel],
+    runtime: FakeRuntime,
+) -> Callable[..., AbstractAsyncContextManager[Server]]:
+    """A whole server over the fake runtime: `async with serving(max_queue_patches=8)`."""
+
+    @asynccontextmanager
+    async def serve(**values: object) -> AsyncIterator[Server]:
+        server = Server(make_settings(**values), load_fake)
+        running = asyncio.ensure_future(server.run())
+        ready = asyncio.ensure_future(server.ready.wait())
+        await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            yield server
+        finally:
+            ready.cancel()
+            runtime.gate.set()
+            server.request_stop()
+            await running
+
+    return serve
+
+
+@pytest.fixture
+def entered(runtime: FakeRuntime) -> Callable[[], Awaitable[bool]]:
+    """Wait until the runtime has begun a batch."""
+    return lambda: asyncio.to_thread(runtime.entered.acquire, timeout=WAIT_S)
+
+
+@pytest.fixture
+def pool() -> "ThreadPoolExecutor":
+    """Two threads for decoding."""
+    return ThreadPoolExecutor(2)
+
+
+@pytest.fixture
+def encode_image() -> Callable[..., bytes]:
+    """Encode a picture: `encode_image("PNG", mode="RGB", size=(40, 30))`, colours by seed."""
+
+    def encode(
+        file_format: str = "PNG",
+        *,
+        mode: str = "RGB",
+        size: tuple[int, int] = (40, 30),
+        seed: int = 0,
+        **save: object,
+    ) -> bytes:
+        noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(noise).convert(mode).save(stream, file_format, **save)
+        return stream.getvalue()
+
+    return encode

@@ -1,0 +1,219 @@
+"""How batches are formed, and that every accepted item is answered exactly once, its own answer.
+
+Driven step by step with a clock that the test moves: no threads, no sleeps.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from numpy.typing import NDArray
+
+from service.batch_queue import BatchLimits, BatchQueue, Bucket, Completed, Outputs, WorkItem
+from service.batching import Batcher
+from service.errors import DeadlineExceeded, InternalError, ServiceError, Unavailable
+from service.observability import Metrics
+
+SMALL = Bucket("image", (28, 28))
+WIDE = Bucket("image", (28, 56))
+TEXT = Bucket("text", (8,))
+LIMITS = BatchLimits(max_items=3, max_cost=20)
+
+
+class Clock:
+    """Time as the test has it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def queue(metrics: Metrics, clock: Clock) -> BatchQueue:
+    return BatchQueue({"image": LIMITS, "text": LIMITS}, metrics, clock)
+
+
+def item(bucket: Bucket = SMALL, *, cost: int = 4, deadline: float = 100.0, number: int = 0) -> Any:
+    return WorkItem(bucket=bucket, cost=cost, payload=np.array([number]), deadline=deadline)
+
+
+def numbers(queue: BatchQueue) -> list[int]:
+    batch = queue.take()
+    return [] if batch is None else [int(e.item.payload[0]) for e in batch.entries]
+
+
+def abandoned(metrics: Metrics, reason: str) -> float | None:
+    return metrics.registry.get_sample_value("tipserve_abandoned_total", {"reason": reason})
+
+
+def test_the_oldest_bucket_goes_first_and_shapes_never_mix(queue: BatchQueue) -> None:
+    queue.put([item(WIDE, number=1), item(SMALL, number=2), item(WIDE, number=3)])
+    assert [numbers(queue) for _ in range(3)] == [[1, 3], [2], []]
+
+
+def test_a_batch_ends_at_the_item_cap_and_at_the_budget(queue: BatchQueue) -> None:
+    queue.put([item(cost=4, number=n) for n in range(4)])
+    queue.put([item(WIDE, cost=12, number=n) for n in range(10, 12)])
+    assert [numbers(queue) for _ in range(4)] == [[0, 1, 2], [3], [10], [11]]
+
+
+def test_an_item_above_the_budget_still_goes_alone(queue: BatchQueue) -> None:
+    queue.put([item(cost=50, number=1), item(cost=1, number=2)])
+    assert [numbers(queue), numbers(queue)] == [[1], [2]]
+
+
+def test_a_cancelled_item_leaves_the_queue_at_once(queue: BatchQueue, metrics: Metrics) -> None:
+    first, second = queue.put([item(number=1), item(number=2)])
+    assert first.cancel()
+    assert queue.depths() == {SMALL: 1}
+    assert abandoned(metrics, "cancelled") == 1
+    assert numbers(queue) == [2]
+    assert not second.cancel(), "a lane has it"
+    assert queue.depths() == {}
+
+
+def test_an_expired_item_is_answered_and_not_computed(
+    queue: BatchQueue, clock: Clock, metrics: Metrics
+) -> None:
+    late, other = queue.put([item(deadline=5, number=1), item(number=2)])
+    clock.now = 5
+    assert numbers(queue) == [2]
+    assert isinstance(late.exception(timeout=0), DeadlineExceeded)
+    assert not other.done()
+    assert abandoned(metrics, "deadline") == 1
+
+
+def test_the_age_of_the_oldest_is_known(queue: BatchQueue, clock: Clock) -> None:
+    assert queue.oldest_s() == 0
+    queue.put([item()])
+    clock.now = 3
+    queue.put([item(WIDE)])
+    assert queue.oldest_s() == 3
+
+
+def test_closing_answers_all_and_takes_no_more(queue: BatchQueue) -> None:
+    waiting = queue.put([item(), item(TEXT)])
+    queue.close()
+    assert all(isinstance(f.exception(timeout=0), Unavailable) for f in waiting)
+    assert queue.wait_and_take() is None
+    with pytest.raises(Unavailable):
+        queue.put([item()])
+
+
+class BatchingMachine(RuleBasedStateMachine):
+    """Submits, cancels, lets time pass, runs batches well and badly, and stops, in any order."""
+
+    @initialize()
+    def start(self) -> None:
+        self.clock = Clock()
+        self.metrics = Metrics()
+        limits = {"image": LIMITS, "text": LIMITS}
+        self.batcher = Batcher([], limits=limits, metrics=self.metrics, clock=self.clock)  # type: ignore[arg-type]
+        self.accepted: list[Future[Completed]] = []
+        self.answers: list[int] = []
+        self.cancelled: set[int] = set()
+        self.computed: set[int] = set()
+        self.is_stopped = False
+
+    @rule(
+        buckets=st.lists(st.sampled_from([SMALL, WIDE, TEXT]), min_size=1, max_size=6),
+        patience_s=st.integers(0, 5),
+        cost=st.integers(1, 25),
+    )
+    def submit(self, buckets: list[Bucket], patience_s: int, cost: int) -> None:
+        first = len(self.accepted)
+        deadline = self.clock.now + patience_s
+        items = [
+            item(bucket, cost=cost, deadline=deadline, number=first + i)
+            for i, bucket in enumerate(buckets)
+        ]
+        try:
+            futures = self.batcher.submit(items)
+        except Unavailable:
+            assert self.is_stopped
+            return
+        assert not self.is_stopped
+        for future in futures:
+            future.add_done_callback(self.count(len(self.accepted)))
+            self.accepted.append(future)
+
+    def count(self, index: int) -> Any:
+        return lambda _: self.answers.append(index)
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.accepted:
+            index = data.draw(st.integers(0, len(self.accepted) - 1))
+            if self.accepted[index].cancel():
+                self.cancelled.add(index)
+
+    @rule(seconds=st.integers(1, 3))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+
+    @rule(outcome=st.sampled_from(["good", "good", "raises", "short", "long"]))
+    def run_a_batch(self, outcome: Literal["good", "raises", "short", "long"]) -> None:
+        batch = self.batcher.queue.take()
+        if batch is None:
+            return
+        sizes = [entry.item.cost for entry in batch.entries]
+        assert len(sizes) <= LIMITS.max_items
+        assert len(sizes) == 1 or sum(sizes) <= LIMITS.max_cost
+        assert {entry.item.bucket for entry in batch.entries} == {batch.bucket}
+        assert all(entry.item.deadline > self.clock.now for entry in batch.entries)
+
+        def runner(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
+            indices = [int(p[0]) for p in payloads]
+            assert indices == sorted(indices), "oldest first"
+            assert not self.cancelled & set(indices), "computed for nobody"
+            assert not self.computed & set(indices), "computed twice"
+            self.computed |= set(indices)
+            if outcome == "raises":
+                raise RuntimeError("broken")
+            results: list[Outputs] = [{"y": np.array([i * 10.0], np.float32)} for i in indices]
+            return {"good": results, "short": results[1:], "long": results * 2}[outcome]
+
+        self.batcher.run_batch(batch, runner)
+        for entry in batch.entries:
+            assert entry.future.done()
+            if outcome != "good":
+                assert isinstance(entry.future.exception(timeout=0), InternalError)
+
+    @rule()
+    def stop(self) -> None:
+        self.is_stopped = True
+        self.batcher.stop(0)
+
+    @invariant()
+    def every_answer_is_the_callers_own(self) -> None:
+        for index, future in enumerate(self.accepted):
+            if future.done() and not future.cancelled() and future.exception(timeout=0) is None:
+                assert future.result(timeout=0).outputs["y"][0] == index * 10
+        assert len(self.answers) == len(set(self.answers)), "answered twice"
+
+    def teardown(self) -> None:
+        self.batcher.stop(0)
+        for index, future in enumerate(self.accepted):
+            assert future.done(), "left without an answer"
+            assert future.cancelled() == (index in self.cancelled)
+            if not future.cancelled():
+                assert isinstance(future.exception(timeout=0), ServiceError | None)
+        assert sorted(self.answers) == list(range(len(self.accepted)))
+
+
+BatchingMachine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None
+)
+TestBatching = BatchingMachine.TestCase

@@ -1,0 +1,107 @@
+"""Lanes as threads: batches stand alone, and stopping leaves nobody waiting."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.batch_queue import BatchLimits, Bucket, Outputs, WorkItem
+from service.batching import Batcher
+from service.errors import InternalError, Unavailable
+from service.observability import Metrics
+
+BUCKET = Bucket("image", (28, 28))
+WAIT_S = 20.0
+
+
+class Runner:
+    """Doubles its input; held by a gate, and breaks at negative numbers."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.batches: list[list[float]] = []
+
+    def __call__(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
+        self.batches.append([float(p[0]) for p in payloads])
+        self.entered.release()
+        assert self.gate.wait(WAIT_S)
+        if any(p[0] < 0 for p in payloads):
+            raise ValueError("negative")
+        return [{"y": 2 * p} for p in payloads]
+
+
+@pytest.fixture
+def runner() -> Runner:
+    return Runner()
+
+
+@pytest.fixture
+def batcher(runner: Runner, metrics: Metrics) -> Any:
+    limits = BatchLimits(max_items=4, max_cost=100)
+    made = Batcher([runner], limits={"image": limits, "text": limits}, metrics=metrics)
+    made.start()
+    yield made
+    runner.gate.set()
+    assert made.stop(WAIT_S)
+
+
+def items(*values: float) -> list[WorkItem]:
+    return [WorkItem(bucket=BUCKET, cost=1, payload=np.array([v], np.float32)) for v in values]
+
+
+def test_a_free_lane_takes_what_waits(batcher: Batcher, runner: Runner, metrics: Metrics) -> None:
+    first = batcher.submit(items(1))
+    assert runner.entered.acquire(timeout=WAIT_S)
+    others = batcher.submit(items(2, 3)) + batcher.submit(items(4))
+    runner.gate.set()
+    results = [f.result(WAIT_S).outputs["y"][0] for f in first + others]
+    assert results == [2, 4, 6, 8]
+    assert runner.batches == [[1], [2, 3, 4]]
+    assert metrics.registry.get_sample_value("tipserve_batch_images_sum") == 4
+    assert metrics.registry.get_sample_value("tipserve_batch_patches_count") == 2
+
+
+def test_neighbours_of_a_cancelled_item_are_answered(batcher: Batcher, runner: Runner) -> None:
+    blocker = batcher.submit(items(0))
+    assert runner.entered.acquire(timeout=WAIT_S)
+    one, two, three = batcher.submit(items(1, 2, 3))
+    assert two.cancel()
+    runner.gate.set()
+    assert [f.result(WAIT_S).outputs["y"][0] for f in (*blocker, one, three)] == [0, 2, 6]
+    assert runner.batches[1] == [1, 3]
+
+
+def test_a_failing_batch_fails_alone_and_names_its_cause(batcher: Batcher, runner: Runner) -> None:
+    runner.gate.set()
+    (bad,) = batcher.submit(items(-1))
+    error = bad.exception(WAIT_S)
+    assert isinstance(error, InternalError)
+    assert isinstance(error.__cause__, ValueError)
+    assert "negative" not in error.message
+    (good,) = batcher.submit(items(5))
+    assert good.result(WAIT_S).outputs["y"][0] == 10
+
+
+def test_stopping_lets_the_running_batch_finish(batcher: Batcher, runner: Runner) -> None:
+    (running,) = batcher.submit(items(1))
+    assert runner.entered.acquire(timeout=WAIT_S)
+    (waiting,) = batcher.submit(items(2))
+    stopper = threading.Thread(target=batcher.stop, args=(WAIT_S,))
+    stopper.start()
+    assert isinstance(waiting.exception(WAIT_S), Unavailable)
+    runner.gate.set()
+    assert running.result(WAIT_S).outputs["y"][0] == 2
+    stopper.join(WAIT_S)
+    with pytest.raises(Unavailable):
+        batcher.submit(items(3))
+
+
+def test_a_lane_that_hangs_does_not_keep_its_callers(batcher: Batcher, runner: Runner) -> None:
+    (running,) = batcher.submit(items(1))
+    assert runner.entered.acquire(timeout=WAIT_S)
+    assert not batcher.stop(0)
+    assert isinstance(running.exception(0), Unavailable)

@@ -1,0 +1,43 @@
+"""Log lines are one line each and carry the request id."""
+
+import json
+import logging
+
+import pytest
+
+from service.call import Call, current_call
+from service.log import RecordFormatter
+
+
+def record(**fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("service.x", logging.INFO, __file__, 1, "hello %s", ("you",), None)
+    made.fields = fields
+    return made
+
+
+def test_json_has_message_fields_and_request_id() -> None:
+    token = current_call.set(Call(request_id="r1", deadline=1.0))
+    try:
+        line = RecordFormatter("json").format(record(code=200))
+    finally:
+        current_call.reset(token)
+    parsed = json.loads(line)
+    assert (parsed["message"], parsed["code"], parsed["request_id"]) == ("hello you", 200, "r1")
+
+
+def test_an_exception_stays_on_its_line() -> None:
+    made = record()
+    try:
+        raise ValueError("broken")
+    except ValueError as error:
+        made.exc_info = (ValueError, error, error.__traceback__)
+    line = RecordFormatter("json").format(made)
+    assert "\n" not in line
+    assert "ValueError: broken" in json.loads(line)["exception"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"code": 200}])
+def test_text_is_for_people(fields: dict[str, object]) -> None:
+    line = RecordFormatter("text").format(record(**fields))
+    assert "INFO" in line
+    assert line.endswith("code=200" if fields else "hello you")

@@ -1,0 +1,79 @@
+"""Settings come from flags and variables, say where from, and misspellings are errors."""
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, describe_settings, load_settings
+
+
+def load(*arguments: str, **environment: str) -> Settings:
+    return load_settings(arguments, environment)
+
+
+def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIPSERVE_HTTP_PORT", "1")
+    monkeypatch.setenv("TIPSERVE_GRPC_PORT", "2")
+    loaded = load("--http-port", "3", TIPSERVE_HTTP_PORT="1", TIPSERVE_GRPC_PORT="2")
+    assert (loaded.http_port, loaded.grpc_port, loaded.metrics_port) == (3, 2, 8002)
+
+
+def test_an_unknown_flag_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load("--htp-port", "1")
+    assert caught.value.code == 2
+    assert "--htp-port" in capsys.readouterr().err
+
+
+def test_an_abbreviated_flag_is_an_error() -> None:
+    with pytest.raises(SystemExit):
+        load("--http", "1")
+
+
+def test_an_unknown_variable_is_an_error() -> None:
+    with pytest.raises(ValueError, match="TIPSERVE_HTP_PORT"):
+        load(TIPSERVE_HTP_PORT="1")
+
+
+def test_what_kubernetes_sets_beside_a_service_is_no_misspelling() -> None:
+    links = {
+        "TIPSERVE_SERVICE_HOST": "10.0.0.1",
+        "TIPSERVE_SERVICE_PORT": "8000",
+        "TIPSERVE_SERVICE_PORT_HTTP": "8000",
+        "TIPSERVE_PORT": "tcp://10.0.0.1:8000",
+        "TIPSERVE_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "TIPSERVE_PORT_8000_TCP_PROTO": "tcp",
+    }
+    assert load(**links) == Settings()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--http-port", "70000"),
+        ("--lanes", "0"),
+        ("--runtime", "magic"),
+        ("--max-queue-patches", "10"),
+        ("--max-request-bytes", "10"),
+    ],
+)
+def test_values_that_cannot_be_are_errors(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError):
+        load(*arguments)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().http_port = 1  # type: ignore[misc]
+
+
+def test_every_setting_is_described_with_its_source() -> None:
+    arguments, environment = ["--http-port=3", "--no-show-config"], {"TIPSERVE_GRPC_PORT": "2"}
+    lines = describe_settings(Settings(http_port=3), arguments, environment).splitlines()
+    assert len(lines) == len(Settings.model_fields)
+    assert "http_port = 3  (flag --http-port)" in lines
+    assert "grpc_port = 8001  (variable TIPSERVE_GRPC_PORT)" in lines
+    assert "metrics_port = 8002  (default)" in lines
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    assert all(field.description for field in Settings.model_fields.values())

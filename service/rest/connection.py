@@ -20,6 +20,7 @@ Send = Callable[[Message], Awaitable[None]]
 T = TypeVar("T")
 
 METHOD_NOT_ALLOWED = 405
+MAX_DIGITS = 12
 QUIET_ROUTES = "/v2/health/"
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class CallMiddleware:
     def _apply_limits(self, call: Call, headers: dict[bytes, str], started: float) -> None:
         timeout_ms = headers.get(b"x-request-timeout-ms")
         if timeout_ms is not None:
-            if not (timeout_ms.isascii() and timeout_ms.isdigit() and int(timeout_ms) > 0):
+            is_number = timeout_ms.isascii() and timeout_ms.isdigit()
+            if not is_number or len(timeout_ms) > MAX_DIGITS or int(timeout_ms) == 0:
                 raise InvalidRequest(
                     "X-Request-Timeout-Ms is a whole number of milliseconds, at least 1.",
                     param="X-Request-Timeout-Ms",

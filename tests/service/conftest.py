@@ -22,8 +22,8 @@ from service.lane import Lane
 from service.loading import request_limits, watch_queue
 from service.messages import ModelInfo
 from service.observability import Metrics
-from service.server import Server
 from service.served_model import ServedModel
+from service.server import Server
 from service.settings import Settings
 from service.text_cache import TextCache
 
@@ -176,7 +176,7 @@ def serving(
     load_fake: Callable[[Settings, Metrics], ServedModel],
     runtime: FakeRuntime,
 ) -> Callable[..., AbstractAsyncContextManager[Server]]:
-    """A whole server over the fake runtime: `async with serving(max_queue_patches=8)`."""
+    """A context in which a whole server runs over the fake runtime, with these settings."""
 
     @asynccontextmanager
     async def serve(**values: object) -> AsyncIterator[Server]:

@@ -1,0 +1,133 @@
+"""Protobuf to messages and back."""
+
+import numpy as np
+import pytest
+
+from service.errors import InvalidRequest
+from service.grpc.converters import (
+    DATA_TYPES,
+    FEATURES,
+    FITS,
+    OUTPUTS,
+    TEMPLATE_SETS,
+    from_segment_images,
+    refuse_unknown_fields,
+    tensor,
+    to_embed_images,
+    to_embed_texts,
+    to_segment_images,
+)
+from service.grpc.generated import embed_pb2, image_pb2, segment_pb2, tensor_pb2, text_pb2
+from service.messages import (
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    Segmentation,
+    SegmentClass,
+    SegmentImagesRequest,
+    SegmentImagesResponse,
+)
+
+IMAGES = [image_pb2.Image(encoded=b"x")]
+
+
+def test_nothing_said_means_the_defaults_of_the_messages() -> None:
+    assert to_embed_images(embed_pb2.EmbedImagesRequest(images=IMAGES)) == EmbedImagesRequest(
+        images=(b"x",)
+    )
+    assert to_embed_texts(embed_pb2.EmbedTextsRequest(texts=["a"])) == EmbedTextsRequest(
+        texts=("a",)
+    )
+    assert to_segment_images(
+        segment_pb2.SegmentImagesRequest(images=IMAGES)
+    ) == SegmentImagesRequest(images=(b"x",), classes=())
+
+
+def test_zero_and_false_are_values() -> None:
+    embed = embed_pb2.EmbedImagesRequest(images=IMAGES, normalize=False, resolution=0)
+    assert to_embed_images(embed).normalize is False
+    assert to_embed_images(embed).resolution == 0
+    segment = segment_pb2.SegmentImagesRequest(background_threshold=0.0)
+    assert to_segment_images(segment).background_threshold == 0.0
+
+
+def test_everything_that_can_be_said() -> None:
+    request = segment_pb2.SegmentImagesRequest(
+        model="m",
+        images=IMAGES,
+        classes=[segment_pb2.SegmentClass(name="dog", prompts=["a dog"])],
+        templates=text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=["the {}"])),
+        features=segment_pb2.DENSE_FEATURES_PATCHES,
+        resolution=56,
+        fit=image_pb2.FIT_SQUASH,
+        background_threshold=0.25,
+        background_classes=[segment_pb2.SegmentClass(name="wall")],
+        include_scores=True,
+    )
+    assert to_segment_images(request) == SegmentImagesRequest(
+        model="m",
+        images=(b"x",),
+        classes=(SegmentClass(name="dog", prompts=("a dog",)),),
+        templates=("the {}",),
+        features="patches",
+        resolution=56,
+        fit="squash",
+        background_threshold=0.25,
+        background_classes=(SegmentClass(name="wall"),),
+        include_scores=True,
+    )
+
+
+def test_every_value_of_every_enum_has_a_meaning() -> None:
+    for enum, table in (
+        (embed_pb2.ImageOutput, OUTPUTS),
+        (image_pb2.Fit, FITS),
+        (segment_pb2.DenseFeatures, FEATURES),
+        (text_pb2.TemplateSet, TEMPLATE_SETS),
+    ):
+        assert sorted(table) == [number for number in enum.values() if number]
+    assert sorted(DATA_TYPES.values()) == [n for n in tensor_pb2.DataType.values() if n]
+
+
+def test_values_that_this_server_does_not_know() -> None:
+    with pytest.raises(InvalidRequest) as fit:
+        to_embed_images(embed_pb2.EmbedImagesRequest(fit=9))  # type: ignore[arg-type]
+    assert fit.value.param == "fit"
+    with pytest.raises(InvalidRequest) as templates:
+        to_embed_texts(embed_pb2.EmbedTextsRequest(texts=["a"], templates=text_pb2.Templates()))
+    assert templates.value.param == "templates"
+    outputs = to_embed_images(embed_pb2.EmbedImagesRequest(outputs=[9])).outputs  # type: ignore[list-item]
+    assert outputs == ("9",), "the data plane refuses it with its index"
+
+
+def test_a_field_from_the_future_is_refused_with_its_place() -> None:
+    newer = segment_pb2.SegmentClass.FromString(b"\x0a\x03dog\xa2\x06\x01x")
+    request = segment_pb2.SegmentImagesRequest(classes=[segment_pb2.SegmentClass(name="a"), newer])
+    with pytest.raises(InvalidRequest) as caught:
+        refuse_unknown_fields(request)
+    assert (caught.value.code, caught.value.param) == ("unknown_field", "classes[1]")
+    with pytest.raises(InvalidRequest) as at_the_top:
+        to_embed_images(embed_pb2.EmbedImagesRequest.FromString(b"\xa2\x06\x01x"))
+    assert at_the_top.value.param is None
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<u2", ">u2"])
+def test_tensors_are_little_endian_rows(dtype: str) -> None:
+    array = np.arange(6).reshape(3, 2).T.astype(dtype)
+    wire = tensor(array)
+    known = {tensor_pb2.DATA_TYPE_FLOAT32: "<f4", tensor_pb2.DATA_TYPE_UINT16: "<u2"}
+    read = np.frombuffer(wire.data, known[wire.data_type]).reshape(tuple(wire.shape))
+    np.testing.assert_array_equal(read, array)
+
+
+def test_masks_name_their_classes() -> None:
+    mask = Segmentation(
+        labels_HW=np.array([[0, 2]], np.uint16), scores_HW=None, area_shares=(0.5, 0.0, 0.5)
+    )
+    answer = SegmentImagesResponse(model="m", classes=("dog", "sky"), segmentations=(mask,))
+    (wire,) = from_segment_images(answer).segmentations
+    assert [(c.label, c.name, c.area_share) for c in wire.classes] == [
+        (1, "dog", 0),
+        (2, "sky", 0.5),
+    ]
+    assert wire.background_share == 0.5
+    assert not wire.HasField("scores")

@@ -1,0 +1,166 @@
+"""The REST application over the fake runtime: routes, errors, documents."""
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+import pytest
+
+from service.server import Server
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+STATUSES = {"200", "404", "406", "413", "415", "422", "429", "500", "503", "504"}
+
+
+@pytest.fixture
+async def client(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(max_request_bytes=20_000, max_image_bytes=10_000) as server:
+        url = f"http://127.0.0.1:{server.ports['http']}"
+        async with httpx.AsyncClient(base_url=url, timeout=20) as made:
+            yield made
+
+
+async def test_raw_multipart_and_json_give_the_same_answer(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    image = encode_image("JPEG")
+    encoded = base64.b64encode(image).decode()
+    query = {"outputs": "patches,cls2", "normalize": "false", "fit": "aspect", "resolution": "42"}
+    body: dict[str, Any] = {"image": encoded, "outputs": ["patches", "cls2"], "normalize": False}
+    body |= {"fit": "aspect", "resolution": 42}
+    answers = [
+        await client.post(
+            "/v1/images:embed",
+            params=query,
+            content=image,
+            headers={"Content-Type": "image/jpeg"},
+        ),
+        await client.post("/v1/images:embed", data=query, files={"image": ("a.jpg", image)}),
+        await client.post("/v1/images:embed", json=body),
+    ]
+    assert [a.status_code for a in answers] == [200, 200, 200]
+    assert answers[0].json() == answers[1].json() == answers[2].json()
+    assert answers[0].json()["data"][0].keys() == {"index", "patches", "cls2"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "param"),
+    [
+        ({"content": b"x"}, 415, "unsupported_media_type", "Content-Type"),
+        ({"json": {}}, 422, "invalid_field", "images"),
+        ({"json": {"images": []}}, 422, "empty_list", "images"),
+        ({"json": {"image": "", "outputs": ["x"]}}, 422, "unknown_output", "outputs[0]"),
+        ({"json": {"image": ""}, "params": {"fit": "squash"}}, 422, "unknown_field", "fit"),
+        (
+            {"content": b"[", "headers": {"Content-Type": "application/json"}},
+            422,
+            "invalid_json",
+            None,
+        ),
+        (
+            {"content": b"x" * 30_000, "headers": {"Content-Type": "image/png"}},
+            413,
+            "request_too_large",
+            None,
+        ),
+        (
+            {"content": b"x" * 15_000, "headers": {"Content-Type": "image/png"}},
+            422,
+            "image_too_large",
+            "images[0]",
+        ),
+        ({"json": {"image": ""}, "headers": {"Accept": "text/html"}}, 406, "not_acceptable", None),
+        (
+            {"json": {"image": ""}, "headers": {"X-Request-Timeout-Ms": "9" * 5000}},
+            422,
+            "invalid_field",
+            "X-Request-Timeout-Ms",
+        ),
+        (
+            {"json": {"image": ""}, "headers": {"X-Request-Timeout-Ms": "0"}},
+            422,
+            "invalid_field",
+            "X-Request-Timeout-Ms",
+        ),
+        (
+            {"json": {"image": ""}, "headers": {"X-Request-Timeout-Ms": b"\xb2"}},
+            422,
+            "invalid_field",
+            "X-Request-Timeout-Ms",
+        ),
+    ],
+)
+async def test_errors_have_one_body(
+    client: httpx.AsyncClient, request_: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    answer = await client.post("/v1/images:embed", **request_)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
+    assert error.keys() == {"message", "type", "code", "param"}
+    assert answer.headers["x-request-id"]
+
+
+async def test_a_body_without_a_length_is_counted_as_it_comes(client: httpx.AsyncClient) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b"x" * 1000
+            await asyncio.sleep(0)
+
+    headers = {"Content-Type": "image/png"}
+    answer = await client.post("/v1/images:embed", content=chunks(), headers=headers)
+    assert answer.status_code == 413
+
+
+async def test_unknown_routes_and_methods_answer_in_the_same_body(
+    client: httpx.AsyncClient,
+) -> None:
+    lost = await client.get("/v1/nothing")
+    wrong = await client.put("/v1/models")
+    assert (lost.status_code, lost.json()["error"]["code"]) == (404, "route_not_found")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert wrong.headers["allow"] == "GET"
+
+
+async def test_models_are_listed_and_found(client: httpx.AsyncClient) -> None:
+    listed = (await client.get("/v1/models")).json()
+    assert [card["id"] for card in listed["data"]] == ["fake"]
+    assert (await client.get("/v1/models/fake")).json() == listed["data"][0]
+    missing = await client.get("/v1/models/other")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_a_given_request_id_comes_back_and_a_bad_one_does_not(
+    client: httpx.AsyncClient,
+) -> None:
+    kept = await client.get("/v2/health/live", headers={"X-Request-Id": "abc-1"})
+    replaced = await client.get("/v2/health/live", headers={"X-Request-Id": "x" * 200})
+    assert kept.headers["x-request-id"] == "abc-1"
+    assert re.fullmatch("[0-9a-f]{32}", replaced.headers["x-request-id"])
+
+
+async def test_the_document_names_every_status_and_every_reference_resolves(
+    client: httpx.AsyncClient,
+) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for path in ("/v1/images:embed", "/v1/images:segment", "/v1/texts:embed"):
+        operation = document["paths"][path]["post"]
+        assert set(operation["responses"]) == STATUSES
+        assert operation["requestBody"]["content"]
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert names <= set(document["components"]["schemas"])
+    segment = document["paths"]["/v1/images:segment"]["post"]
+    assert "image/png" in segment["responses"]["200"]["content"]
+    assert {"classes", "format", "resolution"} <= {p["name"] for p in segment["parameters"]}
+
+
+async def test_the_page_shows_every_route_and_asks_nobody(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    for path in (await client.get("/openapi.json")).json()["paths"]:
+        assert path in page
+    assert "://" not in page

@@ -1,0 +1,144 @@
+"""Writes a scene's three captions: the names, the keywords, and the whole scene in a sentence.
+
+They play the parts of web alt text (short, sometimes incomplete), of a synthetic caption and of a
+long detailed one in TIPSv2's multi-granularity captions (arXiv:2604.12012, section on captions).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import inflect
+import numpy as np
+
+from model.text import TEMPLATES
+from training.data.concepts import NO_ARTICLE
+
+_ENGINE = inflect.engine()
+_NUMBERS = ("", "", "two", "three", "four")
+_LARGE, _SMALL = 0.52, 0.34
+_HIDDEN = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedObject:
+    """What a caption may say of one object.
+
+    Attributes:
+        name: The concept's name.
+        size: Longer side as a share of the picture's side.
+        x: Centre, 0 left to 1 right.
+        y: Centre, 0 top to 1 bottom.
+        visible: Share of its pixels that nothing covers.
+    """
+
+    name: str
+    size: float
+    x: float
+    y: float
+    visible: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captions:
+    """Three captions of one scene, short to long, and the plain names of what it shows."""
+
+    names: tuple[str, ...]
+    short: str
+    keywords: str
+    scene: str
+
+
+@cache
+def plural(name: str) -> str:
+    """Return the plural, the name itself where it is a plural or a mass noun already."""
+    return name if name in NO_ARTICLE else str(_ENGINE.plural_noun(name))
+
+
+@cache
+def with_article(phrase: str) -> str:
+    """Put "a" or "an" before a phrase."""
+    return str(_ENGINE.a(phrase))
+
+
+def _noun_phrase(name: str, adjective: str, count: int) -> str:
+    if name in NO_ARTICLE:
+        return f"{adjective} {name}".strip()
+    if count > 1:
+        return " ".join(part for part in (_NUMBERS[count], adjective, plural(name)) if part)
+    return with_article(f"{adjective} {name}".strip())
+
+
+def _place(x: float, y: float) -> str:
+    row = ("top", "", "bottom")[min(2, int(y * 3))]
+    column = ("left", "", "right")[min(2, int(x * 3))]
+    if not row and not column:
+        return "in the center"
+    if not row:
+        return f"on the {column}"
+    return f"at the {row} {column}".strip()
+
+
+def _join(parts: Sequence[str]) -> str:
+    return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"  # noqa: PLR2004
+
+
+def _grouped(objects: Sequence[PlacedObject]) -> dict[str, list[PlacedObject]]:
+    groups: dict[str, list[PlacedObject]] = {}
+    for thing in objects:
+        groups.setdefault(thing.name, []).append(thing)
+    return groups
+
+
+def _scene_sentence(objects: Sequence[PlacedObject], background: str) -> str:
+    parts = []
+    for name, group in _grouped(objects).items():
+        first = group[0]
+        adjective = "large" if first.size > _LARGE else "small" if first.size < _SMALL else ""
+        places = _join([_place(thing.x, thing.y) for thing in group])
+        hidden = " partly hidden" if first.visible < _HIDDEN and len(group) == 1 else ""
+        parts.append(f"{_noun_phrase(name, adjective, len(group))} {places}{hidden}")
+    return f"{_join(parts)}, {background}"
+
+
+def _short_caption(rng: np.random.Generator, objects: Sequence[PlacedObject]) -> str:
+    groups = _grouped(objects)
+    kept = list(groups)
+    if len(kept) > 1 and rng.random() < 0.15:  # noqa: PLR2004 - alt text often forgets something
+        kept.remove(kept[rng.integers(len(kept))])
+    rng.shuffle(kept)
+    if len(kept) == 1 and rng.random() < 0.4:  # noqa: PLR2004
+        templates = TEMPLATES["tcl"]
+        return templates[rng.integers(len(templates))].format(kept[0])
+    if rng.random() < 0.3:  # noqa: PLR2004 - bare names, as tags are
+        return ", ".join(kept)
+    return _join([_noun_phrase(name, "", len(groups[name])) for name in kept])
+
+
+def write_captions(
+    rng: np.random.Generator,
+    objects: Sequence[PlacedObject],
+    background: str,
+    keywords: Mapping[str, Sequence[str]],
+) -> Captions:
+    """Describe a scene.
+
+    Args:
+        rng: Source of every choice (what is left out, in which order).
+        objects: What can be seen, at least one.
+        background: The background's phrase.
+        keywords: CLDR keywords by concept name.
+
+    Returns:
+        The captions, in lower case except for proper names.
+    """
+    words: list[str] = []
+    for name in _grouped(objects):
+        own = list(keywords.get(name, ())) or [name]
+        words += [own[i] for i in rng.permutation(len(own))[:3]]
+    return Captions(
+        names=tuple(_grouped(objects)),
+        short=_short_caption(rng, objects),
+        keywords=", ".join(dict.fromkeys(words)),
+        scene=_scene_sentence(objects, background),
+    )

@@ -1,0 +1,114 @@
+"""The data folder: what was fetched, the sprite bank built from it, and the sources of every split."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.data.art import ART_SETS, keywords_by_name
+from training.data.backgrounds import load_photos
+from training.data.concepts import all_concepts
+from training.data.scenes import SceneSource, Split
+from training.data.sprites import ArtFolders, SpriteBank, build_bank, load_bank, save_bank
+
+TRAIN_STYLES = tuple(art.name for art in ART_SETS if art.trainable)
+BANK_STYLES = tuple(art.name for art in ART_SETS if art.name != "stamps")
+EMOJI_TRAIN_STYLES = ("noto", "twemoji", "noto-v1", "emojione")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFolder:
+    """A folder filled by `python -m training data`."""
+
+    path: Path
+
+    @property
+    def art(self) -> ArtFolders:
+        """Where the fetched art lies."""
+        share = self.path / "debian/usr/share"
+        return ArtFolders(
+            npm=self.path / "npm/node_modules",
+            clip_art=share / "openclipart/svg",
+            furniture=share / "sweethome3d/furniture",
+            stamps=share / "tuxpaint/stamps",
+        )
+
+    @property
+    def photos(self) -> Path:
+        """The folder of background photos."""
+        return self.path / "debian/usr/share/backgrounds"
+
+    def bank(self) -> SpriteBank:
+        """Load the sprite bank, building it the first time.
+
+        Raises:
+            FileNotFoundError: Nothing was fetched.
+        """
+        path = self.path / "sprites.npz"
+        if not path.exists():
+            if not self.art.npm.exists():
+                raise FileNotFoundError(
+                    f"No data in {self.path}: run `python -m training data --folder {self.path}`"
+                )
+            save_bank(build_bank(self.art, BANK_STYLES), path)
+        return load_bank(path)
+
+    def keywords(self) -> dict[str, tuple[str, ...]]:
+        """CLDR keywords by concept, without the names of concepts that are never trained on."""
+        by_drawing = keywords_by_name(self.art.npm)
+        concepts = all_concepts()
+        unseen = {concept.name for concept in concepts if concept.is_unseen}
+        return {
+            concept.name: tuple(
+                dict.fromkeys(
+                    word
+                    for drawing in concept.drawings
+                    for word in by_drawing.get(drawing, ())
+                    if word not in unseen
+                )
+            )
+            for concept in concepts
+        }
+
+    def source(
+        self, split: Split, *, styles: tuple[str, ...], names: frozenset[str], seed: int = 0
+    ) -> SceneSource:
+        """Build a split's source; only training scenes get the training photos.
+
+        Raises:
+            ValueError: A training split asks for art that may not be trained on.
+        """
+        if split == "train" and set(styles) - set(TRAIN_STYLES):
+            raise ValueError(f"training may only use {TRAIN_STYLES}, not {styles}")
+        return SceneSource(
+            bank=self.bank(),
+            styles=styles,
+            photos=load_photos(self.photos, "train" if split == "train" else "held-out"),
+            keywords=self.keywords(),
+            names=names,
+            split=split,
+            seed=seed,
+        )
+
+    def stamp_source(self) -> SceneSource | None:
+        """Source of scenes made of photo-like stamps, None where that package was not fetched."""
+        if not self.art.stamps.exists():
+            return None
+        bank = build_bank(self.art, ["stamps"])
+        concepts = all_concepts()
+        return SceneSource(
+            bank=bank,
+            styles=("stamps",),
+            photos=load_photos(self.photos, "held-out"),
+            keywords={},
+            names=frozenset(concepts[i].name for i in bank.by_concept(["stamps"])) & seen_names(),
+            split="test",
+        )
+
+
+def seen_names() -> frozenset[str]:
+    """Names that training may use."""
+    return frozenset(concept.name for concept in all_concepts() if not concept.is_unseen)
+
+
+def common_names() -> frozenset[str]:
+    """The 50 everyday names of the main score."""
+    return frozenset(concept.name for concept in all_concepts() if concept.is_common)

@@ -1,0 +1,228 @@
+"""Composes scenes: drawings on a background, with the exact mask of every object and three captions.
+
+A scene is a pure function of (seed, split, index), so a data set needs no storage and a training run
+resumes on the very next scene.
+
+Legend: S side of the scene in pixels, O objects.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.augment import NO_AUGMENT, AugmentConfig, recolour, warp_sprite
+from training.data.backgrounds import Photo, draw_background
+from training.data.captions import Captions, PlacedObject, write_captions
+from training.data.concepts import all_concepts
+from training.data.sprites import SpriteBank
+
+# Workers are processes; OpenCV's own threads would deadlock in a forked one.
+cv2.setNumThreads(0)
+
+Split = Literal["train", "val", "test"]
+_SPLIT_NUMBER: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+_MIN_VISIBLE_SHARE = 0.3
+_MIN_VISIBLE_PIXELS = 0.004  # share of the scene
+_OPAQUE = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneConfig:
+    """What scenes look like.
+
+    Attributes:
+        size: Side in pixels.
+        count_weights: Relative frequency of scenes with 1, 2, 3, ... objects.
+        min_size: Smallest longer side of an object, share of the scene's side.
+        max_size: Largest.
+        common_share: Share of objects drawn from the everyday words.
+        twin_share: Share of further objects that repeat one already there ("two dogs").
+        augment: How drawings are changed.
+    """
+
+    size: int = 112
+    count_weights: tuple[float, ...] = (0.3, 0.4, 0.3)
+    min_size: float = 0.28
+    max_size: float = 0.62
+    common_share: float = 0.5
+    twin_share: float = 0.08
+    augment: AugmentConfig = NO_AUGMENT
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 < self.min_size <= self.max_size <= 1:
+            raise ValueError("Object sizes must satisfy 0 < min_size <= max_size <= 1")
+        if not self.count_weights or min(self.count_weights) < 0:
+            raise ValueError("count_weights needs at least one weight and none below 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One composed scene.
+
+    Attributes:
+        pixels_SS3: uint8 RGB.
+        mask_SS: int32, 0 background, k the concept `all_concepts()[k - 1]`. It measures; no loss
+            may see it.
+        captions: Three granularities.
+        drawings: Rows of the sprite bank that it was composed from.
+    """
+
+    pixels_SS3: NDArray[np.uint8]
+    mask_SS: NDArray[np.int32]
+    captions: Captions
+    drawings: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneSource:
+    """Everything scenes of one split are made from.
+
+    Attributes:
+        bank: The drawings.
+        styles: Which of its styles may appear.
+        photos: Background photos.
+        keywords: CLDR keywords by concept name.
+        names: Which concepts may appear.
+        split: Keeps the random streams of train, val and test apart.
+        seed: The data set's seed.
+    """
+
+    bank: SpriteBank
+    styles: tuple[str, ...]
+    photos: Sequence[Photo]
+    keywords: Mapping[str, Sequence[str]]
+    names: frozenset[str]
+    split: Split
+    seed: int = 0
+    _pools: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict, init=False)
+    _ids: dict[str, NDArray[np.int64]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Index the drawings of the allowed concepts, everyday words apart."""
+        concepts = all_concepts()
+        drawings = self.bank.by_concept(self.styles)
+        allowed = [i for i in drawings if concepts[i].name in self.names]
+        if not allowed:
+            raise ValueError(f"No drawing of the chosen names in the styles {self.styles}")
+        common = [i for i in allowed if concepts[i].is_common]
+        rare = [i for i in allowed if not concepts[i].is_common]
+        for pool, ids in (("common", common or rare), ("rare", rare or common)):
+            self._ids[pool] = np.asarray(ids)
+            self._pools[pool] = [drawings[i] for i in ids]
+
+    def draw(self, rng: np.random.Generator, common_share: float) -> tuple[int, int]:
+        """Choose a concept and one of its drawings; returns (concept index, row of the bank)."""
+        pool = "common" if rng.random() < common_share else "rare"
+        number = int(rng.integers(len(self._ids[pool])))
+        return int(self._ids[pool][number]), self._drawing(rng, self._pools[pool][number])
+
+    def redraw(self, rng: np.random.Generator, concept: int) -> int:
+        """Choose a drawing of a given concept; returns its row of the bank."""
+        pool = "common" if concept in self._ids["common"] else "rare"
+        number = int(np.flatnonzero(self._ids[pool] == concept)[0])
+        return self._drawing(rng, self._pools[pool][number])
+
+    def _drawing(self, rng: np.random.Generator, drawings: NDArray[np.int64]) -> int:
+        # Styles are weighted alike: a clip-art set with ten dogs must not crowd out the emoji.
+        styles = self.bank.style_M[drawings]
+        style = rng.choice(np.unique(styles))
+        return int(rng.choice(drawings[styles == style]))
+
+
+def scene_rng(source: SceneSource, index: int) -> np.random.Generator:
+    """Random stream of one scene."""
+    return np.random.default_rng((source.seed, _SPLIT_NUMBER[source.split], index))
+
+
+def _place_sprite(
+    rng: np.random.Generator, rgba: NDArray[np.uint8], config: SceneConfig, size: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[float, float]]:
+    """Scale, turn and move a sprite; returns RGB [S,S,3], alpha [S,S] and the centre (x, y)."""
+    side = config.size
+    pixels = max(8, round(size * side))
+    small = cv2.resize(
+        warp_sprite(rng, rgba, config.augment), (pixels, pixels), interpolation=cv2.INTER_AREA
+    )
+    alpha = small[..., 3].astype(np.float32) / 255.0
+    colour = recolour(rng, small[..., :3].astype(np.float32), alpha, config.augment)
+    flip = -1.0 if rng.random() < 0.5 else 1.0  # noqa: PLR2004 - half
+    turn, stretch = np.deg2rad(rng.uniform(-20, 20)), np.exp(rng.normal(0, 0.08))
+    x, y = rng.uniform(0.2, 0.8, 2)
+    cos, sin = np.cos(turn), np.sin(turn)
+    linear = np.array([[cos * flip * stretch, -sin], [sin * flip * stretch, cos]])
+    shift = np.array([x, y]) * side - linear @ np.array([pixels / 2, pixels / 2])
+    matrix = np.column_stack([linear, shift]).astype(np.float32)
+    premultiplied = np.dstack([colour * alpha[..., None], alpha])
+    warped = cv2.warpAffine(premultiplied, matrix, (side, side), flags=cv2.INTER_LINEAR)
+    return warped[..., :3], np.asarray(warped[..., 3]), (float(x), float(y))
+
+
+def compose_scene(source: SceneSource, index: int, config: SceneConfig) -> Scene:
+    """Make scene number `index`.
+
+    Scenes in which fewer objects than wished can be seen are made again from the same stream, so
+    that a set of "two or three objects" holds what it says.
+    """
+    rng = scene_rng(source, index)
+    weights = np.asarray(config.count_weights) / sum(config.count_weights)
+    count = 1 + int(rng.choice(len(weights), p=weights))
+    while True:
+        scene, visible = _try_scene(rng, source, config, count)
+        if visible == count:
+            return scene
+
+
+def _choose_objects(
+    rng: np.random.Generator, source: SceneSource, config: SceneConfig, count: int
+) -> list[tuple[int, int]]:
+    """Choose (concept index, row of the bank) of each object."""
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < count:
+        if chosen and rng.random() < config.twin_share:
+            chosen.append((chosen[0][0], source.redraw(rng, chosen[0][0])))
+            continue
+        concept, drawing = source.draw(rng, config.common_share)
+        if concept not in [other for other, _ in chosen]:
+            chosen.append((concept, drawing))
+    return chosen
+
+
+def _try_scene(
+    rng: np.random.Generator, source: SceneSource, config: SceneConfig, count: int
+) -> tuple[Scene, int]:
+    """Compose once; returns the scene and how many of its objects can be seen well enough."""
+    side, concepts = config.size, all_concepts()
+    canvas, phrase = draw_background(rng, side, source.photos)
+    owner = np.full((side, side), -1, np.int32)
+    placed: list[tuple[int, float, tuple[float, float], int]] = []
+    chosen = _choose_objects(rng, source, config, count)
+    for concept, drawing in chosen:
+        rgba = source.bank.rgba_MSS4[drawing]
+        size = float(rng.uniform(config.min_size, config.max_size))
+        colour, alpha, centre = _place_sprite(rng, rgba, config, size)
+        canvas = canvas * (1 - alpha[..., None]) + colour
+        solid = alpha > _OPAQUE
+        owner[solid] = len(placed)
+        placed.append((concept, size, centre, int(solid.sum())))
+    mask = np.zeros((side, side), np.int32)
+    objects = []
+    for number, (concept, size, (x, y), area) in enumerate(placed):
+        seen = owner == number
+        mask[seen] = concept + 1
+        share = int(seen.sum()) / max(1, area)
+        if share >= _MIN_VISIBLE_SHARE and seen.sum() >= _MIN_VISIBLE_PIXELS * side * side:
+            name = concepts[concept].name
+            objects.append(PlacedObject(name=name, size=size, x=x, y=y, visible=share))
+    captions = write_captions(rng, objects, phrase, source.keywords) if objects else None
+    scene = Scene(
+        pixels_SS3=np.clip(canvas + 0.5, 0, 255).astype(np.uint8),
+        mask_SS=mask,
+        captions=captions or Captions(names=(), short="", keywords="", scene=""),
+        drawings=tuple(drawing for _, drawing in chosen),
+    )
+    return scene, len(objects)

@@ -1,0 +1,64 @@
+"""Named sets of evaluation scenes, and a quick score of a model on one of them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import Tipsv2Model, Tipsv2Tokenizer
+
+from training.data.concepts import all_concepts
+from training.data.library import EMOJI_TRAIN_STYLES, DataFolder, common_names
+from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
+from training.evaluate.encoder import SceneEncoder
+from training.evaluate.zero_shot_segmentation import count_scenes, painted_scorer, patch_scorer
+
+# Two or three objects: a single one would reward painting the whole picture.
+MULTI_OBJECT = SceneConfig(count_weights=(0.0, 0.5, 0.5), twin_share=0.0, common_share=1.0)
+PATCH = 14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentationBenchmark:
+    """Scenes and the candidate names they are scored with."""
+
+    name: str
+    scenes: Sequence[Scene]
+    names: Sequence[str]
+
+    def quick_scores(self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> dict[str, float]:
+        """mIoU of final patches, value-path patches and the painted CLS1, without intervals."""
+        encoder = SceneEncoder(model, tokenizer, self.scenes)
+        classes = encoder.classes(self.names, "none")
+        row = {}
+        for kind in ("patches", "values"):
+            scorer = patch_scorer(lambda s, k=kind: encoder.feature(k, s), classes, PATCH)
+            counts = count_scenes(self.scenes, self.names, scorer)
+            row[f"{self.name}/{kind}"] = round(counts.miou(), 2)
+            row[f"{self.name}/{kind}_which"] = round(counts.which(), 2)
+        painted = painted_scorer(lambda s: encoder.feature("cls1", s), classes)
+        row[f"{self.name}/painted"] = round(
+            count_scenes(self.scenes, self.names, painted).miou(), 2
+        )
+        return row
+
+
+def make_benchmark(name: str, source: SceneSource, num_scenes: int) -> SegmentationBenchmark:
+    """Compose a benchmark's scenes; its candidates are the source's names."""
+    scenes = [compose_scene(source, index, MULTI_OBJECT) for index in range(num_scenes)]
+    return SegmentationBenchmark(name=name, scenes=scenes, names=sorted(source.names))
+
+
+def rare_names(count: int = 50) -> frozenset[str]:
+    """Fifty seen names that are no everyday words, chosen by hash: for decisions on the unseen style."""
+    rare = [c.name for c in all_concepts() if not (c.is_common or c.is_unseen) and c.drawings]
+    return frozenset(sorted(rare, key=lambda n: hashlib.sha256(n.encode()).digest())[:count])
+
+
+def development_benchmarks(data: DataFolder, num_scenes: int = 150) -> list[SegmentationBenchmark]:
+    """What decisions are made on: seen styles, and the unseen style with other names than the test's."""
+    seen = data.source("val", styles=EMOJI_TRAIN_STYLES, names=common_names())
+    style = data.source("val", styles=("fluent-3d",), names=rare_names())
+    return [
+        make_benchmark("val", seen, num_scenes),
+        make_benchmark("val-style", style, num_scenes),
+    ]

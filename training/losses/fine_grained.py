@@ -1,0 +1,60 @@
+"""Patch-name contrast: every patch chooses among the names of the whole batch, and may choose none.
+
+The weak supervision is a caption's names, never a mask: a patch may only show a name of its own
+picture's caption or nothing nameable, and each of those names must be shown by a few patches.
+Names compete inside a patch, so telling two objects apart is rewarded and painting the whole
+picture with a mixture is not.
+
+Shapes: B batch, N patches, D width, U distinct names in the batch.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_EPSILON = 1e-6
+
+
+def patch_name_loss(
+    patches_BND: Tensor,
+    names_UD: Tensor,
+    present_BU: Tensor,
+    *,
+    scale: Tensor,
+    nothing: Tensor,
+    num_shown: int,
+) -> Tensor:
+    """Multiple-instance loss of names over patches.
+
+    Args:
+        patches_BND: Not normalised.
+        names_UD: Text embeddings of the names, not normalised.
+        present_BU: bool; whether a picture's caption has the name. At least one a picture.
+        scale: Scalar; multiplies the cosines.
+        nothing: Scalar; the logit of "no name fits".
+        num_shown: How many of its best patches must show a name; at most N.
+
+    Returns:
+        Scalar. The mean over (picture, name) pairs of -log of the mean probability of the name at
+        its best patches, plus the mean over patches of -log of the probability that is not given
+        to names of other pictures. float32.
+
+    Raises:
+        ValueError: The sizes differ.
+
+    Source: our own; a partial-label loss with top-k multiple-instance pooling, in the spirit of
+    FILIP's late interaction (arXiv:2111.07783).
+    """
+    if present_BU.shape != (len(patches_BND), len(names_UD)):
+        raise ValueError("present_BU must be [batch, names]")
+    cosine_BNU = F.normalize(patches_BND.float(), dim=-1) @ F.normalize(names_UD.float(), dim=-1).T
+    logits_BNU = cosine_BNU * scale
+    nothing_BN1 = nothing.expand(*logits_BNU.shape[:2], 1)
+    log_total_BN = torch.cat((logits_BNU, nothing_BN1), dim=-1).logsumexp(-1)
+    allowed_BNU = logits_BNU.masked_fill(~present_BU[:, None, :], -torch.inf)
+    log_allowed_BN = torch.cat((allowed_BNU, nothing_BN1), dim=-1).logsumexp(-1)
+    stray = (log_total_BN - log_allowed_BN).mean()
+    picture, name = present_BU.nonzero(as_tuple=True)
+    own_PN = logits_BNU[picture, :, name] - log_total_BN[picture]
+    shown_P = own_PN.topk(num_shown, dim=1).values.exp().mean(1)
+    return stray - (shown_P + _EPSILON).log().mean()

@@ -1,0 +1,37 @@
+"""Patch-level self-distillation: iBOT (masked patches only) and iBOT++ (masked and visible alike).
+
+Shapes: B batch, N patches, K prototypes.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+Supervised = Literal["all", "masked"]
+
+
+def ibot_loss(
+    student_logits_BNK: Tensor, teacher_probs_BNK: Tensor, masked_BN: Tensor, supervised: Supervised
+) -> Tensor:
+    """Cross-entropy from the teacher's assignments to the student's predictions, mean over patches.
+
+    Args:
+        student_logits_BNK: Head outputs of the masked view, divided by the student temperature.
+        teacher_probs_BNK: Of the whole view; rows sum to 1. No gradient flows into them.
+        masked_BN: bool; which patches the student could not see.
+        supervised: "all" is iBOT++, "masked" is iBOT.
+
+    Returns:
+        Scalar. The paper writes a sum; we take the mean over the patches that count, so that the
+        loss weight keeps its meaning between the two and between picture sizes. float32.
+
+    Raises:
+        ValueError: The sizes differ.
+
+    Source: iBOT, arXiv:2111.07832; iBOT++, TIPSv2, arXiv:2604.12012.
+    """
+    if student_logits_BNK.shape != teacher_probs_BNK.shape:
+        raise ValueError("student and teacher must have the same patches and prototypes")
+    log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
+    loss_BN = -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1)
+    return loss_BN.mean() if supervised == "all" else loss_BN[masked_BN].mean()

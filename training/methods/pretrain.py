@@ -1,0 +1,121 @@
+"""Pretraining: two caption streams and iBOT++ with head-only EMA.
+
+One step: the whole picture goes through the encoder once, for both CLS tokens and, without
+gradient, for the teacher head; the masked picture goes through it once more, for the student head.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import Tipsv2Model
+
+from model.features import VisionFeatures, vision_features
+from training.data.loader import SceneBatch
+from training.ema import update_ema
+from training.heads import Centering, NameContrast, PrototypeHead
+from training.losses.ibot import Supervised, ibot_loss
+from training.masking import random_masks
+from training.methods.base import Method, StepResult
+from training.methods.terms import (
+    TRUNK_WIDTH,
+    NameContrastConfig,
+    caption_terms,
+    name_term,
+    trunk_term,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """Shape and temperatures of the prototype head (TIPSv2 publishes none of them)."""
+
+    hidden: int = 384
+    bottleneck: int = 96
+    num_prototypes: int = 512
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.06
+    ema_momentum: float = 0.99
+
+    def build(self, dim: int) -> PrototypeHead:
+        """Build a head for tokens of width `dim`."""
+        return PrototypeHead(
+            dim, hidden=self.hidden, bottleneck=self.bottleneck, num_prototypes=self.num_prototypes
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """Weights and settings of pretraining.
+
+    Attributes:
+        ibot_weight: beta of the paper, 2.
+        ibot_start: Share of the training after which the patch loss joins in; from the first step
+            it delays the contrastive loss in small models.
+        mask_ratio: 0.75 in the paper; 0 collapses patch-text alignment in pretraining.
+        supervised: "all" is iBOT++, "masked" iBOT.
+        head: The prototype head.
+        names: The fine-grained term.
+        trunk_weight: Of what a frozen image trunk sees in single drawings; 0 leaves it out.
+        text_locked_until: Share of the training in which the text tower is left as it was warmed up.
+    """
+
+    ibot_weight: float = 2.0
+    ibot_start: float = 0.5
+    mask_ratio: float = 0.75
+    supervised: Supervised = "all"
+    head: HeadConfig = field(default_factory=HeadConfig)
+    names: NameContrastConfig = field(default_factory=NameContrastConfig)
+    trunk_weight: float = 0.0
+    text_locked_until: float = 0.2
+
+
+class Pretrain(Method):
+    """A model, its projector head and the head's moving average."""
+
+    def __init__(self, model: Tipsv2Model, config: PretrainConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.head = config.head.build(model.config.vision_config.hidden_size)
+        self.teacher_head = copy.deepcopy(self.head).requires_grad_(requires_grad=False)
+        self.centering = Centering(
+            config.head.num_prototypes, temperature=config.head.teacher_temperature
+        )
+        self.contrast = NameContrast()
+        self.projection = nn.Linear(model.config.vision_config.hidden_size, TRUNK_WIDTH)
+
+    def training_step(
+        self, batch: SceneBatch, *, progress: float, generator: torch.Generator
+    ) -> StepResult:
+        """See the module's docstring."""
+        features = vision_features(self.model, batch.pixels_B3HW)
+        locked = progress < self.config.text_locked_until
+        terms = caption_terms(self.model, features, batch, locked=locked)
+        loss = (terms["cls1"] + terms["cls2"]) / 2
+        if self.config.names.weight > 0:
+            terms["names"] = name_term(
+                self.model, features, batch, self.contrast, self.config.names, locked=locked
+            )
+            loss = loss + self.config.names.weight * terms["names"]
+        if self.config.trunk_weight > 0:
+            terms["trunk"] = trunk_term(features, batch, self.projection)
+            loss = loss + self.config.trunk_weight * terms["trunk"]
+        if self.config.ibot_weight > 0 and progress >= self.config.ibot_start:
+            terms["ibot"] = self._ibot_term(features, batch, generator)
+            loss = loss + self.config.ibot_weight * terms["ibot"]
+        return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
+
+    def _ibot_term(
+        self, features: VisionFeatures, batch: SceneBatch, generator: torch.Generator
+    ) -> Tensor:
+        targets_BNK = self.centering(self.teacher_head(features.patches_BND.detach()))
+        batch_size, num_patches = features.patches_BND.shape[:2]
+        masked_BN = random_masks(batch_size, num_patches, self.config.mask_ratio, generator)
+        student = vision_features(self.model, batch.pixels_B3HW, masked_BN)
+        logits_BNK = self.head(student.patches_BND) / self.config.head.student_temperature
+        return ibot_loss(logits_BNK, targets_BNK, masked_BN, self.config.supervised)
+
+    def after_step(self) -> None:
+        """Move the teacher head; the encoder has no average (head-only EMA)."""
+        update_ema(self.teacher_head, self.head, self.config.head.ema_momentum)

@@ -1,0 +1,91 @@
+"""Loss terms that pretraining and distillation share: two caption streams and the patch-name contrast."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Tipsv2Model
+
+from model.features import VisionFeatures, text_features
+from training.data.loader import SceneBatch, TextBatch
+from training.heads import NameContrast
+from training.losses.contrastive import contrastive_loss
+from training.losses.fine_grained import patch_name_loss
+
+_MIN_TEMPERATURE = 0.01
+TRUNK_WIDTH = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameContrastConfig:
+    """The fine-grained term, which is ours and not TIPSv2's.
+
+    Attributes:
+        weight: 0 leaves it out.
+        features: Which patch features it acts on.
+        num_shown: How many patches must show each name.
+    """
+
+    weight: float = 0.0
+    features: Literal["patches", "values"] = "patches"
+    num_shown: int = 4
+
+
+def embed_texts(model: Tipsv2Model, texts: TextBatch, *, locked: bool = False) -> Tensor:
+    """Text embeddings [B, D], not normalised; without gradient where the tower is locked."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not locked):
+        return text_features(model, texts.token_ids_BL, texts.mask_BL)
+
+
+def caption_terms(
+    model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch, *, locked: bool = False
+) -> dict[str, Tensor]:
+    """InfoNCE of CLS1 with the short and of CLS2 with the long captions."""
+    temperature = model.temperature.clamp(min=_MIN_TEMPERATURE)
+    return {
+        "cls1": contrastive_loss(
+            features.cls1_BD,
+            embed_texts(model, batch.short, locked=locked),
+            temperature,
+            batch.short_ids_B,
+        ),
+        "cls2": contrastive_loss(
+            features.cls2_BD,
+            embed_texts(model, batch.long, locked=locked),
+            temperature,
+            batch.long_ids_B,
+        ),
+    }
+
+
+def name_term(
+    model: Tipsv2Model,
+    features: VisionFeatures,
+    batch: SceneBatch,
+    contrast: NameContrast,
+    config: NameContrastConfig,
+    *,
+    locked: bool = False,
+) -> Tensor:
+    """Patch-name contrast of a batch."""
+    patches_BND = features.patches_BND if config.features == "patches" else features.values_BND
+    return patch_name_loss(
+        patches_BND,
+        embed_texts(model, batch.names, locked=locked),
+        batch.present_BU,
+        scale=contrast.scale(),
+        nothing=contrast.nothing,
+        num_shown=min(config.num_shown, patches_BND.shape[1]),
+    )
+
+
+def trunk_term(features: VisionFeatures, batch: SceneBatch, projection: nn.Linear) -> Tensor:
+    """One minus the cosine of the mean patch with the trunk's target, over pictures that have one."""
+    single_B = batch.targets_BT.abs().sum(1) > 0
+    if not single_B.any():
+        return features.patches_BND.new_zeros(())
+    mean_BD = features.patches_BND[single_B].mean(1)
+    predicted_BT = projection(mean_BD).float()
+    return 1 - F.cosine_similarity(predicted_BT, batch.targets_BT[single_B]).mean()

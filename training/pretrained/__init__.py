@@ -1,0 +1,1 @@
+"""Frozen models of others that small students learn from, read from installed packages."""

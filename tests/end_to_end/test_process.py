@@ -1,0 +1,183 @@
+"""The program's life: start, settings, ports, signals, exit status; and what it does not need."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from shutil import copytree
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from model.package import ModelPackage
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Program, Service
+
+RunService = Callable[..., Any]
+LIMIT_S = 60.0
+
+
+def run_to_the_end(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+
+def test_sigterm_finishes_what_was_accepted_and_exits_0(
+    run_service: RunService, photo: Callable[..., bytes]
+) -> None:
+    images = [photo(seed, (200, 200)) for seed in range(16)]
+    fields = {"images": images, "outputs": ["cls1"], "resolution": 224}
+    with run_service("--lanes=1") as service, ThreadPoolExecutor(12) as callers:
+        asks = [service.over_rest, service.over_grpc] * 6
+        waiting = [callers.submit(ask, "embed_images", fields) for ask in asks]
+        while service.metric("tipserve_inflight") < 1:
+            pass
+        service.program.process.send_signal(signal.SIGTERM)
+        assert service.program.process.wait(LIMIT_S) == 0
+        statuses = []
+        for future in waiting:
+            try:
+                statuses.append(future.result(LIMIT_S).status)
+            except httpx.ConnectError:
+                statuses.append("refused")
+    assert {"200", "OK"} & set(statuses)
+    assert set(statuses) <= {"200", "OK", "503", "UNAVAILABLE", "refused"}
+
+
+def test_sigint_ends_it_as_well(run_service: RunService) -> None:
+    with run_service() as service:
+        service.program.process.send_signal(signal.SIGINT)
+        assert service.program.process.wait(LIMIT_S) == 0
+
+
+def test_ports_are_written_and_health_and_reflection_are_served(
+    run_service: RunService, tmp_path: Path
+) -> None:
+    with run_service(f"--ports-file={tmp_path / 'ports.json'}") as service:
+        ports = json.loads((tmp_path / "ports.json").read_text())
+        assert ports == service.ports
+        assert httpx.get(f"http://127.0.0.1:{ports['http']}/v2/health/ready").json() == {
+            "ready": True
+        }
+        with grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            for name in ("", "tipserve.v1.EncoderService"):
+                request = health_pb2.HealthCheckRequest(service=name)
+                assert stub.Check(request, timeout=LIMIT_S).status == 1
+            names = ProtoReflectionDescriptorDatabase(channel).get_services()
+            assert "tipserve.v1.EncoderService" in names
+
+
+def test_the_serving_process_has_no_torch(run_service: RunService) -> None:
+    with run_service() as service:
+        maps = Path(f"/proc/{service.program.process.pid}/maps").read_text()
+        assert "onnxruntime" in maps
+        assert "torch" not in maps
+
+
+def test_every_metric_of_the_contract_is_exported(
+    service: "Service", photo: Callable[..., bytes]
+) -> None:
+    fields = {"images": [photo()], "classes": ["dog"]}
+    assert service.over_rest("segment_images", fields).status == "200"
+    text = httpx.get(f"http://127.0.0.1:{service.ports['metrics']}/metrics").text
+    for name in (
+        'tipserve_requests_total{code="200",method="POST /v1/images:segment"}',
+        "tipserve_request_duration_seconds_bucket",
+        *(
+            f'tipserve_stage_duration_seconds_count{{stage="{s}"}}'
+            for s in ("admit", "decode", "queue", "run", "post")
+        ),
+        "tipserve_batch_images_bucket",
+        "tipserve_batch_patches_bucket",
+        'tipserve_queue_depth{bucket="image 56x56"} 0.0',
+        "tipserve_queue_oldest_seconds 0.0",
+        "# TYPE tipserve_rejected_total counter",
+        "# TYPE tipserve_abandoned_total counter",
+        "tipserve_inflight 0.0",
+        "tipserve_text_cache_hits_total",
+        'tipserve_model_info{name="tiny",precision="fp32",runtime="onnx"',
+    ):
+        assert name in text, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--htp-port=1"], 2, "--htp-port"),
+        (["--http-port=x"], 2, "http_port"),
+        (["--max-queue-patches=1"], 2, "max_batch_patches"),
+        (
+            ["--model=no/such/folder", "--http-port=0", "--grpc-port=0", "--metrics-port=0"],
+            1,
+            "no folder",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be_says_why(arguments: list[str], status: int, words: str) -> None:
+    result = run_to_the_end(*arguments)
+    assert result.returncode == status
+    assert words in result.stderr
+
+
+def test_an_unknown_variable_stops_the_start(run_program: "type[Program]") -> None:
+    program = run_program(environment={"TIPSERVE_HTP_PORT": "1"})
+    assert program.process.wait(LIMIT_S) == 2
+    program.end()
+    assert "TIPSERVE_HTP_PORT" in "".join(program.log)
+
+
+def test_the_configuration_can_be_shown() -> None:
+    result = run_to_the_end("--show-config", "--lanes=3")
+    assert result.returncode == 0
+    assert "lanes = 3  (flag --lanes)" in result.stdout
+
+
+def test_a_package_that_was_changed_is_not_served(
+    run_program: "type[Program]", tiny_package: ModelPackage, tmp_path: Path
+) -> None:
+    folder = copytree(tiny_package.path, tmp_path / "changed")
+    graph = folder / "onnx" / "text_model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+    program = run_program(f"--model={folder}")
+    assert program.process.wait(LIMIT_S) == 1
+    program.end()
+    assert "SHA-256" in "".join(program.log)
+
+
+def test_a_grpc_port_that_is_taken_stops_the_start(
+    run_program: "type[Program]", tiny_package: ModelPackage
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        program = run_program(f"--model={tiny_package.path}", f"--grpc-port={port}")
+        assert program.process.wait(LIMIT_S) == 1
+    program.end()
+    assert str(port) in "".join(program.log)
+
+
+def test_callers_side_by_side_get_their_own_answers(service: "Service") -> None:
+    texts = [["dog"], ["cat"], ["sky", "sea"], ["red house"]]
+    expected = [service.over_rest("embed_texts", {"texts": t}).arrays for t in texts]
+    barrier = threading.Barrier(8)
+
+    def ask(index: int) -> bool:
+        barrier.wait(LIMIT_S)
+        transport = service.over_rest if index % 2 else service.over_grpc
+        got = transport("embed_texts", {"texts": texts[index % 4]}).arrays
+        return all((got[k] == v).all() for k, v in expected[index % 4].items())
+
+    with ThreadPoolExecutor(8) as callers:
+        assert all(callers.map(ask, range(8)))

@@ -26,7 +26,7 @@ UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-WHITE: Final = (255, 255, 255, 255)
+WHITE: Final = (255, 255, 255)
 
 # Our own limit, below, is checked on the header of every picture; Pillow's would warn or raise
 # before it.
@@ -124,7 +124,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_to_grey(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, WHITE), picture).convert("RGB")
+        paper = Image.new("RGB", picture.size, WHITE)
+        paper.paste(picture, mask=picture)
+        return paper
     return image.convert("RGB")
 
 

@@ -71,6 +71,7 @@ class Server:
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                ws="none",
                 timeout_graceful_shutdown=WRITE_GRACE_S,
             )
         )
@@ -102,7 +103,7 @@ class Server:
             served = await asyncio.to_thread(self._load, self.settings, self.metrics)
             self.plane.add_model(served)
             self.admission.open()
-            await asyncio.to_thread(self._grpc.set_serving)
+            await asyncio.to_thread(self._grpc.set_serving, [served.manifest.name])
             self.ready.set()
             logger.info("ready", extra={"fields": {"model": served.manifest.name, **self.ports}})
             await self._stop.wait()
@@ -165,8 +166,12 @@ def main(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     try:
         asyncio.run(_run(settings))
-    except Exception as error:
-        logger.exception("the server could not go on: %s", error)
+    except (ValueError, OSError, ImportError) as error:
+        # The user's to mend: the message says how, and a traceback would hide it.
+        logger.error("the server could not start: %s", error)
+        return 1
+    except Exception:
+        logger.exception("the server could not go on")
         return 1
     return 0
 

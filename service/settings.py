@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     """Classes of one request, background classes included."""
     max_image_bytes: Positive = 16 * 1024 * 1024
     """Bytes of one encoded picture."""
-    max_image_pixels: Positive = 64_000_000
+    max_image_pixels: Positive = 40_000_000
     """Pixels of one picture, as its header declares them."""
     max_request_bytes: Positive = 32 * 1024 * 1024
     """Bytes of one request body or message."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -48,9 +49,9 @@ class GrpcServer:
         self._thread.start()
         return self._listening.result(START_LIMIT_S)
 
-    def set_serving(self) -> None:
-        """Tell health checks that requests are taken."""
-        self._call(self._set_health(health_pb2.HealthCheckResponse.SERVING))
+    def set_serving(self, models: Sequence[str]) -> None:
+        """Tell health checks that requests are taken, as a whole and for each model."""
+        self._call(self._set_health(health_pb2.HealthCheckResponse.SERVING, *models))
 
     def begin_drain(self) -> None:
         """Tell health checks that requests are no longer taken, once and for all."""
@@ -98,6 +99,6 @@ class GrpcServer:
         self._listening.set_result(port)
         await self._server.stop(await self._grace_s)
 
-    async def _set_health(self, status: Any) -> None:
-        for name in ("", SERVICE_NAME):
+    async def _set_health(self, status: Any, *models: str) -> None:
+        for name in ("", SERVICE_NAME, *models):
             await self._health.set(name, status)

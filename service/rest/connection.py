@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -84,12 +85,14 @@ class CallMiddleware:
             raise self._too_large()
 
     def _bounded(self, receive: Receive) -> Receive:
-        """Count the bytes that come, whatever the header said."""
+        """Count the bytes that come, whatever the header said, and notice who leaves."""
         num_bytes = 0
 
         async def receive_bounded() -> Message:
             nonlocal num_bytes
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_body_bytes:
                 raise self._too_large()
@@ -136,8 +139,9 @@ async def until_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    with suppress(ClientLeft):
+        while True:
+            await request.receive()
 
 
 def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:

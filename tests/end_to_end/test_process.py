@@ -73,7 +73,7 @@ def test_ports_are_written_and_health_and_reflection_are_served(
         }
         with grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
-            for name in ("", "tipserve.v1.EncoderService"):
+            for name in ("", "tipserve.v1.EncoderService", "tiny"):
                 request = health_pb2.HealthCheckRequest(service=name)
                 assert stub.Check(request, timeout=LIMIT_S).status == 1
             names = ProtoReflectionDescriptorDatabase(channel).get_services()

@@ -211,6 +211,21 @@ async def test_a_caller_who_hangs_up_frees_the_queue(
     assert runtime.num_images == 1
 
 
+async def test_a_caller_who_hangs_up_while_sending_is_no_error(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    async with serving() as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.ports["http"])
+        writer.write(head + b"Content-Length: 100\r\n\r\nonly a little")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        method = "POST /v1/images:embed"
+        await until(lambda: sample(server, "requests_total", method=method, code="499") == 1)
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
 @BOTH
 async def test_a_drain_finishes_what_is_inside_and_refuses_the_rest(
     serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered, ask: Ask

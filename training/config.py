@@ -114,8 +114,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check what no part can check alone."""
-        if self.num_steps < 1 or self.batch_size < 2:  # noqa: PLR2004 - contrast needs two
-            raise ValueError("num_steps must be at least 1 and batch_size at least 2")
+        if self.num_steps < 1 or self.batch_size < 2:
+            raise ValueError("num_steps must be at least 1 and batch_size at least 2, for contrast")
         if isinstance(self.method, DistillConfig) and self.teacher is None:
             raise ValueError("distillation needs a teacher: --set teacher=runs/NAME")
 
@@ -128,7 +128,8 @@ class TrainingConfig:
 Config = TypeVar("Config")
 
 
-def _parse(text: str) -> Any:  # noqa: ANN401 - any literal
+def _parse(text: str) -> Any:
+    """Read a Python literal; anything else is a string."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -137,7 +138,8 @@ def _parse(text: str) -> Any:  # noqa: ANN401 - any literal
 
 def _replace(config: Config, path: list[str], text: str, whole: str) -> Config:
     """Return a copy of a config with the field at `path` changed."""
-    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
     names = [item.name for item in dataclasses.fields(config)]
     if path[0] not in names:
         raise ValueError(f"unknown setting {whole!r}: {path[0]!r} is none of {', '.join(names)}")

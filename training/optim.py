@@ -1,4 +1,4 @@
-"""Optimizers and the learning-rate schedule: Muon for hidden matrices, AdamW for everything else."""
+"""Optimizers and the learning-rate schedule: Muon for hidden matrices, AdamW for the rest."""
 
 import math
 from collections.abc import Sequence
@@ -34,15 +34,15 @@ def build_optimizers(
     modules: Sequence[nn.Module], config: OptimConfig
 ) -> tuple[torch.optim.Optimizer, ...]:
     """Split the trainable parameters of some modules between Muon and AdamW."""
-    matrices, decayed, plain = [], [], []
+    matrices: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            is_hidden = parameter.ndim == 2 and not (
-                "embedding" in name or "prototypes" in name or "token" in name
-            )  # noqa: PLR2004, E501
-            if is_hidden:
+            is_table = any(word in name for word in ("embedding", "prototypes", "token"))
+            if parameter.ndim == 2 and not is_table:
                 matrices.append(parameter)
             else:
                 (decayed if parameter.ndim > 1 else plain).append(parameter)

@@ -1,4 +1,4 @@
-"""Makes a finished run into a checkpoint that export takes: scores, provenance and the card's text."""
+"""Makes a finished run into a checkpoint that export takes: scores, provenance, card text."""
 
 import json
 import shutil

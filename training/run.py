@@ -13,8 +13,8 @@ from model.text import TEMPLATES
 from training import distributed
 from training.config import TrainingConfig
 from training.data.library import TRAIN_STYLES, DataFolder, seen_names
-from training.data.loader import SceneBatches
-from training.data.scenes import SceneSource, compose_scene
+from training.data.loader import BatchPlan, SceneBatches
+from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig, FrozenTeacher
@@ -32,8 +32,6 @@ HEAD_FILE = "heads.pt"
 
 def _corpus(source: SceneSource, names: Sequence[str]) -> list[str]:
     """Captions of a few thousand scenes, each name often enough to become few tokens."""
-    from training.data.scenes import SceneConfig
-
     small = SceneConfig(size=28, count_weights=(0.2, 0.4, 0.4))
     texts = []
     for index in range(_TOKENIZER_SCENES):
@@ -60,7 +58,8 @@ def build_tokenizer(config: TrainingConfig, source: SceneSource) -> Tipsv2Tokeni
     """Load the run's or its teacher's tokenizer, or train one and keep it in the run's folder."""
     for folder in (config.folder, config.teacher):
         if folder is not None and (folder / "tokenizer/tokenizer.json").exists():
-            return Tipsv2Tokenizer.from_pretrained(folder / "tokenizer")
+            saved: Tipsv2Tokenizer = Tipsv2Tokenizer.from_pretrained(folder / "tokenizer")
+            return saved
     tokenizer = train_tokenizer(_corpus(source, sorted(seen_names())), config.model.vocab_size)
     tokenizer.save_pretrained(config.folder / "tokenizer")
     return tokenizer
@@ -129,9 +128,9 @@ def run(config: TrainingConfig) -> Path:
     batches = SceneBatches(
         source,
         tokenizer,
-        stages=config.data.stages,
-        batch_size=config.batch_size,
-        num_steps=config.num_steps,
+        BatchPlan(
+            stages=config.data.stages, batch_size=config.batch_size, num_steps=config.num_steps
+        ),
         targets_MT=_trunk_targets(config, source) if config.method.trunk_weight else None,
         rank=rank,
         num_ranks=num_ranks,

@@ -1,4 +1,4 @@
-"""Trains the students' tokenizer on their own captions, in the form that transformers' Tipsv2Tokenizer loads.
+"""Trains the students' tokenizer on their own captions, in the form that transformers loads.
 
 The released models' 32,000 pieces would be most of a small student's weights, so it gets its own.
 """

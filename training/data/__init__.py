@@ -1,0 +1,1 @@
+"""Scenes with captions and masks: art, backgrounds, composition, batches."""

@@ -1,4 +1,4 @@
-"""Changes how one sprite is drawn: colour, light, outline and shape, so that a name means more than a style.
+"""Changes how a sprite is drawn (colour, light, outline, shape): a name is more than a style.
 
 Legend: H W pixels of the sprite; RGB in 0..255 float32, alpha in 0..1.
 """
@@ -35,8 +35,14 @@ class AugmentConfig:
 
 NO_AUGMENT = AugmentConfig()
 STRONG_AUGMENT = AugmentConfig(
-    hue_degrees=14.0, saturation=0.3, brightness=0.2, shading=0.5, smoothing=0.15, warp=0.035, gray=0.04
-)  # fmt: skip
+    hue_degrees=14.0,
+    saturation=0.3,
+    brightness=0.2,
+    shading=0.5,
+    smoothing=0.15,
+    warp=0.035,
+    gray=0.04,
+)
 
 
 def warp_sprite(
@@ -48,16 +54,21 @@ def warp_sprite(
         rgba_HW4 = np.dstack(
             [cv2.medianBlur(np.ascontiguousarray(rgba_HW4[..., :3]), kernel), rgba_HW4[..., 3]]
         )
-    if config.warp == 0 or rng.random() < 0.3:  # noqa: PLR2004 - some stay exact
+    if config.warp == 0 or rng.random() < 0.3:  # some stay exact
         return rgba_HW4
     side = rgba_HW4.shape[0]
     offsets = rng.normal(0, config.warp * side, (3, 3, 2)).astype(np.float32)
     field = cv2.resize(offsets, (side, side), interpolation=cv2.INTER_CUBIC)
     ys, xs = np.mgrid[0:side, 0:side].astype(np.float32)
-    return cv2.remap(
-        rgba_HW4, xs + field[..., 0], ys + field[..., 1], cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0, 0),
-    )  # fmt: skip
+    warped_HW4 = cv2.remap(
+        rgba_HW4,
+        xs + field[..., 0],
+        ys + field[..., 1],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(0, 0, 0, 0),
+    )
+    return np.asarray(warped_HW4, np.uint8)
 
 
 def _colour_matrix(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]:
@@ -69,16 +80,16 @@ def _colour_matrix(rng: np.random.Generator, config: AugmentConfig) -> NDArray[n
     turn = np.full((3, 3), third * (1 - cos)) + np.eye(3) * cos
     turn += sin * root * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     turn += (third - turn.sum(1, keepdims=True) / 3) * np.ones((3, 3))
-    return (turn * np.exp(rng.normal(0, config.brightness))).astype(np.float32)
+    return np.asarray(turn * np.exp(rng.normal(0, config.brightness)), np.float32)
 
 
 def _shade(
     rng: np.random.Generator, rgb_HW3: NDArray[np.float32], alpha_HW: NDArray[np.float32]
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """Light the sprite as if its middle were raised: a blurred alpha is its height map."""
     side = alpha_HW.shape[0]
     height = cv2.GaussianBlur(alpha_HW, (0, 0), side * rng.uniform(0.06, 0.16))
-    if rng.random() < 0.5:  # noqa: PLR2004 - let the drawing's own tones be relief too
+    if rng.random() < 0.5:  # let the drawing's own tones be relief too
         height = height + rng.uniform(-0.4, 0.6) * cv2.GaussianBlur(
             rgb_HW3.mean(2) / 255.0, (0, 0), side * 0.03
         )
@@ -87,7 +98,7 @@ def _shade(
     light = -(slope_x * np.cos(angle) + slope_y * np.sin(angle)) * side * 0.06
     shaded = rgb_HW3 * (1 + np.clip(light * -rng.uniform(0.4, 1.2), -0.55, 0.5))[..., None]
     gloss = np.clip(-light - 0.25, 0, 1) * rng.uniform(0, 160)
-    return shaded + gloss[..., None]
+    return np.asarray(shaded + gloss[..., None])
 
 
 def recolour(
@@ -109,9 +120,9 @@ def recolour(
     """
     if config == NO_AUGMENT:
         return rgb_HW3
-    changed = rgb_HW3 @ _colour_matrix(rng, config).T
+    changed: NDArray[np.floating] = rgb_HW3 @ _colour_matrix(rng, config).T
     if rng.random() < config.shading:
         changed = _shade(rng, changed, alpha_HW)
-    if rng.random() < 0.3:  # noqa: PLR2004 - gamma
+    if rng.random() < 0.3:  # gamma
         changed = 255.0 * (np.clip(changed, 0, 255) / 255.0) ** np.exp(rng.normal(0, 0.25))
-    return np.clip(changed, 0, 255).astype(np.float32)
+    return np.asarray(np.clip(changed, 0, 255), np.float32)

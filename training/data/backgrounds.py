@@ -1,4 +1,4 @@
-"""Backgrounds for scenes, each with the phrase a caption uses for it: procedural patterns and photos."""
+"""Backgrounds for scenes, procedural or photos, each with the phrase a caption has for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,8 +63,8 @@ def draw_background(
     Returns:
         float32 [size, size, 3] in 0..255, and a phrase such as "on a plain red background".
     """
-    if photos and rng.random() < 0.5:  # noqa: PLR2004 - half
-        return _photo_crop(rng, size, photos[rng.integers(len(photos))])
+    if photos and rng.random() < 0.5:
+        return _photo_crop(rng, size, photos[int(rng.integers(len(photos)))])
     names = list(COLOURS)
     first, second = rng.choice(len(names), 2, replace=False)
     pattern = _PATTERNS[rng.integers(len(_PATTERNS))]
@@ -82,7 +82,7 @@ def _photo_crop(
     side = int(rng.integers(min(size, height, width) // 2, min(height, width) + 1))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
     crop = photo.pixels_HW3[top : top + side, left : left + side]
-    if rng.random() < 0.5:  # noqa: PLR2004 - half
+    if rng.random() < 0.5:
         crop = crop[:, ::-1]
     resized = cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=cv2.INTER_AREA)
     return resized.astype(np.float32), f"over a photo of {photo.phrase}"
@@ -101,7 +101,7 @@ def _pattern(
         weight = np.clip((xs - 0.5) * np.cos(angle) + (ys - 0.5) * np.sin(angle) + 0.5, 0, 1)
         return weight.astype(np.float32), f"on a background fading from {first} to {second}"
     if pattern == "stripes":
-        weight = (xs * rng.integers(2, 8) + ys * rng.integers(0, 5)) % 1 > 0.5  # noqa: PLR2004
+        weight = (xs * rng.integers(2, 8) + ys * rng.integers(0, 5)) % 1 > 0.5
         return weight.astype(np.float32), f"on a {first} and {second} striped background"
     if pattern == "checker":
         count = rng.integers(3, 8)

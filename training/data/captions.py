@@ -80,7 +80,7 @@ def _place(x: float, y: float) -> str:
 
 
 def _join(parts: Sequence[str]) -> str:
-    return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"  # noqa: PLR2004
+    return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _grouped(objects: Sequence[PlacedObject]) -> dict[str, list[PlacedObject]]:
@@ -104,13 +104,13 @@ def _scene_sentence(objects: Sequence[PlacedObject], background: str) -> str:
 def _short_caption(rng: np.random.Generator, objects: Sequence[PlacedObject]) -> str:
     groups = _grouped(objects)
     kept = list(groups)
-    if len(kept) > 1 and rng.random() < 0.15:  # noqa: PLR2004 - alt text often forgets something
+    if len(kept) > 1 and rng.random() < 0.15:  # alt text often forgets something
         kept.remove(kept[rng.integers(len(kept))])
     rng.shuffle(kept)
-    if len(kept) == 1 and rng.random() < 0.4:  # noqa: PLR2004
+    if len(kept) == 1 and rng.random() < 0.4:
         templates = TEMPLATES["tcl"]
         return templates[rng.integers(len(templates))].format(kept[0])
-    if rng.random() < 0.3:  # noqa: PLR2004 - bare names, as tags are
+    if rng.random() < 0.3:  # bare names, as tags are
         return ", ".join(kept)
     return _join([_noun_phrase(name, "", len(groups[name])) for name in kept])
 

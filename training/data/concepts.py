@@ -1,4 +1,4 @@
-"""The vocabulary: which drawings share one name, which names are everyday words, which are never trained on.
+"""The vocabulary: which drawings share a name, which names are everyday, which stay unseen.
 
 A concept is one English name. Its drawings are emoji, listed by their CLDR short names, so that a
 dog's face, a whole dog and a poodle are one concept and never compete with one another in a score.

@@ -1,4 +1,4 @@
-"""The data folder: what was fetched, the sprite bank built from it, and the sources of every split."""
+"""The data folder: what was fetched, the sprite bank built from it, and every split's source."""
 
 from dataclasses import dataclass
 from pathlib import Path

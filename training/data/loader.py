@@ -60,6 +60,31 @@ class Stage:
     scenes: SceneConfig = field(default_factory=SceneConfig)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """Which batches a run is made of.
+
+    Attributes:
+        stages: The curriculum, in order; the last stage lasts until 1.0.
+        batch_size: Scenes in a batch of one rank.
+        num_steps: Batches of the whole run.
+    """
+
+    stages: Sequence[Stage]
+    batch_size: int
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        """Check that every step has a stage."""
+        if not self.stages or self.stages[-1].until < 1:
+            raise ValueError("the last stage of a curriculum must last until 1.0")
+
+    def scenes_at(self, step: int) -> SceneConfig:
+        """What scenes look like at a step."""
+        stage = next(s for s in self.stages if step < s.until * self.num_steps or s.until >= 1)
+        return stage.scenes
+
+
 def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:
     """Tokenise texts, cut at 64 tokens, padded to the longest of them."""
     encoded = tokenizer(
@@ -83,7 +108,7 @@ def collate(
     pixels = np.stack([scene.pixels_SS3 for scene in scenes])
     captions = [scene.captions for scene in scenes]
     short = [caption.short for caption in captions]
-    long = [c.keywords if rng.random() < 0.5 else c.scene for c in captions]  # noqa: PLR2004
+    long = [c.keywords if rng.random() < 0.5 else c.scene for c in captions]
     names = sorted({name for caption in captions for name in caption.names})
     templates = (*TEMPLATES["tcl"], *(["{}"] * len(TEMPLATES["tcl"])))
     prompts = [templates[rng.integers(len(templates))].format(name) for name in names]
@@ -115,32 +140,26 @@ class SceneBatches(Dataset[SceneBatch]):
         self,
         source: SceneSource,
         tokenizer: Tipsv2Tokenizer,
+        plan: BatchPlan,
         *,
-        stages: Sequence[Stage],
-        batch_size: int,
-        num_steps: int,
         targets_MT: NDArray[np.float32] | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
-        if not stages or stages[-1].until < 1:
-            raise ValueError("the last stage of a curriculum must last until 1.0")
-        self._source, self._tokenizer, self._stages = source, tokenizer, tuple(stages)
-        self._batch_size, self._num_steps = batch_size, num_steps
+        self._source, self._tokenizer, self._plan = source, tokenizer, plan
         self._rank, self._num_ranks = rank, num_ranks
         no_targets = np.zeros((len(source.bank.rgba_MSS4), 0), np.float32)
         self._targets_MT = no_targets if targets_MT is None else targets_MT
 
     def __len__(self) -> int:
-        return self._num_steps
+        return self._plan.num_steps
 
     def __getitem__(self, step: int) -> SceneBatch:
         """Make the batch of one step."""
-        stage = next(s for s in self._stages if step < s.until * self._num_steps or s.until >= 1)
-        first = (step * self._num_ranks + self._rank) * self._batch_size
+        size, config = self._plan.batch_size, self._plan.scenes_at(step)
+        first = (step * self._num_ranks + self._rank) * size
         scenes = [
-            compose_scene(self._source, index, stage.scenes)
-            for index in range(first, first + self._batch_size)
+            compose_scene(self._source, index, config) for index in range(first, first + size)
         ]
         rng = np.random.default_rng((self._source.seed, first, 7))
         return collate(rng, scenes, self._tokenizer, self._targets_MT)
@@ -150,7 +169,7 @@ class SceneBatches(Dataset[SceneBatch]):
         return DataLoader(
             self,
             batch_size=None,
-            sampler=range(first_step, self._num_steps),
+            sampler=range(first_step, self._plan.num_steps),
             num_workers=num_workers,
             prefetch_factor=4 if num_workers else None,
             worker_init_fn=_limit_threads,

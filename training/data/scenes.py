@@ -1,7 +1,7 @@
-"""Composes scenes: drawings on a background, with the exact mask of every object and three captions.
+"""Composes scenes: drawings on a background, with every object's exact mask and three captions.
 
-A scene is a pure function of (seed, split, index), so a data set needs no storage and a training run
-resumes on the very next scene.
+A scene is a pure function of (seed, split, index), so a data set needs no storage and a training
+run resumes on the very next scene.
 
 Legend: S side of the scene in pixels, O objects.
 """
@@ -150,7 +150,7 @@ def _place_sprite(
     )
     alpha = small[..., 3].astype(np.float32) / 255.0
     colour = recolour(rng, small[..., :3].astype(np.float32), alpha, config.augment)
-    flip = -1.0 if rng.random() < 0.5 else 1.0  # noqa: PLR2004 - half
+    flip = -1.0 if rng.random() < 0.5 else 1.0
     turn, stretch = np.deg2rad(rng.uniform(-20, 20)), np.exp(rng.normal(0, 0.08))
     x, y = rng.uniform(0.2, 0.8, 2)
     cos, sin = np.cos(turn), np.sin(turn)
@@ -158,8 +158,10 @@ def _place_sprite(
     shift = np.array([x, y]) * side - linear @ np.array([pixels / 2, pixels / 2])
     matrix = np.column_stack([linear, shift]).astype(np.float32)
     premultiplied = np.dstack([colour * alpha[..., None], alpha])
-    warped = cv2.warpAffine(premultiplied, matrix, (side, side), flags=cv2.INTER_LINEAR)
-    return warped[..., :3], np.asarray(warped[..., 3]), (float(x), float(y))
+    warped: NDArray[np.float32] = np.asarray(
+        cv2.warpAffine(premultiplied, matrix, (side, side), flags=cv2.INTER_LINEAR), np.float32
+    )
+    return warped[..., :3], warped[..., 3], (float(x), float(y))
 
 
 def compose_scene(source: SceneSource, index: int, config: SceneConfig) -> Scene:

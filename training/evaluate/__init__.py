@@ -1,0 +1,1 @@
+"""Scores of trained models, and the rows they are compared with."""

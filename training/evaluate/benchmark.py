@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
@@ -26,16 +27,16 @@ class SegmentationBenchmark:
     names: Sequence[str]
 
     def quick_scores(self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> dict[str, float]:
-        """mIoU of final patches, value-path patches and the painted CLS1, without intervals."""
+        """Compute mIoU of final patches, value path and painted CLS1, without intervals."""
         encoder = SceneEncoder(model, tokenizer, self.scenes)
         classes = encoder.classes(self.names, "none")
         row = {}
         for kind in ("patches", "values"):
-            scorer = patch_scorer(lambda s, k=kind: encoder.feature(k, s), classes, PATCH)
+            scorer = patch_scorer(partial(encoder.feature, kind), classes, PATCH)
             counts = count_scenes(self.scenes, self.names, scorer)
             row[f"{self.name}/{kind}"] = round(counts.miou(), 2)
             row[f"{self.name}/{kind}_which"] = round(counts.which(), 2)
-        painted = painted_scorer(lambda s: encoder.feature("cls1", s), classes)
+        painted = painted_scorer(partial(encoder.feature, "cls1"), classes)
         row[f"{self.name}/painted"] = round(
             count_scenes(self.scenes, self.names, painted).miou(), 2
         )
@@ -49,13 +50,13 @@ def make_benchmark(name: str, source: SceneSource, num_scenes: int) -> Segmentat
 
 
 def rare_names(count: int = 50) -> frozenset[str]:
-    """Fifty seen names that are no everyday words, chosen by hash: for decisions on the unseen style."""
+    """Choose seen names by hash that are no everyday words, for decisions on the unseen style."""
     rare = [c.name for c in all_concepts() if not (c.is_common or c.is_unseen) and c.drawings]
     return frozenset(sorted(rare, key=lambda n: hashlib.sha256(n.encode()).digest())[:count])
 
 
 def development_benchmarks(data: DataFolder, num_scenes: int = 150) -> list[SegmentationBenchmark]:
-    """What decisions are made on: seen styles, and the unseen style with other names than the test's."""
+    """Make what decisions are made on: seen styles, and the unseen style with rarer names."""
     seen = data.source("val", styles=EMOJI_TRAIN_STYLES, names=common_names())
     style = data.source("val", styles=("fluent-3d",), names=rare_names())
     return [

@@ -7,9 +7,12 @@ scored.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.manifest import ScoreEntry
@@ -64,8 +67,13 @@ def choose(
     return Encoder(model=model, tokenizer=tokenizer, features=features, templates=templates)
 
 
-def _patch_counts(benchmark, encoder, classes, kind) -> SceneCounts:  # type: ignore[no-untyped-def]
-    scorer = patch_scorer(lambda scene: encoder.feature(kind, scene), classes, PATCH)
+def _patch_counts(
+    benchmark: SegmentationBenchmark,
+    encoder: SceneEncoder,
+    classes_KD: NDArray[np.float32],
+    kind: str,
+) -> SceneCounts:
+    scorer = patch_scorer(partial(encoder.feature, kind), classes_KD, PATCH)
     return count_scenes(benchmark.scenes, benchmark.names, scorer)
 
 
@@ -95,7 +103,7 @@ def _model_counts(
 ) -> dict[str, SceneCounts]:
     scenes = SceneEncoder(encoder.model, encoder.tokenizer, benchmark.scenes)
     classes = scenes.classes(benchmark.names, encoder.templates)
-    painted = painted_scorer(lambda scene: scenes.feature("cls1", scene), classes)
+    painted = painted_scorer(partial(scenes.feature, "cls1"), classes)
     return {
         row: _patch_counts(benchmark, scenes, classes, encoder.features),
         f"{row}, its CLS1 painted": count_scenes(benchmark.scenes, benchmark.names, painted),
@@ -112,13 +120,11 @@ def score_benchmark(
     counts["largest object painted"] = count_scenes(
         benchmark.scenes, benchmark.names, largest_object_scorer(benchmark.names)
     )
-    entries = [
-        _entry(benchmark, row, metric, counts[row], None) for row in counts for metric in _METRICS
-    ]
+    entries = [_entry(benchmark, row, metric, counts[row]) for row in counts for metric in _METRICS]
     for other in ("student, its CLS1 painted", "teacher"):
         for metric in _METRICS:
             row = f"student - {other.removeprefix('student, ')}"
-            entries.append(_entry(benchmark, row, metric, counts["student"], counts[other]))
+            entries.append(_entry(benchmark, row, metric, counts["student"], minus=counts[other]))
     return entries
 
 
@@ -127,9 +133,10 @@ def _entry(
     row: str,
     metric: str,
     counts: SceneCounts,
-    other: SceneCounts | None,
+    *,
+    minus: SceneCounts | None = None,
 ) -> ScoreEntry:
-    interval = bootstrap(_METRICS[metric], counts, other)
+    interval = bootstrap(_METRICS[metric], counts, minus)
     return ScoreEntry(
         task=TASK,
         split=benchmark.name,

@@ -1,4 +1,4 @@
-"""Zero-shot segmentation scores on scenes whose masks are known: mIoU, accuracy among what is there, intervals.
+"""Zero-shot segmentation scores on scenes with known masks: mIoU, "which of these", intervals.
 
 The protocol is TIPSv2's notebook's: embed each name's prompts, cosine with every patch, bilinear to
 the mask's size, argmax, one confusion table over the whole split, background pixels left out.
@@ -112,22 +112,22 @@ def patch_scorer(
 def painted_scorer(
     global_of: Callable[[Scene], NDArray[np.float32]], classes_KD: NDArray[np.float32]
 ) -> Scorer:
-    """Score by one global embedding [D], the same everywhere: the picture's class painted over it."""
+    """Score by one global embedding [D] everywhere: the picture's class painted over it."""
 
     def score(scene: Scene) -> NDArray[np.float32]:
         cosine_K = l2_normalize(classes_KD) @ l2_normalize(global_of(scene))
-        return cosine_K[:, None, None].astype(np.float32)
+        return np.asarray(cosine_K[:, None, None], np.float32)
 
     return score
 
 
 def largest_object_scorer(names: Sequence[str]) -> Scorer:
-    """Call everything by the name of the object with most pixels: an oracle that does not localise."""
+    """Call everything by the largest object's name: an oracle that does not localise."""
     ids_K = class_ids(names)
 
     def score(scene: Scene) -> NDArray[np.float32]:
         pixels_K = (scene.mask_SS[..., None] == ids_K).sum((0, 1))
-        return pixels_K[:, None, None].astype(np.float32)
+        return np.asarray(pixels_K[:, None, None], np.float32)
 
     return score
 

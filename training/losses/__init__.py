@@ -1,0 +1,1 @@
+"""One file per loss: plain functions of tensors that know neither trainer nor method."""

@@ -19,7 +19,7 @@ def distillation_loss(student_logits_BNK: Tensor, teacher_probs_BNK: Tensor) -> 
     Raises:
         ValueError: The sizes differ.
 
-    Source: TIPSv2, arXiv:2604.12012: the patch loss of distillation has mask ratio 0 and all tokens.
+    Source: TIPSv2, arXiv:2604.12012: when distilling, the patch loss masks nothing and takes all.
     """
     if student_logits_BNK.shape != teacher_probs_BNK.shape:
         raise ValueError("student and teacher must have the same patches and prototypes")

@@ -1,0 +1,1 @@
+"""Training methods: what one step computes from a batch."""

@@ -37,3 +37,8 @@ class Method(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Update what follows the weights, such as moving averages."""
+
+
+def model_width(model: Tipsv2Model) -> int:
+    """Width D of a model's tokens, the same in both towers."""
+    return int(model.vision_model.config.hidden_size)

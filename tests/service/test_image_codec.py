@@ -139,7 +139,7 @@ def test_a_truncated_picture_has_a_size_and_no_pixels(encode_image: Encode) -> N
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     file_format=st.sampled_from(FORMATS),

@@ -1,6 +1,7 @@
 """`python -m training JOB`: fetch data, train by a recipe, evaluate a run, export a package."""
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.do(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-_FILE = "checkpoint.pt"
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+def save_atomically(state: object, path: Path) -> None:
+    """Write a file of tensors; a crash leaves what was there before."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
 
 
 def save_checkpoint(
@@ -18,9 +25,7 @@ def save_checkpoint(
         "method": method.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    temporary = folder / f"{_FILE}.tmp"
-    torch.save(state, temporary)
-    temporary.replace(folder / _FILE)
+    save_atomically(state, folder / CHECKPOINT_FILE)
 
 
 def load_checkpoint(
@@ -31,7 +36,7 @@ def load_checkpoint(
     Returns:
         The number of steps done; 0 where there is no checkpoint.
     """
-    path = folder / _FILE
+    path = folder / CHECKPOINT_FILE
     if not path.exists():
         return 0
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

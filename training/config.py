@@ -150,7 +150,9 @@ def _replace(config: Config, path: list[str], text: str, whole: str) -> Config:
         return dataclasses.replace(config, **{path[0]: _replace(old, path[1:], text, whole)})
     new = _parse(text)
     if isinstance(old, Path) or path[0] == "teacher":
-        new = Path(str(new))
+        new = Path(text)
+    elif isinstance(old, str):
+        new = new if isinstance(new, str) else text
     elif isinstance(old, float) and isinstance(new, int):
         new = float(new)
     elif dataclasses.is_dataclass(old) or (old is not None and not isinstance(new, type(old))):

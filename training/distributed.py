@@ -1,13 +1,16 @@
 """Data parallelism over processes started by torchrun: each rank trains on its own scenes.
 
-Without torchrun there is one rank and nothing here does anything.
+Gradients are averaged; contrast stays within a rank's own batch. Without torchrun there is one rank
+and nothing here does anything.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def start() -> tuple[int, int]:
@@ -26,22 +29,42 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def wait_for_all() -> None:
-    """Let every rank come to this line."""
-    if dist.is_initialized():
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Let rank 0 through a block before the others, which then find the files that it left."""
+    if dist.is_initialized() and dist.get_rank() != 0:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and dist.get_rank() == 0:
         dist.barrier()
 
 
 @torch.no_grad()
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Average a tensor over the ranks; the argument stays as it is."""
+    if not dist.is_initialized():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+@torch.no_grad()
 def average_gradients(module: nn.Module) -> None:
-    """Replace each gradient by its mean over the ranks, in one exchange."""
+    """Replace each gradient by its mean over the ranks.
+
+    A rank without a gradient for a parameter, because its batch had nothing to say on it, counts
+    as zero; a parameter without a gradient on any rank keeps none, so that optimizers skip it.
+    """
     if not dist.is_initialized():
         return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    start_ = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start_ : start_ + gradient.numel()].view_as(gradient))
-        start_ += gradient.numel()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    has_gradient = torch.tensor([float(p.grad is not None) for p in parameters])
+    dist.all_reduce(has_gradient)
+    shared = [p for p, count in zip(parameters, has_gradient, strict=True) if count > 0]
+    if not shared:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in shared]
+    flat = mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+    for parameter, mean in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
+        parameter.grad = mean.view_as(parameter).clone()

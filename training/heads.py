@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.distributed import mean_over_ranks
+
 
 class PrototypeHead(nn.Module):
     """MLP to a bottleneck on the unit sphere, then cosines with learnt prototypes.
@@ -47,7 +49,8 @@ class Centering(nn.Module):
         """Assignments of the same shape; the centre moves while training."""
         probs_K = ((cosines_K.float() - self.centre_K) / self.temperature).softmax(-1)
         if self.training:
-            self.centre_K.lerp_(cosines_K.float().flatten(0, -2).mean(0), 1 - self.momentum)
+            mean_K = mean_over_ranks(cosines_K.float().flatten(0, -2).mean(0))
+            self.centre_K.lerp_(mean_K, 1 - self.momentum)
         return probs_K
 
 

@@ -11,6 +11,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.text import TEMPLATES
 from training import distributed
+from training.checkpoint import CHECKPOINT_FILE, save_atomically
 from training.config import TrainingConfig
 from training.data.library import TRAIN_STYLES, DataFolder, seen_names
 from training.data.loader import BatchPlan, SceneBatches
@@ -41,16 +42,17 @@ def _corpus(source: SceneSource, names: Sequence[str]) -> list[str]:
 
 
 def _warm_up(
-    config: TrainingConfig, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, texts: list[str]
+    config: TrainingConfig, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, source: SceneSource
 ) -> None:
     """Warm up a text tower once a run; the result is kept in the run's folder."""
     path = config.folder / "text-tower.pt"
     if not path.exists():
+        texts = _text_corpus(source)
         cosine = warm_up_text_tower(
             model, tokenizer, texts, num_steps=config.text_warmup_steps, seed=config.seed
         )
         print(json.dumps({"text_warmup_cosine": round(cosine, 4)}), flush=True)
-        torch.save(model.text_model.state_dict(), path)
+        save_atomically(model.text_model.state_dict(), path)
     model.text_model.load_state_dict(torch.load(path, weights_only=True))
 
 
@@ -111,20 +113,19 @@ def _text_corpus(source: SceneSource) -> list[str]:
     return [*prompts, *dict.fromkeys(_corpus(source, ()))]
 
 
-def run(config: TrainingConfig) -> Path:
-    """Train, and leave the model in the run's folder; resumes where an earlier call was stopped."""
-    torch.set_num_threads(config.threads)
-    rank, num_ranks = distributed.start()
+def _prepare(
+    config: TrainingConfig, data: DataFolder, *, rank: int, num_ranks: int
+) -> tuple[Method, Tipsv2Tokenizer, SceneBatches]:
+    """Build what is trained and what on; files that take long to make are made once a run."""
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "config.txt").write_text(f"{config}\n", encoding="utf-8")
-    data = DataFolder(path=config.data.folder)
     source = data.source(
         "train", styles=config.data.styles, names=seen_names(), seed=config.data.seed
     )
     tokenizer = build_tokenizer(config, source)
     method = build_method(config, len(tokenizer))
-    if config.text_warmup_steps and not (config.folder / "checkpoint.pt").exists():
-        _warm_up(config, method.model, tokenizer, _text_corpus(source))
+    if config.text_warmup_steps and not (config.folder / CHECKPOINT_FILE).exists():
+        _warm_up(config, method.model, tokenizer, source)
     batches = SceneBatches(
         source,
         tokenizer,
@@ -135,6 +136,16 @@ def run(config: TrainingConfig) -> Path:
         rank=rank,
         num_ranks=num_ranks,
     )
+    return method, tokenizer, batches
+
+
+def run(config: TrainingConfig) -> Path:
+    """Train, and leave the model in the run's folder; resumes where an earlier call was stopped."""
+    torch.set_num_threads(config.threads)
+    rank, num_ranks = distributed.start()
+    data = DataFolder(path=config.data.folder)
+    with distributed.first_rank_first():
+        method, tokenizer, batches = _prepare(config, data, rank=rank, num_ranks=num_ranks)
     benchmarks = development_benchmarks(data)
 
     def validate(step: int) -> dict[str, float]:
@@ -173,4 +184,4 @@ def _save_model(config: TrainingConfig, method: Method, tokenizer: Tipsv2Tokeniz
     heads = {
         key: value for key, value in method.state_dict().items() if not key.startswith("model.")
     }
-    torch.save(heads, config.folder / HEAD_FILE)
+    save_atomically(heads, config.folder / HEAD_FILE)

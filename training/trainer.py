@@ -56,7 +56,7 @@ class Trainer:
                     break
                 metrics = self._step(batch, step)
                 bar.update(task, advance=1, loss=f"{metrics['loss']:.3f}")
-                if (step + 1) % self._config.log_every == 0 or step + 1 == last:
+                if self._is_due(step + 1) or step + 1 == last:
                     row = self._log(step + 1, metrics)
                 if time.monotonic() - saved_at > self._config.checkpoint_every_s:
                     self._save(step + 1)
@@ -94,12 +94,18 @@ class Trainer:
         parts = {name: float(value) for name, value in result.metrics.items()}
         return {"loss": float(result.loss.detach()), **parts, "grad_norm": float(norm)}
 
+    def _is_due(self, step: int) -> bool:
+        return step % self._config.log_every == 0 or self._validates_at(step)
+
+    def _validates_at(self, step: int) -> bool:
+        every = self._config.validate_every
+        return every > 0 and (step % every == 0 or step == self._config.num_steps)
+
     def _log(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         if self._rank != 0:
             return metrics
         row = {"step": step, **{name: round(value, 5) for name, value in metrics.items()}}
-        every = self._config.validate_every
-        if self._validate and every and (step % every == 0 or step == self._config.num_steps):
+        if self._validate and self._validates_at(step):
             self._method.eval()
             row |= self._validate(step)
             self._method.train()

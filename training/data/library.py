@@ -74,10 +74,13 @@ class DataFolder:
         """Build a split's source; only training scenes get the training photos.
 
         Raises:
-            ValueError: A training split asks for art that may not be trained on.
+            ValueError: A training split asks for art that may not be trained on, or for concepts
+                that are kept unseen.
         """
         if split == "train" and set(styles) - set(TRAIN_STYLES):
             raise ValueError(f"training may only use {TRAIN_STYLES}, not {styles}")
+        if split == "train" and names - seen_names():
+            raise ValueError(f"training may not see {sorted(names - seen_names())}")
         return SceneSource(
             bank=self.bank(),
             styles=styles,

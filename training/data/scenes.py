@@ -28,6 +28,7 @@ _SPLIT_NUMBER: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 _MIN_VISIBLE_SHARE = 0.3
 _MIN_VISIBLE_PIXELS = 0.004  # share of the scene
 _OPAQUE = 0.5
+_MAX_TRIES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,12 @@ class SceneSource:
         number = int(rng.integers(len(self._ids[pool])))
         return int(self._ids[pool][number]), self._drawing(rng, self._pools[pool][number])
 
+    def num_concepts(self, common_share: float) -> int:
+        """Count the concepts that `draw` can choose from."""
+        shares = {"common": common_share, "rare": 1 - common_share}
+        pools = [self._ids[pool].tolist() for pool, share in shares.items() if share > 0]
+        return len(set().union(*pools))
+
     def redraw(self, rng: np.random.Generator, concept: int) -> int:
         """Choose a drawing of a given concept; returns its row of the bank."""
         pool = "common" if concept in self._ids["common"] else "rare"
@@ -169,14 +176,20 @@ def compose_scene(source: SceneSource, index: int, config: SceneConfig) -> Scene
 
     Scenes in which fewer objects than wished can be seen are made again from the same stream, so
     that a set of "two or three objects" holds what it says.
+
+    Raises:
+        ValueError: Scenes like these cannot be made: too few concepts, or objects too small to see.
     """
     rng = scene_rng(source, index)
     weights = np.asarray(config.count_weights) / sum(config.count_weights)
     count = 1 + int(rng.choice(len(weights), p=weights))
-    while True:
+    if config.twin_share == 0 and count > source.num_concepts(config.common_share):
+        raise ValueError(f"too few concepts for {count} different objects; allow more names")
+    for _ in range(_MAX_TRIES):
         scene, visible = _try_scene(rng, source, config, count)
         if visible == count:
             return scene
+    raise ValueError(f"no scene of {count} objects that can all be seen; allow larger ones")
 
 
 def _choose_objects(

@@ -40,13 +40,15 @@ def patch_name_loss(
         to names of other pictures. float32.
 
     Raises:
-        ValueError: The sizes differ.
+        ValueError: The sizes differ, or there are fewer patches than `num_shown`.
 
     Source: our own; a partial-label loss with top-k multiple-instance pooling, in the spirit of
     FILIP's late interaction (arXiv:2111.07783).
     """
     if present_BU.shape != (len(patches_BND), len(names_UD)):
         raise ValueError("present_BU must be [batch, names]")
+    if not 1 <= num_shown <= patches_BND.shape[1]:
+        raise ValueError(f"num_shown must be 1 to {patches_BND.shape[1]} patches, not {num_shown}")
     cosine_BNU = F.normalize(patches_BND.float(), dim=-1) @ F.normalize(names_UD.float(), dim=-1).T
     logits_BNU = cosine_BNU * scale
     nothing_BN1 = nothing.expand(*logits_BNU.shape[:2], 1)

@@ -32,6 +32,8 @@ def ibot_loss(
     """
     if student_logits_BNK.shape != teacher_probs_BNK.shape:
         raise ValueError("student and teacher must have the same patches and prototypes")
+    if masked_BN.shape != student_logits_BNK.shape[:-1]:
+        raise ValueError("masked_BN must say of each patch whether it is masked")
     log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
     loss_BN = -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1)
     return loss_BN.mean() if supervised == "all" else loss_BN[masked_BN].mean()

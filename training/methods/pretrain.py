@@ -6,6 +6,7 @@ gradient, for the teacher head; the masked picture goes through it once more, fo
 
 import copy
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,13 @@ class PretrainConfig:
     names: NameContrastConfig = field(default_factory=NameContrastConfig)
     trunk_weight: float = 0.0
     text_locked_until: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Check what the patch loss cannot do without."""
+        if self.supervised not in get_args(Supervised):
+            raise ValueError(f"supervised must be one of {get_args(Supervised)}")
+        if self.supervised == "masked" and self.mask_ratio <= 0:
+            raise ValueError("iBOT supervises masked patches only: mask_ratio must be above 0")
 
 
 class Pretrain(Method):

@@ -4,7 +4,7 @@ Shapes: B batch, N patches, L tokens, U names, D width, T the trunk's width.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_loss
 
-_MIN_TEMPERATURE = 0.01
+PatchFeatures = Literal["patches", "values"]
+
 TRUNK_WIDTH = 256
+_MIN_TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +34,15 @@ class NameContrastConfig:
     """
 
     weight: float = 0.0
-    features: Literal["patches", "values"] = "patches"
+    features: PatchFeatures = "patches"
     num_shown: int = 4
+
+    def __post_init__(self) -> None:
+        """Check what no type checks at run time."""
+        if self.features not in get_args(PatchFeatures):
+            raise ValueError(f"features must be one of {get_args(PatchFeatures)}")
+        if self.num_shown < 1:
+            raise ValueError("num_shown must be at least 1")
 
 
 def embed_texts(model: Tipsv2Model, texts: TextBatch, *, locked: bool = False) -> Tensor:

@@ -84,5 +84,7 @@ def cached_sprite_targets(
         if targets.shape == (len(rgba_MSS4), width):
             return targets
     targets = sprite_targets(rgba_MSS4, trainable_M, width)
-    np.save(path, targets)
+    temporary = path.with_suffix(".tmp.npy")
+    np.save(temporary, targets)
+    temporary.replace(path)
     return targets

@@ -61,22 +61,22 @@ def student() -> TrainingConfig:
             trunk_weight=1.0,
             text_locked_until=0.0,
             patch_weight=1.0,
-            patch_from=0.3,
-            patch_until=0.7,
+            patch_from=0.5,
+            patch_until=0.69,
             names=NameContrastConfig(weight=1.0),
         ),
         model=ModelConfig(),
         data=DataConfig(
             stages=(
-                _close_ups(until=0.22, common_share=0.8),
-                Stage(until=0.8, scenes=scenes(84, 0.25, 0.4, 0.35)),
+                _close_ups(until=0.31, common_share=0.8),
+                Stage(until=0.87, scenes=scenes(84, 0.25, 0.4, 0.35)),
                 Stage(scenes=scenes(112, 0.2, 0.4, 0.4)),
             )
         ),
         optim=OptimConfig(muon_lr=6e-3, adamw_lr=2e-3),
         text_warmup_steps=1200,
         teacher=Path("runs") / TEACHER_NAME,
-        num_steps=8000,
+        num_steps=5600,
     )
 
 

@@ -1,0 +1,61 @@
+"""Draws the README's picture from a running service: each example beside the mask it answers.
+
+`python examples/make_figure.py --url http://localhost:8000 --output examples/first-light.png`
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+HERE = Path(__file__).parent
+# Picture, classes, and the cosine under which a pixel is called background.
+EXAMPLES = (
+    ("scene.png", "dog,car,pizza", "0.35"),
+    ("fruits.jpg", "orange,banana,lemon,kiwi", "0.35"),
+)
+_HEIGHT = 300
+_GAP = 8
+
+
+def segment(url: str, picture: Path, classes: str, threshold: str) -> Image.Image:
+    """Ask the service for a picture's mask, drawn over it."""
+    media = "image/png" if picture.suffix == ".png" else "image/jpeg"
+    answer = httpx.post(
+        f"{url}/v1/images:segment",
+        params={"classes": classes, "format": "overlay", "background_threshold": threshold},
+        content=picture.read_bytes(),
+        headers={"Content-Type": media, "Accept": "image/png"},
+        timeout=30,
+    )
+    answer.raise_for_status()
+    return Image.open(io.BytesIO(answer.content)).convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    return image.resize((round(image.width * _HEIGHT / image.height), _HEIGHT))
+
+
+def main() -> None:
+    """Write the figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="http://localhost:8000")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    tiles = []
+    for name, classes, threshold in EXAMPLES:
+        tiles.append(_scaled(Image.open(HERE / name).convert("RGB")))
+        tiles.append(_scaled(segment(options.url, HERE / name, classes, threshold)))
+    width = sum(tile.width for tile in tiles) + _GAP * (len(tiles) - 1)
+    figure = Image.new("RGB", (width, _HEIGHT), "white")
+    left = 0
+    for tile in tiles:
+        figure.paste(tile, (left, 0))
+        left += tile.width + _GAP
+    figure.save(options.output, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -49,6 +49,25 @@ ART_SETS = (
     ArtSet(name="twemoji", package="@iconify-json/twemoji", licence="CC-BY-4.0", trainable=True),
     ArtSet(name="noto-v1", package="@iconify-json/noto-v1", licence="Apache-2.0", trainable=True),
     ArtSet(name="emojione", package="@iconify-json/emojione", licence="CC-BY-4.0", trainable=True),
+    ArtSet(name="fxemoji", package="@iconify-json/fxemoji", licence="Apache-2.0", trainable=True),
+    ArtSet(
+        name="streamline-emojis",
+        package="@iconify-json/streamline-emojis",
+        licence="CC-BY-4.0",
+        trainable=True,
+    ),
+    ArtSet(
+        name="streamline-ultimate-color",
+        package="@iconify-json/streamline-ultimate-color",
+        licence="CC-BY-4.0",
+        trainable=True,
+    ),
+    ArtSet(
+        name="flat-color-icons",
+        package="@iconify-json/flat-color-icons",
+        licence="MIT",
+        trainable=True,
+    ),
     ArtSet(name="clipart", package="openclipart-svg", licence="CC0-1.0", trainable=True),
     ArtSet(name="furniture", package="sweethome3d-furniture", licence="CC-BY-3.0", trainable=True),
     # The same shapes as the 3D set below, so training on it would give the test away.
@@ -150,6 +169,26 @@ def emoji_drawings(
             slug = slugs.get(keys[drawing])
             if slug is not None:
                 yield concept.name, _render_svg(_icon_svg(icons, slug))
+
+
+def icon_drawings(
+    npm: Path, style: str, concepts: tuple[Concept, ...]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield (concept name, RGBA drawing) of an icon set whose icons are only known by their slugs.
+
+    An icon counts where its slug, without a trailing number, is a concept's name or the CLDR name
+    of one of its drawings.
+    """
+    names = {c.name.lower(): c.name for c in concepts if not c.is_unseen}
+    for concept in concepts:
+        if not concept.is_unseen:
+            for drawing in concept.drawings:
+                names.setdefault(_clean_title(drawing), concept.name)
+    icons = _load_json(npm / "@iconify-json" / style / "icons.json")
+    for slug in [*icons["icons"], *icons.get("aliases", {})]:
+        name = names.get(_clean_title(slug))
+        if name is not None:
+            yield name, _render_svg(_icon_svg(icons, slug))
 
 
 def _fluent_drawings(

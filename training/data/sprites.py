@@ -15,12 +15,15 @@ from training.data.art import (
     clip_art_drawings,
     emoji_drawings,
     furniture_drawings,
+    icon_drawings,
     square_sprite,
     stamp_drawings,
 )
 from training.data.concepts import all_concepts
 
 SPRITE_PIXELS = 96
+# Sets without a table of code points: their icons are matched by name.
+ICON_STYLES = ("fxemoji", "streamline-emojis", "streamline-ultimate-color", "flat-color-icons")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,8 @@ def _drawings(folders: ArtFolders, style: str) -> Iterator[tuple[str, Image.Imag
         return stamp_drawings(folders.stamps, concepts)
     if style == "furniture":
         return furniture_drawings(folders.furniture)
+    if style in ICON_STYLES:
+        return icon_drawings(folders.npm, style, concepts)
     return emoji_drawings(folders.npm, style, concepts)
 
 

@@ -1,4 +1,4 @@
-"""Reads drawings out of the art packages: emoji sets as SVG or WebP, clip art, shaded furniture renders.
+"""Reads drawings out of the art packages: emoji, icons, clip art, shaded furniture renders.
 
 Knows package layouts and licences; knows nothing of scenes. Which sets may be trained on is decided
 here and nowhere else.
@@ -90,7 +90,7 @@ def _code_points(emoji: str) -> str:
     return "-".join(f"{ord(char):x}" for char in emoji if ord(char) != 0xFE0F)
 
 
-def _load_json(path: Path) -> Any:  # noqa: ANN401 - the shape differs per package
+def _load_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -272,7 +272,7 @@ def _with_view_box(svg: str) -> str:
 
 
 def furniture_drawings(furniture: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (concept name, RGBA icon) of each 3D model that the furniture catalogues name plainly."""
+    """Yield (concept name, RGBA icon) of each 3D model that a catalogue names plainly."""
     for path in sorted(furniture.glob("*.sh3f")):
         with zipfile.ZipFile(path) as catalogue:
             text = catalogue.read("PluginFurnitureCatalog.properties").decode("latin-1")
@@ -316,15 +316,15 @@ def square_sprite(drawing: Image.Image, size: int) -> NDArray[np.uint8] | None:
         the whole card (then its outline, the mask, says nothing).
     """
     alpha = np.asarray(drawing.getchannel("A"))
-    if (alpha > 127).mean() > 0.97:  # noqa: PLR2004 - a card
+    if (alpha > 127).mean() > 0.97:
         return None
     rows, columns = np.flatnonzero(alpha.max(1) > 32), np.flatnonzero(alpha.max(0) > 32)
     if rows.size == 0:
         return None
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     cropped = drawing.crop(box)
-    solid = np.asarray(cropped.getchannel("A")) > 127  # noqa: PLR2004 - half of 255
-    if solid.mean() < 0.08:  # noqa: PLR2004 - a few hairlines
+    solid = np.asarray(cropped.getchannel("A")) > 127
+    if solid.mean() < 0.08:
         return None
     side = max(cropped.size)
     canvas = Image.new("RGBA", (side, side))

@@ -1,4 +1,4 @@
-"""Fetches the art, names and photos that scenes are made of, from npm and Debian, without being root."""
+"""Fetches the art, names and photos of scenes from npm and Debian, without being root."""
 
 import json
 import shutil

@@ -7,7 +7,6 @@ here and nowhere else.
 import io
 import json
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,9 @@ import resvg_py
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.data.concepts import FURNITURE_NAMES, Concept
+from training.data.concepts import Concept
 
 _RENDER_PIXELS = 192
-_CLIP_ART_FOLDERS = (
-    "animals", "buildings", "computer", "containers", "electronics", "food", "office",
-    "plants", "recreation", "science", "tools", "transportation",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +141,12 @@ def _icon_svg(icons: dict[str, Any], slug: str) -> str:
     )
 
 
-def _render_svg(svg: str) -> Image.Image:
+def render_svg(svg: str) -> Image.Image:
+    """Render an SVG into a square RGBA picture.
+
+    Raises:
+        ValueError: It cannot be drawn.
+    """
     png = resvg_py.svg_to_bytes(svg_string=svg, width=_RENDER_PIXELS, height=_RENDER_PIXELS)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
@@ -168,7 +168,7 @@ def emoji_drawings(
         for drawing in concept.drawings:
             slug = slugs.get(keys[drawing])
             if slug is not None:
-                yield concept.name, _render_svg(_icon_svg(icons, slug))
+                yield concept.name, render_svg(_icon_svg(icons, slug))
 
 
 def icon_drawings(
@@ -183,12 +183,12 @@ def icon_drawings(
     for concept in concepts:
         if not concept.is_unseen:
             for drawing in concept.drawings:
-                names.setdefault(_clean_title(drawing), concept.name)
+                names.setdefault(clean_title(drawing), concept.name)
     icons = _load_json(npm / "@iconify-json" / style / "icons.json")
     for slug in [*icons["icons"], *icons.get("aliases", {})]:
-        name = names.get(_clean_title(slug))
+        name = names.get(clean_title(slug))
         if name is not None:
-            yield name, _render_svg(_icon_svg(icons, slug))
+            yield name, render_svg(_icon_svg(icons, slug))
 
 
 def _fluent_drawings(
@@ -204,104 +204,9 @@ def _fluent_drawings(
                     break
 
 
-_MAX_PLAIN_TITLE_WORDS = 4
-_PIXELS_PER_UNIT = {"pt": 4 / 3, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0}
-_KEYWORD = re.compile(r"<rdf:li>([^<]+)</rdf:li>")
-_TITLE = re.compile(r"<dc:title>([^<]+)</dc:title>")
-
-
-def _clean_title(text: str) -> str:
+def clean_title(text: str) -> str:
+    """Lower-case words of a title or slug, without digits and punctuation."""
     return " ".join(re.sub(r"[^a-z ]+", " ", text.lower()).split())
-
-
-def clip_art_drawings(
-    clip_art: Path, concepts: tuple[Concept, ...]
-) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (concept name, RGBA drawing) for clip art whose title ends in a concept's name.
-
-    Titles are the artists' own, so some are wrong; only short titles are believed.
-    """
-    names = {concept.name.lower(): concept.name for concept in concepts if not concept.is_unseen}
-    paths = [path for folder in _CLIP_ART_FOLDERS for path in (clip_art / folder).rglob("*.svg")]
-    for path in sorted({path.name: path for path in paths}.values()):
-        svg = path.read_text(encoding="utf-8", errors="replace")
-        name = _named_concept(svg, names)
-        if name is None:
-            continue
-        try:
-            yield name, _render_svg(_with_view_box(svg))
-        except ValueError:  # resvg refuses some of the old files
-            continue
-
-
-def _named_concept(svg: str, names: dict[str, str]) -> str | None:
-    """Find the one concept that both the title and the keywords of a clip-art file name."""
-    found = _TITLE.search(svg)
-    words = _clean_title(found.group(1)).split() if found else []
-    keywords = {_clean_title(word) for word in _KEYWORD.findall(svg)}
-    if not words or {"icon", "theme", "sign"} & (keywords | set(words)):
-        return None
-    title = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
-    named = {name for name in names if name in title}
-    if len(named) > 1:
-        named = {name for name in named if name in keywords}
-    if len(named) != 1:
-        return None
-    name = named.pop()
-    is_plain_title = len(words) <= _MAX_PLAIN_TITLE_WORDS and words[-1] == name.split()[-1]
-    return names[name] if name in keywords or is_plain_title else None
-
-
-def _with_view_box(svg: str) -> str:
-    """Give an old Inkscape file the viewBox it lacks, so that it is scaled and not cropped."""
-    start = max(svg.find("<svg"), 0)
-    end = svg.find(">", start)
-    head, body = svg[start:end], svg[end:]
-    sizes = [
-        re.search(rf'\b{side}="([0-9.]+)(pt|mm|cm|in|px)?"', head) for side in ("width", "height")
-    ]
-    if "viewBox" not in head and all(sizes):
-        pixels = [
-            float(size.group(1)) * _PIXELS_PER_UNIT.get(size.group(2), 1.0)
-            for size in sizes
-            if size
-        ]
-        head = head.replace("<svg", f'<svg viewBox="0 0 {pixels[0]} {pixels[1]}"', 1)
-    head = re.sub(r'\b(width|height)="[^"]*"', "", head)
-    return head + body
-
-
-def furniture_drawings(furniture: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (concept name, RGBA icon) of each 3D model that a catalogue names plainly."""
-    for path in sorted(furniture.glob("*.sh3f")):
-        with zipfile.ZipFile(path) as catalogue:
-            text = catalogue.read("PluginFurnitureCatalog.properties").decode("latin-1")
-            pairs = dict(re.findall(r"^((?:name|icon)#\d+)=(.*)$", text, re.MULTILINE))
-            for key, name in pairs.items():
-                icon = pairs.get(key.replace("name#", "icon#"))
-                words = _clean_title(name).split() if key.startswith("name#") else []
-                if words and icon and words[-1] in FURNITURE_NAMES:
-                    data = catalogue.read(icon.strip().lstrip("/"))
-                    yield FURNITURE_NAMES[words[-1]], Image.open(io.BytesIO(data)).convert("RGBA")
-
-
-def stamp_drawings(
-    stamps: Path, concepts: tuple[Concept, ...]
-) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (concept name, RGBA cut-out) of Tux Paint's stamps, read in place; for evaluation only.
-
-    A stamp counts where the first line of its caption is nothing but an article and the name.
-    """
-    names = {concept.name.lower(): concept.name for concept in concepts}
-    for path in sorted(stamps.rglob("*.png")):
-        caption = path.with_suffix(".txt")
-        if not caption.exists() or path.stem.endswith("_mirror"):
-            continue
-        lines = caption.read_text(encoding="utf-8", errors="replace").splitlines()
-        words = _clean_title(lines[0] if lines else "")
-        name = names.get(re.sub(r"^(a|an|the|some) ", "", words))
-        if name is not None:
-            yield name, Image.open(path).convert("RGBA")
 
 
 def square_sprite(drawing: Image.Image, size: int) -> NDArray[np.uint8] | None:

@@ -156,7 +156,7 @@ def _replace(config: Config, path: list[str], text: str, whole: str) -> Config:
     elif isinstance(old, float) and isinstance(new, int):
         new = float(new)
     elif dataclasses.is_dataclass(old) or (old is not None and not isinstance(new, type(old))):
-        raise ValueError(f"{whole} is a {type(old).__name__}, and {text!r} is not")
+        raise ValueError(f"{whole} must be of type {type(old).__name__}, and {text!r} is not")
     return dataclasses.replace(config, **{path[0]: new})
 
 

@@ -15,9 +15,6 @@ from training.methods.pretrain import HeadConfig
 from training.methods.terms import (
     TRUNK_WIDTH,
     NameContrastConfig,
-    caption_terms,
-    name_term,
-    trunk_term,
 )
 
 
@@ -86,27 +83,17 @@ class Distill(Method):
         # In a tuple, so that torch does not register it as a part of the student.
         self._teacher = (teacher,)
 
+    @property
+    def shared_settings(self) -> DistillConfig:
+        """See the base class."""
+        return self.config
+
     def training_step(
         self, batch: SceneBatch, *, progress: float, generator: torch.Generator
     ) -> StepResult:
         """One forward of the student and one of the teacher, both of the whole picture."""
         features = vision_features(self.model, batch.pixels_B3HW)
-        locked = progress < self.config.text_locked_until
-        terms = caption_terms(self.model, features, batch, locked=locked)
-        loss = (terms["cls1"] + terms["cls2"]) / 2
-        if self.config.names.weight > 0:
-            terms["names"] = name_term(
-                self.model,
-                features,
-                batch,
-                contrast=self.contrast,
-                config=self.config.names,
-                locked=locked,
-            )
-            loss = loss + self.config.names.weight * terms["names"]
-        if self.config.trunk_weight > 0:
-            terms["trunk"] = trunk_term(features, batch, self.projection)
-            loss = loss + self.config.trunk_weight * terms["trunk"]
+        loss, terms = self.shared_loss(features, batch, progress)
         if self.config.patch_from <= progress < self.config.patch_until:
             terms["patch"] = self._patch_term(features, batch)
             loss = loss + self.config.patch_weight * terms["patch"]

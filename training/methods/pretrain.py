@@ -22,9 +22,6 @@ from training.methods.base import Method, StepResult, model_width
 from training.methods.terms import (
     TRUNK_WIDTH,
     NameContrastConfig,
-    caption_terms,
-    name_term,
-    trunk_term,
 )
 
 
@@ -94,27 +91,17 @@ class Pretrain(Method):
         self.contrast = NameContrast()
         self.projection = nn.Linear(width, TRUNK_WIDTH)
 
+    @property
+    def shared_settings(self) -> PretrainConfig:
+        """See the base class."""
+        return self.config
+
     def training_step(
         self, batch: SceneBatch, *, progress: float, generator: torch.Generator
     ) -> StepResult:
         """See the module's docstring."""
         features = vision_features(self.model, batch.pixels_B3HW)
-        locked = progress < self.config.text_locked_until
-        terms = caption_terms(self.model, features, batch, locked=locked)
-        loss = (terms["cls1"] + terms["cls2"]) / 2
-        if self.config.names.weight > 0:
-            terms["names"] = name_term(
-                self.model,
-                features,
-                batch,
-                contrast=self.contrast,
-                config=self.config.names,
-                locked=locked,
-            )
-            loss = loss + self.config.names.weight * terms["names"]
-        if self.config.trunk_weight > 0:
-            terms["trunk"] = trunk_term(features, batch, self.projection)
-            loss = loss + self.config.trunk_weight * terms["trunk"]
+        loss, terms = self.shared_loss(features, batch, progress)
         if self.config.ibot_weight > 0 and progress >= self.config.ibot_start:
             terms["ibot"] = self._ibot_term(features, batch, generator)
             loss = loss + self.config.ibot_weight * terms["ibot"]

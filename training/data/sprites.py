@@ -84,7 +84,11 @@ def _drawings(folders: ArtFolders, style: str) -> Iterator[tuple[str, Image.Imag
 
 
 def build_bank(folders: ArtFolders, styles: Sequence[str]) -> SpriteBank:
-    """Render every drawing of the given styles (about 20 s for all of them on one core)."""
+    """Render every drawing of the given styles (about 20 s for all of them on one core).
+
+    Raises:
+        ValueError: There is none.
+    """
     index = {concept.name: i for i, concept in enumerate(all_concepts())}
     rgba, concept, style_index = [], [], []
     for number, style in enumerate(styles):
@@ -94,6 +98,8 @@ def build_bank(folders: ArtFolders, styles: Sequence[str]) -> SpriteBank:
                 rgba.append(sprite)
                 concept.append(index[name])
                 style_index.append(number)
+    if not rgba:
+        raise ValueError(f"no usable drawing of the styles {tuple(styles)} was fetched")
     return SpriteBank(
         rgba_MSS4=np.stack(rgba),
         concept_M=np.asarray(concept),

@@ -1,0 +1,194 @@
+"""Scenes: a pure function of (seed, split, index), with the mask of what lies on top."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from training.data import scenes as scenes_module
+from training.data.augment import STRONG_AUGMENT
+from training.data.concepts import all_concepts
+from training.data.scenes import Scene, SceneConfig, SceneSource, Split, compose_scene
+
+CONFIG = SceneConfig(size=42, count_weights=(0.3, 0.4, 0.3))
+
+
+def names_in(mask_SS: NDArray[np.int32]) -> set[str]:
+    return {all_concepts()[value - 1].name for value in np.unique(mask_SS) if value}
+
+
+def is_same(first: Scene, second: Scene) -> bool:
+    return (
+        np.array_equal(first.pixels_SS3, second.pixels_SS3)
+        and np.array_equal(first.mask_SS, second.mask_SS)
+        and (first.captions, first.drawings) == (second.captions, second.drawings)
+    )
+
+
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, augment=STRONG_AUGMENT)])
+def test_a_scene_is_a_function_of_its_number(source: SceneSource, config: SceneConfig) -> None:
+    first = compose_scene(source, 5, config)
+    compose_scene(source, 6, config)
+    assert is_same(first, compose_scene(source, 5, config))
+    assert not is_same(first, compose_scene(source, 6, config))
+
+
+@pytest.mark.parametrize("changed", [{"split": "val"}, {"split": "test"}, {"seed": 1}])
+def test_splits_and_seeds_have_their_own_scenes(
+    source: SceneSource, changed: dict[str, Any]
+) -> None:
+    other = replace(source, **changed)
+    for index in range(4):
+        scene = compose_scene(source, index, CONFIG)
+        assert not np.array_equal(scene.pixels_SS3, compose_scene(other, index, CONFIG).pixels_SS3)
+
+
+@given(index=st.integers(0, 2**40), split=st.sampled_from(["train", "val", "test"]))
+@settings(max_examples=40, deadline=None)
+def test_every_scene_holds_what_it_says(source: SceneSource, index: int, split: Split) -> None:
+    scene = compose_scene(replace(source, split=split), index, CONFIG)
+    assert (scene.pixels_SS3.shape, scene.pixels_SS3.dtype.name) == ((42, 42, 3), "uint8")
+    assert (scene.mask_SS.shape, scene.mask_SS.dtype.name) == ((42, 42), "int32")
+    assert set(scene.captions.names) == names_in(scene.mask_SS)
+    assert names_in(scene.mask_SS) <= source.names
+    for value in np.unique(scene.mask_SS):
+        assert (scene.mask_SS == value).sum() >= 0.004 * 42 * 42
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_all_objects_asked_for_can_be_seen(source: SceneSource, count: int) -> None:
+    weights = tuple(float(number == count) for number in range(1, 4))
+    config = replace(CONFIG, count_weights=weights, twin_share=0.0)
+    for index in range(15):
+        scene = compose_scene(source, index, config)
+        assert len(scene.captions.names) == len(scene.drawings) == count
+
+
+def test_numbers_of_objects_follow_the_weights(source: SceneSource) -> None:
+    config = replace(CONFIG, size=28, count_weights=(0.5, 0.5), twin_share=0.0)
+    counts = [len(compose_scene(source, index, config).drawings) for index in range(200)]
+    assert 70 < counts.count(1) < 130
+    assert counts.count(1) + counts.count(2) == 200
+
+
+class Recorder:
+    """Remembers what was placed in the scene's last attempt."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.placed: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+        self.concepts: list[int] = []
+        self._place: Callable[..., Any] = scenes_module._place_sprite
+        self._choose: Callable[..., Any] = scenes_module._choose_objects
+        monkeypatch.setattr(scenes_module, "_place_sprite", self.place)
+        monkeypatch.setattr(scenes_module, "_choose_objects", self.choose)
+
+    def choose(self, *arguments: object) -> list[tuple[int, int]]:
+        """Begin an attempt."""
+        chosen: list[tuple[int, int]] = self._choose(*arguments)
+        self.placed, self.concepts = [], [concept for concept, _ in chosen]
+        return chosen
+
+    def place(self, *arguments: object) -> tuple[Any, Any, Any]:
+        """Keep colour and alpha."""
+        colour, alpha, centre = self._place(*arguments)
+        self.placed.append((colour, alpha))
+        return colour, alpha, centre
+
+
+@pytest.mark.parametrize("augment", [CONFIG.augment, STRONG_AUGMENT])
+def test_the_mask_is_the_alpha_of_the_top_object(
+    source: SceneSource, monkeypatch: pytest.MonkeyPatch, augment: Any
+) -> None:
+    recorder = Recorder(monkeypatch)
+    config = replace(CONFIG, count_weights=(0.0, 0.0, 1.0), min_size=0.5, augment=augment)
+    for index in range(8):
+        scene = compose_scene(source, index, config)
+        expected = np.zeros_like(scene.mask_SS)
+        for concept, (_, alpha) in zip(recorder.concepts, recorder.placed, strict=True):
+            expected = np.where(alpha > 0.5, concept + 1, expected)
+        assert np.array_equal(scene.mask_SS, expected)
+        colour, alpha = recorder.placed[-1]
+        shown = scene.pixels_SS3[alpha == 1].astype(float)
+        assert np.abs(shown - colour[alpha == 1]).max() <= 0.5 + 1e-3
+
+
+def test_everyday_words_are_drawn_as_often_as_asked(source: SceneSource) -> None:
+    common = {concept.name for concept in all_concepts() if concept.is_common}
+    for share in (0.0, 1.0):
+        config = replace(CONFIG, common_share=share)
+        for index in range(20):
+            names = set(compose_scene(source, index, config).captions.names)
+            assert names <= common if share else not names & common
+
+
+def test_twins_have_one_name_and_a_number(source: SceneSource) -> None:
+    config = replace(CONFIG, count_weights=(0.0, 1.0), twin_share=1.0)
+    scene = compose_scene(source, 0, config)
+    assert len(scene.drawings) == 2
+    assert len(scene.captions.names) == 1
+
+
+def test_styles_are_weighted_alike_however_many_drawings_they_have(source: SceneSource) -> None:
+    # Ten drawings of the first style, one of the second, all of one concept.
+    bank = replace(
+        source.bank,
+        rgba_MSS4=source.bank.rgba_MSS4[:11],
+        concept_M=np.full(11, source.bank.concept_M[0]),
+        style_M=np.asarray([source.bank.styles.index("noto")] * 10 + [1]),
+    )
+    assert bank.styles[1] == "twemoji"
+    lopsided = replace(source, bank=bank)
+    rng = np.random.default_rng(0)
+    drawn = [lopsided.redraw(rng, int(bank.concept_M[0])) for _ in range(400)]
+    assert 150 < drawn.count(10) < 250
+    assert set(drawn) == set(range(11))
+
+
+def test_only_chosen_styles_and_names_appear(source: SceneSource) -> None:
+    names = frozenset(sorted(source.names)[:4])
+    narrow = replace(source, styles=("twemoji",), names=names)
+    style = narrow.bank.styles.index("twemoji")
+    for index in range(20):
+        scene = compose_scene(narrow, index, CONFIG)
+        assert set(scene.captions.names) <= names
+        assert set(narrow.bank.style_M[list(scene.drawings)]) == {style}
+
+
+def test_a_source_without_drawings_is_refused(source: SceneSource) -> None:
+    with pytest.raises(ValueError, match="No drawing of the chosen names"):
+        replace(source, names=frozenset({"moai"}))
+    with pytest.raises(ValueError, match="No style"):
+        replace(source, styles=("cubism",))
+
+
+def test_scenes_that_cannot_be_made_are_refused(
+    source: SceneSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scenes_module, "_MAX_TRIES", 5)
+    one_name = replace(source, names=frozenset(sorted(source.names)[:1]))
+    pairs = replace(CONFIG, count_weights=(0.0, 1.0), twin_share=0.0)
+    with pytest.raises(ValueError, match="too few concepts for 2"):
+        compose_scene(one_name, 0, pairs)
+    specks = replace(CONFIG, size=140, min_size=0.01, max_size=0.01)
+    with pytest.raises(ValueError, match="allow larger ones"):
+        compose_scene(source, 0, specks)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"min_size": 0.0},
+        {"min_size": 0.7},
+        {"max_size": 1.2},
+        {"count_weights": ()},
+        {"count_weights": (1.0, -0.1)},
+    ],
+)
+def test_impossible_settings_are_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"min_size <= max_size|at least one weight"):
+        replace(CONFIG, **changed)

@@ -1,0 +1,60 @@
+"""Patch distillation: every patch counts, and the teacher learns nothing."""
+
+import math
+
+import pytest
+import torch
+
+from training.losses.distillation import distillation_loss
+
+
+def test_by_hand() -> None:
+    logits_BNK = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]]))
+    teacher_BNK = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]])
+    expected = (math.log(2) - 0.5 * (math.log(0.8) + math.log(0.1))) / 2
+    loss = distillation_loss(logits_BNK, teacher_BNK)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_equals_a_float64_reference_and_is_never_below_the_teachers_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_BNK = torch.randn(3, 5, 7, generator=generator)
+    teacher_BNK = torch.randn(3, 5, 7, generator=generator).softmax(-1)
+    expected = -(teacher_BNK.double() * logits_BNK.double().log_softmax(-1)).sum(-1).mean()
+    entropy = -(teacher_BNK * teacher_BNK.log()).sum(-1).mean()
+    loss = distillation_loss(logits_BNK, teacher_BNK)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() > entropy.item()
+    matched = distillation_loss(teacher_BNK.log(), teacher_BNK)
+    assert matched.item() == pytest.approx(entropy.item(), rel=1e-5)
+
+
+def test_a_perfect_match_with_a_sure_teacher_costs_nothing() -> None:
+    teacher_BNK = torch.eye(4)[None]
+    assert distillation_loss(100.0 * teacher_BNK, teacher_BNK).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_gradient_reaches_the_student_alone() -> None:
+    logits_BNK = torch.zeros(2, 3, 4, requires_grad=True)
+    teacher_BNK = torch.eye(4)[None, :3].repeat(2, 1, 1).requires_grad_()
+    distillation_loss(logits_BNK, teacher_BNK).backward()
+    assert teacher_BNK.grad is None
+    assert logits_BNK.grad is not None
+    # Softmax minus target, divided by the six patches.
+    torch.testing.assert_close(logits_BNK.grad, (0.25 - teacher_BNK.detach()) / 6)
+
+
+def test_the_order_of_pictures_and_patches_does_not_matter() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits_BNK = torch.randn(3, 5, 7, generator=generator)
+    teacher_BNK = torch.randn(3, 5, 7, generator=generator).softmax(-1)
+    loss = distillation_loss(logits_BNK, teacher_BNK)
+    moved = distillation_loss(logits_BNK.flip(0, 1), teacher_BNK.flip(0, 1))
+    assert moved.item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (2, 2, 4), (2, 3, 5)])
+def test_sizes_must_fit(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="same patches and prototypes"):
+        distillation_loss(torch.zeros(2, 3, 4), torch.zeros(shape))

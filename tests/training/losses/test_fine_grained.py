@@ -1,0 +1,147 @@
+"""The patch-name contrast rewards showing each name somewhere, and nowhere else's names."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.losses.fine_grained import patch_name_loss
+
+SCALE, NOTHING = torch.tensor(10.0), torch.tensor(4.0)
+
+
+def loss_of(
+    patches_BND: Tensor,
+    names_UD: Tensor,
+    present_BU: Tensor,
+    *,
+    scale: Tensor = SCALE,
+    nothing: Tensor = NOTHING,
+    num_shown: int = 2,
+) -> Tensor:
+    return patch_name_loss(
+        patches_BND, names_UD, present_BU, scale=scale, nothing=nothing, num_shown=num_shown
+    )
+
+
+def random_batch() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    patches_BND = torch.randn(3, 6, 5, generator=generator)
+    names_UD = torch.randn(4, 5, generator=generator)
+    present_BU = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 0, 1]]).bool()
+    return patches_BND, names_UD, present_BU
+
+
+def test_by_hand_for_one_picture_and_one_name() -> None:
+    # Cosines 1 and 0, scale 2, "nothing" at logit 0; one name, so nothing can stray.
+    loss = loss_of(
+        torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]),
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[True]]),
+        scale=torch.tensor(2.0),
+        nothing=torch.tensor(0.0),
+        num_shown=1,
+    )
+    shown = math.exp(2) / (math.exp(2) + 1)
+    assert loss.item() == pytest.approx(-math.log(shown + 1e-6), rel=1e-5)
+
+
+def test_equals_a_float64_reference() -> None:
+    patches_BND, names_UD, present_BU = random_batch()
+    stray, shown = [], []
+    for picture, own in zip(patches_BND.double(), present_BU, strict=True):
+        unit_ND = picture / picture.norm(dim=-1, keepdim=True)
+        unit_UD = names_UD.double() / names_UD.double().norm(dim=-1, keepdim=True)
+        names_NU = unit_ND @ unit_UD.T * SCALE.item()
+        nothing_N1 = torch.full((len(unit_ND), 1), NOTHING.item(), dtype=torch.float64)
+        probs_NU = torch.cat((names_NU, nothing_N1), dim=1).softmax(1)
+        stray += (-(probs_NU[:, :-1][:, own].sum(1) + probs_NU[:, -1]).log()).tolist()
+        best_2U = probs_NU[:, :-1][:, own].sort(dim=0, descending=True).values[:2]
+        shown += (-(best_2U.mean(0) + 1e-6).log()).tolist()
+    expected = sum(stray) / len(stray) + sum(shown) / len(shown)
+    assert loss_of(patches_BND, names_UD, present_BU).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_perfect_picture_costs_nothing() -> None:
+    # Two patches per name: each patch is its own name's vector, at a scale that leaves no doubt.
+    names_UD = torch.eye(4)
+    patches_BND = torch.eye(4).repeat_interleave(2, dim=0).reshape(2, 4, 4)
+    present_BU = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]]).bool()
+    loss = loss_of(patches_BND, names_UD, present_BU, scale=torch.tensor(60.0))
+    assert loss.item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_localising_is_rewarded_over_painting_a_mixture() -> None:
+    names_UD = torch.eye(3)
+    present_BU = torch.tensor([[True, True, False]])
+    localised_BND = torch.stack((names_UD[0], names_UD[0], names_UD[1], names_UD[1]))[None]
+    painted_BND = (names_UD[0] + names_UD[1]).expand(1, 4, 3)
+    localised = loss_of(localised_BND, names_UD, present_BU)
+    painted = loss_of(painted_BND, names_UD, present_BU)
+    assert localised.item() < 0.1
+    # A mixture gives each name half of every patch at best.
+    assert painted.item() > math.log(2)
+
+
+def test_a_name_of_another_picture_is_punished_and_background_is_not() -> None:
+    names_UD = torch.eye(3)
+    present_BU = torch.tensor([[True, False, False], [False, True, False]])
+    empty_D = -torch.ones(3)
+    right_2D = torch.stack((names_UD[0], names_UD[0]))
+    own_2D = torch.stack((names_UD[1], names_UD[1]))
+
+    def loss_with(rest_D: Tensor) -> float:
+        rest_2D = torch.stack((rest_D, rest_D))
+        pictures = (torch.cat((right_2D, rest_2D)), torch.cat((own_2D, own_2D)))
+        return loss_of(torch.stack(pictures), names_UD, present_BU).item()
+
+    assert loss_with(empty_D) < 0.1
+    assert loss_with(names_UD[0]) < 0.1
+    assert loss_with(names_UD[1]) > 1.0
+
+
+def test_the_order_of_pictures_patches_and_names_does_not_matter() -> None:
+    patches_BND, names_UD, present_BU = random_batch()
+    loss = loss_of(patches_BND, names_UD, present_BU)
+    moved = loss_of(patches_BND.flip(0, 1), names_UD.flip(0), present_BU.flip(0, 1))
+    assert moved.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_patches_names_and_scalars_learn() -> None:
+    patches_BND, names_UD, present_BU = random_batch()
+    scale, nothing = SCALE.clone().requires_grad_(), NOTHING.clone().requires_grad_()
+    learners = [patches_BND.requires_grad_(), names_UD.requires_grad_(), scale, nothing]
+    loss_of(patches_BND, names_UD, present_BU, scale=scale, nothing=nothing).backward()
+    for learner in learners:
+        assert learner.grad is not None
+        assert learner.grad.isfinite().all()
+        assert learner.grad.any()
+
+
+def test_descent_finds_the_localised_solution() -> None:
+    # From patches that start as painted mixtures, the loss alone pulls the two names apart.
+    generator = torch.Generator().manual_seed(0)
+    names_UD, present_BU = torch.eye(4), torch.tensor([[True, True, False, False]])
+    mixture_D = names_UD[0] + names_UD[1]
+    patches_BND = mixture_D + 0.01 * torch.randn(1, 4, 4, generator=generator)
+    patches_BND.requires_grad_()
+    optimizer = torch.optim.SGD([patches_BND], lr=0.5)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss_of(patches_BND, names_UD, present_BU).backward()
+        optimizer.step()
+    called_N = patches_BND.detach()[0].argmax(-1)
+    assert sorted(called_N.tolist()) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("num_shown", [0, 7])
+def test_the_number_of_shown_patches_must_fit(num_shown: int) -> None:
+    with pytest.raises(ValueError, match="num_shown must be 1 to 6"):
+        loss_of(*random_batch(), num_shown=num_shown)
+
+
+def test_sizes_must_fit() -> None:
+    patches_BND, names_UD, present_BU = random_batch()
+    with pytest.raises(ValueError, match=r"\[batch, names\]"):
+        loss_of(patches_BND, names_UD, present_BU[:, :3])

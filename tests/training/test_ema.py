@@ -1,0 +1,47 @@
+"""The moving average is an exact lerp, and only the average moves."""
+
+import pytest
+import torch
+from torch import nn
+
+from training.ema import update_ema
+
+
+def pair() -> tuple[nn.Linear, nn.Linear]:
+    torch.manual_seed(0)
+    average, current = nn.Linear(3, 2), nn.Linear(3, 2)
+    return average.requires_grad_(requires_grad=False), current
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99, 1.0])
+def test_it_is_the_weighted_mean(momentum: float) -> None:
+    average, current = pair()
+    expected = [
+        momentum * a.double() + (1 - momentum) * c.detach().double()
+        for a, c in zip(average.parameters(), current.parameters(), strict=True)
+    ]
+    kept = [parameter.detach().clone() for parameter in current.parameters()]
+    update_ema(average, current, momentum)
+    for parameter, value in zip(average.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.double(), value, rtol=1e-6, atol=1e-7)
+    for parameter, value in zip(current.parameters(), kept, strict=True):
+        assert torch.equal(parameter, value)
+
+
+def test_many_steps_come_to_rest_at_the_current_weights() -> None:
+    average, current = pair()
+    for _ in range(200):
+        update_ema(average, current, 0.9)
+    torch.testing.assert_close(average.weight, current.weight.detach())
+
+
+def test_nothing_is_recorded_for_gradients() -> None:
+    average, current = pair()
+    update_ema(average, current, 0.5)
+    assert average.weight.grad_fn is None
+    assert not average.weight.requires_grad
+
+
+def test_modules_must_match() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        update_ema(nn.Linear(3, 2, bias=False), nn.Linear(3, 2), 0.9)

@@ -1,0 +1,50 @@
+"""Masks: the same exact number in every picture, from the generator alone."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.masking import random_masks
+
+
+@given(
+    batch=st.integers(1, 6),
+    num_patches=st.integers(1, 80),
+    ratio=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_every_picture_has_exactly_its_share(
+    batch: int, num_patches: int, ratio: float, seed: int
+) -> None:
+    masked_BN = random_masks(batch, num_patches, ratio, torch.Generator().manual_seed(seed))
+    again_BN = random_masks(batch, num_patches, ratio, torch.Generator().manual_seed(seed))
+    assert masked_BN.dtype == torch.bool
+    assert masked_BN.shape == (batch, num_patches)
+    assert masked_BN.sum(1).tolist() == [round(ratio * num_patches)] * batch
+    assert torch.equal(masked_BN, again_BN)
+
+
+def test_the_papers_ratio_on_our_grids() -> None:
+    assert random_masks(1, 36, 0.75, torch.Generator().manual_seed(0)).sum() == 27
+    assert random_masks(1, 64, 0.75, torch.Generator().manual_seed(0)).sum() == 48
+
+
+def test_every_patch_is_as_likely() -> None:
+    masked_BN = random_masks(4000, 16, 0.75, torch.Generator().manual_seed(0))
+    share_N = masked_BN.float().mean(0)
+    assert share_N.min() > 0.71
+    assert share_N.max() < 0.79
+
+
+def test_pictures_and_steps_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first_BN, second_BN = (random_masks(2, 64, 0.5, generator) for _ in range(2))
+    assert not torch.equal(first_BN[0], first_BN[1])
+    assert not torch.equal(first_BN, second_BN)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.5])
+def test_a_ratio_is_a_share(ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        random_masks(1, 4, ratio, torch.Generator())

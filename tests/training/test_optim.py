@@ -1,0 +1,90 @@
+"""Which parameters go to which optimizer, and the learning-rate schedule."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import Tipsv2Model
+
+from training.methods.distill import Distill, DistillConfig
+from training.methods.pretrain import HeadConfig, Pretrain, PretrainConfig
+from training.optim import OptimConfig, build_optimizers, learning_rate_factor
+
+HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
+CONFIG = OptimConfig(muon_lr=3e-3, adamw_lr=1e-3, weight_decay=0.02)
+
+
+def split(module: nn.Module) -> tuple[set[str], set[str], set[str]]:
+    """Names of what Muon has, what AdamW decays and what it does not."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    muon, adamw = build_optimizers([module], CONFIG)
+    decayed, plain = adamw.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.02, 0.0)
+    return (
+        {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]},
+        {names[id(parameter)] for parameter in decayed["params"]},
+        {names[id(parameter)] for parameter in plain["params"]},
+    )
+
+
+def test_every_trainable_parameter_has_one_optimizer(student_model: Tipsv2Model) -> None:
+    method = Pretrain(student_model, PretrainConfig(head=HEAD))
+    muon, decayed, plain = split(method)
+    trainable = {name for name, p in method.named_parameters() if p.requires_grad}
+    assert muon | decayed | plain == trainable
+    assert len(muon) + len(decayed) + len(plain) == len(trainable)
+    assert not [name for name in trainable if name.startswith("teacher_head")]
+
+
+def test_muon_has_the_hidden_matrices_and_no_table(student_model: Tipsv2Model) -> None:
+    muon, decayed, plain = split(Distill(student_model, DistillConfig(head=HEAD), None))
+    layer = "model.vision_model.encoder.layer.0"
+    assert {f"{layer}.attention.q_proj.weight", f"{layer}.mlp.fc1.weight"} <= muon
+    assert {"head.mlp.0.weight", "projection.weight"} <= muon
+    assert not [name for name in muon if "embedding" in name or "token" in name]
+    assert {
+        "head.prototypes",
+        "model.text_model.embeddings.token_embedding.weight",
+        "model.vision_model.embeddings.patch_embeddings.projection.weight",
+        "model.vision_model.embeddings.mask_token",
+        "model.vision_model.embeddings.position_embeddings",
+    } <= decayed
+    assert {"model.temperature", "contrast.log_scale", "contrast.nothing"} <= plain
+    assert {f"{layer}.norm1.weight", f"{layer}.mlp.fc1.bias"} <= plain
+
+
+def test_rates_and_decay_are_the_configs() -> None:
+    muon, adamw = build_optimizers([nn.Linear(4, 4)], CONFIG)
+    assert [group["lr"] for group in muon.param_groups] == [3e-3]
+    assert [group["weight_decay"] for group in muon.param_groups] == [0.02]
+    assert [group["lr"] for group in adamw.param_groups] == [1e-3, 1e-3]
+
+
+def test_a_step_moves_towards_the_minimum() -> None:
+    torch.manual_seed(0)
+    layer, inputs_ND = nn.Linear(4, 4), torch.randn(32, 4)
+    optimizers = build_optimizers([layer], OptimConfig(muon_lr=0.1, adamw_lr=0.1))
+    losses = []
+    for _ in range(30):
+        loss = (layer(inputs_ND) - inputs_ND).square().mean()
+        layer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_the_schedule_warms_up_and_falls_to_a_hundredth() -> None:
+    factors = [learning_rate_factor(s, num_steps=100, warmup_steps=10) for s in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.01 + 0.99 / 2)
+    assert factors[100] == pytest.approx(0.01)
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_the_schedule_without_warm_up_and_past_the_end() -> None:
+    assert learning_rate_factor(0, num_steps=10, warmup_steps=0) == 1.0
+    assert learning_rate_factor(99, num_steps=10, warmup_steps=0) == pytest.approx(0.01)
+    assert learning_rate_factor(5, num_steps=5, warmup_steps=5) == pytest.approx(1.0)

@@ -1,0 +1,173 @@
+"""The loop: an interrupted run equals an uninterrupted one, and trouble stops it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Tipsv2Tokenizer
+
+from training.config import TrainingConfig
+from training.data.loader import SceneBatch, SceneBatches
+from training.methods.base import Method, StepResult
+from training.methods.pretrain import Pretrain, PretrainConfig
+from training.run import build_method
+from training.trainer import Trainer
+
+
+@pytest.fixture
+def make_method(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Callable[[], Method]:
+    """Build the same fresh method each time."""
+    return lambda: build_method(tiny_config, len(tokenizer))
+
+
+def train(
+    config: TrainingConfig, method: Method, batches: SceneBatches, *, until: int | None = None
+) -> dict[str, float]:
+    """Train with a new trainer, which begins where the last one stopped."""
+    return Trainer(config, method, batches).train(until=until)
+
+
+def rows(config: TrainingConfig) -> list[dict[str, float]]:
+    """The log without its clock."""
+    lines = (config.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "time_s"} for line in lines]
+
+
+def test_a_stopped_run_goes_on_to_the_identical_result(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+) -> None:
+    whole = replace(tiny_config, name="whole")
+    parts = replace(tiny_config, name="parts")
+    method, other = make_method(), None
+    last = train(whole, method, make_batches())
+    for stop in (2, 4, None):
+        other = make_method()
+        last_part = train(parts, other, make_batches(), until=stop)
+    assert other is not None
+    assert last_part["loss"] == last["loss"]
+    assert rows(parts) == rows(whole)
+    for name, value in method.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_every_step_is_logged_with_its_terms(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+) -> None:
+    train(tiny_config, make_method(), make_batches())
+    log = rows(tiny_config)
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
+    # The patch loss joins in after half of the steps.
+    assert ["ibot" in row for row in log] == [False] * 3 + [True] * 3
+    for row in log:
+        expected = (row["cls1"] + row["cls2"]) / 2 + 2.0 * row.get("ibot", 0.0)
+        assert row["loss"] == pytest.approx(expected, abs=1e-3)
+        assert row["grad_norm"] > 0
+
+
+def test_logging_and_validation_come_when_due(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+) -> None:
+    config = replace(tiny_config, log_every=4, validate_every=3, num_steps=7)
+    method, validated = make_method(), []
+
+    def validate(step: int) -> dict[str, float]:
+        assert not method.training
+        validated.append(step)
+        return {"score": float(step)}
+
+    Trainer(config, method, make_batches(num_steps=7), validate=validate).train()
+    log = rows(config)
+    assert validated == [3, 6, 7]
+    assert [row["step"] for row in log] == [3, 4, 6, 7]
+    assert [row.get("score") for row in log] == [3.0, None, 6.0, 7.0]
+    assert method.training
+
+
+def test_a_finished_run_does_nothing_more(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+) -> None:
+    train(tiny_config, make_method(), make_batches())
+    method = make_method()
+    assert train(tiny_config, method, make_batches()) == {}
+    assert len(rows(tiny_config)) == 6
+
+
+def test_the_learning_rate_follows_the_schedule(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+) -> None:
+    trainer = Trainer(tiny_config, make_method(), make_batches())
+    trainer.train(until=1)
+    checkpoint = torch.load(tiny_config.folder / "checkpoint.pt", weights_only=True)
+    rates = [group["lr"] for part in checkpoint["optimizers"] for group in part["param_groups"]]
+    optim = tiny_config.optim
+    peaks = [optim.muon_lr, optim.adamw_lr, optim.adamw_lr]
+    assert rates == pytest.approx([peak / optim.warmup_steps for peak in peaks])
+
+
+class Broken(Pretrain):
+    """A method whose second step has an infinite gradient."""
+
+    def training_step(
+        self, batch: SceneBatch, *, progress: float, generator: torch.Generator
+    ) -> StepResult:
+        """The first step is sound."""
+        result = super().training_step(batch, progress=progress, generator=generator)
+        factor = float("inf") if progress > 0 else 1.0
+        return StepResult(loss=result.loss * factor, metrics=result.metrics)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+) -> None:
+    assert isinstance(tiny_config.method, PretrainConfig)
+    broken = Broken(make_method().model, tiny_config.method)
+    trainer = Trainer(tiny_config, broken, make_batches())
+    trainer.train(until=1)
+    before = {name: value.clone() for name, value in broken.model.state_dict().items()}
+    with pytest.raises(FloatingPointError, match=r"step 1: .*lower optim\.muon_lr"):
+        trainer.train()
+    for name, value in broken.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    checkpoint = torch.load(tiny_config.folder / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 1
+
+
+def test_only_the_first_rank_writes(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+) -> None:
+    batches = make_batches(rank=1, num_ranks=2)
+    Trainer(tiny_config, make_method(), batches, rank=1).train()
+    assert not list(tiny_config.folder.iterdir())
+
+
+def test_checkpoints_come_by_the_clock(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved: list[int] = []
+
+    def remember(_: Path, *, step: int, **_others: object) -> None:
+        saved.append(step)
+
+    monkeypatch.setattr("training.trainer.save_checkpoint", remember)
+    Trainer(replace(tiny_config, checkpoint_every_s=0.0), make_method(), make_batches()).train()
+    assert saved == [1, 2, 3, 4, 5, 6, 6]

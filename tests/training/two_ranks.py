@@ -1,0 +1,94 @@
+"""One rank of a run of two, started twice by test_distributed: writes what it saw as JSON.
+
+Arguments: rank, folder. The ranks meet through a file, so no port is needed.
+"""
+
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training import distributed
+from training.heads import Centering
+
+
+class TwoParts(nn.Module):
+    """A part that every picture trains, one that only some do, one that none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.always, self.sometimes, self.never = (nn.Linear(3, 1) for _ in range(3))
+        self.frozen = nn.Linear(3, 1).requires_grad_(requires_grad=False)
+
+    def loss(self, inputs_N3: Tensor) -> Tensor:
+        """The mean over pictures; the second part sees those with a positive first number."""
+        total: Tensor = (self.always(inputs_N3) + self.frozen(inputs_N3)).square().mean()
+        chosen_N = inputs_N3[:, 0] > 0
+        if chosen_N.any():
+            part_N1 = self.sometimes(inputs_N3[chosen_N]).square()
+            total = total + part_N1.sum() / len(inputs_N3)
+        return total
+
+
+def gradients(module: nn.Module) -> dict[str, list[float] | None]:
+    """Flat gradients by name."""
+    return {
+        name: None if parameter.grad is None else parameter.grad.flatten().tolist()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def data() -> Tensor:
+    """Eight pictures; only the first half has positive first numbers."""
+    inputs_N3 = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    inputs_N3[:, 0] = inputs_N3[:, 0].abs() * torch.tensor([1.0] * 4 + [-1.0] * 4)
+    return inputs_N3
+
+
+def centre_after(cosines_NK: Tensor) -> list[float]:
+    """Where the centre is after one batch."""
+    centering = Centering(3, temperature=0.1, momentum=0.9)
+    centering(cosines_NK)
+    return [float(value) for value in centering.centre_K]
+
+
+def main(rank: int, folder: Path) -> None:
+    """Take part in everything that ranks do together."""
+    torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    seen: dict[str, object] = {"start": distributed.start()}
+    module, mine = TwoParts(), slice(4 * rank, 4 * rank + 4)
+    module.loss(data()[mine]).backward()
+    distributed.average_gradients(module)
+    seen["gradients"] = gradients(module)
+    untouched = TwoParts()
+    distributed.average_gradients(untouched)
+    seen["untouched"] = gradients(untouched)
+    own_K = torch.tensor([float(rank), 2.0])
+    seen["mean"] = distributed.mean_over_ranks(own_K).tolist()
+    seen["argument"] = own_K.tolist()
+    seen["centre"] = centre_after(data()[mine])
+    with distributed.first_rank_first():
+        made = folder / "made-once"
+        seen["found"] = made.exists()
+        made.touch()
+    distributed.stop()
+    seen["is_over"] = not dist.is_initialized()
+    (folder / f"rank-{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

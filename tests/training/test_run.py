@@ -1,0 +1,189 @@
+"""A whole run on drawn shapes: teacher, then student, and the files that each leaves behind."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import Tipsv2Model, Tipsv2Tokenizer
+
+from training import run as run_module
+from training.config import TrainingConfig
+from training.data.library import TRAIN_STYLES, DataFolder, seen_names
+from training.evaluate.benchmark import development_benchmarks
+from training.methods.distill import Distill, DistillConfig
+from training.methods.pretrain import HeadConfig, Pretrain
+from training.run import build_method, build_tokenizer, load_teacher, new_model, run
+
+HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
+
+
+@pytest.fixture
+def config(
+    tiny_config: TrainingConfig, data_folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> TrainingConfig:
+    """The tiny run on the drawn data, with few scenes for tokenizer and validation."""
+    monkeypatch.setattr(run_module, "_TOKENIZER_SCENES", 10)
+    few = partial(development_benchmarks, num_scenes=2)
+    monkeypatch.setattr(run_module, "development_benchmarks", few)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    data = replace(tiny_config.data, folder=data_folder.path)
+    return replace(tiny_config, data=data, num_steps=4, validate_every=2)
+
+
+@pytest.fixture
+def student_config(config: TrainingConfig) -> TrainingConfig:
+    """A student of the tiny run."""
+    method = DistillConfig(head=HEAD, text_locked_until=0.0)
+    return replace(config, name="student", method=method, teacher=config.folder)
+
+
+def log(config: TrainingConfig) -> list[dict[str, float]]:
+    lines = (config.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_run_leaves_what_a_student_and_an_export_need(config: TrainingConfig) -> None:
+    folder = run(config)
+    assert folder == config.folder / "model"
+    model = Tipsv2Model.from_pretrained(folder)
+    tokenizer = Tipsv2Tokenizer.from_pretrained(folder)
+    assert model.text_model.config.vocab_size == len(tokenizer)
+    assert "num_steps=4" in (config.folder / "config.txt").read_text(encoding="utf-8")
+    assert [row["step"] for row in log(config)] == [1, 2, 3, 4]
+    assert ["val/patches" in row for row in log(config)] == [False, True, False, True]
+    assert {"val/painted", "val-style/values_which"} <= set(log(config)[-1])
+    heads = torch.load(config.folder / "heads.pt", weights_only=True)
+    assert {name.split(".")[0] for name in heads} == {
+        "head", "teacher_head", "centering", "contrast", "projection"
+    }  # fmt: skip
+
+
+def test_a_finished_run_is_not_run_again(config: TrainingConfig) -> None:
+    run(config)
+    weights = (config.folder / "model/model.safetensors").read_bytes()
+    run(config)
+    assert len(log(config)) == 4
+    assert (config.folder / "model/model.safetensors").read_bytes() == weights
+
+
+def test_a_student_takes_its_teachers_tokenizer_and_head(
+    config: TrainingConfig, student_config: TrainingConfig
+) -> None:
+    run(config)
+    folder = run(student_config)
+    assert "patch" in log(student_config)[0]
+    vocabularies = [
+        Tipsv2Tokenizer.from_pretrained(path).get_vocab()
+        for path in (folder, config.folder / "model")
+    ]
+    assert vocabularies[0] == vocabularies[1]
+    teacher = load_teacher(config.folder, HEAD)
+    assert teacher is not None
+    heads = torch.load(config.folder / "heads.pt", weights_only=True)
+    assert torch.equal(teacher.head.prototypes, heads["teacher_head.prototypes"])
+    assert torch.equal(teacher.centering.centre_K, heads["centering.centre_K"])
+    assert teacher.centering.centre_K.any()
+    saved = Tipsv2Model.from_pretrained(config.folder / "model").state_dict()
+    for name, value in teacher.model.state_dict().items():
+        assert torch.equal(value, saved[name]), name
+
+
+def test_a_student_without_a_teacher_waits_for_it_or_says_so(
+    student_config: TrainingConfig,
+) -> None:
+    assert isinstance(student_config.method, DistillConfig)
+    with pytest.raises(FileNotFoundError, match="run its recipe first"):
+        build_method(student_config, 300)
+    later = replace(student_config, method=replace(student_config.method, patch_from=0.3))
+    assert isinstance(build_method(later, 300), Distill)
+
+
+def test_the_same_seed_builds_the_same_model(config: TrainingConfig) -> None:
+    first, again = (build_method(config, 300).state_dict() for _ in range(2))
+    other = build_method(replace(config, seed=1), 300).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.prototypes"], other["head.prototypes"])
+    assert isinstance(build_method(config, 300), Pretrain)
+
+
+def test_mid_gray_is_the_zero_of_a_new_model(config: TrainingConfig) -> None:
+    projection = new_model(config, 300).vision_model.embeddings.patch_embeddings.projection
+    embedded = projection(torch.full((1, 3, 14, 14), 0.5))
+    assert embedded.abs().max() < 1e-5
+
+
+def test_a_tokenizer_is_trained_once_a_run(
+    config: TrainingConfig, data_folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = data_folder.source("train", styles=("noto",), names=seen_names())
+    config.folder.mkdir(parents=True)
+    config = replace(config, model=replace(config.model, vocab_size=2048))
+    first = build_tokenizer(config, source)
+    monkeypatch.setattr(run_module, "train_tokenizer", None)
+    assert build_tokenizer(config, source).get_vocab() == first.get_vocab()
+    # Every name that training uses was in the corpus often enough to be short.
+    assert all(len(first.tokenize(name)) <= 3 for name in seen_names())
+
+
+def test_a_text_tower_is_warmed_up_once(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def warm_up(
+        model: Tipsv2Model,
+        tokenizer: Tipsv2Tokenizer,
+        texts: Sequence[str],
+        *,
+        num_steps: int,
+        seed: int,
+    ) -> float:
+        assert "art of the dog." in texts
+        assert len(tokenizer) > 256
+        assert seed == 0
+        calls.append(num_steps)
+        with torch.no_grad():
+            model.text_model.final_layer_norm.bias.fill_(3.0)
+        return 0.5
+
+    monkeypatch.setattr(run_module, "warm_up_text_tower", warm_up)
+    warmed = replace(
+        config,
+        text_warmup_steps=7,
+        method=replace(config.method, text_locked_until=1.0),
+        validate_every=0,
+    )
+    folder = run(warmed)
+    assert calls == [7]
+    # Locked throughout, so the tower is what the warm-up made it.
+    model = Tipsv2Model.from_pretrained(folder)
+    assert (model.text_model.final_layer_norm.bias == 3.0).all()
+    (warmed.folder / "checkpoint.pt").unlink()
+    run(warmed)
+    assert calls == [7]
+
+
+def test_the_trunk_may_look_at_trainable_drawings_only(
+    config: TrainingConfig, data_folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[NDArray[np.bool_]] = []
+
+    def targets(
+        path: Path, rgba_MSS4: NDArray[np.uint8], trainable_M: NDArray[np.bool_], width: int
+    ) -> NDArray[np.float32]:
+        assert path.parent == data_folder.path
+        seen.append(trainable_M)
+        return np.ones((len(rgba_MSS4), width), np.float32)
+
+    monkeypatch.setattr(run_module, "cached_sprite_targets", targets)
+    run(replace(config, method=replace(config.method, trunk_weight=1.0), validate_every=0))
+    bank = data_folder.bank()
+    expected = [bank.styles[style] in TRAIN_STYLES for style in bank.style_M]
+    assert [mask.tolist() for mask in seen] == [expected]
+    assert all("trunk" in row for row in log(config))

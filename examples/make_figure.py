@@ -13,8 +13,8 @@ from PIL import Image
 HERE = Path(__file__).parent
 # Picture, classes, and the cosine under which a pixel is called background.
 EXAMPLES = (
-    ("scene.png", "dog,car,pizza", "0.35"),
-    ("fruits.jpg", "orange,banana,lemon,kiwi", "0.35"),
+    ("scene.png", "burger,sunflower,book", "0.08"),
+    ("fruits.jpg", "orange,banana,lemon,kiwi", "0.08"),
 )
 _HEIGHT = 300
 _GAP = 8

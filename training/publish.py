@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import torch
@@ -15,12 +16,29 @@ from training.run import MODEL_FOLDER
 LICENCE = "Apache-2.0"
 
 
+def _commit() -> str:
+    """Commit of the code that evaluates, or "unknown" outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
 def _provenance(run: Path, encoder: Encoder) -> dict[str, object]:
     log = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
     return {
         "licence": LICENCE,
         "zero_shot": {"features": encoder.features, "templates": encoder.templates},
         "recipe": run.name,
+        "commit": _commit(),
         "config": (run / "config.txt").read_text(encoding="utf-8").strip(),
         "steps": log[-1]["step"],
         "art": {art.name: f"{art.package}, {art.licence}" for art in ART_SETS if art.trainable},

@@ -1,0 +1,68 @@
+"""The bundled student: whole, as good as its card says, and right on the README's example."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.manifest import ScoreEntry
+from model.package import ModelPackage, open_package
+from model.preprocess import prepare_image, target_size
+from model.runtime.load import load_runtime
+from model.segmentation import segment
+from model.text import TextTokenizer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MAIN_SPLIT = "Fluent 3D (unseen style), 50 everyday names"
+
+
+@pytest.fixture(scope="module")
+def bundled() -> ModelPackage:
+    return open_package("bundled")
+
+
+def _score(package: ModelPackage, row: str, metric: str) -> ScoreEntry:
+    scores = package.manifest.scores
+    return next(s for s in scores if (s.split, s.row, s.metric) == (MAIN_SPLIT, row, metric))
+
+
+def test_scores_pass_the_bars_of_zero_shot_segmentation(bundled: ModelPackage) -> None:
+    student = _score(bundled, "student", "mIoU")
+    assert student.count == 500
+    assert student.value >= 10
+    for other in ("its CLS1 painted", "teacher"):
+        difference = _score(bundled, f"student - {other}", "mIoU")
+        assert difference.low is not None
+        assert difference.low > 0
+
+
+def test_every_export_is_close_to_torch(bundled: ModelPackage) -> None:
+    assert {entry.file for entry in bundled.manifest.parity} == {
+        "onnx/vision_model.onnx",
+        "onnx/text_model.onnx",
+    }
+    assert all(entry.max_abs_diff < 1e-4 for entry in bundled.manifest.parity)
+
+
+def test_example_scene_has_the_named_things_where_they_are(bundled: ModelPackage) -> None:
+    pixels = np.asarray(Image.open(EXAMPLES / "scene.png").convert("RGB"))
+    manifest = bundled.manifest
+    size_hw = target_size(*pixels.shape[:2], resolution=manifest.native_size, fit="aspect")
+    runtime = load_runtime(bundled)
+    tokens = TextTokenizer.from_package(bundled).encode(["burger", "sunflower", "book"])
+    classes_KD = runtime.encode_texts(tokens.token_ids_BL, tokens.mask_BL)
+    output = runtime.encode_images(prepare_image(pixels, size_hw)[None])
+    runtime.close()
+    features_BND = (
+        output.patches_BND if manifest.zero_shot.features == "patches" else output.values_BND
+    )
+    mask = segment(
+        features_BND[0],
+        classes_KD,
+        grid_hw=output.grid_hw,
+        size_hw=(pixels.shape[0], pixels.shape[1]),
+    )
+    # (row, column) inside each thing, looked up in the picture.
+    burger, sunflower, book = (120, 305), (325, 95), (320, 330)
+    assert [int(mask.labels_HW[place]) for place in (burger, sunflower, book)] == [1, 2, 3]

@@ -73,9 +73,10 @@ def test_a_finished_run_is_not_run_again(config: TrainingConfig) -> None:
 
 
 def test_a_student_takes_its_teachers_tokenizer_and_head(
-    config: TrainingConfig, student_config: TrainingConfig
+    config: TrainingConfig, student_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(config)
+    monkeypatch.setattr(run_module, "train_tokenizer", None)
     folder = run(student_config)
     assert "patch" in log(student_config)[0]
     vocabularies = [

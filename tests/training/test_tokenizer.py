@@ -54,6 +54,11 @@ def test_the_vocabulary_has_the_size_asked_for(vocab_size: int) -> None:
     assert len(train_tokenizer(words, vocab_size)) == vocab_size
 
 
+def test_capitals_are_learnt_as_small_letters() -> None:
+    small, capital = (train_tokenizer(texts, 300) for texts in (["dog cat"], ["DOG Cat"]))
+    assert small.get_vocab() == capital.get_vocab()
+
+
 def test_the_same_texts_give_the_same_tokenizer() -> None:
     first, second = (train_tokenizer(TEXTS * 3, 320) for _ in range(2))
     assert first.get_vocab() == second.get_vocab()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Tipsv2Tokenizer
+from torch import nn
+from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.config import TrainingConfig
 from training.data.loader import SceneBatch, SceneBatches
@@ -115,6 +116,74 @@ def test_the_learning_rate_follows_the_schedule(
     optim = tiny_config.optim
     peaks = [optim.muon_lr, optim.adamw_lr, optim.adamw_lr]
     assert rates == pytest.approx([peak / optim.warmup_steps for peak in peaks])
+
+
+class Recording(Pretrain):
+    """A method that remembers what the trainer asked of it."""
+
+    def __init__(self, model: Tipsv2Model, config: PretrainConfig) -> None:
+        super().__init__(model, config)
+        self.seeds: list[int] = []
+        self.progress: list[float] = []
+        self.moved: list[bool] = []
+
+    def training_step(
+        self, batch: SceneBatch, *, progress: float, generator: torch.Generator
+    ) -> StepResult:
+        """Remember what came, and the weights before the step."""
+        self.seeds.append(generator.initial_seed())
+        self.progress.append(progress)
+        self.before = self.head.prototypes.detach().clone()
+        return super().training_step(batch, progress=progress, generator=generator)
+
+    def after_step(self) -> None:
+        """Remember whether the weights have moved by now."""
+        self.moved.append(not torch.equal(self.head.prototypes.detach(), self.before))
+
+
+def test_each_step_and_rank_has_its_own_random_choices(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+) -> None:
+    assert isinstance(tiny_config.method, PretrainConfig)
+    seeds: list[list[int]] = []
+    for rank in (0, 1, 0):
+        method = Recording(make_method().model, tiny_config.method)
+        config = replace(tiny_config, name=f"run-{len(seeds)}")
+        Trainer(config, method, make_batches(), rank=rank).train()
+        assert method.progress == [step / 6 for step in range(6)]
+        seeds.append(method.seeds)
+    assert seeds[0] == seeds[2]
+    assert len({*seeds[0], *seeds[1]}) == 12
+
+
+def test_averages_move_after_the_weights(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+) -> None:
+    assert isinstance(tiny_config.method, PretrainConfig)
+    method = Recording(make_method().model, tiny_config.method)
+    train(tiny_config, method, make_batches())
+    # The head has a gradient from half of the steps on.
+    assert method.moved == [False] * 3 + [True] * 3
+
+
+def test_gradients_are_averaged_before_they_are_clipped(
+    tiny_config: TrainingConfig,
+    make_method: Callable[[], Method],
+    make_batches: Callable[..., SceneBatches],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cancel(module: nn.Module) -> None:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+    monkeypatch.setattr("training.trainer.average_gradients", cancel)
+    train(tiny_config, make_method(), make_batches())
+    assert {row["grad_norm"] for row in rows(tiny_config)} == {0.0}
 
 
 class Broken(Pretrain):

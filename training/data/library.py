@@ -1,6 +1,7 @@
 """The data folder: what was fetched, the sprite bank built from it, and every split's source."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from training.data.art import ART_SETS, keywords_by_name
@@ -37,7 +38,7 @@ class DataFolder:
         return self.path / "debian/usr/share/backgrounds"
 
     def bank(self) -> SpriteBank:
-        """Load the sprite bank, building it the first time.
+        """Load the sprite bank, building it the first time; all sources share one copy.
 
         Raises:
             FileNotFoundError: Nothing was fetched.
@@ -49,7 +50,7 @@ class DataFolder:
                     f"No data in {self.path}: run `python -m training data --folder {self.path}`"
                 )
             save_bank(build_bank(self.art, BANK_STYLES), path)
-        return load_bank(path)
+        return _load_bank(path, path.stat().st_mtime_ns)
 
     def keywords(self) -> dict[str, tuple[str, ...]]:
         """CLDR keywords by concept, without the names of concepts that are never trained on."""
@@ -105,6 +106,11 @@ class DataFolder:
             names=frozenset(concepts[i].name for i in bank.by_concept(["stamps"])) & seen_names(),
             split="test",
         )
+
+
+@lru_cache(maxsize=1)
+def _load_bank(path: Path, _written_ns: int) -> SpriteBank:
+    return load_bank(path)
 
 
 def seen_names() -> frozenset[str]:

@@ -1,5 +1,6 @@
 """The data folder: what training may see, what evaluation sees, and what to do without data."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from training.data.library import (
     seen_names,
 )
 from training.data.scenes import SceneConfig, Split, compose_scene
+from training.data.sprites import SpriteBank, save_bank
 
 FORBIDDEN = ("fluent-3d", "openmoji", "stamps")
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -80,6 +82,16 @@ def test_the_names_split_the_vocabulary() -> None:
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="python -m training data --folder"):
         DataFolder(path=tmp_path).bank()
+
+
+def test_a_bank_is_kept_in_memory_once_until_its_file_changes(
+    sprite_bank: SpriteBank, tmp_path: Path
+) -> None:
+    save_bank(sprite_bank, tmp_path / "sprites.npz")
+    bank = DataFolder(path=tmp_path).bank()
+    assert DataFolder(path=tmp_path).bank() is bank
+    save_bank(replace(sprite_bank, rgba_MSS4=sprite_bank.rgba_MSS4 // 2), tmp_path / "sprites.npz")
+    assert DataFolder(path=tmp_path).bank().rgba_MSS4.max() == 127
 
 
 def test_without_stamps_there_is_no_stamp_source(data_folder: DataFolder) -> None:

@@ -39,7 +39,7 @@ def _provenance(run: Path, encoder: Encoder) -> dict[str, object]:
         "zero_shot": {"features": encoder.features, "templates": encoder.templates},
         "recipe": run.name,
         "commit": _commit(),
-        "config": (run / "config.txt").read_text(encoding="utf-8").strip(),
+        "configs": (run / "config.txt").read_text(encoding="utf-8").splitlines(),
         "steps": log[-1]["step"],
         "art": {art.name: f"{art.package}, {art.licence}" for art in ART_SETS if art.trainable},
         "evaluation_only_art": {

@@ -118,7 +118,8 @@ def _prepare(
 ) -> tuple[Method, Tipsv2Tokenizer, SceneBatches]:
     """Build what is trained and what on; files that take long to make are made once a run."""
     config.folder.mkdir(parents=True, exist_ok=True)
-    (config.folder / "config.txt").write_text(f"{config}\n", encoding="utf-8")
+    with (config.folder / "config.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{config}\n")  # a line for each start, for a resumed run may be changed
     source = data.source(
         "train", styles=config.data.styles, names=seen_names(), seed=config.data.seed
     )
@@ -164,7 +165,7 @@ def run(config: TrainingConfig) -> Path:
 def _trunk_targets(config: TrainingConfig, source: SceneSource) -> NDArray[np.float32]:
     bank = source.bank
     trainable = np.isin(bank.style_M, [bank.styles.index(style) for style in TRAIN_STYLES])
-    path = config.data.folder / f"trunk-{TRUNK_WIDTH}.npy"
+    path = config.data.folder / f"trunk-{TRUNK_WIDTH}.npz"
     return cached_sprite_targets(path, bank.rgba_MSS4, trainable, TRUNK_WIDTH)
 
 

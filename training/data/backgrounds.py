@@ -88,6 +88,10 @@ def _photo_crop(
     return resized.astype(np.float32), f"over a photo of {photo.phrase}"
 
 
+def _article(colour: str) -> str:
+    return "an" if colour[0] in "aeiou" else "a"
+
+
 def _pattern(
     rng: np.random.Generator, size: int, pattern: str, names: tuple[str, str]
 ) -> tuple[NDArray[np.float32], str]:
@@ -102,11 +106,15 @@ def _pattern(
         return weight.astype(np.float32), f"on a background fading from {first} to {second}"
     if pattern == "stripes":
         weight = (xs * rng.integers(2, 8) + ys * rng.integers(0, 5)) % 1 > 0.5
-        return weight.astype(np.float32), f"on a {first} and {second} striped background"
+        return weight.astype(
+            np.float32
+        ), f"on {_article(first)} {first} and {second} striped background"
     if pattern == "checker":
         count = rng.integers(3, 8)
         weight = (np.floor(xs * count) + np.floor(ys * count)) % 2
-        return weight.astype(np.float32), f"on a {first} and {second} checkered background"
+        return weight.astype(
+            np.float32
+        ), f"on {_article(first)} {first} and {second} checkered background"
     cells = int(rng.integers(3, 14))
     noise = rng.random((cells, cells), dtype=np.float32)
     weight = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)

@@ -16,6 +16,15 @@ from training.data.concepts import NO_ARTICLE
 
 _ENGINE = inflect.engine()
 _NUMBERS = ("", "", "two", "three", "four")
+# Where the rules of English mislead the engine.
+_PLURALS = {
+    "burrito": "burritos",
+    "dango": "dango",
+    "moai": "moai",
+    "nut and bolt": "nuts and bolts",
+}
+# Prompts that a plural or a mass noun fits as well.
+_ARTICLE_FREE = ("art of the {}.", "a photo of the large {}.", "a photo of the small {}.")
 _LARGE, _SMALL = 0.52, 0.34
 _HIDDEN = 0.8
 
@@ -52,7 +61,9 @@ class Captions:
 @cache
 def plural(name: str) -> str:
     """Return the plural, the name itself where it is a plural or a mass noun already."""
-    return name if name in NO_ARTICLE else str(_ENGINE.plural_noun(name))
+    if name in NO_ARTICLE:
+        return name
+    return _PLURALS.get(name) or str(_ENGINE.plural_noun(name))
 
 
 @cache
@@ -108,7 +119,7 @@ def _short_caption(rng: np.random.Generator, objects: Sequence[PlacedObject]) ->
         kept.remove(kept[rng.integers(len(kept))])
     rng.shuffle(kept)
     if len(kept) == 1 and rng.random() < 0.4:
-        templates = TEMPLATES["tcl"]
+        templates = _ARTICLE_FREE if kept[0] in NO_ARTICLE else TEMPLATES["tcl"]
         return templates[rng.integers(len(templates))].format(kept[0])
     if rng.random() < 0.3:  # bare names, as tags are
         return ", ".join(kept)

@@ -27,7 +27,9 @@ def clip_art_drawings(
     Titles are the artists' own, so some are wrong; only short titles are believed.
     """
     names = {concept.name.lower(): concept.name for concept in concepts if not concept.is_unseen}
-    paths = [path for folder in _CLIP_ART_FOLDERS for path in (clip_art / folder).rglob("*.svg")]
+    paths = [
+        path for folder in _CLIP_ART_FOLDERS for path in sorted((clip_art / folder).rglob("*.svg"))
+    ]
     for path in sorted({path.name: path for path in paths}.values()):
         svg = path.read_text(encoding="utf-8", errors="replace")
         name = _named_concept(svg, names)

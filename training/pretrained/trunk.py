@@ -6,6 +6,7 @@ in the clean, large one. So its invariances are taught as well as its categories
 Shapes: M sprites, S side, T target width.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +79,18 @@ def reduce_width(features_MD: Tensor, width: int) -> Tensor:
 def cached_sprite_targets(
     path: Path, rgba_MSS4: NDArray[np.uint8], trainable_M: NDArray[np.bool_], width: int
 ) -> NDArray[np.float32]:
-    """Compute the targets once and keep them in a file beside the sprite bank."""
+    """Compute the targets once and keep them in a file beside the sprite bank.
+
+    The file belongs to these very sprites: another bank gets new targets.
+    """
+    digest = hashlib.sha256(rgba_MSS4.tobytes() + trainable_M.tobytes()).hexdigest()
     if path.exists():
-        targets: NDArray[np.float32] = np.load(path, allow_pickle=False)
-        if targets.shape == (len(rgba_MSS4), width):
-            return targets
+        with np.load(path, allow_pickle=False) as file:
+            targets: NDArray[np.float32] = file["targets_MT"]
+            if str(file["digest"]) == digest and targets.shape == (len(rgba_MSS4), width):
+                return targets
     targets = sprite_targets(rgba_MSS4, trainable_M, width)
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, targets)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, targets_MT=targets, digest=np.asarray(digest))
     temporary.replace(path)
     return targets

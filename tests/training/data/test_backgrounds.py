@@ -14,7 +14,7 @@ PHRASE = re.compile(
     rf"on a plain ({COLOUR}) background"
     rf"|on a background fading from ({COLOUR}) to ({COLOUR})"
     rf"|on a mottled ({COLOUR}) and ({COLOUR}) background"
-    rf"|on a ({COLOUR}) and ({COLOUR}) (striped|checkered) background"
+    rf"|on (an orange|a (?!orange)({COLOUR})) and ({COLOUR}) (striped|checkered) background"
 )
 
 

@@ -63,6 +63,8 @@ def captions_of(
         ("die", "dice"),
         ("snowman", "snowmen"),
         ("scissors", "scissors"),
+        ("burrito", "burritos"),
+        ("nut and bolt", "nuts and bolts"),
         ("bread", "bread"),
     ],
 )
@@ -160,6 +162,12 @@ def test_a_name_in_a_group_is_counted_in_the_short_caption() -> None:
         for seed in range(60)
     }
     assert {"two mice and an egg", "an egg and two mice"} <= shorts
+
+
+def test_a_prompt_puts_no_article_before_a_plural() -> None:
+    shorts = {captions_of(thing("scissors"), seed=seed).short for seed in range(200)}
+    assert "art of the scissors." in shorts
+    assert not [short for short in shorts if "a scissors" in short or "many" in short]
 
 
 @given(things=st.lists(objects, min_size=1, max_size=4), seed=st.integers(0, 2**31))

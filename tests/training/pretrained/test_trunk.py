@@ -45,11 +45,11 @@ def test_targets_are_computed_once_for_a_bank(
         return np.full((len(rgba_MSS4), width), len(calls), np.float32)
 
     monkeypatch.setattr(trunk_module, "sprite_targets", compute)
-    path = tmp_path / "trunk-4.npy"
+    path = tmp_path / "trunk-4.npz"
     for num_sprites, expected in ((3, 1), (3, 1), (5, 2), (5, 2)):
         sprites, trainable = np.zeros((num_sprites, 2, 2, 4), np.uint8), np.ones(num_sprites, bool)
         targets_MT = cached_sprite_targets(path, sprites, trainable, 4)
         assert targets_MT.shape == (num_sprites, 4)
         assert (targets_MT == expected).all()
     assert calls == [3, 5]
-    assert [file.name for file in tmp_path.iterdir()] == ["trunk-4.npy"]
+    assert [file.name for file in tmp_path.iterdir()] == ["trunk-4.npz"]

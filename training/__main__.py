@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training.config import TrainingConfig, apply_overrides
 from training.data.fetch import fetch
-from training.data.library import DataFolder
+from training.data.folder import DataFolder
 from training.export.package import export_package
 from training.publish import publish
 from training.recipes import first_light

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from transformers import Tipsv2Config
 
-from training.data.library import TRAIN_STYLES
+from training.data.folder import TRAIN_STYLES
 from training.data.loader import Stage
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig

@@ -9,7 +9,7 @@ import torch
 
 from model.manifest import ScoreEntry
 from training.data.art import ART_SETS
-from training.data.library import DataFolder
+from training.data.folder import DataFolder
 from training.evaluate.report import Encoder, evaluate, write_scores
 from training.run import MODEL_FOLDER
 

@@ -13,7 +13,7 @@ from model.text import TEMPLATES
 from training import distributed
 from training.checkpoint import CHECKPOINT_FILE, save_atomically
 from training.config import TrainingConfig
-from training.data.library import TRAIN_STYLES, DataFolder, seen_names
+from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.loader import BatchPlan, SceneBatches
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks

@@ -15,7 +15,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from training.config import DataConfig, ModelConfig, TrainingConfig
 from training.data.backgrounds import PHOTOS
 from training.data.concepts import all_concepts
-from training.data.library import BANK_STYLES, DataFolder, common_names
+from training.data.folder import BANK_STYLES, DataFolder, common_names
 from training.data.loader import BatchPlan, SceneBatch, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource
 from training.data.sprites import SPRITE_PIXELS, SpriteBank, save_bank

@@ -11,7 +11,7 @@ from model.manifest import ScoreEntry
 from training import __main__ as main_module
 from training.__main__ import RECIPES, main
 from training.config import TrainingConfig
-from training.data.library import DataFolder
+from training.data.folder import DataFolder
 
 JOBS = ("teacher", "student", "debug", "data", "evaluate", "export")
 

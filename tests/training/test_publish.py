@@ -8,7 +8,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.manifest import ScoreEntry
 from training import publish as publish_module
-from training.data.library import DataFolder
+from training.data.folder import DataFolder
 from training.evaluate.report import Encoder
 from training.export.package import NEEDED_FILES, build_manifest
 from training.publish import publish

@@ -14,7 +14,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import run as run_module
 from training.config import TrainingConfig
-from training.data.library import TRAIN_STYLES, DataFolder, seen_names
+from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.evaluate.benchmark import development_benchmarks
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import HeadConfig, Pretrain

@@ -8,7 +8,7 @@ from functools import partial
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.concepts import all_concepts
-from training.data.library import EMOJI_TRAIN_STYLES, DataFolder, common_names
+from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.zero_shot_segmentation import count_scenes, painted_scorer, patch_scorer

@@ -17,7 +17,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.manifest import ScoreEntry
 from training.data.concepts import all_concepts
-from training.data.library import EMOJI_TRAIN_STYLES, DataFolder, common_names
+from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names
 from training.evaluate.benchmark import (
     PATCH,
     SegmentationBenchmark,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.data.backgrounds import COLOURS, PHOTOS, Photo, draw_background, load_photos
-from training.data.library import DataFolder
+from training.data.folder import DataFolder
 
 PHOTO = Photo(pixels_HW3=np.full((50, 80, 3), 77, np.uint8), phrase="a gray wall")
 COLOUR = "|".join(COLOURS)

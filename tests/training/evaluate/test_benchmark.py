@@ -7,7 +7,7 @@ import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.concepts import all_concepts
-from training.data.library import DataFolder, common_names
+from training.data.folder import DataFolder, common_names
 from training.data.scenes import Scene, SceneSource
 from training.evaluate.benchmark import (
     MULTI_OBJECT,

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.manifest import ScoreEntry
-from training.data.library import DataFolder, common_names
+from training.data.folder import DataFolder, common_names
 from training.data.scenes import Scene
 from training.evaluate import report
 from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks, rare_names

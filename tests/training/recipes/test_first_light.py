@@ -6,7 +6,7 @@ import pytest
 
 from training.__main__ import RECIPES
 from training.config import TrainingConfig
-from training.data.library import TRAIN_STYLES
+from training.data.folder import TRAIN_STYLES
 from training.data.loader import BatchPlan
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig

@@ -9,7 +9,7 @@ from PIL import Image
 
 from training.data.art import ART_SETS
 from training.data.concepts import all_concepts
-from training.data.library import (
+from training.data.folder import (
     BANK_STYLES,
     EMOJI_TRAIN_STYLES,
     TRAIN_STYLES,

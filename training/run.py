@@ -84,10 +84,14 @@ def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
     return model
 
 
-def load_teacher(folder: Path, head: HeadConfig) -> FrozenTeacher | None:
-    """Load what a pretraining run left behind, None where it has not finished a validation yet."""
+def load_teacher(folder: Path, head: HeadConfig) -> FrozenTeacher:
+    """Load what a pretraining run left behind.
+
+    Raises:
+        FileNotFoundError: It has left nothing yet.
+    """
     if not (folder / HEAD_FILE).exists():
-        return None
+        raise FileNotFoundError(f"no teacher in {folder}: run its recipe first")
     model = Tipsv2Model.from_pretrained(folder / MODEL_FOLDER, attn_implementation="eager")
     method = Pretrain(model, PretrainConfig(head=head))
     state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
@@ -100,10 +104,7 @@ def build_method(config: TrainingConfig, vocab_size: int) -> Method:
     model = new_model(config, vocab_size)
     if isinstance(config.method, DistillConfig):
         assert config.teacher is not None  # TrainingConfig checks it
-        teacher = load_teacher(config.teacher, config.method.head)
-        if teacher is None and config.method.patch_from == 0:
-            raise FileNotFoundError(f"no teacher in {config.teacher}: run its recipe first")
-        return Distill(model, config.method, teacher)
+        return Distill(model, config.method, load_teacher(config.teacher, config.method.head))
     return Pretrain(model, config.method)
 
 

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from transformers import Tipsv2Model
 
-from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import HeadConfig, Pretrain, PretrainConfig
 from training.optim import OptimConfig, build_optimizers, learning_rate_factor
 
@@ -36,7 +35,7 @@ def test_every_trainable_parameter_has_one_optimizer(student_model: Tipsv2Model)
 
 
 def test_muon_has_the_hidden_matrices_and_no_table(student_model: Tipsv2Model) -> None:
-    muon, decayed, plain = split(Distill(student_model, DistillConfig(head=HEAD), None))
+    muon, decayed, plain = split(Pretrain(student_model, PretrainConfig(head=HEAD)))
     layer = "model.vision_model.encoder.layer.0"
     assert {f"{layer}.attention.q_proj.weight", f"{layer}.mlp.fc1.weight"} <= muon
     assert {"head.mlp.0.weight", "projection.weight"} <= muon

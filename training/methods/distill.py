@@ -68,20 +68,17 @@ class Distill(Method):
     """A student with a fresh head, and its frozen teacher.
 
     Widths of student and teacher may differ: they meet in the space of prototypes. The teacher is
-    no part of the student's state, so checkpoints hold the student alone.
+    no module of the student's, so checkpoints hold the student alone.
     """
 
-    def __init__(
-        self, model: Tipsv2Model, config: DistillConfig, teacher: FrozenTeacher | None
-    ) -> None:
+    def __init__(self, model: Tipsv2Model, config: DistillConfig, teacher: FrozenTeacher) -> None:
         super().__init__()
         self.model, self.config = model, config
         width = model_width(model)
         self.head = config.head.build(width)
         self.contrast = NameContrast()
         self.projection = nn.Linear(width, TRUNK_WIDTH)
-        # In a tuple, so that torch does not register it as a part of the student.
-        self._teacher = (teacher,)
+        self._teacher = teacher
 
     @property
     def shared_settings(self) -> DistillConfig:
@@ -100,8 +97,5 @@ class Distill(Method):
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
 
     def _patch_term(self, features: VisionFeatures, batch: SceneBatch) -> Tensor:
-        (teacher,) = self._teacher
-        if teacher is None:
-            raise ValueError("distillation has come to its patch loss and has no teacher")
         logits_BNK = self.head(features.patches_BND) / self.config.head.student_temperature
-        return distillation_loss(logits_BNK, teacher.assign(batch.pixels_B3HW))
+        return distillation_loss(logits_BNK, self._teacher.assign(batch.pixels_B3HW))

@@ -45,8 +45,8 @@ def test_the_teacher_is_frozen_and_no_part_of_the_student(
 ) -> None:
     teacher = make_teacher()
     method = Distill(student_model, CONFIG, teacher)
-    without = Distill(student_model, CONFIG, None)
-    assert set(method.state_dict()) == set(without.state_dict())
+    parts = {name.split(".")[0] for name in method.state_dict()}
+    assert parts == {"model", "head", "contrast", "projection"}
     ours = {id(parameter) for parameter in method.parameters()}
     for module in (teacher.model, teacher.head, teacher.centering):
         assert not module.training
@@ -110,17 +110,8 @@ def test_the_student_learns_from_it(
     assert method.head.prototypes.grad.any()
 
 
-def test_coming_to_the_patch_loss_without_a_teacher_is_an_error(
-    student_model: Tipsv2Model, batch: SceneBatch
-) -> None:
-    method = Distill(student_model, CONFIG, None)
-    assert "patch" not in step(method, batch, 0.0).metrics
-    with pytest.raises(ValueError, match="has no teacher"):
-        step(method, batch, 0.5)
-
-
-def test_nothing_moves_after_a_step(student_model: Tipsv2Model) -> None:
-    method = Distill(student_model, CONFIG, None)
+def test_nothing_moves_after_a_step(student_model: Tipsv2Model, make_teacher: MakeTeacher) -> None:
+    method = Distill(student_model, CONFIG, make_teacher())
     before = {name: value.clone() for name, value in method.state_dict().items()}
     method.after_step()
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())

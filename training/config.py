@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from transformers import Tipsv2Config
 
+from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
 from training.data.folder import TRAIN_STYLES
 from training.data.loader import Stage
 from training.methods.distill import DistillConfig
@@ -63,6 +64,7 @@ class DataConfig:
         folder: Filled by `python -m training data`.
         styles: Drawing styles.
         stages: The curriculum.
+        captions: Which captions supervise which CLS token.
         seed: Of the scenes.
         num_workers: Processes that make batches ahead.
     """
@@ -70,6 +72,7 @@ class DataConfig:
     folder: Path = Path("data")
     styles: tuple[str, ...] = TRAIN_STYLES
     stages: tuple[Stage, ...] = (Stage(),)
+    captions: CaptionSampling = SCENE_CAPTIONS
     seed: int = 0
     num_workers: int = 1
 

@@ -132,9 +132,12 @@ def _prepare(
         source,
         tokenizer,
         BatchPlan(
-            stages=config.data.stages, batch_size=config.batch_size, num_steps=config.num_steps
+            stages=config.data.stages,
+            batch_size=config.batch_size,
+            num_steps=config.num_steps,
+            captions=config.data.captions,
         ),
-        targets_MT=_trunk_targets(config, source) if config.method.trunk_weight else None,
+        targets_MK=_trunk_targets(config, source) if config.method.trunk_weight else None,
         rank=rank,
         num_ranks=num_ranks,
     )

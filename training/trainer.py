@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
-from training.data.loader import SceneBatch, SceneBatches
+from training.data.batch import Batch
+from training.data.loader import SceneBatches
 from training.distributed import average_gradients
 from training.methods.base import Method
 from training.optim import build_optimizers, learning_rate_factor
@@ -64,7 +65,7 @@ class Trainer:
         self._save(max(done, last))
         return row
 
-    def _step(self, batch: SceneBatch, step: int) -> dict[str, float]:
+    def _step(self, batch: Batch, step: int) -> dict[str, float]:
         """One optimizer step; returns the loss and its parts."""
         config = self._config
         factor = learning_rate_factor(

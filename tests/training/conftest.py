@@ -14,9 +14,10 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.config import DataConfig, ModelConfig, TrainingConfig
 from training.data.backgrounds import PHOTOS
+from training.data.batch import Batch
 from training.data.concepts import all_concepts
 from training.data.folder import BANK_STYLES, DataFolder, common_names
-from training.data.loader import BatchPlan, SceneBatch, SceneBatches, Stage
+from training.data.loader import BatchPlan, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource
 from training.data.sprites import SPRITE_PIXELS, SpriteBank, save_bank
 from training.evaluate.benchmark import rare_names
@@ -122,20 +123,20 @@ def make_batches(source: SceneSource, tokenizer: Tipsv2Tokenizer) -> Callable[..
         num_steps: int = 6,
         batch_size: int = 4,
         stages: Sequence[Stage] = (Stage(scenes=TINY_SCENES),),
-        targets_MT: NDArray[np.float32] | None = None,
+        targets_MK: NDArray[np.float32] | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> SceneBatches:
         plan = BatchPlan(stages=stages, batch_size=batch_size, num_steps=num_steps)
         return SceneBatches(
-            source, tokenizer, plan, targets_MT=targets_MT, rank=rank, num_ranks=num_ranks
+            source, tokenizer, plan, targets_MK=targets_MK, rank=rank, num_ranks=num_ranks
         )
 
     return make
 
 
 @pytest.fixture
-def batch(make_batches: Callable[..., SceneBatches]) -> SceneBatch:
+def batch(make_batches: Callable[..., SceneBatches]) -> Batch:
     """Four scenes of 28 pixels."""
     return make_batches()[0]
 

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.config import TrainingConfig
-from training.data.loader import SceneBatch, SceneBatches
+from training.data.batch import Batch
+from training.data.loader import SceneBatches
 from training.methods.base import Method, StepResult
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.run import build_method
@@ -128,7 +129,7 @@ class Recording(Pretrain):
         self.moved: list[bool] = []
 
     def training_step(
-        self, batch: SceneBatch, *, progress: float, generator: torch.Generator
+        self, batch: Batch, *, progress: float, generator: torch.Generator
     ) -> StepResult:
         """Remember what came, and the weights before the step."""
         self.seeds.append(generator.initial_seed())
@@ -190,7 +191,7 @@ class Broken(Pretrain):
     """A method whose second step has an infinite gradient."""
 
     def training_step(
-        self, batch: SceneBatch, *, progress: float, generator: torch.Generator
+        self, batch: Batch, *, progress: float, generator: torch.Generator
     ) -> StepResult:
         """The first step is sound."""
         result = super().training_step(batch, progress=progress, generator=generator)

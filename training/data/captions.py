@@ -57,6 +57,10 @@ class Captions:
     keywords: str
     scene: str
 
+    def by_source(self) -> dict[str, str]:
+        """The three by the names that caption sampling knows them by."""
+        return {"alt": self.short, "keywords": self.keywords, "scene": self.scene}
+
 
 @cache
 def plural(name: str) -> str:

@@ -1,6 +1,8 @@
 """Batches of scenes: batch number i is a pure function of the data set's seed and i.
 
-Shapes: B batch, L tokens, U distinct names in the batch, H W pixels.
+So a run resumes on the very next batch, and several ranks together see what one alone would.
+
+Shapes: M drawings, K the trunk's width; those of a batch are in its own module.
 """
 
 from collections.abc import Sequence
@@ -14,42 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
+from training.data.batch import Batch, text_ids, tokenize
+from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
-
-_MAX_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TextBatch:
-    """Tokenised texts: int64 [B, L] ids, right-padded with 0, and the mask of real tokens."""
-
-    token_ids_BL: Tensor
-    mask_BL: Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SceneBatch:
-    """What a training step sees. There are no masks in it.
-
-    Attributes:
-        pixels_B3HW: float32 in [0, 1].
-        short: Captions for CLS1.
-        short_ids_B: Equal captions have equal ids.
-        long: Captions for CLS2, keywords or whole scenes at even odds.
-        long_ids_B: As above.
-        names: The distinct names in the batch's captions, [U, L].
-        present_BU: bool; which picture's caption has which name.
-        targets_BT: float32; for pictures of one drawing, what a frozen trunk sees in it; else zero.
-    """
-
-    pixels_B3HW: Tensor
-    short: TextBatch
-    short_ids_B: Tensor
-    long: TextBatch
-    long_ids_B: Tensor
-    names: TextBatch
-    present_BU: Tensor
-    targets_BT: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +37,13 @@ class BatchPlan:
         stages: The curriculum, in order; the last stage lasts until 1.0.
         batch_size: Scenes in a batch of one rank.
         num_steps: Batches of the whole run.
+        captions: Which captions supervise which CLS token.
     """
 
     stages: Sequence[Stage]
     batch_size: int
     num_steps: int
+    captions: CaptionSampling = SCENE_CAPTIONS
 
     def __post_init__(self) -> None:
         """Check that every step has a stage."""
@@ -85,55 +56,51 @@ class BatchPlan:
         return stage.scenes
 
 
-def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:
-    """Tokenise texts, cut at 64 tokens, padded to the longest of them."""
-    encoded = tokenizer(
-        list(texts), padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
-    )
-    return TextBatch(token_ids_BL=encoded["input_ids"], mask_BL=encoded["attention_mask"])
-
-
-def _ids(texts: Sequence[str]) -> Tensor:
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    return torch.tensor([numbers[text] for text in texts])
+def _prompt(name: str, step: int) -> str:
+    """Put a name into a prompt: half the time none, else one of the nine."""
+    rng = np.random.default_rng((step, *name.encode()))
+    templates = (*TEMPLATES["tcl"], *(["{}"] * len(TEMPLATES["tcl"])))
+    return templates[rng.integers(len(templates))].format(name)
 
 
 def collate(
-    rng: np.random.Generator,
+    chosen: Sequence[tuple[str, str]],
     scenes: Sequence[Scene],
     tokenizer: Tipsv2Tokenizer,
-    targets_MT: NDArray[np.float32],
-) -> SceneBatch:
-    """Make a batch of scenes; the masks are left behind here."""
+    *,
+    step: int,
+    targets_MK: NDArray[np.float32],
+) -> Batch:
+    """Make a batch of scenes and their chosen captions; the masks are left behind here."""
     pixels = np.stack([scene.pixels_SS3 for scene in scenes])
-    captions = [scene.captions for scene in scenes]
-    short = [caption.short for caption in captions]
-    long = [c.keywords if rng.random() < 0.5 else c.scene for c in captions]
-    names = sorted({name for caption in captions for name in caption.names})
-    templates = (*TEMPLATES["tcl"], *(["{}"] * len(TEMPLATES["tcl"])))
-    prompts = [templates[rng.integers(len(templates))].format(name) for name in names]
-    present = torch.tensor([[name in caption.names for name in names] for caption in captions])
-    return SceneBatch(
-        pixels_B3HW=torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0,
-        short=tokenize(tokenizer, short),
-        short_ids_B=_ids(short),
-        long=tokenize(tokenizer, long),
-        long_ids_B=_ids(long),
-        names=tokenize(tokenizer, prompts),
-        present_BU=present,
-        targets_BT=_targets(scenes, targets_MT),
+    names = sorted({name for scene in scenes for name in scene.captions.names})
+    present = [[name in scene.captions.names for name in names] for scene in scenes]
+    pixels_B3HW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0
+    first, second = zip(*chosen, strict=True)
+    return Batch(
+        pixels_B3HW=pixels_B3HW,
+        locals_CB3hw=pixels_B3HW.new_zeros((0, len(scenes), 3, 14, 14)),
+        captioned_B=torch.ones(len(scenes), dtype=torch.bool),
+        cls1=tokenize(tokenizer, first),
+        cls1_ids_T=text_ids(first),
+        cls2=tokenize(tokenizer, second),
+        cls2_ids_T=text_ids(second),
+        names=tokenize(tokenizer, [_prompt(name, step) for name in names]),
+        name_ids_U=text_ids(names),
+        present_BU=torch.tensor(present),
+        targets_BK=_targets(scenes, targets_MK),
     )
 
 
-def _targets(scenes: Sequence[Scene], targets_MT: NDArray[np.float32]) -> Tensor:
-    targets = np.zeros((len(scenes), targets_MT.shape[1]), np.float32)
+def _targets(scenes: Sequence[Scene], targets_MK: NDArray[np.float32]) -> Tensor:
+    targets = np.zeros((len(scenes), targets_MK.shape[1]), np.float32)
     for row, scene in enumerate(scenes):
         if len(scene.drawings) == 1:
-            targets[row] = targets_MT[scene.drawings[0]]
+            targets[row] = targets_MK[scene.drawings[0]]
     return torch.from_numpy(targets)
 
 
-class SceneBatches(Dataset[SceneBatch]):
+class SceneBatches(Dataset[Batch]):
     """Batches by step number, following a curriculum of stages; each rank has its own scenes."""
 
     def __init__(
@@ -142,29 +109,35 @@ class SceneBatches(Dataset[SceneBatch]):
         tokenizer: Tipsv2Tokenizer,
         plan: BatchPlan,
         *,
-        targets_MT: NDArray[np.float32] | None = None,
+        targets_MK: NDArray[np.float32] | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
         self._source, self._tokenizer, self._plan = source, tokenizer, plan
         self._rank, self._num_ranks = rank, num_ranks
         no_targets = np.zeros((len(source.bank.rgba_MSS4), 0), np.float32)
-        self._targets_MT = no_targets if targets_MT is None else targets_MT
+        self._targets_MK = no_targets if targets_MK is None else targets_MK
 
     def __len__(self) -> int:
         return self._plan.num_steps
 
-    def __getitem__(self, step: int) -> SceneBatch:
+    def __getitem__(self, step: int) -> Batch:
         """Make the batch of one step."""
         size, config = self._plan.batch_size, self._plan.scenes_at(step)
         first = (step * self._num_ranks + self._rank) * size
         scenes = [
             compose_scene(self._source, index, config) for index in range(first, first + size)
         ]
-        rng = np.random.default_rng((self._source.seed, first, 7))
-        return collate(rng, scenes, self._tokenizer, self._targets_MT)
+        chosen = [self._choose(index, scene) for index, scene in enumerate(scenes, start=first)]
+        return collate(chosen, scenes, self._tokenizer, step=step, targets_MK=self._targets_MK)
 
-    def loader(self, first_step: int, *, num_workers: int) -> DataLoader[SceneBatch]:
+    def _choose(self, index: int, scene: Scene) -> tuple[str, str]:
+        rng = np.random.default_rng((self._source.seed, index, 7))
+        chosen = self._plan.captions.choose(scene.captions.by_source(), rng)
+        assert chosen is not None  # every scene shows something
+        return chosen
+
+    def loader(self, first_step: int, *, num_workers: int) -> DataLoader[Batch]:
         """Iterate from a step on, made ahead in worker processes."""
         return DataLoader(
             self,

@@ -13,7 +13,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from model.features import vision_features
 from model.segmentation import average_prompts
 from model.text import TEMPLATES
-from training.data.loader import tokenize
+from training.data.batch import tokenize
 from training.data.scenes import Scene
 from training.methods.terms import embed_texts
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Tipsv2Model
 
 from model.features import VisionFeatures
-from training.data.loader import SceneBatch
+from training.data.batch import Batch
 from training.heads import NameContrast
 from training.methods.terms import NameContrastConfig, caption_terms, name_term, trunk_term
 
@@ -52,7 +52,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def training_step(
-        self, batch: SceneBatch, *, progress: float, generator: torch.Generator
+        self, batch: Batch, *, progress: float, generator: torch.Generator
     ) -> StepResult:
         """Compute the loss of one batch.
 
@@ -63,7 +63,7 @@ class Method(nn.Module, ABC):
         """
 
     def shared_loss(
-        self, features: VisionFeatures, batch: SceneBatch, progress: float
+        self, features: VisionFeatures, batch: Batch, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the terms that methods share, and each by its name."""
         settings = self.shared_settings

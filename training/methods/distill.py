@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import Tipsv2Model
 
 from model.features import VisionFeatures, vision_features
-from training.data.loader import SceneBatch
+from training.data.batch import Batch
 from training.heads import Centering, NameContrast, PrototypeHead
 from training.losses.distillation import distillation_loss
 from training.methods.base import Method, StepResult, model_width
@@ -86,7 +86,7 @@ class Distill(Method):
         return self.config
 
     def training_step(
-        self, batch: SceneBatch, *, progress: float, generator: torch.Generator
+        self, batch: Batch, *, progress: float, generator: torch.Generator
     ) -> StepResult:
         """One forward of the student and one of the teacher, both of the whole picture."""
         features = vision_features(self.model, batch.pixels_B3HW)
@@ -96,6 +96,6 @@ class Distill(Method):
             loss = loss + self.config.patch_weight * terms["patch"]
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
 
-    def _patch_term(self, features: VisionFeatures, batch: SceneBatch) -> Tensor:
+    def _patch_term(self, features: VisionFeatures, batch: Batch) -> Tensor:
         logits_BNK = self.head(features.patches_BND) / self.config.head.student_temperature
         return distillation_loss(logits_BNK, self._teacher.assign(batch.pixels_B3HW))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Tipsv2Model
 
 from model.features import VisionFeatures, vision_features
-from training.data.loader import SceneBatch
+from training.data.batch import Batch
 from training.ema import update_ema
 from training.heads import Centering, NameContrast, PrototypeHead
 from training.losses.ibot import Supervised, ibot_loss
@@ -97,7 +97,7 @@ class Pretrain(Method):
         return self.config
 
     def training_step(
-        self, batch: SceneBatch, *, progress: float, generator: torch.Generator
+        self, batch: Batch, *, progress: float, generator: torch.Generator
     ) -> StepResult:
         """See the module's docstring."""
         features = vision_features(self.model, batch.pixels_B3HW)
@@ -108,7 +108,7 @@ class Pretrain(Method):
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
 
     def _ibot_term(
-        self, features: VisionFeatures, batch: SceneBatch, generator: torch.Generator
+        self, features: VisionFeatures, batch: Batch, generator: torch.Generator
     ) -> Tensor:
         targets_BNK = self.centering(self.teacher_head(features.patches_BND.detach()))
         batch_size, num_patches = features.patches_BND.shape[:2]

@@ -1,6 +1,6 @@
 """Loss terms that pretraining and distillation share: captions, names in patches, the trunk.
 
-Shapes: B batch, N patches, L tokens, U names, D width, T the trunk's width.
+Shapes: B batch, N patches, L tokens, U names, D width, K the trunk's width.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import Tipsv2Model
 
 from model.features import VisionFeatures, text_features
-from training.data.loader import SceneBatch, TextBatch
+from training.data.batch import Batch, TextBatch
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_loss
@@ -52,22 +52,22 @@ def embed_texts(model: Tipsv2Model, texts: TextBatch, *, locked: bool = False) -
 
 
 def caption_terms(
-    model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch, *, locked: bool = False
+    model: Tipsv2Model, features: VisionFeatures, batch: Batch, *, locked: bool = False
 ) -> dict[str, Tensor]:
     """InfoNCE of CLS1 with the short and of CLS2 with the long captions."""
     temperature = model.temperature.clamp(min=_MIN_TEMPERATURE)
     return {
         "cls1": contrastive_loss(
             features.cls1_BD,
-            embed_texts(model, batch.short, locked=locked),
+            embed_texts(model, batch.cls1, locked=locked),
             temperature,
-            batch.short_ids_B,
+            batch.cls1_ids_T,
         ),
         "cls2": contrastive_loss(
             features.cls2_BD,
-            embed_texts(model, batch.long, locked=locked),
+            embed_texts(model, batch.cls2, locked=locked),
             temperature,
-            batch.long_ids_B,
+            batch.cls2_ids_T,
         ),
     }
 
@@ -75,7 +75,7 @@ def caption_terms(
 def name_term(
     model: Tipsv2Model,
     features: VisionFeatures,
-    batch: SceneBatch,
+    batch: Batch,
     *,
     contrast: NameContrast,
     config: NameContrastConfig,
@@ -93,11 +93,11 @@ def name_term(
     )
 
 
-def trunk_term(features: VisionFeatures, batch: SceneBatch, projection: nn.Linear) -> Tensor:
+def trunk_term(features: VisionFeatures, batch: Batch, projection: nn.Linear) -> Tensor:
     """One minus the cosine of the mean patch with the trunk's target, where there is one."""
-    single_B = batch.targets_BT.abs().sum(1) > 0
+    single_B = batch.targets_BK.abs().sum(1) > 0
     if not single_B.any():
         return features.patches_BND.new_zeros(())
     mean_BD = features.patches_BND[single_B].mean(1)
-    predicted_BT = projection(mean_BD).float()
-    return 1 - F.cosine_similarity(predicted_BT, batch.targets_BT[single_B]).mean()
+    predicted_BK = projection(mean_BD).float()
+    return 1 - F.cosine_similarity(predicted_BK, batch.targets_BK[single_B]).mean()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, Tipsv2Model, Tipsv2Tokenizer
 
 from model.features import text_features
-from training.data.loader import tokenize
+from training.data.batch import tokenize
 from training.pretrained.trunk import reduce_width
 
 _BATCH = 128

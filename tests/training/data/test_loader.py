@@ -12,8 +12,8 @@ from transformers import Tipsv2Tokenizer
 from model.text import TEMPLATES
 from training.data import loader as loader_module
 from training.data.loader import (
+    Batch,
     BatchPlan,
-    SceneBatch,
     SceneBatches,
     Stage,
     TextBatch,
@@ -29,7 +29,7 @@ def is_same(first: object, second: object) -> bool:
     """Whether two batches have equal tensors throughout."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return torch.equal(first, second)
-    assert isinstance(first, SceneBatch | TextBatch)
+    assert isinstance(first, Batch | TextBatch)
     return all(is_same(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
 
 
@@ -111,7 +111,7 @@ def test_a_batch_is_what_its_scenes_say(
     assert batch.present_BU.tolist() == present
     assert batch.present_BU.dtype == torch.bool
     shorts = tokenize(tokenizer, [scene.captions.short for scene in scenes])
-    assert is_same(batch.short, shorts)
+    assert is_same(batch.cls1, shorts)
     prompts = batch.names.token_ids_BL
     assert len(prompts) == len(names)
     for name, ids in zip(names, prompts, strict=True):
@@ -124,14 +124,14 @@ def test_equal_captions_have_equal_ids(
 ) -> None:
     twice = [scenes[0], scenes[1], scenes[0]]
     batch = collate(np.random.default_rng(0), twice, tokenizer, no_targets)
-    assert batch.short_ids_B.tolist() == [0, 1, 0]
+    assert batch.cls1_ids_T.tolist() == [0, 1, 0]
 
 
 def test_long_captions_alternate_at_even_odds(
     scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
 ) -> None:
     batch = collate(np.random.default_rng(0), scenes * 20, tokenizer, no_targets)
-    texts = [text_of(tokenizer, ids) for ids in batch.long.token_ids_BL]
+    texts = [text_of(tokenizer, ids) for ids in batch.cls2.token_ids_BL]
     sentences = {scene.captions.scene.lower() for scene in scenes}
     keywords = {scene.captions.keywords.lower() for scene in scenes}
     # Long sentences are cut at 64 tokens.
@@ -147,19 +147,19 @@ def test_masks_never_reach_a_training_step(
     blind = [replace(scene, mask_SS=np.zeros_like(scene.mask_SS)) for scene in scenes]
     batch = collate(np.random.default_rng(0), scenes, tokenizer, no_targets)
     assert is_same(batch, collate(np.random.default_rng(0), blind, tokenizer, no_targets))
-    assert not [field.name for field in fields(SceneBatch) if "mask" in field.name]
+    assert not [field.name for field in fields(Batch) if "mask" in field.name]
 
 
 def test_only_pictures_of_one_drawing_have_a_target(
     scenes: list[Scene], source: SceneSource, tokenizer: Tipsv2Tokenizer
 ) -> None:
-    targets_MT = np.random.default_rng(0).random((len(source.bank.rgba_MSS4), 3), np.float32) + 1
-    batch = collate(np.random.default_rng(0), scenes, tokenizer, targets_MT)
+    targets_MK = np.random.default_rng(0).random((len(source.bank.rgba_MSS4), 3), np.float32) + 1
+    batch = collate(np.random.default_rng(0), scenes, tokenizer, targets_MK)
     counts = {len(scene.drawings) for scene in scenes}
     assert counts == {1, 2}
-    for row, scene in zip(batch.targets_BT.numpy(), scenes, strict=True):
+    for row, scene in zip(batch.targets_BK.numpy(), scenes, strict=True):
         is_single = len(scene.drawings) == 1
-        assert np.array_equal(row, targets_MT[scene.drawings[0]] if is_single else np.zeros(3))
+        assert np.array_equal(row, targets_MK[scene.drawings[0]] if is_single else np.zeros(3))
 
 
 def test_long_texts_are_cut(tokenizer: Tipsv2Tokenizer) -> None:

@@ -9,7 +9,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.features import vision_features
 from training.config import TrainingConfig
-from training.data.loader import SceneBatch
+from training.data.batch import Batch
 from training.heads import Centering
 from training.losses.distillation import distillation_loss
 from training.methods.base import StepResult
@@ -36,7 +36,7 @@ def make_teacher(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Mak
     return make
 
 
-def step(method: Distill, batch: SceneBatch, progress: float) -> StepResult:
+def step(method: Distill, batch: Batch, progress: float) -> StepResult:
     return method.training_step(batch, progress=progress, generator=torch.Generator())
 
 
@@ -56,7 +56,7 @@ def test_the_teacher_is_frozen_and_no_part_of_the_student(
 
 
 def test_the_teacher_learns_and_moves_nothing(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: SceneBatch
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch
 ) -> None:
     teacher = make_teacher()
     before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
@@ -73,7 +73,7 @@ def test_the_teacher_learns_and_moves_nothing(
 def test_the_teacher_has_its_window(
     student_model: Tipsv2Model,
     make_teacher: MakeTeacher,
-    batch: SceneBatch,
+    batch: Batch,
     progress: float,
     joins: bool,
 ) -> None:
@@ -86,7 +86,7 @@ def test_the_teacher_has_its_window(
 
 @pytest.mark.parametrize("dim", [48, 64])
 def test_every_patch_of_the_whole_picture_is_distilled(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: SceneBatch, dim: int
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch, dim: int
 ) -> None:
     # Widths may differ: student and teacher meet in the space of prototypes.
     teacher = make_teacher(dim=dim)
@@ -102,7 +102,7 @@ def test_every_patch_of_the_whole_picture_is_distilled(
 
 
 def test_the_student_learns_from_it(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: SceneBatch
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch
 ) -> None:
     method = Distill(student_model, CONFIG, make_teacher())
     step(method, batch, 0.5).loss.backward()

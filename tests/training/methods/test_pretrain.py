@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Tipsv2Model
 
 from model.features import vision_features
-from training.data.loader import SceneBatch
+from training.data.batch import Batch
 from training.heads import Centering
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
@@ -20,7 +20,7 @@ HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24, ema_momentum=0.9)
 CONFIG = PretrainConfig(head=HEAD, text_locked_until=0.0)
 
 
-def step(method: Pretrain, batch: SceneBatch, progress: float, *, seed: int = 0) -> StepResult:
+def step(method: Pretrain, batch: Batch, progress: float, *, seed: int = 0) -> StepResult:
     generator = torch.Generator().manual_seed(seed)
     return method.training_step(batch, progress=progress, generator=generator)
 
@@ -39,9 +39,7 @@ def test_there_is_one_encoder_and_two_heads(student_model: Tipsv2Model) -> None:
     assert not any(p.requires_grad for p in method.teacher_head.parameters())
 
 
-def test_only_the_teacher_head_follows_the_head(
-    student_model: Tipsv2Model, batch: SceneBatch
-) -> None:
+def test_only_the_teacher_head_follows_the_head(student_model: Tipsv2Model, batch: Batch) -> None:
     method = Pretrain(student_model, CONFIG)
     with torch.no_grad():
         for parameter in (*method.model.parameters(), *method.head.parameters()):
@@ -60,7 +58,7 @@ def test_only_the_teacher_head_follows_the_head(
     ("progress", "joins"), [(0.0, False), (0.49, False), (0.5, True), (0.99, True)]
 )
 def test_the_patch_loss_joins_in_after_its_share(
-    student_model: Tipsv2Model, batch: SceneBatch, progress: float, joins: bool
+    student_model: Tipsv2Model, batch: Batch, progress: float, joins: bool
 ) -> None:
     result = step(Pretrain(student_model, CONFIG), batch, progress)
     assert ("ibot" in result.metrics) is joins
@@ -72,7 +70,7 @@ def test_the_patch_loss_joins_in_after_its_share(
 
 @pytest.mark.parametrize("supervised", ["all", "masked"])
 def test_the_teacher_sees_the_whole_and_the_student_the_masked_picture(
-    student_model: Tipsv2Model, batch: SceneBatch, supervised: Supervised
+    student_model: Tipsv2Model, batch: Batch, supervised: Supervised
 ) -> None:
     method = Pretrain(student_model, replace(CONFIG, supervised=supervised))
     with torch.no_grad():
@@ -89,7 +87,7 @@ def test_the_teacher_sees_the_whole_and_the_student_the_masked_picture(
     assert masked_BN.sum(1).tolist() == [3, 3, 3, 3]
 
 
-def test_masks_come_from_the_generator_alone(student_model: Tipsv2Model, batch: SceneBatch) -> None:
+def test_masks_come_from_the_generator_alone(student_model: Tipsv2Model, batch: Batch) -> None:
     method = Pretrain(student_model, CONFIG).eval()
     first, again, other = (
         step(method, batch, 0.9, seed=seed).metrics["ibot"].item() for seed in (3, 3, 4)
@@ -99,7 +97,7 @@ def test_masks_come_from_the_generator_alone(student_model: Tipsv2Model, batch: 
 
 
 def test_the_gradient_reaches_encoder_and_head_and_no_teacher(
-    student_model: Tipsv2Model, batch: SceneBatch
+    student_model: Tipsv2Model, batch: Batch
 ) -> None:
     method = Pretrain(student_model, replace(CONFIG, names=NameContrastConfig(weight=1.0)))
     step(method, batch, 0.9).loss.backward()
@@ -117,7 +115,7 @@ def test_the_gradient_reaches_encoder_and_head_and_no_teacher(
 
 
 def test_the_centre_moves_only_with_the_patch_loss(
-    student_model: Tipsv2Model, batch: SceneBatch
+    student_model: Tipsv2Model, batch: Batch
 ) -> None:
     method = Pretrain(student_model, CONFIG)
     step(method, batch, 0.1)
@@ -126,23 +124,19 @@ def test_the_centre_moves_only_with_the_patch_loss(
     assert method.centering.centre_K.any()
 
 
-def test_terms_of_weight_zero_are_not_computed(
-    student_model: Tipsv2Model, batch: SceneBatch
-) -> None:
+def test_terms_of_weight_zero_are_not_computed(student_model: Tipsv2Model, batch: Batch) -> None:
     method = Pretrain(student_model, replace(CONFIG, ibot_weight=0.0))
     assert set(step(method, batch, 0.9).metrics) == {"cls1", "cls2"}
     everything = replace(CONFIG, trunk_weight=0.5, names=NameContrastConfig(weight=3.0))
-    targets_BT = torch.zeros(4, method.projection.out_features)
-    result = step(Pretrain(student_model, everything), replace(batch, targets_BT=targets_BT), 0.1)
+    targets_BK = torch.zeros(4, method.projection.out_features)
+    result = step(Pretrain(student_model, everything), replace(batch, targets_BK=targets_BK), 0.1)
     terms = result.metrics
     assert set(terms) == {"cls1", "cls2", "names", "trunk"}
     expected = (terms["cls1"] + terms["cls2"]) / 2 + 3.0 * terms["names"] + 0.5 * terms["trunk"]
     torch.testing.assert_close(result.loss.detach(), expected)
 
 
-def test_the_text_tower_is_locked_for_its_share(
-    student_model: Tipsv2Model, batch: SceneBatch
-) -> None:
+def test_the_text_tower_is_locked_for_its_share(student_model: Tipsv2Model, batch: Batch) -> None:
     method = Pretrain(student_model, replace(CONFIG, text_locked_until=0.2))
     for progress, learns in ((0.1, False), (0.2, True)):
         method.zero_grad()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import Tipsv2Model
 
 from model.features import VisionFeatures, vision_features
-from training.data.loader import SceneBatch
+from training.data.batch import Batch
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_loss
@@ -24,7 +24,7 @@ from training.methods.terms import (
 
 
 @pytest.fixture
-def features(student_model: Tipsv2Model, batch: SceneBatch) -> VisionFeatures:
+def features(student_model: Tipsv2Model, batch: Batch) -> VisionFeatures:
     """What the fresh model sees in the batch."""
     return vision_features(student_model, batch.pixels_B3HW)
 
@@ -34,23 +34,23 @@ def text_gradients(model: Tipsv2Model) -> list[Tensor]:
 
 
 def test_each_cls_token_meets_its_own_captions(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
 ) -> None:
     # Of the short captions the first two are equal, of the long ones the last two.
-    short_ids_B, long_ids_B = torch.tensor([[0, 0, 1, 2], [0, 1, 2, 2]])
-    batch = replace(batch, short_ids_B=short_ids_B, long_ids_B=long_ids_B)
+    cls1_ids_T, cls2_ids_T = torch.tensor([[0, 0, 1, 2], [0, 1, 2, 2]])
+    batch = replace(batch, cls1_ids_T=cls1_ids_T, cls2_ids_T=cls2_ids_T)
     terms = caption_terms(student_model, features, batch)
     temperature = student_model.temperature
-    short, long = (embed_texts(student_model, texts) for texts in (batch.short, batch.long))
-    cls1 = contrastive_loss(features.cls1_BD, short, temperature, batch.short_ids_B)
-    cls2 = contrastive_loss(features.cls2_BD, long, temperature, batch.long_ids_B)
+    short, long = (embed_texts(student_model, texts) for texts in (batch.cls1, batch.cls2))
+    cls1 = contrastive_loss(features.cls1_BD, short, temperature, batch.cls1_ids_T)
+    cls2 = contrastive_loss(features.cls2_BD, long, temperature, batch.cls2_ids_T)
     assert set(terms) == {"cls1", "cls2"}
     torch.testing.assert_close(terms["cls1"], cls1)
     torch.testing.assert_close(terms["cls2"], cls2)
 
 
 def test_the_temperature_has_a_floor(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
 ) -> None:
     with torch.no_grad():
         student_model.temperature.fill_(1e-6)
@@ -61,7 +61,7 @@ def test_the_temperature_has_a_floor(
 
 
 def test_a_locked_text_tower_does_not_learn(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
 ) -> None:
     terms = caption_terms(student_model, features, batch, locked=True)
     (terms["cls1"] + terms["cls2"]).backward()
@@ -71,7 +71,7 @@ def test_a_locked_text_tower_does_not_learn(
 
 
 def test_an_unlocked_text_tower_learns(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
 ) -> None:
     terms = caption_terms(student_model, features, batch)
     (terms["cls1"] + terms["cls2"]).backward()
@@ -79,15 +79,15 @@ def test_an_unlocked_text_tower_learns(
 
 
 def test_nothing_is_recorded_where_gradients_are_off(
-    student_model: Tipsv2Model, batch: SceneBatch
+    student_model: Tipsv2Model, batch: Batch
 ) -> None:
     with torch.no_grad():
-        assert not embed_texts(student_model, batch.short).requires_grad
+        assert not embed_texts(student_model, batch.cls1).requires_grad
 
 
 @pytest.mark.parametrize("kind", ["patches", "values"])
 def test_names_meet_the_features_asked_for(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch, kind: str
+    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch, kind: str
 ) -> None:
     config = NameContrastConfig(weight=1.0, features="values" if kind == "values" else "patches")
     contrast = NameContrast()
@@ -104,7 +104,7 @@ def test_names_meet_the_features_asked_for(
 
 
 def test_a_picture_of_few_patches_shows_names_with_all_of_them(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: SceneBatch
+    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
 ) -> None:
     # 28 pixels are four patches.
     config = NameContrastConfig(weight=1.0, num_shown=99)
@@ -113,25 +113,23 @@ def test_a_picture_of_few_patches_shows_names_with_all_of_them(
     assert few == name_term(student_model, features, batch, contrast=NameContrast(), config=four)
 
 
-def test_the_trunk_is_met_where_it_saw_something(
-    features: VisionFeatures, batch: SceneBatch
-) -> None:
+def test_the_trunk_is_met_where_it_saw_something(features: VisionFeatures, batch: Batch) -> None:
     torch.manual_seed(0)
-    projection, targets_BT = nn.Linear(48, TRUNK_WIDTH), torch.zeros(4, TRUNK_WIDTH)
-    targets_BT[2] = torch.randn(TRUNK_WIDTH)
-    term = trunk_term(features, replace(batch, targets_BT=targets_BT), projection)
+    projection, targets_BK = nn.Linear(48, TRUNK_WIDTH), torch.zeros(4, TRUNK_WIDTH)
+    targets_BK[2] = torch.randn(TRUNK_WIDTH)
+    term = trunk_term(features, replace(batch, targets_BK=targets_BK), projection)
     predicted_T = projection(features.patches_BND[2].mean(0))
-    expected = 1 - F.cosine_similarity(predicted_T, targets_BT[2], dim=0)
+    expected = 1 - F.cosine_similarity(predicted_T, targets_BK[2], dim=0)
     torch.testing.assert_close(term, expected)
     with torch.no_grad():
         projection.weight.zero_()
-        projection.bias.copy_(3 * targets_BT[2])
-    perfect = trunk_term(features, replace(batch, targets_BT=targets_BT), projection)
+        projection.bias.copy_(3 * targets_BK[2])
+    perfect = trunk_term(features, replace(batch, targets_BK=targets_BK), projection)
     assert perfect.item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_without_single_drawings_the_trunk_says_nothing(
-    features: VisionFeatures, batch: SceneBatch
+    features: VisionFeatures, batch: Batch
 ) -> None:
-    empty = replace(batch, targets_BT=torch.zeros(4, TRUNK_WIDTH))
+    empty = replace(batch, targets_BK=torch.zeros(4, TRUNK_WIDTH))
     assert trunk_term(features, empty, nn.Linear(48, TRUNK_WIDTH)).item() == 0.0

@@ -1,0 +1,77 @@
+"""What one training step sees: pictures, their captions, and what else a data set knows of them.
+
+There are no masks in it: true masks measure and are never trained on.
+
+Shapes: B pictures, C local crops of each, T captioned pictures, U distinct names in the batch, L
+tokens, H W pixels of the global crop, h w pixels of a local crop, K the trunk's width.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Tipsv2Tokenizer
+
+MAX_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextBatch:
+    """Tokenised texts: int64 [B, L] ids, right-padded with 0, and the mask of real tokens."""
+
+    token_ids_BL: Tensor
+    mask_BL: Tensor
+
+    def __len__(self) -> int:
+        return len(self.token_ids_BL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """One rank's part of a step.
+
+    Attributes:
+        pixels_B3HW: The global crops, float32 in [0, 1].
+        locals_CB3hw: The local crops, float32 in [0, 1]; C is 0 where none are made.
+        captioned_B: bool; which pictures have captions.
+        cls1: Captions for CLS1, a row for each captioned picture, in their order.
+        cls1_ids_T: int64; equal captions have equal ids, on every rank.
+        cls2: Captions for CLS2, likewise.
+        cls2_ids_T: As above.
+        names: The distinct names in the batch's captions, in prompts; no row where a data set
+            knows none.
+        name_ids_U: int64; equal names have equal ids, on every rank.
+        present_BU: bool; which picture's caption has which name.
+        targets_BK: float32; for pictures of one drawing, what a frozen trunk sees in it; else zero.
+    """
+
+    pixels_B3HW: Tensor
+    locals_CB3hw: Tensor
+    captioned_B: Tensor
+    cls1: TextBatch
+    cls1_ids_T: Tensor
+    cls2: TextBatch
+    cls2_ids_T: Tensor
+    names: TextBatch
+    name_ids_U: Tensor
+    present_BU: Tensor
+    targets_BK: Tensor
+
+
+def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:
+    """Tokenise texts, cut at 64 tokens, padded to the longest of them; none gives [0, 1]."""
+    if not texts:
+        empty = torch.zeros((0, 1), dtype=torch.int64)
+        return TextBatch(token_ids_BL=empty, mask_BL=empty)
+    encoded = tokenizer(
+        list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+    )
+    return TextBatch(token_ids_BL=encoded["input_ids"], mask_BL=encoded["attention_mask"])
+
+
+def text_ids(texts: Sequence[str]) -> Tensor:
+    """Number texts by what they say: int64 [T], the same text the same number on every rank."""
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    return torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests], dtype=torch.int64)

@@ -6,7 +6,7 @@ import pytest
 from transformers import Tipsv2Tokenizer
 
 from model.text import TextTokenizer
-from training.data.loader import tokenize
+from training.data.batch import tokenize
 from training.tokenizer import train_tokenizer
 
 TEXTS = ["a dog on the left", "Two Cats", "a DOG", "caf\u00e9 \u732b", "an unheard-of word, truly"]

@@ -11,15 +11,8 @@ from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
 from training.data import loader as loader_module
-from training.data.loader import (
-    Batch,
-    BatchPlan,
-    SceneBatches,
-    Stage,
-    TextBatch,
-    collate,
-    tokenize,
-)
+from training.data.batch import Batch, TextBatch, text_ids, tokenize
+from training.data.loader import BatchPlan, SceneBatches, Stage, collate
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 
 CONFIG = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_size=0.9)
@@ -42,6 +35,11 @@ def text_of(tokenizer: Tipsv2Tokenizer, token_ids_L: torch.Tensor) -> str:
 def scenes(source: SceneSource) -> list[Scene]:
     """Eight scenes, some of one drawing."""
     return [compose_scene(source, index, CONFIG) for index in range(8)]
+
+
+def shorts_and_sentences(scenes: list[Scene]) -> list[tuple[str, str]]:
+    """For each scene the caption of CLS1 and of CLS2."""
+    return [(scene.captions.short, scene.captions.scene) for scene in scenes]
 
 
 @pytest.fixture
@@ -102,7 +100,8 @@ def test_a_curriculum_lasts_to_the_end(stages: tuple[Stage, ...]) -> None:
 def test_a_batch_is_what_its_scenes_say(
     scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
 ) -> None:
-    batch = collate(np.random.default_rng(0), scenes, tokenizer, no_targets)
+    chosen = shorts_and_sentences(scenes)
+    batch = collate(chosen, scenes, tokenizer, step=0, targets_MK=no_targets)
     for row, scene in enumerate(scenes):
         expected = torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) / 255
         torch.testing.assert_close(batch.pixels_B3HW[row], expected)
@@ -110,8 +109,10 @@ def test_a_batch_is_what_its_scenes_say(
     present = [[name in scene.captions.names for name in names] for scene in scenes]
     assert batch.present_BU.tolist() == present
     assert batch.present_BU.dtype == torch.bool
-    shorts = tokenize(tokenizer, [scene.captions.short for scene in scenes])
-    assert is_same(batch.cls1, shorts)
+    assert torch.equal(batch.name_ids_U, text_ids(names))
+    assert batch.captioned_B.all()
+    assert is_same(batch.cls1, tokenize(tokenizer, [first for first, _ in chosen]))
+    assert is_same(batch.cls2, tokenize(tokenizer, [second for _, second in chosen]))
     prompts = batch.names.token_ids_BL
     assert len(prompts) == len(names)
     for name, ids in zip(names, prompts, strict=True):
@@ -119,34 +120,64 @@ def test_a_batch_is_what_its_scenes_say(
         assert text_of(tokenizer, ids) in forms
 
 
+def test_a_name_has_one_prompt_a_step_whichever_rank_asks(
+    scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
+) -> None:
+    def prompts(some: list[Scene], step: int) -> dict[int, str]:
+        batch = collate(
+            shorts_and_sentences(some), some, tokenizer, step=step, targets_MK=no_targets
+        )
+        texts = [text_of(tokenizer, ids) for ids in batch.names.token_ids_BL]
+        return dict(zip(batch.name_ids_U.tolist(), texts, strict=True))
+
+    everything = prompts(scenes, 3)
+    assert prompts(scenes[:3], 3).items() <= everything.items()
+    assert any(prompts(scenes, step) != everything for step in range(4, 8))
+
+
 def test_equal_captions_have_equal_ids(
     scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
 ) -> None:
-    twice = [scenes[0], scenes[1], scenes[0]]
-    batch = collate(np.random.default_rng(0), twice, tokenizer, no_targets)
-    assert batch.cls1_ids_T.tolist() == [0, 1, 0]
+    chosen = [("a dog", "a"), ("a cat", "b"), ("a dog", "c")]
+    batch = collate(chosen, scenes[:3], tokenizer, step=0, targets_MK=no_targets)
+    first, second, third = batch.cls1_ids_T.tolist()
+    assert first == third != second
+    assert len(set(batch.cls2_ids_T.tolist())) == 3
 
 
 def test_long_captions_alternate_at_even_odds(
-    scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
+    source: SceneSource, make_batches: Callable[..., SceneBatches], tokenizer: Tipsv2Tokenizer
 ) -> None:
-    batch = collate(np.random.default_rng(0), scenes * 20, tokenizer, no_targets)
-    texts = [text_of(tokenizer, ids) for ids in batch.cls2.token_ids_BL]
-    sentences = {scene.captions.scene.lower() for scene in scenes}
-    keywords = {scene.captions.keywords.lower() for scene in scenes}
-    # Long sentences are cut at 64 tokens.
-    for text in texts:
-        assert text in keywords or any(sentence.startswith(text) for sentence in sentences)
-    num_keywords = sum(text in keywords for text in texts)
+    num_keywords = 0
+    for step, batch in enumerate(make_batches(num_steps=20, batch_size=8).loader(0, num_workers=0)):
+        for row, ids in enumerate(batch.cls2.token_ids_BL):
+            text = text_of(tokenizer, ids)
+            captions = compose_scene(source, step * 8 + row, CONFIG).captions
+            is_keywords = text == captions.keywords.lower()
+            num_keywords += is_keywords
+            # Long sentences are cut at 64 tokens.
+            assert is_keywords or captions.scene.lower().startswith(text)
     assert 55 < num_keywords < 105
+
+
+def test_the_ranks_batches_together_are_the_batch_of_one(
+    make_batches: Callable[..., SceneBatches], tokenizer: Tipsv2Tokenizer
+) -> None:
+    for step in range(2):
+        whole = make_batches(batch_size=6)[step]
+        parts = [make_batches(batch_size=2, rank=rank, num_ranks=3)[step] for rank in range(3)]
+        assert torch.equal(torch.cat([part.pixels_B3HW for part in parts]), whole.pixels_B3HW)
+        assert torch.equal(torch.cat([part.cls1_ids_T for part in parts]), whole.cls1_ids_T)
+        assert torch.equal(torch.cat([part.cls2_ids_T for part in parts]), whole.cls2_ids_T)
 
 
 def test_masks_never_reach_a_training_step(
     scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
 ) -> None:
+    chosen = shorts_and_sentences(scenes)
     blind = [replace(scene, mask_SS=np.zeros_like(scene.mask_SS)) for scene in scenes]
-    batch = collate(np.random.default_rng(0), scenes, tokenizer, no_targets)
-    assert is_same(batch, collate(np.random.default_rng(0), blind, tokenizer, no_targets))
+    batch = collate(chosen, scenes, tokenizer, step=0, targets_MK=no_targets)
+    assert is_same(batch, collate(chosen, blind, tokenizer, step=0, targets_MK=no_targets))
     assert not [field.name for field in fields(Batch) if "mask" in field.name]
 
 
@@ -154,15 +185,10 @@ def test_only_pictures_of_one_drawing_have_a_target(
     scenes: list[Scene], source: SceneSource, tokenizer: Tipsv2Tokenizer
 ) -> None:
     targets_MK = np.random.default_rng(0).random((len(source.bank.rgba_MSS4), 3), np.float32) + 1
-    batch = collate(np.random.default_rng(0), scenes, tokenizer, targets_MK)
+    chosen = shorts_and_sentences(scenes)
+    batch = collate(chosen, scenes, tokenizer, step=0, targets_MK=targets_MK)
     counts = {len(scene.drawings) for scene in scenes}
     assert counts == {1, 2}
     for row, scene in zip(batch.targets_BK.numpy(), scenes, strict=True):
         is_single = len(scene.drawings) == 1
         assert np.array_equal(row, targets_MK[scene.drawings[0]] if is_single else np.zeros(3))
-
-
-def test_long_texts_are_cut(tokenizer: Tipsv2Tokenizer) -> None:
-    texts = tokenize(tokenizer, ["dog " * 100, "dog"])
-    assert texts.token_ids_BL.shape == (2, 64)
-    assert texts.mask_BL.sum(1).tolist() == [64, len(tokenizer("dog")["input_ids"])]

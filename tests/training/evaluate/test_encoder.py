@@ -7,7 +7,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.features import text_features, vision_features
 from model.text import TEMPLATES
-from training.data.loader import tokenize
+from training.data.batch import tokenize
 from training.data.scenes import Scene
 from training.evaluate import encoder as encoder_module
 from training.evaluate.encoder import SceneEncoder

@@ -1,0 +1,34 @@
+"""A step's texts: tokens, their cut, and numbers that name a text wherever it is seen."""
+
+import torch
+from transformers import Tipsv2Tokenizer
+
+from training.data.batch import text_ids, tokenize
+
+
+def test_long_texts_are_cut(tokenizer: Tipsv2Tokenizer) -> None:
+    texts = tokenize(tokenizer, ["dog " * 100, "dog"])
+    assert texts.token_ids_BL.shape == (2, 64)
+    assert texts.mask_BL.sum(1).tolist() == [64, len(tokenizer("dog")["input_ids"])]
+
+
+def test_texts_are_padded_to_the_longest_with_zeros(tokenizer: Tipsv2Tokenizer) -> None:
+    texts = tokenize(tokenizer, ["dog", "a dog on the left"])
+    assert len(texts) == 2
+    assert torch.equal(texts.mask_BL == 0, texts.token_ids_BL == 0)
+    assert texts.mask_BL[1].all()
+    assert not texts.mask_BL[0].all()
+
+
+def test_no_text_makes_no_row(tokenizer: Tipsv2Tokenizer) -> None:
+    texts = tokenize(tokenizer, [])
+    assert len(texts) == 0
+    assert texts.token_ids_BL.shape == texts.mask_BL.shape == (0, 1)
+    assert texts.token_ids_BL.dtype == torch.int64
+
+
+def test_a_text_has_the_same_number_in_any_company() -> None:
+    dog, cat, again = text_ids(["a dog", "a cat", "a dog"]).tolist()
+    assert dog == again != cat
+    assert text_ids(["a cat"]).tolist() == [cat]
+    assert text_ids([]).shape == (0,)

@@ -1,0 +1,119 @@
+"""The sizes of the TIPSv2 family as transformers configurations: four released ones and a new S/14.
+
+It knows no weights: what is built here starts at random.
+
+Source: google-deepmind/tips (architectures, widths, depths) and transformers' `tipsv2`.
+"""
+
+from dataclasses import dataclass
+
+from transformers import Tipsv2Config
+
+PATCH_SIZE = 14
+RELEASED_VOCAB = 32_000
+RELEASED_NATIVE_SIZE = 448
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One size of the family; both towers have one width and there is no projection between them.
+
+    Attributes:
+        name: As in the released models' names: tipsv2-b14.
+        width: D of both towers.
+        heads: Attention heads of both towers.
+        vision_layers: Blocks of the vision tower.
+        vision_mlp: Hidden width of its feed-forward layers; of gate and value each under SwiGLU.
+        swiglu: Whether these are SwiGLU and not an MLP with GELU.
+        text_layers: Blocks of the text tower.
+        text_mlp: Hidden width of its MLPs.
+    """
+
+    name: str
+    width: int
+    heads: int
+    vision_layers: int
+    vision_mlp: int
+    swiglu: bool = False
+    text_layers: int = 12
+    text_mlp: int
+
+    def build(
+        self,
+        *,
+        vocab_size: int = RELEASED_VOCAB,
+        native_size: int = RELEASED_NATIVE_SIZE,
+        temperature: float = 0.07,
+    ) -> Tipsv2Config:
+        """Translate into transformers' configuration.
+
+        Args:
+            vocab_size: Pieces of the tokenizer.
+            native_size: Side in pixels of the learnt position grid. TIPSv2 learns 32 x 32 places
+                from the first step on, also while its pictures have 224 pixels.
+            temperature: What the learnt temperature starts from. TIPSv2's start is not published;
+                0.07 is CLIP's (arXiv:2103.00020).
+        """
+        return Tipsv2Config(
+            text_config={
+                "vocab_size": vocab_size,
+                "hidden_size": self.width,
+                "intermediate_size": self.text_mlp,
+                "num_hidden_layers": self.text_layers,
+                "num_attention_heads": self.heads,
+            },
+            vision_config={
+                "hidden_size": self.width,
+                "num_hidden_layers": self.vision_layers,
+                "num_attention_heads": self.heads,
+                # transformers derives SwiGLU's hidden width from an MLP of 4 D: two thirds of it,
+                # rounded up to a multiple of 8. Others get the ratio that gives the exact width.
+                "mlp_ratio": 4 if self.swiglu else self.vision_mlp / self.width,
+                "use_swiglu_ffn": self.swiglu,
+                "image_size": native_size,
+                "patch_size": PATCH_SIZE,
+            },
+            temperature_init_value=temperature,
+        )
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        # Not released in v2. The vision tower is v1's S/14; the text tower follows the rule of
+        # B, L and g: 12 blocks, the width and heads of the vision tower, an MLP four times as wide.
+        Variant(name="s14", width=384, heads=6, vision_layers=12, vision_mlp=1536, text_mlp=1536),
+        Variant(name="b14", width=768, heads=12, vision_layers=12, vision_mlp=3072, text_mlp=3072),
+        Variant(name="l14", width=1024, heads=16, vision_layers=24, vision_mlp=4096, text_mlp=4096),
+        # The one whose text tower mirrors the vision tower, in depth and in its odd MLP.
+        Variant(
+            name="so400m14",
+            width=1152,
+            heads=16,
+            vision_layers=27,
+            vision_mlp=4304,
+            text_layers=27,
+            text_mlp=4304,
+        ),
+        Variant(
+            name="g14",
+            width=1536,
+            heads=24,
+            vision_layers=40,
+            vision_mlp=4096,
+            swiglu=True,
+            text_mlp=6144,
+        ),
+    )
+}
+
+
+def variant(name: str) -> Variant:
+    """Look up a size by name.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"no variant {name!r}: choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from model.manifest import ScoreEntry
-from training import __main__ as main_module
-from training.__main__ import RECIPES, main
+from training.__main__ import main
+from training.commands import data as data_command
+from training.commands import evaluate as evaluate_command
+from training.commands import train as train_command
+from training.commands.train import RECIPES
 from training.config import TrainingConfig
 from training.data.folder import DataFolder
 
@@ -63,7 +66,7 @@ def test_a_recipe_runs_with_its_overrides(
         seen.append(config)
         return Path("runs/x/model")
 
-    monkeypatch.setattr(main_module, "run", run)
+    monkeypatch.setattr(train_command, "train", run)
     assert main([recipe, "--set", "num_steps=7", "--set", "optim.muon_lr=1e-4"]) == 0
     (config,) = seen
     assert (config.num_steps, config.optim.muon_lr) == (7, 1e-4)
@@ -92,7 +95,7 @@ def test_data_is_fetched_and_built(
     def fetch(folder: Path, *, with_stamps: bool) -> None:
         fetched.append((folder, with_stamps))
 
-    monkeypatch.setattr(main_module, "fetch", fetch)
+    monkeypatch.setattr(data_command, "fetch", fetch)
     assert main(["data", "--folder", str(data_folder.path), *flags]) == 0
     assert fetched == [(data_folder.path, bool(flags))]
     assert "72 drawings are ready" in capsys.readouterr().out
@@ -104,7 +107,7 @@ def test_a_failing_fetch_is_told_in_one_line(
     def fetch(folder: Path, *, with_stamps: bool) -> None:
         raise subprocess.CalledProcessError(1, ["npm", "install", str(folder), str(with_stamps)])
 
-    monkeypatch.setattr(main_module, "fetch", fetch)
+    monkeypatch.setattr(data_command, "fetch", fetch)
     assert main(["data", "--folder", str(tmp_path)]) == 2
     assert "non-zero exit status 1" in capsys.readouterr().err
 
@@ -120,7 +123,7 @@ def test_evaluation_prints_every_row(
         assert (run, num_scenes) == (tmp_path / "run", 9)
         return [entry]
 
-    monkeypatch.setattr(main_module, "publish", publish)
+    monkeypatch.setattr(evaluate_command, "publish", publish)
     arguments = [str(tmp_path / "run"), "--teacher", "t", "--output", "o", "--scenes", "9"]
     assert main(["evaluate", *arguments]) == 0
     assert capsys.readouterr().out == "seen | student | mIoU | 12.50 [11.00, 14.00]\n"

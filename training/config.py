@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from transformers import Tipsv2Config
 
 from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
+from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES
 from training.data.loader import Stage
 from training.methods.distill import DistillConfig
@@ -65,6 +66,7 @@ class DataConfig:
         styles: Drawing styles.
         stages: The curriculum.
         captions: Which captions supervise which CLS token.
+        crops: Local crops of each scene.
         seed: Of the scenes.
         num_workers: Processes that make batches ahead.
     """
@@ -73,6 +75,7 @@ class DataConfig:
     styles: tuple[str, ...] = TRAIN_STYLES
     stages: tuple[Stage, ...] = (Stage(),)
     captions: CaptionSampling = SCENE_CAPTIONS
+    crops: CropConfig = field(default_factory=CropConfig)
     seed: int = 0
     num_workers: int = 1
 

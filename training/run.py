@@ -136,6 +136,7 @@ def _prepare(
             batch_size=config.batch_size,
             num_steps=config.num_steps,
             captions=config.data.captions,
+            crops=config.data.crops,
         ),
         targets_MK=_trunk_targets(config, source) if config.method.trunk_weight else None,
         rank=rank,

@@ -18,6 +18,7 @@ from transformers import Tipsv2Tokenizer
 from model.text import TEMPLATES
 from training.data.batch import Batch, text_ids, tokenize
 from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
+from training.data.crops import CropConfig, crop_pictures
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 
 
@@ -38,12 +39,14 @@ class BatchPlan:
         batch_size: Scenes in a batch of one rank.
         num_steps: Batches of the whole run.
         captions: Which captions supervise which CLS token.
+        crops: Local crops of each scene; the global crop is the scene itself where no size is set.
     """
 
     stages: Sequence[Stage]
     batch_size: int
     num_steps: int
     captions: CaptionSampling = SCENE_CAPTIONS
+    crops: CropConfig = field(default_factory=CropConfig)
 
     def __post_init__(self) -> None:
         """Check that every step has a stage."""
@@ -69,17 +72,19 @@ def collate(
     tokenizer: Tipsv2Tokenizer,
     *,
     step: int,
+    crops: tuple[Tensor, Tensor],
     targets_MK: NDArray[np.float32],
 ) -> Batch:
-    """Make a batch of scenes and their chosen captions; the masks are left behind here."""
-    pixels = np.stack([scene.pixels_SS3 for scene in scenes])
+    """Make a batch of scenes, their chosen captions and their global and local crops.
+
+    The masks are left behind here.
+    """
     names = sorted({name for scene in scenes for name in scene.captions.names})
     present = [[name in scene.captions.names for name in names] for scene in scenes]
-    pixels_B3HW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255.0
     first, second = zip(*chosen, strict=True)
     return Batch(
-        pixels_B3HW=pixels_B3HW,
-        locals_CB3hw=pixels_B3HW.new_zeros((0, len(scenes), 3, 14, 14)),
+        pixels_B3HW=crops[0],
+        locals_CB3hw=crops[1],
         captioned_B=torch.ones(len(scenes), dtype=torch.bool),
         cls1=tokenize(tokenizer, first),
         cls1_ids_T=text_ids(first),
@@ -129,7 +134,11 @@ class SceneBatches(Dataset[Batch]):
             compose_scene(self._source, index, config) for index in range(first, first + size)
         ]
         chosen = [self._choose(index, scene) for index, scene in enumerate(scenes, start=first)]
-        return collate(chosen, scenes, self._tokenizer, step=step, targets_MK=self._targets_MK)
+        pictures = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) for scene in scenes]
+        crops = crop_pictures(pictures, self._plan.crops, seed=self._source.seed, first=first)
+        return collate(
+            chosen, scenes, self._tokenizer, step=step, crops=crops, targets_MK=self._targets_MK
+        )
 
     def _choose(self, index: int, scene: Scene) -> tuple[str, str]:
         rng = np.random.default_rng((self._source.seed, index, 7))

@@ -12,6 +12,7 @@ from transformers import Tipsv2Tokenizer
 from model.text import TEMPLATES
 from training.data import loader as loader_module
 from training.data.batch import Batch, TextBatch, text_ids, tokenize
+from training.data.crops import CropConfig, crop_pictures
 from training.data.loader import BatchPlan, SceneBatches, Stage, collate
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 
@@ -35,6 +36,12 @@ def text_of(tokenizer: Tipsv2Tokenizer, token_ids_L: torch.Tensor) -> str:
 def scenes(source: SceneSource) -> list[Scene]:
     """Eight scenes, some of one drawing."""
     return [compose_scene(source, index, CONFIG) for index in range(8)]
+
+
+def whole(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scenes themselves as global crops, and no local ones."""
+    pictures = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) for scene in scenes]
+    return crop_pictures(pictures, CropConfig(), seed=0, first=0)
 
 
 def shorts_and_sentences(scenes: list[Scene]) -> list[tuple[str, str]]:
@@ -101,7 +108,7 @@ def test_a_batch_is_what_its_scenes_say(
     scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
 ) -> None:
     chosen = shorts_and_sentences(scenes)
-    batch = collate(chosen, scenes, tokenizer, step=0, targets_MK=no_targets)
+    batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes), targets_MK=no_targets)
     for row, scene in enumerate(scenes):
         expected = torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) / 255
         torch.testing.assert_close(batch.pixels_B3HW[row], expected)
@@ -125,7 +132,12 @@ def test_a_name_has_one_prompt_a_step_whichever_rank_asks(
 ) -> None:
     def prompts(some: list[Scene], step: int) -> dict[int, str]:
         batch = collate(
-            shorts_and_sentences(some), some, tokenizer, step=step, targets_MK=no_targets
+            shorts_and_sentences(some),
+            some,
+            tokenizer,
+            step=step,
+            crops=whole(some),
+            targets_MK=no_targets,
         )
         texts = [text_of(tokenizer, ids) for ids in batch.names.token_ids_BL]
         return dict(zip(batch.name_ids_U.tolist(), texts, strict=True))
@@ -139,7 +151,9 @@ def test_equal_captions_have_equal_ids(
     scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
 ) -> None:
     chosen = [("a dog", "a"), ("a cat", "b"), ("a dog", "c")]
-    batch = collate(chosen, scenes[:3], tokenizer, step=0, targets_MK=no_targets)
+    batch = collate(
+        chosen, scenes[:3], tokenizer, step=0, crops=whole(scenes[:3]), targets_MK=no_targets
+    )
     first, second, third = batch.cls1_ids_T.tolist()
     assert first == third != second
     assert len(set(batch.cls2_ids_T.tolist())) == 3
@@ -171,13 +185,35 @@ def test_the_ranks_batches_together_are_the_batch_of_one(
         assert torch.equal(torch.cat([part.cls2_ids_T for part in parts]), whole.cls2_ids_T)
 
 
+def test_local_crops_are_made_and_leave_the_scene_as_it_is(
+    source: SceneSource, make_batches: Callable[..., SceneBatches], tokenizer: Tipsv2Tokenizer
+) -> None:
+    plan = BatchPlan(
+        stages=(Stage(scenes=CONFIG),),
+        batch_size=6,
+        num_steps=2,
+        crops=CropConfig(num_local=2, local_size=14),
+    )
+    batch = SceneBatches(source, tokenizer, plan)[1]
+    assert batch.locals_CB3hw.shape == (2, 6, 3, 14, 14)
+    assert torch.equal(batch.pixels_B3HW, make_batches(batch_size=6)[1].pixels_B3HW)
+    halves = [
+        SceneBatches(source, tokenizer, replace(plan, batch_size=3), rank=rank, num_ranks=2)[1]
+        for rank in range(2)
+    ]
+    together = torch.cat([half.locals_CB3hw for half in halves], dim=1)
+    assert torch.equal(together, batch.locals_CB3hw)
+
+
 def test_masks_never_reach_a_training_step(
     scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
 ) -> None:
     chosen = shorts_and_sentences(scenes)
     blind = [replace(scene, mask_SS=np.zeros_like(scene.mask_SS)) for scene in scenes]
-    batch = collate(chosen, scenes, tokenizer, step=0, targets_MK=no_targets)
-    assert is_same(batch, collate(chosen, blind, tokenizer, step=0, targets_MK=no_targets))
+    batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes), targets_MK=no_targets)
+    assert is_same(
+        batch, collate(chosen, blind, tokenizer, step=0, crops=whole(blind), targets_MK=no_targets)
+    )
     assert not [field.name for field in fields(Batch) if "mask" in field.name]
 
 
@@ -186,7 +222,7 @@ def test_only_pictures_of_one_drawing_have_a_target(
 ) -> None:
     targets_MK = np.random.default_rng(0).random((len(source.bank.rgba_MSS4), 3), np.float32) + 1
     chosen = shorts_and_sentences(scenes)
-    batch = collate(chosen, scenes, tokenizer, step=0, targets_MK=targets_MK)
+    batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes), targets_MK=targets_MK)
     counts = {len(scene.drawings) for scene in scenes}
     assert counts == {1, 2}
     for row, scene in zip(batch.targets_BK.numpy(), scenes, strict=True):

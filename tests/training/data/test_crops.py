@@ -1,0 +1,140 @@
+"""Crops: the sizes asked for, parts of the picture, the same for the same number."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.data.crops import (
+    TIPSV2_CROPS,
+    TIPSV2_HIGH_RES_CROPS,
+    CropConfig,
+    Flips,
+    crop_picture,
+    crop_pictures,
+)
+
+CONFIG = CropConfig(global_size=28, num_local=3, local_size=14, flips="all")
+
+
+@pytest.fixture
+def picture() -> Tensor:
+    """A ramp: red grows to the right, green downwards."""
+    across = torch.arange(60, dtype=torch.uint8) * 4
+    down = torch.arange(40, dtype=torch.uint8) * 6
+    flat = torch.full((40, 60), 90, dtype=torch.uint8)
+    return torch.stack([across.expand(40, 60), down[:, None].expand(40, 60), flat])
+
+
+def is_mirrored(crop_3HW: Tensor) -> bool:
+    """Whether the ramp runs from right to left."""
+    red_HW = crop_3HW[0].float()
+    return bool(red_HW[:, 0].mean() > red_HW[:, -1].mean())
+
+
+def test_the_crops_have_the_sizes_asked_for(picture: Tensor) -> None:
+    whole, parts = crop_picture(picture, CONFIG, seed=0, index=0)
+    assert whole.shape == (3, 28, 28)
+    assert parts.shape == (3, 3, 14, 14)
+    assert whole.dtype == parts.dtype == torch.uint8
+
+
+def test_the_paper_crops_one_global_and_six_local_views(picture: Tensor) -> None:
+    for config, side, local in ((TIPSV2_CROPS, 224, 98), (TIPSV2_HIGH_RES_CROPS, 448, 140)):
+        whole, parts = crop_picture(picture, config, seed=0, index=0)
+        assert whole.shape == (3, side, side)
+        assert parts.shape == (6, 3, local, local)
+
+
+def test_colours_stay_as_they_are(picture: Tensor) -> None:
+    whole, parts = crop_picture(picture, CONFIG, seed=0, index=0)
+    assert (whole[2] == 90).all()
+    assert (parts[:, 2] == 90).all()
+    assert whole[0].max() <= 236
+
+
+def test_a_crop_is_a_function_of_the_seed_and_the_number(picture: Tensor) -> None:
+    def crop(seed: int, index: int) -> list[int]:
+        whole, parts = crop_picture(picture, CONFIG, seed=seed, index=index)
+        return [*whole.flatten().tolist(), *parts.flatten().tolist()]
+
+    first = crop(3, 5)
+    torch.manual_seed(99)
+    assert crop(3, 5) == first
+    assert crop(3, 6) != first
+    assert crop(4, 5) != first
+
+
+def test_torch_s_own_random_state_is_left_alone(picture: Tensor) -> None:
+    before = torch.get_rng_state()
+    crop_picture(picture, CONFIG, seed=0, index=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_local_crops_show_less_than_global_ones(picture: Tensor) -> None:
+    def spread(crop_3HW: Tensor) -> float:
+        return float(
+            crop_3HW[:2]
+            .flatten(1)
+            .max(1)
+            .values.sub(crop_3HW[:2].flatten(1).min(1).values)
+            .float()
+            .prod()
+        )
+
+    views = [crop_picture(picture, CONFIG, seed=0, index=i) for i in range(40)]
+    largest_local = max(spread(part) for _, parts in views for part in parts)
+    areas = [spread(whole) for whole, _ in views]
+    # The ramp's values span 236 x 234, so a crop's spread over that is its share of the area.
+    assert largest_local / (236 * 234) < 0.4
+    assert min(areas) / (236 * 234) > 0.3
+    assert max(areas) / (236 * 234) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("flips", "is_global_flipped", "is_local_flipped"),
+    [("none", False, False), ("locals", False, True), ("all", True, True)],
+)
+def test_flips_mirror_about_half_of_the_crops_they_are_for(
+    picture: Tensor, flips: Flips, is_global_flipped: bool, is_local_flipped: bool
+) -> None:
+    config = replace(CONFIG, flips=flips)
+    views = [crop_picture(picture, config, seed=0, index=i) for i in range(60)]
+    num_global = sum(is_mirrored(whole) for whole, _ in views)
+    num_local = sum(is_mirrored(part) for _, parts in views for part in parts)
+    assert (15 < num_global < 45) if is_global_flipped else num_global == 0
+    assert (60 < num_local < 120) if is_local_flipped else num_local == 0
+
+
+def test_without_a_size_the_picture_stays_whole(picture: Tensor) -> None:
+    whole, parts = crop_picture(picture, CropConfig(), seed=0, index=0)
+    assert torch.equal(whole, picture)
+    assert parts.shape[0] == 0
+
+
+def test_a_batch_numbers_its_pictures_on(picture: Tensor) -> None:
+    pixels_B3HW, locals_CB3hw = crop_pictures([picture] * 2, CONFIG, seed=1, first=7)
+    assert locals_CB3hw.shape == (3, 2, 3, 14, 14)
+    for row in range(2):
+        whole, parts = crop_picture(picture, CONFIG, seed=1, index=7 + row)
+        torch.testing.assert_close(pixels_B3HW[row], whole / 255)
+        torch.testing.assert_close(locals_CB3hw[:, row], parts / 255)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"global_size": 30}, "multiple of 14"),
+        ({"local_size": 0}, "multiple of 14"),
+        ({"num_local": -1}, "num_local"),
+        ({"local_scale": (0.5, 0.2)}, "local_scale"),
+        ({"global_scale": (0.5, 1.2)}, "global_scale"),
+        ({"aspect": (2.0, 1.0)}, "aspect"),
+        ({"flips": "some"}, "flips"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)

@@ -1,0 +1,138 @@
+"""Cuts a picture into one global crop and some local ones: random resized crops and flips.
+
+Nothing else is changed, as in the paper: no colour jitter, no blur. It knows neither captions nor
+where a picture came from.
+
+Legend: B pictures, C local crops of each, H W pixels of the picture or the global
+crop, h w of a local crop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+PATCH = 14
+_STREAM = 11  # keeps crops apart from whatever else is drawn for the same picture
+
+Flips = Literal["none", "locals", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropConfig:
+    """How pictures are cropped.
+
+    TIPSv2 uses one global crop of 224 and six local ones of 98 pixels, and 448 and 140 in the
+    high-resolution stage: `TIPSV2_CROPS` and `TIPSV2_HIGH_RES_CROPS`.
+
+    Attributes:
+        global_size: Side of the global crop; None leaves the picture as it is, which composed
+            scenes need: what their captions list must stay in view.
+        num_local: Local crops, C; 0 makes none.
+        local_size: Their side.
+        global_scale: Share of the picture's area that the global crop covers, smallest and
+            largest. Not published; DINO's (arXiv:2104.14294), whose recipe TIPS builds on.
+        local_scale: The same for local crops: where the global ones' shares end. Not published;
+            DINO's.
+        aspect: Smallest and largest width / height of what is cut out. Not published; the range
+            that all of this family inherits from Inception (arXiv:1409.4842).
+        flips: Which crops are mirrored half of the time: "all" as in the paper, at the price of
+            captions that say "left" and mean right; "locals" spares the global crop, which is the
+            one that captions are compared with, so that composed scenes stay true.
+
+    Source: TIPSv2, arXiv:2604.12012, the training details.
+    """
+
+    global_size: int | None = None
+    num_local: int = 0
+    local_size: int = 42
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flips: Flips = "locals"
+
+    def __post_init__(self) -> None:
+        """Check the sizes and the ranges."""
+        for name, size in (("global_size", self.global_size), ("local_size", self.local_size)):
+            if size is not None and (size <= 0 or size % PATCH):
+                raise ValueError(f"{name} is {size}; it must be a multiple of {PATCH}, the patch")
+        if self.num_local < 0:
+            raise ValueError("num_local must not be below 0")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} needs 0 < smallest <= largest <= 1")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError("aspect needs 0 < smallest <= largest")
+        if self.flips not in get_args(Flips):
+            raise ValueError(f"flips must be one of {get_args(Flips)}")
+
+
+TIPSV2_CROPS = CropConfig(global_size=224, num_local=6, local_size=98, flips="all")
+TIPSV2_HIGH_RES_CROPS = CropConfig(global_size=448, num_local=6, local_size=140, flips="all")
+
+
+@cache
+def _transforms(config: CropConfig) -> tuple[v2.Transform, v2.Transform]:
+    """Build the global crop's and the local crops' transform."""
+
+    def cut(size: int, scale: tuple[float, float]) -> v2.Transform:
+        bilinear = InterpolationMode.BILINEAR
+        return v2.RandomResizedCrop(size, scale, config.aspect, bilinear, antialias=True)
+
+    global_flip = v2.RandomHorizontalFlip(0.5 if config.flips == "all" else 0.0)
+    local_flip = v2.RandomHorizontalFlip(0.0 if config.flips == "none" else 0.5)
+    size = config.global_size
+    whole = [] if size is None else [cut(size, config.global_scale)]
+    return (
+        v2.Compose([*whole, global_flip]),
+        v2.Compose([cut(config.local_size, config.local_scale), local_flip]),
+    )
+
+
+def crop_picture(
+    picture_3HW: Tensor, config: CropConfig, *, seed: int, index: int
+) -> tuple[Tensor, Tensor]:
+    """Cut the global crop and the local ones, each from the whole picture.
+
+    Args:
+        picture_3HW: uint8 RGB.
+        config: How.
+        seed: The data set's.
+        index: The picture's place in the stream of pictures of all ranks and epochs. With the seed
+            it decides every random choice, so that ranks and restarts change nothing; torch's own
+            random state is left as it was.
+
+    Returns:
+        The global crop uint8 [3, H, W] and the local crops uint8 [C, 3, h, w].
+    """
+    global_transform, local_transform = _transforms(config)
+    state = np.random.SeedSequence((seed, index, _STREAM)).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(state[0]))
+        whole = global_transform(picture_3HW)
+        parts = [local_transform(picture_3HW) for _ in range(config.num_local)]
+    side = config.local_size
+    return whole, torch.stack(parts) if parts else whole.new_zeros((0, 3, side, side))
+
+
+def crop_pictures(
+    pictures: Sequence[Tensor], config: CropConfig, *, seed: int, first: int
+) -> tuple[Tensor, Tensor]:
+    """Crop a batch of pictures, uint8 [3, H, W] each, whose places in the stream follow `first`.
+
+    Returns:
+        Global crops [B, 3, H, W] and local crops [C, B, 3, h, w], float32 in [0, 1].
+    """
+    crops = [
+        crop_picture(picture, config, seed=seed, index=index)
+        for index, picture in enumerate(pictures, start=first)
+    ]
+    pixels_B3HW = torch.stack([whole for whole, _ in crops]).float() / 255.0
+    locals_CB3hw = torch.stack([parts for _, parts in crops], dim=1).float() / 255.0
+    return pixels_B3HW, locals_CB3hw

@@ -15,6 +15,7 @@ from training.data.loader import Stage
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
+from training.variants import variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class ModelConfig:
         heads: Attention heads of both towers.
         native_size: Side in pixels of the learnt position grid.
         vocab_size: Pieces of the tokenizer, used where one is trained.
+        variant: One of the family's sizes ("s14", "b14", "l14", "so400m14", "g14"), which fixes all
+            of the above but the vocabulary; "custom" for the sizes given here.
     """
 
     dim: int = 192
@@ -36,9 +39,25 @@ class ModelConfig:
     heads: int = 3
     native_size: int = 112
     vocab_size: int = 2048
+    variant: str = "custom"
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that a variant would silently override."""
+        if self.variant == "custom":
+            return
+        variant(self.variant)
+        for item in dataclasses.fields(self):
+            fixed = item.name not in ("variant", "vocab_size")
+            if fixed and getattr(self, item.name) != item.default:
+                raise ValueError(
+                    f"variant {self.variant!r} fixes {item.name}: leave model.{item.name} alone, "
+                    "or set model.variant=custom"
+                )
 
     def build(self, vocab_size: int) -> Tipsv2Config:
         """Translate into transformers' configuration."""
+        if self.variant != "custom":
+            return variant(self.variant).build(vocab_size=vocab_size)
         return Tipsv2Config(
             text_config={
                 "vocab_size": vocab_size,
@@ -95,6 +114,8 @@ class TrainingConfig:
         seed: Of the weights and of each step's random choices.
         text_warmup_steps: Steps in which a new text tower first learns MiniLM's embeddings.
         teacher: Folder of a finished pretraining run; distillation needs it.
+        start: Folder of a finished run whose tokenizer and model this run goes on from; None for
+            random weights.
         runs: Where run folders are made.
         log_every: Steps between log lines.
         validate_every: Steps between validations; 0 for none.
@@ -112,6 +133,7 @@ class TrainingConfig:
     seed: int = 0
     text_warmup_steps: int = 0
     teacher: Path | None = None
+    start: Path | None = None
     runs: Path = Path("runs")
     log_every: int = 20
     validate_every: int = 500
@@ -155,7 +177,7 @@ def _replace(config: Config, path: list[str], text: str, whole: str) -> Config:
             raise ValueError(f"unknown setting {whole!r}: {path[0]!r} has no parts")
         return dataclasses.replace(config, **{path[0]: _replace(old, path[1:], text, whole)})
     new = _parse(text)
-    if isinstance(old, Path) or path[0] == "teacher":
+    if isinstance(old, Path) or path[0] in ("teacher", "start"):
         new = Path(text)
     elif isinstance(old, str):
         new = new if isinstance(new, str) else text

@@ -1,7 +1,7 @@
 """Puts a run together: data, tokenizer, model, method, validation, trainer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from training.methods.terms import TRUNK_WIDTH
 from training.pretrained.text import warm_up_text_tower
 from training.pretrained.trunk import cached_sprite_targets
 from training.tokenizer import train_tokenizer
-from training.trainer import Trainer
+from training.trainer import BatchSource, Trainer
 
 _TOKENIZER_SCENES = 2500
 MODEL_FOLDER = "model"
@@ -57,12 +57,16 @@ def _warm_up(
 
 
 def build_tokenizer(config: TrainingConfig, source: SceneSource) -> Tipsv2Tokenizer:
-    """Load the run's or its teacher's tokenizer, or train one and keep it in the run's folder."""
-    for folder in (config.folder, config.teacher):
-        if folder is not None and (folder / "tokenizer/tokenizer.json").exists():
-            saved: Tipsv2Tokenizer = Tipsv2Tokenizer.from_pretrained(folder / "tokenizer")
-            return saved
-    tokenizer = train_tokenizer(_corpus(source, sorted(seen_names())), config.model.vocab_size)
+    """Load the run's, its start's or its teacher's tokenizer, or train one; the run keeps it."""
+    known = [
+        folder / "tokenizer"
+        for folder in (config.folder, config.start, config.teacher)
+        if folder is not None and (folder / "tokenizer/tokenizer.json").exists()
+    ]
+    if known:
+        tokenizer = Tipsv2Tokenizer.from_pretrained(known[0])
+    else:
+        tokenizer = train_tokenizer(_corpus(source, sorted(seen_names())), config.model.vocab_size)
     tokenizer.save_pretrained(config.folder / "tokenizer")
     return tokenizer
 
@@ -99,9 +103,22 @@ def load_teacher(folder: Path, head: HeadConfig) -> FrozenTeacher:
     return FrozenTeacher(model=model, head=method.teacher_head, centering=method.centering)
 
 
+def _load_start(model: Tipsv2Model, folder: Path) -> None:
+    """Take over a finished run's weights.
+
+    Raises:
+        FileNotFoundError: It is not finished.
+    """
+    if not (folder / MODEL_FOLDER).exists():
+        raise FileNotFoundError(f"no model to start from in {folder}: run its recipe first")
+    model.load_state_dict(Tipsv2Model.from_pretrained(folder / MODEL_FOLDER).state_dict())
+
+
 def build_method(config: TrainingConfig, vocab_size: int) -> Method:
     """Build the model and what trains it."""
     model = new_model(config, vocab_size)
+    if config.start is not None:
+        _load_start(model, config.start)
     if isinstance(config.method, DistillConfig):
         assert config.teacher is not None  # TrainingConfig checks it
         return Distill(model, config.method, load_teacher(config.teacher, config.method.head))
@@ -145,8 +162,15 @@ def _prepare(
     return method, tokenizer, batches
 
 
-def run(config: TrainingConfig) -> Path:
-    """Train, and leave the model in the run's folder; resumes where an earlier call was stopped."""
+def run(
+    config: TrainingConfig, *, share: Callable[[SceneBatches], BatchSource] | None = None
+) -> Path:
+    """Train, and leave the model in the run's folder; resumes where an earlier call was stopped.
+
+    Args:
+        config: The run.
+        share: Wraps the batches, such as to keep them for other runs that will see the same.
+    """
     torch.set_num_threads(config.threads)
     rank, num_ranks = distributed.start()
     data = DataFolder(path=config.data.folder)
@@ -160,7 +184,8 @@ def run(config: TrainingConfig) -> Path:
         print(json.dumps({"step": step, **row}), flush=True)
         return row
 
-    Trainer(config, method, batches, validate=validate, rank=rank).train()
+    source = batches if share is None else share(batches)
+    Trainer(config, method, source, validate=validate, rank=rank).train()
     if rank == 0:
         _save_model(config, method, tokenizer)
     distributed.stop()

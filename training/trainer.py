@@ -3,8 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,12 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data.batch import Batch
-from training.data.loader import SceneBatches
 from training.distributed import average_gradients
 from training.methods.base import Method
 from training.optim import build_optimizers, learning_rate_factor
 
 Validate = Callable[[int], dict[str, float]]
+
+
+class BatchSource(Protocol):
+    """What the trainer eats: batch number i is always the same."""
+
+    def loader(self, first_step: int, *, num_workers: int) -> Iterable[Batch]:
+        """Iterate from a step on, made ahead in worker processes where there are any."""
 
 
 class Trainer:
@@ -27,7 +34,7 @@ class Trainer:
         self,
         config: TrainingConfig,
         method: Method,
-        batches: SceneBatches,
+        batches: BatchSource,
         *,
         validate: Validate | None = None,
         rank: int = 0,

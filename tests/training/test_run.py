@@ -19,6 +19,7 @@ from training.evaluate.benchmark import development_benchmarks
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import HeadConfig, Pretrain
 from training.run import build_method, build_tokenizer, load_teacher, new_model, run
+from training.trainer import BatchSource
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
 
@@ -185,3 +186,33 @@ def test_the_trunk_may_look_at_trainable_drawings_only(
     expected = [bank.styles[style] in TRAIN_STYLES for style in bank.style_M]
     assert [mask.tolist() for mask in seen] == [expected]
     assert all("trunk" in row for row in log(config))
+
+
+def test_a_run_goes_on_from_another_ones_model_and_tokenizer(config: TrainingConfig) -> None:
+    run(config)
+    later = replace(config, name="later", start=config.folder, seed=5)
+    vocab_size = len(build_tokenizer(config, DataFolder(path=config.data.folder).source(
+        "train", styles=config.data.styles, names=seen_names()
+    )))  # fmt: skip
+    started = build_method(later, vocab_size).model.state_dict()
+    finished = Tipsv2Model.from_pretrained(config.folder / "model").state_dict()
+    assert all(torch.equal(started[key], finished[key]) for key in finished)
+    run(later)
+    tokenizers = [folder / "tokenizer/tokenizer.json" for folder in (config.folder, later.folder)]
+    assert tokenizers[0].read_bytes() == tokenizers[1].read_bytes()
+
+
+def test_a_start_that_is_not_finished_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model to start from in .*: run"):
+        build_method(replace(config, start=tmp_path), 400)
+
+
+def test_batches_may_be_wrapped(config: TrainingConfig) -> None:
+    wrapped: list[object] = []
+
+    def share(batches: BatchSource) -> BatchSource:
+        wrapped.append(batches)
+        return batches
+
+    run(config, share=share)
+    assert len(wrapped) == 1

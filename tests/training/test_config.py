@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import TrainingConfig, apply_overrides
+from training.config import ModelConfig, TrainingConfig, apply_overrides
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.terms import NameContrastConfig
@@ -102,3 +102,16 @@ def test_the_models_size_is_the_configs(tiny_config: TrainingConfig) -> None:
     assert (text["vocab_size"], text["hidden_size"], text["intermediate_size"]) == (300, 48, 192)
     assert (vision["image_size"], vision["num_hidden_layers"]) == (56, 2)
     assert built["temperature_init_value"] == pytest.approx(0.07)
+
+
+def test_a_variant_gives_the_familys_sizes() -> None:
+    config = ModelConfig(variant="so400m14").build(vocab_size=500)
+    assert (config.vision_config.hidden_size, config.text_config.num_hidden_layers) == (1152, 27)
+    assert config.text_config.vocab_size == 500
+
+
+def test_a_variant_lets_nothing_be_set_that_it_fixes() -> None:
+    with pytest.raises(ValueError, match="fixes heads"):
+        ModelConfig(variant="b14", heads=4)
+    with pytest.raises(ValueError, match="no variant 'xl14'"):
+        ModelConfig(variant="xl14")

@@ -141,6 +141,13 @@ def _icon_svg(icons: dict[str, Any], slug: str) -> str:
     )
 
 
+def icons_of(npm: Path, style: str) -> Iterator[tuple[str, str]]:
+    """Yield (slug, SVG) of every icon of a set, aliases left out."""
+    icons = _load_json(npm / "@iconify-json" / style / "icons.json")
+    for slug in icons["icons"]:
+        yield slug, _icon_svg(icons, slug)
+
+
 def render_svg(svg: str) -> Image.Image:
     """Render an SVG into a square RGBA picture.
 

@@ -14,6 +14,7 @@ _CLIP_ART_FOLDERS = (
     "plants", "recreation", "science", "tools", "transportation",
 )  # fmt: skip
 _MAX_PLAIN_TITLE_WORDS = 4
+_MAX_SVG_CHARACTERS = 400_000  # a few traced photos take seconds each
 _PIXELS_PER_UNIT = {"pt": 4 / 3, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0}
 _KEYWORD = re.compile(r"<rdf:li>([^<]+)</rdf:li>")
 _TITLE = re.compile(r"<dc:title>([^<]+)</dc:title>")
@@ -39,6 +40,20 @@ def clip_art_drawings(
             yield name, render_svg(_with_view_box(svg))
         except ValueError:  # resvg refuses some of the old files
             continue
+
+
+def open_clip_art(clip_art: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (title, all that a file says of itself, SVG) of every clip art, each once.
+
+    Title and text are clean words; the text holds keywords and the file's name as well.
+    """
+    for path in sorted({path.name: path for path in sorted(clip_art.rglob("*.svg"))}.values()):
+        svg = path.read_text(encoding="utf-8", errors="replace")
+        if len(svg) <= _MAX_SVG_CHARACTERS:
+            found = _TITLE.search(svg)
+            title = clean_title(found.group(1)) if found else ""
+            words = clean_title(" ".join((title, *_KEYWORD.findall(svg), path.stem)))
+            yield title, words, _with_view_box(svg)
 
 
 def _named_concept(svg: str, names: dict[str, str]) -> str | None:

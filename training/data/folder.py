@@ -9,6 +9,7 @@ from training.data.backgrounds import load_photos
 from training.data.concepts import all_concepts
 from training.data.scenes import SceneSource, Split
 from training.data.sprites import ArtFolders, SpriteBank, build_bank, load_bank, save_bank
+from training.data.unnamed import UnnamedSource, build_unnamed, load_unnamed, save_unnamed
 
 TRAIN_STYLES = tuple(art.name for art in ART_SETS if art.trainable)
 BANK_STYLES = tuple(art.name for art in ART_SETS if art.name != "stamps")
@@ -46,11 +47,23 @@ class DataFolder:
         path = self.path / "sprites.npz"
         if not path.exists():
             if not self.art.npm.exists():
-                raise FileNotFoundError(
-                    f"No data in {self.path}: run `python -m training data --folder {self.path}`"
-                )
+                raise FileNotFoundError(_missing(self.path))
             save_bank(build_bank(self.art, BANK_STYLES), path)
         return _load_bank(path, path.stat().st_mtime_ns)
+
+    def unnamed(self, seed: int = 0) -> UnnamedSource:
+        """Load the drawings without one of our names, rendering them the first time.
+
+        Raises:
+            FileNotFoundError: Nothing was fetched.
+        """
+        path = self.path / "unnamed.npz"
+        if not path.exists():
+            if not self.art.npm.exists():
+                raise FileNotFoundError(_missing(self.path))
+            save_unnamed(build_unnamed(self.art), path)
+        photos = load_photos(self.photos, "train")
+        return UnnamedSource(bank=load_unnamed(path), photos=photos, seed=seed)
 
     def keywords(self) -> dict[str, tuple[str, ...]]:
         """CLDR keywords by concept, without the names of concepts that are never trained on."""
@@ -106,6 +119,10 @@ class DataFolder:
             names=frozenset(concepts[i].name for i in bank.by_concept(["stamps"])) & seen_names(),
             split="test",
         )
+
+
+def _missing(folder: Path) -> str:
+    return f"No data in {folder}: run `python -m training data --folder {folder}`"
 
 
 @lru_cache(maxsize=1)

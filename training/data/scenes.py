@@ -146,10 +146,20 @@ def scene_rng(source: SceneSource, index: int) -> np.random.Generator:
     return np.random.default_rng((source.seed, _SPLIT_NUMBER[source.split], index))
 
 
-def _place_sprite(
+def place_sprite(
     rng: np.random.Generator, rgba: NDArray[np.uint8], config: SceneConfig, size: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[float, float]]:
-    """Scale, turn and move a sprite; returns RGB [S,S,3], alpha [S,S] and the centre (x, y)."""
+    """Scale, turn and move a sprite.
+
+    Args:
+        rng: Source of every choice.
+        rgba: uint8 [., ., 4], straight alpha.
+        config: Size of the scene and how drawings are changed.
+        size: Longer side of the sprite, share of the scene's side.
+
+    Returns:
+        RGB [S, S, 3] in 0..255 times alpha, alpha [S, S] in 0..1, and the centre (x, y) as shares.
+    """
     side = config.size
     pixels = max(8, round(size * side))
     small = cv2.resize(
@@ -219,7 +229,7 @@ def _try_scene(
     for concept, drawing in chosen:
         rgba = source.bank.rgba_MSS4[drawing]
         size = float(rng.uniform(config.min_size, config.max_size))
-        colour, alpha, centre = _place_sprite(rng, rgba, config, size)
+        colour, alpha, centre = place_sprite(rng, rgba, config, size)
         canvas = canvas * (1 - alpha[..., None]) + colour
         solid = alpha > _OPAQUE
         owner[solid] = len(placed)

@@ -1,0 +1,150 @@
+"""Drawings that no concept of ours names, each with the title that its set gives it.
+
+Every icon of the trainable sets, all of the clip art and the furniture: several times as many
+pictures as the named drawings, for what a frozen trunk sees in them and for the words of their
+titles. Nothing is taken that could show a concept which stays unseen, as far as its words tell.
+
+Legend: M sprites, S side of a sprite or a picture in pixels.
+"""
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from training.data.art import clean_title, icons_of, render_svg, square_sprite
+from training.data.augment import STRONG_AUGMENT
+from training.data.backgrounds import Photo, draw_background
+from training.data.clip_art import open_clip_art
+from training.data.concepts import all_concepts
+from training.data.scenes import SceneConfig, place_sprite
+from training.data.sprites import ArtFolders
+
+UNNAMED_PIXELS = 64
+ICON_SETS = (
+    "noto", "twemoji", "noto-v1", "emojione",
+    "fxemoji", "streamline-emojis", "streamline-ultimate-color", "flat-color-icons",
+)  # fmt: skip
+# One drawing that fills a small picture: cheap to look at.
+CLOSE_UP = SceneConfig(
+    size=56, count_weights=(1.0,), min_size=0.6, max_size=1.0, augment=STRONG_AUGMENT
+)
+# Skin tones and flags are hundreds of near copies.
+_REPEATED = re.compile(r"\bskin\b|\bflag\b|^regional ")
+_STREAM = 11  # keeps its random numbers apart from those of the scenes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnnamedBank:
+    """The sprites, uint8 [M, S, S, 4] with straight alpha, and their titles, some empty."""
+
+    rgba_MSS4: NDArray[np.uint8]
+    titles: tuple[str, ...]
+
+
+def _unseen_words() -> re.Pattern[str]:
+    """Matches any name, in singular or plural, of a concept that training may not see."""
+    unseen = [concept for concept in all_concepts() if concept.is_unseen]
+    words = {clean_title(w) for concept in unseen for w in (concept.name, *concept.drawings)}
+    longest_first = sorted(words, key=len, reverse=True)
+    return re.compile(r"\b(" + "|".join(f"{re.escape(word)}s?" for word in longest_first) + r")\b")
+
+
+def _icons(npm: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (title, title, SVG) of every icon of the sets."""
+    for style in ICON_SETS:
+        for slug, svg in icons_of(npm, style):
+            title = clean_title(slug)
+            if not _REPEATED.search(title):
+                yield title, title, svg
+
+
+def _furniture(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Yield (title, RGBA icon) of every model of the catalogues."""
+    for path in sorted(folder.glob("*.sh3f")):
+        with zipfile.ZipFile(path) as catalogue:
+            text = catalogue.read("PluginFurnitureCatalog.properties").decode("latin-1")
+            pairs = dict(re.findall(r"^((?:name|icon)#\d+)=(.*)$", text, re.MULTILINE))
+            for key, name in pairs.items():
+                icon = pairs.get(key.replace("name#", "icon#"))
+                if key.startswith("name#") and icon:
+                    data = catalogue.read(icon.strip().lstrip("/"))
+                    yield clean_title(name), Image.open(io.BytesIO(data)).convert("RGBA")
+
+
+def _drawings(folders: ArtFolders) -> Iterator[tuple[str, Image.Image]]:
+    unseen = _unseen_words()
+    for title, words, svg in (*_icons(folders.npm), *open_clip_art(folders.clip_art)):
+        if not unseen.search(words):
+            try:
+                yield title, render_svg(svg)
+            except ValueError:  # resvg refuses some of the old files
+                continue
+    for title, icon in _furniture(folders.furniture):
+        if not unseen.search(title):
+            yield title, icon
+
+
+def build_unnamed(folders: ArtFolders) -> UnnamedBank:
+    """Render them all (about 90 s on one core).
+
+    Raises:
+        ValueError: There is none.
+    """
+    titles, sprites = [], []
+    for title, drawing in _drawings(folders):
+        sprite = square_sprite(drawing, UNNAMED_PIXELS)
+        if sprite is not None:
+            titles.append(title)
+            sprites.append(sprite)
+    if not sprites:
+        raise ValueError(f"no drawing was found in {folders.npm.parent}")
+    return UnnamedBank(rgba_MSS4=np.stack(sprites), titles=tuple(titles))
+
+
+def save_unnamed(bank: UnnamedBank, path: Path) -> None:
+    """Write a bank as one compressed npz file, atomically."""
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, rgba_MSS4=bank.rgba_MSS4, titles=np.asarray(bank.titles))
+    temporary.replace(path)
+
+
+def load_unnamed(path: Path) -> UnnamedBank:
+    """Read a bank written by `save_unnamed`."""
+    with np.load(path, allow_pickle=False) as file:
+        return UnnamedBank(
+            rgba_MSS4=file["rgba_MSS4"], titles=tuple(str(title) for title in file["titles"])
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnnamedSource:
+    """Close-ups of the drawings: picture i is a pure function of (seed, i).
+
+    Attributes:
+        bank: The drawings.
+        photos: Background photos.
+        seed: The data set's seed.
+        scenes: Size of a picture and how drawings are changed.
+    """
+
+    bank: UnnamedBank
+    photos: Sequence[Photo]
+    seed: int = 0
+    scenes: SceneConfig = field(default=CLOSE_UP)
+
+    def picture(self, index: int) -> tuple[NDArray[np.uint8], str]:
+        """Compose picture number `index`: uint8 [S, S, 3], and its drawing's title."""
+        rng = np.random.default_rng((self.seed, _STREAM, index))
+        canvas, _ = draw_background(rng, self.scenes.size, self.photos)
+        row = int(rng.integers(len(self.bank.titles)))
+        size = float(rng.uniform(self.scenes.min_size, self.scenes.max_size))
+        colour, alpha, _ = place_sprite(rng, self.bank.rgba_MSS4[row], self.scenes, size)
+        pixels = canvas * (1 - alpha[..., None]) + colour
+        return np.clip(pixels + 0.5, 0, 255).astype(np.uint8), self.bank.titles[row]

@@ -19,19 +19,28 @@ NUM_CLS_TOKENS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class VisionFeatures:
-    """Features of a batch of pictures, after the final LayerNorm, not normalised to unit length.
+class VisionTokens:
+    """Tokens of a batch of pictures, after the final LayerNorm, not normalised to unit length.
 
     Attributes:
         cls1_BD: Global embedding trained on short captions; the one retrieval uses.
         cls2_BD: Global embedding trained on long captions (transformers' "register token").
         patches_BND: Final patch tokens.
-        values_BND: Patch tokens whose last attention was replaced by its own value path.
     """
 
     cls1_BD: Tensor
     cls2_BD: Tensor
     patches_BND: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VisionFeatures(VisionTokens):
+    """Tokens and, beside them, the value path.
+
+    Attributes:
+        values_BND: Patch tokens whose last attention was replaced by its own value path.
+    """
+
     values_BND: Tensor
 
 
@@ -42,6 +51,25 @@ def _value_path(layer: Tipsv2VisionLayer, tokens_BND: Tensor) -> Tensor:
     tokens_BND = tokens_BND + layer.layer_scale1(values_BND)
     output_BND: Tensor = tokens_BND + layer.layer_scale2(layer.mlp(layer.norm2(tokens_BND)))
     return output_BND
+
+
+def vision_tokens(
+    model: Tipsv2Model | Tipsv2VisionModel, pixels_B3HW: Tensor, masked_BN: Tensor | None = None
+) -> VisionTokens:
+    """Encode pictures without the value path, which most of training has no use for.
+
+    Args: as for `vision_features`.
+    """
+    tower = model.vision_model if isinstance(model, Tipsv2Model) else model
+    tokens_BTD = embed_pixels(tower.embeddings, pixels_B3HW, masked_BN)
+    for layer in tower.encoder.layer:
+        tokens_BTD = layer(tokens_BTD, None)
+    final_BTD = tower.layernorm(tokens_BTD)
+    return VisionTokens(
+        cls1_BD=final_BTD[:, 0],
+        cls2_BD=final_BTD[:, 1],
+        patches_BND=final_BTD[:, NUM_CLS_TOKENS:],
+    )
 
 
 def vision_features(

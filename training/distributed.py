@@ -1,12 +1,16 @@
-"""Data parallelism over processes started by torchrun: each rank trains on its own scenes.
+"""Data parallelism over processes started by torchrun: each rank trains on its own pictures.
 
-Gradients are averaged; contrast stays within a rank's own batch. Without torchrun there is one rank
-and nothing here does anything.
+Gradients are averaged over the ranks, so a rank's loss is its share of the global loss times the
+number of ranks: the mean over the ranks is the global loss. Without torchrun there is one rank and
+nothing here does anything.
+
+Shapes: R rows of one rank, G of all ranks, K any vector.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -29,6 +33,11 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def num_ranks() -> int:
+    """How many ranks train together; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 @contextmanager
 def first_rank_first() -> Iterator[None]:
     """Let rank 0 through a block before the others, which then find the files that it left."""
@@ -47,6 +56,75 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+@torch.no_grad()
+def logsumexp_over_ranks(log_totals_K: Tensor) -> Tensor:
+    """Log of the sum over the ranks of exp(log_totals_K); the argument stays as it is."""
+    if num_ranks() == 1:
+        return log_totals_K
+    parts = [torch.empty_like(log_totals_K) for _ in range(num_ranks())]
+    dist.all_gather(parts, log_totals_K.contiguous())
+    return torch.stack(parts).logsumexp(0)
+
+
+def sum_over_ranks(counts: Sequence[int], device: torch.device) -> list[int]:
+    """Add up counts over the ranks, through tensors on `device`."""
+    if num_ranks() == 1:
+        return list(counts)
+    totals = torch.tensor(counts, dtype=torch.int64, device=device)
+    dist.all_reduce(totals)
+    return [int(total) for total in totals]
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenation of all ranks' rows, of which every rank has the same number.
+
+    Every rank's loss may depend on every row, so a row's gradient is the sum over the ranks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], slice]:
+    """Put the rows of all ranks together, in the order of the ranks, with gradients.
+
+    Args:
+        tensors: The same number R of rows in each of them; ranks may differ in R. All ranks must
+            call this together, and walk back through it together.
+
+    Returns:
+        The tensors with G rows, and which of these are this rank's own. On a single rank they are
+        the arguments.
+    """
+    if num_ranks() == 1:
+        return tensors, slice(0, len(tensors[0]))
+    own = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    parts = [torch.empty_like(own) for _ in range(num_ranks())]
+    dist.all_gather(parts, own)
+    counts = [int(part) for part in parts]
+    first = sum(counts[: dist.get_rank()])
+    gathered = tuple(_gather_padded(tensor, counts) for tensor in tensors)
+    return gathered, slice(first, first + len(tensors[0]))
+
+
+def _gather_padded(tensor: Tensor, counts: list[int]) -> Tensor:
+    largest = max(counts)
+    padding = tensor.new_zeros((largest - len(tensor), *tensor.shape[1:]))
+    padded = torch.cat((tensor, padding)) if len(padding) else tensor
+    everyone = cast("Tensor", _AllGather.apply(padded))  # type: ignore[no-untyped-call]
+    parts = everyone.split(largest) if largest else (everyone,)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=False)])
 
 
 @torch.no_grad()

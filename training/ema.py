@@ -1,7 +1,19 @@
-"""Exponential moving averages of modules; under head-only EMA that is the projector head alone."""
+"""Exponential moving averages of modules, and how much of a method is averaged."""
+
+import copy
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
+
+EmaScope = Literal["head", "full", "none"]
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+def averaged_copy(module: Part) -> Part:
+    """Copy a module as it is now, without gradients: the start of its moving average."""
+    return copy.deepcopy(module).requires_grad_(requires_grad=False)
 
 
 @torch.no_grad()

@@ -3,25 +3,79 @@
 Shapes: ... any leading sizes, D width, K prototypes.
 """
 
+import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.distributed import mean_over_ranks
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """Shape, temperatures and averaging of a prototype head.
+
+    TIPSv2 publishes none of these; TIPS is said to have had 32k prototypes. The shape is DINO's
+    (arXiv:2104.14294, arXiv:2304.07193), with which the published saving of head-only averaging
+    comes out right; the temperatures and the momentum are what worked in small runs.
+
+    Attributes:
+        layers: Linear layers before the prototypes.
+        hidden: Width between them.
+        bottleneck: Width in which tokens and prototypes are compared.
+        num_prototypes: K.
+        student_temperature: Divides the student's cosines.
+        teacher_temperature: Divides the teacher's; the lower, the sharper its assignments.
+        centre_momentum: Of the running mean that centering subtracts; DINO's value.
+        ema_momentum: Of the head's moving average.
+    """
+
+    layers: int = 3
+    hidden: int = 2048
+    bottleneck: int = 256
+    num_prototypes: int = 32768
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.06
+    centre_momentum: float = 0.9
+    ema_momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Check what would fail only after a model has been built."""
+        if self.layers < 1:
+            raise ValueError("head.layers must be at least 1")
+        if min(self.student_temperature, self.teacher_temperature) <= 0:
+            raise ValueError("the head's temperatures must be above 0")
+        if not 0 <= self.ema_momentum <= 1 or not 0 <= self.centre_momentum <= 1:
+            raise ValueError("head.ema_momentum and head.centre_momentum must lie in 0..1")
+
+    def build(self, dim: int) -> "PrototypeHead":
+        """Build a head for tokens of width `dim`."""
+        return PrototypeHead(
+            dim,
+            hidden=self.hidden,
+            bottleneck=self.bottleneck,
+            num_prototypes=self.num_prototypes,
+            layers=self.layers,
+        )
+
+
+# For students of a few million parameters and some hundred concepts.
+SMALL_HEAD = HeadConfig(layers=2, hidden=384, bottleneck=96, num_prototypes=512)
 
 
 class PrototypeHead(nn.Module):
-    """MLP to a bottleneck on the unit sphere, then cosines with learnt prototypes.
+    """MLP to a bottleneck on the unit sphere, then cosines with learnt prototypes (DINO's head)."""
 
-    TIPSv2 does not publish its head; this is DINO's (arXiv:2104.14294) with one hidden layer and
-    few prototypes, for small students.
-    """
-
-    def __init__(self, dim: int, *, hidden: int, bottleneck: int, num_prototypes: int) -> None:
+    def __init__(
+        self, dim: int, *, hidden: int, bottleneck: int, num_prototypes: int, layers: int = 2
+    ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
+        widths = [dim, *[hidden] * (layers - 1), bottleneck]
+        parts: list[nn.Module] = []
+        for width_in, width_out in itertools.pairwise(widths):
+            parts += [nn.Linear(width_in, width_out), nn.GELU()]
+        self.mlp = nn.Sequential(*parts[:-1])
         self.prototypes = nn.Parameter(torch.empty(num_prototypes, bottleneck))
         nn.init.normal_(self.prototypes, std=0.02)
 
@@ -29,29 +83,6 @@ class PrototypeHead(nn.Module):
         """Cosines [..., K] of tokens [..., D] with the prototypes."""
         bottleneck = F.normalize(self.mlp(tokens_D).float(), dim=-1)
         return bottleneck @ F.normalize(self.prototypes.float(), dim=-1).T
-
-
-class Centering(nn.Module):
-    """Turns teacher cosines into assignments: subtract a running mean, sharpen, softmax.
-
-    The centre keeps one prototype from taking everything, the sharpening keeps the assignment
-    from becoming uniform (DINO, arXiv:2104.14294).
-    """
-
-    def __init__(self, num_prototypes: int, *, temperature: float, momentum: float = 0.9) -> None:
-        super().__init__()
-        self.temperature, self.momentum = temperature, momentum
-        self.centre_K: Tensor
-        self.register_buffer("centre_K", torch.zeros(num_prototypes))
-
-    @torch.no_grad()
-    def forward(self, cosines_K: Tensor) -> Tensor:
-        """Assignments of the same shape; the centre moves while training."""
-        probs_K = ((cosines_K.float() - self.centre_K) / self.temperature).softmax(-1)
-        if self.training:
-            mean_K = mean_over_ranks(cosines_K.float().flatten(0, -2).mean(0))
-            self.centre_K.lerp_(mean_K, 1 - self.momentum)
-        return probs_K
 
 
 class NameContrast(nn.Module):

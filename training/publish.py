@@ -11,7 +11,7 @@ from model.manifest import ScoreEntry
 from training.data.art import ART_SETS
 from training.data.folder import DataFolder
 from training.evaluate.report import Encoder, evaluate, write_scores
-from training.run import MODEL_FOLDER
+from training.methods.teacher import MODEL_FOLDER
 
 LICENCE = "Apache-2.0"
 

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data.batch import Batch
-from training.distributed import average_gradients
-from training.methods.base import Method
+from training.distributed import average_gradients, num_ranks
+from training.methods.base import Method, Step
 from training.optim import build_optimizers, learning_rate_factor
 
 Validate = Callable[[int], dict[str, float]]
@@ -82,11 +82,15 @@ class Trainer:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             optimizer.zero_grad(set_to_none=True)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step * 64 + self._rank)
+        rows = len(batch.pixels_B3HW)
+        stands = Step(
+            progress=step / config.num_steps,
+            generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step * 64),
+            first_row=self._rank * rows,
+            global_rows=max(num_ranks(), self._rank + 1) * rows,
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            result = self._method.training_step(
-                batch, progress=step / config.num_steps, generator=generator
-            )
+            result = self._method(batch, stands)
         result.loss.backward()
         average_gradients(self._method)
         parameters = [p for p in self._method.parameters() if p.grad is not None]

@@ -21,7 +21,8 @@ from training.data.loader import BatchPlan, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource
 from training.data.sprites import SPRITE_PIXELS, SpriteBank, save_bank
 from training.evaluate.benchmark import rare_names
-from training.methods.pretrain import HeadConfig, PretrainConfig
+from training.heads import HeadConfig
+from training.methods.pretrain import PretrainConfig
 from training.run import new_model
 from training.tokenizer import train_tokenizer
 
@@ -146,7 +147,7 @@ def tiny_config(tmp_path: Path) -> TrainingConfig:
     """Six steps of pretraining, the second half with the patch loss."""
     return TrainingConfig(
         name="tiny",
-        method=PretrainConfig(head=TINY_HEAD, text_locked_until=0.0),
+        method=PretrainConfig(head=TINY_HEAD, ibot_start=0.5),
         model=TINY_MODEL,
         data=DataConfig(
             folder=tmp_path / "data",

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from transformers import Tipsv2Model
 
-from training.methods.pretrain import HeadConfig, Pretrain, PretrainConfig
+from training.heads import HeadConfig
+from training.methods.pretrain import Pretrain, PretrainConfig
 from training.optim import OptimConfig, build_optimizers, learning_rate_factor
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)

@@ -16,9 +16,12 @@ from training import run as run_module
 from training.config import TrainingConfig
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.evaluate.benchmark import development_benchmarks
+from training.heads import HeadConfig
 from training.methods.distill import DistillConfig
-from training.methods.pretrain import HeadConfig, Pretrain
-from training.run import build_method, build_tokenizer, load_teacher, new_model, run
+from training.methods.pretrain import Pretrain
+from training.methods.teacher import load_teacher
+from training.run import build_method, build_tokenizer, new_model, run
+from training.targets import Centering
 from training.trainer import BatchSource
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
@@ -61,7 +64,7 @@ def test_a_run_leaves_what_a_student_and_an_export_need(config: TrainingConfig) 
     assert {"val/painted", "val-style/values_which"} <= set(log(config)[-1])
     heads = torch.load(config.folder / "heads.pt", weights_only=True)
     assert {name.split(".")[0] for name in heads} == {
-        "head", "teacher_head", "centering", "contrast", "projection"
+        "head", "teacher_head", "centering", "global_centering", "contrast", "projection"
     }  # fmt: skip
 
 
@@ -87,6 +90,8 @@ def test_a_student_takes_its_teachers_tokenizer_and_head(
     assert vocabularies[0] == vocabularies[1]
     teacher = load_teacher(config.folder, HEAD)
     heads = torch.load(config.folder / "heads.pt", weights_only=True)
+    assert teacher.head is not None
+    assert isinstance(teacher.centering, Centering)
     assert torch.equal(teacher.head.prototypes, heads["teacher_head.prototypes"])
     assert torch.equal(teacher.centering.centre_K, heads["centering.centre_K"])
     assert teacher.centering.centre_K.any()

@@ -13,7 +13,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.data.loader import SceneBatches
-from training.methods.base import Method, StepResult
+from training.methods.base import Method, Step, StepResult
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.run import build_method
 from training.trainer import Trainer
@@ -126,23 +126,23 @@ class Recording(Pretrain):
         super().__init__(model, config)
         self.seeds: list[int] = []
         self.progress: list[float] = []
+        self.rows: list[tuple[int, int]] = []
         self.moved: list[bool] = []
 
-    def training_step(
-        self, batch: Batch, *, progress: float, generator: torch.Generator
-    ) -> StepResult:
+    def training_step(self, batch: Batch, step: Step) -> StepResult:
         """Remember what came, and the weights before the step."""
-        self.seeds.append(generator.initial_seed())
-        self.progress.append(progress)
+        self.seeds.append(step.generator.initial_seed())
+        self.progress.append(step.progress)
+        self.rows.append((step.first_row, step.global_rows))
         self.before = self.head.prototypes.detach().clone()
-        return super().training_step(batch, progress=progress, generator=generator)
+        return super().training_step(batch, step)
 
     def after_step(self) -> None:
         """Remember whether the weights have moved by now."""
         self.moved.append(not torch.equal(self.head.prototypes.detach(), self.before))
 
 
-def test_each_step_and_rank_has_its_own_random_choices(
+def test_each_step_has_its_own_random_choices_and_each_rank_its_rows(
     tiny_config: TrainingConfig,
     make_method: Callable[[], Method],
     make_batches: Callable[..., SceneBatches],
@@ -154,9 +154,10 @@ def test_each_step_and_rank_has_its_own_random_choices(
         config = replace(tiny_config, name=f"run-{len(seeds)}")
         Trainer(config, method, make_batches(), rank=rank).train()
         assert method.progress == [step / 6 for step in range(6)]
+        assert {first for first, _ in method.rows} == {4 * rank}
         seeds.append(method.seeds)
-    assert seeds[0] == seeds[2]
-    assert len({*seeds[0], *seeds[1]}) == 12
+    assert seeds[0] == seeds[1] == seeds[2]
+    assert len(set(seeds[0])) == 6
 
 
 def test_averages_move_after_the_weights(
@@ -190,12 +191,10 @@ def test_gradients_are_averaged_before_they_are_clipped(
 class Broken(Pretrain):
     """A method whose second step has an infinite gradient."""
 
-    def training_step(
-        self, batch: Batch, *, progress: float, generator: torch.Generator
-    ) -> StepResult:
+    def training_step(self, batch: Batch, step: Step) -> StepResult:
         """The first step is sound."""
-        result = super().training_step(batch, progress=progress, generator=generator)
-        factor = float("inf") if progress > 0 else 1.0
+        result = super().training_step(batch, step)
+        factor = float("inf") if step.progress > 0 else 1.0
         return StepResult(loss=result.loss * factor, metrics=result.metrics)
 
 

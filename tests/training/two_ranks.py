@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training import distributed
-from training.heads import Centering
+from training.targets import Centering
 
 
 class TwoParts(nn.Module):

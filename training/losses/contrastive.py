@@ -1,6 +1,7 @@
-"""Symmetric InfoNCE between a batch of global image embeddings and its captions.
+"""Symmetric InfoNCE between global image embeddings and their captions, over the global batch.
 
-Shapes: B batch, D width.
+Shapes: G the global batch's captioned pictures, R the rows of them that one rank answers for, D
+width.
 """
 
 import torch
@@ -9,32 +10,46 @@ from torch.nn import functional as F
 
 
 def contrastive_loss(
-    images_BD: Tensor, texts_BD: Tensor, temperature: Tensor, caption_ids_B: Tensor
+    images_GD: Tensor,
+    texts_GD: Tensor,
+    temperature: Tensor,
+    caption_ids_G: Tensor,
+    *,
+    rows: slice | None = None,
 ) -> Tensor:
     """Cross-entropy of picking one's own caption among all of the batch, and one's own picture.
 
     Args:
-        images_BD: Not normalised.
-        texts_BD: Not normalised; row i belongs to image i.
+        images_GD: Not normalised.
+        texts_GD: Not normalised; row i belongs to image i.
         temperature: Scalar above 0 that divides the cosines.
-        caption_ids_B: int64; equal captions have equal ids. An equal caption of another image is
+        caption_ids_G: int64; equal captions have equal ids. An equal caption of another image is
             right too, so it is left out of the negatives.
+        rows: Whose choices to count; None for everyone's. The losses of disjoint slices sum to the
+            loss of the whole, so that no rank needs the whole square of logits.
 
     Returns:
-        Scalar, mean of the two directions. float32.
+        Scalar, the sum over the rows of the mean of the two directions, divided by G. float32.
 
     Raises:
         ValueError: The sizes differ.
 
     Source: CLIP, arXiv:2103.00020, section 2.3.
     """
-    if images_BD.shape != texts_BD.shape or len(caption_ids_B) != len(images_BD):
+    if images_GD.shape != texts_GD.shape or len(caption_ids_G) != len(images_GD):
         raise ValueError("images, texts and caption ids must belong to the same batch")
-    images_BD = F.normalize(images_BD.float(), dim=-1)
-    texts_BD = F.normalize(texts_BD.float(), dim=-1)
-    logits_BB = images_BD @ texts_BD.T / temperature
-    same_BB = caption_ids_B[:, None] == caption_ids_B[None, :]
-    same_BB.fill_diagonal_(fill_value=False)
-    logits_BB = logits_BB.masked_fill(same_BB, -torch.inf)
-    target_B = torch.arange(len(images_BD), device=images_BD.device)
-    return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2
+    images_GD = F.normalize(images_GD.float(), dim=-1)
+    texts_GD = F.normalize(texts_GD.float(), dim=-1)
+    own = slice(0, len(images_GD)) if rows is None else rows
+    target_R = torch.arange(len(images_GD), device=images_GD.device)[own]
+    to_texts_RG = images_GD[own] @ texts_GD.T / temperature
+    # One product serves both directions where the rows are all there are.
+    to_images_RG = to_texts_RG.T if rows is None else texts_GD[own] @ images_GD.T / temperature
+    rival_RG = caption_ids_G[own][:, None] == caption_ids_G[None, :]
+    rival_RG[torch.arange(len(target_R), device=target_R.device), target_R] = False
+    to_texts, to_images = (
+        F.cross_entropy(logits_RG.masked_fill(rival_RG, -torch.inf), target_R, reduction="sum")
+        / len(images_GD)
+        for logits_RG in (to_texts_RG, to_images_RG)
+    )
+    return (to_texts + to_images) / 2

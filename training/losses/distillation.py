@@ -1,17 +1,29 @@
-"""Patch-level distillation from a frozen teacher: no masking, every patch supervised.
+"""Distillation from a frozen teacher, in the space of prototypes or in that of its features.
 
-Shapes: B batch, N patches, K prototypes.
+Shapes: B batch, N tokens (patches of a picture, or its crops), K prototypes, D the teacher's width.
 """
 
 from torch import Tensor
+from torch.nn import functional as F
+
+from training.losses.reduction import Normalization, reduce_tokens
 
 
-def distillation_loss(student_logits_BNK: Tensor, teacher_probs_BNK: Tensor) -> Tensor:
-    """Cross-entropy from the frozen teacher's assignments to the student's, mean over all patches.
+def distillation_loss(
+    student_logits_BNK: Tensor,
+    teacher_probs_BNK: Tensor,
+    supervised_BN: Tensor | None = None,
+    *,
+    normalization: Normalization = "mean",
+) -> Tensor:
+    """Cross-entropy from the frozen teacher's assignments to the student's.
 
     Args:
         student_logits_BNK: Head outputs, divided by the student temperature.
         teacher_probs_BNK: Rows sum to 1. No gradient flows into them.
+        supervised_BN: bool; which patches count, None for all, which is what distillation takes;
+            the others are for ablation.
+        normalization: Mean or sum over a picture's patches.
 
     Returns:
         Scalar. float32.
@@ -24,4 +36,35 @@ def distillation_loss(student_logits_BNK: Tensor, teacher_probs_BNK: Tensor) -> 
     if student_logits_BNK.shape != teacher_probs_BNK.shape:
         raise ValueError("student and teacher must have the same patches and prototypes")
     log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
-    return -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1).mean()
+    loss_BN = -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1)
+    return reduce_tokens(loss_BN, supervised_BN, normalization)
+
+
+def feature_loss(
+    student_BND: Tensor,
+    teacher_BND: Tensor,
+    supervised_BN: Tensor | None = None,
+    *,
+    normalization: Normalization = "mean",
+) -> Tensor:
+    """One minus the cosine of the student's projected tokens with the teacher's.
+
+    Args:
+        student_BND: In the teacher's width, not normalised.
+        teacher_BND: Not normalised. No gradient flows into them.
+        supervised_BN: bool; which tokens count, None for all.
+        normalization: Mean or sum over a picture's tokens.
+
+    Returns:
+        Scalar; under "mean" 0 to 2. float32.
+
+    Raises:
+        ValueError: The sizes differ.
+
+    Source: not TIPSv2's, which distils prototypes; for teachers published without their head, as
+    in RADIO, arXiv:2312.06709, which matches patch features by cosine.
+    """
+    if student_BND.shape != teacher_BND.shape:
+        raise ValueError("student and teacher must have the same tokens and, projected, one width")
+    cosine_BN = F.cosine_similarity(student_BND.float(), teacher_BND.detach().float(), dim=-1)
+    return reduce_tokens(1 - cosine_BN, supervised_BN, normalization)

@@ -5,7 +5,8 @@ picture's caption or nothing nameable, and each of those names must be shown by 
 Names compete inside a patch, so telling two objects apart is rewarded and painting the whole
 picture with a mixture is not.
 
-Shapes: B batch, N patches, D width, U distinct names in the batch.
+Shapes: B batch, N patches, D width, U distinct names in the batch, P pairs of a picture and one
+of its names.
 """
 
 import torch
@@ -26,6 +27,28 @@ def patch_name_loss(
 ) -> Tensor:
     """Multiple-instance loss of names over patches.
 
+    Args: as for `patch_name_parts`.
+
+    Returns:
+        Scalar, the sum of the means of the two parts. float32.
+    """
+    stray, hidden_P = patch_name_parts(
+        patches_BND, names_UD, present_BU, scale=scale, nothing=nothing, num_shown=num_shown
+    )
+    return stray + hidden_P.mean()
+
+
+def patch_name_parts(
+    patches_BND: Tensor,
+    names_UD: Tensor,
+    present_BU: Tensor,
+    *,
+    scale: Tensor,
+    nothing: Tensor,
+    num_shown: int,
+) -> tuple[Tensor, Tensor]:
+    """Compute the two parts of the loss, before the second is averaged.
+
     Args:
         patches_BND: Not normalised.
         names_UD: Text embeddings of the names, not normalised.
@@ -35,9 +58,9 @@ def patch_name_loss(
         num_shown: How many of its best patches must show a name; at most N.
 
     Returns:
-        Scalar. The mean over (picture, name) pairs of -log of the mean probability of the name at
-        its best patches, plus the mean over patches of -log of the probability that is not given
-        to names of other pictures. float32.
+        The mean over patches of -log of the probability that is not given to names of other
+        pictures, a scalar; and of each (picture, name) pair -log of the mean probability of the
+        name at its best patches, [P]. float32.
 
     Raises:
         ValueError: The sizes differ, or there are fewer patches than `num_shown`.
@@ -59,4 +82,4 @@ def patch_name_loss(
     picture, name = present_BU.nonzero(as_tuple=True)
     own_PN = logits_BNU[picture, :, name] - log_total_BN[picture]
     shown_P = own_PN.topk(num_shown, dim=1).values.exp().mean(1)
-    return stray - (shown_P + _EPSILON).log().mean()
+    return stray, -(shown_P + _EPSILON).log()

@@ -7,23 +7,31 @@ from typing import Literal
 
 from torch import Tensor
 
+from training.losses.reduction import Normalization, reduce_tokens
+
 Supervised = Literal["all", "masked"]
 
 
 def ibot_loss(
-    student_logits_BNK: Tensor, teacher_probs_BNK: Tensor, masked_BN: Tensor, supervised: Supervised
+    student_logits_BNK: Tensor,
+    teacher_probs_BNK: Tensor,
+    masked_BN: Tensor,
+    supervised: Supervised,
+    *,
+    normalization: Normalization = "mean",
 ) -> Tensor:
-    """Cross-entropy from the teacher's assignments to the student's predictions, mean over patches.
+    """Cross-entropy from the teacher's assignments to the student's predictions.
 
     Args:
         student_logits_BNK: Head outputs of the masked view, divided by the student temperature.
         teacher_probs_BNK: Of the whole view; rows sum to 1. No gradient flows into them.
         masked_BN: bool; which patches the student could not see.
         supervised: "all" is iBOT++, "masked" is iBOT.
+        normalization: The paper writes a sum; a mean over the patches that count lets the loss
+            weight keep its meaning between the two and between picture sizes.
 
     Returns:
-        Scalar. The paper writes a sum; we take the mean over the patches that count, so that the
-        loss weight keeps its meaning between the two and between picture sizes. float32.
+        Scalar. float32.
 
     Raises:
         ValueError: The sizes differ.
@@ -36,4 +44,4 @@ def ibot_loss(
         raise ValueError("masked_BN must say of each patch whether it is masked")
     log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
     loss_BN = -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1)
-    return loss_BN.mean() if supervised == "all" else loss_BN[masked_BN].mean()
+    return reduce_tokens(loss_BN, None if supervised == "all" else masked_BN, normalization)

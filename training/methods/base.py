@@ -1,22 +1,47 @@
 """What the trainer asks of a training method, and what a step answers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import Tipsv2Model
 
-from model.features import VisionFeatures
+from model.features import VisionTokens, vision_features, vision_tokens
 from training.data.batch import Batch
 from training.heads import NameContrast
+from training.masking import random_masks
 from training.methods.terms import NameContrastConfig, caption_terms, name_term, trunk_term
+
+GlobalToken = Literal["cls1", "cls2"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Step:
+    """Where a training step stands, and its random choices.
+
+    Attributes:
+        progress: Share of the training that is done, 0 to 1.
+        generator: Source of random choices, on the CPU; seeded by run and step alone, so it says
+            the same on every rank.
+        first_row: Which picture of the global batch this rank's first one is.
+        global_rows: How many pictures the global batch has.
+    """
+
+    progress: float
+    generator: torch.Generator
+    first_row: int
+    global_rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepResult:
-    """The loss to minimise and its detached parts by name."""
+    """The loss to minimise and its detached parts by name.
+
+    Both are this rank's part of the global batch's: their means over the ranks are the whole.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -24,6 +49,10 @@ class StepResult:
 
 class SharedSettings(Protocol):
     """What every method's configuration says of the terms that methods share."""
+
+    @property
+    def contrast_weight(self) -> float:
+        """Weight of the two caption streams' average; 0 leaves them out."""
 
     @property
     def names(self) -> NameContrastConfig:
@@ -51,25 +80,39 @@ class Method(nn.Module, ABC):
         """The method's configuration, as far as methods share it."""
 
     @abstractmethod
-    def training_step(
-        self, batch: Batch, *, progress: float, generator: torch.Generator
-    ) -> StepResult:
-        """Compute the loss of one batch.
+    def training_step(self, batch: Batch, step: Step) -> StepResult:
+        """Compute the loss of one batch."""
 
-        Args:
-            batch: The data.
-            progress: Share of the training that is done, 0 to 1.
-            generator: Source of the step's random choices.
-        """
+    def forward(self, batch: Batch, step: Step) -> StepResult:
+        """Compute the loss of one batch; what wraps modules for several ranks hooks in here."""
+        return self.training_step(batch, step)
+
+    def encode(self, pixels_B3HW: Tensor) -> VisionTokens:
+        """Encode whole pictures, with the value path only if a term compares it."""
+        names = self.shared_settings.names
+        if names.weight > 0 and names.features == "values":
+            return vision_features(self.model, pixels_B3HW)
+        return vision_tokens(self.model, pixels_B3HW)
+
+    def draw_masks(self, tokens: VisionTokens, ratio: float, step: Step) -> Tensor:
+        """Masks [B, N] of this rank's pictures, the same as one rank would draw for them."""
+        batch_size, num_patches = tokens.patches_BND.shape[:2]
+        rows = slice(step.first_row, step.first_row + batch_size)
+        masked_BN = random_masks(step.global_rows, num_patches, ratio, step.generator, rows=rows)
+        return masked_BN.to(tokens.patches_BND.device)
 
     def shared_loss(
-        self, features: VisionFeatures, batch: Batch, progress: float
+        self, features: VisionTokens, batch: Batch, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the terms that methods share, and each by its name."""
         settings = self.shared_settings
         locked = progress < settings.text_locked_until
-        terms = caption_terms(self.model, features, batch, locked=locked)
-        loss = (terms["cls1"] + terms["cls2"]) / 2
+        terms: dict[str, Tensor] = {}
+        loss = features.patches_BND.new_zeros((), dtype=torch.float32)
+        if settings.contrast_weight > 0:
+            terms = caption_terms(self.model, features, batch, locked=locked)
+            if terms:
+                loss = settings.contrast_weight * (terms["cls1"] + terms["cls2"]) / 2
         if settings.names.weight > 0:
             terms["names"] = name_term(
                 self.model,
@@ -85,10 +128,45 @@ class Method(nn.Module, ABC):
             loss = loss + settings.trunk_weight * terms["trunk"]
         return loss, terms
 
+    def averages(self) -> Sequence[nn.Module]:
+        """Moving averages among this method's modules; they take memory and no gradient."""
+        return ()
+
     def after_step(self) -> None:
         """Update what follows the weights, such as moving averages."""
+
+
+def check_choices(config: object, **choices: object) -> None:
+    """Check that fields hold one of the values of their Literal.
+
+    Raises:
+        ValueError: One does not.
+    """
+    for name, literal in choices.items():
+        if getattr(config, name) not in get_args(literal):
+            raise ValueError(f"{name} must be one of {get_args(literal)}")
 
 
 def model_width(model: Tipsv2Model) -> int:
     """Width D of a model's tokens, the same in both towers."""
     return int(model.vision_model.config.hidden_size)
+
+
+def global_token(tokens: VisionTokens, which: GlobalToken) -> Tensor:
+    """The CLS token [B, D] of that name."""
+    return tokens.cls1_BD if which == "cls1" else tokens.cls2_BD
+
+
+def encode_crops(model: Tipsv2Model, locals_CB3hw: Tensor, which: GlobalToken) -> Tensor:
+    """A global token [C, B, D] of each local crop, in one pass over all of them."""
+    tokens_ND = global_token(vision_tokens(model, locals_CB3hw.flatten(0, 1)), which)
+    return tokens_ND.view(*locals_CB3hw.shape[:2], -1)
+
+
+def detached(tokens: VisionTokens) -> VisionTokens:
+    """The same tokens for a teacher to look at: no gradient flows back."""
+    return VisionTokens(
+        cls1_BD=tokens.cls1_BD.detach(),
+        cls2_BD=tokens.cls2_BD.detach(),
+        patches_BND=tokens.patches_BND.detach(),
+    )

@@ -1,83 +1,141 @@
-"""Distillation: a frozen teacher, no masking, every patch supervised, a student from scratch."""
+"""Distillation: a frozen teacher, no masking, every patch supervised, a student from scratch.
+
+One step: the whole picture goes through student and teacher once each; only where a mask is asked
+for, in ablations, does the student see the picture a second time. The local crops go to the student
+alone, and predict what the teacher says of the whole.
+
+Shapes: B batch, N patches, C local crops, D the student's width, K prototypes.
+"""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import Tipsv2Model
 
-from model.features import VisionFeatures, vision_features
+from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
-from training.heads import Centering, NameContrast, PrototypeHead
-from training.losses.distillation import distillation_loss
-from training.methods.base import Method, StepResult, model_width
-from training.methods.pretrain import HeadConfig
-from training.methods.terms import (
-    TRUNK_WIDTH,
-    NameContrastConfig,
+from training.heads import HeadConfig, NameContrast, PrototypeHead
+from training.losses.dino import dino_loss
+from training.losses.distillation import distillation_loss, feature_loss
+from training.losses.ibot import Supervised
+from training.losses.reduction import Normalization
+from training.methods.base import (
+    GlobalToken,
+    Method,
+    Step,
+    StepResult,
+    check_choices,
+    encode_crops,
+    global_token,
+    model_width,
 )
+from training.methods.teacher import FrozenTeacher, TeacherDtype
+from training.methods.terms import TRUNK_WIDTH, NameContrastConfig
+
+PatchLoss = Literal["prototypes", "features"]
+TextStart = Literal["fresh", "teacher"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
-    """Weights and settings of distillation.
+    """Weights and settings of distillation; the defaults are the paper's where it gives any.
 
     Attributes:
+        contrast_weight: Of the average of both caption streams; the paper keeps pretraining's.
+        dino_weight: Of what the student says of local crops against what the teacher says of the
+            whole. A batch without local crops has no such term.
+        dino_token: Which CLS token; not published.
         patch_weight: Of the patch distillation, as beta in pretraining.
         patch_from: Share of the training after which the teacher joins in; a curriculum's first
             pictures are too small for it.
         patch_until: Share after which it is let go, so that it does not hold back a student that
             has overtaken it.
-        head: The prototype head; its shape must be the teacher's.
+        mask_ratio: 0 in the paper; above it, the student's patches are those of a masked view.
+        supervised: "all" patches in the paper; "masked" is for ablation and needs a mask.
+        normalization: Mean or sum over patches and over crops; not published, as in pretraining.
+        patch_loss: "prototypes" compares assignments, so that any two widths meet, and needs the
+            teacher's head; "features" brings the student's tokens through a linear projector
+            (none where the widths are equal) to the teacher's, by cosine, and needs no head. That
+            the paper's students learn prototypes is inferred, its teacher's head is not published.
+        text_start: Whether the text tower starts "fresh" or as the "teacher" has it; the paper
+            found little difference.
+        text_frozen: Whether it stays as it started.
+        teacher_dtype: Of the teacher's encoder; "bfloat16" halves its memory.
+        separate_heads: Whether the student's CLS token has a prototype head of its own.
+        head: The student's prototype head; it must have as many prototypes as the teacher's.
         names: The fine-grained term.
         trunk_weight: Of what a frozen image trunk sees in single drawings; 0 leaves it out.
         text_locked_until: Share of the training in which the text tower stays as warmed up.
     """
 
+    contrast_weight: float = 1.0
+    dino_weight: float = 1.0
+    dino_token: GlobalToken = "cls1"
     patch_weight: float = 2.0
     patch_from: float = 0.0
     patch_until: float = 1.0
+    mask_ratio: float = 0.0
+    supervised: Supervised = "all"
+    normalization: Normalization = "mean"
+    patch_loss: PatchLoss = "prototypes"
+    text_start: TextStart = "fresh"
+    text_frozen: bool = False
+    teacher_dtype: TeacherDtype = "float32"
+    separate_heads: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     names: NameContrastConfig = field(default_factory=NameContrastConfig)
     trunk_weight: float = 0.0
-    text_locked_until: float = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FrozenTeacher:
-    """A finished pretraining run's model, teacher head and centering, in evaluation mode."""
-
-    model: Tipsv2Model
-    head: PrototypeHead
-    centering: Centering
+    text_locked_until: float = 0.0
 
     def __post_init__(self) -> None:
-        """Freeze everything."""
-        for module in (self.model, self.head, self.centering):
-            module.eval().requires_grad_(requires_grad=False)
-
-    @torch.no_grad()
-    def assign(self, pixels_B3HW: Tensor) -> Tensor:
-        """Prototype assignments [B, N, K] of every patch of whole pictures."""
-        features = vision_features(self.model, pixels_B3HW)
-        assigned_BNK: Tensor = self.centering(self.head(features.patches_BND))
-        return assigned_BNK
+        """Check what no type checks at run time, and what the ablations cannot do without."""
+        check_choices(
+            self,
+            dino_token=GlobalToken,
+            supervised=Supervised,
+            normalization=Normalization,
+            patch_loss=PatchLoss,
+            text_start=TextStart,
+            teacher_dtype=TeacherDtype,
+        )
+        if not 0 <= self.mask_ratio <= 1:
+            raise ValueError(f"mask_ratio must lie in 0..1, not {self.mask_ratio}")
+        if self.supervised == "masked" and self.mask_ratio == 0:
+            raise ValueError('supervised="masked" needs a mask_ratio above 0')
 
 
 class Distill(Method):
-    """A student with a fresh head, and its frozen teacher.
+    """A student with a fresh head, or a projector, and its frozen teacher.
 
-    Widths of student and teacher may differ: they meet in the space of prototypes. The teacher is
-    no module of the student's, so checkpoints hold the student alone.
+    The teacher is no module of the student's, so checkpoints hold the student alone.
+
+    Raises:
+        ValueError: The teacher lacks what the configuration asks of it.
     """
 
     def __init__(self, model: Tipsv2Model, config: DistillConfig, teacher: FrozenTeacher) -> None:
         super().__init__()
         self.model, self.config = model, config
         width = model_width(model)
-        self.head = config.head.build(width)
+        self.head: PrototypeHead | None = None
+        self.global_head: PrototypeHead | None = None
+        self.projector: nn.Module | None = None
+        self.global_projector: nn.Module | None = None
+        if config.patch_loss == "prototypes":
+            _check_prototypes(teacher, config.head)
+            self.head = config.head.build(width)
+            self.global_head = config.head.build(width) if config.separate_heads else None
+        else:
+            self.projector = _projector(width, teacher.width)
+            self.global_projector = _projector(width, teacher.width)
         self.contrast = NameContrast()
         self.projection = nn.Linear(width, TRUNK_WIDTH)
+        if config.text_start == "teacher":
+            _copy_text_tower(model, teacher.model)
+        if config.text_frozen:
+            model.text_model.requires_grad_(requires_grad=False)
         self._teacher = teacher
 
     @property
@@ -85,17 +143,95 @@ class Distill(Method):
         """See the base class."""
         return self.config
 
-    def training_step(
-        self, batch: Batch, *, progress: float, generator: torch.Generator
-    ) -> StepResult:
-        """One forward of the student and one of the teacher, both of the whole picture."""
-        features = vision_features(self.model, batch.pixels_B3HW)
-        loss, terms = self.shared_loss(features, batch, progress)
-        if self.config.patch_from <= progress < self.config.patch_until:
-            terms["patch"] = self._patch_term(features, batch)
-            loss = loss + self.config.patch_weight * terms["patch"]
+    def training_step(self, batch: Batch, step: Step) -> StepResult:
+        """See the module's docstring."""
+        whole = self.encode(batch.pixels_B3HW)
+        loss, terms = self.shared_loss(whole, batch, step.progress)
+        config = self.config
+        teaches = config.patch_from <= step.progress < config.patch_until
+        has_patch = config.patch_weight > 0
+        has_dino = config.dino_weight > 0 and len(batch.locals_CB3hw) > 0
+        if teaches and (has_patch or has_dino):
+            taught = self._teacher.look(batch.pixels_B3HW)
+            if has_patch:
+                terms["patch"] = self._patch_term(whole, taught, batch, step)
+                loss = loss + config.patch_weight * terms["patch"]
+            if has_dino:
+                terms["dino"] = self._dino_term(taught, batch)
+                loss = loss + config.dino_weight * terms["dino"]
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
 
-    def _patch_term(self, features: VisionFeatures, batch: Batch) -> Tensor:
-        logits_BNK = self.head(features.patches_BND) / self.config.head.student_temperature
-        return distillation_loss(logits_BNK, self._teacher.assign(batch.pixels_B3HW))
+    def _patch_term(
+        self, whole: VisionTokens, taught: VisionTokens, batch: Batch, step: Step
+    ) -> Tensor:
+        config = self.config
+        patches_BND, counted_BN = whole.patches_BND, None
+        if config.mask_ratio > 0:
+            masked_BN = self.draw_masks(whole, config.mask_ratio, step)
+            patches_BND = vision_tokens(self.model, batch.pixels_B3HW, masked_BN).patches_BND
+            counted_BN = masked_BN if config.supervised == "masked" else None
+        if self.projector is not None:
+            return feature_loss(
+                self.projector(patches_BND),
+                taught.patches_BND,
+                counted_BN,
+                normalization=config.normalization,
+            )
+        assert self.head is not None  # there is either a head or a projector
+        return distillation_loss(
+            self.head(patches_BND) / config.head.student_temperature,
+            self._teacher.assign_patches(taught.patches_BND),
+            counted_BN,
+            normalization=config.normalization,
+        )
+
+    def _dino_term(self, taught: VisionTokens, batch: Batch) -> Tensor:
+        config = self.config
+        taught_BD = global_token(taught, config.dino_token)
+        crops_CBD = encode_crops(self.model, batch.locals_CB3hw, config.dino_token)
+        if self.global_projector is not None:
+            projected_BCD = self.global_projector(crops_CBD).transpose(0, 1)
+            return feature_loss(
+                projected_BCD,
+                taught_BD[:, None].expand_as(projected_BCD),
+                normalization=config.normalization,
+            )
+        head = self.head if self.global_head is None else self.global_head
+        assert head is not None
+        logits_CBK = head(crops_CBD) / config.head.student_temperature
+        return dino_loss(logits_CBK, self._teacher.assign_global(taught_BD), config.normalization)
+
+
+def _projector(width: int, teacher_width: int) -> nn.Module:
+    """A linear map from the student's width to the teacher's; nothing where they are equal."""
+    return nn.Identity() if width == teacher_width else nn.Linear(width, teacher_width)
+
+
+def _check_prototypes(teacher: FrozenTeacher, head: HeadConfig) -> None:
+    """Refuse a teacher without prototypes, or with another number of them."""
+    if teacher.head is None:
+        raise ValueError(
+            "the teacher has no prototype head, as released models have none: set "
+            'method.patch_loss="features", or give the folder of a run, with its heads.pt'
+        )
+    num_prototypes = len(teacher.head.prototypes)
+    if num_prototypes != head.num_prototypes:
+        raise ValueError(
+            f"the teacher has {num_prototypes} prototypes: set method.head.num_prototypes to it, "
+            f"not to {head.num_prototypes}"
+        )
+
+
+@torch.no_grad()
+def _copy_text_tower(student: Tipsv2Model, teacher: Tipsv2Model) -> None:
+    """Start the student's text tower as the teacher's, in the student's dtype."""
+    own, theirs = student.text_model.state_dict(), teacher.text_model.state_dict()
+    differing = [
+        name for name in own if name not in theirs or own[name].shape != theirs[name].shape
+    ]
+    if differing or len(own) != len(theirs):
+        raise ValueError(
+            "text_start='teacher' needs text towers of one shape, and these differ: give the "
+            "student the teacher's width, text layers and vocabulary, or set text_start='fresh'"
+        )
+    student.text_model.load_state_dict(theirs)

@@ -1,122 +1,207 @@
-"""Pretraining: two caption streams and iBOT++ with head-only EMA.
+"""Pretraining: two caption streams, DINO over local crops and iBOT++, with head-only EMA.
 
 One step: the whole picture goes through the encoder once, for both CLS tokens and, without
-gradient, for the teacher head; the masked picture goes through it once more, for the student head.
+gradient, for the teacher head; the masked picture and the local crops go through it for the
+student head alone. Only under full EMA does an averaged encoder see the whole picture as well.
 """
 
-import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import Tipsv2Model
 
-from model.features import VisionFeatures, vision_features
+from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
-from training.ema import update_ema
-from training.heads import Centering, NameContrast, PrototypeHead
+from training.ema import EmaScope, averaged_copy, update_ema
+from training.heads import HeadConfig, NameContrast
+from training.losses.dino import dino_loss
 from training.losses.ibot import Supervised, ibot_loss
-from training.masking import random_masks
-from training.methods.base import Method, StepResult, model_width
-from training.methods.terms import (
-    TRUNK_WIDTH,
-    NameContrastConfig,
+from training.losses.reduction import Normalization
+from training.methods.base import (
+    GlobalToken,
+    Method,
+    Step,
+    StepResult,
+    check_choices,
+    detached,
+    encode_crops,
+    global_token,
+    model_width,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadConfig:
-    """Shape and temperatures of the prototype head (TIPSv2 publishes none of them)."""
-
-    hidden: int = 384
-    bottleneck: int = 96
-    num_prototypes: int = 512
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.06
-    ema_momentum: float = 0.99
-
-    def build(self, dim: int) -> PrototypeHead:
-        """Build a head for tokens of width `dim`."""
-        return PrototypeHead(
-            dim, hidden=self.hidden, bottleneck=self.bottleneck, num_prototypes=self.num_prototypes
-        )
+from training.methods.terms import TRUNK_WIDTH, NameContrastConfig
+from training.targets import TargetKind, build_targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """Weights and settings of pretraining.
+    """Weights and settings of pretraining; the defaults are the paper's where it gives any.
 
     Attributes:
+        contrast_weight: Of the average of both caption streams; 1 in the paper.
+        dino_weight: alpha of the paper, 1. A batch without local crops has no such term.
+        dino_token: Which CLS token DINO compares. Not published for TIPSv2; TIPS's diagram shows
+            the one of the alt texts.
+        dino_start: Share of the training after which DINO joins in.
         ibot_weight: beta of the paper, 2.
-        ibot_start: Share of the training after which the patch loss joins in; from the first step
-            it delays the contrastive loss in small models.
+        ibot_start: Share of the training after which the patch loss joins in; 0 in the paper, but
+            in small models it delays the contrastive loss from there.
         mask_ratio: 0.75 in the paper; 0 collapses patch-text alignment in pretraining.
         supervised: "all" is iBOT++, "masked" iBOT.
+        normalization: Of the patch loss over patches and of DINO over crops. The paper prints
+            sums and does not publish what was run; the mean keeps beta its meaning between picture
+            sizes.
+        ema: What has a moving average: "head" is TIPSv2's, "full" adds the vision tower, "none"
+            leaves the head to teach itself.
+        targets: How the teacher's cosines become assignments. The paper says that it centres and
+            sharpens, not how.
+        separate_heads: Whether the CLS token has a head of its own. Not published; the saving that
+            the paper reports fits one head.
         head: The prototype head.
         names: The fine-grained term.
         trunk_weight: Of what a frozen image trunk sees in single drawings; 0 leaves it out.
         text_locked_until: Share of the training in which the text tower stays as warmed up.
     """
 
+    contrast_weight: float = 1.0
+    dino_weight: float = 1.0
+    dino_token: GlobalToken = "cls1"
+    dino_start: float = 0.0
     ibot_weight: float = 2.0
-    ibot_start: float = 0.5
+    ibot_start: float = 0.0
     mask_ratio: float = 0.75
     supervised: Supervised = "all"
+    normalization: Normalization = "mean"
+    ema: EmaScope = "head"
+    targets: TargetKind = "centering"
+    separate_heads: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     names: NameContrastConfig = field(default_factory=NameContrastConfig)
     trunk_weight: float = 0.0
-    text_locked_until: float = 0.2
+    text_locked_until: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check what the patch loss cannot do without."""
-        if self.supervised not in get_args(Supervised):
-            raise ValueError(f"supervised must be one of {get_args(Supervised)}")
+        """Check what no type checks at run time, and what the patch loss cannot do without."""
+        check_choices(
+            self,
+            dino_token=GlobalToken,
+            supervised=Supervised,
+            normalization=Normalization,
+            ema=EmaScope,
+            targets=TargetKind,
+        )
+        if not 0 <= self.mask_ratio <= 1:
+            raise ValueError(f"mask_ratio must lie in 0..1, not {self.mask_ratio}")
         if self.supervised == "masked" and self.mask_ratio <= 0:
             raise ValueError("iBOT supervises masked patches only: mask_ratio must be above 0")
 
 
 class Pretrain(Method):
-    """A model, its projector head and the head's moving average."""
+    """A model, its projector heads and the moving averages."""
 
     def __init__(self, model: Tipsv2Model, config: PretrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
-        width = model_width(model)
+        width, is_averaged = model_width(model), config.ema != "none"
         self.head = config.head.build(width)
-        self.teacher_head = copy.deepcopy(self.head).requires_grad_(requires_grad=False)
-        self.centering = Centering(
-            config.head.num_prototypes, temperature=config.head.teacher_temperature
+        self.global_head = config.head.build(width) if config.separate_heads else None
+        self.teacher_head = averaged_copy(self.head) if is_averaged else None
+        self.teacher_global_head = (
+            averaged_copy(self.global_head) if is_averaged and self.global_head else None
         )
+        self.teacher_tower = averaged_copy(model.vision_model) if config.ema == "full" else None
+        self.centering = self._build_targets()
+        self.global_centering = self._build_targets() if config.dino_weight > 0 else None
         self.contrast = NameContrast()
         self.projection = nn.Linear(width, TRUNK_WIDTH)
+
+    def _build_targets(self) -> nn.Module:
+        head = self.config.head
+        return build_targets(
+            self.config.targets,
+            num_prototypes=head.num_prototypes,
+            temperature=head.teacher_temperature,
+            momentum=head.centre_momentum,
+        )
 
     @property
     def shared_settings(self) -> PretrainConfig:
         """See the base class."""
         return self.config
 
-    def training_step(
-        self, batch: Batch, *, progress: float, generator: torch.Generator
-    ) -> StepResult:
+    def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""
-        features = vision_features(self.model, batch.pixels_B3HW)
-        loss, terms = self.shared_loss(features, batch, progress)
-        if self.config.ibot_weight > 0 and progress >= self.config.ibot_start:
-            terms["ibot"] = self._ibot_term(features, batch, generator)
-            loss = loss + self.config.ibot_weight * terms["ibot"]
+        whole = self.encode(batch.pixels_B3HW)
+        loss, terms = self.shared_loss(whole, batch, step.progress)
+        config = self.config
+        has_ibot = config.ibot_weight > 0 and step.progress >= config.ibot_start
+        has_dino = (
+            config.dino_weight > 0
+            and len(batch.locals_CB3hw) > 0
+            and step.progress >= config.dino_start
+        )
+        if has_ibot or has_dino:
+            taught = self._teacher_tokens(whole, batch)
+            if has_ibot:
+                terms["ibot"] = self._ibot_term(taught, batch, step)
+                loss = loss + config.ibot_weight * terms["ibot"]
+            if has_dino:
+                terms["dino"] = self._dino_term(taught, batch)
+                loss = loss + config.dino_weight * terms["dino"]
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
 
-    def _ibot_term(
-        self, features: VisionFeatures, batch: Batch, generator: torch.Generator
-    ) -> Tensor:
-        targets_BNK = self.centering(self.teacher_head(features.patches_BND.detach()))
-        batch_size, num_patches = features.patches_BND.shape[:2]
-        masked_BN = random_masks(batch_size, num_patches, self.config.mask_ratio, generator)
-        student = vision_features(self.model, batch.pixels_B3HW, masked_BN)
+    @torch.no_grad()
+    def _teacher_tokens(self, whole: VisionTokens, batch: Batch) -> VisionTokens:
+        """What the teacher sees of the whole picture: the student's own tokens, if it can."""
+        if self.teacher_tower is None:
+            return detached(whole)
+        return vision_tokens(self.teacher_tower, batch.pixels_B3HW)
+
+    def _ibot_term(self, taught: VisionTokens, batch: Batch, step: Step) -> Tensor:
+        with torch.no_grad():
+            teacher = self.head if self.teacher_head is None else self.teacher_head
+            targets_BNK = self.centering(teacher(taught.patches_BND))
+        masked_BN = self.draw_masks(taught, self.config.mask_ratio, step)
+        student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
         logits_BNK = self.head(student.patches_BND) / self.config.head.student_temperature
-        return ibot_loss(logits_BNK, targets_BNK, masked_BN, self.config.supervised)
+        return ibot_loss(
+            logits_BNK,
+            targets_BNK,
+            masked_BN,
+            self.config.supervised,
+            normalization=self.config.normalization,
+        )
+
+    def _dino_term(self, taught: VisionTokens, batch: Batch) -> Tensor:
+        config = self.config
+        head = self.head if self.global_head is None else self.global_head
+        averaged = self.teacher_head if self.global_head is None else self.teacher_global_head
+        assert self.global_centering is not None  # it is built wherever DINO has a weight
+        with torch.no_grad():
+            teacher = head if averaged is None else averaged
+            targets_BK = self.global_centering(teacher(global_token(taught, config.dino_token)))
+        crops_CBD = encode_crops(self.model, batch.locals_CB3hw, config.dino_token)
+        logits_CBK = head(crops_CBD) / config.head.student_temperature
+        return dino_loss(logits_CBK, targets_BK, config.normalization)
+
+    def _averaged_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        pairs = (
+            (self.teacher_head, self.head),
+            (self.teacher_global_head, self.global_head),
+            (self.teacher_tower, self.model.vision_model),
+        )
+        return [
+            (average, current)
+            for average, current in pairs
+            if average is not None and current is not None
+        ]
+
+    def averages(self) -> Sequence[nn.Module]:
+        """The heads' averages and, under full EMA, the vision tower's."""
+        return [average for average, _ in self._averaged_pairs()]
 
     def after_step(self) -> None:
-        """Move the teacher head; the encoder has no average (head-only EMA)."""
-        update_ema(self.teacher_head, self.head, self.config.head.ema_momentum)
+        """Move the averages."""
+        for average, current in self._averaged_pairs():
+            update_ema(average, current, self.config.head.ema_momentum)

@@ -1,6 +1,9 @@
 """Loss terms that pretraining and distillation share: captions, names in patches, the trunk.
 
-Shapes: B batch, N patches, L tokens, U names, D width, K the trunk's width.
+Each term is this rank's part of the global batch's: the mean over the ranks is the whole.
+
+Shapes: B batch, N patches, L tokens, T captioned pictures, G those of all ranks, U names, V those
+of all ranks, D width, K the trunk's width.
 """
 
 from dataclasses import dataclass
@@ -11,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Tipsv2Model
 
-from model.features import VisionFeatures, text_features
+from model.features import VisionFeatures, VisionTokens, text_features
 from training.data.batch import Batch, TextBatch
+from training.distributed import gather_rows, num_ranks, sum_over_ranks
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
-from training.losses.fine_grained import patch_name_loss
+from training.losses.fine_grained import patch_name_parts
 
 PatchFeatures = Literal["patches", "values"]
 
@@ -47,57 +51,112 @@ class NameContrastConfig:
 
 def embed_texts(model: Tipsv2Model, texts: TextBatch, *, locked: bool = False) -> Tensor:
     """Text embeddings [B, D], not normalised; without gradient where the tower is locked."""
+    token_ids_BL, mask_BL = texts.token_ids_BL, texts.mask_BL
+    if len(texts) == 0:
+        # The tower takes no empty batch, and every rank must walk through the same parameters.
+        token_ids_BL, mask_BL = token_ids_BL.new_zeros((1, 1)), mask_BL.new_ones((1, 1))
     with torch.set_grad_enabled(torch.is_grad_enabled() and not locked):
-        return text_features(model, texts.token_ids_BL, texts.mask_BL)
+        return text_features(model, token_ids_BL, mask_BL)[: len(texts)]
 
 
 def caption_terms(
-    model: Tipsv2Model, features: VisionFeatures, batch: Batch, *, locked: bool = False
+    model: Tipsv2Model, features: VisionTokens, batch: Batch, *, locked: bool = False
 ) -> dict[str, Tensor]:
-    """InfoNCE of CLS1 with the short and of CLS2 with the long captions."""
+    """InfoNCE of CLS1 with the short and of CLS2 with the long captions, over the global batch.
+
+    Pictures without captions have no row; where no rank has a captioned picture, no term either.
+    """
+    if sum_over_ranks([len(batch.cls1)], batch.pixels_B3HW.device) == [0]:
+        return {}
+    dim = features.cls1_BD.shape[-1]
+    rows_TF = torch.cat(
+        [
+            part_TD.float()
+            for part_TD in (
+                features.cls1_BD[batch.captioned_B],
+                embed_texts(model, batch.cls1, locked=locked),
+                features.cls2_BD[batch.captioned_B],
+                embed_texts(model, batch.cls2, locked=locked),
+            )
+        ],
+        dim=1,
+    )
+    (rows_GF, ids1_G, ids2_G), own = gather_rows(rows_TF, batch.cls1_ids_T, batch.cls2_ids_T)
+    images1_GD, texts1_GD, images2_GD, texts2_GD = rows_GF.split(dim, dim=1)
     temperature = model.temperature.clamp(min=_MIN_TEMPERATURE)
-    return {
-        "cls1": contrastive_loss(
-            features.cls1_BD,
-            embed_texts(model, batch.cls1, locked=locked),
-            temperature,
-            batch.cls1_ids_T,
-        ),
-        "cls2": contrastive_loss(
-            features.cls2_BD,
-            embed_texts(model, batch.cls2, locked=locked),
-            temperature,
-            batch.cls2_ids_T,
-        ),
-    }
+    rows = None if num_ranks() == 1 else own
+    cls1 = contrastive_loss(images1_GD, texts1_GD, temperature, ids1_G, rows=rows)
+    cls2 = contrastive_loss(images2_GD, texts2_GD, temperature, ids2_G, rows=rows)
+    return {"cls1": cls1 * num_ranks(), "cls2": cls2 * num_ranks()}
 
 
 def name_term(
     model: Tipsv2Model,
-    features: VisionFeatures,
+    features: VisionTokens,
     batch: Batch,
     *,
     contrast: NameContrast,
     config: NameContrastConfig,
     locked: bool = False,
 ) -> Tensor:
-    """Patch-name contrast of a batch."""
-    patches_BND = features.patches_BND if config.features == "patches" else features.values_BND
-    return patch_name_loss(
+    """Patch-name contrast of this rank's pictures with the names of the global batch.
+
+    Pictures whose captions have no known name are left out: nothing is known of their patches.
+    """
+    names_VD, present_BV = _all_names(embed_texts(model, batch.names, locked=locked), batch)
+    patches_BND = _compared_patches(features, config.features)
+    named_B = present_BV.any(1)
+    counts = [int(named_B.sum()), int(present_BV.sum())]
+    totals = sum_over_ranks(counts, patches_BND.device)
+    if not named_B.any():
+        return names_VD.sum() * 0  # the other ranks wait in the gathering's way back
+    if not named_B.all():
+        patches_BND, present_BV = patches_BND[named_B], present_BV[named_B]
+    stray, hidden_P = patch_name_parts(
         patches_BND,
-        embed_texts(model, batch.names, locked=locked),
-        batch.present_BU,
+        names_VD,
+        present_BV,
         scale=contrast.scale(),
         nothing=contrast.nothing,
         num_shown=min(config.num_shown, patches_BND.shape[1]),
     )
+    return stray * _share(counts[0], totals[0]) + hidden_P.mean() * _share(counts[1], totals[1])
 
 
-def trunk_term(features: VisionFeatures, batch: Batch, projection: nn.Linear) -> Tensor:
+def _share(count: int, total: int) -> float:
+    """What turns a rank's mean over its `count` things into its part of the global mean."""
+    return count * num_ranks() / total
+
+
+def _compared_patches(features: VisionTokens, kind: PatchFeatures) -> Tensor:
+    if kind == "patches":
+        return features.patches_BND
+    assert isinstance(features, VisionFeatures)  # Method.encode gives them where they are needed
+    return features.values_BND
+
+
+def _all_names(names_UD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Names of all ranks, each once, and which of them this rank's pictures have."""
+    if num_ranks() == 1:
+        return names_UD, batch.present_BU
+    (names_GD, ids_G), own = gather_rows(names_UD.float(), batch.name_ids_U)
+    ids_V, column_G = ids_G.unique(return_inverse=True)
+    position_G = torch.arange(len(ids_G), device=ids_G.device)
+    first_V = position_G.new_full((len(ids_V),), len(ids_G))
+    first_V = first_V.scatter_reduce(0, column_G, position_G, "amin")
+    present_BV = batch.present_BU.new_zeros((len(batch.present_BU), len(ids_V)))
+    present_BV[:, column_G[own]] = batch.present_BU
+    return names_GD[first_V], present_BV
+
+
+def trunk_term(features: VisionTokens, batch: Batch, projection: nn.Linear) -> Tensor:
     """One minus the cosine of the mean patch with the trunk's target, where there is one."""
     single_B = batch.targets_BK.abs().sum(1) > 0
-    if not single_B.any():
+    count = int(single_B.sum())
+    total = sum_over_ranks([count], single_B.device)[0]
+    if count == 0:
         return features.patches_BND.new_zeros(())
     mean_BD = features.patches_BND[single_B].mean(1)
     predicted_BK = projection(mean_BD).float()
-    return 1 - F.cosine_similarity(predicted_BK, batch.targets_BK[single_B]).mean()
+    cosine_B = F.cosine_similarity(predicted_BK, batch.targets_BK[single_B])
+    return (1 - cosine_B.mean()) * _share(count, total)

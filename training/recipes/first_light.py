@@ -6,6 +6,7 @@ from training.config import DataConfig, ModelConfig, TrainingConfig
 from training.data.augment import STRONG_AUGMENT
 from training.data.loader import Stage
 from training.data.scenes import SceneConfig
+from training.heads import SMALL_HEAD
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.terms import NameContrastConfig
@@ -33,7 +34,7 @@ def teacher() -> TrainingConfig:
     """Pretrain a small teacher: two caption streams, from half time on iBOT++ as well."""
     return TrainingConfig(
         name=TEACHER_NAME,
-        method=PretrainConfig(text_locked_until=0.0),
+        method=PretrainConfig(dino_weight=0.0, ibot_start=0.5, head=SMALL_HEAD),
         data=DataConfig(
             stages=(
                 _close_ups(until=0.25, common_share=0.5),
@@ -59,10 +60,10 @@ def student() -> TrainingConfig:
         name="first-student",
         method=DistillConfig(
             trunk_weight=1.0,
-            text_locked_until=0.0,
             patch_weight=1.0,
             patch_from=0.5,
             patch_until=0.69,
+            head=SMALL_HEAD,
             names=NameContrastConfig(weight=1.0),
         ),
         model=ModelConfig(),
@@ -84,7 +85,13 @@ def debug() -> TrainingConfig:
     """Run both losses of the teacher for a minute, to see that everything works."""
     return TrainingConfig(
         name="debug",
-        method=PretrainConfig(ibot_start=0.5, names=NameContrastConfig(weight=1.0)),
+        method=PretrainConfig(
+            dino_weight=0.0,
+            ibot_start=0.5,
+            head=SMALL_HEAD,
+            names=NameContrastConfig(weight=1.0),
+            text_locked_until=0.2,
+        ),
         model=ModelConfig(dim=48, vision_layers=2, text_layers=1, heads=2, native_size=56),
         data=DataConfig(stages=(_close_ups(until=1.0, common_share=0.5),)),
         batch_size=16,

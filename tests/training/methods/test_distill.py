@@ -10,12 +10,13 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from model.features import vision_features
 from training.config import TrainingConfig
 from training.data.batch import Batch
-from training.heads import Centering
+from training.heads import HeadConfig
 from training.losses.distillation import distillation_loss
-from training.methods.base import StepResult
-from training.methods.distill import Distill, DistillConfig, FrozenTeacher
-from training.methods.pretrain import HeadConfig
+from training.methods.base import Step, StepResult
+from training.methods.distill import Distill, DistillConfig
+from training.methods.teacher import FrozenTeacher
 from training.run import new_model
+from training.targets import Centering
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
 CONFIG = DistillConfig(head=HEAD, patch_from=0.25, patch_until=0.75, text_locked_until=0.0)
@@ -37,7 +38,11 @@ def make_teacher(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Mak
 
 
 def step(method: Distill, batch: Batch, progress: float) -> StepResult:
-    return method.training_step(batch, progress=progress, generator=torch.Generator())
+    rows = len(batch.pixels_B3HW)
+    generator = torch.Generator().manual_seed(0)
+    return method(
+        batch, Step(progress=progress, generator=generator, first_row=0, global_rows=rows)
+    )
 
 
 def test_the_teacher_is_frozen_and_no_part_of_the_student(
@@ -96,7 +101,7 @@ def test_every_patch_of_the_whole_picture_is_distilled(
         theirs = vision_features(teacher.model, batch.pixels_B3HW)
         logits_BNK = method.head(own.patches_BND) / HEAD.student_temperature
         targets_BNK = (teacher.head(theirs.patches_BND) / HEAD.teacher_temperature).softmax(-1)
-    torch.testing.assert_close(teacher.assign(batch.pixels_B3HW), targets_BNK)
+    torch.testing.assert_close(teacher.assign_patches(theirs.patches_BND), targets_BNK)
     expected = distillation_loss(logits_BNK, targets_BNK)
     torch.testing.assert_close(step(method, batch, 0.5).metrics["patch"], expected)
 

@@ -9,20 +9,24 @@ from transformers import Tipsv2Model
 
 from model.features import vision_features
 from training.data.batch import Batch
-from training.heads import Centering
+from training.heads import HeadConfig
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
-from training.methods.base import StepResult, model_width
-from training.methods.pretrain import HeadConfig, Pretrain, PretrainConfig
+from training.methods.base import Step, StepResult, model_width
+from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.terms import NameContrastConfig
+from training.targets import Centering
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24, ema_momentum=0.9)
-CONFIG = PretrainConfig(head=HEAD, text_locked_until=0.0)
+CONFIG = PretrainConfig(head=HEAD, ibot_start=0.5)
 
 
 def step(method: Pretrain, batch: Batch, progress: float, *, seed: int = 0) -> StepResult:
     generator = torch.Generator().manual_seed(seed)
-    return method.training_step(batch, progress=progress, generator=generator)
+    rows = len(batch.pixels_B3HW)
+    return method(
+        batch, Step(progress=progress, generator=generator, first_row=0, global_rows=rows)
+    )
 
 
 def copied(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -32,7 +36,10 @@ def copied(module: torch.nn.Module) -> dict[str, Tensor]:
 def test_there_is_one_encoder_and_two_heads(student_model: Tipsv2Model) -> None:
     method = Pretrain(student_model, CONFIG)
     parts = {name.split(".")[0] for name in method.state_dict()}
-    assert parts == {"model", "head", "teacher_head", "centering", "contrast", "projection"}
+    assert parts == {
+        "model", "head", "teacher_head", "centering", "global_centering", "contrast", "projection"
+    }  # fmt: skip
+    assert method.teacher_head is not None
     assert model_width(student_model) == method.projection.in_features == 48
     for name, value in method.head.state_dict().items():
         assert torch.equal(method.teacher_head.state_dict()[name], value)
@@ -73,6 +80,7 @@ def test_the_teacher_sees_the_whole_and_the_student_the_masked_picture(
     student_model: Tipsv2Model, batch: Batch, supervised: Supervised
 ) -> None:
     method = Pretrain(student_model, replace(CONFIG, supervised=supervised))
+    assert method.teacher_head is not None
     with torch.no_grad():
         method.teacher_head.prototypes.add_(0.05)
         centering = Centering(24, temperature=HEAD.teacher_temperature)
@@ -111,6 +119,7 @@ def test_the_gradient_reaches_encoder_and_head_and_no_teacher(
     ):
         assert learner.grad is not None
         assert learner.grad.any()
+    assert method.teacher_head is not None
     assert all(p.grad is None for p in method.teacher_head.parameters())
 
 
@@ -118,6 +127,7 @@ def test_the_centre_moves_only_with_the_patch_loss(
     student_model: Tipsv2Model, batch: Batch
 ) -> None:
     method = Pretrain(student_model, CONFIG)
+    assert isinstance(method.centering, Centering)
     step(method, batch, 0.1)
     assert not method.centering.centre_K.any()
     step(method, batch, 0.9)

@@ -1,0 +1,50 @@
+"""Targets: centering balances and sharpens, Sinkhorn balances exactly, softmax only sharpens."""
+
+import math
+
+import pytest
+import torch
+
+from training.targets import Centering
+
+
+def test_assignments_are_the_sharpened_softmax_of_centred_cosines() -> None:
+    centering = Centering(3, temperature=0.5, momentum=0.9)
+    centering.centre_K.copy_(torch.tensor([0.2, 0.0, -0.1]))
+    probs_K = centering(torch.tensor([[0.7, 0.0, -0.1]]))
+    expected_K = [math.exp(value / 0.5) for value in (0.5, 0.0, 0.0)]
+    total = sum(expected_K)
+    assert probs_K[0].tolist() == pytest.approx([value / total for value in expected_K], rel=1e-5)
+
+
+def test_the_centre_is_the_moving_mean_over_all_patches() -> None:
+    centering = Centering(2, temperature=0.1, momentum=0.9)
+    cosines_BNK = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, -0.2]]])
+    centering(cosines_BNK)
+    assert centering.centre_K.tolist() == pytest.approx([0.1 * 0.25, 0.1 * 0.2])
+    centering(cosines_BNK)
+    assert centering.centre_K.tolist() == pytest.approx([0.19 * 0.25, 0.19 * 0.2])
+
+
+def test_the_centre_rests_in_evaluation() -> None:
+    centering = Centering(4, temperature=0.1).eval()
+    centering(torch.rand(5, 4))
+    assert not centering.centre_K.any()
+
+
+def test_the_centre_is_saved_and_never_learns() -> None:
+    centering = Centering(4, temperature=0.1)
+    assert set(centering.state_dict()) == {"centre_K"}
+    assert not list(centering.parameters())
+    assert not centering(torch.rand(5, 4, requires_grad=True)).requires_grad
+
+
+def test_centering_keeps_one_prototype_from_taking_everything() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cosines_NK = 0.05 * torch.randn(64, 4, generator=generator) + torch.tensor([0.5, 0, 0, 0])
+    centering = Centering(4, temperature=0.06, momentum=0.5)
+    first_K = centering(cosines_NK).mean(0)
+    for _ in range(20):
+        last_K = centering(cosines_NK).mean(0)
+    assert first_K[0] > 0.95
+    assert last_K.max() < 0.4

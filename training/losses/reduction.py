@@ -1,0 +1,27 @@
+"""Turns the losses of single tokens into one number, by the mean or by the paper's sum.
+
+Shapes: B batch, N tokens of a picture.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+Normalization = Literal["mean", "sum"]
+
+
+def reduce_tokens(
+    loss_BN: Tensor, counted_BN: Tensor | None, normalization: Normalization
+) -> Tensor:
+    """Reduce the losses of tokens to a scalar.
+
+    Args:
+        loss_BN: One loss a token.
+        counted_BN: bool; the tokens that count, the same number in each picture; None for all.
+        normalization: "mean" over the counted tokens keeps a loss's weight its meaning between
+            picture sizes and between iBOT and iBOT++; "sum" over a picture's tokens, then the mean
+            over pictures, is the formula as TIPSv2 (arXiv:2604.12012) prints it. Which of the two
+            its training took is not published.
+    """
+    counted = loss_BN if counted_BN is None else loss_BN[counted_BN]
+    return counted.mean() if normalization == "mean" else counted.sum() / len(loss_BN)

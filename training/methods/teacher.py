@@ -1,0 +1,168 @@
+"""The frozen teacher of a distillation, and loading it from the folder of a run or of a release.
+
+Shapes: B batch, N patches, D the teacher's width, K prototypes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import Tipsv2Model
+
+from model.features import VisionTokens, vision_tokens
+from training.heads import HeadConfig, PrototypeHead
+from training.methods.base import model_width
+from training.targets import Centering, Softmax
+
+TeacherDtype = Literal["float32", "bfloat16"]
+
+HEAD_FILE = "heads.pt"
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FrozenTeacher:
+    """A finished model, in evaluation mode, with what its run left of heads and centres.
+
+    Attributes:
+        model: Any Tipsv2Model; its width need not be the student's.
+        head: Its prototype head; None for a model that was published without one.
+        centering: Turns the head's cosines at patches into assignments.
+        global_head: The head of the CLS token; None where the two share one.
+        global_centering: Turns cosines at the CLS token into assignments; None for `centering`.
+    """
+
+    model: Tipsv2Model
+    head: PrototypeHead | None
+    centering: nn.Module | None
+    global_head: PrototypeHead | None = None
+    global_centering: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        """Freeze everything."""
+        for module in self._modules():
+            module.eval().requires_grad_(requires_grad=False)
+
+    def _modules(self) -> list[nn.Module]:
+        parts: tuple[nn.Module | None, ...] = (
+            self.model,
+            self.head,
+            self.centering,
+            self.global_head,
+            self.global_centering,
+        )
+        return [module for module in parts if module is not None]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return model_width(self.model)
+
+    @torch.no_grad()
+    def look(self, pixels_B3HW: Tensor) -> VisionTokens:
+        """Encode whole pictures, float32; the teacher follows the pictures to their device."""
+        weight = next(self.model.parameters())
+        if weight.device != pixels_B3HW.device:
+            for module in self._modules():
+                module.to(pixels_B3HW.device)
+        tokens = vision_tokens(self.model, pixels_B3HW.to(weight.dtype))
+        return VisionTokens(
+            cls1_BD=tokens.cls1_BD.float(),
+            cls2_BD=tokens.cls2_BD.float(),
+            patches_BND=tokens.patches_BND.float(),
+        )
+
+    @torch.no_grad()
+    def assign_patches(self, patches_BND: Tensor) -> Tensor:
+        """Prototype assignments [B, N, K] of patches."""
+        assert self.head is not None  # Distill asks for prototypes only of teachers with a head
+        assert self.centering is not None
+        assigned_BNK: Tensor = self.centering(self.head(patches_BND))
+        return assigned_BNK
+
+    @torch.no_grad()
+    def assign_global(self, tokens_BD: Tensor) -> Tensor:
+        """Prototype assignments [B, K] of global tokens."""
+        head = self.global_head or self.head
+        centering = self.global_centering or self.centering
+        assert head is not None
+        assert centering is not None
+        assigned_BK: Tensor = centering(head(tokens_BD))
+        return assigned_BK
+
+
+def load_teacher(
+    folder: Path, head: HeadConfig, *, dtype: TeacherDtype = "float32"
+) -> FrozenTeacher:
+    """Load what a pretraining run left behind, or a released model, which has no head.
+
+    Args:
+        folder: Of a run, with `model/` and `heads.pt`; or of a model, with `config.json`.
+        head: The student's; the teacher's assignments are sharpened with its teacher temperature.
+            The shape of the teacher's own head is read off its file.
+        dtype: Of the teacher's encoder. Its head stays in float32.
+
+    Raises:
+        FileNotFoundError: There is no model in the folder (yet).
+    """
+    source = folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
+    if not (source / "config.json").exists():
+        raise FileNotFoundError(
+            f"no teacher in {folder}: run its recipe first, or give the folder of a released model"
+        )
+    model = Tipsv2Model.from_pretrained(
+        source,
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+    )
+    state: dict[str, Tensor] = {}
+    if (folder / HEAD_FILE).exists():
+        state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
+    tower = _part(state, "teacher_tower")
+    if tower:  # under full EMA the assignments are those of the averaged encoder
+        model.vision_model.load_state_dict(tower)
+    return FrozenTeacher(
+        model=model,
+        head=_load_head(_part(state, "teacher_head") or _part(state, "head")),
+        centering=_load_centering(_part(state, "centering"), head) if state else None,
+        global_head=_load_head(_part(state, "teacher_global_head") or _part(state, "global_head")),
+        global_centering=_load_centering(_part(state, "global_centering"), head)
+        if _part(state, "global_centering")
+        else None,
+    )
+
+
+def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state of one submodule."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+
+
+def _load_head(state: Mapping[str, Tensor]) -> PrototypeHead | None:
+    """Build a head of whatever shape its weights have."""
+    if not state:
+        return None
+    weights = [value for key, value in state.items() if key.startswith("mlp.") and value.ndim == 2]
+    num_prototypes, bottleneck = state["prototypes"].shape
+    head = PrototypeHead(
+        weights[0].shape[1],
+        hidden=weights[0].shape[0],
+        bottleneck=bottleneck,
+        num_prototypes=num_prototypes,
+        layers=len(weights),
+    )
+    head.load_state_dict(state)
+    return head
+
+
+def _load_centering(state: Mapping[str, Tensor], head: HeadConfig) -> nn.Module:
+    """The centre where the run had left it; a run without one sharpened its cosines as they are."""
+    if not state:
+        return Softmax(temperature=head.teacher_temperature)
+    centre_K = state["centre_K"]
+    centering = Centering(len(centre_K), temperature=head.teacher_temperature)
+    centering.load_state_dict(state)
+    return centering

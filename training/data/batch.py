@@ -10,9 +10,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Tipsv2Tokenizer
+
+from model.text import TEMPLATES
 
 MAX_TOKENS = 64
 
@@ -75,3 +78,26 @@ def text_ids(texts: Sequence[str]) -> Tensor:
     """Number texts by what they say: int64 [T], the same text the same number on every rank."""
     digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
     return torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests], dtype=torch.int64)
+
+
+def name_columns(
+    names_by_picture: Sequence[Sequence[str]], tokenizer: Tipsv2Tokenizer, *, step: int
+) -> tuple[TextBatch, Tensor, Tensor]:
+    """The distinct names of a batch: their prompts, their ids [U] and which picture has which.
+
+    A name's prompt is drawn from the step and the name, so that every rank puts it the same way.
+    """
+    names = sorted({name for row in names_by_picture for name in row})
+    present = [[name in row for name in names] for row in names_by_picture]
+    return (
+        tokenize(tokenizer, [_prompt(name, step) for name in names]),
+        text_ids(names),
+        torch.tensor(present, dtype=torch.bool).reshape(len(names_by_picture), len(names)),
+    )
+
+
+def _prompt(name: str, step: int) -> str:
+    """Put a name into a prompt: half the time none, else one of the nine."""
+    rng = np.random.default_rng((step, *name.encode()))
+    templates = (*TEMPLATES["tcl"], *(["{}"] * len(TEMPLATES["tcl"])))
+    return templates[rng.integers(len(templates))].format(name)

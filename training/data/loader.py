@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
-from model.text import TEMPLATES
-from training.data.batch import Batch, text_ids, tokenize
+from training.data.batch import Batch, name_columns, text_ids, tokenize
 from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
 from training.data.crops import CropConfig, crop_pictures
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
@@ -59,13 +58,6 @@ class BatchPlan:
         return stage.scenes
 
 
-def _prompt(name: str, step: int) -> str:
-    """Put a name into a prompt: half the time none, else one of the nine."""
-    rng = np.random.default_rng((step, *name.encode()))
-    templates = (*TEMPLATES["tcl"], *(["{}"] * len(TEMPLATES["tcl"])))
-    return templates[rng.integers(len(templates))].format(name)
-
-
 def collate(
     chosen: Sequence[tuple[str, str]],
     scenes: Sequence[Scene],
@@ -79,8 +71,8 @@ def collate(
 
     The masks are left behind here.
     """
-    names = sorted({name for scene in scenes for name in scene.captions.names})
-    present = [[name in scene.captions.names for name in names] for scene in scenes]
+    by_scene = [scene.captions.names for scene in scenes]
+    names, name_ids_U, present_BU = name_columns(by_scene, tokenizer, step=step)
     first, second = zip(*chosen, strict=True)
     return Batch(
         pixels_B3HW=crops[0],
@@ -90,9 +82,9 @@ def collate(
         cls1_ids_T=text_ids(first),
         cls2=tokenize(tokenizer, second),
         cls2_ids_T=text_ids(second),
-        names=tokenize(tokenizer, [_prompt(name, step) for name in names]),
-        name_ids_U=text_ids(names),
-        present_BU=torch.tensor(present),
+        names=names,
+        name_ids_U=name_ids_U,
+        present_BU=present_BU,
         targets_BK=_targets(scenes, targets_MK),
     )
 

@@ -1,0 +1,91 @@
+"""Pictures small enough to make many of: each of one colour, which tells which one it is."""
+
+import io
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from training.data.batch import Batch, TextBatch
+from training.data.caption_sampling import CaptionSampling
+from training.data.crops import CropConfig
+from training.data.shards.batches import ShardsConfig
+from training.data.shards.sample import Sample
+
+NUM_PICTURES = 23
+SHARD_SIZE = 5
+
+
+def encode(number: int, *, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
+    """A picture whose colour is its number's."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (number * 9 % 256, number * 5 % 256, 200)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def make_sample(number: int) -> Sample:
+    """Every third has no caption, every second has a long one, every fifth lists a name."""
+    captions = {} if number % 3 == 2 else {"alt": f"picture {number}"}
+    if captions and number % 2 == 0:
+        captions["gemini"] = f"a long account of picture {number}"
+    return Sample(
+        key=f"{number:09d}",
+        picture=encode(number),
+        suffix=".png",
+        captions=captions,
+        names=("dog",) if number % 5 == 0 else (),
+        fields={"url": f"https://example.org/{number}", "license": "CC0-1.0"},
+    )
+
+
+@pytest.fixture(name="encode")
+def encode_fixture() -> Callable[..., bytes]:
+    """Make a picture's file."""
+    return encode
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    """Twenty-three samples."""
+    return [make_sample(number) for number in range(NUM_PICTURES)]
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path, samples: list[Sample]) -> Path:
+    """The same samples as plain files in two sub-folders, in the order of their numbers."""
+    folder = tmp_path / "pictures"
+    for number, sample in enumerate(samples):
+        part = folder / ("a" if number < 10 else "b")
+        part.mkdir(parents=True, exist_ok=True)
+        for name, content in sample.members().items():
+            (part / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def shards_config(tmp_path: Path) -> ShardsConfig:
+    """Small crops in a small window."""
+    return ShardsConfig(
+        folder=tmp_path,
+        captions=CaptionSampling(cls1=("alt",), cls2=("gemini",)),
+        crops=CropConfig(global_size=28, num_local=2, local_size=14, flips="all"),
+        window_shards=2,
+        seed=5,
+        num_workers=0,
+    )
+
+
+@pytest.fixture
+def is_same() -> Callable[[object, object], bool]:
+    """Compare two batches, tensor by tensor."""
+
+    def compare(first: object, second: object) -> bool:
+        if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+            return torch.equal(first, second)
+        assert isinstance(first, Batch | TextBatch)
+        return all(compare(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
+
+    return compare

@@ -1,0 +1,110 @@
+"""Shards: any sample read alone, the same bytes for the same samples, read by others too."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.data.shards.sample import BadSample, Sample
+from training.data.shards.tar_shard import (
+    find_offsets,
+    load_offsets,
+    offsets_path,
+    read_sample,
+    write_atomically,
+    write_offsets,
+    write_shard,
+)
+
+
+def test_any_sample_is_read_alone(tmp_path: Path, samples: list[Sample]) -> None:
+    path = tmp_path / "shard-000000.tar"
+    assert write_shard(path, samples) == len(samples)
+    for row in (22, 0, 7):
+        assert read_sample(path, row) == samples[row]
+
+
+def test_the_file_depends_on_the_samples_alone(tmp_path: Path, samples: list[Sample]) -> None:
+    write_shard(tmp_path / "one.tar", samples)
+    write_shard(tmp_path / "two.tar", samples)
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+
+
+def test_the_offsets_are_found_again_from_the_headers(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    path = tmp_path / "shard-000000.tar"
+    write_shard(path, samples)
+    assert np.array_equal(find_offsets(path), load_offsets(path))
+
+
+def test_long_and_foreign_names_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "shard-000000.tar"
+    name = "d\u00e9j\u00e0/" + "x" * 150
+    with tarfile.open(path, "w") as archive:
+        for part, content in (("/", b""), (".jpg", b"picture"), (".txt", b"a caption")):
+            entry = tarfile.TarInfo(name + part)
+            entry.type = tarfile.DIRTYPE if part == "/" else tarfile.REGTYPE
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    write_offsets(path, find_offsets(path))
+    sample = read_sample(path, 0)
+    assert (sample.key, sample.picture, sample.captions) == (name, b"picture", {"alt": "a caption"})
+
+
+def test_the_webdataset_package_reads_our_shards(tmp_path: Path, samples: list[Sample]) -> None:
+    # The package's whole pipeline leaves the file open, which is an error here.
+    tariterators = pytest.importorskip("webdataset.tariterators")
+    path = tmp_path / "shard-000000.tar"
+    write_shard(path, samples)
+    with path.open("rb") as stream:
+        files = tariterators.tar_file_iterator(stream)
+        found = list(tariterators.group_by_keys({**file, "__url__": "shard"} for file in files))
+    assert [row["__key__"] for row in found] == [sample.key for sample in samples]
+    assert [row["png"] for row in found] == [sample.picture for sample in samples]
+    assert json.loads(found[0]["json"])["captions"] == samples[0].captions
+
+
+def test_a_file_that_ends_early_is_no_shard(tmp_path: Path, samples: list[Sample]) -> None:
+    path = tmp_path / "shard-000000.tar"
+    write_shard(path, samples)
+    short = tmp_path / "short.tar"
+    short.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(ValueError, match="no whole tar file"):
+        find_offsets(short)
+
+
+def test_a_damaged_part_breaks_its_own_sample_only(tmp_path: Path, samples: list[Sample]) -> None:
+    path = tmp_path / "shard-000000.tar"
+    write_shard(path, samples)
+    start = int(load_offsets(path)[3])
+    content = bytearray(path.read_bytes())
+    content[start : start + 512] = b"\xff" * 512
+    path.write_bytes(content)
+    with pytest.raises(BadSample):
+        read_sample(path, 3)
+    assert read_sample(path, 4) == samples[4]
+
+
+def test_a_shard_without_offsets_says_what_to_run(tmp_path: Path, samples: list[Sample]) -> None:
+    path = tmp_path / "lonely" / "shard-000000.tar"
+    write_shard(path, samples)
+    offsets_path(path).unlink()
+    with pytest.raises(FileNotFoundError, match="shards index"):
+        read_sample(path, 0)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file: object) -> None:
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,154 @@
+"""A data set of shards: its manifest, and reading any sample by shard and row."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.shards.sample import Sample
+from training.data.shards.summary import DataSummary, total
+from training.data.shards.tar_shard import read_sample, write_atomically
+
+MANIFEST_FILE = "manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One shard.
+
+    Attributes:
+        name: Of its file.
+        num_bytes: Of its file.
+        sha256: Of its file.
+        num_skipped: Items that were left out as broken when it was made.
+        summary: What it holds.
+    """
+
+    name: str
+    num_bytes: int
+    sha256: str
+    num_skipped: int
+    summary: DataSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a data set was made from, and its shards in order."""
+
+    origin: Mapping[str, Any]
+    shards: Sequence[ShardEntry]
+
+    @property
+    def summary(self) -> DataSummary:
+        """What all shards hold."""
+        return total(entry.summary for entry in self.shards)
+
+    @property
+    def num_skipped(self) -> int:
+        """Items left out as broken."""
+        return sum(entry.num_skipped for entry in self.shards)
+
+
+def make_entry(path: Path, *, summary: DataSummary, num_skipped: int) -> ShardEntry:
+    """Describe a finished shard, with the digest of its file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ShardEntry(
+        name=path.name,
+        num_bytes=path.stat().st_size,
+        sha256=digest,
+        num_skipped=num_skipped,
+        summary=summary,
+    )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON atomically."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, last of all files: a folder with one is complete."""
+    content = {
+        "format": _FORMAT,
+        "num_skipped": manifest.num_skipped,
+        "summary": asdict(manifest.summary),
+        "origin": dict(manifest.origin),
+        "shards": [asdict(entry) for entry in manifest.shards],
+    }
+    write_json(folder / MANIFEST_FILE, content)
+
+
+def read_entry(content: Mapping[str, Any]) -> ShardEntry:
+    """Read an entry as `asdict` wrote it."""
+    return ShardEntry(**{**content, "summary": DataSummary(**content["summary"])})
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        FileNotFoundError: The folder has none.
+        ValueError: It is of another format.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} has no {MANIFEST_FILE}: build it with `python -m training shards`, or, for "
+            f"shards made elsewhere, run `python -m training shards index {folder}`"
+        )
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != _FORMAT:
+        raise ValueError(f"{path} is of format {content.get('format')}; {_FORMAT} is read")
+    entries = [read_entry(entry) for entry in content["shards"]]
+    return Manifest(origin=content["origin"], shards=entries)
+
+
+def find_damage(folder: Path) -> list[str]:
+    """Compare every shard's file with the manifest; returns a line for each that differs."""
+    damage = []
+    for entry in load_manifest(folder).shards:
+        path = folder / entry.name
+        if not path.exists():
+            damage.append(f"{entry.name} is missing")
+        elif make_entry(path, summary=entry.summary, num_skipped=0).sha256 != entry.sha256:
+            damage.append(f"{entry.name} is not the file that was written")
+    return damage
+
+
+class ShardStore:
+    """A folder of shards with its manifest, as a store of samples."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the manifest.
+
+        Raises:
+            FileNotFoundError: The folder has none.
+        """
+        self._folder, self._manifest = folder, load_manifest(folder)
+
+    @cached_property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Samples in each shard."""
+        sizes = [entry.summary.num_pictures for entry in self._manifest.shards]
+        return np.asarray(sizes, np.int64)
+
+    def name(self, shard: int, row: int) -> str:
+        """The shard's file and the row in it."""
+        return f"{self._manifest.shards[shard].name} row {row}"
+
+    def read(self, shard: int, row: int) -> Sample:
+        """Read a sample; raises as `PictureStore.read` does."""
+        return read_sample(self._folder / self._manifest.shards[shard].name, row)
+
+    def summary(self) -> DataSummary:
+        """As the manifest says."""
+        return self._manifest.summary

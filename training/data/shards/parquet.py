@@ -1,0 +1,142 @@
+"""Rows of Parquet files as items for shards: pictures as bytes or paths, captions by column."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from training.data.shards.sample import BadSample, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParquetColumns:
+    """Which columns hold what.
+
+    Attributes:
+        picture: The picture: its bytes, a struct with "bytes" and "path" as `datasets` writes it,
+            or a path.
+        captions: The column of each caption source.
+        kept: Columns that are kept as they are, such as url and license.
+    """
+
+    picture: str = "image"
+    captions: Mapping[str, str] = field(default_factory=dict)
+    kept: Sequence[str] = ()
+
+    @property
+    def all(self) -> list[str]:
+        """Every column, once."""
+        return list(dict.fromkeys([self.picture, *self.captions.values(), *self.kept]))
+
+
+class ParquetItems:
+    """The rows of some files, in the order of the files."""
+
+    def __init__(self, files: Sequence[Path], columns: ParquetColumns, *, root: Path) -> None:
+        """Read how many rows there are, and nothing of them.
+
+        Args:
+            files: Parquet files.
+            columns: What is read.
+            root: The folder that paths in the picture column start from.
+
+        Raises:
+            ValueError: No file, or a file without one of the columns.
+        """
+        if not files:
+            raise ValueError("name at least one Parquet file")
+        self._files, self._columns, self._root = list(files), columns, root
+        self._num_rows = []
+        for path in self._files:
+            with pq.ParquetFile(path) as file:
+                found = file.schema_arrow.names
+                self._num_rows.append(file.metadata.num_rows)
+            missing = [name for name in columns.all if name not in found]
+            if missing:
+                raise ValueError(f"{path} has no column {missing}; it has {found}")
+
+    def __len__(self) -> int:
+        return sum(self._num_rows)
+
+    def fingerprint(self) -> str:
+        """Changes with the files' names, sizes and rows, and with the columns."""
+        sizes = [(path.name, path.stat().st_size) for path in self._files]
+        return hashlib.sha256(repr((sizes, self._num_rows, self._columns)).encode()).hexdigest()
+
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
+        """Read rows, and of their files only the row groups they lie in."""
+        first = 0
+        for path, count in zip(self._files, self._num_rows, strict=True):
+            if first < stop and start < first + count:
+                low, high = max(0, start - first), min(count, stop - first)
+                for row, content in _rows(path, self._columns.all, low, high):
+                    place = f"{path.name} row {row}"
+                    try:
+                        yield place, self._sample(first + row, content)
+                    except BadSample as error:
+                        yield place, error
+            first += count
+
+    def _sample(self, item: int, row: Mapping[str, Any]) -> Sample:
+        columns = self._columns
+        picture = _picture_bytes(row[columns.picture], self._root)
+        captions = {source: row[column] for source, column in columns.captions.items()}
+        return Sample(
+            key=f"{item:09d}",
+            picture=picture,
+            suffix=_suffix(picture),
+            captions={s: text.strip() for s, text in captions.items() if _is_text(text)},
+            fields={name: _plain(row[name]) for name in columns.kept},
+        )
+
+
+def _rows(
+    path: Path, columns: list[str], low: int, high: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows `low` to `high` of a file."""
+    with pq.ParquetFile(path) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if first < high and low < first + count:
+                row = first
+                for batch in file.iter_batches(64, row_groups=[group], columns=columns):
+                    for content in batch.to_pylist():
+                        if low <= row < high:
+                            yield row, content
+                        row += 1
+            first += count
+
+
+def _picture_bytes(value: object, root: Path) -> bytes:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value:
+        raise BadSample("the row has no picture")
+    path = root / value
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise BadSample(f"the path {value} leaves {root}")
+    if not path.is_file():
+        raise BadSample(f"there is no file {path}")
+    return path.read_bytes()
+
+
+def _suffix(picture: bytes) -> str:
+    """The suffix that a picture's first bytes call for."""
+    if picture.startswith(b"\x89PNG"):
+        return ".png"
+    return ".webp" if picture[8:12] == b"WEBP" else ".jpg"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _plain(value: object) -> object:
+    """What JSON can hold; anything else as text."""
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

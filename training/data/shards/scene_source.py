@@ -1,0 +1,54 @@
+"""Composed scenes as items for shards: picture, captions and names; their masks stay behind."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from training.data.scenes import SceneConfig, SceneSource, compose_scene
+from training.data.shards.sample import BadSample, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneItems:
+    """The first so many scenes of a source.
+
+    Attributes:
+        source: What scenes are made from.
+        config: What they look like.
+        count: How many.
+    """
+
+    source: SceneSource
+    config: SceneConfig
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def fingerprint(self) -> str:
+        """Changes with the drawings and every setting, not with the number of scenes."""
+        digest = hashlib.sha256(self.source.bank.rgba_MSS4.tobytes())
+        names, styles = sorted(self.source.names), self.source.styles
+        digest.update(repr((styles, names, self.source.split, self.source.seed)).encode())
+        digest.update(repr(self.config).encode())
+        return digest.hexdigest()
+
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
+        """Compose scenes `start` and on, and encode them without loss."""
+        for index in range(start, stop):
+            scene = compose_scene(self.source, index, self.config)
+            buffer = io.BytesIO()
+            Image.fromarray(scene.pixels_SS3).save(buffer, "PNG")
+            yield (
+                f"scene {index}",
+                Sample(
+                    key=f"{index:09d}",
+                    picture=buffer.getvalue(),
+                    suffix=".png",
+                    captions=scene.captions.by_source(),
+                    names=scene.captions.names,
+                ),
+            )

@@ -1,0 +1,126 @@
+"""A WebDataset shard: a tar file, with a list of where each sample begins, read at any sample.
+
+The list makes a shard readable from the middle, which a stream is not: a training run restarts on
+its very next sample. Written and read by the standard library; any WebDataset reader reads these.
+"""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.shards.sample import BadSample, Sample, sample_from_members, split_name
+
+_OFFSETS_SUFFIX = ".offsets.npy"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under another name and rename it when it is safely on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def offsets_path(shard: Path) -> Path:
+    """Where a shard's list of offsets lies."""
+    return shard.with_name(shard.name + _OFFSETS_SUFFIX)
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> int:
+    """Write samples as a tar file and its offsets, both atomically; returns how many they were.
+
+    The file depends on the samples alone: no time and no owner is in it.
+    """
+    offsets = [0]
+
+    def write(file: BinaryIO) -> None:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for sample in samples:
+                for name, content in sample.members().items():
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+                offsets.append(archive.offset)
+
+    write_atomically(path, write)
+    write_offsets(path, np.asarray(offsets))
+    return len(offsets) - 1
+
+
+def write_offsets(shard: Path, offsets: NDArray[np.int64]) -> None:
+    """Write where each sample begins and the last one ends, int64 [samples + 1]."""
+    write_atomically(offsets_path(shard), lambda file: np.save(file, offsets.astype(np.int64)))
+
+
+def find_offsets(path: Path) -> NDArray[np.int64]:
+    """Find where each sample of a shard begins, by its headers alone.
+
+    Raises:
+        ValueError: Not a tar file, or one that ends early.
+    """
+    offsets, key, end = [], None, 0
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            for entry in archive:
+                if entry.isfile():
+                    new_key = split_name(entry.name)[0]
+                    if new_key != key:
+                        offsets.append(entry.offset)
+                    key = new_key
+                end = archive.offset
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no whole tar file: {error}") from error
+    return np.asarray([*offsets, end], np.int64)
+
+
+@lru_cache(maxsize=256)
+def load_offsets(shard: Path) -> NDArray[np.int64]:
+    """Load a shard's offsets; the last few hundred shards' are kept.
+
+    Raises:
+        FileNotFoundError: It has none.
+    """
+    path = offsets_path(shard)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: run `python -m training shards index {shard.parent}`"
+        )
+    offsets: NDArray[np.int64] = np.load(path)
+    return offsets
+
+
+def read_sample(shard: Path, row: int) -> Sample:
+    """Read one sample of a shard, and nothing else of it.
+
+    Raises:
+        BadSample: Its files cannot be understood.
+        OSError: The shard cannot be read, which is no fault of the sample's.
+    """
+    offsets = load_offsets(shard)
+    start, stop = int(offsets[row]), int(offsets[row + 1])
+    with shard.open("rb") as file:
+        file.seek(start)
+        content = file.read(stop - start)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            members = {
+                entry.name: extracted.read()
+                for entry in archive
+                if entry.isfile() and (extracted := archive.extractfile(entry)) is not None
+            }
+    except tarfile.TarError as error:
+        raise BadSample(f"its part of the tar file is broken: {error}") from error
+    return sample_from_members(members)

@@ -11,7 +11,13 @@ from training.data.concepts import all_concepts
 from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 from training.evaluate.encoder import SceneEncoder
-from training.evaluate.zero_shot_segmentation import count_scenes, painted_scorer, patch_scorer
+from training.evaluate.zero_shot_segmentation import (
+    SceneCounts,
+    count_scenes,
+    largest_object_scorer,
+    painted_scorer,
+    patch_scorer,
+)
 
 # Two or three objects: a single one would reward painting the whole picture.
 MULTI_OBJECT = SceneConfig(count_weights=(0.0, 0.5, 0.5), twin_share=0.0, common_share=1.0)
@@ -20,11 +26,19 @@ PATCH = 14
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentationBenchmark:
-    """Scenes and the candidate names they are scored with."""
+    """Scenes and the candidate names they are scored with.
+
+    Attributes:
+        name: Of the set.
+        scenes: All of one size.
+        names: The candidates.
+        is_retrieved: Whether the scenes' captions are searched as well.
+    """
 
     name: str
     scenes: Sequence[Scene]
     names: Sequence[str]
+    is_retrieved: bool = False
 
     def quick_scores(self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> dict[str, float]:
         """Compute mIoU of final patches, value path and painted CLS1, without intervals."""
@@ -42,11 +56,18 @@ class SegmentationBenchmark:
         )
         return row
 
+    def chance(self) -> SceneCounts:
+        """Count what blind guesses among the names are expected to get."""
+        return count_scenes(self.scenes, self.names, largest_object_scorer(self.names)).guessed()
 
-def make_benchmark(name: str, source: SceneSource, num_scenes: int) -> SegmentationBenchmark:
+
+def make_benchmark(
+    name: str, source: SceneSource, num_scenes: int, *, is_retrieved: bool = False
+) -> SegmentationBenchmark:
     """Compose a benchmark's scenes; its candidates are the source's names."""
     scenes = [compose_scene(source, index, MULTI_OBJECT) for index in range(num_scenes)]
-    return SegmentationBenchmark(name=name, scenes=scenes, names=sorted(source.names))
+    names = sorted(source.names)
+    return SegmentationBenchmark(name=name, scenes=scenes, names=names, is_retrieved=is_retrieved)
 
 
 def rare_names(count: int = 50) -> frozenset[str]:

@@ -1,6 +1,6 @@
-"""Encodes scenes and names with a torch model for evaluation, once per scene.
+"""Encodes pictures, names and captions with a torch model for evaluation.
 
-Shapes: B batch, K names, N patches, D width.
+Shapes: B pictures, S their side in pixels, T texts, K names, N patches, D width.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,63 @@ import torch
 from numpy.typing import NDArray
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from model.features import vision_features
+from model.features import text_features, vision_features
 from model.segmentation import average_prompts
 from model.text import TEMPLATES
 from training.data.batch import tokenize
 from training.data.scenes import Scene
-from training.methods.terms import embed_texts
 
 _BATCH = 64
+
+
+@torch.inference_mode()
+def encode_pictures(
+    model: Tipsv2Model, pictures: Sequence[NDArray[np.uint8]]
+) -> dict[str, NDArray[np.float32]]:
+    """Features of pictures of one size.
+
+    Args:
+        model: In evaluation mode.
+        pictures: uint8 RGB [S, S, 3] each, at least one.
+
+    Returns:
+        "cls1" and "cls2" [B, D], "patches" and "values" [B, N, D], as the model gives them.
+    """
+    parts = []
+    for start in range(0, len(pictures), _BATCH):
+        pixels_BSS3 = torch.from_numpy(np.stack(pictures[start : start + _BATCH]))
+        features = vision_features(model, pixels_BSS3.permute(0, 3, 1, 2).float() / 255.0)
+        parts.append(
+            {
+                "cls1": features.cls1_BD.numpy(),
+                "cls2": features.cls2_BD.numpy(),
+                "patches": features.patches_BND.numpy(),
+                "values": features.values_BND.numpy(),
+            }
+        )
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+@torch.inference_mode()
+def encode_texts(
+    model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, texts: Sequence[str]
+) -> NDArray[np.float32]:
+    """Embeddings [T, D] of texts, not normalised."""
+    parts = []
+    for start in range(0, len(texts), _BATCH):
+        batch = tokenize(tokenizer, texts[start : start + _BATCH])
+        parts.append(text_features(model, batch.token_ids_BL, batch.mask_BL).numpy())
+    return np.concatenate(parts)
+
+
+def encode_names(
+    model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, names: Sequence[str], templates: str
+) -> NDArray[np.float32]:
+    """Class embeddings [K, D] of unit length, each averaged over a template set."""
+    prompts = [template.format(name) for name in names for template in TEMPLATES[templates]]
+    texts_TD = encode_texts(model, tokenizer, prompts)
+    by_name_KPD = texts_TD.reshape(len(names), -1, texts_TD.shape[1])
+    return np.stack([average_prompts(prompts_PD) for prompts_PD in by_name_KPD])
 
 
 class SceneEncoder:
@@ -28,33 +77,12 @@ class SceneEncoder:
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._row = {id(scene): number for number, scene in enumerate(scenes)}
-        parts = [self._encode(scenes[i : i + _BATCH]) for i in range(0, len(scenes), _BATCH)]
-        self._features = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-    @torch.inference_mode()
-    def _encode(self, scenes: Sequence[Scene]) -> dict[str, NDArray[np.float32]]:
-        pixels = torch.from_numpy(np.stack([scene.pixels_SS3 for scene in scenes]))
-        features = vision_features(self._model, pixels.permute(0, 3, 1, 2).float() / 255.0)
-        return {
-            "cls1": features.cls1_BD.numpy(),
-            "cls2": features.cls2_BD.numpy(),
-            "patches": features.patches_BND.numpy(),
-            "values": features.values_BND.numpy(),
-        }
+        self.features = encode_pictures(model, [scene.pixels_SS3 for scene in scenes])
 
     def feature(self, kind: str, scene: Scene) -> NDArray[np.float32]:
         """One scene's "patches" or "values" [N, D], "cls1" or "cls2" [D]."""
-        return np.asarray(self._features[kind][self._row[id(scene)]])
+        return np.asarray(self.features[kind][self._row[id(scene)]])
 
-    @torch.inference_mode()
     def classes(self, names: Sequence[str], templates: str) -> NDArray[np.float32]:
         """Class embeddings [K, D], averaged over a template set."""
-        rows = []
-        for name in names:
-            prompts = [template.format(name) for template in TEMPLATES[templates]]
-            rows.append(
-                average_prompts(
-                    embed_texts(self._model, tokenize(self._tokenizer, prompts)).numpy()
-                )
-            )
-        return np.stack(rows)
+        return encode_names(self._model, self._tokenizer, names, templates)

@@ -1,180 +1,222 @@
-"""Scores a student beside its teacher and beside answers that do not look at places, for the card.
+"""Scores students beside their teacher and beside answers that do not look at places, for the card.
 
-Decisions (which features, which templates) are made on development scenes; test scenes are only
-scored.
+Decisions (which features, which templates) are made on development sets; test sets are only scored.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from transformers import Tipsv2Model, Tipsv2Tokenizer
-
 from model.manifest import ScoreEntry
-from training.data.concepts import all_concepts
-from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names
-from training.evaluate.benchmark import (
-    PATCH,
-    SegmentationBenchmark,
-    development_benchmarks,
-    make_benchmark,
-    rare_names,
-)
+from training.data.folder import DataFolder
+from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
+from training.evaluate.bootstrap import Interval, bootstrap
+from training.evaluate.chosen_encoder import Development, Encoder, load_encoder, patch_counts
+from training.evaluate.classification import ClassificationBenchmark
 from training.evaluate.encoder import SceneEncoder
+from training.evaluate.ranking import Ranking, found_within
+from training.evaluate.retrieval import SETTINGS, retrieve
+from training.evaluate.sets import development_drawings, held_out_drawings, held_out_scenes
 from training.evaluate.zero_shot_segmentation import (
-    Metric,
     SceneCounts,
-    bootstrap,
     count_scenes,
     largest_object_scorer,
     painted_scorer,
-    patch_scorer,
 )
 
-TASK = "zero-shot segmentation"
-_METRICS: Mapping[str, Metric] = {"mIoU": SceneCounts.miou, "which": SceneCounts.which}
+SEGMENTATION = "zero-shot segmentation"
+RETRIEVAL = "image-text retrieval"
+CLASSIFICATION = "zero-shot classification"
+TASKS = (SEGMENTATION, RETRIEVAL, CLASSIFICATION)
+CHANCE = "chance"
+PAINTED = "its CLS1 painted"
+_DEPTHS = (1, 5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoder:
-    """A model under test and the choices made for it on development scenes."""
+class Contestants:
+    """The models that are scored.
 
-    model: Tipsv2Model
-    tokenizer: Tipsv2Tokenizer
-    features: str
-    templates: str
+    Attributes:
+        student: The one that will be published.
+        further: Students of the same recipe with other seeds.
+        teacher: The student's.
+        random: Random weights in the student's shape.
+    """
 
+    student: Encoder
+    further: tuple[Encoder, ...] = ()
+    teacher: Encoder
+    random: Encoder
 
-def choose(
-    model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, development: Sequence[SegmentationBenchmark]
-) -> Encoder:
-    """Pick features and templates by the mean mIoU over the development sets."""
-    scored: dict[tuple[str, str], float] = {}
-    for benchmark in development:
-        encoder = SceneEncoder(model, tokenizer, benchmark.scenes)
-        for templates in ("none", "tcl"):
-            classes = encoder.classes(benchmark.names, templates)
-            for kind in ("patches", "values"):
-                counts = _patch_counts(benchmark, encoder, classes, kind)
-                key = (kind, templates)
-                scored[key] = scored.get(key, 0.0) + counts.miou()
-    features, templates = max(scored, key=lambda key: scored[key])
-    return Encoder(model=model, tokenizer=tokenizer, features=features, templates=templates)
+    def students(self) -> dict[str, Encoder]:
+        """Students by the name of their row."""
+        rows = {f"student, seed {i}": encoder for i, encoder in enumerate(self.further, start=1)}
+        return {"student": self.student, **rows}
 
-
-def _patch_counts(
-    benchmark: SegmentationBenchmark,
-    encoder: SceneEncoder,
-    classes_KD: NDArray[np.float32],
-    kind: str,
-) -> SceneCounts:
-    scorer = patch_scorer(partial(encoder.feature, kind), classes_KD, PATCH)
-    return count_scenes(benchmark.scenes, benchmark.names, scorer)
+    def rows(self) -> dict[str, Encoder]:
+        """Everyone by the name of their row."""
+        return {**self.students(), "teacher": self.teacher, "random weights": self.random}
 
 
-def test_benchmarks(data: DataFolder, num_scenes: int) -> list[SegmentationBenchmark]:
-    """The test sets: the unseen 3D style first, then what is reported beside it without a bar."""
-    unseen = frozenset(concept.name for concept in all_concepts() if concept.is_unseen)
-    parts = [
-        ("Fluent 3D (unseen style), 50 everyday names", ("fluent-3d",), common_names()),
-        ("Fluent 3D (unseen style), 50 rarer names", ("fluent-3d",), rare_names()),
-        ("seen styles, 50 everyday names", EMOJI_TRAIN_STYLES, common_names()),
-        ("OpenMoji (unseen line art), 50 everyday names", ("openmoji",), common_names()),
-        (f"unseen concepts in seen styles, {len(unseen)} names", EMOJI_TRAIN_STYLES, unseen),
-    ]
-    sets = [
-        make_benchmark(name, data.source("test", styles=styles, names=names), num_scenes)
-        for name, styles, names in parts
-    ]
-    stamps = data.stamp_source()
-    if stamps is not None:
-        name = f"photo stamps of Tux Paint, {len(stamps.names)} names"
-        sets.append(make_benchmark(name, stamps, num_scenes))
-    return sets
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """Whose entries are made: one task on one split."""
+
+    task: str
+    split: str
+
+    def entry(self, row: str, metric: str, value: Interval | float, *, count: int) -> ScoreEntry:
+        """Round a value; a plain number is a closed form and has no interval."""
+        numbers: dict[str, float] = {"value": value} if isinstance(value, float) else asdict(value)
+        return ScoreEntry(
+            task=self.task,
+            split=self.split,
+            row=row,
+            metric=metric,
+            count=count,
+            **{key: round(number, 2) for key, number in numbers.items()},
+        )
 
 
-def _model_counts(
-    benchmark: SegmentationBenchmark, encoder: Encoder, row: str
-) -> dict[str, SceneCounts]:
-    scenes = SceneEncoder(encoder.model, encoder.tokenizer, benchmark.scenes)
-    classes = scenes.classes(benchmark.names, encoder.templates)
-    painted = painted_scorer(partial(scenes.feature, "cls1"), classes)
-    return {
-        row: _patch_counts(benchmark, scenes, classes, encoder.features),
-        f"{row}, its CLS1 painted": count_scenes(benchmark.scenes, benchmark.names, painted),
+def score_scenes(benchmark: SegmentationBenchmark, contestants: Contestants) -> list[ScoreEntry]:
+    """Segmentation of one test set, and retrieval where the set is for that too."""
+    encoded = {
+        row: SceneEncoder(encoder.model, encoder.tokenizer, benchmark.scenes)
+        for row, encoder in contestants.rows().items()
     }
-
-
-def score_benchmark(
-    benchmark: SegmentationBenchmark, *, student: Encoder, teacher: Encoder, random: Encoder
-) -> list[ScoreEntry]:
-    """All rows of one test set, with 95 % intervals over scenes."""
-    counts = _model_counts(benchmark, student, "student")
-    counts |= _model_counts(benchmark, teacher, "teacher")
-    counts["random weights"] = _model_counts(benchmark, random, "random")["random"]
-    counts["largest object painted"] = count_scenes(
-        benchmark.scenes, benchmark.names, largest_object_scorer(benchmark.names)
-    )
-    entries = [_entry(benchmark, row, metric, counts[row]) for row in counts for metric in _METRICS]
-    for other in ("student, its CLS1 painted", "teacher"):
-        for metric in _METRICS:
-            row = f"student - {other.removeprefix('student, ')}"
-            entries.append(_entry(benchmark, row, metric, counts["student"], minus=counts[other]))
+    entries = list(_segmentation_entries(benchmark, contestants, encoded))
+    if benchmark.is_retrieved:
+        entries += _retrieval_entries(benchmark, contestants, encoded)
     return entries
 
 
-def _entry(
+def _segmentation_counts(
     benchmark: SegmentationBenchmark,
-    row: str,
-    metric: str,
-    counts: SceneCounts,
-    *,
-    minus: SceneCounts | None = None,
-) -> ScoreEntry:
-    interval = bootstrap(_METRICS[metric], counts, minus)
-    return ScoreEntry(
-        task=TASK,
-        split=benchmark.name,
-        row=row,
-        metric=metric,
-        value=round(interval.value, 2),
-        low=round(interval.low, 2),
-        high=round(interval.high, 2),
-        count=len(benchmark.scenes),
+    contestants: Contestants,
+    encoded: Mapping[str, SceneEncoder],
+) -> dict[str, SceneCounts]:
+    counts = {}
+    for row, encoder in contestants.rows().items():
+        scenes = encoded[row]
+        classes_KD = scenes.classes(benchmark.names, encoder.templates)
+        counts[row] = patch_counts(benchmark, scenes, classes_KD, encoder.features)
+        if row != "random weights":
+            painted = painted_scorer(partial(scenes.feature, "cls1"), classes_KD)
+            counts[f"{row}, {PAINTED}"] = count_scenes(benchmark.scenes, benchmark.names, painted)
+    counts["largest object painted"] = count_scenes(
+        benchmark.scenes, benchmark.names, largest_object_scorer(benchmark.names)
     )
+    return counts
 
 
-def load_encoder(
-    folder: Path, development: Sequence[SegmentationBenchmark], *, is_random: bool = False
-) -> Encoder:
-    """Load a finished model, or one of the same shape with random weights, and choose for it."""
-    tokenizer = Tipsv2Tokenizer.from_pretrained(folder)
-    model = Tipsv2Model.from_pretrained(folder)
-    if is_random:
-        torch.manual_seed(0)
-        model = Tipsv2Model(model.config)
-    return choose(model.eval(), tokenizer, development)
+def _segmentation_entries(
+    benchmark: SegmentationBenchmark,
+    contestants: Contestants,
+    encoded: Mapping[str, SceneEncoder],
+) -> Iterator[ScoreEntry]:
+    counts = _segmentation_counts(benchmark, contestants, encoded)
+    guessed = counts["student"].guessed()
+    table, count = _Table(task=SEGMENTATION, split=benchmark.name), len(benchmark.scenes)
+    for row, its_counts in counts.items():
+        yield table.entry(row, "mIoU", bootstrap(SceneCounts.miou, its_counts), count=count)
+        yield table.entry(row, "which", bootstrap(SceneCounts.which, its_counts), count=count)
+    yield table.entry(CHANCE, "mIoU", guessed.miou(), count=count)
+    yield table.entry(CHANCE, "which", guessed.which(), count=count)
+    for row in contestants.students():
+        others = {PAINTED: counts[f"{row}, {PAINTED}"], "teacher": counts["teacher"]}
+        for name, other in {**others, CHANCE: guessed}.items():
+            miou = bootstrap(SceneCounts.miou, counts[row], other)
+            which = bootstrap(SceneCounts.which, counts[row], other)
+            yield table.entry(f"{row} - {name}", "mIoU", miou, count=count)
+            yield table.entry(f"{row} - {name}", "which", which, count=count)
+
+
+def _retrieval_entries(
+    benchmark: SegmentationBenchmark,
+    contestants: Contestants,
+    encoded: Mapping[str, SceneEncoder],
+) -> Iterator[ScoreEntry]:
+    for setting in SETTINGS:
+        split = f"{benchmark.name}; {setting.captions} captions, {setting.token.upper()}"
+        table = _Table(task=RETRIEVAL, split=split)
+        rankings = {}
+        for row, encoder in contestants.rows().items():
+            rankings[row] = retrieve(
+                encoder.model,
+                encoder.tokenizer,
+                benchmark.scenes,
+                features=encoded[row].features,
+                setting=setting,
+            )
+        for direction in rankings["student"]:
+            by_row = {row: both[direction] for row, both in rankings.items()}
+            yield from _ranking_entries(table, by_row, f"{direction} R@")
+
+
+def score_drawings(
+    benchmark: ClassificationBenchmark, contestants: Contestants
+) -> list[ScoreEntry]:
+    """Classification of one test set."""
+    rankings = {
+        row: benchmark.classify(encoder.model, encoder.tokenizer, encoder.class_templates)
+        for row, encoder in contestants.rows().items()
+    }
+    table = _Table(task=CLASSIFICATION, split=benchmark.name)
+    return list(_ranking_entries(table, rankings, "top-"))
+
+
+def _ranking_entries(
+    table: _Table, rankings: Mapping[str, Ranking], metric: str
+) -> Iterator[ScoreEntry]:
+    """Yield each row at each depth, chance last; `metric` is completed by the depth."""
+    for row, ranking in rankings.items():
+        for depth in _DEPTHS:
+            interval = bootstrap(found_within(depth), ranking)
+            yield table.entry(row, f"{metric}{depth}", interval, count=len(ranking))
+    any_ranking = rankings["student"]
+    for depth in _DEPTHS:
+        value = any_ranking.chance(depth)
+        yield table.entry(CHANCE, f"{metric}{depth}", value, count=len(any_ranking))
 
 
 def evaluate(
-    student: Path, teacher: Path, data: DataFolder, *, num_scenes: int = 500
+    student: Path,
+    teacher: Path,
+    data: DataFolder,
+    *,
+    further: Sequence[Path] = (),
+    num_scenes: int = 500,
 ) -> tuple[Encoder, list[ScoreEntry]]:
-    """Score a student on every test set; returns the choices made for it and all rows."""
-    development = development_benchmarks(data)
-    encoders = {
-        "student": load_encoder(student, development),
-        "teacher": load_encoder(teacher, development),
-        "random": load_encoder(student, development, is_random=True),
-    }
+    """Score a student on every test set.
+
+    Args:
+        student: The model's folder.
+        teacher: Its teacher's.
+        data: The data folder.
+        further: Models of the same recipe with other seeds.
+        num_scenes: Scenes a set.
+
+    Returns:
+        The choices made for the student, and all rows, task by task.
+    """
+    development = Development(
+        scenes=development_benchmarks(data), drawings=development_drawings(data)
+    )
+    contestants = Contestants(
+        student=load_encoder(student, development),
+        further=tuple(load_encoder(folder, development) for folder in further),
+        teacher=load_encoder(teacher, development),
+        random=load_encoder(student, development, is_random=True),
+    )
     entries: list[ScoreEntry] = []
-    for benchmark in test_benchmarks(data, num_scenes):
-        entries += score_benchmark(benchmark, **encoders)
-    return encoders["student"], entries
+    for scenes in held_out_scenes(data, num_scenes):
+        entries += score_scenes(scenes, contestants)
+    for drawings in held_out_drawings(data, num_scenes):
+        entries += score_drawings(drawings, contestants)
+    return contestants.student, sorted(entries, key=lambda entry: TASKS.index(entry.task))
 
 
 def write_scores(folder: Path, entries: Iterable[ScoreEntry]) -> None:

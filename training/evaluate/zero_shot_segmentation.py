@@ -1,13 +1,15 @@
-"""Zero-shot segmentation scores on scenes with known masks: mIoU, "which of these", intervals.
+"""Zero-shot segmentation scores on scenes with known masks: mIoU and "which of these".
 
 The protocol is TIPSv2's notebook's: embed each name's prompts, cosine with every patch, bilinear to
 the mask's size, argmax, one confusion table over the whole split, background pixels left out.
 
-Shapes: S scenes, K candidate names, N patches, D width, H W pixels, h w patch grid.
+Shapes: R resamples of the scenes, S scenes, K candidate names, N patches, D width, P object pixels
+of a scene, H W pixels, h w patch grid.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,9 @@ from numpy.typing import NDArray
 from model.segmentation import cosine_map, l2_normalize, upsample_bilinear
 from training.data.concepts import all_concepts
 from training.data.scenes import Scene
+
+# Whole numbers, but for a guess, whose counts are expected ones.
+Pixels = NDArray[np.int64] | NDArray[np.float64]
 
 # Cosines [K, h, w] of a scene's patches, or [K, 1, 1] for one answer everywhere.
 Scorer = Callable[[Scene], NDArray[np.float32]]
@@ -31,25 +36,59 @@ class SceneCounts:
         chosen_S: Object pixels given the right one of the names present in the scene.
     """
 
-    hit_SK: NDArray[np.int64]
-    truth_SK: NDArray[np.int64]
-    called_SK: NDArray[np.int64]
-    chosen_S: NDArray[np.int64]
+    hit_SK: Pixels
+    truth_SK: Pixels
+    called_SK: Pixels
+    chosen_S: Pixels
 
-    def miou(self, weights_S: NDArray[np.int64] | None = None) -> float:
-        """Mean over classes with a union above 0, in percent."""
-        hit, truth, called = (
-            table.sum(0) if weights_S is None else weights_S @ table
-            for table in (self.hit_SK, self.truth_SK, self.called_SK)
+    def __len__(self) -> int:
+        return len(self.chosen_S)
+
+    @overload
+    def miou(self) -> float: ...
+    @overload
+    def miou(self, weights_RS: NDArray[np.float64]) -> NDArray[np.float64]: ...
+    def miou(self, weights_RS: NDArray[np.float64] | None = None) -> float | NDArray[np.float64]:
+        """Mean over classes with a union above 0, in percent; [R] where scenes are weighted."""
+        if weights_RS is None:
+            return float(self.miou(np.ones((1, len(self))))[0])
+        hit_RK, truth_RK, called_RK = (
+            weights_RS @ table for table in (self.hit_SK, self.truth_SK, self.called_SK)
         )
-        union = truth + called - hit
-        return 100.0 * float((hit / (union + 1e-10))[union > 0].mean())
+        union_RK = truth_RK + called_RK - hit_RK
+        iou_RK = hit_RK / (union_RK + 1e-10)
+        values_R: NDArray[np.float64] = 100.0 * iou_RK.mean(1, where=union_RK > 0)
+        return values_R
 
-    def which(self, weights_S: NDArray[np.int64] | None = None) -> float:
-        """Accuracy among the objects present, in percent of object pixels."""
+    @overload
+    def which(self) -> float: ...
+    @overload
+    def which(self, weights_RS: NDArray[np.float64]) -> NDArray[np.float64]: ...
+    def which(self, weights_RS: NDArray[np.float64] | None = None) -> float | NDArray[np.float64]:
+        """Accuracy among the objects present, in percent of object pixels; [R] where weighted."""
+        if weights_RS is None:
+            return float(self.which(np.ones((1, len(self))))[0])
+        values_R: NDArray[np.float64] = 100.0 * (
+            (weights_RS @ self.chosen_S) / (weights_RS @ self.truth_SK.sum(1))
+        )
+        return values_R
+
+    def guessed(self) -> "SceneCounts":
+        """Count what blind guesses are expected to get in the same scenes.
+
+        Every object pixel is given one of the K names by itself, all alike; "which" is given one
+        of the names present. A class of a share p of all pixels then has an IoU of about
+        p / (1 + K p - p), so K classes of equal shares have 1 / (2 K - 1).
+        """
+        num_names = self.truth_SK.shape[1]
         pixels_S = self.truth_SK.sum(1)
-        weights_S = np.ones_like(pixels_S) if weights_S is None else weights_S
-        return 100.0 * float((weights_S @ self.chosen_S) / (weights_S @ pixels_S))
+        called_S1 = pixels_S[:, None] / num_names
+        return SceneCounts(
+            hit_SK=self.truth_SK / num_names,
+            truth_SK=self.truth_SK,
+            called_SK=np.broadcast_to(called_S1, self.truth_SK.shape),
+            chosen_S=pixels_S / (self.truth_SK > 0).sum(1),
+        )
 
 
 def class_ids(names: Sequence[str]) -> NDArray[np.int64]:
@@ -83,8 +122,10 @@ def _count_scene(
     truth_P = (mask_HW[rows, columns][:, None] == ids_K).argmax(1)
     if not np.array_equal(ids_K[truth_P], mask_HW[rows, columns]):
         raise ValueError("a scene shows an object that is not among the candidate names")
-    score_KHW = upsample_bilinear(cosine_Khw, mask_HW.shape)
-    score_KP = score_KHW[:, rows, columns]
+    if cosine_Khw.shape[1:] == (1, 1):  # one answer for all pixels
+        score_KP = np.broadcast_to(cosine_Khw[:, 0], (len(ids_K), len(truth_P)))
+    else:
+        score_KP = upsample_bilinear(cosine_Khw, mask_HW.shape)[:, rows, columns]
     called_P = score_KP.argmax(0)
     count = len(ids_K)
     present = np.unique(truth_P)
@@ -130,36 +171,3 @@ def largest_object_scorer(names: Sequence[str]) -> Scorer:
         return np.asarray(pixels_K[:, None, None], np.float32)
 
     return score
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A value with its 95 % scene-bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-Metric = Callable[[SceneCounts, NDArray[np.int64] | None], float]
-
-
-def bootstrap(
-    metric: Metric, counts: SceneCounts, other: SceneCounts | None = None, *, seed: int = 0
-) -> Interval:
-    """Interval of a metric, or of its difference to another model's on the same scenes.
-
-    It covers the choice of scenes only, not the training seed.
-    """
-    rng = np.random.default_rng(seed)
-    num_scenes = len(counts.chosen_S)
-    values = []
-    for _ in range(1000):
-        drawn = rng.integers(num_scenes, size=num_scenes)
-        weights = np.bincount(drawn, minlength=num_scenes)
-        values.append(
-            metric(counts, weights) - (metric(other, weights) if other is not None else 0.0)
-        )
-    low, high = np.percentile(values, [2.5, 97.5])
-    value = metric(counts, None) - (metric(other, None) if other is not None else 0.0)
-    return Interval(value=value, low=float(low), high=float(high))

@@ -73,3 +73,11 @@ def test_a_quick_score_is_the_score(
     expected = count_scenes(scenes, names, painted).miou()
     assert row["quick/painted"] == pytest.approx(expected, abs=0.005)
     assert len(row) == 5
+
+
+def test_chance_is_that_of_the_scenes_and_names(scenes: list[Scene], names: list[str]) -> None:
+    benchmark = SegmentationBenchmark(name="b", scenes=scenes, names=names)
+    guessed = benchmark.chance()
+    assert guessed.truth_SK.sum() == sum((scene.mask_SS > 0).sum() for scene in scenes)
+    assert 0 < guessed.miou() <= 100 / (2 * len(names) - 1)
+    assert 100 / 3 <= guessed.which() <= 50

@@ -1,4 +1,4 @@
-"""The report: choices on development scenes, every row on every test set, readable by export."""
+"""The report: every row on every test set, chance beside them, readable by export."""
 
 from functools import partial
 from pathlib import Path
@@ -9,125 +9,169 @@ from pydantic import TypeAdapter
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.manifest import ScoreEntry
-from training.data.folder import DataFolder, common_names
-from training.data.scenes import Scene
+from training.data.folder import DataFolder
+from training.data.scenes import Scene, SceneSource
+from training.data.sprites import SpriteBank
 from training.evaluate import report
-from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks, rare_names
-from training.evaluate.encoder import SceneEncoder
-from training.evaluate.report import Encoder
+from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
+from training.evaluate.chosen_encoder import Encoder
+from training.evaluate.classification import single_drawings
+from training.evaluate.report import Contestants
 
-MODEL_ROWS = ["student", "student, its CLS1 painted", "teacher", "teacher, its CLS1 painted"]
 ROWS = [
-    *MODEL_ROWS,
+    "student",
+    "student, its CLS1 painted",
+    "student, seed 1",
+    "student, seed 1, its CLS1 painted",
+    "teacher",
+    "teacher, its CLS1 painted",
     "random weights",
     "largest object painted",
+    "chance",
     "student - its CLS1 painted",
     "student - teacher",
+    "student - chance",
+    "student, seed 1 - its CLS1 painted",
+    "student, seed 1 - teacher",
+    "student, seed 1 - chance",
 ]
+RANKED = ["student", "student, seed 1", "teacher", "random weights", "chance"]
 
 
 @pytest.fixture
 def benchmark(scenes: list[Scene], names: list[str]) -> SegmentationBenchmark:
     """Four scenes of the drawn names."""
-    return SegmentationBenchmark(name="few", scenes=scenes[:4], names=names)
+    return SegmentationBenchmark(name="few", scenes=scenes[:4], names=names, is_retrieved=True)
 
 
 @pytest.fixture
-def folder(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, tmp_path: Path) -> Path:
-    """A saved model, its weights moved a little as by training, with its tokenizer."""
-    with torch.no_grad():
-        for parameter in encoder_model.vision_model.parameters():
-            parameter.mul_(1.1)
-    encoder_model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def contestants(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> Contestants:
+    """One model in every part, another as the further seed."""
+    torch.manual_seed(5)
+    other_model = Tipsv2Model(encoder_model.config).eval()
+    one, other = (
+        Encoder(model=model, tokenizer=tokenizer, features="patches", templates="none")
+        for model in (encoder_model, other_model)
+    )
+    return Contestants(student=one, further=(other,), teacher=one, random=one)
 
 
-def test_the_choice_with_the_best_mean_score_is_taken(
-    encoder_model: Tipsv2Model,
-    tokenizer: Tipsv2Tokenizer,
-    scenes: list[Scene],
-    names: list[str],
-) -> None:
-    parts = [
-        SegmentationBenchmark(name=name, scenes=part, names=names)
-        for name, part in (("a", scenes[:5]), ("b", scenes[5:]))
-    ]
-    chosen = report.choose(encoder_model, tokenizer, parts)
-    scores = {}
-    for templates in ("none", "tcl"):
-        for kind in ("patches", "values"):
-            encoders = [SceneEncoder(encoder_model, tokenizer, p.scenes) for p in parts]
-            scores[kind, templates] = sum(
-                report._patch_counts(p, e, e.classes(names, templates), kind).miou()
-                for p, e in zip(parts, encoders, strict=True)
-            )
-    assert scores[chosen.features, chosen.templates] == max(scores.values())
-    assert len(set(scores.values())) > 1
+def _segmentation(entries: list[ScoreEntry]) -> list[ScoreEntry]:
+    return [entry for entry in entries if entry.task == "zero-shot segmentation"]
 
 
 def test_every_row_has_both_metrics_and_an_interval(
-    encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, benchmark: SegmentationBenchmark
+    contestants: Contestants, benchmark: SegmentationBenchmark
 ) -> None:
-    one = Encoder(model=encoder_model, tokenizer=tokenizer, features="patches", templates="none")
-    entries = report.score_benchmark(benchmark, student=one, teacher=one, random=one)
+    entries = _segmentation(report.score_scenes(benchmark, contestants))
     assert [(e.row, e.metric) for e in entries] == [(r, m) for r in ROWS for m in ("mIoU", "which")]
-    by_row = {(entry.row, entry.metric): entry for entry in entries}
     for entry in entries:
-        assert (entry.task, entry.split, entry.count) == ("zero-shot segmentation", "few", 4)
-        assert entry.low is not None
-        assert entry.high is not None
-        assert entry.low <= entry.value <= entry.high
+        assert (entry.split, entry.count) == ("few", 4)
+        if entry.row == "chance":
+            assert (entry.low, entry.high) == (None, None)
+        else:
+            assert entry.low is not None
+            assert entry.high is not None
+            assert entry.low <= entry.high
+
+
+def test_differences_are_between_their_rows(
+    contestants: Contestants, benchmark: SegmentationBenchmark
+) -> None:
+    entries = _segmentation(report.score_scenes(benchmark, contestants))
+    by_row = {(entry.row, entry.metric): entry for entry in entries}
     for metric in ("mIoU", "which"):
         assert by_row["student", metric].value == by_row["random weights", metric].value
         equal = by_row["student - teacher", metric]
         assert (equal.value, equal.low, equal.high) == (0.0, 0.0, 0.0)
-        painted = by_row["student, its CLS1 painted", metric].value
-        gain = by_row["student - its CLS1 painted", metric].value
-        assert gain == pytest.approx(by_row["student", metric].value - painted, abs=0.011)
+        for row in ("student", "student, seed 1"):
+            own = by_row[row, metric].value
+            painted = by_row[f"{row}, its CLS1 painted", metric].value
+            others = {
+                "its CLS1 painted": painted,
+                "teacher": by_row["teacher", metric].value,
+                "chance": by_row["chance", metric].value,
+            }
+            for name, other in others.items():
+                gain = by_row[f"{row} - {name}", metric].value
+                assert gain == pytest.approx(own - other, abs=0.011)
+    assert by_row["student, seed 1 - teacher", "which"].value != 0
 
 
-def test_the_test_sets_hold_what_their_names_say(data_folder: DataFolder) -> None:
-    main, rarer, seen, line, unseen = report.test_benchmarks(data_folder, 3)
-    bank = data_folder.bank()
+def test_retrieval_is_scored_both_ways_with_both_captions(
+    contestants: Contestants, benchmark: SegmentationBenchmark
+) -> None:
+    entries = [
+        entry
+        for entry in report.score_scenes(benchmark, contestants)
+        if entry.task == "image-text retrieval"
+    ]
+    splits = ["few; short captions, CLS1", "few; scene captions, CLS2"]
+    assert list(dict.fromkeys(entry.split for entry in entries)) == splits
+    for split in splits:
+        own = [entry for entry in entries if entry.split == split]
+        assert [(entry.row, entry.metric) for entry in own] == [
+            (row, f"{direction} R@{depth}")
+            for direction in ("image to text", "text to image")
+            for row in RANKED
+            for depth in (1, 5)
+        ]
+        chance = {entry.metric: entry.value for entry in own if entry.row == "chance"}
+        assert chance["image to text R@1"] == 25.0  # four scenes, four captions
+        assert chance["text to image R@5"] == 100.0
+    assert {entry.count for entry in entries} == {4}
 
-    def styles(benchmark: SegmentationBenchmark) -> set[str]:
-        rows = [row for scene in benchmark.scenes for row in scene.drawings]
-        return {bank.styles[bank.style_M[row]] for row in rows}
 
-    assert "unseen style" in main.name
-    assert set(main.names) == set(seen.names) == common_names()
-    assert set(rarer.names) == rare_names()
-    assert styles(main) == styles(rarer) == {"fluent-3d"}
-    assert styles(line) == {"openmoji"}
-    assert styles(seen) | styles(unseen) <= {"noto", "twemoji", "noto-v1", "emojione"}
-    assert not set(unseen.names) & (set(main.names) | set(rarer.names))
+def test_sets_that_are_not_retrieved_have_no_such_rows(
+    contestants: Contestants, scenes: list[Scene], names: list[str]
+) -> None:
+    plain = SegmentationBenchmark(name="few", scenes=scenes[:2], names=names)
+    entries = report.score_scenes(plain, contestants)
+    assert entries == _segmentation(entries)
+
+
+def test_drawings_are_scored_at_both_depths(
+    contestants: Contestants, sprite_bank: SpriteBank, source: SceneSource
+) -> None:
+    drawings = single_drawings(
+        "drawn", sprite_bank, styles=("noto",), shown=source.names, names=source.names
+    )
+    entries = report.score_drawings(drawings, contestants)
+    assert [(e.row, e.metric) for e in entries] == [
+        (r, m) for r in RANKED for m in ("top-1", "top-5")
+    ]
+    by_row = {(entry.row, entry.metric): entry for entry in entries}
+    assert by_row["chance", "top-1"].value == pytest.approx(100 / 14, abs=0.005)
+    assert by_row["chance", "top-5"].value == pytest.approx(500 / 14, abs=0.005)
+    assert by_row["student", "top-1"] == by_row["teacher", "top-1"].model_copy(
+        update={"row": "student"}
+    )
+    assert by_row["student", "top-5"].value >= by_row["student", "top-1"].value
+    assert {(entry.task, entry.split, entry.count) for entry in entries} == {
+        ("zero-shot classification", "drawn", 14)
+    }
 
 
 def test_a_whole_evaluation(
-    folder: Path, data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder_model: Tipsv2Model,
+    tokenizer: Tipsv2Tokenizer,
+    data_folder: DataFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    folder = tmp_path / "model"
+    encoder_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     few = partial(development_benchmarks, num_scenes=2)
     monkeypatch.setattr(report, "development_benchmarks", few)
-    chosen, entries = report.evaluate(folder, folder, data_folder, num_scenes=2)
+    chosen, entries = report.evaluate(folder, folder, data_folder, further=[folder], num_scenes=2)
     assert chosen.features in {"patches", "values"}
-    assert chosen.templates in {"none", "tcl"}
-    assert not chosen.model.training
-    assert len(entries) == 5 * len(ROWS) * 2
+    assert {chosen.templates, chosen.class_templates} <= {"none", "tcl"}
+    tasks = {task: len([e for e in entries if e.task == task]) for task in report.TASKS}
+    assert list(dict.fromkeys(entry.task for entry in entries)) == list(report.TASKS)
+    assert tasks[report.SEGMENTATION] == 5 * len(ROWS) * 2
+    assert tasks[report.RETRIEVAL] == 2 * 2 * len(RANKED) * 4
+    assert tasks[report.CLASSIFICATION] == 6 * len(RANKED) * 2
     report.write_scores(tmp_path, entries)
     saved = (tmp_path / "scores.json").read_bytes()
     assert TypeAdapter(list[ScoreEntry]).validate_json(saved) == entries
-
-
-def test_random_weights_have_the_same_shape_and_forget_everything(
-    folder: Path, benchmark: SegmentationBenchmark
-) -> None:
-    trained = report.load_encoder(folder, [benchmark])
-    random = report.load_encoder(folder, [benchmark], is_random=True)
-    again = report.load_encoder(folder, [benchmark], is_random=True)
-    for name, value in trained.model.state_dict().items():
-        other = random.model.state_dict()[name]
-        assert other.shape == value.shape
-        assert other.equal(again.model.state_dict()[name])
-    weight = "vision_model.encoder.layer.0.mlp.fc1.weight"
-    assert not trained.model.state_dict()[weight].equal(random.model.state_dict()[weight])

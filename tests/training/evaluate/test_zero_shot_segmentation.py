@@ -1,7 +1,6 @@
 """The protocol: hand-made tables, scorers with known scores, and an independent implementation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from torch.nn import functional as F
 from training.data.scenes import Scene
 from training.evaluate.zero_shot_segmentation import (
     SceneCounts,
-    bootstrap,
     class_ids,
     count_scenes,
     largest_object_scorer,
@@ -66,12 +64,36 @@ def test_miou_of_a_hand_made_table(table: SceneCounts) -> None:
 
 
 def test_scenes_count_as_often_as_they_are_drawn(table: SceneCounts) -> None:
-    twice = np.asarray([2, 0])
+    weights_RS = np.asarray([[2.0, 0.0], [1.0, 1.0]])
     # Only scene 0: class 0 has 6 / 10; class 1 was called and is not there.
-    assert table.miou(twice) == pytest.approx(100 * (0.6 + 0.0) / 2)
-    assert table.which(twice) == pytest.approx(100.0)
-    assert table.miou(np.ones(2, np.int64)) == table.miou()
-    assert table.which(np.ones(2, np.int64)) == table.which()
+    expected = [100 * (0.6 + 0.0) / 2, table.miou()]
+    assert table.miou(weights_RS).tolist() == pytest.approx(expected)
+    assert table.which(weights_RS).tolist() == pytest.approx([100.0, table.which()])
+    assert len(table) == 2
+
+
+def test_blind_guesses_of_equal_classes_have_a_closed_form() -> None:
+    # Four classes of 30 pixels each, two in a scene.
+    truth_SK = np.asarray([[30, 30, 0, 0], [0, 0, 30, 30]])
+    none_SK = np.zeros_like(truth_SK)
+    counts = SceneCounts(
+        hit_SK=none_SK, truth_SK=truth_SK, called_SK=none_SK, chosen_S=np.zeros(2, np.int64)
+    )
+    assert counts.guessed().miou() == pytest.approx(100 / (2 * 4 - 1))
+    assert counts.guessed().which() == pytest.approx(50.0)
+
+
+def test_blind_guesses_get_what_was_computed(scenes: list[Scene], names: list[str]) -> None:
+    """Guess every pixel's name with a random score, among all names and among those present."""
+    rng = np.random.default_rng(0)
+
+    def guess(scene: Scene) -> NDArray[np.float32]:
+        return rng.random((len(names), *scene.mask_SS.shape), dtype=np.float32)
+
+    guessed = count_scenes(scenes, names, guess)
+    expected = guessed.guessed()
+    assert guessed.miou() == pytest.approx(expected.miou(), rel=0.06)
+    assert guessed.which() == pytest.approx(expected.which(), rel=0.03)
 
 
 def test_a_perfect_scorer_has_a_hundred(scenes: list[Scene], names: list[str]) -> None:
@@ -155,33 +177,3 @@ def test_it_equals_a_plain_implementation_with_torch(
     assert counts.called_SK.sum(0).tolist() == confusion.sum(0).tolist()
     assert counts.miou() == pytest.approx(100 * iou_K.mean())
     assert counts.which() == pytest.approx(100 * num_right / confusion.sum())
-
-
-def test_the_interval_holds_the_value_and_follows_the_seed(table: SceneCounts) -> None:
-    interval = bootstrap(SceneCounts.which, table)
-    assert interval.value == table.which()
-    assert 60.0 <= interval.low <= interval.value <= interval.high <= 100.0
-    assert interval.low < interval.high
-    assert bootstrap(SceneCounts.which, table) == interval
-    assert bootstrap(SceneCounts.miou, table, seed=1).value == table.miou()
-
-
-def test_scenes_that_are_all_alike_leave_no_doubt(table: SceneCounts) -> None:
-    alike = SceneCounts(
-        hit_SK=np.repeat(table.hit_SK[:1], 5, axis=0),
-        truth_SK=np.repeat(table.truth_SK[:1], 5, axis=0),
-        called_SK=np.repeat(table.called_SK[:1], 5, axis=0),
-        chosen_S=np.repeat(table.chosen_S[:1], 5),
-    )
-    interval = bootstrap(SceneCounts.miou, alike)
-    assert interval.low == pytest.approx(interval.value)
-    assert interval.high == pytest.approx(interval.value)
-
-
-def test_differences_are_taken_scene_by_scene(table: SceneCounts) -> None:
-    nothing = bootstrap(SceneCounts.miou, table, table)
-    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, 0.0)
-    worse = replace(table, chosen_S=table.chosen_S - 1)
-    gain = bootstrap(SceneCounts.which, table, worse)
-    # One pixel of ten in either scene, whichever are drawn.
-    assert (gain.value, gain.low, gain.high) == pytest.approx((10.0, 10.0, 10.0))

@@ -1,0 +1,94 @@
+"""Choices are those with the best development scores; random weights forget everything."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Tipsv2Model, Tipsv2Tokenizer
+
+from training.data.scenes import Scene, SceneSource
+from training.data.sprites import SpriteBank
+from training.evaluate import chosen_encoder
+from training.evaluate.benchmark import SegmentationBenchmark
+from training.evaluate.chosen_encoder import Development, load_encoder, patch_counts
+from training.evaluate.classification import single_drawings
+from training.evaluate.encoder import SceneEncoder
+
+
+@pytest.fixture
+def development(
+    scenes: list[Scene], names: list[str], sprite_bank: SpriteBank, source: SceneSource
+) -> Development:
+    """Two sets of five scenes and two of drawings."""
+    return Development(
+        scenes=[
+            SegmentationBenchmark(name="a", scenes=scenes[:5], names=names),
+            SegmentationBenchmark(name="b", scenes=scenes[5:], names=names),
+        ],
+        drawings=[
+            single_drawings(
+                style, sprite_bank, styles=(style,), shown=source.names, names=source.names
+            )
+            for style in ("noto", "fluent-3d")
+        ],
+    )
+
+
+@pytest.fixture
+def folder(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, tmp_path: Path) -> Path:
+    """A saved model, its weights moved a little as by training, with its tokenizer."""
+    with torch.no_grad():
+        for parameter in encoder_model.vision_model.parameters():
+            parameter.mul_(1.1)
+    encoder_model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_choices_with_the_best_mean_scores_are_taken(
+    encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, development: Development
+) -> None:
+    chosen = chosen_encoder.choose(encoder_model, tokenizer, development)
+    miou, top = {}, {}
+    for templates in ("none", "tcl"):
+        for kind in ("patches", "values"):
+            encoders = [
+                SceneEncoder(encoder_model, tokenizer, b.scenes) for b in development.scenes
+            ]
+            miou[kind, templates] = sum(
+                patch_counts(b, e, e.classes(b.names, templates), kind).miou()
+                for b, e in zip(development.scenes, encoders, strict=True)
+            )
+        top[templates] = sum(
+            b.classify(encoder_model, tokenizer, templates).found(1) for b in development.drawings
+        )
+    assert miou[chosen.features, chosen.templates] == max(miou.values())
+    assert len(set(miou.values())) > 1
+    assert top[chosen.class_templates] == max(top.values())
+
+
+def test_segmentation_and_classification_are_chosen_apart(
+    encoder_model: Tipsv2Model,
+    tokenizer: Tipsv2Tokenizer,
+    development: Development,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chosen_encoder, "_choose_segmentation", lambda *_: ("values", "none"))
+    monkeypatch.setattr(chosen_encoder, "_choose_class_templates", lambda *_: "tcl")
+    chosen = chosen_encoder.choose(encoder_model, tokenizer, development)
+    assert (chosen.features, chosen.templates, chosen.class_templates) == ("values", "none", "tcl")
+
+
+def test_random_weights_have_the_same_shape_and_forget_everything(
+    folder: Path, development: Development
+) -> None:
+    trained = load_encoder(folder, development)
+    random = load_encoder(folder, development, is_random=True)
+    again = load_encoder(folder, development, is_random=True)
+    assert not trained.model.training
+    for name, value in trained.model.state_dict().items():
+        other = random.model.state_dict()[name]
+        assert other.shape == value.shape
+        assert other.equal(again.model.state_dict()[name])
+    weight = "vision_model.encoder.layer.0.mlp.fc1.weight"
+    assert not trained.model.state_dict()[weight].equal(random.model.state_dict()[weight])

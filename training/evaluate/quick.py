@@ -1,0 +1,79 @@
+"""A handful of development numbers of runs, also of unfinished ones: what decisions look at.
+
+No test set is touched.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from transformers import Tipsv2Model, Tipsv2Tokenizer
+
+from training.data.folder import DataFolder
+from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
+from training.evaluate.classification import ClassificationBenchmark
+from training.evaluate.sets import development_drawings
+
+CHANCE = "chance"
+_NUM_SCENES = 150
+
+
+def quick_scores(
+    models: Sequence[Path], data: DataFolder, *, num_scenes: int = _NUM_SCENES
+) -> dict[str, dict[str, float]]:
+    """Score models on the development sets: under 40 s for the first, under 10 for each further.
+
+    Args:
+        models: Folders as transformers writes them, with a tokenizer.
+        data: The data folder.
+        num_scenes: Scenes a set.
+
+    Returns:
+        For each number's name, its value of every model, by the model's path, and its "chance".
+
+    Raises:
+        FileNotFoundError: A folder without a model.
+    """
+    missing = [folder for folder in models if not (folder / "config.json").exists()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]} holds no model yet; wait for its next validation")
+    scenes = development_benchmarks(data, num_scenes)
+    drawings = development_drawings(data)
+    table = _chance(scenes, drawings)
+    for folder in models:
+        model = Tipsv2Model.from_pretrained(folder, attn_implementation="eager").eval()
+        tokenizer = Tipsv2Tokenizer.from_pretrained(folder)
+        for benchmark in scenes:
+            for key, value in benchmark.quick_scores(model, tokenizer).items():
+                table[key][str(folder)] = value
+        for pictures in drawings:
+            found = pictures.classify(model, tokenizer, "none").found(1)
+            table[f"{pictures.name}/top-1"][str(folder)] = round(found, 2)
+    return table
+
+
+def _chance(
+    scenes: Sequence[SegmentationBenchmark], drawings: Sequence[ClassificationBenchmark]
+) -> dict[str, dict[str, float]]:
+    table = {}
+    for benchmark in scenes:
+        guessed = benchmark.chance()
+        miou, which = round(guessed.miou(), 2), round(guessed.which(), 2)
+        for kind in ("patches", "values"):
+            table[f"{benchmark.name}/{kind}"] = {CHANCE: miou}
+            table[f"{benchmark.name}/{kind}_which"] = {CHANCE: which}
+        table[f"{benchmark.name}/painted"] = {CHANCE: miou}
+    for pictures in drawings:
+        table[f"{pictures.name}/top-1"] = {CHANCE: round(100 / len(pictures.names), 2)}
+    return table
+
+
+def render_table(table: Mapping[str, Mapping[str, float]]) -> str:
+    """Lay the numbers out: a line for each, a column for each model."""
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    lines = [["", *columns]]
+    lines += [[key, *(f"{row[column]:.2f}" for column in columns)] for key, row in table.items()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(map(str.rjust, line[1:], widths[1:]))])
+        for line in lines
+    )

@@ -1,9 +1,11 @@
 """The head gives cosines; the contrast's scale is bounded."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from training.heads import NameContrast, PrototypeHead
+from training.heads import HeadConfig, NameContrast, PrototypeHead
 
 
 def make_head() -> PrototypeHead:
@@ -32,6 +34,30 @@ def test_a_prototype_on_a_tokens_bottleneck_has_cosine_one() -> None:
     with torch.no_grad():
         head.prototypes[7] = head.mlp(token_D)
     assert head(token_D)[7].item() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("layers", "num_weights"), [(1, 6 * 4), (2, 80), (3, 6 * 8 + 8 * 8 + 32)])
+def test_its_depth_is_a_setting(layers: int, num_weights: int) -> None:
+    head = HeadConfig(layers=layers, hidden=8, bottleneck=4, num_prototypes=10).build(6)
+    assert sum(p.numel() for p in head.mlp.parameters() if p.ndim == 2) == num_weights
+    assert head(torch.randn(2, 6)).shape == (2, 10)
+    is_linear = layers == 1
+    one, two = head.mlp(torch.ones(6)), head.mlp(3 * torch.ones(6))
+    zero = head.mlp(torch.zeros(6))
+    assert torch.allclose(two - zero, 3 * (one - zero), atol=1e-5) is is_linear
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"layers": 0}, "layers"),
+        ({"teacher_temperature": 0.0}, "temperatures"),
+        ({"ema_momentum": 1.5}, "ema_momentum"),
+    ],
+)
+def test_a_head_that_cannot_work_is_refused(setting: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(HeadConfig(), **setting)  # type: ignore[arg-type]
 
 
 def test_the_scale_starts_where_told_and_is_bounded() -> None:

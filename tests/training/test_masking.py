@@ -48,3 +48,15 @@ def test_pictures_and_steps_differ() -> None:
 def test_a_ratio_is_a_share(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"0\.\.1"):
         random_masks(1, 4, ratio, torch.Generator())
+
+
+def test_ranks_draw_the_masks_of_one_batch() -> None:
+    whole_BN = random_masks(6, 9, 0.5, torch.Generator().manual_seed(4))
+    generators = [torch.Generator().manual_seed(4) for _ in range(2)]
+    parts = [
+        random_masks(6, 9, 0.5, generator, rows=rows)
+        for generator, rows in zip(generators, (slice(0, 4), slice(4, 6)), strict=True)
+    ]
+    assert torch.equal(torch.cat(parts), whole_BN)
+    # What is drawn after the masks is the same everywhere too.
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())

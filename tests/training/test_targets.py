@@ -1,11 +1,13 @@
 """Targets: centering balances and sharpens, Sinkhorn balances exactly, softmax only sharpens."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from training.targets import Centering
+from training.losses.sinkhorn import sinkhorn_knopp
+from training.targets import Centering, Sinkhorn, Softmax, TargetKind, build_targets
 
 
 def test_assignments_are_the_sharpened_softmax_of_centred_cosines() -> None:
@@ -48,3 +50,26 @@ def test_centering_keeps_one_prototype_from_taking_everything() -> None:
         last_K = centering(cosines_NK).mean(0)
     assert first_K[0] > 0.95
     assert last_K.max() < 0.4
+
+
+def test_sinkhorn_balances_all_tokens_of_the_batch_together() -> None:
+    cosines_BNK = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    probs_BNK = Sinkhorn(temperature=0.1)(cosines_BNK)
+    expected_NK = sinkhorn_knopp(cosines_BNK.view(6, 4) / 0.1)
+    torch.testing.assert_close(probs_BNK, expected_NK.view(2, 3, 4))
+
+
+def test_a_softmax_only_sharpens() -> None:
+    probs_NK = Softmax(temperature=0.5)(torch.tensor([[0.5, 0.0]]))
+    assert probs_NK[0, 0].item() == pytest.approx(math.e / (math.e + 1), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", get_args(TargetKind))
+def test_every_kind_assigns_each_token_once_without_gradient(kind: TargetKind) -> None:
+    targets = build_targets(kind, num_prototypes=4, temperature=0.1, momentum=0.5)
+    probs_BNK = targets(torch.rand(2, 3, 4, requires_grad=True))
+    assert not probs_BNK.requires_grad
+    torch.testing.assert_close(probs_BNK.sum(-1), torch.ones(2, 3))
+    assert type(targets).__name__.lower() == kind
+    if isinstance(targets, Centering):
+        assert (targets.temperature, targets.momentum) == (0.1, 0.5)

@@ -112,3 +112,25 @@ def test_sizes_must_fit(texts: int, ids: int) -> None:
         contrastive_loss(
             torch.ones(5, 7), torch.ones(texts, 7), torch.tensor(0.1), torch.arange(ids)
         )
+
+
+def test_parts_of_the_rows_sum_to_the_whole() -> None:
+    images_GD, texts_GD = random_pair()
+    ids_G = torch.tensor([0, 1, 1, 2, 0])
+    whole = contrastive_loss(images_GD, texts_GD, torch.tensor(0.1), ids_G)
+    parts = [
+        contrastive_loss(images_GD, texts_GD, torch.tensor(0.1), ids_G, rows=rows)
+        for rows in (slice(0, 2), slice(2, 2), slice(2, 5))
+    ]
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-6)
+    assert parts[1].item() == 0.0
+    assert parts[0].item() > 0
+
+
+def test_pictures_of_other_ranks_are_negatives_too() -> None:
+    # The first picture alone has nothing to choose from; among five it has.
+    images_GD, texts_GD = random_pair()
+    alone = contrastive_loss(images_GD[:1], texts_GD[:1], torch.tensor(0.1), DISTINCT[:1])
+    among = contrastive_loss(images_GD, texts_GD, torch.tensor(0.1), DISTINCT, rows=slice(0, 1))
+    assert alone.item() == 0.0
+    assert among.item() > 0

@@ -1,11 +1,12 @@
-"""Patch distillation: every patch counts, and the teacher learns nothing."""
+"""Distillation of prototypes and of features: every patch counts, the teacher learns nothing."""
 
 import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from training.losses.distillation import distillation_loss
+from training.losses.distillation import distillation_loss, feature_loss
 
 
 def test_by_hand() -> None:
@@ -58,3 +59,50 @@ def test_the_order_of_pictures_and_patches_does_not_matter() -> None:
 def test_sizes_must_fit(shape: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="same patches and prototypes"):
         distillation_loss(torch.zeros(2, 3, 4), torch.zeros(shape))
+
+
+def test_only_the_patches_asked_for_count() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits_BNK = torch.randn(2, 3, 7, generator=generator)
+    teacher_BNK = torch.randn(2, 3, 7, generator=generator).softmax(-1)
+    counted_BN = torch.tensor([[True, False, True], [False, True, True]])
+    loss_BN = -(teacher_BNK * logits_BNK.log_softmax(-1)).sum(-1)
+    mean = distillation_loss(logits_BNK, teacher_BNK, counted_BN)
+    assert mean.item() == pytest.approx(loss_BN[counted_BN].mean().item(), rel=1e-6)
+    total = distillation_loss(logits_BNK, teacher_BNK, counted_BN, normalization="sum")
+    assert total.item() == pytest.approx(2 * mean.item(), rel=1e-6)
+
+
+def test_features_by_hand() -> None:
+    # Cosines 1, 0 and -1 cost 0, 1 and 2; lengths do not matter.
+    student_BND = torch.tensor([[[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]]])
+    teacher_BND = torch.tensor([[[9.0, 0.0], [1.0, 0.0], [0.5, 0.0]]])
+    assert feature_loss(student_BND, teacher_BND).item() == pytest.approx(1.0, abs=1e-6)
+    first_BN = torch.tensor([[True, True, False]])
+    assert feature_loss(student_BND, teacher_BND, first_BN).item() == pytest.approx(0.5, abs=1e-6)
+    total = feature_loss(student_BND, teacher_BND, first_BN, normalization="sum")
+    assert total.item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_features_equal_a_float64_reference() -> None:
+    generator = torch.Generator().manual_seed(3)
+    student_BND, teacher_BND = torch.randn(2, 3, 4, 6, generator=generator)
+    unit = [F.normalize(part.double(), dim=-1) for part in (student_BND, teacher_BND)]
+    expected = 1 - (unit[0] * unit[1]).sum(-1).mean()
+    loss = feature_loss(student_BND, teacher_BND)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert feature_loss(teacher_BND, teacher_BND).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_features_teach_the_student_alone() -> None:
+    student_BND = torch.randn(1, 2, 3, requires_grad=True)
+    teacher_BND = torch.randn(1, 2, 3, requires_grad=True)
+    feature_loss(student_BND, teacher_BND).backward()
+    assert teacher_BND.grad is None
+    assert student_BND.grad is not None
+    assert student_BND.grad.any()
+
+
+def test_features_must_have_one_width() -> None:
+    with pytest.raises(ValueError, match="one width"):
+        feature_loss(torch.ones(1, 2, 3), torch.ones(1, 2, 4))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.losses.distillation import distillation_loss
-from training.losses.ibot import Supervised, ibot_loss
+from training.losses.ibot import Supervised, ibot_loss, loss_by_visibility
 
 MASKED_BN = torch.tensor([[True, False, True], [False, True, True]])
 
@@ -82,9 +82,32 @@ def test_the_order_of_the_batch_does_not_matter(supervised: Supervised) -> None:
     assert moved.item() == pytest.approx(loss.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("supervised", get_args(Supervised))
+def test_the_sum_counts_each_token_and_the_mean_each_share(supervised: Supervised) -> None:
+    # As literal sums iBOT++ has 3 terms a picture and iBOT 2, so its weight would mean more.
+    logits_BNK, teacher_BNK = random_pair()
+    mean = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, supervised)
+    total = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, supervised, normalization="sum")
+    num_tokens = 3 if supervised == "all" else 2
+    assert total.item() == pytest.approx(num_tokens * mean.item(), rel=1e-6)
+
+
 def test_sizes_must_fit() -> None:
     logits_BNK, teacher_BNK = random_pair()
     with pytest.raises(ValueError, match="same patches and prototypes"):
         ibot_loss(logits_BNK[:1], teacher_BNK, MASKED_BN, "all")
     with pytest.raises(ValueError, match="of each patch"):
         ibot_loss(logits_BNK, teacher_BNK, MASKED_BN[:, :2], "masked")
+
+
+def test_the_logged_parts_are_the_losses_of_either_kind_of_patch() -> None:
+    logits_BNK, teacher_BNK = random_pair()
+    logits_BNK.requires_grad_(requires_grad=True)
+    parts = loss_by_visibility(logits_BNK, teacher_BNK, MASKED_BN)
+    masked = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, "masked")
+    visible = ibot_loss(logits_BNK, teacher_BNK, ~MASKED_BN, "masked")
+    assert parts["patch_masked"].item() == pytest.approx(masked.item(), rel=1e-6)
+    assert parts["patch_visible"].item() == pytest.approx(visible.item(), rel=1e-6)
+    assert not any(part.requires_grad for part in parts.values())
+    nothing_BN = torch.zeros_like(MASKED_BN)
+    assert set(loss_by_visibility(logits_BNK, teacher_BNK, nothing_BN)) == {"patch_visible"}

@@ -3,6 +3,8 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,10 +12,36 @@ import torch
 from model.manifest import ScoreEntry
 from training.data.art import ART_SETS
 from training.data.folder import DataFolder
-from training.evaluate.report import Encoder, evaluate, write_scores
+from training.evaluate.chosen_encoder import Encoder
+from training.evaluate.report import evaluate, write_scores
 from training.methods.teacher import MODEL_FOLDER
 
 LICENCE = "Apache-2.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """Folders of the runs that are scored.
+
+    Attributes:
+        student: The run whose model is published.
+        teacher: Its teacher's.
+        further: Runs of the same recipe with other seeds; their scores are stored, not they.
+    """
+
+    student: Path
+    teacher: Path
+    further: Sequence[Path] = ()
+
+    def __post_init__(self) -> None:
+        """Check that each has left a model.
+
+        Raises:
+            FileNotFoundError: One has not.
+        """
+        for folder in (self.student, self.teacher, *self.further):
+            if not (folder / MODEL_FOLDER / "config.json").exists():
+                raise FileNotFoundError(f"{folder} holds no model yet; train it first")
 
 
 def _commit() -> str:
@@ -32,15 +60,25 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def _provenance(run: Path, encoder: Encoder) -> dict[str, object]:
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+def _last_step(run: Path) -> int:
+    log = (run / "log.jsonl").read_text("utf-8").splitlines()
+    return int(json.loads(log[-1])["step"])
+
+
+def _provenance(runs: Runs, encoder: Encoder) -> dict[str, object]:
+    run = runs.student
     return {
         "licence": LICENCE,
         "zero_shot": {"features": encoder.features, "templates": encoder.templates},
+        "classification": {"templates": encoder.class_templates},
         "recipe": run.name,
         "commit": _commit(),
         "configs": (run / "config.txt").read_text(encoding="utf-8").splitlines(),
-        "steps": log[-1]["step"],
+        "steps": _last_step(run),
+        "other_seeds": [
+            {"row": f"student, seed {number}", "run": other.name, "steps": _last_step(other)}
+            for number, other in enumerate(runs.further, start=1)
+        ],
         "art": {art.name: f"{art.package}, {art.licence}" for art in ART_SETS if art.trainable},
         "evaluation_only_art": {
             art.name: f"{art.package}, {art.licence}" for art in ART_SETS if not art.trainable
@@ -54,31 +92,28 @@ def _provenance(run: Path, encoder: Encoder) -> dict[str, object]:
 
 
 def publish(
-    run: Path, *, teacher: Path, data: DataFolder, card: Path, output: Path, num_scenes: int
+    runs: Runs, *, data: DataFolder, card: Path, output: Path, num_scenes: int
 ) -> list[ScoreEntry]:
     """Evaluate a run and write the checkpoint folder.
 
     Args:
-        run: A student's run folder.
-        teacher: Its teacher's run folder.
+        runs: The student, its teacher and its siblings.
         data: The data folder.
         card: The model card's text.
         output: The checkpoint folder to write.
         num_scenes: Scenes a test set.
-
-    Raises:
-        FileNotFoundError: A run has no model yet.
     """
     torch.set_num_threads(1)
-    for folder in (run, teacher):
-        if not (folder / MODEL_FOLDER / "config.json").exists():
-            raise FileNotFoundError(f"{folder} holds no model yet; train it first")
     encoder, entries = evaluate(
-        run / MODEL_FOLDER, teacher / MODEL_FOLDER, data, num_scenes=num_scenes
+        runs.student / MODEL_FOLDER,
+        runs.teacher / MODEL_FOLDER,
+        data,
+        further=[run / MODEL_FOLDER for run in runs.further],
+        num_scenes=num_scenes,
     )
-    shutil.copytree(run / MODEL_FOLDER, output, dirs_exist_ok=True)
+    shutil.copytree(runs.student / MODEL_FOLDER, output, dirs_exist_ok=True)
     write_scores(output, entries)
-    text = json.dumps(_provenance(run, encoder), indent=1)
+    text = json.dumps(_provenance(runs, encoder), indent=1)
     (output / "provenance.json").write_text(text + "\n", encoding="utf-8")
     shutil.copyfile(card, output / "card.md")
     return entries

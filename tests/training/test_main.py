@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from model.manifest import ScoreEntry
 from training.__main__ import main
 from training.commands import data as data_command
-from training.commands import evaluate as evaluate_command
 from training.commands import train as train_command
 from training.commands.train import RECIPES
 from training.config import TrainingConfig
@@ -110,23 +108,6 @@ def test_a_failing_fetch_is_told_in_one_line(
     monkeypatch.setattr(data_command, "fetch", fetch)
     assert main(["data", "--folder", str(tmp_path)]) == 2
     assert "non-zero exit status 1" in capsys.readouterr().err
-
-
-def test_evaluation_prints_every_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    entry = ScoreEntry(
-        task="t", split="seen", row="student", metric="mIoU", value=12.5, low=11, high=14, count=9
-    )
-
-    def publish(run: Path, *, num_scenes: int, **_: object) -> list[ScoreEntry]:
-        assert (run, num_scenes) == (tmp_path / "run", 9)
-        return [entry]
-
-    monkeypatch.setattr(evaluate_command, "publish", publish)
-    arguments = [str(tmp_path / "run"), "--teacher", "t", "--output", "o", "--scenes", "9"]
-    assert main(["evaluate", *arguments]) == 0
-    assert capsys.readouterr().out == "seen | student | mIoU | 12.50 [11.00, 14.00]\n"
 
 
 def test_export_of_an_incomplete_checkpoint_is_refused(

@@ -1,6 +1,8 @@
 """Publishing: a finished run becomes the checkpoint folder that export reads."""
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,9 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from model.manifest import ScoreEntry
 from training import publish as publish_module
 from training.data.folder import DataFolder
-from training.evaluate.report import Encoder
+from training.evaluate.chosen_encoder import Encoder
 from training.export.package import NEEDED_FILES, build_manifest
-from training.publish import publish
+from training.publish import Runs, publish
 
 ENTRY = ScoreEntry(
     task="zero-shot segmentation", split="s", row="student", metric="mIoU", value=12.5, count=9
@@ -31,27 +33,45 @@ def run(student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, tmp_path: Path) 
     return folder
 
 
+@pytest.fixture
+def card(tmp_path: Path) -> Path:
+    """A card's text."""
+    path = tmp_path / "card.md"
+    path.write_text("# Card\n", encoding="utf-8")
+    return path
+
+
 def test_everything_that_export_needs_is_there(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Tipsv2Model.from_pretrained(run / "model")
     tokenizer = Tipsv2Tokenizer.from_pretrained(run / "model")
+    other = shutil.copytree(run, tmp_path / "runs/student-seed-7")
 
     def evaluate(
-        student: Path, teacher: Path, data: DataFolder, *, num_scenes: int
+        student: Path,
+        teacher: Path,
+        data: DataFolder,
+        *,
+        further: Sequence[Path],
+        num_scenes: int,
     ) -> tuple[Encoder, list[ScoreEntry]]:
-        assert (student, teacher, num_scenes) == (run / "model", run / "model", 3)
+        assert (student, teacher, num_scenes) == (run / "model", other / "model", 3)
+        assert list(further) == [other / "model"]
         assert data.path == tmp_path
-        chosen = Encoder(model=model, tokenizer=tokenizer, features="values", templates="tcl")
+        chosen = Encoder(
+            model=model,
+            tokenizer=tokenizer,
+            features="values",
+            templates="tcl",
+            class_templates="none",
+        )
         return chosen, [ENTRY]
 
     monkeypatch.setattr(publish_module, "evaluate", evaluate)
-    card = tmp_path / "card.md"
-    card.write_text("# Card\n", encoding="utf-8")
     output = tmp_path / "checkpoint"
     entries = publish(
-        run,
-        teacher=run,
+        Runs(student=run, teacher=other, further=[other]),
         data=DataFolder(path=tmp_path),
         card=card,
         output=output,
@@ -63,23 +83,25 @@ def test_everything_that_export_needs_is_there(
     assert manifest.scores == [ENTRY]
     assert manifest.licence == "Apache-2.0"
     assert (manifest.zero_shot.features, manifest.zero_shot.templates) == ("values", "tcl")
-    assert manifest.provenance["steps"] == 40
-    assert manifest.provenance["recipe"] == "student"
-    art = manifest.provenance["art"]
-    held_out = manifest.provenance["evaluation_only_art"]
+    provenance = manifest.provenance
+    assert provenance["classification"] == {"templates": "none"}
+    assert (provenance["steps"], provenance["recipe"]) == (40, "student")
+    seed = {"row": "student, seed 1", "run": "student-seed-7", "steps": 40}
+    assert provenance["other_seeds"] == [seed]
+    art, held_out = provenance["art"], provenance["evaluation_only_art"]
     assert isinstance(art, dict)
     assert isinstance(held_out, dict)
     assert {"noto", "clipart"} <= set(art)
     assert {"fluent-3d", "openmoji", "stamps"} == set(held_out)
 
 
-def test_a_run_without_a_model_is_named(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["student", "teacher", "further"])
+def test_a_run_without_a_model_is_named(missing: str, run: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    folders = dict.fromkeys(("student", "teacher", "further"), run) | {missing: nowhere}
     with pytest.raises(FileNotFoundError, match="nowhere holds no model yet"):
-        publish(
-            run,
-            teacher=tmp_path / "nowhere",
-            data=DataFolder(path=tmp_path),
-            card=tmp_path / "card.md",
-            output=tmp_path / "out",
-            num_scenes=1,
+        Runs(
+            student=folders["student"],
+            teacher=folders["teacher"],
+            further=[folders["further"]],
         )

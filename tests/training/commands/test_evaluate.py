@@ -1,0 +1,69 @@
+"""`python -m training evaluate`: whole with a checkpoint, or quick with development numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from model.manifest import ScoreEntry
+from training.__main__ import main
+from training.commands import evaluate as evaluate_command
+from training.data.folder import DataFolder
+from training.publish import Runs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder that looks like a finished run's."""
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model/config.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
+def test_evaluation_prints_every_row(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = ScoreEntry(
+        task="t", split="seen", row="student", metric="mIoU", value=12.5, low=11, high=14, count=9
+    )
+    chance = entry.model_copy(update={"row": "chance", "value": 1.0, "low": None, "high": None})
+
+    def publish(
+        runs: Runs, *, data: DataFolder, card: Path, output: Path, num_scenes: int
+    ) -> list[ScoreEntry]:
+        assert (runs.student, runs.teacher) == (run, run)
+        assert list(runs.further) == [run, run]
+        assert (data.path, card.name, output, num_scenes) == (Path("d"), "c.md", Path("o"), 9)
+        return [entry, chance]
+
+    monkeypatch.setattr(evaluate_command, "publish", publish)
+    arguments = ["--also", str(run), str(run), "--teacher", str(run), "--output", "o"]
+    arguments += ["--scenes", "9", "--card", "c.md", "--data", "d"]
+    assert main(["evaluate", str(run), *arguments]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "t | seen | student | mIoU | 12.50 [11.00, 14.00] | n 9",
+        "t | seen | chance | mIoU | 1.00 | n 9",
+    ]
+
+
+def test_quick_numbers_need_neither_teacher_nor_output(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def quick_scores(models: Sequence[Path], data: DataFolder) -> dict[str, dict[str, float]]:
+        assert data.path == Path("d")
+        return {"val/patches": {str(model): 3.0 for model in models}}
+
+    monkeypatch.setattr(evaluate_command, "quick_scores", quick_scores)
+    assert main(["evaluate", str(run), "--quick", "--also", "other", "--data", "d"]) == 0
+    heading, values = capsys.readouterr().out.splitlines()
+    assert heading.split() == [str(run / "model"), "other/model"]
+    assert values.split() == ["val/patches", "3.00", "3.00"]
+
+
+@pytest.mark.parametrize("options", [[], ["--teacher", "t"], ["--output", "o"]])
+def test_a_whole_evaluation_says_what_it_lacks(
+    options: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), *options]) == 2
+    assert "needs --teacher and --output; or ask for --quick" in capsys.readouterr().err

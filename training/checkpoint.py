@@ -1,12 +1,45 @@
-"""Saves and resumes a run: method, optimizers and step in one file, written atomically."""
+"""Saves and resumes a run: one folder a checkpoint, complete or not there at all.
 
+    checkpoints/step-00001200/
+        checkpoint.json      format version, step, ranks and optimizer
+        model.safetensors    the weights of the model
+        state/               heads, averages, centre and optimizer state, through
+                             torch.distributed.checkpoint: each rank writes what it holds
+
+A checkpoint is written under another name and renamed when all of it is on the disk, so whatever
+stops the program leaves the one before whole. It can be resumed by another number of ranks, and by
+DDP what FSDP2 wrote. It knows nothing of the data: the step says which batch comes next.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-CHECKPOINT_FILE = "checkpoint.pt"
+from training.optimizer_state import optimizer_kinds, optimizer_tensors, restore_optimizers
+
+CHECKPOINT_FOLDER = "checkpoints"
+FORMAT_VERSION = 1
+_MODEL_PREFIX = "model."
+_OLD_FILE = "checkpoint.pt"
+_PARTIAL = ".partial-"
+_WEIGHTS, _STATE, _HEADER = "model.safetensors", "state", "checkpoint.json"
+
+Optimizers = Sequence[torch.optim.Optimizer]
 
 
 def save_atomically(state: object, path: Path) -> None:
@@ -16,31 +49,186 @@ def save_atomically(state: object, path: Path) -> None:
     temporary.replace(path)
 
 
+def latest_checkpoint(run: Path) -> Path | None:
+    """The folder of a run's newest checkpoint.
+
+    Raises:
+        ValueError: The run was saved by a version of this program whose format is not read.
+    """
+    found = sorted((run / CHECKPOINT_FOLDER).glob("step-*"))
+    if not found and (run / _OLD_FILE).exists():
+        raise ValueError(
+            f"{run / _OLD_FILE} was saved by an earlier version, which this one cannot resume: "
+            "choose another run by --set name=NAME, or delete the file to begin anew"
+        )
+    return found[-1] if found else None
+
+
+def checkpoint_step(run: Path) -> int:
+    """Steps that a run's newest checkpoint has done; 0 where there is none."""
+    found = latest_checkpoint(run)
+    return 0 if found is None else int(found.name.removeprefix("step-"))
+
+
 def save_checkpoint(
-    folder: Path, *, step: int, method: nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]
+    run: Path, *, step: int, method: nn.Module, optimizers: Optimizers, keep: int = 2
 ) -> None:
-    """Write the state after `step` steps; a crash leaves the previous checkpoint whole."""
-    state = {
-        "step": step,
-        "method": method.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-    }
-    save_atomically(state, folder / CHECKPOINT_FILE)
+    """Write the state after `step` steps and keep the newest `keep`; all ranks call it."""
+    root = run / CHECKPOINT_FOLDER
+    final, partial = root / f"step-{step:08d}", root / f"{_PARTIAL}{step:08d}"
+    if _is_first_rank():
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_partial(root)
+        partial.mkdir()
+    _wait_for_all()
+    weights, rest = _split(method)
+    rest |= optimizer_tensors(method, optimizers)
+    with _quietly_alone():
+        save(rest, checkpoint_id=partial / _STATE, no_dist=not dist.is_initialized())
+    whole = {name: _whole(value) for name, value in weights.items()}
+    if _is_first_rank():
+        save_file(whole, partial / _WEIGHTS)
+        header = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "num_ranks": dist.get_world_size() if dist.is_initialized() else 1,
+            "optimizers": optimizer_kinds(optimizers),
+        }
+        (partial / _HEADER).write_text(json.dumps(header) + "\n", encoding="utf-8")
+        _publish(partial, final)
+        for old in sorted(root.glob("step-*"))[:-keep]:
+            _remove(old)
+    _wait_for_all()
 
 
-def load_checkpoint(
-    folder: Path, *, method: nn.Module, optimizers: tuple[torch.optim.Optimizer, ...]
-) -> int:
-    """Restore a run in place.
+def load_checkpoint(run: Path, *, method: nn.Module, optimizers: Optimizers) -> int:
+    """Restore a run in place from its newest checkpoint; all ranks call it.
 
     Returns:
         The number of steps done; 0 where there is no checkpoint.
+
+    Raises:
+        ValueError: The checkpoint is of another format, model, method or optimizer.
     """
-    path = folder / CHECKPOINT_FILE
-    if not path.exists():
+    folder = latest_checkpoint(run)
+    if folder is None:
         return 0
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    method.load_state_dict(state["method"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["step"])
+    header = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
+    _check_header(folder, header, optimizers)
+    weights, rest = _split(method)
+    with safe_open(folder / _WEIGHTS, framework="pt") as file:
+        saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        _check_shapes(folder, saved, weights)
+        for name, value in weights.items():
+            copy_whole(file.get_tensor(name), value)
+    _load_rest(folder / _STATE, method=method, rest=rest, optimizers=optimizers)
+    return int(header["step"])
+
+
+def copy_whole(whole: Tensor, target: Tensor) -> None:
+    """Copy a whole tensor into one that may be cut over the ranks, each rank its part."""
+    with torch.no_grad():
+        if isinstance(target, DTensor):
+            mesh, places = target.device_mesh, target.placements
+            local = whole.to(target.device)
+            target.copy_(distribute_tensor(local, mesh, places, src_data_rank=None))
+        else:
+            target.copy_(whole)
+
+
+def _split(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Divide a method's state into the model's weights and the rest, which keeps full names."""
+    state = method.state_dict()
+    weights = {
+        name.removeprefix(_MODEL_PREFIX): value
+        for name, value in state.items()
+        if name.startswith(_MODEL_PREFIX)
+    }
+    rest = {name: value for name, value in state.items() if not name.startswith(_MODEL_PREFIX)}
+    return weights, rest
+
+
+def _load_rest(
+    folder: Path, *, method: nn.Module, rest: dict[str, Tensor], optimizers: Optimizers
+) -> None:
+    reader = FileSystemReader(folder)
+    entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    saved = {name: list(entry.size) for name, entry in entries.items()}
+    ours = {name: size for name, size in saved.items() if not name.startswith("optimizer.")}
+    _check_shapes(folder, ours, rest)
+    restoring = restore_optimizers(method, optimizers, entries)
+    state = {**rest, **restoring.tensors}
+    with _quietly_alone():
+        load(state, storage_reader=reader, no_dist=not dist.is_initialized())
+    restoring.finish()
+
+
+def _check_header(folder: Path, header: dict[str, Any], optimizers: Optimizers) -> None:
+    if header["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} has format {header['format_version']}, and this version reads "
+            f"{FORMAT_VERSION}: choose another run by --set name=NAME"
+        )
+    if header["optimizers"] != (kinds := optimizer_kinds(optimizers)):
+        raise ValueError(
+            f"{folder} was trained by {' and '.join(header['optimizers'])}, not by "
+            f"{' and '.join(kinds)}: set optim.optimizer back, or choose another run by "
+            "--set name=NAME"
+        )
+
+
+def _check_shapes(folder: Path, saved: dict[str, list[int]], ours: dict[str, Tensor]) -> None:
+    wrong = sorted(saved.keys() ^ ours.keys())
+    wrong += [name for name in saved.keys() & ours.keys() if saved[name] != list(ours[name].shape)]
+    if wrong:
+        raise ValueError(
+            f"{folder} is of another model or method: {', '.join(wrong[:5])} differ in presence or "
+            "size; use the settings of the run, or choose another by --set name=NAME"
+        )
+
+
+@contextmanager
+def _quietly_alone() -> Iterator[None]:
+    """Let a single process use what is made for several, which torch warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _is_first_rank() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _whole(value: Tensor) -> Tensor:
+    """Gather a tensor that may be cut over the ranks; every rank must ask."""
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.detach().cpu().contiguous()
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Give a complete checkpoint its name, once its files are on the disk."""
+    for name in (_WEIGHTS, _HEADER):
+        with (partial / name).open("rb") as file:
+            os.fsync(file.fileno())
+    if final.exists():
+        # The same step of the same run, saved again: what is there already says the same.
+        shutil.rmtree(partial)
+        return
+    partial.rename(final)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take the name away first, so that no half of a checkpoint is ever found."""
+    leaving = checkpoint.with_name(f"{_PARTIAL}{checkpoint.name}")
+    checkpoint.rename(leaving)
+    shutil.rmtree(leaving)
+
+
+def _remove_partial(root: Path) -> None:
+    for left in root.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(left)

@@ -1,10 +1,9 @@
-"""The whole configuration of a run, and changing it by `--set key=value`."""
+"""The whole configuration of a run."""
 
-import ast
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import get_args
 
 from transformers import Tipsv2Config
 
@@ -15,6 +14,8 @@ from training.data.loader import Stage
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
+from training.parallel import ParallelKind
+from training.update import Precision
 from training.variants import variant
 
 
@@ -110,7 +111,16 @@ class TrainingConfig:
         data: What on.
         optim: How.
         num_steps: Optimizer steps.
-        batch_size: Scenes a step.
+        batch_size: Pictures of one micro-batch of one rank.
+        accumulate: Micro-batches a step. Contrast stays within a micro-batch of all ranks.
+        precision: Of forward passes: "bfloat16" by autocast, or "float32". Weights, averages and
+            optimizer states are float32. TIPSv2 does not publish its own; bfloat16 is what its
+            hardware is made for.
+        parallel: Over the ranks that torchrun starts: "ddp" holds everything on each, "fsdp2" cuts
+            weights, gradients and optimizer state among them.
+        compile: Compile transformer blocks by torch.compile.
+        checkpoint_activations: Compute a block's inner activations again in the backward pass
+            instead of keeping them: less memory, about a third more time.
         seed: Of the weights and of each step's random choices.
         text_warmup_steps: Steps in which a new text tower first learns MiniLM's embeddings.
         teacher: Folder of a finished pretraining run; distillation needs it.
@@ -120,6 +130,7 @@ class TrainingConfig:
         log_every: Steps between log lines.
         validate_every: Steps between validations; 0 for none.
         checkpoint_every_s: Seconds between checkpoints.
+        keep_checkpoints: How many of the newest are kept.
         threads: Of torch.
     """
 
@@ -130,6 +141,11 @@ class TrainingConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     num_steps: int
     batch_size: int = 96
+    accumulate: int = 1
+    precision: Precision = "bfloat16"
+    parallel: ParallelKind = "ddp"
+    compile: bool = False
+    checkpoint_activations: bool = False
     seed: int = 0
     text_warmup_steps: int = 0
     teacher: Path | None = None
@@ -138,12 +154,18 @@ class TrainingConfig:
     log_every: int = 20
     validate_every: int = 500
     checkpoint_every_s: float = 120.0
+    keep_checkpoints: int = 2
     threads: int = 1
 
     def __post_init__(self) -> None:
         """Check what no part can check alone."""
         if self.num_steps < 1 or self.batch_size < 2:
             raise ValueError("num_steps must be at least 1 and batch_size at least 2, for contrast")
+        if self.accumulate < 1 or self.keep_checkpoints < 1:
+            raise ValueError("accumulate and keep_checkpoints must be at least 1")
+        for name, choices in (("precision", Precision), ("parallel", ParallelKind)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {get_args(choices)}")
         if isinstance(self.method, DistillConfig) and self.teacher is None:
             raise ValueError("distillation needs a teacher: --set teacher=runs/NAME")
 
@@ -151,52 +173,3 @@ class TrainingConfig:
     def folder(self) -> Path:
         """The run's own folder."""
         return self.runs / self.name
-
-
-Config = TypeVar("Config")
-
-
-def _parse(text: str) -> Any:
-    """Read a Python literal; anything else is a string."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _replace(config: Config, path: list[str], text: str, whole: str) -> Config:
-    """Return a copy of a config with the field at `path` changed."""
-    assert dataclasses.is_dataclass(config)
-    assert not isinstance(config, type)
-    names = [item.name for item in dataclasses.fields(config)]
-    if path[0] not in names:
-        raise ValueError(f"unknown setting {whole!r}: {path[0]!r} is none of {', '.join(names)}")
-    old = getattr(config, path[0])
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(old):
-            raise ValueError(f"unknown setting {whole!r}: {path[0]!r} has no parts")
-        return dataclasses.replace(config, **{path[0]: _replace(old, path[1:], text, whole)})
-    new = _parse(text)
-    if isinstance(old, Path) or path[0] in ("teacher", "start"):
-        new = Path(text)
-    elif isinstance(old, str):
-        new = new if isinstance(new, str) else text
-    elif isinstance(old, float) and isinstance(new, int):
-        new = float(new)
-    elif dataclasses.is_dataclass(old) or (old is not None and not isinstance(new, type(old))):
-        raise ValueError(f"{whole} must be of type {type(old).__name__}, and {text!r} is not")
-    return dataclasses.replace(config, **{path[0]: new})
-
-
-def apply_overrides(config: TrainingConfig, overrides: list[str]) -> TrainingConfig:
-    """Change settings by lines such as "optim.muon_lr=2e-3".
-
-    Raises:
-        ValueError: An unknown setting, a value of another type, or a line without "=".
-    """
-    for line in overrides:
-        key, separator, value = line.partition("=")
-        if not separator:
-            raise ValueError(f"--set takes KEY=VALUE, not {line!r}")
-        config = _replace(config, key.split("."), value, key)
-    return config

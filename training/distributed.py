@@ -23,7 +23,9 @@ def start() -> tuple[int, int]:
     if ranks == 1:
         return 0, 1
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
+        # Counts travel on the CPU, gradients wherever the model is.
+        has_gpu = torch.cuda.is_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
     return dist.get_rank(), ranks
 
 
@@ -137,7 +139,11 @@ def average_gradients(module: nn.Module) -> None:
     if not dist.is_initialized():
         return
     parameters = [p for p in module.parameters() if p.requires_grad]
-    has_gradient = torch.tensor([float(p.grad is not None) for p in parameters])
+    if not parameters:
+        return
+    has_gradient = torch.tensor(
+        [float(p.grad is not None) for p in parameters], device=parameters[0].device
+    )
     dist.all_reduce(has_gradient)
     shared = [p for p, count in zip(parameters, has_gradient, strict=True) if count > 0]
     if not shared:

@@ -11,19 +11,22 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.text import TEMPLATES
 from training import distributed
-from training.checkpoint import CHECKPOINT_FILE, save_atomically
+from training.board import Board
+from training.checkpoint import checkpoint_step, save_atomically
 from training.config import TrainingConfig
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.loader import BatchPlan, SceneBatches
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
-from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
+from training.evaluate.benchmark import development_benchmarks
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain
-from training.methods.teacher import HEAD_FILE, MODEL_FOLDER, load_teacher
+from training.methods.teacher import MODEL_FOLDER, load_teacher
 from training.methods.terms import TRUNK_WIDTH
+from training.observation import Observation, save_model
 from training.pretrained.text import warm_up_text_tower
 from training.pretrained.trunk import cached_sprite_targets
+from training.run_record import digest, record_start
 from training.tokenizer import train_tokenizer
 from training.trainer import BatchSource, Trainer
 
@@ -63,7 +66,7 @@ def build_tokenizer(config: TrainingConfig, source: SceneSource) -> Tipsv2Tokeni
         if folder is not None and (folder / "tokenizer/tokenizer.json").exists()
     ]
     if known:
-        tokenizer = Tipsv2Tokenizer.from_pretrained(known[0])
+        tokenizer: Tipsv2Tokenizer = Tipsv2Tokenizer.from_pretrained(known[0])
     else:
         tokenizer = train_tokenizer(_corpus(source, sorted(seen_names())), config.model.vocab_size)
     tokenizer.save_pretrained(config.folder / "tokenizer")
@@ -123,14 +126,12 @@ def _prepare(
 ) -> tuple[Method, Tipsv2Tokenizer, SceneBatches]:
     """Build what is trained and what on; files that take long to make are made once a run."""
     config.folder.mkdir(parents=True, exist_ok=True)
-    with (config.folder / "config.txt").open("a", encoding="utf-8") as file:
-        file.write(f"{config}\n")  # a line for each start, for a resumed run may be changed
     source = data.source(
         "train", styles=config.data.styles, names=seen_names(), seed=config.data.seed
     )
     tokenizer = build_tokenizer(config, source)
     method = build_method(config, len(tokenizer))
-    if config.text_warmup_steps and not (config.folder / CHECKPOINT_FILE).exists():
+    if config.text_warmup_steps and checkpoint_step(config.folder) == 0:
         _warm_up(config, method.model, tokenizer, source)
     batches = SceneBatches(
         source,
@@ -163,20 +164,40 @@ def run(
     data = DataFolder(path=config.data.folder)
     with distributed.first_rank_first():
         method, tokenizer, batches = _prepare(config, data, rank=rank, num_ranks=num_ranks)
-    benchmarks = development_benchmarks(data)
-
-    def validate(step: int) -> dict[str, float]:
-        row = _validate(method, tokenizer, benchmarks)
-        _save_model(config, method, tokenizer)
-        print(json.dumps({"step": step, **row}), flush=True)
-        return row
-
     source = batches if share is None else share(batches)
-    Trainer(config, method, source, validate=validate, rank=rank).train()
+    board = Board(config.folder) if rank == 0 else None
+    observation = Observation(config.folder, tokenizer, development_benchmarks(data), board=board)
+    trainer = Trainer(
+        config,
+        method,
+        source,
+        validate=lambda step: observation.validate(step, trainer.parallel),
+        report=observation.report,
+        rank=rank,
+    )
     if rank == 0:
-        _save_model(config, method, tokenizer)
-    distributed.stop()
+        _record(config, trainer, data)
+    try:
+        trainer.train()
+        save_model(config.folder, trainer.parallel, tokenizer)
+    finally:
+        if board is not None:
+            board.close()
+        distributed.stop()
     return config.folder / MODEL_FOLDER
+
+
+def _record(config: TrainingConfig, trainer: Trainer, data: DataFolder) -> None:
+    """Keep what repeats this start in run.json."""
+    record_start(
+        config.folder,
+        config,
+        from_step=checkpoint_step(config.folder),
+        device=trainer.parallel.device,
+        num_ranks=distributed.num_ranks(),
+        seeds={"run": config.seed, "data": config.data.seed},
+        data={"folder": data.path, "digest": digest([data.path / "sprites.npz"])},
+    )
 
 
 def _trunk_targets(config: TrainingConfig, source: SceneSource) -> NDArray[np.float32]:
@@ -184,22 +205,3 @@ def _trunk_targets(config: TrainingConfig, source: SceneSource) -> NDArray[np.fl
     trainable = np.isin(bank.style_M, [bank.styles.index(style) for style in TRAIN_STYLES])
     path = config.data.folder / f"trunk-{TRUNK_WIDTH}.npz"
     return cached_sprite_targets(path, bank.rgba_MSS4, trainable, TRUNK_WIDTH)
-
-
-def _validate(
-    method: Method, tokenizer: Tipsv2Tokenizer, benchmarks: Sequence[SegmentationBenchmark]
-) -> dict[str, float]:
-    row: dict[str, float] = {}
-    for benchmark in benchmarks:
-        row |= benchmark.quick_scores(method.model, tokenizer)
-    return row
-
-
-def _save_model(config: TrainingConfig, method: Method, tokenizer: Tipsv2Tokenizer) -> None:
-    """Write the model as transformers does, its tokenizer, and the heads a student will need."""
-    method.model.save_pretrained(config.folder / MODEL_FOLDER)
-    tokenizer.save_pretrained(config.folder / MODEL_FOLDER)
-    heads = {
-        key: value for key, value in method.state_dict().items() if not key.startswith("model.")
-    }
-    save_atomically(heads, config.folder / HEAD_FILE)

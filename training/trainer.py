@@ -1,34 +1,53 @@
-"""The training loop: step, clip, check, log, validate, save. It knows no method and no loss."""
+"""The training loop: step, log, validate, save, stop. It knows no method and no loss."""
 
 import json
-import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data.batch import Batch
-from training.distributed import average_gradients, num_ranks
-from training.methods.base import Method, Step
-from training.optim import build_optimizers, learning_rate_factor
+from training.distributed import mean_over_ranks, num_ranks, sum_over_ranks
+from training.methods.base import Method
+from training.optim import build_optimizers
+from training.parallel import ParallelMethod
+from training.preemption import Stopped, StopRequest
+from training.update import Update, UpdateConfig
 
-Validate = Callable[[int], dict[str, float]]
+Row = dict[str, float]
+Validate = Callable[[int], Row]
+LOG_FILE = "log.jsonl"
 
 
 class BatchSource(Protocol):
     """What the trainer eats: batch number i is always the same."""
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterable[Batch]:
-        """Iterate from a step on, made ahead in worker processes where there are any."""
+        """Iterate from a batch on, made ahead in worker processes where there are any.
+
+        A step takes `accumulate` batches: batch i belongs to step i // accumulate.
+        """
 
 
 class Trainer:
-    """Runs a method over batches until the last step, from wherever the run stands."""
+    """Runs a method over batches until the last step, from wherever the run stands.
+
+    Args:
+        config: The run.
+        method: What is trained; it is moved to the device and, under FSDP2, cut over the ranks.
+        batches: What on; this rank's share.
+        validate: Scores the model after a number of steps. Every rank calls it, since a model that
+            is cut takes all of them to gather; what it returns on rank 0 joins the log.
+        report: Is given every row of the log, on rank 0.
+        rank: Of this process.
+    """
 
     def __init__(
         self,
@@ -37,74 +56,87 @@ class Trainer:
         batches: BatchSource,
         *,
         validate: Validate | None = None,
+        report: Callable[[Row], None] | None = None,
         rank: int = 0,
     ) -> None:
-        self._config, self._method, self._batches = config, method, batches
-        self._validate, self._rank = validate, rank
+        self._config, self._batches, self._rank = config, batches, rank
+        self._validate, self._report = validate, report
         self._folder: Path = config.folder
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._optimizers = build_optimizers([method], config.optim)
-        self._peaks = [
-            [group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers
-        ]
+        self.parallel = ParallelMethod(
+            method,
+            kind=config.parallel,
+            compile_blocks=config.compile,
+            checkpoint_activations=config.checkpoint_activations,
+        )
+        self.optimizers = build_optimizers([method], config.optim)
+        update = UpdateConfig(
+            optim=config.optim,
+            num_steps=config.num_steps,
+            accumulate=config.accumulate,
+            precision=config.precision,
+            seed=config.seed,
+        )
+        self._update = Update(update, self.parallel, self.optimizers, rank=rank)
 
-    def train(self, *, until: int | None = None) -> dict[str, float]:
-        """Train up to `until` steps (the whole run by default); returns the last logged metrics."""
-        done = load_checkpoint(self._folder, method=self._method, optimizers=self._optimizers)
+    def train(self, *, until: int | None = None) -> Row:
+        """Train up to `until` steps (the whole run by default); returns the last logged row.
+
+        Raises:
+            Stopped: A signal asked for it; what was done is saved.
+            FloatingPointError: A gradient is not finite; the last checkpoint is left.
+            ValueError: The data ends before the last step.
+        """
+        method = self.parallel.method
+        done = load_checkpoint(self._folder, method=method, optimizers=self.optimizers)
         last = self._config.num_steps if until is None else until
+        method.train()
         saved_at, row = time.monotonic(), {}
-        self._method.train()
-        loader = self._batches.loader(done, num_workers=self._config.data.num_workers)
-        with _progress_bar(shown=self._rank == 0) as bar:
-            task = bar.add_task(
-                self._config.name, total=self._config.num_steps, completed=done, loss=""
-            )
-            for step, batch in enumerate(loader, start=done):
-                if step >= last:
-                    break
-                metrics = self._step(batch, step)
-                bar.update(task, advance=1, loss=f"{metrics['loss']:.3f}")
+        with StopRequest() as stop, self._progress_bar(done) as bar:
+            batches = self._loader(done)
+            for step in range(done, last):
+                metrics = self._update(self._fetch(batches, step, stop), step)
+                bar.update(bar.task_ids[0], advance=1, loss=f"{float(metrics['loss']):.3f}")
                 if self._is_due(step + 1) or step + 1 == last:
                     row = self._log(step + 1, metrics)
-                if time.monotonic() - saved_at > self._config.checkpoint_every_s:
+                is_late = time.monotonic() - saved_at > self._config.checkpoint_every_s
+                if self._must_save(step + 1, stop, is_late=is_late):
                     self._save(step + 1)
                     saved_at = time.monotonic()
         self._save(max(done, last))
         return row
 
-    def _step(self, batch: Batch, step: int) -> dict[str, float]:
-        """One optimizer step; returns the loss and its parts."""
-        config = self._config
-        factor = learning_rate_factor(
-            step, num_steps=config.num_steps, warmup_steps=config.optim.warmup_steps
-        )
-        for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            optimizer.zero_grad(set_to_none=True)
-        rows = len(batch.pixels_B3HW)
-        stands = Step(
-            progress=step / config.num_steps,
-            generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step * 64),
-            first_row=self._rank * rows,
-            global_rows=max(num_ranks(), self._rank + 1) * rows,
-        )
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            result = self._method(batch, stands)
-        result.loss.backward()
-        average_gradients(self._method)
-        parameters = [p for p in self._method.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm)
-        if not math.isfinite(float(norm)):
-            raise FloatingPointError(
-                f"step {step}: the gradient is not finite; lower optim.muon_lr or optim.adamw_lr "
-                "and resume from the last checkpoint"
-            )
-        for optimizer in self._optimizers:
-            optimizer.step()
-        self._method.after_step()
-        parts = {name: float(value) for name, value in result.metrics.items()}
-        return {"loss": float(result.loss.detach()), **parts, "grad_norm": float(norm)}
+    def _loader(self, step: int) -> Iterator[Batch]:
+        first = step * self._config.accumulate
+        return iter(self._batches.loader(first, num_workers=self._config.data.num_workers))
+
+    def _fetch(self, batches: Iterator[Batch], step: int, stop: StopRequest) -> list[Batch]:
+        """The micro-batches of a step."""
+        size = self._config.accumulate
+        try:
+            fetched = list(islice(batches, size))
+        except RuntimeError:
+            # A signal to the whole process group also ends the processes that load data.
+            if stop.is_requested and num_ranks() == 1:
+                self._save(step)
+                raise Stopped(step) from None
+            raise
+        if len(fetched) < size:
+            raise ValueError(f"the data ends after {step} of {self._config.num_steps} steps")
+        return fetched
+
+    def _must_save(self, step: int, stop: StopRequest, *, is_late: bool) -> bool:
+        """Whether a checkpoint is due by the first rank's clock; all ranks decide the same.
+
+        Raises:
+            Stopped: Some rank was asked to stop, and all have saved.
+        """
+        asked = [int(stop.is_requested), int(is_late and self._rank == 0)]
+        stops, saves = sum_over_ranks(asked, self.parallel.device)
+        if stops:
+            self._save(step)
+            raise Stopped(step)
+        return saves > 0
 
     def _is_due(self, step: int) -> bool:
         return step % self._config.log_every == 0 or self._validates_at(step)
@@ -113,32 +145,44 @@ class Trainer:
         every = self._config.validate_every
         return every > 0 and (step % every == 0 or step == self._config.num_steps)
 
-    def _log(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        if self._rank != 0:
-            return metrics
-        row = {"step": step, **{name: round(value, 5) for name, value in metrics.items()}}
+    def _log(self, step: int, metrics: dict[str, Tensor]) -> Row:
+        """Write a row: means over the ranks and, where due, scores."""
+        values = mean_over_ranks(
+            torch.stack([value.to(self.parallel.device) for value in metrics.values()])
+        )
+        row: Row = {"step": step}
+        row |= {name: float(value) for name, value in zip(metrics, values, strict=True)}
         if self._validate and self._validates_at(step):
-            self._method.eval()
+            self.parallel.method.eval()
             row |= self._validate(step)
-            self._method.train()
+            self.parallel.method.train()
+        if self._rank != 0:
+            return row
         row["time_s"] = round(time.time(), 1)
-        with (self._folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        with (self._folder / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self._report:
+            self._report(row)
         return row
 
     def _save(self, step: int) -> None:
-        if self._rank != 0:
-            return
-        save_checkpoint(self._folder, step=step, method=self._method, optimizers=self._optimizers)
+        save_checkpoint(
+            self._folder,
+            step=step,
+            method=self.parallel.method,
+            optimizers=self.optimizers,
+            keep=self._config.keep_checkpoints,
+        )
 
-
-def _progress_bar(*, shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TimeRemainingColumn(),
-        refresh_per_second=1,
-        disable=not shown,
-    )
+    def _progress_bar(self, done: int) -> Progress:
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            refresh_per_second=1,
+            disable=self._rank != 0,
+        )
+        bar.add_task(self._config.name, total=self._config.num_steps, completed=done, loss="")
+        return bar

@@ -1,6 +1,10 @@
-"""Checkpoints restore method and optimizers exactly, and are never half written."""
+"""Checkpoints restore method and optimizers exactly, and whatever stops a save leaves the last."""
 
-from collections.abc import Callable
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,59 +12,235 @@ import torch
 from torch import nn
 
 from training.checkpoint import (
-    CHECKPOINT_FILE,
+    checkpoint_step,
+    latest_checkpoint,
     load_checkpoint,
     save_atomically,
     save_checkpoint,
 )
-from training.optim import OptimConfig, build_optimizers
+from training.optim import OptimConfig, OptimizerName, build_optimizers
 
-State = tuple[nn.Linear, tuple[torch.optim.Optimizer, ...]]
-
-
-@pytest.fixture
-def make_state() -> Callable[[int], State]:
-    """Build a layer that has taken some steps, with its optimizers."""
-
-    def make(num_steps: int) -> State:
-        torch.manual_seed(num_steps)
-        layer = nn.Linear(4, 4)
-        optimizers = build_optimizers([layer], OptimConfig())
-        for _ in range(num_steps):
-            step(layer, optimizers)
-        return layer, optimizers
-
-    return make
+State = tuple[nn.Module, tuple[torch.optim.Optimizer, ...]]
+PROGRAM = Path(__file__).with_name("save_forever.py")
+TIMEOUT_S = 100
 
 
-def step(layer: nn.Linear, optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
-    layer.zero_grad()
-    layer(torch.ones(2, 4)).square().sum().backward()
-    for optimizer in optimizers:
-        optimizer.step()
+class Parts(nn.Module):
+    """A model, a head that joins in later, a scalar and a buffer."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.model, self.head = nn.Linear(width, 4), nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.centre: torch.Tensor
+        self.register_buffer("centre", torch.zeros(3))
+
+    def step(self, optimizers: tuple[torch.optim.Optimizer, ...], *, with_head: bool) -> None:
+        """Take a step, and move the buffer."""
+        self.zero_grad()
+        output = self.model(torch.ones(2, 4)) * self.scale
+        if with_head:
+            output = self.head(output)
+            self.centre.lerp_(output.detach().mean(0), 0.5)
+        output.square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
 
 
+def make_state(optimizer: OptimizerName = "muon", *, seed: int = 0) -> tuple[Parts, OptimConfig]:
+    torch.manual_seed(seed)
+    return Parts(), OptimConfig(optimizer=optimizer)
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "adafactor"])
 def test_what_was_saved_goes_on_as_it_would_have(
-    make_state: Callable[[int], State], tmp_path: Path
+    optimizer: OptimizerName, with_head: bool, tmp_path: Path
 ) -> None:
-    layer, optimizers = make_state(3)
-    save_checkpoint(tmp_path, step=3, method=layer, optimizers=optimizers)
-    other, other_optimizers = make_state(0)
+    module, config = make_state(optimizer)
+    optimizers = build_optimizers([module], config)
+    for _ in range(3):
+        module.step(optimizers, with_head=with_head)
+    save_checkpoint(tmp_path, step=3, method=module, optimizers=optimizers)
+    other, _ = make_state(seed=1)
+    other_optimizers = build_optimizers([other], config)
     assert load_checkpoint(tmp_path, method=other, optimizers=other_optimizers) == 3
-    for _ in range(2):
-        step(layer, optimizers)
-        step(other, other_optimizers)
-    assert torch.equal(layer.weight, other.weight)
-    assert torch.equal(layer.bias, other.bias)
+    for _ in range(2):  # the head's first steps, where it had none before
+        module.step(optimizers, with_head=True)
+        other.step(other_optimizers, with_head=True)
+    for name, value in module.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
 
 
-def test_without_a_checkpoint_a_run_begins(
-    make_state: Callable[[int], State], tmp_path: Path
+def test_a_load_leaves_nothing_of_what_was_there(tmp_path: Path) -> None:
+    module, config = make_state()
+    optimizers = build_optimizers([module], config)
+    module.step(optimizers, with_head=False)
+    save_checkpoint(tmp_path, step=1, method=module, optimizers=optimizers)
+    module.step(optimizers, with_head=True)
+    assert load_checkpoint(tmp_path, method=module, optimizers=optimizers) == 1
+    trained = {id(p) for o in optimizers for p in o.state}
+    assert id(module.model.weight) in trained
+    assert id(module.head.weight) not in trained
+
+
+def test_without_a_checkpoint_a_run_begins(tmp_path: Path) -> None:
+    module, config = make_state()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    assert (
+        load_checkpoint(tmp_path, method=module, optimizers=build_optimizers([module], config)) == 0
+    )
+    assert checkpoint_step(tmp_path) == 0
+    for name, value in module.state_dict().items():
+        assert torch.equal(before[name], value), name
+
+
+def save(folder: Path, module: Parts, step: int, keep: int = 2) -> None:
+    optimizers = build_optimizers([module], OptimConfig())
+    save_checkpoint(folder, step=step, method=module, optimizers=optimizers, keep=keep)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_the_newest_checkpoints_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
+    module, _ = make_state()
+    for step in (5, 70, 900):
+        save(tmp_path, module, step)
+    assert names(tmp_path) == ["step-00000070", "step-00000900"]
+    assert checkpoint_step(tmp_path) == 900
+    save(tmp_path, module, 900, keep=1)
+    assert names(tmp_path) == ["step-00000900"]
+
+
+def test_weights_are_safetensors_and_nothing_is_pickled_code(tmp_path: Path) -> None:
+    module, _ = make_state()
+    save(tmp_path, module, 1)
+    folder = latest_checkpoint(tmp_path)
+    assert folder is not None
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint.json",
+        "model.safetensors",
+        "state",
+    ]
+    header = json.loads((folder / "checkpoint.json").read_text("utf-8"))
+    assert header == {
+        "format_version": 1,
+        "step": 1,
+        "num_ranks": 1,
+        "optimizers": ["Muon", "AdamW"],
+    }
+
+
+@pytest.mark.parametrize("broken", ["save", "save_file", "_publish"])
+def test_an_error_while_saving_leaves_the_last_checkpoint(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer, optimizers = make_state(0)
-    before = layer.weight.detach().clone()
-    assert load_checkpoint(tmp_path, method=layer, optimizers=optimizers) == 0
-    assert torch.equal(layer.weight, before)
+    module, config = make_state()
+    save(tmp_path, module, 1)
+    weight = module.model.weight.detach().clone()
+
+    def crash(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"training.checkpoint.{broken}", crash)
+        nn.init.zeros_(module.model.weight)
+        with pytest.raises(OSError, match="disk full"):
+            save(tmp_path, module, 2)
+    other, _ = make_state(seed=1)
+    optimizers = build_optimizers([other], config)
+    assert load_checkpoint(tmp_path, method=other, optimizers=optimizers) == 1
+    assert torch.equal(other.model.weight, weight)
+    save(tmp_path, module, 2)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("num_saved", [1, 2, 4])
+def test_a_killed_process_leaves_a_whole_checkpoint(
+    num_saved: int, tmp_path: Path, project_root: Path
+) -> None:
+    """The program saves without end, step s with every number s, and says what is saved."""
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), str(tmp_path)],
+        cwd=project_root,
+        env={**os.environ, "PYTHONPATH": str(project_root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        said = [int(process.stdout.readline()) for _ in range(num_saved)]
+    finally:
+        process.kill()  # in the middle of what comes after
+        process.communicate(timeout=TIMEOUT_S)
+    other, config = make_state()
+    optimizers = build_optimizers([other], config)
+    step = load_checkpoint(tmp_path, method=other, optimizers=optimizers)
+    assert step >= said[-1]
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, torch.full_like(value, step)), name
+    moments = [o.state[p] for o in optimizers for g in o.param_groups for p in g["params"]]
+    values = [value for state in moments for value in state.values()]
+    assert values
+    assert all(torch.equal(value, torch.full_like(value, step)) for value in values)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    module, config = make_state()
+    save(tmp_path, module, 1)
+    wide = Parts(5)
+    with pytest.raises(ValueError, match=r"another model or method: weight differ"):
+        load_checkpoint(tmp_path, method=wide, optimizers=build_optimizers([wide], config))
+    module.more = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"another model or method: more.bias, more.weight"):
+        load_checkpoint(tmp_path, method=module, optimizers=build_optimizers([module], config))
+
+
+def test_another_optimizer_is_refused(tmp_path: Path) -> None:
+    module, _ = make_state()
+    save(tmp_path, module, 1)
+    optimizers = build_optimizers([module], OptimConfig(optimizer="adamw"))
+    with pytest.raises(ValueError, match=r"by Muon and AdamW, not by AdamW: set optim.optimizer"):
+        load_checkpoint(tmp_path, method=module, optimizers=optimizers)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    module, config = make_state()
+    save(tmp_path, module, 1)
+    path = tmp_path / "checkpoints/step-00000001/checkpoint.json"
+    path.write_text(path.read_text("utf-8").replace('_version": 1', '_version": 2'), "utf-8")
+    with pytest.raises(ValueError, match="has format 2, and this version reads 1"):
+        load_checkpoint(tmp_path, method=module, optimizers=build_optimizers([module], config))
+
+
+def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    module, config = make_state()
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(ValueError, match=r"checkpoint.pt was saved by an earlier version"):
+        load_checkpoint(tmp_path, method=module, optimizers=build_optimizers([module], config))
+    save(tmp_path, module, 1)
+    assert checkpoint_step(tmp_path) == 1
+
+
+def test_a_half_removed_checkpoint_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _ = make_state()
+    save(tmp_path, module, 1)
+    save(tmp_path, module, 2)
+
+    def crash(*_: object) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", crash)
+        with pytest.raises(OSError, match="killed"):
+            save(tmp_path, module, 3)
+    assert checkpoint_step(tmp_path) == 3
+    save(tmp_path, module, 4)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
 
 
 def test_a_crash_while_writing_leaves_the_old_file(
@@ -77,21 +257,3 @@ def test_a_crash_while_writing_leaves_the_old_file(
     with pytest.raises(OSError, match="disk full"):
         save_atomically({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
-
-
-def test_a_checkpoint_of_another_model_is_refused(
-    make_state: Callable[[int], State], tmp_path: Path
-) -> None:
-    layer, optimizers = make_state(1)
-    save_checkpoint(tmp_path, step=1, method=layer, optimizers=optimizers)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        load_checkpoint(tmp_path, method=nn.Linear(5, 4), optimizers=optimizers)
-
-
-def test_code_in_a_checkpoint_is_not_run(
-    make_state: Callable[[int], State], tmp_path: Path
-) -> None:
-    layer, optimizers = make_state(0)
-    torch.save({"method": Path("evil")}, tmp_path / CHECKPOINT_FILE)
-    with pytest.raises(Exception, match="Weights only load failed"):
-        load_checkpoint(tmp_path, method=layer, optimizers=optimizers)

@@ -1,82 +1,14 @@
-"""Overriding settings by KEY=VALUE, and what a configuration refuses."""
+"""What a configuration refuses."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from training.config import ModelConfig, TrainingConfig, apply_overrides
+from training.config import ModelConfig, TrainingConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.terms import NameContrastConfig
-
-
-def test_nested_settings_change_and_the_rest_stays(tiny_config: TrainingConfig) -> None:
-    changed = apply_overrides(
-        tiny_config,
-        ["optim.muon_lr=2e-3", "num_steps=9", "method.names.weight=1", "data.styles=('noto',)"],
-    )
-    assert (changed.optim.muon_lr, changed.num_steps) == (2e-3, 9)
-    assert isinstance(changed.method, PretrainConfig)
-    assert changed.method.names.weight == 1.0
-    assert isinstance(changed.method.names.weight, float)
-    assert changed.data.styles == ("noto",)
-    names = replace(changed.method.names, weight=0.0)
-    assert (
-        replace(
-            changed,
-            optim=tiny_config.optim,
-            num_steps=6,
-            data=tiny_config.data,
-            method=replace(changed.method, names=names),
-        )
-        == tiny_config
-    )
-
-
-def test_no_overrides_change_nothing(tiny_config: TrainingConfig) -> None:
-    assert apply_overrides(tiny_config, []) is tiny_config
-
-
-def test_the_last_of_two_overrides_counts(tiny_config: TrainingConfig) -> None:
-    assert apply_overrides(tiny_config, ["seed=1", "seed=2"]).seed == 2
-
-
-@pytest.mark.parametrize(
-    ("line", "name"), [("name=7", "7"), ("name='a b'", "a b"), ("name=a=b", "a=b"), ("name=x", "x")]
-)
-def test_text_stays_text(tiny_config: TrainingConfig, line: str, name: str) -> None:
-    assert apply_overrides(tiny_config, [line]).name == name
-
-
-def test_paths_are_paths(tiny_config: TrainingConfig) -> None:
-    changed = apply_overrides(tiny_config, ["runs=elsewhere", "teacher=runs/old", "data.folder=12"])
-    assert (changed.runs, changed.teacher) == (Path("elsewhere"), Path("runs/old"))
-    assert changed.data.folder == Path("12")
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("bogus=1", "unknown setting 'bogus'.*none of name, method"),
-        ("optim.bogus=1", "unknown setting 'optim.bogus'.*muon_lr"),
-        ("optim.muon_lr.deep=1", "'muon_lr' has no parts"),
-        ("num_steps", "KEY=VALUE, not 'num_steps'"),
-        ("num_steps=many", "num_steps must be of type int, and 'many' is not"),
-        ("num_steps=1.5", "num_steps must be of type int"),
-        ("optim.muon_lr=fast", "optim.muon_lr must be of type float"),
-        ("data.styles=noto", "data.styles must be of type tuple"),
-        ("optim=1", "optim must be of type OptimConfig"),
-        ("method.names.features=pixels", "features must be one of"),
-        ("method.names.num_shown=0", "at least 1"),
-        ("method.supervised=visible", "supervised must be one of"),
-        ("batch_size=1", "batch_size at least 2"),
-        ("num_steps=0", "num_steps must be at least 1"),
-    ],
-)
-def test_mistakes_are_named(tiny_config: TrainingConfig, line: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        apply_overrides(tiny_config, [line])
 
 
 def test_distillation_needs_a_teacher(tiny_config: TrainingConfig) -> None:

@@ -1,6 +1,7 @@
 """Two real ranks over gloo do what one process does on the whole batch; one rank does nothing."""
 
 import json
+import math
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -90,6 +91,31 @@ def test_the_centre_is_that_of_the_whole_batch(
     assert ranks[0]["centre"] == ranks[1]["centre"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_rows_of_all_ranks_come_in_their_order(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["gathered"]["rows"] == [[0.0, 1.0], [2.0, 3.0], [7.0, 9.0]]
+        assert rank["gathered"]["ids"] == [0, 1, 10]
+    assert [rank["gathered"]["own"] for rank in ranks] == [[0, 2], [2, 3]]
+
+
+def test_a_rows_gradient_comes_from_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    # Rank 0 weighs the rows by 1, 2 and 3, rank 1 by twice as much.
+    assert ranks[0]["gathered"]["grad"] == [[3.0, 3.0], [6.0, 6.0]]
+    assert ranks[1]["gathered"]["grad"] == [[9.0, 9.0]]
+
+
+def test_a_rank_may_have_no_rows(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["gathered"]["empty"] == [2, [0, 0], [], 0]
+    assert ranks[1]["gathered"]["empty"] == [2, [0, 2], [[2.0], [2.0]], 0]
+
+
+def test_counts_and_logarithms_add_up(ranks: list[dict[str, Any]]) -> None:
+    expected = [math.log(1 + math.e), math.log(2) - 2]
+    for rank in ranks:
+        assert rank["gathered"]["sum"] == [3, 10]
+        assert rank["gathered"]["logsumexp"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_first_rank_prepares_for_the_other(ranks: list[dict[str, Any]]) -> None:
     assert [rank["found"] for rank in ranks] == [False, True]
 
@@ -104,6 +130,11 @@ def test_one_rank_needs_no_group(program: ModuleType, monkeypatch: pytest.Monkey
     assert program.gradients(module) == before
     values = torch.ones(2)
     assert distributed.mean_over_ranks(values) is values
+    assert distributed.logsumexp_over_ranks(values) is values
+    assert distributed.sum_over_ranks([3, 4], values.device) == [3, 4]
+    (rows,), own = distributed.gather_rows(values)
+    assert rows is values
+    assert (own.start, own.stop) == (0, 2)
     with distributed.first_rank_first():
         pass
     distributed.stop()

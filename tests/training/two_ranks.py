@@ -58,6 +58,35 @@ def centre_after(cosines_NK: Tensor) -> list[float]:
     return [float(value) for value in centering.centre_K]
 
 
+def gathered(rank: int) -> dict[str, object]:
+    """Rows that differ in number between ranks, and what a loss of each rank sends back to them."""
+    rows_R2 = torch.arange(4.0).view(2, 2) if rank == 0 else torch.tensor([[7.0, 9.0]])
+    rows_R2.requires_grad_()
+    (all_G2, ids_G), own = distributed.gather_rows(rows_R2, torch.arange(len(rows_R2)) + 10 * rank)
+    weight_G = torch.arange(1.0, len(all_G2) + 1)
+    (weight_G[:, None] * all_G2 * (rank + 1)).sum().backward()
+    assert rows_R2.grad is not None
+    return {
+        "rows": all_G2.tolist(),
+        "ids": ids_G.tolist(),
+        "own": [own.start, own.stop],
+        "grad": rows_R2.grad.tolist(),
+        "empty": gathered_nothing(rank),
+        "sum": distributed.sum_over_ranks([rank + 1, 5], torch.device("cpu")),
+        "logsumexp": distributed.logsumexp_over_ranks(torch.tensor([float(rank), -2.0])).tolist(),
+    }
+
+
+def gathered_nothing(rank: int) -> list[object]:
+    """Rows of one rank alone; and what both see where neither has any."""
+    alone_R1 = torch.ones(2 * rank, 1, requires_grad=True)
+    (one_G1,), own = distributed.gather_rows(alone_R1)
+    one_G1.sum().backward()
+    assert alone_R1.grad is not None
+    (none_G1,), _ = distributed.gather_rows(torch.ones(0, 1))
+    return [len(one_G1), [own.start, own.stop], alone_R1.grad.tolist(), len(none_G1)]
+
+
 def main(rank: int, folder: Path) -> None:
     """Take part in everything that ranks do together."""
     torch.set_num_threads(1)
@@ -81,6 +110,7 @@ def main(rank: int, folder: Path) -> None:
     seen["mean"] = distributed.mean_over_ranks(own_K).tolist()
     seen["argument"] = own_K.tolist()
     seen["centre"] = centre_after(data()[mine])
+    seen["gathered"] = gathered(rank)
     with distributed.first_rank_first():
         made = folder / "made-once"
         seen["found"] = made.exists()

@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Callable
 
-from training.config import TrainingConfig, apply_overrides
+from training.config import TrainingConfig
+from training.overrides import apply_overrides
 from training.recipes import first_light
 from training.run import run as train
 

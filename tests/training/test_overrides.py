@@ -1,0 +1,145 @@
+"""Overriding settings by KEY=VALUE: names, types, choices, tuples, and what may be empty."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from training.config import TrainingConfig
+from training.methods.pretrain import PretrainConfig
+from training.overrides import apply_overrides
+
+
+def test_nested_settings_change_and_the_rest_stays(tiny_config: TrainingConfig) -> None:
+    changed = apply_overrides(
+        tiny_config,
+        ["optim.muon_lr=2e-3", "num_steps=9", "method.names.weight=1", "data.styles=('noto',)"],
+    )
+    assert (changed.optim.muon_lr, changed.num_steps) == (2e-3, 9)
+    assert isinstance(changed.method, PretrainConfig)
+    assert changed.method.names.weight == 1.0
+    assert isinstance(changed.method.names.weight, float)
+    assert changed.data.styles == ("noto",)
+    names = replace(changed.method.names, weight=0.0)
+    assert (
+        replace(
+            changed,
+            optim=tiny_config.optim,
+            num_steps=6,
+            data=tiny_config.data,
+            method=replace(changed.method, names=names),
+        )
+        == tiny_config
+    )
+
+
+def test_no_overrides_change_nothing(tiny_config: TrainingConfig) -> None:
+    assert apply_overrides(tiny_config, []) is tiny_config
+
+
+def test_the_last_of_two_overrides_counts(tiny_config: TrainingConfig) -> None:
+    assert apply_overrides(tiny_config, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "name"), [("name=7", "7"), ("name='a b'", "a b"), ("name=a=b", "a=b"), ("name=x", "x")]
+)
+def test_text_stays_text(tiny_config: TrainingConfig, line: str, name: str) -> None:
+    assert apply_overrides(tiny_config, [line]).name == name
+
+
+def test_paths_are_paths(tiny_config: TrainingConfig) -> None:
+    changed = apply_overrides(tiny_config, ["runs=elsewhere", "teacher=runs/old", "data.folder=12"])
+    assert (changed.runs, changed.teacher) == (Path("elsewhere"), Path("runs/old"))
+    assert changed.data.folder == Path("12")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("bogus=1", "unknown setting 'bogus'.*none of name, method"),
+        ("optim.bogus=1", "unknown setting 'optim.bogus'.*muon_lr"),
+        ("optim.muon_lr.deep=1", "'muon_lr' has no parts"),
+        ("num_steps", "KEY=VALUE, not 'num_steps'"),
+        ("num_steps=many", "num_steps must be of type int, and 'many' is not"),
+        ("num_steps=1.5", "num_steps must be of type int"),
+        ("optim.muon_lr=fast", "optim.muon_lr must be of type float"),
+        ("optim=1", r"optim must be set part by part \(optimizer, muon_lr"),
+        ("method.names.features=pixels", "features must be one of"),
+        ("method.names.num_shown=0", "at least 1"),
+        ("method.supervised=visible", "supervised must be one of"),
+        ("optim.optimizer=sgd", r"one of \('muon', 'adamw', 'adafactor'\), and 'sgd' is not"),
+        ("precision=float16", r"precision must be one of \('float32', 'bfloat16'\)"),
+        ("compile=1", "compile must be of type bool"),
+        ("num_steps=True", "num_steps must be of type int"),
+        ("num_steps=none", "num_steps must be of type int"),
+        ("data.stages=1", "data.stages must be of type tuple"),
+        ("data.stages.1.until=0.5", "'1' is no number from 0 to 0"),
+        ("data.stages.first.until=0.5", "'first' is no number from 0 to 0"),
+        ("data.stages.0.scenes.count_weights=(1,'a')", "must be of type tuple"),
+        ("teacher.parts=1", "it has no parts"),
+        ("batch_size=1", "batch_size at least 2"),
+        ("num_steps=0", "num_steps must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(tiny_config: TrainingConfig, line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(tiny_config, [line])
+
+
+def test_flags_and_choices_are_read(tiny_config: TrainingConfig) -> None:
+    changed = apply_overrides(tiny_config, ["compile=True", "precision=float32", "parallel=fsdp2"])
+    assert (changed.compile, changed.precision, changed.parallel) == (True, "float32", "fsdp2")
+
+
+def test_what_may_be_empty_is_emptied_and_filled(tiny_config: TrainingConfig) -> None:
+    filled = apply_overrides(tiny_config, ["teacher=runs/x"])
+    assert filled.teacher == Path("runs/x")
+    assert apply_overrides(filled, ["teacher=none"]) == tiny_config
+
+
+@pytest.mark.parametrize("text", ["noto,twemoji", "('noto', 'twemoji')", "['noto','twemoji']"])
+def test_tuples_are_written_in_python_or_with_commas(
+    tiny_config: TrainingConfig, text: str
+) -> None:
+    changed = apply_overrides(tiny_config, [f"data.styles={text}"])
+    assert changed.data.styles == ("noto", "twemoji")
+
+
+def test_one_word_is_a_tuple_of_one(tiny_config: TrainingConfig) -> None:
+    assert apply_overrides(tiny_config, ["data.styles=noto"]).data.styles == ("noto",)
+
+
+def test_parts_of_tuples_are_numbered(tiny_config: TrainingConfig) -> None:
+    line = "data.stages.0.scenes.count_weights=1,2,3"
+    (stage,) = apply_overrides(tiny_config, [line]).data.stages
+    assert stage.scenes.count_weights == (1.0, 2.0, 3.0)
+    assert isinstance(stage.scenes.count_weights[0], float)
+    assert stage.scenes.size == tiny_config.data.stages[0].scenes.size
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A part that may be there or not."""
+
+    size: int = 4
+    pair: tuple[int, float] = (1, 2.0)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A configuration of another kind."""
+
+    inner: Inner | None = None
+
+
+def test_an_optional_part_begins_with_its_defaults() -> None:
+    assert apply_overrides(Outer(), ["inner.size=5"]) == Outer(inner=Inner(size=5))
+    assert apply_overrides(Outer(inner=Inner()), ["inner=none"]) == Outer()
+
+
+def test_a_pair_has_two_values() -> None:
+    changed = apply_overrides(Outer(), ["inner.pair=3,4"])
+    assert changed == Outer(inner=Inner(pair=(3, 4.0)))
+    with pytest.raises(ValueError, match=r"inner.pair must be of type tuple\[int, float\]"):
+        apply_overrides(Outer(), ["inner.pair=3"])

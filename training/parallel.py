@@ -1,0 +1,155 @@
+"""Makes a method train on the machine's device and over all ranks: alone, by DDP or by FSDP2.
+
+Under DDP every rank holds everything and gradients are averaged while the backward pass runs. Under
+FSDP2 parameters, gradients, averages and optimizer state are cut along their first axis, and a
+block's weights are whole only while it is used. Both compute what one process would on the global
+batch, up to rounding.
+
+CUDA with NCCL is written for and has not been run; the CPU with gloo has.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, is_dataclass, replace
+from typing import Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Tipsv2Model
+
+from training.data.batch import Batch
+from training.distributed import average_gradients
+from training.methods.base import Method, Step
+
+ParallelKind = Literal["ddp", "fsdp2"]
+Moved = TypeVar("Moved")
+
+
+def choose_device() -> torch.device:
+    """This rank's GPU where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def move(value: Moved, device: torch.device) -> Moved:
+    """Copy a tensor, or a dataclass of tensors and such dataclasses, to a device.
+
+    For a GPU the copy starts from pinned memory and does not wait.
+    """
+    if device.type == "cpu":
+        return value
+    if isinstance(value, Tensor):
+        return cast("Moved", value.pin_memory().to(device, non_blocking=True))
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {item.name: move(getattr(value, item.name), device) for item in fields(value)}
+        return cast("Moved", replace(value, **parts))
+    return value
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Transformer blocks that are only ever called whole.
+
+    The last vision block is not among them: the value path reaches into it.
+    """
+    for model in module.modules():
+        if isinstance(model, Tipsv2Model):
+            yield from list(model.vision_model.encoder.layer)[:-1]
+            yield from model.text_model.encoder.layers
+
+
+class _StepModule(nn.Module):
+    """A method whose step returns a tuple, which is what DDP and FSDP2 find tensors in."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        result = self.method(batch, step)
+        return result.loss, result.metrics
+
+
+class ParallelMethod:
+    """A method on its device, the same on all ranks or cut among them.
+
+    Make the optimizers after it: FSDP2 replaces the parameters.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        kind: ParallelKind = "ddp",
+        compile_blocks: bool = False,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        self.method = method
+        self.device = choose_device()
+        method.to(self.device)
+        if checkpoint_activations:
+            method.model.activation_checkpointing_enable()
+        if compile_blocks:
+            for block in blocks(method):
+                block.compile()
+        self._sharded = kind == "fsdp2" and dist.is_initialized()
+        module = _StepModule(method)
+        if self._sharded:
+            _shard(module, self.device)
+        self._module = module if self._sharded or not dist.is_initialized() else _replicate(module)
+
+    def __call__(self, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of this rank's share of a step; call `backward` on the loss."""
+        loss, metrics = self._module(batch, step)
+        return loss, metrics
+
+    def accumulating(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Hold back the exchange of gradients until the last micro-batch of a step."""
+        if isinstance(self._module, DistributedDataParallel) and not is_last:
+            return cast("AbstractContextManager[None]", self._module.no_sync())
+        if isinstance(self._module, FSDPModule):
+            self._module.set_requires_gradient_sync(is_last)
+        return nullcontext()
+
+    def finish_gradients(self) -> None:
+        """Average what FSDP2 leaves alone: scalars, which cannot be cut."""
+        if self._sharded:
+            average_gradients(nn.ParameterList(p for p in self.method.parameters() if p.ndim == 0))
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """Gather the method's state on the CPU; all ranks call it, rank 0 gets the tensors."""
+        keeps = not dist.is_initialized() or dist.get_rank() == 0
+        whole: dict[str, Tensor] = {}
+        for name, value in self.method.state_dict().items():
+            tensor = value.full_tensor() if isinstance(value, DTensor) else value
+            if keeps:
+                whole[name] = tensor.detach().cpu()
+        return whole
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no rank holds the whole model."""
+        return self._sharded
+
+
+def _replicate(module: nn.Module) -> DistributedDataParallel:
+    # Which parameters a step uses depends on its stage and on its captions. Buffers are equal on
+    # all ranks already, since methods average over ranks whatever moves them.
+    return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
+
+
+def _shard(module: nn.Module, device: torch.device) -> None:
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh)
+    # FSDP2 refuses scalars, such as the temperature: they stay whole on every rank.
+    scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
+    fully_shard(module, mesh=mesh, ignored_params=scalars)

@@ -1,0 +1,147 @@
+"""`run.json`: everything that is needed to repeat a run, written at each of its starts.
+
+A run may be stopped and gone on with, on another machine and with changed settings; so a run has a
+list of starts, each with its own configuration, command, code, versions, data, seeds and host.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import fields, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+RECORD_FILE = "run.json"
+FORMAT_VERSION = 1
+_OLD_FILE = "config.txt"
+_PACKAGES = ("torch", "torchvision", "transformers", "numpy", "safetensors", "tokenizers")
+_GIT_TIMEOUT_S = 10
+
+
+def as_json(value: object) -> Any:
+    """A configuration as nested JSON; a dataclass says its class under "kind"."""
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {item.name: as_json(getattr(value, item.name)) for item in fields(value)}
+        return {"kind": type(value).__name__, **parts}
+    if isinstance(value, (tuple, list)):
+        return [as_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GIT_TIMEOUT_S,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def code_version() -> dict[str, Any]:
+    """Commit of the code and whether files differ from it; both None outside a checkout."""
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")
+    return {"commit": commit, "is_dirty": None if status is None else bool(status)}
+
+
+def _host(device: torch.device, num_ranks: int) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "name": platform.node(),
+        "system": platform.platform(),
+        "num_cpus": os.cpu_count(),
+        "device": device.type,
+        "device_name": name or platform.machine(),
+        "num_ranks": num_ranks,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **installed}
+
+
+def digest(paths: list[Path]) -> str:
+    """SHA-256 over names and contents of files, in order of their names; missing ones are left out.
+
+    Of a file above 64 MiB the size and the first 64 MiB count, so that the digest stays cheap
+    beside shards of any size.
+    """
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        if not path.is_file():
+            continue
+        total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            total.update(hashlib.sha256(file.read(1 << 26)).digest())
+    return total.hexdigest()
+
+
+def record_start(
+    folder: Path,
+    config: object,
+    *,
+    from_step: int,
+    device: torch.device,
+    num_ranks: int = 1,
+    **facts: object,
+) -> None:
+    """Add a start to a run's record.
+
+    Args:
+        folder: Of the run.
+        config: All of it, as a dataclass.
+        from_step: Steps that were done before.
+        device: That this rank trains on.
+        num_ranks: That train together.
+        facts: What else to keep, such as the data's digest and the bytes of state.
+    """
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(sys.orig_argv),
+        "from_step": from_step,
+        "config": as_json(config),
+        "code": code_version(),
+        "versions": _versions(),
+        "host": _host(device, num_ranks),
+        **{name: as_json(value) for name, value in facts.items()},
+    }
+    path = folder / RECORD_FILE
+    record: dict[str, Any] = {"format_version": FORMAT_VERSION, "run": folder.name, "starts": []}
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+    record["starts"].append(start)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_configs(folder: Path) -> list[object]:
+    """The configurations of a run's starts, in order.
+
+    Runs of earlier versions kept a line of text for each start; those are given as they are.
+
+    Raises:
+        FileNotFoundError: The folder holds no run.
+    """
+    path, old = folder / RECORD_FILE, folder / _OLD_FILE
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return cast("list[object]", [start["config"] for start in record["starts"]])
+    if old.exists():
+        return list(old.read_text(encoding="utf-8").splitlines())
+    raise FileNotFoundError(f"{folder} holds neither {RECORD_FILE} nor {_OLD_FILE}: it is no run")

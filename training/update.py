@@ -1,0 +1,131 @@
+"""One optimizer step: forward and backward of its micro-batches, clip, check, update.
+
+It knows neither files nor logs, and of the method only that it gives a loss.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.data.batch import Batch
+from training.distributed import num_ranks, sum_over_ranks
+from training.methods.base import Step
+from training.optim import OptimConfig, clip_gradients, learning_rate_factor
+from training.parallel import ParallelMethod, move
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateConfig:
+    """What an update needs to know of a run.
+
+    Attributes:
+        optim: Warm-up and clipping.
+        num_steps: Of the whole run.
+        accumulate: Micro-batches a step.
+        precision: Of the forward pass; weights and optimizer states are float32.
+        seed: Of each step's random choices.
+    """
+
+    optim: OptimConfig
+    num_steps: int
+    accumulate: int = 1
+    precision: Precision = "bfloat16"
+    seed: int = 0
+
+
+class Update:
+    """Takes one step at a time.
+
+    The gradient is the mean over a step's micro-batches. Contrast stays within a micro-batch (of
+    all ranks together): what accumulates is the gradient of a mean of losses, not the loss of one
+    large batch, so twice the micro-batches are not the same as twice the batch size.
+    """
+
+    def __init__(
+        self,
+        config: UpdateConfig,
+        method: ParallelMethod,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        rank: int = 0,
+    ) -> None:
+        self._config, self._method, self._optimizers = config, method, optimizers
+        self._rank = rank
+        self._trained = [p for o in optimizers for g in o.param_groups for p in g["params"]]
+        self._peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
+
+    def __call__(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        """Take step number `step`.
+
+        Returns:
+            Loss, its parts and the gradient's norm, of this rank's pictures.
+
+        Raises:
+            FloatingPointError: The gradient is not finite, on any rank; all ranks raise it, and
+                weights and optimizers stay as they were.
+        """
+        self._set_learning_rates(step)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        rows = [self._accumulate(batch, step, index) for index, batch in enumerate(batches)]
+        self._method.finish_gradients()
+        norm = clip_gradients(self._trained, self._config.optim.clip_norm)
+        self._check(norm, step)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self._method.method.after_step()
+        names = rows[0].keys()
+        means = {name: torch.stack([row[name] for row in rows]).mean() for name in names}
+        return {**means, "grad_norm": torch.tensor(norm)}
+
+    def _accumulate(self, batch: Batch, step: int, index: int) -> dict[str, Tensor]:
+        """Forward and backward of one micro-batch."""
+        config = self._config
+        batch = move(batch, self._method.device)
+        with self._method.accumulating(is_last=index + 1 == config.accumulate):
+            with self._autocast():
+                loss, metrics = self._method(batch, self._step(batch, step, index))
+            (loss / config.accumulate).backward()
+        return {"loss": loss.detach().float(), **{n: m.float() for n, m in metrics.items()}}
+
+    def _step(self, batch: Batch, step: int, index: int) -> Step:
+        rows = len(batch.pixels_B3HW)
+        entropy = np.random.SeedSequence((self._config.seed, step, index))
+        seed = int(entropy.generate_state(1, np.uint64)[0])
+        return Step(
+            progress=step / self._config.num_steps,
+            generator=torch.Generator().manual_seed(seed),
+            first_row=self._rank * rows,
+            global_rows=num_ranks() * rows,
+        )
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self._config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self._method.device.type, dtype=torch.bfloat16)
+
+    def _set_learning_rates(self, step: int) -> None:
+        factor = learning_rate_factor(
+            step,
+            num_steps=self._config.num_steps,
+            warmup_steps=self._config.optim.warmup_steps,
+        )
+        for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+
+    def _check(self, norm: float, step: int) -> None:
+        (bad,) = sum_over_ranks([int(not math.isfinite(norm))], self._method.device)
+        if bad:
+            raise FloatingPointError(
+                f"step {step}: the gradient is not finite; lower the learning rates (optim.muon_lr,"
+                " optim.adamw_lr, optim.adafactor_lr) and resume from the last checkpoint"
+            )

@@ -5,6 +5,7 @@ Shapes: B batch, N patches, K prototypes.
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from training.losses.reduction import Normalization, reduce_tokens
@@ -45,3 +46,25 @@ def ibot_loss(
     log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
     loss_BN = -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1)
     return reduce_tokens(loss_BN, None if supervised == "all" else masked_BN, normalization)
+
+
+@torch.no_grad()
+def loss_by_visibility(
+    student_logits_BNK: Tensor, teacher_probs_BNK: Tensor, masked_BN: Tensor
+) -> dict[str, Tensor]:
+    """Mean loss of the patches that the student saw and of those it did not, to be logged.
+
+    Under iBOT nothing asks for the first; the paper gives that as the reason for iBOT++.
+
+    Args:
+        student_logits_BNK: As above.
+        teacher_probs_BNK: As above.
+        masked_BN: bool; the same number in each picture.
+
+    Returns:
+        "patch_visible" and "patch_masked", each left out where there is no such patch.
+    """
+    log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
+    loss_BN = -(teacher_probs_BNK * log_probs_BNK).sum(-1)
+    parts = {"patch_visible": loss_BN[~masked_BN], "patch_masked": loss_BN[masked_BN]}
+    return {name: part.mean() for name, part in parts.items() if len(part)}

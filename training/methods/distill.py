@@ -19,7 +19,7 @@ from training.data.batch import Batch
 from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.dino import dino_loss
 from training.losses.distillation import distillation_loss, feature_loss
-from training.losses.ibot import Supervised
+from training.losses.ibot import Supervised, loss_by_visibility
 from training.losses.reduction import Normalization
 from training.methods.base import (
     GlobalToken,
@@ -154,8 +154,9 @@ class Distill(Method):
         if teaches and (has_patch or has_dino):
             taught = self._teacher.look(batch.pixels_B3HW)
             if has_patch:
-                terms["patch"] = self._patch_term(whole, taught, batch, step)
+                terms["patch"], by_visibility = self._patch_term(whole, taught, batch, step)
                 loss = loss + config.patch_weight * terms["patch"]
+                terms |= by_visibility
             if has_dino:
                 terms["dino"] = self._dino_term(taught, batch)
                 loss = loss + config.dino_weight * terms["dino"]
@@ -163,27 +164,31 @@ class Distill(Method):
 
     def _patch_term(
         self, whole: VisionTokens, taught: VisionTokens, batch: Batch, step: Step
-    ) -> Tensor:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what is logged of it beside where something is masked."""
         config = self.config
-        patches_BND, counted_BN = whole.patches_BND, None
+        patches_BND, counted_BN, masked_BN = whole.patches_BND, None, None
         if config.mask_ratio > 0:
             masked_BN = self.draw_masks(whole, config.mask_ratio, step)
             patches_BND = vision_tokens(self.model, batch.pixels_B3HW, masked_BN).patches_BND
             counted_BN = masked_BN if config.supervised == "masked" else None
         if self.projector is not None:
-            return feature_loss(
+            loss = feature_loss(
                 self.projector(patches_BND),
                 taught.patches_BND,
                 counted_BN,
                 normalization=config.normalization,
             )
+            return loss, {}
         assert self.head is not None  # there is either a head or a projector
-        return distillation_loss(
-            self.head(patches_BND) / config.head.student_temperature,
-            self._teacher.assign_patches(taught.patches_BND),
-            counted_BN,
-            normalization=config.normalization,
+        logits_BNK = self.head(patches_BND) / config.head.student_temperature
+        targets_BNK = self._teacher.assign_patches(taught.patches_BND)
+        loss = distillation_loss(
+            logits_BNK, targets_BNK, counted_BN, normalization=config.normalization
         )
+        if masked_BN is None:
+            return loss, {}
+        return loss, loss_by_visibility(logits_BNK, targets_BNK, masked_BN)
 
     def _dino_term(self, taught: VisionTokens, batch: Batch) -> Tensor:
         config = self.config

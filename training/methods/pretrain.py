@@ -17,7 +17,7 @@ from training.data.batch import Batch
 from training.ema import EmaScope, averaged_copy, update_ema
 from training.heads import HeadConfig, NameContrast
 from training.losses.dino import dino_loss
-from training.losses.ibot import Supervised, ibot_loss
+from training.losses.ibot import Supervised, ibot_loss, loss_by_visibility
 from training.losses.reduction import Normalization
 from training.methods.base import (
     GlobalToken,
@@ -144,8 +144,9 @@ class Pretrain(Method):
         if has_ibot or has_dino:
             taught = self._teacher_tokens(whole, batch)
             if has_ibot:
-                terms["ibot"] = self._ibot_term(taught, batch, step)
+                terms["ibot"], by_visibility = self._ibot_term(taught, batch, step)
                 loss = loss + config.ibot_weight * terms["ibot"]
+                terms |= by_visibility
             if has_dino:
                 terms["dino"] = self._dino_term(taught, batch)
                 loss = loss + config.dino_weight * terms["dino"]
@@ -158,20 +159,24 @@ class Pretrain(Method):
             return detached(whole)
         return vision_tokens(self.teacher_tower, batch.pixels_B3HW)
 
-    def _ibot_term(self, taught: VisionTokens, batch: Batch, step: Step) -> Tensor:
+    def _ibot_term(
+        self, taught: VisionTokens, batch: Batch, step: Step
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what is logged of it beside."""
         with torch.no_grad():
             teacher = self.head if self.teacher_head is None else self.teacher_head
             targets_BNK = self.centering(teacher(taught.patches_BND))
         masked_BN = self.draw_masks(taught, self.config.mask_ratio, step)
         student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
         logits_BNK = self.head(student.patches_BND) / self.config.head.student_temperature
-        return ibot_loss(
+        loss = ibot_loss(
             logits_BNK,
             targets_BNK,
             masked_BN,
             self.config.supervised,
             normalization=self.config.normalization,
         )
+        return loss, loss_by_visibility(logits_BNK, targets_BNK, masked_BN)
 
     def _dino_term(self, taught: VisionTokens, batch: Batch) -> Tensor:
         config = self.config

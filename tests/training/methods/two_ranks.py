@@ -1,0 +1,177 @@
+"""One rank of two that share a step, or one rank that takes it alone; test_two_ranks starts them.
+
+Arguments: rank, number of ranks, folder. Writes each case's loss, metrics and gradients.
+"""
+
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import Tipsv2Model
+
+from training.config import ModelConfig
+from training.data.batch import Batch, TextBatch
+from training.distributed import average_gradients, mean_over_ranks
+from training.heads import HeadConfig
+from training.methods.base import Method, Step
+from training.methods.distill import Distill, DistillConfig
+from training.methods.pretrain import Pretrain, PretrainConfig
+from training.methods.teacher import FrozenTeacher
+from training.methods.terms import TRUNK_WIDTH, NameContrastConfig
+from training.targets import Centering
+
+GLOBAL_ROWS = 6
+NUM_CROPS = 2
+HEAD = HeadConfig(layers=2, hidden=32, bottleneck=16, num_prototypes=12)
+NAMES = NameContrastConfig(weight=1.0, num_shown=2)
+PRETRAIN = PretrainConfig(head=HEAD, names=NAMES, trunk_weight=0.5)
+DISTILL = DistillConfig(head=HEAD, names=NAMES)
+PRETRAINED: dict[str, PretrainConfig] = {
+    "centering": PRETRAIN,
+    "sinkhorn": replace(PRETRAIN, targets="sinkhorn", normalization="sum"),
+    "ibot": replace(PRETRAIN, supervised="masked", separate_heads=True, targets="softmax"),
+    "full": replace(PRETRAIN, ema="full"),
+    "locked": replace(PRETRAIN, text_locked_until=1.0),
+}
+DISTILLED: dict[str, DistillConfig] = {
+    "distill": DISTILL,
+    "features": replace(DISTILL, patch_loss="features", mask_ratio=0.5, supervised="masked"),
+}
+# Which pictures have captions: the ranks differ in how many, or one has none, or both have none.
+CAPTIONED = {"uneven": (1, 1, 1, 0, 0, 1), "one": (1, 1, 1, 0, 0, 0), "nobody": (0,) * 6}
+
+
+def new_model(*, dim: int = 24, seed: int = 0) -> Tipsv2Model:
+    """A tiny model, the same on every rank."""
+    torch.manual_seed(seed)
+    size = ModelConfig(dim=dim, vision_layers=2, text_layers=1, heads=2, native_size=56)
+    return Tipsv2Model(size.build(50)).eval()
+
+
+def new_method(case: str) -> Method:
+    """The method of a case, the same on every rank."""
+    model = new_model()
+    if case in PRETRAINED:
+        return Pretrain(model, PRETRAINED[case])
+    teacher = FrozenTeacher(
+        model=new_model(dim=32, seed=1),
+        head=HEAD.build(32),
+        centering=Centering(12, temperature=0.06),
+    )
+    return Distill(model, DISTILLED[case], teacher)
+
+
+def random_texts(count: int, generator: torch.Generator) -> TextBatch:
+    """Four tokens each."""
+    tokens_B4 = torch.randint(1, 50, (count, 4), generator=generator)
+    return TextBatch(token_ids_BL=tokens_B4, mask_BL=torch.ones_like(tokens_B4))
+
+
+def global_batch(captioned: tuple[int, ...]) -> Batch:
+    """Six pictures; two captions are equal across ranks, and so are names."""
+    generator = torch.Generator().manual_seed(3)
+    captioned_B = torch.tensor(captioned).bool()
+    rows = int(captioned_B.sum())
+    present_BU = torch.tensor(
+        [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 1]]
+    ).bool()
+    targets_BK = torch.zeros(GLOBAL_ROWS, TRUNK_WIDTH)
+    targets_BK[:3] = torch.randn(3, TRUNK_WIDTH, generator=generator)
+    return Batch(
+        pixels_B3HW=torch.rand(GLOBAL_ROWS, 3, 42, 42, generator=generator),
+        locals_CB3hw=torch.rand(NUM_CROPS, GLOBAL_ROWS, 3, 28, 28, generator=generator),
+        captioned_B=captioned_B,
+        cls1=random_texts(rows, generator),
+        cls1_ids_T=torch.tensor([5, 6, 7, 5])[:rows],
+        cls2=random_texts(rows, generator),
+        cls2_ids_T=torch.tensor([1, 2, 3, 4])[:rows],
+        names=random_texts(4, generator),
+        name_ids_U=torch.tensor([40, 10, 30, 20]),
+        present_BU=present_BU,
+        targets_BK=targets_BK,
+    )
+
+
+def texts_at(texts: TextBatch, rows: Tensor) -> TextBatch:
+    """Some of the texts."""
+    return TextBatch(token_ids_BL=texts.token_ids_BL[rows], mask_BL=texts.mask_BL[rows])
+
+
+def part(batch: Batch, rank: int, num_ranks: int) -> Batch:
+    """What a rank has of the global batch: its pictures, their captions, and only their names."""
+    size = GLOBAL_ROWS // num_ranks
+    mine = torch.arange(size) + rank * size
+    row_B = batch.captioned_B.cumsum(0) - 1
+    captions = row_B[mine][batch.captioned_B[mine]]
+    names = batch.present_BU[mine].any(0).nonzero()[:, 0].flip(0)  # each rank in its own order
+    return Batch(
+        pixels_B3HW=batch.pixels_B3HW[mine],
+        locals_CB3hw=batch.locals_CB3hw[:, mine],
+        captioned_B=batch.captioned_B[mine],
+        cls1=texts_at(batch.cls1, captions),
+        cls1_ids_T=batch.cls1_ids_T[captions],
+        cls2=texts_at(batch.cls2, captions),
+        cls2_ids_T=batch.cls2_ids_T[captions],
+        names=texts_at(batch.names, names),
+        name_ids_U=batch.name_ids_U[names],
+        present_BU=batch.present_BU[mine][:, names],
+        targets_BK=batch.targets_BK[mine],
+    )
+
+
+def take_step(method: Method, batch: Batch, rank: int) -> dict[str, Any]:
+    """Loss, metrics and gradients of one step, as means over the ranks, and what moved."""
+    method.train()
+    rows = len(batch.pixels_B3HW)
+    step = Step(
+        progress=0.5,
+        generator=torch.Generator().manual_seed(9),
+        first_row=rank * rows,
+        global_rows=GLOBAL_ROWS,
+    )
+    result = method(batch, step)
+    result.loss.backward()
+    average_gradients(method)
+    return {
+        "loss": mean_over_ranks(result.loss.detach()),
+        "metrics": {name: mean_over_ranks(value) for name, value in result.metrics.items()},
+        "gradients": {
+            name: parameter.grad
+            for name, parameter in method.named_parameters()
+            if parameter.grad is not None
+        },
+        "buffers": {name: value for name, value in method.named_buffers() if "centre" in name},
+    }
+
+
+def main(rank: int, num_ranks: int, folder: Path) -> None:
+    """Take the step of every case."""
+    torch.set_num_threads(1)
+    if num_ranks > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=num_ranks,
+            timeout=timedelta(seconds=60),
+        )
+    cases = [(case, "uneven") for case in (*PRETRAINED, *DISTILLED)]
+    cases += [("centering", "one"), ("centering", "nobody")]
+    seen = {
+        f"{case} {captions}": take_step(
+            new_method(case), part(global_batch(CAPTIONED[captions]), rank, num_ranks), rank
+        )
+        for case, captions in cases
+    }
+    torch.save(seen, folder / f"{num_ranks}-{rank}.pt")
+    if num_ranks > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

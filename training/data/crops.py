@@ -128,7 +128,12 @@ def crop_pictures(
 
     Returns:
         Global crops [B, 3, H, W] and local crops [C, B, 3, h, w], float32 in [0, 1].
+
+    Raises:
+        ValueError: Pictures of different sizes are to stay as they are.
     """
+    if config.global_size is None and len({picture.shape for picture in pictures}) > 1:
+        raise ValueError("pictures of different sizes make no batch: set crops.global_size")
     crops = [
         crop_picture(picture, config, seed=seed, index=index)
         for index, picture in enumerate(pictures, start=first)

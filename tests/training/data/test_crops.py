@@ -123,6 +123,13 @@ def test_a_batch_numbers_its_pictures_on(picture: Tensor) -> None:
         torch.testing.assert_close(locals_CB3hw[:, row], parts / 255)
 
 
+def test_pictures_of_different_sizes_need_a_global_crop(picture: Tensor) -> None:
+    pictures = [picture, picture[:, :30]]
+    with pytest.raises(ValueError, match=r"crops\.global_size"):
+        crop_pictures(pictures, CropConfig(), seed=0, first=0)
+    assert crop_pictures(pictures, CONFIG, seed=0, first=0)[0].shape == (2, 3, 28, 28)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,0 +1,102 @@
+"""The job `shards`: each kind writes a data set and says what is in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from training.__main__ import main
+from training.data.folder import DataFolder
+from training.data.shards.manifest import ShardStore
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three pictures, one with a caption."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (30, 30), (number, 0, 0)).save(folder / f"{number}.png")
+    (folder / "1.txt").write_text("a caption")
+    return folder
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a job that succeeds; returns what it printed."""
+
+    def run(*arguments: object) -> str:
+        status = main(["shards", *map(str, arguments)])
+        output = capsys.readouterr()
+        assert status == 0, output.err
+        return output.out
+
+    return run
+
+
+def test_a_folder_becomes_shards(
+    tmp_path: Path, pictures: Path, printed: Callable[..., str]
+) -> None:
+    output = printed("folder", pictures, "--output", tmp_path / "out", "--shard-size", 2)
+    assert f"2 shards are ready in {tmp_path / 'out'}\n" in output
+    assert "3 pictures, 1 of them with captions (alt 1)" in output
+    assert ShardStore(tmp_path / "out").read(0, 1).captions == {"alt": "a caption"}
+
+
+def test_parquet_becomes_shards(
+    tmp_path: Path, pictures: Path, printed: Callable[..., str]
+) -> None:
+    names, texts = ["0.png", "missing.png"], ["a", "b"]
+    pq.write_table(
+        pa.table({"file": names, "text": texts, "url": texts}), tmp_path / "rows.parquet"
+    )
+    output = printed(
+        "parquet",
+        tmp_path / "rows.parquet",
+        *("--picture", "file", "--caption", "gemini=text", "--keep", "url", "--root", pictures),
+        *("--output", tmp_path / "out"),
+    )
+    assert "1 shards are ready" in output
+    assert "1 broken ones left out" in output
+    sample = ShardStore(tmp_path / "out").read(0, 0)
+    assert (sample.captions, sample.fields) == ({"gemini": "a"}, {"url": "a"})
+
+
+def test_scenes_become_shards(
+    tmp_path: Path, data_folder: DataFolder, printed: Callable[..., str]
+) -> None:
+    output = printed(
+        *("scenes", "--data", data_folder.path, "--count", 4, "--size", 56),
+        *("--output", tmp_path / "out"),
+    )
+    assert "4 pictures, 4 of them with captions (alt 4, keywords 4, scene 4)" in output
+
+
+def test_a_data_set_is_described_checked_and_indexed(
+    tmp_path: Path,
+    pictures: Path,
+    printed: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "holds plain pictures" in printed("describe", pictures)
+    out = tmp_path / "out"
+    printed("folder", pictures, "--output", out)
+    assert "holds shards" in printed("describe", out)
+    assert "as it was written" in printed("verify", out)
+    (out / "manifest.json").unlink()
+    assert "3 pictures" in printed("index", out)
+    with (out / "shard-000000.tar").open("ab") as file:
+        file.write(b"x")
+    assert main(["shards", "verify", str(out)]) == 2
+    assert "shard-000000.tar is not the file that was written" in capsys.readouterr().err
+
+
+def test_a_caption_column_needs_its_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["shards", "parquet", "x.parquet", "--caption", "text", "--output", str(tmp_path)]
+    assert main(arguments) == 2
+    assert "SOURCE=COLUMN" in capsys.readouterr().err

@@ -1,0 +1,256 @@
+"""Batches from disk: by number, whoever makes them; a broken sample does not shrink them."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Tipsv2Tokenizer
+
+from training.data.batch import Batch, tokenize
+from training.data.caption_sampling import CaptionSampling
+from training.data.crops import CropConfig
+from training.data.shards.batches import PictureBatches, RunShare, ShardsConfig
+from training.data.shards.broken import BrokenList
+from training.data.shards.decoding import PictureLimits
+from training.data.shards.manifest import ShardStore
+from training.data.shards.picture_folder import PictureFolder
+from training.data.shards.sample import Sample
+from training.data.shards.tar_shard import load_offsets
+from training.data.shards.writing import ShardPlan, build_shards
+
+Same = Callable[[object, object], bool]
+SHARE = RunShare(batch_size=4, num_steps=15)  # 60 pictures: more than two epochs
+
+
+@pytest.fixture
+def shards(tmp_path: Path, picture_folder: Path) -> Path:
+    """Twenty-three pictures in shards of five."""
+    source = PictureFolder(picture_folder)
+    plan = ShardPlan(kind="folder", shard_size=5)
+    build_shards(source, tmp_path / "shards", plan, is_shown=False)
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def make(
+    shards: Path, tokenizer: Tipsv2Tokenizer, shards_config: ShardsConfig
+) -> Callable[..., PictureBatches]:
+    """Build batches over the shards."""
+
+    def build(
+        share: RunShare = SHARE, *, broken: BrokenList | None = None, **changes: Any
+    ) -> PictureBatches:
+        config = replace(shards_config, **changes) if changes else shards_config
+        return PictureBatches(ShardStore(shards), tokenizer, config, share, broken=broken)
+
+    return build
+
+
+def damage(shards: Path, shard: int, row: int) -> None:
+    """Overwrite the middle of a picture."""
+    path = shards / f"shard-{shard:06d}.tar"
+    content = bytearray(path.read_bytes())
+    start = int(load_offsets(path)[row]) + 512
+    content[start : start + 60] = b"\xff" * 60
+    path.write_bytes(content)
+
+
+def test_a_resumed_run_sees_the_very_next_batch(
+    make: Callable[..., PictureBatches], is_same: Same
+) -> None:
+    whole = list(make().loader(0, num_workers=0))
+    assert len(whole) == len(make()) == 15
+    rest = list(make().loader(9, num_workers=0))
+    assert all(is_same(a, b) for a, b in zip(whole[9:], rest, strict=True))
+    assert not is_same(whole[0], whole[1])
+
+
+def test_a_resumed_run_reads_nothing_of_what_came_before(
+    make: Callable[..., PictureBatches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, int]] = []
+    original = ShardStore.read
+
+    def remember(self: ShardStore, shard: int, row: int) -> Sample:
+        read.append((shard, row))
+        return original(self, shard, row)
+
+    monkeypatch.setattr(ShardStore, "read", remember)
+    next(iter(make().loader(14, num_workers=0)))
+    assert len(read) == 4
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_any_number_of_workers_makes_the_same_batches(
+    make: Callable[..., PictureBatches], is_same: Same, num_workers: int
+) -> None:
+    expected = list(make().loader(3, num_workers=0))
+    found = list(make().loader(3, num_workers=num_workers))
+    assert all(is_same(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_the_ranks_batches_together_are_the_batch_of_one(
+    make: Callable[..., PictureBatches],
+) -> None:
+    for step in (0, 5, 9):
+        whole = make(replace(SHARE, batch_size=6))[step].batch
+        parts = [
+            make(replace(SHARE, batch_size=2, rank=rank, num_ranks=3))[step].batch
+            for rank in range(3)
+        ]
+        assert torch.equal(torch.cat([p.pixels_B3HW for p in parts]), whole.pixels_B3HW)
+        assert torch.equal(torch.cat([p.locals_CB3hw for p in parts], 1), whole.locals_CB3hw)
+        assert torch.equal(torch.cat([p.captioned_B for p in parts]), whole.captioned_B)
+        assert torch.equal(torch.cat([p.cls1_ids_T for p in parts]), whole.cls1_ids_T)
+        assert torch.equal(torch.cat([p.cls2_ids_T for p in parts]), whole.cls2_ids_T)
+
+
+def test_an_epoch_shows_every_picture_once(make: Callable[..., PictureBatches]) -> None:
+    batches = list(make(RunShare(batch_size=1, num_steps=46)).loader(0, num_workers=0))
+    colours = [tuple(batch.pixels_B3HW[0, :2, 0, 0].tolist()) for batch in batches]
+    assert len(set(colours)) == 23
+    assert sorted(colours[:23]) == sorted(colours[23:])
+    assert colours[:23] != colours[23:]
+
+
+def test_a_picture_is_cropped_anew_each_epoch(
+    make: Callable[..., PictureBatches], is_same: Same
+) -> None:
+    batches = make(RunShare(batch_size=23, num_steps=2))
+    first, second = batches[0].batch, batches[1].batch
+    assert first.pixels_B3HW.shape == (23, 3, 28, 28)
+    assert first.locals_CB3hw.shape == (2, 23, 3, 14, 14)
+    assert first.locals_CB3hw.min() >= 0
+    assert first.locals_CB3hw.max() <= 1
+    assert not is_same(first, second)
+
+
+def test_captions_go_with_their_pictures(
+    make: Callable[..., PictureBatches], samples: list[Sample], tokenizer: Tipsv2Tokenizer
+) -> None:
+    batch = make(RunShare(batch_size=23, num_steps=1))[0].batch
+    colours = (batch.pixels_B3HW[:, :2, 0, 0] * 255).round().int().tolist()
+    by_colour = {(n * 9 % 256, n * 5 % 256): sample for n, sample in enumerate(samples)}
+    found = [by_colour[tuple(colour)] for colour in colours]
+    assert batch.captioned_B.tolist() == [bool(sample.captions) for sample in found]
+    captioned = [sample.captions for sample in found if sample.captions]
+    alts = tokenize(tokenizer, [captions["alt"] for captions in captioned])
+    longs = tokenize(tokenizer, [captions.get("gemini", captions["alt"]) for captions in captioned])
+    assert torch.equal(batch.cls1.token_ids_BL, alts.token_ids_BL)
+    assert torch.equal(batch.cls2.token_ids_BL, longs.token_ids_BL)
+    assert batch.present_BU[:, 0].tolist() == [bool(sample.names) for sample in found]
+
+
+def test_a_batch_without_any_caption_has_no_text_rows(
+    tmp_path: Path,
+    encode: Callable[..., bytes],
+    tokenizer: Tipsv2Tokenizer,
+    shards_config: ShardsConfig,
+) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(encode(number))
+    batches = PictureBatches(PictureFolder(folder), tokenizer, shards_config, SHARE)
+    batch = batches[0].batch
+    assert not batch.captioned_B.any()
+    assert len(batch.cls1) == len(batch.cls2) == len(batch.names) == 0
+    assert batch.present_BU.shape == (4, 0)
+
+
+def test_a_plain_folder_gives_the_batches_of_its_shards(
+    make: Callable[..., PictureBatches],
+    picture_folder: Path,
+    tokenizer: Tipsv2Tokenizer,
+    shards_config: ShardsConfig,
+    is_same: Same,
+) -> None:
+    store = PictureFolder(picture_folder, shard_size=5)
+    plain = PictureBatches(store, tokenizer, shards_config, SHARE)
+    for step in (0, 3, 14):
+        assert is_same(plain[step].batch, make()[step].batch)
+
+
+def pictures_seen(batches: PictureBatches) -> list[Batch]:
+    """All batches of a run."""
+    return list(batches.loader(0, num_workers=0))
+
+
+def test_a_broken_sample_is_replaced_counted_and_listed(
+    make: Callable[..., PictureBatches],
+    shards: Path,
+    tmp_path: Path,
+    is_same: Same,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    untouched = pictures_seen(make())
+    damage(shards, 1, 2)
+    path = tmp_path / "run/broken.jsonl"
+    batches = make(broken=BrokenList(path))
+    with caplog.at_level(logging.WARNING):
+        found = pictures_seen(batches)
+    assert [len(batch.pixels_B3HW) for batch in found] == [4] * 15
+    assert len(batches.broken) == 1
+    line = json.loads(path.read_text())
+    assert line["place"] == "shard-000001.tar row 2"
+    assert "cannot be decoded" in line["reason"]
+    assert [record for record in caplog.records if "shard-000001.tar row 2" in record.message]
+    again = pictures_seen(make())
+    assert all(is_same(a, b) for a, b in zip(found, again, strict=True))
+    changed = [not is_same(a, b) for a, b in zip(untouched, found, strict=True)]
+    assert sum(changed) in (2, 3)  # once an epoch
+    ahead = list(make().loader(0, num_workers=1))
+    assert all(is_same(a, b) for a, b in zip(found, ahead, strict=True))
+
+
+def test_a_list_of_broken_samples_outlives_the_run(
+    make: Callable[..., PictureBatches], shards: Path, tmp_path: Path
+) -> None:
+    damage(shards, 0, 0)
+    for _ in range(2):
+        batches = make(broken=BrokenList(tmp_path / "broken.jsonl"))
+        list(batches.loader(0, num_workers=0))
+        assert len(batches.broken) == 1
+    assert len((tmp_path / "broken.jsonl").read_text().splitlines()) == 1
+
+
+def test_limits_make_a_sample_a_broken_one(make: Callable[..., PictureBatches]) -> None:
+    batches = make(limits=PictureLimits(max_pixels=1000))
+    with pytest.raises(ValueError, match="in a row are broken"):
+        batches[0]
+
+
+def test_a_disk_that_fails_is_no_broken_sample(
+    make: Callable[..., PictureBatches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: ShardStore, shard: int, row: int) -> Sample:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(ShardStore, "read", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        make()[0]
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(make: Callable[..., PictureBatches]) -> None:
+    with pytest.raises(ValueError, match="lower batch_size"):
+        make(replace(SHARE, batch_size=12, num_ranks=2))
+
+
+def test_without_a_global_crop_pictures_stay_as_they_are(
+    make: Callable[..., PictureBatches],
+) -> None:
+    batch = make(crops=CropConfig())[0].batch
+    assert batch.pixels_B3HW.shape == (4, 3, 30, 40)
+
+
+def test_captions_are_drawn_anew_each_time(make: Callable[..., PictureBatches]) -> None:
+    captions = CaptionSampling(cls1=("alt",), cls2=("alt", "gemini"))
+    batches = make(RunShare(batch_size=23, num_steps=6), captions=captions)
+    rows = [tuple(sorted(batches[step].batch.cls2_ids_T.tolist())) for step in range(6)]
+    assert len(set(rows)) > 1

@@ -1,0 +1,98 @@
+"""Rows of Parquet files as samples."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from training.data.shards.parquet import ParquetColumns, ParquetItems
+from training.data.shards.sample import BadSample, Sample
+
+COLUMNS = ParquetColumns(
+    picture="image", captions={"alt": "text", "gemini": "long"}, kept=("url", "license")
+)
+
+
+def write(path: Path, pictures: list[Any], *, start: int = 0) -> Path:
+    """Write rows with two caption columns, two rows a group."""
+    rows = range(start, start + len(pictures))
+    table = pa.table(
+        {
+            "image": pictures,
+            "text": [f"text {row}" if row % 2 else None for row in rows],
+            "long": [f"long {row}" for row in rows],
+            "url": [f"u{row}" for row in rows],
+            "license": ["CC0" for _ in rows],
+        }
+    )
+    pq.write_table(table, path, row_group_size=2)
+    return path
+
+
+def good(items: ParquetItems, start: int, stop: int) -> list[Sample]:
+    """Read items none of which is broken."""
+    found = [item for _, item in items.items(start, stop)]
+    return [item for item in found if isinstance(item, Sample)]
+
+
+def test_rows_of_several_files_become_samples(tmp_path: Path, encode: Callable[..., bytes]) -> None:
+    kinds = ["PNG", "JPEG", "WEBP", "PNG", "PNG", "PNG", "PNG", "PNG"]
+    data = [encode(number, kind=kind) for number, kind in enumerate(kinds)]
+    files = [
+        write(tmp_path / "one.parquet", data[:5]),
+        write(tmp_path / "two.parquet", data[5:], start=5),
+    ]
+    items = ParquetItems(files, COLUMNS, root=tmp_path)
+    assert len(items) == 8
+    samples = good(items, 0, 8)
+    assert [sample.picture for sample in samples] == data
+    assert [sample.suffix for sample in samples[:3]] == [".png", ".jpg", ".webp"]
+    assert samples[0].captions == {"gemini": "long 0"}
+    assert samples[5].captions == {"alt": "text 5", "gemini": "long 5"}
+    assert samples[5].fields == {"url": "u5", "license": "CC0"}
+    assert samples[5].key == "000000005"
+    assert good(items, 3, 7) == samples[3:7]
+    assert [place for place, _ in items.items(4, 6)] == ["one.parquet row 4", "two.parquet row 0"]
+
+
+def test_pictures_may_be_structs_or_paths(tmp_path: Path, encode: Callable[..., bytes]) -> None:
+    (tmp_path / "a.png").write_bytes(encode(1))
+    structs = [{"bytes": encode(0), "path": None}, {"bytes": None, "path": "a.png"}]
+    paths = ["a.png", "missing.png"]
+    as_structs = ParquetItems([write(tmp_path / "s.parquet", structs)], COLUMNS, root=tmp_path)
+    assert [sample.picture for sample in good(as_structs, 0, 2)] == [encode(0), encode(1)]
+    as_paths = ParquetItems([write(tmp_path / "p.parquet", paths)], COLUMNS, root=tmp_path)
+    first, second = (item for _, item in as_paths.items(0, 2))
+    assert isinstance(first, Sample)
+    assert isinstance(second, BadSample)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/hostname", None])
+def test_a_path_stays_in_its_folder(tmp_path: Path, path: str | None) -> None:
+    (tmp_path / "secret.png").write_bytes(b"x")
+    file = write(tmp_path / "p.parquet", [path, "a.png"])
+    (tmp_path / "root").mkdir()
+    items = ParquetItems([file], COLUMNS, root=tmp_path / "root")
+    (_, first), *_ = items.items(0, 1)
+    assert isinstance(first, BadSample)
+
+
+def test_a_missing_column_and_no_file_are_refused(
+    tmp_path: Path, encode: Callable[..., bytes]
+) -> None:
+    file = write(tmp_path / "one.parquet", [encode(0)])
+    with pytest.raises(ValueError, match=r"no column \['jpg'\]"):
+        ParquetItems([file], ParquetColumns(picture="jpg"), root=tmp_path)
+    with pytest.raises(ValueError, match="at least one"):
+        ParquetItems([], COLUMNS, root=tmp_path)
+
+
+def test_the_fingerprint_follows_the_columns(tmp_path: Path, encode: Callable[..., bytes]) -> None:
+    file = write(tmp_path / "one.parquet", [encode(0)])
+    items = ParquetItems([file], COLUMNS, root=tmp_path)
+    other = ParquetItems([file], ParquetColumns(), root=tmp_path)
+    assert items.fingerprint() == ParquetItems([file], COLUMNS, root=tmp_path).fingerprint()
+    assert items.fingerprint() != other.fingerprint()

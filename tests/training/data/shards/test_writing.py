@@ -1,0 +1,136 @@
+"""Building shards: whole ones only, going on where it stopped, with an account of them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from training.data.shards.decoding import PictureLimits
+from training.data.shards.manifest import ShardStore, find_damage, load_manifest
+from training.data.shards.picture_folder import PictureFolder
+from training.data.shards.sample import BadSample, Sample
+from training.data.shards.writing import ShardPlan, build_shards, list_skipped
+
+PLAN = ShardPlan(kind="folder", shard_size=5)
+
+
+class StoppingSource(PictureFolder):
+    """Stops in the middle of the third shard, once."""
+
+    stops = True
+
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
+        """Yield two items of the third shard, then stop."""
+        for number, item in enumerate(super().items(start, stop)):
+            if self.stops and start == 10 and number == 2:
+                raise KeyboardInterrupt
+            yield item
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_data_set_holds_every_item_in_order(
+    tmp_path: Path, picture_folder: Path, samples: list[Sample]
+) -> None:
+    manifest = build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+    assert [entry.summary.num_pictures for entry in manifest.shards] == [5, 5, 5, 5, 3]
+    store = ShardStore(tmp_path / "out")
+    for number, sample in enumerate(samples):
+        found = store.read(*divmod(number, 5))
+        assert (found.picture, found.captions, found.names) == (
+            sample.picture,
+            sample.captions,
+            sample.names,
+        )
+        assert found.fields["license"] == "CC0-1.0"
+
+
+def test_the_manifest_counts_what_there_is(
+    tmp_path: Path, picture_folder: Path, samples: list[Sample]
+) -> None:
+    build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+    summary = load_manifest(tmp_path / "out").summary
+    assert summary.num_pictures == 23
+    assert summary.num_captioned == sum(bool(sample.captions) for sample in samples) == 16
+    assert summary.num_named == 5
+    assert summary.caption_sources == {"alt": 16, "gemini": 8}
+    assert summary == PictureFolder(picture_folder).summary()
+    content = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert content["summary"]["caption_sources"] == {"alt": 16, "gemini": 8}
+
+
+def test_a_stopped_build_goes_on_to_the_same_files(tmp_path: Path, picture_folder: Path) -> None:
+    source = StoppingSource(picture_folder)
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(source, tmp_path / "stopped", PLAN, is_shown=False)
+    names = set(files(tmp_path / "stopped"))
+    assert {name for name in names if name.endswith(".tar")} == {
+        "shard-000000.tar",
+        "shard-000001.tar",
+    }
+    assert not [name for name in names if "tmp" in name or name == "manifest.json"]
+    written = (tmp_path / "stopped/shard-000000.tar").stat().st_mtime_ns
+    source.stops = False
+    build_shards(source, tmp_path / "stopped", PLAN, is_shown=False)
+    build_shards(PictureFolder(picture_folder), tmp_path / "whole", PLAN, is_shown=False)
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+    assert (tmp_path / "stopped/shard-000000.tar").stat().st_mtime_ns == written
+
+
+def test_broken_items_are_left_out_counted_and_listed(tmp_path: Path, picture_folder: Path) -> None:
+    (picture_folder / "a/000000003.png").write_bytes(b"no picture")
+    (picture_folder / "b/000000012.json").write_text("{")
+    manifest = build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+    assert [entry.summary.num_pictures for entry in manifest.shards] == [4, 5, 4, 5, 3]
+    assert manifest.num_skipped == load_manifest(tmp_path / "out").num_skipped == 2
+    places = {item.place: item.reason for item in list_skipped(tmp_path / "out")}
+    assert set(places) == {"a/000000003.png", "b/000000012.png"}
+    assert "no JSON" in places["b/000000012.png"]
+
+
+def test_a_shard_of_broken_items_alone_is_empty(tmp_path: Path, picture_folder: Path) -> None:
+    for number in range(5):
+        (picture_folder / f"a/{number:09d}.png").write_bytes(b"no picture")
+    build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+    assert ShardStore(tmp_path / "out").shard_sizes.tolist() == [0, 5, 5, 5, 3]
+
+
+def test_a_folder_begun_with_something_else_is_left_alone(
+    tmp_path: Path, picture_folder: Path
+) -> None:
+    source = PictureFolder(picture_folder)
+    build_shards(source, tmp_path / "out", PLAN, is_shown=False)
+    other = ShardPlan(kind="folder", shard_size=6, limits=PictureLimits(max_bytes=10**6))
+    with pytest.raises(ValueError, match="another limits, shard_size"):
+        build_shards(source, tmp_path / "out", other, is_shown=False)
+    (picture_folder / "c.png").write_bytes((picture_folder / "a/000000000.png").read_bytes())
+    with pytest.raises(ValueError, match="another fingerprint, num_items"):
+        build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+
+
+def test_shards_of_unknown_origin_are_left_alone(tmp_path: Path, picture_folder: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match="another origin"):
+        build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+
+
+def test_damage_is_found_by_the_digests(tmp_path: Path, picture_folder: Path) -> None:
+    build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+    assert find_damage(tmp_path / "out") == []
+    path = tmp_path / "out/shard-000001.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    (tmp_path / "out/shard-000003.tar").unlink()
+    assert find_damage(tmp_path / "out") == [
+        "shard-000001.tar is not the file that was written",
+        "shard-000003.tar is missing",
+    ]
+
+
+def test_a_shard_holds_at_least_one_item() -> None:
+    with pytest.raises(ValueError, match="shard_size"):
+        ShardPlan(kind="folder", shard_size=0)

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from training.commands import data, evaluate, export, train
+from training.commands import caption, data, evaluate, export, shards, train
 from training.commands.train import RECIPES
+from training.preemption import Stopped
 
 
 class Command(Protocol):
@@ -23,9 +24,11 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, Command] = {
+    "caption": caption,
     "data": data,
     "evaluate": evaluate,
     "export": export,
+    "shards": shards,
 }
 
 
@@ -44,11 +47,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a job; returns the exit status: 0, or 2 for a mistake the message explains."""
+    """Run a job.
+
+    Returns:
+        The exit status: 0, also after a stop that a signal asked for; 2 for a mistake that the
+        message explains.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.do(options)
-    except (ValueError, FileNotFoundError, subprocess.SubprocessError) as error:
+    except Stopped as stopped:
+        print(stopped, flush=True)
+    except (ValueError, FileNotFoundError, FloatingPointError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

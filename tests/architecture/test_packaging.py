@@ -17,7 +17,7 @@ MAX_BUNDLED_BYTES = 40_000_000
 EXTRAS_OF_ROOM = {
     "service": (),
     "model": ("cpu", "gpu", "torch"),
-    "training": ("torch", "train"),
+    "training": ("torch", "train", "captions"),
     "tests": ("cpu", "torch", "train", "dev"),
     "benchmarks": ("cpu", "torch", "train", "dev"),
 }

@@ -1,0 +1,354 @@
+"""Google's client against a stand-in of its service: every answer ends in its proper place."""
+
+import base64
+import json
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.captioning.gemini import GeminiCaptioner, open_captioner, open_client
+from training.captioning.gemini_config import GeminiConfig, GeminiLimits
+from training.captioning.job import CaptionJob, JobConfig
+from training.captioning.outcome import JobStopped, Outcome, Usage
+from training.captioning.shards import read_shard
+from training.data.shards.sample import Sample
+
+Make = Callable[..., Any]
+KEY = "a-secret-key"
+RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
+QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
+ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+
+
+@pytest.fixture
+def open_gemini(stand_in: Any, clock: Any) -> Iterator[Callable[..., GeminiCaptioner]]:
+    """A captioner that asks the stand-in and waits for nothing."""
+    with ExitStack() as stack:
+
+        def make(*, config: GeminiConfig | None = None, **limits: Any) -> GeminiCaptioner:
+            chosen = GeminiLimits(**{"timeout_s": 20.0, "max_in_flight": 3, **limits})
+            client = stack.enter_context(open_client(KEY, chosen, base_url=stand_in.url))
+            return GeminiCaptioner(
+                config or GeminiConfig(), chosen, client, clock=clock, rng=random.Random(0)
+            )
+
+        yield make
+
+
+def by_key(answers: Iterator[list[Outcome]]) -> dict[str, Outcome]:
+    return {outcome.key: outcome for outcomes in answers for outcome in outcomes}
+
+
+def kind_of(outcome: Outcome) -> str:
+    assert outcome.failure is not None
+    return outcome.failure.kind
+
+
+def test_each_sample_gets_its_own_answer_and_its_cost(
+    open_gemini: Make, some_samples: Make
+) -> None:
+    found = by_key(open_gemini().caption(some_samples(0, 7)))
+    assert {key: o.caption for key, o in found.items()} == {
+        f"k{i:03d}": f"a long caption of k{i:03d}" for i in range(7)
+    }
+    assert found["k003"].usage == Usage(input_tokens=600, output_tokens=20)
+
+
+def test_it_sends_the_picture_the_texts_and_the_settings(
+    open_gemini: Make, some_samples: Make, stand_in: Any
+) -> None:
+    [sample] = some_samples(0, 1)
+    sample = replace(sample, captions={**sample.captions, "paligemma": "a  square\nof colour"})
+    config = GeminiConfig(
+        max_words=33,
+        max_output_tokens=120,
+        temperature=0.5,
+        seed=9,
+        picture_resolution="low",
+        thinking="minimal",
+    )
+    list(open_gemini(config=config).caption([sample]))
+    [request] = stand_in.requests
+    picture, text = request["contents"][0]["parts"]
+    assert "image/png" in picture["inlineData"].values()
+    assert base64.urlsafe_b64decode(picture["inlineData"]["data"]) == sample.picture
+    assert "at most 33 words" in text["text"]
+    assert text["text"].endswith("Alt text: alt of k000\nShort caption: a square of colour")
+    assert request["generationConfig"] == {
+        "maxOutputTokens": 120,
+        "temperature": 0.5,
+        "seed": 9,
+        "mediaResolution": "MEDIA_RESOLUTION_LOW",
+        "thinkingConfig": {"thinkingLevel": "MINIMAL"},
+    }
+    assert stand_in.paths == ["/v1beta/models/gemini-3.5-flash-lite:generateContent"]
+    headers = {name.lower(): value for name, value in stand_in.headers[0].items()}
+    assert headers["x-goog-api-key"] == KEY
+
+
+def test_an_overload_is_waited_out_as_long_as_the_service_asks(
+    open_gemini: Make, some_samples: Make, stand_in: Any, refuse: Make, clock: Any
+) -> None:
+    busy = refuse(429, "RESOURCE_EXHAUSTED", details=[{"@type": RETRY_INFO, "retryDelay": "31.5s"}])
+    stand_in.plan["k000"] = [busy, refuse(503, "UNAVAILABLE", retry_after="40")]
+    found = by_key(open_gemini().caption(some_samples(0, 1)))
+    assert found["k000"].caption == "a long caption of k000"
+    long = [pause for pause in clock.slept_s if pause > 30]
+    assert 31.5 <= long[0] <= 31.5 + 2
+    assert 40 <= long[1] <= 40 + 4
+
+
+def test_a_pause_asked_of_one_holds_them_all(
+    open_gemini: Make, some_samples: Make, stand_in: Any, refuse: Make, clock: Any
+) -> None:
+    busy = refuse(429, "RESOURCE_EXHAUSTED", details=[{"@type": RETRY_INFO, "retryDelay": "50s"}])
+    stand_in.plan["k000"] = [busy]
+    began_s, arrived_s = clock.now(), []
+    stand_in.on_request = lambda count: arrived_s.append(clock.now() - began_s)
+    list(open_gemini(max_in_flight=1).caption(some_samples(0, 2)))
+    assert arrived_s[0] == 0
+    assert min(arrived_s[1:]) >= 50
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(
+    open_gemini: Make, some_samples: Make, stand_in: Any, refuse: Make, status: int
+) -> None:
+    stand_in.plan["k000"] = [refuse(status, "BUSY")] * 2
+    assert by_key(open_gemini().caption(some_samples(0, 1)))["k000"].caption
+    assert len(stand_in.requests) == 3
+
+
+def test_what_never_passes_becomes_a_failure_for_another_run(
+    open_gemini: Make, some_samples: Make, stand_in: Any, refuse: Make
+) -> None:
+    stand_in.plan["k001"] = [refuse(503, "UNAVAILABLE")] * 9
+    found = by_key(open_gemini(max_attempts=3).caption(some_samples(0, 3)))
+    assert stand_in.keys().count("k001") == 3
+    assert found["k001"].failure is not None
+    assert found["k001"].failure.kind == "unavailable"
+    assert found["k001"].failure.is_transient
+    assert found["k000"].caption
+    assert found["k002"].caption
+
+
+def test_a_late_answer_is_asked_for_again(
+    open_gemini: Make, some_samples: Make, stand_in: Any, say: Make
+) -> None:
+    never_in_time = threading.Event()
+    stand_in.plan["k000"] = [replace(say("too late"), waits_for=never_in_time)]
+    found = by_key(open_gemini(timeout_s=0.3).caption(some_samples(0, 1)))
+    never_in_time.set()
+    assert found["k000"].caption == "a long caption of k000"
+    assert len(stand_in.requests) == 2
+
+
+def test_no_service_at_all_is_a_failure_for_another_run(
+    some_samples: Make, stand_in: Any, clock: Any
+) -> None:
+    limits = GeminiLimits(max_attempts=2)
+    with open_client(KEY, limits, base_url="http://127.0.0.1:1") as client:
+        captioner = GeminiCaptioner(GeminiConfig(), limits, client, clock=clock)
+        found = by_key(captioner.caption(some_samples(0, 1)))
+    assert found["k000"].failure is not None
+    assert found["k000"].failure.is_transient
+
+
+def test_an_answer_that_is_no_json_is_asked_for_again(
+    open_gemini: Make, some_samples: Make, stand_in: Any, make_reply: Make
+) -> None:
+    stand_in.plan["k000"] = [make_reply(body=b"<html>")] * 2
+    assert by_key(open_gemini().caption(some_samples(0, 1)))["k000"].caption
+    assert len(stand_in.requests) == 3
+
+
+def test_blocked_and_empty_answers_are_final_failures(
+    open_gemini: Make, some_samples: Make, stand_in: Any, say: Make, make_reply: Make, refuse: Make
+) -> None:
+    stand_in.plan = {
+        "k000": [make_reply(body={"promptFeedback": {"blockReason": "SAFETY"}})],
+        "k001": [make_reply(body={"candidates": [{"finishReason": "SAFETY"}]})],
+        "k002": [say("", finish="STOP")],
+        "k003": [make_reply(body={})],
+        "k004": [refuse(400, "INVALID_ARGUMENT")],
+        "k005": [say("half a thou", finish="MAX_TOKENS")],
+        "k006": [say("partly", finish="RECITATION")],
+    }
+    found = by_key(open_gemini().caption(some_samples(0, 7)))
+    kinds = {key: kind_of(outcome) for key, outcome in found.items() if outcome.failure}
+    assert kinds == {
+        "k000": "blocked",
+        "k001": "blocked",
+        "k002": "empty",
+        "k003": "empty",
+        "k004": "refused",
+        "k006": "blocked",
+    }
+    assert not any(outcome.failure.is_transient for outcome in found.values() if outcome.failure)
+    assert found["k005"].caption == "half a thou"
+    assert found["k006"].usage.input_tokens == 600
+    assert len(stand_in.requests) == 7
+
+
+def test_the_models_thoughts_are_paid_for_and_left_out(
+    open_gemini: Make, some_samples: Make, stand_in: Any, make_reply: Make
+) -> None:
+    parts = [{"text": "let me see", "thought": True}, {"text": "a square"}]
+    usage = {"promptTokenCount": 5, "candidatesTokenCount": 2, "thoughtsTokenCount": 40}
+    body = {
+        "candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}],
+        "usageMetadata": usage,
+    }
+    stand_in.plan["k000"] = [make_reply(body=body)]
+    outcome = by_key(open_gemini().caption(some_samples(0, 1)))["k000"]
+    assert outcome.caption == "a square"
+    assert outcome.usage == Usage(input_tokens=5, output_tokens=42)
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "details", "message"),
+    [
+        (400, "INVALID_ARGUMENT", [{"@type": ERROR_INFO, "reason": "API_KEY_INVALID"}], "the key"),
+        (403, "PERMISSION_DENIED", [], "permissions"),
+        (404, "NOT_FOUND", [], "name of the model"),
+        (
+            429,
+            "RESOURCE_EXHAUSTED",
+            [{"@type": QUOTA_FAILURE, "violations": [{"quotaId": "RequestsPerDayPerProject"}]}],
+            "quota is used up",
+        ),
+        (
+            429,
+            "RESOURCE_EXHAUSTED",
+            [{"@type": RETRY_INFO, "retryDelay": "3600s"}],
+            "quota is used up",
+        ),
+    ],
+)
+def test_what_every_request_would_meet_stops_the_job(
+    open_gemini: Make,
+    some_samples: Make,
+    stand_in: Any,
+    refuse: Make,
+    status: int,
+    name: str,
+    details: list[dict[str, Any]],
+    message: str,
+) -> None:
+    stand_in.plan["k004"] = [refuse(status, name, details=details)]
+    found: dict[str, Outcome] = {}
+
+    def gather() -> None:
+        for [outcome] in open_gemini().caption(some_samples(0, 100)):
+            found[outcome.key] = outcome
+
+    with pytest.raises(JobStopped, match=message):
+        gather()
+    # What was answered is not lost, and the rest is not sent.
+    assert sorted([*found, "k004"]) == sorted(stand_in.keys())
+    assert len(stand_in.requests) < 100
+
+
+def test_no_more_requests_fly_than_allowed(
+    open_gemini: Make, some_samples: Make, stand_in: Any, say: Make
+) -> None:
+    both_there = threading.Event()
+    stand_in.default = lambda key: replace(say(key), waits_for=both_there)
+    stand_in.on_request = lambda count: both_there.set() if count >= 4 else None
+    list(open_gemini(max_in_flight=4).caption(some_samples(0, 12)))
+    assert stand_in.most_at_once == 4
+
+
+def test_samples_are_read_as_they_are_needed(open_gemini: Make, some_samples: Make) -> None:
+    taken = []
+
+    def samples() -> Iterator[Sample]:
+        for sample in some_samples(0, 50):
+            taken.append(sample.key)
+            yield sample
+
+    answers = open_gemini(max_in_flight=2).caption(samples())
+    list(islice(answers, 3))
+    assert len(taken) <= 6
+    answers.close()
+
+
+def test_it_keeps_the_accounts_limits(
+    open_gemini: Make, some_samples: Make, stand_in: Any, clock: Any
+) -> None:
+    arrived_s: list[float] = []
+    stand_in.on_request = lambda count: arrived_s.append(clock.now())
+    list(open_gemini(requests_per_minute=4, max_in_flight=1).caption(some_samples(0, 10)))
+    assert len(arrived_s) == 10
+    assert all(arrived_s[i + 4] - arrived_s[i] >= 60 for i in range(6))
+
+
+def test_it_counts_the_tokens_that_the_service_counted(
+    open_gemini: Make, some_samples: Make, clock: Any
+) -> None:
+    # The stand-in counts 600 tokens a request and we some 170, so a minute of 1900 takes three.
+    config = GeminiConfig(picture_tokens=1)
+    list(
+        open_gemini(config=config, tokens_per_minute=1900, max_in_flight=1).caption(
+            some_samples(0, 7)
+        )
+    )
+    assert sum(clock.slept_s) == pytest.approx(120)
+
+
+def test_a_job_that_is_stopped_goes_on_to_the_same_end(
+    open_gemini: Make, stand_in: Any, refuse: Make, tmp_path: Path, shards: Path
+) -> None:
+    whole = JobConfig(shards=shards, output=tmp_path / "whole")
+    CaptionJob(whole, open_gemini()).run()
+    asked = len(stand_in.requests)
+    stand_in.plan["k003"] = [refuse(403, "PERMISSION_DENIED")]
+    cut = JobConfig(shards=shards, output=tmp_path / "cut")
+    with pytest.raises(JobStopped):
+        CaptionJob(cut, open_gemini()).run()
+    progress = CaptionJob(cut, open_gemini()).run()
+    assert len(stand_in.requests) == asked + 8 + 1  # only the refused one was sent twice
+    for name in ("a.tar", "b.tar"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        for key, sample in read_shard(tmp_path / "cut" / name):
+            assert isinstance(sample, Sample)
+            assert sample.captions["gemini"] == f"a long caption of {key}"
+    assert progress.total.usage == Usage(input_tokens=8 * 600, output_tokens=8 * 20)
+
+
+def test_the_key_is_written_and_logged_nowhere(
+    open_gemini: Make,
+    stand_in: Any,
+    refuse: Make,
+    tmp_path: Path,
+    shards: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    stand_in.plan["k001"] = [refuse(400, "INVALID_ARGUMENT")]
+    stand_in.plan["k002"] = [refuse(503, "UNAVAILABLE")] * 9
+    output = tmp_path / "out"
+    captioner = open_gemini()
+    CaptionJob(JobConfig(shards=shards, output=output), captioner).run()
+    stand_in.plan["k000"] = [refuse(403, "PERMISSION_DENIED")]
+    with pytest.raises(JobStopped) as stopped:
+        CaptionJob(JobConfig(shards=shards, output=tmp_path / "other"), captioner).run()
+    assert KEY not in str(stopped.value)
+    assert KEY not in caplog.text
+    assert KEY not in json.dumps(captioner.settings())
+    files = [path for folder in (output, tmp_path / "other") for path in folder.iterdir()]
+    assert files
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_it_opens_and_closes_a_client_of_its_own(some_samples: Make, stand_in: Any) -> None:
+    with open_captioner(GeminiConfig(), GeminiLimits(), KEY, base_url=stand_in.url) as captioner:
+        assert by_key(captioner.caption(some_samples(0, 1)))["k000"].caption

@@ -1,0 +1,253 @@
+"""Jobs end alike however often they are killed, and stop themselves where they should."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.captioning.cost import Price
+from training.captioning.job import CaptionJob, JobConfig, Progress
+from training.captioning.journal import Journal
+from training.captioning.outcome import Failure, JobStopped, Usage
+from training.captioning.report import read_report
+from training.captioning.shards import read_shard
+from training.data.shards.sample import Sample
+from training.data.shards.tar_shard import read_sample
+
+Make = Callable[..., Any]
+BAD = Failure(kind="picture", message="broken")
+PASSING = Failure(kind="unavailable", message="busy", is_transient=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def captions(shard: Path) -> dict[str, str]:
+    return {
+        key: sample.captions.get("paligemma", "")
+        for key, sample in read_shard(shard)
+        if isinstance(sample, Sample)
+    }
+
+
+def test_it_adds_a_clean_caption_and_changes_nothing_else(
+    tmp_path: Path, shards: Path, make_captioner: Make
+) -> None:
+    CaptionJob(JobConfig(shards=shards, output=tmp_path / "out"), make_captioner()).run()
+    for name in ("a.tar", "b.tar"):
+        before, after = dict(read_shard(shards / name)), dict(read_shard(tmp_path / "out" / name))
+        assert list(before) == list(after)
+        for key, sample in after.items():
+            assert isinstance(sample, Sample)
+            caption = sample.captions["paligemma"]
+            assert caption.startswith(f"{key} in ")
+            assert caption == " ".join(caption.split())
+            rest = {s: c for s, c in sample.captions.items() if s != "paligemma"}
+            assert replace(sample, captions=rest) == before[key]
+
+
+def test_training_can_read_what_it_writes(
+    tmp_path: Path, shards: Path, make_captioner: Make
+) -> None:
+    CaptionJob(JobConfig(shards=shards, output=tmp_path / "out"), make_captioner()).run()
+    assert read_sample(tmp_path / "out" / "a.tar", 3).key == "k003"
+
+
+@pytest.mark.parametrize("dies_after", range(8))
+def test_a_killed_job_ends_like_one_that_was_not(
+    tmp_path: Path,
+    shards: Path,
+    make_captioner: Make,
+    killed: type[BaseException],
+    dies_after: int,
+) -> None:
+    whole = JobConfig(shards=shards, output=tmp_path / "whole")
+    CaptionJob(whole, make_captioner(failures={"k001": BAD})).run()
+    cut = JobConfig(shards=shards, output=tmp_path / "cut")
+    first = make_captioner(failures={"k001": BAD}, dies_after=dies_after)
+    with pytest.raises(killed):
+        CaptionJob(cut, first).run()
+    second = make_captioner(failures={"k001": BAD})
+    progress = CaptionJob(cut, second).run()
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert sorted(first.seen + second.seen) == [f"k{i:03d}" for i in range(8)]
+    assert (progress.total.captioned, len(progress.total.failures)) == (7, 1)
+
+
+def test_a_line_cut_off_by_the_kill_is_captioned_again(
+    tmp_path: Path, shards: Path, make_captioner: Make, killed: type[BaseException]
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    with pytest.raises(killed):
+        CaptionJob(config, make_captioner(dies_after=4)).run()
+    journal = tmp_path / "out" / "a.tar.journal"
+    journal.write_bytes(journal.read_bytes()[:-9])
+    captioner = make_captioner()
+    CaptionJob(config, captioner).run()
+    assert captioner.seen[:3] == ["k002", "k003", "k004"]
+    CaptionJob(replace(config, output=tmp_path / "whole"), make_captioner()).run()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_shard_without_its_report_is_written_again(
+    tmp_path: Path, shards: Path, make_captioner: Make
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    CaptionJob(config, make_captioner()).run()
+    expected = contents(tmp_path / "out")
+    (tmp_path / "out" / "a.tar.report.json").unlink()
+    (tmp_path / "out" / "a.tar").write_bytes(b"half")
+    CaptionJob(config, make_captioner()).run()
+    assert contents(tmp_path / "out") == expected
+
+
+def test_finished_shards_are_not_captioned_again(
+    tmp_path: Path, shards: Path, make_captioner: Make
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    CaptionJob(config, make_captioner()).run()
+    again = make_captioner()
+    progress = CaptionJob(config, again).run()
+    assert again.seen == []
+    assert (progress.done, progress.total.captioned) == (2, 8)
+
+
+def test_samples_that_have_a_caption_keep_it(
+    tmp_path: Path, shard_of: Make, some_samples: Make, make_captioner: Make
+) -> None:
+    first, second = some_samples(0, 2)
+    folder = shard_of([replace(first, captions={"paligemma": "mine"}), second])
+    captioner = make_captioner()
+    progress = CaptionJob(JobConfig(shards=folder, output=tmp_path / "out"), captioner).run()
+    assert captioner.seen == ["k001"]
+    assert captions(tmp_path / "out" / "c.tar")["k000"] == "mine"
+    assert progress.total.already == 1
+
+
+def test_a_failed_sample_stays_without_a_caption_and_is_named_in_the_side_file(
+    tmp_path: Path, shards: Path, make_captioner: Make
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    CaptionJob(config, make_captioner(failures={"k003": BAD})).run()
+    assert captions(tmp_path / "out" / "a.tar")["k003"] == ""
+    report = json.loads((tmp_path / "out" / "a.tar.report.json").read_text())
+    assert report["failures"] == [{"key": "k003", "kind": "picture", "message": "broken"}]
+    assert report["captioned"] == 4
+
+
+def test_a_failure_that_may_pass_is_tried_again_by_the_next_run(
+    tmp_path: Path, shards: Path, make_captioner: Make, killed: type[BaseException]
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    failures = {"k000": PASSING, "k001": BAD}
+    with pytest.raises(killed):
+        CaptionJob(config, make_captioner(batch_size=1, failures=failures, dies_after=3)).run()
+    second = make_captioner(batch_size=1)
+    CaptionJob(config, second).run()
+    assert second.seen[:3] == ["k000", "k003", "k004"]
+    assert captions(tmp_path / "out" / "a.tar")["k000"]
+
+
+def test_a_caption_of_which_cleaning_leaves_nothing_is_a_failure(
+    tmp_path: Path, shard_of: Make, some_samples: Make, make_captioner: Make
+) -> None:
+    config = JobConfig(shards=shard_of(some_samples(0, 2)), output=tmp_path / "out")
+    progress = CaptionJob(config, make_captioner(answer=' "\n" ')).run()
+    assert [failure["kind"] for failure in progress.total.failures] == ["empty", "empty"]
+
+
+def test_it_stops_when_too_much_fails_and_says_what(
+    tmp_path: Path, shards: Path, make_captioner: Make
+) -> None:
+    config = JobConfig(
+        shards=shards, output=tmp_path / "out", free_failures=1, max_failure_share=0.1
+    )
+    captioner = make_captioner(failures={"k001": BAD, "k002": BAD})
+    with pytest.raises(JobStopped, match=r"2 of 4 samples failed \(2 picture\).*broken"):
+        CaptionJob(config, captioner).run()
+    assert captioner.seen == ["k000", "k001", "k002", "k003"]
+
+
+def test_it_stops_when_all_runs_together_cost_too_much(
+    tmp_path: Path, shards: Path, make_captioner: Make
+) -> None:
+    price = Price(input_usd=1e6, output_usd=0, as_of="2026-01-01")
+    config = JobConfig(shards=shards, output=tmp_path / "out", price=price, max_cost_usd=2.5)
+    one_dollar = Usage(input_tokens=1)
+    with pytest.raises(JobStopped, match=r"\$4\.00"):
+        CaptionJob(config, make_captioner(usage=one_dollar)).run()
+    second = make_captioner(usage=one_dollar)
+    with pytest.raises(JobStopped, match=r"\$5\.00"):
+        CaptionJob(config, second).run()
+    assert second.seen == ["k004"]
+
+
+def test_other_settings_are_refused(tmp_path: Path, shards: Path, make_captioner: Make) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    CaptionJob(config, make_captioner()).run()
+    with pytest.raises(ValueError, match=r"captioner\.batch_size: 2, now 3"):
+        CaptionJob(config, make_captioner(batch_size=3)).run()
+
+
+def test_a_shard_at_which_another_process_works_is_passed_over(
+    tmp_path: Path, shards: Path, make_captioner: Make
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    captioner = make_captioner()
+    with Journal(tmp_path / "out" / "a.tar.journal"):
+        progress = CaptionJob(config, captioner).run()
+    assert captioner.seen == ["k005", "k006", "k007"]
+    assert (progress.done, progress.busy) == (1, 1)
+    assert not (tmp_path / "out" / "a.tar").exists()
+
+
+def test_a_shard_that_changed_meanwhile_is_refused(
+    tmp_path: Path, shards: Path, make_captioner: Make, killed: type[BaseException]
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    with pytest.raises(killed):
+        CaptionJob(config, make_captioner(dies_after=2)).run()
+    (shards / "b.tar").replace(shards / "a.tar")
+    with pytest.raises(ValueError, match="came or went"):
+        CaptionJob(config, make_captioner()).run()
+    assert not (tmp_path / "out" / "a.tar").exists()
+
+
+def test_an_entry_that_is_no_sample_is_left_out_and_reported(
+    tmp_path: Path, shard_of: Make, some_samples: Make, make_captioner: Make
+) -> None:
+    first, second = some_samples(0, 2)
+    folder = shard_of([replace(first, suffix=".gif"), second])
+    progress = CaptionJob(JobConfig(shards=folder, output=tmp_path / "out"), make_captioner()).run()
+    assert list(captions(tmp_path / "out" / "c.tar")) == ["k001"]
+    assert [failure["kind"] for failure in progress.total.failures] == ["sample"]
+
+
+def test_a_captioner_that_forgets_a_sample_is_found_out(
+    tmp_path: Path, shards: Path, make_captioner: Make
+) -> None:
+    with pytest.raises(ValueError, match="k001"):
+        CaptionJob(
+            JobConfig(shards=shards, output=tmp_path / "out"), make_captioner(forgets=True)
+        ).run()
+
+
+def test_it_tells_where_it_stands(tmp_path: Path, shards: Path, make_captioner: Make) -> None:
+    told: list[Progress] = []
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    CaptionJob(config, make_captioner(), on_progress=told.append).run()
+    assert [p.total.captioned for p in told] == [2, 4, 5, 5, 7, 8, 8]
+    assert [p.done for p in told] == [0, 0, 0, 1, 1, 1, 2]
+    assert read_report(tmp_path / "out" / "b.tar.report.json").usage == Usage(
+        input_tokens=30, output_tokens=9
+    )
+
+
+def test_the_input_folder_is_no_output_folder(shards: Path) -> None:
+    with pytest.raises(ValueError, match="another folder"):
+        JobConfig(shards=shards / "a.tar", output=shards)

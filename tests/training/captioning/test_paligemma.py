@@ -1,0 +1,186 @@
+"""A real processor and a real, tiny PaliGemma caption pictures."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from training.captioning.job import CaptionJob, JobConfig
+from training.captioning.outcome import JobStopped, Outcome
+from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
+from training.captioning.shards import read_shard
+from training.data.shards.sample import Sample
+
+Make = Callable[..., Any]
+
+
+def load(checkpoint: Path, **settings: Any) -> PaliGemmaCaptioner:
+    chosen = {"max_tokens": 12, "batch_size": 2, "device": "cpu", **settings}
+    return PaliGemmaCaptioner.load(PaliGemmaConfig(model=str(checkpoint), **chosen))
+
+
+def captions(outcomes: list[list[Outcome]]) -> dict[str, str | None]:
+    return {outcome.key: outcome.caption for batch in outcomes for outcome in batch}
+
+
+def test_each_picture_gets_the_models_answer(checkpoint: Path, some_samples: Make) -> None:
+    found = captions(list(load(checkpoint).caption(some_samples(0, 5))))
+    assert list(found) == [f"k{i:03d}" for i in range(5)]
+    assert len(set(found.values())) > 1  # the picture decides
+    assert all(caption and "caption en" not in caption for caption in found.values())
+
+
+def test_the_answer_is_what_the_model_itself_generates(
+    checkpoint: Path, some_samples: Make
+) -> None:
+    [sample] = some_samples(0, 1)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    picture = Image.open(BytesIO(sample.picture))
+    inputs = processor(images=[picture], text=["<image>describe en"]).convert_to_tensors("pt")
+    inputs.pop("labels")
+    tokens_1T = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    expected = processor.decode(
+        tokens_1T[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    outcomes = list(load(checkpoint, prompt="describe en").caption([sample]))
+    assert captions(outcomes) == {"k000": expected}
+
+
+def test_a_batch_equals_its_pictures_one_by_one(checkpoint: Path, some_samples: Make) -> None:
+    samples = some_samples(0, 4)
+    together = captions(list(load(checkpoint, batch_size=4).caption(samples)))
+    alone = captions(list(load(checkpoint, batch_size=1).caption(samples)))
+    assert together == alone
+
+
+def test_a_broken_picture_fails_alone(checkpoint: Path, some_samples: Make) -> None:
+    first, second, third = some_samples(0, 3)
+    broken = replace(second, picture=second.picture[:40])
+    outcomes = list(load(checkpoint, batch_size=3).caption([first, broken, third]))
+    found = {outcome.key: outcome for batch in outcomes for outcome in batch}
+    assert found["k001"].failure is not None
+    assert found["k001"].failure.kind == "picture"
+    assert found["k000"].caption
+    assert found["k002"].caption
+    assert captions(list(load(checkpoint).caption([broken]))) == {"k001": None}
+
+
+def test_draws_depend_on_the_seed_and_the_batch_alone(checkpoint: Path, some_samples: Make) -> None:
+    samples = some_samples(0, 4)
+    drawn = captions(list(load(checkpoint, temperature=1.0).caption(samples)))
+    torch.manual_seed(123)
+    again = captions(list(load(checkpoint, temperature=1.0).caption(samples)))
+    later = captions(list(load(checkpoint, temperature=1.0).caption(samples[2:])))
+    other = captions(list(load(checkpoint, temperature=1.0, seed=1).caption(samples)))
+    assert drawn == again
+    assert later == {key: drawn[key] for key in later}
+    assert other != drawn
+    assert drawn != captions(list(load(checkpoint).caption(samples)))
+
+
+def test_captioning_leaves_the_callers_chance_alone(checkpoint: Path, some_samples: Make) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    list(load(checkpoint, temperature=1.0).caption(some_samples(0, 2)))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_answer_is_no_longer_than_allowed(checkpoint: Path, some_samples: Make) -> None:
+    short, long = (
+        captions(list(load(checkpoint, max_tokens=n).caption(some_samples(0, 1))))["k000"]
+        for n in (2, 12)
+    )
+    assert short
+    assert long
+    assert len(short) < len(long)
+    assert long.startswith(short.rstrip("\ufffd"))
+
+
+def test_a_chat_template_is_used_where_the_model_has_one(
+    checkpoint: Path, some_samples: Make
+) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.chat_template = (
+        "{% for m in messages %}{% for c in m.content %}"
+        "{% if c.type == 'image' %}<image>{% else %}{{ c.text }} please{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    plain = load(checkpoint, prompt="caption en please")
+    chatty = PaliGemmaCaptioner(
+        PaliGemmaConfig(prompt="caption en", max_tokens=12, batch_size=2),
+        plain.model,
+        processor,
+    )
+    samples = some_samples(0, 2)
+    assert list(chatty.caption(samples)) == list(plain.caption(samples))
+
+
+def test_bfloat16_runs(checkpoint: Path, some_samples: Make) -> None:
+    captioner = load(checkpoint, precision="bfloat16")
+    assert captioner.model.dtype == torch.bfloat16
+    assert captioner.settings()["dtype"] == "bfloat16"
+    assert all(captions(list(captioner.caption(some_samples(0, 3)))).values())
+
+
+def test_a_job_killed_between_batches_ends_with_the_same_bytes(
+    checkpoint: Path, tmp_path: Path, shards: Path
+) -> None:
+    whole = JobConfig(shards=shards, output=tmp_path / "whole")
+    CaptionJob(whole, load(checkpoint, temperature=1.0)).run()
+
+    class Kill(BaseException):
+        pass
+
+    def kill(progress: Any) -> None:
+        if progress.total.captioned >= 4:
+            raise Kill
+
+    cut = JobConfig(shards=shards, output=tmp_path / "cut")
+    with pytest.raises(Kill):
+        CaptionJob(cut, load(checkpoint, temperature=1.0), on_progress=kill).run()
+    CaptionJob(cut, load(checkpoint, temperature=1.0)).run()
+    for name in ("a.tar", "b.tar"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    _, sample = next(read_shard(tmp_path / "cut" / "a.tar"))
+    assert isinstance(sample, Sample)
+    assert sample.captions["paligemma"]
+
+
+def test_too_little_memory_stops_the_job_with_advice(
+    checkpoint: Path, some_samples: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = load(checkpoint)
+
+    def generate(**inputs: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(captioner.model, "generate", generate)
+    with pytest.raises(JobStopped, match="--batch-size"):
+        list(captioner.caption(some_samples(0, 2)))
+
+
+def test_no_checkpoint_is_a_mistake_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--model"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"precision": "float16"}, "precision"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        PaliGemmaConfig(**settings)

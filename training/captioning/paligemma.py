@@ -1,0 +1,234 @@
+"""Captions pictures with PaliGemma, or any other image-text-to-text model of transformers.
+
+Shapes: B pictures, L prompt tokens, T prompt and answer tokens, H W pixels.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+)
+
+from training.captioning.outcome import Failure, JobStopped, Outcome
+from training.data.shards.decoding import PictureLimits, decode_picture
+from training.data.shards.sample import BadSample, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaliGemmaConfig:
+    """Which model captions, and how.
+
+    Attributes:
+        model: Folder or hub name of a checkpoint with its processor. TIPSv2 says PaliGemma and
+            does not publish which checkpoint; the mix checkpoint is the released one that answers
+            prompts without further training, and 224 pixels are the smallest and cheapest.
+        prompt: What the model is asked. Not published; "caption en" is the prompt that PaliGemma
+            was trained to answer with a short English caption. A model with a chat template gets
+            it as the user's message behind the picture.
+        max_tokens: Longest answer. Not published; TIPSv2 reads 64 tokens of a caption.
+        temperature: 0 takes the likeliest token each time; above it, tokens are drawn. Not
+            published; the likeliest is what PaliGemma's own captions are scored with.
+        seed: Of the draws; a batch's captions depend on it and on the batch alone.
+        batch_size: Pictures at a time. Answers may differ in the last bits between batch sizes,
+            and so in rare words; that is why a job keeps to one.
+        precision: "auto" is bfloat16 where there is a GPU and float32 elsewhere.
+        device: "auto" is the GPU where there is one.
+        source: What the captions are called.
+    """
+
+    model: str = "google/paligemma-3b-mix-224"
+    prompt: str = "caption en"
+    max_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+    batch_size: int = 16
+    precision: str = "auto"
+    device: str = "auto"
+    source: str = "paligemma"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.max_tokens < 1 or self.batch_size < 1:
+            raise ValueError("max_tokens and batch_size must be at least 1")
+        if self.temperature < 0:
+            raise ValueError("temperature must be at least 0; 0 is greedy")
+        if self.precision not in ("auto", "bfloat16", "float32"):
+            raise ValueError('precision must be "auto", "bfloat16" or "float32"')
+
+    def torch_device(self) -> torch.device:
+        """The device to run on."""
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(found if self.device == "auto" else self.device)
+
+    def dtype(self) -> torch.dtype:
+        """The weights' and activations' type."""
+        is_wide = self.torch_device().type == "cpu" if self.precision == "auto" else None
+        return torch.float32 if is_wide or self.precision == "float32" else torch.bfloat16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Prepared:
+    """A batch as the model takes it, and the outcomes of those whose picture is broken."""
+
+    keys: Sequence[str]
+    inputs: BatchFeature | None
+    broken: Sequence[Outcome]
+
+
+class GenerativeModel(Protocol):
+    """What is asked of a model; transformers' own classes for it are typed too narrowly."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+
+    def generate(self, **inputs: Any) -> Tensor:
+        """Continue prompts: int64 [B, L] to [B, T], with what the processor made beside them."""
+
+
+class PaliGemmaCaptioner:
+    """An image-text-to-text model with its processor, on one device."""
+
+    def __init__(
+        self,
+        config: PaliGemmaConfig,
+        model: GenerativeModel,
+        processor: Any,  # the processors of different models share no typed interface
+    ) -> None:
+        self.source = config.source
+        self._config = config
+        self.model = model
+        self._processor = processor
+        # Answers are appended at the right, so prompts of different lengths end there.
+        processor.tokenizer.padding_side = "left"
+        self._prompt = _full_prompt(processor, config.prompt)
+
+    @classmethod
+    def load(cls, config: PaliGemmaConfig) -> "PaliGemmaCaptioner":
+        """Load a checkpoint.
+
+        Raises:
+            FileNotFoundError: There is none under this name.
+        """
+        try:
+            processor = AutoProcessor.from_pretrained(config.model)
+            model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=config.dtype())
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"{config.model} cannot be loaded; --model takes the folder of a checkpoint with "
+                f"its processor, or a hub name you may download: {error}"
+            ) from error
+        module: torch.nn.Module = model
+        module.eval().to(config.torch_device())
+        return cls(config, model, processor)
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return what the captions depend on."""
+        config = self._config
+        return {
+            "kind": "transformers",
+            "model": config.model,
+            "prompt": config.prompt,
+            "max_tokens": config.max_tokens,
+            "temperature": config.temperature,
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+            "dtype": str(config.dtype()).removeprefix("torch."),
+        }
+
+    def caption(self, samples: Iterable[Sample]) -> Iterator[list[Outcome]]:
+        """Caption samples batch by batch; the next is read and decoded while the device works.
+
+        Raises:
+            JobStopped: The device's memory is too small for a batch.
+        """
+        remaining = iter(samples)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+
+            def prepare() -> Future[_Prepared] | None:
+                batch = list(islice(remaining, self._config.batch_size))
+                return pool.submit(self._prepare, batch) if batch else None
+
+            coming = prepare()
+            while coming is not None:
+                current, coming = coming.result(), prepare()
+                yield self._outcomes(current)
+
+    def _prepare(self, samples: Sequence[Sample]) -> _Prepared:
+        images: dict[str, Image.Image] = {}
+        broken = []
+        for sample in samples:
+            try:
+                pixels_3HW = decode_picture(sample.picture, PictureLimits())
+            except BadSample as error:
+                failure = Failure(kind="picture", message=str(error))
+                broken.append(Outcome(key=sample.key, failure=failure))
+            else:
+                images[sample.key] = Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy())
+        inputs = None
+        if images:
+            texts = [self._prompt] * len(images)
+            inputs = self._processor(images=list(images.values()), text=texts, padding=True)
+            inputs = inputs.convert_to_tensors("pt")
+            inputs.pop("labels", None)  # PaliGemma's processor makes them for training
+        return _Prepared(keys=list(images), inputs=inputs, broken=broken)
+
+    def _outcomes(self, batch: _Prepared) -> list[Outcome]:
+        if batch.inputs is None:
+            return list(batch.broken)
+        answers = self._answer(batch.inputs, _batch_seed(self._config.seed, batch.keys))
+        outcomes = [
+            Outcome(key=key, caption=answer)
+            for key, answer in zip(batch.keys, answers, strict=True)
+        ]
+        return [*outcomes, *batch.broken]
+
+    @torch.inference_mode()
+    def _answer(self, inputs: BatchFeature, seed: int) -> list[str]:
+        config, device = self._config, self.model.device
+        inputs = inputs.to(device, dtype=self.model.dtype)
+        draws = {"temperature": config.temperature} if config.temperature else {}
+        devices = [device] if device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(seed)
+                tokens_BT = self.model.generate(
+                    **inputs, max_new_tokens=config.max_tokens, do_sample=bool(draws), **draws
+                )
+        except torch.OutOfMemoryError as error:
+            raise JobStopped(
+                f"the device's memory is too small for {config.batch_size} pictures at a time; "
+                f"choose a smaller --batch-size, and another --output: {error}"
+            ) from error
+        answers_BT = tokens_BT[:, inputs["input_ids"].shape[1] :]
+        answers: list[str] = self._processor.batch_decode(answers_BT, skip_special_tokens=True)
+        return answers
+
+
+def _full_prompt(processor: Any, prompt: str) -> str:
+    """Put the picture's place before the prompt, in the way this model was trained with."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        message = {"role": "user", "content": content}
+        return str(processor.apply_chat_template([message], add_generation_prompt=True))
+    return f"{processor.image_token}{prompt}"
+
+
+def _batch_seed(seed: int, keys: Sequence[str]) -> int:
+    """Give a batch a seed of its own, equal in every run."""
+    digest = hashlib.blake2b("\n".join([str(seed), *keys]).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

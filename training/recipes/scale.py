@@ -1,0 +1,157 @@
+"""The family at full size: the g/14 teacher, and its students SO400m, L, B and a new S/14.
+
+Each has two stages, as in the paper: pictures of 224 pixels, then a tenth of the steps at 448 from
+where the first stage ended. The numbers of the paper are its batches, steps, crops, optimizer, loss
+weights and mask; what it does not publish is named here or where its setting is, with a reason.
+The students' steps and batch are not published either: they get their teacher's.
+
+None of these runs has been made. `python -m training cost RECIPE` says what one would take.
+
+Source: TIPSv2, arXiv:2604.12012, and TIPS, arXiv:2410.16512, which it follows.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from training.config import ModelConfig, TrainingConfig
+from training.data.crops import TIPSV2_CROPS, TIPSV2_HIGH_RES_CROPS
+from training.data.shards.batches import ShardsConfig
+from training.heads import HeadConfig
+from training.methods.distill import DistillConfig
+from training.methods.pretrain import PretrainConfig
+from training.optim import OptimConfig
+
+NUM_RANKS = 64
+"""The ranks that batch sizes are written for; on N of them, set batch_size to 8192 / N."""
+
+LOW_RES_STEPS, LOW_RES_BATCH = 90_000, 8192
+HIGH_RES_STEPS, HIGH_RES_BATCH = 9_000, 4096
+
+WARMUP_SHARE = 0.1
+"""Not published. Scaling Vision Transformers (arXiv:2106.04560), whose Adafactor this is, warms up
+for 10,000 steps; a ninth of the first stage is close to it, and the second gets the same share."""
+
+HIGH_RES_LR_SHARE = 0.1
+"""Not published. The second stage refines: it goes on at a tenth of the first one's peak rate."""
+
+HEAD = HeadConfig(layers=3, hidden=2048, bottleneck=256, num_prototypes=32_768)
+"""32k prototypes is what TIPS is said to have had; the rest is DINO's head, not TIPSv2's own, which
+is not published. With it the saving of head-only EMA comes out as the paper states it."""
+
+TEACHER = "teacher-g14"
+
+
+def _optim(num_steps: int, *, lr_share: float = 1.0) -> OptimConfig:
+    """Adafactor, as in the paper; its rate is the default of OptimConfig, with its reason there."""
+    default = OptimConfig(optimizer="adafactor")
+    return replace(
+        default,
+        adafactor_lr=default.adafactor_lr * lr_share,
+        warmup_steps=round(num_steps * WARMUP_SHARE),
+    )
+
+
+def _low_res(name: str, variant: str, method: PretrainConfig | DistillConfig) -> TrainingConfig:
+    """The first stage: one crop of 224 and six of 98 pixels."""
+    return TrainingConfig(
+        name=name,
+        method=method,
+        model=ModelConfig(variant=variant),
+        data=ShardsConfig(folder=Path("shards"), crops=TIPSV2_CROPS, num_workers=12),
+        optim=_optim(LOW_RES_STEPS),
+        num_steps=LOW_RES_STEPS,
+        batch_size=LOW_RES_BATCH // NUM_RANKS,
+        parallel="fsdp2",
+        checkpoint_activations=True,
+        teacher=Path("runs") / TEACHER if isinstance(method, DistillConfig) else None,
+        log_every=100,
+        validate_every=0,
+        checkpoint_every_s=1800.0,
+    )
+
+
+def _high_res(low_res: TrainingConfig) -> TrainingConfig:
+    """The second stage: from the first one's weights, with crops of 448 and of 140 pixels."""
+    assert isinstance(low_res.data, ShardsConfig)
+    teacher = low_res.teacher
+    return replace(
+        low_res,
+        name=f"{low_res.name}-high-res",
+        data=replace(low_res.data, crops=TIPSV2_HIGH_RES_CROPS, seed=1),
+        optim=_optim(HIGH_RES_STEPS, lr_share=HIGH_RES_LR_SHARE),
+        num_steps=HIGH_RES_STEPS,
+        batch_size=HIGH_RES_BATCH // NUM_RANKS,
+        start=low_res.folder,
+        teacher=teacher.with_name(f"{teacher.name}-high-res") if teacher else None,
+    )
+
+
+def teacher_g14() -> TrainingConfig:
+    """Pretrain the g/14 teacher at 224 pixels: two caption streams, DINO, iBOT++, head-only EMA."""
+    return _low_res(TEACHER, "g14", PretrainConfig(head=HEAD))
+
+
+def teacher_g14_high_res() -> TrainingConfig:
+    """Go on with the g/14 teacher at 448 pixels."""
+    return _high_res(teacher_g14())
+
+
+def _student(variant: str) -> TrainingConfig:
+    """Distil the teacher: random weights, no mask, every patch; the teacher in bfloat16."""
+    method = DistillConfig(head=HEAD, teacher_dtype="bfloat16")
+    return _low_res(f"student-{variant}", variant, method)
+
+
+def student_so400m14() -> TrainingConfig:
+    """Distil g/14 into SO400m/14 at 224 pixels."""
+    return _student("so400m14")
+
+
+def student_so400m14_high_res() -> TrainingConfig:
+    """Go on with SO400m/14 at 448 pixels."""
+    return _high_res(student_so400m14())
+
+
+def student_l14() -> TrainingConfig:
+    """Distil g/14 into L/14 at 224 pixels."""
+    return _student("l14")
+
+
+def student_l14_high_res() -> TrainingConfig:
+    """Go on with L/14 at 448 pixels."""
+    return _high_res(student_l14())
+
+
+def student_b14() -> TrainingConfig:
+    """Distil g/14 into B/14 at 224 pixels."""
+    return _student("b14")
+
+
+def student_b14_high_res() -> TrainingConfig:
+    """Go on with B/14 at 448 pixels."""
+    return _high_res(student_b14())
+
+
+def student_s14() -> TrainingConfig:
+    """Distil g/14 into S/14, which Google did not release in v2, at 224 pixels."""
+    return _student("s14")
+
+
+def student_s14_high_res() -> TrainingConfig:
+    """Go on with S/14 at 448 pixels."""
+    return _high_res(student_s14())
+
+
+SCALE_RECIPES: dict[str, Callable[[], TrainingConfig]] = {
+    "teacher-g14": teacher_g14,
+    "teacher-g14-high-res": teacher_g14_high_res,
+    "student-so400m14": student_so400m14,
+    "student-so400m14-high-res": student_so400m14_high_res,
+    "student-l14": student_l14,
+    "student-l14-high-res": student_l14_high_res,
+    "student-b14": student_b14,
+    "student-b14-high-res": student_b14_high_res,
+    "student-s14": student_s14,
+    "student-s14-high-res": student_s14_high_res,
+}

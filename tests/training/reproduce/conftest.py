@@ -1,0 +1,72 @@
+"""Measured runs made of counts alone, and a whole toy plan on drawn shapes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from training import run as run_module
+from training.data.folder import DataFolder
+from training.reproduce.measure import KINDS, LARGEST, PAINTED, RETRIEVAL, save_measures
+from training.reproduce.plan import Plan, PlannedRun
+from training.reproduce.runner import MEASURES, RECORD, Record
+from training.reproduce.scale import smoke
+
+_SCENES, _NAMES, _PIXELS = 6, 4, 100
+
+
+def _counts(rng: np.random.Generator, hit_share: float) -> dict[str, NDArray[np.float64]]:
+    """Two names a scene, half of the pixels each; hits about `hit_share` of them."""
+    truth = np.zeros((_SCENES, _NAMES))
+    for scene in range(_SCENES):
+        truth[scene, [scene % _NAMES, (scene + 1) % _NAMES]] = _PIXELS
+    hit = np.clip(np.round(truth * (hit_share + rng.normal(0, 0.02, truth.shape))), 0, truth)
+    called = hit + (truth.sum(1, keepdims=True) - hit.sum(1, keepdims=True)) / _NAMES
+    chosen = hit.sum(1)
+    return {"hit_SK": hit, "truth_SK": truth, "called_SK": called, "chosen_S": chosen}
+
+
+def fake_measures(hit_share: float, seed: int) -> dict[str, NDArray[np.float64]]:
+    """What a run would have measured whose patches hit this share of the pixels."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for scenes in ("val", "seen", "unseen"):
+        shares = {"patches": hit_share, "values": hit_share / 2, PAINTED: 0.3, LARGEST: 0.5}
+        assert set(KINDS) < set(shares)
+        for row, share in shares.items():
+            for field, counts in _counts(rng, share).items():
+                arrays[f"{scenes}/{row}/{field}"] = counts
+        for direction in RETRIEVAL:
+            arrays[f"{scenes}/retrieval/{direction}"] = np.asarray([1.0, 0, 0, 1, 1, 0])
+    return arrays
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A plan at toy size in which nothing is run."""
+    return Plan(scale=smoke(), data=tmp_path / "data", runs=tmp_path / "runs")
+
+
+@pytest.fixture
+def finish() -> Callable[[PlannedRun, float], None]:
+    """Leave the files of a finished run of a given share of hits."""
+
+    def write(run: PlannedRun, hit_share: float) -> None:
+        folder = run.config.folder
+        folder.mkdir(parents=True)
+        save_measures(fake_measures(hit_share, run.seed), folder / MEASURES)
+        record = Record(config=repr(run.config), num_images=64, cpu_s=2.0, is_whole=True)
+        record.write(folder / RECORD)
+        (folder / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n', encoding="utf-8")
+
+    return write
+
+
+@pytest.fixture
+def toy_plan(data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A plan at toy size that can be run on drawn shapes."""
+    monkeypatch.setattr(run_module, "_TOKENIZER_SCENES", 10)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    return Plan(scale=smoke(), data=data_folder.path, runs=tmp_path / "runs")

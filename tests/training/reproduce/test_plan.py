@@ -1,0 +1,103 @@
+"""The plan: order, shared starts, teachers before students, and what alone differs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from training.methods.distill import DistillConfig
+from training.methods.pretrain import PretrainConfig
+from training.reproduce.effects import EFFECTS
+from training.reproduce.plan import LAST, ONE_CAPTION, RECIPE, STUDENT, Plan, PlannedRun
+from training.reproduce.scale import smoke
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A plan at toy size."""
+    return Plan(scale=smoke(), data=tmp_path / "data", runs=tmp_path / "runs")
+
+
+def by_variant(plan: Plan, seed: int = 0) -> dict[str, PlannedRun]:
+    return {run.variant: run for run in plan.all_runs([seed])}
+
+
+def test_every_run_stands_after_those_it_needs(plan: Plan) -> None:
+    made: set[Path] = set()
+    for run in plan.all_runs([0, 1, 2]):
+        for needed in (run.config.teacher, run.config.start, run.text_from):
+            assert needed is None or needed in made, run.variant
+        made.add(run.config.folder)
+    assert len(made) == len(plan.all_runs([0, 1, 2]))
+
+
+def test_whole_seeds_come_first(plan: Plan) -> None:
+    runs = plan.all_runs([0, 1, 2])
+    seeds = [run.seed for run in runs if run.variant not in LAST]
+    assert seeds == sorted(seeds)
+    assert {run.variant for run in runs[-3 * len(LAST) :]} == set(LAST)
+
+
+def test_every_compared_variant_is_made_and_measured(plan: Plan) -> None:
+    measured = {run.variant for run in plan.all_runs([0]) if run.is_measured}
+    compared = {name for effect in EFFECTS for name in effect.variants}
+    assert compared == measured
+
+
+def test_pretraining_variants_differ_in_one_thing(plan: Plan) -> None:
+    runs = by_variant(plan)
+    recipe = runs[RECIPE].config
+    assert isinstance(recipe.method, PretrainConfig)
+    changes = {
+        "ibot": {"supervised": "masked"},
+        "contrastive": {"ibot_weight": 0.0},
+        "full-ema": {"ema": "full"},
+        "no-ema": {"ema": "none"},
+    }
+    for name, change in changes.items():
+        method = replace(recipe.method, **change)  # type: ignore[arg-type]
+        assert runs[name].config == replace(recipe, name=name, method=method)
+    assert (recipe.method.supervised, recipe.method.ema, recipe.method.mask_ratio) == (
+        "all", "head", 0.75
+    )  # fmt: skip
+
+
+def test_the_one_caption_run_has_a_start_of_its_own(plan: Plan) -> None:
+    runs = by_variant(plan)
+    one, recipe = runs["one-caption"].config, runs[RECIPE].config
+    assert one.start != recipe.start
+    assert one.method == recipe.method
+    assert one.data == replace(recipe.data, captions=ONE_CAPTION)
+    own, shared = runs["one-caption-start"].config, runs["start"].config
+    assert own == replace(shared, name=own.name, data=replace(shared.data, captions=ONE_CAPTION))
+
+
+def test_students_differ_in_masking_supervision_and_teacher(plan: Plan) -> None:
+    runs = by_variant(plan)
+    student = runs[STUDENT].config
+    assert isinstance(student.method, DistillConfig)
+    assert (student.method.mask_ratio, student.method.supervised) == (0.0, "all")
+    assert student.teacher == runs[RECIPE].config.folder
+    changes = {
+        "student-mask-75": {"mask_ratio": 0.75},
+        "student-masked-only": {"mask_ratio": 0.75, "supervised": "masked"},
+        "student-alone": {"patch_weight": 0.0},
+    }
+    for name, change in changes.items():
+        method = replace(student.method, **change)  # type: ignore[arg-type]
+        assert runs[name].config == replace(student, name=name, method=method)
+    of_ibot = runs["student-of-ibot"].config
+    assert of_ibot == replace(student, name="student-of-ibot", teacher=runs["ibot"].config.folder)
+
+
+def test_parts_and_seeds_share_neither_scenes_nor_weights(plan: Plan) -> None:
+    runs = plan.all_runs([0, 1, 2])
+    streams = {(run.seed, run.config.data.seed) for run in runs}
+    assert len({data_seed for _, data_seed in streams}) == len(streams) == 9
+    assert len({run.config.seed for run in runs}) == 6  # a teacher's and a student's each
+
+
+def test_one_text_tower_serves_all_starts(plan: Plan) -> None:
+    starts = [run for run in plan.all_runs([0, 1]) if not run.is_measured]
+    assert starts[0].text_from is None
+    assert {run.text_from for run in starts[1:]} == {starts[0].config.folder}

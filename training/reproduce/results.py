@@ -1,0 +1,146 @@
+"""Scores and paired differences of measured runs, over seeds and over scenes.
+
+Shapes: S scenes, R resamples of the scenes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.evaluate.bootstrap import bootstrap
+from training.evaluate.zero_shot_segmentation import SceneCounts
+from training.reproduce.intervals import SeedMean, seed_mean
+from training.reproduce.measure import KINDS, Measures, counts_of, load_measures
+from training.reproduce.plan import PlannedRun
+from training.reproduce.runner import MEASURES
+
+Metric = Literal["mIoU", "which"]
+METRICS: tuple[Metric, ...] = ("mIoU", "which")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Where a score stands: which scenes, which row, which metric."""
+
+    scenes: str
+    row: str
+    metric: Metric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Paired differences of two variants.
+
+    Attributes:
+        seeds: A difference a seed.
+        low: 2.5 % point of their mean when the scenes are drawn again and the seeds are kept.
+        high: 97.5 % point.
+    """
+
+    seeds: SeedMean
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SeedCounts:
+    """Counts of one variant in several seeds, all on the same scenes."""
+
+    by_seed: tuple[SceneCounts, ...]
+
+    def __len__(self) -> int:
+        return len(self.by_seed[0])
+
+
+def _mean_score(
+    metric: Metric, counts: _SeedCounts, weights_RS: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    by_seed = [
+        c.miou(weights_RS) if metric == "mIoU" else c.which(weights_RS) for c in counts.by_seed
+    ]
+    return np.stack(by_seed).mean(0)
+
+
+def _score(counts: SceneCounts, metric: Metric) -> float:
+    return counts.miou() if metric == "mIoU" else counts.which()
+
+
+class Results:
+    """What has been measured so far."""
+
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        self._measures: dict[tuple[str, int], Measures] = {}
+        for run in runs:
+            path = run.config.folder / MEASURES
+            if run.is_measured and path.exists():
+                self._measures[run.variant, run.seed] = load_measures(path)
+
+    def seeds(self, *variants: str) -> list[int]:
+        """Seeds in which all of some variants are measured."""
+        known = {seed for _, seed in self._measures}
+        return sorted(s for s in known if all((v, s) in self._measures for v in variants))
+
+    def level(self, variant: str, cell: Cell) -> SeedMean:
+        """A variant's score over its seeds."""
+        return seed_mean([_score(c, cell.metric) for c in self._counts(variant, cell)])
+
+    def difference(self, better: str, worse: str, cell: Cell) -> Difference:
+        """Paired differences of two variants over the seeds that have both."""
+        seeds = self.seeds(better, worse)
+        first, second = (self._counts(name, cell, seeds) for name in (better, worse))
+        return _difference(first, second, cell.metric)
+
+    def own_difference(self, variant: str, cell: Cell, row: str) -> Difference:
+        """Paired differences of a variant's score and another row's of the same model."""
+        other = Cell(scenes=cell.scenes, row=row, metric=cell.metric)
+        return _difference(self._counts(variant, cell), self._counts(variant, other), cell.metric)
+
+    def retrieval(self, variant: str, scenes: str, direction: str) -> SeedMean:
+        """Recall at 1 in percent over a variant's seeds."""
+        return seed_mean(self._recalls(variant, scenes, direction, self.seeds(variant)))
+
+    def retrieval_difference(
+        self, better: str, worse: str, *, scenes: str, direction: str
+    ) -> SeedMean:
+        """Paired differences of recall at 1 over seeds."""
+        seeds = self.seeds(better, worse)
+        first, second = (self._recalls(v, scenes, direction, seeds) for v in (better, worse))
+        return seed_mean([a - b for a, b in zip(first, second, strict=True)])
+
+    def better_kind(self, variants: Sequence[str]) -> str:
+        """Patches or values, by the mean mIoU of some variants on validation scenes."""
+
+        def total(kind: str) -> float:
+            cell = Cell(scenes="val", row=kind, metric="mIoU")
+            return sum(self.level(v, cell).mean for v in variants if self.seeds(v))
+
+        return max(KINDS, key=total)
+
+    def _counts(
+        self, variant: str, cell: Cell, seeds: Sequence[int] | None = None
+    ) -> tuple[SceneCounts, ...]:
+        chosen = self.seeds(variant) if seeds is None else seeds
+        return tuple(
+            counts_of(self._measures[variant, seed], cell.scenes, cell.row) for seed in chosen
+        )
+
+    def _recalls(
+        self, variant: str, scenes: str, direction: str, seeds: Sequence[int]
+    ) -> list[float]:
+        key = f"{scenes}/retrieval/{direction}"
+        return [100.0 * float(self._measures[variant, seed][key].mean()) for seed in seeds]
+
+
+def _difference(
+    first: tuple[SceneCounts, ...], second: tuple[SceneCounts, ...], metric: Metric
+) -> Difference:
+    values = [_score(a, metric) - _score(b, metric) for a, b in zip(first, second, strict=True)]
+    interval = bootstrap(
+        lambda counts, weights_RS: _mean_score(metric, counts, weights_RS),
+        _SeedCounts(by_seed=first),
+        _SeedCounts(by_seed=second),
+    )
+    return Difference(seeds=seed_mean(values), low=interval.low, high=interval.high)

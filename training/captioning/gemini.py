@@ -22,6 +22,10 @@ from training.captioning.rate_limit import RateLimit
 from training.captioning.retry import Retry, Unavailable
 from training.data.shards.sample import Sample
 
+# Named, since the client's releases differ in their default; the settings of how finely the model
+# looks and how long it thinks come to this version of the interface first.
+_API_VERSION = "v1beta"
+
 
 @contextmanager
 def open_client(
@@ -30,7 +34,10 @@ def open_client(
     """Open Google's client, without its own retries, which do not know our limits."""
     with httpx2.Client(follow_redirects=True, timeout=limits.timeout_s) as http:
         options = types.HttpOptions(
-            base_url=base_url, timeout=int(limits.timeout_s * 1000), httpx_client=http
+            base_url=base_url,
+            api_version=_API_VERSION,
+            timeout=int(limits.timeout_s * 1000),
+            httpx_client=http,
         )
         yield genai.Client(api_key=api_key, vertexai=False, http_options=options)
 

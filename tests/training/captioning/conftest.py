@@ -311,8 +311,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
     )
-    pictures = SiglipImageProcessor(size={"height": 28, "width": 28})
-    pictures.image_seq_length = 4
+    pictures = SiglipImageProcessor(size={"height": 28, "width": 28}, image_seq_length=4)
     processor = PaliGemmaProcessor(image_processor=pictures, tokenizer=tokenizer)
     towers = {
         "hidden_size": 32,
@@ -322,16 +321,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     seen = {"image_size": 28, "patch_size": 14, "vision_use_head": False}
     spoken = {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": len(tokenizer)}
+    tokens: dict[str, Any] = {
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    }
     config = PaliGemmaConfig(
         vision_config={"model_type": "siglip_vision_model", **towers, **seen},
         text_config={"model_type": "gemma", **towers, **spoken, "initializer_range": 0.5},
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=32,
         hidden_size=32,
         tie_word_embeddings=False,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
+        **tokens,
     )
     with torch.random.fork_rng([]):
         torch.manual_seed(0)

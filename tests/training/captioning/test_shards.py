@@ -32,7 +32,7 @@ def test_a_folder_is_listed_in_order(tmp_path: Path) -> None:
 
 
 def test_no_shards_is_a_mistake_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="folder of .tar files"):
+    with pytest.raises(FileNotFoundError, match=r"folder of \.tar files"):
         shard_paths(tmp_path)
 
 

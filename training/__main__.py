@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from training.commands import caption, data, evaluate, export, shards, train
+from training.commands import caption, data, evaluate, export, reproduce, shards, train
 from training.commands.train import RECIPES
 from training.preemption import Stopped
 
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     "data": data,
     "evaluate": evaluate,
     "export": export,
+    "reproduce": reproduce,
     "shards": shards,
 }
 

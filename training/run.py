@@ -196,7 +196,7 @@ def _record(config: TrainingConfig, trainer: Trainer, data: DataFolder) -> None:
         device=trainer.parallel.device,
         num_ranks=distributed.num_ranks(),
         seeds={"run": config.seed, "data": config.data.seed},
-        data={"folder": data.path, "digest": digest([data.path / "sprites.npz"])},
+        data={"folder": str(data.path), "digest": digest([data.path / "sprites.npz"])},
     )
 
 

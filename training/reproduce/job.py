@@ -1,7 +1,6 @@
 """The whole job: make the runs that are missing, measure, and rewrite the page after each."""
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from transformers import Tipsv2Tokenizer
@@ -58,11 +57,11 @@ def _averages(plan: Plan, seed: int) -> list[AverageCost]:
     source = DataFolder(path=plan.data).source(
         "train", styles=config.data.styles, names=seen_names(), seed=config.data.seed
     )
-    stages = config.data.stages
-    batches = SceneBatches(
-        source,
-        tokenizer,
-        BatchPlan(stages=stages, batch_size=config.batch_size, num_steps=config.num_steps),
+    first = BatchPlan(
+        stages=config.data.stages,
+        batch_size=config.batch_size,
+        num_steps=plan.scale.timing_steps,
+        captions=config.data.captions,
     )
-    first = islice(batches.loader(0, num_workers=0), plan.scale.timing_steps)
-    return measure_averages(config, list(first), vocab_size=len(tokenizer))
+    batches = list(SceneBatches(source, tokenizer, first).loader(0, num_workers=0))
+    return measure_averages(config, batches, vocab_size=len(tokenizer))

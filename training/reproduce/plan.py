@@ -88,6 +88,7 @@ class Plan:
     def _distillations(self) -> dict[str, tuple[DistillConfig, str]]:
         """Method and teacher of each student."""
         recipe = DistillConfig(
+            dino_weight=0.0,
             head=self.scale.head,
             mask_ratio=0.0,
             text_start="teacher",
@@ -104,7 +105,7 @@ class Plan:
         }
 
     def _pretrain(self) -> PretrainConfig:
-        return PretrainConfig(ibot_start=0.0, head=self.scale.head, text_locked_until=0.0)
+        return PretrainConfig(dino_weight=0.0, head=self.scale.head)
 
     def _start(self, seed: int, name: str, captions: CaptionSampling) -> PlannedRun:
         config = self._config(

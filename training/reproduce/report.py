@@ -186,9 +186,7 @@ def painted_section(results: Results, variants: Sequence[str]) -> str:
     )
 
 
-def render(
-    results: Results, *, introduction: str, sections: Sequence[str], notes: str
-) -> str:
+def render(results: Results, *, introduction: str, sections: Sequence[str], notes: str) -> str:
     """Put the page together."""
     variants = list(dict.fromkeys(name for effect in EFFECTS for name in effect.variants))
     kind = results.better_kind(variants) if results.seeds(RECIPE) else KINDS[0]

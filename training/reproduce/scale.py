@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from training.config import ModelConfig
 from training.data.loader import Stage
 from training.data.scenes import SceneConfig
-from training.methods.pretrain import HeadConfig
+from training.heads import SMALL_HEAD, HeadConfig
 from training.optim import OptimConfig
 
 
@@ -31,18 +31,18 @@ class Scale:
 
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
-            dim=128, vision_layers=4, text_layers=2, heads=2, native_size=70
+            dim=128, vision_layers=4, text_layers=2, heads=2, native_size=84
         )
     )
-    head: HeadConfig = field(default_factory=HeadConfig)
-    size: int = 70
+    head: HeadConfig = SMALL_HEAD
+    size: int = 84
     close_up_size: int = 56
     close_up_share: float = 0.33
     batch_size: int = 64
     warm_up_steps: int = 400
-    start_steps: int = 600
-    pretrain_steps: int = 300
-    distill_steps: int = 400
+    start_steps: int = 900
+    pretrain_steps: int = 350
+    distill_steps: int = 450
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(muon_lr=9e-3, adamw_lr=3e-3, warmup_steps=50)
     )
@@ -83,5 +83,5 @@ def smoke() -> Scale:
         distill_steps=3,
         optim=OptimConfig(warmup_steps=1),
         num_scenes=3,
-        timing_steps=2,
+        timing_steps=4,
     )

@@ -148,7 +148,8 @@ def _retrieval(
 
 
 def _found(scores_SS: NDArray[np.float32], right_SS: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return (rank(scores_SS, right_SS).rank_Q == 0).astype(np.float64)
+    hit_S: NDArray[np.float64] = (rank(scores_SS, right_SS).rank_Q == 0).astype(np.float64)
+    return hit_S
 
 
 def save_measures(measures: Measures, path: Path) -> None:

@@ -61,7 +61,8 @@ def _mean_score(
     by_seed = [
         c.miou(weights_RS) if metric == "mIoU" else c.which(weights_RS) for c in counts.by_seed
     ]
-    return np.stack(by_seed).mean(0)
+    mean_R: NDArray[np.float64] = np.stack(by_seed).mean(0)
+    return mean_R
 
 
 def _score(counts: SceneCounts, metric: Metric) -> float:

@@ -124,8 +124,9 @@ class TrainingConfig:
         seed: Of the weights and of each step's random choices.
         text_warmup_steps: Steps in which a new text tower first learns MiniLM's embeddings.
         teacher: Folder of a finished pretraining run; distillation needs it.
-        start: Folder of a finished run whose tokenizer and model this run goes on from; None for
-            random weights.
+        start: Folder of a finished run whose tokenizer and model this run goes on from, with the
+            position grid stretched where model.native_size is larger, as a stage at a higher
+            resolution has it; None for random weights.
         runs: Where run folders are made.
         log_every: Steps between log lines.
         validate_every: Steps between validations; 0 for none.

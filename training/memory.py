@@ -1,15 +1,16 @@
 """Counts what a training run keeps in memory from step to step: weights, averages, optimizer state.
 
-Activations and gradients come and go with a step and are not counted here. Sizes are those of the
-whole model: ranks that cut it among them hold their share.
+Activations and gradients come and go with a step and are not counted here, nor is a frozen teacher.
+Sizes are those of the whole model: ranks that cut it among them hold their share.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from training.cost.memory import optimizer_bytes
 from training.methods.base import Method
 
 
@@ -31,6 +32,16 @@ class StateBytes:
     def total(self) -> int:
         """Sum of the three."""
         return self.parameters + self.ema + self.optimizer
+
+    def __str__(self) -> str:
+        """In words, in MB of a million bytes."""
+        parts = (
+            ("parameters", self.parameters),
+            ("averages", self.ema),
+            ("optimizer", self.optimizer),
+            ("together", self.total),
+        )
+        return ", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in parts)
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
@@ -62,3 +73,12 @@ def count_state(method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> 
     return StateBytes(
         parameters=num_bytes(own), ema=num_bytes(averages), optimizer=num_bytes(state)
     )
+
+
+def plan_state(method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> StateBytes:
+    """Count what will be kept once every parameter that is trained has had a gradient.
+
+    Optimizers' step counters, four bytes a parameter tensor, are not counted.
+    """
+    now = count_state(method, ())
+    return replace(now, optimizer=optimizer_bytes(optimizers))

@@ -13,9 +13,9 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from training.board import Board, scene_panel
 from training.checkpoint import save_atomically
 from training.evaluate.benchmark import SegmentationBenchmark
+from training.log import Row
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER
 from training.parallel import ParallelMethod
-from training.trainer import Row
 
 _NUM_SHOWN = 4
 _MODEL_PREFIX = "model."

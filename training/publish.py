@@ -15,6 +15,7 @@ from training.data.folder import DataFolder
 from training.evaluate.chosen_encoder import Encoder
 from training.evaluate.report import evaluate, write_scores
 from training.methods.teacher import MODEL_FOLDER
+from training.run_record import read_configs
 
 LICENCE = "Apache-2.0"
 
@@ -73,7 +74,7 @@ def _provenance(runs: Runs, encoder: Encoder) -> dict[str, object]:
         "classification": {"templates": encoder.class_templates},
         "recipe": run.name,
         "commit": _commit(),
-        "configs": (run / "config.txt").read_text(encoding="utf-8").splitlines(),
+        "configs": read_configs(run),
         "steps": _last_step(run),
         "other_seeds": [
             {"row": f"student, seed {number}", "run": other.name, "steps": _last_step(other)}

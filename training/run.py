@@ -18,6 +18,7 @@ from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.loader import BatchPlan, SceneBatches
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.evaluate.benchmark import development_benchmarks
+from training.memory import count_state, plan_state
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain
@@ -26,7 +27,8 @@ from training.methods.terms import TRUNK_WIDTH
 from training.observation import Observation, save_model
 from training.pretrained.text import warm_up_text_tower
 from training.pretrained.trunk import cached_sprite_targets
-from training.run_record import digest, record_start
+from training.run_record import digest, record_end, record_start
+from training.start import load_start
 from training.tokenizer import train_tokenizer
 from training.trainer import BatchSource, Trainer
 
@@ -90,22 +92,11 @@ def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
     return model
 
 
-def _load_start(model: Tipsv2Model, folder: Path) -> None:
-    """Take over a finished run's weights.
-
-    Raises:
-        FileNotFoundError: It is not finished.
-    """
-    if not (folder / MODEL_FOLDER).exists():
-        raise FileNotFoundError(f"no model to start from in {folder}: run its recipe first")
-    model.load_state_dict(Tipsv2Model.from_pretrained(folder / MODEL_FOLDER).state_dict())
-
-
 def build_method(config: TrainingConfig, vocab_size: int) -> Method:
     """Build the model and what trains it."""
     model = new_model(config, vocab_size)
     if config.start is not None:
-        _load_start(model, config.start)
+        load_start(model, config.start)
     if isinstance(config.method, DistillConfig):
         assert config.teacher is not None  # TrainingConfig checks it
         teacher = load_teacher(
@@ -139,7 +130,7 @@ def _prepare(
         BatchPlan(
             stages=config.data.stages,
             batch_size=config.batch_size,
-            num_steps=config.num_steps,
+            num_steps=config.num_steps * config.accumulate,
             captions=config.data.captions,
             crops=config.data.crops,
         ),
@@ -165,7 +156,8 @@ def run(
     with distributed.first_rank_first():
         method, tokenizer, batches = _prepare(config, data, rank=rank, num_ranks=num_ranks)
     source = batches if share is None else share(batches)
-    board = Board(config.folder) if rank == 0 else None
+    done = checkpoint_step(config.folder)
+    board = Board(config.folder, from_step=done) if rank == 0 else None
     observation = Observation(config.folder, tokenizer, development_benchmarks(data), board=board)
     trainer = Trainer(
         config,
@@ -175,11 +167,13 @@ def run(
         report=observation.report,
         rank=rank,
     )
-    if rank == 0:
-        _record(config, trainer, data)
     try:
+        if rank == 0:
+            _record(config, trainer, data, from_step=done)
         trainer.train()
         save_model(config.folder, trainer.parallel, tokenizer)
+        if rank == 0:
+            record_end(config.folder, state_bytes=count_state(method, trainer.optimizers))
     finally:
         if board is not None:
             board.close()
@@ -187,16 +181,24 @@ def run(
     return config.folder / MODEL_FOLDER
 
 
-def _record(config: TrainingConfig, trainer: Trainer, data: DataFolder) -> None:
-    """Keep what repeats this start in run.json."""
+def _record(config: TrainingConfig, trainer: Trainer, data: DataFolder, *, from_step: int) -> None:
+    """Keep what repeats this start in run.json, and say what it takes."""
+    device, num_ranks = trainer.parallel.device, distributed.num_ranks()
+    state = plan_state(trainer.parallel.method, trainer.optimizers)
+    print(
+        f"{config.name}: steps {from_step} to {config.num_steps}, on {num_ranks} x {device.type}, "
+        f"in {config.precision}; kept between steps: {state}",
+        flush=True,
+    )
     record_start(
         config.folder,
         config,
-        from_step=checkpoint_step(config.folder),
-        device=trainer.parallel.device,
-        num_ranks=distributed.num_ranks(),
+        from_step=from_step,
+        device=device,
+        num_ranks=num_ranks,
         seeds={"run": config.seed, "data": config.data.seed},
-        data={"folder": str(data.path), "digest": digest([data.path / "sprites.npz"])},
+        data={"folder": data.path, "digest": digest([data.path / "sprites.npz"])},
+        state_bytes=state,
     )
 
 

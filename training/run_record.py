@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,8 @@ def as_json(value: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         parts = {item.name: as_json(getattr(value, item.name)) for item in fields(value)}
         return {"kind": type(value).__name__, **parts}
+    if isinstance(value, Mapping):
+        return {str(name): as_json(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [as_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -111,7 +114,7 @@ def record_start(
         facts: What else to keep, such as the data's digest and the bytes of state.
     """
     start = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "time": _now(),
         "command": shlex.join(sys.orig_argv),
         "from_step": from_step,
         "config": as_json(config),
@@ -123,8 +126,29 @@ def record_start(
     path = folder / RECORD_FILE
     record: dict[str, Any] = {"format_version": FORMAT_VERSION, "run": folder.name, "starts": []}
     if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = _read(path)
     record["starts"].append(start)
+    _write(record, path)
+
+
+def record_end(folder: Path, **facts: object) -> None:
+    """Add to a run's newest start when it came to its end, and what was known only then."""
+    path = folder / RECORD_FILE
+    record = _read(path)
+    ended = {name: as_json(value) for name, value in facts.items()}
+    record["starts"][-1]["end"] = {"time": _now(), **ended}
+    _write(record, path)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+
+
+def _write(record: dict[str, Any], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -140,8 +164,7 @@ def read_configs(folder: Path) -> list[object]:
     """
     path, old = folder / RECORD_FILE, folder / _OLD_FILE
     if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return cast("list[object]", [start["config"] for start in record["starts"]])
+        return [start["config"] for start in _read(path)["starts"]]
     if old.exists():
         return list(old.read_text(encoding="utf-8").splitlines())
     raise FileNotFoundError(f"{folder} holds neither {RECORD_FILE} nor {_OLD_FILE}: it is no run")

@@ -1,6 +1,5 @@
 """The training loop: step, log, validate, save, stop. It knows no method and no loss."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -15,15 +14,15 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.distributed import mean_over_ranks, num_ranks, sum_over_ranks
+from training.log import Log, Row
 from training.methods.base import Method
 from training.optim import build_optimizers
+from training.pace import Pace
 from training.parallel import ParallelMethod
 from training.preemption import Stopped, StopRequest
 from training.update import Update, UpdateConfig
 
-Row = dict[str, float]
 Validate = Callable[[int], Row]
-LOG_FILE = "log.jsonl"
 
 
 class BatchSource(Protocol):
@@ -63,6 +62,7 @@ class Trainer:
         self._validate, self._report = validate, report
         self._folder: Path = config.folder
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._row_log = Log(self._folder)
         self.parallel = ParallelMethod(
             method,
             kind=config.parallel,
@@ -78,6 +78,7 @@ class Trainer:
             seed=config.seed,
         )
         self._update = Update(update, self.parallel, self.optimizers, rank=rank)
+        self._saved_step = 0
 
     def train(self, *, until: int | None = None) -> Row:
         """Train up to `until` steps (the whole run by default); returns the last logged row.
@@ -89,16 +90,21 @@ class Trainer:
         """
         method = self.parallel.method
         done = load_checkpoint(self._folder, method=method, optimizers=self.optimizers)
+        self._saved_step = done
         last = self._config.num_steps if until is None else until
+        if self._rank == 0:
+            self._row_log.drop_after(done)
         method.train()
-        saved_at, row = time.monotonic(), {}
+        saved_at, row = time.monotonic(), Row()
         with StopRequest() as stop, self._progress_bar(done) as bar:
-            batches = self._loader(done)
+            batches, pace = self._loader(done), Pace()
             for step in range(done, last):
-                metrics = self._update(self._fetch(batches, step, stop), step)
+                with pace.waiting():
+                    fetched = self._fetch(batches, step, stop)
+                metrics = self._update(fetched, step)
                 bar.update(bar.task_ids[0], advance=1, loss=f"{float(metrics['loss']):.3f}")
                 if self._is_due(step + 1) or step + 1 == last:
-                    row = self._log(step + 1, metrics)
+                    row = self._log(step + 1, metrics, pace)
                 is_late = time.monotonic() - saved_at > self._config.checkpoint_every_s
                 if self._must_save(step + 1, stop, is_late=is_late):
                     self._save(step + 1)
@@ -145,27 +151,29 @@ class Trainer:
         every = self._config.validate_every
         return every > 0 and (step % every == 0 or step == self._config.num_steps)
 
-    def _log(self, step: int, metrics: dict[str, Tensor]) -> Row:
-        """Write a row: means over the ranks and, where due, scores."""
+    def _log(self, step: int, metrics: dict[str, Tensor], pace: Pace) -> Row:
+        """Write a row: means over the ranks, seconds a step and, where due, scores."""
         values = mean_over_ranks(
             torch.stack([value.to(self.parallel.device) for value in metrics.values()])
         )
         row: Row = {"step": step}
         row |= {name: float(value) for name, value in zip(metrics, values, strict=True)}
+        row |= pace.per_step()
         if self._validate and self._validates_at(step):
             self.parallel.method.eval()
             row |= self._validate(step)
             self.parallel.method.train()
-        if self._rank != 0:
-            return row
-        row["time_s"] = round(time.time(), 1)
-        with (self._folder / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._report:
-            self._report(row)
+            pace.restart()
+        if self._rank == 0:
+            self._row_log.append(row)
+            if self._report:
+                self._report(row)
         return row
 
     def _save(self, step: int) -> None:
+        """Write a checkpoint, unless the newest is of this very step."""
+        if step == self._saved_step:
+            return
         save_checkpoint(
             self._folder,
             step=step,
@@ -173,6 +181,7 @@ class Trainer:
             optimizers=self.optimizers,
             keep=self._config.keep_checkpoints,
         )
+        self._saved_step = step
 
     def _progress_bar(self, done: int) -> Progress:
         bar = Progress(

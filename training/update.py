@@ -82,9 +82,7 @@ class Update:
         for optimizer in self._optimizers:
             optimizer.step()
         self._method.method.after_step()
-        names = rows[0].keys()
-        means = {name: torch.stack([row[name] for row in rows]).mean() for name in names}
-        return {**means, "grad_norm": torch.tensor(norm)}
+        return {**_means(rows), "grad_norm": torch.tensor(norm)}
 
     def _accumulate(self, batch: Batch, step: int, index: int) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch."""
@@ -129,3 +127,9 @@ class Update:
                 f"step {step}: the gradient is not finite; lower the learning rates (optim.muon_lr,"
                 " optim.adamw_lr, optim.adafactor_lr) and resume from the last checkpoint"
             )
+
+
+def _means(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Means over the micro-batches that have a term: one without captions has no such loss."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: torch.stack([row[name] for row in rows if name in row]).mean() for name in names}

@@ -1,5 +1,7 @@
 """Which parameters go to which optimizer, and the learning-rate schedule."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,13 @@ from transformers import Tipsv2Model
 
 from training.heads import HeadConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.optim import OptimConfig, build_optimizers, learning_rate_factor
+from training.optim import (
+    OptimConfig,
+    OptimizerName,
+    build_optimizers,
+    clip_gradients,
+    learning_rate_factor,
+)
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
 CONFIG = OptimConfig(muon_lr=3e-3, adamw_lr=1e-3, weight_decay=0.02)
@@ -17,12 +25,13 @@ def split(module: nn.Module) -> tuple[set[str], set[str], set[str]]:
     """Names of what Muon has, what AdamW decays and what it does not."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     muon, adamw = build_optimizers([module], CONFIG)
-    decayed, plain = adamw.param_groups
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.02, 0.0)
+    decayed, vectors, scalars = adamw.param_groups
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.02, 0.0, 0.0]
+    plain = [*vectors["params"], *scalars["params"]]
     return (
         {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]},
         {names[id(parameter)] for parameter in decayed["params"]},
-        {names[id(parameter)] for parameter in plain["params"]},
+        {names[id(parameter)] for parameter in plain},
     )
 
 
@@ -56,13 +65,15 @@ def test_rates_and_decay_are_the_configs() -> None:
     muon, adamw = build_optimizers([nn.Linear(4, 4)], CONFIG)
     assert [group["lr"] for group in muon.param_groups] == [3e-3]
     assert [group["weight_decay"] for group in muon.param_groups] == [0.02]
-    assert [group["lr"] for group in adamw.param_groups] == [1e-3, 1e-3]
+    assert [group["lr"] for group in adamw.param_groups] == [1e-3]  # a bias, no table
 
 
-def test_a_step_moves_towards_the_minimum() -> None:
+@pytest.mark.parametrize("name", ["muon", "adamw", "adafactor"])
+def test_steps_move_towards_the_minimum(name: OptimizerName) -> None:
     torch.manual_seed(0)
     layer, inputs_ND = nn.Linear(4, 4), torch.randn(32, 4)
-    optimizers = build_optimizers([layer], OptimConfig(muon_lr=0.1, adamw_lr=0.1))
+    config = OptimConfig(optimizer=name, muon_lr=0.1, adamw_lr=0.1, adafactor_lr=0.05)
+    optimizers = build_optimizers([layer], config)
     losses = []
     for _ in range(30):
         loss = (layer(inputs_ND) - inputs_ND).square().mean()
@@ -88,3 +99,39 @@ def test_the_schedule_without_warm_up_and_past_the_end() -> None:
     assert learning_rate_factor(0, num_steps=10, warmup_steps=0) == 1.0
     assert learning_rate_factor(99, num_steps=10, warmup_steps=0) == pytest.approx(0.01)
     assert learning_rate_factor(5, num_steps=5, warmup_steps=5) == pytest.approx(1.0)
+
+
+def with_gradients(*norms: float) -> list[nn.Parameter]:
+    """Parameters whose gradients have these norms, and one that has none."""
+    parameters = [nn.Parameter(torch.zeros(2, 2)) for _ in (*norms, None)]
+    for parameter, norm in zip(parameters, norms, strict=False):
+        parameter.grad = torch.full((2, 2), norm / 2)
+    return parameters
+
+
+def test_long_gradients_are_scaled_together_and_short_ones_left() -> None:
+    parameters = with_gradients(3.0, 4.0)
+    assert clip_gradients(parameters, 2.5) == pytest.approx(5.0)
+    assert [float(p.grad.norm()) for p in parameters if p.grad is not None] == pytest.approx(
+        [1.5, 2.0]
+    )
+    assert clip_gradients(parameters, 2.6) == pytest.approx(2.5)
+    assert float(torch.stack([p.grad for p in parameters[:2] if p.grad is not None]).norm()) == (
+        pytest.approx(2.5)
+    )
+    assert clip_gradients(with_gradients(), 1.0) == 0.0
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_norm_that_is_not_finite_is_told_and_scales_nothing(value: float) -> None:
+    parameters = with_gradients(3.0, value)
+    assert not math.isfinite(clip_gradients(parameters, 1.0))
+    assert parameters[0].grad is not None
+    assert float(parameters[0].grad.norm()) == pytest.approx(3.0)
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"optim\.optimizer must be one of"):
+        OptimConfig(optimizer="sgd")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"clip_norm must be above 0; 1e9 never clips"):
+        OptimConfig(clip_norm=0.0)

@@ -1,6 +1,7 @@
 """A whole run on drawn shapes: teacher, then student, and the files that each leaves behind."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from training.methods.distill import DistillConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import load_teacher
 from training.run import build_method, build_tokenizer, new_model, run
+from training.run_record import RECORD_FILE, as_json, read_configs
 from training.targets import Centering
 from training.trainer import BatchSource
 
@@ -58,7 +60,8 @@ def test_a_run_leaves_what_a_student_and_an_export_need(config: TrainingConfig) 
     model = Tipsv2Model.from_pretrained(folder)
     tokenizer = Tipsv2Tokenizer.from_pretrained(folder)
     assert model.text_model.config.vocab_size == len(tokenizer)
-    assert "num_steps=4" in (config.folder / "config.txt").read_text(encoding="utf-8")
+    (recorded,) = read_configs(config.folder)
+    assert recorded == as_json(config)
     assert [row["step"] for row in log(config)] == [1, 2, 3, 4]
     assert ["val/patches" in row for row in log(config)] == [False, True, False, True]
     assert {"val/painted", "val-style/values_which"} <= set(log(config)[-1])
@@ -66,6 +69,31 @@ def test_a_run_leaves_what_a_student_and_an_export_need(config: TrainingConfig) 
     assert {name.split(".")[0] for name in heads} == {
         "head", "teacher_head", "centering", "global_centering", "contrast", "projection"
     }  # fmt: skip
+
+
+def test_memory_is_printed_at_the_start_and_recorded(
+    config: TrainingConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config)
+    record = json.loads((config.folder / RECORD_FILE).read_text("utf-8"))
+    (start,) = record["starts"]
+    planned, counted = start["state_bytes"], start["end"]["state_bytes"]
+    parameters = build_method(config, 300).parameters()
+    assert 0 < planned["ema"] < planned["parameters"]
+    assert planned["parameters"] > 4 * sum(p.numel() for p in parameters) - planned["ema"]
+    assert counted["parameters"] == planned["parameters"]
+    assert counted["ema"] == planned["ema"]
+    # Nothing trained the trunk's projection here, and step counters are not in the plan.
+    assert 0.5 * planned["optimizer"] < counted["optimizer"] < planned["optimizer"]
+    total = sum(planned[part] for part in ("parameters", "ema", "optimizer")) / 1e6
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("tiny: steps 0 to 4, on 1 x cpu, in bfloat16; kept between steps: ")
+    assert first.endswith(f"together {total:.1f} MB")
+
+
+def test_accumulated_steps_have_enough_batches(config: TrainingConfig) -> None:
+    run(replace(config, accumulate=2, validate_every=0))
+    assert [row["step"] for row in log(config)] == [1, 2, 3, 4]
 
 
 def test_a_finished_run_is_not_run_again(config: TrainingConfig) -> None:
@@ -168,7 +196,7 @@ def test_a_text_tower_is_warmed_up_once(
     # Locked throughout, so the tower is what the warm-up made it.
     model = Tipsv2Model.from_pretrained(folder)
     assert (model.text_model.final_layer_norm.bias == 3.0).all()
-    (warmed.folder / "checkpoint.pt").unlink()
+    shutil.rmtree(warmed.folder / "checkpoints")
     run(warmed)
     assert calls == [7]
 

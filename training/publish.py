@@ -13,8 +13,8 @@ from model.manifest import ScoreEntry
 from training.data.art import ART_SETS
 from training.data.folder import DataFolder
 from training.evaluate.chosen_encoder import Encoder
+from training.evaluate.model_folder import find_model
 from training.evaluate.report import evaluate, write_scores
-from training.methods.teacher import MODEL_FOLDER
 from training.run_record import read_configs
 
 LICENCE = "Apache-2.0"
@@ -26,12 +26,12 @@ class Runs:
 
     Attributes:
         student: The run whose model is published.
-        teacher: Its teacher's.
+        teacher: Its teacher's, or a model's folder; None leaves its rows out.
         further: Runs of the same recipe with other seeds; their scores are stored, not they.
     """
 
     student: Path
-    teacher: Path
+    teacher: Path | None = None
     further: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
@@ -41,8 +41,29 @@ class Runs:
             FileNotFoundError: One has not.
         """
         for folder in (self.student, self.teacher, *self.further):
-            if not (folder / MODEL_FOLDER / "config.json").exists():
-                raise FileNotFoundError(f"{folder} holds no model yet; train it first")
+            if folder is not None:
+                find_model(folder)
+
+
+def score(runs: Runs, *, data: DataFolder, num_scenes: int) -> tuple[Encoder, list[ScoreEntry]]:
+    """Evaluate runs, or models in folders of their own, and write nothing.
+
+    Args:
+        runs: The student, its teacher and its siblings.
+        data: The data folder.
+        num_scenes: Scenes a test set.
+
+    Returns:
+        The choices made for the student, and every row.
+    """
+    torch.set_num_threads(1)
+    return evaluate(
+        find_model(runs.student),
+        None if runs.teacher is None else find_model(runs.teacher),
+        data,
+        further=[find_model(run) for run in runs.further],
+        num_scenes=num_scenes,
+    )
 
 
 def _commit() -> str:
@@ -61,6 +82,17 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
+def _portable(value: object) -> object:
+    """The same configuration without the places where this machine keeps its files."""
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
+
+
 def _last_step(run: Path) -> int:
     log = (run / "log.jsonl").read_text("utf-8").splitlines()
     return int(json.loads(log[-1])["step"])
@@ -74,7 +106,7 @@ def _provenance(runs: Runs, encoder: Encoder) -> dict[str, object]:
         "classification": {"templates": encoder.class_templates},
         "recipe": run.name,
         "commit": _commit(),
-        "configs": read_configs(run),
+        "configs": [_portable(config) for config in read_configs(run)],
         "steps": _last_step(run),
         "other_seeds": [
             {"row": f"student, seed {number}", "run": other.name, "steps": _last_step(other)}
@@ -103,16 +135,15 @@ def publish(
         card: The model card's text.
         output: The checkpoint folder to write.
         num_scenes: Scenes a test set.
+
+    Raises:
+        FileNotFoundError: There is no card, or the student is no run.
     """
-    torch.set_num_threads(1)
-    encoder, entries = evaluate(
-        runs.student / MODEL_FOLDER,
-        runs.teacher / MODEL_FOLDER,
-        data,
-        further=[run / MODEL_FOLDER for run in runs.further],
-        num_scenes=num_scenes,
-    )
-    shutil.copytree(runs.student / MODEL_FOLDER, output, dirs_exist_ok=True)
+    if not card.is_file():
+        raise FileNotFoundError(f"no model card at {card}: write it, or name another by --card")
+    read_configs(runs.student)  # missing it after an hour of scoring would be a pity
+    encoder, entries = score(runs, data=data, num_scenes=num_scenes)
+    shutil.copytree(find_model(runs.student), output, dirs_exist_ok=True)
     write_scores(output, entries)
     text = json.dumps(_provenance(runs, encoder), indent=1)
     (output / "provenance.json").write_text(text + "\n", encoding="utf-8")

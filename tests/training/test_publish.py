@@ -29,7 +29,9 @@ def run(student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, tmp_path: Path) 
     rows = [{"step": step, "loss": 1.0} for step in (20, 40)]
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     (folder / "log.jsonl").write_text(text, encoding="utf-8")
-    (folder / "config.txt").write_text("TrainingConfig(...)\n", encoding="utf-8")
+    config = {"num_steps": 40, "data": {"folder": "/disk/data", "styles": ["noto"]}}
+    record = {"starts": [{"config": config}]}
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     return folder
 
 
@@ -86,6 +88,10 @@ def test_everything_that_export_needs_is_there(
     provenance = manifest.provenance
     assert provenance["classification"] == {"templates": "none"}
     assert (provenance["steps"], provenance["recipe"]) == (40, "student")
+    # No place of this machine is told to whoever gets the model.
+    assert provenance["configs"] == [
+        {"num_steps": 40, "data": {"folder": "data", "styles": ["noto"]}}
+    ]
     seed = {"row": "student, seed 1", "run": "student-seed-7", "steps": 40}
     assert provenance["other_seeds"] == [seed]
     art, held_out = provenance["art"], provenance["evaluation_only_art"]

@@ -1,4 +1,4 @@
-"""`python -m training evaluate`: score a student and write a checkpoint for export."""
+"""`python -m training evaluate`: score a student, and write a checkpoint for export if asked."""
 
 import argparse
 from pathlib import Path
@@ -7,16 +7,18 @@ import torch
 
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
+from training.evaluate.model_folder import find_model
 from training.evaluate.quick import quick_scores, render_table
-from training.methods.teacher import MODEL_FOLDER
-from training.publish import Runs, publish
+from training.publish import Runs, publish, score
 
-HELP = "Score a student and write a checkpoint for export; --quick for a few development numbers."
+HELP = "Score a student, and write a checkpoint for export; --quick for a few development numbers."
+
+_CARDS = Path("training/cards")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="a run's folder, or a model's with its tokenizer")
     parser.add_argument(
         "--quick", action="store_true", help="print development numbers only; a run may still train"
     )
@@ -28,31 +30,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="further runs of the same recipe with other seeds",
     )
-    parser.add_argument("--teacher", type=Path, help="its teacher's run; needed without --quick")
+    parser.add_argument("--teacher", type=Path, help="its teacher's folder, for the rows beside it")
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--card", type=Path, default=Path("training/cards/first-student.md"))
-    parser.add_argument("--output", type=Path, help="the checkpoint; needed without --quick")
-    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument(
+        "--output", type=Path, help="write the run's checkpoint here; without it, print the scores"
+    )
+    parser.add_argument(
+        "--card",
+        type=Path,
+        help="the checkpoint's model card; default: training/cards/NAME.md, NAME being the run's",
+    )
+    parser.add_argument("--scenes", type=int, default=500, help="scenes a test set (default 500)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluate, write the checkpoint and print every score; or print development numbers.
-
-    Raises:
-        ValueError: A whole evaluation without a teacher or an output.
-    """
+    """Print development numbers; or every score, and write a checkpoint where asked to."""
     data = DataFolder(path=options.data)
     if options.quick:
         torch.set_num_threads(1)
-        models = [run / MODEL_FOLDER for run in (options.run, *options.also)]
+        models = [find_model(run) for run in (options.run, *options.also)]
         print(render_table(quick_scores(models, data)))
         return
-    if options.teacher is None or options.output is None:
-        raise ValueError("a whole evaluation needs --teacher and --output; or ask for --quick")
     runs = Runs(student=options.run, teacher=options.teacher, further=options.also)
-    for entry in publish(
-        runs, data=data, card=options.card, output=options.output, num_scenes=options.scenes
-    ):
+    if options.output is None:
+        _, entries = score(runs, data=data, num_scenes=options.scenes)
+    else:
+        card = options.card or _CARDS / f"{options.run.resolve().name}.md"
+        entries = publish(
+            runs, data=data, card=card, output=options.output, num_scenes=options.scenes
+        )
+    for entry in entries:
         print(_line(entry))
 
 

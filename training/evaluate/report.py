@@ -42,13 +42,13 @@ class Contestants:
     Attributes:
         student: The one that will be published.
         further: Students of the same recipe with other seeds.
-        teacher: The student's.
+        teacher: The student's; None where it has none or is not at hand.
         random: Random weights in the student's shape.
     """
 
     student: Encoder
     further: tuple[Encoder, ...] = ()
-    teacher: Encoder
+    teacher: Encoder | None = None
     random: Encoder
 
     def students(self) -> dict[str, Encoder]:
@@ -58,7 +58,8 @@ class Contestants:
 
     def rows(self) -> dict[str, Encoder]:
         """Everyone by the name of their row."""
-        return {**self.students(), "teacher": self.teacher, "random weights": self.random}
+        teacher = {} if self.teacher is None else {"teacher": self.teacher}
+        return {**self.students(), **teacher, "random weights": self.random}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +127,9 @@ def _segmentation_entries(
     yield table.entry(CHANCE, "mIoU", guessed.miou(), count=count)
     yield table.entry(CHANCE, "which", guessed.which(), count=count)
     for row in contestants.students():
-        others = {PAINTED: counts[f"{row}, {PAINTED}"], "teacher": counts["teacher"]}
-        for name, other in {**others, CHANCE: guessed}.items():
+        teacher = {"teacher": counts["teacher"]} if "teacher" in counts else {}
+        others = {PAINTED: counts[f"{row}, {PAINTED}"], **teacher, CHANCE: guessed}
+        for name, other in others.items():
             miou = bootstrap(SceneCounts.miou, counts[row], other)
             which = bootstrap(SceneCounts.which, counts[row], other)
             yield table.entry(f"{row} - {name}", "mIoU", miou, count=count)
@@ -184,7 +186,7 @@ def _ranking_entries(
 
 def evaluate(
     student: Path,
-    teacher: Path,
+    teacher: Path | None,
     data: DataFolder,
     *,
     further: Sequence[Path] = (),
@@ -194,7 +196,7 @@ def evaluate(
 
     Args:
         student: The model's folder.
-        teacher: Its teacher's.
+        teacher: Its teacher's; None leaves the teacher's rows out.
         data: The data folder.
         further: Models of the same recipe with other seeds.
         num_scenes: Scenes a set.
@@ -208,7 +210,7 @@ def evaluate(
     contestants = Contestants(
         student=load_encoder(student, development),
         further=tuple(load_encoder(folder, development) for folder in further),
-        teacher=load_encoder(teacher, development),
+        teacher=None if teacher is None else load_encoder(teacher, development),
         random=load_encoder(student, development, is_random=True),
     )
     entries: list[ScoreEntry] = []

@@ -48,22 +48,52 @@ def test_evaluation_prints_every_row(
 
 
 def test_quick_numbers_need_neither_teacher_nor_output(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    other = tmp_path / "other"  # a model without a run
+    other.mkdir()
+    (other / "config.json").write_text("{}", encoding="utf-8")
+
     def quick_scores(models: Sequence[Path], data: DataFolder) -> dict[str, dict[str, float]]:
         assert data.path == Path("d")
         return {"val/patches": {str(model): 3.0 for model in models}}
 
     monkeypatch.setattr(evaluate_command, "quick_scores", quick_scores)
-    assert main(["evaluate", str(run), "--quick", "--also", "other", "--data", "d"]) == 0
+    assert main(["evaluate", str(run), "--quick", "--also", str(other), "--data", "d"]) == 0
     heading, values = capsys.readouterr().out.splitlines()
-    assert heading.split() == [str(run / "model"), "other/model"]
+    assert heading.split() == [str(run / "model"), str(other)]
     assert values.split() == ["val/patches", "3.00", "3.00"]
 
 
-@pytest.mark.parametrize("options", [[], ["--teacher", "t"], ["--output", "o"]])
-def test_a_whole_evaluation_says_what_it_lacks(
-    options: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+def test_without_an_output_it_prints_and_writes_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(run), *options]) == 2
-    assert "needs --teacher and --output; or ask for --quick" in capsys.readouterr().err
+    entry = ScoreEntry(task="t", split="s", row="student", metric="top-1", value=3.0, count=9)
+
+    def score(runs: Runs, *, data: DataFolder, num_scenes: int) -> tuple[object, list[ScoreEntry]]:
+        assert (runs.student, runs.teacher, list(runs.further)) == (run, None, [])
+        assert num_scenes == 500
+        return None, [entry]
+
+    monkeypatch.setattr(evaluate_command, "score", score)
+    assert main(["evaluate", str(run)]) == 0
+    assert capsys.readouterr().out == "t | s | student | top-1 | 3.00 | n 9\n"
+
+
+def test_a_run_without_a_card_is_not_scored_in_vain(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), "--output", str(tmp_path / "o")]) == 2
+    message = "no model card at training/cards/run.md: write it, or name another by --card"
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in ([], ["--quick"]):
+        assert main(["evaluate", str(tmp_path / "nowhere"), *options]) == 2
+        assert "nowhere holds no model yet" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The report: every row on every test set, chance beside them, readable by export."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -96,6 +97,14 @@ def test_differences_are_between_their_rows(
                 gain = by_row[f"{row} - {name}", metric].value
                 assert gain == pytest.approx(own - other, abs=0.011)
     assert by_row["student, seed 1 - teacher", "which"].value != 0
+
+
+def test_a_student_may_come_without_a_teacher(
+    contestants: Contestants, benchmark: SegmentationBenchmark
+) -> None:
+    alone = replace(contestants, teacher=None)
+    rows = {entry.row for entry in _segmentation(report.score_scenes(benchmark, alone))}
+    assert rows == {row for row in ROWS if "teacher" not in row}
 
 
 def test_retrieval_is_scored_both_ways_with_both_captions(

@@ -11,6 +11,7 @@ from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES
 from training.data.loader import Stage
+from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
@@ -79,7 +80,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """What is trained on.
+    """Scenes that are drawn while training goes on; `ShardsConfig` is for pictures from disk.
 
     Attributes:
         folder: Filled by `python -m training data`.
@@ -108,7 +109,7 @@ class TrainingConfig:
         name: Names the run's folder.
         method: What is minimised.
         model: Size of the model that is trained.
-        data: What on.
+        data: What on: drawn scenes, or pictures from disk.
         optim: How.
         num_steps: Optimizer steps.
         batch_size: Pictures of one micro-batch of one rank.
@@ -123,10 +124,10 @@ class TrainingConfig:
             instead of keeping them: less memory, about a third more time.
         seed: Of the weights and of each step's random choices.
         text_warmup_steps: Steps in which a new text tower first learns MiniLM's embeddings.
-        teacher: Folder of a finished pretraining run; distillation needs it.
-        start: Folder of a finished run whose tokenizer and model this run goes on from, with the
-            position grid stretched where model.native_size is larger, as a stage at a higher
-            resolution has it; None for random weights.
+        teacher: Folder of a finished run or of a released model; distillation needs it.
+        start: Folder of a finished run or of a released model, whose tokenizer and model this run
+            goes on from, with the position grid stretched where model.native_size is larger, as a
+            stage at a higher resolution has it; None for random weights.
         runs: Where run folders are made.
         log_every: Steps between log lines.
         validate_every: Steps between validations; 0 for none.
@@ -138,7 +139,7 @@ class TrainingConfig:
     name: str
     method: PretrainConfig | DistillConfig
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig | ShardsConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     num_steps: int
     batch_size: int = 96

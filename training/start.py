@@ -18,18 +18,18 @@ _POSITIONS = "vision_model.embeddings.position_embeddings"
 
 
 def load_start(model: Tipsv2Model, run: Path) -> None:
-    """Take over a finished run's weights, in place.
+    """Take over the weights of a finished run or of a released model, in place.
 
     Args:
         model: Equal to the run's in everything but the position grid.
-        run: The folder of a finished run.
+        run: The folder of a finished run, or of a model.
 
     Raises:
-        FileNotFoundError: It is not finished.
+        FileNotFoundError: There is no model in it (yet).
         ValueError: Its model is of another size.
     """
-    folder = run / MODEL_FOLDER
-    if not folder.exists():
+    folder = run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run
+    if not (folder / "config.json").exists():
         raise FileNotFoundError(f"no model to start from in {run}: run its recipe first")
     state = Tipsv2Model.from_pretrained(folder).state_dict()
     ours = model.state_dict()

@@ -5,11 +5,18 @@ The released models' 32,000 pieces would be most of a small student's weights, s
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import Tipsv2Tokenizer
 
 _SPACE = "\u2581"
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """Where a run or a released model keeps its tokenizer; None where it has none (yet)."""
+    places = (folder / "tokenizer", folder / "model", folder)
+    return next((place for place in places if (place / "tokenizer.json").exists()), None)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tipsv2Tokenizer:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import TrainingConfig
+from training.config import DataConfig, TrainingConfig
 from training.methods.pretrain import PretrainConfig
 from training.overrides import apply_overrides
 
@@ -19,6 +19,7 @@ def test_nested_settings_change_and_the_rest_stays(tiny_config: TrainingConfig) 
     assert isinstance(changed.method, PretrainConfig)
     assert changed.method.names.weight == 1.0
     assert isinstance(changed.method.names.weight, float)
+    assert isinstance(changed.data, DataConfig)
     assert changed.data.styles == ("noto",)
     names = replace(changed.method.names, weight=0.0)
     assert (
@@ -103,19 +104,25 @@ def test_tuples_are_written_in_python_or_with_commas(
     tiny_config: TrainingConfig, text: str
 ) -> None:
     changed = apply_overrides(tiny_config, [f"data.styles={text}"])
+    assert isinstance(changed.data, DataConfig)
     assert changed.data.styles == ("noto", "twemoji")
 
 
 def test_one_word_is_a_tuple_of_one(tiny_config: TrainingConfig) -> None:
-    assert apply_overrides(tiny_config, ["data.styles=noto"]).data.styles == ("noto",)
+    data = apply_overrides(tiny_config, ["data.styles=noto"]).data
+    assert isinstance(data, DataConfig)
+    assert data.styles == ("noto",)
 
 
 def test_parts_of_tuples_are_numbered(tiny_config: TrainingConfig) -> None:
     line = "data.stages.0.scenes.count_weights=1,2,3"
-    (stage,) = apply_overrides(tiny_config, [line]).data.stages
+    before, data = tiny_config.data, apply_overrides(tiny_config, [line]).data
+    assert isinstance(before, DataConfig)
+    assert isinstance(data, DataConfig)
+    (stage,) = data.stages
     assert stage.scenes.count_weights == (1.0, 2.0, 3.0)
     assert isinstance(stage.scenes.count_weights[0], float)
-    assert stage.scenes.size == tiny_config.data.stages[0].scenes.size
+    assert stage.scenes.size == before.stages[0].scenes.size
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import run as run_module
 from training.config import TrainingConfig
+from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
+from training.data.shards.batches import ShardsConfig
 from training.evaluate.benchmark import development_benchmarks
 from training.heads import HeadConfig
+from training.inputs import scenes as scene_inputs
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import load_teacher
-from training.run import build_method, build_tokenizer, new_model, run
+from training.run import build_method, build_tokenizer, new_model, open_inputs, run
 from training.run_record import RECORD_FILE, as_json, read_configs
 from training.targets import Centering
 from training.trainer import BatchSource
@@ -34,9 +38,9 @@ def config(
     tiny_config: TrainingConfig, data_folder: DataFolder, monkeypatch: pytest.MonkeyPatch
 ) -> TrainingConfig:
     """The tiny run on the drawn data, with few scenes for tokenizer and validation."""
-    monkeypatch.setattr(run_module, "_TOKENIZER_SCENES", 10)
+    monkeypatch.setattr(scene_inputs, "_TOKENIZER_SCENES", 10)
     few = partial(development_benchmarks, num_scenes=2)
-    monkeypatch.setattr(run_module, "development_benchmarks", few)
+    monkeypatch.setattr(scene_inputs, "development_benchmarks", few)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     data = replace(tiny_config.data, folder=data_folder.path)
     return replace(tiny_config, data=data, num_steps=4, validate_every=2)
@@ -86,7 +90,7 @@ def test_memory_is_printed_at_the_start_and_recorded(
     # Nothing trained the trunk's projection here, and step counters are not in the plan.
     assert 0.5 * planned["optimizer"] < counted["optimizer"] < planned["optimizer"]
     total = sum(planned[part] for part in ("parameters", "ema", "optimizer")) / 1e6
-    first = capsys.readouterr().out.splitlines()[0]
+    first = capsys.readouterr().out.splitlines()[1]
     assert first.startswith("tiny: steps 0 to 4, on 1 x cpu, in bfloat16; kept between steps: ")
     assert first.endswith(f"together {total:.1f} MB")
 
@@ -151,14 +155,14 @@ def test_mid_gray_is_the_zero_of_a_new_model(config: TrainingConfig) -> None:
 
 
 def test_a_tokenizer_is_trained_once_a_run(
-    config: TrainingConfig, data_folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = data_folder.source("train", styles=("noto",), names=seen_names())
     config.folder.mkdir(parents=True)
     config = replace(config, model=replace(config.model, vocab_size=2048))
-    first = build_tokenizer(config, source)
+    inputs = open_inputs(config)
+    first = build_tokenizer(config, inputs)
     monkeypatch.setattr(run_module, "train_tokenizer", None)
-    assert build_tokenizer(config, source).get_vocab() == first.get_vocab()
+    assert build_tokenizer(config, inputs).get_vocab() == first.get_vocab()
     # Every name that training uses was in the corpus often enough to be short.
     assert all(len(first.tokenize(name)) <= 3 for name in seen_names())
 
@@ -213,7 +217,7 @@ def test_the_trunk_may_look_at_trainable_drawings_only(
         seen.append(trainable_M)
         return np.ones((len(rgba_MSS4), width), np.float32)
 
-    monkeypatch.setattr(run_module, "cached_sprite_targets", targets)
+    monkeypatch.setattr(scene_inputs, "cached_sprite_targets", targets)
     run(replace(config, method=replace(config.method, trunk_weight=1.0), validate_every=0))
     bank = data_folder.bank()
     expected = [bank.styles[style] in TRAIN_STYLES for style in bank.style_M]
@@ -224,9 +228,7 @@ def test_the_trunk_may_look_at_trainable_drawings_only(
 def test_a_run_goes_on_from_another_ones_model_and_tokenizer(config: TrainingConfig) -> None:
     run(config)
     later = replace(config, name="later", start=config.folder, seed=5)
-    vocab_size = len(build_tokenizer(config, DataFolder(path=config.data.folder).source(
-        "train", styles=config.data.styles, names=seen_names()
-    )))  # fmt: skip
+    vocab_size = len(build_tokenizer(config, open_inputs(config)))
     started = build_method(later, vocab_size).model.state_dict()
     finished = Tipsv2Model.from_pretrained(config.folder / "model").state_dict()
     assert all(torch.equal(started[key], finished[key]) for key in finished)
@@ -249,3 +251,20 @@ def test_batches_may_be_wrapped(config: TrainingConfig) -> None:
 
     run(config, share=share)
     assert len(wrapped) == 1
+
+
+def test_a_run_on_pictures_takes_its_words_from_the_captions(
+    config: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40, 30), (40 * number, 90, 120)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a picture of a plain wall", encoding="utf-8")
+    crops = CropConfig(global_size=28, num_local=1, local_size=14)
+    data = ShardsConfig(folder=folder, crops=crops, num_workers=0)
+    path = run(replace(config, data=data, num_steps=2, batch_size=2, accumulate=2))
+    assert capsys.readouterr().out.startswith(f"data: 5 pictures in {folder}, a plain folder, ")
+    tokenizer = Tipsv2Tokenizer.from_pretrained(path)
+    assert len(tokenizer.tokenize("picture wall")) == 2
+    assert {"cls1", "cls2", "dino"} <= set(log(replace(config, data=data))[0])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import Tipsv2Tokenizer
 
+from training.config import DataConfig
 from training.data.folder import DataFolder, seen_names
 from training.data.loader import BatchPlan, SceneBatches
 from training.reproduce.averages import (
@@ -54,6 +55,7 @@ def _averages(plan: Plan, seed: int) -> list[AverageCost]:
     """Measure what averaging costs on the first batches of a seed's recipe."""
     config = next(run.config for run in plan.all_runs([seed]) if run.variant == RECIPE)
     tokenizer = Tipsv2Tokenizer.from_pretrained(config.folder / "tokenizer")
+    assert isinstance(config.data, DataConfig)  # the plan's runs draw their scenes
     source = DataFolder(path=plan.data).source(
         "train", styles=config.data.styles, names=seen_names(), seed=config.data.seed
     )

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from training.__main__ import RECIPES
-from training.config import TrainingConfig
+from training.commands.train import RECIPES
+from training.config import DataConfig, TrainingConfig
 from training.data.folder import TRAIN_STYLES
 from training.data.loader import BatchPlan
 from training.methods.distill import DistillConfig
@@ -18,6 +18,7 @@ def test_a_recipe_is_a_whole_configuration(recipe: Callable[[], TrainingConfig])
     config = recipe()
     assert recipe() == config
     assert recipe.__doc__
+    assert isinstance(config.data, DataConfig)
     assert set(config.data.styles) <= set(TRAIN_STYLES)
     plan = BatchPlan(
         stages=config.data.stages, batch_size=config.batch_size, num_steps=config.num_steps

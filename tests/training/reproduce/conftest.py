@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training import run as run_module
 from training.data.folder import DataFolder
+from training.inputs import scenes as scene_inputs
 from training.reproduce.measure import KINDS, LARGEST, PAINTED, RETRIEVAL, save_measures
 from training.reproduce.plan import Plan, PlannedRun
 from training.reproduce.runner import MEASURES, RECORD, Record
@@ -67,6 +67,6 @@ def finish() -> Callable[[PlannedRun, float], None]:
 @pytest.fixture
 def toy_plan(data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """A plan at toy size that can be run on drawn shapes."""
-    monkeypatch.setattr(run_module, "_TOKENIZER_SCENES", 10)
+    monkeypatch.setattr(scene_inputs, "_TOKENIZER_SCENES", 10)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     return Plan(scale=smoke(), data=data_folder.path, runs=tmp_path / "runs")

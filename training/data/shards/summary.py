@@ -66,7 +66,7 @@ def describe(
     ]
     if summary.num_captioned:
         for token, sources in (("CLS1", captions.cls1), ("CLS2", captions.cls2)):
-            lines.append(_caption_line(token, sources, summary))
+            lines.append(caption_line(token, sources, summary))
     else:
         lines.append(
             "contrast with captions: off, for there are none; the text tower learns nothing"
@@ -84,7 +84,8 @@ def describe(
     return tuple(lines)
 
 
-def _caption_line(token: str, sources: Sequence[str], summary: DataSummary) -> str:
+def caption_line(token: str, sources: Sequence[str], summary: DataSummary) -> str:
+    """Say which captions a CLS token meets."""
     found = {source: summary.caption_sources.get(source, 0) for source in sources}
     line = f"{token} with captions: {summary.num_captioned} pictures, from {_counts(found)}"
     if sum(found.values()) < summary.num_captioned:

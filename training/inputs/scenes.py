@@ -1,0 +1,97 @@
+"""Composed scenes as a run's inputs: drawn on the fly from the folder that `data` has filled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import Tipsv2Tokenizer
+
+from model.text import TEMPLATES
+from training.config import DataConfig, TrainingConfig
+from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
+from training.data.loader import BatchPlan, SceneBatches
+from training.data.scenes import SceneConfig, compose_scene
+from training.data.shards.batches import RunShare
+from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
+from training.methods.terms import TRUNK_WIDTH
+from training.pretrained.trunk import cached_sprite_targets
+from training.run_record import digest
+
+_TOKENIZER_SCENES = 2500
+
+
+class SceneInputs:
+    """Scenes of the names that training may see."""
+
+    def __init__(self, config: TrainingConfig, data: DataConfig) -> None:
+        """Load the drawings.
+
+        Raises:
+            FileNotFoundError: Nothing was fetched.
+        """
+        self._config, self._data = config, data
+        self._folder = DataFolder(path=data.folder)
+        self._source = self._folder.source(
+            "train", styles=data.styles, names=seen_names(), seed=data.seed
+        )
+
+    def describe(self) -> Sequence[str]:
+        """See `Inputs`."""
+        data = self._data
+        return (
+            f"data: scenes drawn from {data.folder}, of {len(self._source.names)} names in "
+            f"{', '.join(data.styles)}; every scene has captions and lists what it shows",
+        )
+
+    def tokenizer_texts(self) -> list[str]:
+        """Captions of a few thousand scenes, each name often enough to become few tokens."""
+        return self._captions() + [f"a {name}" for name in sorted(seen_names())] * 40
+
+    def warm_up_texts(self) -> list[str]:
+        """Every seen name in every prompt, and the captions of some scenes."""
+        templates = ("{}", *TEMPLATES["tcl"])
+        prompts = [text.format(name) for text in templates for name in sorted(seen_names())]
+        return [*prompts, *dict.fromkeys(self._captions())]
+
+    def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> SceneBatches:
+        """See `Inputs`."""
+        data = self._data
+        plan = BatchPlan(
+            stages=data.stages,
+            batch_size=share.batch_size,
+            num_steps=share.num_steps,
+            captions=data.captions,
+            crops=data.crops,
+        )
+        return SceneBatches(
+            self._source,
+            tokenizer,
+            plan,
+            targets_MK=self._trunk_targets() if self._config.method.trunk_weight else None,
+            rank=share.rank,
+            num_ranks=share.num_ranks,
+        )
+
+    def benchmarks(self) -> Sequence[SegmentationBenchmark]:
+        """The development scenes."""
+        return development_benchmarks(self._folder)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Inputs`."""
+        path = self._folder.path
+        return {"folder": str(path), "digest": digest([path / "sprites.npz"])}
+
+    def _captions(self) -> list[str]:
+        small = SceneConfig(size=28, count_weights=(0.2, 0.4, 0.4))
+        texts = []
+        for index in range(_TOKENIZER_SCENES):
+            captions = compose_scene(self._source, index, small).captions
+            texts += [captions.short, captions.keywords, captions.scene]
+        return texts
+
+    def _trunk_targets(self) -> NDArray[np.float32]:
+        bank = self._source.bank
+        trainable = np.isin(bank.style_M, [bank.styles.index(style) for style in TRAIN_STYLES])
+        path = self._data.folder / f"trunk-{TRUNK_WIDTH}.npz"
+        return cached_sprite_targets(path, bank.rgba_MSS4, trainable, TRUNK_WIDTH)

@@ -30,6 +30,9 @@ from training.captioning.options import (
 from training.captioning.outlook import earlier_usage, pending_samples
 from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
 from training.captioning.progress_bar import describe, progress_bar
+from training.data.shards.broken import BrokenList
+from training.data.shards.indexing import index_shards
+from training.data.shards.opening import describe_folder
 
 HELP = "Caption the pictures of shards with PaliGemma or Gemini."
 
@@ -152,8 +155,12 @@ def _job_config(
 
 
 def _run(job: JobConfig, captioner: Captioner) -> None:
+    """Caption; when no shard is left to do, index them all, so that training can read them."""
     with progress_bar(
         captioner.source, console=Console(stderr=True), price=job.price
     ) as on_progress:
         progress = CaptionJob(job, captioner, on_progress=on_progress).run()
     print(f"{describe(progress, job.price)}; the shards are in {job.output}")
+    if progress.done == progress.shards:
+        index_shards(job.output, BrokenList())
+        print("\n".join(describe_folder(job.output)))

@@ -14,6 +14,7 @@ import pytest
 
 from training.__main__ import main
 from training.captioning.shards import read_shard
+from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import Sample
 
 Make = Callable[..., Any]
@@ -23,10 +24,6 @@ Make = Callable[..., Any]
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "a-secret-key")
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
-
-
-def captions(shard: Path, source: str) -> dict[str, str]:
-    return {k: s.captions.get(source, "") for k, s in read_shard(shard) if isinstance(s, Sample)}
 
 
 def gemini(shards: Path, output: Path, url: str, *more: str) -> list[str]:
@@ -53,6 +50,8 @@ def test_paligemma_then_gemini_give_a_sample_three_captions(
         assert isinstance(sample, Sample)
         assert list(sample.captions) == ["alt", "gemini", "paligemma"]
         assert sample.captions["gemini"] == f"a long caption of {key}"
+    assert "CLS2 with captions: 8 pictures, from paligemma 8, gemini 8" in out
+    assert ShardStore(second).read(1, 2).captions["gemini"] == "a long caption of k007"
     drafts = [str(request["contents"]) for request in stand_in.requests]
     assert all("Short caption: " in draft for draft in drafts)
 

@@ -44,10 +44,14 @@ class ParquetItems:
             root: The folder that paths in the picture column start from.
 
         Raises:
-            ValueError: No file, or a file without one of the columns.
+            ValueError: No file is named, or one is without one of the columns.
+            FileNotFoundError: A file is not there.
         """
         if not files:
             raise ValueError("name at least one Parquet file")
+        absent = [str(path) for path in files if not path.is_file()]
+        if absent:
+            raise FileNotFoundError(f"there is no file {absent[0]}; name Parquet files")
         self._files, self._columns, self._root = list(files), columns, root
         self._num_rows = []
         for path in self._files:

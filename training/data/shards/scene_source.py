@@ -29,10 +29,12 @@ class SceneItems:
         return self.count
 
     def fingerprint(self) -> str:
-        """Changes with the drawings and every setting, not with the number of scenes."""
-        digest = hashlib.sha256(self.source.bank.rgba_MSS4.tobytes())
-        names, styles = sorted(self.source.names), self.source.styles
-        digest.update(repr((styles, names, self.source.split, self.source.seed)).encode())
+        """Changes with the drawings, photos, words and settings, not with the number of scenes."""
+        digest, source = hashlib.sha256(self.source.bank.rgba_MSS4.tobytes()), self.source
+        for photo in source.photos:
+            digest.update(photo.pixels_HW3.tobytes())
+        settings = (source.styles, sorted(source.names), source.split, source.seed)
+        digest.update(repr((settings, sorted(source.keywords.items()))).encode())
         digest.update(repr(self.config).encode())
         return digest.hexdigest()
 

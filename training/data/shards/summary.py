@@ -87,6 +87,11 @@ def describe(
 def caption_line(token: str, sources: Sequence[str], summary: DataSummary) -> str:
     """Say which captions a CLS token meets."""
     found = {source: summary.caption_sources.get(source, 0) for source in sources}
+    if not any(found.values()):
+        return (
+            f"{token} with captions: {summary.num_captioned} pictures, from whatever each has, for "
+            f"none has {' or '.join(sources)}; captions.{token.lower()} names others"
+        )
     line = f"{token} with captions: {summary.num_captioned} pictures, from {_counts(found)}"
     if sum(found.values()) < summary.num_captioned:
         line += "; a picture without any of these takes whatever caption it has"

@@ -4,6 +4,7 @@ The list makes a shard readable from the middle, which a stream is not: a traini
 its very next sample. Written and read by the standard library; any WebDataset reader reads these.
 """
 
+import glob
 import io
 import os
 import tarfile
@@ -42,8 +43,11 @@ def offsets_path(shard: Path) -> Path:
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     """Write samples as a tar file and its offsets, both atomically; returns how many they were.
 
-    The file depends on the samples alone: no time and no owner is in it.
+    The file depends on the samples alone: no time and no owner is in it. Only one process may
+    write a shard at a time: what an earlier one left half written when it was killed is removed.
     """
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}*.tmp*"):
+        leftover.unlink()
     offsets = [0]
 
     def write(file: BinaryIO) -> None:

@@ -79,8 +79,10 @@ def build_shards(
         is_shown: Whether the progress bar is.
 
     Raises:
-        ValueError: The folder was begun with other items or another plan.
+        ValueError: There is no item, or the folder was begun with other items or another plan.
     """
+    if not len(source):
+        raise ValueError("there is nothing to make shards of")
     origin = _check_origin(source, folder, plan)
     num_shards = -(-len(source) // plan.shard_size)
     with _progress_bar(is_shown=is_shown) as bar:

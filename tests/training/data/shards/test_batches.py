@@ -111,6 +111,23 @@ def test_the_ranks_batches_together_are_the_batch_of_one(
         assert torch.equal(torch.cat([p.cls2_ids_T for p in parts]), whole.cls2_ids_T)
 
 
+def test_ranks_see_disjoint_pictures_which_are_an_epoch_together(
+    make: Callable[..., PictureBatches],
+) -> None:
+    # 11 steps of two ranks with one picture each: all of the 23 but one.
+    colours = [
+        [
+            tuple(batch.pixels_B3HW[0, :2, 0, 0].tolist())
+            for batch in make(RunShare(batch_size=1, num_steps=11, rank=rank, num_ranks=2)).loader(
+                0, num_workers=0
+            )
+        ]
+        for rank in range(2)
+    ]
+    assert [len(set(seen)) for seen in colours] == [11, 11]
+    assert not set(colours[0]) & set(colours[1])
+
+
 def test_an_epoch_shows_every_picture_once(make: Callable[..., PictureBatches]) -> None:
     batches = list(make(RunShare(batch_size=1, num_steps=46)).loader(0, num_workers=0))
     colours = [tuple(batch.pixels_B3HW[0, :2, 0, 0].tolist()) for batch in batches]

@@ -86,6 +86,8 @@ def test_a_missing_column_and_no_file_are_refused(
     file = write(tmp_path / "one.parquet", [encode(0)])
     with pytest.raises(ValueError, match=r"no column \['jpg'\]"):
         ParquetItems([file], ParquetColumns(picture="jpg"), root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file .*two\.parquet"):
+        ParquetItems([file, tmp_path / "two.parquet"], COLUMNS, root=tmp_path)
     with pytest.raises(ValueError, match="at least one"):
         ParquetItems([], COLUMNS, root=tmp_path)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.data.backgrounds import Photo
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.data.shards.decoding import PictureLimits, decode_picture
 from training.data.shards.manifest import ShardStore
@@ -35,4 +36,10 @@ def test_the_fingerprint_follows_what_scenes_are_made_of(source: SceneSource) ->
     items = SceneItems(source=source, config=CONFIG, count=5)
     assert replace(items, count=7).fingerprint() == items.fingerprint()
     assert replace(items, config=replace(CONFIG, size=42)).fingerprint() != items.fingerprint()
-    assert replace(items, source=replace(source, seed=1)).fingerprint() != items.fingerprint()
+    photo = Photo(pixels_HW3=np.zeros((4, 4, 3), np.uint8), phrase="a night")
+    for other in (
+        replace(source, seed=1),
+        replace(source, photos=(photo,)),
+        replace(source, keywords={"dog": ("bark",)}),
+    ):
+        assert replace(items, source=other).fingerprint() != items.fingerprint()

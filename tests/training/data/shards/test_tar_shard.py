@@ -1,13 +1,15 @@
 """Shards: any sample read alone, the same bytes for the same samples, read by others too."""
 
+import gc
 import io
-import json
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from training.data.shards.decoding import PictureLimits, decode_picture
 from training.data.shards.sample import BadSample, Sample
 from training.data.shards.tar_shard import (
     find_offsets,
@@ -56,16 +58,22 @@ def test_long_and_foreign_names_are_read(tmp_path: Path) -> None:
 
 
 def test_the_webdataset_package_reads_our_shards(tmp_path: Path, samples: list[Sample]) -> None:
-    # The package's whole pipeline leaves the file open, which is an error here.
-    tariterators = pytest.importorskip("webdataset.tariterators")
-    path = tmp_path / "shard-000000.tar"
-    write_shard(path, samples)
-    with path.open("rb") as stream:
-        files = tariterators.tar_file_iterator(stream)
-        found = list(tariterators.group_by_keys({**file, "__url__": "shard"} for file in files))
-    assert [row["__key__"] for row in found] == [sample.key for sample in samples]
-    assert [row["png"] for row in found] == [sample.picture for sample in samples]
-    assert json.loads(found[0]["json"])["captions"] == samples[0].captions
+    webdataset = pytest.importorskip("webdataset")
+    for number, part in enumerate((samples[:12], samples[12:])):
+        write_shard(tmp_path / f"shard-{number:06d}.tar", part)
+    shards = str(tmp_path / "shard-{000000..000001}.tar")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the package leaves files open
+        pipeline = webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8")
+        found = list(pipeline.to_tuple("__key__", "png", "json"))
+        del pipeline
+        gc.collect()
+    assert [key for key, _, _ in found] == [sample.key for sample in samples]
+    for (_, pixels_HW3, record), sample in zip(found, samples, strict=True):
+        ours_3HW = decode_picture(sample.picture, PictureLimits()).numpy()
+        assert np.array_equal(pixels_HW3, ours_3HW.transpose(1, 2, 0))
+        assert record["captions"] == sample.captions
+        assert record["names"] == list(sample.names)
 
 
 def test_a_file_that_ends_early_is_no_shard(tmp_path: Path, samples: list[Sample]) -> None:

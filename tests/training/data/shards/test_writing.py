@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from training.data.scenes import SceneConfig, SceneSource
 from training.data.shards.decoding import PictureLimits
 from training.data.shards.manifest import ShardStore, find_damage, load_manifest
 from training.data.shards.picture_folder import PictureFolder
 from training.data.shards.sample import BadSample, Sample
+from training.data.shards.scene_source import SceneItems
 from training.data.shards.writing import ShardPlan, build_shards, list_skipped
 
 PLAN = ShardPlan(kind="folder", shard_size=5)
@@ -79,6 +81,24 @@ def test_a_stopped_build_goes_on_to_the_same_files(tmp_path: Path, picture_folde
     build_shards(PictureFolder(picture_folder), tmp_path / "whole", PLAN, is_shown=False)
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
     assert (tmp_path / "stopped/shard-000000.tar").stat().st_mtime_ns == written
+
+
+def test_what_a_killed_build_left_half_written_is_removed(
+    tmp_path: Path, picture_folder: Path
+) -> None:
+    (tmp_path / "killed").mkdir()
+    for name in ("shard-000002.tar.tmp77", "shard-000001.tar.offsets.npy.tmp77"):
+        (tmp_path / "killed" / name).write_bytes(b"half")
+    for name in ("killed", "whole"):
+        build_shards(PictureFolder(picture_folder), tmp_path / name, PLAN, is_shown=False)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_nothing_makes_no_data_set(tmp_path: Path, source: SceneSource) -> None:
+    items = SceneItems(source=source, config=SceneConfig(size=28), count=0)
+    with pytest.raises(ValueError, match="nothing to make"):
+        build_shards(items, tmp_path / "out", PLAN, is_shown=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_broken_items_are_left_out_counted_and_listed(tmp_path: Path, picture_folder: Path) -> None:

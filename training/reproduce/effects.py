@@ -5,7 +5,7 @@ Source: TIPSv2, arXiv:2604.12012; the tables of its ablations.
 
 from dataclasses import dataclass
 
-from training.reproduce.plan import RECIPE, STUDENT
+from training.reproduce.plan import AVERAGED, RECIPE, STUDENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +109,12 @@ EFFECTS = (
         comparisons=(
             Comparison(
                 better=RECIPE, worse="full-ema", question="head-only against full", is_equality=True
+            ),
+            Comparison(
+                better=RECIPE,
+                worse=AVERAGED,
+                question="head-only against full, keeping the averaged encoder",
+                is_equality=True,
             ),
             Comparison(better=RECIPE, worse="no-ema", question="head-only over no average"),
         ),

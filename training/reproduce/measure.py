@@ -68,8 +68,10 @@ def make_benchmarks(data: DataFolder, *, size: int, num_scenes: int) -> Benchmar
     scenes = replace(MULTI_OBJECT, size=size)
 
     def benchmark(name: str, styles: tuple[str, ...]) -> SegmentationBenchmark:
-        split = data.source("val" if name == "val" else "test", styles=styles, names=common_names())
-        composed = [compose_scene(split, index, scenes) for index in range(num_scenes)]
+        is_val = name == "val"
+        split = data.source("val" if is_val else "test", styles=styles, names=common_names())
+        count = max(1, num_scenes // 2) if is_val else num_scenes
+        composed = [compose_scene(split, index, scenes) for index in range(count)]
         return SegmentationBenchmark(name=name, scenes=composed, names=sorted(split.names))
 
     return Benchmarks(

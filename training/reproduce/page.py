@@ -12,12 +12,15 @@ from transformers import Tipsv2Model
 
 from training.config import ModelConfig
 from training.reproduce.averages import AverageCost
+from training.reproduce.effects import EFFECTS
 from training.reproduce.intervals import SeedMean
+from training.reproduce.measure import KINDS
 from training.reproduce.mechanism import falls
-from training.reproduce.plan import LAST, Plan, PlannedRun
-from training.reproduce.report import render, table
+from training.reproduce.plan import LAST, RECIPE, Plan, PlannedRun
+from training.reproduce.report import effect_section, painted_section, table
 from training.reproduce.results import Results
 from training.reproduce.runner import read_record
+from training.reproduce.summary import summary_section
 
 NOTES = Path(__file__).with_name("notes.md")
 
@@ -59,7 +62,9 @@ def machine() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
+    amx = "with" if any("amx_tile" in line for line in lines) else "without"
+    name = models[0] if models else platform.machine()
+    return f"{name}, {os.cpu_count()} cores {amx} AMX, shared with other work"
 
 
 def _num_parameters(model: ModelConfig) -> int:
@@ -182,16 +187,23 @@ def write_page(
     averages: Sequence[AverageCost],
 ) -> None:
     """Write everything that is known by now."""
-    results = Results(runs)
-    text = render(
-        results,
-        introduction=_introduction(plan, runs),
-        sections=(
-            averages_section(averages),
-            mechanism_section(runs),
-            cost_section(runs),
-        ),
-        notes=NOTES.read_text(encoding="utf-8") if NOTES.exists() else "",
-    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    output.write_text(_page(plan, runs, averages), encoding="utf-8")
+
+
+def _page(plan: Plan, runs: Sequence[PlannedRun], averages: Sequence[AverageCost]) -> str:
+    results = Results(runs)
+    variants = list(dict.fromkeys(name for effect in EFFECTS for name in effect.variants))
+    kind = results.better_kind(variants) if results.seeds(RECIPE) else KINDS[0]
+    parts = [
+        _introduction(plan, runs),
+        f"Verdicts go by **{kind}**, which are ahead on validation scenes.",
+        summary_section(results, kind),
+        NOTES.read_text(encoding="utf-8").strip() if NOTES.exists() else "",
+        *(effect_section(effect, results, kind) for effect in EFFECTS),
+        painted_section(results, variants),
+        averages_section(averages),
+        mechanism_section(runs),
+        cost_section(runs),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -25,6 +25,8 @@ ONE_CAPTION_START = "one-caption-start"
 RECIPE = "ibot++"
 # Distillation as the paper has it.
 STUDENT = "student"
+# The encoder that taught under full averaging, which might be what one would keep.
+AVERAGED = "full-ema, the average"
 LAST = ("no-ema", "student-of-ibot")
 # Words are learnt before any picture is seen, once: seeds share tokenizer and warmed-up tower.
 _TEXT_SEED = 0
@@ -47,6 +49,12 @@ class PlannedRun:
     config: TrainingConfig
     text_from: Path | None = None
     is_measured: bool = True
+
+    @property
+    def has_average(self) -> bool:
+        """Whether it leaves an averaged encoder, which is measured as AVERAGED."""
+        method = self.config.method
+        return isinstance(method, PretrainConfig) and method.ema == "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from training.reproduce.effects import EFFECTS, Comparison, Effect
+from training.reproduce.effects import Comparison, Effect
 from training.reproduce.intervals import SeedMean, verdict
 from training.reproduce.measure import KINDS, LARGEST, PAINTED, RETRIEVAL
-from training.reproduce.plan import RECIPE
 from training.reproduce.results import METRICS, Cell, Difference, Results
 
 SCENES = {"seen": "seen styles", "unseen": "Fluent 3D, unseen style"}
@@ -143,11 +142,12 @@ def _sentence(pair: Comparison, results: Results, kind: str) -> str:
         for metric in METRICS:
             cell = Cell(scenes=scenes, row=kind, metric=metric)
             found = results.difference(pair.better, pair.worse, cell).seeds
-            said.append(f"{metric} on {title} {found.mean:+.1f}, {_words(pair, found)}")
+            said.append(f"{metric} on {title} {found.mean:+.1f}, {said_of(pair, found)}")
     return f"- **{pair.question}** ({kind}): {'; '.join(said)}."
 
 
-def _words(pair: Comparison, found: SeedMean) -> str:
+def said_of(pair: Comparison, found: SeedMean) -> str:
+    """Put the verdict on one score's paired differences into words."""
     if len(found.values) < 2:
         return "one seed says nothing"
     judged = verdict(found)
@@ -184,16 +184,3 @@ def painted_section(results: Results, variants: Sequence[str]) -> str:
             table(["run", "scenes", *header], rows),
         ]
     )
-
-
-def render(results: Results, *, introduction: str, sections: Sequence[str], notes: str) -> str:
-    """Put the page together."""
-    variants = list(dict.fromkeys(name for effect in EFFECTS for name in effect.variants))
-    kind = results.better_kind(variants) if results.seeds(RECIPE) else KINDS[0]
-    parts = [introduction, f"Verdicts go by **{kind}**, which are ahead on validation scenes."]
-    parts += [effect_section(effect, results, kind) for effect in EFFECTS]
-    parts.append(painted_section(results, variants))
-    parts += sections
-    if notes:
-        parts.append(notes.strip())
-    return "\n\n".join(parts) + "\n"

@@ -14,8 +14,8 @@ from training.evaluate.bootstrap import bootstrap
 from training.evaluate.zero_shot_segmentation import SceneCounts
 from training.reproduce.intervals import SeedMean, seed_mean
 from training.reproduce.measure import KINDS, Measures, counts_of, load_measures
-from training.reproduce.plan import PlannedRun
-from training.reproduce.runner import MEASURES
+from training.reproduce.plan import AVERAGED, PlannedRun
+from training.reproduce.runner import AVERAGE_MEASURES, MEASURES
 
 Metric = Literal["mIoU", "which"]
 METRICS: tuple[Metric, ...] = ("mIoU", "which")
@@ -75,9 +75,13 @@ class Results:
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._measures: dict[tuple[str, int], Measures] = {}
         for run in runs:
-            path = run.config.folder / MEASURES
-            if run.is_measured and path.exists():
-                self._measures[run.variant, run.seed] = load_measures(path)
+            files = {run.variant: MEASURES} if run.is_measured else {}
+            if run.has_average:
+                files[AVERAGED] = AVERAGE_MEASURES
+            for variant, file in files.items():
+                if (run.config.folder / file).exists():
+                    measures = load_measures(run.config.folder / file)
+                    self._measures[variant, run.seed] = measures
 
     def seeds(self, *variants: str) -> list[int]:
         """Seeds in which all of some variants are measured."""

@@ -10,14 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from training.methods.teacher import HEAD_FILE, MODEL_FOLDER
 from training.reproduce.measure import Benchmarks, measure, save_measures
 from training.reproduce.plan import PlannedRun
 from training.reproduce.shared_batches import BatchMemory
 from training.run import run as train
 
 MEASURES = "measures.npz"
+AVERAGE_MEASURES = "average-measures.npz"
 RECORD = "record.json"
 
 
@@ -74,6 +77,9 @@ def make_runs(
             raise ValueError(
                 f"{run.config.folder} was made with other settings; choose another --runs folder"
             )
+        if run.has_average and not (run.config.folder / AVERAGE_MEASURES).exists():
+            _measure_average(run.config.folder, benchmarks)
+            after_each()
 
 
 def _make_run(run: PlannedRun, benchmarks: Benchmarks, memory: BatchMemory) -> None:
@@ -96,6 +102,17 @@ def _make_run(run: PlannedRun, benchmarks: Benchmarks, memory: BatchMemory) -> N
         is_whole=is_new,
     )
     record.write(folder / RECORD)
+
+
+def _measure_average(folder: Path, benchmarks: Benchmarks) -> None:
+    """Measure the model with the averaged encoder, which was its teacher, in place of its own."""
+    model = Tipsv2Model.from_pretrained(folder / MODEL_FOLDER).eval()
+    state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
+    prefix = "teacher_tower."
+    tower = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    model.vision_model.load_state_dict(tower)
+    tokenizer = Tipsv2Tokenizer.from_pretrained(folder / MODEL_FOLDER)
+    save_measures(measure(model, tokenizer, benchmarks), folder / AVERAGE_MEASURES)
 
 
 def _share_text(run: PlannedRun) -> None:

@@ -25,28 +25,28 @@ class Scale:
         pretrain_steps: Steps of each pretraining variant after its start.
         distill_steps: Steps of each student, from random vision weights.
         optim: Peaks and warm-up.
-        num_scenes: Measuring scenes in each set.
+        num_scenes: Measuring scenes in each test set; validation has half as many.
         timing_steps: Steps a mode that the averages' cost is measured over.
     """
 
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
-            dim=128, vision_layers=4, text_layers=2, heads=2, native_size=84
+            dim=128, vision_layers=4, text_layers=2, heads=2, native_size=70
         )
     )
     head: HeadConfig = SMALL_HEAD
-    size: int = 84
+    size: int = 70
     close_up_size: int = 56
     close_up_share: float = 0.33
     batch_size: int = 64
     warm_up_steps: int = 400
-    start_steps: int = 900
-    pretrain_steps: int = 350
-    distill_steps: int = 450
+    start_steps: int = 600
+    pretrain_steps: int = 250
+    distill_steps: int = 350
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(muon_lr=9e-3, adamw_lr=3e-3, warmup_steps=50)
     )
-    num_scenes: int = 400
+    num_scenes: int = 300
     timing_steps: int = 40
 
     @property

@@ -8,7 +8,7 @@ import pytest
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.reproduce.effects import EFFECTS
-from training.reproduce.plan import LAST, ONE_CAPTION, RECIPE, STUDENT, Plan, PlannedRun
+from training.reproduce.plan import AVERAGED, LAST, ONE_CAPTION, RECIPE, STUDENT, Plan, PlannedRun
 from training.reproduce.scale import smoke
 
 
@@ -39,9 +39,11 @@ def test_whole_seeds_come_first(plan: Plan) -> None:
 
 
 def test_every_compared_variant_is_made_and_measured(plan: Plan) -> None:
-    measured = {run.variant for run in plan.all_runs([0]) if run.is_measured}
+    runs = plan.all_runs([0])
+    measured = {run.variant for run in runs if run.is_measured}
+    assert [run.variant for run in runs if run.has_average] == ["full-ema"]
     compared = {name for effect in EFFECTS for name in effect.variants}
-    assert compared == measured
+    assert compared == measured | {AVERAGED}
 
 
 def test_pretraining_variants_differ_in_one_thing(plan: Plan) -> None:

@@ -1,16 +1,19 @@
 """Puts a run together: inputs, tokenizer, model, method, validation, trainer."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import distributed
 from training.board import Board
 from training.checkpoint import checkpoint_step, save_atomically
 from training.config import DataConfig, TrainingConfig
+from training.data.batch import Batch
 from training.data.shards.batches import RunShare
 from training.inputs.base import Inputs
 from training.inputs.pictures import PictureInputs
@@ -20,12 +23,16 @@ from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import MODEL_FOLDER, load_teacher
+from training.methods.trunk import TRUNK_WIDTH
 from training.observation import Observation, save_model
 from training.pretrained.text import warm_up_text_tower
+from training.pretrained.trunk import load_trunk
 from training.run_record import record_end, record_start
 from training.start import load_start
 from training.tokenizer import find_tokenizer, train_tokenizer
 from training.trainer import BatchSource, Trainer
+
+_TRUNK_BATCHES = 20
 
 
 def open_inputs(config: TrainingConfig) -> Inputs:
@@ -107,7 +114,19 @@ def _prepare(
     method = build_method(config, len(tokenizer))
     if config.text_warmup_steps and checkpoint_step(config.folder) == 0:
         _warm_up(config, method.model, tokenizer, inputs)
-    return method, tokenizer, inputs.batches(tokenizer, share)
+    batches = inputs.batches(tokenizer, share)
+    if config.method.trunk.weight > 0:
+        pictures = _pictures(batches.loader(0, num_workers=0))
+        method.trunk = load_trunk(config.folder / "trunk-basis.pt", pictures, TRUNK_WIDTH)
+    return method, tokenizer, batches
+
+
+def _pictures(batches: Iterable[Batch]) -> Iterator[Tensor]:
+    """Pictures [B, 3, H, W], and unnamed drawings, of a run's first batches."""
+    for batch in islice(batches, _TRUNK_BATCHES):
+        yield batch.pixels_B3HW
+        if batch.unnamed is not None:
+            yield batch.unnamed.pixels_E3hw
 
 
 def run(

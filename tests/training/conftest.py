@@ -124,14 +124,11 @@ def make_batches(source: SceneSource, tokenizer: Tipsv2Tokenizer) -> Callable[..
         num_steps: int = 6,
         batch_size: int = 4,
         stages: Sequence[Stage] = (Stage(scenes=TINY_SCENES),),
-        targets_MK: NDArray[np.float32] | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> SceneBatches:
         plan = BatchPlan(stages=stages, batch_size=batch_size, num_steps=num_steps)
-        return SceneBatches(
-            source, tokenizer, plan, targets_MK=targets_MK, rank=rank, num_ranks=num_ranks
-        )
+        return SceneBatches(source, tokenizer, plan, rank=rank, num_ranks=num_ranks)
 
     return make
 

@@ -7,24 +7,25 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import run as run_module
 from training.config import TrainingConfig
 from training.data.crops import CropConfig
-from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
+from training.data.folder import DataFolder, seen_names
 from training.data.shards.batches import ShardsConfig
 from training.evaluate.benchmark import development_benchmarks
 from training.heads import HeadConfig
 from training.inputs import scenes as scene_inputs
+from training.methods import pretrain as pretrain_module
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import load_teacher
+from training.methods.trunk import TrunkConfig
+from training.pretrained import trunk as trunk_module
 from training.run import build_method, build_tokenizer, new_model, open_inputs, run
 from training.run_record import RECORD_FILE, as_json, read_configs
 from training.targets import Centering
@@ -205,24 +206,31 @@ def test_a_text_tower_is_warmed_up_once(
     assert calls == [7]
 
 
-def test_the_trunk_may_look_at_trainable_drawings_only(
-    config: TrainingConfig, data_folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+def test_the_trunk_looks_at_the_runs_own_pictures_and_its_axes_are_kept(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[NDArray[np.bool_]] = []
+    seen: list[tuple[int, ...]] = []
 
-    def targets(
-        path: Path, rgba_MSS4: NDArray[np.uint8], trainable_M: NDArray[np.bool_], width: int
-    ) -> NDArray[np.float32]:
-        assert path.parent == data_folder.path
-        seen.append(trainable_M)
-        return np.ones((len(rgba_MSS4), width), np.float32)
+    class RandomTrunk:
+        def look(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(pixels_B3HW.shape))
+            generator = torch.Generator().manual_seed(len(seen))
+            return torch.randn(len(pixels_B3HW), 4, 12, generator=generator)
 
-    monkeypatch.setattr(scene_inputs, "cached_sprite_targets", targets)
-    run(replace(config, method=replace(config.method, trunk_weight=1.0), validate_every=0))
-    bank = data_folder.bank()
-    expected = [bank.styles[style] in TRAIN_STYLES for style in bank.style_M]
-    assert [mask.tolist() for mask in seen] == [expected]
+    monkeypatch.setattr(trunk_module, "FrozenTrunk", RandomTrunk)
+    for module in (run_module, pretrain_module):
+        monkeypatch.setattr(module, "TRUNK_WIDTH", 8)
+    monkeypatch.setattr(run_module, "_TRUNK_BATCHES", 2)
+    trunk = TrunkConfig(weight=1.0, scenes_until=1.0)
+    config = replace(config, method=replace(config.method, trunk=trunk), validate_every=0)
+    run(config)
     assert all("trunk" in row for row in log(config))
+    picture = (*seen[0],)
+    assert seen == [picture] * (2 + config.num_steps)
+    axes = (config.folder / "trunk-basis.pt").read_bytes()
+    run(replace(config, num_steps=6))
+    assert seen == [picture] * (2 + 6)
+    assert (config.folder / "trunk-basis.pt").read_bytes() == axes
 
 
 def test_a_run_goes_on_from_another_ones_model_and_tokenizer(config: TrainingConfig) -> None:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 from training.config import TrainingConfig
 from training.overrides import apply_overrides
-from training.recipes import first_light
+from training.recipes import bundled, first_light
 from training.run import run as train
 
 RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     "teacher": first_light.teacher,
-    "student": first_light.student,
+    "first-student": first_light.first_student,
+    "student": bundled.student,
     "debug": first_light.debug,
 }
 

@@ -3,7 +3,7 @@
 There are no masks in it: true masks measure and are never trained on.
 
 Shapes: B pictures, C local crops of each, T captioned pictures, U distinct names in the batch, L
-tokens, H W pixels of the global crop, h w pixels of a local crop, K the trunk's width.
+tokens, H W pixels of the global crop, h w pixels of a local crop, E unnamed drawings.
 """
 
 import hashlib
@@ -32,6 +32,23 @@ class TextBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UnnamedDrawings:
+    """Close-ups of drawings that none of our names fits.
+
+    Attributes:
+        pixels_E3hw: float32 in [0, 1].
+        titled_E: bool; which have a title.
+        titles: A row for each titled drawing, in their order.
+        title_ids_T: int64; equal titles have equal ids, on every rank.
+    """
+
+    pixels_E3hw: Tensor
+    titled_E: Tensor
+    titles: TextBatch
+    title_ids_T: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
     """One rank's part of a step.
 
@@ -47,7 +64,7 @@ class Batch:
             knows none.
         name_ids_U: int64; equal names have equal ids, on every rank.
         present_BU: bool; which picture's caption has which name.
-        targets_BK: float32; for pictures of one drawing, what a frozen trunk sees in it; else zero.
+        unnamed: Drawings beside the pictures, for the frozen trunk; None where the data has none.
     """
 
     pixels_B3HW: Tensor
@@ -60,7 +77,7 @@ class Batch:
     names: TextBatch
     name_ids_U: Tensor
     present_BU: Tensor
-    targets_BK: Tensor
+    unnamed: UnnamedDrawings | None = None
 
 
 def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:

@@ -2,7 +2,7 @@
 
 So a run resumes on the very next batch, and several ranks together see what one alone would.
 
-Shapes: M drawings, K the trunk's width; those of a batch are in its own module.
+Shapes are those of a batch, in its own module.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,37 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
-from training.data.batch import Batch, name_columns, text_ids, tokenize
+from training.data.batch import (
+    Batch,
+    UnnamedDrawings,
+    name_columns,
+    text_ids,
+    tokenize,
+)
 from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
 from training.data.crops import CropConfig, crop_pictures
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
+from training.data.unnamed import UnnamedSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One part of a curriculum: scenes look like `scenes` until this share of the steps is done."""
+    """One part of a curriculum.
+
+    Attributes:
+        until: Share of the steps after which the next part begins.
+        scenes: What scenes look like until then.
+        unnamed: How many drawings without a name of ours each batch of a rank has beside them.
+    """
 
     until: float = 1.0
     scenes: SceneConfig = field(default_factory=SceneConfig)
+    unnamed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the count."""
+        if self.unnamed < 0:
+            raise ValueError("a stage's unnamed must not be below 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +71,9 @@ class BatchPlan:
         if not self.stages or self.stages[-1].until < 1:
             raise ValueError("the last stage of a curriculum must last until 1.0")
 
-    def scenes_at(self, step: int) -> SceneConfig:
-        """What scenes look like at a step."""
-        stage = next(s for s in self.stages if step < s.until * self.num_steps or s.until >= 1)
-        return stage.scenes
+    def stage_at(self, step: int) -> Stage:
+        """The part of the curriculum that a step belongs to."""
+        return next(s for s in self.stages if step < s.until * self.num_steps or s.until >= 1)
 
 
 def collate(
@@ -65,7 +83,7 @@ def collate(
     *,
     step: int,
     crops: tuple[Tensor, Tensor],
-    targets_MK: NDArray[np.float32],
+    unnamed: UnnamedDrawings | None = None,
 ) -> Batch:
     """Make a batch of scenes, their chosen captions and their global and local crops.
 
@@ -85,20 +103,29 @@ def collate(
         names=names,
         name_ids_U=name_ids_U,
         present_BU=present_BU,
-        targets_BK=_targets(scenes, targets_MK),
+        unnamed=unnamed,
     )
 
 
-def _targets(scenes: Sequence[Scene], targets_MK: NDArray[np.float32]) -> Tensor:
-    targets = np.zeros((len(scenes), targets_MK.shape[1]), np.float32)
-    for row, scene in enumerate(scenes):
-        if len(scene.drawings) == 1:
-            targets[row] = targets_MK[scene.drawings[0]]
-    return torch.from_numpy(targets)
+def collate_unnamed(
+    pictures: Sequence[NDArray[np.uint8]], titles: Sequence[str], tokenizer: Tipsv2Tokenizer
+) -> UnnamedDrawings:
+    """Put drawings [h, w, 3] and their titles, some empty, together."""
+    known = [title for title in titles if title]
+    return UnnamedDrawings(
+        pixels_E3hw=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255,
+        titled_E=torch.tensor([bool(title) for title in titles]),
+        titles=tokenize(tokenizer, known),
+        title_ids_T=text_ids(known),
+    )
 
 
 class SceneBatches(Dataset[Batch]):
-    """Batches by step number, following a curriculum of stages; each rank has its own scenes."""
+    """Batches by step number, following a curriculum of stages; each rank has its own scenes.
+
+    Raises:
+        ValueError: The curriculum has unnamed drawings, and there is no source of them.
+    """
 
     def __init__(
         self,
@@ -106,31 +133,41 @@ class SceneBatches(Dataset[Batch]):
         tokenizer: Tipsv2Tokenizer,
         plan: BatchPlan,
         *,
-        targets_MK: NDArray[np.float32] | None = None,
+        unnamed: UnnamedSource | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
         self._source, self._tokenizer, self._plan = source, tokenizer, plan
         self._rank, self._num_ranks = rank, num_ranks
-        no_targets = np.zeros((len(source.bank.rgba_MSS4), 0), np.float32)
-        self._targets_MK = no_targets if targets_MK is None else targets_MK
+        if unnamed is None and any(stage.unnamed for stage in plan.stages):
+            raise ValueError(
+                "a stage has unnamed drawings, and these batches have no source of any"
+            )
+        self._unnamed = unnamed
 
     def __len__(self) -> int:
         return self._plan.num_steps
 
     def __getitem__(self, step: int) -> Batch:
         """Make the batch of one step."""
-        size, config = self._plan.batch_size, self._plan.scenes_at(step)
+        size, stage = self._plan.batch_size, self._plan.stage_at(step)
         first = (step * self._num_ranks + self._rank) * size
         scenes = [
-            compose_scene(self._source, index, config) for index in range(first, first + size)
+            compose_scene(self._source, index, stage.scenes) for index in range(first, first + size)
         ]
         chosen = [self._choose(index, scene) for index, scene in enumerate(scenes, start=first)]
         pictures = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) for scene in scenes]
         crops = crop_pictures(pictures, self._plan.crops, seed=self._source.seed, first=first)
-        return collate(
-            chosen, scenes, self._tokenizer, step=step, crops=crops, targets_MK=self._targets_MK
-        )
+        unnamed = self._draw_unnamed(step, stage.unnamed)
+        return collate(chosen, scenes, self._tokenizer, step=step, crops=crops, unnamed=unnamed)
+
+    def _draw_unnamed(self, step: int, count: int) -> UnnamedDrawings | None:
+        if self._unnamed is None or count == 0:
+            return None
+        first = (step * self._num_ranks + self._rank) * count
+        pairs = [self._unnamed.picture(index) for index in range(first, first + count)]
+        pictures, titles = zip(*pairs, strict=True)
+        return collate_unnamed(pictures, titles, self._tokenizer)
 
     def _choose(self, index: int, scene: Scene) -> tuple[str, str]:
         rng = np.random.default_rng((self._source.seed, index, 7))

@@ -3,19 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
 from training.config import DataConfig, TrainingConfig
-from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
+from training.data.folder import DataFolder, seen_names
 from training.data.loader import BatchPlan, SceneBatches
 from training.data.scenes import SceneConfig, compose_scene
 from training.data.shards.batches import RunShare
 from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
-from training.methods.terms import TRUNK_WIDTH
-from training.pretrained.trunk import cached_sprite_targets
 from training.run_record import digest
 
 _TOKENIZER_SCENES = 2500
@@ -64,11 +60,12 @@ class SceneInputs:
             captions=data.captions,
             crops=data.crops,
         )
+        has_unnamed = any(stage.unnamed for stage in data.stages)
         return SceneBatches(
             self._source,
             tokenizer,
             plan,
-            targets_MK=self._trunk_targets() if self._config.method.trunk_weight else None,
+            unnamed=self._folder.unnamed(data.seed) if has_unnamed else None,
             rank=share.rank,
             num_ranks=share.num_ranks,
         )
@@ -89,9 +86,3 @@ class SceneInputs:
             captions = compose_scene(self._source, index, small).captions
             texts += [captions.short, captions.keywords, captions.scene]
         return texts
-
-    def _trunk_targets(self) -> NDArray[np.float32]:
-        bank = self._source.bank
-        trainable = np.isin(bank.style_M, [bank.styles.index(style) for style in TRAIN_STYLES])
-        path = self._data.folder / f"trunk-{TRUNK_WIDTH}.npz"
-        return cached_sprite_targets(path, bank.rgba_MSS4, trainable, TRUNK_WIDTH)

@@ -13,7 +13,8 @@ from model.features import VisionTokens, vision_features, vision_tokens
 from training.data.batch import Batch
 from training.heads import NameContrast
 from training.masking import random_masks
-from training.methods.terms import NameContrastConfig, caption_terms, name_term, trunk_term
+from training.methods.terms import NameContrastConfig, caption_terms, name_term
+from training.methods.trunk import TrunkConfig, title_term, trunk_term
 
 GlobalToken = Literal["cls1", "cls2"]
 
@@ -59,20 +60,34 @@ class SharedSettings(Protocol):
         """The fine-grained term."""
 
     @property
-    def trunk_weight(self) -> float:
-        """Weight of the frozen image trunk's features; 0 leaves them out."""
+    def trunk(self) -> TrunkConfig:
+        """The frozen image trunk's terms."""
 
     @property
     def text_locked_until(self) -> float:
         """Share of the training in which the text tower is left as it was warmed up."""
 
 
+class PatchTargets(Protocol):
+    """A frozen network that says what it sees in each patch."""
+
+    def look(self, pixels_B3HW: Tensor) -> Tensor:
+        """Targets [B, N, K], float32."""
+
+
 class Method(nn.Module, ABC):
-    """A model in training together with its losses. Knows neither optimizer nor files."""
+    """A model in training together with its losses. Knows neither optimizer nor files.
+
+    Attributes:
+        projection: From the model's width to the trunk's.
+        trunk: The frozen image trunk, which is no module of the method's, so checkpoints do not
+            hold it. Whoever builds a method whose configuration weighs it sets it.
+    """
 
     model: Tipsv2Model
     contrast: NameContrast
     projection: nn.Linear
+    trunk: PatchTargets | None = None
 
     @property
     @abstractmethod
@@ -123,10 +138,44 @@ class Method(nn.Module, ABC):
                 locked=locked,
             )
             loss = loss + settings.names.weight * terms["names"]
-        if settings.trunk_weight > 0:
-            terms["trunk"] = trunk_term(features, batch, self.projection)
-            loss = loss + settings.trunk_weight * terms["trunk"]
-        return loss, terms
+        beside = self._trunk_terms(features, batch, progress)
+        weights = {"trunk": settings.trunk.weight, "titles": settings.trunk.titles_weight}
+        for name, term in beside.items():
+            loss = loss + weights[name] * term
+        return loss, terms | beside
+
+    def _trunk_terms(
+        self, features: VisionTokens, batch: Batch, progress: float
+    ) -> dict[str, Tensor]:
+        """What trunk and titles say of unnamed drawings, and the trunk of close-ups."""
+        config = self.shared_settings.trunk
+        seen: list[tuple[Tensor, Tensor]] = []
+        terms: dict[str, Tensor] = {}
+        if config.weight > 0 and progress < config.scenes_until:
+            seen.append((features.patches_BND, batch.pixels_B3HW))
+        if batch.unnamed is not None and max(config.weight, config.titles_weight) > 0:
+            drawings = batch.unnamed
+            tokens = vision_tokens(self.model, drawings.pixels_E3hw)
+            if config.weight > 0:
+                seen.append((tokens.patches_BND, drawings.pixels_E3hw))
+            if config.titles_weight > 0:
+                locked = progress < self.shared_settings.text_locked_until
+                terms["titles"] = title_term(self.model, tokens, drawings, locked=locked)
+        if seen:
+            terms["trunk"] = self._trunk_term(seen)
+        return terms
+
+    def _trunk_term(self, seen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The trunk's term of several sets of patches and pictures, each picture counted once."""
+        if self.trunk is None:
+            raise ValueError("trunk.weight is above 0, and this method was built without a trunk")
+        total = sum(len(pixels) for _, pixels in seen)
+        parts = [
+            trunk_term(patches_BND, self.trunk.look(pixels_B3HW), self.projection)
+            * (len(pixels_B3HW) / total)
+            for patches_BND, pixels_B3HW in seen
+        ]
+        return torch.stack(parts).sum()
 
     def averages(self) -> Sequence[nn.Module]:
         """Moving averages among this method's modules; they take memory and no gradient."""

@@ -32,7 +32,8 @@ from training.methods.base import (
     model_width,
 )
 from training.methods.teacher import FrozenTeacher, TeacherDtype
-from training.methods.terms import TRUNK_WIDTH, NameContrastConfig
+from training.methods.terms import NameContrastConfig
+from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 
 PatchLoss = Literal["prototypes", "features"]
 TextStart = Literal["fresh", "teacher"]
@@ -66,7 +67,7 @@ class DistillConfig:
         separate_heads: Whether the student's CLS token has a prototype head of its own.
         head: The student's prototype head; it must have as many prototypes as the teacher's.
         names: The fine-grained term.
-        trunk_weight: Of what a frozen image trunk sees in single drawings; 0 leaves it out.
+        trunk: The frozen image trunk's terms, which are ours and not TIPSv2's.
         text_locked_until: Share of the training in which the text tower stays as warmed up.
     """
 
@@ -86,7 +87,7 @@ class DistillConfig:
     separate_heads: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     names: NameContrastConfig = field(default_factory=NameContrastConfig)
-    trunk_weight: float = 0.0
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
     text_locked_until: float = 0.0
 
     def __post_init__(self) -> None:

@@ -30,7 +30,8 @@ from training.methods.base import (
     global_token,
     model_width,
 )
-from training.methods.terms import TRUNK_WIDTH, NameContrastConfig
+from training.methods.terms import NameContrastConfig
+from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 from training.targets import TargetKind, build_targets
 
 
@@ -60,7 +61,7 @@ class PretrainConfig:
             the paper reports fits one head.
         head: The prototype head.
         names: The fine-grained term.
-        trunk_weight: Of what a frozen image trunk sees in single drawings; 0 leaves it out.
+        trunk: The frozen image trunk's terms, which are ours and not TIPSv2's.
         text_locked_until: Share of the training in which the text tower stays as warmed up.
     """
 
@@ -78,7 +79,7 @@ class PretrainConfig:
     separate_heads: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     names: NameContrastConfig = field(default_factory=NameContrastConfig)
-    trunk_weight: float = 0.0
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
     text_locked_until: float = 0.0
 
     def __post_init__(self) -> None:

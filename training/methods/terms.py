@@ -1,17 +1,16 @@
-"""Loss terms that pretraining and distillation share: captions, names in patches, the trunk.
+"""Loss terms that pretraining and distillation share: captions, and names in patches.
 
 Each term is this rank's part of the global batch's: the mean over the ranks is the whole.
 
 Shapes: B batch, N patches, L tokens, T captioned pictures, G those of all ranks, U names, V those
-of all ranks, D width, K the trunk's width.
+of all ranks, D width.
 """
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import Tipsv2Model
 
 from model.features import VisionFeatures, VisionTokens, text_features
@@ -23,8 +22,7 @@ from training.losses.fine_grained import patch_name_parts
 
 PatchFeatures = Literal["patches", "values"]
 
-TRUNK_WIDTH = 256
-_MIN_TEMPERATURE = 0.01
+MIN_TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +81,7 @@ def caption_terms(
     )
     (rows_GF, ids1_G, ids2_G), own = gather_rows(rows_TF, batch.cls1_ids_T, batch.cls2_ids_T)
     images1_GD, texts1_GD, images2_GD, texts2_GD = rows_GF.split(dim, dim=1)
-    temperature = model.temperature.clamp(min=_MIN_TEMPERATURE)
+    temperature = model.temperature.clamp(min=MIN_TEMPERATURE)
     rows = None if num_ranks() == 1 else own
     cls1 = contrastive_loss(images1_GD, texts1_GD, temperature, ids1_G, rows=rows)
     cls2 = contrastive_loss(images2_GD, texts2_GD, temperature, ids2_G, rows=rows)
@@ -147,16 +145,3 @@ def _all_names(names_UD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     present_BV = batch.present_BU.new_zeros((len(batch.present_BU), len(ids_V)))
     present_BV[:, column_G[own]] = batch.present_BU
     return names_GD[first_V], present_BV
-
-
-def trunk_term(features: VisionTokens, batch: Batch, projection: nn.Linear) -> Tensor:
-    """One minus the cosine of the mean patch with the trunk's target, where there is one."""
-    single_B = batch.targets_BK.abs().sum(1) > 0
-    count = int(single_B.sum())
-    total = sum_over_ranks([count], single_B.device)[0]
-    if count == 0:
-        return features.patches_BND.new_zeros(())
-    mean_BD = features.patches_BND[single_B].mean(1)
-    predicted_BK = projection(mean_BD).float()
-    cosine_B = F.cosine_similarity(predicted_BK, batch.targets_BK[single_B])
-    return (1 - cosine_B.mean()) * _share(count, total)

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, Tipsv2Model, Tipsv2Tokenizer
 
 from model.features import text_features
 from training.data.batch import tokenize
-from training.pretrained.trunk import reduce_width
+from training.pretrained.reduction import fit_basis
 
 _BATCH = 128
 
@@ -67,9 +67,9 @@ def warm_up_text_tower(
     Returns:
         The mean cosine with the targets over the last fifty steps.
     """
-    targets_CD = F.normalize(
-        reduce_width(sentence_embeddings(texts), model.text_model.config.hidden_size), dim=-1
-    )
+    sentences_CF = sentence_embeddings(texts)
+    basis = fit_basis(sentences_CF, model.text_model.config.hidden_size)
+    targets_CD = F.normalize(basis.reduce(sentences_CF), dim=-1)
     batch = tokenize(tokenizer, texts)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.text_model.parameters(), lr=2e-3, weight_decay=0.01)

@@ -10,12 +10,13 @@ from training.heads import SMALL_HEAD
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.terms import NameContrastConfig
+from training.methods.trunk import TrunkConfig
 from training.optim import OptimConfig
 
-TEACHER_NAME = "first-teacher"
+FIRST_TEACHER, FIRST_STUDENT = "first-teacher", "first-student"
 
 
-def _close_ups(*, until: float, common_share: float) -> Stage:
+def close_ups(*, until: float, common_share: float, unnamed: int = 0) -> Stage:
     """One drawing that fills a small picture: cheap, and its name is never in doubt."""
     return Stage(
         until=until,
@@ -27,17 +28,18 @@ def _close_ups(*, until: float, common_share: float) -> Stage:
             common_share=common_share,
             augment=STRONG_AUGMENT,
         ),
+        unnamed=unnamed,
     )
 
 
 def teacher() -> TrainingConfig:
     """Pretrain a small teacher: two caption streams, from half time on iBOT++ as well."""
     return TrainingConfig(
-        name=TEACHER_NAME,
+        name=FIRST_TEACHER,
         method=PretrainConfig(dino_weight=0.0, ibot_start=0.5, head=SMALL_HEAD),
         data=DataConfig(
             stages=(
-                _close_ups(until=0.25, common_share=0.5),
+                close_ups(until=0.25, common_share=0.5),
                 Stage(scenes=SceneConfig(size=84, augment=STRONG_AUGMENT)),
             )
         ),
@@ -48,7 +50,7 @@ def teacher() -> TrainingConfig:
     )
 
 
-def student() -> TrainingConfig:
+def first_student() -> TrainingConfig:
     """Distil the first teacher, contrast patches with names, end at a higher resolution."""
 
     def scenes(size: int, *count_weights: float) -> SceneConfig:
@@ -57,9 +59,9 @@ def student() -> TrainingConfig:
         )
 
     return TrainingConfig(
-        name="first-student",
+        name=FIRST_STUDENT,
         method=DistillConfig(
-            trunk_weight=1.0,
+            trunk=TrunkConfig(weight=1.0, scenes_until=0.31),
             patch_weight=1.0,
             patch_from=0.5,
             patch_until=0.69,
@@ -69,14 +71,14 @@ def student() -> TrainingConfig:
         model=ModelConfig(),
         data=DataConfig(
             stages=(
-                _close_ups(until=0.31, common_share=0.8),
+                close_ups(until=0.31, common_share=0.8),
                 Stage(until=0.87, scenes=scenes(84, 0.25, 0.4, 0.35)),
                 Stage(scenes=scenes(112, 0.2, 0.4, 0.4)),
             )
         ),
         optim=OptimConfig(muon_lr=6e-3, adamw_lr=2e-3),
         text_warmup_steps=1200,
-        teacher=Path("runs") / TEACHER_NAME,
+        teacher=Path("runs") / FIRST_TEACHER,
         num_steps=5600,
     )
 
@@ -93,7 +95,7 @@ def debug() -> TrainingConfig:
             text_locked_until=0.2,
         ),
         model=ModelConfig(dim=48, vision_layers=2, text_layers=1, heads=2, native_size=56),
-        data=DataConfig(stages=(_close_ups(until=1.0, common_share=0.5),)),
+        data=DataConfig(stages=(close_ups(until=1.0, common_share=0.5),)),
         batch_size=16,
         num_steps=20,
         log_every=5,

@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
@@ -15,6 +14,7 @@ from training.data.batch import Batch, TextBatch, text_ids, tokenize
 from training.data.crops import CropConfig, crop_pictures
 from training.data.loader import BatchPlan, SceneBatches, Stage, collate
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
+from training.data.unnamed import UnnamedBank, UnnamedSource
 
 CONFIG = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_size=0.9)
 
@@ -23,6 +23,8 @@ def is_same(first: object, second: object) -> bool:
     """Whether two batches have equal tensors throughout."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return torch.equal(first, second)
+    if first is None or second is None:
+        return first is second
     assert isinstance(first, Batch | TextBatch)
     return all(is_same(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
 
@@ -47,12 +49,6 @@ def whole(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
 def shorts_and_sentences(scenes: list[Scene]) -> list[tuple[str, str]]:
     """For each scene the caption of CLS1 and of CLS2."""
     return [(scene.captions.short, scene.captions.scene) for scene in scenes]
-
-
-@pytest.fixture
-def no_targets(source: SceneSource) -> NDArray[np.float32]:
-    """Targets of width 0."""
-    return np.zeros((len(source.bank.rgba_MSS4), 0), np.float32)
 
 
 def test_a_resumed_run_sees_the_very_next_batch(make_batches: Callable[..., SceneBatches]) -> None:
@@ -104,11 +100,9 @@ def test_a_curriculum_lasts_to_the_end(stages: tuple[Stage, ...]) -> None:
         BatchPlan(stages=stages, batch_size=2, num_steps=4)
 
 
-def test_a_batch_is_what_its_scenes_say(
-    scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
-) -> None:
+def test_a_batch_is_what_its_scenes_say(scenes: list[Scene], tokenizer: Tipsv2Tokenizer) -> None:
     chosen = shorts_and_sentences(scenes)
-    batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes), targets_MK=no_targets)
+    batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes))
     for row, scene in enumerate(scenes):
         expected = torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) / 255
         torch.testing.assert_close(batch.pixels_B3HW[row], expected)
@@ -128,7 +122,7 @@ def test_a_batch_is_what_its_scenes_say(
 
 
 def test_a_name_has_one_prompt_a_step_whichever_rank_asks(
-    scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
+    scenes: list[Scene], tokenizer: Tipsv2Tokenizer
 ) -> None:
     def prompts(some: list[Scene], step: int) -> dict[int, str]:
         batch = collate(
@@ -137,7 +131,6 @@ def test_a_name_has_one_prompt_a_step_whichever_rank_asks(
             tokenizer,
             step=step,
             crops=whole(some),
-            targets_MK=no_targets,
         )
         texts = [text_of(tokenizer, ids) for ids in batch.names.token_ids_BL]
         return dict(zip(batch.name_ids_U.tolist(), texts, strict=True))
@@ -147,13 +140,9 @@ def test_a_name_has_one_prompt_a_step_whichever_rank_asks(
     assert any(prompts(scenes, step) != everything for step in range(4, 8))
 
 
-def test_equal_captions_have_equal_ids(
-    scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
-) -> None:
+def test_equal_captions_have_equal_ids(scenes: list[Scene], tokenizer: Tipsv2Tokenizer) -> None:
     chosen = [("a dog", "a"), ("a cat", "b"), ("a dog", "c")]
-    batch = collate(
-        chosen, scenes[:3], tokenizer, step=0, crops=whole(scenes[:3]), targets_MK=no_targets
-    )
+    batch = collate(chosen, scenes[:3], tokenizer, step=0, crops=whole(scenes[:3]))
     first, second, third = batch.cls1_ids_T.tolist()
     assert first == third != second
     assert len(set(batch.cls2_ids_T.tolist())) == 3
@@ -205,26 +194,64 @@ def test_local_crops_are_made_and_leave_the_scene_as_it_is(
     assert torch.equal(together, batch.locals_CB3hw)
 
 
-def test_masks_never_reach_a_training_step(
-    scenes: list[Scene], tokenizer: Tipsv2Tokenizer, no_targets: NDArray[np.float32]
-) -> None:
+def test_masks_never_reach_a_training_step(scenes: list[Scene], tokenizer: Tipsv2Tokenizer) -> None:
     chosen = shorts_and_sentences(scenes)
     blind = [replace(scene, mask_SS=np.zeros_like(scene.mask_SS)) for scene in scenes]
-    batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes), targets_MK=no_targets)
-    assert is_same(
-        batch, collate(chosen, blind, tokenizer, step=0, crops=whole(blind), targets_MK=no_targets)
-    )
+    batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes))
+    assert is_same(batch, collate(chosen, blind, tokenizer, step=0, crops=whole(blind)))
     assert not [field.name for field in fields(Batch) if "mask" in field.name]
 
 
-def test_only_pictures_of_one_drawing_have_a_target(
-    scenes: list[Scene], source: SceneSource, tokenizer: Tipsv2Tokenizer
+@pytest.fixture
+def unnamed() -> UnnamedSource:
+    """Three plain sprites, of which one has no title."""
+    rgba_MSS4 = np.full((3, 8, 8, 4), 255, np.uint8)
+    bank = UnnamedBank(rgba_MSS4=rgba_MSS4, titles=("lamp", "", "kettle"))
+    return UnnamedSource(bank=bank, photos=(), scenes=replace(CONFIG, count_weights=(1.0,)))
+
+
+def test_unnamed_drawings_come_beside_the_scenes_where_a_stage_asks_for_them(
+    source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource
 ) -> None:
-    targets_MK = np.random.default_rng(0).random((len(source.bank.rgba_MSS4), 3), np.float32) + 1
-    chosen = shorts_and_sentences(scenes)
-    batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes), targets_MK=targets_MK)
-    counts = {len(scene.drawings) for scene in scenes}
-    assert counts == {1, 2}
-    for row, scene in zip(batch.targets_BK.numpy(), scenes, strict=True):
-        is_single = len(scene.drawings) == 1
-        assert np.array_equal(row, targets_MK[scene.drawings[0]] if is_single else np.zeros(3))
+    stages = (Stage(until=0.5, scenes=CONFIG, unnamed=6), Stage(scenes=CONFIG))
+    plan = BatchPlan(stages=stages, batch_size=2, num_steps=2)
+    with_drawings, without = SceneBatches(source, tokenizer, plan, unnamed=unnamed)
+    assert without.unnamed is None
+    drawings = with_drawings.unnamed
+    assert drawings is not None
+    expected = [unnamed.picture(index) for index in range(6)]
+    for row, (pixels_SS3, title) in enumerate(expected):
+        picture = torch.from_numpy(pixels_SS3).permute(2, 0, 1) / 255
+        torch.testing.assert_close(drawings.pixels_E3hw[row], picture)
+        assert drawings.titled_E[row].item() is bool(title)
+    titles = [title for _, title in expected if title]
+    assert 0 < len(titles) < 6
+    assert is_same(drawings.titles, tokenize(tokenizer, titles))
+    assert torch.equal(drawings.title_ids_T, text_ids(titles))
+
+
+def test_ranks_share_the_unnamed_drawings(
+    source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource
+) -> None:
+    def pixels(rank: int, num_ranks: int, count: int) -> torch.Tensor:
+        stages = (Stage(scenes=CONFIG, unnamed=count),)
+        plan = BatchPlan(stages=stages, batch_size=2, num_steps=3)
+        batches = SceneBatches(
+            source, tokenizer, plan, unnamed=unnamed, rank=rank, num_ranks=num_ranks
+        )
+        drawings = batches[2].unnamed
+        assert drawings is not None
+        return drawings.pixels_E3hw
+
+    together = torch.cat([pixels(rank, 2, 2) for rank in range(2)])
+    assert torch.equal(together, pixels(0, 1, 4))
+
+
+def test_a_stage_with_unnamed_drawings_needs_some(
+    source: SceneSource, tokenizer: Tipsv2Tokenizer
+) -> None:
+    plan = BatchPlan(stages=(Stage(scenes=CONFIG, unnamed=1),), batch_size=2, num_steps=1)
+    with pytest.raises(ValueError, match="no source of any"):
+        SceneBatches(source, tokenizer, plan)
+    with pytest.raises(ValueError, match="must not be below 0"):
+        Stage(unnamed=-1)

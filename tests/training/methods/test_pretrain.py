@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from transformers import Tipsv2Model
 
 from model.features import vision_features
@@ -15,6 +16,7 @@ from training.masking import random_masks
 from training.methods.base import Step, StepResult, model_width
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.terms import NameContrastConfig
+from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 from training.targets import Centering
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24, ema_momentum=0.9)
@@ -27,6 +29,15 @@ def step(method: Pretrain, batch: Batch, progress: float, *, seed: int = 0) -> S
     return method(
         batch, Step(progress=progress, generator=generator, first_row=0, global_rows=rows)
     )
+
+
+class MeanColours:
+    """A trunk that sees the mean colour of each patch, in as many numbers as the real one."""
+
+    def look(self, pixels_B3HW: Tensor) -> Tensor:
+        means_BN3 = avg_pool2d(pixels_B3HW, 14).flatten(2).transpose(1, 2)
+        waves_K = torch.linspace(1.0, 9.0, TRUNK_WIDTH)
+        return (means_BN3.sum(-1, keepdim=True) * waves_K).sin()
 
 
 def copied(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -137,9 +148,11 @@ def test_the_centre_moves_only_with_the_patch_loss(
 def test_terms_of_weight_zero_are_not_computed(student_model: Tipsv2Model, batch: Batch) -> None:
     method = Pretrain(student_model, replace(CONFIG, ibot_weight=0.0))
     assert set(step(method, batch, 0.9).metrics) == {"cls1", "cls2"}
-    everything = replace(CONFIG, trunk_weight=0.5, names=NameContrastConfig(weight=3.0))
-    targets_BK = torch.zeros(4, method.projection.out_features)
-    result = step(Pretrain(student_model, everything), replace(batch, targets_BK=targets_BK), 0.1)
+    trunk = TrunkConfig(weight=0.5)
+    everything = replace(CONFIG, trunk=trunk, names=NameContrastConfig(weight=3.0))
+    method = Pretrain(student_model, everything)
+    method.trunk = MeanColours()
+    result = step(method, batch, 0.1)
     terms = result.metrics
     assert set(terms) == {"cls1", "cls2", "names", "trunk"}
     expected = (terms["cls1"] + terms["cls2"]) / 2 + 3.0 * terms["names"] + 0.5 * terms["trunk"]

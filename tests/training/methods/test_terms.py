@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import Tipsv2Model
 
 from model.features import VisionFeatures, vision_features
@@ -14,12 +13,10 @@ from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_loss
 from training.methods.terms import (
-    TRUNK_WIDTH,
     NameContrastConfig,
     caption_terms,
     embed_texts,
     name_term,
-    trunk_term,
 )
 
 
@@ -111,25 +108,3 @@ def test_a_picture_of_few_patches_shows_names_with_all_of_them(
     few = name_term(student_model, features, batch, contrast=NameContrast(), config=config)
     four = replace(config, num_shown=4)
     assert few == name_term(student_model, features, batch, contrast=NameContrast(), config=four)
-
-
-def test_the_trunk_is_met_where_it_saw_something(features: VisionFeatures, batch: Batch) -> None:
-    torch.manual_seed(0)
-    projection, targets_BK = nn.Linear(48, TRUNK_WIDTH), torch.zeros(4, TRUNK_WIDTH)
-    targets_BK[2] = torch.randn(TRUNK_WIDTH)
-    term = trunk_term(features, replace(batch, targets_BK=targets_BK), projection)
-    predicted_T = projection(features.patches_BND[2].mean(0))
-    expected = 1 - F.cosine_similarity(predicted_T, targets_BK[2], dim=0)
-    torch.testing.assert_close(term, expected)
-    with torch.no_grad():
-        projection.weight.zero_()
-        projection.bias.copy_(3 * targets_BK[2])
-    perfect = trunk_term(features, replace(batch, targets_BK=targets_BK), projection)
-    assert perfect.item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_without_single_drawings_the_trunk_says_nothing(
-    features: VisionFeatures, batch: Batch
-) -> None:
-    empty = replace(batch, targets_BK=torch.zeros(4, TRUNK_WIDTH))
-    assert trunk_term(features, empty, nn.Linear(48, TRUNK_WIDTH)).item() == 0.0

@@ -103,5 +103,5 @@ def test_centres_are_those_of_the_global_batch(runs: tuple[Seen, Seen, Seen], ca
 
 def test_every_term_of_the_recipe_was_compared(runs: tuple[Seen, Seen, Seen]) -> None:
     metrics = runs[0]["centering uneven"]["metrics"]
-    assert set(metrics) == {"cls1", "cls2", "names", "trunk", "ibot", "dino"}
+    assert set(metrics) == {"cls1", "cls2", "names", "trunk", "titles", "ibot", "dino"}
     assert set(runs[0]["distill uneven"]["metrics"]) == {"cls1", "cls2", "names", "patch", "dino"}

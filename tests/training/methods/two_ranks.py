@@ -12,24 +12,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from transformers import Tipsv2Model
 
 from training.config import ModelConfig
-from training.data.batch import Batch, TextBatch
+from training.data.batch import Batch, TextBatch, UnnamedDrawings
 from training.distributed import average_gradients, mean_over_ranks
 from training.heads import HeadConfig
 from training.methods.base import Method, Step
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import FrozenTeacher
-from training.methods.terms import TRUNK_WIDTH, NameContrastConfig
+from training.methods.terms import NameContrastConfig
+from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 from training.targets import Centering
 
 GLOBAL_ROWS = 6
 NUM_CROPS = 2
 HEAD = HeadConfig(layers=2, hidden=32, bottleneck=16, num_prototypes=12)
 NAMES = NameContrastConfig(weight=1.0, num_shown=2)
-PRETRAIN = PretrainConfig(head=HEAD, names=NAMES, trunk_weight=0.5)
+TRUNK = TrunkConfig(weight=0.5, scenes_until=1.0, titles_weight=0.5)
+PRETRAIN = PretrainConfig(head=HEAD, names=NAMES, trunk=TRUNK)
 DISTILL = DistillConfig(head=HEAD, names=NAMES)
 PRETRAINED: dict[str, PretrainConfig] = {
     "centering": PRETRAIN,
@@ -42,6 +45,8 @@ DISTILLED: dict[str, DistillConfig] = {
     "distill": DISTILL,
     "features": replace(DISTILL, patch_loss="features", mask_ratio=0.5, supervised="masked"),
 }
+# Which unnamed drawings have titles; two titles are equal across ranks.
+TITLED = (1, 0, 1, 1)
 # Which pictures have captions: the ranks differ in how many, or one has none, or both have none.
 CAPTIONED = {"uneven": (1, 1, 1, 0, 0, 1), "one": (1, 1, 1, 0, 0, 0), "nobody": (0,) * 6}
 
@@ -53,11 +58,23 @@ def new_model(*, dim: int = 24, seed: int = 0) -> Tipsv2Model:
     return Tipsv2Model(size.build(50)).eval()
 
 
+class FakeTrunk:
+    """Sees a patch's mean colour, in as many numbers as the trunk's."""
+
+    def look(self, pixels_B3HW: Tensor) -> Tensor:
+        """Targets [B, N, K]."""
+        means_BN3 = avg_pool2d(pixels_B3HW, 14).flatten(2).transpose(1, 2)
+        waves_K = torch.linspace(1.0, 9.0, TRUNK_WIDTH)
+        return (means_BN3.sum(-1, keepdim=True) * waves_K).sin()
+
+
 def new_method(case: str) -> Method:
     """The method of a case, the same on every rank."""
     model = new_model()
     if case in PRETRAINED:
-        return Pretrain(model, PRETRAINED[case])
+        method = Pretrain(model, PRETRAINED[case])
+        method.trunk = FakeTrunk()
+        return method
     teacher = FrozenTeacher(
         model=new_model(dim=32, seed=1),
         head=HEAD.build(32),
@@ -80,8 +97,13 @@ def global_batch(captioned: tuple[int, ...]) -> Batch:
     present_BU = torch.tensor(
         [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 1]]
     ).bool()
-    targets_BK = torch.zeros(GLOBAL_ROWS, TRUNK_WIDTH)
-    targets_BK[:3] = torch.randn(3, TRUNK_WIDTH, generator=generator)
+    titled_E = torch.tensor(TITLED).bool()
+    unnamed = UnnamedDrawings(
+        pixels_E3hw=torch.rand(len(TITLED), 3, 28, 28, generator=generator),
+        titled_E=titled_E,
+        titles=random_texts(int(titled_E.sum()), generator),
+        title_ids_T=torch.tensor([8, 9, 8]),
+    )
     return Batch(
         pixels_B3HW=torch.rand(GLOBAL_ROWS, 3, 42, 42, generator=generator),
         locals_CB3hw=torch.rand(NUM_CROPS, GLOBAL_ROWS, 3, 28, 28, generator=generator),
@@ -93,13 +115,27 @@ def global_batch(captioned: tuple[int, ...]) -> Batch:
         names=random_texts(4, generator),
         name_ids_U=torch.tensor([40, 10, 30, 20]),
         present_BU=present_BU,
-        targets_BK=targets_BK,
+        unnamed=unnamed,
     )
 
 
 def texts_at(texts: TextBatch, rows: Tensor) -> TextBatch:
     """Some of the texts."""
     return TextBatch(token_ids_BL=texts.token_ids_BL[rows], mask_BL=texts.mask_BL[rows])
+
+
+def unnamed_part(drawings: UnnamedDrawings | None, rank: int, num_ranks: int) -> UnnamedDrawings:
+    """A rank's share of the unnamed drawings and their titles."""
+    assert drawings is not None
+    size = len(TITLED) // num_ranks
+    mine = torch.arange(size) + rank * size
+    titles = (drawings.titled_E.cumsum(0) - 1)[mine][drawings.titled_E[mine]]
+    return UnnamedDrawings(
+        pixels_E3hw=drawings.pixels_E3hw[mine],
+        titled_E=drawings.titled_E[mine],
+        titles=texts_at(drawings.titles, titles),
+        title_ids_T=drawings.title_ids_T[titles],
+    )
 
 
 def part(batch: Batch, rank: int, num_ranks: int) -> Batch:
@@ -120,7 +156,7 @@ def part(batch: Batch, rank: int, num_ranks: int) -> Batch:
         names=texts_at(batch.names, names),
         name_ids_U=batch.name_ids_U[names],
         present_BU=batch.present_BU[mine][:, names],
-        targets_BK=batch.targets_BK[mine],
+        unnamed=unnamed_part(batch.unnamed, rank, num_ranks),
     )
 
 

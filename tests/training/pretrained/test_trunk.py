@@ -1,55 +1,72 @@
-"""What the frozen trunk sees: unit vectors for trainable drawings, computed once."""
+"""The frozen trunk: one cell for each patch, the same in OpenVINO as in torch, and it knows shapes."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from training.data.sprites import SpriteBank
-from training.pretrained import trunk as trunk_module
-from training.pretrained.trunk import cached_sprite_targets, reduce_width, sprite_targets
+from training.pretrained.trunk import TRUNK_FEATURES, FrozenTrunk, load_trunk
 
 
-def test_reduced_features_are_centred_uncorrelated_and_half_whitened() -> None:
+@pytest.fixture(scope="module")
+def trunk() -> FrozenTrunk:
+    """The real network."""
+    return FrozenTrunk()
+
+
+def test_there_is_a_cell_for_each_patch_in_row_major_order(trunk: FrozenTrunk) -> None:
+    pixels_B3HW = torch.full((1, 3, 56, 84), 0.5)
+    flat_BNF = trunk.look(pixels_B3HW)
+    assert flat_BNF.shape == (1, 4 * 6, TRUNK_FEATURES)
+    assert flat_BNF.dtype == torch.float32
+    marked = pixels_B3HW.clone()
+    marked[..., 44:54, 72:82] = 0.0  # within the last patch
+    change_N = (trunk.look(marked) - flat_BNF).norm(dim=-1)[0]
+    assert int(change_N.argmax()) == 4 * 6 - 1
+
+
+def test_openvino_sees_what_torch_sees(trunk: FrozenTrunk) -> None:
     generator = torch.Generator().manual_seed(0)
-    features_MD = torch.randn(50, 6, generator=generator) * torch.tensor([9.0, 5, 3, 1, 0.5, 0.1])
-    reduced_MT = reduce_width(features_MD + 7.0, 3)
-    assert reduced_MT.shape == (50, 3)
-    assert reduced_MT.mean(0).abs().max() < 1e-4
-    # Each component is divided by the root of its deviation, so its square sum is that deviation.
-    spread = torch.linalg.svdvals(features_MD - features_MD.mean(0))[:3]
-    torch.testing.assert_close(reduced_MT.T @ reduced_MT, spread.diag(), rtol=1e-3, atol=1e-3)
+    coarse = torch.rand(2, 3, 4, 4, generator=generator)
+    pixels_B3HW = F.interpolate(coarse, (56, 56), mode="bicubic").clamp(0, 1)
+    large = F.interpolate(pixels_B3HW, (128, 128), mode="bilinear")
+    expected_BNF = trunk._cells(large).flatten(2).transpose(1, 2)
+    cosine_BN = F.cosine_similarity(trunk.look(pixels_B3HW), expected_BNF, dim=-1)
+    assert cosine_BN.min() > 0.98  # bfloat16 where the CPU has it
 
 
-def test_real_features_tell_drawings_apart(sprite_bank: SpriteBank) -> None:
-    rgba_MSS4 = sprite_bank.rgba_MSS4[:5]
-    trainable_M = np.asarray([True, True, False, True, True])
-    targets_MT = sprite_targets(rgba_MSS4, trainable_M, 3)
-    assert (targets_MT.shape, targets_MT.dtype.name) == ((5, 3), "float32")
-    lengths_M = np.linalg.norm(targets_MT, axis=1)
-    assert lengths_M.tolist() == pytest.approx([1, 1, 0, 1, 1], abs=1e-5)
-    assert (targets_MT[0] @ targets_MT[1]) < 0.99
+def test_it_looks_within_the_autocast_of_a_training_step(trunk: FrozenTrunk) -> None:
+    pixels_B3HW = torch.rand(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = trunk.look(pixels_B3HW)
+    assert within.dtype == torch.float32
+    torch.testing.assert_close(within, trunk.look(pixels_B3HW))
 
 
-def test_targets_are_computed_once_for_a_bank(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_it_tells_drawings_apart_and_knows_one_again(
+    trunk: FrozenTrunk, sprite_bank: SpriteBank
 ) -> None:
-    calls = []
+    rgba = torch.from_numpy(sprite_bank.rgba_MSS4[:2]).permute(0, 3, 1, 2).float() / 255
+    pixels = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:])
+    large = F.interpolate(pixels, (112, 112), mode="bilinear")
+    small = F.interpolate(pixels, (84, 84), mode="bilinear")
+    first, second = trunk.look(large).mean(1)
+    again = trunk.look(small).mean(1)[0]
+    assert F.cosine_similarity(first, again, dim=0) > F.cosine_similarity(first, second, dim=0)
 
-    def compute(
-        rgba_MSS4: NDArray[np.uint8], trainable_M: NDArray[np.bool_], width: int
-    ) -> NDArray[np.float32]:
-        calls.append(len(rgba_MSS4))
-        return np.full((len(rgba_MSS4), width), len(calls), np.float32)
 
-    monkeypatch.setattr(trunk_module, "sprite_targets", compute)
-    path = tmp_path / "trunk-4.npz"
-    for num_sprites, expected in ((3, 1), (3, 1), (5, 2), (5, 2)):
-        sprites, trainable = np.zeros((num_sprites, 2, 2, 4), np.uint8), np.ones(num_sprites, bool)
-        targets_MT = cached_sprite_targets(path, sprites, trainable, 4)
-        assert targets_MT.shape == (num_sprites, 4)
-        assert (targets_MT == expected).all()
-    assert calls == [3, 5]
-    assert [file.name for file in tmp_path.iterdir()] == ["trunk-4.npz"]
+def test_axes_are_fitted_once_and_kept(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(3, 2, 3, 28, 28, generator=generator)
+    path = tmp_path / "basis.pt"
+    first = load_trunk(path, pictures, 5)
+    again = load_trunk(path, (), 5)
+    targets_BNK = first.look(pictures[0])
+    assert targets_BNK.shape == (2, 4, 5)
+    torch.testing.assert_close(again.look(pictures[0]), targets_BNK)
+    # The pictures that the axes were fitted to lie around their origin.
+    means_MK = torch.cat([first.look(pixels_B3HW).mean(1) for pixels_B3HW in pictures])
+    assert means_MK.mean(0).norm() < 0.05 * means_MK.norm(dim=1).mean()
+    assert [file.name for file in tmp_path.iterdir()] == ["basis.pt"]

@@ -23,13 +23,13 @@ def test_a_recipe_is_a_whole_configuration(recipe: Callable[[], TrainingConfig])
     plan = BatchPlan(
         stages=config.data.stages, batch_size=config.batch_size, num_steps=config.num_steps
     )
-    assert plan.scenes_at(config.num_steps - 1) is config.data.stages[-1].scenes
+    assert plan.stage_at(config.num_steps - 1) is config.data.stages[-1]
     for stage in config.data.stages:
         assert stage.scenes.size % 14 == 0
 
 
 def test_the_student_learns_from_the_teacher() -> None:
-    teacher, student = first_light.teacher(), first_light.student()
+    teacher, student = first_light.teacher(), first_light.first_student()
     assert isinstance(teacher.method, PretrainConfig)
     assert isinstance(student.method, DistillConfig)
     assert student.teacher == teacher.folder

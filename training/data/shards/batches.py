@@ -189,7 +189,6 @@ class PictureBatches(Dataset[MadeBatch]):
             names=names,
             name_ids_U=name_ids_U,
             present_BU=present_BU,
-            targets_BK=torch.zeros(len(samples), 0),
         )
 
 

@@ -1,0 +1,51 @@
+"""The bundled student: distilled from the first one, with a trunk's view of unnamed drawings."""
+
+from pathlib import Path
+
+from training.config import DataConfig, TrainingConfig
+from training.data.augment import STRONG_AUGMENT
+from training.data.loader import Stage
+from training.data.scenes import SceneConfig
+from training.methods.distill import DistillConfig
+from training.methods.terms import NameContrastConfig
+from training.methods.trunk import TrunkConfig
+from training.optim import OptimConfig
+from training.recipes.first_light import FIRST_STUDENT, close_ups
+
+_CLOSE_UPS_UNTIL = 0.28
+
+
+def student() -> TrainingConfig:
+    """Distil the first student's patches into a fresh vision tower, beside a trunk and titles.
+
+    The teacher is let go late, so that it does not hold back a student that has overtaken it.
+    """
+
+    def scenes(size: int, *count_weights: float) -> SceneConfig:
+        return SceneConfig(
+            size=size, count_weights=count_weights, common_share=0.7, augment=STRONG_AUGMENT
+        )
+
+    return TrainingConfig(
+        name="student",
+        method=DistillConfig(
+            dino_weight=0.0,
+            patch_loss="features",
+            patch_weight=2.0,
+            patch_until=0.7,
+            text_start="teacher",
+            names=NameContrastConfig(weight=1.0),
+            trunk=TrunkConfig(weight=2.0, scenes_until=_CLOSE_UPS_UNTIL, titles_weight=0.5),
+        ),
+        data=DataConfig(
+            stages=(
+                close_ups(until=_CLOSE_UPS_UNTIL, common_share=0.7, unnamed=64),
+                Stage(until=0.86, scenes=scenes(84, 0.25, 0.4, 0.35), unnamed=48),
+                Stage(scenes=scenes(112, 0.2, 0.4, 0.4)),
+            )
+        ),
+        optim=OptimConfig(muon_lr=6e-3, adamw_lr=2e-3),
+        teacher=Path("runs") / FIRST_STUDENT,
+        num_steps=3600,
+        validate_every=600,
+    )

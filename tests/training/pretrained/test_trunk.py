@@ -1,4 +1,4 @@
-"""The frozen trunk: one cell for each patch, the same in OpenVINO as in torch, and it knows shapes."""
+"""The frozen trunk: a cell for each patch, the same in OpenVINO as in torch."""
 
 from pathlib import Path
 

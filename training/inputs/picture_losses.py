@@ -8,6 +8,7 @@ from training.data.shards.batches import ShardsConfig
 from training.data.shards.summary import DataSummary, caption_line
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
+from training.methods.trunk import TrunkConfig
 
 
 def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
@@ -17,9 +18,9 @@ def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
         ValueError: The message says which, and what to change.
     """
     method = config.method
-    if method.trunk_weight > 0:
+    if method.trunk.titles_weight > 0:
         raise ValueError(
-            "method.trunk_weight needs drawn scenes, whose drawings a frozen trunk has looked at: "
+            "method.trunk.titles_weight needs drawn scenes, beside which unnamed drawings come: "
             "set it to 0 for pictures from disk"
         )
     learns_from_captions = counts.num_captioned > 0 and method.contrast_weight > 0
@@ -41,6 +42,7 @@ def describe_losses(
         f"contrast with names: {_name_words(config, counts)}",
         f"local crops (DINO): {_crop_words(method.dino_weight, data.crops)}",
         f"patches: {_patch_words(method)}",
+        f"frozen image trunk: {_trunk_words(method.trunk)}",
     )
 
 
@@ -106,3 +108,9 @@ def _patch_words(method: PretrainConfig | DistillConfig) -> str:
     which = "every patch" if method.supervised == "all" else "masked patches"
     mask = f", {method.mask_ratio:.0%} masked" if method.mask_ratio else ", no mask"
     return f"on, weight {method.patch_weight:g}, {which} from {target}{mask}"
+
+
+def _trunk_words(trunk: TrunkConfig) -> str:
+    if trunk.weight == 0:
+        return "off, for method.trunk.weight is 0"
+    return f"on, for every patch until {trunk.scenes_until:.0%} of the steps are done"

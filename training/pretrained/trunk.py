@@ -7,6 +7,7 @@ depthwise convolutions.
 Shapes: B pictures, H W their pixels, N patches, F the trunk's width, K the reduced width.
 """
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,7 @@ class FrozenTrunk:
     def __init__(self) -> None:
         self._cells = _Cells()
         # Here, since it cannot be converted under the autocast of a training step.
-        self._network = openvino.convert_model(self._cells, example_input=torch.zeros(1, 3, 64, 64))
+        self._network = _convert(self._cells)
         self._compiled: dict[tuple[int, ...], Any] = {}
 
     @torch.no_grad()
@@ -81,6 +82,13 @@ class FrozenTrunk:
         network.reshape(list(shape))
         options = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         return openvino.Core().compile_model(network, "CPU", options)
+
+
+def _convert(cells: _Cells) -> Any:
+    """Bring the network to OpenVINO, which still calls torch's deprecated tracer for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return openvino.convert_model(cells, example_input=torch.zeros(1, 3, 64, 64))
 
 
 class TrunkTargets:

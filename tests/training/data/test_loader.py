@@ -215,7 +215,8 @@ def test_unnamed_drawings_come_beside_the_scenes_where_a_stage_asks_for_them(
 ) -> None:
     stages = (Stage(until=0.5, scenes=CONFIG, unnamed=6), Stage(scenes=CONFIG))
     plan = BatchPlan(stages=stages, batch_size=2, num_steps=2)
-    with_drawings, without = SceneBatches(source, tokenizer, plan, unnamed=unnamed)
+    batches = SceneBatches(source, tokenizer, plan, unnamed=unnamed)
+    with_drawings, without = batches[0], batches[1]
     assert without.unnamed is None
     drawings = with_drawings.unnamed
     assert drawings is not None

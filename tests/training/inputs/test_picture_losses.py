@@ -14,6 +14,7 @@ from training.inputs.picture_losses import check_losses, describe_losses
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.terms import NameContrastConfig
+from training.methods.trunk import TrunkConfig
 
 Configure = Callable[[Path], TrainingConfig]
 CAPTIONED = DataSummary(
@@ -102,7 +103,10 @@ def test_pretraining_without_captions_would_collapse(on_pictures: Configure) -> 
     check_losses(replace(config, method=PretrainConfig(ema="full")), BARE)
 
 
-def test_the_trunk_needs_drawn_scenes(on_pictures: Configure) -> None:
+def test_titles_need_drawn_scenes_and_the_trunk_does_not(on_pictures: Configure) -> None:
     config = on_pictures(Path("x"))
+    titles = TrunkConfig(weight=1.0, titles_weight=1.0)
     with pytest.raises(ValueError, match="needs drawn scenes"):
-        check_losses(replace(config, method=PretrainConfig(trunk_weight=1.0)), CAPTIONED)
+        check_losses(replace(config, method=PretrainConfig(trunk=titles)), CAPTIONED)
+    trunk = replace(titles, titles_weight=0.0)
+    check_losses(replace(config, method=PretrainConfig(trunk=trunk)), CAPTIONED)

@@ -1,5 +1,6 @@
 """The bundled student's recipe goes on from the first student's."""
 
+from training.config import DataConfig
 from training.methods.distill import DistillConfig
 from training.recipes import bundled, first_light
 
@@ -16,6 +17,7 @@ def test_the_student_learns_from_the_first_one() -> None:
 
 def test_the_trunk_looks_at_scenes_while_they_are_close_ups() -> None:
     student = bundled.student()
+    assert isinstance(student.data, DataConfig)
     close_ups, *later = student.data.stages
     assert student.method.trunk.scenes_until == close_ups.until
     assert close_ups.scenes.count_weights == (1.0,)

@@ -12,11 +12,21 @@ HELP = "Measure the paper's effects in miniature, over several seeds; goes on af
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--runs", type=Path, help="default: runs/reproduce, runs/smoke for a smoke")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--output", type=Path, help="default: training/RESULTS.md; of a smoke, in its runs folder"
+        "--data", type=Path, default=Path("data"), help="filled by the data job (default data)"
+    )
+    parser.add_argument("--runs", type=Path, help="default runs/reproduce; of a smoke, runs/smoke")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="which repetitions (default 0 1 2), whole ones first",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the page (default training/RESULTS.md; of a smoke, in its runs folder)",
     )
     parser.add_argument(
         "--smoke", action="store_true", help="every variant at toy size, in seconds"

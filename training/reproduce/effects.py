@@ -5,7 +5,7 @@ Source: TIPSv2, arXiv:2604.12012; the tables of its ablations.
 
 from dataclasses import dataclass
 
-from training.reproduce.plan import AVERAGED, RECIPE, STUDENT
+from training.reproduce.plan import AVERAGED, LONG_STUDENT, RECIPE, STUDENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +92,11 @@ EFFECTS = (
         claim="TIPS: the ViT-g teacher has 2.6 on ADE150 and its ViT-L student 20.8.",
         comparisons=(
             Comparison(better=STUDENT, worse=RECIPE, question="student over its teacher"),
+            Comparison(
+                better=LONG_STUDENT,
+                worse=RECIPE,
+                question="a student that saw as many scenes as its teacher over it",
+            ),
             Comparison(
                 better=STUDENT,
                 worse="student-alone",

@@ -25,9 +25,11 @@ ONE_CAPTION_START = "one-caption-start"
 RECIPE = "ibot++"
 # Distillation as the paper has it.
 STUDENT = "student"
+# The same with as many scenes as its teacher saw.
+LONG_STUDENT = "student-long"
 # The encoder that taught under full averaging, which might be what one would keep.
 AVERAGED = "full-ema, the average"
-LAST = ("no-ema", "student-of-ibot")
+LAST = ("no-ema", "student-of-ibot", LONG_STUDENT)
 # Words are learnt before any picture is seen, once: seeds share tokenizer and warmed-up tower.
 _TEXT_SEED = 0
 
@@ -110,6 +112,7 @@ class Plan:
             "student-masked-only": (replace(masked, supervised="masked"), RECIPE),
             "student-alone": (replace(recipe, patch_weight=0.0), RECIPE),
             "student-of-ibot": (recipe, "ibot"),
+            LONG_STUDENT: (recipe, RECIPE),
         }
 
     def _pretrain(self) -> PretrainConfig:
@@ -153,11 +156,12 @@ class Plan:
         return PlannedRun(variant=name, seed=seed, config=config)
 
     def _student(self, seed: int, name: str, method: DistillConfig, teacher: str) -> PlannedRun:
+        is_long = name == LONG_STUDENT
         config = self._config(
             seed,
             name,
             method,
-            num_steps=self.scale.distill_steps,
+            num_steps=self.scale.teacher_steps if is_long else self.scale.distill_steps,
             data=self._data(seed, 2, (self.scale.scenes,), SCENE_CAPTIONS),
             teacher=teacher,
         )

@@ -50,6 +50,11 @@ class Scale:
     timing_steps: int = 40
 
     @property
+    def teacher_steps(self) -> int:
+        """All steps that a teacher is made of, its start's counted."""
+        return self.start_steps + self.pretrain_steps
+
+    @property
     def scenes(self) -> Stage:
         """Scenes of one to three everyday things."""
         return Stage(scenes=SceneConfig(size=self.size, common_share=1.0))

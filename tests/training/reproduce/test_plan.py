@@ -8,7 +8,16 @@ import pytest
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.reproduce.effects import EFFECTS
-from training.reproduce.plan import AVERAGED, LAST, ONE_CAPTION, RECIPE, STUDENT, Plan, PlannedRun
+from training.reproduce.plan import (
+    AVERAGED,
+    LAST,
+    LONG_STUDENT,
+    ONE_CAPTION,
+    RECIPE,
+    STUDENT,
+    Plan,
+    PlannedRun,
+)
 from training.reproduce.scale import smoke
 
 
@@ -90,6 +99,9 @@ def test_students_differ_in_masking_supervision_and_teacher(plan: Plan) -> None:
         assert runs[name].config == replace(student, name=name, method=method)
     of_ibot = runs["student-of-ibot"].config
     assert of_ibot == replace(student, name="student-of-ibot", teacher=runs["ibot"].config.folder)
+    teacher_steps = runs["start"].config.num_steps + runs[RECIPE].config.num_steps
+    long = runs[LONG_STUDENT].config
+    assert long == replace(student, name=LONG_STUDENT, num_steps=teacher_steps)
 
 
 def test_parts_and_seeds_share_neither_scenes_nor_weights(plan: Plan) -> None:

@@ -69,16 +69,15 @@ def make_runs(
     """
     memory = BatchMemory()
     for run in runs:
-        record = read_record(run.config.folder)
+        record, folder = read_record(run.config.folder), run.config.folder
+        if record is not None and record.config != repr(run.config):
+            raise ValueError(f"{folder} was made with other settings; choose another --runs folder")
+        lacks_average = run.has_average and not (folder / AVERAGE_MEASURES).exists()
         if record is None:
             _make_run(run, benchmarks, memory)
-            after_each()
-        elif record.config != repr(run.config):
-            raise ValueError(
-                f"{run.config.folder} was made with other settings; choose another --runs folder"
-            )
-        if run.has_average and not (run.config.folder / AVERAGE_MEASURES).exists():
-            _measure_average(run.config.folder, benchmarks)
+        if lacks_average:
+            _measure_average(folder, benchmarks)
+        if record is None or lacks_average:
             after_each()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from training.config import TrainingConfig
@@ -11,7 +12,7 @@ from training.data.folder import DataFolder
 from training.reproduce import runner as runner_module
 from training.reproduce.measure import Benchmarks, load_measures, make_benchmarks
 from training.reproduce.plan import RECIPE, Plan, PlannedRun
-from training.reproduce.runner import MEASURES, make_runs, read_record
+from training.reproduce.runner import AVERAGE_MEASURES, MEASURES, make_runs, read_record
 from training.run import run as real_train
 from training.trainer import BatchSource
 
@@ -42,6 +43,22 @@ def test_a_run_leaves_its_measures_and_a_record(toy_plan: Plan, benchmarks: Benc
     assert record.is_whole
     assert record.num_images == 8
     assert record.cpu_s > 0
+
+
+def test_the_averaged_encoder_is_measured_beside_the_trained_one(
+    toy_plan: Plan, benchmarks: Benchmarks
+) -> None:
+    runs = [run for run in toy_plan.all_runs([0]) if run.variant in ("start", "full-ema")]
+    make_runs(runs, benchmarks, after_each=lambda: None)
+    folder = runs[1].config.folder
+    trained, averaged = (load_measures(folder / name) for name in (MEASURES, AVERAGE_MEASURES))
+    assert set(trained) == set(averaged)
+    (folder / AVERAGE_MEASURES).unlink()  # of a run by an earlier version
+    written = list[int]()
+    make_runs(runs, benchmarks, after_each=lambda: written.append(1))
+    assert len(written) == 1
+    again = load_measures(folder / AVERAGE_MEASURES)
+    assert all(np.array_equal(again[key], averaged[key]) for key in averaged)
 
 
 def test_a_finished_run_is_not_made_again(

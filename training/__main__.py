@@ -6,7 +6,19 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from training.commands import caption, data, evaluate, export, reproduce, shards, train
+from transformers.utils.logging import disable_progress_bar
+
+from training.commands import (
+    caption,
+    data,
+    distill,
+    evaluate,
+    export,
+    pretrain,
+    reproduce,
+    shards,
+    train,
+)
 from training.commands.train import RECIPES
 from training.preemption import Stopped
 
@@ -26,8 +38,10 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "caption": caption,
     "data": data,
+    "distill": distill,
     "evaluate": evaluate,
     "export": export,
+    "pretrain": pretrain,
     "reproduce": reproduce,
     "shards": shards,
 }
@@ -55,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message explains.
     """
     options = _parser().parse_args(arguments)
+    disable_progress_bar()  # of reading and writing weights, which small models do in no time
     try:
         options.do(options)
     except Stopped as stopped:

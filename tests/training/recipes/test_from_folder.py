@@ -1,0 +1,129 @@
+"""What is looked up for a run on a folder of pictures, and what is chosen by it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Tipsv2Config, Tipsv2Tokenizer
+
+from training.config import ModelConfig
+from training.data.crops import TIPSV2_CROPS
+from training.data.shards.batches import ShardsConfig
+from training.heads import SMALL_HEAD
+from training.methods.distill import DistillConfig
+from training.methods.pretrain import PretrainConfig
+from training.recipes.from_folder import (
+    SMALL_CROPS,
+    FolderRun,
+    distill_folder,
+    pretrain_folder,
+)
+from training.recipes.teacher_facts import TeacherFacts, describe_pair, look_at_teacher
+from training.variants import variant
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> FolderRun:
+    """Three pictures, one with a caption."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        Image.new("RGB", (30, 30)).save(images / f"{number}.png")
+    (images / "0.txt").write_text("nothing to be seen", encoding="utf-8")
+    return FolderRun(name="mine", images=images, num_steps=50)
+
+
+@pytest.fixture
+def bare(options: FolderRun) -> FolderRun:
+    """The same without its caption."""
+    (options.images / "0.txt").unlink()
+    return options
+
+
+def facts(
+    config: Tipsv2Config, *, prototypes: int | None = 7, vocab: int | None = 300
+) -> TeacherFacts:
+    return TeacherFacts(config=config, num_prototypes=prototypes, vocab_size=vocab)
+
+
+SAME, OTHER = ModelConfig().build(300), variant("b14").build()
+
+
+def method_of(options: FolderRun, teacher: TeacherFacts) -> DistillConfig:
+    method = distill_folder(options, Path("giant"), teacher).method
+    assert isinstance(method, DistillConfig)
+    return method
+
+
+def test_prototypes_are_the_teachers_where_it_has_some(options: FolderRun) -> None:
+    method = method_of(options, facts(OTHER))
+    assert (method.patch_loss, method.text_start) == ("prototypes", "fresh")
+    assert method.head == replace(SMALL_HEAD, num_prototypes=7)
+    released = method_of(options, facts(OTHER, prototypes=None))
+    assert released.patch_loss == "features"
+
+
+def test_a_text_tower_that_fits_is_taken_over(options: FolderRun) -> None:
+    assert method_of(options, facts(SAME)).text_start == "teacher"
+    assert method_of(options, facts(SAME)).patch_loss == "prototypes"
+    assert method_of(options, facts(SAME, vocab=301)).text_start == "fresh"
+    assert method_of(options, facts(SAME, vocab=None)).text_start == "fresh"
+
+
+def test_without_captions_features_keep_the_words_that_fit_them(bare: FolderRun) -> None:
+    assert method_of(bare, facts(SAME)).patch_loss == "features"
+    assert method_of(bare, facts(OTHER)).patch_loss == "prototypes"
+
+
+def test_a_batch_holds_no_more_than_there_is(options: FolderRun) -> None:
+    config = pretrain_folder(options)
+    assert (config.batch_size, config.num_steps, config.optim.warmup_steps) == (3, 50, 5)
+    assert isinstance(config.method, PretrainConfig)
+    assert isinstance(config.data, ShardsConfig)
+    assert config.data.crops == SMALL_CROPS
+
+
+def test_the_familys_sizes_are_trained_as_the_paper_does(options: FolderRun) -> None:
+    config = pretrain_folder(replace(options, size="s14"))
+    assert isinstance(config.data, ShardsConfig)
+    assert config.data.crops == TIPSV2_CROPS
+    assert (config.model.variant, config.optim.optimizer) == ("s14", "adafactor")
+    assert config.method.head.num_prototypes == 32_768
+
+
+def test_sizes_have_names(options: FolderRun) -> None:
+    with pytest.raises(ValueError, match="no size 'h14': choose one of small, s14, b14"):
+        replace(options, size="h14")
+
+
+def test_a_folder_tells_what_its_teacher_is(tmp_path: Path, tokenizer: Tipsv2Tokenizer) -> None:
+    with pytest.raises(FileNotFoundError, match="no teacher in"):
+        look_at_teacher(tmp_path)
+    SAME.save_pretrained(tmp_path / "model")
+    bare = look_at_teacher(tmp_path)
+    assert (bare.num_prototypes, bare.vocab_size) == (None, None)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    torch.save({"teacher_head.prototypes": torch.zeros(5, 3)}, tmp_path / "heads.pt")
+    found = look_at_teacher(tmp_path)
+    assert (found.num_prototypes, found.vocab_size) == (5, len(tokenizer))
+    torch.save({"projector.weight": torch.zeros(5, 3)}, tmp_path / "heads.pt")
+    assert look_at_teacher(tmp_path).num_prototypes is None
+
+
+def test_the_pair_is_put_in_words(options: FolderRun) -> None:
+    teacher = facts(OTHER, prototypes=None, vocab=None)
+    lines = describe_pair(distill_folder(options, Path("giant"), teacher), teacher)
+    assert lines[0].startswith("teacher: giant, width 768, 12 vision blocks, frozen, in ")
+    assert lines[1].endswith("its text tower is random")
+    assert "through a linear projector from 192 to 768" in lines[2]
+    assert lines[3] == "tokenizer: trained on the captions"
+    twin = facts(SAME)
+    config = distill_folder(options, Path("giant"), twin)
+    assert describe_pair(config, twin)[2] == (
+        "bridge: the teacher's 7 prototypes, with a new head for the student"
+    )
+    assert isinstance(config.method, DistillConfig)
+    asked = replace(config, method=replace(config.method, patch_loss="features"))
+    assert "which its text tower's words fit), directly" in describe_pair(asked, twin)[2]

@@ -1,0 +1,148 @@
+"""Recipes for anybody's pictures: distil a teacher on a folder of them, or pretrain on it.
+
+What can be known is looked up and not asked for: whether the teacher has prototypes, whether its
+text tower fits the student, how many pictures there are and whether they have captions.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from training.config import ModelConfig, TrainingConfig
+from training.data.crops import TIPSV2_CROPS, CropConfig
+from training.data.shards.batches import ShardsConfig
+from training.data.shards.opening import open_store
+from training.data.shards.summary import DataSummary
+from training.heads import SMALL_HEAD, HeadConfig
+from training.methods.distill import DistillConfig, PatchLoss, TextStart
+from training.methods.pretrain import PretrainConfig
+from training.optim import OptimConfig
+from training.recipes.scale import HEAD, WARMUP_SHARE
+from training.recipes.teacher_facts import TeacherFacts, text_of
+from training.variants import VARIANTS
+
+SMALL = "small"
+SIZES = (SMALL, *VARIANTS)
+
+SMALL_CROPS = CropConfig(global_size=112, num_local=4, local_size=56, flips="all")
+"""Half the paper's sides and two local crops fewer: what a processor trains on in minutes."""
+
+_TEXT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderRun:
+    """What a user says of a run on pictures.
+
+    Attributes:
+        name: Of the run's folder.
+        images: A folder of pictures or of shards.
+        size: Of the model in training: "small" is for a processor, the others are the family's.
+        num_steps: Optimizer steps.
+        batch_size: Pictures of a step on one rank; fewer where the folder has fewer.
+    """
+
+    name: str
+    images: Path
+    size: str = SMALL
+    num_steps: int = 1000
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the size's name."""
+        if self.size not in SIZES:
+            raise ValueError(f"no size {self.size!r}: choose one of {', '.join(SIZES)}")
+
+
+def distill_folder(options: FolderRun, teacher: Path, facts: TeacherFacts) -> TrainingConfig:
+    """Distil a teacher, of which these facts are known, into a student on a folder of pictures."""
+    counts = open_store(options.images).summary()
+    model, head = _model(options.size), _head(options.size)
+    text_start = _text_start(model, facts)
+    patch_loss = _patch_loss(facts, counts, text_start)
+    if patch_loss == "prototypes" and facts.num_prototypes is not None:
+        head = replace(head, num_prototypes=facts.num_prototypes)
+    method = DistillConfig(
+        patch_loss=patch_loss,
+        text_start=text_start,
+        teacher_dtype="bfloat16" if torch.cuda.is_available() else "float32",
+        head=head,
+    )
+    return _run(options, method, model, counts, teacher=teacher)
+
+
+def pretrain_folder(options: FolderRun) -> TrainingConfig:
+    """Pretrain a model on a folder of pictures with captions."""
+    counts = open_store(options.images).summary()
+    method = PretrainConfig(head=_head(options.size))
+    return _run(options, method, _model(options.size), counts)
+
+
+def _model(size: str) -> ModelConfig:
+    return ModelConfig() if size == SMALL else ModelConfig(variant=size, vocab_size=32_000)
+
+
+def _head(size: str) -> HeadConfig:
+    return SMALL_HEAD if size == SMALL else HEAD
+
+
+def _text_start(model: ModelConfig, facts: TeacherFacts) -> TextStart:
+    """The teacher's text tower wherever it fits: the paper found that little depends on it."""
+    if facts.vocab_size is None:
+        return "fresh"
+    own, theirs = text_of(model.build(facts.vocab_size)), text_of(facts.config)
+    fits = all(getattr(own, name) == getattr(theirs, name) for name in _TEXT_SIZES)
+    return "teacher" if fits else "fresh"
+
+
+def _patch_loss(facts: TeacherFacts, counts: DataSummary, text_start: TextStart) -> PatchLoss:
+    """Prototypes where the teacher has them, as the paper is read.
+
+    Without captions a student that has the teacher's text tower learns its features instead: they
+    are what that tower's words are compared with.
+    """
+    if facts.num_prototypes is None:
+        return "features"
+    return "features" if not counts.num_captioned and text_start == "teacher" else "prototypes"
+
+
+def _run(
+    options: FolderRun,
+    method: DistillConfig | PretrainConfig,
+    model: ModelConfig,
+    counts: DataSummary,
+    *,
+    teacher: Path | None = None,
+) -> TrainingConfig:
+    is_small = options.size == SMALL
+    warmup_steps = round(options.num_steps * WARMUP_SHARE)
+    optim = (
+        OptimConfig(muon_lr=6e-3, adamw_lr=2e-3, warmup_steps=warmup_steps)
+        if is_small
+        else OptimConfig(optimizer="adafactor", warmup_steps=warmup_steps)
+    )
+    return TrainingConfig(
+        name=options.name,
+        method=method,
+        model=model,
+        data=ShardsConfig(
+            folder=options.images,
+            crops=SMALL_CROPS if is_small else TIPSV2_CROPS,
+            num_workers=1 if is_small else 8,
+        ),
+        optim=optim,
+        num_steps=options.num_steps,
+        batch_size=min(options.batch_size, counts.num_pictures),
+        checkpoint_activations=not is_small,
+        teacher=teacher,
+        # A student's random weights are not those that a teacher of its size has started from.
+        seed=0 if teacher is None else 1,
+        validate_every=0,
+    )

@@ -42,7 +42,7 @@ def describe_losses(
         f"contrast with names: {_name_words(config, counts)}",
         f"local crops (DINO): {_crop_words(method.dino_weight, data.crops)}",
         f"patches: {_patch_words(method)}",
-        f"frozen image trunk: {_trunk_words(method.trunk)}",
+        *_trunk_lines(method.trunk),
     )
 
 
@@ -110,7 +110,8 @@ def _patch_words(method: PretrainConfig | DistillConfig) -> str:
     return f"on, weight {method.patch_weight:g}, {which} from {target}{mask}"
 
 
-def _trunk_words(trunk: TrunkConfig) -> str:
+def _trunk_lines(trunk: TrunkConfig) -> Sequence[str]:
+    """A line where the trunk is on; TIPSv2 has none, so nobody misses it."""
     if trunk.weight == 0:
-        return "off, for method.trunk.weight is 0"
-    return f"on, for every patch until {trunk.scenes_until:.0%} of the steps are done"
+        return ()
+    return (f"frozen image trunk: on, every patch until {trunk.scenes_until:.0%} of the steps",)

@@ -109,4 +109,8 @@ def test_titles_need_drawn_scenes_and_the_trunk_does_not(on_pictures: Configure)
     with pytest.raises(ValueError, match="needs drawn scenes"):
         check_losses(replace(config, method=PretrainConfig(trunk=titles)), CAPTIONED)
     trunk = replace(titles, titles_weight=0.0)
-    check_losses(replace(config, method=PretrainConfig(trunk=trunk)), CAPTIONED)
+    with_trunk = replace(config, method=PretrainConfig(trunk=trunk))
+    check_losses(with_trunk, CAPTIONED)
+    assert said(with_trunk, CAPTIONED)[-1] == (
+        "frozen image trunk: on, every patch until 30% of the steps"
+    )

@@ -1,0 +1,167 @@
+"""Pictures a second that a worker's core makes, against what a training step takes.
+
+Claim: training never waits for data. A worker makes pictures several times as fast as a step of the
+small student takes them on a core of the same kind, and a GPU that trains B/14 is fed by fewer
+cores than a machine has for each of its GPUs.
+Run: python -m benchmarks.data_loading [--data data] [--device h100] [--mfu 0.4]
+
+Loaders and steps are measured in CPU time, each on one core. How fast a GPU takes pictures is not
+measured but counted: its peak, at an assumed utilisation, over a picture's operations.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from transformers import Tipsv2Tokenizer
+
+from benchmarks.photo_shards import HEIGHT, QUALITY, WIDTH, build_photo_shards
+from benchmarks.student_step import build_update, step_cpu_s
+from model.package import BUNDLED_FOLDER
+from training.commands.train import RECIPES
+from training.config import DataConfig
+from training.cost.devices import device
+from training.cost.estimate import Cluster, estimate
+from training.cost.plan import plan_of
+from training.data.batch import Batch
+from training.data.crops import CropConfig
+from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
+from training.data.loader import BatchPlan, SceneBatches, Stage
+from training.data.scenes import SceneSource
+from training.data.shards.batches import PictureBatches, RunShare, ShardsConfig
+from training.data.shards.manifest import ShardStore
+from training.data.shards.scene_source import SceneItems
+from training.data.shards.writing import ShardPlan, build_shards
+from training.methods.terms import TRUNK_WIDTH
+from training.recipes import scale
+
+_GPU_BATCH = 64
+
+
+class Batches(Protocol):
+    """Batches by number."""
+
+    def loader(self, first_step: int, *, num_workers: int) -> Iterable[Batch]:
+        """Iterate from a batch on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadingTime:
+    """CPU seconds for each picture: in the worker, and in the process that takes its batches."""
+
+    worker_s: float
+    taker_s: float
+
+
+def measure_loading(batches: Batches) -> LoadingTime:
+    """Take all batches from one worker process."""
+    own_s, child_s, pictures = time.process_time(), _children_cpu_s(), 0
+    for batch in batches.loader(0, num_workers=1):
+        pictures += len(batch.pixels_B3HW)
+    # The worker's time counts once it has ended, which it has when its batches have.
+    own_s, child_s = time.process_time() - own_s, _children_cpu_s() - child_s
+    return LoadingTime(worker_s=child_s / pictures, taker_s=own_s / pictures)
+
+
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def student_rows(source: SceneSource, tokenizer: Tipsv2Tokenizer, num_batches: int) -> None:
+    """Print a line for each stage of the small student's recipe, and one for shards of its last."""
+    config = RECIPES["student"]()
+    assert isinstance(config.data, DataConfig)
+    update = build_update(config, tokenizer)
+    share = RunShare(batch_size=config.batch_size, num_steps=num_batches)
+    targets_MK = np.zeros((len(source.bank.rgba_MSS4), TRUNK_WIDTH), np.float32)
+    begin = 0.0
+    for stage in config.data.stages:
+        plan = BatchPlan(
+            stages=(Stage(scenes=stage.scenes),),
+            batch_size=share.batch_size,
+            num_steps=num_batches,
+            captions=config.data.captions,
+            crops=config.data.crops,
+        )
+        scenes = SceneBatches(source, tokenizer, plan, targets_MK=targets_MK)
+        step = round((begin + stage.until) / 2 * config.num_steps)
+        step_s = step_cpu_s(update, [scenes[number] for number in range(num_batches)], step=step)
+        print_student(f"scenes of {stage.scenes.size} pixels", measure_loading(scenes), step_s)
+        begin = stage.until
+    with tempfile.TemporaryDirectory() as folder:
+        items = SceneItems(source=source, config=stage.scenes, count=num_batches * share.batch_size)
+        build_shards(items, Path(folder), ShardPlan(kind="scenes"), is_shown=False)
+        data = ShardsConfig(folder=Path(folder), captions=config.data.captions, crops=CropConfig())
+        shards = PictureBatches(ShardStore(Path(folder)), tokenizer, data, share)
+        print_student(f"shards of {stage.scenes.size} pixels", measure_loading(shards), step_s)
+
+
+def print_student(what: str, loading: LoadingTime, step_s: float) -> None:
+    """One line: both rates, and how many times as fast the loader is."""
+    print(
+        f"{what:>24} {1 / loading.worker_s:14.0f} {1 / step_s:12.0f} "
+        f"{step_s / loading.worker_s:8.1f} {loading.taker_s / step_s:8.1%}"
+    )
+
+
+def gpu_rows(folder: DataFolder, tokenizer: Tipsv2Tokenizer, options: argparse.Namespace) -> None:
+    """Print a line for each stage of the B/14 recipe: what a GPU takes, and the workers for it."""
+    files = sorted(folder.photos.glob("*.jpg"))
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        count = _GPU_BATCH * options.batches
+        kilobytes = build_photo_shards(files, path, count=count)
+        print(f"\nJPEGs of {WIDTH} x {HEIGHT}, quality {QUALITY}, {kilobytes:.0f} kB each:")
+        print(f"{'':>24} {'a worker makes':>14} {'a GPU takes':>12} {'workers':>8} {'taker':>8}")
+        for recipe in (scale.student_b14(), scale.student_b14_high_res()):
+            assert isinstance(recipe.data, ShardsConfig)
+            data = replace(recipe.data, folder=path)
+            share = RunShare(batch_size=_GPU_BATCH, num_steps=options.batches)
+            shards = PictureBatches(ShardStore(path), tokenizer, data, share)
+            loading = measure_loading(shards)
+            cluster = Cluster(device=device(options.device), num_devices=1, mfu=options.mfu)
+            cost = estimate(plan_of(recipe, num_ranks=scale.NUM_RANKS), cluster)
+            rate = cluster.device.peak_flops * cluster.mfu / cost.flops_per_picture
+            print(
+                f"{recipe.name:>24} {1 / loading.worker_s:14.0f} {rate:12.0f} "
+                f"{rate * loading.worker_s:8.1f} {rate * loading.taker_s:8.0%}   "
+                f"{cost.flops_per_picture / 1e12:.2f} TFLOP a picture"
+            )
+
+
+def main() -> None:
+    """Measure the loaders beside what they feed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="filled by training data")
+    parser.add_argument("--batches", type=int, default=8, help="taken of each loader")
+    parser.add_argument("--device", default="h100", help="whose peak the arithmetic takes")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of it that is assumed")
+    options = parser.parse_args()
+    folder = DataFolder(path=options.data)
+    source = folder.source("train", styles=TRAIN_STYLES, names=seen_names())
+    tokenizer = Tipsv2Tokenizer.from_pretrained(BUNDLED_FOLDER)
+    print(f"pictures a second of CPU time on one core of {_processor()}, one thread")
+    print(f"{'':>24} {'a worker makes':>14} {'a step takes':>12} {'ratio':>8} {'taker':>8}")
+    student_rows(source, tokenizer, options.batches)
+    gpu_rows(folder, tokenizer, options)
+    print(
+        f"\na GPU takes: counted operations on an {device(options.device).title} at an assumed "
+        f"{options.mfu:.0%} of its peak\n"
+        "taker: the share of a core that receiving batches takes in the training process"
+    )
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+
+
+if __name__ == "__main__":
+    main()

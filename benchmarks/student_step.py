@@ -1,0 +1,69 @@
+"""A training step of a small recipe, as it takes them, on batches that are there already."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from transformers import Tipsv2Tokenizer
+
+from training.config import TrainingConfig
+from training.data.batch import Batch
+from training.methods.base import Method, model_width
+from training.methods.distill import Distill, DistillConfig
+from training.methods.pretrain import Pretrain
+from training.methods.teacher import FrozenTeacher
+from training.optim import build_optimizers
+from training.parallel import ParallelMethod
+from training.run import new_model
+from training.targets import Softmax
+from training.update import Update, UpdateConfig
+
+
+def build_update(config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Update:
+    """Build what takes a recipe's steps, from random weights; a teacher is as large as the student.
+
+    What is in the weights changes nothing about what a step costs.
+    """
+    method = _build_method(config, len(tokenizer))
+    method.train()
+    parallel = ParallelMethod(
+        method, kind="ddp", compile_blocks=config.compile, checkpoint_activations=False
+    )
+    settings = UpdateConfig(
+        optim=config.optim,
+        num_steps=config.num_steps,
+        precision=config.precision,
+        seed=config.seed,
+    )
+    return Update(settings, parallel, build_optimizers([method], config.optim))
+
+
+def _build_method(config: TrainingConfig, vocab_size: int) -> Method:
+    model = new_model(config, vocab_size)
+    if not isinstance(config.method, DistillConfig):
+        return Pretrain(model, config.method)
+    teacher = new_model(config, vocab_size)
+    head = config.method.head
+    frozen = FrozenTeacher(
+        model=teacher,
+        head=head.build(model_width(teacher)),
+        centering=Softmax(temperature=head.teacher_temperature),
+    )
+    return Distill(model, config.method, frozen)
+
+
+def step_cpu_s(update: Update, batches: Sequence[Batch], *, step: int) -> float:
+    """CPU seconds of a step for each picture: the median over batches, after the first.
+
+    Args:
+        update: Takes the steps.
+        batches: At least two, of equal size.
+        step: Where in the training they are taken, which decides which losses take part.
+    """
+    torch.set_num_threads(1)
+    times_s = []
+    for batch in batches:
+        start_s = time.process_time()
+        update([batch], step)
+        times_s.append((time.process_time() - start_s) / len(batch.pixels_B3HW))
+    return sorted(times_s[1:])[len(times_s[1:]) // 2]

@@ -101,7 +101,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seed the CPU's random numbers, which the transforms draw from, and put their state back.
 
     `torch.manual_seed` would seed every kind of accelerator too, and for each that is not in use
-    write down the call stack: a fifth of a loader's time.
+    write down the call stack: 0.16 ms a picture, where a small one is made in 2.
     """
     state = torch.default_generator.get_state()
     try:

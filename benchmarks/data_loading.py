@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from transformers import Tipsv2Tokenizer
 
 from benchmarks.photo_shards import HEIGHT, QUALITY, WIDTH, build_photo_shards
-from benchmarks.student_step import build_update, step_cpu_s
+from benchmarks.student_step import build_update, num_pictures, step_cpu_s
 from model.package import BUNDLED_FOLDER
 from training.commands.train import RECIPES
 from training.config import DataConfig
@@ -32,13 +31,11 @@ from training.cost.plan import plan_of
 from training.data.batch import Batch
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
-from training.data.loader import BatchPlan, SceneBatches, Stage
-from training.data.scenes import SceneSource
 from training.data.shards.batches import PictureBatches, RunShare, ShardsConfig
 from training.data.shards.manifest import ShardStore
 from training.data.shards.scene_source import SceneItems
 from training.data.shards.writing import ShardPlan, build_shards
-from training.methods.terms import TRUNK_WIDTH
+from training.inputs.scenes import SceneInputs
 from training.recipes import scale
 
 _GPU_BATCH = 64
@@ -63,7 +60,7 @@ def measure_loading(batches: Batches) -> LoadingTime:
     """Take all batches from one worker process."""
     own_s, child_s, pictures = time.process_time(), _children_cpu_s(), 0
     for batch in batches.loader(0, num_workers=1):
-        pictures += len(batch.pixels_B3HW)
+        pictures += num_pictures(batch)
     # The worker's time counts once it has ended, which it has when its batches have.
     own_s, child_s = time.process_time() - own_s, _children_cpu_s() - child_s
     return LoadingTime(worker_s=child_s / pictures, taker_s=own_s / pictures)
@@ -74,32 +71,28 @@ def _children_cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def student_rows(source: SceneSource, tokenizer: Tipsv2Tokenizer, num_batches: int) -> None:
+def student_rows(data: Path, tokenizer: Tipsv2Tokenizer, num_batches: int) -> None:
     """Print a line for each stage of the small student's recipe, and one for shards of its last."""
     config = RECIPES["student"]()
     assert isinstance(config.data, DataConfig)
-    update = build_update(config, tokenizer)
     share = RunShare(batch_size=config.batch_size, num_steps=num_batches)
-    targets_MK = np.zeros((len(source.bank.rgba_MSS4), TRUNK_WIDTH), np.float32)
-    begin = 0.0
+    begin, update = 0.0, None
     for stage in config.data.stages:
-        plan = BatchPlan(
-            stages=(Stage(scenes=stage.scenes),),
-            batch_size=share.batch_size,
-            num_steps=num_batches,
-            captions=config.data.captions,
-            crops=config.data.crops,
-        )
-        scenes = SceneBatches(source, tokenizer, plan, targets_MK=targets_MK)
+        scenes = replace(config.data, folder=data, stages=(replace(stage, until=1.0),))
+        batches = SceneInputs(config, scenes).batches(tokenizer, share)
+        made = [batches[number] for number in range(num_batches)]
+        update = update or build_update(config, tokenizer, made)
         step = round((begin + stage.until) / 2 * config.num_steps)
-        step_s = step_cpu_s(update, [scenes[number] for number in range(num_batches)], step=step)
-        print_student(f"scenes of {stage.scenes.size} pixels", measure_loading(scenes), step_s)
+        step_s = step_cpu_s(update, made, step=step)
+        print_student(f"scenes of {stage.scenes.size} pixels", measure_loading(batches), step_s)
         begin = stage.until
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = DataFolder(path=data).source("train", styles=TRAIN_STYLES, names=seen_names())
         items = SceneItems(source=source, config=stage.scenes, count=num_batches * share.batch_size)
-        build_shards(items, Path(folder), ShardPlan(kind="scenes"), is_shown=False)
-        data = ShardsConfig(folder=Path(folder), captions=config.data.captions, crops=CropConfig())
-        shards = PictureBatches(ShardStore(Path(folder)), tokenizer, data, share)
+        build_shards(items, folder, ShardPlan(kind="scenes"), is_shown=False)
+        pictures = ShardsConfig(folder=folder, captions=config.data.captions, crops=CropConfig())
+        shards = PictureBatches(ShardStore(folder), tokenizer, pictures, share)
         print_student(f"shards of {stage.scenes.size} pixels", measure_loading(shards), step_s)
 
 
@@ -111,9 +104,9 @@ def print_student(what: str, loading: LoadingTime, step_s: float) -> None:
     )
 
 
-def gpu_rows(folder: DataFolder, tokenizer: Tipsv2Tokenizer, options: argparse.Namespace) -> None:
+def gpu_rows(tokenizer: Tipsv2Tokenizer, options: argparse.Namespace) -> None:
     """Print a line for each stage of the B/14 recipe: what a GPU takes, and the workers for it."""
-    files = sorted(folder.photos.glob("*.jpg"))
+    files = sorted(DataFolder(path=options.data).photos.glob("*.jpg"))
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         count = _GPU_BATCH * options.batches
@@ -144,13 +137,11 @@ def main() -> None:
     parser.add_argument("--device", default="h100", help="whose peak the arithmetic takes")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of it that is assumed")
     options = parser.parse_args()
-    folder = DataFolder(path=options.data)
-    source = folder.source("train", styles=TRAIN_STYLES, names=seen_names())
     tokenizer = Tipsv2Tokenizer.from_pretrained(BUNDLED_FOLDER)
     print(f"pictures a second of CPU time on one core of {_processor()}, one thread")
     print(f"{'':>24} {'a worker makes':>14} {'a step takes':>12} {'ratio':>8} {'taker':>8}")
-    student_rows(source, tokenizer, options.batches)
-    gpu_rows(folder, tokenizer, options)
+    student_rows(options.data, tokenizer, options.batches)
+    gpu_rows(tokenizer, options)
     print(
         f"\na GPU takes: counted operations on an {device(options.device).title} at an assumed "
         f"{options.mfu:.0%} of its peak\n"

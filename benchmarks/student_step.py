@@ -1,9 +1,12 @@
 """A training step of a small recipe, as it takes them, on batches that are there already."""
 
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
@@ -12,19 +15,33 @@ from training.methods.base import Method, model_width
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import FrozenTeacher
+from training.methods.trunk import TRUNK_WIDTH
 from training.optim import build_optimizers
 from training.parallel import ParallelMethod
+from training.pretrained.trunk import load_trunk
 from training.run import new_model
 from training.targets import Softmax
 from training.update import Update, UpdateConfig
 
 
-def build_update(config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Update:
+def build_update(
+    config: TrainingConfig, tokenizer: Tipsv2Tokenizer, batches: Sequence[Batch]
+) -> Update:
     """Build what takes a recipe's steps, from random weights; a teacher is as large as the student.
 
     What is in the weights changes nothing about what a step costs.
+
+    Args:
+        config: The run.
+        tokenizer: Whose vocabulary the model has.
+        batches: Some of the run's first, to which a frozen trunk's axes are fitted.
     """
+    torch.set_num_threads(1)
     method = _build_method(config, len(tokenizer))
+    if config.method.trunk.weight > 0:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "basis.pt"
+            method.trunk = load_trunk(path, _pictures(batches), TRUNK_WIDTH)
     method.train()
     parallel = ParallelMethod(
         method, kind="ddp", compile_blocks=config.compile, checkpoint_activations=False
@@ -52,6 +69,18 @@ def _build_method(config: TrainingConfig, vocab_size: int) -> Method:
     return Distill(model, config.method, frozen)
 
 
+def _pictures(batches: Iterable[Batch]) -> Iterator[Tensor]:
+    for batch in batches:
+        yield batch.pixels_B3HW
+        if batch.unnamed is not None:
+            yield batch.unnamed.pixels_E3hw
+
+
+def num_pictures(batch: Batch) -> int:
+    """Pictures of a batch, drawings beside its scenes included."""
+    return sum(map(len, _pictures([batch])))
+
+
 def step_cpu_s(update: Update, batches: Sequence[Batch], *, step: int) -> float:
     """CPU seconds of a step for each picture: the median over batches, after the first.
 
@@ -60,10 +89,9 @@ def step_cpu_s(update: Update, batches: Sequence[Batch], *, step: int) -> float:
         batches: At least two, of equal size.
         step: Where in the training they are taken, which decides which losses take part.
     """
-    torch.set_num_threads(1)
     times_s = []
     for batch in batches:
         start_s = time.process_time()
         update([batch], step)
-        times_s.append((time.process_time() - start_s) / len(batch.pixels_B3HW))
+        times_s.append((time.process_time() - start_s) / num_pictures(batch))
     return sorted(times_s[1:])[len(times_s[1:]) // 2]

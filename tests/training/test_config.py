@@ -26,6 +26,8 @@ def test_ibot_needs_masks() -> None:
 
 def test_names_are_contrasted_on_a_feature_that_exists() -> None:
     assert NameContrastConfig(features="values").features == "values"
+    with pytest.raises(ValueError, match="features must be one of"):
+        NameContrastConfig(features="colours")  # type: ignore[arg-type]
 
 
 def test_the_models_size_is_the_configs(tiny_config: TrainingConfig) -> None:
@@ -37,9 +39,10 @@ def test_the_models_size_is_the_configs(tiny_config: TrainingConfig) -> None:
 
 
 def test_a_variant_gives_the_familys_sizes() -> None:
-    config = ModelConfig(variant="so400m14").build(vocab_size=500)
-    assert (config.vision_config.hidden_size, config.text_config.num_hidden_layers) == (1152, 27)
-    assert config.text_config.vocab_size == 500
+    built = ModelConfig(variant="so400m14").build(vocab_size=500).to_dict()
+    text, vision = built["text_config"], built["vision_config"]
+    assert (vision["hidden_size"], text["num_hidden_layers"]) == (1152, 27)
+    assert text["vocab_size"] == 500
 
 
 def test_a_variant_lets_nothing_be_set_that_it_fixes() -> None:

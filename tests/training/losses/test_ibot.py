@@ -102,7 +102,7 @@ def test_sizes_must_fit() -> None:
 
 def test_the_logged_parts_are_the_losses_of_either_kind_of_patch() -> None:
     logits_BNK, teacher_BNK = random_pair()
-    logits_BNK.requires_grad_(requires_grad=True)
+    logits_BNK.requires_grad_(True)
     parts = loss_by_visibility(logits_BNK, teacher_BNK, MASKED_BN)
     masked = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, "masked")
     visible = ibot_loss(logits_BNK, teacher_BNK, ~MASKED_BN, "masked")

@@ -2,26 +2,34 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import Tipsv2Model, Tipsv2Tokenizer
+from torch import Tensor, nn
+from transformers import Tipsv2Config, Tipsv2Model, Tipsv2Tokenizer
+from transformers.models.tipsv2.modeling_tipsv2 import Tipsv2VisionEmbeddings
 
-from model.features import vision_features
+from model.features import vision_tokens
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.heads import HeadConfig
-from training.losses.distillation import distillation_loss
+from training.losses.dino import dino_loss
+from training.losses.distillation import distillation_loss, feature_loss
 from training.methods.base import Step, StepResult
-from training.methods.distill import Distill, DistillConfig
-from training.methods.teacher import FrozenTeacher
-from training.run import new_model
+from training.methods.distill import Distill, DistillConfig, TextStart
+from training.methods.pretrain import Pretrain, PretrainConfig
+from training.methods.teacher import FrozenTeacher, load_teacher
+from training.run import build_method, new_model
 from training.targets import Centering
+from training.variants import variant
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
-CONFIG = DistillConfig(head=HEAD, patch_from=0.25, patch_until=0.75, text_locked_until=0.0)
+PAPER = DistillConfig(head=HEAD)
+CONFIG = replace(PAPER, patch_from=0.25, patch_until=0.75)
 
 MakeTeacher = Callable[..., FrozenTeacher]
+Look = tuple[Tipsv2VisionEmbeddings, Tensor, Tensor | None]
 
 
 @pytest.fixture
@@ -40,9 +48,159 @@ def make_teacher(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Mak
 def step(method: Distill, batch: Batch, progress: float) -> StepResult:
     rows = len(batch.pixels_B3HW)
     generator = torch.Generator().manual_seed(0)
-    return method(
-        batch, Step(progress=progress, generator=generator, first_row=0, global_rows=rows)
+    where = Step(progress=progress, generator=generator, first_row=0, global_rows=rows)
+    result: StepResult = method(batch, where)
+    return result
+
+
+def test_student_and_teacher_see_the_whole_once_and_nothing_is_masked(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, looks: list[Look]
+) -> None:
+    teacher = make_teacher()
+    step(Distill(student_model, PAPER, teacher), cropped, 0.0)
+    own, theirs = (m.vision_model.embeddings for m in (student_model, teacher.model))
+    assert all(mask is None for _, _, mask in looks)
+    shown = [(embeddings is theirs, tuple(pixels.shape)) for embeddings, pixels, _ in looks]
+    assert shown == [(False, (4, 3, 28, 28)), (True, (4, 3, 28, 28)), (False, (12, 3, 14, 14))]
+    assert all(embeddings in (own, theirs) for embeddings, _, _ in looks)
+    for (_, pixels, _), expected in zip(
+        looks,
+        (cropped.pixels_B3HW, cropped.pixels_B3HW, cropped.locals_CB3hw.flatten(0, 1)),
+        strict=True,
+    ):
+        assert torch.equal(pixels, expected)
+
+
+def test_local_crops_predict_what_the_teacher_says_of_the_whole(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch
+) -> None:
+    teacher = make_teacher(dim=64)
+    method = Distill(student_model, PAPER, teacher)
+    assert method.head is not None
+    with torch.no_grad():
+        whole = teacher.look(cropped.pixels_B3HW)
+        crops = vision_tokens(student_model, cropped.locals_CB3hw.flatten(0, 1))
+        logits_CBK = method.head(crops.cls1_BD).view(3, 4, 24) / HEAD.student_temperature
+        expected = dino_loss(logits_CBK, teacher.assign_global(whole.cls1_BD))
+    result = step(method, cropped, 0.0)
+    terms = result.metrics
+    torch.testing.assert_close(terms["dino"], expected)
+    clip = (terms["cls1"] + terms["cls2"]) / 2
+    torch.testing.assert_close(result.loss.detach(), clip + terms["dino"] + 2.0 * terms["patch"])
+
+
+@pytest.mark.parametrize("dim", [48, 64])
+def test_features_of_another_width_are_met_through_a_projector(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, dim: int
+) -> None:
+    teacher = make_teacher(dim=dim)
+    teacher = FrozenTeacher(model=teacher.model, head=None, centering=None)  # as it is released
+    method = Distill(student_model, replace(PAPER, patch_loss="features"), teacher)
+    assert method.projector is not None
+    assert isinstance(method.projector, nn.Identity if dim == 48 else nn.Linear)
+    result = step(method, cropped, 0.0)
+    with torch.no_grad():
+        own = vision_tokens(student_model, cropped.pixels_B3HW)
+        theirs = teacher.look(cropped.pixels_B3HW)
+        expected = feature_loss(method.projector(own.patches_BND), theirs.patches_BND)
+    torch.testing.assert_close(result.metrics["patch"], expected)
+    result.loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in method.projector.parameters())
+
+
+def test_prototypes_that_do_not_meet_are_refused(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher
+) -> None:
+    teacher = make_teacher()
+    more = replace(PAPER, head=replace(HEAD, num_prototypes=25))
+    with pytest.raises(ValueError, match="the teacher has 24 prototypes"):
+        Distill(student_model, more, teacher)
+    released = FrozenTeacher(model=teacher.model, head=None, centering=None)
+    with pytest.raises(ValueError, match='patch_loss="features"'):
+        Distill(student_model, PAPER, released)
+
+
+@pytest.fixture
+def teacher_folder(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer, tmp_path: Path) -> Path:
+    """What a pretraining run of the student's size leaves behind."""
+    folder = tmp_path / "teacher"
+    model = new_model(replace(tiny_config, seed=5), len(tokenizer))
+    model.save_pretrained(folder / "model")
+    state = Pretrain(model, PretrainConfig(head=HEAD)).state_dict()
+    heads = {name: value for name, value in state.items() if not name.startswith("model.")}
+    torch.save(heads, folder / "heads.pt")
+    return folder
+
+
+def test_a_teacher_may_be_frozen_in_bfloat16(
+    student_model: Tipsv2Model, teacher_folder: Path, cropped: Batch
+) -> None:
+    exact, half = (
+        load_teacher(teacher_folder, HEAD, dtype=dtype) for dtype in ("float32", "bfloat16")
     )
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in half.model.parameters())
+    assert half.head is not None
+    assert {p.dtype for p in half.head.parameters()} == {torch.float32}
+    tokens = half.look(cropped.pixels_B3HW)
+    assert tokens.patches_BND.dtype == torch.float32
+    results = []
+    for teacher in (exact, half):
+        torch.manual_seed(0)  # one head for both
+        results.append(step(Distill(student_model, PAPER, teacher), cropped, 0.0))
+    for name in ("patch", "dino"):
+        seen, expected = results[1].metrics[name], results[0].metrics[name]
+        torch.testing.assert_close(seen, expected, rtol=0.02, atol=0.0)
+    results[1].loss.backward()
+
+
+@pytest.mark.parametrize("text_start", ["fresh", "teacher"])
+def test_the_students_vision_tower_starts_at_random(
+    tiny_config: TrainingConfig,
+    tokenizer: Tipsv2Tokenizer,
+    teacher_folder: Path,
+    text_start: TextStart,
+) -> None:
+    method = replace(PAPER, text_start=text_start)
+    config = replace(tiny_config, method=method, teacher=teacher_folder, seed=1)
+    student = build_method(config, len(tokenizer)).model
+    random = new_model(config, len(tokenizer))
+    teacher = Tipsv2Model.from_pretrained(teacher_folder / "model")
+
+    def same(tower: str, other: Tipsv2Model) -> bool:
+        own, theirs = (getattr(model, tower).state_dict() for model in (student, other))
+        return all(torch.equal(own[name], theirs[name]) for name in own)
+
+    assert same("vision_model", random)
+    assert not same("vision_model", teacher)
+    assert same("text_model", teacher) is (text_start == "teacher")
+    assert same("text_model", random) is (text_start == "fresh")
+
+
+def test_a_frozen_text_tower_stays_as_it_is(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch
+) -> None:
+    method = Distill(student_model, replace(PAPER, text_frozen=True), make_teacher())
+    step(method, cropped, 0.0).loss.backward()
+    assert all(p.grad is None for p in student_model.text_model.parameters())
+    assert student_model.temperature.grad is not None
+
+
+def test_a_teacher_may_be_of_the_largest_sizes_kind(
+    student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, cropped: Batch
+) -> None:
+    # g/14 has gated feed-forward layers, which its students have not.
+    config = variant("g14").build(vocab_size=len(tokenizer)).to_dict()
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size = Tipsv2Config(
+        vision_config=config["vision_config"] | small | {"out_features": None, "out_indices": None},
+        text_config=config["text_config"] | small | {"intermediate_size": 256},
+    )
+    teacher = FrozenTeacher(
+        model=Tipsv2Model(size), head=HEAD.build(64), centering=Centering(24, temperature=0.06)
+    )
+    assert any("SwiGLU" in type(module).__name__ for module in teacher.model.modules())
+    assert step(Distill(student_model, PAPER, teacher), cropped, 0.0).loss.isfinite()
 
 
 def test_the_teacher_is_frozen_and_no_part_of_the_student(
@@ -54,6 +212,7 @@ def test_the_teacher_is_frozen_and_no_part_of_the_student(
     assert parts == {"model", "head", "contrast", "projection"}
     ours = {id(parameter) for parameter in method.parameters()}
     for module in (teacher.model, teacher.head, teacher.centering):
+        assert module is not None
         assert not module.training
         assert not any(p.requires_grad or id(p) in ours for p in module.parameters())
     method.train()
@@ -66,6 +225,8 @@ def test_the_teacher_learns_and_moves_nothing(
     teacher = make_teacher()
     before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
     step(Distill(student_model, CONFIG, teacher), batch, 0.5).loss.backward()
+    assert teacher.head is not None
+    assert isinstance(teacher.centering, Centering)
     assert all(p.grad is None for p in (*teacher.model.parameters(), *teacher.head.parameters()))
     assert not teacher.centering.centre_K.any()
     for name, value in teacher.model.state_dict().items():
@@ -96,9 +257,11 @@ def test_every_patch_of_the_whole_picture_is_distilled(
     # Widths may differ: student and teacher meet in the space of prototypes.
     teacher = make_teacher(dim=dim)
     method = Distill(student_model, CONFIG, teacher)
+    assert method.head is not None
+    assert teacher.head is not None
     with torch.no_grad():
-        own = vision_features(student_model, batch.pixels_B3HW)
-        theirs = vision_features(teacher.model, batch.pixels_B3HW)
+        own = vision_tokens(student_model, batch.pixels_B3HW)
+        theirs = vision_tokens(teacher.model, batch.pixels_B3HW)
         logits_BNK = method.head(own.patches_BND) / HEAD.student_temperature
         targets_BNK = (teacher.head(theirs.patches_BND) / HEAD.teacher_temperature).softmax(-1)
     torch.testing.assert_close(teacher.assign_patches(theirs.patches_BND), targets_BNK)
@@ -111,6 +274,7 @@ def test_the_student_learns_from_it(
 ) -> None:
     method = Distill(student_model, CONFIG, make_teacher())
     step(method, batch, 0.5).loss.backward()
+    assert method.head is not None
     assert method.head.prototypes.grad is not None
     assert method.head.prototypes.grad.any()
 

@@ -7,28 +7,33 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from transformers import Tipsv2Model
+from transformers.models.tipsv2.modeling_tipsv2 import Tipsv2VisionEmbeddings
 
-from model.features import vision_features
+from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
 from training.heads import HeadConfig
+from training.losses.dino import dino_loss
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
-from training.methods.base import Step, StepResult, model_width
+from training.methods.base import GlobalToken, Step, StepResult, model_width
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.methods.terms import NameContrastConfig
+from training.methods.terms import NameContrastConfig, caption_terms
 from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 from training.targets import Centering
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24, ema_momentum=0.9)
-CONFIG = PretrainConfig(head=HEAD, ibot_start=0.5)
+PAPER = PretrainConfig(head=HEAD)
+CONFIG = replace(PAPER, ibot_start=0.5)
+
+Look = tuple[Tipsv2VisionEmbeddings, Tensor, Tensor | None]
 
 
 def step(method: Pretrain, batch: Batch, progress: float, *, seed: int = 0) -> StepResult:
     generator = torch.Generator().manual_seed(seed)
     rows = len(batch.pixels_B3HW)
-    return method(
-        batch, Step(progress=progress, generator=generator, first_row=0, global_rows=rows)
-    )
+    where = Step(progress=progress, generator=generator, first_row=0, global_rows=rows)
+    result: StepResult = method(batch, where)
+    return result
 
 
 class MeanColours:
@@ -42,6 +47,105 @@ class MeanColours:
 
 def copied(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_each_view_goes_where_the_paper_draws_it(
+    student_model: Tipsv2Model, cropped: Batch, looks: list[Look]
+) -> None:
+    # One pass over the whole serves captions and teacher; masked picture and crops are the
+    # student's alone.
+    step(Pretrain(student_model, PAPER), cropped, 0.0)
+    own = student_model.vision_model.embeddings
+    assert [embeddings is own for embeddings, _, _ in looks] == [True, True, True]
+    (_, whole, no_mask), (_, masked, mask_BN), (_, crops, no_mask_either) = looks
+    assert torch.equal(whole, cropped.pixels_B3HW)
+    assert torch.equal(masked, cropped.pixels_B3HW)
+    assert torch.equal(crops, cropped.locals_CB3hw.flatten(0, 1))
+    assert no_mask is None
+    assert no_mask_either is None
+    assert mask_BN is not None
+    assert mask_BN.sum(1).tolist() == [3, 3, 3, 3]  # 75 % of four patches
+
+
+def test_full_ema_costs_one_more_look_at_the_whole(
+    student_model: Tipsv2Model, cropped: Batch, looks: list[Look]
+) -> None:
+    method = Pretrain(student_model, replace(PAPER, ema="full"))
+    assert method.teacher_tower is not None
+    step(method, cropped, 0.0)
+    theirs = [look for look in looks if look[0] is method.teacher_tower.embeddings]
+    assert len(looks) == 4
+    assert [(torch.equal(pixels, cropped.pixels_B3HW), mask) for _, pixels, mask in theirs] == [
+        (True, None)
+    ]
+
+
+def test_the_objective_is_the_papers(student_model: Tipsv2Model, cropped: Batch) -> None:
+    terms = step(method := Pretrain(student_model, PAPER), cropped, 0.0)
+    whole = vision_tokens(student_model, cropped.pixels_B3HW)
+    for name, value in caption_terms(student_model, whole, cropped).items():
+        torch.testing.assert_close(terms.metrics[name], value.detach())
+    assert method.config.supervised == "all"
+    clip = (terms.metrics["cls1"] + terms.metrics["cls2"]) / 2
+    expected = clip + 1.0 * terms.metrics["dino"] + 2.0 * terms.metrics["ibot"]
+    torch.testing.assert_close(terms.loss.detach(), expected)
+
+
+@pytest.mark.parametrize("token", ["cls1", "cls2"])
+@pytest.mark.parametrize("separate_heads", [False, True])
+def test_local_crops_predict_what_the_teacher_says_of_the_whole(
+    student_model: Tipsv2Model, cropped: Batch, token: GlobalToken, separate_heads: bool
+) -> None:
+    config = replace(PAPER, dino_token=token, separate_heads=separate_heads)
+    method = Pretrain(student_model, config)
+    head = method.global_head if separate_heads else method.head
+    teacher = method.teacher_global_head if separate_heads else method.teacher_head
+    assert head is not None
+    assert teacher is not None
+    with torch.no_grad():
+        teacher.prototypes.add_(0.05)
+        whole = vision_tokens(student_model, cropped.pixels_B3HW)
+        crops = vision_tokens(student_model, cropped.locals_CB3hw.flatten(0, 1))
+        whole_BD, crops_ND = (
+            tokens.cls1_BD if token == "cls1" else tokens.cls2_BD for tokens in (whole, crops)
+        )
+        centering = Centering(24, temperature=HEAD.teacher_temperature)
+        logits_CBK = head(crops_ND).view(3, 4, 24) / HEAD.student_temperature
+        expected = dino_loss(logits_CBK, centering(teacher(whole_BD)))
+    torch.testing.assert_close(step(method, cropped, 0.0).metrics["dino"], expected)
+
+
+@pytest.mark.parametrize("term", ["dino", "ibot"])
+def test_no_gradient_flows_back_from_the_teachers_view(
+    student_model: Tipsv2Model, cropped: Batch, term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"dino": 0.0, "ibot": 0.0} | {term: 1.0}
+    method = Pretrain(
+        student_model,
+        replace(
+            PAPER,
+            contrast_weight=0.0,
+            dino_weight=weights["dino"],
+            ibot_weight=weights["ibot"],
+        ),
+    )
+    seen: list[VisionTokens] = []
+
+    def encode(pixels_B3HW: Tensor) -> VisionTokens:
+        tokens = vision_tokens(student_model, pixels_B3HW)
+        tokens.patches_BND.retain_grad()
+        tokens.cls1_BD.retain_grad()
+        seen.append(tokens)
+        return tokens
+
+    monkeypatch.setattr(method, "encode", encode)
+    step(method, cropped, 0.0).loss.backward()
+    assert len(seen) == 1
+    assert seen[0].patches_BND.grad is None
+    assert seen[0].cls1_BD.grad is None
+    patch_weight = student_model.vision_model.embeddings.patch_embeddings.projection.weight
+    assert patch_weight.grad is not None
+    assert patch_weight.grad.any()
 
 
 def test_there_is_one_encoder_and_two_heads(student_model: Tipsv2Model) -> None:
@@ -95,10 +199,10 @@ def test_the_teacher_sees_the_whole_and_the_student_the_masked_picture(
     with torch.no_grad():
         method.teacher_head.prototypes.add_(0.05)
         centering = Centering(24, temperature=HEAD.teacher_temperature)
-        whole = vision_features(student_model, batch.pixels_B3HW)
+        whole = vision_tokens(student_model, batch.pixels_B3HW)
         targets_BNK = centering(method.teacher_head(whole.patches_BND))
         masked_BN = random_masks(4, 4, 0.75, torch.Generator().manual_seed(7))
-        student = vision_features(student_model, batch.pixels_B3HW, masked_BN)
+        student = vision_tokens(student_model, batch.pixels_B3HW, masked_BN)
         logits_BNK = method.head(student.patches_BND) / HEAD.student_temperature
         expected = ibot_loss(logits_BNK, targets_BNK, masked_BN, supervised)
     result = step(method, batch, 0.9, seed=7)

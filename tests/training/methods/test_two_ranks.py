@@ -60,9 +60,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> tuple[
     return alone, first, second
 
 
-def assert_close(actual: Tensor, expected: Tensor, name: str) -> None:
-    """Equal up to 1e-5 of the largest value."""
-    scale = max(float(expected.abs().max()), 1e-3)
+def assert_close(actual: Tensor, expected: Tensor, name: str, *, floor: float = 1e-3) -> None:
+    """Equal up to 1e-5 of the largest value, or of a floor where all are smaller."""
+    scale = max(float(expected.abs().max()), floor)
     error = float((actual - expected).abs().max()) / scale
     assert error < RELATIVE, (name, error)
 
@@ -87,8 +87,11 @@ def test_gradients_are_those_of_the_global_batch(runs: tuple[Seen, Seen, Seen], 
     assert trains_text is not case.startswith("locked")
     for rank in both:
         assert rank.keys() == alone.keys()
+        # Some gradients are zero but for rounding, such as those of the keys' biases, and how much
+        # rounding leaves grows with the others.
+        largest = max(float(gradient.abs().max()) for gradient in alone.values())
         for name, gradient in alone.items():
-            assert_close(rank[name], gradient, name)
+            assert_close(rank[name], gradient, name, floor=max(1e-3, 1e-2 * largest))
 
 
 @pytest.mark.parametrize("case", ["centering uneven", "full uneven"])
@@ -102,6 +105,10 @@ def test_centres_are_those_of_the_global_batch(runs: tuple[Seen, Seen, Seen], ca
 
 
 def test_every_term_of_the_recipe_was_compared(runs: tuple[Seen, Seen, Seen]) -> None:
-    metrics = runs[0]["centering uneven"]["metrics"]
-    assert set(metrics) == {"cls1", "cls2", "names", "trunk", "titles", "ibot", "dino"}
-    assert set(runs[0]["distill uneven"]["metrics"]) == {"cls1", "cls2", "names", "patch", "dino"}
+    shared = {"cls1", "cls2", "names", "trunk", "titles", "dino"}
+    by_visibility = {"patch_visible", "patch_masked"}
+    seen = {
+        case.split()[0]: set(run["metrics"]) for case, run in runs[0].items() if "uneven" in case
+    }
+    assert seen["centering"] == shared | by_visibility | {"ibot"}
+    assert seen["distill"] == {"cls1", "cls2", "names", "patch", "dino"}

@@ -55,7 +55,8 @@ def new_model(*, dim: int = 24, seed: int = 0) -> Tipsv2Model:
     """A tiny model, the same on every rank."""
     torch.manual_seed(seed)
     size = ModelConfig(dim=dim, vision_layers=2, text_layers=1, heads=2, native_size=56)
-    return Tipsv2Model(size.build(50)).eval()
+    model: Tipsv2Model = Tipsv2Model(size.build(50)).eval()
+    return model
 
 
 class FakeTrunk:

@@ -5,7 +5,7 @@ Works on ordinary tensors and on those that FSDP2 cuts over the ranks.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -33,6 +33,13 @@ class OptimConfig:
         weight_decay: Decoupled, on matrices.
         warmup_steps: Linear.
         clip_norm: Largest norm of the whole gradient.
+        final_lr_share: Share of the peak rate at which the cosine ends. Not published.
+        adafactor_momentum: Of the clipped updates. Not published, as the next two; these are those
+            of Scaling Vision Transformers.
+        adafactor_max_decay: Cap on the decay of Adafactor's second moments.
+        adafactor_max_rms: Root mean square above which Adafactor scales an update down to it.
+
+    What `repr` leaves out came later: `reproduce` knows its finished runs by that text.
     """
 
     optimizer: OptimizerName = "muon"
@@ -42,6 +49,10 @@ class OptimConfig:
     weight_decay: float = 0.02
     warmup_steps: int = 100
     clip_norm: float = 1.0
+    final_lr_share: float = field(default=0.01, repr=False)
+    adafactor_momentum: float = field(default=0.9, repr=False)
+    adafactor_max_decay: float = field(default=0.999, repr=False)
+    adafactor_max_rms: float = field(default=1.0, repr=False)
 
     def __post_init__(self) -> None:
         """Check what no type checks at run time."""
@@ -49,6 +60,8 @@ class OptimConfig:
             raise ValueError(f"optim.optimizer must be one of {get_args(OptimizerName)}")
         if self.clip_norm <= 0:
             raise ValueError("optim.clip_norm must be above 0; 1e9 never clips")
+        if not 0 <= self.final_lr_share <= 1:
+            raise ValueError("optim.final_lr_share is a share of the peak rate, 0 to 1")
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -83,7 +96,15 @@ def build_optimizers(
         return (_adamw(everything, config),)
     if config.optimizer == "adafactor":
         groups = _groups(everything, config.weight_decay)
-        return (Adafactor(groups, lr=config.adafactor_lr),)
+        return (
+            Adafactor(
+                groups,
+                lr=config.adafactor_lr,
+                momentum=config.adafactor_momentum,
+                max_decay=config.adafactor_max_decay,
+                max_rms=config.adafactor_max_rms,
+            ),
+        )
     matrices = [p for name, p in trainable if _is_matrix(name, p)]
     rest = [p for name, p in trainable if not _is_matrix(name, p)]
     muon = torch.optim.Muon(
@@ -96,12 +117,15 @@ def build_optimizers(
     return muon, _adamw(rest, config)
 
 
-def learning_rate_factor(step: int, *, num_steps: int, warmup_steps: int) -> float:
-    """Share of the peak rate at a step: linear warm-up, then a cosine to 1 % at the last step."""
+def learning_rate_factor(
+    step: int, *, num_steps: int, warmup_steps: int, final_share: float = 0.01
+) -> float:
+    """Share of the peak rate at a step: linear warm-up, then a cosine to the final share."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return final_share + (1 - final_share) * cosine
 
 
 def _norms(gradients: Sequence[Tensor]) -> Iterator[Tensor]:

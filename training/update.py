@@ -115,6 +115,7 @@ class Update:
             step,
             num_steps=self._config.num_steps,
             warmup_steps=self._config.optim.warmup_steps,
+            final_share=self._config.optim.final_lr_share,
         )
         for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):

@@ -64,6 +64,10 @@ class SharedSettings(Protocol):
         """The frozen image trunk's terms."""
 
     @property
+    def min_temperature(self) -> float:
+        """What the learnt temperature of the captions' contrast is not let below."""
+
+    @property
     def text_locked_until(self) -> float:
         """Share of the training in which the text tower is left as it was warmed up."""
 
@@ -125,7 +129,13 @@ class Method(nn.Module, ABC):
         terms: dict[str, Tensor] = {}
         loss = features.patches_BND.new_zeros((), dtype=torch.float32)
         if settings.contrast_weight > 0:
-            terms = caption_terms(self.model, features, batch, locked=locked)
+            terms = caption_terms(
+                self.model,
+                features,
+                batch,
+                locked=locked,
+                min_temperature=settings.min_temperature,
+            )
             if terms:
                 loss = settings.contrast_weight * (terms["cls1"] + terms["cls2"]) / 2
         if settings.names.weight > 0:

@@ -32,7 +32,7 @@ from training.methods.base import (
     model_width,
 )
 from training.methods.teacher import FrozenTeacher, TeacherDtype
-from training.methods.terms import NameContrastConfig
+from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
 from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 
 PatchLoss = Literal["prototypes", "features"]
@@ -69,6 +69,8 @@ class DistillConfig:
         names: The fine-grained term.
         trunk: The frozen image trunk's terms, which are ours and not TIPSv2's.
         text_locked_until: Share of the training in which the text tower stays as warmed up.
+        min_temperature: Floor of the captions' learnt temperature; the default is CLIP's. Not
+            published; the released B/14 has learnt 0.00507.
     """
 
     contrast_weight: float = 1.0
@@ -89,6 +91,7 @@ class DistillConfig:
     names: NameContrastConfig = field(default_factory=NameContrastConfig)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     text_locked_until: float = 0.0
+    min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
     def __post_init__(self) -> None:
         """Check what no type checks at run time, and what the ablations cannot do without."""
@@ -103,6 +106,8 @@ class DistillConfig:
         )
         if not 0 <= self.mask_ratio <= 1:
             raise ValueError(f"mask_ratio must lie in 0..1, not {self.mask_ratio}")
+        if self.min_temperature <= 0:
+            raise ValueError("min_temperature must be above 0")
         if self.supervised == "masked" and self.mask_ratio == 0:
             raise ValueError('supervised="masked" needs a mask_ratio above 0')
 

@@ -23,6 +23,7 @@ from training.losses.fine_grained import patch_name_parts
 PatchFeatures = Literal["patches", "values"]
 
 MIN_TEMPERATURE = 0.01
+"""CLIP's floor (arXiv:2103.00020), where a method's configuration gives no other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,12 @@ def embed_texts(model: Tipsv2Model, texts: TextBatch, *, locked: bool = False) -
 
 
 def caption_terms(
-    model: Tipsv2Model, features: VisionTokens, batch: Batch, *, locked: bool = False
+    model: Tipsv2Model,
+    features: VisionTokens,
+    batch: Batch,
+    *,
+    locked: bool = False,
+    min_temperature: float = MIN_TEMPERATURE,
 ) -> dict[str, Tensor]:
     """InfoNCE of CLS1 with the short and of CLS2 with the long captions, over the global batch.
 
@@ -81,7 +87,7 @@ def caption_terms(
     )
     (rows_GF, ids1_G, ids2_G), own = gather_rows(rows_TF, batch.cls1_ids_T, batch.cls2_ids_T)
     images1_GD, texts1_GD, images2_GD, texts2_GD = rows_GF.split(dim, dim=1)
-    temperature = model.temperature.clamp(min=MIN_TEMPERATURE)
+    temperature = model.temperature.clamp(min=min_temperature)
     rows = None if num_ranks() == 1 else own
     cls1 = contrastive_loss(images1_GD, texts1_GD, temperature, ids1_G, rows=rows)
     cls2 = contrastive_loss(images2_GD, texts2_GD, temperature, ids2_G, rows=rows)

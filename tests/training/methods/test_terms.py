@@ -50,11 +50,13 @@ def test_the_temperature_has_a_floor(
     student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
 ) -> None:
     with torch.no_grad():
-        student_model.temperature.fill_(1e-6)
+        student_model.temperature.fill_(0.005)
         low = caption_terms(student_model, features, batch)["cls1"]
+        lower = caption_terms(student_model, features, batch, min_temperature=0.001)["cls1"]
         student_model.temperature.fill_(0.01)
         floor = caption_terms(student_model, features, batch)["cls1"]
     assert low == floor
+    assert low != lower
 
 
 def test_a_locked_text_tower_does_not_learn(

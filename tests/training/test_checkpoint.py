@@ -22,7 +22,7 @@ from training.optim import OptimConfig, OptimizerName, build_optimizers
 
 State = tuple[nn.Module, tuple[torch.optim.Optimizer, ...]]
 PROGRAM = Path(__file__).with_name("save_forever.py")
-TIMEOUT_S = 100
+TIMEOUT_S = 240
 
 
 class Parts(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from training import distributed
 
 PROGRAM = Path(__file__).with_name("two_ranks.py")
-TIMEOUT_S = 100
+TIMEOUT_S = 240
 
 
 @pytest.fixture(scope="module")

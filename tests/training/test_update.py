@@ -1,0 +1,182 @@
+"""One optimizer step by numbers: accumulation, clipping, the finite check, precision, the rates."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Tipsv2Model
+
+from training import update as update_module
+from training.data.batch import Batch
+from training.heads import HeadConfig
+from training.methods.base import Method, SharedSettings, Step, StepResult
+from training.methods.pretrain import Pretrain, PretrainConfig
+from training.optim import OptimConfig, build_optimizers
+from training.parallel import ParallelMethod
+from training.update import Precision, Update, UpdateConfig
+
+OPTIM = OptimConfig(warmup_steps=0, clip_norm=1e9)
+HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
+NEVER = 1e9
+
+
+class Slope(Method):
+    """The loss is the sum of two weights times the pictures' mean: the gradient is that mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_2 = nn.Parameter(torch.tensor([1.0, 2.0]))
+        self.steps: list[Step] = []
+        self.dtypes: list[torch.dtype] = []
+
+    @property
+    def shared_settings(self) -> SharedSettings:
+        """It has none."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, step: Step) -> StepResult:
+        """Bright pictures have a term of their own."""
+        self.steps.append(step)
+        self.dtypes.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        mean = batch.pixels_B3HW.mean()
+        metrics = {"mean": mean} | ({"bright": mean} if mean > 0.5 else {})
+        return StepResult(loss=self.weight_2.sum() * mean, metrics=metrics)
+
+
+def plain(batch: Batch, value: float) -> Batch:
+    """Four pictures of one colour."""
+    return replace(batch, pixels_B3HW=torch.full_like(batch.pixels_B3HW, value))
+
+
+def build(
+    method: Method, optim: OptimConfig = OPTIM, *, accumulate: int = 1, precision: Precision
+) -> tuple[Update, torch.optim.SGD]:
+    """An update by plain gradient descent with a rate of 1 and a momentum."""
+    parallel = ParallelMethod(method)
+    sgd = torch.optim.SGD(method.parameters(), lr=1.0, momentum=0.5)
+    config = UpdateConfig(optim=optim, num_steps=10, accumulate=accumulate, precision=precision)
+    return Update(config, parallel, [sgd]), sgd
+
+
+@pytest.mark.parametrize("values", [(0.4,), (0.2, 0.6), (0.1, 0.3, 0.8)])
+def test_the_gradient_is_the_mean_over_the_micro_batches(
+    values: Sequence[float], batch: Batch
+) -> None:
+    method = Slope()
+    update, _ = build(method, accumulate=len(values), precision="float32")
+    row = update([plain(batch, value) for value in values], 0)
+    assert method.weight_2.tolist() == pytest.approx([0.6, 1.6])
+    assert float(row["loss"]) == pytest.approx(3 * 0.4)
+    assert float(row["mean"]) == pytest.approx(0.4)
+    assert float(row["grad_norm"]) == pytest.approx(0.4 * 2**0.5)
+
+
+def test_a_term_counts_where_a_micro_batch_has_it(batch: Batch) -> None:
+    update, _ = build(Slope(), accumulate=3, precision="float32")
+    row = update([plain(batch, value) for value in (0.2, 0.6, 1.0)], 0)
+    assert float(row["bright"]) == pytest.approx(0.8)
+    assert "bright" not in update([plain(batch, 0.1)] * 3, 1)
+
+
+def test_a_gradient_of_the_last_step_is_gone(batch: Batch) -> None:
+    update, _ = build(Slope(), precision="float32")
+    norms = [float(update([plain(batch, 0.4)], step)["grad_norm"]) for step in range(3)]
+    assert norms == pytest.approx([0.4 * 2**0.5] * 3)
+
+
+def test_the_sum_of_micro_batches_is_clipped_as_one(batch: Batch) -> None:
+    method = Slope()
+    optim = replace(OPTIM, clip_norm=0.1)
+    update, _ = build(method, optim, accumulate=2, precision="float32")
+    row = update([plain(batch, 0.2), plain(batch, 0.6)], 0)
+    moved = torch.tensor([1.0, 2.0]) - method.weight_2.detach()
+    assert float(moved.norm()) == pytest.approx(0.1, rel=1e-5)
+    assert float(row["grad_norm"]) == pytest.approx(0.4 * 2**0.5)  # as it was before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_not_finite_changes_nothing(bad: float, place: int, batch: Batch) -> None:
+    method = Slope()
+    update, sgd = build(method, accumulate=2, precision="float32")
+    update([plain(batch, 0.5)] * 2, 0)
+    weight_2, moment_2 = method.weight_2.detach().clone(), sgd.state[method.weight_2]
+    before_2 = moment_2["momentum_buffer"].clone()
+    values = [0.5, 0.5]
+    values[place] = bad
+    with pytest.raises(FloatingPointError, match=r"step 1: the gradient is not finite; lower"):
+        update([plain(batch, value) for value in values], 1)
+    assert torch.equal(method.weight_2, weight_2)
+    assert torch.equal(moment_2["momentum_buffer"], before_2)
+
+
+def test_another_ranks_trouble_stops_this_one(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = Slope()
+    update, _ = build(method, precision="float32")
+    monkeypatch.setattr(update_module, "sum_over_ranks", lambda counts, _device: [counts[0] + 1])
+    with pytest.raises(FloatingPointError, match="step 0"):
+        update([plain(batch, 0.5)], 0)
+    assert method.weight_2.tolist() == [1.0, 2.0]
+
+
+def test_rates_follow_the_schedule_from_their_peak(batch: Batch) -> None:
+    update, sgd = build(Slope(), replace(OPTIM, warmup_steps=4), precision="float32")
+    rates = []
+    for step in (0, 1, 3, 4, 7, 10):
+        update([plain(batch, 0.5)], step)
+        rates += [group["lr"] for group in sgd.param_groups]
+    assert rates == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.505, 0.01])
+
+
+def test_every_micro_batch_has_its_own_choices_and_every_rank_the_same(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(update_module, "num_ranks", lambda: 2)
+    seen = []
+    for rank in range(2):
+        method = Slope()
+        config = UpdateConfig(optim=OPTIM, num_steps=10, accumulate=2, precision="float32")
+        optimizer = torch.optim.SGD(method.parameters(), lr=0.0)
+        update = Update(config, ParallelMethod(method), [optimizer], rank=rank)
+        for step in range(2):
+            update([plain(batch, 0.5)] * 2, step)
+        seen.append([step.generator.initial_seed() for step in method.steps])
+        assert [step.progress for step in method.steps] == [0.0, 0.0, 0.1, 0.1]
+        assert {(step.first_row, step.global_rows) for step in method.steps} == {(4 * rank, 8)}
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 4
+
+
+def test_bfloat16_is_for_the_forward_pass_alone(batch: Batch) -> None:
+    method = Slope()
+    for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        update, sgd = build(method, precision="bfloat16" if dtype.itemsize == 2 else "float32")
+        row = update([plain(batch, 0.5)], 0)
+        assert method.dtypes[-1] == dtype, precision
+        assert not torch.is_autocast_enabled("cpu")
+        kept: list[Tensor] = [method.weight_2, sgd.state[method.weight_2]["momentum_buffer"]]
+        assert {value.dtype for value in (*kept, *row.values())} == {torch.float32}
+
+
+def test_both_precisions_take_nearly_the_same_step(
+    student_model: Tipsv2Model, make_batches: Callable[..., Sequence[Batch]]
+) -> None:
+    state = {name: value.clone() for name, value in student_model.state_dict().items()}
+    rows = []
+    for half in (True, False):
+        student_model.load_state_dict(state)
+        torch.manual_seed(0)
+        method = Pretrain(student_model, PretrainConfig(head=HEAD))
+        config = UpdateConfig(
+            optim=OptimConfig(), num_steps=9, precision="bfloat16" if half else "float32"
+        )
+        update = Update(config, ParallelMethod(method), build_optimizers([method], config.optim))
+        rows.append(update([make_batches()[0]], 0))
+        assert {p.dtype for p in method.parameters()} == {torch.float32}
+    for name in ("loss", "cls1", "cls2", "ibot"):
+        assert float(rows[0][name]) == pytest.approx(float(rows[1][name]), rel=0.02), name
+        assert not torch.equal(rows[0][name], rows[1][name]), name

@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.commands import (
     caption,
+    cost,
     data,
     distill,
     evaluate,
@@ -37,6 +38,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "caption": caption,
+    "cost": cost,
     "data": data,
     "distill": distill,
     "evaluate": evaluate,

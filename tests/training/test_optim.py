@@ -101,6 +101,26 @@ def test_the_schedule_without_warm_up_and_past_the_end() -> None:
     assert learning_rate_factor(5, num_steps=5, warmup_steps=5) == pytest.approx(1.0)
 
 
+def test_the_cosine_ends_at_the_share_asked_for() -> None:
+    end = learning_rate_factor(10, num_steps=10, warmup_steps=2, final_share=0.25)
+    half = learning_rate_factor(6, num_steps=10, warmup_steps=2, final_share=0.25)
+    assert [end, half] == pytest.approx([0.25, 0.625])
+
+
+def test_adafactor_takes_its_settings() -> None:
+    config = OptimConfig(
+        optimizer="adafactor",
+        adafactor_lr=0.1,
+        adafactor_momentum=0.2,
+        adafactor_max_decay=0.3,
+        adafactor_max_rms=0.4,
+    )
+    (optimizer,) = build_optimizers([nn.Linear(2, 2)], config)
+    for group in optimizer.param_groups:
+        taken = (group["lr"], group["momentum"], group["max_decay"], group["max_rms"])
+        assert taken == (0.1, 0.2, 0.3, 0.4)
+
+
 def with_gradients(*norms: float) -> list[nn.Parameter]:
     """Parameters whose gradients have these norms, and one that has none."""
     parameters = [nn.Parameter(torch.zeros(2, 2)) for _ in (*norms, None)]
@@ -135,3 +155,5 @@ def test_settings_that_cannot_be_are_refused() -> None:
         OptimConfig(optimizer="sgd")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"clip_norm must be above 0; 1e9 never clips"):
         OptimConfig(clip_norm=0.0)
+    with pytest.raises(ValueError, match=r"final_lr_share is a share"):
+        OptimConfig(final_lr_share=2.0)

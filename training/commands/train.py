@@ -6,6 +6,7 @@ from collections.abc import Callable
 from training.config import TrainingConfig
 from training.overrides import apply_overrides
 from training.recipes import bundled, first_light
+from training.recipes.scale import SCALE_RECIPES
 from training.run import run as train
 
 RECIPES: dict[str, Callable[[], TrainingConfig]] = {
@@ -13,6 +14,7 @@ RECIPES: dict[str, Callable[[], TrainingConfig]] = {
     "first-student": first_light.first_student,
     "student": bundled.student,
     "debug": first_light.debug,
+    **SCALE_RECIPES,
 }
 
 

@@ -11,7 +11,7 @@ import torch
 
 from training.cost.counting import Count
 from training.cost.devices import Device
-from training.cost.memory import State, batch_that_fits, num_parameters, state_of
+from training.cost.memory import State, batch_that_fits, state_of
 from training.cost.passes import Workload, block_bytes, passes_of
 from training.methods.base import Method
 from training.parallel import ParallelKind
@@ -65,6 +65,11 @@ class Plan:
     num_steps: int
     global_batch: int
     parallel: ParallelKind
+
+    @property
+    def num_trained(self) -> int:
+        """Parameters that something is learnt through."""
+        return sum(p.numel() for p in self.method.parameters() if p.requires_grad)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,6 +130,13 @@ class Estimate:
             return None
         return -(-self.batch_per_device // self.largest_batch)
 
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes on one device while a step's pictures, or one part of them, are computed."""
+        parts = self.micro_batches
+        pictures = 1 if parts is None else -(-self.batch_per_device // parts)
+        return self.state.total + pictures * self.bytes_per_picture
+
 
 def estimate(plan: Plan, cluster: Cluster) -> Estimate:
     """Count what a stage costs."""
@@ -132,7 +144,7 @@ def estimate(plan: Plan, cluster: Cluster) -> Estimate:
     state = state_of(
         plan.method,
         plan.optimizers,
-        averaged=sum(num_parameters(average) for average in plan.method.averages()),
+        averages=plan.method.averages(),
         teacher_bytes=plan.teacher_bytes,
         parallel=plan.parallel,
         num_devices=cluster.num_devices,

@@ -22,12 +22,14 @@ class State:
     """Bytes on one device that do not grow with the batch.
 
     Attributes:
-        parameters: Of the student and its head, float32.
-        gradients: Of the same, float32; twice under DDP, which exchanges them through buckets.
+        parameters: Of the student and its head, float32, without averages.
+        gradients: Of what is trained, float32; twice under DDP, which exchanges them through
+            buckets.
         optimizer: Its moments.
         average: The moving average: the head's, or the head's and the vision tower's.
         teacher: A frozen teacher's weights.
-        copies: bfloat16 copies of the weights, which autocast keeps until the forward pass is over.
+        copies: bfloat16 copies of trained weights, which autocast keeps until the forward pass is
+            over.
         gathered: Under FSDP2 what is whole beside the parts.
     """
 
@@ -85,8 +87,8 @@ def state_of(
     learner: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     *,
-    averaged: int,
-    teacher_bytes: int,
+    averages: Sequence[nn.Module] = (),
+    teacher_bytes: int = 0,
     parallel: ParallelKind,
     num_devices: int,
 ) -> State:
@@ -100,7 +102,7 @@ def state_of(
     Args:
         learner: All that learns, on the meta device.
         optimizers: Of the learner's parameters.
-        averaged: Parameters that have a moving average.
+        averages: Modules of the learner's that are moving averages and learn nothing themselves.
         teacher_bytes: Of a frozen teacher's weights.
         parallel: How the run is spread.
         num_devices: Over how many.
@@ -112,15 +114,16 @@ def state_of(
         raise ValueError(f"parallel must be one of {get_args(ParallelKind)}, not {parallel!r}")
     is_cut = parallel == "fsdp2" and num_devices > 1
     share = num_devices if is_cut else 1
-    parameters = _FLOAT32 * num_parameters(learner)
+    averaged = sum(num_parameters(module) for module in averages)
+    trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     buckets = 2 if parallel == "ddp" and num_devices > 1 else 1
     return State(
-        parameters=parameters / share,
-        gradients=buckets * parameters / share,
+        parameters=_FLOAT32 * (num_parameters(learner) - averaged) / share,
+        gradients=buckets * _FLOAT32 * trained / share,
         optimizer=optimizer_bytes(optimizers) / share,
         average=_FLOAT32 * averaged / share,
         teacher=teacher_bytes,
-        copies=_BFLOAT16 * num_parameters(learner),
+        copies=_BFLOAT16 * trained,
         gathered=2 * _FLOAT32 * _num_gathered(learner) if is_cut else 0,
     )
 

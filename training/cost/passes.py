@@ -6,7 +6,9 @@ sum against what the methods execute.
 Shapes: B batch, N patches, L tokens, D width, K prototypes, H W pixels.
 """
 
+import json
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -77,6 +79,12 @@ def _text(config: Tipsv2Config) -> Tipsv2TextConfig:
     return config.text_config
 
 
+def _read(text: str) -> Tipsv2Config:
+    """A configuration from the text that names it where counts are kept."""
+    config: Tipsv2Config = Tipsv2Config.from_dict(json.loads(text))
+    return config
+
+
 def _shallow(config: Tipsv2Config, num_layers: int, *, checkpoint: bool) -> Tipsv2Model:
     vision = {**_vision(config).to_dict(), "num_hidden_layers": num_layers}
     text = {**_text(config).to_dict(), "num_hidden_layers": num_layers}
@@ -103,31 +111,39 @@ def vision_pass(
     config: Tipsv2Config, size: int, *, trains: bool = True, checkpoint: bool = False
 ) -> Count:
     """Count a picture of a side in pixels through the vision tower."""
+    text = config.to_json_string()
 
     def count_at(num_layers: int) -> Count:
-        return count_per_picture(
-            lambda: _shallow(config, num_layers, checkpoint=checkpoint),
-            lambda model, batch: _encode(model, batch, size),
-            trains=trains,
-        )
+        return _blocks(text, size, num_layers, trains=trains, checkpoint=checkpoint)
 
     return extend_in_depth(count_at, _vision(config).num_hidden_layers)
 
 
 def block_bytes(config: Tipsv2Config, size: int) -> int:
     """Bytes that one block of the vision tower keeps of a picture where nothing is recomputed."""
+    text = config.to_json_string()
+    two, three = (_blocks(text, size, number, trains=True, checkpoint=False) for number in (2, 3))
+    return three.saved_bytes - two.saved_bytes
 
-    def count_at(num_layers: int) -> Count:
-        return count_per_picture(
-            lambda: _shallow(config, num_layers, checkpoint=False),
-            lambda model, batch: _encode(model, batch, size),
-        )
 
-    return count_at(3).saved_bytes - count_at(2).saved_bytes
+@cache  # several recipes, and both stages of one, share passes
+def _blocks(text: str, size: int, num_layers: int, *, trains: bool, checkpoint: bool) -> Count:
+    config = _read(text)
+    return count_per_picture(
+        lambda: _shallow(config, num_layers, checkpoint=checkpoint),
+        lambda model, batch: _encode(model, batch, size),
+        trains=trains,
+    )
 
 
 def text_pass(config: Tipsv2Config, *, checkpoint: bool = False) -> Count:
     """Count a caption of 64 tokens through the text tower."""
+    return _text_pass(config.to_json_string(), checkpoint=checkpoint)
+
+
+@cache
+def _text_pass(text: str, *, checkpoint: bool) -> Count:
+    config = _read(text)
 
     def compute(model: Tipsv2Model, batch: int) -> Tensor:
         token_ids_BL = torch.zeros((batch, MAX_TOKENS), dtype=torch.int64)

@@ -23,7 +23,7 @@ from training.methods.pretrain import Pretrain
 from training.methods.teacher import MODEL_FOLDER, FrozenTeacher
 from training.optim import build_optimizers
 from training.targets import Softmax
-from training.variants import PATCH_SIZE, RELEASED_VOCAB, variant
+from training.variants import PATCH_SIZE, variant
 
 _FLOAT32 = 4
 
@@ -45,8 +45,7 @@ def plan_of(config: TrainingConfig, *, num_ranks: int, assumed_teacher: str = "g
         num_ranks: The ranks that its batch size is written for.
         assumed_teacher: The variant of a teacher that is not there yet.
     """
-    vocab = config.model.vocab_size if config.model.variant == "custom" else RELEASED_VOCAB
-    student = config.model.build(vocab)
+    student = config.model.build(config.model.vocab_size)
     teacher = None
     if isinstance(config.method, DistillConfig):
         assert config.teacher is not None  # TrainingConfig checks it

@@ -21,6 +21,7 @@ from training.heads import HeadConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
+from training.variants import RELEASED_VOCAB
 
 NUM_RANKS = 64
 """The ranks that batch sizes are written for; on N of them, set batch_size to 8192 / N."""
@@ -39,6 +40,10 @@ HEAD = HeadConfig(layers=3, hidden=2048, bottleneck=256, num_prototypes=32_768)
 """32k prototypes is what TIPS is said to have had; the rest is DINO's head, not TIPSv2's own, which
 is not published. With it the saving of head-only EMA comes out as the paper states it."""
 
+MIN_TEMPERATURE = 0.001
+"""Not published. CLIP's floor of 0.01 is twice what the released B/14 has learnt, so it had none or
+a lower one; this one is out of the way."""
+
 TEACHER = "teacher-g14"
 
 
@@ -52,18 +57,24 @@ def _optim(num_steps: int, *, lr_share: float = 1.0) -> OptimConfig:
     )
 
 
-def _low_res(name: str, variant: str, method: PretrainConfig | DistillConfig) -> TrainingConfig:
-    """The first stage: one crop of 224 and six of 98 pixels."""
+def _low_res(
+    name: str, variant: str, method: PretrainConfig | DistillConfig, *, recomputes: bool
+) -> TrainingConfig:
+    """The first stage: one crop of 224 and six of 98 pixels.
+
+    Blocks are recomputed in the backward pass where a step would not fit on 64 GPUs of 80 GB
+    otherwise: the contrast of a step in parts sees fewer pictures at a time.
+    """
     return TrainingConfig(
         name=name,
         method=method,
-        model=ModelConfig(variant=variant),
+        model=ModelConfig(variant=variant, vocab_size=RELEASED_VOCAB),
         data=ShardsConfig(folder=Path("shards"), crops=TIPSV2_CROPS, num_workers=12),
         optim=_optim(LOW_RES_STEPS),
         num_steps=LOW_RES_STEPS,
         batch_size=LOW_RES_BATCH // NUM_RANKS,
         parallel="fsdp2",
-        checkpoint_activations=True,
+        checkpoint_activations=recomputes,
         teacher=Path("runs") / TEACHER if isinstance(method, DistillConfig) else None,
         log_every=100,
         validate_every=0,
@@ -71,7 +82,7 @@ def _low_res(name: str, variant: str, method: PretrainConfig | DistillConfig) ->
     )
 
 
-def _high_res(low_res: TrainingConfig) -> TrainingConfig:
+def _high_res(low_res: TrainingConfig, *, recomputes: bool = True) -> TrainingConfig:
     """The second stage: from the first one's weights, with crops of 448 and of 140 pixels."""
     assert isinstance(low_res.data, ShardsConfig)
     teacher = low_res.teacher
@@ -82,6 +93,7 @@ def _high_res(low_res: TrainingConfig) -> TrainingConfig:
         optim=_optim(HIGH_RES_STEPS, lr_share=HIGH_RES_LR_SHARE),
         num_steps=HIGH_RES_STEPS,
         batch_size=HIGH_RES_BATCH // NUM_RANKS,
+        checkpoint_activations=recomputes,
         start=low_res.folder,
         teacher=teacher.with_name(f"{teacher.name}-high-res") if teacher else None,
     )
@@ -89,7 +101,8 @@ def _high_res(low_res: TrainingConfig) -> TrainingConfig:
 
 def teacher_g14() -> TrainingConfig:
     """Pretrain the g/14 teacher at 224 pixels: two caption streams, DINO, iBOT++, head-only EMA."""
-    return _low_res(TEACHER, "g14", PretrainConfig(head=HEAD))
+    method = PretrainConfig(head=HEAD, min_temperature=MIN_TEMPERATURE)
+    return _low_res(TEACHER, "g14", method, recomputes=True)
 
 
 def teacher_g14_high_res() -> TrainingConfig:
@@ -97,10 +110,10 @@ def teacher_g14_high_res() -> TrainingConfig:
     return _high_res(teacher_g14())
 
 
-def _student(variant: str) -> TrainingConfig:
+def _student(variant: str, *, recomputes: bool = True) -> TrainingConfig:
     """Distil the teacher: random weights, no mask, every patch; the teacher in bfloat16."""
-    method = DistillConfig(head=HEAD, teacher_dtype="bfloat16")
-    return _low_res(f"student-{variant}", variant, method)
+    method = DistillConfig(head=HEAD, teacher_dtype="bfloat16", min_temperature=MIN_TEMPERATURE)
+    return _low_res(f"student-{variant}", variant, method, recomputes=recomputes)
 
 
 def student_so400m14() -> TrainingConfig:
@@ -125,7 +138,7 @@ def student_l14_high_res() -> TrainingConfig:
 
 def student_b14() -> TrainingConfig:
     """Distil g/14 into B/14 at 224 pixels."""
-    return _student("b14")
+    return _student("b14", recomputes=False)
 
 
 def student_b14_high_res() -> TrainingConfig:
@@ -135,12 +148,12 @@ def student_b14_high_res() -> TrainingConfig:
 
 def student_s14() -> TrainingConfig:
     """Distil g/14 into S/14, which Google did not release in v2, at 224 pixels."""
-    return _student("s14")
+    return _student("s14", recomputes=False)
 
 
 def student_s14_high_res() -> TrainingConfig:
     """Go on with S/14 at 448 pixels."""
-    return _high_res(student_s14())
+    return _high_res(student_s14(), recomputes=False)
 
 
 SCALE_RECIPES: dict[str, Callable[[], TrainingConfig]] = {

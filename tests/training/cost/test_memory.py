@@ -45,12 +45,18 @@ def test_an_optimizer_that_is_not_known_is_refused() -> None:
         optimizer_bytes([torch.optim.SGD(learner().parameters())])
 
 
+def with_average() -> tuple[nn.Module, nn.Module]:
+    """A learner and, within it, a moving average of a thousand parameters."""
+    average = nn.Linear(1000, 1, bias=False).requires_grad_(requires_grad=False)
+    return nn.ModuleList([learner(), average]), average
+
+
 def laid_out(parallel: ParallelKind, num_devices: int) -> State:
-    module = learner()
+    module, average = with_average()
     return state_of(
         module,
         build_optimizers([module], OptimConfig(optimizer="adamw")),
-        averaged=1000,
+        averages=[average],
         teacher_bytes=77,
         parallel=parallel,
         num_devices=num_devices,
@@ -62,6 +68,19 @@ def test_a_single_device_holds_everything_once() -> None:
     for kind in ("ddp", "fsdp2"):
         state = laid_out(kind, 1)
         assert state.total == 4 * count * (1 + 1 + 2) + 4 * 1000 + 77 + 2 * count
+
+
+def test_what_is_not_trained_has_no_gradient() -> None:
+    module = learner()
+    assert isinstance(module, Tipsv2Model)
+    text = sum(parameter.numel() for parameter in module.text_model.parameters())
+    everything = sum(parameter.numel() for parameter in module.parameters())
+    module.text_model.requires_grad_(requires_grad=False)
+    optimizers = build_optimizers([module], OptimConfig(optimizer="adamw"))
+    state = state_of(module, optimizers, parallel="ddp", num_devices=1)
+    assert state.parameters == 4 * everything
+    assert state.gradients == 4 * (everything - text)
+    assert state.optimizer == 2 * state.gradients
 
 
 def test_cut_state_shrinks_with_the_devices_and_copied_state_does_not() -> None:

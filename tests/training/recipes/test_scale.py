@@ -1,0 +1,150 @@
+"""The recipes for real hardware: the paper's numbers, the family's sizes, and one shrunken step."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Tipsv2Model
+
+from training.__main__ import main
+from training.config import TrainingConfig
+from training.cost.plan import plan_of
+from training.data.shards.batches import ShardsConfig
+from training.methods.distill import DistillConfig
+from training.methods.pretrain import PretrainConfig
+from training.recipes.scale import NUM_RANKS, SCALE_RECIPES, TEACHER
+from training.run import new_model
+
+LOW_RES = [name for name in SCALE_RECIPES if not name.endswith("-high-res")]
+STUDENTS = [name for name in LOW_RES if name != TEACHER]
+SIZES = {"g14": 1536, "so400m14": 1152, "l14": 1024, "b14": 768, "s14": 384}
+
+
+def crops(config: TrainingConfig) -> tuple[int | None, int, int]:
+    """Sides of the global and of the local crops, and how many of these."""
+    assert isinstance(config.data, ShardsConfig)
+    cut = config.data.crops
+    return cut.global_size, cut.local_size, cut.num_local
+
+
+@pytest.mark.parametrize("name", LOW_RES)
+def test_both_stages_have_the_papers_numbers(name: str) -> None:
+    low, high = SCALE_RECIPES[name](), SCALE_RECIPES[f"{name}-high-res"]()
+    assert (low.num_steps, low.batch_size * NUM_RANKS) == (90_000, 8192)
+    assert (high.num_steps, high.batch_size * NUM_RANKS) == (9_000, 4096)
+    assert (crops(low), crops(high)) == ((224, 98, 6), (448, 140, 6))
+    assert low.optim.optimizer == high.optim.optimizer == "adafactor"
+    assert high.start == low.folder
+    assert low.start is None
+    assert high.name == f"{low.name}-high-res"
+    assert high.model == low.model
+    assert high.method == low.method
+
+
+def test_the_teacher_is_pretrained_as_the_paper_draws_it() -> None:
+    method = SCALE_RECIPES[TEACHER]().method
+    assert isinstance(method, PretrainConfig)
+    weights = (method.contrast_weight, method.dino_weight, method.ibot_weight)
+    assert weights == (1.0, 1.0, 2.0)
+    assert (method.mask_ratio, method.supervised, method.ema) == (0.75, "all", "head")
+    assert (method.ibot_start, method.dino_start) == (0.0, 0.0)
+    assert method.names.weight == method.trunk.weight == method.trunk.titles_weight == 0.0
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_is_distilled_as_the_paper_draws_it(name: str) -> None:
+    student, teacher = SCALE_RECIPES[name](), SCALE_RECIPES[TEACHER]()
+    method = student.method
+    assert isinstance(method, DistillConfig)
+    assert (method.mask_ratio, method.supervised) == (0.0, "all")
+    assert (method.patch_from, method.patch_until) == (0.0, 1.0)
+    assert (method.contrast_weight, method.dino_weight, method.patch_weight) == (1.0, 1.0, 2.0)
+    assert student.teacher == teacher.folder
+    assert method.head == teacher.method.head
+    high = SCALE_RECIPES[f"{name}-high-res"]()
+    assert high.teacher == SCALE_RECIPES[f"{TEACHER}-high-res"]().folder
+
+
+@pytest.mark.parametrize("name", LOW_RES)
+def test_a_recipe_builds_its_size_without_memory(name: str) -> None:
+    plan = plan_of(SCALE_RECIPES[name](), num_ranks=NUM_RANKS)
+    width = SIZES[name.rpartition("-")[2]]
+    model = plan.method.model
+    assert model.vision_model.config.hidden_size == width
+    assert model.text_model.config.hidden_size == width
+    assert model.text_model.config.vocab_size == 32_000
+    assert model.vision_model.config.image_size == 448
+    assert plan.global_batch == 8192
+    if name != TEACHER:
+        assert plan.teacher_bytes > 2 * (1_135_952_384 + 389_133_312)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Six captioned pictures, which is all that a shrunken recipe needs."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(6):
+        path = folder / f"{number}.png"
+        Image.new("RGB", (160, 130), (40 * number, 90, 120)).save(path)
+        path.with_suffix(".txt").write_text(f"a plain wall, number {number}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def shrink(shards: Path, tmp_path: Path) -> Callable[[str], list[str]]:
+    """What `--set` says to make a recipe as small as a test; all else stays the recipe's."""
+
+    def lines(name: str) -> list[str]:
+        config, runs = SCALE_RECIPES[name](), tmp_path / "runs"
+        global_size, local_size = (112, 28) if name.endswith("-high-res") else (56, 14)
+        values = {
+            "model.variant": "custom",
+            "model.dim": 48 if config.teacher is None else 32,
+            "model.vision_layers": 2,
+            "model.text_layers": 1,
+            "model.heads": 2,
+            "model.vocab_size": 300,
+            "method.head.hidden": 32,
+            "method.head.bottleneck": 16,
+            "method.head.num_prototypes": 24,
+            "data.folder": shards,
+            "data.crops.global_size": global_size,
+            "data.crops.local_size": local_size,
+            "data.num_workers": 0,
+            "batch_size": 4,
+            "num_steps": 1,
+            "log_every": 1,
+            "runs": runs,
+        }
+        if config.teacher is not None:
+            values["teacher"] = runs / config.teacher.name
+        if config.start is not None:
+            values["start"] = runs / config.start.name
+        return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+    return lines
+
+
+def test_a_shrunken_copy_of_all_stages_runs(
+    shrink: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in (TEACHER, f"{TEACHER}-high-res", "student-s14", "student-s14-high-res"):
+        assert main([name, *shrink(name)]) == 0, name
+        folder = tmp_path / "runs" / name
+        trained = Tipsv2Model.from_pretrained(folder / "model")
+        assert all(bool(p.isfinite().all()) for p in trained.parameters())
+        assert (folder / "heads.pt").exists()
+
+
+def test_a_gpu_attends_without_keeping_every_score(
+    tiny_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert new_model(tiny_config, 300).config._attn_implementation == "eager"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = new_model(replace(tiny_config, seed=1), 300)
+    assert model.config._attn_implementation == "sdpa"

@@ -1,0 +1,50 @@
+"""`python -m training cost`: what the recipes for real hardware take, before they are started."""
+
+import argparse
+
+from training.cost.devices import DEVICES, device
+from training.cost.estimate import Cluster, estimate
+from training.cost.plan import plan_of
+from training.cost.table import render
+from training.recipes.scale import NUM_RANKS, SCALE_RECIPES
+
+HELP = "Estimate operations, hours and memory of the recipes for real hardware; runs nothing."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the job's options."""
+    parser.add_argument(
+        "--recipe",
+        nargs="+",
+        default=list(SCALE_RECIPES),
+        metavar="NAME",
+        help=f"which (default all): {', '.join(SCALE_RECIPES)}",
+    )
+    parser.add_argument(
+        "--device", default="h100", help=f"of {', '.join(DEVICES)} (default h100)", metavar="NAME"
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=NUM_RANKS, help=f"how many of them (default {NUM_RANKS})"
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="share of the device's peak that is assumed to be used (default 0.4)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the tables.
+
+    Raises:
+        ValueError: A recipe or a device is unknown, or a number cannot be meant.
+    """
+    cluster = Cluster(device=device(options.device), num_devices=options.gpus, mfu=options.mfu)
+    unknown = [name for name in options.recipe if name not in SCALE_RECIPES]
+    if unknown:
+        raise ValueError(
+            f"no large recipe {unknown[0]!r}: choose one of {', '.join(SCALE_RECIPES)}"
+        )
+    plans = [plan_of(SCALE_RECIPES[name](), num_ranks=NUM_RANKS) for name in options.recipe]
+    print(render([estimate(plan, cluster) for plan in plans], cluster))

@@ -36,8 +36,9 @@ def render(estimates: Sequence[Estimate], cluster: Cluster) -> str:
     about = (
         "Every number is an estimate from counted operations and bytes; nothing was run.\n"
         f"Devices: {cluster.num_devices} x {device.title}, {device.peak_flops / 1e12:.0f} TFLOP/s "
-        f"at best ({device.source}),\nof which {100 * cluster.mfu:g} % are assumed to be used: "
+        f"at best, of which {100 * cluster.mfu:g} % are assumed to be used:\n"
         "hours are as good as this share, which is yours to measure.\n"
+        f"Source: {device.source}.\n"
         "Operations: matrix products, convolutions and attention; a multiply-add is two; "
         "recomputed ones count."
     )
@@ -100,7 +101,7 @@ def _memory_row(estimate: Estimate) -> list[str]:
 
 
 def _gigabytes(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.2f}"
+    return _significant(num_bytes / 1e9)
 
 
 def _significant(value: float) -> str:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Tipsv2Config, Tipsv2Model
 
 from training.config import ModelConfig
-from training.cost.counting import _ATTENTION
+from training.cost.counting import _ATTENTION, _Kept
 from training.cost.passes import Workload, block_bytes, passes_of, text_pass, vision_pass
 from training.data.batch import MAX_TOKENS, Batch, TextBatch
 from training.heads import HeadConfig
@@ -90,14 +90,17 @@ def batch_of(rows: int) -> Batch:
     )
 
 
-def executed_flops(method: Method, rows: int) -> int:
+def executed(method: Method, rows: int) -> tuple[int, int]:
+    """Operations of a step, and bytes that its forward pass keeps."""
     step = Step(progress=0.5, generator=torch.Generator(), first_row=0, global_rows=rows)
     method.zero_grad()
+    kept = _Kept(method)
+    hooks = torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor)
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16), hooks:
             loss = method(batch_of(rows), step).loss
         loss.backward()
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()), kept.num_bytes
 
 
 CASES: dict[str, tuple[Callable[[], Method], Workload]] = {
@@ -119,6 +122,16 @@ CASES: dict[str, tuple[Callable[[], Method], Workload]] = {
 }
 
 
+def split(two: int, four: int, six: int) -> tuple[int, int]:
+    """Take the measures of three batches apart: so much a picture, so much a pair of pictures.
+
+    What is left is a constant, such as stretching the position grid.
+    """
+    a_pair, rest = divmod(six - 2 * four + two, 8)
+    assert rest == 0
+    return (four - two) // 2 - 6 * a_pair, a_pair
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_passes_add_up_to_what_a_method_executes(case: str) -> None:
     build, work = CASES[case]
@@ -128,17 +141,17 @@ def test_the_passes_add_up_to_what_a_method_executes(case: str) -> None:
         method._teacher.model.set_attn_implementation("sdpa")
     if work.checkpoint:
         method.model.activation_checkpointing_enable()
-    # A step's cost is a constant, such as stretching the position grid, so much a picture, and the
-    # contrast of every picture with every other: three batches tell them apart.
-    two, four, six = (executed_flops(method, rows) for rows in (2, 4, 6))
-    square, rest = divmod(six - 2 * four + two, 8)
-    assert rest == 0
-    a_picture = (four - two) // 2 - 6 * square
+    flops, kept = zip(*(executed(method, rows) for rows in (2, 4, 6)), strict=True)
     passes = passes_of(work, global_batch=1)
     contrast = passes.pop("contrast")
-    assert a_picture == sum(count.flops for count in passes.values())
+    flops_a_picture, flops_a_pair = split(*flops)
+    assert flops_a_picture == sum(count.flops for count in passes.values())
     # One rank makes both directions' cosines in one product; several need one for each.
-    assert contrast.flops == 2 * square
+    assert contrast.flops == 2 * flops_a_pair
+    # Passes that share a tensor keep it once: what is counted is never too little, nor far off.
+    kept_a_picture, _ = split(*kept)
+    counted = sum(count.saved_bytes for count in passes.values())
+    assert kept_a_picture <= counted <= 1.2 * kept_a_picture
 
 
 def test_crops_of_no_whole_patches_are_refused() -> None:

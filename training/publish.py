@@ -117,7 +117,7 @@ def _provenance(runs: Runs, encoder: Encoder) -> dict[str, object]:
             art.name: f"{art.package}, {art.licence}" for art in ART_SETS if not art.trainable
         },
         "frozen_teachers": {
-            "EfficientNet-Lite0": "features of single drawings, Apache-2.0, trained on ImageNet-1k",
+            "EfficientNet-Lite0": "what it sees in patches, Apache-2.0, trained on ImageNet-1k",
             "all-MiniLM-L6-v2": "start of the text tower, Apache-2.0, trained on web text",
         },
         "masks": "measured with, never trained on",

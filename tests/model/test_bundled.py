@@ -30,7 +30,7 @@ def _score(package: ModelPackage, row: str, metric: str) -> ScoreEntry:
 def test_scores_pass_the_bars_of_zero_shot_segmentation(bundled: ModelPackage) -> None:
     student = _score(bundled, "student", "mIoU")
     assert student.count == 500
-    assert student.value >= 10
+    assert student.value >= 20
     for other in ("its CLS1 painted", "teacher"):
         difference = _score(bundled, f"student - {other}", "mIoU")
         assert difference.low is not None

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -85,7 +85,11 @@ def test_everything_that_export_needs_is_there(
     assert manifest.scores == [ENTRY]
     assert manifest.licence == "Apache-2.0"
     assert (manifest.zero_shot.features, manifest.zero_shot.templates) == ("values", "tcl")
-    provenance = manifest.provenance
+    check_provenance(manifest.provenance)
+
+
+def check_provenance(provenance: Mapping[str, object]) -> None:
+    """What a published student says of how it was made."""
     assert provenance["classification"] == {"templates": "none"}
     assert (provenance["steps"], provenance["recipe"]) == (40, "student")
     # No place of this machine is told to whoever gets the model.

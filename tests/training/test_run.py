@@ -2,10 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,9 @@ from PIL import Image
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import run as run_module
-from training.config import DataConfig, TrainingConfig
-from training.data.batch import Batch
+from training.config import TrainingConfig
 from training.data.crops import CropConfig
 from training.data.folder import DataFolder, seen_names
-from training.data.loader import Stage
 from training.data.shards.batches import ShardsConfig
 from training.evaluate.benchmark import development_benchmarks
 from training.heads import HeadConfig
@@ -248,34 +245,6 @@ def test_a_run_goes_on_from_another_ones_model_and_tokenizer(config: TrainingCon
     assert tokenizers[0].read_bytes() == tokenizers[1].read_bytes()
 
 
-def test_a_second_stage_at_a_higher_resolution_goes_on_from_the_first(
-    config: TrainingConfig,
-) -> None:
-    """What the stretched grid sees is in test_start.py."""
-    run(config)
-    assert isinstance(config.data, DataConfig)
-    stage = Stage(scenes=replace(config.data.stages[0].scenes, size=112))
-    high = replace(
-        config,
-        name="high",
-        start=config.folder,
-        model=replace(config.model, native_size=112),
-        data=replace(config.data, stages=(stage,)),
-        num_steps=2,
-    )
-    first, second = (Tipsv2Model.from_pretrained(run(each)) for each in (config, high))
-    grids = [model.vision_model.embeddings.position_embeddings for model in (first, second)]
-    assert [grid.shape[1] for grid in grids] == [1 + 4 * 4, 1 + 8 * 8]
-    saved = json.loads((high.folder / "model/config.json").read_text("utf-8"))
-    assert saved["vision_config"]["image_size"] == 112
-    # Fewer steps of a warm-up cannot have taken it far from where the first stage was.
-    corners = [
-        grid[0, 1:].view(side, side, -1)[0, 0] for grid, side in zip(grids, (4, 8), strict=True)
-    ]
-    assert torch.cosine_similarity(corners[0], corners[1], dim=0) > 0.9
-    assert [row["step"] for row in log(high)] == [1, 2]
-
-
 def test_a_start_that_is_not_finished_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no model to start from in .*: run"):
         build_method(replace(config, start=tmp_path), 400)
@@ -292,58 +261,16 @@ def test_batches_may_be_wrapped(config: TrainingConfig) -> None:
     assert len(wrapped) == 1
 
 
-def save_pictures(folder: Path, count: int) -> ShardsConfig:
-    """Pictures of plain walls, each with a caption."""
-    folder.mkdir()
-    for number in range(count):
-        Image.new("RGB", (40, 30), (25 * number, 90, 120)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text("a picture of a plain wall", encoding="utf-8")
-    crops = CropConfig(global_size=28, num_local=1, local_size=14)
-    return ShardsConfig(folder=folder, crops=crops, num_workers=0)
-
-
-@dataclass
-class BreaksOff:
-    """Batches that end in an error."""
-
-    batches: BatchSource
-    after: int
-
-    def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
-        """See `BatchSource`."""
-        yield from islice(self.batches.loader(first_step, num_workers=num_workers), self.after)
-        raise OSError("unplugged")
-
-
-def test_a_run_that_broke_off_within_an_epoch_and_a_step_ends_the_same(
-    config: TrainingConfig, tmp_path: Path
-) -> None:
-    # Nine pictures, four a step: two epochs and a half, and the break is in the fourth step.
-    data = save_pictures(tmp_path / "pictures", 9)
-    whole = replace(
-        config, data=data, num_steps=6, batch_size=2, accumulate=2, checkpoint_every_s=0.0
-    )
-    broken = replace(whole, name="broken")
-    run(whole)
-    with pytest.raises(OSError, match="unplugged"):
-        run(broken, share=lambda batches: BreaksOff(batches, 7))
-    assert [row["step"] for row in log(broken)] == [1, 2, 3]
-    run(broken)
-    clocks = {"time_s", "step_s", "wait_s"}
-    curves = [[{n: row[n] for n in row.keys() - clocks} for row in log(c)] for c in (whole, broken)]
-    assert len(curves[0]) == 6
-    assert curves[0] == curves[1]
-    kept = [(c.folder / "model/model.safetensors").read_bytes() for c in (whole, broken)]
-    assert kept[0] == kept[1]
-    heads = [torch.load(c.folder / "heads.pt", weights_only=True) for c in (whole, broken)]
-    assert all(torch.equal(heads[1][name], value) for name, value in heads[0].items())
-
-
 def test_a_run_on_pictures_takes_its_words_from_the_captions(
     config: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "pictures"
-    data = save_pictures(folder, 5)
+    folder.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40, 30), (40 * number, 90, 120)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a picture of a plain wall", encoding="utf-8")
+    crops = CropConfig(global_size=28, num_local=1, local_size=14)
+    data = ShardsConfig(folder=folder, crops=crops, num_workers=0)
     path = run(replace(config, data=data, num_steps=2, batch_size=2, accumulate=2))
     assert capsys.readouterr().out.startswith(f"data: 5 pictures in {folder}, a plain folder, ")
     tokenizer = Tipsv2Tokenizer.from_pretrained(path)

@@ -70,7 +70,9 @@ def build_tokenizer(config: TrainingConfig, inputs: Inputs) -> Tipsv2Tokenizer:
         tokenizer: Tipsv2Tokenizer = Tipsv2Tokenizer.from_pretrained(known)
     else:
         tokenizer = train_tokenizer(inputs.tokenizer_texts(), config.model.vocab_size)
-    tokenizer.save_pretrained(config.folder / "tokenizer")
+    kept = config.folder / "tokenizer"
+    if known != kept:  # the ranks after the first read it at the same time
+        tokenizer.save_pretrained(kept)
     return tokenizer
 
 

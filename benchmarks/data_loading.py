@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--mfu", type=float, default=0.4, help="share of it that is assumed")
     options = parser.parse_args()
     tokenizer = Tipsv2Tokenizer.from_pretrained(BUNDLED_FOLDER)
-    print(f"pictures a second of CPU time on one core of {_processor()}, one thread")
+    print(f"pictures a second of CPU time on one core of {processor()}, one thread")
     print(f"{'':>24} {'a worker makes':>14} {'a step takes':>12} {'ratio':>8} {'taker':>8}")
     student_rows(options.data, tokenizer, options.batches)
     gpu_rows(tokenizer, options)
@@ -149,7 +149,8 @@ def main() -> None:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of this machine's processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
 

@@ -1,0 +1,190 @@
+"""The trainer's step against a bare loop, in CPU time.
+
+Claim: what the trainer adds to a step (clipping, the finite check, schedules, averages, the log,
+the board, the progress bar, listening for signals) costs at most a tenth of the step.
+Run: python -m benchmarks.training_step [--data data] [--pairs 20]
+
+Both sides train the same method from the same weights on the same batches, which are made before.
+Their steps alternate in one process, so that whatever else the machine does meets both alike. The
+bare loop is a forward pass, a backward pass and the optimizers' steps, written out. Every step is
+logged and shown, which recipes do at one step in twenty. Checkpoints, which come by the clock, are
+measured beside.
+"""
+
+import argparse
+import copy
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median, quantiles
+
+import numpy as np
+import torch
+from transformers import Tipsv2Tokenizer
+
+from benchmarks.data_loading import processor
+from model.package import BUNDLED_FOLDER
+from training.board import Board
+from training.checkpoint import save_checkpoint
+from training.config import DataConfig, TrainingConfig
+from training.data.batch import Batch
+from training.data.shards.batches import RunShare
+from training.inputs.scenes import SceneInputs
+from training.methods.base import Method, Step
+from training.methods.pretrain import Pretrain, PretrainConfig
+from training.optim import build_optimizers
+from training.recipes import first_light
+from training.run import new_model
+from training.trainer import Trainer
+
+_WARM_UP = 2
+_NUM_BATCHES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BareTime:
+    """CPU seconds of a bare step: its forward and backward pass, and the optimizers' steps."""
+
+    passes_s: float
+    optimizers_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Both together."""
+        return self.passes_s + self.optimizers_s
+
+
+class BareLoop:
+    """What a training step cannot do without."""
+
+    def __init__(self, config: TrainingConfig, method: Method) -> None:
+        self._config, self._method = config, method.train()
+        self._optimizers = build_optimizers([method], config.optim)
+
+    def step(self, batch: Batch, number: int) -> BareTime:
+        """Take one step, with the random choices that the trainer's would have."""
+        seed = np.random.SeedSequence((self._config.seed, number, 0)).generate_state(1, np.uint64)
+        step = Step(
+            progress=number / self._config.num_steps,
+            generator=torch.Generator().manual_seed(int(seed[0])),
+            first_row=0,
+            global_rows=len(batch.pixels_B3HW),
+        )
+        start_s = time.process_time()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, self._config.precision == "bfloat16"):
+            loss = self._method(batch, step).loss
+        loss.backward()
+        passed_s = time.process_time()
+        for optimizer in self._optimizers:
+            optimizer.step()
+        return BareTime(passes_s=passed_s - start_s, optimizers_s=time.process_time() - passed_s)
+
+
+@dataclass
+class Alternating:
+    """Batches for the trainer, between which the bare loop takes its steps.
+
+    Attributes:
+        batches: Taken in turn.
+        bare: The other side.
+        num_steps: Of each side.
+        pairs: CPU seconds of the trainer's steps, and of the bare ones; the trainer's last step is
+            not among them, since nothing says when it ends.
+    """
+
+    batches: Sequence[Batch]
+    bare: BareLoop
+    num_steps: int
+    pairs: list[tuple[float, BareTime]] = field(default_factory=list)
+
+    def loader(self, first_step: int, *, num_workers: int) -> Iterable[Batch]:
+        """See `BatchSource`; all is made already."""
+        return self._alternate(first_step)
+
+    def _alternate(self, first_step: int) -> Iterator[Batch]:
+        for number in range(first_step, self.num_steps):
+            batch = self.batches[number % len(self.batches)]
+            bare = self.bare.step(batch, number)
+            start_s = time.process_time()
+            yield batch
+            self.pairs.append((time.process_time() - start_s, bare))
+
+
+def build_config(options: argparse.Namespace, folder: Path) -> TrainingConfig:
+    """The small teacher's recipe in its longest stage, with the patch loss from the start."""
+    recipe = first_light.teacher()
+    assert isinstance(recipe.method, PretrainConfig)
+    assert isinstance(recipe.data, DataConfig)
+    data = replace(recipe.data, folder=options.data, stages=recipe.data.stages[-1:], num_workers=0)
+    return replace(
+        recipe,
+        method=replace(recipe.method, ibot_start=0.0),
+        data=data,
+        num_steps=_WARM_UP + options.pairs + 1,
+        log_every=1,
+        validate_every=0,
+        runs=folder,
+    )
+
+
+def measure(config: TrainingConfig) -> tuple[list[tuple[float, BareTime]], float]:
+    """CPU seconds of pairs of steps after the first, and of a checkpoint."""
+    torch.set_num_threads(config.threads)
+    assert isinstance(config.method, PretrainConfig)
+    assert isinstance(config.data, DataConfig)
+    tokenizer = Tipsv2Tokenizer.from_pretrained(BUNDLED_FOLDER)
+    share = RunShare(batch_size=config.batch_size, num_steps=_NUM_BATCHES)
+    scenes = SceneInputs(config, config.data).batches(tokenizer, share)
+    batches = [scenes[number] for number in range(_NUM_BATCHES)]
+    method = Pretrain(new_model(config, len(tokenizer)), config.method)
+    bare = BareLoop(config, copy.deepcopy(method))
+    source = Alternating(batches, bare, config.num_steps)
+    board = Board(config.folder)
+    trainer = Trainer(config, method, source, report=board.add_row)
+    trainer.train()
+    board.close()
+    start_s = time.process_time()
+    save_checkpoint(
+        config.folder, step=config.num_steps + 1, method=method, optimizers=trainer.optimizers
+    )
+    return source.pairs[_WARM_UP:], time.process_time() - start_s
+
+
+def describe(ratios: Sequence[float]) -> str:
+    """Median and middle half."""
+    low, _, high = quantiles(ratios, n=4)
+    return f"{median(ratios):.3f} (middle half {low:.3f} to {high:.3f})"
+
+
+def main() -> None:
+    """Measure both sides and print their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="filled by training data")
+    parser.add_argument("--pairs", type=int, default=20, help="steps of each side")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = build_config(options, Path(folder))
+        pairs, checkpoint_s = measure(config)
+    size = config.data.stages[0].scenes.size if isinstance(config.data, DataConfig) else 0
+    bare_s = median(bare.total_s for _, bare in pairs)
+    share = median(bare.optimizers_s / bare.total_s for _, bare in pairs)
+    print(
+        f"{config.name}: {config.batch_size} pictures of {size} pixels a step, {config.precision}, "
+        f"{config.optim.optimizer}, {config.threads} thread of {processor()}\n"
+        f"CPU time, {len(pairs)} pairs of steps that alternate; a bare step takes {bare_s:.2f} s, "
+        f"of which its optimizers {share:.1%}"
+    )
+    print("trainer / bare loop:", describe([s / bare.total_s for s, bare in pairs]))
+    print("trainer / passes alone:", describe([s / bare.passes_s for s, bare in pairs]))
+    print(
+        f"a checkpoint costs {checkpoint_s / bare_s:.2f} bare steps, every "
+        f"{config.checkpoint_every_s:.0f} s of wall time"
+    )
+
+
+if __name__ == "__main__":
+    main()

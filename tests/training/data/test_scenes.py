@@ -82,9 +82,9 @@ class Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.placed: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
         self.concepts: list[int] = []
-        self._place: Callable[..., Any] = scenes_module._place_sprite
+        self._place: Callable[..., Any] = scenes_module.place_sprite
         self._choose: Callable[..., Any] = scenes_module._choose_objects
-        monkeypatch.setattr(scenes_module, "_place_sprite", self.place)
+        monkeypatch.setattr(scenes_module, "place_sprite", self.place)
         monkeypatch.setattr(scenes_module, "_choose_objects", self.choose)
 
     def choose(self, *arguments: object) -> list[tuple[int, int]]:

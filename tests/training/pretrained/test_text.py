@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.pretrained import text as text_module
+from training.pretrained.reduction import Basis
 from training.pretrained.text import sentence_embeddings, warm_up_text_tower
 
 TEXTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("dog", "cat", "key")]
@@ -37,9 +38,13 @@ def test_warming_up_brings_the_tower_to_its_targets(
     def embed(texts: Sequence[str]) -> Tensor:
         return torch.randn(len(texts), 64, generator=torch.Generator().manual_seed(0))
 
+    def first_axes(features_MF: Tensor, width: int) -> Basis:
+        size = features_MF.shape[1]
+        return Basis(mean_F=torch.zeros(size), axes_FK=torch.eye(size, width))
+
     monkeypatch.setattr(text_module, "sentence_embeddings", embed)
     monkeypatch.setattr(text_module, "_BATCH", 16)
-    monkeypatch.setattr(text_module, "reduce_width", lambda features, width: features[:, :width])
+    monkeypatch.setattr(text_module, "fit_basis", first_axes)
     vision = {k: v.clone() for k, v in student_model.vision_model.state_dict().items()}
     start = {k: v.clone() for k, v in student_model.text_model.state_dict().items()}
     cosine = warm_up_text_tower(student_model, tokenizer, TEXTS, num_steps=60, seed=0)

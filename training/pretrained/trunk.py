@@ -10,6 +10,7 @@ Shapes: B pictures, H W their pixels, N patches, F the trunk's width, K the redu
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,9 @@ class FrozenTrunk:
     """The network, in OpenVINO for pictures on the CPU and in torch for those on a GPU."""
 
     def __init__(self) -> None:
-        self._cells = _Cells()
         # Here, since it cannot be converted under the autocast of a training step.
-        self._network = _convert(self._cells)
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._cells, self._network = _networks()
+        self._compiled = _COMPILED
 
     @torch.no_grad()
     def look(self, pixels_B3HW: Tensor) -> Tensor:
@@ -82,6 +82,18 @@ class FrozenTrunk:
         network.reshape(list(shape))
         options = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         return openvino.Core().compile_model(network, "CPU", options)
+
+
+# By shape. Kept for the life of the process, as the networks are: once OpenVINO's are given back,
+# processes forked from this one, such as those that load data, were seen to read wrong numbers.
+_COMPILED: dict[tuple[int, ...], Any] = {}
+
+
+@cache
+def _networks() -> tuple[_Cells, Any]:
+    """The network, and the same for OpenVINO."""
+    cells = _Cells()
+    return cells, _convert(cells)
 
 
 def _convert(cells: _Cells) -> Any:

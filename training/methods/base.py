@@ -170,7 +170,13 @@ class Method(nn.Module, ABC):
                 seen.append((tokens.patches_BND, drawings.pixels_E3hw))
             if config.titles_weight > 0:
                 locked = progress < self.shared_settings.text_locked_until
-                terms["titles"] = title_term(self.model, tokens, drawings, locked=locked)
+                terms["titles"] = title_term(
+                    self.model,
+                    tokens,
+                    drawings,
+                    locked=locked,
+                    min_temperature=self.shared_settings.min_temperature,
+                )
         if seen:
             terms["trunk"] = self._trunk_term(seen)
         return terms

@@ -57,7 +57,12 @@ def trunk_term(patches_BND: Tensor, cells_BNK: Tensor, projection: nn.Linear) ->
 
 
 def title_term(
-    model: Tipsv2Model, tokens: VisionTokens, drawings: UnnamedDrawings, *, locked: bool = False
+    model: Tipsv2Model,
+    tokens: VisionTokens,
+    drawings: UnnamedDrawings,
+    *,
+    locked: bool = False,
+    min_temperature: float = MIN_TEMPERATURE,
 ) -> Tensor:
     """InfoNCE of CLS1 with the titles, over the global batch; 0 where no rank has a title."""
     if sum_over_ranks([len(drawings.titles)], tokens.cls1_BD.device) == [0]:
@@ -66,6 +71,6 @@ def title_term(
     rows_TF = torch.cat([tokens.cls1_BD[drawings.titled_E].float(), texts_TD.float()], dim=1)
     (rows_GF, ids_G), own = gather_rows(rows_TF, drawings.title_ids_T)
     images_GD, texts_GD = rows_GF.chunk(2, dim=1)
-    temperature = model.temperature.clamp(min=MIN_TEMPERATURE)
+    temperature = model.temperature.clamp(min=min_temperature)
     rows = None if num_ranks() == 1 else own
     return contrastive_loss(images_GD, texts_GD, temperature, ids_G, rows=rows) * num_ranks()

@@ -3,6 +3,8 @@
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 """
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +64,32 @@ class OpenVinoRuntime:
         self._vision = self._text = None
 
 
-def _compile(path: Path, num_threads: int) -> Any:
+def openvino_core() -> Any:
+    """The one core of this process, which lives as long as it does.
+
+    On CPUs with AMX a core gives the thread that first compiles with it a signal stack of its own.
+    When several cores go in another order than they came, that thread is left with a stack that is
+    no longer mapped, and its next signal kills the process (seen in OpenVINO 2026.4 and found in
+    its calls of `sigaltstack`).
+
+    Raises:
+        MissingRuntimeError: OpenVINO is not installed.
+    """
     try:
         import openvino  # noqa: PLC0415 - only when this runtime is chosen
     except ImportError as error:
         raise MissingRuntimeError(
             "the runtime 'openvino' needs OpenVINO: pip install 'tipserve[cpu]'"
         ) from error
+    return _only_one(openvino.Core)
+
+
+@cache
+def _only_one(kind: Callable[[], Any]) -> Any:
+    return kind()
+
+
+def _compile(path: Path, num_threads: int) -> Any:
     settings = {
         "INFERENCE_NUM_THREADS": num_threads,
         "NUM_STREAMS": 1,
@@ -76,4 +97,4 @@ def _compile(path: Path, num_threads: int) -> Any:
         # Pinning would put every lane's threads on the same first cores.
         "ENABLE_CPU_PINNING": False,
     }
-    return openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    return openvino_core().compile_model(path, "CPU", settings).create_infer_request()

@@ -1,8 +1,7 @@
 """Drawings, scenes, models and a data folder that need no fetched art: all small, all synthetic."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,19 +36,6 @@ TINY_SCENES = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_s
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _own_child_signal() -> Iterator[None]:
-    """Take back the handler that a DataLoader with workers leaves for the whole process.
-
-    It would run on the signal stack of whatever library came after it, and the end of a later
-    test's server then killed the test run.
-    """
-    handler = signal.getsignal(signal.SIGCHLD)
-    yield
-    if handler is not None:  # None is a handler that C code had set
-        signal.signal(signal.SIGCHLD, handler)
 
 
 def _shape(number: int, colour: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.runtime.openvino_runtime import openvino_core
 from training.checkpoint import save_atomically
 from training.pretrained.reduction import Basis, fit_basis
 
@@ -81,7 +82,7 @@ class FrozenTrunk:
         network = self._network.clone()
         network.reshape(list(shape))
         options = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        return openvino.Core().compile_model(network, "CPU", options)
+        return openvino_core().compile_model(network, "CPU", options)
 
 
 # By shape. Kept for the life of the process, as the networks are: once OpenVINO's are given back,

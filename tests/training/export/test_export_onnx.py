@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 from transformers import Tipsv2Model
 
 from model.package import ModelPackage
 from model.runtime.base import TEXT_FILE, VISION_FILE
+from model.runtime.openvino_runtime import openvino_core
 from training.export import export_onnx
 from training.export.export_onnx import OPSET, export_text, export_vision
 
@@ -71,7 +71,7 @@ def test_a_row_of_padding_gives_zeros(tiny_package: ModelPackage) -> None:
         "attention_mask": np.array([[1, 1], [0, 0]]),
     }
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(path, "CPU")
+    compiled = openvino_core().compile_model(path, "CPU")
     for embeddings_BD in (session.run(None, inputs)[0], compiled(inputs)[0]):
         assert np.isfinite(embeddings_BD).all()
         assert (embeddings_BD[1] == 0).all()

@@ -1,28 +1,18 @@
-"""The door: a request is let in whole, by its cost, or refused before any work is done for it.
+"""What one model takes on: a request is admitted whole, by its cost, or refused before any work.
 
-Cost is counted in patches over all requests that are inside, so it bounds the queue behind the door
-too. Thread-safe: both transports' loops come here.
+Cost is counted in patches over all requests of the model that are inside, so it bounds the queue
+behind it too. Thread-safe: both transports' loops come here.
 """
 
 import threading
-from enum import Enum
 from types import TracebackType
 from typing import Self
 
 from service.call import Call
-from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, Unavailable
+from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge
 from service.observability import Metrics
 
 OVERLOADED_RETRY_S = 1.0
-UNAVAILABLE_RETRY_S = 2.0
-
-
-class DoorState(Enum):
-    """Whether requests are let in."""
-
-    STARTING = "starting"
-    OPEN = "open"
-    DRAINING = "draining"
 
 
 class Ticket:
@@ -50,44 +40,27 @@ class Ticket:
 
 
 class Admission:
-    """Counts what is inside and decides who else fits."""
+    """Counts what is inside one model and decides who else fits."""
 
     def __init__(self, max_cost: int, metrics: Metrics) -> None:
-        self.state = DoorState.STARTING
         self._max_cost = max_cost
         self._cost = 0
         self._num_inside = 0
         self._changed = threading.Condition()
         self._metrics = metrics
-        metrics.watch_inflight(lambda: self._num_inside)
 
     @property
-    def is_open(self) -> bool:
-        """Whether requests are let in at all."""
-        return self.state is DoorState.OPEN
-
-    def open(self) -> None:
-        """Let requests in, unless draining has begun."""
-        if self.state is DoorState.STARTING:
-            self.state = DoorState.OPEN
-
-    def drain(self) -> None:
-        """Let nobody in any more; who is inside may finish."""
-        self.state = DoorState.DRAINING
+    def is_full(self) -> bool:
+        """Whether not even the smallest request fits."""
+        return self._cost >= self._max_cost
 
     def check(self) -> None:
-        """Refuse at once where nobody can be let in, so that the body need not even be read.
+        """Refuse where nothing fits, so that the body need not even be read.
 
         Raises:
-            Unavailable: Starting or draining.
             Overloaded: The queue is full.
         """
-        if not self.is_open:
-            self._metrics.rejected.labels(self.state.value).inc()
-            raise Unavailable(
-                f"The server is {self.state.value}; try again.", retry_after_s=UNAVAILABLE_RETRY_S
-            )
-        if self._cost >= self._max_cost:
+        if self.is_full:
             raise self._full()
 
     def admit(self, cost: int, call: Call) -> Ticket:
@@ -98,9 +71,8 @@ class Admission:
             call: Whose deadline must not have passed.
 
         Raises:
-            Unavailable: Starting or draining.
             Overloaded: It does not fit beside what is inside now.
-            RequestTooLarge: It would not fit into an empty server.
+            RequestTooLarge: It would not fit into an empty queue.
             DeadlineExceeded: The deadline has passed.
         """
         self.check()
@@ -123,7 +95,7 @@ class Admission:
         return Ticket(self, cost)
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Block until nobody is inside; False where the time-out came first."""
+        """Block until no request of this model is inside; False where the time-out came first."""
         with self._changed:
             return self._changed.wait_for(lambda: self._num_inside == 0, timeout_s)
 

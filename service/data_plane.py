@@ -13,9 +13,10 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from service.admission import Admission, Ticket
+from service.admission import Ticket
 from service.batch_queue import Completed
 from service.call import Call, deadline_exceeded
+from service.door import Door
 from service.errors import ModelNotFound
 from service.image_codec import ImageLimits
 from service.messages import (
@@ -60,13 +61,13 @@ class DataPlane:
 
     def __init__(
         self,
-        admission: Admission,
+        door: Door,
         *,
         limits: RequestLimits,
         max_image_patches: int,
         pool: Executor,
     ) -> None:
-        self.admission = admission
+        self.door = door
         self.limits = limits
         self._pool = pool
         self.image_limits = ImageLimits(
@@ -86,7 +87,7 @@ class DataPlane:
             Unavailable: The server is starting.
         """
         if not self._models:
-            self.admission.check()
+            self.door.check()
         return [served.info for served in self._models.values()]
 
     def get_model(self, name: str | None) -> ModelInfo:
@@ -97,7 +98,7 @@ class DataPlane:
             ModelNotFound: No model of that name is served.
         """
         if not self._models:
-            self.admission.check()
+            self.door.check()
         return self._find(name).info
 
     async def embed_images(self, request: EmbedImagesRequest, call: Call) -> EmbedImagesResponse:
@@ -110,7 +111,8 @@ class DataPlane:
         check_images(request.images, self.limits)
         names = check_outputs(request.outputs, model.manifest)
         rule = _size_rule(request, model)
-        async with self._inside(len(request.images) * rule.nominal_patches, call) as ticket:
+        cost = len(request.images) * rule.nominal_patches
+        async with self._inside(model, cost, call) as ticket:
             prepared = await self._prepare(request.images, rule, ticket, call)
             done = await model.encode_images([image.pixels_3HW for image in prepared], call)
             _count_waits(done, call)
@@ -133,7 +135,7 @@ class DataPlane:
         groups = text_groups(request.texts, request.templates, self.limits)
         cached = model.find_cached(groups)
         missing = _missing(groups, cached)
-        async with self._inside(PROMPT_COST * len(missing), call):
+        async with self._inside(model, PROMPT_COST * len(missing), call):
             encoded, done = await model.encode_prompts(missing, call, self._pool)
             _count_waits(done, call)
             with call.stage("post"):
@@ -164,7 +166,7 @@ class DataPlane:
         cached = model.find_cached(groups)
         missing = _missing(groups, cached)
         cost = len(request.images) * rule.nominal_patches + PROMPT_COST * len(missing)
-        async with self._inside(cost, call) as ticket:
+        async with self._inside(model, cost, call) as ticket:
             prepared = await self._prepare(request.images, rule, ticket, call)
             done, (encoded, text_done) = await wait_both(
                 model.encode_images([image.pixels_3HW for image in prepared], call),
@@ -187,12 +189,24 @@ class DataPlane:
             segmentations=tuple(masks),
         )
 
+    def check_open(self) -> None:
+        """Refuse what cannot be let in whatever it asks for, so that its body need not be read.
+
+        Raises:
+            Unavailable: Starting or draining.
+            Overloaded: Every model is full.
+        """
+        self.door.check()
+        models = self._models.values()
+        if models and all(model.admission.is_full for model in models):
+            next(iter(models)).admission.check()
+
     async def offload(self, work: Callable[[], T]) -> T:
         """Do CPU work in the pool instead of on the caller's event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def _ready_model(self, name: str | None) -> ServedModel:
-        self.admission.check()
+        self.door.check()
         return self._find(name)
 
     def _find(self, name: str | None) -> ServedModel:
@@ -203,16 +217,17 @@ class DataPlane:
         return served
 
     @asynccontextmanager
-    async def _inside(self, cost: int, call: Call) -> AsyncIterator[Ticket]:
+    async def _inside(self, model: ServedModel, cost: int, call: Call) -> AsyncIterator[Ticket]:
         """Admit the whole request and hold its room until the block ends or the deadline passes."""
-        with call.stage("admit"):
-            ticket = self.admission.admit(cost, call)
-        with ticket:
-            try:
-                async with asyncio.timeout(call.remaining_s()):
-                    yield ticket
-            except TimeoutError:
-                raise deadline_exceeded() from None
+        with self.door.enter():
+            with call.stage("admit"):
+                ticket = model.admission.admit(cost, call)
+            with ticket:
+                try:
+                    async with asyncio.timeout(call.remaining_s()):
+                        yield ticket
+                except TimeoutError:
+                    raise deadline_exceeded() from None
 
     async def _prepare(
         self, images: Sequence[bytes], rule: SizeRule, ticket: Ticket, call: Call

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from model.package import Manifest, ModelPackage, open_package
 from model.runtime.load import load_runtime
 from model.text import TextTokenizer
+from service.admission import Admission
 from service.batch_queue import BatchLimits, Bucket
 from service.batching import Batcher
 from service.cpu_limit import available_cpus
@@ -107,6 +108,7 @@ def serve_lanes(
         batcher=batcher,
         lanes=lanes,
         cache=TextCache(settings.text_cache_entries, metrics),
+        admission=Admission(settings.max_queue_patches, metrics),
     )
 
 

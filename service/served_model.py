@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from model.package import Manifest
 from model.text import TextTokenizer
+from service.admission import Admission
 from service.batch_queue import Bucket, Completed, WorkItem
 from service.batching import Batcher
 from service.call import Call
@@ -40,8 +41,10 @@ class ServedModel:
         batcher: Batcher,
         lanes: Sequence[Lane],
         cache: TextCache,
+        admission: Admission,
     ) -> None:
         self.info = info
+        self.admission = admission
         self._tokenizer = tokenizer
         self._batcher = batcher
         self._lanes = lanes

@@ -17,8 +17,8 @@ from pathlib import Path
 import uvicorn
 from prometheus_client import start_http_server
 
-from service.admission import Admission
 from service.data_plane import DataPlane
+from service.door import Door
 from service.grpc.server import GrpcServer
 from service.loading import load_model, num_lanes, request_limits
 from service.log import configure_logging
@@ -50,10 +50,10 @@ class Server:
     def __init__(self, settings: Settings, load: ModelLoader = load_model) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.admission = Admission(settings.max_queue_patches, self.metrics)
+        self.door = Door(self.metrics)
         self.pool = ThreadPoolExecutor(settings.pool_threads or num_lanes(settings), "pool")
         self.plane = DataPlane(
-            self.admission,
+            self.door,
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
             pool=self.pool,
@@ -102,7 +102,7 @@ class Server:
         try:
             served = await asyncio.to_thread(self._load, self.settings, self.metrics)
             self.plane.add_model(served)
-            self.admission.open()
+            self.door.open()
             await asyncio.to_thread(self._grpc.set_serving, [served.manifest.name])
             self.ready.set()
             logger.info("ready", extra={"fields": {"model": served.manifest.name, **self.ports}})
@@ -124,10 +124,10 @@ class Server:
             write_ports(self.settings.ports_file, self.ports)
 
     async def _drain(self, http: "asyncio.Future[None]") -> None:
-        self.admission.drain()
+        self.door.drain()
         await asyncio.to_thread(self._grpc.begin_drain)
         limit_s = self.settings.drain_timeout_s
-        if not await asyncio.to_thread(self.admission.wait_idle, limit_s):
+        if not await asyncio.to_thread(self.door.wait_idle, limit_s):
             logger.warning("requests were still inside when the drain ran out of time")
         self._http.should_exit = True
         await asyncio.gather(http, asyncio.to_thread(self._grpc.stop, WRITE_GRACE_S))

@@ -5,10 +5,9 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from service.admission import UNAVAILABLE_RETRY_S
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.errors import Unavailable
+from service.door import unavailable
 from service.rest.answer_schemas import Live, ModelCard, ModelList, Ready, model_card
 from service.rest.answers import (
     check_embed_media,
@@ -47,7 +46,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:embed", tags=["images"], **EMBED_IMAGES)
     async def embed_images(request: Request) -> Response:
         """Global embeddings of pictures, and one embedding for each patch."""
-        plane.admission.check()
+        plane.check_open()
         media = choose_media(request.headers.get("accept"), ARRAYS)
         options, images = await read_images(request, plane, EmbedImagesOptions, EmbedImagesBody)
         check_embed_media(media, options)
@@ -58,7 +57,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:segment", tags=["images"], **SEGMENT_IMAGES)
     async def segment_images(request: Request) -> Response:
         """Masks of named things: k where the k-th class is, 0 for background."""
-        plane.admission.check()
+        plane.check_open()
         media = choose_media(request.headers.get("accept"), (*ARRAYS, PNG))
         options, images = await read_images(request, plane, SegmentImagesOptions, SegmentImagesBody)
         check_segment_media(media, options, len(images))
@@ -75,7 +74,7 @@ def _add_texts(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/texts:embed", tags=["texts"], **EMBED_TEXTS)
     async def embed_texts(request: Request) -> Response:
         """Embeddings of texts, averaged over prompt templates where asked for."""
-        plane.admission.check()
+        plane.check_open()
         media = choose_media(request.headers.get("accept"), ARRAYS)
         body = await read_json(request, plane, EmbedTextsBody)
         message = body.to_message()
@@ -105,9 +104,8 @@ def _add_health(router: APIRouter, plane: DataPlane) -> None:
     @router.get("/v2/health/ready", tags=["health"], responses=ERRORS)
     async def ready() -> Ready:
         """Whether requests are taken: after the warm-up and before the drain."""
-        if not plane.admission.is_open:
-            state = plane.admission.state.value
-            raise Unavailable(f"The server is {state}.", retry_after_s=UNAVAILABLE_RETRY_S)
+        if not plane.door.is_open:
+            raise unavailable(plane.door.state)
         return Ready()
 
 

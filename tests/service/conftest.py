@@ -16,6 +16,7 @@ from PIL import Image
 from model.package import Manifest
 from model.runtime.base import VisionOutput
 from model.text import TextTokenizer, TokenBatch
+from service.admission import Admission
 from service.batch_queue import BatchLimits
 from service.batching import Batcher
 from service.lane import Lane
@@ -155,6 +156,7 @@ def load_fake(
             batcher=batcher,
             lanes=[lane],
             cache=TextCache(settings.text_cache_entries, metrics),
+            admission=Admission(settings.max_queue_patches, metrics),
         )
 
     return load

@@ -1,4 +1,4 @@
-"""The door lets whole requests in, up to a cost, and knows when it is empty."""
+"""A model admits whole requests up to a cost, and knows when it is empty."""
 
 import threading
 
@@ -6,7 +6,7 @@ import pytest
 
 from service.admission import Admission
 from service.call import Call
-from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, Unavailable
+from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge
 from service.observability import Metrics
 
 CALL = Call(request_id="x", deadline=10.0, clock=lambda: 0.0)
@@ -14,21 +14,11 @@ CALL = Call(request_id="x", deadline=10.0, clock=lambda: 0.0)
 
 @pytest.fixture
 def admission(metrics: Metrics) -> Admission:
-    door = Admission(100, metrics)
-    door.open()
-    return door
+    return Admission(100, metrics)
 
 
 def rejected(metrics: Metrics, reason: str) -> float | None:
     return metrics.registry.get_sample_value("tipserve_rejected_total", {"reason": reason})
-
-
-def test_nobody_is_let_in_before_the_start(metrics: Metrics) -> None:
-    door = Admission(100, metrics)
-    with pytest.raises(Unavailable) as caught:
-        door.admit(1, CALL)
-    assert caught.value.retry_after_s
-    assert rejected(metrics, "starting") == 1
 
 
 def test_a_full_house_refuses_until_someone_leaves(admission: Admission, metrics: Metrics) -> None:
@@ -69,17 +59,8 @@ def test_room_is_given_back_when_the_request_fails(admission: Admission) -> None
     assert admission.wait_idle(0)
 
 
-def test_a_drain_refuses_newcomers_and_waits_for_the_rest(admission: Admission) -> None:
+def test_it_knows_when_nobody_is_inside(admission: Admission) -> None:
     ticket = admission.admit(1, CALL)
-    admission.drain()
-    with pytest.raises(Unavailable):
-        admission.admit(1, CALL)
     assert not admission.wait_idle(0)
     threading.Thread(target=ticket.__exit__, args=(None, None, None)).start()
     assert admission.wait_idle(10)
-
-
-def test_draining_is_never_undone(admission: Admission) -> None:
-    admission.drain()
-    admission.open()
-    assert not admission.is_open

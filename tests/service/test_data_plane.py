@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from service.admission import Admission
 from service.call import Call
 from service.data_plane import DataPlane
+from service.door import Door
 from service.errors import (
     DeadlineExceeded,
     InternalError,
@@ -52,11 +52,11 @@ def plane(
     runtime: "FakeRuntime",
 ) -> Any:
     settings = make_settings(max_queue_patches=256, max_batch_patches=64, max_images_per_request=8)
-    admission = Admission(settings.max_queue_patches, metrics)
-    made = DataPlane(admission, limits=request_limits(settings), max_image_patches=64, pool=pool)
+    door = Door(metrics)
+    made = DataPlane(door, limits=request_limits(settings), max_image_patches=64, pool=pool)
     served = load_fake(settings, metrics)
     made.add_model(served)
-    admission.open()
+    door.open()
     yield made
     runtime.gate.set()
     served.close(10)
@@ -150,7 +150,7 @@ async def test_what_cannot_be_answered_names_its_field(
         await plane.embed_images(request, call())
     assert caught.value.param == param
     assert runtime.num_images == 0
-    assert plane.admission.wait_idle(0)
+    assert plane.door.wait_idle(0)
 
 
 async def test_a_prompt_without_a_token_names_its_class(
@@ -201,7 +201,7 @@ async def test_a_caller_who_leaves_frees_what_waits(
     runtime.gate.set()
     await asyncio.gather(running, staying)
     assert runtime.num_images == 2
-    assert plane.admission.wait_idle(0)
+    assert plane.door.wait_idle(0)
 
 
 def queue_depths(metrics: Metrics) -> list[float]:
@@ -215,7 +215,7 @@ async def test_a_deadline_ends_the_wait(
     runtime.gate.clear()
     with pytest.raises(DeadlineExceeded):
         await plane.embed_images(EmbedImagesRequest(images=(encode_image(),)), call(0.05))
-    assert plane.admission.wait_idle(0)
+    assert plane.door.wait_idle(0)
 
 
 @pytest.mark.parametrize("fault", ["raise", "short"])
@@ -234,7 +234,7 @@ async def test_a_starting_server_has_no_models(
     metrics: Metrics, pool: ThreadPoolExecutor, make_settings: Any
 ) -> None:
     limits = request_limits(make_settings())
-    plane = DataPlane(Admission(10, metrics), limits=limits, max_image_patches=1, pool=pool)
+    plane = DataPlane(Door(metrics), limits=limits, max_image_patches=1, pool=pool)
     with pytest.raises(Unavailable):
         plane.list_models()
     with pytest.raises(Unavailable):
@@ -244,6 +244,6 @@ async def test_a_starting_server_has_no_models(
 
 
 async def test_models_can_be_asked_for_while_draining(plane: DataPlane) -> None:
-    plane.admission.drain()
+    plane.door.drain()
     assert plane.get_model("fake").manifest.name == "fake"
     assert [info.runtime for info in plane.list_models()] == ["fake"]

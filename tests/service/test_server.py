@@ -235,7 +235,7 @@ async def test_a_drain_finishes_what_is_inside_and_refuses_the_rest(
         inside = asyncio.ensure_future(ask(server, encode_image()))
         assert await entered()
         server.request_stop()
-        await until(lambda: not server.admission.is_open)
+        await until(lambda: not server.door.is_open)
         late = await ask(server, encode_image())
         async with httpx.AsyncClient() as client:
             url = f"http://127.0.0.1:{server.ports['http']}/v2/health"

@@ -1,0 +1,90 @@
+"""The server's door: whether requests are let in at all, and who is still inside.
+
+It knows nothing of models and their work; each model's own `Admission` decides what fits there.
+Thread-safe: both transports' loops come here.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Final
+
+from service.errors import Unavailable
+from service.observability import Metrics
+
+UNAVAILABLE_RETRY_S: Final = 2.0
+
+
+class DoorState(Enum):
+    """Whether requests are let in."""
+
+    STARTING = "starting"
+    OPEN = "open"
+    DRAINING = "draining"
+
+
+class Door:
+    """One for the whole server: starting, then open, then draining."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.state = DoorState.STARTING
+        self._num_inside = 0
+        self._changed = threading.Condition()
+        self._metrics = metrics
+        metrics.watch_inflight(lambda: self._num_inside)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are let in."""
+        return self.state is DoorState.OPEN
+
+    def open(self) -> None:
+        """Let requests in, unless draining has begun."""
+        with self._changed:
+            if self.state is DoorState.STARTING:
+                self.state = DoorState.OPEN
+
+    def drain(self) -> None:
+        """Let nobody in any more; who is inside may finish."""
+        with self._changed:
+            self.state = DoorState.DRAINING
+
+    def check(self) -> None:
+        """Refuse where nobody is let in, so that a body need not even be read.
+
+        Raises:
+            Unavailable: Starting or draining.
+        """
+        if not self.is_open:
+            self._metrics.rejected.labels(self.state.value).inc()
+            raise unavailable(self.state)
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Be inside while the block runs.
+
+        Raises:
+            Unavailable: Starting or draining.
+        """
+        with self._changed:
+            self.check()
+            self._num_inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_inside -= 1
+                self._changed.notify_all()
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Block until nobody is inside; False where the time-out came first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._num_inside == 0, timeout_s)
+
+
+def unavailable(state: DoorState) -> Unavailable:
+    """The one wording of a door that is not open."""
+    return Unavailable(
+        f"The server is {state.value}; try again.", retry_after_s=UNAVAILABLE_RETRY_S
+    )

@@ -4,6 +4,7 @@ The fake runtime can be held, so nothing here depends on how fast anything is.
 """
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.server import Server
+from service.server import Server, listen
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -274,3 +275,18 @@ async def test_a_port_that_is_taken_is_an_error(serving: Serving, make_settings:
     async with serving() as server:
         with pytest.raises(OSError, match="in use"):
             Server(make_settings(http_port=server.ports["http"]))
+
+
+async def test_answers_are_not_held_back_for_an_acknowledgement() -> None:
+    no_delay: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def look(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted = writer.get_extra_info("socket")
+        no_delay.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listening = listen("127.0.0.1", 0)
+    async with await asyncio.start_server(look, sock=listening):
+        _, writer = await asyncio.open_connection(*listening.getsockname())
+        assert await asyncio.wait_for(no_delay, TIMEOUT_S) == 1
+        writer.close()

@@ -37,7 +37,8 @@ from service.postprocess import (
     text_embedding,
 )
 from service.preparation import ImagePreparer, PreparedImage, SizeRule
-from service.served_model import Embeddings, ServedModel
+from service.served_model import ServedModel
+from service.text_encoder import Embeddings
 from service.validation import (
     PromptGroup,
     check_features,

@@ -107,7 +107,7 @@ def serve_lanes(
         tokenizer=TextTokenizer.from_package(package),
         batcher=batcher,
         lanes=lanes,
-        cache=TextCache(settings.text_cache_entries, metrics),
+        cache=TextCache(settings.text_cache_bytes, metrics),
         admission=Admission(settings.max_queue_patches, metrics),
     )
 

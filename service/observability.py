@@ -59,7 +59,12 @@ class Metrics:
             "abandoned", "Queued items never computed, for their caller had left.", "reason"
         )
         self.text_cache_hits = self._counter("text_cache_hits", "Prompts found in the cache.")
-        self.text_cache_misses = self._counter("text_cache_misses", "Prompts not in the cache.")
+        self.text_cache_misses = self._counter(
+            "text_cache_misses", "Prompts that had to be computed."
+        )
+        self.text_cache_coalesced = self._counter(
+            "text_cache_coalesced", "Prompts that another request was having computed already."
+        )
         self.duration = self._histogram(
             "request_duration_seconds", "From the request to its answer.", SECONDS, "method"
         )

@@ -1,12 +1,11 @@
-"""One model at work: its lanes, its tokenizer and its text cache behind two coroutines.
+"""One model at work: its lanes and its texts behind two coroutines.
 
-Shape legend: H W pixels, L tokens, D width.
+Shape legend: H W pixels, D width.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +16,12 @@ from service.admission import Admission
 from service.batch_queue import Bucket, Completed, WorkItem
 from service.batching import Batcher
 from service.call import Call
-from service.errors import InvalidRequest
-from service.lane import TEXT_OUTPUT, Lane
+from service.lane import Lane
 from service.messages import ModelInfo
 from service.text_cache import TextCache
+from service.text_encoder import Embeddings, TextEncoder
 from service.validation import PromptGroup
 from service.waiting import wait_all
-
-# Texts share a batch when their lengths round up to the same multiple of this many tokens.
-TOKENS_STEP: Final = 8
-
-Embeddings = Mapping[str, NDArray[np.float32]]
 
 
 class ServedModel:
@@ -45,10 +39,9 @@ class ServedModel:
     ) -> None:
         self.info = info
         self.admission = admission
-        self._tokenizer = tokenizer
         self._batcher = batcher
         self._lanes = lanes
-        self._cache = cache
+        self._texts = TextEncoder(tokenizer, batcher, cache)
 
     def close(self, timeout_s: float) -> None:
         """Answer what still waits, let running batches end, and free the runtimes."""
@@ -67,7 +60,7 @@ class ServedModel:
 
     def find_cached(self, groups: Sequence[PromptGroup]) -> dict[str, NDArray[np.float32]]:
         """Raw embeddings [D] of those prompts that are in the cache."""
-        return self._cache.find(prompt for group in groups for prompt in group.prompts)
+        return self._texts.find(prompt for group in groups for prompt in group.prompts)
 
     async def encode_images(
         self, pixels: Sequence[NDArray[np.float32]], call: Call
@@ -95,44 +88,5 @@ class ServedModel:
     async def encode_prompts(
         self, missing: Mapping[str, str], call: Call, pool: Executor
     ) -> tuple[Embeddings, list[Completed]]:
-        """Raw embeddings [D] of prompts, which are then kept in the cache.
-
-        Args:
-            missing: Each prompt once, with the field that an error in it is about.
-            call: Whose deadline bounds the wait.
-            pool: Where texts are tokenised.
-
-        Raises:
-            InvalidRequest: A prompt has no token.
-            ServiceError: The deadline passed, the server stops, or a batch failed.
-        """
-        if not missing:
-            return {}, []
-        loop = asyncio.get_running_loop()
-        rows = await loop.run_in_executor(pool, self._tokenize, missing)
-        items = [
-            WorkItem(bucket=_text_bucket(r), cost=len(r), payload=r, deadline=call.deadline)
-            for r in rows
-        ]
-        completed = await wait_all(map(asyncio.wrap_future, self._batcher.submit(items)))
-        outputs = (done.outputs[TEXT_OUTPUT] for done in completed)
-        embeddings = dict(zip(missing, outputs, strict=True))
-        self._cache.add(embeddings)
-        return embeddings, completed
-
-    def _tokenize(self, prompts: Mapping[str, str]) -> list[NDArray[np.int64]]:
-        rows: list[NDArray[np.int64]] = []
-        for prompt, param in prompts.items():
-            try:
-                rows.append(self._tokenizer.encode([prompt]).token_ids_BL[0])
-            except ValueError as error:
-                raise InvalidRequest(
-                    f"{param} holds nothing that the tokenizer knows.",
-                    code="blank_text",
-                    param=param,
-                ) from error
-        return rows
-
-
-def _text_bucket(row_L: NDArray[np.int64]) -> Bucket:
-    return Bucket("text", (-(-len(row_L) // TOKENS_STEP) * TOKENS_STEP,))
+        """As `TextEncoder.encode`."""
+        return await self._texts.encode(missing, call, pool)

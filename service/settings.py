@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     """Texts of one batch."""
     max_queue_patches: Positive = 65536
     """Work that may be inside at once, in patches; more is refused with 429."""
-    text_cache_entries: Positive = 16384
-    """Embeddings of prompts that are kept."""
+    text_cache_bytes: Positive = 64 * 1024 * 1024
+    """Memory for the embeddings of prompts, for each model: 19,000 of 768 numbers by default."""
 
     max_images_per_request: Positive = 32
     """Pictures of one request."""

@@ -155,7 +155,7 @@ def load_fake(
             tokenizer=cast("TextTokenizer", FakeTokenizer()),
             batcher=batcher,
             lanes=[lane],
-            cache=TextCache(settings.text_cache_entries, metrics),
+            cache=TextCache(settings.text_cache_bytes, metrics),
             admission=Admission(settings.max_queue_patches, metrics),
         )
 

@@ -212,6 +212,30 @@ async def test_a_caller_who_hangs_up_frees_the_queue(
     assert runtime.num_images == 1
 
 
+def _texts_over_grpc(server: Server, texts: list[str], num_calls: int) -> list[int]:
+    request = embed_pb2.EmbedTextsRequest(texts=texts)
+    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        stub = EncoderServiceStub(channel)
+        calls = [stub.EmbedTexts.future(request, timeout=TIMEOUT_S) for _ in range(num_calls)]
+        return [call.result().embeddings.shape[0] for call in calls]
+
+
+async def test_a_hundred_equal_requests_over_both_compute_each_prompt_once(
+    serving: Serving, runtime: "FakeRuntime"
+) -> None:
+    texts = ["dog", "cat", "sky"]
+    async with serving() as server, httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+        runtime.gate.clear()
+        url = f"http://127.0.0.1:{server.ports['http']}/v1/texts:embed"
+        rest = [asyncio.ensure_future(client.post(url, json={"texts": texts})) for _ in range(50)]
+        rpcs = asyncio.ensure_future(asyncio.to_thread(_texts_over_grpc, server, texts, 50))
+        await until(lambda: sample(server, "text_cache_coalesced_total") == 99 * len(texts))
+        runtime.gate.set()
+        assert {(await answer).status_code for answer in rest} == {200}
+        assert await rpcs == [len(texts)] * 50
+    assert runtime.num_texts == len(texts)
+
+
 async def test_a_caller_who_hangs_up_while_sending_is_no_error(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:

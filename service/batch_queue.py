@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from service.call import Clock, deadline_exceeded
 from service.errors import ServiceError, Unavailable
 from service.observability import Metrics
+from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
 
 Kind = Literal["image", "text"]
 Outputs = Mapping[str, NDArray[np.float32]]
@@ -49,21 +50,26 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkItem:
-    """One picture or text, ready for the runtime; monotonic deadline in seconds."""
+    """One picture or text, ready for the runtime; monotonic deadline in seconds.
+
+    `trace` is its request's, which every batch that takes the item is linked to.
+    """
 
     bucket: Bucket
     cost: int
     payload: NDArray[Any]
     deadline: float = math.inf
+    trace: RequestTrace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """The runtime's outputs for one item and how long it waited and ran, in seconds."""
+    """The runtime's outputs for one item, how long it waited and ran, in seconds, and its batch."""
 
     outputs: Outputs
     queue_s: float
     run_s: float
+    batch: BatchTrace = NO_BATCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -28,6 +28,7 @@ from service.batch_queue import (
 from service.call import Clock
 from service.errors import InternalError, Unavailable
 from service.observability import Metrics
+from service.tracing import begin_batch
 
 Runner = Callable[[Bucket, Sequence[NDArray[Any]]], Sequence[Outputs]]
 
@@ -91,20 +92,30 @@ class Batcher:
     def run_batch(self, batch: Batch, run: Runner) -> None:
         """Compute one batch and answer every entry of it."""
         self._metrics.observe_batch(batch.bucket.kind, len(batch.entries), batch.cost)
+        trace = begin_batch(
+            (entry.item.trace for entry in batch.entries),
+            {"bucket": batch.bucket.label, "items": len(batch.entries), "cost": batch.cost},
+            batch.taken,
+        )
         try:
             results = run(batch.bucket, [entry.item.payload for entry in batch.entries])
             if len(results) != len(batch.entries):
                 raise ResultCountError(f"{len(results)} results for {len(batch.entries)} items")
         except Exception as cause:
+            trace.end(self._clock(), type(cause).__name__)
             # Each caller logs the cause under its own request id.
             logger.error("a batch failed", extra={"fields": {"bucket": batch.bucket.label}})
             for entry in batch.entries:
                 settle(entry.future, error=_batch_failed(cause))
             return
-        run_s = self._clock() - batch.taken
+        ended = self._clock()
+        # Before the answers: a request that has its answer tells its trace nothing more.
+        trace.end(ended)
+        run_s = ended - batch.taken
         for entry, outputs in zip(batch.entries, results, strict=True):
             queue_s = batch.taken - entry.enqueued
-            settle(entry.future, value=Completed(outputs=outputs, queue_s=queue_s, run_s=run_s))
+            done = Completed(outputs=outputs, queue_s=queue_s, run_s=run_s, batch=trace)
+            settle(entry.future, value=done)
 
     def _work(self, run: Runner) -> None:
         while (batch := self.queue.wait_and_take()) is not None:

@@ -9,6 +9,7 @@ from typing import Final, Literal
 from uuid import uuid4
 
 from service.errors import DeadlineExceeded
+from service.tracing import NO_TRACE, RequestTrace
 
 Clock = Callable[[], float]
 Stage = Literal["admit", "decode", "queue", "run", "post"]
@@ -23,13 +24,19 @@ class Call:
     Attributes:
         request_id: Found in the answer's headers and in every log line of the call.
         deadline: Monotonic seconds after which nobody waits for the answer.
+        started: Monotonic seconds at which it arrived.
         stages: Seconds spent in each stage; of items that run side by side the slowest counts.
+        trace: Where its stages and batches are told, if anywhere.
+        error: Stable short name of what went wrong, once something has.
     """
 
     request_id: str
     deadline: float
     clock: Clock = time.monotonic
+    started: float = field(default_factory=time.monotonic)
     stages: dict[Stage, float] = field(default_factory=dict)
+    trace: RequestTrace = NO_TRACE
+    error: str | None = None
 
     def remaining_s(self) -> float:
         """Seconds until the deadline.
@@ -53,11 +60,14 @@ class Call:
         try:
             yield
         finally:
-            self.add(name, self.clock() - started)
+            ended = self.clock()
+            self.add(name, ended - started)
+            self.trace.stage(name, started, ended)
 
     def server_timing(self) -> str:
-        """The stages as the value of a `Server-Timing` header, in milliseconds."""
-        return ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in self.stages.items())
+        """The value of a `Server-Timing` header: the stages so far and the total, in ms."""
+        total = f"total;dur={1000 * (self.clock() - self.started):.2f}"
+        return ", ".join([*(f"{n};dur={1000 * s:.2f}" for n, s in self.stages.items()), total])
 
 
 def deadline_exceeded() -> DeadlineExceeded:

@@ -80,9 +80,11 @@ class ServedModel:
                 cost=self.num_patches((p.shape[1], p.shape[2])),
                 payload=p,
                 deadline=call.deadline,
+                trace=call.trace,
             )
             for p in pixels
         ]
+        call.trace.enter_queue(call.clock())
         return await wait_all(map(asyncio.wrap_future, self._batcher.submit(items)))
 
     async def encode_prompts(

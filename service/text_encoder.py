@@ -6,6 +6,7 @@ Shape legend: L tokens, D width.
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from service.batching import Batcher
 from service.call import Call
 from service.errors import InvalidRequest, Unavailable
 from service.text_cache import Embedding, Flight, TextCache
+from service.tracing import RequestTrace
 
 # Texts share a batch when their lengths round up to the same multiple of this many tokens.
 TOKENS_STEP: Final = 8
@@ -61,10 +63,11 @@ class TextEncoder:
         if not missing:
             return {}, []
         joined = call.clock()
+        call.trace.enter_queue(joined)
         wait, begun = self._cache.join(missing)
         try:
             if begun:
-                self._begin(begun, pool)
+                self._begin(begun, pool, call.trace)
             await asyncio.wrap_future(wait.done)
         except BlankPrompt as error:
             param = missing[error.prompt]
@@ -76,16 +79,16 @@ class TextEncoder:
         waited_s = call.clock() - joined
         return wait.embeddings, [_as_waited(done, waited_s) for done in wait.completed]
 
-    def _begin(self, flights: Sequence[Flight], pool: Executor) -> None:
+    def _begin(self, flights: Sequence[Flight], pool: Executor, trace: RequestTrace) -> None:
         """Start in the pool, so that whoever began a flight may leave without ending it."""
         try:
-            pool.submit(self._compute, flights)
+            pool.submit(self._compute, flights, trace)
         except RuntimeError:
             stopping = Unavailable("The server is stopping; try again.", retry_after_s=1.0)
             for flight in flights:
                 self._cache.fail(flight, stopping)
 
-    def _compute(self, flights: Sequence[Flight]) -> None:
+    def _compute(self, flights: Sequence[Flight], trace: RequestTrace) -> None:
         """Tokenise and queue what is still waited for."""
         rows: dict[Flight, NDArray[np.int64]] = {}
         for flight in filter(self._cache.is_wanted, flights):
@@ -99,7 +102,7 @@ class TextEncoder:
         wanted = {flight: rows[flight] for flight in rows if self._cache.is_wanted(flight)}
         # No deadline: callers come and go, and the last to leave takes the item back.
         items = [
-            WorkItem(bucket=_text_bucket(row), cost=len(row), payload=row)
+            WorkItem(bucket=_text_bucket(row), cost=len(row), payload=row, trace=trace)
             for row in wanted.values()
         ]
         try:
@@ -119,4 +122,4 @@ def _text_bucket(row_L: NDArray[np.int64]) -> Bucket:
 def _as_waited(done: Completed, waited_s: float) -> Completed:
     """What this caller waited, where the work had begun before it came."""
     run_s = min(done.run_s, waited_s)
-    return Completed(outputs=done.outputs, queue_s=min(done.queue_s, waited_s - run_s), run_s=run_s)
+    return replace(done, queue_s=min(done.queue_s, waited_s - run_s), run_s=run_s)

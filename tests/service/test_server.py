@@ -102,7 +102,7 @@ async def test_a_good_answer_carries_its_id_and_stage_times(
     assert outcome.status == status_of(ask, 200, "OK")
     assert len(outcome.headers["x-request-id"]) == 32
     stages = [part.split(";")[0] for part in outcome.headers["server-timing"].split(", ")]
-    assert stages == ["admit", "decode", "queue", "run", "post"]
+    assert stages == ["admit", "decode", "queue", "run", "post", "total"]
 
 
 @BOTH

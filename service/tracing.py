@@ -1,0 +1,152 @@
+"""Traces as the core sees them: a request and its stages, a batch and whose items are in it.
+
+Knows no tracing library: without one every trace is `NO_TRACE`, which does nothing.
+`service.otel_tracing` is the one that exports. A trace never holds a picture's name, a text or an
+exception's message.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+Transport = Literal["http", "grpc"]
+
+# W3C Trace Context: version, trace id, parent id, flags.
+TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a request ended.
+
+    Attributes:
+        method: The bounded name that metrics use too: a verb and a route, an RPC, or `other`.
+        code: HTTP status as a number, or the name of a gRPC code.
+        error: Stable short name of what went wrong, never its message.
+        is_fault: Whether the fault is the server's, as the protocol's conventions have it.
+        ended: Monotonic seconds.
+    """
+
+    method: str
+    code: int | str
+    error: str | None
+    is_fault: bool
+    ended: float
+
+
+class BatchTrace(Protocol):
+    """One batch on a lane."""
+
+    def end(self, ended: float, error: str | None = None) -> None:
+        """The batch ended at this monotonic time; `error` is the name of an exception's class."""
+
+
+class RequestTrace(Protocol):
+    """One request. `stage`, `enter_queue` and `end` belong to its own event loop."""
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits, or nothing."""
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether anything that is told here is kept."""
+
+    def stage(self, name: str, started: float, ended: float) -> None:
+        """A stage ran between these monotonic times; of several runs first start and last end."""
+
+    def enter_queue(self, now: float) -> None:
+        """Items of the request wait from this monotonic time on."""
+
+    def begin_batch(
+        self, traces: Sequence["RequestTrace"], attributes: Mapping[str, int | str], now: float
+    ) -> BatchTrace:
+        """A lane begins a batch with items of these requests. Any thread."""
+
+    def ran_in(self, batch: BatchTrace) -> None:
+        """An item of the request was computed by this batch, whoever had asked for it first."""
+
+    def end(self, ending: Ending) -> None:
+        """The request is over; what is told afterwards is not kept."""
+
+
+class Tracer(Protocol):
+    """Makes the traces of requests. Any thread."""
+
+    def begin(
+        self, transport: Transport, method: str, carrier: Mapping[str, str], started: float
+    ) -> RequestTrace:
+        """A request arrived.
+
+        Args:
+            transport: What it came over.
+            method: HTTP's verb, or the RPC as `package.Service/Method`.
+            carrier: Its `traceparent` and `tracestate`, where it has them.
+            started: Monotonic seconds.
+        """
+
+    def close(self, timeout_s: float) -> None:
+        """Send what is left, for at most so long."""
+
+
+class NoBatchTrace:
+    """Keeps nothing."""
+
+    def end(self, ended: float, error: str | None = None) -> None:
+        """Nothing to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoTrace:
+    """Keeps nothing but the id that the caller's own trace has, for the log."""
+
+    trace_id: str = ""
+    is_recording: bool = False
+
+    def stage(self, name: str, started: float, ended: float) -> None:
+        """Nothing to keep."""
+
+    def enter_queue(self, now: float) -> None:
+        """Nothing to keep."""
+
+    def begin_batch(
+        self, traces: Sequence[RequestTrace], attributes: Mapping[str, int | str], now: float
+    ) -> BatchTrace:
+        """Nothing to begin."""
+        return NO_BATCH
+
+    def ran_in(self, batch: BatchTrace) -> None:
+        """Nothing to keep."""
+
+    def end(self, ending: Ending) -> None:
+        """Nothing to end."""
+
+
+NO_TRACE: Final = NoTrace()
+NO_BATCH: Final = NoBatchTrace()
+
+
+class NoTracer:
+    """Traces nothing."""
+
+    def begin(
+        self, transport: Transport, method: str, carrier: Mapping[str, str], started: float
+    ) -> RequestTrace:
+        """Remembers the caller's trace id only, so that log lines can be found by it."""
+        parent = carrier.get("traceparent")
+        known = TRACEPARENT.match(parent) if parent else None
+        return NoTrace(known[1]) if known else NO_TRACE
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing to send."""
+
+
+def begin_batch(
+    traces: Iterable[RequestTrace], attributes: Mapping[str, int | str], now: float
+) -> BatchTrace:
+    """Begin the trace of a batch, linked to each request that is traced; else it costs nothing."""
+    recording = [trace for trace in traces if trace.is_recording]
+    if not recording:
+        return NO_BATCH
+    return recording[0].begin_batch(list(dict.fromkeys(recording)), attributes, now)

@@ -5,6 +5,7 @@ grpc/errors.py). Messages are for the caller: they say what to change and never 
 exception's text.
 
     ServiceError
+    +-- Unauthenticated    before anything is read: no key, or one that is not ours
     +-- InvalidRequest     schemas, converters, admit, decode: the caller's fault
     +-- UnsupportedMedia   REST only: the body is of a type that no reader knows
     +-- NotAcceptable      REST only: the answer cannot be written as the caller accepts it
@@ -23,6 +24,7 @@ from typing import ClassVar
 class ErrorKind(Enum):
     """The kinds that transports translate."""
 
+    UNAUTHENTICATED = "authentication_error"
     INVALID = "invalid_request_error"
     UNSUPPORTED_MEDIA = "unsupported_media_type"
     NOT_ACCEPTABLE = "not_acceptable"
@@ -60,6 +62,13 @@ class ServiceError(Exception):
         self.code = code or self.default_code
         self.param = param
         self.retry_after_s = retry_after_s
+
+
+class Unauthenticated(ServiceError):
+    """The caller gave no key, or one that is not known."""
+
+    kind = ErrorKind.UNAUTHENTICATED
+    default_code = "invalid_api_key"
 
 
 class InvalidRequest(ServiceError):

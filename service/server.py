@@ -17,9 +17,10 @@ from pathlib import Path
 import uvicorn
 from prometheus_client import start_http_server
 
+from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.door import Door
-from service.grpc.server import GrpcServer
+from service.grpc.server import GrpcOptions, GrpcServer
 from service.loading import load_model, num_lanes, request_limits
 from service.log import configure_logging
 from service.observability import Metrics
@@ -64,10 +65,11 @@ class Server:
         self._stop = asyncio.Event()
         self.ready = asyncio.Event()
         timeout_s = settings.request_timeout_s
+        keys = build_keys(settings, self.metrics)
         self._http_socket = listen(settings.host, settings.http_port)
         self._http = HttpServer(
             uvicorn.Config(
-                build_app(self.plane, self.metrics, timeout_s=timeout_s),
+                build_app(self.plane, self.metrics, keys, timeout_s=timeout_s),
                 lifespan="off",
                 access_log=False,
                 log_config=None,
@@ -79,9 +81,8 @@ class Server:
         self._grpc = GrpcServer(
             self.plane,
             self.metrics,
-            host=settings.host,
-            port=settings.grpc_port,
-            timeout_s=timeout_s,
+            keys,
+            GrpcOptions(host=settings.host, port=settings.grpc_port, timeout_s=timeout_s),
         )
         self._metrics_server, self._metrics_thread = start_http_server(
             settings.metrics_port, settings.host, self.metrics.registry
@@ -139,6 +140,17 @@ class Server:
         self._metrics_thread.join()
         self.pool.shutdown()
         logger.info("stopped")
+
+
+def build_keys(settings: Settings, metrics: Metrics) -> ApiKeys:
+    """The keys as they are set.
+
+    Raises:
+        ValueError: A key cannot be used, or the file holds none.
+        OSError: The file cannot be read.
+    """
+    fixed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
+    return ApiKeys(metrics, fixed=fixed, file=settings.api_keys_file)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 PREFIX = "TIPSERVE_"
@@ -89,6 +89,12 @@ class Settings(BaseSettings):
     drain_timeout_s: Seconds = 30.0
     """How long a stopping server waits for what is inside."""
 
+    api_keys: SecretStr | None = None
+    """API keys with commas between them; without keys everybody may ask. Only as a variable: other
+    users of the machine can read a command line."""
+    api_keys_file: Path | None = None
+    """File with one API key a line, read again when it changes; they count beside the others."""
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe level that is logged."""
     log_format: Literal["json", "text"] = "json"
@@ -125,6 +131,11 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     if unknown:
         raise ValueError(
             f"unknown variables {', '.join(sorted(unknown))}; `python -m service --help` lists all"
+        )
+    if any(argument.split("=")[0] == "--api-keys" for argument in arguments):
+        raise ValueError(
+            "other users of the machine can read a command line: give keys by the variable "
+            "TIPSERVE_API_KEYS or by --api-keys-file"
         )
     flags = CliSettingsSource[BaseSettings](
         Settings, cli_parse_args=list(arguments), cli_use_class_docs_for_groups=True

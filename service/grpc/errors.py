@@ -9,6 +9,7 @@ from grpc import StatusCode
 from service.errors import ErrorKind, ServiceError
 
 CODE: dict[ErrorKind, StatusCode] = {
+    ErrorKind.UNAUTHENTICATED: StatusCode.UNAUTHENTICATED,
     ErrorKind.INVALID: StatusCode.INVALID_ARGUMENT,
     ErrorKind.UNSUPPORTED_MEDIA: StatusCode.INVALID_ARGUMENT,
     ErrorKind.NOT_ACCEPTABLE: StatusCode.INVALID_ARGUMENT,

@@ -4,15 +4,18 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.grpc.generated import encoder_service_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
+from service.grpc.guard import GuardInterceptor
 from service.grpc.interceptors import CallInterceptor
 from service.grpc.servicer import EncoderServicer
 from service.observability import Metrics
@@ -21,15 +24,35 @@ SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"]
 START_LIMIT_S = 10.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcOptions:
+    """Where to listen, and what one RPC may take.
+
+    Attributes:
+        host: Address to listen on.
+        port: 0 takes a free one.
+        timeout_s: Deadline of an RPC that brings none, and the longest that one may bring.
+    """
+
+    host: str
+    port: int
+    timeout_s: float
+
+
 class GrpcServer:
     """Starts, reports health and stops; every method may be called from any other thread."""
 
     def __init__(
-        self, plane: DataPlane, metrics: Metrics, *, host: str, port: int, timeout_s: float
+        self, plane: DataPlane, metrics: Metrics, keys: ApiKeys, options: GrpcOptions
     ) -> None:
         self._plane = plane
-        self._interceptor = CallInterceptor(metrics, timeout_s=timeout_s)
-        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        # The first is the outermost.
+        self._interceptors = [
+            GuardInterceptor(keys, metrics),
+            CallInterceptor(metrics, timeout_s=options.timeout_s),
+        ]
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        self._address = f"{host}:{options.port}"
         self._listening: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
         self._loop: asyncio.AbstractEventLoop
@@ -77,7 +100,7 @@ class GrpcServer:
         self._loop = asyncio.get_running_loop()
         self._grace_s = self._loop.create_future()
         self._server = grpc.aio.server(
-            interceptors=[self._interceptor],
+            interceptors=self._interceptors,
             options=[
                 # A port that another process has is an error, not a port to share.
                 ("grpc.so_reuseport", 0),

@@ -6,10 +6,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
+from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.errors import ServiceError
 from service.observability import Metrics
-from service.rest.connection import CallMiddleware
+from service.rest.connection import CallLimits, CallMiddleware
 from service.rest.docs import docs_page
 from service.rest.errors import (
     ClientLeft,
@@ -24,8 +25,18 @@ from service.rest.routes import build_router
 DESCRIPTION = "Pictures and words in; embeddings of pictures, patches and texts, and masks out."
 
 
-def build_app(plane: DataPlane, metrics: Metrics, *, timeout_s: float) -> CallMiddleware:
+def build_app(
+    plane: DataPlane, metrics: Metrics, keys: ApiKeys, *, timeout_s: float
+) -> CallMiddleware:
     """The ASGI application."""
+    limits = CallLimits(
+        keys=keys, timeout_s=timeout_s, max_body_bytes=plane.limits.max_request_bytes
+    )
+    return CallMiddleware(build_routes(plane), metrics, limits)
+
+
+def build_routes(plane: DataPlane) -> FastAPI:
+    """All routes, open to everybody: keys and limits are the middleware's."""
     app = FastAPI(
         title="tipserve", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None
     )
@@ -49,5 +60,4 @@ def build_app(plane: DataPlane, metrics: Metrics, *, timeout_s: float) -> CallMi
     async def docs() -> HTMLResponse:
         return HTMLResponse(docs_page(openapi()))
 
-    max_body_bytes = plane.limits.max_request_bytes
-    return CallMiddleware(app, metrics, timeout_s=timeout_s, max_body_bytes=max_body_bytes)
+    return app

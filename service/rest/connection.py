@@ -5,10 +5,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 
+from service.api_keys import ApiKeys
 from service.call import Call, accept_request_id, current_call
 from service.errors import InvalidRequest, RequestTooLarge, ServiceError
 from service.observability import Metrics
@@ -23,20 +25,35 @@ T = TypeVar("T")
 METHOD_NOT_ALLOWED = 405
 MAX_DIGITS = 12
 QUIET_ROUTES = "/v2/health/"
+# Need no key. The kubelet's probes cannot send one, and the documents say what stands in this
+# repository, the same for every server.
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLimits:
+    """Who may call, and what one call may take.
+
+    Attributes:
+        keys: Of which one is needed on every path that is not open.
+        timeout_s: Deadline of a call that brings none, and the longest that one may bring.
+        max_body_bytes: Bytes of one body.
+    """
+
+    keys: ApiKeys
+    timeout_s: float
+    max_body_bytes: int
 
 
 class CallMiddleware:
     """Outermost: gives every request its call, counts and logs it, and bounds its body."""
 
-    def __init__(
-        self, app: FastAPI, metrics: Metrics, *, timeout_s: float, max_body_bytes: int
-    ) -> None:
+    def __init__(self, app: FastAPI, metrics: Metrics, limits: CallLimits) -> None:
         self._app = app
         self._metrics = metrics
-        self._timeout_s = timeout_s
-        self._max_body_bytes = max_body_bytes
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, as ASGI has it."""
@@ -46,7 +63,7 @@ class CallMiddleware:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         started = time.monotonic()
         request_id = accept_request_id(headers.get(b"x-request-id"))
-        call = Call(request_id=request_id, deadline=started + self._timeout_s)
+        call = Call(request_id=request_id, deadline=started + self._limits.timeout_s)
         current_call.set(call)
         status = 0
 
@@ -59,6 +76,7 @@ class CallMiddleware:
 
         try:
             try:
+                self._check_key(scope["path"], headers)
                 self._apply_limits(call, headers, started)
                 await self._app(scope, self._bounded(receive), send_with_call)
             except ServiceError as error:
@@ -70,6 +88,10 @@ class CallMiddleware:
         finally:
             self._record(scope, status or CLIENT_LEFT, call, time.monotonic() - started)
 
+    def _check_key(self, path: str, headers: dict[bytes, str]) -> None:
+        if path not in OPEN_PATHS:
+            self._limits.keys.check(headers.get(b"authorization"), headers.get(b"x-api-key"))
+
     def _apply_limits(self, call: Call, headers: dict[bytes, str], started: float) -> None:
         timeout_ms = headers.get(b"x-request-timeout-ms")
         if timeout_ms is not None:
@@ -79,9 +101,9 @@ class CallMiddleware:
                     "X-Request-Timeout-Ms is a whole number of milliseconds, at least 1.",
                     param="X-Request-Timeout-Ms",
                 )
-            call.deadline = started + min(self._timeout_s, int(timeout_ms) / 1000)
+            call.deadline = started + min(self._limits.timeout_s, int(timeout_ms) / 1000)
         length = headers.get(b"content-length", "")
-        if length.isascii() and length.isdigit() and int(length) > self._max_body_bytes:
+        if length.isascii() and length.isdigit() and int(length) > self._limits.max_body_bytes:
             raise self._too_large()
 
     def _bounded(self, receive: Receive) -> Receive:
@@ -94,14 +116,14 @@ class CallMiddleware:
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
+            if num_bytes > self._limits.max_body_bytes:
                 raise self._too_large()
             return message
 
         return receive_bounded
 
     def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(f"The body is larger than {self._max_body_bytes} bytes.")
+        return RequestTooLarge(f"The body is larger than {self._limits.max_body_bytes} bytes.")
 
     def _record(self, scope: Scope, status: int, call: Call, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")

@@ -12,6 +12,7 @@ from service.call import current_call
 from service.errors import ErrorKind, InvalidRequest, ServiceError, internal_error
 
 STATUS: dict[ErrorKind, int] = {
+    ErrorKind.UNAUTHENTICATED: 401,
     ErrorKind.INVALID: 422,
     ErrorKind.UNSUPPORTED_MEDIA: 415,
     ErrorKind.NOT_ACCEPTABLE: 406,
@@ -39,6 +40,8 @@ def error_response(error: ServiceError) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if error.kind is ErrorKind.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = 'Bearer realm="tipserve"'
     body = {
         "message": error.message,
         "type": error.kind.value,

@@ -29,6 +29,7 @@ ANSWERS: Final = (EmbedImagesAnswer, SegmentImagesAnswer, EmbedTextsAnswer)
 BINARY: Final = {"type": "string", "format": "binary"}
 
 STATUS_TEXT: Final = {
+    401: "Where the server wants a key: none was sent, or one that it does not know.",
     404: "No model of that name is served.",
     406: "The answer cannot be written in an accepted media type.",
     413: "The body or a list in it is too large.",

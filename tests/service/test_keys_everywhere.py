@@ -1,0 +1,142 @@
+"""With keys set, every route and every RPC of the whole server needs one, save those named here."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+from unittest.mock import create_autospec
+
+import grpc
+import httpx
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from service.data_plane import DataPlane
+from service.rest.app import build_routes
+from service.server import Server
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+KEY = "the-key-of-this-test"
+# Whoever adds to these says why, in rest/connection.py or grpc/guard.py.
+OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"}
+OPEN_SERVICES = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+LIMIT_S = 20.0
+
+
+def all_routes() -> Iterator[tuple[str, str]]:
+    """Method and path of every route of the application."""
+    waiting = list(build_routes(create_autospec(DataPlane, instance=True)).routes)
+    while waiting:
+        route: Any = waiting.pop()
+        if hasattr(route, "original_router"):
+            waiting += route.original_router.routes
+            continue
+        # A mounted application has no methods: it would have to be looked at here.
+        for method in route.methods:
+            yield method, route.path
+
+
+def rpcs_of(server: Server) -> set[str]:
+    """Full name of every RPC that reflection tells of."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        pool = DescriptorPool(database)
+        return {
+            f"/{service}/{method.name}"
+            for service in database.get_services()
+            for method in pool.FindServiceByName(service).methods
+        }
+
+
+def service_of(rpc: str) -> str:
+    return rpc.lstrip("/").rpartition("/")[0]
+
+
+def code_of(server: Server, rpc: str, metadata: Any = ()) -> str:
+    """How an RPC of any kind answers an empty message, or nothing at all."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        ask: Any = channel.stream_stream(rpc)
+        call: Any = ask(iter([b""]), timeout=LIMIT_S, metadata=metadata)
+        try:
+            next(call, None)
+            call.cancel()
+        except grpc.RpcError:
+            return str(call.code().name)
+    return "OK"
+
+
+async def test_every_route_needs_a_key_but_the_open_ones(serving: Serving) -> None:
+    routes = sorted(all_routes())
+    assert {path for _, path in routes} >= OPEN_ROUTES | {"/v1/images:embed", "/v1/models"}
+    statuses = {}
+    async with serving(api_keys=KEY) as server:
+        url = f"http://127.0.0.1:{server.ports['http']}"
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
+            for method, path in [*routes, ("POST", "/v1/nowhere"), ("OPTIONS", "/v1/models")]:
+                asked = path.replace("{model_id}", "fake")
+                for headers in ({}, {"X-Api-Key": KEY + "x"}):
+                    answer = await client.request(method, asked, headers=headers)
+                    statuses[method, path] = answer.status_code
+                    assert (answer.status_code == 401) == (path not in OPEN_ROUTES), (method, path)
+            refused = await client.post("/v1/texts:embed", json={"texts": ["dog"]})
+            for headers in ({"X-Api-Key": KEY}, {"Authorization": f"Bearer {KEY}"}):
+                passed = await client.post(
+                    "/v1/texts:embed", json={"texts": ["dog"]}, headers=headers
+                )
+                assert passed.status_code == 200
+    assert refused.headers["www-authenticate"] == 'Bearer realm="tipserve"'
+    assert refused.json()["error"]["type"] == "authentication_error"
+    assert refused.json()["error"]["code"] == "missing_api_key"
+    assert statuses["GET", "/v2/health/ready"] == 200
+
+
+async def test_every_rpc_needs_a_key_but_the_open_ones(serving: Serving) -> None:
+    async with serving(api_keys=KEY) as server:
+        rpcs = await asyncio.to_thread(rpcs_of, server)
+        assert {service_of(rpc) for rpc in rpcs} >= OPEN_SERVICES | {"tipserve.v1.EncoderService"}
+        for rpc in sorted(rpcs | {"/made.up.Service/Method", "/nothing"}):
+            for metadata in ((), (("x-api-key", KEY + "x"),)):
+                code = await asyncio.to_thread(code_of, server, rpc, metadata)
+                assert (code == "UNAUTHENTICATED") == (service_of(rpc) not in OPEN_SERVICES), (
+                    rpc,
+                    code,
+                )
+        for metadata in ((("x-api-key", KEY),), (("authorization", f"Bearer {KEY}"),)):
+            rpc = "/tipserve.v1.EncoderService/ListModels"
+            assert await asyncio.to_thread(code_of, server, rpc, metadata) == "OK"
+
+
+async def test_without_keys_nothing_needs_one(serving: Serving) -> None:
+    async with serving() as server:
+        url = f"http://127.0.0.1:{server.ports['http']}/v1/models"
+        async with httpx.AsyncClient(timeout=LIMIT_S) as client:
+            assert (await client.get(url)).status_code == 200
+        rpc = "/tipserve.v1.EncoderService/ListModels"
+        assert await asyncio.to_thread(code_of, server, rpc) == "OK"
+        with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            check = stub.Check.future(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
+            assert (await asyncio.to_thread(check.result)).status == 1
+
+
+async def test_who_has_no_key_is_refused_before_the_body_is_asked_for(serving: Serving) -> None:
+    head = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    async with serving(api_keys=KEY) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["http"])
+        writer.write(head + b"Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n")
+        first = await asyncio.wait_for(reader.readline(), LIMIT_S)
+        writer.close()
+        await writer.wait_closed()
+    assert first.startswith(b"HTTP/1.1 401"), "and not 100 Continue"
+
+
+@pytest.mark.parametrize("setting", [{"api_keys": ""}, {"api_keys_file": "/no/such/file"}])
+async def test_keys_that_cannot_be_read_stop_the_start(
+    make_settings: Any, setting: dict[str, str]
+) -> None:
+    with pytest.raises((ValueError, OSError)):
+        Server(make_settings(**setting))

@@ -138,4 +138,8 @@ async def send(asks: Sequence[Ask], *, seconds: float | None = None, total: int 
 async def rest_clients(port: int, request: bytes, num_clients: int) -> list[Ask]:
     """Clients that send one request over connections of their own."""
     connections = [await RestConnection.open(port) for _ in range(num_clients)]
-    return [lambda _, c=connection: c.ask(request) for connection in connections]
+
+    def client(connection: RestConnection) -> Ask:
+        return lambda _: connection.ask(request)
+
+    return list(map(client, connections))

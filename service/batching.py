@@ -74,6 +74,10 @@ class Batcher:
         """
         return self.queue.put(items)
 
+    def count_abandoned(self, num_items: int) -> None:
+        """Count items whose caller left before they were queued."""
+        self._metrics.abandoned.labels("cancelled").inc(num_items)
+
     def stop(self, timeout_s: float) -> bool:
         """Refuse what waits and let running batches finish; after the time-out answer them too.
 

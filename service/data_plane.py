@@ -19,6 +19,7 @@ from service.call import Call, deadline_exceeded
 from service.door import Door
 from service.errors import ModelNotFound
 from service.image_codec import ImageLimits
+from service.image_pass import ImagePass
 from service.messages import (
     EmbedImagesRequest,
     EmbedImagesResponse,
@@ -36,7 +37,7 @@ from service.postprocess import (
     segment_image,
     text_embedding,
 )
-from service.preparation import ImagePreparer, PreparedImage, SizeRule
+from service.preparation import ImagePreparer, SizeRule
 from service.served_model import ServedModel
 from service.text_encoder import Embeddings
 from service.validation import (
@@ -74,7 +75,7 @@ class DataPlane:
         self.image_limits = ImageLimits(
             max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
         )
-        self._preparer = ImagePreparer(self.image_limits, max_patches=max_image_patches, pool=pool)
+        self._preparer = ImagePreparer(self.image_limits, max_patches=max_image_patches)
         self._models: dict[str, ServedModel] = {}
 
     def add_model(self, served: ServedModel) -> None:
@@ -114,15 +115,17 @@ class DataPlane:
         rule = _size_rule(request, model)
         cost = len(request.images) * rule.nominal_patches
         async with self._inside(model, cost, call) as ticket:
-            prepared = await self._prepare(request.images, rule, ticket, call)
-            done = await model.encode_images([image.pixels_3HW for image in prepared], call)
-            _count_waits(done, call)
+            images = ImagePass(request.images, rule, model=model, call=call)
+            encoded = await images.run(self._preparer, ticket, self._pool)
             with call.stage("post"):
                 embeddings = tuple(
                     image_outputs(
-                        d.outputs, names, grid_hw=_grid(image, rule), normalize=request.normalize
+                        image.completed.outputs,
+                        names,
+                        grid_hw=image.grid_hw,
+                        normalize=request.normalize,
                     )
-                    for d, image in zip(done, prepared, strict=True)
+                    for image in encoded
                 )
         return EmbedImagesResponse(model=model.manifest.name, embeddings=embeddings)
 
@@ -168,20 +171,20 @@ class DataPlane:
         missing = _missing(groups, cached)
         cost = len(request.images) * rule.nominal_patches + PROMPT_COST * len(missing)
         async with self._inside(model, cost, call) as ticket:
-            prepared = await self._prepare(request.images, rule, ticket, call)
-            done, (encoded, text_done) = await wait_both(
-                model.encode_images([image.pixels_3HW for image in prepared], call),
+            images = ImagePass(request.images, rule, model=model, call=call)
+            encoded, (prompts, text_done) = await wait_both(
+                images.run(self._preparer, ticket, self._pool),
                 model.encode_prompts(missing, call, self._pool),
             )
-            _count_waits([*done, *text_done], call)
+            _count_waits(text_done, call)
             with call.stage("post"):
-                known = {**cached, **encoded}
+                known = {**cached, **prompts}
                 classes_KD = class_embeddings([group.prompts for group in groups], known)
                 masks = await wait_all(
                     self.offload(partial(segment_image, features_ND, classes_KD, geometry, request))
                     for features_ND, geometry in (
-                        (d.outputs[features], Geometry(_grid(image, rule), image.size_hw))
-                        for d, image in zip(done, prepared, strict=True)
+                        (image.completed.outputs[features], Geometry(image.grid_hw, image.size_hw))
+                        for image in encoded
                     )
                 )
         return SegmentImagesResponse(
@@ -230,15 +233,6 @@ class DataPlane:
                 except TimeoutError:
                     raise deadline_exceeded() from None
 
-    async def _prepare(
-        self, images: Sequence[bytes], rule: SizeRule, ticket: Ticket, call: Call
-    ) -> list[PreparedImage]:
-        """All headers first, so that the cost is exact before any pixel is decoded."""
-        with call.stage("decode"):
-            num_patches = await self._preparer.measure(images, rule)
-            ticket.resize(ticket.cost - len(images) * rule.nominal_patches + num_patches)
-            return await self._preparer.prepare(images, rule)
-
 
 def _size_rule(request: EmbedImagesRequest | SegmentImagesRequest, model: ServedModel) -> SizeRule:
     return SizeRule(
@@ -247,11 +241,6 @@ def _size_rule(request: EmbedImagesRequest | SegmentImagesRequest, model: Served
         patch_size=model.manifest.patch_size,
         multiple=model.manifest.size_multiple,
     )
-
-
-def _grid(image: PreparedImage, rule: SizeRule) -> tuple[int, int]:
-    _, height, width = image.pixels_3HW.shape
-    return height // rule.patch_size, width // rule.patch_size
 
 
 def _missing(groups: Sequence[PromptGroup], cached: Embeddings) -> Mapping[str, str]:

@@ -1,13 +1,9 @@
-"""From encoded pictures to what the model sees: all headers first, then decode and scale.
+"""From encoded pictures to what the model sees: the header alone, then decode and scale.
 
 Shape legend: H W pixels.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +11,6 @@ from numpy.typing import NDArray
 from model.preprocess import Fit, prepare_image, target_size
 from service.errors import InvalidRequest
 from service.image_codec import ImageLimits, decode_image, read_size
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,31 +44,18 @@ class PreparedImage:
 
 
 class ImagePreparer:
-    """Prepares pictures in a pool of threads; may be used from any event loop."""
+    """Reads and scales pictures. CPU work for a pool; holds nothing, so in any thread."""
 
-    def __init__(self, limits: ImageLimits, *, max_patches: int, pool: Executor) -> None:
+    def __init__(self, limits: ImageLimits, *, max_patches: int) -> None:
         self._limits = limits
         self._max_patches = max_patches
-        self._pool = pool
 
-    async def measure(self, images: Sequence[bytes], rule: SizeRule) -> int:
-        """Patches of all pictures together, from their headers alone.
-
-        Raises:
-            InvalidRequest: The first picture that is unreadable or too large.
-        """
-        sizes = await self._each(lambda data, param: self._num_patches(data, rule, param), images)
-        return sum(sizes)
-
-    async def prepare(self, images: Sequence[bytes], rule: SizeRule) -> list[PreparedImage]:
-        """Decode and scale all pictures.
+    def num_patches(self, data: bytes, rule: SizeRule, *, param: str) -> int:
+        """Patches of a picture, from its header alone.
 
         Raises:
-            InvalidRequest: The first picture that is broken.
+            InvalidRequest: It is unreadable or too large.
         """
-        return await self._each(lambda data, param: self._decode(data, rule, param), images)
-
-    def _num_patches(self, data: bytes, rule: SizeRule, param: str) -> int:
         size_hw = read_size(data, self._limits, param=param)
         target_hw = rule.target_hw(size_hw)
         num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
@@ -88,28 +69,13 @@ class ImagePreparer:
             )
         return num_patches
 
-    def _decode(self, data: bytes, rule: SizeRule, param: str) -> PreparedImage:
+    def prepare(self, data: bytes, rule: SizeRule, *, param: str) -> PreparedImage:
+        """Decode and scale a picture.
+
+        Raises:
+            InvalidRequest: It is broken.
+        """
         pixels_HW3 = decode_image(data, self._limits, param=param)
         size_hw = pixels_HW3.shape[0], pixels_HW3.shape[1]
         pixels_3HW = prepare_image(pixels_HW3, rule.target_hw(size_hw))
         return PreparedImage(pixels_3HW=pixels_3HW, size_hw=size_hw)
-
-    async def _each(
-        self, work: Callable[[bytes, str], ResultT], images: Sequence[bytes]
-    ) -> list[ResultT]:
-        """Do the work for every picture in the pool; of several failures the first index raises."""
-        loop = asyncio.get_running_loop()
-        jobs = [
-            loop.run_in_executor(self._pool, work, data, f"images[{index}]")
-            for index, data in enumerate(images)
-        ]
-        results: list[ResultT] = []
-        failures: list[BaseException] = []
-        for result in await asyncio.gather(*jobs, return_exceptions=True):
-            if isinstance(result, BaseException):
-                failures.append(result)
-            else:
-                results.append(result)
-        if failures:
-            raise failures[0]
-        return results

@@ -3,9 +3,8 @@
 Shape legend: H W pixels, D width.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ from service.messages import ModelInfo
 from service.text_cache import TextCache
 from service.text_encoder import Embeddings, TextEncoder
 from service.validation import PromptGroup
-from service.waiting import wait_all
 
 
 class ServedModel:
@@ -62,17 +60,17 @@ class ServedModel:
         """Raw embeddings [D] of those prompts that are in the cache."""
         return self._texts.find(prompt for group in groups for prompt in group.prompts)
 
-    async def encode_images(
+    def submit_images(
         self, pixels: Sequence[NDArray[np.float32]], call: Call
-    ) -> list[Completed]:
-        """Raw embeddings of prepared pictures.
+    ) -> list["Future[Completed]"]:
+        """Queue prepared pictures; the i-th future has the i-th's raw embeddings. From any thread.
 
         Args:
             pixels: float32 [3, H, W] each.
             call: Whose deadline bounds the wait.
 
         Raises:
-            ServiceError: The deadline passed, the server stops, or a batch failed.
+            Unavailable: The server stops.
         """
         items = [
             WorkItem(
@@ -85,7 +83,11 @@ class ServedModel:
             for p in pixels
         ]
         call.trace.enter_queue(call.clock())
-        return await wait_all(map(asyncio.wrap_future, self._batcher.submit(items)))
+        return self._batcher.submit(items)
+
+    def count_abandoned(self, num_images: int) -> None:
+        """Count pictures whose caller left before they were queued."""
+        self._batcher.count_abandoned(num_images)
 
     async def encode_prompts(
         self, missing: Mapping[str, str], call: Call, pool: Executor

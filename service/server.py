@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+import uvloop
 from prometheus_client import start_http_server
 
 from service.api_keys import ApiKeys
@@ -75,6 +76,7 @@ class Server:
                 log_config=None,
                 server_header=False,
                 ws="none",
+                proxy_headers=False,
                 timeout_graceful_shutdown=WRITE_GRACE_S,
             )
         )
@@ -188,7 +190,7 @@ def main(settings: Settings) -> int:
     """
     configure_logging(settings.log_level, settings.log_format)
     try:
-        asyncio.run(_run(settings))
+        uvloop.run(_run(settings))
     except (ValueError, OSError, ImportError) as error:
         # The user's to mend: the message says how, and a traceback would hide it.
         logger.error("the server could not start: %s", error)

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse
 
 from service.api_keys import ApiKeys
@@ -11,6 +11,7 @@ from service.data_plane import DataPlane
 from service.errors import ServiceError
 from service.observability import Metrics
 from service.rest.connection import CallLimits, CallMiddleware
+from service.rest.direct import DirectRoutes
 from service.rest.docs import docs_page
 from service.rest.errors import (
     ClientLeft,
@@ -32,15 +33,16 @@ def build_app(
     limits = CallLimits(
         keys=keys, timeout_s=timeout_s, max_body_bytes=plane.limits.max_request_bytes
     )
-    return CallMiddleware(build_routes(plane), metrics, limits)
+    router = build_router(plane)
+    return CallMiddleware(DirectRoutes(build_routes(router), router), metrics, limits)
 
 
-def build_routes(plane: DataPlane) -> FastAPI:
+def build_routes(router: APIRouter) -> FastAPI:
     """All routes, open to everybody: keys and limits are the middleware's."""
     app = FastAPI(
         title="tipserve", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None
     )
-    app.include_router(build_router(plane))
+    app.include_router(router)
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(ClientLeft, on_client_left)
     for status in (404, 405):

@@ -3,23 +3,20 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 
 from service.api_keys import ApiKeys
 from service.call import Call, accept_request_id, current_call
 from service.errors import InvalidRequest, RequestTooLarge, ServiceError
 from service.observability import Metrics
+from service.rest.direct import AsgiApp, Message, Receive, Scope, Send
 from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 T = TypeVar("T")
 
 METHOD_NOT_ALLOWED = 405
@@ -50,7 +47,7 @@ class CallLimits:
 class CallMiddleware:
     """Outermost: gives every request its call, counts and logs it, and bounds its body."""
 
-    def __init__(self, app: FastAPI, metrics: Metrics, limits: CallLimits) -> None:
+    def __init__(self, app: AsgiApp, metrics: Metrics, limits: CallLimits) -> None:
         self._app = app
         self._metrics = metrics
         self._limits = limits
@@ -147,23 +144,28 @@ async def until_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientLeft: The caller closed the connection first.
     """
-    task = asyncio.ensure_future(work)
-    left = asyncio.ensure_future(_left(request))
+    worker = asyncio.current_task()
+    assert worker is not None
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        with suppress(ClientLeft):
+            while True:
+                await request.receive()
+        has_left = True
+        worker.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientLeft
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not has_left:
+            raise
+        worker.uncancel()
+        raise ClientLeft from None
     finally:
-        task.cancel()
-        left.cancel()
-        await asyncio.gather(task, left, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    with suppress(ClientLeft):
-        while True:
-            await request.receive()
+        watcher.cancel()
 
 
 def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:

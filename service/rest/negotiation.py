@@ -1,6 +1,6 @@
 """Which of the offered media types the caller accepts."""
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from service.errors import NotAcceptable
@@ -11,7 +11,8 @@ SAFETENSORS: Final = "application/octet-stream"
 PNG: Final = "image/png"
 
 
-def choose_media(accept: str | None, offered: Sequence[str]) -> str:
+@lru_cache(256)
+def choose_media(accept: str | None, offered: tuple[str, ...]) -> str:
     """The offered media type that the caller likes best.
 
     Args:

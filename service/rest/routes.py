@@ -30,6 +30,7 @@ from service.rest.schemas import (
 )
 
 ARRAYS = (JSON, NPY, SAFETENSORS)
+WRITTEN_AT_ONCE = 2048
 
 
 def build_router(plane: DataPlane) -> APIRouter:
@@ -52,7 +53,9 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
         check_embed_media(media, options)
         message = options.to_message(images)
         answer = await until_left(request, plane.embed_images(message, current_call.get()))
-        return await _respond(plane, media, partial(write_image_embeddings, answer, media, options))
+        write = partial(write_image_embeddings, answer, media, options)
+        num_values = sum(a.size for outputs in answer.embeddings for a in outputs.values())
+        return await _respond(plane, media, write, num_values)
 
     @router.post("/v1/images:segment", tags=["images"], **SEGMENT_IMAGES)
     async def segment_images(request: Request) -> Response:
@@ -67,7 +70,8 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
             write = partial(write_overlay, answer, images[0], plane.image_limits)
         else:
             write = partial(write_segmentations, answer, media, options)
-        return await _respond(plane, media, write)
+        num_pixels = sum(s.labels_HW.size for s in answer.segmentations)
+        return await _respond(plane, media, write, num_pixels)
 
 
 def _add_texts(router: APIRouter, plane: DataPlane) -> None:
@@ -80,7 +84,7 @@ def _add_texts(router: APIRouter, plane: DataPlane) -> None:
         message = body.to_message()
         answer = await until_left(request, plane.embed_texts(message, current_call.get()))
         write = partial(write_text_embeddings, answer, media, body.encoding)
-        return await _respond(plane, media, write)
+        return await _respond(plane, media, write, answer.embeddings_TD.size)
 
 
 def _add_models(router: APIRouter, plane: DataPlane) -> None:
@@ -109,7 +113,10 @@ def _add_health(router: APIRouter, plane: DataPlane) -> None:
         return Ready()
 
 
-async def _respond(plane: DataPlane, media: str, write: Callable[[], bytes]) -> Response:
+async def _respond(
+    plane: DataPlane, media: str, write: Callable[[], bytes], num_values: int
+) -> Response:
     with current_call.get().stage("post"):
-        content = await plane.offload(write)
+        # A thread's wake-up and its way back cost more than writing a few vectors.
+        content = write() if num_values <= WRITTEN_AT_ONCE else await plane.offload(write)
     return Response(content, media_type=media)

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from service.data_plane import DataPlane
 from service.rest.app import build_routes
+from service.rest.routes import build_router
 from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
@@ -29,7 +30,7 @@ LIMIT_S = 20.0
 
 def all_routes() -> Iterator[tuple[str, str]]:
     """Method and path of every route of the application."""
-    waiting = list(build_routes(create_autospec(DataPlane, instance=True)).routes)
+    waiting = list(build_routes(build_router(create_autospec(DataPlane, instance=True))).routes)
     while waiting:
         route: Any = waiting.pop()
         if hasattr(route, "original_router"):

@@ -1,197 +1,178 @@
 """What waits for a lane, by shape, and how the next batch is formed. Knows no threads of its own.
 
-A batch takes items of one bucket, oldest first, up to the bucket's limits; the bucket whose head is
-oldest goes first. An item whose caller has left is never computed: a cancelled one is removed when
-it is cancelled, an expired one when a batch is formed, and a caller is only ever answered once.
+A batch takes items of one bucket, in the order of their ranks, up to the bucket's limits; the
+bucket whose head ranks first goes first. An item's rank is the time it came, later by a fixed step
+for each priority level under the highest: the urgent overtake, but only what came less than those
+steps before them, so nothing starves. An item whose caller has left is never computed: a cancelled
+one is removed when it is cancelled, an expired one when a batch is formed, and a caller is answered
+only once.
 """
 
 import math
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final
 
 from service.call import Clock, deadline_exceeded
 from service.errors import ServiceError, Unavailable
 from service.observability import Metrics
-from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
+from service.waiting_line import WaitingLine
+from service.work import Batch, BatchLimits, Bucket, Completed, Entry, Kind, WorkItem, settle
 
-Kind = Literal["image", "text"]
-Outputs = Mapping[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Items that can share a batch: pictures of one (height, width), texts of one padded length."""
-
-    kind: Kind
-    shape: tuple[int, ...]
-
-    @property
-    def label(self) -> str:
-        """Such as `image 112x112`."""
-        return f"{self.kind} {'x'.join(map(str, self.shape))}"
+# A caller's timer may go off a moment before the deadline that it was set for.
+TIMER_SLACK_S: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLimits:
-    """How much one batch may hold: items, and their cost in patches or tokens."""
+class BatchRules:
+    """How batches are formed.
 
-    max_items: int
-    max_cost: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkItem:
-    """One picture or text, ready for the runtime; monotonic deadline in seconds.
-
-    `trace` is its request's, which every batch that takes the item is linked to.
+    Attributes:
+        limits: How much a batch of each kind may hold.
+        max_wait_s: How long an item may wait for its batch to fill while a lane is free.
+        priority_step_s: How much earlier an item would have to come to go before one of the
+            next higher level.
+        share_evenly: Whether lanes that are free at the same moment share what waits, instead of
+            the first taking all it can.
     """
 
-    bucket: Bucket
-    cost: int
-    payload: NDArray[Any]
-    deadline: float = math.inf
-    trace: RequestTrace = NO_TRACE
+    limits: Mapping[Kind, BatchLimits]
+    max_wait_s: float = 0.0
+    priority_step_s: float = 5.0
+    share_evenly: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """The runtime's outputs for one item, how long it waited and ran, in seconds, and its batch."""
-
-    outputs: Outputs
-    queue_s: float
-    run_s: float
-    batch: BatchTrace = NO_BATCH
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Entry:
-    """An item that waits, with its caller's future."""
-
-    number: int
-    item: WorkItem
-    enqueued: float
-    future: "Future[Completed]" = field(default_factory=Future)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Batch:
-    """Entries that a lane computes together; their futures can no longer be cancelled."""
-
-    bucket: Bucket
-    entries: tuple[Entry, ...]
-    taken: float
-
-    @property
-    def cost(self) -> int:
-        """Of all entries together."""
-        return sum(entry.item.cost for entry in self.entries)
+def stopping() -> Unavailable:
+    """What callers are told who still wait when the server stops."""
+    return Unavailable("The server is stopping; try again.", retry_after_s=1.0)
 
 
 class BatchQueue:
     """The waiting entries of all buckets. Thread-safe."""
 
-    def __init__(self, limits: Mapping[Kind, BatchLimits], metrics: Metrics, clock: Clock) -> None:
-        self._limits = limits
+    def __init__(self, rules: BatchRules, metrics: Metrics, clock: Clock) -> None:
+        self._rules = rules
         self._metrics = metrics
         self._clock = clock
-        self._buckets: dict[Bucket, OrderedDict[int, Entry]] = {}
+        self._lines: dict[Bucket, WaitingLine] = {}
         self._changed = threading.Condition()
+        self._num_idle = 0
         self._next_number = 0
-        self._closed = False
+        self._closed_by: Callable[[], ServiceError] | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self._closed_by is not None
 
     def put(self, items: Sequence[WorkItem]) -> list["Future[Completed]"]:
         """Queue all items of a request at once, in order; one future each.
 
         Raises:
-            Unavailable: The queue is closed.
+            ServiceError: The queue is closed.
         """
         now = self._clock()
         with self._changed:
-            if self._closed:
-                raise _stopping()
-            entries = [
-                Entry(number=self._next_number + i, item=item, enqueued=now)
-                for i, item in enumerate(items)
-            ]
-            self._next_number += len(entries)
-            for entry in entries:
-                self._buckets.setdefault(entry.item.bucket, OrderedDict())[entry.number] = entry
+            if self._closed_by is not None:
+                raise self._closed_by()
+            entries = [self._enter(item, now) for item in items]
             self._changed.notify(len(entries))
         for entry in entries:
             entry.future.add_done_callback(partial(self._drop, entry))
         return [entry.future for entry in entries]
 
     def take(self) -> Batch | None:
-        """Form the next batch without waiting; None where nothing is left to compute."""
+        """Form the next batch without waiting; None where nothing is due."""
         with self._changed:
-            batch, expired = self._form()
+            batch, expired, _ = self._form()
         self._answer_expired(expired)
         return batch
 
-    def wait_and_take(self) -> Batch | None:
-        """Form the next batch, waiting for work; None once the queue is closed and empty."""
+    def wait_and_take(self, timeout_s: float = math.inf) -> Batch | None:
+        """Form the next batch, waiting for work; None once closed, or after the time-out."""
+        until = self._clock() + timeout_s
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._buckets) or self._closed)
-                batch, expired = self._form()
-                closed = self._closed
+                self._num_idle += 1
+                batch, expired, due = self._form()
+                patience_s = min(due, until) - self._clock()
+                if batch is None and not expired and not self.is_closed and patience_s > 0:
+                    self._changed.wait(None if patience_s == math.inf else patience_s)
+                self._num_idle -= 1
             self._answer_expired(expired)
-            if batch is not None or closed:
+            if batch is not None or self.is_closed or self._clock() >= until:
                 return batch
 
-    def close(self) -> None:
-        """Take nothing more and answer everything that waits with `Unavailable`."""
+    def close(self, reason: Callable[[], ServiceError] = stopping) -> None:
+        """Take nothing more and answer everything that waits with the reason; the first counts."""
         with self._changed:
-            self._closed = True
-            waiting = [e for bucket in self._buckets.values() for e in bucket.values()]
-            self._buckets.clear()
+            self._closed_by = self._closed_by or reason
+            waiting = [entry for line in self._lines.values() for entry in line]
+            self._lines.clear()
             self._changed.notify_all()
         for entry in waiting:
             if entry.future.set_running_or_notify_cancel():
-                settle(entry.future, error=_stopping())
+                settle(entry.future, error=reason())
 
     def depths(self) -> dict[Bucket, int]:
         """How many entries wait in each bucket."""
         with self._changed:
-            return {bucket: len(entries) for bucket, entries in self._buckets.items()}
+            return {bucket: len(line) for bucket, line in self._lines.items()}
+
+    def ahead_of(self, priority: int) -> dict[Bucket, int]:
+        """How many entries wait in each bucket at this level or a more urgent one."""
+        with self._changed:
+            return {bucket: line.num_waiting(priority) for bucket, line in self._lines.items()}
 
     def oldest_s(self) -> float:
         """Seconds that the oldest entry has waited; 0 where none waits."""
         with self._changed:
-            heads = [next(iter(entries.values())) for entries in self._buckets.values()]
-        return self._clock() - min(h.enqueued for h in heads) if heads else 0.0
+            oldest = min((line.oldest for line in self._lines.values()), default=None)
+        return 0.0 if oldest is None else self._clock() - oldest
 
-    def _form(self) -> tuple[Batch | None, list[Entry]]:
-        """The next batch and the expired entries met on the way. Holds the lock."""
+    def _enter(self, item: WorkItem, now: float) -> Entry:
+        rank = now + (item.priority - 1) * self._rules.priority_step_s
+        number = self._next_number
+        self._next_number += 1
+        entry = Entry(number=number, item=item, enqueued=now, rank=(rank, number))
+        self._lines.setdefault(item.bucket, WaitingLine()).add(entry)
+        return entry
+
+    def _form(self) -> tuple[Batch | None, list[Entry], float]:
+        """The next batch, the expired entries met on the way, and when a batch is due. Locked."""
         now = self._clock()
         expired: list[Entry] = []
-        while self._buckets:
-            bucket = min(self._buckets, key=lambda b: next(iter(self._buckets[b])))
+        while due := [b for b, line in self._lines.items() if self._due(b, line) <= now]:
+            bucket = min(due, key=lambda b: self._lines[b].head.rank)
             entries = self._pick(bucket, now, expired)
             if entries:
-                return Batch(bucket=bucket, entries=tuple(entries), taken=now), expired
-        return None, expired
+                return Batch(bucket=bucket, entries=tuple(entries), taken=now), expired, now
+        return None, expired, min(self._dues(), default=math.inf)
+
+    def _dues(self) -> Iterator[float]:
+        return (self._due(bucket, line) for bucket, line in self._lines.items())
+
+    def _due(self, bucket: Bucket, line: WaitingLine) -> float:
+        """When a batch of this bucket is formed at the latest: at once, unless it is to fill."""
+        limits = self._rules.limits[bucket.kind]
+        if self._rules.max_wait_s == 0 or limits.is_full(len(line), line.cost):
+            return -math.inf
+        return line.oldest + self._rules.max_wait_s
 
     def _pick(self, bucket: Bucket, now: float, expired: list[Entry]) -> list[Entry]:
-        limits = self._limits[bucket.kind]
-        waiting = self._buckets[bucket]
+        limits = self._rules.limits[bucket.kind]
+        line = self._lines[bucket]
+        max_items = self._share(len(line))
         picked: list[Entry] = []
         cost = 0
-        while waiting:
-            entry = next(iter(waiting.values()))
-            full = len(picked) == limits.max_items or cost + entry.item.cost > limits.max_cost
-            if picked and full:
+        while line and len(picked) < max_items:
+            entry = line.head
+            if not limits.fits(len(picked) + 1, cost + entry.item.cost):
                 break
-            waiting.popitem(last=False)
+            line.remove(entry)
             if not entry.future.set_running_or_notify_cancel():
                 continue
             if entry.item.deadline <= now:
@@ -199,41 +180,28 @@ class BatchQueue:
                 continue
             picked.append(entry)
             cost += entry.item.cost
-        if not waiting:
-            del self._buckets[bucket]
+        if not line:
+            del self._lines[bucket]
         return picked
+
+    def _share(self, num_waiting: int) -> int:
+        """How many of these the lane that asks may take, where free lanes share."""
+        if not self._rules.share_evenly:
+            return num_waiting
+        return -(-num_waiting // max(1, self._num_idle))
 
     def _drop(self, entry: Entry, future: "Future[Completed]") -> None:
         """Forget an entry whose caller cancelled it before it was taken."""
         if not future.cancelled():
             return
-        self._metrics.abandoned.labels("cancelled").inc()
+        is_late = entry.item.deadline - TIMER_SLACK_S <= self._clock()
+        self._metrics.abandoned.labels("deadline" if is_late else "cancelled").inc()
         with self._changed:
-            waiting = self._buckets.get(entry.item.bucket)
-            if waiting is not None and entry.number in waiting:
-                del waiting[entry.number]
-                if not waiting:
-                    del self._buckets[entry.item.bucket]
+            line = self._lines.get(entry.item.bucket)
+            if line is not None and line.remove(entry) and not line:
+                del self._lines[entry.item.bucket]
 
     def _answer_expired(self, expired: Sequence[Entry]) -> None:
         for entry in expired:
             self._metrics.abandoned.labels("deadline").inc()
             settle(entry.future, error=deadline_exceeded())
-
-
-def settle(
-    future: "Future[Completed]",
-    *,
-    value: Completed | None = None,
-    error: ServiceError | None = None,
-) -> None:
-    """Answer a running future with a value or an error, unless it has been answered already."""
-    with suppress(InvalidStateError):
-        if error is not None:
-            future.set_exception(error)
-        elif value is not None:
-            future.set_result(value)
-
-
-def _stopping() -> Unavailable:
-    return Unavailable("The server is stopping; try again.", retry_after_s=1.0)

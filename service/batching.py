@@ -8,27 +8,18 @@ is left without an answer.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from numpy.typing import NDArray
 
-from service.batch_queue import (
-    Batch,
-    BatchLimits,
-    BatchQueue,
-    Bucket,
-    Completed,
-    Kind,
-    Outputs,
-    WorkItem,
-    settle,
-)
+from service.batch_queue import BatchQueue, BatchRules
 from service.call import Clock
 from service.errors import InternalError, Unavailable
 from service.observability import Metrics
 from service.tracing import begin_batch
+from service.work import Batch, Bucket, Completed, Outputs, WorkItem, settle
 
 Runner = Callable[[Bucket, Sequence[NDArray[Any]]], Sequence[Outputs]]
 
@@ -46,11 +37,11 @@ class Batcher:
         self,
         runners: Sequence[Runner],
         *,
-        limits: Mapping[Kind, BatchLimits],
+        rules: BatchRules,
         metrics: Metrics,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.queue = BatchQueue(limits, metrics, clock)
+        self.queue = BatchQueue(rules, metrics, clock)
         self._metrics = metrics
         self._clock = clock
         self._running: set[Batch] = set()

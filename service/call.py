@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 from uuid import uuid4
 
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, InvalidRequest
 from service.tracing import NO_TRACE, RequestTrace
 
 Clock = Callable[[], float]
 Stage = Literal["admit", "decode", "queue", "run", "post"]
+
+PRIORITIES: Final = (1, 2, 3)
+DEFAULT_PRIORITY: Final = 2
 
 MAX_REQUEST_ID_CHARS: Final = 128
 
@@ -25,6 +28,7 @@ class Call:
         request_id: Found in the answer's headers and in every log line of the call.
         deadline: Monotonic seconds after which nobody waits for the answer.
         started: Monotonic seconds at which it arrived.
+        priority: One of `PRIORITIES`; 1 goes first.
         stages: Seconds spent in each stage; of items that run side by side the slowest counts.
         trace: Where its stages and batches are told, if anywhere.
         error: Stable short name of what went wrong, once something has.
@@ -34,6 +38,7 @@ class Call:
     deadline: float
     clock: Clock = time.monotonic
     started: float = field(default_factory=time.monotonic)
+    priority: int = DEFAULT_PRIORITY
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE
     error: str | None = None
@@ -80,6 +85,24 @@ def accept_request_id(given: str | None) -> str:
     if given and len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable():
         return given
     return uuid4().hex
+
+
+def accept_priority(given: str | None, *, param: str) -> int:
+    """The priority as a caller writes it, or the default where none is written.
+
+    Raises:
+        InvalidRequest: It is no known level.
+    """
+    if given is None:
+        return DEFAULT_PRIORITY
+    known = {str(level): level for level in PRIORITIES}
+    if given not in known:
+        raise InvalidRequest(
+            f"{param} is one of {', '.join(known)}; 1 goes first.",
+            code="unknown_priority",
+            param=param,
+        )
+    return known[given]
 
 
 current_call: ContextVar[Call] = ContextVar("current_call")

@@ -14,7 +14,6 @@ from typing import Final, TypeVar
 import numpy as np
 
 from service.admission import Ticket
-from service.batch_queue import Completed
 from service.call import Call, deadline_exceeded
 from service.door import Door
 from service.errors import ModelNotFound
@@ -51,6 +50,7 @@ from service.validation import (
     text_groups,
 )
 from service.waiting import wait_all, wait_both
+from service.work import Completed
 
 # What a prompt costs at the door, in patches: about the tokens of a class name in a template.
 PROMPT_COST: Final = 8

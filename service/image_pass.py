@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from service.admission import Ticket
-from service.batch_queue import Completed
 from service.call import Call
 from service.preparation import ImagePreparer, PreparedImage, SizeRule
 from service.served_model import ServedModel
+from service.work import Completed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

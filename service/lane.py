@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.runtime.base import Runtime
-from service.batch_queue import Bucket, Outputs
+from service.work import Bucket, Outputs
 
 TEXT_OUTPUT = "text"
 

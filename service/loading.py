@@ -6,7 +6,7 @@ from model.package import Manifest, ModelPackage, open_package
 from model.runtime.load import load_runtime
 from model.text import TextTokenizer
 from service.admission import Admission
-from service.batch_queue import BatchLimits, Bucket
+from service.batch_queue import BatchRules
 from service.batching import Batcher
 from service.cpu_limit import available_cpus
 from service.lane import Lane
@@ -15,6 +15,7 @@ from service.observability import Metrics
 from service.served_model import ServedModel
 from service.settings import Settings
 from service.text_cache import TextCache
+from service.work import BatchLimits, Bucket
 
 MAX_DEFAULT_LANES = 8
 WARM_UP_TOKENS = 8
@@ -81,10 +82,16 @@ def serve_lanes(
     max_cost = settings.max_batch_patches
     batcher = Batcher(
         [lane.run for lane in lanes],
-        limits={
-            "image": BatchLimits(max_items=settings.max_batch_images, max_cost=max_cost),
-            "text": BatchLimits(max_items=settings.max_batch_texts, max_cost=max_cost),
-        },
+        rules=BatchRules(
+            limits={
+                "image": BatchLimits(max_items=settings.max_batch_images, max_cost=max_cost),
+                "text": BatchLimits(max_items=settings.max_batch_texts, max_cost=max_cost),
+            },
+            max_wait_s=settings.max_wait_ms / 1000,
+            priority_step_s=settings.priority_step_s,
+            # Lanes of a CPU compute side by side, and a large batch is no cheaper than small ones.
+            share_evenly=True,
+        ),
         metrics=metrics,
     )
     runtime = lanes[0].runtime

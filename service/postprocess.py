@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.segmentation import average_prompts, l2_normalize, segment
-from service.batch_queue import Outputs
 from service.messages import FloatArray, ImageOutput, Segmentation, SegmentImagesRequest
+from service.work import Outputs
 
 PATCH_OUTPUTS: tuple[ImageOutput, ...] = ("patches", "values")
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from model.package import Manifest
 from model.text import TextTokenizer
 from service.admission import Admission
-from service.batch_queue import Bucket, Completed, WorkItem
 from service.batching import Batcher
 from service.call import Call
 from service.lane import Lane
@@ -20,6 +19,7 @@ from service.messages import ModelInfo
 from service.text_cache import TextCache
 from service.text_encoder import Embeddings, TextEncoder
 from service.validation import PromptGroup
+from service.work import Bucket, Completed, WorkItem
 
 
 class ServedModel:
@@ -79,6 +79,7 @@ class ServedModel:
                 payload=p,
                 deadline=call.deadline,
                 trace=call.trace,
+                priority=call.priority,
             )
             for p in pixels
         ]

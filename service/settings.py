@@ -67,6 +67,12 @@ class Settings(BaseSettings):
     """Patches of one batch, and therefore of one picture as the model sees it."""
     max_batch_texts: Positive = 64
     """Texts of one batch."""
+    max_wait_ms: Annotated[float, Field(ge=0)] = 0.0
+    """How long a free lane waits for a batch to fill, in milliseconds. It helps only where batches
+    are much cheaper than their items one by one; every lone request then waits so long."""
+    priority_step_s: Seconds = 5.0
+    """Seconds that a request may be overtaken by later ones of the next higher priority. After
+    them it goes first, so that none starves."""
     max_queue_patches: Positive = 65536
     """Work that may be inside at once, in patches; more is refused with 429."""
     text_cache_bytes: Positive = 64 * 1024 * 1024

@@ -20,9 +20,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batch_queue import Completed
 from service.lane import TEXT_OUTPUT
 from service.observability import Metrics
+from service.work import Completed
 
 Embedding = NDArray[np.float32]
 

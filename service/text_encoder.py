@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.text import TextTokenizer
-from service.batch_queue import Bucket, Completed, WorkItem
 from service.batching import Batcher
 from service.call import Call
 from service.errors import InvalidRequest, Unavailable
 from service.text_cache import Embedding, Flight, TextCache
-from service.tracing import RequestTrace
+from service.work import Bucket, Completed, WorkItem
 
 # Texts share a batch when their lengths round up to the same multiple of this many tokens.
 TOKENS_STEP: Final = 8
@@ -67,7 +66,7 @@ class TextEncoder:
         wait, begun = self._cache.join(missing)
         try:
             if begun:
-                self._begin(begun, pool, call.trace)
+                self._begin(begun, pool, call)
             await asyncio.wrap_future(wait.done)
         except BlankPrompt as error:
             param = missing[error.prompt]
@@ -79,16 +78,16 @@ class TextEncoder:
         waited_s = call.clock() - joined
         return wait.embeddings, [_as_waited(done, waited_s) for done in wait.completed]
 
-    def _begin(self, flights: Sequence[Flight], pool: Executor, trace: RequestTrace) -> None:
+    def _begin(self, flights: Sequence[Flight], pool: Executor, call: Call) -> None:
         """Start in the pool, so that whoever began a flight may leave without ending it."""
         try:
-            pool.submit(self._compute, flights, trace)
+            pool.submit(self._compute, flights, call)
         except RuntimeError:
             stopping = Unavailable("The server is stopping; try again.", retry_after_s=1.0)
             for flight in flights:
                 self._cache.fail(flight, stopping)
 
-    def _compute(self, flights: Sequence[Flight], trace: RequestTrace) -> None:
+    def _compute(self, flights: Sequence[Flight], call: Call) -> None:
         """Tokenise and queue what is still waited for."""
         rows: dict[Flight, NDArray[np.int64]] = {}
         for flight in filter(self._cache.is_wanted, flights):
@@ -102,7 +101,13 @@ class TextEncoder:
         wanted = {flight: rows[flight] for flight in rows if self._cache.is_wanted(flight)}
         # No deadline: callers come and go, and the last to leave takes the item back.
         items = [
-            WorkItem(bucket=_text_bucket(row), cost=len(row), payload=row, trace=trace)
+            WorkItem(
+                bucket=_text_bucket(row),
+                cost=len(row),
+                payload=row,
+                priority=call.priority,
+                trace=call.trace,
+            )
             for row in wanted.values()
         ]
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from service.call import Call, accept_request_id, current_call
+from service.call import Call, accept_priority, accept_request_id, current_call
 from service.errors import ErrorKind, ServiceError, internal_error
 from service.grpc.errors import CODE, Metadata, error_metadata
 from service.observability import Metrics
@@ -62,6 +62,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self, behavior: Behavior, request: Message, context: Any
     ) -> tuple[Message | None, ServiceError | None]:
         try:
+            given = _metadata(context).get("x-request-priority")
+            current_call.get().priority = accept_priority(given, param="x-request-priority")
             return await behavior(request, context), None
         except ServiceError as error:
             if error.kind is not ErrorKind.INTERNAL:
@@ -72,10 +74,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return None, internal_error(current_call.get().request_id)
 
     def _begin(self, context: Any, started: float) -> Call:
-        given = dict(context.invocation_metadata() or ()).get("x-request-id")
+        given = _metadata(context).get("x-request-id")
         remaining_s = context.time_remaining()
         timeout_s = self._timeout_s if remaining_s is None else min(self._timeout_s, remaining_s)
-        request_id = accept_request_id(given if isinstance(given, str) else None)
+        request_id = accept_request_id(given)
         call = Call(request_id=request_id, deadline=started + timeout_s)
         current_call.set(call)
         return call
@@ -88,6 +90,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         fields: dict[str, Any] = {"method": name, "code": code.name, "seconds": round(seconds, 6)}
         fields |= {f"{stage}_s": round(value, 6) for stage, value in call.stages.items()}
         logger.info("answered", extra={"fields": fields})
+
+
+def _metadata(context: Any) -> dict[str, str]:
+    given = dict(context.invocation_metadata() or ())
+    return {name: value for name, value in given.items() if isinstance(value, str)}
 
 
 def _call_metadata(call: Call) -> Metadata:

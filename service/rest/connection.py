@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from service.api_keys import ApiKeys
-from service.call import Call, accept_request_id, current_call
+from service.call import Call, accept_priority, accept_request_id, current_call
 from service.errors import InvalidRequest, RequestTooLarge, ServiceError
 from service.observability import Metrics
 from service.rest.direct import AsgiApp, Message, Receive, Scope, Send
@@ -99,6 +99,8 @@ class CallMiddleware:
                     param="X-Request-Timeout-Ms",
                 )
             call.deadline = started + min(self._limits.timeout_s, int(timeout_ms) / 1000)
+        priority = headers.get(b"x-request-priority")
+        call.priority = accept_priority(priority, param="X-Request-Priority")
         length = headers.get(b"content-length", "")
         if length.isascii() and length.isdigit() and int(length) > self._limits.max_body_bytes:
             raise self._too_large()

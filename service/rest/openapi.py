@@ -5,6 +5,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.call import DEFAULT_PRIORITY, PRIORITIES
 from service.rest.answer_schemas import (
     EmbedImagesAnswer,
     EmbedTextsAnswer,
@@ -46,13 +47,22 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     | ({"headers": RETRY_HEADER} if status in {429, 503} else {})
     for status, text in STATUS_TEXT.items()
 }
-TIMEOUT_HEADER: Final = {
-    "name": "X-Request-Timeout-Ms",
-    "in": "header",
-    "required": False,
-    "description": "Milliseconds after which the answer is of no use.",
-    "schema": {"type": "integer", "minimum": 1},
-}
+CALL_HEADERS: Final[list[dict[str, Any]]] = [
+    {
+        "name": "X-Request-Timeout-Ms",
+        "in": "header",
+        "required": False,
+        "description": "Milliseconds after which the answer is of no use.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    {
+        "name": "X-Request-Priority",
+        "in": "header",
+        "required": False,
+        "description": "1 goes first. What is less urgent waits a bounded time longer.",
+        "schema": {"type": "integer", "enum": [*PRIORITIES], "default": DEFAULT_PRIORITY},
+    },
+]
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:
@@ -78,7 +88,7 @@ def _parameters(options: type[Options]) -> list[dict[str, Any]]:
             {"name": name, "in": "query", "required": False, "description": text, "schema": plain}
             | style
         )
-    return [*parameters, TIMEOUT_HEADER]
+    return [*parameters, *CALL_HEADERS]
 
 
 def _image_body(body: type[BaseModel]) -> dict[str, Any]:
@@ -110,7 +120,7 @@ EMBED_TEXTS: Final[dict[str, Any]] = {
     "responses": _responses(EmbedTextsAnswer, NPY, SAFETENSORS) | ERRORS,
     "openapi_extra": {
         "requestBody": {"required": True, "content": {JSON: {"schema": _ref(EmbedTextsBody)}}},
-        "parameters": [TIMEOUT_HEADER],
+        "parameters": [*CALL_HEADERS],
     },
 }
 

@@ -17,7 +17,7 @@ from model.package import Manifest
 from model.runtime.base import VisionOutput
 from model.text import TextTokenizer, TokenBatch
 from service.admission import Admission
-from service.batch_queue import BatchLimits
+from service.batch_queue import BatchRules
 from service.batching import Batcher
 from service.lane import Lane
 from service.loading import request_limits, watch_queue
@@ -27,6 +27,7 @@ from service.served_model import ServedModel
 from service.server import Server
 from service.settings import Settings
 from service.text_cache import TextCache
+from service.work import BatchLimits
 
 DIM = 8
 WAIT_S = 20.0
@@ -144,7 +145,8 @@ def load_fake(
             max_items=settings.max_batch_images, max_cost=settings.max_batch_patches
         )
         lane = Lane(runtime)
-        batcher = Batcher([lane.run], limits={"image": limits, "text": limits}, metrics=metrics)
+        rules = BatchRules(limits={"image": limits, "text": limits})
+        batcher = Batcher([lane.run], rules=rules, metrics=metrics)
         batcher.start()
         watch_queue(batcher, manifest, metrics)
         info = ModelInfo(

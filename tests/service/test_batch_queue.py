@@ -3,8 +3,12 @@
 Driven step by step with a clock that the test moves: no threads, no sleeps.
 """
 
+import math
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,15 +18,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from numpy.typing import NDArray
 
-from service.batch_queue import BatchLimits, BatchQueue, Bucket, Completed, Outputs, WorkItem
+from service.batch_queue import BatchQueue, BatchRules
 from service.batching import Batcher
+from service.call import PRIORITIES
 from service.errors import DeadlineExceeded, InternalError, ServiceError, Unavailable
 from service.observability import Metrics
+from service.work import BatchLimits, Bucket, Completed, Outputs, WorkItem
 
 SMALL = Bucket("image", (28, 28))
 WIDE = Bucket("image", (28, 56))
 TEXT = Bucket("text", (8,))
 LIMITS = BatchLimits(max_items=3, max_cost=20)
+STEP_S = 5.0
+WAIT_S = 20.0
+RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS}, priority_step_s=STEP_S)
 
 
 class Clock:
@@ -42,11 +51,12 @@ def clock() -> Clock:
 
 @pytest.fixture
 def queue(metrics: Metrics, clock: Clock) -> BatchQueue:
-    return BatchQueue({"image": LIMITS, "text": LIMITS}, metrics, clock)
+    return BatchQueue(RULES, metrics, clock)
 
 
-def item(bucket: Bucket = SMALL, *, cost: int = 4, deadline: float = 100.0, number: int = 0) -> Any:
-    return WorkItem(bucket=bucket, cost=cost, payload=np.array([number]), deadline=deadline)
+def item(bucket: Bucket = SMALL, *, number: int = 0, **fields: Any) -> WorkItem:
+    given = {"cost": 4, "deadline": 100.0, **fields}
+    return WorkItem(bucket=bucket, payload=np.array([number]), **given)
 
 
 def numbers(queue: BatchQueue) -> list[int]:
@@ -95,6 +105,68 @@ def test_an_expired_item_is_answered_and_not_computed(
     assert abandoned(metrics, "deadline") == 1
 
 
+def test_the_urgent_go_first_and_within_a_level_the_oldest(queue: BatchQueue) -> None:
+    queue.put([item(number=n, priority=p) for n, p in enumerate([3, 2, 1, 2, 1])])
+    assert [numbers(queue), numbers(queue)] == [[2, 4, 1], [3, 0]]
+
+
+def test_the_bucket_of_the_most_urgent_goes_first(queue: BatchQueue) -> None:
+    queue.put([item(WIDE, number=1), item(SMALL, number=2, priority=1)])
+    assert [numbers(queue), numbers(queue)] == [[2], [1]]
+
+
+def test_what_has_waited_a_step_is_overtaken_no_more(queue: BatchQueue, clock: Clock) -> None:
+    queue.put([item(cost=20, number=1, priority=2), item(cost=20, number=2, priority=3)])
+    clock.now = STEP_S - 1
+    queue.put([item(cost=20, number=3, priority=1)])
+    clock.now = STEP_S + 1
+    queue.put([item(cost=20, number=4, priority=1)])
+    clock.now = 2 * STEP_S + 1
+    queue.put([item(cost=20, number=5, priority=1)])
+    assert [numbers(queue) for _ in range(5)] == [[3], [1], [4], [2], [5]]
+
+
+def test_how_much_is_ahead_depends_on_the_level(queue: BatchQueue) -> None:
+    queue.put([item(priority=1), item(priority=2), item(WIDE, priority=3)])
+    assert queue.ahead_of(1) == {SMALL: 1, WIDE: 0}
+    assert queue.ahead_of(3) == {SMALL: 2, WIDE: 1}
+
+
+def test_a_linger_waits_for_a_full_batch_or_its_time(metrics: Metrics, clock: Clock) -> None:
+    queue = BatchQueue(replace(RULES, max_wait_s=2), metrics, clock)
+    queue.put([item(number=1), item(number=2)])
+    assert numbers(queue) == []
+    queue.put([item(WIDE, number=n) for n in (3, 4, 5)])
+    assert numbers(queue) == [3, 4, 5], "this one is full"
+    clock.now = 2
+    assert numbers(queue) == [1, 2], "their time is up"
+
+
+def test_lanes_that_are_free_together_share_what_waits(metrics: Metrics) -> None:
+    rules = BatchRules(limits={"image": BatchLimits(max_items=8, max_cost=80)}, share_evenly=True)
+    queue = BatchQueue(rules, metrics, time.monotonic)
+    sizes: list[int] = []
+
+    def take() -> None:
+        batch = queue.wait_and_take(WAIT_S)
+        sizes.append(len(batch.entries) if batch else 0)
+
+    lanes = [threading.Thread(target=take) for _ in range(3)]
+    for lane in lanes:
+        lane.start()
+    while queue._num_idle < len(lanes):
+        time.sleep(0.001)
+    queue.put([item(deadline=math.inf) for _ in range(7)])
+    for lane in lanes:
+        lane.join(WAIT_S)
+    assert sorted(sizes) == [2, 2, 3]
+    queue.close()
+
+
+def test_waiting_ends_at_its_time(metrics: Metrics) -> None:
+    assert BatchQueue(RULES, metrics, time.monotonic).wait_and_take(0.01) is None
+
+
 def test_the_age_of_the_oldest_is_known(queue: BatchQueue, clock: Clock) -> None:
     assert queue.oldest_s() == 0
     queue.put([item()])
@@ -115,12 +187,13 @@ def test_closing_answers_all_and_takes_no_more(queue: BatchQueue) -> None:
 class BatchingMachine(RuleBasedStateMachine):
     """Submits, cancels, lets time pass, runs batches well and badly, and stops, in any order."""
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(linger_s=st.sampled_from([0, 2]))
+    def start(self, linger_s: int) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
-        limits = {"image": LIMITS, "text": LIMITS}
-        self.batcher = Batcher([], limits=limits, metrics=self.metrics, clock=self.clock)  # type: ignore[arg-type]
+        rules = replace(RULES, max_wait_s=linger_s)
+        self.batcher = Batcher([], rules=rules, metrics=self.metrics, clock=self.clock)
+        self.ranks: dict[int, tuple[float, int]] = {}
         self.accepted: list[Future[Completed]] = []
         self.answers: list[int] = []
         self.cancelled: set[int] = set()
@@ -131,20 +204,20 @@ class BatchingMachine(RuleBasedStateMachine):
         buckets=st.lists(st.sampled_from([SMALL, WIDE, TEXT]), min_size=1, max_size=6),
         patience_s=st.integers(0, 5),
         cost=st.integers(1, 25),
+        priority=st.sampled_from(PRIORITIES),
     )
-    def submit(self, buckets: list[Bucket], patience_s: int, cost: int) -> None:
+    def submit(self, buckets: list[Bucket], patience_s: int, cost: int, priority: int) -> None:
         first = len(self.accepted)
-        deadline = self.clock.now + patience_s
-        items = [
-            item(bucket, cost=cost, deadline=deadline, number=first + i)
-            for i, bucket in enumerate(buckets)
-        ]
+        fields = {"cost": cost, "deadline": self.clock.now + patience_s, "priority": priority}
+        items = [item(b, number=first + i, **fields) for i, b in enumerate(buckets)]
         try:
             futures = self.batcher.submit(items)
         except Unavailable:
             assert self.is_stopped
             return
         assert not self.is_stopped
+        for index in range(first, first + len(futures)):
+            self.ranks[index] = (self.clock.now + (priority - 1) * STEP_S, index)
         for future in futures:
             future.add_done_callback(self.count(len(self.accepted)))
             self.accepted.append(future)
@@ -176,7 +249,7 @@ class BatchingMachine(RuleBasedStateMachine):
 
         def runner(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
             indices = [int(p[0]) for p in payloads]
-            assert indices == sorted(indices), "oldest first"
+            assert indices == sorted(indices, key=lambda i: self.ranks[i]), "not in turn"
             assert not self.cancelled & set(indices), "computed for nobody"
             assert not self.computed & set(indices), "computed twice"
             self.computed |= set(indices)

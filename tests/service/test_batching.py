@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.batch_queue import BatchLimits, Bucket, Outputs, WorkItem
+from service.batch_queue import BatchRules
 from service.batching import Batcher
 from service.errors import InternalError, Unavailable
 from service.observability import Metrics
+from service.work import BatchLimits, Bucket, Outputs, WorkItem
 
 BUCKET = Bucket("image", (28, 28))
 WAIT_S = 20.0
@@ -42,7 +43,8 @@ def runner() -> Runner:
 @pytest.fixture
 def batcher(runner: Runner, metrics: Metrics) -> Any:
     limits = BatchLimits(max_items=4, max_cost=100)
-    made = Batcher([runner], limits={"image": limits, "text": limits}, metrics=metrics)
+    rules = BatchRules(limits={"image": limits, "text": limits})
+    made = Batcher([runner], rules=rules, metrics=metrics)
     made.start()
     yield made
     runner.gate.set()

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from service.batch_queue import Bucket
 from service.lane import TEXT_OUTPUT, Lane, WarmUpError
+from service.work import Bucket
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.batch_queue import Completed
 from service.errors import InternalError
 from service.observability import Metrics
 from service.text_cache import ENTRY_OVERHEAD_BYTES, Embedding, Flight, TextCache, Wait
+from service.work import Completed
 
 PROMPTS = ("a", "b", "c", "d")
 ENTRY_BYTES = sys.getsizeof("a") + 4 + ENTRY_OVERHEAD_BYTES

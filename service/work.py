@@ -1,0 +1,111 @@
+"""What is computed: items, the batches that lanes make of them, and their answers."""
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.call import DEFAULT_PRIORITY
+from service.errors import ServiceError
+from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
+
+Kind = Literal["image", "text"]
+Outputs = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Items that can share a batch: pictures of one (height, width), texts of one padded length."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """Such as `image 112x112`."""
+        return f"{self.kind} {'x'.join(map(str, self.shape))}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """How much one batch may hold: items, and their cost in patches or tokens."""
+
+    max_items: int
+    max_cost: int
+
+    def is_full(self, num_items: int, cost: int) -> bool:
+        """Whether a batch of so much takes nothing more."""
+        return num_items >= self.max_items or cost >= self.max_cost
+
+    def fits(self, num_items: int, cost: int) -> bool:
+        """Whether a batch may be so large; one item alone always may."""
+        return num_items <= 1 or (num_items <= self.max_items and cost <= self.max_cost)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem:
+    """One picture or text, ready for the runtime; monotonic deadline in seconds.
+
+    `trace` is its request's, which every batch that takes the item is linked to.
+    """
+
+    bucket: Bucket
+    cost: int
+    payload: NDArray[Any]
+    deadline: float = math.inf
+    priority: int = DEFAULT_PRIORITY
+    trace: RequestTrace = NO_TRACE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """The runtime's outputs for one item, how long it waited and ran, in seconds, and its batch."""
+
+    outputs: Outputs
+    queue_s: float
+    run_s: float
+    batch: BatchTrace = NO_BATCH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Entry:
+    """An item that waits, with its caller's future. The lower rank goes first."""
+
+    number: int
+    item: WorkItem
+    enqueued: float
+    rank: tuple[float, int]
+    future: "Future[Completed]" = field(default_factory=Future)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Entries that a lane computes together; their futures can no longer be cancelled."""
+
+    bucket: Bucket
+    entries: tuple[Entry, ...]
+    taken: float
+
+    @property
+    def cost(self) -> int:
+        """Of all entries together."""
+        return sum(entry.item.cost for entry in self.entries)
+
+
+def settle(
+    future: "Future[Completed]",
+    *,
+    value: Completed | None = None,
+    error: ServiceError | None = None,
+) -> None:
+    """Answer a running future with a value or an error, unless it has been answered already."""
+    with suppress(InvalidStateError):
+        if error is not None:
+            future.set_exception(error)
+        elif value is not None:
+            future.set_result(value)

@@ -104,6 +104,14 @@ class Metrics:
         """Read the number of admitted requests from this at every scrape."""
         self._inflight.set_function(count)
 
+    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Read the end of the TLS certificate from this; without TLS there is no such metric."""
+        gauge = self._gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the server's TLS certificate ends, in seconds since the epoch.",
+        )
+        gauge.set_function(expires_at)
+
     def add_model(self, *, name: str, variant: str, runtime: str, precision: str) -> None:
         """Tell that a model is served."""
         self._model_info.labels(name, variant, runtime, precision).set(1)

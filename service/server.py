@@ -28,6 +28,7 @@ from service.observability import Metrics
 from service.rest.app import build_app
 from service.served_model import ServedModel
 from service.settings import Settings
+from service.tls import Tls, TlsFiles
 
 # How long answers that are ready may still be written to slow readers.
 WRITE_GRACE_S = 5
@@ -67,6 +68,7 @@ class Server:
         self.ready = asyncio.Event()
         timeout_s = settings.request_timeout_s
         keys = build_keys(settings, self.metrics)
+        tls = build_tls(settings, self.metrics)
         self._http_socket = listen(settings.host, settings.http_port)
         self._http = HttpServer(
             uvicorn.Config(
@@ -78,13 +80,14 @@ class Server:
                 ws="none",
                 proxy_headers=False,
                 timeout_graceful_shutdown=WRITE_GRACE_S,
+                ssl_context_factory=None if tls is None else lambda *_: tls.http_context(),
             )
         )
         self._grpc = GrpcServer(
             self.plane,
             self.metrics,
             keys,
-            GrpcOptions(host=settings.host, port=settings.grpc_port, timeout_s=timeout_s),
+            GrpcOptions(host=settings.host, port=settings.grpc_port, timeout_s=timeout_s, tls=tls),
         )
         self._metrics_server, self._metrics_thread = start_http_server(
             settings.metrics_port, settings.host, self.metrics.registry
@@ -153,6 +156,21 @@ def build_keys(settings: Settings, metrics: Metrics) -> ApiKeys:
     """
     fixed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
     return ApiKeys(metrics, fixed=fixed, file=settings.api_keys_file)
+
+
+def build_tls(settings: Settings, metrics: Metrics) -> Tls | None:
+    """TLS as it is set, or None.
+
+    Raises:
+        ValueError: The files do not fit together.
+        OSError: One of them cannot be read.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    files = TlsFiles(
+        certificate=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca
+    )
+    return Tls(files, metrics)
 
 
 def listen(host: str, port: int) -> socket.socket:

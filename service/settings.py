@@ -101,6 +101,14 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """File with one API key a line, read again when it changes; they count beside the others."""
 
+    tls_cert: Path | None = None
+    """PEM certificate of the server, its intermediate ones behind it; REST and gRPC then speak TLS
+    only. A changed file counts for new connections."""
+    tls_key: Path | None = None
+    """PEM private key of that certificate, not encrypted."""
+    tls_client_ca: Path | None = None
+    """PEM authorities; clients must then show a certificate of one of them (mTLS)."""
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe level that is logged."""
     log_format: Literal["json", "text"] = "json"
@@ -117,6 +125,11 @@ class Settings(BaseSettings):
             )
         if self.max_image_bytes > self.max_request_bytes:
             raise ValueError("max_request_bytes must be at least max_image_bytes")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            raise ValueError(f"{given} is set without {missing}; TLS needs both")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca is set without tls_cert and tls_key; set all three")
         return self
 
 

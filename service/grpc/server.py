@@ -18,7 +18,9 @@ from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceSe
 from service.grpc.guard import GuardInterceptor
 from service.grpc.interceptors import CallInterceptor
 from service.grpc.servicer import EncoderServicer
+from service.grpc.tls import server_credentials
 from service.observability import Metrics
+from service.tls import Tls
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 START_LIMIT_S = 10.0
@@ -32,11 +34,13 @@ class GrpcOptions:
         host: Address to listen on.
         port: 0 takes a free one.
         timeout_s: Deadline of an RPC that brings none, and the longest that one may bring.
+        tls: None serves in the clear.
     """
 
     host: str
     port: int
     timeout_s: float
+    tls: Tls | None = None
 
 
 class GrpcServer:
@@ -46,6 +50,7 @@ class GrpcServer:
         self, plane: DataPlane, metrics: Metrics, keys: ApiKeys, options: GrpcOptions
     ) -> None:
         self._plane = plane
+        self._tls = options.tls
         # The first is the outermost.
         self._interceptors = [
             GuardInterceptor(keys, metrics),
@@ -117,7 +122,10 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        port = self._server.add_insecure_port(self._address)
+        if self._tls is None:
+            port = self._server.add_insecure_port(self._address)
+        else:
+            port = self._server.add_secure_port(self._address, server_credentials(self._tls))
         await self._server.start()
         self._listening.set_result(port)
         await self._server.stop(await self._grace_s)

@@ -58,6 +58,10 @@ class Call:
         """Count seconds towards a stage."""
         self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
+    def wait(self, stage: Stage, seconds: float) -> None:
+        """Count a wait towards a stage; of waits side by side only the longest counts."""
+        self.stages[stage] = max(self.stages.get(stage, 0.0), seconds)
+
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
         """Count the time inside the block towards a stage, however the block ends."""

@@ -255,7 +255,7 @@ def _missing(groups: Sequence[PromptGroup], cached: Embeddings) -> Mapping[str, 
 
 def _count_waits(done: Sequence[Completed], call: Call) -> None:
     """Items run side by side: the slowest is what the caller waited for."""
-    call.add("queue", max((d.queue_s for d in done), default=0.0))
-    call.add("run", max((d.run_s for d in done), default=0.0))
+    call.wait("queue", max((d.queue_s for d in done), default=0.0))
+    call.wait("run", max((d.run_s for d in done), default=0.0))
     for batch in {d.batch for d in done}:
         call.trace.ran_in(batch)

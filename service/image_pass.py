@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from service.admission import Ticket
 from service.call import Call
+from service.errors import InternalError
 from service.preparation import ImagePreparer, PreparedImage, SizeRule
 from service.served_model import ServedModel
 from service.work import Completed
@@ -46,6 +47,7 @@ class ImagePass:
         self._prepared: list[PreparedImage | None] = [None] * len(images)
         self._geometries: list[tuple[tuple[int, int], tuple[int, int]]] = []
         self._futures: list[Future[Completed]] = []
+        self._submitted: float | None = None
         self._has_left = False
 
     async def run(
@@ -67,6 +69,7 @@ class ImagePass:
         try:
             await self._woken
         except BaseException as error:
+            self._count_failure(started, error)
             self._leave(is_abandoned=isinstance(error, asyncio.CancelledError))
             raise
         done = [future.result() for future in self._futures]
@@ -124,6 +127,7 @@ class ImagePass:
                 self._geometries = [(self._grid(image), image.size_hw) for image in ready]
                 pixels = [image.pixels_3HW for image in ready]
                 self._prepared = []  # from here on the queue alone holds their pixels
+                self._submitted = self._call.clock()
                 self._futures = self._model.submit_images(pixels, self._call)
         except Exception as error:
             self._wake(error)
@@ -172,11 +176,26 @@ class ImagePass:
 
     def _count_stages(self, started: float, done: Sequence[Completed]) -> None:
         """Pictures run side by side: the slowest is what the caller waited for."""
-        queue_s = max(d.queue_s for d in done)
-        run_s = max(d.run_s for d in done)
-        self._call.add("decode", max(0.0, self._call.clock() - started - queue_s - run_s))
-        self._call.add("queue", queue_s)
-        self._call.add("run", run_s)
+        self._count_decode(started)
+        self._call.wait("queue", max(d.queue_s for d in done))
+        self._call.wait("run", max(d.run_s for d in done))
+        for batch in {d.batch for d in done}:
+            self._call.trace.ran_in(batch)
+
+    def _count_failure(self, started: float, error: BaseException) -> None:
+        """What came before a failure counts; a batch that failed does not say how long it ran."""
+        submitted = self._count_decode(started)
+        is_running = any(future.running() for future in self._futures)
+        if submitted is not None and not is_running and not isinstance(error, InternalError):
+            self._call.wait("queue", self._call.clock() - submitted)
+
+    def _count_decode(self, started: float) -> float | None:
+        with self._lock:
+            submitted = self._submitted
+        ended = self._call.clock() if submitted is None else submitted
+        self._call.add("decode", ended - started)
+        self._call.trace.stage("decode", started, ended)
+        return submitted
 
 
 def _param(index: int) -> str:

@@ -1,12 +1,14 @@
-"""The structured log: one line a record, as JSON or text, with the request id of its call."""
+"""The structured log: one line a record, as JSON or text, with the ids of its call."""
 
 import json
 import logging
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from service.call import current_call
+from service.log_lines import LineWriter
 
 LogFormat = Literal["json", "text"]
 
@@ -24,6 +26,8 @@ class RecordFormatter(logging.Formatter):
         call = current_call.get(None)
         if call is not None:
             fields.setdefault("request_id", call.request_id)
+            if call.trace.trace_id:
+                fields.setdefault("trace_id", call.trace.trace_id)
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -34,11 +38,42 @@ class RecordFormatter(logging.Formatter):
         return f"{time} {record.levelname:<7} {record.getMessage()} {tail}".rstrip()
 
 
-def configure_logging(level: str, log_format: LogFormat) -> None:
-    """Send all records of this process to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+class LineHandler(logging.Handler):
+    """Formats where the record is made, for the call is known there, and hands the line over."""
+
+    def __init__(self, lines: LineWriter) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand over one record."""
+        try:
+            self._lines.put(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+
+def configure_logging(level: str, log_format: LogFormat) -> LineWriter:
+    """Send all records of this process, also uvicorn's and gRPC's, to standard error.
+
+    Returns:
+        The way there; close it at the end, or the last lines are lost.
+    """
+    lines = LineWriter(sys.stderr)
+    handler = LineHandler(lines)
     handler.setFormatter(RecordFormatter(log_format))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    threading.excepthook = _log_thread_end
     # Their information lines say again, in another form, what the server itself logs.
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    return lines
+
+
+def _log_thread_end(event: threading.ExceptHookArgs) -> None:
+    """What ends a thread is a record like any other, instead of many lines of another form."""
+    if event.exc_value is not None:
+        error = (event.exc_type, event.exc_value, event.exc_traceback)
+        name = event.thread.name if event.thread else "?"
+        logging.getLogger(__name__).error("the thread %s ended", name, exc_info=error)

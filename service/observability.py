@@ -3,6 +3,7 @@
 A label is never a picture's name, a text or an id.
 """
 
+from collections import Counter as Total
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import (
@@ -13,15 +14,17 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from service.call import Stage
+from service.call_metrics import CallCollector
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
 PATCHES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
+Depths = Callable[[], Mapping[str, int]]
 
 # Series of creation times would double what is scraped and nobody reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -31,16 +34,40 @@ class QueueCollector(Collector):
     """Reads the queues when they are scraped, so that an empty bucket costs nothing."""
 
     def __init__(self) -> None:
-        self.depths: Callable[[], Mapping[str, int]] = dict
+        self.sources: list[tuple[Depths, Callable[[], float]]] = []
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One sample for each bucket that holds something."""
-        family = GaugeMetricFamily(
+    def collect(self) -> Iterator[Metric]:
+        """One sample for each bucket, over all models, and the age of the oldest item of all."""
+        sources = list(self.sources)
+        total: Total[str] = Total()
+        for depths, _ in sources:
+            total.update(depths())
+        depth = GaugeMetricFamily(
             "tipserve_queue_depth", "Items that wait, by shape.", labels=["bucket"]
         )
-        for bucket, depth in self.depths().items():
-            family.add_metric([bucket], depth)
-        yield family
+        for bucket, count in total.items():
+            depth.add_metric([bucket], count)
+        yield depth
+        yield GaugeMetricFamily(
+            "tipserve_queue_oldest_seconds",
+            "Age of the oldest item that waits.",
+            max((oldest_s() for _, oldest_s in sources), default=0.0),
+        )
+
+
+class LogCollector(Collector):
+    """Reads how many log lines were lost."""
+
+    def __init__(self) -> None:
+        self.num_dropped: Callable[[], int] = int
+
+    def collect(self) -> Iterator[Metric]:
+        """One sample."""
+        yield CounterMetricFamily(
+            "tipserve_log_lines_dropped",
+            "Log lines that were not written, for the reader of the log was too slow.",
+            self.num_dropped(),
+        )
 
 
 class Metrics:
@@ -48,12 +75,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.calls = CallCollector()
         self._queues = QueueCollector()
-        self.registry.register(self._queues)
+        self._log = LogCollector()
+        for collector in (self.calls, self._queues, self._log):
+            self.registry.register(collector)
         ProcessCollector(registry=self.registry)
-        self.requests = self._counter(
-            "requests", "Answered requests, by route or RPC and by status code.", "method", "code"
-        )
         self.rejected = self._counter("rejected", "Requests refused at the door.", "reason")
         self.abandoned = self._counter(
             "abandoned", "Queued items never computed, for their caller had left.", "reason"
@@ -65,16 +92,12 @@ class Metrics:
         self.text_cache_coalesced = self._counter(
             "text_cache_coalesced", "Prompts that another request was having computed already."
         )
-        self.duration = self._histogram(
-            "request_duration_seconds", "From the request to its answer.", SECONDS, "method"
-        )
-        self.stage = self._histogram(
-            "stage_duration_seconds", "Time of an admitted request by stage.", SECONDS, "stage"
+        self.loop_lag = self._histogram(
+            "event_loop_lag_seconds", "How late a loop runs what is due.", LAG_SECONDS, "loop"
         )
         self._batch_images = self._histogram("batch_images", "Pictures of a batch.", ITEMS)
         self._batch_patches = self._histogram("batch_patches", "Patches of a batch.", PATCHES)
         self._batch_texts = self._histogram("batch_texts", "Texts of a batch.", ITEMS)
-        self._oldest = self._gauge("queue_oldest_seconds", "Age of the oldest item that waits.")
         self._inflight = self._gauge("inflight", "Requests inside the door.")
         self._model_info = self._gauge(
             "model_info", "1 for each served model.", "name", "variant", "runtime", "precision"
@@ -88,17 +111,15 @@ class Metrics:
         else:
             self._batch_texts.observe(num_items)
 
-    def observe_stages(self, stages: Mapping[Stage, float]) -> None:
-        """Record the seconds of each stage of one call."""
-        for stage, seconds in stages.items():
-            self.stage.labels(stage).observe(seconds)
+    def watch_queue(self, depths: Depths, oldest_s: Callable[[], float]) -> Callable[[], None]:
+        """Read one model's queue depths and its oldest item's age from these at every scrape.
 
-    def watch_queue(
-        self, depths: Callable[[], Mapping[str, int]], oldest_s: Callable[[], float]
-    ) -> None:
-        """Read queue depths and the oldest item's age from these at every scrape."""
-        self._queues.depths = depths
-        self._oldest.set_function(oldest_s)
+        Returns:
+            What ends it.
+        """
+        source = (depths, oldest_s)
+        self._queues.sources.append(source)
+        return lambda: self._queues.sources.remove(source)
 
     def watch_inflight(self, count: Callable[[], int]) -> None:
         """Read the number of admitted requests from this at every scrape."""
@@ -112,9 +133,17 @@ class Metrics:
         )
         gauge.set_function(expires_at)
 
+    def watch_log(self, num_dropped: Callable[[], int]) -> None:
+        """Read the number of lost log lines from this at every scrape."""
+        self._log.num_dropped = num_dropped
+
     def add_model(self, *, name: str, variant: str, runtime: str, precision: str) -> None:
         """Tell that a model is served."""
         self._model_info.labels(name, variant, runtime, precision).set(1)
+
+    def remove_model(self, *, name: str, variant: str, runtime: str, precision: str) -> None:
+        """Tell that it is no longer."""
+        self._model_info.remove(name, variant, runtime, precision)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"tipserve_{name}", text, labels, registry=self.registry)

@@ -18,21 +18,27 @@ import uvicorn
 import uvloop
 from prometheus_client import start_http_server
 
+from service.access_log import AccessLog
 from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.door import Door
 from service.grpc.server import GrpcOptions, GrpcServer
 from service.loading import load_model, num_lanes, request_limits
 from service.log import configure_logging
+from service.log_lines import LineWriter
+from service.loop_lag import watching_lag
 from service.observability import Metrics
 from service.rest.app import build_app
 from service.served_model import ServedModel
 from service.settings import Settings
+from service.telemetry import Telemetry
 from service.tls import Tls, TlsFiles
 
 # How long answers that are ready may still be written to slow readers.
 WRITE_GRACE_S = 5
 BACKLOG = 2048
+# How long the reader of the log may take for the last lines.
+LOG_GRACE_S = 2.0
 
 ModelLoader = Callable[[Settings, Metrics], ServedModel]
 
@@ -51,9 +57,16 @@ class HttpServer(uvicorn.Server):
 class Server:
     """One process: builds the parts, runs them, and ends in order."""
 
-    def __init__(self, settings: Settings, load: ModelLoader = load_model) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: ModelLoader = load_model,
+        *,
+        log_lines: LineWriter | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        telemetry = build_telemetry(settings, self.metrics, log_lines)
         self.door = Door(self.metrics)
         self.pool = ThreadPoolExecutor(settings.pool_threads or num_lanes(settings), "pool")
         self.plane = DataPlane(
@@ -72,7 +85,7 @@ class Server:
         self._http_socket = listen(settings.host, settings.http_port)
         self._http = HttpServer(
             uvicorn.Config(
-                build_app(self.plane, self.metrics, keys, timeout_s=timeout_s),
+                build_app(self.plane, telemetry, keys, timeout_s=timeout_s),
                 lifespan="off",
                 access_log=False,
                 log_config=None,
@@ -85,7 +98,7 @@ class Server:
         )
         self._grpc = GrpcServer(
             self.plane,
-            self.metrics,
+            telemetry,
             keys,
             GrpcOptions(host=settings.host, port=settings.grpc_port, timeout_s=timeout_s, tls=tls),
         )
@@ -103,6 +116,10 @@ class Server:
         Raises:
             Exception: The model could not be loaded, or its warm-up failed.
         """
+        async with watching_lag(self.metrics.loop_lag.labels("http").observe):
+            await self._run()
+
+    async def _run(self) -> None:
         http = asyncio.ensure_future(self._http.serve([self._http_socket]))
         self._announce(self._grpc.start())
         served: ServedModel | None = None
@@ -145,6 +162,20 @@ class Server:
         self._metrics_thread.join()
         self.pool.shutdown()
         logger.info("stopped")
+
+
+def build_telemetry(
+    settings: Settings, metrics: Metrics, log_lines: LineWriter | None
+) -> Telemetry:
+    """What is told of every call, as it is set; without log lines no request is logged."""
+    access_log = None
+    if log_lines is not None:
+        metrics.watch_log(lambda: log_lines.num_dropped)
+        # Requests that went well are of the level INFO.
+        is_logged = settings.log_level in ("DEBUG", "INFO")
+        ratio = settings.access_log_ratio if is_logged else 0.0
+        access_log = AccessLog(log_lines, settings.log_format, ratio=ratio)
+    return Telemetry(metrics, access_log=access_log)
 
 
 def build_keys(settings: Settings, metrics: Metrics) -> ApiKeys:
@@ -206,9 +237,9 @@ def main(settings: Settings) -> int:
     Returns:
         The exit status: 0 after a drain, 1 where the start failed.
     """
-    configure_logging(settings.log_level, settings.log_format)
+    log_lines = configure_logging(settings.log_level, settings.log_format)
     try:
-        uvloop.run(_run(settings))
+        uvloop.run(_run(settings, log_lines))
     except (ValueError, OSError, ImportError) as error:
         # The user's to mend: the message says how, and a traceback would hide it.
         logger.error("the server could not start: %s", error)
@@ -216,11 +247,13 @@ def main(settings: Settings) -> int:
     except Exception:
         logger.exception("the server could not go on")
         return 1
+    finally:
+        log_lines.close(LOG_GRACE_S)
     return 0
 
 
-async def _run(settings: Settings) -> None:
-    server = Server(settings)
+async def _run(settings: Settings, log_lines: LineWriter) -> None:
+    server = Server(settings, log_lines=log_lines)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

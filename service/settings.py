@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     """Least severe level that is logged."""
     log_format: Literal["json", "text"] = "json"
     """How a log line is written."""
+    access_log_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of answered requests that have a log line, evenly spread. Those that failed by the
+    server's fault always have one; at 0 only they do."""
     show_config: bool = False
     """Print every setting with its value and source, and stop."""
 

@@ -8,7 +8,7 @@ exception's message.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 Transport = Literal["http", "grpc"]
 
@@ -16,8 +16,7 @@ Transport = Literal["http", "grpc"]
 TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class Ending(NamedTuple):
     """How a request ended.
 
     Attributes:
@@ -25,14 +24,14 @@ class Ending:
         code: HTTP status as a number, or the name of a gRPC code.
         error: Stable short name of what went wrong, never its message.
         is_fault: Whether the fault is the server's, as the protocol's conventions have it.
-        ended: Monotonic seconds.
+        seconds: From the request to its answer.
     """
 
     method: str
     code: int | str
     error: str | None
     is_fault: bool
-    ended: float
+    seconds: float
 
 
 class BatchTrace(Protocol):
@@ -43,7 +42,7 @@ class BatchTrace(Protocol):
 
 
 class RequestTrace(Protocol):
-    """One request. `stage`, `enter_queue` and `end` belong to its own event loop."""
+    """One request. Any thread may tell; `end` belongs to its own event loop."""
 
     @property
     def trace_id(self) -> str:

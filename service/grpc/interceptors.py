@@ -1,7 +1,6 @@
 """Around every RPC of ours: its call, its metrics and log line, and the translation of errors."""
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -9,13 +8,22 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from service.call import Call, accept_priority, accept_request_id, current_call
+from service.call import Call, accept_priority, current_call
 from service.errors import ErrorKind, ServiceError, internal_error
 from service.grpc.errors import CODE, Metadata, error_metadata
-from service.observability import Metrics
+from service.telemetry import CARRIED, Telemetry
 
 Behavior = Callable[[Message, Any], Awaitable[Message]]
 OURS = "/tipserve.v1."
+# The codes that OpenTelemetry's conventions call a server's own errors.
+FAULTS = {
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +31,20 @@ logger = logging.getLogger(__name__)
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Health and reflection pass through; unary RPCs of ours are wrapped."""
 
-    def __init__(self, metrics: Metrics, *, timeout_s: float) -> None:
-        self._metrics = metrics
+    def __init__(self, telemetry: Telemetry, *, timeout_s: float) -> None:
+        self._telemetry = telemetry
         self._timeout_s = timeout_s
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the RPC's handler."""
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
-        if handler is None or not method.startswith(OURS):
+        if handler is None:
+            # grpc answers these itself, and a made-up name must not become a label.
+            unknown = grpc.StatusCode.UNIMPLEMENTED.name
+            self._telemetry.metrics.calls.observe("other", unknown, None, {})
+            return None
+        if not method.startswith(OURS):
             return handler
         return grpc.unary_unary_rpc_method_handler(
             partial(self._serve, method, handler.unary_unary),
@@ -42,15 +55,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _serve(
         self, method: str, behavior: Behavior, request: Message, context: Any
     ) -> Message:
-        started = time.monotonic()
-        call = self._begin(context, started)
+        name = method.removeprefix("/")
+        call = self._begin(name, context)
         code = grpc.StatusCode.CANCELLED
+        call.error = "client_left"
         try:
             answer, error = await self._ask(behavior, request, context)
             code = CODE[error.kind] if error else grpc.StatusCode.OK
+            call.error = error.code if error else None
         finally:
-            self._record(method, code, call, time.monotonic() - started)
-        metadata = _call_metadata(call)
+            self._telemetry.end(call, name, code.name, is_fault=code in FAULTS)
+        metadata = call_metadata(call)
         if error is not None:
             trailing = (*metadata, *error_metadata(error))
             await context.abort(code, error.message, trailing_metadata=trailing)
@@ -62,7 +77,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self, behavior: Behavior, request: Message, context: Any
     ) -> tuple[Message | None, ServiceError | None]:
         try:
-            given = _metadata(context).get("x-request-priority")
+            given = dict(context.invocation_metadata() or ()).get("x-request-priority")
             current_call.get().priority = accept_priority(given, param="x-request-priority")
             return await behavior(request, context), None
         except ServiceError as error:
@@ -73,30 +88,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             logger.exception("unexpected error")
         return None, internal_error(current_call.get().request_id)
 
-    def _begin(self, context: Any, started: float) -> Call:
-        given = _metadata(context).get("x-request-id")
+    def _begin(self, name: str, context: Any) -> Call:
         remaining_s = context.time_remaining()
         timeout_s = self._timeout_s if remaining_s is None else min(self._timeout_s, remaining_s)
-        request_id = accept_request_id(given)
-        call = Call(request_id=request_id, deadline=started + timeout_s)
-        current_call.set(call)
-        return call
-
-    def _record(self, method: str, code: grpc.StatusCode, call: Call, seconds: float) -> None:
-        name = method.removeprefix("/")
-        self._metrics.requests.labels(name, code.name).inc()
-        self._metrics.duration.labels(name).observe(seconds)
-        self._metrics.observe_stages(call.stages)
-        fields: dict[str, Any] = {"method": name, "code": code.name, "seconds": round(seconds, 6)}
-        fields |= {f"{stage}_s": round(value, 6) for stage, value in call.stages.items()}
-        logger.info("answered", extra={"fields": fields})
+        carried = carried_metadata(context.invocation_metadata())
+        return self._telemetry.begin("grpc", name, carried, timeout_s)
 
 
-def _metadata(context: Any) -> dict[str, str]:
-    given = dict(context.invocation_metadata() or ())
-    return {name: value for name, value in given.items() if isinstance(value, str)}
+def carried_metadata(metadata: Any) -> dict[str, str]:
+    """What telemetry reads of an RPC's metadata; none of it is binary."""
+    return {name: value for name, value in metadata or () if name in CARRIED}
 
 
-def _call_metadata(call: Call) -> Metadata:
-    timing = (("server-timing", call.server_timing()),) if call.stages else ()
-    return (("x-request-id", call.request_id), *timing)
+def call_metadata(call: Call) -> Metadata:
+    """What every answer says of its call, errors too."""
+    return (("x-request-id", call.request_id), ("server-timing", call.server_timing()))

@@ -19,7 +19,8 @@ from service.grpc.guard import GuardInterceptor
 from service.grpc.interceptors import CallInterceptor
 from service.grpc.servicer import EncoderServicer
 from service.grpc.tls import server_credentials
-from service.observability import Metrics
+from service.loop_lag import watching_lag
+from service.telemetry import Telemetry
 from service.tls import Tls
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
@@ -47,14 +48,15 @@ class GrpcServer:
     """Starts, reports health and stops; every method may be called from any other thread."""
 
     def __init__(
-        self, plane: DataPlane, metrics: Metrics, keys: ApiKeys, options: GrpcOptions
+        self, plane: DataPlane, telemetry: Telemetry, keys: ApiKeys, options: GrpcOptions
     ) -> None:
         self._plane = plane
         self._tls = options.tls
+        self._observe_lag = telemetry.metrics.loop_lag.labels("grpc").observe
         # The first is the outermost.
         self._interceptors = [
-            GuardInterceptor(keys, metrics),
-            CallInterceptor(metrics, timeout_s=options.timeout_s),
+            GuardInterceptor(keys, telemetry),
+            CallInterceptor(telemetry, timeout_s=options.timeout_s),
         ]
         host = f"[{options.host}]" if ":" in options.host else options.host
         self._address = f"{host}:{options.port}"
@@ -128,7 +130,8 @@ class GrpcServer:
             port = self._server.add_secure_port(self._address, server_credentials(self._tls))
         await self._server.start()
         self._listening.set_result(port)
-        await self._server.stop(await self._grace_s)
+        async with watching_lag(self._observe_lag):
+            await self._server.stop(await self._grace_s)
 
     async def _set_health(self, status: Any, *models: str) -> None:
         for name in ("", SERVICE_NAME, *models):

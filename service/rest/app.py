@@ -9,7 +9,6 @@ from fastapi.responses import HTMLResponse
 from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.errors import ServiceError
-from service.observability import Metrics
 from service.rest.connection import CallLimits, CallMiddleware
 from service.rest.direct import DirectRoutes
 from service.rest.docs import docs_page
@@ -22,19 +21,20 @@ from service.rest.errors import (
 )
 from service.rest.openapi import add_schemas
 from service.rest.routes import build_router
+from service.telemetry import Telemetry
 
 DESCRIPTION = "Pictures and words in; embeddings of pictures, patches and texts, and masks out."
 
 
 def build_app(
-    plane: DataPlane, metrics: Metrics, keys: ApiKeys, *, timeout_s: float
+    plane: DataPlane, telemetry: Telemetry, keys: ApiKeys, *, timeout_s: float
 ) -> CallMiddleware:
     """The ASGI application."""
     limits = CallLimits(
         keys=keys, timeout_s=timeout_s, max_body_bytes=plane.limits.max_request_bytes
     )
     router = build_router(plane)
-    return CallMiddleware(DirectRoutes(build_routes(router), router), metrics, limits)
+    return CallMiddleware(DirectRoutes(build_routes(router), router), telemetry, limits)
 
 
 def build_routes(router: APIRouter) -> FastAPI:

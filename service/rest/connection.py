@@ -1,8 +1,6 @@
 """The connection under a request: its call, its limits, and what happens when the caller leaves."""
 
 import asyncio
-import logging
-import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,22 +9,22 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from service.api_keys import ApiKeys
-from service.call import Call, accept_priority, accept_request_id, current_call
+from service.call import Call, accept_priority
 from service.errors import InvalidRequest, RequestTooLarge, ServiceError
-from service.observability import Metrics
 from service.rest.direct import AsgiApp, Message, Receive, Scope, Send
 from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
+from service.telemetry import CARRIED, Telemetry
 
 T = TypeVar("T")
 
+CARRIED_HEADERS = {name.encode("ascii"): name for name in CARRIED}
 METHOD_NOT_ALLOWED = 405
+INTERNAL_SERVER_ERROR = 500
 MAX_DIGITS = 12
 QUIET_ROUTES = "/v2/health/"
 # Need no key. The kubelet's probes cannot send one, and the documents say what stands in this
 # repository, the same for every server.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +45,9 @@ class CallLimits:
 class CallMiddleware:
     """Outermost: gives every request its call, counts and logs it, and bounds its body."""
 
-    def __init__(self, app: AsgiApp, metrics: Metrics, limits: CallLimits) -> None:
+    def __init__(self, app: AsgiApp, telemetry: Telemetry, limits: CallLimits) -> None:
         self._app = app
-        self._metrics = metrics
+        self._telemetry = telemetry
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,10 +56,8 @@ class CallMiddleware:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        started = time.monotonic()
-        request_id = accept_request_id(headers.get(b"x-request-id"))
-        call = Call(request_id=request_id, deadline=started + self._limits.timeout_s)
-        current_call.set(call)
+        carried = {name: headers[key] for key, name in CARRIED_HEADERS.items() if key in headers}
+        call = self._telemetry.begin("http", scope["method"], carried, self._limits.timeout_s)
         status = 0
 
         async def send_with_call(message: Message) -> None:
@@ -74,7 +70,7 @@ class CallMiddleware:
         try:
             try:
                 self._check_key(scope["path"], headers)
-                self._apply_limits(call, headers, started)
+                self._apply_limits(call, headers)
                 await self._app(scope, self._bounded(receive), send_with_call)
             except ServiceError as error:
                 await error_response(error)(scope, receive, send_with_call)
@@ -83,13 +79,13 @@ class CallMiddleware:
             if not status:
                 raise
         finally:
-            self._record(scope, status or CLIENT_LEFT, call, time.monotonic() - started)
+            self._record(scope, status or CLIENT_LEFT, call)
 
     def _check_key(self, path: str, headers: dict[bytes, str]) -> None:
         if path not in OPEN_PATHS:
             self._limits.keys.check(headers.get(b"authorization"), headers.get(b"x-api-key"))
 
-    def _apply_limits(self, call: Call, headers: dict[bytes, str], started: float) -> None:
+    def _apply_limits(self, call: Call, headers: dict[bytes, str]) -> None:
         timeout_ms = headers.get(b"x-request-timeout-ms")
         if timeout_ms is not None:
             is_number = timeout_ms.isascii() and timeout_ms.isdigit()
@@ -98,7 +94,7 @@ class CallMiddleware:
                     "X-Request-Timeout-Ms is a whole number of milliseconds, at least 1.",
                     param="X-Request-Timeout-Ms",
                 )
-            call.deadline = started + min(self._limits.timeout_s, int(timeout_ms) / 1000)
+            call.deadline = call.started + min(self._limits.timeout_s, int(timeout_ms) / 1000)
         priority = headers.get(b"x-request-priority")
         call.priority = accept_priority(priority, param="X-Request-Priority")
         length = headers.get(b"content-length", "")
@@ -124,18 +120,18 @@ class CallMiddleware:
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"The body is larger than {self._limits.max_body_bytes} bytes.")
 
-    def _record(self, scope: Scope, status: int, call: Call, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, call: Call) -> None:
         route = getattr(scope.get("route"), "path", "other")
         # Neither a made-up path nor a made-up method becomes a label.
         is_known = route != "other" and status != METHOD_NOT_ALLOWED
         method = f"{scope['method']} {route}" if is_known else "other"
-        self._metrics.observe_stages(call.stages)
-        self._metrics.requests.labels(method, str(status)).inc()
-        self._metrics.duration.labels(method).observe(seconds)
-        level = logging.DEBUG if route.startswith(QUIET_ROUTES) else logging.INFO
-        fields: dict[str, Any] = {"method": method, "code": status, "seconds": round(seconds, 6)}
-        fields |= {f"{name}_s": round(value, 6) for name, value in call.stages.items()}
-        logger.log(level, "answered", extra={"fields": fields})
+        self._telemetry.end(
+            call,
+            method,
+            status,
+            is_fault=status >= INTERNAL_SERVER_ERROR,
+            is_quiet=route.startswith(QUIET_ROUTES),
+        )
 
 
 async def until_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -171,7 +167,7 @@ async def until_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:
-    headers = [(b"x-request-id", call.request_id.encode("ascii"))]
-    if call.stages:
-        headers.append((b"server-timing", call.server_timing().encode("ascii")))
-    return headers
+    return [
+        (b"x-request-id", call.request_id.encode("ascii")),
+        (b"server-timing", call.server_timing().encode("ascii")),
+    ]

@@ -35,8 +35,10 @@ class ClientLeft(Exception):
 
 def error_response(error: ServiceError) -> Response:
     """An error as the caller sees it."""
+    call = current_call.get()
     if error.kind is ErrorKind.INTERNAL:
-        error = internal_error(current_call.get().request_id)
+        error = internal_error(call.request_id)
+    call.error = error.code
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -67,6 +69,7 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
 
 async def on_client_left(request: Request, error: Exception) -> Response:
     """Nobody is there to read it; the status is for log and metrics."""
+    current_call.get().error = "client_left"
     return Response(status_code=CLIENT_LEFT)
 
 
@@ -79,6 +82,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     else:
         message = f"There is no {request.url.path}; see /docs."
         code, kind, status = "route_not_found", ErrorKind.NOT_FOUND, 404
+    current_call.get().error = code
     body = {"message": message, "type": kind.value, "code": code, "param": None}
     return JSONResponse({"error": body}, status, headers)
 

@@ -6,7 +6,8 @@ from prometheus_client import generate_latest
 
 from service.observability import Metrics
 
-UNITS = ("_seconds", "_total", "_images", "_patches", "_texts", "_info", "_depth", "_inflight")
+UNITS: tuple[str, ...] = ("_seconds", "_total", "_images", "_patches", "_texts", "_info", "_depth")
+UNITS += ("_inflight", "_bytes", "_ratio", "_watts", "_celsius")
 
 
 def test_names_have_our_prefix_help_and_units(metrics: Metrics) -> None:
@@ -25,6 +26,27 @@ def test_queues_are_read_when_scraped(metrics: Metrics) -> None:
     assert 'tipserve_queue_depth{bucket="image 28x28"} 3.0' in text
     assert "tipserve_queue_oldest_seconds 1.5" in text
     assert "_created" not in text
+
+
+def test_queues_of_several_models_are_added_up_until_one_is_gone(metrics: Metrics) -> None:
+    metrics.watch_queue(lambda: {"image 28x28": 3}, lambda: 1.5)
+    leave = metrics.watch_queue(lambda: {"image 28x28": 2, "text 8": 1}, lambda: 4.0)
+    sample = metrics.registry.get_sample_value
+    assert sample("tipserve_queue_depth", {"bucket": "image 28x28"}) == 5
+    assert sample("tipserve_queue_depth", {"bucket": "text 8"}) == 1
+    assert sample("tipserve_queue_oldest_seconds") == 4
+    leave()
+    assert sample("tipserve_queue_depth", {"bucket": "image 28x28"}) == 3
+    assert sample("tipserve_queue_depth", {"bucket": "text 8"}) is None
+    assert sample("tipserve_queue_oldest_seconds") == 1.5
+
+
+def test_a_model_that_is_gone_is_not_told_of(metrics: Metrics) -> None:
+    labels = {"name": "a", "variant": "b", "runtime": "c", "precision": "d"}
+    metrics.add_model(**labels)
+    assert metrics.registry.get_sample_value("tipserve_model_info", labels) == 1
+    metrics.remove_model(**labels)
+    assert metrics.registry.get_sample_value("tipserve_model_info", labels) is None
 
 
 def test_a_batch_of_texts_counts_no_patches(metrics: Metrics) -> None:

@@ -1,33 +1,22 @@
 """Work-conserving batching: a lane that is free takes what waits at once, and never waits for more.
 
-A lane is one worker thread with a runner of its own. A batch stands alone: a runner that raises, or
-that returns another number of results than it was given, fails that batch and nothing else. Nobody
-is left without an answer.
+A lane is one worker thread with a runtime of its own. A batch stands alone: where it raises, or
+comes back with another number of results, its own callers are told and nobody else. Nobody is left
+without an answer.
 """
 
-import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
-
-from numpy.typing import NDArray
 
 from service.batch_queue import BatchQueue, BatchRules
 from service.call import Clock
-from service.errors import InternalError, Unavailable
+from service.cost_curve import CostBook
+from service.errors import Unavailable
+from service.lane_worker import LaneCare, LaneContext, LaneRunner, LaneWorker
 from service.observability import Metrics
-from service.tracing import begin_batch
-from service.work import Batch, Bucket, Completed, Outputs, WorkItem, settle
-
-Runner = Callable[[Bucket, Sequence[NDArray[Any]]], Sequence[Outputs]]
-
-logger = logging.getLogger(__name__)
-
-
-class ResultCountError(RuntimeError):
-    """A runner broke its contract: as many results as items."""
+from service.pulse import LaneState, Pulse, num_ready, unwell, unwell_since
+from service.work import Completed, WorkItem, settle
 
 
 class Batcher:
@@ -35,25 +24,30 @@ class Batcher:
 
     def __init__(
         self,
-        runners: Sequence[Runner],
+        lanes: Sequence[LaneRunner],
         *,
         rules: BatchRules,
         metrics: Metrics,
+        care: LaneCare | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self.queue = BatchQueue(rules, metrics, clock)
+        self.costs = CostBook(rules.limits, clock)
         self._metrics = metrics
         self._clock = clock
-        self._running: set[Batch] = set()
-        self._lanes = [
-            threading.Thread(target=self._work, args=(run,), name=f"lane-{i}", daemon=True)
-            for i, run in enumerate(runners)
+        self._care = care or LaneCare()
+        shared = LaneContext(
+            queue=self.queue, costs=self.costs, metrics=metrics, care=self._care, clock=clock
+        )
+        self.workers = [
+            LaneWorker(lane, shared, index, self._on_death) for index, lane in enumerate(lanes)
         ]
+        self.pulses = [worker.pulse for worker in self.workers]
 
     def start(self) -> None:
         """Start the lanes."""
-        for lane in self._lanes:
-            lane.start()
+        for worker in self.workers:
+            worker.thread.start()
 
     def submit(self, items: Sequence[WorkItem]) -> list["Future[Completed]"]:
         """Queue the items of one request; the i-th future answers the i-th item.
@@ -61,13 +55,50 @@ class Batcher:
         Cancelling a future frees its item if no lane has taken it yet.
 
         Raises:
-            Unavailable: The batcher is stopping.
+            Unavailable: The batcher is stopping, or all its lanes are dead.
         """
         return self.queue.put(items)
 
     def count_abandoned(self, num_items: int) -> None:
         """Count items whose caller left before they were queued."""
         self._metrics.abandoned.labels("cancelled").inc(num_items)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any lane takes work."""
+        return num_ready(self.pulses) > 0
+
+    @property
+    def is_live(self) -> bool:
+        """False once no lane has been ready for so long that only a new process can help."""
+        since = unwell_since(self.pulses)
+        return since is None or self._clock() - since <= self._care.dead_limit_s
+
+    def lane_states(self) -> Mapping[str, int]:
+        """How many lanes are in each state."""
+        states = [pulse.state for pulse in self.pulses]
+        return {state.value: states.count(state) for state in LaneState}
+
+    def done_in_s(self, cost: int, priority: int) -> float:
+        """Seconds that new work takes at the least until it is done, by measured costs.
+
+        Args:
+            cost: In patches, or what counts like them.
+            priority: What is ahead of it depends on its level.
+        """
+        pulses = [pulse for pulse in self.pulses if pulse.state is LaneState.READY]
+        if not pulses:
+            return 0.0
+        return self._wait_s(pulses, priority) + self.costs.least_s(cost, len(pulses))
+
+    def _wait_s(self, pulses: Sequence[Pulse], priority: int) -> float:
+        """Seconds until one of the lanes could begin it."""
+        running_s = [pulse.remaining_s for pulse in pulses]
+        ahead = self.queue.ahead_of(priority)
+        ahead_s = sum(count * self.costs.item_s(bucket) for bucket, count in ahead.items())
+        if ahead_s == 0:
+            return min(running_s)
+        return max(min(running_s), (sum(running_s) + ahead_s) / len(pulses))
 
     def stop(self, timeout_s: float) -> bool:
         """Refuse what waits and let running batches finish; after the time-out answer them too.
@@ -76,50 +107,18 @@ class Batcher:
             Whether all lanes have ended.
         """
         self.queue.close()
+        for worker in self.workers:
+            worker.stop()
         until = time.monotonic() + timeout_s
-        for lane in self._lanes:
-            lane.join(max(0.0, until - time.monotonic()))
-        for batch in tuple(self._running):
-            for entry in batch.entries:
+        threads = [worker.thread for worker in self.workers if worker.thread.ident is not None]
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        for batch in [worker.batch for worker in self.workers]:
+            for entry in batch.entries if batch else ():
                 settle(entry.future, error=Unavailable("The server stopped before the answer."))
-        return not any(lane.is_alive() for lane in self._lanes)
+        return not any(thread.is_alive() for thread in threads)
 
-    def run_batch(self, batch: Batch, run: Runner) -> None:
-        """Compute one batch and answer every entry of it."""
-        self._metrics.observe_batch(batch.bucket.kind, len(batch.entries), batch.cost)
-        trace = begin_batch(
-            (entry.item.trace for entry in batch.entries),
-            {"bucket": batch.bucket.label, "items": len(batch.entries), "cost": batch.cost},
-            batch.taken,
-        )
-        try:
-            results = run(batch.bucket, [entry.item.payload for entry in batch.entries])
-            if len(results) != len(batch.entries):
-                raise ResultCountError(f"{len(results)} results for {len(batch.entries)} items")
-        except Exception as cause:
-            trace.end(self._clock(), type(cause).__name__)
-            # Each caller logs the cause under its own request id.
-            logger.error("a batch failed", extra={"fields": {"bucket": batch.bucket.label}})
-            for entry in batch.entries:
-                settle(entry.future, error=_batch_failed(cause))
-            return
-        ended = self._clock()
-        # Before the answers: a request that has its answer tells its trace nothing more.
-        trace.end(ended)
-        run_s = ended - batch.taken
-        for entry, outputs in zip(batch.entries, results, strict=True):
-            queue_s = batch.taken - entry.enqueued
-            done = Completed(outputs=outputs, queue_s=queue_s, run_s=run_s, batch=trace)
-            settle(entry.future, value=done)
-
-    def _work(self, run: Runner) -> None:
-        while (batch := self.queue.wait_and_take()) is not None:
-            self._running.add(batch)
-            self.run_batch(batch, run)
-            self._running.discard(batch)
-
-
-def _batch_failed(cause: Exception) -> InternalError:
-    error = InternalError("The batch of this item failed.")
-    error.__cause__ = cause
-    return error
+    def _on_death(self) -> None:
+        """Nobody is left to compute what waits once the last lane is dead."""
+        if all(pulse.state is LaneState.DEAD for pulse in self.pulses):
+            self.queue.close(unwell)

@@ -4,7 +4,7 @@ Shape legend: B batch, L tokens, D width, H W pixels.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,33 @@ TEXT_OUTPUT = "text"
 logger = logging.getLogger(__name__)
 
 
+def made_up_items(bucket: Bucket, num_items: int) -> list[NDArray[Any]]:
+    """Items that the runtime takes like any others."""
+    if bucket.kind == "image":
+        return [np.ones((3, *bucket.shape), np.float32)] * num_items
+    return [np.ones(bucket.shape, np.int64)] * num_items
+
+
 class WarmUpError(RuntimeError):
     """A runtime did not give usable outputs for one of the served shapes."""
 
 
 class Lane:
-    """Runs batches on a runtime of its own; one thread at a time."""
+    """Runs batches on a runtime of its own; one thread at a time.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
+    Args:
+        load: Makes the runtime, and makes it anew when it no longer computes.
+        embed_dim: Width of every embedding.
+        probe_bucket: Of the item by which the lane tries itself.
+    """
+
+    def __init__(
+        self, load: Callable[[], Runtime], *, embed_dim: int, probe_bucket: Bucket
+    ) -> None:
+        self.probe_bucket = probe_bucket
+        self._embed_dim = embed_dim
+        self._load = load
+        self.runtime = load()
 
     def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
         """Compute one batch.
@@ -41,23 +59,40 @@ class Lane:
         """
         return self._images(payloads) if bucket.kind == "image" else self._texts(payloads)
 
-    def warm_up(self, buckets: Sequence[Bucket], embed_dim: int) -> None:
-        """Run one batch of each bucket and look at what comes back.
+    def try_out(self, bucket: Bucket, num_items: int = 1) -> None:
+        """Run one batch of made-up items and look at what comes back.
 
         Raises:
             WarmUpError: Outputs are missing, of another width, or not finite.
         """
-        for bucket in buckets:
-            dtype = np.float32 if bucket.kind == "image" else np.int64
-            shape = (3, *bucket.shape) if bucket.kind == "image" else bucket.shape
-            results = self.run(bucket, [np.ones(shape, dtype)])
-            arrays = [array for outputs in results for array in outputs.values()]
-            sound = all(a.shape[-1] == embed_dim and np.isfinite(a).all() for a in arrays)
-            if len(results) != 1 or not sound:
-                raise WarmUpError(
-                    f"the runtime {self.runtime.name!r} gives no usable embeddings for "
-                    f"{bucket.label}; try another runtime, or export the model again"
-                )
+        results = self.run(bucket, made_up_items(bucket, num_items))
+        arrays = [array for outputs in results for array in outputs.values()]
+        sound = all(a.shape[-1] == self._embed_dim and np.isfinite(a).all() for a in arrays)
+        if len(results) != num_items or not sound:
+            raise WarmUpError(
+                f"the runtime {self.runtime.name!r} gives no usable embeddings for "
+                f"{bucket.label}; try another runtime, or export the model again"
+            )
+
+    def probe(self) -> None:
+        """Try one item.
+
+        Raises:
+            Exception: The runtime does not compute.
+        """
+        self.try_out(self.probe_bucket)
+
+    def rebuild(self) -> None:
+        """Free the runtime, as far as it lets itself be freed, and load it anew.
+
+        Raises:
+            Exception: It cannot be loaded.
+        """
+        try:
+            self.runtime.close()
+        except Exception:
+            logger.exception("a broken runtime could not be closed")
+        self.runtime = self._load()
 
     def _images(self, pixels: Sequence[NDArray[Any]]) -> list[Outputs]:
         output = self.runtime.encode_images(np.stack(pixels))

@@ -1,6 +1,7 @@
 """From a model package to a model that answers: verify, load one runtime for each lane, warm up."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from model.package import Manifest, ModelPackage, open_package
 from model.runtime.load import load_runtime
@@ -10,6 +11,7 @@ from service.batch_queue import BatchRules
 from service.batching import Batcher
 from service.cpu_limit import available_cpus
 from service.lane import Lane
+from service.lane_worker import LaneCare
 from service.messages import ModelInfo, RequestLimits
 from service.observability import Metrics
 from service.served_model import ServedModel
@@ -81,7 +83,7 @@ def serve_lanes(
     manifest = package.manifest
     max_cost = settings.max_batch_patches
     batcher = Batcher(
-        [lane.run for lane in lanes],
+        lanes,
         rules=BatchRules(
             limits={
                 "image": BatchLimits(max_items=settings.max_batch_images, max_cost=max_cost),
@@ -93,6 +95,11 @@ def serve_lanes(
             share_evenly=True,
         ),
         metrics=metrics,
+        care=LaneCare(
+            probe_interval_s=settings.watchdog_interval_s,
+            hang_limit_s=settings.watchdog_hang_limit_s,
+            dead_limit_s=settings.watchdog_dead_limit_s,
+        ),
     )
     runtime = lanes[0].runtime
     info = ModelInfo(
@@ -115,14 +122,20 @@ def serve_lanes(
         batcher=batcher,
         lanes=lanes,
         cache=TextCache(settings.text_cache_bytes, metrics),
-        admission=Admission(settings.max_queue_patches, metrics),
+        admission=Admission(settings.max_queue_patches, metrics, batcher),
     )
 
 
 def _load_lane(package: ModelPackage, settings: Settings, buckets: list[Bucket]) -> Lane:
-    runtime = load_runtime(package, runtime=settings.runtime, num_threads=settings.threads_per_lane)
-    lane = Lane(runtime)
-    lane.warm_up(buckets, package.manifest.embed_dim)
+    lane = Lane(
+        partial(
+            load_runtime, package, runtime=settings.runtime, num_threads=settings.threads_per_lane
+        ),
+        embed_dim=package.manifest.embed_dim,
+        probe_bucket=buckets[0],
+    )
+    for bucket in buckets:
+        lane.try_out(bucket)
     return lane
 
 

@@ -85,6 +85,9 @@ class Metrics:
         self.abandoned = self._counter(
             "abandoned", "Queued items never computed, for their caller had left.", "reason"
         )
+        self.lane_rebuilds = self._counter(
+            "lane_rebuilds", "Times that a lane's runtime was loaded anew, and ran again."
+        )
         self.text_cache_hits = self._counter("text_cache_hits", "Prompts found in the cache.")
         self.text_cache_misses = self._counter(
             "text_cache_misses", "Prompts that had to be computed."

@@ -50,6 +50,15 @@ class Settings(BaseSettings):
     pool_threads: Positive | None = None
     """Threads that decode pictures and encode answers. Default: as many as lanes."""
 
+    watchdog_interval_s: Seconds = 10.0
+    """A lane that had nothing to do for so long tries itself with a batch of its own; and how often
+    readiness is told to gRPC's health checks where it has changed."""
+    watchdog_hang_limit_s: Seconds = 30.0
+    """A batch that takes longer is taken for hung, unless ten times its measured cost is more. With
+    every lane hung or broken the server is not ready."""
+    watchdog_dead_limit_s: Seconds = 60.0
+    """With no lane well for so long the server is not live either: start it anew."""
+
     host: str = "0.0.0.0"
     """Address that all three ports listen on."""
     http_port: Port = 8000

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from numpy.typing import NDArray
 
 from service.batch_queue import BatchQueue, BatchRules
+from service.batch_run import run_batch
 from service.batching import Batcher
 from service.call import PRIORITIES
 from service.errors import DeadlineExceeded, InternalError, ServiceError, Unavailable
@@ -258,7 +259,7 @@ class BatchingMachine(RuleBasedStateMachine):
             results: list[Outputs] = [{"y": np.array([i * 10.0], np.float32)} for i in indices]
             return {"good": results, "short": results[1:], "long": results * 2}[outcome]
 
-        self.batcher.run_batch(batch, runner)
+        run_batch(batch, runner, self.metrics, self.clock)
         for entry in batch.entries:
             assert entry.future.done()
             if outcome != "good":

@@ -21,18 +21,26 @@ WAIT_S = 20.0
 class Runner:
     """Doubles its input; held by a gate, and breaks at negative numbers."""
 
+    probe_bucket = BUCKET
+
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
         self.batches: list[list[float]] = []
 
-    def __call__(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
+    def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
         self.batches.append([float(p[0]) for p in payloads])
         self.entered.release()
         assert self.gate.wait(WAIT_S)
         if any(p[0] < 0 for p in payloads):
             raise ValueError("negative")
         return [{"y": 2 * p} for p in payloads]
+
+    def probe(self) -> None:
+        """It is never the runtime's fault."""
+
+    def rebuild(self) -> None:
+        raise AssertionError("it was not broken")
 
 
 @pytest.fixture

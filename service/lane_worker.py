@@ -1,0 +1,154 @@
+"""A lane at work: one thread that takes batches, tries itself when idle, and mends its runtime.
+
+A batch that failed may have been at fault itself, so the lane first tries a batch of its own. Only
+where that fails too is the runtime loaded anew, a bounded number of times with growing pauses.
+"""
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from service.batch_queue import BatchQueue
+from service.batch_run import run_batch
+from service.call import Clock
+from service.cost_curve import CostBook
+from service.observability import Metrics
+from service.pulse import Pulse
+from service.work import Batch, Bucket, Outputs
+
+logger = logging.getLogger(__name__)
+
+
+class LaneRunner(Protocol):
+    """What computes for one lane; see `service.lane.Lane`."""
+
+    probe_bucket: Bucket
+
+    def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Sequence[Outputs]:
+        """Compute one batch."""
+
+    def probe(self) -> None:
+        """Compute one item of `probe_bucket` and look at the result; raises what ails it."""
+
+    def rebuild(self) -> None:
+        """Load the runtime anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneCare:
+    """How lanes are kept well.
+
+    Attributes:
+        probe_interval_s: A lane that had nothing to do for so long tries itself.
+        hang_limit_s: A batch that takes longer is taken for hung, unless its curve says otherwise.
+        dead_limit_s: No lane well for so long: the process should be started anew.
+        pauses_s: Before each time that a runtime is loaded anew; after the last the lane is dead.
+    """
+
+    probe_interval_s: float = math.inf
+    hang_limit_s: float = 30.0
+    dead_limit_s: float = 60.0
+    pauses_s: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneContext:
+    """What the lanes of one model share."""
+
+    queue: BatchQueue
+    costs: CostBook
+    metrics: Metrics
+    care: LaneCare
+    clock: Clock
+
+
+class LaneWorker:
+    """One lane's thread and its pulse.
+
+    Args:
+        lane: What computes; used by this thread only.
+        shared: With the model's other lanes.
+        index: For the thread's name.
+        on_death: Called once, by the lane's thread, when the lane is given up.
+    """
+
+    def __init__(
+        self, lane: LaneRunner, shared: LaneContext, index: int, on_death: Callable[[], None]
+    ) -> None:
+        self.pulse = Pulse(shared.clock, shared.care.hang_limit_s)
+        self.batch: Batch | None = None
+        self.thread = threading.Thread(target=self._work, name=f"lane-{index}", daemon=True)
+        self._lane = lane
+        self._shared = shared
+        self._on_death = on_death
+        self._stopping = threading.Event()
+        self.pause: Callable[[float], bool] = self._stopping.wait
+
+    def stop(self) -> None:
+        """Begin no further repair; the closed queue ends the rest."""
+        self._stopping.set()
+
+    def run(self, batch: Batch) -> bool:
+        """Compute a batch and answer it; whether it came out well."""
+        shared, bucket, num_items = self._shared, batch.bucket, len(batch.entries)
+        self.batch = batch
+        began = shared.clock()
+        self.pulse.begin(shared.costs.batch_s(bucket, num_items))
+        failure = run_batch(batch, self._lane.run, shared.metrics, shared.clock)
+        self.batch = None
+        if failure is not None:
+            self.pulse.rest()
+            return False
+        self.pulse.end()
+        shared.costs.observe(bucket, num_items, shared.clock() - began)
+        return True
+
+    def try_out(self) -> bool:
+        """Compute a batch of the lane's own; whether it came out well."""
+        shared, bucket = self._shared, self._lane.probe_bucket
+        began = shared.clock()
+        self.pulse.begin(shared.costs.batch_s(bucket, 1))
+        try:
+            self._lane.probe()
+        except Exception:
+            self.pulse.fail()
+            logger.exception("a lane's trial batch failed")
+            return False
+        self.pulse.end()
+        shared.costs.observe(bucket, 1, shared.clock() - began)
+        return True
+
+    def repair(self) -> bool:
+        """Load the runtime anew until a trial comes out well; False where the lane is given up."""
+        for pause_s in self._shared.care.pauses_s:
+            if self.pause(pause_s) or self._stopping.is_set():
+                return False
+            logger.warning("a lane loads its runtime anew")
+            try:
+                self._lane.rebuild()
+            except Exception:
+                logger.exception("a lane's runtime could not be loaded")
+            else:
+                if self.try_out():
+                    self._shared.metrics.lane_rebuilds.inc()
+                    return True
+        logger.error("a lane was given up; the others go on")
+        return False
+
+    def _work(self) -> None:
+        queue, care = self._shared.queue, self._shared.care
+        while True:
+            batch = queue.wait_and_take(care.probe_interval_s)
+            if batch is None and queue.is_closed:
+                return
+            if batch is not None and self.run(batch):
+                continue
+            if not self.try_out() and not self.repair():
+                self.pulse.die()
+                self._on_death()
+                return

@@ -9,23 +9,48 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_CLASSES = np.iinfo(np.uint16).max
-# Cosines held at once while a large picture is labelled band by band: 16 MiB of float32.
+from model.winner_map import Labels, WinnerMap, find_winners
+
+# One value of uint16 is the background's, and one may be the threshold's.
+MAX_CLASSES = np.iinfo(np.uint16).max - 1
+# Where every class is evaluated at every pixel: cosines held at once, 16 MiB of float32.
 BAND_ELEMENTS = 4 * 1024 * 1024
+# Below so many cosines, or so few pixels a patch, evaluating all is the fastest; by measurement.
+FEW_ELEMENTS = 1024 * 1024
+FEW_PIXELS = 36
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Background:
+    """What counts as background.
+
+    Attributes:
+        threshold: Pixels whose best cosine is below it; None is no pixel.
+        num_classes: Where one of so many last classes is best.
+    """
+
+    threshold: float | None = None
+    num_classes: int = 0
+
+
+NO_BACKGROUND = Background()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SegmentationMap:
-    """A label and a score for every pixel.
+    """A label for every pixel.
 
     Attributes:
-        labels_HW: uint16; k is the k-th class from 1, and 0 is background, used only where a
-            threshold was chosen.
-        score_HW: float32; cosine of the best class, also where the label is background.
+        labels_HW: k is the k-th class from 1, and 0 is background; uint8 or uint16, whichever is
+            large enough.
+        counts: Pixels of background and then of each class.
+        score_HW: float32; cosine of the best class, also where the label is background. None where
+            it was not asked for.
     """
 
-    labels_HW: NDArray[np.uint16]
-    score_HW: NDArray[np.float32]
+    labels_HW: Labels
+    counts: NDArray[np.int64]
+    score_HW: NDArray[np.float32] | None
 
 
 def l2_normalize(x: NDArray[np.float32], axis: int = -1) -> NDArray[np.float32]:
@@ -94,7 +119,8 @@ def segment(
     *,
     grid_hw: tuple[int, int],
     size_hw: tuple[int, int],
-    background_threshold: float | None = None,
+    background: Background = NO_BACKGROUND,
+    with_scores: bool = False,
 ) -> SegmentationMap:
     """Give every pixel the class whose text is nearest to its upsampled patch cosines.
 
@@ -103,8 +129,8 @@ def segment(
         classes_KD: One embedding per class, in the order of the labels.
         grid_hw: Patch rows and columns.
         size_hw: Height and width of the label map, in pixels.
-        background_threshold: Pixels whose best cosine is below it become background; None for
-            no background.
+        background: What counts as background.
+        with_scores: Whether the best cosine of every pixel is wanted.
 
     Raises:
         ValueError: Shapes that do not fit together, a size below one pixel, or too many classes.
@@ -114,17 +140,51 @@ def segment(
         raise ValueError(f"a label map has at least one pixel, not {height} x {width}")
     if len(classes_KD) > MAX_CLASSES:
         raise ValueError(f"at most {MAX_CLASSES} classes fit a label map, not {len(classes_KD)}")
-    cosine_Khw = cosine_map(features_ND, classes_KD, grid_hw)
-    wide_KhW = cosine_Khw @ bilinear_matrix(grid_hw[1], width).T
-    rows_Hh = bilinear_matrix(grid_hw[0], height)
-    labels_HW = np.empty((height, width), dtype=np.uint16)
-    score_HW = np.empty((height, width), dtype=np.float32)
-    band = max(1, BAND_ELEMENTS // (len(classes_KD) * width))
-    for top in range(0, height, band):
+    value_hwK = np.moveaxis(cosine_map(features_ND, classes_KD, grid_hw), 0, -1)
+    num_classes = len(classes_KD) - background.num_classes
+    threshold = background.threshold
+    if threshold is not None and not with_scores:
+        # Being the same everywhere, it is one class more, and loses to those that are equal.
+        floor_hw1 = np.full((*grid_hw, 1), threshold, np.float32)
+        value_hwK = np.concatenate([value_hwK, floor_hw1], axis=-1)
+    found = label_pixels(np.ascontiguousarray(value_hwK), size_hw, with_scores=with_scores)
+    labels_HW, counts = found.labels_HW, found.counts
+    if threshold is not None and found.score_HW is not None:
+        labels_HW[found.score_HW < np.float32(threshold)] = 0
+        counts = np.bincount(labels_HW.ravel(), minlength=len(counts))
+    if len(counts) > num_classes + 1:
+        labels_HW *= labels_HW <= num_classes
+        counts[0] += counts[num_classes + 1 :].sum()
+    return SegmentationMap(
+        labels_HW=labels_HW, counts=counts[: num_classes + 1], score_HW=found.score_HW
+    )
+
+
+def label_pixels(
+    value_hwK: NDArray[np.float32], size_hw: tuple[int, int], *, with_scores: bool
+) -> WinnerMap:
+    """The winners of upsampled maps, by whichever way is the faster one."""
+    rows, columns, num_classes = value_hwK.shape
+    num_pixels = size_hw[0] * size_hw[1]
+    if num_pixels >= FEW_PIXELS * rows * columns and num_classes * num_pixels >= FEW_ELEMENTS:
+        return find_winners(value_hwK, size_hw, with_scores=with_scores)
+    return compare_everywhere(value_hwK, size_hw, with_scores=with_scores)
+
+
+def compare_everywhere(
+    value_hwK: NDArray[np.float32], size_hw: tuple[int, int], *, with_scores: bool
+) -> WinnerMap:
+    """The winners of upsampled maps, from the values of all classes at all pixels."""
+    rows, columns, num_classes = value_hwK.shape
+    found = WinnerMap.empty(num_classes, size_hw, with_scores=with_scores)
+    wide_KhW = value_hwK.transpose(2, 0, 1) @ bilinear_matrix(columns, size_hw[1]).T
+    rows_Hh = bilinear_matrix(rows, size_hw[0])
+    band = max(1, BAND_ELEMENTS // (num_classes * size_hw[1]))
+    for top in range(0, size_hw[0], band):
         part = slice(top, top + band)
-        cosine_KHW = rows_Hh[part] @ wide_KhW
-        labels_HW[part] = cosine_KHW.argmax(axis=0) + 1
-        score_HW[part] = cosine_KHW.max(axis=0)
-    if background_threshold is not None:
-        labels_HW[score_HW < background_threshold] = 0
-    return SegmentationMap(labels_HW=labels_HW, score_HW=score_HW)
+        value_KHW = rows_Hh[part] @ wide_KhW
+        found.labels_HW[part] = value_KHW.argmax(axis=0) + 1
+        if found.score_HW is not None:
+            found.score_HW[part] = value_KHW.max(axis=0)
+    found.counts[:] = np.bincount(found.labels_HW.ravel(), minlength=num_classes + 1)
+    return found

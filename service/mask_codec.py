@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.winner_map import Labels
+
 MAX_PALETTE_CLASSES: Final = 255
 OVERLAY_OPACITY: Final = 0.55
 PNG_LEVEL: Final = 4  # zlib's; beyond it masks hardly get smaller
@@ -63,20 +65,20 @@ def class_color(label: int) -> str:
     return "#" + bytes(colour).hex()
 
 
-def encode_mask_png(labels_HW: NDArray[np.uint16]) -> bytes:
+def encode_mask_png(labels_HW: Labels) -> bytes:
     """A palette PNG whose pixel values are the labels.
 
     Raises:
         ValueError: A label above 255.
     """
-    if labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
+    if labels_HW.dtype != np.uint8 and labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
         raise ValueError(f"a palette has room for {MAX_PALETTE_CLASSES} classes")
-    image = Image.fromarray(labels_HW.astype(np.uint8))
+    image = Image.fromarray(labels_HW.astype(np.uint8, copy=False))
     image.putpalette(palette().tobytes())
     return _png(image)
 
 
-def encode_overlay_png(labels_HW: NDArray[np.uint16], pixels_HW3: NDArray[np.uint8]) -> bytes:
+def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
     """The picture with each class's colour laid over it; background stays as it is.
 
     Raises:

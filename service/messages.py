@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model.package import Manifest
 from model.preprocess import Fit
+from model.winner_map import Labels
 
 FloatArray = NDArray[np.float32]
 Features = Literal["values", "patches"]
@@ -111,14 +112,20 @@ class Segmentation:
     """The mask of one picture.
 
     Attributes:
-        labels_HW: k for the k-th class, 0 for background. The picture's size, upright.
+        labels_HW: k for the k-th class, 0 for background. The picture's size, upright. uint8 or
+            uint16, whichever is large enough.
         scores_HW: Cosine of the best class or background class; None where it was not asked for.
         area_shares: Share of all pixels for the background and then each class.
     """
 
-    labels_HW: NDArray[np.uint16]
+    labels_HW: Labels
     scores_HW: FloatArray | None
     area_shares: tuple[float, ...]
+
+    @property
+    def wire_labels(self) -> NDArray[np.uint16]:
+        """The labels as answers have them, however many classes there are."""
+        return self.labels_HW.astype(np.uint16, copy=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

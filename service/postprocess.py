@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model.segmentation import average_prompts, l2_normalize, segment
+from model.segmentation import Background, average_prompts, l2_normalize, segment
 from service.messages import FloatArray, ImageOutput, Segmentation, SegmentImagesRequest
 from service.work import Outputs
 
@@ -58,21 +57,19 @@ def segment_image(
     geometry: Geometry,
     request: SegmentImagesRequest,
 ) -> Segmentation:
-    """The mask of one picture at its own size; background classes become 0."""
+    """The mask of one picture at its own size; scores only where they are asked for."""
     result = segment(
         features_ND,
         classes_KD,
         grid_hw=geometry.grid_hw,
         size_hw=geometry.size_hw,
-        background_threshold=request.background_threshold,
+        background=Background(
+            threshold=request.background_threshold, num_classes=len(request.background_classes)
+        ),
+        with_scores=request.include_scores,
     )
-    labels_HW: NDArray[np.uint16] = result.labels_HW
-    num_classes = len(request.classes)
-    if request.background_classes:
-        labels_HW = np.where(labels_HW > num_classes, np.uint16(0), labels_HW)
-    counts = np.bincount(labels_HW.ravel(), minlength=num_classes + 1)
     return Segmentation(
-        labels_HW=labels_HW,
-        scores_HW=result.score_HW if request.include_scores else None,
-        area_shares=tuple((counts / labels_HW.size).tolist()),
+        labels_HW=result.labels_HW,
+        scores_HW=result.score_HW,
+        area_shares=tuple((result.counts / result.labels_HW.size).tolist()),
     )

@@ -242,7 +242,7 @@ def _segmentation(mask: Segmentation, names: Sequence[str]) -> segment_pb2.Segme
         for k, (name, share) in enumerate(zip(names, shares, strict=True), start=1)
     ]
     return segment_pb2.Segmentation(
-        labels=tensor(mask.labels_HW),
+        labels=tensor(mask.wire_labels),
         scores=None if mask.scores_HW is None else tensor(mask.scores_HW),
         classes=classes,
         background_share=background_share,

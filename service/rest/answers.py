@@ -112,14 +112,14 @@ def write_segmentations(
     if media == PNG:
         return encode_mask_png(first.labels_HW)
     if media == NPY:
-        return encode_npy(first.labels_HW)
+        return encode_npy(first.wire_labels)
     if media == JSON:
         data = [
             {"index": index} | _segmentation_body(mask, answer.classes, options.encoding)
             for index, mask in enumerate(answer.segmentations)
         ]
         return _list_body(answer.model, data)
-    columns: dict[str, list[Array]] = {"labels": [s.labels_HW for s in answer.segmentations]}
+    columns: dict[str, list[Array]] = {"labels": [s.wire_labels for s in answer.segmentations]}
     scores = [s.scores_HW for s in answer.segmentations if s.scores_HW is not None]
     return _safetensors(answer.model, columns | ({"scores": list(scores)} if scores else {}))
 
@@ -144,7 +144,7 @@ def _segmentation_body(
         "width": width,
         "classes": classes,
         "background_share": background_share,
-        "labels": _array(mask.labels_HW, encoding),
+        "labels": _array(mask.wire_labels, encoding),
     }
     if mask.scores_HW is not None:
         body["scores"] = _array(mask.scores_HW, encoding)

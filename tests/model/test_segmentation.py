@@ -1,5 +1,7 @@
 """Labels and scores come from the nearest class, whatever the order, size and background."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,17 +10,26 @@ from numpy.typing import NDArray
 
 from model import segmentation
 from model.segmentation import (
+    Background,
+    SegmentationMap,
     average_prompts,
     bilinear_matrix,
+    compare_everywhere,
     cosine_map,
     l2_normalize,
     segment,
     upsample_bilinear,
 )
+from model.winner_map import WinnerMap
 
 FloatArray = NDArray[np.float32]
 seeds = st.integers(0, 2**32 - 1)
 small = st.integers(1, 6)
+
+
+def score_of(found: SegmentationMap | WinnerMap) -> FloatArray:
+    assert found.score_HW is not None
+    return found.score_HW
 
 
 def noise(seed: int, *shape: int) -> FloatArray:
@@ -32,17 +43,20 @@ def test_labels_are_in_range_and_follow_the_classes(
 ) -> None:
     features_ND = noise(seed, grid_hw[0] * grid_hw[1], 8)
     classes_KD = noise(seed + 1, num_classes, 8)
-    result = segment(features_ND, classes_KD, grid_hw=grid_hw, size_hw=size_hw)
+    result = segment(features_ND, classes_KD, grid_hw=grid_hw, size_hw=size_hw, with_scores=True)
+    assert result.score_HW is not None
     assert result.labels_HW.shape == result.score_HW.shape == size_hw
-    assert result.labels_HW.dtype == np.uint16
+    assert result.labels_HW.dtype == np.uint8
     assert result.score_HW.dtype == np.float32
     assert result.labels_HW.min() >= 1
     assert result.labels_HW.max() <= num_classes
     assert np.abs(result.score_HW).max() <= 1 + 1e-5
 
     order = np.random.default_rng(seed).permutation(num_classes)
-    permuted = segment(features_ND, classes_KD[order], grid_hw=grid_hw, size_hw=size_hw)
-    np.testing.assert_allclose(permuted.score_HW, result.score_HW, atol=1e-6)
+    permuted = segment(
+        features_ND, classes_KD[order], grid_hw=grid_hw, size_hw=size_hw, with_scores=True
+    )
+    np.testing.assert_allclose(score_of(permuted), result.score_HW, atol=1e-6)
     maps_KHW = upsample_bilinear(cosine_map(features_ND, classes_KD, grid_hw), size_hw)
     ranked = np.sort(maps_KHW, axis=0)
     is_clear = ranked[-1] - (ranked[-2] if num_classes > 1 else -2) > 1e-5
@@ -51,38 +65,108 @@ def test_labels_are_in_range_and_follow_the_classes(
     )
 
 
-@given(seeds, st.floats(-1, 1, width=32))
-@settings(deadline=None)
-def test_a_threshold_makes_exactly_the_weak_pixels_background(seed: int, threshold: float) -> None:
-    features_ND, classes_KD = noise(seed, 12, 8), noise(seed + 1, 3, 8)
-    plain = segment(features_ND, classes_KD, grid_hw=(3, 4), size_hw=(20, 30))
+@pytest.mark.parametrize("size_hw", [(20, 30), (120, 160)])
+@pytest.mark.parametrize("with_scores", [True, False])
+@given(seed=seeds, threshold=st.floats(-1, 1, width=32))
+@settings(deadline=None, max_examples=40)
+def test_a_threshold_makes_exactly_the_weak_pixels_background(
+    seed: int, threshold: float, with_scores: bool, size_hw: tuple[int, int]
+) -> None:
+    features_ND, classes_KD = noise(seed, 12, 8), noise(seed + 1, 60, 8)
+    plain = segment(features_ND, classes_KD, grid_hw=(3, 4), size_hw=size_hw, with_scores=True)
     cut = segment(
         features_ND,
         classes_KD,
         grid_hw=(3, 4),
-        size_hw=(20, 30),
-        background_threshold=threshold,
+        size_hw=size_hw,
+        background=Background(threshold=threshold),
+        with_scores=with_scores,
     )
-    np.testing.assert_array_equal(cut.score_HW, plain.score_HW)
+    assert plain.score_HW is not None
+    assert (cut.score_HW is not None) == with_scores
+    is_clear = np.abs(plain.score_HW - threshold) > 1e-6
     expected = np.where(plain.score_HW < threshold, 0, plain.labels_HW)
-    np.testing.assert_array_equal(cut.labels_HW, expected)
+    np.testing.assert_array_equal(cut.labels_HW[is_clear], expected[is_clear])
+    np.testing.assert_array_equal(cut.counts, np.bincount(cut.labels_HW.ravel(), minlength=61))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+@pytest.mark.parametrize("with_scores", [True, False])
+@pytest.mark.parametrize("size_hw", [(9, 7), (128, 160)])
+def test_background_classes_are_zero_and_counted_so(
+    size_hw: tuple[int, int], with_scores: bool, threshold: float | None
+) -> None:
+    features_ND, classes_KD = noise(0, 12, 8), noise(1, 60, 8)
+    options: Any = {"grid_hw": (3, 4), "size_hw": size_hw, "with_scores": with_scores}
+    plain = segment(features_ND, classes_KD, background=Background(threshold=threshold), **options)
+    found = segment(
+        features_ND,
+        classes_KD,
+        background=Background(threshold=threshold, num_classes=20),
+        **options,
+    )
+    expected = np.where(plain.labels_HW > 40, 0, plain.labels_HW)
+    np.testing.assert_array_equal(found.labels_HW, expected)
+    np.testing.assert_array_equal(found.counts, np.bincount(expected.ravel(), minlength=41))
+    assert found.counts[0] > 0
+
+
+def test_labels_beyond_255_are_kept() -> None:
+    classes_KD = np.eye(300, dtype=np.float32)
+    for background in (Background(), Background(threshold=-1)):
+        found = segment(
+            classes_KD[[298, 7]],
+            classes_KD,
+            grid_hw=(1, 2),
+            size_hw=(80, 80),
+            background=background,
+        )
+        assert found.labels_HW.dtype == np.uint16
+        assert found.labels_HW[0, [0, -1]].tolist() == [299, 8]
 
 
 def test_each_half_gets_its_own_class() -> None:
     features_ND = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]] * 7
-    result = segment(features_ND, np.eye(2, dtype=np.float32), grid_hw=(2, 2), size_hw=(28, 28))
+    result = segment(
+        features_ND,
+        np.eye(2, dtype=np.float32),
+        grid_hw=(2, 2),
+        size_hw=(28, 28),
+        with_scores=True,
+    )
+    assert result.score_HW is not None
     assert (result.labels_HW[:, :14] == 1).all()
     assert (result.labels_HW[:, 14:] == 2).all()
     assert result.score_HW[0, 0] == pytest.approx(1)
 
 
 def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    features_ND, classes_KD = noise(0, 20, 8), noise(1, 5, 8)
-    whole = segment(features_ND, classes_KD, grid_hw=(4, 5), size_hw=(61, 47))
+    value_hwK = noise(0, 4, 5, 5)
+    whole = compare_everywhere(value_hwK, (61, 47), with_scores=True)
     monkeypatch.setattr(segmentation, "BAND_ELEMENTS", 5 * 47 * 7)
-    banded = segment(features_ND, classes_KD, grid_hw=(4, 5), size_hw=(61, 47))
+    banded = compare_everywhere(value_hwK, (61, 47), with_scores=True)
     np.testing.assert_array_equal(banded.labels_HW, whole.labels_HW)
-    np.testing.assert_allclose(banded.score_HW, whole.score_HW, atol=1e-6)
+    np.testing.assert_array_equal(banded.counts, whole.counts)
+    np.testing.assert_allclose(score_of(banded), score_of(whole), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "num_classes", "is_everywhere"),
+    [
+        ((768, 1024), 150, False),
+        ((40, 40), 150, True),
+        ((768, 1024), 1, True),
+        ((64, 64), 300, True),
+    ],
+)
+def test_tiles_are_used_where_they_pay(
+    monkeypatch: pytest.MonkeyPatch, size_hw: tuple[int, int], num_classes: int, is_everywhere: bool
+) -> None:
+    chosen: list[str] = []
+    for name in ("compare_everywhere", "find_winners"):
+        monkeypatch.setattr(segmentation, name, lambda *_, name=name, **__: chosen.append(name))
+    segmentation.label_pixels(noise(0, 12, 12, num_classes), size_hw, with_scores=False)
+    assert chosen == ["compare_everywhere" if is_everywhere else "find_winners"]
 
 
 def test_normalising_keeps_zero_and_direction() -> None:
@@ -120,7 +204,7 @@ def test_interpolation_weights_are_shares(size_in: int, size_out: int) -> None:
         (noise(0, 6, 4), noise(1, 2, 5), (9, 9), "do not fit patches"),
         (noise(0, 6, 4), noise(1, 0, 4), (9, 9), "do not fit patches"),
         (noise(0, 6, 4), noise(1, 2, 4), (0, 9), "at least one pixel"),
-        (noise(0, 6, 1), noise(1, 65_536, 1), (9, 9), "at most 65535"),
+        (noise(0, 6, 1), noise(1, 65_535, 1), (9, 9), "at most 65534"),
     ],
 )
 def test_what_does_not_fit_is_refused(

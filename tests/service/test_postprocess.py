@@ -73,7 +73,12 @@ def test_a_threshold_makes_background_and_scores_are_sent_if_asked() -> None:
     np.testing.assert_allclose(mask.scores_HW, [[1, 0.5**0.5]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["labels_HW"])
-def test_labels_are_uint16(dtype: str) -> None:
-    mask = segment_image(EYE[:1], EYE[:2], Geometry((1, 1), (1, 1)), request(1, 1))
-    assert getattr(mask, dtype).dtype == np.uint16
+@pytest.mark.parametrize("num_classes", [1, 300])
+def test_labels_are_uint16_in_answers_whatever_they_are_held_in(num_classes: int) -> None:
+    classes_KD = np.eye(num_classes, dtype=np.float32)
+    mask = segment_image(
+        classes_KD[-1:], classes_KD, Geometry((1, 1), (1, 1)), request(num_classes)
+    )
+    assert mask.labels_HW.dtype == (np.uint8 if num_classes < 256 else np.uint16)
+    assert mask.wire_labels.dtype == np.uint16
+    assert mask.wire_labels.tolist() == [[num_classes]]

@@ -1,0 +1,156 @@
+"""A picture cut into small tiles, none of which reaches over a patch centre.
+
+So every bilinearly upsampled map is bilinear inside a tile, and stays between its values at the
+tile's four corners. Shapes: h patch rows or columns; A corners along one axis, B along the other;
+T tiles; C values at their corners.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.intp]
+
+# A tile's side in pixels is this times the cube root of pixels across x classes: corners are
+# evaluated for all classes, and tiles on the borders between classes for all their pixels.
+SIDE_FACTOR: Final = 0.27
+MIN_SIDE: Final = 8
+MAX_SIDE: Final = 32
+
+
+def tile_side(num_pixels: int, num_classes: int) -> float:
+    """The side in pixels that costs least, for a picture so many pixels across; by measurement."""
+    side = SIDE_FACTOR * float(np.cbrt(num_pixels * num_classes))
+    return min(max(side, MIN_SIDE), MAX_SIDE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axis:
+    """One axis of the picture, cut into tiles between neighbouring corners.
+
+    Attributes:
+        weights_Ah: Interpolation weights of each corner; the outermost corners lie outside.
+        first_A: First pixel at or after each corner.
+        offsets: Where each tile's first pixel lies, from 0 at its first corner to 1 at its second.
+        step: The same distance from one pixel to the next.
+    """
+
+    weights_Ah: Floats
+    first_A: Ints
+    offsets: Floats
+    step: np.float32
+
+    @property
+    def sides(self) -> Ints:
+        """Pixels of each tile; outermost ones may have none."""
+        return np.diff(self.first_A)
+
+    def part(self, top: int, num_tiles: int) -> "Axis":
+        """Some of the tiles."""
+        end = top + num_tiles
+        first_A, weights_Ah = self.first_A[top : end + 1], self.weights_Ah[top : end + 1]
+        return replace(self, weights_Ah=weights_Ah, first_A=first_A, offsets=self.offsets[top:end])
+
+
+@lru_cache(maxsize=64)
+def cut_axis(num_centres: int, num_pixels: int, side: float) -> Axis:
+    """Cut between patch centres, and further until a tile has about `side` pixels."""
+    parts = max(1, round(num_pixels / num_centres / side))
+    # Counted in tiles, from the centre that would lie before the first.
+    step = parts * num_centres / num_pixels
+    positions = (np.arange(num_pixels) + 0.5) * step + parts / 2
+    corners = np.arange(parts * (num_centres + 1) + 1)
+    first_A = np.searchsorted(np.floor(positions), corners)
+    centres = np.clip(corners / parts - 1, 0, num_centres - 1)
+    weights_Ah = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(num_centres)))
+    starts = positions[np.minimum(first_A[:-1], num_pixels - 1)]
+    return Axis(
+        weights_Ah=weights_Ah.astype(np.float32),
+        first_A=first_A,
+        offsets=(starts - corners[:-1]).astype(np.float32),
+        step=np.float32(step),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tiles:
+    """Some tiles: which, where in pixels, and how large; down first, then across.
+
+    Attributes:
+        index_2T: Among the tiles of each axis.
+        first_2T: First pixel's row and column.
+        side_2T: Height and width in pixels.
+        offset_2T: Where the first pixel lies in the tile, from 0 to 1.
+        step_2: From one pixel to the next.
+    """
+
+    index_2T: Ints
+    first_2T: Ints
+    side_2T: Ints
+    offset_2T: Floats
+    step_2: tuple[np.float32, np.float32]
+
+    @classmethod
+    def at(cls, index_2T: Ints, down: Axis, across: Axis) -> "Tiles":
+        """The tiles at these rows and columns."""
+        row_T, column_T = index_2T
+        return cls(
+            index_2T=index_2T,
+            first_2T=np.stack([down.first_A[row_T], across.first_A[column_T]]),
+            side_2T=np.stack([down.sides[row_T], across.sides[column_T]]),
+            offset_2T=np.stack([down.offsets[row_T], across.offsets[column_T]]),
+            step_2=(down.step, across.step),
+        )
+
+    def __len__(self) -> int:
+        return len(self.index_2T[0])
+
+    def take(self, order_T: Ints) -> "Tiles":
+        """The same tiles in another order."""
+        return replace(
+            self,
+            index_2T=self.index_2T[:, order_T],
+            first_2T=self.first_2T[:, order_T],
+            side_2T=self.side_2T[:, order_T],
+            offset_2T=self.offset_2T[:, order_T],
+        )
+
+    def corner_indices(self, num_across: int) -> Ints:
+        """Flat indices [4, T] among A x B corners: top left, top right, bottom left and right."""
+        first_T = self.index_2T[0] * num_across + self.index_2T[1]
+        corner_4T: Ints = first_T + np.array([[0], [1], [num_across], [num_across + 1]])
+        return corner_4T
+
+    def planes(self, corners_4C: Floats, tile_C: Ints) -> Floats:
+        """Coefficients [C, 4] of 1, x, y and x * y, in pixels from the first pixel of a tile.
+
+        Args:
+            corners_4C: Values at the corners, in the order of `corner_indices`.
+            tile_C: Whose corners they are.
+        """
+        top_left, top_right, bottom_left, bottom_right = corners_4C
+        y, x = self.offset_2T[:, tile_C]
+        step_y, step_x = self.step_2
+        across, down = top_right - top_left, bottom_left - top_left
+        both = bottom_right - bottom_left - across
+        first = top_left + across * x + (down + both * x) * y
+        slopes = (across + both * y) * step_x, (down + both * x) * step_y, both * (step_y * step_x)
+        return np.stack([first, *slopes], axis=1)
+
+    def write(self, blocks_Tyx: NDArray[np.generic], picture_HW: NDArray[np.generic]) -> None:
+        """Put a block of pixels where each tile is; what a block has beyond its tile is left out.
+
+        There are few different sizes; all tiles of one size are written at once.
+        """
+        size_T = self.side_2T[0] << 16 | self.side_2T[1]
+        for size in np.unique(size_T).tolist():
+            chosen = np.flatnonzero(size_T == size)
+            height, width = size >> 16, size & 0xFFFF
+            windows = sliding_window_view(picture_HW, (height, width), writeable=True)
+            top, left = self.first_2T[:, chosen]
+            windows[top, left] = blocks_Tyx[chosen, :height, :width]

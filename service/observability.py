@@ -95,6 +95,7 @@ class Metrics:
         self.text_cache_coalesced = self._counter(
             "text_cache_coalesced", "Prompts that another request was having computed already."
         )
+        self.spans = self._counter("spans", "Spans of traces, sent or lost on the way.", "outcome")
         self.loop_lag = self._histogram(
             "event_loop_lag_seconds", "How late a loop runs what is due.", LAG_SECONDS, "loop"
         )

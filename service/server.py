@@ -18,7 +18,6 @@ import uvicorn
 import uvloop
 from prometheus_client import start_http_server
 
-from service.access_log import AccessLog
 from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.door import Door
@@ -31,7 +30,7 @@ from service.observability import Metrics
 from service.rest.app import build_app
 from service.served_model import ServedModel
 from service.settings import Settings
-from service.telemetry import Telemetry
+from service.telemetry_settings import build_telemetry
 from service.tls import Tls, TlsFiles
 
 # How long answers that are ready may still be written to slow readers.
@@ -39,6 +38,8 @@ WRITE_GRACE_S = 5
 BACKLOG = 2048
 # How long the reader of the log may take for the last lines.
 LOG_GRACE_S = 2.0
+# How long a collector may take for the last spans.
+TRACE_GRACE_S = 5.0
 
 ModelLoader = Callable[[Settings, Metrics], ServedModel]
 
@@ -67,6 +68,7 @@ class Server:
         self.settings = settings
         self.metrics = Metrics()
         telemetry = build_telemetry(settings, self.metrics, log_lines)
+        self._tracer = telemetry.tracer
         self.door = Door(self.metrics)
         self.pool = ThreadPoolExecutor(settings.pool_threads or num_lanes(settings), "pool")
         self.plane = DataPlane(
@@ -157,25 +159,12 @@ class Server:
         await asyncio.gather(http, asyncio.to_thread(self._grpc.stop, WRITE_GRACE_S))
 
     def _close(self) -> None:
+        self._tracer.close(TRACE_GRACE_S)
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
         self._metrics_thread.join()
         self.pool.shutdown()
         logger.info("stopped")
-
-
-def build_telemetry(
-    settings: Settings, metrics: Metrics, log_lines: LineWriter | None
-) -> Telemetry:
-    """What is told of every call, as it is set; without log lines no request is logged."""
-    access_log = None
-    if log_lines is not None:
-        metrics.watch_log(lambda: log_lines.num_dropped)
-        # Requests that went well are of the level INFO.
-        is_logged = settings.log_level in ("DEBUG", "INFO")
-        ratio = settings.access_log_ratio if is_logged else 0.0
-        access_log = AccessLog(log_lines, settings.log_format, ratio=ratio)
-    return Telemetry(metrics, access_log=access_log)
 
 
 def build_keys(settings: Settings, metrics: Metrics) -> ApiKeys:

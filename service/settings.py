@@ -125,6 +125,12 @@ class Settings(BaseSettings):
     access_log_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of answered requests that have a log line, evenly spread. Those that failed by the
     server's fault always have one; at 0 only they do."""
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = None
+    """Base address of an OpenTelemetry collector that takes OTLP over HTTP, such as
+    `http://collector:4318`; off without one. Needs the extra `otel`. The exporter itself reads
+    OTEL_EXPORTER_OTLP_HEADERS and its siblings, and OTEL_RESOURCE_ATTRIBUTES."""
+    trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of requests that are traced, where the caller's `traceparent` does not decide."""
     show_config: bool = False
     """Print every setting with its value and source, and stop."""
 

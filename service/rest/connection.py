@@ -57,7 +57,12 @@ class CallMiddleware:
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         carried = {name: headers[key] for key, name in CARRIED_HEADERS.items() if key in headers}
-        call = self._telemetry.begin("http", scope["method"], carried, self._limits.timeout_s)
+        call = self._telemetry.begin(
+            "https" if scope.get("scheme") == "https" else "http",
+            scope["method"],
+            carried,
+            self._limits.timeout_s,
+        )
         status = 0
 
         async def send_with_call(message: Message) -> None:

@@ -77,12 +77,21 @@ def test_proto_and_deploy_hold_no_python(project_files: list[Path]) -> None:
     assert not [p for p in project_files if p.suffix == ".py" and p.parts[0] in {"proto", "deploy"}]
 
 
-BLOCKED = ("torch", "torchvision", "transformers", "huggingface_hub", "onnx", "scipy", "training")
+BLOCKED = (
+    "opentelemetry.sdk",
+    "torch",
+    "torchvision",
+    "transformers",
+    "huggingface_hub",
+    "onnx",
+    "scipy",
+    "training",
+)
 IMPORT_HOOK = f"""
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {BLOCKED!r}:
+        if any(f"{{name}}.".startswith(f"{{blocked}}.") for blocked in {BLOCKED!r}):
             raise AssertionError("the serving path imported " + name)
 sys.meta_path.insert(0, Block())
 """

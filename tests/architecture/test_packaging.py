@@ -15,11 +15,11 @@ SCRIPT_ROOMS = ("tests", "benchmarks")
 MAX_BUNDLED_BYTES = 40_000_000
 # The extras (beside the core dependencies) that each room may import from.
 EXTRAS_OF_ROOM = {
-    "service": (),
+    "service": ("otel",),
     "model": ("cpu", "gpu", "torch"),
     "training": ("torch", "train", "captions"),
-    "tests": ("cpu", "torch", "train", "dev"),
-    "benchmarks": ("cpu", "torch", "train", "dev"),
+    "tests": ("cpu", "torch", "train", "otel", "dev"),
+    "benchmarks": ("cpu", "torch", "train", "otel", "dev"),
 }
 # `google` is shared by many distributions, so a second name is needed to tell whose it is.
 GOOGLE = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}

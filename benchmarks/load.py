@@ -49,6 +49,7 @@ class RestConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._buffer = bytearray()
         self.body = b""
+        self.is_closed = False
 
     @classmethod
     async def open(cls, port: int) -> "RestConnection":
@@ -80,6 +81,7 @@ class RestConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Whoever waits is told."""
+        self.is_closed = True
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error or ConnectionResetError("closed before the answer"))
 
@@ -137,9 +139,14 @@ async def send(asks: Sequence[Ask], *, seconds: float | None = None, total: int 
 
 async def rest_clients(port: int, request: bytes, num_clients: int) -> list[Ask]:
     """Clients that send one request over connections of their own."""
-    connections = [await RestConnection.open(port) for _ in range(num_clients)]
 
     def client(connection: RestConnection) -> Ask:
-        return lambda _: connection.ask(request)
+        async def ask(_number: int) -> str:
+            nonlocal connection
+            if connection.is_closed:  # it was idle for too long
+                connection = await RestConnection.open(port)
+            return await connection.ask(request)
 
-    return list(map(client, connections))
+        return ask
+
+    return [client(await RestConnection.open(port)) for _ in range(num_clients)]

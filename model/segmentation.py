@@ -53,10 +53,10 @@ class SegmentationMap:
     score_HW: NDArray[np.float32] | None
 
 
-def l2_normalize(x: NDArray[np.float32], axis: int = -1) -> NDArray[np.float32]:
-    """Scale vectors to unit length; zero vectors stay zero. Any shape, float32."""
-    norm = np.linalg.norm(x, axis=axis, keepdims=True)
-    unit: NDArray[np.float32] = (x / np.maximum(norm, 1e-12)).astype(np.float32, copy=False)
+def l2_normalize(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale vectors on the last axis to unit length; zero vectors stay zero. float32."""
+    norm = np.sqrt(np.vecdot(x, x))[..., None]
+    unit: NDArray[np.float32] = x / np.maximum(norm, np.float32(1e-12))
     return unit
 
 

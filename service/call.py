@@ -1,12 +1,12 @@
 """One call as it goes through the data plane: its id, its deadline and the time each stage took."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Literal
-from uuid import uuid4
 
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.tracing import NO_TRACE, RequestTrace
@@ -88,7 +88,7 @@ def accept_request_id(given: str | None) -> str:
     """The caller's id where it is short and printable ASCII, else a new one."""
     if given and len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable():
         return given
-    return uuid4().hex
+    return os.urandom(16).hex()
 
 
 def accept_priority(given: str | None, *, param: str) -> int:

@@ -5,10 +5,10 @@ heavy work runs in the pool and in the lanes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from functools import partial
+from types import TracebackType
 from typing import Final, TypeVar
 
 import numpy as np
@@ -220,18 +220,45 @@ class DataPlane:
             raise ModelNotFound(f"No model {name!r} is served; there is: {names}.", param="model")
         return served
 
-    @asynccontextmanager
-    async def _inside(self, model: ServedModel, cost: int, call: Call) -> AsyncIterator[Ticket]:
+    def _inside(self, model: ServedModel, cost: int, call: Call) -> "_Inside":
         """Admit the whole request and hold its room until the block ends or the deadline passes."""
-        with self.door.enter():
-            with call.stage("admit"):
-                ticket = model.admission.admit(cost, call)
-            with ticket:
-                try:
-                    async with asyncio.timeout(call.remaining_s()):
-                        yield ticket
-                except TimeoutError:
-                    raise deadline_exceeded() from None
+        with call.stage("admit"):
+            door = self.door.enter()
+            try:
+                return _Inside(door, model.admission.admit(cost, call), call)
+            except BaseException:
+                door.leave()
+                raise
+
+
+class _Inside:
+    """The room of one admitted request; written out, for every request passes through it."""
+
+    __slots__ = ("_door", "_limit", "_ticket")
+
+    def __init__(self, door: Door, ticket: Ticket, call: Call) -> None:
+        self._door, self._ticket = door, ticket
+        self._limit = asyncio.timeout_at(
+            asyncio.get_running_loop().time() + max(0.0, call.deadline - call.clock())
+        )
+
+    async def __aenter__(self) -> Ticket:
+        await self._limit.__aenter__()
+        return self._ticket
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise deadline_exceeded() from None
+        finally:
+            self._ticket.__exit__(kind, error, traceback)
+            self._door.leave()
 
 
 def _size_rule(request: EmbedImagesRequest | SegmentImagesRequest, model: ServedModel) -> SizeRule:

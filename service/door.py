@@ -5,9 +5,8 @@ Thread-safe: both transports' loops come here.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
+from types import TracebackType
 from typing import Final
 
 from service.errors import Unavailable
@@ -60,9 +59,8 @@ class Door:
             self._metrics.rejected.labels(self.state.value).inc()
             raise unavailable(self.state)
 
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        """Be inside while the block runs.
+    def enter(self) -> "Door":
+        """Be inside until `leave`, or while a `with` block runs.
 
         Raises:
             Unavailable: Starting or draining.
@@ -70,12 +68,25 @@ class Door:
         with self._changed:
             self.check()
             self._num_inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._num_inside -= 1
+        return self
+
+    def leave(self) -> None:
+        """Be inside no more."""
+        with self._changed:
+            self._num_inside -= 1
+            if not self._num_inside:
                 self._changed.notify_all()
+
+    def __enter__(self) -> None:
+        """What `enter` returned: inside already."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave()
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Block until nobody is inside; False where the time-out came first."""

@@ -1,0 +1,117 @@
+"""A service whose model and decoder do nothing, and a plain endpoint: what is left is overhead.
+
+Run by the benchmarks as a process: python -m benchmarks.noop_service tipserve|plain PORTS_FILE
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+import uvloop
+from fastapi import FastAPI, Request
+from numpy.typing import NDArray
+
+from model.package import open_package
+from model.runtime.base import VisionOutput
+from service.lane import Lane
+from service.loading import serve_lanes
+from service.log import configure_logging
+from service.preparation import ImagePreparer, PreparedImage
+from service.server import Server, listen
+from service.settings import Settings
+
+DIM = 192
+SIDE = 112
+
+
+class NoopRuntime:
+    """Answers at once, with arrays of the bundled student's shapes."""
+
+    name = "noop"
+    precision = "none"
+
+    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+        """Ones."""
+        batch, rows = len(pixels_B3HW), SIDE // 14
+        patches_BND = np.ones((batch, rows * rows, DIM), np.float32)
+        cls_BD = patches_BND[:, 0]
+        return VisionOutput(
+            cls1_BD=cls_BD,
+            cls2_BD=cls_BD,
+            patches_BND=patches_BND,
+            values_BND=patches_BND,
+            grid_hw=(rows, rows),
+        )
+
+    def encode_texts(
+        self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Ones."""
+        return np.ones((len(token_ids_BL), DIM), np.float32)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class NoopPreparer(ImagePreparer):
+    """Takes every body for the same small picture."""
+
+    prepared = PreparedImage(pixels_3HW=np.zeros((3, SIDE, SIDE), np.float32), size_hw=(SIDE, SIDE))
+
+    def num_patches(self, *_arguments: Any, **_named: Any) -> int:
+        """Of that picture."""
+        return (SIDE // 14) ** 2
+
+    def prepare(self, *_arguments: Any, **_named: Any) -> PreparedImage:
+        """That picture."""
+        return self.prepared
+
+
+def plain_app() -> FastAPI:
+    """One endpoint that reads its body."""
+    app = FastAPI()
+
+    @app.post("/plain")
+    async def plain(request: Request) -> dict[str, int]:
+        return {"bytes": len(await request.body())}
+
+    return app
+
+
+async def serve_plain(ports_file: Path) -> None:
+    """Uvicorn as it comes, on a free port, until SIGTERM."""
+    listening = listen("127.0.0.1", 0)
+    config = uvicorn.Config(plain_app(), access_log=False, log_level="warning", ws="none")
+    ports_file.write_text(json.dumps({"http": listening.getsockname()[1]}), encoding="utf-8")
+    await uvicorn.Server(config).serve([listening])
+
+
+async def serve_noop(ports_file: Path) -> None:
+    """The whole service around nothing."""
+    configure_logging("INFO", "json")
+    package = open_package("bundled")
+    settings = Settings(
+        host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0, ports_file=ports_file
+    )
+    server = Server(
+        settings,
+        lambda *known: serve_lanes(package, [Lane(NoopRuntime()) for _ in range(2)], *known),
+    )
+    plane: Any = server.plane
+    plane._preparer = NoopPreparer(plane.image_limits, max_patches=settings.max_batch_patches)
+    await server.run()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve one of the two."""
+    kind, ports_file = arguments
+    serve = {"plain": serve_plain, "tipserve": serve_noop}[kind]
+    uvloop.run(serve(Path(ports_file)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -22,7 +22,8 @@ from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.door import Door
 from service.grpc.server import GrpcOptions, GrpcServer
-from service.loading import load_model, num_lanes, request_limits
+from service.lane_loading import num_pool_threads
+from service.loading import load_model, request_limits
 from service.log import configure_logging
 from service.log_lines import LineWriter
 from service.loop_lag import watching_lag
@@ -70,7 +71,7 @@ class Server:
         telemetry = build_telemetry(settings, self.metrics, log_lines)
         self._tracer = telemetry.tracer
         self.door = Door(self.metrics)
-        self.pool = ThreadPoolExecutor(settings.pool_threads or num_lanes(settings), "pool")
+        self.pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
         self.plane = DataPlane(
             self.door,
             limits=request_limits(settings),

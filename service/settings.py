@@ -44,11 +44,15 @@ class Settings(BaseSettings):
     """What computes."""
     lanes: Positive | None = None
     """Batches computed side by side, each by a runtime of its own. Default: one for each CPU that
-    this process may use, at most 8."""
-    threads_per_lane: Positive = 1
-    """Threads of one runtime. Several lanes of one thread give more throughput than the reverse."""
+    this process may use, at most 8, and no more than half of the free memory holds."""
+    threads_per_lane: Positive | None = None
+    """Threads of one runtime. Several lanes of one thread give more throughput than the reverse.
+    Default: 1, or the CPUs that lanes leave over, shared among them."""
     pool_threads: Positive | None = None
-    """Threads that decode pictures and encode answers. Default: as many as lanes."""
+    """Threads that decode pictures and encode answers. Default: as many as CPUs, at most 8."""
+    warm_up_limit_s: Annotated[float, Field(ge=0)] = 2.0
+    """How long the start may measure what batches cost, in seconds, after every served shape has
+    run once. Fast models need a fraction of it."""
 
     watchdog_interval_s: Seconds = 10.0
     """A lane that had nothing to do for so long tries itself with a batch of its own; and how often
@@ -70,8 +74,9 @@ class Settings(BaseSettings):
     ports_file: Path | None = None
     """Where the ports that were taken are written as JSON, once all three listen."""
 
-    max_batch_images: Positive = 4
-    """Pictures of one batch. On a CPU larger batches give nothing."""
+    max_batch_images: Positive | None = None
+    """Pictures of one batch. Default: doubled at the start for as long as that makes a picture 5 %
+    cheaper; on a CPU it hardly does."""
     max_batch_patches: Positive = 4096
     """Patches of one batch, and therefore of one picture as the model sees it."""
     max_batch_texts: Positive = 64

@@ -144,7 +144,7 @@ def load_fake(
 
     def load(settings: Settings, metrics: Metrics) -> ServedModel:
         limits = BatchLimits(
-            max_items=settings.max_batch_images, max_cost=settings.max_batch_patches
+            max_items=settings.max_batch_images or 4, max_cost=settings.max_batch_patches
         )
         lane = Lane(lambda: runtime, embed_dim=DIM, probe_bucket=Bucket("image", (14, 14)))
         rules = BatchRules(limits={"image": limits, "text": limits})

@@ -1,0 +1,92 @@
+"""How many lanes and threads this machine's processors and memory are good for.
+
+On a CPU several lanes of one thread compute more than one lane of several, so processors go to
+lanes first. A lane holds its own copy of the weights: where memory does not hold one for each
+processor, the processors that are left become further threads of the lanes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from model.package import ModelPackage
+
+MAX_LANES: Final = 8
+# A loaded graph keeps its weights in the file's layout and in the processor's.
+MEMORY_FACTOR: Final = 3
+# Of the memory that is free; the rest is for pictures under way.
+MEMORY_SHARE: Final = 0.5
+
+PROC: Final = Path("/proc")
+CGROUP: Final = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class LanePlan:
+    """Lanes of a model, and threads of each."""
+
+    num_lanes: int
+    num_threads: int
+
+
+def plan_lanes(
+    *,
+    lanes: int | None,
+    threads: int | None,
+    cpus: int,
+    free_bytes: int | None,
+    lane_bytes: int,
+) -> LanePlan:
+    """Fill in what was not set.
+
+    Args:
+        lanes: As set.
+        threads: As set.
+        cpus: That the process may use.
+        free_bytes: Of memory; None where it is not known.
+        lane_bytes: That one lane takes.
+    """
+    if lanes is None:
+        lanes = min(MAX_LANES, max(1, cpus // (threads or 1)))
+        if free_bytes is not None and lane_bytes > 0:
+            lanes = max(1, min(lanes, int(free_bytes * MEMORY_SHARE) // lane_bytes))
+    return LanePlan(lanes, threads or max(1, cpus // lanes))
+
+
+def lane_bytes(package: ModelPackage) -> int:
+    """About the memory that one lane of this package takes."""
+    files = package.manifest.files.items()
+    return MEMORY_FACTOR * sum(f.size_bytes for name, f in files if name.startswith("onnx/"))
+
+
+def free_memory(cgroup: Path = CGROUP, proc: Path = PROC) -> int | None:
+    """Bytes that this process may still take, by the machine and by its control group."""
+    known = [size for size in (_machine_bytes(proc), _cgroup_bytes(cgroup)) if size is not None]
+    return min(known, default=None)
+
+
+def _machine_bytes(proc: Path) -> int | None:
+    for line in _read(proc / "meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    return None
+
+
+def _cgroup_bytes(cgroup: Path) -> int | None:
+    """What is left under the limit, in either version of control groups."""
+    for limit_name, used_name in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, used = _read(cgroup / limit_name).strip(), _read(cgroup / used_name).strip()
+        if limit.isdigit() and used.isdigit():
+            return max(0, int(limit) - int(used))
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import InvalidRequest, ServiceError
+from service.jpeg_scans import MAX_SCANS, has_too_many_scans
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATION_TAG: Final = 0x0112
@@ -68,6 +69,12 @@ def decode_image(data: bytes, limits: ImageLimits, *, param: str) -> NDArray[np.
         InvalidRequest: Not a picture that is read here, broken, or over a limit.
     """
     with _reporting(param), _open(data, limits, param) as image:
+        if has_too_many_scans(data):
+            raise InvalidRequest(
+                f"{param}: the JPEG picture has more than {MAX_SCANS} scans. Encode it anew.",
+                code="image_too_large",
+                param=param,
+            )
         image.load()
         return np.asarray(_to_rgb(_turn_upright(image)))
 

@@ -10,6 +10,7 @@ exception's text.
     +-- UnsupportedMedia   REST only: the body is of a type that no reader knows
     +-- NotAcceptable      REST only: the answer cannot be written as the caller accepts it
     +-- RequestTooLarge    door: too many bytes or items, or more work than the whole queue holds
+    +-- TooSlow            REST only: the body comes too slowly
     +-- ModelNotFound      admit
     +-- Overloaded         admit: the queue is full; come back
     +-- Unavailable        admit, batch: starting or draining; come back
@@ -29,6 +30,7 @@ class ErrorKind(Enum):
     UNSUPPORTED_MEDIA = "unsupported_media_type"
     NOT_ACCEPTABLE = "not_acceptable"
     TOO_LARGE = "request_too_large"
+    TOO_SLOW = "request_timeout"
     NOT_FOUND = "not_found"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"
@@ -97,6 +99,13 @@ class RequestTooLarge(ServiceError):
 
     kind = ErrorKind.TOO_LARGE
     default_code = "request_too_large"
+
+
+class TooSlow(ServiceError):
+    """The body comes too slowly."""
+
+    kind = ErrorKind.TOO_SLOW
+    default_code = "request_timeout"
 
 
 class ModelNotFound(ServiceError):

@@ -7,6 +7,7 @@ what is inside, close both transports, stop the lanes.
 import asyncio
 import json
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -18,21 +19,22 @@ import uvicorn
 import uvloop
 from prometheus_client import start_http_server
 
-from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.door import Door
-from service.grpc.server import GrpcOptions, GrpcServer
+from service.grpc.server import GrpcServer
 from service.lane_loading import num_pool_threads
 from service.loading import load_model, request_limits
 from service.log import configure_logging
 from service.log_lines import LineWriter
 from service.loop_lag import watching_lag
 from service.observability import Metrics
+from service.protection import Protection
 from service.rest.app import build_app
+from service.rest.protocol import ConnectionLimits, bounded_protocol
 from service.served_model import ServedModel
 from service.settings import Settings
+from service.telemetry import Telemetry
 from service.telemetry_settings import build_telemetry
-from service.tls import Tls, TlsFiles
 
 # How long answers that are ready may still be written to slow readers.
 WRITE_GRACE_S = 5
@@ -82,28 +84,15 @@ class Server:
         self._load = load
         self._stop = asyncio.Event()
         self.ready = asyncio.Event()
-        timeout_s = settings.request_timeout_s
-        keys = build_keys(settings, self.metrics)
-        tls = build_tls(settings, self.metrics)
+        self.protection = Protection.from_settings(settings, self.metrics)
         self._http_socket = listen(settings.host, settings.http_port)
-        self._http = HttpServer(
-            uvicorn.Config(
-                build_app(self.plane, telemetry, keys, timeout_s=timeout_s),
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                ws="none",
-                proxy_headers=False,
-                timeout_graceful_shutdown=WRITE_GRACE_S,
-                ssl_context_factory=None if tls is None else lambda *_: tls.http_context(),
-            )
-        )
+        self._http = HttpServer(http_config(self.plane, telemetry, self.protection))
         self._grpc = GrpcServer(
             self.plane,
             telemetry,
-            keys,
-            GrpcOptions(host=settings.host, port=settings.grpc_port, timeout_s=timeout_s, tls=tls),
+            self.protection,
+            host=settings.host,
+            port=settings.grpc_port,
         )
         self._metrics_server, self._metrics_thread = start_http_server(
             settings.metrics_port, settings.host, self.metrics.registry
@@ -168,30 +157,29 @@ class Server:
         logger.info("stopped")
 
 
-def build_keys(settings: Settings, metrics: Metrics) -> ApiKeys:
-    """The keys as they are set.
-
-    Raises:
-        ValueError: A key cannot be used, or the file holds none.
-        OSError: The file cannot be read.
-    """
-    fixed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
-    return ApiKeys(metrics, fixed=fixed, file=settings.api_keys_file)
-
-
-def build_tls(settings: Settings, metrics: Metrics) -> Tls | None:
-    """TLS as it is set, or None.
-
-    Raises:
-        ValueError: The files do not fit together.
-        OSError: One of them cannot be read.
-    """
-    if settings.tls_cert is None or settings.tls_key is None:
-        return None
-    files = TlsFiles(
-        certificate=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca
+def http_config(plane: DataPlane, telemetry: Telemetry, protection: Protection) -> uvicorn.Config:
+    """REST as uvicorn serves it."""
+    tls = protection.tls
+    limits = ConnectionLimits(
+        max_connections=protection.max_connections,
+        timeout_s=protection.client_timeout_s,
+        bytes_per_s=protection.client_bytes_per_s,
+        keep_alive_s=protection.keep_alive_s,
+        metrics=protection.metrics,
     )
-    return Tls(files, metrics)
+    return uvicorn.Config(
+        build_app(plane, telemetry, protection),
+        http=bounded_protocol(limits),
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        ws="none",
+        proxy_headers=False,
+        timeout_keep_alive=math.ceil(protection.keep_alive_s),
+        timeout_graceful_shutdown=WRITE_GRACE_S,
+        ssl_context_factory=None if tls is None else lambda *_: tls.http_context(),
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -106,6 +106,24 @@ class Settings(BaseSettings):
     """Bytes of one request body or message."""
     request_timeout_s: Seconds = 60.0
     """Deadline of a request that brings none, and the longest that one may bring."""
+    max_body_memory_bytes: Positive = 256 * 1024 * 1024
+    """Bytes of the bodies and messages of all requests that are inside; more is refused with 429
+    before it is read."""
+    max_connections: Positive = 1024
+    """Open connections, for each protocol. Beyond, REST closes the one that is idle longest, and
+    refuses where none is."""
+    max_concurrent_rpcs: Positive = 512
+    """RPCs that run or wait at once; more are refused before their message is read."""
+    client_timeout_s: Seconds = 20.0
+    """In which a request's head must have come, and how long a client may send a body, or read an
+    answer, slower than `min_client_bytes_per_s`."""
+    min_client_bytes_per_s: Positive = 4096
+    """How fast a client must send and read on the whole."""
+    keep_alive_s: Seconds = 75.0
+    """How long a connection may be idle; longer than a balancer in front keeps its own."""
+    max_connection_age_s: Seconds = 300.0
+    """After which a gRPC connection is closed once its RPCs are answered, so that clients come back
+    through the balancer and find new replicas."""
     drain_timeout_s: Seconds = 30.0
     """How long a stopping server waits for what is inside."""
 
@@ -148,6 +166,8 @@ class Settings(BaseSettings):
             )
         if self.max_image_bytes > self.max_request_bytes:
             raise ValueError("max_request_bytes must be at least max_image_bytes")
+        if self.max_request_bytes > self.max_body_memory_bytes:
+            raise ValueError("max_body_memory_bytes must be at least max_request_bytes")
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
             raise ValueError(f"{given} is set without {missing}; TLS needs both")

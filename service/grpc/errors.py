@@ -14,6 +14,7 @@ CODE: dict[ErrorKind, StatusCode] = {
     ErrorKind.UNSUPPORTED_MEDIA: StatusCode.INVALID_ARGUMENT,
     ErrorKind.NOT_ACCEPTABLE: StatusCode.INVALID_ARGUMENT,
     ErrorKind.TOO_LARGE: StatusCode.INVALID_ARGUMENT,
+    ErrorKind.TOO_SLOW: StatusCode.DEADLINE_EXCEEDED,
     ErrorKind.NOT_FOUND: StatusCode.NOT_FOUND,
     ErrorKind.OVERLOADED: StatusCode.RESOURCE_EXHAUSTED,
     ErrorKind.UNAVAILABLE: StatusCode.UNAVAILABLE,

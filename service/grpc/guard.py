@@ -1,9 +1,11 @@
-"""The first thing that an RPC meets: no key, no service, before its message is read.
+"""The first thing that an RPC meets: no key, or no room, and it is answered before it is read.
 
 Health and reflection are open. The kubelet's probes cannot send a key, and what reflection tells is
 the contract as it stands in `proto/`; neither says anything about a request or its answer.
 """
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -11,31 +13,64 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from service.api_keys import ApiKeys
-from service.errors import ServiceError
+from service.errors import Overloaded, ServiceError
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.interceptors import call_metadata, carried_metadata
+from service.protection import Protection
 from service.telemetry import Telemetry
 
+RETRY_S: Final = 1.0
+# RPCs of the open services at once. They may last for ever, and need no key.
+MAX_OPEN_RPCS: Final = 64
 OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
 
 
 class GuardInterceptor(grpc.aio.ServerInterceptor):
     """Outermost: lets an RPC through, or answers it without reading it."""
 
-    def __init__(self, keys: ApiKeys, telemetry: Telemetry) -> None:
-        self._keys = keys
+    def __init__(self, telemetry: Telemetry, protection: Protection) -> None:
         self._telemetry = telemetry
+        self._metrics = protection.metrics
+        self._keys = protection.keys
+        self._body_memory = protection.body_memory
+        self._max_rpcs = {False: protection.max_rpcs, True: MAX_OPEN_RPCS}
+        # Long after its deadline an RPC can only be one whose answer nobody takes.
+        self._lifetime_s = protection.request_timeout_s + 2 * protection.client_timeout_s
+        self._num_rpcs: Counter[bool] = Counter()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Find the handler, or one that refuses; every method that is not open needs a key."""
         method: str = handler_call_details.method
+        is_open = service_of(method) in OPEN_SERVICES
         try:
-            if service_of(method) not in OPEN_SERVICES:
+            if not is_open:
                 self._check_key(handler_call_details.invocation_metadata)
+                self._body_memory.check()
+            self._enter(is_open)
         except ServiceError as error:
             return refusal(error, self._telemetry)
         return await continuation(handler_call_details)
+
+    def _enter(self, is_open: bool) -> None:
+        """Count the RPC until its task ends, which is also what finds and runs its handler."""
+        if self._num_rpcs[is_open] >= self._max_rpcs[is_open]:
+            self._metrics.rejected.labels("rpcs").inc()
+            raise Overloaded(
+                "Too many RPCs are running; try again.", code="too_many_rpcs", retry_after_s=RETRY_S
+            )
+        task = asyncio.current_task()
+        assert task is not None
+        self._num_rpcs[is_open] += 1
+        timer = None
+        if not is_open:
+            timer = asyncio.get_running_loop().call_later(self._lifetime_s, task.cancel)
+
+        def leave(ended: "asyncio.Task[Any]") -> None:
+            self._num_rpcs[is_open] -= 1
+            if timer is not None:
+                timer.cancel()
+
+        task.add_done_callback(leave)
 
     def _check_key(self, metadata: Any) -> None:
         given = {key: value for key, value in metadata or () if isinstance(value, str)}

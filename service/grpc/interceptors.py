@@ -1,19 +1,18 @@
 """Around every RPC of ours: its call, its metrics and log line, and the translation of errors."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
 
-from service.call import Call, accept_priority, current_call
+from service.call import Call, accept_priority
 from service.errors import ErrorKind, ServiceError, internal_error
 from service.grpc.errors import CODE, Metadata, error_metadata
+from service.grpc.message import read_message
+from service.protection import Protection
 from service.telemetry import CARRIED, Telemetry
 
-Behavior = Callable[[Message, Any], Awaitable[Message]]
 OURS = "/tipserve.v1."
 # The codes that OpenTelemetry's conventions call a server's own errors.
 FAULTS = {
@@ -31,9 +30,10 @@ logger = logging.getLogger(__name__)
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Health and reflection pass through; unary RPCs of ours are wrapped."""
 
-    def __init__(self, telemetry: Telemetry, *, timeout_s: float) -> None:
+    def __init__(self, telemetry: Telemetry, protection: Protection) -> None:
         self._telemetry = telemetry
-        self._timeout_s = timeout_s
+        self._timeout_s = protection.request_timeout_s
+        self._body_memory = protection.body_memory
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the RPC's handler."""
@@ -46,21 +46,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return None
         if not method.startswith(OURS):
             return handler
-        return grpc.unary_unary_rpc_method_handler(
-            partial(self._serve, method, handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        # With a stream of messages the handler reads: see `read_message`. Answers are bytes.
+        return grpc.stream_unary_rpc_method_handler(partial(self._serve, method, handler))
 
-    async def _serve(
-        self, method: str, behavior: Behavior, request: Message, context: Any
-    ) -> Message:
+    async def _serve(self, method: str, handler: Any, messages: Any, context: Any) -> bytes:
         name = method.removeprefix("/")
         call = self._begin(name, context)
         code = grpc.StatusCode.CANCELLED
         call.error = "client_left"
         try:
-            answer, error = await self._ask(behavior, request, context)
+            answer, error = await self._ask(handler, context, call)
             code = CODE[error.kind] if error else grpc.StatusCode.OK
             call.error = error.code if error else None
         finally:
@@ -74,19 +69,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return answer
 
     async def _ask(
-        self, behavior: Behavior, request: Message, context: Any
-    ) -> tuple[Message | None, ServiceError | None]:
+        self, handler: Any, context: Any, call: Call
+    ) -> tuple[bytes | None, ServiceError | None]:
         try:
             given = dict(context.invocation_metadata() or ()).get("x-request-priority")
-            current_call.get().priority = accept_priority(given, param="x-request-priority")
-            return await behavior(request, context), None
+            call.priority = accept_priority(given, param="x-request-priority")
+            with self._body_memory.share() as share:
+                request = await read_message(context, handler.request_deserializer, share, call)
+                answer = await handler.unary_unary(request, context)
+                return handler.response_serializer(answer), None
         except ServiceError as error:
             if error.kind is not ErrorKind.INTERNAL:
                 return None, error
             logger.exception("internal error")
         except Exception:
             logger.exception("unexpected error")
-        return None, internal_error(current_call.get().request_id)
+        return None, internal_error(call.request_id)
 
     def _begin(self, name: str, context: Any) -> Call:
         remaining_s = context.time_remaining()

@@ -4,62 +4,49 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.grpc.generated import encoder_service_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
-from service.grpc.guard import GuardInterceptor
+from service.grpc.guard import MAX_OPEN_RPCS, GuardInterceptor
 from service.grpc.interceptors import CallInterceptor
 from service.grpc.servicer import EncoderServicer
 from service.grpc.tls import server_credentials
 from service.loop_lag import watching_lag
+from service.protection import Protection
 from service.telemetry import Telemetry
-from service.tls import Tls
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 START_LIMIT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpcOptions:
-    """Where to listen, and what one RPC may take.
-
-    Attributes:
-        host: Address to listen on.
-        port: 0 takes a free one.
-        timeout_s: Deadline of an RPC that brings none, and the longest that one may bring.
-        tls: None serves in the clear.
-    """
-
-    host: str
-    port: int
-    timeout_s: float
-    tls: Tls | None = None
+MIN_PING_INTERVAL_MS = 10_000
 
 
 class GrpcServer:
     """Starts, reports health and stops; every method may be called from any other thread."""
 
     def __init__(
-        self, plane: DataPlane, telemetry: Telemetry, keys: ApiKeys, options: GrpcOptions
+        self,
+        plane: DataPlane,
+        telemetry: Telemetry,
+        protection: Protection,
+        *,
+        host: str,
+        port: int,
     ) -> None:
         self._plane = plane
-        self._tls = options.tls
+        self._protection = protection
         self._observe_lag = telemetry.metrics.loop_lag.labels("grpc").observe
         # The first is the outermost.
         self._interceptors = [
-            GuardInterceptor(keys, telemetry),
-            CallInterceptor(telemetry, timeout_s=options.timeout_s),
+            GuardInterceptor(telemetry, protection),
+            CallInterceptor(telemetry, protection),
         ]
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        self._address = f"{host}:{options.port}"
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._listening: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
         self._loop: asyncio.AbstractEventLoop
@@ -108,15 +95,9 @@ class GrpcServer:
         self._grace_s = self._loop.create_future()
         self._server = grpc.aio.server(
             interceptors=self._interceptors,
-            options=[
-                # A port that another process has is an error, not a port to share.
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", self._plane.limits.max_request_bytes),
-                ("grpc.max_send_message_length", -1),
-                # Long-lived connections come back through the balancer, to new replicas too.
-                ("grpc.max_connection_age_ms", 300_000),
-                ("grpc.max_connection_age_grace_ms", 60_000),
-            ],
+            options=channel_options(self._protection),
+            # A backstop: the guard refuses earlier, and says when to come back.
+            maximum_concurrent_rpcs=self._protection.max_rpcs + 2 * MAX_OPEN_RPCS,
         )
         add_EncoderServiceServicer_to_server(EncoderServicer(self._plane), self._server)
         self._health = health.aio.HealthServicer()
@@ -124,10 +105,11 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        if self._tls is None:
+        tls = self._protection.tls
+        if tls is None:
             port = self._server.add_insecure_port(self._address)
         else:
-            port = self._server.add_secure_port(self._address, server_credentials(self._tls))
+            port = self._server.add_secure_port(self._address, server_credentials(tls))
         await self._server.start()
         self._listening.set_result(port)
         async with watching_lag(self._observe_lag):
@@ -136,3 +118,27 @@ class GrpcServer:
     async def _set_health(self, status: Any, *models: str) -> None:
         for name in ("", SERVICE_NAME, *models):
             await self._health.set(name, status)
+
+
+def channel_options(protection: Protection) -> list[tuple[str, int]]:
+    """Limits that gRPC's core keeps on its own, in milliseconds and bytes."""
+    age_ms = int(1000 * protection.max_connection_age_s)
+    return [
+        # A port that another process has is an error, not a port to share.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", protection.max_body_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_allowed_incoming_connections", protection.max_connections),
+        ("grpc.max_concurrent_streams", protection.max_rpcs),
+        # A connection that says nothing: no preface or handshake, then no RPC.
+        ("grpc.server_handshake_timeout_ms", int(1000 * protection.client_timeout_s)),
+        ("grpc.max_connection_idle_ms", int(1000 * protection.keep_alive_s)),
+        # Long-lived connections come back through the balancer, to new replicas too.
+        ("grpc.max_connection_age_ms", age_ms),
+        ("grpc.max_connection_age_grace_ms", int(1000 * protection.request_timeout_s)),
+        # A peer that is gone without a word is noticed; one that pings without end is sent away.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", int(1000 * protection.client_timeout_s)),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]

@@ -6,9 +6,10 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse
 
-from service.api_keys import ApiKeys
 from service.data_plane import DataPlane
 from service.errors import ServiceError
+from service.protection import Protection
+from service.rest.body import BodyLimits
 from service.rest.connection import CallLimits, CallMiddleware
 from service.rest.direct import DirectRoutes
 from service.rest.docs import docs_page
@@ -26,15 +27,18 @@ from service.telemetry import Telemetry
 DESCRIPTION = "Pictures and words in; embeddings of pictures, patches and texts, and masks out."
 
 
-def build_app(
-    plane: DataPlane, telemetry: Telemetry, keys: ApiKeys, *, timeout_s: float
-) -> CallMiddleware:
+def build_app(plane: DataPlane, telemetry: Telemetry, protection: Protection) -> CallMiddleware:
     """The ASGI application."""
-    limits = CallLimits(
-        keys=keys, timeout_s=timeout_s, max_body_bytes=plane.limits.max_request_bytes
+    body = BodyLimits(
+        max_bytes=protection.max_body_bytes,
+        memory=protection.body_memory,
+        timeout_s=protection.client_timeout_s,
+        bytes_per_s=protection.client_bytes_per_s,
     )
+    limits = CallLimits(keys=protection.keys, timeout_s=protection.request_timeout_s, body=body)
     router = build_router(plane)
-    return CallMiddleware(DirectRoutes(build_routes(router), router), telemetry, limits)
+    routes = DirectRoutes(build_routes(router), router)
+    return CallMiddleware(routes, telemetry, limits)
 
 
 def build_routes(router: APIRouter) -> FastAPI:

@@ -10,7 +10,8 @@ from fastapi import Request
 
 from service.api_keys import ApiKeys
 from service.call import Call, accept_priority
-from service.errors import InvalidRequest, RequestTooLarge, ServiceError
+from service.errors import InvalidRequest, ServiceError
+from service.rest.body import Body, BodyLimits
 from service.rest.direct import AsgiApp, Message, Receive, Scope, Send
 from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
 from service.telemetry import CARRIED, Telemetry
@@ -34,12 +35,12 @@ class CallLimits:
     Attributes:
         keys: Of which one is needed on every path that is not open.
         timeout_s: Deadline of a call that brings none, and the longest that one may bring.
-        max_body_bytes: Bytes of one body.
+        body: Of one body.
     """
 
     keys: ApiKeys
     timeout_s: float
-    max_body_bytes: int
+    body: BodyLimits
 
 
 class CallMiddleware:
@@ -73,12 +74,15 @@ class CallMiddleware:
             await send(message)
 
         try:
-            try:
-                self._check_key(scope["path"], headers)
-                self._apply_limits(call, headers)
-                await self._app(scope, self._bounded(receive), send_with_call)
-            except ServiceError as error:
-                await error_response(error)(scope, receive, send_with_call)
+            with self._limits.body.memory.share() as share:
+                try:
+                    self._check_key(scope["path"], headers)
+                    self._apply_limits(call, headers)
+                    body = Body(receive, self._limits.body, share)
+                    body.check_head(headers)
+                    await self._app(scope, body, send_with_call)
+                except ServiceError as error:
+                    await error_response(error)(scope, receive, send_with_call)
         except Exception:
             # Answered and logged by the app's own handler, which raises it again for servers.
             if not status:
@@ -102,28 +106,6 @@ class CallMiddleware:
             call.deadline = call.started + min(self._limits.timeout_s, int(timeout_ms) / 1000)
         priority = headers.get(b"x-request-priority")
         call.priority = accept_priority(priority, param="X-Request-Priority")
-        length = headers.get(b"content-length", "")
-        if length.isascii() and length.isdigit() and int(length) > self._limits.max_body_bytes:
-            raise self._too_large()
-
-    def _bounded(self, receive: Receive) -> Receive:
-        """Count the bytes that come, whatever the header said, and notice who leaves."""
-        num_bytes = 0
-
-        async def receive_bounded() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._limits.max_body_bytes:
-                raise self._too_large()
-            return message
-
-        return receive_bounded
-
-    def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(f"The body is larger than {self._limits.max_body_bytes} bytes.")
 
     def _record(self, scope: Scope, status: int, call: Call) -> None:
         route = getattr(scope.get("route"), "path", "other")

@@ -17,6 +17,7 @@ STATUS: dict[ErrorKind, int] = {
     ErrorKind.UNSUPPORTED_MEDIA: 415,
     ErrorKind.NOT_ACCEPTABLE: 406,
     ErrorKind.TOO_LARGE: 413,
+    ErrorKind.TOO_SLOW: 408,
     ErrorKind.NOT_FOUND: 404,
     ErrorKind.OVERLOADED: 429,
     ErrorKind.UNAVAILABLE: 503,
@@ -44,6 +45,8 @@ def error_response(error: ServiceError) -> Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if error.kind is ErrorKind.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = 'Bearer realm="tipserve"'
+    if error.kind is ErrorKind.TOO_SLOW:
+        headers["Connection"] = "close"
     body = {
         "message": error.message,
         "type": error.kind.value,

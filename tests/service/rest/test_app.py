@@ -15,7 +15,7 @@ from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
-STATUSES = {"200", "401", "404", "406", "413", "415", "422", "429", "500", "503", "504"}
+STATUSES = {"200", "401", "404", "406", "408", "413", "415", "422", "429", "500", "503", "504"}
 
 
 @pytest.fixture

@@ -1,0 +1,80 @@
+"""What stands between callers and the service on both protocols, built from the settings."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from service.api_keys import ApiKeys
+from service.body_memory import BodyMemory
+from service.observability import Metrics
+from service.settings import Settings
+from service.tls import Tls, TlsFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protection:
+    """One for the whole server.
+
+    Attributes:
+        keys: Who may ask.
+        tls: None serves in the clear.
+        body_memory: For the bodies of all requests.
+        metrics: Counts the refused.
+        request_timeout_s: Deadline of a request that brings none, and the longest it may bring.
+        max_body_bytes: Of one body or message.
+        max_connections: Open ones, for each protocol.
+        max_rpcs: That run at once.
+        client_timeout_s: How long a client may be too slow.
+        client_bytes_per_s: How fast it must send and read on the whole.
+        keep_alive_s: How long a connection may be idle.
+        max_connection_age_s: Of a gRPC connection.
+    """
+
+    keys: ApiKeys
+    tls: Tls | None
+    body_memory: BodyMemory
+    metrics: Metrics
+    request_timeout_s: float
+    max_body_bytes: int
+    max_connections: int
+    max_rpcs: int
+    client_timeout_s: float
+    client_bytes_per_s: int
+    keep_alive_s: float
+    max_connection_age_s: float
+
+    @classmethod
+    def from_settings(cls, settings: Settings, metrics: Metrics) -> Self:
+        """Read keys and certificates.
+
+        Raises:
+            ValueError: A file does not hold what it should.
+            OSError: A file cannot be read.
+        """
+        return cls(
+            keys=_keys(settings, metrics),
+            tls=_tls(settings, metrics),
+            body_memory=BodyMemory(settings.max_body_memory_bytes, metrics),
+            metrics=metrics,
+            request_timeout_s=settings.request_timeout_s,
+            max_body_bytes=settings.max_request_bytes,
+            max_connections=settings.max_connections,
+            max_rpcs=settings.max_concurrent_rpcs,
+            client_timeout_s=settings.client_timeout_s,
+            client_bytes_per_s=settings.min_client_bytes_per_s,
+            keep_alive_s=settings.keep_alive_s,
+            max_connection_age_s=settings.max_connection_age_s,
+        )
+
+
+def _keys(settings: Settings, metrics: Metrics) -> ApiKeys:
+    fixed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
+    return ApiKeys(metrics, fixed=fixed, file=settings.api_keys_file)
+
+
+def _tls(settings: Settings, metrics: Metrics) -> Tls | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    files = TlsFiles(
+        certificate=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca
+    )
+    return Tls(files, metrics)

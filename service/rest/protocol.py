@@ -1,0 +1,178 @@
+"""uvicorn's connection with what it lacks: time limits for heads and readers, and for their number.
+
+Bodies are bounded in `body.py`, where their bytes are counted. One timer a connection looks now and
+then; nothing is done for each piece of data but to note where in a request the connection is.
+"""
+
+import asyncio
+import fcntl
+import json
+import sys
+import termios
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.errors import ErrorKind
+from service.observability import Metrics
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+RETRY_AFTER_S: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What one connection may take.
+
+    Attributes:
+        max_connections: Open ones; beyond, the one that has been idle longest gives way.
+        timeout_s: In which a head must have come; how long an answer may be read too slowly, and
+            what is left of a body that was refused may go on coming.
+        bytes_per_s: How fast an answer must be read on the whole.
+        keep_alive_s: How long a connection may be idle between two requests.
+        metrics: Counts the refused.
+    """
+
+    max_connections: int
+    timeout_s: float
+    bytes_per_s: int
+    keep_alive_s: float
+    metrics: Metrics
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection. `limits` is set by `bounded_protocol`."""
+
+    limits: ClassVar[ConnectionLimits]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._is_in_head = False
+        self._is_in_body = False
+        self._num_head_bytes = 0
+        # When the connection is closed unless a head, or the rest of a body, has come by then.
+        self._due = self.loop.time() + self.limits.timeout_s
+        self._unread_bytes = 0
+        self._slow_since = self.loop.time()
+        self._interval_s = min(self.limits.timeout_s / 4, 5.0)
+        self._timer = self.loop.call_later(self._interval_s, self._look)
+        if len(self.connections) > self.limits.max_connections:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop looking."""
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; a head without end is refused."""
+        super().data_received(data)
+        if self._is_in_head:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self._refuse(431, "head_too_large", "The request's headers are too large.")
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._is_in_head = True
+        self._num_head_bytes = 0
+        self._due = self.loop.time() + self.limits.timeout_s
+
+    def on_headers_complete(self) -> None:
+        """The head is here."""
+        self._is_in_head = False
+        self._is_in_body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is here."""
+        self._is_in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the rest of a body that nobody reads, or for the next request."""
+        is_waiting = self._is_in_head or self._is_in_body
+        idle_s = 0.0 if is_waiting else self.limits.keep_alive_s
+        self._due = self.loop.time() + idle_s + self.limits.timeout_s
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the body that all errors share."""
+        self._refuse(400, "malformed_http", "This is not HTTP/1.1.")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is on its way in or out."""
+        return self._is_answered and not self._is_in_head and not self._is_in_body
+
+    @property
+    def _is_answered(self) -> bool:
+        cycle: Any = self.cycle  # None before the first request, whatever its annotation says
+        return cycle is None or bool(cycle.response_complete)
+
+    def _look(self) -> None:
+        """Close the connection where the peer has been too slow."""
+        now = self.loop.time()
+        if self._reads_too_slowly(now):
+            self.transport.abort()
+        elif self._is_answered and now > self._due and not self.transport.is_closing():
+            if self._is_in_head:
+                self._refuse(408, "request_timeout", "The request's headers came too slowly.")
+            else:
+                self.transport.close()
+        self._timer = self.loop.call_later(self._interval_s, self._look)
+
+    def _reads_too_slowly(self, now: float) -> bool:
+        """Whether the peer has taken too little, for too long, of what was written for it."""
+        before, self._unread_bytes = self._unread_bytes, num_unread_bytes(self.transport)
+        is_fast = before - self._unread_bytes > self.limits.bytes_per_s * self._interval_s
+        if is_fast or not before or not self._unread_bytes:
+            self._slow_since = now
+        return now - self._slow_since > self.limits.timeout_s
+
+    def _make_room(self) -> None:
+        others: Iterable[Any] = self.connections - {self}
+        idle = [c for c in others if c.is_idle and not c.transport.is_closing()]
+        if idle:
+            min(idle, key=lambda connection: connection._due).transport.close()
+            return
+        self.limits.metrics.rejected.labels("connections").inc()
+        self._refuse(503, "too_many_connections", "Too many connections are open; try again.")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer without the application, and close."""
+        if self.transport.is_closing():
+            return
+        kind = ErrorKind.UNAVAILABLE if status == 503 else ErrorKind.INVALID
+        error = {"message": message, "type": kind.value, "code": code, "param": None}
+        body = json.dumps({"error": error}).encode()
+        retry = f"retry-after: {RETRY_AFTER_S}\r\n" if status == 503 else ""
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{retry}"
+        self.transport.write(
+            STATUS_LINE[status] + head.encode() + b"connection: close\r\n\r\n" + body
+        )
+        self.transport.close()
+
+
+def num_unread_bytes(transport: asyncio.Transport) -> int:
+    """Bytes written that the peer has not acknowledged.
+
+    The kernel's share must be counted: it takes megabytes, and asks for more only when a third of
+    them is gone, so that a slow reader would look like one who does not read at all.
+    """
+    held = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    return transport.get_write_buffer_size() + int.from_bytes(held, sys.byteorder)
+
+
+def bounded_protocol(limits: ConnectionLimits) -> type[BoundedProtocol]:
+    """The protocol with these limits, as uvicorn takes it."""
+
+    class Protocol(BoundedProtocol):
+        """Every connection of one server."""
+
+    Protocol.limits = limits
+    return Protocol

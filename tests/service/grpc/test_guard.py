@@ -1,0 +1,245 @@
+"""What gRPC refuses or ends on its own: too many, too large, too slow, malformed."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
+from service.server import Server
+
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+Entered = Callable[[], Awaitable[bool]]
+
+LIMIT_S = 20.0
+EMBED = "/tipserve.v1.EncoderService/EmbedImages"
+SEGMENT = "/tipserve.v1.EncoderService/SegmentImages"
+LIST = "/tipserve.v1.EncoderService/ListModels"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"01234567"
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., grpc.Channel]]:
+    """Channels with connections of their own, closed at the end."""
+    channels = []
+
+    def make(server: Server) -> grpc.Channel:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        channels.append(grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}", options))
+        return channels[-1]
+
+    yield make
+    for channel in channels:
+        channel.close()
+
+
+def ask(channel: Any, rpc: str, raw: bytes, **options: Any) -> tuple[str, str, str]:
+    """Status, reason and text of a unary RPC, with the message as bytes."""
+    try:
+        _, call = channel.unary_unary(rpc).with_call(raw, timeout=LIMIT_S, **options)
+    except grpc.RpcError as error:
+        call = error
+    details = dict(call.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
+    info = error_details_pb2.ErrorInfo()
+    for detail in status_pb2.Status.FromString(details).details:
+        detail.Unpack(info)
+    return call.code().name, info.reason, call.details() or ""
+
+
+def embed(image: bytes) -> bytes:
+    request = embed_pb2.EmbedImagesRequest(images=[image_pb2.Image(encoded=image)])
+    return request.SerializeToString()
+
+
+async def until_equal(expected: str, once: Callable[[], str]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while await asyncio.to_thread(once) != expected:
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\xff\xff", b"\x12\x05ab", b"\x0a\x02\xff\xfe", b"\x12\x04\x0a\xff\xff\xff"]
+)
+async def test_a_malformed_message_is_the_callers_fault_and_nothing_is_quoted(
+    serving: Serving, connect: Any, raw: bytes
+) -> None:
+    async with serving() as server:
+        code, reason, text = await asyncio.to_thread(ask, connect(server), EMBED, raw)
+    assert (code, reason) == ("INVALID_ARGUMENT", "malformed_message")
+    assert text == "The message is not one of this RPC's request type."
+
+
+async def test_an_rpc_without_a_message_is_told_so(serving: Serving, connect: Any) -> None:
+    async with serving() as server:
+        call: Any = connect(server).stream_unary(EMBED)
+        with pytest.raises(grpc.RpcError) as caught:
+            await asyncio.to_thread(call, iter(()), timeout=LIMIT_S)
+    error: Any = caught.value
+    assert error.code().name == "INVALID_ARGUMENT"
+
+
+async def test_a_message_that_does_not_come_runs_into_the_deadline(
+    serving: Serving, connect: Any
+) -> None:
+    never = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        never.wait(LIMIT_S)
+        yield b""
+
+    async with serving(request_timeout_s=0.3) as server:
+        call: Any = connect(server).stream_unary(EMBED)
+        with pytest.raises(grpc.RpcError) as caught:
+            await asyncio.to_thread(call, messages(), timeout=LIMIT_S)
+        never.set()
+    error: Any = caught.value
+    assert error.code().name == "DEADLINE_EXCEEDED"
+    assert "x-request-id" in dict(error.trailing_metadata()), "the server's own answer"
+
+
+async def test_too_many_rpcs_are_refused_and_health_goes_on(
+    serving: Serving, connect: Any, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    async with serving(max_concurrent_rpcs=1) as server:
+        runtime.gate.clear()
+        raw = embed(encode_image())
+        first = asyncio.ensure_future(asyncio.to_thread(ask, connect(server), EMBED, raw))
+        assert await entered()
+        channel = connect(server)
+        code, reason, _ = await asyncio.to_thread(ask, channel, EMBED, raw)
+        assert (code, reason) == ("RESOURCE_EXHAUSTED", "too_many_rpcs")
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        check = stub.Check.future(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
+        assert (await asyncio.to_thread(check.result)).status == 1
+        runtime.gate.set()
+        assert (await first)[0] == "OK"
+        assert (await asyncio.to_thread(ask, channel, EMBED, raw))[0] == "OK"
+
+
+async def test_watchers_without_a_key_cannot_take_the_place_of_callers(
+    serving: Serving, connect: Any
+) -> None:
+    async with serving() as server:
+        channel = connect(server)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        watches = [stub.Watch(request, timeout=LIMIT_S) for _ in range(64)]
+        for watch in watches:
+            await asyncio.to_thread(next, watch)
+        refused = stub.Watch(request, timeout=LIMIT_S)
+        with pytest.raises(grpc.RpcError) as caught:
+            await asyncio.to_thread(next, refused)
+        error: Any = caught.value
+        assert error.code().name == "RESOURCE_EXHAUSTED"
+        assert (await asyncio.to_thread(ask, channel, LIST, b""))[0] == "OK"
+        for watch in watches:
+            watch.cancel()
+        await until_equal("True", lambda: str(stub.Check(request, timeout=LIMIT_S).status == 1))
+
+
+@pytest.mark.parametrize(
+    "compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip], ids=["plain", "gzip"]
+)
+async def test_a_message_over_the_limit_is_refused_however_it_is_packed(
+    serving: Serving, connect: Any, compression: grpc.Compression
+) -> None:
+    raw = embed(bytes(8_000_000))
+    limits = {"max_image_bytes": 1_000_000, "max_request_bytes": 1_000_000}
+    async with serving(**limits) as server:
+        code, _, text = await asyncio.to_thread(
+            ask, connect(server), EMBED, raw, compression=compression
+        )
+        assert code == "RESOURCE_EXHAUSTED"
+        assert "larger than max" in text
+        assert server.protection.body_memory.num_bytes == 0
+
+
+async def test_messages_share_the_memory_for_bodies(
+    serving: Serving, connect: Any, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    raw = embed(encode_image("PNG", size=(60, 60)))
+    size = len(raw)
+    limits = {f"max_{name}_bytes": size + 100 for name in ("image", "request", "body_memory")}
+    async with serving(**limits) as server:
+        runtime.gate.clear()
+        first = asyncio.ensure_future(asyncio.to_thread(ask, connect(server), EMBED, raw))
+        assert await entered()
+        assert server.protection.body_memory.num_bytes == size
+        channel = connect(server)
+        code, reason, _ = await asyncio.to_thread(ask, channel, EMBED, raw)
+        assert (code, reason) == ("RESOURCE_EXHAUSTED", "body_memory_full")
+        assert (await asyncio.to_thread(ask, channel, LIST, b""))[0] == "OK"
+        runtime.gate.set()
+        assert (await first)[0] == "OK"
+        assert server.protection.body_memory.num_bytes == 0
+
+
+async def test_an_answer_that_nobody_takes_frees_its_place(
+    serving: Serving, connect: Any, encode_image: Encode
+) -> None:
+    request = segment_pb2.SegmentImagesRequest(
+        images=[image_pb2.Image(encoded=encode_image("PNG", size=(1500, 1500)))],
+        classes=[segment_pb2.SegmentClass(name="dog")],
+        include_scores=True,
+    )
+    limits = {"max_concurrent_rpcs": 1, "request_timeout_s": 5.0, "client_timeout_s": 0.1}
+    async with serving(**limits) as server:
+        # Opened as a stream, whose messages are asked for one by one, and never asked.
+        stuck: Any = connect(server).unary_stream(SEGMENT)(request.SerializeToString())
+        await asyncio.to_thread(stuck.initial_metadata)
+        channel = connect(server)
+        assert (await asyncio.to_thread(ask, channel, LIST, b""))[1] == "too_many_rpcs"
+        await until_equal("OK", lambda: ask(channel, LIST, b"")[0])
+        stuck.cancel()
+
+
+async def read_all(address: tuple[str, int], *parts: bytes) -> bytes:
+    """Everything that the server sends until it closes, which it must."""
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        for part in parts:
+            writer.write(part)
+        async with asyncio.timeout(LIMIT_S):
+            return await reader.read()
+    except ConnectionError:
+        return b"reset"
+    finally:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+@pytest.mark.parametrize("parts", [(), (b"PRI * HTTP/2.0\r\n",), (PREFACE,)])
+async def test_a_connection_that_says_nothing_is_closed(
+    serving: Serving, parts: tuple[bytes, ...]
+) -> None:
+    async with serving(client_timeout_s=0.3, keep_alive_s=0.3) as server:
+        await read_all(("127.0.0.1", server.ports["grpc"]), *parts)
+
+
+async def test_who_pings_without_end_is_sent_away(serving: Serving) -> None:
+    async with serving() as server:
+        answer = await read_all(("127.0.0.1", server.ports["grpc"]), PREFACE, *[PING] * 10)
+    assert b"too_many_pings" in answer
+
+
+async def test_connections_are_bounded(serving: Serving, connect: Any) -> None:
+    async with serving(max_connections=2) as server:
+        channels = [connect(server) for _ in range(2)]
+        for channel in channels:
+            assert (await asyncio.to_thread(ask, channel, LIST, b""))[0] == "OK"
+        with socket.create_connection(("127.0.0.1", server.ports["grpc"])) as one_more:
+            one_more.settimeout(LIMIT_S)
+            assert await asyncio.to_thread(one_more.recv, 1) == b""
+        assert (await asyncio.to_thread(ask, channels[0], LIST, b""))[0] == "OK"

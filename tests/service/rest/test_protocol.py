@@ -1,0 +1,288 @@
+"""Slow, silent and greedy connections, by raw sockets against a whole server with small limits."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from service.server import Server
+
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+Entered = Callable[[], Awaitable[bool]]
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+LIMIT_S = 20.0
+SMALL: dict[str, Any] = {"client_timeout_s": 0.3, "keep_alive_s": 0.3}
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+
+
+@asynccontextmanager
+async def connected(server: Server) -> AsyncIterator[Pair]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["http"])
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    """Everything until the server closes, which it must; a reset counts as the end."""
+    got = b""
+    async with asyncio.timeout(LIMIT_S):
+        try:
+            while data := await reader.read(65536):
+                got += data
+        except ConnectionError:
+            pass
+    return got
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:
+    """One answer with a length, as status and JSON."""
+    async with asyncio.timeout(LIMIT_S):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        return int(head.split()[1]), json.loads(await reader.readexactly(length))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def rejected(server: Server, reason: str) -> float:
+    registry = server.metrics.registry
+    return registry.get_sample_value("tipserve_rejected_total", {"reason": reason}) or 0.0
+
+
+def code_of(answer: bytes) -> str:
+    return str(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"])
+
+
+@pytest.mark.parametrize("first", [b"", b"\r\n", LIVE])
+async def test_a_silent_connection_is_closed(serving: Serving, first: bytes) -> None:
+    async with serving(**SMALL) as server, connected(server) as (reader, writer):
+        writer.write(first)
+        answer = await read_all(reader)
+    assert answer.count(b"HTTP/1.1") == (1 if first == LIVE else 0), "no word to who asked nothing"
+
+
+@pytest.mark.parametrize("before", [b"", LIVE])
+async def test_a_head_that_trickles_is_refused(serving: Serving, before: bytes) -> None:
+    async with serving(**SMALL) as server, connected(server) as (reader, writer):
+        writer.write(before)
+        if before:
+            assert (await read_answer(reader))[0] == 200
+
+        async def trickle() -> None:
+            for byte in b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.01)
+
+        sending = asyncio.ensure_future(trickle())
+        answer = await read_all(reader)
+        sending.cancel()
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert code_of(answer) == "request_timeout"
+
+
+async def test_empty_lines_do_not_keep_a_connection(serving: Serving) -> None:
+    async with serving(**SMALL) as server, connected(server) as (reader, writer):
+        writer.write(LIVE)
+        assert (await read_answer(reader))[0] == 200
+
+        async def trickle() -> None:
+            while True:
+                writer.write(b"\r\n")
+                await asyncio.sleep(0.01)
+
+        sending = asyncio.ensure_future(trickle())
+        assert await read_all(reader) == b""
+        sending.cancel()
+
+
+async def test_a_head_without_end_is_refused(serving: Serving) -> None:
+    async with serving() as server, connected(server) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000)
+        answer = await read_all(reader)
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert code_of(answer) == "head_too_large"
+
+
+async def test_what_is_no_http_is_told_so_in_the_one_body(serving: Serving) -> None:
+    async with serving() as server, connected(server) as (reader, writer):
+        writer.write(b"\x16\x03\x01 secret of the client\r\n\r\n")
+        answer = await read_all(reader)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert code_of(answer) == "malformed_http"
+
+
+async def test_a_body_that_stops_is_refused(serving: Serving) -> None:
+    async with serving(**SMALL) as server, connected(server) as (reader, writer):
+        writer.write(POST + b"Content-Length: 1000\r\n\r\nsome")
+        answer = await read_all(reader)
+        await until(lambda: server.protection.body_memory.num_bytes == 0)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert code_of(answer) == "request_timeout"
+
+
+async def test_a_refused_body_cannot_go_on_for_ever(serving: Serving) -> None:
+    async with serving(**SMALL) as server, connected(server) as (reader, writer):
+        writer.write(POST + b"Content-Length: 1000000000000\r\n\r\n")
+
+        async def pour() -> None:
+            while True:
+                writer.write(b"x" * 1000)
+                await asyncio.sleep(0.01)
+
+        sending = asyncio.ensure_future(pour())
+        answer = await read_all(reader)
+        sending.cancel()
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def large_answer(encode_image: Encode) -> bytes:
+    """A request whose answer is far larger than what the sockets hold."""
+    image = encode_image("PNG", size=(1200, 1200))
+    path = b"/v1/images:segment?classes=dog,cat&include_scores=true&encoding=list"
+    head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    return head + b"Content-Length: %d\r\n\r\n" % len(image) + image
+
+
+@asynccontextmanager
+async def narrow(server: Server) -> AsyncIterator[socket.socket]:
+    """A connection whose receive buffer is small, read by hand."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        address = ("127.0.0.1", server.ports["http"])
+        await asyncio.get_running_loop().sock_connect(connection, address)
+        yield connection
+
+
+async def test_an_answer_that_nobody_reads_is_dropped(
+    serving: Serving, encode_image: Encode
+) -> None:
+    async with serving(**SMALL) as server, narrow(server) as connection:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(connection, large_answer(encode_image))
+        connections = server._http.server_state.connections
+        await until(lambda: bool(connections))
+        await until(lambda: not connections)
+
+
+async def test_a_reader_who_keeps_the_pace_gets_all_of_it(
+    serving: Serving, encode_image: Encode
+) -> None:
+    async with serving(**SMALL) as server, narrow(server) as connection:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(connection, large_answer(encode_image))
+        got = await loop.sock_recv(connection, 65536)
+        while b"\r\n\r\n" not in got:
+            got += await loop.sock_recv(connection, 65536)
+        head, _, body = got.partition(b"\r\n\r\n")
+        missing = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]) - len(body)
+        pauses = 20
+        async with asyncio.timeout(LIMIT_S):
+            while missing:
+                data = await loop.sock_recv(connection, 65536)
+                assert data, "the server gave up"
+                missing -= len(data)
+                if pauses:
+                    pauses -= 1
+                    await asyncio.sleep(0.04)
+    assert not pauses, "it took longer than the time-out in all"
+
+
+async def test_who_closes_the_sending_half_has_left(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    image = encode_image()
+    async with serving() as server, connected(server) as (reader, writer):
+        runtime.gate.clear()
+        writer.write(POST + b"Content-Length: %d\r\n\r\n" % len(image) + image)
+        assert await entered()
+        writer.write_eof()
+        assert await read_all(reader) == b""
+        await until(lambda: server.protection.body_memory.num_bytes == 0)
+        labels = {"method": "POST /v1/images:embed", "code": "499"}
+        registry = server.metrics.registry
+        await until(lambda: bool(registry.get_sample_value("tipserve_requests_total", labels)))
+
+
+async def test_one_more_connection_takes_the_place_of_an_idle_one(serving: Serving) -> None:
+    limits = {"max_connections": 2}
+    async with serving(**limits) as server, connected(server) as first, connected(server) as second:
+        for reader, writer in (first, second):
+            writer.write(LIVE)
+            assert (await read_answer(reader))[0] == 200
+        async with connected(server) as (reader, writer):
+            writer.write(LIVE)
+            assert (await read_answer(reader))[0] == 200
+            assert await read_all(first[0]) == b"", "the one that was idle longest"
+            second[1].write(LIVE)
+            assert (await read_answer(second[0]))[0] == 200
+
+
+async def test_one_more_connection_among_busy_ones_is_refused(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    image = encode_image()
+    async with serving(max_connections=1) as server, connected(server) as (busy, writer):
+        runtime.gate.clear()
+        writer.write(POST + b"Content-Length: %d\r\n\r\n" % len(image) + image)
+        assert await entered()
+        async with connected(server) as (reader, _):
+            answer = await read_all(reader)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in answer
+        assert code_of(answer) == "too_many_connections"
+        assert rejected(server, "connections") == 1
+        runtime.gate.set()
+        assert (await read_answer(busy))[0] == 200
+
+
+async def test_without_memory_a_body_is_not_even_asked_for(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    image = encode_image("PNG", size=(60, 60))
+    body = b"Content-Length: %d\r\n\r\n" % len(image) + image
+    limits = {f"max_{name}_bytes": len(image) + 100 for name in ("image", "request", "body_memory")}
+    async with serving(**limits) as server, connected(server) as (busy, writer):
+        runtime.gate.clear()
+        writer.write(POST + body)
+        assert await entered()
+        for kind in (b"Content-Length: 101\r\n", b"Transfer-Encoding: chunked\r\n"):
+            async with connected(server) as (reader, other):
+                other.write(POST + b"Expect: 100-continue\r\n" + kind + b"\r\n")
+                if b"chunked" in kind:
+                    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+                    other.write(b"65\r\n" + b"x" * 101 + b"\r\n")
+                status, answer = await read_answer(reader)
+                assert (status, answer["error"]["code"]) == (429, "body_memory_full")
+        runtime.gate.set()
+        assert (await read_answer(busy))[0] == 200
+        await until(lambda: server.protection.body_memory.num_bytes == 0)
+        writer.write(POST + body)
+        assert (await read_answer(busy))[0] == 200
+
+
+async def test_who_asks_whether_to_go_on_is_told_so(serving: Serving, encode_image: Encode) -> None:
+    image = encode_image()
+    head = POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(image)
+    async with serving() as server, connected(server) as (reader, writer):
+        writer.write(head)
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(image)
+        assert (await read_answer(reader))[0] == 200

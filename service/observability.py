@@ -5,6 +5,7 @@ A label is never a picture's name, a text or an id.
 
 from collections import Counter as Total
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from service.call_metrics import CallCollector
+from service.device_metrics import GpuCollector
 
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
 PATCHES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -136,6 +138,11 @@ class Metrics:
             "When the server's TLS certificate ends, in seconds since the epoch.",
         )
         gauge.set_function(expires_at)
+
+    def watch_gpus(self, nvml: Any) -> None:
+        """Read the GPUs by this library at every scrape; None where there are none."""
+        if nvml is not None:
+            self.registry.register(GpuCollector(nvml))
 
     def watch_log(self, num_dropped: Callable[[], int]) -> None:
         """Read the number of lost log lines from this at every scrape."""

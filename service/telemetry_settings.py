@@ -1,6 +1,7 @@
 """Telemetry as the settings have it: which log lines, and traces to where."""
 
 from service.access_log import AccessLog
+from service.device_metrics import find_nvml
 from service.log_lines import LineWriter
 from service.observability import Metrics
 from service.settings import Settings
@@ -12,6 +13,7 @@ def build_telemetry(
     settings: Settings, metrics: Metrics, log_lines: LineWriter | None
 ) -> Telemetry:
     """What is told of every call, as it is set; without log lines no request is logged."""
+    metrics.watch_gpus(find_nvml())
     access_log = None
     if log_lines is not None:
         metrics.watch_log(lambda: log_lines.num_dropped)

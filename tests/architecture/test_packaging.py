@@ -15,7 +15,7 @@ SCRIPT_ROOMS = ("tests", "benchmarks")
 MAX_BUNDLED_BYTES = 40_000_000
 # The extras (beside the core dependencies) that each room may import from.
 EXTRAS_OF_ROOM = {
-    "service": ("otel",),
+    "service": ("gpu", "otel"),
     "model": ("cpu", "gpu", "torch"),
     "training": ("torch", "train", "captions"),
     "tests": ("cpu", "torch", "train", "otel", "dev"),

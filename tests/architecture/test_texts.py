@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from service.device_metrics import READINGS
 from service.observability import Metrics
 
 # Spelt so that this file does not match itself.
@@ -52,7 +53,8 @@ def test_the_architecture_names_every_metric(project_root: Path) -> None:
     named = {name.removesuffix("_total") for name in re.findall(r"`(tipserve_[a-z_]+)", page)}
     metrics = Metrics()
     metrics.watch_certificate(lambda: 0.0)
-    served = {family.name for family in metrics.registry.collect()}
+    gpus = {name for name, _, _ in READINGS}
+    served = gpus | {family.name for family in metrics.registry.collect()}
     assert named == {name for name in served if name.startswith("tipserve_")}
 
 

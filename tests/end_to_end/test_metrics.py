@@ -1,0 +1,56 @@
+"""The metrics of a live server, as Prometheus's own tool judges them."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Service
+
+LIMIT_S = 60.0
+
+
+@pytest.fixture(scope="session")
+def promtool(project_root: Path) -> str:
+    """The tool's path; a machine without it skips, CI fails."""
+    ours = project_root / ".tools" / "promtool"
+    found = str(ours) if ours.exists() else shutil.which("promtool")
+    if found is None:
+        message = "promtool is missing: run scripts/install_tools.sh"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+def check(promtool: str, text: str) -> "subprocess.CompletedProcess[str]":
+    command = [promtool, "check", "metrics"]
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+
+
+def test_promtool_finds_nothing_to_complain_of(
+    promtool: str, service: "Service", photo: Callable[..., bytes]
+) -> None:
+    fields = {"images": [photo()], "classes": ["dog"]}
+    assert service.over_rest("segment_images", fields).status == "200"
+    assert service.over_grpc("embed_images", {"images": [b"no picture"]}).status != "OK"
+    text = httpx.get(f"http://127.0.0.1:{service.ports['metrics']}/metrics").text
+    result = check(promtool, text)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    for series in ("process_cpu_seconds_total", "process_resident_memory_bytes"):
+        assert f"\n{series} " in text
+
+
+def test_promtool_would_find_it(promtool: str) -> None:
+    bad = "# HELP tipserve_waits Waits.\n# TYPE tipserve_waits counter\ntipserve_waits 1\n"
+    result = check(promtool, bad)
+    assert result.returncode != 0
+    assert "_total" in result.stdout + result.stderr

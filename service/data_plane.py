@@ -15,7 +15,7 @@ import numpy as np
 
 from service.admission import Ticket
 from service.call import Call, deadline_exceeded
-from service.door import Door
+from service.door import Door, unavailable
 from service.errors import ModelNotFound
 from service.image_codec import ImageLimits
 from service.image_pass import ImagePass
@@ -37,6 +37,7 @@ from service.postprocess import (
     text_embedding,
 )
 from service.preparation import ImagePreparer, SizeRule
+from service.pulse import unwell
 from service.served_model import ServedModel
 from service.text_encoder import Embeddings
 from service.validation import (
@@ -81,6 +82,31 @@ class DataPlane:
     def add_model(self, served: ServedModel) -> None:
         """Serve a model under its name; the first is the default."""
         self._models[served.manifest.name] = served
+
+    @property
+    def health(self) -> dict[str, bool]:
+        """Whether each served model can answer, by name."""
+        return {name: served.is_ready for name, served in self._models.items()}
+
+    def check_ready(self) -> None:
+        """For readiness probes.
+
+        Raises:
+            Unavailable: Starting or draining, or a model cannot answer.
+        """
+        if not self.door.is_open:
+            raise unavailable(self.door.state)
+        if not all(self.health.values()):
+            raise unwell()
+
+    def check_live(self) -> None:
+        """For liveness probes.
+
+        Raises:
+            Unavailable: A model has not been able to answer for long; the process is best ended.
+        """
+        if not all(served.is_live for served in self._models.values()):
+            raise unwell()
 
     def list_models(self) -> list[ModelInfo]:
         """All served models, the default one first.

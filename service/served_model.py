@@ -52,6 +52,16 @@ class ServedModel:
         """What the package says about the model."""
         return self.info.manifest
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether any lane takes work."""
+        return self._batcher.is_ready
+
+    @property
+    def is_live(self) -> bool:
+        """False once no lane has been well for so long that only a new process can help."""
+        return self._batcher.is_live
+
     def num_patches(self, size_hw: tuple[int, int]) -> int:
         """Patches of a picture of this size, which is its cost."""
         return size_hw[0] * size_hw[1] // self.manifest.patch_size**2

@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +35,7 @@ from service.served_model import ServedModel
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.telemetry_settings import build_telemetry
+from service.watchdog import Watchdog
 
 # How long answers that are ready may still be written to slow readers.
 WRITE_GRACE_S = 5
@@ -94,6 +95,7 @@ class Server:
             host=settings.host,
             port=settings.grpc_port,
         )
+        self._watchdog = Watchdog(self._health, self._tell_health, settings.watchdog_interval_s)
         self._metrics_server, self._metrics_thread = start_http_server(
             settings.metrics_port, settings.host, self.metrics.registry
         )
@@ -119,7 +121,8 @@ class Server:
             served = await asyncio.to_thread(self._load, self.settings, self.metrics)
             self.plane.add_model(served)
             self.door.open()
-            await asyncio.to_thread(self._grpc.set_serving, [served.manifest.name])
+            await asyncio.to_thread(self._tell_health, self.plane.health)
+            self._watchdog.start()
             self.ready.set()
             logger.info("ready", extra={"fields": {"model": served.manifest.name, **self.ports}})
             await self._stop.wait()
@@ -128,6 +131,12 @@ class Server:
             if served is not None:
                 await asyncio.to_thread(served.close, WRITE_GRACE_S)
             self._close()
+
+    def _health(self) -> Mapping[str, bool]:
+        return self.plane.health
+
+    def _tell_health(self, models: Mapping[str, bool]) -> None:
+        self._grpc.set_health(models, all(models.values()))
 
     def _announce(self, grpc_port: int) -> None:
         self.ports = {
@@ -141,6 +150,7 @@ class Server:
 
     async def _drain(self, http: "asyncio.Future[None]") -> None:
         self.door.drain()
+        await asyncio.to_thread(self._watchdog.stop)
         await asyncio.to_thread(self._grpc.begin_drain)
         limit_s = self.settings.drain_timeout_s
         if not await asyncio.to_thread(self.door.wait_idle, limit_s):

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -66,9 +66,9 @@ class GrpcServer:
         self._thread.start()
         return self._listening.result(START_LIMIT_S)
 
-    def set_serving(self, models: Sequence[str]) -> None:
-        """Tell health checks that requests are taken, as a whole and for each model."""
-        self._call(self._set_health(health_pb2.HealthCheckResponse.SERVING, *models))
+    def set_health(self, models: Mapping[str, bool], is_ready: bool) -> None:
+        """Tell health checks whether requests are taken: for these models, and as a whole."""
+        self._call(self._set_health({**models, "": is_ready, SERVICE_NAME: is_ready}))
 
     def begin_drain(self) -> None:
         """Tell health checks that requests are no longer taken, once and for all."""
@@ -101,7 +101,7 @@ class GrpcServer:
         )
         add_EncoderServiceServicer_to_server(EncoderServicer(self._plane), self._server)
         self._health = health.aio.HealthServicer()
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_health({"": False, SERVICE_NAME: False})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -115,9 +115,10 @@ class GrpcServer:
         async with watching_lag(self._observe_lag):
             await self._server.stop(await self._grace_s)
 
-    async def _set_health(self, status: Any, *models: str) -> None:
-        for name in ("", SERVICE_NAME, *models):
-            await self._health.set(name, status)
+    async def _set_health(self, names: Mapping[str, bool]) -> None:
+        status = health_pb2.HealthCheckResponse
+        for name, is_serving in names.items():
+            await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
 
 def channel_options(protection: Protection) -> list[tuple[str, int]]:

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request, Response
 
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.door import unavailable
 from service.rest.answer_schemas import Live, ModelCard, ModelList, Ready, model_card
 from service.rest.answers import (
     check_embed_media,
@@ -100,16 +99,16 @@ def _add_models(router: APIRouter, plane: DataPlane) -> None:
 
 
 def _add_health(router: APIRouter, plane: DataPlane) -> None:
-    @router.get("/v2/health/live", tags=["health"])
+    @router.get("/v2/health/live", tags=["health"], responses=ERRORS)
     async def live() -> Live:
-        """Whether the process answers."""
+        """Whether the process answers, and its device has answered not too long ago."""
+        plane.check_live()
         return Live()
 
     @router.get("/v2/health/ready", tags=["health"], responses=ERRORS)
     async def ready() -> Ready:
-        """Whether requests are taken: after the warm-up and before the drain."""
-        if not plane.door.is_open:
-            raise unavailable(plane.door.state)
+        """Whether requests are taken: after the warm-up, before the drain, by a sound device."""
+        plane.check_ready()
         return Ready()
 
 

@@ -20,6 +20,7 @@ from service.admission import Admission
 from service.batch_queue import BatchRules
 from service.batching import Batcher
 from service.lane import Lane
+from service.lane_worker import LaneCare
 from service.loading import request_limits, watch_queue
 from service.messages import ModelInfo
 from service.observability import Metrics
@@ -148,7 +149,13 @@ def load_fake(
         )
         lane = Lane(lambda: runtime, embed_dim=DIM, probe_bucket=Bucket("image", (14, 14)))
         rules = BatchRules(limits={"image": limits, "text": limits})
-        batcher = Batcher([lane], rules=rules, metrics=metrics)
+        care = LaneCare(
+            probe_interval_s=settings.watchdog_interval_s,
+            hang_limit_s=settings.watchdog_hang_limit_s,
+            dead_limit_s=settings.watchdog_dead_limit_s,
+            pauses_s=(0.0, *[0.02] * 50),
+        )
+        batcher = Batcher([lane], rules=rules, metrics=metrics, care=care)
         batcher.start()
         watch_queue(batcher, manifest, metrics)
         info = ModelInfo(

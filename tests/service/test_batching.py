@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ from numpy.typing import NDArray
 
 from service.batch_queue import BatchRules
 from service.batching import Batcher
+from service.cost_curve import CostCurve
 from service.errors import InternalError, Unavailable
+from service.lane_worker import LaneCare
 from service.observability import Metrics
 from service.work import BatchLimits, Bucket, Outputs, WorkItem
 
 BUCKET = Bucket("image", (28, 28))
 WAIT_S = 20.0
+LIMITS = BatchLimits(max_items=4, max_cost=100)
+RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS})
 
 
 class Runner:
@@ -50,9 +55,7 @@ def runner() -> Runner:
 
 @pytest.fixture
 def batcher(runner: Runner, metrics: Metrics) -> Any:
-    limits = BatchLimits(max_items=4, max_cost=100)
-    rules = BatchRules(limits={"image": limits, "text": limits})
-    made = Batcher([runner], rules=rules, metrics=metrics)
+    made = Batcher([runner], rules=RULES, metrics=metrics)
     made.start()
     yield made
     runner.gate.set()
@@ -115,3 +118,72 @@ def test_a_lane_that_hangs_does_not_keep_its_callers(batcher: Batcher, runner: R
     assert runner.entered.acquire(timeout=WAIT_S)
     assert not batcher.stop(0)
     assert isinstance(running.exception(0), Unavailable)
+
+
+class BrokenRunner(Runner):
+    """Computes nothing, before and after it is loaded anew."""
+
+    def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
+        self.entered.release()
+        raise RuntimeError("the device is gone")
+
+    def probe(self) -> None:
+        raise RuntimeError("the device is gone")
+
+    def rebuild(self) -> None:
+        """It loads, and computes no better."""
+
+
+def test_the_other_lanes_go_on_when_one_is_lost(runner: Runner, metrics: Metrics) -> None:
+    runner.gate.set()
+    broken = BrokenRunner()
+    batcher = Batcher([broken, runner], rules=RULES, metrics=metrics, care=LaneCare(pauses_s=(0,)))
+    batcher.start()
+    failed = 0
+    while batcher.lane_states()["dead"] == 0:
+        failed += isinstance(batcher.submit(items(1))[0].exception(WAIT_S), InternalError)
+    answers = [batcher.submit(items(n))[0].result(WAIT_S).outputs["y"][0] for n in range(20)]
+    assert answers == [2 * n for n in range(20)]
+    assert failed == 1, "one batch told that the lane was broken; the repair took no other"
+    assert batcher.is_ready
+    assert batcher.stop(WAIT_S)
+
+
+def test_when_the_last_lane_is_lost_everyone_is_told(metrics: Metrics) -> None:
+    batcher = Batcher([BrokenRunner()], rules=RULES, metrics=metrics, care=LaneCare(pauses_s=(0,)))
+    batcher.start()
+    futures = batcher.submit(items(*range(9)))
+    errors = [future.exception(WAIT_S) for future in futures]
+    assert {type(error) for error in errors} == {InternalError, Unavailable}
+    with pytest.raises(Unavailable, match="device"):
+        batcher.submit(items(1))
+    assert not batcher.is_ready
+    assert batcher.stop(WAIT_S)
+
+
+def test_an_idle_lane_tries_itself(metrics: Metrics) -> None:
+    broken = BrokenRunner()
+    care = LaneCare(probe_interval_s=0.01, dead_limit_s=0, pauses_s=())
+    batcher = Batcher([broken], rules=RULES, metrics=metrics, care=care)
+    assert batcher.is_live
+    batcher.start()
+    batcher.workers[0].thread.join(WAIT_S)
+    assert (batcher.is_ready, batcher.is_live) == (False, False)
+    assert broken.entered.acquire(blocking=False) is False, "no batch was needed to find out"
+    assert batcher.stop(WAIT_S)
+
+
+def test_what_is_ahead_is_counted_over_all_lanes(runner: Runner, metrics: Metrics) -> None:
+    batcher = Batcher([runner, Runner()], rules=RULES, metrics=metrics, clock=lambda: 0.0)
+    batcher.costs.begin({BUCKET: CostCurve(0.0, 2.0)}, lambda _: 1)
+    assert batcher.done_in_s(1, priority=2) == 2.0, "free lanes"
+    batcher.submit([replace(item, priority=2) for item in items(*range(6))])
+    assert batcher.done_in_s(1, priority=1) == 2.0
+    assert batcher.done_in_s(1, priority=2) == 8.0
+    assert batcher.done_in_s(4, priority=3) == 10.0
+    batcher.pulses[0].begin(7.0)
+    assert batcher.done_in_s(1, priority=2) == (12 + 7) / 2 + 2
+    assert batcher.done_in_s(1, priority=1) == 2.0, "the other lane is free"
+    batcher.pulses[1].die()
+    assert batcher.done_in_s(1, priority=1) == 7 + 2
+    batcher.stop(0)

@@ -21,8 +21,10 @@ from service.lane import Lane
 from service.loading import serve_lanes
 from service.log import configure_logging
 from service.preparation import ImagePreparer, PreparedImage
+from service.served_model import ServedModel
 from service.server import Server, listen
 from service.settings import Settings
+from service.work import Bucket
 
 DIM = 192
 SIDE = 112
@@ -97,10 +99,13 @@ async def serve_noop(ports_file: Path) -> None:
     settings = Settings(
         host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0, ports_file=ports_file
     )
-    server = Server(
-        settings,
-        lambda *known: serve_lanes(package, [Lane(NoopRuntime()) for _ in range(2)], *known),
-    )
+
+    def load(*known: Any) -> ServedModel:
+        probe = Bucket("image", (SIDE, SIDE))
+        lanes = [Lane(NoopRuntime, embed_dim=DIM, probe_bucket=probe) for _ in range(2)]
+        return serve_lanes(package, lanes, *known)
+
+    server = Server(settings, load)
     plane: Any = server.plane
     plane._preparer = NoopPreparer(plane.image_limits, max_patches=settings.max_batch_patches)
     await server.run()

@@ -55,6 +55,9 @@ class NoopRuntime:
         """Ones."""
         return np.ones((len(token_ids_BL), DIM), np.float32)
 
+    def interrupt(self) -> None:
+        """It has ended already."""
+
     def close(self) -> None:
         """Nothing to free."""
 

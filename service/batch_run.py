@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from model.runtime.base import Interrupted
 from service.call import Clock
 from service.errors import InternalError
 from service.observability import Metrics
@@ -40,6 +41,11 @@ def run_batch(batch: Batch, run: Runner, metrics: Metrics, clock: Clock) -> Exce
             raise ResultCountError(f"{len(results)} results for {len(batch.entries)} items")
     except Exception as cause:
         trace.end(clock(), type(cause).__name__)
+        if isinstance(cause, Interrupted):
+            metrics.abandoned.labels("interrupted").inc(len(batch.entries))
+            for entry in batch.entries:
+                settle(entry.future, error=_batch_failed(cause))
+            return cause
         # Each caller logs the cause under its own request id.
         logger.error("a batch failed", extra={"fields": {"bucket": batch.bucket.label}})
         for entry in batch.entries:

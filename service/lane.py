@@ -82,6 +82,10 @@ class Lane:
         """
         self.try_out(self.probe_bucket)
 
+    def interrupt(self) -> None:
+        """End the batch that runs; see `Runtime.interrupt`."""
+        self.runtime.interrupt()
+
     def rebuild(self) -> None:
         """Free the runtime, as far as it lets itself be freed, and load it anew.
 

@@ -9,10 +9,12 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from model.runtime.base import Interrupted
 from service.batch_queue import BatchQueue
 from service.batch_run import run_batch
 from service.call import Clock
@@ -37,6 +39,9 @@ class LaneRunner(Protocol):
 
     def rebuild(self) -> None:
         """Load the runtime anew."""
+
+    def interrupt(self) -> None:
+        """End the batch that runs, from another thread; `run` raises `Interrupted`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,7 @@ class LaneWorker:
         self._lane = lane
         self._shared = shared
         self._on_death = on_death
+        self._switching = threading.Lock()
         self._stopping = threading.Event()
         self.pause: Callable[[float], bool] = self._stopping.wait
 
@@ -99,14 +105,30 @@ class LaneWorker:
         self.batch = batch
         began = shared.clock()
         self.pulse.begin(shared.costs.batch_s(bucket, num_items))
+        for entry in batch.entries:
+            entry.future.on_left = partial(self._end_if_deserted, batch)
+        self._end_if_deserted(batch)
         failure = run_batch(batch, self._lane.run, shared.metrics, shared.clock)
-        self.batch = None
+        with self._switching:
+            self.batch = None
+        for entry in batch.entries:
+            entry.future.on_left = None  # or batch and pictures would hold each other in a circle
+        if isinstance(failure, Interrupted):
+            self.pulse.end()
+            return True
         if failure is not None:
             self.pulse.rest()
             return False
         self.pulse.end()
         shared.costs.observe(bucket, num_items, shared.clock() - began)
         return True
+
+    def _end_if_deserted(self, batch: Batch) -> None:
+        """Spare what remains of a batch that nobody waits for any more. From any thread."""
+        if batch.is_deserted:
+            with self._switching:
+                if self.batch is batch:
+                    self._lane.interrupt()
 
     def try_out(self) -> bool:
         """Compute a batch of the lane's own; whether it came out well."""

@@ -1,7 +1,7 @@
 """What is computed: items, the batches that lanes make of them, and their answers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -72,6 +72,30 @@ class Completed:
     batch: BatchTrace = NO_BATCH
 
 
+class ItemFuture(Future[Completed]):
+    """An item's answer. Its caller may also leave while it is computed.
+
+    Attributes:
+        has_left: Whether the caller left then; the future itself can no longer be cancelled.
+        on_left: Called once that happens, by the caller's thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_left = False
+        self.on_left: Callable[[], None] | None = None
+
+    def cancel(self) -> bool:
+        """Cancel it where it waits; tell whoever computes it where it does not."""
+        if super().cancel():
+            return True
+        if self.running() and not self.has_left:
+            self.has_left = True
+            if self.on_left is not None:
+                self.on_left()
+        return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Entry:
     """An item that waits, with its caller's future. The lower rank goes first."""
@@ -80,7 +104,7 @@ class Entry:
     item: WorkItem
     enqueued: float
     rank: tuple[float, int]
-    future: "Future[Completed]" = field(default_factory=Future)
+    future: ItemFuture = field(default_factory=ItemFuture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,6 +119,11 @@ class Batch:
     def cost(self) -> int:
         """Of all entries together."""
         return sum(entry.item.cost for entry in self.entries)
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether every caller has left. Texts never are: the cache keeps them for the next."""
+        return self.bucket.kind == "image" and all(e.future.has_left for e in self.entries)
 
 
 def settle(

@@ -18,6 +18,10 @@ class MissingRuntimeError(ImportError):
     """The chosen runtime's library is not installed; the message names the extra that has it."""
 
 
+class Interrupted(RuntimeError):
+    """A call was ended early, by `Runtime.interrupt`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionOutput:
     """All vision embeddings of a batch, float32, not normalised, patches row by row.
@@ -65,6 +69,13 @@ class Runtime(Protocol):
 
         Raises:
             ValueError: Another shape or dtype, too many tokens, or a row of padding only.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """End the call that another thread is in, soon: it raises `Interrupted`.
+
+        Without effect where no call runs; later calls are as before.
         """
         ...
 

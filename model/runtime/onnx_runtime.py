@@ -3,6 +3,7 @@
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from model.runtime.base import (
     TEXT_FILE,
     VISION_FILE,
     VISION_OUTPUTS,
+    Interrupted,
     MissingRuntimeError,
     VisionOutput,
     check_pixels,
@@ -35,12 +37,13 @@ class OnnxRuntime:
         self._max_tokens = package.manifest.max_text_tokens
         self._vision: Any = _session(package.file(VISION_FILE), num_threads)
         self._text: Any = _session(package.file(TEXT_FILE), num_threads)
+        self._call: Any = None
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
         grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
-        cls1_BD, cls2_BD, patches_BND, values_BND = still_open(self._vision).run(
-            list(VISION_OUTPUTS), {"pixel_values": pixels_B3HW}
+        cls1_BD, cls2_BD, patches_BND, values_BND = self._run(
+            self._vision, VISION_OUTPUTS, {"pixel_values": pixels_B3HW}
         )
         return VisionOutput(
             cls1_BD=cls1_BD,
@@ -56,14 +59,36 @@ class OnnxRuntime:
         """Embed texts; see `Runtime.encode_texts`."""
         check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
         inputs = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
-        embeddings_BD: NDArray[np.float32] = still_open(self._text).run(
-            ["text_embeddings"], inputs
-        )[0]
+        embeddings_BD: NDArray[np.float32]
+        (embeddings_BD,) = self._run(self._text, ("text_embeddings",), inputs)
         return embeddings_BD
+
+    def interrupt(self) -> None:
+        """End the running call between two of the graph's nodes; see `Runtime.interrupt`."""
+        if self._call is not None:
+            self._call.terminate = True
 
     def close(self) -> None:
         """Free both sessions."""
         self._vision = self._text = None
+
+    def _run(self, graph: Any, outputs: Sequence[str], inputs: Mapping[str, Any]) -> list[Any]:
+        session = still_open(graph)
+        # Each call has options of its own, so an interruption that comes late meets no later call.
+        call = self._call = _run_options()
+        try:
+            arrays: list[Any] = session.run(list(outputs), inputs, call)
+        except Exception as error:
+            if call.terminate:
+                raise Interrupted("the call was interrupted") from error
+            raise
+        return arrays
+
+
+def _run_options() -> Any:
+    import onnxruntime  # noqa: PLC0415 - here already, by `_session`
+
+    return onnxruntime.RunOptions()
 
 
 def _session(path: Path, num_threads: int) -> Any:

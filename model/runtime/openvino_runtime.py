@@ -3,7 +3,7 @@
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from model.package import ModelPackage
 from model.runtime.base import (
     TEXT_FILE,
     VISION_FILE,
+    Interrupted,
     MissingRuntimeError,
     VisionOutput,
     check_pixels,
@@ -34,12 +35,13 @@ class OpenVinoRuntime:
         self._max_tokens = package.manifest.max_text_tokens
         self._vision: Any = _compile(package.file(VISION_FILE), num_threads)
         self._text: Any = _compile(package.file(TEXT_FILE), num_threads)
+        self._is_interrupted = False
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
         grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
         # Results are views of the request's buffers, which the next call overwrites.
-        outputs = still_open(self._vision).infer({"pixel_values": pixels_B3HW})
+        outputs = self._run(self._vision, {"pixel_values": pixels_B3HW})
         return VisionOutput(
             cls1_BD=outputs["cls1"].copy(),
             cls2_BD=outputs["cls2"].copy(),
@@ -54,14 +56,32 @@ class OpenVinoRuntime:
         """Embed texts; see `Runtime.encode_texts`."""
         check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
         inputs = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
-        embeddings_BD: NDArray[np.float32] = (
-            still_open(self._text).infer(inputs)["text_embeddings"].copy()
-        )
+        embeddings_BD: NDArray[np.float32] = self._run(self._text, inputs)["text_embeddings"].copy()
         return embeddings_BD
+
+    def interrupt(self) -> None:
+        """End the running call between two of the graph's nodes; see `Runtime.interrupt`."""
+        self._is_interrupted = True
+        for request in (self._vision, self._text):
+            if request is not None:
+                request.cancel()
 
     def close(self) -> None:
         """Free both graphs."""
         self._vision = self._text = None
+
+    def _run(self, graph: Any, inputs: Mapping[str, Any]) -> Any:
+        request = still_open(graph)
+        self._is_interrupted = False
+        try:
+            # What `infer` does, but only so can it be cancelled.
+            request.start_async(inputs)
+            request.wait()
+        except RuntimeError as error:
+            if self._is_interrupted:
+                raise Interrupted("the call was interrupted") from error
+            raise
+        return request.results
 
 
 def openvino_core() -> Any:

@@ -27,10 +27,16 @@ def test_they_segment_a_picture_alike(runtimes: list[Runtime], tiny_package: Mod
     for runtime in runtimes:
         vision = runtime.encode_images(pixels_B3HW)
         text_KD = runtime.encode_texts(tokens.token_ids_BL, tokens.mask_BL)
-        maps.append(
-            segment(vision.values_BND[0], text_KD, grid_hw=vision.grid_hw, size_hw=(120, 180))
+        found = segment(
+            vision.values_BND[0],
+            text_KD,
+            grid_hw=vision.grid_hw,
+            size_hw=(120, 180),
+            with_scores=True,
         )
-    first, *others = maps
-    for other in others:
-        np.testing.assert_allclose(other.score_HW, first.score_HW, rtol=0, atol=1e-5)
-        assert (other.labels_HW == first.labels_HW).mean() > 0.999
+        assert found.score_HW is not None
+        maps.append((found.labels_HW, found.score_HW))
+    (labels_HW, score_HW), *others = maps
+    for other_labels_HW, other_score_HW in others:
+        np.testing.assert_allclose(other_score_HW, score_HW, rtol=0, atol=1e-5)
+        assert (other_labels_HW == labels_HW).mean() > 0.999

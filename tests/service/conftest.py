@@ -3,6 +3,7 @@
 import asyncio
 import io
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.package import Manifest
-from model.runtime.base import VisionOutput
+from model.runtime.base import Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
 from service.admission import Admission
 from service.batch_queue import BatchRules
@@ -52,6 +53,8 @@ class FakeRuntime:
         self.num_images = 0
         self.num_texts = 0
         self.is_closed = False
+        self.num_interrupted = 0
+        self._interrupted = threading.Event()
         self._mix = np.random.default_rng(0).standard_normal((3, DIM), dtype=np.float32)
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
@@ -89,9 +92,19 @@ class FakeRuntime:
         """Remember it."""
         self.is_closed = True
 
+    def interrupt(self) -> None:
+        """End the call that is held."""
+        self._interrupted.set()
+
     def _enter(self, is_trial: bool = False) -> None:
+        self._interrupted.clear()
         self.entered.release()
-        assert self.gate.wait(WAIT_S)
+        until = time.monotonic() + WAIT_S
+        while not self.gate.wait(0.005):
+            if self._interrupted.is_set():
+                self.num_interrupted += 1
+                raise Interrupted("held no longer")
+            assert time.monotonic() < until
         if self.fault == "broken" or (self.fault == "raise" and not is_trial):
             raise RuntimeError("secret of the runtime")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.runtime.base import Interrupted
 from service.batch_queue import BatchRules
 from service.batching import Batcher
 from service.cost_curve import CostCurve
@@ -32,17 +33,27 @@ class Runner:
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
         self.batches: list[list[float]] = []
+        self.is_interrupted = False
+        self.num_interrupted = 0
 
     def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
         self.batches.append([float(p[0]) for p in payloads])
         self.entered.release()
         assert self.gate.wait(WAIT_S)
+        if self.is_interrupted:
+            self.is_interrupted = False
+            raise Interrupted
         if any(p[0] < 0 for p in payloads):
             raise ValueError("negative")
         return [{"y": 2 * p} for p in payloads]
 
     def probe(self) -> None:
         """It is never the runtime's fault."""
+
+    def interrupt(self) -> None:
+        self.num_interrupted += 1
+        self.is_interrupted = True
+        self.gate.set()
 
     def rebuild(self) -> None:
         raise AssertionError("it was not broken")
@@ -86,6 +97,33 @@ def test_neighbours_of_a_cancelled_item_are_answered(batcher: Batcher, runner: R
     runner.gate.set()
     assert [f.result(WAIT_S).outputs["y"][0] for f in (*blocker, one, three)] == [0, 2, 6]
     assert runner.batches[1] == [1, 3]
+
+
+def test_a_batch_is_interrupted_once_its_last_caller_has_left(
+    batcher: Batcher, runner: Runner, metrics: Metrics
+) -> None:
+    one, two = batcher.submit(items(1, 2))
+    assert runner.entered.acquire(timeout=WAIT_S)
+    assert not one.cancel()
+    assert runner.num_interrupted == 0
+    assert not two.cancel()
+    assert not two.cancel()
+    assert runner.num_interrupted == 1
+    (next_one,) = batcher.submit(items(3))
+    assert next_one.result(WAIT_S).outputs["y"][0] == 6
+    assert all(isinstance(f.exception(WAIT_S), InternalError) for f in (one, two))
+    abandoned = {"reason": "interrupted"}
+    assert metrics.registry.get_sample_value("tipserve_abandoned_total", abandoned) == 2
+
+
+def test_texts_are_computed_to_the_end_for_the_cache(batcher: Batcher, runner: Runner) -> None:
+    row = WorkItem(bucket=Bucket("text", (8,)), cost=1, payload=np.array([1], np.float32))
+    (text,) = batcher.submit([row])
+    assert runner.entered.acquire(timeout=WAIT_S)
+    assert not text.cancel()
+    runner.gate.set()
+    assert text.result(WAIT_S).outputs["y"][0] == 2
+    assert runner.num_interrupted == 0
 
 
 def test_a_failing_batch_fails_alone_and_names_its_cause(batcher: Batcher, runner: Runner) -> None:

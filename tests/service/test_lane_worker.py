@@ -46,6 +46,9 @@ class BrittleLane:
         if self.spoilt_trials >= 0:
             raise RuntimeError("trial")
 
+    def interrupt(self) -> None:
+        raise AssertionError("nobody left")
+
     def rebuild(self) -> None:
         self.num_loads += 1
         self.spoilt_loads -= 1

@@ -212,6 +212,37 @@ async def test_a_caller_who_hangs_up_frees_the_queue(
     assert runtime.num_images == 1
 
 
+@pytest.mark.parametrize(
+    ("send", "method", "code"),
+    [
+        (hang_up_rest, "POST /v1/images:embed", "499"),
+        (hang_up_grpc, "tipserve.v1.EncoderService/EmbedImages", "CANCELLED"),
+    ],
+    ids=["rest", "grpc"],
+)
+async def test_a_caller_who_hangs_up_while_the_model_runs_frees_the_lane(
+    serving: Serving,
+    encode_image: Encode,
+    runtime: "FakeRuntime",
+    entered: Entered,
+    send: Callable[[Server, bytes], Awaitable[None]],
+    method: str,
+    code: str,
+) -> None:
+    async with serving() as server:
+        runtime.gate.clear()
+        leaving = asyncio.ensure_future(send(server, encode_image()))
+        assert await entered()
+        leaving.cancel()
+        with suppress(asyncio.CancelledError):
+            await leaving
+        await until(lambda: sample(server, "abandoned_total", reason="interrupted") == 1)
+        runtime.gate.set()
+        assert (await over_rest(server, encode_image())).status == "200"
+        assert sample(server, "requests_total", method=method, code=code) == 1
+    assert runtime.num_interrupted == 1
+
+
 def _texts_over_grpc(server: Server, texts: list[str], num_calls: int) -> list[int]:
     request = embed_pb2.EmbedTextsRequest(texts=texts)
     with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from model.package import ModelPackage, PackageError, open_package, write_manifest
-from model.runtime.base import MissingRuntimeError, Runtime
+from model.runtime.base import Interrupted, MissingRuntimeError, Runtime
 from model.runtime.load import RUNTIMES, load_runtime
 
 LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -51,6 +52,32 @@ def test_wrong_shapes_never_reach_the_graph(runtime: Runtime) -> None:
         runtime.encode_images(np.zeros((1, 3, 28, 30), dtype=np.float32))
     with pytest.raises(ValueError, match="1 to 64 tokens"):
         runtime.encode_texts(np.ones((1, 65), dtype=np.int64), np.ones((1, 65), dtype=np.int64))
+
+
+def test_a_call_is_interrupted_by_another_thread_and_the_next_is_as_before(
+    runtime: Runtime,
+) -> None:
+    small = np.full((1, 3, 28, 28), 0.5, dtype=np.float32)
+    before = runtime.encode_images(small)
+    runtime.interrupt()  # where nothing runs it is without effect
+    large = np.zeros((64, 3, 280, 280), dtype=np.float32)
+    ends: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            for _ in range(1000):
+                runtime.encode_images(large)
+        except Interrupted as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive():  # the first ones may meet the moment between two calls
+        runtime.interrupt()
+        thread.join(0.01)
+    assert [type(end) for end in ends] == [Interrupted]
+    after = runtime.encode_images(small)
+    np.testing.assert_array_equal(before.patches_BND, after.patches_BND)
 
 
 @pytest.mark.parametrize("name", sorted(RUNTIMES))

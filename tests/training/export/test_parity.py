@@ -41,6 +41,9 @@ class Altered:
         embeddings_BD[-1, 0] += self._offset
         return embeddings_BD
 
+    def interrupt(self) -> None:
+        self._runtime.interrupt()
+
     def close(self) -> None:
         self._runtime.close()
 

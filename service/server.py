@@ -43,7 +43,7 @@ BACKLOG = 2048
 # How long the reader of the log may take for the last lines.
 LOG_GRACE_S = 2.0
 # How long a collector may take for the last spans.
-TRACE_GRACE_S = 5.0
+TRACE_GRACE_S = 3.0
 
 ModelLoader = Callable[[Settings, Metrics], ServedModel]
 

@@ -61,7 +61,7 @@ class GrpcServer:
             The port, chosen freely where 0 was asked for.
 
         Raises:
-            RuntimeError: The address cannot be taken.
+            OSError: The address cannot be taken.
         """
         self._thread.start()
         return self._listening.result(START_LIMIT_S)
@@ -105,20 +105,34 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        tls = self._protection.tls
-        if tls is None:
-            port = self._server.add_insecure_port(self._address)
-        else:
-            port = self._server.add_secure_port(self._address, server_credentials(tls))
+        port = self._add_port()
         await self._server.start()
         self._listening.set_result(port)
         async with watching_lag(self._observe_lag):
             await self._server.stop(await self._grace_s)
 
+<<<<<<< HEAD
     async def _set_health(self, names: Mapping[str, bool]) -> None:
         status = health_pb2.HealthCheckResponse
         for name, is_serving in names.items():
             await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
+=======
+    def _add_port(self) -> int:
+        tls = self._protection.tls
+        try:
+            if tls is None:
+                return int(self._server.add_insecure_port(self._address))
+            return int(self._server.add_secure_port(self._address, server_credentials(tls)))
+        except RuntimeError as error:
+            raise OSError(
+                f"gRPC cannot listen on {self._address}: it is taken or not of this machine; "
+                "choose another by --grpc-port or --host"
+            ) from error
+
+    async def _set_health(self, status: Any, *models: str) -> None:
+        for name in ("", SERVICE_NAME, *models):
+            await self._health.set(name, status)
+>>>>>>> 0722f88 (Show a collector and a log reader the real program: all spans after the drain, every line JSON; a taken port is one line)
 
 
 def channel_options(protection: Protection) -> list[tuple[str, int]]:

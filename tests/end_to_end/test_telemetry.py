@@ -1,0 +1,157 @@
+"""Spans and log lines of the real program: what a collector and a log reader get, or do not get."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Program
+
+RunService = Callable[..., Any]
+LIMIT_S = 60.0
+
+
+@dataclass
+class Collector:
+    """Stands in for an OpenTelemetry collector: takes OTLP over HTTP and keeps the spans."""
+
+    endpoint: str
+    spans: list[Any] = field(default_factory=list)
+    resource: dict[str, str] = field(default_factory=dict)
+
+    def take(self, body: bytes) -> None:
+        """Keep what one request brought."""
+        for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans:
+            attributes = resource_spans.resource.attributes
+            self.resource |= {a.key: a.value.string_value for a in attributes}
+            for scope_spans in resource_spans.scope_spans:
+                self.spans += scope_spans.spans
+
+    def named(self, name: str) -> list[Any]:
+        """The spans of a name."""
+        return [span for span in self.spans if span.name == name]
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/otlp/v1/traces":
+                taken.take(body)
+            self.send_response(200 if self.path == "/otlp/v1/traces" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        taken = Collector(f"http://127.0.0.1:{server.server_port}/otlp")
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield taken
+        server.shutdown()
+        thread.join(LIMIT_S)
+
+
+def test_a_collector_has_all_spans_once_the_server_has_drained(
+    run_service: RunService, collector: Collector, photo: Callable[..., bytes]
+) -> None:
+    fields = {"images": [photo(), photo(1)], "classes": ["dog"]}
+    with run_service(f"--otlp-endpoint={collector.endpoint}/") as service:
+        assert service.over_rest("segment_images", fields).status == "200"
+        assert service.over_grpc("segment_images", fields).status == "OK"
+    rest, rpc = "POST /v1/images:segment", "tipserve.v1.EncoderService/SegmentImages"
+    (over_rest,), (over_grpc,) = collector.named(rest), collector.named(rpc)
+    stages = ("admit", "decode", "queue", "run", "post")
+    for root in (over_rest, over_grpc):
+        children = [span for span in collector.spans if span.parent_span_id == root.span_id]
+        assert sorted(child.name for child in children) == sorted(stages)
+    linked = {link.span_id for batch in collector.named("batch") for link in batch.links}
+    assert linked == {over_rest.span_id, over_grpc.span_id}
+    assert collector.resource["service.name"] == "tipserve"
+    logged = {r["trace_id"]: r["method"] for r in records(service.program) if "trace_id" in r}
+    assert logged == {over_rest.trace_id.hex(): rest, over_grpc.trace_id.hex(): rpc}
+
+
+@contextmanager
+def deaf_collector() -> Iterator[str]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def no_collector() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("broken", [deaf_collector, no_collector])
+def test_a_broken_collector_hurts_neither_requests_nor_the_drain(
+    run_service: RunService, photo: Callable[..., bytes], broken: Callable[[], Any]
+) -> None:
+    fields = {"images": [photo()], "outputs": ["cls1"]}
+    with broken() as endpoint, run_service(f"--otlp-endpoint={endpoint}") as service:
+        for _ in range(3):
+            assert service.over_rest("embed_images", fields).status == "200"
+            assert service.over_grpc("embed_images", fields).status == "OK"
+    # `run_service` has seen the exit status 0.
+    assert records(service.program)[-1]["message"] == "stopped"
+
+
+def records(program: "Program") -> list[dict[str, Any]]:
+    """Every line of the log, each of which must be JSON."""
+    return [json.loads(line) for line in program.log]
+
+
+def test_every_line_of_the_log_is_json_with_its_request_id(
+    run_service: RunService, photo: Callable[..., bytes]
+) -> None:
+    with run_service() as service:
+        assert service.over_rest("embed_images", {"images": [photo()]}).status == "200"
+        assert service.over_rest("embed_images", {"images": [b"none"]}).status == "422"
+        assert service.over_grpc("embed_texts", {"texts": ["dog"]}).status == "OK"
+        with socket.create_connection(("127.0.0.1", service.ports["http"])) as wild:
+            wild.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
+            wild.recv(1000)
+        with socket.create_connection(("127.0.0.1", service.ports["grpc"])) as wild:
+            wild.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    answered = [r for r in records(service.program) if r["message"] == "answered"]
+    assert [(r["method"], r["code"], r.get("error")) for r in answered] == [
+        ("POST /v1/images:embed", 200, None),
+        ("POST /v1/images:embed", 422, "invalid_image"),
+        ("tipserve.v1.EncoderService/EmbedTexts", "OK", None),
+    ]
+    assert len({r["request_id"] for r in answered}) == 3
+    assert {"admit_s", "decode_s", "queue_s", "run_s", "post_s"} <= set(answered[0])
+
+
+def test_lines_of_requests_can_be_switched_off(
+    run_service: RunService, photo: Callable[..., bytes]
+) -> None:
+    with run_service("--access-log-ratio=0") as service:
+        assert service.over_rest("embed_images", {"images": [photo()]}).status == "200"
+        assert service.over_grpc("embed_images", {"images": [b"none"]}).status != "OK"
+    assert not [r for r in records(service.program) if r["message"] == "answered"]
+
+
+def test_a_port_that_is_taken_is_one_line(run_program: "type[Program]") -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        program = run_program(f"--grpc-port={port}")
+        assert program.process.wait(LIMIT_S) == 1
+    program.end()
+    (record,) = [r for r in records(program) if r["level"] == "ERROR"]
+    assert str(port) in record["message"]
+    assert "exception" not in record

@@ -111,12 +111,6 @@ class GrpcServer:
         async with watching_lag(self._observe_lag):
             await self._server.stop(await self._grace_s)
 
-<<<<<<< HEAD
-    async def _set_health(self, names: Mapping[str, bool]) -> None:
-        status = health_pb2.HealthCheckResponse
-        for name, is_serving in names.items():
-            await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
-=======
     def _add_port(self) -> int:
         tls = self._protection.tls
         try:
@@ -129,10 +123,10 @@ class GrpcServer:
                 "choose another by --grpc-port or --host"
             ) from error
 
-    async def _set_health(self, status: Any, *models: str) -> None:
-        for name in ("", SERVICE_NAME, *models):
-            await self._health.set(name, status)
->>>>>>> 0722f88 (Show a collector and a log reader the real program: all spans after the drain, every line JSON; a taken port is one line)
+    async def _set_health(self, names: Mapping[str, bool]) -> None:
+        status = health_pb2.HealthCheckResponse
+        for name, is_serving in names.items():
+            await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
 
 def channel_options(protection: Protection) -> list[tuple[str, int]]:

@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 
 from model.package import open_package
 from model.runtime.base import VisionOutput
+from service.cost_curve import CostCurve
 from service.lane import Lane
+from service.lane_loading import LoadedLanes
 from service.loading import serve_lanes
 from service.log import configure_logging
+from service.model_source import ModelSource
+from service.observability import Metrics
 from service.preparation import ImagePreparer, PreparedImage
 from service.served_model import ServedModel
 from service.server import Server, listen
 from service.settings import Settings
+from service.warm_up import WarmUp
 from service.work import Bucket
 
 DIM = 192
@@ -95,20 +100,23 @@ async def serve_plain(ports_file: Path) -> None:
     await uvicorn.Server(config).serve([listening])
 
 
+def load_noop(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
+    """The package's names and tokenizer around two lanes that do nothing."""
+    package = open_package(source.folder)
+    bucket = Bucket("image", (SIDE, SIDE))
+    embed_dim = package.manifest.embed_dim
+    lanes = [Lane(NoopRuntime, embed_dim=embed_dim, probe_bucket=bucket) for _ in range(2)]
+    warm = WarmUp({bucket: CostCurve(0.0, 0.0)}, max_images=4)
+    return serve_lanes(package, LoadedLanes(lanes, warm), settings, metrics)
+
+
 async def serve_noop(ports_file: Path) -> None:
     """The whole service around nothing."""
     configure_logging("INFO", "json")
-    package = open_package("bundled")
     settings = Settings(
         host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0, ports_file=ports_file
     )
-
-    def load(*known: Any) -> ServedModel:
-        probe = Bucket("image", (SIDE, SIDE))
-        lanes = [Lane(NoopRuntime, embed_dim=DIM, probe_bucket=probe) for _ in range(2)]
-        return serve_lanes(package, lanes, *known)
-
-    server = Server(settings, load)
+    server = Server(settings, load_noop)
     plane: Any = server.plane
     plane._preparer = NoopPreparer(plane.image_limits, max_patches=settings.max_batch_patches)
     await server.run()

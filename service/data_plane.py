@@ -5,18 +5,18 @@ heavy work runs in the pool and in the lanes.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
-from functools import partial
+from functools import partial, wraps
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from service.admission import Ticket
 from service.call import Call, deadline_exceeded
-from service.door import Door, unavailable
-from service.errors import ModelNotFound
+from service.door import UNAVAILABLE_RETRY_S, Door, unavailable
+from service.errors import Unavailable
 from service.image_codec import ImageLimits
 from service.image_pass import ImagePass
 from service.messages import (
@@ -38,6 +38,7 @@ from service.postprocess import (
 )
 from service.preparation import ImagePreparer, SizeRule
 from service.pulse import unwell
+from service.registry import ModelRegistry
 from service.served_model import ServedModel
 from service.text_encoder import Embeddings
 from service.validation import (
@@ -57,45 +58,66 @@ from service.work import Completed
 PROMPT_COST: Final = 8
 
 T = TypeVar("T")
+RequestT = TypeVar("RequestT", EmbedImagesRequest, EmbedTextsRequest, SegmentImagesRequest)
+Answer = Coroutine[Any, Any, T]
+
+
+def _with_model(
+    method: Callable[["DataPlane", RequestT, Call, ServedModel], Answer[T]],
+) -> Callable[["DataPlane", RequestT, Call], Answer[T]]:
+    """Run a method on the model that its request names, which stays whole until it has ended."""
+
+    @wraps(method)
+    async def run(plane: "DataPlane", request: RequestT, call: Call) -> T:
+        plane.door.check()
+        with plane.models.lease(request.model) as model:
+            return await method(plane, request, call, model)
+
+    return run
 
 
 class DataPlane:
-    """One method for each capability. Thread-safe once its models are added."""
+    """One method for each capability. Thread-safe."""
 
     def __init__(
         self,
         door: Door,
+        models: ModelRegistry,
         *,
         limits: RequestLimits,
         max_image_patches: int,
         pool: Executor,
     ) -> None:
         self.door = door
+        self.models = models
         self.limits = limits
         self._pool = pool
         self.image_limits = ImageLimits(
             max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
         )
         self._preparer = ImagePreparer(self.image_limits, max_patches=max_image_patches)
-        self._models: dict[str, ServedModel] = {}
-
-    def add_model(self, served: ServedModel) -> None:
-        """Serve a model under its name; the first is the default."""
-        self._models[served.manifest.name] = served
 
     @property
     def health(self) -> dict[str, bool]:
         """Whether each served model can answer, by name."""
-        return {name: served.is_ready for name, served in self._models.items()}
+        return {served.manifest.name: served.is_ready for served in self.models.models()}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are let in, and every model that is served can answer, one at least."""
+        health = self.health
+        return self.door.is_open and bool(health) and all(health.values())
 
     def check_ready(self) -> None:
-        """For readiness probes.
+        """For readiness probes: refuse where `is_ready` is not so.
 
         Raises:
-            Unavailable: Starting or draining, or a model cannot answer.
+            Unavailable: Starting or draining, or a model cannot answer, or none is served.
         """
         if not self.door.is_open:
             raise unavailable(self.door.state)
+        if self.models.is_empty:
+            raise Unavailable("No model is served.", retry_after_s=UNAVAILABLE_RETRY_S)
         if not all(self.health.values()):
             raise unwell()
 
@@ -105,7 +127,7 @@ class DataPlane:
         Raises:
             Unavailable: A model has not been able to answer for long; the process is best ended.
         """
-        if not all(served.is_live for served in self._models.values()):
+        if not all(served.is_live for served in self.models.models()):
             raise unwell()
 
     def list_models(self) -> list[ModelInfo]:
@@ -114,9 +136,9 @@ class DataPlane:
         Raises:
             Unavailable: The server is starting.
         """
-        if not self._models:
+        if self.models.is_empty:
             self.door.check()
-        return [served.info for served in self._models.values()]
+        return [served.info for served in self.models.models()]
 
     def get_model(self, name: str | None) -> ModelInfo:
         """One served model; None is the default.
@@ -125,17 +147,19 @@ class DataPlane:
             Unavailable: The server is starting.
             ModelNotFound: No model of that name is served.
         """
-        if not self._models:
+        if self.models.is_empty:
             self.door.check()
-        return self._find(name).info
+        return self.models.find(name).info
 
-    async def embed_images(self, request: EmbedImagesRequest, call: Call) -> EmbedImagesResponse:
+    @_with_model
+    async def embed_images(
+        self, request: EmbedImagesRequest, call: Call, model: ServedModel
+    ) -> EmbedImagesResponse:
         """Embeddings of every picture.
 
         Raises:
             ServiceError: As `service.errors` draws it.
         """
-        model = self._ready_model(request.model)
         check_images(request.images, self.limits)
         names = check_outputs(request.outputs, model.manifest)
         rule = _size_rule(request, model)
@@ -155,13 +179,15 @@ class DataPlane:
                 )
         return EmbedImagesResponse(model=model.manifest.name, embeddings=embeddings)
 
-    async def embed_texts(self, request: EmbedTextsRequest, call: Call) -> EmbedTextsResponse:
+    @_with_model
+    async def embed_texts(
+        self, request: EmbedTextsRequest, call: Call, model: ServedModel
+    ) -> EmbedTextsResponse:
         """One embedding for each text, averaged over its templates.
 
         Raises:
             ServiceError: As `service.errors` draws it.
         """
-        model = self._ready_model(request.model)
         groups = text_groups(request.texts, request.templates, self.limits)
         cached = model.find_cached(groups)
         missing = _missing(groups, cached)
@@ -176,15 +202,15 @@ class DataPlane:
                 ]
         return EmbedTextsResponse(model=model.manifest.name, embeddings_TD=np.stack(rows))
 
+    @_with_model
     async def segment_images(
-        self, request: SegmentImagesRequest, call: Call
+        self, request: SegmentImagesRequest, call: Call, model: ServedModel
     ) -> SegmentImagesResponse:
         """A mask of each picture's own size, by the classes' names.
 
         Raises:
             ServiceError: As `service.errors` draws it.
         """
-        model = self._ready_model(request.model)
         check_images(request.images, self.limits)
         check_threshold(request.background_threshold)
         rule = _size_rule(request, model)
@@ -227,24 +253,13 @@ class DataPlane:
             Overloaded: Every model is full.
         """
         self.door.check()
-        models = self._models.values()
+        models = self.models.models()
         if models and all(model.admission.is_full for model in models):
-            next(iter(models)).admission.check()
+            models[0].admission.check()
 
     async def offload(self, work: Callable[[], T]) -> T:
         """Do CPU work in the pool instead of on the caller's event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
-    def _ready_model(self, name: str | None) -> ServedModel:
-        self.door.check()
-        return self._find(name)
-
-    def _find(self, name: str | None) -> ServedModel:
-        served = self._models.get(name) if name else next(iter(self._models.values()), None)
-        if served is None:
-            names = ", ".join(self._models)
-            raise ModelNotFound(f"No model {name!r} is served; there is: {names}.", param="model")
-        return served
 
     def _inside(self, model: ServedModel, cost: int, call: Call) -> "_Inside":
         """Admit the whole request and hold its room until the block ends or the deadline passes."""

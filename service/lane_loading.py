@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from model.package import Manifest, ModelPackage
+from model.package import Manifest, ModelPackage, PackageError
 from model.runtime.load import load_runtime
 from service.cpu_limit import available_cpus
 from service.lane import Lane
 from service.lane_plan import MAX_LANES, LanePlan, free_memory, lane_bytes, plan_lanes
+from service.model_source import ModelSource
 from service.settings import Settings
 from service.warm_up import WarmUp, WarmUpRules, measure
 from service.work import Bucket
@@ -32,22 +33,26 @@ class LoadedLanes:
     warm: WarmUp
 
 
-def load_lanes(package: ModelPackage, settings: Settings) -> LoadedLanes:
+def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
     """Load a runtime for each lane, run every served shape on it, and measure what batches cost.
 
     Raises:
-        ValueError: A served shape does not fit into a batch.
+        PackageError: A served shape does not fit into a batch.
         WarmUpError: The runtime gives no usable embeddings.
+        Unavailable: The load was cancelled.
     """
     manifest = package.manifest
     buckets = served_buckets(manifest, settings.max_batch_patches)
     plan = lane_plan(settings, package)
-    with ThreadPoolExecutor(plan.num_lanes) as loaders:
-        jobs = [
-            loaders.submit(_load_lane, package, settings, plan, buckets)
-            for _ in range(plan.num_lanes)
-        ]
-    lanes, first_s = zip(*(job.result() for job in jobs), strict=True)
+
+    def load_lane(_: int) -> tuple[Lane, dict[Bucket, float]]:
+        source.check()
+        return _load_lane(package, settings, plan, buckets)
+
+    # At the start all lanes at once; later one by one, for other models need the processors.
+    with ThreadPoolExecutor(1 if source.is_background else plan.num_lanes) as loaders:
+        lanes, first_s = zip(*loaders.map(load_lane, range(plan.num_lanes)), strict=True)
+    source.check()
     began = time.monotonic()
     warm = warm_up(manifest, lanes[0], first_s[0], settings)
     chosen = describe(plan, warm) | {"seconds": round(time.monotonic() - began, 3)}
@@ -108,12 +113,12 @@ def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
     """The shapes that are warmed up.
 
     Raises:
-        ValueError: A picture of one of them is more than a batch may hold.
+        PackageError: A picture of one of them is more than a batch may hold.
     """
     for height, width in manifest.shape_buckets:
         needed = num_patches((height, width), manifest)
         if needed > max_patches:
-            raise ValueError(
+            raise PackageError(
                 f"{manifest.name} serves {height} x {width} pixels, which are {needed} "
                 f"patches; raise max_batch_patches above {max_patches}"
             )

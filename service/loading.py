@@ -1,8 +1,9 @@
 """From a model package to a model that answers: verify, load one runtime for each lane, warm up."""
 
+from dataclasses import replace
 from functools import partial
 
-from model.package import Manifest, ModelPackage, open_package
+from model.package import ModelPackage, open_package
 from model.text import TextTokenizer
 from service.admission import Admission
 from service.batch_queue import BatchRules
@@ -10,11 +11,12 @@ from service.batching import Batcher
 from service.lane_loading import LoadedLanes, item_cost, load_lanes
 from service.lane_worker import LaneCare
 from service.messages import ModelInfo, RequestLimits
+from service.model_source import ModelSource
 from service.observability import Metrics
 from service.served_model import ServedModel
 from service.settings import Settings
 from service.text_cache import TextCache
-from service.work import BatchLimits, Bucket
+from service.work import BatchLimits
 
 
 def request_limits(settings: Settings) -> RequestLimits:
@@ -29,16 +31,20 @@ def request_limits(settings: Settings) -> RequestLimits:
     )
 
 
-def load_model(settings: Settings, metrics: Metrics) -> ServedModel:
-    """Load the model that the settings name and run one batch of each served shape on every lane.
+def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
+    """Verify a package, load it, and run one batch of each served shape on every lane.
 
     Raises:
-        PackageError: There is no such package, or it is broken.
-        ValueError: A served shape does not fit into a batch.
+        PackageError: There is no such package, it is broken, or a served shape does not fit into a
+            batch.
         WarmUpError: The runtime gives no usable embeddings.
+        Unavailable: The load was cancelled.
     """
-    package = open_package(settings.model)
-    return serve_lanes(package, load_lanes(package, settings), settings, metrics)
+    package = open_package(source.folder)
+    if source.name is not None:
+        named = package.manifest.model_copy(update={"name": source.name})
+        package = replace(package, manifest=named)
+    return serve_lanes(package, load_lanes(package, settings, source), settings, metrics)
 
 
 def serve_lanes(
@@ -74,13 +80,6 @@ def serve_lanes(
         precision=runtime.precision,
         limits=request_limits(settings),
     )
-    metrics.add_model(
-        name=manifest.name,
-        variant=manifest.variant,
-        runtime=runtime.name,
-        precision=runtime.precision,
-    )
-    watch_queue(batcher, manifest, metrics)
     batcher.start()
     return ServedModel(
         info,
@@ -90,18 +89,3 @@ def serve_lanes(
         cache=TextCache(settings.text_cache_bytes, metrics),
         admission=Admission(settings.max_queue_patches, metrics, batcher),
     )
-
-
-def watch_queue(batcher: Batcher, manifest: Manifest, metrics: Metrics) -> None:
-    """Report the queues; shapes that are not in the manifest are many, and share one label."""
-    named = {Bucket("image", shape) for shape in manifest.shape_buckets}
-
-    def depths() -> dict[str, int]:
-        totals = {bucket.label: 0 for bucket in named}
-        for bucket, depth in batcher.queue.depths().items():
-            is_named = bucket.kind == "text" or bucket in named
-            label = bucket.label if is_named else f"{bucket.kind} other"
-            totals[label] = totals.get(label, 0) + depth
-        return totals
-
-    metrics.watch_queue(depths, batcher.queue.oldest_s)

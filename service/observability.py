@@ -4,7 +4,7 @@ A label is never a picture's name, a text or an id.
 """
 
 from collections import Counter as Total
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import (
@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from service.call_metrics import CallCollector
 from service.device_metrics import GpuCollector
+from service.messages import ModelInfo
 
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
 PATCHES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -57,6 +58,25 @@ class QueueCollector(Collector):
         )
 
 
+class ModelCollector(Collector):
+    """Reads what is served when it is scraped: models come and go."""
+
+    def __init__(self) -> None:
+        self.models: Callable[[], Iterable[ModelInfo]] = tuple
+
+    def collect(self) -> Iterator[Metric]:
+        """One sample for each model."""
+        family = GaugeMetricFamily(
+            "tipserve_model_info",
+            "1 for each served model.",
+            labels=["name", "variant", "runtime", "precision"],
+        )
+        for info in self.models():
+            manifest = info.manifest
+            family.add_metric([manifest.name, manifest.variant, info.runtime, info.precision], 1)
+        yield family
+
+
 class LogCollector(Collector):
     """Reads how many log lines were lost."""
 
@@ -79,8 +99,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.calls = CallCollector()
         self._queues = QueueCollector()
+        self._models = ModelCollector()
         self._log = LogCollector()
-        for collector in (self.calls, self._queues, self._log):
+        for collector in (self.calls, self._queues, self._models, self._log):
             self.registry.register(collector)
         ProcessCollector(registry=self.registry)
         self.rejected = self._counter("rejected", "Requests refused at the door.", "reason")
@@ -105,9 +126,6 @@ class Metrics:
         self._batch_patches = self._histogram("batch_patches", "Patches of a batch.", PATCHES)
         self._batch_texts = self._histogram("batch_texts", "Texts of a batch.", ITEMS)
         self._inflight = self._gauge("inflight", "Requests inside the door.")
-        self._model_info = self._gauge(
-            "model_info", "1 for each served model.", "name", "variant", "runtime", "precision"
-        )
 
     def observe_batch(self, kind: str, num_items: int, cost: int) -> None:
         """Count one batch that a lane begins; `cost` is in patches for pictures."""
@@ -148,13 +166,9 @@ class Metrics:
         """Read the number of lost log lines from this at every scrape."""
         self._log.num_dropped = num_dropped
 
-    def add_model(self, *, name: str, variant: str, runtime: str, precision: str) -> None:
-        """Tell that a model is served."""
-        self._model_info.labels(name, variant, runtime, precision).set(1)
-
-    def remove_model(self, *, name: str, variant: str, runtime: str, precision: str) -> None:
-        """Tell that it is no longer."""
-        self._model_info.remove(name, variant, runtime, precision)
+    def watch_models(self, models: Callable[[], Iterable[ModelInfo]]) -> None:
+        """Read what is served from this at every scrape."""
+        self._models.models = models
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"tipserve_{name}", text, labels, registry=self.registry)

@@ -62,6 +62,20 @@ class ServedModel:
         """False once no lane has been well for so long that only a new process can help."""
         return self._batcher.is_live
 
+    def queue_depths(self) -> dict[str, int]:
+        """What waits, by shape; shapes that are not in the manifest are many, and share a label."""
+        named = {Bucket("image", shape) for shape in self.manifest.shape_buckets}
+        totals = {bucket.label: 0 for bucket in named}
+        for bucket, depth in self._batcher.queue.depths().items():
+            is_named = bucket.kind == "text" or bucket in named
+            label = bucket.label if is_named else f"{bucket.kind} other"
+            totals[label] = totals.get(label, 0) + depth
+        return totals
+
+    def oldest_s(self) -> float:
+        """Seconds that the oldest item has waited; 0 where none waits."""
+        return self._batcher.queue.oldest_s()
+
     def num_patches(self, size_hw: tuple[int, int]) -> int:
         """Patches of a picture of this size, which is its cost."""
         return size_hw[0] * size_hw[1] // self.manifest.patch_size**2

@@ -12,8 +12,10 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import uvicorn
 import uvloop
@@ -21,19 +23,23 @@ from prometheus_client import start_http_server
 
 from service.data_plane import DataPlane
 from service.door import Door
+from service.errors import Unavailable
 from service.grpc.server import GrpcServer
 from service.lane_loading import num_pool_threads
 from service.loading import load_model, request_limits
 from service.log import configure_logging
 from service.log_lines import LineWriter
 from service.loop_lag import watching_lag
+from service.model_source import ModelSource
 from service.observability import Metrics
 from service.protection import Protection
+from service.registry import ModelRegistry
+from service.repository import ModelRepository
 from service.rest.app import build_app
+from service.rest.connection import CallMiddleware
 from service.rest.protocol import ConnectionLimits, bounded_protocol
 from service.served_model import ServedModel
 from service.settings import Settings
-from service.telemetry import Telemetry
 from service.telemetry_settings import build_telemetry
 from service.watchdog import Watchdog
 
@@ -45,7 +51,7 @@ LOG_GRACE_S = 2.0
 # How long a collector may take for the last spans.
 TRACE_GRACE_S = 3.0
 
-ModelLoader = Callable[[Settings, Metrics], ServedModel]
+ModelLoader = Callable[[Settings, Metrics, ModelSource], ServedModel]
 
 logger = logging.getLogger(__name__)
 
@@ -75,19 +81,29 @@ class Server:
         self._tracer = telemetry.tracer
         self.door = Door(self.metrics)
         self.pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
+        self.models = ModelRegistry(self.metrics)
+        self.repository = ModelRepository(
+            self.models,
+            partial(load, settings, self.metrics),
+            folder=settings.model_repository,
+            max_use_s=settings.request_timeout_s,
+        )
+        self.repository.on_change = self._show_health
         self.plane = DataPlane(
             self.door,
+            self.models,
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
             pool=self.pool,
         )
         self.ports: dict[str, int] = {}
-        self._load = load
         self._stop = asyncio.Event()
         self.ready = asyncio.Event()
         self.protection = Protection.from_settings(settings, self.metrics)
         self._http_socket = listen(settings.host, settings.http_port)
-        self._http = HttpServer(http_config(self.plane, telemetry, self.protection))
+        managed = self.repository if settings.enable_management else None
+        app = build_app(self.plane, telemetry, self.protection, managed)
+        self._http = HttpServer(http_config(app, self.protection))
         self._grpc = GrpcServer(
             self.plane,
             telemetry,
@@ -116,27 +132,49 @@ class Server:
     async def _run(self) -> None:
         http = asyncio.ensure_future(self._http.serve([self._http_socket]))
         self._announce(self._grpc.start())
-        served: ServedModel | None = None
+        stop = asyncio.ensure_future(self._stop.wait())
         try:
-            served = await asyncio.to_thread(self._load, self.settings, self.metrics)
-            self.plane.add_model(served)
-            self.door.open()
-            await asyncio.to_thread(self._tell_health, self.plane.health)
-            self._watchdog.start()
-            self.ready.set()
-            logger.info("ready", extra={"fields": {"model": served.manifest.name, **self.ports}})
-            await self._stop.wait()
+            if await self._load_models(stop):
+                self.door.open()
+                await asyncio.to_thread(self._tell_health, self.plane.health)
+                self._watchdog.start()
+                self.ready.set()
+                names = [served.manifest.name for served in self.models.models()]
+                logger.info("ready", extra={"fields": {"models": names, **self.ports}})
+                await stop
         finally:
+            stop.cancel()
             await self._drain(http)
-            if served is not None:
-                await asyncio.to_thread(served.close, WRITE_GRACE_S)
+            await asyncio.to_thread(self.repository.close)
             self._close()
 
     def _health(self) -> Mapping[str, bool]:
         return self.plane.health
 
     def _tell_health(self, models: Mapping[str, bool]) -> None:
-        self._grpc.set_health(models, all(models.values()))
+        self._grpc.set_health(models, self.plane.is_ready)
+
+    async def _load_models(self, stop: "asyncio.Task[Literal[True]]") -> bool:
+        """Whether all that the settings name are served; False where asked to stop first."""
+        for folder in self.settings.model:
+            loading = asyncio.ensure_future(self.repository.start(ModelSource(folder)))
+            either: set[asyncio.Future[Any]] = {loading, stop}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                self.repository.cancel()
+                with suppress(Unavailable):
+                    await loading
+                return False
+            loading.result()
+        return True
+
+    def _show_health(self, name: str, is_served: bool) -> None:
+        """Tell health checks of one model, and of the whole, which needs any; nothing while shut.
+
+        Comes from the loader's thread.
+        """
+        if self.door.is_open:
+            self._grpc.set_health({name: is_served}, self.plane.is_ready)
 
     def _announce(self, grpc_port: int) -> None:
         self.ports = {
@@ -150,6 +188,7 @@ class Server:
 
     async def _drain(self, http: "asyncio.Future[None]") -> None:
         self.door.drain()
+        self.repository.cancel()
         await asyncio.to_thread(self._watchdog.stop)
         await asyncio.to_thread(self._grpc.begin_drain)
         limit_s = self.settings.drain_timeout_s
@@ -167,7 +206,7 @@ class Server:
         logger.info("stopped")
 
 
-def http_config(plane: DataPlane, telemetry: Telemetry, protection: Protection) -> uvicorn.Config:
+def http_config(app: CallMiddleware, protection: Protection) -> uvicorn.Config:
     """REST as uvicorn serves it."""
     tls = protection.tls
     limits = ConnectionLimits(
@@ -178,7 +217,7 @@ def http_config(plane: DataPlane, telemetry: Telemetry, protection: Protection) 
         metrics=protection.metrics,
     )
     return uvicorn.Config(
-        build_app(plane, telemetry, protection),
+        app,
         http=bounded_protocol(limits),
         lifespan="off",
         access_log=False,

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
 
 PREFIX = "TIPSERVE_"
 # What Kubernetes sets in every pod beside a Service called tipserve; none of it is a setting.
@@ -38,8 +38,14 @@ class Settings(BaseSettings):
         cli_hide_none_type=True,
     )
 
-    model: str = "bundled"
-    """Model to serve: `bundled`, or a folder with a model package."""
+    model: Annotated[tuple[str, ...], NoDecode] = ("bundled",)
+    """Models to serve, with commas between: `bundled`, or folders with model packages. The first is
+    the default, which answers requests that name none."""
+    enable_management: bool = False
+    """Whether models can be loaded, swapped and unloaded by `POST /v2/repository/...`. Anybody who
+    may ask for a mask may then do it too: set API keys beside it."""
+    model_repository: Path | None = None
+    """Folder whose packages may be loaded at run time; nothing outside of it ever is."""
     runtime: Literal["auto", "onnx", "openvino"] = "auto"
     """What computes."""
     lanes: Positive | None = None
@@ -157,6 +163,16 @@ class Settings(BaseSettings):
     show_config: bool = False
     """Print every setting with its value and source, and stop."""
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        names = tuple(name.strip() for name in value.split(","))
+        if not all(names):
+            raise ValueError("name at least one model, and nothing empty between commas")
+        return names
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.max_batch_patches > self.max_queue_patches:
@@ -205,6 +221,10 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     return Settings(_cli_settings_source=flags)
 
 
+def _as_text(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
 def describe_settings(
     settings: Settings, arguments: Sequence[str], environment: Mapping[str, str]
 ) -> str:
@@ -220,5 +240,5 @@ def describe_settings(
             source = f"variable {PREFIX}{name.upper()}"
         else:
             source = "default"
-        lines.append(f"{name} = {getattr(settings, name)}  ({source})")
+        lines.append(f"{name} = {_as_text(getattr(settings, name))}  ({source})")
     return "\n".join(lines)

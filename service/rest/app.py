@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 from service.data_plane import DataPlane
 from service.errors import ServiceError
 from service.protection import Protection
+from service.repository import ModelRepository
 from service.rest.body import BodyLimits
 from service.rest.connection import CallLimits, CallMiddleware
 from service.rest.direct import DirectRoutes
@@ -21,14 +22,20 @@ from service.rest.errors import (
     on_unexpected,
 )
 from service.rest.openapi import add_schemas
+from service.rest.repository_routes import build_repository_router
 from service.rest.routes import build_router
 from service.telemetry import Telemetry
 
 DESCRIPTION = "Pictures and words in; embeddings of pictures, patches and texts, and masks out."
 
 
-def build_app(plane: DataPlane, telemetry: Telemetry, protection: Protection) -> CallMiddleware:
-    """The ASGI application."""
+def build_app(
+    plane: DataPlane,
+    telemetry: Telemetry,
+    protection: Protection,
+    repository: ModelRepository | None = None,
+) -> CallMiddleware:
+    """The ASGI application; without a repository it has no routes to change what is served."""
     body = BodyLimits(
         max_bytes=protection.max_body_bytes,
         memory=protection.body_memory,
@@ -37,16 +44,18 @@ def build_app(plane: DataPlane, telemetry: Telemetry, protection: Protection) ->
     )
     limits = CallLimits(keys=protection.keys, timeout_s=protection.request_timeout_s, body=body)
     router = build_router(plane)
-    routes = DirectRoutes(build_routes(router), router)
+    managing = [] if repository is None else [build_repository_router(plane, repository)]
+    routes = DirectRoutes(build_routes(router, *managing), router)
     return CallMiddleware(routes, telemetry, limits)
 
 
-def build_routes(router: APIRouter) -> FastAPI:
+def build_routes(*routers: APIRouter) -> FastAPI:
     """All routes, open to everybody: keys and limits are the middleware's."""
     app = FastAPI(
         title="tipserve", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None
     )
-    app.include_router(router)
+    for router in routers:
+        app.include_router(router)
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(ClientLeft, on_client_left)
     for status in (404, 405):

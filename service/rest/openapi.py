@@ -126,6 +126,17 @@ EMBED_TEXTS: Final[dict[str, Any]] = {
 }
 
 
+def json_body(body: type[BaseModel]) -> dict[str, Any]:
+    """A JSON body that may be left out; its schema stands where it is used."""
+    schema = body.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    for name, field in schema["properties"].items():
+        reference = field.get("$ref", "").rpartition("/")[2]
+        if reference:
+            schema["properties"][name] = definitions[reference]
+    return {"requestBody": {"required": False, "content": {JSON: {"schema": schema}}}}
+
+
 def add_schemas(document: dict[str, Any]) -> None:
     """Put the schemas that only our own `$ref`s name into the document's components."""
     models: list[tuple[type[BaseModel], Mode]] = [(model, "validation") for model in BODIES]

@@ -22,8 +22,9 @@ from service.batch_queue import BatchRules
 from service.batching import Batcher
 from service.lane import Lane
 from service.lane_worker import LaneCare
-from service.loading import request_limits, watch_queue
+from service.loading import request_limits
 from service.messages import ModelInfo
+from service.model_source import ModelSource
 from service.observability import Metrics
 from service.served_model import ServedModel
 from service.server import Server
@@ -33,6 +34,7 @@ from service.work import BatchLimits, Bucket
 
 DIM = 8
 WAIT_S = 20.0
+BUNDLED = ModelSource("bundled")
 
 
 class FakeRuntime:
@@ -151,12 +153,12 @@ def runtime() -> FakeRuntime:
 
 
 @pytest.fixture
-def load_fake(
-    manifest: Manifest, runtime: FakeRuntime
-) -> Callable[[Settings, Metrics], ServedModel]:
-    """A loader for the server: one lane over the fake runtime."""
+def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
+    """Make a model that answers: one lane over a runtime, under the manifest's name or another."""
 
-    def load(settings: Settings, metrics: Metrics) -> ServedModel:
+    def serve(
+        settings: Settings, metrics: Metrics, runtime: FakeRuntime, name: str | None = None
+    ) -> ServedModel:
         limits = BatchLimits(
             max_items=settings.max_batch_images or 4, max_cost=settings.max_batch_patches
         )
@@ -170,9 +172,11 @@ def load_fake(
         )
         batcher = Batcher([lane], rules=rules, metrics=metrics, care=care)
         batcher.start()
-        watch_queue(batcher, manifest, metrics)
         info = ModelInfo(
-            manifest=manifest, runtime="fake", precision="fp32", limits=request_limits(settings)
+            manifest=manifest.model_copy(update={"name": name or manifest.name}),
+            runtime="fake",
+            precision="fp32",
+            limits=request_limits(settings),
         )
         return ServedModel(
             info,
@@ -182,6 +186,18 @@ def load_fake(
             cache=TextCache(settings.text_cache_bytes, metrics),
             admission=Admission(settings.max_queue_patches, metrics, batcher),
         )
+
+    return serve
+
+
+@pytest.fixture
+def load_fake(
+    serve_fake: Callable[..., ServedModel], runtime: FakeRuntime
+) -> Callable[..., ServedModel]:
+    """A loader for the server: every model over the one fake runtime."""
+
+    def load(settings: Settings, metrics: Metrics, source: ModelSource = BUNDLED) -> ServedModel:
+        return serve_fake(settings, metrics, runtime, source.name)
 
     return load
 
@@ -200,7 +216,7 @@ def make_settings() -> Callable[..., Settings]:
 @pytest.fixture
 def serving(
     make_settings: Callable[..., Settings],
-    load_fake: Callable[[Settings, Metrics], ServedModel],
+    load_fake: Callable[..., ServedModel],
     runtime: FakeRuntime,
 ) -> Callable[..., AbstractAsyncContextManager[Server]]:
     """A context in which a whole server runs over the fake runtime, with these settings."""

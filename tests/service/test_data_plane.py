@@ -30,6 +30,7 @@ from service.messages import (
     SegmentImagesRequest,
 )
 from service.observability import Metrics
+from service.registry import ModelRegistry
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -53,9 +54,15 @@ def plane(
 ) -> Any:
     settings = make_settings(max_queue_patches=256, max_batch_patches=64, max_images_per_request=8)
     door = Door(metrics)
-    made = DataPlane(door, limits=request_limits(settings), max_image_patches=64, pool=pool)
+    made = DataPlane(
+        door,
+        ModelRegistry(metrics),
+        limits=request_limits(settings),
+        max_image_patches=64,
+        pool=pool,
+    )
     served = load_fake(settings, metrics)
-    made.add_model(served)
+    made.models.put(served)
     door.open()
     yield made
     runtime.gate.set()
@@ -234,7 +241,9 @@ async def test_a_starting_server_has_no_models(
     metrics: Metrics, pool: ThreadPoolExecutor, make_settings: Any
 ) -> None:
     limits = request_limits(make_settings())
-    plane = DataPlane(Door(metrics), limits=limits, max_image_patches=1, pool=pool)
+    plane = DataPlane(
+        Door(metrics), ModelRegistry(metrics), limits=limits, max_image_patches=1, pool=pool
+    )
     with pytest.raises(Unavailable):
         plane.list_models()
     with pytest.raises(Unavailable):

@@ -41,14 +41,6 @@ def test_queues_of_several_models_are_added_up_until_one_is_gone(metrics: Metric
     assert sample("tipserve_queue_oldest_seconds") == 1.5
 
 
-def test_a_model_that_is_gone_is_not_told_of(metrics: Metrics) -> None:
-    labels = {"name": "a", "variant": "b", "runtime": "c", "precision": "d"}
-    metrics.add_model(**labels)
-    assert metrics.registry.get_sample_value("tipserve_model_info", labels) == 1
-    metrics.remove_model(**labels)
-    assert metrics.registry.get_sample_value("tipserve_model_info", labels) is None
-
-
 def test_a_batch_of_texts_counts_no_patches(metrics: Metrics) -> None:
     metrics.observe_batch("text", 5, 40)
     sample = metrics.registry.get_sample_value

@@ -311,7 +311,7 @@ async def test_before_the_model_is_loaded_requests_are_refused(
     loop = asyncio.get_running_loop()
     ports_file = tmp_path / "ports.json"
 
-    def load(settings: object, metrics: object) -> Any:
+    def load(settings: object, metrics: object, source: object) -> Any:
         asyncio.run_coroutine_threadsafe(loading.wait(), loop).result(TIMEOUT_S)
         raise ValueError("the warm-up failed")
 

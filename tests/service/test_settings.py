@@ -75,5 +75,18 @@ def test_every_setting_is_described_with_its_source() -> None:
     assert "metrics_port = 8002  (default)" in lines
 
 
+def test_several_models_are_named_in_each_way_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().model == ("bundled",)
+    assert Settings(model="one").model == ("one",)
+    assert load("--model=one, two").model == load("--model=one", "--model=two").model
+    monkeypatch.setenv("TIPSERVE_MODEL", "/a/b,bundled")
+    loaded = load(TIPSERVE_MODEL="/a/b,bundled")
+    assert loaded.model == ("/a/b", "bundled")
+    shown = describe_settings(loaded, [], {"TIPSERVE_MODEL": ""}).splitlines()
+    assert "model = /a/b,bundled  (variable TIPSERVE_MODEL)" in shown
+    with pytest.raises(ValidationError, match="name at least one model"):
+        load("--model=one,,two")
+
+
 def test_every_setting_says_what_it_is_for() -> None:
     assert all(field.description for field in Settings.model_fields.values())

@@ -14,6 +14,7 @@ import pytest
 from service.call import Call
 from service.errors import InternalError, InvalidRequest, Unavailable
 from service.observability import Metrics
+from service.registry import ModelRegistry
 from service.served_model import ServedModel
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def model(
     load_fake: Any, make_settings: Any, metrics: Metrics, runtime: "FakeRuntime"
 ) -> Iterator[ServedModel]:
     served: ServedModel = load_fake(make_settings(), metrics)
+    ModelRegistry(metrics).put(served)
     yield served
     runtime.gate.set()
     served.close(LIMIT_S)

@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from numpy.typing import NDArray
 
 from model.package import open_package
-from model.runtime.base import VisionOutput
+from model.runtime.base import Device, VisionOutput
 from service.cost_curve import CostCurve
 from service.lane import Lane
 from service.lane_loading import LoadedLanes
@@ -40,6 +40,7 @@ class NoopRuntime:
 
     name = "noop"
     precision = "none"
+    device: Device = "cpu"
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Ones."""

@@ -37,12 +37,14 @@ class BatchRules:
             next higher level.
         share_evenly: Whether lanes that are free at the same moment share what waits, instead of
             the first taking all it can.
+        prepare_ahead: Whether the next batch is put together while the lanes compute theirs.
     """
 
     limits: Mapping[Kind, BatchLimits]
     max_wait_s: float = 0.0
     priority_step_s: float = 5.0
     share_evenly: bool = False
+    prepare_ahead: bool = False
 
 
 def stopping() -> Unavailable:
@@ -58,7 +60,10 @@ class BatchQueue:
         self._metrics = metrics
         self._clock = clock
         self._lines: dict[Bucket, WaitingLine] = {}
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        # Whoever looks ahead waits apart from the lanes, so that it never takes their call.
+        self._moved = threading.Condition(lock)
         self._num_idle = 0
         self._next_number = 0
         self._closed_by: Callable[[], ServiceError] | None = None
@@ -80,6 +85,7 @@ class BatchQueue:
                 raise self._closed_by()
             entries = [self._enter(item, now) for item in items]
             self._changed.notify(len(entries))
+            self._moved.notify()
         for entry in entries:
             entry.future.add_done_callback(partial(self._drop, entry))
         return [entry.future for entry in entries]
@@ -102,9 +108,24 @@ class BatchQueue:
                 if batch is None and not expired and not self.is_closed and patience_s > 0:
                     self._changed.wait(None if patience_s == math.inf else patience_s)
                 self._num_idle -= 1
+                self._moved.notify()
             self._answer_expired(expired)
             if batch is not None or self.is_closed or self._clock() >= until:
                 return batch
+
+    def wait_and_peek(self, known: Sequence[int]) -> list[Entry] | None:
+        """What would be the next batch, which stays in the queue; None once closed.
+
+        Waits while a lane is free, which takes it at once, and while its entries are those with the
+        known numbers.
+        """
+        with self._changed:
+            while not self.is_closed:
+                entries = [] if self._num_idle else self._peek()
+                if entries and [entry.number for entry in entries] != list(known):
+                    return entries
+                self._moved.wait()
+        return None
 
     def close(self, reason: Callable[[], ServiceError] = stopping) -> None:
         """Take nothing more and answer everything that waits with the reason; the first counts."""
@@ -113,6 +134,7 @@ class BatchQueue:
             waiting = [entry for line in self._lines.values() for entry in line]
             self._lines.clear()
             self._changed.notify_all()
+            self._moved.notify_all()
         for entry in waiting:
             if entry.future.set_running_or_notify_cancel():
                 settle(entry.future, error=reason())
@@ -182,6 +204,23 @@ class BatchQueue:
             cost += entry.item.cost
         if not line:
             del self._lines[bucket]
+        return picked
+
+    def _peek(self) -> list[Entry]:
+        """What `_pick` would pick for a lane that asked now. Locked."""
+        if not self._lines:
+            return []
+        now = self._clock()
+        bucket = min(self._lines, key=lambda b: self._lines[b].head.rank)
+        limits = self._rules.limits[bucket.kind]
+        picked: list[Entry] = []
+        cost = 0
+        for entry in self._lines[bucket]:
+            if not limits.fits(len(picked) + 1, cost + entry.item.cost):
+                break
+            if not entry.future.cancelled() and entry.item.deadline > now:
+                picked.append(entry)
+                cost += entry.item.cost
         return picked
 
     def _share(self, num_waiting: int) -> int:

@@ -2,18 +2,17 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from numpy.typing import NDArray
 
 from model.runtime.base import Interrupted
 from service.call import Clock
+from service.collation import Inputs, collate
 from service.errors import InternalError
 from service.observability import Metrics
 from service.tracing import NO_BATCH, BatchTrace, begin_batch
 from service.work import Batch, Bucket, Completed, Outputs, settle
 
-Runner = Callable[[Bucket, Sequence[NDArray[Any]]], Sequence[Outputs]]
+Runner = Callable[[Bucket, Inputs], Sequence[Outputs]]
+Collate = Callable[[Batch], Inputs]
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +21,14 @@ class ResultCountError(RuntimeError):
     """A runner broke its contract: as many results as items."""
 
 
-def run_batch(batch: Batch, run: Runner, metrics: Metrics, clock: Clock) -> Exception | None:
+def collate_batch(batch: Batch) -> Inputs:
+    """The arrays of a batch, made now."""
+    return collate(batch.bucket, [entry.item.payload for entry in batch.entries])
+
+
+def run_batch(
+    batch: Batch, run: Runner, metrics: Metrics, clock: Clock, *, inputs_of: Collate = collate_batch
+) -> Exception | None:
     """Compute a batch and answer every entry.
 
     Returns:
@@ -36,7 +42,7 @@ def run_batch(batch: Batch, run: Runner, metrics: Metrics, clock: Clock) -> Exce
             {"bucket": batch.bucket.label, "items": len(batch.entries), "cost": batch.cost},
             batch.taken,
         )
-        results = run(batch.bucket, [entry.item.payload for entry in batch.entries])
+        results = run(batch.bucket, inputs_of(batch))
         if len(results) != len(batch.entries):
             raise ResultCountError(f"{len(results)} results for {len(batch.entries)} items")
     except Exception as cause:

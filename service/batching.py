@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from service.batch_queue import BatchQueue, BatchRules
+from service.batch_run import collate_batch
 from service.call import Clock
 from service.cost_curve import CostBook
 from service.errors import Unavailable
 from service.lane_worker import LaneCare, LaneContext, LaneRunner, LaneWorker
 from service.observability import Metrics
 from service.pulse import LaneState, Pulse, num_ready, unwell, unwell_since
+from service.staging import Stage
 from service.work import Completed, WorkItem, settle
 
 
@@ -36,8 +38,14 @@ class Batcher:
         self._metrics = metrics
         self._clock = clock
         self._care = care or LaneCare()
+        self._stage = Stage(self.queue) if rules.prepare_ahead else None
         shared = LaneContext(
-            queue=self.queue, costs=self.costs, metrics=metrics, care=self._care, clock=clock
+            queue=self.queue,
+            costs=self.costs,
+            metrics=metrics,
+            care=self._care,
+            clock=clock,
+            inputs_of=self._stage.inputs_of if self._stage else collate_batch,
         )
         self.workers = [
             LaneWorker(lane, shared, index, self._on_death) for index, lane in enumerate(lanes)
@@ -46,6 +54,8 @@ class Batcher:
 
     def start(self) -> None:
         """Start the lanes."""
+        if self._stage:
+            self._stage.start()
         for worker in self.workers:
             worker.thread.start()
 
@@ -113,6 +123,8 @@ class Batcher:
         threads = [worker.thread for worker in self.workers if worker.thread.ident is not None]
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
+        if self._stage:
+            self._stage.join(max(0.0, until - time.monotonic()))
         for batch in [worker.batch for worker in self.workers]:
             for entry in batch.entries if batch else ():
                 settle(entry.future, error=Unavailable("The server stopped before the answer."))

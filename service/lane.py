@@ -4,13 +4,14 @@ Shape legend: B batch, L tokens, D width, H W pixels.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.runtime.base import Runtime
+from service.collation import Inputs, collate
 from service.work import Bucket, Outputs
 
 TEXT_OUTPUT = "text"
@@ -46,18 +47,18 @@ class Lane:
         self._load = load
         self.runtime = load()
 
-    def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
+    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
         """Compute one batch.
 
         Args:
             bucket: Of all items.
-            payloads: float32 [3, H, W] for pictures; int64 token ids [L] of any L for texts.
+            inputs: As `collate` makes them.
 
         Returns:
             For each picture its patches and values [N, D], cls1 and cls2 [D]; for each text `text`
             [D]. Not normalised.
         """
-        return self._images(payloads) if bucket.kind == "image" else self._texts(payloads)
+        return self._images(*inputs) if bucket.kind == "image" else self._texts(*inputs)
 
     def try_out(self, bucket: Bucket, num_items: int = 1) -> None:
         """Run one batch of made-up items and look at what comes back.
@@ -65,7 +66,7 @@ class Lane:
         Raises:
             WarmUpError: Outputs are missing, of another width, or not finite.
         """
-        results = self.run(bucket, made_up_items(bucket, num_items))
+        results = self.run(bucket, collate(bucket, made_up_items(bucket, num_items)))
         arrays = [array for outputs in results for array in outputs.values()]
         sound = all(a.shape[-1] == self._embed_dim and np.isfinite(a).all() for a in arrays)
         if len(results) != num_items or not sound:
@@ -98,8 +99,8 @@ class Lane:
             logger.exception("a broken runtime could not be closed")
         self.runtime = self._load()
 
-    def _images(self, pixels: Sequence[NDArray[Any]]) -> list[Outputs]:
-        output = self.runtime.encode_images(np.stack(pixels))
+    def _images(self, pixels_B3HW: NDArray[Any]) -> list[Outputs]:
+        output = self.runtime.encode_images(pixels_B3HW)
         return [
             {
                 "patches": output.patches_BND[i],
@@ -110,12 +111,6 @@ class Lane:
             for i in range(len(output.cls1_BD))
         ]
 
-    def _texts(self, rows: Sequence[NDArray[Any]]) -> list[Outputs]:
-        longest = max(len(row) for row in rows)
-        ids_BL = np.zeros((len(rows), longest), dtype=np.int64)
-        mask_BL = np.zeros_like(ids_BL)
-        for i, row in enumerate(rows):
-            ids_BL[i, : len(row)] = row
-            mask_BL[i, : len(row)] = 1
+    def _texts(self, ids_BL: NDArray[Any], mask_BL: NDArray[Any]) -> list[Outputs]:
         # Copies, for the cache keeps single rows long after their batch.
         return [{TEXT_OUTPUT: row.copy()} for row in self.runtime.encode_texts(ids_BL, mask_BL)]

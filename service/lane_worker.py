@@ -10,14 +10,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Protocol
 
 from model.runtime.base import Interrupted
 from service.batch_queue import BatchQueue
-from service.batch_run import run_batch
+from service.batch_run import Collate, collate_batch, run_batch
 from service.call import Clock
+from service.collation import Inputs
 from service.cost_curve import CostBook
 from service.observability import Metrics
 from service.pulse import Pulse
@@ -31,7 +30,7 @@ class LaneRunner(Protocol):
 
     probe_bucket: Bucket
 
-    def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Sequence[Outputs]:
+    def run(self, bucket: Bucket, inputs: Inputs) -> Sequence[Outputs]:
         """Compute one batch."""
 
     def probe(self) -> None:
@@ -70,6 +69,7 @@ class LaneContext:
     metrics: Metrics
     care: LaneCare
     clock: Clock
+    inputs_of: Collate = collate_batch
 
 
 class LaneWorker:
@@ -108,7 +108,9 @@ class LaneWorker:
         for entry in batch.entries:
             entry.future.on_left = partial(self._end_if_deserted, batch)
         self._end_if_deserted(batch)
-        failure = run_batch(batch, self._lane.run, shared.metrics, shared.clock)
+        failure = run_batch(
+            batch, self._lane.run, shared.metrics, shared.clock, inputs_of=shared.inputs_of
+        )
         with self._switching:
             self.batch = None
         for entry in batch.entries:

@@ -53,6 +53,8 @@ def serve_lanes(
     """Start the batcher over warmed lanes."""
     manifest, lanes, warm = package.manifest, loaded.lanes, loaded.warm
     max_cost = settings.max_batch_patches
+    runtime = lanes[0].runtime
+    is_cpu = runtime.device == "cpu"
     batcher = Batcher(
         lanes,
         rules=BatchRules(
@@ -63,7 +65,8 @@ def serve_lanes(
             max_wait_s=settings.max_wait_ms / 1000,
             priority_step_s=settings.priority_step_s,
             # Lanes of a CPU compute side by side, and a large batch is no cheaper than small ones.
-            share_evenly=True,
+            share_evenly=is_cpu,
+            prepare_ahead=not is_cpu if settings.prepare_ahead is None else settings.prepare_ahead,
         ),
         metrics=metrics,
         care=LaneCare(
@@ -73,7 +76,6 @@ def serve_lanes(
         ),
     )
     batcher.costs.begin(warm.curves, partial(item_cost, manifest))
-    runtime = lanes[0].runtime
     info = ModelInfo(
         manifest=manifest,
         runtime=runtime.name,

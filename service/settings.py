@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     max_wait_ms: Annotated[float, Field(ge=0)] = 0.0
     """How long a free lane waits for a batch to fill, in milliseconds. It helps only where batches
     are much cheaper than their items one by one; every lone request then waits so long."""
+    prepare_ahead: bool | None = None
+    """Whether a thread puts the next batch together while the device computes. Default: only for a
+    GPU; on a CPU the lanes are the threads that would be taken from their work."""
     priority_step_s: Seconds = 5.0
     """Seconds that a request may be overtaken by later ones of the next higher priority. After
     them it goes first, so that none starves."""

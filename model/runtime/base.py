@@ -4,7 +4,7 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour ch
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 VISION_FILE = "onnx/vision_model.onnx"
 TEXT_FILE = "onnx/text_model.onnx"
 VISION_OUTPUTS = ("cls1", "cls2", "patch_embeddings", "value_embeddings")
+
+
+Device = Literal["cpu", "gpu"]
 
 
 class MissingRuntimeError(ImportError):
@@ -46,6 +49,7 @@ class Runtime(Protocol):
 
     name: str
     precision: str
+    device: Device
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Embed images of one size.

@@ -15,6 +15,7 @@ from model.runtime.base import (
     TEXT_FILE,
     VISION_FILE,
     VISION_OUTPUTS,
+    Device,
     Interrupted,
     MissingRuntimeError,
     VisionOutput,
@@ -31,6 +32,7 @@ class OnnxRuntime:
 
     name = "onnx"
     precision = "fp32"
+    device: Device = "cpu"
 
     def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
         self._patch_size = package.manifest.patch_size

@@ -15,6 +15,7 @@ from model.package import ModelPackage
 from model.runtime.base import (
     TEXT_FILE,
     VISION_FILE,
+    Device,
     Interrupted,
     MissingRuntimeError,
     VisionOutput,
@@ -29,6 +30,7 @@ class OpenVinoRuntime:
 
     name = "openvino"
     precision = "fp32"
+    device: Device = "cpu"
 
     def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
         self._patch_size = package.manifest.patch_size

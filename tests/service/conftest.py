@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.package import Manifest
-from model.runtime.base import Interrupted, VisionOutput
+from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
 from service.admission import Admission
 from service.batch_queue import BatchRules
@@ -46,6 +46,7 @@ class FakeRuntime:
 
     name = "fake"
     precision = "fp32"
+    device: Device = "cpu"
 
     def __init__(self) -> None:
         self.gate = threading.Event()

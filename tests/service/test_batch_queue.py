@@ -6,7 +6,6 @@ Driven step by step with a clock that the test moves: no threads, no sleeps.
 import math
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Literal
@@ -16,12 +15,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from numpy.typing import NDArray
 
 from service.batch_queue import BatchQueue, BatchRules
 from service.batch_run import run_batch
 from service.batching import Batcher
 from service.call import PRIORITIES
+from service.collation import Inputs
 from service.errors import DeadlineExceeded, InternalError, ServiceError, Unavailable
 from service.observability import Metrics
 from service.work import BatchLimits, Bucket, Completed, Outputs, WorkItem
@@ -248,8 +247,8 @@ class BatchingMachine(RuleBasedStateMachine):
         assert {entry.item.bucket for entry in batch.entries} == {batch.bucket}
         assert all(entry.item.deadline > self.clock.now for entry in batch.entries)
 
-        def runner(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
-            indices = [int(p[0]) for p in payloads]
+        def runner(bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+            indices = [int(p[0]) for p in inputs[0]]
             assert indices == sorted(indices, key=lambda i: self.ranks[i]), "not in turn"
             assert not self.cancelled & set(indices), "computed for nobody"
             assert not self.computed & set(indices), "computed twice"

@@ -1,17 +1,16 @@
 """Lanes as threads: batches stand alone, and stopping leaves nobody waiting."""
 
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from model.runtime.base import Interrupted
 from service.batch_queue import BatchRules
 from service.batching import Batcher
+from service.collation import Inputs
 from service.cost_curve import CostCurve
 from service.errors import InternalError, Unavailable
 from service.lane_worker import LaneCare
@@ -36,7 +35,8 @@ class Runner:
         self.is_interrupted = False
         self.num_interrupted = 0
 
-    def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
+    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+        payloads = inputs[0]
         self.batches.append([float(p[0]) for p in payloads])
         self.entered.release()
         assert self.gate.wait(WAIT_S)
@@ -161,7 +161,7 @@ def test_a_lane_that_hangs_does_not_keep_its_callers(batcher: Batcher, runner: R
 class BrokenRunner(Runner):
     """Computes nothing, before and after it is loaded anew."""
 
-    def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
+    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
         self.entered.release()
         raise RuntimeError("the device is gone")
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from service.collation import collate
 from service.lane import TEXT_OUTPUT, Lane, WarmUpError
 from service.work import Bucket
 
@@ -22,19 +23,19 @@ def lane(runtime: "FakeRuntime") -> Lane:
 
 def test_every_picture_has_its_own_outputs(lane: Lane) -> None:
     pixels = [np.full((3, 28, 42), value, np.float32) for value in (0.0, 1.0)]
-    dark, bright = lane.run(IMAGE, pixels)
+    dark, bright = lane.run(IMAGE, collate(IMAGE, pixels))
     assert dark["patches"].shape == (6, 8)
     assert dark["cls1"].shape == (8,)
     np.testing.assert_array_equal(dark["values"], 2 * dark["patches"] + 1)
-    alone = lane.run(IMAGE, pixels[1:])[0]
+    alone = lane.run(IMAGE, collate(IMAGE, pixels[1:]))[0]
     np.testing.assert_array_equal(bright["patches"], alone["patches"])
 
 
 def test_texts_of_several_lengths_are_padded_and_masked(lane: Lane) -> None:
     rows = [np.array([3, 4, 5]), np.array([6])]
-    together = lane.run(TEXT, rows)
+    together = lane.run(TEXT, collate(TEXT, rows))
     for row, outputs in zip(rows, together, strict=True):
-        alone = lane.run(TEXT, [row])[0]
+        alone = lane.run(TEXT, collate(TEXT, [row]))[0]
         np.testing.assert_allclose(outputs[TEXT_OUTPUT], alone[TEXT_OUTPUT], rtol=1e-6)
         assert outputs[TEXT_OUTPUT].base is None, "a row in the cache must not hold its batch"
 

@@ -3,14 +3,13 @@
 No threads and no sleeping: the pauses are only counted.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from service.batch_queue import BatchQueue, BatchRules
+from service.collation import Inputs
 from service.cost_curve import CostBook, CostCurve
 from service.errors import InternalError
 from service.lane_worker import LaneCare, LaneContext, LaneWorker
@@ -34,7 +33,8 @@ class BrittleLane:
         self.spoilt_loads = 0
         self.num_loads = 0
 
-    def run(self, bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> list[Outputs]:
+    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+        payloads = inputs[0]
         self.clock += 0.5 * len(payloads)
         self.spoilt_batches -= 1
         if self.spoilt_batches >= 0:

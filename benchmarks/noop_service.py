@@ -15,21 +15,13 @@ import uvloop
 from fastapi import FastAPI, Request
 from numpy.typing import NDArray
 
-from model.package import open_package
-from model.runtime.base import Device, VisionOutput
-from service.cost_curve import CostCurve
-from service.lane import Lane
-from service.lane_loading import LoadedLanes
-from service.loading import serve_lanes
+from model.package import ModelPackage
+from model.runtime.base import VisionOutput
+from model.runtime.load import RUNTIMES
 from service.log import configure_logging
-from service.model_source import ModelSource
-from service.observability import Metrics
 from service.preparation import ImagePreparer, PreparedImage
-from service.served_model import ServedModel
 from service.server import Server, listen
 from service.settings import Settings
-from service.warm_up import WarmUp
-from service.work import Bucket
 
 DIM = 192
 SIDE = 112
@@ -40,19 +32,22 @@ class NoopRuntime:
 
     name = "noop"
     precision = "none"
-    device: Device = "cpu"
+
+    def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
+        """As every runtime of the dictionary is made."""
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Ones."""
-        batch, rows = len(pixels_B3HW), SIDE // 14
-        patches_BND = np.ones((batch, rows * rows, DIM), np.float32)
+        batch, _, height, width = pixels_B3HW.shape
+        rows, columns = height // 14, width // 14
+        patches_BND = np.ones((batch, rows * columns, DIM), np.float32)
         cls_BD = patches_BND[:, 0]
         return VisionOutput(
             cls1_BD=cls_BD,
             cls2_BD=cls_BD,
             patches_BND=patches_BND,
             values_BND=patches_BND,
-            grid_hw=(rows, rows),
+            grid_hw=(rows, columns),
         )
 
     def encode_texts(
@@ -101,23 +96,20 @@ async def serve_plain(ports_file: Path) -> None:
     await uvicorn.Server(config).serve([listening])
 
 
-def load_noop(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
-    """The package's names and tokenizer around two lanes that do nothing."""
-    package = open_package(source.folder)
-    bucket = Bucket("image", (SIDE, SIDE))
-    embed_dim = package.manifest.embed_dim
-    lanes = [Lane(NoopRuntime, embed_dim=embed_dim, probe_bucket=bucket) for _ in range(2)]
-    warm = WarmUp({bucket: CostCurve(0.0, 0.0)}, max_images=4)
-    return serve_lanes(package, LoadedLanes(lanes, warm), settings, metrics)
-
-
 async def serve_noop(ports_file: Path) -> None:
     """The whole service around nothing."""
     configure_logging("INFO", "json")
     settings = Settings(
-        host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0, ports_file=ports_file
+        runtime="onnx",
+        host="127.0.0.1",
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        ports_file=ports_file,
     )
-    server = Server(settings, load_noop)
+
+    RUNTIMES["onnx"] = NoopRuntime
+    server = Server(settings)
     plane: Any = server.plane
     plane._preparer = NoopPreparer(plane.image_limits, max_patches=settings.max_batch_patches)
     await server.run()

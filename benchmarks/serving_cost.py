@@ -144,7 +144,7 @@ def main() -> None:
     options.resolution = options.resolution or package.manifest.native_size
     num_threads = available_cpus()
     loop = BareLoop(package, options.resolution, num_threads)
-    with running_service(f"--model={options.model}") as service:
+    with running_service(f"--model={options.model}", "--jpeg-decode=exact") as service:
         image = photo_like_jpeg(0)
         costs = asyncio.run(measure(service, loop, image, options))
     print(

@@ -63,12 +63,34 @@ def prepare_image(pixels_HW3: NDArray[np.uint8], size_hw: tuple[int, int]) -> ND
             "a picture must be uint8 [height, width, 3], "
             f"not {pixels_HW3.dtype} {list(pixels_HW3.shape)}"
         )
+    return to_planes(scale_picture(Image.fromarray(pixels_HW3), size_hw))
+
+
+def scale_picture(
+    picture: Image.Image,
+    size_hw: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """Scale bilinearly with antialiasing.
+
+    Args:
+        picture: Of mode RGB or L.
+        size_hw: Height and width to scale to.
+        box: Left, top, right and bottom of the part to scale; None is all of it.
+    """
+    box = box or (0, 0, picture.width, picture.height)
     height, width = size_hw
-    if pixels_HW3.shape[:2] != size_hw:
-        picture = Image.fromarray(pixels_HW3)
-        pixels_HW3 = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
-    scaled_3HW = np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1), dtype=np.float32)
-    return scaled_3HW / np.float32(255)
+    # Where size and box are as asked for, this is a copy.
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box)
+
+
+def to_planes(picture: Image.Image) -> NDArray[np.float32]:
+    """The model's input, float32 [3, H, W] in [0, 1], of a picture of mode RGB or L."""
+    planes_3HW = np.empty((3, picture.height, picture.width), np.float32)
+    bands = picture.split()
+    for plane_HW, band in zip(planes_3HW, bands * (3 // len(bands)), strict=True):
+        np.divide(np.asarray(band), np.float32(255), out=plane_HW)
+    return planes_3HW
 
 
 def _nearest(side: float, multiple: int) -> int:

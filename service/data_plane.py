@@ -36,7 +36,7 @@ from service.postprocess import (
     segment_image,
     text_embedding,
 )
-from service.preparation import ImagePreparer, SizeRule
+from service.preparation import ImagePreparer, JpegDecode, SizeRule
 from service.pulse import unwell
 from service.registry import ModelRegistry
 from service.served_model import ServedModel
@@ -87,6 +87,7 @@ class DataPlane:
         limits: RequestLimits,
         max_image_patches: int,
         pool: Executor,
+        jpeg_decode: JpegDecode = "fast",
     ) -> None:
         self.door = door
         self.models = models
@@ -95,7 +96,9 @@ class DataPlane:
         self.image_limits = ImageLimits(
             max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
         )
-        self._preparer = ImagePreparer(self.image_limits, max_patches=max_image_patches)
+        self._preparer = ImagePreparer(
+            self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
+        )
 
     @property
     def health(self) -> dict[str, bool]:

@@ -3,9 +3,9 @@
 Knows the file formats and nothing of models. Shape legend: H W pixels of the upright picture.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Final
 
@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.colour_modes import flatten
 from service.errors import InvalidRequest, ServiceError
 from service.jpeg_scans import MAX_SCANS, has_too_many_scans
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# JPEG, also with further pictures behind the first, as some cameras have it.
+REDUCIBLE: Final = {"JPEG", "MPO"}
 ORIENTATION_TAG: Final = 0x0112
 UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,7 +30,14 @@ UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-WHITE: Final = (255, 255, 255)
+SIDEWAYS: Final = {
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+}
+
+Box = tuple[float, float, float, float]
 
 # Our own limit, below, is checked on the header of every picture; Pillow's would warn or raise
 # before it.
@@ -59,24 +69,82 @@ def read_size(data: bytes, limits: ImageLimits, *, param: str) -> tuple[int, int
         return image.height, image.width
 
 
-def decode_image(data: bytes, limits: ImageLimits, *, param: str) -> NDArray[np.uint8]:
-    """Decode a picture to uint8 RGB [H, W, 3].
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedImage:
+    """A picture in memory, as its file stores it: perhaps lying on its side, perhaps reduced.
 
-    EXIF orientation is applied, transparent parts are laid on white, 16-bit samples are reduced to
-    8, and of an animation the first frame counts.
+    Attributes:
+        image: Of mode RGB or L.
+        box: Left, top, right and bottom of what the picture covers, in pixels of `image`; a reduced
+            one may end within its last pixels.
+        size_hw: The picture's own height and width, upright.
+        turn: What makes it upright; None where it is so.
+    """
+
+    image: Image.Image
+    box: Box
+    size_hw: tuple[int, int]
+    turn: Image.Transpose | None
+
+    def stored_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the upright picture, as they are before it is turned; or back."""
+        return size_hw[::-1] if self.turn in SIDEWAYS else size_hw
+
+    def upright(self, image: Image.Image) -> Image.Image:
+        """Turn this image, or one that was scaled from it."""
+        return image if self.turn is None else image.transpose(self.turn)
+
+
+def load_image(
+    data: bytes,
+    limits: ImageLimits,
+    *,
+    param: str,
+    reduce_to: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
+) -> LoadedImage:
+    """Decode a picture.
+
+    Transparent parts are laid on white, 16-bit samples are reduced to 8, and of an animation the
+    first frame counts.
+
+    Args:
+        data: An encoded picture.
+        limits: Checked before any pixel is decoded.
+        param: The field and index of the picture, for the error.
+        reduce_to: Gives for the upright height and width the least that must be left of them. A
+            JPEG is then decoded at a half, a quarter or an eighth of its size, as that allows.
 
     Raises:
         InvalidRequest: Not a picture that is read here, broken, or over a limit.
     """
     with _reporting(param), _open(data, limits, param) as image:
-        if has_too_many_scans(data):
-            raise InvalidRequest(
-                f"{param}: the JPEG picture has more than {MAX_SCANS} scans. Encode it anew.",
-                code="image_too_large",
-                param=param,
-            )
+        _refuse_many_scans(data, param)
+        if image.format not in REDUCIBLE:
+            image.load()  # first, because TIFF's decoder turns the picture itself
+        turn = _turn(image)
+        stored_hw = image.height, image.width
+        loaded = LoadedImage(
+            image=image, box=(0, 0, image.width, image.height), size_hw=stored_hw, turn=turn
+        )
+        loaded = replace(loaded, size_hw=loaded.stored_hw(stored_hw))
+        if reduce_to is not None and image.format in REDUCIBLE:
+            height, width = loaded.stored_hw(reduce_to(loaded.size_hw))
+            # The decoder never goes below what it is asked for.
+            reduced = image.draft(None, (width, height))
+            if reduced is not None:
+                loaded = replace(loaded, box=reduced[1])
         image.load()
-        return np.asarray(_to_rgb(_turn_upright(image)))
+        return replace(loaded, image=flatten(image))
+
+
+def decode_image(data: bytes, limits: ImageLimits, *, param: str) -> NDArray[np.uint8]:
+    """Decode a picture as `load_image` does, to upright uint8 RGB [H, W, 3].
+
+    Raises:
+        InvalidRequest: Not a picture that is read here, broken, or over a limit.
+    """
+    loaded = load_image(data, limits, param=param)
+    return np.asarray(loaded.upright(loaded.image).convert("RGB"))
 
 
 def _open(data: bytes, limits: ImageLimits, param: str) -> Image.Image:
@@ -113,36 +181,18 @@ def _reporting(param: str) -> Iterator[None]:
         ) from error
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
+def _refuse_many_scans(data: bytes, param: str) -> None:
+    if has_too_many_scans(data):
+        raise InvalidRequest(
+            f"{param}: the JPEG picture has more than {MAX_SCANS} scans. Encode it anew.",
+            code="image_too_large",
+            param=param,
+        )
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(ORIENTATION_TAG)
     except Exception:  # a broken EXIF block says nothing about the picture
-        return image
-    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in {"I", "F"}:
-        return Image.fromarray(_to_grey(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        paper = Image.new("RGB", picture.size, WHITE)
-        paper.paste(picture, mask=picture)
-        return paper
-    return image.convert("RGB")
-
-
-def _to_grey(samples_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """32-bit samples to 8 bits: integers count as 16-bit, floats as [0, 1] or else [0, 255]."""
-    values_HW = np.nan_to_num(samples_HW.astype(np.float64))
-    if samples_HW.dtype.kind in "iu":
-        values_HW /= 257
-    elif values_HW.max(initial=0) <= 1:
-        values_HW *= 255
-    grey_HW: NDArray[np.uint8] = values_HW.clip(0, 255).astype(np.uint8)
-    return grey_HW
+        return None
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None

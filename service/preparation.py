@@ -4,13 +4,21 @@ Shape legend: H W pixels.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.preprocess import Fit, prepare_image, target_size
+from model.preprocess import Fit, scale_picture, target_size, to_planes
 from service.errors import InvalidRequest
-from service.image_codec import ImageLimits, decode_image, read_size
+from service.image_codec import ImageLimits, load_image, read_size
+
+JpegDecode = Literal["fast", "exact"]
+
+# Of each side, in multiples of what the model sees: with less, details that the exact way averages
+# away begin to show. `python -m benchmarks.scaled_decode` measures it.
+REDUCED_FACTOR: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +54,12 @@ class PreparedImage:
 class ImagePreparer:
     """Reads and scales pictures. CPU work for a pool; holds nothing, so in any thread."""
 
-    def __init__(self, limits: ImageLimits, *, max_patches: int) -> None:
+    def __init__(
+        self, limits: ImageLimits, *, max_patches: int, jpeg_decode: JpegDecode = "fast"
+    ) -> None:
         self._limits = limits
         self._max_patches = max_patches
+        self._jpeg_decode = jpeg_decode
 
     def num_patches(self, data: bytes, rule: SizeRule, *, param: str) -> int:
         """Patches of a picture, from its header alone.
@@ -75,7 +86,19 @@ class ImagePreparer:
         Raises:
             InvalidRequest: It is broken.
         """
-        pixels_HW3 = decode_image(data, self._limits, param=param)
-        size_hw = pixels_HW3.shape[0], pixels_HW3.shape[1]
-        pixels_3HW = prepare_image(pixels_HW3, rule.target_hw(size_hw))
-        return PreparedImage(pixels_3HW=pixels_3HW, size_hw=size_hw)
+        loaded = load_image(
+            data,
+            self._limits,
+            param=param,
+            reduce_to=None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule),
+        )
+        target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
+        # Small first and then turned: of a large photo the turning would cost as much again.
+        scaled = loaded.upright(scale_picture(loaded.image, target_hw, loaded.box))
+        return PreparedImage(pixels_3HW=to_planes(scaled), size_hw=loaded.size_hw)
+
+
+def _reduced_hw(rule: SizeRule, size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Pixels that a JPEG's decoder must leave, for scaling to average enough of them."""
+    height, width = rule.target_hw(size_hw)
+    return REDUCED_FACTOR * height, REDUCED_FACTOR * width

@@ -95,6 +95,7 @@ class Server:
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
             pool=self.pool,
+            jpeg_decode=settings.jpeg_decode,
         )
         self.ports: dict[str, int] = {}
         self._stop = asyncio.Event()

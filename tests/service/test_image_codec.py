@@ -1,5 +1,6 @@
 """Every kind of picture becomes upright RGB; everything else becomes the caller's error."""
 
+import base64
 import io
 import struct
 import zlib
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.image_codec import FORMATS, ImageLimits, decode_image, read_size
+from service.image_codec import FORMATS, ImageLimits, decode_image, load_image, read_size
 
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000)
 Encode = Callable[..., bytes]
@@ -61,10 +62,55 @@ def test_every_mode_is_read(mode: str) -> None:
     assert (pixels_HW3[..., 0] == pixels_HW3[..., 2]).all()
 
 
-@pytest.mark.parametrize(("file_format", "mode"), [("JPEG", "CMYK"), ("TIFF", "F"), ("JPEG", "L")])
-def test_modes_of_other_formats_are_read(file_format: str, mode: str) -> None:
-    image = Image.new("RGB", (16, 8), (200, 200, 200)).convert(mode)
-    assert np.abs(decode(save(image, file_format)).astype(int) - 200).max() <= 3
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [
+        *((file_format, "CMYK") for file_format in ("JPEG", "TIFF")),
+        *(("TIFF", mode) for mode in ("RGBX", "YCbCr", "LAB", "RGBA", "RGB")),
+        *(("WEBP", mode) for mode in ("RGB", "RGBA")),
+        ("JPEG", "YCbCr"),
+        ("BMP", "RGB"),
+    ],
+)
+def test_modes_of_colour_are_read(file_format: str, mode: str) -> None:
+    colour = (200, 120, 60)
+    image = Image.new("RGB", (16, 8), colour).convert(mode)
+    assert np.abs(decode(save(image, file_format)).astype(int) - colour).max() <= 5
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "F", "I", "I;16", "I;16B"])
+def test_modes_of_grey_are_read_from_tiff(mode: str) -> None:
+    value: float = {"F": 0.5, "L": 128, "LA": 128}.get(mode, 32768)
+    if mode == "I;16B":
+        image = Image.frombytes(mode, (16, 8), np.full((8, 16), value, ">u2").tobytes())
+    elif mode == "LA":
+        image = Image.new("L", (16, 8), value).convert(mode)
+    else:
+        image = Image.new(mode, (16, 8), value)
+    assert np.abs(decode(save(image, "TIFF")).astype(int) - 128).max() <= 1
+
+
+# Four colours in a picture of 24 x 16, progressive; arithmetic coding, which Pillow cannot write.
+ARITHMETIC_JPEG = base64.b85decode(
+    "|JeWF01!$>Nk#wx0RR9200961|JwjV00jdC1Ox*G1Ox;H1qB8N3<w7Y2L}%e3keJn4-yg)4-pX)791B76dDx~5f~vD8XX"
+    "-UA0HDJA|xUnBpe<e9{<|_LjeT^1qTKP4hRSi9uyH29v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9"
+    "v&VZ9v&VZ9v=V601*fP5C9kh0TBQK5di}c0sqVZ3IGrg1pyEd1^?Or3<CiG0ucid06zfIPiZx0&lmO9_sPf@IjPe=Yqi1"
+    "VCtv{A8>E_YIDKII+JehoDH%IDjh%=-xD9KOjQ`m"
+)
+
+
+def test_arithmetic_coding_is_read() -> None:
+    pixels_HW3 = decode(ARITHMETIC_JPEG)
+    assert pixels_HW3.shape == (16, 24, 3)
+    assert pixels_HW3[3, 4].tolist() == [46, 211, 91]
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_progressive_and_subsampled_jpeg_is_read(progressive: bool, subsampling: int) -> None:
+    image = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
+    data = save(image, "JPEG", progressive=progressive, subsampling=subsampling, quality=95)
+    assert np.abs(decode(data).astype(int) - np.asarray(image)).max() <= 8
 
 
 def test_floats_from_0_to_1_are_stretched() -> None:
@@ -103,10 +149,66 @@ def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None
     assert pixels_HW3[12, 24, 0] < 50
 
 
-def test_the_first_frame_of_an_animation_counts() -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    data = save(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode(data)[0, 0].tolist() == [255, 0, 0]
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_first_frame_of_an_animation_counts(file_format: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "green")]
+    data = save(frames[0], file_format, save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(data)) as animation:
+        assert getattr(animation, "n_frames", 1) == 3
+    assert np.abs(decode(data)[0, 0].astype(int) - (255, 0, 0)).max() <= 3
+
+
+def halves(size_hw: tuple[int, int]) -> tuple[int, int]:
+    return size_hw[0] // 2, size_hw[1] // 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_reduced_as_far_as_allowed(progressive: bool, mode: str) -> None:
+    image = Image.linear_gradient("L").resize((333, 250)).convert(mode)
+    data = save(image, "JPEG", progressive=progressive)
+    for least_hw, factor in (((250, 333), 1), ((126, 1), 1), ((125, 100), 2), ((31, 41), 8)):
+        loaded = load_image(
+            data, LIMITS, param="images[2]", reduce_to={(250, 333): least_hw}.__getitem__
+        )
+        assert loaded.size_hw == (250, 333)
+        assert list(loaded.box) == [0, 0, 333 / factor, 250 / factor]
+        assert loaded.image.size == (-(-333 // factor), -(-250 // factor))
+
+
+def test_of_a_camera_s_several_pictures_the_first_counts() -> None:
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
+    data = save(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert np.abs(decode(data)[0, 0].astype(int) - (255, 0, 0)).max() <= 3
+    loaded = load_image(data, LIMITS, param="images[2]", reduce_to=halves)
+    assert loaded.image.size == (32, 24)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_other_formats_are_not_reduced(encode_image: Encode, file_format: str) -> None:
+    loaded = load_image(encode_image(file_format), LIMITS, param="images[2]", reduce_to=halves)
+    assert loaded.image.size == (40, 30)
+    assert list(loaded.box) == [0, 0, 40, 30]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_asked_for_and_told_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(Image.new("RGB", (400, 200)), "JPEG", exif=exif.tobytes())
+    asked: list[tuple[int, int]] = []
+
+    def reduce_to(size_hw: tuple[int, int]) -> tuple[int, int]:
+        asked.append(size_hw)
+        return halves(size_hw)
+
+    loaded = load_image(data, LIMITS, param="images[2]", reduce_to=reduce_to)
+    upright_hw = (200, 400) if orientation < 5 else (400, 200)
+    assert asked == [upright_hw]
+    assert loaded.size_hw == upright_hw
+    assert loaded.image.size == (200, 100)
+    assert loaded.upright(loaded.image).size == halves(upright_hw)[::-1]
+    assert loaded.stored_hw(upright_hw) == (200, 400)
 
 
 def test_a_huge_picture_is_refused_by_its_header(encode_image: Encode) -> None:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from service.call_metrics import CallCollector
 from service.device_metrics import GpuCollector
+from service.lane_metrics import LaneCollector
 from service.messages import ModelInfo
 
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -100,8 +101,9 @@ class Metrics:
         self.calls = CallCollector()
         self._queues = QueueCollector()
         self._models = ModelCollector()
+        self.lanes = LaneCollector()
         self._log = LogCollector()
-        for collector in (self.calls, self._queues, self._models, self._log):
+        for collector in (self.calls, self._queues, self._models, self.lanes, self._log):
             self.registry.register(collector)
         ProcessCollector(registry=self.registry)
         self.rejected = self._counter("rejected", "Requests refused at the door.", "reason")

@@ -15,6 +15,7 @@ from service.admission import Admission
 from service.batching import Batcher
 from service.call import Call
 from service.lane import Lane
+from service.lane_metrics import LaneReport
 from service.messages import ModelInfo
 from service.text_cache import TextCache
 from service.text_encoder import Embeddings, TextEncoder
@@ -75,6 +76,15 @@ class ServedModel:
     def oldest_s(self) -> float:
         """Seconds that the oldest item has waited; 0 where none waits."""
         return self._batcher.queue.oldest_s()
+
+    def lane_report(self) -> LaneReport:
+        """How the lanes are and what batches cost them, for the metrics."""
+        curves = self._batcher.costs.curves().items()
+        return LaneReport(
+            model=self.manifest.name,
+            states=self._batcher.lane_states(),
+            costs={bucket.label: (c.intercept_s, c.slope_s) for bucket, c in curves},
+        )
 
     def num_patches(self, size_hw: tuple[int, int]) -> int:
         """Patches of a picture of this size, which is its cost."""

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client import generate_latest
 
+from service.cost_curve import CostCurve
 from service.errors import ModelNotFound
 from service.observability import Metrics
 from service.registry import ModelRegistry
 from service.served_model import ServedModel
+from service.work import Bucket
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -99,3 +101,21 @@ def test_metrics_tell_of_what_is_served_and_of_nothing_else(
     assert [line.split('"')[1] for line in told()] == ["a", "b"]
     registry.remove("a")
     assert [line.split('"')[1] for line in told()] == ["b"]
+
+
+def test_the_lanes_of_what_is_served_are_told(
+    registry: ModelRegistry, make: Any, metrics: Metrics
+) -> None:
+    served = make("a")
+    served._batcher.costs.begin({Bucket("image", (28, 28)): CostCurve(0.25, 0.5)}, lambda _: 4)
+    sample = metrics.registry.get_sample_value
+    ready = {"model": "a", "state": "ready"}
+    cost = {"model": "a", "bucket": "image 28x28"}
+    assert sample("tipserve_lanes", ready) is None
+    registry.put(served)
+    assert sample("tipserve_lanes", ready) == 1
+    assert sample("tipserve_lanes", {"model": "a", "state": "dead"}) == 0
+    assert sample("tipserve_batch_cost_intercept_seconds", cost) == 0.25
+    assert sample("tipserve_batch_cost_slope_seconds", cost) == 0.5
+    registry.remove("a")
+    assert sample("tipserve_batch_cost_slope_seconds", cost) is None

@@ -139,6 +139,12 @@ class Settings(BaseSettings):
     drain_timeout_s: Seconds = 30.0
     """How long a stopping server waits for what is inside."""
 
+    url_hosts: str | None = None
+    """Hosts from which a JSON body may have pictures fetched by `https://` URL: names with commas
+    between them, `*.example.org` for all below it. Default: no URL is fetched."""
+    url_timeout_s: Seconds = 10.0
+    """Seconds that one picture may take to be fetched, redirects included."""
+
     api_keys: SecretStr | None = None
     """API keys with commas between them; without keys everybody may ask. Only as a variable: other
     users of the machine can read a command line."""

@@ -36,11 +36,18 @@ class Round:
 
 
 @contextmanager
-def running(kind: str) -> Iterator[tuple[int, int]]:
-    """The process id and port of one side."""
+def running(kind: str, *settings: str) -> Iterator[tuple[int, int]]:
+    """The process id and port of one side, with settings as `NAME=VALUE`."""
     with tempfile.TemporaryDirectory() as folder:
         ports_file = Path(folder) / "ports.json"
-        command = [sys.executable, "-m", "benchmarks.noop_service", kind, str(ports_file)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.noop_service",
+            kind,
+            str(ports_file),
+            *settings,
+        ]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             until = time.monotonic() + START_LIMIT_S

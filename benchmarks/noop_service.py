@@ -1,11 +1,12 @@
 """A service whose model and decoder do nothing, and a plain endpoint: what is left is overhead.
 
-Run by the benchmarks as a process: python -m benchmarks.noop_service tipserve|plain PORTS_FILE
+Run by the benchmarks as a process, with settings as they are:
+python -m benchmarks.noop_service tipserve|plain PORTS_FILE [NAME=VALUE ...]
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class NoopRuntime:
 
     name = "noop"
     precision = "none"
+    device = "cpu"
 
     def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
         """As every runtime of the dictionary is made."""
@@ -88,7 +90,7 @@ def plain_app() -> FastAPI:
     return app
 
 
-async def serve_plain(ports_file: Path) -> None:
+async def serve_plain(ports_file: Path, _values: Mapping[str, str]) -> None:
     """Uvicorn as it comes, on a free port, until SIGTERM."""
     listening = listen("127.0.0.1", 0)
     config = uvicorn.Config(plain_app(), access_log=False, log_level="warning", ws="none")
@@ -96,20 +98,15 @@ async def serve_plain(ports_file: Path) -> None:
     await uvicorn.Server(config).serve([listening])
 
 
-async def serve_noop(ports_file: Path) -> None:
+async def serve_noop(ports_file: Path, values: Mapping[str, str]) -> None:
     """The whole service around nothing."""
-    configure_logging("INFO", "json")
-    settings = Settings(
-        runtime="onnx",
-        host="127.0.0.1",
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        ports_file=ports_file,
-    )
+    log_lines = configure_logging("INFO", "json")
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "ports_file": ports_file}
+    known = {"runtime": "onnx", "host": "127.0.0.1", **ports, **values}
+    settings = Settings.model_validate(known)
 
     RUNTIMES["onnx"] = NoopRuntime
-    server = Server(settings)
+    server = Server(settings, log_lines=log_lines)
     plane: Any = server.plane
     plane._preparer = NoopPreparer(plane.image_limits, max_patches=settings.max_batch_patches)
     await server.run()
@@ -117,9 +114,10 @@ async def serve_noop(ports_file: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Serve one of the two."""
-    kind, ports_file = arguments
+    kind, ports_file, *pairs = arguments
+    values = dict(pair.split("=", 1) for pair in pairs)
     serve = {"plain": serve_plain, "tipserve": serve_noop}[kind]
-    uvloop.run(serve(Path(ports_file)))
+    uvloop.run(serve(Path(ports_file), values))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 from numpy.typing import NDArray
 
 from model.package import ModelPackage
-from model.runtime.base import VisionOutput
+from model.runtime.base import Device, VisionOutput
 from model.runtime.load import RUNTIMES
 from service.log import configure_logging
 from service.preparation import ImagePreparer, PreparedImage
@@ -33,7 +33,7 @@ class NoopRuntime:
 
     name = "noop"
     precision = "none"
-    device = "cpu"
+    device: Device = "cpu"
 
     def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
         """As every runtime of the dictionary is made."""

@@ -4,6 +4,7 @@ Every setting is a flag (`--http-port 0`) and a variable (`TIPSERVE_HTTP_PORT=0`
 flag or a `TIPSERVE_` variable that is not known is an error, so that no misspelling is ignored.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -174,7 +175,9 @@ class Settings(BaseSettings):
     """Share of requests that are traced, where the caller's `traceparent` does not decide. A traced
     request costs the server some 0.4 ms of CPU time, one that is not next to nothing."""
     show_config: bool = False
-    """Print every setting with its value and source, and stop."""
+    """Print every setting with its value and source, secrets masked, and stop."""
+    config_format: Literal["text", "json"] = "text"
+    """How `show_config` prints them."""
 
     @field_validator("model", mode="before")
     @classmethod
@@ -241,10 +244,10 @@ def _as_text(value: object) -> str:
 def describe_settings(
     settings: Settings, arguments: Sequence[str], environment: Mapping[str, str]
 ) -> str:
-    """One line for each setting: its value and whether flag, variable or default gave it."""
+    """Each setting's value and whether flag, variable or default gave it, as lines or as JSON."""
     flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     variables = {name.upper() for name in environment}
-    lines = []
+    rows: dict[str, dict[str, object]] = {}
     for name in Settings.model_fields:
         kebab = name.replace("_", "-")
         if flags & {f"--{kebab}", f"--no-{kebab}"}:
@@ -253,5 +256,10 @@ def describe_settings(
             source = f"variable {PREFIX}{name.upper()}"
         else:
             source = "default"
-        lines.append(f"{name} = {_as_text(getattr(settings, name))}  ({source})")
-    return "\n".join(lines)
+        rows[name] = {"value": getattr(settings, name), "source": source}
+    if settings.config_format == "json":
+        # A secret's own text is its mask.
+        return json.dumps(rows, default=str, indent=2)
+    return "\n".join(
+        f"{name} = {_as_text(row['value'])}  ({row['source']})" for name, row in rows.items()
+    )

@@ -4,6 +4,7 @@ Shapes: N patches, D embedding width, P prompts of one class, K classes; H W pix
 h w patch rows and columns.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,22 @@ def l2_normalize(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def average_prompts(text_PD: NDArray[np.float32]) -> NDArray[np.float32]:
     """One embedding [D] for a class: normalise each prompt, average, normalise again."""
-    return l2_normalize(l2_normalize(text_PD).mean(axis=0))
+    averaged: NDArray[np.float32] = average_groups(text_PD, [len(text_PD)])[0]
+    return averaged
+
+
+def average_groups(text_PD: NDArray[np.float32], sizes: Sequence[int]) -> NDArray[np.float32]:
+    """One embedding for each class [K, D], as `average_prompts`.
+
+    Args:
+        text_PD: The prompts of all classes, one class after the other.
+        sizes: How many prompts each class has, at least one.
+    """
+    unit_PD = l2_normalize(text_PD)
+    if len(unit_PD) == len(sizes):
+        return unit_PD
+    first = np.cumsum([0, *sizes[:-1]])
+    return l2_normalize(np.add.reduceat(unit_PD, first, axis=0))  # a mean points the same way
 
 
 def cosine_map(

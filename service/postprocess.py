@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.segmentation import Background, average_prompts, l2_normalize, segment
+from model.segmentation import Background, average_groups, l2_normalize, segment
 from service.messages import FloatArray, ImageOutput, Segmentation, SegmentImagesRequest
 from service.work import Outputs
 
@@ -40,7 +40,8 @@ def text_embedding(
 
 def class_embeddings(groups: Sequence[Sequence[str]], raw: Mapping[str, FloatArray]) -> FloatArray:
     """One unit vector for each class [K, D], averaged over its prompts as the reference does."""
-    return np.stack([average_prompts(np.stack([raw[p] for p in prompts])) for prompts in groups])
+    text_PD = np.stack([raw[prompt] for prompts in groups for prompt in prompts])
+    return average_groups(text_PD, [len(prompts) for prompts in groups])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from model import segmentation
 from model.segmentation import (
     Background,
     SegmentationMap,
+    average_groups,
     average_prompts,
     bilinear_matrix,
     compare_everywhere,
@@ -179,6 +180,16 @@ def test_prompts_count_by_direction_and_not_by_length() -> None:
     text_PD = np.array([[100, 0], [0, 0.01]], dtype=np.float32)
     expected_D = np.sqrt(np.array([0.5, 0.5], dtype=np.float32))
     np.testing.assert_allclose(average_prompts(text_PD), expected_D, rtol=1e-6)
+
+
+@given(seeds, st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_several_classes_are_averaged_like_one(seed: int, sizes: list[int]) -> None:
+    text_PD = noise(seed, sum(sizes), 8)
+    parts = np.split(text_PD, np.cumsum(sizes)[:-1])
+    one_by_one = [l2_normalize(l2_normalize(part).mean(axis=0)) for part in parts]
+    averaged_KD = average_groups(text_PD, sizes)
+    assert averaged_KD.dtype == np.float32
+    np.testing.assert_allclose(averaged_KD, one_by_one, atol=1e-6)
 
 
 def test_cosines_stand_where_their_patches_are() -> None:

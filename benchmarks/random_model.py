@@ -1,0 +1,58 @@
+"""A model package of a released size with random weights: for what costs time and means nothing."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from model.package import ModelPackage, open_package
+
+if TYPE_CHECKING:
+    from transformers import Tipsv2Config
+
+TOWER: Final = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+PROVENANCE: Final = {
+    "licence": "none",
+    "variant": "b14",
+    "zero_shot": {"features": "values", "templates": "none"},
+    "data": {"name": "none", "licences": []},
+}
+
+
+def random_b14(folder: Path, side: int) -> ModelPackage:
+    """B/14, native at `side` pixels: from the folder, or made and kept there, in some minutes."""
+    output = folder / f"random-b14-{side}"
+    if not output.exists():
+        with tempfile.TemporaryDirectory() as checkpoint:
+            _write_checkpoint(Path(checkpoint), side)
+            from training.export.package import export_package  # noqa: PLC0415 - needs torch
+
+            export_package(Path(checkpoint), output, name=output.name)
+    return open_package(str(output))
+
+
+def _write_checkpoint(folder: Path, side: int) -> None:
+    """As a training run leaves it, with the bundled student's tokenizer."""
+    import torch  # noqa: PLC0415 - only where a model is made
+    from transformers import Tipsv2Model  # noqa: PLC0415
+
+    bundled = open_package("bundled").path
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copy(bundled / name, folder / name)
+    torch.manual_seed(0)
+    Tipsv2Model(_config(bundled, side)).eval().save_pretrained(folder)
+    (folder / "scores.json").write_text("[]", encoding="utf-8")
+    (folder / "provenance.json").write_text(json.dumps(PROVENANCE), encoding="utf-8")
+    (folder / "card.md").write_text("# Random weights\n", encoding="utf-8")
+
+
+def _config(bundled: Path, side: int) -> "Tipsv2Config":
+    from transformers import Tipsv2Config  # noqa: PLC0415 - as above
+
+    tokenizer = json.loads((bundled / "tokenizer.json").read_text(encoding="utf-8"))
+    num_pieces = len(tokenizer["model"]["vocab"])
+    return Tipsv2Config(
+        text_config={**TOWER, "vocab_size": num_pieces, "intermediate_size": 3072},
+        vision_config={**TOWER, "image_size": side, "mlp_ratio": 4},
+    )

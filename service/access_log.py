@@ -7,7 +7,7 @@ the machinery of `logging`, which alone costs a request several times as much
 
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Final
 
@@ -71,9 +71,5 @@ def as_text(when: float, call: Call, ending: Ending) -> str:
 
 
 def _utc(when: float) -> str:
-    return f"{_utc_second(int(when))}.{int(when % 1 * 1000):03d}+00:00"
-
-
-@lru_cache(maxsize=2)
-def _utc_second(when: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
+    return f"{whole}.{int(when % 1 * 1000):03d}+00:00"

@@ -10,6 +10,7 @@ from service.call import Call, accept_priority
 from service.errors import ErrorKind, ServiceError, internal_error
 from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.message import read_message
+from service.grpc.open_services import with_checked_messages
 from service.protection import Protection
 from service.telemetry import CARRIED, Telemetry
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Health and reflection pass through; unary RPCs of ours are wrapped."""
+    """Unary RPCs of ours become calls; of health and reflection only the messages are checked."""
 
     def __init__(self, telemetry: Telemetry, protection: Protection) -> None:
         self._telemetry = telemetry
@@ -45,7 +46,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._telemetry.metrics.calls.observe("other", unknown, None, {})
             return None
         if not method.startswith(OURS):
-            return handler
+            return with_checked_messages(handler)
         # With a stream of messages the handler reads: see `read_message`. Answers are bytes.
         return grpc.stream_unary_rpc_method_handler(partial(self._serve, method, handler))
 

@@ -42,6 +42,11 @@ async def read_message(
     try:
         return deserialize(raw)
     except DecodeError:
-        raise InvalidRequest(
-            "The message is not one of this RPC's request type.", code="malformed_message"
-        ) from None
+        raise malformed_message() from None
+
+
+def malformed_message() -> InvalidRequest:
+    """What a caller is told whose bytes are no message of the RPC."""
+    return InvalidRequest(
+        "The message is not one of this RPC's request type.", code="malformed_message"
+    )

@@ -7,19 +7,28 @@ then; nothing is done for each piece of data but to note where in a request the 
 import asyncio
 import fcntl
 import json
+import socket
+import struct
 import sys
 import termios
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from service.errors import ErrorKind
 from service.observability import Metrics
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 RETRY_AFTER_S: Final = 1
+# Linger, for no time: the connection is reset, and what was not read is forgotten.
+RESET: Final = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +59,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        self._running: RequestResponseCycle | None = None
         self._is_in_head = False
         self._is_in_body = False
         self._num_head_bytes = 0
@@ -63,9 +73,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop looking."""
+        """Stop looking, and tell the request that runs, behind which others may wait."""
         self._timer.cancel()
         super().connection_lost(exc)
+        # uvicorn tells the request that came last.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Take what came; a head without end is refused."""
@@ -118,6 +136,9 @@ class BoundedProtocol(HttpToolsProtocol):
         """Close the connection where the peer has been too slow."""
         now = self.loop.time()
         if self._reads_too_slowly(now):
+            # Otherwise the kernel would go on offering what it holds, megabytes, without end.
+            peer = self.transport.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self.transport.abort()
         elif self._is_answered and now > self._due and not self.transport.is_closing():
             if self._is_in_head:

@@ -81,6 +81,35 @@ async def test_a_malformed_message_is_the_callers_fault_and_nothing_is_quoted(
     assert text == "The message is not one of this RPC's request type."
 
 
+@pytest.mark.parametrize(
+    "rpc",
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+async def test_the_open_services_say_the_same(serving: Serving, connect: Any, rpc: str) -> None:
+    def answers(channel: Any, *messages: bytes) -> tuple[int, str, str]:
+        answers = channel.stream_stream(rpc)(iter(messages), timeout=LIMIT_S)
+        num_answers = 0
+        try:
+            for _ in answers:
+                num_answers += 1
+                if len(messages) == 1 and rpc.endswith("Watch"):
+                    answers.cancel()
+        except grpc.RpcError:
+            pass
+        return num_answers, answers.code().name, answers.details()
+
+    async with serving() as server:
+        channel = connect(server)
+        good = await asyncio.to_thread(answers, channel, b"")
+        bad = await asyncio.to_thread(answers, channel, b"\xff\xff")
+    assert good[:2] == (1, "CANCELLED" if rpc.endswith("Watch") else "OK")
+    assert bad == (0, "INVALID_ARGUMENT", "The message is not one of this RPC's request type.")
+
+
 async def test_an_rpc_without_a_message_is_told_so(serving: Serving, connect: Any) -> None:
     async with serving() as server:
         call: Any = connect(server).stream_unary(EMBED)

@@ -20,6 +20,7 @@ Entered = Callable[[], Awaitable[bool]]
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 LIMIT_S = 20.0
+CLOSED = 7  # of the kernel's states of a connection
 SMALL: dict[str, Any] = {"client_timeout_s": 0.3, "keep_alive_s": 0.3}
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
@@ -64,6 +65,11 @@ async def until(condition: Callable[[], bool]) -> None:
 def rejected(server: Server, reason: str) -> float:
     registry = server.metrics.registry
     return registry.get_sample_value("tipserve_rejected_total", {"reason": reason}) or 0.0
+
+
+def state_of(connection: socket.socket) -> int:
+    """What the kernel says of a connection's state."""
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 def code_of(answer: bytes) -> str:
@@ -180,6 +186,22 @@ async def test_an_answer_that_nobody_reads_is_dropped(
         connections = server._http.server_state.connections
         await until(lambda: bool(connections))
         await until(lambda: not connections)
+        # By a reset: else the kernel would keep the megabytes that it holds for this reader.
+        await until(lambda: state_of(connection) == CLOSED)
+
+
+async def test_a_caller_who_leaves_with_more_requests_sent_is_noticed(
+    serving: Serving, runtime: "FakeRuntime", encode_image: Encode, entered: Entered
+) -> None:
+    image = encode_image()
+    post = POST + b"Content-Length: %d\r\n\r\n" % len(image) + image
+    async with serving() as server:
+        runtime.gate.clear()
+        async with connected(server) as (_, writer):
+            writer.write(post + LIVE)
+            assert await entered()
+        await until(lambda: server.door.wait_idle(0.0))
+        runtime.gate.set()
 
 
 async def test_a_reader_who_keeps_the_pace_gets_all_of_it(

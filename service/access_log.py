@@ -7,7 +7,7 @@ the machinery of `logging`, which alone costs a request several times as much
 
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Final
 
@@ -71,5 +71,9 @@ def as_text(when: float, call: Call, ending: Ending) -> str:
 
 
 def _utc(when: float) -> str:
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
-    return f"{whole}.{int(when % 1 * 1000):03d}+00:00"
+    return f"{_utc_second(int(when))}.{int(when % 1 * 1000):03d}+00:00"
+
+
+@lru_cache(maxsize=2)
+def _utc_second(when: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))

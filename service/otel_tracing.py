@@ -5,6 +5,7 @@ every request in it, and their `run` spans are linked to it. Children are made w
 ended, from the times that it told, so that a request that nobody samples costs next to nothing.
 """
 
+import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import (
-    Decision,
-    ParentBased,
-    Sampler,
-    SamplingResult,
-    TraceIdRatioBased,
-)
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import (
     Link,
     Span,
@@ -30,15 +25,21 @@ from opentelemetry.trace import (
     SpanKind,
     Status,
     StatusCode,
-    TraceState,
     set_span_in_context,
 )
 from opentelemetry.trace import Tracer as SpanMaker
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from opentelemetry.util.types import Attributes
 
 from service.observability import Metrics
-from service.tracing import BatchTrace, Ending, NoTrace, RequestTrace, Transport
+from service.tracing import (
+    NO_TRACE,
+    BatchTrace,
+    Ending,
+    NoTrace,
+    RequestTrace,
+    Transport,
+    parse_traceparent,
+)
 
 # More than the requests of any batch: a link that is missing would be a lie.
 MAX_LINKS: Final = 4096
@@ -49,8 +50,9 @@ class OtelTracer:
     """Makes spans and hands them to an exporter, in a thread of the library's own."""
 
     def __init__(self, exporter: SpanExporter, *, sample_ratio: float = 1.0) -> None:
+        self._sample_ratio = sample_ratio
         self._provider = TracerProvider(
-            sampler=ParentBased(LinkedOrRatio(sample_ratio)),
+            sampler=ALWAYS_ON,  # `begin` has decided, for less than a span that is thrown away
             resource=resource(),
             span_limits=SpanLimits(max_links=MAX_LINKS),
             shutdown_on_exit=False,
@@ -63,15 +65,16 @@ class OtelTracer:
         self, transport: Transport, method: str, carrier: Mapping[str, str], started: float
     ) -> RequestTrace:
         """As `Tracer.begin`; the caller's own decision to sample is kept."""
-        context = Context()
-        if "traceparent" in carrier:
-            context = self._propagator.extract(carrier, context)
+        parent = parse_traceparent(carrier.get("traceparent"))
+        if parent is not None and not parent.is_sampled:
+            return NoTrace(parent.trace_id)
+        if parent is None and random.random() >= self._sample_ratio:
+            return NO_TRACE
+        context = self._propagator.extract(carrier, Context()) if parent else Context()
         times = Times()
         span = self._spans.start_span(
             method, context, SpanKind.SERVER, start_time=times.epoch_ns(started)
         )
-        if not span.is_recording():
-            return NoTrace(hex_id(span.get_span_context()))
         return OtelRequest(self._spans, span, times, transport=transport, started=started)
 
     def close(self, timeout_s: float) -> None:
@@ -209,32 +212,6 @@ class OtelRequest:
         self._span.update_name(name)
         self._span.set_attributes(attributes)
         set_error(self._span, (ending.error or str(ending.code)) if ending.is_fault else None)
-
-
-class LinkedOrRatio(Sampler):
-    """For traces that begin here: a batch with a sampled request always, requests by a share."""
-
-    def __init__(self, ratio: float) -> None:
-        self._ratio = TraceIdRatioBased(ratio)
-
-    def should_sample(  # noqa: PLR0913, PLR0917 - as the library has it
-        self,
-        parent_context: Context | None,
-        trace_id: int,
-        name: str,
-        kind: SpanKind | None = None,
-        attributes: Attributes = None,
-        links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
-    ) -> SamplingResult:
-        """As `Sampler.should_sample`."""
-        if links:
-            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, trace_state)
-        return self._ratio.should_sample(parent_context, trace_id, name, kind, attributes)
-
-    def get_description(self) -> str:
-        """What it is, for people."""
-        return f"LinkedOr{self._ratio.get_description()}"
 
 
 class Times:

@@ -8,6 +8,8 @@ from service.body_memory import BodyMemory
 from service.observability import Metrics
 from service.settings import Settings
 from service.tls import Tls, TlsFiles
+from service.url_fetch.fetcher import FetchLimits, UrlFetcher
+from service.url_fetch.policy import UrlPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,7 @@ class Protection:
         body_memory: For the bodies of all requests.
         metrics: Counts the refused.
         request_timeout_s: Deadline of a request that brings none, and the longest it may bring.
+        url_fetcher: None fetches no URL.
         max_body_bytes: Of one body or message.
         max_connections: Open ones, for each protocol.
         max_rpcs: That run at once.
@@ -32,6 +35,7 @@ class Protection:
     keys: ApiKeys
     tls: Tls | None
     body_memory: BodyMemory
+    url_fetcher: UrlFetcher | None
     metrics: Metrics
     request_timeout_s: float
     max_body_bytes: int
@@ -47,13 +51,14 @@ class Protection:
         """Read keys and certificates.
 
         Raises:
-            ValueError: A file does not hold what it should.
+            ValueError: A file does not hold what it should, or a host is none.
             OSError: A file cannot be read.
         """
         return cls(
             keys=_keys(settings, metrics),
             tls=_tls(settings, metrics),
             body_memory=BodyMemory(settings.max_body_memory_bytes, metrics),
+            url_fetcher=_url_fetcher(settings),
             metrics=metrics,
             request_timeout_s=settings.request_timeout_s,
             max_body_bytes=settings.max_request_bytes,
@@ -78,3 +83,10 @@ def _tls(settings: Settings, metrics: Metrics) -> Tls | None:
         certificate=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca
     )
     return Tls(files, metrics)
+
+
+def _url_fetcher(settings: Settings) -> UrlFetcher | None:
+    if settings.url_hosts is None:
+        return None
+    limits = FetchLimits(max_bytes=settings.max_image_bytes, timeout_s=settings.url_timeout_s)
+    return UrlFetcher(UrlPolicy.from_text(settings.url_hosts), limits)

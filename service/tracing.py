@@ -12,8 +12,18 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 Transport = Literal["http", "https", "grpc"]
 
-# W3C Trace Context: version, trace id, parent id, flags.
-TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-")
+# W3C Trace Context: version, trace id, parent id, flags; later versions may add to it.
+TRACEPARENT: Final = re.compile(
+    r"(?:00(?=.{53}$)|(?!00|ff)[0-9a-f]{2})"
+    r"-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]([0-9a-f])(?:-.*)?$"
+)
+
+
+class Parent(NamedTuple):
+    """What a caller says of its own trace."""
+
+    trace_id: str
+    is_sampled: bool
 
 
 class Ending(NamedTuple):
@@ -133,12 +143,17 @@ class NoTracer:
         self, transport: Transport, method: str, carrier: Mapping[str, str], started: float
     ) -> RequestTrace:
         """Remembers the caller's trace id only, so that log lines can be found by it."""
-        parent = carrier.get("traceparent")
-        known = TRACEPARENT.match(parent) if parent else None
-        return NoTrace(known[1]) if known else NO_TRACE
+        parent = parse_traceparent(carrier.get("traceparent"))
+        return NO_TRACE if parent is None else NoTrace(parent.trace_id)
 
     def close(self, timeout_s: float) -> None:
         """Nothing to send."""
+
+
+def parse_traceparent(value: str | None) -> Parent | None:
+    """W3C's `traceparent`; None where there is none or it cannot be."""
+    known = TRACEPARENT.match(value) if value else None
+    return Parent(known[1], is_sampled=int(known[2], 16) % 2 == 1) if known else None
 
 
 def begin_batch(

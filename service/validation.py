@@ -31,7 +31,7 @@ class PromptGroup:
     prompts: tuple[str, ...]
 
 
-def check_images(images: Sequence[bytes], limits: RequestLimits) -> None:
+def check_images(images: Sequence[bytes | str], limits: RequestLimits) -> None:
     """Refuse no pictures, and too many.
 
     Raises:

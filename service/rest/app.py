@@ -41,6 +41,7 @@ def build_app(
         memory=protection.body_memory,
         timeout_s=protection.client_timeout_s,
         bytes_per_s=protection.client_bytes_per_s,
+        url_fetcher=protection.url_fetcher,
     )
     limits = CallLimits(keys=protection.keys, timeout_s=protection.request_timeout_s, body=body)
     router = build_router(plane)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.body_memory import BodyMemory, BodyShare
-from service.errors import RequestTooLarge, TooSlow, UnsupportedMedia
+from service.errors import InvalidRequest, RequestTooLarge, TooSlow, UnsupportedMedia
 from service.rest.direct import Message, Receive
 from service.rest.errors import ClientLeft
+from service.url_fetch.fetcher import UrlFetcher
 
 MAX_LENGTH_DIGITS: Final = 18
 
@@ -22,12 +23,18 @@ class BodyLimits:
         memory: For the bodies of all requests.
         timeout_s: How far a body may fall behind `bytes_per_s`, from its head on.
         bytes_per_s: How fast it must come on the whole.
+        url_fetcher: None fetches no URL.
     """
 
     max_bytes: int
     memory: BodyMemory
     timeout_s: float
     bytes_per_s: int
+    url_fetcher: UrlFetcher | None = None
+
+
+# Where a request's scope holds its body, for those who fetch more to it.
+SCOPE_KEY: Final = "tipserve.body"
 
 
 class Body:
@@ -85,6 +92,25 @@ class Body:
         self._share.hold(self._num_bytes)
         self._is_complete = not message.get("more_body", False)
         return message
+
+    async def fetch(self, url: str, *, param: str) -> bytes:
+        """A picture that the body names by URL; it counts towards the memory for bodies.
+
+        Raises:
+            InvalidRequest: No URL is fetched here, or not this one, or no picture came of it.
+            Overloaded: There is no memory for it.
+        """
+        if self._limits.url_fetcher is None:
+            raise InvalidRequest(
+                f"{param} is a URL, and this server fetches none: send the picture itself as "
+                "base64, or have the server's setting url_hosts name the hosts to fetch from.",
+                code="urls_not_enabled",
+                param=param,
+            )
+        return await self._limits.url_fetcher.fetch(url, self._hold_more, param=param)
+
+    def _hold_more(self, num_bytes: int) -> None:
+        self._share.hold(self._share.num_bytes + num_bytes)
 
     async def _receive_in_time(self) -> Message:
         limits = self._limits

@@ -11,7 +11,7 @@ from fastapi import Request
 from service.api_keys import ApiKeys
 from service.call import Call, accept_priority
 from service.errors import InvalidRequest, ServiceError
-from service.rest.body import Body, BodyLimits
+from service.rest.body import SCOPE_KEY, Body, BodyLimits
 from service.rest.direct import AsgiApp, Message, Receive, Scope, Send
 from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
 from service.telemetry import CARRIED, Telemetry
@@ -80,6 +80,7 @@ class CallMiddleware:
                     self._apply_limits(call, headers)
                     body = Body(receive, self._limits.body, share)
                     body.check_head(headers)
+                    scope[SCOPE_KEY] = body
                     await self._app(scope, body, send_with_call)
                 except ServiceError as error:
                     await error_response(error)(scope, receive, send_with_call)

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar, cast
 
@@ -12,9 +12,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from service.data_plane import DataPlane
-from service.errors import InvalidRequest, UnsupportedMedia
+from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
 from service.rest.errors import invalid_fields
+from service.rest.image_url import fetch_urls
 from service.rest.schemas import ImageBody, ImageOptions, Options, Schema
+from service.validation import check_images
 
 OptionsT = TypeVar("OptionsT", bound=ImageOptions)
 OptionT = TypeVar("OptionT", bound=Options)
@@ -22,6 +24,9 @@ SchemaT = TypeVar("SchemaT", bound=Schema)
 
 IMAGE_FIELDS: Final = ("image", "images")
 MAX_FORM_FIELDS: Final = 1000
+# Commas part the values of JSON, and base64 has none: far more than any good request has, and few
+# enough that parsing takes tens of megabytes.
+MAX_JSON_COMMAS: Final = 1_000_000
 READ_HERE: Final = "image/*, multipart/form-data and application/json"
 
 Pairs = list[tuple[str, str]]
@@ -50,11 +55,16 @@ async def read_images(
         return parse_pairs(options_type, query), (data,)
     if media == "multipart/form-data":
         raw = await request.body()
-        pairs, images = await plane.offload(partial(parse_form, raw, content_type))
+        pairs, images = await plane.offload(
+            partial(parse_form, raw, content_type, plane.limits.max_images)
+        )
         return parse_pairs(options_type, [*query, *pairs]), images
     if media == "application/json":
         body = await read_json(request, plane, body_type)
-        images = await plane.offload(partial(decode_images, body))
+        texts = image_texts(body)
+        check_images(texts, plane.limits)
+        fetched = await fetch_urls(request, texts)
+        images = await plane.offload(partial(decode_images, texts, fetched))
         return cast("OptionsT", body), images
     raise UnsupportedMedia(
         f"Content-Type {media or '(none)'} is not read here; {READ_HERE} are. "
@@ -84,9 +94,21 @@ async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -
         )
     raw = await request.body()
     try:
-        return await plane.offload(partial(schema.model_validate_json, raw, strict=True))
+        return await plane.offload(partial(parse_json, raw, schema))
     except ValidationError as error:
         raise invalid_fields(error) from None
+
+
+def parse_json(raw: bytes, schema: type[SchemaT]) -> SchemaT:
+    """A JSON body; what would become millions of values is refused before it does.
+
+    Raises:
+        RequestTooLarge: There are too many values.
+        ValidationError: A field is wrong or unknown, or the body is no JSON.
+    """
+    if raw.count(b",") > MAX_JSON_COMMAS:
+        raise RequestTooLarge("The body has too many values; split the request.")
+    return schema.model_validate_json(raw, strict=True)
 
 
 def parse_pairs(options_type: type[OptionT], pairs: Iterable[tuple[str, str]]) -> OptionT:
@@ -111,11 +133,12 @@ def parse_pairs(options_type: type[OptionT], pairs: Iterable[tuple[str, str]]) -
         raise invalid_fields(error) from None
 
 
-def parse_form(raw: bytes, content_type: str) -> tuple[Pairs, tuple[bytes, ...]]:
+def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, tuple[bytes, ...]]:
     """Fields and pictures of a multipart body, in memory: its size is bounded already.
 
     Raises:
         InvalidRequest: The body is not what its header says.
+        RequestTooLarge: There are more pictures than the limit.
     """
     pairs: Pairs = []
     images: list[bytes] = []
@@ -130,6 +153,12 @@ def parse_form(raw: bytes, content_type: str) -> tuple[Pairs, tuple[bytes, ...]]
                 f"{name}: pictures come in the fields image or images.",
                 code="unknown_field",
                 param=name,
+            )
+        if len(images) == max_images:
+            raise RequestTooLarge(
+                f"images: at most {max_images} are taken at once.",
+                code="too_many_items",
+                param="images",
             )
         file.file_object.seek(0)
         images.append(file.file_object.read())
@@ -157,16 +186,27 @@ def parse_form(raw: bytes, content_type: str) -> tuple[Pairs, tuple[bytes, ...]]
     return pairs, tuple(images)
 
 
-def decode_images(body: ImageBody) -> tuple[bytes, ...]:
-    """The pictures of a JSON body.
+def image_texts(body: ImageBody) -> list[str]:
+    """What a JSON body has for its pictures.
 
     Raises:
-        InvalidRequest: Both or neither of `image` and `images`, or something that is no base64.
+        InvalidRequest: Both or neither of `image` and `images`.
     """
     if (body.image is None) == (body.images is None):
         raise InvalidRequest("Give either image or images.", code="invalid_field", param="images")
-    texts = body.images if body.images is not None else [body.image or ""]
-    return tuple(_decode_base64(text, f"images[{i}]") for i, text in enumerate(texts))
+    return body.images if body.images is not None else [body.image or ""]
+
+
+def decode_images(texts: Sequence[str], fetched: Mapping[int, bytes]) -> tuple[bytes, ...]:
+    """The pictures of a JSON body; those that were fetched by URL are there by their index.
+
+    Raises:
+        InvalidRequest: Something is no base64.
+    """
+    return tuple(
+        fetched[i] if i in fetched else _decode_base64(text, f"images[{i}]")
+        for i, text in enumerate(texts)
+    )
 
 
 def _decode_base64(text: str, param: str) -> bytes:

@@ -169,7 +169,11 @@ class ImageBody(Schema):
     """The pictures of a JSON body: one, or several."""
 
     image: Annotated[
-        str | None, Field(description="One picture: base64, or a `data:` URI with base64.")
+        str | None,
+        Field(
+            description="One picture: base64, a `data:` URI with base64, or, from hosts that the "
+            "server allows, an `https:` URL."
+        ),
     ] = None
     images: Annotated[list[str] | None, Field(description="Several pictures.")] = None
 

@@ -1,7 +1,9 @@
 """Settings come from flags and variables, say where from, and misspellings are errors."""
 
+import json
+
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from service.settings import Settings, describe_settings, load_settings
 
@@ -73,6 +75,17 @@ def test_every_setting_is_described_with_its_source() -> None:
     assert "http_port = 3  (flag --http-port)" in lines
     assert "grpc_port = 8001  (variable TIPSERVE_GRPC_PORT)" in lines
     assert "metrics_port = 8002  (default)" in lines
+
+
+def test_settings_are_described_as_json_with_secrets_masked() -> None:
+    settings = Settings(http_port=3, config_format="json", api_keys=SecretStr("very-secret"))
+    shown = describe_settings(settings, ["--http-port=3"], {"TIPSERVE_API_KEYS": "very-secret"})
+    assert "very-secret" not in shown
+    rows = json.loads(shown)
+    assert set(rows) == set(Settings.model_fields)
+    assert rows["http_port"] == {"value": 3, "source": "flag --http-port"}
+    assert rows["api_keys"] == {"value": "**********", "source": "variable TIPSERVE_API_KEYS"}
+    assert rows["pool_threads"] == {"value": None, "source": "default"}
 
 
 def test_several_models_are_named_in_each_way_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:

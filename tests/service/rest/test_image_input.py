@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import InvalidRequest
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
-from service.rest.image_input import decode_images, parse_form, parse_pairs
+from service.rest.image_input import decode_images, image_texts, parse_form, parse_pairs
 from service.rest.schemas import EmbedImagesOptions, ImageBody, SegmentImagesOptions
 
 BOUNDARY = "multipart/form-data; boundary=xyz"
@@ -85,7 +85,7 @@ def test_a_form_brings_fields_and_pictures_in_order() -> None:
         ('name="outputs"', b"cls1,cls2"),
         ('name="image"; filename="b"', large),
     )
-    assert parse_form(raw, BOUNDARY) == ([("outputs", "cls1,cls2")], (b"one", large))
+    assert parse_form(raw, BOUNDARY, 2) == ([("outputs", "cls1,cls2")], (b"one", large))
 
 
 @pytest.mark.parametrize(
@@ -99,32 +99,32 @@ def test_a_form_brings_fields_and_pictures_in_order() -> None:
 )
 def test_a_malformed_form_is_the_callers_error(raw: bytes, content_type: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse_form(raw, content_type)
+        parse_form(raw, content_type, 2)
     assert caught.value.code == "invalid_body"
 
 
 def test_a_file_in_another_field_is_an_error() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse_form(form(('name="photo"; filename="a"', b"x")), BOUNDARY)
+        parse_form(form(('name="photo"; filename="a"', b"x")), BOUNDARY, 2)
     assert caught.value.param == "photo"
 
 
 def test_base64_and_data_uris_are_read() -> None:
     text = base64.b64encode(b"picture").decode()
-    assert decode_images(ImageBody(image=text)) == (b"picture",)
+    assert decode_images(image_texts(ImageBody(image=text)), {}) == (b"picture",)
     uri = f"data:image/png;base64,{text}"
-    assert decode_images(ImageBody(images=[uri, text])) == (b"picture", b"picture")
-    assert decode_images(ImageBody(images=[])) == ()
+    assert decode_images([uri, text], {}) == (b"picture", b"picture")
+    assert image_texts(ImageBody(images=[])) == []
 
 
 @pytest.mark.parametrize("text", ["%%%", "abc", "data:image/png,abc", "https://x/y.png"])
 def test_what_is_no_base64_names_its_index(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        decode_images(ImageBody(images=["", text]))
+        decode_images(["", text], {})
     assert (caught.value.code, caught.value.param) == ("invalid_base64", "images[1]")
 
 
 @pytest.mark.parametrize("body", [ImageBody(), ImageBody(image="", images=[])])
 def test_either_one_picture_or_several(body: ImageBody) -> None:
     with pytest.raises(InvalidRequest, match="either"):
-        decode_images(body)
+        image_texts(body)

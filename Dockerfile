@@ -1,10 +1,10 @@
 # The serving image: the service, the bundled model and a CPU runtime. No torch, no compiler, no pip cache.
 #   docker build -t tipserve:0.1.0 .
-# The base is an argument, so that a CUDA image with Python and pip can take its place, with EXTRA=gpu.
+# The base is an argument, so that a CUDA image with Python and pip can take its place, with EXTRA=gpu,otel.
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
-ARG EXTRA=cpu
+ARG EXTRA=cpu,otel
 WORKDIR /src
 RUN python -m venv --without-pip /opt/venv
 COPY pyproject.toml README.md LICENSE NOTICE ./

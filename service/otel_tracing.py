@@ -5,6 +5,7 @@ every request in it, and their `run` spans are linked to it. Children are made w
 ended, from the times that it told, so that a request that nobody samples costs next to nothing.
 """
 
+import logging
 import random
 import threading
 import time
@@ -44,6 +45,8 @@ from service.tracing import (
 # More than the requests of any batch: a link that is missing would be a lie.
 MAX_LINKS: Final = 4096
 NS: Final = 1_000_000_000
+
+logger = logging.getLogger(__name__)
 
 
 class OtelTracer:
@@ -117,8 +120,11 @@ class OtelBatch:
     def end(self, ended: float, error: str | None = None) -> None:
         """As `BatchTrace.end`."""
         self.ended, self.error = ended, error
-        set_error(self._span, error)
-        self._span.end(self._times.epoch_ns(ended))
+        try:
+            set_error(self._span, error)
+            self._span.end(self._times.epoch_ns(ended))
+        except Exception:
+            logger.exception("a batch's trace was lost")  # and never its answers
 
 
 class OtelRequest:

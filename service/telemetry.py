@@ -1,15 +1,18 @@
 """What both transports do around every call: begin it, and count, trace and log how it ended."""
 
+import logging
 import time
 from collections.abc import Mapping
 
 from service.access_log import AccessLog
 from service.call import Call, accept_request_id, current_call
 from service.observability import Metrics
-from service.tracing import Ending, NoTracer, Tracer, Transport
+from service.tracing import NO_TRACE, Ending, NoTracer, RequestTrace, Tracer, Transport
 
 # What a transport passes on of a request's headers or metadata, by these names in lower case.
 CARRIED = frozenset({"x-request-id", "traceparent", "tracestate"})
+
+logger = logging.getLogger(__name__)
 
 
 class Telemetry:
@@ -38,7 +41,7 @@ class Telemetry:
             request_id=accept_request_id(carried.get("x-request-id")),
             started=started,
             deadline=started + timeout_s,
-            trace=self.tracer.begin(transport, method, carried, started),
+            trace=self._begin_trace(transport, method, carried, started),
         )
         current_call.set(call)
         return call
@@ -59,11 +62,26 @@ class Telemetry:
             method: A route or an RPC of ours, or `other`; never what a caller made up.
             code: HTTP status, or the name of a gRPC code.
             is_fault: Whether the fault is the server's.
-            is_quiet: Whether it is too usual to be logged.
+            is_quiet: Whether it is too usual to be logged and traced.
         """
         seconds = call.clock() - call.started
         self.metrics.calls.observe(method, str(code), seconds, call.stages)
+        if is_quiet:
+            return
         ending = Ending(method, code, call.error, is_fault, seconds)
-        call.trace.end(ending)
-        if self._access_log is not None and not is_quiet:
+        try:
+            call.trace.end(ending)
+        except Exception:
+            logger.exception("a trace was lost")
+        if self._access_log is not None:
             self._access_log.answered(call, ending)
+
+    def _begin_trace(
+        self, transport: Transport, method: str, carried: Mapping[str, str], started: float
+    ) -> RequestTrace:
+        """Whatever goes wrong with a trace costs the trace, and never the request."""
+        try:
+            return self.tracer.begin(transport, method, carried, started)
+        except Exception:
+            logger.exception("a trace was lost")
+            return NO_TRACE

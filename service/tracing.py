@@ -5,6 +5,7 @@ Knows no tracing library: without one every trace is `NO_TRACE`, which does noth
 exception's message.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ TRACEPARENT: Final = re.compile(
     r"(?:00(?=.{53}$)|(?!00|ff)[0-9a-f]{2})"
     r"-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]([0-9a-f])(?:-.*)?$"
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 class Parent(NamedTuple):
@@ -163,4 +167,8 @@ def begin_batch(
     recording = [trace for trace in traces if trace.is_recording]
     if not recording:
         return NO_BATCH
-    return recording[0].begin_batch(list(dict.fromkeys(recording)), attributes, now)
+    try:
+        return recording[0].begin_batch(list(dict.fromkeys(recording)), attributes, now)
+    except Exception:
+        logger.exception("a batch's trace was lost")  # and never the batch
+        return NO_BATCH

@@ -29,7 +29,7 @@ def test_the_service_accepts_the_variables(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert Settings().model == environment["TIPSERVE_MODEL"]
+    assert Settings().model == (environment["TIPSERVE_MODEL"],)
 
 
 @pytest.mark.parametrize("name", ["http", "grpc", "metrics"])

@@ -1,16 +1,26 @@
 """Spans and log lines of the real program: what a collector and a log reader get, or do not get."""
 
+import fcntl
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from model.package import ModelPackage
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Program
@@ -155,3 +165,38 @@ def test_a_port_that_is_taken_is_one_line(run_program: "type[Program]") -> None:
     (record,) = [r for r in records(program) if r["level"] == "ERROR"]
     assert str(port) in record["message"]
     assert "exception" not in record
+
+
+def test_a_log_that_nobody_reads_stops_nothing(tiny_package: ModelPackage, tmp_path: Path) -> None:
+    """The pipe holds a page, the log of these requests many; nobody reads it."""
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    ports_file = tmp_path / "ports.json"
+    command = [sys.executable, "-m", "service", f"--model={tiny_package.path}", "--host=127.0.0.1"]
+    command += ["--http-port=0", "--grpc-port=0", "--metrics-port=0", f"--ports-file={ports_file}"]
+    process = subprocess.Popen(command, stderr=write_end)
+    os.close(write_end)
+    try:
+        url = f"http://127.0.0.1:{wait_for_port(process, ports_file)}"
+        for _ in range(100):
+            answer = httpx.post(f"{url}/v1/texts:embed", json={"texts": ["dog"]}, timeout=LIMIT_S)
+            assert answer.status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read_end)
+
+
+def wait_for_port(process: "subprocess.Popen[bytes]", ports_file: Path) -> int:
+    """The HTTP port of a server that is ready."""
+    until = time.monotonic() + LIMIT_S
+    while time.monotonic() < until and process.poll() is None:
+        if ports_file.exists():
+            port: int = json.loads(ports_file.read_text())["http"]
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").status_code == 200:
+                    return port
+        time.sleep(0.05)
+    raise AssertionError("the server was not ready in time")

@@ -249,6 +249,33 @@ async def test_a_made_up_path_is_not_told(traced: Serving, exporter: InMemorySpa
     assert SECRET not in as_text(exporter)
 
 
+@BOTH
+async def test_a_library_that_fails_costs_no_request(
+    traced: Serving,
+    encode_image: Encode,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Ask,
+) -> None:
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise RuntimeError("broken library")
+
+    async with traced() as server:
+        monkeypatch.setattr("opentelemetry.sdk.trace.Span.end", fail)
+        assert await ask(server, encode_image()) in {"200", "OK"}
+        monkeypatch.setattr("opentelemetry.sdk.trace.Tracer.start_span", fail)
+        assert await ask(server, encode_image()) in {"200", "OK"}
+    lost = {record.getMessage() for record in caplog.records if record.exc_info}
+    assert lost == {"a trace was lost", "a batch's trace was lost"}
+
+
+async def test_probes_are_not_traced(traced: Serving, exporter: InMemorySpanExporter) -> None:
+    async with traced() as server, httpx.AsyncClient() as client:
+        for probe in ("live", "ready"):
+            await client.get(f"http://127.0.0.1:{server.ports['http']}/v2/health/{probe}")
+    assert not exporter.get_finished_spans()
+
+
 def test_who_leaves_while_waiting_has_a_queue_span_and_no_run() -> None:
     exporter = InMemorySpanExporter()
     tracer = OtelTracer(exporter)

@@ -35,11 +35,16 @@ class RunningService:
         # Linux numbers another process's CPU clock so; see clock_getcpuclockid(3).
         return time.clock_gettime(~self.pid << 3 | 2)
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels; 0 while it has none."""
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over all series that have these labels; 0 while there is none."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
             lines = answer.read().decode().splitlines()
-        samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        samples = [
+            line
+            for line in lines
+            if line.split("{")[0].split(" ")[0] == name and all(pair in line for pair in wanted)
+        ]
         return sum(float(line.rpartition(" ")[2]) for line in samples)
 
 

@@ -29,7 +29,7 @@ class Device(Protocol):
     def is_ready(self) -> bool:
         """Whether any lane takes work."""
 
-    def done_in_s(self, cost: int, priority: int) -> float:
+    def done_in_s(self, cost: int, priority: int, flow: str) -> float:
         """Seconds that new work takes at the least until it is done."""
 
 
@@ -134,7 +134,7 @@ class Admission:
             left_s = call.remaining_s()
         except DeadlineExceeded as error:
             raise self._refused("deadline", error) from None
-        needed_s = self._device.done_in_s(cost, call.priority)
+        needed_s = self._device.done_in_s(cost, call.priority, call.flow)
         if needed_s > left_s:
             late = DeadlineExceeded(
                 f"The deadline is {left_s:.3f} s away, and with what is ahead of it this takes at "

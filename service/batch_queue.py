@@ -1,16 +1,17 @@
 """What waits for a lane, by shape, and how the next batch is formed. Knows no threads of its own.
 
-A batch takes items of one bucket, in the order of their ranks, up to the bucket's limits; the
-bucket whose head ranks first goes first. An item's rank is the time it came, later by a fixed step
-for each priority level under the highest: the urgent overtake, but only what came less than those
-steps before them, so nothing starves. An item whose caller has left is never computed: a cancelled
-one is removed when it is cancelled, an expired one when a batch is formed, and a caller is answered
-only once.
+A batch takes items of one bucket, in turn, up to the bucket's limits; the bucket whose first item
+is next goes first. The urgent go first, but an item rises a priority level with every step of time
+that it waits, so nothing starves; of one level the flow goes first that has had less of the lanes,
+and of one flow what came first. An item whose caller has left is never computed: a cancelled one is
+removed when it is cancelled, an expired one when a batch is formed, and a caller is answered only
+once.
 """
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter as Total
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,9 @@ from typing import Final
 
 from service.call import Clock, deadline_exceeded
 from service.errors import ServiceError, Unavailable
+from service.fair_share import FairShare
 from service.observability import Metrics
-from service.waiting_line import WaitingLine
+from service.waiting_line import Turn, WaitingLine
 from service.work import Batch, BatchLimits, Bucket, Completed, Entry, Kind, WorkItem, settle
 
 # A caller's timer may go off a moment before the deadline that it was set for.
@@ -57,6 +59,7 @@ class BatchQueue:
 
     def __init__(self, rules: BatchRules, metrics: Metrics, clock: Clock) -> None:
         self._rules = rules
+        self._shares = FairShare()
         self._metrics = metrics
         self._clock = clock
         self._lines: dict[Bucket, WaitingLine] = {}
@@ -133,6 +136,7 @@ class BatchQueue:
             self._closed_by = self._closed_by or reason
             waiting = [entry for line in self._lines.values() for entry in line]
             self._lines.clear()
+            self._shares = FairShare()
             self._changed.notify_all()
             self._moved.notify_all()
         for entry in waiting:
@@ -144,10 +148,23 @@ class BatchQueue:
         with self._changed:
             return {bucket: len(line) for bucket, line in self._lines.items()}
 
-    def ahead_of(self, priority: int) -> dict[Bucket, int]:
-        """How many entries wait in each bucket at this level or a more urgent one."""
+    def ahead_of(self, priority: int, flow: str = "") -> dict[Bucket, int]:
+        """How many entries of each bucket at least go before one that comes now.
+
+        All of its own flow that are no less urgent; of each other flow no more than as many.
+        """
         with self._changed:
-            return {bucket: line.num_waiting(priority) for bucket, line in self._lines.items()}
+            lines = self._lines.values()
+            own = sum(line.num_of(flow, priority) for line in lines)
+            return {
+                bucket: sum(
+                    line.num_of(name, priority)
+                    if name == flow
+                    else min(own, line.num_of(name, priority))
+                    for name in line.flows()
+                )
+                for bucket, line in self._lines.items()
+            }
 
     def oldest_s(self) -> float:
         """Seconds that the oldest entry has waited; 0 where none waits."""
@@ -156,6 +173,7 @@ class BatchQueue:
         return 0.0 if oldest is None else self._clock() - oldest
 
     def _enter(self, item: WorkItem, now: float) -> Entry:
+        self._shares.come(item.flow)
         rank = now + (item.priority - 1) * self._rules.priority_step_s
         number = self._next_number
         self._next_number += 1
@@ -163,12 +181,32 @@ class BatchQueue:
         self._lines.setdefault(item.bucket, WaitingLine()).add(entry)
         return entry
 
+    def _turn(self, now: float, entry: Entry) -> Turn:
+        """Least first: the more urgent, then whose flow has had less, then who came first."""
+        item = entry.item
+        num_steps = int((now - entry.enqueued) / self._rules.priority_step_s)
+        return max(1, item.priority - num_steps), self._shares.had(item.flow), entry.rank
+
+    def _next_of(self, buckets: Iterable[Bucket], now: float) -> Bucket:
+        turn = partial(self._turn, now)
+        return min(buckets, key=lambda bucket: turn(self._lines[bucket].first(turn)))
+
+    def _remove(self, entry: Entry) -> bool:
+        """Take an entry out of its line; False where it waits no more."""
+        line = self._lines.get(entry.item.bucket)
+        if line is None or not line.remove(entry):
+            return False
+        self._shares.go(entry.item.flow)
+        if not line:
+            del self._lines[entry.item.bucket]
+        return True
+
     def _form(self) -> tuple[Batch | None, list[Entry], float]:
         """The next batch, the expired entries met on the way, and when a batch is due. Locked."""
         now = self._clock()
         expired: list[Entry] = []
         while due := [b for b, line in self._lines.items() if self._due(b, line) <= now]:
-            bucket = min(due, key=lambda b: self._lines[b].head.rank)
+            bucket = self._next_of(due, now)
             entries = self._pick(bucket, now, expired)
             if entries:
                 return Batch(bucket=bucket, entries=tuple(entries), taken=now), expired, now
@@ -191,10 +229,11 @@ class BatchQueue:
         picked: list[Entry] = []
         cost = 0
         while line and len(picked) < max_items:
-            entry = line.head
+            entry = line.first(partial(self._turn, now))
             if not limits.fits(len(picked) + 1, cost + entry.item.cost):
                 break
-            line.remove(entry)
+            self._shares.serve(entry.item.flow, entry.item.cost)
+            self._remove(entry)
             if not entry.future.set_running_or_notify_cancel():
                 continue
             if entry.item.deadline <= now:
@@ -202,8 +241,6 @@ class BatchQueue:
                 continue
             picked.append(entry)
             cost += entry.item.cost
-        if not line:
-            del self._lines[bucket]
         return picked
 
     def _peek(self) -> list[Entry]:
@@ -211,17 +248,27 @@ class BatchQueue:
         if not self._lines:
             return []
         now = self._clock()
-        bucket = min(self._lines, key=lambda b: self._lines[b].head.rank)
+        bucket = self._next_of(self._lines, now)
         limits = self._rules.limits[bucket.kind]
         picked: list[Entry] = []
         cost = 0
-        for entry in self._lines[bucket]:
+        for entry in self._in_turn(self._lines[bucket], now):
             if not limits.fits(len(picked) + 1, cost + entry.item.cost):
                 break
             if not entry.future.cancelled() and entry.item.deadline > now:
                 picked.append(entry)
                 cost += entry.item.cost
         return picked
+
+    def _in_turn(self, line: WaitingLine, now: float) -> list[Entry]:
+        """A line's entries as they would be served if nothing else came."""
+        turns: list[tuple[Turn, Entry]] = []
+        taken: Total[str] = Total()
+        for entry in line:
+            level, had, rank = self._turn(now, entry)
+            turns.append(((level, had + taken[entry.item.flow], rank), entry))
+            taken[entry.item.flow] += entry.item.cost
+        return [entry for _, entry in sorted(turns, key=lambda pair: pair[0])]
 
     def _share(self, num_waiting: int) -> int:
         """How many of these the lane that asks may take, where free lanes share."""
@@ -236,9 +283,7 @@ class BatchQueue:
         is_late = entry.item.deadline - TIMER_SLACK_S <= self._clock()
         self._metrics.abandoned.labels("deadline" if is_late else "cancelled").inc()
         with self._changed:
-            line = self._lines.get(entry.item.bucket)
-            if line is not None and line.remove(entry) and not line:
-                del self._lines[entry.item.bucket]
+            self._remove(entry)
 
     def _answer_expired(self, expired: Sequence[Entry]) -> None:
         for entry in expired:

@@ -33,8 +33,8 @@ class Batcher:
         care: LaneCare | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.queue = BatchQueue(rules, metrics, clock)
         self.costs = CostBook(rules.limits, clock)
+        self.queue = BatchQueue(rules, metrics, clock)
         self._metrics = metrics
         self._clock = clock
         self._care = care or LaneCare()
@@ -89,22 +89,23 @@ class Batcher:
         states = [pulse.state for pulse in self.pulses]
         return {state.value: states.count(state) for state in LaneState}
 
-    def done_in_s(self, cost: int, priority: int) -> float:
+    def done_in_s(self, cost: int, priority: int, flow: str = "") -> float:
         """Seconds that new work takes at the least until it is done, by measured costs.
 
         Args:
             cost: In patches, or what counts like them.
-            priority: What is ahead of it depends on its level.
+            priority: What is ahead of it depends on its level,
+            flow: and on what its own flow has waiting.
         """
         pulses = [pulse for pulse in self.pulses if pulse.state is LaneState.READY]
         if not pulses:
             return 0.0
-        return self._wait_s(pulses, priority) + self.costs.least_s(cost, len(pulses))
+        return self._wait_s(pulses, priority, flow) + self.costs.least_s(cost, len(pulses))
 
-    def _wait_s(self, pulses: Sequence[Pulse], priority: int) -> float:
+    def _wait_s(self, pulses: Sequence[Pulse], priority: int, flow: str) -> float:
         """Seconds until one of the lanes could begin it."""
         running_s = [pulse.remaining_s for pulse in pulses]
-        ahead = self.queue.ahead_of(priority)
+        ahead = self.queue.ahead_of(priority, flow)
         ahead_s = sum(count * self.costs.item_s(bucket) for bucket, count in ahead.items())
         if ahead_s == 0:
             return min(running_s)

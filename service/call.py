@@ -29,6 +29,7 @@ class Call:
         deadline: Monotonic seconds after which nobody waits for the answer.
         started: Monotonic seconds at which it arrived.
         priority: One of `PRIORITIES`; 1 goes first.
+        flow: What it came by; each gets its share of the lanes.
         stages: Seconds spent in each stage; of items that run side by side the slowest counts.
         trace: Where its stages and batches are told, if anywhere.
         error: Stable short name of what went wrong, once something has.
@@ -39,6 +40,7 @@ class Call:
     clock: Clock = time.monotonic
     started: float = field(default_factory=time.monotonic)
     priority: int = DEFAULT_PRIORITY
+    flow: str = ""
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE
     error: str | None = None

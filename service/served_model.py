@@ -114,6 +114,7 @@ class ServedModel:
                 deadline=call.deadline,
                 trace=call.trace,
                 priority=call.priority,
+                flow=call.flow,
             )
             for p in pixels
         ]

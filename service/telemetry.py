@@ -41,6 +41,7 @@ class Telemetry:
             request_id=accept_request_id(carried.get("x-request-id")),
             started=started,
             deadline=started + timeout_s,
+            flow=transport,
             trace=self._begin_trace(transport, method, carried, started),
         )
         current_call.set(call)

@@ -106,6 +106,7 @@ class TextEncoder:
                 cost=len(row),
                 payload=row,
                 priority=call.priority,
+                flow=call.flow,
                 trace=call.trace,
             )
             for row in wanted.values()

@@ -51,6 +51,7 @@ class BatchLimits:
 class WorkItem:
     """One picture or text, ready for the runtime; monotonic deadline in seconds.
 
+    `flow` is whose item it is: flows that have much waiting do not keep the others from their turn.
     `trace` is its request's, which every batch that takes the item is linked to.
     """
 
@@ -59,6 +60,7 @@ class WorkItem:
     payload: NDArray[Any]
     deadline: float = math.inf
     priority: int = DEFAULT_PRIORITY
+    flow: str = ""
     trace: RequestTrace = NO_TRACE
 
 

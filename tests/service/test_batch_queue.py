@@ -132,6 +132,48 @@ def test_how_much_is_ahead_depends_on_the_level(queue: BatchQueue) -> None:
     assert queue.ahead_of(3) == {SMALL: 2, WIDE: 1}
 
 
+def test_a_flood_waits_behind_itself(queue: BatchQueue) -> None:
+    queue.put([item(cost=20, number=n, flow="flood") for n in range(20)])
+    assert [numbers(queue) for _ in range(3)] == [[0], [1], [2]]
+    queue.put([item(cost=20, number=100, flow="other")])
+    assert queue.ahead_of(2, "flood") == {SMALL: 18}
+    assert queue.ahead_of(2, "other") == {SMALL: 2}
+    # The other comes level with what the flood has had, not with a credit of its own.
+    assert [numbers(queue) for _ in range(4)] == [[100], [3], [4], [5]]
+
+
+def test_two_floods_take_turns_by_cost(queue: BatchQueue) -> None:
+    queue.put([item(cost=10, number=n, flow="one") for n in range(6)])
+    queue.put([item(cost=20, number=10 + n, flow="two") for n in range(3)])
+    served = [n for _ in range(7) for n in numbers(queue)]
+    assert served == [0, 10, 1, 2, 11, 3, 4, 12, 5]
+
+
+def test_who_comes_back_after_a_pause_has_not_saved_up_turns(queue: BatchQueue) -> None:
+    queue.put([item(cost=20, number=n, flow="steady") for n in range(9)])
+    queue.put([item(cost=20, number=100, flow="other")])
+    assert [numbers(queue) for _ in range(6)] == [[0], [100], [1], [2], [3], [4]]
+    queue.put([item(cost=20, number=100 + n, flow="other") for n in (1, 2)])
+    assert [numbers(queue) for _ in range(4)] == [[101], [5], [102], [6]]
+
+
+def test_an_urgent_item_goes_before_another_flows_turn(queue: BatchQueue) -> None:
+    queue.put([item(cost=20, number=n, priority=2, flow="one") for n in range(3)])
+    assert numbers(queue) == [0]
+    queue.put([item(cost=20, number=10, priority=2, flow="two")])
+    queue.put([item(cost=20, number=11, priority=1, flow="one")])
+    assert [numbers(queue) for _ in range(3)] == [[11], [10], [1]]
+
+
+def test_a_look_ahead_sees_the_turns_of_all_flows(queue: BatchQueue) -> None:
+    queue.put([item(number=n, flow="one") for n in range(4)])
+    queue.put([item(number=10 + n, flow="two") for n in range(4)])
+    for _ in range(3):
+        seen = queue.wait_and_peek([])
+        assert seen is not None
+        assert [int(entry.item.payload[0]) for entry in seen] == numbers(queue)
+
+
 def test_a_linger_waits_for_a_full_batch_or_its_time(metrics: Metrics, clock: Clock) -> None:
     queue = BatchQueue(replace(RULES, max_wait_s=2), metrics, clock)
     queue.put([item(number=1), item(number=2)])
@@ -194,6 +236,7 @@ class BatchingMachine(RuleBasedStateMachine):
         rules = replace(RULES, max_wait_s=linger_s)
         self.batcher = Batcher([], rules=rules, metrics=self.metrics, clock=self.clock)
         self.ranks: dict[int, tuple[float, int]] = {}
+        self.flows: dict[int, str] = {}
         self.accepted: list[Future[Completed]] = []
         self.answers: list[int] = []
         self.cancelled: set[int] = set()
@@ -205,10 +248,18 @@ class BatchingMachine(RuleBasedStateMachine):
         patience_s=st.integers(0, 5),
         cost=st.integers(1, 25),
         priority=st.sampled_from(PRIORITIES),
+        flow=st.sampled_from(["rest", "grpc"]),
     )
-    def submit(self, buckets: list[Bucket], patience_s: int, cost: int, priority: int) -> None:
+    def submit(
+        self, buckets: list[Bucket], patience_s: int, cost: int, priority: int, flow: str
+    ) -> None:
         first = len(self.accepted)
-        fields = {"cost": cost, "deadline": self.clock.now + patience_s, "priority": priority}
+        fields: dict[str, Any] = {
+            "cost": cost,
+            "deadline": self.clock.now + patience_s,
+            "priority": priority,
+        }
+        fields["flow"] = flow
         items = [item(b, number=first + i, **fields) for i, b in enumerate(buckets)]
         try:
             futures = self.batcher.submit(items)
@@ -217,6 +268,7 @@ class BatchingMachine(RuleBasedStateMachine):
             return
         assert not self.is_stopped
         for index in range(first, first + len(futures)):
+            self.flows[index] = flow
             self.ranks[index] = (self.clock.now + (priority - 1) * STEP_S, index)
         for future in futures:
             future.add_done_callback(self.count(len(self.accepted)))
@@ -249,7 +301,9 @@ class BatchingMachine(RuleBasedStateMachine):
 
         def runner(bucket: Bucket, inputs: Inputs) -> list[Outputs]:
             indices = [int(p[0]) for p in inputs[0]]
-            assert indices == sorted(indices, key=lambda i: self.ranks[i]), "not in turn"
+            for flow in set(self.flows.values()):
+                own = [i for i in indices if self.flows[i] == flow]
+                assert own == sorted(own, key=lambda i: self.ranks[i]), "not in turn"
             assert not self.cancelled & set(indices), "computed for nobody"
             assert not self.computed & set(indices), "computed twice"
             self.computed |= set(indices)

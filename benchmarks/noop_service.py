@@ -21,7 +21,8 @@ from model.runtime.base import Device, VisionOutput
 from model.runtime.load import RUNTIMES
 from service.log import configure_logging
 from service.preparation import ImagePreparer, PreparedImage
-from service.server import Server, listen
+from service.rest.listener import listen
+from service.server import Server
 from service.settings import Settings
 
 DIM = 192

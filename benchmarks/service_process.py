@@ -24,6 +24,7 @@ class RunningService:
     http_port: int
     grpc_port: int
     metrics_port: int
+    process: subprocess.Popen[bytes]
 
     @property
     def http_url(self) -> str:
@@ -87,7 +88,9 @@ def wait_until_ready(process: subprocess.Popen[bytes], ports_file: Path) -> Runn
             raise RuntimeError(f"the service ended with {process.returncode}")
         if ports_file.exists():
             ports = json.loads(ports_file.read_text(encoding="utf-8"))
-            service = RunningService(process.pid, ports["http"], ports["grpc"], ports["metrics"])
+            service = RunningService(
+                process.pid, ports["http"], ports["grpc"], ports["metrics"], process
+            )
             if is_ready(service):
                 return service
         time.sleep(0.1)

@@ -109,7 +109,7 @@ class DataPlane:
     def is_ready(self) -> bool:
         """Whether requests are let in, and every model that is served can answer, one at least."""
         health = self.health
-        return self.door.is_open and bool(health) and all(health.values())
+        return self.door.is_inviting and bool(health) and all(health.values())
 
     def check_ready(self) -> None:
         """For readiness probes: refuse where `is_ready` is not so.
@@ -117,7 +117,7 @@ class DataPlane:
         Raises:
             Unavailable: Starting or draining, or a model cannot answer, or none is served.
         """
-        if not self.door.is_open:
+        if not self.door.is_inviting:
             raise unavailable(self.door.state)
         if self.models.is_empty:
             raise Unavailable("No model is served.", retry_after_s=UNAVAILABLE_RETRY_S)

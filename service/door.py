@@ -20,11 +20,12 @@ class DoorState(Enum):
 
     STARTING = "starting"
     OPEN = "open"
+    LEAVING = "leaving"
     DRAINING = "draining"
 
 
 class Door:
-    """One for the whole server: starting, then open, then draining."""
+    """One for the whole server: starting, open, leaving (soon to drain), draining."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.state = DoorState.STARTING
@@ -36,6 +37,11 @@ class Door:
     @property
     def is_open(self) -> bool:
         """Whether requests are let in."""
+        return self.state in {DoorState.OPEN, DoorState.LEAVING}
+
+    @property
+    def is_inviting(self) -> bool:
+        """Whether balancers should send requests here."""
         return self.state is DoorState.OPEN
 
     def open(self) -> None:
@@ -43,6 +49,12 @@ class Door:
         with self._changed:
             if self.state is DoorState.STARTING:
                 self.state = DoorState.OPEN
+
+    def leave_soon(self) -> None:
+        """Let requests in but invite none; what is not open yet drains at once."""
+        with self._changed:
+            is_open = self.state is DoorState.OPEN
+            self.state = DoorState.LEAVING if is_open else DoorState.DRAINING
 
     def drain(self) -> None:
         """Let nobody in any more; who is inside may finish."""

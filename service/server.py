@@ -1,23 +1,20 @@
 """The whole program put together: model, data plane, REST, gRPC, metrics; start and drain.
 
-Order at the start: listen (not ready), load, warm up, ready. Order at the end: not ready, finish
-what is inside, close both transports, stop the lanes.
+Order at the start: listen (not ready), load, warm up, ready. Order at the end: not ready but still
+serving, nobody new, finish what is there, close both transports, stop the lanes.
 """
 
 import asyncio
 import json
 import logging
-import math
 import signal
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import uvicorn
 import uvloop
 from prometheus_client import start_http_server
 
@@ -36,8 +33,8 @@ from service.protection import Protection
 from service.registry import ModelRegistry
 from service.repository import ModelRepository
 from service.rest.app import build_app
-from service.rest.connection import CallMiddleware
-from service.rest.protocol import ConnectionLimits, bounded_protocol
+from service.rest.http_server import HttpServer
+from service.rest.listener import listen
 from service.served_model import ServedModel
 from service.settings import Settings
 from service.telemetry_settings import build_telemetry
@@ -45,7 +42,6 @@ from service.watchdog import Watchdog
 
 # How long answers that are ready may still be written to slow readers.
 WRITE_GRACE_S = 5
-BACKLOG = 2048
 # How long the reader of the log may take for the last lines.
 LOG_GRACE_S = 2.0
 # How long a collector may take for the last spans.
@@ -54,15 +50,6 @@ TRACE_GRACE_S = 3.0
 ModelLoader = Callable[[Settings, Metrics, ModelSource], ServedModel]
 
 logger = logging.getLogger(__name__)
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn, with signals left to `Server`: uvicorn itself would end the process by them."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
 
 
 class Server:
@@ -100,11 +87,12 @@ class Server:
         self.ports: dict[str, int] = {}
         self._stop = asyncio.Event()
         self.ready = asyncio.Event()
+        self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
         self.protection = Protection.from_settings(settings, self.metrics)
         self._http_socket = listen(settings.host, settings.http_port)
         managed = self.repository if settings.enable_management else None
         app = build_app(self.plane, telemetry, self.protection, managed)
-        self._http = HttpServer(http_config(app, self.protection))
+        self._http = HttpServer(app, self.protection, write_grace_s=WRITE_GRACE_S)
         self._grpc = GrpcServer(
             self.plane,
             telemetry,
@@ -188,15 +176,32 @@ class Server:
             write_ports(self.settings.ports_file, self.ports)
 
     async def _drain(self, http: "asyncio.Future[None]") -> None:
-        self.door.drain()
+        """Turn balancers away, then newcomers, then wait for all who are there, then close."""
         self.repository.cancel()
         await asyncio.to_thread(self._watchdog.stop)
-        await asyncio.to_thread(self._grpc.begin_drain)
+        await self._say_goodbye()
         limit_s = self.settings.drain_timeout_s
-        if not await asyncio.to_thread(self.door.wait_idle, limit_s):
+        have_gone = await asyncio.gather(
+            self._http.let_go(self._http_socket, limit_s),
+            asyncio.to_thread(self._grpc.let_go, limit_s),
+        )
+        self.door.drain()
+        if not all(have_gone):
             logger.warning("requests were still inside when the drain ran out of time")
+            # What still waits for a lane is answered 503 while it can be written.
+            await asyncio.to_thread(self.repository.close)
         self._http.should_exit = True
         await asyncio.gather(http, asyncio.to_thread(self._grpc.stop, WRITE_GRACE_S))
+
+    async def _say_goodbye(self) -> None:
+        """Not ready any more, but still serving for as long as balancers take to notice."""
+        was_open = self.door.is_open
+        self.door.leave_soon()
+        await asyncio.to_thread(self._grpc.begin_drain)
+        self._http.say_goodbye()
+        if was_open:
+            logger.info("draining", extra={"fields": {"delay_s": self.settings.drain_delay_s}})
+            await self.pause(self.settings.drain_delay_s)
 
     def _close(self) -> None:
         self._tracer.close(TRACE_GRACE_S)
@@ -205,51 +210,6 @@ class Server:
         self._metrics_thread.join()
         self.pool.shutdown()
         logger.info("stopped")
-
-
-def http_config(app: CallMiddleware, protection: Protection) -> uvicorn.Config:
-    """REST as uvicorn serves it."""
-    tls = protection.tls
-    limits = ConnectionLimits(
-        max_connections=protection.max_connections,
-        timeout_s=protection.client_timeout_s,
-        bytes_per_s=protection.client_bytes_per_s,
-        keep_alive_s=protection.keep_alive_s,
-        metrics=protection.metrics,
-    )
-    return uvicorn.Config(
-        app,
-        http=bounded_protocol(limits),
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        ws="none",
-        proxy_headers=False,
-        timeout_keep_alive=math.ceil(protection.keep_alive_s),
-        timeout_graceful_shutdown=WRITE_GRACE_S,
-        ssl_context_factory=None if tls is None else lambda *_: tls.http_context(),
-    )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is chosen freely.
-
-    Raises:
-        OSError: The address cannot be taken.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named, and with it a small
-    # answer waits 40 ms for the reader's delayed acknowledgement.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(BACKLOG)
-    except OSError:
-        listening.close()
-        raise
-    return listening
 
 
 def write_ports(path: Path, ports: dict[str, int]) -> None:
@@ -286,9 +246,10 @@ async def _run(settings: Settings, log_lines: LineWriter) -> None:
 
     def stop() -> None:
         server.request_stop()
-        # A second signal ends the process at once, as it does by default.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+            # A second signal ends the process at once; Python's own handler would wait for threads.
+            signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

@@ -137,6 +137,9 @@ class Settings(BaseSettings):
     max_connection_age_s: Seconds = 300.0
     """After which a gRPC connection is closed once its RPCs are answered, so that clients come back
     through the balancer and find new replicas."""
+    drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    """How long a stopping server, which is no longer ready, still lets requests in, so that
+    balancers notice. 0 where something else waits before SIGTERM, as Kubernetes' preStop does."""
     drain_timeout_s: Seconds = 30.0
     """How long a stopping server waits for what is inside."""
 

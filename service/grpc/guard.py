@@ -37,6 +37,21 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         # Long after its deadline an RPC can only be one whose answer nobody takes.
         self._lifetime_s = protection.request_timeout_s + 2 * protection.client_timeout_s
         self._num_rpcs: Counter[bool] = Counter()
+        self._released = asyncio.Event()
+        self._released.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no RPC is running but those of open services, such as a watch of health."""
+        return not self._num_rpcs[False]
+
+    def hold(self) -> None:
+        """Let RPCs come, but none be answered, until `release`."""
+        self._released.clear()
+
+    def release(self) -> None:
+        """Let those that are held go on."""
+        self._released.set()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Find the handler, or one that refuses; every method that is not open needs a key."""
@@ -49,6 +64,8 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             self._enter(is_open)
         except ServiceError as error:
             return refusal(error, self._telemetry)
+        if not self._released.is_set():
+            await self._released.wait()
         return await continuation(handler_call_details)
 
     def _enter(self, is_open: bool) -> None:

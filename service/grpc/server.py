@@ -23,6 +23,13 @@ from service.telemetry import Telemetry
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 START_LIMIT_S = 10.0
+# How long RPCs are held before the server closes: a caller's answer, and his next RPC, on the way.
+HOLD_S = 0.1
+# How long GOAWAY takes to be written.
+GOAWAY_S = 0.05
+# How long the last answers take to be written.
+ANSWERS_S = 0.5
+POLL_S = 0.01
 MIN_PING_INTERVAL_MS = 10_000
 
 
@@ -41,16 +48,15 @@ class GrpcServer:
         self._plane = plane
         self._protection = protection
         self._observe_lag = telemetry.metrics.loop_lag.labels("grpc").observe
+        self._guard = GuardInterceptor(telemetry, protection)
         # The first is the outermost.
-        self._interceptors = [
-            GuardInterceptor(telemetry, protection),
-            CallInterceptor(telemetry, protection),
-        ]
+        self._interceptors = [self._guard, CallInterceptor(telemetry, protection)]
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._listening: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
         self._loop: asyncio.AbstractEventLoop
-        self._grace_s: asyncio.Future[float]
+        self._stopped: asyncio.Event
+        self._closing: asyncio.Future[Any]
         self._server: Any
         self._health: Any
 
@@ -74,13 +80,45 @@ class GrpcServer:
         """Tell health checks that requests are no longer taken, once and for all."""
         self._call(self._health.enter_graceful_shutdown())
 
+    def let_go(self, limit_s: float) -> bool:
+        """Send callers elsewhere, let nobody new in, and wait until every RPC has been answered.
+
+        Returns:
+            False where some were still running when the time was over.
+        """
+        return bool(self._call(self._let_go(limit_s)))
+
     def stop(self, grace_s: float) -> None:
-        """Let running RPCs finish for so long, then end."""
-        self._loop.call_soon_threadsafe(self._grace_s.set_result, grace_s)
+        """End what still runs, watches of health too, in so many seconds."""
+        self._call(self._stop(grace_s))
+        self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 
-    def _call(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _call(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _let_go(self, limit_s: float) -> bool:
+        """Close the server around its callers.
+
+        gRPC cancels an RPC that arrives after its server began to close, while the caller has not
+        yet read that it should go elsewhere (GOAWAY). So RPCs are held first, until callers who
+        wait for answers have nothing on its way; then the server closes, and they are answered.
+        """
+        until = self._loop.time() + limit_s
+        self._guard.hold()
+        await asyncio.sleep(HOLD_S)
+        self._closing = asyncio.ensure_future(self._server.stop(limit_s + HOLD_S))
+        await asyncio.sleep(GOAWAY_S)
+        self._guard.release()
+        while not self._guard.is_idle and self._loop.time() < until:
+            await asyncio.sleep(POLL_S)
+        return self._guard.is_idle
+
+    async def _stop(self, grace_s: float) -> None:
+        # An answer that was given may still be on its way to a slow reader.
+        await asyncio.wait({self._closing}, timeout=ANSWERS_S if self._guard.is_idle else grace_s)
+        await self._server.stop(None)
+        await self._closing
 
     def _run(self) -> None:
         try:
@@ -92,7 +130,7 @@ class GrpcServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._grace_s = self._loop.create_future()
+        self._stopped = asyncio.Event()
         self._server = grpc.aio.server(
             interceptors=self._interceptors,
             options=channel_options(self._protection),
@@ -109,7 +147,7 @@ class GrpcServer:
         await self._server.start()
         self._listening.set_result(port)
         async with watching_lag(self._observe_lag):
-            await self._server.stop(await self._grace_s)
+            await self._stopped.wait()
 
     def _add_port(self) -> int:
         tls = self._protection.tls

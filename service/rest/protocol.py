@@ -52,9 +52,13 @@ class ConnectionLimits:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. `limits` is set by `bounded_protocol`."""
+    """One connection. `limits` is set by `bounded_protocol`.
+
+    With `is_leaving` set, for all connections of a server at once, each is closed after its answer.
+    """
 
     limits: ClassVar[ConnectionLimits]
+    is_leaving: ClassVar[bool] = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
@@ -105,6 +109,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._is_in_body = True
         super().on_headers_complete()
+        if self.is_leaving:
+            self.close_after_answer()
 
     def on_message_complete(self) -> None:
         """The body is here."""
@@ -121,6 +127,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP in the body that all errors share."""
         self._refuse(400, "malformed_http", "This is not HTTP/1.1.")
+
+    def close_after_answer(self) -> None:
+        """Say `Connection: close` in the answer under way, unless its head is written."""
+        if not self._is_answered and not self.cycle.response_started:
+            self.cycle.keep_alive = False
 
     @property
     def is_idle(self) -> bool:

@@ -18,7 +18,8 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.server import Server, listen
+from service.rest.listener import listen
+from service.server import Server
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -280,28 +281,6 @@ async def test_a_caller_who_hangs_up_while_sending_is_no_error(
         method = "POST /v1/images:embed"
         await until(lambda: sample(server, "requests_total", method=method, code="499") == 1)
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
-
-
-@BOTH
-async def test_a_drain_finishes_what_is_inside_and_refuses_the_rest(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered, ask: Ask
-) -> None:
-    async with serving() as server:
-        runtime.gate.clear()
-        inside = asyncio.ensure_future(ask(server, encode_image()))
-        assert await entered()
-        server.request_stop()
-        await until(lambda: not server.door.is_open)
-        late = await ask(server, encode_image())
-        async with httpx.AsyncClient() as client:
-            url = f"http://127.0.0.1:{server.ports['http']}/v2/health"
-            assert (await client.get(f"{url}/ready")).status_code == 503
-            assert (await client.get(f"{url}/live")).status_code == 200
-        runtime.gate.set()
-        assert (await inside).status == status_of(ask, 200, "OK")
-    assert late.status == status_of(ask, 503, "UNAVAILABLE")
-    assert ("retry-after" if ask is over_rest else "grpc-retry-pushback-ms") in late.headers
-    assert runtime.is_closed
 
 
 async def test_before_the_model_is_loaded_requests_are_refused(

@@ -1,0 +1,74 @@
+"""Swaps under load, round after round: how many requests failed, and does memory go back?
+
+`python -m benchmarks.swap_rounds [--rounds 20] [-- further flags of the service]`. Two folders hold
+the bundled model; each round serves the other one under the same name. Must print 0 failed; what
+counts as failed is said in `steady_callers`. Who was refused failed too: nothing ends here.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from shutil import copytree
+
+from benchmarks.drain_rounds import photo, ports_of
+from benchmarks.service_process import RunningService, running_service
+from benchmarks.steady_callers import SteadyCallers
+from model.package import BUNDLED_FOLDER
+
+NAME = "swapped"
+
+
+def load(service: RunningService, package: str) -> float:
+    """Serve a package as the model; returns the seconds until it answers requests."""
+    began = time.monotonic()
+    body = json.dumps({"parameters": {"package": package}}).encode()
+    url = f"{service.http_url}/v2/repository/models/{NAME}/load"
+    with urllib.request.urlopen(url, body) as answer:
+        answer.read()
+    return time.monotonic() - began
+
+
+def resident_mib(service: RunningService) -> float:
+    """Memory of the process, in MiB."""
+    status = Path(f"/proc/{service.pid}/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def swap_rounds(service: RunningService, rounds: int) -> SteadyCallers:
+    """Swap under load, and print seconds and memory after each."""
+    print(f"one model: {resident_mib(service):.0f} MiB")
+    load(service, "first")
+    print(f"two models: {resident_mib(service):.0f} MiB")
+    with SteadyCallers(ports_of(service), photo(), model=NAME, num_each=4) as callers:
+        for index in range(rounds):
+            before = callers.num_answered
+            while callers.num_answered < before + 40:
+                time.sleep(0.01)
+            seconds = load(service, ("second", "first")[index % 2])
+            print(f"swap {index + 1}: {seconds:.1f} s, {resident_mib(service):.0f} MiB", flush=True)
+    return callers
+
+
+def main() -> None:
+    """Run the rounds and print what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("flags", nargs="*", help="of the service, after --")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("first", "second"):
+            copytree(BUNDLED_FOLDER, Path(folder) / name)
+        flags = ("--enable-management", f"--model-repository={folder}", *arguments.flags)
+        with running_service(*flags) as service:
+            tally = swap_rounds(service, arguments.rounds).tally
+    failed = tally.failed + tally.refused
+    print(f"\n{arguments.rounds} swaps, answered {dict(tally.answered)}")
+    print(f"failed {failed.total()} {dict(failed)}")
+
+
+if __name__ == "__main__":
+    main()

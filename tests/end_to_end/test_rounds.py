@@ -1,0 +1,124 @@
+"""The real program under load: a SIGTERM and a swap, and no accepted request fails.
+
+`benchmarks/drain_rounds.py` and `benchmarks/swap_rounds.py` do it twenty times.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from benchmarks.steady_callers import SteadyCallers
+from model.package import ModelPackage
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Service
+
+RunService = Callable[..., Any]
+LIMIT_S = 60.0
+
+
+def wait_for_answers(callers: SteadyCallers, num_more: int) -> None:
+    enough = callers.num_answered + num_more
+    until = time.monotonic() + LIMIT_S
+    while callers.num_answered < enough:
+        assert time.monotonic() < until, callers.tally
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.5])
+def test_sigterm_under_load_fails_nothing(
+    run_service: RunService, photo: Callable[..., bytes], delay_s: float
+) -> None:
+    with run_service("--lanes=1", f"--drain-delay-s={delay_s}") as service:
+        with SteadyCallers(dict(service.ports), photo()) as callers:
+            wait_for_answers(callers, 50)
+            service.program.process.send_signal(signal.SIGTERM)
+            assert service.program.process.wait(LIMIT_S) == 0
+            callers.wait()
+        tally = callers.tally
+        assert not tally.failed, tally
+        assert {"REST 200", "gRPC OK"} <= set(tally.answered)
+        refused = {"REST connection refused": 8, "gRPC connection refused": 12}
+        assert tally.refused == refused, "all is served until nobody can connect any more"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(run_program: Any, number: signal.Signals) -> None:
+    program = run_program("--lanes=1", "--drain-delay-s=1000")
+    try:
+        program.wait_for("ready")
+        program.process.send_signal(signal.SIGTERM)
+        program.wait_for("draining")
+        program.process.send_signal(number)
+        assert program.process.wait(LIMIT_S) == -number
+    finally:
+        program.end()
+
+
+@pytest.fixture
+def repository(tiny_package: ModelPackage, tmp_path: Path) -> Path:
+    """A model repository with the tiny package twice, and once with a graph that was changed."""
+    for name in ("tiny", "again", "broken"):
+        copytree(tiny_package.path, tmp_path / name)
+    graph = tmp_path / "broken" / "onnx" / "text_model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+    return tmp_path
+
+
+def load(service: "Service", name: str, package: str) -> httpx.Response:
+    url = f"http://127.0.0.1:{service.ports['http']}/v2/repository/models/{name}/load"
+    return httpx.post(url, json={"parameters": {"package": package}}, timeout=LIMIT_S)
+
+
+def test_swaps_under_load_fail_nothing(
+    run_service: RunService, repository: Path, photo: Callable[..., bytes]
+) -> None:
+    flags = ("--lanes=1", "--enable-management", f"--model-repository={repository}")
+    with (
+        run_service(*flags) as service,
+        SteadyCallers(dict(service.ports), photo(), model="tiny", num_each=3) as callers,
+    ):
+        for package in ("again", "tiny"):
+            wait_for_answers(callers, 20)
+            assert load(service, "tiny", package).status_code == 200
+        wait_for_answers(callers, 20)
+        broken = load(service, "tiny", "broken")
+        wait_for_answers(callers, 20)
+    assert not callers.tally.failed, callers.tally
+    assert not callers.tally.refused, callers.tally
+    assert broken.json()["error"]["code"] == "load_failed"
+    assert "SHA-256" in broken.text
+    assert str(repository) not in broken.text
+    unloaded = [line for line in service.program.log if '"unloaded"' in line]
+    assert len(unloaded) == 2
+
+
+def test_several_models_answer_side_by_side_and_a_name_is_served_once(
+    run_program: Any, repository: Path, tiny_package: ModelPackage
+) -> None:
+    program = run_program(f"--model=bundled,{repository / 'tiny'}", "--lanes=1")
+    try:
+        ready = program.wait_for("ready")
+        url = f"http://127.0.0.1:{ready['http']}/v1/texts:embed"
+        widths = {
+            model: httpx.post(url, json={"texts": ["dog"], **model_field(model)}).json()["model"]
+            for model in (None, "tiny")
+        }
+    finally:
+        assert program.end() == 0
+    assert ready["models"] == [widths[None], "tiny"]
+    assert widths["tiny"] == "tiny"
+    twice = run_program(f"--model={repository / 'tiny'},{repository / 'again'}", "--lanes=1")
+    assert twice.process.wait(LIMIT_S) == 1
+    twice.end()
+    assert "two of the models to serve are named 'tiny'" in "".join(twice.log)
+
+
+def model_field(name: str | None) -> dict[str, str]:
+    return {"model": name} if name else {}

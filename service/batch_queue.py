@@ -130,6 +130,11 @@ class BatchQueue:
                 self._moved.wait()
         return None
 
+    def count_abandoned(self, num_items: int, deadline: float) -> None:
+        """Count items that are not computed, for their caller left or their deadline passed."""
+        is_late = deadline - TIMER_SLACK_S <= self._clock()
+        self._metrics.abandoned.labels("deadline" if is_late else "cancelled").inc(num_items)
+
     def close(self, reason: Callable[[], ServiceError] = stopping) -> None:
         """Take nothing more and answer everything that waits with the reason; the first counts."""
         with self._changed:
@@ -232,15 +237,15 @@ class BatchQueue:
             entry = line.first(partial(self._turn, now))
             if not limits.fits(len(picked) + 1, cost + entry.item.cost):
                 break
-            self._shares.serve(entry.item.flow, entry.item.cost)
-            self._remove(entry)
-            if not entry.future.set_running_or_notify_cancel():
-                continue
-            if entry.item.deadline <= now:
+            is_waited_for = entry.future.set_running_or_notify_cancel()
+            is_late = entry.item.deadline <= now
+            if is_waited_for and not is_late:
+                self._shares.serve(entry.item.flow, entry.item.cost)
+                picked.append(entry)
+                cost += entry.item.cost
+            elif is_waited_for:
                 expired.append(entry)
-                continue
-            picked.append(entry)
-            cost += entry.item.cost
+            self._remove(entry)
         return picked
 
     def _peek(self) -> list[Entry]:
@@ -280,8 +285,7 @@ class BatchQueue:
         """Forget an entry whose caller cancelled it before it was taken."""
         if not future.cancelled():
             return
-        is_late = entry.item.deadline - TIMER_SLACK_S <= self._clock()
-        self._metrics.abandoned.labels("deadline" if is_late else "cancelled").inc()
+        self.count_abandoned(1, entry.item.deadline)
         with self._changed:
             self._remove(entry)
 

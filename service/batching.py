@@ -35,7 +35,6 @@ class Batcher:
     ) -> None:
         self.costs = CostBook(rules.limits, clock)
         self.queue = BatchQueue(rules, metrics, clock)
-        self._metrics = metrics
         self._clock = clock
         self._care = care or LaneCare()
         self._stage = Stage(self.queue) if rules.prepare_ahead else None
@@ -68,10 +67,6 @@ class Batcher:
             Unavailable: The batcher is stopping, or all its lanes are dead.
         """
         return self.queue.put(items)
-
-    def count_abandoned(self, num_items: int) -> None:
-        """Count items whose caller left before they were queued."""
-        self._metrics.abandoned.labels("cancelled").inc(num_items)
 
     @property
     def is_ready(self) -> bool:

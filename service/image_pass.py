@@ -166,7 +166,7 @@ class ImagePass:
             self._has_left = True
             futures = self._futures
         if is_abandoned and not futures:
-            self._model.count_abandoned(len(self._images))
+            self._model.count_abandoned(len(self._images), self._call)
         for future in futures:
             future.cancel()
 

@@ -121,9 +121,9 @@ class ServedModel:
         call.trace.enter_queue(call.clock())
         return self._batcher.submit(items)
 
-    def count_abandoned(self, num_images: int) -> None:
+    def count_abandoned(self, num_images: int, call: Call) -> None:
         """Count pictures whose caller left before they were queued."""
-        self._batcher.count_abandoned(num_images)
+        self._batcher.queue.count_abandoned(num_images, call.deadline)
 
     async def encode_prompts(
         self, missing: Mapping[str, str], call: Call, pool: Executor

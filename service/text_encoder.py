@@ -99,6 +99,8 @@ class TextEncoder:
                 # Ours, and logged by each caller; the others' prompts are not to blame.
                 self._cache.fail(flight, error)
         wanted = {flight: rows[flight] for flight in rows if self._cache.is_wanted(flight)}
+        num_left = sum(not (f.is_over or self._cache.is_wanted(f)) for f in flights)
+        self._batcher.queue.count_abandoned(num_left, call.deadline)
         # No deadline: callers come and go, and the last to leave takes the item back.
         items = [
             WorkItem(

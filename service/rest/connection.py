@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from service.api_keys import ApiKeys
-from service.call import Call, accept_priority
+from service.call import Call, accept_priority, current_call, deadline_exceeded
 from service.errors import InvalidRequest, ServiceError
 from service.rest.body import SCOPE_KEY, Body, BodyLimits
 from service.rest.direct import AsgiApp, Message, Receive, Scope, Send
@@ -152,6 +152,20 @@ async def until_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
         raise ClientLeft from None
     finally:
         watcher.cancel()
+
+
+async def in_time(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """As `until_left`, and no longer than the call's deadline.
+
+    Raises:
+        ClientLeft: The caller closed the connection first.
+        DeadlineExceeded: The deadline passed first.
+    """
+    try:
+        async with asyncio.timeout(current_call.get().remaining_s()):
+            return await until_left(request, work)
+    except TimeoutError:
+        raise deadline_exceeded() from None
 
 
 def _call_headers(call: Call) -> list[tuple[bytes, bytes]]:

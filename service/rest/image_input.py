@@ -13,6 +13,7 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
+from service.rest.connection import in_time
 from service.rest.errors import invalid_fields
 from service.rest.image_url import fetch_urls
 from service.rest.schemas import ImageBody, ImageOptions, Options, Schema
@@ -55,16 +56,16 @@ async def read_images(
         return parse_pairs(options_type, query), (data,)
     if media == "multipart/form-data":
         raw = await request.body()
-        pairs, images = await plane.offload(
-            partial(parse_form, raw, content_type, plane.limits.max_images)
-        )
+        parse = partial(parse_form, raw, content_type, plane.limits.max_images)
+        pairs, images = await in_time(request, plane.offload(parse))
         return parse_pairs(options_type, [*query, *pairs]), images
     if media == "application/json":
         body = await read_json(request, plane, body_type)
         texts = image_texts(body)
         check_images(texts, plane.limits)
         fetched = await fetch_urls(request, texts)
-        images = await plane.offload(partial(decode_images, texts, fetched))
+        decode = partial(decode_images, texts, fetched)
+        images = await in_time(request, plane.offload(decode))
         return cast("OptionsT", body), images
     raise UnsupportedMedia(
         f"Content-Type {media or '(none)'} is not read here; {READ_HERE} are. "
@@ -94,7 +95,7 @@ async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -
         )
     raw = await request.body()
     try:
-        return await plane.offload(partial(parse_json, raw, schema))
+        return await in_time(request, plane.offload(partial(parse_json, raw, schema)))
     except ValidationError as error:
         raise invalid_fields(error) from None
 

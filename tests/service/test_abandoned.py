@@ -1,0 +1,177 @@
+"""Nothing is begun for a caller who has left: on every route, over both transports, any time."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx
+import pytest
+
+from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.preparation import ImagePreparer
+from service.server import Server
+
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Entered = Callable[[], Awaitable[bool]]
+Encode = Callable[..., bytes]
+Send = Callable[[Server, str, bytes, float], Awaitable[str]]
+TIMEOUT_S = 20.0
+SOON_S = 0.1
+
+
+async def send_rest(server: Server, route: str, image: bytes, timeout_s: float) -> str:
+    """Ask, and close the connection when cancelled; the status."""
+    headers = {"X-Request-Timeout-Ms": str(int(1000 * timeout_s))}
+    query = "?classes=dog,sky" if route == "segment_images" else ""
+    kind, _, what = route.partition("_")
+    url = f"http://127.0.0.1:{server.ports['http']}/v1/{what}:{kind}{query}"
+    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+        if what == "texts":
+            answer = await client.post(url, json={"texts": ["dog"]}, headers=headers)
+        else:
+            headers["Content-Type"] = "image/png"
+            answer = await client.post(url, content=image, headers=headers)
+    return str(answer.status_code)
+
+
+async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) -> str:
+    """Ask, and cancel the RPC when cancelled; the name of the code."""
+    images = [image_pb2.Image(encoded=image)]
+    names = [segment_pb2.SegmentClass(name=name) for name in ("dog", "sky")]
+    method, request = {
+        "embed_images": ("EmbedImages", embed_pb2.EmbedImagesRequest(images=images)),
+        "embed_texts": ("EmbedTexts", embed_pb2.EmbedTextsRequest(texts=["dog"])),
+        "segment_images": (
+            "SegmentImages",
+            segment_pb2.SegmentImagesRequest(images=images, classes=names),
+        ),
+    }[route]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        call: Any = getattr(EncoderServiceStub(channel), method)(request, timeout=timeout_s)
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        return "OK"
+
+
+BOTH = pytest.mark.parametrize("send", [send_rest, send_grpc], ids=["rest", "grpc"])
+ROUTES = pytest.mark.parametrize("route", ["embed_images", "segment_images", "embed_texts"])
+LATE = {send_rest: "504", send_grpc: "DEADLINE_EXCEEDED"}
+
+
+def sample(server: Server, name: str, **labels: str) -> float:
+    return server.metrics.registry.get_sample_value(f"tipserve_{name}", labels) or 0.0
+
+
+def abandoned(server: Server) -> float:
+    reasons = ("cancelled", "deadline")
+    return sum(sample(server, "abandoned_total", reason=reason) for reason in reasons)
+
+
+def num_waiting(server: Server) -> float:
+    families = {family.name: family for family in server.metrics.registry.collect()}
+    return sum(s.value for s in families["tipserve_queue_depth"].samples)
+
+
+def num_ended(server: Server) -> float:
+    families = {family.name: family for family in server.metrics.registry.collect()}
+    return sum(s.value for s in families["tipserve_requests"].samples)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give other tasks and threads their turn until something is so."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def end(request: "asyncio.Future[str]", send: Send, reason: str) -> None:
+    """Hang up, or let the deadline pass."""
+    if reason == "hangs up":
+        request.cancel()
+        with suppress(asyncio.CancelledError):
+            await request
+    else:
+        assert await request == LATE[send]  # type: ignore[index]
+
+
+REASONS = pytest.mark.parametrize("reason", ["hangs up", "is late"])
+
+
+@BOTH
+@ROUTES
+@REASONS
+async def test_who_leaves_the_queue_is_not_computed(
+    serving: Serving,
+    encode_image: Encode,
+    runtime: "FakeRuntime",
+    entered: Entered,
+    send: Send,
+    route: str,
+    reason: str,
+) -> None:
+    async with serving() as server:
+        runtime.gate.clear()
+        first = asyncio.ensure_future(send(server, "embed_images", encode_image(), TIMEOUT_S))
+        assert await entered()
+        timeout_s = TIMEOUT_S if reason == "hangs up" else SOON_S
+        leaving = asyncio.ensure_future(send(server, route, encode_image(seed=1), timeout_s))
+        if reason == "hangs up":
+            await until(lambda: num_waiting(server) > 0)
+        await end(leaving, send, reason)
+        await until(lambda: abandoned(server) > 0)
+        await until(lambda: num_waiting(server) == 0)
+        await until(lambda: sample(server, "inflight") == 1)
+        runtime.gate.set()
+        assert await first in {"200", "OK"}
+    assert (runtime.num_images, runtime.num_texts) == (1, 0)
+
+
+@BOTH
+@ROUTES
+@REASONS
+async def test_who_leaves_before_decoding_is_not_decoded(
+    serving: Serving,
+    encode_image: Encode,
+    runtime: "FakeRuntime",
+    monkeypatch: pytest.MonkeyPatch,
+    send: Send,
+    route: str,
+    reason: str,
+) -> None:
+    decoded: list[str] = []
+    for name in ("num_patches", "prepare"):
+        method = getattr(ImagePreparer, name)
+
+        def record(*given: Any, method: Any = method, **named: Any) -> Any:
+            decoded.append(method.__name__)
+            return method(*given, **named)
+
+        monkeypatch.setattr(ImagePreparer, name, record)
+    release = threading.Event()
+    async with serving(pool_threads=1) as server:
+        server.pool.submit(release.wait, TIMEOUT_S)
+        timeout_s = TIMEOUT_S if reason == "hangs up" else SOON_S
+        leaving = asyncio.ensure_future(send(server, route, encode_image(), timeout_s))
+        if reason == "hangs up":
+            await until(lambda: server.pool._work_queue.qsize() > 0)
+        await end(leaving, send, reason)
+        await until(lambda: num_ended(server) == 1)
+        assert sample(server, "inflight") == 0
+        release.set()
+        # Texts in JSON are no items yet: the body itself waited to be read.
+        is_body = send is send_rest and route == "embed_texts"
+        await until(lambda: is_body or abandoned(server) > 0)
+        await until(lambda: server.pool._work_queue.qsize() == 0)
+    assert (runtime.num_images, runtime.num_texts, decoded) == (0, 0, [])

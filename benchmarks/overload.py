@@ -1,0 +1,133 @@
+"""Ten times the load that the service can bear, for half a minute.
+
+Claim: goodput at least 0.95 of capacity; the p99 of what was accepted within what the queue's bound
+promises; refusals answered in a median below 10 ms; memory flat.
+Run: python -m benchmarks.overload [--model bundled] [--resolution 448]
+"""
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.batch_latency import photo_like_jpeg
+from benchmarks.load import Load, RestConnection, rest_clients, rest_request, send
+from benchmarks.service_process import RunningService, running_service
+from model.package import open_package
+
+OVERLOAD = 10
+QUEUED_IMAGES = 16
+CLIENTS_AT_CAPACITY = 8
+
+
+@dataclass(slots=True)
+class Crowd:
+    """Sends at a steady rate, whatever comes back; a connection that is free is used again."""
+
+    port: int
+    request: bytes
+    load: Load = field(default_factory=Load)
+    idle: list[RestConnection] = field(default_factory=list)
+
+    async def send_at(self, rate: float, seconds: float) -> None:
+        """Send so many requests a second, and wait for the last answers."""
+        started = time.perf_counter()
+        pending: set[asyncio.Task[None]] = set()
+        for number in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, started + number / rate - time.perf_counter()))
+            task = asyncio.create_task(self._one())
+            pending.add(task)
+            task.add_done_callback(pending.discard)
+        self.load.wall_s = time.perf_counter() - started
+        await asyncio.gather(*pending)
+
+    async def _one(self) -> None:
+        while self.idle and self.idle[-1].is_closed:
+            self.idle.pop()
+        connection = self.idle.pop() if self.idle else await RestConnection.open(self.port)
+        begun = time.perf_counter()
+        status = await connection.ask(self.request)
+        self.load.note(status, time.perf_counter() - begun)
+        self.idle.append(connection)
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+async def watch_memory(pid: int, samples: list[float]) -> None:
+    """One sample a second, until cancelled."""
+    while True:
+        samples.append(rss_mib(pid))
+        await asyncio.sleep(1)
+
+
+async def capacity_per_s(service: RunningService, request: bytes, seconds: float) -> float:
+    """Pictures a second when the lanes always have work and nothing is refused."""
+    clients = await rest_clients(service.http_port, request, CLIENTS_AT_CAPACITY)
+    await send(clients, total=2 * CLIENTS_AT_CAPACITY)
+    load = await send(clients, seconds=seconds)
+    return load.statuses["200"] / load.wall_s
+
+
+def report(load: Load, capacities: Sequence[float], memory_mib: Sequence[float]) -> None:
+    """The four parts of the claim."""
+    capacity = statistics.mean(capacities)
+    accepted, refused = load.statuses["200"], load.statuses["429"]
+    goodput = accepted / load.wall_s
+    promise_s = (QUEUED_IMAGES + 1) / capacity
+    half = len(memory_mib) // 2
+    growth = statistics.mean(memory_mib[half:]) - statistics.mean(memory_mib[:half])
+    print(f"capacity {capacity:.1f} images/s (before and after: {capacities})")
+    print(f"answers: {dict(load.statuses)}; {refused} refused")
+    print(f"goodput: {goodput / capacity:.2f} of capacity (claim: at least 0.95)")
+    print(
+        f"accepted: p99 {load.latency_s(0.99, '200'):.2f} s, "
+        f"{load.latency_s(0.99, '200') / promise_s:.2f} of the {promise_s:.2f} s that a queue of "
+        f"{QUEUED_IMAGES} pictures takes (claim: at most 1.00)"
+    )
+    print(f"refused: median {1000 * load.latency_s(0.5, '429'):.1f} ms (claim: below 10)")
+    print(f"memory: {growth:+.1f} MiB from the first half to the second, of {memory_mib[0]:.0f}")
+
+
+async def overload(service: RunningService, options: argparse.Namespace) -> None:
+    """Capacity, overload, capacity again."""
+    target = f"/v1/images:embed?resolution={options.resolution}"
+    request = rest_request(target, photo_like_jpeg(0))
+    before = await capacity_per_s(service, request, options.seconds / 2)
+    crowd, memory_mib = Crowd(service.http_port, request), list[float]()
+    watcher = asyncio.create_task(watch_memory(service.pid, memory_mib))
+    await crowd.send_at(OVERLOAD * before, options.seconds)
+    watcher.cancel()
+    after = await capacity_per_s(service, request, options.seconds / 2)
+    report(crowd.load, [round(before, 2), round(after, 2)], memory_mib)
+
+
+def main() -> None:
+    """Overload one package at one resolution."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
+    parser.add_argument("--resolution", type=int, default=448, help="pixels")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    options = parser.parse_args()
+    patches = (options.resolution // open_package(options.model).manifest.patch_size) ** 2
+    bound = QUEUED_IMAGES * patches
+    with running_service(
+        f"--model={options.model}",
+        f"--max-queue-patches={bound}",
+        f"--max-batch-patches={min(bound, 4096)}",
+    ) as service:
+        print(
+            f"{options.model} at {options.resolution} px, 640x480 JPEG over REST, {OVERLOAD} times "
+            f"capacity for {options.seconds:.0f} s, a queue of {QUEUED_IMAGES} pictures"
+        )
+        asyncio.run(overload(service, options))
+
+
+if __name__ == "__main__":
+    main()

@@ -37,6 +37,19 @@ def test_ci_runs_the_command_of_the_readme(project_root: Path) -> None:
     assert readme == ci
 
 
+def test_what_the_list_of_complaints_names_is_there(project_root: Path) -> None:
+    folder = project_root / "tests"
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (folder / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if not (folder / file).exists()
+        or not re.search(rf"(def {name}\(|^{name} = )", (folder / file).read_text(), re.MULTILINE)
+    ]
+    assert not missing
+
+
 def test_scripts_are_executable(project_root: Path, project_files: list[Path]) -> None:
     scripts = [path for path in project_files if path.suffix == ".sh" or path.parts[0] == ".ci"]
     assert scripts

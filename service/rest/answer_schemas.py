@@ -64,13 +64,27 @@ class EmbedTextsAnswer(BaseModel):
     data: list[TextEmbedding]
 
 
+class RunLengths(BaseModel):
+    """COCO's run-length encoding of one class: column by column, pixels outside, inside, ..."""
+
+    size: list[int] = Field(description="Height and width.")
+    counts: str | list[int] = Field(description="Compressed with `rle`; numbers with `rle_counts`.")
+
+
 class ClassArea(BaseModel):
-    """Where one class is."""
+    """Where one class is. The last three are there with COCO's formats."""
 
     label: int = Field(description="Value in the mask, from 1.")
     name: str
     color: str = Field(description="Colour in PNG masks, `#rrggbb`.")
     area_share: float = Field(description="Share of the picture's pixels, from 0 to 1.")
+    area: int | None = Field(None, description="Pixels.")
+    bbox: list[int] | None = Field(None, description="Left, top, width and height, in pixels.")
+    segmentation: RunLengths | list[list[int]] | None = Field(
+        None,
+        description="With `polygons`, each as x, y, x, y, ... along the edges of pixels; a hole is "
+        "joined to its outline by a cut there and back.",
+    )
 
 
 class SegmentationBody(BaseModel):
@@ -81,7 +95,9 @@ class SegmentationBody(BaseModel):
     width: int
     classes: list[ClassArea]
     background_share: float
-    labels: Array = Field(description="[height, width]: k for the k-th class, 0 for background.")
+    labels: Array | None = Field(
+        None, description="[height, width]: k for the k-th class, 0 for background."
+    )
     scores: Array | None = Field(None, description="[height, width], where they were asked for.")
 
 

@@ -3,20 +3,17 @@
 Shape legend: B pictures, T texts, D width, H W pixels, h w patch grid.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from safetensors.numpy import save
 
 from service.errors import InvalidRequest
 from service.image_codec import ImageLimits, decode_image
 from service.mask_codec import (
     MAX_PALETTE_CLASSES,
-    class_color,
     encode_mask_png,
     encode_npy,
     encode_overlay_png,
@@ -24,15 +21,19 @@ from service.mask_codec import (
 from service.messages import (
     EmbedImagesResponse,
     EmbedTextsResponse,
-    Segmentation,
     SegmentImagesResponse,
 )
+from service.rest.json_body import dump, encode_array
+from service.rest.mask_body import mask_body
 from service.rest.negotiation import JSON, NPY, PNG
-from service.rest.schemas import EmbedImagesOptions, Encoding, SegmentImagesOptions
+from service.rest.schemas import (
+    COCO_FORMATS,
+    EmbedImagesOptions,
+    Encoding,
+    SegmentImagesOptions,
+)
 
 Array = NDArray[np.generic]
-
-_json: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 def check_embed_media(media: str, options: EmbedImagesOptions) -> None:
@@ -53,8 +54,8 @@ def check_segment_media(media: str, options: SegmentImagesOptions, num_images: i
     """Refuse, before any work, what the chosen file cannot hold.
 
     Raises:
-        InvalidRequest: Several pictures as PNG or npy, too many classes for a palette, or an
-            overlay that is not asked for as PNG.
+        InvalidRequest: Several pictures as PNG or npy, too many classes for a palette, or a format
+            that another media type has.
     """
     if media in {PNG, NPY} and num_images > 1:
         raise InvalidRequest(f"{media} holds one mask: send one picture.", param="images")
@@ -65,6 +66,10 @@ def check_segment_media(media: str, options: SegmentImagesOptions, num_images: i
         )
     if media != PNG and options.format == "overlay":
         raise InvalidRequest("An overlay is a PNG: accept image/png.", param="format")
+    if media != JSON and options.format in COCO_FORMATS:
+        raise InvalidRequest(
+            f"The format {options.format} is JSON: accept application/json.", param="format"
+        )
 
 
 def write_image_embeddings(
@@ -73,7 +78,8 @@ def write_image_embeddings(
     """Embeddings of pictures; npy and safetensors stack them: [B, h, w, D] or [B, D]."""
     if media == JSON:
         data = [
-            {"index": index} | {name: _array(a, options.encoding) for name, a in outputs.items()}
+            {"index": index}
+            | {name: encode_array(a, options.encoding) for name, a in outputs.items()}
             for index, outputs in enumerate(answer.embeddings)
         ]
         return _list_body(answer.model, data)
@@ -97,7 +103,7 @@ def write_text_embeddings(answer: EmbedTextsResponse, media: str, encoding: Enco
         return encode_npy(answer.embeddings_TD)
     if media == JSON:
         data = [
-            {"index": index, "embedding": _array(row_D, encoding)}
+            {"index": index, "embedding": encode_array(row_D, encoding)}
             for index, row_D in enumerate(answer.embeddings_TD)
         ]
         return _list_body(answer.model, data)
@@ -115,7 +121,7 @@ def write_segmentations(
         return encode_npy(first.wire_labels)
     if media == JSON:
         data = [
-            {"index": index} | _segmentation_body(mask, answer.classes, options.encoding)
+            {"index": index} | mask_body(mask, answer.classes, options)
             for index, mask in enumerate(answer.segmentations)
         ]
         return _list_body(answer.model, data)
@@ -130,37 +136,8 @@ def write_overlay(answer: SegmentImagesResponse, image: bytes, limits: ImageLimi
     return encode_overlay_png(answer.segmentations[0].labels_HW, pixels_HW3)
 
 
-def _segmentation_body(
-    mask: Segmentation, names: Sequence[str], encoding: Encoding
-) -> dict[str, Any]:
-    height, width = mask.labels_HW.shape
-    background_share, *shares = mask.area_shares
-    classes = [
-        {"label": label, "name": name, "color": class_color(label), "area_share": share}
-        for label, (name, share) in enumerate(zip(names, shares, strict=True), start=1)
-    ]
-    body = {
-        "height": height,
-        "width": width,
-        "classes": classes,
-        "background_share": background_share,
-        "labels": _array(mask.wire_labels, encoding),
-    }
-    if mask.scores_HW is not None:
-        body["scores"] = _array(mask.scores_HW, encoding)
-    return body
-
-
-def _array(array: Array, encoding: Encoding) -> Any:
-    if encoding == "list":
-        return array.tolist()
-    little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    data = base64.b64encode(little.data).decode("ascii")
-    return {"dtype": array.dtype.name, "shape": array.shape, "data": data}
-
-
 def _list_body(model: str, data: list[dict[str, Any]]) -> bytes:
-    return _json.dump_json({"object": "list", "model": model, "data": data})
+    return dump({"object": "list", "model": model, "data": data})
 
 
 def _safetensors(model: str, columns: Mapping[str, Sequence[Array]]) -> bytes:

@@ -1,11 +1,11 @@
 """Reads the pictures and options of a request: raw body, multipart, or JSON."""
 
-import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar, cast
 
+import pybase64
 from fastapi import Request
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
@@ -218,7 +218,7 @@ def _decode_base64(text: str, param: str) -> bytes:
                 f"{param}: a data URI needs ;base64.", code="invalid_base64", param=param
             )
     try:
-        return base64.b64decode(text, validate=True)
+        return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(
             f"{param} is neither base64 nor a data URI.", code="invalid_base64", param=param

@@ -20,7 +20,9 @@ from service.messages import (
 )
 
 Encoding = Literal["list", "base64"]
-PictureFormat = Literal["mask", "overlay"]
+MaskFormat = Literal["mask", "overlay", "rle", "rle_counts", "polygons"]
+
+COCO_FORMATS = frozenset({"rle", "rle_counts", "polygons"})
 
 # Tags in angle brackets are left out of the paths that errors name.
 NAME_TAG, CLASS_TAG, SET_TAG, OWN_TAG = "<name>", "<class>", "<set>", "<own>"
@@ -146,7 +148,11 @@ class SegmentImagesOptions(ImageOptions):
         bool, Field(description="Whether the winner's cosine is sent for every pixel.")
     ] = SegmentImagesRequest.include_scores
     format: Annotated[
-        PictureFormat, Field(description="As PNG: the mask alone, or laid over the picture.")
+        MaskFormat,
+        Field(
+            description="`mask`: one array. `overlay`: a PNG, laid over the picture. In JSON, for "
+            "each class as COCO has it: `rle` (compressed), `rle_counts` (as numbers), `polygons`."
+        ),
     ] = "mask"
 
     def to_message(self, images: tuple[bytes, ...]) -> SegmentImagesRequest:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 from safetensors.numpy import load
 
 from service.errors import InvalidRequest
@@ -18,6 +19,7 @@ from service.messages import (
     Segmentation,
     SegmentImagesResponse,
 )
+from service.rest.answer_schemas import SegmentationBody
 from service.rest.answers import (
     check_embed_media,
     check_segment_media,
@@ -27,7 +29,7 @@ from service.rest.answers import (
     write_text_embeddings,
 )
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
-from service.rest.schemas import EmbedImagesOptions, SegmentImagesOptions
+from service.rest.schemas import EmbedImagesOptions, MaskFormat, SegmentImagesOptions
 
 RANDOM = np.random.default_rng(0)
 PLAIN, BASE64 = EmbedImagesOptions(), EmbedImagesOptions(encoding="base64")
@@ -115,6 +117,38 @@ def test_json_names_the_classes_with_colour_and_area() -> None:
     assert body["classes"][1]["color"] == "#" + bytes(pixel).hex()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("media_format", ["rle", "rle_counts", "polygons"])
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+def test_cocos_formats_give_the_masks_back(media_format: MaskFormat) -> None:
+    answer, options = segmented(), SegmentImagesOptions(format=media_format)
+    labels_HW = answer.segmentations[0].labels_HW
+    body = json.loads(write_segmentations(answer, JSON, options))["data"][0]
+    assert "labels" not in body
+    SegmentationBody.model_validate(body)
+    for entry in body["classes"]:
+        is_in_HW = labels_HW == entry["label"]
+        form = entry["segmentation"]
+        if media_format != "rle":
+            form = coco.frPyObjects(form, 2, 3)
+        if media_format == "polygons":
+            form = coco.merge(form)
+        np.testing.assert_array_equal(coco.decode(form), is_in_HW)
+        assert entry["area"] == is_in_HW.sum()
+        rows, columns = np.nonzero(is_in_HW)
+        left, top = columns.min(), rows.min()
+        size = [np.ptp(columns) + 1, np.ptp(rows) + 1]
+        assert entry["bbox"] == [left, top, *size]
+
+
+def test_arrays_in_json_are_bit_equal_whatever_their_layout() -> None:
+    array = RANDOM.random((5, 4), dtype=np.float32).T
+    embedding = EmbedImagesResponse(model="m", embeddings=({"cls1": array},))
+    plain = json.loads(write_image_embeddings(embedding, JSON, PLAIN))["data"][0]["cls1"]
+    coded = json.loads(write_image_embeddings(embedding, JSON, BASE64))["data"][0]["cls1"]
+    np.testing.assert_array_equal(np.array(plain, np.float32), array)
+    np.testing.assert_array_equal(from_base64(coded), array)
+
+
 def test_scores_are_there_where_they_were_computed() -> None:
     answer = segmented(2)
     tensors = load(write_segmentations(answer, SAFETENSORS, SegmentImagesOptions()))
@@ -145,6 +179,9 @@ def test_what_a_file_cannot_hold_is_refused_before_any_work() -> None:
         (NPY, SegmentImagesOptions(), 2, "images"),
         (PNG, many, 1, "classes"),
         (JSON, SegmentImagesOptions(format="overlay"), 1, "format"),
+        (PNG, SegmentImagesOptions(format="rle"), 1, "format"),
+        (NPY, SegmentImagesOptions(format="polygons"), 1, "format"),
+        (SAFETENSORS, SegmentImagesOptions(format="rle_counts"), 1, "format"),
     ):
         with pytest.raises(InvalidRequest) as caught:
             check_segment_media(media, options, count)

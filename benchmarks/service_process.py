@@ -50,8 +50,12 @@ class RunningService:
 
 
 @contextmanager
-def running_service(*arguments: str) -> Iterator[RunningService]:
+def running_service(*arguments: str, log_path: Path | None = None) -> Iterator[RunningService]:
     """Run `python -m service` with these arguments, and end it by SIGTERM.
+
+    Args:
+        arguments: Flags beside those for the ports.
+        log_path: Where its log is kept; otherwise it is not.
 
     Raises:
         RuntimeError: It ended, or was not ready in time.
@@ -67,7 +71,7 @@ def running_service(*arguments: str) -> Iterator[RunningService]:
             f"--ports-file={ports_file}",
             *arguments,
         ]
-        with (Path(folder) / "service.log").open("w+b") as log:
+        with (log_path or Path(folder) / "service.log").open("w+b") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             try:
                 yield wait_until_ready(process, ports_file)

@@ -3,7 +3,6 @@
 A label is never a picture's name, a text or an id.
 """
 
-from collections import Counter as Total
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -38,24 +37,21 @@ class QueueCollector(Collector):
     """Reads the queues when they are scraped, so that an empty bucket costs nothing."""
 
     def __init__(self) -> None:
-        self.sources: list[tuple[Depths, Callable[[], float]]] = []
+        self.depths: Depths = dict
+        self.oldest_s: Callable[[], float] = float
 
     def collect(self) -> Iterator[Metric]:
-        """One sample for each bucket, over all models, and the age of the oldest item of all."""
-        sources = list(self.sources)
-        total: Total[str] = Total()
-        for depths, _ in sources:
-            total.update(depths())
+        """One sample for each bucket, and the age of the oldest item of all."""
         depth = GaugeMetricFamily(
             "tipserve_queue_depth", "Items that wait, by shape.", labels=["bucket"]
         )
-        for bucket, count in total.items():
+        for bucket, count in self.depths().items():
             depth.add_metric([bucket], count)
         yield depth
         yield GaugeMetricFamily(
             "tipserve_queue_oldest_seconds",
             "Age of the oldest item that waits.",
-            max((oldest_s() for _, oldest_s in sources), default=0.0),
+            self.oldest_s(),
         )
 
 
@@ -137,15 +133,10 @@ class Metrics:
         else:
             self._batch_texts.observe(num_items)
 
-    def watch_queue(self, depths: Depths, oldest_s: Callable[[], float]) -> Callable[[], None]:
-        """Read one model's queue depths and its oldest item's age from these at every scrape.
-
-        Returns:
-            What ends it.
-        """
-        source = (depths, oldest_s)
-        self._queues.sources.append(source)
-        return lambda: self._queues.sources.remove(source)
+    def watch_queue(self, depths: Depths, oldest_s: Callable[[], float]) -> None:
+        """Read queue depths and the oldest item's age from these at every scrape."""
+        self._queues.depths = depths
+        self._queues.oldest_s = oldest_s
 
     def watch_inflight(self, count: Callable[[], int]) -> None:
         """Read the number of admitted requests from this at every scrape."""

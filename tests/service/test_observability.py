@@ -28,19 +28,6 @@ def test_queues_are_read_when_scraped(metrics: Metrics) -> None:
     assert "_created" not in text
 
 
-def test_queues_of_several_models_are_added_up_until_one_is_gone(metrics: Metrics) -> None:
-    metrics.watch_queue(lambda: {"image 28x28": 3}, lambda: 1.5)
-    leave = metrics.watch_queue(lambda: {"image 28x28": 2, "text 8": 1}, lambda: 4.0)
-    sample = metrics.registry.get_sample_value
-    assert sample("tipserve_queue_depth", {"bucket": "image 28x28"}) == 5
-    assert sample("tipserve_queue_depth", {"bucket": "text 8"}) == 1
-    assert sample("tipserve_queue_oldest_seconds") == 4
-    leave()
-    assert sample("tipserve_queue_depth", {"bucket": "image 28x28"}) == 3
-    assert sample("tipserve_queue_depth", {"bucket": "text 8"}) is None
-    assert sample("tipserve_queue_oldest_seconds") == 1.5
-
-
 def test_a_batch_of_texts_counts_no_patches(metrics: Metrics) -> None:
     metrics.observe_batch("text", 5, 40)
     sample = metrics.registry.get_sample_value

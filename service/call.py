@@ -112,3 +112,9 @@ def accept_priority(given: str | None, *, param: str) -> int:
 
 
 current_call: ContextVar[Call] = ContextVar("current_call")
+
+
+def current_request_id() -> str:
+    """The id of the call that is being served, or a new one where none has begun."""
+    call = current_call.get(None)
+    return accept_request_id(None) if call is None else call.request_id

@@ -26,6 +26,7 @@ class Protection:
         max_body_bytes: Of one body or message.
         max_connections: Open ones, for each protocol.
         max_rpcs: That run at once.
+        max_message_values: Of one gRPC message; far more than a good one has.
         client_timeout_s: How long a client may be too slow.
         client_bytes_per_s: How fast it must send and read on the whole.
         keep_alive_s: How long a connection may be idle.
@@ -41,6 +42,7 @@ class Protection:
     max_body_bytes: int
     max_connections: int
     max_rpcs: int
+    max_message_values: int
     client_timeout_s: float
     client_bytes_per_s: int
     keep_alive_s: float
@@ -64,6 +66,7 @@ class Protection:
             max_body_bytes=settings.max_request_bytes,
             max_connections=settings.max_connections,
             max_rpcs=settings.max_concurrent_rpcs,
+            max_message_values=_max_message_values(settings),
             client_timeout_s=settings.client_timeout_s,
             client_bytes_per_s=settings.min_client_bytes_per_s,
             keep_alive_s=settings.keep_alive_s,
@@ -90,3 +93,13 @@ def _url_fetcher(settings: Settings) -> UrlFetcher | None:
         return None
     limits = FetchLimits(max_bytes=settings.max_image_bytes, timeout_s=settings.url_timeout_s)
     return UrlFetcher(UrlPolicy.from_text(settings.url_hosts), limits)
+
+
+def _max_message_values(settings: Settings) -> int:
+    num_items = (
+        settings.max_images_per_request
+        + settings.max_texts_per_request
+        + settings.max_classes_per_request
+    )
+    # An item is two or three values; one too many must still be counted by the checks themselves.
+    return 10 * num_items + 1000

@@ -5,6 +5,7 @@ the contract as it stands in `proto/`; neither says anything about a request or 
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
@@ -13,11 +14,13 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from service.errors import Overloaded, ServiceError
+from service.errors import Overloaded, ServiceError, internal_error
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.interceptors import call_metadata, carried_metadata
 from service.protection import Protection
 from service.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
 
 RETRY_S: Final = 1.0
 # RPCs of the open services at once. They may last for ever, and need no key.
@@ -62,11 +65,12 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 self._check_key(handler_call_details.invocation_metadata)
                 self._body_memory.check()
             self._enter(is_open)
-        except ServiceError as error:
+            if not self._released.is_set():
+                await self._released.wait()
+            handler = await continuation(handler_call_details)
+        except Exception as error:
             return refusal(error, self._telemetry)
-        if not self._released.is_set():
-            await self._released.wait()
-        return await continuation(handler_call_details)
+        return handler
 
     def _enter(self, is_open: bool) -> None:
         """Count the RPC until its task ends, which is also what finds and runs its handler."""
@@ -99,12 +103,17 @@ def service_of(method: str) -> str:
     return method.lstrip("/").rpartition("/")[0]
 
 
-def refusal(error: ServiceError, telemetry: Telemetry) -> Any:
+def refusal(cause: Exception, telemetry: Telemetry) -> Any:
     """A handler for any kind of RPC that answers at once; a streamed message is never asked for."""
 
     async def refuse(messages: Any, context: Any) -> None:
         carried = carried_metadata(context.invocation_metadata())
         call = telemetry.begin("grpc", "other", carried, 0.0)
+        if isinstance(cause, ServiceError):
+            error = cause
+        else:
+            logger.error("unexpected error", exc_info=cause)
+            error = internal_error(call.request_id)
         call.error = error.code
         code = CODE[error.kind]
         telemetry.end(call, "other", code.name)

@@ -6,10 +6,10 @@ from typing import Any
 
 import grpc
 
-from service.call import Call, accept_priority
+from service.call import Call, accept_priority, current_request_id
 from service.errors import ErrorKind, ServiceError, internal_error
 from service.grpc.errors import CODE, Metadata, error_metadata
-from service.grpc.message import read_message
+from service.grpc.message import Rpc, read_message
 from service.grpc.open_services import with_checked_messages
 from service.protection import Protection
 from service.telemetry import CARRIED, Telemetry
@@ -35,6 +35,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._telemetry = telemetry
         self._timeout_s = protection.request_timeout_s
         self._body_memory = protection.body_memory
+        self._max_values = protection.max_message_values
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the RPC's handler."""
@@ -48,19 +49,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if not method.startswith(OURS):
             return with_checked_messages(handler)
         # With a stream of messages the handler reads: see `read_message`. Answers are bytes.
-        return grpc.stream_unary_rpc_method_handler(partial(self._serve, method, handler))
+        rpc = Rpc.of(method, handler, self._max_values)
+        return grpc.stream_unary_rpc_method_handler(partial(self._serve, rpc))
 
-    async def _serve(self, method: str, handler: Any, messages: Any, context: Any) -> bytes:
-        name = method.removeprefix("/")
-        call = self._begin(name, context)
+    async def _serve(self, rpc: Rpc, messages: Any, context: Any) -> bytes:
+        """Let nothing out that the framework would quote to the caller."""
+        try:
+            return await self._answer(rpc, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            logger.exception("unexpected error")
+        error = internal_error(current_request_id())
+        await context.abort(CODE[error.kind], error.message, error_metadata(error))
+        raise AssertionError
+
+    async def _answer(self, rpc: Rpc, context: Any) -> bytes:
+        call = self._begin(rpc.name, context)
         code = grpc.StatusCode.CANCELLED
         call.error = "client_left"
         try:
-            answer, error = await self._ask(handler, context, call)
+            answer, error = await self._ask(rpc, context, call)
             code = CODE[error.kind] if error else grpc.StatusCode.OK
             call.error = error.code if error else None
         finally:
-            self._telemetry.end(call, name, code.name, is_fault=code in FAULTS)
+            self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
         metadata = call_metadata(call)
         if error is not None:
             trailing = (*metadata, *error_metadata(error))
@@ -70,15 +83,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return answer
 
     async def _ask(
-        self, handler: Any, context: Any, call: Call
+        self, rpc: Rpc, context: Any, call: Call
     ) -> tuple[bytes | None, ServiceError | None]:
         try:
             given = dict(context.invocation_metadata() or ()).get("x-request-priority")
             call.priority = accept_priority(given, param="x-request-priority")
             with self._body_memory.share() as share:
-                request = await read_message(context, handler.request_deserializer, share, call)
-                answer = await handler.unary_unary(request, context)
-                return handler.response_serializer(answer), None
+                request = await read_message(context, rpc, share, call)
+                answer = await rpc.behavior(request, context)
+                return rpc.write(answer), None
         except ServiceError as error:
             if error.kind is not ErrorKind.INTERNAL:
                 return None, error

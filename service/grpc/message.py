@@ -4,30 +4,73 @@ The framework sends the text of what a deserializer raises to the caller.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Self
 
 import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from service.body_memory import BodyShare
 from service.call import Call, deadline_exceeded
 from service.errors import InvalidRequest
+from service.grpc.value_count import check_value_count
 
 
-async def read_message(
-    context: Any, deserialize: Callable[[bytes], Message], share: BodyShare, call: Call
-) -> Message:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rpc:
+    """One unary RPC of ours, from bytes to bytes.
+
+    Attributes:
+        name: `package.Service/Method`.
+        message_type: Of its request.
+        parse: Reads the request.
+        behavior: Answers it.
+        write: Writes the answer.
+        max_values: Of one request.
+    """
+
+    name: str
+    message_type: Descriptor
+    parse: Callable[[bytes], Message]
+    behavior: Callable[[Message, Any], Awaitable[Message]]
+    write: Callable[[Message], bytes]
+    max_values: int
+
+    @classmethod
+    def of(cls, method: str, handler: Any, max_values: int) -> Self:
+        """From a handler of the generated code; `/package.Service/Method`."""
+        return cls(
+            name=method.removeprefix("/"),
+            message_type=_request_type(method.removeprefix("/").replace("/", ".")),
+            parse=handler.request_deserializer,
+            behavior=handler.unary_unary,
+            write=handler.response_serializer,
+            max_values=max_values,
+        )
+
+
+@cache
+def _request_type(full_name: str) -> Descriptor:
+    found: Descriptor = descriptor_pool.Default().FindMethodByName(full_name).input_type
+    return found
+
+
+async def read_message(context: Any, rpc: Rpc, share: BodyShare, call: Call) -> Message:
     """The request of a unary RPC.
 
     Args:
         context: The RPC's own.
-        deserialize: From its bytes.
+        rpc: Which one it is.
         share: Holds their number from now on.
         call: Whose deadline also bounds how slowly the message may come.
 
     Raises:
         InvalidRequest: There is no message, or it is malformed.
+        RequestTooLarge: It has too many values.
         Overloaded: There is no memory for it.
         DeadlineExceeded: It did not come in time.
     """
@@ -39,8 +82,9 @@ async def read_message(
     if raw is grpc.aio.EOF:
         raise InvalidRequest("The RPC came without a message.", code="missing_message")
     share.hold(len(raw))
+    check_value_count(raw, rpc.message_type, rpc.max_values)
     try:
-        return deserialize(raw)
+        return rpc.parse(raw)
     except DecodeError:
         raise malformed_message() from None
 

@@ -1,23 +1,22 @@
 """With keys set, every route and every RPC of the whole server needs one, save those named here."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
-from unittest.mock import create_autospec
 
 import grpc
 import httpx
 import pytest
+from fastapi import FastAPI
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from service.data_plane import DataPlane
-from service.rest.app import build_routes
-from service.rest.routes import build_router
 from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
@@ -28,9 +27,12 @@ OPEN_SERVICES = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflect
 LIMIT_S = 20.0
 
 
-def all_routes() -> Iterator[tuple[str, str]]:
-    """Method and path of every route of the application."""
-    waiting = list(build_routes(build_router(create_autospec(DataPlane, instance=True))).routes)
+def routes_of(server: Server) -> Iterator[tuple[str, str]]:
+    """Method and path of every route of the application inside all middleware."""
+    app: Any = server._http.config.app
+    while not isinstance(app, FastAPI):
+        app = app._app
+    waiting = list(app.routes)
     while waiting:
         route: Any = waiting.pop()
         if hasattr(route, "original_router"):
@@ -70,15 +72,17 @@ def code_of(server: Server, rpc: str, metadata: Any = ()) -> str:
     return "OK"
 
 
-async def test_every_route_needs_a_key_but_the_open_ones(serving: Serving) -> None:
-    routes = sorted(all_routes())
-    assert {path for _, path in routes} >= OPEN_ROUTES | {"/v1/images:embed", "/v1/models"}
+async def test_every_route_needs_a_key_but_the_open_ones(serving: Serving, tmp_path: Path) -> None:
     statuses = {}
-    async with serving(api_keys=KEY) as server:
+    options = {"api_keys": KEY, "enable_management": True, "model_repository": tmp_path}
+    async with serving(**options) as server:
+        routes = sorted(routes_of(server))
+        paths = {path for _, path in routes}
+        assert paths >= OPEN_ROUTES | {"/v1/images:embed", "/v1/models", "/v2/repository/index"}
         url = f"http://127.0.0.1:{server.ports['http']}"
         async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
             for method, path in [*routes, ("POST", "/v1/nowhere"), ("OPTIONS", "/v1/models")]:
-                asked = path.replace("{model_id}", "fake")
+                asked = re.sub(r"{\w+}", "fake", path)
                 for headers in ({}, {"X-Api-Key": KEY + "x"}):
                     answer = await client.request(method, asked, headers=headers)
                     statuses[method, path] = answer.status_code

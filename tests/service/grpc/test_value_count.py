@@ -1,0 +1,80 @@
+"""Values are counted at every depth before they are parsed, and parsing has the last word."""
+
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError
+from hypothesis import given
+
+from service.errors import RequestTooLarge
+from service.grpc.generated import embed_pb2, image_pb2, segment_pb2, text_pb2
+from service.grpc.value_count import check_value_count
+
+IMAGES, SEGMENT = embed_pb2.EmbedImagesRequest, segment_pb2.SegmentImagesRequest
+
+
+def type_of(message: Any) -> Descriptor:
+    found: Descriptor = message.DESCRIPTOR
+    return found
+
+
+def nested(count: int) -> segment_pb2.SegmentImagesRequest:
+    prompts = ["x"] * count
+    return SEGMENT(
+        classes=[segment_pb2.SegmentClass(name="a", prompts=prompts)],
+        templates=text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=["{}"] * 3)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "count"),
+    [
+        (IMAGES(), 0),
+        (IMAGES(images=[image_pb2.Image(encoded=b"abc")] * 3), 6),
+        (IMAGES(images=[image_pb2.Image()] * 3, normalize=True, model="m"), 5),
+        (IMAGES(outputs=["IMAGE_OUTPUT_CLS1"] * 3), 4),
+        (nested(7), 1 + 1 + 7 + 1 + 1 + 3),
+        (SEGMENT(background_threshold=0.5), 1),
+    ],
+)
+def test_every_value_counts_once(
+    request_: embed_pb2.EmbedImagesRequest | segment_pb2.SegmentImagesRequest, count: int
+) -> None:
+    raw = request_.SerializeToString()
+    check_value_count(raw, type_of(request_), count)
+    if count:
+        with pytest.raises(RequestTooLarge, match=f"more than {count - 1} values"):
+            check_value_count(raw, type_of(request_), count - 1)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x12\x00" * 1000,  # pictures
+        b"\x1a\xd0\x0f" + b"\x12\x00" * 1000,  # prompts of one class, for another type
+        b"\xf8\x01\x00" * 1000,  # a field that is not known
+        b"\xfb\x01" * 500 + b"\x12\x00" * 500,  # behind groups that do not end
+        b"\x1a\xe8\x07" + b"\x01" * 1000,  # packed numbers
+    ],
+)
+@pytest.mark.parametrize("kind", [IMAGES, SEGMENT])
+def test_many_small_values_are_too_many(
+    raw: bytes, kind: type[embed_pb2.EmbedImagesRequest] | type[segment_pb2.SegmentImagesRequest]
+) -> None:
+    with pytest.raises(RequestTooLarge):
+        check_value_count(raw, type_of(kind), 100)
+
+
+@given(st.binary(max_size=64))
+def test_whatever_comes_it_ends_and_parsing_decides(raw: bytes) -> None:
+    check_value_count(raw, type_of(SEGMENT), 10_000)
+    try:
+        parsed = SEGMENT.FromString(raw)
+    except DecodeError:
+        return
+    num_items = len(parsed.images) + len(parsed.classes) + len(parsed.background_classes)
+    if num_items:
+        with pytest.raises(RequestTooLarge):
+            check_value_count(raw, type_of(SEGMENT), num_items - 1)

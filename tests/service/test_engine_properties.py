@@ -1,7 +1,7 @@
 """Queue and lanes together, in any order of events: everyone is answered once, with his own answer.
 
-One lane or two are driven by hand, with a clock that the test moves: no threads, no sleeps. While a lane
-computes, anything else may happen, the other lane's whole batch included.
+One lane or two are driven by hand, with a clock that the test moves: no threads, no sleeps. While a
+lane computes, anything else may happen, the other lane's whole batch included.
 """
 
 from collections.abc import Callable

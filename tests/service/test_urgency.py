@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from service.cost_curve import CostCurve
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.server import Server
+from service.work import Bucket
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -26,6 +28,7 @@ TIMEOUT_S = 20.0
 
 async def over_rest(server: Server, image: bytes, priority: str | None = None) -> str:
     headers = {"Content-Type": "image/png"}
+    headers["X-Request-Timeout-Ms"] = str(int(1000 * TIMEOUT_S))
     headers |= {"X-Request-Priority": priority} if priority else {}
     url = f"http://127.0.0.1:{server.ports['http']}/v1/images:embed"
     async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
@@ -95,6 +98,34 @@ async def test_an_unknown_priority_is_the_callers_mistake(
     async with serving() as server:
         status = await ask(server, encode_image(), level)
     assert status == ("422" if ask is over_rest else "INVALID_ARGUMENT")
+
+
+@BOTH
+async def test_a_deadline_that_cannot_be_met_is_refused_at_once(
+    serving: Serving,
+    encode_image: Encode,
+    runtime: "FakeRuntime",
+    entered: Entered,
+    ask: Ask,
+) -> None:
+    async with serving() as server:
+        costs = server.models.find(None)._batcher.costs
+        costs.begin({Bucket("image", (28, 28)): CostCurve(0.0, 0.4 * TIMEOUT_S)}, lambda _: 4)
+        runtime.gate.clear()
+        requests = [asyncio.ensure_future(ask(server, encode_image()))]
+        assert await entered()
+        requests.append(asyncio.ensure_future(ask(server, encode_image())))
+        await until(lambda: waiting(server) == 1)
+        status = await ask(server, encode_image())
+        assert waiting(server) == 1
+        sample = server.metrics.registry.get_sample_value
+        assert sample("tipserve_rejected_total", {"reason": "deadline"}) == 1
+        urgent = asyncio.ensure_future(ask(server, encode_image(), "1"))
+        await until(lambda: waiting(server) == 2)
+        runtime.gate.set()
+        assert set(await asyncio.gather(*requests, urgent)) <= {"200", "OK"}
+    assert status == ("504" if ask is over_rest else "DEADLINE_EXCEEDED")
+    assert runtime.num_images == 3
 
 
 def waiting(server: Server) -> float:

@@ -18,9 +18,9 @@ from model.winner_map import Labels
 MAX_PALETTE_CLASSES: Final = 255
 OVERLAY_OPACITY: Final = 0.55
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+RGB_TYPE: Final = 2
 PALETTE_TYPE: Final = 3
 UP_FILTER: Final = 2
-OVERLAY_LEVEL: Final = 1  # zlib's; photos hardly get smaller beyond it
 
 # OKLab lightness, from 0 to 1, within which a class's colour lies.
 DARKEST: Final = 0.45
@@ -78,21 +78,8 @@ def encode_mask_png(labels_HW: Labels) -> bytes:
     """
     if labels_HW.dtype != np.uint8 and labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
         raise ValueError(f"a palette has room for {MAX_PALETTE_CLASSES} classes")
-    height, width = labels_HW.shape
-    # Of each row what has changed since the row above: mostly zeros, which run lengths pack best.
-    rows = np.empty((height, width + 1), np.uint8)
-    rows[:, 0] = UP_FILTER
-    rows[0, 1:] = labels_HW[0]
-    np.subtract(labels_HW[1:], labels_HW[:-1], out=rows[1:, 1:], casting="unsafe")
-    packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    header = struct.pack(">IIBBBBB", width, height, 8, PALETTE_TYPE, 0, 0, 0)
-    chunks = (
-        (b"IHDR", header),
-        (b"PLTE", palette().tobytes()),
-        (b"IDAT", packer.compress(rows.data) + packer.flush()),
-        (b"IEND", b""),
-    )
-    return PNG_SIGNATURE + b"".join(_chunk(name, data) for name, data in chunks)
+    samples_HW1 = labels_HW.astype(np.uint8, copy=False)[..., None]
+    return _write_png(samples_HW1, PALETTE_TYPE, palette().tobytes())
 
 
 def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
@@ -103,12 +90,16 @@ def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> byte
     """
     if labels_HW.shape != pixels_HW3.shape[:2]:
         raise ValueError(f"a mask {labels_HW.shape} does not fit a picture {pixels_HW3.shape}")
-    index_HW = np.where(labels_HW, (labels_HW - 1) % MAX_PALETTE_CLASSES + 1, 0).astype(np.uint8)
-    colours = Image.fromarray(palette()[index_HW])
+    index_HW = labels_HW
+    if labels_HW.dtype != np.uint8:
+        repeated_HW = (labels_HW - 1) % MAX_PALETTE_CLASSES + 1
+        index_HW = np.where(labels_HW, repeated_HW, 0).astype(np.uint8)
+    colours = Image.fromarray(index_HW)
+    colours.putpalette(palette().tobytes())
     picture = Image.fromarray(pixels_HW3)
-    mixed = Image.blend(picture, colours, OVERLAY_OPACITY)
+    mixed = Image.blend(picture, colours.convert("RGB"), OVERLAY_OPACITY)
     mixed.paste(picture, mask=Image.fromarray(labels_HW == 0))
-    return _png(mixed)
+    return _write_png(np.asarray(mixed), RGB_TYPE)
 
 
 def encode_npy(array: NDArray[np.generic]) -> bytes:
@@ -119,14 +110,28 @@ def encode_npy(array: NDArray[np.generic]) -> bytes:
     return stream.getvalue()
 
 
+def _write_png(samples_HWC: NDArray[np.uint8], colour_type: int, colours: bytes = b"") -> bytes:
+    """A PNG of 8 bits a sample.
+
+    Each row holds what has changed since the one above, and only runs are packed: of masks and of
+    their overlays this makes smaller files than Pillow's quick levels, in less than half the time.
+    """
+    height, width, _ = samples_HWC.shape
+    samples_HB = samples_HWC.reshape(height, -1)
+    rows = np.empty((height, samples_HB.shape[1] + 1), np.uint8)
+    rows[:, 0] = UP_FILTER
+    rows[0, 1:] = samples_HB[0]
+    np.subtract(samples_HB[1:], samples_HB[:-1], out=rows[1:, 1:])
+    packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    packed = packer.compress(rows.data) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"PLTE", colours), (b"IDAT", packed), (b"IEND", b"")]
+    written = (_chunk(name, data) for name, data in chunks if data or name == b"IEND")
+    return PNG_SIGNATURE + b"".join(written)
+
+
 def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def _png(image: Image.Image) -> bytes:
-    stream = BytesIO()
-    image.save(stream, "PNG", compress_level=OVERLAY_LEVEL)
-    return stream.getvalue()
 
 
 def _to_oklab(rgb_C3: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -22,6 +22,29 @@ def test_pixel_values_of_the_png_are_the_labels() -> None:
     np.testing.assert_array_equal(np.asarray(image), labels_HW)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (300, 1), (37, 61)])
+def test_masks_of_any_size_and_noise_come_back(
+    size_hw: tuple[int, int], dtype: type[np.unsignedinteger]
+) -> None:
+    labels_HW = np.random.default_rng(0).integers(0, 256, size_hw).astype(dtype)
+    data = encode_mask_png(labels_HW)
+    Image.open(io.BytesIO(data)).verify()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), labels_HW)
+
+
+def test_the_overlay_is_the_same_however_labels_are_held() -> None:
+    random = np.random.default_rng(1)
+    pixels_HW3 = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    labels_HW = random.integers(0, 256, (20, 30), dtype=np.uint8)
+    drawn = encode_overlay_png(labels_HW, pixels_HW3)
+    assert drawn == encode_overlay_png(labels_HW.astype(np.uint16), pixels_HW3)
+    drawn_HW3 = np.asarray(Image.open(io.BytesIO(drawn))).astype(float)
+    colours = np.asarray(palette()).astype(float)[labels_HW]
+    mixed = np.where(labels_HW[..., None] == 0, pixels_HW3, 0.45 * pixels_HW3 + 0.55 * colours)
+    assert np.abs(drawn_HW3 - mixed).max() <= 1
+
+
 def test_a_label_that_a_palette_cannot_hold_is_refused() -> None:
     with pytest.raises(ValueError, match="255"):
         encode_mask_png(np.array([[256]], np.uint16))

@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -32,11 +33,15 @@ def test_faults_of_ours_are_logged_whatever_is_set(
     stream = io.StringIO()
     lines = LineWriter(stream)
     telemetry = build_telemetry(make_settings(log_format="text", **values), metrics, lines)
-    for code in (200, 422, 500):
-        call = telemetry.begin("http", "GET", {}, 1.0)
-        telemetry.end(call, "GET /x", code, is_fault=code == 500)
-    quiet = telemetry.begin("http", "GET", {}, 1.0)
-    telemetry.end(quiet, "GET /v2/health/ready", 503, is_fault=True, is_quiet=True)
+
+    def answer() -> None:
+        for code in (200, 422, 500):
+            call = telemetry.begin("http", "GET", {}, 1.0)
+            telemetry.end(call, "GET /x", code, is_fault=code == 500)
+        quiet = telemetry.begin("http", "GET", {}, 1.0)
+        telemetry.end(quiet, "GET /v2/health/ready", 503, is_fault=True, is_quiet=True)
+
+    copy_context().run(answer)  # or the last call would stay the current one of other tests
     assert lines.close(LIMIT_S)
     codes = [line.split("code=")[1].split()[0] for line in stream.getvalue().splitlines()]
     assert codes == logged

@@ -39,18 +39,25 @@ def resident_mib(service: RunningService) -> float:
 
 
 def swap_rounds(service: RunningService, rounds: int) -> SteadyCallers:
-    """Swap under load, and print seconds and memory after each."""
+    """Swap under load, and print seconds, and memory once the load has gone on for a while."""
     print(f"one model: {resident_mib(service):.0f} MiB")
     load(service, "first")
-    print(f"two models: {resident_mib(service):.0f} MiB")
     with SteadyCallers(ports_of(service), photo(), model=NAME, num_each=4) as callers:
+        wait_for_answers(callers, 200)
+        print(f"two models, under load: {resident_mib(service):.0f} MiB")
         for index in range(rounds):
-            before = callers.num_answered
-            while callers.num_answered < before + 40:
-                time.sleep(0.01)
             seconds = load(service, ("second", "first")[index % 2])
+            # Until the old one has gone, and more of everything has been asked for.
+            wait_for_answers(callers, 200)
             print(f"swap {index + 1}: {seconds:.1f} s, {resident_mib(service):.0f} MiB", flush=True)
     return callers
+
+
+def wait_for_answers(callers: SteadyCallers, num_more: int) -> None:
+    """Let the load go on for so many answers."""
+    enough = callers.num_answered + num_more
+    while callers.num_answered < enough:
+        time.sleep(0.01)
 
 
 def main() -> None:

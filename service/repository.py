@@ -19,6 +19,7 @@ from model.package import PackageError
 from model.runtime.base import MissingRuntimeError
 from service.errors import InternalError, InvalidRequest, ServiceError
 from service.lane import WarmUpError
+from service.memory import give_back_memory
 from service.model_source import (
     ModelSource,
     check_model_name,
@@ -220,5 +221,6 @@ class ModelRepository:
         if not self._registry.wait_unused(served, self._max_use_s):
             logger.warning("a model ends that requests still use", extra={"fields": fields})
         served.close(CLOSE_GRACE_S)
+        give_back_memory()
         logger.info("unloaded", extra={"fields": fields})
         self._leaving.pop(threading.current_thread(), None)

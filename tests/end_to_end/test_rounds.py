@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from benchmarks.steady_callers import SteadyCallers
-from model.package import ModelPackage
+from model.package import BUNDLED_FOLDER, ModelPackage
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
@@ -97,6 +97,29 @@ def test_swaps_under_load_fail_nothing(
     assert str(repository) not in broken.text
     unloaded = [line for line in service.program.log if '"unloaded"' in line]
     assert len(unloaded) == 2
+
+
+def resident_bytes(service: "Service") -> float:
+    return float(service.metric("process_resident_memory_bytes"))
+
+
+def test_memory_goes_back_after_swaps(run_service: RunService, tmp_path: Path) -> None:
+    for name in ("bundled", "again"):
+        copytree(BUNDLED_FOLDER, tmp_path / name)
+    flags = ("--lanes=1", "--enable-management", f"--model-repository={tmp_path}")
+    with run_service(*flags) as service:
+        before = resident_bytes(service)
+        for package in ("bundled", "again"):
+            assert load(service, "swapped", package).status_code == 200
+        sizes = []
+        for package in ("bundled", "again") * 4:
+            assert load(service, "swapped", package).status_code == 200
+            sizes.append(resident_bytes(service))
+        one_model = sizes[0] - before
+        unloaded = [line for line in service.program.log if '"unloaded"' in line]
+    # Stated: eight swaps may leave less than one and a half models' worth behind.
+    assert sizes[-1] - sizes[0] < 1.5 * one_model, [round(s / 2**20) for s in (before, *sizes)]
+    assert len(unloaded) >= 7, "or there was nothing to give back"
 
 
 def test_several_models_answer_side_by_side_and_a_name_is_served_once(

@@ -1,8 +1,9 @@
 """What a batch costs in seconds, by its bucket: measured at the start and kept true by what ran.
 
 A batch of n items takes `intercept + slope * n`. The two numbers come from the warm-up; afterwards
-each batch that ran moves a factor on both, by an exponentially weighted mean. A factor that nothing
-confirms fades back to 1, so that one bad moment cannot make the server refuse work for ever.
+each batch that ran moves a factor on both, by an exponentially weighted mean. Slower times fade
+where nothing confirms them, so that a bad moment cannot make the server refuse work for ever;
+quicker times are kept, for the warm-up may have fallen into such a moment itself.
 """
 
 import math
@@ -99,7 +100,10 @@ class CostBook:
             expected_s = known.base.times(factor).seconds(num_items)
             ratio = seconds / expected_s if expected_s > 0 else 1.0
             ratio = min(max(ratio, 1 / MAX_RATIO), MAX_RATIO)
-            known.factor = factor * (1 + WEIGHT * (ratio - 1))
+            factor *= 1 + WEIGHT * (ratio - 1)
+            if factor < 1:
+                known.base = known.base.times(factor)
+            known.factor = max(factor, 1.0)
             known.observed = now
 
     def curves(self) -> dict[Bucket, CostCurve]:

@@ -65,6 +65,14 @@ def test_the_curve_follows_what_batches_take_and_forgets(book: CostBook, clock: 
     assert book.batch_s(SMALL, 2) == pytest.approx(0.5, rel=0.01)
 
 
+def test_a_start_at_a_bad_moment_is_made_up_for(book: CostBook, clock: Clock) -> None:
+    for _ in range(100):
+        book.observe(SMALL, 2, 0.1)  # a fifth of what was measured
+    assert book.batch_s(SMALL, 2) == pytest.approx(0.1, rel=0.01)
+    clock.now = 10 * FADE_S
+    assert book.batch_s(SMALL, 2) == pytest.approx(0.1, rel=0.01)
+
+
 def test_one_accident_moves_the_curve_little(book: CostBook) -> None:
     book.observe(SMALL, 1, 1000.0)
     assert book.batch_s(SMALL, 1) < 1.5 * 0.3

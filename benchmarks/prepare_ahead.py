@@ -1,0 +1,60 @@
+"""What a thread that puts the next batch together gains on this CPU, in wall and CPU time.
+
+Run: python -m benchmarks.prepare_ahead [PICTURES]. The bundled student on its lanes, with always
+more waiting than they take; the two ways take turns, and the median of their ratios is printed.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.package import open_package
+from service.batch_queue import BatchRules
+from service.batching import Batcher
+from service.lane_loading import load_lanes
+from service.model_source import ModelSource
+from service.observability import Metrics
+from service.settings import Settings
+from service.work import BatchLimits, Bucket, WorkItem
+
+ROUNDS = 7
+LIMIT_S = 120.0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the ratios."""
+    num_pictures = int(arguments[0]) if arguments else 200
+    package = open_package("bundled")
+    loaded = load_lanes(package, Settings(), ModelSource("bundled"))
+    side = package.manifest.native_size
+    pixels = np.random.default_rng(0).random((3, side, side), np.float32)
+    num_patches = (side // package.manifest.patch_size) ** 2
+    item = WorkItem(bucket=Bucket("image", (side, side)), cost=num_patches, payload=pixels)
+    limits = BatchLimits(max_items=loaded.warm.max_images, max_cost=4096)
+
+    def spend(prepare_ahead: bool) -> tuple[float, float]:
+        rules = BatchRules(limits={"image": limits, "text": limits}, prepare_ahead=prepare_ahead)
+        batcher = Batcher(loaded.lanes, rules=rules, metrics=Metrics())
+        batcher.start()
+        wall, cpu = time.perf_counter(), time.process_time()
+        for future in batcher.submit([item] * num_pictures):
+            future.result(LIMIT_S)
+        spent = time.perf_counter() - wall, time.process_time() - cpu
+        batcher.stop(LIMIT_S)
+        return spent
+
+    spend(False)
+    pairs = [(spend(False), spend(True)) for _ in range(ROUNDS)]
+    wall = [off[0] / on[0] for off, on in pairs]
+    cpu = [off[1] / on[1] for off, on in pairs]
+    print(f"{len(loaded.lanes)} lanes, batches of {limits.max_items}, {num_pictures} pictures")
+    for name, ratios in (("wall time", wall), ("CPU time", cpu)):
+        low, high = min(ratios), max(ratios)
+        print(f"{name}, off over on: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -4,7 +4,9 @@ An empty picture or prompt takes two bytes on the wire and thirty or more as an 
 them would become most of a gigabyte, and take a second of the event loop, before any check of ours.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from functools import cache
+from typing import Final, Literal
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
@@ -12,29 +14,46 @@ from service.errors import RequestTooLarge
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 MAX_VARINT_BYTES: Final = 10
+# A message this small becomes a few megabytes at the worst, and is not worth the counting.
+SMALL_BYTES: Final = 128 * 1024
+
+# What a length-delimited field holds by its number: messages of a type, or packed numbers. Strings
+# and what is not known are not there.
+PACKED: Final = "packed"
+Contents = Mapping[int, Descriptor | Literal["packed"]]
 
 
-def check_value_count(raw: bytes, message_type: Descriptor, limit: int) -> None:
+def check_value_count(
+    raw: bytes, message_type: Descriptor, limit: int, *, small_bytes: int = SMALL_BYTES
+) -> None:
     """Refuse a message with more values than a good one can have; what is malformed passes.
 
     Args:
         raw: As it came. It need not be well-formed: the parser says so afterwards.
         message_type: Which of its fields are messages again, and are counted into.
         limit: Values of all depths together.
+        small_bytes: A message of at most so many bytes passes uncounted.
 
     Raises:
         RequestTooLarge: There are more.
 
     Source: protobuf's wire format, https://protobuf.dev/programming-guides/encoding/
     """
+    if len(raw) > small_bytes and _count(raw, message_type, limit) > limit:
+        raise RequestTooLarge(
+            f"The message has more than {limit} values; split it.", code="too_many_items"
+        )
+
+
+def _count(raw: bytes, message_type: Descriptor, limit: int) -> int:
+    """The number of values; it may stop as soon as they are more than the limit."""
     count = 0
     waiting = [(0, len(raw), message_type)]
-    while waiting:
+    while waiting and count <= limit:
         position, end, described = waiting.pop()
-        while position < end:
+        contents = _contents(described)
+        while position < end and count <= limit:
             count += 1
-            if count > limit:
-                raise _too_many(limit)
             try:
                 key, position = _varint(raw, position)
                 wire_type = key & 7
@@ -42,29 +61,34 @@ def check_value_count(raw: bytes, message_type: Descriptor, limit: int) -> None:
                     _, position = _varint(raw, position)
                 elif wire_type == LENGTH:
                     length, position = _varint(raw, position)
-                    field = described.fields_by_number.get(key >> 3)
-                    if field is not None and field.message_type is not None:
-                        waiting.append((position, min(position + length, end), field.message_type))
-                    elif field is not None and field.cpp_type != FieldDescriptor.CPPTYPE_STRING:
-                        # Packed: each has a byte or more of what is really there.
-                        count += min(length, end - position)
+                    stop = min(position + length, end)
+                    inside = contents.get(key >> 3)
+                    if inside == PACKED:
+                        count += stop - position  # each has a byte or more
+                    elif inside is not None:
+                        waiting.append((position, stop, inside))
                     position += length
                 else:
                     position += {FIXED64: 8, FIXED32: 4}.get(wire_type, 0)
             except (IndexError, ValueError):
-                return
-    if count > limit:
-        raise _too_many(limit)
+                return count
+    return count
 
 
-def _too_many(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(
-        f"The message has more than {limit} values; split it.", code="too_many_items"
-    )
+@cache
+def _contents(message_type: Descriptor) -> Contents:
+    return {
+        field.number: field.message_type or PACKED
+        for field in message_type.fields
+        if field.cpp_type != FieldDescriptor.CPPTYPE_STRING
+    }
 
 
 def _varint(raw: bytes, position: int) -> tuple[int, int]:
     """The number that begins at a position, and where it ends."""
+    value = raw[position]
+    if value < 0x80:
+        return value, position + 1
     value = 0
     for index in range(MAX_VARINT_BYTES):
         byte = raw[position + index]

@@ -10,9 +10,14 @@ from hypothesis import given
 
 from service.errors import RequestTooLarge
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2, text_pb2
-from service.grpc.value_count import check_value_count
+from service.grpc.value_count import SMALL_BYTES
+from service.grpc.value_count import check_value_count as check
 
 IMAGES, SEGMENT = embed_pb2.EmbedImagesRequest, segment_pb2.SegmentImagesRequest
+
+
+def check_value_count(raw: bytes, message_type: Descriptor, limit: int) -> None:
+    check(raw, message_type, limit, small_bytes=0)
 
 
 def type_of(message: Any) -> Descriptor:
@@ -78,3 +83,10 @@ def test_whatever_comes_it_ends_and_parsing_decides(raw: bytes) -> None:
     if num_items:
         with pytest.raises(RequestTooLarge):
             check_value_count(raw, type_of(SEGMENT), num_items - 1)
+
+
+def test_what_is_small_anyway_is_not_counted() -> None:
+    raw = b"\x12\x00" * (SMALL_BYTES // 2)
+    check(raw, type_of(IMAGES), 1)
+    with pytest.raises(RequestTooLarge):
+        check(raw + b"\x12\x00", type_of(IMAGES), 1)

@@ -64,7 +64,7 @@ def configure_logging(level: str, log_format: LogFormat) -> LineWriter:
     handler.setFormatter(RecordFormatter(log_format))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    threading.excepthook = _log_thread_end
+    threading.excepthook = log_thread_end
     # Their information lines say again, in another form, what the server itself logs.
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -74,7 +74,7 @@ def configure_logging(level: str, log_format: LogFormat) -> LineWriter:
     return lines
 
 
-def _log_thread_end(event: threading.ExceptHookArgs) -> None:
+def log_thread_end(event: threading.ExceptHookArgs) -> None:
     """What ends a thread is a record like any other, instead of many lines of another form."""
     if event.exc_value is not None:
         error = (event.exc_type, event.exc_value, event.exc_traceback)

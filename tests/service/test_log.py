@@ -1,12 +1,17 @@
 """Log lines are one line each and carry the request id."""
 
+import io
 import json
 import logging
+import threading
 
 import pytest
 
 from service.call import Call, current_call
-from service.log import RecordFormatter
+from service.log import LineHandler, RecordFormatter, log_thread_end
+from service.log_lines import LineWriter
+
+LIMIT_S = 20.0
 
 
 def record(**fields: object) -> logging.LogRecord:
@@ -41,3 +46,35 @@ def test_text_is_for_people(fields: dict[str, object]) -> None:
     line = RecordFormatter("text").format(record(**fields))
     assert "INFO" in line
     assert line.endswith("code=200" if fields else "hello you")
+
+
+def test_records_of_every_library_go_to_the_same_lines() -> None:
+    stream = io.StringIO()
+    lines = LineWriter(stream)
+    handler = LineHandler(lines)
+    handler.setFormatter(RecordFormatter("json"))
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(handler)
+    try:
+        logger.warning("Invalid HTTP request received.")
+    finally:
+        logger.removeHandler(handler)
+    assert lines.close(LIMIT_S)
+    parsed = json.loads(stream.getvalue())
+    assert (parsed["logger"], parsed["level"]) == ("uvicorn.error", "WARNING")
+
+
+def test_what_ends_a_thread_is_a_record(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(threading, "excepthook", log_thread_end)
+    thread = threading.Thread(target=fail, name="lane-0")
+    thread.start()
+    thread.join()
+    (record,) = caplog.records
+    assert record.getMessage() == "the thread lane-0 ended"
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ValueError)

@@ -74,14 +74,23 @@ def _machine_bytes(proc: Path) -> int | None:
 
 
 def _cgroup_bytes(cgroup: Path) -> int | None:
-    """What is left under the limit, in either version of control groups."""
-    for limit_name, used_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    """What is left under the limit, in either version of control groups.
+
+    Files that were read and may be forgotten count as used there, and are free all the same.
+    """
+    for limit_name, used_name, stat_name, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
     ):
         limit, used = _read(cgroup / limit_name).strip(), _read(cgroup / used_name).strip()
         if limit.isdigit() and used.isdigit():
-            return max(0, int(limit) - int(used))
+            stat = dict(line.split(" ", 1) for line in _read(cgroup / stat_name).splitlines())
+            return max(0, int(limit) - int(used) + int(stat.get(cached, 0)))
     return None
 
 

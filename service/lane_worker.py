@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from model.runtime.base import Interrupted
 from service.batch_queue import BatchQueue
@@ -21,6 +21,9 @@ from service.cost_curve import CostBook
 from service.observability import Metrics
 from service.pulse import Pulse
 from service.work import Batch, Bucket, Outputs
+
+# Trials take no more than this share of an idle lane's time, however slow the model is.
+TRIAL_SHARE: Final = 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -164,10 +167,16 @@ class LaneWorker:
         logger.error("a lane was given up; the others go on")
         return False
 
+    @property
+    def trial_interval_s(self) -> float:
+        """How long the lane waits for work before it tries itself."""
+        trial_s = self._shared.costs.batch_s(self._lane.probe_bucket, 1)
+        return max(self._shared.care.probe_interval_s, trial_s / TRIAL_SHARE)
+
     def _work(self) -> None:
-        queue, care = self._shared.queue, self._shared.care
+        queue = self._shared.queue
         while True:
-            batch = queue.wait_and_take(care.probe_interval_s)
+            batch = queue.wait_and_take(self.trial_interval_s)
             if batch is None and queue.is_closed:
                 return
             if batch is not None and self.run(batch):

@@ -65,8 +65,8 @@ class Settings(BaseSettings):
     run once. Fast models need a fraction of it."""
 
     watchdog_interval_s: Seconds = 10.0
-    """A lane that had nothing to do for so long tries itself with a batch of its own; and how often
-    readiness is told to gRPC's health checks where it has changed."""
+    """A lane that had nothing to do for so long tries itself with a batch of its own; less often
+    where that would take more than 2 % of its time. What lanes find is looked at every second."""
     watchdog_hang_limit_s: Seconds = 30.0
     """A batch that takes longer is taken for hung, unless ten times its measured cost is more. With
     every lane hung or broken the server is not ready."""

@@ -56,9 +56,13 @@ def test_memory_is_free_by_the_machine_and_the_control_group(tmp_path: Path) -> 
     assert free_memory(tmp_path, tmp_path) == 200 * 1024
     write(tmp_path, "memory.max", "1000\n")
     assert free_memory(tmp_path, tmp_path) == 923
+    write(tmp_path, "memory.stat", "anon 70\nfile 7\ninactive_file 5\nactive_file 2\n")
+    assert free_memory(tmp_path, tmp_path) == 928, "files that were read can be forgotten"
 
 
 def test_the_older_control_groups_are_read_too(tmp_path: Path) -> None:
     write(tmp_path, "memory/memory.limit_in_bytes", "500\n")
     write(tmp_path, "memory/memory.usage_in_bytes", "600\n")
     assert free_memory(tmp_path, tmp_path) == 0
+    write(tmp_path, "memory/memory.stat", "cache 200\ntotal_inactive_file 150\n")
+    assert free_memory(tmp_path, tmp_path) == 50

@@ -3,6 +3,8 @@
 No threads and no sleeping: the pauses are only counted.
 """
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from service.batch_queue import BatchQueue, BatchRules
 from service.collation import Inputs
 from service.cost_curve import CostBook, CostCurve
 from service.errors import InternalError
-from service.lane_worker import LaneCare, LaneContext, LaneWorker
+from service.lane_worker import TRIAL_SHARE, LaneCare, LaneContext, LaneWorker
 from service.observability import Metrics
 from service.work import BatchLimits, Bucket, Outputs, WorkItem
 
@@ -145,6 +147,14 @@ def test_a_lane_is_given_up_after_the_last_pause(
     assert lane.num_loads == len(waiting) == 3
     assert isinstance(failed.exception(timeout=0), InternalError)
     assert all(future.exception(timeout=0) for future in waiting), "nobody waits for a dead lane"
+
+
+def test_a_slow_model_is_tried_less_often(worker: LaneWorker, shared: LaneContext) -> None:
+    assert worker.trial_interval_s == math.inf, "not at all, where none is asked for"
+    worker._shared = replace(shared, care=replace(CARE, probe_interval_s=10))
+    assert worker.trial_interval_s == 1.0 / TRIAL_SHARE
+    shared.costs.begin({BUCKET: CostCurve(0.0, 0.001)}, lambda _: 4)
+    assert worker.trial_interval_s == 10
 
 
 def test_a_lane_that_stops_is_not_mended(

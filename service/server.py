@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import uvloop
-from prometheus_client import start_http_server
 
 from service.data_plane import DataPlane
 from service.door import Door
@@ -27,6 +26,7 @@ from service.loading import load_model, request_limits
 from service.log import configure_logging
 from service.log_lines import LineWriter
 from service.loop_lag import watching_lag
+from service.metrics_server import LIVE, READY, MetricsServer
 from service.model_source import ModelSource
 from service.observability import Metrics
 from service.protection import Protection
@@ -101,9 +101,7 @@ class Server:
             port=settings.grpc_port,
         )
         self._watchdog = Watchdog(self._health, self._tell_health, settings.watchdog_interval_s)
-        self._metrics_server, self._metrics_thread = start_http_server(
-            settings.metrics_port, settings.host, self.metrics.registry
-        )
+        self._metrics_server = serve_metrics(settings, self.metrics, self.plane)
 
     def request_stop(self) -> None:
         """Begin to drain; call it on the server's own loop."""
@@ -169,7 +167,7 @@ class Server:
         self.ports = {
             "http": self._http_socket.getsockname()[1],
             "grpc": grpc_port,
-            "metrics": self._metrics_server.server_port,
+            "metrics": self._metrics_server.port,
         }
         logger.info("listening", extra={"fields": self.ports})
         if self.settings.ports_file is not None:
@@ -205,11 +203,19 @@ class Server:
 
     def _close(self) -> None:
         self._tracer.close(TRACE_GRACE_S)
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
-        self._metrics_thread.join()
+        self._metrics_server.close()
         self.pool.shutdown()
         logger.info("stopped")
+
+
+def serve_metrics(settings: Settings, metrics: Metrics, plane: DataPlane) -> MetricsServer:
+    """The platform's port.
+
+    Raises:
+        OSError: The address cannot be taken.
+    """
+    checks = {LIVE: plane.check_live, READY: plane.check_ready}
+    return MetricsServer(metrics.registry, checks, host=settings.host, port=settings.metrics_port)
 
 
 def write_ports(path: Path, ports: dict[str, int]) -> None:

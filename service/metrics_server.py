@@ -1,0 +1,94 @@
+"""The platform's own port: metrics, and what REST says of health, always in the clear.
+
+A kubelet shows no client certificate, so where REST and gRPC want one, probes must ask here.
+"""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from service.errors import ServiceError
+
+CLIENT_TIMEOUT_S: Final = 10.0
+LIVE, READY = "/v2/health/live", "/v2/health/ready"
+
+Check = Callable[[], None]
+
+
+class MetricsServer:
+    """Serves on threads of its own from the moment it is made."""
+
+    def __init__(
+        self, registry: CollectorRegistry, checks: dict[str, Check], *, host: str, port: int
+    ) -> None:
+        """Listen.
+
+        Args:
+            registry: What is scraped.
+            checks: By path; each raises where something is not well.
+            host: Address to listen on.
+            port: 0 takes a free one.
+
+        Raises:
+            OSError: The address cannot be taken.
+        """
+        kind = _ServerV6 if ":" in host else _Server
+        app = _application(registry, checks)
+        self._server = make_server(host, port, app, kind, handler_class=_Handler)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port that was taken."""
+        return self._server.server_port
+
+    def close(self) -> None:
+        """End; waits for the thread."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _application(registry: CollectorRegistry, checks: dict[str, Check]) -> Callable[..., Any]:
+    metrics = make_wsgi_app(registry)
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        check = checks.get(environ["PATH_INFO"])
+        if check is None:
+            scraped: Iterable[bytes] = metrics(environ, start_response)
+            return scraped
+        status, body = "200 OK", {"ok": True}
+        try:
+            check()
+        except ServiceError:
+            status, body = "503 Service Unavailable", {"ok": False}
+        start_response(status, [("Content-Type", "application/json")])
+        return [json.dumps(body).encode()]
+
+    return answer
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    """Logs nothing, and does not wait for ever for a request."""
+
+    timeout = CLIENT_TIMEOUT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass

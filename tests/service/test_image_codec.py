@@ -247,17 +247,31 @@ def test_a_truncated_picture_has_a_size_and_no_pixels(encode_image: Encode) -> N
     file_format=st.sampled_from(FORMATS),
     edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),
     cut=st.floats(0, 1),
+    is_reduced=st.booleans(),
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_files_decode_or_are_the_callers_error(
-    encode_image: Encode, file_format: str, edits: list[tuple[float, int]], cut: float
+    encode_image: Encode,
+    file_format: str,
+    edits: list[tuple[float, int]],
+    cut: float,
+    is_reduced: bool,
 ) -> None:
     data = bytearray(encode_image(file_format))
     for place, value in edits:
         data[int(place * (len(data) - 1))] = value
+    kept = bytes(data[: max(1, int(cut * 2 * len(data)))])
     try:
-        pixels_HW3 = decode(bytes(data[: max(1, int(cut * 2 * len(data)))]))
+        loaded = load_image(
+            kept, LIMITS, param="images[2]", reduce_to=halves if is_reduced else None
+        )
     except InvalidRequest:
         return
-    assert pixels_HW3.ndim == 3
-    assert pixels_HW3.dtype == np.uint8
+    upright = loaded.upright(loaded.image)
+    assert upright.mode in {"RGB", "L"}
+    left, top, right, bottom = loaded.box
+    assert (left, top) == (0, 0)
+    assert 0 <= loaded.image.width - right < 1
+    assert 0 <= loaded.image.height - bottom < 1
+    if not is_reduced:
+        assert upright.size == loaded.size_hw[::-1]

@@ -30,7 +30,7 @@ from service.log_lines import LineWriter
 from service.observability import Metrics
 from service.otel_tracing import OtelTracer
 from service.telemetry import Telemetry
-from service.tracing import NoTracer, begin_batch
+from service.tracing import Ending, NoTracer, begin_batch
 
 METHOD = "POST /v1/images:embed"
 STAGES = {"admit": 1e-5, "decode": 3e-3, "queue": 1e-4, "run": 5e-3, "post": 2e-4}
@@ -83,6 +83,20 @@ def with_ours(*, is_logged: bool, parent: str | None, is_traced: bool) -> Callab
     return answer
 
 
+def with_tracing_off() -> Callable[[], None]:
+    """What the core's hooks for tracing cost where nothing is traced."""
+    tracer = NoTracer()
+    call = Call(request_id="r" * 32, deadline=60.0)
+    ending = Ending(METHOD, 200, None, is_fault=False, seconds=0.01)
+
+    def answer() -> None:
+        call.trace = tracer.begin("http", "POST", {}, 0.0)
+        tell(call)
+        call.trace.end(ending)
+
+    return answer
+
+
 class Forgetful(InMemorySpanExporter):
     """Keeps nothing: what sending costs is the exporter's own thread's."""
 
@@ -120,6 +134,7 @@ def compare_calls(rounds: int, num_calls: int) -> None:
     parent = f"00-{'a' * 32}-{'b' * 16}-"
     ways = {
         "the libraries' calls": with_the_libraries(),
+        "ours, hooks of tracing, off": with_tracing_off(),
         "ours, metrics only": with_ours(is_logged=False, parent=None, is_traced=False),
         "ours, metrics and log": with_ours(is_logged=True, parent=None, is_traced=False),
         "  and tracing, not sampled": with_ours(

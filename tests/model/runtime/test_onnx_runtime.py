@@ -1,0 +1,16 @@
+"""ONNX Runtime is given no more of the processors than it was told to take."""
+
+from typing import Any
+
+from model.package import ModelPackage
+from model.runtime.onnx_runtime import OnnxRuntime
+
+
+def test_idle_threads_sleep_and_are_as_many_as_asked_for(tiny_package: ModelPackage) -> None:
+    runtime: Any = OnnxRuntime(tiny_package, num_threads=3)
+    for session in (runtime._vision, runtime._text):
+        options = session.get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert options.intra_op_num_threads == 3
+        assert options.inter_op_num_threads == 1
+    runtime.close()

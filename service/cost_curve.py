@@ -20,6 +20,8 @@ WEIGHT: Final = 0.1
 # How far one batch may lie from what was expected before it counts as an accident.
 MAX_RATIO: Final = 4.0
 FADE_S: Final = 30.0
+# Every request asks for the cheapest rate, which moves slowly: it is worked out only so often.
+RATE_S: Final = 0.5
 MAX_BUCKETS: Final = 256
 
 
@@ -76,11 +78,14 @@ class CostBook:
         self._measured: dict[Bucket, _Learned] = {}
         self._met: OrderedDict[Bucket, _Learned] = OrderedDict()
         self._lock = threading.Lock()
+        self._rate_s, self._smallest = 0.0, 0
+        self._rate_until = -math.inf
 
     def begin(self, curves: Mapping[Bucket, CostCurve], item_cost: Callable[[Bucket], int]) -> None:
         """Begin with these, which the warm-up measured; an item's cost is in patches or tokens."""
         now = self._clock()
         with self._lock:
+            self._rate_until = -math.inf
             self._measured = {
                 bucket: _Learned(curve, item_cost(bucket), 1.0, now)
                 for bucket, curve in curves.items()
@@ -134,13 +139,21 @@ class CostBook:
         Nothing is assumed of the work but its cost: it counts as of the cheapest kind, in items of
         the smallest measured size.
         """
-        with self._lock:
-            known = list(self._measured.items())
-        if not known or not cost:
+        now = self._clock()
+        if now >= self._rate_until:
+            self._rate_s, self._smallest = self._cheapest()
+            self._rate_until = now + RATE_S
+        if not self._smallest or not cost:
             return 0.0
-        rate_s = min(self.item_s(bucket) / learned.item_cost for bucket, learned in known)
-        smallest = min(learned.item_cost for _, learned in known)
-        return rate_s * cost / min(num_lanes, -(-cost // smallest))
+        return self._rate_s * cost / min(num_lanes, -(-cost // self._smallest))
+
+    def _cheapest(self) -> tuple[float, int]:
+        """Seconds for each patch or token of the cheapest kind; the cost of the smallest item."""
+        with self._lock:
+            costs = {bucket: learned.item_cost for bucket, learned in self._measured.items()}
+        if not costs:
+            return 0.0, 0
+        return min(self.item_s(b) / cost for b, cost in costs.items()), min(costs.values())
 
     def _curve(self, bucket: Bucket) -> CostCurve | None:
         """The bucket's own, else that of the measured one of its kind that is nearest in size."""

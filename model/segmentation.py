@@ -18,7 +18,7 @@ MAX_CLASSES = np.iinfo(np.uint16).max - 1
 BAND_ELEMENTS = 4 * 1024 * 1024
 # Below so many cosines, or so few pixels a patch, evaluating all is the fastest; by measurement.
 FEW_ELEMENTS = 1024 * 1024
-FEW_PIXELS = 36
+FEW_PIXELS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

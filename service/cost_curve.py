@@ -17,7 +17,7 @@ from service.call import Clock
 from service.work import BatchLimits, Bucket, Kind
 
 WEIGHT: Final = 0.1
-# How far one batch may lie from what was expected before it counts as an accident.
+# A batch that takes more than so many times what was expected counts as an accident.
 MAX_RATIO: Final = 4.0
 FADE_S: Final = 30.0
 # Every request asks for the cheapest rate, which moves slowly: it is worked out only so often.
@@ -64,6 +64,7 @@ class _Learned:
     item_cost: int
     factor: float
     observed: float
+    num_observed: int = 0
 
     def factor_at(self, now: float) -> float:
         return 1 + (self.factor - 1) * math.exp((self.observed - now) / FADE_S)
@@ -104,8 +105,10 @@ class CostBook:
             factor = known.factor_at(now)
             expected_s = known.base.times(factor).seconds(num_items)
             ratio = seconds / expected_s if expected_s > 0 else 1.0
-            ratio = min(max(ratio, 1 / MAX_RATIO), MAX_RATIO)
-            factor *= 1 + WEIGHT * (ratio - 1)
+            known.num_observed += 1
+            # No batch is quick by accident: the first that are count for more than the warm-up.
+            weight = max(WEIGHT, 1 / (1 + known.num_observed)) if ratio < 1 else WEIGHT
+            factor *= 1 + weight * (min(ratio, MAX_RATIO) - 1)
             if factor < 1:
                 known.base = known.base.times(factor)
             known.factor = max(factor, 1.0)

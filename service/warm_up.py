@@ -4,6 +4,7 @@ It runs on one lane while the others are idle, and for a bounded time: where tha
 measured so far has to do.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -67,7 +68,9 @@ def measure(
     until = clock() + rules.limit_s
 
     def best_s(bucket: Bucket, num_items: int) -> float | None:
-        return _best_s(lambda: lane.try_out(bucket, num_items), until, clock)
+        # The other shapes' times only scale the native curve, and what runs later corrects them.
+        num_runs = MAX_RUNS if bucket == native else 1
+        return _best_s(lambda: lane.try_out(bucket, num_items), num_runs, until=until, clock=clock)
 
     native = next(bucket for bucket in first_s if bucket.kind == "image")
     times = {1: best_s(native, 1) or first_s[native]}
@@ -84,8 +87,11 @@ def measure(
             together = {num_texts: together_s} if together_s else {}
             curves[bucket] = fit_curve({1: alone_s, **together})
         elif bucket != native:
-            # What a batch adds to its items is in the same proportion for pictures of any shape.
-            curves[bucket] = curve.times(alone_s / curve.seconds(1))
+            # What a batch adds to its items is in the same proportion for pictures of any shape,
+            # and none costs more than by the square of its size: what was slower was disturbed.
+            size = math.prod(bucket.shape) / math.prod(native.shape)
+            slower = alone_s / curve.seconds(1)
+            curves[bucket] = curve.times(min(slower, max(size, size**2)))
     return WarmUp(curves, max_images)
 
 
@@ -113,10 +119,10 @@ def _batch_size(
     return size
 
 
-def _best_s(run: Callable[[], None], until: float, clock: Clock) -> float | None:
+def _best_s(run: Callable[[], None], num_runs: int, *, until: float, clock: Clock) -> float | None:
     """Seconds of the quickest of a few runs, for others only disturb; None where time is over."""
     best: float | None = None
-    for _ in range(MAX_RUNS):
+    for _ in range(num_runs):
         began = clock()
         if began >= until:
             break

@@ -70,7 +70,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # When the connection is closed unless a head, or the rest of a body, has come by then.
         self._due = self.loop.time() + self.limits.timeout_s
         self._unread_bytes = 0
-        self._slow_since = self.loop.time()
+        self._slow_since = self._said_since = self.loop.time()
         self._interval_s = min(self.limits.timeout_s / 4, 5.0)
         self._timer = self.loop.call_later(self._interval_s, self._look)
         if len(self.connections) > self.limits.max_connections:
@@ -146,7 +146,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _look(self) -> None:
         """Close the connection where the peer has been too slow."""
         now = self.loop.time()
-        if self._reads_too_slowly(now):
+        if self._reads_too_slowly(now) or self._keeps_its_farewell(now):
             # Otherwise the kernel would go on offering what it holds, megabytes, without end.
             peer = self.transport.get_extra_info("socket")
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -165,6 +165,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if is_fast or not before or not self._unread_bytes:
             self._slow_since = now
         return now - self._slow_since > self.limits.timeout_s
+
+    def _keeps_its_farewell(self, now: float) -> bool:
+        """Whether all is said and closed, and the peer does not answer TLS's last word."""
+        if self._unread_bytes or not self.transport.is_closing():
+            self._said_since = now
+        return now - self._said_since > self.limits.timeout_s
 
     def _make_room(self) -> None:
         others: Iterable[Any] = self.connections - {self}

@@ -113,6 +113,9 @@ def _batch_size(
         if seconds is None:
             break
         times[2 * size] = seconds
+        if seconds / 2 <= WORTHWHILE * times[size]:
+            # Once more: was the larger batch cheaper, or the smaller one disturbed?
+            times[size] = min(times[size], best_s(native, size) or math.inf)
         if seconds / 2 > WORTHWHILE * times[size]:
             break
         size *= 2

@@ -61,6 +61,17 @@ def test_large_batches_where_they_make_pictures_cheaper() -> None:
     assert warm.max_images == 16
 
 
+def test_a_disturbance_is_not_taken_for_a_gain() -> None:
+    lane = TimedLane(cpu)
+
+    def disturbed(bucket: Bucket, num_items: int) -> float:
+        is_first_time = lane.runs[bucket, num_items] <= MAX_RUNS
+        return cpu(bucket, num_items) * (3 if num_items == 4 and is_first_time else 1)
+
+    lane._seconds = disturbed
+    assert measure(lane, FIRST_S, RULES, lane.clock).max_images == 4
+
+
 def test_a_batch_never_grows_over_what_it_may_hold() -> None:
     lane = TimedLane(device)
     rules = WarmUpRules(max_images=None, most_images=5, max_texts=1, limit_s=10.0)

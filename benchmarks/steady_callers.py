@@ -107,7 +107,7 @@ class SteadyCallers:
         connection.close()
 
     def _channel(self) -> Any:
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        options = [("grpc.use_local_subchannel_pool", 1)]
         return grpc.insecure_channel(f"127.0.0.1:{self._ports['grpc']}", options=options)
 
     def _rpc(self) -> None:

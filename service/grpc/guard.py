@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service.errors import Overloaded, ServiceError, internal_error
 from service.grpc.errors import CODE, error_metadata
+from service.grpc.gate import Gate
 from service.grpc.interceptors import call_metadata, carried_metadata
 from service.protection import Protection
 from service.telemetry import Telemetry
@@ -31,8 +32,9 @@ OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
 class GuardInterceptor(grpc.aio.ServerInterceptor):
     """Outermost: lets an RPC through, or answers it without reading it."""
 
-    def __init__(self, telemetry: Telemetry, protection: Protection) -> None:
+    def __init__(self, telemetry: Telemetry, protection: Protection, gate: Gate) -> None:
         self._telemetry = telemetry
+        self._gate = gate
         self._metrics = protection.metrics
         self._keys = protection.keys
         self._body_memory = protection.body_memory
@@ -40,21 +42,11 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         # Long after its deadline an RPC can only be one whose answer nobody takes.
         self._lifetime_s = protection.request_timeout_s + 2 * protection.client_timeout_s
         self._num_rpcs: Counter[bool] = Counter()
-        self._released = asyncio.Event()
-        self._released.set()
 
     @property
     def is_idle(self) -> bool:
         """Whether no RPC is running but those of open services, such as a watch of health."""
         return not self._num_rpcs[False]
-
-    def hold(self) -> None:
-        """Let RPCs come, but none be answered, until `release`."""
-        self._released.clear()
-
-    def release(self) -> None:
-        """Let those that are held go on."""
-        self._released.set()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Find the handler, or one that refuses; every method that is not open needs a key."""
@@ -65,10 +57,10 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 self._check_key(handler_call_details.invocation_metadata)
                 self._body_memory.check()
             self._enter(is_open)
-            if not self._released.is_set():
-                await self._released.wait()
+            await self._gate.come_in()
             handler = await continuation(handler_call_details)
         except Exception as error:
+            await self._gate.pass_by()
             return refusal(error, self._telemetry)
         return handler
 

@@ -9,6 +9,7 @@ import grpc
 from service.call import Call, accept_priority, current_request_id
 from service.errors import ErrorKind, ServiceError, internal_error
 from service.grpc.errors import CODE, Metadata, error_metadata
+from service.grpc.gate import Gate
 from service.grpc.message import Rpc, read_message
 from service.grpc.open_services import with_checked_messages
 from service.protection import Protection
@@ -31,8 +32,9 @@ logger = logging.getLogger(__name__)
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Unary RPCs of ours become calls; of health and reflection only the messages are checked."""
 
-    def __init__(self, telemetry: Telemetry, protection: Protection) -> None:
+    def __init__(self, telemetry: Telemetry, protection: Protection, gate: Gate) -> None:
         self._telemetry = telemetry
+        self._gate = gate
         self._timeout_s = protection.request_timeout_s
         self._body_memory = protection.body_memory
         self._max_values = protection.max_message_values
@@ -74,6 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call.error = error.code if error else None
         finally:
             self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
+        await self._gate.pass_by()
         metadata = call_metadata(call)
         if error is not None:
             trailing = (*metadata, *error_metadata(error))

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.data_plane import DataPlane
+from service.grpc.gate import Gate
 from service.grpc.generated import encoder_service_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
 from service.grpc.guard import MAX_OPEN_RPCS, GuardInterceptor
@@ -23,10 +24,11 @@ from service.telemetry import Telemetry
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 START_LIMIT_S = 10.0
-# How long RPCs are held before the server closes: a caller's answer, and his next RPC, on the way.
-HOLD_S = 0.1
+# An answer on its way to a caller, and his next RPC: when nobody has come for so long, all wait.
+QUIET_S = 0.15
+HOLD_LIMIT_S = 1.0
 # How long GOAWAY takes to be written.
-GOAWAY_S = 0.05
+GOAWAY_S = 0.1
 # How long the last answers take to be written.
 ANSWERS_S = 0.5
 POLL_S = 0.01
@@ -48,9 +50,10 @@ class GrpcServer:
         self._plane = plane
         self._protection = protection
         self._observe_lag = telemetry.metrics.loop_lag.labels("grpc").observe
-        self._guard = GuardInterceptor(telemetry, protection)
+        self._gate = Gate()
+        self._guard = GuardInterceptor(telemetry, protection, self._gate)
         # The first is the outermost.
-        self._interceptors = [self._guard, CallInterceptor(telemetry, protection)]
+        self._interceptors = [self._guard, CallInterceptor(telemetry, protection, self._gate)]
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._listening: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
@@ -101,15 +104,14 @@ class GrpcServer:
         """Close the server around its callers.
 
         gRPC cancels an RPC that arrives after its server began to close, while the caller has not
-        yet read that it should go elsewhere (GOAWAY). So RPCs are held first, until callers who
-        wait for answers have nothing on its way; then the server closes, and they are answered.
+        yet read that it should go elsewhere (GOAWAY). So RPCs and answers are held first, until
+        nobody comes who waits for his answer to ask again; then it closes, and they are answered.
         """
         until = self._loop.time() + limit_s
-        self._guard.hold()
-        await asyncio.sleep(HOLD_S)
-        self._closing = asyncio.ensure_future(self._server.stop(limit_s + HOLD_S))
+        await self._gate.hold(QUIET_S, HOLD_LIMIT_S)
+        self._closing = asyncio.ensure_future(self._server.stop(limit_s))
         await asyncio.sleep(GOAWAY_S)
-        self._guard.release()
+        self._gate.release()
         while not self._guard.is_idle and self._loop.time() < until:
             await asyncio.sleep(POLL_S)
         return self._guard.is_idle

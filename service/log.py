@@ -10,6 +10,9 @@ from typing import Any, Literal
 from service.call import current_call
 from service.log_lines import LineWriter
 
+# What gRPC raises and logs as an error where an answer finds its RPC ended.
+SEND_ERROR = "ExecuteBatchError"
+
 LogFormat = Literal["json", "text"]
 
 
@@ -71,7 +74,13 @@ def configure_logging(level: str, log_format: LogFormat) -> LineWriter:
     # What is wrong with a caller's picture or form stands in the answer; it is no error of ours.
     for name in ("PIL", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(had_a_caller)
     return lines
+
+
+def had_a_caller(record: logging.LogRecord) -> bool:
+    """False for gRPC's complaint that it could not send to a caller who has left meanwhile."""
+    return not (record.exc_info and getattr(record.exc_info[0], "__name__", "") == SEND_ERROR)
 
 
 def log_thread_end(event: threading.ExceptHookArgs) -> None:

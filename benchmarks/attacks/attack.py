@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final
 
 MAX_PAUSE_S: Final = 0.02
@@ -79,7 +80,9 @@ class Books:
             status = "closed"
         except Broken as error:
             status = "broken"
-            self.note_defect(f"{attack.kind}: {error}", f"seed {seed}")
+            self.note_defect(
+                f"{attack.kind}: {error}", f"seed {seed}, at {datetime.now(UTC):%H:%M:%S}"
+            )
         seconds = time.monotonic() - begun
         self.note(attack.kind, status, seconds)
         if status == "hang" or seconds > attack.limit_s:

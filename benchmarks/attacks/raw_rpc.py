@@ -22,6 +22,7 @@ OPEN_METHODS: Final = (
 LEAKS: Final = ("Traceback", "Exception", "Unexpected", "Error:", ".py", "<class")
 REFUSED: Final = frozenset({"INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"})
 ANSWERED: Final = REFUSED | {"OK", "NOT_FOUND"}
+UNASKED: Final = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE})
 TOO_LARGE: Final = 33 * 1024 * 1024
 
 Send = Callable[[random.Random], str]
@@ -45,7 +46,7 @@ def checked_code(send: Send, rng: random.Random) -> str:
 
     Raises:
         TimeoutError: It met our deadline, which is far beyond its own.
-        Broken: Its details tell of the program.
+        Broken: Its details tell of the program, or it was given up by nobody.
     """
     try:
         return send(rng)
@@ -54,6 +55,8 @@ def checked_code(send: Send, rng: random.Random) -> str:
         details = state.details() or ""
         if state.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise TimeoutError from error
+        if state.code() in UNASKED:
+            raise Broken(f"{state.code().name}, which nobody asked for: {details[:200]}") from None
         if any(leak in details for leak in LEAKS):
             raise Broken(f"{state.code().name} tells of the program: {details[:200]}") from None
         return str(state.code().name)

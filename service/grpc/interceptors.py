@@ -1,5 +1,6 @@
 """Around every RPC of ours: its call, its metrics and log line, and the translation of errors."""
 
+import asyncio
 import logging
 from functools import partial
 from typing import Any
@@ -60,6 +61,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return await self._answer(rpc, context)
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError:
+            # The core could not send: the RPC has ended meanwhile, and nobody is there to be told.
+            raise asyncio.CancelledError from None
         except Exception:
             logger.exception("unexpected error")
         error = internal_error(current_request_id())

@@ -5,10 +5,18 @@ import json
 import logging
 import threading
 
+import grpc
+import grpc.aio
 import pytest
 
 from service.call import Call, current_call
-from service.log import LineHandler, RecordFormatter, log_thread_end
+from service.log import (
+    SEND_ERROR,
+    LineHandler,
+    RecordFormatter,
+    had_a_caller,
+    log_thread_end,
+)
 from service.log_lines import LineWriter
 
 LIMIT_S = 20.0
@@ -46,6 +54,16 @@ def test_text_is_for_people(fields: dict[str, object]) -> None:
     line = RecordFormatter("text").format(record(**fields))
     assert "INFO" in line
     assert line.endswith("code=200" if fields else "hello you")
+
+
+def test_a_caller_who_left_before_the_answer_is_no_error() -> None:
+    # By the name of a class that gRPC does not publish, and that must go on being an error of it.
+    send_errors = [c for c in grpc.aio.InternalError.__subclasses__() if c.__name__ == SEND_ERROR]
+    for kind, is_logged in ((send_errors[0], False), (ValueError, True)):
+        made = record()
+        assert had_a_caller(made)
+        made.exc_info = (kind, kind("x"), None)
+        assert had_a_caller(made) is is_logged
 
 
 def test_records_of_every_library_go_to_the_same_lines() -> None:

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,7 +14,9 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
+from service.grpc.interceptors import CallInterceptor
 from service.server import Server
+from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -121,6 +124,40 @@ async def test_a_message_of_countless_values_is_refused_unparsed(
     async with serving() as server:
         code, reason, _ = await asyncio.to_thread(ask, connect(server), EMBED, raw)
     assert (code, reason) == ("INVALID_ARGUMENT", "too_many_items")
+
+
+class EndedContext:
+    """Of an RPC that has ended: nothing can be sent any more."""
+
+    def invocation_metadata(self) -> None:
+        return None
+
+    def time_remaining(self) -> None:
+        return None
+
+    async def read(self) -> bytes:
+        return b"\xff\xff"
+
+    async def abort(self, *told: Any, **also: Any) -> None:
+        raise grpc.aio.InternalError("no such stream")
+
+
+async def test_who_has_left_before_the_error_is_no_error_of_ours(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as server:
+        interceptor = CallInterceptor(Telemetry(server.metrics), server.protection)
+
+        async def find_handler(details: Any) -> Any:
+            return grpc.unary_unary_rpc_method_handler(
+                print, embed_pb2.EmbedImagesRequest.FromString
+            )
+
+        details = SimpleNamespace(method=EMBED)
+        handler = await interceptor.intercept_service(find_handler, details)
+        with pytest.raises(asyncio.CancelledError):
+            await handler.stream_unary(None, EndedContext())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_an_rpc_without_a_message_is_told_so(serving: Serving, connect: Any) -> None:

@@ -126,6 +126,7 @@ class Server:
                 await asyncio.to_thread(self._tell_health, self.plane.health)
                 self._watchdog.start()
                 self.ready.set()
+                self._warn()
                 names = [served.manifest.name for served in self.models.models()]
                 logger.info("ready", extra={"fields": {"models": names, **self.ports}})
                 await stop
@@ -134,6 +135,12 @@ class Server:
             await self._drain(http)
             await asyncio.to_thread(self.repository.close)
             self._close()
+
+    def _warn(self) -> None:
+        """Say what is set that its owner may not have meant."""
+        keys = (self.settings.api_keys, self.settings.api_keys_file)
+        if self.settings.enable_management and keys == (None, None):
+            logger.warning("anybody may load and unload models: no API keys are set")
 
     def _health(self) -> Mapping[str, bool]:
         return self.plane.health

@@ -13,6 +13,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.grpc.gate import Gate
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
 from service.grpc.interceptors import CallInterceptor
 from service.server import Server
@@ -146,7 +147,7 @@ async def test_who_has_left_before_the_error_is_no_error_of_ours(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving() as server:
-        interceptor = CallInterceptor(Telemetry(server.metrics), server.protection)
+        interceptor = CallInterceptor(Telemetry(server.metrics), server.protection, Gate())
 
         async def find_handler(details: Any) -> Any:
             return grpc.unary_unary_rpc_method_handler(

@@ -44,6 +44,18 @@ async def test_they_are_off_unless_enabled(serving: Serving) -> None:
         assert "/v2/repository/index" not in (await client.get("/openapi.json")).json()["paths"]
 
 
+async def test_that_anybody_may_is_said_aloud(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+    async with serving(enable_management=True, api_keys="the-key-of-this-test"), serving():
+        assert warnings() == []
+    async with serving(enable_management=True):
+        assert warnings() == ["anybody may load and unload models: no API keys are set"]
+
+
 async def test_they_need_a_key_where_keys_are_set(serving: Serving, folder: Path) -> None:
     settings = {
         "enable_management": True,

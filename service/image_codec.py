@@ -16,6 +16,7 @@ from PIL import Image
 from service.colour_modes import flatten
 from service.errors import InvalidRequest, ServiceError
 from service.jpeg_scans import MAX_SCANS, has_too_many_scans
+from service.libtiff_log import silence_libtiff
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # JPEG, also with further pictures behind the first, as some cameras have it.
@@ -44,6 +45,7 @@ Box = tuple[float, float, float, float]
 Image.MAX_IMAGE_PIXELS = None
 # Register the formats now; Pillow would do it at the first picture, in whichever thread that is.
 Image.init()
+silence_libtiff()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

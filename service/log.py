@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import threading
+import warnings
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -67,6 +68,7 @@ def configure_logging(level: str, log_format: LogFormat) -> LineWriter:
     handler.setFormatter(RecordFormatter(log_format))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
+    forget_warnings_about_files()
     threading.excepthook = log_thread_end
     # Their information lines say again, in another form, what the server itself logs.
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
@@ -76,6 +78,11 @@ def configure_logging(level: str, log_format: LogFormat) -> LineWriter:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("grpc._cython.cygrpc").addFilter(had_a_caller)
     return lines
+
+
+def forget_warnings_about_files() -> None:
+    """Let Pillow warn nobody: Python would keep every new text for ever, and callers make them."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def had_a_caller(record: logging.LogRecord) -> bool:

@@ -3,17 +3,23 @@
 import io
 import json
 import logging
+import struct
 import threading
+import warnings
 
 import grpc
 import grpc.aio
 import pytest
+from PIL import TiffImagePlugin
 
 from service.call import Call, current_call
+from service.errors import InvalidRequest
+from service.image_codec import ImageLimits, decode_image
 from service.log import (
     SEND_ERROR,
     LineHandler,
     RecordFormatter,
+    forget_warnings_about_files,
     had_a_caller,
     log_thread_end,
 )
@@ -64,6 +70,20 @@ def test_a_caller_who_left_before_the_answer_is_no_error() -> None:
         assert had_a_caller(made)
         made.exc_info = (kind, kind("x"), None)
         assert had_a_caller(made) is is_logged
+
+
+def test_warnings_about_callers_files_are_not_kept() -> None:
+    kept = TiffImagePlugin.__dict__.setdefault("__warningregistry__", {})
+    # Entries of a directory that are said to lie beyond the file, each with a tag of its own.
+    tags = range(60_000, 60_100)
+    entries = b"".join(struct.pack("<HHII", tag, 2, 9, 2**30) for tag in tags)
+    broken = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        forget_warnings_about_files()
+        with pytest.raises(InvalidRequest):
+            decode_image(broken, ImageLimits(max_bytes=10**6, max_pixels=10**6), param="image")
+        assert not [key for key in kept if isinstance(key, tuple)], "one for each text"
 
 
 def test_records_of_every_library_go_to_the_same_lines() -> None:

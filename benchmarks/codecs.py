@@ -29,10 +29,10 @@ from model.preprocess import prepare_image
 from model.runtime.load import load_runtime
 from model.segmentation import segment
 from model.text import TextTokenizer
-from service.mask_codec import encode_mask_png, encode_npy, encode_overlay_png, palette
-from service.polygons import class_polygons
+from service.masks.mask_codec import encode_mask_png, encode_npy, encode_overlay_png, palette
+from service.masks.polygons import class_polygons
+from service.masks.run_lengths import class_runs, compress_counts
 from service.rest.json_body import dump, encode_array
-from service.run_lengths import class_runs, compress_counts
 
 Work = Callable[[], Any]
 Labels = NDArray[np.unsignedinteger]

@@ -37,7 +37,7 @@ def main() -> None:
     plan = Plan(seconds=60 * arguments.minutes, seed=arguments.seed, patience_s=SLOW_LIMIT_S)
     warm_up_min = arguments.warm_up_minutes or arguments.minutes / 5
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "service.log"
+        log = Path(folder) / "service.monitoring.log"
         flags = (f"--model={arguments.model}", f"--client-timeout-s={CLIENT_TIMEOUT_S}")
         with running_service(*flags, log_path=log) as service:
             attacked = Attacked(

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from model.package import ModelPackage
 from model.runtime.base import Device, VisionOutput
 from model.runtime.load import RUNTIMES
-from service.log import configure_logging
-from service.preparation import ImagePreparer, PreparedImage
+from service.images.preparation import ImagePreparer, PreparedImage
+from service.monitoring.log import configure_logging
 from service.rest.listener import listen
 from service.server import Server
 from service.settings import Settings

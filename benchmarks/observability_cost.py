@@ -23,13 +23,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from benchmarks.noop_overhead import TARGETS, measure, running
-from service.access_log import AccessLog
 from service.call import Call
-from service.call_metrics import SECONDS
-from service.log_lines import LineWriter
-from service.observability import Metrics
-from service.otel_tracing import OtelTracer
-from service.telemetry import Telemetry
+from service.monitoring.access_log import AccessLog
+from service.monitoring.call_metrics import SECONDS
+from service.monitoring.log_lines import LineWriter
+from service.monitoring.observability import Metrics
+from service.monitoring.otel_tracing import OtelTracer
+from service.monitoring.telemetry import Telemetry
 from service.tracing import Ending, NoTracer, begin_batch
 
 METHOD = "POST /v1/images:embed"

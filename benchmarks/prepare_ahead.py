@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from model.package import open_package
-from service.batch_queue import BatchRules
-from service.batching import Batcher
-from service.lane_loading import load_lanes
-from service.model_source import ModelSource
-from service.observability import Metrics
+from service.lanes.batch_queue import BatchRules
+from service.lanes.batching import Batcher
+from service.lanes.work import BatchLimits, Bucket, WorkItem
+from service.models.lane_loading import load_lanes
+from service.models.model_source import ModelSource
+from service.monitoring.observability import Metrics
 from service.settings import Settings
-from service.work import BatchLimits, Bucket, WorkItem
 
 ROUNDS = 7
 LIMIT_S = 120.0

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from model.package import open_package
 from model.runtime.base import Runtime
 from model.runtime.load import load_runtime
-from service.image_codec import ImageLimits
-from service.preparation import ImagePreparer, JpegDecode, SizeRule
+from service.images.image_codec import ImageLimits
+from service.images.preparation import ImagePreparer, JpegDecode, SizeRule
 
 SITE = Path(sysconfig.get_path("purelib"))
 # Photos that come with scikit-learn, scikit-image, Debian's backgrounds and this repository.

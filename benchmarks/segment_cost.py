@@ -28,14 +28,14 @@ from model.runtime.load import load_runtime
 from service.call import Call
 from service.data_plane import DataPlane
 from service.door import Door
-from service.image_codec import ImageLimits
-from service.loading import load_model, request_limits
-from service.mask_codec import encode_mask_png
+from service.images.image_codec import ImageLimits
+from service.images.preparation import ImagePreparer, SizeRule
+from service.masks.mask_codec import encode_mask_png
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
-from service.model_source import ModelSource
-from service.observability import Metrics
-from service.preparation import ImagePreparer, SizeRule
-from service.registry import ModelRegistry
+from service.models.loading import load_model, request_limits
+from service.models.model_source import ModelSource
+from service.models.registry import ModelRegistry
+from service.monitoring.observability import Metrics
 from service.settings import Settings
 
 SIZE = (1024, 768)

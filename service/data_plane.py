@@ -13,12 +13,20 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from service.admission import Ticket
 from service.call import Call, deadline_exceeded
 from service.door import UNAVAILABLE_RETRY_S, Door, unavailable
 from service.errors import Unavailable
-from service.image_codec import ImageLimits
-from service.image_pass import ImagePass
+from service.images.image_codec import ImageLimits
+from service.images.preparation import ImagePreparer, JpegDecode, SizeRule
+from service.lanes.pulse import unwell
+from service.lanes.work import Completed
+from service.masks.postprocess import (
+    Geometry,
+    class_embeddings,
+    image_outputs,
+    segment_image,
+    text_embedding,
+)
 from service.messages import (
     EmbedImagesRequest,
     EmbedImagesResponse,
@@ -29,18 +37,11 @@ from service.messages import (
     SegmentImagesRequest,
     SegmentImagesResponse,
 )
-from service.postprocess import (
-    Geometry,
-    class_embeddings,
-    image_outputs,
-    segment_image,
-    text_embedding,
-)
-from service.preparation import ImagePreparer, JpegDecode, SizeRule
-from service.pulse import unwell
-from service.registry import ModelRegistry
-from service.served_model import ServedModel
-from service.text_encoder import Embeddings
+from service.models.admission import Ticket
+from service.models.image_pass import ImagePass
+from service.models.registry import ModelRegistry
+from service.models.served_model import ServedModel
+from service.models.text_encoder import Embeddings
 from service.validation import (
     PromptGroup,
     check_features,
@@ -52,7 +53,6 @@ from service.validation import (
     text_groups,
 )
 from service.waiting import wait_all, wait_both
-from service.work import Completed
 
 # What a prompt costs at the door, in patches: about the tokens of a class name in a template.
 PROMPT_COST: Final = 8

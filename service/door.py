@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final
 
 from service.errors import Unavailable
-from service.observability import Metrics
+from service.monitoring.observability import Metrics
 
 UNAVAILABLE_RETRY_S: Final = 2.0
 

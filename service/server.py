@@ -21,23 +21,23 @@ from service.data_plane import DataPlane
 from service.door import Door
 from service.errors import Unavailable
 from service.grpc.server import GrpcServer
-from service.lane_loading import num_pool_threads
-from service.loading import load_model, request_limits
-from service.log import configure_logging
-from service.log_lines import LineWriter
-from service.loop_lag import watching_lag
-from service.metrics_server import LIVE, READY, MetricsServer
-from service.model_source import ModelSource
-from service.observability import Metrics
-from service.protection import Protection
-from service.registry import ModelRegistry
-from service.repository import ModelRepository
+from service.models.lane_loading import num_pool_threads
+from service.models.loading import load_model, request_limits
+from service.models.model_source import ModelSource
+from service.models.registry import ModelRegistry
+from service.models.repository import ModelRepository
+from service.models.served_model import ServedModel
+from service.monitoring.log import configure_logging
+from service.monitoring.log_lines import LineWriter
+from service.monitoring.loop_lag import watching_lag
+from service.monitoring.metrics_server import LIVE, READY, MetricsServer
+from service.monitoring.observability import Metrics
+from service.monitoring.telemetry_settings import build_telemetry
 from service.rest.app import build_app
 from service.rest.http_server import HttpServer
 from service.rest.listener import listen
-from service.served_model import ServedModel
+from service.safety.protection import Protection
 from service.settings import Settings
-from service.telemetry_settings import build_telemetry
 from service.watchdog import Watchdog
 
 # How long answers that are ready may still be written to slow readers.

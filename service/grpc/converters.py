@@ -19,7 +19,7 @@ from service.grpc.generated import (
     tensor_pb2,
     text_pb2,
 )
-from service.mask_codec import class_color
+from service.masks.mask_codec import class_color
 from service.messages import (
     EmbedImagesRequest,
     EmbedImagesResponse,

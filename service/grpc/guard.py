@@ -18,8 +18,8 @@ from service.errors import Overloaded, ServiceError, internal_error
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.gate import Gate
 from service.grpc.interceptors import call_metadata, carried_metadata
-from service.protection import Protection
-from service.telemetry import Telemetry
+from service.monitoring.telemetry import Telemetry
+from service.safety.protection import Protection
 
 logger = logging.getLogger(__name__)
 

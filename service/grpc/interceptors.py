@@ -13,8 +13,8 @@ from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.gate import Gate
 from service.grpc.message import Rpc, read_message
 from service.grpc.open_services import with_checked_messages
-from service.protection import Protection
-from service.telemetry import CARRIED, Telemetry
+from service.monitoring.telemetry import CARRIED, Telemetry
+from service.safety.protection import Protection
 
 OURS = "/tipserve.v1."
 # The codes that OpenTelemetry's conventions call a server's own errors.

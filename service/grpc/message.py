@@ -14,10 +14,10 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
-from service.body_memory import BodyShare
 from service.call import Call, deadline_exceeded
 from service.errors import InvalidRequest
 from service.grpc.value_count import check_value_count
+from service.safety.body_memory import BodyShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

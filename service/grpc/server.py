@@ -18,9 +18,9 @@ from service.grpc.guard import MAX_OPEN_RPCS, GuardInterceptor
 from service.grpc.interceptors import CallInterceptor
 from service.grpc.servicer import EncoderServicer
 from service.grpc.tls import server_credentials
-from service.loop_lag import watching_lag
-from service.protection import Protection
-from service.telemetry import Telemetry
+from service.monitoring.loop_lag import watching_lag
+from service.monitoring.telemetry import Telemetry
+from service.safety.protection import Protection
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 START_LIMIT_S = 10.0

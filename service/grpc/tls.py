@@ -4,7 +4,7 @@ from typing import Any
 
 import grpc
 
-from service.tls import Tls, TlsMaterial
+from service.safety.tls import Tls, TlsMaterial
 
 
 def server_credentials(tls: Tls) -> grpc.ServerCredentials:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from service.errors import InvalidRequest
-from service.image_codec import ImageLimits, decode_image
-from service.mask_codec import (
+from service.images.image_codec import ImageLimits, decode_image
+from service.masks.mask_codec import (
     MAX_PALETTE_CLASSES,
     encode_mask_png,
     encode_npy,

@@ -8,8 +8,8 @@ from fastapi.responses import HTMLResponse
 
 from service.data_plane import DataPlane
 from service.errors import ServiceError
-from service.protection import Protection
-from service.repository import ModelRepository
+from service.models.repository import ModelRepository
+from service.monitoring.telemetry import Telemetry
 from service.rest.body import BodyLimits
 from service.rest.connection import CallLimits, CallMiddleware
 from service.rest.direct import DirectRoutes
@@ -24,7 +24,7 @@ from service.rest.errors import (
 from service.rest.openapi import add_schemas
 from service.rest.repository_routes import build_repository_router
 from service.rest.routes import build_router
-from service.telemetry import Telemetry
+from service.safety.protection import Protection
 
 DESCRIPTION = "Pictures and words in; embeddings of pictures, patches and texts, and masks out."
 

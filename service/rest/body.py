@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from service.body_memory import BodyMemory, BodyShare
 from service.errors import InvalidRequest, RequestTooLarge, TooSlow, UnsupportedMedia
 from service.rest.direct import Message, Receive
 from service.rest.errors import ClientLeft
-from service.url_fetch.fetcher import UrlFetcher
+from service.safety.body_memory import BodyMemory, BodyShare
+from service.safety.url_fetch.fetcher import UrlFetcher
 
 MAX_LENGTH_DIGITS: Final = 18
 

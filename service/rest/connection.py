@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from service.api_keys import ApiKeys
 from service.call import Call, accept_priority, current_call, deadline_exceeded
 from service.errors import InvalidRequest, ServiceError
+from service.monitoring.telemetry import CARRIED, Telemetry
 from service.rest.body import SCOPE_KEY, Body, BodyLimits
 from service.rest.direct import AsgiApp, Message, Receive, Scope, Send
 from service.rest.errors import CLIENT_LEFT, ClientLeft, error_response
-from service.telemetry import CARRIED, Telemetry
+from service.safety.api_keys import ApiKeys
 
 T = TypeVar("T")
 

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 import uvicorn
 
-from service.protection import Protection
 from service.rest.connection import CallMiddleware
 from service.rest.listener import wait_until_all_are_taken
 from service.rest.protocol import BoundedProtocol, ConnectionLimits, bounded_protocol
+from service.safety.protection import Protection
 
 # How long a connection that is idle may still be used once newcomers are turned away.
 IDLE_LINGER_S: Final = 0.5

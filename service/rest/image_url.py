@@ -6,7 +6,7 @@ from fastapi import Request
 
 from service.rest.body import SCOPE_KEY, Body
 from service.rest.connection import until_left
-from service.url_fetch.policy import url_of
+from service.safety.url_fetch.policy import url_of
 from service.waiting import wait_all
 
 

@@ -6,12 +6,12 @@ Shape legend: H W pixels.
 from collections.abc import Sequence
 from typing import Any
 
-from service.mask_codec import class_color
+from service.masks.mask_codec import class_color
+from service.masks.polygons import class_polygons
+from service.masks.run_lengths import class_runs, compress_counts
 from service.messages import Segmentation
-from service.polygons import class_polygons
 from service.rest.json_body import encode_array
 from service.rest.schemas import SegmentImagesOptions
-from service.run_lengths import class_runs, compress_counts
 
 
 def mask_body(

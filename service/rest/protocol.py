@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service.errors import ErrorKind
-from service.observability import Metrics
+from service.monitoring.observability import Metrics
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 RETRY_AFTER_S: Final = 1

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from service.data_plane import DataPlane
-from service.repository import ModelRepository
+from service.models.repository import ModelRepository
 from service.rest.errors import invalid_fields
 from service.rest.openapi import ERRORS, json_body
 from service.rest.schemas import Schema

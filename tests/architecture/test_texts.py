@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.device_metrics import READINGS
-from service.observability import Metrics
+from service.monitoring.device_metrics import READINGS
+from service.monitoring.observability import Metrics
 
 # Spelt so that this file does not match itself.
 LOCAL_PATHS = re.compile(rb"(?<![\w.}])/(?:home|root|work|Users|mnt)/\w")

@@ -17,20 +17,20 @@ from PIL import Image
 from model.package import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
-from service.admission import Admission
-from service.batch_queue import BatchRules
-from service.batching import Batcher
-from service.lane import Lane
-from service.lane_worker import LaneCare
-from service.loading import request_limits
+from service.lanes.batch_queue import BatchRules
+from service.lanes.batching import Batcher
+from service.lanes.lane import Lane
+from service.lanes.lane_worker import LaneCare
+from service.lanes.work import BatchLimits, Bucket
 from service.messages import ModelInfo
-from service.model_source import ModelSource
-from service.observability import Metrics
-from service.served_model import ServedModel
+from service.models.admission import Admission
+from service.models.loading import request_limits
+from service.models.model_source import ModelSource
+from service.models.served_model import ServedModel
+from service.models.text_cache import TextCache
+from service.monitoring.observability import Metrics
 from service.server import Server
 from service.settings import Settings
-from service.text_cache import TextCache
-from service.work import BatchLimits, Bucket
 
 DIM = 8
 WAIT_S = 20.0

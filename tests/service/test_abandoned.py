@@ -12,7 +12,7 @@ import pytest
 
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.preparation import ImagePreparer
+from service.images.preparation import ImagePreparer
 from service.server import Server
 
 if TYPE_CHECKING:

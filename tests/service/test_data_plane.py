@@ -22,15 +22,15 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
-from service.loading import request_limits
 from service.messages import (
     EmbedImagesRequest,
     EmbedTextsRequest,
     SegmentClass,
     SegmentImagesRequest,
 )
-from service.observability import Metrics
-from service.registry import ModelRegistry
+from service.models.loading import request_limits
+from service.models.registry import ModelRegistry
+from service.monitoring.observability import Metrics
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

@@ -6,7 +6,7 @@ import pytest
 
 from service.door import Door
 from service.errors import Unavailable
-from service.observability import Metrics
+from service.monitoring.observability import Metrics
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ async def test_what_cannot_end_in_time_is_told_so(
     entered: Entered,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.repository.CLOSE_GRACE_S", 0.2)
+    monkeypatch.setattr("service.models.repository.CLOSE_GRACE_S", 0.2)
     async with serving(drain_timeout_s=0.2) as server, grpc_of(server) as channel:
         runtime.gate.clear()
         async with http_of(server) as client:

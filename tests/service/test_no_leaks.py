@@ -26,17 +26,17 @@ LIMIT_S = 20.0
 SERVICE = "/tipserve.v1.EncoderService"
 
 BOTH_PROTOCOLS = [
-    "service.api_keys.ApiKeys.check",
-    "service.body_memory.BodyMemory.share",
-    "service.telemetry.Telemetry.begin",
-    "service.telemetry.Telemetry.end",
+    "service.safety.api_keys.ApiKeys.check",
+    "service.safety.body_memory.BodyMemory.share",
+    "service.monitoring.telemetry.Telemetry.begin",
+    "service.monitoring.telemetry.Telemetry.end",
     "service.data_plane.check_images",
     "service.data_plane.class_groups",
-    "service.admission.Admission.admit",
-    "service.preparation.read_size",
-    "service.preparation.load_image",
-    "service.batching.Batcher.submit",
-    "service.text_encoder.TextEncoder.encode",
+    "service.models.admission.Admission.admit",
+    "service.images.preparation.read_size",
+    "service.images.preparation.load_image",
+    "service.lanes.batching.Batcher.submit",
+    "service.models.text_encoder.TextEncoder.encode",
     "service.data_plane.segment_image",
 ]
 REST_ONLY = [
@@ -124,7 +124,7 @@ async def test_no_stage_tells_what_broke_in_it(
         assert SECRET not in said
         assert "RuntimeError" not in said
         # REST counts after it has answered.
-        is_late = ask is over_rest and stage == "service.telemetry.Telemetry.end"
+        is_late = ask is over_rest and stage == "service.monitoring.telemetry.Telemetry.end"
         assert status == ("200" if is_late else "500" if ask is over_rest else "INTERNAL")
         after, _ = await ask(server, image)
     assert after in {"200", "OK"}, "the next request is served"

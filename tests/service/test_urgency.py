@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.cost_curve import CostCurve
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.lanes.cost_curve import CostCurve
+from service.lanes.work import Bucket
 from service.server import Server
-from service.work import Bucket
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

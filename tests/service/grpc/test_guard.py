@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.grpc.gate import Gate
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
 from service.grpc.interceptors import CallInterceptor
+from service.monitoring.telemetry import Telemetry
 from service.server import Server
-from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 from safetensors.numpy import load
 
 from service.errors import InvalidRequest
-from service.image_codec import ImageLimits
+from service.images.image_codec import ImageLimits
 from service.messages import (
     EmbedImagesResponse,
     EmbedTextsResponse,

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from service.body_memory import BodyMemory, BodyShare
 from service.errors import Overloaded, RequestTooLarge, TooSlow, UnsupportedMedia
-from service.observability import Metrics
+from service.monitoring.observability import Metrics
 from service.rest.body import Body, BodyLimits
 from service.rest.direct import Message
 from service.rest.errors import ClientLeft
+from service.safety.body_memory import BodyMemory, BodyShare
 
 
 class Sender:

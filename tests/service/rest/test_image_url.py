@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from service.errors import InvalidRequest
+from service.safety.url_fetch.fetcher import Hold, UrlFetcher
 from service.server import Server
-from service.url_fetch.fetcher import Hold, UrlFetcher
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]

@@ -1,0 +1,1 @@
+"""Encoded pictures to what a model sees."""

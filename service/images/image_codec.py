@@ -1,0 +1,200 @@
+"""Encoded pictures to pixels: header first, limits before memory, every decoder's exception caught.
+
+Knows the file formats and nothing of models. Shape legend: H W pixels of the upright picture.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.errors import InvalidRequest, ServiceError
+from service.images.colour_modes import flatten
+from service.images.jpeg_scans import MAX_SCANS, has_too_many_scans
+from service.images.libtiff_log import silence_libtiff
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# JPEG, also with further pictures behind the first, as some cameras have it.
+REDUCIBLE: Final = {"JPEG", "MPO"}
+ORIENTATION_TAG: Final = 0x0112
+UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS: Final = {
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+}
+
+Box = tuple[float, float, float, float]
+
+# Our own limit, below, is checked on the header of every picture; Pillow's would warn or raise
+# before it.
+Image.MAX_IMAGE_PIXELS = None
+# Register the formats now; Pillow would do it at the first picture, in whichever thread that is.
+Image.init()
+silence_libtiff()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """Bytes of the file, and pixels as its header declares them."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+def read_size(data: bytes, limits: ImageLimits, *, param: str) -> tuple[int, int]:
+    """Height and width from the header alone, before EXIF orientation.
+
+    Args:
+        data: An encoded picture.
+        limits: Checked here, before any pixel is decoded.
+        param: The field and index of the picture, for the error.
+
+    Raises:
+        InvalidRequest: Not a picture that is read here, or over a limit.
+    """
+    with _reporting(param), _open(data, limits, param) as image:
+        return image.height, image.width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedImage:
+    """A picture in memory, as its file stores it: perhaps lying on its side, perhaps reduced.
+
+    Attributes:
+        image: Of mode RGB or L.
+        box: Left, top, right and bottom of what the picture covers, in pixels of `image`; a reduced
+            one may end within its last pixels.
+        size_hw: The picture's own height and width, upright.
+        turn: What makes it upright; None where it is so.
+    """
+
+    image: Image.Image
+    box: Box
+    size_hw: tuple[int, int]
+    turn: Image.Transpose | None
+
+    def stored_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the upright picture, as they are before it is turned; or back."""
+        return size_hw[::-1] if self.turn in SIDEWAYS else size_hw
+
+    def upright(self, image: Image.Image) -> Image.Image:
+        """Turn this image, or one that was scaled from it."""
+        return image if self.turn is None else image.transpose(self.turn)
+
+
+def load_image(
+    data: bytes,
+    limits: ImageLimits,
+    *,
+    param: str,
+    reduce_to: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
+) -> LoadedImage:
+    """Decode a picture.
+
+    Transparent parts are laid on white, 16-bit samples are reduced to 8, and of an animation the
+    first frame counts.
+
+    Args:
+        data: An encoded picture.
+        limits: Checked before any pixel is decoded.
+        param: The field and index of the picture, for the error.
+        reduce_to: Gives for the upright height and width the least that must be left of them. A
+            JPEG is then decoded at a half, a quarter or an eighth of its size, as that allows.
+
+    Raises:
+        InvalidRequest: Not a picture that is read here, broken, or over a limit.
+    """
+    with _reporting(param), _open(data, limits, param) as image:
+        _refuse_many_scans(data, param)
+        if image.format not in REDUCIBLE:
+            image.load()  # first, because TIFF's decoder turns the picture itself
+        turn = _turn(image)
+        stored_hw = image.height, image.width
+        loaded = LoadedImage(
+            image=image, box=(0, 0, image.width, image.height), size_hw=stored_hw, turn=turn
+        )
+        loaded = replace(loaded, size_hw=loaded.stored_hw(stored_hw))
+        if reduce_to is not None and image.format in REDUCIBLE:
+            height, width = loaded.stored_hw(reduce_to(loaded.size_hw))
+            # The decoder never goes below what it is asked for.
+            reduced = image.draft(None, (width, height))
+            if reduced is not None:
+                loaded = replace(loaded, box=reduced[1])
+        image.load()
+        return replace(loaded, image=flatten(image))
+
+
+def decode_image(data: bytes, limits: ImageLimits, *, param: str) -> NDArray[np.uint8]:
+    """Decode a picture as `load_image` does, to upright uint8 RGB [H, W, 3].
+
+    Raises:
+        InvalidRequest: Not a picture that is read here, broken, or over a limit.
+    """
+    loaded = load_image(data, limits, param=param)
+    return np.asarray(loaded.upright(loaded.image).convert("RGB"))
+
+
+def _open(data: bytes, limits: ImageLimits, param: str) -> Image.Image:
+    if len(data) > limits.max_bytes:
+        raise InvalidRequest(
+            f"{param}: the picture has {len(data)} bytes; at most {limits.max_bytes} are read.",
+            code="image_too_large",
+            param=param,
+        )
+    image = Image.open(BytesIO(data), formats=FORMATS)
+    if image.width * image.height > limits.max_pixels:
+        raise InvalidRequest(
+            f"{param}: the picture has {image.width} x {image.height} pixels; "
+            f"at most {limits.max_pixels} are read. Send a smaller one.",
+            code="image_too_large",
+            param=param,
+        )
+    return image
+
+
+@contextmanager
+def _reporting(param: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into the caller's error; decoders raise nearly anything."""
+    try:
+        yield
+    except ServiceError:
+        raise
+    except Exception as error:
+        raise InvalidRequest(
+            f"{param}: not a picture that can be read here, or broken. "
+            f"Supported: {', '.join(FORMATS)}.",
+            code="invalid_image",
+            param=param,
+        ) from error
+
+
+def _refuse_many_scans(data: bytes, param: str) -> None:
+    if has_too_many_scans(data):
+        raise InvalidRequest(
+            f"{param}: the JPEG picture has more than {MAX_SCANS} scans. Encode it anew.",
+            code="image_too_large",
+            param=param,
+        )
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # a broken EXIF block says nothing about the picture
+        return None
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None

@@ -1,0 +1,104 @@
+"""From encoded pictures to what the model sees: the header alone, then decode and scale.
+
+Shape legend: H W pixels.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.preprocess import Fit, scale_picture, target_size, to_planes
+from service.errors import InvalidRequest
+from service.images.image_codec import ImageLimits, load_image, read_size
+
+JpegDecode = Literal["fast", "exact"]
+
+# Of each side, in multiples of what the model sees: with less, details that the exact way averages
+# away begin to show. `python -m benchmarks.scaled_decode` measures it.
+REDUCED_FACTOR: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeRule:
+    """How a picture's size becomes the model's: in pixels, for one model and one request."""
+
+    resolution: int
+    fit: Fit
+    patch_size: int
+    multiple: int
+
+    @property
+    def nominal_patches(self) -> int:
+        """Patches of a square picture."""
+        return (self.resolution // self.patch_size) ** 2
+
+    def target_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width to scale to."""
+        height, width = size_hw
+        return target_size(
+            height, width, resolution=self.resolution, fit=self.fit, multiple=self.multiple
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedImage:
+    """A picture as the model sees it, float32 [3, H, W], and its own height and width, upright."""
+
+    pixels_3HW: NDArray[np.float32]
+    size_hw: tuple[int, int]
+
+
+class ImagePreparer:
+    """Reads and scales pictures. CPU work for a pool; holds nothing, so in any thread."""
+
+    def __init__(
+        self, limits: ImageLimits, *, max_patches: int, jpeg_decode: JpegDecode = "fast"
+    ) -> None:
+        self._limits = limits
+        self._max_patches = max_patches
+        self._jpeg_decode = jpeg_decode
+
+    def num_patches(self, data: bytes, rule: SizeRule, *, param: str) -> int:
+        """Patches of a picture, from its header alone.
+
+        Raises:
+            InvalidRequest: It is unreadable or too large.
+        """
+        size_hw = read_size(data, self._limits, param=param)
+        target_hw = rule.target_hw(size_hw)
+        num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
+        if num_patches > self._max_patches:
+            raise InvalidRequest(
+                f"{param}: {size_hw[1]} x {size_hw[0]} pixels at resolution {rule.resolution} are "
+                f"{num_patches} patches; at most {self._max_patches} fit. Crop the picture, lower "
+                "the resolution, or use fit squash.",
+                code="image_too_large",
+                param=param,
+            )
+        return num_patches
+
+    def prepare(self, data: bytes, rule: SizeRule, *, param: str) -> PreparedImage:
+        """Decode and scale a picture.
+
+        Raises:
+            InvalidRequest: It is broken.
+        """
+        loaded = load_image(
+            data,
+            self._limits,
+            param=param,
+            reduce_to=None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule),
+        )
+        target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
+        # Small first and then turned: of a large photo the turning would cost as much again.
+        scaled = loaded.upright(scale_picture(loaded.image, target_hw, loaded.box))
+        return PreparedImage(pixels_3HW=to_planes(scaled), size_hw=loaded.size_hw)
+
+
+def _reduced_hw(rule: SizeRule, size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Pixels that a JPEG's decoder must leave, for scaling to average enough of them."""
+    height, width = rule.target_hw(size_hw)
+    return REDUCED_FACTOR * height, REDUCED_FACTOR * width

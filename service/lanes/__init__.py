@@ -1,0 +1,1 @@
+"""What waits, and what computes: queue, batches, lanes and how they are."""

@@ -1,0 +1,183 @@
+"""What one model takes on: a request is admitted whole, by its cost, or refused before any work.
+
+Cost is counted in patches over all requests of the model that are inside, so it bounds the queue
+behind it too. A request whose deadline cannot be met, by the measured cost of what is ahead of it,
+is refused as well. Thread-safe: both transports' loops come here.
+"""
+
+import threading
+import time
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from service.call import Call, Clock
+from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, ServiceError
+from service.lanes.pace import Pace
+from service.lanes.pulse import unwell
+from service.monitoring.observability import Metrics
+
+# Callers are told to come back no sooner and no later than this, and this while nothing is known.
+MIN_RETRY_S: Final = 0.1
+MAX_RETRY_S: Final = 30.0
+FIRST_RETRY_S: Final = 1.0
+
+
+class Device(Protocol):
+    """What admission asks of the lanes behind it; see `service.lanes.batching.Batcher`."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any lane takes work."""
+
+    def done_in_s(self, cost: int, priority: int, flow: str) -> float:
+        """Seconds that new work takes at the least until it is done."""
+
+
+class Ticket:
+    """The room that one admitted request takes up, until its `with` block ends."""
+
+    def __init__(self, admission: "Admission", cost: int) -> None:
+        self._admission = admission
+        self.cost = cost
+
+    def resize(self, cost: int) -> None:
+        """Correct the cost once it is known exactly, before any work is done.
+
+        Raises:
+            Overloaded: It is more than was thought, and does not fit beside what is inside now.
+            RequestTooLarge: It would not fit into an empty queue.
+        """
+        self._admission._resize(self.cost, cost)
+        self.cost = cost
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._admission._leave(self)
+
+
+class Admission:
+    """Counts what is inside one model and decides who else fits."""
+
+    def __init__(
+        self, max_cost: int, metrics: Metrics, device: Device, clock: Clock = time.monotonic
+    ) -> None:
+        self._max_cost = max_cost
+        self._device = device
+        self._clock = clock
+        self._cost = 0
+        self._num_inside = 0
+        self._pace = Pace()
+        self._changed = threading.Condition()
+        self._metrics = metrics
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even the smallest request fits."""
+        return self._cost >= self._max_cost
+
+    def check(self) -> None:
+        """Refuse where nothing fits, so that the body need not even be read.
+
+        Raises:
+            Unavailable: No lane is well.
+            Overloaded: The queue is full.
+        """
+        if not self._device.is_ready:
+            raise self._refused("unhealthy", unwell())
+        if self.is_full:
+            raise self._full()
+
+    def admit(self, cost: int, call: Call) -> Ticket:
+        """Let a whole request in, or refuse it.
+
+        Args:
+            cost: In patches, for all pictures and texts of the request together.
+            call: With its deadline and priority.
+
+        Raises:
+            Unavailable: No lane is well.
+            Overloaded: It does not fit beside what is inside now.
+            RequestTooLarge: It would not fit into an empty queue.
+            DeadlineExceeded: The deadline has passed, or cannot be met.
+        """
+        self.check()
+        self._check_deadline(cost, call)
+        with self._changed:
+            self._check_room(cost)
+            if not self._num_inside:
+                self._pace.begin(self._clock())
+            self._cost += cost
+            self._num_inside += 1
+        return Ticket(self, cost)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Block until no request of this model is inside; False where the time-out came first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._num_inside == 0, timeout_s)
+
+    def retry_after_s(self) -> float:
+        """Seconds until what is inside now has left, by the pace at which work leaves."""
+        needed_s = self._pace.seconds(self._cost)
+        if needed_s is None:
+            return FIRST_RETRY_S
+        return min(max(needed_s, MIN_RETRY_S), MAX_RETRY_S)
+
+    def _check_deadline(self, cost: int, call: Call) -> None:
+        try:
+            left_s = call.remaining_s()
+        except DeadlineExceeded as error:
+            raise self._refused("deadline", error) from None
+        needed_s = self._device.done_in_s(cost, call.priority, call.flow)
+        if needed_s > left_s:
+            late = DeadlineExceeded(
+                f"The deadline is {left_s:.3f} s away, and with what is ahead of it this takes at "
+                f"least {needed_s:.3f} s; allow more time, or come back later.",
+                code="deadline_too_near",
+            )
+            raise self._refused("deadline", late)
+
+    def _check_room(self, cost: int) -> None:
+        if cost > self._max_cost:
+            large = RequestTooLarge(
+                f"The request costs {cost} patches, more than the whole queue of "
+                f"{self._max_cost}; split it."
+            )
+            raise self._refused("too_large", large)
+        if self._cost + cost > self._max_cost:
+            raise self._full()
+
+    def _full(self) -> Overloaded:
+        full = Overloaded(
+            "The queue has no room for this request; try again.", retry_after_s=self.retry_after_s()
+        )
+        self._refused("queue_full", full)
+        return full
+
+    def _refused(self, reason: str, error: ServiceError) -> ServiceError:
+        self._metrics.rejected.labels(reason).inc()
+        return error
+
+    def _resize(self, old: int, new: int) -> None:
+        with self._changed:
+            self._cost -= old
+            try:
+                if new > old:
+                    self._check_room(new)
+            except ServiceError:
+                self._cost += old
+                raise
+            self._cost += new
+
+    def _leave(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._cost -= ticket.cost
+            self._num_inside -= 1
+            self._pace.leave(ticket.cost, self._clock())
+            self._changed.notify_all()

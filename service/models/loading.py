@@ -1,0 +1,93 @@
+"""From a model package to a model that answers: verify, load one runtime for each lane, warm up."""
+
+from dataclasses import replace
+from functools import partial
+
+from model.package import ModelPackage, open_package
+from model.text import TextTokenizer
+from service.lanes.batch_queue import BatchRules
+from service.lanes.batching import Batcher
+from service.lanes.lane_worker import LaneCare
+from service.lanes.work import BatchLimits
+from service.messages import ModelInfo, RequestLimits
+from service.models.admission import Admission
+from service.models.lane_loading import LoadedLanes, item_cost, load_lanes
+from service.models.model_source import ModelSource
+from service.models.served_model import ServedModel
+from service.models.text_cache import TextCache
+from service.monitoring.observability import Metrics
+from service.settings import Settings
+
+
+def request_limits(settings: Settings) -> RequestLimits:
+    """The settings that bound one request."""
+    return RequestLimits(
+        max_images=settings.max_images_per_request,
+        max_texts=settings.max_texts_per_request,
+        max_classes=settings.max_classes_per_request,
+        max_image_bytes=settings.max_image_bytes,
+        max_image_pixels=settings.max_image_pixels,
+        max_request_bytes=settings.max_request_bytes,
+    )
+
+
+def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
+    """Verify a package, load it, and run one batch of each served shape on every lane.
+
+    Raises:
+        PackageError: There is no such package, it is broken, or a served shape does not fit into a
+            batch.
+        WarmUpError: The runtime gives no usable embeddings.
+        Unavailable: The load was cancelled.
+    """
+    package = open_package(source.folder)
+    if source.name is not None:
+        named = package.manifest.model_copy(update={"name": source.name})
+        package = replace(package, manifest=named)
+    return serve_lanes(package, load_lanes(package, settings, source), settings, metrics)
+
+
+def serve_lanes(
+    package: ModelPackage, loaded: LoadedLanes, settings: Settings, metrics: Metrics
+) -> ServedModel:
+    """Start the batcher over warmed lanes."""
+    manifest, lanes, warm = package.manifest, loaded.lanes, loaded.warm
+    max_cost = settings.max_batch_patches
+    runtime = lanes[0].runtime
+    is_cpu = runtime.device == "cpu"
+    batcher = Batcher(
+        lanes,
+        rules=BatchRules(
+            limits={
+                "image": BatchLimits(max_items=warm.max_images, max_cost=max_cost),
+                "text": BatchLimits(max_items=settings.max_batch_texts, max_cost=max_cost),
+            },
+            max_wait_s=settings.max_wait_ms / 1000,
+            priority_step_s=settings.priority_step_s,
+            # Lanes of a CPU compute side by side, and a large batch is no cheaper than small ones.
+            share_evenly=is_cpu,
+            prepare_ahead=not is_cpu if settings.prepare_ahead is None else settings.prepare_ahead,
+        ),
+        metrics=metrics,
+        care=LaneCare(
+            probe_interval_s=settings.watchdog_interval_s,
+            hang_limit_s=settings.watchdog_hang_limit_s,
+            dead_limit_s=settings.watchdog_dead_limit_s,
+        ),
+    )
+    batcher.costs.begin(warm.curves, partial(item_cost, manifest))
+    info = ModelInfo(
+        manifest=manifest,
+        runtime=runtime.name,
+        precision=runtime.precision,
+        limits=request_limits(settings),
+    )
+    batcher.start()
+    return ServedModel(
+        info,
+        tokenizer=TextTokenizer.from_package(package),
+        batcher=batcher,
+        lanes=lanes,
+        cache=TextCache(settings.text_cache_bytes, metrics),
+        admission=Admission(settings.max_queue_patches, metrics, batcher),
+    )

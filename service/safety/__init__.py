@@ -1,0 +1,1 @@
+"""Who may call, how, and how much they may take."""

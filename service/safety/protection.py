@@ -1,0 +1,105 @@
+"""What stands between callers and the service on both protocols, built from the settings."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from service.monitoring.observability import Metrics
+from service.safety.api_keys import ApiKeys
+from service.safety.body_memory import BodyMemory
+from service.safety.tls import Tls, TlsFiles
+from service.safety.url_fetch.fetcher import FetchLimits, UrlFetcher
+from service.safety.url_fetch.policy import UrlPolicy
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protection:
+    """One for the whole server.
+
+    Attributes:
+        keys: Who may ask.
+        tls: None serves in the clear.
+        body_memory: For the bodies of all requests.
+        metrics: Counts the refused.
+        request_timeout_s: Deadline of a request that brings none, and the longest it may bring.
+        url_fetcher: None fetches no URL.
+        max_body_bytes: Of one body or message.
+        max_connections: Open ones, for each protocol.
+        max_rpcs: That run at once.
+        max_message_values: Of one gRPC message; far more than a good one has.
+        client_timeout_s: How long a client may be too slow.
+        client_bytes_per_s: How fast it must send and read on the whole.
+        keep_alive_s: How long a connection may be idle.
+        max_connection_age_s: Of a gRPC connection.
+    """
+
+    keys: ApiKeys
+    tls: Tls | None
+    body_memory: BodyMemory
+    url_fetcher: UrlFetcher | None
+    metrics: Metrics
+    request_timeout_s: float
+    max_body_bytes: int
+    max_connections: int
+    max_rpcs: int
+    max_message_values: int
+    client_timeout_s: float
+    client_bytes_per_s: int
+    keep_alive_s: float
+    max_connection_age_s: float
+
+    @classmethod
+    def from_settings(cls, settings: Settings, metrics: Metrics) -> Self:
+        """Read keys and certificates.
+
+        Raises:
+            ValueError: A file does not hold what it should, or a host is none.
+            OSError: A file cannot be read.
+        """
+        return cls(
+            keys=_keys(settings, metrics),
+            tls=_tls(settings, metrics),
+            body_memory=BodyMemory(settings.max_body_memory_bytes, metrics),
+            url_fetcher=_url_fetcher(settings),
+            metrics=metrics,
+            request_timeout_s=settings.request_timeout_s,
+            max_body_bytes=settings.max_request_bytes,
+            max_connections=settings.max_connections,
+            max_rpcs=settings.max_concurrent_rpcs,
+            max_message_values=_max_message_values(settings),
+            client_timeout_s=settings.client_timeout_s,
+            client_bytes_per_s=settings.min_client_bytes_per_s,
+            keep_alive_s=settings.keep_alive_s,
+            max_connection_age_s=settings.max_connection_age_s,
+        )
+
+
+def _keys(settings: Settings, metrics: Metrics) -> ApiKeys:
+    fixed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
+    return ApiKeys(metrics, fixed=fixed, file=settings.api_keys_file)
+
+
+def _tls(settings: Settings, metrics: Metrics) -> Tls | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    files = TlsFiles(
+        certificate=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca
+    )
+    return Tls(files, metrics)
+
+
+def _url_fetcher(settings: Settings) -> UrlFetcher | None:
+    if settings.url_hosts is None:
+        return None
+    limits = FetchLimits(max_bytes=settings.max_image_bytes, timeout_s=settings.url_timeout_s)
+    return UrlFetcher(UrlPolicy.from_text(settings.url_hosts), limits)
+
+
+def _max_message_values(settings: Settings) -> int:
+    num_items = (
+        settings.max_images_per_request
+        + settings.max_texts_per_request
+        + settings.max_classes_per_request
+    )
+    # An item is two or three values; one too many must still be counted by the checks themselves.
+    return 10 * num_items + 1000

@@ -1,0 +1,208 @@
+"""Queue and lanes together, in any order of events: everyone is answered once, with his own answer.
+
+One lane or two are driven by hand, with a clock that the test moves: no threads, no sleeps. While a
+lane computes, anything else may happen, the other lane's whole batch included.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from model.runtime.base import Interrupted
+from service.call import PRIORITIES
+from service.errors import ServiceError, Unavailable
+from service.lanes.batch_queue import BatchRules
+from service.lanes.batching import Batcher
+from service.lanes.collation import Inputs
+from service.lanes.lane_worker import LaneCare, LaneWorker
+from service.lanes.pulse import LaneState
+from service.lanes.work import BatchLimits, Bucket, Completed, Outputs, WorkItem
+from service.monitoring.observability import Metrics
+
+SMALL, WIDE, TEXT = Bucket("image", (28, 28)), Bucket("image", (28, 56)), Bucket("text", (8,))
+LIMITS = BatchLimits(max_items=3, max_cost=20)
+RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS})
+Outcome = Literal["good", "raises", "short", "long"]
+OUTCOMES = st.sampled_from(["good", "good", "good", "raises", "short", "long"])
+
+
+class ScriptedLane:
+    """Computes tenfold, ends as it is told to, and lets other things happen meanwhile."""
+
+    probe_bucket = SMALL
+
+    def __init__(self, begin: Callable[[list[int]], None]) -> None:
+        self.outcome: Outcome = "good"
+        self.failing_trials = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+        self._begin = begin
+        self._is_interrupted = False
+
+    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+        indices = [int(row[0]) for row in inputs[0]]
+        self._begin(indices)
+        self._is_interrupted = False
+        self.meanwhile()
+        if self._is_interrupted:
+            raise Interrupted("nobody waits")
+        if self.outcome == "raises":
+            raise RuntimeError("broken")
+        results: list[Outputs] = [{"y": np.array([i * 10.0], np.float32)} for i in indices]
+        return {"good": results, "short": results[1:], "long": results * 2}[self.outcome]
+
+    def probe(self) -> None:
+        self.failing_trials -= 1
+        if self.failing_trials >= 0:
+            raise RuntimeError("broken")
+
+    def rebuild(self) -> None:
+        """It loads; whether it computes is for the trial to say."""
+
+    def interrupt(self) -> None:
+        self._is_interrupted = True
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Callers that come and leave, lanes that compute, fail, are mended and die, and the stop."""
+
+    @initialize(
+        linger_s=st.sampled_from([0.0, 2.0]),
+        num_tries=st.integers(1, 2),
+        num_lanes=st.integers(1, 2),
+    )
+    def start(self, linger_s: float, num_tries: int, num_lanes: int) -> None:
+        self.now = 0.0
+        self.accepted: list[Future[Completed]] = []
+        self.answers: list[int] = []
+        self.cancelled: set[int] = set()
+        self.begun: set[int] = set()
+        self.is_stopped = False
+        self.lanes = [ScriptedLane(self.begin_batch) for _ in range(num_lanes)]
+        rules = BatchRules(limits=RULES.limits, max_wait_s=linger_s)
+        care = LaneCare(pauses_s=(0.0,) * num_tries)
+        metrics = Metrics()
+        self.batcher = Batcher(
+            self.lanes, rules=rules, metrics=metrics, care=care, clock=lambda: self.now
+        )
+        self.idle = set(range(num_lanes))
+
+    def begin_batch(self, indices: list[int]) -> None:
+        assert not self.cancelled & set(indices), "computed for nobody"
+        assert not self.begun & set(indices), "computed twice"
+        self.begun |= set(indices)
+
+    @rule(
+        buckets=st.lists(st.sampled_from([SMALL, WIDE, TEXT]), min_size=1, max_size=5),
+        patience_s=st.integers(0, 5),
+        priority=st.sampled_from(PRIORITIES),
+        flow=st.sampled_from(["http", "grpc"]),
+        cost=st.integers(1, 25),
+    )
+    def submit(self, buckets: list[Bucket], patience_s: int, **fields: Any) -> None:
+        first = len(self.accepted)
+        deadline = self.now + patience_s
+        items = [
+            WorkItem(bucket=bucket, payload=np.array([first + i]), deadline=deadline, **fields)
+            for i, bucket in enumerate(buckets)
+        ]
+        try:
+            futures = self.batcher.submit(items)
+        except Unavailable:
+            assert self.is_stopped or not self.batcher.is_ready
+            return
+        for future in futures:
+            future.add_done_callback(partial(self.count, len(self.accepted)))
+            self.accepted.append(future)
+
+    def count(self, index: int, _: Any) -> None:
+        self.answers.append(index)
+
+    @rule(share=st.floats(0, 1))
+    def leave(self, share: float) -> None:
+        """Somebody leaves, who waits, is being computed, or has his answer already."""
+        if self.accepted:
+            index = int(share * (len(self.accepted) - 1))
+            if self.accepted[index].cancel():
+                self.cancelled.add(index)
+
+    @rule(seconds=st.integers(1, 3))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data(), outcome=OUTCOMES, failing_trials=st.sampled_from([0, 0, 1, 9]))
+    def compute(self, data: st.DataObject, outcome: Outcome, failing_trials: int) -> None:
+        """A lane that is free does what its thread would do once."""
+        index = data.draw(st.sampled_from(sorted(self.idle)), "lane")
+        worker, lane = self.batcher.workers[index], self.lanes[index]
+        if worker.pulse.state is LaneState.DEAD:
+            return
+        lane.outcome, lane.failing_trials = outcome, failing_trials
+        lane.meanwhile = partial(self.disturb, data)
+        self.idle.discard(index)
+        batch = self.batcher.queue.take()
+        if batch is None:
+            self.mend(worker)
+        else:
+            assert {entry.item.bucket for entry in batch.entries} == {batch.bucket}
+            assert len(batch.entries) == 1 or LIMITS.fits(len(batch.entries), batch.cost)
+            if not worker.run(batch):
+                self.mend(worker)
+            assert all(entry.future.done() for entry in batch.entries)
+        self.idle.add(index)
+
+    def mend(self, worker: LaneWorker) -> None:
+        if not worker.try_out() and not worker.repair():
+            worker.pulse.die()
+            self.batcher._on_death()
+
+    def disturb(self, data: st.DataObject) -> None:
+        """What happens while a lane computes."""
+        for _ in range(data.draw(st.integers(0, 3), "disturbances")):
+            match data.draw(st.sampled_from(["leave", "wait", "submit", "other lane", "stop"])):
+                case "leave":
+                    self.leave(data.draw(st.floats(0, 1)))
+                case "wait":
+                    self.wait(1)
+                case "submit":
+                    self.submit([SMALL], 3, priority=1, flow="grpc", cost=4)
+                case "other lane" if self.idle:
+                    self.compute(data, data.draw(OUTCOMES), 0)
+                case "stop":
+                    self.stop()
+
+    @rule()
+    def stop(self) -> None:
+        self.is_stopped = True
+        self.batcher.stop(0)
+
+    @invariant()
+    def every_answer_is_the_callers_own(self) -> None:
+        for index, future in enumerate(self.accepted):
+            if future.done() and not future.cancelled() and future.exception(timeout=0) is None:
+                assert future.result(timeout=0).outputs["y"][0] == index * 10
+        assert len(self.answers) == len(set(self.answers)), "answered twice"
+
+    @invariant()
+    def nobody_waits_for_the_dead(self) -> None:
+        if all(pulse.state is LaneState.DEAD for pulse in self.batcher.pulses):
+            assert all(future.done() for future in self.accepted)
+
+    def teardown(self) -> None:
+        self.batcher.stop(0)
+        for index, future in enumerate(self.accepted):
+            assert future.done(), "left without an answer"
+            assert future.cancelled() == (index in self.cancelled)
+            if not future.cancelled():
+                assert isinstance(future.exception(timeout=0), ServiceError | None)
+        assert sorted(self.answers) == list(range(len(self.accepted)))
+
+
+EngineMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+TestEngine = EngineMachine.TestCase

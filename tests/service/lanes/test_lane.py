@@ -1,0 +1,84 @@
+"""A lane turns batches into one set of outputs for each item, and refuses a broken runtime."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from service.lanes.collation import collate
+from service.lanes.lane import TEXT_OUTPUT, Lane, WarmUpError
+from service.lanes.work import Bucket
+
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
+IMAGE = Bucket("image", (28, 42))
+TEXT = Bucket("text", (8,))
+
+
+@pytest.fixture
+def lane(runtime: "FakeRuntime") -> Lane:
+    return Lane(lambda: runtime, embed_dim=8, probe_bucket=IMAGE)
+
+
+def test_every_picture_has_its_own_outputs(lane: Lane) -> None:
+    pixels = [np.full((3, 28, 42), value, np.float32) for value in (0.0, 1.0)]
+    dark, bright = lane.run(IMAGE, collate(IMAGE, pixels))
+    assert dark["patches"].shape == (6, 8)
+    assert dark["cls1"].shape == (8,)
+    np.testing.assert_array_equal(dark["values"], 2 * dark["patches"] + 1)
+    alone = lane.run(IMAGE, collate(IMAGE, pixels[1:]))[0]
+    np.testing.assert_array_equal(bright["patches"], alone["patches"])
+
+
+def test_texts_of_several_lengths_are_padded_and_masked(lane: Lane) -> None:
+    rows = [np.array([3, 4, 5]), np.array([6])]
+    together = lane.run(TEXT, collate(TEXT, rows))
+    for row, outputs in zip(rows, together, strict=True):
+        alone = lane.run(TEXT, collate(TEXT, [row]))[0]
+        np.testing.assert_allclose(outputs[TEXT_OUTPUT], alone[TEXT_OUTPUT], rtol=1e-6)
+        assert outputs[TEXT_OUTPUT].base is None, "a row in the cache must not hold its batch"
+
+
+def test_a_sound_runtime_passes_its_trial(lane: Lane, runtime: "FakeRuntime") -> None:
+    lane.try_out(IMAGE, 3)
+    lane.try_out(TEXT)
+    lane.probe()
+    assert (runtime.num_images, runtime.num_texts) == (4, 1)
+
+
+def test_a_wrong_width_fails_the_trial(runtime: "FakeRuntime") -> None:
+    lane = Lane(lambda: runtime, embed_dim=9, probe_bucket=IMAGE)
+    with pytest.raises(WarmUpError, match="image 28x42"):
+        lane.try_out(IMAGE)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_fail_the_trial(
+    lane: Lane, runtime: "FakeRuntime", value: float
+) -> None:
+    runtime._mix[0, 0] = value
+    with pytest.raises(WarmUpError):
+        lane.probe()
+
+
+def test_a_runtime_is_closed_before_another_is_loaded(runtime: "FakeRuntime") -> None:
+    loaded = [runtime, type(runtime)()]
+    lane = Lane(lambda: loaded.pop(0), embed_dim=8, probe_bucket=IMAGE)
+    lane.rebuild()
+    assert runtime.is_closed
+    assert lane.runtime is not runtime
+    lane.probe()
+
+
+def test_a_runtime_that_cannot_even_be_closed_is_replaced(
+    runtime: "FakeRuntime", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("gone")
+
+    monkeypatch.setattr(runtime, "close", broken)
+    loaded = [runtime, type(runtime)()]
+    lane = Lane(lambda: loaded.pop(0), embed_dim=8, probe_bucket=IMAGE)
+    lane.rebuild()
+    lane.probe()

@@ -1,0 +1,67 @@
+"""The platform's port: metrics and health in the clear, whatever the other ports ask for."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import trustme
+
+from service.errors import Unavailable
+from service.monitoring.metrics_server import LIVE, READY, MetricsServer
+from service.monitoring.observability import Metrics
+from service.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+
+
+class Health:
+    """A check that a test makes fail."""
+
+    is_well = True
+
+    def __call__(self) -> None:
+        if not self.is_well:
+            raise Unavailable("not well")
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def server(request: pytest.FixtureRequest, metrics: Metrics) -> "Iterator[tuple[str, Health]]":
+    health = Health()
+    checks: dict[str, Any] = {LIVE: lambda: None, READY: health}
+    made = MetricsServer(metrics.registry, checks, host=request.param, port=0)
+    host = f"[{request.param}]" if ":" in request.param else request.param
+    yield f"http://{host}:{made.port}", health
+    made.close()
+
+
+def test_health_and_metrics_are_served_side_by_side(server: tuple[str, Health]) -> None:
+    url, health = server
+    assert httpx.get(url + READY).json() == {"ok": True}
+    health.is_well = False
+    refused = httpx.get(url + READY)
+    assert (refused.status_code, refused.json()) == (503, {"ok": False})
+    assert httpx.get(url + LIVE).status_code == 200
+    assert "tipserve_inflight" in httpx.get(url + "/metrics").text
+
+
+async def test_probes_need_neither_certificate_nor_key(serving: Serving, tmp_path: Path) -> None:
+    ca = trustme.CA()
+    leaf = ca.issue_cert("127.0.0.1")
+    leaf.private_key_pem.write_to_path(tmp_path / "tls.key")
+    leaf.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
+    ca.cert_pem.write_to_path(tmp_path / "ca.crt")
+    paths = {"tls_cert": "tls.crt", "tls_key": "tls.key", "tls_client_ca": "ca.crt"}
+    settings = {name: tmp_path / file for name, file in paths.items()}
+    async with serving(api_keys="k" * 20, **settings) as server:
+        url = f"http://127.0.0.1:{server.ports['metrics']}"
+        async with httpx.AsyncClient(timeout=20) as client:
+            ready = [(await client.get(url + path)).status_code for path in (LIVE, READY)]
+            server.door.drain()
+            draining = [(await client.get(url + path)).status_code for path in (LIVE, READY)]
+    assert (ready, draining) == ([200, 200], [200, 503])

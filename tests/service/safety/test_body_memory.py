@@ -1,0 +1,61 @@
+"""The memory for bodies: what is held is counted once, given back, and never more than all."""
+
+import threading
+
+import pytest
+
+from service.errors import Overloaded
+from service.monitoring.observability import Metrics
+from service.safety.body_memory import BodyMemory
+
+
+@pytest.fixture
+def memory(metrics: Metrics) -> BodyMemory:
+    return BodyMemory(100, metrics)
+
+
+def test_a_share_grows_and_is_given_back(memory: BodyMemory) -> None:
+    with memory.share() as share:
+        for num_bytes in (10, 40, 30):
+            share.hold(num_bytes)
+        assert memory.num_bytes == 40, "the most at once, not the sum"
+    assert memory.num_bytes == 0
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing(
+    memory: BodyMemory, metrics: Metrics
+) -> None:
+    with memory.share() as first, memory.share() as second:
+        first.hold(70)
+        with pytest.raises(Overloaded) as caught:
+            second.hold(31)
+        assert (caught.value.code, caught.value.retry_after_s) == ("body_memory_full", 1.0)
+        assert memory.num_bytes == 70
+        memory.check()
+        second.hold(30)
+        with pytest.raises(Overloaded):
+            memory.check()
+    assert memory.num_bytes == 0
+    labels = {"reason": "body_memory"}
+    assert metrics.registry.get_sample_value("tipserve_rejected_total", labels) == 2
+
+
+def test_threads_never_hold_more_than_all(memory: BodyMemory) -> None:
+    most, refused = [0], [0]
+
+    def work() -> None:
+        for _ in range(300):
+            try:
+                with memory.share() as share:
+                    share.hold(30)
+                    most[0] = max(most[0], memory.num_bytes)
+            except Overloaded:
+                refused[0] += 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 30 <= most[0] <= 90
+    assert memory.num_bytes == 0

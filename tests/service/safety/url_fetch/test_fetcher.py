@@ -1,0 +1,307 @@
+"""Fetching over TLS from servers of this test: what is followed, what is refused, and how silently.
+
+The servers listen on 127.0.0.1, which only these tests allow.
+"""
+
+import asyncio
+import gzip
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+import trustme
+
+from service.errors import InvalidRequest, Overloaded
+from service.safety.url_fetch.addresses import is_public
+from service.safety.url_fetch.fetcher import FetchLimits, UrlFetcher
+from service.safety.url_fetch.network import PinnedBackend
+from service.safety.url_fetch.policy import UrlPolicy
+
+HOST, OTHER = "pictures.example.org", "other.example.net"
+HERE = "127.0.0.1"
+PICTURE = bytes(range(256)) * 40
+MAX_BYTES = 100_000
+FAILED = "images[0]: no picture could be fetched from this URL."
+
+
+class Site:
+    """What the server at `HERE` answers: by path, a whole answer or pieces with waits between."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.answers: dict[str, bytes | list[bytes | float]] = {"/a.jpg": ok(PICTURE)}
+        self.asked: list[str] = []
+        self.names: list[str | None] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            self.asked.append(head)
+            answer = self.answers[head.split()[1]]
+            for piece in answer if isinstance(answer, list) else [answer]:
+                if isinstance(piece, float):
+                    await asyncio.sleep(piece)
+                else:
+                    writer.write(piece)
+                    await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    def url(self, path: str = "/a.jpg", host: str = HOST) -> str:
+        return f"https://{host}:{self.port}{path}"
+
+
+def ok(body: bytes, *headers: str) -> bytes:
+    lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def redirect(location: str, status: int = 302) -> bytes:
+    return f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+class Names:
+    """A resolver of this test: a list of answers for each name, the last of which stays."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[list[str]]] = {HOST: [[HERE]], OTHER: [[HERE]]}
+        self.asked: list[str] = []
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        self.asked.append(host)
+        answers = self.answers[host]
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+async def site(ca: trustme.CA) -> AsyncIterator[Site]:
+    made = Site()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert(HOST, OTHER).configure_cert(context)
+    context.sni_callback = lambda _, name, __: made.names.append(name)
+    server = await asyncio.start_server(made.serve, HERE, 0, ssl=context)
+    async with server:
+        made.port = server.sockets[0].getsockname()[1]
+        yield made
+
+
+@pytest.fixture
+def names() -> Names:
+    return Names()
+
+
+Fetch = Callable[[str], Awaitable[bytes]]
+
+
+@pytest.fixture
+def make_fetch(site: Site, names: Names, ca: trustme.CA) -> Callable[..., Fetch]:
+    """A fetch from the site's hosts and port, with a small time-out."""
+
+    def make(timeout_s: float = 20.0, hold: Callable[[int], None] = lambda _: None) -> Fetch:
+        context = ssl.create_default_context()
+        ca.configure_trust(context)
+        fetcher = UrlFetcher(
+            UrlPolicy(hosts=(HOST, OTHER), ports=frozenset({site.port})),
+            FetchLimits(max_bytes=MAX_BYTES, timeout_s=timeout_s),
+            backend=PinnedBackend(names, lambda a: a == HERE or is_public(a)),
+            context=context,
+        )
+        return lambda url: fetcher.fetch(url, hold, param="images[0]")
+
+    return make
+
+
+@pytest.fixture
+def fetch(make_fetch: Callable[..., Fetch]) -> Fetch:
+    return make_fetch()
+
+
+async def refusal(fetch: Fetch, url: str) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        await fetch(url)
+    assert caught.value.param == "images[0]"
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return caught.value.message
+
+
+async def test_a_picture_comes_as_it_is_and_the_name_is_kept(fetch: Fetch, site: Site) -> None:
+    assert await fetch(site.url("/a.jpg")) == PICTURE
+    head = site.asked[0]
+    assert f"Host: {HOST}:{site.port}\r\n" in head
+    assert "Accept-Encoding: identity" in head
+    assert site.names == [HOST]
+    for word in ("cookie", "authorization", "referer"):
+        assert word not in head.lower()
+
+
+async def test_no_proxy_of_the_environment_is_used(
+    fetch: Fetch, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert await fetch(site.url()) == PICTURE
+
+
+async def test_redirects_are_followed_by_all_the_rules(
+    fetch: Fetch, site: Site, names: Names
+) -> None:
+    site.answers |= {
+        "/1": redirect("/2"),
+        "/2": redirect(site.url("/3", OTHER), 307),
+        "/3": redirect(f"//{HOST}:{site.port}/a.jpg", 308),
+    }
+    assert await fetch(site.url("/1")) == PICTURE
+    assert names.asked == [HOST, HOST, OTHER, HOST], "every hop asks and checks anew"
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://pictures.example.org/a.jpg",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://169.254.169.254/latest/meta-data/",
+        "https://evil.example.net/",
+        "https://pictures.example.org:22/",
+        "https://user:word@pictures.example.org/",
+        "file:///etc/passwd",
+        "gopher://pictures.example.org/",
+        "/endless",
+        "",
+        "https://[",
+        "\u00e4",
+    ],
+)
+async def test_a_redirect_to_elsewhere_is_as_silent_as_any_failure(
+    fetch: Fetch, site: Site, location: str
+) -> None:
+    site.answers["/endless"] = redirect(location)
+    assert await refusal(fetch, site.url("/endless")) == FAILED
+    assert len(site.asked) <= 4
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [["10.0.0.1"], ["::ffff:127.0.0.1"], ["169.254.169.254"], ["127.0.0.1", "10.0.0.1"], []],
+)
+async def test_a_name_with_any_private_address_is_not_dialled(
+    fetch: Fetch, site: Site, names: Names, addresses: list[str]
+) -> None:
+    names.answers[HOST] = [addresses]
+    assert await refusal(fetch, site.url()) == FAILED
+    assert not site.asked
+
+
+async def test_a_redirect_to_a_name_with_a_private_address_is_refused(
+    fetch: Fetch, site: Site, names: Names
+) -> None:
+    site.answers["/1"] = redirect(site.url("/a.jpg", OTHER))
+    names.answers[OTHER] = [["10.0.0.1"]]
+    assert await refusal(fetch, site.url("/1")) == FAILED
+    assert len(site.asked) == 1
+
+
+async def test_a_name_that_changes_its_answer_is_asked_once_and_what_was_checked_is_dialled(
+    fetch: Fetch, site: Site, names: Names
+) -> None:
+    names.answers[HOST] = [[HERE], ["10.0.0.1"]]
+    assert await fetch(site.url()) == PICTURE
+    assert names.asked == [HOST]
+    site.answers["/1"] = redirect("/a.jpg")
+    names.answers[HOST] = [[HERE], ["10.0.0.1"]]
+    assert await refusal(fetch, site.url("/1")) == FAILED, "asked anew, and checked anew"
+
+
+async def test_the_certificate_must_be_the_names(site: Site, names: Names, ca: trustme.CA) -> None:
+    context = ssl.create_default_context()
+    ca.configure_trust(context)
+    policy = UrlPolicy(hosts=("*.example.com",), ports=frozenset({site.port}))
+    names.answers["a.example.com"] = [[HERE]]
+    backend = PinnedBackend(names, lambda _: True)
+    limits = FetchLimits(max_bytes=MAX_BYTES, timeout_s=20)
+    fetcher = UrlFetcher(policy, limits, backend=backend, context=context)
+    with pytest.raises(InvalidRequest, match="no picture could be fetched"):
+        await fetcher.fetch(site.url(host="a.example.com"), lambda _: None, param="images[0]")
+    assert not site.asked
+
+
+BOMB = gzip.compress(bytes(10_000_000))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ok(b"x" * (MAX_BYTES + 1)),
+        [b"HTTP/1.1 200 OK\r\n\r\n", *[b"x" * 10_000] * 1000],
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort",
+        ok(BOMB, "Content-Encoding: gzip"),
+        ok(gzip.compress(PICTURE), "Content-Encoding: gzip"),
+        b"HTTP/1.1 404 secret\r\nContent-Length: 6\r\n\r\nsecret",
+        b"HTTP/1.1 500 secret\r\nContent-Length: 6\r\n\r\nsecret",
+        b"HTTP/1.1 302 secret\r\nContent-Length: 6\r\n\r\nsecret",
+        b"HTTP/1.1 204 secret\r\n\r\n",
+        b"SSH-2.0-secret\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_whatever_is_answered_failures_read_alike(
+    fetch: Fetch, site: Site, answer: bytes | list[bytes | float]
+) -> None:
+    site.answers["/b"] = answer
+    assert await refusal(fetch, site.url("/b")) == FAILED
+
+
+def drip() -> Iterator[bytes | float]:
+    yield b"HTTP/1.1 200 OK\r\n\r\n"
+    for _ in range(1000):
+        yield b"x"
+        yield 0.02
+
+
+@pytest.mark.parametrize("answer", [list(drip()), [20.0], [b"HTTP/1.1 200 OK\r\n", 20.0]])
+async def test_all_of_it_has_one_limit_of_time(
+    make_fetch: Callable[..., Fetch], site: Site, answer: list[bytes | float]
+) -> None:
+    site.answers["/b"] = answer
+    assert await refusal(make_fetch(timeout_s=0.3), site.url("/b")) == FAILED
+
+
+async def test_nobody_listening_reads_like_any_failure(fetch: Fetch, site: Site) -> None:
+    @asynccontextmanager
+    async def closed() -> AsyncIterator[None]:
+        port, site.port = site.port, 9
+        yield
+        site.port = port
+
+    block: AbstractAsyncContextManager[None] = closed()
+    async with block:
+        assert "does not fetch" in await refusal(fetch, site.url())
+
+
+async def test_memory_is_held_piece_by_piece_and_may_end_it(
+    make_fetch: Callable[..., Fetch], site: Site
+) -> None:
+    held: list[int] = []
+
+    def hold(num_bytes: int) -> None:
+        held.append(num_bytes)
+        if sum(held) > 5000:
+            raise Overloaded("full")
+
+    with pytest.raises(Overloaded):
+        await make_fetch(hold=hold)(site.url())
+    held.clear()
+    site.answers["/small"] = ok(b"x" * 5000)
+    await make_fetch(hold=hold)(site.url("/small"))
+    assert sum(held) == 5000

@@ -1,5 +1,9 @@
-"""A model package of a released size with random weights: for what costs time and means nothing."""
+"""A model package of a released size with random weights: for what costs time and means nothing.
 
+Run: python -m benchmarks.random_model FOLDER [--side 224]
+"""
+
+import argparse
 import json
 import shutil
 import tempfile
@@ -56,3 +60,16 @@ def _config(bundled: Path, side: int) -> "Tipsv2Config":
         text_config={**TOWER, "vocab_size": num_pieces, "intermediate_size": 3072},
         vision_config={**TOWER, "image_size": side, "mlp_ratio": 4},
     )
+
+
+def main() -> None:
+    """Make it, and print the folder for `--model`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where packages are kept")
+    parser.add_argument("--side", type=int, default=224, help="its native size in pixels")
+    options = parser.parse_args()
+    print(random_b14(options.folder, options.side).path)
+
+
+if __name__ == "__main__":
+    main()

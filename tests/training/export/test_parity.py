@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import Tipsv2Model
 
 from model.package import ModelPackage
-from model.runtime.base import Runtime, VisionOutput
+from model.runtime.base import Device, Runtime, VisionOutput
 from model.runtime.load import load_runtime
 from training.export.parity import ParityError, check_parity, reference_text, reference_vision
 
@@ -26,6 +26,7 @@ class Altered:
 
     name = "altered"
     precision = "fp32"
+    device: Device = "cpu"
 
     def __init__(self, runtime: Runtime, offset: float) -> None:
         self._runtime = runtime

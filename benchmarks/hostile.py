@@ -20,6 +20,8 @@ from benchmarks.service_process import running_service
 
 CLIENT_TIMEOUT_S = 5.0
 SLOW_LIMIT_S = 30.0
+# Small: good texts are computed anew again and again, and a cache that fills is no leak.
+TEXT_CACHE_BYTES = 1024 * 1024
 MMAP_THRESHOLD_BYTES = 1024 * 1024
 
 
@@ -38,7 +40,11 @@ def main() -> None:
     warm_up_min = arguments.warm_up_minutes or arguments.minutes / 5
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "service.monitoring.log"
-        flags = (f"--model={arguments.model}", f"--client-timeout-s={CLIENT_TIMEOUT_S}")
+        flags = (
+            f"--model={arguments.model}",
+            f"--client-timeout-s={CLIENT_TIMEOUT_S}",
+            f"--text-cache-bytes={TEXT_CACHE_BYTES}",
+        )
         with running_service(*flags, log_path=log) as service:
             attacked = Attacked(
                 service.pid, service.http_port, service.grpc_port, service.metrics_port

@@ -56,7 +56,8 @@ def checked_code(send: Send, rng: random.Random) -> str:
         if state.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise TimeoutError from error
         if state.code() in UNASKED:
-            raise Broken(f"{state.code().name}, which nobody asked for: {details[:200]}") from None
+            how = state.debug_error_string()
+            raise Broken(f"{state.code().name}, which nobody asked for: {how[:300]}") from None
         if any(leak in details for leak in LEAKS):
             raise Broken(f"{state.code().name} tells of the program: {details[:200]}") from None
         return str(state.code().name)

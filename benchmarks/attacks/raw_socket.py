@@ -138,10 +138,15 @@ def wait_for_end(peer: socket.socket, deadline: float) -> None:
     Raises:
         TimeoutError: It has not.
     """
-    while peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED:
+    while is_open(peer):
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.05)
+
+
+def is_open(peer: socket.socket) -> bool:
+    """Whether the peer has not closed, as far as the kernel knows."""
+    return peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED
 
 
 def is_readable(peer: socket.socket) -> bool:

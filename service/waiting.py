@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -18,9 +18,10 @@ async def wait_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
     try:
         return await asyncio.gather(*futures)
     except BaseException:
-        for future in futures:
-            future.cancel()
+        _cancel(futures)
         raise
+    finally:
+        del futures  # or a failed one and the error's frames would hold each other
 
 
 async def wait_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
@@ -29,6 +30,12 @@ async def wait_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
     try:
         return await asyncio.gather(*futures)
     except BaseException:
-        for future in futures:
-            future.cancel()
+        _cancel(futures)
         raise
+    finally:
+        del futures  # or a failed one and the error's frames would hold each other
+
+
+def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
+    for future in futures:
+        future.cancel()

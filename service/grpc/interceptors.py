@@ -83,8 +83,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         await self._gate.pass_by()
         metadata = call_metadata(call)
         if error is not None:
-            trailing = (*metadata, *error_metadata(error))
-            await context.abort(code, error.message, trailing_metadata=trailing)
+            message, trailing = error.message, (*metadata, *error_metadata(error))
+            # The context keeps what `abort` raises, and that this frame, which must not keep with
+            # it the error and the request in the error's own frames.
+            del error
+            await context.abort(code, message, trailing_metadata=trailing)
         context.set_trailing_metadata(metadata)
         assert answer is not None
         return answer

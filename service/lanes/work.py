@@ -87,6 +87,15 @@ class ItemFuture(Future[Completed]):
         self.has_left = False
         self.on_left: Callable[[], None] | None = None
 
+    def _invoke_callbacks(self) -> None:
+        """Call the callbacks, and forget them.
+
+        The library keeps them, and they lead back here by way of item and request: pictures would
+        stay in memory until the garbage collector finds the circle, which at rest is never.
+        """
+        super()._invoke_callbacks()  # type: ignore[misc]  # private; typeshed leaves it out
+        self._done_callbacks: list[Callable[[Future[Completed]], object]] = []
+
     def cancel(self) -> bool:
         """Cancel it where it waits; tell whoever computes it where it does not."""
         if super().cancel():

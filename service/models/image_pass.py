@@ -40,7 +40,7 @@ class ImagePass:
         self._model = model
         self._call = call
         self._loop = asyncio.get_running_loop()
-        self._woken: asyncio.Future[None] = self._loop.create_future()
+        self._woken: asyncio.Future[None] | None = self._loop.create_future()
         self._lock = threading.Lock()
         self._num_pending = len(images)
         self._failures: dict[int, Exception] = {}
@@ -65,13 +65,20 @@ class ImagePass:
             ServiceError: The deadline passed, the server stops, or a batch failed.
         """
         started = self._call.clock()
+        woken = self._woken
+        assert woken is not None
         pool.submit(self._measure, preparer, ticket, pool)
         try:
-            await self._woken
+            await woken
         except BaseException as error:
             self._count_failure(started, error)
             self._leave(is_abandoned=isinstance(error, asyncio.CancelledError))
             raise
+        finally:
+            # An error leads to this frame, which must not lead back: no circle holds pictures.
+            self._woken = woken = None
+            self._failures = {}
+            self._images = ()
         done = [future.result() for future in self._futures]
         self._count_stages(started, done)
         return [
@@ -150,12 +157,13 @@ class ImagePass:
             self._loop.call_soon_threadsafe(self._settle, error)
 
     def _settle(self, error: BaseException | None) -> None:
-        if self._woken.done():
+        woken = self._woken
+        if woken is None or woken.done():
             return
         if error is None:
-            self._woken.set_result(None)
+            woken.set_result(None)
         else:
-            self._woken.set_exception(error)
+            woken.set_exception(error)
 
     def _is_over(self) -> bool:
         """Whether nobody waits any more."""

@@ -89,6 +89,9 @@ class CallMiddleware:
             if not status:
                 raise
         finally:
+            scope.pop(
+                SCOPE_KEY, None
+            )  # it holds the server's side of the request, and that the scope
             self._record(scope, status or CLIENT_LEFT, call)
 
     def _check_key(self, path: str, headers: dict[bytes, str]) -> None:

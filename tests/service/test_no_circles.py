@@ -1,0 +1,88 @@
+"""What a request held is free when it ends, and does not wait for the garbage collector.
+
+A circle of references would keep bodies and pictures until the collector's rarest round, which on a
+busy server is hundreds of megabytes later.
+"""
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.server import Server
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+TIMEOUT_S = 20.0
+TIMES = 5
+NOT_A_PICTURE = b"not a picture"
+# gRPC's context keeps what `abort` raised, and with it our last frame, which knows its RPC's name.
+NOTHING_OF_A_REQUEST = {"service.grpc.message.Rpc"}
+
+
+@contextmanager
+def left_to_the_collector() -> Iterator[Counter[str]]:
+    """What the collector alone could free afterwards, of the service's own kinds."""
+    found: Counter[str] = Counter()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield found
+        gc.collect()
+        kinds = (f"{type(o).__module__}.{type(o).__qualname__}" for o in gc.garbage)
+        found.update(kind for kind in kinds if kind.startswith(("service.", "uvicorn.")))
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+async def over_rest(server: Server, image: bytes) -> None:
+    url = f"http://127.0.0.1:{server.ports['http']}/v1/images"
+    async with httpx.AsyncClient(
+        timeout=TIMEOUT_S, headers={"Content-Type": "image/png"}
+    ) as client:
+        for _ in range(TIMES):
+            await client.post(f"{url}:embed", content=image)
+            await client.post(f"{url}:segment?classes=dog,sky", content=image)
+
+
+async def over_grpc(server: Server, image: bytes) -> None:
+    images = [image_pb2.Image(encoded=image)]
+    classes = [segment_pb2.SegmentClass(name="dog"), segment_pb2.SegmentClass(name="sky")]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        stub: Any = EncoderServiceStub(channel)
+        for _ in range(TIMES):
+            for rpc, request in (
+                (stub.EmbedImages, embed_pb2.EmbedImagesRequest(images=images)),
+                (
+                    stub.SegmentImages,
+                    segment_pb2.SegmentImagesRequest(images=images, classes=classes),
+                ),
+            ):
+                with suppress(grpc.aio.AioRpcError):
+                    await rpc(request, timeout=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("ask", [over_rest, over_grpc], ids=["rest", "grpc"])
+@pytest.mark.parametrize("is_good", [True, False], ids=["good", "bad"])
+async def test_a_request_leaves_no_circle(
+    serving: Serving, encode_image: Encode, ask: Any, is_good: bool
+) -> None:
+    image = encode_image() if is_good else NOT_A_PICTURE
+    async with serving() as server:
+        await ask(server, image)
+        await asyncio.sleep(0.1)
+        with left_to_the_collector() as found:
+            await ask(server, image)
+            await asyncio.sleep(0.1)  # the last one's end, on the server's side
+        assert set(found) <= NOTHING_OF_A_REQUEST

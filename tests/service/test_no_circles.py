@@ -85,4 +85,6 @@ async def test_a_request_leaves_no_circle(
         with left_to_the_collector() as found:
             await ask(server, image)
             await asyncio.sleep(0.1)  # the last one's end, on the server's side
-        assert set(found) <= NOTHING_OF_A_REQUEST
+        # What every request leaves comes so often; what an earlier test left, perhaps once.
+        of_each = {kind for kind, count in found.items() if count >= TIMES}
+        assert of_each <= NOTHING_OF_A_REQUEST, found

@@ -70,7 +70,8 @@ class BoundedProtocol(HttpToolsProtocol):
         # When the connection is closed unless a head, or the rest of a body, has come by then.
         self._due = self.loop.time() + self.limits.timeout_s
         self._unread_bytes = 0
-        self._slow_since = self._said_since = self.loop.time()
+        self._looked = self._said_since = self.loop.time()
+        self._behind_s = 0.0
         self._interval_s = min(self.limits.timeout_s / 4, 5.0)
         self._timer = self.loop.call_later(self._interval_s, self._look)
         if len(self.connections) > self.limits.max_connections:
@@ -161,10 +162,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def _reads_too_slowly(self, now: float) -> bool:
         """Whether the peer has taken too little, for too long, of what was written for it."""
         before, self._unread_bytes = self._unread_bytes, num_unread_bytes(self.transport)
-        is_fast = before - self._unread_bytes > self.limits.bytes_per_s * self._interval_s
-        if is_fast or not before or not self._unread_bytes:
-            self._slow_since = now
-        return now - self._slow_since > self.limits.timeout_s
+        elapsed_s, self._looked = now - self._looked, now
+        if not before or not self._unread_bytes:
+            self._behind_s = 0.0
+        else:
+            # Over all looks together: the kernel takes in bursts, and none must pay for the rest.
+            taken_s = max(0, before - self._unread_bytes) / self.limits.bytes_per_s
+            self._behind_s = max(0.0, self._behind_s + elapsed_s - taken_s)
+        return self._behind_s > self.limits.timeout_s
 
     def _keeps_its_farewell(self, now: float) -> bool:
         """Whether all is said and closed, and the peer does not answer TLS's last word."""

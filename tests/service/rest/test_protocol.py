@@ -5,10 +5,13 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from service.rest import protocol
+from service.rest.protocol import BoundedProtocol
 from service.server import Server
 
 if TYPE_CHECKING:
@@ -308,3 +311,21 @@ async def test_who_asks_whether_to_go_on_is_told_so(serving: Serving, encode_ima
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(image)
         assert (await read_answer(reader))[0] == 200
+
+
+@pytest.mark.parametrize(("bytes_per_s", "is_dropped"), [(50, True), (120, False)])
+def test_a_reader_in_bursts_is_judged_by_what_it_takes_on_the_whole(
+    monkeypatch: pytest.MonkeyPatch, bytes_per_s: int, is_dropped: bool
+) -> None:
+    limits = SimpleNamespace(bytes_per_s=100, timeout_s=5.0)
+    unread = [100_000]
+    monkeypatch.setattr(protocol, "num_unread_bytes", lambda _transport: unread[0])
+    connection: Any = SimpleNamespace(
+        limits=limits, transport=None, _unread_bytes=unread[0], _looked=0.0, _behind_s=0.0
+    )
+    dropped = False
+    for second in range(1, 61):
+        if second % 4 == 0:  # four seconds' worth at once, then nothing
+            unread[0] -= 4 * bytes_per_s
+        dropped = dropped or BoundedProtocol._reads_too_slowly(connection, float(second))
+    assert dropped is is_dropped

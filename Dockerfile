@@ -30,6 +30,6 @@ USER 10001:10001
 EXPOSE 8000 8001 8002
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-P", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('TIPSERVE_HTTP_PORT', '8000') + '/v2/health/ready', timeout=3)"]
+    CMD ["python", "-P", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('TIPSERVE_METRICS_PORT', '8002') + '/v2/health/ready', timeout=3)"]
 # -P: what is mounted into the working folder can never hide an installed package.
 ENTRYPOINT ["python", "-P", "-m", "service"]

@@ -21,6 +21,7 @@ from service.data_plane import DataPlane
 from service.door import Door
 from service.errors import Unavailable
 from service.grpc.server import GrpcServer
+from service.memory_trim import trimming_memory
 from service.models.lane_loading import num_pool_threads
 from service.models.loading import load_model, request_limits
 from service.models.model_source import ModelSource
@@ -113,7 +114,8 @@ class Server:
         Raises:
             Exception: The model could not be loaded, or its warm-up failed.
         """
-        async with watching_lag(self.metrics.loop_lag.labels("http").observe):
+        observe_lag = self.metrics.loop_lag.labels("http").observe
+        async with watching_lag(observe_lag), trimming_memory():
             await self._run()
 
     async def _run(self) -> None:

@@ -1,9 +1,10 @@
 """Gives memory that nothing uses back to the system, which the C library would rather keep."""
 
-import ctypes
 import gc
 import logging
 import time
+
+from service.memory_trim import trim
 
 logger = logging.getLogger(__name__)
 
@@ -18,10 +19,7 @@ def give_back_memory() -> None:
     began = time.monotonic()
     num_objects = gc.collect()
     collected = time.monotonic()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except AttributeError:  # another C library, such as musl, keeps less
-        return
+    trim()
     fields = {
         "objects": num_objects,
         "collect_s": round(collected - began, 4),

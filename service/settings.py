@@ -88,7 +88,8 @@ class Settings(BaseSettings):
     """Pictures of one batch. Default: doubled at the start for as long as that makes a picture 5 %
     cheaper; on a CPU it hardly does."""
     max_batch_patches: Positive = 4096
-    """Patches of one batch, and therefore of one picture as the model sees it."""
+    """Patches of one batch, and therefore of one picture as the model sees it. On a CPU a batch
+    whose size was found at the start holds no more than so many pictures of the native size."""
     max_batch_texts: Positive = 64
     """Texts of one batch."""
     max_wait_ms: Annotated[float, Field(ge=0)] = 0.0

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
-from model.package import ModelPackage, open_package
+from model.package import Manifest, ModelPackage, open_package
+from model.runtime.base import Device
 from model.text import TextTokenizer
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
@@ -47,20 +48,34 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
     return serve_lanes(package, load_lanes(package, settings, source), settings, metrics)
 
 
+def image_budget(manifest: Manifest, max_images: int, device: Device, settings: Settings) -> int:
+    """Patches of one batch of pictures; one larger picture still goes alone.
+
+    On a CPU a batch of large pictures is no cheaper than one by one, and everybody who comes
+    meanwhile waits for all of it: it holds what a full batch of the native size does.
+    """
+    if device == "gpu" or settings.max_batch_images is not None:
+        return settings.max_batch_patches
+    native_patches = (manifest.native_size // manifest.patch_size) ** 2
+    return min(settings.max_batch_patches, max_images * native_patches)
+
+
 def serve_lanes(
     package: ModelPackage, loaded: LoadedLanes, settings: Settings, metrics: Metrics
 ) -> ServedModel:
     """Start the batcher over warmed lanes."""
     manifest, lanes, warm = package.manifest, loaded.lanes, loaded.warm
-    max_cost = settings.max_batch_patches
     runtime = lanes[0].runtime
+    max_patches = image_budget(manifest, warm.max_images, runtime.device, settings)
     is_cpu = runtime.device == "cpu"
     batcher = Batcher(
         lanes,
         rules=BatchRules(
             limits={
-                "image": BatchLimits(max_items=warm.max_images, max_cost=max_cost),
-                "text": BatchLimits(max_items=settings.max_batch_texts, max_cost=max_cost),
+                "image": BatchLimits(max_items=warm.max_images, max_cost=max_patches),
+                "text": BatchLimits(
+                    max_items=settings.max_batch_texts, max_cost=settings.max_batch_patches
+                ),
             },
             max_wait_s=settings.max_wait_ms / 1000,
             priority_step_s=settings.priority_step_s,

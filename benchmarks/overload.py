@@ -75,12 +75,15 @@ async def capacity_per_s(service: RunningService, request: bytes, seconds: float
     return load.statuses["200"] / load.wall_s
 
 
-def report(load: Load, capacities: Sequence[float], memory_mib: Sequence[float]) -> None:
+def report(
+    load: Load, capacities: Sequence[float], alone_s: float, memory_mib: Sequence[float]
+) -> None:
     """The four parts of the claim."""
     capacity = statistics.mean(capacities)
     accepted, refused = load.statuses["200"], load.statuses["429"]
     goodput = accepted / load.wall_s
-    promise_s = (QUEUED_IMAGES + 1) / capacity
+    # The last of a full queue ends with it, and up to one picture later, for lanes are not in step.
+    promise_s = QUEUED_IMAGES / capacity + alone_s
     half = len(memory_mib) // 2
     growth = statistics.mean(memory_mib[half:]) - statistics.mean(memory_mib[:half])
     print(f"capacity {capacity:.1f} images/s (before and after: {capacities})")
@@ -89,7 +92,7 @@ def report(load: Load, capacities: Sequence[float], memory_mib: Sequence[float])
     print(
         f"accepted: p99 {load.latency_s(0.99, '200'):.2f} s, "
         f"{load.latency_s(0.99, '200') / promise_s:.2f} of the {promise_s:.2f} s that a queue of "
-        f"{QUEUED_IMAGES} pictures takes (claim: at most 1.00)"
+        f"{QUEUED_IMAGES} pictures and one alone take (claim: at most 1.00)"
     )
     print(f"refused: median {1000 * load.latency_s(0.5, '429'):.1f} ms (claim: below 10)")
     print(f"memory: {growth:+.1f} MiB from the first half to the second, of {memory_mib[0]:.0f}")
@@ -99,13 +102,16 @@ async def overload(service: RunningService, options: argparse.Namespace) -> None
     """Capacity, overload, capacity again."""
     target = f"/v1/images:embed?resolution={options.resolution}"
     request = rest_request(target, photo_like_jpeg(0))
+    one = await rest_clients(service.http_port, request, 1)
+    await send(one, total=2)
+    alone_s = (await send(one, total=10)).latency_s(0.5, "200")
     before = await capacity_per_s(service, request, options.seconds / 2)
     crowd, memory_mib = Crowd(service.http_port, request), list[float]()
     watcher = asyncio.create_task(watch_memory(service.pid, memory_mib))
     await crowd.send_at(OVERLOAD * before, options.seconds)
     watcher.cancel()
     after = await capacity_per_s(service, request, options.seconds / 2)
-    report(crowd.load, [round(before, 2), round(after, 2)], memory_mib)
+    report(crowd.load, [round(before, 2), round(after, 2)], alone_s, memory_mib)
 
 
 def main() -> None:

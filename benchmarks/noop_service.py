@@ -16,8 +16,10 @@ import uvloop
 from fastapi import FastAPI, Request
 from numpy.typing import NDArray
 
+from model.graphs import DenseTask, Precision
 from model.package import ModelPackage
 from model.runtime.base import Device, VisionOutput
+from model.runtime.choice import RuntimeChoice
 from model.runtime.load import RUNTIMES
 from service.images.preparation import ImagePreparer, PreparedImage
 from service.monitoring.log import configure_logging
@@ -33,10 +35,11 @@ class NoopRuntime:
     """Answers at once, with arrays of the bundled student's shapes."""
 
     name = "noop"
-    precision = "none"
+    precision: Precision = "fp32"
     device: Device = "cpu"
+    tasks: tuple[DenseTask, ...] = ()
 
-    def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
+    def __init__(self, package: ModelPackage, choice: RuntimeChoice, num_threads: int = 1) -> None:
         """As every runtime of the dictionary is made."""
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
@@ -58,6 +61,10 @@ class NoopRuntime:
     ) -> NDArray[np.float32]:
         """Ones."""
         return np.ones((len(token_ids_BL), DIM), np.float32)
+
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """It has no heads."""
+        raise ValueError(f"no head for {task}")
 
     def interrupt(self) -> None:
         """It has ended already."""

@@ -8,9 +8,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from model.graphs import Precision
+
 MANIFEST_NAME = "tipserve.json"
 
-Output = Literal["patches", "values", "cls1", "cls2", "text"]
+Output = Literal["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
@@ -34,19 +36,33 @@ class ZeroShot(Entry):
     templates: Literal["none", "tcl"] = "none"
 
 
-class ParityEntry(Entry):
-    """How far an exported graph is from its reference.
+class ParityLimits(Entry):
+    """What a graph has to keep to be written; None where a precision is not held to it."""
 
-    `sizes` lists the inputs that were compared: (batch, height, width) in pixels for vision,
-    (batch, tokens) for text. `max_abs_diff` and `min_cosine` are over all of them and all outputs.
+    max_abs_diff: Annotated[float, Field(gt=0)] | None = None
+    min_cosine: float | None = None
+    min_mask_agreement: float | None = None
+
+
+class ParityEntry(Entry):
+    """How far a graph, run in one way, is from the model in float32.
+
+    `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
+    inputs: (batch, height, width) in pixels for pictures, (batch, tokens) for texts. Differences
+    and cosines are the worst over all of them, of global and of text embeddings (`min_cosine_cls`)
+    and of patch and value embeddings; `mask_agreement` is the share of pixels with the same class.
     """
 
     file: str
+    runtime: str
+    precision: Precision
     reference: str
     sizes: list[tuple[int, ...]]
     max_abs_diff: Annotated[float, Field(ge=0)]
-    min_cosine: float
-    threshold: Annotated[float, Field(gt=0)]
+    min_cosine_cls: float | None = None
+    min_cosine_patches: float | None = None
+    mask_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    limits: ParityLimits
 
 
 class ScoreEntry(Entry):

@@ -7,6 +7,7 @@ from typing import get_args
 
 from transformers import Tipsv2Config
 
+from model.variants import variant
 from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES
@@ -17,7 +18,6 @@ from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
 from training.parallel import ParallelKind
 from training.update import Precision
-from training.variants import variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-VISION_FILE = "onnx/vision_model.onnx"
-TEXT_FILE = "onnx/text_model.onnx"
-VISION_OUTPUTS = ("cls1", "cls2", "patch_embeddings", "value_embeddings")
-
+from model.graphs import DenseTask, Precision
 
 Device = Literal["cpu", "gpu"]
 
@@ -48,8 +45,10 @@ class Runtime(Protocol):
     """Executes a package's graphs. One thread at a time per instance; instances are independent."""
 
     name: str
-    precision: str
+    precision: Precision
     device: Device
+    # Dense heads that this package has; `estimate` answers for these.
+    tasks: tuple[DenseTask, ...]
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Embed images of one size.
@@ -73,6 +72,24 @@ class Runtime(Protocol):
 
         Raises:
             ValueError: Another shape or dtype, too many tokens, or a row of padding only.
+        """
+        ...
+
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a dense head on images of one size.
+
+        H' and W' are eight times the patch rows and columns.
+
+        Args:
+            task: One of `tasks`.
+            pixels_B3HW: float32 RGB in [0, 1]; H and W multiples of two patches.
+
+        Returns:
+            Depth [B, H', W'] in metres, normals [B, 3, H', W'] not yet of unit length, or
+            segmentation logits [B, K, H', W'].
+
+        Raises:
+            ValueError: Another shape or dtype, or a task that this package has no head for.
         """
         ...
 

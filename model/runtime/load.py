@@ -1,36 +1,48 @@
-"""Chooses a runtime by name: one dictionary, read here and nowhere else."""
+"""Loads a package into the runtime that was chosen: one dictionary, read here and nowhere else."""
 
 from collections.abc import Callable
 
 from model.package import ModelPackage
 from model.runtime.base import Runtime
+from model.runtime.choice import AUTO, RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.onnx_runtime import OnnxRuntime
 from model.runtime.openvino_runtime import OpenVinoRuntime
 
-RUNTIMES: dict[str, Callable[[ModelPackage, int], Runtime]] = {
+RUNTIMES: dict[str, Callable[[ModelPackage, RuntimeChoice, int], Runtime]] = {
     "onnx": OnnxRuntime,
     "openvino": OpenVinoRuntime,
 }
-AUTO = "onnx"
 
 
-def load_runtime(package: ModelPackage, *, runtime: str = "auto", num_threads: int = 1) -> Runtime:
-    """Load a package's graphs into a runtime.
+def load_runtime(
+    package: ModelPackage,
+    *,
+    runtime: str = AUTO,
+    precision: str = AUTO,
+    device: str = AUTO,
+    num_threads: int = 1,
+) -> Runtime:
+    """Choose a runtime and load a package's graphs into it.
 
     Args:
         package: An opened, verified package.
         runtime: A key of `RUNTIMES`, or "auto".
+        precision: As in `RuntimeRequest`.
+        device: As in `RuntimeRequest`.
         num_threads: Threads for one call. Several instances of one thread each give more
             throughput on a CPU than one instance of several.
 
     Raises:
-        ValueError: Unknown runtime, or fewer than one thread.
+        ValueError: A choice that is not possible, or fewer than one thread.
         MissingRuntimeError: The runtime's library is not installed.
         PackageError: The package has no graphs for this runtime.
     """
-    name = AUTO if runtime == "auto" else runtime
-    if name not in RUNTIMES:
-        raise ValueError(f"unknown runtime {runtime!r}; choose auto, {', '.join(sorted(RUNTIMES))}")
+    request = RuntimeRequest(runtime=runtime, precision=precision, device=device)
+    return load_chosen(package, choose_runtime(package, request), num_threads=num_threads)
+
+
+def load_chosen(package: ModelPackage, choice: RuntimeChoice, *, num_threads: int = 1) -> Runtime:
+    """Load a package's graphs into a runtime that was chosen; raises as `load_runtime` does."""
     if num_threads < 1:
         raise ValueError(f"a runtime needs at least one thread, not {num_threads}")
-    return RUNTIMES[name](package, num_threads)
+    return RUNTIMES[choice.runtime](package, choice, num_threads)

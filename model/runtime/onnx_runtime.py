@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.graphs import TEXT_FILE, VISION_FILE, VISION_OUTPUTS, DenseTask, Precision
 from model.package import ModelPackage
 from model.runtime.base import (
-    TEXT_FILE,
-    VISION_FILE,
-    VISION_OUTPUTS,
     Device,
     Interrupted,
     MissingRuntimeError,
@@ -23,6 +21,7 @@ from model.runtime.base import (
     check_tokens,
     still_open,
 )
+from model.runtime.choice import RuntimeChoice
 
 LOG_ERRORS_ONLY = 3
 
@@ -31,10 +30,11 @@ class OnnxRuntime:
     """A vision and a text session on ONNX Runtime's CPU provider."""
 
     name = "onnx"
-    precision = "fp32"
-    device: Device = "cpu"
+    tasks: tuple[DenseTask, ...] = ()
 
-    def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
+    def __init__(self, package: ModelPackage, choice: RuntimeChoice, num_threads: int = 1) -> None:
+        self.precision: Precision = choice.precision
+        self.device: Device = choice.device
         self._patch_size = package.manifest.patch_size
         self._max_tokens = package.manifest.max_text_tokens
         self._vision: Any = _session(package.file(VISION_FILE), num_threads)
@@ -64,6 +64,10 @@ class OnnxRuntime:
         embeddings_BD: NDArray[np.float32]
         (embeddings_BD,) = self._run(self._text, ("text_embeddings",), inputs)
         return embeddings_BD
+
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a dense head; see `Runtime.estimate`."""
+        raise ValueError(f"this package has no head for {task}")
 
     def interrupt(self) -> None:
         """End the running call between two of the graph's nodes; see `Runtime.interrupt`."""

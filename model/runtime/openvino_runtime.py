@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, Precision
 from model.package import ModelPackage
 from model.runtime.base import (
-    TEXT_FILE,
-    VISION_FILE,
     Device,
     Interrupted,
     MissingRuntimeError,
@@ -23,16 +22,18 @@ from model.runtime.base import (
     check_tokens,
     still_open,
 )
+from model.runtime.choice import RuntimeChoice
 
 
 class OpenVinoRuntime:
     """A vision and a text graph compiled by OpenVINO for the CPU."""
 
     name = "openvino"
-    precision = "fp32"
-    device: Device = "cpu"
+    tasks: tuple[DenseTask, ...] = ()
 
-    def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
+    def __init__(self, package: ModelPackage, choice: RuntimeChoice, num_threads: int = 1) -> None:
+        self.precision: Precision = choice.precision
+        self.device: Device = choice.device
         self._patch_size = package.manifest.patch_size
         self._max_tokens = package.manifest.max_text_tokens
         self._vision: Any = _compile(package.file(VISION_FILE), num_threads)
@@ -60,6 +61,10 @@ class OpenVinoRuntime:
         inputs = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
         embeddings_BD: NDArray[np.float32] = self._run(self._text, inputs)["text_embeddings"].copy()
         return embeddings_BD
+
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a dense head; see `Runtime.estimate`."""
+        raise ValueError(f"this package has no head for {task}")
 
     def interrupt(self) -> None:
         """End the running call between two of the graph's nodes; see `Runtime.interrupt`."""

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
 
-from model.manifest import FileEntry, Manifest, ParityEntry, ScoreEntry, check_file_name
+from model.manifest import (
+    FileEntry,
+    Manifest,
+    ParityEntry,
+    ParityLimits,
+    ScoreEntry,
+    check_file_name,
+)
 
 MINIMAL: dict[str, Any] = {
     "name": "tiny",
@@ -41,11 +48,15 @@ scores = st.builds(
 parity = st.builds(
     ParityEntry,
     file=st.just("onnx/vision_model.onnx"),
+    runtime=st.sampled_from(["onnx", "openvino"]),
+    precision=st.sampled_from(["fp32", "bf16", "int8"]),
     reference=st.text(),
     sizes=st.lists(st.tuples(st.integers(1, 9), st.just(56), st.just(70)), max_size=3),
     max_abs_diff=st.floats(0, 1),
-    min_cosine=st.floats(-1, 1),
-    threshold=st.just(1e-4),
+    min_cosine_cls=st.none() | st.floats(-1, 1),
+    min_cosine_patches=st.none() | st.floats(-1, 1),
+    mask_agreement=st.none() | st.floats(0, 1),
+    limits=st.builds(ParityLimits, max_abs_diff=st.none() | st.just(1e-4)),
 )
 files = st.dictionaries(
     st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}\.json", fullmatch=True),

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from transformers import Tipsv2Model
 
 from model.package import ModelPackage
+from model.parity.gate import reference_text, reference_vision
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.load import RUNTIMES, load_runtime
 from model.segmentation import l2_normalize
-from training.export.parity import reference_text, reference_vision
 
 FloatArray = NDArray[np.float32]
 MAX_ABS_DIFF = 1e-4

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.graphs import DenseTask, Precision
 from model.package import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
@@ -45,8 +46,9 @@ class FakeRuntime:
     """
 
     name = "fake"
-    precision = "fp32"
+    precision: Precision = "fp32"
     device: Device = "cpu"
+    tasks: tuple[DenseTask, ...] = ()
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -94,6 +96,10 @@ class FakeRuntime:
     def close(self) -> None:
         """Remember it."""
         self.is_closed = True
+
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """It has no heads."""
+        raise ValueError(f"no head for {task}")
 
     def interrupt(self) -> None:
         """End the call that is held."""

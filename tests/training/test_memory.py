@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import Tipsv2Model
 
+from model.variants import variant
 from training.ema import EmaScope
 from training.heads import HeadConfig
 from training.memory import count_state
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.variants import variant
 
 FLOAT_BYTES = 4
 # One DINO-style head with 32k prototypes: HeadConfig's defaults.

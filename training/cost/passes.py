@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from transformers import Tipsv2Config, Tipsv2Model, Tipsv2TextConfig, Tipsv2VisionConfig
 
 from model.features import text_features, vision_tokens
+from model.variants import PATCH_SIZE
 from training.cost.counting import Count, count_per_picture, extend_in_depth
 from training.data.batch import MAX_TOKENS
 from training.heads import HeadConfig
 from training.losses.distillation import distillation_loss
-from training.variants import PATCH_SIZE
 
 PatchTarget = Literal["prototypes", "features", "none"]
 NUM_CAPTION_STREAMS = 2

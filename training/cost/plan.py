@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import Tipsv2Config, Tipsv2Model
 
+from model.variants import PATCH_SIZE, variant
 from training.config import TrainingConfig
 from training.cost.estimate import Plan
 from training.cost.memory import num_parameters
@@ -23,7 +24,6 @@ from training.methods.pretrain import Pretrain
 from training.methods.teacher import MODEL_FOLDER, FrozenTeacher
 from training.optim import build_optimizers
 from training.targets import Softmax
-from training.variants import PATCH_SIZE, variant
 
 _FLOAT32 = 4
 

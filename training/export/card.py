@@ -40,10 +40,18 @@ def _with_interval(score: ScoreEntry) -> str:
 
 
 def _parity_table(parity: Sequence[ParityEntry]) -> str:
+    header = ["file", "run by", "precision", "largest difference", "cosine CLS", "cosine patches"]
     rows = [
-        [f"`{p.file}`", p.reference, f"{p.max_abs_diff:.1e}", f"{p.min_cosine:.7f}"] for p in parity
+        [
+            f"`{p.file}`",
+            p.runtime,
+            p.precision,
+            f"{p.max_abs_diff:.1e}",
+            *("-" if c is None else f"{c:.7f}" for c in (p.min_cosine_cls, p.min_cosine_patches)),
+        ]
+        for p in parity
     ]
-    return _table(["file", "reference", "largest difference", "smallest cosine"], rows)
+    return _table(header, rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

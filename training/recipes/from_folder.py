@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from model.variants import VARIANTS
 from training.config import ModelConfig, TrainingConfig
 from training.data.crops import TIPSV2_CROPS, CropConfig
 from training.data.shards.batches import ShardsConfig
@@ -20,7 +21,6 @@ from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
 from training.recipes.scale import HEAD, WARMUP_SHARE
 from training.recipes.teacher_facts import TeacherFacts, text_of
-from training.variants import VARIANTS
 
 SMALL = "small"
 SIZES = (SMALL, *VARIANTS)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from model.variants import RELEASED_VOCAB
 from training.config import ModelConfig, TrainingConfig
 from training.data.crops import TIPSV2_CROPS, TIPSV2_HIGH_RES_CROPS
 from training.data.shards.batches import ShardsConfig
@@ -21,7 +22,6 @@ from training.heads import HeadConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
-from training.variants import RELEASED_VOCAB
 
 NUM_RANKS = 64
 """The ranks that batch sizes are written for; on N of them, set batch_size to 8192 / N."""

@@ -3,11 +3,11 @@
 from typing import Any
 
 from model.package import ModelPackage
-from model.runtime.onnx_runtime import OnnxRuntime
+from model.runtime.load import load_runtime
 
 
 def test_idle_threads_sleep_and_are_as_many_as_asked_for(tiny_package: ModelPackage) -> None:
-    runtime: Any = OnnxRuntime(tiny_package, num_threads=3)
+    runtime: Any = load_runtime(tiny_package, runtime="onnx", num_threads=3)
     for session in (runtime._vision, runtime._text):
         options = session.get_session_options()
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

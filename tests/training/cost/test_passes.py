@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Tipsv2Config, Tipsv2Model
 
+from model.variants import VARIANTS
 from training.config import ModelConfig
 from training.cost.counting import _ATTENTION, _Kept
 from training.cost.passes import Workload, block_bytes, passes_of, text_pass, vision_pass
@@ -18,7 +19,6 @@ from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import FrozenTeacher
 from training.targets import Softmax
-from training.variants import VARIANTS
 
 HEAD = HeadConfig(layers=2, hidden=24, bottleneck=8, num_prototypes=20)
 STUDENT = ModelConfig(dim=16, vision_layers=2, text_layers=2, heads=2, native_size=56).build(50)

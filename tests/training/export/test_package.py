@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, Tipsv2Model, Tipsv2Processor
 
+from model.export import package_writer
 from model.package import ModelPackage, open_package
-from training.export import package as package_module
+from model.parity.gate import ParityError
 from training.export.package import export_package
-from training.export.parity import ParityError
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def ready_graphs(tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch) ->
         path.parent.mkdir(exist_ok=True)
         shutil.copy(tiny_package.path / "onnx" / path.name, path)
 
-    monkeypatch.setattr(package_module, "export_vision", copy)
-    monkeypatch.setattr(package_module, "export_text", copy)
+    monkeypatch.setattr(package_writer, "export_vision", copy)
+    monkeypatch.setattr(package_writer, "export_text", copy)
 
 
 def test_the_folder_has_every_part(tiny_package: ModelPackage) -> None:
@@ -102,7 +102,7 @@ def test_a_failed_gate_writes_nothing(
     def fail(*_: object) -> None:
         raise ParityError("graphs differ")
 
-    monkeypatch.setattr(package_module, "check_parity", fail)
+    monkeypatch.setattr(package_writer, "check_parity", fail)
     output = tmp_path / "models" / "tiny"
     with pytest.raises(ParityError):
         export_package(checkpoint, output, name="tiny")

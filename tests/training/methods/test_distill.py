@@ -11,6 +11,7 @@ from transformers import Tipsv2Config, Tipsv2Model, Tipsv2Tokenizer
 from transformers.models.tipsv2.modeling_tipsv2 import Tipsv2VisionEmbeddings
 
 from model.features import vision_tokens
+from model.variants import variant
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.heads import HeadConfig
@@ -22,7 +23,6 @@ from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import FrozenTeacher, load_teacher
 from training.run import build_method, new_model
 from training.targets import Centering
-from training.variants import variant
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
 PAPER = DistillConfig(head=HEAD)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import Tipsv2Config, Tipsv2Tokenizer
 
+from model.variants import variant
 from training.config import ModelConfig
 from training.data.crops import TIPSV2_CROPS
 from training.data.shards.batches import ShardsConfig
@@ -21,7 +22,6 @@ from training.recipes.from_folder import (
     pretrain_folder,
 )
 from training.recipes.teacher_facts import TeacherFacts, describe_pair, look_at_teacher
-from training.variants import variant
 
 
 @pytest.fixture

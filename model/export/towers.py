@@ -18,7 +18,7 @@ from torch.onnx import ONNXProgram
 from transformers import Tipsv2Model
 
 from model.features import vision_features
-from model.runtime.base import VISION_OUTPUTS
+from model.graphs import VISION_OUTPUTS
 
 OPSET = 18
 # A protobuf message ends at 2 GiB; beyond this, weights go to a file beside the graph.

@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 from transformers import Tipsv2Model
 
+from model.export import towers
+from model.export.towers import OPSET, export_text, export_vision
+from model.graphs import TEXT_FILE, VISION_FILE
 from model.package import ModelPackage
-from model.runtime.base import TEXT_FILE, VISION_FILE
 from model.runtime.openvino_runtime import openvino_core
-from training.export import export_onnx
-from training.export.export_onnx import OPSET, export_text, export_vision
 
 
 def axes(values: list[onnx.ValueInfoProto]) -> dict[str, list[str | int]]:
@@ -97,7 +97,7 @@ def test_large_weights_go_beside_the_graph(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(export_onnx, "MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(towers, "MAX_INLINE_BYTES", 0)
     export(tiny_model, tmp_path / "graph.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "graph.onnx.data"]
     onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])

@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import Tipsv2Model
 
+from model.graphs import DenseTask, Precision
 from model.package import ModelPackage
+from model.parity.gate import ParityError, check_parity, reference_text, reference_vision
 from model.runtime.base import Device, Runtime, VisionOutput
 from model.runtime.load import load_runtime
-from training.export.parity import ParityError, check_parity, reference_text, reference_vision
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,9 @@ class Altered:
     """A runtime whose text embeddings are off: the double of a wrong export."""
 
     name = "altered"
-    precision = "fp32"
+    precision: Precision = "fp32"
     device: Device = "cpu"
+    tasks: tuple[DenseTask, ...] = ()
 
     def __init__(self, runtime: Runtime, offset: float) -> None:
         self._runtime = runtime
@@ -42,6 +44,9 @@ class Altered:
         embeddings_BD[-1, 0] += self._offset
         return embeddings_BD
 
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._runtime.estimate(task, pixels_B3HW)
+
     def interrupt(self) -> None:
         self._runtime.interrupt()
 
@@ -56,9 +61,15 @@ def test_equal_graphs_pass_and_their_sizes_are_told(
     assert vision.file == "onnx/vision_model.onnx"
     assert text.file == "onnx/text_model.onnx"
     for entry in (vision, text):
-        assert 0 <= entry.max_abs_diff < entry.threshold == 1e-4
-        assert entry.min_cosine > 0.99999
+        limit = entry.limits.max_abs_diff
+        assert limit is not None
+        assert 0 <= entry.max_abs_diff < limit
+        assert (entry.runtime, entry.precision) == ("onnx", "fp32")
+        assert entry.min_cosine_cls is not None
+        assert entry.min_cosine_cls > 0.99999
         assert len({size[0] for size in entry.sizes}) > 1
+    assert vision.min_cosine_patches is not None
+    assert vision.min_cosine_patches > 0.99999
     squares = {size for size in vision.sizes if size[1] == size[2]}
     assert len(squares) >= 2
     oblong = {size for size in vision.sizes if size[1] != size[2]}

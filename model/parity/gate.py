@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from transformers import Tipsv2Model
 
 from model.features import vision_features
-from model.manifest import Manifest, ParityEntry
-from model.runtime.base import TEXT_FILE, VISION_FILE, Runtime, VisionOutput
+from model.graphs import TEXT_FILE, VISION_FILE
+from model.manifest import Manifest, ParityEntry, ParityLimits
+from model.runtime.base import Runtime, VisionOutput
 from model.segmentation import l2_normalize, upsample_bilinear
 
 THRESHOLD = 1e-4
@@ -34,17 +35,21 @@ class _Distance:
 
     sizes: list[tuple[int, ...]] = field(default_factory=list)
     max_abs_diff: float = 0.0
-    min_cosine: float = 1.0
+    min_cosine_cls: float | None = None
+    min_cosine_patches: float | None = None
 
     def add(self, exported: FloatArray, reference: FloatArray) -> None:
-        """Compare arrays of embeddings of one shape."""
+        """Compare arrays of embeddings of one shape: [B, D] is global, [B, N, D] of patches."""
         if exported.shape != reference.shape:
             raise ParityError(f"shape {exported.shape} instead of {reference.shape}")
         difference = np.abs(exported - reference).max()
         # A NaN must not pass: max() would drop it.
         self.max_abs_diff = float(np.maximum(self.max_abs_diff, difference))
-        cosine = (l2_normalize(exported) * l2_normalize(reference)).sum(axis=-1).min()
-        self.min_cosine = float(np.minimum(self.min_cosine, cosine))
+        cosine = float((l2_normalize(exported) * l2_normalize(reference)).sum(axis=-1).min())
+        if exported.ndim == 3:
+            self.min_cosine_patches = _lower(self.min_cosine_patches, cosine)
+        else:
+            self.min_cosine_cls = _lower(self.min_cosine_cls, cosine)
 
     def entry(self, file: str, runtime: Runtime) -> ParityEntry:
         """The manifest's record of this comparison.
@@ -60,12 +65,20 @@ class _Distance:
             )
         return ParityEntry(
             file=file,
+            runtime=runtime.name,
+            precision=runtime.precision,
             reference=REFERENCE,
             sizes=self.sizes,
             max_abs_diff=self.max_abs_diff,
-            min_cosine=self.min_cosine,
-            threshold=THRESHOLD,
+            min_cosine_cls=self.min_cosine_cls,
+            min_cosine_patches=self.min_cosine_patches,
+            limits=ParityLimits(max_abs_diff=THRESHOLD),
         )
+
+
+def _lower(lowest: float | None, cosine: float) -> float:
+    """The lower of the two; a NaN stays."""
+    return cosine if lowest is None else float(np.minimum(lowest, cosine))
 
 
 def check_parity(model: Tipsv2Model, runtime: Runtime, manifest: Manifest) -> list[ParityEntry]:

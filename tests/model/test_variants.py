@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Tipsv2Model
 
-from training.variants import VARIANTS, variant
+from model.variants import VARIANTS, variant
 
 
 def meta_model(name: str, **settings: int) -> Tipsv2Model:

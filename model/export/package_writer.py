@@ -1,0 +1,129 @@
+"""Writes a model package: weights, graphs and processor, proven, whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import Tipsv2ImageProcessor, Tipsv2Model, Tipsv2Processor, Tipsv2Tokenizer
+
+from model.export.sizes import native_size
+from model.export.towers import export_text, export_vision
+from model.graphs import TEXT_FILE, VISION_FILE
+from model.manifest import MANIFEST_NAME, Manifest, ParityEntry
+from model.package import ModelPackage, open_package, write_manifest
+from model.parity.gate import check_parity
+from model.runtime.load import load_runtime
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackageContent:
+    """What a package is made of.
+
+    Attributes:
+        model: In float32 and evaluation mode.
+        tokenizer: Of its text tower.
+        draft: The manifest without files and parity.
+        render_card: Makes the model card of the finished manifest.
+    """
+
+    model: Tipsv2Model
+    tokenizer: Tipsv2Tokenizer
+    draft: Manifest
+    render_card: Callable[[Manifest], str]
+
+
+def write_package(
+    content: PackageContent, output: Path, *, progress: Progress = lambda _: None
+) -> ModelPackage:
+    """Write the complete package.
+
+    The folder appears under its name only when everything in it is written and the graphs compute
+    what the model computes. An older package of that name is replaced.
+
+    Args:
+        content: What goes into it.
+        output: Its folder; absent, empty, or an older package.
+        progress: Called with what is being done, for whoever waits.
+
+    Raises:
+        ValueError: `output` holds something else.
+        ParityError: A graph differs from the model; nothing is written.
+    """
+    check_output(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        _write_files(content, staging, progress)
+        progress("comparing the graphs with the model")
+        parity = _measure_parity(content, staging)
+        manifest = content.draft.model_copy(update={"parity": parity})
+        (staging / "README.md").write_text(content.render_card(manifest), encoding="utf-8")
+        write_manifest(staging, manifest)
+        _make_readable(staging)
+        _replace(output, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return open_package(output)
+
+
+def check_output(output: Path) -> None:
+    """Refuse to write over what is no package.
+
+    Raises:
+        ValueError: The folder holds something else.
+    """
+    is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not is_free and not (output / MANIFEST_NAME).is_file():
+        raise ValueError(f"{output} exists and is no model package; choose another folder")
+
+
+def _write_files(content: PackageContent, folder: Path, progress: Progress) -> None:
+    """Weights, graphs and the processor, as `transformers` and the runtimes read them."""
+    progress("writing weights and tokenizer")
+    content.model.save_pretrained(folder)
+    side = native_size(content.model)
+    processor = Tipsv2Processor(
+        image_processor=Tipsv2ImageProcessor(size={"height": side, "width": side}),
+        tokenizer=content.tokenizer,
+    )
+    processor.save_pretrained(folder)
+    progress("exporting the vision graph")
+    export_vision(content.model, folder / VISION_FILE)
+    progress("exporting the text graph")
+    export_text(content.model, folder / TEXT_FILE)
+
+
+def _measure_parity(content: PackageContent, folder: Path) -> list[ParityEntry]:
+    """Load the written graphs as the server will, by way of a first manifest."""
+    runtime = load_runtime(write_manifest(folder, content.draft), runtime="onnx")
+    try:
+        return check_parity(content.model, runtime, content.draft)
+    finally:
+        runtime.close()
+
+
+def _make_readable(folder: Path) -> None:
+    """Let every user read the package: a server seldom runs as the user who wrote it."""
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _replace(output: Path, staging: Path) -> None:
+    """Put the new folder in the old one's place, keeping the old until the new is there."""
+    if not (output / MANIFEST_NAME).is_file():
+        staging.rename(output)
+        return
+    retired = output.with_name(f".{output.name}.{os.getpid()}.retired")
+    output.rename(retired)
+    try:
+        staging.rename(output)
+    except OSError:
+        retired.rename(output)
+        raise
+    shutil.rmtree(retired)

@@ -1,0 +1,1 @@
+"""Parity: whether what was exported computes what the model computes."""

@@ -1,0 +1,197 @@
+"""Reads zips of NumPy arrays (.npz, and Scenic's .zip) one array at a time, and believes nothing.
+
+Names, sizes and types are known from headers before any array is unpacked: an archive is refused
+for a member that leaves the archive's folder, for an object array (a pickle), and for content that
+unpacks to more than its header says or to more than any model of the family has.
+"""
+
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from model.checkpoints.checkpoint import CheckpointError, name_some
+
+# The largest released file, g/14's vision tower, has 4.5 GB of float32.
+MAX_ARCHIVE_BYTES = 16 * 2**30
+# Weights hardly compress; deflate reaches 1000 on what was made to exhaust memory.
+MAX_EXPANSION = 50
+MAX_HEADER_BYTES = 10_000
+DOWNLOAD_AGAIN = "download it again, or take it from where it was trained"
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    info: zipfile.ZipInfo
+    shape: tuple[int, ...]
+
+
+class ArrayArchive:
+    """An open archive.
+
+    Attributes:
+        path: The file.
+        shapes: By name, without `.npy`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open an archive and read its headers.
+
+        Raises:
+            CheckpointError: It is no archive of float arrays, or not one to be unpacked.
+        """
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise CheckpointError(
+                f"{path} is no zip of arrays or was cut short ({error}); {DOWNLOAD_AGAIN}"
+            ) from error
+        try:
+            self._members = self._read_members()
+        except BaseException:
+            self._zip.close()
+            raise
+        self.shapes = {name: member.shape for name, member in self._members.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._zip.close()
+
+    def read(self, name: str) -> Tensor:
+        """Unpack one array as float32.
+
+        Raises:
+            CheckpointError: Its bytes are damaged, or a value is no finite number in float32.
+        """
+        member = self._members[name]
+        try:
+            with self._zip.open(member.info) as file:
+                array = npy.read_array(file, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
+                # The checksum is compared once the end is reached.
+                leftover = file.read(1)
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"{self.path} is damaged at {name!r} ({error}); {DOWNLOAD_AGAIN}"
+            ) from error
+        assert not leftover, "the header's size was compared with the member's"
+        with np.errstate(over="ignore"):
+            single = np.ascontiguousarray(array, dtype=np.float32)
+        tensor = torch.from_numpy(single).reshape(member.shape)
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{self.path} has NaN or infinite values in {name!r}; {DOWNLOAD_AGAIN}"
+            )
+        return tensor
+
+    def _read_members(self) -> dict[str, _Member]:
+        infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        self._check_sizes(infos)
+        members: dict[str, _Member] = {}
+        for info in infos:
+            name = self._array_name(info)
+            if name in members:
+                raise CheckpointError(f"{self.path} has {name!r} twice; {DOWNLOAD_AGAIN}")
+            members[name] = self._read_header(info, name)
+        if not members:
+            raise CheckpointError(f"{self.path} holds no arrays; {DOWNLOAD_AGAIN}")
+        return members
+
+    def _check_sizes(self, infos: list[zipfile.ZipInfo]) -> None:
+        num_bytes = sum(info.file_size for info in infos)
+        allowed = min(MAX_ARCHIVE_BYTES, MAX_EXPANSION * (self.path.stat().st_size + 1024))
+        if num_bytes > allowed:
+            raise CheckpointError(
+                f"{self.path} would unpack to {num_bytes} bytes, more than weights of its size can "
+                f"({allowed}); it is not unpacked. Use the file as it was released"
+            )
+
+    def _array_name(self, info: zipfile.ZipInfo) -> str:
+        # zipfile turns a backslash into a slash on systems that have it, so both are looked for.
+        original, path = info.orig_filename, PurePosixPath(info.filename)
+        is_inside = not path.is_absolute() and ".." not in path.parts and "\\" not in original
+        if not is_inside or ":" in original or "\0" in original:
+            raise CheckpointError(
+                f"{self.path} has a member {original!r} that points out of the archive; "
+                "use the file as it was released"
+            )
+        if info.flag_bits & 0x1:
+            raise CheckpointError(f"{self.path} is encrypted; save it without a password")
+        if path.suffix != ".npy":
+            raise CheckpointError(
+                f"{self.path} holds {info.filename!r}, which is no .npy array; "
+                "use the file as it was released"
+            )
+        return info.filename.removesuffix(".npy")
+
+    def _read_header(self, info: zipfile.ZipInfo, name: str) -> _Member:
+        try:
+            with self._zip.open(info) as file:
+                shape, dtype, header_bytes = _parse_header(file)
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"{self.path} has no readable array at {name!r} ({error}); {DOWNLOAD_AGAIN}"
+            ) from error
+        if dtype.hasobject:
+            raise CheckpointError(
+                f"{self.path} holds Python objects at {name!r}, which could run any program when "
+                "they are loaded; save plain float arrays"
+            )
+        if dtype.kind != "f":
+            raise CheckpointError(
+                f"{self.path} holds {dtype.name} at {name!r}, and weights are floating-point "
+                "numbers; use the file as it was released"
+            )
+        if header_bytes + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise CheckpointError(
+                f"{self.path} holds {info.file_size} bytes at {name!r}, which is not what its "
+                f"header {shape} of {dtype.name} says; {DOWNLOAD_AGAIN}"
+            )
+        return _Member(info, shape)
+
+
+def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, type and number of bytes before the data."""
+    version = npy.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = npy.read_array_header_1_0(file, max_header_size=MAX_HEADER_BYTES)
+    elif version == (2, 0):
+        shape, _, dtype = npy.read_array_header_2_0(file, max_header_size=MAX_HEADER_BYTES)
+    else:
+        raise ValueError(f"an unknown version of .npy: {version}")
+    return shape, dtype, file.tell()
+
+
+def require(archive: ArrayArchive, name: str, ndim: int) -> tuple[int, ...]:
+    """Shape of an array that the sizes of a model are read from.
+
+    Raises:
+        CheckpointError: It is not there, or has another number of axes.
+    """
+    shape = archive.shapes.get(name)
+    if shape is None:
+        raise CheckpointError(
+            f"{archive.path} lacks {name!r} and has {name_some(archive.shapes)}; it is not of the "
+            "official layout, or incomplete: use the file as it was released"
+        )
+    if len(shape) != ndim or 0 in shape:
+        raise CheckpointError(
+            f"{archive.path} has {name!r} with shape {shape}, not with {ndim} axes; use the file "
+            "as it was released"
+        )
+    return shape

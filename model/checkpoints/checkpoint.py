@@ -1,0 +1,46 @@
+"""What is read from a checkpoint, whatever its layout was, and the error of one that is refused."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
+
+from model.graphs import DenseTask
+
+NUM_NAMES_SHOWN = 4
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is not what it should be; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A verified checkpoint: every tensor was there, of its shape and finite, and none was left.
+
+    Attributes:
+        model: float32, in evaluation mode.
+        dense: Heads over the same backbone, whose tensors are the model's own; float32, in
+            evaluation mode. A head that `dense_tasks` does not name has no modules in it.
+        dense_tasks: The heads that were read.
+        tokenizer: Its ids are rows of the text tower's token embeddings.
+        variant: "b14", "l14", "so400m14", "g14", "s14", or "w192d6" for width 192 and depth 6.
+        origin: For the manifest's provenance: kind of checkpoint, its files' SHA-256, and what was
+            decided where the files do not say it.
+    """
+
+    model: Tipsv2Model
+    dense: Tipsv2DptForDensePrediction | None = None
+    dense_tasks: tuple[DenseTask, ...] = ()
+    tokenizer: Tipsv2Tokenizer
+    variant: str
+    origin: dict[str, JsonValue]
+
+
+def name_some(names: Iterable[str]) -> str:
+    """Enumerate names for an error message, the first few of many."""
+    ordered = sorted(names)
+    shown = ", ".join(repr(name) for name in ordered[:NUM_NAMES_SHOWN])
+    rest = len(ordered) - NUM_NAMES_SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown

@@ -1,0 +1,139 @@
+"""Reads the official PyTorch pair: `..._vision.npz` and `..._text.npz` of one model.
+
+Taken as layout: google-deepmind/tips at commit 4db271d, `pytorch/image_encoder.py` and
+`pytorch/text_encoder.py` (state dicts as npz, saved without pickle) with the learnt temperature as
+`temperature` in the text file (`pytorch/run_text_encoder_inference.py`); names as its
+`pytorch/checkpoints/download_checkpoints.sh` has them. LayerScale gammas may be absent, since the
+network was trained without them: then they are ones.
+
+The files of the Scenic folder (JAX) are refused: upstream's public code names the vision tower's
+parameters, but not the text tower's nor how the npz flattens them. The same weights are released
+in the PyTorch layout.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+from transformers import Tipsv2Config, Tipsv2Model
+
+from model.checkpoints.architecture import check_name, pair_config, tower_configs, variant_name
+from model.checkpoints.array_archive import ArrayArchive
+from model.checkpoints.checkpoint import CheckpointError, name_some
+from model.checkpoints.folder import digests
+from model.checkpoints.official_names import text_sources, vision_sources
+from model.checkpoints.weight_map import Source, gather
+
+VISION_SUFFIX = "_vision.npz"
+TEXT_SUFFIX = "_text.npz"
+TEMPERATURE = "temperature"
+GAMMA_SUFFIX = ".gamma"
+
+
+def is_pair_folder(folder: Path) -> bool:
+    """Whether a folder holds an .npz of a tower."""
+    return any(folder.glob(f"*{VISION_SUFFIX}")) or any(folder.glob(f"*{TEXT_SUFFIX}"))
+
+
+def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
+    """Read both towers and the temperature.
+
+    Returns:
+        The model in float32 and evaluation mode, its variant and its origin.
+
+    Raises:
+        CheckpointError: The folder has not exactly one pair, or it is not what it should be.
+    """
+    vision_path, text_path = _one(folder, VISION_SUFFIX), _one(folder, TEXT_SUFFIX)
+    with ArrayArchive(vision_path) as vision, ArrayArchive(text_path) as text:
+        for archive in (vision, text):
+            _refuse_scenic(archive)
+        temperature = _temperature(text)
+        config = pair_config(vision, text, temperature)
+        variant = variant_name(config)
+        check_name([vision_path.name, text_path.name], variant)
+        has_gammas = any(name.endswith(GAMMA_SUFFIX) for name in vision.shapes)
+        weights = _towers(config, vision, text, has_gammas=has_gammas)
+    weights[TEMPERATURE] = torch.tensor(temperature)
+    model = build(config, weights)
+    origin: dict[str, JsonValue] = {
+        "kind": "official-npz",
+        "files": dict(digests([vision_path, text_path])),
+        "temperature": "of the text file",
+        "layer_scale": "of the vision file" if has_gammas else "absent, so ones",
+        "num_heads": tower_configs(config)[0].num_attention_heads,
+    }
+    return model, variant, origin
+
+
+def build(config: Tipsv2Config, weights: Mapping[str, Tensor]) -> Tipsv2Model:
+    """A model that has exactly these tensors, without a copy of them."""
+    # Typed for the usual call, which returns the model alone.
+    from_pretrained: Any = Tipsv2Model.from_pretrained
+    model: Tipsv2Model
+    model, found = from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(weights),
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    assert not any(found.values()), found
+    return model
+
+
+def _one(folder: Path, suffix: str) -> Path:
+    found = sorted(folder.glob(f"*{suffix}"))
+    if len(found) != 1:
+        holds = f"holds {name_some(path.name for path in found)}" if found else "holds none"
+        raise CheckpointError(
+            f"{folder} should hold one file *{suffix} and {holds}; put exactly the two .npz files "
+            "of one model and its tokenizer into a folder"
+        )
+    return found[0]
+
+
+def _refuse_scenic(archive: ArrayArchive) -> None:
+    if any("/" in name for name in archive.shapes):
+        raise CheckpointError(
+            f"{archive.path} is of the Scenic (JAX) release, whose layout is not published as a "
+            "whole; use the file of the same model from the release's pytorch folder"
+        )
+
+
+def _temperature(archive: ArrayArchive) -> float:
+    shape = archive.shapes.get(TEMPERATURE)
+    if shape not in ((), (1,)):
+        what = f"has {TEMPERATURE!r} with shape {shape}" if shape else f"lacks {TEMPERATURE!r}"
+        raise CheckpointError(
+            f"{archive.path} {what}, and a text file holds the learnt temperature as one number; "
+            "use the file as it was released"
+        )
+    temperature = archive.read(TEMPERATURE).item()
+    if temperature <= 0:
+        raise CheckpointError(
+            f"{archive.path} has a temperature of {temperature}, which must be positive; "
+            "use the file as it was released"
+        )
+    return temperature
+
+
+def _towers(
+    config: Tipsv2Config, vision: ArrayArchive, text: ArrayArchive, *, has_gammas: bool
+) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        empty = Tipsv2Model(config)
+    shapes = {name: parameter.shape for name, parameter in empty.state_dict().items()}
+    sources = vision_sources(empty.vision_model.state_dict(), "vision_model.")
+    gammas = {name for name, source in sources.items() if source.name.endswith(GAMMA_SUFFIX)}
+    if not has_gammas:
+        sources = {name: source for name, source in sources.items() if name not in gammas}
+    weights = gather(vision, sources, shapes)
+    if not has_gammas:
+        weights |= {name: torch.ones(shapes[name]) for name in gammas}
+    text_side = text_sources(empty.text_model.state_dict(), "text_model.")
+    text_side[TEMPERATURE] = Source(TEMPERATURE, lambda tensor: tensor.reshape(()))
+    return weights | gather(text, text_side, shapes)

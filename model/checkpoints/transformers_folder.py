@@ -1,0 +1,197 @@
+"""Reads folders that transformers wrote, or the hub: config.json and safetensors, whole or sharded.
+
+The tensors' names are transformers' business: its conversion mappings know several generations of
+them. What is added here is that nothing may be missing, left over or of another shape, where
+transformers only warns.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, Tipsv2Config, Tipsv2Model
+
+from model.checkpoints.architecture import variant_name
+from model.checkpoints.checkpoint import CheckpointError, name_some
+from model.checkpoints.folder import digests
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+TEMPERATURE = "temperature"
+Config = TypeVar("Config", bound=PretrainedConfig)
+Model = TypeVar("Model", bound=PreTrainedModel)
+SAVE_AGAIN = "download it again, or save the model again with save_pretrained"
+
+
+def is_transformers_folder(folder: Path) -> bool:
+    """Whether a folder has the file that every such folder has."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json`.
+
+    Raises:
+        CheckpointError: It is no JSON object.
+    """
+    path = folder / CONFIG_FILE
+    config = _read_json(path)
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"{path} names no model_type; {SAVE_AGAIN}")
+    return config
+
+
+def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
+    """Read a folder of a Tipsv2Model.
+
+    Returns:
+        The model in float32 and evaluation mode, its variant and its origin.
+
+    Raises:
+        CheckpointError: It is of another model, or its weights are not the configuration's.
+    """
+    settings = read_config(folder)
+    if settings["model_type"] != Tipsv2Config.model_type:
+        raise CheckpointError(
+            f"{folder} holds a model of type {settings['model_type']!r}, not 'tipsv2'; name the "
+            "folder of a TIPSv2 model, and a -dpt folder as its dense heads"
+        )
+    config = parse_config(Tipsv2Config, folder, settings)
+    model, files, names = load(Tipsv2Model, folder, config)
+    temperature = model.temperature.item()
+    if not temperature > 0:
+        raise CheckpointError(f"{folder} has a temperature of {temperature}; it must be positive")
+    origin: dict[str, JsonValue] = {
+        "kind": "transformers",
+        "files": dict(digests([folder / CONFIG_FILE, *files])),
+        # Published folders lack it among their weights.
+        "temperature": "of the weights" if TEMPERATURE in names else f"of {CONFIG_FILE}",
+    }
+    return model, variant_name(config), origin
+
+
+def parse_config(kind: type[Config], folder: Path, settings: dict[str, Any]) -> Config:
+    """Build a configuration of settings, without letting it name other folders.
+
+    Raises:
+        CheckpointError: A setting is impossible.
+    """
+    try:
+        config: Config = kind.from_dict(settings)
+    except Exception as error:  # validation raises what each field's check happens to raise
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} is no configuration that transformers takes ({error}); "
+            f"{SAVE_AGAIN}"
+        ) from error
+    return config
+
+
+def load(
+    kind: type[Model], folder: Path, config: PretrainedConfig
+) -> tuple[Model, list[Path], set[str]]:
+    """Load a model and see that every tensor found its place.
+
+    Returns:
+        The model in float32 and evaluation mode, the files of its weights, and the names in them.
+
+    Raises:
+        CheckpointError: Weights are unreadable, missing, left over, of a wrong shape or not finite.
+    """
+    files = _weight_files(folder)
+    names = {name for path in files for name in _names(path)}
+    model: Model
+    found: dict[str, Any]
+    try:
+        # Typed for the usual call, which returns the model alone.
+        from_pretrained: Any = kind.from_pretrained
+        model, found = from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a damaged file makes it stumble over
+        raise CheckpointError(
+            f"{folder} cannot be loaded as {kind.__name__} ({error}); {SAVE_AGAIN}"
+        ) from error
+    _check_found(kind, folder, found)
+    check_finite(model, folder)
+    return model, files, names
+
+
+def check_finite(model: nn.Module, path: Path) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        CheckpointError: One is NaN or infinite in float32.
+    """
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path} has NaN or infinite values in {name!r}; {SAVE_AGAIN}")
+
+
+def _check_found(kind: type, folder: Path, found: dict[str, Any]) -> None:
+    texts = {
+        "missing_keys": "lacks",
+        "unexpected_keys": "has tensors that belong nowhere:",
+        "mismatched_keys": "has tensors of other shapes than its config.json says:",
+        "error_msgs": "cannot be loaded:",
+    }
+    problems = [
+        f"{text} {name_some(key if isinstance(key, str) else str(key[0]) for key in found[field])}"
+        for field, text in texts.items()
+        if found.get(field)
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{folder} {' and '.join(problems)}; so it is no whole {kind.__name__}: {SAVE_AGAIN}"
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        raise CheckpointError(
+            f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}; save the model there with "
+            "save_pretrained, which writes safetensors"
+        )
+    placed = _read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise CheckpointError(f"{index} has no weight_map; {SAVE_AGAIN}")
+    shards = sorted({str(name) for name in placed.values()})
+    for name in shards:
+        if Path(name).name != name or "\\" in name or not (folder / name).is_file():
+            raise CheckpointError(
+                f"{index} names {name!r}, which is no file beside it; {SAVE_AGAIN}"
+            )
+    return [folder / name for name in shards]
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is no safetensors file or was cut short ({error}); {SAVE_AGAIN}"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); {SAVE_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no JSON object; {SAVE_AGAIN}")
+    return content

@@ -1,0 +1,155 @@
+"""An archive is unpacked only when all of its headers are those of plain finite weights."""
+
+import io
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from model.checkpoints.array_archive import ArrayArchive
+from model.checkpoints.checkpoint import CheckpointError
+
+GOOD = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=True)
+    return content.getvalue()
+
+
+def write_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content, method)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "weights.npz"
+
+
+def test_arrays_come_back_as_float32(path: Path) -> None:
+    half, double = np.full(2, 0.5, np.float16), np.array(2.5)
+    np.savez(path, allow_pickle=False, a=GOOD, half=half, double=double)
+    with ArrayArchive(path) as archive:
+        assert archive.shapes == {"a": (2, 3), "half": (2,), "double": ()}
+        assert torch.equal(archive.read("a"), torch.from_numpy(GOOD))
+        assert torch.equal(archive.read("half"), torch.tensor([0.5, 0.5]))
+        assert torch.equal(archive.read("double"), torch.tensor(2.5))
+
+
+def test_arrays_of_other_layouts_keep_their_values(path: Path) -> None:
+    np.savez_compressed(path, f=np.asfortranarray(GOOD), big=GOOD.astype(">f4"))
+    with ArrayArchive(path) as archive:
+        assert torch.equal(archive.read("f"), torch.from_numpy(GOOD))
+        assert torch.equal(archive.read("big"), torch.from_numpy(GOOD))
+
+
+BAD_MEMBERS = {
+    "objects": ({"a.npy": npy(np.array([{}], dtype=object))}, "Python objects .* run any program"),
+    "integers": ({"a.npy": npy(np.arange(3))}, "holds int64 at 'a'"),
+    "complex": ({"a.npy": npy(np.ones(2, np.complex64))}, "holds complex64"),
+    "no array": ({"a.npy": b"not an array at all"}, "no readable array at 'a'"),
+    "empty": ({"a.npy": b""}, "no readable array at 'a'"),
+    "text": ({"readme.txt": b"hello"}, "'readme.txt', which is no .npy array"),
+    "a pickle": ({"data.pkl": b"\x80\x04N."}, "'data.pkl', which is no .npy array"),
+    "parent": ({"../a.npy": npy(GOOD)}, "points out of the archive"),
+    "deep parent": ({"x/../../a.npy": npy(GOOD)}, "points out of the archive"),
+    "absolute": ({"/etc/a.npy": npy(GOOD)}, "points out of the archive"),
+    "drive": ({"C:\\a.npy": npy(GOOD)}, "points out of the archive"),
+    "backslashes": ({"..\\a.npy": npy(GOOD)}, "points out of the archive"),
+    "cut short": ({"a.npy": npy(GOOD)[:-4]}, "not what its header"),
+    "too long": ({"a.npy": npy(GOOD) + b"more"}, "not what its header"),
+    "version 9": ({"a.npy": b"\x93NUMPY\x09\x00" + npy(GOOD)[8:]}, "no readable array"),
+    "nothing": ({}, "holds no arrays"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MEMBERS)
+def test_bad_members_are_refused(path: Path, case: str) -> None:
+    members, message = BAD_MEMBERS[case]
+    write_zip(path, members)
+    with pytest.raises(CheckpointError, match=message):
+        ArrayArchive(path)
+
+
+def test_a_name_that_comes_twice_is_refused(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", npy(GOOD))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.npy", npy(GOOD + 1))
+    with pytest.raises(CheckpointError, match="has 'a' twice"):
+        ArrayArchive(path)
+
+
+def test_what_would_fill_the_memory_is_not_unpacked(path: Path) -> None:
+    write_zip(path, {"a.npy": npy(np.zeros(2**20, np.float32))}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match=r"would unpack to \d+ bytes, .* not unpacked"):
+        ArrayArchive(path)
+
+
+def test_a_header_that_promises_more_than_there_is_is_refused(path: Path) -> None:
+    header = npy(GOOD).replace(b"(2, 3)", b"(9, 9)")
+    write_zip(path, {"a.npy": header})
+    with pytest.raises(CheckpointError, match="not what its header"):
+        ArrayArchive(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_values_that_are_no_finite_float32_are_refused(path: Path, value: float) -> None:
+    np.savez(path, allow_pickle=False, fine=GOOD, a=np.array([1.0, value]))
+    with (
+        ArrayArchive(path) as archive,
+        pytest.raises(CheckpointError, match=r"NaN or infinite values in 'a'; download"),
+    ):
+        archive.read("a")
+
+
+def cut_in_half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def drop_directory(content: bytes) -> bytes:
+    return content[: content.index(b"PK\x01\x02")]
+
+
+def not_a_zip(content: bytes) -> bytes:
+    return b"x" * len(content)
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, drop_directory, not_a_zip, lambda _: b""])
+def test_a_file_that_was_cut_short_is_refused(path: Path, damage: Callable[[bytes], bytes]) -> None:
+    np.savez(path, allow_pickle=False, a=GOOD)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"no zip of arrays or was cut short .* download"):
+        ArrayArchive(path)
+
+
+def test_one_flipped_bit_is_found(path: Path) -> None:
+    # Longer than what reading the header may buffer and check on its way.
+    np.savez(path, allow_pickle=False, a=np.arange(50_000, dtype=np.float32))
+    content = bytearray(path.read_bytes())
+    content[content.index(struct.pack("<f", 12_345.0)) + 1] ^= 1
+    path.write_bytes(content)
+    with (
+        ArrayArchive(path) as archive,
+        pytest.raises(CheckpointError, match=r"damaged at 'a' \(Bad CRC"),
+    ):
+        archive.read("a")
+
+
+def test_an_encrypted_member_is_refused(path: Path) -> None:
+    write_zip(path, {"a.npy": npy(GOOD)})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is encrypted; save it without a password"):
+        ArrayArchive(path)

@@ -4,7 +4,7 @@ It knows no files: reading, hashing and checking a folder is `model.package`.
 """
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -14,6 +14,17 @@ MANIFEST_NAME = "tipserve.json"
 
 Output = Literal["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"]
 PositiveInt = Annotated[int, Field(gt=0)]
+
+# Which numbers of `ParityEntry` each of `ParityLimits` holds: from above, "max", or from below.
+BOUNDED: Final[dict[str, tuple[str, ...]]] = {
+    "max_abs_diff": ("max_abs_diff",),
+    "max_relative_diff": ("max_relative_diff",),
+    "min_cosine": ("min_cosine_cls", "min_cosine_patches"),
+    "min_mean_cosine": ("mean_cosine_cls", "mean_cosine_patches"),
+    "min_mask_agreement": ("mask_agreement",),
+    "max_depth_error": ("depth_error",),
+    "max_normals_degrees": ("normals_degrees",),
+}
 
 
 class Entry(BaseModel):
@@ -37,11 +48,19 @@ class ZeroShot(Entry):
 
 
 class ParityLimits(Entry):
-    """What a graph has to keep to be written; None where a precision is not held to it."""
+    """What a graph, run in one way, has to keep; None where it is not held to that number.
+
+    The numbers are those of `ParityEntry` of the same name; `min_cosine` and `min_mean_cosine` hold
+    for global and for patch embeddings.
+    """
 
     max_abs_diff: Annotated[float, Field(gt=0)] | None = None
+    max_relative_diff: Annotated[float, Field(gt=0)] | None = None
     min_cosine: float | None = None
+    min_mean_cosine: float | None = None
     min_mask_agreement: float | None = None
+    max_depth_error: Annotated[float, Field(gt=0)] | None = None
+    max_normals_degrees: Annotated[float, Field(gt=0)] | None = None
 
 
 class ParityEntry(Entry):
@@ -49,8 +68,13 @@ class ParityEntry(Entry):
 
     `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
     inputs: (batch, height, width) in pixels for pictures, (batch, tokens) for texts. Differences
-    and cosines are the worst over all of them, of global and of text embeddings (`min_cosine_cls`)
-    and of patch and value embeddings; `mask_agreement` is the share of pixels with the same class.
+    are the worst over all of them; `max_relative_diff` is in units of the root mean square of the
+    output that it is of. Cosines are the worst and the mean, of global and of text embeddings
+    (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of pixels that
+    segmentation gives the same class; `clear_mask_agreement` is that of the pixels whose best two
+    cosines are not nearly equal. Of dense heads, `depth_error` is the mean of |difference| / depth
+    and `normals_degrees` the mean angle. Where `is_finite` is false, an output held NaN or
+    infinity, which the other numbers leave out.
     """
 
     file: str
@@ -58,11 +82,40 @@ class ParityEntry(Entry):
     precision: Precision
     reference: str
     sizes: list[tuple[int, ...]]
+    is_finite: bool = True
     max_abs_diff: Annotated[float, Field(ge=0)]
+    max_relative_diff: Annotated[float, Field(ge=0)] | None = None
     min_cosine_cls: float | None = None
+    mean_cosine_cls: float | None = None
     min_cosine_patches: float | None = None
+    mean_cosine_patches: float | None = None
     mask_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    clear_mask_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    depth_error: Annotated[float, Field(ge=0)] | None = None
+    normals_degrees: Annotated[float, Field(ge=0)] | None = None
     limits: ParityLimits
+
+    @property
+    def passed(self) -> bool:
+        """Whether it keeps its limits; without any limit, or with a NaN, it does not."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What it fails, as phrases: each number and its limit."""
+        if not self.is_finite:
+            return ("an output is not finite",)
+        limits: dict[str, float] = self.limits.model_dump(exclude_none=True)
+        found = [] if limits else ["it has no limit to keep"]
+        for limit, bound in limits.items():
+            numbers = {name: getattr(self, name) for name in BOUNDED[limit]}
+            measured = {name: number for name, number in numbers.items() if number is not None}
+            if not measured:
+                found.append(f"{limit} {bound:.6g} has nothing measured to hold")
+            for name, number in measured.items():
+                if not (number <= bound if limit.startswith("max") else number >= bound):
+                    found.append(f"{name} is {number:.6g}, {limit} {bound:.6g}")
+        return tuple(found)
 
 
 class ScoreEntry(Entry):

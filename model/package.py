@@ -1,9 +1,9 @@
 """The model package: a folder with weights, graphs, tokenizer and a manifest that vouches for them.
 
-Digests are verified before a file is opened by anyone else. Knows no runtime and no network.
+Digests are verified before a file is opened by anyone else; see `model.package_check`. Knows no
+runtime and no network.
 """
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from model.manifest import (
     ZeroShot,
     check_file_name,
 )
+from model.package_check import PackageError, check_files, sha256
 
 __all__ = [
     "BUNDLED_FOLDER",
@@ -38,10 +39,6 @@ __all__ = [
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-class PackageError(ValueError):
-    """A folder is not a usable model package; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +73,14 @@ def open_package(source: str | Path, *, verify: bool = True) -> ModelPackage:
         verify: Compare the SHA-256 of every file. Without it only presence and lengths are checked.
 
     Raises:
-        PackageError: There is no such package, its manifest is malformed, or a file is missing or
-            is not what the manifest says.
+        PackageError: There is no such package, its manifest is malformed, a file is missing or is
+            not what the manifest says, or something lies in the folder that should not.
     """
     folder = _resolve(source)
     manifest = _read_manifest(folder)
     if not manifest.files:
         raise PackageError(f"{folder / MANIFEST_NAME} lists no files; export the model again")
-    for name, entry in manifest.files.items():
-        _check_file(folder, name, entry, verify=verify)
+    check_files(folder, manifest.files, verify=verify)
     return ModelPackage(path=folder, manifest=manifest)
 
 
@@ -94,7 +90,7 @@ def write_manifest(folder: Path, manifest_without_files: Manifest) -> ModelPacka
     The manifest appears at once or not at all. An older manifest of the folder is replaced.
 
     Raises:
-        PackageError: The folder is empty or holds a file whose name a package cannot carry.
+        PackageError: The folder is empty or holds a file that a package cannot carry.
     """
     files: dict[str, FileEntry] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -105,9 +101,10 @@ def write_manifest(folder: Path, manifest_without_files: Manifest) -> ModelPacka
             check_file_name(name)
         except ValueError as error:
             raise PackageError(f"cannot package {folder}: {error}; rename the file") from error
-        files[name] = FileEntry(sha256=_sha256(path), size_bytes=path.stat().st_size)
+        files[name] = FileEntry(sha256=sha256(path), size_bytes=path.stat().st_size)
     if not files:
         raise PackageError(f"{folder} is empty; write the model's files before its manifest")
+    check_files(folder, files, verify=False)
     manifest = manifest_without_files.model_copy(update={"files": files})
     temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
     temporary.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -149,22 +146,3 @@ def _read_manifest(folder: Path) -> Manifest:
         raise PackageError(
             f"{path} is not a manifest this version understands; export the model again. {error}"
         ) from error
-
-
-def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> None:
-    path = folder / name
-    advice = "copy the package again, or export it again"
-    if not path.is_file():
-        raise PackageError(f"{folder} lacks {name!r}, which its manifest lists; {advice}")
-    size_bytes = path.stat().st_size
-    if size_bytes != entry.size_bytes:
-        raise PackageError(
-            f"{path} has {size_bytes} bytes, its manifest says {entry.size_bytes}; {advice}"
-        )
-    if verify and _sha256(path) != entry.sha256:
-        raise PackageError(f"{path} is not the file its manifest describes (SHA-256); {advice}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

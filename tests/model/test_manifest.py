@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
 
 from model.manifest import (
+    BOUNDED,
     FileEntry,
     Manifest,
     ParityEntry,
@@ -56,7 +57,13 @@ parity = st.builds(
     min_cosine_cls=st.none() | st.floats(-1, 1),
     min_cosine_patches=st.none() | st.floats(-1, 1),
     mask_agreement=st.none() | st.floats(0, 1),
-    limits=st.builds(ParityLimits, max_abs_diff=st.none() | st.just(1e-4)),
+    depth_error=st.none() | st.floats(0, 1),
+    is_finite=st.booleans(),
+    limits=st.builds(
+        ParityLimits,
+        max_abs_diff=st.none() | st.just(1e-4),
+        min_mean_cosine=st.none() | st.floats(-1, 1),
+    ),
 )
 files = st.dictionaries(
     st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}\.json", fullmatch=True),
@@ -126,3 +133,47 @@ def test_plain_relative_names_are_fine(name: str) -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="file name"):
         check_file_name(name)
+
+
+GOOD: dict[str, Any] = {
+    "file": "onnx/vision_model.onnx",
+    "runtime": "openvino",
+    "precision": "bf16",
+    "reference": "torch",
+    "sizes": [(1, 56, 56)],
+    "max_abs_diff": 0.1,
+    "min_cosine_cls": 0.999,
+    "mean_cosine_cls": 0.9999,
+    "min_cosine_patches": 0.998,
+    "mask_agreement": 0.996,
+    "limits": ParityLimits(min_cosine=0.998, min_mean_cosine=0.999, min_mask_agreement=0.995),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "failure"),
+    [
+        ({}, None),
+        ({"min_cosine_patches": None}, None),
+        ({"min_cosine_patches": 0.9979}, "min_cosine_patches is 0.9979, min_cosine 0.998"),
+        ({"min_cosine_cls": 0.5}, "min_cosine_cls is 0.5"),
+        ({"mask_agreement": 0.9949}, "mask_agreement is 0.9949, min_mask_agreement 0.995"),
+        ({"mask_agreement": None}, "min_mask_agreement 0.995 has nothing measured"),
+        ({"is_finite": False}, "not finite"),
+        ({"limits": ParityLimits()}, "no limit"),
+        ({"limits": ParityLimits(max_abs_diff=0.1)}, None),
+        ({"limits": ParityLimits(max_abs_diff=0.09)}, "max_abs_diff is 0.1"),
+        ({"limits": ParityLimits(max_depth_error=0.1), "depth_error": 0.2}, "depth_error is 0.2"),
+    ],
+)
+def test_an_entry_passes_when_every_limit_has_a_number_that_keeps_it(
+    change: dict[str, Any], failure: str | None
+) -> None:
+    entry = ParityEntry(**{**GOOD, **change})
+    assert entry.passed == (failure is None)
+    assert failure is None or failure in entry.failures[0]
+
+
+def test_every_limit_bounds_numbers_that_exist() -> None:
+    assert set(BOUNDED) == set(ParityLimits.model_fields)
+    assert {name for names in BOUNDED.values() for name in names} < set(ParityEntry.model_fields)

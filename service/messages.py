@@ -153,6 +153,25 @@ class RequestLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BucketLimits:
+    """A shape of pictures that was measured at the start.
+
+    Attributes:
+        height: In pixels, as the model sees it.
+        width: In pixels.
+        max_batch_images: Pictures that one batch may hold.
+        run_s: Seconds that one picture takes on one lane.
+        peak_bytes: Memory that one picture takes beside the weights; None where it is not known.
+    """
+
+    height: int
+    width: int
+    max_batch_images: int
+    run_s: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What is told about a served model."""
 
@@ -160,6 +179,7 @@ class ModelInfo:
     runtime: str
     precision: str
     limits: RequestLimits
+    buckets: tuple[BucketLimits, ...] = ()
 
     def scores(self) -> list[dict[str, Any]]:
         """The manifest's scores as plain values."""

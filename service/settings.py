@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
 
 PREFIX = "TIPSERVE_"
+SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
 # What Kubernetes sets in every pod beside a Service called tipserve; none of it is a setting.
 SERVICE_LINK = re.compile(
     r"TIPSERVE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
@@ -47,6 +48,10 @@ class Settings(BaseSettings):
     may ask for a mask may then do it too: set API keys beside it."""
     model_repository: Path | None = None
     """Folder whose packages may be loaded at run time; nothing outside of it ever is."""
+    sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ()
+    """Further shapes of pictures to be warmed up for and measured at the start, in pixels with
+    commas between: `896,896x672,1372` (one number is a square, two are height and width). Other
+    sizes are computed too, but the first picture of each pays for what a runtime prepares."""
     runtime: Literal["auto", "onnx", "openvino"] = "auto"
     """What computes."""
     lanes: Positive | None = None
@@ -193,6 +198,17 @@ class Settings(BaseSettings):
             raise ValueError("name at least one model, and nothing empty between commas")
         return names
 
+    @field_validator("sizes", mode="before")
+    @classmethod
+    def _sides(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        found = [SIZE.fullmatch(size.strip()) for size in value.split(",")]
+        sides = [(match[1], match[2] or match[1]) for match in found if match]
+        if len(sides) != len(found):
+            raise ValueError("write sizes as 448 or 448x336 (height x width), commas between")
+        return tuple((int(height), int(width)) for height, width in sides)
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.max_batch_patches > self.max_queue_patches:
@@ -242,7 +258,9 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
 
 
 def _as_text(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join("x".join(map(str, v)) if isinstance(v, tuple) else v for v in value)
 
 
 def describe_settings(

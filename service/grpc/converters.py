@@ -174,6 +174,16 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
         ),
         scores=scores,
         licence=manifest.licence,
+        buckets=[
+            model_pb2.Bucket(
+                height=bucket.height,
+                width=bucket.width,
+                max_batch_image_count=bucket.max_batch_images,
+                run_seconds=bucket.run_s,
+                peak_bytes=bucket.peak_bytes,
+            )
+            for bucket in info.buckets
+        ],
     )
 
 

@@ -1,7 +1,6 @@
 """A package's lanes: as many as the machine is good for, each tried out, and measured on one."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,53 +10,121 @@ from typing import Any, Final
 
 from model.package import Manifest, ModelPackage, PackageError
 from model.runtime.load import load_runtime
+from service.lanes.batch_memory import BatchMemory, PeakMeter
 from service.lanes.cpu_limit import available_cpus
 from service.lanes.lane import Lane
-from service.lanes.lane_plan import MAX_LANES, LanePlan, free_memory, lane_bytes, plan_lanes
+from service.lanes.lane_plan import (
+    MAX_LANES,
+    MEMORY_SHARE,
+    LanePlan,
+    free_memory,
+    lane_bytes,
+    plan_lanes,
+)
 from service.lanes.warm_up import WarmUp, WarmUpRules, measure
 from service.lanes.work import Bucket
 from service.models.model_source import ModelSource
+from service.models.served_shapes import item_cost, num_patches, served_buckets
 from service.settings import Settings
 
 MAX_BATCH_IMAGES: Final = 64
-WARM_UP_TOKENS: Final = 8
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedLanes:
-    """Lanes that have run every served shape, and what one of them measured."""
+    """Lanes that have run every served shape, and what one of them measured.
+
+    Attributes:
+        lanes: All warm.
+        warm: What batches cost in time.
+        memory: What single pictures cost in memory.
+        max_patches: What a batch may hold for each lane to have the memory; None is not known.
+    """
 
     lanes: Sequence[Lane]
     warm: WarmUp
+    memory: BatchMemory
+    max_patches: int | None
 
 
 def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
     """Load a runtime for each lane, run every served shape on it, and measure what batches cost.
 
+    The first lane is loaded alone, because what its pictures take in memory decides how many lanes
+    there may be.
+
     Raises:
-        PackageError: A served shape does not fit into a batch.
+        PackageError: A served shape does not fit into a batch, or not into memory.
         WarmUpError: The runtime gives no usable embeddings.
         Unavailable: The load was cancelled.
     """
     manifest = package.manifest
     buckets = served_buckets(manifest, settings.max_batch_patches)
-    plan = lane_plan(settings, package)
+    free_bytes = free_memory()
+    plan = lane_plan(settings, package, free_bytes)
+    first, first_s, memory = load_first_lane(package, settings, plan, buckets)
+    needed_bytes = lane_bytes(package) + memory.largest_bytes
+    fitting = lane_plan(settings, package, free_bytes, needed_bytes=needed_bytes)
+    if fitting.num_threads != plan.num_threads:
+        first.runtime.close()
+        first, first_s, memory = load_first_lane(package, settings, fitting, buckets)
+    check_memory(manifest, fitting, memory, free_bytes)
 
-    def load_lane(_: int) -> tuple[Lane, dict[Bucket, float]]:
+    def load_lane(_: int) -> Lane:
         source.check()
-        return _load_lane(package, settings, plan, buckets)
+        return _load_lane(package, settings, fitting, buckets)
 
-    # At the start all lanes at once; later one by one, for other models need the processors.
-    with ThreadPoolExecutor(1 if source.is_background else plan.num_lanes) as loaders:
-        lanes, first_s = zip(*loaders.map(load_lane, range(plan.num_lanes)), strict=True)
+    # At the start the others all at once; later one by one, for other models need the processors.
+    num_others = fitting.num_lanes - 1
+    with ThreadPoolExecutor(1 if source.is_background else max(1, num_others)) as loaders:
+        lanes = [first, *loaders.map(load_lane, range(num_others))]
     source.check()
     began = time.monotonic()
-    warm = warm_up(manifest, lanes[0], first_s[0], settings)
-    chosen = describe(plan, warm) | {"seconds": round(time.monotonic() - began, 3)}
+    warm = warm_up(manifest, first, first_s, settings)
+    chosen = describe(fitting, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
     logger.info("measured", extra={"fields": chosen})
-    return LoadedLanes(lanes, warm)
+    budget_bytes = int((free_bytes or 0) * MEMORY_SHARE) // fitting.num_lanes
+    max_patches = memory.patches_within(budget_bytes, partial(item_cost, manifest))
+    return LoadedLanes(lanes, warm, memory, max_patches if free_bytes else None)
+
+
+def load_first_lane(
+    package: ModelPackage, settings: Settings, plan: LanePlan, buckets: list[Bucket]
+) -> tuple[Lane, dict[Bucket, float], BatchMemory]:
+    """A lane that has run every shape once, the seconds of each, and what each took in memory."""
+    lane = _new_lane(package, settings, plan, buckets)
+    meter = PeakMeter()
+    first_s: dict[Bucket, float] = {}
+    peaks: dict[Bucket, int] = {}
+    # What a runtime once had it keeps: only from small to large does each shape show its own.
+    for bucket in sorted(buckets, key=partial(item_cost, package.manifest)):
+        began = time.monotonic()
+        peak_bytes = meter.peak_bytes(partial(lane.try_out, bucket))
+        first_s[bucket] = time.monotonic() - began
+        if bucket.kind == "image" and peak_bytes is not None and lane.runtime.device == "cpu":
+            peaks[bucket] = peak_bytes
+    return lane, {bucket: first_s[bucket] for bucket in buckets}, BatchMemory(peaks)
+
+
+def check_memory(
+    manifest: Manifest, plan: LanePlan, memory: BatchMemory, free_bytes: int | None
+) -> None:
+    """Refuse lanes that cannot compute their largest shape at the same time.
+
+    Raises:
+        PackageError: Memory does not hold it.
+    """
+    if free_bytes is None or plan.num_lanes * memory.largest_bytes <= free_bytes:
+        return
+    bucket = max(memory.peak_bytes, key=lambda bucket: memory.peak_bytes[bucket])
+    fitting = max(1, free_bytes // memory.largest_bytes)
+    raise PackageError(
+        f"{manifest.name} takes {memory.largest_bytes / 1e6:.0f} MB for one {bucket.label} on each "
+        f"of {plan.num_lanes} lanes, and {free_bytes / 1e6:.0f} MB are free: set lanes to "
+        f"{fitting} or fewer, serve smaller sizes, or give the process more memory"
+    )
 
 
 def num_pool_threads(settings: Settings) -> int:
@@ -65,14 +132,27 @@ def num_pool_threads(settings: Settings) -> int:
     return settings.pool_threads or min(available_cpus(), MAX_LANES)
 
 
-def lane_plan(settings: Settings, package: ModelPackage) -> LanePlan:
-    """Lanes and threads as set, or as this machine is good for."""
+def lane_plan(
+    settings: Settings,
+    package: ModelPackage,
+    free_bytes: int | None,
+    *,
+    needed_bytes: int | None = None,
+) -> LanePlan:
+    """Lanes and threads as set, or as this machine is good for.
+
+    Args:
+        settings: Lanes and threads, where they are set.
+        package: Whose graphs they hold.
+        free_bytes: Of memory; None where it is not known.
+        needed_bytes: By one lane; None is what its graphs alone take.
+    """
     return plan_lanes(
         lanes=settings.lanes,
         threads=settings.threads_per_lane,
         cpus=available_cpus(),
-        free_bytes=free_memory(),
-        lane_bytes=lane_bytes(package),
+        free_bytes=free_bytes,
+        lane_bytes=needed_bytes or lane_bytes(package),
     )
 
 
@@ -90,7 +170,7 @@ def warm_up(
     return measure(lane, first_s, rules, time.monotonic)
 
 
-def describe(plan: LanePlan, warm: WarmUp) -> dict[str, Any]:
+def describe(plan: LanePlan, warm: WarmUp, memory: BatchMemory) -> dict[str, Any]:
     """What was chosen and measured, for the log."""
     curves = {
         bucket.label: {"intercept_s": round(c.intercept_s, 6), "slope_s": round(c.slope_s, 6)}
@@ -101,48 +181,25 @@ def describe(plan: LanePlan, warm: WarmUp) -> dict[str, Any]:
         "threads_per_lane": plan.num_threads,
         "max_batch_images": warm.max_images,
         "batch_cost": curves,
+        "peak_bytes": {bucket.label: peak for bucket, peak in memory.peak_bytes.items()},
     }
-
-
-def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
-    """Patches of a picture of this height and width in pixels."""
-    return math.prod(shape) // manifest.patch_size**2
-
-
-def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
-    """The shapes that are warmed up.
-
-    Raises:
-        PackageError: A picture of one of them is more than a batch may hold.
-    """
-    for height, width in manifest.shape_buckets:
-        needed = num_patches((height, width), manifest)
-        if needed > max_patches:
-            raise PackageError(
-                f"{manifest.name} serves {height} x {width} pixels, which are {needed} "
-                f"patches; raise max_batch_patches above {max_patches}"
-            )
-    shapes = [Bucket("image", shape) for shape in manifest.shape_buckets]
-    return [*shapes, Bucket("text", (min(WARM_UP_TOKENS, manifest.max_text_tokens),))]
-
-
-def item_cost(manifest: Manifest, bucket: Bucket) -> int:
-    """Patches of a picture, tokens of a text."""
-    return bucket.shape[0] if bucket.kind == "text" else num_patches(bucket.shape, manifest)
 
 
 def _load_lane(
     package: ModelPackage, settings: Settings, plan: LanePlan, buckets: list[Bucket]
-) -> tuple[Lane, dict[Bucket, float]]:
-    """A lane that has run every shape once, and the seconds that each took."""
-    lane = Lane(
+) -> Lane:
+    """A lane that has run every shape once."""
+    lane = _new_lane(package, settings, plan, buckets)
+    for bucket in buckets:
+        lane.try_out(bucket)
+    return lane
+
+
+def _new_lane(
+    package: ModelPackage, settings: Settings, plan: LanePlan, buckets: list[Bucket]
+) -> Lane:
+    return Lane(
         partial(load_runtime, package, runtime=settings.runtime, num_threads=plan.num_threads),
         embed_dim=package.manifest.embed_dim,
         probe_bucket=buckets[0],
     )
-    first_s: dict[Bucket, float] = {}
-    for bucket in buckets:
-        began = time.monotonic()
-        lane.try_out(bucket)
-        first_s[bucket] = time.monotonic() - began
-    return lane, first_s

@@ -10,11 +10,12 @@ from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane_worker import LaneCare
 from service.lanes.work import BatchLimits
-from service.messages import ModelInfo, RequestLimits
+from service.messages import BucketLimits, ModelInfo, RequestLimits
 from service.models.admission import Admission
-from service.models.lane_loading import LoadedLanes, item_cost, load_lanes
+from service.models.lane_loading import LoadedLanes, load_lanes
 from service.models.model_source import ModelSource
 from service.models.served_model import ServedModel
+from service.models.served_shapes import item_cost, with_sizes
 from service.models.text_cache import TextCache
 from service.monitoring.observability import Metrics
 from service.settings import Settings
@@ -42,9 +43,10 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
         Unavailable: The load was cancelled.
     """
     package = open_package(source.folder)
+    manifest = with_sizes(package.manifest, settings.sizes)
     if source.name is not None:
-        named = package.manifest.model_copy(update={"name": source.name})
-        package = replace(package, manifest=named)
+        manifest = manifest.model_copy(update={"name": source.name})
+    package = replace(package, manifest=manifest)
     return serve_lanes(package, load_lanes(package, settings, source), settings, metrics)
 
 
@@ -60,6 +62,26 @@ def image_budget(manifest: Manifest, max_images: int, device: Device, settings: 
     return min(settings.max_batch_patches, max_images * native_patches)
 
 
+def bucket_limits(
+    manifest: Manifest, loaded: LoadedLanes, max_patches: int
+) -> tuple[BucketLimits, ...]:
+    """What was measured of each served shape of pictures, and what a batch of it may hold."""
+    curves, peaks = loaded.warm.curves, loaded.memory.peak_bytes
+    return tuple(
+        BucketLimits(
+            height=bucket.shape[0],
+            width=bucket.shape[1],
+            max_batch_images=max(
+                1, min(loaded.warm.max_images, max_patches // item_cost(manifest, bucket))
+            ),
+            run_s=round(curve.seconds(1), 6),
+            peak_bytes=peaks.get(bucket),
+        )
+        for bucket, curve in curves.items()
+        if bucket.kind == "image"
+    )
+
+
 def serve_lanes(
     package: ModelPackage, loaded: LoadedLanes, settings: Settings, metrics: Metrics
 ) -> ServedModel:
@@ -67,6 +89,8 @@ def serve_lanes(
     manifest, lanes, warm = package.manifest, loaded.lanes, loaded.warm
     runtime = lanes[0].runtime
     max_patches = image_budget(manifest, warm.max_images, runtime.device, settings)
+    if loaded.max_patches is not None:
+        max_patches = min(max_patches, loaded.max_patches)
     is_cpu = runtime.device == "cpu"
     batcher = Batcher(
         lanes,
@@ -96,6 +120,7 @@ def serve_lanes(
         runtime=runtime.name,
         precision=runtime.precision,
         limits=request_limits(settings),
+        buckets=bucket_limits(manifest, loaded, max_patches),
     )
     batcher.start()
     return ServedModel(

@@ -124,6 +124,18 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class Bucket(BaseModel):
+    """One shape of pictures, in pixels, that has run before the server was ready."""
+
+    height: int
+    width: int
+    max_batch_images: int = Field(description="Pictures that one batch may hold.")
+    run_s: float = Field(description="Seconds that one picture took on one lane at the start.")
+    peak_bytes: int | None = Field(
+        description="Memory that it took beside the weights; null where it is not known."
+    )
+
+
 class ModelCard(BaseModel):
     """One served model; sizes are in pixels."""
 
@@ -142,6 +154,7 @@ class ModelCard(BaseModel):
     runtime: str
     precision: str
     limits: dict[str, int] = Field(description="What one request may hold.")
+    buckets: list[Bucket] = Field(description="Shapes of pictures that were measured at the start.")
     scores: list[dict[str, Any]]
     licence: str
 
@@ -173,6 +186,7 @@ def model_card(info: ModelInfo) -> ModelCard:
         runtime=info.runtime,
         precision=info.precision,
         limits={name: getattr(info.limits, name) for name in info.limits.__slots__},
+        buckets=[Bucket.model_validate(b, from_attributes=True) for b in info.buckets],
         scores=info.scores(),
         zero_shot=manifest.zero_shot.model_dump(),
         **{name: getattr(manifest, name) for name in MANIFEST_FIELDS},

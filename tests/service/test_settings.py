@@ -103,3 +103,13 @@ def test_several_models_are_named_in_each_way_and_shown(monkeypatch: pytest.Monk
 
 def test_every_setting_says_what_it_is_for() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_sizes_are_squares_or_height_and_width() -> None:
+    settings = load_settings(["--sizes", "448, 896x672"], {})
+    assert settings.sizes == ((448, 448), (896, 672))
+    assert "sizes = 448x448,896x672  (flag --sizes)" in describe_settings(
+        settings, ["--sizes", "448, 896x672"], {}
+    )
+    with pytest.raises(ValueError, match="height x width"):
+        load_settings(["--sizes", "448x"], {})

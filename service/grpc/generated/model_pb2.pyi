@@ -46,7 +46,7 @@ class Score(_message.Message):
     def __init__(self, task: _Optional[str] = ..., split: _Optional[str] = ..., row: _Optional[str] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., item_count: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size", "size_multiple", "max_text_tokens", "outputs", "default_features", "default_templates", "runtime", "precision", "limits", "scores", "licence")
+    __slots__ = ("name", "variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size", "size_multiple", "max_text_tokens", "outputs", "default_features", "default_templates", "runtime", "precision", "limits", "scores", "licence", "buckets")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     EMBED_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     LICENCE_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
     name: str
     variant: str
     embed_dim: int
@@ -81,4 +82,19 @@ class Model(_message.Message):
     limits: Limits
     scores: _containers.RepeatedCompositeFieldContainer[Score]
     licence: str
-    def __init__(self, name: _Optional[str] = ..., variant: _Optional[str] = ..., embed_dim: _Optional[int] = ..., patch_size: _Optional[int] = ..., native_size: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., size_multiple: _Optional[int] = ..., max_text_tokens: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_embed_pb2.ImageOutput, str]]] = ..., default_features: _Optional[_Union[_segment_pb2.DenseFeatures, str]] = ..., default_templates: _Optional[_Union[_text_pb2.TemplateSet, str]] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., licence: _Optional[str] = ...) -> None: ...
+    buckets: _containers.RepeatedCompositeFieldContainer[Bucket]
+    def __init__(self, name: _Optional[str] = ..., variant: _Optional[str] = ..., embed_dim: _Optional[int] = ..., patch_size: _Optional[int] = ..., native_size: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., size_multiple: _Optional[int] = ..., max_text_tokens: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_embed_pb2.ImageOutput, str]]] = ..., default_features: _Optional[_Union[_segment_pb2.DenseFeatures, str]] = ..., default_templates: _Optional[_Union[_text_pb2.TemplateSet, str]] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., licence: _Optional[str] = ..., buckets: _Optional[_Iterable[_Union[Bucket, _Mapping]]] = ...) -> None: ...
+
+class Bucket(_message.Message):
+    __slots__ = ("height", "width", "max_batch_image_count", "run_seconds", "peak_bytes")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    RUN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    max_batch_image_count: int
+    run_seconds: float
+    peak_bytes: int
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., max_batch_image_count: _Optional[int] = ..., run_seconds: _Optional[float] = ..., peak_bytes: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,55 @@
+"""The shapes that a model is warmed up for, and what pictures and texts of them cost in patches."""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from model.package import Manifest, PackageError
+from service.lanes.work import Bucket
+
+WARM_UP_TOKENS: Final = 8
+
+
+def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest:
+    """A manifest whose served shapes have these (height, width) too, at the end.
+
+    Raises:
+        PackageError: The model does not take pictures of such a size.
+    """
+    unit, least, most = manifest.size_multiple, manifest.min_size, manifest.max_size
+    for height, width in sizes:
+        for side in (height, width):
+            if side % unit or not least <= side <= most:
+                raise PackageError(
+                    f"{manifest.name} cannot serve {height} x {width} pixels: sides are multiples "
+                    f"of {unit} from {least} to {most}; change sizes"
+                )
+    shapes = list(dict.fromkeys([*manifest.shape_buckets, *sizes]))
+    return manifest.model_copy(update={"shape_buckets": shapes})
+
+
+def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
+    """Patches of a picture of this height and width in pixels."""
+    return math.prod(shape) // manifest.patch_size**2
+
+
+def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
+    """The shapes that are warmed up.
+
+    Raises:
+        PackageError: A picture of one of them is more than a batch may hold.
+    """
+    for height, width in manifest.shape_buckets:
+        needed = num_patches((height, width), manifest)
+        if needed > max_patches:
+            raise PackageError(
+                f"{manifest.name} serves {height} x {width} pixels, which are {needed} "
+                f"patches; raise max_batch_patches above {max_patches}"
+            )
+    shapes = [Bucket("image", shape) for shape in manifest.shape_buckets]
+    return [*shapes, Bucket("text", (min(WARM_UP_TOKENS, manifest.max_text_tokens),))]
+
+
+def item_cost(manifest: Manifest, bucket: Bucket) -> int:
+    """Patches of a picture, tokens of a text."""
+    return bucket.shape[0] if bucket.kind == "text" else num_patches(bucket.shape, manifest)

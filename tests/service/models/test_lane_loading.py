@@ -1,0 +1,98 @@
+"""How many lanes there are follows what one of them takes in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model.package import Manifest, ModelPackage, PackageError, open_package
+from model.runtime.base import VisionOutput
+from service.models import lane_loading
+from service.models.lane_loading import LoadedLanes, load_lanes
+from service.models.model_source import ModelSource
+
+MB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine of four processors, and how often a runtime was loaded and closed on it."""
+
+    loaded: list[Any]
+    set_free: Callable[[int], None]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> Machine:
+    """Runtimes that hold `PICTURE_BYTES` for each pixel of a picture while they compute it."""
+    loaded: list[Any] = []
+
+    def load(*_: object, **__: object) -> Any:
+        made = Hungry()
+        loaded.append(made)
+        return made
+
+    class Hungry(type(runtime)):  # type: ignore[misc]
+        def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+            held = np.ones(pixels_B3HW[0, 0].size * 64 * 1024, np.uint8)
+            output: VisionOutput = super().encode_images(pixels_B3HW)
+            assert held[-1] == 1
+            return output
+
+    def set_free(num_bytes: int) -> None:
+        monkeypatch.setattr(lane_loading, "free_memory", lambda: num_bytes)
+
+    monkeypatch.setattr(lane_loading, "load_runtime", load)
+    monkeypatch.setattr(lane_loading, "available_cpus", lambda: 4)
+    monkeypatch.setattr(lane_loading, "lane_bytes", lambda _: MB)
+    return Machine(loaded, set_free)
+
+
+@pytest.fixture
+def load(manifest: Manifest, make_settings: Any) -> Callable[..., LoadedLanes]:
+    """Load the lanes of the fake model with these settings."""
+    package = ModelPackage(path=open_package("bundled").path, manifest=manifest)
+
+    def load_with(**values: object) -> LoadedLanes:
+        settings = make_settings(warm_up_limit_s=0.0, **values)
+        return load_lanes(package, settings, ModelSource("bundled"))
+
+    return load_with
+
+
+def test_with_memory_enough_there_is_a_lane_for_each_processor(
+    machine: Machine, load: Callable[..., LoadedLanes]
+) -> None:
+    machine.set_free(100_000 * MB)
+    loaded = load(lanes=None)
+    assert len(loaded.lanes) == len(machine.loaded) == 4
+    if loaded.memory.peak_bytes:
+        assert 60 * MB < loaded.memory.largest_bytes < 200 * MB
+        assert loaded.max_patches is not None
+        # An eighth of it is each lane's own; 28 x 42 pixels are 6 patches and take 73.5 MB.
+        assert 500 < loaded.max_patches < 1100
+
+
+def test_large_pictures_leave_room_for_fewer_lanes_of_more_threads(
+    machine: Machine, load: Callable[..., LoadedLanes]
+) -> None:
+    machine.set_free(400 * MB)
+    loaded = load(lanes=None)
+    if not loaded.memory.peak_bytes:
+        pytest.skip("this system lets no process reset its high-water mark")
+    assert len(loaded.lanes) == 2
+    # The first one, which was measured, had too few threads; it was closed for another.
+    assert [runtime.is_closed for runtime in machine.loaded] == [True, False, False]
+
+
+def test_lanes_that_were_asked_for_and_do_not_fit_are_an_error(
+    machine: Machine, load: Callable[..., LoadedLanes]
+) -> None:
+    machine.set_free(170 * MB)
+    if load(lanes=1).memory.largest_bytes == 0:
+        pytest.skip("this system lets no process reset its high-water mark")
+    with pytest.raises(PackageError, match=r"image 28x42 on each of 4 lanes, .* set lanes to [12]"):
+        load(lanes=4)

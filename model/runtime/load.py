@@ -7,11 +7,15 @@ from model.runtime.base import Runtime
 from model.runtime.choice import AUTO, RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.onnx_runtime import OnnxRuntime
 from model.runtime.openvino_runtime import OpenVinoRuntime
+from model.runtime.tensorrt_runtime import TensorRtRuntime
 
 RUNTIMES: dict[str, Callable[[ModelPackage, RuntimeChoice, int], Runtime]] = {
     "onnx": OnnxRuntime,
     "openvino": OpenVinoRuntime,
+    "tensorrt": TensorRtRuntime,
 }
+# These refuse to load where there is no GPU.
+NEEDS_GPU = frozenset({"tensorrt"})
 
 
 def load_runtime(

@@ -24,9 +24,11 @@ EXTRAS_OF_ROOM = {
 # What the installed distributions do not tell: `google` is shared by many, so a second name is
 # needed, and what comes with the extra `gpu` alone is not installed where the tests run.
 PROVIDERS = {
+    "cuda": "cuda-python",
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
     "pynvml": "nvidia-ml-py",
+    "tensorrt": "tensorrt",
 }
 
 

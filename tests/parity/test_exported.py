@@ -10,7 +10,7 @@ from transformers import Tipsv2Model
 from model.package import ModelPackage
 from model.parity.gate import reference_text, reference_vision
 from model.runtime.base import Runtime, VisionOutput
-from model.runtime.load import RUNTIMES, load_runtime
+from model.runtime.load import NEEDS_GPU, RUNTIMES, load_runtime
 from model.segmentation import l2_normalize
 
 FloatArray = NDArray[np.float32]
@@ -18,7 +18,7 @@ MAX_ABS_DIFF = 1e-4
 MIN_COSINE = 0.9999
 
 
-@pytest.fixture(scope="module", params=sorted(RUNTIMES))
+@pytest.fixture(scope="module", params=sorted(RUNTIMES.keys() - NEEDS_GPU))
 def runtime(request: pytest.FixtureRequest, tiny_package: ModelPackage) -> Iterator[Runtime]:
     loaded = load_runtime(tiny_package, runtime=request.param)
     yield loaded

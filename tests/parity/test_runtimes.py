@@ -7,14 +7,16 @@ import pytest
 
 from model.package import ModelPackage
 from model.runtime.base import Runtime
-from model.runtime.load import RUNTIMES, load_runtime
+from model.runtime.load import NEEDS_GPU, RUNTIMES, load_runtime
 from model.segmentation import segment
 from model.text import TextTokenizer
 
 
 @pytest.fixture(scope="module")
 def runtimes(tiny_package: ModelPackage) -> Iterator[list[Runtime]]:
-    loaded = [load_runtime(tiny_package, runtime=name) for name in sorted(RUNTIMES)]
+    loaded = [
+        load_runtime(tiny_package, runtime=name) for name in sorted(RUNTIMES.keys() - NEEDS_GPU)
+    ]
     yield loaded
     for runtime in loaded:
         runtime.close()

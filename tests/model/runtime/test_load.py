@@ -11,12 +11,12 @@ import pytest
 
 from model.package import ModelPackage, PackageError, open_package, write_manifest
 from model.runtime.base import Interrupted, MissingRuntimeError, Runtime
-from model.runtime.load import RUNTIMES, load_runtime
+from model.runtime.load import NEEDS_GPU, RUNTIMES, load_runtime
 
 LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
-@pytest.fixture(scope="module", params=sorted(RUNTIMES))
+@pytest.fixture(scope="module", params=sorted(RUNTIMES.keys() - NEEDS_GPU))
 def runtime(request: pytest.FixtureRequest, tiny_package: ModelPackage) -> Iterator[Runtime]:
     loaded = load_runtime(tiny_package, runtime=request.param)
     yield loaded
@@ -80,7 +80,7 @@ def test_a_call_is_interrupted_by_another_thread_and_the_next_is_as_before(
     np.testing.assert_array_equal(before.patches_BND, after.patches_BND)
 
 
-@pytest.mark.parametrize("name", sorted(RUNTIMES))
+@pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - NEEDS_GPU))
 def test_closing_twice_is_harmless(tiny_package: ModelPackage, name: str) -> None:
     runtime = load_runtime(tiny_package, runtime=name)
     runtime.close()
@@ -91,7 +91,7 @@ def test_closing_twice_is_harmless(tiny_package: ModelPackage, name: str) -> Non
         runtime.encode_texts(np.ones((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.int64))
 
 
-@pytest.mark.parametrize("name", sorted(RUNTIMES))
+@pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - NEEDS_GPU))
 def test_a_missing_library_names_the_extra(
     tiny_package: ModelPackage, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

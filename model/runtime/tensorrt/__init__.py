@@ -1,0 +1,1 @@
+"""TensorRT: engines built from a package's graphs, kept in a cache, and run on one GPU."""

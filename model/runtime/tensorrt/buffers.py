@@ -1,0 +1,184 @@
+"""Memory of one lane: on the GPU and, page-locked, on the host; it grows and is used again.
+
+Inputs lie one after another in one piece, outputs in another, so that a run copies once each way.
+"""
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runtime.tensorrt.calls import Cuda, GpuError
+from model.runtime.tensorrt.profiles import Shape
+
+# What TensorRT asks of activations, and more than enough for tensors.
+ALIGNMENT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ElementType:
+    """How a tensor's numbers are stored; bfloat16, which NumPy lacks, as its 16 bits."""
+
+    dtype: np.dtype[Any]
+    is_bfloat16: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tensor lies in its piece of memory."""
+
+    name: str
+    shape: Shape
+    element: ElementType
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the tensor."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.element.dtype.itemsize
+
+
+def lay_out(tensors: Mapping[str, tuple[Shape, ElementType]]) -> tuple[list[Slot], int]:
+    """Place tensors one after another, aligned; also the length of it all."""
+    slots: list[Slot] = []
+    end = 0
+    for name, (shape, element) in tensors.items():
+        slots.append(Slot(name, shape, element, end))
+        end += _aligned(slots[-1].num_bytes)
+    return slots, end
+
+
+class Buffer:
+    """A piece of memory that is replaced by a larger one when it is too small."""
+
+    def __init__(self, what: str, allocate: Callable[[int], int], free: Callable[[int], None]):
+        """Describe it.
+
+        Args:
+            what: For errors.
+            allocate: Gives the address of so many bytes.
+            free: Takes an address back.
+        """
+        self._what, self._allocate, self._free = what, allocate, free
+        self.address = 0
+        self.size_bytes = 0
+
+    def reserve(self, num_bytes: int) -> bool:
+        """Make it at least so large; its content is lost when it grows.
+
+        Returns:
+            Whether it has another address now.
+        """
+        if num_bytes <= self.size_bytes:
+            return False
+        # A quarter more: sizes that creep up would else be paid for one by one. And never both the
+        # old and the new one, which may not fit together.
+        wanted = _aligned(num_bytes if not self.size_bytes else num_bytes + num_bytes // 4)
+        self.close()
+        self.address = self._allocate(wanted)
+        self.size_bytes = wanted
+        return True
+
+    def close(self) -> None:
+        """Free it; it can be reserved again."""
+        address, self.address, self.size_bytes = self.address, 0, 0
+        if address:
+            self._free(address)
+
+
+class Buffers:
+    """All memory of a lane, shared by its graphs, which run one after another.
+
+    Attributes:
+        generation: Rises when an address changes: what was captured with the old one is void.
+    """
+
+    def __init__(self, cuda: Cuda) -> None:
+        """Reserve nothing yet."""
+        self._cuda = cuda
+        self.generation = 0
+        self.inputs_host = self._buffer("cudaMallocHost", "cudaFreeHost", "locked memory")
+        self.outputs_host = self._buffer("cudaMallocHost", "cudaFreeHost", "locked memory")
+        self.inputs_device = self._buffer("cudaMalloc", "cudaFree", "GPU memory")
+        self.outputs_device = self._buffer("cudaMalloc", "cudaFree", "GPU memory")
+        self.activations = self._buffer("cudaMalloc", "cudaFree", "GPU memory")
+
+    def reserve(self, *, inputs: int, outputs: int, activations: int) -> None:
+        """Make room, in bytes; nothing may be running.
+
+        Raises:
+            GpuError: There is not so much memory.
+        """
+        for buffer, num_bytes in (
+            (self.inputs_host, inputs),
+            (self.inputs_device, inputs),
+            (self.outputs_host, outputs),
+            (self.outputs_device, outputs),
+            (self.activations, activations),
+        ):
+            if num_bytes > buffer.size_bytes:
+                # Before it is tried: where it fails, the old address is gone already.
+                self.generation += 1
+                buffer.reserve(num_bytes)
+
+    def close(self) -> None:
+        """Free everything, also where some of it fails.
+
+        Raises:
+            GpuError: The first failure.
+        """
+        failures: list[GpuError] = []
+        for buffer in (
+            self.inputs_host,
+            self.inputs_device,
+            self.outputs_host,
+            self.outputs_device,
+            self.activations,
+        ):
+            try:
+                buffer.close()
+            except GpuError as error:
+                failures.append(error)
+        self.generation += 1
+        if failures:
+            raise failures[0]
+
+    def _buffer(self, allocate: str, free: str, what: str) -> Buffer:
+        cuda = self._cuda
+        return Buffer(
+            what,
+            lambda size: int(cuda(allocate, f"reserve {size} bytes of {what}", size)),
+            lambda address: cuda(free, f"free {what}", address),
+        )
+
+
+def store(slot: Slot, base: int, array: NDArray[Any]) -> None:
+    """Copy an array to its place in host memory, as the tensor's own type."""
+    view = _view(slot, base)
+    if slot.element.is_bfloat16:
+        # To the nearest, ties to even; the values are finite.
+        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+        view[...] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    else:
+        np.copyto(view, array, casting="unsafe")
+
+
+def fetch(slot: Slot, base: int, out: NDArray[np.float32]) -> None:
+    """Copy a tensor from host memory into an array of its shape, as float32."""
+    view = _view(slot, base)
+    if slot.element.is_bfloat16:
+        np.left_shift(view, 16, out=out.view(np.uint32), dtype=np.uint32)
+    else:
+        np.copyto(out, view, casting="unsafe")
+
+
+def _view(slot: Slot, base: int) -> NDArray[Any]:
+    memory = (ctypes.c_ubyte * slot.num_bytes).from_address(base + slot.offset)
+    return np.ndarray(slot.shape, slot.element.dtype, memoryview(memory))
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,109 @@
+"""Finds the engine for a package's graph: the package's own, a kept one, or a new one."""
+
+import logging
+
+from model.graphs import DENSE_TASKS, DenseTask, Part, Precision, graph_file
+from model.package import ModelPackage
+from model.runtime.tensorrt.engine_build import EngineSource, Progress, build_engine
+from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache
+from model.runtime.tensorrt.engine_key import DeviceFacts, EngineKey, graph_digest, graph_of
+from model.runtime.tensorrt.libraries import Libraries
+from model.runtime.tensorrt.options import TensorRtOptions
+from model.runtime.tensorrt.profiles import profiles_for
+from model.runtime.tensorrt.shared_engine import LoadedEngine, deserialize
+
+LOGGER = logging.getLogger(__name__)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+
+
+def dense_tasks(package: ModelPackage) -> tuple[DenseTask, ...]:
+    """Heads that the package has graphs for."""
+    return tuple(task for task in DENSE_TASKS if graph_file(task) in package.manifest.files)
+
+
+def key_for(
+    package: ModelPackage,
+    part: Part,
+    precision: Precision,
+    *,
+    device: DeviceFacts,
+    options: TensorRtOptions,
+) -> EngineKey:
+    """What the engine of a package's graph is made from.
+
+    Raises:
+        ValueError: A precision that engines are not built in.
+        PackageError: The package has no such graph.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"TensorRT engines are built in {', '.join(PRECISIONS)}, not in {precision}; "
+            "choose one of these, or another runtime"
+        )
+    file, kept_precision = graph_of(package, part, precision)
+    if kept_precision != precision:
+        LOGGER.info(
+            "the %s graph runs in %s: there is no %s of it", part, kept_precision, precision
+        )
+    return EngineKey(
+        device=device,
+        part=part,
+        precision=kept_precision,
+        graph_sha256=graph_digest(package.manifest, file),
+        profiles=profiles_for(part, package.manifest, options.engine),
+        options=options.engine,
+    )
+
+
+def supply_engine(
+    libraries: Libraries,
+    package: ModelPackage,
+    key: EngineKey,
+    options: TensorRtOptions,
+    *,
+    progress: Progress | None = None,
+) -> LoadedEngine:
+    """Load an engine onto the GPU; built first where there is none.
+
+    Raises:
+        GpuError: It cannot be built.
+        OSError: The cache cannot be written.
+    """
+    own = _package_engine(libraries, package, key) if options.use_package_engines else None
+    if own is not None:
+        return own
+    source = EngineSource(
+        graph=package.file(graph_file(key.part, key.precision)),
+        profiles=key.profiles,
+        options=key.options,
+    )
+
+    def load(plan: bytes) -> LoadedEngine | None:
+        return deserialize(libraries, plan)
+
+    def build(timings: bytes) -> BuiltEngine:
+        return build_engine(libraries, source, timings, progress=progress)
+
+    return EngineCache(options.cache_folder).load_or_build(key, load=load, build=build)
+
+
+def package_engine_file(key: EngineKey) -> str:
+    """Where a package would carry an engine, such as `tensorrt/9.0-11.4.0/vision_model.plan`."""
+    folder = f"tensorrt/{key.device.compute_capability}-{key.device.tensorrt}"
+    suffix = "" if key.precision == "fp32" else f"_{key.precision}"
+    return f"{folder}/{key.part}_model{suffix}.plan"
+
+
+def _package_engine(
+    libraries: Libraries, package: ModelPackage, key: EngineKey
+) -> LoadedEngine | None:
+    """The package's own engine, whose digest was verified when the package was opened."""
+    file = package_engine_file(key)
+    if file not in package.manifest.files:
+        return None
+    engine = deserialize(libraries, package.file(file).read_bytes())
+    if engine is None:
+        LOGGER.warning("TensorRT refuses the package's own engine %s; another is used", file)
+    else:
+        LOGGER.info("using the package's own engine %s", file)
+    return engine

@@ -1,0 +1,241 @@
+"""Runs one engine on a lane's stream: arrays in, arrays out.
+
+For each shape of the inputs there is an execution context whose shape never changes. TensorRT
+allows a recorded CUDA graph only as long as its context is left alone, so a context cannot serve
+two shapes; contexts without memory of their own are cheap, and all of a lane's use one piece.
+
+Source: TensorRT documentation, on CUDA graphs and on dynamic shapes.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runtime.tensorrt.buffers import Slot, fetch, lay_out, store
+from model.runtime.tensorrt.calls import GpuError
+from model.runtime.tensorrt.lane_stream import LaneStream
+from model.runtime.tensorrt.options import TensorRtOptions
+from model.runtime.tensorrt.profiles import Shape, choose_profile, split_batch
+from model.runtime.tensorrt.shared_engine import LoadedEngine
+
+LOGGER = logging.getLogger(__name__)
+Arrays = dict[str, NDArray[Any]]
+# Runs of a shape before it is recorded: the first lets TensorRT do what it put off.
+RUNS_BEFORE_CAPTURE = 1
+
+
+@dataclass(slots=True)
+class _PreparedShape:
+    """An execution context for one shape, and where its tensors lie."""
+
+    context: Any
+    inputs: list[Slot]
+    outputs: list[Slot]
+    input_bytes: int
+    output_bytes: int
+    activation_bytes: int
+    generation: int = -1
+    num_runs: int = 0
+    graph: Any = None
+
+
+class GraphExecutor:
+    """One engine on one lane. Used by one thread at a time."""
+
+    def __init__(self, lane: LaneStream, engine: LoadedEngine, options: TensorRtOptions) -> None:
+        """Prepare nothing yet; shapes are prepared when they first come."""
+        self._lane, self._engine, self._options = lane, engine, options
+        self._prepared: OrderedDict[tuple[Shape, ...], _PreparedShape] = OrderedDict()
+        self._may_capture = options.use_cuda_graphs
+
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], *, check: Callable[[], None] = lambda: None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Compute a batch, in several runs where it is larger than the engine takes.
+
+        Args:
+            inputs: Arrays with one batch axis, the first.
+            check: Called before and after each run; may raise to leave the rest out.
+
+        Raises:
+            ValueError: No profile of the engine holds this shape.
+            GpuError: CUDA or TensorRT failed.
+        """
+        shapes = {name: array.shape for name, array in inputs.items()}
+        profile = choose_profile(self._engine.profiles, shapes)
+        if profile is None:
+            raise ValueError(
+                f"the engine was not built for inputs of {shapes}; choose a size that the model "
+                "allows, or build the engine again"
+            )
+        num_items = next(iter(shapes.values()))[0]
+        most = min(span.largest[0] for span in self._engine.profiles[profile].values())
+        outputs: dict[str, NDArray[np.float32]] = {}
+        start = 0
+        for size in split_batch(num_items, most):
+            check()
+            part = {name: array[start : start + size] for name, array in inputs.items()}
+            shape = self._run_part(part, profile)
+            check()
+            self._collect(shape, outputs, slice(start, start + size), num_items)
+            start += size
+        return outputs
+
+    def forget(self) -> None:
+        """Free everything that was prepared."""
+        while self._prepared:
+            self._discard(self._prepared.popitem()[1])
+
+    def _run_part(self, inputs: Arrays, profile: int) -> _PreparedShape:
+        """Run a batch that the profile holds; the outputs are in host memory then."""
+        key = tuple(inputs[name].shape for name in self._engine.inputs)
+        try:
+            shape = self._shape(key, inputs, profile)
+            host = self._lane.buffers.inputs_host.address
+            for slot in shape.inputs:
+                store(slot, host, inputs[slot.name])
+            self._submit(shape)
+            self._lane.wait()
+        except BaseException:
+            self._lane.drain()
+            if key in self._prepared:
+                self._discard(self._prepared.pop(key))
+            raise
+        shape.num_runs += 1
+        return shape
+
+    def _collect(
+        self,
+        shape: _PreparedShape,
+        outputs: dict[str, NDArray[np.float32]],
+        rows: slice,
+        num_items: int,
+    ) -> None:
+        """Copy a run's outputs out of the memory that the next run overwrites."""
+        for slot in shape.outputs:
+            if slot.name not in outputs:
+                outputs[slot.name] = np.empty((num_items, *slot.shape[1:]), np.float32)
+            fetch(slot, self._lane.buffers.outputs_host.address, outputs[slot.name][rows])
+
+    def _shape(self, key: tuple[Shape, ...], inputs: Arrays, profile: int) -> _PreparedShape:
+        """The prepared shape with valid addresses, made where it is new."""
+        if key not in self._prepared:
+            while len(self._prepared) >= self._options.max_shapes:
+                self._discard(self._prepared.popitem(last=False)[1])
+            self._prepared[key] = self._prepare(inputs, profile)
+        self._prepared.move_to_end(key)
+        shape = self._prepared[key]
+        if shape.generation != self._lane.buffers.generation or shape.generation < 0:
+            self._bind(shape)
+        return shape
+
+    def _prepare(self, inputs: Arrays, profile: int) -> _PreparedShape:
+        trt, engine = self._lane.libraries.trt, self._engine
+        with engine.lock:
+            context = engine.engine.create_execution_context(
+                trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            )
+        if context is None:
+            raise self._failure("make an execution context")
+        if not context.set_optimization_profile_async(profile, self._lane.handle):
+            raise self._failure(f"choose profile {profile}")
+        for name, array in inputs.items():
+            if not context.set_input_shape(name, array.shape):
+                raise self._failure(f"take {name} of the shape {array.shape}")
+        given, input_bytes = lay_out(
+            {name: (inputs[name].shape, kind) for name, kind in engine.inputs.items()}
+        )
+        made, output_bytes = lay_out(
+            {n: (tuple(context.get_tensor_shape(n)), kind) for n, kind in engine.outputs.items()}
+        )
+        activations = context.update_device_memory_size_for_shapes()
+        return _PreparedShape(context, given, made, input_bytes, output_bytes, activations)
+
+    def _bind(self, shape: _PreparedShape) -> None:
+        """Give a context its addresses, which are part of a recorded graph."""
+        self._forget_graph(shape)
+        buffers = self._lane.buffers
+        buffers.reserve(
+            inputs=shape.input_bytes,
+            outputs=shape.output_bytes,
+            activations=shape.activation_bytes,
+        )
+        if shape.activation_bytes:
+            shape.context.set_device_memory(
+                buffers.activations.address, buffers.activations.size_bytes
+            )
+        for slots, base in (
+            (shape.inputs, buffers.inputs_device.address),
+            (shape.outputs, buffers.outputs_device.address),
+        ):
+            for slot in slots:
+                if not shape.context.set_tensor_address(slot.name, base + slot.offset):
+                    raise self._failure(f"take an address for {slot.name}")
+        shape.num_runs = 0
+        shape.generation = buffers.generation
+
+    def _submit(self, shape: _PreparedShape) -> None:
+        """Put a run on the stream: copies and kernels, one by one or as a recorded graph."""
+        if shape.graph is None and self._may_capture and shape.num_runs >= RUNS_BEFORE_CAPTURE:
+            shape.graph = self._record(shape)
+        if shape.graph is None:
+            self._enqueue(shape)
+        else:
+            self._lane.launch(shape.graph)
+
+    def _enqueue(self, shape: _PreparedShape) -> None:
+        lane, buffers = self._lane, self._lane.buffers
+        lane.copy(
+            buffers.inputs_host.address,
+            buffers.inputs_device.address,
+            shape.input_bytes,
+            to_device=True,
+        )
+        if not shape.context.execute_async_v3(lane.handle):
+            raise self._failure("start a batch")
+        lane.copy(
+            buffers.outputs_device.address,
+            buffers.outputs_host.address,
+            shape.output_bytes,
+            to_device=False,
+        )
+
+    def _record(self, shape: _PreparedShape) -> Any:
+        """Record a run as a CUDA graph; None, once and for all, where it cannot be."""
+        self._lane.begin_capture()
+        failure: GpuError | None = None
+        try:
+            self._enqueue(shape)
+        except GpuError as error:
+            failure = error
+        try:
+            # The recording must be ended in any case, or the stream stays unusable.
+            graph = self._lane.end_capture()
+        except GpuError as error:
+            graph, failure = None, failure or error
+        if failure is None:
+            return graph
+        if graph is not None:
+            self._lane.forget(graph)
+        self._may_capture = False
+        LOGGER.warning("CUDA graphs are off for this lane, which costs some speed: %s", failure)
+        return None
+
+    def _discard(self, shape: _PreparedShape) -> None:
+        self._forget_graph(shape)
+        # TensorRT frees a context with its last reference.
+        shape.context = None
+
+    def _forget_graph(self, shape: _PreparedShape) -> None:
+        graph, shape.graph = shape.graph, None
+        if graph is not None:
+            self._lane.forget(graph)
+
+    def _failure(self, doing: str) -> GpuError:
+        reason = self._lane.libraries.log.take_errors()
+        return GpuError(f"TensorRT could not {doing}: {reason}. The log has what came before it")

@@ -1,0 +1,143 @@
+"""Which input shapes an engine is built for, and which of its profiles a batch runs under.
+
+A profile is a range of shapes and one shape in it that kernels are chosen for. Each shape bucket of
+the manifest has its own, in which only the batch varies; sizes beside the buckets share two wider
+ones. Knows no TensorRT.
+
+Shapes: B batch, L tokens, H W pixels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from model.graphs import Part
+from model.manifest import Manifest
+from model.runtime.tensorrt.options import EngineOptions
+
+Shape = tuple[int, ...]
+# Most class names and captions have no more tokens than this.
+SHORT_TEXT = 16
+TEXT_INPUTS = ("input_ids", "attention_mask")
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeRange:
+    """Shapes of one input, axis by axis from `smallest` to `largest`; the first axis is the batch.
+
+    Attributes:
+        smallest: The lower end of each axis.
+        best: What kernels are chosen for.
+        largest: The upper end of each axis.
+    """
+
+    smallest: Shape
+    best: Shape
+    largest: Shape
+
+    def __post_init__(self) -> None:
+        """Check the order on each axis."""
+        axes = zip(self.smallest, self.best, self.largest, strict=True)
+        if not all(1 <= low <= best <= high for low, best, high in axes):
+            raise ValueError(
+                f"no range of shapes: {self.smallest} to {self.largest}, best {self.best}"
+            )
+
+    def has_item(self, shape: Shape) -> bool:
+        """Whether one item of this shape is inside, whatever the batch."""
+        return len(shape) == len(self.largest) and all(
+            low <= side <= high
+            for low, side, high in zip(self.smallest[1:], shape[1:], self.largest[1:], strict=True)
+        )
+
+    @property
+    def num_item_shapes(self) -> int:
+        """How many shapes an item may have: 1 is a profile for this shape alone."""
+        axes = zip(self.smallest[1:], self.largest[1:], strict=True)
+        return math.prod(high - low + 1 for low, high in axes)
+
+
+# Ranges by the name of the input.
+Profile = Mapping[str, ShapeRange]
+
+
+def profiles_for(part: Part, manifest: Manifest, options: EngineOptions) -> tuple[Profile, ...]:
+    """All profiles of a graph's engine.
+
+    Args:
+        part: Which graph.
+        manifest: Of the package; its buckets and limits count.
+        options: Gives the batches.
+    """
+    if part == "text":
+        return _text_profiles(manifest.max_text_tokens, options)
+    unit = manifest.size_multiple if part == "vision" else 2 * manifest.patch_size
+    return _picture_profiles(manifest, math.lcm(unit, manifest.size_multiple), options)
+
+
+def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int | None:
+    """Index of the narrowest profile that holds items of these shapes; None where none does."""
+    fitting = [
+        (max(ranges[name].num_item_shapes for name in shapes), index)
+        for index, ranges in enumerate(profiles)
+        if all(name in ranges and ranges[name].has_item(shapes[name]) for name in shapes)
+    ]
+    return min(fitting)[1] if fitting else None
+
+
+def split_batch(num_items: int, most: int) -> list[int]:
+    """Cut a batch into as few runs as possible, of nearly the same size."""
+    num_runs = math.ceil(num_items / most)
+    return [
+        num_items * (run + 1) // num_runs - num_items * run // num_runs for run in range(num_runs)
+    ]
+
+
+def _picture_profiles(manifest: Manifest, unit: int, options: EngineOptions) -> tuple[Profile, ...]:
+    buckets = [
+        (height, width)
+        for height, width in manifest.shape_buckets
+        if height % unit == 0 and width % unit == 0
+    ]
+    exact = [_pictures((h, h, h), (w, w, w), options) for h, w in dict.fromkeys(buckets)]
+    smallest, largest = _up(manifest.min_size, unit), _down(manifest.max_size, unit)
+    native = max(smallest, _down(manifest.native_size, unit))
+    longest = max(
+        native, *(_down(side, unit) for bucket in manifest.shape_buckets for side in bucket)
+    )
+    usual = (smallest, native, longest)
+    # One picture at a time where it may be large: memory for attention grows with the fourth power
+    # of the side, and a batch of large pictures is no faster than its pictures.
+    single = EngineOptions(max_batch=1, best_batch=1)
+    wide = (smallest, min(2 * native, largest), largest)
+    return (*exact, _pictures(usual, usual, options), _pictures(wide, wide, single))
+
+
+def _pictures(
+    heights: tuple[int, int, int], widths: tuple[int, int, int], options: EngineOptions
+) -> Profile:
+    batches = (1, options.best_batch, options.max_batch)
+    low, best, high = (
+        (batch, 3, height, width)
+        for batch, height, width in zip(batches, heights, widths, strict=True)
+    )
+    return {"pixel_values": ShapeRange(low, best, high)}
+
+
+def _text_profiles(max_tokens: int, options: EngineOptions) -> tuple[Profile, ...]:
+    def texts(best_length: int, most: int) -> Profile:
+        best, largest = (options.best_texts, best_length), (options.max_texts, most)
+        return dict.fromkeys(TEXT_INPUTS, ShapeRange((1, 1), best, largest))
+
+    every_length = texts(max(1, max_tokens // 2), max_tokens)
+    if max_tokens <= SHORT_TEXT:
+        return (every_length,)
+    return texts(SHORT_TEXT // 2, SHORT_TEXT), every_length
+
+
+def _up(side: int, unit: int) -> int:
+    return math.ceil(side / unit) * unit
+
+
+def _down(side: int, unit: int) -> int:
+    return side // unit * unit

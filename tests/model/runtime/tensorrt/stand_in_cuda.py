@@ -1,0 +1,306 @@
+"""A stand-in for `cuda.bindings.runtime` that has no GPU: it checks what is asked, in host memory.
+
+Work put on a stream happens only when somebody waits for it, so whoever reads too early reads old
+bytes. Recorded work happens when its graph is launched. Every function can be made to fail.
+"""
+
+import ctypes
+import enum
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Work = Callable[[], None]
+
+
+class Misuse(AssertionError):
+    """The program did something that CUDA or TensorRT leaves undefined."""
+
+
+class cudaError_t(enum.IntEnum):  # noqa: N801 - CUDA's name
+    """Some of CUDA's errors, with its numbers."""
+
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+    cudaErrorIllegalAddress = 700
+    cudaErrorStreamCaptureUnsupported = 900
+
+
+class cudaMemcpyKind(enum.IntEnum):  # noqa: N801 - CUDA's name
+    """Directions of copies."""
+
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+
+
+class cudaStreamCaptureMode(enum.IntEnum):  # noqa: N801 - CUDA's name
+    """Whose calls a recording forbids."""
+
+    cudaStreamCaptureModeGlobal = 0
+    cudaStreamCaptureModeThreadLocal = 1
+
+
+@dataclass
+class Properties:
+    """Of the GPU."""
+
+    name: bytes = b"Stand-in GPU"
+    major: int = 9
+    minor: int = 0
+
+
+@dataclass
+class Stream:
+    """Work that waits to be done, and work that is being recorded."""
+
+    waiting: list[Work] = field(default_factory=list)
+    recording: list[Work] | None = None
+    is_spoilt: bool = False
+
+
+OK = cudaError_t.cudaSuccess
+FREEING = {
+    "cudaFree",
+    "cudaFreeHost",
+    "cudaStreamDestroy",
+    "cudaEventDestroy",
+    "cudaGraphDestroy",
+    "cudaGraphExecDestroy",
+}
+
+
+class StandInCuda:
+    """Looks like the module. Attributes below are for the tests.
+
+    Attributes:
+        called: Names of all functions in the order of their calls.
+        failing: Error for the call of this number; none by default.
+        memory_bytes: Size of the GPU's memory.
+    """
+
+    cudaError_t = cudaError_t
+    cudaMemcpyKind = cudaMemcpyKind
+    cudaStreamCaptureMode = cudaStreamCaptureMode
+    cudaStreamNonBlocking = 1
+    cudaEventBlockingSync = 1
+    cudaEventDisableTiming = 2
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+        self.failing: dict[int, cudaError_t] = {}
+        self.memory_bytes = 1 << 40
+        self.properties = Properties()
+        self.device: Any = object()
+        self._lock = threading.RLock()
+        self._next_handle = 1000
+        self.device_memory: dict[int, Any] = {}
+        self.host_memory: dict[int, Any] = {}
+        self.streams: dict[int, Stream] = {}
+        self.events: dict[int, int] = {}
+        self.graphs: dict[int, list[Work]] = {}
+        self.executables: dict[int, list[Work]] = {}
+
+    @property
+    def num_alive(self) -> int:
+        """Everything that was made and not freed."""
+        kinds = (self.device_memory, self.host_memory, self.streams, self.events)
+        return sum(map(len, (*kinds, self.graphs, self.executables)))
+
+    def __getattr__(self, name: str) -> Any:
+        """A function of CUDA: noted, made to fail where the test wants it, then done."""
+        function = getattr(type(self), _method(name), None)
+        if function is None:
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            with self._lock:
+                number = len(self.called)
+                self.called.append(name)
+                error = self.failing.get(number, OK)
+                if error == OK:
+                    returned: tuple[Any, ...] = function(self, *arguments)
+                    return returned
+                # CUDA's frees return errors of earlier work, and free all the same.
+                if name in FREEING:
+                    function(self, *arguments)
+                elif name == "cudaStreamEndCapture":
+                    self.streams[arguments[0]].is_spoilt = True
+                    function(self, *arguments)
+                return error, None
+
+        return call
+
+    def device_bytes(self, address: int, num_bytes: int) -> Any:
+        """A view of device memory, for kernels.
+
+        Raises:
+            Misuse: It is not all inside one piece of memory.
+        """
+        return self._find(self.device_memory, address, num_bytes)
+
+    def put(self, stream: int, work: Work) -> bool:
+        """Put work on a stream; False where it cannot be recorded."""
+        queue = self.streams[stream]
+        if queue.recording is None:
+            queue.waiting.append(work)
+        else:
+            queue.recording.append(work)
+        return not queue.is_spoilt
+
+    @staticmethod
+    def _find(memory: dict[int, Any], address: int, num_bytes: int) -> Any:
+        for start, piece in memory.items():
+            if start <= address and address + num_bytes <= start + len(piece):
+                return (ctypes.c_ubyte * num_bytes).from_address(address)
+        raise Misuse(f"{num_bytes} bytes at {address} are not reserved")
+
+    def _reserve(self, memory: dict[int, Any], size: int) -> tuple[Any, ...]:
+        if any(stream.recording is not None for stream in self.streams.values()):
+            return cudaError_t.cudaErrorStreamCaptureUnsupported, None
+        if sum(map(len, memory.values())) + size > self.memory_bytes:
+            return cudaError_t.cudaErrorMemoryAllocation, None
+        piece = (ctypes.c_ubyte * (size + 256))()
+        address = -(-ctypes.addressof(piece) // 256) * 256
+        memory[address] = _Piece(piece, size)
+        return OK, address
+
+    def _give_back(self, memory: dict[int, Any], address: int) -> tuple[Any, ...]:
+        if memory.pop(address, None) is None:
+            raise Misuse(f"{address} was freed before, or never reserved")
+        for stream in self.streams.values():
+            self._finish(stream)
+        return (OK,)
+
+    def _finish(self, stream: Stream) -> None:
+        waiting, stream.waiting = stream.waiting, []
+        for work in waiting:
+            work()
+
+    def _handle(self) -> int:
+        self._next_handle += 1
+        return self._next_handle
+
+    def _get_device_properties(self, index: int) -> tuple[Any, ...]:
+        return (OK, self.properties) if index == 0 else (cudaError_t.cudaErrorInvalidValue, None)
+
+    def _driver_get_version(self) -> tuple[Any, ...]:
+        return OK, 13020
+
+    def _set_device(self, _index: int) -> tuple[Any, ...]:
+        return (OK,)
+
+    def _get_error_string(self, error: int) -> tuple[Any, ...]:
+        return OK, f"stand-in text of error {int(error)}".encode()
+
+    def _malloc(self, size: int) -> tuple[Any, ...]:
+        return self._reserve(self.device_memory, size)
+
+    def _malloc_host(self, size: int) -> tuple[Any, ...]:
+        return self._reserve(self.host_memory, size)
+
+    def _free(self, address: int) -> tuple[Any, ...]:
+        return self._give_back(self.device_memory, address)
+
+    def _free_host(self, address: int) -> tuple[Any, ...]:
+        return self._give_back(self.host_memory, address)
+
+    def _stream_create_with_flags(self, _flags: int) -> tuple[Any, ...]:
+        handle = self._handle()
+        self.streams[handle] = Stream()
+        return OK, handle
+
+    def _stream_destroy(self, stream: int) -> tuple[Any, ...]:
+        self._finish(self.streams.pop(stream))
+        return (OK,)
+
+    def _stream_synchronize(self, stream: int) -> tuple[Any, ...]:
+        self._finish(self.streams[stream])
+        return (OK,)
+
+    def _event_create_with_flags(self, _flags: int) -> tuple[Any, ...]:
+        handle = self._handle()
+        self.events[handle] = 0
+        return OK, handle
+
+    def _event_destroy(self, event: int) -> tuple[Any, ...]:
+        del self.events[event]
+        return (OK,)
+
+    def _event_record(self, event: int, stream: int) -> tuple[Any, ...]:
+        self.events[event] = stream
+        return (OK,)
+
+    def _event_synchronize(self, event: int) -> tuple[Any, ...]:
+        self._finish(self.streams[self.events[event]])
+        return (OK,)
+
+    def _memcpy_async(
+        self, target: int, source: int, size: int, kind: int, stream: int
+    ) -> tuple[Any, ...]:
+        is_up = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
+        sources, targets = self.host_memory, self.device_memory
+        if not is_up:
+            sources, targets = targets, sources
+
+        def copy() -> None:
+            self._find(sources, source, size)
+            self._find(targets, target, size)
+            ctypes.memmove(target, source, size)
+
+        copy_fits = (self._find(sources, source, size), self._find(targets, target, size))
+        assert all(copy_fits)
+        self.put(stream, copy)
+        return (OK,)
+
+    def _stream_begin_capture(self, stream: int, mode: int) -> tuple[Any, ...]:
+        if mode != cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal:
+            raise Misuse("other lanes may not reserve memory under this mode")
+        self.streams[stream].recording = []
+        return (OK,)
+
+    def _stream_end_capture(self, stream: int) -> tuple[Any, ...]:
+        queue = self.streams[stream]
+        recording, queue.recording = queue.recording, None
+        was_spoilt, queue.is_spoilt = queue.is_spoilt, False
+        if recording is None or was_spoilt:
+            return cudaError_t.cudaErrorStreamCaptureUnsupported, None
+        handle = self._handle()
+        self.graphs[handle] = recording
+        return OK, handle
+
+    def _graph_instantiate(self, graph: int, _flags: int) -> tuple[Any, ...]:
+        handle = self._handle()
+        self.executables[handle] = self.graphs[graph]
+        return OK, handle
+
+    def _graph_destroy(self, graph: int) -> tuple[Any, ...]:
+        del self.graphs[graph]
+        return (OK,)
+
+    def _graph_exec_destroy(self, graph: int) -> tuple[Any, ...]:
+        del self.executables[graph]
+        return (OK,)
+
+    def _graph_launch(self, graph: int, stream: int) -> tuple[Any, ...]:
+        for work in self.executables[graph]:
+            self.put(stream, work)
+        return (OK,)
+
+
+def _method(name: str) -> str:
+    """Of `cudaStreamDestroy`: `_stream_destroy`."""
+    return re.sub(r"(?=[A-Z])", "_", name.removeprefix("cuda")).lower()
+
+
+class _Piece:
+    """Reserved memory of so many bytes, aligned inside a larger array that it keeps alive."""
+
+    def __init__(self, memory: Any, size: int) -> None:
+        self.memory, self.size = memory, size
+
+    def __len__(self) -> int:
+        return self.size

@@ -1,0 +1,238 @@
+"""The TensorRT runtime on stand-ins for TensorRT and CUDA; nothing here runs on a GPU.
+
+What comes out is compared with the ONNX runtime: the stand-in's kernels are ONNX Runtime, so a
+difference is a mistake in batches, addresses, types or waiting.
+"""
+
+import gc
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model.package import ModelPackage, PackageError
+from model.runtime.base import Interrupted, Runtime, VisionOutput
+from model.runtime.load import load_runtime
+from model.runtime.tensorrt.shared_engine import POOL
+
+if TYPE_CHECKING:
+    from tests.model.runtime.tensorrt.conftest import MakeGpu, StandInGpu
+
+FloatArray = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_package: ModelPackage) -> Runtime:
+    return load_runtime(tiny_package, runtime="onnx")
+
+
+def pictures(batch: int, height: int = 56, width: int = 56) -> FloatArray:
+    generator = np.random.default_rng(batch * height + width)
+    return generator.random((batch, 3, height, width), dtype=np.float32)
+
+
+def texts(batch: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    generator = np.random.default_rng(batch * length)
+    mask_BL = (np.arange(length) < generator.integers(1, length + 1, (batch, 1))).astype(np.int64)
+    return generator.integers(1, 200, (batch, length)) * mask_BL, mask_BL
+
+
+def assert_same(output: VisionOutput, expected: VisionOutput, atol: float = 1e-6) -> None:
+    assert output.grid_hw == expected.grid_hw
+    for name in ("cls1_BD", "cls2_BD", "patches_BND", "values_BND"):
+        found, wanted = getattr(output, name), getattr(expected, name)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("uses_graphs", [True, False])
+def test_it_computes_what_the_onnx_runtime_does(
+    make_gpu: "MakeGpu", reference: Runtime, uses_graphs: bool
+) -> None:
+    lane = make_gpu(use_cuda_graphs=uses_graphs).lane()
+    for batch, height, width in [(1, 56, 56), (3, 56, 56), (2, 28, 84), (9, 56, 56), (1, 14, 14)]:
+        pixels_B3HW = pictures(batch, height, width)
+        for _ in range(3):
+            assert_same(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
+    for batch, length in [(1, 1), (13, 16), (2, 64)]:
+        ids_BL, mask_BL = texts(batch, length)
+        np.testing.assert_allclose(
+            lane.encode_texts(ids_BL, mask_BL),
+            reference.encode_texts(ids_BL, mask_BL),
+            rtol=0,
+            atol=1e-6,
+        )
+
+
+def test_an_answer_outlives_the_next_run(gpu: "StandInGpu", reference: Runtime) -> None:
+    lane = gpu.lane()
+    first = lane.encode_images(pictures(2))
+    lane.encode_images(1 - pictures(2))
+    assert_same(first, reference.encode_images(pictures(2)))
+
+
+def test_arrays_need_not_be_contiguous(gpu: "StandInGpu", reference: Runtime) -> None:
+    flipped_B3HW = pictures(2)[:, :, ::-1, ::-1]
+    expected = reference.encode_images(np.ascontiguousarray(flipped_B3HW))
+    assert_same(gpu.lane().encode_images(flipped_B3HW), expected)
+
+
+def test_tensors_of_fewer_bits_are_converted(gpu: "StandInGpu", reference: Runtime) -> None:
+    kinds = gpu.trt.DataType
+    gpu.trt.types = {
+        "pixel_values": kinds.BF16,
+        "cls1": kinds.BF16,
+        "patch_embeddings": kinds.HALF,
+        "input_ids": kinds.INT32,
+    }
+    lane = gpu.lane()
+    pixels_B3HW = np.round(pictures(2) * 128).astype(np.float32) / np.float32(
+        128
+    )  # which bfloat16 can hold
+    expected = reference.encode_images(pixels_B3HW)
+    output = lane.encode_images(pixels_B3HW)
+    np.testing.assert_allclose(output.cls1_BD, expected.cls1_BD, rtol=2**-7)
+    np.testing.assert_allclose(output.patches_BND, expected.patches_BND, rtol=2**-10, atol=1e-7)
+    np.testing.assert_allclose(output.values_BND, expected.values_BND, rtol=0, atol=1e-6)
+    ids_BL, mask_BL = texts(2, 5)
+    expected_BD = reference.encode_texts(ids_BL, mask_BL)
+    np.testing.assert_allclose(lane.encode_texts(ids_BL, mask_BL), expected_BD, atol=1e-6)
+
+
+def test_a_shape_is_recorded_after_its_first_run_and_replayed(gpu: "StandInGpu") -> None:
+    lane = gpu.lane()
+    gpu.trt.called.clear()
+    for _ in range(5):
+        lane.encode_images(pictures(2))
+    assert gpu.trt.called.count("execute_async_v3") == 2  # once to run and once to record
+    assert gpu.cuda.called.count("cudaGraphLaunch") == 4
+    assert gpu.cuda.called.count("cudaGraphInstantiate") == 1
+
+
+def test_growing_memory_voids_what_was_recorded(gpu: "StandInGpu", reference: Runtime) -> None:
+    lane = gpu.lane()
+    for pixels_B3HW in (pictures(1), pictures(1), pictures(4), pictures(1), pictures(1)):
+        assert_same(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
+    assert gpu.cuda.called.count("cudaGraphInstantiate") == 2
+    assert gpu.cuda.called.count("cudaGraphExecDestroy") == 1
+
+
+def test_of_many_shapes_the_latest_stay_prepared(make_gpu: "MakeGpu") -> None:
+    gpu = make_gpu(max_shapes=2)
+    lane = gpu.lane()
+    for width in (14, 28, 42, 56):
+        for _ in range(2):
+            lane.encode_images(pictures(1, 14, width))
+    gc.collect()
+    assert len(gpu.trt.contexts) == 2
+    assert len(gpu.cuda.executables) <= 2
+
+
+def test_a_graph_that_cannot_be_recorded_is_run_step_by_step(
+    gpu: "StandInGpu", reference: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    lane = gpu.lane()
+    lane.encode_images(pictures(2))
+    names = gpu.cuda.called
+    # The next three calls are those of a run: device, begin of the recording, copy.
+    gpu.cuda.failing = {len(names) + 2: gpu.cuda.cudaError_t.cudaErrorStreamCaptureUnsupported}
+    for _ in range(3):
+        assert_same(lane.encode_images(pictures(2)), reference.encode_images(pictures(2)))
+    assert "CUDA graphs are off for this lane" in caplog.text
+    assert "cudaGraphLaunch" not in names
+
+
+def test_lanes_share_an_engine_and_nothing_else(gpu: "StandInGpu", reference: Runtime) -> None:
+    lanes = [gpu.lane() for _ in range(3)]
+    assert len(gpu.trt.engines) == 2
+    assert gpu.trt.num_built == 2
+    outputs: list[VisionOutput] = []
+
+    def run(index: int) -> None:
+        for batch in (1, 4, 2, 4):
+            output = lanes[index].encode_images(pictures(batch))
+        outputs.append(output)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outputs) == 3
+    for output in outputs:
+        assert_same(output, reference.encode_images(pictures(4)))
+    lanes[0].close()
+    gc.collect()
+    assert len(gpu.trt.engines) == 2
+    assert_same(lanes[1].encode_images(pictures(1)), reference.encode_images(pictures(1)))
+
+
+def test_nothing_is_left_after_closing(gpu: "StandInGpu") -> None:
+    lane = gpu.lane()
+    for batch in (1, 1, 3, 3, 1):
+        lane.encode_images(pictures(batch))
+    lane.encode_texts(*texts(2, 5))
+    assert gpu.cuda.num_alive > 5
+    lane.close()
+    lane.close()
+    gc.collect()
+    assert gpu.cuda.num_alive == 0
+    assert not gpu.trt.contexts
+    assert not gpu.trt.engines
+    assert len(POOL) == 0
+    with pytest.raises(RuntimeError, match="this runtime is closed"):
+        lane.encode_images(pictures(1))
+
+
+def test_a_second_process_uses_the_kept_engines(make_gpu: "MakeGpu") -> None:
+    make_gpu().lane().close()
+    second = make_gpu()
+    second.lane()
+    assert second.trt.num_built == 0
+
+
+@pytest.mark.parametrize("after_runs", [0, 1, 2])
+def test_an_interrupted_call_leaves_the_rest_out(
+    gpu: "StandInGpu", reference: Runtime, monkeypatch: pytest.MonkeyPatch, after_runs: int
+) -> None:
+    lane = gpu.lane()
+    runs: list[str] = []
+    submit = type(lane._executors["vision"])._submit  # type: ignore[index]
+
+    def note(self: object, shape: object) -> None:
+        runs.append("run")
+        submit(self, shape)  # type: ignore[arg-type]
+        if len(runs) == after_runs:
+            lane.interrupt()
+
+    monkeypatch.setattr(type(lane._executors["vision"]), "_submit", note)  # type: ignore[index]
+    if after_runs:
+        with pytest.raises(Interrupted):
+            lane.encode_images(pictures(12))
+        assert len(runs) == after_runs
+    else:
+        lane.interrupt()  # nothing runs
+    pixels_B3HW = pictures(12)
+    assert_same(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
+
+
+def test_mistakes_of_callers_are_errors(gpu: "StandInGpu") -> None:
+    lane = gpu.lane()
+    with pytest.raises(ValueError, match="multiples of 14"):
+        lane.encode_images(pictures(1, 15, 14))
+    with pytest.raises(ValueError, match="not built for inputs of"):
+        lane.encode_images(pictures(1, 14, 14 * 17))
+    with pytest.raises(ValueError, match="no head for depth"):
+        lane.estimate("depth", pictures(1))
+    with pytest.raises(ValueError, match="no token"):
+        lane.encode_texts(np.zeros((1, 2), np.int64), np.zeros((1, 2), np.int64))
+
+
+def test_precisions_that_are_not_there_are_errors(gpu: "StandInGpu") -> None:
+    with pytest.raises(PackageError, match="vision_model_bf16"):
+        gpu.lane("bf16")
+    with pytest.raises(ValueError, match="fp32, bf16, fp16, not in int8"):
+        gpu.lane("int8")
+    assert gpu.cuda.num_alive == 0

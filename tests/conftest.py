@@ -9,7 +9,7 @@ import pytest
 from model.package import ModelPackage
 
 if TYPE_CHECKING:
-    from transformers import Tipsv2Model, Tipsv2Tokenizer
+    from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
 
 # Words that the tiny tokenizer has whole; anything else becomes letters or bytes.
 TINY_WORDS = "a the of in photo large small many red blue cat dog grass sky sea tree house ball"
@@ -53,6 +53,40 @@ def tiny_model() -> "Tipsv2Model":
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.eval()
     return model
+
+
+@pytest.fixture(scope="session")
+def tiny_dense() -> "Tipsv2DptForDensePrediction":
+    """Random dense heads on a random backbone, four blocks of the width of `tiny_model`."""
+    import torch  # noqa: PLC0415 - as above
+    from transformers import Tipsv2DptConfig, Tipsv2DptForDensePrediction  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    backbone = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+    taps = {"out_indices": [1, 2, 3, 4], "apply_layernorm": True, "reshape_hidden_states": False}
+    config = Tipsv2DptConfig(
+        backbone_config={
+            "model_type": "tipsv2_vision_model",
+            **(backbone | taps),
+            "image_size": 56,
+            "mlp_ratio": 2,
+        },
+        neck_hidden_sizes=[8, 12, 16, 24],
+        fusion_hidden_size=16,
+        num_depth_bins=32,
+    )
+    config.num_labels = 5
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        dense = Tipsv2DptForDensePrediction(config)
+        for name, parameter in dense.named_parameters():
+            # Fresh heads multiply what enters them by thousands, where no difference is small.
+            scale = 0.1 if name.startswith("backbone") or parameter.ndim < 2 else 0.0
+            parameter.add_(scale * torch.randn_like(parameter))
+            if parameter.ndim == 4 and not name.startswith("backbone"):
+                parameter.mul_(0.3)
+    dense.eval()
+    return dense
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import Tipsv2ImageProcessor, Tipsv2Model, Tipsv2Processor, Tipsv2Tokenizer
+from transformers import (
+    Tipsv2DptForDensePrediction,
+    Tipsv2ImageProcessor,
+    Tipsv2Model,
+    Tipsv2Processor,
+    Tipsv2Tokenizer,
+)
 
+from model.export.dense import export_dense
 from model.export.sizes import native_size
 from model.export.towers import export_text, export_vision
 from model.graphs import TEXT_FILE, VISION_FILE
@@ -27,14 +34,16 @@ class PackageContent:
     Attributes:
         model: In float32 and evaluation mode.
         tokenizer: Of its text tower.
-        draft: The manifest without files and parity.
+        draft: The manifest without files and parity, as `model.export.sizes` drafts it.
         render_card: Makes the model card of the finished manifest.
+        dense: Backbone and heads for depth, normals and segmentation; in float32.
     """
 
     model: Tipsv2Model
     tokenizer: Tipsv2Tokenizer
     draft: Manifest
     render_card: Callable[[Manifest], str]
+    dense: Tipsv2DptForDensePrediction | None = None
 
 
 def write_package(
@@ -96,6 +105,9 @@ def _write_files(content: PackageContent, folder: Path, progress: Progress) -> N
     export_vision(content.model, folder / VISION_FILE)
     progress("exporting the text graph")
     export_text(content.model, folder / TEXT_FILE)
+    if content.dense is not None:
+        progress("exporting the graphs of depth, normals and segmentation")
+        export_dense(content.dense, folder)
 
 
 def _measure_parity(content: PackageContent, folder: Path) -> list[ParityEntry]:

@@ -5,29 +5,36 @@ from typing import Final
 
 from transformers import Tipsv2Model
 
-from model.manifest import Manifest
+from model.graphs import DENSE_TASKS
+from model.manifest import Manifest, Output
 
+TOWER_OUTPUTS: Final[tuple[Output, ...]] = ("patches", "values", "cls1", "cls2", "text")
+# Rows and columns of patches that the dense heads make one of, at their deepest.
+DENSE_PATCHES: Final = 2
 # Height and width of common pictures, relative to the shorter side.
 ASPECTS: Final = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
 
 
-def draft_manifest(model: Tipsv2Model, *, name: str) -> Manifest:
+def draft_manifest(model: Tipsv2Model, *, name: str, has_dense_heads: bool = False) -> Manifest:
     """What the weights alone say for a manifest; files, parity and origin come later.
 
     Args:
         model: Both towers.
         name: The model's name for clients.
+        has_dense_heads: Depth, normals and segmentation are packaged too. They halve the patch
+            grid, so every size must then be a multiple of two patches.
 
     Raises:
         ValidationError: A name that a manifest cannot have.
     """
     vision = model.vision_model.config
-    unit, native = patch_size(model), native_size(model)
+    unit = patch_size(model) * (DENSE_PATCHES if has_dense_heads else 1)
+    native = native_size(model) // unit * unit
     return Manifest(
         name=name,
         variant=f"w{vision.hidden_size}d{vision.num_hidden_layers}",
         embed_dim=vision.hidden_size,
-        patch_size=unit,
+        patch_size=patch_size(model),
         native_size=native,
         min_size=unit,
         max_size=4 * native,
@@ -35,7 +42,7 @@ def draft_manifest(model: Tipsv2Model, *, name: str) -> Manifest:
         shape_buckets=shape_buckets(native, unit),
         max_text_tokens=model.text_model.config.max_position_embeddings,
         temperature=model.temperature.item(),
-        outputs=["patches", "values", "cls1", "cls2", "text"],
+        outputs=[*TOWER_OUTPUTS, *(DENSE_TASKS if has_dense_heads else ())],
         licence="unknown",
     )
 

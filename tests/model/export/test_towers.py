@@ -9,8 +9,9 @@ import onnxruntime
 import pytest
 from transformers import Tipsv2Model
 
-from model.export import towers
-from model.export.towers import OPSET, export_text, export_vision
+from model.export import saving
+from model.export.towers import export_text, export_vision
+from model.export.tracing import OPSET
 from model.graphs import TEXT_FILE, VISION_FILE
 from model.package import ModelPackage
 from model.runtime.openvino_runtime import openvino_core
@@ -52,7 +53,7 @@ def test_graphs_are_valid_and_carry_no_trace_of_this_machine(
     path = tiny_package.file(file)
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path)
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == OPSET
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
     content = path.read_bytes()
     assert b".py" not in content
@@ -97,7 +98,7 @@ def test_large_weights_go_beside_the_graph(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(towers, "MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(saving, "MAX_INLINE_BYTES", 0)
     export(tiny_model, tmp_path / "graph.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "graph.onnx.data"]
     onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])

@@ -1,0 +1,111 @@
+"""Writes the dense heads as ONNX graphs: depth, normals and segmentation, each with its backbone.
+
+The heads halve the patch grid and double it again. transformers resizes where the two differ, a
+choice that tracing would freeze; with even rows and columns of patches they never differ, so the
+graphs take sizes that are multiples of two patches (28 pixels) and hold no such choice.
+
+Shapes: B batch, N patches, D embedding width, K classes, H W pixels, h w patch rows and columns,
+H' W' eight times the patch rows and columns.
+"""
+
+from pathlib import Path
+from typing import cast
+
+import onnx_ir
+import torch
+from torch import Tensor, nn
+from transformers import Tipsv2DptForDensePrediction
+from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import (
+    Tipsv2DptDecoder,
+    Tipsv2DptFeatureFusionLayer,
+    Tipsv2DptNeck,
+)
+
+from model.export.saving import SharedWeights
+from model.export.tracing import exportable, trace
+from model.graphs import DENSE_TASKS, DenseTask, graph_file
+from model.position import embed_pixels
+
+
+class DenseGraph(nn.Module):
+    """The backbone, and one head's way from its four taps to the decoder's map."""
+
+    def __init__(self, dense: Tipsv2DptForDensePrediction, task: DenseTask) -> None:
+        super().__init__()
+        self.backbone = dense.backbone
+        self.neck: Tipsv2DptNeck = getattr(dense, f"{task}_neck")
+        self.decoder: Tipsv2DptDecoder = getattr(dense, f"{task}_decoder")
+        self.to_metres: nn.Module = dense.depth_bin_regressor if task == "depth" else nn.Identity()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return metres [B, H', W'], vectors [B, 3, H', W'] or logits [B, K, H', W']."""
+        tower = self.backbone
+        patch_height, patch_width = tower.embeddings.patch_embeddings.projection.stride
+        rows, columns = pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width
+        taps = self._taps(embed_pixels(tower.embeddings, pixel_values))
+        maps = self.neck.reassemble_stage(taps, rows, columns)
+        features = [conv(map_) for conv, map_ in zip(self.neck.convs, maps, strict=True)]
+        output: Tensor = self.to_metres(self.decoder(self._fuse(features[::-1])))
+        return output
+
+    def _taps(self, tokens_BTD: Tensor) -> list[Tensor]:
+        tower = self.backbone
+        taps = []
+        for index, layer in enumerate(tower.encoder.layer, start=1):
+            tokens_BTD = layer(tokens_BTD, None)
+            if index in tower.config.out_indices:
+                taps.append(tower.layernorm(tokens_BTD))
+        return taps
+
+    def _fuse(self, deepest_first: list[Tensor]) -> Tensor:
+        fused: Tensor | None = None
+        for layer, map_ in zip(self.neck.fusion_stage.layers, deepest_first, strict=True):
+            level = cast("Tipsv2DptFeatureFusionLayer", layer)
+            entering = map_ if fused is None else fused + level.residual_layer1(map_)
+            fused = _double(level, entering)
+        assert fused is not None
+        return fused
+
+
+def _double(layer: Tipsv2DptFeatureFusionLayer, map_: Tensor) -> Tensor:
+    doubled = nn.functional.interpolate(
+        layer.residual_layer2(map_), scale_factor=2, mode="bilinear", align_corners=True
+    )
+    projected: Tensor = layer.projection(doubled)
+    return projected
+
+
+def export_dense(dense: Tipsv2DptForDensePrediction, folder: Path) -> None:
+    """Write one graph for each head: `pixel_values` [B, 3, H, W] to the head's name.
+
+    The weights of all three go to one file beside them, which has the backbone's once.
+
+    Args:
+        dense: In float32. Its mode and attention are as before afterwards.
+        folder: The package; graphs are named by `model.graphs.graph_file`.
+
+    Raises:
+        ValueError: The backbone's taps do not end in the final LayerNorm.
+    """
+    weights = folder / graph_file("depth")
+    with SharedWeights(weights.with_name("dense_model.onnx.data")) as shared:
+        for task in DENSE_TASKS:
+            graph = trace_dense(dense, task)
+            shared.take_from(graph)
+            onnx_ir.save(graph, folder / graph_file(task))
+
+
+def trace_dense(dense: Tipsv2DptForDensePrediction, task: DenseTask) -> onnx_ir.Model:
+    """One head's graph in memory; it refers to the model's weights."""
+    if not dense.backbone.config.apply_layernorm:
+        raise ValueError("the dense heads' backbone must have apply_layernorm=True, as released")
+    patch_size = dense.backbone.embeddings.patch_embeddings.projection.stride[0]
+    inputs = {"pixel_values": torch.rand(2, 3, 4 * patch_size, 6 * patch_size)}
+    axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
+    with exportable(dense):
+        graph = trace(DenseGraph(dense, task), inputs, outputs=(task,), axes=axes)
+    (output,) = graph.graph.outputs
+    assert output.shape is not None
+    # The exporter names these two by the arithmetic that gives them.
+    output.shape = onnx_ir.Shape([*output.shape[:-2], "map_height", "map_width"])
+    return graph

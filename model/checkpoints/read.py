@@ -2,22 +2,33 @@
 
 from pathlib import Path
 
+from transformers import Tipsv2Model
+
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError
+from model.checkpoints.dense_folder import read_dense_folder
+from model.checkpoints.dense_heads import DenseHeads
 from model.checkpoints.folder import digests, refuse_pickles
 from model.checkpoints.official_pair import is_pair_folder, read_pair
+from model.checkpoints.scenic_heads import ZIP_SUFFIX, DepthActivation, read_scenic_heads
 from model.checkpoints.tokenizer import read_tokenizer
 from model.checkpoints.transformers_folder import is_transformers_folder, read_model
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a model and its tokenizer; nothing is downloaded.
+def read_checkpoint(
+    path: Path, *, dense: Path | None = None, depth_activation: DepthActivation = "relu"
+) -> Checkpoint:
+    """Read a model, its tokenizer and, if asked for, its dense heads; nothing is downloaded.
 
     Args:
         path: A folder: of transformers (`config.json`, safetensors, tokenizer), or with the
             official pair (`..._vision.npz`, `..._text.npz`) and a tokenizer.
+        dense: Where the dense heads are: a -dpt folder of transformers, a Scenic zip, or a folder
+            with up to three of them, which may be `path` itself.
+        depth_activation: What follows the last convolution of a Scenic depth head, which its file
+            does not say (see `model.checkpoints.scenic_heads`). A -dpt folder says it itself.
 
     Raises:
-        CheckpointError: It is no such folder, or not all of it is what it should be.
+        CheckpointError: There is no such thing, or not all of it is what it should be.
     """
     if not path.is_dir():
         raise CheckpointError(
@@ -40,4 +51,33 @@ def read_checkpoint(path: Path) -> Checkpoint:
     files = origin["files"]
     assert isinstance(files, dict)
     files.update(digests([tokenizer_path]))
-    return Checkpoint(model=model, tokenizer=tokenizer, variant=variant, origin=origin)
+    heads = None if dense is None else _read_dense(dense, model, depth_activation)
+    if heads is not None:
+        origin["dense"] = heads.origin
+    return Checkpoint(
+        model=model,
+        dense=heads.model if heads else None,
+        dense_tasks=heads.tasks if heads else (),
+        tokenizer=tokenizer,
+        variant=variant,
+        origin=origin,
+    )
+
+
+def _read_dense(path: Path, model: Tipsv2Model, depth_activation: DepthActivation) -> DenseHeads:
+    if path.is_file():
+        return read_scenic_heads([path], model, depth_activation=depth_activation)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} is neither a file nor a folder; name the dense heads' folder or zip"
+        )
+    refuse_pickles(path)
+    zips = sorted(path.glob(f"*{ZIP_SUFFIX}"))
+    if zips:
+        return read_scenic_heads(zips, model, depth_activation=depth_activation)
+    if is_transformers_folder(path):
+        return read_dense_folder(path, model)
+    raise CheckpointError(
+        f"{path} holds no dense heads: neither the config.json and model.safetensors of a -dpt "
+        f"folder nor files *{ZIP_SUFFIX}"
+    )

@@ -1,0 +1,165 @@
+"""Reads the Scenic (JAX) zips of dense heads: `tips_v2_l14_depth_dpt.zip` and its like.
+
+Taken as layout: one `.npy` for each parameter of the Flax decoder, under the path of its module,
+`decoder/dpt/reassemble_blocks/out_projection_0/kernel.npy`, and the task's linear layer as
+`decoder/pixel_segmentation`, `decoder/pixel_depth_classif` or `decoder/pixel_normals`. So
+google-deepmind/tips reads them in `scripts/convert_segmentation_checkpoint.py` and, for all three
+tasks, in `load_decoder_weights` of `pytorch/decoders.py` as of its pull request 31.
+
+Flax stores a convolution as [H, W, in, out] and a linear layer as [in, out]. Its transposed
+convolution slides the kernel as it is where torch's mirrors it, so both axes are flipped as well.
+
+The zips called `..._dpt_pytorch.zip` are refused: upstream's converter did not mirror these kernels
+at first, and the files do not tell whether they are from before or after that was put right.
+
+Whether a ReLU follows the last 3 x 3 convolution of the depth head is not in the files either, and
+upstream changed its mind: its PyTorch decoder had none, then one in every head, then an option that
+is off. The default here is "relu", as in transformers, whose port is what the published -dpt
+folders are run with; "linear" is upstream's option switched off. The choice is in the origin.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+from transformers import (
+    Tipsv2DptConfig,
+    Tipsv2DptForDensePrediction,
+    Tipsv2Model,
+    Tipsv2VisionConfig,
+)
+
+from model.checkpoints.architecture import check_name, variant_name
+from model.checkpoints.array_archive import ArrayArchive, require
+from model.checkpoints.checkpoint import CheckpointError, name_some
+from model.checkpoints.dense_heads import PARTS, DenseHeads, put_over
+from model.checkpoints.folder import digests
+from model.checkpoints.scenic_names import BLOCKS, LINEAR_OF_TASK, head_sources
+from model.checkpoints.weight_map import gather
+from model.graphs import DENSE_TASKS, DenseTask
+
+DepthActivation = Literal["relu", "linear"]
+ZIP_SUFFIX = "_dpt.zip"
+NUM_STAGES = 4
+
+
+def read_scenic_heads(
+    paths: Sequence[Path], model: Tipsv2Model, *, depth_activation: DepthActivation = "relu"
+) -> DenseHeads:
+    """Read one to three zips and put their heads over a model's vision tower.
+
+    Args:
+        paths: At most one for each task.
+        model: The model that the heads were trained on; the zips do not hold its tower.
+        depth_activation: What follows the depth head's last convolution; see above.
+
+    Raises:
+        CheckpointError: A zip is not of this layout, not whole, or for a tower of another size.
+    """
+    with ExitStack() as stack:
+        archives: dict[DenseTask, ArrayArchive] = {}
+        for path in paths:
+            archive = stack.enter_context(ArrayArchive(path))
+            task = _task(archive)
+            if task in archives:
+                raise CheckpointError(
+                    f"{path} holds a head for {task}, and so does {archives[task].path.name}; keep "
+                    "one of them"
+                )
+            archives[task] = archive
+        check_name([path.name for path in paths], variant_name(model.config))
+        config = _config(archives, model, depth_activation)
+        with torch.device("meta"):
+            empty = Tipsv2DptForDensePrediction(config).state_dict()
+        heads = {task: _read_head(archive, task, empty) for task, archive in archives.items()}
+    dense = put_over(model, config, heads)
+    origin: dict[str, JsonValue] = {
+        "kind": "scenic-dpt",
+        "files": dict(digests(paths)),
+        "tasks": list(dense.tasks),
+        "depth_activation": depth_activation,
+        "depth_activation_from": "the reader's setting; the files do not say it",
+    }
+    return DenseHeads(model=dense.model, tasks=dense.tasks, origin=origin)
+
+
+def _task(archive: ArrayArchive) -> DenseTask:
+    tasks = [task for task in DENSE_TASKS if f"{LINEAR_OF_TASK[task]}/kernel" in archive.shapes]
+    if len(tasks) != 1:
+        raise CheckpointError(
+            f"{archive.path} holds {name_some(archive.shapes)}, which is not one Scenic decoder "
+            "for depth, normals or segmentation; use a tips_v2_..._dpt.zip of the release's scenic "
+            "folder (a ..._dpt_pytorch.zip does not tell whether its kernels are mirrored)"
+        )
+    told = [task for task in DENSE_TASKS if f"_{task}_" in archive.path.name]
+    if told and told != tasks:
+        raise CheckpointError(
+            f"{archive.path} is called {told[0]} and holds a head for {tasks[0]}; give it its "
+            "right name"
+        )
+    return tasks[0]
+
+
+def _config(
+    archives: dict[DenseTask, ArrayArchive], model: Tipsv2Model, depth_activation: DepthActivation
+) -> Tipsv2DptConfig:
+    tower = model.vision_model.config
+    for archive in archives.values():
+        width = require(archive, f"{BLOCKS}/readout_projects_0/bias", 1)[0]
+        if width != tower.hidden_size:
+            raise CheckpointError(
+                f"{archive.path} holds a head for a tower of width {width}, and the model's has "
+                f"{tower.hidden_size}; take the file of the same variant"
+            )
+    first = next(iter(archives.values()))
+    stages = [require(first, f"{BLOCKS}/out_projection_{i}/bias", 1)[0] for i in range(NUM_STAGES)]
+    sizes: dict[str, Any] = {}
+    if "depth" in archives:
+        sizes["num_depth_bins"] = _num_outputs(archives["depth"], "depth")
+    if "segmentation" in archives:
+        sizes["num_labels"] = _num_outputs(archives["segmentation"], "segmentation")
+    return Tipsv2DptConfig(
+        backbone_config=_backbone_config(tower),
+        neck_hidden_sizes=stages,
+        fusion_hidden_size=require(first, "decoder/dpt/project/bias", 1)[0],
+        depth_decoder_activation=depth_activation,
+        **sizes,
+    )
+
+
+def _num_outputs(archive: ArrayArchive, task: DenseTask) -> int:
+    return require(archive, f"{LINEAR_OF_TASK[task]}/bias", 1)[0]
+
+
+def _backbone_config(tower: Tipsv2VisionConfig) -> Tipsv2VisionConfig:
+    depth = tower.num_hidden_layers
+    if depth < NUM_STAGES:
+        raise CheckpointError(
+            f"the model has {depth} layers, and dense heads look at {NUM_STAGES} of them; use the "
+            "model that the heads were trained on"
+        )
+    settings = tower.to_dict()
+    for name in ("out_features", "out_indices", "stage_names"):
+        settings.pop(name, None)
+    # Quarters of the depth, rounded up: 3, 6, 9, 12 of B and 7, 14, 21, 27 of SO400m.
+    out_indices = [-(-depth * i // NUM_STAGES) for i in range(1, NUM_STAGES + 1)]
+    return Tipsv2VisionConfig.from_dict(
+        settings
+        | {"out_indices": out_indices, "apply_layernorm": True, "reshape_hidden_states": False}
+    )
+
+
+def _read_head(
+    archive: ArrayArchive, task: DenseTask, empty: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    starts = tuple(f"{task}_{part}." for part in PARTS)
+    shapes = {
+        name.removeprefix(f"{task}_"): tensor.shape
+        for name, tensor in empty.items()
+        if name.startswith(starts)
+    }
+    return gather(archive, head_sources(shapes, task), shapes)

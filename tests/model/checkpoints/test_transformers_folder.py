@@ -1,0 +1,204 @@
+"""Folders of transformers: whole or sharded ones are read, and nothing is missing or left over."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.checkpoints.checkpoint import CheckpointError
+from model.checkpoints.read import read_checkpoint
+from model.checkpoints.transformers_folder import read_model
+from tests.model.checkpoints.official_layout import small_model, text_arrays, vision_arrays
+
+if TYPE_CHECKING:
+    from tests.model.checkpoints.conftest import Release
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+Weights = dict[str, Tensor]
+
+
+def save(weights: Weights, folder: Path) -> None:
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | changes), encoding="utf-8")
+
+
+def drop(weights: Weights, name: str) -> Weights:
+    return {key: value for key, value in weights.items() if key != name}
+
+
+def rename(weights: Weights, name: str) -> Weights:
+    return {key + "_" if key == name else key: value for key, value in weights.items()}
+
+
+def shorten(weights: Weights, name: str) -> Weights:
+    return weights | {name: weights[name][..., :-1].contiguous()}
+
+
+@pytest.mark.parametrize("change", [drop, rename, shorten])
+def test_any_one_tensor_dropped_renamed_or_reshaped_is_refused(
+    tmp_path: Path, change: Callable[[Weights, str], Weights]
+) -> None:
+    model = small_model("g-like", vocab_size=8, layers=1, text_layers=1)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    for name in weights:
+        if name == "temperature":
+            continue  # published folders lack it
+        save(change(weights, name), tmp_path)
+        with pytest.raises(CheckpointError, match="save the model again"):
+            read_model(tmp_path)
+
+
+def test_a_tensor_too_many_is_refused(folder: Path) -> None:
+    save(load_file(folder / WEIGHTS) | {"head.weight": torch.ones(2)}, folder)
+    with pytest.raises(CheckpointError, match=r"belong nowhere: 'head\.weight'"):
+        read_checkpoint(folder)
+
+
+def test_an_absent_temperature_is_the_configurations(folder: Path) -> None:
+    save(drop(load_file(folder / WEIGHTS), "temperature"), folder)
+    change_config(folder, temperature_init_value=0.03)
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.model.temperature.item() == pytest.approx(0.03)
+    assert checkpoint.origin["temperature"] == "of config.json"
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_an_impossible_temperature_is_refused(folder: Path, temperature: float) -> None:
+    weights = load_file(folder / WEIGHTS)
+    save(weights | {"temperature": torch.tensor(temperature)}, folder)
+    with pytest.raises(CheckpointError, match="must be positive"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_no_number_is_refused(folder: Path, value: float) -> None:
+    weights = load_file(folder / WEIGHTS)
+    # transformers saves under names of its own choice; the last is some weight of a tower.
+    weights[max(weights)].view(-1)[3] = value
+    save(weights, folder)
+    with pytest.raises(CheckpointError, match="NaN or infinite values in 'vision_model"):
+        read_checkpoint(folder)
+
+
+def test_half_precision_weights_become_float32(
+    releases: dict[str, "Release"], folder: Path
+) -> None:
+    weights = load_file(folder / WEIGHTS)
+    save({name: tensor.bfloat16() for name, tensor in weights.items()}, folder)
+    found = read_checkpoint(folder).model.state_dict()
+    for name, tensor in releases["b-like"].model.state_dict().items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], tensor.bfloat16().float()), name
+
+
+def test_shards_are_read(releases: dict[str, "Release"], folder: Path) -> None:
+    model = releases["b-like"].model
+    (folder / WEIGHTS).unlink()
+    model.save_pretrained(folder, max_shard_size="1MB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    checkpoint = read_checkpoint(folder)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(checkpoint.model.state_dict()[name], tensor), name
+    files = checkpoint.origin["files"]
+    assert isinstance(files, dict)
+    assert {path.name for path in folder.glob("*.safetensors")} < files.keys()
+
+
+def test_a_missing_shard_is_refused(releases: dict[str, "Release"], folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    releases["b-like"].model.save_pretrained(folder, max_shard_size="1MB")
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(CheckpointError, match=r"names 'model-00002.*, which is no file beside it"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a\\b.safetensors", ".."])
+def test_an_index_that_points_elsewhere_is_refused(folder: Path, name: str) -> None:
+    (folder / WEIGHTS).rename(folder.parent / WEIGHTS)
+    index = {"weight_map": {"temperature": name}}
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="which is no file beside it"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}', '{"weight_map": []}', "[]", "{"])
+def test_a_broken_index_is_refused(folder: Path, index: str) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / INDEX).write_text(index, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        read_checkpoint(folder)
+
+
+def test_absent_weights_are_refused(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_weights_that_were_cut_short_are_refused(folder: Path, share: float) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"no safetensors file or was cut short"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_type": 3}', "{'a': 1}"])
+def test_a_broken_config_is_refused(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_checkpoint(folder)
+
+
+def test_an_impossible_config_is_refused(folder: Path) -> None:
+    change_config(folder, temperature_init_value=-1)
+    with pytest.raises(CheckpointError, match="no configuration that transformers takes"):
+        read_checkpoint(folder)
+
+
+def test_another_kind_of_model_is_refused(folder: Path) -> None:
+    change_config(folder, model_type="siglip")
+    with pytest.raises(CheckpointError, match="of type 'siglip', not 'tipsv2'"):
+        read_checkpoint(folder)
+
+
+def test_code_in_the_folder_is_not_run(folder: Path) -> None:
+    """As the first releases had it: a class of their own, to be fetched and run."""
+    change_config(folder, auto_map={"AutoModel": "modeling.Evil"})
+    marker = folder / "was-run"
+    (folder / "modeling.py").write_text(f"open({str(marker)!r}, 'w')", encoding="utf-8")
+    read_checkpoint(folder)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("like", ["b-like", "g-like"])
+def test_the_hubs_first_names_are_known(
+    releases: dict[str, "Release"], folder: Path, like: str
+) -> None:
+    """Published folders keep upstream's names behind the towers', and have no temperature."""
+    release = releases[like]
+    weights = {
+        f"vision_encoder.{name}": torch.from_numpy(array)
+        for name, array in vision_arrays(release.model).items()
+    } | {
+        f"text_encoder.{name}": torch.from_numpy(array)
+        for name, array in text_arrays(release.model).items()
+        if name != "temperature"
+    }
+    (folder / "config.json").write_bytes((release.folder / "config.json").read_bytes())
+    save(weights, folder)
+    found = read_checkpoint(folder).model.state_dict()
+    for name, tensor in release.model.state_dict().items():
+        assert torch.equal(found[name], tensor), name

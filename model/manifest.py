@@ -69,7 +69,7 @@ class ParityEntry(Entry):
     `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
     inputs: (batch, height, width) in pixels for pictures, (batch, tokens) for texts. Differences
     are the worst over all of them; `max_relative_diff` is in units of the root mean square of the
-    output that it is of. Cosines are the worst and the mean, of global and of text embeddings
+    output that it is of, and `worst_size` is where it was seen. Cosines are the worst and the mean, of global and of text embeddings
     (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of pixels that
     segmentation gives the same class; `clear_mask_agreement` is that of the pixels whose best two
     cosines are not nearly equal. Of dense heads, `depth_error` is the mean of |difference| / depth
@@ -82,6 +82,7 @@ class ParityEntry(Entry):
     precision: Precision
     reference: str
     sizes: list[tuple[int, ...]]
+    worst_size: tuple[int, ...] = ()
     is_finite: bool = True
     max_abs_diff: Annotated[float, Field(ge=0)]
     max_relative_diff: Annotated[float, Field(ge=0)] | None = None

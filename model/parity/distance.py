@@ -48,12 +48,14 @@ class Distance:
             comparisons with NaN are false whichever way they are asked.
         max_relative_diff: In units of the root mean square of the reference's output.
         worst_size: Of the input where that was.
+        max_length_error: Of embeddings; what cosines do not see.
     """
 
     is_finite: bool = True
     max_abs_diff: float = 0.0
     max_relative_diff: float = 0.0
     worst_size: tuple[int, ...] = ()
+    max_length_error: float | None = None
     cls: Cosines = field(default_factory=Cosines)
     patches: Cosines = field(default_factory=Cosines)
 
@@ -86,6 +88,9 @@ class Distance:
         is_finite = self.add(exported, reference, size)
         if is_finite:
             (self.patches if exported.ndim == 3 else self.cls).add(exported, reference)
+            ours, theirs = (np.linalg.norm(x, axis=-1) for x in (exported, reference))
+            error = float((np.abs(ours - theirs) / np.maximum(theirs, 1e-12)).max())
+            self.max_length_error = max(self.max_length_error or 0.0, error)
         return is_finite
 
 

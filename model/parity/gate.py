@@ -116,6 +116,7 @@ def _measure_graph(reference: Reference, runtime: Runtime, graph: GraphRun) -> P
         is_finite=distance.is_finite,
         max_abs_diff=distance.max_abs_diff,
         max_relative_diff=distance.max_relative_diff,
+        max_length_error=distance.max_length_error,
         min_cosine_cls=distance.cls.lowest,
         mean_cosine_cls=distance.cls.mean,
         min_cosine_patches=distance.patches.lowest,
@@ -140,7 +141,8 @@ def _measure_vision(reference: Reference, runtime: Runtime, graph: GraphRun) -> 
             for ours, theirs in zip(_arrays(exported), _arrays(case.output), strict=True)
         ]
         if all(are_finite):
-            _count_masks(measured.agreement, case, exported, reference.classes_KD, reference)
+            features_BND = segmenting_features(exported, reference.features)
+            _count_masks(measured.agreement, case, features_BND, reference.classes_KD)
     return measured
 
 
@@ -161,8 +163,9 @@ def _measure_text(reference: Reference, runtime: Runtime, graph: GraphRun) -> Me
     prompts_PD = _run(graph, shape, runtime.encode_texts, given.token_ids_BL, given.mask_BL)
     if np.isfinite(prompts_PD).all():
         classes_KD = average_groups(prompts_PD, prompts.sizes)
-        for case in reference.vision:
-            _count_masks(measured.agreement, case, case.output, classes_KD, reference)
+        for seen in reference.vision:
+            features_BND = segmenting_features(seen.output, reference.features)
+            _count_masks(measured.agreement, seen, features_BND, classes_KD)
     return measured
 
 
@@ -187,17 +190,12 @@ def _judges(is_real: bool, graph: GraphRun) -> bool:
 
 
 def _count_masks(
-    agreement: Agreement,
-    case: VisionCase,
-    output: VisionOutput,
-    classes_KD: FloatArray,
-    reference: Reference,
+    agreement: Agreement, case: VisionCase, features_BND: FloatArray, classes_KD: FloatArray
 ) -> None:
     """Segment each real picture of a case with these patches and these classes."""
-    items_BND = segmenting_features(output, reference.features)
-    for item_ND, expected in zip(items_BND, case.masks, strict=False):
+    for item_ND, expected in zip(features_BND, case.masks, strict=False):
         size_hw = expected.labels_HW.shape
-        agreement.add(mask(item_ND, classes_KD, output.grid_hw, size_hw), expected)
+        agreement.add(mask(item_ND, classes_KD, case.output.grid_hw, size_hw), expected)
 
 
 def _arrays(output: VisionOutput) -> list[FloatArray]:

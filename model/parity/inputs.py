@@ -27,9 +27,11 @@ BUDGET_GFLOP = 3000.0
 
 # What the pictures show and, between them, what they do not.
 CLASS_NAMES = (
-    "orange, lemon, kiwi, burger, sunflower, book, dog, bird, house, window, table, bottle, "
-    "grass, sky, mountain, tree, sun, flower, water, brush, red, blue"
-).split(", ")
+    "orange", "lemon", "kiwi", "burger", "sunflower", "book", "dog",
+    "bird", "house", "window", "table", "bottle", "grass", "sky",
+    "mountain", "tree", "sun", "flower", "water", "brush", "red",
+    "blue",
+)  # fmt: skip
 SENTENCES = (
     "a dog",
     "two brown dogs look out of a window of a wooden house",

@@ -9,7 +9,6 @@ Shapes: B batch, N patches, L tokens, D embedding width, K classes, H W pixels.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from transformers import Tipsv2Model
 
@@ -116,7 +115,7 @@ def build_reference(
         prompts=prompts,
         classes_KD=classes_KD,
         vision=tuple(
-            _vision_case(model, given, classes_KD, features, dense or {})
+            _vision_case(model, given, classes_KD=classes_KD, features=features, dense=dense or {})
             for given in image_inputs(manifest, sizes)
         ),
         text=tuple(
@@ -150,9 +149,7 @@ def reference_vision(model: Tipsv2Model, pixels_B3HW: FloatArray) -> VisionOutpu
 
 
 @torch.no_grad()
-def reference_text(
-    model: Tipsv2Model, token_ids_BL: TokenArray, mask_BL: TokenArray
-) -> FloatArray:
+def reference_text(model: Tipsv2Model, token_ids_BL: TokenArray, mask_BL: TokenArray) -> FloatArray:
     """Text embeddings [B, D] by transformers' forward."""
     output = model.text_model(
         input_ids=torch.from_numpy(token_ids_BL), attention_mask=torch.from_numpy(mask_BL)
@@ -169,6 +166,7 @@ def segmenting_features(output: VisionOutput, features: str) -> FloatArray:
 def _vision_case(
     model: Tipsv2Model,
     given: VisionInput,
+    *,
     classes_KD: FloatArray,
     features: str,
     dense: Mapping[DenseTask, DenseReference],

@@ -3,6 +3,7 @@
 It knows no files: reading, hashing and checking a folder is `model.package`.
 """
 
+import re
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal, Self
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from model.graphs import Precision
 
 MANIFEST_NAME = "tipserve.json"
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Output = Literal["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -19,7 +21,6 @@ PositiveInt = Annotated[int, Field(gt=0)]
 BOUNDED: Final[dict[str, tuple[str, ...]]] = {
     "max_abs_diff": ("max_abs_diff",),
     "max_relative_diff": ("max_relative_diff",),
-    "max_length_error": ("max_length_error",),
     "min_cosine": ("min_cosine_cls", "min_cosine_patches"),
     "min_mean_cosine": ("mean_cosine_cls", "mean_cosine_patches"),
     "min_mask_agreement": ("mask_agreement",),
@@ -57,7 +58,6 @@ class ParityLimits(Entry):
 
     max_abs_diff: Annotated[float, Field(gt=0)] | None = None
     max_relative_diff: Annotated[float, Field(gt=0)] | None = None
-    max_length_error: Annotated[float, Field(gt=0)] | None = None
     min_cosine: float | None = None
     min_mean_cosine: float | None = None
     min_mask_agreement: float | None = None
@@ -71,13 +71,12 @@ class ParityEntry(Entry):
     `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
     inputs: (batch, height, width) in pixels for pictures, (batch, tokens) for texts. Differences
     are the worst over all of them; `max_relative_diff` is in units of the root mean square of the
-    output that it is of, and `worst_size` is where it was seen. `max_length_error` is the largest
-    relative error of an embedding's length. Cosines are the worst and the mean, of global and of
-    text embeddings (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of
-    pixels that segmentation gives the same class; `clear_mask_agreement` is that of the pixels
-    whose best two cosines are not nearly equal. Of dense heads, `depth_error` is the mean of
-    |difference| / depth and `normals_degrees` the mean angle. Where `is_finite` is false, an output
-    held NaN or infinity, which the other numbers leave out.
+    output that it is of. Cosines are the worst and the mean, of global and of text embeddings
+    (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of pixels that
+    segmentation gives the same class; `clear_mask_agreement` is that of the pixels whose best two
+    cosines are not nearly equal. Of dense heads, `depth_error` is the mean of |difference| / depth
+    and `normals_degrees` the mean angle. Where `is_finite` is false, an output held NaN or
+    infinity, which the other numbers leave out.
     """
 
     file: str
@@ -85,11 +84,9 @@ class ParityEntry(Entry):
     precision: Precision
     reference: str
     sizes: list[tuple[int, ...]]
-    worst_size: tuple[int, ...] = ()
     is_finite: bool = True
     max_abs_diff: Annotated[float, Field(ge=0)]
     max_relative_diff: Annotated[float, Field(ge=0)] | None = None
-    max_length_error: Annotated[float, Field(ge=0)] | None = None
     min_cosine_cls: float | None = None
     mean_cosine_cls: float | None = None
     min_cosine_patches: float | None = None
@@ -148,7 +145,7 @@ class Manifest(Entry):
     """
 
     format_version: Literal[1] = 1
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=MODEL_NAME)]
     variant: str
     embed_dim: PositiveInt
     patch_size: PositiveInt = 14
@@ -201,3 +198,16 @@ def check_file_name(name: str) -> None:
         raise ValueError(f"file name {name!r} must lie inside the package, beside its manifest")
     if name != path.as_posix() or name in {"", "."} or "\\" in name or ":" in path.parts[0]:
         raise ValueError(f"file name {name!r} must be a normalised relative POSIX path")
+
+
+def check_model_name(name: str) -> None:
+    """Check that a name is one that a manifest can have.
+
+    Raises:
+        ValueError: It is empty, begins oddly, or has other characters than these few.
+    """
+    if re.fullmatch(MODEL_NAME, name) is None or name.endswith("\n"):
+        raise ValueError(
+            f"a model cannot be named {name!r}; use letters, digits, '.', '_' and '-', and begin "
+            "with a letter or digit"
+        )

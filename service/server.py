@@ -24,7 +24,7 @@ from service.grpc.server import GrpcServer
 from service.memory_trim import trimming_memory
 from service.models.lane_loading import num_pool_threads
 from service.models.loading import load_model, request_limits
-from service.models.model_source import ModelSource
+from service.models.model_source import ModelSource, check_names
 from service.models.registry import ModelRegistry
 from service.models.repository import ModelRepository
 from service.models.served_model import ServedModel
@@ -152,8 +152,11 @@ class Server:
 
     async def _load_models(self, stop: "asyncio.Task[Literal[True]]") -> bool:
         """Whether all that the settings name are served; False where asked to stop first."""
-        for folder in self.settings.model:
-            loading = asyncio.ensure_future(self.repository.start(ModelSource(folder)))
+        named = [ModelSource.from_setting(t, self.settings.cache) for t in self.settings.model]
+        if len(named) > 1:
+            await asyncio.to_thread(check_names, named)
+        for source in named:
+            loading = asyncio.ensure_future(self.repository.start(source))
             either: set[asyncio.Future[Any]] = {loading, stop}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():

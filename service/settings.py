@@ -5,6 +5,7 @@ flag or a `TIPSERVE_` variable that is not known is an error, so that no misspel
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
+
+from model.conversion.cache import default_cache
 
 PREFIX = "TIPSERVE_"
 SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
@@ -41,8 +44,14 @@ class Settings(BaseSettings):
     )
 
     model: Annotated[tuple[str, ...], NoDecode] = ("bundled",)
-    """Models to serve, with commas between: `bundled`, or folders with model packages. The first is
-    the default, which answers requests that name none."""
+    """Models to serve, with commas between; the first is the default, which answers requests that
+    name none. `bundled`, a folder with a model package, a checkpoint's folder (of transformers, or
+    with a pair of official .npz files), or a hub id such as `google/tipsv2-b14`, with `@revision`
+    behind it if wanted. Checkpoints are converted once, into `cache`. `name=` before any of these
+    serves it under that name."""
+    cache: Path = Field(default_factory=lambda: default_cache(os.environ))
+    """Folder of converted packages. Default: `tipserve` in $XDG_CACHE_HOME or ~/.cache. Several
+    servers may share it: one converts, the others wait for it."""
     enable_management: bool = False
     """Whether models can be loaded, swapped and unloaded by `POST /v2/repository/...`. Anybody who
     may ask for a mask may then do it too: set API keys beside it."""

@@ -1,23 +1,22 @@
 """From a model package to a model that answers: verify, load one runtime for each lane, warm up."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from model.package import Manifest, ModelPackage, open_package
+from model.package import Manifest, ModelPackage
 from model.runtime.base import Device
 from model.text import TextTokenizer
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane_worker import LaneCare
-from service.lanes.warm_up import PICTURE_WORK
-from service.lanes.work import BatchLimits, Kind
+from service.lanes.work import BatchLimits
 from service.messages import BucketLimits, ModelInfo, RequestLimits
 from service.models.admission import Admission
+from service.models.conversion import open_source
 from service.models.lane_loading import LoadedLanes, load_lanes
 from service.models.model_source import ModelSource
 from service.models.served_model import ServedModel
-from service.models.served_shapes import item_cost, served_tasks, with_sizes
+from service.models.served_shapes import item_cost, with_sizes
 from service.models.text_cache import TextCache
 from service.monitoring.observability import Metrics
 from service.settings import Settings
@@ -38,13 +37,15 @@ def request_limits(settings: Settings) -> RequestLimits:
 def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
     """Verify a package, load it, and run one batch of each served shape on every lane.
 
+    What is no package yet is converted first.
+
     Raises:
-        PackageError: There is no such package, it is broken, or a served shape does not fit into a
-            batch.
-        WarmUpError: The runtime gives no usable results.
+        PackageError: There is no such model, it cannot be converted, its package is broken, or a
+            served shape does not fit into a batch.
+        WarmUpError: The runtime gives no usable embeddings.
         Unavailable: The load was cancelled.
     """
-    package = open_package(source.folder)
+    package = open_source(source)
     manifest = with_sizes(package.manifest, settings.sizes)
     if source.name is not None:
         manifest = manifest.model_copy(update={"name": source.name})
@@ -84,41 +85,25 @@ def bucket_limits(
     )
 
 
-def batch_limits(
-    max_images: int, budget: int, known: Mapping[Kind, int], settings: Settings
-) -> dict[Kind, BatchLimits]:
-    """How much a batch of each kind may hold.
-
-    Args:
-        max_images: Items of a batch of pictures to embed.
-        budget: Its patches.
-        known: Patches that each lane has the memory for, by kind.
-        settings: With the bounds of texts.
-    """
-    pictures = {
-        kind: BatchLimits(
-            max_items=max(1, max_images // work),
-            max_cost=min(budget // work, known.get(kind, budget)),
-        )
-        for kind, work in PICTURE_WORK.items()
-    }
-    texts = BatchLimits(max_items=settings.max_batch_texts, max_cost=settings.max_batch_patches)
-    return {**pictures, "text": texts}
-
-
 def serve_lanes(
     package: ModelPackage, loaded: LoadedLanes, settings: Settings, metrics: Metrics
 ) -> ServedModel:
     """Start the batcher over warmed lanes."""
     manifest, lanes, warm = package.manifest, loaded.lanes, loaded.warm
     runtime = lanes[0].runtime
-    budget = image_budget(manifest, warm.max_images, runtime.device, settings)
-    limits = batch_limits(warm.max_images, budget, loaded.max_patches, settings)
+    max_patches = image_budget(manifest, warm.max_images, runtime.device, settings)
+    if loaded.max_patches is not None:
+        max_patches = min(max_patches, loaded.max_patches)
     is_cpu = runtime.device == "cpu"
     batcher = Batcher(
         lanes,
         rules=BatchRules(
-            limits=limits,
+            limits={
+                "image": BatchLimits(max_items=warm.max_images, max_cost=max_patches),
+                "text": BatchLimits(
+                    max_items=settings.max_batch_texts, max_cost=settings.max_batch_patches
+                ),
+            },
             max_wait_s=settings.max_wait_ms / 1000,
             priority_step_s=settings.priority_step_s,
             # Lanes of a CPU compute side by side, and a large batch is no cheaper than small ones.
@@ -138,8 +123,7 @@ def serve_lanes(
         runtime=runtime.name,
         precision=runtime.precision,
         limits=request_limits(settings),
-        buckets=bucket_limits(manifest, loaded, limits["image"].max_cost),
-        tasks=served_tasks(manifest, runtime),
+        buckets=bucket_limits(manifest, loaded, max_patches),
     )
     batcher.start()
     return ServedModel(

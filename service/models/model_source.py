@@ -1,16 +1,20 @@
-"""Where a model comes from: a package folder, and the name that it is served under.
+"""Where a model comes from, and the name that it is served under.
 
-A caller names packages below one folder only, and hears of no path above it.
+The settings name packages, checkpoints' folders and models of the hub. A caller names packages
+below one folder only, and hears of no path above it.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Final
 
+from model.conversion.errors import SourceError
+from model.conversion.source import FolderSource, HubSource, PackageSource, parse_source
 from model.manifest import MANIFEST_NAME
-from model.package import BUNDLED_FOLDER
+from model.package import BUNDLED_FOLDER, PackageError, open_package
 from service.errors import InvalidRequest, ModelNotFound, Unavailable
 
 # No absolute path, no `..`, nothing hidden; one or more folders deep.
@@ -21,19 +25,57 @@ MAX_NAME_CHARS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A package to be loaded.
+    """A model to be loaded.
 
     Attributes:
-        folder: `bundled`, or a folder with a model package.
+        folder: `bundled`, or a folder with a model package; with a cache also a checkpoint's
+            folder, or a hub id.
         name: What it is served as; None leaves it to the package.
+        cache: Where converted packages are kept; None where nothing may be converted.
         is_background: Whether other models answer meanwhile, and should have the processors.
         cancelled: Set where nobody needs it any more, for a load that is under way.
     """
 
     folder: str
     name: str | None = None
+    cache: Path | None = None
     is_background: bool = False
     cancelled: Event = field(default_factory=Event, compare=False)
+
+    @classmethod
+    def from_setting(cls, text: str, cache: Path) -> "ModelSource":
+        """What `--model` names: a source, or `name=source`. What exists is no pair."""
+        name, equals, folder = text.partition("=")
+        if equals and MODEL_NAME.fullmatch(name) and not Path(text).expanduser().exists():
+            return cls(folder, name, cache=cache)
+        return cls(text, cache=cache)
+
+    def checkpoint(self) -> FolderSource | HubSource | None:
+        """What has to be converted first; None where it is a package.
+
+        Raises:
+            PackageError: The name leads to no model.
+        """
+        if self.cache is None:
+            return None
+        try:
+            source = parse_source(self.folder)
+        except SourceError as error:
+            raise PackageError(str(error)) from error
+        return None if isinstance(source, PackageSource) else source
+
+    def served_name(self) -> str:
+        """What it will be served as, known before anything is converted.
+
+        Raises:
+            PackageError: The name leads to no model, or to a broken package.
+        """
+        if self.name is not None:
+            return self.name
+        checkpoint = self.checkpoint()
+        if checkpoint is not None:
+            return checkpoint.name
+        return open_package(self.folder, verify=False).manifest.name
 
     def check(self) -> None:
         """Called between the steps of a load.
@@ -47,7 +89,31 @@ class ModelSource:
     def without_paths(self, text: str) -> str:
         """A reason as a caller may read it: the package's own folder becomes its last name."""
         folder = BUNDLED_FOLDER if self.folder == "bundled" else Path(self.folder)
-        return text.replace(str(folder), folder.name)
+        text = text.replace(str(folder), folder.name)
+        return text if self.cache is None else text.replace(str(self.cache), "the cache")
+
+
+def check_names(sources: Iterable[ModelSource]) -> None:
+    """Refuse two models of one name before hours may go into the second.
+
+    Raises:
+        ValueError: There are two; the message says how to name one of them anew.
+        PackageError: One of them is no model.
+    """
+    places: dict[str, str] = {}
+    for source in sources:
+        name = source.served_name()
+        if name in places:
+            raise same_name(name, places[name], source.folder)
+        places[name] = source.folder
+
+
+def same_name(name: str, first: str, second: str) -> ValueError:
+    """Two models would be served under one name."""
+    return ValueError(
+        f"{first} and {second} would both be served as {name!r}; give one of them another name, "
+        f"as in --model {first},other={second}"
+    )
 
 
 def stopping() -> Unavailable:

@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Final, Literal, TypeVar
 
 from model.package import PackageError
@@ -25,6 +26,7 @@ from service.models.model_source import (
     check_model_name,
     find_package,
     list_packages,
+    same_name,
     stopping,
 )
 from service.models.registry import ModelRegistry
@@ -155,15 +157,17 @@ class ModelRepository:
         name = served.manifest.name
         if any(name == other.manifest.name for other in self._registry.models()):
             served.close(CLOSE_GRACE_S)
-            raise ValueError(f"two of the models to serve are named {name!r}; serve one of them")
+            raise same_name(name, self._sources[name].folder, source.folder)
         self._serve(served, source)
         return served
 
     def _swap(self, name: str, package: str | None) -> None:
         known = self._sources.get(name)
-        folder = known.folder if known and not package else ""
-        folder = folder or find_package(self._folder, package or name)
-        source = ModelSource(folder, name, is_background=True)
+        if known and not package:
+            source = replace(known, name=name, is_background=True, cancelled=Event())
+        else:
+            folder = find_package(self._folder, package or name)
+            source = ModelSource(folder, name, is_background=True)
         try:
             served = self._make(source)
         except ServiceError:

@@ -16,10 +16,10 @@ MAX_BUNDLED_BYTES = 40_000_000
 # The extras (beside the core dependencies) that each room may import from.
 EXTRAS_OF_ROOM = {
     "service": ("gpu", "otel"),
-    "model": ("cpu", "gpu", "torch"),
-    "training": ("torch", "train", "captions"),
-    "tests": ("cpu", "torch", "train", "otel", "dev"),
-    "benchmarks": ("cpu", "torch", "train", "otel", "dev"),
+    "model": ("cpu", "gpu", "torch", "convert"),
+    "training": ("torch", "convert", "train", "captions"),
+    "tests": ("cpu", "torch", "convert", "train", "otel", "dev"),
+    "benchmarks": ("cpu", "torch", "convert", "train", "otel", "dev"),
 }
 # What the installed distributions do not tell: `google` is shared by many, so a second name is
 # needed, and what comes with the extra `gpu` alone is not installed where the tests run.

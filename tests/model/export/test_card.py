@@ -1,8 +1,8 @@
 """The card is the author's text, then every measured number."""
 
+from model.export.card import render_card
 from model.manifest import ScoreEntry
 from model.package import ModelPackage
-from training.export.card import render_card
 
 
 def test_the_text_comes_first_and_every_number_follows(tiny_package: ModelPackage) -> None:

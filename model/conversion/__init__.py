@@ -1,0 +1,1 @@
+"""Conversion: from what a user names to a model package, fetched, proven and kept."""

@@ -1,0 +1,144 @@
+"""A hub of one repository on a free port of this machine, with what can go wrong on request."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_secret"
+
+
+@dataclass
+class Hub:
+    """What is offered, what is refused, and what was asked for.
+
+    Attributes:
+        files: Contents by path, of every repository.
+        repositories: Ids that exist.
+        commits: Commit of each revision.
+        gated: Whether only `TOKEN` opens it.
+        status: Answered to everything, where it is set.
+        broken: Paths of files that cannot be had now.
+        break_after: Bytes after which the next transfer of a file that is longer breaks off.
+        asked: Method and path of every request, with its range, in order.
+    """
+
+    repositories: set[str]
+    files: dict[str, bytes]
+    commits: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
+    gated: bool = False
+    status: int | None = None
+    broken: set[str] = field(default_factory=set)
+    break_after: int | None = None
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    url: str = ""
+
+    def gets(self, name: str) -> list[str | None]:
+        """The ranges with which a file was asked for."""
+        return [r for method, path, r in self.asked if method == "GET" and path.endswith(name)]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+    hub: Hub
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.asked.append((self.command, path, self.headers.get("Range")))
+        parts = path.strip("/").split("/")
+        is_api = parts[:2] == ["api", "models"]
+        parts = parts[2:] if is_api else parts
+        repository, kind, revision, rest = (
+            "/".join(parts[:2]),
+            parts[2],
+            parts[3],
+            "/".join(parts[4:]),
+        )
+        refusal = self._refusal(repository, revision)
+        if refusal is not None:
+            self._send(refusal[0], b"{}", {"X-Error-Code": refusal[1]})
+        elif kind == "revision":
+            self._json({"id": repository, "sha": self.hub.commits[revision], "siblings": []})
+        elif kind == "tree":
+            self._json(
+                [
+                    {"type": "file", "path": name, "size": len(c), "oid": sha1(c).hexdigest()}
+                    for name, c in self.hub.files.items()
+                ]
+            )
+        elif rest in self.hub.broken and self.command == "GET":
+            self._send(500, b"", {})
+        else:
+            self._file(self.hub.files[rest])
+
+    def _refusal(self, repository: str, revision: str) -> tuple[int, str] | None:
+        if self.hub.status is not None:
+            return self.hub.status, ""
+        if repository not in self.hub.repositories:
+            return 404, "RepoNotFound"
+        if self.hub.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return 403, "GatedRepo"
+        if revision not in {*self.hub.commits, *self.hub.commits.values()}:
+            return 404, "RevisionNotFound"
+        return None
+
+    def _json(self, content: object) -> None:
+        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, content: bytes) -> None:
+        headers = {
+            "ETag": f'"{sha1(content).hexdigest()}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
+        start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(206 if start else 200, content[start:], headers)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        limit = self.hub.break_after
+        if limit is not None and len(body) > limit:
+            self.hub.break_after = None
+            self.wfile.write(body[:limit])
+            self.wfile.flush()
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """The hub answers until the block ends."""
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield hub
+        finally:
+            server.shutdown()
+            thread.join()

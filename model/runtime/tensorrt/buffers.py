@@ -54,15 +54,14 @@ def lay_out(tensors: Mapping[str, tuple[Shape, ElementType]]) -> tuple[list[Slot
 class Buffer:
     """A piece of memory that is replaced by a larger one when it is too small."""
 
-    def __init__(self, what: str, allocate: Callable[[int], int], free: Callable[[int], None]):
-        """Describe it.
+    def __init__(self, allocate: Callable[[int], int], free: Callable[[int], object]) -> None:
+        """Reserve nothing yet.
 
         Args:
-            what: For errors.
             allocate: Gives the address of so many bytes.
             free: Takes an address back.
         """
-        self._what, self._allocate, self._free = what, allocate, free
+        self._allocate, self._free = allocate, free
         self.address = 0
         self.size_bytes = 0
 
@@ -149,7 +148,6 @@ class Buffers:
     def _buffer(self, allocate: str, free: str, what: str) -> Buffer:
         cuda = self._cuda
         return Buffer(
-            what,
             lambda size: int(cuda(allocate, f"reserve {size} bytes of {what}", size)),
             lambda address: cuda(free, f"free {what}", address),
         )

@@ -223,7 +223,9 @@ class GraphExecutor:
         if graph is not None:
             self._lane.forget(graph)
         self._may_capture = False
-        LOGGER.warning("CUDA graphs are off for this lane, which costs some speed: %s", failure)
+        LOGGER.warning(
+            "CUDA graphs are off for this lane, which costs some speed: %s", str(failure)
+        )
         return None
 
     def _discard(self, shape: _PreparedShape) -> None:

@@ -113,10 +113,10 @@ class LaneStream:
     def close(self) -> None:
         """Free memory, event and stream; what fails is logged, since nothing can be done."""
         runtime = self.libraries.cuda.runtime
+        runtime.cudaSetDevice(self._device_index)
         try:
-            self.use_device()
             self.buffers.close()
         except GpuError as error:
-            LOGGER.warning("a lane's memory could not be freed: %s", error)
+            LOGGER.warning("a lane's memory could not be freed: %s", str(error))
         runtime.cudaEventDestroy(self._event)
         runtime.cudaStreamDestroy(self._stream)

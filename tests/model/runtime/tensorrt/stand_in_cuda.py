@@ -78,7 +78,8 @@ class StandInCuda:
 
     Attributes:
         called: Names of all functions in the order of their calls.
-        failing: Error for the call of this number; none by default.
+        failing: Errors by the number of the call; none by default.
+        spoilt_from: Number of the call from which on all fail, as after a wild access.
         memory_bytes: Size of the GPU's memory.
     """
 
@@ -92,9 +93,9 @@ class StandInCuda:
     def __init__(self) -> None:
         self.called: list[str] = []
         self.failing: dict[int, cudaError_t] = {}
+        self.spoilt_from: int | None = None
         self.memory_bytes = 1 << 40
         self.properties = Properties()
-        self.device: Any = object()
         self._lock = threading.RLock()
         self._next_handle = 1000
         self.device_memory: dict[int, Any] = {}
@@ -121,7 +122,9 @@ class StandInCuda:
                 number = len(self.called)
                 self.called.append(name)
                 error = self.failing.get(number, OK)
-                if error == OK:
+                if self.spoilt_from is not None and number >= self.spoilt_from:
+                    error = cudaError_t.cudaErrorIllegalAddress
+                if error == OK or name == "cudaGetErrorString":
                     returned: tuple[Any, ...] = function(self, *arguments)
                     return returned
                 # CUDA's frees return errors of earlier work, and free all the same.
@@ -169,10 +172,11 @@ class StandInCuda:
         return OK, address
 
     def _give_back(self, memory: dict[int, Any], address: int) -> tuple[Any, ...]:
-        if memory.pop(address, None) is None:
-            raise Misuse(f"{address} was freed before, or never reserved")
+        # It waits for all work first.
         for stream in self.streams.values():
             self._finish(stream)
+        if memory.pop(address, None) is None:
+            raise Misuse(f"{address} was freed before, or never reserved")
         return (OK,)
 
     def _finish(self, stream: Stream) -> None:

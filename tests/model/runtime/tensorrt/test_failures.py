@@ -1,0 +1,152 @@
+"""Whatever CUDA or TensorRT call fails: one whole sentence, nothing left behind. On stand-ins."""
+
+import gc
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from model.runtime.tensorrt.calls import GpuError
+from model.runtime.tensorrt.shared_engine import POOL
+
+if TYPE_CHECKING:
+    from tests.model.runtime.tensorrt.conftest import MakeGpu, StandInGpu
+
+
+def use_a_lane(gpu: "StandInGpu") -> None:
+    """Load, run, record, replay, grow, run texts, close."""
+    lane = gpu.lane()
+    for batch in (1, 1, 1, 3):
+        lane.encode_images(np.zeros((batch, 3, 14, 28), np.float32))
+    ones_BL = np.ones((2, 3), np.int64)
+    lane.encode_texts(ones_BL, ones_BL)
+    gpu.close()
+
+
+def what_it_says(gpu: "StandInGpu") -> str:
+    """The error of using a lane; empty where there was none."""
+    try:
+        use_a_lane(gpu)
+    except GpuError as error:
+        return str(error)
+    return ""
+
+
+def assert_nothing_is_left(gpu: "StandInGpu", number: int) -> None:
+    gpu.close()
+    if gpu.trt.contexts or gpu.trt.engines:
+        gc.collect()  # some tenths of a second, with all that is imported
+    name = gpu.cuda.called[number]
+    assert gpu.cuda.num_alive == 0, f"{name} (call {number}) left something"
+    assert not gpu.trt.contexts, name
+    assert not gpu.trt.engines, name
+    assert len(POOL) == 0, name
+
+
+def test_any_one_call_of_cuda_may_fail(make_gpu: "MakeGpu") -> None:
+    whole = make_gpu()
+    use_a_lane(whole)
+    names = list(whole.cuda.called)
+    assert {"cudaMalloc", "cudaGraphLaunch", "cudaEventSynchronize"} <= set(names)
+    silent = []
+    for number, name in enumerate(names):
+        gpu = make_gpu()
+        gpu.cuda.failing = {number: gpu.cuda.cudaError_t.cudaErrorMemoryAllocation}
+        told = what_it_says(gpu)
+        if told:
+            assert told.startswith("the GPU could not "), told
+            assert "stand-in text of error 2 (cudaErrorMemoryAllocation); the GPU's memory" in told
+        else:
+            silent.append(name)
+        assert_nothing_is_left(gpu, number)
+    # Freeing has nobody to tell, and a graph that cannot be recorded is done without.
+    assert set(silent) <= {
+        "cudaFree",
+        "cudaFreeHost",
+        "cudaStreamDestroy",
+        "cudaEventDestroy",
+        "cudaGraphDestroy",
+        "cudaGraphExecDestroy",
+        "cudaMemcpyAsync",
+        "cudaStreamEndCapture",
+        "cudaGraphInstantiate",
+        "cudaSetDevice",
+    }
+
+
+def test_a_gpu_that_is_spoilt_for_good_leaves_nothing(make_gpu: "MakeGpu") -> None:
+    whole = make_gpu()
+    use_a_lane(whole)
+    last = len(whole.cuda.called)
+    for number in range(0, last, 3):
+        gpu = make_gpu()
+        gpu.cuda.spoilt_from = number
+        told = what_it_says(gpu)
+        assert not told or "restart the process" in told
+        assert_nothing_is_left(gpu, number)
+
+
+def test_a_lane_goes_on_after_a_failure(make_gpu: "MakeGpu") -> None:
+    gpu = make_gpu()
+    lane = gpu.lane()
+    pixels_B3HW = np.full((2, 3, 28, 28), 0.5, np.float32)
+    before = lane.encode_images(pixels_B3HW)
+    start = len(gpu.cuda.called)
+    lane.encode_images(pixels_B3HW)
+    num_calls = len(gpu.cuda.called) - start
+    for number in range(num_calls):
+        gpu.cuda.failing = {
+            len(gpu.cuda.called) + number: gpu.cuda.cudaError_t.cudaErrorInvalidValue
+        }
+        with suppress(GpuError):
+            lane.encode_images(pixels_B3HW)
+        gpu.cuda.failing = {}
+        after = lane.encode_images(pixels_B3HW)
+        np.testing.assert_array_equal(after.patches_BND, before.patches_BND)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "build_serialized_network",
+        "add_optimization_profile",
+        "create_execution_context",
+        "set_optimization_profile_async",
+        "set_input_shape",
+        "set_tensor_address",
+        "execute_async_v3",
+    ],
+)
+def test_any_call_of_tensorrt_may_fail(gpu: "StandInGpu", name: str) -> None:
+    gpu.trt.failing = {name}
+    with pytest.raises(GpuError, match=f"TensorRT .*stand-in: {name} failed"):
+        use_a_lane(gpu)
+    assert_nothing_is_left(gpu, 0)
+
+
+def test_a_graph_that_is_not_taken_says_which_node(gpu: "StandInGpu") -> None:
+    gpu.trt.failing = {"parse_from_file"}
+    with pytest.raises(GpuError, match=r"Resize node_1: antialias.*choose the runtime 'onnx'"):
+        gpu.lane()
+    assert gpu.cuda.num_alive == 0
+
+
+def test_a_kept_engine_that_is_refused_is_built_again_once(make_gpu: "MakeGpu") -> None:
+    make_gpu().lane().close()
+    gpu = make_gpu()
+    gpu.trt.failing = {"deserialize_cuda_engine"}
+    with pytest.raises(RuntimeError, match="cannot load the engine that it built"):
+        gpu.lane()
+    assert gpu.trt.num_built == 1
+
+
+def test_too_little_memory_is_told_and_smaller_batches_still_run(gpu: "StandInGpu") -> None:
+    lane = gpu.lane()
+    small_B3HW = np.zeros((1, 3, 14, 14), np.float32)
+    before = lane.encode_images(small_B3HW)
+    gpu.cuda.memory_bytes = 8_000
+    with pytest.raises(GpuError, match="use fewer lanes or smaller batches"):
+        lane.encode_images(np.zeros((4, 3, 56, 56), np.float32))
+    after = lane.encode_images(small_B3HW)
+    np.testing.assert_array_equal(after.patches_BND, before.patches_BND)

@@ -1,0 +1,93 @@
+"""A real builder and parser of TensorRT's family take what we ask of them, without a GPU.
+
+TensorRT-RTX is not TensorRT: its parser may take more or less, and its engines are finished on the
+GPU. Its Python interface is the same, so names and arguments of our calls are checked by it, up to
+the finished engine. Loading an engine needs a GPU.
+"""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from model.graphs import TEXT_FILE, VISION_FILE, Part
+from model.package import ModelPackage
+from model.runtime.tensorrt.calls import Cuda, GpuError
+from model.runtime.tensorrt.engine_build import EngineSource, build_engine
+from model.runtime.tensorrt.libraries import Libraries
+from model.runtime.tensorrt.library_log import library_log
+from model.runtime.tensorrt.options import EngineOptions
+from model.runtime.tensorrt.profiles import ShapeRange, profiles_for
+from model.runtime.tensorrt.shared_engine import deserialize
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Timing cache.*:DeprecationWarning"),
+]
+FILES: dict[Part, str] = {"vision": VISION_FILE, "text": TEXT_FILE}
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Libraries:
+    trt = pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed", exc_type=ImportError
+    )
+    # CUDA is not asked for anything.
+    return Libraries(trt, Cuda(None), library_log(trt))
+
+
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_it_builds_an_engine_with_all_profiles(
+    rtx: Libraries, tiny_package: ModelPackage, part: Part
+) -> None:
+    options = EngineOptions(workspace_bytes=1 << 28, optimization_level=2)
+    profiles = profiles_for(part, tiny_package.manifest, options)
+    # Each costs a second of building: a bucket's, and the widest.
+    profiles = (profiles[0], profiles[-1])
+    source = EngineSource(graph=tiny_package.file(FILES[part]), profiles=profiles, options=options)
+    told: list[str] = []
+    built = build_engine(rtx, source, b"", progress=told.append)
+    assert len(built.plan) > 10_000
+    assert told
+
+
+def test_shapes_that_contradict_the_graph_are_refused(
+    rtx: Libraries, tiny_package: ModelPackage
+) -> None:
+    five = ShapeRange((1, 5, 14, 14), (1, 5, 14, 14), (1, 5, 14, 14))
+    source = EngineSource(
+        graph=tiny_package.file(VISION_FILE),
+        profiles=[{"pixel_values": five}],
+        options=EngineOptions(),
+    )
+    with pytest.raises(GpuError, match=r"TensorRT .*(profile|shapes)"):
+        build_engine(rtx, source, b"")
+
+
+def test_a_graph_that_it_does_not_take_is_told_with_the_node(
+    rtx: Libraries, tmp_path: Path
+) -> None:
+    # TensorRT knows no antialiased resize, which is why ours is written as matrix products.
+    resize = helper.make_node(
+        "Resize", ["x", "", "scales"], ["y"], name="shrink", mode="linear", antialias=1
+    )
+    scales = helper.make_tensor("scales", TensorProto.FLOAT, [4], [1, 1, 0.5, 0.5])
+    graph = helper.make_graph(
+        [resize],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 28, 28])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 14, 14])],
+        [scales],
+    )
+    path = tmp_path / "resize.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    source = EngineSource(graph=path, profiles=[], options=EngineOptions())
+    with pytest.raises(
+        GpuError, match=r"does not take the graph resize\.onnx: Resize shrink: .*ntialias"
+    ):
+        build_engine(rtx, source, b"")
+
+
+def test_what_is_no_engine_is_refused_and_not_a_crash(rtx: Libraries) -> None:
+    assert deserialize(rtx, b"no engine" * 100) is None
+    assert "Serialization" in rtx.log.take_errors()

@@ -13,7 +13,8 @@ from model.runtime.tensorrt.profiles import profiles_for
 from model.runtime.tensorrt.shared_engine import LoadedEngine, deserialize
 
 LOGGER = logging.getLogger(__name__)
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+# int8 needs a graph that says itself where it quantises and is left to TensorRT's parser to judge.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 
 
 def dense_tasks(package: ModelPackage) -> tuple[DenseTask, ...]:

@@ -24,7 +24,7 @@ class EngineOptions:
         allow_tf32: Let float32 graphs multiply in TF32, which keeps 10 bits of each factor.
     """
 
-    max_batch: int = 32
+    max_batch: int = 64
     best_batch: int = 8
     max_texts: int = 256
     best_texts: int = 32

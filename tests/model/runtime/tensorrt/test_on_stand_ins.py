@@ -233,6 +233,6 @@ def test_mistakes_of_callers_are_errors(gpu: "StandInGpu") -> None:
 def test_precisions_that_are_not_there_are_errors(gpu: "StandInGpu") -> None:
     with pytest.raises(PackageError, match="vision_model_bf16"):
         gpu.lane("bf16")
-    with pytest.raises(ValueError, match="fp32, bf16, fp16, not in int8"):
-        gpu.lane("int8")
+    with pytest.raises(ValueError, match="fp32, bf16, fp16, int8, not in int8_weights"):
+        gpu.lane("int8_weights")
     assert gpu.cuda.num_alive == 0

@@ -21,6 +21,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 BOUNDED: Final[dict[str, tuple[str, ...]]] = {
     "max_abs_diff": ("max_abs_diff",),
     "max_relative_diff": ("max_relative_diff",),
+    "max_length_error": ("max_length_error",),
     "min_cosine": ("min_cosine_cls", "min_cosine_patches"),
     "min_mean_cosine": ("mean_cosine_cls", "mean_cosine_patches"),
     "min_mask_agreement": ("mask_agreement",),
@@ -58,6 +59,7 @@ class ParityLimits(Entry):
 
     max_abs_diff: Annotated[float, Field(gt=0)] | None = None
     max_relative_diff: Annotated[float, Field(gt=0)] | None = None
+    max_length_error: Annotated[float, Field(gt=0)] | None = None
     min_cosine: float | None = None
     min_mean_cosine: float | None = None
     min_mask_agreement: float | None = None
@@ -71,12 +73,13 @@ class ParityEntry(Entry):
     `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
     inputs: (batch, height, width) in pixels for pictures, (batch, tokens) for texts. Differences
     are the worst over all of them; `max_relative_diff` is in units of the root mean square of the
-    output that it is of. Cosines are the worst and the mean, of global and of text embeddings
-    (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of pixels that
-    segmentation gives the same class; `clear_mask_agreement` is that of the pixels whose best two
-    cosines are not nearly equal. Of dense heads, `depth_error` is the mean of |difference| / depth
-    and `normals_degrees` the mean angle. Where `is_finite` is false, an output held NaN or
-    infinity, which the other numbers leave out.
+    output that it is of, and `worst_size` is where it was seen. `max_length_error` is the largest
+    relative error of an embedding's length. Cosines are the worst and the mean, of global and of
+    text embeddings (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of
+    pixels that segmentation gives the same class; `clear_mask_agreement` is that of the pixels
+    whose best two cosines are not nearly equal. Of dense heads, `depth_error` is the mean of
+    |difference| / depth and `normals_degrees` the mean angle. Where `is_finite` is false, an output
+    held NaN or infinity, which the other numbers leave out.
     """
 
     file: str
@@ -84,9 +87,11 @@ class ParityEntry(Entry):
     precision: Precision
     reference: str
     sizes: list[tuple[int, ...]]
+    worst_size: tuple[int, ...] = ()
     is_finite: bool = True
     max_abs_diff: Annotated[float, Field(ge=0)]
     max_relative_diff: Annotated[float, Field(ge=0)] | None = None
+    max_length_error: Annotated[float, Field(ge=0)] | None = None
     min_cosine_cls: float | None = None
     mean_cosine_cls: float | None = None
     min_cosine_patches: float | None = None

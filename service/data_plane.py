@@ -8,18 +8,18 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial, wraps
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from service.call import Call, deadline_exceeded
+from model.dense_maps import make_map
+from service.call import Call
 from service.door import UNAVAILABLE_RETRY_S, Door, unavailable
 from service.errors import Unavailable
 from service.images.image_codec import ImageLimits
 from service.images.preparation import ImagePreparer, JpegDecode, SizeRule
 from service.lanes.pulse import unwell
-from service.lanes.work import Completed
+from service.lanes.work import Completed, Kind
 from service.masks.postprocess import (
     Geometry,
     class_embeddings,
@@ -32,12 +32,14 @@ from service.messages import (
     EmbedImagesResponse,
     EmbedTextsRequest,
     EmbedTextsResponse,
+    EstimateMapsRequest,
+    EstimateMapsResponse,
     ModelInfo,
     RequestLimits,
     SegmentImagesRequest,
     SegmentImagesResponse,
 )
-from service.models.admission import Ticket
+from service.models.admitted import Admitted
 from service.models.image_pass import ImagePass
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
@@ -46,8 +48,10 @@ from service.validation import (
     PromptGroup,
     check_features,
     check_images,
+    check_map_pixels,
     check_outputs,
     check_resolution,
+    check_task,
     check_threshold,
     class_groups,
     text_groups,
@@ -58,7 +62,8 @@ from service.waiting import wait_all, wait_both
 PROMPT_COST: Final = 8
 
 T = TypeVar("T")
-RequestT = TypeVar("RequestT", EmbedImagesRequest, EmbedTextsRequest, SegmentImagesRequest)
+ImagesRequest = EmbedImagesRequest | SegmentImagesRequest | EstimateMapsRequest
+RequestT = TypeVar("RequestT", bound=ImagesRequest | EmbedTextsRequest)
 Answer = Coroutine[Any, Any, T]
 
 
@@ -248,6 +253,33 @@ class DataPlane:
             segmentations=tuple(masks),
         )
 
+    @_with_model
+    async def estimate_maps(
+        self, request: EstimateMapsRequest, call: Call, model: ServedModel
+    ) -> EstimateMapsResponse:
+        """What a dense head says of every pixel: depth in metres, or the surface's direction.
+
+        Raises:
+            ServiceError: As `service.errors` draws it.
+        """
+        task = request.task
+        check_task(task, model.info)
+        check_images(request.images, self.limits)
+        rule = _size_rule(request, model)
+        cost = len(request.images) * rule.nominal_patches
+        async with self._inside(model, cost, call, task) as ticket:
+            images = ImagePass(request.images, rule, model=model, call=call, kind=task)
+            estimated = await images.run(self._preparer, ticket, self._pool)
+            is_scaled = request.size == "picture"
+            if is_scaled:
+                check_map_pixels([image.size_hw for image in estimated], self.limits)
+            with call.stage("post"):
+                maps = await wait_all(
+                    self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
+                    for raw, image in ((e.completed.outputs[task], e) for e in estimated)
+                )
+        return EstimateMapsResponse(model=model.manifest.name, maps=tuple(maps))
+
     def check_open(self) -> None:
         """Refuse what cannot be let in whatever it asks for, so that its body need not be read.
 
@@ -264,48 +296,20 @@ class DataPlane:
         """Do CPU work in the pool instead of on the caller's event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _inside(self, model: ServedModel, cost: int, call: Call) -> "_Inside":
+    def _inside(
+        self, model: ServedModel, cost: int, call: Call, kind: Kind | None = None
+    ) -> Admitted:
         """Admit the whole request and hold its room until the block ends or the deadline passes."""
         with call.stage("admit"):
             door = self.door.enter()
             try:
-                return _Inside(door, model.admission.admit(cost, call), call)
+                return Admitted(door, model.admission.admit(cost, call, kind), call)
             except BaseException:
                 door.leave()
                 raise
 
 
-class _Inside:
-    """The room of one admitted request; written out, for every request passes through it."""
-
-    __slots__ = ("_door", "_limit", "_ticket")
-
-    def __init__(self, door: Door, ticket: Ticket, call: Call) -> None:
-        self._door, self._ticket = door, ticket
-        self._limit = asyncio.timeout_at(
-            asyncio.get_running_loop().time() + max(0.0, call.deadline - call.clock())
-        )
-
-    async def __aenter__(self) -> Ticket:
-        await self._limit.__aenter__()
-        return self._ticket
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            await self._limit.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            raise deadline_exceeded() from None
-        finally:
-            self._ticket.__exit__(kind, error, traceback)
-            self._door.leave()
-
-
-def _size_rule(request: EmbedImagesRequest | SegmentImagesRequest, model: ServedModel) -> SizeRule:
+def _size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
     return SizeRule(
         resolution=check_resolution(request.resolution, model.manifest),
         fit=request.fit,

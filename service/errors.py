@@ -12,6 +12,7 @@ exception's text.
     +-- RequestTooLarge    door: too many bytes or items, or more work than the whole queue holds
     +-- TooSlow            REST only: the body comes too slowly
     +-- ModelNotFound      admit
+    +-- NotSupported       admit: the model is served, but it cannot do that
     +-- Overloaded         admit: the queue is full; come back
     +-- Unavailable        admit, batch: starting or draining; come back
     +-- DeadlineExceeded   admit, batch and on the way: nobody waits for the answer any more
@@ -32,6 +33,7 @@ class ErrorKind(Enum):
     TOO_LARGE = "request_too_large"
     TOO_SLOW = "request_timeout"
     NOT_FOUND = "not_found"
+    NOT_SUPPORTED = "not_supported"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"
     DEADLINE = "deadline_exceeded"
@@ -113,6 +115,13 @@ class ModelNotFound(ServiceError):
 
     kind = ErrorKind.NOT_FOUND
     default_code = "model_not_found"
+
+
+class NotSupported(ServiceError):
+    """The model is served, but it cannot do what is asked of it."""
+
+    kind = ErrorKind.NOT_SUPPORTED
+    default_code = "not_supported"
 
 
 class Overloaded(ServiceError):

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from model.dense_maps import MapTask
 from model.package import Manifest
 from model.preprocess import Fit
 from model.winner_map import Labels
@@ -18,9 +19,11 @@ FloatArray = NDArray[np.float32]
 Features = Literal["values", "patches"]
 TemplateSet = Literal["none", "tcl"]
 ImageOutput = Literal["patches", "values", "cls1", "cls2"]
+MapSize = Literal["picture", "model"]
 
 TEXT_TEMPLATES: TemplateSet = "none"
 IMAGE_OUTPUTS: tuple[ImageOutput, ...] = get_args(ImageOutput)
+MAP_TASKS: tuple[MapTask, ...] = get_args(MapTask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,35 @@ class SegmentImagesResponse:
     segmentations: tuple[Segmentation, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EstimateMapsRequest:
+    """Pictures to say something of at every pixel.
+
+    Attributes:
+        task: Which dense head is to say it.
+        images: Encoded pictures.
+        model: Name of a served model; None is the default model.
+        resolution: Short side in pixels; None is the model's native size.
+        fit: How a picture is brought to the resolution.
+        size: Whether a map has its picture's size or the head's own.
+    """
+
+    task: MapTask
+    images: tuple[bytes, ...]
+    model: str | None = None
+    resolution: int | None = None
+    fit: Fit = "aspect"
+    size: MapSize = "picture"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateMapsResponse:
+    """One map for each picture: depth in metres [H, W], or normals of unit length [H, W, 3]."""
+
+    model: str
+    maps: tuple[FloatArray, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
     """What one request may hold.
@@ -173,13 +205,20 @@ class BucketLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is told about a served model."""
+    """What is told about a served model; `tasks` are the dense heads that its runtime computes."""
 
     manifest: Manifest
     runtime: str
     precision: str
     limits: RequestLimits
     buckets: tuple[BucketLimits, ...] = ()
+    tasks: tuple[MapTask, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What can be asked for: of the package's outputs those that are served."""
+        served = {*IMAGE_OUTPUTS, "text", *self.tasks}
+        return tuple(name for name in self.manifest.outputs if name in served)
 
     def scores(self) -> list[dict[str, Any]]:
         """The manifest's scores as plain values."""

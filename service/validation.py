@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
+from model.dense_maps import MapTask
 from model.package import Manifest
 from model.text import TEMPLATES, fill
-from service.errors import InvalidRequest, RequestTooLarge
+from service.errors import InvalidRequest, NotSupported, RequestTooLarge
 from service.messages import (
     IMAGE_OUTPUTS,
     Features,
     ImageOutput,
+    ModelInfo,
     RequestLimits,
     SegmentClass,
     TemplateSet,
@@ -93,6 +95,43 @@ def check_features(features: Features | None, manifest: Manifest) -> Features:
             param="features",
         )
     return chosen
+
+
+def check_task(task: MapTask, info: ModelInfo) -> None:
+    """Refuse a map that the model cannot make, and say what is missing.
+
+    Raises:
+        NotSupported: The package has no such head, or its runtime does not compute it.
+    """
+    if task in info.tasks:
+        return
+    name = info.manifest.name
+    if task in info.manifest.outputs:
+        raise NotSupported(
+            f"{name} has a head for {task}, but the runtime {info.runtime} does not compute it; "
+            "serve it by another runtime.",
+            param="model",
+        )
+    raise NotSupported(
+        f"{name} has no head for {task}; name or serve a model that has one, such as a package "
+        "made from a TIPSv2 checkpoint whose name ends in -dpt.",
+        param="model",
+    )
+
+
+def check_map_pixels(sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits) -> None:
+    """Refuse maps of pictures' sizes that would take too much memory together.
+
+    Raises:
+        RequestTooLarge: All together have more pixels than one picture may have.
+    """
+    num_pixels = sum(height * width for height, width in sizes_hw)
+    if num_pixels > limits.max_image_pixels:
+        raise RequestTooLarge(
+            f"The maps would have {num_pixels} pixels together; at most {limits.max_image_pixels} "
+            "are sent. Send fewer or smaller pictures, or ask for size model.",
+            param="size",
+        )
 
 
 def check_threshold(threshold: float | None) -> None:

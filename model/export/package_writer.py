@@ -19,12 +19,9 @@ from model.export.dense import export_dense
 from model.export.sizes import native_size
 from model.export.towers import export_text, export_vision
 from model.graphs import TEXT_FILE, VISION_FILE
-from model.manifest import MANIFEST_NAME, Manifest, ParityEntry
+from model.manifest import MANIFEST_NAME, Manifest
 from model.package import ModelPackage, open_package, write_manifest
-from model.parity.gate import check_parity
-from model.runtime.load import load_runtime
-
-Progress = Callable[[str], None]
+from model.parity.proof import Progress, prove_package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,8 +65,9 @@ def write_package(
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         _write_files(content, staging, progress)
-        progress("comparing the graphs with the model")
-        parity = _measure_parity(content, staging)
+        # By way of a first manifest, so that the graphs are loaded as the server will load them.
+        first = write_manifest(staging, content.draft)
+        parity = prove_package(content.model, first, progress=progress)
         manifest = content.draft.model_copy(update={"parity": parity})
         (staging / "README.md").write_text(content.render_card(manifest), encoding="utf-8")
         write_manifest(staging, manifest)
@@ -108,15 +106,6 @@ def _write_files(content: PackageContent, folder: Path, progress: Progress) -> N
     if content.dense is not None:
         progress("exporting the graphs of depth, normals and segmentation")
         export_dense(content.dense, folder)
-
-
-def _measure_parity(content: PackageContent, folder: Path) -> list[ParityEntry]:
-    """Load the written graphs as the server will, by way of a first manifest."""
-    runtime = load_runtime(write_manifest(folder, content.draft), runtime="onnx")
-    try:
-        return check_parity(content.model, runtime, content.draft)
-    finally:
-        runtime.close()
 
 
 def _make_readable(folder: Path) -> None:

@@ -1,166 +1,214 @@
-"""The gate of every export: the graphs must compute what the model computes.
+"""The gate of every export: a graph, run in one way, must say what the model says.
 
-The reference is transformers' own forward in float32, not the code that was traced; only the value
-path, which transformers lacks, comes from `model.features`.
-
-Shapes: B batch, N patches, L tokens, D embedding width, H W pixels.
+Shapes: B batch, N patches, D embedding width, K classes, H W pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from transformers import Tipsv2Model
 
-from model.features import vision_features
-from model.graphs import TEXT_FILE, VISION_FILE
-from model.manifest import Manifest, ParityEntry, ParityLimits
+from model.graphs import DenseTask, Part, Precision
+from model.manifest import ParityEntry
+from model.parity.distance import (
+    Distance,
+    FloatArray,
+    Mean,
+    ParityError,
+    depth_errors,
+    normal_angles,
+)
+from model.parity.limits import limits
+from model.parity.masks import Agreement, mask
+from model.parity.reference import Reference, VisionCase, segmenting_features
 from model.runtime.base import Runtime, VisionOutput
-from model.segmentation import l2_normalize, upsample_bilinear
+from model.segmentation import average_groups
 
-THRESHOLD = 1e-4
-REFERENCE = f"transformers Tipsv2Model, torch {torch.__version__}, float32"
-FloatArray = NDArray[np.float32]
+Output = TypeVar("Output")
 
 
-class ParityError(ValueError):
-    """An exported graph does not compute what the model computes."""
+@dataclass(frozen=True, slots=True)
+class GraphRun:
+    """A file of the package, and the arithmetic that computes it."""
+
+    part: Part
+    file: str
+    precision: Precision
 
 
 @dataclass(slots=True)
-class _Distance:
-    """The largest differences seen so far."""
+class Measured:
+    """What was seen of one graph; what does not apply to it stays without a number."""
 
     sizes: list[tuple[int, ...]] = field(default_factory=list)
-    max_abs_diff: float = 0.0
-    min_cosine_cls: float | None = None
-    min_cosine_patches: float | None = None
+    distance: Distance = field(default_factory=Distance)
+    agreement: Agreement = field(default_factory=Agreement)
+    depth: Mean = field(default_factory=Mean)
+    angles: Mean = field(default_factory=Mean)
 
-    def add(self, exported: FloatArray, reference: FloatArray) -> None:
-        """Compare arrays of embeddings of one shape: [B, D] is global, [B, N, D] of patches."""
-        if exported.shape != reference.shape:
-            raise ParityError(f"shape {exported.shape} instead of {reference.shape}")
-        difference = np.abs(exported - reference).max()
-        # A NaN must not pass: max() would drop it.
-        self.max_abs_diff = float(np.maximum(self.max_abs_diff, difference))
-        cosine = float((l2_normalize(exported) * l2_normalize(reference)).sum(axis=-1).min())
-        if exported.ndim == 3:
-            self.min_cosine_patches = _lower(self.min_cosine_patches, cosine)
+    def add_map(self, task: DenseTask, exported: FloatArray, reference: FloatArray) -> None:
+        """Compare finite dense maps of one shape."""
+        if task == "depth":
+            self.depth.add(depth_errors(exported, reference))
+        elif task == "normals":
+            self.angles.add(normal_angles(exported, reference))
         else:
-            self.min_cosine_cls = _lower(self.min_cosine_cls, cosine)
-
-    def entry(self, file: str, runtime: Runtime) -> ParityEntry:
-        """The manifest's record of this comparison.
-
-        Raises:
-            ParityError: It is not below the threshold.
-        """
-        if not self.max_abs_diff < THRESHOLD:
-            raise ParityError(
-                f"{file} on {runtime.name} differs from {REFERENCE} by {self.max_abs_diff:.3g}, "
-                f"allowed is {THRESHOLD:.0e}; sizes {self.sizes}. Nothing was written: mend the "
-                "export, or look for weights that overflow"
-            )
-        return ParityEntry(
-            file=file,
-            runtime=runtime.name,
-            precision=runtime.precision,
-            reference=REFERENCE,
-            sizes=self.sizes,
-            max_abs_diff=self.max_abs_diff,
-            min_cosine_cls=self.min_cosine_cls,
-            min_cosine_patches=self.min_cosine_patches,
-            limits=ParityLimits(max_abs_diff=THRESHOLD),
-        )
+            same_BHW = exported.argmax(axis=1) == reference.argmax(axis=1)
+            self.agreement.pixels += same_BHW.size
+            self.agreement.same += int(same_BHW.sum())
 
 
-def _lower(lowest: float | None, cosine: float) -> float:
-    """The lower of the two; a NaN stays."""
-    return cosine if lowest is None else float(np.minimum(lowest, cosine))
-
-
-def check_parity(model: Tipsv2Model, runtime: Runtime, manifest: Manifest) -> list[ParityEntry]:
-    """Compare a runtime's outputs with the model's, on squares, oblongs and several batches.
+def measure(
+    reference: Reference, runtime: Runtime, graphs: Iterable[GraphRun]
+) -> list[ParityEntry]:
+    """How far a runtime's answers are from the model's; see `ParityEntry.passed`.
 
     Args:
-        model: In float32 and evaluation mode.
-        runtime: Loaded with the exported graphs.
-        manifest: Gives the sizes to try.
+        reference: Of the same model.
+        runtime: Loaded with the graphs.
+        graphs: What of it to measure.
 
     Raises:
-        ParityError: The largest difference is not below `THRESHOLD`.
+        ParityError: An output has another shape, or a graph refuses an input.
     """
-    vision = _Distance()
-    for pixels_B3HW in _pictures(manifest):
-        exported = runtime.encode_images(pixels_B3HW)
-        reference = reference_vision(model, pixels_B3HW)
-        vision.sizes.append((len(pixels_B3HW), *pixels_B3HW.shape[2:]))
-        vision.add(exported.cls1_BD, reference.cls1_BD)
-        vision.add(exported.cls2_BD, reference.cls2_BD)
-        vision.add(exported.patches_BND, reference.patches_BND)
-        vision.add(exported.values_BND, reference.values_BND)
-    text = _Distance()
-    for token_ids_BL, mask_BL in _texts(manifest, model.text_model.config.vocab_size):
-        text.sizes.append(token_ids_BL.shape)
-        text.add(
-            runtime.encode_texts(token_ids_BL, mask_BL),
-            reference_text(model, token_ids_BL, mask_BL),
+    return [_measure_graph(reference, runtime, graph) for graph in graphs]
+
+
+def require(entries: Sequence[ParityEntry]) -> None:
+    """Refuse graphs that do not keep their limits.
+
+    Raises:
+        ParityError: With what to do about it.
+    """
+    for entry in entries:
+        if not entry.passed:
+            raise ParityError(
+                f"{describe(entry)}. Nothing was written: leave this precision out, or mend the "
+                "export; weights that overflow and layers that quantisation harms are what to "
+                "look for"
+            )
+
+
+def describe(entry: ParityEntry) -> str:
+    """A sentence about one that failed."""
+    return (
+        f"{entry.file} on {entry.runtime} in {entry.precision} differs from {entry.reference}: "
+        f"{'; '.join(entry.failures)}; worst at the size {entry.worst_size} of {entry.sizes}"
+    )
+
+
+def _measure_graph(reference: Reference, runtime: Runtime, graph: GraphRun) -> ParityEntry:
+    if graph.part == "vision":
+        measured = _measure_vision(reference, runtime, graph)
+    elif graph.part == "text":
+        measured = _measure_text(reference, runtime, graph)
+    else:
+        measured = _measure_dense(reference, runtime, graph, graph.part)
+    distance = measured.distance
+    return ParityEntry(
+        file=graph.file,
+        runtime=runtime.name,
+        precision=graph.precision,
+        reference=reference.name,
+        sizes=measured.sizes,
+        worst_size=distance.worst_size,
+        is_finite=distance.is_finite,
+        max_abs_diff=distance.max_abs_diff,
+        max_relative_diff=distance.max_relative_diff,
+        max_length_error=distance.max_length_error,
+        min_cosine_cls=distance.cls.lowest,
+        mean_cosine_cls=distance.cls.mean,
+        min_cosine_patches=distance.patches.lowest,
+        mean_cosine_patches=distance.patches.mean,
+        mask_agreement=measured.agreement.share,
+        clear_mask_agreement=measured.agreement.clear_share,
+        depth_error=measured.depth.value,
+        normals_degrees=measured.angles.value,
+        limits=limits(graph.part, graph.precision),
+    )
+
+
+def _measure_vision(reference: Reference, runtime: Runtime, graph: GraphRun) -> Measured:
+    measured = Measured()
+    for case in reference.vision:
+        if not _judges(case.given.is_real, graph):
+            continue
+        measured.sizes.append(case.given.size)
+        exported = _run(graph, case.given.size, runtime.encode_images, case.given.pixels_B3HW)
+        are_finite = [
+            measured.distance.add_embeddings(ours, theirs, case.given.size)
+            for ours, theirs in zip(_arrays(exported), _arrays(case.output), strict=True)
+        ]
+        if all(are_finite):
+            features_BND = segmenting_features(exported, reference.features)
+            _count_masks(measured.agreement, case, features_BND, reference.classes_KD)
+    return measured
+
+
+def _measure_text(reference: Reference, runtime: Runtime, graph: GraphRun) -> Measured:
+    measured = Measured()
+    for case in reference.text:
+        if not _judges(case.given.is_real, graph):
+            continue
+        shape = case.given.token_ids_BL.shape
+        measured.sizes.append(shape)
+        exported_BD = _run(
+            graph, shape, runtime.encode_texts, case.given.token_ids_BL, case.given.mask_BL
         )
-    return [vision.entry(VISION_FILE, runtime), text.entry(TEXT_FILE, runtime)]
+        measured.distance.add_embeddings(exported_BD, case.output_BD, shape)
+    prompts = reference.prompts
+    given = prompts.given
+    shape = given.token_ids_BL.shape
+    prompts_PD = _run(graph, shape, runtime.encode_texts, given.token_ids_BL, given.mask_BL)
+    if np.isfinite(prompts_PD).all():
+        classes_KD = average_groups(prompts_PD, prompts.sizes)
+        for seen in reference.vision:
+            features_BND = segmenting_features(seen.output, reference.features)
+            _count_masks(measured.agreement, seen, features_BND, classes_KD)
+    return measured
 
 
-@torch.no_grad()
-def reference_vision(model: Tipsv2Model, pixels_B3HW: FloatArray) -> VisionOutput:
-    """Vision embeddings by transformers' forward; values by `model.features`."""
-    pixels = torch.from_numpy(pixels_B3HW)
-    tokens_BTD = model.vision_model(pixel_values=pixels).last_hidden_state.numpy()
-    patch_size = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
-    return VisionOutput(
-        cls1_BD=tokens_BTD[:, 0],
-        cls2_BD=tokens_BTD[:, 1],
-        patches_BND=tokens_BTD[:, 2:],
-        values_BND=vision_features(model, pixels).values_BND.numpy(),
-        grid_hw=(pixels.shape[2] // patch_size, pixels.shape[3] // patch_size),
-    )
+def _measure_dense(
+    reference: Reference, runtime: Runtime, graph: GraphRun, task: DenseTask
+) -> Measured:
+    measured = Measured()
+    for case in reference.vision:
+        if task not in case.dense:
+            continue
+        measured.sizes.append(case.given.size)
+        theirs = case.dense[task]
+        ours = _run(graph, case.given.size, runtime.estimate, task, case.given.pixels_B3HW)
+        if measured.distance.add(ours, theirs, case.given.size):
+            measured.add_map(task, ours, theirs)
+    return measured
 
 
-@torch.no_grad()
-def reference_text(
-    model: Tipsv2Model, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
-) -> FloatArray:
-    """Text embeddings [B, D] by transformers' forward."""
-    output = model.text_model(
-        input_ids=torch.from_numpy(token_ids_BL), attention_mask=torch.from_numpy(mask_BL)
-    )
-    embeddings_BD: FloatArray = output.pooler_output.numpy()
-    return embeddings_BD
+def _judges(is_real: bool, graph: GraphRun) -> bool:
+    """Noise judges float32 only."""
+    return is_real or graph.precision == "fp32"
 
 
-def _pictures(manifest: Manifest) -> Iterator[FloatArray]:
-    """Picture-like noise of many sizes: squares, oblongs both ways, one patch, several batches."""
-    unit, native = manifest.size_multiple, manifest.native_size
-    short, long = max(unit, native // 2 // unit * unit), native + unit
-    sizes = [(1, native, native), (3, native, native), (2, short, long), (2, long, short)]
-    sizes += [(1, unit, unit), (1, unit, long), (1, min(2 * native, manifest.max_size), native)]
-    generator = np.random.default_rng(0)
-    for batch, height, width in sizes:
-        coarse = generator.random((batch * 3, 6, 6), dtype=np.float32)
-        smooth = upsample_bilinear(coarse, (height, width)).reshape(batch, 3, height, width)
-        grain = generator.random(smooth.shape, dtype=np.float32)
-        yield (0.8 * smooth + 0.2 * grain).astype(np.float32)
+def _count_masks(
+    agreement: Agreement, case: VisionCase, features_BND: FloatArray, classes_KD: FloatArray
+) -> None:
+    """Segment each real picture of a case with these patches and these classes."""
+    for item_ND, expected in zip(features_BND, case.masks, strict=False):
+        size_hw = expected.labels_HW.shape
+        agreement.add(mask(item_ND, classes_KD, case.output.grid_hw, size_hw), expected)
 
 
-def _texts(
-    manifest: Manifest, vocab_size: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Random tokens of many lengths, alone and padded."""
-    generator = np.random.default_rng(1)
-    longest = manifest.max_text_tokens
-    for batch, length in [(1, 1), (3, min(7, longest)), (8, longest)]:
-        lengths_B = generator.integers(1, length + 1, size=batch)
-        lengths_B[0] = length
-        mask_BL = (np.arange(length) < lengths_B[:, None]).astype(np.int64)
-        token_ids_BL = generator.integers(1, vocab_size, size=(batch, length)) * mask_BL
-        yield token_ids_BL, mask_BL
+def _arrays(output: VisionOutput) -> list[FloatArray]:
+    return [output.cls1_BD, output.cls2_BD, output.patches_BND, output.values_BND]
+
+
+def _run(
+    graph: GraphRun, size: tuple[int, ...], call: Callable[..., Output], *inputs: object
+) -> Output:
+    """Run one input; a graph that refuses it fails the gate as one that answers wrongly does."""
+    try:
+        return call(*inputs)
+    except Exception as error:
+        raise ParityError(
+            f"{graph.file} in {graph.precision} cannot run an input of the size {size}: {error}"
+        ) from error

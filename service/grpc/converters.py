@@ -9,9 +9,11 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
+from model.dense_maps import MapTask
 from model.preprocess import Fit
 from service.errors import InvalidRequest
 from service.grpc.generated import (
+    dense_pb2,
     embed_pb2,
     image_pb2,
     model_pb2,
@@ -25,8 +27,10 @@ from service.messages import (
     EmbedImagesResponse,
     EmbedTextsRequest,
     EmbedTextsResponse,
+    EstimateMapsRequest,
+    EstimateMapsResponse,
     Features,
-    ImageOutput,
+    MapSize,
     ModelInfo,
     Segmentation,
     SegmentClass,
@@ -38,13 +42,19 @@ from service.messages import (
 T = TypeVar("T")
 NumberT = TypeVar("NumberT", bound=int)
 
-OUTPUTS: Mapping[embed_pb2.ImageOutput, ImageOutput] = {
+OUTPUTS: Mapping[embed_pb2.ImageOutput, str] = {
     embed_pb2.IMAGE_OUTPUT_PATCHES: "patches",
     embed_pb2.IMAGE_OUTPUT_VALUES: "values",
     embed_pb2.IMAGE_OUTPUT_CLS1: "cls1",
     embed_pb2.IMAGE_OUTPUT_CLS2: "cls2",
+    embed_pb2.IMAGE_OUTPUT_DEPTH: "depth",
+    embed_pb2.IMAGE_OUTPUT_NORMALS: "normals",
 }
 FITS: Mapping[image_pb2.Fit, Fit] = {image_pb2.FIT_SQUASH: "squash", image_pb2.FIT_ASPECT: "aspect"}
+MAP_SIZES: Mapping[dense_pb2.MapSize, MapSize] = {
+    dense_pb2.MAP_SIZE_PICTURE: "picture",
+    dense_pb2.MAP_SIZE_MODEL: "model",
+}
 FEATURES: Mapping[segment_pb2.DenseFeatures, Features] = {
     segment_pb2.DENSE_FEATURES_VALUES: "values",
     segment_pb2.DENSE_FEATURES_PATCHES: "patches",
@@ -122,6 +132,26 @@ def to_segment_images(request: segment_pb2.SegmentImagesRequest) -> SegmentImage
     )
 
 
+def to_estimate_maps(
+    request: dense_pb2.EstimateDepthRequest | dense_pb2.EstimateNormalsRequest, task: MapTask
+) -> EstimateMapsRequest:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: A field or a value that this server does not know.
+    """
+    refuse_unknown_fields(request)
+    default = EstimateMapsRequest
+    return default(
+        task=task,
+        images=tuple(image.encoded for image in request.images),
+        model=request.model or None,
+        resolution=request.resolution if request.HasField("resolution") else default.resolution,
+        fit=_choice(FITS, request.fit, "fit") or default.fit,
+        size=_choice(MAP_SIZES, request.size, "size") or default.size,
+    )
+
+
 def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesResponse:
     """Write an answer."""
     embeddings = [
@@ -142,6 +172,18 @@ def from_segment_images(answer: SegmentImagesResponse) -> segment_pb2.SegmentIma
     return segment_pb2.SegmentImagesResponse(model=answer.model, segmentations=masks)
 
 
+def from_depth(answer: EstimateMapsResponse) -> dense_pb2.EstimateDepthResponse:
+    """Write an answer."""
+    maps = [dense_pb2.DepthMap(depth=tensor(depth_HW)) for depth_HW in answer.maps]
+    return dense_pb2.EstimateDepthResponse(model=answer.model, maps=maps)
+
+
+def from_normals(answer: EstimateMapsResponse) -> dense_pb2.EstimateNormalsResponse:
+    """Write an answer."""
+    maps = [dense_pb2.NormalMap(normals=tensor(normals_HW3)) for normals_HW3 in answer.maps]
+    return dense_pb2.EstimateNormalsResponse(model=answer.model, maps=maps)
+
+
 def from_model(info: ModelInfo) -> model_pb2.Model:
     """Write what is told about a model."""
     manifest, limits = info.manifest, info.limits
@@ -159,7 +201,7 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
         max_size=manifest.max_size,
         size_multiple=manifest.size_multiple,
         max_text_tokens=manifest.max_text_tokens,
-        outputs=[_number(OUTPUTS, name) for name in manifest.outputs if name != "text"],
+        outputs=[_number(OUTPUTS, name) for name in info.outputs if name != "text"],
         default_features=_number(FEATURES, manifest.zero_shot.features),
         default_templates=_number(TEMPLATE_SETS, manifest.zero_shot.templates),
         runtime=info.runtime,

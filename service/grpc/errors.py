@@ -16,6 +16,7 @@ CODE: dict[ErrorKind, StatusCode] = {
     ErrorKind.TOO_LARGE: StatusCode.INVALID_ARGUMENT,
     ErrorKind.TOO_SLOW: StatusCode.DEADLINE_EXCEEDED,
     ErrorKind.NOT_FOUND: StatusCode.NOT_FOUND,
+    ErrorKind.NOT_SUPPORTED: StatusCode.UNIMPLEMENTED,
     ErrorKind.OVERLOADED: StatusCode.RESOURCE_EXHAUSTED,
     ErrorKind.UNAVAILABLE: StatusCode.UNAVAILABLE,
     ErrorKind.DEADLINE: StatusCode.DEADLINE_EXCEEDED,

@@ -5,16 +5,19 @@ from typing import Any
 from service.call import current_call
 from service.data_plane import DataPlane
 from service.grpc.converters import (
+    from_depth,
     from_embed_images,
     from_embed_texts,
     from_model,
+    from_normals,
     from_segment_images,
     refuse_unknown_fields,
     to_embed_images,
     to_embed_texts,
+    to_estimate_maps,
     to_segment_images,
 )
-from service.grpc.generated import embed_pb2, encoder_service_pb2, segment_pb2
+from service.grpc.generated import dense_pb2, embed_pb2, encoder_service_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
 
 
@@ -47,6 +50,22 @@ class EncoderServicer(EncoderServiceServicer):
         message = to_segment_images(request)
         answer = await self._plane.segment_images(message, current_call.get())
         return from_segment_images(answer)
+
+    async def EstimateDepth(  # noqa: N802
+        self, request: dense_pb2.EstimateDepthRequest, context: Any
+    ) -> dense_pb2.EstimateDepthResponse:
+        """Say how far away every pixel is."""
+        message = to_estimate_maps(request, "depth")
+        answer = await self._plane.estimate_maps(message, current_call.get())
+        return from_depth(answer)
+
+    async def EstimateNormals(  # noqa: N802
+        self, request: dense_pb2.EstimateNormalsRequest, context: Any
+    ) -> dense_pb2.EstimateNormalsResponse:
+        """Say where the surface at every pixel faces."""
+        message = to_estimate_maps(request, "normals")
+        answer = await self._plane.estimate_maps(message, current_call.get())
+        return from_normals(answer)
 
     async def GetModel(  # noqa: N802
         self, request: encoder_service_pb2.GetModelRequest, context: Any

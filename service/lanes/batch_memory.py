@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from service.lanes.work import Bucket
+from service.lanes.work import Bucket, Kind
 
 PROC: Final = Path("/proc/self")
 # What `clear_refs` takes to set the high-water mark back to what is in use; see proc(5).
@@ -66,14 +66,17 @@ class BatchMemory:
         """Of the shape that takes most."""
         return max(self.peak_bytes.values(), default=0)
 
-    def patches_within(self, budget_bytes: int, num_patches: Callable[[Bucket], int]) -> int | None:
+    def patches_within(
+        self, budget_bytes: int, num_patches: Callable[[Bucket], int], kind: Kind = "image"
+    ) -> int | None:
         """Patches of a batch that a budget holds, whatever their shape; None where not known.
 
         Memory grows with the patches where attention is computed in blocks, and the largest shape
         tells best by how much: what small ones take is mostly not theirs.
         """
-        if not self.largest_bytes:
+        peaks = {bucket: peak for bucket, peak in self.peak_bytes.items() if bucket.kind == kind}
+        if not any(peaks.values()):
             return None
-        largest = max(self.peak_bytes, key=num_patches)
-        per_patch = max(1.0, self.peak_bytes[largest] / num_patches(largest))
+        largest = max(peaks, key=num_patches)
+        per_patch = max(1.0, peaks[largest] / num_patches(largest))
         return int(budget_bytes / per_patch)

@@ -17,7 +17,7 @@ from service.lanes.cost_curve import CostBook
 from service.lanes.lane_worker import LaneCare, LaneContext, LaneRunner, LaneWorker
 from service.lanes.pulse import LaneState, Pulse, num_ready, unwell, unwell_since
 from service.lanes.staging import Stage
-from service.lanes.work import Completed, WorkItem, settle
+from service.lanes.work import Completed, Kind, WorkItem, settle
 from service.monitoring.observability import Metrics
 
 
@@ -84,18 +84,21 @@ class Batcher:
         states = [pulse.state for pulse in self.pulses]
         return {state.value: states.count(state) for state in LaneState}
 
-    def done_in_s(self, cost: int, priority: int, flow: str = "") -> float:
+    def done_in_s(
+        self, cost: int, priority: int, flow: str = "", kind: Kind | None = None
+    ) -> float:
         """Seconds that new work takes at the least until it is done, by measured costs.
 
         Args:
             cost: In patches, or what counts like them.
             priority: What is ahead of it depends on its level,
             flow: and on what its own flow has waiting.
+            kind: Of all its items, where they are of one.
         """
         pulses = [pulse for pulse in self.pulses if pulse.state is LaneState.READY]
         if not pulses:
             return 0.0
-        return self._wait_s(pulses, priority, flow) + self.costs.least_s(cost, len(pulses))
+        return self._wait_s(pulses, priority, flow) + self.costs.least_s(cost, len(pulses), kind)
 
     def _wait_s(self, pulses: Sequence[Pulse], priority: int, flow: str) -> float:
         """Seconds until one of the lanes could begin it."""

@@ -22,7 +22,7 @@ def collate(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Inputs:
         bucket: Of all items.
         payloads: float32 [3, H, W] for pictures; int64 token ids [L] of any L for texts.
     """
-    if bucket.kind == "image":
+    if bucket.is_picture:
         return (np.stack(payloads),)
     longest = max(len(row) for row in payloads)
     ids_BL = np.zeros((len(payloads), longest), dtype=np.int64)

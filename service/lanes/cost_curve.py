@@ -70,6 +70,17 @@ class _Learned:
         return 1 + (self.factor - 1) * math.exp((self.observed - now) / FADE_S)
 
 
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """Seconds for each patch or token, and the cost of the smallest item."""
+
+    seconds: float
+    smallest: int
+
+    def least(self, other: "_Rate") -> "_Rate":
+        return _Rate(min(self.seconds, other.seconds), min(self.smallest, other.smallest))
+
+
 class CostBook:
     """The curves of one model's buckets. Thread-safe."""
 
@@ -79,7 +90,7 @@ class CostBook:
         self._measured: dict[Bucket, _Learned] = {}
         self._met: OrderedDict[Bucket, _Learned] = OrderedDict()
         self._lock = threading.Lock()
-        self._rate_s, self._smallest = 0.0, 0
+        self._rates: dict[Kind | None, _Rate] = {}
         self._rate_until = -math.inf
 
     def begin(self, curves: Mapping[Bucket, CostCurve], item_cost: Callable[[Bucket], int]) -> None:
@@ -136,27 +147,31 @@ class CostBook:
             return 0.0
         return curve.slope_s + curve.intercept_s / self._limits[bucket.kind].max_items
 
-    def least_s(self, cost: int, num_lanes: int) -> float:
+    def least_s(self, cost: int, num_lanes: int, kind: Kind | None = None) -> float:
         """Seconds that work of this cost takes at the least, on so many free lanes.
 
-        Nothing is assumed of the work but its cost: it counts as of the cheapest kind, in items of
-        the smallest measured size.
+        Of work of no one kind nothing is assumed but its cost: it counts as of the cheapest. Items
+        count as of the smallest measured size.
         """
         now = self._clock()
         if now >= self._rate_until:
-            self._rate_s, self._smallest = self._cheapest()
+            self._rates = self._cheapest()
             self._rate_until = now + RATE_S
-        if not self._smallest or not cost:
+        rate = self._rates.get(kind) or self._rates.get(None)
+        if rate is None or not cost:
             return 0.0
-        return self._rate_s * cost / min(num_lanes, -(-cost // self._smallest))
+        return rate.seconds * cost / min(num_lanes, -(-cost // rate.smallest))
 
-    def _cheapest(self) -> tuple[float, int]:
-        """Seconds for each patch or token of the cheapest kind; the cost of the smallest item."""
+    def _cheapest(self) -> dict[Kind | None, _Rate]:
+        """The best rate of each measured kind, and under None that of all together."""
         with self._lock:
             costs = {bucket: learned.item_cost for bucket, learned in self._measured.items()}
-        if not costs:
-            return 0.0, 0
-        return min(self.item_s(b) / cost for b, cost in costs.items()), min(costs.values())
+        rates: dict[Kind | None, _Rate] = {}
+        for bucket, cost in costs.items():
+            rate = _Rate(self.item_s(bucket) / cost, cost)
+            for kind in (bucket.kind, None):
+                rates[kind] = rate.least(rates.get(kind, rate))
+        return rates
 
     def _curve(self, bucket: Bucket) -> CostCurve | None:
         """The bucket's own, else that of the measured one of its kind that is nearest in size."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.dense_maps import MapTask
 from model.runtime.base import Runtime
 from service.lanes.collation import Inputs, collate
 from service.lanes.work import Bucket, Outputs
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def made_up_items(bucket: Bucket, num_items: int) -> list[NDArray[Any]]:
     """Items that the runtime takes like any others."""
-    if bucket.kind == "image":
+    if bucket.is_picture:
         return [np.ones((3, *bucket.shape), np.float32)] * num_items
     return [np.ones(bucket.shape, np.int64)] * num_items
 
@@ -56,9 +57,13 @@ class Lane:
 
         Returns:
             For each picture its patches and values [N, D], cls1 and cls2 [D]; for each text `text`
-            [D]. Not normalised.
+            [D]. Not normalised. Of a dense head, for each picture its map under the bucket's kind.
         """
-        return self._images(*inputs) if bucket.kind == "image" else self._texts(*inputs)
+        if bucket.kind == "image":
+            return self._images(*inputs)
+        if bucket.kind == "text":
+            return self._texts(*inputs)
+        return self._maps(bucket.kind, *inputs)
 
     def try_out(self, bucket: Bucket, num_items: int = 1) -> None:
         """Run one batch of made-up items and look at what comes back.
@@ -68,10 +73,10 @@ class Lane:
         """
         results = self.run(bucket, collate(bucket, made_up_items(bucket, num_items)))
         arrays = [array for outputs in results for array in outputs.values()]
-        sound = all(a.shape[-1] == self._embed_dim and np.isfinite(a).all() for a in arrays)
+        sound = all(self._fits(bucket, a) and np.isfinite(a).all() for a in arrays)
         if len(results) != num_items or not sound:
             raise WarmUpError(
-                f"the runtime {self.runtime.name!r} gives no usable embeddings for "
+                f"the runtime {self.runtime.name!r} gives no usable results for "
                 f"{bucket.label}; try another runtime, or export the model again"
             )
 
@@ -98,6 +103,17 @@ class Lane:
         except Exception:
             logger.exception("a broken runtime could not be closed")
         self.runtime = self._load()
+
+    def _fits(self, bucket: Bucket, array: NDArray[np.float32]) -> bool:
+        """Whether an output has the shape that it should have."""
+        if bucket.kind == "depth":
+            return array.ndim == 2
+        if bucket.kind == "normals":
+            return array.ndim == 3 and len(array) == 3
+        return bool(array.shape[-1] == self._embed_dim)
+
+    def _maps(self, task: MapTask, pixels_B3HW: NDArray[Any]) -> list[Outputs]:
+        return [{task: array} for array in self.runtime.estimate(task, pixels_B3HW)]
 
     def _images(self, pixels_B3HW: NDArray[Any]) -> list[Outputs]:
         output = self.runtime.encode_images(pixels_B3HW)

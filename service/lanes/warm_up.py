@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from service.call import Clock
 from service.lanes.cost_curve import CostCurve, fit_curve
-from service.lanes.work import Bucket
+from service.lanes.work import Bucket, Kind
 
 MAX_RUNS: Final = 3
 # Batches shorter than this may hold a few items though that makes none cheaper: fewer hand-overs.
@@ -20,6 +20,9 @@ SHORT_BATCH_ITEMS: Final = 4
 # Batches grow as long as an item gets so much cheaper by it.
 WORTHWHILE: Final = 0.95
 TEXT_BATCH: Final = 16
+# A dense head takes about as much time and memory as the backbone before it, so that a batch holds
+# half as many of its pictures; what they cost is measured.
+PICTURE_WORK: Final[Mapping[Kind, int]] = {"image": 1, "depth": 2, "normals": 2}
 
 
 class Trial(Protocol):
@@ -48,7 +51,7 @@ class WarmUpRules:
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """The curve of every served shape, and how many pictures a batch should hold."""
+    """The curve of every served shape, and how many embedded pictures a batch should hold."""
 
     curves: Mapping[Bucket, CostCurve]
     max_images: int
@@ -66,33 +69,50 @@ def measure(
         clock: Monotonic seconds.
     """
     until = clock() + rules.limit_s
+    # The first of each kind. What it costs is measured in batches of several sizes.
+    natives: dict[Kind, Bucket] = {}
+    for bucket in first_s:
+        natives.setdefault(bucket.kind, bucket)
 
     def best_s(bucket: Bucket, num_items: int) -> float | None:
         # The other shapes' times only scale the native curve, and what runs later corrects them.
-        num_runs = MAX_RUNS if bucket == native else 1
+        is_native = bucket.is_picture and bucket == natives[bucket.kind]
+        num_runs = MAX_RUNS if is_native else 1
         return _best_s(lambda: lane.try_out(bucket, num_items), num_runs, until=until, clock=clock)
 
-    native = next(bucket for bucket in first_s if bucket.kind == "image")
+    native = natives["image"]
     times = {1: best_s(native, 1) or first_s[native]}
     max_images = rules.max_images or _batch_size(native, times, rules, best_s)
     if max_images not in times and (seconds := best_s(native, max_images)):
         times[max_images] = seconds
-    curve = fit_curve(times)
-    curves = {native: curve}
+    curves = {native: fit_curve(times)}
     for bucket in first_s:
-        alone_s = times[1] if bucket == native else best_s(bucket, 1) or first_s[bucket]
-        if bucket.kind == "text":
-            num_texts = min(TEXT_BATCH, rules.max_texts)
-            together_s = best_s(bucket, num_texts) if num_texts > 1 else None
-            together = {num_texts: together_s} if together_s else {}
+        if bucket == native:
+            continue
+        alone_s = best_s(bucket, 1) or first_s[bucket]
+        if bucket == natives[bucket.kind]:
+            num_items = min(TEXT_BATCH, rules.max_texts)
+            if bucket.is_picture:
+                num_items = max_images // PICTURE_WORK[bucket.kind]
+            together_s = best_s(bucket, num_items) if num_items > 1 else None
+            together = {num_items: together_s} if together_s else {}
             curves[bucket] = fit_curve({1: alone_s, **together})
-        elif bucket != native:
-            # What a batch adds to its items is in the same proportion for pictures of any shape,
-            # and none costs more than by the square of its size: what was slower was disturbed.
-            size = math.prod(bucket.shape) / math.prod(native.shape)
-            slower = alone_s / curve.seconds(1)
-            curves[bucket] = curve.times(min(slower, max(size, size**2)))
+        else:
+            curves[bucket] = _scaled(
+                curves[natives[bucket.kind]], natives[bucket.kind], bucket, alone_s
+            )
     return WarmUp(curves, max_images)
+
+
+def _scaled(curve: CostCurve, native: Bucket, bucket: Bucket, alone_s: float) -> CostCurve:
+    """The curve of another shape, of which one item was timed.
+
+    What a batch adds to its items is in the same proportion for pictures of any shape, and none
+    costs more than by the square of its size: what was slower was disturbed.
+    """
+    size = math.prod(bucket.shape) / math.prod(native.shape)
+    slower = alone_s / curve.seconds(1)
+    return curve.times(min(slower, max(size, size**2)))
 
 
 def _batch_size(

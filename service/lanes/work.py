@@ -10,11 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model.dense_maps import MapTask
 from service.call import DEFAULT_PRIORITY
 from service.errors import ServiceError
 from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
 
-Kind = Literal["image", "text"]
+# Pictures that are embedded, texts, and pictures that a dense head says something of.
+Kind = Literal["image", "text"] | MapTask
 Outputs = Mapping[str, NDArray[np.float32]]
 
 
@@ -29,6 +31,11 @@ class Bucket:
     def label(self) -> str:
         """Such as `image 112x112`."""
         return f"{self.kind} {'x'.join(map(str, self.shape))}"
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether its items are pictures, whatever is computed of them."""
+        return self.kind != "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +141,7 @@ class Batch:
     @property
     def is_deserted(self) -> bool:
         """Whether every caller has left. Texts never are: the cache keeps them for the next."""
-        return self.bucket.kind == "image" and all(e.future.has_left for e in self.entries)
+        return self.bucket.is_picture and all(e.future.has_left for e in self.entries)
 
 
 def settle(

@@ -3,8 +3,6 @@
 Shape legend: H W pixels, C candidate colours.
 """
 
-import struct
-import zlib
 from functools import cache
 from io import BytesIO
 from typing import Final
@@ -14,33 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.winner_map import Labels
+from service.drawing.oklab import to_oklab
+from service.drawing.png_file import ColourType, write_png
 
 MAX_PALETTE_CLASSES: Final = 255
 OVERLAY_OPACITY: Final = 0.55
-PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-RGB_TYPE: Final = 2
-PALETTE_TYPE: Final = 3
-UP_FILTER: Final = 2
 
 # OKLab lightness, from 0 to 1, within which a class's colour lies.
 DARKEST: Final = 0.45
 PALEST: Final = 0.93
-
-# From linear sRGB to OKLab (B. Ottosson, 2020), in which distance is how different colours look.
-RGB_TO_LMS: Final = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-LMS_TO_LAB: Final = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
 
 
 @cache
@@ -51,7 +31,7 @@ def palette() -> NDArray[np.uint8]:
     """
     levels = np.linspace(0, 255, 11).round().astype(np.uint8)
     grid_C3 = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab_C3 = _to_oklab(grid_C3)
+    lab_C3 = to_oklab(grid_C3)
     # Background's black and paper's white are taken.
     nearest_C = np.minimum(_distance(lab_C3, lab_C3[0]), _distance(lab_C3, lab_C3[-1]))
     too_dark_or_pale_C = (lab_C3[:, 0] < DARKEST) | (lab_C3[:, 0] > PALEST)
@@ -79,7 +59,7 @@ def encode_mask_png(labels_HW: Labels) -> bytes:
     if labels_HW.dtype != np.uint8 and labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
         raise ValueError(f"a palette has room for {MAX_PALETTE_CLASSES} classes")
     samples_HW1 = labels_HW.astype(np.uint8, copy=False)[..., None]
-    return _write_png(samples_HW1, PALETTE_TYPE, palette().tobytes())
+    return write_png(samples_HW1, ColourType.PALETTE, palette().tobytes())
 
 
 def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
@@ -99,7 +79,7 @@ def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> byte
     picture = Image.fromarray(pixels_HW3)
     mixed = Image.blend(picture, colours.convert("RGB"), OVERLAY_OPACITY)
     mixed.paste(picture, mask=Image.fromarray(labels_HW == 0))
-    return _write_png(np.asarray(mixed), RGB_TYPE)
+    return write_png(np.asarray(mixed), ColourType.RGB)
 
 
 def encode_npy(array: NDArray[np.generic]) -> bytes:
@@ -108,37 +88,6 @@ def encode_npy(array: NDArray[np.generic]) -> bytes:
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     np.save(stream, np.ascontiguousarray(little), allow_pickle=False)
     return stream.getvalue()
-
-
-def _write_png(samples_HWC: NDArray[np.uint8], colour_type: int, colours: bytes = b"") -> bytes:
-    """A PNG of 8 bits a sample.
-
-    Each row holds what has changed since the one above, and only runs are packed: of masks and of
-    their overlays this makes smaller files than Pillow's quick levels, in less than half the time.
-    """
-    height, width, _ = samples_HWC.shape
-    samples_HB = samples_HWC.reshape(height, -1)
-    rows = np.empty((height, samples_HB.shape[1] + 1), np.uint8)
-    rows[:, 0] = UP_FILTER
-    rows[0, 1:] = samples_HB[0]
-    np.subtract(samples_HB[1:], samples_HB[:-1], out=rows[1:, 1:])
-    packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    packed = packer.compress(rows.data) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"PLTE", colours), (b"IDAT", packed), (b"IEND", b"")]
-    written = (_chunk(name, data) for name, data in chunks if data or name == b"IEND")
-    return PNG_SIGNATURE + b"".join(written)
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def _to_oklab(rgb_C3: NDArray[np.uint8]) -> NDArray[np.float64]:
-    value_C3 = rgb_C3 / 255
-    linear_C3 = np.where(value_C3 > 0.04045, ((value_C3 + 0.055) / 1.055) ** 2.4, value_C3 / 12.92)
-    lab_C3: NDArray[np.float64] = np.cbrt(linear_C3 @ RGB_TO_LMS.T) @ LMS_TO_LAB.T
-    return lab_C3
 
 
 def _distance(lab_C3: NDArray[np.float64], lab_3: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from service.call import Call, Clock
 from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, ServiceError
 from service.lanes.pace import Pace
 from service.lanes.pulse import unwell
+from service.lanes.work import Kind
 from service.monitoring.observability import Metrics
 
 # Callers are told to come back no sooner and no later than this, and this while nothing is known.
@@ -29,7 +30,7 @@ class Device(Protocol):
     def is_ready(self) -> bool:
         """Whether any lane takes work."""
 
-    def done_in_s(self, cost: int, priority: int, flow: str) -> float:
+    def done_in_s(self, cost: int, priority: int, flow: str, kind: Kind | None) -> float:
         """Seconds that new work takes at the least until it is done."""
 
 
@@ -94,12 +95,13 @@ class Admission:
         if self.is_full:
             raise self._full()
 
-    def admit(self, cost: int, call: Call) -> Ticket:
+    def admit(self, cost: int, call: Call, kind: Kind | None = None) -> Ticket:
         """Let a whole request in, or refuse it.
 
         Args:
             cost: In patches, for all pictures and texts of the request together.
             call: With its deadline and priority.
+            kind: Of all its items, where they are of one; what they cost is then known better.
 
         Raises:
             Unavailable: No lane is well.
@@ -108,7 +110,7 @@ class Admission:
             DeadlineExceeded: The deadline has passed, or cannot be met.
         """
         self.check()
-        self._check_deadline(cost, call)
+        self._check_deadline(cost, call, kind)
         with self._changed:
             self._check_room(cost)
             if not self._num_inside:
@@ -129,12 +131,12 @@ class Admission:
             return FIRST_RETRY_S
         return min(max(needed_s, MIN_RETRY_S), MAX_RETRY_S)
 
-    def _check_deadline(self, cost: int, call: Call) -> None:
+    def _check_deadline(self, cost: int, call: Call, kind: Kind | None) -> None:
         try:
             left_s = call.remaining_s()
         except DeadlineExceeded as error:
             raise self._refused("deadline", error) from None
-        needed_s = self._device.done_in_s(cost, call.priority, call.flow)
+        needed_s = self._device.done_in_s(cost, call.priority, call.flow, kind)
         if needed_s > left_s:
             late = DeadlineExceeded(
                 f"The deadline is {left_s:.3f} s away, and with what is ahead of it this takes at "

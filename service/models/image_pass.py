@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from service.call import Call
 from service.errors import InternalError
 from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
-from service.lanes.work import Completed
+from service.lanes.work import Completed, Kind
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
 
@@ -30,12 +30,22 @@ class EncodedImage:
 
 
 class ImagePass:
-    """Runs once. Made and awaited on an event loop; its steps run in the pool and the lanes."""
+    """Runs once. Made and awaited on an event loop; its steps run in the pool and the lanes.
+
+    `kind` is what is to be computed of the pictures.
+    """
 
     def __init__(
-        self, images: Sequence[bytes], rule: SizeRule, *, model: ServedModel, call: Call
+        self,
+        images: Sequence[bytes],
+        rule: SizeRule,
+        *,
+        model: ServedModel,
+        call: Call,
+        kind: Kind = "image",
     ) -> None:
         self._images = images
+        self._kind: Kind = kind
         self._rule = rule
         self._model = model
         self._call = call
@@ -135,7 +145,7 @@ class ImagePass:
                 pixels = [image.pixels_3HW for image in ready]
                 self._prepared = []  # from here on the queue alone holds their pixels
                 self._submitted = self._call.clock()
-                self._futures = self._model.submit_images(pixels, self._call)
+                self._futures = self._model.submit_images(pixels, self._call, self._kind)
         except Exception as error:
             self._wake(error)
             return

@@ -21,10 +21,17 @@ from service.lanes.lane_plan import (
     lane_bytes,
     plan_lanes,
 )
-from service.lanes.warm_up import WarmUp, WarmUpRules, measure
-from service.lanes.work import Bucket
+from service.lanes.warm_up import PICTURE_WORK, WarmUp, WarmUpRules, measure
+from service.lanes.work import Bucket, Kind
+from service.messages import MAP_TASKS
 from service.models.model_source import ModelSource
-from service.models.served_shapes import item_cost, num_patches, served_buckets
+from service.models.served_shapes import (
+    item_cost,
+    num_patches,
+    served_buckets,
+    served_tasks,
+    with_maps,
+)
 from service.settings import Settings
 
 MAX_BATCH_IMAGES: Final = 64
@@ -40,13 +47,14 @@ class LoadedLanes:
         lanes: All warm.
         warm: What batches cost in time.
         memory: What single pictures cost in memory.
-        max_patches: What a batch may hold for each lane to have the memory; None is not known.
+        max_patches: What a batch of each kind of pictures may hold for each lane to have the
+            memory; a kind of which it is not known is missing.
     """
 
     lanes: Sequence[Lane]
     warm: WarmUp
     memory: BatchMemory
-    max_patches: int | None
+    max_patches: Mapping[Kind, int]
 
 
 def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
@@ -56,8 +64,9 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     there may be.
 
     Raises:
-        PackageError: A served shape does not fit into a batch, or not into memory.
-        WarmUpError: The runtime gives no usable embeddings.
+        PackageError: A served shape does not fit into a batch, not into memory, or not to the
+            package's dense heads.
+        WarmUpError: The runtime gives no usable results.
         Unavailable: The load was cancelled.
     """
     manifest = package.manifest
@@ -85,9 +94,19 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     warm = warm_up(manifest, first, first_s, settings)
     chosen = describe(fitting, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
     logger.info("measured", extra={"fields": chosen})
-    budget_bytes = int((free_bytes or 0) * MEMORY_SHARE) // fitting.num_lanes
-    max_patches = memory.patches_within(budget_bytes, partial(item_cost, manifest))
-    return LoadedLanes(lanes, warm, memory, max_patches if free_bytes else None)
+    if free_bytes is None:
+        return LoadedLanes(lanes, warm, memory, {})
+    budget_bytes = int(free_bytes * MEMORY_SHARE) // fitting.num_lanes
+    return LoadedLanes(lanes, warm, memory, most_patches(memory, budget_bytes, manifest))
+
+
+def most_patches(memory: BatchMemory, budget_bytes: int, manifest: Manifest) -> dict[Kind, int]:
+    """What a batch of each kind of pictures may hold, where that is known."""
+    known = {
+        kind: memory.patches_within(budget_bytes, partial(item_cost, manifest), kind)
+        for kind in PICTURE_WORK
+    }
+    return {kind: patches for kind, patches in known.items() if patches is not None}
 
 
 def load_first_lane(
@@ -98,12 +117,17 @@ def load_first_lane(
     meter = PeakMeter()
     first_s: dict[Bucket, float] = {}
     peaks: dict[Bucket, int] = {}
+    buckets = with_maps(buckets, served_tasks(package.manifest, lane.runtime))
+
+    def size(bucket: Bucket) -> tuple[bool, int]:
+        return bucket.kind in MAP_TASKS, item_cost(package.manifest, bucket)
+
     # What a runtime once had it keeps: only from small to large does each shape show its own.
-    for bucket in sorted(buckets, key=partial(item_cost, package.manifest)):
+    for bucket in sorted(buckets, key=size):
         began = time.monotonic()
         peak_bytes = meter.peak_bytes(partial(lane.try_out, bucket))
         first_s[bucket] = time.monotonic() - began
-        if bucket.kind == "image" and peak_bytes is not None and lane.runtime.device == "cpu":
+        if bucket.is_picture and peak_bytes is not None and lane.runtime.device == "cpu":
             peaks[bucket] = peak_bytes
     return lane, {bucket: first_s[bucket] for bucket in buckets}, BatchMemory(peaks)
 
@@ -190,7 +214,7 @@ def _load_lane(
 ) -> Lane:
     """A lane that has run every shape once."""
     lane = _new_lane(package, settings, plan, buckets)
-    for bucket in buckets:
+    for bucket in with_maps(buckets, served_tasks(package.manifest, lane.runtime)):
         lane.try_out(bucket)
     return lane
 

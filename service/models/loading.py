@@ -1,5 +1,6 @@
 """From a model package to a model that answers: verify, load one runtime for each lane, warm up."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -9,14 +10,15 @@ from model.text import TextTokenizer
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane_worker import LaneCare
-from service.lanes.work import BatchLimits
+from service.lanes.warm_up import PICTURE_WORK
+from service.lanes.work import BatchLimits, Kind
 from service.messages import BucketLimits, ModelInfo, RequestLimits
 from service.models.admission import Admission
 from service.models.conversion import open_source
 from service.models.lane_loading import LoadedLanes, load_lanes
 from service.models.model_source import ModelSource
 from service.models.served_model import ServedModel
-from service.models.served_shapes import item_cost, with_sizes
+from service.models.served_shapes import item_cost, served_tasks, with_sizes
 from service.models.text_cache import TextCache
 from service.monitoring.observability import Metrics
 from service.settings import Settings
@@ -42,7 +44,7 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
     Raises:
         PackageError: There is no such model, it cannot be converted, its package is broken, or a
             served shape does not fit into a batch.
-        WarmUpError: The runtime gives no usable embeddings.
+        WarmUpError: The runtime gives no usable results.
         Unavailable: The load was cancelled.
     """
     package = open_source(source)
@@ -85,25 +87,41 @@ def bucket_limits(
     )
 
 
+def batch_limits(
+    max_images: int, budget: int, known: Mapping[Kind, int], settings: Settings
+) -> dict[Kind, BatchLimits]:
+    """How much a batch of each kind may hold.
+
+    Args:
+        max_images: Items of a batch of pictures to embed.
+        budget: Its patches.
+        known: Patches that each lane has the memory for, by kind.
+        settings: With the bounds of texts.
+    """
+    pictures = {
+        kind: BatchLimits(
+            max_items=max(1, max_images // work),
+            max_cost=min(budget // work, known.get(kind, budget)),
+        )
+        for kind, work in PICTURE_WORK.items()
+    }
+    texts = BatchLimits(max_items=settings.max_batch_texts, max_cost=settings.max_batch_patches)
+    return {**pictures, "text": texts}
+
+
 def serve_lanes(
     package: ModelPackage, loaded: LoadedLanes, settings: Settings, metrics: Metrics
 ) -> ServedModel:
     """Start the batcher over warmed lanes."""
     manifest, lanes, warm = package.manifest, loaded.lanes, loaded.warm
     runtime = lanes[0].runtime
-    max_patches = image_budget(manifest, warm.max_images, runtime.device, settings)
-    if loaded.max_patches is not None:
-        max_patches = min(max_patches, loaded.max_patches)
+    budget = image_budget(manifest, warm.max_images, runtime.device, settings)
+    limits = batch_limits(warm.max_images, budget, loaded.max_patches, settings)
     is_cpu = runtime.device == "cpu"
     batcher = Batcher(
         lanes,
         rules=BatchRules(
-            limits={
-                "image": BatchLimits(max_items=warm.max_images, max_cost=max_patches),
-                "text": BatchLimits(
-                    max_items=settings.max_batch_texts, max_cost=settings.max_batch_patches
-                ),
-            },
+            limits=limits,
             max_wait_s=settings.max_wait_ms / 1000,
             priority_step_s=settings.priority_step_s,
             # Lanes of a CPU compute side by side, and a large batch is no cheaper than small ones.
@@ -123,7 +141,8 @@ def serve_lanes(
         runtime=runtime.name,
         precision=runtime.precision,
         limits=request_limits(settings),
-        buckets=bucket_limits(manifest, loaded, max_patches),
+        buckets=bucket_limits(manifest, loaded, limits["image"].max_cost),
+        tasks=served_tasks(manifest, runtime),
     )
     batcher.start()
     return ServedModel(

@@ -14,7 +14,7 @@ from model.text import TextTokenizer
 from service.call import Call
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
-from service.lanes.work import Bucket, Completed, WorkItem
+from service.lanes.work import Bucket, Completed, Kind, WorkItem
 from service.messages import ModelInfo
 from service.models.admission import Admission
 from service.models.text_cache import TextCache
@@ -65,10 +65,11 @@ class ServedModel:
 
     def queue_depths(self) -> dict[str, int]:
         """What waits, by shape; shapes that are not in the manifest are many, and share a label."""
-        named = {Bucket("image", shape) for shape in self.manifest.shape_buckets}
+        kinds: tuple[Kind, ...] = ("image", *self.info.tasks)
+        named = {Bucket(k, shape) for k in kinds for shape in self.manifest.shape_buckets}
         totals = {bucket.label: 0 for bucket in named}
         for bucket, depth in self._batcher.queue.depths().items():
-            is_named = bucket.kind == "text" or bucket in named
+            is_named = not bucket.is_picture or bucket in named
             label = bucket.label if is_named else f"{bucket.kind} other"
             totals[label] = totals.get(label, 0) + depth
         return totals
@@ -95,20 +96,21 @@ class ServedModel:
         return self._texts.find(prompt for group in groups for prompt in group.prompts)
 
     def submit_images(
-        self, pixels: Sequence[NDArray[np.float32]], call: Call
+        self, pixels: Sequence[NDArray[np.float32]], call: Call, kind: Kind = "image"
     ) -> list["Future[Completed]"]:
-        """Queue prepared pictures; the i-th future has the i-th's raw embeddings. From any thread.
+        """Queue prepared pictures; the i-th future has the i-th's raw outputs. From any thread.
 
         Args:
             pixels: float32 [3, H, W] each.
             call: Whose deadline bounds the wait.
+            kind: What is to be computed of them.
 
         Raises:
             Unavailable: The server stops.
         """
         items = [
             WorkItem(
-                bucket=Bucket("image", (p.shape[1], p.shape[2])),
+                bucket=Bucket(kind, (p.shape[1], p.shape[2])),
                 cost=self.num_patches((p.shape[1], p.shape[2])),
                 payload=p,
                 deadline=call.deadline,

@@ -4,8 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from model.dense_maps import MapTask
 from model.package import Manifest, PackageError
+from model.runtime.base import Runtime
 from service.lanes.work import Bucket
+from service.messages import MAP_TASKS
 
 WARM_UP_TOKENS: Final = 8
 
@@ -34,7 +37,7 @@ def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
 
 
 def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
-    """The shapes that are warmed up.
+    """The shapes of pictures to embed and of texts that are warmed up; see `with_maps`.
 
     Raises:
         PackageError: A picture of one of them is more than a batch may hold.
@@ -50,6 +53,27 @@ def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
     return [*shapes, Bucket("text", (min(WARM_UP_TOKENS, manifest.max_text_tokens),))]
 
 
+def served_tasks(manifest: Manifest, runtime: Runtime) -> tuple[MapTask, ...]:
+    """The dense heads that the package has and its runtime computes.
+
+    Raises:
+        PackageError: The package allows sizes that no dense head takes.
+    """
+    tasks = tuple(t for t in MAP_TASKS if t in manifest.outputs and t in runtime.tasks)
+    if tasks and manifest.size_multiple % (2 * manifest.patch_size):
+        raise PackageError(
+            f"{manifest.name} has dense heads, which take multiples of {2 * manifest.patch_size} "
+            f"pixels, and allows multiples of {manifest.size_multiple}; export it again"
+        )
+    return tasks
+
+
+def with_maps(buckets: Sequence[Bucket], tasks: Sequence[MapTask]) -> list[Bucket]:
+    """The shapes that are warmed up, and of pictures those by which each dense head is."""
+    pictures = [bucket for bucket in buckets if bucket.kind == "image"]
+    return [*buckets, *(Bucket(task, bucket.shape) for task in tasks for bucket in pictures)]
+
+
 def item_cost(manifest: Manifest, bucket: Bucket) -> int:
     """Patches of a picture, tokens of a text."""
-    return bucket.shape[0] if bucket.kind == "text" else num_patches(bucket.shape, manifest)
+    return num_patches(bucket.shape, manifest) if bucket.is_picture else bucket.shape[0]

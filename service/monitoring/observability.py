@@ -127,7 +127,7 @@ class Metrics:
 
     def observe_batch(self, kind: str, num_items: int, cost: int) -> None:
         """Count one batch that a lane begins; `cost` is in patches for pictures."""
-        if kind == "image":
+        if kind != "text":
             self._batch_images.observe(num_items)
             self._batch_patches.observe(cost)
         else:

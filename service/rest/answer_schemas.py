@@ -15,7 +15,6 @@ MANIFEST_FIELDS = (
     "max_size",
     "size_multiple",
     "max_text_tokens",
-    "outputs",
     "licence",
 )
 
@@ -109,6 +108,42 @@ class SegmentImagesAnswer(BaseModel):
     data: list[SegmentationBody]
 
 
+class DepthMap(BaseModel):
+    """One picture's depth."""
+
+    index: int
+    height: int
+    width: int
+    depth: Array = Field(description="[height, width], in metres.")
+
+
+class DepthAnswer(BaseModel):
+    """One entry for each picture, in the order of the request."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[DepthMap]
+
+
+class NormalMap(BaseModel):
+    """One picture's surface normals."""
+
+    index: int
+    height: int
+    width: int
+    normals: Array = Field(
+        description="[height, width, 3]: a vector of unit length for each pixel."
+    )
+
+
+class NormalsAnswer(BaseModel):
+    """One entry for each picture, in the order of the request."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[NormalMap]
+
+
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
@@ -185,6 +220,7 @@ def model_card(info: ModelInfo) -> ModelCard:
         id=manifest.name,
         runtime=info.runtime,
         precision=info.precision,
+        outputs=list(info.outputs),
         limits={name: getattr(info.limits, name) for name in info.limits.__slots__},
         buckets=[Bucket.model_validate(b, from_attributes=True) for b in info.buckets],
         scores=info.scores(),

@@ -82,7 +82,7 @@ def write_image_embeddings(
             | {name: encode_array(a, options.encoding) for name, a in outputs.items()}
             for index, outputs in enumerate(answer.embeddings)
         ]
-        return _list_body(answer.model, data)
+        return list_body(answer.model, data)
     names = answer.embeddings[0].keys()
     columns = {name: [outputs[name] for outputs in answer.embeddings] for name in names}
     if media == NPY:
@@ -94,7 +94,7 @@ def write_image_embeddings(
                 param="fit",
             )
         return encode_npy(np.stack(arrays))
-    return _safetensors(answer.model, columns)
+    return tensors_body(answer.model, columns)
 
 
 def write_text_embeddings(answer: EmbedTextsResponse, media: str, encoding: Encoding) -> bytes:
@@ -106,8 +106,8 @@ def write_text_embeddings(answer: EmbedTextsResponse, media: str, encoding: Enco
             {"index": index, "embedding": encode_array(row_D, encoding)}
             for index, row_D in enumerate(answer.embeddings_TD)
         ]
-        return _list_body(answer.model, data)
-    return _safetensors(answer.model, {"embeddings": list(answer.embeddings_TD)})
+        return list_body(answer.model, data)
+    return tensors_body(answer.model, {"embeddings": list(answer.embeddings_TD)})
 
 
 def write_segmentations(
@@ -124,10 +124,10 @@ def write_segmentations(
             {"index": index} | mask_body(mask, answer.classes, options)
             for index, mask in enumerate(answer.segmentations)
         ]
-        return _list_body(answer.model, data)
+        return list_body(answer.model, data)
     columns: dict[str, list[Array]] = {"labels": [s.wire_labels for s in answer.segmentations]}
     scores = [s.scores_HW for s in answer.segmentations if s.scores_HW is not None]
-    return _safetensors(answer.model, columns | ({"scores": list(scores)} if scores else {}))
+    return tensors_body(answer.model, columns | ({"scores": list(scores)} if scores else {}))
 
 
 def write_overlay(answer: SegmentImagesResponse, image: bytes, limits: ImageLimits) -> bytes:
@@ -136,12 +136,13 @@ def write_overlay(answer: SegmentImagesResponse, image: bytes, limits: ImageLimi
     return encode_overlay_png(answer.segmentations[0].labels_HW, pixels_HW3)
 
 
-def _list_body(model: str, data: list[dict[str, Any]]) -> bytes:
+def list_body(model: str, data: list[dict[str, Any]]) -> bytes:
+    """One entry for each picture or text, as JSON."""
     return dump({"object": "list", "model": model, "data": data})
 
 
-def _safetensors(model: str, columns: Mapping[str, Sequence[Array]]) -> bytes:
-    """Each column stacked under its name, or as `name.0`, `name.1` where the shapes differ."""
+def tensors_body(model: str, columns: Mapping[str, Sequence[Array]]) -> bytes:
+    """As safetensors: each column stacked, or as `name.0`, `name.1` where the shapes differ."""
     tensors: dict[str, Array] = {}
     for name, arrays in columns.items():
         if len({a.shape for a in arrays}) == 1:

@@ -19,6 +19,7 @@ STATUS: dict[ErrorKind, int] = {
     ErrorKind.TOO_LARGE: 413,
     ErrorKind.TOO_SLOW: 408,
     ErrorKind.NOT_FOUND: 404,
+    ErrorKind.NOT_SUPPORTED: 501,
     ErrorKind.OVERLOADED: 429,
     ErrorKind.UNAVAILABLE: 503,
     ErrorKind.DEADLINE: 504,

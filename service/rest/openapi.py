@@ -7,16 +7,23 @@ from pydantic.json_schema import models_json_schema
 
 from service.call import DEFAULT_PRIORITY, PRIORITIES
 from service.rest.answer_schemas import (
+    DepthAnswer,
     EmbedImagesAnswer,
     EmbedTextsAnswer,
     ErrorBody,
+    NormalsAnswer,
     SegmentImagesAnswer,
 )
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
 from service.rest.schemas import (
+    DepthBody,
+    DepthOptions,
     EmbedImagesBody,
     EmbedImagesOptions,
     EmbedTextsBody,
+    MapOptions,
+    NormalsBody,
+    NormalsOptions,
     Options,
     SegmentImagesBody,
     SegmentImagesOptions,
@@ -25,8 +32,14 @@ from service.rest.schemas import (
 Mode = Literal["validation", "serialization"]
 
 REF: Final = "#/components/schemas/{model}"
-BODIES: Final = (EmbedImagesBody, SegmentImagesBody, EmbedTextsBody)
-ANSWERS: Final = (EmbedImagesAnswer, SegmentImagesAnswer, EmbedTextsAnswer)
+BODIES: Final = (EmbedImagesBody, SegmentImagesBody, DepthBody, NormalsBody, EmbedTextsBody)
+ANSWERS: Final = (
+    EmbedImagesAnswer,
+    SegmentImagesAnswer,
+    DepthAnswer,
+    NormalsAnswer,
+    EmbedTextsAnswer,
+)
 BINARY: Final = {"type": "string", "format": "binary"}
 
 STATUS_TEXT: Final = {
@@ -47,6 +60,12 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"description": text, "model": ErrorBody}
     | ({"headers": RETRY_HEADER} if status in {429, 503} else {})
     for status, text in STATUS_TEXT.items()
+}
+NO_HEAD: Final[dict[int | str, dict[str, Any]]] = {
+    501: {
+        "description": "The model has no head for this; the message says what has.",
+        "model": ErrorBody,
+    }
 }
 CALL_HEADERS: Final[list[dict[str, Any]]] = [
     {
@@ -117,6 +136,19 @@ SEGMENT_IMAGES: Final[dict[str, Any]] = {
         "parameters": _parameters(SegmentImagesOptions),
     },
 }
+
+
+def _estimate(
+    options: type[MapOptions], body: type[BaseModel], answer: type[BaseModel]
+) -> dict[str, Any]:
+    return {
+        "responses": _responses(answer, NPY, SAFETENSORS, PNG) | ERRORS | NO_HEAD,
+        "openapi_extra": {"requestBody": _image_body(body), "parameters": _parameters(options)},
+    }
+
+
+ESTIMATE_DEPTH: Final = _estimate(DepthOptions, DepthBody, DepthAnswer)
+ESTIMATE_NORMALS: Final = _estimate(NormalsOptions, NormalsBody, NormalsAnswer)
 EMBED_TEXTS: Final[dict[str, Any]] = {
     "responses": _responses(EmbedTextsAnswer, NPY, SAFETENSORS) | ERRORS,
     "openapi_extra": {

@@ -18,12 +18,26 @@ from service.rest.answers import (
 )
 from service.rest.connection import until_left
 from service.rest.image_input import read_images, read_json
+from service.rest.map_answers import check_map_media, write_maps
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS, choose_media
-from service.rest.openapi import EMBED_IMAGES, EMBED_TEXTS, ERRORS, SEGMENT_IMAGES
+from service.rest.openapi import (
+    EMBED_IMAGES,
+    EMBED_TEXTS,
+    ERRORS,
+    ESTIMATE_DEPTH,
+    ESTIMATE_NORMALS,
+    SEGMENT_IMAGES,
+)
 from service.rest.schemas import (
+    DepthBody,
+    DepthOptions,
     EmbedImagesBody,
     EmbedImagesOptions,
     EmbedTextsBody,
+    ImageBody,
+    MapOptions,
+    NormalsBody,
+    NormalsOptions,
     SegmentImagesBody,
     SegmentImagesOptions,
 )
@@ -36,6 +50,7 @@ def build_router(plane: DataPlane) -> APIRouter:
     """All routes over one data plane."""
     router = APIRouter()
     _add_images(router, plane)
+    _add_maps(router, plane)
     _add_texts(router, plane)
     _add_models(router, plane)
     _add_health(router, plane)
@@ -71,6 +86,31 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
             write = partial(write_segmentations, answer, media, options)
         num_pixels = sum(s.labels_HW.size for s in answer.segmentations)
         return await _respond(plane, media, write, num_pixels)
+
+
+def _add_maps(router: APIRouter, plane: DataPlane) -> None:
+    @router.post("/v1/images:depth", tags=["images"], **ESTIMATE_DEPTH)
+    async def estimate_depth(request: Request) -> Response:
+        """How far away every pixel is, in metres."""
+        return await _estimate(request, plane, DepthOptions, DepthBody)
+
+    @router.post("/v1/images:normals", tags=["images"], **ESTIMATE_NORMALS)
+    async def estimate_normals(request: Request) -> Response:
+        """Where the surface at every pixel faces: a vector of unit length."""
+        return await _estimate(request, plane, NormalsOptions, NormalsBody)
+
+
+async def _estimate(
+    request: Request, plane: DataPlane, options_type: type[MapOptions], body_type: type[ImageBody]
+) -> Response:
+    plane.check_open()
+    media = choose_media(request.headers.get("accept"), (*ARRAYS, PNG))
+    options, images = await read_images(request, plane, options_type, body_type)
+    check_map_media(media, options, len(images))
+    message = options.to_message(images)
+    answer = await until_left(request, plane.estimate_maps(message, current_call.get()))
+    write = partial(write_maps, answer, media, options)
+    return await _respond(plane, media, write, sum(a.size for a in answer.maps))
 
 
 def _add_texts(router: APIRouter, plane: DataPlane) -> None:

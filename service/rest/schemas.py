@@ -7,13 +7,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from model.dense_maps import MapTask
 from model.preprocess import Fit
 from service.messages import (
     IMAGE_OUTPUTS,
     TEXT_TEMPLATES,
     EmbedImagesRequest,
     EmbedTextsRequest,
+    EstimateMapsRequest,
     Features,
+    MapSize,
     SegmentClass,
     SegmentImagesRequest,
     TemplateSet,
@@ -21,6 +24,7 @@ from service.messages import (
 
 Encoding = Literal["list", "base64"]
 MaskFormat = Literal["mask", "overlay", "rle", "rle_counts", "polygons"]
+DepthFormat = Literal["millimetres", "colors"]
 
 COCO_FORMATS = frozenset({"rle", "rle_counts", "polygons"})
 
@@ -171,6 +175,55 @@ class SegmentImagesOptions(ImageOptions):
         )
 
 
+class MapOptions(ImageOptions):
+    """How to say something of every pixel; what is said is the route's `task`."""
+
+    task: ClassVar[MapTask]
+
+    fit: Annotated[Fit, Field(description="`squash` to a square, or keep the `aspect` ratio.")] = (
+        EstimateMapsRequest.fit
+    )
+    size: Annotated[
+        MapSize,
+        Field(
+            description="Maps as large as the `picture`, or as the `model` computes them: eight "
+            "rows and columns for each patch."
+        ),
+    ] = EstimateMapsRequest.size
+
+    def to_message(self, images: tuple[bytes, ...]) -> EstimateMapsRequest:
+        """The request for the data plane."""
+        return EstimateMapsRequest(
+            task=self.task,
+            images=images,
+            model=self.model,
+            resolution=self.resolution,
+            fit=self.fit,
+            size=self.size,
+        )
+
+
+class DepthOptions(MapOptions):
+    """How to estimate depth."""
+
+    task = "depth"
+
+    format: Annotated[
+        DepthFormat | None,
+        Field(
+            description="Of a PNG. `millimetres`: 16-bit grey, 65535 also for what is farther. "
+            "`colors`: from the nearest point, pale yellow, to the farthest, dark violet. "
+            "Default: `millimetres`."
+        ),
+    ] = None
+
+
+class NormalsOptions(MapOptions):
+    """How to estimate surface normals."""
+
+    task = "normals"
+
+
 class ImageBody(Schema):
     """The pictures of a JSON body: one, or several."""
 
@@ -190,6 +243,14 @@ class EmbedImagesBody(EmbedImagesOptions, ImageBody):
 
 class SegmentImagesBody(SegmentImagesOptions, ImageBody):
     """Pictures and what to find in them."""
+
+
+class DepthBody(DepthOptions, ImageBody):
+    """Pictures whose depth is wanted."""
+
+
+class NormalsBody(NormalsOptions, ImageBody):
+    """Pictures whose surface normals are wanted."""
 
 
 class EmbedTextsBody(Options):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import Tipsv2Model
 
 from model.package import ModelPackage
-from model.parity.gate import reference_text, reference_vision
+from model.parity.reference import reference_text, reference_vision
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.load import NEEDS_GPU, RUNTIMES, load_runtime
 from model.segmentation import l2_normalize

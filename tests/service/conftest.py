@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.graphs import DenseTask, Precision
+from model.graphs import DENSE_TASKS, DenseTask, Precision
 from model.package import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
@@ -23,7 +23,7 @@ from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
 from service.lanes.lane_worker import LaneCare
 from service.lanes.work import BatchLimits, Bucket
-from service.messages import ModelInfo
+from service.messages import MAP_TASKS, ModelInfo
 from service.models.admission import Admission
 from service.models.loading import request_limits
 from service.models.model_source import ModelSource
@@ -39,7 +39,7 @@ BUNDLED = ModelSource("bundled")
 
 
 class FakeRuntime:
-    """Embeddings that depend on the pixels and tokens alone.
+    """Embeddings and maps that depend on the pixels and tokens alone.
 
     `gate` holds every call until it is set. A fault spoils batches, but not those by which a lane
     tries itself, unless it is "broken".
@@ -48,7 +48,7 @@ class FakeRuntime:
     name = "fake"
     precision: Precision = "fp32"
     device: Device = "cpu"
-    tasks: tuple[DenseTask, ...] = ()
+    tasks: tuple[DenseTask, ...] = DENSE_TASKS
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -57,6 +57,7 @@ class FakeRuntime:
         self.fault: Literal["", "raise", "short", "broken"] = ""
         self.num_images = 0
         self.num_texts = 0
+        self.num_maps = 0
         self.is_closed = False
         self.num_interrupted = 0
         self._interrupted = threading.Event()
@@ -98,8 +99,17 @@ class FakeRuntime:
         self.is_closed = True
 
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """It has no heads."""
-        raise ValueError(f"no head for {task}")
+        """Eight by eight numbers for each patch: its mean brightness, or its mean colour."""
+        is_trial = bool((pixels_B3HW == 1).all())
+        self._enter(is_trial)
+        self.num_maps += len(pixels_B3HW)
+        batch, _, height, width = pixels_B3HW.shape
+        blocks = pixels_B3HW.reshape(batch, 3, height // 14, 14, width // 14, 14).mean(axis=(3, 5))
+        if self.fault == "short" and not is_trial:
+            blocks = blocks[:-1]
+        large = (blocks - 0.5).repeat(8, axis=2).repeat(8, axis=3)
+        depth = 1 + 9 * blocks.mean(axis=1).repeat(8, axis=1).repeat(8, axis=2)
+        return cast("NDArray[np.float32]", large if task == "normals" else depth)
 
     def interrupt(self) -> None:
         """End the call that is held."""
@@ -142,7 +152,7 @@ def manifest() -> Manifest:
         max_size=112,
         shape_buckets=[(28, 28), (28, 42)],
         temperature=0.01,
-        outputs=["patches", "values", "cls1", "cls2", "text"],
+        outputs=["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"],
         licence="none",
     )
 
@@ -170,7 +180,7 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             max_items=settings.max_batch_images or 4, max_cost=settings.max_batch_patches
         )
         lane = Lane(lambda: runtime, embed_dim=DIM, probe_bucket=Bucket("image", (14, 14)))
-        rules = BatchRules(limits={"image": limits, "text": limits})
+        rules = BatchRules(limits=dict.fromkeys(("image", "text", *MAP_TASKS), limits))
         care = LaneCare(
             probe_interval_s=settings.watchdog_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,
@@ -184,6 +194,7 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             runtime="fake",
             precision="fp32",
             limits=request_limits(settings),
+            tasks=tuple(task for task in MAP_TASKS if task in runtime.tasks),
         )
         return ServedModel(
             info,

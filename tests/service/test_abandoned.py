@@ -10,7 +10,7 @@ import grpc
 import httpx
 import pytest
 
-from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
+from service.grpc.generated import dense_pb2, embed_pb2, image_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.images.preparation import ImagePreparer
 from service.server import Server
@@ -29,8 +29,8 @@ SOON_S = 0.1
 async def send_rest(server: Server, route: str, image: bytes, timeout_s: float) -> str:
     """Ask, and close the connection when cancelled; the status."""
     headers = {"X-Request-Timeout-Ms": str(int(1000 * timeout_s))}
-    query = "?classes=dog,sky" if route == "segment_images" else ""
     kind, _, what = route.partition("_")
+    query = "?classes=dog,sky" if kind == "segment" else ""
     url = f"http://127.0.0.1:{server.ports['http']}/v1/{what}:{kind}{query}"
     async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
         if what == "texts":
@@ -52,6 +52,8 @@ async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) 
             "SegmentImages",
             segment_pb2.SegmentImagesRequest(images=images, classes=names),
         ),
+        "depth_images": ("EstimateDepth", dense_pb2.EstimateDepthRequest(images=images)),
+        "normals_images": ("EstimateNormals", dense_pb2.EstimateNormalsRequest(images=images)),
     }[route]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
         call: Any = getattr(EncoderServiceStub(channel), method)(request, timeout=timeout_s)
@@ -66,7 +68,9 @@ async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) 
 
 
 BOTH = pytest.mark.parametrize("send", [send_rest, send_grpc], ids=["rest", "grpc"])
-ROUTES = pytest.mark.parametrize("route", ["embed_images", "segment_images", "embed_texts"])
+ROUTES = pytest.mark.parametrize(
+    "route", ["embed_images", "segment_images", "depth_images", "normals_images", "embed_texts"]
+)
 LATE = {send_rest: "504", send_grpc: "DEADLINE_EXCEEDED"}
 
 
@@ -135,7 +139,7 @@ async def test_who_leaves_the_queue_is_not_computed(
         await until(lambda: sample(server, "inflight") == 1)
         runtime.gate.set()
         assert await first in {"200", "OK"}
-    assert (runtime.num_images, runtime.num_texts) == (1, 0)
+    assert (runtime.num_images, runtime.num_texts, runtime.num_maps) == (1, 0, 0)
 
 
 @BOTH
@@ -174,4 +178,4 @@ async def test_who_leaves_before_decoding_is_not_decoded(
         is_body = send is send_rest and route == "embed_texts"
         await until(lambda: is_body or abandoned(server) > 0)
         await until(lambda: server.pool._work_queue.qsize() == 0)
-    assert (runtime.num_images, runtime.num_texts, decoded) == (0, 0, [])
+    assert (runtime.num_images, runtime.num_texts, runtime.num_maps, decoded) == (0, 0, 0, [])

@@ -17,11 +17,15 @@ class ImageOutput(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IMAGE_OUTPUT_VALUES: _ClassVar[ImageOutput]
     IMAGE_OUTPUT_CLS1: _ClassVar[ImageOutput]
     IMAGE_OUTPUT_CLS2: _ClassVar[ImageOutput]
+    IMAGE_OUTPUT_DEPTH: _ClassVar[ImageOutput]
+    IMAGE_OUTPUT_NORMALS: _ClassVar[ImageOutput]
 IMAGE_OUTPUT_UNSPECIFIED: ImageOutput
 IMAGE_OUTPUT_PATCHES: ImageOutput
 IMAGE_OUTPUT_VALUES: ImageOutput
 IMAGE_OUTPUT_CLS1: ImageOutput
 IMAGE_OUTPUT_CLS2: ImageOutput
+IMAGE_OUTPUT_DEPTH: ImageOutput
+IMAGE_OUTPUT_NORMALS: ImageOutput
 
 class EmbedImagesRequest(_message.Message):
     __slots__ = ("model", "images", "outputs", "normalize", "resolution", "fit")

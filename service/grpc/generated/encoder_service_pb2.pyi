@@ -1,3 +1,4 @@
+from . import dense_pb2 as _dense_pb2
 from . import embed_pb2 as _embed_pb2
 from . import model_pb2 as _model_pb2
 from . import segment_pb2 as _segment_pb2

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from . import dense_pb2 as tipserve_dot_v1_dot_dense__pb2
 from . import embed_pb2 as tipserve_dot_v1_dot_embed__pb2
 from . import encoder_service_pb2 as tipserve_dot_v1_dot_encoder__service__pb2
 from . import segment_pb2 as tipserve_dot_v1_dot_segment__pb2
@@ -28,7 +29,7 @@ if _version_not_supported:
 
 
 class EncoderServiceStub(object):
-    """Turns pictures and texts into embeddings and masks.
+    """Turns pictures and texts into embeddings, masks and maps.
 
     Errors carry `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the item's index) and, where a
     later try may succeed, `google.rpc.RetryInfo` in their status details. Stage times are in the trailing metadata
@@ -56,6 +57,16 @@ class EncoderServiceStub(object):
                 request_serializer=tipserve_dot_v1_dot_segment__pb2.SegmentImagesRequest.SerializeToString,
                 response_deserializer=tipserve_dot_v1_dot_segment__pb2.SegmentImagesResponse.FromString,
                 _registered_method=True)
+        self.EstimateDepth = channel.unary_unary(
+                '/tipserve.v1.EncoderService/EstimateDepth',
+                request_serializer=tipserve_dot_v1_dot_dense__pb2.EstimateDepthRequest.SerializeToString,
+                response_deserializer=tipserve_dot_v1_dot_dense__pb2.EstimateDepthResponse.FromString,
+                _registered_method=True)
+        self.EstimateNormals = channel.unary_unary(
+                '/tipserve.v1.EncoderService/EstimateNormals',
+                request_serializer=tipserve_dot_v1_dot_dense__pb2.EstimateNormalsRequest.SerializeToString,
+                response_deserializer=tipserve_dot_v1_dot_dense__pb2.EstimateNormalsResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/tipserve.v1.EncoderService/GetModel',
                 request_serializer=tipserve_dot_v1_dot_encoder__service__pb2.GetModelRequest.SerializeToString,
@@ -69,7 +80,7 @@ class EncoderServiceStub(object):
 
 
 class EncoderServiceServicer(object):
-    """Turns pictures and texts into embeddings and masks.
+    """Turns pictures and texts into embeddings, masks and maps.
 
     Errors carry `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the item's index) and, where a
     later try may succeed, `google.rpc.RetryInfo` in their status details. Stage times are in the trailing metadata
@@ -92,6 +103,20 @@ class EncoderServiceServicer(object):
 
     def SegmentImages(self, request, context):
         """Finds named things in pictures: one mask of the picture's size each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateDepth(self, request, context):
+        """Estimates the depth of every pixel of pictures, where the model has a head for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateNormals(self, request, context):
+        """Estimates the surface normal of every pixel of pictures, where the model has a head for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +154,16 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     request_deserializer=tipserve_dot_v1_dot_segment__pb2.SegmentImagesRequest.FromString,
                     response_serializer=tipserve_dot_v1_dot_segment__pb2.SegmentImagesResponse.SerializeToString,
             ),
+            'EstimateDepth': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateDepth,
+                    request_deserializer=tipserve_dot_v1_dot_dense__pb2.EstimateDepthRequest.FromString,
+                    response_serializer=tipserve_dot_v1_dot_dense__pb2.EstimateDepthResponse.SerializeToString,
+            ),
+            'EstimateNormals': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateNormals,
+                    request_deserializer=tipserve_dot_v1_dot_dense__pb2.EstimateNormalsRequest.FromString,
+                    response_serializer=tipserve_dot_v1_dot_dense__pb2.EstimateNormalsResponse.SerializeToString,
+            ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
                     request_deserializer=tipserve_dot_v1_dot_encoder__service__pb2.GetModelRequest.FromString,
@@ -148,7 +183,7 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EncoderService(object):
-    """Turns pictures and texts into embeddings and masks.
+    """Turns pictures and texts into embeddings, masks and maps.
 
     Errors carry `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the item's index) and, where a
     later try may succeed, `google.rpc.RetryInfo` in their status details. Stage times are in the trailing metadata
@@ -226,6 +261,60 @@ class EncoderService(object):
             '/tipserve.v1.EncoderService/SegmentImages',
             tipserve_dot_v1_dot_segment__pb2.SegmentImagesRequest.SerializeToString,
             tipserve_dot_v1_dot_segment__pb2.SegmentImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateDepth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tipserve.v1.EncoderService/EstimateDepth',
+            tipserve_dot_v1_dot_dense__pb2.EstimateDepthRequest.SerializeToString,
+            tipserve_dot_v1_dot_dense__pb2.EstimateDepthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateNormals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tipserve.v1.EncoderService/EstimateNormals',
+            tipserve_dot_v1_dot_dense__pb2.EstimateNormalsRequest.SerializeToString,
+            tipserve_dot_v1_dot_dense__pb2.EstimateNormalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,26 +1,42 @@
 """Protobuf to messages and back."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from model.dense_maps import MapTask
 from service.errors import InvalidRequest
 from service.grpc.converters import (
     DATA_TYPES,
     FEATURES,
     FITS,
+    MAP_SIZES,
     OUTPUTS,
     TEMPLATE_SETS,
+    from_depth,
+    from_normals,
     from_segment_images,
     refuse_unknown_fields,
     tensor,
     to_embed_images,
     to_embed_texts,
+    to_estimate_maps,
     to_segment_images,
 )
-from service.grpc.generated import embed_pb2, image_pb2, segment_pb2, tensor_pb2, text_pb2
+from service.grpc.generated import (
+    dense_pb2,
+    embed_pb2,
+    image_pb2,
+    segment_pb2,
+    tensor_pb2,
+    text_pb2,
+)
 from service.messages import (
     EmbedImagesRequest,
     EmbedTextsRequest,
+    EstimateMapsRequest,
+    EstimateMapsResponse,
     Segmentation,
     SegmentClass,
     SegmentImagesRequest,
@@ -77,10 +93,40 @@ def test_everything_that_can_be_said() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("request_type", "task"),
+    [(dense_pb2.EstimateDepthRequest, "depth"), (dense_pb2.EstimateNormalsRequest, "normals")],
+)
+def test_maps_are_asked_for(request_type: Any, task: MapTask) -> None:
+    plain = to_estimate_maps(request_type(images=IMAGES), task)
+    assert plain == EstimateMapsRequest(task=task, images=(b"x",))
+    full = request_type(
+        model="m",
+        images=IMAGES,
+        resolution=56,
+        fit=image_pb2.FIT_SQUASH,
+        size=dense_pb2.MAP_SIZE_MODEL,
+    )
+    assert to_estimate_maps(full, task) == EstimateMapsRequest(
+        task=task, images=(b"x",), model="m", resolution=56, fit="squash", size="model"
+    )
+    with pytest.raises(InvalidRequest) as caught:
+        to_estimate_maps(request_type(size=9), task)
+    assert caught.value.param == "size"
+
+
+def test_maps_are_written() -> None:
+    depth = EstimateMapsResponse(model="m", maps=(np.ones((2, 3), np.float32),))
+    assert [tuple(m.depth.shape) for m in from_depth(depth).maps] == [(2, 3)]
+    normals = EstimateMapsResponse(model="m", maps=(np.ones((2, 3, 3), np.float32),) * 2)
+    assert [tuple(m.normals.shape) for m in from_normals(normals).maps] == [(2, 3, 3)] * 2
+
+
 def test_every_value_of_every_enum_has_a_meaning() -> None:
     for enum, table in (
         (embed_pb2.ImageOutput, OUTPUTS),
         (image_pb2.Fit, FITS),
+        (dense_pb2.MapSize, MAP_SIZES),
         (segment_pb2.DenseFeatures, FEATURES),
         (text_pb2.TemplateSet, TEMPLATE_SETS),
     ):

@@ -49,6 +49,14 @@ def test_without_a_measurement_memory_bounds_nothing() -> None:
     assert BatchMemory({SMALL: 0}).patches_within(MB, num_patches) is None
 
 
+def test_a_head_has_a_bound_of_its_own() -> None:
+    memory = BatchMemory({LARGE: 32 * MB, Bucket("depth", (28, 28)): 40 * MB})
+    assert memory.largest_bytes == 40 * MB
+    assert memory.patches_within(64 * MB, num_patches) == 64
+    assert memory.patches_within(64 * MB, num_patches, "depth") == 6
+    assert memory.patches_within(64 * MB, num_patches, "normals") is None
+
+
 @given(
     small=st.integers(1, 10**9),
     large=st.integers(1, 10**9),

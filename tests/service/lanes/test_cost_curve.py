@@ -98,6 +98,15 @@ def test_least_time_is_of_the_cheapest_kind_spread_over_lanes(book: CostBook) ->
     assert book.least_s(0, 2) == 0
 
 
+def test_work_of_one_kind_takes_what_that_kind_takes(clock: Clock) -> None:
+    deep = Bucket("depth", (28, 28))
+    book = CostBook({"image": LIMITS, "depth": LIMITS}, clock)
+    book.begin({SMALL: CostCurve(0, 0.2), deep: CostCurve(0, 0.6)}, lambda _: 4)
+    assert book.least_s(8, 1, "depth") == pytest.approx(1.2)
+    assert book.least_s(8, 1, "image") == book.least_s(8, 1) == pytest.approx(0.4)
+    assert book.least_s(8, 1, "normals") == book.least_s(8, 1), "of which nothing was measured"
+
+
 def test_nothing_is_claimed_before_anything_was_measured(clock: Clock) -> None:
     book = CostBook({"image": LIMITS, "text": LIMITS}, clock)
     assert (book.batch_s(SMALL, 3), book.item_s(SMALL), book.least_s(5, 1)) == (0, 0, 0)

@@ -1,6 +1,6 @@
 """A lane turns batches into one set of outputs for each item, and refuses a broken runtime."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -38,6 +38,33 @@ def test_texts_of_several_lengths_are_padded_and_masked(lane: Lane) -> None:
         alone = lane.run(TEXT, collate(TEXT, [row]))[0]
         np.testing.assert_allclose(outputs[TEXT_OUTPUT], alone[TEXT_OUTPUT], rtol=1e-6)
         assert outputs[TEXT_OUTPUT].base is None, "a row in the cache must not hold its batch"
+
+
+def test_every_picture_has_its_own_map(lane: Lane) -> None:
+    pixels = [np.full((3, 28, 42), value, np.float32) for value in (0.25, 0.75)]
+    for kind, shape in (("depth", (16, 24)), ("normals", (3, 16, 24))):
+        bucket = Bucket(kind, (28, 42))  # type: ignore[arg-type]
+        dark, bright = lane.run(bucket, collate(bucket, pixels))
+        assert dark.keys() == {kind}
+        assert dark[kind].shape == shape
+        assert dark[kind].mean() < bright[kind].mean()
+
+
+@pytest.mark.parametrize("kind", ["depth", "normals"])
+@pytest.mark.parametrize("spoilt", ["shape", "nan"])
+def test_a_head_that_is_not_sound_fails_the_trial(
+    lane: Lane,
+    runtime: "FakeRuntime",
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Literal["depth", "normals"],
+    spoilt: str,
+) -> None:
+    lane.try_out(Bucket(kind, (28, 28)), 2)
+    shape = (1, 2, 8, 8) if spoilt == "shape" else (1, 3, 8, 8) if kind == "normals" else (1, 8, 8)
+    value = 1.0 if spoilt == "shape" else np.nan
+    monkeypatch.setattr(runtime, "estimate", lambda *_: np.full(shape, value, np.float32))
+    with pytest.raises(WarmUpError, match=f"{kind} 28x28"):
+        lane.try_out(Bucket(kind, (28, 28)))
 
 
 def test_a_sound_runtime_passes_its_trial(lane: Lane, runtime: "FakeRuntime") -> None:

@@ -96,6 +96,22 @@ def test_when_time_is_over_what_is_known_has_to_do() -> None:
     assert warm.curves[TEXT].seconds(1) == pytest.approx(3)
 
 
+def test_each_head_has_a_line_of_its_own() -> None:
+    head = {Bucket("depth", (28, 28)): 2.0, Bucket("depth", (28, 56)): 4.0}
+    lane = TimedLane(
+        lambda bucket, n: n * 0.001 * head[bucket] if bucket in head else cpu(bucket, n)
+    )
+    rules = WarmUpRules(max_images=6, most_images=64, max_texts=64, limit_s=10.0)
+    warm = measure(lane, {**FIRST_S, **head}, rules, lane.clock)
+    native, wide = head
+    assert warm.max_images == 6
+    assert warm.curves[native].slope_s == pytest.approx(0.002)
+    assert warm.curves[wide].slope_s == pytest.approx(0.004)
+    assert warm.curves[WIDE].slope_s == pytest.approx(0.006), "as before"
+    assert lane.runs[native, 3] == MAX_RUNS, "half as many as of embedded pictures"
+    assert max(n for bucket, n in lane.runs if bucket in head) == 3
+
+
 def test_no_time_at_all_measures_nothing_more() -> None:
     lane = TimedLane(cpu)
     rules = WarmUpRules(max_images=None, most_images=64, max_texts=64, limit_s=0.0)

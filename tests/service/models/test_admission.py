@@ -22,7 +22,7 @@ class Device:
     patch_s = 0.0
     ahead_s = (0.0, 0.0, 0.0)
 
-    def done_in_s(self, cost: int, priority: int, flow: str) -> float:
+    def done_in_s(self, cost: int, priority: int, flow: str, kind: object) -> float:
         return self.ahead_s[priority - 1] + cost * self.patch_s
 
 

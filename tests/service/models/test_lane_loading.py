@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> Machine:
         return made
 
     class Hungry(type(runtime)):  # type: ignore[misc]
+        tasks = ()
+
         def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
             held = np.ones(pixels_B3HW[0, 0].size * 64 * 1024, np.uint8)
             output: VisionOutput = super().encode_images(pixels_B3HW)
@@ -71,9 +74,8 @@ def test_with_memory_enough_there_is_a_lane_for_each_processor(
     assert len(loaded.lanes) == len(machine.loaded) == 4
     if loaded.memory.peak_bytes:
         assert 60 * MB < loaded.memory.largest_bytes < 200 * MB
-        assert loaded.max_patches is not None
         # An eighth of it is each lane's own; 28 x 42 pixels are 6 patches and take 73.5 MB.
-        assert 500 < loaded.max_patches < 1100
+        assert 500 < loaded.max_patches["image"] < 1100
 
 
 def test_large_pictures_leave_room_for_fewer_lanes_of_more_threads(
@@ -96,3 +98,18 @@ def test_lanes_that_were_asked_for_and_do_not_fit_are_an_error(
         pytest.skip("this system lets no process reset its high-water mark")
     with pytest.raises(PackageError, match=r"image 28x42 on each of 4 lanes, .* set lanes to [12]"):
         load(lanes=4)
+
+
+def test_every_head_has_run_every_shape_on_every_lane(
+    manifest: Manifest, make_settings: Any, monkeypatch: pytest.MonkeyPatch, runtime: Any
+) -> None:
+    monkeypatch.setattr(lane_loading, "load_runtime", lambda *_, **__: type(runtime)())
+    shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (56, 28)]}
+    package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
+    settings = make_settings(lanes=2, warm_up_limit_s=0.0)
+    loaded = load_lanes(package, settings, ModelSource("bundled"))
+    assert [lane.runtime.num_maps for lane in loaded.lanes] == [4, 4]  # type: ignore[attr-defined]
+    maps = {f"{kind} {size}" for kind in ("depth", "normals") for size in ("28x28", "56x28")}
+    assert maps < {bucket.label for bucket in loaded.warm.curves}
+    if loaded.memory.peak_bytes:
+        assert maps < {bucket.label for bucket in loaded.memory.peak_bytes}

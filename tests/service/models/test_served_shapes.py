@@ -1,10 +1,21 @@
 """Further sizes are served beside the model's own, or refused for a reason."""
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from model.package import Manifest, PackageError
 from service.lanes.work import Bucket
-from service.models.served_shapes import item_cost, served_buckets, with_sizes
+from service.models.served_shapes import (
+    item_cost,
+    served_buckets,
+    served_tasks,
+    with_maps,
+    with_sizes,
+)
+
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
 
 
 def test_further_sizes_come_behind_the_models_own_and_once(manifest: Manifest) -> None:
@@ -40,3 +51,29 @@ def test_a_shape_beyond_a_batch_is_refused(manifest: Manifest) -> None:
 
 def test_a_text_costs_its_tokens(manifest: Manifest) -> None:
     assert item_cost(manifest, Bucket("text", (5,))) == 5
+
+
+def test_each_head_is_warmed_up_for_every_shape_of_pictures(manifest: Manifest) -> None:
+    buckets = with_maps(served_buckets(manifest, 4096), ("depth", "normals"))
+    assert [b.label for b in buckets[3:]] == [
+        "depth 28x28",
+        "depth 28x42",
+        "normals 28x28",
+        "normals 28x42",
+    ]
+    assert item_cost(manifest, buckets[-1]) == 6
+
+
+def test_heads_are_served_that_package_and_runtime_have(
+    manifest: Manifest, runtime: "FakeRuntime"
+) -> None:
+    even = manifest.model_copy(update={"size_multiple": 28})
+    assert served_tasks(even, runtime) == ("depth", "normals")
+    runtime.tasks = ("segmentation", "normals")
+    assert served_tasks(even, runtime) == ("normals",)
+    assert served_tasks(even.model_copy(update={"outputs": ["cls1"]}), runtime) == ()
+
+
+def test_sizes_that_no_head_takes_are_refused(manifest: Manifest, runtime: "FakeRuntime") -> None:
+    with pytest.raises(PackageError, match=r"multiples of 28 pixels, and allows multiples of 14"):
+        served_tasks(manifest, runtime)

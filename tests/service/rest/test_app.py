@@ -2,16 +2,21 @@
 
 import asyncio
 import base64
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from service.server import Server
+
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
@@ -47,6 +52,64 @@ async def test_raw_multipart_and_json_give_the_same_answer(
     assert [a.status_code for a in answers] == [200, 200, 200]
     assert answers[0].json() == answers[1].json() == answers[2].json()
     assert answers[0].json()["data"][0].keys() == {"index", "patches", "cls2"}
+
+
+@pytest.mark.parametrize("task", ["depth", "normals"])
+async def test_raw_multipart_and_json_give_the_same_map(
+    client: httpx.AsyncClient, encode_image: Encode, task: str
+) -> None:
+    image = encode_image("JPEG")
+    encoded = base64.b64encode(image).decode()
+    query = {"fit": "squash", "resolution": "42", "size": "model"}
+    body: dict[str, Any] = {"images": [encoded], "fit": "squash", "resolution": 42, "size": "model"}
+    url, jpeg = f"/v1/images:{task}", {"Content-Type": "image/jpeg"}
+    answers = [
+        await client.post(url, params=query, content=image, headers=jpeg),
+        await client.post(url, data=query, files={"image": ("a.jpg", image)}),
+        await client.post(url, json=body),
+    ]
+    assert [a.status_code for a in answers] == [200, 200, 200]
+    assert answers[0].json() == answers[1].json() == answers[2].json()
+    (item,) = answers[0].json()["data"]
+    assert item.keys() == {"index", "height", "width", task}
+    assert (item["height"], item["width"]) == (24, 24)
+
+
+async def test_depth_is_a_png_of_the_pictures_size(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    headers = {"Content-Type": "image/png", "Accept": "image/png"}
+    for url, mode in (("depth", "I;16"), ("depth?format=colors", "P"), ("normals", "RGB")):
+        answer = await client.post(
+            f"/v1/images:{url}", content=encode_image(size=(40, 30)), headers=headers
+        )
+        assert answer.headers["content-type"] == "image/png"
+        picture = Image.open(io.BytesIO(answer.content))
+        assert (picture.size, picture.mode) == ((40, 30), mode)
+
+
+async def test_a_missing_head_is_501_and_the_models_do_not_claim_it(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime"
+) -> None:
+    runtime.tasks = ("normals",)
+    async with serving() as server, httpx.AsyncClient(timeout=20) as client:
+        url = f"http://127.0.0.1:{server.ports['http']}/v1"
+        png = {"Content-Type": "image/png"}
+        answers = [
+            await client.post(f"{url}/images:{task}", content=encode_image(), headers=png)
+            for task in ("depth", "normals")
+        ]
+        (card,) = (await client.get(f"{url}/models")).json()["data"]
+    assert [a.status_code for a in answers] == [501, 200]
+    error = answers[0].json()["error"]
+    assert error | {"message": ""} == {
+        "message": "",
+        "type": "not_supported",
+        "code": "not_supported",
+        "param": "model",
+    }
+    assert "depth" not in card["outputs"]
+    assert "normals" in card["outputs"]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +215,10 @@ async def test_the_document_names_every_status_and_every_reference_resolves(
         operation = document["paths"][path]["post"]
         assert set(operation["responses"]) == STATUSES
         assert operation["requestBody"]["content"]
+    for path in ("/v1/images:depth", "/v1/images:normals"):
+        operation = document["paths"][path]["post"]
+        assert set(operation["responses"]) == {*STATUSES, "501"}
+        assert "image/png" in operation["responses"]["200"]["content"]
     names = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
     assert names <= set(document["components"]["schemas"])
     segment = document["paths"]["/v1/images:segment"]["post"]

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor, Tipsv2Model, Tipsv2Processor
 
 from model.export import package_writer
 from model.package import ModelPackage, open_package
-from model.parity.gate import ParityError
+from model.parity.distance import ParityError
 from training.export.package import export_package
 
 
@@ -56,10 +56,12 @@ def test_the_manifest_says_what_model_it_is(tiny_package: ModelPackage) -> None:
     assert manifest.zero_shot.templates == "tcl"
     assert manifest.provenance == {"data": {"name": "none", "licences": ["CC0-1.0"]}}
     assert [score.row for score in manifest.scores] == ["student", "random"]
-    assert [entry.file.split("/")[1] for entry in manifest.parity] == [
-        "vision_model.onnx",
-        "text_model.onnx",
-    ]
+    assert all(entry.passed for entry in manifest.parity)
+    assert {(entry.file, entry.runtime, entry.precision) for entry in manifest.parity} >= {
+        (file, runtime, "fp32")
+        for file in ("onnx/vision_model.onnx", "onnx/text_model.onnx")
+        for runtime in ("onnx", "openvino")
+    }
     assert manifest.shape_buckets[0] == (56, 56)
     assert {(width, height) for height, width in manifest.shape_buckets} == set(
         manifest.shape_buckets
@@ -99,10 +101,10 @@ def test_transformers_loads_the_same_folder(
 def test_a_failed_gate_writes_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ParityError("graphs differ")
 
-    monkeypatch.setattr(package_writer, "check_parity", fail)
+    monkeypatch.setattr(package_writer, "prove_package", fail)
     output = tmp_path / "models" / "tiny"
     with pytest.raises(ParityError):
         export_package(checkpoint, output, name="tiny")

@@ -1,0 +1,109 @@
+"""From what a dense head computes to maps of a picture's size: pure functions on arrays.
+
+Shapes: h w rows and columns of the head, eight to each patch; H W pixels of the map; 3 axes of a
+normal.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.segmentation import bilinear_matrix, upsample_bilinear
+
+# The dense heads whose results are maps; a segmentation head gives logits.
+MapTask = Literal["depth", "normals"]
+
+# Numbers held at once beside the map itself: 4 MiB of float32.
+BAND_ELEMENTS: Final = 1024 * 1024
+# Vectors shorter than this have no direction, and become zero instead of noise.
+MIN_LENGTH: Final = np.float32(1e-12)
+
+
+def depth_map(
+    depth_hw: NDArray[np.float32], size_hw: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """Depth of every pixel in metres, float32 [H, W].
+
+    Equal to transformers' `post_process_depth_estimation`: the head's expectation is scaled
+    bilinearly between pixel centres, so no depth lies outside those of the head.
+
+    Args:
+        depth_hw: In metres.
+        size_hw: Height and width of the map; None is the head's own.
+
+    Raises:
+        ValueError: Another shape, a number that is not finite, or a size below one pixel.
+    """
+    _check(depth_hw, "depth", (), size_hw)
+    if size_hw is None:
+        return depth_hw.astype(np.float32, copy=False)
+    map_HW: NDArray[np.float32] = upsample_bilinear(depth_hw[None], size_hw)[0]
+    return map_HW
+
+
+def normal_map(
+    normals_3hw: NDArray[np.float32], size_hw: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """The surface's direction at every pixel, unit vectors, float32 [H, W, 3].
+
+    Vectors are brought to unit length, scaled bilinearly, and brought to unit length again: what
+    transformers' `post_process_normal_estimation` leaves out, so its vectors are shorter at edges.
+    Where opposite directions cancel out the vector is zero, never NaN.
+
+    Args:
+        normals_3hw: Of any length.
+        size_hw: Height and width of the map; None is the head's own.
+
+    Raises:
+        ValueError: Another shape, a number that is not finite, or a size below one pixel.
+    """
+    _check(normals_3hw, "normals", (3,), size_hw)
+    unit_3hw: NDArray[np.float32] = np.empty_like(normals_3hw, np.float32)
+    _write_unit(normals_3hw, unit_3hw)
+    _, rows, columns = normals_3hw.shape
+    if size_hw is None:
+        return np.ascontiguousarray(unit_3hw.transpose(1, 2, 0))
+    height, width = size_hw
+    wide_3hW = unit_3hw @ bilinear_matrix(columns, width).T
+    rows_Hh = bilinear_matrix(rows, height)
+    map_HW3 = np.empty((height, width, 3), np.float32)
+    band = max(1, BAND_ELEMENTS // (3 * width))
+    for top in range(0, height, band):
+        part = slice(top, top + band)
+        _write_unit(rows_Hh[part] @ wide_3hW, map_HW3[part].transpose(2, 0, 1))
+    return map_HW3
+
+
+MAPS: Final[Mapping[MapTask, Callable[..., NDArray[np.float32]]]] = {
+    "depth": depth_map,
+    "normals": normal_map,
+}
+
+
+def make_map(
+    task: MapTask, raw: NDArray[np.float32], size_hw: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """`depth_map` or `normal_map`, by the head's name."""
+    return MAPS[task](raw, size_hw)
+
+
+def _write_unit(vectors_3HW: NDArray[np.float32], unit_3HW: NDArray[np.float32]) -> None:
+    # By the longest axis first, so that no square overflows or vanishes.
+    largest_HW = np.maximum(np.abs(vectors_3HW).max(axis=0), MIN_LENGTH)
+    np.divide(vectors_3HW, largest_HW, out=unit_3HW)
+    length_HW = np.sqrt(np.square(unit_3HW).sum(axis=0))
+    np.divide(unit_3HW, np.maximum(length_HW, MIN_LENGTH), out=unit_3HW)
+
+
+def _check(
+    raw: NDArray[np.float32], name: str, axes: tuple[int, ...], size_hw: tuple[int, int] | None
+) -> None:
+    if raw.ndim != len(axes) + 2 or raw.shape[:-2] != axes or 0 in raw.shape:
+        wanted = ", ".join([*map(str, axes), "rows", "columns"])
+        raise ValueError(f"{name} must have the shape [{wanted}], not {list(raw.shape)}")
+    if size_hw is not None and min(size_hw) < 1:
+        raise ValueError(f"a map has at least one pixel, not {size_hw[0]} x {size_hw[1]}")
+    if not np.isfinite(raw).all():
+        raise ValueError(f"the head's {name} are not all finite numbers")

@@ -1,0 +1,134 @@
+"""How far arrays are from the reference's, in one number for each thing that can go wrong.
+
+Shapes: B batch, N patches, D embedding width, H W rows and columns of a dense map.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.segmentation import l2_normalize
+
+FloatArray = NDArray[np.float32]
+
+
+class ParityError(ValueError):
+    """An exported graph does not compute what the model computes."""
+
+
+@dataclass(slots=True)
+class Cosines:
+    """Cosines of embeddings with the reference's: the lowest and the mean."""
+
+    lowest: float | None = None
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, exported: FloatArray, reference: FloatArray) -> None:
+        """Compare vectors on the last axis, all of them finite."""
+        cosines = (l2_normalize(exported) * l2_normalize(reference)).sum(axis=-1)
+        lowest = float(cosines.min())
+        self.lowest = lowest if self.lowest is None else min(self.lowest, lowest)
+        self.total += float(cosines.sum(dtype=np.float64))
+        self.count += cosines.size
+
+    @property
+    def mean(self) -> float | None:
+        """The mean; None where nothing was compared."""
+        return self.total / self.count if self.count else None
+
+
+@dataclass(slots=True)
+class Distance:
+    """The largest differences and the cosines seen so far.
+
+    Attributes:
+        is_finite: Whether all outputs were. What is not is counted here and nowhere else, since
+            comparisons with NaN are false whichever way they are asked.
+        max_relative_diff: In units of the root mean square of the reference's output.
+        worst_size: Of the input where that was.
+        max_length_error: Of embeddings; what cosines do not see.
+    """
+
+    is_finite: bool = True
+    max_abs_diff: float = 0.0
+    max_relative_diff: float = 0.0
+    worst_size: tuple[int, ...] = ()
+    max_length_error: float | None = None
+    cls: Cosines = field(default_factory=Cosines)
+    patches: Cosines = field(default_factory=Cosines)
+
+    def add(self, exported: FloatArray, reference: FloatArray, size: tuple[int, ...]) -> bool:
+        """Compare one output of one input of this size.
+
+        Returns:
+            Whether the export's is finite; if not, nothing else of it should be counted.
+
+        Raises:
+            ParityError: It has another shape.
+        """
+        if exported.shape != reference.shape:
+            raise ParityError(f"shape {list(exported.shape)} instead of {list(reference.shape)}")
+        if not np.isfinite(exported).all():
+            self.is_finite, self.worst_size = False, size
+            return False
+        largest = float(np.abs(exported - reference).max())
+        self.max_abs_diff = max(self.max_abs_diff, largest)
+        scale = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
+        relative = largest / max(scale, 1e-12)
+        if self.is_finite and relative >= self.max_relative_diff:
+            self.max_relative_diff, self.worst_size = relative, size
+        return True
+
+    def add_embeddings(
+        self, exported: FloatArray, reference: FloatArray, size: tuple[int, ...]
+    ) -> bool:
+        """Compare embeddings: [B, D] is global, [B, N, D] of patches; as `add`."""
+        is_finite = self.add(exported, reference, size)
+        if is_finite:
+            (self.patches if exported.ndim == 3 else self.cls).add(exported, reference)
+            ours, theirs = (np.linalg.norm(x, axis=-1) for x in (exported, reference))
+            error = float((np.abs(ours - theirs) / np.maximum(theirs, 1e-12)).max())
+            self.max_length_error = max(self.max_length_error or 0.0, error)
+        return is_finite
+
+
+@dataclass(slots=True)
+class Mean:
+    """A mean over the numbers of many arrays; None where there are none."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, values: NDArray[np.floating]) -> None:
+        """Count every number."""
+        self.total += float(values.sum(dtype=np.float64))
+        self.count += values.size
+
+    @property
+    def value(self) -> float | None:
+        """The mean."""
+        return self.total / self.count if self.count else None
+
+
+def depth_errors(exported_BHW: FloatArray, reference_BHW: FloatArray) -> FloatArray:
+    """|difference| / depth, of depths in metres."""
+    errors: FloatArray = np.abs(exported_BHW - reference_BHW) / np.maximum(reference_BHW, 1e-3)
+    return errors
+
+
+def normal_angles(exported_B3HW: FloatArray, reference_B3HW: FloatArray) -> NDArray[np.float64]:
+    """Degrees [B, H, W] between vectors of any length."""
+    # In float64, and by the chord: an arc cosine near one loses half of the digits.
+    exported, reference = (
+        np.moveaxis(vectors.astype(np.float64), 1, -1)
+        for vectors in (exported_B3HW, reference_B3HW)
+    )
+    units = [
+        vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        for vectors in (exported, reference)
+    ]
+    chord = np.linalg.norm(units[0] - units[1], axis=-1)
+    angles: NDArray[np.float64] = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
+    return angles

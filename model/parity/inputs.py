@@ -1,0 +1,162 @@
+"""What exports are compared on: pictures of many sizes within a budget, texts of many lengths.
+
+Real pictures and real words judge every precision. Noise and random tokens are a second, hostile
+input for float32 alone: no quantisation is made for them.
+
+Shapes: B batch, L tokens, H W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.manifest import Manifest
+from model.parity.pictures import gate_pictures, picture_batch
+from model.segmentation import upsample_bilinear
+from model.text import TextTokenizer
+
+FloatArray = NDArray[np.float32]
+TokenArray = NDArray[np.int64]
+Size = tuple[int, int, int]
+
+# What one way of running a graph may cost beyond the sizes that all models are tried on: half a
+# minute of one core in float32. B/14 has the large picture and eight different ones in it.
+BUDGET_GFLOP = 3000.0
+
+# What the pictures show and, between them, what they do not.
+CLASS_NAMES = (
+    "orange", "lemon", "kiwi", "burger", "sunflower", "book", "dog",
+    "bird", "house", "window", "table", "bottle", "grass", "sky",
+    "mountain", "tree", "sun", "flower", "water", "brush", "red",
+    "blue",
+)  # fmt: skip
+SENTENCES = (
+    "a dog",
+    "two brown dogs look out of a window of a wooden house",
+    "the sun sets behind dark hills",
+    "many paint brushes in all colours, some of them blue and some of them pink, stand together",
+    "sliced fruit: an orange, a kiwi and a lemon beside a red cabbage",
+    "grass " * 80,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VisionInput:
+    """A batch of one size.
+
+    Attributes:
+        pixels_B3HW: float32 RGB in [0, 1].
+        mask_sizes: Height and width of each picture before it was squashed; empty for noise.
+    """
+
+    pixels_B3HW: FloatArray
+    mask_sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it is pictures and not noise."""
+        return bool(self.mask_sizes)
+
+    @property
+    def size(self) -> Size:
+        """Batch, height and width."""
+        batch, _, height, width = self.pixels_B3HW.shape
+        return batch, height, width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextInput:
+    """A batch of texts, padded to the longest."""
+
+    token_ids_BL: TokenArray
+    mask_BL: TokenArray
+    is_real: bool
+
+
+def plan_sizes(manifest: Manifest, *, num_blocks: int, budget_gflop: float) -> list[Size]:
+    """Batch, height and width of the real inputs: the important ones, then what the budget allows.
+
+    Every model is tried at its native square, on oblongs both ways (a position grid that was baked
+    in shows there) and with eight different pictures in a batch.
+
+    Args:
+        manifest: Gives native size, what sides are multiples of, and the width.
+        num_blocks: Of the vision tower.
+        budget_gflop: For the others.
+    """
+    unit, native = manifest.size_multiple, manifest.native_size
+    quarter, half, long = (_nearest(native * part, unit) for part in (0.25, 0.5, 0.75))
+    large = min(2 * native, manifest.max_size)
+    sizes: list[Size] = [(1, native, native), (2, half, long), (2, long, half)]
+    sizes.append((8, quarter, quarter))
+    wide = min(_nearest(native * 4 / 3, unit), manifest.max_size)
+    optional: list[Size] = [(1, large, large), (8, native, native), (8, half, half)]
+    optional += [(2, native, wide), (2, wide, native)]
+    for size in optional:
+        cost = gflop(size, manifest, num_blocks=num_blocks)
+        if size not in sizes and cost <= budget_gflop:
+            budget_gflop -= cost
+            sizes.append(size)
+    return sizes
+
+
+def gflop(size: Size, manifest: Manifest, *, num_blocks: int) -> float:
+    """What a batch costs, two operations a multiplication: blocks with an MLP of four widths."""
+    batch, height, width = size
+    tokens = 2 + height * width // manifest.patch_size**2
+    dim = manifest.embed_dim
+    return 2e-9 * batch * num_blocks * tokens * (12 * dim * dim + 2 * tokens * dim)
+
+
+def image_inputs(manifest: Manifest, sizes: Sequence[Size]) -> list[VisionInput]:
+    """The gate's pictures in these sizes, and noise of three awkward ones."""
+    pictures = gate_pictures()
+    inputs, first = [], 0
+    for batch, height, width in sizes:
+        shown = [(first + item) % len(pictures) for item in range(batch)]
+        inputs.append(
+            VisionInput(
+                pixels_B3HW=picture_batch(pictures, (height, width), batch=batch, first=first),
+                mask_sizes=tuple(pictures[index].shape[:2] for index in shown),
+            )
+        )
+        first += batch
+    unit, native = manifest.size_multiple, manifest.native_size
+    long = min(native + unit, manifest.max_size)
+    noisy = [(1, unit, unit), (1, unit, long), (3, _nearest(native / 2, unit), native)]
+    return inputs + [VisionInput(pixels_B3HW=_noise(size), mask_sizes=()) for size in noisy]
+
+
+def text_inputs(tokenizer: TextTokenizer, vocab_size: int) -> list[TextInput]:
+    """Words, sentences up to the longest, alone and padded; and random tokens."""
+    inputs = []
+    for texts in ([CLASS_NAMES[0]], CLASS_NAMES, SENTENCES):
+        tokens = tokenizer.encode(texts)
+        inputs.append(
+            TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL, is_real=True)
+        )
+    generator = np.random.default_rng(1)
+    longest = tokenizer.max_tokens
+    for batch, length in [(1, 1), (3, min(7, longest)), (8, longest)]:
+        lengths_B = generator.integers(1, length + 1, size=batch)
+        lengths_B[0] = length
+        mask_BL = (np.arange(length) < lengths_B[:, None]).astype(np.int64)
+        token_ids_BL = generator.integers(1, vocab_size, size=(batch, length)) * mask_BL
+        inputs.append(TextInput(token_ids_BL=token_ids_BL, mask_BL=mask_BL, is_real=False))
+    return inputs
+
+
+def _noise(size: Size) -> FloatArray:
+    """Smooth colours with grain on them."""
+    batch, height, width = size
+    generator = np.random.default_rng(height * width)
+    coarse = generator.random((batch * 3, 6, 6), dtype=np.float32)
+    smooth = upsample_bilinear(coarse, (height, width)).reshape(batch, 3, height, width)
+    grain = generator.random(smooth.shape, dtype=np.float32)
+    return (0.8 * smooth + 0.2 * grain).astype(np.float32)
+
+
+def _nearest(side: float, unit: int) -> int:
+    return max(1, round(side / unit)) * unit

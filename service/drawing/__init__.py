@@ -1,0 +1,1 @@
+"""Numbers to colours and to PNG files: what masks and maps share."""

@@ -1,0 +1,30 @@
+"""PNG files that others read, of every kind that we write."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.drawing.png_file import ColourType, write_png
+
+
+@pytest.mark.parametrize("strategy", [zlib.Z_RLE, zlib.Z_DEFAULT_STRATEGY])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size_hw", [(1, 1), (3, 200), (200, 3)])
+def test_grey_samples_of_either_width_come_back(
+    size_hw: tuple[int, int], dtype: type[np.uint8] | type[np.uint16], strategy: int
+) -> None:
+    most = np.iinfo(dtype).max
+    samples_HW1 = np.random.default_rng(0).integers(0, most, (*size_hw, 1), dtype, endpoint=True)
+    png = write_png(samples_HW1, ColourType.GREY, strategy=strategy)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), samples_HW1[..., 0])
+
+
+def test_colours_come_back_from_any_memory_layout() -> None:
+    samples_HW3 = (
+        np.random.default_rng(0).integers(0, 256, (3, 20, 30), np.uint8).transpose(2, 1, 0)
+    )
+    png = write_png(samples_HW3, ColourType.RGB)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), samples_HW3)

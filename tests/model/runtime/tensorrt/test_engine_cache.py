@@ -107,7 +107,7 @@ def test_what_was_made_from_something_else_is_built_again(
 ) -> None:
     builds.get()
     with caplog.at_level(logging.INFO):
-        builds.get(replace(KEY, options=EngineOptions(max_batch=64)))
+        builds.get(replace(KEY, options=EngineOptions(max_batch=32)))
     assert "made from something else: options changed" in caplog.text
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from pydantic import JsonValue
 from torch import Tensor
 from transformers import Tipsv2DptConfig, Tipsv2DptForDensePrediction, Tipsv2Model
 
+from model.checkpoints.loading import load_tensors
 from model.graphs import DENSE_TASKS, DenseTask
 
 Heads = Mapping[DenseTask, Mapping[str, Tensor]]
@@ -48,12 +47,7 @@ def put_over(model: Tipsv2Model, config: Tipsv2DptConfig, heads: Heads) -> Dense
     }
     for task, tensors in heads.items():
         weights |= {f"{task}_{name}": tensor for name, tensor in tensors.items()}
-    # Typed for the usual call, which returns the model alone.
-    from_pretrained: Any = Tipsv2DptForDensePrediction.from_pretrained
-    dense: Tipsv2DptForDensePrediction
-    dense, found = from_pretrained(
-        None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
-    )
+    dense, found = load_tensors(Tipsv2DptForDensePrediction, config, weights)
     absent = tuple(task for task in DENSE_TASKS if task not in heads)
     lacking = {name for name in found["missing_keys"] if not name.startswith(absent)}
     assert not lacking, lacking

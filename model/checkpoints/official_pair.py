@@ -11,9 +11,7 @@ parameters, but not the text tower's nor how the npz flattens them. The same wei
 in the PyTorch layout.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -24,6 +22,7 @@ from model.checkpoints.architecture import check_name, pair_config, tower_config
 from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError, name_some
 from model.checkpoints.folder import digests
+from model.checkpoints.loading import load_tensors
 from model.checkpoints.official_names import text_sources, vision_sources
 from model.checkpoints.weight_map import Source, gather
 
@@ -58,7 +57,8 @@ def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
         has_gammas = any(name.endswith(GAMMA_SUFFIX) for name in vision.shapes)
         weights = _towers(config, vision, text, has_gammas=has_gammas)
     weights[TEMPERATURE] = torch.tensor(temperature)
-    model = build(config, weights)
+    model, found = load_tensors(Tipsv2Model, config, weights)
+    assert not any(found.values()), found
     origin: dict[str, JsonValue] = {
         "kind": "official-npz",
         "files": dict(digests([vision_path, text_path])),
@@ -67,22 +67,6 @@ def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
         "num_heads": tower_configs(config)[0].num_attention_heads,
     }
     return model, variant, origin
-
-
-def build(config: Tipsv2Config, weights: Mapping[str, Tensor]) -> Tipsv2Model:
-    """A model that has exactly these tensors, without a copy of them."""
-    # Typed for the usual call, which returns the model alone.
-    from_pretrained: Any = Tipsv2Model.from_pretrained
-    model: Tipsv2Model
-    model, found = from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(weights),
-        dtype=torch.float32,
-        output_loading_info=True,
-    )
-    assert not any(found.values()), found
-    return model
 
 
 def _one(folder: Path, suffix: str) -> Path:

@@ -13,18 +13,20 @@ import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, Tipsv2Config, Tipsv2Model
+from transformers import PretrainedConfig, Tipsv2Config, Tipsv2Model
 
 from model.checkpoints.architecture import variant_name
 from model.checkpoints.checkpoint import CheckpointError, name_some
 from model.checkpoints.folder import digests
+from model.checkpoints.loading import Model, load_folder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TEMPERATURE = "temperature"
+# Such settings may name a kernel of the hub, which transformers would fetch and run.
+IMPLEMENTATION = ("_implementation", "_implementation_internal")
 Config = TypeVar("Config", bound=PretrainedConfig)
-Model = TypeVar("Model", bound=PreTrainedModel)
 SAVE_AGAIN = "download it again, or save the model again with save_pretrained"
 
 
@@ -40,10 +42,23 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: It is no JSON object.
     """
     path = folder / CONFIG_FILE
-    config = _read_json(path)
-    if not isinstance(config.get("model_type"), str):
+    settings = _read_json(path)
+    if not isinstance(settings.get("model_type"), str):
         raise CheckpointError(f"{path} names no model_type; {SAVE_AGAIN}")
-    return config
+    if "quantization_config" in settings:
+        raise CheckpointError(
+            f"{path} says that the weights are quantised, and so they cannot be proven; use the "
+            "model's float weights, and quantise when exporting"
+        )
+    return _without_implementations(settings)
+
+
+def _without_implementations(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_implementations(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if not name.endswith(IMPLEMENTATION)
+    }
 
 
 def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
@@ -104,20 +119,8 @@ def load(
     """
     files = _weight_files(folder)
     names = {name for path in files for name in _names(path)}
-    model: Model
-    found: dict[str, Any]
     try:
-        # Typed for the usual call, which returns the model alone.
-        from_pretrained: Any = kind.from_pretrained
-        model, found = from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        model, found = load_folder(kind, folder, config)
     except Exception as error:  # whatever a damaged file makes it stumble over
         raise CheckpointError(
             f"{folder} cannot be loaded as {kind.__name__} ({error}); {SAVE_AGAIN}"

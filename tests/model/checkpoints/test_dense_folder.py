@@ -172,6 +172,14 @@ def test_a_configuration_that_is_not_the_weights_is_refused(
         read_dense_folder(folder, model)
 
 
+@pytest.mark.parametrize("name", ["_attn_implementation", "attn_implementation"])
+def test_a_kernel_of_the_hub_is_not_fetched(model: Tipsv2Model, folder: Path, name: str) -> None:
+    kernel = {name: "somebody/their-attention"}
+    change_config(folder, backbone=kernel, **kernel)
+    backbone = read_dense_folder(folder, model).model.backbone
+    assert backbone.config._attn_implementation == "sdpa"
+
+
 def test_another_kind_of_backbone_is_refused(model: Tipsv2Model, folder: Path) -> None:
     change_config(folder, backbone_config={"model_type": "resnet"})
     with pytest.raises(CheckpointError, match="a backbone that is no TIPSv2 vision tower"):

@@ -183,6 +183,28 @@ def test_code_in_the_folder_is_not_run(folder: Path) -> None:
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("name", ["_attn_implementation", "attn_implementation"])
+def test_a_kernel_of_the_hub_is_not_fetched(folder: Path, name: str) -> None:
+    change_config(folder, **{name: "somebody/their-attention"})
+    assert read_checkpoint(folder).model.config._attn_implementation == "sdpa"
+
+
+def test_quantised_weights_are_refused(folder: Path) -> None:
+    change_config(folder, quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(CheckpointError, match="use the model's float weights"):
+        read_checkpoint(folder)
+
+
+def test_weights_without_metadata_are_read(folder: Path) -> None:
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
+    assert read_checkpoint(folder).variant == "w128d4"
+
+
+def test_nothing_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    read_checkpoint(folder)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("like", ["b-like", "g-like"])
 def test_the_hubs_first_names_are_known(
     releases: dict[str, "Release"], folder: Path, like: str

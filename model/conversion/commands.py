@@ -1,4 +1,4 @@
-"""`python -m model`: convert a checkpoint, prepare one in the cache, show a package."""
+"""`python -m model`: convert, prepare in the cache or show a package; build engines for it."""
 
 import argparse
 import os
@@ -18,6 +18,8 @@ from model.conversion.source import CheckpointSource, parse_checkpoint
 from model.graphs import Precision
 from model.manifest import check_model_name
 from model.package import open_package
+from model.runtime.tensorrt import command as engines
+from model.runtime.tensorrt.calls import GpuError
 
 SOURCE_HELP: Final = (
     "a transformers folder, a folder with an official pair of .npz files, or a hub id with "
@@ -52,9 +54,11 @@ def run(arguments: Sequence[str]) -> int:
             print(describe_package(open_package(options.folder)))
         elif options.command == "convert":
             report.say("package", str(_convert(options, report)))
+        elif options.command == "build-engine":
+            engines.run(options, options.cache, lambda text: report.say("step", text))
         else:
             report.say("package", str(_prepare(options, report)))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, GpuError) as error:
         # The user's to mend: the message says how, and a traceback would hide it.
         report.say("error", str(error))
         return FAILED
@@ -137,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
         "show", help="verify a package and say what it is", allow_abbrev=False
     )
     show.add_argument("folder", help="a model package, or `bundled`")
+    build = commands.add_parser("build-engine", help=engines.HELP, allow_abbrev=False)
+    engines.add_arguments(build)
+    _add_cache(build)
     return parser
 
 
@@ -149,9 +156,14 @@ def _add_making(command: argparse.ArgumentParser) -> None:
         default=[],
         help="graphs beside those in fp32; give it once for each",
     )
+    _add_cache(command)
+
+
+def _add_cache(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--cache",
         type=Path,
         default=Path(os.environ.get(VARIABLE) or default_cache(os.environ)),
-        help=f"folder of converted packages; also the variable {VARIABLE} (default: %(default)s)",
+        help="folder of converted packages and built engines; also the variable "
+        f"{VARIABLE} (default: %(default)s)",
     )

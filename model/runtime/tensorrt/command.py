@@ -5,8 +5,6 @@ the engines in the cache and starts in seconds.
 """
 
 import argparse
-import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,12 +12,13 @@ from pathlib import Path
 
 from model.graphs import Part, Precision, graph_file
 from model.package import ModelPackage, open_package
+from model.runtime.tensorrt.engine_build import Progress
 from model.runtime.tensorrt.engine_cache import EngineCache
 from model.runtime.tensorrt.engine_key import EngineKey
 from model.runtime.tensorrt.engine_supply import PRECISIONS, dense_tasks, key_for, supply_engine
 from model.runtime.tensorrt.libraries import Libraries, device_facts, load_libraries
 from model.runtime.tensorrt.options import (
-    DEFAULT_CACHE_FOLDER,
+    CACHE_ROOM,
     MAX_OPTIMIZATION_LEVEL,
     EngineOptions,
     TensorRtOptions,
@@ -31,7 +30,7 @@ USUAL = EngineOptions()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
+    """Declare the command's options; the cache's folder is declared by whoever has other uses."""
     parser.add_argument("package", help="a model package, or `bundled`")
     parser.add_argument(
         "--precision",
@@ -39,12 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         help="give it once for each; default: all that the package has a vision graph for, "
         "int8 left out",
-    )
-    parser.add_argument(
-        "--engine-cache",
-        type=Path,
-        default=DEFAULT_CACHE_FOLDER,
-        help="folder of built engines (default: %(default)s)",
     )
     numbers = (
         ("--max-batch", USUAL.max_batch, "pictures that one run may hold"),
@@ -68,47 +61,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, *, load: Callable[[], Libraries] = load_libraries) -> int:
+def run(
+    options: argparse.Namespace,
+    cache: Path,
+    say: Progress,
+    *,
+    load: Callable[[], Libraries] = load_libraries,
+) -> None:
     """Build what is not there yet.
 
     Args:
         options: Of `add_arguments`.
+        cache: The program's cache, in which engines have a folder.
+        say: Told what is being done.
         load: Gives the libraries.
 
-    Returns:
-        The exit status: 0, or 1 with a sentence on standard error.
+    Raises:
+        MissingRuntimeError: TensorRT or cuda-python is not installed.
+        GpuError: There is no usable GPU, or an engine cannot be built.
+        PackageError: The folder is no package, or has no graph of the precision.
+        ValueError: Numbers that cannot be meant.
+        OSError: The cache cannot be written.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        _build_all(options, load())
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        # The user's to mend: the message says how, and a traceback would hide it.
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _build_all(arguments: argparse.Namespace, libraries: Libraries) -> None:
-    options = _options(arguments)
-    package = open_package(arguments.package)
-    device = device_facts(libraries, options.device_index)
-    print(
-        f"{device.gpu}, compute capability {device.compute_capability}, TensorRT {device.tensorrt}"
-    )
+    wanted = _options(options, cache)
+    package = open_package(options.package)
+    libraries = load()
+    device = device_facts(libraries, wanted.device_index)
+    say(f"{device.gpu}, compute capability {device.compute_capability}, TensorRT {device.tensorrt}")
     keys = {
         (part, key.precision): key
-        for part, precision in _wanted(package, arguments.precision)
-        for key in [key_for(package, part, precision, device=device, options=options)]
+        for part, precision in _graphs(package, options.precision)
+        for key in [key_for(package, part, precision, device=device, options=wanted)]
     }
     for number, key in enumerate(keys.values(), start=1):
         name = f"[{number}/{len(keys)}] {key.part} {key.precision}"
         began = time.monotonic()
-        progress = partial(_say, f"{name}: ")
-        supply_engine(libraries, package, key, options, progress=progress)
-        _say(f"{name}: ready after {time.monotonic() - began:.0f} s, ", _place(options, key))
+        progress = partial(_say_with, name, say)
+        supply_engine(libraries, package, key, wanted, progress=progress)
+        say(f"{name}: ready after {time.monotonic() - began:.0f} s, {_place(wanted, key)}")
 
 
-def _options(arguments: argparse.Namespace) -> TensorRtOptions:
+def _options(arguments: argparse.Namespace, cache: Path) -> TensorRtOptions:
     workspace = arguments.workspace_mib
     return TensorRtOptions(
         engine=EngineOptions(
@@ -120,12 +113,12 @@ def _options(arguments: argparse.Namespace) -> TensorRtOptions:
             optimization_level=arguments.optimization_level,
             is_hardware_compatible=arguments.hardware_compatible,
         ),
-        cache_folder=arguments.engine_cache,
+        cache_folder=cache / CACHE_ROOM,
         device_index=arguments.device,
     )
 
 
-def _wanted(
+def _graphs(
     package: ModelPackage, asked: list[Precision] | None
 ) -> Iterator[tuple[Part, Precision]]:
     precisions = asked or [
@@ -144,5 +137,5 @@ def _place(options: TensorRtOptions, key: EngineKey) -> str:
     return str(path) if path.is_file() else "the package's own"
 
 
-def _say(name: str, text: str) -> None:
-    print(f"{name}{text}", flush=True)
+def _say_with(name: str, say: Progress, text: str) -> None:
+    say(f"{name}: {text}")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from model.runtime.tensorrt.calls import GpuError
 from model.runtime.tensorrt.engine_key import EngineKey, differences
 
 Engine = TypeVar("Engine")
@@ -60,7 +61,7 @@ class EngineCache:
 
         Raises:
             OSError: The folder cannot be written.
-            RuntimeError: The library refuses what it has just built.
+            GpuError: The library refuses what it has just built.
         """
         path = self.plan_file(key)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,7 +78,7 @@ class EngineCache:
             built = build(timings.read_bytes() if timings.is_file() else b"")
             engine = load(built.plan)
             if engine is None:
-                raise RuntimeError(
+                raise GpuError(
                     f"TensorRT cannot load the engine that it built for the {key.part} graph; the "
                     "log above says why. Another version of TensorRT or of the driver may help"
                 )

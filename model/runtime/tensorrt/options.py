@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_OPTIMIZATION_LEVEL = 5
-DEFAULT_CACHE_FOLDER = Path("~/.cache/tipserve/tensorrt")
+# Where engines are kept below the program's cache.
+CACHE_ROOM = "tensorrt"
+DEFAULT_CACHE_FOLDER = Path("~/.cache/tipserve") / CACHE_ROOM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from model.runtime.choice import RuntimeChoice
 from model.runtime.tensorrt.calls import Cuda
 from model.runtime.tensorrt.libraries import Libraries
 from model.runtime.tensorrt.library_log import LibraryLog
-from model.runtime.tensorrt.options import EngineOptions, TensorRtOptions
+from model.runtime.tensorrt.options import CACHE_ROOM, EngineOptions, TensorRtOptions
 from model.runtime.tensorrt_runtime import TensorRtRuntime
 from tests.model.runtime.tensorrt.stand_in_cuda import StandInCuda
 from tests.model.runtime.tensorrt.stand_in_tensorrt import StandInTensorRt
@@ -69,7 +69,7 @@ def make_gpu(tiny_package: ModelPackage, tmp_path: Path) -> Iterator[MakeGpu]:
     made: list[StandInGpu] = []
 
     def make(package: ModelPackage = tiny_package, **options: object) -> StandInGpu:
-        usual: dict[str, object] = {"engine": FEW, "cache_folder": tmp_path / "cache"}
+        usual: dict[str, object] = {"engine": FEW, "cache_folder": tmp_path / "cache" / CACHE_ROOM}
         made.append(StandInGpu(package, TensorRtOptions(**{**usual, **options})))  # type: ignore[arg-type]
         return made[-1]
 

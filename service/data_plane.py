@@ -50,6 +50,7 @@ from service.validation import (
     check_images,
     check_map_pixels,
     check_outputs,
+    check_pixels,
     check_resolution,
     check_task,
     check_threshold,
@@ -129,6 +130,18 @@ class DataPlane:
         if not all(self.health.values()):
             raise unwell()
 
+    def check_model_ready(self, name: str | None) -> None:
+        """For readiness probes of one model; None is the default.
+
+        Raises:
+            Unavailable: Starting or draining, or the model cannot answer.
+            ModelNotFound: No model of that name is served.
+        """
+        if not self.door.is_inviting:
+            raise unavailable(self.door.state)
+        if not self.models.find(name).is_ready:
+            raise unwell()
+
     def check_live(self) -> None:
         """For liveness probes.
 
@@ -169,6 +182,7 @@ class DataPlane:
             ServiceError: As `service.errors` draws it.
         """
         check_images(request.images, self.limits)
+        check_pixels(request.images, model.manifest)
         names = check_outputs(request.outputs, model.manifest)
         rule = _size_rule(request, model)
         cost = len(request.images) * rule.nominal_patches

@@ -21,6 +21,10 @@ TemplateSet = Literal["none", "tcl"]
 ImageOutput = Literal["patches", "values", "cls1", "cls2"]
 MapSize = Literal["picture", "model"]
 
+# An encoded picture; or its pixels, uint8 [H, W, 3], upright RGB; or what the model is to see,
+# float32 [3, H, W] in [0, 1], of a size that it takes.
+Picture = bytes | NDArray[np.uint8] | NDArray[np.float32]
+
 TEXT_TEMPLATES: TemplateSet = "none"
 IMAGE_OUTPUTS: tuple[ImageOutput, ...] = get_args(ImageOutput)
 MAP_TASKS: tuple[MapTask, ...] = get_args(MapTask)
@@ -31,7 +35,8 @@ class EmbedImagesRequest:
     """Pictures to embed.
 
     Attributes:
-        images: Encoded pictures.
+        images: Encoded pictures, or pixels. What is as the model is to see it is taken so: it knows
+            neither `resolution` nor `fit`.
         model: Name of a served model; None is the default model.
         outputs: Some of `IMAGE_OUTPUTS`; checked by the data plane.
         normalize: Whether every embedding has unit length.
@@ -39,7 +44,7 @@ class EmbedImagesRequest:
         fit: How a picture is brought to the resolution.
     """
 
-    images: tuple[bytes, ...]
+    images: tuple[Picture, ...]
     model: str | None = None
     outputs: tuple[str, ...] = ("cls1",)
     normalize: bool = True

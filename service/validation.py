@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.dense_maps import MapTask
 from model.package import Manifest
 from model.text import TEMPLATES, fill
@@ -16,6 +19,7 @@ from service.messages import (
     Features,
     ImageOutput,
     ModelInfo,
+    Picture,
     RequestLimits,
     SegmentClass,
     TemplateSet,
@@ -33,7 +37,7 @@ class PromptGroup:
     prompts: tuple[str, ...]
 
 
-def check_images(images: Sequence[bytes | str], limits: RequestLimits) -> None:
+def check_images(images: Sequence[Picture | str], limits: RequestLimits) -> None:
     """Refuse no pictures, and too many.
 
     Raises:
@@ -41,6 +45,44 @@ def check_images(images: Sequence[bytes | str], limits: RequestLimits) -> None:
         RequestTooLarge: There are more than the limit.
     """
     _check_count(len(images), limits.max_images, field="images", noun="picture")
+
+
+def check_pixels(images: Sequence[Picture], manifest: Manifest) -> None:
+    """Of pictures that come as pixels: refuse other shapes, and sizes that the model does not see.
+
+    Raises:
+        InvalidRequest: One is neither uint8 [H, W, 3] nor float32 [3, H, W], or is the latter and
+            of a size that would have to be scaled.
+    """
+    for index, image in enumerate(images):
+        if not isinstance(image, bytes):
+            _check_pixels(image, manifest, f"images[{index}]")
+
+
+def _check_pixels(
+    image: NDArray[np.uint8] | NDArray[np.float32], manifest: Manifest, param: str
+) -> None:
+    is_planes = image.dtype == np.float32
+    is_known = image.ndim == 3 and (is_planes or image.dtype == np.uint8)
+    if not is_known or image.shape[0 if is_planes else 2] != 3 or image.size == 0:
+        raise InvalidRequest(
+            f"{param}: pixels are uint8 [height, width, 3] or float32 [3, height, width], not "
+            f"{image.dtype} {list(image.shape)}.",
+            code="invalid_image",
+            param=param,
+        )
+    if not is_planes:
+        return
+    height, width = image.shape[1:]
+    is_multiple = height % manifest.size_multiple == width % manifest.size_multiple == 0
+    if not is_multiple or not manifest.min_size <= min(height, width) <= manifest.max_size:
+        raise InvalidRequest(
+            f"{param}: float32 pixels are taken as they are, so both sides must be multiples of "
+            f"{manifest.size_multiple} and the shorter one from {manifest.min_size} to "
+            f"{manifest.max_size}, not {height} x {width}; uint8 pixels are scaled.",
+            code="invalid_image",
+            param=param,
+        )
 
 
 def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutput, ...]:

@@ -1,4 +1,4 @@
-"""From encoded pictures to what the model sees: the header alone, then decode and scale.
+"""From pictures to what the model sees: of a file the header alone, then decode and scale.
 
 Shape legend: H W pixels.
 """
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from model.preprocess import Fit, scale_picture, target_size, to_planes
 from service.errors import InvalidRequest
 from service.images.image_codec import ImageLimits, load_image, read_size
+from service.images.pixels import is_model_input, pixels_size, scale_pixels, take_planes
+from service.messages import Picture
 
 JpegDecode = Literal["fast", "exact"]
 
@@ -61,14 +63,24 @@ class ImagePreparer:
         self._max_patches = max_patches
         self._jpeg_decode = jpeg_decode
 
-    def num_patches(self, data: bytes, rule: SizeRule, *, param: str) -> int:
-        """Patches of a picture, from its header alone.
+    def size_hw(self, picture: Picture, *, param: str) -> tuple[int, int]:
+        """Height and width of a picture as it is stored, of a file from its header alone.
 
         Raises:
             InvalidRequest: It is unreadable or too large.
         """
-        size_hw = read_size(data, self._limits, param=param)
-        target_hw = rule.target_hw(size_hw)
+        if isinstance(picture, bytes):
+            return read_size(picture, self._limits, param=param)
+        return pixels_size(picture, self._limits, param=param)
+
+    def num_patches(self, picture: Picture, rule: SizeRule, *, param: str) -> int:
+        """Patches of a picture, of a file from its header alone.
+
+        Raises:
+            InvalidRequest: It is unreadable or too large.
+        """
+        size_hw = self.size_hw(picture, param=param)
+        target_hw = size_hw if is_model_input(picture) else rule.target_hw(size_hw)
         num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
         if num_patches > self._max_patches:
             raise InvalidRequest(
@@ -80,12 +92,22 @@ class ImagePreparer:
             )
         return num_patches
 
-    def prepare(self, data: bytes, rule: SizeRule, *, param: str) -> PreparedImage:
+    def prepare(self, picture: Picture, rule: SizeRule, *, param: str) -> PreparedImage:
         """Decode and scale a picture.
 
         Raises:
             InvalidRequest: It is broken.
         """
+        if isinstance(picture, bytes):
+            return self._decode(picture, rule, param)
+        size_hw = pixels_size(picture, self._limits, param=param)
+        if is_model_input(picture):
+            planes_3HW = take_planes(picture, param=param)
+        else:
+            planes_3HW = scale_pixels(picture, rule.target_hw(size_hw))
+        return PreparedImage(pixels_3HW=planes_3HW, size_hw=size_hw)
+
+    def _decode(self, data: bytes, rule: SizeRule, param: str) -> PreparedImage:
         loaded = load_image(
             data,
             self._limits,

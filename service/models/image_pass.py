@@ -16,6 +16,7 @@ from service.call import Call
 from service.errors import InternalError
 from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
 from service.lanes.work import Completed, Kind
+from service.messages import Picture
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
 
@@ -37,7 +38,7 @@ class ImagePass:
 
     def __init__(
         self,
-        images: Sequence[bytes],
+        images: Sequence[Picture],
         rule: SizeRule,
         *,
         model: ServedModel,

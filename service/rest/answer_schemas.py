@@ -159,6 +159,15 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class InferenceErrorBody(BaseModel):
+    """The body of every answer below `/v2` that is not a success."""
+
+    error: str = Field(description="What went wrong.")
+    type: str
+    code: str
+    param: str | None = Field(description="Field at fault, with the item's index.")
+
+
 class Bucket(BaseModel):
     """One shape of pictures, in pixels, that has run before the server was ready."""
 

@@ -21,6 +21,7 @@ from service.rest.errors import (
     on_service_error,
     on_unexpected,
 )
+from service.rest.open_inference.routes import build_inference_router
 from service.rest.openapi import add_schemas
 from service.rest.repository_routes import build_repository_router
 from service.rest.routes import build_router
@@ -45,8 +46,9 @@ def build_app(
     )
     limits = CallLimits(keys=protection.keys, timeout_s=protection.request_timeout_s, body=body)
     router = build_router(plane)
+    inference = build_inference_router(plane, is_managed=repository is not None)
     managing = [] if repository is None else [build_repository_router(plane, repository)]
-    routes = DirectRoutes(build_routes(router, *managing), router)
+    routes = DirectRoutes(build_routes(router, inference, *managing), router)
     return CallMiddleware(routes, telemetry, limits)
 
 

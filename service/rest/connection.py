@@ -83,7 +83,7 @@ class CallMiddleware:
                     scope[SCOPE_KEY] = body
                     await self._app(scope, body, send_with_call)
                 except ServiceError as error:
-                    await error_response(error)(scope, receive, send_with_call)
+                    await error_response(error, scope["path"])(scope, receive, send_with_call)
         except Exception:
             # Answered and logged by the app's own handler, which raises it again for servers.
             if not status:

@@ -1,4 +1,8 @@
-"""The one table from error kinds to HTTP, and the one body that all errors share."""
+"""The one table from error kinds to HTTP, and the body of an error in either dialect.
+
+Below `/v2` the error is its message, as the Open Inference Protocol has it; elsewhere it is an
+object, as OpenAI has it. Both hold the same.
+"""
 
 import logging
 import math
@@ -35,8 +39,8 @@ class ClientLeft(Exception):
     """The caller closed the connection before the answer."""
 
 
-def error_response(error: ServiceError) -> Response:
-    """An error as the caller sees it."""
+def error_response(error: ServiceError, path: str) -> Response:
+    """An error as the caller of this path sees it."""
     call = current_call.get()
     if error.kind is ErrorKind.INTERNAL:
         error = internal_error(call.request_id)
@@ -48,13 +52,8 @@ def error_response(error: ServiceError) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="tipserve"'
     if error.kind is ErrorKind.TOO_SLOW:
         headers["Connection"] = "close"
-    body = {
-        "message": error.message,
-        "type": error.kind.value,
-        "code": error.code,
-        "param": error.param,
-    }
-    return JSONResponse({"error": body}, STATUS[error.kind], headers)
+    body = _body(path, error.message, error.kind, code=error.code, param=error.param)
+    return JSONResponse(body, STATUS[error.kind], headers)
 
 
 async def on_service_error(request: Request, error: Exception) -> Response:
@@ -62,13 +61,13 @@ async def on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     if error.kind is ErrorKind.INTERNAL:
         logger.error("internal error", exc_info=error)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
     """Answer anything else: an id for the caller, everything else for the log."""
     logger.error("unexpected error", exc_info=error)
-    return error_response(internal_error(current_call.get().request_id))
+    return error_response(internal_error(current_call.get().request_id), request.url.path)
 
 
 async def on_client_left(request: Request, error: Exception) -> Response:
@@ -87,8 +86,16 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         message = f"There is no {request.url.path}; see /docs."
         code, kind, status = "route_not_found", ErrorKind.NOT_FOUND, 404
     current_call.get().error = code
-    body = {"message": message, "type": kind.value, "code": code, "param": None}
-    return JSONResponse({"error": body}, status, headers)
+    return JSONResponse(_body(request.url.path, message, kind, code=code), status, headers)
+
+
+def _body(
+    path: str, message: str, kind: ErrorKind, *, code: str, param: str | None = None
+) -> dict[str, Any]:
+    detail = {"type": kind.value, "code": code, "param": param}
+    if path == "/v2" or path.startswith("/v2/"):
+        return {"error": message, **detail}
+    return {"error": {"message": message, **detail}}
 
 
 def invalid_fields(error: ValidationError) -> InvalidRequest:

@@ -11,10 +11,12 @@ from service.rest.answer_schemas import (
     EmbedImagesAnswer,
     EmbedTextsAnswer,
     ErrorBody,
+    InferenceErrorBody,
     NormalsAnswer,
     SegmentImagesAnswer,
 )
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
+from service.rest.open_inference.schemas import InferAnswerBody, InferBody
 from service.rest.schemas import (
     DepthBody,
     DepthOptions,
@@ -32,13 +34,21 @@ from service.rest.schemas import (
 Mode = Literal["validation", "serialization"]
 
 REF: Final = "#/components/schemas/{model}"
-BODIES: Final = (EmbedImagesBody, SegmentImagesBody, DepthBody, NormalsBody, EmbedTextsBody)
+BODIES: Final = (
+    EmbedImagesBody,
+    SegmentImagesBody,
+    DepthBody,
+    NormalsBody,
+    EmbedTextsBody,
+    InferBody,
+)
 ANSWERS: Final = (
     EmbedImagesAnswer,
     SegmentImagesAnswer,
     DepthAnswer,
     NormalsAnswer,
     EmbedTextsAnswer,
+    InferAnswerBody,
 )
 BINARY: Final = {"type": "string", "format": "binary"}
 
@@ -66,6 +76,9 @@ NO_HEAD: Final[dict[int | str, dict[str, Any]]] = {
         "description": "The model has no head for this; the message says what has.",
         "model": ErrorBody,
     }
+}
+V2_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    status: answer | {"model": InferenceErrorBody} for status, answer in ERRORS.items()
 }
 CALL_HEADERS: Final[list[dict[str, Any]]] = [
     {

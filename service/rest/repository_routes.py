@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from service.data_plane import DataPlane
 from service.models.repository import ModelRepository
+from service.open_inference.metadata import VERSION
 from service.rest.errors import invalid_fields
-from service.rest.openapi import ERRORS, json_body
+from service.rest.openapi import V2_ERRORS, json_body
 from service.rest.schemas import Schema
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
@@ -57,6 +58,7 @@ class ModelIndexEntry(BaseModel):
     """One model that is served, or could be."""
 
     name: str
+    version: str
     state: Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
     reason: str = Field(description="Why the last load failed, if it did.")
 
@@ -65,20 +67,22 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
     """Index, load and unload."""
     router = APIRouter(tags=["repository"])
 
-    @router.post("/v2/repository/index", responses=ERRORS, openapi_extra=json_body(IndexBody))
+    @router.post("/v2/repository/index", responses=V2_ERRORS, openapi_extra=json_body(IndexBody))
     async def index(request: Request) -> list[ModelIndexEntry]:
         """Every model that is served, was served, or lies in the model repository."""
         body = await _read(request, IndexBody)
         states = await plane.offload(repository.index)
         return [
-            ModelIndexEntry(name=state.name, state=state.state, reason=state.reason)
+            ModelIndexEntry(
+                name=state.name, version=VERSION, state=state.state, reason=state.reason
+            )
             for state in states
             if state.state == "READY" or not body.ready
         ]
 
     @router.post(
         "/v2/repository/models/{name}/load",
-        responses=ERRORS,
+        responses=V2_ERRORS,
         openapi_extra=json_body(LoadBody),
         response_class=Response,
     )
@@ -94,7 +98,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
 
     @router.post(
         "/v2/repository/models/{name}/unload",
-        responses=ERRORS,
+        responses=V2_ERRORS,
         openapi_extra=json_body(UnloadBody),
         response_class=Response,
     )

@@ -27,6 +27,7 @@ from service.rest.openapi import (
     ESTIMATE_DEPTH,
     ESTIMATE_NORMALS,
     SEGMENT_IMAGES,
+    V2_ERRORS,
 )
 from service.rest.schemas import (
     DepthBody,
@@ -139,13 +140,13 @@ def _add_models(router: APIRouter, plane: DataPlane) -> None:
 
 
 def _add_health(router: APIRouter, plane: DataPlane) -> None:
-    @router.get("/v2/health/live", tags=["health"], responses=ERRORS)
+    @router.get("/v2/health/live", tags=["health"], responses=V2_ERRORS)
     async def live() -> Live:
         """Whether the process answers, and its device has answered not too long ago."""
         plane.check_live()
         return Live()
 
-    @router.get("/v2/health/ready", tags=["health"], responses=ERRORS)
+    @router.get("/v2/health/ready", tags=["health"], responses=V2_ERRORS)
     async def ready() -> Ready:
         """Whether requests are taken: after the warm-up, before the drain, by a sound device."""
         plane.check_ready()

@@ -92,7 +92,7 @@ def test_swaps_under_load_fail_nothing(
         wait_for_answers(callers, 20)
     assert not callers.tally.failed, callers.tally
     assert not callers.tally.refused, callers.tally
-    assert broken.json()["error"]["code"] == "load_failed"
+    assert broken.json()["code"] == "load_failed"
     assert "SHA-256" in broken.text
     assert str(repository) not in broken.text
     unloaded = [line for line in service.program.log if '"unloaded"' in line]

@@ -76,9 +76,9 @@ async def test_load_and_unload_as_tritons_clients_do(serving: Serving, folder: P
     ):
         answer = await client.post(INDEX, content=b"")
         assert answer.json() == [
-            {"name": "fake", "state": "READY", "reason": ""},
-            {"name": "second", "state": "UNAVAILABLE", "reason": ""},
-            {"name": "third", "state": "UNAVAILABLE", "reason": ""},
+            {"name": "fake", "version": "1", "state": "READY", "reason": ""},
+            {"name": "second", "version": "1", "state": "UNAVAILABLE", "reason": ""},
+            {"name": "third", "version": "1", "state": "UNAVAILABLE", "reason": ""},
         ]
         loaded = await client.post(LOAD, content=b"{}")
         assert (loaded.status_code, loaded.content) == (200, b"")
@@ -100,7 +100,7 @@ async def test_with_the_last_model_readiness_goes_and_it_comes_back(serving: Ser
     async with serving(enable_management=True) as server, client_of(server) as client:
         path = "/v2/repository/models/fake"
         assert (await client.post(f"{path}/unload")).status_code == 200
-        assert (await client.get(READY)).json()["error"]["message"] == "No model is served."
+        assert (await client.get(READY)).json()["error"] == "No model is served."
         assert [await health_of(server, name) for name in ("", "fake")] == [2, 2]
         assert (await client.get("/v2/health/live")).status_code == 200
         assert (await client.get("/v1/models")).json()["data"] == []
@@ -132,7 +132,8 @@ async def test_what_cannot_be_says_what_is_wrong(
         client_of(server) as client,
     ):
         answer = await client.post(path, json=body)
-        error = answer.json()["error"]
+        error = answer.json()
+        assert error["error"]
         assert (answer.status_code, error["param"]) == (status, param), error
         assert str(folder) not in answer.text
         assert (await client.get(READY)).status_code == 200

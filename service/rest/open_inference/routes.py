@@ -1,0 +1,100 @@
+"""Routes of the Open Inference Protocol: read, ask the core, write."""
+
+from dataclasses import asdict
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+
+from service.call import current_call
+from service.data_plane import DataPlane
+from service.errors import InvalidRequest
+from service.open_inference.inference import infer
+from service.open_inference.metadata import find_model, model_metadata, server_metadata
+from service.rest.connection import in_time, until_left
+from service.rest.errors import invalid_fields
+from service.rest.negotiation import JSON
+from service.rest.open_inference.infer_answer import write_infer
+from service.rest.open_inference.infer_body import (
+    HEADER_LENGTH,
+    binary_outputs,
+    parse_infer,
+    to_request,
+)
+from service.rest.open_inference.openapi import INFER
+from service.rest.open_inference.schemas import (
+    ModelMetadataBody,
+    ModelReadyBody,
+    ServerMetadataBody,
+)
+from service.rest.openapi import V2_ERRORS
+
+BINARY = "application/octet-stream"
+WRITTEN_AT_ONCE = 2048
+MODEL = "/v2/models/{model}"
+VERSIONED = "/v2/models/{model}/versions/{version}"
+
+
+def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
+    """All routes of the protocol but those of health and of the model repository."""
+    router = APIRouter(tags=["open inference protocol"])
+    _add_metadata(router, plane, is_managed)
+    _add_infer(router, plane)
+    return router
+
+
+def _add_metadata(router: APIRouter, plane: DataPlane, is_managed: bool) -> None:
+    @router.get("/v2", responses=V2_ERRORS)
+    async def server() -> ServerMetadataBody:
+        """What the server is, and which extensions of the protocol it has."""
+        return ServerMetadataBody.model_validate(asdict(server_metadata(is_managed=is_managed)))
+
+    @router.get(VERSIONED, responses=V2_ERRORS)
+    @router.get(MODEL, responses=V2_ERRORS)
+    async def metadata(model: str, version: str = "") -> ModelMetadataBody:
+        """What a model takes and gives."""
+        info = find_model(plane, model, version)
+        return ModelMetadataBody.model_validate(asdict(model_metadata(info)))
+
+    @router.get(VERSIONED + "/ready", responses=V2_ERRORS)
+    @router.get(MODEL + "/ready", responses=V2_ERRORS)
+    async def ready(model: str, version: str = "") -> ModelReadyBody:
+        """Whether a model answers requests: 200, or the error that they would get."""
+        name = find_model(plane, model, version).manifest.name
+        plane.check_model_ready(name)
+        return ModelReadyBody(name=name)
+
+
+def _add_infer(router: APIRouter, plane: DataPlane) -> None:
+    @router.post(VERSIONED + "/infer", **INFER)
+    @router.post(MODEL + "/infer", **INFER)
+    async def infer_route(request: Request, model: str, version: str = "") -> Response:
+        """Embeddings of pictures and texts, as tensors."""
+        plane.check_open()
+        for name in request.query_params:
+            raise InvalidRequest(
+                f"{name}: write it in the body's parameters and not in the query.",
+                code="unknown_field",
+                param=name,
+            )
+        raw = await request.body()
+        parse = partial(parse_infer, raw, request.headers.get(HEADER_LENGTH), plane.limits)
+        try:
+            body, inputs = await in_time(request, plane.offload(parse))
+        except ValidationError as error:
+            raise invalid_fields(error) from None
+        is_binary = binary_outputs(body)
+        message = to_request(body, inputs, model, version)
+        del raw, parse, inputs
+        call = current_call.get()
+        answer = await until_left(request, infer(plane, message, call))
+        write = partial(write_infer, answer, body.id, is_binary)
+        with call.stage("post"):
+            # A thread's wake-up and its way back cost more than writing a few vectors.
+            is_small = answer.num_values <= WRITTEN_AT_ONCE
+            written = write() if is_small else await plane.offload(write)
+        if written.num_json is None:
+            return Response(written.content, media_type=JSON)
+        return Response(
+            written.content, media_type=BINARY, headers={HEADER_LENGTH: str(written.num_json)}
+        )

@@ -1,0 +1,73 @@
+"""Parameters: every wrong one is refused by its name, the good ones reach call and request."""
+
+from typing import Any
+
+import pytest
+
+from service.call import Call
+from service.errors import InvalidRequest
+from service.open_inference.options import CHECKS, MEANINGS, Options
+
+BOTH = frozenset({"image", "text"})
+
+
+def test_without_parameters_the_defaults_of_the_core_hold() -> None:
+    options = Options.read({}, BOTH)
+    assert (options.normalize, options.fit, options.resolution) == (True, "squash", None)
+    call = Call(request_id="r", deadline=7.0, started=5.0)
+    options.apply(call)
+    assert (call.deadline, call.priority) == (7.0, 2)
+
+
+def test_timeout_is_in_microseconds_and_only_shortens() -> None:
+    call = Call(request_id="r", deadline=7.0, started=5.0)
+    Options.read({"timeout": 9_000_000, "priority": 1}, BOTH).apply(call)
+    assert (call.deadline, call.priority) == (7.0, 1)
+    Options.read({"timeout": 500_000}, BOTH).apply(call)
+    assert call.deadline == 5.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timeout", -1),
+        ("timeout", "5"),
+        ("timeout", True),
+        ("timeout", 2**63),
+        ("priority", 4),
+        ("priority", -1),
+        ("priority", 1.0),
+        ("resolution", 0),
+        ("resolution", False),
+        ("fit", "stretch"),
+        ("fit", 1),
+        ("normalize", 1),
+        ("normalize", "true"),
+        ("templates", "other"),
+        ("output_datatype", "FP64"),
+        ("sequence_id", 1),
+        ("", 1),
+    ],
+)
+def test_a_wrong_one_is_named(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Options.read({name: value}, BOTH)
+    assert caught.value.param == f"parameters.{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "inputs"),
+    [
+        ("resolution", 28, "pixel_values"),
+        ("fit", "aspect", "pixel_values"),
+        ("resolution", 28, "text"),
+        ("templates", "tcl", "image"),
+    ],
+)
+def test_one_that_nothing_would_heed_is_refused(name: str, value: Any, inputs: str) -> None:
+    with pytest.raises(InvalidRequest, match="leave it out"):
+        Options.read({name: value}, frozenset({inputs}))
+
+
+def test_every_parameter_says_what_it_may_be() -> None:
+    assert CHECKS.keys() == MEANINGS.keys()

@@ -1,0 +1,165 @@
+"""Tensors made up by callers: read exactly, or refused with a sentence, whatever they say."""
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import InvalidRequest, RequestTooLarge, ServiceError
+from service.messages import RequestLimits
+from service.open_inference.tensors import (
+    LENGTH,
+    TensorHead,
+    check_head,
+    read_items,
+    read_raw,
+    read_values,
+)
+
+LIMITS = RequestLimits(
+    max_images=4,
+    max_texts=8,
+    max_classes=1,
+    max_image_bytes=1000,
+    max_image_pixels=1000,
+    max_request_bytes=100_000,
+)
+HUGE = 2**62
+
+
+def head_of(name: str, datatype: str, shape: list[int]) -> TensorHead:
+    return check_head(name, datatype, shape, LIMITS, param="inputs[0]")
+
+
+def packed(*items: bytes) -> bytes:
+    return b"".join(LENGTH.pack(len(item)) + item for item in items)
+
+
+@given(st.lists(st.binary(max_size=50), min_size=1, max_size=4))
+def test_bytes_come_back_as_they_were_packed(items: list[bytes]) -> None:
+    head = head_of("image", "BYTES", [len(items)])
+    assert read_raw(head, packed(*items)).elements == tuple(items)
+    assert read_items(head, items).elements == tuple(items)
+
+
+@given(st.binary(max_size=200), st.integers(1, 4))
+def test_any_bytes_are_read_or_refused(raw: bytes, count: int) -> None:
+    try:
+        elements = read_raw(head_of("image", "BYTES", [count]), raw).elements
+    except InvalidRequest:
+        return
+    assert packed(*elements) == raw
+
+
+@given(
+    st.sampled_from(["image", "pixels", "pixel_values", "text", "other"]),
+    st.sampled_from(["BYTES", "UINT8", "FP32", "FP16", ""]),
+    st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 4), max_size=5),
+    st.binary(max_size=100),
+)
+def test_any_head_is_read_or_refused(
+    name: str, datatype: str, shape: list[int], raw: bytes
+) -> None:
+    with suppress(ServiceError):
+        read_raw(head_of(name, datatype, shape), raw)
+
+
+@given(
+    st.recursive(
+        st.integers() | st.floats() | st.text(max_size=3) | st.booleans() | st.none(),
+        lambda inner: st.lists(inner, max_size=4),
+        max_leaves=20,
+    )
+)
+def test_any_values_are_read_or_refused(values: Any) -> None:
+    for name, datatype, shape in (
+        ("pixels", "UINT8", [1, 1, 1, 3]),
+        ("pixel_values", "FP32", [1, 3, 1, 1]),
+    ):
+        with suppress(InvalidRequest):
+            read_values(head_of(name, datatype, shape), values)
+
+
+def test_numbers_come_flat_or_nested() -> None:
+    array = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    head = head_of("pixels", "UINT8", [1, 2, 2, 3])
+    for tensor in (
+        read_values(head, array.tolist()),
+        read_values(head, array.reshape(-1).tolist()),
+        read_raw(head, array.tobytes()),
+    ):
+        assert isinstance(tensor.elements, np.ndarray)
+        assert tensor.elements.dtype == np.uint8
+        np.testing.assert_array_equal(tensor.elements, array)
+
+
+@pytest.mark.parametrize(
+    ("name", "datatype", "shape", "says"),
+    [
+        ("colour", "BYTES", [1], "there are image, pixels, pixel_values, text"),
+        ("image", "UINT8", [1, 2, 2, 3], "image is BYTES"),
+        ("image", "BYTES", [1, 1], r"\[-1\]"),
+        ("image", "BYTES", [-1], r"\[-1\]"),
+        ("image", "BYTES", [], r"\[-1\]"),
+        ("image", "BYTES", [0], "at least one"),
+        ("pixels", "UINT8", [1, 0, HUGE, 3], "at least one"),
+        ("pixels", "UINT8", [1, 3, 2, 2], r"\[-1, -1, -1, 3\]"),
+        ("pixel_values", "FP32", [1, 2, 2, 3], r"\[-1, 3, -1, -1\]"),
+        ("pixel_values", "FP64", [1, 3, 2, 2], "is FP32"),
+    ],
+)
+def test_what_is_no_input_says_why(name: str, datatype: str, shape: list[int], says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        head_of(name, datatype, shape)
+
+
+@pytest.mark.parametrize(("name", "count"), [("image", 5), ("text", 9), ("text", HUGE)])
+def test_too_many_items_are_refused_before_they_are_read(name: str, count: int) -> None:
+    with pytest.raises(RequestTooLarge, match="at most"):
+        head_of(name, "BYTES", [count])
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "ends after 0 of 2"),
+        (b"\x01\0\0", "ends after 0 of 2"),
+        (packed(b"a"), "ends after 1 of 2"),
+        (LENGTH.pack(2) + b"a", "element 0 announces 2 bytes, and 1 are left"),
+        (packed(b"a") + b"\xff\xff\xff\xff", "element 1 announces 4294967295 bytes, and 0 are"),
+        (packed(b"a", b"b") + b"c", "1 bytes are left"),
+    ],
+)
+def test_lying_lengths_say_where(raw: bytes, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says) as caught:
+        read_raw(head_of("image", "BYTES", [2]), raw)
+    assert caught.value.code == "wrong_size"
+
+
+@pytest.mark.parametrize("shape", [[1, 2, 2, 3], [HUGE % 5, HUGE, HUGE, 3]])
+def test_a_shape_takes_as_many_bytes_as_it_takes(shape: list[int]) -> None:
+    with pytest.raises(InvalidRequest, match=r"takes \d+ bytes, not 11"):
+        read_raw(head_of("pixels", "UINT8", shape), bytes(11))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([0, 1], "has 3 elements, and its data has 2"),
+        ([0, 1, 256], "from 0 to 255"),
+        ([0, 1, -1], "from 0 to 255"),
+        ([0, 1, 2.5], "whole numbers"),
+        ([0, 1, True], "whole numbers"),
+        (["0", "1", "2"], "whole numbers"),
+        ([[0, 1], [2]], "whole numbers"),
+        ([0, 1, 10**400], "whole numbers"),
+        ([[[0], [1], [2]]], "has 3 elements"),
+        ([], "its data has 0"),
+    ],
+)
+def test_values_that_do_not_fit_say_why(values: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        read_values(head_of("pixels", "UINT8", [1, 1, 1, 3]), values)

@@ -1,0 +1,272 @@
+"""The protocol by plain HTTP over the fake runtime: every form of request, and every wrong one."""
+
+import base64
+import json
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.server import Server
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+INFER = "/v2/models/fake/infer"
+LENGTH = "Inference-Header-Content-Length"
+TEXT = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["dog"]}
+
+
+@pytest.fixture
+async def client(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(max_request_bytes=200_000, max_image_bytes=40_000) as server:
+        url = f"http://127.0.0.1:{server.ports['http']}"
+        async with httpx.AsyncClient(base_url=url, timeout=20) as made:
+            yield made
+
+
+def image_input(*images: bytes) -> dict[str, Any]:
+    data = [base64.b64encode(image).decode() for image in images]
+    return {"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data}
+
+
+def binary_body(document: dict[str, Any], *blobs: bytes) -> tuple[bytes, dict[str, str]]:
+    """The inputs' `binary_data_size` is set; the blobs follow the JSON."""
+    for tensor, blob in zip(document["inputs"], blobs, strict=True):
+        tensor["parameters"] = {"binary_data_size": len(blob)}
+    head = json.dumps(document).encode()
+    return head + b"".join(blobs), {LENGTH: str(len(head))}
+
+
+def outputs_of(answer: httpx.Response) -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays by name, from JSON or from behind it; nothing may be left over."""
+    assert answer.status_code == 200, answer.text
+    length = int(answer.headers.get(LENGTH, len(answer.content)))
+    rest = answer.content[length:]
+    arrays = {}
+    for output in json.loads(answer.content[:length])["outputs"]:
+        dtype = {"FP32": "<f4", "FP16": "<f2"}[output["datatype"]]
+        if "data" in output:
+            array = np.array(output["data"], dtype)
+        else:
+            size = output["parameters"]["binary_data_size"]
+            array, rest = np.frombuffer(rest[:size], dtype), rest[size:]
+        arrays[output["name"]] = array.reshape(output["shape"])
+    assert not rest
+    return arrays
+
+
+async def test_every_form_gives_the_native_embeddings(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    image = encode_image("PNG", size=(28, 28))
+    body = {"image": base64.b64encode(image).decode(), "outputs": ["patches", "cls1", "cls2"]}
+    (native,) = (await client.post("/v1/images:embed", json=body)).json()["data"]
+    wanted = {"outputs": [{"name": "cls2"}, {"name": "patch_embeddings"}, {"name": "cls1"}]}
+    as_json = {"inputs": [image_input(image)], **wanted}
+    as_bytes: dict[str, Any] = {
+        "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES"}],
+        "parameters": {"binary_data_output": True},
+        **wanted,
+    }
+    content, headers = binary_body(as_bytes, struct.pack("<I", len(image)) + image)
+    answers = [
+        await client.post(INFER, json=as_json),
+        await client.post(INFER, content=content, headers=headers),
+        await client.post("/v2/models/fake/versions/1/infer", json=as_json),
+    ]
+    for answer in answers:
+        arrays = outputs_of(answer)
+        assert list(arrays) == ["cls2", "patch_embeddings", "cls1"]
+        assert arrays["patch_embeddings"].shape == (1, 2, 2, 8)
+        for name, ours in (("patch_embeddings", "patches"), ("cls1", "cls1"), ("cls2", "cls2")):
+            np.testing.assert_array_equal(arrays[name][0], np.float32(native[ours]))
+    assert answers[0].headers["content-type"] == "application/json"
+    assert answers[1].headers["content-type"] == "application/octet-stream"
+
+
+async def test_pixels_give_what_their_picture_gives(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    planes = np.float32(pixels.transpose(0, 3, 1, 2)) / np.float32(255)
+    images = [encode_image("PNG", size=(28, 28), seed=3)]
+    first = outputs_of(await client.post(INFER, json={"inputs": [image_input(*images)]}))
+    for name, datatype, array in (("pixels", "UINT8", pixels), ("pixel_values", "FP32", planes)):
+        tensor = {"name": name, "shape": list(array.shape), "datatype": datatype}
+        content, headers = binary_body({"inputs": [dict(tensor)]}, array.tobytes())
+        raw = outputs_of(await client.post(INFER, content=content, headers=headers))
+        listed = {"inputs": [tensor | {"data": array.tolist()}]}
+        values = outputs_of(await client.post(INFER, json=listed))
+        assert list(raw) == ["patch_embeddings", "cls1"]
+        for output, found in raw.items():
+            assert len(found) == 2
+            np.testing.assert_allclose(found[0], first[output][0], atol=1e-6)
+            np.testing.assert_array_equal(found, values[output])
+
+
+async def test_pictures_and_texts_go_together(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    texts = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["dog", "sky"]}
+    body = {"id": "7", "inputs": [texts, image_input(encode_image())]}
+    answer = await client.post(INFER, json=body)
+    arrays = outputs_of(answer)
+    assert list(arrays) == ["patch_embeddings", "cls1", "text_embeddings"]
+    native = await client.post("/v1/texts:embed", json={"texts": ["dog", "sky"]})
+    expected = np.array([entry["embedding"] for entry in native.json()["data"]], np.float32)
+    np.testing.assert_array_equal(arrays["text_embeddings"], expected)
+    assert (answer.json()["id"], answer.json()["model_version"]) == ("7", "1")
+    only = body | {"outputs": [{"name": "cls1"}]}
+    assert list(outputs_of(await client.post(INFER, json=only))) == ["cls1"]
+
+
+async def test_texts_may_be_base64_too(client: httpx.AsyncClient) -> None:
+    encoded = {**TEXT, "parameters": {"content_type": "base64"}, "data": ["ZG9n"]}
+    answers = [await client.post(INFER, json={"inputs": [t]}) for t in (TEXT, encoded)]
+    assert answers[0].content == answers[1].content
+
+
+async def test_float16_is_binary(client: httpx.AsyncClient) -> None:
+    body: dict[str, Any] = {"inputs": [TEXT], "parameters": {"output_datatype": "FP16"}}
+    refused = await client.post(INFER, json=body)
+    assert (refused.status_code, refused.json()["param"]) == (422, "parameters.output_datatype")
+    body["parameters"]["binary_data_output"] = True
+    half = outputs_of(await client.post(INFER, json=body))["text_embeddings"]
+    full = outputs_of(await client.post(INFER, json={"inputs": [TEXT]}))["text_embeddings"]
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, full.astype(np.float16))
+
+
+async def test_each_output_may_be_binary_or_not(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    body = {
+        "inputs": [image_input(encode_image())],
+        "outputs": [
+            {"name": "cls1", "parameters": {"binary_data": False}},
+            {"name": "cls2"},
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    answer = await client.post(INFER, json=body)
+    assert list(outputs_of(answer)) == ["cls1", "cls2"]
+    first, second = json.loads(answer.content[: int(answer.headers[LENGTH])])["outputs"]
+    assert "data" in first
+    assert second["parameters"] == {"binary_data_size": 32}
+
+
+async def test_metadata_and_readiness(client: httpx.AsyncClient) -> None:
+    server = (await client.get("/v2")).json()
+    assert server["name"] == "tipserve"
+    assert "binary_tensor_data" in server["extensions"]
+    assert "model_repository" not in server["extensions"], "management is off"
+    model = (await client.get("/v2/models/fake")).json()
+    assert model == (await client.get("/v2/models/fake/versions/1")).json()
+    assert {t["name"]: t["shape"] for t in model["outputs"]} == {
+        "patch_embeddings": [-1, -1, -1, 8],
+        "value_embeddings": [-1, -1, -1, 8],
+        "cls1": [-1, 8],
+        "cls2": [-1, 8],
+        "text_embeddings": [-1, 8],
+    }
+    assert {t["name"] for t in model["inputs"]} == {"image", "pixels", "pixel_values", "text"}
+    assert (await client.get("/v2/models/fake/ready")).json() == {"name": "fake", "ready": True}
+    for path in ("/v2/models/other", "/v2/models/other/ready", "/v2/models/fake/versions/2"):
+        answer = await client.get(path)
+        assert answer.status_code == 404
+        assert isinstance(answer.json()["error"], str)
+
+
+BAD: list[tuple[dict[str, Any], int, str | None]] = [
+    ({"inputs": []}, 422, "inputs"),
+    ({}, 422, "inputs"),
+    ({"inputs": [TEXT, TEXT]}, 422, "inputs"),
+    ({"inputs": [TEXT], "colour": 1}, 422, "colour"),
+    ({"inputs": [{**TEXT, "datatype": "FP32"}]}, 422, "inputs[0].datatype"),
+    ({"inputs": [{**TEXT, "shape": [2]}]}, 422, "inputs[0]"),
+    ({"inputs": [{**TEXT, "shape": [-1]}]}, 422, "inputs[0].shape"),
+    ({"inputs": [{**TEXT, "shape": [10**30]}]}, 413, "inputs[0].shape"),
+    ({"inputs": [{**TEXT, "data": [5]}]}, 422, "inputs[0].data[0]"),
+    ({"inputs": [{**TEXT, "data": None}]}, 422, "inputs[0].data"),
+    ({"inputs": [{**TEXT, "data": [" "]}]}, 422, "texts[0]"),
+    ({"inputs": [{**TEXT, "parameters": {"binary_data_size": 4}}]}, 422, "inputs[0]"),
+    ({"inputs": [{**TEXT, "parameters": {"shared_memory_region": "a"}}]}, 422, None),
+    ({"inputs": [{**TEXT, "name": "image", "data": ["?"]}]}, 422, "inputs[0].data[0]"),
+    ({"inputs": [{**TEXT, "name": "image", "data": ["ZG9n"]}]}, 422, "images[0]"),
+    ({"inputs": [TEXT], "outputs": [{"name": "logits"}]}, 422, "outputs[0]"),
+    ({"inputs": [TEXT], "outputs": [{"name": "cls1"}]}, 422, "outputs[0]"),
+    ({"inputs": [TEXT], "outputs": 2 * [{"name": "text_embeddings"}]}, 422, "outputs[1]"),
+    (
+        {
+            "inputs": [TEXT],
+            "outputs": [{"name": "text_embeddings", "parameters": {"classification": 3}}],
+        },
+        422,
+        "outputs[0].parameters.classification",
+    ),
+    ({"inputs": [TEXT], "parameters": {"timeout": -1}}, 422, "parameters.timeout"),
+    ({"inputs": [TEXT], "parameters": {"binary_data_output": 1}}, 422, None),
+    ({"inputs": [TEXT], "parameters": {"resolution": 28}}, 422, "parameters.resolution"),
+    ({"inputs": [TEXT], "parameters": {"sequence_id": 28}}, 422, "parameters.sequence_id"),
+]
+
+
+async def test_a_wrong_request_is_told_what_to_change(client: httpx.AsyncClient) -> None:
+    for body, status, param in BAD:
+        answer = await client.post(INFER, json=body)
+        assert answer.status_code == status, answer.text
+        assert isinstance(answer.json()["error"], str)
+        assert param in {None, answer.json()["param"]}, answer.text
+
+
+async def test_binary_lengths_must_be_true(client: httpx.AsyncClient) -> None:
+    document: dict[str, Any] = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES"}]}
+    content, headers = binary_body(document, struct.pack("<I", 3) + b"dog")
+    assert (await client.post(INFER, content=content, headers=headers)).status_code == 200
+    for broken in (
+        {"content": content + b"x", "headers": headers},
+        {"content": content[:-1], "headers": headers},
+        {"content": content, "headers": {LENGTH: "0"}},
+        {"content": content, "headers": {LENGTH: "-5"}},
+        {"content": content, "headers": {LENGTH: "1e3"}},
+        {"content": content, "headers": {LENGTH: str(len(content) + 1)}},
+        {"content": content, "headers": {LENGTH: "9" * 400}},
+        {"content": content, "headers": {}},
+        {"content": b"", "headers": headers},
+    ):
+        answer = await client.post(INFER, **broken)
+        assert answer.status_code == 422, answer.text
+        assert isinstance(answer.json()["error"], str)
+
+
+async def test_errors_of_the_connection_are_in_the_protocols_form(
+    client: httpx.AsyncClient,
+) -> None:
+    large = await client.post(INFER, content=b"x" * 200_001)
+    zipped = await client.post(INFER, content=b"{}", headers={"Content-Encoding": "gzip"})
+    query = await client.post(INFER + "?fit=aspect", json={"inputs": [TEXT]})
+    method = await client.delete(INFER)
+    statuses = [answer.status_code for answer in (large, zipped, query, method)]
+    assert statuses == [413, 415, 422, 405]
+    assert all(isinstance(a.json()["error"], str) for a in (large, zipped, query, method))
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(blob=st.binary(max_size=60), size=st.integers(-1, 70), length=st.integers(-1, 250))
+async def test_random_bytes_never_break_it(
+    client: httpx.AsyncClient, blob: bytes, size: int, length: int
+) -> None:
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
+    head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": size}}]}).encode()
+    true_length = length if length < 0 or length > 200 else len(head)
+    answer = await client.post(INFER, content=head + blob, headers={LENGTH: str(true_length)})
+    assert answer.status_code == 422
+    assert isinstance(answer.json()["error"], str)

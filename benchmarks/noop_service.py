@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from model.graphs import DenseTask, Precision
 from model.package import ModelPackage
-from model.runtime.base import Device, VisionOutput
+from model.runtime.base import Device, LaneShare, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import RUNTIMES
 from service.images.preparation import ImagePreparer, PreparedImage
@@ -39,7 +39,7 @@ class NoopRuntime:
     device: Device = "cpu"
     tasks: tuple[DenseTask, ...] = ()
 
-    def __init__(self, package: ModelPackage, choice: RuntimeChoice, num_threads: int = 1) -> None:
+    def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
         """As every runtime of the dictionary is made."""
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:

@@ -14,7 +14,8 @@ from model.package import ModelPackage
 from model.parity.gate import GraphRun, describe, measure, require
 from model.parity.reference import DenseReference, build_reference
 from model.runtime.base import MissingRuntimeError
-from model.runtime.choice import RuntimeChoice, RuntimeName
+from model.runtime.choice import RuntimeChoice
+from model.runtime.libraries import RuntimeName
 from model.runtime.load import load_chosen
 
 Progress = Callable[[str], None]

@@ -22,6 +22,19 @@ class Interrupted(RuntimeError):
     """A call was ended early, by `Runtime.interrupt`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneShare:
+    """What one runtime may take of the machine.
+
+    Attributes:
+        num_threads: Threads of one call, on the CPU.
+        num_lanes: Runtimes of one choice that work side by side; they share weights where they can.
+    """
+
+    num_threads: int = 1
+    num_lanes: int = 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionOutput:
     """All vision embeddings of a batch, float32, not normalised, patches row by row.

@@ -1,16 +1,21 @@
 """What computes a package: as asked for, or the fastest that is exact on this machine, and why."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 from model.graphs import Precision
+from model.manifest import Manifest, ParityEntry
 from model.package import ModelPackage
 from model.runtime.base import Device
+from model.runtime.hardware import this_hardware
+from model.runtime.libraries import Provider, RuntimeName, installed_libraries
+from model.runtime.loaded_graphs import proof
+from model.runtime.ways import WAYS, Machine, Obstacle, Way, find_obstacle
 
-RuntimeName = Literal["onnx", "openvino", "tensorrt", "torch"]
-# ONNX Runtime's execution providers.
-Provider = Literal["cpu", "cuda", "tensorrt"]
 AUTO: Final = "auto"
+UNPROVEN: Final = 5  # deeper than any obstacle of the machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,21 +54,122 @@ class RuntimeChoice:
     reason: str
 
 
+KNOWN: Final[dict[str, tuple[str, ...]]] = {
+    "runtime": get_args(RuntimeName),
+    "precision": get_args(Precision),
+    "device": get_args(Device),
+    "provider": get_args(Provider),
+}
+
+
 def choose_runtime(package: ModelPackage, request: RuntimeRequest) -> RuntimeChoice:
-    """Fill in what was left to "auto".
+    """Fill in what was left to "auto", for this machine and what is installed on it.
 
     Args:
         package: Its manifest says which precisions were proven, on which runtime.
         request: What is not "auto" is taken as it is, or refused.
 
     Raises:
-        ValueError: A name that is not known, or names that do not go together.
+        ValueError: A name that is not known, names that do not go together, or what this machine
+            cannot do.
+        MissingRuntimeError: The library is not installed.
+        PackageError: The package has no graph for it.
     """
-    del package
-    name = "onnx" if request.runtime == AUTO else request.runtime
-    if name not in get_args(RuntimeName):
-        raise ValueError(
-            f"unknown runtime {name!r}; choose auto, {', '.join(sorted(get_args(RuntimeName)))}"
+    return choose(package.manifest, request, Machine(this_hardware(), installed_libraries()))
+
+
+def choose(manifest: Manifest, request: RuntimeRequest, machine: Machine) -> RuntimeChoice:
+    """As `choose_runtime`, for any machine; see there."""
+    _check_names(request)
+    candidates = list(_candidates(request))
+    if not candidates:
+        raise ValueError(_not_together(request))
+    passed_over: list[tuple[Way, Precision, Obstacle]] = []
+    for way, precision in candidates:
+        obstacle = find_obstacle(way, precision, manifest, machine)
+        entry = proof(manifest, way.runtime, precision)
+        is_doubtful = entry is None and precision != "fp32" and request.precision == AUTO
+        if obstacle is None and is_doubtful:
+            obstacle = Obstacle(UNPROVEN, "it is not proven for this package")
+        if obstacle is None:
+            return RuntimeChoice(
+                runtime=way.runtime,
+                precision=precision,
+                device=way.device,
+                provider=way.provider,
+                reason=_reason(request, way, precision, entry) + _told(passed_over),
+            )
+        passed_over.append((way, precision, obstacle))
+    worst = max((obstacle for _, _, obstacle in passed_over), key=lambda found: found.depth)
+    raise worst.error(
+        f"nothing here can compute as asked for ({_asked(request)}).{_told(passed_over)}"
+    )
+
+
+def _check_names(request: RuntimeRequest) -> None:
+    for field, known in KNOWN.items():
+        name = getattr(request, field)
+        if name != AUTO and name not in known:
+            raise ValueError(f"unknown {field} {name!r}; choose {AUTO}, {', '.join(sorted(known))}")
+
+
+def _candidates(request: RuntimeRequest) -> Iterable[tuple[Way, Precision]]:
+    """Every way and precision that fits what was asked for, the fastest first."""
+    for way in WAYS:
+        fits = (
+            request.runtime in {AUTO, way.runtime}
+            and request.device in {AUTO, way.device}
+            and request.provider in {AUTO, way.provider}
         )
-    runtime: RuntimeName = name  # type: ignore[assignment]
-    return RuntimeChoice(runtime=runtime, precision="fp32", device="cpu", reason="the default")
+        if not fits or (way.is_named_only and request.provider == AUTO):
+            continue
+        for precision in way.precisions:
+            if precision == request.precision or (
+                request.precision == AUTO and precision in way.unasked
+            ):
+                yield way, precision
+
+
+def _reason(
+    request: RuntimeRequest, way: Way, precision: Precision, entry: ParityEntry | None
+) -> str:
+    """Why this one."""
+    asked = _asked(request)
+    why = f"as asked for ({asked})" if asked else "the fastest that is exact here"
+    if precision == "fp32":
+        return f"{way.label} in {precision}: {why}."
+    if entry is None:
+        return f"{way.label} in {precision}: {why}; how exact it is was not proven."
+    found = [f"differs by at most {entry.max_abs_diff:.2g}"]
+    if entry.min_cosine_patches is not None:
+        found.append(f"cosine of patches at least {entry.min_cosine_patches:.5f}")
+    if entry.mask_agreement is not None:
+        found.append(f"masks agree in {100 * entry.mask_agreement:.2f} %")
+    return f"{way.label} in {precision}: {why}; proven for this package ({', '.join(found)})."
+
+
+def _asked(request: RuntimeRequest) -> str:
+    """What was not left open."""
+    given = {name: getattr(request, name) for name in KNOWN}
+    return ", ".join(f"{name} {value}" for name, value in given.items() if value != AUTO)
+
+
+def _told(passed_over: Iterable[tuple[Way, Precision, Obstacle]]) -> str:
+    """What was considered before, by what was in its way; empty where nothing was."""
+    ways: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for way, precision, obstacle in passed_over:
+        ways[obstacle.text][way.label].append(precision)
+    said = []
+    for text, labels in ways.items():
+        names = [f"{label} ({', '.join(precisions)})" for label, precisions in labels.items()]
+        said.append(f" Not {', '.join(names)}: {text}.")
+    return "".join(said)
+
+
+def _not_together(request: RuntimeRequest) -> str:
+    """What cannot be asked for at once, and what can."""
+    possible = []
+    for way in WAYS:
+        provider = f", provider {way.provider}" if way.provider else ""
+        possible.append(f"{way.runtime} on {way.device}{provider}: {', '.join(way.precisions)}")
+    return f"{_asked(request)} do not go together; these do: {'; '.join(possible)}"

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 from model.package import ModelPackage
-from model.runtime.base import Runtime
+from model.runtime.base import LaneShare, Runtime
 from model.runtime.choice import AUTO, RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.onnx_runtime import OnnxRuntime
 from model.runtime.openvino_runtime import OpenVinoRuntime
 from model.runtime.tensorrt_runtime import TensorRtRuntime
 
-RUNTIMES: dict[str, Callable[[ModelPackage, RuntimeChoice, int], Runtime]] = {
+RUNTIMES: dict[str, Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]] = {
     "onnx": OnnxRuntime,
     "openvino": OpenVinoRuntime,
     "tensorrt": TensorRtRuntime,
@@ -24,6 +24,7 @@ def load_runtime(
     runtime: str = AUTO,
     precision: str = AUTO,
     device: str = AUTO,
+    provider: str = AUTO,
     num_threads: int = 1,
 ) -> Runtime:
     """Choose a runtime and load a package's graphs into it.
@@ -33,6 +34,7 @@ def load_runtime(
         runtime: A key of `RUNTIMES`, or "auto".
         precision: As in `RuntimeRequest`.
         device: As in `RuntimeRequest`.
+        provider: As in `RuntimeRequest`.
         num_threads: Threads for one call. Several instances of one thread each give more
             throughput on a CPU than one instance of several.
 
@@ -41,12 +43,26 @@ def load_runtime(
         MissingRuntimeError: The runtime's library is not installed.
         PackageError: The package has no graphs for this runtime.
     """
-    request = RuntimeRequest(runtime=runtime, precision=precision, device=device)
+    request = RuntimeRequest(runtime=runtime, precision=precision, device=device, provider=provider)
     return load_chosen(package, choose_runtime(package, request), num_threads=num_threads)
 
 
-def load_chosen(package: ModelPackage, choice: RuntimeChoice, *, num_threads: int = 1) -> Runtime:
-    """Load a package's graphs into a runtime that was chosen; raises as `load_runtime` does."""
-    if num_threads < 1:
-        raise ValueError(f"a runtime needs at least one thread, not {num_threads}")
-    return RUNTIMES[choice.runtime](package, choice, num_threads)
+def load_chosen(
+    package: ModelPackage, choice: RuntimeChoice, *, num_threads: int = 1, num_lanes: int = 1
+) -> Runtime:
+    """Load a package's graphs into a runtime that was chosen; raises as `load_runtime` does.
+
+    Args:
+        package: An opened, verified package.
+        choice: For this package.
+        num_threads: Threads for one call.
+        num_lanes: Runtimes that will be loaded so and work side by side.
+    """
+    if num_threads < 1 or num_lanes < 1:
+        raise ValueError(
+            f"a runtime needs at least one thread and one lane, not {num_threads} and {num_lanes}"
+        )
+    if choice.runtime not in RUNTIMES:
+        raise ValueError(f"the runtime {choice.runtime!r} is not built in")
+    share = LaneShare(num_threads=num_threads, num_lanes=num_lanes)
+    return RUNTIMES[choice.runtime](package, choice, share)

@@ -22,6 +22,7 @@ from model.package import ModelPackage
 from model.runtime.base import (
     Device,
     Interrupted,
+    LaneShare,
     VisionOutput,
     check_pixels,
     check_tokens,
@@ -58,7 +59,7 @@ class TensorRtRuntime:
         self,
         package: ModelPackage,
         choice: RuntimeChoice,
-        num_threads: int = 1,
+        share: LaneShare | None = None,
         *,
         options: TensorRtOptions | None = None,
         load: Callable[[], Libraries] = load_libraries,
@@ -68,7 +69,7 @@ class TensorRtRuntime:
         Args:
             package: Opened and verified.
             choice: Gives the precision of the vision graph.
-            num_threads: Not used; the GPU computes.
+            share: Not used; the GPU computes.
             options: How engines are found and run.
             load: Gives the libraries.
 
@@ -78,7 +79,7 @@ class TensorRtRuntime:
             PackageError: The package has no graph of this precision.
             ValueError: A precision that engines are not built in.
         """
-        del num_threads
+        del share
         self.precision: Precision = choice.precision
         self.device: Device = "gpu"
         self.tasks: tuple[DenseTask, ...] = dense_tasks(package)

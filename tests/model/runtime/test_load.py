@@ -105,12 +105,6 @@ def test_names_and_precision_are_told(runtime: Runtime) -> None:
     assert runtime.precision == "fp32"
 
 
-def test_auto_is_onnx(tiny_package: ModelPackage) -> None:
-    runtime = load_runtime(tiny_package)
-    assert runtime.name == "onnx"
-    runtime.close()
-
-
 def test_unknown_names_and_no_threads_are_refused(tiny_package: ModelPackage) -> None:
     with pytest.raises(ValueError, match="choose auto, onnx, openvino"):
         load_runtime(tiny_package, runtime="tensorflow")
@@ -123,4 +117,4 @@ def test_a_package_without_graphs_is_refused(tiny_package: ModelPackage, tmp_pat
     shutil.copytree(tiny_package.path, folder, ignore=shutil.ignore_patterns("onnx"))
     write_manifest(folder, tiny_package.manifest)
     with pytest.raises(PackageError, match=r"no file 'onnx/vision_model\.onnx'"):
-        load_runtime(open_package(folder))
+        load_runtime(open_package(folder), runtime="onnx")

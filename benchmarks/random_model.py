@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from model.package import ModelPackage, open_package
 
 if TYPE_CHECKING:
-    from transformers import Tipsv2Config
+    from transformers import Tipsv2Config, Tipsv2Model
 
 TOWER: Final = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 PROVENANCE: Final = {
@@ -26,7 +26,7 @@ PROVENANCE: Final = {
 
 def random_b14(folder: Path, side: int) -> ModelPackage:
     """B/14, native at `side` pixels: from the folder, or made and kept there, in some minutes."""
-    output = folder / f"random-b14-{side}"
+    output = folder / f"b14-{side}"
     if not output.exists():
         with tempfile.TemporaryDirectory() as checkpoint:
             _write_checkpoint(Path(checkpoint), side)
@@ -45,10 +45,33 @@ def _write_checkpoint(folder: Path, side: int) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copy(bundled / name, folder / name)
     torch.manual_seed(0)
-    Tipsv2Model(_config(bundled, side)).eval().save_pretrained(folder)
+    model = Tipsv2Model(_config(bundled, side)).eval()
+    plant_scales(model)
+    model.save_pretrained(folder)
     (folder / "scores.json").write_text("[]", encoding="utf-8")
     (folder / "provenance.json").write_text(json.dumps(PROVENANCE), encoding="utf-8")
     (folder / "card.md").write_text("# Random weights\n", encoding="utf-8")
+
+
+def plant_scales(model: "Tipsv2Model") -> None:
+    """Give norms, biases, LayerScale and tokens values as training leaves them: not 0 and not 1.
+
+    Fresh ones would hide what rounding does: every block would add next to nothing.
+    """
+    import torch  # noqa: PLC0415 - only where a model is made
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "layer_scale" in name:
+                parameter.copy_(0.3 + 0.2 * noise.abs())
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            elif "norm" in name:
+                parameter.copy_(1 + 0.2 * noise)
+            elif name.endswith(("cls_token", "register_tokens", "position_embeddings")):
+                parameter.copy_(0.5 * noise)
 
 
 def _config(bundled: Path, side: int) -> "Tipsv2Config":

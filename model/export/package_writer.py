@@ -22,6 +22,7 @@ from model.graphs import TEXT_FILE, VISION_FILE
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import ModelPackage, open_package, write_manifest
 from model.parity.proof import Progress, prove_package
+from model.parity.reference import dense_references
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,7 +68,8 @@ def write_package(
         _write_files(content, staging, progress)
         # By way of a first manifest, so that the graphs are loaded as the server will load them.
         first = write_manifest(staging, content.draft)
-        parity = prove_package(content.model, first, progress=progress)
+        heads = dense_references(content.dense)
+        parity = prove_package(content.model, first, dense=heads, progress=progress)
         manifest = content.draft.model_copy(update={"parity": parity})
         (staging / "README.md").write_text(content.render_card(manifest), encoding="utf-8")
         write_manifest(staging, manifest)

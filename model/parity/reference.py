@@ -8,9 +8,11 @@ Shapes: B batch, N patches, L tokens, D embedding width, K classes, H W pixels.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
 
 import torch
-from transformers import Tipsv2Model
+from transformers import Tipsv2DptForDensePrediction, Tipsv2Model
 
 from model.features import vision_features
 from model.graphs import DenseTask
@@ -34,6 +36,11 @@ from model.text import TEMPLATES, TextTokenizer, fill
 
 # A dense head of the model in float32: pixels to what `Runtime.estimate` answers.
 DenseReference = Callable[[FloatArray], FloatArray]
+DENSE_FIELDS: Final[dict[DenseTask, str]] = {
+    "depth": "predicted_depth",
+    "normals": "normals",
+    "segmentation": "segmentation_logits",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -156,6 +163,23 @@ def reference_text(model: Tipsv2Model, token_ids_BL: TokenArray, mask_BL: TokenA
     )
     embeddings_BD: FloatArray = output.pooler_output.numpy()
     return embeddings_BD
+
+
+def dense_references(
+    dense: Tipsv2DptForDensePrediction | None,
+) -> dict[DenseTask, DenseReference]:
+    """All heads by transformers' forward, which computes the three at once; none of None."""
+    if dense is None:
+        return {}
+    return {task: partial(_dense_map, dense, name) for task, name in DENSE_FIELDS.items()}
+
+
+@torch.no_grad()
+def _dense_map(
+    dense: Tipsv2DptForDensePrediction, name: str, pixels_B3HW: FloatArray
+) -> FloatArray:
+    output_BHW: FloatArray = getattr(dense(torch.from_numpy(pixels_B3HW)), name).numpy()
+    return output_BHW
 
 
 def segmenting_features(output: VisionOutput, features: str) -> FloatArray:

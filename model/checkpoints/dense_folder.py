@@ -91,7 +91,8 @@ def _kind(
             return kind, (task,)
     known = ", ".join([ALL_HEADS, *(kind.__name__ for kind in SINGLE_HEADS.values())])
     raise CheckpointError(
-        f"{folder / CONFIG_FILE} names the architectures {named}; dense heads are one of {known}"
+        f"{folder / CONFIG_FILE} names the architectures {named}, and dense heads are one of "
+        f"{known}; download the current revision of the -dpt repository"
     )
 
 

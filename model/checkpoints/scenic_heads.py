@@ -14,8 +14,10 @@ at first, and the files do not tell whether they are from before or after that w
 
 Whether a ReLU follows the last 3 x 3 convolution of the depth head is not in the files either, and
 upstream changed its mind: its PyTorch decoder had none, then one in every head, then an option that
-is off. The default here is "relu", as in transformers, whose port is what the published -dpt
-folders are run with; "linear" is upstream's option switched off. The choice is in the origin.
+is off. The default here is "relu", for two reasons: transformers has it, in the depth head alone,
+and so had the code that came with the published -dpt weights before transformers knew them (read in
+the port of it that ostris/ai-toolkit carries). "linear" is upstream's option switched off. Which of
+the two was chosen is in the origin.
 """
 
 from collections.abc import Sequence

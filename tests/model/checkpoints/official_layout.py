@@ -58,7 +58,11 @@ def small_model(
 
 def vision_arrays(model: Tipsv2Model) -> Arrays:
     """The vision tower as `pytorch/image_encoder.py` names it."""
-    tower = model.vision_model
+    return tower_arrays(model.vision_model)
+
+
+def tower_arrays(tower: Any) -> Arrays:
+    """The same of a vision tower, or of a backbone, which has the same modules."""
     embeddings = tower.embeddings
     arrays = {
         "cls_token": array(embeddings.cls_token),

@@ -22,6 +22,7 @@ from model.checkpoints.checkpoint import CheckpointError
 from model.checkpoints.dense_folder import read_dense_folder
 from model.checkpoints.read import read_checkpoint
 from model.graphs import DENSE_TASKS, DenseTask
+from tests.model.checkpoints.hub_layout import hub_tensors
 from tests.model.checkpoints.official_layout import small_model
 from tests.model.checkpoints.scenic_layout import dense_model
 
@@ -110,6 +111,23 @@ def test_a_single_head_arrives_whole(
         name: tensor
         for name, tensor in dense.state_dict().items()
         if name.startswith((f"{task}_", "backbone."))
+    }
+    same_state(found.model.state_dict(), expected)
+
+
+@pytest.mark.parametrize("kind", [Tipsv2DptForDensePrediction, *SINGLE.values()])
+def test_the_hubs_first_names_are_known(
+    model: Tipsv2Model, dense: Tipsv2DptForDensePrediction, folder: Path, kind: type
+) -> None:
+    """One file of three heads, whichever of the classes the configuration names."""
+    save_file(hub_tensors(dense), folder / "model.safetensors", metadata={"format": "pt"})
+    change_config(folder, architectures=[kind.__name__])
+    found = read_dense_folder(folder, model)
+    assert len(found.tasks) == (3 if kind is Tipsv2DptForDensePrediction else 1)
+    expected = {
+        name: tensor
+        for name, tensor in dense.state_dict().items()
+        if name.startswith(("backbone.", *(f"{task}_" for task in found.tasks)))
     }
     same_state(found.model.state_dict(), expected)
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from model.graphs import DenseTask, Part, Precision
+from model.graphs import DenseTask
 from model.manifest import ParityEntry
 from model.parity.distance import (
     Distance,
@@ -23,18 +23,10 @@ from model.parity.limits import limits
 from model.parity.masks import Agreement, mask
 from model.parity.reference import Reference, VisionCase, segmenting_features
 from model.runtime.base import Runtime, VisionOutput
+from model.runtime.loaded_graphs import LoadedGraph
 from model.segmentation import average_groups
 
 Output = TypeVar("Output")
-
-
-@dataclass(frozen=True, slots=True)
-class GraphRun:
-    """A file of the package, and the arithmetic that computes it."""
-
-    part: Part
-    file: str
-    precision: Precision
 
 
 @dataclass(slots=True)
@@ -60,7 +52,7 @@ class Measured:
 
 
 def measure(
-    reference: Reference, runtime: Runtime, graphs: Iterable[GraphRun]
+    reference: Reference, runtime: Runtime, graphs: Iterable[LoadedGraph]
 ) -> list[ParityEntry]:
     """How far a runtime's answers are from the model's; see `ParityEntry.passed`.
 
@@ -98,7 +90,7 @@ def describe(entry: ParityEntry) -> str:
     )
 
 
-def _measure_graph(reference: Reference, runtime: Runtime, graph: GraphRun) -> ParityEntry:
+def _measure_graph(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> ParityEntry:
     if graph.part == "vision":
         measured = _measure_vision(reference, runtime, graph)
     elif graph.part == "text":
@@ -129,7 +121,7 @@ def _measure_graph(reference: Reference, runtime: Runtime, graph: GraphRun) -> P
     )
 
 
-def _measure_vision(reference: Reference, runtime: Runtime, graph: GraphRun) -> Measured:
+def _measure_vision(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> Measured:
     measured = Measured()
     for case in reference.vision:
         if not _judges(case.given.is_real, graph):
@@ -146,7 +138,7 @@ def _measure_vision(reference: Reference, runtime: Runtime, graph: GraphRun) -> 
     return measured
 
 
-def _measure_text(reference: Reference, runtime: Runtime, graph: GraphRun) -> Measured:
+def _measure_text(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> Measured:
     measured = Measured()
     for case in reference.text:
         if not _judges(case.given.is_real, graph):
@@ -170,7 +162,7 @@ def _measure_text(reference: Reference, runtime: Runtime, graph: GraphRun) -> Me
 
 
 def _measure_dense(
-    reference: Reference, runtime: Runtime, graph: GraphRun, task: DenseTask
+    reference: Reference, runtime: Runtime, graph: LoadedGraph, task: DenseTask
 ) -> Measured:
     measured = Measured()
     for case in reference.vision:
@@ -184,7 +176,7 @@ def _measure_dense(
     return measured
 
 
-def _judges(is_real: bool, graph: GraphRun) -> bool:
+def _judges(is_real: bool, graph: LoadedGraph) -> bool:
     """Noise judges float32 only."""
     return is_real or graph.precision == "fp32"
 
@@ -203,7 +195,7 @@ def _arrays(output: VisionOutput) -> list[FloatArray]:
 
 
 def _run(
-    graph: GraphRun, size: tuple[int, ...], call: Callable[..., Output], *inputs: object
+    graph: LoadedGraph, size: tuple[int, ...], call: Callable[..., Output], *inputs: object
 ) -> Output:
     """Run one input; a graph that refuses it fails the gate as one that answers wrongly does."""
     try:

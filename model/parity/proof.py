@@ -1,40 +1,47 @@
 """Measures every graph of a package on every runtime and precision that this machine can run."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Final, get_args
+from typing import Final
 
 from transformers import Tipsv2Model
 
-from model.graphs import DENSE_TASKS, DenseTask, Part, Precision, graph_file
+from model.graphs import DenseTask, graph_file
 from model.manifest import Manifest, ParityEntry
 from model.package import ModelPackage
-from model.parity.gate import GraphRun, describe, measure, require
+from model.parity.gate import describe, measure, require
 from model.parity.reference import DenseReference, build_reference
-from model.runtime.base import MissingRuntimeError
 from model.runtime.choice import RuntimeChoice
-from model.runtime.libraries import RuntimeName
+from model.runtime.hardware import this_hardware
+from model.runtime.libraries import installed_libraries
 from model.runtime.load import load_chosen
+from model.runtime.loaded_graphs import LoadedGraph, loaded_graphs
+from model.runtime.ways import WAYS, Machine, find_obstacle
 
 Progress = Callable[[str], None]
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+# In this order: what is wrong with a graph itself shows first where nothing is rounded. torch is
+# what these are compared with, and GPUs are not where packages are written.
+RUNTIMES: Final = ("onnx", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """A runtime and a precision, and what it computes of a package.
+class Proof:
+    """A runtime and a precision, and what it computes of a package."""
 
-    Attributes:
-        is_hint: Whether the runtime itself computes graphs of float32 in this precision. What such
-            a way gets wrong is written down, not refused: nobody has to take it.
-    """
+    choice: RuntimeChoice
+    graphs: tuple[LoadedGraph, ...]
 
-    runtime: RuntimeName
-    precision: Precision
-    graphs: tuple[GraphRun, ...]
-    is_hint: bool = False
+    @property
+    def is_hint(self) -> bool:
+        """Whether the runtime itself computes graphs of float32 in another precision.
+
+        What such a way gets wrong is written down, not refused: nobody has to take it.
+        """
+        return self.choice.precision != "fp32" and all(
+            graph.file == graph_file(graph.part) for graph in self.graphs
+        )
 
 
 def prove_package(
@@ -60,23 +67,18 @@ def prove_package(
     """
     progress("running the model in torch, to compare with")
     reference = build_reference(model, package, dense=dense)
+    machine = Machine(this_hardware(), installed_libraries())
+    num_threads = len(os.sched_getaffinity(0))
     entries: list[ParityEntry] = []
-    for way in ways(package.manifest):
-        progress(f"comparing {way.runtime} in {way.precision}")
-        choice = RuntimeChoice(
-            runtime=way.runtime, precision=way.precision, device="cpu", reason="to be compared"
-        )
-        try:
-            runtime = load_chosen(package, choice, num_threads=len(os.sched_getaffinity(0)))
-        except MissingRuntimeError as error:
-            progress(f"not compared: {error}")
-            continue
-        with closing(runtime):
+    for proof in plan_proofs(package.manifest, machine):
+        choice = proof.choice
+        progress(f"comparing {choice.runtime} in {choice.precision}")
+        with closing(load_chosen(package, choice, num_threads=num_threads)) as runtime:
             # Not every runtime has every head.
-            can_run = {"vision", "text", *(dense or {})} & {"vision", "text", *runtime.tasks}
-            graphs = [graph for graph in way.graphs if graph.part in can_run]
+            can_run = {"vision", "text", *runtime.tasks}
+            graphs = [graph for graph in proof.graphs if graph.part in can_run]
             measured = measure(reference, runtime, graphs)
-        if not way.is_hint:
+        if not proof.is_hint:
             require(measured)
         for entry in measured:
             if not entry.passed:
@@ -85,23 +87,23 @@ def prove_package(
     return entries
 
 
-def ways(manifest: Manifest) -> Iterator[Way]:
-    """Every way to run what the package holds, float32 first; each graph of a runtime once."""
-    for runtime in ("onnx", "openvino"):
-        seen: set[GraphRun] = set()
-        for precision in PRECISIONS:
-            graphs = tuple(run for run in _graphs(manifest, precision) if run not in seen)
-            if graphs and graphs[0].part == "vision":
-                seen.update(graphs)
-                yield Way(runtime, precision, graphs)
-
-
-def _graphs(manifest: Manifest, precision: Precision) -> Iterator[GraphRun]:
-    """What a choice of this precision loads: its own graphs, float32 for parts without one."""
-    parts: tuple[Part, ...] = ("vision", "text", *DENSE_TASKS)
-    for part in parts:
-        for candidate in (precision, PRECISIONS[0]):
-            file = graph_file(part, candidate)
-            if file in manifest.files:
-                yield GraphRun(part, file, candidate)
-                break
+def plan_proofs(manifest: Manifest, machine: Machine) -> list[Proof]:
+    """Every way to run on a CPU what the package holds, float32 first; each graph of a way once."""
+    proofs = []
+    ways = [way for name in RUNTIMES for way in WAYS if (way.runtime, way.device) == (name, "cpu")]
+    for way in ways:
+        seen: set[LoadedGraph] = set()
+        for precision in sorted(way.precisions, key=lambda name: name != "fp32"):
+            if find_obstacle(way, precision, manifest, machine) is not None:
+                continue
+            loaded = loaded_graphs(manifest, way.runtime, precision)
+            choice = RuntimeChoice(
+                runtime=way.runtime,
+                precision=precision,
+                device=way.device,
+                provider=way.provider,
+                reason="to be compared with the model",
+            )
+            proofs.append(Proof(choice, tuple(graph for graph in loaded if graph not in seen)))
+            seen.update(loaded)
+    return proofs

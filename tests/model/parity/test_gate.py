@@ -14,9 +14,10 @@ from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, Precision
 from model.manifest import ParityEntry
 from model.package import ModelPackage
 from model.parity.distance import ParityError
-from model.parity.gate import GraphRun, measure, require
+from model.parity.gate import measure, require
 from model.parity.reference import Reference, build_reference
 from model.runtime.base import Runtime, VisionOutput
+from model.runtime.loaded_graphs import LoadedGraph
 from tests.model.parity.conftest import Altered
 
 FloatArray = NDArray[np.float32]
@@ -24,12 +25,12 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Change = Callable[[VisionOutput], VisionOutput]
 
 
-def vision_run(precision: Precision = "fp32") -> GraphRun:
-    return GraphRun("vision", VISION_FILE, precision)
+def vision_run(precision: Precision = "fp32") -> LoadedGraph:
+    return LoadedGraph("vision", VISION_FILE, precision)
 
 
-def text_run(precision: Precision = "fp32") -> GraphRun:
-    return GraphRun("text", TEXT_FILE, precision)
+def text_run(precision: Precision = "fp32") -> LoadedGraph:
+    return LoadedGraph("text", TEXT_FILE, precision)
 
 
 def patches_changed(change: Callable[[FloatArray, tuple[int, int]], FloatArray]) -> Change:
@@ -212,7 +213,7 @@ def test_a_dense_head_is_held_to_its_own_number(
 ) -> None:
     right = {task: lambda pixels_B3HW: np.repeat(DENSE[task], len(pixels_B3HW), axis=0)}
     reference = build_reference(tiny_model, tiny_package, dense=right, budget_gflop=0)
-    run = GraphRun(task, "onnx/dense.onnx", precision)
+    run = LoadedGraph(task, "onnx/dense.onnx", precision)
     altered.dense = dict(right)
     (entry,) = measure(reference, altered, [run])
     assert entry.passed

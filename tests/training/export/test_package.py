@@ -56,7 +56,7 @@ def test_the_manifest_says_what_model_it_is(tiny_package: ModelPackage) -> None:
     assert manifest.zero_shot.templates == "tcl"
     assert manifest.provenance == {"data": {"name": "none", "licences": ["CC0-1.0"]}}
     assert [score.row for score in manifest.scores] == ["student", "random"]
-    assert all(entry.passed for entry in manifest.parity)
+    assert all(entry.passed for entry in manifest.parity if entry.precision == "fp32")
     assert {(entry.file, entry.runtime, entry.precision) for entry in manifest.parity} >= {
         (file, runtime, "fp32")
         for file in ("onnx/vision_model.onnx", "onnx/text_model.onnx")

@@ -25,6 +25,8 @@ MAX_ARCHIVE_BYTES = 16 * 2**30
 # Weights hardly compress; deflate reaches 1000 on what was made to exhaust memory.
 MAX_EXPANSION = 50
 MAX_HEADER_BYTES = 10_000
+# What zipfile and NumPy raise for bytes that are not what they should be.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
 DOWNLOAD_AGAIN = "download it again, or take it from where it was trained"
 
 
@@ -51,7 +53,7 @@ class ArrayArchive:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except DAMAGE as error:
             raise CheckpointError(
                 f"{path} is no zip of arrays or was cut short ({error}); {DOWNLOAD_AGAIN}"
             ) from error
@@ -85,7 +87,7 @@ class ArrayArchive:
                 array = npy.read_array(file, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
                 # The checksum is compared once the end is reached.
                 leftover = file.read(1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+        except DAMAGE as error:
             raise CheckpointError(
                 f"{self.path} is damaged at {name!r} ({error}); {DOWNLOAD_AGAIN}"
             ) from error
@@ -132,6 +134,11 @@ class ArrayArchive:
             )
         if info.flag_bits & 0x1:
             raise CheckpointError(f"{self.path} is encrypted; save it without a password")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise CheckpointError(
+                f"{self.path} is packed in an unusual way at {info.filename!r}; save it with "
+                "np.savez or np.savez_compressed"
+            )
         if path.suffix != ".npy":
             raise CheckpointError(
                 f"{self.path} holds {info.filename!r}, which is no .npy array; "
@@ -143,7 +150,7 @@ class ArrayArchive:
         try:
             with self._zip.open(info) as file:
                 shape, dtype, header_bytes = _parse_header(file)
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+        except DAMAGE as error:
             raise CheckpointError(
                 f"{self.path} has no readable array at {name!r} ({error}); {DOWNLOAD_AGAIN}"
             ) from error

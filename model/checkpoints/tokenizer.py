@@ -70,6 +70,8 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
         "has no padding piece with id 0": model.pad_id != PAD_ID,
         "does not write unknown characters as bytes": not model.has_bytes,
         "keeps runs of spaces": model.keeps_spaces,
+        "has a piece twice": len({piece.text for piece in model.pieces}) < len(model.pieces),
+        "has no piece for what it does not know": model.unknown_id not in range(len(model.pieces)),
     }
     for difference, is_so in differences.items():
         if is_so:
@@ -77,14 +79,19 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
                 f"{path} {difference}, so transformers' TIPSv2 tokenizer cannot give its ids; "
                 "use the tokenizer.model of the release"
             )
-    vocab = {piece.text: index for index, piece in enumerate(model.pieces)}
-    tokenizer = Tipsv2Tokenizer(
-        vocab=vocab,
-        merges=merges_of(model.pieces),
-        pad_token=model.pieces[model.pad_id].text,
-        unk_token=model.pieces[model.unknown_id].text,
-        _spm_precompiled_charsmap=model.charsmap or None,
-    )
+    try:
+        tokenizer = Tipsv2Tokenizer(
+            vocab={piece.text: index for index, piece in enumerate(model.pieces)},
+            merges=merges_of(model.pieces),
+            pad_token=model.pieces[model.pad_id].text,
+            unk_token=model.pieces[model.unknown_id].text,
+            _spm_precompiled_charsmap=model.charsmap or None,
+        )
+    except Exception as error:  # all that tokenizers raises, such as for a damaged normaliser
+        raise CheckpointError(
+            f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the tokenizer.model "
+            "of the release"
+        ) from error
     defined = [piece.text for piece in model.pieces if piece.kind == USER_DEFINED]
     if defined:
         tokenizer.add_tokens([AddedToken(text, normalized=False) for text in defined])

@@ -4,12 +4,15 @@ import io
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.checkpoints.array_archive import ArrayArchive
@@ -144,6 +147,34 @@ def test_one_flipped_bit_is_found(path: Path) -> None:
         pytest.raises(CheckpointError, match=r"damaged at 'a' \(Bad CRC"),
     ):
         archive.read("a")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_unusual_packing_is_refused(path: Path, method: int) -> None:
+    write_zip(path, {"a.npy": npy(GOOD)}, method)
+    with pytest.raises(CheckpointError, match=r"packed in an unusual way at 'a\.npy'"):
+        ArrayArchive(path)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch") / "weights.npz"
+
+
+@given(data=st.data())
+def test_damage_anywhere_is_refused_or_changes_no_value(scratch: Path, data: st.DataObject) -> None:
+    np.savez(scratch, allow_pickle=False, a=GOOD, b=GOOD[0])
+    content = bytearray(scratch.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] = data.draw(st.integers(0, 255))
+    scratch.write_bytes(content)
+    found: dict[str, torch.Tensor] = {}
+    with suppress(CheckpointError), ArrayArchive(scratch) as archive:
+        found = {name: archive.read(name) for name in archive.shapes}
+    # A name is not under the checksum; whoever looks for 'a' will miss it.
+    expected = {"a": torch.from_numpy(GOOD), "b": torch.from_numpy(GOOD[0])}
+    for name in found.keys() & expected.keys():
+        assert torch.equal(found[name], expected[name])
 
 
 def test_an_encrypted_member_is_refused(path: Path) -> None:

@@ -118,6 +118,16 @@ def test_a_model_that_was_cut_short_is_refused(spm_file: Path, tmp_path: Path) -
             read_tokenizer(tmp_path, vocab_size=1000)
 
 
+def test_a_damaged_normaliser_is_refused(spm_file: Path, tmp_path: Path) -> None:
+    content = bytearray(spm_file.read_bytes())
+    charsmap = parse_model(spm_file).charsmap
+    at = content.index(charsmap)
+    content[at : at + 4] = b"\xff" * 4  # the length of its first table
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model cannot be read"):
+        read_tokenizer(tmp_path, vocab_size=1000)
+
+
 def test_a_folder_without_a_tokenizer_is_refused(pair: Path) -> None:
     (pair / "tokenizer.model").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer; put the tokenizer\.model"):

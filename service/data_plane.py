@@ -282,11 +282,12 @@ class DataPlane:
         rule = _size_rule(request, model)
         cost = len(request.images) * rule.nominal_patches
         async with self._inside(model, cost, call, task) as ticket:
-            images = ImagePass(request.images, rule, model=model, call=call, kind=task)
-            estimated = await images.run(self._preparer, ticket, self._pool)
             is_scaled = request.size == "picture"
-            if is_scaled:
-                check_map_pixels([image.size_hw for image in estimated], self.limits)
+            check = partial(check_map_pixels, limits=self.limits) if is_scaled else None
+            images = ImagePass(
+                request.images, rule, model=model, call=call, kind=task, check_sizes=check
+            )
+            estimated = await images.run(self._preparer, ticket, self._pool)
             with call.stage("post"):
                 maps = await wait_all(
                     self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))

@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
@@ -21,6 +18,7 @@ from service.grpc.generated import (
     tensor_pb2,
     text_pb2,
 )
+from service.grpc.unknown_fields import refuse_unknown_fields
 from service.masks.mask_codec import class_color
 from service.messages import (
     EmbedImagesRequest,
@@ -235,30 +233,6 @@ def tensor(array: NDArray[np.generic]) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(
         shape=array.shape, data_type=DATA_TYPES[array.dtype.name], data=little.tobytes()
     )
-
-
-def refuse_unknown_fields(message: Message, path: str = "") -> None:
-    """Refuse a field that is newer than this server: what it asks for would be ignored.
-
-    Raises:
-        InvalidRequest: The message, or one inside it, has such a field.
-    """
-    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]  # its stub lacks __iter__
-        where = f"{path}: field" if path else "Field"
-        raise InvalidRequest(
-            f"{where} number {unknown.field_number} is not known.",
-            code="unknown_field",
-            param=path or None,
-        )
-    for field, value in message.ListFields():
-        if field.type != FieldDescriptor.TYPE_MESSAGE:
-            continue
-        name = f"{path}.{field.name}" if path else field.name
-        if isinstance(value, Message):
-            refuse_unknown_fields(value, name)
-        else:
-            for index, item in enumerate(value):
-                refuse_unknown_fields(item, f"{name}[{index}]")
 
 
 def _choice(table: Mapping[NumberT, T], value: NumberT, param: str) -> T | None:

@@ -11,7 +11,6 @@ from service.grpc.converters import (
     from_model,
     from_normals,
     from_segment_images,
-    refuse_unknown_fields,
     to_embed_images,
     to_embed_texts,
     to_estimate_maps,
@@ -19,6 +18,7 @@ from service.grpc.converters import (
 )
 from service.grpc.generated import dense_pb2, embed_pb2, encoder_service_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
+from service.grpc.unknown_fields import refuse_unknown_fields
 
 
 class EncoderServicer(EncoderServiceServicer):

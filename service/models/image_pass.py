@@ -7,7 +7,7 @@ Nothing is begun for a caller who has left.
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from service.lanes.work import Completed, Kind
 from service.messages import Picture
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
+
+SizeCheck = Callable[[Sequence[tuple[int, int]]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,13 @@ class EncodedImage:
 class ImagePass:
     """Runs once. Made and awaited on an event loop; its steps run in the pool and the lanes.
 
-    `kind` is what is to be computed of the pictures.
+    Args:
+        images: Encoded pictures.
+        rule: How large the model sees them.
+        model: Which one.
+        call: Whose they are.
+        kind: What is to be computed of them.
+        check_sizes: Refuses pictures by their heights and widths, before any pixel is decoded.
     """
 
     def __init__(
@@ -44,9 +52,11 @@ class ImagePass:
         model: ServedModel,
         call: Call,
         kind: Kind = "image",
+        check_sizes: SizeCheck | None = None,
     ) -> None:
         self._images = images
         self._kind: Kind = kind
+        self._check_sizes = check_sizes
         self._rule = rule
         self._model = model
         self._call = call
@@ -106,6 +116,10 @@ class ImagePass:
                 preparer.num_patches(data, self._rule, param=_param(index))
                 for index, data in enumerate(self._images)
             )
+            if self._check_sizes is not None:
+                self._check_sizes(
+                    [preparer.size_hw(d, param=_param(i)) for i, d in enumerate(self._images)]
+                )
             nominal = len(self._images) * self._rule.nominal_patches
             with self._lock:
                 if self._is_over():  # and so is the ticket

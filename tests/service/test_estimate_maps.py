@@ -142,13 +142,14 @@ async def test_what_cannot_be_answered_names_its_field(
 
 
 async def test_maps_that_would_fill_the_memory_are_refused(
-    make_plane: Callable[..., DataPlane], encode_image: Encode
+    make_plane: Callable[..., DataPlane], encode_image: Encode, runtime: "FakeRuntime"
 ) -> None:
     plane = make_plane(max_image_pixels=2000)
     images = (encode_image(size=(40, 30)),) * 2
     with pytest.raises(RequestTooLarge) as caught:
         await plane.estimate_maps(EstimateMapsRequest(task="normals", images=images), call())
     assert caught.value.param == "size"
+    assert runtime.num_maps == 0
     small = EstimateMapsRequest(task="normals", images=images, size="model")
     assert len((await plane.estimate_maps(small, call())).maps) == 2
 

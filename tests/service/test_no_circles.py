@@ -15,7 +15,7 @@ import grpc
 import httpx
 import pytest
 
-from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
+from service.grpc.generated import dense_pb2, embed_pb2, image_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.server import Server
 
@@ -54,6 +54,7 @@ async def over_rest(server: Server, image: bytes) -> None:
         for _ in range(TIMES):
             await client.post(f"{url}:embed", content=image)
             await client.post(f"{url}:segment?classes=dog,sky", content=image)
+            await client.post(f"{url}:normals", content=image)
 
 
 async def over_grpc(server: Server, image: bytes) -> None:
@@ -68,6 +69,7 @@ async def over_grpc(server: Server, image: bytes) -> None:
                     stub.SegmentImages,
                     segment_pb2.SegmentImagesRequest(images=images, classes=classes),
                 ),
+                (stub.EstimateNormals, dense_pb2.EstimateNormalsRequest(images=images)),
             ):
                 with suppress(grpc.aio.AioRpcError):
                     await rpc(request, timeout=TIMEOUT_S)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health
 
-from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
+from service.grpc.generated import dense_pb2, embed_pb2, image_pb2, segment_pb2
 from service.server import Server
 
 if TYPE_CHECKING:
@@ -55,10 +55,19 @@ GRPC_ONLY = [
     "service.grpc.servicer.from_segment_images",
     "service.grpc.interceptors.call_metadata",
 ]
+MAPS_BOTH = [
+    "service.data_plane.check_task",
+    "service.data_plane.check_map_pixels",
+    "service.data_plane.make_map",
+]
+MAPS_REST = ["service.rest.routes.check_map_media", "service.rest.routes.write_maps"]
+MAPS_GRPC = ["service.grpc.servicer.to_estimate_maps", "service.grpc.servicer.from_depth"]
 
 
-async def over_rest(server: Server, image: bytes) -> tuple[str, str]:
-    url = f"http://127.0.0.1:{server.ports['http']}/v1/images:segment?classes=dog"
+async def over_rest(
+    server: Server, image: bytes, route: str = "segment?classes=dog"
+) -> tuple[str, str]:
+    url = f"http://127.0.0.1:{server.ports['http']}/v1/images:{route}"
     headers = {"Content-Type": "image/png", "X-Request-Id": "asked-by-test"}
     async with httpx.AsyncClient(timeout=LIMIT_S) as client:
         answer = await client.post(url, content=image, headers=headers)
@@ -71,6 +80,16 @@ async def over_grpc(server: Server, image: bytes) -> tuple[str, str]:
     )
     raw = request.SerializeToString()
     return await asyncio.to_thread(ask_grpc, server, f"{SERVICE}/SegmentImages", raw)
+
+
+async def depth_over_rest(server: Server, image: bytes) -> tuple[str, str]:
+    return await over_rest(server, image, "depth")
+
+
+async def depth_over_grpc(server: Server, image: bytes) -> tuple[str, str]:
+    request = dense_pb2.EstimateDepthRequest(images=[image_pb2.Image(encoded=image)])
+    raw = request.SerializeToString()
+    return await asyncio.to_thread(ask_grpc, server, f"{SERVICE}/EstimateDepth", raw)
 
 
 def ask_grpc(server: Server, rpc: str, raw: bytes) -> tuple[str, str]:
@@ -91,6 +110,7 @@ def ask_grpc(server: Server, rpc: str, raw: bytes) -> tuple[str, str]:
 
 
 Ask = Callable[[Server, bytes], Awaitable[tuple[str, str]]]
+OVER_GRPC = {over_grpc, depth_over_grpc}
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
@@ -107,6 +127,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
         *[pytest.param(over_grpc, stage, id=f"grpc {stage}") for stage in BOTH_PROTOCOLS],
         *[pytest.param(over_rest, stage, id=f"rest {stage}") for stage in REST_ONLY],
         *[pytest.param(over_grpc, stage, id=f"grpc {stage}") for stage in GRPC_ONLY],
+        *[pytest.param(depth_over_rest, s, id=f"rest {s}") for s in (*MAPS_BOTH, *MAPS_REST)],
+        *[pytest.param(depth_over_grpc, s, id=f"grpc {s}") for s in (*MAPS_BOTH, *MAPS_GRPC)],
     ],
 )
 async def test_no_stage_tells_what_broke_in_it(
@@ -125,7 +147,7 @@ async def test_no_stage_tells_what_broke_in_it(
         assert "RuntimeError" not in said
         # REST counts after it has answered.
         is_late = ask is over_rest and stage == "service.monitoring.telemetry.Telemetry.end"
-        assert status == ("200" if is_late else "500" if ask is over_rest else "INTERNAL")
+        assert status == ("200" if is_late else "INTERNAL" if ask in OVER_GRPC else "500")
         after, _ = await ask(server, image)
     assert after in {"200", "OK"}, "the next request is served"
 

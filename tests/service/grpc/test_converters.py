@@ -17,7 +17,6 @@ from service.grpc.converters import (
     from_depth,
     from_normals,
     from_segment_images,
-    refuse_unknown_fields,
     tensor,
     to_embed_images,
     to_embed_texts,
@@ -143,17 +142,6 @@ def test_values_that_this_server_does_not_know() -> None:
     assert templates.value.param == "templates"
     outputs = to_embed_images(embed_pb2.EmbedImagesRequest(outputs=[9])).outputs  # type: ignore[list-item]
     assert outputs == ("9",), "the data plane refuses it with its index"
-
-
-def test_a_field_from_the_future_is_refused_with_its_place() -> None:
-    newer = segment_pb2.SegmentClass.FromString(b"\x0a\x03dog\xa2\x06\x01x")
-    request = segment_pb2.SegmentImagesRequest(classes=[segment_pb2.SegmentClass(name="a"), newer])
-    with pytest.raises(InvalidRequest) as caught:
-        refuse_unknown_fields(request)
-    assert (caught.value.code, caught.value.param) == ("unknown_field", "classes[1]")
-    with pytest.raises(InvalidRequest) as at_the_top:
-        to_embed_images(embed_pb2.EmbedImagesRequest.FromString(b"\xa2\x06\x01x"))
-    assert at_the_top.value.param is None
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<u2", ">u2"])

@@ -1,0 +1,31 @@
+"""Fields of a message that are newer than this server."""
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from service.errors import InvalidRequest
+
+
+def refuse_unknown_fields(message: Message, path: str = "") -> None:
+    """Refuse a field that is newer than this server: what it asks for would be ignored.
+
+    Raises:
+        InvalidRequest: The message, or one inside it, has such a field.
+    """
+    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]  # its stub lacks __iter__
+        where = f"{path}: field" if path else "Field"
+        raise InvalidRequest(
+            f"{where} number {unknown.field_number} is not known.",
+            code="unknown_field",
+            param=path or None,
+        )
+    for field, value in message.ListFields():
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            continue
+        name = f"{path}.{field.name}" if path else field.name
+        if isinstance(value, Message):
+            refuse_unknown_fields(value, name)
+        else:
+            for index, item in enumerate(value):
+                refuse_unknown_fields(item, f"{name}[{index}]")

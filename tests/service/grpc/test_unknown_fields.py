@@ -1,0 +1,19 @@
+"""What a newer client says that this server would ignore is refused."""
+
+import pytest
+
+from service.errors import InvalidRequest
+from service.grpc.converters import to_embed_images
+from service.grpc.generated import embed_pb2, segment_pb2
+from service.grpc.unknown_fields import refuse_unknown_fields
+
+
+def test_a_field_from_the_future_is_refused_with_its_place() -> None:
+    newer = segment_pb2.SegmentClass.FromString(b"\x0a\x03dog\xa2\x06\x01x")
+    request = segment_pb2.SegmentImagesRequest(classes=[segment_pb2.SegmentClass(name="a"), newer])
+    with pytest.raises(InvalidRequest) as caught:
+        refuse_unknown_fields(request)
+    assert (caught.value.code, caught.value.param) == ("unknown_field", "classes[1]")
+    with pytest.raises(InvalidRequest) as at_the_top:
+        to_embed_images(embed_pb2.EmbedImagesRequest.FromString(b"\xa2\x06\x01x"))
+    assert at_the_top.value.param is None

@@ -277,8 +277,8 @@ class DataPlane:
             ServiceError: As `service.errors` draws it.
         """
         task = request.task
-        check_task(task, model.info)
         check_images(request.images, self.limits)
+        check_task(task, model.info)
         rule = _size_rule(request, model)
         cost = len(request.images) * rule.nominal_patches
         async with self._inside(model, cost, call, task) as ticket:

@@ -50,6 +50,11 @@ ANSWERS: Final = (
     EmbedTextsAnswer,
     InferAnswerBody,
 )
+# A whole PNG file, as JSON has it.
+ONE_PIXEL: Final = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4"
+    "AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
+)
 BINARY: Final = {"type": "string", "format": "binary"}
 
 STATUS_TEXT: Final = {
@@ -152,16 +157,28 @@ SEGMENT_IMAGES: Final[dict[str, Any]] = {
 
 
 def _estimate(
-    options: type[MapOptions], body: type[BaseModel], answer: type[BaseModel]
+    options: type[MapOptions],
+    body: type[BaseModel],
+    answer: type[BaseModel],
+    example: list[Any],
 ) -> dict[str, Any]:
+    """With an example of each: one pixel asked for, and this map in the answer."""
+    asked, given = _image_body(body), _responses(answer, NPY, SAFETENSORS, PNG)
+    asked["content"][JSON]["example"] = {"image": ONE_PIXEL, "size": "picture"}
+    item = {"index": 0, "height": 1, "width": 1, options.task: example}
+    given[200]["content"][JSON]["example"] = {
+        "object": "list",
+        "model": "tipsv2-b14-dpt",
+        "data": [item],
+    }
     return {
-        "responses": _responses(answer, NPY, SAFETENSORS, PNG) | ERRORS | NO_HEAD,
-        "openapi_extra": {"requestBody": _image_body(body), "parameters": _parameters(options)},
+        "responses": given | ERRORS | NO_HEAD,
+        "openapi_extra": {"requestBody": asked, "parameters": _parameters(options)},
     }
 
 
-ESTIMATE_DEPTH: Final = _estimate(DepthOptions, DepthBody, DepthAnswer)
-ESTIMATE_NORMALS: Final = _estimate(NormalsOptions, NormalsBody, NormalsAnswer)
+ESTIMATE_DEPTH: Final = _estimate(DepthOptions, DepthBody, DepthAnswer, [[2.25]])
+ESTIMATE_NORMALS: Final = _estimate(NormalsOptions, NormalsBody, NormalsAnswer, [[[0.0, 0.6, 0.8]]])
 EMBED_TEXTS: Final[dict[str, Any]] = {
     "responses": _responses(EmbedTextsAnswer, NPY, SAFETENSORS) | ERRORS,
     "openapi_extra": {

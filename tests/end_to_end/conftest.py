@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.package import ModelPackage
-from service.grpc.generated import embed_pb2, segment_pb2, tensor_pb2
+from service.grpc.generated import dense_pb2, embed_pb2, segment_pb2, tensor_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
 LIMIT_S = 60.0
@@ -34,6 +34,12 @@ ROUTES: Mapping[str, tuple[str, str, Any]] = {
     "embed_images": ("/v1/images:embed", "EmbedImages", embed_pb2.EmbedImagesRequest),
     "embed_texts": ("/v1/texts:embed", "EmbedTexts", embed_pb2.EmbedTextsRequest),
     "segment_images": ("/v1/images:segment", "SegmentImages", segment_pb2.SegmentImagesRequest),
+    "estimate_depth": ("/v1/images:depth", "EstimateDepth", dense_pb2.EstimateDepthRequest),
+    "estimate_normals": (
+        "/v1/images:normals",
+        "EstimateNormals",
+        dense_pb2.EstimateNormalsRequest,
+    ),
 }
 
 
@@ -148,11 +154,14 @@ class Service:
 def run_service(
     tiny_package: ModelPackage,
 ) -> Callable[..., Any]:
-    """A context in which the program serves the tiny package, with these arguments."""
+    """A context in which the program serves the tiny package, or others, with these arguments."""
 
     @contextmanager
-    def run(*arguments: str) -> Iterator[Service]:
-        program = Program(f"--model={tiny_package.path}", *arguments)
+    def run(
+        *arguments: str, packages: Sequence[ModelPackage] = (tiny_package,)
+    ) -> Iterator[Service]:
+        models = ",".join(str(package.path) for package in packages)
+        program = Program(f"--model={models}", *arguments)
         try:
             ready = program.wait_for("ready")
             yield Service(program, {name: ready[name] for name in ("http", "grpc", "metrics")})
@@ -194,7 +203,12 @@ def _to_protobuf(request_type: Any, fields: Mapping[str, Any]) -> Any:
     plain = dict(fields)
     images = plain.pop("images", ())
     is_unknown = plain.pop("unknown_field", False)
-    enums = {"outputs": "IMAGE_OUTPUT", "fit": "FIT", "features": "DENSE_FEATURES"}
+    enums = {
+        "outputs": "IMAGE_OUTPUT",
+        "fit": "FIT",
+        "size": "MAP_SIZE",
+        "features": "DENSE_FEATURES",
+    }
     for name, prefix in enums.items():
         if name in plain:
             plain[name] = _enum_names(plain[name], prefix)
@@ -236,7 +250,8 @@ def _arrays(answer: Any) -> dict[str, NDArray[Any]]:
     if isinstance(answer, embed_pb2.EmbedTextsResponse):
         rows = enumerate(_from_tensor(answer.embeddings))
         return {f"{index}.embedding": row for index, row in rows}
-    items = getattr(answer, "embeddings", None) or answer.segmentations
+    # Each answer has one list of what it says of the pictures.
+    (items,) = (value for field, value in answer.ListFields() if field.is_repeated)
     return {
         f"{index}.{descriptor.name}": _from_tensor(value)
         for index, item in enumerate(items)

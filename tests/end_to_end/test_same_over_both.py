@@ -77,6 +77,8 @@ BASE: Mapping[str, Mapping[str, Any]] = {
     "embed_images": {"images": ONE},
     "embed_texts": {"texts": ["dog"]},
     "segment_images": {"images": ONE, "classes": ["dog"]},
+    "estimate_depth": {"images": ONE},
+    "estimate_normals": {"images": ONE},
 }
 
 
@@ -89,8 +91,11 @@ def bad(name: str, method: str, code: str | None, param: str | None = None, **fi
 embed = partial(bad, method="embed_images")
 texts = partial(bad, method="embed_texts")
 segment = partial(bad, method="segment_images")
+depth = partial(bad, method="estimate_depth")
+normals = partial(bad, method="estimate_normals")
 
 MANY = (413, INVALID)
+NO_HEAD = (501, "UNIMPLEMENTED")
 MISSPELT = {"name": "cat", "promts": ["kitten"]}
 BLANK_PROMPT = {"name": "a", "prompts": ["b", " "]}
 ODD = "unheard-of"
@@ -123,6 +128,12 @@ BAD = [
     segment("prompt", code="blank_text", param="classes[0].prompts[1]", classes=[BLANK_PROMPT]),
     segment("misspelt", code="unknown_field", param="classes[1]", classes=["dog", MISSPELT]),
     segment("features", code="invalid_field", param="features", features=ODD),
+    depth("no depth", code="not_supported", param="model", status=NO_HEAD),
+    normals("no normals", code="not_supported", param="model", status=NO_HEAD),
+    normals("no pictures, normals", code="empty_list", param="images", images=[]),
+    depth("unknown model, depth", code="model_not_found", model="x", status=(404, "NOT_FOUND")),
+    depth("unknown field, depth", code="unknown_field", unknown_field=True),
+    depth("size", code="invalid_field", param="size", size=ODD),
     segment("cosine", code="invalid_field", param="background_threshold", background_threshold=1.5),
 ]
 

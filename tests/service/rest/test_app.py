@@ -219,6 +219,12 @@ async def test_the_document_names_every_status_and_every_reference_resolves(
         operation = document["paths"][path]["post"]
         assert set(operation["responses"]) == {*STATUSES, "501"}
         assert "image/png" in operation["responses"]["200"]["content"]
+        body = operation["requestBody"]["content"]["application/json"]
+        answer = await client.post(path, json=body["example"])
+        assert answer.status_code == 200
+        example = operation["responses"]["200"]["content"]["application/json"]["example"]
+        assert answer.json()["data"][0].keys() == example["data"][0].keys()
+        assert ("format" in {p["name"] for p in operation["parameters"]}) == path.endswith("depth")
     names = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
     assert names <= set(document["components"]["schemas"])
     segment = document["paths"]["/v1/images:segment"]["post"]

@@ -1,0 +1,160 @@
+"""A package with dense heads beside one without, over REST and gRPC, against transformers."""
+
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.export.dense import export_dense
+from model.export.sizes import draft_manifest
+from model.package import ModelPackage, write_manifest
+
+if TYPE_CHECKING:
+    from transformers import Tipsv2DptForDensePrediction, Tipsv2Model
+
+    from tests.end_to_end.conftest import Service
+
+NAME = "tiny-dense"
+SIZES = [(90, 60), (60, 90), (61, 60)]
+BOTH = pytest.mark.parametrize(
+    ("method", "output"), [("estimate_depth", "depth"), ("estimate_normals", "normals")]
+)
+
+
+@pytest.fixture(scope="module")
+def dense_package(
+    tiny_model: "Tipsv2Model",
+    tiny_dense: "Tipsv2DptForDensePrediction",
+    tiny_package: ModelPackage,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ModelPackage:
+    """The tiny package's towers, and dense heads on a tower of their own."""
+    folder = tmp_path_factory.mktemp("models") / NAME
+    copy_files(tiny_package.path, folder)
+    export_dense(tiny_dense, folder)
+    draft = draft_manifest(tiny_model, name=NAME, has_dense_heads=True)
+    return write_manifest(folder, draft)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    for path in source.rglob("*"):
+        if path.is_file() and path.name != "tipserve.json":
+            copied = target / path.relative_to(source)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copied.write_bytes(path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def dense_service(
+    run_service: Callable[..., Any], tiny_package: ModelPackage, dense_package: ModelPackage
+) -> Iterator["Service"]:
+    """Both packages, the one without heads first."""
+    with run_service(packages=(tiny_package, dense_package)) as running:
+        yield running
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"size": "model"}, {"fit": "squash", "resolution": 112}],
+    ids=["defaults", "raw", "squash"],
+)
+def test_both_protocols_give_the_same_map_bit_for_bit(
+    dense_service: "Service",
+    photo: Callable[..., bytes],
+    method: str,
+    output: str,
+    fields: dict[str, Any],
+) -> None:
+    images = [photo(seed, size) for seed, size in enumerate(SIZES)]
+    asked = {"images": images, "model": NAME, **fields}
+    rest, rpc = dense_service.over_rest(method, asked), dense_service.over_grpc(method, asked)
+    assert (rest.status, rpc.status) == ("200", "OK"), (rest.message, rpc.message)
+    assert rest.arrays.keys() == rpc.arrays.keys() == {f"{i}.{output}" for i in range(3)}
+    for index, (width, height) in enumerate(SIZES):
+        array = rest.arrays[f"{index}.{output}"]
+        np.testing.assert_array_equal(array, rpc.arrays[f"{index}.{output}"])
+        assert np.isfinite(array).all()
+        if "size" not in fields:
+            assert array.shape[:2] == (height, width)
+
+
+@BOTH
+def test_maps_are_what_transformers_computes(
+    dense_service: "Service",
+    tiny_dense: "Tipsv2DptForDensePrediction",
+    photo: Callable[..., bytes],
+    method: str,
+    output: str,
+) -> None:
+    import torch  # noqa: PLC0415 - heavy
+    from transformers import Tipsv2DptImageProcessor  # noqa: PLC0415
+
+    # As large as the model sees it, so that nothing but the model is compared.
+    image = photo(3, (84, 56), "PNG")
+    asked = {"images": [image], "model": NAME, "resolution": 56}
+    made = dense_service.over_grpc(method, asked).arrays[f"0.{output}"]
+    pixels_HW3 = np.asarray(Image.open(BytesIO(image)), np.float32) / 255
+    with torch.inference_mode():
+        raw = tiny_dense(torch.from_numpy(pixels_HW3).permute(2, 0, 1)[None])
+    process = Tipsv2DptImageProcessor()
+    if output == "depth":
+        outputs = SimpleNamespace(predicted_depth=raw.predicted_depth)
+        (wanted,) = process.post_process_depth_estimation(outputs, target_sizes=[(56, 84)])
+        np.testing.assert_allclose(made, wanted["predicted_depth"].numpy(), atol=2e-4)
+    else:
+        outputs = SimpleNamespace(normals=raw.normals)
+        (wanted,) = process.post_process_normal_estimation(outputs, target_sizes=[(56, 84)])
+        unit = torch.nn.functional.normalize(wanted["normals"], dim=0).permute(1, 2, 0).numpy()
+        assert (made * unit).sum(axis=-1).min() > 0.999
+        np.testing.assert_allclose(np.linalg.norm(made, axis=-1), 1, atol=1e-5)
+
+
+@BOTH
+def test_a_batch_equals_its_items_one_by_one(
+    dense_service: "Service", photo: Callable[..., bytes], method: str, output: str
+) -> None:
+    images = [photo(seed, (60 + 7 * seed, 70)) for seed in range(6)]
+    asked = {"model": NAME, "fit": "squash"}
+    together = dense_service.over_grpc(method, {"images": images, **asked}).arrays
+    for index, image in enumerate(images):
+        alone = dense_service.over_grpc(method, {"images": [image], **asked}).arrays
+        np.testing.assert_allclose(
+            together[f"{index}.{output}"], alone[f"0.{output}"], rtol=1e-3, atol=1e-4
+        )
+
+
+def test_the_models_tell_which_has_the_heads_and_the_other_says_so(
+    dense_service: "Service", photo: Callable[..., bytes]
+) -> None:
+    url = f"http://127.0.0.1:{dense_service.ports['http']}/v1/models"
+    outputs = {card["id"]: set(card["outputs"]) for card in httpx.get(url).json()["data"]}
+    assert outputs[NAME] - outputs["tiny"] == {"depth", "normals"}
+    without = dense_service.over_rest("estimate_depth", {"images": [photo()]})
+    assert (without.status, without.code) == ("501", "not_supported")
+
+
+def test_depth_as_a_png_is_depth_in_millimetres(
+    dense_service: "Service", photo: Callable[..., bytes]
+) -> None:
+    image = photo(1)
+    depth_HW = dense_service.over_grpc("estimate_depth", {"images": [image], "model": NAME})
+    url = f"http://127.0.0.1:{dense_service.ports['http']}/v1/images:depth?model={NAME}"
+    headers = {"Content-Type": "image/jpeg", "Accept": "image/png"}
+    answer = httpx.post(url, content=image, headers=headers)
+    millimetres_HW = np.asarray(Image.open(BytesIO(answer.content)))
+    np.testing.assert_allclose(millimetres_HW / 1000, depth_HW.arrays["0.depth"], atol=0.00051)
+
+
+def test_each_head_has_a_measured_line_of_costs(dense_service: "Service") -> None:
+    text = httpx.get(f"http://127.0.0.1:{dense_service.ports['metrics']}/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith("tipserve_batch_cost_slope")]
+    for bucket in ("image 56x56", "depth 56x56", "normals 56x56"):
+        (line,) = (line for line in lines if f'"{bucket}"' in line and f'"{NAME}"' in line)
+        assert float(line.rpartition(" ")[2]) > 0

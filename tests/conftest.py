@@ -90,6 +90,23 @@ def tiny_dense() -> "Tipsv2DptForDensePrediction":
 
 
 @pytest.fixture(scope="session")
+def tiny_dense_graphs(
+    tiny_dense: "Tipsv2DptForDensePrediction", tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with the graphs of `tiny_dense`, exported once per session. Do not change it."""
+    from model.export.dense import export_dense  # noqa: PLC0415 - as above
+
+    folder = tmp_path_factory.mktemp("dense")
+    attention = tiny_dense.config._attn_implementation
+    export_dense(tiny_dense, folder)
+    # Whoever uses the model afterwards has it as it was.
+    assert tiny_dense.config._attn_implementation == attention
+    assert tiny_dense.backbone.config._attn_implementation == attention
+    assert not tiny_dense.training
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer() -> "Tipsv2Tokenizer":
     """A byte-fallback tokenizer that knows a few words."""
     from transformers import Tipsv2Tokenizer  # noqa: PLC0415 - as above

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import Tipsv2DptForDensePrediction
 
-from model.export.dense import export_dense, trace_dense
+from model.export.dense import trace_dense
 from model.graphs import DENSE_TASKS, DenseTask, graph_file
 from model.runtime.openvino_runtime import openvino_core
 
@@ -27,16 +27,8 @@ OUTPUT_FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def folder(
-    tiny_dense: Tipsv2DptForDensePrediction, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("dense")
-    attention = tiny_dense.config._attn_implementation
-    export_dense(tiny_dense, folder)
-    assert tiny_dense.config._attn_implementation == attention
-    assert tiny_dense.backbone.config._attn_implementation == attention
-    assert not tiny_dense.training
-    return folder
+def folder(tiny_dense_graphs: Path) -> Path:
+    return tiny_dense_graphs
 
 
 def _run_onnx(session: Any, pixels_B3HW: FloatArray) -> FloatArray:

@@ -6,19 +6,23 @@ Run: python -m benchmarks.random_model FOLDER [--side 224]
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from model.graphs import Precision
 from model.package import ModelPackage, open_package
 
 if TYPE_CHECKING:
     from transformers import Tipsv2Config, Tipsv2Model
 
-TOWER: Final = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+# Beside the released sizes: one that is made in seconds, to try a script with.
+TINY: Final = "tiny"
 PROVENANCE: Final = {
     "licence": "none",
-    "variant": "b14",
     "zero_shot": {"features": "values", "templates": "none"},
     "data": {"name": "none", "licences": []},
 }
@@ -26,17 +30,39 @@ PROVENANCE: Final = {
 
 def random_b14(folder: Path, side: int) -> ModelPackage:
     """B/14, native at `side` pixels: from the folder, or made and kept there, in some minutes."""
-    output = folder / f"b14-{side}"
+    return random_package(folder, "b14", side)
+
+
+def random_package(
+    folder: Path, variant: str, side: int, precisions: Sequence[Precision] = ("fp32",)
+) -> ModelPackage:
+    """A size of the family: from the folder, or made and kept there, in some minutes.
+
+    Args:
+        folder: Where packages are kept.
+        variant: A released size, or `TINY`.
+        side: Its native size in pixels.
+        precisions: Of its graphs; float32 is always among them.
+
+    Raises:
+        CalledProcessError: It could not be exported; the reason is on standard error.
+    """
+    further = [precision for precision in dict.fromkeys(precisions) if precision != "fp32"]
+    output = folder / "-".join([variant, str(side), *further])
     if not output.exists():
         with tempfile.TemporaryDirectory() as checkpoint:
-            _write_checkpoint(Path(checkpoint), side)
-            from training.export.package import export_package  # noqa: PLC0415 - needs torch
-
-            export_package(Path(checkpoint), output, name=output.name)
+            _write_checkpoint(Path(checkpoint), variant, side)
+            command = [sys.executable, "-m", "model", "convert", checkpoint, str(output)]
+            command.append(f"--name={output.name}")
+            subprocess.run(
+                [*command, *(f"--precision={precision}" for precision in further)],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
     return open_package(str(output))
 
 
-def _write_checkpoint(folder: Path, side: int) -> None:
+def _write_checkpoint(folder: Path, variant: str, side: int) -> None:
     """As a training run leaves it, with the bundled student's tokenizer."""
     import torch  # noqa: PLC0415 - only where a model is made
     from transformers import Tipsv2Model  # noqa: PLC0415
@@ -45,11 +71,12 @@ def _write_checkpoint(folder: Path, side: int) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copy(bundled / name, folder / name)
     torch.manual_seed(0)
-    model = Tipsv2Model(_config(bundled, side)).eval()
+    model = Tipsv2Model(_config(bundled, variant, side)).eval()
     plant_scales(model)
     model.save_pretrained(folder)
     (folder / "scores.json").write_text("[]", encoding="utf-8")
-    (folder / "provenance.json").write_text(json.dumps(PROVENANCE), encoding="utf-8")
+    provenance = {**PROVENANCE, "variant": variant}
+    (folder / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
     (folder / "card.md").write_text("# Random weights\n", encoding="utf-8")
 
 
@@ -74,15 +101,16 @@ def plant_scales(model: "Tipsv2Model") -> None:
                 parameter.copy_(0.5 * noise)
 
 
-def _config(bundled: Path, side: int) -> "Tipsv2Config":
-    from transformers import Tipsv2Config  # noqa: PLC0415 - as above
+def _config(bundled: Path, variant: str, side: int) -> "Tipsv2Config":
+    from model.variants import VARIANTS, Variant  # noqa: PLC0415 - needs transformers
 
+    tiny = Variant(
+        name=TINY, width=32, heads=2, vision_layers=2, vision_mlp=64, text_layers=2, text_mlp=64
+    )
     tokenizer = json.loads((bundled / "tokenizer.json").read_text(encoding="utf-8"))
     num_pieces = len(tokenizer["model"]["vocab"])
-    return Tipsv2Config(
-        text_config={**TOWER, "vocab_size": num_pieces, "intermediate_size": 3072},
-        vision_config={**TOWER, "image_size": side, "mlp_ratio": 4},
-    )
+    chosen = tiny if variant == TINY else VARIANTS[variant]
+    return chosen.build(vocab_size=num_pieces, native_size=side)
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def loaded_graphs(
 def _file(part: Part, runtime: RuntimeName, precision: Precision) -> str:
     if runtime == "torch":
         return TORCH_FILE
-    if runtime == "tensorrt" or (runtime == "openvino" and precision in HINTED):
+    if runtime == "openvino" and precision in HINTED:
         return graph_file(part)
     return graph_file(part, precision)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.graphs import DenseTask, Part, Precision
+from model.graphs import DENSE_TASKS, DenseTask, Part, Precision
 from model.package import ModelPackage
 from model.runtime.base import (
     Device,
@@ -30,7 +30,7 @@ from model.runtime.base import (
 )
 from model.runtime.choice import RuntimeChoice
 from model.runtime.tensorrt.engine_key import EngineKey
-from model.runtime.tensorrt.engine_supply import dense_tasks, key_for, supply_engine
+from model.runtime.tensorrt.engine_supply import keys_for, supply_engine
 from model.runtime.tensorrt.graph_executor import GraphExecutor
 from model.runtime.tensorrt.lane_stream import LaneStream
 from model.runtime.tensorrt.libraries import Libraries, device_facts, load_libraries
@@ -82,18 +82,16 @@ class TensorRtRuntime:
         del share
         self.precision: Precision = choice.precision
         self.device: Device = "gpu"
-        self.tasks: tuple[DenseTask, ...] = dense_tasks(package)
         self._patch_size = package.manifest.patch_size
         self._max_tokens = package.manifest.max_text_tokens
         self._call: _Call | None = None
         self._executors: dict[Part, GraphExecutor] | None = {}
         libraries, options = load(), options or TensorRtOptions()
         device = device_facts(libraries, options.device_index)
-        parts: tuple[Part, ...] = ("vision", "text", *self.tasks)
-        keys = [
-            key_for(package, part, choice.precision, device=device, options=options)
-            for part in parts
-        ]
+        keys = keys_for(package, choice.precision, device=device, options=options)
+        self.tasks: tuple[DenseTask, ...] = tuple(
+            task for task in DENSE_TASKS if any(key.part == task for key in keys)
+        )
         with ExitStack() as cleanup:
             self._lane = LaneStream(libraries, options.device_index)
             cleanup.callback(self._lane.close)

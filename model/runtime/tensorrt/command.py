@@ -6,16 +6,16 @@ the engines in the cache and starts in seconds.
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from model.graphs import Part, Precision, graph_file
+from model.graphs import Precision, graph_file
 from model.package import ModelPackage, open_package
 from model.runtime.tensorrt.engine_build import Progress
 from model.runtime.tensorrt.engine_cache import EngineCache
 from model.runtime.tensorrt.engine_key import EngineKey
-from model.runtime.tensorrt.engine_supply import PRECISIONS, dense_tasks, key_for, supply_engine
+from model.runtime.tensorrt.engine_supply import PRECISIONS, keys_for, supply_engine
 from model.runtime.tensorrt.libraries import Libraries, device_facts, load_libraries
 from model.runtime.tensorrt.options import (
     CACHE_ROOM,
@@ -89,9 +89,9 @@ def run(
     device = device_facts(libraries, wanted.device_index)
     say(f"{device.gpu}, compute capability {device.compute_capability}, TensorRT {device.tensorrt}")
     keys = {
-        (part, key.precision): key
-        for part, precision in _graphs(package, options.precision)
-        for key in [key_for(package, part, precision, device=device, options=wanted)]
+        (key.part, key.precision): key
+        for precision in _precisions(package, options.precision)
+        for key in keys_for(package, precision, device=device, options=wanted)
     }
     for number, key in enumerate(keys.values(), start=1):
         name = f"[{number}/{len(keys)}] {key.part} {key.precision}"
@@ -118,18 +118,12 @@ def _options(arguments: argparse.Namespace, cache: Path) -> TensorRtOptions:
     )
 
 
-def _graphs(
-    package: ModelPackage, asked: list[Precision] | None
-) -> Iterator[tuple[Part, Precision]]:
-    precisions = asked or [
+def _precisions(package: ModelPackage, asked: list[Precision] | None) -> list[Precision]:
+    return asked or [
         precision
         for precision in PRECISIONS
         if precision != "int8" and graph_file("vision", precision) in package.manifest.files
     ]
-    parts: tuple[Part, ...] = ("vision", "text", *dense_tasks(package))
-    for precision in precisions:
-        for part in parts:
-            yield part, precision
 
 
 def _place(options: TensorRtOptions, key: EngineKey) -> str:

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from model.graphs import Part, Precision, graph_file
+from model.graphs import Part, Precision
 from model.manifest import Manifest
-from model.package import ModelPackage
 from model.runtime.tensorrt.options import EngineOptions
 from model.runtime.tensorrt.profiles import Profile
 
@@ -117,21 +116,3 @@ def graph_digest(manifest: Manifest, file: str) -> str:
         if name == file or (PurePosixPath(name).parent == folder and not name.endswith(".onnx"))
     }
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
-
-
-def graph_of(package: ModelPackage, part: Part, precision: Precision) -> tuple[str, Precision]:
-    """The package's graph for a precision, and the precision that it has.
-
-    Heads and texts that were not exported in this precision run in float32: they are a small part
-    of the work. The depth head is never run in float16, which its weights overflow.
-
-    Raises:
-        PackageError: The package has no such graph.
-    """
-    files = package.manifest.files
-    wanted = graph_file(part, precision)
-    is_usable = wanted in files and not (part == "depth" and precision == "fp16")
-    if not is_usable and part != "vision" and graph_file(part) in files:
-        return graph_file(part), "fp32"
-    package.file(wanted)
-    return wanted, precision

@@ -2,11 +2,12 @@
 
 import logging
 
-from model.graphs import DENSE_TASKS, DenseTask, Part, Precision, graph_file
+from model.graphs import Precision, graph_file
 from model.package import ModelPackage
+from model.runtime.loaded_graphs import loaded_graphs
 from model.runtime.tensorrt.engine_build import EngineSource, Progress, build_engine
 from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache
-from model.runtime.tensorrt.engine_key import DeviceFacts, EngineKey, graph_digest, graph_of
+from model.runtime.tensorrt.engine_key import DeviceFacts, EngineKey, graph_digest
 from model.runtime.tensorrt.libraries import Libraries
 from model.runtime.tensorrt.options import TensorRtOptions
 from model.runtime.tensorrt.profiles import profiles_for
@@ -17,43 +18,38 @@ LOGGER = logging.getLogger(__name__)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 
 
-def dense_tasks(package: ModelPackage) -> tuple[DenseTask, ...]:
-    """Heads that the package has graphs for."""
-    return tuple(task for task in DENSE_TASKS if graph_file(task) in package.manifest.files)
-
-
-def key_for(
-    package: ModelPackage,
-    part: Part,
-    precision: Precision,
-    *,
-    device: DeviceFacts,
-    options: TensorRtOptions,
-) -> EngineKey:
-    """What the engine of a package's graph is made from.
+def keys_for(
+    package: ModelPackage, precision: Precision, *, device: DeviceFacts, options: TensorRtOptions
+) -> list[EngineKey]:
+    """What the engines of a package are made from: pictures, texts, and the heads that it has.
 
     Raises:
         ValueError: A precision that engines are not built in.
-        PackageError: The package has no such graph.
+        PackageError: The package has no vision graph of this precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(
             f"TensorRT engines are built in {', '.join(PRECISIONS)}, not in {precision}; "
             "choose one of these, or another runtime"
         )
-    file, kept_precision = graph_of(package, part, precision)
-    if kept_precision != precision:
-        LOGGER.info(
-            "the %s graph runs in %s: there is no %s of it", part, kept_precision, precision
+    keys = []
+    for graph in loaded_graphs(package.manifest, "tensorrt", precision):
+        package.file(graph.file)
+        if graph.precision != precision:
+            LOGGER.info(
+                "the %s graph runs in %s, not in %s", graph.part, graph.precision, precision
+            )
+        keys.append(
+            EngineKey(
+                device=device,
+                part=graph.part,
+                precision=graph.precision,
+                graph_sha256=graph_digest(package.manifest, graph.file),
+                profiles=profiles_for(graph.part, package.manifest, options.engine),
+                options=options.engine,
+            )
         )
-    return EngineKey(
-        device=device,
-        part=part,
-        precision=kept_precision,
-        graph_sha256=graph_digest(package.manifest, file),
-        profiles=profiles_for(part, package.manifest, options.engine),
-        options=options.engine,
-    )
+    return keys
 
 
 def supply_engine(

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from model.graphs import Precision
 from model.manifest import FileEntry, Manifest
-from model.package import ModelPackage, PackageError
+from model.package import ModelPackage
 from model.runtime.tensorrt.engine_key import (
     DeviceFacts,
     EngineKey,
     differences,
     graph_digest,
-    graph_of,
 )
 from model.runtime.tensorrt.options import EngineOptions
 from model.runtime.tensorrt.profiles import ShapeRange
@@ -87,27 +85,3 @@ def test_weights_beside_a_graph_count_and_other_graphs_do_not(tiny_package: Mode
     assert digest_with_changed(names[1]) != before
     assert digest_with_changed(names[2]) == before
     assert digest_with_changed("model.safetensors") == before
-
-
-VISION, TEXT, DEPTH = (f"onnx/{part}_model" for part in ("vision", "text", "depth"))
-
-
-def test_the_graph_of_the_precision_is_taken(tiny_package: ModelPackage) -> None:
-    manifest = tiny_package.manifest
-    suffixes = (".onnx", "_fp16.onnx", "_bf16.onnx")
-    package = package_of(manifest, *(f"{p}{s}" for p in (VISION, TEXT, DEPTH) for s in suffixes))
-    assert graph_of(package, "vision", "bf16") == (f"{VISION}_bf16.onnx", "bf16")
-    assert graph_of(package, "text", "fp16") == (f"{TEXT}_fp16.onnx", "fp16")
-    assert graph_of(package, "depth", "bf16") == (f"{DEPTH}_bf16.onnx", "bf16")
-    assert graph_of(package, "depth", "fp16") == (f"{DEPTH}.onnx", "fp32")
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_only_the_vision_graph_must_have_the_precision(
-    tiny_package: ModelPackage, precision: Precision
-) -> None:
-    package = package_of(tiny_package.manifest, f"{VISION}.onnx", f"{TEXT}.onnx", f"{DEPTH}.onnx")
-    assert graph_of(package, "text", precision) == (f"{TEXT}.onnx", "fp32")
-    assert graph_of(package, "depth", precision) == (f"{DEPTH}.onnx", "fp32")
-    with pytest.raises(PackageError, match=f"vision_model_{precision}.onnx.*export the model"):
-        graph_of(package, "vision", precision)

@@ -11,7 +11,7 @@ from model.graphs import VISION_FILE
 from model.package import ModelPackage, write_manifest
 from model.runtime.tensorrt.engine_build import build_engine
 from model.runtime.tensorrt.engine_key import DeviceFacts
-from model.runtime.tensorrt.engine_supply import key_for, package_engine_file
+from model.runtime.tensorrt.engine_supply import keys_for, package_engine_file
 from tests.model.runtime.tensorrt.test_engine_build import source_of
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def a_plan(gpu: "StandInGpu") -> bytes:
 
 
 def test_where_a_package_carries_engines(gpu: "StandInGpu") -> None:
-    key = key_for(gpu.package, "vision", "fp32", device=DEVICE, options=gpu.options)
-    assert package_engine_file(key) == OWN
+    keys = keys_for(gpu.package, "fp32", device=DEVICE, options=gpu.options)
+    assert [package_engine_file(key) for key in keys] == [OWN, OWN.replace("vision", "text")]
 
 
 def test_the_packages_own_engine_is_used(make_gpu: "MakeGpu", tmp_path: Path) -> None:
@@ -89,4 +89,20 @@ def test_a_graph_that_is_not_there_in_the_precision_runs_in_another_and_is_told(
     gpu = make_gpu(write_manifest(folder, make_gpu().package.manifest))
     with caplog.at_level(logging.INFO):
         assert gpu.lane("bf16").precision == "bf16"
-    assert "the text graph runs in fp32: there is no bf16 of it" in caplog.text
+    assert "the text graph runs in fp32, not in bf16" in caplog.text
+
+
+def test_heads_are_built_too_and_depth_in_float32(gpu: "StandInGpu") -> None:
+    files = dict(gpu.package.manifest.files)
+    for part in ("vision", "text", "depth", "normals"):
+        for suffix in (".onnx", "_fp16.onnx"):
+            files[f"onnx/{part}_model{suffix}"] = files[VISION_FILE]
+    manifest = gpu.package.manifest.model_copy(update={"files": files, "size_multiple": 28})
+    package = ModelPackage(path=gpu.package.path, manifest=manifest)
+    keys = keys_for(package, "fp16", device=DEVICE, options=gpu.options)
+    assert [(key.part, key.precision) for key in keys] == [
+        ("vision", "fp16"),
+        ("text", "fp16"),
+        ("depth", "fp32"),
+        ("normals", "fp16"),
+    ]

@@ -1,0 +1,193 @@
+"""TensorRT itself, on a GPU: `python -m pytest -m tensorrt`. Nobody has run these yet.
+
+Engines of the tiny model are built once, for all tests, which takes minutes on a new machine.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model.package import ModelPackage
+from model.runtime import tensorrt_runtime
+from model.runtime.base import MissingRuntimeError, Runtime, VisionOutput
+from model.runtime.choice import RuntimeChoice
+from model.runtime.load import load_runtime
+from model.runtime.tensorrt import engine_supply
+from model.runtime.tensorrt.calls import GpuError
+from model.runtime.tensorrt.engine_cache import BuiltEngine
+from model.runtime.tensorrt.libraries import Libraries, device_facts, load_libraries
+from model.runtime.tensorrt.options import EngineOptions, TensorRtOptions
+from model.runtime.tensorrt.shared_engine import EnginePool
+from model.runtime.tensorrt_runtime import TensorRtRuntime
+
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, pytest.mark.timeout(1800)]
+CHOICE = RuntimeChoice(runtime="tensorrt", precision="fp32", device="gpu", reason="a test")
+# Float32 without TF32: what differs is the order of sums, as between any two runtimes.
+FP32_ATOL = 1e-3
+
+
+@pytest.fixture(scope="module")
+def libraries() -> Libraries:
+    try:
+        found = load_libraries()
+        device_facts(found, 0)
+    except (MissingRuntimeError, GpuError) as error:
+        pytest.skip(str(error))
+    return found
+
+
+@pytest.fixture(scope="module")
+def options(libraries: Libraries, tmp_path_factory: pytest.TempPathFactory) -> TensorRtOptions:
+    del libraries  # which is there, then
+    engine = EngineOptions(max_batch=4, best_batch=2, max_texts=8, best_texts=4)
+    return TensorRtOptions(engine=engine, cache_folder=tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(scope="module")
+def lane(tiny_package: ModelPackage, options: TensorRtOptions) -> Iterator[TensorRtRuntime]:
+    runtime = TensorRtRuntime(tiny_package, CHOICE, options=options)
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_package: ModelPackage) -> Runtime:
+    return load_runtime(tiny_package, runtime="onnx")
+
+
+def pictures(batch: int, height: int, width: int) -> NDArray[np.float32]:
+    generator = np.random.default_rng(batch * height + width)
+    return generator.random((batch, 3, height, width), dtype=np.float32)
+
+
+def assert_near(output: VisionOutput, expected: VisionOutput, atol: float = FP32_ATOL) -> None:
+    for name in ("cls1_BD", "cls2_BD", "patches_BND", "values_BND"):
+        found, wanted = getattr(output, name), getattr(expected, name)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 9])
+def test_every_bucket_agrees_with_the_cpu(
+    lane: TensorRtRuntime, reference: Runtime, tiny_package: ModelPackage, batch: int
+) -> None:
+    for height, width in tiny_package.manifest.shape_buckets:
+        pixels_B3HW = pictures(batch, height, width)
+        assert_near(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
+
+
+@pytest.mark.parametrize(("height", "width"), [(14, 14), (28, 70), (112, 224), (224, 224)])
+def test_sizes_beside_the_buckets_agree_with_the_cpu(
+    lane: TensorRtRuntime, reference: Runtime, height: int, width: int
+) -> None:
+    pixels_B3HW = pictures(2, height, width)
+    assert_near(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (8, 16), (20, 64)])
+def test_texts_agree_with_the_cpu(
+    lane: TensorRtRuntime, reference: Runtime, batch: int, length: int
+) -> None:
+    generator = np.random.default_rng(length)
+    lengths_B1 = generator.integers(1, length + 1, (batch, 1))
+    mask_BL = (np.arange(length) < lengths_B1).astype(np.int64)
+    ids_BL = generator.integers(1, 200, (batch, length)) * mask_BL
+    np.testing.assert_allclose(
+        lane.encode_texts(ids_BL, mask_BL),
+        reference.encode_texts(ids_BL, mask_BL),
+        rtol=0,
+        atol=FP32_ATOL,
+    )
+
+
+def test_a_second_lane_builds_nothing(
+    tiny_package: ModelPackage, options: TensorRtOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_arguments: object, **_options: object) -> BuiltEngine:
+        raise AssertionError("built again")
+
+    first = TensorRtRuntime(tiny_package, CHOICE, options=options)
+    before = first.encode_images(pictures(1, 56, 56))
+    first.close()
+    monkeypatch.setattr(engine_supply, "build_engine", build)
+    # Not shared with a lane that another test has open: every load reads the cache.
+    monkeypatch.setattr(tensorrt_runtime, "POOL", EnginePool())
+    again = TensorRtRuntime(tiny_package, CHOICE, options=options)
+    assert_near(again.encode_images(pictures(1, 56, 56)), before, atol=0)
+    again.close()
+
+
+def test_recorded_graphs_compute_what_single_launches_do(
+    tiny_package: ModelPackage, options: TensorRtOptions
+) -> None:
+    plain = TensorRtRuntime(tiny_package, CHOICE, options=replace(options, use_cuda_graphs=False))
+    recorded = TensorRtRuntime(tiny_package, CHOICE, options=options)
+    for batch, height, width in [(1, 56, 56), (4, 56, 56), (2, 28, 70)] * 3:
+        pixels_B3HW = pictures(batch, height, width)
+        assert_near(recorded.encode_images(pixels_B3HW), plain.encode_images(pixels_B3HW), atol=0)
+    for runtime in (plain, recorded):
+        runtime.close()
+
+
+def test_lanes_side_by_side_do_not_disturb_each_other(
+    tiny_package: ModelPackage, options: TensorRtOptions, reference: Runtime
+) -> None:
+    lanes = [TensorRtRuntime(tiny_package, CHOICE, options=options) for _ in range(4)]
+    failures: list[AssertionError] = []
+
+    def work(index: int) -> None:
+        try:
+            for batch in (1, 2, 3, 4) * 10:
+                pixels_B3HW = pictures(batch, 56, 14 * (index + 1))
+                expected = reference_of[pixels_B3HW.shape]
+                assert_near(lanes[index].encode_images(pixels_B3HW), expected)
+        except AssertionError as error:
+            failures.append(error)
+
+    shapes = [(batch, 56, 14 * (index + 1)) for batch in range(1, 5) for index in range(4)]
+    reference_of = {
+        (batch, 3, height, width): reference.encode_images(pictures(batch, height, width))
+        for batch, height, width in shapes
+    }
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for runtime in lanes:
+        runtime.close()
+    assert not failures
+
+
+def test_a_hundred_loads_leave_no_memory_behind(
+    libraries: Libraries, tiny_package: ModelPackage, options: TensorRtOptions
+) -> None:
+    def load_and_use() -> None:
+        runtime = TensorRtRuntime(tiny_package, CHOICE, options=options)
+        for _ in range(3):
+            runtime.encode_images(pictures(2, 56, 56))
+        runtime.close()
+
+    def free_bytes() -> int:
+        free, _total = libraries.cuda("cudaMemGetInfo", "be asked for its free memory")
+        return int(free)
+
+    for _ in range(5):  # CUDA loads kernels and grows its own pools at first
+        load_and_use()
+    before = free_bytes()
+    for _ in range(100):
+        load_and_use()
+    assert before - free_bytes() < 16 << 20
+
+
+def test_a_gpu_that_is_not_there_is_told(
+    libraries: Libraries, tiny_package: ModelPackage, tmp_path: Path
+) -> None:
+    del libraries
+    options = TensorRtOptions(cache_folder=tmp_path, device_index=63)
+    with pytest.raises(GpuError, match="CUDA_VISIBLE_DEVICES says which GPUs"):
+        TensorRtRuntime(tiny_package, CHOICE, options=options)

@@ -19,7 +19,7 @@ EXTRAS_OF_ROOM = {
     "model": ("cpu", "gpu", "torch", "convert"),
     "training": ("torch", "convert", "train", "captions"),
     "tests": ("cpu", "torch", "convert", "train", "otel", "dev"),
-    "benchmarks": ("cpu", "torch", "convert", "train", "otel", "dev"),
+    "benchmarks": ("cpu", "gpu", "torch", "convert", "train", "otel", "dev"),
 }
 # What the installed distributions do not tell: `google` is shared by many, so a second name is
 # needed, and what comes with the extra `gpu` alone is not installed where the tests run.

@@ -18,6 +18,7 @@ from model.conversion.source import CheckpointSource, parse_checkpoint
 from model.graphs import Precision
 from model.manifest import check_model_name
 from model.package import open_package
+from model.parity import command as check
 from model.runtime.tensorrt import command as engines
 from model.runtime.tensorrt.calls import GpuError
 
@@ -54,6 +55,8 @@ def run(arguments: Sequence[str]) -> int:
             print(describe_package(open_package(options.folder)))
         elif options.command == "convert":
             report.say("package", str(_convert(options, report)))
+        elif options.command == "check":
+            check.run(options, lambda text: report.say("step", text))
         elif options.command == "build-engine":
             engines.run(options, options.cache, lambda text: report.say("step", text))
         else:
@@ -141,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
         "show", help="verify a package and say what it is", allow_abbrev=False
     )
     show.add_argument("folder", help="a model package, or `bundled`")
+    measure = commands.add_parser("check", help=check.HELP, allow_abbrev=False)
+    check.add_arguments(measure)
     build = commands.add_parser("build-engine", help=engines.HELP, allow_abbrev=False)
     engines.add_arguments(build)
     _add_cache(build)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from model.manifest import Manifest, ParityEntry, ScoreEntry
+from model.manifest import Manifest, ScoreEntry
+from model.parity.table import parity_section
 
 
 def render_card(text: str, manifest: Manifest) -> str:
@@ -24,7 +25,7 @@ def render_card(text: str, manifest: Manifest) -> str:
     for (task, split), scores in groups.items():
         parts += [f"### {task}, {split}", _score_table(scores)]
     if manifest.parity:
-        parts += ["## Exported graphs against the model", _parity_table(manifest.parity)]
+        parts.append(parity_section(manifest.parity))
     return "\n\n".join(parts) + "\n"
 
 
@@ -37,21 +38,6 @@ def _with_interval(score: ScoreEntry) -> str:
     if score.low is None or score.high is None:
         return f"{score.value:.2f}"
     return f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"
-
-
-def _parity_table(parity: Sequence[ParityEntry]) -> str:
-    header = ["file", "run by", "precision", "largest difference", "cosine CLS", "cosine patches"]
-    rows = [
-        [
-            f"`{p.file}`",
-            p.runtime,
-            p.precision,
-            f"{p.max_abs_diff:.1e}",
-            *("-" if c is None else f"{c:.7f}" for c in (p.min_cosine_cls, p.min_cosine_patches)),
-        ]
-        for p in parity
-    ]
-    return _table(header, rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -56,7 +56,7 @@ def prove_package(
     Args:
         model: In float32 and evaluation mode.
         package: Its files; parity entries that it has already are not looked at.
-        dense: The heads that the package has, in torch.
+        dense: The heads that the package has, in torch; those that are not here are not measured.
         progress: Called with what is being done.
 
     Returns:
@@ -74,9 +74,8 @@ def prove_package(
         choice = proof.choice
         progress(f"comparing {choice.runtime} in {choice.precision}")
         with closing(load_chosen(package, choice, num_threads=num_threads)) as runtime:
-            # Not every runtime has every head.
-            can_run = {"vision", "text", *runtime.tasks}
-            graphs = [graph for graph in proof.graphs if graph.part in can_run]
+            heads = set(dense or {}) & set(runtime.tasks)
+            graphs = [graph for graph in proof.graphs if graph.part in {"vision", "text", *heads}]
             measured = measure(reference, runtime, graphs)
         if not proof.is_hint:
             require(measured)

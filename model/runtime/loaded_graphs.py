@@ -31,14 +31,19 @@ def loaded_graphs(
     """What is loaded: both towers, and the dense heads that the package has.
 
     Texts and heads are computed in float32 where the package has no such graph in the precision
-    that was chosen. Depth always is: its bins lose their order in less.
+    that was chosen. Depth always is: its bins lose their order in less. So are texts where OpenVINO
+    computes in bf16: they are embedded once and kept, and rounded on both sides, pictures and
+    texts, more masks would differ than a proof allows.
     """
     parts: list[Part] = ["vision", "text"]
     if runtime != "torch":
         parts += [task for task in DENSE_TASKS if graph_file(task) in manifest.files]
+    exact: set[Part] = {"depth"}
+    if runtime == "openvino" and precision == "bf16":
+        exact.add("text")
     loaded = []
     for part in parts:
-        arithmetic: Precision = "fp32" if part == "depth" else precision
+        arithmetic: Precision = "fp32" if part in exact else precision
         file = _file(part, runtime, arithmetic)
         if part != "vision" and file not in manifest.files:
             file, arithmetic = graph_file(part), "fp32"

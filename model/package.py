@@ -33,6 +33,7 @@ __all__ = [
     "ParityLimits",
     "ScoreEntry",
     "ZeroShot",
+    "check_output",
     "open_package",
     "write_manifest",
 ]
@@ -110,6 +111,17 @@ def write_manifest(folder: Path, manifest_without_files: Manifest) -> ModelPacka
     temporary.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     temporary.replace(folder / MANIFEST_NAME)
     return ModelPackage(path=folder, manifest=manifest)
+
+
+def check_output(output: Path) -> None:
+    """Refuse to write over what is no package.
+
+    Raises:
+        ValueError: The folder holds something else.
+    """
+    is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not is_free and not (output / MANIFEST_NAME).is_file():
+        raise ValueError(f"{output} exists and is no model package; choose another folder")
 
 
 def _resolve(source: str | Path) -> Path:

@@ -65,4 +65,5 @@ def read_files(path: Path) -> list[Path]:
     """The files that a checkpoint may be read from."""
     if path.is_file():
         return [path]
-    return sorted(file for file in path.iterdir() if file.suffix in READ_SUFFIXES)
+    files = (file for file in path.iterdir() if file.suffix in READ_SUFFIXES)
+    return sorted(file for file in files if file.is_file())

@@ -14,7 +14,7 @@ from model.conversion.identity import content_of, key_of
 from model.conversion.lock import Progress
 from model.conversion.source import CheckpointSource, HubSource
 from model.graphs import Precision
-from model.package import ModelPackage, PackageError
+from model.package import ModelPackage, PackageError, check_output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,13 @@ class Preparer:
         return found
 
     def write(self, order: Order, output: Path) -> ModelPackage:
-        """Make the order's package in a folder of the user's, cache or no cache."""
+        """Make the order's package in a folder of the user's.
+
+        Raises:
+            ConversionError: It cannot be fetched.
+            ValueError: It cannot be converted, or `output` holds something else.
+        """
+        check_output(output)
         base, dense = self._locate_all(order)
         return convert(self._recipe(order, base, dense), output, self._progress)
 

@@ -3,7 +3,7 @@
 ```
 {"step": "exporting the vision graph"}      what is being done
 {"warning": "..."}                          what went wrong and was mended
-{"package": "/cache/packages/..."}          the end: the package's folder
+{"result": "/cache/packages/..."}           the end: the package's folder
 {"error": "..."}                            the end: a sentence for whoever asked
 ```
 """
@@ -13,7 +13,7 @@ import os
 import sys
 from typing import IO, Literal, Protocol
 
-Kind = Literal["step", "warning", "package", "error"]
+Kind = Literal["step", "warning", "result", "error"]
 
 
 class Report(Protocol):
@@ -28,7 +28,7 @@ class Lines:
 
     def say(self, kind: Kind, text: str) -> None:
         """Print one line."""
-        if kind == "package":
+        if kind == "result":
             print(text, flush=True)
             return
         prefix = "" if kind == "step" else f"{kind}: "

@@ -22,7 +22,7 @@ def _lines(package: ModelPackage) -> Iterator[str]:
     total_mb = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
     yield f"files      {len(manifest.files)}, {total_mb:.1f} MB; all there, every SHA-256 is right"
     for name, entry in manifest.files.items():
-        yield f"  {entry.size_bytes / 1e6:10.2f} MB  {entry.sha256[:12]}  {name}"
+        yield f"  {entry.size_bytes:>14,} bytes  {entry.sha256[:12]}  {name}"
     yield "parity     graphs against the model in float32, worst over the sizes measured"
     for parity in manifest.parity:
         yield f"  {_parity(parity)}"

@@ -20,7 +20,7 @@ from model.export.sizes import native_size
 from model.export.towers import export_text, export_vision
 from model.graphs import TEXT_FILE, VISION_FILE
 from model.manifest import MANIFEST_NAME, Manifest
-from model.package import ModelPackage, open_package, write_manifest
+from model.package import ModelPackage, check_output, open_package, write_manifest
 from model.parity.proof import Progress, prove_package
 from model.parity.reference import dense_references
 
@@ -78,17 +78,6 @@ def write_package(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return open_package(output)
-
-
-def check_output(output: Path) -> None:
-    """Refuse to write over what is no package.
-
-    Raises:
-        ValueError: The folder holds something else.
-    """
-    is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
-    if not is_free and not (output / MANIFEST_NAME).is_file():
-        raise ValueError(f"{output} exists and is no model package; choose another folder")
 
 
 def _write_files(content: PackageContent, folder: Path, progress: Progress) -> None:

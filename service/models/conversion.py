@@ -128,7 +128,7 @@ class Conversion:
         package: Path | None = None
         while (line := self._next(source)) is not None:
             for kind, text in _parsed(line).items():
-                if kind == "package":
+                if kind == "result":
                     package = Path(text)
                 elif kind == "error":
                     raise PackageError(text)

@@ -15,10 +15,10 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.export.card import render_card
-from model.export.package_writer import PackageContent, check_output, write_package
+from model.export.package_writer import PackageContent, write_package
 from model.export.sizes import draft_manifest
 from model.manifest import Manifest, ScoreEntry
-from model.package import ModelPackage
+from model.package import ModelPackage, check_output
 
 NEEDED_FILES = ("config.json", "tokenizer.json", "scores.json", "provenance.json", "card.md")
 

@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif rest in self.hub.broken and self.command == "GET":
             self._send(500, b"", {})
         else:
-            self._file(self.hub.files[rest])
+            self._file(self.hub.files[rest], self.hub.commits.get(revision, revision))
 
     def _refusal(self, repository: str, revision: str) -> tuple[int, str] | None:
         if self.hub.status is not None:
@@ -100,10 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, content: object) -> None:
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
-    def _file(self, content: bytes) -> None:
+    def _file(self, content: bytes, commit: str) -> None:
         headers = {
             "ETag": f'"{sha1(content).hexdigest()}"',
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": commit,
             "Accept-Ranges": "bytes",
         }
         start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])

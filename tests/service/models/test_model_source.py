@@ -4,9 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from model.package import BUNDLED_FOLDER
+from model.package import BUNDLED_FOLDER, PackageError
 from service.errors import InvalidRequest, ModelNotFound, ServiceError, Unavailable
-from service.models.model_source import ModelSource, check_model_name, find_package, list_packages
+from service.models.model_source import (
+    ModelSource,
+    check_model_name,
+    check_names,
+    find_package,
+    list_packages,
+)
 
 
 @pytest.fixture
@@ -77,3 +83,40 @@ def test_a_cancelled_load_ends_at_its_next_step() -> None:
     source.cancelled.set()
     with pytest.raises(Unavailable):
         source.check()
+
+
+def test_a_setting_names_a_source_and_perhaps_a_name(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    plain = ModelSource.from_setting("google/tipsv2-b14@v1", cache)
+    assert plain == ModelSource("google/tipsv2-b14@v1", cache=cache)
+    assert plain.served_name() == "tipsv2-b14"
+    named = ModelSource.from_setting("second=google/tipsv2-b14", cache)
+    assert named == ModelSource("google/tipsv2-b14", "second", cache=cache)
+    assert named.served_name() == "second"
+    (tmp_path / "a=b").mkdir()
+    there = str(tmp_path / "a=b")
+    assert ModelSource.from_setting(there, cache) == ModelSource(there, cache=cache)
+    assert ModelSource.from_setting("bundled", cache).served_name().startswith("tipserve")
+
+
+def test_two_of_one_name_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    sources = [
+        ModelSource.from_setting(text, tmp_path)
+        for text in ("google/tipsv2-b14", "bundled", "me/tipsv2-b14")
+    ]
+    with pytest.raises(ValueError, match=r"'tipsv2-b14'.*--model google/.*,other=me/tipsv2-b14"):
+        check_names(sources)
+    check_names([*sources[:2], ModelSource.from_setting("other=me/tipsv2-b14", tmp_path)])
+
+
+def test_only_settings_may_name_what_has_to_be_converted(tmp_path: Path) -> None:
+    assert ModelSource("google/tipsv2-b14").checkpoint() is None
+    assert str(ModelSource("google/tipsv2-b14", cache=tmp_path).checkpoint()) == "google/tipsv2-b14"
+    with pytest.raises(PackageError, match="no hub id either"):
+        ModelSource("tipsv2-b14", cache=tmp_path).checkpoint()
+
+
+def test_reasons_lose_the_cache_as_well() -> None:
+    source = ModelSource("google/tipsv2-b14", cache=Path("/secret/cache"))
+    text = source.without_paths("/secret/cache/packages/a-0/x.onnx is broken")
+    assert text == "the cache/packages/a-0/x.onnx is broken"

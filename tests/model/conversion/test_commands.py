@@ -1,0 +1,141 @@
+"""The commands of `python -m model`: what they print, and how they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.conversion import commands
+from model.conversion.cache import PackageCache
+from model.conversion.commands import ENDED, run
+from model.conversion.identity import content_of, key_of
+from model.conversion.prepare import Order, Preparer
+from model.conversion.source import FolderSource, HubSource
+from model.package import ModelPackage
+
+
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch, tiny_package: ModelPackage) -> list[Order]:
+    """What would be made, in the place of making it."""
+    asked: list[Order] = []
+
+    def take(_: Preparer, order: Order, *__: Any, **___: Any) -> ModelPackage:
+        asked.append(order)
+        return tiny_package
+
+    monkeypatch.setattr(Preparer, "write", take)
+    monkeypatch.setattr(Preparer, "prepare", take)
+    return asked
+
+
+def test_convert_says_where_the_package_is(
+    orders: list[Order],
+    tmp_path: Path,
+    tiny_package: ModelPackage,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heads = tmp_path / "heads.zip"
+    heads.touch()
+    arguments = ["convert", "google/tipsv2-b14@v1", str(tmp_path / "out"), "--name", "b"]
+    assert run([*arguments, f"--dense={heads}", "--precision=fp16", "--precision=fp32"]) == 0
+    assert capsys.readouterr().out == f"{tiny_package.path}\n"
+    (order,) = orders
+    assert order.base == HubSource("google/tipsv2-b14", "v1")
+    assert order.dense == FolderSource(heads)
+    assert (order.precisions, order.name) == (("fp32", "fp16"), "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["convert", "nowhere", "out"], "there is no folder 'nowhere'"),
+        (["convert", "bundled", "out"], "is a model package already"),
+        (["convert", "google/tipsv2-b14", "out", "--name=a/b"], "cannot be named 'a/b'"),
+        (["show", "nowhere"], "there is no folder 'nowhere'"),
+    ],
+)
+def test_mistakes_are_sentences(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert reason in said.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["convert", "a/b"], ["show", "bundled", "--verb"], ["prepare", "a/b", "--na=c"]],
+)
+def test_unknown_options_are_errors(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(arguments)
+    assert caught.value.code == 2
+    assert "python -m model" in capsys.readouterr().err
+
+
+def test_show_describes_a_verified_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "bundled"]) == 0
+    assert "every SHA-256 is right" in capsys.readouterr().out
+
+
+def test_the_cache_is_a_flag_or_a_variable(
+    orders: list[Order], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    roots: list[Path] = []
+
+    def notice(root: Path) -> Any:
+        roots.append(root)
+
+    monkeypatch.setattr(commands, "PackageCache", notice)
+    monkeypatch.setenv("TIPSERVE_CACHE", str(tmp_path / "variable"))
+    assert run(["prepare", "google/tipsv2-b14"]) == 0
+    assert run(["prepare", "google/tipsv2-b14", f"--cache={tmp_path / 'flag'}"]) == 0
+    assert roots == [tmp_path / "variable", tmp_path / "flag"]
+    assert len(orders) == 2
+
+
+def start(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "model", "prepare", *arguments, "--report=json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+
+
+def test_a_program_reads_json_lines_and_nothing_else(tmp_path: Path) -> None:
+    with start("nowhere", f"--cache={tmp_path}", stderr=subprocess.PIPE) as process:
+        out, err = process.communicate(timeout=60)
+    (line,) = out.splitlines()
+    assert json.loads(line)["error"].startswith("there is no folder 'nowhere'")
+    assert (process.returncode, err) == (1, "")
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "its starter ends"])
+def test_it_ends_when_it_is_told_to_or_left_alone(
+    way: str, cache: PackageCache, tmp_path: Path
+) -> None:
+    source = tmp_path / "student"
+    source.mkdir()
+    (source / "config.json").touch()
+    key = key_of(content_of(source), None, ["fp32"])
+    arguments = [str(source), f"--cache={cache.root}", "--follow-stdin"]
+    with cache.writing("student", key, print), start(*arguments, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            assert "looking at the files" in process.stdout.readline()
+            assert f"waiting for process {os.getpid()}" in process.stdout.readline()
+            if way == "SIGTERM":
+                process.send_signal(signal.SIGTERM)
+            else:
+                process.stdin.close()
+            assert process.wait(60) == ENDED
+        finally:
+            process.kill()
+    assert not list((cache.root / "packages").iterdir())

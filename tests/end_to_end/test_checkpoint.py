@@ -24,8 +24,9 @@ def health(port: int) -> dict[str, int]:
 def test_a_checkpoint_is_converted_once_and_served(
     run_program: Any, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    arguments = [f"--model=student={tiny_checkpoint}", f"--cache={tmp_path}"]
-    answers, steps = [], []
+    arguments = [f"--model=student={tiny_checkpoint}", f"--cache={tmp_path}", "--runtime=onnx"]
+    answers: list[Any] = []
+    steps: list[int] = []
     for _ in range(2):
         program = run_program(*arguments)
         try:

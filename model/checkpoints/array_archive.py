@@ -6,6 +6,7 @@ unpacks to more than its header says or to more than any model of the family has
 """
 
 import math
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -25,8 +26,20 @@ MAX_ARCHIVE_BYTES = 16 * 2**30
 # Weights hardly compress; deflate reaches 1000 on what was made to exhaust memory.
 MAX_EXPANSION = 50
 MAX_HEADER_BYTES = 10_000
-# What zipfile and NumPy raise for bytes that are not what they should be.
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
+# What zipfile and NumPy were seen to raise for bytes that are not what they should be.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 DOWNLOAD_AGAIN = "download it again, or take it from where it was trained"
 
 
@@ -102,7 +115,7 @@ class ArrayArchive:
         return tensor
 
     def _read_members(self) -> dict[str, _Member]:
-        infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        infos = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
         self._check_sizes(infos)
         members: dict[str, _Member] = {}
         for info in infos:

@@ -62,6 +62,7 @@ BAD_MEMBERS = {
     "complex": ({"a.npy": npy(np.ones(2, np.complex64))}, "holds complex64"),
     "no array": ({"a.npy": b"not an array at all"}, "no readable array at 'a'"),
     "empty": ({"a.npy": b""}, "no readable array at 'a'"),
+    "no name": ({"": npy(GOOD)}, "holds '', which is no .npy array"),
     "text": ({"readme.txt": b"hello"}, "'readme.txt', which is no .npy array"),
     "a pickle": ({"data.pkl": b"\x80\x04N."}, "'data.pkl', which is no .npy array"),
     "parent": ({"../a.npy": npy(GOOD)}, "points out of the archive"),

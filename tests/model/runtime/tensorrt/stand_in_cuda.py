@@ -26,6 +26,7 @@ class cudaError_t(enum.IntEnum):  # noqa: N801 - CUDA's name
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
+    cudaErrorInvalidDevice = 101
     cudaErrorIllegalAddress = 700
     cudaErrorStreamCaptureUnsupported = 900
 
@@ -189,7 +190,7 @@ class StandInCuda:
         return self._next_handle
 
     def _get_device_properties(self, index: int) -> tuple[Any, ...]:
-        return (OK, self.properties) if index == 0 else (cudaError_t.cudaErrorInvalidValue, None)
+        return (OK, self.properties) if index == 0 else (cudaError_t.cudaErrorInvalidDevice, None)
 
     def _driver_get_version(self) -> tuple[Any, ...]:
         return OK, 13020

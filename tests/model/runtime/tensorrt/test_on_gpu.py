@@ -1,4 +1,4 @@
-"""TensorRT itself, on a GPU: `python -m pytest -m tensorrt`. Nobody has run these yet.
+"""TensorRT itself, on a GPU: `python -m pytest -m tensorrt`. Not run yet, for want of one.
 
 Engines of the tiny model are built once, for all tests, which takes minutes on a new machine.
 """

@@ -1,0 +1,110 @@
+"""What a checkpoint's package will say, and what is refused before anything is written."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.conversion import convert as convert_module
+from model.conversion import errors as errors_module
+from model.conversion.convert import Recipe, convert, licence_of
+from model.conversion.errors import CacheError, MissingExtraError
+from model.export import package_writer
+from model.package import ModelPackage
+
+
+def recipe(base: Path, **changes: Any) -> Recipe:
+    usual: dict[str, Any] = {
+        "base": base,
+        "dense": None,
+        "name": "student",
+        "precisions": ("fp32",),
+        "provenance": {"source": {"folder": "checkpoint"}},
+    }
+    return Recipe(**{**usual, **changes})
+
+
+@pytest.fixture
+def contents(tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What would be exported, in the place of exporting it."""
+    seen: list[Any] = []
+
+    def take(content: Any, output: Path, *, progress: Any) -> ModelPackage:
+        seen.append(content)
+        progress(f"writing {output.name}")
+        return tiny_package
+
+    monkeypatch.setattr(package_writer, "write_package", take)
+    return seen
+
+
+def test_a_folder_of_transformers_becomes_a_package(
+    contents: list[Any], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    (base / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# B\n", encoding="utf-8")
+    steps: list[str] = []
+    convert(recipe(base), tmp_path / "out", steps.append)
+    (content,) = contents
+    draft = content.draft
+    assert (draft.name, draft.variant, draft.licence) == ("student", "w32d2", "cc-by-4.0")
+    assert draft.provenance["source"] == {"folder": "checkpoint"}
+    assert "model.safetensors" in draft.provenance["checkpoint"]["files"]
+    assert set(draft.provenance["converted_by"]) >= {"tipserve", "torch", "transformers", "onnx"}
+    card = content.render_card(draft)
+    assert card.startswith("# student\n")
+    assert "source.folder: `checkpoint`" in card
+    assert "Licence of the weights: cc-by-4.0." in card
+    assert steps == ["loading what converts", f"reading the weights in {base}", "writing out"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_checkpoint_is_refused(
+    contents: list[Any], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        convert(recipe(base), tmp_path / "out", print)
+    assert not contents
+
+
+def test_a_full_disk_is_noticed_first(
+    contents: list[Any], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert_module, "weight_bytes", lambda _: 10**15)
+    with pytest.raises(CacheError, match=r"about 3000000\.0 GB .*make room"):
+        convert(recipe(tiny_checkpoint), tmp_path / "out", print)
+    assert not contents
+
+
+def test_without_the_extra_nothing_is_begun(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors_module, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"torch, .*tipserve\[convert\]"):
+        convert(recipe(tiny_checkpoint), tmp_path / "out", print)
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\ntags: [a]\nlicense: apache-2.0\n---\n# A\n", "apache-2.0"),
+        ('---\nlicense: "mit"\n---\n', "mit"),
+        ("---\ntags: []\n---\nlicense: mit\n", None),
+        ("license: mit\n", None),
+        ("---\nlicense:\n---\n", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_licence_is_what_the_card_declares(
+    tmp_path: Path, card: str | None, licence: str | None
+) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert licence_of(tmp_path) == licence

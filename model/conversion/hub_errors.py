@@ -42,8 +42,8 @@ def explain(error: Exception, source: HubSource) -> HubError:
         )
     if constants.HF_HUB_OFFLINE:
         return HubUnreachableError(
-            f"{source} is not among the downloads in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE "
-            "forbids to ask for it; download it where there is a network, or unset HF_HUB_OFFLINE"
+            f"HF_HUB_OFFLINE forbids to ask for {source}, which is not whole in "
+            f"{constants.HF_HUB_CACHE}; download it where there is a network, or unset the variable"
         )
     return HubUnreachableError(
         f"{name} could not be had from {endpoint} ({type(error).__name__}); check the network and "

@@ -172,7 +172,7 @@ class Preparer:
             commit = self._cache.known_commit(source) or downloaded_commit(source)
             if commit is None:
                 raise
-            self._warn(f"{error}; going on with commit {commit} of {source}, which is here")
+            self._warn(f"going on with commit {commit} of {source}, which is here: {error}")
             return commit
 
     def _remember(self, located: Located | None) -> None:

@@ -1,6 +1,7 @@
 """Settings come from flags and variables, say where from, and misspellings are errors."""
 
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -113,3 +114,11 @@ def test_sizes_are_squares_or_height_and_width() -> None:
     )
     with pytest.raises(ValueError, match="height x width"):
         load_settings(["--sizes", "448x"], {})
+
+
+def test_the_cache_is_where_caches_are_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert load().cache == Path("/caches/tipserve")
+    monkeypatch.setenv("TIPSERVE_CACHE", "/volume")
+    assert load(TIPSERVE_CACHE="/volume").cache == Path("/volume")
+    assert load("--cache=/flag", TIPSERVE_CACHE="/volume").cache == Path("/flag")

@@ -63,12 +63,11 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         is_api = parts[:2] == ["api", "models"]
         parts = parts[2:] if is_api else parts
-        repository, kind, revision, rest = (
-            "/".join(parts[:2]),
-            parts[2],
-            parts[3],
-            "/".join(parts[4:]),
-        )
+        if len(parts) < 4:
+            self._send(404, b"", {})
+            return
+        repository, kind, revision = "/".join(parts[:2]), parts[2], parts[3]
+        rest = "/".join(parts[4:])
         refusal = self._refusal(repository, revision)
         if refusal is not None:
             self._send(refusal[0], b"{}", {"X-Error-Code": refusal[1]})

@@ -43,6 +43,7 @@ from service.models.admitted import Admitted
 from service.models.image_pass import ImagePass
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
+from service.models.statistics import ModelStatistics
 from service.models.text_encoder import Embeddings
 from service.validation import (
     PromptGroup,
@@ -77,7 +78,9 @@ def _with_model(
     async def run(plane: "DataPlane", request: RequestT, call: Call) -> T:
         plane.door.check()
         with plane.models.lease(request.model) as model:
-            return await method(plane, request, call, model)
+            items = request.texts if isinstance(request, EmbedTextsRequest) else request.images
+            with model.requests.watching(call, len(items)):
+                return await method(plane, request, call, model)
 
     return run
 
@@ -171,6 +174,15 @@ class DataPlane:
         if self.models.is_empty:
             self.door.check()
         return self.models.find(name).info
+
+    def statistics(self, name: str | None = None) -> list[ModelStatistics]:
+        """What models have done since they were loaded: one, or all.
+
+        Raises:
+            ModelNotFound: No model of that name is served.
+        """
+        models = [self.models.find(name)] if name else self.models.models()
+        return [served.statistics() for served in models]
 
     @_with_model
     async def embed_images(

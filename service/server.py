@@ -98,8 +98,8 @@ class Server:
             self.plane,
             telemetry,
             self.protection,
-            host=settings.host,
-            port=settings.grpc_port,
+            address=(settings.host, settings.grpc_port),
+            repository=managed,
         )
         self._watchdog = Watchdog(self._health, self._tell_health, settings.watchdog_interval_s)
         self._metrics_server = serve_metrics(settings, self.metrics, self.plane)

@@ -17,6 +17,8 @@ class Gate:
         self._released = asyncio.Event()
         self._released.set()
         self._last_arrival = 0.0
+        # Set once the server begins to close: streams end where they are.
+        self.leaving = asyncio.Event()
 
     async def come_in(self) -> None:
         """An RPC has arrived; returns once it may go on."""
@@ -31,6 +33,7 @@ class Gate:
     async def hold(self, quiet_s: float, limit_s: float) -> None:
         """Hold everybody, and return when nobody has come for so long: all wait for an answer."""
         self._released.clear()
+        self.leaving.set()
         began = now = self._clock()
         while now - max(began, self._last_arrival) < quiet_s and now - began < limit_s:
             await asyncio.sleep(POLL_S)

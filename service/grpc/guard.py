@@ -14,10 +14,10 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from service.errors import Overloaded, ServiceError, internal_error
+from service.errors import NotSupported, Overloaded, ServiceError, internal_error
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.gate import Gate
-from service.grpc.interceptors import call_metadata, carried_metadata
+from service.grpc.interceptors import INFERENCE_SERVICE, call_metadata, carried_metadata
 from service.monitoring.telemetry import Telemetry
 from service.safety.protection import Protection
 
@@ -42,6 +42,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         # Long after its deadline an RPC can only be one whose answer nobody takes.
         self._lifetime_s = protection.request_timeout_s + 2 * protection.client_timeout_s
         self._num_rpcs: Counter[bool] = Counter()
+        self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -59,6 +60,12 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             self._enter(is_open)
             await self._gate.come_in()
             handler = await continuation(handler_call_details)
+            if handler is None and service_of(method) == INFERENCE_SERVICE:
+                raise NotSupported(
+                    f"{method.rpartition('/')[2][:100]} is not offered here; tensors are sent in "
+                    "messages, and settings are changed at the start of the server.",
+                    code="unknown_rpc",
+                )
         except Exception as error:
             await self._gate.pass_by()
             return refusal(error, self._telemetry)
@@ -74,16 +81,27 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         assert task is not None
         self._num_rpcs[is_open] += 1
-        timer = None
         if not is_open:
-            timer = asyncio.get_running_loop().call_later(self._lifetime_s, task.cancel)
+            self._limit(task)
 
         def leave(ended: "asyncio.Task[Any]") -> None:
             self._num_rpcs[is_open] -= 1
+            timer = self._timers.pop(ended, None)
             if timer is not None:
                 timer.cancel()
 
         task.add_done_callback(leave)
+
+    def renew(self, task: "asyncio.Task[Any]") -> None:
+        """Let an RPC live on that is getting somewhere: a stream may last as long as it does."""
+        timer = self._timers.pop(task, None)
+        if timer is not None:
+            timer.cancel()
+            self._limit(task)
+
+    def _limit(self, task: "asyncio.Task[Any]") -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[task] = loop.call_later(self._lifetime_s, task.cancel)
 
     def _check_key(self, metadata: Any) -> None:
         given = {key: value for key, value in metadata or () if isinstance(value, str)}

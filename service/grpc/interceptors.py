@@ -2,21 +2,32 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from service.call import Call, accept_priority, current_request_id
+from service.door import DoorState, unavailable
 from service.errors import ErrorKind, ServiceError, internal_error
 from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.gate import Gate
-from service.grpc.message import Rpc, read_message
+from service.grpc.message import Rpc, parse_message, read_message
 from service.grpc.open_services import with_checked_messages
+from service.grpc.stream import AnsweredStream
 from service.monitoring.telemetry import CARRIED, Telemetry
+from service.safety.body_memory import BodyShare
 from service.safety.protection import Protection
 
-OURS = "/tipserve.v1."
+T = TypeVar("T")
+Read = Callable[[BodyShare], Awaitable[Message]]
+Renew = Callable[["asyncio.Task[Any]"], None]
+StreamError = Callable[[ServiceError, Any], Message]
+
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+OURS = ("/tipserve.v1.", f"/{INFERENCE_SERVICE}/")
 # The codes that OpenTelemetry's conventions call a server's own errors.
 FAULTS = {
     grpc.StatusCode.UNKNOWN,
@@ -31,9 +42,22 @@ logger = logging.getLogger(__name__)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Unary RPCs of ours become calls; of health and reflection only the messages are checked."""
+    """RPCs of ours become calls; of health and reflection only the messages are checked.
 
-    def __init__(self, telemetry: Telemetry, protection: Protection, gate: Gate) -> None:
+    In a stream every request is a call. `stream_errors` writes, by method, the error of one.
+    """
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        protection: Protection,
+        gate: Gate,
+        *,
+        renew: Renew = lambda task: None,
+        stream_errors: Mapping[str, StreamError] | None = None,
+    ) -> None:
+        self._renew = renew
+        self._stream_errors = stream_errors or {}
         self._telemetry = telemetry
         self._gate = gate
         self._timeout_s = protection.request_timeout_s
@@ -45,6 +69,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
         if handler is None:
+            if method.startswith(OURS[1]):
+                return None  # the guard says what this server has not
             # grpc answers these itself, and a made-up name must not become a label.
             unknown = grpc.StatusCode.UNIMPLEMENTED.name
             self._telemetry.metrics.calls.observe("other", unknown, None, {})
@@ -53,12 +79,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return with_checked_messages(handler)
         # With a stream of messages the handler reads: see `read_message`. Answers are bytes.
         rpc = Rpc.of(method, handler, self._max_values)
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(partial(self._serve_stream, rpc))
         return grpc.stream_unary_rpc_method_handler(partial(self._serve, rpc))
 
     async def _serve(self, rpc: Rpc, messages: Any, context: Any) -> bytes:
+        return await self._guarded(self._answer(rpc, context), context)
+
+    async def _serve_stream(self, rpc: Rpc, messages: Any, context: Any) -> None:
+        await self._guarded(self._answer_stream(rpc, context), context)
+
+    async def _guarded(self, work: Coroutine[Any, Any, T], context: Any) -> T:
         """Let nothing out that the framework would quote to the caller."""
         try:
-            return await self._answer(rpc, context)
+            return await work
         except grpc.aio.AbortError:
             raise
         except grpc.aio.InternalError:
@@ -72,18 +106,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _answer(self, rpc: Rpc, context: Any) -> bytes:
         call = self._begin(rpc.name, context)
-        code = grpc.StatusCode.CANCELLED
-        call.error = "client_left"
-        try:
-            answer, error = await self._ask(rpc, context, call)
-            code = CODE[error.kind] if error else grpc.StatusCode.OK
-            call.error = error.code if error else None
-        finally:
-            self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
+        answer, error = await self._call(
+            rpc, context, call, lambda share: read_message(context, rpc, share, call)
+        )
         await self._gate.pass_by()
         metadata = call_metadata(call)
         if error is not None:
-            message, trailing = error.message, (*metadata, *error_metadata(error))
+            code, message = CODE[error.kind], error.message
+            trailing = (*metadata, *error_metadata(error))
             # The context keeps what `abort` raises, and that this frame, which must not keep with
             # it the error and the request in the error's own frames.
             del error
@@ -92,14 +122,60 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         assert answer is not None
         return answer
 
+    async def _answer_stream(self, rpc: Rpc, context: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        stream = AnsweredStream(
+            context,
+            partial(self._answer_one, rpc, context),
+            renew=partial(self._renew, task),
+            leaving=self._gate.leaving,
+        )
+        if await stream.run():
+            return
+        await self._gate.pass_by()
+        error = unavailable(DoorState.DRAINING)
+        await context.abort(
+            CODE[error.kind], error.message, trailing_metadata=error_metadata(error)
+        )
+
+    async def _answer_one(self, rpc: Rpc, context: Any, raw: bytes) -> bytes:
+        """One request of a stream: a call of its own, whose error is an answer too."""
+        request: Message | None = None
+
+        async def read(share: BodyShare) -> Message:
+            nonlocal request
+            request = parse_message(raw, rpc, share)
+            return request
+
+        answer, error = await self._call(rpc, context, self._begin(rpc.name, context), read)
+        if error is None:
+            assert answer is not None
+            return answer
+        return rpc.write(self._stream_errors[rpc.name](error, request))
+
+    async def _call(
+        self, rpc: Rpc, context: Any, call: Call, read: Read
+    ) -> tuple[bytes | None, ServiceError | None]:
+        """The answer or the error, counted, traced and logged."""
+        code = grpc.StatusCode.CANCELLED
+        call.error = "client_left"
+        try:
+            answer, error = await self._ask(rpc, context, call, read)
+            code = CODE[error.kind] if error else grpc.StatusCode.OK
+            call.error = error.code if error else None
+        finally:
+            self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
+        return answer, error
+
     async def _ask(
-        self, rpc: Rpc, context: Any, call: Call
+        self, rpc: Rpc, context: Any, call: Call, read: Read
     ) -> tuple[bytes | None, ServiceError | None]:
         try:
             given = dict(context.invocation_metadata() or ()).get("x-request-priority")
             call.priority = accept_priority(given, param="x-request-priority")
             with self._body_memory.share() as share:
-                request = await read_message(context, rpc, share, call)
+                request = await read(share)
                 answer = await rpc.behavior(request, context)
                 return rpc.write(answer), None
         except ServiceError as error:

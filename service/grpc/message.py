@@ -6,11 +6,9 @@ The framework sends the text of what a deserializer raises to the caller.
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Self
 
 import grpc
-from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
@@ -22,7 +20,7 @@ from service.safety.body_memory import BodyShare
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rpc:
-    """One unary RPC of ours, from bytes to bytes.
+    """One RPC of ours, from bytes to bytes; of a stream, one of its requests.
 
     Attributes:
         name: `package.Service/Method`.
@@ -45,18 +43,12 @@ class Rpc:
         """From a handler of the generated code; `/package.Service/Method`."""
         return cls(
             name=method.removeprefix("/"),
-            message_type=_request_type(method.removeprefix("/").replace("/", ".")),
+            message_type=handler.request_deserializer.__self__.DESCRIPTOR,
             parse=handler.request_deserializer,
-            behavior=handler.unary_unary,
+            behavior=handler.unary_unary or handler.stream_stream,
             write=handler.response_serializer,
             max_values=max_values,
         )
-
-
-@cache
-def _request_type(full_name: str) -> Descriptor:
-    found: Descriptor = descriptor_pool.Default().FindMethodByName(full_name).input_type
-    return found
 
 
 async def read_message(context: Any, rpc: Rpc, share: BodyShare, call: Call) -> Message:
@@ -81,6 +73,17 @@ async def read_message(context: Any, rpc: Rpc, share: BodyShare, call: Call) -> 
         raise deadline_exceeded() from None
     if raw is grpc.aio.EOF:
         raise InvalidRequest("The RPC came without a message.", code="missing_message")
+    return parse_message(raw, rpc, share)
+
+
+def parse_message(raw: bytes, rpc: Rpc, share: BodyShare) -> Message:
+    """A request from its bytes.
+
+    Raises:
+        InvalidRequest: It is malformed.
+        RequestTooLarge: It has too many values.
+        Overloaded: There is no memory for it.
+    """
     share.hold(len(raw))
     check_value_count(raw, rpc.message_type, rpc.max_values)
     try:

@@ -14,10 +14,16 @@ from service.data_plane import DataPlane
 from service.grpc.gate import Gate
 from service.grpc.generated import encoder_service_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
+from service.grpc.generated.open_inference_pb2_grpc import (
+    add_GRPCInferenceServiceServicer_to_server,
+)
 from service.grpc.guard import MAX_OPEN_RPCS, GuardInterceptor
-from service.grpc.interceptors import CallInterceptor
+from service.grpc.interceptors import INFERENCE_SERVICE, CallInterceptor
+from service.grpc.open_inference.servicer import InferenceServicer, stream_error
+from service.grpc.reflected import reflection_pool
 from service.grpc.servicer import EncoderServicer
 from service.grpc.tls import server_credentials
+from service.models.repository import ModelRepository
 from service.monitoring.loop_lag import watching_lag
 from service.monitoring.telemetry import Telemetry
 from service.safety.protection import Protection
@@ -44,16 +50,25 @@ class GrpcServer:
         telemetry: Telemetry,
         protection: Protection,
         *,
-        host: str,
-        port: int,
+        address: tuple[str, int],
+        repository: ModelRepository | None = None,
     ) -> None:
         self._plane = plane
+        self._repository = repository
         self._protection = protection
         self._observe_lag = telemetry.metrics.loop_lag.labels("grpc").observe
         self._gate = Gate()
         self._guard = GuardInterceptor(telemetry, protection, self._gate)
         # The first is the outermost.
-        self._interceptors = [self._guard, CallInterceptor(telemetry, protection, self._gate)]
+        calls = CallInterceptor(
+            telemetry,
+            protection,
+            self._gate,
+            renew=self._guard.renew,
+            stream_errors={f"{INFERENCE_SERVICE}/ModelStreamInfer": stream_error},
+        )
+        self._interceptors = [self._guard, calls]
+        host, port = address
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._listening: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
@@ -143,8 +158,10 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         await self._set_health({"": False, SERVICE_NAME: False})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        inference = InferenceServicer(self._plane, self._repository)
+        add_GRPCInferenceServiceServicer_to_server(inference, self._server)
+        names = (SERVICE_NAME, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server, pool=reflection_pool())
         port = self._add_port()
         await self._server.start()
         self._listening.set_result(port)

@@ -26,6 +26,10 @@ def refuse_unknown_fields(message: Message, path: str = "") -> None:
         name = f"{path}.{field.name}" if path else field.name
         if isinstance(value, Message):
             refuse_unknown_fields(value, name)
+        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key, item in value.items():
+                if isinstance(item, Message):
+                    refuse_unknown_fields(item, f"{name}.{key}")
         else:
             for index, item in enumerate(value):
                 refuse_unknown_fields(item, f"{name}[{index}]")

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 from service.call import Clock
 from service.errors import Unavailable
+from service.lanes.batch_counts import BatchCounts
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.batch_run import collate_batch
 from service.lanes.cost_curve import CostBook
@@ -35,6 +36,7 @@ class Batcher:
     ) -> None:
         self.costs = CostBook(rules.limits, clock)
         self.queue = BatchQueue(rules, metrics, clock)
+        self.counts = BatchCounts()
         self._clock = clock
         self._care = care or LaneCare()
         self._stage = Stage(self.queue) if rules.prepare_ahead else None
@@ -44,6 +46,7 @@ class Batcher:
             metrics=metrics,
             care=self._care,
             clock=clock,
+            counts=self.counts,
             inputs_of=self._stage.inputs_of if self._stage else collate_batch,
         )
         self.workers = [

@@ -8,12 +8,13 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
 from model.runtime.base import Interrupted
 from service.call import Clock
+from service.lanes.batch_counts import BatchCounts
 from service.lanes.batch_queue import BatchQueue
 from service.lanes.batch_run import Collate, collate_batch, run_batch
 from service.lanes.collation import Inputs
@@ -72,6 +73,7 @@ class LaneContext:
     metrics: Metrics
     care: LaneCare
     clock: Clock
+    counts: BatchCounts = field(default_factory=BatchCounts)
     inputs_of: Collate = collate_batch
 
 
@@ -125,7 +127,9 @@ class LaneWorker:
             self.pulse.rest()
             return False
         self.pulse.end()
-        shared.costs.observe(bucket, num_items, shared.clock() - began)
+        seconds = shared.clock() - began
+        shared.costs.observe(bucket, num_items, seconds)
+        shared.counts.observe(num_items, seconds)
         return True
 
     def _end_if_deserted(self, batch: Batch) -> None:

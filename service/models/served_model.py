@@ -17,6 +17,7 @@ from service.lanes.lane import Lane
 from service.lanes.work import Bucket, Completed, Kind, WorkItem
 from service.messages import ModelInfo
 from service.models.admission import Admission
+from service.models.statistics import ModelStatistics, RequestCounts
 from service.models.text_cache import TextCache
 from service.models.text_encoder import Embeddings, TextEncoder
 from service.monitoring.lane_metrics import LaneReport
@@ -40,6 +41,7 @@ class ServedModel:
         self.admission = admission
         self._batcher = batcher
         self._lanes = lanes
+        self.requests = RequestCounts()
         self._texts = TextEncoder(tokenizer, batcher, cache)
 
     def close(self, timeout_s: float) -> None:
@@ -86,6 +88,10 @@ class ServedModel:
             states=self._batcher.lane_states(),
             costs={bucket.label: (c.intercept_s, c.slope_s) for bucket, c in curves},
         )
+
+    def statistics(self) -> ModelStatistics:
+        """What it has done since it was loaded."""
+        return self.requests.view(self.manifest.name, self._batcher.counts.totals())
 
     def num_patches(self, size_hw: tuple[int, int]) -> int:
         """Patches of a picture of this size, which is its cost."""

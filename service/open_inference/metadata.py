@@ -48,6 +48,7 @@ class ModelMetadata:
     name: str
     versions: tuple[str, ...]
     platform: str
+    backend: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -70,6 +71,7 @@ def model_metadata(info: ModelInfo) -> ModelMetadata:
         name=manifest.name,
         versions=(VERSION,),
         platform=f"{SERVER_NAME}_{info.runtime}",
+        backend=SERVER_NAME,
         inputs=(IMAGE, PIXELS, PIXEL_VALUES, *((TEXT,) if has_text else ())),
         outputs=tuple(
             TensorSpec(

@@ -10,7 +10,13 @@ from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.open_inference.inference import infer
-from service.open_inference.metadata import find_model, model_metadata, server_metadata
+from service.open_inference.metadata import (
+    ModelMetadata,
+    find_model,
+    model_metadata,
+    server_metadata,
+)
+from service.open_inference.statistics import statistics
 from service.rest.connection import in_time, until_left
 from service.rest.errors import invalid_fields
 from service.rest.negotiation import JSON
@@ -23,14 +29,19 @@ from service.rest.open_inference.infer_body import (
 )
 from service.rest.open_inference.openapi import INFER
 from service.rest.open_inference.schemas import (
+    ConfigInput,
+    ConfigTensor,
+    ModelConfigBody,
     ModelMetadataBody,
     ModelReadyBody,
     ServerMetadataBody,
+    StatisticsBody,
 )
 from service.rest.openapi import V2_ERRORS
 
 BINARY = "application/octet-stream"
 WRITTEN_AT_ONCE = 2048
+CONFIG_TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
 MODEL = "/v2/models/{model}"
 VERSIONED = "/v2/models/{model}/versions/{version}"
 
@@ -48,6 +59,23 @@ def _add_metadata(router: APIRouter, plane: DataPlane, is_managed: bool) -> None
     async def server() -> ServerMetadataBody:
         """What the server is, and which extensions of the protocol it has."""
         return ServerMetadataBody.model_validate(asdict(server_metadata(is_managed=is_managed)))
+
+    @router.get("/v2/models/stats", responses=V2_ERRORS)
+    async def all_statistics() -> StatisticsBody:
+        """What all models have done since they were loaded."""
+        return StatisticsBody.model_validate(statistics(plane))
+
+    @router.get(VERSIONED + "/stats", responses=V2_ERRORS)
+    @router.get(MODEL + "/stats", responses=V2_ERRORS)
+    async def model_statistics(model: str, version: str = "") -> StatisticsBody:
+        """What one model has done since it was loaded."""
+        return StatisticsBody.model_validate(statistics(plane, model, version))
+
+    @router.get(VERSIONED + "/config", responses=V2_ERRORS)
+    @router.get(MODEL + "/config", responses=V2_ERRORS)
+    async def config(model: str, version: str = "") -> ModelConfigBody:
+        """What a model takes and gives, in the terms of a configuration file."""
+        return _to_config(model_metadata(find_model(plane, model, version)))
 
     @router.get(VERSIONED, responses=V2_ERRORS)
     @router.get(MODEL, responses=V2_ERRORS)
@@ -98,3 +126,19 @@ def _add_infer(router: APIRouter, plane: DataPlane) -> None:
         return Response(
             written.content, media_type=BINARY, headers={HEADER_LENGTH: str(written.num_json)}
         )
+
+
+def _to_config(metadata: ModelMetadata) -> ModelConfigBody:
+    return ModelConfigBody(
+        name=metadata.name,
+        platform=metadata.platform,
+        backend=metadata.backend,
+        input=[
+            ConfigInput(name=s.name, data_type=CONFIG_TYPES[s.datatype], dims=list(s.shape))
+            for s in metadata.inputs
+        ],
+        output=[
+            ConfigTensor(name=s.name, data_type=CONFIG_TYPES[s.datatype], dims=list(s.shape))
+            for s in metadata.outputs
+        ],
+    )

@@ -131,6 +131,78 @@ class ServerMetadataBody(BaseModel):
     extensions: list[str]
 
 
+class ConfigTensor(BaseModel):
+    """A tensor in a model's configuration, with all its axes."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+
+
+class ConfigInput(ConfigTensor):
+    """An input; a request may be without it."""
+
+    optional: Literal[True] = True
+
+
+class ModelConfigBody(BaseModel):
+    """A model in the terms of a configuration file."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: Literal[0] = 0
+    input: list[ConfigInput]
+    output: list[ConfigTensor]
+
+
+class Duration(BaseModel):
+    """How often something was done, and nanoseconds in all."""
+
+    count: int
+    ns: int
+
+
+class InferStatistics(BaseModel):
+    """What a model's requests took."""
+
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    cache_hit: Duration
+    cache_miss: Duration
+
+
+class BatchStatistics(BaseModel):
+    """What batches of one size took."""
+
+    batch_size: int
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+class ModelStatisticsBody(BaseModel):
+    """What one model has done since it was loaded."""
+
+    name: str
+    version: str
+    last_inference: int = Field(description="Milliseconds since the epoch; 0 for never.")
+    inference_count: int = Field(description="Pictures and texts that were answered.")
+    execution_count: int = Field(description="Batches that were computed.")
+    inference_stats: InferStatistics
+    batch_stats: list[BatchStatistics]
+
+
+class StatisticsBody(BaseModel):
+    """What models have done."""
+
+    model_stats: list[ModelStatisticsBody]
+
+
 class ModelReadyBody(BaseModel):
     """The model answers requests."""
 

@@ -1,0 +1,321 @@
+"""NVIDIA's stock `tritonclient`, over HTTP and gRPC, sync and aio, against the real program."""
+
+import asyncio
+import gc
+import io
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from shutil import copytree
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
+import tritonclient.http
+import tritonclient.http.aio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from tritonclient.utils import InferenceServerException
+
+from model.package import ModelPackage
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Service
+
+Photo = Callable[..., bytes]
+LIMIT_S = 60
+CLIENTS: dict[str, Any] = {
+    "http": tritonclient.http,
+    "http.aio": tritonclient.http.aio,
+    "grpc": tritonclient.grpc,
+    "grpc.aio": tritonclient.grpc.aio,
+}
+EVERY_CLIENT = pytest.mark.parametrize("client", CLIENTS)
+# The aio client of 2.73 leaves the connection of an answer that is an error to the collector.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning")
+ALL = ("patch_embeddings", "value_embeddings", "cls1", "cls2")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect what the client left while its warning is still expected, and not in a later test."""
+    yield
+    if "http.aio" in request.node.name:
+        gc.collect()
+
+
+def ask(service: "Service", client: str, method: str, *args: Any, **options: Any) -> Any:
+    """One call of a fresh client of this kind; plain values in place of protobuf."""
+    transport, _, is_aio = client.partition(".")
+    url = f"127.0.0.1:{service.ports[transport]}"
+    if transport == "grpc" and method.startswith("get_"):
+        options["as_json"] = True
+    if not is_aio:
+        with CLIENTS[client].InferenceServerClient(url) as sync:
+            return getattr(sync, method)(*args, **options)
+
+    async def ask_aio() -> Any:
+        async with CLIENTS[client].InferenceServerClient(url) as connected:
+            return await getattr(connected, method)(*args, **options)
+
+    return asyncio.run(ask_aio())
+
+
+def tensor(client: str, name: str, array: NDArray[Any], **options: Any) -> Any:
+    """An input of this client's kind."""
+    datatype = {"u": "UINT8", "f": "FP32", "O": "BYTES"}[array.dtype.kind]
+    made = CLIENTS[client.partition(".")[0]].InferInput(name, list(array.shape), datatype)
+    made.set_data_from_numpy(array, **options)
+    return made
+
+
+def as_bytes(*items: bytes) -> NDArray[np.object_]:
+    return np.array(items, dtype=np.object_)
+
+
+def wanted(client: str, names: Sequence[str]) -> list[Any]:
+    return [CLIENTS[client.partition(".")[0]].InferRequestedOutput(name) for name in names]
+
+
+def arrays_of(result: Any) -> dict[str, NDArray[Any]]:
+    response = result.get_response()
+    outputs = response["outputs"] if isinstance(response, dict) else response.outputs
+    names = [o["name"] if isinstance(o, dict) else o.name for o in outputs]
+    return {name: result.as_numpy(name) for name in names}
+
+
+@EVERY_CLIENT
+def test_health_and_metadata(service: "Service", client: str) -> None:
+    assert ask(service, client, "is_server_live")
+    assert ask(service, client, "is_server_ready")
+    assert ask(service, client, "is_model_ready", "tiny")
+    assert ask(service, client, "is_model_ready", "tiny", "1")
+    server = ask(service, client, "get_server_metadata")
+    assert (server["name"], "statistics" in server["extensions"]) == ("tipserve", True)
+    model = ask(service, client, "get_model_metadata", "tiny")
+    assert [t["name"] for t in model["inputs"]] == ["image", "pixels", "pixel_values", "text"]
+    shapes = {t["name"]: [int(size) for size in t["shape"]] for t in model["outputs"]}
+    assert shapes["patch_embeddings"] == [-1, -1, -1, 32]
+    config = ask(service, client, "get_model_config", "tiny")
+    config = config.get("config", config)
+    assert [t["data_type"] for t in config["output"]] == ["TYPE_FP32"] * 5
+
+
+@EVERY_CLIENT
+def test_jpeg_bytes_give_the_native_embeddings(
+    service: "Service", photo: Photo, client: str
+) -> None:
+    images = [photo(1), photo(2, (60, 90))]
+    native = service.over_grpc(
+        "embed_images", {"images": images, "outputs": ["patches", "values", "cls1", "cls2"]}
+    ).arrays
+    given = tensor(client, "image", as_bytes(*images))
+    usual = arrays_of(ask(service, client, "infer", "tiny", [given]))
+    assert list(usual) == ["patch_embeddings", "cls1"]
+    everything = arrays_of(
+        ask(service, client, "infer", "tiny", [given], outputs=wanted(client, ALL))
+    )
+    assert list(everything) == list(ALL)
+    for name, ours in zip(ALL, ("patches", "values", "cls1", "cls2"), strict=True):
+        expected = np.stack([native[f"{index}.{ours}"] for index in range(2)])
+        np.testing.assert_array_equal(everything[name], expected)
+        np.testing.assert_array_equal(usual.get(name, expected), expected)
+
+
+@EVERY_CLIENT
+def test_pixels_as_tensors(service: "Service", photo: Photo, client: str) -> None:
+    picture = photo(3, (56, 56), "PNG")
+    decoded = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))[None]
+    planes = np.float32(decoded.transpose(0, 3, 1, 2)) / np.float32(255)
+    expected = arrays_of(
+        ask(service, client, "infer", "tiny", [tensor(client, "image", as_bytes(picture))])
+    )
+    for name, array in (("pixels", decoded), ("pixel_values", planes)):
+        found = arrays_of(ask(service, client, "infer", "tiny", [tensor(client, name, array)]))
+        for output, values in found.items():
+            np.testing.assert_allclose(values, expected[output], atol=1e-5, err_msg=name)
+    wide = tensor(client, "pixel_values", np.zeros((1, 3, 56, 84), np.float32))
+    assert ask(service, client, "infer", "tiny", [wide]).as_numpy("patch_embeddings").shape == (
+        *(1, 4, 6),
+        32,
+    )
+
+
+@EVERY_CLIENT
+def test_pictures_and_texts_with_every_option(
+    service: "Service", photo: Photo, client: str
+) -> None:
+    image = tensor(client, "image", as_bytes(photo(1, (90, 60))))
+    texts = tensor(client, "text", as_bytes(b"a dog", "Grün".encode()))
+    result = ask(
+        *(service, client, "infer", "tiny", [image, texts]),
+        model_version="1",
+        request_id="from-test",
+        priority=1,
+        timeout=LIMIT_S * 1_000_000,
+        parameters={"resolution": 28, "fit": "aspect", "normalize": False, "templates": "tcl"}
+        | {"output_datatype": "FP16"},
+    )
+    response = result.get_response()
+    assert "from-test" in {getattr(response, "id", None), dict(_plain(response)).get("id")}
+    arrays = arrays_of(result)
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "patch_embeddings": (1, 2, 3, 32),
+        "cls1": (1, 32),
+        "text_embeddings": (2, 32),
+    }
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}
+    fields = {"texts": ["a dog", "Grün"], "templates": "tcl", "normalize": False}
+    native = service.over_grpc("embed_texts", fields).arrays["1.embedding"]
+    np.testing.assert_array_equal(arrays["text_embeddings"][1], native.astype(np.float16))
+
+
+@EVERY_CLIENT
+def test_errors_say_what_is_wrong_and_the_service_goes_on(
+    service: "Service", photo: Photo, client: str
+) -> None:
+    good = tensor(client, "image", as_bytes(photo(1)))
+    broken = tensor(client, "image", as_bytes(photo(1), b"no picture"))
+    is_http = client.startswith("http")
+    bad, missing = ("422", "404") if is_http else ("INVALID_ARGUMENT", "NOT_FOUND")
+    late = "504" if is_http else "DEADLINE_EXCEEDED"
+    for model, inputs, options, status, says in (
+        ("tiny", [broken], {}, bad, "images[1]"),
+        ("tiny", [good], {"outputs": wanted(client, ["logits"])}, bad, "no output 'logits'"),
+        ("tiny", [good], {"priority": 9}, bad, "priority"),
+        ("tiny", [good], {"sequence_id": 5, "sequence_start": True}, bad, "sequence_"),
+        ("tiny", [good], {"timeout": 1}, late, "deadline"),
+        ("other", [good], {}, missing, "No model 'other'"),
+        ("tiny", [good], {"model_version": "7"}, missing, "no version '7'"),
+    ):
+        with pytest.raises(InferenceServerException) as caught:
+            ask(service, client, "infer", model, inputs, **options)
+        assert status in str(caught.value.status()), caught.value
+        assert says in str(caught.value.message())
+    assert not ask(service, client, "is_model_ready", "tiny", "7") if is_http else True
+    assert ask(service, client, "infer", "tiny", [good]).as_numpy("cls1").shape == (1, 32)
+
+
+@EVERY_CLIENT
+def test_statistics_count_what_was_done(service: "Service", photo: Photo, client: str) -> None:
+    def counts() -> tuple[int, int, int, int]:
+        (found,) = ask(service, client, "get_inference_statistics", "tiny")["model_stats"]
+        stats = found["inference_stats"]
+        done = sum(int(b["compute_infer"]["count"]) for b in found["batch_stats"])
+        assert done == int(found["execution_count"])
+        fails = int(stats["fail"].get("count", 0))
+        return int(found["inference_count"]), done, int(stats["success"]["count"]), fails
+
+    images = tensor(client, "image", as_bytes(photo(1), photo(2), photo(3)))
+    ask(service, client, "infer", "tiny", [images])
+    before = counts()
+    ask(service, client, "infer", "tiny", [images])
+    with pytest.raises(InferenceServerException):
+        ask(service, client, "infer", "tiny", [tensor(client, "image", as_bytes(b"?"))])
+    after = counts()
+    grown = [new - old for new, old in zip(after, before, strict=True)]
+    assert grown[0] == 3
+    assert 1 <= grown[1] <= 3
+    assert grown[2:] == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def managed(
+    run_service: Callable[..., Any],
+    tiny_package: ModelPackage,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator["Service"]:
+    """A service whose models may be managed, with a second package beside the one it serves."""
+    folder = tmp_path_factory.mktemp("repository")
+    copytree(tiny_package.path, Path(folder) / "second")
+    with run_service("--enable-management", f"--model-repository={folder}") as running:
+        yield running
+
+
+@EVERY_CLIENT
+def test_load_and_unload(managed: "Service", photo: Photo, client: str) -> None:
+    def index() -> dict[str, str]:
+        found = ask(managed, client, "get_model_repository_index")
+        listed = found["models"] if isinstance(found, dict) else found
+        return {entry["name"]: entry["state"] for entry in listed}
+
+    assert index() == {"tiny": "READY", "second": "UNAVAILABLE"}
+    ask(managed, client, "load_model", "second")
+    assert index() == {"tiny": "READY", "second": "READY"}
+    image = tensor(client, "image", as_bytes(photo(1)))
+    assert ask(managed, client, "infer", "second", [image]).as_numpy("cls1").shape == (1, 32)
+    ask(managed, client, "unload_model", "second")
+    assert index()["second"] in {"UNLOADING", "UNAVAILABLE"}
+    with pytest.raises(InferenceServerException, match="second"):
+        ask(managed, client, "infer", "second", [image])
+    for call, says in (
+        (("load_model", "missing"), "missing"),
+        (("unload_model", "second"), "second"),
+    ):
+        with pytest.raises(InferenceServerException, match=says):
+            ask(managed, client, *call)
+    with pytest.raises(InferenceServerException, match="config"):
+        ask(managed, client, "load_model", "second", config="{}")
+
+
+def test_streams_answer_in_order_and_outlive_a_bad_item(service: "Service", photo: Photo) -> None:
+    good = [tensor("grpc", "image", as_bytes(photo(seed))) for seed in range(4)]
+    bad = tensor("grpc", "image", as_bytes(b"no picture"))
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    url = f"127.0.0.1:{service.ports['grpc']}"
+    with tritonclient.grpc.InferenceServerClient(url) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        for number in range(50):
+            given = bad if number == 17 else good[number % 4]
+            client.async_stream_infer(
+                *("tiny", [given]),
+                request_id=str(number),
+                enable_empty_final_response=number == 3,
+            )
+        found = [answers.get(timeout=LIMIT_S) for _ in range(50)]
+        client.stop_stream()
+    assert "images[0]" in str(found[17][1].message())
+    results = [(n, result) for n, (result, _) in enumerate(found) if n != 17]
+    assert [result.get_response().id for _, result in results] == [str(n) for n, _ in results]
+    for number, result in results:
+        alone = ask(service, "grpc", "infer", "tiny", [good[number % 4]]) if number < 4 else None
+        if alone is not None:
+            cosine = (alone.as_numpy("cls1") * result.as_numpy("cls1")).sum()
+            assert cosine > 0.9999
+
+
+async def test_streams_of_the_aio_client(service: "Service", photo: Photo) -> None:
+    images = [photo(1), b"no picture", photo(2)]
+
+    async def requests() -> Any:
+        for number, image in enumerate(images):
+            given = tensor("grpc", "image", as_bytes(image))
+            yield {"model_name": "tiny", "inputs": [given], "request_id": str(number)}
+
+    url = f"127.0.0.1:{service.ports['grpc']}"
+    async with tritonclient.grpc.aio.InferenceServerClient(url) as client:
+        found = [item async for item in client.stream_infer(requests(), stream_timeout=LIMIT_S)]
+    assert [error is None for _, error in found] == [True, False, True]
+    assert [found[n][0].get_response().id for n in (0, 2)] == ["0", "2"]
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(items=st.lists(st.binary(max_size=80), min_size=1, max_size=3))
+def test_random_bytes_are_refused_by_both_alike(service: "Service", items: list[bytes]) -> None:
+    said = set()
+    for client in ("http", "grpc"):
+        with pytest.raises(InferenceServerException) as caught:
+            ask(service, client, "infer", "tiny", [tensor(client, "image", as_bytes(*items))])
+        assert str(caught.value.status()) in {"422", "StatusCode.INVALID_ARGUMENT"}
+        said.add(caught.value.message())
+    assert len(said) == 1
+
+
+def _plain(response: Any) -> dict[str, Any]:
+    return response if isinstance(response, dict) else {}

@@ -130,7 +130,7 @@ def test_jpeg_bytes_give_the_native_embeddings(
 def test_pixels_as_tensors(service: "Service", photo: Photo, client: str) -> None:
     picture = photo(3, (56, 56), "PNG")
     decoded = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))[None]
-    planes = np.float32(decoded.transpose(0, 3, 1, 2)) / np.float32(255)
+    planes = decoded.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     expected = arrays_of(
         ask(service, client, "infer", "tiny", [tensor(client, "image", as_bytes(picture))])
     )

@@ -92,6 +92,7 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
         model=checkpoint.model,
         tokenizer=checkpoint.tokenizer,
         dense=checkpoint.dense,
+        precisions=tuple(recipe.precisions),
         draft=draft.model_copy(update=described),
         render_card=partial(render_card, _card(recipe, licence)),
     )

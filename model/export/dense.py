@@ -8,7 +8,6 @@ Shapes: B batch, N patches, D embedding width, K classes, H W pixels, h w patch 
 H' W' eight times the patch rows and columns.
 """
 
-from pathlib import Path
 from typing import cast
 
 import onnx_ir
@@ -21,9 +20,8 @@ from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import (
     Tipsv2DptNeck,
 )
 
-from model.export.saving import SharedWeights
 from model.export.tracing import exportable, trace
-from model.graphs import DENSE_TASKS, DenseTask, graph_file
+from model.graphs import DenseTask
 from model.position import embed_pixels
 
 
@@ -75,28 +73,16 @@ def _double(layer: Tipsv2DptFeatureFusionLayer, map_: Tensor) -> Tensor:
     return projected
 
 
-def export_dense(dense: Tipsv2DptForDensePrediction, folder: Path) -> None:
-    """Write one graph for each head: `pixel_values` [B, 3, H, W] to the head's name.
-
-    The weights of all three go to one file beside them, which has the backbone's once.
+def trace_dense(dense: Tipsv2DptForDensePrediction, task: DenseTask) -> onnx_ir.Model:
+    """One head's graph in memory: `pixel_values` [B, 3, H, W] to the head's name.
 
     Args:
-        dense: In float32. Its mode and attention are as before afterwards.
-        folder: The package; graphs are named by `model.graphs.graph_file`.
+        dense: In float32, and referred to; its mode and attention are as before afterwards.
+        task: Which head.
 
     Raises:
         ValueError: The backbone's taps do not end in the final LayerNorm.
     """
-    weights = folder / graph_file("depth")
-    with SharedWeights(weights.with_name("dense_model.onnx.data")) as shared:
-        for task in DENSE_TASKS:
-            graph = trace_dense(dense, task)
-            shared.take_from(graph)
-            onnx_ir.save(graph, folder / graph_file(task))
-
-
-def trace_dense(dense: Tipsv2DptForDensePrediction, task: DenseTask) -> onnx_ir.Model:
-    """One head's graph in memory; it refers to the model's weights."""
     if not dense.backbone.config.apply_layernorm:
         raise ValueError("the dense heads' backbone must have apply_layernorm=True, as released")
     patch_size = dense.backbone.embeddings.patch_embeddings.projection.stride[0]

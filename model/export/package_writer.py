@@ -3,45 +3,19 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import (
-    Tipsv2DptForDensePrediction,
-    Tipsv2ImageProcessor,
-    Tipsv2Model,
-    Tipsv2Processor,
-    Tipsv2Tokenizer,
-)
+from transformers import Tipsv2ImageProcessor, Tipsv2Processor
 
-from model.export.dense import export_dense
+from model.export.content import PackageContent
+from model.export.graph_writer import write_graphs
 from model.export.sizes import native_size
-from model.export.towers import export_text, export_vision
-from model.graphs import TEXT_FILE, VISION_FILE
-from model.manifest import MANIFEST_NAME, Manifest
+from model.manifest import MANIFEST_NAME
 from model.package import ModelPackage, check_output, open_package, write_manifest
 from model.parity.proof import Progress, prove_package
 from model.parity.reference import dense_references
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PackageContent:
-    """What a package is made of.
-
-    Attributes:
-        model: In float32 and evaluation mode.
-        tokenizer: Of its text tower.
-        draft: The manifest without files and parity, as `model.export.sizes` drafts it.
-        render_card: Makes the model card of the finished manifest.
-        dense: Backbone and heads for depth, normals and segmentation; in float32.
-    """
-
-    model: Tipsv2Model
-    tokenizer: Tipsv2Tokenizer
-    draft: Manifest
-    render_card: Callable[[Manifest], str]
-    dense: Tipsv2DptForDensePrediction | None = None
+__all__ = ["PackageContent", "write_package"]
 
 
 def write_package(
@@ -90,13 +64,7 @@ def _write_files(content: PackageContent, folder: Path, progress: Progress) -> N
         tokenizer=content.tokenizer,
     )
     processor.save_pretrained(folder)
-    progress("exporting the vision graph")
-    export_vision(content.model, folder / VISION_FILE)
-    progress("exporting the text graph")
-    export_text(content.model, folder / TEXT_FILE)
-    if content.dense is not None:
-        progress("exporting the graphs of depth, normals and segmentation")
-        export_dense(content.dense, folder)
+    write_graphs(content, folder, progress)
 
 
 def _make_readable(folder: Path) -> None:

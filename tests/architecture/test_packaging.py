@@ -18,7 +18,7 @@ EXTRAS_OF_ROOM = {
     "service": ("gpu", "otel"),
     "model": ("cpu", "gpu", "torch", "convert"),
     "training": ("torch", "convert", "train", "captions"),
-    "tests": ("cpu", "torch", "convert", "train", "otel", "dev"),
+    "tests": ("cpu", "torch", "convert", "train", "otel", "parse", "dev"),
     "benchmarks": ("cpu", "gpu", "torch", "convert", "train", "otel", "dev"),
 }
 # What the installed distributions do not tell: `google` is shared by many, so a second name is
@@ -29,6 +29,7 @@ PROVIDERS = {
     "google.rpc": "googleapis-common-protos",
     "pynvml": "nvidia-ml-py",
     "tensorrt": "tensorrt",
+    "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
 }
 
 

@@ -1,0 +1,120 @@
+"""Rewrites a graph in half precision: matrix products in fp16 or bf16, what overflows in float32.
+
+Inputs and outputs stay float32. So do the steps that add up many numbers or divide by a sum:
+LayerNorm, whose variance overflows fp16; softmax and the mask before it, whose smallest number has
+no fp16; and means. Whatever depends on sizes or the mask alone, such as position embeddings, stays
+as well, and so does the patch embedding, which reads the pixels: that is little work. The graph is
+strongly typed, as TensorRT wants it.
+"""
+
+from collections.abc import Iterator
+from typing import Final, Literal
+
+import onnx_ir
+from onnx_ir.passes import common
+
+HalfPrecision = Literal["fp16", "bf16"]
+HALF_TYPES: Final = {"fp16": onnx_ir.DataType.FLOAT16, "bf16": onnx_ir.DataType.BFLOAT16}
+BF16_CONVOLUTION_OPSET: Final = 22
+FLOAT: Final = onnx_ir.DataType.FLOAT
+FLOAT_OPERATORS: Final = frozenset(
+    ("LayerNormalization", "Softmax", "ReduceSum", "ReduceMean", "Div", "Reciprocal", "Pow", "Sqrt")
+)
+# The only inputs whose values count; a mask is small, and its consequences must be exact.
+DATA_INPUTS: Final = frozenset(("pixel_values", "input_ids"))
+
+
+def to_half(model: onnx_ir.Model, precision: HalfPrecision) -> None:
+    """Change a float32 graph in place.
+
+    Args:
+        model: As traced; its functions take any type.
+        precision: What most of it computes in.
+    """
+    _Halving(model, HALF_TYPES[precision]).run()
+    convolves = any(node.op_type == "ConvTranspose" for node in model.graph)
+    if precision == "bf16" and convolves:
+        # Before it, convolutions took no bf16. What else the graphs hold means the same in both.
+        model.opset_imports[""] = BF16_CONVOLUTION_OPSET
+        for function in model.functions.values():
+            function.opset_imports[""] = BF16_CONVOLUTION_OPSET
+    common.RemoveUnusedNodesPass()(model)
+
+
+class _Halving:
+    """One walk through a graph, in the order of computation."""
+
+    def __init__(self, model: onnx_ir.Model, half: onnx_ir.DataType) -> None:
+        self._graph = model.graph
+        self._half = half
+        self._casts: dict[tuple[onnx_ir.Value, onnx_ir.DataType], onnx_ir.Value] = {}
+        self._with_data = set(depending_on_data(model.graph))
+
+    def run(self) -> None:
+        for node in list(self._graph):
+            wanted = self._half if self._is_half(node) else FLOAT
+            # What follows the picture of a Resize are factors, which are always float32.
+            inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs
+            for index, value in enumerate(inputs):
+                if value is not None and value.dtype in {FLOAT, self._half}:
+                    node.replace_input_with(index, self._as_type(value, wanted, node))
+            for output in node.outputs:
+                if output.dtype == FLOAT:
+                    # Not `dtype`, which would change the type of every clone of this graph.
+                    output.type = onnx_ir.TensorType(wanted)
+        for index, output in enumerate(self._graph.outputs):
+            self._graph.outputs[index] = self._as_float_output(output)
+
+    def _is_half(self, node: onnx_ir.Node) -> bool:
+        if node not in self._with_data or node.op_type in FLOAT_OPERATORS:
+            return False
+        if any(value in self._graph.inputs for value in node.inputs if value is not None):
+            return node.op_type == "Gather"
+        users = [user for output in node.outputs for user in output.consumers()]
+        return not (node.op_type == "Add" and any(user.op_type == "Softmax" for user in users))
+
+    def _as_type(
+        self, value: onnx_ir.Value, wanted: onnx_ir.DataType, before: onnx_ir.Node
+    ) -> onnx_ir.Value:
+        if value.dtype == wanted:
+            return value
+        if (value, wanted) not in self._casts:
+            if value.is_initializer():
+                cast = self._weight(value, wanted)
+            else:
+                cast = self._cast(value, wanted)
+                assert cast.producer() is not None
+                self._graph.insert_before(before, cast.producer())  # type: ignore[arg-type]
+            self._casts[value, wanted] = cast
+        return self._casts[value, wanted]
+
+    def _cast(self, value: onnx_ir.Value, wanted: onnx_ir.DataType) -> onnx_ir.Value:
+        node = onnx_ir.node("Cast", [value], {"to": wanted})
+        (output,) = node.outputs
+        output.name, output.dtype, output.shape = f"{value.name}_cast", wanted, value.shape
+        return output
+
+    def _weight(self, value: onnx_ir.Value, wanted: onnx_ir.DataType) -> onnx_ir.Value:
+        assert value.const_value is not None
+        array = value.const_value.numpy().astype(wanted.numpy())
+        weight = onnx_ir.val(f"{value.name}_half", const_value=onnx_ir.tensor(array, dtype=wanted))
+        self._graph.register_initializer(weight)
+        return weight
+
+    def _as_float_output(self, output: onnx_ir.Value) -> onnx_ir.Value:
+        if output.dtype == FLOAT:
+            return output
+        name, output.name = output.name, f"{output.name}_half"
+        cast = self._cast(output, FLOAT)
+        cast.name = name
+        self._graph.append(cast.producer())  # type: ignore[arg-type]
+        return cast
+
+
+def depending_on_data(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
+    """Nodes whose results depend on the data, and not on its sizes alone."""
+    values = {value for value in graph.inputs if value.name in DATA_INPUTS}
+    for node in graph:
+        if node.op_type not in {"Shape", "Size"} and any(v in values for v in node.inputs):
+            values.update(node.outputs)
+            yield node

@@ -1,0 +1,146 @@
+"""Every part in every precision: what is written, what it computes, and who can read it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from model.export.content import PackageContent
+from model.export.graph_writer import PARTS, write_graphs
+from model.graphs import Part, Precision, graph_file
+from model.parity.pictures import gate_pictures, picture_batch
+from model.runtime.openvino_runtime import openvino_core
+from model.segmentation import l2_normalize
+
+FloatArray = NDArray[np.float32]
+EVERY = [(part, precision) for precision in PARTS for part in sorted(PARTS[precision])]
+# The lowest cosine with float32 that was seen is nearer to one by half.
+LOWEST_COSINE = {
+    "fp32": 0.999999,
+    "fp16": 0.9999,
+    "bf16": 0.999,
+    "int8_weights": 0.999,
+    "int8": 0.99,
+}
+
+
+def inputs_of(part: Part) -> dict[str, NDArray[Any]]:
+    """Real pictures, or texts of several lengths."""
+    if part != "text":
+        return {"pixel_values": picture_batch(gate_pictures(), (56, 84), batch=2)}
+    mask_BL = (np.arange(9) < np.array([9, 2, 5])[:, None]).astype(np.int64)
+    token_ids_BL = np.random.default_rng(0).integers(2, 200, mask_BL.shape) * mask_BL
+    return {"input_ids": token_ids_BL, "attention_mask": mask_BL}
+
+
+def run_onnx(path: Path, inputs: dict[str, NDArray[Any]]) -> list[FloatArray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    outputs: list[FloatArray] = session.run(None, inputs)
+    return outputs
+
+
+def run_openvino(path: Path, inputs: dict[str, NDArray[Any]]) -> list[FloatArray]:
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    outputs = openvino_core().compile_model(path, "CPU", exact)(inputs)
+    return [value.copy() for value in outputs.to_tuple()]
+
+
+def runs(path: Path, precision: Precision, inputs: dict[str, Any]) -> Iterator[list[FloatArray]]:
+    yield run_openvino(path, inputs)
+    # ONNX Runtime's CPU provider has no kernels for bf16.
+    if precision != "bf16":
+        yield run_onnx(path, inputs)
+
+
+@pytest.mark.parametrize(("part", "precision"), EVERY)
+def test_each_precision_computes_nearly_what_float32_computes(
+    graphs: Path, part: Part, precision: Precision
+) -> None:
+    inputs = inputs_of(part)
+    references = run_onnx(graphs / graph_file(part), inputs)
+    for outputs in runs(graphs / graph_file(part, precision), precision, inputs):
+        for ours, reference in zip(outputs, references, strict=True):
+            assert ours.dtype == np.float32
+            assert ours.shape == reference.shape
+            if part in {"vision", "text"}:
+                cosine = (l2_normalize(ours) * l2_normalize(reference)).sum(axis=-1).min()
+                assert cosine > LOWEST_COSINE[precision]
+            else:
+                error = np.abs(ours - reference).mean() / np.abs(reference).mean()
+                assert error < 2 * (1 - LOWEST_COSINE[precision]) ** 0.5
+
+
+@pytest.mark.parametrize(("part", "precision"), EVERY)
+def test_each_graph_is_valid_and_speaks_float32(
+    graphs: Path, part: Part, precision: Precision
+) -> None:
+    path = graphs / graph_file(part, precision)
+    onnx.checker.check_model(path, full_check=True)
+    graph = onnx.load(path, load_external_data=False).graph
+    types = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+
+
+def test_nothing_of_this_machine_is_in_any_file(graphs: Path, project_root: Path) -> None:
+    traces = [project_root, graphs.parent, Path.home() / "x", Path(onnxruntime.__file__).parents[1]]
+    for path in (graphs / "onnx").iterdir():
+        content = path.read_bytes()
+        for trace in traces:
+            assert str(trace).removesuffix("x").encode() not in content, f"{trace}: {path.name}"
+
+
+def test_the_depth_head_never_computes_in_fp16_or_8_bits(graphs: Path) -> None:
+    assert {precision for precision in PARTS if "depth" in PARTS[precision]} == {"fp32", "bf16"}
+    written = {path.name for path in (graphs / "onnx").glob("depth*.onnx")}
+    assert written == {"depth_model.onnx", "depth_model_bf16.onnx"}
+
+
+def test_8_bits_make_files_small(graphs: Path) -> None:
+    stored: dict[str, dict[int, int]] = {}
+    for precision in ("fp32", "int8"):
+        weights = onnx.load(graphs / graph_file("text", precision)).graph.initializer
+        sizes = stored.setdefault(precision, {})
+        for weight in weights:
+            size = len(onnx.numpy_helper.to_array(weight).tobytes())
+            sizes[weight.data_type] = sizes.get(weight.data_type, 0) + size
+    int8, fp32 = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT
+    # With the table of words.
+    assert stored["int8"][int8] > stored["fp32"][fp32] / 5
+    assert stored["int8"][fp32] < stored["fp32"][fp32] / 4
+
+
+def test_what_int8_leaves_out_stays_float(graphs: Path) -> None:
+    graph = onnx.load(graphs / graph_file("vision", "int8")).graph
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    quantised = [n for n in products if makers.get(n.input[1]) == "DequantizeLinear"]
+    # Two blocks of six products each; the value path and the position embeddings have six more.
+    assert len(quantised) == 12
+    assert len(products) == 12 + 4 + 2
+    for node in graph.node:
+        if node.op_type in {"Conv", "MultiHeadAttention"}:
+            assert not any(makers.get(name) == "DequantizeLinear" for name in node.input)
+
+
+def test_a_calibration_folder_without_pictures_is_refused(
+    every_precision: PackageContent, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
+    content = replace(every_precision, calibration=tmp_path, precisions=("int8",), dense=None)
+    with pytest.raises(ValueError, match="holds no pictures"):
+        write_graphs(content, tmp_path / "out", lambda _: None)
+
+
+def test_an_unknown_precision_is_refused(every_precision: PackageContent, tmp_path: Path) -> None:
+    content = replace(every_precision, precisions=("fp8",))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown precisions"):
+        write_graphs(content, tmp_path, lambda _: None)
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,61 @@
+"""TensorRT's own parser takes every graph; it works without a GPU, from the RTX edition's wheel."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from model.export.graph_writer import PARTS
+from model.graphs import Part, Precision, graph_file
+
+EVERY = [(part, precision) for precision in PARTS for part in sorted(PARTS[precision])]
+
+
+@pytest.fixture(scope="module")
+def tensorrt() -> Any:
+    try:
+        import tensorrt_rtx_bindings  # noqa: PLC0415 - not for every platform
+    except ImportError:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip("tensorrt-rtx-cu13-libs has no build for this platform")
+    return tensorrt_rtx_bindings
+
+
+def parse(tensorrt: Any, path: Path) -> tuple[Any, list[str]]:
+    """The network that a graph becomes, and what the parser had to say against it."""
+    builder = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.INTERNAL_ERROR))
+    network = builder.create_network(0)
+    parser = tensorrt.OnnxParser(network, builder.logger)
+    parser.parse_from_file(str(path))
+    return network, [parser.get_error(index).desc() for index in range(parser.num_errors)]
+
+
+@pytest.mark.parametrize(("part", "precision"), EVERY)
+def test_every_graph_parses(tensorrt: Any, graphs: Path, part: Part, precision: Precision) -> None:
+    path = graphs / graph_file(part, precision)
+    network, errors = parse(tensorrt, path)
+    assert not errors
+    outputs = [network.get_output(index).name for index in range(network.num_outputs)]
+    graph = onnx.load(path, load_external_data=False).graph
+    assert outputs == [value.name for value in graph.output]
+    kinds = {network.get_layer(index).type for index in range(network.num_layers)}
+    # A plugin would be code that TensorRT has not got.
+    assert not any("PLUGIN" in kind.name for kind in kinds)
+
+
+def test_an_antialiased_resize_is_refused(tensorrt: Any, tmp_path: Path) -> None:
+    """What transformers' position embeddings become, and why ours are two matrix products."""
+    graph = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]>'
+        "agraph (float[1, 8, 4, 4] grid) => (float[1, 8, 7, 5] resized) {"
+        "  empty = Constant <value_floats: floats = []> ()"
+        "  sizes = Constant <value_ints: ints = [1, 8, 7, 5]> ()"
+        '  resized = Resize <mode = "linear", antialias = 1> (grid, empty, empty, sizes)'
+        "}"
+    )
+    onnx.save(graph, tmp_path / "resize.onnx")
+    _, errors = parse(tensorrt, tmp_path / "resize.onnx")
+    assert any("ntialias" in error for error in errors)

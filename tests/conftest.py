@@ -1,6 +1,7 @@
 """Fixtures that every test folder may use."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from model.package import ModelPackage
 
 if TYPE_CHECKING:
     from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
+
+    from model.export.content import PackageContent
 
 # Words that the tiny tokenizer has whole; anything else becomes letters or bytes.
 TINY_WORDS = "a the of in photo large small many red blue cat dog grass sky sea tree house ball"
@@ -90,19 +93,48 @@ def tiny_dense() -> "Tipsv2DptForDensePrediction":
 
 
 @pytest.fixture(scope="session")
-def tiny_dense_graphs(
-    tiny_dense: "Tipsv2DptForDensePrediction", tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A folder with the graphs of `tiny_dense`, exported once per session. Do not change it."""
-    from model.export.dense import export_dense  # noqa: PLC0415 - as above
+def tiny_content(
+    tiny_model: "Tipsv2Model",
+    tiny_tokenizer: "Tipsv2Tokenizer",
+    tiny_dense: "Tipsv2DptForDensePrediction",
+) -> "PackageContent":
+    """The tiny model with its dense heads, to be written in every precision."""
+    from model.export.content import PackageContent  # noqa: PLC0415 - as above
+    from model.export.sizes import draft_manifest  # noqa: PLC0415 - as above
 
+    return PackageContent(
+        model=tiny_model,
+        tokenizer=tiny_tokenizer,
+        draft=draft_manifest(tiny_model, name="tiny", has_dense_heads=True),
+        render_card=lambda _: "# Tiny\n",
+        dense=tiny_dense,
+        precisions=("fp16", "bf16", "int8_weights", "int8"),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tiny_content: "PackageContent", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all of its graphs, exported once per session. Do not change it."""
+    from model.export.graph_writer import write_graphs  # noqa: PLC0415 - as above
+
+    folder = tmp_path_factory.mktemp("graphs")
+    models = [model for model in (tiny_content.model, tiny_content.dense) if model is not None]
+    attention = [model.config._attn_implementation for model in models]
+    write_graphs(tiny_content, folder, lambda _: None)
+    # Whoever uses the models afterwards has them as they were.
+    assert [model.config._attn_implementation for model in models] == attention
+    assert not any(model.training for model in models)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dense_graphs(tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the graphs of `tiny_dense` in float32 alone. Do not change it."""
     folder = tmp_path_factory.mktemp("dense")
-    attention = tiny_dense.config._attn_implementation
-    export_dense(tiny_dense, folder)
-    # Whoever uses the model afterwards has it as it was.
-    assert tiny_dense.config._attn_implementation == attention
-    assert tiny_dense.backbone.config._attn_implementation == attention
-    assert not tiny_dense.training
+    (folder / "onnx").mkdir()
+    names = [f"{task}_model.onnx" for task in ("depth", "normals", "segmentation")]
+    for name in (*names, "dense_model.onnx.data"):
+        shutil.copyfile(tiny_graphs / "onnx" / name, folder / "onnx" / name)
     return folder
 
 

@@ -26,14 +26,6 @@ OUTPUT_FIELDS = {
 }
 
 
-<<<<<<< HEAD
-@pytest.fixture(scope="module")
-def folder(tiny_dense_graphs: Path) -> Path:
-    return tiny_dense_graphs
-
-
-=======
->>>>>>> 2d32501 (Export in fp16, bf16 and 8 bits; take every graph to TensorRT's parser)
 def _run_onnx(session: Any, pixels_B3HW: FloatArray) -> FloatArray:
     output: FloatArray = session.run(None, {"pixel_values": pixels_B3HW})[0]
     return output
@@ -45,12 +37,12 @@ def _run_openvino(compiled: Any, pixels_B3HW: FloatArray) -> FloatArray:
 
 
 @pytest.fixture(scope="module")
-def runs(graphs: Path) -> dict[DenseTask, list[Run]]:
+def runs(tiny_graphs: Path) -> dict[DenseTask, list[Run]]:
     """Each task's graph on ONNX Runtime and on OpenVINO, loaded once."""
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     found: dict[DenseTask, list[Run]] = {}
     for task in DENSE_TASKS:
-        path = graphs / graph_file(task)
+        path = tiny_graphs / graph_file(task)
         found[task] = [
             partial(_run_onnx, onnx_session(path)),
             partial(_run_openvino, openvino_core().compile_model(path, "CPU", exact)),
@@ -83,9 +75,9 @@ def test_maps_are_as_in_transformers(
         np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
 
 
-def test_depth_is_in_metres_and_differs_from_place_to_place(graphs: Path) -> None:
+def test_depth_is_in_metres_and_differs_from_place_to_place(tiny_graphs: Path) -> None:
     pixels = np.random.default_rng(1).random((1, 3, 56, 56), dtype=np.float32)
-    session = onnx_session(graphs / graph_file("depth"))
+    session = onnx_session(tiny_graphs / graph_file("depth"))
     depth_BHW = session.run(None, {"pixel_values": pixels})[0]
     assert depth_BHW.min() >= 0.001
     assert depth_BHW.max() <= 10
@@ -93,8 +85,8 @@ def test_depth_is_in_metres_and_differs_from_place_to_place(graphs: Path) -> Non
 
 
 @pytest.mark.parametrize("task", DENSE_TASKS)
-def test_axes_are_named_and_free(graphs: Path, task: DenseTask) -> None:
-    path = graphs / graph_file(task)
+def test_axes_are_named_and_free(tiny_graphs: Path, task: DenseTask) -> None:
+    path = tiny_graphs / graph_file(task)
     onnx.checker.check_model(path, full_check=True)
     (output,) = onnx.load(path, load_external_data=False).graph.output
     sizes = [axis.dim_param or axis.dim_value for axis in output.type.tensor_type.shape.dim]
@@ -103,9 +95,9 @@ def test_axes_are_named_and_free(graphs: Path, task: DenseTask) -> None:
     assert sizes == ["batch", *channels, "map_height", "map_width"]
 
 
-def test_no_resize_but_the_doubling_that_parsers_take(graphs: Path) -> None:
+def test_no_resize_but_the_doubling_that_parsers_take(tiny_graphs: Path) -> None:
     for task in DENSE_TASKS:
-        graph = onnx.load(graphs / graph_file(task), load_external_data=False).graph
+        graph = onnx.load(tiny_graphs / graph_file(task), load_external_data=False).graph
         resizes = [node for node in graph.node if node.op_type == "Resize"]
         assert len(resizes) == 4
         for node in resizes:
@@ -116,9 +108,11 @@ def test_no_resize_but_the_doubling_that_parsers_take(graphs: Path) -> None:
             assert not settings.get("antialias", 0)
 
 
-def test_the_backbone_is_stored_once(graphs: Path, tiny_dense: Tipsv2DptForDensePrediction) -> None:
+def test_the_backbone_is_stored_once(
+    tiny_graphs: Path, tiny_dense: Tipsv2DptForDensePrediction
+) -> None:
     all_bytes = sum(weight.nbytes for weight in tiny_dense.parameters())
-    weights = (graphs / "onnx" / "dense_model.onnx.data").stat().st_size
+    weights = (tiny_graphs / "onnx" / "dense_model.onnx.data").stat().st_size
     # Each tensor begins a page of its own, which counts for much in a model as small as this.
     num_tensors = sum(1 for _ in tiny_dense.parameters())
     assert weights < all_bytes + num_tensors * 4096
@@ -126,7 +120,7 @@ def test_the_backbone_is_stored_once(graphs: Path, tiny_dense: Tipsv2DptForDense
         {entry.key: entry.value for entry in weight.external_data}
         for task in DENSE_TASKS
         for weight in onnx.load(
-            graphs / graph_file(task), load_external_data=False
+            tiny_graphs / graph_file(task), load_external_data=False
         ).graph.initializer
         if weight.external_data
     ]
@@ -138,11 +132,11 @@ def test_the_backbone_is_stored_once(graphs: Path, tiny_dense: Tipsv2DptForDense
 
 @pytest.mark.parametrize("size_hw", [(42, 42), (42, 56), (56, 70)])
 def test_odd_rows_or_columns_of_patches_fail_rather_than_answer(
-    graphs: Path, size_hw: tuple[int, int]
+    tiny_graphs: Path, size_hw: tuple[int, int]
 ) -> None:
     pixels = np.zeros((1, 3, *size_hw), dtype=np.float32)
     with pytest.raises(Exception, match="broadcast"):
-        onnx_session(graphs / graph_file("normals")).run(None, {"pixel_values": pixels})
+        onnx_session(tiny_graphs / graph_file("normals")).run(None, {"pixel_values": pixels})
 
 
 def test_a_backbone_without_its_last_norm_is_refused(

@@ -62,11 +62,11 @@ def runs(path: Path, precision: Precision, inputs: dict[str, Any]) -> Iterator[l
 
 @pytest.mark.parametrize(("part", "precision"), EVERY)
 def test_each_precision_computes_nearly_what_float32_computes(
-    graphs: Path, part: Part, precision: Precision
+    tiny_graphs: Path, part: Part, precision: Precision
 ) -> None:
     inputs = inputs_of(part)
-    references = run_onnx(graphs / graph_file(part), inputs)
-    for outputs in runs(graphs / graph_file(part, precision), precision, inputs):
+    references = run_onnx(tiny_graphs / graph_file(part), inputs)
+    for outputs in runs(tiny_graphs / graph_file(part, precision), precision, inputs):
         for ours, reference in zip(outputs, references, strict=True):
             assert ours.dtype == np.float32
             assert ours.shape == reference.shape
@@ -80,33 +80,38 @@ def test_each_precision_computes_nearly_what_float32_computes(
 
 @pytest.mark.parametrize(("part", "precision"), EVERY)
 def test_each_graph_is_valid_and_speaks_float32(
-    graphs: Path, part: Part, precision: Precision
+    tiny_graphs: Path, part: Part, precision: Precision
 ) -> None:
-    path = graphs / graph_file(part, precision)
+    path = tiny_graphs / graph_file(part, precision)
     onnx.checker.check_model(path, full_check=True)
     graph = onnx.load(path, load_external_data=False).graph
     types = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
 
 
-def test_nothing_of_this_machine_is_in_any_file(graphs: Path, project_root: Path) -> None:
-    traces = [project_root, graphs.parent, Path.home() / "x", Path(onnxruntime.__file__).parents[1]]
-    for path in (graphs / "onnx").iterdir():
+def test_nothing_of_this_machine_is_in_any_file(tiny_graphs: Path, project_root: Path) -> None:
+    traces = [
+        project_root,
+        tiny_graphs.parent,
+        Path.home() / "x",
+        Path(onnxruntime.__file__).parents[1],
+    ]
+    for path in (tiny_graphs / "onnx").iterdir():
         content = path.read_bytes()
         for trace in traces:
             assert str(trace).removesuffix("x").encode() not in content, f"{trace}: {path.name}"
 
 
-def test_the_depth_head_never_computes_in_fp16_or_8_bits(graphs: Path) -> None:
+def test_the_depth_head_never_computes_in_fp16_or_8_bits(tiny_graphs: Path) -> None:
     assert {precision for precision in PARTS if "depth" in PARTS[precision]} == {"fp32", "bf16"}
-    written = {path.name for path in (graphs / "onnx").glob("depth*.onnx")}
+    written = {path.name for path in (tiny_graphs / "onnx").glob("depth*.onnx")}
     assert written == {"depth_model.onnx", "depth_model_bf16.onnx"}
 
 
-def test_8_bits_make_files_small(graphs: Path) -> None:
+def test_8_bits_make_files_small(tiny_graphs: Path) -> None:
     stored: dict[str, dict[int, int]] = {}
     for precision in ("fp32", "int8"):
-        weights = onnx.load(graphs / graph_file("text", precision)).graph.initializer
+        weights = onnx.load(tiny_graphs / graph_file("text", precision)).graph.initializer
         sizes = stored.setdefault(precision, {})
         for weight in weights:
             size = len(onnx.numpy_helper.to_array(weight).tobytes())
@@ -117,8 +122,8 @@ def test_8_bits_make_files_small(graphs: Path) -> None:
     assert stored["int8"][fp32] < stored["fp32"][fp32] / 4
 
 
-def test_what_int8_leaves_out_stays_float(graphs: Path) -> None:
-    graph = onnx.load(graphs / graph_file("vision", "int8")).graph
+def test_what_int8_leaves_out_stays_float(tiny_graphs: Path) -> None:
+    graph = onnx.load(tiny_graphs / graph_file("vision", "int8")).graph
     makers = {name: node.op_type for node in graph.node for name in node.output}
     products = [node for node in graph.node if node.op_type == "MatMul"]
     quantised = [n for n in products if makers.get(n.input[1]) == "DequantizeLinear"]
@@ -131,16 +136,16 @@ def test_what_int8_leaves_out_stays_float(graphs: Path) -> None:
 
 
 def test_a_calibration_folder_without_pictures_is_refused(
-    every_precision: PackageContent, tmp_path: Path
+    tiny_content: PackageContent, tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
-    content = replace(every_precision, calibration=tmp_path, precisions=("int8",), dense=None)
+    content = replace(tiny_content, calibration=tmp_path, precisions=("int8",), dense=None)
     with pytest.raises(ValueError, match="holds no pictures"):
         write_graphs(content, tmp_path / "out", lambda _: None)
 
 
-def test_an_unknown_precision_is_refused(every_precision: PackageContent, tmp_path: Path) -> None:
-    content = replace(every_precision, precisions=("fp8",))  # type: ignore[arg-type]
+def test_an_unknown_precision_is_refused(tiny_content: PackageContent, tmp_path: Path) -> None:
+    content = replace(tiny_content, precisions=("fp8",))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown precisions"):
         write_graphs(content, tmp_path, lambda _: None)
     assert not any(tmp_path.iterdir())

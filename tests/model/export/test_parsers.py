@@ -34,8 +34,10 @@ def parse(tensorrt: Any, path: Path) -> tuple[Any, list[str]]:
 
 
 @pytest.mark.parametrize(("part", "precision"), EVERY)
-def test_every_graph_parses(tensorrt: Any, graphs: Path, part: Part, precision: Precision) -> None:
-    path = graphs / graph_file(part, precision)
+def test_every_graph_parses(
+    tensorrt: Any, tiny_graphs: Path, part: Part, precision: Precision
+) -> None:
+    path = tiny_graphs / graph_file(part, precision)
     network, errors = parse(tensorrt, path)
     assert not errors
     outputs = [network.get_output(index).name for index in range(network.num_outputs)]

@@ -17,8 +17,9 @@ MapTask = Literal["depth", "normals"]
 
 # Numbers held at once beside the map itself: 4 MiB of float32.
 BAND_ELEMENTS: Final = 1024 * 1024
-# Vectors shorter than this have no direction, and become zero instead of noise.
-MIN_LENGTH: Final = np.float32(1e-12)
+# Where opposite unit vectors cancel out, float32 leaves noise of about this length.
+NOISE: Final = np.float32(1e-6)
+SMALLEST: Final = np.finfo(np.float32).tiny
 
 
 def depth_map(
@@ -60,9 +61,8 @@ def normal_map(
         ValueError: Another shape, a number that is not finite, or a size below one pixel.
     """
     _check(normals_3hw, "normals", (3,), size_hw)
-    unit_3hw: NDArray[np.float32] = np.empty_like(normals_3hw, np.float32)
-    _write_unit(normals_3hw, unit_3hw)
-    _, rows, columns = normals_3hw.shape
+    unit_3hw = _unit(normals_3hw)
+    _, rows, columns = unit_3hw.shape
     if size_hw is None:
         return np.ascontiguousarray(unit_3hw.transpose(1, 2, 0))
     height, width = size_hw
@@ -72,7 +72,10 @@ def normal_map(
     band = max(1, BAND_ELEMENTS // (3 * width))
     for top in range(0, height, band):
         part = slice(top, top + band)
-        _write_unit(rows_Hh[part] @ wide_3hW, map_HW3[part].transpose(2, 0, 1))
+        scaled_3HW = rows_Hh[part] @ wide_3hW
+        length_HW = np.sqrt(np.square(scaled_3HW).sum(axis=0))
+        factor_HW = np.where(length_HW > NOISE, 1 / np.maximum(length_HW, NOISE), np.float32(0))
+        np.multiply(scaled_3HW, factor_HW, out=map_HW3[part].transpose(2, 0, 1))
     return map_HW3
 
 
@@ -89,12 +92,14 @@ def make_map(
     return MAPS[task](raw, size_hw)
 
 
-def _write_unit(vectors_3HW: NDArray[np.float32], unit_3HW: NDArray[np.float32]) -> None:
+def _unit(vectors_3hw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors of unit length, and zero where they have none, whatever a head's numbers are."""
     # By the longest axis first, so that no square overflows or vanishes.
-    largest_HW = np.maximum(np.abs(vectors_3HW).max(axis=0), MIN_LENGTH)
-    np.divide(vectors_3HW, largest_HW, out=unit_3HW)
-    length_HW = np.sqrt(np.square(unit_3HW).sum(axis=0))
-    np.divide(unit_3HW, np.maximum(length_HW, MIN_LENGTH), out=unit_3HW)
+    largest_hw = np.abs(vectors_3hw).max(axis=0)
+    scaled_3hw = vectors_3hw / np.maximum(largest_hw, SMALLEST)
+    length_hw = np.sqrt(np.square(scaled_3hw).sum(axis=0))
+    unit_3hw: NDArray[np.float32] = scaled_3hw / np.maximum(length_hw, SMALLEST)
+    return unit_3hw
 
 
 def _check(

@@ -211,6 +211,15 @@ def test_an_idle_lane_tries_itself(metrics: Metrics) -> None:
     assert batcher.stop(WAIT_S)
 
 
+def test_work_of_one_kind_is_told_by_that_kinds_costs(runner: Runner, metrics: Metrics) -> None:
+    rules = BatchRules(limits={kind: RULES.limits["image"] for kind in ("image", "depth")})
+    batcher = Batcher([runner], rules=rules, metrics=metrics, clock=lambda: 0.0)
+    deep = Bucket("depth", BUCKET.shape)
+    batcher.costs.begin({BUCKET: CostCurve(0, 2.0), deep: CostCurve(0, 5.0)}, lambda _: 1)
+    assert batcher.done_in_s(1, priority=2) == 2.0
+    assert batcher.done_in_s(1, priority=2, kind="depth") == 5.0
+
+
 def test_what_is_ahead_is_counted_over_all_lanes(runner: Runner, metrics: Metrics) -> None:
     batcher = Batcher([runner, Runner()], rules=RULES, metrics=metrics, clock=lambda: 0.0)
     batcher.costs.begin({BUCKET: CostCurve(0.0, 2.0)}, lambda _: 1)

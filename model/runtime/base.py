@@ -4,6 +4,7 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour ch
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,10 +30,12 @@ class LaneShare:
     Attributes:
         num_threads: Threads of one call, on the CPU.
         num_lanes: Runtimes of one choice that work side by side; they share weights where they can.
+        cache: The program's cache, for what a runtime builds once; None is the user's own.
     """
 
     num_threads: int = 1
     num_lanes: int = 1
+    cache: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,6 +1,7 @@
 """Loads a package into the runtime that was chosen: one dictionary, read here and nowhere else."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from model.package import ModelPackage
 from model.runtime.base import LaneShare, Runtime
@@ -48,7 +49,12 @@ def load_runtime(
 
 
 def load_chosen(
-    package: ModelPackage, choice: RuntimeChoice, *, num_threads: int = 1, num_lanes: int = 1
+    package: ModelPackage,
+    choice: RuntimeChoice,
+    *,
+    num_threads: int = 1,
+    num_lanes: int = 1,
+    cache: Path | None = None,
 ) -> Runtime:
     """Load a package's graphs into a runtime that was chosen; raises as `load_runtime` does.
 
@@ -57,6 +63,7 @@ def load_chosen(
         choice: For this package.
         num_threads: Threads for one call.
         num_lanes: Runtimes that will be loaded so and work side by side.
+        cache: The program's cache, as in `LaneShare`.
     """
     if num_threads < 1 or num_lanes < 1:
         raise ValueError(
@@ -64,5 +71,5 @@ def load_chosen(
         )
     if choice.runtime not in RUNTIMES:
         raise ValueError(f"the runtime {choice.runtime!r} is not built in")
-    share = LaneShare(num_threads=num_threads, num_lanes=num_lanes)
+    share = LaneShare(num_threads=num_threads, num_lanes=num_lanes, cache=cache)
     return RUNTIMES[choice.runtime](package, choice, share)

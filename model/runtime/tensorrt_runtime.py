@@ -34,7 +34,7 @@ from model.runtime.tensorrt.engine_supply import keys_for, supply_engine
 from model.runtime.tensorrt.graph_executor import GraphExecutor
 from model.runtime.tensorrt.lane_stream import LaneStream
 from model.runtime.tensorrt.libraries import Libraries, device_facts, load_libraries
-from model.runtime.tensorrt.options import TensorRtOptions
+from model.runtime.tensorrt.options import CACHE_ROOM, TensorRtOptions
 from model.runtime.tensorrt.shared_engine import POOL
 
 
@@ -69,8 +69,8 @@ class TensorRtRuntime:
         Args:
             package: Opened and verified.
             choice: Gives the precision of the vision graph.
-            share: Not used; the GPU computes.
-            options: How engines are found and run.
+            share: Gives the cache; threads do not count, the GPU computes.
+            options: How engines are found and run; by default as usual, in that cache.
             load: Gives the libraries.
 
         Raises:
@@ -79,14 +79,13 @@ class TensorRtRuntime:
             PackageError: The package has no graph of this precision.
             ValueError: A precision that engines are not built in.
         """
-        del share
         self.precision: Precision = choice.precision
         self.device: Device = "gpu"
         self._patch_size = package.manifest.patch_size
         self._max_tokens = package.manifest.max_text_tokens
         self._call: _Call | None = None
         self._executors: dict[Part, GraphExecutor] | None = {}
-        libraries, options = load(), options or TensorRtOptions()
+        libraries, options = load(), options or usual_options(share)
         device = device_facts(libraries, options.device_index)
         keys = keys_for(package, choice.precision, device=device, options=options)
         self.tasks: tuple[DenseTask, ...] = tuple(
@@ -158,6 +157,13 @@ class TensorRtRuntime:
             return outputs
         finally:
             self._call = None
+
+
+def usual_options(share: LaneShare | None) -> TensorRtOptions:
+    """The defaults, with the engines where `python -m model build-engine` puts them."""
+    if share is None or share.cache is None:
+        return TensorRtOptions()
+    return TensorRtOptions(cache_folder=share.cache / CACHE_ROOM)
 
 
 def _shared_name(libraries: Libraries, options: TensorRtOptions, key: EngineKey) -> Hashable:

@@ -5,13 +5,13 @@ transports quote. Shape legend: H W pixels of the picture, h w patch grid, D wid
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
-from model.package import Manifest
+from model.package import Manifest, ParityEntry
 from model.preprocess import Fit
 from model.winner_map import Labels
 
@@ -25,6 +25,15 @@ MapSize = Literal["picture", "model"]
 # float32 [3, H, W] in [0, 1], of a size that it takes.
 Picture = bytes | NDArray[np.uint8] | NDArray[np.float32]
 
+PARITY_FIELDS: Final = (
+    "file",
+    "precision",
+    "reference",
+    "max_abs_diff",
+    "min_cosine_cls",
+    "min_cosine_patches",
+    "mask_agreement",
+)
 TEXT_TEMPLATES: TemplateSet = "none"
 IMAGE_OUTPUTS: tuple[ImageOutput, ...] = get_args(ImageOutput)
 MAP_TASKS: tuple[MapTask, ...] = get_args(MapTask)
@@ -210,14 +219,29 @@ class BucketLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is told about a served model; `tasks` are the dense heads that its runtime computes."""
+    """What is told about a served model.
+
+    Attributes:
+        manifest: The package's own.
+        runtime: What computes.
+        precision: Of the arithmetic.
+        device: Where it computes.
+        runtime_reason: Why these were chosen, and what was passed over.
+        limits: What one request may hold.
+        buckets: Shapes that were measured at the start.
+        tasks: Dense heads that the runtime computes.
+        parity: How exact the graphs are that it computes by, as the package says.
+    """
 
     manifest: Manifest
     runtime: str
     precision: str
+    device: str = "cpu"
+    runtime_reason: str = ""
     limits: RequestLimits
     buckets: tuple[BucketLimits, ...] = ()
     tasks: tuple[MapTask, ...] = ()
+    parity: tuple[ParityEntry, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -228,3 +252,11 @@ class ModelInfo:
     def scores(self) -> list[dict[str, Any]]:
         """The manifest's scores as plain values."""
         return [score.model_dump(mode="json") for score in self.manifest.scores]
+
+    def parity_rows(self) -> list[dict[str, Any]]:
+        """How exact each graph in use is, as plain values without what is not known."""
+        rows = []
+        for entry in self.parity:
+            told = entry.model_dump(include=set(PARITY_FIELDS), exclude_none=True)
+            rows.append({**told, "passed": entry.passed})
+        return rows

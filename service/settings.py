@@ -61,8 +61,16 @@ class Settings(BaseSettings):
     """Further shapes of pictures to be warmed up for and measured at the start, in pixels with
     commas between: `896,896x672,1372` (one number is a square, two are height and width). Other
     sizes are computed too, but the first picture of each pays for what a runtime prepares."""
-    runtime: Literal["auto", "onnx", "openvino"] = "auto"
-    """What computes."""
+    runtime: Literal["auto", "onnx", "openvino", "tensorrt", "torch"] = "auto"
+    """What computes. `auto` takes the fastest that is exact on this machine, and says why in the
+    log and in `/v1/models`."""
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int8_weights"] = "auto"
+    """Number format of the arithmetic. `auto` takes less than fp32 only where the package proves
+    that its graphs stay exact so, and never int8."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where it computes. `auto` takes a GPU where there is one and a library for it."""
+    onnx_provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
+    """Of the runtime `onnx`: its execution provider. One that cannot be had is an error."""
     lanes: Positive | None = None
     """Batches computed side by side, each by a runtime of its own. Default: one for each CPU that
     this process may use, at most 8, and no more than half of the free memory holds."""

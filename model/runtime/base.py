@@ -19,6 +19,10 @@ class MissingRuntimeError(ImportError):
     """The chosen runtime's library is not installed; the message names the extra that has it."""
 
 
+class UnusableRuntimeError(ValueError):
+    """What was chosen cannot compute here; the message says why and what can."""
+
+
 class Interrupted(RuntimeError):
     """A call was ended early, by `Runtime.interrupt`."""
 

@@ -8,7 +8,7 @@ from typing import Final, get_args
 from model.graphs import Precision
 from model.manifest import Manifest, ParityEntry
 from model.package import ModelPackage
-from model.runtime.base import Device
+from model.runtime.base import Device, UnusableRuntimeError
 from model.runtime.hardware import this_hardware
 from model.runtime.libraries import Provider, RuntimeName, installed_libraries
 from model.runtime.loaded_graphs import proof
@@ -70,8 +70,8 @@ def choose_runtime(package: ModelPackage, request: RuntimeRequest) -> RuntimeCho
         request: What is not "auto" is taken as it is, or refused.
 
     Raises:
-        ValueError: A name that is not known, names that do not go together, or what this machine
-            cannot do.
+        UnusableRuntimeError: A name that is not known, names that do not go together, or what this
+            machine cannot do.
         MissingRuntimeError: The library is not installed.
         PackageError: The package has no graph for it.
     """
@@ -83,7 +83,7 @@ def choose(manifest: Manifest, request: RuntimeRequest, machine: Machine) -> Run
     _check_names(request)
     candidates = list(_candidates(request))
     if not candidates:
-        raise ValueError(_not_together(request))
+        raise UnusableRuntimeError(_not_together(request))
     passed_over: list[tuple[Way, Precision, Obstacle]] = []
     for way, precision in candidates:
         obstacle = find_obstacle(way, precision, manifest, machine)
@@ -110,7 +110,9 @@ def _check_names(request: RuntimeRequest) -> None:
     for field, known in KNOWN.items():
         name = getattr(request, field)
         if name != AUTO and name not in known:
-            raise ValueError(f"unknown {field} {name!r}; choose {AUTO}, {', '.join(sorted(known))}")
+            raise UnusableRuntimeError(
+                f"unknown {field} {name!r}; choose {AUTO}, {', '.join(sorted(known))}"
+            )
 
 
 def _candidates(request: RuntimeRequest) -> Iterable[tuple[Way, Precision]]:

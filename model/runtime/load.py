@@ -9,11 +9,13 @@ from model.runtime.choice import AUTO, RuntimeChoice, RuntimeRequest, choose_run
 from model.runtime.onnx_runtime import OnnxRuntime
 from model.runtime.openvino_runtime import OpenVinoRuntime
 from model.runtime.tensorrt_runtime import TensorRtRuntime
+from model.runtime.torch_runtime import TorchRuntime
 
 RUNTIMES: dict[str, Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]] = {
     "onnx": OnnxRuntime,
     "openvino": OpenVinoRuntime,
     "tensorrt": TensorRtRuntime,
+    "torch": TorchRuntime,
 }
 # These refuse to load where there is no GPU.
 NEEDS_GPU = frozenset({"tensorrt"})
@@ -69,7 +71,5 @@ def load_chosen(
         raise ValueError(
             f"a runtime needs at least one thread and one lane, not {num_threads} and {num_lanes}"
         )
-    if choice.runtime not in RUNTIMES:
-        raise ValueError(f"the runtime {choice.runtime!r} is not built in")
     share = LaneShare(num_threads=num_threads, num_lanes=num_lanes, cache=cache)
     return RUNTIMES[choice.runtime](package, choice, share)

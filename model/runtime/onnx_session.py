@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from model.graphs import Precision
-from model.runtime.base import MissingRuntimeError
+from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 from model.runtime.libraries import INSTALL, INSTALL_ONNX_GPU, Provider
 
 LOG_ERRORS_ONLY: Final = 3
@@ -24,7 +24,7 @@ HEAVY_NODES: Final = frozenset(
 )
 
 
-class ProviderError(RuntimeError):
+class ProviderError(UnusableRuntimeError):
     """ONNX Runtime would have computed elsewhere than it was told to."""
 
 

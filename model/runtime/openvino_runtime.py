@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from model.graphs import Precision
 from model.package import ModelPackage
-from model.runtime.base import Interrupted, LaneShare, MissingRuntimeError, still_open
+from model.runtime.base import (
+    Interrupted,
+    LaneShare,
+    MissingRuntimeError,
+    UnusableRuntimeError,
+    still_open,
+)
 from model.runtime.choice import RuntimeChoice
 from model.runtime.graph_runtime import Arrays, GraphRuntime
 from model.runtime.hardware import this_hardware
@@ -136,7 +142,9 @@ def _compile(path: Path, precision: Precision, share: LaneShare) -> Any:
     compiled = core.compile_model(source, "CPU", _settings(precision, share))
     told = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if precision in {"fp32", "bf16"} and told != _hint(precision):
-        raise ValueError(f"OpenVINO would compute in {told} instead of {precision} on this CPU")
+        raise UnusableRuntimeError(
+            f"OpenVINO would compute in {told} instead of {precision} on this CPU"
+        )
     return compiled
 
 
@@ -158,9 +166,11 @@ def _hint(precision: Precision) -> str:
     """The arithmetic to compute in; of a quantised graph that of its other nodes.
 
     Raises:
-        ValueError: bf16 on a processor that would imitate it, slower than float32.
+        UnusableRuntimeError: bf16 on a processor that would imitate it, slower than float32.
     """
     has_bf16 = "bf16" in this_hardware().cpu_features
     if precision == "bf16" and not has_bf16:
-        raise ValueError("this CPU does not compute in bf16, only imitates it; choose fp32")
+        raise UnusableRuntimeError(
+            "this CPU does not compute in bf16, only imitates it; choose fp32"
+        )
     return "bf16" if precision == "bf16" or (precision == "int8" and has_bf16) else "f32"

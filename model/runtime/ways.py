@@ -6,7 +6,7 @@ from typing import Final
 from model.graphs import Precision
 from model.manifest import Manifest
 from model.package import PackageError
-from model.runtime.base import Device, MissingRuntimeError
+from model.runtime.base import Device, MissingRuntimeError, UnusableRuntimeError
 from model.runtime.hardware import Hardware
 from model.runtime.libraries import (
     INSTALL,
@@ -82,7 +82,7 @@ class Obstacle:
 
     depth: int
     text: str
-    error: type[Exception] = ValueError
+    error: type[Exception] = UnusableRuntimeError
 
 
 def find_obstacle(

@@ -204,6 +204,9 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
         default_templates=_number(TEMPLATE_SETS, manifest.zero_shot.templates),
         runtime=info.runtime,
         precision=info.precision,
+        device=info.device,
+        runtime_reason=info.runtime_reason,
+        parity=[model_pb2.Parity(**row) for row in info.parity_rows()],
         limits=model_pb2.Limits(
             max_image_count=limits.max_images,
             max_text_count=limits.max_texts,

@@ -1,8 +1,9 @@
 """How many lanes and threads this machine's processors and memory are good for.
 
 On a CPU several lanes of one thread compute more than one lane of several, so processors go to
-lanes first. A lane holds its own copy of the weights: where memory does not hold one for each
-processor, the processors that are left become further threads of the lanes.
+lanes first. What a lane holds for itself is the memory of its pictures, and with some runtimes also
+a copy of the weights: where memory does not hold that for each processor, the processors that are
+left become further threads of the lanes.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from model.package import ModelPackage
+from model.runtime.choice import RuntimeChoice
+from model.runtime.loaded_graphs import loaded_bytes
 
 MAX_LANES: Final = 8
 # A loaded graph keeps its weights in the file's layout and in the processor's.
@@ -36,6 +39,7 @@ def plan_lanes(
     cpus: int,
     free_bytes: int | None,
     lane_bytes: int,
+    shared_bytes: int = 0,
 ) -> LanePlan:
     """Fill in what was not set.
 
@@ -44,19 +48,27 @@ def plan_lanes(
         threads: As set.
         cpus: That the process may use.
         free_bytes: Of memory; None where it is not known.
-        lane_bytes: That one lane takes.
+        lane_bytes: That one lane takes for itself.
+        shared_bytes: That all of them take together.
     """
     if lanes is None:
         lanes = min(MAX_LANES, max(1, cpus // (threads or 1)))
         if free_bytes is not None and lane_bytes > 0:
-            lanes = max(1, min(lanes, int(free_bytes * MEMORY_SHARE) // lane_bytes))
+            budget_bytes = int(free_bytes * MEMORY_SHARE) - shared_bytes
+            lanes = max(1, min(lanes, budget_bytes // lane_bytes))
     return LanePlan(lanes, threads or max(1, cpus // lanes))
 
 
-def lane_bytes(package: ModelPackage) -> int:
-    """About the memory that one lane of this package takes."""
-    files = package.manifest.files.items()
-    return MEMORY_FACTOR * sum(f.size_bytes for name, f in files if name.startswith("onnx/"))
+def weight_bytes(package: ModelPackage, choice: RuntimeChoice) -> tuple[int, int]:
+    """About the memory that the graphs of a choice take: in each lane, and in all together.
+
+    ONNX Runtime shares its sessions where lanes have one thread, which is not known before the
+    lanes are planned; so each of its lanes is taken to hold the weights. Those on a GPU are not in
+    this memory, but pass through it once.
+    """
+    num_bytes = MEMORY_FACTOR * loaded_bytes(package.manifest, choice.runtime, choice.precision)
+    is_own = choice.runtime == "onnx" and choice.device == "cpu"
+    return (num_bytes, 0) if is_own else (0, num_bytes)
 
 
 def free_memory(cgroup: Path = CGROUP, proc: Path = PROC) -> int | None:

@@ -4,12 +4,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
 from model.package import Manifest, ModelPackage, PackageError
-from model.runtime.load import load_runtime
+from model.runtime.choice import RuntimeChoice, RuntimeRequest, choose_runtime
+from model.runtime.load import load_chosen
 from service.lanes.batch_memory import BatchMemory, PeakMeter
 from service.lanes.cpu_limit import available_cpus
 from service.lanes.lane import Lane
@@ -18,8 +19,8 @@ from service.lanes.lane_plan import (
     MEMORY_SHARE,
     LanePlan,
     free_memory,
-    lane_bytes,
     plan_lanes,
+    weight_bytes,
 )
 from service.lanes.warm_up import PICTURE_WORK, WarmUp, WarmUpRules, measure
 from service.lanes.work import Bucket, Kind
@@ -45,6 +46,7 @@ class LoadedLanes:
 
     Attributes:
         lanes: All warm.
+        choice: What computes in them.
         warm: What batches cost in time.
         memory: What single pictures cost in memory.
         max_patches: What a batch of each kind of pictures may hold for each lane to have the
@@ -52,6 +54,7 @@ class LoadedLanes:
     """
 
     lanes: Sequence[Lane]
+    choice: RuntimeChoice
     warm: WarmUp
     memory: BatchMemory
     max_patches: Mapping[Kind, int]
@@ -72,18 +75,19 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     manifest = package.manifest
     buckets = served_buckets(manifest, settings.max_batch_patches)
     free_bytes = free_memory()
-    plan = lane_plan(settings, package, free_bytes)
-    first, first_s, memory = load_first_lane(package, settings, plan, buckets)
-    needed_bytes = lane_bytes(package) + memory.largest_bytes
-    fitting = lane_plan(settings, package, free_bytes, needed_bytes=needed_bytes)
-    if fitting.num_threads != plan.num_threads:
+    choice = choose(package, settings)
+    weights = weight_bytes(package, choice)
+    plan = lane_plan(settings, free_bytes, weights)
+    first, first_s, memory = load_first_lane(package, choice, plan, buckets)
+    fitting = lane_plan(settings, free_bytes, weights, picture_bytes=memory.largest_bytes)
+    if fitting != plan:
         first.runtime.close()
-        first, first_s, memory = load_first_lane(package, settings, fitting, buckets)
+        first, first_s, memory = load_first_lane(package, choice, fitting, buckets)
     check_memory(manifest, fitting, memory, free_bytes)
 
     def load_lane(_: int) -> Lane:
         source.check()
-        return _load_lane(package, settings, fitting, buckets)
+        return _load_lane(package, choice, fitting, buckets)
 
     # At the start the others all at once; later one by one, for other models need the processors.
     num_others = fitting.num_lanes - 1
@@ -95,9 +99,9 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     chosen = describe(fitting, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
     logger.info("measured", extra={"fields": chosen})
     if free_bytes is None:
-        return LoadedLanes(lanes, warm, memory, {})
+        return LoadedLanes(lanes, choice, warm, memory, {})
     budget_bytes = int(free_bytes * MEMORY_SHARE) // fitting.num_lanes
-    return LoadedLanes(lanes, warm, memory, most_patches(memory, budget_bytes, manifest))
+    return LoadedLanes(lanes, choice, warm, memory, most_patches(memory, budget_bytes, manifest))
 
 
 def most_patches(memory: BatchMemory, budget_bytes: int, manifest: Manifest) -> dict[Kind, int]:
@@ -109,11 +113,33 @@ def most_patches(memory: BatchMemory, budget_bytes: int, manifest: Manifest) -> 
     return {kind: patches for kind, patches in known.items() if patches is not None}
 
 
+def choose(package: ModelPackage, settings: Settings) -> RuntimeChoice:
+    """What computes this package, as the settings and the machine have it; logged with its reason.
+
+    Raises:
+        UnusableRuntimeError: What was asked for cannot be had here.
+        MissingRuntimeError: Its library is not installed.
+        PackageError: The package has no graph for it.
+    """
+    choice = choose_runtime(
+        package,
+        RuntimeRequest(
+            runtime=settings.runtime,
+            precision=settings.precision,
+            device=settings.device,
+            provider=settings.onnx_provider,
+        ),
+    )
+    fields = {"model": package.manifest.name, **asdict(choice)}
+    logger.info("runtime chosen", extra={"fields": fields})
+    return choice
+
+
 def load_first_lane(
-    package: ModelPackage, settings: Settings, plan: LanePlan, buckets: list[Bucket]
+    package: ModelPackage, choice: RuntimeChoice, plan: LanePlan, buckets: list[Bucket]
 ) -> tuple[Lane, dict[Bucket, float], BatchMemory]:
     """A lane that has run every shape once, the seconds of each, and what each took in memory."""
-    lane = _new_lane(package, settings, plan, buckets)
+    lane = _new_lane(package, choice, plan, buckets)
     meter = PeakMeter()
     first_s: dict[Bucket, float] = {}
     peaks: dict[Bucket, int] = {}
@@ -158,25 +184,26 @@ def num_pool_threads(settings: Settings) -> int:
 
 def lane_plan(
     settings: Settings,
-    package: ModelPackage,
     free_bytes: int | None,
+    weights: tuple[int, int],
     *,
-    needed_bytes: int | None = None,
+    picture_bytes: int = 0,
 ) -> LanePlan:
     """Lanes and threads as set, or as this machine is good for.
 
     Args:
         settings: Lanes and threads, where they are set.
-        package: Whose graphs they hold.
         free_bytes: Of memory; None where it is not known.
-        needed_bytes: By one lane; None is what its graphs alone take.
+        weights: As `weight_bytes` says.
+        picture_bytes: That the largest picture takes in a lane.
     """
     return plan_lanes(
         lanes=settings.lanes,
         threads=settings.threads_per_lane,
         cpus=available_cpus(),
         free_bytes=free_bytes,
-        lane_bytes=needed_bytes or lane_bytes(package),
+        lane_bytes=weights[0] + picture_bytes,
+        shared_bytes=weights[1],
     )
 
 
@@ -210,20 +237,26 @@ def describe(plan: LanePlan, warm: WarmUp, memory: BatchMemory) -> dict[str, Any
 
 
 def _load_lane(
-    package: ModelPackage, settings: Settings, plan: LanePlan, buckets: list[Bucket]
+    package: ModelPackage, choice: RuntimeChoice, plan: LanePlan, buckets: list[Bucket]
 ) -> Lane:
     """A lane that has run every shape once."""
-    lane = _new_lane(package, settings, plan, buckets)
+    lane = _new_lane(package, choice, plan, buckets)
     for bucket in with_maps(buckets, served_tasks(package.manifest, lane.runtime)):
         lane.try_out(bucket)
     return lane
 
 
 def _new_lane(
-    package: ModelPackage, settings: Settings, plan: LanePlan, buckets: list[Bucket]
+    package: ModelPackage, choice: RuntimeChoice, plan: LanePlan, buckets: list[Bucket]
 ) -> Lane:
     return Lane(
-        partial(load_runtime, package, runtime=settings.runtime, num_threads=plan.num_threads),
+        partial(
+            load_chosen,
+            package,
+            choice,
+            num_threads=plan.num_threads,
+            num_lanes=plan.num_lanes,
+        ),
         embed_dim=package.manifest.embed_dim,
         probe_bucket=buckets[0],
     )

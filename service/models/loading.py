@@ -6,6 +6,7 @@ from functools import partial
 
 from model.package import Manifest, ModelPackage
 from model.runtime.base import Device
+from model.runtime.loaded_graphs import parity_in_use
 from model.text import TextTokenizer
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
@@ -140,9 +141,12 @@ def serve_lanes(
         manifest=manifest,
         runtime=runtime.name,
         precision=runtime.precision,
+        device=runtime.device,
+        runtime_reason=loaded.choice.reason,
         limits=request_limits(settings),
         buckets=bucket_limits(manifest, loaded, limits["image"].max_cost),
         tasks=served_tasks(manifest, runtime),
+        parity=parity_in_use(manifest, loaded.choice.runtime, runtime.precision),
     )
     batcher.start()
     return ServedModel(

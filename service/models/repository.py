@@ -17,7 +17,7 @@ from threading import Event
 from typing import Final, Literal, TypeVar
 
 from model.package import PackageError
-from model.runtime.base import MissingRuntimeError
+from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 from service.errors import InternalError, InvalidRequest, ServiceError
 from service.lanes.lane import WarmUpError
 from service.lanes.memory import give_back_memory
@@ -37,6 +37,8 @@ State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 # How long batches that run may still take once the last request has left.
 CLOSE_GRACE_S: Final = 5.0
 
+# What a model, a machine or a setting is to blame for; the reason may be told.
+CANNOT_LOAD: Final = (PackageError, WarmUpError, MissingRuntimeError, UnusableRuntimeError)
 logger = logging.getLogger(__name__)
 
 
@@ -172,7 +174,7 @@ class ModelRepository:
             served = self._make(source)
         except ServiceError:
             raise
-        except (PackageError, WarmUpError, MissingRuntimeError) as error:
+        except CANNOT_LOAD as error:
             reason = source.without_paths(str(error))
             self._reasons[name] = reason
             logger.warning("not loaded", extra={"fields": {"model": name, "reason": str(error)}})

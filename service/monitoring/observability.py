@@ -66,11 +66,12 @@ class ModelCollector(Collector):
         family = GaugeMetricFamily(
             "tipserve_model_info",
             "1 for each served model.",
-            labels=["name", "variant", "runtime", "precision"],
+            labels=["name", "variant", "runtime", "precision", "device"],
         )
         for info in self.models():
             manifest = info.manifest
-            family.add_metric([manifest.name, manifest.variant, info.runtime, info.precision], 1)
+            computed = [info.runtime, info.precision, info.device]
+            family.add_metric([manifest.name, manifest.variant, *computed], 1)
         yield family
 
 

@@ -197,6 +197,11 @@ class ModelCard(BaseModel):
     zero_shot: dict[str, str] = Field(description="What segmentation uses where not told.")
     runtime: str
     precision: str
+    device: str
+    runtime_reason: str = Field(description="Why these were chosen, and what was passed over.")
+    parity: list[dict[str, Any]] = Field(
+        description="How exact each graph in use is, compared with the model in float32."
+    )
     limits: dict[str, int] = Field(description="What one request may hold.")
     buckets: list[Bucket] = Field(description="Shapes of pictures that were measured at the start.")
     scores: list[dict[str, Any]]
@@ -229,6 +234,9 @@ def model_card(info: ModelInfo) -> ModelCard:
         id=manifest.name,
         runtime=info.runtime,
         precision=info.precision,
+        device=info.device,
+        runtime_reason=info.runtime_reason,
+        parity=info.parity_rows(),
         outputs=list(info.outputs),
         limits={name: getattr(info.limits, name) for name in info.limits.__slots__},
         buckets=[Bucket.model_validate(b, from_attributes=True) for b in info.buckets],

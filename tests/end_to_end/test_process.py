@@ -108,7 +108,7 @@ def test_every_metric_of_the_contract_is_exported(
         "# TYPE tipserve_abandoned_total counter",
         "tipserve_inflight 0.0",
         "tipserve_text_cache_hits_total",
-        'tipserve_model_info{name="tiny"',
+        'tipserve_model_info{device="cpu",name="tiny"',
     ):
         assert name in text, name
 

@@ -46,7 +46,7 @@ class Score(_message.Message):
     def __init__(self, task: _Optional[str] = ..., split: _Optional[str] = ..., row: _Optional[str] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., item_count: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size", "size_multiple", "max_text_tokens", "outputs", "default_features", "default_templates", "runtime", "precision", "limits", "scores", "licence", "buckets")
+    __slots__ = ("name", "variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size", "size_multiple", "max_text_tokens", "outputs", "default_features", "default_templates", "runtime", "precision", "limits", "scores", "licence", "buckets", "device", "runtime_reason", "parity")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     EMBED_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,9 @@ class Model(_message.Message):
     SCORES_FIELD_NUMBER: _ClassVar[int]
     LICENCE_FIELD_NUMBER: _ClassVar[int]
     BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_REASON_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     variant: str
     embed_dim: int
@@ -83,7 +86,30 @@ class Model(_message.Message):
     scores: _containers.RepeatedCompositeFieldContainer[Score]
     licence: str
     buckets: _containers.RepeatedCompositeFieldContainer[Bucket]
-    def __init__(self, name: _Optional[str] = ..., variant: _Optional[str] = ..., embed_dim: _Optional[int] = ..., patch_size: _Optional[int] = ..., native_size: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., size_multiple: _Optional[int] = ..., max_text_tokens: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_embed_pb2.ImageOutput, str]]] = ..., default_features: _Optional[_Union[_segment_pb2.DenseFeatures, str]] = ..., default_templates: _Optional[_Union[_text_pb2.TemplateSet, str]] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., licence: _Optional[str] = ..., buckets: _Optional[_Iterable[_Union[Bucket, _Mapping]]] = ...) -> None: ...
+    device: str
+    runtime_reason: str
+    parity: _containers.RepeatedCompositeFieldContainer[Parity]
+    def __init__(self, name: _Optional[str] = ..., variant: _Optional[str] = ..., embed_dim: _Optional[int] = ..., patch_size: _Optional[int] = ..., native_size: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., size_multiple: _Optional[int] = ..., max_text_tokens: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_embed_pb2.ImageOutput, str]]] = ..., default_features: _Optional[_Union[_segment_pb2.DenseFeatures, str]] = ..., default_templates: _Optional[_Union[_text_pb2.TemplateSet, str]] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., licence: _Optional[str] = ..., buckets: _Optional[_Iterable[_Union[Bucket, _Mapping]]] = ..., device: _Optional[str] = ..., runtime_reason: _Optional[str] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ...) -> None: ...
+
+class Parity(_message.Message):
+    __slots__ = ("file", "precision", "reference", "max_abs_diff", "min_cosine_cls", "min_cosine_patches", "mask_agreement", "passed")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    MAX_ABS_DIFF_FIELD_NUMBER: _ClassVar[int]
+    MIN_COSINE_CLS_FIELD_NUMBER: _ClassVar[int]
+    MIN_COSINE_PATCHES_FIELD_NUMBER: _ClassVar[int]
+    MASK_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    precision: str
+    reference: str
+    max_abs_diff: float
+    min_cosine_cls: float
+    min_cosine_patches: float
+    mask_agreement: float
+    passed: bool
+    def __init__(self, file: _Optional[str] = ..., precision: _Optional[str] = ..., reference: _Optional[str] = ..., max_abs_diff: _Optional[float] = ..., min_cosine_cls: _Optional[float] = ..., min_cosine_patches: _Optional[float] = ..., mask_agreement: _Optional[float] = ..., passed: bool = ...) -> None: ...
 
 class Bucket(_message.Message):
     __slots__ = ("height", "width", "max_batch_image_count", "run_seconds", "peak_bytes")

@@ -13,7 +13,8 @@ from model.package import ModelPackage, PackageError, open_package, write_manife
 from model.runtime.base import Interrupted, MissingRuntimeError, Runtime
 from model.runtime.load import NEEDS_GPU, RUNTIMES, load_runtime
 
-LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
+LIBRARIES = {"onnx": ("onnxruntime", "cpu"), "openvino": ("openvino", "cpu")}
+LIBRARIES["torch"] = ("torch", "torch")
 
 
 @pytest.fixture(scope="module", params=sorted(RUNTIMES.keys() - NEEDS_GPU))
@@ -95,9 +96,10 @@ def test_closing_twice_is_harmless(tiny_package: ModelPackage, name: str) -> Non
 def test_a_missing_library_names_the_extra(
     tiny_package: ModelPackage, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, LIBRARIES[name], None)
-    with pytest.raises(MissingRuntimeError, match=r"pip install 'tipserve\[cpu\]'"):
-        load_runtime(tiny_package, runtime=name)
+    library, extra = LIBRARIES[name]
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingRuntimeError, match=rf"pip install 'tipserve\[{extra}\]'"):
+        load_runtime(tiny_package, runtime=name, device="cpu")
 
 
 def test_names_and_precision_are_told(runtime: Runtime) -> None:

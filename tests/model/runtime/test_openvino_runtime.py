@@ -1,12 +1,19 @@
-"""One core a process: signals still arrive after runtimes were closed in any order."""
+"""One core a process, weights that lanes share, interruptions that leave nothing, bf16."""
 
 import subprocess
 import sys
+import threading
+from typing import Any
 
+import numpy as np
 import pytest
 
 from model.package import ModelPackage
-from model.runtime.load import load_runtime
+from model.runtime import openvino_runtime
+from model.runtime.base import Interrupted, UnusableRuntimeError
+from model.runtime.choice import RuntimeChoice
+from model.runtime.hardware import Hardware, this_hardware
+from model.runtime.load import load_chosen, load_runtime
 from model.runtime.openvino_runtime import openvino_core
 
 PROGRAM = """
@@ -51,3 +58,102 @@ def test_all_runtimes_share_one_core(
         load_runtime(tiny_package, runtime="openvino").close()
     assert len(compiled) == 4
     assert all(one is core for one in compiled)
+
+
+def test_lanes_share_what_is_compiled_until_one_is_closed(tiny_package: ModelPackage) -> None:
+    choice = RuntimeChoice(runtime="openvino", precision="fp32", device="cpu", reason="")
+
+    def load() -> Any:
+        return load_chosen(tiny_package, choice, num_lanes=3)
+
+    first, second = load(), load()
+    shared = compiled(first)
+    assert compiled(second) == shared
+    assert len(set(shared)) == 2, "one for pictures and one for texts"
+    graph = first._graphs["vision"]._compiled
+    assert load_chosen(tiny_package, choice)._graphs["vision"]._compiled is not graph  # type: ignore[attr-defined]
+    first.close()
+    mended = load()
+    assert not set(compiled(mended)) & set(shared), "not what it may have broken on"
+    small = np.ones((1, 3, 28, 28), np.float32)
+    np.testing.assert_array_equal(
+        mended.encode_images(small).cls1_BD, second.encode_images(small).cls1_BD
+    )
+
+
+def compiled(runtime: Any) -> list[int]:
+    return [id(graph._compiled) for graph in runtime._graphs.values()]
+
+
+def test_lanes_that_share_compute_side_by_side_and_each_its_own(
+    tiny_package: ModelPackage,
+) -> None:
+    choice = RuntimeChoice(runtime="openvino", precision="fp32", device="cpu", reason="")
+    pictures = np.random.default_rng(0).random((4, 1, 3, 56, 84), dtype=np.float32)
+    alone = load_runtime(tiny_package, runtime="openvino", device="cpu")
+    expected = [alone.encode_images(picture).patches_BND for picture in pictures]
+    lanes = [load_chosen(tiny_package, choice, num_lanes=4) for _ in range(4)]
+    wrong: list[int] = []
+
+    def run(lane: int) -> None:
+        for _ in range(50):
+            found = lanes[lane].encode_images(pictures[lane]).patches_BND
+            if not np.array_equal(found, expected[lane]):
+                wrong.append(lane)
+
+    threads = [threading.Thread(target=run, args=(lane,)) for lane in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_an_interrupted_call_leaves_nothing_behind(tiny_package: ModelPackage) -> None:
+    # OpenVINO's own cancelling left shapes of the cancelled call in the graph: see `interrupt`.
+    runtime = load_runtime(tiny_package, runtime="openvino", device="cpu")
+    small = np.full((1, 3, 28, 28), 0.5, np.float32)
+    large = np.zeros((24, 3, 224, 224), np.float32)
+    before = runtime.encode_images(small).patches_BND
+    num_interrupted = 0
+    for milliseconds in range(1, 21):
+        timer = threading.Timer(milliseconds / 1000, runtime.interrupt)
+        timer.start()
+        try:
+            runtime.encode_images(large)
+        except Interrupted:
+            num_interrupted += 1
+        timer.join()
+        np.testing.assert_array_equal(runtime.encode_images(small).patches_BND, before)
+    assert num_interrupted
+
+
+def test_a_large_batch_is_computed_in_shares_of_one_native_picture(
+    tiny_package: ModelPackage,
+) -> None:
+    runtime = load_runtime(tiny_package, runtime="openvino", device="cpu")
+    pixels = np.random.default_rng(0).random((7, 3, 224, 280), dtype=np.float32)
+    together = runtime.encode_images(pixels)
+    assert together.values_BND.shape[:2] == (7, 320)
+    for index in (0, 3, 6):
+        alone = runtime.encode_images(pixels[index : index + 1])
+        np.testing.assert_allclose(together.values_BND[index], alone.values_BND[0], atol=1e-5)
+
+
+def test_bf16_is_computed_in_bf16_or_refused(
+    tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = RuntimeChoice(runtime="openvino", precision="bf16", device="cpu", reason="")
+    if "bf16" not in this_hardware().cpu_features:
+        pytest.skip("this CPU has no bf16")
+    runtime: Any = load_chosen(tiny_package, choice)
+    assert runtime.precision == "bf16"
+    hint = runtime._graphs["vision"]._compiled.get_property("INFERENCE_PRECISION_HINT")
+    assert hint.get_type_name() == "bf16"
+    exact = load_runtime(tiny_package, runtime="openvino", device="cpu", precision="fp32")
+    pixels = np.random.default_rng(0).random((1, 3, 56, 56), dtype=np.float32)
+    rounded, whole = (r.encode_images(pixels).values_BND for r in (runtime, exact))
+    assert 1e-4 < np.abs(rounded - whole).max() < 0.2
+    monkeypatch.setattr(openvino_runtime, "this_hardware", Hardware)
+    with pytest.raises(UnusableRuntimeError, match="only imitates it"):
+        load_chosen(tiny_package, choice, num_lanes=2)

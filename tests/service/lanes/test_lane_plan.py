@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from service.lanes.lane_plan import LanePlan, free_memory, plan_lanes
+from model.graphs import Precision
+from model.package import FileEntry, Manifest, ModelPackage
+from model.runtime.choice import RuntimeChoice
+from model.runtime.libraries import RuntimeName
+from service.lanes.lane_plan import LanePlan, free_memory, plan_lanes, weight_bytes
 
 GB = 10**9
 
@@ -34,6 +38,33 @@ def test_where_memory_is_short_fewer_lanes_have_more_threads() -> None:
     assert found == LanePlan(2, 4)
     found = plan_lanes(lanes=None, threads=None, cpus=8, free_bytes=GB, lane_bytes=4 * GB)
     assert found == LanePlan(1, 8), "one is needed, whatever it takes"
+
+
+def test_what_lanes_share_is_counted_once() -> None:
+    found = plan_lanes(
+        lanes=None, threads=None, cpus=8, free_bytes=16 * GB, lane_bytes=GB, shared_bytes=4 * GB
+    )
+    assert found == LanePlan(4, 2)
+    found = plan_lanes(
+        lanes=None, threads=None, cpus=8, free_bytes=16 * GB, lane_bytes=0, shared_bytes=4 * GB
+    )
+    assert found == LanePlan(8, 1), "nothing is known yet of what a lane takes for itself"
+
+
+def test_only_the_graphs_that_are_loaded_are_counted(manifest: Manifest) -> None:
+    sizes = {"onnx/vision_model.onnx": 100, "onnx/vision_model_int8.onnx": 7}
+    sizes |= {"onnx/text_model.onnx": 20, "model.safetensors": 1000}
+    files = {name: FileEntry(sha256="0" * 64, size_bytes=size) for name, size in sizes.items()}
+    package = ModelPackage(Path(), manifest.model_copy(update={"files": files}))
+
+    def weights(runtime: RuntimeName, precision: Precision) -> tuple[int, int]:
+        choice = RuntimeChoice(runtime=runtime, precision=precision, device="cpu", reason="")
+        return weight_bytes(package, choice)
+
+    assert weights("onnx", "fp32") == (3 * 120, 0)
+    assert weights("onnx", "int8") == (3 * 27, 0)
+    assert weights("openvino", "bf16") == (0, 3 * 120), "shared by all lanes"
+    assert weights("torch", "fp32") == (0, 3 * 1000)
 
 
 def test_lanes_that_were_set_are_not_taken_back() -> None:

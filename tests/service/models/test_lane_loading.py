@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from model.package import Manifest, ModelPackage, PackageError, open_package
 from model.runtime.base import VisionOutput
+from model.runtime.choice import RuntimeChoice
 from service.models import lane_loading
 from service.models.lane_loading import LoadedLanes, load_lanes
 from service.models.model_source import ModelSource
 
 MB = 2**20
+CHOICE = RuntimeChoice(runtime="onnx", precision="fp32", device="cpu", reason="the only one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> Machine:
     def set_free(num_bytes: int) -> None:
         monkeypatch.setattr(lane_loading, "free_memory", lambda: num_bytes)
 
-    monkeypatch.setattr(lane_loading, "load_runtime", load)
+    monkeypatch.setattr(lane_loading, "load_chosen", load)
     monkeypatch.setattr(lane_loading, "available_cpus", lambda: 4)
-    monkeypatch.setattr(lane_loading, "lane_bytes", lambda _: MB)
+    monkeypatch.setattr(lane_loading, "weight_bytes", lambda *_: (MB, 0))
+    monkeypatch.setattr(lane_loading, "choose_runtime", lambda *_: CHOICE)
     return Machine(loaded, set_free)
 
 
@@ -103,7 +106,8 @@ def test_lanes_that_were_asked_for_and_do_not_fit_are_an_error(
 def test_every_head_has_run_every_shape_on_every_lane(
     manifest: Manifest, make_settings: Any, monkeypatch: pytest.MonkeyPatch, runtime: Any
 ) -> None:
-    monkeypatch.setattr(lane_loading, "load_runtime", lambda *_, **__: type(runtime)())
+    monkeypatch.setattr(lane_loading, "load_chosen", lambda *_, **__: type(runtime)())
+    monkeypatch.setattr(lane_loading, "choose_runtime", lambda *_: CHOICE)
     shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (56, 28)]}
     package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
     settings = make_settings(lanes=2, warm_up_limit_s=0.0)

@@ -87,6 +87,10 @@ def test_a_swap_leaves_users_with_the_old_and_gives_others_the_new(
     assert registry.wait_unused(old, 0)
 
 
+def named(line: str) -> str:
+    return line.split('name="')[1].split('"', maxsplit=1)[0]
+
+
 def test_metrics_tell_of_what_is_served_and_of_nothing_else(
     registry: ModelRegistry, make: Any, metrics: Metrics
 ) -> None:
@@ -98,9 +102,9 @@ def test_metrics_tell_of_what_is_served_and_of_nothing_else(
     registry.put(make("a"))
     registry.put(make("a"))
     registry.put(make("b"))
-    assert [line.split('"')[1] for line in told()] == ["a", "b"]
+    assert [named(line) for line in told()] == ["a", "b"]
     registry.remove("a")
-    assert [line.split('"')[1] for line in told()] == ["b"]
+    assert [named(line) for line in told()] == ["b"]
 
 
 def test_the_lanes_of_what_is_served_are_told(

@@ -1,0 +1,221 @@
+"""The package's own weights in torch: the reference, and GPUs without another library.
+
+torch's threads belong to the process and to the thread that set them: each call sets its number for
+the thread that makes it, so instances of several numbers do not disturb one another. Heads are not
+offered: a package has them as graphs.
+
+Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.graphs import DenseTask, Precision
+from model.package import ModelPackage
+from model.runtime.base import (
+    Device,
+    Interrupted,
+    LaneShare,
+    MissingRuntimeError,
+    UnusableRuntimeError,
+    VisionOutput,
+    check_pixels,
+    check_tokens,
+    still_open,
+)
+from model.runtime.choice import RuntimeChoice
+from model.runtime.libraries import INSTALL
+from model.runtime.loaded_graphs import TORCH_FILE
+from model.runtime.shelf import Shelf
+
+CONFIG_FILE: Final = "config.json"
+DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DEVICES: Final[dict[Device, str]] = {"cpu": "cpu", "gpu": "cuda"}
+
+_models = Shelf()
+_running = threading.local()
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One call, which another thread may want to end."""
+
+    is_interrupted: bool = False
+
+
+class TorchRuntime:
+    """A Tipsv2Model; lanes of one package share it.
+
+    Args:
+        package: With its weights as safetensors.
+        choice: Precision and device.
+        share: Threads of one call on the CPU.
+        compile_with: A backend of `torch.compile`, such as "inductor", for the vision tower's
+            blocks. With inductor the first call takes half a minute; float32 gains next to nothing.
+    """
+
+    name = "torch"
+    tasks: tuple[DenseTask, ...] = ()
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        choice: RuntimeChoice,
+        share: LaneShare,
+        *,
+        compile_with: str | None = None,
+    ) -> None:
+        if choice.precision not in DTYPES:
+            raise UnusableRuntimeError(f"torch computes in {', '.join(DTYPES)} here")
+        self.precision: Precision = choice.precision
+        self.device: Device = choice.device
+        self._patch_size = package.manifest.patch_size
+        self._max_tokens = package.manifest.max_text_tokens
+        self._num_threads = share.num_threads
+        key = package.file(TORCH_FILE), package.manifest.files[TORCH_FILE].sha256
+        self._key = (*key, choice.precision, choice.device, compile_with)
+        load = partial(_load, package, choice, compile_with)
+        self._model: Any = _models.take(self._key, load)
+        self._call: _Call | None = None
+
+    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+        """Embed images of one size; see `Runtime.encode_images`."""
+        from model.features import vision_features  # noqa: PLC0415 - imports torch
+
+        grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
+        model = still_open(self._model)
+        with self._computing() as torch:
+            pixels = torch.from_numpy(np.ascontiguousarray(pixels_B3HW))
+            features = vision_features(model, pixels.to(model.device, model.dtype))
+            return VisionOutput(
+                cls1_BD=_array(features.cls1_BD),
+                cls2_BD=_array(features.cls2_BD),
+                patches_BND=_array(features.patches_BND),
+                values_BND=_array(features.values_BND),
+                grid_hw=grid_hw,
+            )
+
+    def encode_texts(
+        self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Embed texts; see `Runtime.encode_texts`."""
+        from model.features import text_features  # noqa: PLC0415 - imports torch
+
+        check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
+        model = still_open(self._model)
+        with self._computing() as torch:
+            ids, mask = (torch.from_numpy(a).to(model.device) for a in (token_ids_BL, mask_BL))
+            return _array(text_features(model, ids, mask))
+
+    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a dense head; see `Runtime.estimate`."""
+        raise ValueError(f"the runtime 'torch' has no head for {task}; choose onnx or openvino")
+
+    def interrupt(self) -> None:
+        """End the running call between two blocks; see `Runtime.interrupt`."""
+        call = self._call
+        if call is not None:
+            call.is_interrupted = True
+
+    def close(self) -> None:
+        """Let go of the model."""
+        model, self._model = self._model, None
+        if model is not None:
+            _models.remove(self._key, model)
+
+    @contextmanager
+    def _computing(self) -> Iterator[Any]:
+        """torch, set up for a call in this thread that can be ended by another."""
+        import torch  # noqa: PLC0415 - here already, by `_load`
+
+        if self.device == "cpu" and torch.get_num_threads() != self._num_threads:
+            torch.set_num_threads(self._num_threads)
+        # A call has a record of its own, so an interruption that comes late meets no later call.
+        call = self._call = _running.call = _Call()
+        tf32 = self.precision != "fp32"
+        try:
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+                yield torch
+        finally:
+            _running.call = None
+        if call.is_interrupted:
+            raise Interrupted("the call was interrupted")
+
+
+def _array(tensor: Any) -> NDArray[np.float32]:
+    """As float32 that is nobody else's."""
+    array: NDArray[np.float32] = tensor.float().cpu().numpy()
+    return np.ascontiguousarray(array)
+
+
+def _check_call(*_: Any) -> None:
+    """Before each block: end the call of this thread where it was interrupted."""
+    call: _Call | None = getattr(_running, "call", None)
+    if call is not None and call.is_interrupted:
+        raise Interrupted("the call was interrupted")
+
+
+def _load(package: ModelPackage, choice: RuntimeChoice, compile_with: str | None) -> Any:
+    """The model in evaluation mode, its blocks ready to be interrupted."""
+    try:
+        import torch  # noqa: PLC0415 - only when this runtime is chosen
+        from safetensors.torch import load_file  # noqa: PLC0415
+        from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
+        from transformers.utils import logging  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingRuntimeError(f"the runtime 'torch' {INSTALL['torch']}") from error
+    if choice.device == "gpu" and not torch.cuda.is_available():
+        raise UnusableRuntimeError(
+            "torch finds no GPU that it can use: it was built without CUDA, or its CUDA is newer "
+            "than the driver; choose another runtime or the device 'cpu'"
+        )
+    text = package.file(CONFIG_FILE).read_text(encoding="utf-8")
+    config = Tipsv2Config.from_dict(json.loads(text, object_hook=_without_implementations))
+    # Typed for loading from a folder.
+    build: Any = Tipsv2Model.from_pretrained
+    with _no_bar(logging):
+        loaded = build(
+            None,
+            config=config,
+            state_dict=load_file(package.file(TORCH_FILE)),
+            dtype=getattr(torch, DTYPES[choice.precision]),
+            attn_implementation="sdpa",
+        )
+    model = loaded.eval().requires_grad_(False).to(DEVICES[choice.device])
+    for block in (*model.vision_model.encoder.layer, *model.text_model.encoder.layers):
+        block.register_forward_pre_hook(_check_call)
+    if compile_with is not None:
+        _compile_blocks(partial(torch.compile, backend=compile_with, dynamic=True), model)
+    return model
+
+
+def _without_implementations(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a configuration what may name no kernel of the hub, which would be fetched and run."""
+    ends = ("_implementation", "_implementation_internal")
+    return {name: value for name, value in settings.items() if not name.endswith(ends)}
+
+
+@contextmanager
+def _no_bar(logging: Any) -> Iterator[None]:
+    """Without the bar that transformers draws while it loads."""
+    had_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def _compile_blocks(compile_one: Callable[..., Any], model: Any) -> None:
+    """Compile what lies inside each block: all are alike, and between them calls can be ended."""
+    for block in model.vision_model.encoder.layer:
+        block.forward = compile_one(block.forward)

@@ -1,0 +1,287 @@
+"""Every machine, library, package and wish has one right answer, or an error that says what has."""
+
+from itertools import combinations, product
+from typing import Any, get_args
+
+import pytest
+
+from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
+from model.manifest import FileEntry, Manifest, ParityEntry, ParityLimits
+from model.package import ModelPackage, PackageError, open_package
+from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
+from model.runtime.choice import RuntimeRequest, choose, choose_runtime
+from model.runtime.hardware import Gpu, Hardware
+from model.runtime.libraries import Libraries
+from model.runtime.ways import WAYS, Machine
+
+PLAIN = Hardware()
+BF16 = Hardware(cpu_features=frozenset({"bf16"}))
+H100 = Hardware(cpu_features=frozenset({"bf16"}), gpus=(Gpu(name="H100"),))
+CPU_LIBRARIES = Libraries(onnx=frozenset({"cpu"}), openvino=True)
+ALL_LIBRARIES = Libraries(
+    onnx=frozenset({"cpu", "cuda", "tensorrt"}),
+    openvino=True,
+    tensorrt=True,
+    torch=frozenset({"cpu", "gpu"}),
+)
+FILES = (VISION_FILE, TEXT_FILE, "model.safetensors")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+def proven(runtime: str, precision: Precision) -> ParityEntry:
+    return ParityEntry(
+        file="model.safetensors" if runtime == "torch" else VISION_FILE,
+        runtime=runtime,
+        precision=precision,
+        reference="torch",
+        sizes=[],
+        max_abs_diff=0.01,
+        min_cosine_patches=0.9995,
+        mask_agreement=0.9971,
+        limits=ParityLimits(min_mask_agreement=0.995),
+    )
+
+
+def manifest(*parity: ParityEntry, files: tuple[str, ...] = FILES) -> Manifest:
+    return Manifest(
+        name="made-up",
+        variant="b14",
+        embed_dim=8,
+        native_size=28,
+        min_size=14,
+        max_size=56,
+        shape_buckets=[(28, 28)],
+        temperature=0.01,
+        outputs=["cls1"],
+        licence="none",
+        files={name: FileEntry(sha256="0" * 64, size_bytes=1) for name in files},
+        parity=list(parity),
+    )
+
+
+BF16_PROVEN = manifest(proven("openvino", "bf16"))
+
+
+def found(
+    package: Manifest, hardware: Hardware, libraries: Libraries, **asked: str
+) -> tuple[str, ...]:
+    choice = choose(package, RuntimeRequest(**asked), Machine(hardware, libraries))
+    return choice.runtime, choice.precision, choice.device, choice.provider or "-"
+
+
+OPENVINO_BF16 = ("openvino", "bf16", "cpu", "-")
+OPENVINO_FP32 = ("openvino", "fp32", "cpu", "-")
+ONNX_FP32 = ("onnx", "fp32", "cpu", "cpu")
+TORCH_FP32 = ("torch", "fp32", "cpu", "-")
+
+
+@pytest.mark.parametrize(
+    ("package", "hardware", "libraries", "expected"),
+    [
+        (BF16_PROVEN, BF16, CPU_LIBRARIES, OPENVINO_BF16),
+        (manifest(), BF16, CPU_LIBRARIES, OPENVINO_FP32),
+        (BF16_PROVEN, PLAIN, CPU_LIBRARIES, OPENVINO_FP32),
+        (manifest(proven("onnx", "bf16")), BF16, CPU_LIBRARIES, OPENVINO_FP32),
+        (BF16_PROVEN, BF16, Libraries(onnx=frozenset({"cpu"})), ONNX_FP32),
+        (BF16_PROVEN, BF16, Libraries(torch=frozenset({"cpu"})), TORCH_FP32),
+        (BF16_PROVEN, BF16, ALL_LIBRARIES, OPENVINO_BF16),
+        (manifest(files=FILES[2:]), BF16, ALL_LIBRARIES, TORCH_FP32),
+        (manifest(), H100, ALL_LIBRARIES, ("tensorrt", "fp32", "gpu", "-")),
+        (
+            manifest(proven("tensorrt", "bf16")),
+            H100,
+            ALL_LIBRARIES,
+            ("tensorrt", "bf16", "gpu", "-"),
+        ),
+        (
+            manifest(proven("tensorrt", "fp16"), proven("tensorrt", "bf16")),
+            H100,
+            ALL_LIBRARIES,
+            ("tensorrt", "fp16", "gpu", "-"),
+        ),
+        (
+            manifest(proven("onnx", "fp16")),
+            H100,
+            Libraries(onnx=frozenset({"cpu", "cuda"}), openvino=True),
+            ("onnx", "fp32", "gpu", "cuda"),
+        ),
+        (
+            manifest(proven("torch", "bf16")),
+            H100,
+            Libraries(onnx=frozenset({"cpu"}), torch=frozenset({"cpu", "gpu"})),
+            ("torch", "bf16", "gpu", "-"),
+        ),
+        (BF16_PROVEN, H100, CPU_LIBRARIES, OPENVINO_BF16),
+    ],
+)
+def test_auto_is_the_fastest_that_is_proven(
+    package: Manifest, hardware: Hardware, libraries: Libraries, expected: tuple[str, ...]
+) -> None:
+    assert found(package, hardware, libraries) == expected
+
+
+def all_libraries() -> list[Libraries]:
+    """Every set of libraries that can be installed."""
+    onnx: list[frozenset[Any]] = [frozenset(), frozenset({"cpu"}), ALL_LIBRARIES.onnx]
+    torch: list[frozenset[Any]] = [frozenset(), frozenset({"cpu"}), ALL_LIBRARIES.torch]
+    return [
+        Libraries(onnx=o, openvino=v, tensorrt=t, torch=p)
+        for o, v, t, p in product(onnx, (False, True), (False, True), torch)
+    ]
+
+
+def all_packages() -> list[Manifest]:
+    """With and without each graph and each proof that counts."""
+    proofs = [
+        proven("openvino", "bf16"),
+        proven("tensorrt", "fp16"),
+        proven("torch", "bf16"),
+        proven("onnx", "fp16"),
+    ]
+    sets = [few for size in range(len(proofs) + 1) for few in combinations(proofs, size)]
+    quantised = (*FILES, graph_file("vision", "int8"), graph_file("vision", "fp16"))
+    files = (FILES, quantised, FILES[2:])
+    return [manifest(*some, files=these) for some in sets for these in files]
+
+
+def test_unasked_nothing_is_chosen_that_is_not_exact_or_not_there() -> None:
+    refusals: set[type[Exception]] = set()
+    for hardware, libraries, package in product(
+        (PLAIN, BF16, H100), all_libraries(), all_packages()
+    ):
+        machine = Machine(hardware, libraries)
+        try:
+            choice = choose(package, RuntimeRequest(), machine)
+        except (MissingRuntimeError, PackageError) as error:
+            refusals.add(type(error))
+            continue
+        entries = [(e.runtime, e.precision) for e in package.parity]
+        assert choice.precision == "fp32" or (choice.runtime, choice.precision) in entries
+        assert choice.precision not in {"int8", "int8_weights"}
+        assert choice.device == "cpu" or hardware.gpus
+        assert choice.precision != "bf16" or choice.device == "gpu" or hardware.cpu_features
+        assert choice.provider != "tensorrt", "only where it is named"
+        assert choice.reason.startswith(f"{choice.runtime} on ")
+        if hardware.gpus and choice.device == "cpu":
+            assert "needs" in choice.reason, "it says what the GPU would need"
+    assert refusals == {MissingRuntimeError, PackageError}
+
+
+def test_what_is_asked_for_is_given_or_refused() -> None:
+    """All wishes on a machine that has everything: as wished, or an error that names what goes."""
+    names = ("auto", *dict.fromkeys(way.runtime for way in WAYS))
+    wishes = product(
+        names,
+        ("auto", *PRECISIONS),
+        ("auto", "cpu", "gpu"),
+        ("auto", "cpu", "cuda", "tensorrt"),
+    )
+    graphs = tuple(graph_file("vision", precision) for precision in PRECISIONS)
+    machine = Machine(H100, ALL_LIBRARIES)
+    refusals: list[str] = []
+    for runtime, precision, device, provider in wishes:
+        request = RuntimeRequest(
+            runtime=runtime, precision=precision, device=device, provider=provider
+        )
+        try:
+            choice = choose(manifest(files=(*FILES, *graphs)), request, machine)
+        except UnusableRuntimeError as error:
+            refusals.append(str(error))
+            continue
+        assert runtime in {"auto", choice.runtime}
+        assert precision in {"auto", choice.precision}
+        assert device in {"auto", choice.device}
+        assert provider in {"auto", choice.provider}
+    assert len(refusals) > 100
+    assert all("do not go together; these do: tensorrt on gpu" in text for text in refusals)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "libraries", "asked", "error", "words"),
+    [
+        (
+            PLAIN,
+            CPU_LIBRARIES,
+            {"runtime": "openvino", "precision": "bf16"},
+            UnusableRuntimeError,
+            r"no avx512_bf16 or amx_bf16",
+        ),
+        (PLAIN, ALL_LIBRARIES, {"device": "gpu"}, UnusableRuntimeError, "no NVIDIA GPU"),
+        (
+            H100,
+            CPU_LIBRARIES,
+            {"provider": "cuda"},
+            MissingRuntimeError,
+            r"pip uninstall onnxruntime, then pip install 'tipserve\[gpu\]'",
+        ),
+        (H100, CPU_LIBRARIES, {"runtime": "tensorrt"}, MissingRuntimeError, r"tipserve\[gpu\]"),
+        (PLAIN, CPU_LIBRARIES, {"runtime": "torch"}, MissingRuntimeError, r"tipserve\[torch\]"),
+        (
+            H100,
+            Libraries(torch=frozenset({"cpu"})),
+            {"runtime": "torch", "device": "gpu"},
+            MissingRuntimeError,
+            "built with CUDA",
+        ),
+        (PLAIN, Libraries(), {}, MissingRuntimeError, r"pip install 'tipserve\[cpu\]'"),
+        (
+            PLAIN,
+            CPU_LIBRARIES,
+            {"precision": "int8"},
+            PackageError,
+            r"has no file 'onnx/vision_model_int8\.onnx'",
+        ),
+        (
+            BF16,
+            CPU_LIBRARIES,
+            {"runtime": "onnx", "precision": "bf16", "device": "cpu"},
+            UnusableRuntimeError,
+            "runtime onnx, precision bf16, device cpu do not go together",
+        ),
+        (
+            PLAIN,
+            CPU_LIBRARIES,
+            {"runtime": "tensorflow"},
+            UnusableRuntimeError,
+            "unknown runtime 'tensorflow'; choose auto, onnx, openvino, tensorrt, torch",
+        ),
+        (PLAIN, CPU_LIBRARIES, {"precision": "fp8"}, UnusableRuntimeError, "unknown precision"),
+    ],
+)
+def test_what_cannot_be_had_says_why(
+    hardware: Hardware,
+    libraries: Libraries,
+    asked: dict[str, str],
+    error: type[Exception],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words):
+        found(BF16_PROVEN, hardware, libraries, **asked)
+
+
+def reason(hardware: Hardware, libraries: Libraries, package: Manifest, **asked: str) -> str:
+    return choose(package, RuntimeRequest(**asked), Machine(hardware, libraries)).reason
+
+
+def test_reasons_are_sentences_that_name_what_was_passed_over() -> None:
+    assert reason(BF16, CPU_LIBRARIES, BF16_PROVEN) == (
+        "openvino on the CPU in bf16: the fastest that is exact here; proven for this package "
+        "(differs by at most 0.01, cosine of patches at least 0.99950, masks agree in 99.71 %). "
+        "Not tensorrt on a GPU (fp16, bf16, fp32), onnx on a GPU through CUDA (fp32), torch on a "
+        "GPU (bf16, fp32): there is no NVIDIA GPU that this process may use."
+    )
+    fallen_back = reason(PLAIN, Libraries(onnx=frozenset({"cpu"})), manifest())
+    assert "Not openvino on the CPU (bf16, fp32): it needs OpenVINO" in fallen_back
+    unproven = reason(BF16, CPU_LIBRARIES, manifest())
+    assert "Not openvino on the CPU (bf16): it is not proven for this package." in unproven
+    assert reason(PLAIN, CPU_LIBRARIES, manifest(), runtime="onnx", device="cpu") == (
+        "onnx on the CPU in fp32: as asked for (runtime onnx, device cpu)."
+    )
+    bold = reason(BF16, CPU_LIBRARIES, manifest(), precision="bf16", device="cpu")
+    assert "how exact it is was not proven" in bold
+
+
+def test_this_machine_has_something_for_the_bundled_model() -> None:
+    package: ModelPackage = open_package("bundled", verify=False)
+    choice = choose_runtime(package, RuntimeRequest(device="cpu"))
+    assert choice.runtime == "openvino"

@@ -1,0 +1,117 @@
+"""What a machine computes with, told from what its kernel and its driver say."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model.runtime.hardware import Gpu, parse_cpu, this_hardware
+
+SAPPHIRE = """processor\t: 0
+model name\t: Intel(R) Xeon(R) Processor
+flags\t\t: fpu sse2 avx2 avx512f avx512_bf16 avx512_vnni amx_bf16 amx_tile amx_int8
+
+processor\t: 1
+model name\t: Intel(R) Xeon(R) Processor
+flags\t\t: fpu sse2
+"""
+SKYLAKE = "model name\t: Skylake\nflags\t\t: fpu sse2 avx2 avx512f\n"
+GRAVITON = "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name", "features"),
+    [
+        (SAPPHIRE, "Intel(R) Xeon(R) Processor", {"bf16", "amx", "vnni"}),
+        (
+            SAPPHIRE.replace("amx_bf16 amx_tile ", ""),
+            "Intel(R) Xeon(R) Processor",
+            {"bf16", "vnni"},
+        ),
+        (SKYLAKE, "Skylake", set()),
+        (SKYLAKE + "bugs\t: avx512_bf16\n", "Skylake", set()),
+        (SKYLAKE.replace("avx512f", "xavx512_bf16 avx_vnni"), "Skylake", {"vnni"}),
+        (GRAVITON, "", set()),
+        ("", "", set()),
+    ],
+)
+def test_a_processor_is_its_flags(cpuinfo: str, name: str, features: set[str]) -> None:
+    found, has = parse_cpu(cpuinfo)
+    assert (found, set(has)) == (name, features)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A folder with `proc` and `dev` of a machine with one GPU, whose driver lists it."""
+    listed = tmp_path / "proc" / "driver" / "nvidia" / "gpus" / "0000:65:00.0"
+    listed.mkdir(parents=True)
+    (listed / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ: 7\n")
+    (tmp_path / "proc" / "cpuinfo").write_text(SAPPHIRE)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal:       2048 kB\nMemFree: 3 kB\n")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    return tmp_path
+
+
+def look(machine: Path, **environment: str) -> tuple[Gpu, ...]:
+    return this_hardware(machine / "proc", machine / "dev", environment).gpus
+
+
+def test_without_nvidias_library_the_driver_names_the_gpus(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    hardware = this_hardware(machine / "proc", machine / "dev", {})
+    assert hardware.gpus == (Gpu(name="NVIDIA H100 80GB HBM3"),)
+    assert hardware.memory_bytes == 2048 * 1024
+    assert "amx" in hardware.cpu_features
+    (machine / "dev" / "nvidia0").unlink()
+    assert look(machine) == (), "a container that was given no GPU sees the list all the same"
+
+
+@pytest.mark.parametrize("visible", ["", "-1", " "])
+def test_gpus_that_cuda_may_not_see_are_not_there(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert look(machine, CUDA_VISIBLE_DEVICES=visible) == ()
+    assert len(look(machine, CUDA_VISIBLE_DEVICES="0")) == 1
+
+
+def nvml(*, fails: bool) -> Any:
+    """A stand-in of NVIDIA's library, with or without a driver."""
+
+    class NVMLError(Exception):
+        pass
+
+    def init() -> None:
+        if fails:
+            raise NVMLError
+
+    return SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=init,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: f"GPU {handle}",
+        nvmlDeviceGetCudaComputeCapability=lambda _: (9, 0),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=80 + handle),
+    )
+
+
+def test_nvidias_library_knows_more(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(fails=False))
+    assert look(machine) == (
+        Gpu(name="GPU 0", compute_capability="9.0", memory_bytes=80),
+        Gpu(name="GPU 1", compute_capability="9.0", memory_bytes=81),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(fails=True))
+    assert look(machine) == ()
+
+
+def test_this_machine_can_be_looked_at() -> None:
+    memory_bytes = this_hardware().memory_bytes
+    assert memory_bytes is None or memory_bytes > 2**20

@@ -1,0 +1,80 @@
+"""What computes a model, why, and how exactly, is told alike over REST and gRPC."""
+
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from model.manifest import Manifest, ParityEntry, ParityLimits
+from model.runtime.base import UnusableRuntimeError
+from model.runtime.choice import RuntimeChoice
+from service.grpc.converters import from_model
+from service.messages import ModelInfo
+from service.models import lane_loading
+from service.models.loading import request_limits
+from service.rest.answer_schemas import model_card
+
+PROVEN = ParityEntry(
+    file="onnx/vision_model.onnx",
+    runtime="openvino",
+    precision="bf16",
+    reference="torch",
+    sizes=[(1, 28, 28)],
+    max_abs_diff=0.25,
+    min_cosine_patches=0.5,
+    mask_agreement=1.0,
+    limits=ParityLimits(min_mask_agreement=0.995),
+)
+TOLD = ("runtime", "precision", "device", "runtime_reason", "parity")
+
+
+def test_both_protocols_tell_the_same(manifest: Manifest, make_settings: Any) -> None:
+    info = ModelInfo(
+        manifest=manifest,
+        runtime="openvino",
+        precision="bf16",
+        device="cpu",
+        runtime_reason="openvino on the CPU in bf16: the fastest that is exact here.",
+        limits=request_limits(make_settings()),
+        parity=(PROVEN,),
+    )
+    card = model_card(info).model_dump()
+    message = MessageToDict(from_model(info), preserving_proto_field_name=True)
+    assert {name: card[name] for name in TOLD} == {name: message[name] for name in TOLD}
+    assert card["parity"] == [
+        {
+            "file": "onnx/vision_model.onnx",
+            "precision": "bf16",
+            "reference": "torch",
+            "max_abs_diff": 0.25,
+            "min_cosine_patches": 0.5,
+            "mask_agreement": 1.0,
+            "passed": True,
+        }
+    ]
+
+
+def test_settings_are_what_is_asked_for(
+    make_settings: Any, tiny_package: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    choice = RuntimeChoice(runtime="onnx", precision="fp32", device="cpu", reason="")
+
+    def remember(_: object, request: Any) -> RuntimeChoice:
+        asked.append(request)
+        return choice
+
+    monkeypatch.setattr(lane_loading, "choose_runtime", remember)
+    settings = make_settings(runtime="onnx", precision="fp16", device="gpu", onnx_provider="cuda")
+    assert lane_loading.choose(tiny_package, settings) is choice
+    (request,) = asked
+    found = request.runtime, request.precision, request.device, request.provider
+    assert found == ("onnx", "fp16", "gpu", "cuda")
+
+
+def test_what_does_not_go_together_is_an_error_at_the_start(
+    make_settings: Any, tiny_package: Any
+) -> None:
+    settings = make_settings(runtime="openvino", onnx_provider="cuda")
+    with pytest.raises(UnusableRuntimeError, match="do not go together"):
+        lane_loading.choose(tiny_package, settings)

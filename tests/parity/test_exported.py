@@ -20,7 +20,7 @@ MIN_COSINE = 0.9999
 
 @pytest.fixture(scope="module", params=sorted(RUNTIMES.keys() - NEEDS_GPU))
 def runtime(request: pytest.FixtureRequest, tiny_package: ModelPackage) -> Iterator[Runtime]:
-    loaded = load_runtime(tiny_package, runtime=request.param)
+    loaded = load_runtime(tiny_package, runtime=request.param, precision="fp32")
     yield loaded
     loaded.close()
 

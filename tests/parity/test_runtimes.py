@@ -15,7 +15,8 @@ from model.text import TextTokenizer
 @pytest.fixture(scope="module")
 def runtimes(tiny_package: ModelPackage) -> Iterator[list[Runtime]]:
     loaded = [
-        load_runtime(tiny_package, runtime=name) for name in sorted(RUNTIMES.keys() - NEEDS_GPU)
+        load_runtime(tiny_package, runtime=name, precision="fp32")
+        for name in sorted(RUNTIMES.keys() - NEEDS_GPU)
     ]
     yield loaded
     for runtime in loaded:

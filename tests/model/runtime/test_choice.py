@@ -11,7 +11,8 @@ from model.package import ModelPackage, PackageError, open_package
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 from model.runtime.choice import RuntimeRequest, choose, choose_runtime
 from model.runtime.hardware import Gpu, Hardware
-from model.runtime.libraries import Libraries
+from model.runtime.libraries import Libraries, RuntimeName
+from model.runtime.loaded_graphs import vision_file
 from model.runtime.ways import WAYS, Machine
 
 PLAIN = Hardware()
@@ -25,12 +26,14 @@ ALL_LIBRARIES = Libraries(
     torch=frozenset({"cpu", "gpu"}),
 )
 FILES = (VISION_FILE, TEXT_FILE, "model.safetensors")
+# Of GPUs: TensorRT takes a graph of each precision.
+GPU_FILES = (*FILES, graph_file("vision", "fp16"), graph_file("vision", "bf16"))
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
-def proven(runtime: str, precision: Precision) -> ParityEntry:
+def proven(runtime: RuntimeName, precision: Precision) -> ParityEntry:
     return ParityEntry(
-        file="model.safetensors" if runtime == "torch" else VISION_FILE,
+        file=vision_file(runtime, precision),
         runtime=runtime,
         precision=precision,
         reference="torch",
@@ -88,13 +91,13 @@ TORCH_FP32 = ("torch", "fp32", "cpu", "-")
         (manifest(files=FILES[2:]), BF16, ALL_LIBRARIES, TORCH_FP32),
         (manifest(), H100, ALL_LIBRARIES, ("tensorrt", "fp32", "gpu", "-")),
         (
-            manifest(proven("tensorrt", "bf16")),
+            manifest(proven("tensorrt", "bf16"), files=GPU_FILES),
             H100,
             ALL_LIBRARIES,
             ("tensorrt", "bf16", "gpu", "-"),
         ),
         (
-            manifest(proven("tensorrt", "fp16"), proven("tensorrt", "bf16")),
+            manifest(proven("tensorrt", "fp16"), proven("tensorrt", "bf16"), files=GPU_FILES),
             H100,
             ALL_LIBRARIES,
             ("tensorrt", "fp16", "gpu", "-"),

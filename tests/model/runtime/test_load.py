@@ -19,7 +19,7 @@ LIBRARIES["torch"] = ("torch", "torch")
 
 @pytest.fixture(scope="module", params=sorted(RUNTIMES.keys() - NEEDS_GPU))
 def runtime(request: pytest.FixtureRequest, tiny_package: ModelPackage) -> Iterator[Runtime]:
-    loaded = load_runtime(tiny_package, runtime=request.param)
+    loaded = load_runtime(tiny_package, runtime=request.param, precision="fp32")
     yield loaded
     loaded.close()
 

@@ -90,7 +90,7 @@ def test_lanes_that_share_compute_side_by_side_and_each_its_own(
 ) -> None:
     choice = RuntimeChoice(runtime="openvino", precision="fp32", device="cpu", reason="")
     pictures = np.random.default_rng(0).random((4, 1, 3, 56, 84), dtype=np.float32)
-    alone = load_runtime(tiny_package, runtime="openvino", device="cpu")
+    alone = load_runtime(tiny_package, runtime="openvino", precision="fp32")
     expected = [alone.encode_images(picture).patches_BND for picture in pictures]
     lanes = [load_chosen(tiny_package, choice, num_lanes=4) for _ in range(4)]
     wrong: list[int] = []
@@ -111,7 +111,7 @@ def test_lanes_that_share_compute_side_by_side_and_each_its_own(
 
 def test_an_interrupted_call_leaves_nothing_behind(tiny_package: ModelPackage) -> None:
     # OpenVINO's own cancelling left shapes of the cancelled call in the graph: see `interrupt`.
-    runtime = load_runtime(tiny_package, runtime="openvino", device="cpu")
+    runtime = load_runtime(tiny_package, runtime="openvino", precision="fp32")
     small = np.full((1, 3, 28, 28), 0.5, np.float32)
     large = np.zeros((24, 3, 224, 224), np.float32)
     before = runtime.encode_images(small).patches_BND
@@ -131,7 +131,7 @@ def test_an_interrupted_call_leaves_nothing_behind(tiny_package: ModelPackage) -
 def test_a_large_batch_is_computed_in_shares_of_one_native_picture(
     tiny_package: ModelPackage,
 ) -> None:
-    runtime = load_runtime(tiny_package, runtime="openvino", device="cpu")
+    runtime = load_runtime(tiny_package, runtime="openvino", precision="fp32")
     pixels = np.random.default_rng(0).random((7, 3, 224, 280), dtype=np.float32)
     together = runtime.encode_images(pixels)
     assert together.values_BND.shape[:2] == (7, 320)
@@ -150,7 +150,7 @@ def test_bf16_is_computed_in_bf16_or_refused(
     assert runtime.precision == "bf16"
     hint = runtime._graphs["vision"]._compiled.get_property("INFERENCE_PRECISION_HINT")
     assert hint.get_type_name() == "bf16"
-    exact = load_runtime(tiny_package, runtime="openvino", device="cpu", precision="fp32")
+    exact = load_runtime(tiny_package, runtime="openvino", precision="fp32")
     pixels = np.random.default_rng(0).random((1, 3, 56, 56), dtype=np.float32)
     rounded, whole = (r.encode_images(pixels).values_BND for r in (runtime, exact))
     assert 1e-4 < np.abs(rounded - whole).max() < 0.2

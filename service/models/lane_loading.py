@@ -2,13 +2,14 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
 from model.package import Manifest, ModelPackage, PackageError
+from model.runtime.base import Runtime
 from model.runtime.choice import RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen
 from service.lanes.batch_memory import BatchMemory, PeakMeter
@@ -36,6 +37,9 @@ from service.models.served_shapes import (
 from service.settings import Settings
 
 MAX_BATCH_IMAGES: Final = 64
+
+# Makes the runtime of a lane, given `num_threads` and `num_lanes`.
+Load = Callable[..., Runtime]
 
 logger = logging.getLogger(__name__)
 
@@ -76,18 +80,19 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     buckets = served_buckets(manifest, settings.max_batch_patches)
     free_bytes = free_memory()
     choice = choose(package, settings)
+    load = partial(load_chosen, package, choice, cache=settings.cache)
     weights = weight_bytes(package, choice)
     plan = lane_plan(settings, free_bytes, weights)
-    first, first_s, memory = load_first_lane(package, choice, plan, buckets)
+    first, first_s, memory = load_first_lane(package, load, plan, buckets)
     fitting = lane_plan(settings, free_bytes, weights, picture_bytes=memory.largest_bytes)
     if fitting != plan:
         first.runtime.close()
-        first, first_s, memory = load_first_lane(package, choice, fitting, buckets)
+        first, first_s, memory = load_first_lane(package, load, fitting, buckets)
     check_memory(manifest, fitting, memory, free_bytes)
 
     def load_lane(_: int) -> Lane:
         source.check()
-        return _load_lane(package, choice, fitting, buckets)
+        return _load_lane(package, load, fitting, buckets)
 
     # At the start the others all at once; later one by one, for other models need the processors.
     num_others = fitting.num_lanes - 1
@@ -136,10 +141,10 @@ def choose(package: ModelPackage, settings: Settings) -> RuntimeChoice:
 
 
 def load_first_lane(
-    package: ModelPackage, choice: RuntimeChoice, plan: LanePlan, buckets: list[Bucket]
+    package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]
 ) -> tuple[Lane, dict[Bucket, float], BatchMemory]:
     """A lane that has run every shape once, the seconds of each, and what each took in memory."""
-    lane = _new_lane(package, choice, plan, buckets)
+    lane = _new_lane(package, load, plan, buckets)
     meter = PeakMeter()
     first_s: dict[Bucket, float] = {}
     peaks: dict[Bucket, int] = {}
@@ -236,27 +241,17 @@ def describe(plan: LanePlan, warm: WarmUp, memory: BatchMemory) -> dict[str, Any
     }
 
 
-def _load_lane(
-    package: ModelPackage, choice: RuntimeChoice, plan: LanePlan, buckets: list[Bucket]
-) -> Lane:
+def _load_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]) -> Lane:
     """A lane that has run every shape once."""
-    lane = _new_lane(package, choice, plan, buckets)
+    lane = _new_lane(package, load, plan, buckets)
     for bucket in with_maps(buckets, served_tasks(package.manifest, lane.runtime)):
         lane.try_out(bucket)
     return lane
 
 
-def _new_lane(
-    package: ModelPackage, choice: RuntimeChoice, plan: LanePlan, buckets: list[Bucket]
-) -> Lane:
+def _new_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]) -> Lane:
     return Lane(
-        partial(
-            load_chosen,
-            package,
-            choice,
-            num_threads=plan.num_threads,
-            num_lanes=plan.num_lanes,
-        ),
+        partial(load, num_threads=plan.num_threads, num_lanes=plan.num_lanes),
         embed_dim=package.manifest.embed_dim,
         probe_bucket=buckets[0],
     )

@@ -67,12 +67,15 @@ def _write_checkpoint(folder: Path, variant: str, side: int) -> None:
     import torch  # noqa: PLC0415 - only where a model is made
     from transformers import Tipsv2Model  # noqa: PLC0415
 
+    from benchmarks.fitted_texts import fit_texts  # noqa: PLC0415
+
     bundled = open_package("bundled").path
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copy(bundled / name, folder / name)
     torch.manual_seed(0)
     model = Tipsv2Model(_config(bundled, variant, side)).eval()
     plant_scales(model)
+    fit_texts(model, folder / "tokenizer.json", side)
     model.save_pretrained(folder)
     (folder / "scores.json").write_text("[]", encoding="utf-8")
     provenance = {**PROVENANCE, "variant": variant}

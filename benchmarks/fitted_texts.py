@@ -1,0 +1,81 @@
+"""Gives a model with random weights class names that mean something in its own pictures.
+
+Where texts point anywhere, the best two classes of nearly every patch are equal but for rounding,
+and masks say nothing of a model as trained ones are. So its text tower is fitted, for some steps,
+to the means of clusters of its patches.
+
+Shapes: N patches, K classes, D width, L tokens.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import Tipsv2Model
+
+from model.parity.inputs import CLASS_NAMES
+from model.parity.pictures import calibration_pictures, picture_batch
+from model.parity.reference import reference_vision
+from model.segmentation import l2_normalize
+from model.text import TextTokenizer
+
+PATCH: Final = 14
+STEPS: Final = 40
+LEARNING_RATE: Final = 3e-3
+CLUSTER_ROUNDS: Final = 20
+
+
+def fit_texts(model: Tipsv2Model, tokenizer_file: Path, side: int) -> float:
+    """Train the text tower's embeddings of the gate's class names, and nothing else.
+
+    Args:
+        model: Changed in place.
+        tokenizer_file: Of its texts.
+        side: Native, in pixels; pictures of half of it are clustered, or of a few patches.
+
+    Returns:
+        The mean cosine of the names with their clusters.
+    """
+    tokens = TextTokenizer(tokenizer_file).encode(CLASS_NAMES)
+    token_ids_KL, mask_KL = torch.from_numpy(tokens.token_ids_BL), torch.from_numpy(tokens.mask_BL)
+    small = max(side // 2 // PATCH, 4) * PATCH
+    goal_KD = torch.from_numpy(_clusters(model, small, len(CLASS_NAMES)))
+    tower = model.text_model
+    weights = [tower.embeddings.token_embedding.weight, *tower.final_layer_norm.parameters()]
+    optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE)
+    cosine = torch.zeros(())
+    for _ in range(STEPS):
+        embeddings_KD = tower(input_ids=token_ids_KL, attention_mask=mask_KL).pooler_output
+        cosine = F.cosine_similarity(embeddings_KD, goal_KD).mean()
+        optimizer.zero_grad()
+        (1 - cosine).backward()
+        optimizer.step()
+    model.zero_grad()
+    return cosine.item()
+
+
+def _clusters(model: Tipsv2Model, side: int, num_classes: int) -> np.ndarray:
+    """Directions [K, D] of k-means over value patches, from their common mean, as texts have it."""
+    pictures = calibration_pictures()[:4]
+    values_BND = reference_vision(model, picture_batch(pictures, (side, side), batch=4)).values_BND
+    unit_ND = l2_normalize(values_BND.reshape(-1, values_BND.shape[-1]))
+    unit_ND = l2_normalize(unit_ND - unit_ND.mean(axis=0))
+    generator = np.random.default_rng(0)
+    means_KD = unit_ND[
+        generator.choice(len(unit_ND), num_classes, replace=len(unit_ND) < num_classes)
+    ]
+    for _ in range(CLUSTER_ROUNDS):
+        nearest_N = (unit_ND @ means_KD.T).argmax(axis=1)
+        grouped = [unit_ND[nearest_N == index] for index in range(num_classes)]
+        # An empty cluster stays where it was.
+        means_KD = l2_normalize(
+            np.stack(
+                [
+                    patches_ND.mean(axis=0) if len(patches_ND) else old_D
+                    for patches_ND, old_D in zip(grouped, means_KD, strict=True)
+                ]
+            )
+        )
+    return means_KD

@@ -1,0 +1,189 @@
+"""Every runtime and precision against torch: how exact each is and what a picture costs it.
+
+Claim: the default on a CPU with bf16 takes at most 1/1.8 of ONNX Runtime's time in float32, and at
+least 99.5 % of the pixels of its masks keep their class.
+
+Run: python -m benchmarks.runtimes [--model bundled | b14 | FOLDER] [--cache FOLDER]
+     [--cell-limit-s 60]; b14 has random weights, made once and kept in the folder. A row needs its
+     graph: `python -m model convert FOLDER OUTPUT --precision int8` writes one into a package.
+Takes one thread. Times are the process's CPU time, the least of interleaved rounds.
+"""
+
+import argparse
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.one_thread import ONE_THREAD  # before NumPy, which is behind what follows
+from benchmarks.random_model import random_b14
+from model.features import vision_features
+from model.manifest import ParityEntry
+from model.package import ModelPackage, open_package
+from model.parity.gate import measure
+from model.parity.inputs import FloatArray
+from model.parity.pictures import gate_pictures, picture_batch
+from model.parity.proof import plan_proofs
+from model.parity.reference import build_reference
+from model.runtime.choice import RuntimeRequest, choose_runtime
+from model.runtime.hardware import this_hardware
+from model.runtime.libraries import installed_libraries
+from model.runtime.load import load_chosen
+from model.runtime.ways import Machine
+
+if TYPE_CHECKING:
+    from transformers import Tipsv2Model
+
+B14_SIDE: Final = 448
+SIDES: Final = (224, 448)
+BATCHES: Final = (1, 8)
+# Enough to let a median be told from luck, and no more than the limit allows.
+MIN_ROUNDS, MAX_ROUNDS = 2, 20
+# What all models are tried on takes a B/14 half a minute with torch; the large picture as long.
+BUDGET_GFLOP: Final = 400.0
+EXPECTED: Final = (
+    ("onnx", "fp32"),
+    ("onnx", "fp16"),
+    ("onnx", "int8"),
+    ("onnx", "int8_weights"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+    ("openvino", "int8"),
+    ("openvino", "int8_weights"),
+)
+Encode = Callable[[FloatArray], object]
+
+
+@dataclass(slots=True)
+class Row:
+    """One way to compute, how exact it is, and its milliseconds an image by side and batch."""
+
+    name: str
+    encode: Encode
+    entry: ParityEntry | None = None
+    cost_ms: dict[tuple[int, int], float] = field(default_factory=dict)
+
+
+def open_rows(package: ModelPackage, model: "Tipsv2Model", stack: ExitStack) -> list[Row]:
+    """torch, and every way that this machine has; each compared with torch as it is loaded."""
+    reference = build_reference(model, package, budget_gflop=BUDGET_GFLOP)
+    rows = [Row("torch fp32", partial(_encode, model))]
+    for proof in plan_proofs(package.manifest, Machine(this_hardware(), installed_libraries())):
+        runtime = stack.enter_context(closing(load_chosen(package, proof.choice)))
+        graphs = [graph for graph in proof.graphs if graph.part == "vision"]
+        (entry,) = measure(reference, runtime, graphs)
+        rows.append(Row(f"{runtime.name} {runtime.precision}", runtime.encode_images, entry))
+        print(f"compared {rows[-1].name}", flush=True)
+    return rows
+
+
+def _encode(model: "Tipsv2Model", pixels_B3HW: FloatArray) -> object:
+    import torch  # noqa: PLC0415 - it imports NumPy, which must see the number of threads
+
+    with torch.inference_mode():
+        return vision_features(model, torch.from_numpy(pixels_B3HW))
+
+
+def time_rows(rows: Sequence[Row], side: int, batch: int, *, limit_s: float) -> None:
+    """Time all rows in turn, again and again, until the limit; the least of each counts."""
+    pixels_B3HW = picture_batch(gate_pictures(), (side, side), batch=batch)
+    ends = time.monotonic() + limit_s
+    for number in range(MAX_ROUNDS):
+        if number >= MIN_ROUNDS and time.monotonic() > ends:
+            return
+        for row in rows:
+            began = time.process_time()
+            row.encode(pixels_B3HW)
+            cost_ms = 1000 * (time.process_time() - began) / batch
+            row.cost_ms[side, batch] = min(cost_ms, row.cost_ms.get((side, batch), math.inf))
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """The table in Markdown."""
+    cells = list(rows[0].cost_ms)
+    columns = [f"ms, {side} px, batch {batch}" for side, batch in cells]
+    head = ["", "largest difference", "least cosine CLS", "least cosine patches", "masks"]
+    print("| " + " | ".join([*head, *columns]) + " |")
+    print("| --- " * (len(head) + len(columns)) + "|")
+    for row in rows:
+        costs = [f"{row.cost_ms[cell]:.1f}" for cell in cells]
+        print("| " + " | ".join([row.name, *_exactness(row.entry), *costs]) + " |")
+
+
+def _exactness(entry: ParityEntry | None) -> list[str]:
+    if entry is None:
+        return ["0 (the reference)", "1", "1", "100 %"]
+    numbers = (entry.min_cosine_cls, entry.min_cosine_patches)
+    cosines = ["-" if number is None else f"{number:.6f}" for number in numbers]
+    agreement = entry.mask_agreement
+    masks = "-" if agreement is None else f"{int(1e4 * agreement) / 100:.2f} %"
+    return [f"{entry.max_abs_diff:.1e}", *cosines, masks if entry.passed else f"{masks}, fails"]
+
+
+def print_default(package: ModelPackage, rows: Sequence[Row]) -> None:
+    """What the service would take unasked, against ONNX Runtime in float32."""
+    choice = choose_runtime(package, RuntimeRequest(device="cpu"))
+    by_name = {row.name: row for row in rows}
+    chosen = by_name[f"{choice.runtime} {choice.precision}"]
+    plain = by_name["onnx fp32"]
+    ratios = ", ".join(
+        f"{plain.cost_ms[cell] / chosen.cost_ms[cell]:.2f} at {cell[0]} px and batch {cell[1]}"
+        for cell in plain.cost_ms
+    )
+    print(f"default: {choice.reason}")
+    print(f"ratio: onnx fp32 takes this many times the CPU time of {chosen.name}: {ratios}")
+
+
+def measure_package(package: ModelPackage, limit_s: float) -> None:
+    """Compare, time and print."""
+    import torch  # noqa: PLC0415 - as above
+    from transformers import Tipsv2Model  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    model = Tipsv2Model.from_pretrained(package.path, dtype=torch.float32, local_files_only=True)
+    model.eval()
+    with ExitStack() as stack:
+        rows = open_rows(package, model, stack)
+        for side in SIDES:
+            for batch in BATCHES:
+                time_rows(rows, side, batch, limit_s=limit_s)
+        hardware = this_hardware()
+        print(
+            f"\n{package.manifest.name}, {hardware.cpu_name} "
+            f"({', '.join(sorted(hardware.cpu_features)) or 'no bf16, no int8'}), "
+            f"{ONE_THREAD}, CPU time an image, Python {platform.python_version()}, "
+            f"torch {torch.__version__}"
+        )
+        print_table(rows)
+        names = {row.name for row in rows}
+        for runtime, precision in EXPECTED:
+            if f"{runtime} {precision}" not in names:
+                print(f"left out: {runtime} {precision}, which this package or machine has not")
+        print_default(package, rows)
+
+
+def main() -> None:
+    """Measure one model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="bundled", help="bundled, b14 or a package's folder")
+    parser.add_argument("--cache", type=Path, help="where b14 is kept; default: nowhere")
+    parser.add_argument(
+        "--cell-limit-s", type=float, default=60.0, help="seconds for each size and batch"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.model == "b14":
+            package = random_b14(options.cache or Path(folder), B14_SIDE)
+        else:
+            package = open_package(options.model)
+        measure_package(package, options.cell_limit_s)
+
+
+if __name__ == "__main__":
+    main()

@@ -152,7 +152,8 @@ class Server:
 
     async def _load_models(self, stop: "asyncio.Task[Literal[True]]") -> bool:
         """Whether all that the settings name are served; False where asked to stop first."""
-        named = [ModelSource.from_setting(t, self.settings.cache) for t in self.settings.model]
+        cache, precisions = self.settings.cache, self.settings.convert_precisions
+        named = [ModelSource.from_setting(t, cache, precisions) for t in self.settings.model]
         if len(named) > 1:
             await asyncio.to_thread(check_names, named)
         for source in named:

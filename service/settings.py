@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
 
 from model.conversion.cache import default_cache
+from model.graphs import Precision
 
 PREFIX = "TIPSERVE_"
 SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
@@ -52,6 +53,10 @@ class Settings(BaseSettings):
     cache: Path = Field(default_factory=lambda: default_cache(os.environ))
     """Folder of converted packages. Default: `tipserve` in $XDG_CACHE_HOME or ~/.cache. Several
     servers may share it: one converts, the others wait for it."""
+    convert_precisions: Annotated[tuple[Precision, ...], NoDecode] = ()
+    """Graphs that a checkpoint is converted to beside those in fp32, with commas between: `fp16`,
+    `bf16`, `int8`, `int8_weights`. Each is compared with the model, and one that is too far from
+    it ends the start. OpenVINO computes in bf16 from the graphs in fp32 and needs none of these."""
     enable_management: bool = False
     """Whether models can be loaded, swapped and unloaded by `POST /v2/repository/...`. Anybody who
     may ask for a mask may then do it too: set API keys beside it."""
@@ -204,6 +209,13 @@ class Settings(BaseSettings):
     """Print every setting with its value and source, secrets masked, and stop."""
     config_format: Literal["text", "json"] = "text"
     """How `show_config` prints them."""
+
+    @field_validator("convert_precisions", mode="before")
+    @classmethod
+    def _split_precisions(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
 
     @field_validator("model", mode="before")
     @classmethod

@@ -55,6 +55,7 @@ def _prepare(
     source: ModelSource, name: str, checkpoint: FolderSource | HubSource, *, verify: bool
 ) -> Path:
     options = [f"--cache={source.cache}", "--report=json", "--follow-stdin"]
+    options += [f"--precision={precision}" for precision in source.precisions]
     if not verify:
         options.append("--no-verify")
     with Conversion(["prepare", *options, "--", str(checkpoint)]) as conversion:

@@ -13,6 +13,7 @@ from typing import Final
 
 from model.conversion.errors import SourceError
 from model.conversion.source import FolderSource, HubSource, PackageSource, parse_source
+from model.graphs import Precision
 from model.manifest import MANIFEST_NAME
 from model.package import BUNDLED_FOLDER, PackageError, open_package
 from service.errors import InvalidRequest, ModelNotFound, Unavailable
@@ -32,6 +33,7 @@ class ModelSource:
             folder, or a hub id.
         name: What it is served as; None leaves it to the package.
         cache: Where converted packages are kept; None where nothing may be converted.
+        precisions: Of the graphs that a conversion writes beside those in fp32.
         is_background: Whether other models answer meanwhile, and should have the processors.
         cancelled: Set where nobody needs it any more, for a load that is under way.
     """
@@ -39,16 +41,19 @@ class ModelSource:
     folder: str
     name: str | None = None
     cache: Path | None = None
+    precisions: tuple[Precision, ...] = ()
     is_background: bool = False
     cancelled: Event = field(default_factory=Event, compare=False)
 
     @classmethod
-    def from_setting(cls, text: str, cache: Path) -> "ModelSource":
+    def from_setting(
+        cls, text: str, cache: Path, precisions: tuple[Precision, ...] = ()
+    ) -> "ModelSource":
         """What `--model` names: a source, or `name=source`. What exists is no pair."""
         name, equals, folder = text.partition("=")
         if equals and MODEL_NAME.fullmatch(name) and not Path(text).expanduser().exists():
-            return cls(folder, name, cache=cache)
-        return cls(text, cache=cache)
+            return cls(folder, name, cache=cache, precisions=precisions)
+        return cls(text, cache=cache, precisions=precisions)
 
     def checkpoint(self) -> FolderSource | HubSource | None:
         """What has to be converted first; None where it is a package.

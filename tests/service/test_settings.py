@@ -122,3 +122,10 @@ def test_the_cache_is_where_caches_are_unless_it_is_named(monkeypatch: pytest.Mo
     monkeypatch.setenv("TIPSERVE_CACHE", "/volume")
     assert load(TIPSERVE_CACHE="/volume").cache == Path("/volume")
     assert load("--cache=/flag", TIPSERVE_CACHE="/volume").cache == Path("/flag")
+
+
+def test_precisions_are_named_with_commas_and_known() -> None:
+    assert load().convert_precisions == ()
+    assert load("--convert-precisions=fp16, int8").convert_precisions == ("fp16", "int8")
+    with pytest.raises(ValidationError, match="fp4"):
+        load("--convert-precisions=fp4")

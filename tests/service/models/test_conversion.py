@@ -177,3 +177,21 @@ def test_packages_are_opened_as_they_are(tiny_package: ModelPackage, tmp_path: P
 def test_what_callers_name_is_never_converted(source: ModelSource) -> None:
     with pytest.raises(PackageError, match=r"no tipserve\.json"):
         open_source(ModelSource(source.folder))
+
+
+def test_the_precisions_of_the_settings_are_asked_for(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def refuse(self: Conversion, arguments: list[str]) -> None:
+        asked.append(arguments)
+        raise PackageError("no")
+
+    monkeypatch.setattr(Conversion, "__init__", refuse)
+    precise = ModelSource.from_setting(source.folder, Path("/cache"), ("fp16", "int8"))
+    with pytest.raises(PackageError):
+        open_source(precise)
+    assert asked[0][:3] == ["prepare", "--cache=/cache", "--report=json"]
+    assert "--precision=fp16 --precision=int8" in " ".join(asked[0])
+    assert asked[0][-2:] == ["--", source.folder]

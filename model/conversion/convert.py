@@ -56,8 +56,6 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
         ValueError: `output` holds something else.
     """
     require(CONVERTING, purpose="converting a checkpoint")
-    if set(recipe.precisions) != {"fp32"}:
-        raise ConversionError("graphs can be written in fp32 only so far; leave --precision away")
     needed = SPACE_FACTOR * sum(weight_bytes(path) for path in (recipe.base, recipe.dense) if path)
     check_space(output.parent, needed)
     progress("loading what converts")

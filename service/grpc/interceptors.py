@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from service.call import Call, accept_priority, current_request_id
 from service.door import DoorState, unavailable
-from service.errors import ErrorKind, ServiceError, internal_error
+from service.errors import DeadlineExceeded, ErrorKind, ServiceError, internal_error
 from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.gate import Gate
 from service.grpc.message import Rpc, parse_message, read_message
@@ -61,6 +61,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._telemetry = telemetry
         self._gate = gate
         self._timeout_s = protection.request_timeout_s
+        # An item has been answered by then, if only by its deadline.
+        self._stream_idle_s = protection.request_timeout_s + protection.client_timeout_s
         self._body_memory = protection.body_memory
         self._max_values = protection.max_message_values
 
@@ -125,16 +127,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _answer_stream(self, rpc: Rpc, context: Any) -> None:
         task = asyncio.current_task()
         assert task is not None
-        stream = AnsweredStream(
-            context,
-            partial(self._answer_one, rpc, context),
-            renew=partial(self._renew, task),
-            leaving=self._gate.leaving,
-        )
-        if await stream.run():
-            return
+        loop = asyncio.get_running_loop()
+        error: ServiceError
+        try:
+            async with asyncio.timeout(self._stream_idle_s) as limit:
+
+                def renew() -> None:
+                    self._renew(task)
+                    limit.reschedule(loop.time() + self._stream_idle_s)
+
+                answer = partial(self._answer_one, rpc, context)
+                if await AnsweredStream(context, answer, renew, self._gate.leaving).run():
+                    return
+            error = unavailable(DoorState.DRAINING)
+        except TimeoutError:
+            error = DeadlineExceeded(
+                f"Nothing was sent or taken on this stream for {self._stream_idle_s:g} s; open a "
+                "new one.",
+                code="idle_stream",
+            )
         await self._gate.pass_by()
-        error = unavailable(DoorState.DRAINING)
         await context.abort(
             CODE[error.kind], error.message, trailing_metadata=error_metadata(error)
         )

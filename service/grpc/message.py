@@ -5,15 +5,19 @@ The framework sends the text of what a deserializer raises to the caller.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from service.call import Call, deadline_exceeded
 from service.errors import InvalidRequest
+from service.grpc.generated import open_inference_pb2
 from service.grpc.value_count import check_value_count
 from service.safety.body_memory import BodyShare
 
@@ -43,12 +47,23 @@ class Rpc:
         """From a handler of the generated code; `/package.Service/Method`."""
         return cls(
             name=method.removeprefix("/"),
-            message_type=handler.request_deserializer.__self__.DESCRIPTOR,
+            message_type=_request_type(method.removeprefix("/")),
             parse=handler.request_deserializer,
             behavior=handler.unary_unary or handler.stream_stream,
             write=handler.response_serializer,
             max_values=max_values,
         )
+
+
+@cache
+def _request_type(name: str) -> Descriptor:
+    """Of the request of `package.Service/Method`; each dialect has a pool of its own."""
+    service, _, rpc = name.rpartition("/")
+    for pool in (descriptor_pool.Default(), open_inference_pb2.DESCRIPTOR.pool):
+        with suppress(KeyError):
+            found: Descriptor = pool.FindServiceByName(service).FindMethodByName(rpc).input_type
+            return found
+    raise LookupError(f"no contract has {name}")
 
 
 async def read_message(context: Any, rpc: Rpc, share: BodyShare, call: Call) -> Message:

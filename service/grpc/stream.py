@@ -27,7 +27,7 @@ class AnsweredStream:
     """
 
     def __init__(
-        self, context: Any, answer: Answer, *, renew: Callable[[], None], leaving: asyncio.Event
+        self, context: Any, answer: Answer, renew: Callable[[], None], leaving: asyncio.Event
     ) -> None:
         self._context = context
         self._answer = answer

@@ -1,6 +1,7 @@
 """Nothing is begun for a caller who has left: on every route, over both transports, any time."""
 
 import asyncio
+import base64
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -10,8 +11,15 @@ import grpc
 import httpx
 import pytest
 
-from service.grpc.generated import dense_pb2, embed_pb2, image_pb2, segment_pb2
+from service.grpc.generated import (
+    dense_pb2,
+    embed_pb2,
+    image_pb2,
+    open_inference_pb2,
+    segment_pb2,
+)
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from service.images.preparation import ImagePreparer
 from service.server import Server
 
@@ -33,12 +41,24 @@ async def send_rest(server: Server, route: str, image: bytes, timeout_s: float) 
     query = "?classes=dog,sky" if kind == "segment" else ""
     url = f"http://127.0.0.1:{server.ports['http']}/v1/{what}:{kind}{query}"
     async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
-        if what == "texts":
+        if kind == "infer":
+            encoded = base64.b64encode(image).decode()
+            tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [encoded]}
+            url = f"http://127.0.0.1:{server.ports['http']}/v2/models/fake/infer"
+            answer = await client.post(url, json={"inputs": [tensor]}, headers=headers)
+        elif what == "texts":
             answer = await client.post(url, json={"texts": ["dog"]}, headers=headers)
         else:
             headers["Content-Type"] = "image/png"
             answer = await client.post(url, content=image, headers=headers)
     return str(answer.status_code)
+
+
+def infer_request(image: bytes) -> open_inference_pb2.ModelInferRequest:
+    request = open_inference_pb2.ModelInferRequest(model_name="fake")
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(image)
+    return request
 
 
 async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) -> str:
@@ -54,9 +74,11 @@ async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) 
         ),
         "depth_images": ("EstimateDepth", dense_pb2.EstimateDepthRequest(images=images)),
         "normals_images": ("EstimateNormals", dense_pb2.EstimateNormalsRequest(images=images)),
+        "infer_images": ("ModelInfer", infer_request(image)),
     }[route]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
-        call: Any = getattr(EncoderServiceStub(channel), method)(request, timeout=timeout_s)
+        stub = GRPCInferenceServiceStub if method == "ModelInfer" else EncoderServiceStub
+        call: Any = getattr(stub(channel), method)(request, timeout=timeout_s)
         try:
             await call
         except grpc.aio.AioRpcError as error:
@@ -69,7 +91,11 @@ async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) 
 
 BOTH = pytest.mark.parametrize("send", [send_rest, send_grpc], ids=["rest", "grpc"])
 ROUTES = pytest.mark.parametrize(
-    "route", ["embed_images", "segment_images", "depth_images", "normals_images", "embed_texts"]
+    "route",
+    [
+        *("embed_images", "segment_images", "depth_images", "normals_images", "infer_images"),
+        "embed_texts",
+    ],
 )
 LATE = {send_rest: "504", send_grpc: "DEADLINE_EXCEEDED"}
 
@@ -174,8 +200,8 @@ async def test_who_leaves_before_decoding_is_not_decoded(
         await until(lambda: num_ended(server) == 1)
         assert sample(server, "inflight") == 0
         release.set()
-        # Texts in JSON are no items yet: the body itself waited to be read.
-        is_body = send is send_rest and route == "embed_texts"
+        # What is in JSON are no items yet: the body itself waited to be read.
+        is_body = send is send_rest and route in {"embed_texts", "infer_images"}
         await until(lambda: is_body or abandoned(server) > 0)
         await until(lambda: server.pool._work_queue.qsize() == 0)
     assert (runtime.num_images, runtime.num_texts, runtime.num_maps, decoded) == (0, 0, 0, [])

@@ -50,13 +50,20 @@ async def ask_rest(server: Server, turn: int, image: bytes) -> None:
             await client.post(f"/v1/images:embed?model={name}", content=image, headers=headers)
             await client.post(f"/v1/images:embed?{name}=1", content=image, headers=headers)
             await client.post("/v1/texts:embed", json={"texts": [name], "model": name})
+            await client.get(f"/v2/models/{name}/versions/{name}", headers=headers)
+            await client.post(f"/v2/models/{name}/infer", json={"inputs": []})
+            await client.post(f"/v2/{name}", json={})
 
 
 def ask_grpc(server: Server, turn: int, image: bytes) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
         for name in made_up(turn):
             word = name.replace("-", "_")
-            for path in (f"/{word}.Service/Do", f"/tipserve.v1.EncoderService/{word}"):
+            for path in (
+                f"/{word}.Service/Do",
+                f"/tipserve.v1.EncoderService/{word}",
+                f"/inference.GRPCInferenceService/{word}",
+            ):
                 call: Any = channel.unary_unary(path)
                 with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
                     call(b"", timeout=LIMIT_S)

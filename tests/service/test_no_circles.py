@@ -5,6 +5,7 @@ busy server is hundreds of megabytes later.
 """
 
 import asyncio
+import base64
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ import grpc
 import httpx
 import pytest
 
-from service.grpc.generated import dense_pb2, embed_pb2, image_pb2, segment_pb2
+from service.grpc.generated import dense_pb2, embed_pb2, image_pb2, open_inference_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
@@ -48,20 +50,28 @@ def left_to_the_collector() -> Iterator[Counter[str]]:
 
 async def over_rest(server: Server, image: bytes) -> None:
     url = f"http://127.0.0.1:{server.ports['http']}/v1/images"
+    infer = f"http://127.0.0.1:{server.ports['http']}/v2/models/fake/infer"
+    data = [base64.b64encode(image).decode()]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
     async with httpx.AsyncClient(
         timeout=TIMEOUT_S, headers={"Content-Type": "image/png"}
     ) as client:
         for _ in range(TIMES):
             await client.post(f"{url}:embed", content=image)
             await client.post(f"{url}:segment?classes=dog,sky", content=image)
+            await client.post(infer, json={"inputs": [tensor]})
             await client.post(f"{url}:normals", content=image)
 
 
 async def over_grpc(server: Server, image: bytes) -> None:
     images = [image_pb2.Image(encoded=image)]
     classes = [segment_pb2.SegmentClass(name="dog"), segment_pb2.SegmentClass(name="sky")]
+    infer = open_inference_pb2.ModelInferRequest()
+    tensor = infer.inputs.add(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(image)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
         stub: Any = EncoderServiceStub(channel)
+        inference: Any = GRPCInferenceServiceStub(channel)
         for _ in range(TIMES):
             for rpc, request in (
                 (stub.EmbedImages, embed_pb2.EmbedImagesRequest(images=images)),
@@ -73,6 +83,13 @@ async def over_grpc(server: Server, image: bytes) -> None:
             ):
                 with suppress(grpc.aio.AioRpcError):
                     await rpc(request, timeout=TIMEOUT_S)
+            with suppress(grpc.aio.AioRpcError):
+                await inference.ModelInfer(infer, timeout=TIMEOUT_S)
+            stream = inference.ModelStreamInfer(timeout=TIMEOUT_S)
+            await stream.write(infer)
+            await stream.read()
+            await stream.done_writing()
+            await stream.read()
 
 
 @pytest.mark.parametrize("ask", [over_rest, over_grpc], ids=["rest", "grpc"])

@@ -4,6 +4,7 @@ A planted exception has a text of its own; whoever adds a stage adds it here.
 """
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health
 
-from service.grpc.generated import dense_pb2, embed_pb2, image_pb2, segment_pb2
+from service.grpc.generated import dense_pb2, embed_pb2, image_pb2, open_inference_pb2, segment_pb2
 from service.server import Server
 
 if TYPE_CHECKING:
@@ -55,6 +56,21 @@ GRPC_ONLY = [
     "service.grpc.servicer.from_segment_images",
     "service.grpc.interceptors.call_metadata",
 ]
+INFERENCE = [
+    "service.open_inference.inference.find_model",
+    "service.open_inference.inference.Options",
+    "service.open_inference.inference._stack",
+]
+INFERENCE_REST = [
+    *INFERENCE,
+    "service.rest.open_inference.routes.parse_infer",
+    "service.rest.open_inference.routes.write_infer",
+]
+INFERENCE_GRPC = [
+    *INFERENCE,
+    "service.grpc.open_inference.servicer.to_infer",
+    "service.grpc.open_inference.servicer.from_infer",
+]
 MAPS_BOTH = [
     "service.data_plane.check_task",
     "service.data_plane.check_map_pixels",
@@ -80,6 +96,24 @@ async def over_grpc(server: Server, image: bytes) -> tuple[str, str]:
     )
     raw = request.SerializeToString()
     return await asyncio.to_thread(ask_grpc, server, f"{SERVICE}/SegmentImages", raw)
+
+
+async def infer_over_rest(server: Server, image: bytes) -> tuple[str, str]:
+    url = f"http://127.0.0.1:{server.ports['http']}/v2/models/fake/infer"
+    data = [base64.b64encode(image).decode()]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
+    async with httpx.AsyncClient(timeout=LIMIT_S) as client:
+        answer = await client.post(url, json={"inputs": [tensor]})
+    return str(answer.status_code), f"{answer.headers} {answer.text}"
+
+
+async def infer_over_grpc(server: Server, image: bytes) -> tuple[str, str]:
+    request = open_inference_pb2.ModelInferRequest()
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(image)
+    raw = request.SerializeToString()
+    rpc = "/inference.GRPCInferenceService/ModelInfer"
+    return await asyncio.to_thread(ask_grpc, server, rpc, raw)
 
 
 async def depth_over_rest(server: Server, image: bytes) -> tuple[str, str]:
@@ -110,7 +144,7 @@ def ask_grpc(server: Server, rpc: str, raw: bytes) -> tuple[str, str]:
 
 
 Ask = Callable[[Server, bytes], Awaitable[tuple[str, str]]]
-OVER_GRPC = {over_grpc, depth_over_grpc}
+OVER_GRPC = {over_grpc, depth_over_grpc, infer_over_grpc}
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
@@ -129,6 +163,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
         *[pytest.param(over_grpc, stage, id=f"grpc {stage}") for stage in GRPC_ONLY],
         *[pytest.param(depth_over_rest, s, id=f"rest {s}") for s in (*MAPS_BOTH, *MAPS_REST)],
         *[pytest.param(depth_over_grpc, s, id=f"grpc {s}") for s in (*MAPS_BOTH, *MAPS_GRPC)],
+        *[pytest.param(infer_over_rest, s, id=f"V2 rest {s}") for s in INFERENCE_REST],
+        *[pytest.param(infer_over_grpc, s, id=f"V2 grpc {s}") for s in INFERENCE_GRPC],
     ],
 )
 async def test_no_stage_tells_what_broke_in_it(

@@ -1,0 +1,229 @@
+"""The protocol's RPCs over the fake runtime: every form of a message, streams, and their ends."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pytest
+
+from service.grpc.generated import open_inference_pb2 as pb
+from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from service.server import Server
+
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+Entered = Callable[[], Awaitable[bool]]
+LIMIT_S = 20.0
+SERVICE = "/inference.GRPCInferenceService"
+STREAM = "inference.GRPCInferenceService/ModelStreamInfer"
+
+
+@pytest.fixture
+async def server(serving: Serving) -> AsyncIterator[Server]:
+    async with serving() as running:
+        yield running
+
+
+def channel_of(server: Server) -> Any:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}", options=options)
+
+
+def request_of(**tensor: Any) -> pb.ModelInferRequest:
+    raw = tensor.pop("raw", ())
+    shape = tensor.pop("shape", [1])
+    made = {"name": "image", "datatype": "BYTES", **tensor}
+    return pb.ModelInferRequest(
+        inputs=[pb.ModelInferRequest.InferInputTensor(shape=shape, **made)], raw_input_contents=raw
+    )
+
+
+def image_request(image: bytes, request_id: str = "") -> pb.ModelInferRequest:
+    request = request_of(contents=pb.InferTensorContents(bytes_contents=[image]))
+    request.id = request_id
+    return request
+
+
+async def ask(server: Server, rpc: str, request: Any) -> tuple[str, Any]:
+    """Status, and the answer or what was said."""
+    async with channel_of(server) as channel:
+        try:
+            return "OK", await getattr(GRPCInferenceServiceStub(channel), rpc)(
+                request, timeout=LIMIT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_typed_contents_and_raw_ones_are_the_same(
+    server: Server, encode_image: Encode
+) -> None:
+    image = encode_image()
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 28, 28, 3), dtype=np.uint8)
+    planes = np.float32(0.5) * np.ones((1, 3, 28, 28), np.float32)
+    for name, datatype, array, contents in (
+        ("pixels", "UINT8", pixels, {"uint_contents": pixels.reshape(-1).tolist()}),
+        ("pixel_values", "FP32", planes, {"fp32_contents": planes.reshape(-1).tolist()}),
+        ("image", "BYTES", None, {"bytes_contents": [image]}),
+    ):
+        shape = [1] if array is None else array.shape
+        head = {"name": name, "datatype": datatype, "shape": shape}
+        packed = len(image).to_bytes(4, "little") + image if array is None else array.tobytes()
+        typed = request_of(**head, contents=pb.InferTensorContents(**contents))
+        answers = [
+            await ask(server, "ModelInfer", request)
+            for request in (typed, request_of(**head, raw=[packed]))
+        ]
+        assert answers[0][0] == answers[1][0] == "OK", answers
+        assert answers[0][1] == answers[1][1]
+        assert [output.name for output in answers[0][1].outputs] == ["patch_embeddings", "cls1"]
+
+
+async def test_a_wrong_message_is_told_what_to_change(server: Server, encode_image: Encode) -> None:
+    image = encode_image()
+    contents = pb.InferTensorContents(bytes_contents=[image])
+    newer = request_of(contents=contents)
+    newer.inputs[0].MergeFromString(b"\xa2\x06\x01x")
+    in_a_map = request_of(contents=contents)
+    in_a_map.parameters["fit"].MergeFromString(b"\xa2\x06\x01x")
+    no_value = request_of(contents=contents)
+    no_value.parameters["fit"].SetInParent()
+    labels = request_of(contents=contents)
+    labels.outputs.add(name="cls1").parameters["classification"].int64_param = 3
+    shared = request_of(contents=contents)
+    shared.inputs[0].parameters["shared_memory_region"].string_param = "a"
+    for request, says in (
+        (pb.ModelInferRequest(), "inputs is empty"),
+        (request_of(), "its data has 0"),
+        (request_of(raw=[b"", b""]), "2 entries for 1 inputs"),
+        (request_of(raw=[b"\x01\0\0\0x"], contents=contents), "not both"),
+        (request_of(raw=[b"\xff\xff\xff\xffx"]), "announces 4294967295 bytes"),
+        (request_of(contents=pb.InferTensorContents(int_contents=[1])), "bytes_contents"),
+        (request_of(contents=contents, shape=[2]), "has 2 elements"),
+        (request_of(contents=contents, shape=[-1]), r"[-1]"),
+        (newer, "field number 100"),
+        (in_a_map, "field number 100"),
+        (no_value, "'fit' has no value"),
+        (labels, "classification is not supported"),
+        (shared, "shared memory"),
+    ):
+        code, said = await ask(server, "ModelInfer", request)
+        assert (code, says in said) == ("INVALID_ARGUMENT", True), said
+
+
+async def test_what_is_not_offered_says_so(server: Server) -> None:
+    code, said = await ask(server, "RepositoryIndex", pb.RepositoryIndexRequest())
+    assert (code, "enable_management" in said) == ("UNIMPLEMENTED", True)
+    async with channel_of(server) as channel:
+        for name in ("TraceSetting", "CudaSharedMemoryRegister", "Made"):
+            with pytest.raises(grpc.aio.AioRpcError, match=f"{name} is not offered here") as caught:
+                await channel.unary_unary(f"{SERVICE}/{name}")(b"", timeout=LIMIT_S)
+            assert caught.value.code().name == "UNIMPLEMENTED"
+
+
+async def test_readiness_follows_the_model(server: Server, runtime: "FakeRuntime") -> None:
+    for rpc, request in (
+        ("ServerLive", pb.ServerLiveRequest()),
+        ("ServerReady", pb.ServerReadyRequest()),
+        ("ModelReady", pb.ModelReadyRequest(name="fake")),
+    ):
+        code, answer = await ask(server, rpc, request)
+        assert (code, answer.live if rpc == "ServerLive" else answer.ready) == ("OK", True)
+    assert (await ask(server, "ModelReady", pb.ModelReadyRequest(name="x")))[0] == "NOT_FOUND"
+    await server.repository.unload("fake")
+    assert (await ask(server, "ServerReady", pb.ServerReadyRequest()))[1].ready is False
+
+
+async def test_a_stream_answers_each_item_and_counts_it(
+    server: Server, encode_image: Encode
+) -> None:
+    images = [encode_image(seed=n) if n != 2 else b"no picture" for n in range(20)]
+    async with channel_of(server) as channel:
+        call = channel.stream_stream(f"/{STREAM}")()
+        for number, image in enumerate(images):
+            await call.write(image_request(image, str(number)).SerializeToString())
+        await call.write(b"\xff\xff\xff")
+        await call.done_writing()
+        answers = [pb.ModelStreamInferResponse.FromString(raw) async for raw in call]
+        assert (await call.code()).name == "OK"
+    assert [a.infer_response.id for a in answers] == [*map(str, range(20)), ""]
+    assert [n for n, a in enumerate(answers) if a.error_message] == [2, 20]
+    assert "images[0]" in answers[2].error_message
+    assert answers[0].infer_response.parameters["triton_final_response"].bool_param
+    counted = [
+        server.metrics.registry.get_sample_value(
+            "tipserve_requests_total", {"method": STREAM, "code": code}
+        )
+        for code in ("OK", "INVALID_ARGUMENT")
+    ]
+    assert counted == [19, 2]
+
+
+async def test_a_dropped_stream_frees_what_waits(
+    server: Server, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    def abandoned() -> float:
+        labels = {"reason": "cancelled"}
+        return server.metrics.registry.get_sample_value("tipserve_abandoned_total", labels) or 0
+
+    runtime.gate.clear()
+    async with channel_of(server) as channel:
+        call = channel.stream_stream(f"/{STREAM}")()
+        await call.write(image_request(encode_image()).SerializeToString())
+        assert await entered()
+        for seed in (1, 2):
+            await call.write(image_request(encode_image(seed=seed)).SerializeToString())
+        await until(lambda: server.door._num_inside == 3)
+        call.cancel()
+        await until(lambda: server.door._num_inside == 0)
+    await until(lambda: abandoned() == 2)
+    assert runtime.num_images == 0, "what ran was interrupted"
+    await until(lambda: server._grpc._guard.is_idle)
+
+
+async def test_an_open_stream_does_not_hold_up_the_drain(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    async with serving() as server, channel_of(server) as channel:
+        call = channel.stream_stream(f"/{STREAM}")()
+        runtime.gate.clear()
+        await call.write(image_request(encode_image(), "inside").SerializeToString())
+        assert await entered()
+        server.request_stop()
+        await until(server._grpc._gate.leaving.is_set)
+        runtime.gate.set()
+        answer = pb.ModelStreamInferResponse.FromString(await call.read())
+        assert (answer.infer_response.id, answer.error_message) == ("inside", "")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code().name == "UNAVAILABLE"
+
+
+async def test_a_stream_lives_as_long_as_it_gets_somewhere(
+    serving: Serving, encode_image: Encode
+) -> None:
+    limits = {"request_timeout_s": 0.2, "client_timeout_s": 0.2}
+    async with serving(**limits) as server, channel_of(server) as channel:
+        call = channel.stream_stream(f"/{STREAM}")()
+        began = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() < began + 0.8:
+            await call.write(image_request(encode_image()).SerializeToString())
+            assert await call.read() is not grpc.aio.EOF
+            await asyncio.sleep(0.05)
+        with pytest.raises(grpc.aio.AioRpcError, match="on this stream") as caught:
+            async with asyncio.timeout(LIMIT_S):
+                await call.read()
+        assert caught.value.code().name == "DEADLINE_EXCEEDED"
+        await until(lambda: server._grpc._guard.is_idle)

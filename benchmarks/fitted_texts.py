@@ -44,6 +44,9 @@ def fit_texts(model: Tipsv2Model, tokenizer_file: Path, side: int) -> float:
     goal_KD = torch.from_numpy(_clusters(model, small, len(CLASS_NAMES)))
     tower = model.text_model
     weights = [tower.embeddings.token_embedding.weight, *tower.final_layer_norm.parameters()]
+    model.requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
     optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE)
     cosine = torch.zeros(())
     for _ in range(STEPS):
@@ -52,7 +55,7 @@ def fit_texts(model: Tipsv2Model, tokenizer_file: Path, side: int) -> float:
         optimizer.zero_grad()
         (1 - cosine).backward()
         optimizer.step()
-    model.zero_grad()
+    model.requires_grad_(True).zero_grad()
     return cosine.item()
 
 

@@ -47,7 +47,8 @@ def test_attention_never_keeps_tokens_by_tokens(
     side, num_heads = 1120, 2
     num_tokens = (side // 14) ** 2 + 2
     written_out_mib = num_heads * num_tokens**2 * 4 / 2**20
-    command = [sys.executable, "-c", GROWTH, runtime, tiny_package.file(VISION_FILE), str(side)]
+    path = str(tiny_package.file(VISION_FILE))
+    command = [sys.executable, "-c", GROWTH, runtime, path, str(side)]
     child = subprocess.run(
         command, cwd=project_root, capture_output=True, text=True, check=True, timeout=200
     )

@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     """Of the runtime `onnx`: its execution provider. One that cannot be had is an error."""
     lanes: Positive | None = None
     """Batches computed side by side, each by a runtime of its own. Default: one for each CPU that
-    this process may use, at most 8, and no more than half of the free memory holds."""
+    this process may use, at most 8, and no more than half of the free memory holds; on a GPU 2."""
     threads_per_lane: Positive | None = None
     """Threads of one runtime. Several lanes of one thread give more throughput than the reverse.
     Default: 1, or the CPUs that lanes leave over, shared among them."""

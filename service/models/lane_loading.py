@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from model.package import Manifest, ModelPackage, PackageError
-from model.runtime.base import Runtime
+from model.runtime.base import Device, Runtime
 from model.runtime.choice import RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen
 from service.lanes.batch_memory import BatchMemory, PeakMeter
@@ -37,6 +37,8 @@ from service.models.served_shapes import (
 from service.settings import Settings
 
 MAX_BATCH_IMAGES: Final = 64
+# One whose batch is computed, and one whose pictures are copied meanwhile.
+GPU_LANES: Final = 2
 
 # Makes the runtime of a lane, given `num_threads` and `num_lanes`.
 Load = Callable[..., Runtime]
@@ -82,9 +84,11 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     choice = choose(package, settings)
     load = partial(load_chosen, package, choice, cache=settings.cache)
     weights = weight_bytes(package, choice)
-    plan = lane_plan(settings, free_bytes, weights)
+    plan = lane_plan(settings, free_bytes, weights, device=choice.device)
     first, first_s, memory = load_first_lane(package, load, plan, buckets)
-    fitting = lane_plan(settings, free_bytes, weights, picture_bytes=memory.largest_bytes)
+    fitting = lane_plan(
+        settings, free_bytes, weights, device=choice.device, picture_bytes=memory.largest_bytes
+    )
     if fitting != plan:
         first.runtime.close()
         first, first_s, memory = load_first_lane(package, load, fitting, buckets)
@@ -192,6 +196,7 @@ def lane_plan(
     free_bytes: int | None,
     weights: tuple[int, int],
     *,
+    device: Device,
     picture_bytes: int = 0,
 ) -> LanePlan:
     """Lanes and threads as set, or as this machine is good for.
@@ -200,10 +205,11 @@ def lane_plan(
         settings: Lanes and threads, where they are set.
         free_bytes: Of memory; None where it is not known.
         weights: As `weight_bytes` says.
+        device: Where the lanes compute.
         picture_bytes: That the largest picture takes in a lane.
     """
     return plan_lanes(
-        lanes=settings.lanes,
+        lanes=settings.lanes or (GPU_LANES if device == "gpu" else None),
         threads=settings.threads_per_lane,
         cpus=available_cpus(),
         free_bytes=free_bytes,

@@ -140,7 +140,7 @@ def test_several_models_answer_side_by_side_and_a_name_is_served_once(
     twice = run_program(f"--model={repository / 'tiny'},{repository / 'again'}", "--lanes=1")
     assert twice.process.wait(LIMIT_S) == 1
     twice.end()
-    assert "two of the models to serve are named 'tiny'" in "".join(twice.log)
+    assert "would both be served as 'tiny'" in "".join(twice.log)
 
 
 def model_field(name: str | None) -> dict[str, str]:

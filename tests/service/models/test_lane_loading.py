@@ -13,7 +13,7 @@ from model.package import Manifest, ModelPackage, PackageError, open_package
 from model.runtime.base import VisionOutput
 from model.runtime.choice import RuntimeChoice
 from service.models import lane_loading
-from service.models.lane_loading import LoadedLanes, load_lanes
+from service.models.lane_loading import LoadedLanes, lane_plan, load_lanes
 from service.models.model_source import ModelSource
 
 MB = 2**20
@@ -91,6 +91,14 @@ def test_large_pictures_leave_room_for_fewer_lanes_of_more_threads(
     assert len(loaded.lanes) == 2
     # The first one, which was measured, had too few threads; it was closed for another.
     assert [runtime.is_closed for runtime in machine.loaded] == [True, False, False]
+
+
+@pytest.mark.parametrize(("lanes", "planned"), [(None, 2), (5, 5)])
+def test_a_gpu_has_two_lanes_however_many_processors(
+    machine: Machine, make_settings: Any, lanes: int | None, planned: int
+) -> None:
+    settings = make_settings(lanes=lanes)
+    assert lane_plan(settings, MB, (0, MB), device="gpu").num_lanes == planned
 
 
 def test_lanes_that_were_asked_for_and_do_not_fit_are_an_error(

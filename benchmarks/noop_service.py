@@ -7,6 +7,7 @@ python -m benchmarks.noop_service tipserve|plain PORTS_FILE [NAME=VALUE ...]
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,16 @@ from model.package import ModelPackage
 from model.runtime.base import Device, LaneShare, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import RUNTIMES
-from service.images.preparation import ImagePreparer, PreparedImage
+from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
+from service.messages import Picture
 from service.monitoring.log import configure_logging
 from service.rest.listener import listen
 from service.server import Server
 from service.settings import Settings
 
-DIM = 192
-SIDE = 112
-
 
 class NoopRuntime:
-    """Answers at once, with arrays of the bundled student's shapes."""
+    """Answers at once, with arrays of the shapes that the package's model has."""
 
     name = "noop"
     precision: Precision = "fp32"
@@ -41,12 +40,13 @@ class NoopRuntime:
 
     def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
         """As every runtime of the dictionary is made."""
+        self._dim = package.manifest.embed_dim
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Ones."""
         batch, _, height, width = pixels_B3HW.shape
         rows, columns = height // 14, width // 14
-        patches_BND = np.ones((batch, rows * columns, DIM), np.float32)
+        patches_BND = np.ones((batch, rows * columns, self._dim), np.float32)
         cls_BD = patches_BND[:, 0]
         return VisionOutput(
             cls1_BD=cls_BD,
@@ -60,7 +60,7 @@ class NoopRuntime:
         self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Ones."""
-        return np.ones((len(token_ids_BL), DIM), np.float32)
+        return np.ones((len(token_ids_BL), self._dim), np.float32)
 
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
         """It has no heads."""
@@ -74,17 +74,22 @@ class NoopRuntime:
 
 
 class NoopPreparer(ImagePreparer):
-    """Takes every body for the same small picture."""
+    """Takes every body for the same empty picture, of the size that is asked for."""
 
-    prepared = PreparedImage(pixels_3HW=np.zeros((3, SIDE, SIDE), np.float32), size_hw=(SIDE, SIDE))
-
-    def num_patches(self, *_arguments: Any, **_named: Any) -> int:
+    def num_patches(self, picture: Picture, rule: SizeRule, *, param: str) -> int:
         """Of that picture."""
-        return (SIDE // 14) ** 2
+        return rule.nominal_patches
 
-    def prepare(self, *_arguments: Any, **_named: Any) -> PreparedImage:
+    def prepare(self, picture: Picture, rule: SizeRule, *, param: str) -> PreparedImage:
         """That picture."""
-        return self.prepared
+        side = rule.resolution
+        return PreparedImage(pixels_3HW=empty_planes(side), size_hw=(side, side))
+
+
+@cache
+def empty_planes(side: int) -> NDArray[np.float32]:
+    """Black, float32 [3, side, side]."""
+    return np.zeros((3, side, side), np.float32)
 
 
 def plain_app() -> FastAPI:

@@ -152,11 +152,13 @@ def to_estimate_maps(
 
 def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesResponse:
     """Write an answer."""
-    embeddings = [
-        embed_pb2.ImageEmbedding(**{name: tensor(array) for name, array in outputs.items()})
-        for outputs in answer.embeddings
-    ]
-    return embed_pb2.EmbedImagesResponse(model=answer.model, embeddings=embeddings)
+    message = embed_pb2.EmbedImagesResponse(model=answer.model)
+    for outputs in answer.embeddings:
+        # Written in place: a message that is put into another is copied, at every level.
+        embedding = message.embeddings.add()
+        for name, array in outputs.items():
+            write_tensor(getattr(embedding, name), array)
+    return message
 
 
 def from_embed_texts(answer: EmbedTextsResponse) -> embed_pb2.EmbedTextsResponse:
@@ -232,10 +234,16 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
 
 def tensor(array: NDArray[np.generic]) -> tensor_pb2.Tensor:
     """An array as shape, type and little-endian bytes."""
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return tensor_pb2.Tensor(
-        shape=array.shape, data_type=DATA_TYPES[array.dtype.name], data=little.tobytes()
-    )
+    message = tensor_pb2.Tensor()
+    write_tensor(message, array)
+    return message
+
+
+def write_tensor(message: tensor_pb2.Tensor, array: NDArray[np.generic]) -> None:
+    """Fill a message with an array, which is copied once."""
+    message.shape.extend(array.shape)
+    message.data_type = DATA_TYPES[array.dtype.name]
+    message.data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _choice(table: Mapping[NumberT, T], value: NumberT, param: str) -> T | None:

@@ -41,7 +41,7 @@ def quantise(graph: onnx_ir.Model, examples: Iterable[Inputs]) -> onnx_ir.Model:
     _give_own_weights(left_out)
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        save_graph(graph, before)
+        is_large = save_graph(graph, before)
         quantize_static(
             before,
             after,
@@ -54,6 +54,7 @@ def quantise(graph: onnx_ir.Model, examples: Iterable[Inputs]) -> onnx_ir.Model:
             nodes_to_exclude=[str(node.name) for node in left_out],
             calibrate_method=CalibrationMethod.MinMax,
             calibration_providers=["CPUExecutionProvider"],
+            use_external_data_format=is_large,
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": True},
         )
         # Read whole, since the folder goes.

@@ -14,15 +14,21 @@ MIN_SHARED_BYTES: Final = 1024
 ALIGNMENT: Final = 4096
 
 
-def save_graph(model: onnx_ir.Model, path: Path) -> None:
-    """Write a graph; its folder is made, and large weights go to `<name>.data` beside it."""
+def save_graph(model: onnx_ir.Model, path: Path) -> bool:
+    """Write a graph; its folder is made, and large weights go to `<name>.data` beside it.
+
+    Returns:
+        Whether they did.
+    """
     weights = (weight.const_value for weight in model.graph.initializers.values())
     num_bytes = sum(weight.nbytes for weight in weights if weight is not None)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if num_bytes > MAX_INLINE_BYTES:
+    is_large = num_bytes > MAX_INLINE_BYTES
+    if is_large:
         with SharedWeights(path.with_name(f"{path.name}.data")) as beside:
             beside.take_from(model)
     onnx_ir.save(model, path)
+    return is_large
 
 
 class SharedWeights:

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from model.export import saving
 from model.export.content import PackageContent
 from model.export.graph_writer import PARTS, write_graphs
+from model.export.int8 import quantise
 from model.graphs import Part, Precision, graph_file
 from model.parity.pictures import gate_pictures, picture_batch
 from model.runtime.openvino_runtime import openvino_core
@@ -120,6 +123,25 @@ def test_8_bits_make_files_small(tiny_graphs: Path) -> None:
     # With the table of words.
     assert stored["int8"][int8] > stored["fp32"][fp32] / 5
     assert stored["int8"][fp32] < stored["fp32"][fp32] / 4
+
+
+def test_a_graph_beyond_one_protobuf_message_is_quantised_alike(
+    tiny_graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [inputs_of("vision")]
+    path = tiny_graphs / graph_file("vision")
+    inline = quantise(onnx_ir.load(path), iter(examples))
+    monkeypatch.setattr(saving, "MAX_INLINE_BYTES", 0)
+    beside = quantise(onnx_ir.load(path), iter(examples))
+    onnx_ir.save(inline, tmp_path / "inline.onnx")
+    onnx_ir.save(beside, tmp_path / "beside.onnx")
+    pairs = zip(
+        run_onnx(tmp_path / "inline.onnx", examples[0]),
+        run_onnx(tmp_path / "beside.onnx", examples[0]),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_what_int8_leaves_out_stays_float(tiny_graphs: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Tipsv2Model
 
-from model.graphs import VISION_FILE
+from model.graphs import TEXT_FILE, VISION_FILE
 from model.package import ModelPackage
 from model.runtime.load import load_runtime
 
@@ -101,6 +101,33 @@ def test_transformers_drops_pixels_silently_and_a_runtime_refuses(
             runtime.encode_images(pixels)
     finally:
         runtime.close()
+
+
+def test_an_empty_text_is_no_number_in_a_stock_export_and_zeros_in_ours(
+    tiny_model: Tipsv2Model, tiny_package: ModelPackage, tmp_path: Path
+) -> None:
+    """The exporter adds the mean's epsilon to a whole number, where it is lost."""
+    ids_BL = np.array([[5, 6, 7], [0, 0, 0]], dtype=np.int64)
+    inputs = {"input_ids": ids_BL, "attention_mask": (ids_BL > 0).astype(np.int64)}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            tiny_model.text_model,
+            kwargs={name: torch.from_numpy(array) for name, array in inputs.items()},
+            input_names=list(inputs),
+            f=tmp_path / "stock.onnx",
+            dynamo=True,
+            verbose=False,
+        )
+    providers = ["CPUExecutionProvider"]
+    stock = onnxruntime.InferenceSession(tmp_path / "stock.onnx", providers=providers)
+    pooled_BD = stock.run(None, inputs)[1]
+    assert np.isfinite(pooled_BD[0]).all()
+    assert np.isnan(pooled_BD[1]).all()
+    ours = onnxruntime.InferenceSession(tiny_package.file(TEXT_FILE), providers=providers)
+    embeddings_BD = ours.run(None, inputs)[0]
+    np.testing.assert_allclose(embeddings_BD[0], pooled_BD[0], rtol=0, atol=1e-5)
+    assert (embeddings_BD[1] == 0).all()
 
 
 def test_an_empty_text_is_refused(tiny_package: ModelPackage) -> None:

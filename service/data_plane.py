@@ -14,17 +14,16 @@ import numpy as np
 
 from model.dense_maps import make_map
 from service.call import Call
-from service.door import UNAVAILABLE_RETRY_S, Door, unavailable
-from service.errors import Unavailable
+from service.door import Door
 from service.images.image_codec import ImageLimits
 from service.images.preparation import ImagePreparer, JpegDecode, SizeRule
-from service.lanes.pulse import unwell
 from service.lanes.work import Completed, Kind
 from service.masks.postprocess import (
     Geometry,
     class_embeddings,
     image_outputs,
     segment_image,
+    shorten,
     text_embedding,
 )
 from service.messages import (
@@ -32,9 +31,10 @@ from service.messages import (
     EmbedImagesResponse,
     EmbedTextsRequest,
     EmbedTextsResponse,
+    EmbedTogetherRequest,
+    EmbedTogetherResponse,
     EstimateMapsRequest,
     EstimateMapsResponse,
-    ModelInfo,
     RequestLimits,
     SegmentImagesRequest,
     SegmentImagesResponse,
@@ -43,10 +43,11 @@ from service.models.admitted import Admitted
 from service.models.image_pass import ImagePass
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
-from service.models.statistics import ModelStatistics
 from service.models.text_encoder import Embeddings
+from service.readiness import Readiness
 from service.validation import (
     PromptGroup,
+    check_dimensions,
     check_features,
     check_images,
     check_map_pixels,
@@ -65,7 +66,8 @@ PROMPT_COST: Final = 8
 
 T = TypeVar("T")
 ImagesRequest = EmbedImagesRequest | SegmentImagesRequest | EstimateMapsRequest
-RequestT = TypeVar("RequestT", bound=ImagesRequest | EmbedTextsRequest)
+AnyRequest = ImagesRequest | EmbedTextsRequest | EmbedTogetherRequest
+RequestT = TypeVar("RequestT", bound=AnyRequest)
 Answer = Coroutine[Any, Any, T]
 
 
@@ -77,15 +79,16 @@ def _with_model(
     @wraps(method)
     async def run(plane: "DataPlane", request: RequestT, call: Call) -> T:
         plane.door.check()
-        with plane.models.lease(request.model) as model:
-            items = request.texts if isinstance(request, EmbedTextsRequest) else request.images
-            with model.requests.watching(call, len(items)):
-                return await method(plane, request, call, model)
+        with (
+            plane.models.lease(request.model) as model,
+            model.requests.watching(call, _num_items(request)),
+        ):
+            return await method(plane, request, call, model)
 
     return run
 
 
-class DataPlane:
+class DataPlane(Readiness):
     """One method for each capability. Thread-safe."""
 
     def __init__(
@@ -98,8 +101,7 @@ class DataPlane:
         pool: Executor,
         jpeg_decode: JpegDecode = "fast",
     ) -> None:
-        self.door = door
-        self.models = models
+        super().__init__(door, models)
         self.limits = limits
         self._pool = pool
         self.image_limits = ImageLimits(
@@ -108,81 +110,6 @@ class DataPlane:
         self._preparer = ImagePreparer(
             self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
         )
-
-    @property
-    def health(self) -> dict[str, bool]:
-        """Whether each served model can answer, by name."""
-        return {served.manifest.name: served.is_ready for served in self.models.models()}
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests are let in, and every model that is served can answer, one at least."""
-        health = self.health
-        return self.door.is_inviting and bool(health) and all(health.values())
-
-    def check_ready(self) -> None:
-        """For readiness probes: refuse where `is_ready` is not so.
-
-        Raises:
-            Unavailable: Starting or draining, or a model cannot answer, or none is served.
-        """
-        if not self.door.is_inviting:
-            raise unavailable(self.door.state)
-        if self.models.is_empty:
-            raise Unavailable("No model is served.", retry_after_s=UNAVAILABLE_RETRY_S)
-        if not all(self.health.values()):
-            raise unwell()
-
-    def check_model_ready(self, name: str | None) -> None:
-        """For readiness probes of one model; None is the default.
-
-        Raises:
-            Unavailable: Starting or draining, or the model cannot answer.
-            ModelNotFound: No model of that name is served.
-        """
-        if not self.door.is_inviting:
-            raise unavailable(self.door.state)
-        if not self.models.find(name).is_ready:
-            raise unwell()
-
-    def check_live(self) -> None:
-        """For liveness probes.
-
-        Raises:
-            Unavailable: A model has not been able to answer for long; the process is best ended.
-        """
-        if not all(served.is_live for served in self.models.models()):
-            raise unwell()
-
-    def list_models(self) -> list[ModelInfo]:
-        """All served models, the default one first.
-
-        Raises:
-            Unavailable: The server is starting.
-        """
-        if self.models.is_empty:
-            self.door.check()
-        return [served.info for served in self.models.models()]
-
-    def get_model(self, name: str | None) -> ModelInfo:
-        """One served model; None is the default.
-
-        Raises:
-            Unavailable: The server is starting.
-            ModelNotFound: No model of that name is served.
-        """
-        if self.models.is_empty:
-            self.door.check()
-        return self.models.find(name).info
-
-    def statistics(self, name: str | None = None) -> list[ModelStatistics]:
-        """What models have done since they were loaded: one, or all.
-
-        Raises:
-            ModelNotFound: No model of that name is served.
-        """
-        models = [self.models.find(name)] if name else self.models.models()
-        return [served.statistics() for served in models]
 
     @_with_model
     async def embed_images(
@@ -235,6 +162,45 @@ class DataPlane:
                     for group in groups
                 ]
         return EmbedTextsResponse(model=model.manifest.name, embeddings_TD=np.stack(rows))
+
+    @_with_model
+    async def embed_together(
+        self, request: EmbedTogetherRequest, call: Call, model: ServedModel
+    ) -> EmbedTogetherResponse:
+        """One unit vector for each picture and each text, all of them let in at once.
+
+        Raises:
+            ServiceError: As `service.errors` draws it.
+        """
+        if request.images or not request.texts:
+            check_images(request.images, self.limits)
+        dimensions = check_dimensions(request.dimensions, model.manifest)
+        rule = _size_rule(request, model)
+        groups = text_groups(request.texts, "none", self.limits) if request.texts else []
+        cached = model.find_cached(groups)
+        missing = _missing(groups, cached)
+        cost = len(request.images) * rule.nominal_patches + PROMPT_COST * len(missing)
+        async with self._inside(model, cost, call) as ticket:
+            images = ImagePass(request.images, rule, model=model, call=call)
+            encoded, (prompts, text_done) = await wait_both(
+                images.run(self._preparer, ticket, self._pool),
+                model.encode_prompts(missing, call, self._pool),
+            )
+            _count_waits(text_done, call)
+            count = partial(model.count_tokens, request.texts)
+            num_tokens = await self.offload(count) if request.texts else 0
+            with call.stage("post"):
+                known = {**cached, **prompts}
+                rows = [image.completed.outputs["cls1"] for image in encoded]
+                rows += [known[prompt] for group in groups for prompt in group.prompts]
+                unit_ID = shorten(np.stack(rows), dimensions)
+        return EmbedTogetherResponse(
+            model=model.manifest.name,
+            images_BD=unit_ID[: len(encoded)],
+            texts_TD=unit_ID[len(encoded) :],
+            num_patches=sum(image.grid_hw[0] * image.grid_hw[1] for image in encoded),
+            num_tokens=num_tokens,
+        )
 
     @_with_model
     async def segment_images(
@@ -307,18 +273,6 @@ class DataPlane:
                 )
         return EstimateMapsResponse(model=model.manifest.name, maps=tuple(maps))
 
-    def check_open(self) -> None:
-        """Refuse what cannot be let in whatever it asks for, so that its body need not be read.
-
-        Raises:
-            Unavailable: Starting or draining.
-            Overloaded: Every model is full.
-        """
-        self.door.check()
-        models = self.models.models()
-        if models and all(model.admission.is_full for model in models):
-            models[0].admission.check()
-
     async def offload(self, work: Callable[[], T]) -> T:
         """Do CPU work in the pool instead of on the caller's event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -336,7 +290,11 @@ class DataPlane:
                 raise
 
 
-def _size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
+def _num_items(request: AnyRequest) -> int:
+    return len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
+
+
+def _size_rule(request: ImagesRequest | EmbedTogetherRequest, model: ServedModel) -> SizeRule:
     return SizeRule(
         resolution=check_resolution(request.resolution, model.manifest),
         fit=request.fit,

@@ -1,7 +1,8 @@
 """Requests and answers, free of any wire format. Every default of the API is decided here, once.
 
 Request classes have no slots on purpose: `EmbedImagesRequest.normalize` is the default that both
-transports quote. Shape legend: H W pixels of the picture, h w patch grid, D width, T texts.
+transports quote. Shape legend: B pictures, H W pixels of a picture, h w patch grid, D width,
+T texts.
 """
 
 from dataclasses import dataclass
@@ -85,6 +86,46 @@ class EmbedTextsResponse:
 
     model: str
     embeddings_TD: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedTogetherRequest:
+    """Pictures and texts of one request, let in together, each for one embedding to compare.
+
+    Attributes:
+        images: Encoded pictures; of each its `cls1`.
+        texts: As they are, in no template.
+        model: Name of a served model; None is the default model.
+        dimensions: How many of the first elements are kept; None is all.
+        resolution: Short side in pixels; None is the model's native size.
+        fit: How a picture is brought to the resolution.
+    """
+
+    images: tuple[bytes, ...] = ()
+    texts: tuple[str, ...] = ()
+    model: str | None = None
+    dimensions: int | None = None
+    resolution: int | None = None
+    fit: Fit = EmbedImagesRequest.fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedTogetherResponse:
+    """Rows of unit length, in the order of the request.
+
+    Attributes:
+        model: Which answered.
+        images_BD: One row for each picture.
+        texts_TD: One row for each text.
+        num_patches: That the model saw of the pictures.
+        num_tokens: That the model read of the texts.
+    """
+
+    model: str
+    images_BD: FloatArray
+    texts_TD: FloatArray
+    num_patches: int
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

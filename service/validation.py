@@ -123,6 +123,22 @@ def check_resolution(resolution: int | None, manifest: Manifest) -> int:
     return resolution
 
 
+def check_dimensions(dimensions: int | None, manifest: Manifest) -> int:
+    """How many elements of an embedding to keep.
+
+    Raises:
+        InvalidRequest: Fewer than one, or more than there are.
+    """
+    if dimensions is None:
+        return manifest.embed_dim
+    if not 1 <= dimensions <= manifest.embed_dim:
+        raise InvalidRequest(
+            f"dimensions is from 1 to {manifest.embed_dim} for {manifest.name}, not {dimensions}.",
+            param="dimensions",
+        )
+    return dimensions
+
+
 def check_features(features: Features | None, manifest: Manifest) -> Features:
     """The patch embeddings to compare with classes.
 

@@ -38,6 +38,11 @@ def text_embedding(
     return l2_normalize(embedding_D) if normalize else embedding_D
 
 
+def shorten(embeddings_ND: FloatArray, dimensions: int) -> FloatArray:
+    """The first elements of each row [N, dimensions], at unit length again."""
+    return l2_normalize(embeddings_ND[:, :dimensions])
+
+
 def class_embeddings(groups: Sequence[Sequence[str]], raw: Mapping[str, FloatArray]) -> FloatArray:
     """One unit vector for each class [K, D], averaged over its prompts as the reference does."""
     text_PD = np.stack([raw[prompt] for prompts in groups for prompt in prompts])

@@ -74,7 +74,7 @@ class ImagePass:
     async def run(
         self, preparer: ImagePreparer, ticket: Ticket, pool: Executor
     ) -> list[EncodedImage]:
-        """Prepare and encode all pictures, in order.
+        """Prepare and encode all pictures, in order; of none nothing is done.
 
         Args:
             preparer: Which reads and scales them.
@@ -85,6 +85,8 @@ class ImagePass:
             InvalidRequest: Of several pictures that cannot be read, the first.
             ServiceError: The deadline passed, the server stops, or a batch failed.
         """
+        if not self._images:
+            return []
         started = self._call.clock()
         woken = self._woken
         assert woken is not None

@@ -3,7 +3,7 @@
 Shape legend: H W pixels, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 
 import numpy as np
@@ -100,6 +100,10 @@ class ServedModel:
     def find_cached(self, groups: Sequence[PromptGroup]) -> dict[str, NDArray[np.float32]]:
         """Raw embeddings [D] of those prompts that are in the cache."""
         return self._texts.find(prompt for group in groups for prompt in group.prompts)
+
+    def count_tokens(self, prompts: Iterable[str]) -> int:
+        """As `TextEncoder.count_tokens`."""
+        return self._texts.count_tokens(prompts)
 
     def submit_images(
         self, pixels: Sequence[NDArray[np.float32]], call: Call, kind: Kind = "image"

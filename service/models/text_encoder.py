@@ -45,6 +45,10 @@ class TextEncoder:
         """Raw embeddings [D] of those prompts that are in the cache."""
         return self._cache.find(prompts)
 
+    def count_tokens(self, prompts: Iterable[str]) -> int:
+        """Tokens that the model reads of prompts, each of which has one. CPU work."""
+        return sum(self._tokenizer.encode([prompt]).token_ids_BL.shape[1] for prompt in prompts)
+
     async def encode(
         self, missing: Mapping[str, str], call: Call, pool: Executor
     ) -> tuple[Embeddings, list[Completed]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Tipsv2Model
 
+from model.export.attention import FUSED
 from model.export.saving import save_graph
 from model.export.tracing import EAGER, exportable, trace
 from model.features import vision_features
@@ -71,13 +72,13 @@ def export_text(model: Tipsv2Model, path: Path) -> None:
     save_graph(trace_text(model), path)
 
 
-def trace_vision(model: Tipsv2Model) -> onnx_ir.Model:
+def trace_vision(model: Tipsv2Model, attention: str = FUSED) -> onnx_ir.Model:
     """The vision graph in memory; it refers to the model's weights."""
     patch_size = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
     # Batch, rows and columns differ, so that no two of them are taken for the same size.
     inputs = {"pixel_values": torch.rand(2, 3, 3 * patch_size, 5 * patch_size)}
     axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
-    with exportable(model):
+    with exportable(model, attention):
         return trace(VisionGraph(model), inputs, outputs=VISION_OUTPUTS, axes=axes)
 
 

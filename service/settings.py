@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     commas between: `896,896x672,1372` (one number is a square, two are height and width). Other
     sizes are computed too, but the first picture of each pays for what a runtime prepares."""
     runtime: Literal["auto", "onnx", "openvino", "tensorrt", "torch"] = "auto"
-    """What computes. `auto` takes the fastest that is exact on this machine, and says why in the
+    """What computes. `auto` takes the fastest that is proven on this machine, and says why in the
     log and in `/v1/models`."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int8_weights"] = "auto"
     """Number format of the arithmetic. `auto` takes less than fp32 only where the package proves

@@ -1,4 +1,4 @@
-"""What computes a package: as asked for, or the fastest that is exact on this machine, and why."""
+"""What computes a package: as asked for, or the fastest that is proven on this machine, and why."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -137,7 +137,7 @@ def _reason(
 ) -> str:
     """Why this one."""
     asked = _asked(request)
-    why = f"as asked for ({asked})" if asked else "the fastest that is exact here"
+    why = f"as asked for ({asked})" if asked else "the fastest that is proven here"
     if precision == "fp32":
         return f"{way.label} in {precision}: {why}."
     if entry is None:

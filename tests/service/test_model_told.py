@@ -34,7 +34,7 @@ def test_both_protocols_tell_the_same(manifest: Manifest, make_settings: Any) ->
         runtime="openvino",
         precision="bf16",
         device="cpu",
-        runtime_reason="openvino on the CPU in bf16: the fastest that is exact here.",
+        runtime_reason="openvino on the CPU in bf16: the fastest that is proven here.",
         limits=request_limits(make_settings()),
         parity=(PROVEN,),
     )

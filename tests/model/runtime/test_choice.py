@@ -268,7 +268,7 @@ def reason(hardware: Hardware, libraries: Libraries, package: Manifest, **asked:
 
 def test_reasons_are_sentences_that_name_what_was_passed_over() -> None:
     assert reason(BF16, CPU_LIBRARIES, BF16_PROVEN) == (
-        "openvino on the CPU in bf16: the fastest that is exact here; proven for this package "
+        "openvino on the CPU in bf16: the fastest that is proven here; proven for this package "
         "(differs by at most 0.01, cosine of patches at least 0.99950, masks agree in 99.71 %). "
         "Not tensorrt on a GPU (fp16, bf16, fp32), onnx on a GPU through CUDA (fp32), torch on a "
         "GPU (bf16, fp32): there is no NVIDIA GPU that this process may use."

@@ -29,6 +29,8 @@ from service.monitoring.telemetry import Telemetry
 from service.safety.protection import Protection
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
+# Under these names health checks ask of the whole server.
+WHOLE = ("", SERVICE_NAME, INFERENCE_SERVICE)
 START_LIMIT_S = 10.0
 # An answer on its way to a caller, and his next RPC: when nobody has come for so long, all wait.
 QUIET_S = 0.15
@@ -92,7 +94,7 @@ class GrpcServer:
 
     def set_health(self, models: Mapping[str, bool], is_ready: bool) -> None:
         """Tell health checks whether requests are taken: for these models, and as a whole."""
-        self._call(self._set_health({**models, "": is_ready, SERVICE_NAME: is_ready}))
+        self._call(self._set_health({**models, **dict.fromkeys(WHOLE, is_ready)}))
 
     def begin_drain(self) -> None:
         """Tell health checks that requests are no longer taken, once and for all."""
@@ -156,7 +158,7 @@ class GrpcServer:
         )
         add_EncoderServiceServicer_to_server(EncoderServicer(self._plane), self._server)
         self._health = health.aio.HealthServicer()
-        await self._set_health({"": False, SERVICE_NAME: False})
+        await self._set_health(dict.fromkeys(WHOLE, False))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         inference = InferenceServicer(self._plane, self._repository)
         add_GRPCInferenceServiceServicer_to_server(inference, self._server)

@@ -48,7 +48,7 @@ def build_app(
     router = build_router(plane)
     inference = build_inference_router(plane, is_managed=repository is not None)
     managing = [] if repository is None else [build_repository_router(plane, repository)]
-    routes = DirectRoutes(build_routes(router, inference, *managing), router)
+    routes = DirectRoutes(build_routes(router, inference, *managing), router, inference)
     return CallMiddleware(routes, telemetry, limits)
 
 

@@ -23,20 +23,32 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 class DirectRoutes:
     """An ASGI application: those routes by path, and the framework's application for all else."""
 
-    def __init__(self, app: AsgiApp, router: APIRouter) -> None:
+    def __init__(self, app: AsgiApp, *routers: APIRouter) -> None:
         self._app = app
-        self._routes = direct_routes(router)
+        found = {path: route for router in routers for path, route in direct_routes(router).items()}
+        self._routes = {path: route for path, route in found.items() if "{" not in path}
+        self._patterns = [route for path, route in found.items() if "{" in path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, as ASGI has it."""
         is_post = scope["type"] == "http" and scope["method"] == "POST"
-        route = self._routes.get(scope["path"]) if is_post else None
+        route, names = self._find(scope["path"]) if is_post else (None, {})
         if route is None:
             await self._app(scope, receive, send)
             return
         scope["route"] = route
-        response = await _answer(route, Request(scope, receive))
+        response = await _answer(route, Request(scope, receive), names)
         await response(scope, receive, send)
+
+    def _find(self, path: str) -> tuple[APIRoute | None, dict[str, str]]:
+        """The route of a path, and what the path says in its braces."""
+        if path in self._routes:
+            return self._routes[path], {}
+        for route in self._patterns:
+            match = route.path_regex.match(path)
+            if match:
+                return route, match.groupdict()
+        return None, {}
 
 
 def direct_routes(router: APIRouter) -> dict[str, APIRoute]:
@@ -50,14 +62,15 @@ def direct_routes(router: APIRouter) -> dict[str, APIRoute]:
 
 def _reads_itself(route: APIRoute) -> bool:
     """Whether nothing of the route is left for the framework to read, check or write."""
-    own = get_type_hints(route.endpoint) == {"request": Request, "return": Response}
-    return own and not route.dependant.dependencies and "{" not in route.path
+    in_path = dict.fromkeys(route.param_convertors, str)
+    own = get_type_hints(route.endpoint) == {"request": Request, "return": Response, **in_path}
+    return own and not route.dependant.dependencies
 
 
-async def _answer(route: APIRoute, request: Request) -> Response:
+async def _answer(route: APIRoute, request: Request, names: dict[str, str]) -> Response:
     """The route's answer, or its error as the application's own handlers would write it."""
     try:
-        response: Response = await route.endpoint(request)
+        response: Response = await route.endpoint(request, **names)
     except ClientLeft as error:
         response = await on_client_left(request, error)
     except ServiceError as error:

@@ -59,6 +59,12 @@ def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferReque
     )
 
 
+def num_listed(request: pb.ModelInferRequest) -> int:
+    """How many numbers stand in lists, each to be looked at."""
+    contents = [tensor.contents for tensor in request.inputs]
+    return sum(len(c.uint_contents) + len(c.fp32_contents) for c in contents)
+
+
 def from_infer(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
     """Write an answer, its elements raw."""
     outputs, raw = [], []

@@ -14,6 +14,7 @@ from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceS
 from service.grpc.open_inference.converters import (
     from_infer,
     from_model,
+    num_listed,
     to_config,
     to_infer,
     to_parameters,
@@ -32,6 +33,7 @@ from service.open_inference.statistics import statistics
 
 # What `tritonclient` sends with requests of a stream; answers always say that they are the last.
 FINAL_WISH = "triton_enable_empty_final_response"
+READ_AT_ONCE = 4096
 
 
 class InferenceServicer(GRPCInferenceServiceServicer):
@@ -96,7 +98,10 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Any
     ) -> pb.ModelInferResponse:
         """Embeddings of pictures and texts, as tensors."""
-        message = to_infer(request, self._plane.limits)
+        read = partial(to_infer, request, self._plane.limits)
+        # Numbers in lists become objects first, and a picture has a million.
+        is_small = num_listed(request) <= READ_AT_ONCE
+        message = read() if is_small else await self._plane.offload(read)
         answer = await infer(self._plane, message, current_call.get())
         return from_infer(answer, request.id)
 

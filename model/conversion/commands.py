@@ -13,8 +13,8 @@ from model.conversion.options import parse_options
 from model.conversion.prepare import Order, Preparer
 from model.conversion.report import JsonLines, Lines, Report
 from model.conversion.show import describe_package
-from model.conversion.source import parse_checkpoint
-from model.manifest import check_model_name
+from model.conversion.source import FolderSource, parse_checkpoint
+from model.manifest import MANIFEST_NAME, check_model_name
 from model.package import open_package
 from model.parity import command as check
 from model.runtime.tensorrt import command as engines
@@ -82,8 +82,12 @@ def _order(options: argparse.Namespace) -> Order:
     if name is not None:
         check_model_name(name)
     dense = options.dense
+    adds = options.command == "convert" and bool(options.precision)
+    base = parse_checkpoint(options.source, may_be_package=adds)
+    if name is None and isinstance(base, FolderSource) and (base.path / MANIFEST_NAME).is_file():
+        name = open_package(base.path).manifest.name
     return Order(
-        base=parse_checkpoint(options.source),
+        base=base,
         dense=parse_checkpoint(dense, may_be_file=True) if dense is not None else None,
         precisions=tuple(dict.fromkeys(("fp32", *options.precision))),
         name=name,

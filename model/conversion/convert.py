@@ -14,7 +14,8 @@ from model.conversion.errors import CONVERTING, ConversionError, require
 from model.conversion.identity import weight_bytes
 from model.conversion.lock import Progress
 from model.graphs import DENSE_TASKS, Precision
-from model.package import ModelPackage
+from model.manifest import MANIFEST_NAME, Manifest
+from model.package import ModelPackage, open_package
 
 # The package's own weights, its graphs in float32, and what else is written on the way.
 SPACE_FACTOR: Final = 3
@@ -61,7 +62,7 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
     progress("loading what converts")
     # An extra, and seconds to import.
     from model.checkpoints.read import read_checkpoint  # noqa: PLC0415
-    from model.export.card import render_card  # noqa: PLC0415
+    from model.export.card import author_text, render_card  # noqa: PLC0415
     from model.export.package_writer import PackageContent, write_package  # noqa: PLC0415
     from model.export.sizes import draft_manifest  # noqa: PLC0415
 
@@ -73,28 +74,53 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
             f"{recipe.dense} has no heads for {', '.join(sorted(lacking))}; a package has all "
             "three or none: put the zips of all three into one folder, and name that"
         )
-    licence = licence_of(recipe.base) or "unknown"
     draft = draft_manifest(
         checkpoint.model, name=recipe.name, has_dense_heads=checkpoint.dense is not None
     )
-    described: dict[str, Any] = {
-        "variant": checkpoint.variant,
-        "licence": licence,
-        "provenance": {
-            **recipe.provenance,
-            "checkpoint": checkpoint.origin,
-            "converted_by": _versions(),
-        },
-    }
+    earlier = _earlier_package(recipe)
+    if earlier is not None:
+        described, card = (
+            _as_before(earlier.manifest),
+            author_text(_read(earlier.file("README.md"))),
+        )
+    else:
+        licence = licence_of(recipe.base) or "unknown"
+        origin = {"checkpoint": checkpoint.origin, "converted_by": _versions()}
+        provenance = {**recipe.provenance, **origin}
+        described = {"variant": checkpoint.variant, "licence": licence, "provenance": provenance}
+        card = _card(recipe, licence)
     content = PackageContent(
         model=checkpoint.model,
         tokenizer=checkpoint.tokenizer,
         dense=checkpoint.dense,
         precisions=tuple(recipe.precisions),
         draft=draft.model_copy(update=described),
-        render_card=partial(render_card, _card(recipe, licence)),
+        render_card=partial(render_card, card),
     )
     return write_package(content, output, progress=progress)
+
+
+def _earlier_package(recipe: Recipe) -> ModelPackage | None:
+    """The package that gets further precisions; None where a checkpoint is converted."""
+    if not (recipe.base / MANIFEST_NAME).is_file():
+        return None
+    package = open_package(recipe.base)
+    if set(DENSE_TASKS) & set(package.manifest.outputs) and recipe.dense is None:
+        raise ConversionError(
+            f"{recipe.base} has dense heads as graphs alone, which cannot be exported again; name "
+            "the checkpoint that they came from with --dense"
+        )
+    return package
+
+
+def _as_before(manifest: Manifest) -> dict[str, Any]:
+    """What a manifest says that the weights do not."""
+    kept = ("variant", "licence", "provenance", "zero_shot", "scores")
+    return {name: getattr(manifest, name) for name in kept}
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def licence_of(folder: Path) -> str | None:

@@ -13,7 +13,7 @@ from model.runtime.tensorrt import command as engines
 SOURCE_HELP: Final = (
     "a transformers folder, a folder with an official pair of .npz files, or a hub id with "
     "@revision behind it if wanted, such as google/tipsv2-b14; google/tipsv2-b14-dpt is the model "
-    "with its dense heads"
+    "with its dense heads; for `convert` with --precision also a package, which gets further graphs"
 )
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from model.conversion.errors import SourceError
 from model.manifest import MANIFEST_NAME
+from model.package import BUNDLED_FOLDER
 
 BUNDLED: Final = "bundled"
 DENSE_SUFFIX: Final = "-dpt"
@@ -95,12 +96,15 @@ def parse_source(text: str) -> PackageSource | CheckpointSource:
     return hub
 
 
-def parse_checkpoint(text: str, *, may_be_file: bool = False) -> CheckpointSource:
+def parse_checkpoint(
+    text: str, *, may_be_file: bool = False, may_be_package: bool = False
+) -> CheckpointSource:
     """Tell what a name stands for that is to be converted.
 
     Args:
         text: As for `parse_source`.
         may_be_file: Whether a file will do, as it does for dense heads.
+        may_be_package: Whether a package will do, as it does for further precisions of it.
 
     Raises:
         SourceError: It is nothing, or a package already.
@@ -109,8 +113,13 @@ def parse_checkpoint(text: str, *, may_be_file: bool = False) -> CheckpointSourc
     if may_be_file and path.exists():
         return FolderSource(path)
     source = parse_source(text)
+    if isinstance(source, PackageSource) and may_be_package:
+        return FolderSource(BUNDLED_FOLDER if source.folder == BUNDLED else Path(source.folder))
     if isinstance(source, PackageSource):
-        raise SourceError(f"{text!r} is a model package already; serve it as it is")
+        raise SourceError(
+            f"{text!r} is a model package already; serve it as it is, or name what `convert` is to "
+            "add, such as --precision int8"
+        )
     return source
 
 

@@ -1,9 +1,13 @@
 """Renders the model card: the author's text, then tables of what was measured."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from model.manifest import Manifest, ScoreEntry
+from model.parity.table import HEADING as PARITY_HEADING
 from model.parity.table import parity_section
+
+SCORES: Final = "## Scores"
 
 
 def render_card(text: str, manifest: Manifest) -> str:
@@ -18,7 +22,7 @@ def render_card(text: str, manifest: Manifest) -> str:
     """
     parts = [text.strip()]
     if manifest.scores:
-        parts += ["## Scores", "Values with 95 % intervals; n is the number of examples."]
+        parts += [SCORES, "Values with 95 % intervals; n is the number of examples."]
     groups: dict[tuple[str, str], list[ScoreEntry]] = {}
     for score in manifest.scores:
         groups.setdefault((score.task, score.split), []).append(score)
@@ -27,6 +31,12 @@ def render_card(text: str, manifest: Manifest) -> str:
     if manifest.parity:
         parts.append(parity_section(manifest.parity))
     return "\n\n".join(parts) + "\n"
+
+
+def author_text(card: str) -> str:
+    """What stands before the tables of a rendered card."""
+    ends = [card.find(f"\n{heading}\n") for heading in (SCORES, PARITY_HEADING)]
+    return card[: min((end for end in ends if end >= 0), default=len(card))].strip()
 
 
 def _score_table(scores: Sequence[ScoreEntry]) -> str:

@@ -9,9 +9,9 @@ import pytest
 from model.conversion import convert as convert_module
 from model.conversion import errors as errors_module
 from model.conversion.convert import Recipe, convert, licence_of
-from model.conversion.errors import CacheError, MissingExtraError
+from model.conversion.errors import CacheError, ConversionError, MissingExtraError
 from model.export import package_writer
-from model.package import ModelPackage
+from model.package import ModelPackage, write_manifest
 
 
 def recipe(base: Path, **changes: Any) -> Recipe:
@@ -58,6 +58,31 @@ def test_a_folder_of_transformers_becomes_a_package(
     assert "source.folder: `checkpoint`" in card
     assert "Licence of the weights: cc-by-4.0." in card
     assert steps == ["loading what converts", f"reading the weights in {base}", "writing out"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_package_gets_further_precisions_and_stays_what_it_was(
+    contents: list[Any], tiny_package: ModelPackage, tmp_path: Path
+) -> None:
+    before = tiny_package.manifest
+    wanted = recipe(tiny_package.path, name="tiny", precisions=("fp32", "int8"))
+    convert(wanted, tmp_path / "out", lambda _: None)
+    (content,) = contents
+    assert content.precisions == ("fp32", "int8")
+    after = content.draft.model_copy(update={"files": before.files, "parity": before.parity})
+    assert after == before
+    card = tiny_package.file("README.md").read_text(encoding="utf-8")
+    assert content.render_card(before) == card, "the tables are not there twice"
+
+
+def test_heads_of_a_package_cannot_be_exported_again(
+    tiny_package: ModelPackage, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_package.path, tmp_path / "base")
+    outputs = [*tiny_package.manifest.outputs, "depth", "normals", "segmentation"]
+    write_manifest(base, tiny_package.manifest.model_copy(update={"outputs": outputs}))
+    with pytest.raises(ConversionError, match=r"name the checkpoint .* with --dense"):
+        convert(recipe(base), tmp_path / "out", lambda _: None)
     assert not (tmp_path / "out").exists()
 
 

@@ -13,6 +13,7 @@ from model.conversion.source import (
     parse_checkpoint,
     parse_source,
 )
+from model.package import BUNDLED_FOLDER
 
 
 def folder_with(path: Path, *names: str) -> Path:
@@ -96,6 +97,14 @@ def test_a_package_is_not_converted(here: Path) -> None:
     folder_with(here / "package", "tipserve.json")
     with pytest.raises(SourceError, match="is a model package already"):
         parse_checkpoint("package")
+    with pytest.raises(SourceError, match=r"such as --precision int8"):
+        parse_checkpoint("bundled")
+
+
+def test_a_package_may_get_further_precisions(here: Path) -> None:
+    folder_with(here / "package", "tipserve.json")
+    assert parse_checkpoint("package", may_be_package=True) == FolderSource(Path("package"))
+    assert parse_checkpoint("bundled", may_be_package=True) == FolderSource(BUNDLED_FOLDER)
 
 
 def test_dense_heads_stand_on_the_model_beside_them() -> None:

@@ -5,7 +5,8 @@ transports quote. Shape legend: B pictures, H W pixels of a picture, h w patch g
 T texts.
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -272,6 +273,7 @@ class ModelInfo:
         buckets: Shapes that were measured at the start.
         tasks: Dense heads that the runtime computes.
         parity: How exact the graphs are that it computes by, as the package says.
+        loaded_at: When it was loaded, in whole seconds since 1970.
     """
 
     manifest: Manifest
@@ -283,6 +285,7 @@ class ModelInfo:
     buckets: tuple[BucketLimits, ...] = ()
     tasks: tuple[MapTask, ...] = ()
     parity: tuple[ParityEntry, ...] = ()
+    loaded_at: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def outputs(self) -> tuple[str, ...]:

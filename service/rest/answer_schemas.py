@@ -185,6 +185,8 @@ class ModelCard(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
+    created: int = Field(description="When it was loaded, in seconds since 1970.")
+    owned_by: Literal["tipserve"] = "tipserve"
     variant: str
     embed_dim: int
     patch_size: int
@@ -232,6 +234,7 @@ def model_card(info: ModelInfo) -> ModelCard:
     manifest = info.manifest
     return ModelCard(
         id=manifest.name,
+        created=info.loaded_at,
         runtime=info.runtime,
         precision=info.precision,
         device=info.device,

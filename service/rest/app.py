@@ -22,6 +22,7 @@ from service.rest.errors import (
     on_unexpected,
 )
 from service.rest.open_inference.routes import build_inference_router
+from service.rest.openai.routes import build_openai_router
 from service.rest.openapi import add_schemas
 from service.rest.repository_routes import build_repository_router
 from service.rest.routes import build_router
@@ -48,7 +49,9 @@ def build_app(
     router = build_router(plane)
     inference = build_inference_router(plane, is_managed=repository is not None)
     managing = [] if repository is None else [build_repository_router(plane, repository)]
-    routes = DirectRoutes(build_routes(router, inference, *managing), router, inference)
+    openai = build_openai_router(plane)
+    app = build_routes(router, openai, inference, *managing)
+    routes = DirectRoutes(app, router, openai, inference)
     return CallMiddleware(routes, telemetry, limits)
 
 

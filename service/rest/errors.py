@@ -105,7 +105,8 @@ def invalid_fields(error: ValidationError) -> InvalidRequest:
     code = {"extra_forbidden": "unknown_field", "json_invalid": "invalid_json"}.get(
         first["type"], "invalid_field"
     )
-    text = "This field is not known." if code == "unknown_field" else f"{first['msg']}."
+    said = first["msg"].removeprefix("Value error, ")
+    text = "This field is not known." if code == "unknown_field" else f"{said}."
     return InvalidRequest(f"{param or 'body'}: {text}", code=code, param=param)
 
 

@@ -17,6 +17,7 @@ from service.rest.answer_schemas import (
 )
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
 from service.rest.open_inference.schemas import InferAnswerBody, InferBody
+from service.rest.openai.schemas import EmbeddingsAnswer, EmbeddingsBody
 from service.rest.schemas import (
     DepthBody,
     DepthOptions,
@@ -40,6 +41,7 @@ BODIES: Final = (
     DepthBody,
     NormalsBody,
     EmbedTextsBody,
+    EmbeddingsBody,
     InferBody,
 )
 ANSWERS: Final = (
@@ -48,6 +50,7 @@ ANSWERS: Final = (
     DepthAnswer,
     NormalsAnswer,
     EmbedTextsAnswer,
+    EmbeddingsAnswer,
     InferAnswerBody,
 )
 # A whole PNG file, as JSON has it.

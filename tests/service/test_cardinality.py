@@ -50,6 +50,8 @@ async def ask_rest(server: Server, turn: int, image: bytes) -> None:
             await client.post(f"/v1/images:embed?model={name}", content=image, headers=headers)
             await client.post(f"/v1/images:embed?{name}=1", content=image, headers=headers)
             await client.post("/v1/texts:embed", json={"texts": [name], "model": name})
+            await client.post("/v1/embeddings", json={"input": [name], "model": name})
+            await client.post("/v1/embeddings", json={"input": [name]})
             await client.get(f"/v2/models/{name}/versions/{name}", headers=headers)
             await client.post(f"/v2/models/{name}/infer", json={"inputs": []})
             await client.post(f"/v2/{name}", json={})

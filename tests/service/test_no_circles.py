@@ -51,6 +51,7 @@ def left_to_the_collector() -> Iterator[Counter[str]]:
 async def over_rest(server: Server, image: bytes) -> None:
     url = f"http://127.0.0.1:{server.ports['http']}/v1/images"
     infer = f"http://127.0.0.1:{server.ports['http']}/v2/models/fake/infer"
+    embeddings = f"http://127.0.0.1:{server.ports['http']}/v1/embeddings"
     data = [base64.b64encode(image).decode()]
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
     async with httpx.AsyncClient(
@@ -61,6 +62,7 @@ async def over_rest(server: Server, image: bytes) -> None:
             await client.post(f"{url}:segment?classes=dog,sky", content=image)
             await client.post(infer, json={"inputs": [tensor]})
             await client.post(f"{url}:normals", content=image)
+            await client.post(embeddings, json={"input": ["dog", f"data:;base64,{data[0]}"]})
 
 
 async def over_grpc(server: Server, image: bytes) -> None:

@@ -1,0 +1,259 @@
+"""`/v1/embeddings` over the fake runtime: dialects, formats, errors, limits."""
+
+import base64
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.errors import InvalidRequest
+from service.safety.url_fetch.fetcher import Hold, UrlFetcher
+from service.server import Server
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+LIMIT_S = 20.0
+URL = "https://pictures.example.org/a.png"
+
+
+@pytest.fixture
+async def client(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
+    limits = {"max_images_per_request": 4, "max_texts_per_request": 200}
+    async with serving(url_hosts="pictures.example.org", **limits) as server:
+        url = f"http://127.0.0.1:{server.ports['http']}"
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as made:
+            yield made
+
+
+async def ask(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    return await client.post("/v1/embeddings", json=body)
+
+
+async def vectors(client: httpx.AsyncClient, **body: Any) -> NDArray[np.float64]:
+    answer = await ask(client, **body)
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert [item["index"] for item in data] == list(range(len(data)))
+    return np.array([item["embedding"] for item in data])
+
+
+def data_uri(image: bytes, media: str = "image/png") -> str:
+    return f"data:{media};base64,{base64.b64encode(image).decode()}"
+
+
+async def native(client: httpx.AsyncClient, *, images: list[bytes], texts: list[str]) -> Any:
+    """Vectors of pictures and then of texts, as the native routes give them."""
+    encoded = [base64.b64encode(image).decode() for image in images]
+    pictures = await client.post("/v1/images:embed", json={"images": encoded})
+    words = await client.post("/v1/texts:embed", json={"texts": texts})
+    rows = [item["cls1"] for item in pictures.json()["data"]]
+    return np.array([*rows, *(item["embedding"] for item in words.json()["data"])])
+
+
+async def test_a_mixture_keeps_its_order_in_every_dialect(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    first, second = encode_image(seed=1), encode_image("JPEG", seed=2, size=(70, 50))
+    uris = data_uri(first), data_uri(second, "image/jpeg")
+    plain = [base64.b64encode(image).decode() for image in (first, second)]
+    expected = (await native(client, images=[first, second], texts=["dog", "two cats"]))[
+        [2, 0, 3, 1]
+    ]
+    for items in (
+        ["dog", uris[0], "two cats", uris[1]],
+        [{"text": "dog"}, {"image": uris[0]}, {"text": "two cats"}, {"image": plain[1]}],
+        [
+            {"type": "text", "text": "dog"},
+            {"type": "image_url", "image_url": {"url": uris[0]}},
+            "two cats",
+            {"type": "image_url", "image_url": uris[1]},
+        ],
+    ):
+        np.testing.assert_array_equal(await vectors(client, input=items), expected)
+    pictures = await vectors(client, input=[uris[0], plain[1]], modality="image")
+    np.testing.assert_array_equal(pictures, expected[[1, 3]])
+    words = await vectors(client, input=["dog", {"text": "two cats"}], modality="text")
+    np.testing.assert_array_equal(words, expected[[0, 2]])
+    (alone,) = await vectors(client, input="dog", model="fake", user="somebody")
+    np.testing.assert_array_equal(alone, expected[0])
+
+
+async def test_words_that_begin_like_a_picture_are_words(client: httpx.AsyncClient) -> None:
+    for text in ("data: what it is", "data:text/plain,abc"):
+        assert len(await vectors(client, input=text)) == 1
+    assert len(await vectors(client, input=[URL], modality="text")) == 1
+    np.testing.assert_array_equal(
+        await vectors(client, input=[data_uri(b"x")], modality="text"),
+        await vectors(client, input=[{"text": data_uri(b"x")}]),
+    )
+
+
+async def test_every_format_holds_the_same_numbers(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    items = ["dog", data_uri(encode_image())]
+    numbers = (await vectors(client, input=items)).astype(np.float32)
+    for dtype, endianness, code in (
+        ("float32", None, "<f4"),
+        ("float32", "big", ">f4"),
+        ("float16", "native", "<f2"),
+        ("float16", "little", "<f2"),
+    ):
+        options = {"embed_dtype": dtype} | ({"endianness": endianness} if endianness else {})
+        wanted = numbers.astype(code)
+        text = (await ask(client, input=items, encoding_format="base64", **options)).json()
+        rows = [base64.b64decode(item["embedding"]) for item in text["data"]]
+        assert [np.frombuffer(row, code).tolist() for row in rows] == wanted.tolist()
+        whole = await ask(client, input=items, encoding_format="bytes", **options)
+        only = await ask(client, input=items, encoding_format="bytes_only", **options)
+        assert whole.content == only.content == wanted.tobytes()
+        assert "metadata" not in only.headers
+        assert whole.headers["content-type"] == "application/octet-stream"
+        told = json.loads(whole.headers["metadata"])
+        assert told["id"] == whole.headers["x-request-id"]
+        assert (told["model"], told["usage"]) == (text["model"], text["usage"])
+        size = wanted.nbytes // 2
+        assert told["data"] == [
+            {
+                **{"index": i, "embed_dtype": dtype, "endianness": endianness or "native"},
+                **{"start": i * size, "end": (i + 1) * size, "shape": [8]},
+            }
+            for i in range(2)
+        ]
+    halves = await vectors(client, input=items, embed_dtype="float16")
+    np.testing.assert_allclose(halves, numbers, rtol=1e-3)
+    assert (halves != numbers).any()
+
+
+async def test_usage_counts_tokens_and_patches(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    for items, seen in (
+        ("dog", 3),
+        (["dog", "dog"], 6),
+        ([data_uri(encode_image())], 4),
+        (["dog", data_uri(encode_image()), "x" * 100], 3 + 4 + 64),
+    ):
+        answer = (await ask(client, input=items)).json()
+        assert answer["usage"] == {"prompt_tokens": seen, "total_tokens": seen}
+        assert (answer["object"], answer["model"]) == ("list", "fake")
+
+
+async def test_dimensions_are_the_first_at_unit_length(client: httpx.AsyncClient) -> None:
+    whole = await vectors(client, input=["dog"])
+    short = await vectors(client, input=["dog"], dimensions=3)
+    np.testing.assert_allclose(short[0], whole[0, :3] / np.linalg.norm(whole[0, :3]), rtol=1e-5)
+
+
+GOOD = "data:image/png;base64,"
+
+
+BAD: list[tuple[dict[str, Any], int, str, str]] = [
+    ({}, 422, "invalid_field", "input"),
+    ({"input": []}, 422, "empty_list", "input"),
+    ({"input": " "}, 422, "blank_text", "input"),
+    ({"input": ["dog", ""]}, 422, "blank_text", "input[1]"),
+    ({"input": ["dog", "\u200b"]}, 422, "blank_text", "input[1]"),
+    ({"input": ["x" * 2001]}, 422, "text_too_long", "input[0]"),
+    ({"input": [1, 2]}, 422, "invalid_field", "input"),
+    ({"input": [[1, 2], [3]]}, 422, "invalid_field", "input"),
+    ({"input": ["dog", 3]}, 422, "invalid_field", "input[1]"),
+    ({"input": "dog", "colour": "red"}, 422, "unknown_field", "colour"),
+    ({"input": [{"text": "dog", "colour": "red"}]}, 422, "unknown_field", "input[0].colour"),
+    ({"input": [{"text": "dog", "image": GOOD}]}, 422, "invalid_field", "input[0]"),
+    ({"input": ["dog", {}]}, 422, "invalid_field", "input[1]"),
+    (
+        {"input": [{"type": "image_url", "text": "a"}]},
+        422,
+        "invalid_field",
+        "input[0].image_url",
+    ),
+    ({"input": [{"text": "dog"}], "modality": "image"}, 422, "invalid_field", "input[0]"),
+    ({"input": [{"image": GOOD}], "modality": "text"}, 422, "invalid_field", "input[0]"),
+    ({"input": "dog", "modality": "audio"}, 422, "invalid_field", "modality"),
+    ({"input": ["dog", GOOD + "eA=="]}, 422, "invalid_image", "input[1]"),
+    ({"input": ["dog", "data:image/png,xyz"]}, 422, "invalid_base64", "input[1]"),
+    ({"input": ["dog", {"image": "?"}]}, 422, "invalid_base64", "input[1]"),
+    ({"input": ["dog", URL]}, 422, "ambiguous_input", "input[1]"),
+    (
+        {"input": ["dog", {"image": "https://a.example.com/"}]},
+        422,
+        "url_not_allowed",
+        "input[1]",
+    ),
+    ({"input": ["dog"] * 201}, 413, "too_many_items", "input"),
+    ({"input": [GOOD] * 5}, 413, "too_many_items", "input"),
+    ({"input": "dog", "dimensions": 9}, 422, "invalid_field", "dimensions"),
+    ({"input": "dog", "dimensions": 0}, 422, "invalid_field", "dimensions"),
+    ({"input": "dog", "encoding_format": "hex"}, 422, "invalid_field", "encoding_format"),
+    ({"input": "dog", "embed_dtype": "int8"}, 422, "invalid_field", "embed_dtype"),
+    ({"input": "dog", "endianness": "big"}, 422, "invalid_field", "endianness"),
+    (
+        {"input": ["dog"] * 129, "encoding_format": "bytes"},
+        *(422, "invalid_field", "encoding_format"),
+    ),
+    ({"input": "dog", "model": "other"}, 404, "model_not_found", "model"),
+]
+
+
+async def test_errors_name_the_callers_fields(client: httpx.AsyncClient) -> None:
+    for body, status, code, param in BAD:
+        answer = await ask(client, **body)
+        error = answer.json()["error"]
+        found = (answer.status_code, error["code"], error["param"])
+        assert found == (status, code, param), body
+        assert not {"images", "texts"} & set(re.split(r"\W", error["message"])[:1]), error
+
+
+async def test_token_ids_are_refused_with_a_reason(client: httpx.AsyncClient) -> None:
+    message = (await ask(client, input=[[1, 2]])).json()["error"]["message"]
+    assert "Token ids" in message
+    assert "send the texts" in message
+
+
+async def test_only_json_is_read_and_written(client: httpx.AsyncClient) -> None:
+    raw = await client.post("/v1/embeddings", content=b"x", headers={"Content-Type": "image/png"})
+    assert raw.status_code == 415
+    for encoding, status in (("float", 406), ("bytes", 200)):
+        body = {"input": "dog", "encoding_format": encoding}
+        answer = await client.post("/v1/embeddings", json=body, headers={"Accept": "text/html"})
+        assert answer.status_code == status
+
+
+async def test_pictures_by_url_are_fetched_in_their_places(
+    client: httpx.AsyncClient, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = encode_image()
+
+    async def fetch(self: UrlFetcher, url: str, hold: Hold, *, param: str) -> bytes:
+        if url != URL:
+            raise InvalidRequest(f"{param}: nothing", code="url_fetch_failed", param=param)
+        return image
+
+    monkeypatch.setattr(UrlFetcher, "fetch", fetch)
+    sent = await vectors(client, input=["dog", data_uri(image)])
+    for item in ({"image": URL}, {"type": "image_url", "image_url": {"url": URL}}):
+        np.testing.assert_array_equal(await vectors(client, input=["dog", item]), sent)
+    np.testing.assert_array_equal(await vectors(client, input=[URL], modality="image"), sent[[1]])
+    failed = await ask(client, input=["dog", {"image": URL}, {"image": URL + "?2"}])
+    error = failed.json()["error"]
+    assert (error["code"], error["param"]) == ("url_fetch_failed", "input[2]")
+    assert error["message"] == "input[2]: nothing"
+
+
+async def test_the_document_shows_it_and_its_example_works(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    operation = document["paths"]["/v1/embeddings"]["post"]
+    body = operation["requestBody"]["content"]["application/json"]
+    answer = await client.post("/v1/embeddings", json=body["example"])
+    assert len(answer.json()["data"]) == len(body["example"]["input"])
+    assert {"429", "413", "404"} <= set(operation["responses"])
+    assert {"EmbeddingsBody", "InputItem", "EmbeddingsAnswer"} <= set(
+        document["components"]["schemas"]
+    )

@@ -31,6 +31,10 @@ class Call:
         priority: One of `PRIORITIES`; 1 goes first.
         flow: What it came by; each gets its share of the lanes.
         stages: Seconds spent in each stage; of items that run side by side the slowest counts.
+        item: Which request of its stream it is, from 0; None where it is one of its own.
+        is_patient: Whether it waits for room, until its deadline, where others are refused.
+        known_cost: What its request is known to cost, in patches, once that is more than was
+            thought.
         trace: Where its stages and batches are told, if anywhere.
         error: Stable short name of what went wrong, once something has.
     """
@@ -41,6 +45,9 @@ class Call:
     started: float = field(default_factory=time.monotonic)
     priority: int = DEFAULT_PRIORITY
     flow: str = ""
+    item: int | None = None
+    is_patient: bool = False
+    known_cost: int = 0
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE
     error: str | None = None

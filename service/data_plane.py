@@ -15,6 +15,7 @@ import numpy as np
 from model.dense_maps import make_map
 from service.call import Call
 from service.door import Door
+from service.errors import Overloaded
 from service.images.image_codec import ImageLimits
 from service.images.preparation import ImagePreparer, JpegDecode, SizeRule
 from service.lanes.work import Completed, Kind
@@ -83,7 +84,14 @@ def _with_model(
             plane.models.lease(request.model) as model,
             model.requests.watching(call, _num_items(request)),
         ):
-            return await method(plane, request, call, model)
+            while True:
+                known_cost = call.known_cost
+                try:
+                    return await method(plane, request, call, model)
+                except Overloaded:
+                    # A patient call whose pictures are larger than was thought waits again.
+                    if not call.is_patient or call.known_cost <= known_cost:
+                        raise
 
     return run
 
@@ -281,13 +289,7 @@ class DataPlane(Readiness):
         self, model: ServedModel, cost: int, call: Call, kind: Kind | None = None
     ) -> Admitted:
         """Admit the whole request and hold its room until the block ends or the deadline passes."""
-        with call.stage("admit"):
-            door = self.door.enter()
-            try:
-                return Admitted(door, model.admission.admit(cost, call, kind), call)
-            except BaseException:
-                door.leave()
-                raise
+        return Admitted(self.door, model.admission, cost=cost, call=call, kind=kind)
 
 
 def _num_items(request: AnyRequest) -> int:

@@ -155,6 +155,9 @@ class Settings(BaseSettings):
     refuses where none is."""
     max_concurrent_rpcs: Positive = 512
     """RPCs that run or wait at once; more are refused before their message is read."""
+    max_stream_requests: Positive = 64
+    """Requests of one gRPC stream that are worked on at once, or wait for those before them. No
+    more is read of it meanwhile, so its caller stops sending."""
     client_timeout_s: Seconds = 20.0
     """In which a request's head must have come, and how long a client may send a body, or read an
     answer, slower than `min_client_bytes_per_s`."""

@@ -16,7 +16,7 @@ from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.gate import Gate
 from service.grpc.message import Rpc, parse_message, read_message
 from service.grpc.open_services import with_checked_messages
-from service.grpc.stream import AnsweredStream
+from service.grpc.stream import AnsweredStream, Item
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.safety.body_memory import BodyShare
 from service.safety.protection import Protection
@@ -24,7 +24,7 @@ from service.safety.protection import Protection
 T = TypeVar("T")
 Read = Callable[[BodyShare], Awaitable[Message]]
 Renew = Callable[["asyncio.Task[Any]"], None]
-StreamError = Callable[[ServiceError, Any], Message]
+StreamError = Callable[[ServiceError, Any, Call], Message]
 
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 OURS = ("/tipserve.v1.", f"/{INFERENCE_SERVICE}/")
@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """RPCs of ours become calls; of health and reflection only the messages are checked.
 
-    In a stream every request is a call. `stream_errors` writes, by method, the error of one.
+    In a stream every request is a call. `stream_errors` writes, by method, the error of one, from
+    the request where it could be read.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # An item has been answered by then, if only by its deadline.
         self._stream_idle_s = protection.request_timeout_s + protection.client_timeout_s
         self._body_memory = protection.body_memory
+        self._max_stream_requests = protection.max_stream_requests
         self._max_values = protection.max_message_values
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -136,8 +138,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     self._renew(task)
                     limit.reschedule(loop.time() + self._stream_idle_s)
 
-                answer = partial(self._answer_one, rpc, context)
-                if await AnsweredStream(context, answer, renew, self._gate.leaving).run():
+                stream = AnsweredStream(
+                    context,
+                    partial(self._answer_one, rpc, context),
+                    memory=self._body_memory,
+                    max_requests=self._max_stream_requests,
+                    renew=renew,
+                    leaving=self._gate.leaving,
+                )
+                if await stream.run():
                     return
             error = unavailable(DoorState.DRAINING)
         except TimeoutError:
@@ -151,20 +160,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             CODE[error.kind], error.message, trailing_metadata=error_metadata(error)
         )
 
-    async def _answer_one(self, rpc: Rpc, context: Any, raw: bytes) -> bytes:
+    async def _answer_one(self, rpc: Rpc, context: Any, item: Item) -> bytes:
         """One request of a stream: a call of its own, whose error is an answer too."""
         request: Message | None = None
 
         async def read(share: BodyShare) -> Message:
             nonlocal request
-            request = parse_message(raw, rpc, share)
+            request = parse_message(item.raw, rpc, item.share)
             return request
 
-        answer, error = await self._call(rpc, context, self._begin(rpc.name, context), read)
+        call = self._begin(rpc.name, context)
+        call.item = item.index
+        answer, error = await self._call(rpc, context, call, read)
         if error is None:
             assert answer is not None
             return answer
-        return rpc.write(self._stream_errors[rpc.name](error, request))
+        return rpc.write(self._stream_errors[rpc.name](error, request, call))
 
     async def _call(
         self, rpc: Rpc, context: Any, call: Call, read: Read

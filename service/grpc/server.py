@@ -22,6 +22,7 @@ from service.grpc.interceptors import INFERENCE_SERVICE, CallInterceptor
 from service.grpc.open_inference.servicer import InferenceServicer, stream_error
 from service.grpc.reflected import reflection_pool
 from service.grpc.servicer import EncoderServicer
+from service.grpc.stream_items import stream_error as encoder_stream_error
 from service.grpc.tls import server_credentials
 from service.models.repository import ModelRepository
 from service.monitoring.loop_lag import watching_lag
@@ -67,7 +68,10 @@ class GrpcServer:
             protection,
             self._gate,
             renew=self._guard.renew,
-            stream_errors={f"{INFERENCE_SERVICE}/ModelStreamInfer": stream_error},
+            stream_errors={
+                f"{SERVICE_NAME}/Stream": encoder_stream_error,
+                f"{INFERENCE_SERVICE}/ModelStreamInfer": stream_error,
+            },
         )
         self._interceptors = [self._guard, calls]
         host, port = address

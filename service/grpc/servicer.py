@@ -16,8 +16,15 @@ from service.grpc.converters import (
     to_estimate_maps,
     to_segment_images,
 )
-from service.grpc.generated import dense_pb2, embed_pb2, encoder_service_pb2, segment_pb2
+from service.grpc.generated import (
+    dense_pb2,
+    embed_pb2,
+    encoder_service_pb2,
+    segment_pb2,
+    stream_pb2,
+)
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
+from service.grpc.stream_items import STREAMED, begin_item, stream_answer
 from service.grpc.unknown_fields import refuse_unknown_fields
 
 
@@ -66,6 +73,15 @@ class EncoderServicer(EncoderServiceServicer):
         message = to_estimate_maps(request, "normals")
         answer = await self._plane.estimate_maps(message, current_call.get())
         return from_normals(answer)
+
+    async def Stream(  # noqa: N802
+        self, request: stream_pb2.StreamRequest, context: Any
+    ) -> stream_pb2.StreamResponse:
+        """One request of a stream: the interceptor reads them, and writes the answers in order."""
+        call = current_call.get()
+        asked = begin_item(request, call)
+        answer = await getattr(self, STREAMED[asked])(getattr(request, asked), context)
+        return stream_answer(answer, request, call)
 
     async def GetModel(  # noqa: N802
         self, request: encoder_service_pb2.GetModelRequest, context: Any

@@ -1,19 +1,36 @@
 """A stream of requests, answered in their order, some of them side by side.
 
-No more is read than is being answered, so the caller's sending stops where answers do.
+No more is read than is being answered or fits into memory, so the caller's sending stops where
+answers do: with a full queue, or a caller who does not read.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
 
-# Of one stream, being answered or waiting for the one before them to be.
-MAX_SIDE_BY_SIDE: Final = 16
+from service.errors import Overloaded
+from service.safety.body_memory import BodyMemory, BodyShare
 
-Answer = Callable[[bytes], Awaitable[bytes]]
+# Of answers that wait for the caller, or for those before them: beyond, nothing more is read.
+MAX_UNSENT_BYTES: Final = 32 * 1024 * 1024
+POLL_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One request of a stream: its bytes, its place from 0, and the memory that it holds."""
+
+    raw: bytes
+    index: int
+    share: BodyShare
+
+
+Answer = Callable[[Item], Awaitable[bytes]]
 
 
 class AnsweredStream:
@@ -22,20 +39,33 @@ class AnsweredStream:
     Args:
         context: The RPC's own, of the handler of a stream of bytes.
         answer: Answers one request, whatever comes of it; runs in a task of its own.
+        memory: For the bytes of requests; where it is full, reading waits.
+        max_requests: That are answered side by side, or wait for those before them.
         renew: Called whenever the caller has taken an answer or sent a request.
         leaving: Set once the server goes: nothing more is read, what was read is answered.
     """
 
     def __init__(
-        self, context: Any, answer: Answer, renew: Callable[[], None], leaving: asyncio.Event
+        self,
+        context: Any,
+        answer: Answer,
+        *,
+        memory: BodyMemory,
+        max_requests: int,
+        renew: Callable[[], None],
+        leaving: asyncio.Event,
     ) -> None:
         self._context = context
         self._answer = answer
+        self._memory = memory
         self._renew = renew
         self._leaving = leaving
-        self._room = asyncio.Semaphore(MAX_SIDE_BY_SIDE)
+        self._room = asyncio.Semaphore(max_requests)
         self._answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue()
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._num_unsent_bytes = 0
+        self._sent = asyncio.Event()
+        self._is_complete = False
 
     async def run(self) -> bool:
         """Answer until the caller has sent all; False where the server leaves before that.
@@ -44,46 +74,66 @@ class AnsweredStream:
             asyncio.CancelledError: The caller left; what he asked for is cancelled.
         """
         reader = asyncio.ensure_future(self._read())
-        self._tasks.add(reader)
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        leaving.add_done_callback(lambda _: reader.cancel())
+        self._tasks |= {reader, leaving}
         try:
             while (answer := await self._answers.get()) is not None:
-                await self._context.write(await answer)
+                raw = await answer
+                await self._context.write(raw)
+                self._num_unsent_bytes -= len(raw)
+                self._sent.set()
                 self._renew()
                 self._room.release()
-            return await reader
+            await asyncio.wait({reader})
+            if not reader.cancelled():
+                reader.result()
+            return self._is_complete
         finally:
             tasks, self._tasks = self._tasks, set()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self) -> bool:
+    async def _read(self) -> None:
         try:
-            while await self._either(self._room.acquire()):
-                raw = await self._either(self._context.read())
-                if raw is None:
-                    return False
+            index = 0
+            while True:
+                await self._until_room()
+                raw = await self._context.read()
                 if raw is grpc.aio.EOF:
-                    return True
+                    self._is_complete = True
+                    return
                 self._renew()
-                task = asyncio.ensure_future(self._answer(raw))
+                share = await self._hold(len(raw))
+                task = asyncio.ensure_future(self._answer(Item(raw, index, share)))
+                del raw
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(partial(self._answered, share))
                 self._answers.put_nowait(task)
-            return False
+                index += 1
         finally:
             self._answers.put_nowait(None)
 
-    async def _either(self, work: Any) -> Any:
-        """The outcome of the work, or None once the server leaves."""
-        doing = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self._leaving.wait())
-        try:
-            await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            return doing.result() if doing.done() else None
-        finally:
-            leaving.cancel()
-            if not doing.done():
-                doing.cancel()
-                with suppress(asyncio.CancelledError):
-                    await doing
+    async def _until_room(self) -> None:
+        await self._room.acquire()
+        while self._num_unsent_bytes > MAX_UNSENT_BYTES:
+            self._sent.clear()
+            await self._sent.wait()
+
+    async def _hold(self, num_bytes: int) -> BodyShare:
+        """Memory for a request that is here, as soon as others give it back."""
+        share = self._memory.share()
+        while not self._memory.has_room(num_bytes):
+            self._renew()
+            await asyncio.sleep(POLL_S)
+        # Another thread may have come in between; then the answer says so.
+        with suppress(Overloaded):
+            share.hold(num_bytes)
+        return share
+
+    def _answered(self, share: BodyShare, task: "asyncio.Future[bytes]") -> None:
+        self._tasks.discard(task)
+        share.give_back()  # a task that is cancelled before it began has not
+        if not task.cancelled() and task.exception() is None:
+            self._num_unsent_bytes += len(task.result())

@@ -7,8 +7,13 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from service.errors import InvalidRequest
 
 
-def refuse_unknown_fields(message: Message, path: str = "") -> None:
+def refuse_unknown_fields(message: Message, path: str = "", *, is_deep: bool = True) -> None:
     """Refuse a field that is newer than this server: what it asks for would be ignored.
+
+    Args:
+        message: With the messages inside it, where `is_deep`.
+        path: Where it is in the request.
+        is_deep: False leaves those inside it to whoever reads them.
 
     Raises:
         InvalidRequest: The message, or one inside it, has such a field.
@@ -20,7 +25,7 @@ def refuse_unknown_fields(message: Message, path: str = "") -> None:
             code="unknown_field",
             param=path or None,
         )
-    for field, value in message.ListFields():
+    for field, value in message.ListFields() if is_deep else ():
         if field.type != FieldDescriptor.TYPE_MESSAGE:
             continue
         name = f"{path}.{field.name}" if path else field.name

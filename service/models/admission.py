@@ -2,7 +2,8 @@
 
 Cost is counted in patches over all requests of the model that are inside, so it bounds the queue
 behind it too. A request whose deadline cannot be met, by the measured cost of what is ahead of it,
-is refused as well. Thread-safe: both transports' loops come here.
+is refused as well. The requests of streams wait for room instead, until their deadline.
+Thread-safe: both transports' loops come here.
 """
 
 import threading
@@ -10,11 +11,12 @@ import time
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from service.call import Call, Clock
+from service.call import Call, Clock, deadline_exceeded
 from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, ServiceError
 from service.lanes.pace import Pace
 from service.lanes.pulse import unwell
 from service.lanes.work import Kind
+from service.models.patient_line import PatientLine, Waiter
 from service.monitoring.observability import Metrics
 
 # Callers are told to come back no sooner and no later than this, and this while nothing is known.
@@ -35,11 +37,18 @@ class Device(Protocol):
 
 
 class Ticket:
-    """The room that one admitted request takes up, until its `with` block ends."""
+    """The room that one admitted request takes up, until its `with` block ends.
 
-    def __init__(self, admission: "Admission", cost: int) -> None:
+    Attributes:
+        cost: What it takes up.
+        wanted: What it turned out to need.
+        is_patient: Whether it waited for its room, or would have.
+    """
+
+    def __init__(self, admission: "Admission", cost: int, *, is_patient: bool = False) -> None:
         self._admission = admission
-        self.cost = cost
+        self.cost = self.wanted = cost
+        self.is_patient = is_patient
 
     def resize(self, cost: int) -> None:
         """Correct the cost once it is known exactly, before any work is done.
@@ -48,8 +57,8 @@ class Ticket:
             Overloaded: It is more than was thought, and does not fit beside what is inside now.
             RequestTooLarge: It would not fit into an empty queue.
         """
-        self._admission._resize(self.cost, cost)
-        self.cost = cost
+        self.wanted = cost
+        self._admission._resize(self, cost)
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +83,7 @@ class Admission:
         self._clock = clock
         self._cost = 0
         self._num_inside = 0
+        self._patient = PatientLine(max_cost)
         self._pace = Pace()
         self._changed = threading.Condition()
         self._metrics = metrics
@@ -90,8 +100,7 @@ class Admission:
             Unavailable: No lane is well.
             Overloaded: The queue is full.
         """
-        if not self._device.is_ready:
-            raise self._refused("unhealthy", unwell())
+        self._check_well()
         if self.is_full:
             raise self._full()
 
@@ -112,12 +121,40 @@ class Admission:
         self.check()
         self._check_deadline(cost, call, kind)
         with self._changed:
-            self._check_room(cost)
-            if not self._num_inside:
-                self._pace.begin(self._clock())
-            self._cost += cost
-            self._num_inside += 1
+            self._check_size(cost)
+            if self._cost + cost > self._max_cost or self._patient.is_next:
+                raise self._full()
+            self._enter(cost)
         return Ticket(self, cost)
+
+    async def admit_patiently(self, cost: int, call: Call, kind: Kind | None = None) -> Ticket:
+        """Let a whole request in as soon as there is room for it, in turn.
+
+        Args:
+            cost: As for `admit`, as `call` and `kind` are.
+            call: It waits until its deadline.
+            kind: What it costs is known better with it.
+
+        Raises:
+            Unavailable: No lane is well.
+            RequestTooLarge: It would not fit into an empty queue.
+            DeadlineExceeded: The deadline has passed, also while it waited, or cannot be met.
+        """
+        self._check_well()
+        self._check_deadline(cost, call, kind)
+        waiter = Waiter(cost)
+        with self._changed:
+            self._check_size(cost)
+            self._patient.join(waiter)
+            self._let_in()
+        try:
+            await waiter.wait(call.remaining_s())
+        except BaseException as error:
+            self._give_up(waiter)
+            if isinstance(error, TimeoutError):
+                raise self._refused("deadline", deadline_exceeded()) from None
+            raise
+        return Ticket(self, cost, is_patient=True)
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Block until no request of this model is inside; False where the time-out came first."""
@@ -145,41 +182,70 @@ class Admission:
             )
             raise self._refused("deadline", late)
 
-    def _check_room(self, cost: int) -> None:
+    def _check_well(self) -> None:
+        if not self._device.is_ready:
+            raise self._refused("unhealthy", unwell())
+
+    def _check_size(self, cost: int) -> None:
         if cost > self._max_cost:
             large = RequestTooLarge(
                 f"The request costs {cost} patches, more than the whole queue of "
                 f"{self._max_cost}; split it."
             )
             raise self._refused("too_large", large)
-        if self._cost + cost > self._max_cost:
-            raise self._full()
 
-    def _full(self) -> Overloaded:
+    def _full(self, *, is_final: bool = True) -> Overloaded:
         full = Overloaded(
             "The queue has no room for this request; try again.", retry_after_s=self.retry_after_s()
         )
-        self._refused("queue_full", full)
+        if is_final:
+            self._refused("queue_full", full)
         return full
 
     def _refused(self, reason: str, error: ServiceError) -> ServiceError:
         self._metrics.rejected.labels(reason).inc()
         return error
 
-    def _resize(self, old: int, new: int) -> None:
+    def _enter(self, cost: int) -> None:
+        if not self._num_inside:
+            self._pace.begin(self._clock())
+        self._cost += cost
+        self._num_inside += 1
+
+    def _let_in(self) -> None:
+        """Those who wait and now fit."""
+        while (waiter := self._patient.come_in(self._max_cost - self._cost)) is not None:
+            self._enter(waiter.cost)
+
+    def _give_up(self, waiter: Waiter) -> None:
+        """Who waited, or has just been let in, leaves."""
         with self._changed:
-            self._cost -= old
-            try:
-                if new > old:
-                    self._check_room(new)
-            except ServiceError:
-                self._cost += old
-                raise
-            self._cost += new
+            if waiter.is_in:
+                self._leave(Ticket(self, waiter.cost, is_patient=True))
+            else:
+                self._patient.give_up(waiter)
+                self._let_in()
+
+    def _resize(self, ticket: Ticket, cost: int) -> None:
+        more = cost - ticket.cost
+        with self._changed:
+            self._check_size(cost)
+            if more > 0 and self._cost + more > self._max_cost:
+                # One who is patient comes again, and asks for as much as it needs.
+                raise self._full(is_final=not ticket.is_patient)
+            self._cost += more
+            ticket.cost = cost
+            if ticket.is_patient:
+                self._patient.resize(more)
+            if more < 0:
+                self._let_in()
 
     def _leave(self, ticket: Ticket) -> None:
         with self._changed:
             self._cost -= ticket.cost
             self._num_inside -= 1
             self._pace.leave(ticket.cost, self._clock())
+            if ticket.is_patient:
+                self._patient.resize(-ticket.cost)
+            self._let_in()
             self._changed.notify_all()

@@ -1,7 +1,8 @@
 """Bounds the bytes of request bodies that are held at once, over all connections of both protocols.
 
 Whoever does not fit is refused at once with a time to come back, and not made to wait: a body of
-unknown length that waited with half of it read would hold what another waits for.
+unknown length that waited with half of it read would hold what another waits for. Only streams of
+messages wait, of which each is here as a whole.
 """
 
 import threading
@@ -31,6 +32,11 @@ class BodyShare:
             self._memory._take(num_bytes - self.num_bytes)
             self.num_bytes = num_bytes
 
+    def give_back(self) -> None:
+        """Hold nothing more."""
+        self._memory._give_back(self.num_bytes)
+        self.num_bytes = 0
+
     def __enter__(self) -> Self:
         return self
 
@@ -40,8 +46,7 @@ class BodyShare:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._memory._give_back(self.num_bytes)
-        self.num_bytes = 0
+        self.give_back()
 
 
 class BodyMemory:
@@ -61,6 +66,10 @@ class BodyMemory:
     def share(self) -> BodyShare:
         """What a new request holds: nothing yet."""
         return BodyShare(self)
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether so many more fit just now, for those who can wait."""
+        return self._num_bytes + num_bytes <= self._max_bytes
 
     def check(self) -> None:
         """Refuse where nothing more fits, for a body whose length is not known before it is here.

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.package import ModelPackage
-from service.grpc.generated import dense_pb2, embed_pb2, segment_pb2, tensor_pb2
+from service.grpc.generated import dense_pb2, embed_pb2, segment_pb2, stream_pb2, tensor_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.grpc.stream_items import STREAMED
 
 LIMIT_S = 60.0
 UNKNOWN_FIELD = b"\xa2\x06\x01x"  # field 100, which no message of ours has
@@ -142,6 +143,26 @@ class Service:
             except grpc.RpcError as error:
                 return _from_status(error)
         return Answer("OK", _arrays(answer))
+
+    def over_stream(self, method: str, fields: Mapping[str, Any]) -> Answer:
+        """Ask on a stream, as its second request."""
+        _, rpc, request_type = ROUTES[method]
+        asked = {rpc_name: field for field, rpc_name in STREAMED.items()}[rpc]
+        first = stream_pb2.StreamRequest(embed_texts=embed_pb2.EmbedTextsRequest(texts=["dog"]))
+        second = stream_pb2.StreamRequest(**{asked: _to_protobuf(request_type, fields)})
+        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        address = f"127.0.0.1:{self.ports['grpc']}"
+        with grpc.insecure_channel(address, options=options) as channel:
+            try:
+                stream = EncoderServiceStub(channel).Stream(iter([first, second]), timeout=LIMIT_S)
+                _, answer = stream
+            except grpc.RpcError as error:
+                return _from_status(error)
+        if not answer.HasField("error"):
+            return Answer("OK", _arrays(getattr(answer, asked)))
+        error = answer.error
+        status = {code.value[0]: code.name for code in grpc.StatusCode}[error.code]
+        return Answer(status, {}, error.reason, error.field or None, error.message)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples."""

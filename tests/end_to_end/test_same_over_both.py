@@ -1,6 +1,7 @@
 """One table of requests, sent over REST and gRPC: equal arrays bit for bit, equivalent errors."""
 
 import base64
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -161,6 +162,10 @@ def test_arrays_are_bit_equal(service: "Service", photo: Callable[..., bytes], r
         assert array.dtype == rpc.arrays[name].dtype
         assert np.isfinite(array).all()
         np.testing.assert_array_equal(array, rpc.arrays[name], err_msg=name)
+    streamed = service.over_stream(row.method, fields)
+    assert streamed.arrays.keys() == rpc.arrays.keys()
+    for name, array in rpc.arrays.items():
+        np.testing.assert_array_equal(array, streamed.arrays[name], err_msg=name)
 
 
 @pytest.mark.parametrize("row", BAD, ids=lambda row: row.name)
@@ -176,6 +181,9 @@ def test_errors_are_equivalent_and_the_service_goes_on(
         # Protobuf knows no name of an unknown field: REST's path may go one step further.
         assert rpc.param == row.param
         assert (rest.param or "").startswith(row.param)
+    streamed = service.over_stream(row.method, fields)
+    numbered = re.compile(r"\d+")  # an envelope makes a message that is too large larger
+    assert numbered.sub("", str(streamed)) == numbered.sub("", str(rpc))
     for ask in (service.over_rest, service.over_grpc):
         assert ask("embed_texts", {"texts": ["dog"]}).status in {"200", "OK"}
 

@@ -1,4 +1,4 @@
-"""Nothing is begun for a caller who has left: on every route, over both transports, any time."""
+"""Nothing is begun for a caller who has left: on every route, over both transports and streams."""
 
 import asyncio
 import base64
@@ -17,9 +17,11 @@ from service.grpc.generated import (
     image_pb2,
     open_inference_pb2,
     segment_pb2,
+    stream_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from service.grpc.stream_items import STREAMED
 from service.images.preparation import ImagePreparer
 from service.server import Server
 
@@ -61,11 +63,11 @@ def infer_request(image: bytes) -> open_inference_pb2.ModelInferRequest:
     return request
 
 
-async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) -> str:
-    """Ask, and cancel the RPC when cancelled; the name of the code."""
+def to_rpc(route: str, image: bytes) -> tuple[str, Any]:
+    """The RPC of a route and its request."""
     images = [image_pb2.Image(encoded=image)]
     names = [segment_pb2.SegmentClass(name=name) for name in ("dog", "sky")]
-    method, request = {
+    rpcs: dict[str, tuple[str, Any]] = {
         "embed_images": ("EmbedImages", embed_pb2.EmbedImagesRequest(images=images)),
         "embed_texts": ("EmbedTexts", embed_pb2.EmbedTextsRequest(texts=["dog"])),
         "segment_images": (
@@ -75,7 +77,13 @@ async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) 
         "depth_images": ("EstimateDepth", dense_pb2.EstimateDepthRequest(images=images)),
         "normals_images": ("EstimateNormals", dense_pb2.EstimateNormalsRequest(images=images)),
         "infer_images": ("ModelInfer", infer_request(image)),
-    }[route]
+    }
+    return rpcs[route]
+
+
+async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) -> str:
+    """Ask, and cancel the RPC when cancelled; the name of the code."""
+    method, request = to_rpc(route, image)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
         stub = GRPCInferenceServiceStub if method == "ModelInfer" else EncoderServiceStub
         call: Any = getattr(stub(channel), method)(request, timeout=timeout_s)
@@ -89,7 +97,33 @@ async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) 
         return "OK"
 
 
-BOTH = pytest.mark.parametrize("send", [send_rest, send_grpc], ids=["rest", "grpc"])
+async def send_stream(server: Server, route: str, image: bytes, timeout_s: float) -> str:
+    """Ask on a stream, and cancel that when cancelled; the name of the code, of either."""
+    method, request = to_rpc(route, image)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        if method == "ModelInfer":
+            stream, item = GRPCInferenceServiceStub(channel).ModelStreamInfer, request
+        else:
+            (field,) = (name for name, rpc in STREAMED.items() if rpc == method)
+            item = stream_pb2.StreamRequest(**{field: request})
+            stream = EncoderServiceStub(channel).Stream
+        call: Any = stream(iter([item]), timeout=timeout_s)
+        try:
+            (answer,) = [answer async for answer in call]
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if method == "ModelInfer":
+            return "DEADLINE_EXCEEDED" if "deadline" in answer.error_message else "OK"
+        names = {code.value[0]: code.name for code in grpc.StatusCode}
+        return str(names[answer.error.code])
+
+
+ALL = pytest.mark.parametrize(
+    "send", [send_rest, send_grpc, send_stream], ids=["rest", "grpc", "stream"]
+)
 ROUTES = pytest.mark.parametrize(
     "route",
     [
@@ -97,7 +131,11 @@ ROUTES = pytest.mark.parametrize(
         "embed_texts",
     ],
 )
-LATE = {send_rest: "504", send_grpc: "DEADLINE_EXCEEDED"}
+LATE = {
+    send_rest: "504",
+    send_grpc: "DEADLINE_EXCEEDED",
+    send_stream: "DEADLINE_EXCEEDED",
+}
 
 
 def sample(server: Server, name: str, **labels: str) -> float:
@@ -139,7 +177,7 @@ async def end(request: "asyncio.Future[str]", send: Send, reason: str) -> None:
 REASONS = pytest.mark.parametrize("reason", ["hangs up", "is late"])
 
 
-@BOTH
+@ALL
 @ROUTES
 @REASONS
 async def test_who_leaves_the_queue_is_not_computed(
@@ -168,7 +206,7 @@ async def test_who_leaves_the_queue_is_not_computed(
     assert (runtime.num_images, runtime.num_texts, runtime.num_maps) == (1, 0, 0)
 
 
-@BOTH
+@ALL
 @ROUTES
 @REASONS
 async def test_who_leaves_before_decoding_is_not_decoded(

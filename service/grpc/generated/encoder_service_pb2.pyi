@@ -2,6 +2,7 @@ from . import dense_pb2 as _dense_pb2
 from . import embed_pb2 as _embed_pb2
 from . import model_pb2 as _model_pb2
 from . import segment_pb2 as _segment_pb2
+from . import stream_pb2 as _stream_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message

@@ -7,6 +7,7 @@ from . import dense_pb2 as tipserve_dot_v1_dot_dense__pb2
 from . import embed_pb2 as tipserve_dot_v1_dot_embed__pb2
 from . import encoder_service_pb2 as tipserve_dot_v1_dot_encoder__service__pb2
 from . import segment_pb2 as tipserve_dot_v1_dot_segment__pb2
+from . import stream_pb2 as tipserve_dot_v1_dot_stream__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -67,6 +68,11 @@ class EncoderServiceStub(object):
                 request_serializer=tipserve_dot_v1_dot_dense__pb2.EstimateNormalsRequest.SerializeToString,
                 response_deserializer=tipserve_dot_v1_dot_dense__pb2.EstimateNormalsResponse.FromString,
                 _registered_method=True)
+        self.Stream = channel.stream_stream(
+                '/tipserve.v1.EncoderService/Stream',
+                request_serializer=tipserve_dot_v1_dot_stream__pb2.StreamRequest.SerializeToString,
+                response_deserializer=tipserve_dot_v1_dot_stream__pb2.StreamResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/tipserve.v1.EncoderService/GetModel',
                 request_serializer=tipserve_dot_v1_dot_encoder__service__pb2.GetModelRequest.SerializeToString,
@@ -122,6 +128,17 @@ class EncoderServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Stream(self, request_iterator, context):
+        """Answers requests of all these kinds in their order, for pipelines. The server works on some of them side by side and
+        reads the next only when there is room, so a caller who sends faster than answers come is held up by HTTP/2's flow
+        control. A full queue makes requests of a stream wait, up to their deadline, where an RPC of its own is refused. What
+        is wrong with a request is its answer and ends nothing. A server that stops answers what it has read and ends the
+        stream with UNAVAILABLE: what has no answer yet is to be sent again, on a new stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Describes one served model.
         """
@@ -163,6 +180,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.EstimateNormals,
                     request_deserializer=tipserve_dot_v1_dot_dense__pb2.EstimateNormalsRequest.FromString,
                     response_serializer=tipserve_dot_v1_dot_dense__pb2.EstimateNormalsResponse.SerializeToString,
+            ),
+            'Stream': grpc.stream_stream_rpc_method_handler(
+                    servicer.Stream,
+                    request_deserializer=tipserve_dot_v1_dot_stream__pb2.StreamRequest.FromString,
+                    response_serializer=tipserve_dot_v1_dot_stream__pb2.StreamResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -315,6 +337,33 @@ class EncoderService(object):
             '/tipserve.v1.EncoderService/EstimateNormals',
             tipserve_dot_v1_dot_dense__pb2.EstimateNormalsRequest.SerializeToString,
             tipserve_dot_v1_dot_dense__pb2.EstimateNormalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tipserve.v1.EncoderService/Stream',
+            tipserve_dot_v1_dot_stream__pb2.StreamRequest.SerializeToString,
+            tipserve_dot_v1_dot_stream__pb2.StreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

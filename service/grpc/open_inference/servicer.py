@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
-from service.call import current_call
+from service.call import Call, current_call
 from service.data_plane import DataPlane
 from service.errors import NotSupported, ServiceError, Unavailable
 from service.grpc.generated import open_inference_pb2 as pb
@@ -173,7 +173,7 @@ def _holds(check: Any) -> bool:
 
 
 def stream_error(
-    error: ServiceError, request: pb.ModelInferRequest | None
+    error: ServiceError, request: pb.ModelInferRequest | None, call: Call
 ) -> pb.ModelStreamInferResponse:
     """What a stream answers to a request that cannot be answered."""
     request_id = request.id if request is not None else ""

@@ -38,7 +38,7 @@ def begin_item(request: stream_pb2.StreamRequest, call: Call) -> str:
         if timeout_s <= 0:
             raise InvalidRequest("timeout: give a time greater than zero.", param="timeout")
         call.deadline = min(call.deadline, call.started + timeout_s)
-    asked = request.WhichOneof("request")
+    asked: str | None = request.WhichOneof("request")
     if asked is None:
         raise InvalidRequest(
             f"request: ask for one of {', '.join(STREAMED)}.", code="missing_field", param="request"

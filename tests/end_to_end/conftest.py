@@ -160,9 +160,9 @@ class Service:
                 return _from_status(error)
         if not answer.HasField("error"):
             return Answer("OK", _arrays(getattr(answer, asked)))
-        error = answer.error
-        status = {code.value[0]: code.name for code in grpc.StatusCode}[error.code]
-        return Answer(status, {}, error.reason, error.field or None, error.message)
+        told = answer.error
+        status = {code.value[0]: code.name for code in grpc.StatusCode}[told.code]
+        return Answer(status, {}, told.reason, told.field or None, told.message)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples."""

@@ -6,9 +6,12 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from service.grpc.stream import MAX_SIDE_BY_SIDE, AnsweredStream
+from service.grpc.stream import AnsweredStream, Item
+from service.monitoring.observability import Metrics
+from service.safety.body_memory import BodyMemory
 
 LIMIT_S = 20.0
+MAX_SIDE_BY_SIDE = 4
 
 
 class FakeContext:
@@ -24,6 +27,7 @@ class FakeContext:
             self._messages.put_nowait(grpc.aio.EOF)
 
     async def read(self) -> object:
+        await asyncio.sleep(0)  # as the core does
         message = await self._messages.get()
         self.num_read += 1
         return message
@@ -36,8 +40,20 @@ def stream_over(
     context: FakeContext,
     answer: Callable[[bytes], Awaitable[bytes]],
     leaving: asyncio.Event | None = None,
+    memory: BodyMemory | None = None,
+    max_requests: int = MAX_SIDE_BY_SIDE,
 ) -> AnsweredStream:
-    return AnsweredStream(context, answer, lambda: None, leaving or asyncio.Event())
+    async def answer_item(item: Item) -> bytes:
+        return await answer(item.raw)
+
+    return AnsweredStream(
+        context,
+        answer_item,
+        memory=memory or BodyMemory(1000, Metrics()),
+        max_requests=max_requests,
+        renew=lambda: None,
+        leaving=leaving or asyncio.Event(),
+    )
 
 
 async def turns() -> None:
@@ -128,3 +144,58 @@ async def test_a_broken_answer_ends_the_stream_and_the_rest_of_it() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         await asyncio.wait_for(stream_over(context, answer).run(), LIMIT_S)
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_full_memory_holds_up_reading_and_is_given_back() -> None:
+    release = asyncio.Event()
+
+    async def answer(raw: bytes) -> bytes:
+        await release.wait()
+        return raw
+
+    memory = BodyMemory(50, Metrics())
+    context = FakeContext(*[b"x" * 20] * 9)
+    running = asyncio.ensure_future(stream_over(context, answer, memory=memory).run())
+    await turns()
+    assert (context.num_read, memory.num_bytes) == (3, 40)  # the third waits
+    release.set()
+    assert await asyncio.wait_for(running, LIMIT_S)
+    assert (len(context.written), memory.num_bytes) == (9, 0)
+
+
+@pytest.mark.parametrize("num_turns", [0, 1, 2, 50])
+async def test_who_leaves_at_any_moment_leaves_no_memory_taken(num_turns: int) -> None:
+    async def answer(raw: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return raw
+
+    memory = BodyMemory(50, Metrics())
+    context = FakeContext(*[b"x" * 20] * 9)
+    running = asyncio.ensure_future(stream_over(context, answer, memory=memory).run())
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert memory.num_bytes == 0
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_answers_that_wait_for_an_earlier_one_hold_up_reading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.grpc.stream.MAX_UNSENT_BYTES", 10)
+    release = asyncio.Event()
+
+    async def answer(raw: bytes) -> bytes:
+        if raw == b"first":
+            await release.wait()
+        return b"answer"
+
+    context = FakeContext(b"first", *[b"x"] * 40)
+    running = asyncio.ensure_future(stream_over(context, answer, max_requests=100).run())
+    await turns()
+    assert context.num_read < 10
+    release.set()
+    assert await asyncio.wait_for(running, LIMIT_S)
+    assert len(context.written) == 41

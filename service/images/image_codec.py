@@ -71,6 +71,17 @@ def read_size(data: bytes, limits: ImageLimits, *, param: str) -> tuple[int, int
         return image.height, image.width
 
 
+def upright_size(data: bytes, *, param: str) -> tuple[int, int]:
+    """Height and width from the header alone, as they are once the picture is upright.
+
+    Raises:
+        InvalidRequest: Not a picture that is read here.
+    """
+    with _reporting(param), Image.open(BytesIO(data), formats=FORMATS) as image:
+        size_hw = image.height, image.width
+        return size_hw[::-1] if _turn(image) in SIDEWAYS else size_hw
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedImage:
     """A picture in memory, as its file stores it: perhaps lying on its side, perhaps reduced.

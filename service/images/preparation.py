@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from model.preprocess import Fit, scale_picture, target_size, to_planes
 from service.errors import InvalidRequest
@@ -107,7 +108,27 @@ class ImagePreparer:
             planes_3HW = scale_pixels(picture, rule.target_hw(size_hw))
         return PreparedImage(pixels_3HW=planes_3HW, size_hw=size_hw)
 
+    def scale(
+        self, data: bytes, rule: SizeRule, *, param: str
+    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Decode and scale a file, but leave it as pixels, of which `prepare` makes the same.
+
+        Returns:
+            uint8 [H, W, 3], and the picture's own height and width, upright.
+
+        Raises:
+            InvalidRequest: It is broken.
+        """
+        scaled, size_hw = self._scale(data, rule, param)
+        return np.asarray(scaled.convert("RGB")), size_hw
+
     def _decode(self, data: bytes, rule: SizeRule, param: str) -> PreparedImage:
+        scaled, size_hw = self._scale(data, rule, param)
+        return PreparedImage(pixels_3HW=to_planes(scaled), size_hw=size_hw)
+
+    def _scale(
+        self, data: bytes, rule: SizeRule, param: str
+    ) -> tuple[Image.Image, tuple[int, int]]:
         loaded = load_image(
             data,
             self._limits,
@@ -117,7 +138,7 @@ class ImagePreparer:
         target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
         # Small first and then turned: of a large photo the turning would cost as much again.
         scaled = loaded.upright(scale_picture(loaded.image, target_hw, loaded.box))
-        return PreparedImage(pixels_3HW=to_planes(scaled), size_hw=loaded.size_hw)
+        return scaled, loaded.size_hw
 
 
 def _reduced_hw(rule: SizeRule, size_hw: tuple[int, int]) -> tuple[int, int]:

@@ -97,7 +97,10 @@ sys.meta_path.insert(0, Block())
 """
 
 
-@pytest.mark.parametrize("module", ["service.server", "service.__main__", "model.runtime.load"])
+@pytest.mark.parametrize(
+    "module",
+    ["service.server", "service.__main__", "service.commands.embed", "model.runtime.load"],
+)
 def test_serving_needs_neither_torch_nor_transformers(project_root: Path, module: str) -> None:
     program = f"{IMPORT_HOOK}\nimport importlib\nimportlib.import_module({module!r})\n"
     command = [sys.executable, "-c", program]

@@ -15,10 +15,10 @@ SCRIPT_ROOMS = ("tests", "benchmarks")
 MAX_BUNDLED_BYTES = 40_000_000
 # The extras (beside the core dependencies) that each room may import from.
 EXTRAS_OF_ROOM = {
-    "service": ("gpu", "otel"),
+    "service": ("cli", "bulk", "gpu", "otel"),
     "model": ("cpu", "gpu", "torch", "convert"),
     "training": ("torch", "convert", "train", "captions"),
-    "tests": ("cpu", "torch", "convert", "train", "otel", "parse", "dev"),
+    "tests": ("cli", "cpu", "torch", "convert", "train", "otel", "parse", "dev"),
     "benchmarks": ("cpu", "gpu", "torch", "convert", "train", "otel", "dev"),
 }
 # What the installed distributions do not tell: `google` is shared by many, so a second name is

@@ -1,0 +1,249 @@
+"""Computes the missing parts of a job on a Ray cluster, or on one that is started here.
+
+Ray Data streams parts through tasks that read, decode and scale, and through a pool of actors that
+embed and write. Its own checkpoints promise that a row is written at least once, and here it must
+be written exactly once: a part's file has the part's number and appears by a rename, so that a
+task which Ray repeats, or a job that is begun again, writes the same file or finds it.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import ray.exceptions
+
+from model.package import Manifest
+from service.bulk.embedding import embed_items
+from service.bulk.job import Job, JobError
+from service.bulk.output import OutputFolder
+from service.bulk.parts import Part
+from service.bulk.reading import Columns, Item, read_part
+from service.bulk.running import Progress, job_schema, missing_parts
+from service.engines.choice import load, settings_for
+from service.engines.engine import UserError
+from service.engines.in_process import open_manifest
+from service.errors import InvalidRequest
+from service.images.image_codec import ImageLimits
+from service.images.preparation import ImagePreparer, SizeRule
+from service.messages import EmbedImagesRequest
+from service.settings import Settings
+from service.validation import check_resolution
+
+ITEM_SCHEMA: Final = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("pixels", pa.large_binary()),
+        ("shape", pa.list_(pa.int32())),
+        ("size_hw", pa.list_(pa.int32())),
+        ("problem", pa.string()),
+        ("code", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayOptions:
+    """The cluster and what each actor gets of it.
+
+    Attributes:
+        address: Of the cluster; None is the one that RAY_ADDRESS names, or a new one here.
+        workers: Actors; each loads the model.
+        cpus: For each actor.
+        gpus: For each actor.
+    """
+
+    address: str | None = None
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def run_on_ray(
+    job: Job,
+    folder: OutputFolder,
+    progress: Progress,
+    *,
+    flags: Sequence[str],
+    options: RayOptions,
+) -> None:
+    """Compute what is missing; the folder must be the same one on every machine.
+
+    Args:
+        job: What is computed.
+        folder: Where it is written.
+        progress: Told how far it is, part by part.
+        flags: Of the service's settings, for every actor.
+        options: The cluster.
+
+    Raises:
+        JobError: Ray, a task or an actor could not go on; what is written stays.
+    """
+    parts = missing_parts(job, folder)
+    by_number = {part.number: part for part in parts}
+    _start(options)
+    try:
+        rows = [{"part": json.dumps(asdict(part))} for part in parts]
+        settings = settings_for(flags)
+        rule = _size_rule(open_manifest(settings), job.options.request)
+        read = PartReader(_preparer(settings), rule, job.options.columns)
+        written = (
+            ray.data.from_items(rows, override_num_blocks=len(rows))
+            .map(read, num_cpus=1)
+            .map_batches(
+                PartWriter,
+                fn_constructor_args=(flags, job.options.request, job_schema(job), folder.path),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=options.workers),
+                num_cpus=options.cpus,
+                num_gpus=options.gpus,
+            )
+        )
+        for row in written.iter_rows():
+            progress.part(by_number[row["number"]], row["num_rows"], row["num_bad"])
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise JobError(f"Ray could not go on: {_reason(error)}") from error
+    finally:
+        ray.shutdown()
+
+
+def _start(options: RayOptions) -> None:
+    ray.init(
+        address=options.address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=True,
+    )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+
+
+def _reason(error: Exception) -> str:
+    """What raised in a task or an actor, if it was that."""
+    cause = getattr(error, "cause", None)
+    text = str(cause if isinstance(cause, UserError) else error).strip()
+    return text.splitlines()[-1] if text else type(error).__name__
+
+
+class PartReader:
+    """A task: reads a part, decodes its pictures and scales them to what the model sees.
+
+    It needs no model. Where actors have GPUs, tasks run apart from them; on CPUs Ray runs both as
+    one, which spares the way of the pixels.
+    """
+
+    def __init__(self, preparer: ImagePreparer, rule: SizeRule, columns: Columns) -> None:
+        self._preparer = preparer
+        self._rule = rule
+        self._columns = columns
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A part's description and its items, as Arrow."""
+        items = read_part(_part(row["part"]), self._columns)
+        prepared = (_prepare(item, self._preparer, self._rule) for item in items)
+        return {"part": row["part"], "items": _pack(prepared)}
+
+
+class PartWriter:
+    """An actor: loads the model once, embeds parts and writes them."""
+
+    def __init__(
+        self, flags: Sequence[str], request: EmbedImagesRequest, schema: pa.Schema, folder: Path
+    ) -> None:
+        self._engine = load(flags)
+        self._request = request
+        self._schema = schema
+        self._folder = OutputFolder(folder)
+
+    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+        """Write one part; tells how many rows and bad items it has."""
+        part = _part(batch["part"][0].as_py())
+        items = _unpack(batch["items"][0].as_py())
+        outcomes = embed_items(self._engine, items, self._request)
+        num_rows, num_bad = self._folder.write_part(part.number, outcomes, self._schema)
+        return {"number": [part.number], "num_rows": [num_rows], "num_bad": [num_bad]}
+
+
+def _part(text: str) -> Part:
+    fields = json.loads(str(text))
+    return Part(**{**fields, "paths": tuple(fields["paths"])})
+
+
+def _preparer(settings: Settings) -> ImagePreparer:
+    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    return ImagePreparer(
+        limits, max_patches=settings.max_batch_patches, jpeg_decode=settings.jpeg_decode
+    )
+
+
+def _size_rule(manifest: Manifest, request: EmbedImagesRequest) -> SizeRule:
+    return SizeRule(
+        resolution=check_resolution(request.resolution, manifest),
+        fit=request.fit,
+        patch_size=manifest.patch_size,
+        multiple=manifest.size_multiple,
+    )
+
+
+def _prepare(item: Item, preparer: ImagePreparer, rule: SizeRule) -> Item:
+    if not isinstance(item.data, bytes):
+        return item
+    try:
+        preparer.num_patches(item.data, rule, param="images")
+        pixels_HW3, size_hw = preparer.scale(item.data, rule, param="images")
+    except InvalidRequest as error:
+        problem = error.message.removeprefix("images: ")
+        return replace(item, data=None, problem=problem, code=error.code)
+    return replace(item, data=pixels_HW3, size_hw=size_hw)
+
+
+def _pack(items: Any) -> bytes:
+    rows = []
+    for item in items:
+        pixels = item.data if isinstance(item.data, np.ndarray) else None
+        rows.append(
+            {
+                "key": item.key,
+                "source": item.source,
+                "pixels": None if pixels is None else pixels.tobytes(),
+                "shape": None if pixels is None else pixels.shape,
+                "size_hw": item.size_hw,
+                "problem": item.problem,
+                "code": item.code,
+            }
+        )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, ITEM_SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=ITEM_SCHEMA))
+    return bytes(sink.getvalue())
+
+
+def _unpack(data: bytes) -> list[Item]:
+    with pa.ipc.open_stream(data) as reader:
+        rows = reader.read_all().to_pylist()
+    return [
+        Item(
+            key=row["key"],
+            source=row["source"],
+            data=_pixels(row),
+            problem=row["problem"],
+            code=row["code"],
+            size_hw=tuple(row["size_hw"]) if row["size_hw"] else None,
+        )
+        for row in rows
+    ]
+
+
+def _pixels(row: Mapping[str, Any]) -> Any:
+    if row["pixels"] is None:
+        return None
+    return np.frombuffer(row["pixels"], np.uint8).reshape(row["shape"])

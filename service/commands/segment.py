@@ -1,0 +1,139 @@
+"""`tipserve segment`: the mask of a picture, by the names of what is in it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from model.winner_map import Labels
+from service.commands.exit_status import DONE
+from service.commands.options import add_engine_options, new_parser, opened_engine, served_name
+from service.engines.engine import EngineError, PictureRefused
+from service.images.image_codec import ImageLimits, decode_image
+from service.masks.mask_codec import (
+    MAX_PALETTE_CLASSES,
+    class_color,
+    encode_mask_png,
+    encode_npy,
+    encode_overlay_png,
+)
+from service.messages import SegmentClass, SegmentImagesRequest
+from service.settings import Settings
+
+SUFFIXES: Final = (".png", ".npy")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit status.
+
+    Raises:
+        EngineError: There is no mask; the sentence says what to change.
+        SystemExit: A wrong command line, or `--help`.
+    """
+    options = _parse(list(arguments))
+    classes = _names(options.classes)
+    request = SegmentImagesRequest(
+        images=(_read(options.picture),),
+        classes=tuple(SegmentClass(name=name) for name in classes),
+        background_classes=tuple(SegmentClass(name=n) for n in _names(options.background_classes)),
+        background_threshold=options.background_threshold,
+        model=served_name(options),
+        resolution=options.resolution,
+        fit=options.fit,
+    )
+    _check_output(options, classes)
+    with opened_engine(options) as engine:
+        try:
+            labels_HW = engine.segment(request)
+        except PictureRefused as error:
+            raise EngineError(f"{options.picture}: {error}") from error
+    _write(options.output, _encode(options, labels_HW, request.images[0]))
+    _describe(labels_HW, classes)
+    return DONE
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = new_parser(
+        "segment",
+        "Writes a mask of the picture's size: k where the k-th class is, 0 for background.",
+        (
+            'photo.jpg --classes "dog, grass" -o mask.png',
+            'photo.jpg --classes "dog, grass" --overlay -o seen.png',
+            "photo.jpg --classes dog --background-threshold 0.1 -o mask.npy "
+            "--url grpc://localhost:8001",
+        ),
+    )
+    parser.add_argument("picture", help="a file, or - for standard input")
+    parser.add_argument("--classes", required=True, help="names with commas between")
+    parser.add_argument("-o", "--output", type=Path, required=True, help=".png or .npy")
+    parser.add_argument(
+        "--overlay", action="store_true", help="the picture with the classes' colours over it"
+    )
+    parser.add_argument("--background-classes", default="", help="names that count as background")
+    parser.add_argument(
+        "--background-threshold", type=float, help="cosine under which a pixel is background"
+    )
+    parser.add_argument("--resolution", type=int, help="short side in pixels, as the model sees it")
+    parser.add_argument("--fit", choices=("aspect", "squash"), default=SegmentImagesRequest.fit)
+    add_engine_options(parser)
+    return parser.parse_args(arguments)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _read(picture: str) -> bytes:
+    if picture == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(picture).read_bytes()
+    except OSError as error:
+        raise EngineError(f"{picture} cannot be read: {error.strerror}.") from error
+
+
+def _check_output(options: argparse.Namespace, classes: Sequence[str]) -> None:
+    """Refuse, before anything is computed, what could not be written."""
+    suffix = options.output.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise EngineError(f"--output ends in .png or .npy, not {options.output.name}.")
+    if options.overlay and suffix != ".png":
+        raise EngineError("An overlay is a picture; let --output end in .png.")
+    if suffix == ".png" and not options.overlay and len(classes) > MAX_PALETTE_CLASSES:
+        raise EngineError(
+            f"A PNG mask has room for {MAX_PALETTE_CLASSES} classes; let --output end in .npy."
+        )
+
+
+def _encode(options: argparse.Namespace, labels_HW: Labels, picture: bytes) -> bytes:
+    if options.output.suffix.lower() == ".npy":
+        return encode_npy(labels_HW.astype(np.uint16, copy=False))
+    if not options.overlay:
+        return encode_mask_png(labels_HW)
+    fields = Settings.model_fields
+    limits = ImageLimits(
+        max_bytes=fields["max_image_bytes"].default, max_pixels=fields["max_image_pixels"].default
+    )
+    return encode_overlay_png(labels_HW, decode_image(picture, limits, param="picture"))
+
+
+def _write(file: Path, content: bytes) -> None:
+    """The file appears whole or not at all."""
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise EngineError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def _describe(labels_HW: Labels, classes: Sequence[str]) -> None:
+    counts = np.bincount(labels_HW.reshape(-1), minlength=len(classes) + 1)
+    for label, name in enumerate(("background", *classes)):
+        colour = class_color(label) if label else "#000000"
+        if label or counts[0]:
+            print(f"{label} {name}: {100 * counts[label] / labels_HW.size:.1f} % {colour}")

@@ -1,0 +1,174 @@
+"""A model in this process: the service's own data plane with its batching, without its ports."""
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from model.package import Manifest
+from model.winner_map import Labels
+from service.call import Call
+from service.data_plane import DataPlane
+from service.door import Door
+from service.engines.engine import Embedding, EngineError, ModelSummary, of_pictures, refusal
+from service.errors import Overloaded, ServiceError
+from service.messages import EmbedImagesRequest, ModelInfo, SegmentImagesRequest
+from service.models.conversion import open_source
+from service.models.lane_loading import num_pool_threads
+from service.models.loading import load_model, request_limits
+from service.models.model_source import ModelSource
+from service.models.registry import ModelRegistry
+from service.models.served_model import ServedModel
+from service.monitoring.observability import Metrics
+from service.settings import Settings
+
+# Nobody waits for one picture of a job, but one that hangs should not stop it for good.
+DEADLINE_S: Final = 3600.0
+CLOSE_LIMIT_S: Final = 10.0
+BATCHES_WAITING: Final = 2
+
+T = TypeVar("T")
+Loader = Callable[[Settings, Metrics, ModelSource], ServedModel]
+
+
+class InProcessEngine:
+    """Loads the models of the settings; closing it frees them.
+
+    Raises:
+        EngineError: A model cannot be loaded.
+    """
+
+    def __init__(self, settings: Settings, load: Loader = load_model) -> None:
+        metrics = Metrics()
+        self._models = ModelRegistry(metrics)
+        door = Door(metrics)
+        self._pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
+        self._plane = DataPlane(
+            door,
+            self._models,
+            limits=request_limits(settings),
+            max_image_patches=settings.max_batch_patches,
+            pool=self._pool,
+            jpeg_decode=settings.jpeg_decode,
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="loop", daemon=True)
+        self._thread.start()
+        try:
+            for text in settings.model:
+                source = ModelSource.from_setting(text, settings.cache, settings.convert_precisions)
+                self._models.put(load(settings, metrics, source))
+        except (ServiceError, ValueError, OSError, ImportError) as error:
+            self.close()
+            raise EngineError(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        door.open()
+        self.window = self._busy_window(settings)
+
+    def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
+        """As `Engine` has it; pictures may be pixels, too."""
+        return asyncio.run_coroutine_threadsafe(self._embed(request), self._loop)
+
+    def segment(self, request: SegmentImagesRequest) -> Labels:
+        """As `Engine` has it."""
+        answer = asyncio.run_coroutine_threadsafe(
+            self._asked(lambda: self._plane.segment_images(request, _call())), self._loop
+        )
+        return answer.result().segmentations[0].labels_HW
+
+    def models(self) -> list[ModelSummary]:
+        """As `Engine` has it."""
+        return [summarize(info) for info in self._plane.list_models()]
+
+    def close(self) -> None:
+        """Free the models and end the threads."""
+        for served in self._models.models():
+            served.close(CLOSE_LIMIT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._pool.shutdown()
+
+    async def _embed(self, request: EmbedImagesRequest) -> Embedding:
+        answer = await self._asked(lambda: self._plane.embed_images(request, _call()))
+        return answer.embeddings[0]
+
+    async def _asked(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        while True:
+            try:
+                return await ask()
+            except Overloaded as error:
+                await asyncio.sleep(error.retry_after_s or 1.0)
+            except ServiceError as error:
+                raise refusal(error.message, error.code, error.param) from error
+
+    def _busy_window(self, settings: Settings) -> int:
+        """Enough for every lane's batch and those behind it, and for what is being decoded."""
+        served = self._models.find(None)
+        batch = max((bucket.max_batch_images for bucket in served.info.buckets), default=1)
+        num_lanes = sum(served.lane_report().states.values())
+        return BATCHES_WAITING * num_lanes * batch + num_pool_threads(settings)
+
+
+def summarize(info: ModelInfo) -> ModelSummary:
+    """What is told about a model of this process."""
+    manifest = info.manifest
+    return ModelSummary(
+        name=manifest.name,
+        variant=manifest.variant,
+        embed_dim=manifest.embed_dim,
+        patch_size=manifest.patch_size,
+        native_size=manifest.native_size,
+        outputs=of_pictures(info.outputs),
+        runtime=info.runtime,
+        precision=info.precision,
+        device=info.device,
+        fingerprint=manifest_fingerprint(manifest),
+    )
+
+
+def open_manifest(settings: Settings) -> Manifest:
+    """The first model's manifest, of a package that is verified, but not loaded.
+
+    Raises:
+        EngineError: There is no such model.
+    """
+    source = ModelSource.from_setting(
+        settings.model[0], settings.cache, settings.convert_precisions
+    )
+    try:
+        manifest = open_source(source).manifest
+    except (ServiceError, ValueError, OSError, ImportError) as error:
+        raise EngineError(str(error)) from error
+    return manifest if source.name is None else manifest.model_copy(update={"name": source.name})
+
+
+def summarize_unloaded(manifest: Manifest) -> ModelSummary:
+    """What is known of a model before it is loaded; others compute it."""
+    return ModelSummary(
+        name=manifest.name,
+        variant=manifest.variant,
+        embed_dim=manifest.embed_dim,
+        patch_size=manifest.patch_size,
+        native_size=manifest.native_size,
+        outputs=of_pictures(manifest.outputs),
+        runtime="",
+        precision="",
+        device="",
+        fingerprint=manifest_fingerprint(manifest),
+    )
+
+
+def manifest_fingerprint(manifest: Manifest) -> str:
+    """Of a package: the digests of its files."""
+    lines = (f"{name} {entry.sha256}\n" for name, entry in sorted(manifest.files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _call() -> Call:
+    return Call(request_id="command", deadline=time.monotonic() + DEADLINE_S)

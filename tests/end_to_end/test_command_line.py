@@ -1,0 +1,199 @@
+"""`tipserve` as its users run it: in its own process, and against a server, to the same results."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from model.package import ModelPackage
+
+LIMIT_S = 60.0
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "service.commands", *arguments]
+
+
+@pytest.fixture
+def tipserve(project_root: Path) -> Run:
+    """Run the command line and wait for its end."""
+
+    def run(
+        *arguments: str, environment: Mapping[str, str] | None = None, given: str = ""
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command(*arguments),
+            cwd=project_root,
+            env={**os.environ, **(environment or {})},
+            input=given,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=LIMIT_S,
+        )
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
+    """Five photos, of which one is broken."""
+    path = tmp_path / "photos"
+    path.mkdir()
+    for index in range(5):
+        data = b"nonsense" if index == 3 else photo(index, (90 + index, 60))
+        (path / f"{index}.jpg").write_bytes(data)
+    return path
+
+
+def vectors(file: Path, name: str) -> Any:
+    return np.stack(pq.read_table(file)[name].to_numpy())
+
+
+def targets(service: Any, package: ModelPackage) -> Sequence[tuple[str, list[str]]]:
+    ports = service.ports
+    return (
+        ("here", [f"--model={package.path}"]),
+        ("rest", [f"--url=http://127.0.0.1:{ports['http']}"]),
+        ("grpc", [f"--url=grpc://127.0.0.1:{ports['grpc']}", "--model=tiny"]),
+    )
+
+
+def test_embeddings_are_the_apis_wherever_they_are_computed(
+    tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
+) -> None:
+    for name, target in targets(service, tiny_package):
+        file = tmp_path / f"{name}.parquet"
+        options = ["--outputs=cls1,patches", "--fit=aspect", "--part-items=2"]
+        ended = tipserve("embed", str(folder), "-o", str(file), *options, *target)
+        assert ended.returncode == 3, ended.stderr
+        assert "1 items could not be used" in ended.stderr
+        errors = (tmp_path / f"{name}.errors.jsonl").read_text(encoding="utf-8")
+        assert '"invalid_image"' in errors
+        assert f"{folder}/3.jpg" in errors
+        table = pq.read_table(file)
+        assert table["key"].to_pylist() == [f"{folder}/{i}.jpg" for i in (0, 1, 2, 4)]
+        assert table["width"].to_pylist() == [90, 91, 92, 94]
+        assert table["height"].to_pylist() == [60] * 4
+        for index, path in enumerate(table["key"].to_pylist()):
+            picture = Path(path).read_bytes()
+            fields = {"images": [picture], "outputs": ["cls1", "patches"], "fit": "aspect"}
+            api = service.over_rest("embed_images", fields).arrays
+            np.testing.assert_allclose(table["cls1"][index].as_py(), api["0.cls1"], atol=2e-6)
+            grid = table["grid_height"][index].as_py(), table["grid_width"][index].as_py()
+            patches = np.reshape(table["patches"][index].as_py(), (*grid, -1))
+            np.testing.assert_allclose(patches, api["0.patches"], atol=2e-6)
+
+
+def test_a_mask_is_the_apis_wherever_it_is_computed(
+    tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
+) -> None:
+    picture = folder / "0.jpg"
+    answer = httpx.post(
+        f"http://127.0.0.1:{service.ports['http']}/v1/images:segment?classes=cat,dog",
+        content=picture.read_bytes(),
+        headers={"Content-Type": "image/jpeg", "Accept": "image/png"},
+    )
+    for name, target in targets(service, tiny_package):
+        file = tmp_path / f"{name}.png"
+        ended = tipserve("segment", str(picture), "--classes=cat, dog", "-o", str(file), *target)
+        assert ended.returncode == 0, ended.stderr
+        assert file.read_bytes() == answer.content
+        assert "1 cat: " in ended.stdout
+
+
+def test_models_are_told_alike(tipserve: Run, service: Any, tiny_package: ModelPackage) -> None:
+    lines = [tipserve("models", *target).stdout for _, target in targets(service, tiny_package)]
+    assert len(set(lines)) == 1
+    assert lines[0].startswith("tiny: ")
+
+
+def test_a_server_that_is_not_there_is_said(tipserve: Run, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("a-key-of-the-tests\n", encoding="utf-8")
+    ended = tipserve("models", "--url=nonsense", f"--api-key-file={tmp_path / 'key'}")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("tipserve models: --url begins with")
+    assert "a-key-of" not in ended.stderr
+
+
+def test_a_key_is_needed_and_sent(
+    tipserve: Run, run_service: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("a-key-of-the-tests\n", encoding="utf-8")
+    with run_service(f"--api-keys-file={file}") as guarded:
+        for scheme, port in (("http", "http"), ("grpc", "grpc")):
+            url = f"--url={scheme}://127.0.0.1:{guarded.ports[port]}"
+            assert tipserve("models", url, f"--api-key-file={file}").returncode == 0
+            variable = {"TIPSERVE_API_KEY": "another-key-of-the-tests"}
+            ended = tipserve("models", url, environment=variable)
+            assert ended.returncode == 1
+            assert "key" in ended.stderr
+            assert "another-key" not in ended.stderr
+
+
+def test_a_list_from_standard_input(
+    tipserve: Run, folder: Path, tmp_path: Path, tiny_package: ModelPackage
+) -> None:
+    out = tmp_path / "out"
+    options = [f"--model={tiny_package.path}", "--dtype=float16"]
+    ended = tipserve("embed", "-", "-o", str(out), *options, given=f"{folder}/2.jpg\n")
+    assert ended.returncode == 0, ended.stderr
+    table = pq.read_table(out / "part-00000.parquet")
+    assert table["key"].to_pylist() == [f"{folder}/2.jpg"]
+    assert str(table.schema.field("cls1").type) == "fixed_size_list<element: halffloat>[32]"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+def test_a_job_that_is_ended_goes_on_to_the_rows_of_one_that_was_not(
+    tipserve: Run,
+    project_root: Path,
+    tmp_path: Path,
+    photo: Callable[..., bytes],
+    number: signal.Signals,
+    tiny_package: ModelPackage,
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(300):
+        (folder / f"{index:03}.jpg").write_bytes(photo(index, (400, 300)))
+    (folder / "bad.jpg").write_bytes(b"nonsense")
+    arguments = ["embed", str(folder), f"--model={tiny_package.path}", "--part-items=4"]
+    arguments += ["--runtime=onnx", "-o"]
+    whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    assert tipserve(*arguments, str(whole)).returncode == 3
+
+    process = subprocess.Popen(
+        command(*arguments, str(out)), cwd=project_root, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    with process.stderr as lines:
+        assert lines.readline().startswith("part ")
+        process.send_signal(number)
+        status = process.wait(LIMIT_S)
+    assert status == (-signal.SIGKILL if number is signal.SIGKILL else 143)
+    assert not out.exists()
+    written = {file.name for file in (tmp_path / "out.parquet.parts").glob("part-*")}
+    assert 0 < len(written) < 76
+
+    ended = tipserve(*arguments, str(out))
+    assert ended.returncode == 3, ended.stderr
+    before, after = pq.read_table(whole), pq.read_table(out)
+    assert after["key"].to_pylist() == before["key"].to_pylist()
+    assert after.drop(["cls1"]).equals(before.drop(["cls1"]))
+    np.testing.assert_allclose(vectors(out, "cls1"), vectors(whole, "cls1"), atol=2e-6)
+    errors = [path.with_name(f"{path.stem}.errors.jsonl").read_bytes() for path in (whole, out)]
+    assert errors[0] == errors[1]
+    assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == [
+        "out.errors.jsonl",
+        "out.parquet",
+    ]

@@ -1,0 +1,120 @@
+"""An engine without a model, photos on disk, and a job over them."""
+
+import io
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.bulk.job import Job, JobOptions
+from service.bulk.parts import find_inputs
+from service.bulk.reading import Columns
+from service.engines.engine import Embedding, ModelSummary, PictureRefused
+from service.images.image_codec import ImageLimits, decode_image
+from service.messages import EmbedImagesRequest
+
+LIMITS = ImageLimits(max_bytes=10**6, max_pixels=10**6)
+DIM = 4
+
+
+@dataclass
+class FakeEngine:
+    """The mean colour of a picture; what is no picture is refused. Breaks where it is told to."""
+
+    window: int = 3
+    num_asked: int = 0
+    max_under_way: int = 0
+    break_at: int | None = None
+    refused: list[str] = field(default_factory=list)
+
+    def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
+        future: Future[Embedding] = Future()
+        self.num_asked += 1
+        if self.break_at is not None and self.num_asked >= self.break_at:
+            future.set_exception(RuntimeError("broken"))
+            return future
+        try:
+            picture = request.images[0]
+            assert isinstance(picture, bytes)
+            pixels_HW3 = decode_image(picture, LIMITS, param="images[0]")
+        except Exception:
+            future.set_exception(PictureRefused("no picture", "invalid_image"))
+            return future
+        vector = np.append(pixels_HW3.mean(axis=(0, 1)), 1).astype(np.float32)
+        grid = np.tile(vector, (2, 3, 1))
+        known = {"cls1": vector, "cls2": -vector, "patches": grid, "values": grid}
+        future.set_result({name: known[name] for name in request.outputs})
+        return future
+
+    def segment(self, request: object) -> None:
+        raise NotImplementedError
+
+    def models(self) -> list[ModelSummary]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> Callable[..., bytes]:
+    """A flat picture of one colour."""
+
+    def make(grey: int, size: tuple[int, int] = (20, 10)) -> bytes:
+        stream = io.BytesIO()
+        Image.new("RGB", size, (grey, 10, 20)).save(stream, "JPEG")
+        return stream.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def photos(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
+    """Ten pictures, one of them broken."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(10):
+        data = b"nonsense" if index == 4 else jpeg(20 * index)
+        (folder / f"{index}.jpg").write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def make_job() -> Callable[..., Job]:
+    """A job over what is named."""
+
+    def make(*named: Path, part_items: int = 3, fingerprint: str = "f", **request: object) -> Job:
+        fields = {"images": (), "outputs": ("cls1",), **request}
+        options = JobOptions(
+            request=EmbedImagesRequest(**fields),  # type: ignore[arg-type]
+            dtype="float32",
+            columns=Columns(),
+            part_items=part_items,
+        )
+        return Job(
+            inputs=find_inputs([str(path) for path in named], [], part_items),
+            options=options,
+            model=ModelSummary(
+                name="fake",
+                variant="fake",
+                embed_dim=DIM,
+                patch_size=14,
+                native_size=28,
+                outputs=("patches", "values", "cls1", "cls2", "text"),
+                runtime="fake",
+                precision="fp32",
+                device="cpu",
+                fingerprint=fingerprint,
+            ),
+        )
+
+    return make

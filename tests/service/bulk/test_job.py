@@ -1,0 +1,51 @@
+"""Two starts of one job are alike in everything that its rows depend on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.bulk.job import Job, JobError, check_outputs, compare_records
+
+Make = Callable[..., Job]
+
+
+def test_the_same_job_has_the_same_record(make_job: Make, photos: Path) -> None:
+    compare_records(make_job(photos).record(), make_job(photos).record(), "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"outputs": ("cls2",)}, r'options \(outputs: \["cls1"\] then, \["cls2"\] now'),
+        ({"resolution": 28}, "resolution: null then, 28 now"),
+        ({"part_items": 4}, "part_items: 3 then, 4 now"),
+        ({"fingerprint": "g"}, "by another model"),
+    ],
+)
+def test_a_change_is_named(
+    make_job: Make, photos: Path, change: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(JobError, match=sentence):
+        compare_records(make_job(photos).record(), make_job(photos, **change).record(), "out")
+
+
+def test_other_inputs_are_another_job(make_job: Make, photos: Path) -> None:
+    before = make_job(photos).record()
+    (photos / "new.jpg").write_bytes(b"x")
+    with pytest.raises(JobError, match="other inputs"):
+        compare_records(before, make_job(photos).record(), "out")
+
+
+@pytest.mark.parametrize("found", [None, [], {"version": 0}])
+def test_a_record_that_cannot_be_read_is_refused(
+    make_job: Make, photos: Path, found: object
+) -> None:
+    with pytest.raises(JobError, match="--overwrite"):
+        compare_records(found, make_job(photos).record(), "out")
+
+
+def test_an_output_that_the_model_lacks_is_refused_first(make_job: Make, photos: Path) -> None:
+    job = make_job(photos, outputs=("depth",))
+    with pytest.raises(JobError, match="no output 'depth'; it has patches"):
+        check_outputs(job.options, job.model)

@@ -1,0 +1,157 @@
+"""Parts appear whole; a job that broke off goes on to the rows of one that did not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from service.bulk.job import Job, JobError
+from service.bulk.output import locked_folder
+from service.bulk.parts import Part
+from service.bulk.running import job_schema, run_here
+from service.bulk.single_file import count_rows, errors_file, is_finished, join_parts
+
+Make = Callable[..., Job]
+
+
+class Silent:
+    """Counts."""
+
+    def __init__(self) -> None:
+        self.num_items = 0
+        self.parts: list[tuple[int, int, int]] = []
+
+    def item(self) -> None:
+        self.num_items += 1
+
+    def part(self, part: Part, num_rows: int, num_bad: int) -> None:
+        self.parts.append((part.number, num_rows, num_bad))
+
+
+def run(engine: Any, job: Job, path: Path) -> Silent:
+    progress = Silent()
+    with locked_folder(path) as folder:
+        folder.begin(job.record())
+        run_here(engine, job, folder, progress)
+    return progress
+
+
+def rows(path: Path) -> pa.Table:
+    files = sorted(path.glob("*.parquet"))
+    return pa.concat_tables([pq.read_table(file) for file in files])
+
+
+def test_every_picture_has_a_row_or_a_complaint(
+    engine: Any, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    progress = run(engine, make_job(photos), tmp_path / "out")
+    assert sorted(progress.parts) == [(0, 3, 0), (1, 2, 1), (2, 3, 0), (3, 1, 0)]
+    keys = [str(photos / f"{i}.jpg") for i in range(10) if i != 4]
+    assert rows(tmp_path / "out")["key"].to_pylist() == keys
+    assert [p.name for p in (tmp_path / "out" / "_errors").iterdir()] == ["part-00001.jsonl"]
+
+
+@pytest.mark.parametrize("break_at", range(1, 11))
+def test_a_job_that_breaks_off_goes_on_to_the_same_rows(
+    engine: Any, make_job: Make, photos: Path, tmp_path: Path, break_at: int
+) -> None:
+    run(engine, make_job(photos), tmp_path / "whole")
+    engine.num_asked, engine.break_at = 0, break_at
+    with pytest.raises(RuntimeError, match="broken"):
+        run(engine, make_job(photos), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    engine.break_at = None
+    run(engine, make_job(photos), tmp_path / "out")
+    assert rows(tmp_path / "out").equals(rows(tmp_path / "whole"))
+
+
+def test_what_is_there_is_not_computed_again(
+    engine: Any, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    run(engine, make_job(photos), tmp_path / "out")
+    (tmp_path / "out" / "part-00002.parquet").unlink()
+    assert run(engine, make_job(photos), tmp_path / "out").parts == [(2, 3, 0)]
+
+
+def test_what_a_killed_process_left_is_removed(
+    engine: Any, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    run(engine, make_job(photos), tmp_path / "out")
+    left = tmp_path / "out" / ".part-00001.parquet.1.tmp"
+    left.write_bytes(b"half")
+    run(engine, make_job(photos), tmp_path / "out")
+    assert not left.exists()
+
+
+def test_a_part_that_is_computed_anew_forgets_its_complaints(
+    engine: Any, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    run(engine, make_job(photos), tmp_path / "out")
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    whole = (photos / "3.jpg").read_bytes()
+    size = (photos / "4.jpg").stat().st_size
+    (photos / "4.jpg").write_bytes(whole)
+    job = make_job(photos)
+    assert size != len(whole)
+    with pytest.raises(JobError, match="other inputs"):
+        run(engine, job, tmp_path / "out")
+    with locked_folder(tmp_path / "out") as folder:
+        run_here(engine, job, folder, Silent())
+    assert not list((tmp_path / "out" / "_errors").iterdir())
+
+
+def test_options_may_change_while_nothing_is_written(
+    engine: Any, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    engine.break_at = 1
+    with pytest.raises(RuntimeError, match="broken"):
+        run(engine, make_job(photos), tmp_path / "out")
+    engine.break_at = None
+    assert len(run(engine, make_job(photos, outputs=("cls2",)), tmp_path / "out").parts) == 4
+
+
+def test_a_folder_with_something_else_is_left_alone(
+    engine: Any, make_job: Make, photos: Path, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "out" / "part-00000.parquet"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(JobError, match="holds something else"):
+        run(engine, make_job(photos), tmp_path / "out")
+    with locked_folder(tmp_path / "out") as folder:
+        folder.clear()
+    assert theirs.read_bytes() == b"theirs"
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with (
+        locked_folder(tmp_path),
+        pytest.raises(JobError, match="Another process"),
+        locked_folder(tmp_path),
+    ):
+        pass
+
+
+def test_parts_become_one_file(engine: Any, make_job: Make, photos: Path, tmp_path: Path) -> None:
+    job, file = make_job(photos), tmp_path / "out.parquet"
+    run(engine, job, tmp_path / "parts")
+    expected = rows(tmp_path / "parts")
+    with locked_folder(tmp_path / "parts") as folder:
+        join_parts(folder, file, job_schema(job))
+    assert pq.read_table(file).equals(expected)
+    assert count_rows(file) == (9, 1)
+    assert '"invalid_image"' in errors_file(file).read_text(encoding="utf-8")
+    assert not (tmp_path / "parts").exists()
+    assert is_finished(file, job.record())
+    with pytest.raises(JobError, match="other options"):
+        is_finished(file, make_job(photos, outputs=("cls2",)).record())
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path, make_job: Make, photos: Path) -> None:
+    file = tmp_path / "theirs.parquet"
+    pq.write_table(pa.table({"a": [1]}), file)
+    with pytest.raises(JobError, match="no output of this command"):
+        is_finished(file, make_job(photos).record())

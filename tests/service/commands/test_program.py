@@ -1,0 +1,108 @@
+"""The console script: its commands, its help, its statuses."""
+
+import importlib
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from service.commands.exit_status import FAILED, WRONG_USAGE
+from service.commands.program import COMMANDS, PROGRAMS, main
+
+
+def test_the_console_script_is_declared(project_root: Path) -> None:
+    document = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = document["project"]["scripts"]["tipserve"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    named = set(re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE))
+    assert named == {*COMMANDS, *PROGRAMS}
+
+
+def test_without_a_command_it_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == WRONG_USAGE
+    assert "usage: tipserve" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embedd"]) == WRONG_USAGE
+    assert "there is no command 'embedd'; there is embed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_statuses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"examples:\n  tipserve {command} " in text
+    assert "exit status: 0 done" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_option_is_an_error(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = {"embed": ["a", "-o", "b"], "segment": ["a", "--classes=c", "-o=b"]}
+    with pytest.raises(SystemExit) as ended:
+        main([command, *needed.get(command, []), "--modell=x"])
+    assert ended.value.code == WRONG_USAGE
+    assert "unrecognized arguments: --modell=x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        (["serve", "--http-port=0"], ["-m", "service", "--http-port=0"]),
+        (["show", "bundled"], ["-m", "model", "show", "bundled"]),
+        (["convert", "a", "b"], ["-m", "model", "convert", "a", "b"]),
+    ],
+)
+def test_other_programs_take_over(given: list[str], becomes: list[str]) -> None:
+    taken: list[list[str]] = []
+    main(given, execute=lambda path, arguments: taken.append(arguments))
+    assert taken == [[sys.executable, *becomes]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["models", "--url=ftp://x"], "--url begins with http://"),
+        (["models", "--url=http://x", "--runtime=onnx"], "--runtime is the server's to choose"),
+        (["models", "--model=no/such/folder/here"], "no/such/folder/here"),
+        (["models", "--runtime=abacus"], "runtime: "),
+        (["models", "--url=http://x", "--api-key-file=missing"], "cannot be read"),
+        (["segment", "missing.jpg", "--classes=a", "-o=m.png"], "missing.jpg cannot be read"),
+        (["embed", "missing", "-o=x.parquet"], "There is no missing"),
+        (["embed", ".", "-o=x.parquet", "--outputs=cls3"], "--outputs takes patches"),
+    ],
+)
+def test_mistakes_are_answered_by_a_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == FAILED
+    error = capsys.readouterr().err
+    assert error.startswith(f"tipserve {arguments[0]}: ")
+    assert sentence in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("service.bulk")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "service.commands.embed", raising=False)
+    monkeypatch.delitem(sys.modules, "service.commands.embed_options", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
+    assert "pip install 'tipserve[cli]'" in capsys.readouterr().err

@@ -4,29 +4,25 @@ Knows messages and arrays, and neither HTTP nor protobuf. Its coroutines may run
 heavy work runs in the pool and in the lanes.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Executor
-from functools import partial, wraps
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.dense_maps import make_map
 from service.call import Call
-from service.door import Door
-from service.errors import Overloaded
-from service.images.image_codec import ImageLimits
-from service.images.preparation import ImagePreparer, JpegDecode, SizeRule
-from service.lanes.work import Completed, Kind
+from service.features.views import View, fit_view
+from service.images.preparation import SizeRule
 from service.masks.postprocess import (
-    Geometry,
     class_embeddings,
     image_outputs,
     segment_image,
     shorten,
     text_embedding,
 )
+from service.masks.slide import Geometry
 from service.messages import (
     EmbedImagesRequest,
     EmbedImagesResponse,
@@ -36,90 +32,42 @@ from service.messages import (
     EmbedTogetherResponse,
     EstimateMapsRequest,
     EstimateMapsResponse,
-    RequestLimits,
+    FloatArray,
     SegmentImagesRequest,
     SegmentImagesResponse,
 )
-from service.models.admitted import Admitted
-from service.models.image_pass import ImagePass
-from service.models.registry import ModelRegistry
+from service.models.image_pass import EncodedImage, ImagePass
+from service.models.prompts import Prompts, count_waits
 from service.models.served_model import ServedModel
-from service.models.text_encoder import Embeddings
-from service.readiness import Readiness
+from service.request_core import RequestCore, size_rule, with_model
 from service.validation import (
-    PromptGroup,
+    check_choices,
     check_dimensions,
     check_features,
     check_images,
-    check_map_pixels,
     check_outputs,
     check_pixels,
-    check_resolution,
     check_task,
     check_threshold,
-    class_groups,
+    check_view,
+    split_blank,
     text_groups,
 )
-from service.waiting import wait_all, wait_both
-
-# What a prompt costs at the door, in patches: about the tokens of a class name in a template.
-PROMPT_COST: Final = 8
-
-T = TypeVar("T")
-ImagesRequest = EmbedImagesRequest | SegmentImagesRequest | EstimateMapsRequest
-AnyRequest = ImagesRequest | EmbedTextsRequest | EmbedTogetherRequest
-RequestT = TypeVar("RequestT", bound=AnyRequest)
-Answer = Coroutine[Any, Any, T]
-
-
-def _with_model(
-    method: Callable[["DataPlane", RequestT, Call, ServedModel], Answer[T]],
-) -> Callable[["DataPlane", RequestT, Call], Answer[T]]:
-    """Run a method on the model that its request names, which stays whole until it has ended."""
-
-    @wraps(method)
-    async def run(plane: "DataPlane", request: RequestT, call: Call) -> T:
-        plane.door.check()
-        with (
-            plane.models.lease(request.model) as model,
-            model.requests.watching(call, _num_items(request)),
-        ):
-            while True:
-                known_cost = call.known_cost
-                try:
-                    return await method(plane, request, call, model)
-                except Overloaded:
-                    # A patient call whose pictures are larger than was thought waits again.
-                    if not call.is_patient or call.known_cost <= known_cost:
-                        raise
-
-    return run
+from service.vectors.classification import classify
+from service.vectors.packing import pack, pack_all
+from service.view_messages import (
+    ClassifyImagesRequest,
+    ClassifyImagesResponse,
+    ViewFeaturesRequest,
+    ViewFeaturesResponse,
+)
+from service.waiting import wait_all
 
 
-class DataPlane(Readiness):
+class DataPlane(RequestCore):
     """One method for each capability. Thread-safe."""
 
-    def __init__(
-        self,
-        door: Door,
-        models: ModelRegistry,
-        *,
-        limits: RequestLimits,
-        max_image_patches: int,
-        pool: Executor,
-        jpeg_decode: JpegDecode = "fast",
-    ) -> None:
-        super().__init__(door, models)
-        self.limits = limits
-        self._pool = pool
-        self.image_limits = ImageLimits(
-            max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
-        )
-        self._preparer = ImagePreparer(
-            self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
-        )
-
-    @_with_model
+    @with_model
     async def embed_images(
         self, request: EmbedImagesRequest, call: Call, model: ServedModel
     ) -> EmbedImagesResponse:
@@ -131,24 +79,32 @@ class DataPlane(Readiness):
         check_images(request.images, self.limits)
         check_pixels(request.images, model.manifest)
         names = check_outputs(request.outputs, model.manifest)
-        rule = _size_rule(request, model)
+        rule = size_rule(request, model)
         cost = len(request.images) * rule.nominal_patches
         async with self._inside(model, cost, call) as ticket:
-            images = ImagePass(request.images, rule, model=model, call=call)
+            images = self._pass(request, rule, model, call)
             encoded = await images.run(self._preparer, ticket, self._pool)
             with call.stage("post"):
-                embeddings = tuple(
+                embeddings = [
                     image_outputs(
-                        image.completed.outputs,
-                        names,
-                        grid_hw=image.grid_hw,
-                        normalize=request.normalize,
+                        image.outputs, names, grid_hw=image.grid_hw, normalize=request.normalize
                     )
                     for image in encoded
-                )
-        return EmbedImagesResponse(model=model.manifest.name, embeddings=embeddings)
+                ]
+                if request.vector_type == "float32":
+                    packed, scales = embeddings, []
+                else:
+                    work = partial(pack_all, vector_type=request.vector_type)
+                    both = await wait_all(self.offload(partial(work, e)) for e in embeddings)
+                    packed, scales = [rows for rows, _ in both], [scale for _, scale in both]
+        return EmbedImagesResponse(
+            model=model.manifest.name,
+            embeddings=tuple(packed),
+            scales=tuple(scales),
+            errors=images.errors,
+        )
 
-    @_with_model
+    @with_model
     async def embed_texts(
         self, request: EmbedTextsRequest, call: Call, model: ServedModel
     ) -> EmbedTextsResponse:
@@ -157,21 +113,30 @@ class DataPlane(Readiness):
         Raises:
             ServiceError: As `service.errors` draws it.
         """
-        groups = text_groups(request.texts, request.templates, self.limits)
-        cached = model.find_cached(groups)
-        missing = _missing(groups, cached)
-        async with self._inside(model, PROMPT_COST * len(missing), call):
-            encoded, done = await model.encode_prompts(missing, call, self._pool)
-            _count_waits(done, call)
+        groups, errors = text_groups(request, self.limits)
+        texts = Prompts.of(list(groups.values()), model)
+        async with self._inside(model, texts.cost, call):
+            if request.partial:
+                blank = await self.offload(partial(model.blank_prompts, list(texts.missing)))
+                groups, errors = split_blank(groups, errors, blank)
+                texts = Prompts.of(list(groups.values()), model)
+            encoded, done = await texts.encode(call, self._pool)
+            count_waits(done, call)
             with call.stage("post"):
-                known = {**cached, **encoded}
+                known = {**texts.cached, **encoded}
                 rows = [
                     text_embedding(group.prompts, known, normalize=request.normalize)
-                    for group in groups
+                    for group in texts.groups
                 ]
-        return EmbedTextsResponse(model=model.manifest.name, embeddings_TD=np.stack(rows))
+                stacked_TD = (
+                    np.stack(rows) if rows else np.zeros((0, model.manifest.embed_dim), "f4")
+                )
+                packed_TD, scales_T = pack(stacked_TD, request.vector_type)
+        return EmbedTextsResponse(
+            model=model.manifest.name, embeddings_TD=packed_TD, scales_T=scales_T, errors=errors
+        )
 
-    @_with_model
+    @with_model
     async def embed_together(
         self, request: EmbedTogetherRequest, call: Call, model: ServedModel
     ) -> EmbedTogetherResponse:
@@ -183,24 +148,19 @@ class DataPlane(Readiness):
         if request.images or not request.texts:
             check_images(request.images, self.limits)
         dimensions = check_dimensions(request.dimensions, model.manifest)
-        rule = _size_rule(request, model)
-        groups = text_groups(request.texts, "none", self.limits) if request.texts else []
-        cached = model.find_cached(groups)
-        missing = _missing(groups, cached)
-        cost = len(request.images) * rule.nominal_patches + PROMPT_COST * len(missing)
+        rule = size_rule(request, model)
+        described = EmbedTextsRequest(texts=request.texts)
+        groups = text_groups(described, self.limits)[0] if request.texts else {}
+        texts = Prompts.of(list(groups.values()), model)
+        cost = len(request.images) * rule.nominal_patches + texts.cost
         async with self._inside(model, cost, call) as ticket:
             images = ImagePass(request.images, rule, model=model, call=call)
-            encoded, (prompts, text_done) = await wait_both(
-                images.run(self._preparer, ticket, self._pool),
-                model.encode_prompts(missing, call, self._pool),
-            )
-            _count_waits(text_done, call)
+            encoded, known = await self._run_both(images, texts, ticket, call)
             count = partial(model.count_tokens, request.texts)
             num_tokens = await self.offload(count) if request.texts else 0
             with call.stage("post"):
-                known = {**cached, **prompts}
-                rows = [image.completed.outputs["cls1"] for image in encoded]
-                rows += [known[prompt] for group in groups for prompt in group.prompts]
+                rows = [image.outputs["cls1"] for image in encoded]
+                rows += [known[prompt] for group in texts.groups for prompt in group.prompts]
                 unit_ID = shorten(np.stack(rows), dimensions)
         return EmbedTogetherResponse(
             model=model.manifest.name,
@@ -210,7 +170,7 @@ class DataPlane(Readiness):
             num_tokens=num_tokens,
         )
 
-    @_with_model
+    @with_model
     async def segment_images(
         self, request: SegmentImagesRequest, call: Call, model: ServedModel
     ) -> SegmentImagesResponse:
@@ -221,29 +181,19 @@ class DataPlane(Readiness):
         """
         check_images(request.images, self.limits)
         check_threshold(request.background_threshold)
-        rule = _size_rule(request, model)
+        rule = size_rule(request, model)
         features = check_features(request.features, model.manifest)
-        templates = request.templates
-        if templates is None:
-            templates = model.manifest.zero_shot.templates
-        groups = class_groups(request.classes, request.background_classes, templates, self.limits)
-        cached = model.find_cached(groups)
-        missing = _missing(groups, cached)
-        cost = len(request.images) * rule.nominal_patches + PROMPT_COST * len(missing)
+        texts = self._class_prompts(request, model)
+        cost = len(request.images) * rule.nominal_patches + texts.cost
         async with self._inside(model, cost, call) as ticket:
-            images = ImagePass(request.images, rule, model=model, call=call)
-            encoded, (prompts, text_done) = await wait_both(
-                images.run(self._preparer, ticket, self._pool),
-                model.encode_prompts(missing, call, self._pool),
-            )
-            _count_waits(text_done, call)
+            images = self._pass(request, rule, model, call)
+            encoded, known = await self._run_both(images, texts, ticket, call)
             with call.stage("post"):
-                known = {**cached, **prompts}
-                classes_KD = class_embeddings([group.prompts for group in groups], known)
+                classes_KD = class_embeddings([g.prompts for g in texts.groups], known)
                 masks = await wait_all(
-                    self.offload(partial(segment_image, features_ND, classes_KD, geometry, request))
-                    for features_ND, geometry in (
-                        (image.completed.outputs[features], Geometry(image.grid_hw, image.size_hw))
+                    self.offload(partial(segment_image, parts, classes_KD, geometry, request))
+                    for parts, geometry in (
+                        ([part.outputs[features] for part in image.parts], _geometry(image, rule))
                         for image in encoded
                     )
                 )
@@ -251,9 +201,70 @@ class DataPlane(Readiness):
             model=model.manifest.name,
             classes=tuple(c.name for c in request.classes),
             segmentations=tuple(masks),
+            errors=images.errors,
         )
 
-    @_with_model
+    @with_model
+    async def classify_images(
+        self, request: ClassifyImagesRequest, call: Call, model: ServedModel
+    ) -> ClassifyImagesResponse:
+        """Which of the classes each picture shows, the best first.
+
+        Raises:
+            ServiceError: As `service.errors` draws it.
+        """
+        check_images(request.images, self.limits)
+        check_choices(request)
+        features = check_features(request.features, model.manifest)
+        rule = size_rule(request, model)
+        texts = self._class_prompts(request, model)
+        cost = len(request.images) * rule.nominal_patches + texts.cost
+        temperature = request.temperature or model.manifest.temperature
+        async with self._inside(model, cost, call) as ticket:
+            images = self._pass(request, rule, model, call)
+            encoded, known = await self._run_both(images, texts, ticket, call)
+            with call.stage("post"):
+                classes_KD = class_embeddings([g.prompts for g in texts.groups], known)
+                found = [
+                    classify(
+                        image.outputs[features],
+                        classes_KD,
+                        temperature=temperature,
+                        top_k=request.top_k,
+                    )
+                    for image in encoded
+                ]
+        return ClassifyImagesResponse(
+            model=model.manifest.name,
+            classes=tuple(c.name for c in request.classes),
+            classifications=tuple(found),
+            errors=images.errors,
+        )
+
+    @with_model
+    async def view_features(
+        self, request: ViewFeaturesRequest, call: Call, model: ServedModel
+    ) -> ViewFeaturesResponse:
+        """Patch embeddings of every picture as colours, as one component, or as groups.
+
+        Raises:
+            ServiceError: As `service.errors` draws it.
+        """
+        check_images(request.images, self.limits)
+        check_view(request)
+        features = check_features(request.features, model.manifest)
+        rule = size_rule(request, model)
+        cost = len(request.images) * rule.nominal_patches
+        async with self._inside(model, cost, call) as ticket:
+            images = self._pass(request, rule, model, call)
+            encoded = await images.run(self._preparer, ticket, self._pool)
+            with call.stage("post"):
+                maps = await self._view(request, encoded, features)
+        return ViewFeaturesResponse(
+            model=model.manifest.name, maps=tuple(maps), errors=images.errors
+        )
+
+    @with_model
     async def estimate_maps(
         self, request: EstimateMapsRequest, call: Call, model: ServedModel
     ) -> EstimateMapsResponse:
@@ -265,59 +276,40 @@ class DataPlane(Readiness):
         task = request.task
         check_images(request.images, self.limits)
         check_task(task, model.info)
-        rule = _size_rule(request, model)
+        rule = size_rule(request, model)
         cost = len(request.images) * rule.nominal_patches
         async with self._inside(model, cost, call, task) as ticket:
             is_scaled = request.size == "picture"
-            check = partial(check_map_pixels, limits=self.limits) if is_scaled else None
-            images = ImagePass(
-                request.images, rule, model=model, call=call, kind=task, check_sizes=check
-            )
+            images = self._pass(request, rule, model, call)
             estimated = await images.run(self._preparer, ticket, self._pool)
             with call.stage("post"):
                 maps = await wait_all(
                     self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
-                    for raw, image in ((e.completed.outputs[task], e) for e in estimated)
+                    for raw, image in ((e.outputs[task], e) for e in estimated)
                 )
-        return EstimateMapsResponse(model=model.manifest.name, maps=tuple(maps))
+        return EstimateMapsResponse(
+            model=model.manifest.name, maps=tuple(maps), errors=images.errors
+        )
 
-    async def offload(self, work: Callable[[], T]) -> T:
-        """Do CPU work in the pool instead of on the caller's event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def _view(
+        self, request: ViewFeaturesRequest, encoded: Sequence[EncodedImage], features: str
+    ) -> list[NDArray[Any]]:
+        rows = [image.outputs[features] for image in encoded]
+        together: View | None = None
+        if request.scope == "together" and rows:
+            together = await self.offload(partial(fit_view, request, rows))
 
-    def _inside(
-        self, model: ServedModel, cost: int, call: Call, kind: Kind | None = None
-    ) -> Admitted:
-        """Admit the whole request and hold its room until the block ends or the deadline passes."""
-        return Admitted(self.door, model.admission, cost=cost, call=call, kind=kind)
+        def draw(rows_ND: FloatArray, image: EncodedImage) -> NDArray[Any]:
+            view = together or fit_view(request, [rows_ND])
+            size_hw = image.size_hw if request.size == "picture" else image.grid_hw
+            return view(rows_ND, image.grid_hw, size_hw)
 
-
-def _num_items(request: AnyRequest) -> int:
-    return len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
-
-
-def _size_rule(request: ImagesRequest | EmbedTogetherRequest, model: ServedModel) -> SizeRule:
-    return SizeRule(
-        resolution=check_resolution(request.resolution, model.manifest),
-        fit=request.fit,
-        patch_size=model.manifest.patch_size,
-        multiple=model.manifest.size_multiple,
-    )
+        return await wait_all(
+            self.offload(partial(draw, rows_ND, image))
+            for rows_ND, image in zip(rows, encoded, strict=True)
+        )
 
 
-def _missing(groups: Sequence[PromptGroup], cached: Embeddings) -> Mapping[str, str]:
-    """Each prompt that must be computed, once, with the field that it comes from."""
-    missing: dict[str, str] = {}
-    for group in groups:
-        for prompt in group.prompts:
-            if prompt not in cached:
-                missing.setdefault(prompt, group.param)
-    return missing
-
-
-def _count_waits(done: Sequence[Completed], call: Call) -> None:
-    """Items run side by side: the slowest is what the caller waited for."""
-    call.wait("queue", max((d.queue_s for d in done), default=0.0))
-    call.wait("run", max((d.run_s for d in done), default=0.0))
-    for batch in {d.batch for d in done}:
-        call.trace.ran_in(batch)
+def _geometry(image: EncodedImage, rule: SizeRule) -> Geometry:
+    scaled_hw = image.scaled_hw
+    return Geometry(image.grid_hw, image.size_hw, scaled_hw=scaled_hw, windows=rule.windows)

@@ -6,6 +6,7 @@ T texts.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
@@ -16,16 +17,24 @@ from model.dense_maps import MapTask
 from model.package import Manifest, ParityEntry
 from model.preprocess import Fit
 from model.winner_map import Labels
+from service.errors import ServiceError
 
 FloatArray = NDArray[np.float32]
 Features = Literal["values", "patches"]
 TemplateSet = Literal["none", "tcl"]
 ImageOutput = Literal["patches", "values", "cls1", "cls2"]
 MapSize = Literal["picture", "model"]
+SegmentMode = Literal["whole", "slide"]
+VectorType = Literal["float32", "float16", "int8"]
 
 # An encoded picture; or its pixels, uint8 [H, W, 3], upright RGB; or what the model is to see,
 # float32 [3, H, W] in [0, 1], of a size that it takes.
 Picture = bytes | NDArray[np.uint8] | NDArray[np.float32]
+# Of a `partial` request also why there is no picture.
+MaybePicture = Picture | ServiceError
+MaybeEncoded = bytes | ServiceError
+# What is wrong with single items of a `partial` request, by their place in it.
+ItemErrors = Mapping[int, ServiceError]
 
 PARITY_FIELDS: Final = (
     "file",
@@ -53,22 +62,36 @@ class EmbedImagesRequest:
         normalize: Whether every embedding has unit length.
         resolution: Short side in pixels; None is the model's native size.
         fit: How a picture is brought to the resolution.
+        vector_type: As what numbers they are sent.
+        partial: Whether pictures that cannot be read leave the others their answers.
     """
 
-    images: tuple[Picture, ...]
+    images: tuple[MaybePicture, ...]
     model: str | None = None
     outputs: tuple[str, ...] = ("cls1",)
     normalize: bool = True
     resolution: int | None = None
     fit: Fit = "squash"
+    vector_type: VectorType = "float32"
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedImagesResponse:
-    """For each picture its outputs by name: patches and values [h, w, D], cls1 and cls2 [D]."""
+    """For each picture its outputs by name: patches and values [h, w, D], cls1 and cls2 [D].
+
+    Attributes:
+        model: Which answered.
+        embeddings: Of the pictures that have no error, in order; of the type that was asked for.
+        scales: The same without their last axis, for int8 only: an element times its row's scale is
+            what it stands for.
+        errors: By the place of the picture.
+    """
 
     model: str
-    embeddings: tuple[dict[str, FloatArray], ...]
+    embeddings: tuple[dict[str, NDArray[Any]], ...]
+    scales: tuple[dict[str, FloatArray], ...] = ()
+    errors: ItemErrors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +102,32 @@ class EmbedTextsRequest:
     model: str | None = None
     templates: TemplateSet | tuple[str, ...] = TEXT_TEMPLATES
     normalize: bool = True
+    vector_type: VectorType = "float32"
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedTextsResponse:
-    """One row for each text, in the order of the request."""
+    """One row for each text that has no error, in the order of the request; scales as above."""
 
     model: str
-    embeddings_TD: FloatArray
+    embeddings_TD: NDArray[Any]
+    scales_T: FloatArray | None = None
+    errors: ItemErrors = field(default_factory=dict)
+
+    def in_places(self) -> tuple[NDArray[Any], FloatArray | None]:
+        """Rows and scales of all texts of the request, with zeros where there is an error."""
+        if not self.errors:
+            return self.embeddings_TD, self.scales_T
+        num_texts = len(self.embeddings_TD) + len(self.errors)
+        good = [index for index in range(num_texts) if index not in self.errors]
+        rows_TD = np.zeros((num_texts, self.embeddings_TD.shape[1]), self.embeddings_TD.dtype)
+        rows_TD[good] = self.embeddings_TD
+        if self.scales_T is None:
+            return rows_TD, None
+        scales_T = np.zeros(num_texts, np.float32)
+        scales_T[good] = self.scales_T
+        return rows_TD, scales_T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +143,7 @@ class EmbedTogetherRequest:
         fit: How a picture is brought to the resolution.
     """
 
-    images: tuple[bytes, ...] = ()
+    images: tuple[MaybeEncoded, ...] = ()
     texts: tuple[str, ...] = ()
     model: str | None = None
     dimensions: int | None = None
@@ -149,12 +190,15 @@ class SegmentImagesRequest:
         features: None is what the model's manifest chose.
         resolution: Short side in pixels; None is the model's native size.
         fit: How a picture is brought to the resolution.
-        background_threshold: Cosine under which a pixel is background; None is never.
+        background_threshold: Score under which a pixel is background; None is never.
         background_classes: Things that count as background where they win.
-        include_scores: Whether the winner's cosine is sent for every pixel.
+        include_scores: Whether the winner's score is sent for every pixel.
+        mode: Whether the model sees the whole picture at once, where scores are cosines; or windows
+            of it, where they are mean probabilities.
+        partial: Whether pictures that cannot be read leave the others their answers.
     """
 
-    images: tuple[bytes, ...]
+    images: tuple[MaybeEncoded, ...]
     classes: tuple[SegmentClass, ...]
     model: str | None = None
     templates: TemplateSet | tuple[str, ...] | None = None
@@ -164,6 +208,8 @@ class SegmentImagesRequest:
     background_threshold: float | None = None
     background_classes: tuple[SegmentClass, ...] = ()
     include_scores: bool = False
+    mode: SegmentMode = "whole"
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +219,7 @@ class Segmentation:
     Attributes:
         labels_HW: k for the k-th class, 0 for background. The picture's size, upright. uint8 or
             uint16, whichever is large enough.
-        scores_HW: Cosine of the best class or background class; None where it was not asked for.
+        scores_HW: Of the best class or background class; None where it was not asked for.
         area_shares: Share of all pixels for the background and then each class.
     """
 
@@ -189,11 +235,12 @@ class Segmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentImagesResponse:
-    """One segmentation for each picture, in the order of the request."""
+    """One segmentation for each picture that has no error, in the order of the request."""
 
     model: str
     classes: tuple[str, ...]
     segmentations: tuple[Segmentation, ...]
+    errors: ItemErrors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,22 +254,28 @@ class EstimateMapsRequest:
         resolution: Short side in pixels; None is the model's native size.
         fit: How a picture is brought to the resolution.
         size: Whether a map has its picture's size or the head's own.
+        partial: Whether pictures that cannot be read leave the others their answers.
     """
 
     task: MapTask
-    images: tuple[bytes, ...]
+    images: tuple[MaybeEncoded, ...]
     model: str | None = None
     resolution: int | None = None
     fit: Fit = "aspect"
     size: MapSize = "picture"
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateMapsResponse:
-    """One map for each picture: depth in metres [H, W], or normals of unit length [H, W, 3]."""
+    """One map for each picture: depth in metres [H, W], or normals of unit length [H, W, 3].
+
+    Pictures with an error have none.
+    """
 
     model: str
     maps: tuple[FloatArray, ...]
+    errors: ItemErrors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 Every error names its field and, for an item of a list, its index.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -13,20 +14,25 @@ from numpy.typing import NDArray
 from model.dense_maps import MapTask
 from model.package import Manifest
 from model.text import TEMPLATES, fill
-from service.errors import InvalidRequest, NotSupported, RequestTooLarge
+from service.errors import InvalidRequest, NotSupported, RequestTooLarge, ServiceError
 from service.messages import (
     IMAGE_OUTPUTS,
-    Features,
+    EmbedTextsRequest,
     ImageOutput,
+    MaybePicture,
     ModelInfo,
-    Picture,
     RequestLimits,
     SegmentClass,
     TemplateSet,
 )
+from service.view_messages import ClassifyImagesRequest, ViewFeaturesRequest
 
 MAX_TEXT_CHARS: Final = 2000
 MAX_TEMPLATES: Final = 64
+GROUP_COUNTS: Final = range(2, 21)
+MAX_SEED: Final = 2**31 - 1
+# Below it the best class would have all of the probability, whatever the others have.
+MIN_TEMPERATURE: Final = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +43,7 @@ class PromptGroup:
     prompts: tuple[str, ...]
 
 
-def check_images(images: Sequence[Picture | str], limits: RequestLimits) -> None:
+def check_images(images: Sequence[MaybePicture | str], limits: RequestLimits) -> None:
     """Refuse no pictures, and too many.
 
     Raises:
@@ -47,7 +53,7 @@ def check_images(images: Sequence[Picture | str], limits: RequestLimits) -> None
     _check_count(len(images), limits.max_images, field="images", noun="picture")
 
 
-def check_pixels(images: Sequence[Picture], manifest: Manifest) -> None:
+def check_pixels(images: Sequence[MaybePicture], manifest: Manifest) -> None:
     """Of pictures that come as pixels: refuse other shapes, and sizes that the model does not see.
 
     Raises:
@@ -55,7 +61,7 @@ def check_pixels(images: Sequence[Picture], manifest: Manifest) -> None:
             of a size that would have to be scaled.
     """
     for index, image in enumerate(images):
-        if not isinstance(image, bytes):
+        if not isinstance(image, bytes | ServiceError):
             _check_pixels(image, manifest, f"images[{index}]")
 
 
@@ -139,8 +145,8 @@ def check_dimensions(dimensions: int | None, manifest: Manifest) -> int:
     return dimensions
 
 
-def check_features(features: Features | None, manifest: Manifest) -> Features:
-    """The patch embeddings to compare with classes.
+def check_features(features: ImageOutput | None, manifest: Manifest) -> ImageOutput:
+    """The embeddings to compare with classes, or to look at.
 
     Raises:
         InvalidRequest: The model does not have them.
@@ -205,18 +211,78 @@ def check_threshold(threshold: float | None) -> None:
         )
 
 
+def check_choices(request: ClassifyImagesRequest) -> None:
+    """Refuse a temperature that divides nothing, and fewer classes than one.
+
+    Raises:
+        InvalidRequest: It is so.
+    """
+    if request.temperature is not None and not MIN_TEMPERATURE <= request.temperature < math.inf:
+        raise InvalidRequest(
+            f"temperature is a number from {MIN_TEMPERATURE}, not {request.temperature}.",
+            param="temperature",
+        )
+    if request.top_k is not None and request.top_k < 1:
+        raise InvalidRequest(f"top_k is at least 1, not {request.top_k}.", param="top_k")
+
+
+def check_view(request: ViewFeaturesRequest) -> None:
+    """Refuse numbers of groups and seeds out of range, and where there are no groups.
+
+    Raises:
+        InvalidRequest: It is so.
+    """
+    for field, value, allowed in (
+        ("group_count", request.group_count, GROUP_COUNTS),
+        ("seed", request.seed, range(MAX_SEED + 1)),
+    ):
+        if value is None:
+            continue
+        if request.view != "groups":
+            raise InvalidRequest(f"{field} is of the view groups; ask for it.", param=field)
+        if value not in allowed:
+            raise InvalidRequest(
+                f"{field} is from {allowed[0]} to {allowed[-1]}, not {value}.", param=field
+            )
+
+
 def text_groups(
-    texts: Sequence[str], templates: TemplateSet | tuple[str, ...], limits: RequestLimits
-) -> list[PromptGroup]:
-    """The prompts of each text.
+    request: EmbedTextsRequest, limits: RequestLimits
+) -> tuple[dict[int, PromptGroup], dict[int, ServiceError]]:
+    """The prompts of each text by its place; and where the request is partial, what is wrong.
 
     Raises:
         InvalidRequest: No text, a blank or overlong one, or a template without exactly one `{}`.
         RequestTooLarge: Too many texts.
     """
-    _check_count(len(texts), limits.max_texts, field="texts", noun="text")
-    chosen = _check_templates(templates)
-    return [_group([text], f"texts[{i}]", chosen) for i, text in enumerate(texts)]
+    _check_count(len(request.texts), limits.max_texts, field="texts", noun="text")
+    chosen = _check_templates(request.templates)
+    groups: dict[int, PromptGroup] = {}
+    errors: dict[int, ServiceError] = {}
+    for index, text in enumerate(request.texts):
+        try:
+            groups[index] = _group([text], f"texts[{index}]", chosen)
+        except InvalidRequest as error:
+            if not request.partial:
+                raise
+            errors[index] = error.with_traceback(None)
+    return groups, errors
+
+
+def split_blank(
+    groups: Mapping[int, PromptGroup], errors: Mapping[int, ServiceError], blank: Set[str]
+) -> tuple[dict[int, PromptGroup], dict[int, ServiceError]]:
+    """Texts by their place without those that have a blank prompt, which are errors too."""
+    bad = {i: group for i, group in groups.items() if not blank.isdisjoint(group.prompts)}
+    good = {i: group for i, group in groups.items() if i not in bad}
+    return good, {**errors, **{i: blank_text(group.param) for i, group in bad.items()}}
+
+
+def blank_text(param: str) -> InvalidRequest:
+    """What is told of a text without a token."""
+    return InvalidRequest(
+        f"{param} holds nothing that the tokenizer knows.", code="blank_text", param=param
+    )
 
 
 def class_groups(

@@ -1,6 +1,6 @@
 """Protobuf to messages and back; the only place that knows both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from service.grpc.generated import (
     dense_pb2,
     embed_pb2,
     image_pb2,
+    item_error_pb2,
     model_pb2,
     segment_pb2,
     tensor_pb2,
@@ -28,13 +29,17 @@ from service.messages import (
     EstimateMapsRequest,
     EstimateMapsResponse,
     Features,
+    FloatArray,
+    ItemErrors,
     MapSize,
     ModelInfo,
     Segmentation,
     SegmentClass,
     SegmentImagesRequest,
     SegmentImagesResponse,
+    SegmentMode,
     TemplateSet,
+    VectorType,
 )
 
 T = TypeVar("T")
@@ -61,9 +66,20 @@ TEMPLATE_SETS: Mapping[text_pb2.TemplateSet, TemplateSet] = {
     text_pb2.TEMPLATE_SET_NONE: "none",
     text_pb2.TEMPLATE_SET_TCL: "tcl",
 }
+MODES: Mapping[segment_pb2.SegmentMode, SegmentMode] = {
+    segment_pb2.SEGMENT_MODE_WHOLE: "whole",
+    segment_pb2.SEGMENT_MODE_SLIDE: "slide",
+}
+VECTOR_TYPES: Mapping[embed_pb2.VectorType, VectorType] = {
+    embed_pb2.VECTOR_TYPE_FLOAT32: "float32",
+    embed_pb2.VECTOR_TYPE_FLOAT16: "float16",
+    embed_pb2.VECTOR_TYPE_INT8: "int8",
+}
 DATA_TYPES: Mapping[str, tensor_pb2.DataType] = {
     "float32": tensor_pb2.DATA_TYPE_FLOAT32,
     "uint16": tensor_pb2.DATA_TYPE_UINT16,
+    "float16": tensor_pb2.DATA_TYPE_FLOAT16,
+    "int8": tensor_pb2.DATA_TYPE_INT8,
 }
 
 
@@ -82,7 +98,9 @@ def to_embed_images(request: embed_pb2.EmbedImagesRequest) -> EmbedImagesRequest
         outputs=outputs or default.outputs,
         normalize=request.normalize if request.HasField("normalize") else default.normalize,
         resolution=request.resolution if request.HasField("resolution") else default.resolution,
-        fit=_choice(FITS, request.fit, "fit") or default.fit,
+        fit=choice(FITS, request.fit, "fit") or default.fit,
+        vector_type=choice(VECTOR_TYPES, request.vector_type, "dtype") or default.vector_type,
+        partial=request.partial,
     )
 
 
@@ -94,12 +112,14 @@ def to_embed_texts(request: embed_pb2.EmbedTextsRequest) -> EmbedTextsRequest:
     """
     refuse_unknown_fields(request)
     default = EmbedTextsRequest
-    given = _templates(request.templates) if request.HasField("templates") else None
+    given = templates_of(request.templates) if request.HasField("templates") else None
     return default(
         texts=tuple(request.texts),
         model=request.model or None,
         templates=default.templates if given is None else given,
         normalize=request.normalize if request.HasField("normalize") else default.normalize,
+        vector_type=choice(VECTOR_TYPES, request.vector_type, "dtype") or default.vector_type,
+        partial=request.partial,
     )
 
 
@@ -114,19 +134,21 @@ def to_segment_images(request: segment_pb2.SegmentImagesRequest) -> SegmentImage
     has = request.HasField
     return default(
         images=tuple(image.encoded for image in request.images),
-        classes=_classes(request.classes),
+        classes=classes_of(request.classes),
         model=request.model or None,
-        templates=_templates(request.templates) if has("templates") else default.templates,
-        features=_choice(FEATURES, request.features, "features"),
+        templates=templates_of(request.templates) if has("templates") else default.templates,
+        features=choice(FEATURES, request.features, "features"),
         resolution=request.resolution if has("resolution") else default.resolution,
-        fit=_choice(FITS, request.fit, "fit") or default.fit,
+        fit=choice(FITS, request.fit, "fit") or default.fit,
         background_threshold=(
             request.background_threshold
             if has("background_threshold")
             else default.background_threshold
         ),
-        background_classes=_classes(request.background_classes),
+        background_classes=classes_of(request.background_classes),
         include_scores=request.include_scores if has("include_scores") else default.include_scores,
+        mode=choice(MODES, request.mode, "mode") or default.mode,
+        partial=request.partial,
     )
 
 
@@ -145,43 +167,63 @@ def to_estimate_maps(
         images=tuple(image.encoded for image in request.images),
         model=request.model or None,
         resolution=request.resolution if request.HasField("resolution") else default.resolution,
-        fit=_choice(FITS, request.fit, "fit") or default.fit,
-        size=_choice(MAP_SIZES, request.size, "size") or default.size,
+        fit=choice(FITS, request.fit, "fit") or default.fit,
+        size=choice(MAP_SIZES, request.size, "size") or default.size,
+        partial=request.partial,
     )
 
 
 def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesResponse:
     """Write an answer."""
-    message = embed_pb2.EmbedImagesResponse(model=answer.model)
-    for outputs in answer.embeddings:
+    message = embed_pb2.EmbedImagesResponse(model=answer.model, errors=item_errors(answer.errors))
+    scales = answer.scales or ({},) * len(answer.embeddings)
+    rows = zip(answer.embeddings, scales, strict=True)
+    for place in range(len(answer.embeddings) + len(answer.errors)):
         # Written in place: a message that is put into another is copied, at every level.
         embedding = message.embeddings.add()
-        for name, array in outputs.items():
-            write_tensor(getattr(embedding, name), array)
+        if place not in answer.errors:
+            outputs, factors = next(rows)
+            for name, array in outputs.items():
+                write_tensor(getattr(embedding, name), array, factors.get(name))
     return message
 
 
 def from_embed_texts(answer: EmbedTextsResponse) -> embed_pb2.EmbedTextsResponse:
     """Write an answer."""
-    return embed_pb2.EmbedTextsResponse(model=answer.model, embeddings=tensor(answer.embeddings_TD))
+    rows_TD, scales_T = answer.in_places()
+    return embed_pb2.EmbedTextsResponse(
+        model=answer.model, embeddings=tensor(rows_TD, scales_T), errors=item_errors(answer.errors)
+    )
 
 
 def from_segment_images(answer: SegmentImagesResponse) -> segment_pb2.SegmentImagesResponse:
     """Write an answer."""
     masks = [_segmentation(mask, answer.classes) for mask in answer.segmentations]
-    return segment_pb2.SegmentImagesResponse(model=answer.model, segmentations=masks)
+    return segment_pb2.SegmentImagesResponse(
+        model=answer.model,
+        segmentations=in_places(masks, answer.errors, segment_pb2.Segmentation()),
+        errors=item_errors(answer.errors),
+    )
 
 
 def from_depth(answer: EstimateMapsResponse) -> dense_pb2.EstimateDepthResponse:
     """Write an answer."""
     maps = [dense_pb2.DepthMap(depth=tensor(depth_HW)) for depth_HW in answer.maps]
-    return dense_pb2.EstimateDepthResponse(model=answer.model, maps=maps)
+    return dense_pb2.EstimateDepthResponse(
+        model=answer.model,
+        maps=in_places(maps, answer.errors, dense_pb2.DepthMap()),
+        errors=item_errors(answer.errors),
+    )
 
 
 def from_normals(answer: EstimateMapsResponse) -> dense_pb2.EstimateNormalsResponse:
     """Write an answer."""
     maps = [dense_pb2.NormalMap(normals=tensor(normals_HW3)) for normals_HW3 in answer.maps]
-    return dense_pb2.EstimateNormalsResponse(model=answer.model, maps=maps)
+    return dense_pb2.EstimateNormalsResponse(
+        model=answer.model,
+        maps=in_places(maps, answer.errors, dense_pb2.NormalMap()),
+        errors=item_errors(answer.errors),
+    )
 
 
 def from_model(info: ModelInfo) -> model_pb2.Model:
@@ -232,21 +274,43 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
     )
 
 
-def tensor(array: NDArray[np.generic]) -> tensor_pb2.Tensor:
-    """An array as shape, type and little-endian bytes."""
+def tensor(array: NDArray[np.generic], scales: FloatArray | None = None) -> tensor_pb2.Tensor:
+    """An array as shape, type and little-endian bytes; with the scales of its rows, if any."""
     message = tensor_pb2.Tensor()
-    write_tensor(message, array)
+    write_tensor(message, array, scales)
     return message
 
 
-def write_tensor(message: tensor_pb2.Tensor, array: NDArray[np.generic]) -> None:
-    """Fill a message with an array, which is copied once."""
+def write_tensor(
+    message: tensor_pb2.Tensor, array: NDArray[np.generic], scales: FloatArray | None = None
+) -> None:
+    """Fill a message with an array, which is copied once, and the scales of its rows, if any."""
     message.shape.extend(array.shape)
     message.data_type = DATA_TYPES[array.dtype.name]
     message.data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    if scales is not None:
+        message.row_scales.extend(scales.ravel().tolist())
 
 
-def _choice(table: Mapping[NumberT, T], value: NumberT, param: str) -> T | None:
+def in_places(items: Iterable[T], errors: ItemErrors, empty: T) -> list[T]:
+    """What there is for each item of the request; where there is an error, something empty."""
+    good = list(items)
+    for index in sorted(errors):
+        good.insert(index, empty)
+    return good
+
+
+def item_errors(errors: ItemErrors) -> list[item_error_pb2.ItemError]:
+    """What is wrong with single items, in order."""
+    return [
+        item_error_pb2.ItemError(
+            index=index, reason=error.code, message=error.message, field=error.param or ""
+        )
+        for index, error in sorted(errors.items())
+    ]
+
+
+def choice(table: Mapping[NumberT, T], value: NumberT, param: str) -> T | None:
     """The value's meaning; None for zero, which is a field that was not set."""
     if value == 0:
         return None
@@ -259,16 +323,22 @@ def _number(table: Mapping[NumberT, str], name: str) -> NumberT:
     return next(number for number, known in table.items() if known == name)
 
 
-def _templates(templates: text_pb2.Templates) -> TemplateSet | tuple[str, ...]:
+def templates_of(templates: text_pb2.Templates) -> TemplateSet | tuple[str, ...]:
+    """A set's name, or the caller's own.
+
+    Raises:
+        InvalidRequest: Neither is there.
+    """
     if templates.WhichOneof("choice") == "custom":
         return tuple(templates.custom.templates)
-    chosen = _choice(TEMPLATE_SETS, templates.set, "templates")
+    chosen = choice(TEMPLATE_SETS, templates.set, "templates")
     if chosen is None:
         raise InvalidRequest("templates: choose a set or give your own.", param="templates")
     return chosen
 
 
-def _classes(classes: Sequence[segment_pb2.SegmentClass]) -> tuple[SegmentClass, ...]:
+def classes_of(classes: Sequence[segment_pb2.SegmentClass]) -> tuple[SegmentClass, ...]:
+    """Names with their prompts."""
     return tuple(SegmentClass(name=c.name, prompts=tuple(c.prompts)) for c in classes)
 
 

@@ -17,15 +17,23 @@ from service.grpc.converters import (
     to_segment_images,
 )
 from service.grpc.generated import (
+    classify_pb2,
     dense_pb2,
     embed_pb2,
     encoder_service_pb2,
+    features_pb2,
     segment_pb2,
     stream_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
 from service.grpc.stream_items import STREAMED, begin_item, stream_answer
 from service.grpc.unknown_fields import refuse_unknown_fields
+from service.grpc.view_converters import (
+    from_classify_images,
+    from_view_features,
+    to_classify_images,
+    to_view_features,
+)
 
 
 class EncoderServicer(EncoderServiceServicer):
@@ -57,6 +65,22 @@ class EncoderServicer(EncoderServiceServicer):
         message = to_segment_images(request)
         answer = await self._plane.segment_images(message, current_call.get())
         return from_segment_images(answer)
+
+    async def ClassifyImages(  # noqa: N802
+        self, request: classify_pb2.ClassifyImagesRequest, context: Any
+    ) -> classify_pb2.ClassifyImagesResponse:
+        """Say which of some named things pictures show."""
+        message = to_classify_images(request)
+        answer = await self._plane.classify_images(message, current_call.get())
+        return from_classify_images(answer)
+
+    async def ViewFeatures(  # noqa: N802
+        self, request: features_pb2.ViewFeaturesRequest, context: Any
+    ) -> features_pb2.ViewFeaturesResponse:
+        """Make the patch embeddings of pictures visible."""
+        message = to_view_features(request)
+        answer = await self._plane.view_features(message, current_call.get())
+        return from_view_features(answer)
 
     async def EstimateDepth(  # noqa: N802
         self, request: dense_pb2.EstimateDepthRequest, context: Any

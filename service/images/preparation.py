@@ -15,6 +15,7 @@ from model.preprocess import Fit, scale_picture, target_size, to_planes
 from service.errors import InvalidRequest
 from service.images.image_codec import ImageLimits, load_image, read_size
 from service.images.pixels import is_model_input, pixels_size, scale_pixels, take_planes
+from service.images.windows import Windows
 from service.messages import Picture
 
 JpegDecode = Literal["fast", "exact"]
@@ -26,24 +27,47 @@ REDUCED_FACTOR: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeRule:
-    """How a picture's size becomes the model's: in pixels, for one model and one request."""
+    """How a picture's size becomes the model's: in pixels, for one model and one request.
+
+    With `windows` the model sees these of the scaled picture, and not the picture.
+    """
 
     resolution: int
     fit: Fit
     patch_size: int
     multiple: int
+    windows: Windows | None = None
 
     @property
     def nominal_patches(self) -> int:
         """Patches of a square picture."""
-        return (self.resolution // self.patch_size) ** 2
+        return self.num_patches((self.resolution, self.resolution))
 
     def target_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width to scale to."""
         height, width = size_hw
+        if self.windows is not None and self.fit == "aspect":
+            # Windows fit whatever the long side is, so that its proportions are kept to a pixel.
+            short = min(height, width)
+            return height * self.resolution // short, width * self.resolution // short
         return target_size(
             height, width, resolution=self.resolution, fit=self.fit, multiple=self.multiple
         )
+
+    def num_patches(self, scaled_hw: tuple[int, int]) -> int:
+        """Patches that the model sees of a scaled picture, in all windows together."""
+        if self.windows is None:
+            return scaled_hw[0] * scaled_hw[1] // self.patch_size**2
+        num_windows = len(self.windows.corners(scaled_hw))
+        return num_windows * (self.windows.side // self.patch_size) ** 2
+
+    def parts(self, pixels_3HW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """What the model is to see of a scaled picture: itself, or each window of it."""
+        if self.windows is None:
+            return [pixels_3HW]
+        side = self.windows.side
+        corners = self.windows.corners((pixels_3HW.shape[1], pixels_3HW.shape[2]))
+        return [pixels_3HW[:, top : top + side, left : left + side] for top, left in corners]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +107,8 @@ class ImagePreparer:
         size_hw = self.size_hw(picture, param=param)
         target_hw = size_hw if is_model_input(picture) else rule.target_hw(size_hw)
         num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
+        if num_patches <= self._max_patches and rule.windows is not None:
+            return rule.num_patches(target_hw)
         if num_patches > self._max_patches:
             raise InvalidRequest(
                 f"{param}: {size_hw[1]} x {size_hw[0]} pixels at resolution {rule.resolution} are "

@@ -5,12 +5,12 @@ pixels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from model.segmentation import Background, average_groups, l2_normalize, segment
 from service.lanes.work import Outputs
+from service.masks.slide import Geometry, segment_windows
 from service.messages import FloatArray, ImageOutput, Segmentation, SegmentImagesRequest
 
 PATCH_OUTPUTS: tuple[ImageOutput, ...] = ("patches", "values")
@@ -49,29 +49,34 @@ def class_embeddings(groups: Sequence[Sequence[str]], raw: Mapping[str, FloatArr
     return average_groups(text_PD, [len(prompts) for prompts in groups])
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Patch rows and columns of a picture, and its own height and width in pixels."""
-
-    grid_hw: tuple[int, int]
-    size_hw: tuple[int, int]
-
-
 def segment_image(
-    features_ND: FloatArray,
+    parts: Sequence[FloatArray],
     classes_KD: FloatArray,
     geometry: Geometry,
     request: SegmentImagesRequest,
 ) -> Segmentation:
-    """The mask of one picture at its own size; scores only where they are asked for."""
+    """The mask of one picture at its own size; scores only where they are asked for.
+
+    Args:
+        parts: Patch embeddings [N, D] of the whole picture, or of each window.
+        classes_KD: One unit vector for each class, then for each background class.
+        geometry: Which of the two, and how large.
+        request: With what counts as background.
+    """
+    background = Background(
+        threshold=request.background_threshold, num_classes=len(request.background_classes)
+    )
+    if geometry.windows is not None:
+        return segment_windows(
+            parts, classes_KD, geometry, background, with_scores=request.include_scores
+        )
+    (features_ND,) = parts
     result = segment(
         features_ND,
         classes_KD,
         grid_hw=geometry.grid_hw,
         size_hw=geometry.size_hw,
-        background=Background(
-            threshold=request.background_threshold, num_classes=len(request.background_classes)
-        ),
+        background=background,
         with_scores=request.include_scores,
     )
     return Segmentation(

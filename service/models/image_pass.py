@@ -11,12 +11,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.call import Call
-from service.errors import InternalError
+from service.errors import InternalError, ServiceError
 from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
-from service.lanes.work import Completed, Kind
-from service.messages import Picture
+from service.lanes.work import Completed, Kind, Outputs
+from service.messages import MaybePicture
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
 
@@ -25,11 +29,43 @@ SizeCheck = Callable[[Sequence[tuple[int, int]]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedImage:
-    """What the model says of a picture; its patch rows and columns, its own height and width."""
+    """What the model says of a picture.
 
-    completed: Completed
+    Attributes:
+        parts: The picture's, or each window's.
+        grid_hw: Patch rows and columns of a part.
+        scaled_hw: Height and width to which the picture was scaled, in pixels.
+        size_hw: Its own height and width, in pixels.
+    """
+
+    parts: tuple[Completed, ...]
     grid_hw: tuple[int, int]
+    scaled_hw: tuple[int, int]
     size_hw: tuple[int, int]
+
+    @property
+    def outputs(self) -> Outputs:
+        """Of the only part."""
+        (completed,) = self.parts
+        return completed.outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassOptions:
+    """What is to be done with pictures.
+
+    Attributes:
+        kind: What is to be computed of them.
+        check_sizes: Refuses pictures by their heights and widths, before any pixel is decoded.
+        is_partial: Whether those that cannot be read leave the others their answers.
+    """
+
+    kind: Kind = "image"
+    check_sizes: SizeCheck | None = None
+    is_partial: bool = False
+
+
+PLAIN = PassOptions()
 
 
 class ImagePass:
@@ -40,33 +76,34 @@ class ImagePass:
         rule: How large the model sees them.
         model: Which one.
         call: Whose they are.
-        kind: What is to be computed of them.
-        check_sizes: Refuses pictures by their heights and widths, before any pixel is decoded.
+        options: What is to be done with them.
+
+    Attributes:
+        errors: What is wrong with single pictures, once it has run; only where it is partial.
     """
 
     def __init__(
         self,
-        images: Sequence[Picture],
+        images: Sequence[MaybePicture],
         rule: SizeRule,
         *,
         model: ServedModel,
         call: Call,
-        kind: Kind = "image",
-        check_sizes: SizeCheck | None = None,
+        options: PassOptions = PLAIN,
     ) -> None:
+        self.errors: dict[int, ServiceError] = {}
         self._images = images
-        self._kind: Kind = kind
-        self._check_sizes = check_sizes
+        self._options = options
         self._rule = rule
         self._model = model
         self._call = call
         self._loop = asyncio.get_running_loop()
         self._woken: asyncio.Future[None] | None = self._loop.create_future()
         self._lock = threading.Lock()
-        self._num_pending = len(images)
+        self._num_pending = 0
         self._failures: dict[int, Exception] = {}
         self._prepared: list[PreparedImage | None] = [None] * len(images)
-        self._geometries: list[tuple[tuple[int, int], tuple[int, int]]] = []
+        self._sent: list[_Sent] = []
         self._futures: list[Future[Completed]] = []
         self._submitted: float | None = None
         self._has_left = False
@@ -74,7 +111,7 @@ class ImagePass:
     async def run(
         self, preparer: ImagePreparer, ticket: Ticket, pool: Executor
     ) -> list[EncodedImage]:
-        """Prepare and encode all pictures, in order; of none nothing is done.
+        """Prepare and encode all pictures, in order; where it is partial, all that can be read.
 
         Args:
             preparer: Which reads and scales them.
@@ -100,13 +137,20 @@ class ImagePass:
         finally:
             # An error leads to this frame, which must not lead back: no circle holds pictures.
             self._woken = woken = None
-            self._failures = {}
+            failures, self._failures = self._failures, {}
             self._images = ()
+        self.errors = {i: _bare(e) for i, e in failures.items() if isinstance(e, ServiceError)}
         done = [future.result() for future in self._futures]
         self._count_stages(started, done)
+        parts = iter(done)
         return [
-            EncodedImage(completed=completed, grid_hw=grid_hw, size_hw=size_hw)
-            for completed, (grid_hw, size_hw) in zip(done, self._geometries, strict=True)
+            EncodedImage(
+                parts=tuple(islice(parts, sent.num_parts)),
+                grid_hw=sent.grid_hw,
+                scaled_hw=sent.scaled_hw,
+                size_hw=sent.size_hw,
+            )
+            for sent in self._sent
         ]
 
     def _measure(self, preparer: ImagePreparer, ticket: Ticket, pool: Executor) -> None:
@@ -114,30 +158,47 @@ class ImagePass:
         if self._is_over():
             return
         try:
-            num_patches = sum(
-                preparer.num_patches(data, self._rule, param=_param(index))
-                for index, data in enumerate(self._images)
-            )
-            if self._check_sizes is not None:
-                self._check_sizes(
-                    [preparer.size_hw(d, param=_param(i)) for i, d in enumerate(self._images)]
-                )
+            readable = self._read_headers(preparer)
             nominal = len(self._images) * self._rule.nominal_patches
             with self._lock:
                 if self._is_over():  # and so is the ticket
                     return
-                ticket.resize(ticket.cost - nominal + num_patches)
-            for index in range(1, len(self._images)):
+                ticket.resize(ticket.cost - nominal + sum(readable.values()))
+                self._num_pending = len(readable)
+            for index in list(readable)[1:]:
                 pool.submit(self._prepare, index, preparer)
         except Exception as error:
             self._wake(error)
             return
-        self._prepare(0, preparer)
+        if readable:
+            self._prepare(min(readable), preparer)
+        else:  # each has its error
+            self._wake(None)
+
+    def _read_headers(self, preparer: ImagePreparer) -> dict[int, int]:
+        """Patches of each picture, by its index."""
+        readable: dict[int, int] = {}
+        sizes: list[tuple[int, int]] = []
+        for index, data in enumerate(self._images):
+            try:
+                if isinstance(data, ServiceError):
+                    raise data
+                readable[index] = preparer.num_patches(data, self._rule, param=_param(index))
+                if self._options.check_sizes is not None:
+                    sizes.append(preparer.size_hw(data, param=_param(index)))
+            except ServiceError as error:
+                if not self._options.is_partial:
+                    raise
+                self._failures[index] = error
+        if self._options.check_sizes is not None:
+            self._options.check_sizes(sizes)
+        return readable
 
     def _prepare(self, index: int, preparer: ImagePreparer) -> None:
         if not self._is_over():
             try:
                 data = self._images[index]
+                assert not isinstance(data, ServiceError)
                 self._prepared[index] = preparer.prepare(data, self._rule, param=_param(index))
             except Exception as error:
                 self._failures[index] = error
@@ -149,25 +210,33 @@ class ImagePass:
 
     def _submit(self) -> None:
         """Queue all pictures together, unless one cannot be read or nobody waits any more."""
-        if self._failures:
-            self._wake(self._failures[min(self._failures)])
+        fatal = [i for i, error in self._failures.items() if not self._is_forgiven(error)]
+        if fatal:
+            self._wake(self._failures[min(fatal)])
             return
         try:
             with self._lock:
                 if self._is_over():
                     return
-                self._num_pending = len(self._images)
                 ready = [image for image in self._prepared if image is not None]
-                self._geometries = [(self._grid(image), image.size_hw) for image in ready]
-                pixels = [image.pixels_3HW for image in ready]
-                self._prepared = []  # from here on the queue alone holds their pixels
+                cut = [self._rule.parts(image.pixels_3HW) for image in ready]
+                self._sent = list(map(self._note, ready, cut))
+                pixels = [part for parts in cut for part in parts]
+                self._num_pending = len(pixels)
+                self._prepared, cut = [], []  # from here on the queue alone holds their pixels
                 self._submitted = self._call.clock()
-                self._futures = self._model.submit_images(pixels, self._call, self._kind)
+                kind = self._options.kind
+                self._futures = self._model.submit_images(pixels, self._call, kind)
         except Exception as error:
             self._wake(error)
             return
+        if not self._futures:  # none could be read
+            self._wake(None)
         for future in self._futures:
             future.add_done_callback(self._finish)
+
+    def _is_forgiven(self, error: Exception) -> bool:
+        return self._options.is_partial and isinstance(error, ServiceError)
 
     def _finish(self, future: "Future[Completed]") -> None:
         if future.cancelled():
@@ -205,15 +274,22 @@ class ImagePass:
         for future in futures:
             future.cancel()
 
-    def _grid(self, image: PreparedImage) -> tuple[int, int]:
-        _, height, width = image.pixels_3HW.shape
-        return height // self._rule.patch_size, width // self._rule.patch_size
+    def _note(self, image: PreparedImage, parts: Sequence[NDArray[np.float32]]) -> "_Sent":
+        """What is to be known of a picture once its pixels are gone."""
+        _, height, width = parts[0].shape
+        patch_size = self._rule.patch_size
+        return _Sent(
+            num_parts=len(parts),
+            grid_hw=(height // patch_size, width // patch_size),
+            scaled_hw=(image.pixels_3HW.shape[1], image.pixels_3HW.shape[2]),
+            size_hw=image.size_hw,
+        )
 
     def _count_stages(self, started: float, done: Sequence[Completed]) -> None:
         """Pictures run side by side: the slowest is what the caller waited for."""
         self._count_decode(started)
-        self._call.wait("queue", max(d.queue_s for d in done))
-        self._call.wait("run", max(d.run_s for d in done))
+        self._call.wait("queue", max((d.queue_s for d in done), default=0.0))
+        self._call.wait("run", max((d.run_s for d in done), default=0.0))
         for batch in {d.batch for d in done}:
             self._call.trace.ran_in(batch)
 
@@ -231,6 +307,20 @@ class ImagePass:
         self._call.add("decode", ended - started)
         self._call.trace.stage("decode", started, ended)
         return submitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    num_parts: int
+    grid_hw: tuple[int, int]
+    scaled_hw: tuple[int, int]
+    size_hw: tuple[int, int]
+
+
+def _bare(error: ServiceError) -> ServiceError:
+    """An error that leads to no frame, and so to no picture, for it stays with the answer."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def _param(index: int) -> str:

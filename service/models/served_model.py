@@ -105,6 +105,10 @@ class ServedModel:
         """As `TextEncoder.count_tokens`."""
         return self._texts.count_tokens(prompts)
 
+    def blank_prompts(self, prompts: Sequence[str]) -> set[str]:
+        """Those prompts that have no token. CPU work."""
+        return self._texts.blank(prompts)
+
     def submit_images(
         self, pixels: Sequence[NDArray[np.float32]], call: Call, kind: Kind = "image"
     ) -> list["Future[Completed]"]:

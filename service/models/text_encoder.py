@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from model.text import TextTokenizer
 from service.call import Call
-from service.errors import InvalidRequest, Unavailable
+from service.errors import Unavailable
 from service.lanes.batching import Batcher
 from service.lanes.work import Bucket, Completed, WorkItem
 from service.models.text_cache import Embedding, Flight, TextCache
+from service.validation import blank_text
 
 # Texts share a batch when their lengths round up to the same multiple of this many tokens.
 TOKENS_STEP: Final = 8
@@ -49,6 +50,17 @@ class TextEncoder:
         """Tokens that the model reads of prompts, each of which has one. CPU work."""
         return sum(self._tokenizer.encode([prompt]).token_ids_BL.shape[1] for prompt in prompts)
 
+    def blank(self, prompts: Iterable[str]) -> set[str]:
+        """Those prompts that have no token. CPU work."""
+        return {prompt for prompt in prompts if not self._has_tokens(prompt)}
+
+    def _has_tokens(self, prompt: str) -> bool:
+        try:
+            self._tokenizer.encode([prompt])
+        except ValueError:
+            return False
+        return True
+
     async def encode(
         self, missing: Mapping[str, str], call: Call, pool: Executor
     ) -> tuple[Embeddings, list[Completed]]:
@@ -74,9 +86,7 @@ class TextEncoder:
             await asyncio.wrap_future(wait.done)
         except BlankPrompt as error:
             param = missing[error.prompt]
-            raise InvalidRequest(
-                f"{param} holds nothing that the tokenizer knows.", code="blank_text", param=param
-            ) from error
+            raise blank_text(param) from error
         finally:
             self._cache.leave(wait)
         waited_s = call.clock() - joined

@@ -22,12 +22,41 @@ MANIFEST_FIELDS = (
 class EncodedArray(BaseModel):
     """An array with `encoding=base64`."""
 
-    dtype: Literal["float32", "uint16"]
+    dtype: Literal["float32", "float16", "int8", "uint16"]
     shape: list[int]
     data: str = Field(description="base64 of the little-endian elements in row-major order.")
 
 
 Array = EncodedArray | list[Any]
+SCALES_TEXT = (
+    "With `dtype=int8`, by the names of arrays: what the elements of each vector are to be "
+    "multiplied by."
+)
+ERRORS_TEXT = "With `partial`: what is wrong with single pictures or texts."
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = Field(description="Field at fault, with the item's index.")
+
+
+class ItemError(BaseModel):
+    """What is wrong with one picture or text, where the others have their answers."""
+
+    index: int
+    error: ErrorDetail
+
+
+class ListAnswer(BaseModel):
+    """One entry for each picture or text that has no error, in the order of the request."""
+
+    object: Literal["list"] = "list"
+    model: str
+    errors: list[ItemError] | None = Field(None, description=ERRORS_TEXT)
 
 
 class ImageEmbedding(BaseModel):
@@ -38,13 +67,12 @@ class ImageEmbedding(BaseModel):
     values: Array | None = Field(None, description="[grid height, grid width, width]")
     cls1: Array | None = Field(None, description="[width]")
     cls2: Array | None = Field(None, description="[width]")
+    scales: dict[str, Array | float] | None = Field(None, description=SCALES_TEXT)
 
 
-class EmbedImagesAnswer(BaseModel):
-    """One entry for each picture, in the order of the request."""
+class EmbedImagesAnswer(ListAnswer):
+    """One entry for each picture."""
 
-    object: Literal["list"] = "list"
-    model: str
     data: list[ImageEmbedding]
 
 
@@ -53,13 +81,12 @@ class TextEmbedding(BaseModel):
 
     index: int
     embedding: Array
+    scales: dict[str, Array | float] | None = Field(None, description=SCALES_TEXT)
 
 
-class EmbedTextsAnswer(BaseModel):
-    """One entry for each text, in the order of the request."""
+class EmbedTextsAnswer(ListAnswer):
+    """One entry for each text."""
 
-    object: Literal["list"] = "list"
-    model: str
     data: list[TextEmbedding]
 
 
@@ -100,11 +127,9 @@ class SegmentationBody(BaseModel):
     scores: Array | None = Field(None, description="[height, width], where they were asked for.")
 
 
-class SegmentImagesAnswer(BaseModel):
-    """One entry for each picture, in the order of the request."""
+class SegmentImagesAnswer(ListAnswer):
+    """One entry for each picture."""
 
-    object: Literal["list"] = "list"
-    model: str
     data: list[SegmentationBody]
 
 
@@ -117,11 +142,9 @@ class DepthMap(BaseModel):
     depth: Array = Field(description="[height, width], in metres.")
 
 
-class DepthAnswer(BaseModel):
-    """One entry for each picture, in the order of the request."""
+class DepthAnswer(ListAnswer):
+    """One entry for each picture."""
 
-    object: Literal["list"] = "list"
-    model: str
     data: list[DepthMap]
 
 
@@ -136,21 +159,59 @@ class NormalMap(BaseModel):
     )
 
 
-class NormalsAnswer(BaseModel):
-    """One entry for each picture, in the order of the request."""
+class NormalsAnswer(ListAnswer):
+    """One entry for each picture."""
 
-    object: Literal["list"] = "list"
-    model: str
     data: list[NormalMap]
 
 
-class ErrorDetail(BaseModel):
-    """What went wrong."""
+class ClassShare(BaseModel):
+    """How well one class fits one picture."""
 
-    message: str
-    type: str
-    code: str
-    param: str | None = Field(description="Field at fault, with the item's index.")
+    label: int = Field(description="Number of the class in the request, from 1.")
+    name: str
+    probability: float = Field(description="Share among all classes of the request, 0 to 1.")
+    cosine: float
+
+
+class ClassificationBody(BaseModel):
+    """One picture's classes, the best first."""
+
+    index: int
+    classes: list[ClassShare]
+
+
+class ClassifyImagesAnswer(ListAnswer):
+    """One entry for each picture."""
+
+    data: list[ClassificationBody]
+
+
+class FeatureGroup(BaseModel):
+    """One group of patches that are alike."""
+
+    label: int = Field(description="Value in the map, from 1.")
+    color: str = Field(description="Colour in PNG maps, `#rrggbb`.")
+    area_share: float = Field(description="Share of the picture's pixels, from 0 to 1.")
+
+
+class FeatureMap(BaseModel):
+    """One picture's features."""
+
+    index: int
+    height: int
+    width: int
+    groups: list[FeatureGroup] | None = Field(None, description="With `view=groups`.")
+    features: Array = Field(
+        description="`colors`: [height, width, 3] from 0 to 1. `component`: [height, width] from 0 "
+        "to 1. `groups`: [height, width], the number of each pixel's group."
+    )
+
+
+class ViewFeaturesAnswer(ListAnswer):
+    """One entry for each picture."""
+
+    data: list[FeatureMap]
 
 
 class ErrorBody(BaseModel):

@@ -89,6 +89,12 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     return JSONResponse(_body(request.url.path, message, kind, code=code), status, headers)
 
 
+def error_detail(error: ServiceError) -> dict[str, Any]:
+    """An error as it stands in a body: message, type, code and param."""
+    kind = error.kind.value
+    return {"message": error.message, "type": kind, "code": error.code, "param": error.param}
+
+
 def _body(
     path: str, message: str, kind: ErrorKind, *, code: str, param: str | None = None
 ) -> dict[str, Any]:

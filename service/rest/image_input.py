@@ -13,10 +13,11 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
+from service.messages import MaybeEncoded
 from service.rest.connection import in_time
 from service.rest.errors import invalid_fields
 from service.rest.image_url import fetch_urls
-from service.rest.schemas import ImageBody, ImageOptions, Options, Schema
+from service.rest.schemas import ImageBody, ImageOptions, Options, Pictures, Schema
 from service.validation import check_images
 
 OptionsT = TypeVar("OptionsT", bound=ImageOptions)
@@ -35,8 +36,8 @@ Pairs = list[tuple[str, str]]
 
 async def read_images(
     request: Request, plane: DataPlane, options_type: type[OptionsT], body_type: type[ImageBody]
-) -> tuple[OptionsT, tuple[bytes, ...]]:
-    """Options and encoded pictures, however they are sent.
+) -> tuple[OptionsT, Pictures]:
+    """Options and encoded pictures, however they are sent; where partial, also what is wrong.
 
     Args:
         request: Its body is read here.
@@ -63,10 +64,10 @@ async def read_images(
         body = await read_json(request, plane, body_type)
         texts = image_texts(body)
         check_images(texts, plane.limits)
-        fetched = await fetch_urls(request, texts)
-        decode = partial(decode_images, texts, fetched)
-        images = await in_time(request, plane.offload(decode))
-        return cast("OptionsT", body), images
+        options = cast("OptionsT", body)
+        fetched = await fetch_urls(request, texts, is_partial=options.partial)
+        decode = partial(decode_images, texts, fetched, is_partial=options.partial)
+        return options, await in_time(request, plane.offload(decode))
     raise UnsupportedMedia(
         f"Content-Type {media or '(none)'} is not read here; {READ_HERE} are. "
         "With curl: -H 'Content-Type: image/jpeg'.",
@@ -198,16 +199,24 @@ def image_texts(body: ImageBody) -> list[str]:
     return body.images if body.images is not None else [body.image or ""]
 
 
-def decode_images(texts: Sequence[str], fetched: Mapping[int, bytes]) -> tuple[bytes, ...]:
+def decode_images(
+    texts: Sequence[str], fetched: Mapping[int, MaybeEncoded], *, is_partial: bool = False
+) -> Pictures:
     """The pictures of a JSON body; those that were fetched by URL are there by their index.
 
     Raises:
-        InvalidRequest: Something is no base64.
+        InvalidRequest: Something is no base64, and it is not partial.
     """
-    return tuple(
-        fetched[i] if i in fetched else _decode_base64(text, f"images[{i}]")
-        for i, text in enumerate(texts)
-    )
+    images: list[MaybeEncoded] = []
+    for index, text in enumerate(texts):
+        try:
+            known = fetched.get(index)
+            images.append(_decode_base64(text, f"images[{index}]") if known is None else known)
+        except InvalidRequest as error:
+            if not is_partial:
+                raise
+            images.append(error)
+    return tuple(images)
 
 
 def _decode_base64(text: str, param: str) -> bytes:

@@ -4,17 +4,22 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
+from service.errors import InvalidRequest
+from service.messages import MaybeEncoded
 from service.rest.body import SCOPE_KEY, Body
 from service.rest.connection import until_left
 from service.safety.url_fetch.policy import url_of
 from service.waiting import wait_all
 
 
-async def fetch_urls(request: Request, texts: Sequence[str]) -> dict[int, bytes]:
+async def fetch_urls(
+    request: Request, texts: Sequence[str], *, is_partial: bool = False
+) -> dict[int, MaybeEncoded]:
     """Fetch those of the texts that are URLs, side by side, unless the caller leaves.
 
     Returns:
-        The pictures by their index; all other texts hold theirs.
+        The pictures by their index; all other texts hold theirs. Where it is partial, what is wrong
+        with a URL is in the place of its picture.
 
     Raises:
         InvalidRequest: A URL is not allowed, or no picture came of it.
@@ -25,6 +30,15 @@ async def fetch_urls(request: Request, texts: Sequence[str]) -> dict[int, bytes]
     if not urls:
         return {}
     body: Body = request.scope[SCOPE_KEY]
-    work = wait_all(body.fetch(url, param=f"images[{index}]") for index, url in urls.items())
+
+    async def fetch(index: int, url: str) -> MaybeEncoded:
+        try:
+            return await body.fetch(url, param=f"images[{index}]")
+        except InvalidRequest as error:
+            if not is_partial:
+                raise
+            return error
+
+    work = wait_all(fetch(index, url) for index, url in urls.items())
     pictures = await until_left(request, work)
     return dict(zip(urls, pictures, strict=True))

@@ -11,7 +11,7 @@ from service.dense.map_codec import (
 from service.errors import InvalidRequest
 from service.masks.mask_codec import encode_npy
 from service.messages import EstimateMapsResponse, FloatArray
-from service.rest.answers import list_body, tensors_body
+from service.rest.answers import errors_of, items_body, tensors_body
 from service.rest.json_body import encode_array
 from service.rest.negotiation import JSON, NPY, PNG
 from service.rest.schemas import DepthOptions, MapOptions
@@ -41,12 +41,13 @@ def write_maps(answer: EstimateMapsResponse, media: str, options: MapOptions) ->
         return encode_npy(answer.maps[0])
     if media == JSON:
         data = [
-            {"index": index, "height": array.shape[0], "width": array.shape[1]}
+            {"height": array.shape[0], "width": array.shape[1]}
             | {options.task: encode_array(array, options.encoding)}
-            for index, array in enumerate(answer.maps)
+            for array in answer.maps
         ]
-        return list_body(answer.model, data)
-    return tensors_body(answer.model, {options.task: answer.maps})
+        return items_body(answer.model, data, errors_of(answer, options))
+    columns: dict[str, tuple[FloatArray, ...]] = {options.task: answer.maps}
+    return tensors_body(answer.model, columns, errors_of(answer, options))
 
 
 def _write_png(array: FloatArray, options: MapOptions) -> bytes:

@@ -7,6 +7,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.call import DEFAULT_PRIORITY, PRIORITIES
 from service.rest.answer_schemas import (
+    ClassifyImagesAnswer,
     DepthAnswer,
     EmbedImagesAnswer,
     EmbedTextsAnswer,
@@ -14,7 +15,9 @@ from service.rest.answer_schemas import (
     InferenceErrorBody,
     NormalsAnswer,
     SegmentImagesAnswer,
+    ViewFeaturesAnswer,
 )
+from service.rest.examples import examples_of
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
 from service.rest.open_inference.schemas import InferAnswerBody, InferBody
 from service.rest.openai.schemas import EmbeddingsAnswer, EmbeddingsBody
@@ -31,6 +34,12 @@ from service.rest.schemas import (
     SegmentImagesBody,
     SegmentImagesOptions,
 )
+from service.rest.view_schemas import (
+    ClassifyImagesBody,
+    ClassifyImagesOptions,
+    ViewFeaturesBody,
+    ViewFeaturesOptions,
+)
 
 Mode = Literal["validation", "serialization"]
 
@@ -38,6 +47,8 @@ REF: Final = "#/components/schemas/{model}"
 BODIES: Final = (
     EmbedImagesBody,
     SegmentImagesBody,
+    ClassifyImagesBody,
+    ViewFeaturesBody,
     DepthBody,
     NormalsBody,
     EmbedTextsBody,
@@ -47,16 +58,13 @@ BODIES: Final = (
 ANSWERS: Final = (
     EmbedImagesAnswer,
     SegmentImagesAnswer,
+    ClassifyImagesAnswer,
+    ViewFeaturesAnswer,
     DepthAnswer,
     NormalsAnswer,
     EmbedTextsAnswer,
     EmbeddingsAnswer,
     InferAnswerBody,
-)
-# A whole PNG file, as JSON has it.
-ONE_PIXEL: Final = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4"
-    "AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
 )
 BINARY: Final = {"type": "string", "format": "binary"}
 
@@ -132,11 +140,11 @@ def _parameters(options: type[Options]) -> list[dict[str, Any]]:
     return [*parameters, *CALL_HEADERS]
 
 
-def _image_body(body: type[BaseModel]) -> dict[str, Any]:
+def _image_body(body: type[BaseModel], path: str) -> dict[str, Any]:
     form = {"type": "object", "properties": {"images": {"type": "array", "items": BINARY}}}
     content = {
         "image/*": {"schema": BINARY},
-        JSON: {"schema": _ref(body)},
+        JSON: {"schema": _ref(body), "examples": examples_of(path)},
         "multipart/form-data": {"schema": form},
     }
     text = "One encoded picture as it is, with the options in the query; or a form; or JSON."
@@ -146,15 +154,29 @@ def _image_body(body: type[BaseModel]) -> dict[str, Any]:
 EMBED_IMAGES: Final[dict[str, Any]] = {
     "responses": _responses(EmbedImagesAnswer, NPY, SAFETENSORS) | ERRORS,
     "openapi_extra": {
-        "requestBody": _image_body(EmbedImagesBody),
+        "requestBody": _image_body(EmbedImagesBody, "/v1/images:embed"),
         "parameters": _parameters(EmbedImagesOptions),
     },
 }
 SEGMENT_IMAGES: Final[dict[str, Any]] = {
     "responses": _responses(SegmentImagesAnswer, NPY, SAFETENSORS, PNG) | ERRORS,
     "openapi_extra": {
-        "requestBody": _image_body(SegmentImagesBody),
+        "requestBody": _image_body(SegmentImagesBody, "/v1/images:segment"),
         "parameters": _parameters(SegmentImagesOptions),
+    },
+}
+CLASSIFY_IMAGES: Final[dict[str, Any]] = {
+    "responses": _responses(ClassifyImagesAnswer, NPY, SAFETENSORS) | ERRORS,
+    "openapi_extra": {
+        "requestBody": _image_body(ClassifyImagesBody, "/v1/images:classify"),
+        "parameters": _parameters(ClassifyImagesOptions),
+    },
+}
+VIEW_FEATURES: Final[dict[str, Any]] = {
+    "responses": _responses(ViewFeaturesAnswer, NPY, SAFETENSORS, PNG) | ERRORS,
+    "openapi_extra": {
+        "requestBody": _image_body(ViewFeaturesBody, "/v1/images:features"),
+        "parameters": _parameters(ViewFeaturesOptions),
     },
 }
 
@@ -165,9 +187,9 @@ def _estimate(
     answer: type[BaseModel],
     example: list[Any],
 ) -> dict[str, Any]:
-    """With an example of each: one pixel asked for, and this map in the answer."""
-    asked, given = _image_body(body), _responses(answer, NPY, SAFETENSORS, PNG)
-    asked["content"][JSON]["example"] = {"image": ONE_PIXEL, "size": "picture"}
+    """With an example of the answer: this map of one pixel."""
+    asked = _image_body(body, f"/v1/images:{options.task}")
+    given = _responses(answer, NPY, SAFETENSORS, PNG)
     item = {"index": 0, "height": 1, "width": 1, options.task: example}
     given[200]["content"][JSON]["example"] = {
         "object": "list",
@@ -185,7 +207,12 @@ ESTIMATE_NORMALS: Final = _estimate(NormalsOptions, NormalsBody, NormalsAnswer, 
 EMBED_TEXTS: Final[dict[str, Any]] = {
     "responses": _responses(EmbedTextsAnswer, NPY, SAFETENSORS) | ERRORS,
     "openapi_extra": {
-        "requestBody": {"required": True, "content": {JSON: {"schema": _ref(EmbedTextsBody)}}},
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: {"schema": _ref(EmbedTextsBody), "examples": examples_of("/v1/texts:embed")}
+            },
+        },
         "parameters": [*CALL_HEADERS],
     },
 }

@@ -10,6 +10,7 @@ from service.data_plane import DataPlane
 from service.rest.answer_schemas import Live, ModelCard, ModelList, Ready, model_card
 from service.rest.answers import (
     check_embed_media,
+    check_partial_media,
     check_segment_media,
     write_image_embeddings,
     write_overlay,
@@ -21,6 +22,7 @@ from service.rest.image_input import read_images, read_json
 from service.rest.map_answers import check_map_media, write_maps
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS, choose_media
 from service.rest.openapi import (
+    CLASSIFY_IMAGES,
     EMBED_IMAGES,
     EMBED_TEXTS,
     ERRORS,
@@ -28,6 +30,7 @@ from service.rest.openapi import (
     ESTIMATE_NORMALS,
     SEGMENT_IMAGES,
     V2_ERRORS,
+    VIEW_FEATURES,
 )
 from service.rest.schemas import (
     DepthBody,
@@ -42,6 +45,18 @@ from service.rest.schemas import (
     SegmentImagesBody,
     SegmentImagesOptions,
 )
+from service.rest.view_answers import (
+    check_classify_media,
+    check_view_media,
+    write_classifications,
+    write_views,
+)
+from service.rest.view_schemas import (
+    ClassifyImagesBody,
+    ClassifyImagesOptions,
+    ViewFeaturesBody,
+    ViewFeaturesOptions,
+)
 
 ARRAYS = (JSON, NPY, SAFETENSORS)
 WRITTEN_AT_ONCE = 2048
@@ -51,6 +66,7 @@ def build_router(plane: DataPlane) -> APIRouter:
     """All routes over one data plane."""
     router = APIRouter()
     _add_images(router, plane)
+    _add_views(router, plane)
     _add_maps(router, plane)
     _add_texts(router, plane)
     _add_models(router, plane)
@@ -66,6 +82,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
         media = choose_media(request.headers.get("accept"), ARRAYS)
         options, images = await read_images(request, plane, EmbedImagesOptions, EmbedImagesBody)
         check_embed_media(media, options)
+        check_partial_media(media, options)
         message = options.to_message(images)
         answer = await until_left(request, plane.embed_images(message, current_call.get()))
         write = partial(write_image_embeddings, answer, media, options)
@@ -79,6 +96,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
         media = choose_media(request.headers.get("accept"), (*ARRAYS, PNG))
         options, images = await read_images(request, plane, SegmentImagesOptions, SegmentImagesBody)
         check_segment_media(media, options, len(images))
+        check_partial_media(media, options)
         message = options.to_message(images)
         answer = await until_left(request, plane.segment_images(message, current_call.get()))
         if options.format == "overlay":
@@ -87,6 +105,37 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
             write = partial(write_segmentations, answer, media, options)
         num_pixels = sum(s.labels_HW.size for s in answer.segmentations)
         return await _respond(plane, media, write, num_pixels)
+
+
+def _add_views(router: APIRouter, plane: DataPlane) -> None:
+    @router.post("/v1/images:classify", tags=["images"], **CLASSIFY_IMAGES)
+    async def classify_images(request: Request) -> Response:
+        """Which of some named things pictures show, the best first."""
+        plane.check_open()
+        media = choose_media(request.headers.get("accept"), ARRAYS)
+        options, images = await read_images(
+            request, plane, ClassifyImagesOptions, ClassifyImagesBody
+        )
+        check_classify_media(media, options)
+        check_partial_media(media, options)
+        message = options.to_message(images)
+        answer = await until_left(request, plane.classify_images(message, current_call.get()))
+        write = partial(write_classifications, answer, media, options)
+        num_values = sum(3 * one.labels_K.size for one in answer.classifications)
+        return await _respond(plane, media, write, num_values)
+
+    @router.post("/v1/images:features", tags=["images"], **VIEW_FEATURES)
+    async def view_features(request: Request) -> Response:
+        """Patch embeddings made visible: colours, one component, or groups."""
+        plane.check_open()
+        media = choose_media(request.headers.get("accept"), (*ARRAYS, PNG))
+        options, images = await read_images(request, plane, ViewFeaturesOptions, ViewFeaturesBody)
+        check_view_media(media, len(images))
+        check_partial_media(media, options)
+        message = options.to_message(images)
+        answer = await until_left(request, plane.view_features(message, current_call.get()))
+        write = partial(write_views, answer, media, options)
+        return await _respond(plane, media, write, sum(a.size for a in answer.maps))
 
 
 def _add_maps(router: APIRouter, plane: DataPlane) -> None:
@@ -108,6 +157,7 @@ async def _estimate(
     media = choose_media(request.headers.get("accept"), (*ARRAYS, PNG))
     options, images = await read_images(request, plane, options_type, body_type)
     check_map_media(media, options, len(images))
+    check_partial_media(media, options)
     message = options.to_message(images)
     answer = await until_left(request, plane.estimate_maps(message, current_call.get()))
     write = partial(write_maps, answer, media, options)
@@ -121,21 +171,24 @@ def _add_texts(router: APIRouter, plane: DataPlane) -> None:
         plane.check_open()
         media = choose_media(request.headers.get("accept"), ARRAYS)
         body = await read_json(request, plane, EmbedTextsBody)
+        check_partial_media(media, body)
         message = body.to_message()
         answer = await until_left(request, plane.embed_texts(message, current_call.get()))
-        write = partial(write_text_embeddings, answer, media, body.encoding)
+        write = partial(write_text_embeddings, answer, media, body)
         return await _respond(plane, media, write, answer.embeddings_TD.size)
 
 
 def _add_models(router: APIRouter, plane: DataPlane) -> None:
     @router.get("/v1/models", tags=["models"], responses=ERRORS)
-    async def list_models() -> ModelList:
+    async def list_models(request: Request) -> ModelList:
         """What is served, the default model first."""
+        choose_media(request.headers.get("accept"), (JSON,))
         return ModelList(data=[model_card(info) for info in plane.list_models()])
 
     @router.get("/v1/models/{model_id}", tags=["models"], responses=ERRORS)
-    async def get_model(model_id: str) -> ModelCard:
+    async def get_model(model_id: str, request: Request) -> ModelCard:
         """One served model: sizes, outputs, runtime, limits and scores."""
+        choose_media(request.headers.get("accept"), (JSON,))
         return model_card(plane.get_model(model_id))
 
 

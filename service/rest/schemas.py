@@ -17,11 +17,15 @@ from service.messages import (
     EstimateMapsRequest,
     Features,
     MapSize,
+    MaybeEncoded,
     SegmentClass,
     SegmentImagesRequest,
+    SegmentMode,
     TemplateSet,
+    VectorType,
 )
 
+Pictures = tuple[MaybeEncoded, ...]
 Encoding = Literal["list", "base64"]
 MaskFormat = Literal["mask", "overlay", "rle", "rle_counts", "polygons"]
 DepthFormat = Literal["millimetres", "colors"]
@@ -66,6 +70,11 @@ Templates = Annotated[
     ],
     BeforeValidator(_one_known_name),
 ]
+FIT_TEXT = "`squash` to a square, or keep the `aspect` ratio."
+DTYPE_TEXT = (
+    "As what numbers they are sent: `float32`, `float16`, or `int8` with a scale for each vector, "
+    "its greatest magnitude over 127, by which its elements are to be multiplied."
+)
 TEMPLATES_TEXT = (
     "Prompts into which each text is put: `none`, `tcl`, or a list of your own, each with one `{}`."
 )
@@ -82,6 +91,13 @@ class Options(Schema):
         Encoding,
         Field(description="Arrays in JSON: nested lists, or base64 with dtype and shape."),
     ] = "list"
+    partial: Annotated[
+        bool,
+        Field(
+            description="Whether what is wrong with single pictures or texts leaves the others "
+            "their answers: 200, with `errors` beside `data`. As JSON and safetensors."
+        ),
+    ] = False
 
 
 class ImageOptions(Options):
@@ -108,11 +124,10 @@ class EmbedImagesOptions(ImageOptions):
     normalize: Annotated[bool, Field(description="Whether every embedding has unit length.")] = (
         EmbedImagesRequest.normalize
     )
-    fit: Annotated[Fit, Field(description="`squash` to a square, or keep the `aspect` ratio.")] = (
-        EmbedImagesRequest.fit
-    )
+    fit: Annotated[Fit, Field(description=FIT_TEXT)] = EmbedImagesRequest.fit
+    dtype: Annotated[VectorType, Field(description=DTYPE_TEXT)] = EmbedImagesRequest.vector_type
 
-    def to_message(self, images: tuple[bytes, ...]) -> EmbedImagesRequest:
+    def to_message(self, images: Pictures) -> EmbedImagesRequest:
         """The request for the data plane."""
         return EmbedImagesRequest(
             images=images,
@@ -121,6 +136,8 @@ class EmbedImagesOptions(ImageOptions):
             normalize=self.normalize,
             resolution=self.resolution,
             fit=self.fit,
+            vector_type=self.dtype,
+            partial=self.partial,
         )
 
 
@@ -137,7 +154,8 @@ class SegmentImagesOptions(ImageOptions):
         list[NamedClass], Field(description="Things that count as background, 0 in the mask.")
     ] = []
     background_threshold: Annotated[
-        float | None, Field(description="Cosine under which a pixel is background.")
+        float | None,
+        Field(description="Score under which a pixel is background; see `mode`."),
     ] = None
     templates: Annotated[
         Templates | None, Field(description=TEMPLATES_TEXT + " Default: the model's choice.")
@@ -145,11 +163,17 @@ class SegmentImagesOptions(ImageOptions):
     features: Annotated[
         Features | None, Field(description="Which embeddings. Default: the model's choice.")
     ] = None
-    fit: Annotated[Fit, Field(description="`squash` to a square, or keep the `aspect` ratio.")] = (
-        SegmentImagesRequest.fit
-    )
+    fit: Annotated[Fit, Field(description=FIT_TEXT)] = SegmentImagesRequest.fit
+    mode: Annotated[
+        SegmentMode,
+        Field(
+            description="`whole`: the model sees the picture at once, and scores are cosines. "
+            "`slide`: it sees windows of its native size, which overlap by a quarter, on a picture "
+            "whose short side is the resolution; scores are probabilities, averaged over windows."
+        ),
+    ] = SegmentImagesRequest.mode
     include_scores: Annotated[
-        bool, Field(description="Whether the winner's cosine is sent for every pixel.")
+        bool, Field(description="Whether the winner's score is sent for every pixel.")
     ] = SegmentImagesRequest.include_scores
     format: Annotated[
         MaskFormat,
@@ -159,19 +183,21 @@ class SegmentImagesOptions(ImageOptions):
         ),
     ] = "mask"
 
-    def to_message(self, images: tuple[bytes, ...]) -> SegmentImagesRequest:
+    def to_message(self, images: Pictures) -> SegmentImagesRequest:
         """The request for the data plane."""
         return SegmentImagesRequest(
             images=images,
-            classes=tuple(map(_to_class, self.classes)),
+            classes=tuple(map(to_class, self.classes)),
             model=self.model,
-            templates=None if self.templates is None else _to_templates(self.templates),
+            templates=None if self.templates is None else to_templates(self.templates),
             features=self.features,
             resolution=self.resolution,
             fit=self.fit,
             background_threshold=self.background_threshold,
-            background_classes=tuple(map(_to_class, self.background_classes)),
+            background_classes=tuple(map(to_class, self.background_classes)),
             include_scores=self.include_scores,
+            mode=self.mode,
+            partial=self.partial,
         )
 
 
@@ -180,9 +206,7 @@ class MapOptions(ImageOptions):
 
     task: ClassVar[MapTask]
 
-    fit: Annotated[Fit, Field(description="`squash` to a square, or keep the `aspect` ratio.")] = (
-        EstimateMapsRequest.fit
-    )
+    fit: Annotated[Fit, Field(description=FIT_TEXT)] = EstimateMapsRequest.fit
     size: Annotated[
         MapSize,
         Field(
@@ -191,7 +215,7 @@ class MapOptions(ImageOptions):
         ),
     ] = EstimateMapsRequest.size
 
-    def to_message(self, images: tuple[bytes, ...]) -> EstimateMapsRequest:
+    def to_message(self, images: Pictures) -> EstimateMapsRequest:
         """The request for the data plane."""
         return EstimateMapsRequest(
             task=self.task,
@@ -200,6 +224,7 @@ class MapOptions(ImageOptions):
             resolution=self.resolution,
             fit=self.fit,
             size=self.size,
+            partial=self.partial,
         )
 
 
@@ -261,22 +286,27 @@ class EmbedTextsBody(Options):
     normalize: Annotated[bool, Field(description="Whether every embedding has unit length.")] = (
         EmbedTextsRequest.normalize
     )
+    dtype: Annotated[VectorType, Field(description=DTYPE_TEXT)] = EmbedTextsRequest.vector_type
 
     def to_message(self) -> EmbedTextsRequest:
         """The request for the data plane."""
         return EmbedTextsRequest(
             texts=tuple(self.texts),
             model=self.model,
-            templates=_to_templates(self.templates),
+            templates=to_templates(self.templates),
             normalize=self.normalize,
+            vector_type=self.dtype,
+            partial=self.partial,
         )
 
 
-def _to_class(value: str | ClassBody) -> SegmentClass:
+def to_class(value: str | ClassBody) -> SegmentClass:
+    """A class for the data plane."""
     if isinstance(value, str):
         return SegmentClass(name=value)
     return SegmentClass(name=value.name, prompts=tuple(value.prompts))
 
 
-def _to_templates(value: TemplateSet | list[str]) -> TemplateSet | tuple[str, ...]:
+def to_templates(value: TemplateSet | list[str]) -> TemplateSet | tuple[str, ...]:
+    """Templates for the data plane."""
     return tuple(value) if isinstance(value, list) else value

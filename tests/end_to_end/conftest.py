@@ -24,17 +24,37 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.package import ModelPackage
-from service.grpc.generated import dense_pb2, embed_pb2, segment_pb2, stream_pb2, tensor_pb2
+from service.grpc.generated import (
+    classify_pb2,
+    dense_pb2,
+    embed_pb2,
+    features_pb2,
+    segment_pb2,
+    stream_pb2,
+    tensor_pb2,
+)
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.grpc.stream_items import STREAMED
 
 LIMIT_S = 60.0
 UNKNOWN_FIELD = b"\xa2\x06\x01x"  # field 100, which no message of ours has
-DTYPES = {tensor_pb2.DATA_TYPE_FLOAT32: "<f4", tensor_pb2.DATA_TYPE_UINT16: "<u2"}
+DTYPES = {
+    tensor_pb2.DATA_TYPE_FLOAT32: "<f4",
+    tensor_pb2.DATA_TYPE_UINT16: "<u2",
+    tensor_pb2.DATA_TYPE_FLOAT16: "<f2",
+    tensor_pb2.DATA_TYPE_INT8: "i1",
+}
+CLASS_FIELDS = {"label": "u2", "probability": "f4", "cosine": "f4"}
 ROUTES: Mapping[str, tuple[str, str, Any]] = {
     "embed_images": ("/v1/images:embed", "EmbedImages", embed_pb2.EmbedImagesRequest),
     "embed_texts": ("/v1/texts:embed", "EmbedTexts", embed_pb2.EmbedTextsRequest),
     "segment_images": ("/v1/images:segment", "SegmentImages", segment_pb2.SegmentImagesRequest),
+    "classify_images": (
+        "/v1/images:classify",
+        "ClassifyImages",
+        classify_pb2.ClassifyImagesRequest,
+    ),
+    "view_features": ("/v1/images:features", "ViewFeatures", features_pb2.ViewFeaturesRequest),
     "estimate_depth": ("/v1/images:depth", "EstimateDepth", dense_pb2.EstimateDepthRequest),
     "estimate_normals": (
         "/v1/images:normals",
@@ -53,6 +73,7 @@ class Answer:
     code: str | None = None
     param: str | None = None
     message: str = ""
+    errors: tuple[tuple[int, str, str, str], ...] = ()
 
 
 class Program:
@@ -124,12 +145,15 @@ class Service:
             status = str(answer.status_code)
             return Answer(status, {}, error["code"], error["param"], error["message"])
         arrays = {
-            f"{item['index']}.{name}": _from_base64(value)
+            f"{item['index']}.{name}": array
             for item in content["data"]
-            for name, value in item.items()
-            if isinstance(value, dict)
+            for name, array in _rest_arrays(item).items()
         }
-        return Answer("200", arrays)
+        errors = tuple(
+            (e["index"], e["error"]["code"], e["error"]["message"], e["error"]["param"])
+            for e in content.get("errors", ())
+        )
+        return Answer("200", arrays, errors=errors)
 
     def over_grpc(self, method: str, fields: Mapping[str, Any]) -> Answer:
         """Ask by the generated stub."""
@@ -142,7 +166,8 @@ class Service:
                 answer = getattr(EncoderServiceStub(channel), rpc)(request, timeout=LIMIT_S)
             except grpc.RpcError as error:
                 return _from_status(error)
-        return Answer("OK", _arrays(answer))
+        errors = tuple((e.index, e.reason, e.message, e.field) for e in answer.errors)
+        return Answer("OK", _arrays(answer), errors=errors)
 
     def over_stream(self, method: str, fields: Mapping[str, Any]) -> Answer:
         """Ask on a stream, as its second request."""
@@ -224,11 +249,18 @@ def _to_protobuf(request_type: Any, fields: Mapping[str, Any]) -> Any:
     plain = dict(fields)
     images = plain.pop("images", ())
     is_unknown = plain.pop("unknown_field", False)
+    is_global = request_type is classify_pb2.ClassifyImagesRequest
+    if "dtype" in plain:
+        plain["vector_type"] = plain.pop("dtype")
     enums = {
         "outputs": "IMAGE_OUTPUT",
         "fit": "FIT",
         "size": "MAP_SIZE",
-        "features": "DENSE_FEATURES",
+        "features": "GLOBAL_FEATURES" if is_global else "DENSE_FEATURES",
+        "mode": "SEGMENT_MODE",
+        "view": "FEATURE_VIEW",
+        "scope": "FEATURE_SCOPE",
+        "vector_type": "VECTOR_TYPE",
     }
     for name, prefix in enums.items():
         if name in plain:
@@ -258,6 +290,18 @@ def _enum_names(value: str | list[str], prefix: str) -> Any:
     return 99 if value == "unheard-of" else f"{prefix}_{value.upper()}"
 
 
+def _rest_arrays(item: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    """The arrays of one item; scales of vectors and numbers of classes too."""
+    arrays = {n: _from_base64(v) for n, v in item.items() if isinstance(v, dict) and "dtype" in v}
+    for name, scale in item.get("scales", {}).items():
+        is_array = isinstance(scale, dict)
+        values = _from_base64(scale) if is_array else np.array(scale, np.float32)
+        arrays[f"{name}_scale"] = values.ravel()
+    if "probability" in item.get("classes", [{}])[0]:
+        arrays |= {f: np.array([c[f] for c in item["classes"]], t) for f, t in CLASS_FIELDS.items()}
+    return arrays
+
+
 def _from_base64(value: dict[str, Any]) -> NDArray[Any]:
     dtype = np.dtype(value["dtype"]).newbyteorder("<")
     return np.frombuffer(base64.b64decode(value["data"]), dtype).reshape(value["shape"])
@@ -269,16 +313,35 @@ def _from_tensor(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
 
 def _arrays(answer: Any) -> dict[str, NDArray[Any]]:
     if isinstance(answer, embed_pb2.EmbedTextsResponse):
-        rows = enumerate(_from_tensor(answer.embeddings))
-        return {f"{index}.embedding": row for index, row in rows}
-    # Each answer has one list of what it says of the pictures.
-    (items,) = (value for field, value in answer.ListFields() if field.is_repeated)
+        bad = {error.index for error in answer.errors}
+        rows = [(i, row) for i, row in enumerate(_from_tensor(answer.embeddings)) if i not in bad]
+        scales = [(i, s) for i, s in enumerate(answer.embeddings.row_scales) if i not in bad]
+        found = {f"{index}.embedding_scale": np.array([s], np.float32) for index, s in scales}
+        return {f"{index}.embedding": row for index, row in rows} | found
+    # Each answer has one list of what it says of the pictures, and one of errors.
+    (items,) = (
+        value
+        for field, value in answer.ListFields()
+        if field.is_repeated and field.name != "errors"
+    )
     return {
-        f"{index}.{descriptor.name}": _from_tensor(value)
+        f"{index}.{name}": array
         for index, item in enumerate(items)
-        for descriptor, value in item.ListFields()
-        if isinstance(value, tensor_pb2.Tensor)
+        for name, array in _grpc_arrays(item).items()
     }
+
+
+def _grpc_arrays(item: Any) -> dict[str, NDArray[Any]]:
+    arrays = {}
+    for descriptor, value in item.ListFields():
+        if isinstance(value, tensor_pb2.Tensor):
+            arrays[descriptor.name] = _from_tensor(value)
+            if value.row_scales:
+                arrays[f"{descriptor.name}_scale"] = np.array(value.row_scales, np.float32)
+    if isinstance(item, classify_pb2.Classification) and item.classes:
+        for name, dtype in CLASS_FIELDS.items():
+            arrays[name] = np.array([getattr(c, name) for c in item.classes], dtype)
+    return arrays
 
 
 def _from_status(error: Any) -> Answer:

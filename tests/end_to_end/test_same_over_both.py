@@ -73,11 +73,65 @@ GOOD = [
         },
     ),
 ]
+SLIDE = {"images": PICTURES, "classes": CLASSES, "mode": "slide", "include_scores": True}
+GROUPS = {"view": "groups", "group_count": 3, "seed": 5}
+FEW_BYTES = {"images": PICTURES, "outputs": EVERYTHING}
+SOME_BROKEN = {"images": [b"hello", *ONE, "cut", *PICTURES], "partial": True}
+GOOD += [
+    Good("half precision", "embed_images", {**FEW_BYTES, "dtype": "float16"}),
+    Good("whole numbers", "embed_images", {**FEW_BYTES, "dtype": "int8"}),
+    Good("texts in whole numbers", "embed_texts", {"texts": ["dog", "cat"], "dtype": "int8"}),
+    Good("texts in half precision", "embed_texts", {"texts": ["dog"], "dtype": "float16"}),
+    Good("slide", "segment_images", SLIDE),
+    Good("slide, large", "segment_images", {**SLIDE, "resolution": 84, "fit": "squash"}),
+    Good(
+        "slide, background",
+        "segment_images",
+        {**SLIDE, "background_classes": ["sea"], "background_threshold": 0.26},
+    ),
+    Good("classify", "classify_images", {"images": PICTURES, "classes": CLASSES}),
+    Good(
+        "classify otherwise",
+        "classify_images",
+        {
+            "images": ONE,
+            "classes": CLASSES,
+            "features": "cls2",
+            "templates": ["a {}"],
+            "temperature": 0.5,
+            "top_k": 2,
+            "resolution": 84,
+            "fit": "aspect",
+        },
+    ),
+    Good("colours", "view_features", {"images": PICTURES}),
+    Good("values", "view_features", {"images": ONE, "features": "values", "resolution": 112}),
+    Good(
+        "component",
+        "view_features",
+        {"images": PICTURES, "view": "component", "scope": "together", "size": "model"},
+    ),
+    Good("groups", "view_features", {"images": PICTURES, "scope": "together", **GROUPS}),
+    Good("groups of each", "view_features", {"images": ONE, "fit": "squash", **GROUPS}),
+    Good("some pictures", "embed_images", {**SOME_BROKEN, "dtype": "int8"}),
+    Good("some masks", "segment_images", {**SOME_BROKEN, "classes": ["dog", "sky"]}),
+    Good("some windows", "segment_images", {**SOME_BROKEN, **SLIDE, **SOME_BROKEN}),
+    Good("some classes", "classify_images", {**SOME_BROKEN, "classes": ["dog", "sky"]}),
+    Good("some features", "view_features", {**SOME_BROKEN, "scope": "together"}),
+    Good("some texts", "embed_texts", {"texts": ["dog", " ", "a" * 3000, "cat"], "partial": True}),
+    Good(
+        "some texts in whole numbers",
+        "embed_texts",
+        {"texts": ["", "dog", "cat"], "partial": True, "dtype": "int8"},
+    ),
+]
 INVALID = "INVALID_ARGUMENT"
 BASE: Mapping[str, Mapping[str, Any]] = {
     "embed_images": {"images": ONE},
     "embed_texts": {"texts": ["dog"]},
     "segment_images": {"images": ONE, "classes": ["dog"]},
+    "classify_images": {"images": ONE, "classes": ["dog"]},
+    "view_features": {"images": ONE},
     "estimate_depth": {"images": ONE},
     "estimate_normals": {"images": ONE},
 }
@@ -92,6 +146,8 @@ def bad(name: str, method: str, code: str | None, param: str | None = None, **fi
 embed = partial(bad, method="embed_images")
 texts = partial(bad, method="embed_texts")
 segment = partial(bad, method="segment_images")
+classify = partial(bad, method="classify_images")
+view = partial(bad, method="view_features")
 depth = partial(bad, method="estimate_depth")
 normals = partial(bad, method="estimate_normals")
 
@@ -135,6 +191,25 @@ BAD = [
     depth("unknown model, depth", code="model_not_found", model="x", status=(404, "NOT_FOUND")),
     depth("unknown field, depth", code="unknown_field", unknown_field=True),
     depth("size", code="invalid_field", param="size", size=ODD),
+    embed("dtype", code="invalid_field", param="dtype", dtype=ODD),
+    embed("partial, none", code="empty_list", param="images", images=[], partial=True),
+    texts("dtype of texts", code="invalid_field", param="dtype", dtype=ODD),
+    segment("mode", code="invalid_field", param="mode", mode=ODD),
+    segment("slide, long", code="image_too_large", images=[(1, (3000, 4))], mode="slide"),
+    segment("slide, broken", code="invalid_image", images=[b"hello"], mode="slide"),
+    classify("no classes to choose", code="empty_list", param="classes", classes=[]),
+    classify("temperature", code="invalid_field", param="temperature", temperature=0.0),
+    classify("top_k", code="invalid_field", param="top_k", top_k=0),
+    classify("patches", code="invalid_field", param="features", features=ODD),
+    classify("twice to choose", code="invalid_field", classes=["dog", "dog"]),
+    classify("unknown field, classes", code="unknown_field", unknown_field=True),
+    classify("no picture to classify", code="invalid_image", images=[b"hello"]),
+    view("view", code="invalid_field", param="view", view=ODD),
+    view("scope", code="invalid_field", param="scope", scope=ODD),
+    view("group_count", code="invalid_field", param="group_count", view="groups", group_count=21),
+    view("seed of colours", code="invalid_field", param="seed", seed=1),
+    view("unknown field, features", code="unknown_field", unknown_field=True),
+    view("no pictures to view", code="empty_list", param="images", images=[]),
     segment("cosine", code="invalid_field", param="background_threshold", background_threshold=1.5),
 ]
 
@@ -156,6 +231,8 @@ def test_arrays_are_bit_equal(service: "Service", photo: Callable[..., bytes], r
     fields = with_pictures(row.fields, photo)
     rest, rpc = service.over_rest(row.method, fields), service.over_grpc(row.method, fields)
     assert (rest.status, rpc.status) == ("200", "OK"), (rest.message, rpc.message)
+    assert rest.errors == rpc.errors
+    assert bool(rest.errors) == ("partial" in row.fields)
     assert rest.arrays.keys() == rpc.arrays.keys()
     assert rest.arrays
     for name, array in rest.arrays.items():

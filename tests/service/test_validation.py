@@ -1,19 +1,25 @@
 """What both transports refuse alike, with the field and the item's index."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from model.package import Manifest
-from service.errors import InvalidRequest, RequestTooLarge
-from service.messages import RequestLimits, SegmentClass
+from service.errors import InvalidRequest, RequestTooLarge, ServiceError
+from service.messages import EmbedTextsRequest, RequestLimits, SegmentClass
 from service.validation import (
+    check_choices,
     check_features,
     check_images,
     check_outputs,
     check_resolution,
     check_threshold,
+    check_view,
     class_groups,
     text_groups,
 )
+from service.view_messages import ClassifyImagesRequest, ViewFeaturesRequest
 
 LIMITS = RequestLimits(
     max_images=2,
@@ -71,10 +77,13 @@ def test_a_threshold_is_a_cosine() -> None:
 
 
 def test_texts_are_filled_into_templates() -> None:
-    one, two = text_groups(["dog", "cat"], ("a {}", "the {}"), LIMITS)
+    asked = EmbedTextsRequest(texts=("dog", "cat"), templates=("a {}", "the {}"))
+    one, two = text_groups(asked, LIMITS)[0].values()
     assert (one.param, one.prompts) == ("texts[0]", ("a dog", "the dog"))
     assert (two.param, two.prompts) == ("texts[1]", ("a cat", "the cat"))
-    assert len(text_groups(["dog"], "tcl", LIMITS)[0].prompts) == 9
+    groups, errors = text_groups(EmbedTextsRequest(texts=("dog",), templates="tcl"), LIMITS)
+    assert len(groups[0].prompts) == 9
+    assert not errors
 
 
 @pytest.mark.parametrize(
@@ -92,7 +101,57 @@ def test_texts_that_cannot_be_used(
     texts: list[str], templates: tuple[str, ...], param: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        text_groups(texts, templates, LIMITS)
+        text_groups(EmbedTextsRequest(texts=tuple(texts), templates=templates), LIMITS)
+    assert caught.value.param == param
+
+
+def test_of_a_partial_request_single_texts_may_be_wrong_and_nothing_else() -> None:
+    asked = EmbedTextsRequest(texts=("a", " ", "b" * 3000), partial=True)
+    groups, errors = text_groups(asked, LIMITS)
+    assert {index: group.prompts for index, group in groups.items()} == {0: ("a",)}
+    assert {i: (e.code, e.param) for i, e in errors.items()} == {
+        1: ("blank_text", "texts[1]"),
+        2: ("text_too_long", "texts[2]"),
+    }
+    for wrong in ({"texts": ()}, {"texts": ("a",) * 4}, {"templates": ("no place",)}):
+        with pytest.raises(ServiceError):
+            text_groups(replace(asked, **wrong), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"view": "colors", "group_count": 3}, "group_count"),
+        ({"view": "component", "seed": 1}, "seed"),
+        ({"view": "groups", "group_count": 1}, "group_count"),
+        ({"view": "groups", "group_count": 21}, "group_count"),
+        ({"view": "groups", "seed": -1}, "seed"),
+        ({"view": "groups", "seed": 2**31}, "seed"),
+    ],
+)
+def test_groups_have_a_range_and_other_views_have_none(change: dict[str, Any], param: str) -> None:
+    check_view(ViewFeaturesRequest(images=(b"",), view="groups", group_count=20, seed=0))
+    with pytest.raises(InvalidRequest) as caught:
+        check_view(ViewFeaturesRequest(images=(b"",), **change))
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+    ],
+)
+def test_a_temperature_is_above_zero_and_one_class_is_the_least(
+    change: dict[str, Any], param: str
+) -> None:
+    check_choices(ClassifyImagesRequest(images=(b"",), classes=(DOG,), temperature=0.01, top_k=1))
+    with pytest.raises(InvalidRequest) as caught:
+        check_choices(ClassifyImagesRequest(images=(b"",), classes=(DOG,), **change))
     assert caught.value.param == param
 
 

@@ -2,10 +2,11 @@
 
 from typing import Any, Final
 
+from service.rest.examples import ONE_PIXEL
 from service.rest.negotiation import JSON
 from service.rest.openai.answers import METADATA, OCTETS
 from service.rest.openai.schemas import EmbeddingsAnswer, EmbeddingsBody
-from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, ONE_PIXEL, REF
+from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, REF
 
 EXAMPLE: Final = {
     "input": ["a dog in the grass", ONE_PIXEL, {"text": "data: URIs are pictures"}],

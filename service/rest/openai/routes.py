@@ -15,6 +15,7 @@ from service.rest.openai.answers import check_format, write_embeddings
 from service.rest.openai.inputs import naming, sort_input
 from service.rest.openai.openapi import EMBEDDINGS
 from service.rest.openai.schemas import EmbeddingsBody
+from service.rest.schemas import Pictures
 from service.validation import check_images
 
 WRITTEN_AT_ONCE = 2048
@@ -52,9 +53,7 @@ def build_openai_router(plane: DataPlane) -> APIRouter:
     return router
 
 
-async def _read_images(
-    request: Request, plane: DataPlane, images: tuple[str, ...]
-) -> tuple[bytes, ...]:
+async def _read_images(request: Request, plane: DataPlane, images: tuple[str, ...]) -> Pictures:
     """The encoded pictures, from URLs too where the server allows it."""
     if not images:
         return ()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from service.masks.postprocess import (
-    Geometry,
     class_embeddings,
     image_outputs,
     segment_image,
     text_embedding,
 )
+from service.masks.slide import Geometry
 from service.messages import SegmentClass, SegmentImagesRequest
 
 EYE = np.eye(3, dtype=np.float32)
@@ -52,14 +52,14 @@ def test_a_text_alone_is_itself_and_several_prompts_are_averaged_as_unit_vectors
 
 
 def test_labels_count_from_one_and_areas_sum_to_one() -> None:
-    mask = segment_image(EYE[:2], EYE, Geometry((1, 2), (2, 4)), request(3))
+    mask = segment_image([EYE[:2]], EYE, Geometry((1, 2), (2, 4)), request(3))
     assert mask.labels_HW.tolist() == [[1, 1, 2, 2]] * 2
     assert mask.area_shares == (0.0, 0.5, 0.5, 0.0)
     assert mask.scores_HW is None
 
 
 def test_background_classes_become_zero() -> None:
-    mask = segment_image(EYE[:2], EYE[:2], Geometry((1, 2), (1, 2)), request(1, 1))
+    mask = segment_image([EYE[:2]], EYE[:2], Geometry((1, 2), (1, 2)), request(1, 1))
     assert mask.labels_HW.tolist() == [[1, 0]]
     assert mask.area_shares == (0.5, 0.5)
 
@@ -67,7 +67,7 @@ def test_background_classes_become_zero() -> None:
 def test_a_threshold_makes_background_and_scores_are_sent_if_asked() -> None:
     options: Any = {"background_threshold": 0.8, "include_scores": True}
     features = np.array([[1, 0, 0], [1, 1, 0]], np.float32)
-    mask = segment_image(features, EYE[:1], Geometry((1, 2), (1, 2)), request(1, **options))
+    mask = segment_image([features], EYE[:1], Geometry((1, 2), (1, 2)), request(1, **options))
     assert mask.labels_HW.tolist() == [[1, 0]]
     assert mask.scores_HW is not None
     np.testing.assert_allclose(mask.scores_HW, [[1, 0.5**0.5]], rtol=1e-6)
@@ -77,7 +77,7 @@ def test_a_threshold_makes_background_and_scores_are_sent_if_asked() -> None:
 def test_labels_are_uint16_in_answers_whatever_they_are_held_in(num_classes: int) -> None:
     classes_KD = np.eye(num_classes, dtype=np.float32)
     mask = segment_image(
-        classes_KD[-1:], classes_KD, Geometry((1, 1), (1, 1)), request(num_classes)
+        [classes_KD[-1:]], classes_KD, Geometry((1, 1), (1, 1)), request(num_classes)
     )
     assert mask.labels_HW.dtype == (np.uint8 if num_classes < 256 else np.uint16)
     assert mask.wire_labels.dtype == np.uint16

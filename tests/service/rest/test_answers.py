@@ -29,9 +29,15 @@ from service.rest.answers import (
     write_text_embeddings,
 )
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
-from service.rest.schemas import EmbedImagesOptions, MaskFormat, SegmentImagesOptions
+from service.rest.schemas import (
+    EmbedImagesOptions,
+    EmbedTextsBody,
+    MaskFormat,
+    SegmentImagesOptions,
+)
 
 RANDOM = np.random.default_rng(0)
+TEXTS = EmbedTextsBody(texts=["a"])
 PLAIN, BASE64 = EmbedImagesOptions(), EmbedImagesOptions(encoding="base64")
 
 
@@ -83,11 +89,11 @@ def test_pictures_of_several_grids_are_kept_apart() -> None:
 def test_texts_are_one_matrix() -> None:
     answer = EmbedTextsResponse(model="m", embeddings_TD=np.eye(3, dtype=np.float32))
     np.testing.assert_array_equal(
-        np.load(io.BytesIO(write_text_embeddings(answer, NPY, "list"))), np.eye(3)
+        np.load(io.BytesIO(write_text_embeddings(answer, NPY, TEXTS))), np.eye(3)
     )
-    tensors = load(write_text_embeddings(answer, SAFETENSORS, "list"))
+    tensors = load(write_text_embeddings(answer, SAFETENSORS, TEXTS))
     np.testing.assert_array_equal(tensors["embeddings"], np.eye(3))
-    data = json.loads(write_text_embeddings(answer, JSON, "list"))["data"]
+    data = json.loads(write_text_embeddings(answer, JSON, TEXTS))["data"]
     assert data[1] == {"index": 1, "embedding": [0, 1, 0]}
 
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from service.rest.examples import EXAMPLES
 from service.server import Server
 
 if TYPE_CHECKING:
@@ -211,7 +212,8 @@ async def test_the_document_names_every_status_and_every_reference_resolves(
     client: httpx.AsyncClient,
 ) -> None:
     document = (await client.get("/openapi.json")).json()
-    for path in ("/v1/images:embed", "/v1/images:segment", "/v1/texts:embed"):
+    ours = ("segment", "embed", "classify", "features")
+    for path in ("/v1/texts:embed", *(f"/v1/images:{kind}" for kind in ours)):
         operation = document["paths"][path]["post"]
         assert set(operation["responses"]) == STATUSES
         assert operation["requestBody"]["content"]
@@ -220,7 +222,8 @@ async def test_the_document_names_every_status_and_every_reference_resolves(
         assert set(operation["responses"]) == {*STATUSES, "501"}
         assert "image/png" in operation["responses"]["200"]["content"]
         body = operation["requestBody"]["content"]["application/json"]
-        answer = await client.post(path, json=body["example"])
+        (sent,) = body["examples"].values()
+        answer = await client.post(path, json=sent["value"])
         assert answer.status_code == 200
         example = operation["responses"]["200"]["content"]["application/json"]["example"]
         assert answer.json()["data"][0].keys() == example["data"][0].keys()
@@ -230,6 +233,21 @@ async def test_the_document_names_every_status_and_every_reference_resolves(
     segment = document["paths"]["/v1/images:segment"]["post"]
     assert "image/png" in segment["responses"]["200"]["content"]
     assert {"classes", "format", "resolution"} <= {p["name"] for p in segment["parameters"]}
+
+
+async def test_every_route_of_ours_has_examples_and_each_is_answered(
+    client: httpx.AsyncClient,
+) -> None:
+    document = (await client.get("/openapi.json")).json()
+    ours = {path: methods["post"] for path, methods in document["paths"].items() if ":" in path}
+    assert ours.keys() == EXAMPLES.keys()
+    for path, operation in ours.items():
+        examples = operation["requestBody"]["content"]["application/json"]["examples"]
+        for name, example in examples.items():
+            answer = await client.post(path, json=example["value"])
+            assert answer.status_code == 200, (path, name, answer.text)
+            assert answer.json()["data"], (path, name)
+            assert ("errors" in answer.json()) == example["value"].get("partial", False)
 
 
 async def test_the_page_shows_every_route_and_asks_nobody(client: httpx.AsyncClient) -> None:

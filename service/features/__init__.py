@@ -1,0 +1,1 @@
+"""Patch embeddings made visible: colours by their principal components, and groups."""

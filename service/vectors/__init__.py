@@ -1,0 +1,1 @@
+"""Embeddings of whole pictures and texts: as which numbers they are sent, and what they show."""

@@ -1,0 +1,101 @@
+"""Masks through windows against torch, written out as the notebook has it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.segmentation import Background
+from service.images.windows import Windows
+from service.masks import slide
+from service.masks.slide import Geometry, segment_windows
+
+WINDOWS = Windows.of(28)
+RANDOM = np.random.default_rng(0)
+
+
+def reference(
+    features: list[Any], classes_KD: Any, geometry: Geometry, stride: int, side: int
+) -> Any:
+    """Loops and whole arrays: probabilities of every pixel of the picture, [K, H, W]."""
+    height, width = geometry.scaled_hw
+    sums_KHW = torch.zeros(len(classes_KD), height, width)
+    hits_HW = torch.zeros(height, width)
+    waiting = iter(features)
+    for row in range(max(height - side + stride - 1, 0) // stride + 1):
+        for column in range(max(width - side + stride - 1, 0) // stride + 1):
+            bottom, right = min(row * stride + side, height), min(column * stride + side, width)
+            top, left = max(bottom - side, 0), max(right - side, 0)
+            patches_ND = F.normalize(torch.from_numpy(next(waiting)), dim=-1)
+            cosine_KN = torch.from_numpy(classes_KD) @ patches_ND.T
+            map_1Khw = cosine_KN.reshape(1, len(classes_KD), *geometry.grid_hw)
+            large = F.interpolate(map_1Khw, size=(side, side), mode="bilinear")[0]
+            sums_KHW[:, top:bottom, left:right] += large.softmax(dim=0)
+            hits_HW[top:bottom, left:right] += 1
+    assert next(waiting, None) is None
+    mean_KHW = sums_KHW / hits_HW
+    return F.interpolate(mean_KHW[None], size=geometry.size_hw, mode="bilinear")[0].numpy()
+
+
+def made(scaled_hw: tuple[int, int], size_hw: tuple[int, int], num_classes: int) -> Any:
+    geometry = Geometry((2, 2), size_hw, scaled_hw, WINDOWS)
+    features = [
+        RANDOM.standard_normal((4, 6)).astype(np.float32) for _ in WINDOWS.corners(scaled_hw)
+    ]
+    classes_KD = RANDOM.standard_normal((num_classes, 6)).astype(np.float32)
+    classes_KD /= np.linalg.norm(classes_KD, axis=1, keepdims=True)
+    return features, classes_KD, geometry
+
+
+@pytest.mark.parametrize(
+    ("scaled_hw", "size_hw"),
+    [
+        ((28, 28), (28, 28)),
+        ((28, 60), (17, 41)),
+        ((53, 28), (160, 85)),
+        ((56, 71), (56, 71)),
+        ((28, 30), (1, 2)),
+    ],
+)
+def test_labels_and_scores_are_those_of_the_notebook(
+    scaled_hw: tuple[int, int], size_hw: tuple[int, int]
+) -> None:
+    features, classes_KD, geometry = made(scaled_hw, size_hw, 5)
+    expected_KHW = reference(features, classes_KD, geometry, 21, 28)
+    mask = segment_windows(features, classes_KD, geometry, Background(), with_scores=True)
+    assert mask.scores_HW is not None
+    np.testing.assert_allclose(mask.scores_HW, expected_KHW.max(axis=0), rtol=1e-5)
+    top, second = -np.sort(-expected_KHW, axis=0)[:2]
+    is_clear_HW = top - second > 1e-6
+    assert is_clear_HW.mean() > 0.99
+    labels_HW = expected_KHW.argmax(axis=0) + 1
+    np.testing.assert_array_equal(mask.labels_HW[is_clear_HW], labels_HW[is_clear_HW])
+    shares = np.bincount(mask.labels_HW.ravel(), minlength=6) / mask.labels_HW.size
+    np.testing.assert_allclose(mask.area_shares, shares)
+
+
+def test_bands_of_a_few_rows_give_the_same_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, classes_KD, geometry = made((53, 70), (90, 119), 4)
+    whole = segment_windows(features, classes_KD, geometry, Background(), with_scores=True)
+    monkeypatch.setattr(slide, "BAND_ELEMENTS", 4 * 119 * 3)
+    banded = segment_windows(features, classes_KD, geometry, Background(), with_scores=True)
+    assert whole.scores_HW is not None
+    assert banded.scores_HW is not None
+    np.testing.assert_allclose(banded.scores_HW, whole.scores_HW, rtol=1e-6)
+    assert (banded.labels_HW == whole.labels_HW).mean() > 0.999
+
+
+def test_background_is_by_mean_probability_and_by_classes() -> None:
+    features, classes_KD, geometry = made((28, 49), (28, 49), 4)
+    probability_KHW = reference(features, classes_KD, geometry, 21, 28)
+    threshold = float(np.quantile(probability_KHW.max(axis=0), 0.3))
+    background = Background(threshold=threshold, num_classes=1)
+    mask = segment_windows(features, classes_KD, geometry, background, with_scores=False)
+    labels_HW = probability_KHW.argmax(axis=0) + 1
+    labels_HW[(labels_HW == 4) | (probability_KHW.max(axis=0) < threshold)] = 0
+    assert 0.3 <= (labels_HW == 0).mean() < 1
+    assert (mask.labels_HW == labels_HW).mean() > 0.999
+    assert mask.scores_HW is None
+    assert len(mask.area_shares) == 4

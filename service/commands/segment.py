@@ -50,7 +50,9 @@ def run(arguments: Sequence[str]) -> int:
             labels_HW = engine.segment(request)
         except PictureRefused as error:
             raise EngineError(f"{options.picture}: {error}") from error
-    _write(options.output, _encode(options, labels_HW, request.images[0]))
+    picture = request.images[0]
+    assert isinstance(picture, bytes)
+    _write(options.output, _encode(options, labels_HW, picture))
     _describe(labels_HW, classes)
     return DONE
 

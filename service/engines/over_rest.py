@@ -66,8 +66,10 @@ class RestEngine(RemoteEngine):
 
     def segment_once(self, request: SegmentImagesRequest) -> Labels:
         """As `RemoteEngine` has it."""
+        picture = request.images[0]
+        assert isinstance(picture, bytes)
         body = {
-            "image": pybase64.b64encode_as_string(request.images[0]),
+            "image": pybase64.b64encode_as_string(picture),
             "classes": [_class_body(c) for c in request.classes],
             "background_classes": [_class_body(c) for c in request.background_classes],
             "background_threshold": request.background_threshold,

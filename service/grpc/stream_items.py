@@ -22,6 +22,8 @@ STREAMED: Final[Mapping[str, str]] = {
     "segment_images": "SegmentImages",
     "estimate_depth": "EstimateDepth",
     "estimate_normals": "EstimateNormals",
+    "classify_images": "ClassifyImages",
+    "view_features": "ViewFeatures",
 }
 
 

@@ -13,6 +13,8 @@ from service.settings import describe_settings, load_settings
 def run() -> int:
     """Returns the process's exit status; 2 for settings that do not fit."""
     arguments = sys.argv[1:]
+    if arguments[:1] == ["serve"]:  # SageMaker starts every container so
+        del arguments[0]
     try:
         settings = load_settings(arguments, os.environ)
     except ValidationError as error:

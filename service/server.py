@@ -35,6 +35,7 @@ from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.observability import Metrics
 from service.monitoring.telemetry_settings import build_telemetry
 from service.rest.app import build_app
+from service.rest.cloud.routes import CloudRoutes
 from service.rest.http_server import HttpServer
 from service.rest.listener import listen
 from service.safety.protection import Protection
@@ -90,9 +91,10 @@ class Server:
         self.ready = asyncio.Event()
         self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
         self.protection = Protection.from_settings(settings, self.metrics)
-        self._http_socket = listen(settings.host, settings.http_port)
         managed = self.repository if settings.enable_management else None
-        app = build_app(self.plane, telemetry, self.protection, managed)
+        cloud = CloudRoutes(health=settings.health_route, predict=settings.predict_route)
+        app = build_app(self.plane, telemetry, self.protection, managed, cloud=cloud)
+        self._http_socket = listen(settings.host, settings.http_port)
         self._http = HttpServer(app, self.protection, write_grace_s=WRITE_GRACE_S)
         self._grpc = GrpcServer(
             self.plane,

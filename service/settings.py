@@ -24,9 +24,17 @@ SERVICE_LINK = re.compile(
     r"TIPSERVE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
 )
 
+# Vertex AI tells a container by these; ours, where given, count instead.
+PLATFORM_VARIABLES = {
+    "AIP_HTTP_PORT": "http_port",
+    "AIP_HEALTH_ROUTE": "health_route",
+    "AIP_PREDICT_ROUTE": "predict_route",
+}
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Route = Annotated[str, Field(pattern=r"^/[\w./:@~-]+$", max_length=512)]
 
 
 class Settings(BaseSettings):
@@ -108,6 +116,12 @@ class Settings(BaseSettings):
     """gRPC. 0 takes a free port."""
     metrics_port: Port = 8002
     """Prometheus metrics. 0 takes a free port."""
+    health_route: Route | None = None
+    """A further path of REST's health check, which needs no key. Default: AIP_HEALTH_ROUTE, as
+    Vertex AI gives it. `/ping` is there in any case."""
+    predict_route: Route | None = None
+    """A further path of `/invocations`, which takes the body of any other route and Vertex AI's
+    `instances`. Default: AIP_PREDICT_ROUTE."""
     ports_file: Path | None = None
     """Where the ports that were taken are written as JSON, once all three listen."""
 
@@ -286,7 +300,18 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     flags = CliSettingsSource[BaseSettings](
         Settings, cli_parse_args=list(arguments), cli_use_class_docs_for_groups=True
     )
-    return Settings(_cli_settings_source=flags)
+    # Values given so count more than variables, and less than flags.
+    return Settings(_cli_settings_source=flags, **_from_platform(environment))  # type: ignore[arg-type]
+
+
+def _from_platform(environment: Mapping[str, str]) -> dict[str, str]:
+    """Settings that the platform gives by variables of its own, where no variable of ours does."""
+    ours = {name.upper() for name in environment}
+    return {
+        name: environment[variable]
+        for variable, name in PLATFORM_VARIABLES.items()
+        if variable in environment and PREFIX + name.upper() not in ours
+    }
 
 
 def _as_text(value: object) -> str:
@@ -301,6 +326,7 @@ def describe_settings(
     """Each setting's value and whether flag, variable or default gave it, as lines or as JSON."""
     flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     variables = {name.upper() for name in environment}
+    platform = {name: variable for variable, name in PLATFORM_VARIABLES.items()}
     rows: dict[str, dict[str, object]] = {}
     for name in Settings.model_fields:
         kebab = name.replace("_", "-")
@@ -308,6 +334,8 @@ def describe_settings(
             source = f"flag --{kebab}"
         elif PREFIX + name.upper() in variables:
             source = f"variable {PREFIX}{name.upper()}"
+        elif platform.get(name) in variables:
+            source = f"variable {platform[name]}"
         else:
             source = "default"
         rows[name] = {"value": getattr(settings, name), "source": source}

@@ -11,8 +11,9 @@ from service.errors import ServiceError
 from service.models.repository import ModelRepository
 from service.monitoring.telemetry import Telemetry
 from service.rest.body import BodyLimits
+from service.rest.cloud.routes import CloudRoutes, build_cloud_router
 from service.rest.connection import CallLimits, CallMiddleware
-from service.rest.direct import DirectRoutes
+from service.rest.direct import DirectRoutes, direct_routes
 from service.rest.docs import docs_page
 from service.rest.errors import (
     ClientLeft,
@@ -28,6 +29,7 @@ from service.rest.repository_routes import build_repository_router
 from service.rest.routes import build_router
 from service.safety.protection import Protection
 
+NO_CLOUD = CloudRoutes()
 DESCRIPTION = "Pictures and words in; embeddings of pictures, patches and texts, and masks out."
 
 
@@ -36,8 +38,14 @@ def build_app(
     telemetry: Telemetry,
     protection: Protection,
     repository: ModelRepository | None = None,
+    *,
+    cloud: CloudRoutes = NO_CLOUD,
 ) -> CallMiddleware:
-    """The ASGI application; without a repository it has no routes to change what is served."""
+    """The ASGI application; without a repository it has no routes to change what is served.
+
+    Raises:
+        ValueError: A path of `cloud` is another route's.
+    """
     body = BodyLimits(
         max_bytes=protection.max_body_bytes,
         memory=protection.body_memory,
@@ -45,13 +53,21 @@ def build_app(
         bytes_per_s=protection.client_bytes_per_s,
         url_fetcher=protection.url_fetcher,
     )
-    limits = CallLimits(keys=protection.keys, timeout_s=protection.request_timeout_s, body=body)
+    limits = CallLimits(
+        keys=protection.keys,
+        timeout_s=protection.request_timeout_s,
+        body=body,
+        probes=cloud.probes,
+    )
     router = build_router(plane)
     inference = build_inference_router(plane, is_managed=repository is not None)
     managing = [] if repository is None else [build_repository_router(plane, repository)]
     openai = build_openai_router(plane)
-    app = build_routes(router, openai, inference, *managing)
-    routes = DirectRoutes(app, router, openai, inference)
+    routers = [router, openai, inference, *managing]
+    targets = direct_routes(router) | direct_routes(openai)
+    clouds = build_cloud_router(plane, targets, cloud, routers)
+    app = build_routes(*routers, clouds)
+    routes = DirectRoutes(app, router, openai, clouds, inference)
     return CallMiddleware(routes, telemetry, limits)
 
 

@@ -26,6 +26,7 @@ QUIET_ROUTES = "/v2/health/"
 # Need no key. The kubelet's probes cannot send one, and the documents say what stands in this
 # repository, the same for every server.
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
+NO_PATHS: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +37,13 @@ class CallLimits:
         keys: Of which one is needed on every path that is not open.
         timeout_s: Deadline of a call that brings none, and the longest that one may bring.
         body: Of one body.
+        probes: Further paths of health checks, which need no key either.
     """
 
     keys: ApiKeys
     timeout_s: float
     body: BodyLimits
+    probes: frozenset[str] = NO_PATHS
 
 
 class CallMiddleware:
@@ -95,7 +98,7 @@ class CallMiddleware:
             self._record(scope, status or CLIENT_LEFT, call)
 
     def _check_key(self, path: str, headers: dict[bytes, str]) -> None:
-        if path not in OPEN_PATHS:
+        if path not in OPEN_PATHS and path not in self._limits.probes:
             self._limits.keys.check(headers.get(b"authorization"), headers.get(b"x-api-key"))
 
     def _apply_limits(self, call: Call, headers: dict[bytes, str]) -> None:
@@ -121,7 +124,7 @@ class CallMiddleware:
             method,
             status,
             is_fault=status >= INTERNAL_SERVER_ERROR,
-            is_quiet=route.startswith(QUIET_ROUTES),
+            is_quiet=route.startswith(QUIET_ROUTES) or route in self._limits.probes,
         )
 
 

@@ -108,9 +108,18 @@ def parse_json(raw: bytes, schema: type[SchemaT]) -> SchemaT:
         RequestTooLarge: There are too many values.
         ValidationError: A field is wrong or unknown, or the body is no JSON.
     """
+    check_json_size(raw)
+    return schema.model_validate_json(raw, strict=True)
+
+
+def check_json_size(raw: bytes) -> None:
+    """Refuse a JSON body that would become millions of values.
+
+    Raises:
+        RequestTooLarge: It would.
+    """
     if raw.count(b",") > MAX_JSON_COMMAS:
         raise RequestTooLarge("The body has too many values; split the request.")
-    return schema.model_validate_json(raw, strict=True)
 
 
 def parse_pairs(options_type: type[OptionT], pairs: Iterable[tuple[str, str]]) -> OptionT:

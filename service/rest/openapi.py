@@ -17,6 +17,7 @@ from service.rest.answer_schemas import (
     SegmentImagesAnswer,
     ViewFeaturesAnswer,
 )
+from service.rest.cloud.predict import PredictBody
 from service.rest.examples import examples_of
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
 from service.rest.open_inference.schemas import InferAnswerBody, InferBody
@@ -54,6 +55,7 @@ BODIES: Final = (
     EmbedTextsBody,
     EmbeddingsBody,
     InferBody,
+    PredictBody,
 )
 ANSWERS: Final = (
     EmbedImagesAnswer,

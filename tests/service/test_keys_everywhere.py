@@ -23,6 +23,7 @@ Serving = Callable[..., AbstractAsyncContextManager[Server]]
 KEY = "the-key-of-this-test"
 # Whoever adds to these says why, in rest/connection.py or grpc/guard.py.
 OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"}
+OPEN_ROUTES |= {"/ping", "/of/a/cloud/health"}
 OPEN_SERVICES = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 LIMIT_S = 20.0
 
@@ -75,10 +76,12 @@ def code_of(server: Server, rpc: str, metadata: Any = ()) -> str:
 async def test_every_route_needs_a_key_but_the_open_ones(serving: Serving, tmp_path: Path) -> None:
     statuses = {}
     options = {"api_keys": KEY, "enable_management": True, "model_repository": tmp_path}
+    options |= {"health_route": "/of/a/cloud/health", "predict_route": "/of/a/cloud:predict"}
     async with serving(**options) as server:
         routes = sorted(routes_of(server))
         paths = {path for _, path in routes}
         assert paths >= OPEN_ROUTES | {"/v1/images:embed", "/v1/models", "/v2/repository/index"}
+        assert paths >= {"/v1/embeddings", "/invocations", "/of/a/cloud:predict"}
         url = f"http://127.0.0.1:{server.ports['http']}"
         async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
             for method, path in [*routes, ("POST", "/v1/nowhere"), ("OPTIONS", "/v1/models")]:

@@ -71,9 +71,10 @@ def naming(places: Mapping[str, str]) -> Iterator[None]:
         yield
     except ServiceError as error:
         ours = error.param or ""
-        if ours not in places:
+        item, dot, field = ours.partition(".")
+        if item not in places:
             raise
-        theirs = places[ours]
+        theirs = places[item] + dot + field
         raise type(error)(
             error.message.replace(ours, theirs),
             code=error.code,

@@ -1,0 +1,103 @@
+"""The real program as SageMaker and Vertex AI start and ask it."""
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from model.package import ModelPackage
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Program
+
+LIMIT_S = 60.0
+KEY = "the-key-of-this-test"
+HEALTH = "/v1/endpoints/12/deployedModels/34"
+VERTEX = {
+    "AIP_MODE": "PREDICTION",
+    "AIP_HTTP_PORT": "0",
+    "AIP_HEALTH_ROUTE": HEALTH,
+    "AIP_PREDICT_ROUTE": HEALTH + ":predict",
+}
+
+
+def shown(*arguments: str, **environment: str) -> dict[str, Any]:
+    """The settings as the program would have them."""
+    command = [sys.executable, "-m", "service", *arguments, "--show-config"]
+    told = subprocess.run(
+        [*command, "--config-format=json"],
+        capture_output=True,
+        env=environment,
+        timeout=LIMIT_S,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(told.stdout)
+    return found
+
+
+def test_vertex_ai(
+    run_program: "type[Program]",
+    tiny_package: ModelPackage,
+    photo: Callable[..., bytes],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "keys").write_text(KEY)
+    arguments = (f"--model={tiny_package.path}", f"--api-keys-file={tmp_path / 'keys'}")
+    program = run_program(*arguments, environment=VERTEX)
+    try:
+        url = f"http://127.0.0.1:{program.wait_for('ready')['http']}"
+        assert httpx.get(url + HEALTH, timeout=LIMIT_S).json() == {"ready": True}
+        body = {
+            "instances": ["a dog", {"b64": base64.b64encode(photo(1)).decode()}],
+            "parameters": {"dimensions": 8},
+        }
+        refused = httpx.post(f"{url}{HEALTH}:predict", json=body, timeout=LIMIT_S)
+        assert refused.status_code == 401
+        bearer = {"Authorization": f"Bearer {KEY}"}
+        answer = httpx.post(f"{url}{HEALTH}:predict", json=body, headers=bearer, timeout=LIMIT_S)
+        assert answer.json().keys() == {"predictions"}
+        assert [len(p["embedding"]) for p in answer.json()["predictions"]] == [8, 8]
+    finally:
+        assert program.end() == 0
+
+
+def test_vertex_ai_names_the_port_and_ours_count_more() -> None:
+    http = shown(**{**VERTEX, "AIP_HTTP_PORT": "8080"})
+    assert http["http_port"] == {"value": 8080, "source": "variable AIP_HTTP_PORT"}
+    assert http["predict_route"]["value"] == HEALTH + ":predict"
+    ours = shown(**VERTEX, TIPSERVE_HTTP_PORT="81")["http_port"]
+    assert ours == {"value": 81, "source": "variable TIPSERVE_HTTP_PORT"}
+    flag = shown("--http-port=82", **VERTEX)["http_port"]
+    assert flag == {"value": 82, "source": "flag --http-port"}
+
+
+def test_sagemaker(
+    run_program: "type[Program]", tiny_package: ModelPackage, photo: Callable[..., bytes]
+) -> None:
+    command = [sys.executable, "-m", "service", "serve", "--show-config"]
+    environment = {"TIPSERVE_HTTP_PORT": "8080", "TIPSERVE_MODEL": "/opt/ml/model"}
+    told = subprocess.run(
+        command, capture_output=True, env=environment, timeout=LIMIT_S, check=True, text=True
+    )
+    assert "http_port = 8080  (variable TIPSERVE_HTTP_PORT)" in told.stdout
+    program = run_program(f"--model={tiny_package.path}")
+    try:
+        url = f"http://127.0.0.1:{program.wait_for('ready')['http']}"
+        assert httpx.get(f"{url}/ping", timeout=LIMIT_S).status_code == 200
+        jpeg = {"Content-Type": "image/jpeg"}
+        raw = httpx.post(f"{url}/invocations", content=photo(1), headers=jpeg, timeout=LIMIT_S)
+        assert len(raw.json()["data"][0]["cls1"]) == 32
+        named = {"X-Amzn-SageMaker-Custom-Attributes": "/v1/images:segment?classes=dog,grass"}
+        headers = {**jpeg, **named, "Accept": "image/png"}
+        mask = httpx.post(f"{url}/invocations", content=photo(1), headers=headers, timeout=LIMIT_S)
+        assert mask.content.startswith(b"\x89PNG")
+        body = {"input": ["a dog"], "encoding_format": "base64"}
+        vectors = httpx.post(f"{url}/invocations", json=body, timeout=LIMIT_S)
+        assert len(base64.b64decode(vectors.json()["data"][0]["embedding"])) == 4 * 32
+    finally:
+        assert program.end() == 0

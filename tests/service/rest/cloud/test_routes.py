@@ -1,0 +1,187 @@
+"""The routes for clouds over the fake runtime: which route a body means, instances, errors."""
+
+import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+import pytest
+
+from service.server import Server
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+LIMIT_S = 20.0
+ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+PREDICT = "/v1/endpoints/12/deployedModels/34:predict"
+
+
+@pytest.fixture
+async def client(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(predict_route=PREDICT, max_images_per_request=2) as server:
+        url = f"http://127.0.0.1:{server.ports['http']}"
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as made:
+            yield made
+
+
+def b64(image: bytes) -> str:
+    return base64.b64encode(image).decode()
+
+
+async def test_a_body_means_the_route_that_reads_it(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    image = encode_image()
+    png: dict[str, Any] = {"content": image, "headers": {"Content-Type": "image/png"}}
+    for path, body in (
+        ("/v1/embeddings", {"json": {"input": ["dog", f"data:image/png;base64,{b64(image)}"]}}),
+        ("/v1/texts:embed", {"json": {"texts": ["dog"], "templates": "tcl"}}),
+        ("/v1/images:segment", {"json": {"image": b64(image), "classes": ["dog", "sky"]}}),
+        ("/v1/images:embed", {"json": {"images": [b64(image)], "outputs": ["cls2"]}}),
+        ("/v1/images:embed", {"files": {"image": ("a.png", image)}, "data": {"outputs": "cls2"}}),
+        ("/v1/images:embed", png),
+        ("/v1/images:embed", {**png, "params": {"outputs": "cls2"}}),
+    ):
+        for route in ("/invocations", PREDICT):
+            asked, direct = await client.post(route, **body), await client.post(path, **body)
+            assert direct.status_code == 200, direct.text
+            assert (asked.status_code, asked.content) == (200, direct.content), (path, asked.text)
+
+
+async def test_a_header_names_the_route_and_its_options(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    headers = {"Content-Type": "image/png", "Accept": "image/png"}
+    path = "/v1/images:segment?classes=dog%20house,sky"
+    direct = await client.post(path, content=encode_image(), headers=headers)
+    asked = await client.post(
+        "/invocations", content=encode_image(), headers={**headers, ATTRIBUTES: path}
+    )
+    assert asked.headers["content-type"] == "image/png"
+    assert asked.content == direct.content
+    body = {"image": b64(encode_image())}
+    normals = await client.post(
+        "/invocations", json=body, headers={ATTRIBUTES: "/v1/images:normals"}
+    )
+    assert "normals" in normals.json()["data"][0]
+    traced = await client.post("/invocations", json={"texts": ["a"]}, headers={ATTRIBUTES: "id=7"})
+    assert "embedding" in traced.json()["data"][0]
+    unknown = await client.post(
+        "/invocations", json=body, headers={ATTRIBUTES: "/v2/repository/index"}
+    )
+    assert unknown.json()["error"]["code"] == "unknown_route"
+
+
+async def test_instances_become_predictions(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    image, other = b64(encode_image(seed=1)), b64(encode_image(seed=2))
+    uri = f"data:image/png;base64,{other}"
+    embedded = await client.post(
+        "/v1/embeddings",
+        json={"input": ["dog", {"image": image}, uri], "dimensions": 4},
+    )
+    for second in ({"b64": image}, {"image": {"b64": image}}, {"image": image}):
+        instances: list[Any] = [{"text": "dog"}, second, uri]
+        asked = await client.post(
+            PREDICT, json={"instances": instances, "parameters": {"dimensions": 4}}
+        )
+        assert asked.json() == {"predictions": embedded.json()["data"]}
+    vertex = {"image": {"bytesBase64Encoded": image}}
+    for route, fields, instances in (
+        ("/v1/images:segment", {"classes": ["dog", "sky"]}, [vertex, uri]),
+        ("/v1/images:embed", {"outputs": ["patches"]}, [{"b64": image}, {"image": other}]),
+        ("/v1/images:depth", {"size": "model"}, [vertex]),
+    ):
+        encoded = [image, other][: len(instances)]
+        direct = await client.post(route, json={"images": encoded, **fields})
+        asked = await client.post(
+            "/invocations", json={"instances": instances, "parameters": {"route": route, **fields}}
+        )
+        assert asked.json() == {"predictions": direct.json()["data"]}
+    words = {"instances": ["dog", {"text": "sky"}], "parameters": {"route": "/v1/texts:embed"}}
+    direct = await client.post("/v1/texts:embed", json={"texts": ["dog", "sky"]})
+    asked = await client.post(PREDICT, json=words)
+    assert asked.json()["predictions"] == direct.json()["data"]
+
+
+async def test_errors_name_instances_and_parameters(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    good = {"b64": b64(encode_image())}
+    segment = {"route": "/v1/images:segment", "classes": ["dog"]}
+    for body, status, param in (
+        ({"instances": []}, 422, "instances"),
+        ({"instances": ["dog", {"b64": "eA=="}]}, 422, "instances[1]"),
+        ({"instances": ["dog", {"colour": "red"}]}, 422, "instances[1].colour"),
+        ({"instances": [[1, 2]]}, 422, "instances"),
+        ({"instances": [good, {"b64": "eA=="}], "parameters": segment}, 422, "instances[1]"),
+        ({"instances": [good] * 3}, 413, "instances"),
+        ({"instances": ["dog"], "colour": "red"}, 422, "colour"),
+        ({"instances": ["dog"], "parameters": {"input": "cat"}}, 422, "parameters.input"),
+        ({"instances": ["dog"], "parameters": {"partial": True}}, 422, "parameters.partial"),
+        ({"instances": ["dog"], "parameters": {"route": "/v2"}}, 422, "parameters.route"),
+        ({"instances": ["dog"], "parameters": {"route": 3}}, 422, "parameters.route"),
+        (
+            {"instances": ["dog"], "parameters": {"encoding_format": "bytes"}},
+            *(422, "parameters.encoding_format"),
+        ),
+        ({"instances": ["dog"], "parameters": {"dimensions": 9}}, 422, "dimensions"),
+        ({"instances": ["dog"], "parameters": {"model": "other"}}, 404, "model"),
+        ({"input": ["dog", " "]}, 422, "input[1]"),
+        ({"colour": "red"}, 422, "colour"),
+    ):
+        answer = await client.post("/invocations", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), body
+    json_type = {"Content-Type": "application/json"}
+    for raw, status in ((b"[", 422), (b"[1]", 422), (b"[" + b"1," * 1_000_001 + b"1]", 413)):
+        answer = await client.post("/invocations", content=raw, headers=json_type)
+        assert answer.status_code == status
+    assert (await client.post("/invocations", content=b"x")).status_code == 415
+
+
+async def test_health_follows_readiness(serving: Serving) -> None:
+    async with serving(health_route="/healthy") as server:
+        url = f"http://127.0.0.1:{server.ports['http']}"
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
+            ready = [(await client.get(path)).status_code for path in ("/ping", "/healthy")]
+            server.door.leave_soon()
+            leaving = [(await client.get(path)).status_code for path in ("/ping", "/healthy")]
+    assert (ready, leaving) == ([200, 200], [503, 503])
+
+
+async def test_paths_that_are_there_may_be_named(serving: Serving) -> None:
+    async with serving(health_route="/v2/health/ready", predict_route="/invocations") as server:
+        url = f"http://127.0.0.1:{server.ports['http']}"
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
+            assert (await client.get("/v2/health/ready")).json() == {"ready": True}
+            assert (await client.post("/invocations", json={"texts": ["a"]})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        {"health_route": "/v1/models"},
+        {"health_route": "/v1/models/abc"},
+        {"health_route": "/docs"},
+        {"predict_route": "/ping"},
+        {"predict_route": "/v1/images:embed"},
+        {"health_route": "/same", "predict_route": "/same"},
+        {"health_route": "no-slash"},
+        {"predict_route": "/a{b}"},
+    ],
+)
+def test_paths_of_other_routes_stop_the_start(make_settings: Any, paths: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"health_route|predict_route"):
+        Server(make_settings(**paths))
+
+
+async def test_the_documents_example_works(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for path in ("/invocations", PREDICT):
+        body = document["paths"][path]["post"]["requestBody"]
+        assert ATTRIBUTES in body["description"]
+        example = body["content"]["application/json"]["example"]
+        answer = (await client.post(path, json=example)).json()
+        assert [len(p["embedding"]) for p in answer["predictions"]] == [2, 2]

@@ -4,10 +4,10 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -18,6 +18,8 @@ from model.graphs import DENSE_TASKS, DenseTask, Precision
 from model.package import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
+from service.data_plane import DataPlane
+from service.door import Door
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane import Lane
@@ -27,6 +29,7 @@ from service.messages import MAP_TASKS, ModelInfo
 from service.models.admission import Admission
 from service.models.loading import request_limits
 from service.models.model_source import ModelSource
+from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.models.text_cache import TextCache
 from service.monitoring.observability import Metrics
@@ -286,3 +289,32 @@ def encode_image() -> Callable[..., bytes]:
         return stream.getvalue()
 
     return encode
+
+
+@pytest.fixture
+def make_plane(
+    load_fake: Any,
+    make_settings: Any,
+    metrics: Metrics,
+    pool: ThreadPoolExecutor,
+    runtime: FakeRuntime,
+) -> Iterator[Callable[..., DataPlane]]:
+    """A data plane over the fake runtime, made when the test has prepared it."""
+    made = []
+
+    def make(**values: Any) -> DataPlane:
+        settings = make_settings(max_queue_patches=256, max_batch_patches=64, **values)
+        door = Door(metrics)
+        limits = request_limits(settings)
+        models = ModelRegistry(metrics)
+        plane = DataPlane(door, models, limits=limits, max_image_patches=64, pool=pool)
+        made.append(load_fake(settings, metrics))
+        models.put(made[0])
+        door.open()
+        return plane
+
+    yield make
+    runtime.gate.set()
+    for served in made:
+        served.close(10)
+    pool.shutdown()

@@ -12,8 +12,10 @@ import httpx
 import pytest
 
 from service.grpc.generated import (
+    classify_pb2,
     dense_pb2,
     embed_pb2,
+    features_pb2,
     image_pb2,
     open_inference_pb2,
     segment_pb2,
@@ -40,7 +42,9 @@ async def send_rest(server: Server, route: str, image: bytes, timeout_s: float) 
     """Ask, and close the connection when cancelled; the status."""
     headers = {"X-Request-Timeout-Ms": str(int(1000 * timeout_s))}
     kind, _, what = route.partition("_")
-    query = "?classes=dog,sky" if kind == "segment" else ""
+    query = "?classes=dog,sky" if kind in {"segment", "slide", "classify"} else ""
+    if kind == "slide":
+        kind, query = "segment", f"{query}&mode=slide"
     url = f"http://127.0.0.1:{server.ports['http']}/v1/{what}:{kind}{query}"
     async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
         if kind == "infer":
@@ -74,6 +78,17 @@ def to_rpc(route: str, image: bytes) -> tuple[str, Any]:
             "SegmentImages",
             segment_pb2.SegmentImagesRequest(images=images, classes=names),
         ),
+        "slide_images": (
+            "SegmentImages",
+            segment_pb2.SegmentImagesRequest(
+                images=images, classes=names, mode=segment_pb2.SEGMENT_MODE_SLIDE
+            ),
+        ),
+        "classify_images": (
+            "ClassifyImages",
+            classify_pb2.ClassifyImagesRequest(images=images, classes=names),
+        ),
+        "features_images": ("ViewFeatures", features_pb2.ViewFeaturesRequest(images=images)),
         "depth_images": ("EstimateDepth", dense_pb2.EstimateDepthRequest(images=images)),
         "normals_images": ("EstimateNormals", dense_pb2.EstimateNormalsRequest(images=images)),
         "infer_images": ("ModelInfer", infer_request(image)),
@@ -128,6 +143,7 @@ ROUTES = pytest.mark.parametrize(
     "route",
     [
         *("embed_images", "segment_images", "depth_images", "normals_images", "infer_images"),
+        *("slide_images", "classify_images", "features_images"),
         "embed_texts",
     ],
 )

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from model.dense_maps import MapTask
 from service.call import Call
 from service.data_plane import DataPlane
-from service.door import Door
 from service.errors import (
     InternalError,
     InvalidRequest,
@@ -21,9 +19,6 @@ from service.errors import (
     ServiceError,
 )
 from service.messages import EmbedImagesRequest, EstimateMapsRequest
-from service.models.loading import request_limits
-from service.models.registry import ModelRegistry
-from service.monitoring.observability import Metrics
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -34,35 +29,6 @@ BOTH = pytest.mark.parametrize("task", ["depth", "normals"])
 
 def call(seconds: float = 20.0) -> Call:
     return Call(request_id="test", deadline=time.monotonic() + seconds)
-
-
-@pytest.fixture
-def make_plane(
-    load_fake: Any,
-    make_settings: Any,
-    metrics: Metrics,
-    pool: ThreadPoolExecutor,
-    runtime: "FakeRuntime",
-) -> Iterator[Callable[..., DataPlane]]:
-    """A data plane over the fake runtime, made when the test has prepared it."""
-    made = []
-
-    def make(**values: Any) -> DataPlane:
-        settings = make_settings(max_queue_patches=256, max_batch_patches=64, **values)
-        door = Door(metrics)
-        limits = request_limits(settings)
-        models = ModelRegistry(metrics)
-        plane = DataPlane(door, models, limits=limits, max_image_patches=64, pool=pool)
-        made.append(load_fake(settings, metrics))
-        models.put(made[0])
-        door.open()
-        return plane
-
-    yield make
-    runtime.gate.set()
-    for served in made:
-        served.close(10)
-    pool.shutdown()
 
 
 @BOTH

@@ -14,7 +14,15 @@ import httpx
 import pytest
 from grpc_health.v1 import health
 
-from service.grpc.generated import dense_pb2, embed_pb2, image_pb2, open_inference_pb2, segment_pb2
+from service.grpc.generated import (
+    classify_pb2,
+    dense_pb2,
+    embed_pb2,
+    features_pb2,
+    image_pb2,
+    open_inference_pb2,
+    segment_pb2,
+)
 from service.server import Server
 
 if TYPE_CHECKING:
@@ -32,7 +40,7 @@ BOTH_PROTOCOLS = [
     "service.monitoring.telemetry.Telemetry.begin",
     "service.monitoring.telemetry.Telemetry.end",
     "service.data_plane.check_images",
-    "service.data_plane.class_groups",
+    "service.request_core.class_groups",
     "service.models.admission.Admission.admit",
     "service.images.preparation.read_size",
     "service.images.preparation.load_image",
@@ -73,9 +81,22 @@ INFERENCE_GRPC = [
 ]
 MAPS_BOTH = [
     "service.data_plane.check_task",
-    "service.data_plane.check_map_pixels",
+    "service.request_core.check_map_pixels",
     "service.data_plane.make_map",
 ]
+CLASSES_BOTH = ["service.data_plane.check_choices", "service.data_plane.classify"]
+CLASSES_REST = [
+    "service.rest.routes.check_classify_media",
+    "service.rest.routes.write_classifications",
+]
+CLASSES_GRPC = [
+    "service.grpc.servicer.to_classify_images",
+    "service.grpc.servicer.from_classify_images",
+]
+VIEWS_BOTH = ["service.data_plane.check_view", "service.data_plane.fit_view"]
+VIEWS_REST = ["service.rest.routes.check_view_media", "service.rest.routes.write_views"]
+VIEWS_GRPC = ["service.grpc.servicer.to_view_features", "service.grpc.servicer.from_view_features"]
+SLIDE_BOTH = ["service.masks.postprocess.segment_windows", "service.request_core.Windows"]
 MAPS_REST = ["service.rest.routes.check_map_media", "service.rest.routes.write_maps"]
 MAPS_GRPC = ["service.grpc.servicer.to_estimate_maps", "service.grpc.servicer.from_depth"]
 
@@ -116,6 +137,42 @@ async def infer_over_grpc(server: Server, image: bytes) -> tuple[str, str]:
     return await asyncio.to_thread(ask_grpc, server, rpc, raw)
 
 
+async def slide_over_rest(server: Server, image: bytes) -> tuple[str, str]:
+    return await over_rest(server, image, "segment?classes=dog&mode=slide")
+
+
+async def slide_over_grpc(server: Server, image: bytes) -> tuple[str, str]:
+    request = segment_pb2.SegmentImagesRequest(
+        images=[image_pb2.Image(encoded=image)],
+        classes=[segment_pb2.SegmentClass(name="dog")],
+        mode=segment_pb2.SEGMENT_MODE_SLIDE,
+    )
+    raw = request.SerializeToString()
+    return await asyncio.to_thread(ask_grpc, server, f"{SERVICE}/SegmentImages", raw)
+
+
+async def classes_over_rest(server: Server, image: bytes) -> tuple[str, str]:
+    return await over_rest(server, image, "classify?classes=dog")
+
+
+async def classes_over_grpc(server: Server, image: bytes) -> tuple[str, str]:
+    request = classify_pb2.ClassifyImagesRequest(
+        images=[image_pb2.Image(encoded=image)], classes=[segment_pb2.SegmentClass(name="dog")]
+    )
+    raw = request.SerializeToString()
+    return await asyncio.to_thread(ask_grpc, server, f"{SERVICE}/ClassifyImages", raw)
+
+
+async def views_over_rest(server: Server, image: bytes) -> tuple[str, str]:
+    return await over_rest(server, image, "features")
+
+
+async def views_over_grpc(server: Server, image: bytes) -> tuple[str, str]:
+    request = features_pb2.ViewFeaturesRequest(images=[image_pb2.Image(encoded=image)])
+    raw = request.SerializeToString()
+    return await asyncio.to_thread(ask_grpc, server, f"{SERVICE}/ViewFeatures", raw)
+
+
 async def depth_over_rest(server: Server, image: bytes) -> tuple[str, str]:
     return await over_rest(server, image, "depth")
 
@@ -144,7 +201,15 @@ def ask_grpc(server: Server, rpc: str, raw: bytes) -> tuple[str, str]:
 
 
 Ask = Callable[[Server, bytes], Awaitable[tuple[str, str]]]
-OVER_GRPC = {over_grpc, depth_over_grpc, infer_over_grpc}
+OVER_GRPC = {
+    *(over_grpc, depth_over_grpc, infer_over_grpc),
+    *(slide_over_grpc, classes_over_grpc, views_over_grpc),
+}
+NEWER = [
+    (slide_over_rest, slide_over_grpc, SLIDE_BOTH, [], []),
+    (classes_over_rest, classes_over_grpc, CLASSES_BOTH, CLASSES_REST, CLASSES_GRPC),
+    (views_over_rest, views_over_grpc, VIEWS_BOTH, VIEWS_REST, VIEWS_GRPC),
+]
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
@@ -163,6 +228,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
         *[pytest.param(over_grpc, stage, id=f"grpc {stage}") for stage in GRPC_ONLY],
         *[pytest.param(depth_over_rest, s, id=f"rest {s}") for s in (*MAPS_BOTH, *MAPS_REST)],
         *[pytest.param(depth_over_grpc, s, id=f"grpc {s}") for s in (*MAPS_BOTH, *MAPS_GRPC)],
+        *[pytest.param(r, s, id=f"rest {s}") for r, _, both, own, _ in NEWER for s in both + own],
+        *[pytest.param(g, s, id=f"grpc {s}") for _, g, both, _, own in NEWER for s in both + own],
         *[pytest.param(infer_over_rest, s, id=f"V2 rest {s}") for s in INFERENCE_REST],
         *[pytest.param(infer_over_grpc, s, id=f"V2 grpc {s}") for s in INFERENCE_GRPC],
     ],

@@ -12,9 +12,13 @@ from service.grpc.converters import (
     FEATURES,
     FITS,
     MAP_SIZES,
+    MODES,
     OUTPUTS,
     TEMPLATE_SETS,
+    VECTOR_TYPES,
     from_depth,
+    from_embed_images,
+    from_embed_texts,
     from_normals,
     from_segment_images,
     tensor,
@@ -33,7 +37,9 @@ from service.grpc.generated import (
 )
 from service.messages import (
     EmbedImagesRequest,
+    EmbedImagesResponse,
     EmbedTextsRequest,
+    EmbedTextsResponse,
     EstimateMapsRequest,
     EstimateMapsResponse,
     Segmentation,
@@ -41,6 +47,7 @@ from service.messages import (
     SegmentImagesRequest,
     SegmentImagesResponse,
 )
+from service.vectors.packing import pack_all
 
 IMAGES = [image_pb2.Image(encoded=b"x")]
 
@@ -77,6 +84,8 @@ def test_everything_that_can_be_said() -> None:
         background_threshold=0.25,
         background_classes=[segment_pb2.SegmentClass(name="wall")],
         include_scores=True,
+        mode=segment_pb2.SEGMENT_MODE_SLIDE,
+        partial=True,
     )
     assert to_segment_images(request) == SegmentImagesRequest(
         model="m",
@@ -89,6 +98,14 @@ def test_everything_that_can_be_said() -> None:
         background_threshold=0.25,
         background_classes=(SegmentClass(name="wall"),),
         include_scores=True,
+        mode="slide",
+        partial=True,
+    )
+    texts = embed_pb2.EmbedTextsRequest(
+        texts=["a"], vector_type=embed_pb2.VECTOR_TYPE_INT8, partial=True
+    )
+    assert to_embed_texts(texts) == EmbedTextsRequest(
+        texts=("a",), vector_type="int8", partial=True
     )
 
 
@@ -128,6 +145,8 @@ def test_every_value_of_every_enum_has_a_meaning() -> None:
         (dense_pb2.MapSize, MAP_SIZES),
         (segment_pb2.DenseFeatures, FEATURES),
         (text_pb2.TemplateSet, TEMPLATE_SETS),
+        (segment_pb2.SegmentMode, MODES),
+        (embed_pb2.VectorType, VECTOR_TYPES),
     ):
         assert sorted(table) == [number for number in enum.values() if number]
     assert sorted(DATA_TYPES.values()) == [n for n in tensor_pb2.DataType.values() if n]
@@ -142,6 +161,25 @@ def test_values_that_this_server_does_not_know() -> None:
     assert templates.value.param == "templates"
     outputs = to_embed_images(embed_pb2.EmbedImagesRequest(outputs=[9])).outputs  # type: ignore[list-item]
     assert outputs == ("9",), "the data plane refuses it with its index"
+
+
+def test_embeddings_keep_their_places_beside_errors_and_rows_have_scales() -> None:
+    wrong = InvalidRequest("no picture", param="images[1]")
+    rows, scales = pack_all({"patches": np.ones((2, 3, 4), np.float32)}, "int8")
+    answer = EmbedImagesResponse(
+        model="m", embeddings=(rows,) * 2, scales=(scales,) * 2, errors={1: wrong}
+    )
+    wire = from_embed_images(answer)
+    assert [e.HasField("patches") for e in wire.embeddings] == [True, False, True]
+    assert [e.index for e in wire.errors] == [1]
+    last = wire.embeddings[2].patches
+    assert (list(last.shape), last.data_type) == ([2, 3, 4], tensor_pb2.DATA_TYPE_INT8)
+    assert list(last.row_scales) == [np.float32(1 / 127)] * 6
+    texts = EmbedTextsResponse(
+        model="m", embeddings_TD=np.ones((1, 2), np.float16), errors={0: wrong}
+    )
+    matrix = from_embed_texts(texts).embeddings
+    assert np.frombuffer(matrix.data, "<f2").tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<u2", ">u2"])

@@ -76,6 +76,98 @@ async def test_raw_multipart_and_json_give_the_same_map(
     assert (item["height"], item["width"]) == (24, 24)
 
 
+@pytest.mark.parametrize(
+    ("kind", "query", "body"),
+    [
+        ("classify", {"classes": "dog,sky", "top_k": "1"}, {"classes": ["dog", "sky"], "top_k": 1}),
+        (
+            "features",
+            {"view": "groups", "group_count": "3", "size": "model"},
+            {"view": "groups", "group_count": 3, "size": "model"},
+        ),
+        (
+            "segment",
+            {"classes": "dog,sky", "mode": "slide", "format": "polygons"},
+            {"classes": ["dog", "sky"], "mode": "slide", "format": "polygons"},
+        ),
+        ("embed", {"dtype": "int8", "partial": "true"}, {"dtype": "int8", "partial": True}),
+    ],
+)
+async def test_raw_multipart_and_json_give_the_same_of_every_route(
+    client: httpx.AsyncClient,
+    encode_image: Encode,
+    kind: str,
+    query: dict[str, str],
+    body: dict[str, Any],
+) -> None:
+    image = encode_image("JPEG")
+    encoded = {"image": base64.b64encode(image).decode()}
+    url, jpeg = f"/v1/images:{kind}", {"Content-Type": "image/jpeg"}
+    answers = [
+        await client.post(url, params=query, content=image, headers=jpeg),
+        await client.post(url, data=query, files={"image": ("a.jpg", image)}),
+        await client.post(url, json=body | encoded),
+    ]
+    assert [a.status_code for a in answers] == [200, 200, 200], answers[0].text
+    assert answers[0].json() == answers[1].json() == answers[2].json()
+    assert len(answers[0].json()["data"]) == 1
+
+
+async def test_every_route_of_ours_says_what_it_offers_where_nothing_is_accepted(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    document = (await client.get("/openapi.json")).json()
+    asked = 0
+    for path, methods in document["paths"].items():
+        if not path.startswith("/v1/") or path == "/v1/embeddings":
+            continue
+        ((method, operation),) = methods.items()
+        answer = await client.request(
+            method, path.format(model_id="fake"), json={}, headers={"Accept": "video/mp4"}
+        )
+        assert answer.status_code == 406, path
+        assert answer.json()["error"]["code"] == "not_acceptable"
+        for media in operation["responses"]["200"]["content"]:
+            assert media in answer.json()["error"]["message"], path
+        asked += 1
+    assert asked == 9
+
+
+async def test_some_broken_pictures_leave_the_others_their_answers(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    images = [("images", ("a", encode_image())), ("images", ("b", b"no picture"))]
+    query = {"partial": "true", "classes": "dog,sky"}
+    answer = await client.post("/v1/images:classify", data=query, files=images)
+    assert answer.status_code == 200
+    assert [item["index"] for item in answer.json()["data"]] == [0]
+    (error,) = answer.json()["errors"]
+    assert (error["index"], error["error"]["param"]) == (1, "images[1]")
+    del query["partial"]
+    answer = await client.post("/v1/images:classify", data=query, files=images)
+    assert answer.json()["error"] == error["error"]
+    query["partial"] = "true"
+    npy = {"Accept": "application/x-npy"}
+    answer = await client.post("/v1/images:classify", data=query, files=images, headers=npy)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "partial")
+
+
+async def test_views_are_png_files_of_the_pictures_size(
+    client: httpx.AsyncClient, encode_image: Encode
+) -> None:
+    headers = {"Content-Type": "image/png", "Accept": "image/png"}
+    modes = {"features": "RGB", "features?view=component": "P", "features?view=groups": "P"}
+    modes |= {"segment?classes=a,b&mode=slide": "P"}
+    modes |= {"segment?classes=a,b&mode=slide&format=overlay": "RGB"}
+    for url, mode in modes.items():
+        answer = await client.post(
+            f"/v1/images:{url}", content=encode_image(size=(40, 30)), headers=headers
+        )
+        assert answer.headers["content-type"] == "image/png", answer.text
+        picture = Image.open(io.BytesIO(answer.content))
+        assert (picture.size, picture.mode) == ((40, 30), mode)
+
+
 async def test_depth_is_a_png_of_the_pictures_size(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:

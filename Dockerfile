@@ -1,5 +1,6 @@
 # The serving image: the service, the bundled model and a CPU runtime. No torch, no compiler, no pip cache.
 #   docker build -t tipserve:0.1.0 .
+# The same image runs the command line where the entry point is `tipserve` (EXTRA=cpu,cli; on Ray EXTRA=cpu,cluster).
 # The base is an argument, so that a CUDA image with Python and pip can take its place, with EXTRA=gpu,otel.
 ARG BASE=python:3.11-slim
 
@@ -21,6 +22,8 @@ RUN groupadd --gid 10001 tipserve \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent \
        --shell /usr/sbin/nologin tipserve
 COPY --from=build /opt/venv /opt/venv
+# Login shells, by which operators start Ray, would forget the PATH that is set here.
+RUN echo "export PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/tipserve.sh
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1

@@ -119,7 +119,7 @@ def _start(options: RayOptions) -> None:
     ray.init(
         address=options.address,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=True,
     )
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -88,8 +88,7 @@ def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) ->
 
 def _run(command: str, arguments: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         # Imported here, so that what one command needs is not missed by another.
         run: Callable[[Sequence[str]], int] = importlib.import_module(
@@ -108,6 +107,9 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         return _fail(command, str(error))
     except OSError as error:
         return _fail(command, f"{error.filename}: {error.strerror}.")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(command: str, message: str) -> int:

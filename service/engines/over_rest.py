@@ -109,10 +109,11 @@ class RestEngine(RemoteEngine):
             raise TryAgain(f"{self._url} does not answer as a REST server does.") from error
         if answer.status == 200:
             return answer.content
-        raise _failure(self._url, answer)
+        raise failure(self._url, answer)
 
 
-def _failure(url: str, answer: httpcore2.Response) -> Exception:
+def failure(url: str, answer: httpcore2.Response) -> Exception:
+    """What an answer other than 200 means: try again, a bad picture, or the end."""
     try:
         error: dict[str, Any] = json.loads(answer.content)["error"]
     except (ValueError, KeyError, TypeError):

@@ -1,0 +1,141 @@
+"""The manifests of bulk jobs: schemas, arguments that the command line takes, and that they run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from service.bulk.job import JobOptions
+from service.commands.embed_options import job_options, parse_options
+
+Manifest = dict[str, Any]
+
+KUBERNETES_VERSIONS = ["1.32", "1.37"]
+LIMIT_S = 60.0
+
+
+def load(project_root: Path, name: str) -> Manifest:
+    text = (project_root / "deploy" / "bulk" / name).read_text(encoding="utf-8")
+    (document,) = yaml.safe_load_all(text)
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.fixture
+def job(project_root: Path) -> Manifest:
+    return load(project_root, "job.yaml")
+
+
+@pytest.fixture
+def rayjob(project_root: Path) -> Manifest:
+    return load(project_root, "rayjob.yaml")
+
+
+def job_arguments(job: Manifest) -> list[str]:
+    """What stands behind `tipserve embed`."""
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["tipserve"]
+    command, *arguments = container["args"]
+    assert command == "embed"
+    return list(arguments)
+
+
+def rayjob_arguments(rayjob: Manifest) -> list[str]:
+    program, command, *arguments = shlex.split(rayjob["spec"]["entrypoint"])
+    assert [program, command] == ["tipserve", "embed"]
+    return arguments
+
+
+def chosen(arguments: list[str]) -> JobOptions:
+    return job_options(parse_options(arguments))
+
+
+def pods(rayjob: Manifest) -> list[Manifest]:
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+def test_schemas_hold(job: Manifest, rayjob: Manifest, version: str) -> None:
+    kubernetes_validate.validate(job, version, strict=True)
+    # The operator's own kinds have no schema here, but the pods in them have one.
+    for spec in pods(rayjob):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": spec}
+        kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_one_machine_and_many_compute_the_same(job: Manifest, rayjob: Manifest) -> None:
+    alone, by_ray = job_arguments(job), rayjob_arguments(rayjob)
+    assert [option for option in by_ray if option in alone] == alone
+    assert chosen(alone) == chosen(by_ray)
+
+
+def test_ray_has_room_for_the_workers(rayjob: Manifest) -> None:
+    options = parse_options(rayjob_arguments(rayjob))
+    assert options.ray == ""
+    (group,) = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    num_cpus = group["replicas"] * int(container["resources"]["requests"]["cpu"])
+    assert options.workers * options.cpus_per_worker <= num_cpus
+    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_input_and_output_lie_on_the_volume(job: Manifest, rayjob: Manifest) -> None:
+    for arguments, spec in (
+        (job_arguments(job), job["spec"]["template"]["spec"]),
+        *((rayjob_arguments(rayjob), pod) for pod in pods(rayjob)),
+    ):
+        options = parse_options(arguments)
+        (container,) = spec["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert {volume["name"] for volume in spec["volumes"]} == mounts.keys()
+        for path in (*options.paths, str(options.output)):
+            assert path.startswith(f"{mounts['data']}/")
+
+
+def test_only_what_a_repetition_does_not_mend_fails_the_job(job: Manifest) -> None:
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    (failing,) = [rule for rule in rules if rule["action"] == "FailJob"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert failing["onExitCodes"]["containerName"] == container["name"]
+    assert failing["onExitCodes"]["values"] == [2]
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_ray_version_is_one_that_we_allow(project_root: Path, rayjob: Manifest) -> None:
+    text = (project_root / "pyproject.toml").read_text(encoding="utf-8")
+    match = re.search(r'"ray\[data\]>=([\d.]+)"', text)
+    assert match
+    version = rayjob["spec"]["rayClusterSpec"]["rayVersion"]
+    numbers = [tuple(map(int, text.split("."))) for text in (version, match[1])]
+    assert numbers[0] >= numbers[1]
+
+
+def test_the_jobs_arguments_run(project_root: Path, tmp_path: Path, job: Manifest) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (30, 20), (200, 10, 20)).save(pictures / "red.png")
+    (pictures / "broken.jpg").write_bytes(b"nonsense")
+    arguments = [one.replace("/data/", f"{tmp_path}/") for one in job_arguments(job)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "service.commands", "embed", *arguments],
+        cwd=project_root,
+        env=dict(os.environ),
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "1 items could not be used" in ended.stderr
+    assert pq.read_table(tmp_path / "embeddings" / "part-00000.parquet").num_rows == 1

@@ -1,0 +1,81 @@
+"""Masks as files, by the bundled model in this process."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.commands.exit_status import FAILED
+from service.commands.program import main
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    file = tmp_path / "picture.png"
+    half = np.zeros((40, 60, 3), np.uint8)
+    half[:, 30:] = (250, 40, 30)
+    Image.fromarray(half).save(file)
+    return file
+
+
+def test_every_kind_of_file_shows_the_same_mask(picture: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("mask.png", "mask.npy", "seen.png")]
+    for file in files:
+        options = ["--overlay"] if file.stem == "seen" else []
+        arguments = ["segment", str(picture), "--classes= apple ,night", "-o", str(file)]
+        assert main([*arguments, *options]) == 0
+    labels_HW = np.load(files[1], allow_pickle=False)
+    assert labels_HW.shape == (40, 60)
+    assert set(np.unique(labels_HW)) <= {1, 2}
+    with Image.open(files[0]) as mask, Image.open(files[2]) as seen:
+        np.testing.assert_array_equal(np.asarray(mask), labels_HW)
+        assert seen.size == (60, 40)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [picture.name, *(file.name for file in files)]
+    )
+
+
+def test_a_picture_comes_from_standard_input(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(picture.read_bytes()))
+    monkeypatch.setattr("sys.stdin", stream)
+    file = tmp_path / "mask.npy"
+    arguments = ["segment", "-", "--classes=apple", "--background-threshold=1", "-o", str(file)]
+    assert main(arguments) == 0
+    assert not np.load(file, allow_pickle=False).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--classes=a", "-o", "mask.jpg"], "--output ends in .png or .npy, not mask.jpg."),
+        (["--classes=a", "-o", "mask.npy", "--overlay"], "let --output end in .png"),
+        ([f"--classes={','.join(map(str, range(256)))}", "-o", "m.png"], "room for 255 classes"),
+        (["--classes=a,a", "-o", "mask.png"], "is given twice"),
+        (["--classes=,", "-o", "mask.png"], "classes is empty"),
+        (["--classes=a", "-o", "mask.png", "--resolution=13"], "resolution must be a multiple"),
+        (["--classes=a", "-o", "no/such/mask.png"], "mask.png cannot be written"),
+    ],
+)
+def test_what_cannot_be_is_said_and_nothing_written(
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", str(picture), *options]) == FAILED
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+def test_a_broken_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "broken.jpg"
+    file.write_bytes(b"nonsense")
+    assert main(["segment", str(file), "--classes=a", "-o", str(tmp_path / "m.png")]) == FAILED
+    assert f"{file}: not a picture" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from service.masks.mask_codec import (
     encode_npy,
     encode_overlay_png,
 )
-from service.messages import SegmentClass, SegmentImagesRequest
+from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
 from service.settings import Settings
 
 SUFFIXES: Final = (".png", ".npy")
@@ -43,6 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         model=served_name(options),
         resolution=options.resolution,
         fit=options.fit,
+        mode=options.mode,
     )
     _check_output(options, classes)
     with opened_engine(options) as engine:
@@ -80,6 +81,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--resolution", type=int, help="short side in pixels, as the model sees it")
     parser.add_argument("--fit", choices=("aspect", "squash"), default=SegmentImagesRequest.fit)
+    parser.add_argument(
+        "--mode",
+        choices=get_args(SegmentMode),
+        default=SegmentImagesRequest.mode,
+        help="the whole picture at once, or window by window (default: %(default)s)",
+    )
     add_engine_options(parser)
     return parser.parse_args(arguments)
 

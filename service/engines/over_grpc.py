@@ -17,7 +17,7 @@ from service.engines.engine import (
     told_fingerprint,
 )
 from service.engines.remote import REQUEST_TIMEOUT_S, RemoteEngine, TryAgain
-from service.grpc.converters import FITS, OUTPUTS
+from service.grpc.converters import FITS, MODES, OUTPUTS
 from service.grpc.generated import (
     embed_pb2,
     encoder_service_pb2,
@@ -30,6 +30,7 @@ from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequ
 
 OUTPUT_NUMBERS: Final = {name: number for number, name in OUTPUTS.items()}
 FIT_NUMBERS: Final = {name: number for number, name in FITS.items()}
+MODE_NUMBERS: Final = {name: number for number, name in MODES.items()}
 DTYPES: Final = {tensor_pb2.DATA_TYPE_FLOAT32: "<f4", tensor_pb2.DATA_TYPE_UINT16: "<u2"}
 BUSY: Final = {
     grpc.StatusCode.UNAVAILABLE,
@@ -91,6 +92,7 @@ class GrpcEngine(RemoteEngine):
             background_threshold=request.background_threshold,
             resolution=request.resolution,
             fit=FIT_NUMBERS[request.fit],
+            mode=MODE_NUMBERS[request.mode],
         )
         message.images.add(encoded=request.images[0])
         labels_HW: Labels = _array(

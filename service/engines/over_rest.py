@@ -75,6 +75,7 @@ class RestEngine(RemoteEngine):
             "background_threshold": request.background_threshold,
             "resolution": request.resolution,
             "fit": request.fit,
+            "mode": request.mode,
             "model": request.model,
         }
         given = {name: value for name, value in body.items() if value is not None}

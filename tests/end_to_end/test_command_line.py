@@ -153,6 +153,20 @@ def test_a_list_from_standard_input(
     assert str(table.schema.field("cls1").type) == "fixed_size_list<element: halffloat>[32]"
 
 
+def test_windows_are_segmented_wherever_it_is_computed(
+    tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
+) -> None:
+    masks = []
+    for name, target in targets(service, tiny_package):
+        file = tmp_path / f"{name}.npy"
+        options = ["--classes=cat,dog", "--background-classes=sky,sea", "--mode=slide"]
+        ended = tipserve("segment", str(folder / "1.jpg"), "-o", str(file), *options, *target)
+        assert ended.returncode == 0, ended.stderr
+        masks.append(np.load(file, allow_pickle=False))
+    for mask_HW in masks[1:]:
+        np.testing.assert_array_equal(mask_HW, masks[0])
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
 def test_a_job_that_is_ended_goes_on_to_the_rows_of_one_that_was_not(
     tipserve: Run,

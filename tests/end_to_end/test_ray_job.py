@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,7 +20,8 @@ from model.package import ModelPackage
 LIMIT_S = 120.0
 NUM_PHOTOS = 120
 PART_ITEMS = 3
-MARK = "RAY_JOB_TEST"
+
+Start = Callable[..., "subprocess.Popen[str]"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,34 +29,43 @@ pytestmark = [
 ]
 
 
-def marked(mark: str) -> list[int]:
-    """Processes that were started with this mark in their environment."""
-    found = []
+def end_session(session: int) -> None:
+    """Kill every process of a session; Ray starts many, and some outlive their parents."""
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
-            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return found
+            # Behind the name in parentheses: state, parent, group, session.
+            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            if folder.name.isdigit() and int(fields[3]) == session:
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 @pytest.fixture
-def ray_environment() -> Iterator[Mapping[str, str]]:
-    """A Ray of its own, of which nothing stays; its folder's name must be short for sockets."""
-    mark = f"{MARK}={uuid.uuid4().hex}"
+def start(project_root: Path) -> Iterator[Start]:
+    """Start a command in a session and with a Ray of its own; nothing of either stays."""
+    started: list[subprocess.Popen[str]] = []
+    # Not below the test's folder, whose name is too long for sockets.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        name, _, value = mark.partition("=")
+        ray = {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+        def begin(*command: str) -> "subprocess.Popen[str]":
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service.commands", *command],
+                cwd=project_root,
+                env={**os.environ, **ray},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            started.append(process)
+            return process
+
         try:
-            yield {
-                **os.environ,
-                name: value,
-                "RAY_TMPDIR": folder,
-                "RAY_AUTH_MODE": "disabled",
-                "RAY_USAGE_STATS_ENABLED": "0",
-            }
+            yield begin
         finally:
-            for process in marked(mark):
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            for process in started:
+                end_session(process.pid)
+                process.wait(LIMIT_S)
 
 
 @pytest.fixture
@@ -69,62 +79,45 @@ def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
     return path
 
 
-def test_a_killed_job_goes_on_to_the_rows_of_one_without_ray(
-    project_root: Path,
-    folder: Path,
-    tmp_path: Path,
-    tiny_package: ModelPackage,
-    ray_environment: Mapping[str, str],
-) -> None:
-    command = [sys.executable, "-m", "service.commands", "embed", str(folder), "--runtime=onnx"]
-    command += [f"--model={tiny_package.path}", f"--part-items={PART_ITEMS}", "--fit=aspect"]
-    command += ["--outputs=cls1,patches", "-o"]
-    out, here = tmp_path / "out", tmp_path / "here.parquet"
-
-    process = subprocess.Popen(
-        [*command, str(out), "--ray"],
-        cwd=project_root,
-        env=ray_environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def kill_after_the_first_part(process: "subprocess.Popen[str]") -> None:
+    """Kill a job and its Ray once it says that a part is written."""
     assert process.stderr is not None
+    said = []
     with process.stderr as lines:
-        said = []
         for line in lines:
             said.append(line)
             if line.startswith("part "):
                 break
-        process.kill()
-        assert said[-1].startswith("part "), "".join(said)
-        assert process.wait(LIMIT_S) == -signal.SIGKILL
-    for one in marked(f"{MARK}={ray_environment[MARK]}"):
-        with suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
-    num_written = len(list(out.glob("part-*.parquet")))
-    assert 0 < num_written < NUM_PHOTOS // PART_ITEMS, num_written
+        end_session(process.pid)
+        assert process.wait(LIMIT_S) == -signal.SIGKILL, "".join(said)
 
-    for target in ([str(out), "--ray"], [str(here)]):
-        ended = subprocess.run(
-            [*command, *target],
-            cwd=project_root,
-            env=ray_environment,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=LIMIT_S,
-        )
-        assert ended.returncode == 3, ended.stderr
-    by_ray, without = pq.read_table(out), pq.read_table(here)
+
+def assert_equal(by_ray: pa.Table, without: pa.Table) -> None:
+    """The same rows; numbers may differ by what the order of a batch changes in them."""
     assert by_ray["key"].to_pylist() == without["key"].to_pylist()
-    sizes = ["key", "source", "height", "width", "grid_height", "grid_width"]
-    assert by_ray.select(sizes).equals(without.select(sizes))
+    exact = ["key", "source", "height", "width", "grid_height", "grid_width"]
+    assert by_ray.select(exact).equals(without.select(exact))
     for name in ("cls1", "patches"):
-        ours = by_ray[name].combine_chunks().flatten()
-        theirs = without[name].combine_chunks().flatten()
-        if name == "patches":
+        ours, theirs = (table[name].combine_chunks() for table in (by_ray, without))
+        while not pa.types.is_floating(ours.type):
             ours, theirs = ours.flatten(), theirs.flatten()
         np.testing.assert_allclose(ours.to_numpy(), theirs.to_numpy(), atol=2e-6)
+
+
+def test_a_killed_job_goes_on_to_the_rows_of_one_without_ray(
+    start: Start, folder: Path, tmp_path: Path, tiny_package: ModelPackage
+) -> None:
+    command = ["embed", str(folder), f"--model={tiny_package.path}", "--runtime=onnx"]
+    command += [f"--part-items={PART_ITEMS}", "--fit=aspect", "--outputs=cls1,patches", "-o"]
+    out, here = tmp_path / "out", tmp_path / "here.parquet"
+    kill_after_the_first_part(start(*command, str(out), "--ray"))
+    num_written = len(list(out.glob("part-*.parquet")))
+    assert 0 < num_written < NUM_PHOTOS // PART_ITEMS
+
+    for target in ([str(out), "--ray"], [str(here)]):
+        process = start(*command, *target)
+        _, said = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 3, said
+    assert_equal(pq.read_table(out), pq.read_table(here))
     errors = "".join(file.read_text("utf-8") for file in sorted((out / "_errors").iterdir()))
     assert errors == (tmp_path / "here.errors.jsonl").read_text(encoding="utf-8")

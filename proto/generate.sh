@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generate service/grpc/generated from proto/. The generator's version is pinned in pyproject.toml.
+# Generate service/grpc/generated, and the Python client's stubs, from proto/. The generator's version is pinned in pyproject.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,3 +26,9 @@ rm -rf "$target"
 mkdir -p "$target"
 cp "$build"/tipserve/v1/* "$build"/inference/* "$target"
 printf '"""Code generated from proto/ by proto/generate.sh. Never edited by hand."""\n' > "$target/__init__.py"
+
+# The client speaks tipserve.v1 only.
+client=clients/python/tipserve_client/generated
+rm -rf "$client"
+mkdir -p "$client"
+cp "$build"/tipserve/v1/* "$target/__init__.py" "$client"

@@ -19,6 +19,6 @@ lint-imports
 step "proto: lint, format, generated code"
 scripts/check_proto.sh
 step "types"
-mypy service model training tests benchmarks
+mypy service model training tests benchmarks clients/python/tipserve_client
 step "tests"
 python -m pytest "$@"

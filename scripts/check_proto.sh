@@ -15,9 +15,12 @@ fi
 
 committed=$(mktemp -d)
 trap 'rm -rf "$committed"' EXIT
-cp -r service/grpc/generated/. "$committed"
+generated=(service/grpc/generated clients/python/tipserve_client/generated)
+cp -r --parents "${generated[@]}" "$committed"
 proto/generate.sh
-if ! diff -r --exclude=__pycache__ "$committed" service/grpc/generated; then
-  echo "service/grpc/generated was not what proto/ generates; it is now: commit it" >&2
-  exit 1
-fi
+for folder in "${generated[@]}"; do
+  if ! diff -r --exclude=__pycache__ "$committed/$folder" "$folder"; then
+    echo "$folder was not what proto/ generates; it is now: commit it" >&2
+    exit 1
+  fi
+done

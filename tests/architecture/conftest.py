@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-GENERATED = "service/grpc/generated/"
-SOURCE_ROOMS = ("service/", "model/", "training/", "tests/", "benchmarks/")
+GENERATED = ("service/grpc/generated/", "clients/python/tipserve_client/generated/")
+SOURCE_ROOMS = ("service/", "model/", "training/", "tests/", "benchmarks/", "clients/")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 
 ROOMS = ("service", "model", "training")
 SCRIPT_ROOMS = ("tests", "benchmarks")
+# The Python client: a distribution of its own, below clients/python.
+CLIENT = "tipserve_client"
 MAX_BUNDLED_BYTES = 40_000_000
 # The extras (beside the core dependencies) that each room may import from.
 EXTRAS_OF_ROOM = {
@@ -57,7 +59,7 @@ def third_party_roots(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module)
     roots = {".".join(n.split(".")[: 2 if n.startswith("google.") else 1]) for n in names}
-    return roots - set(sys.stdlib_module_names) - {*ROOMS, *SCRIPT_ROOMS}
+    return roots - set(sys.stdlib_module_names) - {*ROOMS, *SCRIPT_ROOMS, CLIENT}
 
 
 @pytest.mark.parametrize("room", sorted(EXTRAS_OF_ROOM))
@@ -74,6 +76,20 @@ def test_what_a_room_imports_is_declared(
         if not allowed & {canonical(name) for name in providers.get(root, [root])}
     ]
     assert not missing, f"declare these in pyproject.toml, or do without: {missing}"
+
+
+def test_the_client_imports_what_it_declares_and_nothing_of_the_service(
+    project_root: Path, python_files: list[Path]
+) -> None:
+    text = (project_root / "clients" / "python" / "pyproject.toml").read_text(encoding="utf-8")
+    declared_names = {
+        canonical(Requirement(line).name) for line in tomllib.loads(text)["project"]["dependencies"]
+    }
+    assert declared_names == {"grpcio", "httpx", "numpy", "protobuf"}
+    files = [path for path in python_files if path.parts[0] == "clients"]
+    imported = {root for path in files for root in third_party_roots(project_root / path)}
+    assert len(files) > 10
+    assert imported <= {"google.protobuf", "grpc", "httpx", "numpy"}
 
 
 def test_serving_declares_neither_torch_nor_transformers(project_root: Path) -> None:

@@ -1,0 +1,55 @@
+"""Asks a tipserve service for embeddings, masks and maps of pictures, over HTTP or gRPC.
+
+from tipserve_client import Client
+
+with Client("grpc://localhost:8001") as client:
+    (embedding,) = client.embed_images("photo.jpg")
+"""
+
+from tipserve_client.answers import (
+    ClassArea,
+    ImageEmbedding,
+    ModelInfo,
+    Segmentation,
+    StreamItem,
+)
+from tipserve_client.async_client import AsyncClient
+from tipserve_client.client import Client
+from tipserve_client.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    Overloaded,
+    RequestTooLarge,
+    TipserveError,
+    Unauthenticated,
+    Unavailable,
+)
+from tipserve_client.pictures import Picture
+from tipserve_client.retries import Retry
+from tipserve_client.target import Tls
+
+__all__ = [
+    "AsyncClient",
+    "ClassArea",
+    "Client",
+    "DeadlineExceeded",
+    "ImageEmbedding",
+    "InternalError",
+    "InvalidRequest",
+    "ModelInfo",
+    "NotFound",
+    "NotSupported",
+    "Overloaded",
+    "Picture",
+    "RequestTooLarge",
+    "Retry",
+    "Segmentation",
+    "StreamItem",
+    "TipserveError",
+    "Tls",
+    "Unauthenticated",
+    "Unavailable",
+]

@@ -1,0 +1,163 @@
+"""What a client asks for, before it is written for either protocol."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Final, Literal, TypedDict, cast
+
+from tipserve_client.errors import InvalidRequest
+from tipserve_client.pictures import Picture, encode_picture
+
+Output = Literal["cls1", "cls2", "patches", "values"]
+Fit = Literal["squash", "aspect"]
+MapSize = Literal["picture", "model"]
+Features = Literal["values", "patches"]
+Templates = Literal["none", "tcl"] | Sequence[str]
+# Names of classes, each with the prompts that mean it; or names alone.
+Classes = Mapping[str, Sequence[str]] | Sequence[str]
+Method = Literal[
+    "embed_images", "embed_texts", "segment_images", "estimate_depth", "estimate_normals"
+]
+
+
+class CallOptions(TypedDict, total=False):
+    """For every request: the served model, and seconds for all tries together."""
+
+    model: str
+    timeout_s: float
+
+
+class EmbedTextsOptions(CallOptions, total=False):
+    """How texts are embedded."""
+
+    templates: Templates
+    normalize: bool
+
+
+class ImageOptions(CallOptions, total=False):
+    """How the model sees pictures: its short side in pixels, and how it is brought to that."""
+
+    resolution: int
+    fit: Fit
+
+
+class EmbedImagesOptions(ImageOptions, total=False):
+    """How pictures are embedded."""
+
+    outputs: Output | Sequence[Output]
+    normalize: bool
+
+
+class SegmentOptions(ImageOptions, total=False):
+    """How things are found."""
+
+    templates: Templates
+    features: Features
+    background_threshold: float
+    background_classes: Classes
+    include_scores: bool
+
+
+class MapOptions(ImageOptions, total=False):
+    """How maps of depth and normals are made."""
+
+    size: MapSize
+
+
+OPTIONS: Final[Mapping[Method, Any]] = {
+    "embed_images": EmbedImagesOptions,
+    "embed_texts": EmbedTextsOptions,
+    "segment_images": SegmentOptions,
+    "estimate_depth": MapOptions,
+    "estimate_normals": MapOptions,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request.
+
+    Attributes:
+        method: What is asked for.
+        images: Encoded pictures; a stream asks the same of each, and has none here.
+        texts: For `embed_texts`.
+        fields: The rest, by the names that both protocols have for it; what is None is not sent.
+        timeout_s: For all tries together; None is the client's own.
+    """
+
+    method: Method
+    images: tuple[bytes, ...] = ()
+    texts: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float | None = None
+
+
+def make_ask(
+    method: Method,
+    options: Mapping[str, Any],
+    *,
+    pictures: Picture | Iterable[Picture] = (),
+    texts: Iterable[str] = (),
+    classes: Classes | None = None,
+) -> Ask:
+    """A request from what a caller gave.
+
+    Args:
+        method: What is asked for.
+        options: As `OPTIONS` has them for the method; None is the server's default.
+        pictures: One or several.
+        texts: For `embed_texts`.
+        classes: For `segment_images`.
+
+    Raises:
+        InvalidRequest: A picture cannot be used.
+        TypeError: An option that the method does not have.
+    """
+    known = OPTIONS[method].__optional_keys__
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{method} has no option {name!r}; it has {', '.join(sorted(known))}")
+    given = {n: v for n, v in options.items() if v is not None and n != "timeout_s"}
+    if classes is not None:
+        given["classes"] = classes
+    for name in ("classes", "background_classes"):
+        if name in given:
+            given[name] = class_list(given[name], name)
+    if isinstance(given.get("outputs"), str):
+        given["outputs"] = [given["outputs"]]
+    if "templates" in given and not isinstance(given["templates"], str):
+        given["templates"] = list(given["templates"])
+    if isinstance(texts, str):
+        raise InvalidRequest("texts: give a list.", code="invalid_field", param="texts")
+    images = tuple(
+        encode_picture(picture, f"images[{index}]")
+        for index, picture in enumerate(as_pictures(pictures))
+    )
+    return Ask(
+        method=method,
+        images=images,
+        texts=tuple(texts),
+        fields=given,
+        timeout_s=options.get("timeout_s"),
+    )
+
+
+def as_pictures(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    """Several pictures from one or several; an array is one picture, and so is a path."""
+    is_one = isinstance(pictures, str | bytes | PathLike) or hasattr(pictures, "shape")
+    if is_one or hasattr(pictures, "save"):
+        return [cast("Picture", pictures)]
+    return cast("Iterable[Picture]", pictures)
+
+
+def class_list(classes: Classes, param: str) -> list[dict[str, Any]]:
+    """Classes by name and prompts; without prompts the name is the prompt.
+
+    Raises:
+        InvalidRequest: It is one text instead of a list.
+    """
+    if isinstance(classes, str):
+        raise InvalidRequest(f"{param}: give a list.", code="invalid_field", param=param)
+    if isinstance(classes, Mapping):
+        return [{"name": name, "prompts": list(prompts)} for name, prompts in classes.items()]
+    return [{"name": name, "prompts": []} for name in classes]

@@ -1,0 +1,134 @@
+"""Sends requests over gRPC, on one connection that is kept."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tipserve_client.answers import ModelInfo
+from tipserve_client.asks import Ask
+from tipserve_client.errors import TipserveError
+from tipserve_client.generated import encoder_service_pb2
+from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from tipserve_client.grpc_wire import RPCS, read_answer, read_error, read_model, write_ask
+from tipserve_client.target import Target
+
+Metadata = Sequence[tuple[str, str]]
+OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A client's connection is its own, and it tries again itself.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+)
+
+
+class GrpcTransport:
+    """Thread-safe; of a synchronous client."""
+
+    def __init__(self, target: Target) -> None:
+        if target.is_secure:
+            self._channel = grpc.secure_channel(target.address, _credentials(target), OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(target.address, OPTIONS)
+        self._stub: Any = EncoderServiceStub(self._channel)
+        self._metadata = _metadata(target)
+
+    def send(self, ask: Ask, timeout_s: float) -> Any:
+        """The answer to a request.
+
+        Raises:
+            TipserveError: There is none.
+        """
+        rpc = getattr(self._stub, RPCS[ask.method][0])
+        try:
+            answer = rpc(write_ask(ask), timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise rpc_error(error) from None
+        return read_answer(ask.method, answer)
+
+    def models(self, timeout_s: float) -> list[ModelInfo]:
+        """What is served.
+
+        Raises:
+            TipserveError: There is no answer.
+        """
+        asked = encoder_service_pb2.ListModelsRequest()
+        try:
+            answer = self._stub.ListModels(asked, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise rpc_error(error) from None
+        return [read_model(model) for model in answer.models]
+
+    def stream(self, requests: Iterator[Any], timeout_s: float | None) -> Any:
+        """The RPC of a stream: an iterator of answers that can be cancelled."""
+        return self._stub.Stream(requests, timeout=timeout_s, metadata=self._metadata)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """Of an asynchronous client; belongs to one event loop."""
+
+    def __init__(self, target: Target) -> None:
+        if target.is_secure:
+            self._channel = grpc.aio.secure_channel(target.address, _credentials(target), OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(target.address, OPTIONS)
+        self._stub: Any = EncoderServiceStub(self._channel)
+        self._metadata = _metadata(target)
+
+    async def send(self, ask: Ask, timeout_s: float) -> Any:
+        """The answer to a request.
+
+        Raises:
+            TipserveError: There is none.
+        """
+        rpc = getattr(self._stub, RPCS[ask.method][0])
+        try:
+            answer = await rpc(write_ask(ask), timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise rpc_error(error) from None
+        return read_answer(ask.method, answer)
+
+    async def models(self, timeout_s: float) -> list[ModelInfo]:
+        """What is served.
+
+        Raises:
+            TipserveError: There is no answer.
+        """
+        asked = encoder_service_pb2.ListModelsRequest()
+        try:
+            answer = await self._stub.ListModels(asked, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise rpc_error(error) from None
+        return [read_model(model) for model in answer.models]
+
+    def stream(self, requests: AsyncIterator[Any], timeout_s: float | None) -> Any:
+        """The RPC of a stream: an iterator of answers that can be cancelled."""
+        return self._stub.Stream(requests, timeout=timeout_s, metadata=self._metadata)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+
+def rpc_error(error: Any) -> TipserveError:
+    """What the end of an RPC says, of either kind of client."""
+    metadata = {**dict(error.initial_metadata() or ()), **dict(error.trailing_metadata() or ())}
+    return read_error(error.code().value[0], error.details() or "", metadata)
+
+
+def _metadata(target: Target) -> Metadata:
+    return tuple(target.headers.items())
+
+
+def _credentials(target: Target) -> grpc.ChannelCredentials:
+    ca, cert, key = (
+        None if path is None else Path(path).read_bytes()
+        for path in (target.tls.ca, target.tls.cert, target.tls.key)
+    )
+    return grpc.ssl_channel_credentials(ca, key, cert)

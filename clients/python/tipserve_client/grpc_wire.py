@@ -1,0 +1,162 @@
+"""Requests and answers as `tipserve.v1.EncoderService` has them."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tipserve_client.answers import ClassArea, ImageEmbedding, ModelInfo, Segmentation
+from tipserve_client.asks import Ask, Method
+from tipserve_client.errors import (
+    BY_CODE,
+    BY_REASON,
+    InternalError,
+    RequestTooLarge,
+    TipserveError,
+)
+from tipserve_client.generated import (
+    dense_pb2,
+    embed_pb2,
+    image_pb2,
+    model_pb2,
+    segment_pb2,
+    stream_pb2,
+    tensor_pb2,
+    text_pb2,
+)
+from tipserve_client.status_details import Details
+
+RPCS: Final[Mapping[Method, tuple[str, Any]]] = {
+    "embed_images": ("EmbedImages", embed_pb2.EmbedImagesRequest),
+    "embed_texts": ("EmbedTexts", embed_pb2.EmbedTextsRequest),
+    "segment_images": ("SegmentImages", segment_pb2.SegmentImagesRequest),
+    "estimate_depth": ("EstimateDepth", dense_pb2.EstimateDepthRequest),
+    "estimate_normals": ("EstimateNormals", dense_pb2.EstimateNormalsRequest),
+}
+ENUMS: Final[Mapping[str, tuple[Any, str]]] = {
+    "outputs": (embed_pb2.ImageOutput, "IMAGE_OUTPUT"),
+    "fit": (image_pb2.Fit, "FIT"),
+    "size": (dense_pb2.MapSize, "MAP_SIZE"),
+    "features": (segment_pb2.DenseFeatures, "DENSE_FEATURES"),
+}
+DTYPES: Final = {tensor_pb2.DATA_TYPE_FLOAT32: "<f4", tensor_pb2.DATA_TYPE_UINT16: "<u2"}
+# A value that the contract does not know is the server's to refuse.
+UNKNOWN_VALUE: Final = 99
+RESOURCE_EXHAUSTED: Final = 8
+
+
+def write_ask(ask: Ask) -> Any:
+    """The message of a request."""
+    fields: dict[str, Any] = {}
+    for name, value in ask.fields.items():
+        if name in ENUMS:
+            kind, prefix = ENUMS[name]
+            is_list = not isinstance(value, str)
+            numbers = [_number(kind, prefix, v) for v in (value if is_list else [value])]
+            fields[name] = numbers if is_list else numbers[0]
+        elif name == "templates":
+            fields[name] = _templates(value)
+        elif name in {"classes", "background_classes"}:
+            fields[name] = [segment_pb2.SegmentClass(**entry) for entry in value]
+        else:
+            fields[name] = value
+    if ask.method == "embed_texts":
+        fields["texts"] = ask.texts
+    else:
+        fields["images"] = [image_pb2.Image(encoded=image) for image in ask.images]
+    return RPCS[ask.method][1](**fields)
+
+
+def read_answer(method: Method, answer: Any) -> Any:
+    """What a successful answer holds."""
+    if method == "embed_images":
+        return [_embedding(item) for item in answer.embeddings]
+    if method == "embed_texts":
+        return array(answer.embeddings)
+    if method == "segment_images":
+        return [_segmentation(item) for item in answer.segmentations]
+    if method == "estimate_depth":
+        return [array(item.depth) for item in answer.maps]
+    return [array(item.normals) for item in answer.maps]
+
+
+def read_model(model: model_pb2.Model) -> ModelInfo:
+    """What is told about a served model."""
+    outputs = (embed_pb2.ImageOutput.Name(number) for number in model.outputs)
+    return ModelInfo(
+        name=model.name,
+        embed_dim=model.embed_dim,
+        patch_size=model.patch_size,
+        native_size=model.native_size,
+        min_size=model.min_size,
+        max_size=model.max_size,
+        size_multiple=model.size_multiple,
+        outputs=tuple(name.removeprefix("IMAGE_OUTPUT_").lower() for name in outputs),
+        limits={field.name: value for field, value in model.limits.ListFields()},
+    )
+
+
+def read_error(code: int, message: str, metadata: Mapping[str, Any]) -> TipserveError:
+    """What the end of an RPC says that is no success."""
+    details = Details.read(metadata.get("grpc-status-details-bin", b""))
+    retry_after_s = details.retry_after_s
+    pushback = str(metadata.get("grpc-retry-pushback-ms", ""))
+    if pushback.isdecimal():
+        retry_after_s = int(pushback) / 1000
+    kind = BY_REASON.get(details.reason) or BY_CODE.get(code, InternalError)
+    if code == RESOURCE_EXHAUSTED and retry_after_s is None:
+        kind = RequestTooLarge  # the core's own word for a message that is too large
+    return kind(
+        message,
+        code=details.reason,
+        param=details.field or None,
+        request_id=metadata.get("x-request-id"),
+        retry_after_s=retry_after_s,
+    )
+
+
+def read_stream_error(told: stream_pb2.StreamError) -> TipserveError:
+    """Why one request of a stream has no answer."""
+    kind = BY_REASON.get(told.reason) or BY_CODE.get(told.code, InternalError)
+    delay = told.retry_delay
+    return kind(
+        told.message,
+        code=told.reason,
+        param=told.field or None,
+        request_id=told.request_id or None,
+        retry_after_s=delay.ToNanoseconds() / 1e9 if told.HasField("retry_delay") else None,
+    )
+
+
+def array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
+    """A tensor as an array, which is read-only as its bytes are."""
+    return np.frombuffer(tensor.data, DTYPES[tensor.data_type]).reshape(tuple(tensor.shape))
+
+
+def _number(kind: Any, prefix: str, name: str) -> int:
+    numbers: Mapping[str, int] = dict(kind.items())
+    return numbers.get(f"{prefix}_{name.upper()}", UNKNOWN_VALUE)
+
+
+def _templates(value: str | list[str]) -> text_pb2.Templates:
+    if isinstance(value, str):
+        number: Any = _number(text_pb2.TemplateSet, "TEMPLATE_SET", value)
+        return text_pb2.Templates(set=number)
+    return text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=value))
+
+
+def _embedding(item: embed_pb2.ImageEmbedding) -> ImageEmbedding:
+    return ImageEmbedding(**{field.name: array(tensor) for field, tensor in item.ListFields()})
+
+
+def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
+    return Segmentation(
+        labels=array(item.labels),
+        scores=array(item.scores) if item.HasField("scores") else None,
+        classes=tuple(
+            ClassArea(label=c.label, name=c.name, color=c.color, area_share=c.area_share)
+            for c in item.classes
+        ),
+        background_share=item.background_share,
+    )

@@ -1,0 +1,107 @@
+"""Requests and answers as the REST interface has them: JSON, with arrays as base64."""
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tipserve_client.answers import ClassArea, ImageEmbedding, ModelInfo, Segmentation
+from tipserve_client.asks import Ask, Method
+from tipserve_client.errors import BY_REASON, BY_STATUS, InternalError, TipserveError
+
+PATHS: Final[Mapping[Method, str]] = {
+    "embed_images": "/v1/images:embed",
+    "embed_texts": "/v1/texts:embed",
+    "segment_images": "/v1/images:segment",
+    "estimate_depth": "/v1/images:depth",
+    "estimate_normals": "/v1/images:normals",
+}
+MODELS: Final = "/v1/models"
+
+
+def write_ask(ask: Ask) -> bytes:
+    """The body of a request."""
+    body: dict[str, Any] = {"encoding": "base64", **ask.fields}
+    if ask.method == "embed_texts":
+        body["texts"] = ask.texts
+    else:
+        body["images"] = [base64.b64encode(image).decode() for image in ask.images]
+    return json.dumps(body).encode()
+
+
+def read_answer(method: Method, raw: bytes) -> Any:
+    """What a successful answer holds."""
+    data = json.loads(raw)["data"]
+    if method == "embed_images":
+        names = ("cls1", "cls2", "patches", "values")
+        return [
+            ImageEmbedding(**{name: _array(item[name]) for name in names if name in item})
+            for item in data
+        ]
+    if method == "embed_texts":
+        return np.stack([_array(item["embedding"]) for item in data])
+    if method == "segment_images":
+        return [_segmentation(item) for item in data]
+    name = "depth" if method == "estimate_depth" else "normals"
+    return [_array(item[name]) for item in data]
+
+
+def read_models(raw: bytes) -> list[ModelInfo]:
+    """What is served."""
+    return [
+        ModelInfo(
+            name=card["id"],
+            outputs=tuple(card["outputs"]),
+            limits=card["limits"],
+            **{
+                name: card[name]
+                for name in (
+                    *("embed_dim", "patch_size", "native_size"),
+                    *("min_size", "max_size", "size_multiple"),
+                )
+            },
+        )
+        for card in json.loads(raw)["data"]
+    ]
+
+
+def read_error(status: int, headers: Mapping[str, str], raw: bytes) -> TipserveError:
+    """What an answer that is no success says; a proxy's own too."""
+    told: dict[str, Any] = {}
+    try:
+        content = json.loads(raw)
+        told = content["error"] if isinstance(content["error"], dict) else {}
+    except (ValueError, KeyError, TypeError):
+        pass
+    code = told.get("code") or f"http_{status}"
+    kind = BY_REASON.get(code) or BY_STATUS.get(status, InternalError)
+    return kind(
+        told.get("message") or f"The server answered with HTTP status {status}.",
+        code=code,
+        param=told.get("param"),
+        request_id=headers.get("x-request-id"),
+        retry_after_s=_seconds(headers.get("retry-after")),
+    )
+
+
+def _seconds(text: str | None) -> float | None:
+    """A `Retry-After` in seconds; a date is for browsers, and is not read."""
+    return float(text) if text is not None and text.strip().isdecimal() else None
+
+
+def _array(value: Mapping[str, Any]) -> NDArray[Any]:
+    dtype = np.dtype(value["dtype"]).newbyteorder("<")
+    return np.frombuffer(base64.b64decode(value["data"]), dtype).reshape(value["shape"])
+
+
+def _segmentation(item: Mapping[str, Any]) -> Segmentation:
+    names = ("label", "name", "color", "area_share")
+    return Segmentation(
+        labels=_array(item["labels"]),
+        scores=_array(item["scores"]) if "scores" in item else None,
+        classes=tuple(ClassArea(**{n: area[n] for n in names}) for area in item["classes"]),
+        background_share=item["background_share"],
+    )

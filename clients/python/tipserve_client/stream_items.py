@@ -1,0 +1,60 @@
+"""What goes over a gRPC stream for one picture, and what comes back."""
+
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from tipserve_client.answers import StreamItem
+from tipserve_client.asks import Ask
+from tipserve_client.errors import TipserveError, Unavailable
+from tipserve_client.generated import stream_pb2
+from tipserve_client.grpc_wire import read_answer, read_stream_error, write_ask
+from tipserve_client.line import Entry
+from tipserve_client.pictures import Picture, encode_picture
+
+
+class StreamWire:
+    """Asks the same of every picture."""
+
+    def __init__(self, ask: Ask, timeout_s: float) -> None:
+        self._method = ask.method
+        timeout = Duration()
+        timeout.FromNanoseconds(int(1e9 * timeout_s))
+        self._blank = stream_pb2.StreamRequest(timeout=timeout)
+        getattr(self._blank, ask.method).CopyFrom(write_ask(ask))
+
+    def entry(self, index: int, picture: Picture) -> Entry:
+        """A picture's request; where it cannot be read, why."""
+        try:
+            image = encode_picture(picture)
+        except TipserveError as error:
+            return Entry(index, error=error)
+        request = stream_pb2.StreamRequest()
+        request.CopyFrom(self._blank)
+        request.id = str(index)
+        getattr(request, self._method).images.add(encoded=image)
+        return Entry(index, request)
+
+    def item(self, entry: Entry, answer: stream_pb2.StreamResponse) -> StreamItem[Any]:
+        """What an answer says of the picture that is first in line.
+
+        Raises:
+            TipserveError: It is to be tried again, or it is another picture's answer.
+        """
+        if answer.id != str(entry.index):
+            raise Unavailable(
+                f"The stream answered request {answer.id!r} where {entry.index} was next.",
+                code="out_of_order",
+            )
+        if answer.HasField("error"):
+            error = read_stream_error(answer.error)
+            if error.can_be_tried_again:
+                raise error
+            return StreamItem(index=entry.index, error=error)
+        (value,) = read_answer(self._method, getattr(answer, self._method))
+        return StreamItem(index=entry.index, value=value)
+
+
+def ended_early() -> Unavailable:
+    """A stream has ended as if all were answered."""
+    return Unavailable("The stream ended before all was answered.", code="stream_ended")

@@ -1,0 +1,162 @@
+"""A stream of pictures from an iterator to an iterator, for the asynchronous client.
+
+It does what `thread_stream` does, by tasks of the caller's event loop.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from tipserve_client.answers import StreamItem
+from tipserve_client.asks import Ask
+from tipserve_client.errors import TipserveError
+from tipserve_client.grpc_transport import AsyncGrpcTransport, rpc_error
+from tipserve_client.line import Entry, TaskWindow
+from tipserve_client.pictures import Picture, encode_picture
+from tipserve_client.retries import Attempts
+from tipserve_client.stream_items import StreamWire, ended_early
+
+Pictures = Iterable[Picture] | AsyncIterable[Picture]
+MakeEntry = Callable[[int, Picture], Entry]
+
+
+async def over_grpc(
+    transport: AsyncGrpcTransport,
+    pictures: Pictures,
+    wire: StreamWire,
+    *,
+    window_size: int,
+    attempts: Attempts,
+    sleep: Callable[[float], Awaitable[None]],
+) -> AsyncIterator[StreamItem[Any]]:
+    """Answers in order, over one RPC and, where that breaks, over the next.
+
+    Raises:
+        TipserveError: The server cannot be reached, or refuses the stream.
+    """
+    async with _filled(pictures, wire.entry, window_size) as window:
+        while True:
+            try:
+                async for item in _one_stream(transport, window, wire, attempts):
+                    yield item
+                break
+            except TipserveError as error:
+                await sleep(attempts.pause_s(error))
+        if window.line.failure is not None:
+            raise window.line.failure
+
+
+async def over_http(
+    send: Callable[[Ask], Awaitable[Any]],
+    pictures: Pictures,
+    make_ask: Callable[[bytes], Ask],
+    *,
+    window_size: int,
+) -> AsyncIterator[StreamItem[Any]]:
+    """Answers in order; HTTP has no streams, so requests go side by side."""
+    tasks: set[asyncio.Future[Any]] = set()
+
+    def begin(index: int, picture: Picture) -> Entry:
+        try:
+            task = asyncio.ensure_future(send(make_ask(encode_picture(picture))))
+        except TipserveError as error:
+            return Entry(index, error=error)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return Entry(index, task)
+
+    try:
+        async with _filled(pictures, begin, window_size) as window:
+            while (entry := await window.head()) is not None:
+                yield await _outcome(entry)
+                window.pop()
+            if window.line.failure is not None:
+                raise window.line.failure
+    finally:
+        left = list(tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _filled(pictures: Pictures, make: MakeEntry, size: int) -> AsyncIterator[TaskWindow]:
+    """A window that a task of its own fills."""
+    window = TaskWindow(size)
+
+    async def fill() -> None:
+        try:
+            index = 0
+            async for picture in _each(pictures):
+                while window.line.is_full:
+                    await window.until_change()
+                window.push(make(index, picture))
+                index += 1
+        except Exception as error:
+            window.end(error)
+        else:
+            window.end()
+
+    filling = asyncio.ensure_future(fill())
+    try:
+        yield window
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+
+
+async def _each(pictures: Pictures) -> AsyncIterator[Picture]:
+    if isinstance(pictures, AsyncIterable):
+        async for picture in pictures:
+            yield picture
+        return
+    for picture in pictures:
+        yield picture
+
+
+async def _one_stream(
+    transport: AsyncGrpcTransport, window: TaskWindow, wire: StreamWire, attempts: Attempts
+) -> AsyncIterator[StreamItem[Any]]:
+    number = window.begin_stream()
+
+    async def requests() -> AsyncIterator[Any]:
+        while (entry := await window.take(number)) is not None:
+            yield entry.request
+
+    call = transport.stream(requests(), None)
+    answers = aiter(call)
+    try:
+        while (entry := await window.head()) is not None:
+            if entry.error is not None:
+                item: StreamItem[Any] = StreamItem(index=entry.index, error=entry.error)
+            else:
+                item = wire.item(entry, await _next_answer(answers))
+            window.pop()
+            attempts.progress()
+            yield item
+    finally:
+        call.cancel()
+
+
+async def _next_answer(answers: AsyncIterator[Any]) -> Any:
+    try:
+        return await anext(answers)
+    except StopAsyncIteration:
+        raise ended_early() from None
+    except grpc.RpcError as error:
+        raise rpc_error(error) from None
+
+
+async def _outcome(entry: Entry) -> StreamItem[Any]:
+    if entry.error is not None:
+        return StreamItem(index=entry.index, error=entry.error)
+    try:
+        (value,) = await entry.request
+    except TipserveError as error:
+        if error.ends_stream:
+            raise  # where that may help, it has been tried again
+        return StreamItem(index=entry.index, error=error)
+    return StreamItem(index=entry.index, value=value)

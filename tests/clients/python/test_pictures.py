@@ -1,0 +1,64 @@
+"""Whatever form a picture comes in, the server sees its pixels."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tipserve_client import InvalidRequest
+from tipserve_client.asks import as_pictures, class_list
+from tipserve_client.pictures import encode_picture
+
+
+def decoded(raw: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(raw)))
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (1, 1, 3), (6, 4)])
+def test_an_array_is_sent_without_loss(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.testing.assert_array_equal(decoded(encode_picture(pixels)), pixels)
+    turned = np.moveaxis(np.ascontiguousarray(np.moveaxis(pixels, 0, 1)), 1, 0)
+    np.testing.assert_array_equal(decoded(encode_picture(turned)), pixels)
+
+
+def test_files_bytes_and_pil_pictures(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 3), (10, 20, 30))
+    raw = encode_picture(picture)
+    np.testing.assert_array_equal(decoded(raw), np.asarray(picture))
+    path = tmp_path / "a.png"
+    path.write_bytes(raw)
+    assert encode_picture(path) == encode_picture(str(path)) == encode_picture(raw) == raw
+
+
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        (np.zeros((2, 2, 3)), "float64"),
+        (np.zeros((2, 2, 4), np.uint8), r"\[2, 2, 4\]"),
+        (np.zeros((0, 2, 3), np.uint8), r"\[0, 2, 3\]"),
+        ("/no/such/file.jpg", "No such file"),
+        (7, "not int"),
+    ],
+)
+def test_what_is_no_picture_is_refused_before_it_is_sent(picture: Any, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as caught:
+        encode_picture(picture, "images[3]")
+    assert caught.value.index == 3
+
+
+def test_one_picture_is_a_list_of_one() -> None:
+    array, path = np.zeros((2, 2, 3), np.uint8), Path("a")
+    for one in (array, "a", b"a", path, Image.new("RGB", (1, 1))):
+        assert list(as_pictures(one)) == [one]
+    assert list(as_pictures([path, "a"])) == [path, "a"]
+
+
+def test_classes_are_names_or_names_with_prompts() -> None:
+    assert class_list(["dog"], "classes") == [{"name": "dog", "prompts": []}]
+    assert class_list({"dog": ["a dog"]}, "classes") == [{"name": "dog", "prompts": ["a dog"]}]
+    with pytest.raises(InvalidRequest, match="give a list"):
+        class_list("dog", "classes")

@@ -1,0 +1,182 @@
+"""What is tried again, when, and how often: a stand-in answers by a script, on the test's clock."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tipserve_client import (
+    AsyncClient,
+    Client,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    Retry,
+    TipserveError,
+    Unavailable,
+)
+from tipserve_client.retries import Attempts
+
+EMBEDDED = {"data": [{"index": 0, "cls1": {"dtype": "float32", "shape": [1], "data": "AACAPw=="}}]}
+
+
+def refused(status: int, retry_after: str | None = None) -> httpx.Response:
+    headers = {"X-Request-Id": "id-1"} | ({"Retry-After": retry_after} if retry_after else {})
+    error = {"message": "No.", "type": "x", "code": f"code_{status}", "param": None}
+    return httpx.Response(status, json={"error": error}, headers=headers)
+
+
+def ok() -> httpx.Response:
+    return httpx.Response(200, json=EMBEDDED)
+
+
+class Script:
+    """A server that answers in turn, and a clock that only pauses and answers move."""
+
+    def __init__(
+        self, answers: Iterable[httpx.Response | Exception], answer_s: float = 0.0
+    ) -> None:
+        self._answers = iter(answers)
+        self._answer_s = answer_s
+        self.now = 0.0
+        self.pauses: list[float] = []
+        self.allowed_ms: list[int] = []
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.allowed_ms.append(int(request.headers["x-request-timeout-ms"]))
+        self.now += self._answer_s
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    async def answer_later(self, request: httpx.Request) -> httpx.Response:
+        return self.answer(request)
+
+    async def sleep_later(self, seconds: float) -> None:
+        self.sleep(seconds)
+
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(params=["sync", "aio"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """Ask the script for one embedding, by either client."""
+
+    async def run(script: Script, **options: Any) -> Any:
+        if request.param == "sync":
+            with Client("http://stand-in", **options) as client:
+                inner: Any = client._transport
+                inner._client._transport = httpx.MockTransport(script.answer)
+                client._clock, client._sleep = lambda: script.now, script.sleep
+                return client.embed_images(b"picture")
+        async with AsyncClient("http://stand-in", **options) as later:
+            inner = later._transport
+            inner._client._transport = httpx.MockTransport(script.answer_later)
+            later._clock, later._sleep = lambda: script.now, script.sleep_later
+            return await later.embed_images(b"picture")
+
+    return run
+
+
+async def test_a_full_queue_is_tried_again_after_the_time_that_it_names(ask: Ask) -> None:
+    script = Script([refused(429, "3"), refused(503, "2"), ok()])
+    (embedding,) = await ask(script)
+    assert embedding.cls1 == [1.0]
+    first, second = script.pauses
+    assert 3 + 0.05 <= first <= 3 + 0.1
+    assert 2 + 0.1 <= second <= 2 + 0.2
+
+
+async def test_without_a_time_pauses_double_and_end(ask: Ask) -> None:
+    script = Script([refused(503)] * 9)
+    with pytest.raises(Unavailable) as caught:
+        await ask(script, retry=Retry(max_attempts=5, first_pause_s=1, max_pause_s=3))
+    assert (caught.value.code, caught.value.request_id) == ("code_503", "id-1")
+    assert len(script.pauses) == 4
+    for pause_s, longest_s in zip(script.pauses, [1, 2, 3, 3], strict=True):
+        assert longest_s / 2 <= pause_s <= longest_s
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(422, InvalidRequest), (500, InternalError), (504, DeadlineExceeded)]
+)
+async def test_what_would_fare_no_better_is_not_tried_again(
+    ask: Ask, status: int, kind: type[TipserveError]
+) -> None:
+    script = Script([refused(status, "1"), ok()])
+    with pytest.raises(kind):
+        await ask(script)
+    assert not script.pauses
+
+
+async def test_a_connection_that_fails_is_tried_again(ask: Ask) -> None:
+    script = Script([httpx.ConnectError("refused"), httpx.RemoteProtocolError("closed"), ok()])
+    assert await ask(script)
+    assert len(script.pauses) == 2
+
+
+async def test_all_tries_share_one_deadline_which_the_server_is_told(ask: Ask) -> None:
+    script = Script([refused(429, "2"), refused(429, "2"), ok()], answer_s=1.0)
+    assert await ask(script, timeout_s=20)
+    passed_ms = [20_000 - ms for ms in script.allowed_ms]
+    assert passed_ms[0] == 0
+    assert 3_000 < passed_ms[1] < 3_200
+    assert 6_000 < passed_ms[2] < 6_500
+
+
+async def test_nobody_waits_for_a_try_that_would_come_too_late(ask: Ask) -> None:
+    script = Script([refused(429, "30"), ok()])
+    with pytest.raises(Overloaded):
+        await ask(script, timeout_s=5)
+    assert not script.pauses
+
+
+async def test_a_proxys_own_page_is_an_error_too(ask: Ask) -> None:
+    script = Script([httpx.Response(403, text="<html>no</html>")])
+    with pytest.raises(InternalError) as caught:
+        await ask(script)
+    assert caught.value.code == "http_403"
+
+
+def test_unknown_options_are_errors() -> None:
+    with Client("http://stand-in") as client, pytest.raises(TypeError, match="no option 'colour'"):
+        client.embed_images(b"x", colour="red")  # type: ignore[call-arg]  # that is the test
+
+
+@given(
+    asked=st.lists(st.none() | st.floats(0, 5), max_size=10),
+    retry=st.builds(
+        Retry,
+        max_attempts=st.integers(1, 8),
+        first_pause_s=st.floats(0.01, 1),
+        max_pause_s=st.floats(0.01, 4),
+    ),
+    timeout_s=st.floats(0.1, 20),
+    draw=st.floats(0, 1),
+)
+def test_pauses_are_bounded_and_never_reach_the_deadline(
+    asked: list[float | None], retry: Retry, timeout_s: float, draw: float
+) -> None:
+    now = 0.0
+    attempts = Attempts(retry, timeout_s, lambda: now, lambda: draw)
+    num_pauses = 0
+    for retry_after_s in asked:
+        try:
+            pause_s = attempts.pause_s(Overloaded("full", retry_after_s=retry_after_s))
+        except Overloaded:
+            break
+        num_pauses += 1
+        assert (retry_after_s or 0) <= pause_s <= (retry_after_s or 0) + retry.max_pause_s
+        now += pause_s
+        assert now < timeout_s
+    assert num_pauses < retry.max_attempts

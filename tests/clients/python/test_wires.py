@@ -1,0 +1,88 @@
+"""What the client reads of errors and addresses, against the packages that define them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import ErrorKind, InvalidRequest, Overloaded, Unavailable
+from service.grpc.errors import CODE, error_metadata
+from service.rest.errors import STATUS
+from tipserve_client import errors
+from tipserve_client.grpc_wire import read_error
+from tipserve_client.status_details import Details
+from tipserve_client.target import Tls, read_target
+
+
+@given(
+    code=st.text(min_size=1), param=st.none() | st.text(min_size=1), retry_ms=st.integers(0, 10**7)
+)
+def test_details_of_a_status_are_read_as_they_were_written(
+    code: str, param: str | None, retry_ms: int
+) -> None:
+    error = Overloaded("full", code=code, param=param, retry_after_s=retry_ms / 1000)
+    metadata = dict(error_metadata(error))
+    details = Details.read(bytes(metadata["grpc-status-details-bin"]))  # type: ignore[arg-type]
+    assert (details.reason, details.field) == (code, param or "")
+    assert details.retry_after_s == pytest.approx(retry_ms / 1000, abs=1e-3)
+
+
+@given(st.binary(max_size=60))
+def test_details_that_are_none_cost_nothing(raw: bytes) -> None:
+    Details.read(raw)
+
+
+def test_each_kind_of_error_is_the_same_over_both_protocols() -> None:
+    same = {ErrorKind.TOO_LARGE}  # over gRPC it is told by its code
+    for kind in ErrorKind:
+        over_http = errors.BY_STATUS.get(STATUS[kind], errors.InternalError)
+        over_grpc = errors.BY_CODE.get(CODE[kind].value[0], errors.InternalError)
+        assert kind in same or over_http is over_grpc, kind
+
+
+def test_only_what_may_fare_better_is_tried_again() -> None:
+    found = {}
+    for error in (
+        Overloaded("full", retry_after_s=1),
+        Unavailable("draining", retry_after_s=2),
+        InvalidRequest("no", code="too_many_items"),
+        InvalidRequest("no", param="images[2]"),
+    ):
+        read = read_error(CODE[error.kind].value[0], error.message, dict(error_metadata(error)))
+        found[type(read).__name__, read.index] = read.can_be_tried_again
+    assert found == {
+        ("Overloaded", None): True,
+        ("Unavailable", None): True,
+        ("RequestTooLarge", None): False,
+        ("InvalidRequest", 2): False,
+    }
+    too_long = read_error(8, "Received message larger than max", {})
+    assert isinstance(too_long, errors.RequestTooLarge)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://host:8000", ("http", "host:8000", False)),
+        ("https://host/tips/", ("http", "host:443", True)),
+        ("grpc://host", ("grpc", "host:8001", False)),
+        ("grpcs://[::1]:9", ("grpc", "[::1]:9", True)),
+    ],
+)
+def test_a_url_says_where_and_how(url: str, expected: tuple[str, str, bool]) -> None:
+    target = read_target(url)
+    assert (target.protocol, target.address, target.is_secure) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["host:8000", "ftp://host", "grpc://host/path", "http://key@host", "http://"]
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"://|give host"):
+        read_target(url)
+
+
+def test_files_for_tls_need_tls() -> None:
+    with pytest.raises(ValueError, match="in the clear"):
+        read_target("http://host", tls=Tls())
+    with pytest.raises(ValueError, match="needs its key"):
+        read_target("https://host", tls=Tls(cert="a.pem"))

@@ -23,28 +23,29 @@ _sym_db = _symbol_database.Default()
 
 
 from . import image_pb2 as tipserve_dot_v1_dot_image__pb2
+from . import item_error_pb2 as tipserve_dot_v1_dot_item__error__pb2
 from . import tensor_pb2 as tipserve_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tipserve/v1/dense.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/image.proto\x1a\x18tipserve/v1/tensor.proto\"\xb4\x01\n\x14\x45stimateDepthRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12\x17\n\nresolution\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x04 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12\"\n\x04size\x18\x05 \x01(\x0e\x32\x14.tipserve.v1.MapSizeB\r\n\x0b_resolution\".\n\x08\x44\x65pthMap\x12\"\n\x05\x64\x65pth\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"K\n\x15\x45stimateDepthResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x04maps\x18\x02 \x03(\x0b\x32\x15.tipserve.v1.DepthMap\"\xb6\x01\n\x16\x45stimateNormalsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12\x17\n\nresolution\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x04 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12\"\n\x04size\x18\x05 \x01(\x0e\x32\x14.tipserve.v1.MapSizeB\r\n\x0b_resolution\"1\n\tNormalMap\x12$\n\x07normals\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"N\n\x17\x45stimateNormalsResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x04maps\x18\x02 \x03(\x0b\x32\x16.tipserve.v1.NormalMap*M\n\x07MapSize\x12\x18\n\x14MAP_SIZE_UNSPECIFIED\x10\x00\x12\x14\n\x10MAP_SIZE_PICTURE\x10\x01\x12\x12\n\x0eMAP_SIZE_MODEL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tipserve/v1/dense.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/image.proto\x1a\x1ctipserve/v1/item_error.proto\x1a\x18tipserve/v1/tensor.proto\"\xd6\x01\n\x14\x45stimateDepthRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12\x17\n\nresolution\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x04 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12\"\n\x04size\x18\x05 \x01(\x0e\x32\x14.tipserve.v1.MapSize\x12\x14\n\x07partial\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_resolutionB\n\n\x08_partial\".\n\x08\x44\x65pthMap\x12\"\n\x05\x64\x65pth\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"s\n\x15\x45stimateDepthResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x04maps\x18\x02 \x03(\x0b\x32\x15.tipserve.v1.DepthMap\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError\"\xd8\x01\n\x16\x45stimateNormalsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12\x17\n\nresolution\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x04 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12\"\n\x04size\x18\x05 \x01(\x0e\x32\x14.tipserve.v1.MapSize\x12\x14\n\x07partial\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_resolutionB\n\n\x08_partial\"1\n\tNormalMap\x12$\n\x07normals\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"v\n\x17\x45stimateNormalsResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x04maps\x18\x02 \x03(\x0b\x32\x16.tipserve.v1.NormalMap\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError*M\n\x07MapSize\x12\x18\n\x14MAP_SIZE_UNSPECIFIED\x10\x00\x12\x14\n\x10MAP_SIZE_PICTURE\x10\x01\x12\x12\n\x0eMAP_SIZE_MODEL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tipserve.v1.dense_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MAPSIZE']._serialized_start=715
-  _globals['_MAPSIZE']._serialized_end=792
-  _globals['_ESTIMATEDEPTHREQUEST']._serialized_start=92
-  _globals['_ESTIMATEDEPTHREQUEST']._serialized_end=272
-  _globals['_DEPTHMAP']._serialized_start=274
-  _globals['_DEPTHMAP']._serialized_end=320
-  _globals['_ESTIMATEDEPTHRESPONSE']._serialized_start=322
-  _globals['_ESTIMATEDEPTHRESPONSE']._serialized_end=397
-  _globals['_ESTIMATENORMALSREQUEST']._serialized_start=400
-  _globals['_ESTIMATENORMALSREQUEST']._serialized_end=582
-  _globals['_NORMALMAP']._serialized_start=584
-  _globals['_NORMALMAP']._serialized_end=633
-  _globals['_ESTIMATENORMALSRESPONSE']._serialized_start=635
-  _globals['_ESTIMATENORMALSRESPONSE']._serialized_end=713
+  _globals['_MAPSIZE']._serialized_start=893
+  _globals['_MAPSIZE']._serialized_end=970
+  _globals['_ESTIMATEDEPTHREQUEST']._serialized_start=122
+  _globals['_ESTIMATEDEPTHREQUEST']._serialized_end=336
+  _globals['_DEPTHMAP']._serialized_start=338
+  _globals['_DEPTHMAP']._serialized_end=384
+  _globals['_ESTIMATEDEPTHRESPONSE']._serialized_start=386
+  _globals['_ESTIMATEDEPTHRESPONSE']._serialized_end=501
+  _globals['_ESTIMATENORMALSREQUEST']._serialized_start=504
+  _globals['_ESTIMATENORMALSREQUEST']._serialized_end=720
+  _globals['_NORMALMAP']._serialized_start=722
+  _globals['_NORMALMAP']._serialized_end=771
+  _globals['_ESTIMATENORMALSRESPONSE']._serialized_start=773
+  _globals['_ESTIMATENORMALSRESPONSE']._serialized_end=891
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from . import image_pb2 as _image_pb2
+from . import item_error_pb2 as _item_error_pb2
 from . import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -19,18 +20,20 @@ MAP_SIZE_PICTURE: MapSize
 MAP_SIZE_MODEL: MapSize
 
 class EstimateDepthRequest(_message.Message):
-    __slots__ = ("model", "images", "resolution", "fit", "size")
+    __slots__ = ("model", "images", "resolution", "fit", "size", "partial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     FIT_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
     resolution: int
     fit: _image_pb2.Fit
     size: MapSize
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., size: _Optional[_Union[MapSize, str]] = ...) -> None: ...
+    partial: bool
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., size: _Optional[_Union[MapSize, str]] = ..., partial: bool = ...) -> None: ...
 
 class DepthMap(_message.Message):
     __slots__ = ("depth",)
@@ -39,26 +42,30 @@ class DepthMap(_message.Message):
     def __init__(self, depth: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class EstimateDepthResponse(_message.Message):
-    __slots__ = ("model", "maps")
+    __slots__ = ("model", "maps", "errors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAPS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     maps: _containers.RepeatedCompositeFieldContainer[DepthMap]
-    def __init__(self, model: _Optional[str] = ..., maps: _Optional[_Iterable[_Union[DepthMap, _Mapping]]] = ...) -> None: ...
+    errors: _containers.RepeatedCompositeFieldContainer[_item_error_pb2.ItemError]
+    def __init__(self, model: _Optional[str] = ..., maps: _Optional[_Iterable[_Union[DepthMap, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_item_error_pb2.ItemError, _Mapping]]] = ...) -> None: ...
 
 class EstimateNormalsRequest(_message.Message):
-    __slots__ = ("model", "images", "resolution", "fit", "size")
+    __slots__ = ("model", "images", "resolution", "fit", "size", "partial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     FIT_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
     resolution: int
     fit: _image_pb2.Fit
     size: MapSize
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., size: _Optional[_Union[MapSize, str]] = ...) -> None: ...
+    partial: bool
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., size: _Optional[_Union[MapSize, str]] = ..., partial: bool = ...) -> None: ...
 
 class NormalMap(_message.Message):
     __slots__ = ("normals",)
@@ -67,9 +74,11 @@ class NormalMap(_message.Message):
     def __init__(self, normals: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class EstimateNormalsResponse(_message.Message):
-    __slots__ = ("model", "maps")
+    __slots__ = ("model", "maps", "errors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAPS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     maps: _containers.RepeatedCompositeFieldContainer[NormalMap]
-    def __init__(self, model: _Optional[str] = ..., maps: _Optional[_Iterable[_Union[NormalMap, _Mapping]]] = ...) -> None: ...
+    errors: _containers.RepeatedCompositeFieldContainer[_item_error_pb2.ItemError]
+    def __init__(self, model: _Optional[str] = ..., maps: _Optional[_Iterable[_Union[NormalMap, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_item_error_pb2.ItemError, _Mapping]]] = ...) -> None: ...

@@ -1,4 +1,5 @@
 from . import image_pb2 as _image_pb2
+from . import item_error_pb2 as _item_error_pb2
 from . import tensor_pb2 as _tensor_pb2
 from . import text_pb2 as _text_pb2
 from google.protobuf.internal import containers as _containers
@@ -19,6 +20,13 @@ class ImageOutput(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IMAGE_OUTPUT_CLS2: _ClassVar[ImageOutput]
     IMAGE_OUTPUT_DEPTH: _ClassVar[ImageOutput]
     IMAGE_OUTPUT_NORMALS: _ClassVar[ImageOutput]
+
+class VectorType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VECTOR_TYPE_UNSPECIFIED: _ClassVar[VectorType]
+    VECTOR_TYPE_FLOAT32: _ClassVar[VectorType]
+    VECTOR_TYPE_FLOAT16: _ClassVar[VectorType]
+    VECTOR_TYPE_INT8: _ClassVar[VectorType]
 IMAGE_OUTPUT_UNSPECIFIED: ImageOutput
 IMAGE_OUTPUT_PATCHES: ImageOutput
 IMAGE_OUTPUT_VALUES: ImageOutput
@@ -26,22 +34,30 @@ IMAGE_OUTPUT_CLS1: ImageOutput
 IMAGE_OUTPUT_CLS2: ImageOutput
 IMAGE_OUTPUT_DEPTH: ImageOutput
 IMAGE_OUTPUT_NORMALS: ImageOutput
+VECTOR_TYPE_UNSPECIFIED: VectorType
+VECTOR_TYPE_FLOAT32: VectorType
+VECTOR_TYPE_FLOAT16: VectorType
+VECTOR_TYPE_INT8: VectorType
 
 class EmbedImagesRequest(_message.Message):
-    __slots__ = ("model", "images", "outputs", "normalize", "resolution", "fit")
+    __slots__ = ("model", "images", "outputs", "normalize", "resolution", "fit", "vector_type", "partial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
     RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     FIT_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_TYPE_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
     outputs: _containers.RepeatedScalarFieldContainer[ImageOutput]
     normalize: bool
     resolution: int
     fit: _image_pb2.Fit
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[ImageOutput, str]]] = ..., normalize: bool = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ...) -> None: ...
+    vector_type: VectorType
+    partial: bool
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[ImageOutput, str]]] = ..., normalize: bool = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., vector_type: _Optional[_Union[VectorType, str]] = ..., partial: bool = ...) -> None: ...
 
 class ImageEmbedding(_message.Message):
     __slots__ = ("patches", "values", "cls1", "cls2")
@@ -56,29 +72,37 @@ class ImageEmbedding(_message.Message):
     def __init__(self, patches: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., cls1: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., cls2: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class EmbedImagesResponse(_message.Message):
-    __slots__ = ("model", "embeddings")
+    __slots__ = ("model", "embeddings", "errors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     embeddings: _containers.RepeatedCompositeFieldContainer[ImageEmbedding]
-    def __init__(self, model: _Optional[str] = ..., embeddings: _Optional[_Iterable[_Union[ImageEmbedding, _Mapping]]] = ...) -> None: ...
+    errors: _containers.RepeatedCompositeFieldContainer[_item_error_pb2.ItemError]
+    def __init__(self, model: _Optional[str] = ..., embeddings: _Optional[_Iterable[_Union[ImageEmbedding, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_item_error_pb2.ItemError, _Mapping]]] = ...) -> None: ...
 
 class EmbedTextsRequest(_message.Message):
-    __slots__ = ("model", "texts", "templates", "normalize")
+    __slots__ = ("model", "texts", "templates", "normalize", "vector_type", "partial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     TEMPLATES_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_TYPE_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     templates: _text_pb2.Templates
     normalize: bool
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., normalize: bool = ...) -> None: ...
+    vector_type: VectorType
+    partial: bool
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., normalize: bool = ..., vector_type: _Optional[_Union[VectorType, str]] = ..., partial: bool = ...) -> None: ...
 
 class EmbedTextsResponse(_message.Message):
-    __slots__ = ("model", "embeddings")
+    __slots__ = ("model", "embeddings", "errors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     embeddings: _tensor_pb2.Tensor
-    def __init__(self, model: _Optional[str] = ..., embeddings: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    errors: _containers.RepeatedCompositeFieldContainer[_item_error_pb2.ItemError]
+    def __init__(self, model: _Optional[str] = ..., embeddings: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[_item_error_pb2.ItemError, _Mapping]]] = ...) -> None: ...

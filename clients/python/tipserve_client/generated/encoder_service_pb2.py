@@ -22,28 +22,30 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from . import classify_pb2 as tipserve_dot_v1_dot_classify__pb2
 from . import dense_pb2 as tipserve_dot_v1_dot_dense__pb2
 from . import embed_pb2 as tipserve_dot_v1_dot_embed__pb2
+from . import features_pb2 as tipserve_dot_v1_dot_features__pb2
 from . import model_pb2 as tipserve_dot_v1_dot_model__pb2
 from . import segment_pb2 as tipserve_dot_v1_dot_segment__pb2
 from . import stream_pb2 as tipserve_dot_v1_dot_stream__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tipserve/v1/encoder_service.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/dense.proto\x1a\x17tipserve/v1/embed.proto\x1a\x17tipserve/v1/model.proto\x1a\x19tipserve/v1/segment.proto\x1a\x18tipserve/v1/stream.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.tipserve.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tipserve.v1.Model2\x9e\x05\n\x0e\x45ncoderService\x12P\n\x0b\x45mbedImages\x12\x1f.tipserve.v1.EmbedImagesRequest\x1a .tipserve.v1.EmbedImagesResponse\x12M\n\nEmbedTexts\x12\x1e.tipserve.v1.EmbedTextsRequest\x1a\x1f.tipserve.v1.EmbedTextsResponse\x12V\n\rSegmentImages\x12!.tipserve.v1.SegmentImagesRequest\x1a\".tipserve.v1.SegmentImagesResponse\x12V\n\rEstimateDepth\x12!.tipserve.v1.EstimateDepthRequest\x1a\".tipserve.v1.EstimateDepthResponse\x12\\\n\x0f\x45stimateNormals\x12#.tipserve.v1.EstimateNormalsRequest\x1a$.tipserve.v1.EstimateNormalsResponse\x12\x45\n\x06Stream\x12\x1a.tipserve.v1.StreamRequest\x1a\x1b.tipserve.v1.StreamResponse(\x01\x30\x01\x12G\n\x08GetModel\x12\x1c.tipserve.v1.GetModelRequest\x1a\x1d.tipserve.v1.GetModelResponse\x12M\n\nListModels\x12\x1e.tipserve.v1.ListModelsRequest\x1a\x1f.tipserve.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tipserve/v1/encoder_service.proto\x12\x0btipserve.v1\x1a\x1atipserve/v1/classify.proto\x1a\x17tipserve/v1/dense.proto\x1a\x17tipserve/v1/embed.proto\x1a\x1atipserve/v1/features.proto\x1a\x17tipserve/v1/model.proto\x1a\x19tipserve/v1/segment.proto\x1a\x18tipserve/v1/stream.proto\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.tipserve.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.tipserve.v1.Model2\xce\x06\n\x0e\x45ncoderService\x12P\n\x0b\x45mbedImages\x12\x1f.tipserve.v1.EmbedImagesRequest\x1a .tipserve.v1.EmbedImagesResponse\x12M\n\nEmbedTexts\x12\x1e.tipserve.v1.EmbedTextsRequest\x1a\x1f.tipserve.v1.EmbedTextsResponse\x12V\n\rSegmentImages\x12!.tipserve.v1.SegmentImagesRequest\x1a\".tipserve.v1.SegmentImagesResponse\x12Y\n\x0e\x43lassifyImages\x12\".tipserve.v1.ClassifyImagesRequest\x1a#.tipserve.v1.ClassifyImagesResponse\x12S\n\x0cViewFeatures\x12 .tipserve.v1.ViewFeaturesRequest\x1a!.tipserve.v1.ViewFeaturesResponse\x12V\n\rEstimateDepth\x12!.tipserve.v1.EstimateDepthRequest\x1a\".tipserve.v1.EstimateDepthResponse\x12\\\n\x0f\x45stimateNormals\x12#.tipserve.v1.EstimateNormalsRequest\x1a$.tipserve.v1.EstimateNormalsResponse\x12\x45\n\x06Stream\x12\x1a.tipserve.v1.StreamRequest\x1a\x1b.tipserve.v1.StreamResponse(\x01\x30\x01\x12G\n\x08GetModel\x12\x1c.tipserve.v1.GetModelRequest\x1a\x1d.tipserve.v1.GetModelResponse\x12M\n\nListModels\x12\x1e.tipserve.v1.ListModelsRequest\x1a\x1f.tipserve.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tipserve.v1.encoder_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTMODELSREQUEST']._serialized_start=178
-  _globals['_LISTMODELSREQUEST']._serialized_end=197
-  _globals['_LISTMODELSRESPONSE']._serialized_start=199
-  _globals['_LISTMODELSRESPONSE']._serialized_end=255
-  _globals['_GETMODELREQUEST']._serialized_start=257
-  _globals['_GETMODELREQUEST']._serialized_end=288
-  _globals['_GETMODELRESPONSE']._serialized_start=290
-  _globals['_GETMODELRESPONSE']._serialized_end=343
-  _globals['_ENCODERSERVICE']._serialized_start=346
-  _globals['_ENCODERSERVICE']._serialized_end=1016
+  _globals['_LISTMODELSREQUEST']._serialized_start=234
+  _globals['_LISTMODELSREQUEST']._serialized_end=253
+  _globals['_LISTMODELSRESPONSE']._serialized_start=255
+  _globals['_LISTMODELSRESPONSE']._serialized_end=311
+  _globals['_GETMODELREQUEST']._serialized_start=313
+  _globals['_GETMODELREQUEST']._serialized_end=344
+  _globals['_GETMODELRESPONSE']._serialized_start=346
+  _globals['_GETMODELRESPONSE']._serialized_end=399
+  _globals['_ENCODERSERVICE']._serialized_start=402
+  _globals['_ENCODERSERVICE']._serialized_end=1248
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,7 @@
+from . import classify_pb2 as _classify_pb2
 from . import dense_pb2 as _dense_pb2
 from . import embed_pb2 as _embed_pb2
+from . import features_pb2 as _features_pb2
 from . import model_pb2 as _model_pb2
 from . import segment_pb2 as _segment_pb2
 from . import stream_pb2 as _stream_pb2

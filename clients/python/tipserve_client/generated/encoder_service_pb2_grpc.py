@@ -3,9 +3,11 @@
 import grpc
 import warnings
 
+from . import classify_pb2 as tipserve_dot_v1_dot_classify__pb2
 from . import dense_pb2 as tipserve_dot_v1_dot_dense__pb2
 from . import embed_pb2 as tipserve_dot_v1_dot_embed__pb2
 from . import encoder_service_pb2 as tipserve_dot_v1_dot_encoder__service__pb2
+from . import features_pb2 as tipserve_dot_v1_dot_features__pb2
 from . import segment_pb2 as tipserve_dot_v1_dot_segment__pb2
 from . import stream_pb2 as tipserve_dot_v1_dot_stream__pb2
 
@@ -58,6 +60,16 @@ class EncoderServiceStub(object):
                 request_serializer=tipserve_dot_v1_dot_segment__pb2.SegmentImagesRequest.SerializeToString,
                 response_deserializer=tipserve_dot_v1_dot_segment__pb2.SegmentImagesResponse.FromString,
                 _registered_method=True)
+        self.ClassifyImages = channel.unary_unary(
+                '/tipserve.v1.EncoderService/ClassifyImages',
+                request_serializer=tipserve_dot_v1_dot_classify__pb2.ClassifyImagesRequest.SerializeToString,
+                response_deserializer=tipserve_dot_v1_dot_classify__pb2.ClassifyImagesResponse.FromString,
+                _registered_method=True)
+        self.ViewFeatures = channel.unary_unary(
+                '/tipserve.v1.EncoderService/ViewFeatures',
+                request_serializer=tipserve_dot_v1_dot_features__pb2.ViewFeaturesRequest.SerializeToString,
+                response_deserializer=tipserve_dot_v1_dot_features__pb2.ViewFeaturesResponse.FromString,
+                _registered_method=True)
         self.EstimateDepth = channel.unary_unary(
                 '/tipserve.v1.EncoderService/EstimateDepth',
                 request_serializer=tipserve_dot_v1_dot_dense__pb2.EstimateDepthRequest.SerializeToString,
@@ -109,6 +121,20 @@ class EncoderServiceServicer(object):
 
     def SegmentImages(self, request, context):
         """Finds named things in pictures: one mask of the picture's size each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyImages(self, request, context):
+        """Says which of some named things pictures show.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ViewFeatures(self, request, context):
+        """Makes the patch embeddings of pictures visible: colours, one component, or groups.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +196,16 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.SegmentImages,
                     request_deserializer=tipserve_dot_v1_dot_segment__pb2.SegmentImagesRequest.FromString,
                     response_serializer=tipserve_dot_v1_dot_segment__pb2.SegmentImagesResponse.SerializeToString,
+            ),
+            'ClassifyImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyImages,
+                    request_deserializer=tipserve_dot_v1_dot_classify__pb2.ClassifyImagesRequest.FromString,
+                    response_serializer=tipserve_dot_v1_dot_classify__pb2.ClassifyImagesResponse.SerializeToString,
+            ),
+            'ViewFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ViewFeatures,
+                    request_deserializer=tipserve_dot_v1_dot_features__pb2.ViewFeaturesRequest.FromString,
+                    response_serializer=tipserve_dot_v1_dot_features__pb2.ViewFeaturesResponse.SerializeToString,
             ),
             'EstimateDepth': grpc.unary_unary_rpc_method_handler(
                     servicer.EstimateDepth,
@@ -283,6 +319,60 @@ class EncoderService(object):
             '/tipserve.v1.EncoderService/SegmentImages',
             tipserve_dot_v1_dot_segment__pb2.SegmentImagesRequest.SerializeToString,
             tipserve_dot_v1_dot_segment__pb2.SegmentImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tipserve.v1.EncoderService/ClassifyImages',
+            tipserve_dot_v1_dot_classify__pb2.ClassifyImagesRequest.SerializeToString,
+            tipserve_dot_v1_dot_classify__pb2.ClassifyImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ViewFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tipserve.v1.EncoderService/ViewFeatures',
+            tipserve_dot_v1_dot_features__pb2.ViewFeaturesRequest.SerializeToString,
+            tipserve_dot_v1_dot_features__pb2.ViewFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,27 +23,30 @@ _sym_db = _symbol_database.Default()
 
 
 from . import image_pb2 as tipserve_dot_v1_dot_image__pb2
+from . import item_error_pb2 as tipserve_dot_v1_dot_item__error__pb2
 from . import tensor_pb2 as tipserve_dot_v1_dot_tensor__pb2
 from . import text_pb2 as tipserve_dot_v1_dot_text__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tipserve/v1/segment.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/image.proto\x1a\x18tipserve/v1/tensor.proto\x1a\x16tipserve/v1/text.proto\"-\n\x0cSegmentClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07prompts\x18\x02 \x03(\t\"\xb8\x03\n\x14SegmentImagesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12*\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x19.tipserve.v1.SegmentClass\x12)\n\ttemplates\x18\x04 \x01(\x0b\x32\x16.tipserve.v1.Templates\x12,\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0e\x32\x1a.tipserve.v1.DenseFeatures\x12\x17\n\nresolution\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x07 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12!\n\x14\x62\x61\x63kground_threshold\x18\x08 \x01(\x02H\x01\x88\x01\x01\x12\x35\n\x12\x62\x61\x63kground_classes\x18\t \x03(\x0b\x32\x19.tipserve.v1.SegmentClass\x12\x1b\n\x0einclude_scores\x18\n \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_resolutionB\x17\n\x15_background_thresholdB\x11\n\x0f_include_scores\"K\n\tClassArea\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63olor\x18\x03 \x01(\t\x12\x12\n\narea_share\x18\x04 \x01(\x01\"\x9b\x01\n\x0cSegmentation\x12#\n\x06labels\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12#\n\x06scores\x18\x02 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12\'\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ClassArea\x12\x18\n\x10\x62\x61\x63kground_share\x18\x04 \x01(\x01\"X\n\x15SegmentImagesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\rsegmentations\x18\x02 \x03(\x0b\x32\x19.tipserve.v1.Segmentation*f\n\rDenseFeatures\x12\x1e\n\x1a\x44\x45NSE_FEATURES_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45NSE_FEATURES_VALUES\x10\x01\x12\x1a\n\x16\x44\x45NSE_FEATURES_PATCHES\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tipserve/v1/segment.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/image.proto\x1a\x1ctipserve/v1/item_error.proto\x1a\x18tipserve/v1/tensor.proto\x1a\x16tipserve/v1/text.proto\"-\n\x0cSegmentClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07prompts\x18\x02 \x03(\t\"\x82\x04\n\x14SegmentImagesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12*\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x19.tipserve.v1.SegmentClass\x12)\n\ttemplates\x18\x04 \x01(\x0b\x32\x16.tipserve.v1.Templates\x12,\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0e\x32\x1a.tipserve.v1.DenseFeatures\x12\x17\n\nresolution\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x07 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12!\n\x14\x62\x61\x63kground_threshold\x18\x08 \x01(\x02H\x01\x88\x01\x01\x12\x35\n\x12\x62\x61\x63kground_classes\x18\t \x03(\x0b\x32\x19.tipserve.v1.SegmentClass\x12\x1b\n\x0einclude_scores\x18\n \x01(\x08H\x02\x88\x01\x01\x12&\n\x04mode\x18\x0b \x01(\x0e\x32\x18.tipserve.v1.SegmentMode\x12\x14\n\x07partial\x18\x0c \x01(\x08H\x03\x88\x01\x01\x42\r\n\x0b_resolutionB\x17\n\x15_background_thresholdB\x11\n\x0f_include_scoresB\n\n\x08_partial\"K\n\tClassArea\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63olor\x18\x03 \x01(\t\x12\x12\n\narea_share\x18\x04 \x01(\x01\"\x9b\x01\n\x0cSegmentation\x12#\n\x06labels\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12#\n\x06scores\x18\x02 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12\'\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ClassArea\x12\x18\n\x10\x62\x61\x63kground_share\x18\x04 \x01(\x01\"\x80\x01\n\x15SegmentImagesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\rsegmentations\x18\x02 \x03(\x0b\x32\x19.tipserve.v1.Segmentation\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError*f\n\rDenseFeatures\x12\x1e\n\x1a\x44\x45NSE_FEATURES_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45NSE_FEATURES_VALUES\x10\x01\x12\x1a\n\x16\x44\x45NSE_FEATURES_PATCHES\x10\x02*[\n\x0bSegmentMode\x12\x1c\n\x18SEGMENT_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12SEGMENT_MODE_WHOLE\x10\x01\x12\x16\n\x12SEGMENT_MODE_SLIDE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tipserve.v1.segment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DENSEFEATURES']._serialized_start=932
-  _globals['_DENSEFEATURES']._serialized_end=1034
-  _globals['_SEGMENTCLASS']._serialized_start=117
-  _globals['_SEGMENTCLASS']._serialized_end=162
-  _globals['_SEGMENTIMAGESREQUEST']._serialized_start=165
-  _globals['_SEGMENTIMAGESREQUEST']._serialized_end=605
-  _globals['_CLASSAREA']._serialized_start=607
-  _globals['_CLASSAREA']._serialized_end=682
-  _globals['_SEGMENTATION']._serialized_start=685
-  _globals['_SEGMENTATION']._serialized_end=840
-  _globals['_SEGMENTIMAGESRESPONSE']._serialized_start=842
-  _globals['_SEGMENTIMAGESRESPONSE']._serialized_end=930
+  _globals['_DENSEFEATURES']._serialized_start=1077
+  _globals['_DENSEFEATURES']._serialized_end=1179
+  _globals['_SEGMENTMODE']._serialized_start=1181
+  _globals['_SEGMENTMODE']._serialized_end=1272
+  _globals['_SEGMENTCLASS']._serialized_start=147
+  _globals['_SEGMENTCLASS']._serialized_end=192
+  _globals['_SEGMENTIMAGESREQUEST']._serialized_start=195
+  _globals['_SEGMENTIMAGESREQUEST']._serialized_end=709
+  _globals['_CLASSAREA']._serialized_start=711
+  _globals['_CLASSAREA']._serialized_end=786
+  _globals['_SEGMENTATION']._serialized_start=789
+  _globals['_SEGMENTATION']._serialized_end=944
+  _globals['_SEGMENTIMAGESRESPONSE']._serialized_start=947
+  _globals['_SEGMENTIMAGESRESPONSE']._serialized_end=1075
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from . import image_pb2 as _image_pb2
+from . import item_error_pb2 as _item_error_pb2
 from . import tensor_pb2 as _tensor_pb2
 from . import text_pb2 as _text_pb2
 from google.protobuf.internal import containers as _containers
@@ -15,9 +16,18 @@ class DenseFeatures(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DENSE_FEATURES_UNSPECIFIED: _ClassVar[DenseFeatures]
     DENSE_FEATURES_VALUES: _ClassVar[DenseFeatures]
     DENSE_FEATURES_PATCHES: _ClassVar[DenseFeatures]
+
+class SegmentMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEGMENT_MODE_UNSPECIFIED: _ClassVar[SegmentMode]
+    SEGMENT_MODE_WHOLE: _ClassVar[SegmentMode]
+    SEGMENT_MODE_SLIDE: _ClassVar[SegmentMode]
 DENSE_FEATURES_UNSPECIFIED: DenseFeatures
 DENSE_FEATURES_VALUES: DenseFeatures
 DENSE_FEATURES_PATCHES: DenseFeatures
+SEGMENT_MODE_UNSPECIFIED: SegmentMode
+SEGMENT_MODE_WHOLE: SegmentMode
+SEGMENT_MODE_SLIDE: SegmentMode
 
 class SegmentClass(_message.Message):
     __slots__ = ("name", "prompts")
@@ -28,7 +38,7 @@ class SegmentClass(_message.Message):
     def __init__(self, name: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SegmentImagesRequest(_message.Message):
-    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores")
+    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +49,8 @@ class SegmentImagesRequest(_message.Message):
     BACKGROUND_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_CLASSES_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_SCORES_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
     classes: _containers.RepeatedCompositeFieldContainer[SegmentClass]
@@ -49,7 +61,9 @@ class SegmentImagesRequest(_message.Message):
     background_threshold: float
     background_classes: _containers.RepeatedCompositeFieldContainer[SegmentClass]
     include_scores: bool
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ...) -> None: ...
+    mode: SegmentMode
+    partial: bool
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ...) -> None: ...
 
 class ClassArea(_message.Message):
     __slots__ = ("label", "name", "color", "area_share")
@@ -76,9 +90,11 @@ class Segmentation(_message.Message):
     def __init__(self, labels: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassArea, _Mapping]]] = ..., background_share: _Optional[float] = ...) -> None: ...
 
 class SegmentImagesResponse(_message.Message):
-    __slots__ = ("model", "segmentations")
+    __slots__ = ("model", "segmentations", "errors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEGMENTATIONS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     segmentations: _containers.RepeatedCompositeFieldContainer[Segmentation]
-    def __init__(self, model: _Optional[str] = ..., segmentations: _Optional[_Iterable[_Union[Segmentation, _Mapping]]] = ...) -> None: ...
+    errors: _containers.RepeatedCompositeFieldContainer[_item_error_pb2.ItemError]
+    def __init__(self, model: _Optional[str] = ..., segmentations: _Optional[_Iterable[_Union[Segmentation, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_item_error_pb2.ItemError, _Mapping]]] = ...) -> None: ...

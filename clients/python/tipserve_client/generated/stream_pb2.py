@@ -23,22 +23,24 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from . import classify_pb2 as tipserve_dot_v1_dot_classify__pb2
 from . import dense_pb2 as tipserve_dot_v1_dot_dense__pb2
 from . import embed_pb2 as tipserve_dot_v1_dot_embed__pb2
+from . import features_pb2 as tipserve_dot_v1_dot_features__pb2
 from . import segment_pb2 as tipserve_dot_v1_dot_segment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tipserve/v1/stream.proto\x12\x0btipserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17tipserve/v1/dense.proto\x1a\x17tipserve/v1/embed.proto\x1a\x19tipserve/v1/segment.proto\"\xfd\x02\n\rStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x37\n\x0c\x65mbed_images\x18\x03 \x01(\x0b\x32\x1f.tipserve.v1.EmbedImagesRequestH\x00\x12\x35\n\x0b\x65mbed_texts\x18\x04 \x01(\x0b\x32\x1e.tipserve.v1.EmbedTextsRequestH\x00\x12;\n\x0esegment_images\x18\x05 \x01(\x0b\x32!.tipserve.v1.SegmentImagesRequestH\x00\x12;\n\x0e\x65stimate_depth\x18\x06 \x01(\x0b\x32!.tipserve.v1.EstimateDepthRequestH\x00\x12?\n\x10\x65stimate_normals\x18\x07 \x01(\x0b\x32#.tipserve.v1.EstimateNormalsRequestH\x00\x42\t\n\x07request\"\x8f\x01\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"\x92\x03\n\x0eStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x03\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x18.tipserve.v1.StreamErrorH\x00\x12\x38\n\x0c\x65mbed_images\x18\x04 \x01(\x0b\x32 .tipserve.v1.EmbedImagesResponseH\x00\x12\x36\n\x0b\x65mbed_texts\x18\x05 \x01(\x0b\x32\x1f.tipserve.v1.EmbedTextsResponseH\x00\x12<\n\x0esegment_images\x18\x06 \x01(\x0b\x32\".tipserve.v1.SegmentImagesResponseH\x00\x12<\n\x0e\x65stimate_depth\x18\x07 \x01(\x0b\x32\".tipserve.v1.EstimateDepthResponseH\x00\x12@\n\x10\x65stimate_normals\x18\x08 \x01(\x0b\x32$.tipserve.v1.EstimateNormalsResponseH\x00\x42\n\n\x08responseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tipserve/v1/stream.proto\x12\x0btipserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1atipserve/v1/classify.proto\x1a\x17tipserve/v1/dense.proto\x1a\x17tipserve/v1/embed.proto\x1a\x1atipserve/v1/features.proto\x1a\x19tipserve/v1/segment.proto\"\xf7\x03\n\rStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x37\n\x0c\x65mbed_images\x18\x03 \x01(\x0b\x32\x1f.tipserve.v1.EmbedImagesRequestH\x00\x12\x35\n\x0b\x65mbed_texts\x18\x04 \x01(\x0b\x32\x1e.tipserve.v1.EmbedTextsRequestH\x00\x12;\n\x0esegment_images\x18\x05 \x01(\x0b\x32!.tipserve.v1.SegmentImagesRequestH\x00\x12;\n\x0e\x65stimate_depth\x18\x06 \x01(\x0b\x32!.tipserve.v1.EstimateDepthRequestH\x00\x12?\n\x10\x65stimate_normals\x18\x07 \x01(\x0b\x32#.tipserve.v1.EstimateNormalsRequestH\x00\x12=\n\x0f\x63lassify_images\x18\x08 \x01(\x0b\x32\".tipserve.v1.ClassifyImagesRequestH\x00\x12\x39\n\rview_features\x18\t \x01(\x0b\x32 .tipserve.v1.ViewFeaturesRequestH\x00\x42\t\n\x07request\"\x8f\x01\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"\x8e\x04\n\x0eStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x03\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x18.tipserve.v1.StreamErrorH\x00\x12\x38\n\x0c\x65mbed_images\x18\x04 \x01(\x0b\x32 .tipserve.v1.EmbedImagesResponseH\x00\x12\x36\n\x0b\x65mbed_texts\x18\x05 \x01(\x0b\x32\x1f.tipserve.v1.EmbedTextsResponseH\x00\x12<\n\x0esegment_images\x18\x06 \x01(\x0b\x32\".tipserve.v1.SegmentImagesResponseH\x00\x12<\n\x0e\x65stimate_depth\x18\x07 \x01(\x0b\x32\".tipserve.v1.EstimateDepthResponseH\x00\x12@\n\x10\x65stimate_normals\x18\x08 \x01(\x0b\x32$.tipserve.v1.EstimateNormalsResponseH\x00\x12>\n\x0f\x63lassify_images\x18\t \x01(\x0b\x32#.tipserve.v1.ClassifyImagesResponseH\x00\x12:\n\rview_features\x18\n \x01(\x0b\x32!.tipserve.v1.ViewFeaturesResponseH\x00\x42\n\n\x08responseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tipserve.v1.stream_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STREAMREQUEST']._serialized_start=151
-  _globals['_STREAMREQUEST']._serialized_end=532
-  _globals['_STREAMERROR']._serialized_start=535
-  _globals['_STREAMERROR']._serialized_end=678
-  _globals['_STREAMRESPONSE']._serialized_start=681
-  _globals['_STREAMRESPONSE']._serialized_end=1083
+  _globals['_STREAMREQUEST']._serialized_start=207
+  _globals['_STREAMREQUEST']._serialized_end=710
+  _globals['_STREAMERROR']._serialized_start=713
+  _globals['_STREAMERROR']._serialized_end=856
+  _globals['_STREAMRESPONSE']._serialized_start=859
+  _globals['_STREAMRESPONSE']._serialized_end=1385
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ with Client("grpc://localhost:8001") as client:
 
 from tipserve_client.answers import (
     ClassArea,
+    ClassScore,
     ImageEmbedding,
     ModelInfo,
     Segmentation,
@@ -34,6 +35,7 @@ from tipserve_client.target import Tls
 __all__ = [
     "AsyncClient",
     "ClassArea",
+    "ClassScore",
     "Client",
     "DeadlineExceeded",
     "ImageEmbedding",

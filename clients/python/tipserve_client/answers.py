@@ -61,6 +61,16 @@ class Segmentation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassScore:
+    """How well one class fits a picture: its number from 1, its share among all, its cosine."""
+
+    label: int
+    name: str
+    probability: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """A served model; sizes are in pixels.
 

@@ -15,9 +15,24 @@ Features = Literal["values", "patches"]
 Templates = Literal["none", "tcl"] | Sequence[str]
 # Names of classes, each with the prompts that mean it; or names alone.
 Classes = Mapping[str, Sequence[str]] | Sequence[str]
+GlobalFeatures = Literal["cls1", "cls2"]
+FeatureView = Literal["colors", "component", "groups"]
 Method = Literal[
-    "embed_images", "embed_texts", "segment_images", "estimate_depth", "estimate_normals"
+    "embed_images",
+    "embed_texts",
+    "segment_images",
+    "classify_images",
+    "view_features",
+    "estimate_depth",
+    "estimate_normals",
 ]
+
+# Where the map of a picture is.
+MAPS: Final[Mapping[Method, str]] = {
+    "view_features": "features",
+    "estimate_depth": "depth",
+    "estimate_normals": "normals",
+}
 
 
 class CallOptions(TypedDict, total=False):
@@ -53,6 +68,7 @@ class SegmentOptions(ImageOptions, total=False):
 
     templates: Templates
     features: Features
+    mode: Literal["whole", "slide"]
     background_threshold: float
     background_classes: Classes
     include_scores: bool
@@ -64,10 +80,32 @@ class MapOptions(ImageOptions, total=False):
     size: MapSize
 
 
+class ClassifyOptions(ImageOptions, total=False):
+    """How pictures are compared with classes."""
+
+    templates: Templates
+    features: GlobalFeatures
+    temperature: float
+    top_k: int
+
+
+class FeaturesOptions(ImageOptions, total=False):
+    """How patch embeddings are made visible."""
+
+    view: FeatureView
+    features: Features
+    scope: Literal["each", "together"]
+    group_count: int
+    seed: int
+    size: MapSize
+
+
 OPTIONS: Final[Mapping[Method, Any]] = {
     "embed_images": EmbedImagesOptions,
     "embed_texts": EmbedTextsOptions,
     "segment_images": SegmentOptions,
+    "classify_images": ClassifyOptions,
+    "view_features": FeaturesOptions,
     "estimate_depth": MapOptions,
     "estimate_normals": MapOptions,
 }
@@ -107,7 +145,7 @@ def make_ask(
         options: As `OPTIONS` has them for the method; None is the server's default.
         pictures: One or several.
         texts: For `embed_texts`.
-        classes: For `segment_images`.
+        classes: For `segment_images` and `classify_images`.
 
     Raises:
         InvalidRequest: A picture cannot be used.

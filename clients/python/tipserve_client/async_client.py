@@ -7,8 +7,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack
 
+from numpy.typing import NDArray
+
 from tipserve_client import task_stream
 from tipserve_client.answers import (
+    ClassScore,
     FloatArray,
     ImageEmbedding,
     ModelInfo,
@@ -18,8 +21,10 @@ from tipserve_client.answers import (
 from tipserve_client.asks import (
     Ask,
     Classes,
+    ClassifyOptions,
     EmbedImagesOptions,
     EmbedTextsOptions,
+    FeaturesOptions,
     MapOptions,
     SegmentOptions,
     make_ask,
@@ -96,6 +101,27 @@ class AsyncClient:
         """A mask of each picture's size: k where the k-th class is."""
         found: list[Segmentation] = await self._ask(
             make_ask("segment_images", options, pictures=pictures, classes=classes)
+        )
+        return found
+
+    async def classify(
+        self,
+        pictures: Picture | Iterable[Picture],
+        classes: Classes,
+        **options: Unpack[ClassifyOptions],
+    ) -> list[list[ClassScore]]:
+        """How well each class fits each picture, the best first."""
+        found: list[list[ClassScore]] = await self._ask(
+            make_ask("classify_images", options, pictures=pictures, classes=classes)
+        )
+        return found
+
+    async def features(
+        self, pictures: Picture | Iterable[Picture], **options: Unpack[FeaturesOptions]
+    ) -> list[NDArray[Any]]:
+        """Patch embeddings made visible: colours [H, W, 3], one component or groups [H, W]."""
+        found: list[NDArray[Any]] = await self._ask(
+            make_ask("view_features", options, pictures=pictures)
         )
         return found
 

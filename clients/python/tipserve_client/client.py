@@ -6,8 +6,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, Unpack
 
+from numpy.typing import NDArray
+
 from tipserve_client import thread_stream
 from tipserve_client.answers import (
+    ClassScore,
     FloatArray,
     ImageEmbedding,
     ModelInfo,
@@ -17,8 +20,10 @@ from tipserve_client.answers import (
 from tipserve_client.asks import (
     Ask,
     Classes,
+    ClassifyOptions,
     EmbedImagesOptions,
     EmbedTextsOptions,
+    FeaturesOptions,
     MapOptions,
     SegmentOptions,
     make_ask,
@@ -97,6 +102,25 @@ class Client:
         found: list[Segmentation] = self._ask(
             make_ask("segment_images", options, pictures=pictures, classes=classes)
         )
+        return found
+
+    def classify(
+        self,
+        pictures: Picture | Iterable[Picture],
+        classes: Classes,
+        **options: Unpack[ClassifyOptions],
+    ) -> list[list[ClassScore]]:
+        """How well each class fits each picture, the best first."""
+        found: list[list[ClassScore]] = self._ask(
+            make_ask("classify_images", options, pictures=pictures, classes=classes)
+        )
+        return found
+
+    def features(
+        self, pictures: Picture | Iterable[Picture], **options: Unpack[FeaturesOptions]
+    ) -> list[NDArray[Any]]:
+        """Patch embeddings made visible: colours [H, W, 3], one component or groups [H, W]."""
+        found: list[NDArray[Any]] = self._ask(make_ask("view_features", options, pictures=pictures))
         return found
 
     def depth(

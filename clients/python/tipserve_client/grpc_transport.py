@@ -8,7 +8,7 @@ import grpc
 
 from tipserve_client.answers import ModelInfo
 from tipserve_client.asks import Ask
-from tipserve_client.errors import TipserveError
+from tipserve_client.errors import TipserveError, Unavailable
 from tipserve_client.generated import encoder_service_pb2
 from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tipserve_client.grpc_wire import RPCS, read_answer, read_error, read_model, write_ask
@@ -22,6 +22,9 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 )
+# grpc.aio says so, with the code INTERNAL, where it could not send because the server had ended the
+# RPC: the server's own status is lost, and is had by asking again.
+LOST_STATUS = "Internal error from Core"
 
 
 class GrpcTransport:
@@ -118,6 +121,8 @@ class AsyncGrpcTransport:
 
 def rpc_error(error: Any) -> TipserveError:
     """What the end of an RPC says, of either kind of client."""
+    if error.details() == LOST_STATUS:
+        return Unavailable("The stream broke while it was written.", code="stream_broken")
     metadata = {**dict(error.initial_metadata() or ()), **dict(error.trailing_metadata() or ())}
     return read_error(error.code().value[0], error.details() or "", metadata)
 

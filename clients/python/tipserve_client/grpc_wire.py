@@ -6,8 +6,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tipserve_client.answers import ClassArea, ImageEmbedding, ModelInfo, Segmentation
-from tipserve_client.asks import Ask, Method
+from tipserve_client.answers import ClassArea, ClassScore, ImageEmbedding, ModelInfo, Segmentation
+from tipserve_client.asks import MAPS, Ask, Method
 from tipserve_client.errors import (
     BY_CODE,
     BY_REASON,
@@ -16,8 +16,10 @@ from tipserve_client.errors import (
     TipserveError,
 )
 from tipserve_client.generated import (
+    classify_pb2,
     dense_pb2,
     embed_pb2,
+    features_pb2,
     image_pb2,
     model_pb2,
     segment_pb2,
@@ -31,6 +33,8 @@ RPCS: Final[Mapping[Method, tuple[str, Any]]] = {
     "embed_images": ("EmbedImages", embed_pb2.EmbedImagesRequest),
     "embed_texts": ("EmbedTexts", embed_pb2.EmbedTextsRequest),
     "segment_images": ("SegmentImages", segment_pb2.SegmentImagesRequest),
+    "classify_images": ("ClassifyImages", classify_pb2.ClassifyImagesRequest),
+    "view_features": ("ViewFeatures", features_pb2.ViewFeaturesRequest),
     "estimate_depth": ("EstimateDepth", dense_pb2.EstimateDepthRequest),
     "estimate_normals": ("EstimateNormals", dense_pb2.EstimateNormalsRequest),
 }
@@ -39,7 +43,11 @@ ENUMS: Final[Mapping[str, tuple[Any, str]]] = {
     "fit": (image_pb2.Fit, "FIT"),
     "size": (dense_pb2.MapSize, "MAP_SIZE"),
     "features": (segment_pb2.DenseFeatures, "DENSE_FEATURES"),
+    "mode": (segment_pb2.SegmentMode, "SEGMENT_MODE"),
+    "view": (features_pb2.FeatureView, "FEATURE_VIEW"),
+    "scope": (features_pb2.FeatureScope, "FEATURE_SCOPE"),
 }
+GLOBAL_FEATURES: Final = (classify_pb2.GlobalFeatures, "GLOBAL_FEATURES")
 DTYPES: Final = {tensor_pb2.DATA_TYPE_FLOAT32: "<f4", tensor_pb2.DATA_TYPE_UINT16: "<u2"}
 # A value that the contract does not know is the server's to refuse.
 UNKNOWN_VALUE: Final = 99
@@ -51,7 +59,8 @@ def write_ask(ask: Ask) -> Any:
     fields: dict[str, Any] = {}
     for name, value in ask.fields.items():
         if name in ENUMS:
-            kind, prefix = ENUMS[name]
+            is_global = name == "features" and ask.method == "classify_images"
+            kind, prefix = GLOBAL_FEATURES if is_global else ENUMS[name]
             is_list = not isinstance(value, str)
             numbers = [_number(kind, prefix, v) for v in (value if is_list else [value])]
             fields[name] = numbers if is_list else numbers[0]
@@ -76,9 +85,9 @@ def read_answer(method: Method, answer: Any) -> Any:
         return array(answer.embeddings)
     if method == "segment_images":
         return [_segmentation(item) for item in answer.segmentations]
-    if method == "estimate_depth":
-        return [array(item.depth) for item in answer.maps]
-    return [array(item.normals) for item in answer.maps]
+    if method == "classify_images":
+        return [[_score(one) for one in item.classes] for item in answer.classifications]
+    return [array(getattr(item, MAPS[method])) for item in answer.maps]
 
 
 def read_model(model: model_pb2.Model) -> ModelInfo:
@@ -148,6 +157,12 @@ def _templates(value: str | list[str]) -> text_pb2.Templates:
 
 def _embedding(item: embed_pb2.ImageEmbedding) -> ImageEmbedding:
     return ImageEmbedding(**{field.name: array(tensor) for field, tensor in item.ListFields()})
+
+
+def _score(told: classify_pb2.ClassScore) -> ClassScore:
+    return ClassScore(
+        label=told.label, name=told.name, probability=told.probability, cosine=told.cosine
+    )
 
 
 def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:

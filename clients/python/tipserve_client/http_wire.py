@@ -8,18 +8,21 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tipserve_client.answers import ClassArea, ImageEmbedding, ModelInfo, Segmentation
-from tipserve_client.asks import Ask, Method
+from tipserve_client.answers import ClassArea, ClassScore, ImageEmbedding, ModelInfo, Segmentation
+from tipserve_client.asks import MAPS, Ask, Method
 from tipserve_client.errors import BY_REASON, BY_STATUS, InternalError, TipserveError
 
 PATHS: Final[Mapping[Method, str]] = {
     "embed_images": "/v1/images:embed",
     "embed_texts": "/v1/texts:embed",
     "segment_images": "/v1/images:segment",
+    "classify_images": "/v1/images:classify",
+    "view_features": "/v1/images:features",
     "estimate_depth": "/v1/images:depth",
     "estimate_normals": "/v1/images:normals",
 }
 MODELS: Final = "/v1/models"
+SCORES: Final = ("label", "name", "probability", "cosine")
 
 
 def write_ask(ask: Ask) -> bytes:
@@ -45,8 +48,9 @@ def read_answer(method: Method, raw: bytes) -> Any:
         return np.stack([_array(item["embedding"]) for item in data])
     if method == "segment_images":
         return [_segmentation(item) for item in data]
-    name = "depth" if method == "estimate_depth" else "normals"
-    return [_array(item[name]) for item in data]
+    if method == "classify_images":
+        return [[ClassScore(**{n: c[n] for n in SCORES}) for c in item["classes"]] for item in data]
+    return [_array(item[MAPS[method]]) for item in data]
 
 
 def read_models(raw: bytes) -> list[ModelInfo]:

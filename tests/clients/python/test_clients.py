@@ -66,6 +66,8 @@ async def test_answers_are_those_of_the_data_plane(
             features="patches",
             fit="squash",
         )
+        ((best, _),) = await client.classify(images[0], classes)
+        (colors,) = await client.features(images[0])
         depth = await client.depth(images, size="model")
         normals = await client.normals(images)
         (model,) = await client.models()
@@ -79,6 +81,9 @@ async def test_answers_are_those_of_the_data_plane(
     assert sum(a.area_share for a in masks[0].classes) + masks[0].background_share == pytest.approx(
         1
     )
+    assert best.probability >= 0.5
+    assert best.name in classes
+    assert colors.shape == (30, 40, 3)
     assert [array.shape for array in depth] == [(16, 24)] * 3
     assert normals[0].shape == (30, 40, 3)
     assert (model.name, model.embed_dim, model.native_size) == ("fake", 8, 28)
@@ -97,6 +102,10 @@ async def test_both_protocols_give_the_same(serving: Serving, encode_image: Enco
                         await client.embed_images(images, outputs=["patches", "cls2"]),
                         await client.embed_texts(["dog"]),
                         await client.segment(images, ["dog", "sky"], include_scores=True),
+                        await client.segment(images[0], ["dog", "sky"], mode="slide"),
+                        await client.classify(images, ["dog", "sky"], features="cls2", top_k=1),
+                        await client.features(images, view="groups", group_count=2),
+                        await client.features(images, size="model"),
                         await client.depth(images),
                         [item.value async for item in client.stream_images(images)],
                     ]

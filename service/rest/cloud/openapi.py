@@ -51,7 +51,7 @@ INVOKE: Final[dict[str, Any]] = {
                 "in": "header",
                 "required": False,
                 "description": "Path of the route that is meant.",
-                "schema": {"type": "string", "maxLength": 1024},
+                "schema": {"type": "string"},
             },
             *CALL_HEADERS,
         ],

@@ -2,7 +2,7 @@
 
 Claim: `stream_images` over one connection reaches at least 0.95 of the pictures/s that unary
 requests reach at saturation, over the connections of as many clients as are best.
-Run: PYTHONPATH=clients/python python -m benchmarks.stream_folder [--model noop|bundled] [--count 5000]
+Run: PYTHONPATH=clients/python python -m benchmarks.stream_folder [--model noop|bundled]
 """
 
 import argparse

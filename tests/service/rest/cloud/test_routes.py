@@ -1,15 +1,20 @@
 """The routes for clouds over the fake runtime: which route a body means, instances, errors."""
 
+import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from service.server import Server
 
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
+Entered = Callable[[], Awaitable[bool]]
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
 LIMIT_S = 20.0
@@ -139,6 +144,31 @@ async def test_errors_name_instances_and_parameters(
         answer = await client.post("/invocations", content=raw, headers=json_type)
         assert answer.status_code == status
     assert (await client.post("/invocations", content=b"x")).status_code == 415
+
+
+@pytest.mark.parametrize(
+    "body", [{"texts": ["left"]}, {"instances": ["left"]}], ids=["as it is", "instances"]
+)
+async def test_who_leaves_is_not_computed_for(
+    serving: Serving, runtime: "FakeRuntime", entered: Entered, body: dict[str, Any]
+) -> None:
+    async with serving(text_cache_bytes=1) as server:
+        url = f"http://127.0.0.1:{server.ports['http']}/invocations"
+        async with httpx.AsyncClient(timeout=LIMIT_S) as client:
+            runtime.gate.clear()
+            first = asyncio.ensure_future(client.post(url, json={"texts": ["first"]}))
+            assert await entered()
+            (model,) = server.models.models()
+            leaving = asyncio.ensure_future(client.post(url, json=body))
+            async with asyncio.timeout(LIMIT_S):
+                while not sum(model.queue_depths().values()):
+                    await asyncio.sleep(0.001)
+                leaving.cancel()
+                while sum(model.queue_depths().values()):
+                    await asyncio.sleep(0.001)
+            runtime.gate.set()
+            assert (await first).status_code == 200
+            assert runtime.num_texts == 1
 
 
 async def test_health_follows_readiness(serving: Serving) -> None:

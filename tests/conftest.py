@@ -171,6 +171,32 @@ def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     return export_package(tiny_checkpoint, tmp_path_factory.mktemp("models") / "tiny", name="tiny")
 
 
+@pytest.fixture(scope="session")
+def dense_package(
+    tiny_model: "Tipsv2Model",
+    tiny_dense_graphs: Path,
+    tiny_package: ModelPackage,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ModelPackage:
+    """The tiny package's towers, and dense heads on a tower of their own. Do not change it."""
+    from model.export.sizes import draft_manifest  # noqa: PLC0415 - as above
+    from model.package import write_manifest  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-dense"
+    _copy_files(tiny_package.path, folder)
+    _copy_files(tiny_dense_graphs, folder)
+    draft = draft_manifest(tiny_model, name=folder.name, has_dense_heads=True)
+    return write_manifest(folder, draft)
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for path in source.rglob("*"):
+        if path.is_file() and path.name != "tipserve.json":
+            copied = target / path.relative_to(source)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copied.write_bytes(path.read_bytes())
+
+
 def tiny_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Pieces and merges: padding, unknown, all bytes, and `TINY_WORDS` grown letter by letter."""
     pieces = ["<pad>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from io import BytesIO
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.export.sizes import draft_manifest
-from model.package import ModelPackage, write_manifest
+from model.package import ModelPackage
 
 if TYPE_CHECKING:
-    from transformers import Tipsv2DptForDensePrediction, Tipsv2Model
+    from transformers import Tipsv2DptForDensePrediction
 
     from tests.end_to_end.conftest import Service
 
@@ -24,29 +22,6 @@ SIZES = [(90, 60), (60, 90), (61, 60)]
 BOTH = pytest.mark.parametrize(
     ("method", "output"), [("estimate_depth", "depth"), ("estimate_normals", "normals")]
 )
-
-
-@pytest.fixture(scope="module")
-def dense_package(
-    tiny_model: "Tipsv2Model",
-    tiny_dense_graphs: Path,
-    tiny_package: ModelPackage,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> ModelPackage:
-    """The tiny package's towers, and dense heads on a tower of their own."""
-    folder = tmp_path_factory.mktemp("models") / NAME
-    copy_files(tiny_package.path, folder)
-    copy_files(tiny_dense_graphs, folder)
-    draft = draft_manifest(tiny_model, name=NAME, has_dense_heads=True)
-    return write_manifest(folder, draft)
-
-
-def copy_files(source: Path, target: Path) -> None:
-    for path in source.rglob("*"):
-        if path.is_file() and path.name != "tipserve.json":
-            copied = target / path.relative_to(source)
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            copied.write_bytes(path.read_bytes())
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,96 @@
+"""Every `curl` line of the README's table, as it stands there, against the running program."""
+
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load
+
+from model.package import ModelPackage
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Service
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = re.compile(r"^\| (?P<answer>[^|]+) \| `(?P<line>curl -[^|`]+)` \|$", re.MULTILINE)
+ROWS = ROW.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+ADDRESS = "localhost:8000"
+LIMIT_S = 60
+NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+
+
+@pytest.fixture(scope="module")
+def dense_service(
+    run_service: Callable[..., Any], dense_package: ModelPackage
+) -> Iterator["Service"]:
+    """A package that answers every route."""
+    with run_service(packages=(dense_package,)) as running:
+        yield running
+
+
+def read(name: str, content: bytes) -> int:
+    """How many arrays, entries or pictures a file of this name holds; it must be whole."""
+    match Path(name).suffix:
+        case ".json":
+            body = json.loads(content)
+            return len(body["data"])
+        case ".npy":
+            return len(np.load(io.BytesIO(content), allow_pickle=False))
+        case ".safetensors":
+            return len(load(content))
+        case ".png":
+            Image.open(io.BytesIO(content)).load()
+            return 1
+    raise AssertionError(f"{name} is of no kind that an answer has")
+
+
+@NEEDS_CURL
+@pytest.mark.parametrize(("answer", "line"), ROWS, ids=[answer for answer, _ in ROWS])
+def test_a_line_of_the_readme_gives_what_it_says(
+    dense_service: "Service", tmp_path: Path, answer: str, line: str
+) -> None:
+    assert line.count(ADDRESS) == 1
+    command = shlex.split(line.replace(ADDRESS, f"127.0.0.1:{dense_service.ports['http']}"))
+    written = tmp_path / command[-1]
+    command[-1] = str(written)
+    extra = ["--silent", "--show-error", "--fail-with-body"]
+    done = subprocess.run(
+        [*command, *extra], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert done.returncode == 0, (done.stderr, written.read_text(errors="replace")[:500])
+    assert read(written.name, written.read_bytes()) > 0
+
+
+def test_the_table_has_every_route_and_every_form_of_answer() -> None:
+    lines = " ".join(line for _, line in ROWS)
+    routes = ("images:embed", "images:segment", "images:classify", "images:features")
+    for route in (*routes, "images:depth", "images:normals", "texts:embed"):
+        assert f"/v1/{route}" in lines
+    kinds = {Path(line.split()[-1]).suffix for _, line in ROWS}
+    assert kinds == {".png", ".npy", ".safetensors", ".json"}
+    for form in ("rle", "rle_counts", "polygons", "overlay", "colors"):
+        assert f"format={form}" in lines
+    for number in ("float16", "int8"):
+        assert number in lines
+
+
+@NEEDS_CURL
+def test_the_line_with_a_broken_picture_tells_what_is_wrong(
+    dense_service: "Service", tmp_path: Path
+) -> None:
+    (line,) = (line for answer, line in ROWS if "errors" in answer)
+    url = f"127.0.0.1:{dense_service.ports['http']}"
+    command = [*shlex.split(line.replace(ADDRESS, url))[:-2], "--silent"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=LIMIT_S, check=True)
+    body = json.loads(done.stdout)
+    assert [item["index"] for item in body["data"]] == [0]
+    assert [error["index"] for error in body["errors"]] == [1]

@@ -50,7 +50,7 @@ def test_zero_is_a_value() -> None:
     assert (view.group_count, view.seed) == (0, 0)
 
 
-def test_everything_that_can_be_said() -> None:
+def test_everything_that_can_be_said_of_classes() -> None:
     classify = classify_pb2.ClassifyImagesRequest(
         model="m",
         images=IMAGES,
@@ -75,6 +75,9 @@ def test_everything_that_can_be_said() -> None:
         fit="aspect",
         partial=True,
     )
+
+
+def test_everything_that_can_be_said_of_features() -> None:
     view = features_pb2.ViewFeaturesRequest(
         model="m",
         images=IMAGES,

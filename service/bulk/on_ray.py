@@ -24,10 +24,10 @@ from service.bulk.embedding import embed_items
 from service.bulk.job import Job, JobError
 from service.bulk.output import OutputFolder
 from service.bulk.parts import Part
+from service.bulk.ray_errors import reason
 from service.bulk.reading import Columns, Item, read_part
 from service.bulk.running import Progress, job_schema, missing_parts
 from service.engines.choice import load, settings_for
-from service.engines.engine import UserError
 from service.engines.in_process import open_manifest
 from service.errors import InvalidRequest
 from service.images.image_codec import ImageLimits
@@ -110,7 +110,7 @@ def run_on_ray(
         for row in written.iter_rows():
             progress.part(by_number[row["number"]], row["num_rows"], row["num_bad"])
     except (ray.exceptions.RayError, ConnectionError) as error:
-        raise JobError(f"Ray could not go on: {_reason(error)}") from error
+        raise JobError(f"Ray could not go on: {reason(str(error))}") from error
     finally:
         ray.shutdown()
 
@@ -125,13 +125,6 @@ def _start(options: RayOptions) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-
-
-def _reason(error: Exception) -> str:
-    """What raised in a task or an actor, if it was that."""
-    cause = getattr(error, "cause", None)
-    text = str(cause if isinstance(cause, UserError) else error).strip()
-    return text.splitlines()[-1] if text else type(error).__name__
 
 
 class PartReader:

@@ -114,10 +114,11 @@ class GrpcEngine(RemoteEngine):
         try:
             return rpc(message, timeout=REQUEST_TIMEOUT_S, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _failure(self._address, error) from error
+            raise failure(self._address, error) from error
 
 
-def _failure(address: str, error: Any) -> Exception:
+def failure(address: str, error: Any) -> Exception:
+    """What a status other than OK means: try again, a bad picture, or the end."""
     metadata = {name: value for name, value in error.trailing_metadata() or ()}
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     for detail in status_pb2.Status.FromString(

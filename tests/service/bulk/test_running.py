@@ -1,5 +1,7 @@
 """Parts appear whole; a job that broke off goes on to the rows of one that did not."""
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,29 @@ def test_a_job_that_breaks_off_goes_on_to_the_same_rows(
     engine.break_at = None
     run(engine, make_job(photos), tmp_path / "out")
     assert rows(tmp_path / "out").equals(rows(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_rows_and_shards_are_embedded_as_files_are(
+    engine: Any, make_job: Make, photos: Path, tmp_path: Path, kind: str
+) -> None:
+    run(engine, make_job(photos), tmp_path / "files")
+    pictures = {path.stem: path.read_bytes() for path in sorted(photos.iterdir())}
+    source = tmp_path / f"pictures.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": list(pictures.values())}), source)
+    else:
+        with tarfile.open(source, "w") as shard:
+            for name, data in pictures.items():
+                info = tarfile.TarInfo(f"{name}.jpg")
+                info.size = len(data)
+                shard.addfile(info, io.BytesIO(data))
+    run(engine, make_job(source), tmp_path / "out")
+    ours, theirs = rows(tmp_path / "out"), rows(tmp_path / "files")
+    assert ours.select(["height", "width", "cls1"]).equals(
+        theirs.select(["height", "width", "cls1"])
+    )
+    assert set(ours["source"].to_pylist()) == {str(source)}
 
 
 def test_what_is_there_is_not_computed_again(

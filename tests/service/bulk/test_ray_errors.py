@@ -1,0 +1,31 @@
+"""A stack from another machine becomes a sentence."""
+
+import pytest
+
+from service.bulk.ray_errors import reason
+
+# As Ray 2.60 writes it.
+TEXT = """\x1b[36mray::Map(f)()\x1b[39m (pid=32375, ip=192.0.2.2)
+  File "job.py", line 4, in f
+    def f(r): raise {raised}
+service.bulk.parts.{raised}
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::Map(f)()\x1b[39m (pid=32375, ip=192.0.2.2)
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (TEXT.format(raised="InputError: There is no x: name another."), "There is no x: name"),
+        (TEXT.format(raised="MemoryError: no room"), "service.bulk.parts.MemoryError: no room"),
+        ("Could not connect.\nmore", "Could not connect."),
+        ("", "it gave no reason."),
+    ],
+)
+def test_the_reason_is_found(text: str, found: str) -> None:
+    assert reason(text).startswith(found)

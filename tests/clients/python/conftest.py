@@ -36,11 +36,6 @@ __all__ = [
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 
 
-def url_of(server: Server, protocol: str) -> str:
-    """Where a server listens."""
-    return f"{protocol}://127.0.0.1:{server.ports[protocol]}"
-
-
 class Asking:
     """One kind of client over one protocol, to be awaited either way."""
 
@@ -48,9 +43,12 @@ class Asking:
         self.protocol, self.is_async = protocol, is_async
 
     @asynccontextmanager
-    async def client(self, server: Server, **options: Any) -> AsyncIterator[Any]:
+    async def client(
+        self, server: Server, *, is_secure: bool = False, **options: Any
+    ) -> AsyncIterator[Any]:
         """A client whose methods are awaited; the synchronous one's run in threads."""
-        url = url_of(server, self.protocol)
+        scheme = f"{self.protocol}{'s' if is_secure else ''}"
+        url = f"{scheme}://127.0.0.1:{server.ports[self.protocol]}"
         if self.is_async:
             async with AsyncClient(url, **options) as client:
                 yield client

@@ -10,7 +10,7 @@ from typing import Any
 from model.runtime.base import MissingRuntimeError
 from model.runtime.tensorrt.calls import Cuda
 from model.runtime.tensorrt.engine_key import DeviceFacts
-from model.runtime.tensorrt.library_log import LibraryLog, library_log
+from model.runtime.tensorrt.log_bridge import LibraryLog, library_log
 
 
 @dataclass(frozen=True, slots=True)

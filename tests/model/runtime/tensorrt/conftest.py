@@ -11,7 +11,7 @@ from model.package import ModelPackage
 from model.runtime.choice import RuntimeChoice
 from model.runtime.tensorrt.calls import Cuda
 from model.runtime.tensorrt.libraries import Libraries
-from model.runtime.tensorrt.library_log import LibraryLog
+from model.runtime.tensorrt.log_bridge import LibraryLog
 from model.runtime.tensorrt.options import CACHE_ROOM, EngineOptions, TensorRtOptions
 from model.runtime.tensorrt_runtime import TensorRtRuntime
 from tests.model.runtime.tensorrt.stand_in_cuda import StandInCuda

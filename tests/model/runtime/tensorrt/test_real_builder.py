@@ -16,7 +16,7 @@ from model.package import ModelPackage
 from model.runtime.tensorrt.calls import Cuda, GpuError
 from model.runtime.tensorrt.engine_build import EngineSource, build_engine
 from model.runtime.tensorrt.libraries import Libraries
-from model.runtime.tensorrt.library_log import library_log
+from model.runtime.tensorrt.log_bridge import library_log
 from model.runtime.tensorrt.options import EngineOptions
 from model.runtime.tensorrt.profiles import ShapeRange, profiles_for
 from model.runtime.tensorrt.shared_engine import deserialize

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, Tipsv2Model, Tipsv2Processor
 
 from model.export import package_writer
+from model.export.content import PackageContent
 from model.package import ModelPackage, open_package
 from model.parity.distance import ParityError
 from training.export.package import export_package
@@ -26,12 +27,10 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 def ready_graphs(tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes the graphs from the tiny package, since the exporter is slow."""
 
-    def copy(_: Tipsv2Model, path: Path) -> None:
-        path.parent.mkdir(exist_ok=True)
-        shutil.copy(tiny_package.path / "onnx" / path.name, path)
+    def copy(_: PackageContent, folder: Path, __: object) -> None:
+        shutil.copytree(tiny_package.path / "onnx", folder / "onnx")
 
-    monkeypatch.setattr(package_writer, "export_vision", copy)
-    monkeypatch.setattr(package_writer, "export_text", copy)
+    monkeypatch.setattr(package_writer, "write_graphs", copy)
 
 
 def test_the_folder_has_every_part(tiny_package: ModelPackage) -> None:

@@ -79,10 +79,8 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
     )
     earlier = _earlier_package(recipe)
     if earlier is not None:
-        described, card = (
-            _as_before(earlier.manifest),
-            author_text(_read(earlier.file("README.md"))),
-        )
+        described = _as_before(earlier.manifest)
+        card = author_text(earlier.file("README.md").read_text(encoding="utf-8"))
     else:
         licence = licence_of(recipe.base) or "unknown"
         origin = {"checkpoint": checkpoint.origin, "converted_by": _versions()}
@@ -117,10 +115,6 @@ def _as_before(manifest: Manifest) -> dict[str, Any]:
     """What a manifest says that the weights do not."""
     kept = ("variant", "licence", "provenance", "zero_shot", "scores")
     return {name: getattr(manifest, name) for name in kept}
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
 
 
 def licence_of(folder: Path) -> str | None:

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-buf=.tools/node_modules/.bin/buf
+buf=.tools/bin/buf
 if [[ -x "$buf" ]]; then
   (cd proto && "../$buf" lint && "../$buf" format --diff --exit-code)
 elif [[ "${CI:-}" == true ]]; then

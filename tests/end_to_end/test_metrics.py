@@ -1,14 +1,13 @@
 """The metrics of a live server, as Prometheus's own tool judges them."""
 
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
+from tests.tools import find_tool
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
@@ -17,16 +16,9 @@ LIMIT_S = 60.0
 
 
 @pytest.fixture(scope="session")
-def promtool(project_root: Path) -> str:
-    """The tool's path; a machine without it skips, CI fails."""
-    ours = project_root / ".tools" / "promtool"
-    found = str(ours) if ours.exists() else shutil.which("promtool")
-    if found is None:
-        message = "promtool is missing: run scripts/install_tools.sh"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
+def promtool() -> str:
+    """The tool's path."""
+    return find_tool("promtool")
 
 
 def check(promtool: str, text: str) -> "subprocess.CompletedProcess[str]":

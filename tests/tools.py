@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -17,7 +18,7 @@ def find_tool(name: str) -> str:
     return found
 
 
-def miss(reason: str) -> None:
+def miss(reason: str) -> NoReturn:
     """Skip the test for this reason; where CI is set, in which nothing may be missing, fail."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)

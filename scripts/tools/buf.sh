@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # buf, which lints, compares and calls the proto files; from npm.
 set -euo pipefail
-. scripts/debian.sh
+. scripts/tools/debian.bash
 
 BUF_VERSION=1.75.0
 

@@ -1,4 +1,4 @@
-# To be sourced: what the scripts in tools/ need of Debian. They run in the project's root.
+# To be sourced: what the scripts in tools/ need of Debian. Those run in the project's root.
 
 # Install packages, as root only; $1 says what to do where that is not to be had.
 debian_install() {

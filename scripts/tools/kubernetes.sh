@@ -1,7 +1,42 @@
 #!/usr/bin/env bash
-# What judges manifests: kubectl, whose kustomize builds them; from Debian.
+# What judges manifests: kubectl, whose kustomize builds them, from Debian; checkov from PyPI; models of custom
+# resources from npm (KEDA, Prometheus operator) and PyPI (KServe). Each of the last three lies apart from all else.
 set -euo pipefail
 . scripts/tools/debian.bash
 
+MODELS=(@kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 kubernetes-models@5.1.0 typescript@5.9.3)
+CHECKOV=checkov==3.3.30
+KSERVE=kserve==0.21.0
+
+# Whether a folder holds what is asked for; whoever filled it calls mark_installed.
+is_installed() { [[ -f $1/.installed && $(<"$1/.installed") == "$2" ]]; }
+mark_installed() { echo "$2" >"$1/.installed"; }
+
 debian_unpack kubectl /usr/bin/kubectl
-.tools/bin/kubectl version --client
+.tools/bin/kubectl version --client | head -n 1
+
+models=.tools/kubernetes-models
+if ! is_installed $models "${MODELS[*]}"; then
+  command -v npm >/dev/null ||
+    debian_install "npm is missing, and it brings models of custom resources: install Node.js 20 or newer, then run this again" npm
+  npm install --prefix $models --no-save --no-audit --no-fund --loglevel=error "${MODELS[@]}"
+  mark_installed $models "${MODELS[*]}"
+fi
+
+# uv installs checkov's hundred packages in seconds, pip in minutes. A Python of its own keeps them from ours.
+venv=.tools/checkov-venv
+if ! is_installed $venv "$CHECKOV"; then
+  python3 -m venv $venv
+  $venv/bin/python -m pip install -q uv
+  $venv/bin/uv pip install -q --python $venv/bin/python "$CHECKOV" || $venv/bin/python -m pip install -q "$CHECKOV"
+  mark_installed $venv "$CHECKOV"
+fi
+ln -sf "../checkov-venv/bin/checkov" .tools/bin/checkov
+
+# Only its descriptions of fields are read, so it comes without the hundreds of megabytes that it runs on.
+kserve=.tools/kserve-models
+if ! is_installed $kserve "$KSERVE"; then
+  $venv/bin/python -m pip install -q --upgrade --no-deps --target $kserve "$KSERVE"
+  mark_installed $kserve "$KSERVE"
+fi
+echo "$CHECKOV ${MODELS[*]} $KSERVE"

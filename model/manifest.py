@@ -3,6 +3,7 @@
 It knows no files: reading, hashing and checking a folder is `model.package`.
 """
 
+import hashlib
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal, Self
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from model.graphs import Precision
 
 MANIFEST_NAME = "tipserve.json"
+CARD: Final = "README.md"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Output = Literal["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"]
@@ -168,6 +170,13 @@ class Manifest(Entry):
     scores: list[ScoreEntry] = []
     provenance: dict[str, JsonValue] = {}
     licence: Annotated[str, Field(min_length=1)]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the digests of all files but the card: one for all that would answer alike."""
+        files = sorted(self.files.items())
+        lines = (f"{name} {entry.sha256}\n" for name, entry in files if name != CARD)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @field_validator("files")
     @classmethod

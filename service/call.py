@@ -37,6 +37,7 @@ class Call:
             thought.
         trace: Where its stages and batches are told, if anywhere.
         error: Stable short name of what went wrong, once something has.
+        model: Name of the served model that answers, once it is known; never what a caller made up.
     """
 
     request_id: str
@@ -51,6 +52,7 @@ class Call:
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE
     error: str | None = None
+    model: str = ""
 
     def remaining_s(self) -> float:
         """Seconds until the deadline.

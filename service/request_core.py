@@ -58,6 +58,7 @@ def with_model(
             plane.models.lease(request.model) as model,
             model.requests.watching(call, _num_items(request)),
         ):
+            call.model = model.manifest.name
             while True:
                 known_cost = call.known_cost
                 try:

@@ -21,6 +21,7 @@ from service.data_plane import DataPlane
 from service.door import Door
 from service.errors import Unavailable
 from service.grpc.server import GrpcServer
+from service.lanes.cpu_limit import available_cpus
 from service.memory_trim import trimming_memory
 from service.models.lane_loading import num_pool_threads
 from service.models.loading import load_model, request_limits
@@ -229,6 +230,7 @@ def serve_metrics(settings: Settings, metrics: Metrics, plane: DataPlane) -> Met
     Raises:
         OSError: The address cannot be taken.
     """
+    metrics.watch_state(lambda: plane.is_ready, available_cpus)
     checks = {LIVE: plane.check_live, READY: plane.check_ready}
     return MetricsServer(metrics.registry, checks, host=settings.host, port=settings.metrics_port)
 

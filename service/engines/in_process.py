@@ -1,7 +1,6 @@
 """A model in this process: the service's own data plane with its batching, without its ports."""
 
 import asyncio
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -128,7 +127,7 @@ def summarize(info: ModelInfo) -> ModelSummary:
         runtime=info.runtime,
         precision=info.precision,
         device=info.device,
-        fingerprint=manifest_fingerprint(manifest),
+        fingerprint=manifest.digest,
     )
 
 
@@ -160,14 +159,8 @@ def summarize_unloaded(manifest: Manifest) -> ModelSummary:
         runtime="",
         precision="",
         device="",
-        fingerprint=manifest_fingerprint(manifest),
+        fingerprint=manifest.digest,
     )
-
-
-def manifest_fingerprint(manifest: Manifest) -> str:
-    """Of a package: the digests of its files."""
-    lines = (f"{name} {entry.sha256}\n" for name, entry in sorted(manifest.files.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _call() -> Call:

@@ -89,6 +89,16 @@ class Admission:
         self._metrics = metrics
 
     @property
+    def cost(self) -> int:
+        """What all requests inside cost together."""
+        return self._cost
+
+    @property
+    def max_cost(self) -> int:
+        """What they may cost together."""
+        return self._max_cost
+
+    @property
     def is_full(self) -> bool:
         """Whether not even the smallest request fits."""
         return self._cost >= self._max_cost

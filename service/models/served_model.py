@@ -81,12 +81,18 @@ class ServedModel:
         return self._batcher.queue.oldest_s()
 
     def lane_report(self) -> LaneReport:
-        """How the lanes are and what batches cost them, for the metrics."""
+        """How the lanes are, what batches cost them and what waits for them, for the metrics."""
         curves = self._batcher.costs.curves().items()
+        depths = self._batcher.queue.depths().values()
         return LaneReport(
             model=self.manifest.name,
             states=self._batcher.lane_states(),
             costs={bucket.label: (c.intercept_s, c.slope_s) for bucket, c in curves},
+            batches=self._batcher.counts.totals(),
+            num_waiting=sum(depths),
+            oldest_s=self.oldest_s(),
+            admitted_patches=self.admission.cost,
+            max_admitted_patches=self.admission.max_cost,
         )
 
     def statistics(self) -> ModelStatistics:

@@ -22,9 +22,12 @@ from service.messages import ModelInfo
 from service.monitoring.call_metrics import CallCollector
 from service.monitoring.device_metrics import GpuCollector
 from service.monitoring.lane_metrics import LaneCollector
+from service.monitoring.process_metrics import StateCollector
 
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
 PATCHES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+# As many as people compare by eye, and more than enough to tell packages apart.
+DIGEST_CHARS = 12
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 Depths = Callable[[], Mapping[str, int]]
@@ -66,12 +69,13 @@ class ModelCollector(Collector):
         family = GaugeMetricFamily(
             "tipserve_model_info",
             "1 for each served model.",
-            labels=["name", "variant", "runtime", "precision", "device"],
+            labels=["name", "variant", "runtime", "precision", "device", "package_digest"],
         )
         for info in self.models():
             manifest = info.manifest
             computed = [info.runtime, info.precision, info.device]
-            family.add_metric([manifest.name, manifest.variant, *computed], 1)
+            digest = manifest.digest[:DIGEST_CHARS]
+            family.add_metric([manifest.name, manifest.variant, *computed, digest], 1)
         yield family
 
 
@@ -100,8 +104,10 @@ class Metrics:
         self._models = ModelCollector()
         self.lanes = LaneCollector()
         self._log = LogCollector()
+        self._state = StateCollector()
         for collector in (self.calls, self._queues, self._models, self.lanes, self._log):
             self.registry.register(collector)
+        self.registry.register(self._state)
         ProcessCollector(registry=self.registry)
         self.rejected = self._counter("rejected", "Requests refused at the door.", "reason")
         self.abandoned = self._counter(
@@ -159,6 +165,11 @@ class Metrics:
     def watch_log(self, num_dropped: Callable[[], int]) -> None:
         """Read the number of lost log lines from this at every scrape."""
         self._log.num_dropped = num_dropped
+
+    def watch_state(self, is_ready: Callable[[], bool], num_cpus: Callable[[], int]) -> None:
+        """Read from these at every scrape whether the server is ready, and how many CPUs it has."""
+        self._state.is_ready = is_ready
+        self._state.num_cpus = num_cpus
 
     def watch_models(self, models: Callable[[], Iterable[ModelInfo]]) -> None:
         """Read what is served from this at every scrape."""

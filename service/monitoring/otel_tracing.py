@@ -10,7 +10,6 @@ import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from opentelemetry.context import Context
@@ -32,6 +31,7 @@ from opentelemetry.trace import Tracer as SpanMaker
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.monitoring.observability import Metrics
+from service.monitoring.process_metrics import release
 from service.tracing import (
     NO_TRACE,
     BatchTrace,
@@ -277,9 +277,5 @@ def hex_id(context: SpanContext) -> str:
 
 def resource() -> Resource:
     """Who sends the spans; OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME, where set, win."""
-    try:
-        release = version("tipserve")
-    except PackageNotFoundError:
-        release = "unknown"
-    ours = Resource({"service.name": "tipserve", "service.version": release})
+    ours = Resource({"service.name": "tipserve", "service.version": release()})
     return Resource.create({**ours.merge(OTELResourceDetector().detect()).attributes})

@@ -66,7 +66,7 @@ class Telemetry:
             is_quiet: Whether it is too usual to be logged and traced.
         """
         seconds = call.clock() - call.started
-        self.metrics.calls.observe(method, str(code), seconds, call.stages)
+        self.metrics.calls.observe(method, str(code), seconds, call.stages, model=call.model)
         if is_quiet:
             return
         ending = Ending(method, code, call.error, is_fault, seconds)

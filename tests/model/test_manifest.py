@@ -174,6 +174,16 @@ def test_an_entry_passes_when_every_limit_has_a_number_that_keeps_it(
     assert failure is None or failure in entry.failures[0]
 
 
+def test_packages_are_told_apart_by_their_files_but_not_by_their_cards() -> None:
+    def digest(**files: str) -> str:
+        entries = {name: {"sha256": first * 64, "size_bytes": 1} for name, first in files.items()}
+        return Manifest(**MINIMAL, files=entries).digest
+
+    one = digest(a="1", b="2")
+    assert one == digest(b="2", a="1") == digest(**{"a": "1", "b": "2", "README.md": "3"})
+    assert len({one, digest(a="1"), digest(a="2", b="1"), digest(a="1", c="2")}) == 4
+
+
 def test_every_limit_bounds_numbers_that_exist() -> None:
     assert set(BOUNDED) == set(ParityLimits.model_fields)
     assert {name for names in BOUNDED.values() for name in names} < set(ParityEntry.model_fields)

@@ -1,5 +1,6 @@
 """Names, the default, and a model that ends only when its last user has left."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client import generate_latest
 
+from service.call import Call
 from service.errors import ModelNotFound
 from service.lanes.cost_curve import CostCurve
 from service.lanes.work import Bucket
@@ -121,5 +123,18 @@ def test_the_lanes_of_what_is_served_are_told(
     assert sample("tipserve_lanes", {"model": "a", "state": "dead"}) == 0
     assert sample("tipserve_batch_cost_intercept_seconds", cost) == 0.25
     assert sample("tipserve_batch_cost_slope_seconds", cost) == 0.5
+    served._batcher.counts.observe(4, 0.5)
+    served._batcher.counts.observe(1, 0.25)
+    of = {"model": "a"}
+    counts = [
+        sample(f"tipserve_model_batch{name}_total", of) for name in ("es", "_items", "_seconds")
+    ]
+    assert counts == [2, 5, 0.75]
+    call = Call(request_id="r", deadline=math.inf)
+    with served.admission.admit(3, call):
+        assert sample("tipserve_model_admitted_patches", of) == 3
+    assert sample("tipserve_model_admitted_patches", of) == 0
+    assert sample("tipserve_model_max_admitted_patches", of) == served.admission.max_cost
+    assert sample("tipserve_model_queue_depth", of) == 0
     registry.remove("a")
     assert sample("tipserve_batch_cost_slope_seconds", cost) is None

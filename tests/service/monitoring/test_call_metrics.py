@@ -52,6 +52,29 @@ def test_a_call_counts_once_and_its_stages_by_name(
     assert sample("tipserve_request_duration_seconds_count", {"method": "other"}) is None
 
 
+def test_each_model_is_counted_by_protocol_and_all_of_them_together(
+    registry: CollectorRegistry, calls: CallCollector
+) -> None:
+    calls.observe("POST /x", "200", 0.5, {"run": 0.25}, model="a")
+    calls.observe("POST /y", "200", 0.5, {"run": 0.25}, model="a")
+    calls.observe("s.S/X", "OK", 0.5, {"run": 0.25}, model="a")
+    calls.observe("POST /x", "200", 2.0, {"run": 1.0}, model="b")
+    calls.observe("POST /x", "404", 0.1, {})
+    sample = registry.get_sample_value
+    assert sample("tipserve_requests_total", {"method": "POST /x", "code": "200"}) == 2
+    assert sample("tipserve_request_duration_seconds_sum", {"method": "POST /x"}) == 2.6
+    assert sample("tipserve_stage_duration_seconds_sum", {"stage": "run"}) == 1.75
+    name, of = "tipserve_model_requests_total", {"model": "a", "protocol": "http"}
+    assert sample(name, {**of, "code": "200"}) == 2
+    assert sample(name, {"model": "a", "protocol": "grpc", "code": "OK"}) == 1
+    assert sample("tipserve_model_request_duration_seconds_sum", of) == 1
+    assert (
+        sample("tipserve_model_stage_duration_seconds_sum", {"model": "a", "stage": "run"}) == 0.75
+    )
+    named = [family for family in registry.collect() if "_model_" in family.name]
+    assert {sample.labels["model"] for family in named for sample in family.samples} == {"a", "b"}
+
+
 def test_nothing_is_lost_between_threads(registry: CollectorRegistry, calls: CallCollector) -> None:
     def count() -> None:
         for _ in range(2000):

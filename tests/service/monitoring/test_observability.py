@@ -7,7 +7,7 @@ from prometheus_client import generate_latest
 from service.monitoring.observability import Metrics
 
 UNITS: tuple[str, ...] = ("_seconds", "_total", "_images", "_patches", "_texts", "_info", "_depth")
-UNITS += ("_inflight", "_lanes", "_bytes", "_ratio", "_watts", "_celsius")
+UNITS += ("_inflight", "_lanes", "_bytes", "_ratio", "_watts", "_celsius", "_cpus", "_ready")
 
 
 def test_names_have_our_prefix_help_and_units(metrics: Metrics) -> None:

@@ -1,0 +1,91 @@
+"""Builds what lies in `deploy/` as `kubectl apply` would read it, each once in a run of tests."""
+
+import functools
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.tools import find_tool
+
+Manifest = dict[str, Any]
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+BASE = DEPLOY / "kubernetes" / "base"
+LIMIT_S = 60.0
+
+
+def _folders() -> list[str]:
+    folders = (path.parent for path in sorted(DEPLOY.rglob("kustomization.yaml")))
+    return [folder.relative_to(DEPLOY).as_posix() for folder in folders]
+
+
+def _loose_files() -> list[str]:
+    """Manifests that no kustomization beside them names: they are applied by themselves."""
+    found = []
+    for path in sorted(DEPLOY.rglob("*.yaml")):
+        kustomization = path.with_name("kustomization.yaml")
+        listed = kustomization.read_text(encoding="utf-8") if kustomization.exists() else ""
+        is_manifest = re.search(r"^apiVersion:", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if path != kustomization and is_manifest and path.name not in listed:
+            found.append(path.relative_to(DEPLOY).as_posix())
+    return found
+
+
+# Relative to deploy/. A component is built on the base.
+NAMES = _folders() + _loose_files()
+
+
+def is_component(name: str) -> bool:
+    """Whether it changes other manifests and is none by itself."""
+    return "\nkind: Component\n" in (DEPLOY / name / "kustomization.yaml").read_text(
+        encoding="utf-8"
+    )
+
+
+def build(name: str) -> list[Manifest]:
+    """The documents of one kustomization; every call gives fresh ones, to change as one likes."""
+    return [document for document in yaml.load_all(text_of(name), yaml.CSafeLoader) if document]
+
+
+@functools.cache
+def text_of(name: str) -> str:
+    """The same as text: what `kubectl kustomize` prints, or the file as it is."""
+    if name.endswith(".yaml"):
+        return (DEPLOY / name).read_text(encoding="utf-8")
+    if is_component(name):
+        return build_together(BASE, [DEPLOY / name])
+    return _kustomize(DEPLOY / name)
+
+
+def build_together(base: Path, components: list[Path]) -> str:
+    """What a base and components make, as YAML."""
+    with tempfile.TemporaryDirectory() as scratch:
+        # kustomize wants to be told of other folders by relative paths.
+        kustomization = {
+            "resources": [os.path.relpath(base, Path(scratch).resolve())],
+            "components": [
+                os.path.relpath(component, Path(scratch).resolve()) for component in components
+            ],
+        }
+        path = Path(scratch) / "kustomization.yaml"
+        path.write_text(yaml.safe_dump(kustomization), encoding="utf-8")
+        return _kustomize(Path(scratch))
+
+
+def _kustomize(folder: Path) -> str:
+    ended = subprocess.run(
+        [find_tool("kubectl"), "kustomize", str(folder)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert ended.returncode == 0, ended.stderr
+    # Warnings say that something is deprecated, or that it does nothing.
+    assert not ended.stderr, ended.stderr
+    return ended.stdout

@@ -1,0 +1,98 @@
+// Says what is wrong with custom resources of KEDA and the Prometheus operator, by their published models.
+//
+// `node validate_crds.mjs FOLDER`, where FOLDER holds node_modules: a JSON list of documents on stdin, a JSON list
+// of [index, field, message] on stdout. The models' validators know types, patterns and what must be there, but let
+// unknown fields pass; TypeScript's check of a literal against the models' interfaces finds those.
+import { existsSync, readFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { pathToFileURL } from "node:url";
+
+const PACKAGES = {
+  "keda.sh": "@kubernetes-models/keda",
+  "monitoring.coreos.com": "@kubernetes-models/prometheus-operator",
+};
+
+const prefix = resolve(process.argv[2]);
+const modules = join(prefix, "node_modules");
+const documents = JSON.parse(readFileSync(0, "utf8"));
+const { default: ts } = await import(pathToFileURL(join(modules, "typescript/lib/typescript.js")));
+
+/** The model's module without its ending, or nothing where no package has this kind. */
+function modulePath({ apiVersion, kind }) {
+  const name = PACKAGES[apiVersion.split("/")[0]];
+  const path = name && join(modules, name, apiVersion, kind);
+  return path && existsSync(`${path}.js`) ? path : undefined;
+}
+
+async function faultsOfValues(document, path) {
+  const model = (await import(pathToFileURL(`${path}.js`)))[document.kind];
+  try {
+    new model(document).validate();
+    return [];
+  } catch (error) {
+    if (!error.errors) throw error;
+    return error.errors.map(({ instancePath, message }) => [instancePath, message]);
+  }
+}
+
+/** The path of the value that starts or encloses a position of the literal, as in /spec/triggers/0/type. */
+function fieldAt(node, position) {
+  if (ts.isPropertyAssignment(node)) {
+    const inner = fieldAt(node.initializer, position);
+    return `/${node.name.text}${inner}`;
+  }
+  const children = node.elements ?? node.properties ?? [];
+  const index = children.findIndex((child) => child.pos <= position && position < child.end);
+  if (index < 0) return "";
+  const place = node.elements ? `/${index}` : "";
+  return place + fieldAt(children[index], position);
+}
+
+/** Problems of one literal per document, in one program: reading the interfaces is what takes the time. */
+function faultsOfFields(placed) {
+  const file = join(prefix, "documents.ts");
+  const lines = placed.flatMap(({ document, path }, n) => [
+    `import type { I${document.kind} as Model${n} } from ${JSON.stringify(`${path}.js`)};`,
+    `export const document${n}: Model${n} = ${JSON.stringify(document)};`,
+  ]);
+  const options = {
+    strict: true,
+    noEmit: true,
+    skipLibCheck: true,
+    module: ts.ModuleKind.ESNext,
+    moduleResolution: ts.ModuleResolutionKind.Bundler,
+    target: ts.ScriptTarget.ES2022,
+    types: [],
+  };
+  const host = ts.createCompilerHost(options);
+  const { getSourceFile } = host;
+  host.getSourceFile = (name, ...others) =>
+    resolve(name) === file
+      ? ts.createSourceFile(name, lines.join("\n"), options.target, true)
+      : getSourceFile.call(host, name, ...others);
+  const program = ts.createProgram([file], options, host);
+  const source = program.getSourceFile(file);
+  const literals = source.statements
+    .filter(ts.isVariableStatement)
+    .map((statement) => statement.declarationList.declarations[0].initializer);
+  return program.getSemanticDiagnostics(source).map(({ start, messageText }) => {
+    const n = literals.findIndex(({ parent }) => parent.parent.parent.pos <= start && start < parent.end);
+    const message = ts.flattenDiagnosticMessageText(messageText, " ");
+    if (n < 0) throw new Error(`no model: ${message}`);
+    return [placed[n].index, fieldAt(literals[n], start), message];
+  });
+}
+
+const faults = [];
+const placed = [];
+for (const [index, document] of documents.entries()) {
+  const path = modulePath(document);
+  if (path === undefined) {
+    faults.push([index, "", `no model of ${document.apiVersion} ${document.kind}`]);
+    continue;
+  }
+  placed.push({ index, document, path });
+  for (const fault of await faultsOfValues(document, path)) faults.push([index, ...fault]);
+}
+faults.push(...faultsOfFields(placed));
+process.stdout.write(JSON.stringify(faults));

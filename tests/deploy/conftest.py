@@ -1,34 +1,51 @@
-"""The Kubernetes manifests and the Dockerfile, parsed."""
+"""What kubectl makes of the manifests, built once, and the Dockerfile, parsed."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-Manifest = dict[str, Any]
+from tests.deploy.kustomize import Manifest, build, combine
+
+OVERLAYS = ["cpu", "gpu", "dev", "kserve"]
 
 
 @pytest.fixture(scope="session")
-def manifests(project_root: Path) -> list[Manifest]:
-    """The documents that the kustomization lists, in its order."""
-    folder = project_root / "deploy" / "kubernetes"
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
-    texts = [(folder / name).read_text(encoding="utf-8") for name in kustomization["resources"]]
-    return [document for text in texts for document in yaml.safe_load_all(text)]
+def overlays(project_root: Path) -> dict[str, list[Manifest]]:
+    """The documents of each overlay, by its name."""
+    folder = project_root / "deploy" / "kubernetes" / "overlays"
+    return {name: build(folder / name) for name in OVERLAYS}
+
+
+@pytest.fixture(scope="session")
+def manifests(overlays: dict[str, list[Manifest]]) -> list[Manifest]:
+    """The documents of the overlay that most will begin with."""
+    return overlays["cpu"]
+
+
+@pytest.fixture(scope="session")
+def combined(
+    project_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[Manifest]]:
+    """Builds an overlay with components, as `combine` takes them; each combination once."""
+    deploy = tmp_path_factory.mktemp("combined") / "deploy"
+    shutil.copytree(project_root / "deploy", deploy)
+    built: dict[tuple[str, ...], list[Manifest]] = {}
+
+    def documents(overlay: str, *components: str) -> list[Manifest]:
+        key = (overlay, *components)
+        if key not in built:
+            built[key] = build(combine(deploy, overlay, *components))
+        return built[key]
+
+    return documents
 
 
 @pytest.fixture(scope="session")
 def deployment(manifests: list[Manifest]) -> Manifest:
     """The one Deployment."""
     (found,) = [document for document in manifests if document["kind"] == "Deployment"]
-    return found
-
-
-@pytest.fixture(scope="session")
-def kubernetes_service(manifests: list[Manifest]) -> Manifest:
-    """The one Service."""
-    (found,) = [document for document in manifests if document["kind"] == "Service"]
     return found
 
 

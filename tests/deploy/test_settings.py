@@ -1,6 +1,5 @@
 """What the manifests say against what the service reads."""
 
-from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
@@ -9,14 +8,15 @@ from fastapi.routing import APIRoute
 from service.data_plane import DataPlane
 from service.rest.routes import build_router
 from service.settings import PREFIX, Settings
-
-Manifest = dict[str, Any]
+from tests.deploy.workloads import Manifest, of_kind
 
 
 @pytest.fixture
-def environment(container: Manifest) -> dict[str, str]:
-    """The container's variables."""
-    return {variable["name"]: variable["value"] for variable in container["env"]}
+def environment(manifests: list[Manifest]) -> dict[str, str]:
+    """The server's variables."""
+    (settings,) = of_kind(manifests, "ConfigMap")
+    data: dict[str, str] = settings["data"]
+    return data
 
 
 def test_variables_are_settings(environment: dict[str, str]) -> None:

@@ -1,0 +1,27 @@
+"""What a cluster would find out too late, or never: names and numbers of manifests that must agree.
+
+Schemas know none of it. Every check is a pure function over documents as `kubectl kustomize` writes
+them, and says each fault in a sentence that begins with the object.
+"""
+
+from collections.abc import Callable
+
+from tests.deploy import quantity_checks, selector_checks
+from tests.deploy.workloads import Manifest
+
+Check = Callable[[list[Manifest]], list[str]]
+
+CHECKS: tuple[Check, ...] = (
+    selector_checks.own_selectors,
+    selector_checks.others_selectors,
+    selector_checks.monitored,
+    selector_checks.autoscaled,
+    selector_checks.budgeted,
+    quantity_checks.readable,
+    quantity_checks.fitting,
+)
+
+
+def faults(documents: list[Manifest]) -> list[str]:
+    """All that does not fit together in what is applied together."""
+    return [fault for check in CHECKS for fault in check(documents)]

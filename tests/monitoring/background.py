@@ -1,0 +1,51 @@
+"""Servers that are not ours beside a test: started on a free port, ended by their process."""
+
+import re
+import subprocess
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+LIMIT_S: Final = 60.0
+LISTENING: Final = re.compile(r'msg="Listening on" address=(\S+)')
+
+
+class BackgroundServer:
+    """One process that says in its log where it listens, as Prometheus and Alertmanager do."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.log: list[str] = []
+        self._address: str | None = None
+        self._told = threading.Event()
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def url(self) -> str:
+        """Where it answers; waits until it listens."""
+        if not self._told.wait(LIMIT_S) or self._address is None:
+            raise AssertionError("it does not listen:\n" + "".join(self.log))
+        return f"http://{self._address}"
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL where it does not listen to that."""
+        self._process.terminate()
+        try:
+            self._process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(LIMIT_S)
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stream:
+            for line in stream:
+                self.log.append(line)
+                if found := LISTENING.search(line):
+                    self._address = found[1]
+                    self._told.set()
+        self._told.set()

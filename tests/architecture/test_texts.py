@@ -8,7 +8,7 @@ import pytest
 from service.monitoring.device_metrics import READINGS
 from service.monitoring.observability import Metrics
 
-# Spelt so that this file does not match itself. Below /mnt/models KServe puts models on any machine.
+# Spelt so that this file does not match itself. KServe puts models into /mnt/models on any machine.
 LOCAL_PATHS = re.compile(rb"(?<![\w.}])/(?:home|root|work|Users|mnt(?!/models\b))/\w")
 REGISTRY_HOSTS = re.compile(
     rb"\b(?:pypi\.org|pythonhosted\.org|registry\.npmjs\.org|deb\.debian\.org|npmmirror\.com)\b"

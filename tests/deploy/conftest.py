@@ -1,45 +1,25 @@
 """What kubectl makes of the manifests, built once, and the Dockerfile, parsed."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.deploy.kustomize import Manifest, build, combine
+from tests.deploy import kustomizations
+from tests.deploy.workloads import Manifest
 
 OVERLAYS = ["cpu", "gpu", "dev", "kserve"]
 
 
 @pytest.fixture(scope="session")
-def overlays(project_root: Path) -> dict[str, list[Manifest]]:
+def overlays() -> dict[str, list[Manifest]]:
     """The documents of each overlay, by its name."""
-    folder = project_root / "deploy" / "kubernetes" / "overlays"
-    return {name: build(folder / name) for name in OVERLAYS}
+    return {name: kustomizations.build(f"kubernetes/overlays/{name}") for name in OVERLAYS}
 
 
 @pytest.fixture(scope="session")
 def manifests(overlays: dict[str, list[Manifest]]) -> list[Manifest]:
     """The documents of the overlay that most will begin with."""
     return overlays["cpu"]
-
-
-@pytest.fixture(scope="session")
-def combined(
-    project_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., list[Manifest]]:
-    """Builds an overlay with components, as `combine` takes them; each combination once."""
-    deploy = tmp_path_factory.mktemp("combined") / "deploy"
-    shutil.copytree(project_root / "deploy", deploy)
-    built: dict[tuple[str, ...], list[Manifest]] = {}
-
-    def documents(overlay: str, *components: str) -> list[Manifest]:
-        key = (overlay, *components)
-        if key not in built:
-            built[key] = build(combine(deploy, overlay, *components))
-        return built[key]
-
-    return documents
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ import kubeflow_trainer_api.models as trainer
 from pydantic import BaseModel, ValidationError
 
 from tests.deploy import field_tables
-from tests.deploy.strict_schemas import Manifest, is_builtin, name_of
+from tests.deploy.strict_schemas import is_builtin
+from tests.deploy.workloads import Manifest, called
 from tests.tools import TOOLS, find_tool, miss
 
 # The first start of Node on a loaded machine takes most of it.
@@ -38,7 +39,7 @@ def faults(documents: list[Manifest]) -> list[str]:
     for document in documents:
         if not is_builtin(document) and _group(document) not in OF_NODE:
             found += [(document, *fault) for fault in _faults_of_one(document)]
-    return [f"{name_of(document)}: {field}: {message}" for document, field, message in found]
+    return [f"{called(document)}: {field}: {message}" for document, field, message in found]
 
 
 def _group(document: Manifest) -> str:

@@ -6,13 +6,11 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from tests.deploy.workloads import Manifest
 from tests.tools import find_tool
-
-Manifest = dict[str, Any]
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 BASE = DEPLOY / "kubernetes" / "base"
@@ -42,9 +40,8 @@ NAMES = _folders() + _loose_files()
 
 def is_component(name: str) -> bool:
     """Whether it changes other manifests and is none by itself."""
-    return "\nkind: Component\n" in (DEPLOY / name / "kustomization.yaml").read_text(
-        encoding="utf-8"
-    )
+    text = (DEPLOY / name / "kustomization.yaml").read_text(encoding="utf-8")
+    return "\nkind: Component\n" in text
 
 
 def build(name: str) -> list[Manifest]:
@@ -66,15 +63,14 @@ def build_together(base: Path, components: list[Path]) -> str:
     """What a base and components make, as YAML."""
     with tempfile.TemporaryDirectory() as scratch:
         # kustomize wants to be told of other folders by relative paths.
+        here = Path(scratch).resolve()
         kustomization = {
-            "resources": [os.path.relpath(base, Path(scratch).resolve())],
-            "components": [
-                os.path.relpath(component, Path(scratch).resolve()) for component in components
-            ],
+            "resources": [os.path.relpath(base, here)],
+            "components": [os.path.relpath(component, here) for component in components],
         }
-        path = Path(scratch) / "kustomization.yaml"
-        path.write_text(yaml.safe_dump(kustomization), encoding="utf-8")
-        return _kustomize(Path(scratch))
+        text = yaml.safe_dump(kustomization)
+        (here / "kustomization.yaml").write_text(text, encoding="utf-8")
+        return _kustomize(here)
 
 
 def _kustomize(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import kubernetes_validate
@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
-Manifest = dict[str, Any]
+from tests.deploy.workloads import Manifest, called, of_kind
 
 # Two that are widely run, and the newest that the package knows.
 VERSIONS = ("1.30", "1.32", kubernetes_validate.latest_version())
@@ -31,15 +31,6 @@ PREFIXES = {
     "V1": ("io.k8s.api.core.v1.", "io.k8s.apimachinery.pkg.apis.meta.v1."),
     "Resource": ("io.k8s.apimachinery.pkg.api.resource.",),
 }
-# What of a ServingRuntime becomes part of its pods.
-KEPT_OF_RUNTIMES = (
-    "affinity",
-    "containers",
-    "imagePullSecrets",
-    "nodeSelector",
-    "tolerations",
-    "volumes",
-)
 
 
 def is_builtin(document: Manifest) -> bool:
@@ -48,43 +39,52 @@ def is_builtin(document: Manifest) -> bool:
     return bool(version) and group in GROUPS
 
 
-def name_of(document: Manifest) -> str:
-    """Kind and name, as `Deployment/tipserve`."""
-    return f"{document['kind']}/{document['metadata'].get('name', '')}"
-
-
-def faults(documents: list[Manifest]) -> list[str]:
+def faults(documents: list[Manifest], versions: Sequence[str] = VERSIONS) -> list[str]:
     """What the schemas of any version say of the built-in kinds, and of pods within others."""
     found = []
-    for document in documents:
-        checked = [document] if is_builtin(document) else list(pods_within(document))
-        for one in checked:
-            for version in VERSIONS:
-                try:
-                    kubernetes_validate.validate(one, version, strict=True)
-                except kubernetes_validate.ValidationError as error:
-                    path = "/".join(map(str, error.absolute_path))
-                    found.append(f"{name_of(one)} in {version}: {path}: {error.message}")
-                except kubernetes_validate.SchemaNotFoundError as error:
-                    found.append(f"{name_of(one)} in {version}: {error.message}")
+    for document in [*filter(is_builtin, documents), *pods_within(documents)]:
+        for version in versions:
+            where = f"{called(document)} in {version}"
+            try:
+                kubernetes_validate.validate(document, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                path = "/".join(map(str, error.absolute_path))
+                found.append(f"{where}: {path}: {error.message}")
+            except kubernetes_validate.SchemaNotFoundError as error:
+                found.append(f"{where}: {error.message}")
     return found
 
 
-def pods_within(document: Manifest) -> Iterator[Manifest]:
-    """Pods that an operator would make of a custom resource, for checks that know only pods."""
-    spec = document.get("spec") or {}
-    if document["kind"] == "RayJob":
-        cluster = spec["rayClusterSpec"]
-        groups = [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", ())]
-        for index, group in enumerate(groups):
-            yield _pod(document, index, group["template"]["spec"])
-    if document["kind"] in ("ServingRuntime", "ClusterServingRuntime"):
-        yield _pod(document, 0, {key: spec[key] for key in KEPT_OF_RUNTIMES if key in spec})
+def pods_within(documents: list[Manifest]) -> list[Manifest]:
+    """Pods that operators would make of custom resources, for checks that know only pods."""
+    specs: list[tuple[Manifest, Manifest]] = []
+    for job in of_kind(documents, "RayJob"):
+        cluster = job["spec"].get("rayClusterSpec", {})
+        groups = [cluster.get("headGroupSpec", {}), *cluster.get("workerGroupSpecs", ())]
+        specs += [(job, group["template"]["spec"]) for group in groups if "template" in group]
+    runtimes = of_kind(documents, "ServingRuntime", "ClusterServingRuntime")
+    for inference in of_kind(documents, "InferenceService"):
+        predictor = inference["spec"].get("predictor", {})
+        wanted = predictor.get("model", {}).get("runtime")
+        for runtime in runtimes:
+            # KServe lays what the predictor says of pods over what its runtime says.
+            if runtime["metadata"]["name"] == wanted:
+                whole = {**runtime["spec"], **predictor}
+                specs.append((inference, {key: whole[key] for key in _pod_fields() & whole.keys()}))
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {**owner["metadata"], "name": f"{owner['metadata']['name']}-{number}"},
+            "spec": spec,
+        }
+        for number, (owner, spec) in enumerate(specs)
+    ]
 
 
-def _pod(document: Manifest, index: int, spec: Manifest) -> Manifest:
-    metadata = {**document["metadata"], "name": f"{document['metadata']['name']}-{index}"}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+def _pod_fields() -> set[str]:
+    fields: dict[str, Any] = _definitions()["$defs"]["io.k8s.api.core.v1.PodSpec"]["properties"]
+    return set(fields)
 
 
 def faults_of_type(type_name: str, value: Any) -> list[tuple[str, str]] | None:

@@ -119,8 +119,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code, message = CODE[error.kind], error.message
             trailing = (*metadata, *error_metadata(error))
             # The context keeps what `abort` raises, and that this frame, which must not keep with
-            # it the error and the request in the error's own frames.
-            del error
+            # it the call, nor the error and the request in the error's own frames.
+            del call, error
             await context.abort(code, message, trailing_metadata=trailing)
         context.set_trailing_metadata(metadata)
         assert answer is not None

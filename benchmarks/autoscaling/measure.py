@@ -1,0 +1,122 @@
+"""Measures what batches cost on this machine, in CPU seconds on one thread, and writes it as JSON.
+
+Run: python -m benchmarks.autoscaling.measure --model bundled --sides 112,224,448 --output FILE
+
+CPU time is what one lane takes on a core of its own; on cores that others use too, time by the
+clock says more about them. A running server measures the same by the clock, see `curves.py`.
+"""
+
+import argparse
+import datetime
+import platform
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.autoscaling.curves import Cost, Curves
+from benchmarks.batch_latency import photo_like_jpeg
+from model.package import ModelPackage, open_package
+from model.preprocess import prepare_image
+from model.runtime.base import Runtime
+from model.runtime.hardware import this_hardware
+from model.runtime.load import load_runtime
+from service.images.image_codec import ImageLimits, decode_image
+from service.lanes.cost_curve import fit_curve
+
+BATCHES = (1, 2, 4)
+TEXT_BATCHES = (1, 4, 16)
+TEXT_TOKENS = 8
+LIMITS = ImageLimits(max_bytes=1 << 24, max_pixels=1 << 26)
+# A batch that takes longer than this is not measured together with others of its kind.
+LONG_S = 2.0
+
+
+def least_cpu_s(run: Callable[[], object], limit_s: float) -> float:
+    """CPU seconds of the quickest of some runs, at least two: others only slow it."""
+    best, began, count = float("inf"), time.monotonic(), 0
+    while count < 2 or (time.monotonic() - began < limit_s and count < 50):
+        started = time.process_time()
+        run()
+        best, count = min(best, time.process_time() - started), count + 1
+    return best
+
+
+def measure_images(runtime: Runtime, side: int, patch: int, limit_s: float) -> Cost:
+    """The line of costs of square pictures."""
+    pixels_3HW = np.random.default_rng(0).random((3, side, side), dtype=np.float32)
+    seconds: dict[int, float] = {}
+    for count in BATCHES:
+        pixels_B3HW = np.stack([pixels_3HW] * count)
+        run = partial(runtime.encode_images, pixels_B3HW)
+        run()
+        seconds[count] = least_cpu_s(run, limit_s)
+        if seconds[count] > LONG_S:
+            break
+    curve = fit_curve(seconds)
+    return Cost(
+        label=f"image {side}x{side}",
+        patches=(side // patch) ** 2,
+        intercept_s=curve.intercept_s,
+        slope_s=curve.slope_s,
+    )
+
+
+def measure_texts(runtime: Runtime, limit_s: float) -> Cost:
+    """The line of costs of short texts."""
+    seconds = {}
+    for count in TEXT_BATCHES:
+        ids_BL = np.full((count, TEXT_TOKENS), 5, np.int64)
+        mask_BL = np.ones((count, TEXT_TOKENS), np.int64)
+        run = partial(runtime.encode_texts, ids_BL, mask_BL)
+        run()
+        seconds[count] = least_cpu_s(run, limit_s)
+    curve = fit_curve(seconds)
+    return Cost(f"text {TEXT_TOKENS}", TEXT_TOKENS, curve.intercept_s, curve.slope_s)
+
+
+def beside_s(side: int, limit_s: float) -> float:
+    """CPU seconds of a picture outside the model: decoded and scaled, from a 640 x 480 JPEG."""
+    encoded = photo_like_jpeg(0)
+
+    def prepare() -> None:
+        prepare_image(decode_image(encoded, LIMITS, param="image"), (side, side))
+
+    return least_cpu_s(prepare, limit_s)
+
+
+def measure(package: ModelPackage, sides: Sequence[int], limit_s: float) -> Curves:
+    """Everything that planning needs of one package on this machine."""
+    runtime = load_runtime(package)
+    manifest = package.manifest
+    images = [measure_images(runtime, side, manifest.patch_size, limit_s) for side in sides]
+    return Curves(
+        model=manifest.name,
+        machine=f"{this_hardware().cpu_name}, Python {platform.python_version()}",
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        how="CPU seconds on one thread, the least of some runs",
+        runtime=f"{runtime.name} {runtime.precision}",
+        images=tuple(images),
+        text=measure_texts(runtime, limit_s),
+        beside_s=beside_s(manifest.native_size, limit_s),
+    )
+
+
+def main() -> None:
+    """Measure one package, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
+    parser.add_argument("--sides", default="112,224,448", help="pixels, with commas between")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each batch")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    options = parser.parse_args()
+    sides = [int(side) for side in options.sides.split(",")]
+    curves = measure(open_package(options.model), sides, options.seconds)
+    options.output.write_text(curves.to_json(), encoding="utf-8")
+    print(curves.to_json())
+
+
+if __name__ == "__main__":
+    main()

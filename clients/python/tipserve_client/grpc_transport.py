@@ -25,6 +25,9 @@ OPTIONS = (
 # grpc.aio says so, with the code INTERNAL, where it could not send because the server had ended the
 # RPC: the server's own status is lost, and is had by asking again.
 LOST_STATUS = "Internal error from Core"
+# In gRPC's own words where a stream was reset instead of ended: a proxy does so when the server
+# behind it has died.
+RESET = "RST_STREAM"
 
 
 class GrpcTransport:
@@ -121,10 +124,13 @@ class AsyncGrpcTransport:
 
 def rpc_error(error: Any) -> TipserveError:
     """What the end of an RPC says, of either kind of client."""
-    if error.details() == LOST_STATUS:
+    details = error.details() or ""
+    if details == LOST_STATUS:
         return Unavailable("The stream broke while it was written.", code="stream_broken")
+    if RESET in details:
+        return Unavailable("The stream broke before it was answered.", code="stream_broken")
     metadata = {**dict(error.initial_metadata() or ()), **dict(error.trailing_metadata() or ())}
-    return read_error(error.code().value[0], error.details() or "", metadata)
+    return read_error(error.code().value[0], details, metadata)
 
 
 def _metadata(target: Target) -> Metadata:

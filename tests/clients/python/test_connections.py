@@ -16,6 +16,7 @@ from tipserve_client.generated.encoder_service_pb2_grpc import (
     EncoderServiceServicer,
     add_EncoderServiceServicer_to_server,
 )
+from tipserve_client.grpc_transport import rpc_error
 
 if TYPE_CHECKING:
     from tests.clients.python.conftest import Asking
@@ -150,3 +151,24 @@ def test_a_server_that_is_not_there_is_unavailable(protocol: str) -> None:
             pytest.raises(tipserve_client.Unavailable),
         ):
             client.embed_images(b"picture")
+
+
+class Reset(grpc.RpcError):
+    """What an RPC ends with where a proxy has reset it; seen behind HAProxy."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE])
+def test_a_stream_that_a_proxy_resets_is_begun_anew(code: grpc.StatusCode) -> None:
+    error = rpc_error(Reset(code))
+    assert isinstance(error, tipserve_client.Unavailable)
+    assert error.can_be_tried_again
+    assert error.code == "stream_broken"

@@ -1,0 +1,200 @@
+"""Constant load over REST and gRPC, and on one gRPC stream; every answer is compared.
+
+What was not answered, and rightly, has failed: a proxy stands in front, so nobody has a reason to
+be refused. Only the stream may break, for its client begins it anew and loses nothing.
+"""
+
+import http.client
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from service.grpc.generated import embed_pb2, image_pb2
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from tipserve_client import Client, TipserveError
+
+LIMIT_S: Final = 30.0
+# Another batch rounds otherwise, by less than this; another picture is further away.
+MIN_COSINE: Final = 0.9999
+# Its own channel retries nothing either, not even what never reached the server.
+OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+Vector = NDArray[np.float32]
+Ask = Callable[[bytes], Vector]
+
+
+class WrongAnswer(Exception):
+    """An answer that says something else than what the picture's should."""
+
+
+class ConstantCallers:
+    """Threads that each ask again after a pause, until the context is left.
+
+    Three REST callers keep their connection and one does not; three gRPC callers have a channel of
+    their own and two share one; one sends pictures on a stream that never ends.
+
+    Args:
+        ports: By `http` and `grpc`.
+        pictures: Encoded, all different.
+        expected: The first embedding of each.
+        pause_s: Between an answer and the next request of a caller.
+    """
+
+    def __init__(
+        self,
+        ports: Mapping[str, int],
+        pictures: Sequence[bytes],
+        expected: Sequence[Vector],
+        *,
+        pause_s: float = 0.1,
+    ) -> None:
+        self.answered: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self._http_port = ports["http"]
+        self._grpc_address = f"127.0.0.1:{ports['grpc']}"
+        self._pictures, self._expected = pictures, expected
+        self._pause_s = pause_s
+        self._is_over = threading.Event()
+        self._lock = threading.Lock()
+        shared = grpc.insecure_channel(self._grpc_address, OPTIONS)
+        self._channels = [grpc.insecure_channel(self._grpc_address, OPTIONS) for _ in range(3)]
+        self._channels.append(shared)
+        self._connections = [KeptConnection(self._http_port) for _ in range(3)]
+        kinds: list[tuple[str, Ask]] = [("REST", connection) for connection in self._connections]
+        kinds.append(("REST", self._over_new_connection))
+        kinds += [("gRPC", over_channel(channel)) for channel in (*self._channels, shared)]
+        self._threads = [
+            threading.Thread(target=self._ask_again, args=(place, *kind), daemon=True)
+            for place, kind in enumerate(kinds)
+        ]
+        self._threads.append(threading.Thread(target=self._stream, daemon=True))
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(LIMIT_S)
+        if any(thread.is_alive() for thread in self._threads):
+            self._count(self.failed, "hung")
+        for channel in self._channels:
+            channel.close()
+        for connection in self._connections:
+            connection.close()
+
+    @property
+    def num_asked(self) -> int:
+        """Requests that are over, however they ended."""
+        with self._lock:
+            return self.answered.total() + self.failed.total()
+
+    def _count(self, what: Counter[str], name: str) -> None:
+        with self._lock:
+            what[name] += 1
+
+    def _ask_again(self, place: int, protocol: str, ask: Ask) -> None:
+        number = place
+        while not self._is_over.wait(self._pause_s):
+            number = (number + 1) % len(self._pictures)
+            try:
+                self._compare(ask(self._pictures[number]), number)
+            except grpc.RpcError as error:
+                self._count(self.failed, f"{protocol} {error.code().name}: {error.details()}")
+            except Exception as error:
+                self._count(self.failed, f"{protocol} {type(error).__name__}: {error}")
+            else:
+                self._count(self.answered, protocol)
+
+    def _over_new_connection(self, picture: bytes) -> Vector:
+        connection = KeptConnection(self._http_port)
+        try:
+            return connection(picture)
+        finally:
+            connection.close()
+
+    def _stream(self) -> None:
+        num_answered = 0
+        with Client(f"grpc://{self._grpc_address}") as client:
+            try:
+                for item in client.stream_images(self._endless(), outputs=["cls1"], window=4):
+                    if item.error is not None:
+                        raise item.error
+                    assert item.value is not None
+                    assert item.value.cls1 is not None
+                    if item.index != num_answered:
+                        raise WrongAnswer(f"number {item.index} in the place of {num_answered}")
+                    self._compare(item.value.cls1, item.index % len(self._pictures))
+                    num_answered += 1
+                    self._count(self.answered, "stream")
+            except (TipserveError, WrongAnswer) as error:
+                self._count(self.failed, f"stream {type(error).__name__}: {error}")
+
+    def _endless(self) -> Iterator[bytes]:
+        number = 0
+        while not self._is_over.wait(self._pause_s):
+            yield self._pictures[number % len(self._pictures)]
+            number += 1
+
+    def _compare(self, given: Vector, number: int) -> None:
+        expected = self._expected[number]
+        cosine = given @ expected / (np.linalg.norm(given) * np.linalg.norm(expected))
+        if not cosine >= MIN_COSINE:
+            raise WrongAnswer(f"cosine {cosine:.4f} to what was expected")
+
+
+class KeptConnection:
+    """Asks over one HTTP connection, opened anew after a failure or where it was told to close."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
+
+    def __call__(self, picture: bytes) -> Vector:
+        """The picture's first embedding.
+
+        Raises:
+            OSError: The connection broke, or none was to be had.
+            http.client.HTTPException: As above, or the status is another than 200.
+        """
+        try:
+            path, kind = "/v1/images:embed?outputs=cls1", {"Content-Type": "image/png"}
+            self._connection.request("POST", path, picture, kind)
+            answer = self._connection.getresponse()
+            body = answer.read()
+        except BaseException:
+            self.close()
+            raise
+        if answer.status != 200:
+            raise http.client.HTTPException(f"{answer.status} {body[:200].decode()}")
+        return np.array(json.loads(body)["data"][0]["cls1"], np.float32)
+
+    def close(self) -> None:
+        """Close it."""
+        self._connection.close()
+
+
+def over_channel(channel: grpc.Channel) -> Ask:
+    """Asks over a gRPC channel."""
+    stub: Any = EncoderServiceStub(channel)
+
+    def ask(picture: bytes) -> Vector:
+        request = embed_pb2.EmbedImagesRequest(
+            images=[image_pb2.Image(encoded=picture)], outputs=[embed_pb2.IMAGE_OUTPUT_CLS1]
+        )
+        answer = stub.EmbedImages(request, timeout=LIMIT_S)
+        return np.frombuffer(answer.embeddings[0].cls1.data, np.float32)
+
+    return ask

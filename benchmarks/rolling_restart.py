@@ -1,0 +1,145 @@
+"""Rolling restarts under load behind a proxy, round after round: how many requests failed?
+
+`PYTHONPATH=clients/python python -m benchmarks.rolling_restart [--rounds 10] [-- further flags of
+the service]`. One round replaces both replicas. Must print 0 failed; `--fault kill` and the others
+show that failures are seen. Wants `haproxy` (scripts/tools/proxy.sh).
+"""
+
+import argparse
+import io
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.rolling.callers import ConstantCallers, KeptConnection
+from benchmarks.rolling.proxy import PROJECT_ROOT, Proxy
+from benchmarks.rolling.replicas import NUM_REPLICAS, Deletion, Replicas
+
+FLAGS: Final = ("--model=bundled", "--host=127.0.0.1", "--lanes=1", "--warm-up-limit-s=0")
+STREAM_PATH: Final = "/tipserve.v1.EncoderService/Stream"
+FAULTS: Final[Mapping[str, Deletion]] = {
+    "none": Deletion(),
+    # A pod that dies: nobody drains, and the proxy is told afterwards.
+    "kill": Deletion(pre_stop_s=0.0, number=signal.SIGKILL),
+    # Without preStop the replica closes its doors before the proxy knows.
+    "no-pre-stop": Deletion(pre_stop_s=0.0, notice_s=2.0),
+}
+LIMIT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of all rounds.
+
+    Attributes:
+        answered: Right answers, by protocol.
+        failed: All others, by what they looked like.
+        exit_statuses: Of the replicas that were replaced.
+        num_streams: Streams that the one endless stream took, each on a replica.
+        num_repeated: Requests that the proxy sent again.
+    """
+
+    answered: Mapping[str, int]
+    failed: Mapping[str, int]
+    exit_statuses: Mapping[int, int]
+    num_streams: int
+    num_repeated: int
+
+
+def pictures(count: int = 16) -> list[bytes]:
+    """PNGs that the model tells apart."""
+    found = []
+    for seed in range(count):
+        noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(noise).resize((96, 96), Image.Resampling.BICUBIC).save(stream, "PNG")
+        found.append(stream.getvalue())
+    return found
+
+
+def roll(
+    program: str,
+    deletion: Deletion,
+    *,
+    num_replaced: int,
+    flags: Sequence[str] = (),
+    check_interval: str = "2s",
+) -> Outcome:
+    """Replace so many replicas under load, the oldest each time, with this `haproxy` in front."""
+    encoded = pictures()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (
+            Proxy(program, folder, check_interval=check_interval) as proxy,
+            Replicas(proxy, folder, [*FLAGS, *flags], num_replaced=num_replaced) as replicas,
+        ):
+            ask = KeptConnection(proxy.ports["http"])
+            expected = [ask(picture) for picture in encoded]
+            ask.close()
+            with ConstantCallers(proxy.ports, encoded, expected) as callers:
+                wait_for_more(callers)
+                for index in range(num_replaced):
+                    replicas.replace_oldest(deletion)
+                    wait_for_more(callers)
+                    told = f"answered {dict(callers.answered)} failed {dict(callers.failed)}"
+                    print(f"replaced {index + 1}: {told}", flush=True)
+            num_repeated = proxy.total("wretr") + proxy.total("wredis")
+            num_streams = proxy.num_logged(STREAM_PATH)
+        return Outcome(
+            answered=callers.answered,
+            failed=callers.failed,
+            exit_statuses=replicas.exit_statuses,
+            num_streams=num_streams,
+            num_repeated=num_repeated,
+        )
+
+
+def wait_for_more(callers: ConstantCallers, count: int = 20) -> None:
+    """Let the load go on for so many requests.
+
+    Raises:
+        TimeoutError: Nothing moves any more.
+    """
+    enough, until = callers.num_asked + count, time.monotonic() + LIMIT_S
+    while callers.num_asked < enough:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{count} requests took too long; failed {dict(callers.failed)}")
+        time.sleep(0.01)
+
+
+def main() -> None:
+    """Run the rounds and print what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--fault", choices=FAULTS, default="none")
+    parser.add_argument("flags", nargs="*", help="of the service, after --")
+    arguments = parser.parse_args()
+    path = f"{PROJECT_ROOT / '.tools' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    program = shutil.which("haproxy", path=path)
+    if program is None:
+        parser.error("haproxy is missing: run scripts/tools/proxy.sh")
+    began = time.monotonic()
+    outcome = roll(
+        program,
+        FAULTS[arguments.fault],
+        num_replaced=NUM_REPLICAS * arguments.rounds,
+        flags=arguments.flags,
+    )
+    print(f"\n{arguments.rounds} rounds in {time.monotonic() - began:.0f} s")
+    print(f"exit statuses {dict(outcome.exit_statuses)}")
+    print(f"streams {outcome.num_streams}, repeated by the proxy {outcome.num_repeated}")
+    print(f"answered {sum(outcome.answered.values())} {dict(outcome.answered)}")
+    print(f"failed {sum(outcome.failed.values())} {dict(outcome.failed)}")
+
+
+if __name__ == "__main__":
+    main()

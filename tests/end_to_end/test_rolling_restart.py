@@ -1,0 +1,53 @@
+"""Replicas behind a proxy are replaced under load, and no request fails over either protocol.
+
+`python -m benchmarks.rolling_restart` does the same with counts to be read.
+"""
+
+import signal
+
+import pytest
+
+from benchmarks.rolling.replicas import NUM_REPLICAS, Deletion
+from benchmarks.rolling_restart import FAULTS, roll
+from tests.tools import find_tool
+
+ROUNDS = 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_rounds_of_rolling_restarts_fail_nothing() -> None:
+    # Connections also end by their age meanwhile, which must not be felt either.
+    flags = ("--max-connection-age-s=3",)
+    replaced = NUM_REPLICAS * ROUNDS
+    outcome = roll(find_tool("haproxy"), FAULTS["none"], num_replaced=replaced, flags=flags)
+    assert not outcome.failed
+    assert outcome.exit_statuses == {0: replaced}
+    assert outcome.num_repeated == 0, "or the proxy hides failures"
+    # The one stream met the end of a replica about every other time.
+    assert outcome.num_streams > ROUNDS / 2
+    assert set(outcome.answered) == {"REST", "gRPC", "stream"}
+    assert min(outcome.answered.values()) > 10 * ROUNDS
+
+
+@pytest.mark.slow
+def test_checks_alone_turn_callers_away_within_the_drain_delay() -> None:
+    """Where nobody tells the proxy, as on plain machines."""
+    unannounced = Deletion(pre_stop_s=0.0, notice_s=None)
+    flags = ("--drain-delay-s=2",)
+    outcome = roll(
+        find_tool("haproxy"), unannounced, num_replaced=1, flags=flags, check_interval="200ms"
+    )
+    assert not outcome.failed
+    assert outcome.exit_statuses == {0: 1}
+    assert outcome.num_repeated == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "status"), [("kill", -signal.SIGKILL), ("no-pre-stop", 0)])
+def test_failures_are_seen(fault: str, status: int) -> None:
+    outcome = roll(find_tool("haproxy"), FAULTS[fault], num_replaced=1)
+    assert outcome.exit_statuses == {status: 1}
+    assert any(name.startswith("REST") for name in outcome.failed)
+    assert any(name.startswith("gRPC") for name in outcome.failed)
+    assert not any(name.startswith("stream") for name in outcome.failed), "the client begins anew"

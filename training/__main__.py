@@ -15,13 +15,19 @@ from training.commands import (
     distill,
     evaluate,
     export,
+    gate,
     pretrain,
     reproduce,
     shards,
     train,
 )
 from training.commands.train import RECIPES
+from training.evaluate.gate import Refused
 from training.preemption import Stopped
+
+# Exit statuses besides 0: a mistake that the message explains; a student that the gate refuses; and
+# a stop that a signal asked for, as the shell counts SIGTERM, so that nobody takes it for the end.
+MISTAKE, REFUSED, STOPPED = 2, 3, 143
 
 
 class Command(Protocol):
@@ -43,6 +49,7 @@ COMMANDS: dict[str, Command] = {
     "distill": distill,
     "evaluate": evaluate,
     "export": export,
+    "gate": gate,
     "pretrain": pretrain,
     "reproduce": reproduce,
     "shards": shards,
@@ -67,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a job.
 
     Returns:
-        The exit status: 0, also after a stop that a signal asked for; 2 for a mistake that the
-        message explains.
+        The exit status: 0, or one of those above.
     """
     options = _parser().parse_args(arguments)
     disable_progress_bar()  # of reading and writing weights, which small models do in no time
@@ -76,9 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.do(options)
     except Stopped as stopped:
         print(stopped, flush=True)
+        return STOPPED
+    except Refused as refused:
+        print(f"refused: {refused}", file=sys.stderr)
+        return REFUSED
     except (ValueError, FileNotFoundError, FloatingPointError, subprocess.SubprocessError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE
     return 0
 
 

@@ -28,11 +28,13 @@ class Runs:
         student: The run whose model is published.
         teacher: Its teacher's, or a model's folder; None leaves its rows out.
         further: Runs of the same recipe with other seeds; their scores are stored, not they.
+        served: The package in whose place the student would come; None compares with none.
     """
 
     student: Path
     teacher: Path | None = None
     further: Sequence[Path] = ()
+    served: Path | None = None
 
     def __post_init__(self) -> None:
         """Check that each has left a model.
@@ -40,7 +42,7 @@ class Runs:
         Raises:
             FileNotFoundError: One has not.
         """
-        for folder in (self.student, self.teacher, *self.further):
+        for folder in (self.student, self.teacher, self.served, *self.further):
             if folder is not None:
                 find_model(folder)
 
@@ -62,6 +64,7 @@ def score(runs: Runs, *, data: DataFolder, num_scenes: int) -> tuple[Encoder, li
         None if runs.teacher is None else find_model(runs.teacher),
         data,
         further=[find_model(run) for run in runs.further],
+        served=None if runs.served is None else find_model(runs.served),
         num_scenes=num_scenes,
     )
 
@@ -121,6 +124,7 @@ def _provenance(runs: Runs, encoder: Encoder) -> dict[str, object]:
             "all-MiniLM-L6-v2": "start of the text tower, Apache-2.0, trained on web text",
         },
         "masks": "measured with, never trained on",
+        "compared_with": None if runs.served is None else runs.served.resolve().name,
     }
 
 

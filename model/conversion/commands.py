@@ -1,4 +1,4 @@
-"""The commands of `python -m model`: convert, prepare, show and check packages; build engines."""
+"""The commands of `python -m model`: make, show, check and publish packages; build engines."""
 
 import argparse
 import os
@@ -17,6 +17,7 @@ from model.conversion.source import FolderSource, parse_checkpoint
 from model.manifest import MANIFEST_NAME, check_model_name
 from model.package import open_package
 from model.parity import command as check
+from model.publication import Repository
 from model.runtime.tensorrt import command as engines
 from model.runtime.tensorrt.calls import GpuError
 
@@ -64,6 +65,8 @@ def end_on_signal() -> None:
 def _result(options: argparse.Namespace, report: Report) -> str:
     if options.command == "show":
         return describe_package(open_package(options.folder))
+    if options.command in ("publish", "rollback"):
+        return _place(options)
     if getattr(options, "follow_stdin", False):
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     preparer = Preparer(
@@ -75,6 +78,17 @@ def _result(options: argparse.Namespace, report: Report) -> str:
     if options.command == "convert":
         return str(preparer.write(order, options.output).path)
     return str(preparer.prepare(order, verify=options.verify).path)
+
+
+def _place(options: argparse.Namespace) -> str:
+    """Publish or go back; gives the folder of the version that is current then."""
+    repository = Repository(options.repository)
+    if options.command == "rollback":
+        return str(repository.roll_back(options.to))
+    current = repository.current()
+    if options.if_empty and current is not None:
+        return str(options.repository / current)
+    return str(repository.publish(options.package, keep=options.keep))
 
 
 def _order(options: argparse.Namespace) -> Order:

@@ -38,6 +38,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         ),
         ("show", "verify a package and say what it is", _add_show),
         ("check", check.HELP, check.add_arguments),
+        ("publish", "place a verified package where a service reads it", _add_publish),
+        ("rollback", "make an older published package the current one", _add_rollback),
         ("build-engine", engines.HELP, _add_build_engine),
     ):
         add(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
@@ -71,6 +73,35 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="a model package, or `bundled`")
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("package", help="a model package, or `bundled`")
+    _add_repository(parser)
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=5,
+        help="how many of the newest versions stay, the current one besides (default 5)",
+    )
+    parser.add_argument(
+        "--if-empty", action="store_true", help="do nothing where one is published already"
+    )
+
+
+def _add_rollback(parser: argparse.ArgumentParser) -> None:
+    _add_repository(parser)
+    parser.add_argument("--to", metavar="VERSION", help="default: the one before the current")
+
+
+def _add_repository(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="of one model's published packages, each a version beside the link `current`",
+    )
 
 
 def _add_build_engine(parser: argparse.ArgumentParser) -> None:

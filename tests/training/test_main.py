@@ -14,7 +14,7 @@ from training.commands.train import RECIPES
 from training.config import TrainingConfig
 from training.data.folder import DataFolder
 
-JOBS = ("teacher", "student", "debug", "data", "evaluate", "export")
+JOBS = ("teacher", "student", "debug", "data", "evaluate", "gate", "export")
 
 
 def test_a_mistake_ends_the_program_with_status_2(project_root: Path) -> None:

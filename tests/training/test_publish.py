@@ -49,6 +49,8 @@ def test_everything_that_export_needs_is_there(
     model = Tipsv2Model.from_pretrained(run / "model")
     tokenizer = Tipsv2Tokenizer.from_pretrained(run / "model")
     other = shutil.copytree(run, tmp_path / "runs/student-seed-7")
+    package = shutil.copytree(run / "model", tmp_path / "student/20261125T201500Z-0123456789ab")
+    (tmp_path / "student/current").symlink_to(package.name)
 
     def evaluate(
         student: Path,
@@ -56,10 +58,11 @@ def test_everything_that_export_needs_is_there(
         data: DataFolder,
         *,
         further: Sequence[Path],
+        served: Path | None,
         num_scenes: int,
     ) -> tuple[Encoder, list[ScoreEntry]]:
         assert (student, teacher, num_scenes) == (run / "model", other / "model", 3)
-        assert list(further) == [other / "model"]
+        assert (list(further), served) == ([other / "model"], package.parent / "current")
         assert data.path == tmp_path
         chosen = Encoder(
             model=model,
@@ -73,7 +76,7 @@ def test_everything_that_export_needs_is_there(
     monkeypatch.setattr(publish_module, "evaluate", evaluate)
     output = tmp_path / "checkpoint"
     entries = publish(
-        Runs(student=run, teacher=other, further=[other]),
+        Runs(student=run, teacher=other, further=[other], served=package.parent / "current"),
         data=DataFolder(path=tmp_path),
         card=card,
         output=output,
@@ -91,6 +94,7 @@ def test_everything_that_export_needs_is_there(
 def check_provenance(provenance: Mapping[str, object]) -> None:
     """What a published student says of how it was made."""
     assert provenance["classification"] == {"templates": "none"}
+    assert provenance["compared_with"] == "20261125T201500Z-0123456789ab"
     assert (provenance["steps"], provenance["recipe"]) == (40, "student")
     # No place of this machine is told to whoever gets the model.
     assert provenance["configs"] == [
@@ -105,13 +109,14 @@ def check_provenance(provenance: Mapping[str, object]) -> None:
     assert {"fluent-3d", "openmoji", "stamps"} == set(held_out)
 
 
-@pytest.mark.parametrize("missing", ["student", "teacher", "further"])
+@pytest.mark.parametrize("missing", ["student", "teacher", "further", "served"])
 def test_a_run_without_a_model_is_named(missing: str, run: Path, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
-    folders = dict.fromkeys(("student", "teacher", "further"), run) | {missing: nowhere}
+    folders = dict.fromkeys(("student", "teacher", "further", "served"), run) | {missing: nowhere}
     with pytest.raises(FileNotFoundError, match="nowhere holds no model yet"):
         Runs(
             student=folders["student"],
             teacher=folders["teacher"],
             further=[folders["further"]],
+            served=folders["served"],
         )

@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="further runs of the same recipe with other seeds",
     )
     parser.add_argument("--teacher", type=Path, help="its teacher's folder, for the rows beside it")
+    parser.add_argument(
+        "--served",
+        type=Path,
+        metavar="PACKAGE",
+        help="the package in whose place it would come: rows beside it, and the difference to it, "
+        "which `gate` judges",
+    )
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument(
         "--output", type=Path, help="write the run's checkpoint here; without it, print the scores"
@@ -51,7 +58,12 @@ def run(options: argparse.Namespace) -> None:
         models = [find_model(run) for run in (options.run, *options.also)]
         print(render_table(quick_scores(models, data)))
         return
-    runs = Runs(student=options.run, teacher=options.teacher, further=options.also)
+    runs = Runs(
+        student=options.run,
+        teacher=options.teacher,
+        further=options.also,
+        served=options.served,
+    )
     if options.output is None:
         _, entries = score(runs, data=data, num_scenes=options.scenes)
     else:

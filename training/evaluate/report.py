@@ -32,6 +32,8 @@ CLASSIFICATION = "zero-shot classification"
 TASKS = (SEGMENTATION, RETRIEVAL, CLASSIFICATION)
 CHANCE = "chance"
 PAINTED = "its CLS1 painted"
+STUDENT, SERVED = "student", "served"
+GAIN = f"{STUDENT} - {SERVED}"
 _DEPTHS = (1, 5)
 
 
@@ -43,23 +45,26 @@ class Contestants:
         student: The one that will be published.
         further: Students of the same recipe with other seeds.
         teacher: The student's; None where it has none or is not at hand.
+        served: The model in whose place the student would come; None where there is none.
         random: Random weights in the student's shape.
     """
 
     student: Encoder
     further: tuple[Encoder, ...] = ()
     teacher: Encoder | None = None
+    served: Encoder | None = None
     random: Encoder
 
     def students(self) -> dict[str, Encoder]:
         """Students by the name of their row."""
         rows = {f"student, seed {i}": encoder for i, encoder in enumerate(self.further, start=1)}
-        return {"student": self.student, **rows}
+        return {STUDENT: self.student, **rows}
 
     def rows(self) -> dict[str, Encoder]:
         """Everyone by the name of their row."""
-        teacher = {} if self.teacher is None else {"teacher": self.teacher}
-        return {**self.students(), **teacher, "random weights": self.random}
+        others = {"teacher": self.teacher, SERVED: self.served}
+        known = {row: encoder for row, encoder in others.items() if encoder is not None}
+        return {**self.students(), **known, "random weights": self.random}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +132,8 @@ def _segmentation_entries(
     yield table.entry(CHANCE, "mIoU", guessed.miou(), count=count)
     yield table.entry(CHANCE, "which", guessed.which(), count=count)
     for row in contestants.students():
-        teacher = {"teacher": counts["teacher"]} if "teacher" in counts else {}
-        others = {PAINTED: counts[f"{row}, {PAINTED}"], **teacher, CHANCE: guessed}
+        known = {name: counts[name] for name in ("teacher", SERVED) if name in counts}
+        others = {PAINTED: counts[f"{row}, {PAINTED}"], **known, CHANCE: guessed}
         for name, other in others.items():
             miou = bootstrap(SceneCounts.miou, counts[row], other)
             which = bootstrap(SceneCounts.which, counts[row], other)
@@ -178,7 +183,11 @@ def _ranking_entries(
         for depth in _DEPTHS:
             interval = bootstrap(found_within(depth), ranking)
             yield table.entry(row, f"{metric}{depth}", interval, count=len(ranking))
-    any_ranking = rankings["student"]
+    any_ranking = rankings[STUDENT]
+    if SERVED in rankings:
+        for depth in _DEPTHS:
+            gain = bootstrap(found_within(depth), any_ranking, rankings[SERVED])
+            yield table.entry(GAIN, f"{metric}{depth}", gain, count=len(any_ranking))
     for depth in _DEPTHS:
         value = any_ranking.chance(depth)
         yield table.entry(CHANCE, f"{metric}{depth}", value, count=len(any_ranking))
@@ -190,6 +199,7 @@ def evaluate(
     data: DataFolder,
     *,
     further: Sequence[Path] = (),
+    served: Path | None = None,
     num_scenes: int = 500,
 ) -> tuple[Encoder, list[ScoreEntry]]:
     """Score a student on every test set.
@@ -199,6 +209,7 @@ def evaluate(
         teacher: Its teacher's; None leaves the teacher's rows out.
         data: The data folder.
         further: Models of the same recipe with other seeds.
+        served: The model in whose place the student would come; None leaves its rows out.
         num_scenes: Scenes a set.
 
     Returns:
@@ -211,6 +222,7 @@ def evaluate(
         student=load_encoder(student, development),
         further=tuple(load_encoder(folder, development) for folder in further),
         teacher=None if teacher is None else load_encoder(teacher, development),
+        served=None if served is None else load_encoder(served, development),
         random=load_encoder(student, development, is_random=True),
     )
     entries: list[ScoreEntry] = []

@@ -139,3 +139,21 @@ def test_it_ends_when_it_is_told_to_or_left_alone(
         finally:
             process.kill()
     assert not list((cache.root / "packages").iterdir())
+
+
+def test_publishing_and_the_way_back_say_what_is_current(
+    tmp_path: Path, tiny_package: ModelPackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = ["--repository", str(tmp_path / "models/student")]
+    assert run(["publish", str(tiny_package.path), *repository]) == 0
+    first = capsys.readouterr().out.strip()
+    assert Path(first).parent == tmp_path / "models/student"
+    assert run(["publish", "bundled", *repository, "--if-empty"]) == 0
+    assert capsys.readouterr().out.strip() == first
+    assert run(["publish", "bundled", *repository, "--keep=2"]) == 0
+    second = capsys.readouterr().out.strip()
+    assert second != first
+    assert run(["rollback", *repository, "--to", Path(first).name]) == 0
+    assert capsys.readouterr().out.strip() == first
+    assert run(["rollback", *repository, "--to=nowhere"]) == 1
+    assert "has no version 'nowhere'" in capsys.readouterr().err

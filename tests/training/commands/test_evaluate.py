@@ -33,13 +33,13 @@ def test_evaluation_prints_every_row(
         runs: Runs, *, data: DataFolder, card: Path, output: Path, num_scenes: int
     ) -> list[ScoreEntry]:
         assert (runs.student, runs.teacher) == (run, run)
-        assert list(runs.further) == [run, run]
+        assert (list(runs.further), runs.served) == ([run, run], run)
         assert (data.path, card.name, output, num_scenes) == (Path("d"), "c.md", Path("o"), 9)
         return [entry, chance]
 
     monkeypatch.setattr(evaluate_command, "publish", publish)
     arguments = ["--also", str(run), str(run), "--teacher", str(run), "--output", "o"]
-    arguments += ["--scenes", "9", "--card", "c.md", "--data", "d"]
+    arguments += ["--scenes", "9", "--card", "c.md", "--data", "d", "--served", str(run)]
     assert main(["evaluate", str(run), *arguments]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "t | seen | student | mIoU | 12.50 [11.00, 14.00] | n 9",

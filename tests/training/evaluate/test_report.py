@@ -26,17 +26,29 @@ ROWS = [
     "student, seed 1, its CLS1 painted",
     "teacher",
     "teacher, its CLS1 painted",
+    "served",
+    "served, its CLS1 painted",
     "random weights",
     "largest object painted",
     "chance",
     "student - its CLS1 painted",
     "student - teacher",
+    "student - served",
     "student - chance",
     "student, seed 1 - its CLS1 painted",
     "student, seed 1 - teacher",
+    "student, seed 1 - served",
     "student, seed 1 - chance",
 ]
-RANKED = ["student", "student, seed 1", "teacher", "random weights", "chance"]
+RANKED = [
+    "student",
+    "student, seed 1",
+    "teacher",
+    "served",
+    "random weights",
+    "student - served",
+    "chance",
+]
 
 
 @pytest.fixture
@@ -54,7 +66,7 @@ def contestants(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> Conte
         Encoder(model=model, tokenizer=tokenizer, features="patches", templates="none")
         for model in (encoder_model, other_model)
     )
-    return Contestants(student=one, further=(other,), teacher=one, random=one)
+    return Contestants(student=one, further=(other,), teacher=one, served=other, random=one)
 
 
 def _segmentation(entries: list[ScoreEntry]) -> list[ScoreEntry]:
@@ -91,6 +103,7 @@ def test_differences_are_between_their_rows(
             others = {
                 "its CLS1 painted": painted,
                 "teacher": by_row["teacher", metric].value,
+                "served": by_row["served", metric].value,
                 "chance": by_row["chance", metric].value,
             }
             for name, other in others.items():
@@ -99,12 +112,14 @@ def test_differences_are_between_their_rows(
     assert by_row["student, seed 1 - teacher", "which"].value != 0
 
 
-def test_a_student_may_come_without_a_teacher(
+def test_a_student_may_come_without_a_teacher_and_be_the_first(
     contestants: Contestants, benchmark: SegmentationBenchmark
 ) -> None:
-    alone = replace(contestants, teacher=None)
-    rows = {entry.row for entry in _segmentation(report.score_scenes(benchmark, alone))}
-    assert rows == {row for row in ROWS if "teacher" not in row}
+    alone = replace(contestants, teacher=None, served=None)
+    entries = report.score_scenes(benchmark, alone)
+    rows = {entry.row for entry in _segmentation(entries)}
+    assert rows == {row for row in ROWS if "teacher" not in row and "served" not in row}
+    assert not [entry for entry in entries if "served" in entry.row]
 
 
 def test_retrieval_is_scored_both_ways_with_both_captions(
@@ -155,6 +170,11 @@ def test_drawings_are_scored_at_both_depths(
     assert by_row["student", "top-1"] == by_row["teacher", "top-1"].model_copy(
         update={"row": "student"}
     )
+    for metric in ("top-1", "top-5"):
+        gain, served = by_row["student - served", metric], by_row["served", metric]
+        assert gain.value == pytest.approx(by_row["student", metric].value - served.value, abs=0.02)
+        assert gain.low is not None
+        assert gain.low <= gain.value
     assert by_row["student", "top-5"].value >= by_row["student", "top-1"].value
     assert {(entry.task, entry.split, entry.count) for entry in entries} == {
         ("zero-shot classification", "drawn", 14)
@@ -173,7 +193,9 @@ def test_a_whole_evaluation(
     tokenizer.save_pretrained(folder)
     few = partial(development_benchmarks, num_scenes=2)
     monkeypatch.setattr(report, "development_benchmarks", few)
-    chosen, entries = report.evaluate(folder, folder, data_folder, further=[folder], num_scenes=2)
+    chosen, entries = report.evaluate(
+        folder, folder, data_folder, further=[folder], served=folder, num_scenes=2
+    )
     assert chosen.features in {"patches", "values"}
     assert {chosen.templates, chosen.class_templates} <= {"none", "tcl"}
     tasks = {task: len([e for e in entries if e.task == task]) for task in report.TASKS}

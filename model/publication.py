@@ -1,0 +1,193 @@
+"""Places packages where a service reads them: verified, whole or not at all, and the way back.
+
+```
+REPOSITORY/                         of one model, such as /models/student
+  20261125T201500Z-3fa9c1d2e4b5/    a package: when it was published, its manifest's digest
+  current -> 20261125T...           what is meant to be served; a link that is replaced at once
+  .20261125T...-3fa9c1d2e4b5.new/   one that is being copied, or was when its process died
+```
+
+A version never changes once it has its name, so a server names one and cannot come to hold another
+at its next start. `current` is for people, and for what compares the next student with this one.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from model.manifest import MANIFEST_NAME, Manifest
+from model.package import ModelPackage, PackageError, open_package
+from model.package_check import sha256
+
+CURRENT: Final = "current"
+VERSION: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
+DIGEST_DIGITS: Final = 12
+_PARTIAL: Final = ".new"
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """The published packages of one model, below one folder."""
+
+    folder: Path
+
+    def versions(self) -> list[str]:
+        """Names of all versions, the oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            path.name
+            for path in self.folder.iterdir()
+            if VERSION.fullmatch(path.name) and path.is_dir()
+        )
+
+    def current(self) -> str | None:
+        """The version that is meant to be served; None where none is."""
+        link = self.folder / CURRENT
+        return os.readlink(link) if link.is_symlink() else None
+
+    def publish(self, source: str | Path, *, keep: int, now: datetime | None = None) -> Path:
+        """Copy a package here and make it the current one; done already, it only says where.
+
+        Args:
+            source: A package's folder, or `bundled`.
+            keep: How many of the newest versions stay, the current one besides.
+            now: When this is; by default the clock's.
+
+        Returns:
+            The version's folder.
+
+        Raises:
+            PackageError: The package is broken, or its graphs are not proven; nothing is changed.
+            ValueError: `keep` is less than 1.
+        """
+        if keep < 1:
+            raise ValueError("--keep must be at least 1")
+        package = open_package(source)
+        check_proven(package.manifest)
+        digest = sha256(package.path / MANIFEST_NAME)[:DIGEST_DIGITS]
+        with self._writing():
+            found = next((name for name in self.versions() if name.endswith(f"-{digest}")), None)
+            if found is None:
+                time = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
+                found = f"{time}-{digest}"
+                self._copy(package, found)
+            else:
+                open_package(self.folder / found)
+            self._point_to(found)
+            self._prune(keep)
+        return self.folder / found
+
+    def roll_back(self, version: str | None = None) -> Path:
+        """Make an older version the current one.
+
+        Args:
+            version: Its name; None for the one before the current.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            PackageError: There is no such version, or it is broken; nothing is changed.
+        """
+        with self._writing():
+            names, current = self.versions(), self.current()
+            if version is None:
+                earlier = [name for name in names if current is not None and name < current]
+                if not earlier:
+                    raise PackageError(
+                        f"{self.folder} holds no version before {current or 'any'}; it has "
+                        f"{', '.join(names) or 'none'}"
+                    )
+                version = earlier[-1]
+            if version not in names:
+                raise PackageError(
+                    f"{self.folder} has no version {version!r}: it has {', '.join(names) or 'none'}"
+                )
+            open_package(self.folder / version)
+            self._point_to(version)
+        return self.folder / version
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep other publications out; the lock ends with its holder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _copy(self, package: ModelPackage, version: str) -> None:
+        """Copy under another name, verify the copy, and give it its own."""
+        for left in self.folder.glob(f".*Z-*{_PARTIAL}"):
+            shutil.rmtree(left)
+        partial = self.folder / f".{version}{_PARTIAL}"
+        try:
+            for name in (*package.manifest.files, MANIFEST_NAME):
+                target = partial / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(package.path / name, target)
+                target.chmod(0o644)
+                _flush(target)
+            for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+                folder.chmod(0o755)
+                _flush(folder)
+            # What lies on this disk, not what was read from the other.
+            open_package(partial)
+            partial.rename(self.folder / version)
+            _flush(self.folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _point_to(self, version: str) -> None:
+        temporary = self.folder / f".{CURRENT}{_PARTIAL}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(version)
+        temporary.replace(self.folder / CURRENT)
+        _flush(self.folder)
+
+    def _prune(self, keep: int) -> None:
+        """Remove old versions; a name is taken away first, so that no half of one is found."""
+        for name in self.versions()[:-keep]:
+            if name != self.current():
+                leaving = self.folder / f".{name}{_PARTIAL}"
+                (self.folder / name).rename(leaving)
+                shutil.rmtree(leaving)
+
+
+def check_proven(manifest: Manifest) -> None:
+    """See that every graph computes what the model computes, by the package's own proofs.
+
+    A way that a runtime only hints at may fail, and is not taken then; in float32 none may.
+
+    Raises:
+        PackageError: A graph was never compared, or differs.
+    """
+    for file in (name for name in manifest.files if name.endswith(".onnx")):
+        entries = [entry for entry in manifest.parity if entry.file == file]
+        wrong = [entry for entry in entries if entry.precision == "fp32" and not entry.passed]
+        if wrong:
+            raise PackageError(
+                f"{file} of {manifest.name!r} differs from the model on {wrong[0].runtime}: "
+                f"{'; '.join(wrong[0].failures)}; export it again"
+            )
+        if not any(entry.passed for entry in entries):
+            raise PackageError(
+                f"{file} of {manifest.name!r} was never proven to compute what the model does; "
+                "measure it with `python -m model check --write`, or export it again"
+            )
+
+
+def _flush(path: Path) -> None:
+    """See what was written onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,249 @@
+"""Published packages: whole or not there, verified on both sides, and the way back."""
+
+import json
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from model.manifest import MANIFEST_NAME, ParityEntry, ParityLimits
+from model.package import Manifest, ModelPackage, PackageError, open_package, write_manifest
+from model.package_check import sha256
+from model.publication import CURRENT, VERSION, Repository, check_proven
+
+START = datetime(2026, 11, 25, 20, 15, tzinfo=UTC)
+LIMIT_S = 60.0
+
+Make = Callable[[str], Path]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "models" / "student")
+
+
+@pytest.fixture
+def make_package(tiny_package: ModelPackage, tmp_path: Path) -> Make:
+    """A copy of the tiny package, of another content for each name."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path / f"package-{name}"
+        shutil.copytree(tiny_package.path, folder)
+        (folder / "README.md").write_text(f"# {name}\n", encoding="utf-8")
+        return write_manifest(folder, tiny_package.manifest).path
+
+    return make
+
+
+def publish(repository: Repository, source: Path, hours: int = 0, keep: int = 5) -> Path:
+    return repository.publish(source, keep=keep, now=START + timedelta(hours=hours))
+
+
+def names(repository: Repository) -> set[str]:
+    return {path.name for path in repository.folder.iterdir()} - {".lock"}
+
+
+def test_a_version_says_when_it_came_and_what_is_in_it(
+    repository: Repository, make_package: Make
+) -> None:
+    source = make_package("one")
+    folder = publish(repository, source)
+    assert VERSION.fullmatch(folder.name)
+    assert folder.name.startswith("20261125T201500Z-")
+    assert (repository.current(), repository.versions()) == (folder.name, [folder.name])
+    assert os.readlink(repository.folder / CURRENT) == folder.name
+    copied, given = open_package(repository.folder / CURRENT), open_package(source)
+    assert copied.manifest == given.manifest
+    assert names(repository) == {folder.name, CURRENT}
+
+
+def test_every_user_may_read_it(repository: Repository, make_package: Make) -> None:
+    source = make_package("one")
+    for path in source.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    folder = publish(repository, source)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
+    assert modes == {0o755, 0o644}
+
+
+def test_the_same_content_is_published_once(repository: Repository, make_package: Make) -> None:
+    source = make_package("one")
+    first = publish(repository, source)
+    second = publish(repository, make_package("two"), hours=1)
+    assert publish(repository, source, hours=2) == first
+    assert repository.versions() == [first.name, second.name]
+    assert repository.current() == first.name
+
+
+def test_old_ones_leave_and_the_current_stays(repository: Repository, make_package: Make) -> None:
+    folders = [publish(repository, make_package(name), hours) for hours, name in enumerate("abc")]
+    assert repository.roll_back(folders[0].name) == folders[0]
+    shutil.rmtree(folders[2])
+    fourth = publish(repository, make_package("d"), hours=3, keep=1)
+    assert repository.versions() == [fourth.name]
+    assert names(repository) == {fourth.name, CURRENT}
+    # What is served again is not taken away by what is made beside it.
+    repository.publish(make_package("e"), keep=2, now=START + timedelta(hours=4))
+    assert repository.roll_back() == fourth
+    with pytest.raises(ValueError, match="--keep must be at least 1"):
+        repository.publish(fourth, keep=0)
+
+
+def test_the_way_back(repository: Repository, make_package: Make) -> None:
+    first, second, third = (
+        publish(repository, make_package(name), hours) for hours, name in enumerate("abc")
+    )
+    assert repository.roll_back() == second
+    assert repository.roll_back() == first
+    with pytest.raises(PackageError, match=f"no version before {first.name}"):
+        repository.roll_back()
+    assert repository.roll_back(third.name) == third
+    with pytest.raises(PackageError, match="has no version 'yesterday'"):
+        repository.roll_back("yesterday")
+    (second / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(PackageError, match=r"config\.json"):
+        repository.roll_back(second.name)
+    assert repository.current() == third.name
+
+
+def test_nothing_can_be_gone_back_to_where_nothing_is(repository: Repository) -> None:
+    with pytest.raises(PackageError, match="holds no version before any; it has none"):
+        repository.roll_back()
+
+
+def test_a_broken_package_changes_nothing(repository: Repository, make_package: Make) -> None:
+    good = publish(repository, make_package("good"))
+    bad = make_package("bad")
+    weights = bad / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(PackageError, match="SHA-256"):
+        publish(repository, bad, hours=1)
+    assert names(repository) == {good.name, CURRENT}
+    assert repository.current() == good.name
+
+
+def test_what_arrives_is_verified_and_not_only_what_left(
+    repository: Repository, make_package: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(source: Path, target: Path) -> None:
+        content = bytearray(source.read_bytes())
+        if source.name == "config.json":
+            content[-1] ^= 1
+        target.write_bytes(content)
+
+    source = make_package("one")
+    monkeypatch.setattr(shutil, "copyfile", torn)
+    with pytest.raises(PackageError, match="SHA-256"):
+        publish(repository, source)
+    assert names(repository) == set()
+
+
+def test_nobody_sees_half_of_one(
+    repository: Repository, make_package: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = publish(repository, make_package("old"))
+    new, copy = make_package("new"), shutil.copyfile
+    seen: list[tuple[list[str], str | None]] = []
+
+    def watched(source: Path, target: Path) -> None:
+        copy(source, target)
+        seen.append((repository.versions(), repository.current()))
+
+    monkeypatch.setattr(shutil, "copyfile", watched)
+    publish(repository, new, hours=1)
+    assert len(seen) > 3
+    assert all(state == ([old.name], old.name) for state in seen)
+
+
+def test_what_a_dead_process_left_is_removed(repository: Repository, make_package: Make) -> None:
+    left = repository.folder / ".20261125T190000Z-0123456789ab.new"
+    left.mkdir(parents=True)
+    (left / "config.json").touch()
+    (repository.folder / ".current.new").symlink_to("nowhere")
+    folder = publish(repository, make_package("one"))
+    assert names(repository) == {folder.name, CURRENT}
+
+
+def test_one_publication_at_a_time(
+    repository: Repository, make_package: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, is_inside, may_go_on = shutil.copyfile, threading.Event(), threading.Event()
+
+    def slow(source: Path, target: Path) -> None:
+        is_inside.set()
+        assert may_go_on.wait(LIMIT_S)
+        copy(source, target)
+
+    first, second = make_package("first"), make_package("second")
+    monkeypatch.setattr(shutil, "copyfile", slow)
+    threads = [threading.Thread(target=publish, args=(repository, first))]
+    threads[0].start()
+    assert is_inside.wait(LIMIT_S)
+    threads.append(threading.Thread(target=publish, args=(repository, second, 1)))
+    threads[1].start()
+    threads[1].join(0.2)
+    assert threads[1].is_alive()
+    may_go_on.set()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert len(repository.versions()) == 2
+    assert repository.current() == repository.versions()[-1]
+
+
+def entry(file: str, precision: str = "fp32", difference: float = 0.1) -> ParityEntry:
+    limits = ParityLimits(max_abs_diff=0.5)
+    fields = {"file": file, "runtime": "onnxruntime", "precision": precision, "sizes": []}
+    return ParityEntry.model_validate(
+        {**fields, "reference": "torch", "max_abs_diff": difference, "limits": limits}
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([], "onnx/text_model.onnx of 'tiny' was never proven"),
+        ([entry("onnx/text_model.onnx")], "onnx/vision_model.onnx of 'tiny' was never proven"),
+        (
+            [
+                entry("onnx/vision_model.onnx"),
+                entry("onnx/text_model.onnx"),
+                entry("onnx/text_model.onnx", difference=0.6),
+            ],
+            "text_model.onnx of 'tiny' differs from the model on onnxruntime: max_abs_diff is 0.6",
+        ),
+        ([entry("onnx/text_model.onnx", "bf16", 0.6)], "onnx/text_model.onnx of 'tiny' was never"),
+    ],
+)
+def test_graphs_must_be_proven(
+    entries: list[ParityEntry], reason: str, repository: Repository, make_package: Make
+) -> None:
+    folder = make_package("one")
+    manifest = open_package(folder).manifest.model_copy(update={"parity": entries})
+    write_manifest(folder, manifest)
+    with pytest.raises(PackageError, match=reason):
+        publish(repository, folder)
+    assert not repository.folder.exists()
+
+
+def test_a_hint_that_failed_forbids_nothing(tiny_package: ModelPackage) -> None:
+    both = [entry(f"onnx/{part}_model.onnx") for part in ("vision", "text")]
+    hint = entry("onnx/vision_model.onnx", "bf16", 0.6)
+    manifest: Manifest = tiny_package.manifest.model_copy(update={"parity": [*both, hint]})
+    check_proven(manifest)
+
+
+def test_the_clock_names_versions(repository: Repository, make_package: Make) -> None:
+    before = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    folder = repository.publish(make_package("one"), keep=1)
+    after = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    assert before <= folder.name.partition("-")[0] <= after
+    digest = sha256(folder / MANIFEST_NAME)
+    assert folder.name.endswith(digest[:12])
+    assert json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["name"] == "tiny"

@@ -1,0 +1,120 @@
+"""The gate: least values and most losses, and what it says where it cannot judge."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from model.manifest import ScoreEntry
+from training.__main__ import main
+from training.evaluate.gate import Rule, judge, read_rules
+
+TASK, SPLIT = "zero-shot segmentation", "seen styles, 50 everyday names"
+RULE = f'[[score]]\ntask = "{TASK}"\nsplit = "{SPLIT}"\nmetric = "mIoU"\n'
+
+
+def score(row: str, value: float, low: float | None = None) -> ScoreEntry:
+    high = None if low is None else 2 * value - low
+    return ScoreEntry(
+        task=TASK, split=SPLIT, row=row, metric="mIoU", value=value, low=low, high=high, count=500
+    )
+
+
+SCORES = [
+    score("student", 38.0, 36.0),
+    score("served", 39.0, 37.0),
+    score("student - served", -1.0, -2.0),
+    score("chance", 1.0),
+]
+
+
+def rule(**demands: float) -> Rule:
+    return Rule.model_validate({"task": TASK, "split": SPLIT, "metric": "mIoU", **demands})
+
+
+@pytest.mark.parametrize(
+    ("demand", "passes"),
+    [
+        ({"minimum": 38.0}, True),
+        ({"minimum": 38.01}, False),
+        # The interval's end judges, not its middle.
+        ({"max_loss": 2.0}, True),
+        ({"max_loss": 1.9}, False),
+    ],
+)
+def test_demands(demand: dict[str, float], passes: bool) -> None:
+    (verdict,) = judge([rule(**demand)], SCORES)
+    assert verdict.passed is passes
+    assert verdict.text.startswith(f"{TASK} | {SPLIT} | mIoU: ")
+
+
+def test_verdicts_say_what_was_measured_and_asked() -> None:
+    reached, lost = judge([rule(minimum=30, max_loss=1.5)], SCORES)
+    assert reached.text.endswith("mIoU: 38.00, must reach 30.00")
+    assert lost.text.endswith(
+        "mIoU: -1.00 [-2.00, +0.00] against what is served, may not lose more than 1.50"
+    )
+    assert (reached.passed, lost.passed) == (True, False)
+
+
+def test_what_was_not_measured_is_no_pass() -> None:
+    other = rule(minimum=1).model_copy(update={"split": "seen style"})
+    with pytest.raises(ValueError, match=r"'.*seen style .*' of 'student' was measured; mend"):
+        judge([other], SCORES)
+    alone = [entry for entry in SCORES if "served" not in entry.row]
+    with pytest.raises(ValueError, match="'student - served' was measured; evaluate it beside"):
+        judge([rule(max_loss=1)], alone)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[[score]\n",
+        "score = []\n",
+        RULE,
+        f"{RULE}minimun = 3\n",
+        f"{RULE}max_loss = -1\n",
+        f"{RULE}minimum = nan\n",
+        f'{RULE}minimum = "3"x\n',
+    ],
+)
+def test_rules_that_ask_nothing_are_a_mistake(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "gate.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"gate.toml holds no rules that can be read"):
+        read_rules(path)
+
+
+def call(tmp_path: Path, *demands: str) -> int:
+    (tmp_path / "scores.json").write_bytes(TypeAdapter(list[ScoreEntry]).dump_json(SCORES))
+    rules = tmp_path / "gate.toml"
+    rules.write_text("\n".join(f"{RULE}{demand}" for demand in demands), encoding="utf-8")
+    return main(["gate", str(tmp_path), "--rules", str(rules)])
+
+
+def test_a_student_that_keeps_the_rules_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tmp_path, "minimum = 30", "max_loss = 2") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["passed"] * 2
+
+
+def test_a_refusal_has_a_status_of_its_own_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(tmp_path, "minimum = 30", "max_loss = 1") == 3
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["passed", "FAILED"]
+    assert said.err.startswith("refused: 1 of 2 rules are not kept: zero-shot segmentation | seen")
+
+
+def test_mistakes_are_no_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(tmp_path, "maximum = 30") == 2
+    assert "holds no rules that can be read" in capsys.readouterr().err
+    (tmp_path / "scores.json").write_text("[{}]", encoding="utf-8")
+    good = tmp_path / "good.toml"
+    good.write_text(f"{RULE}minimum = 1\n", encoding="utf-8")
+    assert main(["gate", str(tmp_path), "--rules", str(good)]) == 2
+    assert "holds no scores that can be read" in capsys.readouterr().err
+    assert main(["gate", str(tmp_path / "nowhere"), "--rules", str(good)]) == 2

@@ -56,7 +56,8 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of every job."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     jobs = parser.add_subparsers(dest="job", required=True)
     for name, recipe in RECIPES.items():
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or one of those above.
     """
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     disable_progress_bar()  # of reading and writing weights, which small models do in no time
     try:
         options.do(options)

@@ -1,0 +1,130 @@
+"""Components, on top of overlays and together, as deploy/README.md says they may be."""
+
+import re
+from functools import cache
+
+import pytest
+import yaml
+
+from tests.deploy import kustomizations
+from tests.deploy.cross_references import faults
+from tests.deploy.workloads import Manifest, Workload, of_kind, workloads
+
+KUBERNETES = kustomizations.DEPLOY / "kubernetes"
+USUAL = ("monitoring", "keda", "api-keys", "tls", "tracing")
+COMBINATIONS = [
+    ("cpu", *USUAL, "model-volume"),
+    ("cpu", "monitoring", "hpa", "released-model", "cache-volume"),
+    ("gpu", *USUAL, "model-volume"),
+    ("dev", "released-model"),
+]
+
+
+@cache
+def text_of(overlay: str, *components: str) -> str:
+    folders = [KUBERNETES / "components" / name for name in components]
+    return kustomizations.build_together(KUBERNETES / "overlays" / overlay, folders)
+
+
+def build(overlay: str, *components: str) -> list[Manifest]:
+    return [one for one in yaml.safe_load_all(text_of(overlay, *components)) if one]
+
+
+def server(documents: list[Manifest]) -> Workload:
+    (found,) = [one for one in workloads(documents) if one.servers]
+    return found
+
+
+def settings(documents: list[Manifest]) -> dict[str, str]:
+    (found,) = [
+        one["data"]
+        for one in of_kind(documents, "ConfigMap")
+        if one["metadata"]["name"].startswith("tipserve-settings-")
+    ]
+    return dict(found)
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
+def test_components_fit_together(names: tuple[str, ...]) -> None:
+    assert faults(build(*names)) == []
+
+
+def test_every_component_is_among_the_combinations() -> None:
+    there = {path.parent.name for path in KUBERNETES.glob("components/*/kustomization.yaml")}
+    assert there == {name for names in COMBINATIONS for name in names[1:]}
+
+
+@pytest.mark.parametrize("order", [("hpa", "keda"), ("keda", "hpa")])
+def test_two_autoscalers_cannot_be_built(order: tuple[str, str]) -> None:
+    with pytest.raises(AssertionError, match="replicas"):
+        build("cpu", *order)
+
+
+def test_an_autoscaler_has_the_replicas_to_itself() -> None:
+    for name in ("hpa", "keda"):
+        assert "replicas" not in server(build("cpu", name)).document["spec"]
+
+
+def test_a_changed_setting_is_a_rollout() -> None:
+    before, after = (server(build("cpu", *names)) for names in ((), ("model-volume",)))
+    names = [one.servers[0]["envFrom"][0]["configMapRef"]["name"] for one in (before, after)]
+    assert names[0] != names[1]
+
+
+def test_settings_of_all_components_come_together() -> None:
+    both = settings(build("cpu", "tracing", "api-keys"))
+    assert {"TIPSERVE_MODEL", "TIPSERVE_OTLP_ENDPOINT", "TIPSERVE_API_KEYS_FILE"} <= both.keys()
+
+
+def test_new_keys_are_no_rollout() -> None:
+    (secret,) = of_kind(build("cpu", "api-keys"), "Secret")
+    assert secret["metadata"]["name"] == "tipserve-api-keys"
+
+
+def test_probes_stay_in_the_clear_beside_tls() -> None:
+    (container,) = server(build("cpu", "tls")).servers
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["port"] == "metrics"
+
+
+@pytest.mark.parametrize(("component", "port"), [("tracing", 4318), ("released-model", 443)])
+def test_whoever_calls_out_may_and_nobody_else(component: str, port: int) -> None:
+    def let_out(*components: str) -> set[int]:
+        (policy,) = of_kind(build("cpu", *components), "NetworkPolicy")
+        return {p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]}
+
+    assert let_out() == {53}
+    assert let_out(component) == {53, port}
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (("cpu", "model-volume"), ["verify-model"]),
+        (("cpu", "released-model"), ["prepare-model"]),
+        (("gpu",), ["build-engines"]),
+        (("gpu", "model-volume"), ["verify-model", "build-engines"]),
+        (("gpu-released",), ["prepare-model", "build-engines"]),
+    ],
+    ids=str,
+)
+def test_steps_of_a_start_come_in_their_order(names: tuple[str, ...], steps: list[str]) -> None:
+    documents = build(*names)
+    containers = server(documents).pod["initContainers"]
+    assert [container["name"] for container in containers] == steps
+    for container in containers:
+        # Each is about the model that is then served, and where the server looks for it.
+        for variable in container["env"]:
+            if variable["name"].startswith("TIPSERVE_"):
+                assert variable["valueFrom"]["configMapKeyRef"]["key"] == variable["name"]
+        assert "TIPSERVE_MODEL" in container["command"][-1]
+
+
+@pytest.mark.parametrize("names", [("cpu", "released-model"), ("gpu-released",)], ids=str)
+def test_what_was_prepared_is_what_is_looked_for(names: tuple[str, ...]) -> None:
+    documents = build(*names)
+    wanted = settings(documents).get("TIPSERVE_CONVERT_PRECISIONS", "")
+    for container in server(documents).pod["initContainers"]:
+        command = " ".join(container["command"]).partition(" prepare ")[2]
+        precisions = re.findall(r"--precision=(\w+)", command.partition("TIPSERVE_MODEL")[0])
+        assert precisions == [name for name in wanted.split(",") if name]

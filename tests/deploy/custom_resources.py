@@ -32,14 +32,25 @@ OF_KSERVE = {
 }
 
 
-def faults(documents: list[Manifest]) -> list[str]:
-    """What is wrong with documents of no built-in kind, as `Kind/name: field: message`."""
-    by_node = [one for one in documents if _group(one) in OF_NODE]
-    found = [(one, *fault) for one, fault in _node_faults(by_node)]
-    for document in documents:
-        if not is_builtin(document) and _group(document) not in OF_NODE:
-            found += [(document, *fault) for fault in _faults_of_one(document)]
-    return [f"{called(document)}: {field}: {message}" for document, field, message in found]
+def faults(sets: dict[str, list[Manifest]]) -> dict[str, list[str]]:
+    """What is wrong with documents of no built-in kind, as `Kind/name: field: message`.
+
+    Args:
+        sets: Documents by any names; the answer is by the same ones. Many at once, since Node
+            takes a second to start.
+    """
+    custom = [
+        (name, one) for name, documents in sets.items() for one in documents if not is_builtin(one)
+    ]
+    by_node = [pair for pair in custom if _group(pair[1]) in OF_NODE]
+    others = [pair for pair in custom if _group(pair[1]) not in OF_NODE]
+    answer: dict[str, list[str]] = {name: [] for name in sets}
+    for index, field, message in _node_faults([one for _, one in by_node]):
+        name, one = by_node[index]
+        answer[name].append(f"{called(one)}: {field}: {message}")
+    for name, one in others:
+        answer[name] += [f"{called(one)}: {field}: {text}" for field, text in _faults_of_one(one)]
+    return answer
 
 
 def _group(document: Manifest) -> str:
@@ -88,8 +99,8 @@ def _lost(given: Any, kept: Any, path: str) -> Iterator[field_tables.Fault]:
         yield path, f"was read as {kept!r}"
 
 
-def _node_faults(documents: list[Manifest]) -> list[tuple[Manifest, field_tables.Fault]]:
-    """Faults by the npm models of KEDA and the Prometheus operator."""
+def _node_faults(documents: list[Manifest]) -> list[tuple[int, str, str]]:
+    """Index, field and message by the npm models of KEDA and the Prometheus operator."""
     if not documents:
         return []
     folder = TOOLS.parent / "kubernetes-models"
@@ -105,4 +116,4 @@ def _node_faults(documents: list[Manifest]) -> list[tuple[Manifest, field_tables
         timeout=LIMIT_S,
     )
     assert ended.returncode == 0, ended.stderr
-    return [(documents[index], (field, text)) for index, field, text in json.loads(ended.stdout)]
+    return [(index, field, message) for index, field, message in json.loads(ended.stdout)]

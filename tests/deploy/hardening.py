@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tests.deploy.kustomizations import DEPLOY
-from tests.deploy.strict_schemas import pods_within
+from tests.deploy.operator_pods import pods_within
 from tests.deploy.workloads import Manifest, Workload, of_kind, workloads
 from tests.tools import find_tool
 

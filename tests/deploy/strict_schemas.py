@@ -10,7 +10,8 @@ from jsonschema import Draft202012Validator
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
-from tests.deploy.workloads import Manifest, called, of_kind
+from tests.deploy.operator_pods import pods_within
+from tests.deploy.workloads import Manifest, called
 
 # Two that are widely run, and the newest that the package knows.
 VERSIONS = ("1.30", "1.32", kubernetes_validate.latest_version())
@@ -53,38 +54,6 @@ def faults(documents: list[Manifest], versions: Sequence[str] = VERSIONS) -> lis
             except kubernetes_validate.SchemaNotFoundError as error:
                 found.append(f"{where}: {error.message}")
     return found
-
-
-def pods_within(documents: list[Manifest]) -> list[Manifest]:
-    """Pods that operators would make of custom resources, for checks that know only pods."""
-    specs: list[tuple[Manifest, Manifest]] = []
-    for job in of_kind(documents, "RayJob"):
-        cluster = job["spec"].get("rayClusterSpec", {})
-        groups = [cluster.get("headGroupSpec", {}), *cluster.get("workerGroupSpecs", ())]
-        specs += [(job, group["template"]["spec"]) for group in groups if "template" in group]
-    runtimes = of_kind(documents, "ServingRuntime", "ClusterServingRuntime")
-    for inference in of_kind(documents, "InferenceService"):
-        predictor = inference["spec"].get("predictor", {})
-        wanted = predictor.get("model", {}).get("runtime")
-        for runtime in runtimes:
-            # KServe lays what the predictor says of pods over what its runtime says.
-            if runtime["metadata"]["name"] == wanted:
-                whole = {**runtime["spec"], **predictor}
-                specs.append((inference, {key: whole[key] for key in _pod_fields() & whole.keys()}))
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {**owner["metadata"], "name": f"{owner['metadata']['name']}-{number}"},
-            "spec": spec,
-        }
-        for number, (owner, spec) in enumerate(specs)
-    ]
-
-
-def _pod_fields() -> set[str]:
-    fields: dict[str, Any] = _definitions()["$defs"]["io.k8s.api.core.v1.PodSpec"]["properties"]
-    return set(fields)
 
 
 def faults_of_type(type_name: str, value: Any) -> list[tuple[str, str]] | None:

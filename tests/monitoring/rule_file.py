@@ -1,0 +1,124 @@
+"""The shipped rules and their unit tests as data, and promtool run on them."""
+
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import yaml
+
+from tests.tools import find_tool
+
+LIMIT_S: Final = 120.0
+FIRING: Final = re.compile(r'ALERTS\{alertname="(\w+)",alertstate="firing"\}')
+
+Group = dict[str, Any]
+
+
+def shipped_groups(monitoring: Path) -> list[Group]:
+    """What the operator gives to Prometheus."""
+    text = (monitoring / "prometheus_rule.yaml").read_text(encoding="utf-8")
+    groups: list[Group] = yaml.safe_load(text)["spec"]["groups"]
+    return groups
+
+
+def alerts_of(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
+    """The alerts by name."""
+    return {r["alert"]: r for group in groups for r in group["rules"] if "alert" in r}
+
+
+class Check(NamedTuple):
+    """Whether an alert fires at some moment."""
+
+    alert: str
+    moment: str
+    is_firing: bool
+
+
+@dataclass(frozen=True)
+class UnitTest:
+    """One file of promtool's unit tests.
+
+    Attributes:
+        name: Of the file, without its ending.
+        content: What stands in it.
+    """
+
+    name: str
+    content: dict[str, Any]
+
+    def checks(self) -> Iterator[list[Check]]:
+        """Of each case, in order, what it says of alerts."""
+        return map(_checks, self.content["tests"])
+
+    @property
+    def alerts(self) -> set[str]:
+        """Those that it says anything of."""
+        return {check.alert for case in self.checks() for check in case}
+
+    def of(self, alerts: Set[str]) -> "UnitTest":
+        """The same without the cases that say nothing of these alerts."""
+        cases = [
+            case for case in self.content["tests"] if alerts & {c.alert for c in _checks(case)}
+        ]
+        return UnitTest(self.name, {**self.content, "tests": cases})
+
+    def needed(self, groups: Iterable[Group]) -> list[Group]:
+        """The alerts that it says anything of, with all that is recorded; all where of none."""
+        if not self.alerts:
+            return list(groups)
+        rules = [(g, [r for r in g["rules"] if r.get("alert") in self.alerts]) for g in groups]
+        read = yaml.safe_dump([alerts for _, alerts in rules])
+        return [
+            {**group, "rules": [*_recorded(group), *alerts]}
+            for group, alerts in rules
+            if alerts or any(rule["record"] in read for rule in _recorded(group))
+        ]
+
+
+def unit_tests(monitoring: Path) -> list[UnitTest]:
+    """All of them."""
+    return [
+        UnitTest(path.stem, yaml.safe_load(path.read_text(encoding="utf-8")))
+        for path in sorted((monitoring / "tests").glob("*.yaml"))
+    ]
+
+
+def run_unit_tests(
+    folder: Path, tests: Iterable[UnitTest], groups: list[Group]
+) -> subprocess.CompletedProcess[str]:
+    """Run promtool on some tests with these rules, in an empty folder."""
+    files = []
+    for test in tests:
+        place = folder / test.name
+        place.mkdir(parents=True)
+        (place / "rules.yaml").write_text(yaml.safe_dump({"groups": test.needed(groups)}))
+        files.append(place / "tests.yaml")
+        files[-1].write_text(yaml.safe_dump(test.content))
+    return promtool("test", "rules", *map(str, files))
+
+
+def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    command = [find_tool("promtool"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+
+def complained_of(finished: subprocess.CompletedProcess[str]) -> set[str]:
+    """The alerts that promtool found to fire when they should not, or not when they should."""
+    lines = (finished.stdout + finished.stderr).replace("\\", "").splitlines()
+    return {found[1] for line in lines if "expr:" in line and (found := FIRING.search(line))}
+
+
+def _checks(case: Mapping[str, Any]) -> list[Check]:
+    return [
+        Check(found[1], check["eval_time"], bool(check["exp_samples"]))
+        for check in case["promql_expr_test"]
+        if (found := FIRING.search(check["expr"]))
+    ]
+
+
+def _recorded(group: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [rule for rule in group["rules"] if "record" in rule]

@@ -1,4 +1,4 @@
-"""More work at once than a service lets in."""
+"""Callers of whom a service must refuse most: too many, too hurried, or unknown."""
 
 import base64
 import ssl
@@ -6,23 +6,36 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
+import grpc
 import httpx
+
+from service.grpc.generated.embed_pb2 import EmbedTextsRequest
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
 LIMIT_S: Final = 60.0
 NUM_CALLERS: Final = 6
+NUM_HURRIED: Final = 2
+# Less than so many texts take, and enough to be told so.
+HURRY_S: Final = 0.1
+NUM_TEXTS: Final = 1024
 
 
 @contextmanager
-def flooding(url: str, context: ssl.SSLContext, images: Sequence[bytes]) -> Iterator[list[int]]:
+def flooding(
+    url: str, context: ssl.SSLContext, key: str, images: Sequence[bytes]
+) -> Iterator[list[int]]:
     """Callers who send the same pictures over and over; gives the statuses that they get."""
     stop = threading.Event()
     statuses: list[int] = []
     body = {"images": [base64.b64encode(image).decode() for image in images]}
 
-    def ask(_: int) -> None:
-        with httpx.Client(verify=context, timeout=LIMIT_S) as client:
+    def ask(number: int) -> None:
+        headers = {"X-Api-Key": key}
+        if number < NUM_HURRIED:
+            headers["X-Request-Timeout-Ms"] = "1"
+        with httpx.Client(verify=context, timeout=LIMIT_S, headers=headers) as client:
             while not stop.is_set():
                 statuses.append(client.post(url, json=body).status_code)
 
@@ -33,3 +46,15 @@ def flooding(url: str, context: ssl.SSLContext, images: Sequence[bytes]) -> Iter
         finally:
             stop.set()
         list(asking)
+
+
+def ask_hurriedly(address: str, number: int) -> str:
+    """The status of an RPC with more texts than there is time for, new ones for each number."""
+    request = EmbedTextsRequest(texts=[f"text {number} {index}" for index in range(NUM_TEXTS)])
+    with grpc.insecure_channel(address) as channel:
+        try:
+            EncoderServiceStub(channel).EmbedTexts(request, timeout=HURRY_S)
+        except grpc.RpcError as error:
+            status: Any = error
+            return str(status.code().name)
+    return "OK"

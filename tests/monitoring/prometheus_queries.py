@@ -47,9 +47,9 @@ class Querier:
         """
         return self._ask("query", query=expression)["result"]  # type: ignore[no-any-return]
 
-    def alerts(self) -> set[str]:
-        """The names of all alerts that fire or are about to."""
-        return {alert["labels"]["alertname"] for alert in self._ask("alerts")["alerts"]}
+    def alerts(self) -> list[dict[str, str]]:
+        """The labels of all alerts that fire or are about to."""
+        return [alert["labels"] for alert in self._ask("alerts")["alerts"]]
 
     def rules(self) -> Sequence[Any]:
         """Every loaded rule, with its health."""

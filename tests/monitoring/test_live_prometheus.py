@@ -1,44 +1,46 @@
 """A real Prometheus and Alertmanager watch the real service under load, and tell of its faults."""
 
 import io
+import itertools
+import json
+import math
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.monitoring.autoscaling_queries import adapter_queries, keda_queries
 from tests.monitoring.callers import calling
-from tests.monitoring.flood import flooding
-from tests.monitoring.shortened_rules import shorten
-from tests.monitoring.watched_site import WatchedSite, running_site
+from tests.monitoring.dashboard_file import Query, queries
+from tests.monitoring.flood import ask_hurriedly, flooding
+from tests.monitoring.known_series import gpu_series, rule_groups
+from tests.monitoring.prometheus_queries import selectors
+from tests.monitoring.shortened_rules import shorten, shorten_expression
+from tests.monitoring.watched_site import KEY, NAMESPACE, PODS, WatchedSite, running_site
 
 LIMIT_S: Final = 120.0
 POLL_S: Final = 0.25
-TARGET_DOWN: Final = "ReplicaDown"
-REJECTED: Final = "Rejecting"
-GROUPS: Final = [
-    {
-        "name": "faults",
-        "rules": [
-            {
-                "alert": TARGET_DOWN,
-                "expr": 'up{job="tipserve"} == 0',
-                "for": "2m",
-                "labels": {"severity": "critical"},
-                "annotations": {"summary": "{{ $labels.pod }} does not answer."},
-            },
-            {
-                "alert": REJECTED,
-                "expr": 'sum by (job) (rate(tipserve_rejected_total{reason="queue_full"}[5m])) > 1',
-                "for": "2m",
-                "labels": {"severity": "warning"},
-                "annotations": {"summary": "Requests are refused."},
-            },
-        ],
-    }
-]
+RATE_INTERVAL: Final = "10s"
+BOTH_UP: Final = 'count(up{job="tipserve"} == 1) == 2'
+# No GPU here; and no limit on memory wherever the tests run outside of a container.
+ABSENT: Final = gpu_series() | {"tipserve_memory_limit_bytes"}
+# What the dashboard says only while something is wrong or new, and nothing otherwise.
+ONLY_OF_FAULTS: Final = {
+    "Alerts that fire A",
+    "Refused by reason A",
+    "Faults by method and status A",
+    "Faults by model and status A",
+}
+ONLY_OF_CHANGES: Final = {"New models and versions"}
+# What rules read of faults alone; none of it is there before the first one.
+FAULTS_READ: Final = re.compile(r'code=~"(5|UNKNOWN)|reason=')
+Labels = Mapping[str, str]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
@@ -47,6 +49,45 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
     while not condition():
         assert time.monotonic() < until, f"still not: {what}"
         time.sleep(POLL_S)
+
+
+def wait_told(site: WatchedSite, status: str, labels: Labels, *, after: int) -> dict[str, Any]:
+    """What the webhook is told of an alert, after so many notifications."""
+
+    def found() -> list[dict[str, Any]]:
+        alerts = site.receiver.notified[after:]
+        return [
+            a for a in alerts if a["status"] == status and labels.items() <= a["labels"].items()
+        ]
+
+    wait_until(found, f"{labels} {status}")
+    return found()[0]
+
+
+def wait_quiet(site: WatchedSite, labels: Labels) -> int:
+    """Wait until an alert neither fires nor is about to; how many notifications there were."""
+
+    def is_quiet() -> bool:
+        return not any(labels.items() <= alert.items() for alert in site.prometheus.alerts())
+
+    wait_until(lambda: site.prometheus.query(BOTH_UP), "both replicas are up")
+    wait_until(is_quiet, f"{labels} inactive")
+    return len(site.receiver.notified)
+
+
+def wait_answered(site: WatchedSite, asked: Iterable[Query]) -> None:
+    """Wait until each of them has had an answer that is not empty."""
+    left = list(asked)
+    assert left
+
+    def none_left() -> bool:
+        left[:] = [query for query in left if not site.prometheus.query(query.expression)]
+        return not left
+
+    try:
+        wait_until(none_left, "all answered")
+    except AssertionError:
+        raise AssertionError(left) from None
 
 
 @pytest.fixture(scope="module")
@@ -62,53 +103,127 @@ def pictures() -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, pictures: list[bytes]) -> Iterator[WatchedSite]:
+def drawn(project_root: Path) -> list[Query]:
+    """The dashboard's queries, on the same fast clock as the rules."""
+    path = project_root / "deploy" / "monitoring" / "dashboard.json"
+    found = queries(json.loads(path.read_text(encoding="utf-8")))
+    return [Query(q.place, shorten_expression(q.filled(RATE_INTERVAL))) for q in found]
+
+
+@pytest.fixture(scope="module")
+def site(
+    project_root: Path, tmp_path_factory: pytest.TempPathFactory, pictures: list[bytes]
+) -> Iterator[WatchedSite]:
     """Everything, with callers who ask all the time."""
     folder = tmp_path_factory.mktemp("site")
     with (
-        running_site(folder, shorten(GROUPS)) as running,
+        running_site(folder, shorten(rule_groups(project_root))) as running,
         calling(running.steady, pictures[:2]),
     ):
         yield running
 
 
-def wait_told(site: WatchedSite, alert: str, status: str, *, after: int) -> dict[str, Any]:
-    """What the webhook is told of an alert, after so many notifications."""
-
-    def found() -> list[dict[str, Any]]:
-        alerts = site.receiver.notified[after:]
-        return [a for a in alerts if (a["labels"]["alertname"], a["status"]) == (alert, status)]
-
-    wait_until(found, f"{alert} {status}")
-    return found()[0]
+def test_every_rule_is_loaded_and_computed(site: WatchedSite, project_root: Path) -> None:
+    wait_until(lambda: all(r["health"] == "ok" for r in site.prometheus.rules()), "rules computed")
+    shipped = [rule for group in rule_groups(project_root) for rule in group["rules"]]
+    assert len(site.prometheus.rules()) == len(shipped)
 
 
-def wait_quiet(site: WatchedSite, alert: str) -> int:
-    """Wait until an alert neither fires nor is about to; how many notifications there were."""
-    wait_until(lambda: len(site.prometheus.query('up{job="tipserve"} == 1')) == 2, "both up")
-    wait_until(lambda: alert not in site.prometheus.alerts(), f"{alert} inactive")
-    return len(site.receiver.notified)
+def test_everything_drawn_has_data(site: WatchedSite, drawn: list[Query]) -> None:
+    silent = ONLY_OF_FAULTS | ONLY_OF_CHANGES
+    assert silent <= {query.place for query in drawn}
+    wait_answered(site, [q for q in drawn if q.place not in silent and not reads_absent(q)])
+    # Of those that may be silent what they read is there all the same.
+    quiet = [query for query in drawn if query.place in ONLY_OF_CHANGES]
+    wait_answered(site, selected(quiet))
 
 
-def test_both_replicas_are_scraped(site: WatchedSite) -> None:
-    wait_until(lambda: len(site.prometheus.query('up{job="tipserve"} == 1')) == 2, "both up")
-    assert {rule["health"] for rule in site.prometheus.rules()} <= {"ok", "unknown"}
+def test_whatever_a_rule_reads_is_there(site: WatchedSite, project_root: Path) -> None:
+    rules = [rule for group in shorten(rule_groups(project_root)) for rule in group["rules"]]
+    read = [Query(rule.get("record", rule.get("alert")), rule["expr"]) for rule in rules]
+    recorded = [Query(rule["record"], rule["record"]) for rule in rules if "record" in rule]
+    always = [one for one in selected(read) if not FAULTS_READ.search(one.expression)]
+    wait_answered(site, [*always, *recorded])
 
 
-def test_a_killed_replica_is_told_of_until_it_is_back(site: WatchedSite) -> None:
-    before = wait_quiet(site, TARGET_DOWN)
+def test_autoscalers_have_one_number_each(site: WatchedSite, project_root: Path) -> None:
+    keda = keda_queries(project_root)
+    adapter = adapter_queries(project_root, NAMESPACE, "|".join(PODS))
+    wait_answered(site, [*keda, *adapter])
+    for query in keda:
+        (sample,) = site.prometheus.query(query.expression)
+        assert math.isfinite(float(sample["value"][1]))
+    for query in adapter:
+        if query.place.startswith("HPA"):
+            pods = [s["metric"]["pod"] for s in site.prometheus.query(query.expression)]
+            assert "steady" in pods
+
+
+def test_a_killed_replica_is_told_of_until_it_is_back(
+    site: WatchedSite, drawn: list[Query]
+) -> None:
+    labels = {"alertname": "TipserveReplicaDown", "pod": "victim"}
+    before = wait_quiet(site, labels)
     site.victim.kill()
-    told = wait_told(site, TARGET_DOWN, "firing", after=before)
-    assert told["labels"]["severity"] == "critical"
-    assert told["annotations"]["summary"] == "victim does not answer."
+    told = wait_told(site, "firing", labels, after=before)
+    assert told["labels"].items() >= {"namespace": NAMESPACE, "severity": "warning"}.items()
+    assert told["annotations"]["summary"].endswith(" cannot be scraped")
+    assert told["annotations"]["runbook_url"].endswith("#tipservereplicadown")
+    (table,) = [query for query in drawn if query.place == "Alerts that fire A"]
+    assert any(
+        labels.items() <= s["metric"].items() for s in site.prometheus.query(table.expression)
+    )
     site.victim.come_back()
-    wait_told(site, TARGET_DOWN, "resolved", after=before)
+    wait_told(site, "resolved", labels, after=before)
 
 
-def test_a_flood_is_told_of_until_it_ends(site: WatchedSite, pictures: list[bytes]) -> None:
-    before = wait_quiet(site, REJECTED)
-    with flooding(f"{site.victim_url}/v1/images:embed", site.context, pictures) as statuses:
-        told = wait_told(site, REJECTED, "firing", after=before)
-    assert 429 in statuses
-    assert told["labels"]["severity"] == "warning"
-    wait_told(site, REJECTED, "resolved", after=before)
+def test_a_flood_is_told_of_until_it_ends(
+    site: WatchedSite, pictures: list[bytes], drawn: list[Query]
+) -> None:
+    refusing = {"alertname": "TipserveRefusing", "reason": "queue_full"}
+    failing = {"alertname": "TipserveFaultRatioHigh", "protocol": "http"}
+    wait_quiet(site, refusing)
+    before = wait_quiet(site, failing)
+    url = f"{site.victim_url}/v1/images:embed"
+    with flooding(url, site.context, KEY, pictures) as statuses:
+        for labels in (refusing, failing):
+            told = wait_told(site, "firing", labels, after=before)
+            assert told["labels"].items() >= {"job": "tipserve", "severity": "warning"}.items()
+            assert told["annotations"]["summary"].startswith("tipserve ")
+        wait_answered(site, [query for query in drawn if query.place in ONLY_OF_FAULTS])
+    assert {429, 504} <= set(statuses)
+    for labels in (refusing, failing):
+        wait_told(site, "resolved", labels, after=before)
+
+
+def test_whatever_a_rule_reads_of_faults_is_there_after_them(
+    site: WatchedSite, project_root: Path, pictures: list[bytes]
+) -> None:
+    wait_until(lambda: site.prometheus.query(BOTH_UP), "both replicas are up")
+    url, address = f"{site.victim_url}/v1/images:embed", f"127.0.0.1:{site.steady.ports['grpc']}"
+    with flooding(url, site.context, KEY, pictures) as statuses:
+        wait_until(lambda: {429, 504} <= set(statuses), "refused")
+    stranger = httpx.post(url, headers={"X-Api-Key": "?"}, verify=site.context, timeout=LIMIT_S)
+    assert stranger.status_code == 401
+    numbers = itertools.count()
+    wait_until(
+        lambda: ask_hurriedly(address, next(numbers)) == "DEADLINE_EXCEEDED", "an RPC is late"
+    )
+    rules = [rule for group in shorten(rule_groups(project_root)) for rule in group["rules"]]
+    read = [Query(rule.get("record", rule.get("alert")), rule["expr"]) for rule in rules]
+    wait_answered(site, [one for one in selected(read) if FAULTS_READ.search(one.expression)])
+
+
+def reads_absent(query: Query) -> bool:
+    """Whether it reads what is not there on this machine."""
+    return any(selector.name in ABSENT for selector in selectors(query.expression))
+
+
+def selected(asked: Iterable[Query]) -> list[Query]:
+    """What these read, each selector by itself; without what this machine does not have."""
+    return [
+        Query(query.place, selector.prettify())
+        for query in asked
+        for selector in selectors(query.expression)
+        if selector.name not in ABSENT
+    ]

@@ -18,6 +18,10 @@ from tests.tools import find_tool, miss
 
 # A request of eight pictures fills it, so that a second at the same time is too much.
 MAX_QUEUE_PATCHES: Final = 600
+# As an operator would label what it scrapes.
+NAMESPACE: Final = "here"
+PODS: Final = ("steady", "victim")
+KEY: Final = "the-key-of-this-test"
 # Where Debian's Alertmanager looks for what it cannot start without.
 TEMPLATES: Final = Path("/usr/share/prometheus/alertmanager/default.tmpl")
 
@@ -58,7 +62,7 @@ class WatchedSite:
 
     Attributes:
         steady: A replica that nothing happens to.
-        victim: Another, with TLS and a short queue.
+        victim: Another, with TLS, keys and a short queue.
         victim_url: Where the victim answers.
         context: With which callers trust the victim.
         prometheus: The one that scrapes both.
@@ -80,6 +84,7 @@ def running_site(folder: Path, groups: Sequence[Any]) -> Iterator[WatchedSite]:
     leaf = ca.issue_cert("127.0.0.1")
     leaf.private_key_pem.write_to_path(folder / "tls.key")
     leaf.cert_chain_pems[0].write_to_path(folder / "tls.crt")
+    (folder / "keys").write_text(f"{KEY}\n", encoding="utf-8")
     context = ssl.create_default_context()
     ca.configure_trust(context)
     with ExitStack() as stack:
@@ -87,6 +92,7 @@ def running_site(folder: Path, groups: Sequence[Any]) -> Iterator[WatchedSite]:
         steady = Replica(f"--otlp-endpoint={receiver.url}")
         stack.callback(steady.end)
         victim = Replica(
+            f"--api-keys-file={folder / 'keys'}",
             f"--tls-cert={folder / 'tls.crt'}",
             f"--tls-key={folder / 'tls.key'}",
             f"--max-queue-patches={MAX_QUEUE_PATCHES}",
@@ -96,8 +102,8 @@ def running_site(folder: Path, groups: Sequence[Any]) -> Iterator[WatchedSite]:
         alertmanager = BackgroundServer(alertmanager_command(folder, receiver.url))
         stack.callback(alertmanager.end)
         service, other = steady.wait_ready(), victim.wait_ready()
-        targets = {"steady": service.ports["metrics"], "victim": other.ports["metrics"]}
-        config = prometheus_config(alertmanager.url, targets)
+        ports = (service.ports["metrics"], other.ports["metrics"])
+        config = prometheus_config(alertmanager.url, dict(zip(PODS, ports, strict=True)))
         prometheus = BackgroundServer(prometheus_command(folder, config, groups))
         stack.callback(prometheus.end)
         yield WatchedSite(
@@ -142,7 +148,10 @@ def prometheus_config(alertmanager_url: str, targets: dict[str, int]) -> dict[st
             {
                 "job_name": "tipserve",
                 "static_configs": [
-                    {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "here", "pod": pod}}
+                    {
+                        "targets": [f"127.0.0.1:{port}"],
+                        "labels": {"namespace": NAMESPACE, "pod": pod},
+                    }
                     for pod, port in targets.items()
                 ],
             }

@@ -1,0 +1,39 @@
+"""The names of all series that Prometheus can have of us: exported, recorded, and its own."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from service.monitoring.device_metrics import READINGS
+from service.monitoring.observability import Metrics
+
+# What Prometheus makes itself.
+OWN: Final = frozenset({"up", "ALERTS"})
+SUFFIXES: Final = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
+
+
+def rule_groups(project_root: Path) -> list[Any]:
+    """The groups of the shipped rules, as Prometheus reads them."""
+    path = project_root / "deploy" / "monitoring" / "prometheus_rule.yaml"
+    groups: list[Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["groups"]
+    return groups
+
+
+def known_series(groups: Iterable[Any]) -> frozenset[str]:
+    """Names of what the service exports, of what these rules record, and Prometheus's own."""
+    metrics = Metrics()
+    metrics.watch_certificate(lambda: 0.0)
+    exported = {
+        family.name + suffix
+        for family in metrics.registry.collect()
+        for suffix in SUFFIXES.get(family.type, ("",))
+    }
+    recorded = {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
+    return OWN | exported | gpu_series() | recorded
+
+
+def gpu_series() -> frozenset[str]:
+    """Names of what is told of GPUs, where there are any."""
+    return frozenset(name for name, _, _ in READINGS)

@@ -19,10 +19,12 @@ from model.graphs import Precision
 
 PREFIX = "TIPSERVE_"
 SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
-# What Kubernetes sets in every pod beside a Service called tipserve; none of it is a setting.
+# What Kubernetes sets in every pod beside Services called tipserve, or tipserve-predictor as KServe
+# calls one; none of it is a setting.
 SERVICE_LINK = re.compile(
-    r"TIPSERVE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+    r"TIPSERVE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
+LINK_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 
 # Vertex AI tells a container by these; ours, where given, count instead.
 PLATFORM_VARIABLES = {
@@ -287,7 +289,7 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = {n for n in environment if n.upper().startswith(PREFIX) and n.upper() not in known}
-    unknown = {name for name in unknown if not SERVICE_LINK.fullmatch(name)}
+    unknown = {name for name in unknown if not _is_service_link(name, environment[name])}
     if unknown:
         raise ValueError(
             f"unknown variables {', '.join(sorted(unknown))}; `python -m service --help` lists all"
@@ -302,6 +304,11 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     )
     # Values given so count more than variables, and less than flags.
     return Settings(_cli_settings_source=flags, **_from_platform(environment))  # type: ignore[arg-type]
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    is_address = name.endswith("_PORT") and LINK_VALUE.fullmatch(value) is not None
+    return is_address or SERVICE_LINK.fullmatch(name) is not None
 
 
 def _from_platform(environment: Mapping[str, str]) -> dict[str, str]:

@@ -39,7 +39,9 @@ def service_ports(documents: list[Manifest]) -> list[str]:
                 found.append(f"{called(service)}: {port['port']} is no port")
             target = port.get("targetPort", port["port"])
             for workload in selected(service, pods):
-                number = _number(target, _ports(workload))
+                # A number needs no declaration: what torch listens on is chosen on a command line.
+                is_number = isinstance(target, int)
+                number = target if is_number else _number(target, _ports(workload))
                 if number is None:
                     found.append(f"{called(service)}: {workload} has no port {target}")
                 elif service["spec"].get("clusterIP") == "None" and number != port["port"]:
@@ -55,14 +57,13 @@ def policy_ports(documents: list[Manifest]) -> list[str]:
     for policy in of_kind(documents, "NetworkPolicy"):
         for workload in selected(policy, pods):
             ports = _ports(workload)
-            wanted = [
-                port["port"]
-                for rule in policy["spec"].get("ingress", [])
-                for port in rule.get("ports", [])
-            ]
+            rules = policy["spec"].get("ingress", [])
+            wanted = [port["port"] for rule in rules for port in rule.get("ports", [])]
             for port in wanted:
                 if _number(port, ports) is None:
                     found.append(f"{called(policy)}: {workload} has no port {port}")
+            if not all("ports" in rule for rule in rules):
+                continue
             let_in = {_number(port, ports) for port in wanted}
             for service, target in _offered(documents, workload):
                 if _number(target, ports) not in let_in:

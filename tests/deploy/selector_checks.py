@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from tests.deploy.operator_pods import pods_within
 from tests.deploy.workloads import Manifest, Workload, called, of_kind, selects, workloads
 
 
@@ -21,7 +22,7 @@ def own_selectors(documents: list[Manifest]) -> list[str]:
 
 def others_selectors(documents: list[Manifest]) -> list[str]:
     """Services, budgets and policies find the pods of one workload."""
-    pods = workloads(documents)
+    pods = [*workloads(documents), *made_by_operators(documents)]
     found = []
     for document in of_kind(documents, "Service", "PodDisruptionBudget", "NetworkPolicy"):
         chosen = selected(document, pods)
@@ -31,6 +32,13 @@ def others_selectors(documents: list[Manifest]) -> list[str]:
             names = ", ".join(map(str, chosen))
             found.append(f"{called(document)}: selects the pods of several: {names}")
     return found
+
+
+def made_by_operators(documents: list[Manifest]) -> list[Workload]:
+    """The pods that operators would make, with the labels that they would have."""
+    made = pods_within(documents)
+    labelled = [(one, one["metadata"].get("labels", {})) for one in of_kind(made, "Pod")]
+    return [*workloads(made), *(Workload(one, one["spec"], labels) for one, labels in labelled)]
 
 
 def selected(document: Manifest, pods: list[Workload]) -> list[Workload]:

@@ -43,6 +43,8 @@ def ports(documents: list[Manifest]) -> list[str]:
     """The container's ports are those that the server listens on."""
     found = []
     for workload, container, chosen in _accepted(documents):
+        if chosen.host in {"127.0.0.1", "::1", "localhost"}:
+            found.append(f"{workload}: the server answers nobody outside its pod")
         for name in ("http", "grpc", "metrics"):
             number = getattr(chosen, f"{name}_port")
             has = {p["name"]: p["containerPort"] for p in container.get("ports", [])}.get(name)

@@ -45,8 +45,17 @@ def test_what_kubernetes_sets_beside_a_service_is_no_misspelling() -> None:
         "TIPSERVE_PORT": "tcp://10.0.0.1:8000",
         "TIPSERVE_PORT_8000_TCP": "tcp://10.0.0.1:8000",
         "TIPSERVE_PORT_8000_TCP_PROTO": "tcp",
+        "TIPSERVE_PREDICTOR_SERVICE_HOST": "10.0.0.2",
+        "TIPSERVE_PREDICTOR_SERVICE_PORT_HTTP": "80",
+        "TIPSERVE_PREDICTOR_PORT": "tcp://10.0.0.2:80",
+        "TIPSERVE_PREDICTOR_PORT_80_TCP_ADDR": "10.0.0.2",
     }
     assert load(**links) == Settings()
+
+
+def test_a_port_that_is_no_link_is_a_misspelling() -> None:
+    with pytest.raises(ValueError, match="TIPSERVE_PORT"):
+        load(TIPSERVE_PORT="8000")
 
 
 @pytest.mark.parametrize(

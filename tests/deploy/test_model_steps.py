@@ -1,0 +1,174 @@
+"""The steps before a start, as the manifests write them, where there is neither torch nor a hub.
+
+The serving image has neither. What fetches and converts runs in another image and is tested with
+the program itself; here a conversion's result lies in the cache, as that step leaves it.
+"""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model.conversion.cache import PackageCache
+from model.conversion.identity import content_of, key_of
+from model.graphs import Precision
+from model.package import ModelPackage
+from tests.deploy import kustomizations
+from tests.deploy.workloads import Manifest
+
+LIMIT_S = 120.0
+DEPLOY = kustomizations.DEPLOY / "kubernetes"
+# Python runs this before anything else. Nothing of these is found, as where it was never installed.
+WITHOUT_TORCH = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+missing = {"torch", "torchvision", "transformers", "huggingface_hub", "onnxscript"}
+PathFinder.find_spec = lambda name, path=None, target=None: (
+    None if name.partition(".")[0] in missing else find(name, path, target)
+)
+"""
+
+
+class Steps:
+    """Runs commands of containers in a folder that stands for the pod's volumes."""
+
+    def __init__(self, folder: Path, project_root: Path) -> None:
+        self.folder = folder
+        self._root = project_root
+        self._path = folder / "bin"
+        self._path.mkdir()
+        self._write("python", f'exec {sys.executable} "$@"\n')
+        slim = folder / "slim"
+        slim.mkdir()
+        (slim / "sitecustomize.py").write_text(WITHOUT_TORCH, encoding="utf-8")
+
+    def record(self, *words: str) -> Path:
+        """Let `python` write its arguments to a file, in the place of one command."""
+        record = self.folder / "recorded"
+        condition = " ".join(words)
+        self._write(
+            "python",
+            f'case "$*" in *"{condition}"*) printf "%s\\n" "$@" > {record};; '
+            f'*) exec {sys.executable} "$@";; esac\n',
+        )
+        return record
+
+    def run(self, container: Manifest, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """As a kubelet does: `$(NAME)` in a command is a variable of the container."""
+        command = [
+            word.replace("$(TIPSERVE_MODEL)", variables["TIPSERVE_MODEL"])
+            for word in container["command"]
+        ]
+        environment = {
+            "PATH": f"{self._path}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{self.folder / 'slim'}{os.pathsep}{self._root}",
+            "HOME": "/nonexistent",
+            **variables,
+        }
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+
+    def _write(self, name: str, text: str) -> None:
+        path = self._path / name
+        path.write_text(f"#!/bin/sh\n{text}", encoding="utf-8")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def steps(tmp_path: Path, project_root: Path) -> Steps:
+    return Steps(tmp_path, project_root)
+
+
+def step(name: str, overlay: str, *components: str) -> Manifest:
+    """The init container of this name."""
+    folders = [DEPLOY / "components" / component for component in components]
+    text = kustomizations.build_together(DEPLOY / "overlays" / overlay, folders)
+    (deployment,) = [d for d in yaml.safe_load_all(text) if d and d["kind"] == "Deployment"]
+    containers = deployment["spec"]["template"]["spec"]["initContainers"]
+    (found,) = [container for container in containers if container["name"] == name]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture
+def converted(tmp_path: Path, tiny_package: ModelPackage) -> tuple[Path, Path, Path]:
+    """A checkpoint, a cache with its packages, and the one with further graphs."""
+    source = tmp_path / "student"
+    source.mkdir()
+    (source / "config.json").write_bytes(b"{}")
+    cache = PackageCache(tmp_path / "cache")
+    sets: tuple[tuple[Precision, ...], ...] = (("fp32",), ("fp32", "fp16"))
+    for precisions in sets:
+        folder = cache.folder("student", key_of(content_of(source), None, precisions))
+        shutil.copytree(tiny_package.path, folder)
+    return source, cache.root, folder
+
+
+def test_a_package_is_verified_before_the_server_starts(
+    steps: Steps, tmp_path: Path, tiny_package: ModelPackage
+) -> None:
+    container = step("verify-model", "cpu", "model-volume")
+    version = tmp_path / "20261125T201500Z-3fa9c1d2e4b5"
+    shutil.copytree(tiny_package.path, version)
+    current = tmp_path / "current"
+    current.symlink_to(version.name)
+    ended = steps.run(container, TIPSERVE_MODEL=str(current))
+    assert ended.returncode == 0, ended.stderr
+    assert "every SHA-256 is right" in ended.stdout
+
+    with (version / "onnx" / "vision_model.onnx").open("r+b") as graph:
+        graph.write(b"\0")
+    ended = steps.run(container, TIPSERVE_MODEL=str(current))
+    assert ended.returncode == 1
+    assert "onnx/vision_model.onnx" in ended.stderr
+
+
+def test_what_was_prepared_is_found_where_nothing_can_be_converted(
+    steps: Steps, converted: tuple[Path, Path, Path]
+) -> None:
+    source, cache, _ = converted
+    variables = {"TIPSERVE_MODEL": str(source), "TIPSERVE_CACHE": str(cache)}
+    ended = steps.run(step("prepare-model", "cpu", "released-model"), **variables)
+    assert ended.returncode == 0, ended.stderr
+    assert Path(ended.stdout.strip()).parent == cache / "packages"
+
+    (source / "config.json").write_bytes(b"[]")
+    ended = steps.run(step("prepare-model", "cpu", "released-model"), **variables)
+    assert ended.returncode == 1
+    assert "torch" in ended.stderr
+
+
+def test_engines_are_built_of_what_was_prepared(
+    steps: Steps, converted: tuple[Path, Path, Path]
+) -> None:
+    source, cache, package = converted
+    record = steps.record("-m model build-engine")
+    variables = {"TIPSERVE_MODEL": str(source), "TIPSERVE_CACHE": str(cache)}
+    ended = steps.run(step("build-engines", "gpu-released"), **variables)
+    assert ended.returncode == 0, ended.stderr
+    arguments = record.read_text(encoding="utf-8").splitlines()
+    assert arguments[-3:] == ["build-engine", "--precision=fp16", str(package)]
+
+
+def test_no_engine_is_built_of_what_could_not_be_prepared(steps: Steps, tmp_path: Path) -> None:
+    record = steps.record("-m model build-engine")
+    ended = steps.run(
+        step("build-engines", "gpu-released"),
+        TIPSERVE_MODEL=str(tmp_path / "missing"),
+        TIPSERVE_CACHE=str(tmp_path / "cache"),
+    )
+    assert ended.returncode != 0
+    assert not record.exists()

@@ -12,27 +12,30 @@ def keda_queries(project_root: Path) -> list[Query]:
     """The queries of the ScaledObject's triggers."""
     scaled = _load(project_root, "keda/scaledobject.yaml")
     return [
-        Query(f"KEDA {number}", trigger["metadata"]["query"])
-        for number, trigger in enumerate(scaled["spec"]["triggers"])
+        Query(f"KEDA {trigger['name']}", trigger["metadata"]["query"])
+        for trigger in scaled["spec"]["triggers"]
         if trigger["type"] == "prometheus"
     ]
 
 
-def adapter_queries(project_root: Path, namespace: str, pods: str) -> list[Query]:
-    """The queries of the adapter, as it sends them for these pods (a regular expression)."""
-    found = []
-    for number, rule in enumerate(
-        _load(project_root, "hpa/prometheus_adapter.yaml")["rules"]["custom"]
-    ):
-        series = rule["seriesQuery"].partition("{")[0]
-        query = (
+def adapter_queries(project_root: Path, namespace: str) -> list[Query]:
+    """The queries of the adapter's rules, as it sends them for autoscalers of this namespace."""
+    rules = _load(project_root, "hpa/prometheus_adapter.yaml")["rules"]
+    return [
+        Query(
+            f"HPA {rule['name']['as']}",
             rule["metricsQuery"]
-            .replace("<<.Series>>", series)
-            .replace("<<.GroupBy>>", "pod")
-            .replace("<<.LabelMatchers>>", f'namespace="{namespace}",pod=~"{pods}"')
+            .replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
+            .replace("<<.LabelMatchers>>", f'namespace="{namespace}"'),
         )
-        found += [Query(f"series {number}", rule["seriesQuery"]), Query(f"HPA {number}", query)]
-    return found
+        for rule in rules["external"]
+    ]
+
+
+def adapter_series(project_root: Path) -> list[Query]:
+    """The series by which the adapter finds out what it can answer."""
+    rules = _load(project_root, "hpa/prometheus_adapter.yaml")["rules"]
+    return [Query(rule["name"]["as"], rule["seriesQuery"]) for rule in rules["external"]]
 
 
 def _load(project_root: Path, name: str) -> Any:

@@ -1,10 +1,7 @@
 """The names of all series that Prometheus can have of us: exported, recorded, and its own."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
-
-import yaml
 
 from service.monitoring.device_metrics import READINGS
 from service.monitoring.observability import Metrics
@@ -12,13 +9,6 @@ from service.monitoring.observability import Metrics
 # What Prometheus makes itself.
 OWN: Final = frozenset({"up", "ALERTS"})
 SUFFIXES: Final = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
-
-
-def rule_groups(project_root: Path) -> list[Any]:
-    """The groups of the shipped rules, as Prometheus reads them."""
-    path = project_root / "deploy" / "monitoring" / "prometheus_rule.yaml"
-    groups: list[Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["groups"]
-    return groups
 
 
 def known_series(groups: Iterable[Any]) -> frozenset[str]:

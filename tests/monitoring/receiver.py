@@ -13,7 +13,7 @@ Alert = dict[str, Any]
 
 @dataclass
 class Receiver:
-    """Where a webhook goes, and every alert that it brought, in order."""
+    """Where webhooks go, and every alert that they brought, in order, with its `receiver`."""
 
     url: str
     notified: list[Alert] = field(default_factory=list)
@@ -27,7 +27,8 @@ def receiving() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.path == "/alerts":
-                receiver.notified += json.loads(body)["alerts"]
+                told = json.loads(body)
+                receiver.notified += [a | {"receiver": told["receiver"]} for a in told["alerts"]]
             self.send_response(200)
             self.end_headers()
 

@@ -29,6 +29,16 @@ def shorten(groups: list[Any]) -> list[Any]:
     return shortened
 
 
+def shorten_routing(config: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration of Alertmanager, which waits and repeats sooner."""
+    shortened = deepcopy(config)
+    for route in (shortened["route"], *shortened["route"]["routes"]):
+        for name in ("group_wait", "group_interval", "repeat_interval"):
+            if name in route:
+                route[name] = divided(route[name], at_least_s=1)
+    return shortened
+
+
 def shorten_expression(expression: str) -> str:
     """An expression with the same series, and all its ranges and offsets divided."""
 

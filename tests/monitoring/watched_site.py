@@ -14,6 +14,7 @@ from tests.end_to_end.conftest import Program, Service
 from tests.monitoring.background import BackgroundServer
 from tests.monitoring.prometheus_queries import Querier
 from tests.monitoring.receiver import Receiver, receiving
+from tests.monitoring.shortened_rules import shorten_routing
 from tests.tools import find_tool, miss
 
 # A request of eight pictures fills it, so that a second at the same time is too much.
@@ -78,8 +79,14 @@ class WatchedSite:
 
 
 @contextmanager
-def running_site(folder: Path, groups: Sequence[Any]) -> Iterator[WatchedSite]:
-    """All of it on free ports, with these groups of rules; everything is ended afterwards."""
+def running_site(folder: Path, groups: Sequence[Any], routing: Path) -> Iterator[WatchedSite]:
+    """All of it on free ports; everything is ended afterwards.
+
+    Args:
+        folder: An empty one.
+        groups: Of rules, for Prometheus.
+        routing: A configuration of Alertmanager; it tells the receiver in place of its webhooks.
+    """
     ca = trustme.CA()
     leaf = ca.issue_cert("127.0.0.1")
     leaf.private_key_pem.write_to_path(folder / "tls.key")
@@ -99,7 +106,7 @@ def running_site(folder: Path, groups: Sequence[Any]) -> Iterator[WatchedSite]:
             f"--max-batch-patches={MAX_QUEUE_PATCHES}",
         )
         stack.callback(victim.end)
-        alertmanager = BackgroundServer(alertmanager_command(folder, receiver.url))
+        alertmanager = BackgroundServer(alertmanager_command(folder, routing, receiver.url))
         stack.callback(alertmanager.end)
         service, other = steady.wait_ready(), victim.wait_ready()
         ports = (service.ports["metrics"], other.ports["metrics"])
@@ -116,16 +123,14 @@ def running_site(folder: Path, groups: Sequence[Any]) -> Iterator[WatchedSite]:
         )
 
 
-def alertmanager_command(folder: Path, webhook_url: str) -> list[str]:
-    """Alertmanager alone, without peers, that tells one webhook at once."""
+def alertmanager_command(folder: Path, routing: Path, webhook_url: str) -> list[str]:
+    """Alertmanager alone, without peers, on the fast clock of the rules."""
     if not TEMPLATES.exists():
         miss(f"{TEMPLATES} is missing: run scripts/install_tools.sh as root")
-    route = {"receiver": "webhook", "group_by": ["alertname"], "group_wait": "1s"}
-    webhook = {"url": f"{webhook_url}/alerts", "send_resolved": True}
-    config = {
-        "route": {**route, "group_interval": "1s", "repeat_interval": "1h"},
-        "receivers": [{"name": "webhook", "webhook_configs": [webhook]}],
-    }
+    config = shorten_routing(yaml.safe_load(routing.read_text(encoding="utf-8")))
+    for receiver in config["receivers"]:
+        for webhook in receiver["webhook_configs"]:
+            webhook["url"] = f"{webhook_url}/alerts"
     path = folder / "alertmanager.yml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return [

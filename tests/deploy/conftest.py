@@ -7,7 +7,7 @@ import pytest
 from tests.deploy import kustomizations
 from tests.deploy.workloads import Manifest
 
-OVERLAYS = ["cpu", "gpu", "gpu-released", "dev", "kserve"]
+OVERLAYS = ["cpu", "gpu", "gpu-released", "dev", "kserve", "production"]
 
 
 @pytest.fixture(scope="session")

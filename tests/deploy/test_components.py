@@ -1,11 +1,16 @@
 """Components, on top of overlays and together, as deploy/README.md says they may be."""
 
+import base64
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import yaml
 
+from model.publication import VERSION
+from service.monitoring.observability import Metrics
+from service.safety.api_keys import ApiKeys
 from tests.deploy import kustomizations
 from tests.deploy.cross_references import faults
 from tests.deploy.workloads import Manifest, Workload, of_kind, workloads
@@ -79,6 +84,41 @@ def test_settings_of_all_components_come_together() -> None:
 def test_new_keys_are_no_rollout() -> None:
     (secret,) = of_kind(build("cpu", "api-keys"), "Secret")
     assert secret["metadata"]["name"] == "tipserve-api-keys"
+
+
+def test_keys_of_ones_own_take_the_place_of_none(tmp_path: Path) -> None:
+    (tmp_path / "api_keys").write_text("a-key-of-my-own-0001\n", encoding="utf-8")
+    mine = {
+        "apiVersion": "kustomize.config.k8s.io/v1alpha1",
+        "kind": "Component",
+        "secretGenerator": [
+            {"name": "tipserve-api-keys", "behavior": "replace", "files": ["api_keys"]}
+        ],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(mine), encoding="utf-8")
+    before, after = (
+        kustomizations.build_together(KUBERNETES / "overlays" / "production", folders)
+        for folders in ([], [tmp_path])
+    )
+    (none,), (one,) = (of_kind(yaml.safe_load_all(text), "Secret") for text in (before, after))
+    assert none["metadata"] == one["metadata"]
+    with pytest.raises(ValueError, match="holds no API key"):
+        read_keys(tmp_path, none)
+    read_keys(tmp_path, one).check(None, "a-key-of-my-own-0001")
+
+
+def read_keys(folder: Path, secret: Manifest) -> ApiKeys:
+    """As the server reads a Secret's file."""
+    file = folder / "mounted"
+    file.write_bytes(base64.b64decode(secret["data"]["api_keys"]))
+    return ApiKeys(Metrics(), file=file)
+
+
+def test_what_is_ones_own_counts_last() -> None:
+    documents = kustomizations.build("kubernetes/overlays/production")
+    chosen = settings(documents)
+    assert chosen["TIPSERVE_MODEL"] != settings(build("cpu", "model-volume"))["TIPSERVE_MODEL"]
+    assert re.fullmatch(r"/models/" + VERSION.pattern, chosen["TIPSERVE_MODEL"])
 
 
 def test_probes_stay_in_the_clear_beside_tls() -> None:

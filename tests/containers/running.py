@@ -1,0 +1,102 @@
+"""Containers of one image: started hardened, asked about, and removed by their names."""
+
+import json
+import secrets
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.containers.engine import Engine
+
+LIMIT_S = 120.0
+MEMORY = "1g"
+HARDENED = (
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    f"--memory={MEMORY}",
+    "--pids-limit=200",
+)
+
+
+class Container:
+    """One that was started, by its name."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine = engine
+        self.name = name
+
+    def inspect(self, template: str) -> str:
+        """One value of what podman knows of it."""
+        return self._engine.podman("inspect", f"--format={template}", self.name).stdout.strip()
+
+    @property
+    def address(self) -> str:
+        """Its own on the bridge, which the host reaches."""
+        return self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
+
+    def log(self) -> str:
+        """All that it printed."""
+        ended = self._engine.podman("logs", self.name)
+        return ended.stdout + ended.stderr
+
+    def record(self, message: str) -> dict[str, Any] | None:
+        """The log record with this message, if it is there yet."""
+        records = (json.loads(x) for x in self.log().splitlines() if x.startswith("{"))
+        return next((record for record in records if record.get("message") == message), None)
+
+    def wait_for(self, happened: Callable[[], Any], what: str) -> Any:
+        """Wait until something is true of it, and give it back; it must not end before."""
+        until = time.monotonic() + LIMIT_S
+        while not (found := happened()):
+            assert time.monotonic() < until, f"no {what}:\n{self.log()}"
+            assert self.inspect("{{.State.Running}}") == "true", f"no {what}:\n{self.log()}"
+            time.sleep(0.1)
+        return found
+
+    def process_status(self) -> dict[str, str]:
+        """What the kernel says of its first process: rights, users and filters."""
+        text = Path(f"/proc/{self.inspect('{{.State.Pid}}')}/status").read_text(encoding="utf-8")
+        return {
+            key: value.strip() for key, _, value in (x.partition(":") for x in text.split("\n"))
+        }
+
+    def python(self, program: str) -> str:
+        """What a Python program prints inside."""
+        return self._engine.podman("exec", self.name, "python", "-P", "-c", program).stdout
+
+
+@contextmanager
+def running(
+    engine: Engine, image: str, *options: str, arguments: tuple[str, ...] = ()
+) -> Iterator[Container]:
+    """A hardened container in the background; options of podman's come later and so count more."""
+    name = f"tipserve-test-{secrets.token_hex(4)}"
+    try:
+        engine.podman(
+            "run",
+            "--detach",
+            "--pull=never",
+            f"--name={name}",
+            *HARDENED,
+            *options,
+            image,
+            *arguments,
+        )
+        yield Container(engine, name)
+    finally:
+        engine.podman("rm", "--force", "--ignore", "--time=5", name)
+
+
+def is_served(url: str) -> bool:
+    """Whether a GET is answered by 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5.0) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,118 @@
+"""The Deployment as it stands in the manifests, run by podman: one pod, hardened as it says."""
+
+import secrets
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.containers.engine import Engine
+from tests.containers.running import LIMIT_S, Container, is_served
+from tests.deploy import kustomizations
+from tests.deploy.workloads import Manifest, of_kind
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+PROBES = ["startupProbe", "readinessProbe", "livenessProbe"]
+WRITE = """
+for path in ("/written", "/tmp/written", "/var/cache/tipserve/written"):
+    try:
+        open(path, "w")
+        print("yes")
+    except OSError:
+        print("no")
+"""
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Manifest]:
+    """What podman can run of the overlay for CPUs."""
+    return of_kind(kustomizations.build("kubernetes/overlays/cpu"), "ConfigMap", "Deployment")
+
+
+@pytest.fixture(scope="module")
+def deployment(documents: list[Manifest]) -> Manifest:
+    """The Deployment, as it stands there."""
+    (found,) = of_kind(documents, "Deployment")
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(deployment: Manifest) -> Manifest:
+    """Its one container."""
+    (found,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pod(engine: Engine, image: str, documents: list[Manifest]) -> Iterator[Container]:
+    """Its pod on this machine; what is changed for that is all here.
+
+    The image is the local one, never pulled; there is one replica, under a name of its own; and
+    podman is told of no probe, for it would run curl in the container.
+    """
+    name = f"tipserve-test-{secrets.token_hex(4)}"
+    changed = yaml.safe_load_all(yaml.safe_dump_all(documents))
+    played = list(changed)
+    (deployment,) = of_kind(played, "Deployment")
+    deployment["metadata"]["name"] = name
+    deployment["spec"]["replicas"] = 1
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    server |= {"image": image, "imagePullPolicy": "Never"}
+    for probe in PROBES:
+        del server[probe]
+    text = yaml.safe_dump_all(played)
+    try:
+        engine.podman("kube", "play", "--network=podman", "-", given=text)
+        yield Container(engine, f"{name}-pod-tipserve")
+    finally:
+        engine.podman("kube", "down", "--force", "-", check=False, given=text)
+        engine.podman("pod", "rm", "--force", "--ignore", f"{name}-pod")
+
+
+def pod_address(engine: Engine, container: Container) -> str:
+    """The address of the container that holds the pod's network."""
+    (holder,) = engine.podman(
+        "pod", "inspect", "--format={{.InfraContainerID}}", container.name.removesuffix("-tipserve")
+    ).stdout.split()
+    return Container(engine, holder).address
+
+
+def probe_url(server: Manifest, probe: str, address: str) -> str:
+    """What the kubelet would ask."""
+    asked = server[probe]["httpGet"]
+    ports = {port["name"]: port["containerPort"] for port in server["ports"]}
+    return f"http://{address}:{ports[asked['port']]}{asked['path']}"
+
+
+def test_its_own_probes_are_answered(engine: Engine, pod: Container, server: Manifest) -> None:
+    address = pod_address(engine, pod)
+    for probe in PROBES:
+        pod.wait_for(partial(is_served, probe_url(server, probe, address)), probe)
+    with grpc.insecure_channel(f"{address}:8001") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S).status == 1
+    assert is_served(f"http://{address}:8002/metrics")
+
+
+def test_it_is_hardened_as_it_says(pod: Container, deployment: Manifest, server: Manifest) -> None:
+    user = str(deployment["spec"]["template"]["spec"]["securityContext"]["runAsUser"])
+    status = pod.process_status()
+    assert int(status["CapEff"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert status["Uid"].split() == [user] * 4
+    assert server["resources"]["limits"]["memory"] == "2Gi"
+    assert pod.inspect("{{.HostConfig.Memory}}") == str(2 * 2**30)
+    assert pod.python(WRITE).split() == ["no", "yes", "yes"]
+
+
+def test_it_is_told_what_its_settings_are(pod: Container, documents: list[Manifest]) -> None:
+    (settings,) = of_kind(documents, "ConfigMap")
+    variables = pod.inspect("{{range .Config.Env}}{{println .}}{{end}}").split()
+    assert {f"{key}={value}" for key, value in settings["data"].items()} <= set(variables)

@@ -1,0 +1,146 @@
+"""The serving image with as few rights as can be: it answers, drains, keeps to its memory."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks.steady_callers import SteadyCallers
+from service.grpc.generated import image_pb2, segment_pb2
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from tests.containers.engine import Engine
+from tests.containers.running import LIMIT_S, Container, is_served, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+CLASSES = ["burger", "sunflower", "book"]
+WRITE = """
+import errno, sys
+for path in ("/written", "/srv/written", "/opt/venv/written", "/var/cache/tipserve/written"):
+    try:
+        open(path, "w")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+open("/tmp/written", "w")
+"""
+
+
+@pytest.fixture(scope="module")
+def served(engine: Engine, image: str) -> Iterator[Container]:
+    """A hardened container that is ready, on its image's own ports."""
+    with running(engine, image) as container:
+        url = f"http://{container.address}:8000/v2/health/ready"
+        container.wait_for(lambda: is_served(url), "readiness")
+        yield container
+
+
+@pytest.fixture(scope="module")
+def mask_outside(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> NDArray[Any]:
+    """The mask that the same model gives on this machine, outside of any container."""
+    output = tmp_path_factory.mktemp("mask") / "mask.npy"
+    command = [sys.executable, "-m", "service.commands", "segment", "examples/scene.png"]
+    command += ["--classes", ",".join(CLASSES), "--output", str(output)]
+    subprocess.run(command, cwd=project_root, check=True, capture_output=True, timeout=LIMIT_S)
+    mask: NDArray[Any] = np.load(output)
+    assert len(np.unique(mask)) == len(CLASSES)
+    return mask
+
+
+def test_rest_answers_as_outside(
+    served: Container, scene: bytes, mask_outside: NDArray[Any]
+) -> None:
+    url = f"http://{served.address}:8000/v1/images:segment?classes={','.join(CLASSES)}"
+    headers = {"Content-Type": "image/png", "Accept": "application/x-npy"}
+    request = urllib.request.Request(url, scene, headers)
+    with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
+        body = answer.read()
+    header_bytes = mask_outside.nbytes
+    assert np.array_equal(
+        np.frombuffer(body[-header_bytes:], mask_outside.dtype), mask_outside.ravel()
+    )
+
+
+def test_grpc_answers_as_outside(
+    served: Container, scene: bytes, mask_outside: NDArray[Any]
+) -> None:
+    request = segment_pb2.SegmentImagesRequest(
+        images=[image_pb2.Image(encoded=scene)],
+        classes=[segment_pb2.SegmentClass(name=name) for name in CLASSES],
+    )
+    with grpc.insecure_channel(f"{served.address}:8001") as channel:
+        answer = EncoderServiceStub(channel).SegmentImages(request, timeout=LIMIT_S)
+    labels = answer.segmentations[0].labels
+    assert np.array_equal(np.frombuffer(labels.data, "<u2").reshape(labels.shape), mask_outside)
+
+
+def test_the_fastest_runtime_is_still_in_the_image(served: Container) -> None:
+    chosen = served.record("runtime chosen")
+    assert chosen is not None
+    has_bf16 = "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    assert chosen["runtime"] == "openvino"
+    assert (chosen["precision"] == "bf16") is has_bf16
+
+
+def test_metrics_and_health_answer(engine: Engine, served: Container) -> None:
+    with urllib.request.urlopen(f"http://{served.address}:8002/metrics", timeout=LIMIT_S) as answer:
+        assert b"tipserve_requests_total" in answer.read()
+    assert engine.podman("healthcheck", "run", served.name, check=False).returncode == 0
+
+
+def test_it_may_do_nothing(served: Container) -> None:
+    status = served.process_status()
+    assert int(status["CapEff"], 16) == 0
+    assert int(status["CapBnd"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert status["Uid"].split() == ["10001"] * 4
+    assert served.python(WRITE).split() == ["EROFS"] * 4
+
+
+def test_a_server_that_is_not_ready_fails_its_health_check(engine: Engine, image: str) -> None:
+    with running(engine, image, "--env=TIPSERVE_METRICS_PORT=18002") as container:
+        url = f"http://{container.address}:18002/v2/health/ready"
+        container.wait_for(lambda: is_served(url), "readiness")
+        assert engine.podman("healthcheck", "run", container.name, check=False).returncode == 0
+        command = ["exec", "--env=TIPSERVE_METRICS_PORT=18003", container.name]
+        (check,) = json.loads(container.inspect("[{{json .Config.Healthcheck.Test}}]"))
+        assert check[0] == "CMD"
+        assert engine.podman(*command, *check[1:], check=False).returncode != 0
+
+
+def test_sigterm_under_load_fails_nothing(engine: Engine, image: str, scene: bytes) -> None:
+    ports = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
+    with running(engine, image, "--network=host", arguments=(*ports, "--lanes=1")) as container:
+        ready = container.wait_for(lambda: container.record("ready"), "readiness")
+        addresses = {name: int(ready[name]) for name in ("http", "grpc")}
+        with SteadyCallers(addresses, scene, num_each=4) as callers:
+            container.wait_for(lambda: callers.num_answered >= 50, "answers")
+            engine.podman("stop", "--time=60", container.name)
+            callers.wait()
+        tally = callers.tally
+        assert container.inspect("{{.State.ExitCode}}") == "0"
+        assert container.record("draining") is not None
+        assert not tally.failed, tally
+        assert {"REST 200", "gRPC OK"} <= set(tally.answered)
+        refused = {"REST connection refused": 4, "gRPC connection refused": 8}
+        assert tally.refused == refused, "all is served until nobody can connect any more"
+
+
+def test_too_little_memory_ends_it_and_nothing_else(engine: Engine, image: str) -> None:
+    too_little = ("--memory=100m", "--memory-swap=100m")
+    with running(engine, image, *too_little) as container:
+        until = time.monotonic() + LIMIT_S
+        while container.inspect("{{.State.Status}}") != "exited":
+            assert time.monotonic() < until, container.log()
+            time.sleep(0.1)
+        assert container.inspect("{{.State.OOMKilled}}") == "true", container.log()
+        assert container.inspect("{{.State.ExitCode}}") == "137"

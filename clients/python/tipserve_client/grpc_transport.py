@@ -21,6 +21,10 @@ OPTIONS = (
     # A client's connection is its own, and it tries again itself.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
+    # Where a name has several addresses, each is a replica, and requests go to them in turn. One
+    # that goes away has the name asked for again, at once: another may stand in for it already.
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
 )
 # grpc.aio says so, with the code INTERNAL, where it could not send because the server had ended the
 # RPC: the server's own status is lost, and is had by asking again.

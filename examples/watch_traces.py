@@ -1,0 +1,106 @@
+"""Takes traces as a collector does, OTLP over HTTP, and prints each as a tree: for a first look.
+
+`python examples/watch_traces.py`, and `python -m service --otlp-endpoint http://localhost:4318`
+beside it. Needs the extra `otel`, and no collector.
+"""
+
+import argparse
+import gzip
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+PATH = "/v1/traces"
+PROTOBUF = "application/x-protobuf"
+
+
+def trees(request: Any) -> list[str]:
+    """What one export brought, a text for each trace."""
+    texts = []
+    for of_resource in request.resource_spans:
+        resource = plain(of_resource.resource.attributes)
+        sender = " ".join(
+            str(resource[name]) for name in ("service.name", "k8s.pod.name") if name in resource
+        )
+        traces: dict[bytes, list[Any]] = defaultdict(list)
+        for of_scope in of_resource.scope_spans:
+            for span in of_scope.spans:
+                traces[span.trace_id].append(span)
+        for trace_id, spans in traces.items():
+            texts.append("\n".join([f"trace {trace_id.hex()}  {sender}", *tree(spans)]))
+    return texts
+
+
+def tree(spans: Iterable[Any]) -> list[str]:
+    """The lines of one trace, children under their parents; a caller's own span is not here."""
+    children: dict[bytes, list[Any]] = defaultdict(list)
+    here = {span.span_id for span in spans}
+    for span in sorted(spans, key=lambda span: span.start_time_unix_nano):
+        children[span.parent_span_id if span.parent_span_id in here else b""].append(span)
+
+    def below(parent: bytes, indent: str) -> list[str]:
+        lines = []
+        for span in children[parent]:
+            lines += [indent + line(span), *below(span.span_id, indent + "  ")]
+        return lines
+
+    return below(b"", "  ")
+
+
+def line(span: Any) -> str:
+    """Name, id, milliseconds, attributes, and what it is linked to."""
+    took_ms = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
+    said = "".join(f" {name}={value}" for name, value in plain(span.attributes).items())
+    parent = f" parent={span.parent_span_id.hex()}" if span.parent_span_id else ""
+    links = "".join(f" -> {link.trace_id.hex()}/{link.span_id.hex()}" for link in span.links)
+    return f"{span.name} [{span.span_id.hex()}{parent}] {took_ms:.2f} ms{said}{links}"
+
+
+def plain(attributes: Iterable[Any]) -> Mapping[str, object]:
+    """Attributes as Python has them."""
+    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in attributes}
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """Answers exports and prints them."""
+
+    def do_POST(self) -> None:
+        """Take one export."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        is_ours = self.path == PATH and self.headers.get("Content-Type") == PROTOBUF
+        if is_ours:
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            for text in trees(ExportTraceServiceRequest.FromString(body)):
+                print(text, flush=True)
+        answer = ExportTraceServiceResponse().SerializeToString()
+        self.send_response(200 if is_ours else 404)
+        self.send_header("Content-Type", PROTOBUF)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing of the requests themselves."""
+
+
+def main() -> None:
+    """Listen until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=4318, help="0 takes a free one")
+    with ThreadingHTTPServer(("127.0.0.1", parser.parse_args().port), Receiver) as server:
+        print(f"waiting for traces at http://localhost:{server.server_port}", file=sys.stderr)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -109,6 +109,15 @@ def test_every_metric_of_the_contract_is_exported(
         "tipserve_inflight 0.0",
         "tipserve_text_cache_hits_total",
         'tipserve_model_info{device="cpu",name="tiny"',
+        'tipserve_model_requests_total{code="200",model="tiny",protocol="http"}',
+        'tipserve_model_request_duration_seconds_bucket{le="1.0",model="tiny",protocol="http"}',
+        'tipserve_model_stage_duration_seconds_count{model="tiny",stage="run"}',
+        'tipserve_model_batch_seconds_total{model="tiny"}',
+        'tipserve_model_queue_depth{model="tiny"} 0.0',
+        'tipserve_model_max_admitted_patches{model="tiny"}',
+        "tipserve_build_info{",
+        "tipserve_ready 1.0",
+        "tipserve_cpus",
     ):
         assert name in text, name
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import promql_parser
 import pytest
 
 from service.grpc.generated.open_inference_pb2 import DESCRIPTOR
@@ -25,6 +26,11 @@ ALERTS = alerts_of(GROUPS)
 RULES = (FOLDER / "prometheus_rule.yaml").read_text(encoding="utf-8")
 RUNBOOK = (FOLDER / "runbook.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", RUNBOOK, re.MULTILINE | re.DOTALL))
+SPANS = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", RUNBOOK)]
+SOURCES = "".join(
+    path.read_text(encoding="utf-8")
+    for path in sorted((FOLDER.parents[1] / "service").rglob("*.py"))
+)
 PARTS = ["Means", "Users feel", "Look", "Do", "False alarm"]
 # Those whose value is always the same, 0 or 1, and says nothing.
 SAME_VALUE = {
@@ -63,6 +69,19 @@ def test_the_runbook_names_series_settings_and_alerts_that_there_are() -> None:
     assert named <= Settings.model_fields.keys()
     linked = set(re.findall(r"\]\(#(\w+)\)", RUNBOOK))
     assert linked <= {name.lower() for name in ALERTS}
+
+
+def test_the_runbooks_expressions_are_promql() -> None:
+    asked = [span for span in SPANS if "tipserve_" in span and re.search(r"[(/{]", span)]
+    assert len(asked) > 10
+    for expression in asked:
+        promql_parser.parse(expression)
+
+
+def test_the_runbook_quotes_lines_that_the_log_has() -> None:
+    quoted = {span for span in SPANS if re.fullmatch(r"(the|a|log) [\w' ;]+", span)}
+    assert len(quoted) > 5
+    assert {line for line in quoted if line not in SOURCES} == set()
 
 
 def test_every_text_is_filled_in_when_the_alert_fires(tmp_path: Path) -> None:
@@ -119,8 +138,6 @@ def test_in_time_is_one_of_the_buckets() -> None:
 
 
 def test_reasons_of_refusals_are_those_that_there_are() -> None:
-    sources = (FOLDER.parents[1] / "service").rglob("*.py")
-    text = "".join(path.read_text(encoding="utf-8") for path in sources)
-    there_are = set(re.findall(r'(?:rejected\.labels|_refused)\("(\w+)"', text))
+    there_are = set(re.findall(r'(?:rejected\.labels|_refused)\("(\w+)"', SOURCES))
     (reasons,) = re.findall(r'reason=~"([^"]+)"', RULES)
     assert set(reasons.split("|")) == there_are - {"unauthenticated", "too_large"}

@@ -40,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     server_checks.startup,
     server_checks.shutdown,
     server_checks.paths,
+    server_checks.files,
     image_checks.images,
     image_checks.users,
     image_checks.accounts,

@@ -14,7 +14,7 @@ from service.rest.routes import build_router
 from service.server import LOG_GRACE_S, TRACE_GRACE_S, WRITE_GRACE_S
 from service.settings import PREFIX, Settings, load_settings
 from tests.deploy.reference_checks import variables
-from tests.deploy.workloads import Manifest, Workload, of_kind, workloads
+from tests.deploy.workloads import Manifest, Workload, called, of_kind, workloads
 
 # What KServe writes in the place of a runtime's braces, and where it puts the model.
 NAME_IN_BRACES, NAME = "{{.Name}}", "tipserve"
@@ -126,6 +126,23 @@ def startup(documents: list[Manifest]) -> list[str]:
         limit_s = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
         if workload.document["kind"] == "Deployment" and limit_s >= deadline_s:
             found.append(f"{workload}: may start for {limit_s} s, but must be done in {deadline_s}")
+    return found
+
+
+def files(documents: list[Manifest]) -> list[str]:
+    """A file that the server reads out of a Secret is one of its keys."""
+    found = []
+    secrets = {one["metadata"]["name"]: one for one in of_kind(documents, "Secret")}
+    for workload, container, chosen in _accepted(documents):
+        volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}
+        mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
+        for path in filter(None, (getattr(chosen, name) for name in READ)):
+            volume = volumes.get(mounts.get(str(path.parent), ""), {})
+            secret = secrets.get(volume.get("secret", {}).get("secretName"))
+            if secret is None:
+                continue
+            if path.name not in {**secret.get("data", {}), **secret.get("stringData", {})}:
+                found.append(f"{workload}: {called(secret)} has no {path.name}")
     return found
 
 

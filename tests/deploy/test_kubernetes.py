@@ -7,7 +7,7 @@ from tests.deploy.cross_references import faults
 from tests.deploy.workloads import Manifest, of_kind
 
 # Applied only as parts of others.
-PIECES = {"training/common"}
+PIECES = {"kubernetes/base/network", "training/common"}
 
 
 @pytest.mark.parametrize("name", [one for one in kustomizations.NAMES if one not in PIECES])

@@ -14,9 +14,6 @@ ALLOWED = {
     },
     "training/trainjob": {"CKV_K8S_38": "the Trainer lets nobody turn the token off"},
     "training/trainjob-dev": {"CKV_K8S_38": "the Trainer lets nobody turn the token off"},
-    "kubernetes/overlays/kserve": {
-        "CKV2_K8S_6": "KServe makes the pods, and who may call them is set where it is installed",
-    },
 }
 
 

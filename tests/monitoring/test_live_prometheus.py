@@ -189,6 +189,11 @@ def test_a_killed_replica_is_told_of_until_it_is_back(
     (table,) = [query for query in drawn if query.place == "Alerts that fire A"]
     shown = [sample["metric"] for sample in site.prometheus.query(table.expression)]
     assert any(labels.items() <= alert.items() for alert in shown)
+    assert (number(site, drawn, "Ready replicas"), number(site, drawn, "Not ready or down")) == (
+        1,
+        1,
+    )
+    assert number(site, drawn, "Alerts") >= 1
     site.victim.come_back()
     wait_told(site, "resolved", labels, after=before)
 
@@ -209,6 +214,8 @@ def test_a_flood_is_told_of_until_it_ends(
         faults = [query for query in drawn if query.place in ONLY_OF_FAULTS]
         faults += [query for query in read if FAULTS_READ.search(query.expression)]
         wait_answered(site, faults)
+        assert number(site, drawn, "Faults") > 0
+        assert number(site, drawn, "Refused") > 0
     assert {429, 504} <= set(statuses)
     wait_told(site, "resolved", refusing, after=before)
 
@@ -221,6 +228,13 @@ def ask_what_is_refused(site: WatchedSite, url: str) -> None:
     wait_until(
         lambda: ask_hurriedly(address, next(numbers)) == "DEADLINE_EXCEEDED", "an RPC is late"
     )
+
+
+def number(site: WatchedSite, drawn: Iterable[Query], title: str) -> float:
+    """What the dashboard's panel of this title says with its one number."""
+    (query,) = [query for query in drawn if query.place == f"{title} A"]
+    (sample,) = site.prometheus.query(query.expression)
+    return float(sample["value"][1])
 
 
 def reads_absent(query: Query) -> bool:

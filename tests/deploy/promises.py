@@ -1,6 +1,7 @@
 """Says where manifests break what is promised of all of them; no schema or scanner knows that."""
 
 import base64
+import functools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|PASSWORD|SECRET|CREDENTIALS)$", re.IG
 
 def faults(documents: list[Manifest]) -> list[str]:
     """What breaks a promise, as `Kind/name: what`."""
-    checks = (image_faults, resource_faults, host_faults, secret_faults)
-    return [fault for check in checks for fault in check(documents)]
+    return [fault for check in CHECKS for fault in check(documents)]
 
 
+@functools.cache
 def version() -> str:
     """Of the project."""
     text = (DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8")
@@ -101,3 +102,6 @@ def secret_faults(documents: list[Manifest]) -> Iterator[str]:
                 value = variable.get("value", "/")
                 if SECRET_NAME.search(variable["name"]) and not value.startswith("/"):
                     yield f"{workload}: {container['name']} has {variable['name']} as plain text"
+
+
+CHECKS = (image_faults, resource_faults, host_faults, secret_faults)

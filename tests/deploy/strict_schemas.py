@@ -1,6 +1,7 @@
 """Says where documents break Kubernetes' own schemas, read strictly: unknown fields are faults."""
 
 import functools
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -42,18 +43,24 @@ def is_builtin(document: Manifest) -> bool:
 
 def faults(documents: list[Manifest], versions: Sequence[str] = VERSIONS) -> list[str]:
     """What the schemas of any version say of the built-in kinds, and of pods within others."""
-    found = []
-    for document in [*filter(is_builtin, documents), *pods_within(documents)]:
-        for version in versions:
-            where = f"{called(document)} in {version}"
-            try:
-                kubernetes_validate.validate(document, version, strict=True)
-            except kubernetes_validate.ValidationError as error:
-                path = "/".join(map(str, error.absolute_path))
-                found.append(f"{where}: {path}: {error.message}")
-            except kubernetes_validate.SchemaNotFoundError as error:
-                found.append(f"{where}: {error.message}")
-    return found
+    return [
+        f"{called(document)} in {version}: {fault}"
+        for document in [*filter(is_builtin, documents), *pods_within(documents)]
+        for version in versions
+        if (fault := _fault(json.dumps(document), version))
+    ]
+
+
+@functools.cache
+def _fault(document: str, version: str) -> str:
+    """The first fault of a document, given as JSON; most come many times in a run of tests."""
+    try:
+        kubernetes_validate.validate(json.loads(document), version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return f"{'/'.join(map(str, error.absolute_path))}: {error.message}"
+    except kubernetes_validate.SchemaNotFoundError as error:
+        return str(error.message)
+    return ""
 
 
 def faults_of_type(type_name: str, value: Any) -> list[tuple[str, str]] | None:

@@ -250,6 +250,7 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
         precision=info.precision,
         device=info.device,
         runtime_reason=info.runtime_reason,
+        package_digest=manifest.digest,
         parity=[model_pb2.Parity(**row) for row in info.parity_rows()],
         limits=model_pb2.Limits(
             max_image_count=limits.max_images,

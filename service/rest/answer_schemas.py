@@ -262,6 +262,10 @@ class ModelCard(BaseModel):
     precision: str
     device: str
     runtime_reason: str = Field(description="Why these were chosen, and what was passed over.")
+    package_digest: str = Field(
+        description="SHA-256 over the digests of the package's files but its card: the same where "
+        "the same is served."
+    )
     parity: list[dict[str, Any]] = Field(
         description="How exact each graph in use is, compared with the model in float32."
     )
@@ -300,6 +304,7 @@ def model_card(info: ModelInfo) -> ModelCard:
         precision=info.precision,
         device=info.device,
         runtime_reason=info.runtime_reason,
+        package_digest=manifest.digest,
         parity=info.parity_rows(),
         outputs=list(info.outputs),
         limits={name: getattr(info.limits, name) for name in info.limits.__slots__},

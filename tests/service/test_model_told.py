@@ -25,7 +25,7 @@ PROVEN = ParityEntry(
     mask_agreement=1.0,
     limits=ParityLimits(min_mask_agreement=0.995),
 )
-TOLD = ("runtime", "precision", "device", "runtime_reason", "parity")
+TOLD = ("runtime", "precision", "device", "runtime_reason", "package_digest", "parity")
 
 
 def test_both_protocols_tell_the_same(manifest: Manifest, make_settings: Any) -> None:

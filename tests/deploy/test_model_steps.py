@@ -17,7 +17,7 @@ import yaml
 from model.conversion.cache import PackageCache
 from model.conversion.identity import content_of, key_of
 from model.graphs import Precision
-from model.package import ModelPackage
+from model.package import BUNDLED_FOLDER
 from tests.deploy import kustomizations
 from tests.deploy.workloads import Manifest
 
@@ -104,7 +104,7 @@ def step(name: str, overlay: str, *components: str) -> Manifest:
 
 
 @pytest.fixture
-def converted(tmp_path: Path, tiny_package: ModelPackage) -> tuple[Path, Path, Path]:
+def converted(tmp_path: Path) -> tuple[Path, Path, Path]:
     """A checkpoint, a cache with its packages, and the one with further graphs."""
     source = tmp_path / "student"
     source.mkdir()
@@ -113,16 +113,14 @@ def converted(tmp_path: Path, tiny_package: ModelPackage) -> tuple[Path, Path, P
     sets: tuple[tuple[Precision, ...], ...] = (("fp32",), ("fp32", "fp16"))
     for precisions in sets:
         folder = cache.folder("student", key_of(content_of(source), None, precisions))
-        shutil.copytree(tiny_package.path, folder)
+        shutil.copytree(BUNDLED_FOLDER, folder)
     return source, cache.root, folder
 
 
-def test_a_package_is_verified_before_the_server_starts(
-    steps: Steps, tmp_path: Path, tiny_package: ModelPackage
-) -> None:
+def test_a_package_is_verified_before_the_server_starts(steps: Steps, tmp_path: Path) -> None:
     container = step("verify-model", "cpu", "model-volume")
     version = tmp_path / "20261125T201500Z-3fa9c1d2e4b5"
-    shutil.copytree(tiny_package.path, version)
+    shutil.copytree(BUNDLED_FOLDER, version)
     current = tmp_path / "current"
     current.symlink_to(version.name)
     ended = steps.run(container, TIPSERVE_MODEL=str(current))

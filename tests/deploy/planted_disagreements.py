@@ -123,7 +123,16 @@ SERVER = [
     *planted(
         BASE, (AGREEMENT, PROMISES), {"an old image": put("tipserve:0.0.9", *CONTAINER, "image")}
     ),
-    *planted(KEYS, AGREEMENT, {"no Secret": drop("Secret")}),
+    *planted(
+        KEYS,
+        AGREEMENT,
+        {
+            "no Secret": drop("Secret"),
+            "key that the Secret lacks": put(
+                "/etc/tipserve/api-keys/keys", *SETTINGS, "TIPSERVE_API_KEYS_FILE"
+            ),
+        },
+    ),
     *planted(
         KSERVE,
         AGREEMENT,

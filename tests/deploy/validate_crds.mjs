@@ -17,15 +17,17 @@ const modules = join(prefix, "node_modules");
 const documents = JSON.parse(readFileSync(0, "utf8"));
 const { default: ts } = await import(pathToFileURL(join(modules, "typescript/lib/typescript.js")));
 
-/** The model's module without its ending, or nothing where no package has this kind. */
-function modulePath({ apiVersion, kind }) {
+/** A kind's model, and the path of its module without the ending; nothing where no package has this kind. */
+async function findModel({ apiVersion, kind }) {
   const name = PACKAGES[apiVersion.split("/")[0]];
   const path = name && join(modules, name, apiVersion, kind);
-  return path && existsSync(`${path}.js`) ? path : undefined;
+  if (!path || !existsSync(`${path}.js`)) return undefined;
+  const model = (await import(pathToFileURL(`${path}.js`)))[kind];
+  // Parts of kinds have modules too, but no kind.
+  return model?.kind === kind ? { model, path } : undefined;
 }
 
-async function faultsOfValues(document, path) {
-  const model = (await import(pathToFileURL(`${path}.js`)))[document.kind];
+function faultsOfValues(document, model) {
   try {
     new model(document).validate();
     return [];
@@ -86,13 +88,13 @@ function faultsOfFields(placed) {
 const faults = [];
 const placed = [];
 for (const [index, document] of documents.entries()) {
-  const path = modulePath(document);
-  if (path === undefined) {
+  const found = await findModel(document);
+  if (found === undefined) {
     faults.push([index, "", `no model of ${document.apiVersion} ${document.kind}`]);
     continue;
   }
-  placed.push({ index, document, path });
-  for (const fault of await faultsOfValues(document, path)) faults.push([index, ...fault]);
+  placed.push({ index, document, path: found.path });
+  for (const fault of faultsOfValues(document, found.model)) faults.push([index, ...fault]);
 }
 faults.push(...faultsOfFields(placed));
 process.stdout.write(JSON.stringify(faults));

@@ -7,14 +7,16 @@ long detailed one in TIPSv2's multi-granularity captions (arXiv:2604.12012, sect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-import inflect
 import numpy as np
 
 from model.text import TEMPLATES
 from training.data.concepts import NO_ARTICLE
 
-_ENGINE = inflect.engine()
+if TYPE_CHECKING:
+    import inflect
+
 _NUMBERS = ("", "", "two", "three", "four")
 # Where the rules of English mislead the engine.
 _PLURALS = {
@@ -63,17 +65,25 @@ class Captions:
 
 
 @cache
+def _engine() -> "inflect.engine":
+    # Importing it takes more than a second, and most jobs compose no scene.
+    import inflect  # noqa: PLC0415
+
+    return inflect.engine()
+
+
+@cache
 def plural(name: str) -> str:
     """Return the plural, the name itself where it is a plural or a mass noun already."""
     if name in NO_ARTICLE:
         return name
-    return _PLURALS.get(name) or str(_ENGINE.plural_noun(name))
+    return _PLURALS.get(name) or str(_engine().plural_noun(name))
 
 
 @cache
 def with_article(phrase: str) -> str:
     """Put "a" or "an" before a phrase."""
-    return str(_ENGINE.a(phrase))
+    return str(_engine().a(phrase))
 
 
 def _noun_phrase(name: str, adjective: str, count: int) -> str:

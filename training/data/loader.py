@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
+from training.data import loading_process
 from training.data.batch import (
     Batch,
     UnnamedDrawings,
@@ -183,9 +184,5 @@ class SceneBatches(Dataset[Batch]):
             sampler=range(first_step, self._plan.num_steps),
             num_workers=num_workers,
             prefetch_factor=4 if num_workers else None,
-            worker_init_fn=_limit_threads,
+            worker_init_fn=loading_process.begin,
         )
-
-
-def _limit_threads(_worker: int) -> None:
-    torch.set_num_threads(1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
+from training.data import loading_process
 from training.data.batch import Batch, name_columns, text_ids, tokenize
 from training.data.caption_sampling import CaptionSampling
 from training.data.crops import TIPSV2_CROPS, CropConfig, crop_pictures
@@ -140,7 +141,7 @@ class PictureBatches(Dataset[MadeBatch]):
             sampler=range(first_step, len(self)),
             num_workers=num_workers,
             prefetch_factor=2 if num_workers else None,
-            worker_init_fn=_limit_threads,
+            worker_init_fn=loading_process.begin,
         )
         for item in made:
             self.broken.add(item.broken)
@@ -200,7 +201,3 @@ def _wanted(crops: CropConfig) -> int:
     if crops.num_local:
         sides.append(crops.local_size / math.sqrt(crops.local_scale[0]))
     return math.ceil(max(sides))
-
-
-def _limit_threads(_worker: int) -> None:
-    torch.set_num_threads(1)

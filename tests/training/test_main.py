@@ -13,6 +13,7 @@ from training.commands import train as train_command
 from training.commands.train import RECIPES
 from training.config import TrainingConfig
 from training.data.folder import DataFolder
+from training.preemption import Stopped
 
 JOBS = ("teacher", "student", "debug", "data", "evaluate", "gate", "export")
 
@@ -70,6 +71,17 @@ def test_a_recipe_runs_with_its_overrides(
     assert (config.num_steps, config.optim.muon_lr) == (7, 1e-4)
     assert config.name == RECIPES[recipe]().name
     assert "The model is in runs/x/model" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_has_not_ended_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: TrainingConfig) -> Path:
+        raise Stopped(7)
+
+    monkeypatch.setattr(train_command, "train", run)
+    assert main(["debug"]) == 143
+    assert "saved at step 7; run the same command to go on" in capsys.readouterr().out
 
 
 def test_training_without_data_says_how_to_get_it(

@@ -1,0 +1,87 @@
+"""Volumes of a small cluster: pictures in shards, captioners, a teacher, what evaluation takes."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.package import BUNDLED_FOLDER
+from tests.deploy.training_steps import Places, Step
+from tests.training.tiny_paligemma import write_paligemma
+from training.__main__ import main
+from training.data.folder import DataFolder
+
+NUM_PICTURES = 8
+# A step takes seconds; what it waits for on a busy machine is imports.
+LIMIT_S = 280.0
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, data_folder: DataFolder) -> Places:
+    """Shards with one caption each, a tiny PaliGemma, the bundled student as teacher."""
+    root = tmp_path_factory.mktemp("volumes")
+    for name in ("data", "runs", "models", "config"):
+        (root / name).mkdir()
+    pictures = root / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(NUM_PICTURES):
+        pixels = np.tile(rng.integers(0, 255, (6, 7, 3), dtype=np.uint8), (20, 20, 1))
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+        (pictures / f"{number}.txt").write_text(f"a plain wall, number {number}", encoding="utf-8")
+    assert main(["shards", "folder", str(pictures), "--output", str(root / "data/shards")]) == 0
+    write_paligemma(root / "data/paligemma")
+    shutil.copytree(BUNDLED_FOLDER, root / "data/teacher")
+    shutil.copytree(data_folder.path, root / "data/evaluation")
+    return Places(root=root, port=free_port())
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+class Running:
+    """Steps that run at the same time; whatever of them still runs in the end is ended."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def start(self, step: Step) -> "subprocess.Popen[str]":
+        """Start one."""
+        process = step.start()
+        self._processes.append(process)
+        return process
+
+    def run(self, *steps: Step) -> list[tuple[int, str]]:
+        """Exit status and everything said, of steps that are started together."""
+        processes = [self.start(step) for step in steps]
+        said = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
+        return [(p.returncode, text) for p, text in zip(processes, said, strict=True)]
+
+    def end(self) -> None:
+        """SIGTERM, a while to listen to it, SIGKILL."""
+        left = [process for process in self._processes if process.poll() is None]
+        for process in left:
+            process.terminate()
+        for process in left:
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """Where steps are run."""
+    steps = Running()
+    yield steps
+    steps.end()

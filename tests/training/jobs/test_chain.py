@@ -1,0 +1,203 @@
+"""The chain of `deploy/training/chain-dev/`: its own commands and arguments, step after step.
+
+Run as they stand in the manifest, with its ConfigMap's values; `tests/deploy/training_steps.py`
+says what is replaced. PaliGemma is a tiny one with random weights, drawings are coloured shapes.
+"""
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from model.package import open_package
+from tests.deploy.training_steps import (
+    Places,
+    Step,
+    build,
+    chain_steps,
+    environment,
+    find,
+    make_step,
+)
+from training.__main__ import main
+
+RUN = "tipserve-retrain-1"
+LIMIT_S = 120.0
+# The chain's seven processes run inside the first test; on a busy machine that takes minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def steps_of(name: str, places: Places) -> dict[str, Step]:
+    """The steps of one variant, its files laid where the pod has them."""
+    documents = build(name)
+    for file, text in find(documents, "ConfigMap", "tipserve-retrain-files")["data"].items():
+        (places.root / "config" / file).write_text(text, encoding="utf-8")
+    labels = {"batch.kubernetes.io/job-name": RUN}
+    made = [
+        make_step(container, environment(container, documents, labels), places)
+        for container in chain_steps(documents)
+    ]
+    return {step.name: step for step in made}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain that has run, and what its steps have said."""
+
+    places: Places
+    steps: dict[str, Step]
+    said: dict[str, str]
+
+    @property
+    def run(self) -> Path:
+        return self.places.root / "runs" / RUN
+
+    @property
+    def models(self) -> Path:
+        return self.places.root / "models"
+
+
+@pytest.fixture(scope="module")
+def chain(places: Places, running: Any) -> Chain:
+    """All steps, each after the one before has ended well."""
+    steps, said = steps_of("chain-dev", places), {}
+    for name, step in steps.items():
+        ((status, said[name]),) = running.run(step)
+        assert status == 0, f"{name} ended with {status}:\n{said[name]}"
+    return Chain(places=places, steps=steps, said=said)
+
+
+def test_each_step_did_its_work(chain: Chain) -> None:
+    assert "8 captions, 0 failed" in chain.said["caption"]
+    assert f"{RUN}: steps 0 to 4, on 2 x cpu" in chain.said["distill"]
+    assert "paligemma 8" in chain.said["distill"]
+    assert "| student - served | mIoU |" in chain.said["evaluate"]
+    assert chain.said["gate"].startswith("passed  zero-shot segmentation | seen styles")
+    assert "student is ready in" in chain.said["export"]
+
+
+def test_what_was_trained_is_what_is_published(chain: Chain) -> None:
+    first, last = (Path(chain.said[name].strip()) for name in ("first", "publish"))
+    assert first != last
+    assert (chain.models / "current").resolve() == last.resolve()
+    package = open_package(last)
+    weights = (chain.run / "model" / "model.safetensors").read_bytes()
+    assert (last / "model.safetensors").read_bytes() == weights
+    manifest = package.manifest
+    assert (manifest.name, manifest.embed_dim) == ("student", 192)
+    assert manifest.provenance["compared_with"] == first.name
+    assert manifest.provenance["recipe"] == RUN
+    assert {entry.row for entry in manifest.scores} >= {"student", "served", "student - served"}
+
+
+def test_a_pod_that_comes_again_passes_over_what_is_done(chain: Chain, running: Any) -> None:
+    kept = [chain.run / "model/model.safetensors", chain.run / "log.jsonl"]
+    before = [path.read_bytes() for path in kept]
+    published = sorted(chain.models.iterdir())
+    for name in ("first", "distill", "publish"):
+        ((status, text),) = running.run(chain.steps[name])
+        assert status == 0, text
+        if name == "distill":
+            assert f"{RUN}: steps 4 to 4" in text
+    assert [path.read_bytes() for path in kept] == before
+    assert sorted(chain.models.iterdir()) == published
+
+
+def test_the_shipped_gate_refuses_this_student(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = steps_of("chain", chain.places)["gate"]
+    assert gate.command == chain.steps["gate"].command
+    program, arguments = gate.command[1:4], gate.command[4:]
+    assert program == ["-P", "-m", "training"]
+    status = main(arguments)
+    said = capsys.readouterr()
+    assert status == 3, said.err
+    assert "FAILED  zero-shot segmentation | seen styles" in said.out
+    assert said.err.startswith("refused: ")
+    assert "must reach 30.00" in said.err
+    policy = find(build("chain"), "CronJob", "tipserve-retrain")["spec"]["jobTemplate"]["spec"]
+    assert policy["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] == [status]
+
+
+def test_the_service_answers_by_the_published_package(chain: Chain) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (60, 40), (90, 120, 60)).save(picture, "PNG")
+    with serve(Path(chain.said["publish"].strip())) as url:
+        answer = httpx.post(
+            f"{url}/v1/images:segment?classes=wall,sky",
+            content=picture.getvalue(),
+            headers={"Content-Type": "image/png", "Accept": "image/png"},
+            timeout=LIMIT_S,
+        )
+        models = httpx.get(f"{url}/v1/models", timeout=LIMIT_S).json()
+    assert answer.status_code == 200, answer.text
+    assert Image.open(io.BytesIO(answer.content)).size == (60, 40)
+    assert [entry["id"] for entry in models["data"]] == ["student"]
+
+
+@contextmanager
+def serve(version: Path) -> Iterator[str]:
+    """The service with a version as its Deployment names it, once it is ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "service", "--host=127.0.0.1", f"--http-port={port}"]
+    process = subprocess.Popen(
+        [*command, "--grpc-port=0", "--metrics-port=0"],
+        env={**os.environ, "TIPSERVE_MODEL": str(version)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        url, until = f"http://127.0.0.1:{port}", time.monotonic() + LIMIT_S
+        while not is_ready(url):
+            assert process.poll() is None, "the service ended"
+            assert time.monotonic() < until, "the service is not ready"
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def is_ready(url: str) -> bool:
+    """Whether it answers, and says so."""
+    try:
+        return httpx.get(f"{url}/v2/health/ready", timeout=LIMIT_S).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def test_the_way_back_is_one_command(chain: Chain) -> None:
+    first, last = (Path(chain.said[name].strip()).name for name in ("first", "publish"))
+    assert rollback(chain.models) == first
+    assert open_package(chain.models / "current").manifest.name == "tipserve-student"
+    assert rollback(chain.models, "--to", last) == last
+
+
+def rollback(repository: Path, *more: str) -> str:
+    """Go back; gives the version that is current then."""
+    command = [sys.executable, "-m", "model", "rollback", "--repository", str(repository), *more]
+    ended = subprocess.run(command, capture_output=True, check=True, text=True, timeout=LIMIT_S)
+    return Path(ended.stdout.strip()).name

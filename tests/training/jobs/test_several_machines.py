@@ -1,0 +1,135 @@
+"""Training on several machines, by the manifests' own arguments, and pods that are taken away.
+
+`trainjob-dev` is run as the Kubeflow Trainer starts its pods, by variables for torchrun; of
+`indexed-job-dev` both pods run side by side and meet on a port of this machine.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Tipsv2Model
+
+from tests.deploy.training_steps import (
+    Places,
+    Step,
+    build,
+    chain_steps,
+    environment,
+    find,
+    make_step,
+)
+
+LIMIT_S = 200.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+INDEX = "batch.kubernetes.io/job-completion-index"
+NAME = "batch.kubernetes.io/job-name"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _captions(places: Places) -> None:
+    """Captioning is another step's; shards have the captions that came with the pictures."""
+    (places.root / "data/captioned").symlink_to("shards")
+
+
+def trainjob_step(kind: str, places: Places) -> Step:
+    """The one pod of a TrainJob, with the variables that the Trainer gives it."""
+    documents = build("trainjob-dev")
+    trainer = find(documents, "TrainJob", f"tipserve-{kind}")["spec"]["trainer"]
+    assert trainer["numNodes"] == 1
+    given = {
+        "PET_NNODES": "1",
+        "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
+        "PET_NODE_RANK": "0",
+        "PET_MASTER_ADDR": f"tipserve-{kind}-node-0-0.tipserve-{kind}",
+        "PET_MASTER_PORT": "29400",
+    }
+    values = environment(trainer, documents, {}) | given
+    return make_step({**trainer, "name": kind}, values, places)
+
+
+def indexed_steps(kind: str, places: Places) -> list[Step]:
+    """Each pod of an Indexed Job."""
+    documents = build("indexed-job-dev")
+    job = find(documents, "Job", f"tipserve-{kind}")["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    return [
+        make_step(container, environment(container, documents, {INDEX: str(index)}), places)
+        for index in range(job["completions"])
+    ]
+
+
+def check_run(run: Path, *, num_ranks: int) -> None:
+    """A finished run of three steps on so many ranks, cut over them, and its model."""
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (start,) = record["starts"]
+    assert (start["host"]["num_ranks"], start["config"]["parallel"]) == (num_ranks, "fsdp2")
+    assert start["end"]
+    last = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    assert json.loads(last)["step"] == 3
+    assert Tipsv2Model.from_pretrained(run / "model").vision_model.config.hidden_size == 192
+
+
+def test_a_trainjob_pretrains_and_its_model_teaches_on_two_machines(
+    places: Places, running: Any
+) -> None:
+    ((status, text),) = running.run(trainjob_step("pretrain", places))
+    assert status == 0, text
+    check_run(places.root / "runs/pretrained-g14", num_ranks=2)
+    ended = running.run(*indexed_steps("distill", places))
+    assert [status for status, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
+    check_run(places.root / "runs/distilled-s14", num_ranks=2)
+
+
+def test_a_pod_that_is_taken_away_saves_and_its_successor_goes_on(
+    places: Places, running: Any
+) -> None:
+    documents = build("chain-dev")
+    container = next(step for step in chain_steps(documents) if step["name"] == "distill")
+    values = environment(container, documents, {NAME: "evicted"}) | {"STEPS": "100000"}
+    step = make_step(container, values, places)
+    run = places.root / "runs" / "evicted"
+
+    first = running.start(step)
+    log = run / "log.jsonl"
+    wait_for(lambda: log.exists() and log.stat().st_size > 0, first)
+    text = take_away(first)
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    done = int(checkpoint.name.removeprefix("step-"))
+    assert done >= 1
+    assert f"saved at step {done}; run the same command to go on" in text
+
+    second = running.start(step)
+    wait_for(lambda: len(starts(run)) == 2, second)
+    assert starts(run)[1]["from_step"] == done
+    take_away(second)
+
+
+def take_away(process: "subprocess.Popen[str]") -> str:
+    """SIGTERM to the pod's first process alone, as a kubelet sends it; gives what was said.
+
+    A Job takes a pod that ends with 0 for finished, so this must be another status.
+    """
+    process.terminate()
+    text, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode != 0
+    return text
+
+
+def starts(run: Path) -> list[dict[str, Any]]:
+    record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = record["starts"]
+    return found
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Wait until something holds, while a process runs."""
+    until = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "it does not come"
+        time.sleep(0.1)

@@ -48,6 +48,7 @@ class RestConnection(asyncio.Protocol):
         self._answer: asyncio.Future[str] | None = None
         self._transport: asyncio.Transport
         self._buffer = bytearray()
+        self.head = b""
         self.body = b""
         self.is_closed = False
 
@@ -74,7 +75,7 @@ class RestConnection(asyncio.Protocol):
         length = int(head[start:].split(b"\r\n", 1)[0])
         if len(self._buffer) < end + len(HEAD_END) + length:
             return
-        self.body = bytes(self._buffer[end + len(HEAD_END) :])
+        self.head, self.body = head, bytes(self._buffer[end + len(HEAD_END) :])
         self._buffer.clear()
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(head.split(b" ", 2)[1].decode())

@@ -6,7 +6,7 @@ python -m benchmarks.noop_service tipserve|plain PORTS_FILE [NAME=VALUE ...]
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model.graphs import DenseTask, Precision
 from model.package import ModelPackage
-from model.runtime.base import Device, LaneShare, VisionOutput
+from model.runtime.base import Device, LaneShare, Runtime, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import RUNTIMES
 from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
@@ -28,6 +28,9 @@ from service.monitoring.log import configure_logging
 from service.rest.listener import listen
 from service.server import Server
 from service.settings import Settings
+
+Serve = Callable[[Path, Mapping[str, str]], Coroutine[Any, Any, None]]
+RuntimeMaker = Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]
 
 
 @cache
@@ -119,14 +122,16 @@ async def serve_plain(ports_file: Path, _values: Mapping[str, str]) -> None:
     await uvicorn.Server(config).serve([listening])
 
 
-async def serve_noop(ports_file: Path, values: Mapping[str, str]) -> None:
-    """The whole service around nothing."""
+async def serve_noop(
+    ports_file: Path, values: Mapping[str, str], runtime: RuntimeMaker = NoopRuntime
+) -> None:
+    """The whole service around nothing, or around another runtime that is not real."""
     log_lines = configure_logging("INFO", "json")
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "ports_file": ports_file}
     known = {"runtime": "onnx", "host": "127.0.0.1", **ports, **values}
     settings = Settings.model_validate(known)
 
-    RUNTIMES["onnx"] = NoopRuntime
+    RUNTIMES["onnx"] = runtime
     server = Server(settings, log_lines=log_lines)
     plane: Any = server.plane
     plane._preparer = NoopPreparer(plane.image_limits, max_patches=settings.max_batch_patches)
@@ -137,8 +142,8 @@ def main(arguments: Sequence[str]) -> None:
     """Serve one of the two."""
     kind, ports_file, *pairs = arguments
     values = dict(pair.split("=", 1) for pair in pairs)
-    serve = {"plain": serve_plain, "tipserve": serve_noop}[kind]
-    uvloop.run(serve(Path(ports_file), values))
+    kinds: dict[str, Serve] = {"plain": serve_plain, "tipserve": serve_noop}
+    uvloop.run(kinds[kind](Path(ports_file), values))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scrape-s", type=float, default=15.0, help="Prometheus' interval")
     parser.add_argument("--cpus-requested", type=float, default=1.0, help="as the Deployment does")
     parser.add_argument("--limit-s", type=float, help="what p99 should keep; 4 passes if left out")
+    parser.add_argument("--rows", default="60:2400", help="seconds of each row, and of the table")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--svg", type=Path, help="where the step is drawn")
     return parser.parse_args()
@@ -106,7 +107,9 @@ def main() -> None:
         print_lines("Closed form against simulation, fixed replicas", closed_form_table(service_s))
     if "step" in parts:
         run = simulate(setting, shipped, shipped.min_replicas, SEEDS[0])
-        print_lines(f"{options.scaler.name}, over time", over_time(run, step_s, until_s, 60))
+        every_s, length_s = (float(count) for count in options.rows.split(":"))
+        shown_s = min(until_s, step_s + length_s)
+        print_lines(f"{options.scaler.name}, over time", over_time(run, step_s, shown_s, every_s))
         if options.svg:
             title = f"{curves.model} at {options.side} px, {options.step} requests/s, simulated"
             options.svg.write_text(chart(run, limit_s, title), encoding="utf-8")

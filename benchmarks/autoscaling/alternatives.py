@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from benchmarks.autoscaling.autoscaler import DEFAULT_DOWN, DEFAULT_UP, ScalerSettings, Target
+from benchmarks.autoscaling.autoscaler import (
+    DEFAULT_DOWN,
+    DEFAULT_UP,
+    Policy,
+    Rules,
+    ScalerSettings,
+    Target,
+)
 
 SELECTOR: Final = '{job="tipserve",stage="queue"}'
 STAGE: Final = "tipserve_stage_duration_seconds"
@@ -29,6 +36,9 @@ def alternatives(
     yield "shipped: queue wait and busy lanes", shipped
     defaults = replace(shipped, up=DEFAULT_UP, down=DEFAULT_DOWN)
     yield "the same, Kubernetes' default behaviour", defaults
+    slow = Rules(stabilization_s=0, policies=(Policy("Percent", 100, 60), Policy("Pods", 4, 60)))
+    yield "the same, at most double in 60 s", replace(shipped, up=slow)
+    yield "the same, at most 20 replicas", replace(shipped, max_replicas=20)
     yield "queue wait alone", replace(shipped, targets=(wait,))
     yield "queue wait alone, default behaviour", replace(defaults, targets=(wait,))
     p90 = Target(P90_WAIT, "Value", wait.value)

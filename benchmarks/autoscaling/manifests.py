@@ -23,7 +23,7 @@ HPA: Final = KUBERNETES / "components" / "hpa" / "autoscaler.yaml"
 ADAPTER: Final = "prometheus_adapter.yaml"
 # Keys that are understood; those in the second set change nothing between 1 and the maximum.
 SCALED_OBJECT_KEYS: Final = {"scaleTargetRef", "minReplicaCount", "maxReplicaCount", "triggers"}
-SCALED_OBJECT_IDLE: Final = {"pollingInterval", "cooldownPeriod", "fallback", "advanced"}
+SCALED_OBJECT_IDLE: Final = {"pollingInterval", "cooldownPeriod", "advanced"}
 TRIGGER_KEYS: Final = {"type", "name", "metricType", "metadata"}
 TRIGGER_METADATA: Final = {"query", "threshold"}
 TRIGGER_IDLE: Final = {"serverAddress", "activationThreshold", "ignoreNullValues", "unsafeSsl"}

@@ -116,6 +116,8 @@ class Replica:
         self._cost = 0
         self._numbers = itertools.count()
         self._sleepers: list[simpy.Event] = []
+        # Those that were woken at this moment count until they have looked.
+        self._num_idle = 0
         for _ in range(spec.lanes):
             env.process(self._lane())
 
@@ -145,7 +147,9 @@ class Replica:
             if not any(self._lines.values()):
                 wake = self._env.event()
                 self._sleepers.append(wake)
+                self._num_idle += 1
                 yield wake
+                self._num_idle -= 1
                 continue
             kind, batch = self._take()
             seconds = self._seconds(kind, len(batch))
@@ -161,7 +165,7 @@ class Replica:
         kind = min(waiting, key=lambda name: self._lines[name][0].number)
         line, limits = self._lines[kind], self._spec.limits[kind]
         # Lanes that are free together share what waits; the one that asks is free too.
-        share = -(-len(line) // (1 + len(self._sleepers)))
+        share = -(-len(line) // (1 + self._num_idle))
         batch: list[_Item] = []
         cost = 0
         while line and len(batch) < share and limits.fits(len(batch) + 1, cost + line[0].cost):

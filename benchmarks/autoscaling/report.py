@@ -7,7 +7,7 @@ from typing import Final
 from benchmarks.autoscaling.scenario import BIN_S, Bin, Run, quantile
 from benchmarks.autoscaling.summary import Summary
 
-WIDTH, PANEL, GAP, LEFT = 760, 130, 34, 64
+WIDTH, PANEL, GAP, LEFT = 760, 130, 44, 64
 
 
 def seconds(value: float) -> str:
@@ -16,7 +16,9 @@ def seconds(value: float) -> str:
         return "-"
     if math.isinf(value):
         return "never"
-    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+    if value >= 1:
+        return f"{value:.1f} s"
+    return f"{1000 * value:.0f} ms" if value >= 0.01 or not value else f"{1000 * value:.1f} ms"
 
 
 def over_time(run: Run, step_s: float, until_s: float, every_s: float) -> list[str]:
@@ -47,8 +49,9 @@ def compared(rows: Sequence[tuple[str, Summary]], limit_s: float) -> list[str]:
         f"later than {seconds(limit_s)}",
         "refused",
         "recovered after",
-        "most replicas",
-        "on average",
+        "replicas before",
+        "most",
+        "on average in the step",
         "reversals",
     ]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
@@ -59,6 +62,7 @@ def compared(rows: Sequence[tuple[str, Summary]], limit_s: float) -> list[str]:
             f"{summary.late_share:.1%}",
             f"{summary.refused_share:.1%}",
             f"{summary.recovered_s:.0f} s" if summary.recovered_s < math.inf else "never",
+            str(summary.before),
             str(summary.peak),
             f"{summary.mean_replicas:.1f}",
             str(summary.reversals),
@@ -82,7 +86,7 @@ def chart(run: Run, limit_s: float, title: str) -> str:
     limit = [limit_s] * len(bins)
     panels = [
         ("requests a second", [("offered", "#888", offered), ("answered", "#06c", answered)]),
-        ("p99 in seconds", [("p99", "#c30", p99), ("limit", "#888", limit)]),
+        ("p99 in seconds, logarithmic", [("p99", "#c30", p99), ("limit", "#888", limit)]),
         (
             "replicas",
             [
@@ -101,16 +105,21 @@ def chart(run: Run, limit_s: float, title: str) -> str:
 def _panel(
     top: float, name: str, lines: Sequence[tuple[str, str, Sequence[float]]], bins: Sequence[Bin]
 ) -> list[str]:
-    most = max(value for _, _, values in lines for value in values if not math.isnan(value))
+    known = [value for _, _, values in lines for value in values if not math.isnan(value)]
+    is_log = "logarithmic" in name
+    least, most = (0.9 * min(known), max(known)) if is_log else (0.0, max(known))
+
+    def height(value: float) -> float:
+        return math.log(value / least) / math.log(most / least) if is_log else value / most
+
     end_s = bins[-1].start_s + BIN_S
     right, bottom = WIDTH - 20, top + PANEL
     parts = [f'<text x="{LEFT}" y="{top - 5}" font-weight="bold">{name}</text>']
     for share in (0, 0.5, 1):
         y = bottom - share * PANEL
+        told = least * (most / least) ** share if is_log else share * most
         parts.append(f'<path d="M{LEFT} {y:.1f}H{right}" stroke="#ddd"/>')
-        parts.append(
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share * most:.3g}</text>'
-        )
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{told:.3g}</text>')
     for minute in range(0, int(end_s / 60) + 1, 10):
         x = LEFT + minute * 60 / end_s * (right - LEFT)
         parts.append(
@@ -118,7 +127,7 @@ def _panel(
         )
     for number, (label, colour, values) in enumerate(lines):
         points = [
-            f"{LEFT + b.start_s / end_s * (right - LEFT):.1f},{bottom - v / most * PANEL:.1f}"
+            f"{LEFT + b.start_s / end_s * (right - LEFT):.1f},{bottom - height(v) * PANEL:.1f}"
             for b, v in zip(bins, values, strict=True)
             if not math.isnan(v)
         ]

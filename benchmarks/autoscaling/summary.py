@@ -23,6 +23,7 @@ class Summary:
         refused_share: Of those offered in the step.
         recovered_s: From the step until p99 stays below the limit and nobody is refused; infinite
             where that never was.
+        before: Replicas when the step came.
         peak: Most replicas.
         mean_replicas: Over the step.
         reversals: How often it went up again after it had gone down.
@@ -33,6 +34,7 @@ class Summary:
     late_share: float
     refused_share: float
     recovered_s: float
+    before: int
     peak: int
     mean_replicas: float
     reversals: int
@@ -51,6 +53,7 @@ def summarize(run: Run, step_s: float, until_s: float, limit_s: float) -> Summar
         late_share=late / max(1, len(asked)),
         refused_share=refused / max(1, len(asked)),
         recovered_s=_recovered_s(during, limit_s),
+        before=next(b.replicas for b in run.bins if b.start_s >= step_s),
         peak=max(b.replicas for b in run.bins),
         mean_replicas=sum(b.replicas for b in during) / max(1, len(during)),
         reversals=_reversals([b.replicas for b in run.bins if b.start_s >= step_s]),

@@ -95,6 +95,13 @@ def test_down_by_one_a_minute() -> None:
     assert counts == [5, 5, 5, 5, 4, 4, 4, 4, 3, 3]
 
 
+def test_percents_are_rounded_up_on_the_way_up_and_cut_off_on_the_way_down() -> None:
+    half = Rules(stabilization_s=0, policies=(Policy("Percent", 50, 60),))
+    both = replace(SETTINGS, up=half, down=half)
+    assert decide(both, 3, 9.0) == 5
+    assert decide(both, 5, 0.0) == 2
+
+
 def test_a_direction_can_be_turned_off() -> None:
     never = replace(SETTINGS, down=replace(FREE, select="Disabled"))
     assert decide(never, 6, 0.0) == 6

@@ -45,6 +45,7 @@ def test_a_pod_that_stops_answers_what_it_has_and_gets_no_more() -> None:
     fleet.begin(2)
     ask(env, fleet, 6)
     fleet.scale_to(1)
+    assert [pod.number for pod in fleet.ready] == [0]
     ask(env, fleet, 1)
     env.run()
     assert len(fleet.outcomes) == 7

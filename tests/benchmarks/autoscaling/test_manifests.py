@@ -56,6 +56,7 @@ def triggers(document: Document) -> list[Document]:
     [
         (lambda d: d["spec"].update(minReplicaCnt=3), "minReplicaCnt"),
         (lambda d: d["spec"].pop("minReplicaCount"), "from 0"),
+        (lambda d: d["spec"].update(fallback={"replicas": 4}), "fallback"),
         (lambda d: triggers(d)[0].update(type="cpu"), "'cpu'"),
         (lambda d: triggers(d)[0].update(useCachedMetrics=True), "useCachedMetrics"),
         (lambda d: triggers(d)[0].update(metricType="Utilization"), "Utilization"),

@@ -96,11 +96,12 @@ def ask(replica: Replica, env: simpy.Environment, **items: tuple[int, int]) -> R
 
 def test_no_lane_is_idle_while_anything_waits() -> None:
     env, replica, answered = one_replica(spec(lanes=2))
-    ask(replica, env, image=(8, 10))
+    env.run(until=1)
+    ask(replica, env, image=(4, 10))
     env.run()
-    # Free lanes share: four each, and a batch of four takes 1 + 4 seconds.
-    assert env.now == 5.0
-    assert replica.counters.busy_s == 10.0
+    # Free lanes share: two each, and a batch of two takes 1 + 2 seconds.
+    assert env.now == 1 + 3.0
+    assert replica.counters.busy_s == 6.0
     assert len(answered) == 1
 
 

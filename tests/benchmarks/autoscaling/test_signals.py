@@ -38,6 +38,7 @@ def test_a_quantile_is_read() -> None:
         ("[2m])) /", "[5m])) /", "differ"),
         ("clamp_min", "clamp_max", "not simulated"),
         ('{job="a",stage="queue"}', "", "not simulated"),
+        ('{job="a",stage="queue"}', "{}", "not simulated"),
     ],
 )
 def test_others_are_errors(old: str, new: str, message: str) -> None:

@@ -30,6 +30,8 @@ FAULTS: Final[Mapping[str, Deletion]] = {
     "none": Deletion(),
     # A pod that dies: nobody drains, and the proxy is told afterwards.
     "kill": Deletion(pre_stop_s=0.0, number=signal.SIGKILL),
+    # The proxy knows, but what was inside is not waited for.
+    "no-drain": Deletion(number=signal.SIGKILL),
     # Without preStop the replica closes its doors before the proxy knows.
     "no-pre-stop": Deletion(pre_stop_s=0.0, notice_s=2.0),
 }

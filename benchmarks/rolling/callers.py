@@ -7,6 +7,7 @@ be refused. Only the stream may break, for its client begins it anew and loses n
 import http.client
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -21,6 +22,8 @@ from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tipserve_client import Client, TipserveError
 
 LIMIT_S: Final = 30.0
+SLOWLY_S: Final = 0.8
+NUM_SLOW: Final = 10
 # Another batch rounds otherwise, by less than this; another picture is further away.
 MIN_COSINE: Final = 0.9999
 # Its own channel retries nothing either, not even what never reached the server.
@@ -36,8 +39,9 @@ class WrongAnswer(Exception):
 class ConstantCallers:
     """Threads that each ask again after a pause, until the context is left.
 
-    Three REST callers keep their connection and one does not; three gRPC callers have a channel of
-    their own and two share one; one sends pictures on a stream that never ends.
+    Two REST callers keep their connection and one does not; ten more send so slowly that most of
+    them are inside at any moment, and cost nothing. Three gRPC callers have a channel of their own
+    and two share one. One sends pictures on a stream that never ends.
 
     Args:
         ports: By `http` and `grpc`.
@@ -52,7 +56,7 @@ class ConstantCallers:
         pictures: Sequence[bytes],
         expected: Sequence[Vector],
         *,
-        pause_s: float = 0.1,
+        pause_s: float = 0.15,
     ) -> None:
         self.answered: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
@@ -65,7 +69,10 @@ class ConstantCallers:
         shared = grpc.insecure_channel(self._grpc_address, OPTIONS)
         self._channels = [grpc.insecure_channel(self._grpc_address, OPTIONS) for _ in range(3)]
         self._channels.append(shared)
-        self._connections = [KeptConnection(self._http_port) for _ in range(3)]
+        self._connections = [
+            KeptConnection(self._http_port, sending_s=sending_s)
+            for sending_s in (0.0, 0.0, *[SLOWLY_S] * NUM_SLOW)
+        ]
         kinds: list[tuple[str, Ask]] = [("REST", connection) for connection in self._connections]
         kinds.append(("REST", self._over_new_connection))
         kinds += [("gRPC", over_channel(channel)) for channel in (*self._channels, shared)]
@@ -157,9 +164,15 @@ class ConstantCallers:
 
 
 class KeptConnection:
-    """Asks over one HTTP connection, opened anew after a failure or where it was told to close."""
+    """Asks over one HTTP connection, opened anew after a failure or where it was told to close.
 
-    def __init__(self, port: int) -> None:
+    Args:
+        port: Of loopback.
+        sending_s: How long the two halves of the body are apart.
+    """
+
+    def __init__(self, port: int, *, sending_s: float = 0.0) -> None:
+        self._sending_s = sending_s
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
 
     def __call__(self, picture: bytes) -> Vector:
@@ -170,8 +183,9 @@ class KeptConnection:
             http.client.HTTPException: As above, or the status is another than 200.
         """
         try:
-            path, kind = "/v1/images:embed?outputs=cls1", {"Content-Type": "image/png"}
-            self._connection.request("POST", path, picture, kind)
+            headers = {"Content-Type": "image/png", "Content-Length": str(len(picture))}
+            path = "/v1/images:embed?outputs=cls1"
+            self._connection.request("POST", path, self._halves(picture), headers)
             answer = self._connection.getresponse()
             body = answer.read()
         except BaseException:
@@ -180,6 +194,12 @@ class KeptConnection:
         if answer.status != 200:
             raise http.client.HTTPException(f"{answer.status} {body[:200].decode()}")
         return np.array(json.loads(body)["data"][0]["cls1"], np.float32)
+
+    def _halves(self, picture: bytes) -> Iterator[bytes]:
+        middle = len(picture) // 2
+        yield picture[:middle]
+        time.sleep(self._sending_s)
+        yield picture[middle:]
 
     def close(self) -> None:
         """Close it."""

@@ -34,7 +34,7 @@ class Deletion:
         number: The signal.
     """
 
-    pre_stop_s: float = 0.6
+    pre_stop_s: float = 0.32
     notice_s: float | None = 0.3
     number: signal.Signals = signal.SIGTERM
 

@@ -22,6 +22,14 @@ HARDENED = (
     f"--memory={MEMORY}",
     "--pids-limit=200",
 )
+WRITE = """
+import errno, sys
+try:
+    open(sys.argv[1], "w").close()
+    print("written")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
 
 
 class Container:
@@ -66,9 +74,10 @@ class Container:
             key: value.strip() for key, _, value in (x.partition(":") for x in text.split("\n"))
         }
 
-    def python(self, program: str) -> str:
-        """What a Python program prints inside."""
-        return self._engine.podman("exec", self.name, "python", "-P", "-c", program).stdout
+    def write(self, path: str) -> str:
+        """Try to write a file inside: "written", or the name of the error."""
+        command = ["exec", self.name, "python", "-P", "-c", WRITE, path]
+        return self._engine.podman(*command).stdout.strip()
 
 
 @contextmanager

@@ -78,6 +78,14 @@ def test_the_command_shows_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{step}" in told or told.startswith(step)
 
 
+def test_what_a_picture_costs_beside_the_lanes_can_be_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--curves", "student", "--rate", "500", "--side", "448", "--p99-ms", "200"]
+    assert capacity.main([*arguments, "--beside-ms", "30"]) == 0
+    assert "and 30.0 ms beside it" in capsys.readouterr().out
+
+
 def test_the_command_says_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
     assert capacity.main(["--curves", "b14", "--rate", "1", "--side", "448", "--p99-ms", "50"]) == 1
     assert "ask for smaller pictures" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from tests.tools import find_tool
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 BASE = DEPLOY / "kubernetes" / "base"
+_OVERLAYS = {path.name for path in (DEPLOY / "kubernetes" / "overlays").iterdir()}
 LIMIT_S = 60.0
 
 
@@ -37,6 +38,17 @@ def _loose_files() -> list[str]:
 # Relative to deploy/. A component is built on the base.
 NAMES = _folders() + _loose_files()
 
+# What users will put together: an overlay, and components on top of it.
+_USUAL = "monitoring keda api-keys tls tracing"
+COMBINATIONS = [
+    f"cpu {_USUAL} model-volume",
+    "cpu monitoring hpa released-model cache-volume",
+    f"gpu {_USUAL} model-volume",
+    "dev released-model",
+]
+
+ALL = NAMES + COMBINATIONS
+
 
 def is_component(name: str) -> bool:
     """Whether it changes other manifests and is none by itself."""
@@ -45,7 +57,11 @@ def is_component(name: str) -> bool:
 
 
 def build(name: str) -> list[Manifest]:
-    """The documents of one kustomization; every call gives fresh ones, to change as one likes."""
+    """The documents of one kustomization; every call gives fresh ones, to change as one likes.
+
+    Args:
+        name: One of `NAMES`, or an overlay and components as `COMBINATIONS` has them.
+    """
     return [document for document in yaml.load_all(text_of(name), yaml.CSafeLoader) if document]
 
 
@@ -54,6 +70,10 @@ def text_of(name: str) -> str:
     """The same as text: what `kubectl kustomize` prints, or the file as it is."""
     if name.endswith(".yaml"):
         return (DEPLOY / name).read_text(encoding="utf-8")
+    if name.partition(" ")[0] in _OVERLAYS:
+        overlay, *components = name.split()
+        folders = [DEPLOY / "kubernetes" / "components" / one for one in components]
+        return build_together(DEPLOY / "kubernetes" / "overlays" / overlay, folders)
     if is_component(name):
         return build_together(BASE, [DEPLOY / name])
     return _kustomize(DEPLOY / name)

@@ -2,7 +2,6 @@
 
 import base64
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,23 +15,10 @@ from tests.deploy.cross_references import faults
 from tests.deploy.workloads import Manifest, Workload, of_kind, workloads
 
 KUBERNETES = kustomizations.DEPLOY / "kubernetes"
-USUAL = ("monitoring", "keda", "api-keys", "tls", "tracing")
-COMBINATIONS = [
-    ("cpu", *USUAL, "model-volume"),
-    ("cpu", "monitoring", "hpa", "released-model", "cache-volume"),
-    ("gpu", *USUAL, "model-volume"),
-    ("dev", "released-model"),
-]
 
 
-@cache
-def text_of(overlay: str, *components: str) -> str:
-    folders = [KUBERNETES / "components" / name for name in components]
-    return kustomizations.build_together(KUBERNETES / "overlays" / overlay, folders)
-
-
-def build(overlay: str, *components: str) -> list[Manifest]:
-    return [one for one in yaml.safe_load_all(text_of(overlay, *components)) if one]
+def build(*names: str) -> list[Manifest]:
+    return kustomizations.build(" ".join(names))
 
 
 def server(documents: list[Manifest]) -> Workload:
@@ -49,14 +35,14 @@ def settings(documents: list[Manifest]) -> dict[str, str]:
     return dict(found)
 
 
-@pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
-def test_components_fit_together(names: tuple[str, ...]) -> None:
-    assert faults(build(*names)) == []
+@pytest.mark.parametrize("names", kustomizations.COMBINATIONS)
+def test_components_fit_together(names: str) -> None:
+    assert faults(build(names)) == []
 
 
 def test_every_component_is_among_the_combinations() -> None:
     there = {path.parent.name for path in KUBERNETES.glob("components/*/kustomization.yaml")}
-    assert there == {name for names in COMBINATIONS for name in names[1:]}
+    assert there == {name for names in kustomizations.COMBINATIONS for name in names.split()[1:]}
 
 
 @pytest.mark.parametrize("order", [("hpa", "keda"), ("keda", "hpa")])

@@ -1,8 +1,9 @@
-"""Every kustomization against checkov."""
+"""Every kustomization, and what users will combine, against checkov."""
 
 import pytest
 
 from tests.deploy import hardening, kustomizations
+from tests.deploy.kustomizations import ALL
 
 # What single ones are allowed, beside deploy/.checkov.yaml: checks with the reason.
 ALLOWED = {
@@ -20,11 +21,11 @@ ALLOWED = {
 @pytest.fixture(scope="module")
 def faults_by_name(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """What checkov says of each kustomization."""
-    sets = {name: kustomizations.build(name) for name in kustomizations.NAMES}
+    sets = {name: kustomizations.build(name) for name in ALL}
     return hardening.faults(sets, tmp_path_factory.mktemp("checkov"))
 
 
-@pytest.mark.parametrize("name", kustomizations.NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_checkov_is_content(faults_by_name: dict[str, list[str]], name: str) -> None:
     allowed = ALLOWED.get(name, {})
     assert [one for one in faults_by_name[name] if one.split()[0] not in allowed] == []

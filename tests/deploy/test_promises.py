@@ -5,6 +5,6 @@ import pytest
 from tests.deploy import kustomizations, promises
 
 
-@pytest.mark.parametrize("name", kustomizations.NAMES)
+@pytest.mark.parametrize("name", kustomizations.ALL)
 def test_promises_are_kept(name: str) -> None:
     assert promises.faults(kustomizations.build(name)) == []

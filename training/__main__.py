@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -56,9 +56,16 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+class _ExactParser(argparse.ArgumentParser):
+    """Takes options by their whole names, and so do the parsers of jobs that it makes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line of every job."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = _ExactParser(prog="python -m training", description=__doc__)
     jobs = parser.add_subparsers(dest="job", required=True)
     for name, recipe in RECIPES.items():
         job = jobs.add_parser(name, help=recipe.__doc__)

@@ -45,7 +45,18 @@ def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
         assert recipe.__doc__.split()[0] in listing
 
 
-@pytest.mark.parametrize("arguments", [[], ["paint"], ["export"], ["debug", "--sets", "a=1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["export"],
+        ["debug", "--sets", "a=1"],
+        # Half a name is no name: the next option of that beginning would change what it means.
+        ["evaluate", "run", "--scene", "3"],
+        ["caption", "gemini", "--shard", "a", "--output", "b"],
+    ],
+)
 def test_unknown_jobs_and_missing_options_are_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

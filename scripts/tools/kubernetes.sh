@@ -13,7 +13,9 @@ is_installed() { [[ -f $1/.installed && $(<"$1/.installed") == "$2" ]]; }
 mark_installed() { echo "$2" >"$1/.installed"; }
 
 debian_unpack kubectl /usr/bin/kubectl
-.tools/bin/kubectl version --client | head -n 1
+# Its first line; `head` would end it by SIGPIPE while it writes the second.
+version=$(.tools/bin/kubectl version --client)
+echo "kubectl ${version%%$'\n'*}"
 
 models=.tools/kubernetes-models
 if ! is_installed $models "${MODELS[*]}"; then

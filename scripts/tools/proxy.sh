@@ -43,4 +43,6 @@ if ! .tools/bin/haproxy -v >/dev/null 2>&1; then
     unpack_haproxy
   fi
 fi
-.tools/bin/haproxy -v | head -n 1
+# Its first line; `head` would end it by SIGPIPE while it writes the others.
+version=$(.tools/bin/haproxy -v)
+echo "${version%%$'\n'*}"

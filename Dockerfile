@@ -60,13 +60,11 @@ RUN groupadd --gid 10001 tipserve \
     # Login shells, by which operators start Ray, would forget the PATH that is set below.
     && echo "export PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/tipserve.sh
 # The root may be read-only: what is downloaded, converted and compiled goes to the cache, to be mounted where it is wanted.
-# ONNX Runtime would report its use to its makers.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     TIPSERVE_CACHE=/var/cache/tipserve \
-    HF_HOME=/var/cache/tipserve/huggingface \
-    ORT_DISABLE_TELEMETRY=1
+    HF_HOME=/var/cache/tipserve/huggingface
 WORKDIR /srv
 USER 10001:10001
 STOPSIGNAL SIGTERM

@@ -1,0 +1,27 @@
+"""Nothing that we start reports to anybody."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+from model.runtime.onnx_session import import_onnxruntime
+import_onnxruntime()
+import os
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
+
+
+@pytest.mark.parametrize(("wish", "told"), [(None, "1"), ("0", "0")])
+def test_onnxruntime_is_told_before_it_starts(wish: str | None, told: str) -> None:
+    environment = {n: v for n, v in os.environ.items() if n != "ORT_DISABLE_TELEMETRY"}
+    if wish is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = wish
+    command = [sys.executable, "-c", PROGRAM]
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ended.stdout.strip() == told
+    assert told == "0" or "telemetry" not in ended.stderr

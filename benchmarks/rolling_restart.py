@@ -29,7 +29,7 @@ STREAM_PATH: Final = "/tipserve.v1.EncoderService/Stream"
 FAULTS: Final[Mapping[str, Deletion]] = {
     "none": Deletion(),
     # A pod that dies: nobody drains, and the proxy is told afterwards.
-    "kill": Deletion(pre_stop_s=0.0, number=signal.SIGKILL),
+    "kill": Deletion(pre_stop_s=0.0, notice_s=1.0, number=signal.SIGKILL),
     # The proxy knows, but what was inside is not waited for.
     "no-drain": Deletion(number=signal.SIGKILL),
     # Without preStop the replica closes its doors before the proxy knows.

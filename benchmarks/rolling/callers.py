@@ -23,7 +23,9 @@ from tipserve_client import Client, TipserveError
 
 LIMIT_S: Final = 30.0
 SLOWLY_S: Final = 0.8
-NUM_SLOW: Final = 10
+NUM_SLOW: Final = 20
+# Between the first requests of two callers, who would otherwise ask in step, and pause in step.
+STAGGER_S: Final = 0.04
 # Another batch rounds otherwise, by less than this; another picture is further away.
 MIN_COSINE: Final = 0.9999
 # Its own channel retries nothing either, not even what never reached the server.
@@ -39,9 +41,9 @@ class WrongAnswer(Exception):
 class ConstantCallers:
     """Threads that each ask again after a pause, until the context is left.
 
-    Two REST callers keep their connection and one does not; ten more send so slowly that most of
-    them are inside at any moment, and cost nothing. Three gRPC callers have a channel of their own
-    and two share one. One sends pictures on a stream that never ends.
+    Two REST callers keep their connection and one does not; twenty more send so slowly that most
+    of them are inside at any moment, and cost little. Three gRPC callers have a channel of their
+    own and two share one. One sends pictures on a stream that never ends.
 
     Args:
         ports: By `http` and `grpc`.
@@ -115,6 +117,7 @@ class ConstantCallers:
 
     def _ask_again(self, place: int, protocol: str, ask: Ask) -> None:
         number = place
+        self._is_over.wait(place * STAGGER_S)
         while not self._is_over.wait(self._pause_s):
             number = (number + 1) % len(self._pictures)
             try:

@@ -191,11 +191,12 @@ class KeptConnection:
             self._connection.request("POST", path, self._halves(picture), headers)
             answer = self._connection.getresponse()
             body = answer.read()
+            if answer.status != 200:
+                # It may have come before the whole body was sent: nothing more is asked after that.
+                raise http.client.HTTPException(f"{answer.status} {body[:200].decode()}")
         except BaseException:
             self.close()
             raise
-        if answer.status != 200:
-            raise http.client.HTTPException(f"{answer.status} {body[:200].decode()}")
         return np.array(json.loads(body)["data"][0]["cls1"], np.float32)
 
     def _halves(self, picture: bytes) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
 from training.evaluate.model_folder import find_model
 from training.evaluate.quick import quick_scores, render_table
-from training.publish import Runs, publish, score
+from training.scored_checkpoint import Runs, score, write_scored_checkpoint
 
 HELP = "Score a student, and write a checkpoint for export; --quick for a few development numbers."
 
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         _, entries = score(runs, data=data, num_scenes=options.scenes)
     else:
         card = options.card or _CARDS / f"{options.run.resolve().name}.md"
-        entries = publish(
+        entries = write_scored_checkpoint(
             runs, data=data, card=card, output=options.output, num_scenes=options.scenes
         )
     for entry in entries:

@@ -9,7 +9,7 @@ from model.manifest import ScoreEntry
 from training.__main__ import main
 from training.commands import evaluate as evaluate_command
 from training.data.folder import DataFolder
-from training.publish import Runs
+from training.scored_checkpoint import Runs
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_evaluation_prints_every_row(
     )
     chance = entry.model_copy(update={"row": "chance", "value": 1.0, "low": None, "high": None})
 
-    def publish(
+    def write(
         runs: Runs, *, data: DataFolder, card: Path, output: Path, num_scenes: int
     ) -> list[ScoreEntry]:
         assert (runs.student, runs.teacher) == (run, run)
@@ -37,7 +37,7 @@ def test_evaluation_prints_every_row(
         assert (data.path, card.name, output, num_scenes) == (Path("d"), "c.md", Path("o"), 9)
         return [entry, chance]
 
-    monkeypatch.setattr(evaluate_command, "publish", publish)
+    monkeypatch.setattr(evaluate_command, "write_scored_checkpoint", write)
     arguments = ["--also", str(run), str(run), "--teacher", str(run), "--output", "o"]
     arguments += ["--scenes", "9", "--card", "c.md", "--data", "d", "--served", str(run)]
     assert main(["evaluate", str(run), *arguments]) == 0

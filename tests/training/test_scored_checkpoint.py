@@ -9,11 +9,11 @@ import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.manifest import ScoreEntry
-from training import publish as publish_module
+from training import scored_checkpoint
 from training.data.folder import DataFolder
 from training.evaluate.chosen_encoder import Encoder
 from training.export.package import NEEDED_FILES, build_manifest
-from training.publish import Runs, publish
+from training.scored_checkpoint import Runs, write_scored_checkpoint
 
 ENTRY = ScoreEntry(
     task="zero-shot segmentation", split="s", row="student", metric="mIoU", value=12.5, count=9
@@ -73,9 +73,9 @@ def test_everything_that_export_needs_is_there(
         )
         return chosen, [ENTRY]
 
-    monkeypatch.setattr(publish_module, "evaluate", evaluate)
+    monkeypatch.setattr(scored_checkpoint, "evaluate", evaluate)
     output = tmp_path / "checkpoint"
-    entries = publish(
+    entries = write_scored_checkpoint(
         Runs(student=run, teacher=other, further=[other], served=package.parent / "current"),
         data=DataFolder(path=tmp_path),
         card=card,
@@ -92,7 +92,7 @@ def test_everything_that_export_needs_is_there(
 
 
 def check_provenance(provenance: Mapping[str, object]) -> None:
-    """What a published student says of how it was made."""
+    """What a scored student says of how it was made."""
     assert provenance["classification"] == {"templates": "none"}
     assert provenance["compared_with"] == "20261125T201500Z-0123456789ab"
     assert (provenance["steps"], provenance["recipe"]) == (40, "student")

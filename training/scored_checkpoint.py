@@ -25,7 +25,7 @@ class Runs:
     """Folders of the runs that are scored.
 
     Attributes:
-        student: The run whose model is published.
+        student: The run whose model is scored and written.
         teacher: Its teacher's, or a model's folder; None leaves its rows out.
         further: Runs of the same recipe with other seeds; their scores are stored, not they.
         served: The package in whose place the student would come; None compares with none.
@@ -128,7 +128,7 @@ def _provenance(runs: Runs, encoder: Encoder) -> dict[str, object]:
     }
 
 
-def publish(
+def write_scored_checkpoint(
     runs: Runs, *, data: DataFolder, card: Path, output: Path, num_scenes: int
 ) -> list[ScoreEntry]:
     """Evaluate a run and write the checkpoint folder.

@@ -3,10 +3,14 @@
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from typing import Final
 
+import httpx
+
 LIMIT_S: Final = 60.0
+POLL_S: Final = 0.05
 LISTENING: Final = re.compile(r'msg="Listening on" address=(\S+)')
 
 
@@ -25,10 +29,16 @@ class BackgroundServer:
 
     @property
     def url(self) -> str:
-        """Where it answers; waits until it listens."""
+        """Where it answers; waits until it is ready, which is after it listens."""
         if not self._told.wait(LIMIT_S) or self._address is None:
             raise AssertionError("it does not listen:\n" + "".join(self.log))
-        return f"http://{self._address}"
+        url = f"http://{self._address}"
+        until = time.monotonic() + LIMIT_S
+        while not httpx.get(f"{url}/-/ready", timeout=LIMIT_S).is_success:
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise AssertionError("it is not ready:\n" + "".join(self.log))
+            time.sleep(POLL_S)
+        return url
 
     def end(self) -> None:
         """SIGTERM, and SIGKILL where it does not listen to that."""

@@ -5,8 +5,8 @@ import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import contextmanager, suppress
+from typing import Final
 
 import grpc
 import httpx
@@ -17,8 +17,8 @@ from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 LIMIT_S: Final = 60.0
 NUM_CALLERS: Final = 6
 NUM_HURRIED: Final = 2
-# Less than so many texts take, and enough to be told so.
-HURRY_S: Final = 0.1
+# Less than so many texts take, and enough to be told so: which of these is, the machine decides.
+HURRIES_S: Final = (0.02, 0.05, 0.1, 0.2)
 NUM_TEXTS: Final = 1024
 
 
@@ -48,13 +48,12 @@ def flooding(
         list(asking)
 
 
-def ask_hurriedly(address: str, number: int) -> str:
-    """The status of an RPC with more texts than there is time for, new ones for each number."""
+def ask_hurriedly(address: str, number: int) -> None:
+    """Send an RPC with more texts than there is time for, new ones for each number."""
     request = EmbedTextsRequest(texts=[f"text {number} {index}" for index in range(NUM_TEXTS)])
     with grpc.insecure_channel(address) as channel:
-        try:
-            EncoderServiceStub(channel).EmbedTexts(request, timeout=HURRY_S)
-        except grpc.RpcError as error:
-            status: Any = error
-            return str(status.code().name)
-    return "OK"
+        # The time is for the server, and not for connecting.
+        grpc.channel_ready_future(channel).result(LIMIT_S)
+        with suppress(grpc.RpcError):
+            timeout_s = HURRIES_S[number % len(HURRIES_S)]
+            EncoderServiceStub(channel).EmbedTexts(request, timeout=timeout_s)

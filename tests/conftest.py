@@ -1,10 +1,13 @@
 """Fixtures that every test folder may use."""
 
 import json
+import random
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from model.package import ModelPackage
@@ -27,6 +30,20 @@ TINY_PROVENANCE = {
     "zero_shot": {"features": "values", "templates": "tcl"},
     "data": {"name": "none", "licences": ["CC0-1.0"]},
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Random is the order alone: pytest-randomly would seed each run's numbers differently."""
+    config.option.randomly_reset_seed = False
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Every test draws the same numbers, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from model.dense_maps import BAND_ELEMENTS, depth_map, make_map, normal_map
 
 SIZES = [None, (448, 448), (31, 77), (16, 24), (1, 1), (5, 300)]
-RANDOM = np.random.default_rng(0)
-DEPTH_hw = RANDOM.random((16, 24), dtype=np.float32) * 10
-NORMALS_3hw = RANDOM.standard_normal((3, 16, 24), dtype=np.float32)
+DEPTH_hw = np.random.default_rng(0).random((16, 24), dtype=np.float32) * 10
+NORMALS_3hw = np.random.default_rng(1).standard_normal((3, 16, 24), dtype=np.float32)
 
 
 @pytest.fixture(scope="module")

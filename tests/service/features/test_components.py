@@ -6,14 +6,13 @@ from sklearn.decomposition import PCA
 
 from service.features.components import fit_components
 
-RANDOM = np.random.default_rng(0)
-
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (4, 3)], ids=["tall", "wide", "small"])
 def test_components_are_those_of_scikit_learn(shape: tuple[int, int]) -> None:
     # Far from the origin, and of different deviations along every axis.
     scales = np.linspace(1, 5, shape[1])
-    features_ND = (RANDOM.standard_normal(shape) * scales + 7).astype(np.float32)
+    noise_ND = np.random.default_rng(0).standard_normal(shape)
+    features_ND = (noise_ND * scales + 7).astype(np.float32)
     expected_NC = PCA(3, whiten=True, svd_solver="full").fit_transform(features_ND)
     found_NC = fit_components(features_ND, 3).project(features_ND)
     assert found_NC.dtype == np.float32

@@ -12,8 +12,7 @@ from service.features.groups import (
     squared_distances,
 )
 
-RANDOM = np.random.default_rng(0)
-FEATURES = RANDOM.standard_normal((200, 16)).astype(np.float32) + 5
+FEATURES = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32) + 5
 
 
 @pytest.mark.parametrize("num_groups", [2, 6, 20])
@@ -36,7 +35,8 @@ def test_a_seed_gives_the_same_groups_and_the_largest_comes_first() -> None:
 
 def test_clear_groups_are_found_whatever_the_seed() -> None:
     spots_KD = 100 * np.eye(4, dtype=np.float32)
-    points_ND = np.repeat(spots_KD, [9, 7, 5, 3], axis=0) + RANDOM.random((24, 4), np.float32)
+    noise_ND = np.random.default_rng(0).random((24, 4), np.float32)
+    points_ND = np.repeat(spots_KD, [9, 7, 5, 3], axis=0) + noise_ND
     for seed in range(5):
         centres_KD = find_groups(points_ND, 4, seed)
         np.testing.assert_allclose(centres_KD, spots_KD, atol=1)

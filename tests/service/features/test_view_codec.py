@@ -9,11 +9,9 @@ from service.dense.colour_map import colour_table
 from service.features.view_codec import encode_view_png
 from service.masks.mask_codec import palette
 
-RANDOM = np.random.default_rng(0)
-
 
 def test_colours_are_rounded_to_bytes() -> None:
-    colours_HW3 = RANDOM.random((5, 7, 3), np.float32)
+    colours_HW3 = np.random.default_rng(0).random((5, 7, 3), np.float32)
     picture = Image.open(io.BytesIO(encode_view_png(colours_HW3, "colors")))
     np.testing.assert_array_equal(np.asarray(picture), np.rint(colours_HW3 * 255))
 

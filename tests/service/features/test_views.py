@@ -11,9 +11,8 @@ from service.features.groups import find_groups, squared_distances
 from service.features.views import fit_view
 from service.view_messages import ViewFeaturesRequest
 
-RANDOM = np.random.default_rng(0)
 GRID, SIZE = (6, 5), (31, 40)
-FEATURES = RANDOM.standard_normal((30, 8)).astype(np.float32)
+FEATURES = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
 
 
 def request(**values: Any) -> ViewFeaturesRequest:
@@ -58,7 +57,7 @@ def test_groups_are_compared_after_their_distances_are_scaled() -> None:
 
 @pytest.mark.parametrize("kind", ["colors", "component", "groups"])
 def test_together_the_same_patch_looks_the_same_in_every_picture(kind: Any) -> None:
-    other = 3 * RANDOM.standard_normal((30, 8)).astype(np.float32)
+    other = 3 * np.random.default_rng(1).standard_normal((30, 8)).astype(np.float32)
     other[7] = FEATURES[4]
     view = fit_view(request(view=kind, scope="together"), [FEATURES, other])
     one, two = (view(f, GRID, GRID).reshape(30, -1) for f in (FEATURES, other))

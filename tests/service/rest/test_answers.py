@@ -36,19 +36,19 @@ from service.rest.schemas import (
     SegmentImagesOptions,
 )
 
-RANDOM = np.random.default_rng(0)
 TEXTS = EmbedTextsBody(texts=["a"])
 PLAIN, BASE64 = EmbedImagesOptions(), EmbedImagesOptions(encoding="base64")
 
 
 def embedded(*grids: tuple[int, int]) -> EmbedImagesResponse:
-    embeddings = tuple({"patches": RANDOM.random((*g, 5), dtype=np.float32)} for g in grids)
+    random = np.random.default_rng(0)
+    embeddings = tuple({"patches": random.random((*g, 5), dtype=np.float32)} for g in grids)
     return EmbedImagesResponse(model="m", embeddings=embeddings)
 
 
 def segmented(count: int = 1) -> SegmentImagesResponse:
     labels_HW = np.array([[0, 1, 2], [2, 2, 2]], np.uint16)
-    scores_HW = RANDOM.random((2, 3), dtype=np.float32)
+    scores_HW = np.random.default_rng(0).random((2, 3), dtype=np.float32)
     mask = Segmentation(labels_HW=labels_HW, scores_HW=scores_HW, area_shares=(1 / 6, 1 / 6, 4 / 6))
     return SegmentImagesResponse(model="m", classes=("dog", "sky"), segmentations=(mask,) * count)
 
@@ -147,7 +147,7 @@ def test_cocos_formats_give_the_masks_back(media_format: MaskFormat) -> None:
 
 
 def test_arrays_in_json_are_bit_equal_whatever_their_layout() -> None:
-    array = RANDOM.random((5, 4), dtype=np.float32).T
+    array = np.random.default_rng(0).random((5, 4), dtype=np.float32).T
     embedding = EmbedImagesResponse(model="m", embeddings=({"cls1": array},))
     plain = json.loads(write_image_embeddings(embedding, JSON, PLAIN))["data"][0]["cls1"]
     coded = json.loads(write_image_embeddings(embedding, JSON, BASE64))["data"][0]["cls1"]

@@ -16,9 +16,10 @@ from service.rest.map_answers import check_map_media, write_maps
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
 from service.rest.schemas import DepthOptions, MapOptions, NormalsOptions
 
-RANDOM = np.random.default_rng(0)
-DEPTH = EstimateMapsResponse(model="m", maps=(RANDOM.random((4, 6), dtype=np.float32),))
-NORMALS = EstimateMapsResponse(model="m", maps=(RANDOM.random((4, 6, 3), dtype=np.float32),))
+DEPTH_HW = np.random.default_rng(0).random((4, 6), np.float32)
+NORMALS_HW3 = np.random.default_rng(1).random((4, 6, 3), np.float32)
+DEPTH = EstimateMapsResponse(model="m", maps=(DEPTH_HW,))
+NORMALS = EstimateMapsResponse(model="m", maps=(NORMALS_HW3,))
 BOTH = pytest.mark.parametrize(
     ("answer", "options"), [(DEPTH, DepthOptions), (NORMALS, NormalsOptions)]
 )

@@ -23,14 +23,14 @@ from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
 from service.rest.schemas import EmbedImagesOptions, EmbedTextsBody
 from service.vectors.packing import pack, pack_all
 
-RANDOM = np.random.default_rng(0)
 WRONG = InvalidRequest("images[1] is wrong.", code="invalid_image", param="images[1]")
 PARTIAL = EmbedImagesOptions(partial=True)
 
 
 def pictures(vector_type: VectorType = "float32", **more: Any) -> EmbedImagesResponse:
+    random = np.random.default_rng(0)
     raw = [
-        {"cls1": RANDOM.random(6, np.float32), "patches": RANDOM.random((2, 3, 6), np.float32)}
+        {"cls1": random.random(6, np.float32), "patches": random.random((2, 3, 6), np.float32)}
         for _ in range(2)
     ]
     packed = [pack_all(outputs, vector_type) for outputs in raw]
@@ -81,7 +81,7 @@ def test_files_without_room_for_errors_are_refused(media: str) -> None:
 
 
 def test_texts_with_errors_are_left_out_of_json_and_zeros_in_a_matrix() -> None:
-    rows_TD, scales_T = pack(RANDOM.random((2, 6), np.float32), "int8")
+    rows_TD, scales_T = pack(np.random.default_rng(0).random((2, 6), np.float32), "int8")
     answer = EmbedTextsResponse(
         model="m", embeddings_TD=rows_TD, scales_T=scales_T, errors={0: WRONG}
     )
@@ -127,7 +127,7 @@ def test_npy_has_whole_numbers_as_records_with_their_scale() -> None:
         assert (records.shape, records["values"].shape) == (shape, (*shape, 6))
         np.testing.assert_array_equal(records["values"][1], one.embeddings[1][name])
         np.testing.assert_array_equal(records["scale"][1], one.scales[1][name])
-    texts_TD, scales_T = pack(RANDOM.random((3, 6), np.float32), "int8")
+    texts_TD, scales_T = pack(np.random.default_rng(0).random((3, 6), np.float32), "int8")
     texts = EmbedTextsResponse(model="m", embeddings_TD=texts_TD, scales_T=scales_T)
     records = np.load(io.BytesIO(write_text_embeddings(texts, NPY, EmbedTextsBody(texts=["a"]))))
     np.testing.assert_array_equal(records["values"], texts_TD)

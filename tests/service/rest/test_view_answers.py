@@ -23,7 +23,6 @@ from service.rest.view_answers import (
 from service.rest.view_schemas import ClassifyImagesOptions, ViewFeaturesOptions
 from service.view_messages import Classification, ClassifyImagesResponse, ViewFeaturesResponse
 
-RANDOM = np.random.default_rng(0)
 PLAIN = ClassifyImagesOptions()
 
 
@@ -63,10 +62,11 @@ def test_npy_has_no_place_for_some_classes_only() -> None:
 
 
 def view_answer(view: str) -> ViewFeaturesResponse:
+    random = np.random.default_rng(0)
     made: Any = {
-        "colors": RANDOM.random((4, 6, 3), np.float32),
-        "component": RANDOM.random((4, 6), np.float32),
-        "groups": RANDOM.integers(1, 4, (4, 6)).astype(np.uint16),
+        "colors": random.random((4, 6, 3), np.float32),
+        "component": random.random((4, 6), np.float32),
+        "groups": random.integers(1, 4, (4, 6)).astype(np.uint16),
     }
     return ViewFeaturesResponse(model="m", maps=(made[view],))
 

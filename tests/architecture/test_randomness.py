@@ -1,0 +1,46 @@
+"""A test's numbers do not depend on the tests before it, nor on the run."""
+
+import ast
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+GENERATORS = {"default_rng", "RandomState", "Generator", "Random"}
+
+
+def shared_generators(source: str) -> list[int]:
+    """The lines on which a module keeps a generator that its functions draw from in turn."""
+    return [
+        node.lineno
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and isinstance(node.value, ast.Call)
+        and ast.unparse(node.value.func).rpartition(".")[2] in GENERATORS
+    ]
+
+
+def test_no_test_module_shares_a_generator(project_root: Path, python_files: list[Path]) -> None:
+    shared = [
+        f"{path}:{line}"
+        for path in python_files
+        if path.parts[0] == "tests"
+        for line in shared_generators((project_root / path).read_text(encoding="utf-8"))
+    ]
+    assert not shared, f"make these where they are drawn from: {shared}"
+
+
+def test_a_shared_generator_is_seen_and_an_array_is_not() -> None:
+    source = (
+        "A = np.random.default_rng(0)\nB: Any = random.Random(1)\nC = default_rng(0).random(3)\n"
+    )
+    assert shared_generators(source) == [1, 2]
+
+
+@pytest.mark.parametrize("turn", ["one", "two"])
+def test_every_test_draws_the_same_numbers(turn: str) -> None:
+    assert random.random() == random.Random(0).random(), turn
+    assert np.random.random() == np.random.RandomState(0).random()
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(0)))

@@ -94,6 +94,16 @@ async def test_what_is_free_goes_to_the_first_in_line_before_newcomers(
     leave(inside[1])
 
 
+async def test_what_a_request_turns_out_not_to_need_lets_the_next_in(admission: Admission) -> None:
+    first = await admission.admit_patiently(50, make_call())
+    late = await waiting(admission, 20)
+    assert not late.done()
+    first.resize(30)
+    second = await late
+    leave(first)
+    leave(second)
+
+
 async def test_one_that_is_larger_than_half_comes_in_alone(admission: Admission) -> None:
     first = await admission.admit_patiently(10, make_call())
     large = await waiting(admission, 90)

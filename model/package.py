@@ -136,8 +136,8 @@ def _resolve(source: str | Path) -> Path:
         return folder
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         raise PackageError(
-            f"{source!r} is no folder here, and models of a hub cannot be served yet; "
-            "use 'bundled' or a folder written by `python -m training export`"
+            f"{source!r} is no folder here, and a model of a hub becomes a package first: use "
+            f"'bundled', or the folder that `python -m model convert {source} FOLDER` writes"
         )
     raise PackageError(
         f"there is no folder {str(source)!r}; use 'bundled' or a folder written by "

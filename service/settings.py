@@ -40,7 +40,7 @@ Route = Annotated[str, Field(pattern=r"^/[\w./:@~-]+$", max_length=512)]
 
 
 class Settings(BaseSettings):
-    """REST, gRPC and metrics around one model."""
+    """REST, gRPC and metrics around the models that are served."""
 
     model_config = SettingsConfigDict(
         frozen=True,

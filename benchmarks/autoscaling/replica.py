@@ -6,7 +6,6 @@ once, free lanes share, and a batch takes what its line of costs says.
 """
 
 import itertools
-import math
 import random
 from bisect import bisect_left
 from collections import deque
@@ -204,8 +203,3 @@ def plain_spec(lanes: int, service_s: float, *, service_cv: float = 0.0) -> Repl
         max_queue_cost=2**63,
         service_cv=service_cv,
     )
-
-
-def utilisation_of(counters: Counters, lanes: int, seconds: float) -> float:
-    """Share of the lanes' time that was taken."""
-    return counters.busy_s / (lanes * seconds) if seconds > 0 else math.nan

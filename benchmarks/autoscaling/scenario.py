@@ -63,7 +63,6 @@ class Bin:
     start_s: float
     offered: int
     refused: int
-    p50_s: float
     p99_s: float
     ready: int
     replicas: int
@@ -183,7 +182,6 @@ def _bins(
                 index * BIN_S,
                 len(group),
                 len(group) - len(latencies),
-                quantile(latencies, 0.5),
                 quantile(latencies, 0.99),
                 ready,
                 replicas,

@@ -127,7 +127,7 @@ def test_a_file_that_is_not_listed_cannot_be_had(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "advice"),
     [
-        ("google/tipsv2-b14", "cannot be served yet"),
+        ("google/tipsv2-b14", "python -m model convert google/tipsv2-b14 FOLDER"),
         ("nowhere", "there is no folder 'nowhere'"),
         (Path("no/where"), "there is no folder 'no/where'"),
     ],

@@ -34,7 +34,7 @@ class Effect:
         title: In a few words.
         claim: What the paper measured, in a sentence.
         comparisons: Pairs of variants.
-        metric: "segmentation", or "retrieval" as well.
+        with_retrieval: Whether retrieval is compared as well as segmentation.
     """
 
     letter: str

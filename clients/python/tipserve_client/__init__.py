@@ -9,10 +9,13 @@ with Client("grpc://localhost:8001") as client:
 from tipserve_client.answers import (
     ClassArea,
     ClassScore,
+    HalfImageEmbedding,
     ImageEmbedding,
+    Int8ImageEmbedding,
+    Int8Vectors,
+    Item,
     ModelInfo,
     Segmentation,
-    StreamItem,
 )
 from tipserve_client.async_client import AsyncClient
 from tipserve_client.client import Client
@@ -38,9 +41,13 @@ __all__ = [
     "ClassScore",
     "Client",
     "DeadlineExceeded",
+    "HalfImageEmbedding",
     "ImageEmbedding",
+    "Int8ImageEmbedding",
+    "Int8Vectors",
     "InternalError",
     "InvalidRequest",
+    "Item",
     "ModelInfo",
     "NotFound",
     "NotSupported",
@@ -49,7 +56,6 @@ __all__ = [
     "RequestTooLarge",
     "Retry",
     "Segmentation",
-    "StreamItem",
     "TipserveError",
     "Tls",
     "Unauthenticated",

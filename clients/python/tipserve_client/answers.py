@@ -1,11 +1,12 @@
 """What the service answers, as NumPy arrays.
 
-Shape legend: H W pixels of the picture, h w patch grid, D width of the embeddings.
+Shape legend: H W pixels of the picture, h w patch grid, D width of the embeddings; `...` whatever
+comes before it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,31 @@ from numpy.typing import NDArray
 from tipserve_client.errors import TipserveError
 
 FloatArray = NDArray[np.float32]
+HalfArray = NDArray[np.float16]
 T = TypeVar("T")
+VectorsT = TypeVar("VectorsT")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageEmbedding:
-    """What was asked for of one picture; the rest is None.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Int8Vectors:
+    """Vectors along the last axis, with `dtype="int8"`: a byte for each element.
+
+    Attributes:
+        values: int8 [..., D], from -127 to 127.
+        scales: float32 [...]: what the elements of each vector are to be multiplied by.
+    """
+
+    values: NDArray[np.int8]
+    scales: FloatArray
+
+    def to_float32(self) -> FloatArray:
+        """The vectors, float32 [..., D]; no element is off by more than half of its scale."""
+        return np.multiply(self.values, self.scales[..., None], dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VectorsOfImage(Generic[VectorsT]):
+    """What was asked for of one picture, as the numbers that were asked for; the rest is None.
 
     Attributes:
         cls1: Global embedding that learnt from web captions, [D].
@@ -27,10 +47,36 @@ class ImageEmbedding:
         values: The value-path embeddings that zero-shot segmentation uses, [h, w, D].
     """
 
-    cls1: FloatArray | None = None
-    cls2: FloatArray | None = None
-    patches: FloatArray | None = None
-    values: FloatArray | None = None
+    cls1: VectorsT | None = None
+    cls2: VectorsT | None = None
+    patches: VectorsT | None = None
+    values: VectorsT | None = None
+
+
+class ImageEmbedding(VectorsOfImage[FloatArray]):
+    """Of arrays of float32, which is the default."""
+
+    __slots__ = ()
+
+
+class HalfImageEmbedding(VectorsOfImage[HalfArray]):
+    """Of arrays of float16, with `dtype="float16"`."""
+
+    __slots__ = ()
+
+
+class Int8ImageEmbedding(VectorsOfImage[Int8Vectors]):
+    """Of `Int8Vectors`, with `dtype="int8"`."""
+
+    __slots__ = ()
+
+
+# By the `dtype` that was asked for.
+EMBEDDINGS: Final[Mapping[str, type[VectorsOfImage[Any]]]] = {
+    "float32": ImageEmbedding,
+    "float16": HalfImageEmbedding,
+    "int8": Int8ImageEmbedding,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +89,7 @@ class ClassArea:
     area_share: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segmentation:
     """The mask of one picture.
 
@@ -97,14 +143,14 @@ class ModelInfo:
     limits: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamItem(Generic[T]):
-    """What a stream says of one picture: a value, or why there is none.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Item(Generic[T]):
+    """What a stream, or a partial answer, says of one picture or text: a value, or its error.
 
     Attributes:
         index: Its place in what was sent, from 0.
         value: The answer.
-        error: Set where there is no answer; the stream goes on.
+        error: Set where there is no answer; the others have theirs.
     """
 
     index: int
@@ -121,3 +167,12 @@ class StreamItem(Generic[T]):
             raise self.error
         assert self.value is not None
         return self.value
+
+
+def in_places(values: Mapping[int, T], errors: Mapping[int, TipserveError]) -> list[Item[T]]:
+    """The items of a partial answer, in order; what has an error has no value."""
+    good = {index: value for index, value in values.items() if index not in errors}
+    return [
+        Item(index=index, value=good.get(index), error=errors.get(index))
+        for index in sorted({*good, *errors})
+    ]

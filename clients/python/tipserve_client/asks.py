@@ -5,9 +5,14 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Final, Literal, TypedDict, cast
 
-from tipserve_client.errors import InvalidRequest
+from tipserve_client.errors import InvalidRequest, TipserveError
 from tipserve_client.pictures import Picture, encode_picture
 
+# One picture, or several.
+Pictures = Picture | Iterable[Picture]
+# As what numbers embeddings are sent; None is the server's default, which is float32.
+Dtype = Literal["float32", "float16", "int8"]
+Float32 = Literal["float32"] | None
 Output = Literal["cls1", "cls2", "patches", "values"]
 Fit = Literal["squash", "aspect"]
 MapSize = Literal["picture", "model"]
@@ -100,14 +105,15 @@ class FeaturesOptions(ImageOptions, total=False):
     size: MapSize
 
 
-OPTIONS: Final[Mapping[Method, Any]] = {
-    "embed_images": EmbedImagesOptions,
-    "embed_texts": EmbedTextsOptions,
-    "segment_images": SegmentOptions,
-    "classify_images": ClassifyOptions,
-    "view_features": FeaturesOptions,
-    "estimate_depth": MapOptions,
-    "estimate_normals": MapOptions,
+# The names of each method's options; `partial` goes apart, for a stream has none.
+OPTIONS: Final[Mapping[Method, frozenset[str]]] = {
+    "embed_images": EmbedImagesOptions.__optional_keys__ | {"dtype"},
+    "embed_texts": EmbedTextsOptions.__optional_keys__ | {"dtype"},
+    "segment_images": SegmentOptions.__optional_keys__,
+    "classify_images": ClassifyOptions.__optional_keys__,
+    "view_features": FeaturesOptions.__optional_keys__,
+    "estimate_depth": MapOptions.__optional_keys__,
+    "estimate_normals": MapOptions.__optional_keys__,
 }
 
 
@@ -121,6 +127,7 @@ class Ask:
         texts: For `embed_texts`.
         fields: The rest, by the names that both protocols have for it; what is None is not sent.
         timeout_s: For all tries together; None is the client's own.
+        errors: With `partial`, why pictures cannot be sent, by their place, where empty ones are.
     """
 
     method: Method
@@ -128,15 +135,22 @@ class Ask:
     texts: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     timeout_s: float | None = None
+    errors: Mapping[int, TipserveError] = field(default_factory=dict)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether what is wrong with single pictures or texts leaves the others their answers."""
+        return bool(self.fields.get("partial"))
 
 
 def make_ask(
     method: Method,
     options: Mapping[str, Any],
     *,
-    pictures: Picture | Iterable[Picture] = (),
+    pictures: Pictures = (),
     texts: Iterable[str] = (),
     classes: Classes | None = None,
+    partial: bool = False,
 ) -> Ask:
     """A request from what a caller gave.
 
@@ -146,12 +160,13 @@ def make_ask(
         pictures: One or several.
         texts: For `embed_texts`.
         classes: For `segment_images` and `classify_images`.
+        partial: Whether a picture that cannot be used leaves the others their answers.
 
     Raises:
-        InvalidRequest: A picture cannot be used.
+        InvalidRequest: A picture cannot be used, and the request is not partial.
         TypeError: An option that the method does not have.
     """
-    known = OPTIONS[method].__optional_keys__
+    known = OPTIONS[method]
     for name in options:
         if name not in known:
             raise TypeError(f"{method} has no option {name!r}; it has {', '.join(sorted(known))}")
@@ -167,20 +182,43 @@ def make_ask(
         given["templates"] = list(given["templates"])
     if isinstance(texts, str):
         raise InvalidRequest("texts: give a list.", code="invalid_field", param="texts")
-    images = tuple(
-        encode_picture(picture, f"images[{index}]")
-        for index, picture in enumerate(as_pictures(pictures))
-    )
+    if partial:
+        given["partial"] = True
+    images, errors = encode_all(pictures, is_partial=partial)
     return Ask(
         method=method,
         images=images,
         texts=tuple(texts),
         fields=given,
         timeout_s=options.get("timeout_s"),
+        errors=errors,
     )
 
 
-def as_pictures(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
+def encode_all(
+    pictures: Pictures, *, is_partial: bool
+) -> tuple[tuple[bytes, ...], dict[int, TipserveError]]:
+    """Encoded pictures; in a partial request also why some cannot be sent.
+
+    Those are sent empty, so that all others keep their places in what the server says.
+
+    Raises:
+        InvalidRequest: A picture cannot be used, and the request is not partial.
+    """
+    images: list[bytes] = []
+    errors: dict[int, TipserveError] = {}
+    for index, picture in enumerate(as_pictures(pictures)):
+        try:
+            images.append(encode_picture(picture, f"images[{index}]"))
+        except InvalidRequest as error:
+            if not is_partial:
+                raise
+            errors[index] = error
+            images.append(b"")
+    return tuple(images), errors
+
+
+def as_pictures(pictures: Pictures) -> Iterable[Picture]:
     """Several pictures from one or several; an array is one picture, and so is a path."""
     is_one = isinstance(pictures, str | bytes | PathLike) or hasattr(pictures, "shape")
     if is_one or hasattr(pictures, "save"):

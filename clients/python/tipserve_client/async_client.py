@@ -5,30 +5,18 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack
-
-from numpy.typing import NDArray
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from tipserve_client import task_stream
 from tipserve_client.answers import (
-    ClassScore,
-    FloatArray,
+    HalfImageEmbedding,
     ImageEmbedding,
+    Int8ImageEmbedding,
+    Item,
     ModelInfo,
-    Segmentation,
-    StreamItem,
 )
-from tipserve_client.asks import (
-    Ask,
-    Classes,
-    ClassifyOptions,
-    EmbedImagesOptions,
-    EmbedTextsOptions,
-    FeaturesOptions,
-    MapOptions,
-    SegmentOptions,
-    make_ask,
-)
+from tipserve_client.asks import Ask, Dtype, EmbedImagesOptions, Float32, make_ask
+from tipserve_client.async_methods import AsyncMethods
 from tipserve_client.client import DEFAULT_TIMEOUT_S, DEFAULT_WINDOW, MAX_HTTP_CONNECTIONS
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_transport import AsyncGrpcTransport
@@ -41,7 +29,7 @@ from tipserve_client.target import Tls, read_target
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncMethods):
     """Asks one server. Belongs to one event loop; close it, or use it in `async with`.
 
     Args:
@@ -76,84 +64,48 @@ class AsyncClient:
         self._clock: Callable[[], float] = time.monotonic
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
-    async def embed_images(
-        self, pictures: Picture | Iterable[Picture], **options: Unpack[EmbedImagesOptions]
-    ) -> list[ImageEmbedding]:
-        """Embeddings of pictures, in their order; of each what `outputs` names."""
-        found: list[ImageEmbedding] = await self._ask(
-            make_ask("embed_images", options, pictures=pictures)
-        )
-        return found
-
-    async def embed_texts(
-        self, texts: Iterable[str], **options: Unpack[EmbedTextsOptions]
-    ) -> FloatArray:
-        """One embedding for each text, [texts, width]."""
-        found: FloatArray = await self._ask(make_ask("embed_texts", options, texts=texts))
-        return found
-
-    async def segment(
-        self,
-        pictures: Picture | Iterable[Picture],
-        classes: Classes,
-        **options: Unpack[SegmentOptions],
-    ) -> list[Segmentation]:
-        """A mask of each picture's size: k where the k-th class is."""
-        found: list[Segmentation] = await self._ask(
-            make_ask("segment_images", options, pictures=pictures, classes=classes)
-        )
-        return found
-
-    async def classify(
-        self,
-        pictures: Picture | Iterable[Picture],
-        classes: Classes,
-        **options: Unpack[ClassifyOptions],
-    ) -> list[list[ClassScore]]:
-        """How well each class fits each picture, the best first."""
-        found: list[list[ClassScore]] = await self._ask(
-            make_ask("classify_images", options, pictures=pictures, classes=classes)
-        )
-        return found
-
-    async def features(
-        self, pictures: Picture | Iterable[Picture], **options: Unpack[FeaturesOptions]
-    ) -> list[NDArray[Any]]:
-        """Patch embeddings made visible: colours [H, W, 3], one component or groups [H, W]."""
-        found: list[NDArray[Any]] = await self._ask(
-            make_ask("view_features", options, pictures=pictures)
-        )
-        return found
-
-    async def depth(
-        self, pictures: Picture | Iterable[Picture], **options: Unpack[MapOptions]
-    ) -> list[FloatArray]:
-        """Metres for every pixel, [H, W], where the model has the head for it."""
-        found: list[FloatArray] = await self._ask(
-            make_ask("estimate_depth", options, pictures=pictures)
-        )
-        return found
-
-    async def normals(
-        self, pictures: Picture | Iterable[Picture], **options: Unpack[MapOptions]
-    ) -> list[FloatArray]:
-        """A vector of unit length for every pixel, [H, W, 3], where the model has the head."""
-        found: list[FloatArray] = await self._ask(
-            make_ask("estimate_normals", options, pictures=pictures)
-        )
-        return found
-
     async def models(self) -> list[ModelInfo]:
         """What is served, the default model first."""
         return await self._try(self._transport.models, None)
+
+    @overload
+    def stream_images(
+        self,
+        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Float32 = None,
+        **options: Unpack[EmbedImagesOptions],
+    ) -> AsyncIterator[Item[ImageEmbedding]]: ...
+
+    @overload
+    def stream_images(
+        self,
+        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Literal["float16"],
+        **options: Unpack[EmbedImagesOptions],
+    ) -> AsyncIterator[Item[HalfImageEmbedding]]: ...
+
+    @overload
+    def stream_images(
+        self,
+        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Literal["int8"],
+        **options: Unpack[EmbedImagesOptions],
+    ) -> AsyncIterator[Item[Int8ImageEmbedding]]: ...
 
     def stream_images(
         self,
         pictures: Iterable[Picture] | AsyncIterable[Picture],
         *,
         window: int = DEFAULT_WINDOW,
+        dtype: Dtype | None = None,
         **options: Unpack[EmbedImagesOptions],
-    ) -> AsyncIterator[StreamItem[ImageEmbedding]]:
+    ) -> AsyncIterator[Item[Any]]:
         """Embeddings of any number of pictures, in their order, as they come.
 
         Over gRPC all go over one RPC; where that breaks it is begun anew with what has no answer
@@ -162,9 +114,15 @@ class AsyncClient:
         Args:
             pictures: Of either kind of iterator; read at most `window` ahead of the answers.
             window: Pictures that are on their way at most; over HTTP no more than 16.
+            dtype: As for `embed_images`.
             options: As for `embed_images`; `timeout_s` is for each picture.
+
+        Raises:
+            ValueError: The window has no room for a picture.
         """
-        ask = make_ask("embed_images", options)
+        if window < 1:
+            raise ValueError(f"window: give at least 1, not {window}")
+        ask = make_ask("embed_images", {**options, "dtype": dtype})
         timeout_s = self._timeout_s if ask.timeout_s is None else ask.timeout_s
         if isinstance(self._transport, AsyncGrpcTransport):
             return task_stream.over_grpc(

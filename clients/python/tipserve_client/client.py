@@ -4,33 +4,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, Unpack
-
-from numpy.typing import NDArray
+from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
 
 from tipserve_client import thread_stream
 from tipserve_client.answers import (
-    ClassScore,
-    FloatArray,
+    HalfImageEmbedding,
     ImageEmbedding,
+    Int8ImageEmbedding,
+    Item,
     ModelInfo,
-    Segmentation,
-    StreamItem,
 )
-from tipserve_client.asks import (
-    Ask,
-    Classes,
-    ClassifyOptions,
-    EmbedImagesOptions,
-    EmbedTextsOptions,
-    FeaturesOptions,
-    MapOptions,
-    SegmentOptions,
-    make_ask,
-)
+from tipserve_client.asks import Ask, Dtype, EmbedImagesOptions, Float32, make_ask
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_transport import GrpcTransport
 from tipserve_client.http_transport import HttpTransport
+from tipserve_client.methods import Methods
 from tipserve_client.pictures import Picture
 from tipserve_client.retries import Attempts, Retry
 from tipserve_client.stream_items import StreamWire
@@ -43,7 +31,7 @@ DEFAULT_WINDOW: Final = 64
 MAX_HTTP_CONNECTIONS: Final = 16
 
 
-class Client:
+class Client(Methods):
     """Asks one server. Thread-safe; close it, or use it in a `with` block.
 
     Args:
@@ -78,78 +66,48 @@ class Client:
         self._clock: Callable[[], float] = time.monotonic
         self._sleep: Callable[[float], None] = time.sleep
 
-    def embed_images(
-        self, pictures: Picture | Iterable[Picture], **options: Unpack[EmbedImagesOptions]
-    ) -> list[ImageEmbedding]:
-        """Embeddings of pictures, in their order; of each what `outputs` names."""
-        found: list[ImageEmbedding] = self._ask(
-            make_ask("embed_images", options, pictures=pictures)
-        )
-        return found
-
-    def embed_texts(self, texts: Iterable[str], **options: Unpack[EmbedTextsOptions]) -> FloatArray:
-        """One embedding for each text, [texts, width]."""
-        found: FloatArray = self._ask(make_ask("embed_texts", options, texts=texts))
-        return found
-
-    def segment(
-        self,
-        pictures: Picture | Iterable[Picture],
-        classes: Classes,
-        **options: Unpack[SegmentOptions],
-    ) -> list[Segmentation]:
-        """A mask of each picture's size: k where the k-th class is."""
-        found: list[Segmentation] = self._ask(
-            make_ask("segment_images", options, pictures=pictures, classes=classes)
-        )
-        return found
-
-    def classify(
-        self,
-        pictures: Picture | Iterable[Picture],
-        classes: Classes,
-        **options: Unpack[ClassifyOptions],
-    ) -> list[list[ClassScore]]:
-        """How well each class fits each picture, the best first."""
-        found: list[list[ClassScore]] = self._ask(
-            make_ask("classify_images", options, pictures=pictures, classes=classes)
-        )
-        return found
-
-    def features(
-        self, pictures: Picture | Iterable[Picture], **options: Unpack[FeaturesOptions]
-    ) -> list[NDArray[Any]]:
-        """Patch embeddings made visible: colours [H, W, 3], one component or groups [H, W]."""
-        found: list[NDArray[Any]] = self._ask(make_ask("view_features", options, pictures=pictures))
-        return found
-
-    def depth(
-        self, pictures: Picture | Iterable[Picture], **options: Unpack[MapOptions]
-    ) -> list[FloatArray]:
-        """Metres for every pixel, [H, W], where the model has the head for it."""
-        found: list[FloatArray] = self._ask(make_ask("estimate_depth", options, pictures=pictures))
-        return found
-
-    def normals(
-        self, pictures: Picture | Iterable[Picture], **options: Unpack[MapOptions]
-    ) -> list[FloatArray]:
-        """A vector of unit length for every pixel, [H, W, 3], where the model has the head."""
-        found: list[FloatArray] = self._ask(
-            make_ask("estimate_normals", options, pictures=pictures)
-        )
-        return found
-
     def models(self) -> list[ModelInfo]:
         """What is served, the default model first."""
         return self._try(self._transport.models, None)
+
+    @overload
+    def stream_images(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Float32 = None,
+        **options: Unpack[EmbedImagesOptions],
+    ) -> Iterator[Item[ImageEmbedding]]: ...
+
+    @overload
+    def stream_images(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Literal["float16"],
+        **options: Unpack[EmbedImagesOptions],
+    ) -> Iterator[Item[HalfImageEmbedding]]: ...
+
+    @overload
+    def stream_images(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Literal["int8"],
+        **options: Unpack[EmbedImagesOptions],
+    ) -> Iterator[Item[Int8ImageEmbedding]]: ...
 
     def stream_images(
         self,
         pictures: Iterable[Picture],
         *,
         window: int = DEFAULT_WINDOW,
+        dtype: Dtype | None = None,
         **options: Unpack[EmbedImagesOptions],
-    ) -> Iterator[StreamItem[ImageEmbedding]]:
+    ) -> Iterator[Item[Any]]:
         """Embeddings of any number of pictures, in their order, as they come.
 
         Over gRPC all go over one RPC; where that breaks it is begun anew with what has no answer
@@ -158,9 +116,15 @@ class Client:
         Args:
             pictures: Read in a thread of its own, at most `window` ahead of the answers.
             window: Pictures that are on their way at most; over HTTP no more than 16.
+            dtype: As for `embed_images`.
             options: As for `embed_images`; `timeout_s` is for each picture.
+
+        Raises:
+            ValueError: The window has no room for a picture.
         """
-        ask = make_ask("embed_images", options)
+        if window < 1:
+            raise ValueError(f"window: give at least 1, not {window}")
+        ask = make_ask("embed_images", {**options, "dtype": dtype})
         timeout_s = self._timeout_s if ask.timeout_s is None else ask.timeout_s
         if isinstance(self._transport, GrpcTransport):
             return thread_stream.over_grpc(

@@ -130,3 +130,11 @@ BY_REASON: Final[Mapping[str, type[TipserveError]]] = {
     "too_many_items": RequestTooLarge,
     "idle_stream": Unavailable,
 }
+
+
+def item_error(
+    message: str, code: str, *, param: str | None, request_id: str | None
+) -> TipserveError:
+    """What is wrong with one picture or text, where the others have their answers."""
+    kind = BY_REASON.get(code, InvalidRequest)
+    return kind(message, code=code, param=param, request_id=request_id)

@@ -53,10 +53,10 @@ class GrpcTransport:
         """
         rpc = getattr(self._stub, RPCS[ask.method][0])
         try:
-            answer = rpc(write_ask(ask), timeout=timeout_s, metadata=self._metadata)
+            answer, call = rpc.with_call(write_ask(ask), timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise rpc_error(error) from None
-        return read_answer(ask.method, answer)
+        return read_answer(ask, answer, _request_id(call.trailing_metadata()))
 
     def models(self, timeout_s: float) -> list[ModelInfo]:
         """What is served.
@@ -99,10 +99,12 @@ class AsyncGrpcTransport:
         """
         rpc = getattr(self._stub, RPCS[ask.method][0])
         try:
-            answer = await rpc(write_ask(ask), timeout=timeout_s, metadata=self._metadata)
+            call = rpc(write_ask(ask), timeout=timeout_s, metadata=self._metadata)
+            answer = await call
+            metadata = await call.trailing_metadata()
         except grpc.RpcError as error:
             raise rpc_error(error) from None
-        return read_answer(ask.method, answer)
+        return read_answer(ask, answer, _request_id(metadata))
 
     async def models(self, timeout_s: float) -> list[ModelInfo]:
         """What is served.
@@ -135,6 +137,12 @@ def rpc_error(error: Any) -> TipserveError:
         return Unavailable("The stream broke before it was answered.", code="stream_broken")
     metadata = {**dict(error.initial_metadata() or ()), **dict(error.trailing_metadata() or ())}
     return read_error(error.code().value[0], details, metadata)
+
+
+def _request_id(metadata: Any) -> str | None:
+    """Under which the server's log has an RPC, from what came at its end."""
+    found: str | None = dict(metadata or ()).get("x-request-id")
+    return found
 
 
 def _metadata(target: Target) -> Metadata:

@@ -1,12 +1,20 @@
 """Requests and answers as `tipserve.v1.EncoderService` has them."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tipserve_client.answers import ClassArea, ClassScore, ImageEmbedding, ModelInfo, Segmentation
+from tipserve_client.answers import (
+    EMBEDDINGS,
+    ClassArea,
+    ClassScore,
+    Int8Vectors,
+    ModelInfo,
+    Segmentation,
+    in_places,
+)
 from tipserve_client.asks import MAPS, Ask, Method
 from tipserve_client.errors import (
     BY_CODE,
@@ -14,6 +22,7 @@ from tipserve_client.errors import (
     InternalError,
     RequestTooLarge,
     TipserveError,
+    item_error,
 )
 from tipserve_client.generated import (
     classify_pb2,
@@ -21,6 +30,7 @@ from tipserve_client.generated import (
     embed_pb2,
     features_pb2,
     image_pb2,
+    item_error_pb2,
     model_pb2,
     segment_pb2,
     stream_pb2,
@@ -46,9 +56,24 @@ ENUMS: Final[Mapping[str, tuple[Any, str]]] = {
     "mode": (segment_pb2.SegmentMode, "SEGMENT_MODE"),
     "view": (features_pb2.FeatureView, "FEATURE_VIEW"),
     "scope": (features_pb2.FeatureScope, "FEATURE_SCOPE"),
+    "dtype": (embed_pb2.VectorType, "VECTOR_TYPE"),
 }
+# Fields whose names are not those that callers and REST have for them.
+FIELD_NAMES: Final = {"dtype": "vector_type"}
+# Where answers have what they say of each picture; the rest is in `maps`.
+ROWS: Final[Mapping[Method, str]] = {
+    "embed_images": "embeddings",
+    "segment_images": "segmentations",
+    "classify_images": "classifications",
+}
+SCORES: Final = ("label", "name", "probability", "cosine")
 GLOBAL_FEATURES: Final = (classify_pb2.GlobalFeatures, "GLOBAL_FEATURES")
-DTYPES: Final = {tensor_pb2.DATA_TYPE_FLOAT32: "<f4", tensor_pb2.DATA_TYPE_UINT16: "<u2"}
+DTYPES: Final = {
+    tensor_pb2.DATA_TYPE_FLOAT32: "<f4",
+    tensor_pb2.DATA_TYPE_UINT16: "<u2",
+    tensor_pb2.DATA_TYPE_FLOAT16: "<f2",
+    tensor_pb2.DATA_TYPE_INT8: "i1",
+}
 # A value that the contract does not know is the server's to refuse.
 UNKNOWN_VALUE: Final = 99
 RESOURCE_EXHAUSTED: Final = 8
@@ -63,7 +88,7 @@ def write_ask(ask: Ask) -> Any:
             kind, prefix = GLOBAL_FEATURES if is_global else ENUMS[name]
             is_list = not isinstance(value, str)
             numbers = [_number(kind, prefix, v) for v in (value if is_list else [value])]
-            fields[name] = numbers if is_list else numbers[0]
+            fields[FIELD_NAMES.get(name, name)] = numbers if is_list else numbers[0]
         elif name == "templates":
             fields[name] = _templates(value)
         elif name in {"classes", "background_classes"}:
@@ -77,17 +102,18 @@ def write_ask(ask: Ask) -> Any:
     return RPCS[ask.method][1](**fields)
 
 
-def read_answer(method: Method, answer: Any) -> Any:
-    """What a successful answer holds."""
-    if method == "embed_images":
-        return [_embedding(item) for item in answer.embeddings]
-    if method == "embed_texts":
-        return array(answer.embeddings)
-    if method == "segment_images":
-        return [_segmentation(item) for item in answer.segmentations]
-    if method == "classify_images":
-        return [[_score(one) for one in item.classes] for item in answer.classifications]
-    return [array(getattr(item, MAPS[method])) for item in answer.maps]
+def read_answer(ask: Ask, answer: Any, request_id: str | None = None) -> Any:
+    """What a successful answer holds; of a partial one, its items."""
+    if ask.method == "embed_texts" and not ask.is_partial:
+        return vectors(answer.embeddings)
+    errors = {told.index: _item_error(told, request_id) for told in answer.errors}
+    errors.update(ask.errors)
+    values = {
+        place: _value(ask, row)
+        for place, row in enumerate(_rows(ask.method, answer))
+        if place not in errors
+    }
+    return in_places(values, errors) if ask.is_partial else list(values.values())
 
 
 def read_model(model: model_pb2.Model) -> ModelInfo:
@@ -143,6 +169,15 @@ def array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
     return np.frombuffer(tensor.data, DTYPES[tensor.data_type]).reshape(tuple(tensor.shape))
 
 
+def vectors(tensor: tensor_pb2.Tensor) -> Any:
+    """A tensor of embeddings: an array, or with int8 its whole numbers and their scales."""
+    values = array(tensor)
+    if values.dtype != np.int8:
+        return values
+    scales = np.array(tensor.row_scales, np.float32).reshape(values.shape[:-1])
+    return Int8Vectors(values=values, scales=scales)
+
+
 def _number(kind: Any, prefix: str, name: str) -> int:
     numbers: Mapping[str, int] = dict(kind.items())
     return numbers.get(f"{prefix}_{name.upper()}", UNKNOWN_VALUE)
@@ -155,14 +190,33 @@ def _templates(value: str | list[str]) -> text_pb2.Templates:
     return text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=value))
 
 
-def _embedding(item: embed_pb2.ImageEmbedding) -> ImageEmbedding:
-    return ImageEmbedding(**{field.name: array(tensor) for field, tensor in item.ListFields()})
+def _rows(method: Method, answer: Any) -> Iterable[Any]:
+    """What an answer has for each picture or text, also where there is an error."""
+    if method != "embed_texts":
+        return cast("Iterable[Any]", getattr(answer, ROWS.get(method, "maps")))
+    texts = vectors(answer.embeddings)
+    if isinstance(texts, Int8Vectors):
+        rows = zip(texts.values, texts.scales, strict=True)
+        return (Int8Vectors(values=row, scales=np.asarray(scale)) for row, scale in rows)
+    return cast("Iterable[Any]", texts)
 
 
-def _score(told: classify_pb2.ClassScore) -> ClassScore:
-    return ClassScore(
-        label=told.label, name=told.name, probability=told.probability, cosine=told.cosine
-    )
+def _value(ask: Ask, row: Any) -> Any:
+    """What is told of one picture or text."""
+    if ask.method == "embed_images":
+        kind = EMBEDDINGS[ask.fields.get("dtype", "float32")]
+        return kind(**{field.name: vectors(tensor) for field, tensor in row.ListFields()})
+    if ask.method == "embed_texts":
+        return row
+    if ask.method == "segment_images":
+        return _segmentation(row)
+    if ask.method == "classify_images":
+        return [ClassScore(**{name: getattr(c, name) for name in SCORES}) for c in row.classes]
+    return array(getattr(row, MAPS[ask.method]))
+
+
+def _item_error(told: item_error_pb2.ItemError, request_id: str | None) -> TipserveError:
+    return item_error(told.message, told.reason, param=told.field or None, request_id=request_id)
 
 
 def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:

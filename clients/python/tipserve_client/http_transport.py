@@ -9,7 +9,7 @@ import httpx
 
 from tipserve_client.answers import ModelInfo
 from tipserve_client.asks import Ask
-from tipserve_client.errors import DeadlineExceeded, Unavailable
+from tipserve_client.errors import DeadlineExceeded, InternalError, Unavailable
 from tipserve_client.http_wire import MODELS, PATHS, read_answer, read_error, read_models, write_ask
 from tipserve_client.target import Target
 
@@ -119,12 +119,30 @@ def _told() -> Iterator[None]:
 
 
 def _read(ask: Ask, answer: httpx.Response) -> Any:
-    if answer.status_code != 200:
-        raise read_error(answer.status_code, answer.headers, answer.content)
-    return read_answer(ask.method, answer.content)
+    content = _content(answer)
+    request_id = answer.headers.get("x-request-id")
+    with _understood():
+        return read_answer(ask, content, request_id)
 
 
 def _read_models(answer: httpx.Response) -> list[ModelInfo]:
+    content = _content(answer)
+    with _understood():
+        return read_models(content)
+
+
+def _content(answer: httpx.Response) -> bytes:
     if answer.status_code != 200:
         raise read_error(answer.status_code, answer.headers, answer.content)
-    return read_models(answer.content)
+    return answer.content
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """What answers with success and yet is no such service."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError) as error:
+        raise InternalError(
+            "The answer is not one of tipserve's; is the URL right?", code="invalid_answer"
+        ) from error

@@ -2,15 +2,23 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tipserve_client.answers import ClassArea, ClassScore, ImageEmbedding, ModelInfo, Segmentation
+from tipserve_client.answers import (
+    EMBEDDINGS,
+    ClassArea,
+    ClassScore,
+    Int8Vectors,
+    ModelInfo,
+    Segmentation,
+    in_places,
+)
 from tipserve_client.asks import MAPS, Ask, Method
-from tipserve_client.errors import BY_REASON, BY_STATUS, InternalError, TipserveError
+from tipserve_client.errors import BY_REASON, BY_STATUS, InternalError, TipserveError, item_error
 
 PATHS: Final[Mapping[Method, str]] = {
     "embed_images": "/v1/images:embed",
@@ -22,6 +30,7 @@ PATHS: Final[Mapping[Method, str]] = {
     "estimate_normals": "/v1/images:normals",
 }
 MODELS: Final = "/v1/models"
+OUTPUTS: Final = ("cls1", "cls2", "patches", "values")
 SCORES: Final = ("label", "name", "probability", "cosine")
 
 
@@ -35,22 +44,25 @@ def write_ask(ask: Ask) -> bytes:
     return json.dumps(body).encode()
 
 
-def read_answer(method: Method, raw: bytes) -> Any:
-    """What a successful answer holds."""
-    data = json.loads(raw)["data"]
-    if method == "embed_images":
-        names = ("cls1", "cls2", "patches", "values")
-        return [
-            ImageEmbedding(**{name: _array(item[name]) for name in names if name in item})
-            for item in data
-        ]
-    if method == "embed_texts":
-        return np.stack([_array(item["embedding"]) for item in data])
-    if method == "segment_images":
-        return [_segmentation(item) for item in data]
-    if method == "classify_images":
-        return [[ClassScore(**{n: c[n] for n in SCORES}) for c in item["classes"]] for item in data]
-    return [_array(item[MAPS[method]]) for item in data]
+def read_answer(ask: Ask, raw: bytes, request_id: str | None = None) -> Any:
+    """What a successful answer holds; of a partial one, its items."""
+    body = json.loads(raw)
+    values = [_value(ask, item) for item in body["data"]]
+    if ask.is_partial:
+        places = [item["index"] for item in body["data"]]
+        errors = {told["index"]: _item_error(told["error"], request_id) for told in body["errors"]}
+        return in_places(dict(zip(places, values, strict=True)), {**errors, **ask.errors})
+    if ask.method == "embed_texts":
+        return stack_vectors(values)
+    return values
+
+
+def stack_vectors(rows: Sequence[Any]) -> Any:
+    """Vectors [D] as one array [texts, D], or as one `Int8Vectors` of them."""
+    if isinstance(rows[0], Int8Vectors):
+        values = np.stack([row.values for row in rows])
+        return Int8Vectors(values=values, scales=np.stack([row.scales for row in rows]))
+    return np.stack(rows)
 
 
 def read_models(raw: bytes) -> list[ModelInfo]:
@@ -91,6 +103,24 @@ def read_error(status: int, headers: Mapping[str, str], raw: bytes) -> TipserveE
     )
 
 
+def _value(ask: Ask, item: Mapping[str, Any]) -> Any:
+    """What is told of one picture or text."""
+    if ask.method == "embed_images":
+        kind = EMBEDDINGS[ask.fields.get("dtype", "float32")]
+        return kind(**{name: _vectors(item, name) for name in OUTPUTS if name in item})
+    if ask.method == "embed_texts":
+        return _vectors(item, "embedding")
+    if ask.method == "segment_images":
+        return _segmentation(item)
+    if ask.method == "classify_images":
+        return [ClassScore(**{n: c[n] for n in SCORES}) for c in item["classes"]]
+    return _array(item[MAPS[ask.method]])
+
+
+def _item_error(told: Mapping[str, Any], request_id: str | None) -> TipserveError:
+    return item_error(told["message"], told["code"], param=told.get("param"), request_id=request_id)
+
+
 def _seconds(text: str | None) -> float | None:
     """A `Retry-After` in seconds; a date is for browsers, and is not read."""
     return float(text) if text is not None and text.strip().isdecimal() else None
@@ -99,6 +129,16 @@ def _seconds(text: str | None) -> float | None:
 def _array(value: Mapping[str, Any]) -> NDArray[Any]:
     dtype = np.dtype(value["dtype"]).newbyteorder("<")
     return np.frombuffer(base64.b64decode(value["data"]), dtype).reshape(value["shape"])
+
+
+def _vectors(item: Mapping[str, Any], name: str) -> Any:
+    """An array, or with int8 its whole numbers and their scales: a number for one vector."""
+    array = _array(item[name])
+    if array.dtype != np.int8:
+        return array
+    told = item["scales"][name]
+    scales = _array(told) if isinstance(told, Mapping) else np.array(told, np.float32)
+    return Int8Vectors(values=array, scales=scales)
 
 
 def _segmentation(item: Mapping[str, Any]) -> Segmentation:

@@ -4,7 +4,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from tipserve_client.answers import StreamItem
+from tipserve_client.answers import Item
 from tipserve_client.asks import Ask
 from tipserve_client.errors import TipserveError, Unavailable
 from tipserve_client.generated import stream_pb2
@@ -17,7 +17,7 @@ class StreamWire:
     """Asks the same of every picture."""
 
     def __init__(self, ask: Ask, timeout_s: float) -> None:
-        self._method = ask.method
+        self._ask = ask
         timeout = Duration()
         timeout.FromNanoseconds(int(1e9 * timeout_s))
         self._blank = stream_pb2.StreamRequest(timeout=timeout)
@@ -32,10 +32,10 @@ class StreamWire:
         request = stream_pb2.StreamRequest()
         request.CopyFrom(self._blank)
         request.id = str(index)
-        getattr(request, self._method).images.add(encoded=image)
+        getattr(request, self._ask.method).images.add(encoded=image)
         return Entry(index, request)
 
-    def item(self, entry: Entry, answer: stream_pb2.StreamResponse) -> StreamItem[Any]:
+    def item(self, entry: Entry, answer: stream_pb2.StreamResponse) -> Item[Any]:
         """What an answer says of the picture that is first in line.
 
         Raises:
@@ -50,9 +50,9 @@ class StreamWire:
             error = read_stream_error(answer.error)
             if error.can_be_tried_again:
                 raise error
-            return StreamItem(index=entry.index, error=error)
-        (value,) = read_answer(self._method, getattr(answer, self._method))
-        return StreamItem(index=entry.index, value=value)
+            return Item(index=entry.index, error=error)
+        (value,) = read_answer(self._ask, getattr(answer, self._ask.method))
+        return Item(index=entry.index, value=value)
 
 
 def ended_early() -> Unavailable:

@@ -1,6 +1,6 @@
 """Where a client connects to, and by what it shows who it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -45,7 +45,7 @@ class Target:
     is_secure: bool
     path: str = ""
     tls: Tls = Tls()
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     priority: Literal[1, 2, 3] | None = None
 
     @property

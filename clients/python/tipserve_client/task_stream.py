@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from tipserve_client.answers import StreamItem
+from tipserve_client.answers import Item
 from tipserve_client.asks import Ask
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_transport import AsyncGrpcTransport, rpc_error
@@ -31,7 +31,7 @@ async def over_grpc(
     window_size: int,
     attempts: Attempts,
     sleep: Callable[[float], Awaitable[None]],
-) -> AsyncIterator[StreamItem[Any]]:
+) -> AsyncIterator[Item[Any]]:
     """Answers in order, over one RPC and, where that breaks, over the next.
 
     Raises:
@@ -55,7 +55,7 @@ async def over_http(
     make_ask: Callable[[bytes], Ask],
     *,
     window_size: int,
-) -> AsyncIterator[StreamItem[Any]]:
+) -> AsyncIterator[Item[Any]]:
     """Answers in order; HTTP has no streams, so requests go side by side."""
     tasks: set[asyncio.Future[Any]] = set()
 
@@ -119,7 +119,7 @@ async def _each(pictures: Pictures) -> AsyncIterator[Picture]:
 
 async def _one_stream(
     transport: AsyncGrpcTransport, window: TaskWindow, wire: StreamWire, attempts: Attempts
-) -> AsyncIterator[StreamItem[Any]]:
+) -> AsyncIterator[Item[Any]]:
     number = window.begin_stream()
 
     async def requests() -> AsyncIterator[Any]:
@@ -131,7 +131,7 @@ async def _one_stream(
     try:
         while (entry := await window.head()) is not None:
             if entry.error is not None:
-                item: StreamItem[Any] = StreamItem(index=entry.index, error=entry.error)
+                item: Item[Any] = Item(index=entry.index, error=entry.error)
             else:
                 item = wire.item(entry, await _next_answer(answers))
             window.pop()
@@ -150,13 +150,13 @@ async def _next_answer(answers: AsyncIterator[Any]) -> Any:
         raise rpc_error(error) from None
 
 
-async def _outcome(entry: Entry) -> StreamItem[Any]:
+async def _outcome(entry: Entry) -> Item[Any]:
     if entry.error is not None:
-        return StreamItem(index=entry.index, error=entry.error)
+        return Item(index=entry.index, error=entry.error)
     try:
         (value,) = await entry.request
     except TipserveError as error:
         if error.ends_stream:
             raise  # where that may help, it has been tried again
-        return StreamItem(index=entry.index, error=error)
-    return StreamItem(index=entry.index, value=value)
+        return Item(index=entry.index, error=error)
+    return Item(index=entry.index, value=value)

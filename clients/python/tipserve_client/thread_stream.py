@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from tipserve_client.answers import StreamItem
+from tipserve_client.answers import Item
 from tipserve_client.asks import Ask
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_transport import GrpcTransport, rpc_error
@@ -31,7 +31,7 @@ def over_grpc(
     window_size: int,
     attempts: Attempts,
     sleep: Callable[[float], None],
-) -> Iterator[StreamItem[Any]]:
+) -> Iterator[Item[Any]]:
     """Answers in order, over one RPC and, where that breaks, over the next.
 
     Raises:
@@ -57,7 +57,7 @@ def over_http(
     make_ask: Callable[[bytes], Ask],
     *,
     window_size: int,
-) -> Iterator[StreamItem[Any]]:
+) -> Iterator[Item[Any]]:
     """Answers in order; HTTP has no streams, so requests go side by side."""
 
     def begin(index: int, picture: Picture) -> Entry:
@@ -100,7 +100,7 @@ def _filled(pictures: Iterable[Picture], make: MakeEntry, size: int) -> ThreadWi
 
 def _one_stream(
     transport: GrpcTransport, window: ThreadWindow, wire: StreamWire, attempts: Attempts
-) -> Iterator[StreamItem[Any]]:
+) -> Iterator[Item[Any]]:
     number = window.begin_stream()
 
     def requests() -> Iterator[Any]:
@@ -111,7 +111,7 @@ def _one_stream(
     try:
         while (entry := window.head()) is not None:
             if entry.error is not None:
-                item: StreamItem[Any] = StreamItem(index=entry.index, error=entry.error)
+                item: Item[Any] = Item(index=entry.index, error=entry.error)
             else:
                 item = wire.item(entry, _next_answer(call))
             window.pop()
@@ -130,13 +130,13 @@ def _next_answer(call: Any) -> Any:
         raise rpc_error(error) from None
 
 
-def _outcome(entry: Entry) -> StreamItem[Any]:
+def _outcome(entry: Entry) -> Item[Any]:
     if entry.error is not None:
-        return StreamItem(index=entry.index, error=entry.error)
+        return Item(index=entry.index, error=entry.error)
     try:
         (value,) = entry.request.result()
     except TipserveError as error:
         if error.ends_stream:
             raise  # where that may help, it has been tried again
-        return StreamItem(index=entry.index, error=error)
-    return StreamItem(index=entry.index, value=value)
+        return Item(index=entry.index, error=error)
+    return Item(index=entry.index, value=value)

@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 import tipserve_client
 from service.server import Server
+from tests.clients.python.comparison import assert_equal
 from tipserve_client import TipserveError
 
 if TYPE_CHECKING:
@@ -22,19 +22,6 @@ Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Entered = Callable[[], Awaitable[bool]]
 Encode = Callable[..., bytes]
 LIMIT_S = 20.0
-
-
-def assert_equal(found: Any, expected: Any) -> None:
-    """The same arrays and values, also inside of dataclasses and lists."""
-    if isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_equal(one, other)
-    elif hasattr(expected, "__dataclass_fields__"):
-        for field in fields(expected):
-            assert_equal(getattr(found, field.name), getattr(expected, field.name))
-    else:
-        np.testing.assert_array_equal(found, expected)
 
 
 async def until(condition: Callable[[], bool]) -> None:

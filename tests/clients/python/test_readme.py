@@ -23,7 +23,7 @@ async def test_every_example_runs(
 ) -> None:
     page = (project_root / "clients" / "python" / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 6
     for index in range(3):
         (tmp_path / f"{index}.jpg").write_bytes(encode_image("JPEG", seed=index))
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
@@ -37,3 +37,5 @@ async def test_every_example_runs(
     assert len(names["vectors"]) == 3
     assert "invalid_image images[1] 1" in said
     assert "(30, 40)" in said
+    assert "int8 (2, 2)\n(2, 2, 8)" in said
+    assert "partial: 0 (8,)\npartial: 1 invalid_image\npartial: 2 unreadable_file" in said

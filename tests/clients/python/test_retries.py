@@ -72,18 +72,18 @@ Ask = Callable[..., Any]
 def ask(request: pytest.FixtureRequest) -> Ask:
     """Ask the script for one embedding, by either client."""
 
-    async def run(script: Script, **options: Any) -> Any:
+    async def run(script: Script, *, partial: Any = False, **options: Any) -> Any:
         if request.param == "sync":
             with Client("http://stand-in", **options) as client:
                 inner: Any = client._transport
                 inner._client._transport = httpx.MockTransport(script.answer)
                 client._clock, client._sleep = lambda: script.now, script.sleep
-                return client.embed_images(b"picture")
+                return client.embed_images(b"picture", partial=partial)
         async with AsyncClient("http://stand-in", **options) as later:
             inner = later._transport
             inner._client._transport = httpx.MockTransport(script.answer_later)
             later._clock, later._sleep = lambda: script.now, script.sleep_later
-            return await later.embed_images(b"picture")
+            return await later.embed_images(b"picture", partial=partial)
 
     return run
 
@@ -119,6 +119,16 @@ async def test_what_would_fare_no_better_is_not_tried_again(
     assert not script.pauses
 
 
+async def test_errors_of_single_pictures_are_not_tried_again(ask: Ask) -> None:
+    detail = {"message": "No.", "type": "x", "code": "invalid_image", "param": "images[0]"}
+    told = {"data": [], "errors": [{"index": 0, "error": detail}]}
+    script = Script([refused(429, "1"), httpx.Response(200, json=told), ok()])
+    (item,) = await ask(script, partial=True)
+    assert isinstance(item.error, InvalidRequest)
+    assert (item.error.code, item.error.index) == ("invalid_image", 0)
+    assert len(script.pauses) == 1
+
+
 async def test_a_connection_that_fails_is_tried_again(ask: Ask) -> None:
     script = Script([httpx.ConnectError("refused"), httpx.RemoteProtocolError("closed"), ok()])
     assert await ask(script)
@@ -148,9 +158,17 @@ async def test_a_proxys_own_page_is_an_error_too(ask: Ask) -> None:
     assert caught.value.code == "http_403"
 
 
+@pytest.mark.parametrize("raw", [b"<html>hello</html>", b"[]", b'{"data": [{}, 1]}', b"{}"])
+async def test_a_server_of_another_kind_is_an_error_too(ask: Ask, raw: bytes) -> None:
+    for partial in (False, True):
+        with pytest.raises(InternalError) as caught:
+            await ask(Script([httpx.Response(200, content=raw)]), partial=partial)
+        assert caught.value.code == "invalid_answer"
+
+
 def test_unknown_options_are_errors() -> None:
     with Client("http://stand-in") as client, pytest.raises(TypeError, match="no option 'colour'"):
-        client.embed_images(b"x", colour="red")  # type: ignore[call-arg]  # that is the test
+        client.embed_images(b"x", colour="red")  # type: ignore[call-overload]  # that is the test
 
 
 @given(

@@ -106,6 +106,17 @@ def test_a_lane_learns_what_its_batches_take(worker: LaneWorker, shared: LaneCon
     assert shared.costs.batch_s(BUCKET, 2) < 2.0, "it took half of what was measured"
 
 
+def test_callers_who_leave_as_their_batch_ends_do_not_interrupt_the_next(
+    worker: LaneWorker, shared: LaneContext
+) -> None:
+    (future,) = submit(shared)
+    batch = shared.queue.take()
+    assert batch
+    assert worker.run(batch)
+    future.has_left = True
+    worker._end_if_deserted(batch)  # the lane would raise
+
+
 def test_a_batch_that_fails_is_answered_and_the_lane_is_not_blamed(
     worker: LaneWorker, shared: LaneContext, lane: BrittleLane
 ) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,12 +16,23 @@ from service.errors import InvalidRequest
 from service.images.preparation import ImagePreparer
 from service.messages import EmbedImagesRequest
 
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
 LIMIT_S = 20.0
 POOL_THREADS = 2  # of the fixture `pool`
 
 
-def call() -> Call:
-    return Call(request_id="test", deadline=time.monotonic() + LIMIT_S)
+def call(*, is_patient: bool = False) -> Call:
+    deadline = time.monotonic() + LIMIT_S
+    return Call(request_id="test", deadline=deadline, is_patient=is_patient)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give other tasks and threads their turn until something is so."""
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 async def test_of_several_broken_pictures_the_first_is_told(
@@ -61,3 +72,25 @@ async def test_who_leaves_while_pictures_are_decoded_spares_those_that_wait(
     release.set()
     await asyncio.to_thread(pool.shutdown)
     assert sorted(decoded) == ["images[0]", "images[1]"]
+
+
+async def test_a_patient_caller_whose_picture_is_larger_than_thought_waits_for_more_room(
+    make_plane: Callable[..., DataPlane],
+    encode_image: Callable[..., bytes],
+    runtime: "FakeRuntime",
+) -> None:
+    plane = make_plane()
+    admission = plane.models.models()[0].admission
+    runtime.gate.clear()
+    large = EmbedImagesRequest(images=(encode_image(),) * 3, resolution=112)  # 64 patches each
+    small = EmbedImagesRequest(images=(encode_image(),) * 14)  # 4 each
+    before = [asyncio.ensure_future(plane.embed_images(one, call())) for one in (large, small)]
+    await until(lambda: admission.cost == 3 * 64 + 14 * 4)  # of the 256 that fit
+    wide = EmbedImagesRequest(images=(encode_image(size=(84, 28)),), fit="aspect")
+    asked = call(is_patient=True)
+    waiting = asyncio.ensure_future(plane.embed_images(wide, asked))
+    await until(lambda: waiting.done() or asked.known_cost == 12)
+    assert not waiting.done()
+    runtime.gate.set()
+    assert len((await waiting).embeddings) == 1
+    await asyncio.gather(*before)

@@ -85,6 +85,18 @@ def test_callers_get_an_error_each_and_its_cause(metrics: Metrics) -> None:
     assert cache.join(["a"])[1], "an error is not kept"
 
 
+def test_what_else_a_caller_wanted_is_taken_back_as_soon_as_one_prompt_fails(
+    metrics: Metrics,
+) -> None:
+    cache = TextCache(9 * ENTRY_BYTES, metrics)
+    wait, (failing, other) = cache.join(["a", "b"])
+    work: Future[Completed] = Future()
+    cache.launch(other, work)
+    cache.fail(failing, InternalError("no"))
+    assert work.cancelled(), "before the caller has woken"
+    assert not wait.flights
+
+
 def test_what_runs_already_is_joined_by_those_who_come_after_everybody_left(
     metrics: Metrics,
 ) -> None:

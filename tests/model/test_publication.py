@@ -75,8 +75,8 @@ def test_the_same_content_is_published_once(repository: Repository, make_package
     source = make_package("one")
     first = publish(repository, source)
     second = publish(repository, make_package("two"), hours=1)
-    assert publish(repository, source, hours=2) == first
-    assert repository.versions() == [first.name, second.name]
+    assert publish(repository, source, hours=2, keep=1) == first
+    assert repository.versions() == [first.name, second.name], "the newest, and the current besides"
     assert repository.current() == first.name
 
 

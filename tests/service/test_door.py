@@ -62,3 +62,18 @@ def test_draining_is_never_undone(door: Door) -> None:
     door.drain()
     door.open()
     assert not door.is_open
+
+
+def test_who_is_to_leave_soon_still_lets_in_and_invites_nobody(door: Door) -> None:
+    door.leave_soon()
+    door.check()
+    assert (door.is_open, door.is_inviting) == (True, False)
+
+
+def test_what_never_opened_or_drains_already_leaves_at_once(door: Door, metrics: Metrics) -> None:
+    starting = Door(metrics)
+    door.drain()
+    for one in (starting, door):
+        one.leave_soon()
+        one.open()
+        assert not one.is_open

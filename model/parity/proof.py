@@ -11,6 +11,7 @@ from transformers import Tipsv2Model
 from model.graphs import DenseTask, graph_file
 from model.manifest import Manifest, ParityEntry
 from model.package import ModelPackage
+from model.parity.distance import ParityError
 from model.parity.gate import describe, measure, require
 from model.parity.reference import DenseReference, build_reference
 from model.runtime.choice import RuntimeChoice
@@ -63,14 +64,19 @@ def prove_package(
         An entry for each graph in each way; those of hints may not pass.
 
     Raises:
-        ParityError: A graph does not keep its limits.
+        ParityError: A graph does not keep its limits, or nothing here can run any.
     """
+    proofs = plan_proofs(package.manifest, Machine(this_hardware(), installed_libraries()))
+    if not proofs:
+        raise ParityError(
+            "no runtime is installed that could run the graphs, so nothing shows that they compute "
+            "what the model does: pip install 'tipserve[cpu]'"
+        )
     progress("running the model in torch, to compare with")
     reference = build_reference(model, package, dense=dense)
-    machine = Machine(this_hardware(), installed_libraries())
     num_threads = len(os.sched_getaffinity(0))
     entries: list[ParityEntry] = []
-    for proof in plan_proofs(package.manifest, machine):
+    for proof in proofs:
         choice = proof.choice
         progress(f"comparing {choice.runtime} in {choice.precision}")
         with closing(load_chosen(package, choice, num_threads=num_threads)) as runtime:

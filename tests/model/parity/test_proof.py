@@ -63,6 +63,15 @@ def test_a_graph_is_measured_once_where_several_precisions_load_it(
     assert [p.choice.precision for p in proofs if p.is_hint] == ["bf16"]
 
 
+def test_without_a_runtime_nothing_counts_as_proven(
+    tiny_package: ModelPackage, tiny_model: Tipsv2Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_torch = Libraries(torch=frozenset({"cpu"}))
+    monkeypatch.setattr(proof, "installed_libraries", lambda: only_torch)
+    with pytest.raises(ParityError, match=r"no runtime is installed.*tipserve\[cpu\]"):
+        prove_package(tiny_model, tiny_package)
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> set[Precision]:
     """Precisions in which every graph fails; nothing is computed."""

@@ -86,7 +86,7 @@ def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> 
     (kind,) = kinds
     digest = hashlib.sha256(f"{kind}\n".encode())
     for path in paths:
-        digest.update(f"{os.stat(path).st_size} {path}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{_size(path)} {path}\n".encode("utf-8", "surrogateescape"))
     parts = tuple(_split(kind, paths, part_items))
     sizes = {"files": len(paths), "parquet": sum(part.stop - part.start for part in parts)}
     return Inputs(parts=parts, num_items=sizes.get(kind), digest=digest.hexdigest())
@@ -100,7 +100,15 @@ def _expand(name: str) -> list[str]:
     found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
     if not found:
         raise InputError(f"There is no {name}; name files, folders, patterns, or - for a list.")
-    return [path for one in found for path in ([one] if os.path.isfile(one) else _in_folder(one))]
+    return [path for one in found for path in (_in_folder(one) if os.path.isdir(one) else [one])]
+
+
+def _size(path: str) -> int:
+    """In bytes; -1 of a link that leads nowhere, which reading tells as a bad item."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def _in_folder(folder: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Reads a part's pictures, one by one; what cannot be read is told, not raised."""
 
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +70,11 @@ def read_part(part: Part, columns: Columns) -> Iterator[Item]:
 
 def _read_file(path: str, key: str) -> Item:
     try:
-        if os.path.getsize(path) > MAX_FILE_BYTES:
+        facts = os.stat(path)
+        # A pipe without a writer would be waited for without end.
+        if not stat.S_ISREG(facts.st_mode):
+            return Item(key=key, source=path, problem="This is no file, but a pipe or the like.")
+        if facts.st_size > MAX_FILE_BYTES:
             return Item(key=key, source=path, problem="The file is too large for a picture.")
         return Item(key=key, source=path, data=Path(path).read_bytes())
     except OSError as error:

@@ -29,6 +29,11 @@ from service.engines.engine import Engine, find_model
 from service.engines.in_process import open_manifest, summarize_unloaded
 
 SUFFIX: Final = ".parquet"
+# What a folder is hardly called, but a file that somebody hopes for.
+OTHER_FORMATS: Final = {
+    *(".arrow", ".csv", ".feather", ".h5", ".hdf5", ".json", ".jsonl", ".npy", ".npz", ".pickle"),
+    *(".pkl", ".pq", ".pt", ".safetensors", ".tar", ".tsv", ".txt", ".zip"),
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -39,8 +44,7 @@ def run(arguments: Sequence[str]) -> int:
         SystemExit: A wrong command line, or `--help`.
     """
     options = parse_options(list(arguments))
-    if options.output.suffix.lower() == SUFFIX and options.output.is_dir():
-        raise JobError(f"{options.output} is a folder; name a file, or another folder.")
+    _check_output(options.output)
     chosen = job_options(options)
     inputs = find_inputs(options.paths, sys.stdin, chosen.part_items)
     if options.ray is not None:
@@ -52,6 +56,18 @@ def run(arguments: Sequence[str]) -> int:
     with opened_engine(options) as engine:
         model = find_model(engine, served_name(options))
         return _embed(options, Job(inputs=inputs, options=chosen, model=model), engine)
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a name that promises what is not written."""
+    suffix = output.suffix.lower()
+    if suffix == SUFFIX and output.is_dir():
+        raise JobError(f"{output} is a folder; name a file, or another folder.")
+    if suffix in OTHER_FORMATS and not output.is_dir():
+        raise JobError(
+            f"Embeddings are written as Parquet; let --output end in {SUFFIX}, or name a folder, "
+            f"not {output.name}."
+        )
 
 
 def _embed(options: argparse.Namespace, job: Job, engine: Engine | None) -> int:

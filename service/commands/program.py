@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Final
 
@@ -47,7 +48,7 @@ examples:
   tipserve embed photos/ -o photos.parquet --url http://localhost:8000
   tipserve serve --model google/tipsv2-b14
 
-`tipserve COMMAND --help` has the options of each.
+`tipserve COMMAND --help` has the options of each, `tipserve --version` says which one this is.
 {MEANINGS}
 """
 
@@ -73,6 +74,9 @@ def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) ->
     if not given or given[0] in {"-h", "--help", "help"}:
         print(HELP, end="", file=sys.stdout if given else sys.stderr)
         return DONE if given else WRONG_USAGE
+    if given[0] == "--version":
+        print(f"tipserve {_version()}")
+        return DONE
     command, rest = given[0], given[1:]
     if command in PROGRAMS:
         room, before = PROGRAMS[command]
@@ -96,7 +100,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         ).run
         return run(arguments)
     except Ended as ended:
-        print(f"tipserve {command}: ended; the same command goes on from here.", file=sys.stderr)
+        more = "; the same command goes on from here" if command == "embed" else ""
+        print(f"tipserve {command}: ended{more}.", file=sys.stderr)
         return ended.status
     except ModuleNotFoundError as error:
         extra = PACKAGES.get((error.name or "").partition(".")[0])
@@ -106,7 +111,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     except UserError as error:
         return _fail(command, str(error))
     except OSError as error:
-        return _fail(command, f"{error.filename}: {error.strerror}.")
+        return _fail(command, _sentence(error))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -115,6 +120,19 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 def _fail(command: str, message: str) -> int:
     print(f"tipserve {command}: {message}", file=sys.stderr)
     return FAILED
+
+
+def _sentence(error: OSError) -> str:
+    """What the system says; pyarrow's errors name no file, and some have no number either."""
+    told = error.strerror or str(error)
+    return f"{told}." if error.filename is None else f"{error.filename}: {told}."
+
+
+def _version() -> str:
+    try:
+        return version("tipserve")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -109,6 +109,9 @@ def _check_output(options: argparse.Namespace, classes: Sequence[str]) -> None:
     suffix = options.output.suffix.lower()
     if suffix not in SUFFIXES:
         raise EngineError(f"--output ends in .png or .npy, not {options.output.name}.")
+    folder = options.output.parent
+    if not folder.is_dir():
+        raise EngineError(f"{options.output} cannot be written: there is no folder {folder}.")
     if options.overlay and suffix != ".png":
         raise EngineError("An overlay is a picture; let --output end in .png.")
     if suffix == ".png" and not options.overlay and len(classes) > MAX_PALETTE_CLASSES:

@@ -1,5 +1,7 @@
 """What engines over the network share: threads that wait for answers, and when to try again."""
 
+import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,6 +18,8 @@ LONGEST_PAUSE_S: Final = 30.0
 REQUEST_TIMEOUT_S: Final = 120.0
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class TryAgain(Exception):
@@ -41,6 +45,8 @@ class RemoteEngine(ABC):
         self.window = 2 * NUM_THREADS
         self._threads = ThreadPoolExecutor(NUM_THREADS, "asking")
         self._pause = pause
+        self._lock = threading.Lock()
+        self._has_told = False
 
     def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
         """As `Engine` has it."""
@@ -82,6 +88,15 @@ class RemoteEngine(ABC):
                 return ask()
             except TryAgain as error:
                 last = error
+            if attempt == 1:
+                self._tell_once(f"{last} It is asked again, {MAX_TRIES} times in all.")
             if attempt + 1 < MAX_TRIES:
                 self._pause(min(LONGEST_PAUSE_S, last.after_s or 0.2 * 2**attempt))
         raise EngineError(f"{last} It was asked {MAX_TRIES} times.") from last
+
+    def _tell_once(self, sentence: str) -> None:
+        """Say why nothing happens, so that nobody has to wonder for half a minute."""
+        with self._lock:
+            has_told, self._has_told = self._has_told, True
+        if not has_told:
+            logger.warning(sentence)

@@ -40,7 +40,13 @@ class MetricsServer:
         """
         kind = _ServerV6 if ":" in host else _Server
         app = _application(registry, checks)
-        self._server = make_server(host, port, app, kind, handler_class=_Handler)
+        try:
+            self._server = make_server(host, port, app, kind, handler_class=_Handler)
+        except OSError as error:
+            raise OSError(
+                f"metrics cannot be served on {host}, port {port} ({error.strerror}); "
+                "choose another by --metrics-port or --host"
+            ) from error
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="metrics", daemon=True
         )

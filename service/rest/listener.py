@@ -44,9 +44,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(BACKLOG)
-    except OSError:
+    except OSError as error:
         listening.close()
-        raise
+        raise OSError(
+            f"REST cannot listen on {host}, port {port} ({error.strerror}); "
+            "choose another by --http-port or --host"
+        ) from error
     return listening
 
 

@@ -307,8 +307,9 @@ async def test_before_the_model_is_loaded_requests_are_refused(
 
 async def test_a_port_that_is_taken_is_an_error(serving: Serving, make_settings: Any) -> None:
     async with serving() as server:
-        with pytest.raises(OSError, match="in use"):
-            Server(make_settings(http_port=server.ports["http"]))
+        port = server.ports["http"]
+        with pytest.raises(OSError, match=rf"port {port} \(.* in use\); .* --http-port"):
+            Server(make_settings(http_port=port))
 
 
 async def test_answers_are_not_held_back_for_an_acknowledgement() -> None:

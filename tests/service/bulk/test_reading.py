@@ -1,6 +1,7 @@
 """Items of parts: files, rows and samples; what cannot be read is an item, too."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def test_a_file_that_has_gone_is_a_bad_item(tmp_path: Path) -> None:
     (item,) = read_part(part, Columns())
     assert item.data is None
     assert item.problem.startswith("The file cannot be read")
+
+
+def test_what_is_no_file_is_a_bad_item_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "b.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(tmp_path / "c.jpg")
+    for named in (tmp_path, tmp_path / "*.jpg"):
+        ((file, link, pipe),) = read(named)
+        assert file.data == b"a"
+        assert link.problem == "The file cannot be read: No such file or directory."
+        assert pipe.problem == "This is no file, but a pipe or the like."
 
 
 @pytest.mark.parametrize("group", [1, 2, 100])

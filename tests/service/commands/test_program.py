@@ -4,10 +4,12 @@ import importlib
 import re
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from service.commands import models
 from service.commands.exit_status import FAILED, WRONG_USAGE
 from service.commands.program import COMMANDS, PROGRAMS, main
 
@@ -22,6 +24,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     named = set(re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE))
     assert named == {*COMMANDS, *PROGRAMS}
+
+
+def test_it_says_which_version_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"tipserve (\d+\.\d+\.\d+|unknown)\n", capsys.readouterr().out)
 
 
 def test_without_a_command_it_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +85,7 @@ def test_other_programs_take_over(given: list[str], becomes: list[str]) -> None:
         (["segment", "missing.jpg", "--classes=a", "-o=m.png"], "missing.jpg cannot be read"),
         (["embed", "missing", "-o=x.parquet"], "There is no missing"),
         (["embed", ".", "-o=x.parquet", "--outputs=cls3"], "--outputs takes patches"),
+        (["embed", ".", "-o=x.csv"], "let --output end in .parquet, or name a folder, not x.csv"),
     ],
 )
 def test_mistakes_are_answered_by_a_sentence(
@@ -93,6 +101,28 @@ def test_mistakes_are_answered_by_a_sentence(
     assert error.startswith(f"tipserve {arguments[0]}: ")
     assert sentence in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(28, "No space left on device"), "tipserve models: No space left on device.\n"),
+        (OSError("Disk is full"), "tipserve models: Disk is full.\n"),
+        (OSError(13, "Permission denied", "x"), "tipserve models: x: Permission denied.\n"),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    sentence: str,
+) -> None:
+    def refuse(arguments: Sequence[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(models, "run", refuse)
+    assert main(["models"]) == FAILED
+    assert capsys.readouterr().err == sentence
 
 
 def test_a_missing_package_is_named_with_its_extra(

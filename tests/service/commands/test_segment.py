@@ -57,7 +57,8 @@ def test_a_picture_comes_from_standard_input(
         (["--classes=a,a", "-o", "mask.png"], "is given twice"),
         (["--classes=,", "-o", "mask.png"], "classes is empty"),
         (["--classes=a", "-o", "mask.png", "--resolution=13"], "resolution must be a multiple"),
-        (["--classes=a", "-o", "no/such/mask.png"], "mask.png cannot be written"),
+        (["--classes=a", "-o", "no/such/mask.png"], "there is no folder no/such."),
+        (["--classes=a", "-o", "picture.png/mask.png"], "there is no folder picture.png."),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_written(

@@ -53,6 +53,17 @@ def test_it_gives_up_in_the_end() -> None:
     engine.close()
 
 
+def test_it_says_once_why_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Scripted(*[TryAgain("It is full.")] * 3)
+    engine.embed(REQUEST).result(10)
+    engine.errors = [TryAgain("It is full.")] * 3
+    engine.embed(REQUEST).result(10)
+    engine.errors = [TryAgain("It is full.")]
+    engine.embed(REQUEST).result(10)
+    assert caplog.messages == [f"It is full. It is asked again, {MAX_TRIES} times in all."]
+    engine.close()
+
+
 @pytest.mark.parametrize("error", [PictureRefused("bad", "code"), EngineError("bad")])
 def test_a_refusal_is_final(error: Exception) -> None:
     engine = Scripted(error)

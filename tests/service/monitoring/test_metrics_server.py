@@ -1,5 +1,6 @@
 """The platform's port: metrics and health in the clear, whatever the other ports ask for."""
 
+import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -65,3 +66,10 @@ async def test_probes_need_neither_certificate_nor_key(serving: Serving, tmp_pat
             server.door.drain()
             draining = [(await client.get(url + path)).status_code for path in (LIVE, READY)]
     assert (ready, draining) == ([200, 200], [200, 503])
+
+
+def test_a_port_that_is_taken_is_named(metrics: Metrics) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=rf"port {port} \(.* in use\); .* --metrics-port"):
+            MetricsServer(metrics.registry, {}, host="127.0.0.1", port=port)

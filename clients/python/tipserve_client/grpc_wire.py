@@ -77,6 +77,8 @@ DTYPES: Final = {
 # A value that the contract does not know is the server's to refuse.
 UNKNOWN_VALUE: Final = 99
 RESOURCE_EXHAUSTED: Final = 8
+# Causes of what gRPC says by itself, without details; over HTTP they have the same names.
+CORE_REASONS: Final = {4: "deadline_exceeded", 8: "request_too_large", 14: "unreachable"}
 
 
 def write_ask(ask: Ask) -> Any:
@@ -144,7 +146,7 @@ def read_error(code: int, message: str, metadata: Mapping[str, Any]) -> Tipserve
         kind = RequestTooLarge  # the core's own word for a message that is too large
     return kind(
         message,
-        code=details.reason,
+        code=details.reason or CORE_REASONS.get(code, f"grpc_{code}"),
         param=details.field or None,
         request_id=metadata.get("x-request-id"),
         retry_after_s=retry_after_s,

@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
@@ -12,6 +12,8 @@ from tipserve_client.asks import Ask
 from tipserve_client.errors import DeadlineExceeded, InternalError, Unavailable
 from tipserve_client.http_wire import MODELS, PATHS, read_answer, read_error, read_models, write_ask
 from tipserve_client.target import Target
+
+NOT_OURS: Final = "The answer is not one of tipserve's; is the URL right?"
 
 
 class HttpTransport:
@@ -116,6 +118,8 @@ def _told() -> Iterator[None]:
         ) from error
     except httpx.TransportError as error:
         raise Unavailable(f"The server cannot be reached: {error}", code="unreachable") from error
+    except httpx.DecodingError as error:
+        raise InternalError(NOT_OURS, code="invalid_answer") from error
 
 
 def _read(ask: Ask, answer: httpx.Response) -> Any:
@@ -143,6 +147,4 @@ def _understood() -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError) as error:
-        raise InternalError(
-            "The answer is not one of tipserve's; is the URL right?", code="invalid_answer"
-        ) from error
+        raise InternalError(NOT_OURS, code="invalid_answer") from error

@@ -52,14 +52,26 @@ def encode_picture(picture: Picture, param: str = "images[0]") -> bytes:
     if isinstance(picture, np.ndarray):
         return _encode_array(picture, param)
     if isinstance(picture, PilPicture):
-        stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        return stream.getvalue()
+        return _encode_pil(picture, param)
     raise InvalidRequest(
         f"{param}: give a path, bytes, a PIL picture or an array, not {type(picture).__name__}.",
         code="invalid_picture",
         param=param,
     )
+
+
+def _encode_pil(picture: PilPicture, param: str) -> bytes:
+    """As PNG, which has no CMYK, for one."""
+    stream = io.BytesIO()
+    try:
+        picture.save(stream, "PNG")
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(
+            f"{param}: a PIL picture is sent as PNG: {error}. Convert it to RGB, or give its file.",
+            code="invalid_picture",
+            param=param,
+        ) from error
+    return stream.getvalue()
 
 
 def _encode_array(pixels: NDArray[Any], param: str) -> bytes:

@@ -72,7 +72,15 @@ class Attempts:
             raise error
         return pause_s
 
+    def begin(self) -> None:
+        """A stream awaits an answer: all the time is there, unless a try for it has failed before.
+
+        So the time counts in which the server is awaited, and not that of the caller, who may take
+        as long as they want between two answers.
+        """
+        if self._num_failed == 0:
+            self._deadline = self._clock() + self._timeout_s
+
     def progress(self) -> None:
-        """A stream got something answered: what failed before counts no more, nor does the time."""
+        """A stream got something answered: what failed before counts no more."""
         self._num_failed = 0
-        self._deadline = self._clock() + self._timeout_s

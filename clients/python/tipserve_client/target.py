@@ -76,7 +76,8 @@ def read_target(
     """A server from its URL.
 
     Raises:
-        ValueError: The URL is of no kind that is known, or TLS files come with one in the clear.
+        ValueError: The URL is of no kind that is known, TLS files come with one in the clear, or
+            the key cannot be sent.
     """
     parts = urlsplit(url)
     if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
@@ -91,6 +92,9 @@ def read_target(
         raise ValueError(f"{url!r} is in the clear: TLS files need https:// or grpcs://")
     if tls is not None and (tls.cert is None) != (tls.key is None):
         raise ValueError("a client's certificate needs its key: set cert and key, or neither")
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        # Without the key itself: errors are logged.
+        raise ValueError("api_key: give visible ASCII characters; a key from a file may end a line")
     return Target(
         protocol="grpc" if is_grpc else "http",
         host=parts.hostname,

@@ -130,6 +130,7 @@ async def _one_stream(
     answers = aiter(call)
     try:
         while (entry := await window.head()) is not None:
+            attempts.begin()
             if entry.error is not None:
                 item: Item[Any] = Item(index=entry.index, error=entry.error)
             else:

@@ -110,6 +110,7 @@ def _one_stream(
     call = transport.stream(requests(), None)
     try:
         while (entry := window.head()) is not None:
+            attempts.begin()
             if entry.error is not None:
                 item: Item[Any] = Item(index=entry.index, error=entry.error)
             else:

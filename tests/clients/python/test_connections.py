@@ -128,6 +128,32 @@ async def test_what_has_no_answer_is_sent_again_and_each_is_answered_once(
     assert begins == sorted(begins)
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_slow_caller_loses_no_try(is_async: bool) -> None:
+    servicer = Fickle((1, "drain"), (1, "drain"), *[(1000, "drain")] * 9)
+    retry = tipserve_client.Retry(first_pause_s=0.001)
+    now, found = 0.0, []
+
+    def work(index: int) -> bool:
+        nonlocal now
+        found.append(index)
+        now += 100
+        return True
+
+    async with standing_in(servicer) as url:
+        if is_async:
+            async with tipserve_client.AsyncClient(url, retry=retry) as client:
+                client._clock = lambda: now
+                async for item in client.stream_images([b"picture"] * 4, window=2):
+                    work(item.index)
+        else:
+            with tipserve_client.Client(url, retry=retry) as threaded:
+                threaded._clock = lambda: now
+                items = threaded.stream_images([b"picture"] * 4, window=2)
+                await asyncio.to_thread(lambda: all(work(item.index) for item in items))
+    assert found == [0, 1, 2, 3]
+
+
 async def test_a_server_that_never_recovers_ends_the_stream() -> None:
     servicer = Fickle(*[(0, "drain")] * 9)
     retry = tipserve_client.Retry(first_pause_s=0.001, max_attempts=4)

@@ -42,6 +42,7 @@ def test_files_bytes_and_pil_pictures(tmp_path: Path) -> None:
         (np.zeros((0, 2, 3), np.uint8), r"\[0, 2, 3\]"),
         ("/no/such/file.jpg", "No such file"),
         (7, "not int"),
+        (Image.new("CMYK", (2, 2)), "cannot write mode CMYK as PNG. Convert it to RGB"),
     ],
 )
 def test_what_is_no_picture_is_refused_before_it_is_sent(picture: Any, said: str) -> None:

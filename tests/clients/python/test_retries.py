@@ -166,9 +166,39 @@ async def test_a_server_of_another_kind_is_an_error_too(ask: Ask, raw: bytes) ->
         assert caught.value.code == "invalid_answer"
 
 
+async def test_an_answer_that_cannot_be_unpacked_is_an_error_too(ask: Ask) -> None:
+    with pytest.raises(InternalError) as caught:
+        await ask(Script([httpx.DecodingError("incorrect header check")]))
+    assert caught.value.code == "invalid_answer"
+
+
 def test_unknown_options_are_errors() -> None:
     with Client("http://stand-in") as client, pytest.raises(TypeError, match="no option 'colour'"):
         client.embed_images(b"x", colour="red")  # type: ignore[call-overload]  # that is the test
+
+
+@pytest.mark.parametrize("url", ["http://stand-in", "grpc://stand-in"])
+async def test_a_window_has_room_for_a_picture(url: str) -> None:
+    with Client(url) as client, pytest.raises(ValueError, match="window"):
+        client.stream_images([b"x"], window=0)
+    async with AsyncClient(url) as later:
+        with pytest.raises(ValueError, match="window"):
+            later.stream_images([b"x"], window=0)
+
+
+def test_only_the_time_in_which_an_answer_is_awaited_counts() -> None:
+    now = 0.0
+    attempts = Attempts(Retry(), 10, lambda: now, lambda: 1.0)
+    for _ in range(3):
+        now += 100  # the caller's own
+        attempts.begin()
+        assert attempts.pause_s(Unavailable("draining")) < 10
+        now += 8
+        attempts.begin()
+        assert attempts.remaining_s() == pytest.approx(2)
+        with pytest.raises(Unavailable):
+            attempts.pause_s(Unavailable("draining", retry_after_s=3))
+        attempts.progress()
 
 
 @given(

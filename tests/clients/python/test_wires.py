@@ -1,5 +1,7 @@
 """What the client reads of errors and addresses, against the packages that define them."""
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,3 +88,30 @@ def test_files_for_tls_need_tls() -> None:
         read_target("http://host", tls=Tls())
     with pytest.raises(ValueError, match="needs its key"):
         read_target("https://host", tls=Tls(cert="a.pem"))
+
+
+@pytest.mark.parametrize("key", ["a-key-of-a-file\n", "schlüssel", "two\tparts"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ValueError, match="api_key") as caught:
+        read_target("http://host", api_key=key)
+    assert key.strip() not in str(caught.value)
+    assert "a-good-key" not in repr(read_target("http://host", api_key="a-good-key"))
+
+
+def test_what_grpc_itself_says_has_the_codes_that_http_has() -> None:
+    codes = {code: read_error(code, "", {}).code for code in (1, 4, 8, 14)}
+    assert codes == {
+        1: "grpc_1",
+        4: "deadline_exceeded",
+        8: "request_too_large",
+        14: "unreachable",
+    }
+
+
+def test_errors_survive_a_pickle() -> None:
+    error = errors.Overloaded(
+        "full", code="queue_full", param="images[3]", request_id="id-1", retry_after_s=2.0
+    )
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), vars(again), again.index) == ("full", vars(error), 3)

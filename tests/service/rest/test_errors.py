@@ -1,0 +1,73 @@
+"""What goes with a status: the body in either dialect, the headers, and nothing of our insides."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import Request, Response
+
+from service.call import Call, current_call
+from service.errors import InternalError, InvalidRequest, Overloaded, TooSlow, Unauthenticated
+from service.rest.errors import error_response, on_client_left, on_service_error, on_unexpected
+
+SECRET = "secret of the runtime"
+
+
+@pytest.fixture
+def call() -> Iterator[Call]:
+    """The call whose errors are answered."""
+    made = Call(request_id="id-1", deadline=1.0, clock=lambda: 0.0, started=0.0)
+    token = current_call.set(made)
+    yield made
+    current_call.reset(token)
+
+
+def request(path: str = "/v1/images:embed") -> Request:
+    return Request({"type": "http", "method": "POST", "path": path, "headers": []})
+
+
+def body(response: Response) -> Any:
+    return json.loads(bytes(response.body))
+
+
+def test_the_error_is_an_object_and_below_v2_its_message(call: Call) -> None:
+    error = InvalidRequest("texts[1] is blank.", code="blank_text", param="texts[1]")
+    rest = {"type": error.kind.value, "code": "blank_text", "param": "texts[1]"}
+    native = error_response(error, "/v1/texts:embed")
+    assert native.status_code == 422
+    assert body(native) == {"error": {"message": "texts[1] is blank.", **rest}}
+    assert body(error_response(error, "/v2/models/a/infer")) == {"error": error.message, **rest}
+    assert call.error == "blank_text"
+    assert not {"retry-after", "www-authenticate"} & set(native.headers)
+
+
+@pytest.mark.parametrize(("after_s", "told"), [(0.1, "1"), (1.0, "1"), (1.2, "2"), (30.0, "30")])
+def test_overload_says_when_to_come_back_in_whole_seconds(
+    call: Call, after_s: float, told: str
+) -> None:
+    response = error_response(Overloaded("full", retry_after_s=after_s), "/v1/images:embed")
+    assert (response.status_code, response.headers["retry-after"]) == (429, told)
+
+
+def test_a_missing_key_and_a_slow_body_say_what_http_wants(call: Call) -> None:
+    refused = error_response(Unauthenticated("no"), "/v1/models")
+    assert (refused.status_code, refused.headers["www-authenticate"][:7]) == (401, "Bearer ")
+    slow = error_response(TooSlow("slow"), "/v1/images:embed")
+    assert (slow.status_code, slow.headers["connection"]) == (408, "close")
+
+
+async def test_nothing_of_ours_is_told_but_an_id(call: Call) -> None:
+    for response in (
+        await on_service_error(request(), InternalError(SECRET)),
+        await on_unexpected(request(), RuntimeError(SECRET)),
+    ):
+        assert response.status_code == 500
+        assert SECRET.encode() not in bytes(response.body)
+        assert body(response)["error"]["code"] == "internal"
+        assert "id-1" in body(response)["error"]["message"]
+
+
+async def test_a_caller_who_left_is_counted_as_that(call: Call) -> None:
+    response = await on_client_left(request(), RuntimeError())
+    assert (response.status_code, call.error) == (499, "client_left")

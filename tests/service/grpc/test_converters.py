@@ -203,3 +203,12 @@ def test_masks_name_their_classes() -> None:
     ]
     assert wire.background_share == 0.5
     assert not wire.HasField("scores")
+
+
+def test_maps_keep_their_places_among_several_errors() -> None:
+    errors = {place: InvalidRequest(f"images[{place}]: broken.") for place in (3, 0, 2)}
+    maps = (np.full((1, 1), 1, np.float32), np.full((1, 1), 4, np.float32))
+    wire = from_depth(EstimateMapsResponse(model="m", maps=maps, errors=errors))
+    values = [np.frombuffer(one.depth.data, "<f4").tolist() for one in wire.maps]
+    assert values == [[], [1], [], [], [4]]
+    assert [error.index for error in wire.errors] == [0, 2, 3]

@@ -9,13 +9,15 @@ REPOSITORY/                         of one model, such as /models/student
 
 A version never changes once it has its name, so a server names one and cannot come to hold another
 at its next start. `current` is for people, and for what compares the next student with this one.
+Old versions leave as new ones come. Who serves which is not known here: a version that must stay
+has a link of any name that leads to it, such as `serving`.
 """
 
 import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,13 +55,22 @@ class Repository:
         link = self.folder / CURRENT
         return os.readlink(link) if link.is_symlink() else None
 
-    def publish(self, source: str | Path, *, keep: int, now: datetime | None = None) -> Path:
+    def publish(
+        self,
+        source: str | Path,
+        *,
+        keep: int,
+        now: datetime | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Path:
         """Copy a package here and make it the current one; done already, it only says where.
 
         Args:
             source: A package's folder, or `bundled`.
-            keep: How many of the newest versions stay, the current one besides.
+            keep: How many of the newest versions stay; so do the one that was current before, and
+                every one that a link beside them leads to.
             now: When this is; by default the clock's.
+            progress: Told of each version that is removed.
 
         Returns:
             The version's folder.
@@ -81,8 +92,10 @@ class Repository:
                 self._copy(package, found)
             else:
                 open_package(self.folder / found)
+            before = self.current()
             self._point_to(found)
-            self._prune(keep)
+            if found != before:
+                self._prune(keep, before, progress)
         return self.folder / found
 
     def roll_back(self, version: str | None = None) -> Path:
@@ -97,6 +110,10 @@ class Repository:
         Raises:
             PackageError: There is no such version, or it is broken; nothing is changed.
         """
+        if not self.folder.is_dir():
+            raise PackageError(
+                f"there is no repository {self.folder}; name one that was published to"
+            )
         with self._writing():
             names, current = self.versions(), self.current()
             if version is None:
@@ -126,7 +143,7 @@ class Repository:
     def _copy(self, package: ModelPackage, version: str) -> None:
         """Copy under another name, verify the copy, and give it its own."""
         for left in self.folder.glob(f".*Z-*{_PARTIAL}"):
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
         partial = self.folder / f".{version}{_PARTIAL}"
         try:
             for name in (*package.manifest.files, MANIFEST_NAME):
@@ -152,13 +169,22 @@ class Repository:
         temporary.replace(self.folder / CURRENT)
         _flush(self.folder)
 
-    def _prune(self, keep: int) -> None:
+    def _prune(self, keep: int, before: str | None, progress: Callable[[str], None]) -> None:
         """Remove old versions; a name is taken away first, so that no half of one is found."""
+        staying = {before, *self._linked()}
         for name in self.versions()[:-keep]:
-            if name != self.current():
-                leaving = self.folder / f".{name}{_PARTIAL}"
-                (self.folder / name).rename(leaving)
-                shutil.rmtree(leaving)
+            if name in staying:
+                continue
+            leaving = self.folder / f".{name}{_PARTIAL}"
+            (self.folder / name).rename(leaving)
+            progress(f"removing {name}: {keep} are newer, and no link beside it leads to it")
+            # NFS keeps a folder whose files a server has open; the next publication tries again.
+            shutil.rmtree(leaving, ignore_errors=True)
+
+    def _linked(self) -> set[str]:
+        """Versions that links of any name lead to, wherever the volume was when they were made."""
+        links = (path for path in self.folder.iterdir() if path.is_symlink())
+        return {Path(os.readlink(link)).name for link in links}
 
 
 def check_proven(manifest: Manifest) -> None:

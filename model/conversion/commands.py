@@ -66,7 +66,7 @@ def _result(options: argparse.Namespace, report: Report) -> str:
     if options.command == "show":
         return describe_package(open_package(options.folder))
     if options.command in ("publish", "rollback"):
-        return _place(options)
+        return _place(options, report)
     if getattr(options, "follow_stdin", False):
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     preparer = Preparer(
@@ -80,15 +80,18 @@ def _result(options: argparse.Namespace, report: Report) -> str:
     return str(preparer.prepare(order, verify=options.verify).path)
 
 
-def _place(options: argparse.Namespace) -> str:
+def _place(options: argparse.Namespace, report: Report) -> str:
     """Publish or go back; gives the folder of the version that is current then."""
     repository = Repository(options.repository)
     if options.command == "rollback":
         return str(repository.roll_back(options.to))
     current = repository.current()
-    if options.if_empty and current is not None:
+    if options.if_empty and current in repository.versions():
         return str(options.repository / current)
-    return str(repository.publish(options.package, keep=options.keep))
+    published = repository.publish(
+        options.package, keep=options.keep, progress=lambda text: report.say("step", text)
+    )
+    return str(published)
 
 
 def _order(options: argparse.Namespace) -> Order:

@@ -82,7 +82,8 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         "--keep",
         type=int,
         default=5,
-        help="how many of the newest versions stay, the current one besides (default 5)",
+        help="how many of the newest versions stay (default 5); so do the one that was current "
+        "before, and every one that a link in the folder leads to",
     )
     parser.add_argument(
         "--if-empty", action="store_true", help="do nothing where one is published already"

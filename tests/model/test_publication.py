@@ -1,5 +1,6 @@
 """Published packages: whole or not there, verified on both sides, and the way back."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,13 +87,58 @@ def test_old_ones_leave_and_the_current_stays(repository: Repository, make_packa
     assert repository.roll_back(folders[0].name) == folders[0]
     shutil.rmtree(folders[2])
     fourth = publish(repository, make_package("d"), hours=3, keep=1)
-    assert repository.versions() == [fourth.name]
-    assert names(repository) == {fourth.name, CURRENT}
+    # What was served until now is the way back, however old it is.
+    assert repository.versions() == [folders[0].name, fourth.name]
+    assert names(repository) == {folders[0].name, fourth.name, CURRENT}
     # What is served again is not taken away by what is made beside it.
-    repository.publish(make_package("e"), keep=2, now=START + timedelta(hours=4))
+    fifth = repository.publish(make_package("e"), keep=2, now=START + timedelta(hours=4))
+    assert repository.versions() == [fourth.name, fifth.name]
     assert repository.roll_back() == fourth
     with pytest.raises(ValueError, match="--keep must be at least 1"):
         repository.publish(fourth, keep=0)
+
+
+def test_what_a_link_leads_to_stays_and_what_leaves_is_said(
+    repository: Repository, make_package: Make
+) -> None:
+    folders = [publish(repository, make_package(name), hours) for hours, name in enumerate("abcd")]
+    # As it was made where the volume was mounted elsewhere.
+    (repository.folder / "serving").symlink_to(f"/models/{folders[0].name}")
+    (repository.folder / "strange").symlink_to("/")
+    said: list[str] = []
+    fifth = repository.publish(
+        make_package("e"), keep=1, now=START + timedelta(hours=4), progress=said.append
+    )
+    assert repository.versions() == [folders[0].name, folders[3].name, fifth.name]
+    assert [text.split(":")[0] for text in said] == [
+        f"removing {folder.name}" for folder in folders[1:3]
+    ]
+    # Once more is nothing new: the way back stays.
+    (repository.folder / "serving").unlink()
+    assert publish(repository, fifth, hours=5, keep=1) == fifth
+    assert repository.versions() == [folders[0].name, folders[3].name, fifth.name]
+
+
+def test_a_version_that_cannot_be_removed_whole_is_in_nobodys_way(
+    repository: Repository, make_package: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (publish(repository, make_package(name), h) for h, name in enumerate("ab"))
+    remove = os.rmdir
+
+    def held_open(path: str | Path, **options: Any) -> None:
+        if path == "onnx":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        remove(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", held_open)
+    for hours, name in enumerate("cd", start=2):
+        last = publish(repository, make_package(name), hours, keep=1)
+    assert first.name not in repository.versions()
+    assert second.name not in repository.versions()
+    assert repository.current() == last.name
+    monkeypatch.undo()
+    publish(repository, make_package("e"), hours=4)
+    assert not list(repository.folder.glob(".*Z-*.new"))
 
 
 def test_the_way_back(repository: Repository, make_package: Make) -> None:
@@ -112,6 +159,10 @@ def test_the_way_back(repository: Repository, make_package: Make) -> None:
 
 
 def test_nothing_can_be_gone_back_to_where_nothing_is(repository: Repository) -> None:
+    with pytest.raises(PackageError, match="there is no repository"):
+        repository.roll_back()
+    assert not repository.folder.exists()
+    repository.folder.mkdir(parents=True)
     with pytest.raises(PackageError, match="holds no version before any; it has none"):
         repository.roll_back()
 

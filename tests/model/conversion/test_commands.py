@@ -157,3 +157,18 @@ def test_publishing_and_the_way_back_say_what_is_current(
     assert capsys.readouterr().out.strip() == first
     assert run(["rollback", *repository, "--to=nowhere"]) == 1
     assert "has no version 'nowhere'" in capsys.readouterr().err
+
+
+def test_publishing_says_what_it_removes_and_fills_what_lost_its_version(
+    tmp_path: Path, tiny_package: ModelPackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "models"
+    old = repository / "20200101T000000Z-0123456789ab"
+    old.mkdir(parents=True)
+    (repository / "current").symlink_to("20200101T000001Z-0123456789ab")
+    options = [f"--repository={repository}", "--keep=1", "--if-empty"]
+    assert run(["publish", str(tiny_package.path), *options]) == 0
+    out, err = capsys.readouterr()
+    assert Path(out.strip()).is_dir()
+    assert err.startswith(f"removing {old.name}: ")
+    assert not old.exists()

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PretrainedConfig, Tipsv2Config, Tipsv2Model
 
-from model.checkpoints.architecture import variant_name
+from model.checkpoints.architecture import tower_configs, variant_name
 from model.checkpoints.checkpoint import CheckpointError, name_some
 from model.checkpoints.folder import digests
 from model.checkpoints.loading import Model, load_folder
@@ -24,6 +24,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TEMPERATURE = "temperature"
+# As safetensors names them; numbers of other types are nothing without scales.
+FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 # Such settings may name a kernel of the hub, which transformers would fetch and run.
 IMPLEMENTATION = ("_implementation", "_implementation_internal")
 Config = TypeVar("Config", bound=PretrainedConfig)
@@ -77,6 +79,12 @@ def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
             "folder of a TIPSv2 model, and a -dpt folder as its dense heads"
         )
     config = parse_config(Tipsv2Config, folder, settings)
+    num_registers = tower_configs(config)[0].num_register_tokens
+    if num_registers != 1:
+        raise CheckpointError(
+            f"{folder} has {num_registers} register tokens, and the TIPSv2 family has one, its "
+            "second CLS token; use a model of that family"
+        )
     model, files, names = load(Tipsv2Model, folder, config)
     temperature = model.temperature.item()
     if not temperature > 0:
@@ -183,11 +191,18 @@ def _weight_files(folder: Path) -> list[Path]:
 def _names(path: Path) -> list[str]:
     try:
         with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is no safetensors file or was cut short ({error}); {SAVE_AGAIN}"
         ) from error
+    others = [name for name, kind in types.items() if kind not in FLOAT_TYPES]
+    if others:
+        raise CheckpointError(
+            f"{path} holds {types[others[0]]} at {name_some(others)}, which are quantised weights; "
+            "use the model's float weights, and quantise when exporting"
+        )
+    return list(types)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

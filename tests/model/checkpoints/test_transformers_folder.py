@@ -195,6 +195,25 @@ def test_quantised_weights_are_refused(folder: Path) -> None:
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_of_a_quantised_type_are_refused(folder: Path, dtype: torch.dtype) -> None:
+    weights = load_file(folder / WEIGHTS)
+    (name,) = (name for name in weights if name.endswith("token_embedding.weight"))
+    save(weights | {name: weights[name].to(dtype)}, folder)
+    with pytest.raises(CheckpointError, match=r"token_embedding\.weight'.* quantised weights"):
+        read_model(folder)
+
+
+def test_another_number_of_register_tokens_is_refused(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    (name,) = (name for name in weights if name.endswith("register_tokens"))
+    save(weights | {name: weights[name].repeat(1, 4, 1)}, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    change_config(folder, vision_config=config["vision_config"] | {"num_register_tokens": 4})
+    with pytest.raises(CheckpointError, match="has 4 register tokens"):
+        read_model(folder)
+
+
 def test_weights_without_metadata_are_read(folder: Path) -> None:
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
     assert read_checkpoint(folder).variant == "w128d4"

@@ -141,7 +141,7 @@ def _resolve(source: str | Path) -> Path:
         )
     raise PackageError(
         f"there is no folder {str(source)!r}; use 'bundled' or a folder written by "
-        "`python -m training export`"
+        "`python -m training export` or `python -m model convert`"
     )
 
 
@@ -152,7 +152,7 @@ def _read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise PackageError(
             f"{folder} has no {MANIFEST_NAME}, so it is no model package; "
-            "write one with `python -m training export`"
+            "make one with `python -m model convert` or `python -m training export`"
         ) from None
     except ValidationError as error:
         raise PackageError(

@@ -1,19 +1,20 @@
 """Turns checkpoints on this machine into a model package."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import JsonValue
 
 from model.conversion.cache import check_space
-from model.conversion.errors import CONVERTING, ConversionError, require
+from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
 from model.conversion.identity import weight_bytes
 from model.conversion.lock import Progress
-from model.graphs import DENSE_TASKS, Precision
+from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import ModelPackage, open_package
 
@@ -53,7 +54,7 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
         MissingExtraError: torch and its like are not installed.
         CheckpointError: A checkpoint is broken, or not one of ours.
         ParityError: A graph differs from the model.
-        CacheError: There is too little room.
+        CacheError: There is too little room, or the folder cannot be written.
         ValueError: `output` holds something else.
     """
     require(CONVERTING, purpose="converting a checkpoint")
@@ -61,6 +62,8 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
     check_space(output.parent, needed)
     progress("loading what converts")
     # An extra, and seconds to import.
+    from safetensors import SafetensorError  # noqa: PLC0415
+
     from model.checkpoints.read import read_checkpoint  # noqa: PLC0415
     from model.export.card import author_text, render_card  # noqa: PLC0415
     from model.export.package_writer import PackageContent, write_package  # noqa: PLC0415
@@ -77,8 +80,9 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
     draft = draft_manifest(
         checkpoint.model, name=recipe.name, has_dense_heads=checkpoint.dense is not None
     )
-    earlier = _earlier_package(recipe)
+    earlier, precisions = _earlier_package(recipe), tuple(recipe.precisions)
     if earlier is not None:
+        precisions = tuple(dict.fromkeys((*_precisions(earlier.manifest), *precisions)))
         described = _as_before(earlier.manifest)
         card = author_text(earlier.file("README.md").read_text(encoding="utf-8"))
     else:
@@ -91,11 +95,17 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
         model=checkpoint.model,
         tokenizer=checkpoint.tokenizer,
         dense=checkpoint.dense,
-        precisions=tuple(recipe.precisions),
+        precisions=precisions,
         draft=draft.model_copy(update=described),
         render_card=partial(render_card, card),
     )
-    return write_package(content, output, progress=progress)
+    try:
+        return write_package(content, output, progress=progress)
+    except (OSError, SafetensorError) as error:
+        raise CacheError(
+            f"{output} cannot be written ({error}); make room on its disk and in "
+            f"{tempfile.gettempdir()}, or name another folder"
+        ) from error
 
 
 def _earlier_package(recipe: Recipe) -> ModelPackage | None:
@@ -109,6 +119,12 @@ def _earlier_package(recipe: Recipe) -> ModelPackage | None:
             "the checkpoint that they came from with --dense"
         )
     return package
+
+
+def _precisions(manifest: Manifest) -> list[Precision]:
+    """Those that a package has graphs in."""
+    known: tuple[Precision, ...] = get_args(Precision)
+    return [precision for precision in known if graph_file("vision", precision) in manifest.files]
 
 
 def _as_before(manifest: Manifest) -> dict[str, Any]:

@@ -179,4 +179,13 @@ class Preparer:
         if located is not None and isinstance(located.source, HubSource):
             commit = located.identity["commit"]
             assert isinstance(commit, str)
-            self._cache.remember_commit(located.source, commit)
+            if self._cache.known_commit(located.source) == commit:
+                return
+            try:
+                self._cache.remember_commit(located.source, commit)
+            except OSError as error:
+                # The package is here all the same; a cache may be mounted for reading only.
+                self._warn(
+                    f"the commit of {located.source} cannot be noted in {self._cache.root} "
+                    f"({error.strerror}), so without a network it will not be known"
+                )

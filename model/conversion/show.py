@@ -46,7 +46,8 @@ def _parity(parity: ParityEntry) -> str:
         "same mask": parity.mask_agreement,
     }
     numbers += [f"{name} {value:.6f}" for name, value in shares.items() if value is not None]
-    return f"{parity.file} by {parity.runtime} in {parity.precision}: {', '.join(numbers)}"
+    failed = "".join(f"; not to be used, {failure}" for failure in parity.failures[:1])
+    return f"{parity.file} by {parity.runtime} in {parity.precision}: {', '.join(numbers)}{failed}"
 
 
 def _tree(value: JsonValue, indent: str) -> Iterator[str]:

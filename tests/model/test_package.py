@@ -128,18 +128,17 @@ def test_a_file_that_is_not_listed_cannot_be_had(folder: Path) -> None:
     ("source", "advice"),
     [
         ("google/tipsv2-b14", "python -m model convert google/tipsv2-b14 FOLDER"),
-        ("nowhere", "there is no folder 'nowhere'"),
-        (Path("no/where"), "there is no folder 'no/where'"),
+        ("nowhere", "there is no folder 'nowhere'; use 'bundled'"),
+        (Path("no/where"), "there is no folder 'no/where'; .*python -m model convert"),
     ],
 )
 def test_other_sources_get_advice(source: str | Path, advice: str) -> None:
-    with pytest.raises(PackageError, match=advice) as caught:
+    with pytest.raises(PackageError, match=advice):
         open_package(source)
-    assert "'bundled'" in str(caught.value)
 
 
 def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match=r"no tipserve\.json.*training export"):
+    with pytest.raises(PackageError, match=r"no tipserve\.json.*model convert.*training export"):
         open_package(tmp_path)
     with pytest.raises(PackageError, match="is empty"):
         write_manifest(tmp_path, DRAFT)

@@ -1,16 +1,19 @@
 """What a checkpoint's package will say, and what is refused before anything is written."""
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from model.conversion import convert as convert_module
 from model.conversion import errors as errors_module
 from model.conversion.convert import Recipe, convert, licence_of
 from model.conversion.errors import CacheError, ConversionError, MissingExtraError
 from model.export import package_writer
+from model.graphs import graph_file
 from model.package import ModelPackage, write_manifest
 
 
@@ -75,6 +78,16 @@ def test_a_package_gets_further_precisions_and_stays_what_it_was(
     assert content.render_card(before) == card, "the tables are not there twice"
 
 
+def test_a_package_keeps_the_precisions_that_it_has(
+    contents: list[Any], tiny_package: ModelPackage, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_package.path, tmp_path / "base")
+    shutil.copyfile(base / graph_file("vision"), base / graph_file("vision", "fp16"))
+    write_manifest(base, tiny_package.manifest)
+    convert(recipe(base, precisions=("fp32", "int8")), tmp_path / "out", print)
+    assert contents[0].precisions == ("fp32", "fp16", "int8")
+
+
 def test_heads_of_a_package_cannot_be_exported_again(
     tiny_package: ModelPackage, tmp_path: Path
 ) -> None:
@@ -105,6 +118,24 @@ def test_a_full_disk_is_noticed_first(
     with pytest.raises(CacheError, match=r"about 3000000\.0 GB .*make room"):
         convert(recipe(tiny_checkpoint), tmp_path / "out", print)
     assert not contents
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device"),
+    ],
+)
+def test_a_disk_that_fills_meanwhile_is_said(
+    error: Exception, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(package_writer, "write_package", fill)
+    with pytest.raises(CacheError, match=r"out cannot be written \(.*No space left.*make room"):
+        convert(recipe(tiny_checkpoint), tmp_path / "out", print)
 
 
 def test_without_the_extra_nothing_is_begun(

@@ -1,5 +1,6 @@
 """A source is fetched and converted once, by one process, and found there after; never half."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -226,6 +227,24 @@ def test_without_the_extra_what_is_here_is_served(
     assert workshop.preparer.prepare(Order(base=B14)) == package
     with pytest.raises(MissingExtraError, match=r"tipserve\[convert\]"):
         workshop.preparer.prepare(Order(base=HubSource("google/tipsv2-b14-dpt")))
+    assert hub.asked
+
+
+def test_a_cache_that_can_only_be_read_is_enough(
+    workshop: Workshop, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = workshop.preparer.prepare(Order(base=B14))
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(PackageCache, "remember_commit", refuse)
+    assert workshop.preparer.prepare(Order(base=B14)) == package
+    assert not workshop.warnings
+    shutil.rmtree(workshop.cache.root / "revisions")
+    assert workshop.preparer.prepare(Order(base=B14)) == package
+    (warning,) = workshop.warnings
+    assert "Read-only file system" in warning
     assert hub.asked
 
 

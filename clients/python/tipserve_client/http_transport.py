@@ -1,7 +1,8 @@
 """Sends requests over HTTP, on connections that are kept."""
 
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ from tipserve_client.errors import DeadlineExceeded, InternalError, Unavailable
 from tipserve_client.http_wire import MODELS, PATHS, read_answer, read_error, read_models, write_ask
 from tipserve_client.target import Target
 
+# The server answers at the deadline; a little later nobody does.
+GRACE_S: Final = 1.0
 NOT_OURS: Final = "The answer is not one of tipserve's; is the URL right?"
 
 
@@ -21,6 +24,7 @@ class HttpTransport:
 
     def __init__(self, target: Target, *, max_connections: int) -> None:
         self._client = httpx.Client(**_options(target, max_connections))
+        self._clock: Callable[[], float] = time.monotonic
 
     def send(self, ask: Ask, timeout_s: float) -> Any:
         """The answer to a request.
@@ -28,9 +32,7 @@ class HttpTransport:
         Raises:
             TipserveError: There is none.
         """
-        with _told():
-            answer = self._client.send(_request(self._client, ask, timeout_s))
-        return _read(ask, answer)
+        return _read(ask, *self._exchange(_request(self._client, ask, timeout_s), timeout_s))
 
     def models(self, timeout_s: float) -> list[ModelInfo]:
         """What is served.
@@ -38,9 +40,19 @@ class HttpTransport:
         Raises:
             TipserveError: There is no answer.
         """
+        request = self._client.build_request("GET", MODELS, timeout=timeout_s)
+        return _read_models(*self._exchange(request, timeout_s))
+
+    def _exchange(self, request: httpx.Request, timeout_s: float) -> tuple[httpx.Response, bytes]:
+        """An answer and its body; httpx itself bounds the time of each part, not of all."""
+        until = self._clock() + timeout_s + GRACE_S
         with _told():
-            answer = self._client.get(MODELS, timeout=timeout_s)
-        return _read_models(answer)
+            answer = self._client.send(request, stream=True)
+            try:
+                parts = [_in_time(part, until, self._clock) for part in answer.iter_bytes()]
+            finally:
+                answer.close()
+        return answer, b"".join(parts)
 
     def close(self) -> None:
         """Close the connections."""
@@ -52,6 +64,7 @@ class AsyncHttpTransport:
 
     def __init__(self, target: Target, *, max_connections: int) -> None:
         self._client = httpx.AsyncClient(**_options(target, max_connections))
+        self._clock: Callable[[], float] = time.monotonic
 
     async def send(self, ask: Ask, timeout_s: float) -> Any:
         """The answer to a request.
@@ -59,9 +72,7 @@ class AsyncHttpTransport:
         Raises:
             TipserveError: There is none.
         """
-        with _told():
-            answer = await self._client.send(_request(self._client, ask, timeout_s))
-        return _read(ask, answer)
+        return _read(ask, *await self._exchange(_request(self._client, ask, timeout_s), timeout_s))
 
     async def models(self, timeout_s: float) -> list[ModelInfo]:
         """What is served.
@@ -69,9 +80,21 @@ class AsyncHttpTransport:
         Raises:
             TipserveError: There is no answer.
         """
+        request = self._client.build_request("GET", MODELS, timeout=timeout_s)
+        return _read_models(*await self._exchange(request, timeout_s))
+
+    async def _exchange(
+        self, request: httpx.Request, timeout_s: float
+    ) -> tuple[httpx.Response, bytes]:
+        """An answer and its body; httpx itself bounds the time of each part, not of all."""
+        until = self._clock() + timeout_s + GRACE_S
         with _told():
-            answer = await self._client.get(MODELS, timeout=timeout_s)
-        return _read_models(answer)
+            answer = await self._client.send(request, stream=True)
+            try:
+                parts = [_in_time(part, until, self._clock) async for part in answer.aiter_bytes()]
+            finally:
+                await answer.aclose()
+        return answer, b"".join(parts)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -101,10 +124,23 @@ def _request(client: httpx.Client | httpx.AsyncClient, ask: Ask, timeout_s: floa
         "Accept": "application/json",
         "X-Request-Timeout-Ms": str(max(1, int(1000 * timeout_s))),
     }
-    # The server answers at the deadline; a little later nobody does.
     return client.build_request(
-        "POST", PATHS[ask.method], content=write_ask(ask), headers=headers, timeout=timeout_s + 1
+        "POST",
+        PATHS[ask.method],
+        content=write_ask(ask),
+        headers=headers,
+        timeout=timeout_s + GRACE_S,
     )
+
+
+def _in_time(part: bytes, until: float, clock: Callable[[], float]) -> bytes:
+    if clock() > until:
+        raise _too_late()
+    return part
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The server did not answer in time.", code="deadline_exceeded")
 
 
 @contextmanager
@@ -113,32 +149,29 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
-        raise DeadlineExceeded(
-            "The server did not answer in time.", code="deadline_exceeded"
-        ) from error
+        raise _too_late() from error
     except httpx.TransportError as error:
         raise Unavailable(f"The server cannot be reached: {error}", code="unreachable") from error
     except httpx.DecodingError as error:
         raise InternalError(NOT_OURS, code="invalid_answer") from error
 
 
-def _read(ask: Ask, answer: httpx.Response) -> Any:
-    content = _content(answer)
+def _read(ask: Ask, answer: httpx.Response, content: bytes) -> Any:
+    _check(answer, content)
     request_id = answer.headers.get("x-request-id")
     with _understood():
         return read_answer(ask, content, request_id)
 
 
-def _read_models(answer: httpx.Response) -> list[ModelInfo]:
-    content = _content(answer)
+def _read_models(answer: httpx.Response, content: bytes) -> list[ModelInfo]:
+    _check(answer, content)
     with _understood():
         return read_models(content)
 
 
-def _content(answer: httpx.Response) -> bytes:
+def _check(answer: httpx.Response, content: bytes) -> None:
     if answer.status_code != 200:
-        raise read_error(answer.status_code, answer.headers, answer.content)
-    return answer.content
+        raise read_error(answer.status_code, answer.headers, content)
 
 
 @contextmanager

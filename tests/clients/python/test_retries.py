@@ -1,6 +1,6 @@
 """What is tried again, when, and how often: a stand-in answers by a script, on the test's clock."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -40,7 +40,7 @@ class Script:
     def __init__(
         self, answers: Iterable[httpx.Response | Exception], answer_s: float = 0.0
     ) -> None:
-        self._answers = iter(answers)
+        self.answers = iter(answers)
         self._answer_s = answer_s
         self.now = 0.0
         self.pauses: list[float] = []
@@ -49,7 +49,7 @@ class Script:
     def answer(self, request: httpx.Request) -> httpx.Response:
         self.allowed_ms.append(int(request.headers["x-request-timeout-ms"]))
         self.now += self._answer_s
-        answer = next(self._answers)
+        answer = next(self.answers)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -77,11 +77,13 @@ def ask(request: pytest.FixtureRequest) -> Ask:
             with Client("http://stand-in", **options) as client:
                 inner: Any = client._transport
                 inner._client._transport = httpx.MockTransport(script.answer)
+                inner._clock = lambda: script.now
                 client._clock, client._sleep = lambda: script.now, script.sleep
                 return client.embed_images(b"picture", partial=partial)
         async with AsyncClient("http://stand-in", **options) as later:
             inner = later._transport
             inner._client._transport = httpx.MockTransport(script.answer_later)
+            inner._clock = lambda: script.now
             later._clock, later._sleep = lambda: script.now, script.sleep_later
             return await later.embed_images(b"picture", partial=partial)
 
@@ -164,6 +166,36 @@ async def test_a_server_of_another_kind_is_an_error_too(ask: Ask, raw: bytes) ->
         with pytest.raises(InternalError) as caught:
             await ask(Script([httpx.Response(200, content=raw)]), partial=partial)
         assert caught.value.code == "invalid_answer"
+
+
+class Trickle(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body of which a byte comes every second, by the script's clock."""
+
+    def __init__(self, script: Script, body: bytes) -> None:
+        self._script, self._body = script, body
+        self.num_sent = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for byte in self._body:
+            self._script.now += 1
+            self.num_sent += 1
+            yield bytes([byte])
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
+
+
+async def test_an_answer_that_trickles_in_is_bounded_by_the_deadline_too(ask: Ask) -> None:
+    script = Script([])
+    body = Trickle(script, ok().content)
+    script.answers = iter([httpx.Response(200, stream=body)])
+    with pytest.raises(DeadlineExceeded):
+        await ask(script, timeout_s=10)
+    assert body.num_sent == 12
+    assert not script.pauses
+    script.answers = iter([httpx.Response(200, stream=Trickle(script, ok().content))])
+    assert await ask(script, timeout_s=1000)
 
 
 async def test_an_answer_that_cannot_be_unpacked_is_an_error_too(ask: Ask) -> None:

@@ -202,6 +202,10 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", protection.max_connections),
         ("grpc.max_concurrent_streams", protection.max_rpcs),
+        # Left to itself the core widens the windows of all streams of a connection as fast as its
+        # client sends, to 64 MiB each where that was measured, also of streams that are held up.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", protection.stream_window_bytes),
         # A connection that says nothing: no preface or handshake, then no RPC.
         ("grpc.server_handshake_timeout_ms", int(1000 * protection.client_timeout_s)),
         ("grpc.max_connection_idle_ms", int(1000 * protection.keep_alive_s)),

@@ -27,6 +27,7 @@ class Protection:
         max_connections: Open ones, for each protocol.
         max_rpcs: That run at once.
         max_stream_requests: Of one gRPC stream that are worked on at once.
+        stream_window_bytes: That a gRPC client may send ahead of what is read.
         max_message_values: Of one gRPC message; far more than a good one has.
         client_timeout_s: How long a client may be too slow.
         client_bytes_per_s: How fast it must send and read on the whole.
@@ -44,6 +45,7 @@ class Protection:
     max_connections: int
     max_rpcs: int
     max_stream_requests: int
+    stream_window_bytes: int
     max_message_values: int
     client_timeout_s: float
     client_bytes_per_s: int
@@ -69,6 +71,7 @@ class Protection:
             max_connections=settings.max_connections,
             max_rpcs=settings.max_concurrent_rpcs,
             max_stream_requests=settings.max_stream_requests,
+            stream_window_bytes=settings.stream_window_bytes,
             max_message_values=_max_message_values(settings),
             client_timeout_s=settings.client_timeout_s,
             client_bytes_per_s=settings.min_client_bytes_per_s,

@@ -1,4 +1,4 @@
-"""Writes a Tipsv2Model's two towers as ONNX graphs with free batch, sizes and text length.
+"""A Tipsv2Model's two towers as ONNX graphs with free batch, sizes and text length.
 
 What tracing would break is written differently: position embeddings (see `model.position`) and the
 masked mean over tokens, whose tiny epsilon the exporter drops. Texts are short, so their attention
@@ -7,15 +7,12 @@ is written out; that of pictures is one operator (see `model.export.attention`).
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels.
 """
 
-from pathlib import Path
-
 import onnx_ir
 import torch
 from torch import Tensor, nn
 from transformers import Tipsv2Model
 
 from model.export.attention import FUSED
-from model.export.saving import save_graph
 from model.export.tracing import EAGER, exportable, trace
 from model.features import vision_features
 from model.graphs import TEXT_OUTPUTS, VISION_OUTPUTS
@@ -52,28 +49,15 @@ class TextGraph(nn.Module):
         return mean_BD
 
 
-def export_vision(model: Tipsv2Model, path: Path) -> None:
-    """Write the vision graph: `pixel_values` to cls1, cls2, patch and value embeddings.
-
-    Args:
-        model: In float32. Its mode and attention are as before afterwards.
-        path: The `.onnx` file; its folder is made. Large models get a `.data` file beside it.
-    """
-    save_graph(trace_vision(model), path)
-
-
-def export_text(model: Tipsv2Model, path: Path) -> None:
-    """Write the text graph: `input_ids` and `attention_mask` to `text_embeddings`.
-
-    Args:
-        model: In float32. Its mode and attention are as before afterwards.
-        path: The `.onnx` file; its folder is made. Large models get a `.data` file beside it.
-    """
-    save_graph(trace_text(model), path)
-
-
 def trace_vision(model: Tipsv2Model, attention: str = FUSED) -> onnx_ir.Model:
-    """The vision graph in memory; it refers to the model's weights."""
+    """The vision graph: `pixel_values` to cls1, cls2, patch and value embeddings.
+
+    In memory; it refers to the model's weights.
+
+    Args:
+        model: In float32. Its mode and attention are as before afterwards.
+        attention: How attention over pictures is written; see `model.export.attention`.
+    """
     patch_size = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
     # Batch, rows and columns differ, so that no two of them are taken for the same size.
     inputs = {"pixel_values": torch.rand(2, 3, 3 * patch_size, 5 * patch_size)}
@@ -83,7 +67,7 @@ def trace_vision(model: Tipsv2Model, attention: str = FUSED) -> onnx_ir.Model:
 
 
 def trace_text(model: Tipsv2Model) -> onnx_ir.Model:
-    """The text graph in memory; it refers to the model's weights."""
+    """The text graph: `input_ids` and `attention_mask` to `text_embeddings`; as `trace_vision`."""
     token_ids_BL = torch.ones(3, 5, dtype=torch.int64)
     inputs = {"input_ids": token_ids_BL, "attention_mask": torch.ones_like(token_ids_BL)}
     axes = {name: {0: "batch", 1: "tokens"} for name in inputs}

@@ -16,28 +16,6 @@ from torch.nn import functional as F
 _EPSILON = 1e-6
 
 
-def patch_name_loss(
-    patches_BND: Tensor,
-    names_UD: Tensor,
-    present_BU: Tensor,
-    *,
-    scale: Tensor,
-    nothing: Tensor,
-    num_shown: int,
-) -> Tensor:
-    """Multiple-instance loss of names over patches.
-
-    Args: as for `patch_name_parts`.
-
-    Returns:
-        Scalar, the sum of the means of the two parts. float32.
-    """
-    stray, hidden_P = patch_name_parts(
-        patches_BND, names_UD, present_BU, scale=scale, nothing=nothing, num_shown=num_shown
-    )
-    return stray + hidden_P.mean()
-
-
 def patch_name_parts(
     patches_BND: Tensor,
     names_UD: Tensor,
@@ -47,7 +25,9 @@ def patch_name_parts(
     nothing: Tensor,
     num_shown: int,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the two parts of the loss, before the second is averaged.
+    """Multiple-instance loss of names over patches, in its two parts before they are added.
+
+    The whole loss is the first plus the mean of the second; ranks weigh both by their numbers.
 
     Args:
         patches_BND: Not normalised.

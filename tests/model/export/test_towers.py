@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 from transformers import Tipsv2Model
 
 from model.export import saving
-from model.export.towers import export_text, export_vision
+from model.export.towers import trace_text, trace_vision
 from model.export.tracing import OPSET
 from model.graphs import TEXT_FILE, VISION_FILE
 from model.package import ModelPackage
@@ -83,7 +84,7 @@ def test_the_model_is_as_before(tiny_model: Tipsv2Model, tmp_path: Path) -> None
     tiny_model.set_attn_implementation("sdpa")
     tiny_model.train()
     try:
-        export_text(tiny_model, tmp_path / "new" / "text.onnx")
+        saving.save_graph(trace_text(tiny_model), tmp_path / "new" / "text.onnx")
         assert tiny_model.training
         assert tiny_model.text_model.config._attn_implementation == "sdpa"
         assert tiny_model.vision_model.config._attn_implementation == "sdpa"
@@ -91,14 +92,14 @@ def test_the_model_is_as_before(tiny_model: Tipsv2Model, tmp_path: Path) -> None
         tiny_model.eval()
 
 
-@pytest.mark.parametrize("export", [export_vision, export_text])
+@pytest.mark.parametrize("trace", [trace_vision, trace_text])
 def test_large_weights_go_beside_the_graph(
-    export: Callable[[Tipsv2Model, Path], None],
+    trace: Callable[[Tipsv2Model], onnx_ir.Model],
     tiny_model: Tipsv2Model,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(saving, "MAX_INLINE_BYTES", 0)
-    export(tiny_model, tmp_path / "graph.onnx")
+    saving.save_graph(trace(tiny_model), tmp_path / "graph.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.onnx", "graph.onnx.data"]
     onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.losses.fine_grained import patch_name_loss
+from training.losses.fine_grained import patch_name_parts
 
 SCALE, NOTHING = torch.tensor(10.0), torch.tensor(4.0)
 
@@ -20,9 +20,10 @@ def loss_of(
     nothing: Tensor = NOTHING,
     num_shown: int = 2,
 ) -> Tensor:
-    return patch_name_loss(
+    stray, hidden_P = patch_name_parts(
         patches_BND, names_UD, present_BU, scale=scale, nothing=nothing, num_shown=num_shown
     )
+    return stray + hidden_P.mean()
 
 
 def random_batch() -> tuple[Tensor, Tensor, Tensor]:

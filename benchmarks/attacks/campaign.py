@@ -132,7 +132,7 @@ def run_campaign(service: Attacked, plan: Plan) -> Outcome:
             if thread.is_alive():
                 books.note_defect("an attacker did not come back", thread.name)
         seconds = time.monotonic() - begun
-    end = settle(signs, start)
+    end = settle(service, signs, start)
     is_alive = signs.is_alive and signs.is_ready()
     num_inside = service.num_inside() if is_alive else -1
     return Outcome(books, good, signs, start, end, is_alive, num_inside, seconds)
@@ -204,13 +204,13 @@ def guarded(job: Callable[[], None], books: Books) -> None:
         books.note_defect("an attacker broke", traceback.format_exc())
 
 
-def settle(signs: VitalSigns, start: Sample) -> Sample:
-    """Wait until the connections of the attack are gone from the service, or long enough."""
+def settle(service: Attacked, signs: VitalSigns, start: Sample) -> Sample:
+    """Wait until the connections and requests of the attack are gone, or long enough."""
     deadline = time.monotonic() + SETTLE_LIMIT_S
     sample = start
     while signs.is_alive and time.monotonic() < deadline:
         sample = signs.look()
-        if sample.num_descriptors <= start.num_descriptors:
+        if sample.num_descriptors <= start.num_descriptors and not service.num_inside():
             break
         time.sleep(0.2)
     return sample

@@ -55,7 +55,9 @@ class Container:
 
     def record(self, message: str) -> dict[str, Any] | None:
         """The log record with this message, if it is there yet."""
-        records = (json.loads(x) for x in self.log().splitlines() if x.startswith("{"))
+        lines = self.log().splitlines()
+        # The last one may have come by half.
+        records = (json.loads(x) for x in lines if x.startswith("{") and x.endswith("}"))
         return next((record for record in records if record.get("message") == message), None)
 
     def wait_for(self, happened: Callable[[], Any], what: str) -> Any:
@@ -73,6 +75,10 @@ class Container:
         return {
             key: value.strip() for key, _, value in (x.partition(":") for x in text.split("\n"))
         }
+
+    def is_healthy(self) -> bool:
+        """Whether its image's own check passes; on a busy machine one may take too long."""
+        return self._engine.podman("healthcheck", "run", self.name, check=False).returncode == 0
 
     def write(self, path: str) -> str:
         """Try to write a file inside: "written", or the name of the error."""

@@ -36,7 +36,8 @@ from service.grpc.generated import (
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.grpc.stream_items import STREAMED
 
-LIMIT_S = 60.0
+# A hang is what this ends; on a busy machine a start or a conversion may take a minute.
+LIMIT_S = 120.0
 UNKNOWN_FIELD = b"\xa2\x06\x01x"  # field 100, which no message of ours has
 DTYPES = {
     tensor_pb2.DATA_TYPE_FLOAT32: "<f4",
@@ -189,10 +190,15 @@ class Service:
         status = {code.value[0]: code.name for code in grpc.StatusCode}[told.code]
         return Answer(status, {}, told.reason, told.field or None, told.message)
 
+    def metrics(self) -> str:
+        """All metrics, as Prometheus reads them."""
+        url = f"http://127.0.0.1:{self.ports['metrics']}/metrics"
+        return httpx.get(url, timeout=LIMIT_S).text
+
     def metric(self, name: str) -> float:
         """The sum of a metric's samples."""
-        text = httpx.get(f"http://127.0.0.1:{self.ports['metrics']}/metrics").text
-        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+        lines = self.metrics().splitlines()
+        lines = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 

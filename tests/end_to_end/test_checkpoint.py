@@ -18,7 +18,9 @@ def embed(port: int) -> Any:
 
 def health(port: int) -> dict[str, int]:
     url = f"http://127.0.0.1:{port}/v2/health"
-    return {name: httpx.get(f"{url}/{name}").status_code for name in ("live", "ready")}
+    return {
+        name: httpx.get(f"{url}/{name}", timeout=LIMIT_S).status_code for name in ("live", "ready")
+    }
 
 
 def test_a_checkpoint_is_converted_once_and_served(

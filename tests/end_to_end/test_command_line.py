@@ -102,6 +102,7 @@ def test_a_mask_is_the_apis_wherever_it_is_computed(
         f"http://127.0.0.1:{service.ports['http']}/v1/images:segment?classes=cat,dog",
         content=picture.read_bytes(),
         headers={"Content-Type": "image/jpeg", "Accept": "image/png"},
+        timeout=LIMIT_S,
     )
     for name, target in targets(service, tiny_package):
         file = tmp_path / f"{name}.png"

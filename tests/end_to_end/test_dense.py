@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tests.end_to_end.conftest import Service
 
+LIMIT_S = 60.0
 NAME = "tiny-dense"
 SIZES = [(90, 60), (60, 90), (61, 60)]
 BOTH = pytest.mark.parametrize(
@@ -108,7 +109,9 @@ def test_the_models_tell_which_has_the_heads_and_the_other_says_so(
     dense_service: "Service", photo: Callable[..., bytes]
 ) -> None:
     url = f"http://127.0.0.1:{dense_service.ports['http']}/v1/models"
-    outputs = {card["id"]: set(card["outputs"]) for card in httpx.get(url).json()["data"]}
+    outputs = {
+        card["id"]: set(card["outputs"]) for card in httpx.get(url, timeout=LIMIT_S).json()["data"]
+    }
     assert outputs[NAME] - outputs["tiny"] == {"depth", "normals"}
     without = dense_service.over_rest("estimate_depth", {"images": [photo()]})
     assert (without.status, without.code) == ("501", "not_supported")
@@ -121,13 +124,13 @@ def test_depth_as_a_png_is_depth_in_millimetres(
     depth_HW = dense_service.over_grpc("estimate_depth", {"images": [image], "model": NAME})
     url = f"http://127.0.0.1:{dense_service.ports['http']}/v1/images:depth?model={NAME}"
     headers = {"Content-Type": "image/jpeg", "Accept": "image/png"}
-    answer = httpx.post(url, content=image, headers=headers)
+    answer = httpx.post(url, content=image, headers=headers, timeout=LIMIT_S)
     millimetres_HW = np.asarray(Image.open(BytesIO(answer.content)))
     np.testing.assert_allclose(millimetres_HW / 1000, depth_HW.arrays["0.depth"], atol=0.00051)
 
 
 def test_each_head_has_a_measured_line_of_costs(dense_service: "Service") -> None:
-    text = httpx.get(f"http://127.0.0.1:{dense_service.ports['metrics']}/metrics").text
+    text = dense_service.metrics()
     lines = [line for line in text.splitlines() if line.startswith("tipserve_batch_cost_slope")]
     for bucket in ("image 56x56", "depth 56x56", "normals 56x56"):
         (line,) = (line for line in lines if f'"{bucket}"' in line and f'"{NAME}"' in line)

@@ -4,7 +4,6 @@ import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
 from tests.tools import find_tool
@@ -34,7 +33,7 @@ def test_promtool_finds_nothing_to_complain_of(
     fields = {"images": [photo()], "classes": ["dog"]}
     assert service.over_rest("segment_images", fields).status == "200"
     assert service.over_grpc("embed_images", {"images": [b"no picture"]}).status != "OK"
-    text = httpx.get(f"http://127.0.0.1:{service.ports['metrics']}/metrics").text
+    text = service.metrics()
     result = check(promtool, text)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     for series in ("process_cpu_seconds_total", "process_resident_memory_bytes"):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,9 +69,8 @@ def test_ports_are_written_and_health_and_reflection_are_served(
     with run_service(f"--ports-file={tmp_path / 'ports.json'}") as service:
         ports = json.loads((tmp_path / "ports.json").read_text())
         assert ports == service.ports
-        assert httpx.get(f"http://127.0.0.1:{ports['http']}/v2/health/ready").json() == {
-            "ready": True
-        }
+        ready = httpx.get(f"http://127.0.0.1:{ports['http']}/v2/health/ready", timeout=LIMIT_S)
+        assert ready.json() == {"ready": True}
         with grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             for name in ("", "tipserve.v1.EncoderService", "tiny"):
@@ -92,9 +92,12 @@ def test_every_metric_of_the_contract_is_exported(
 ) -> None:
     fields = {"images": [photo()], "classes": ["dog"]}
     assert service.over_rest("segment_images", fields).status == "200"
-    text = httpx.get(f"http://127.0.0.1:{service.ports['metrics']}/metrics").text
+    counted = 'tipserve_requests_total{code="200",method="POST /v1/images:segment"}'
+    until = time.monotonic() + LIMIT_S
+    # REST counts after it has answered.
+    while counted not in (text := service.metrics()):
+        assert time.monotonic() < until, text
     for name in (
-        'tipserve_requests_total{code="200",method="POST /v1/images:segment"}',
         "tipserve_request_duration_seconds_bucket",
         *(
             f'tipserve_stage_duration_seconds_count{{stage="{s}"}}'

@@ -130,7 +130,9 @@ def test_several_models_answer_side_by_side_and_a_name_is_served_once(
         ready = program.wait_for("ready")
         url = f"http://127.0.0.1:{ready['http']}/v1/texts:embed"
         widths = {
-            model: httpx.post(url, json={"texts": ["dog"], **model_field(model)}).json()["model"]
+            model: httpx.post(
+                url, json={"texts": ["dog"], **model_field(model)}, timeout=LIMIT_S
+            ).json()["model"]
             for model in (None, "tiny")
         }
     finally:

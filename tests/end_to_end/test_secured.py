@@ -81,7 +81,11 @@ def test_both_protocols_ask_for_all_of_it_and_follow_renewals(
         assert site.over_grpc(rpc, OLD_KEY) == "OK"
         assert site.over_grpc(rpc, NEW_KEY) == "UNAUTHENTICATED"
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"https://127.0.0.1:{http}/docs", verify=site.context(shows=False))
+            httpx.get(
+                f"https://127.0.0.1:{http}/docs",
+                verify=site.context(shows=False),
+                timeout=LIMIT_S,
+            )
         (site.folder / "keys").write_text(f"{NEW_KEY}\n")
         site.renew(trustme.CA())
         until = time.monotonic() + LIMIT_S
@@ -94,11 +98,12 @@ def test_both_protocols_ask_for_all_of_it_and_follow_renewals(
 def test_silence_and_a_reader_who_does_not_read_are_ended_under_tls_too(
     run_service: RunService, site: Site
 ) -> None:
-    with run_service(*site.arguments(), "--client-timeout-s=0.5") as service:
+    context = site.context()
+    with run_service(*site.arguments(), "--client-timeout-s=2") as service:
         address = ("127.0.0.1", service.ports["http"])
         for sent in (b"", b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 500):
             plain = socket.create_connection(address, LIMIT_S)
-            with site.context().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+            with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
                 connection.sendall(sent)
                 wait_until_closed(service.program.process.pid, connection.getsockname()[1])
 

@@ -196,7 +196,8 @@ def wait_for_port(process: "subprocess.Popen[bytes]", ports_file: Path) -> int:
         if ports_file.exists():
             port: int = json.loads(ports_file.read_text())["http"]
             with suppress(httpx.HTTPError):
-                if httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").status_code == 200:
+                ready = httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", timeout=LIMIT_S)
+                if ready.status_code == 200:
                     return port
         time.sleep(0.05)
     raise AssertionError("the server was not ready in time")

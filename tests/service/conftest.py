@@ -188,7 +188,8 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             probe_interval_s=settings.watchdog_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,
             dead_limit_s=settings.watchdog_dead_limit_s,
-            pauses_s=(0.0, *[0.02] * 50),
+            # As long as a test waits for anything: it is not given up while a test looks elsewhere.
+            pauses_s=(0.0, *[0.02] * int(WAIT_S / 0.02)),
         )
         batcher = Batcher([lane], rules=rules, metrics=metrics, care=care)
         batcher.start()

@@ -35,7 +35,8 @@ Entered = Callable[[], Awaitable[bool]]
 Encode = Callable[..., bytes]
 Send = Callable[[Server, str, bytes, float], Awaitable[str]]
 TIMEOUT_S = 20.0
-SOON_S = 0.1
+# Long enough for a request to be on its way into the queue by then, also on a busy machine.
+SOON_S = 0.5
 
 
 async def send_rest(server: Server, route: str, image: bytes, timeout_s: float) -> str:
@@ -100,6 +101,7 @@ async def send_grpc(server: Server, route: str, image: bytes, timeout_s: float) 
     """Ask, and cancel the RPC when cancelled; the name of the code."""
     method, request = to_rpc(route, image)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        await channel.channel_ready()  # the time is for the server, and not for connecting
         stub = GRPCInferenceServiceStub if method == "ModelInfer" else EncoderServiceStub
         call: Any = getattr(stub(channel), method)(request, timeout=timeout_s)
         try:
@@ -116,6 +118,7 @@ async def send_stream(server: Server, route: str, image: bytes, timeout_s: float
     """Ask on a stream, and cancel that when cancelled; the name of the code, of either."""
     method, request = to_rpc(route, image)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        await channel.channel_ready()
         if method == "ModelInfer":
             stream, item = GRPCInferenceServiceStub(channel).ModelStreamInfer, request
         else:

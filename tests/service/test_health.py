@@ -136,7 +136,7 @@ async def test_a_device_that_hangs_is_found_out_and_its_answer_still_counts(
     internal: str,
     unavailable: str,
 ) -> None:
-    async with serving(watchdog_interval_s=0.05, watchdog_hang_limit_s=0.05) as server:
+    async with serving(watchdog_interval_s=0.05, watchdog_hang_limit_s=0.3) as server:
         runtime.gate.clear()
         held = asyncio.ensure_future(ask(server, encode_image()))
         await until_rest(server, "ready", 503)

@@ -6,12 +6,14 @@ The name is answered by a resolver of the test, in the place of the cluster's.
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 
 from service.server import Server
+from tests.clients.python.conftest import InThreads
 from tipserve_client import AsyncClient, Client
 from tipserve_client.target import Target
 
@@ -78,6 +80,17 @@ def num_answered(server: Server) -> float:
     )
 
 
+@asynccontextmanager
+async def connected(url: str, is_async: bool) -> AsyncIterator[Any]:
+    """Either client, with methods that are awaited."""
+    if is_async:
+        async with AsyncClient(url) as client:
+            yield client
+    else:
+        with Client(url) as threaded:
+            yield InThreads(threaded)
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_all_replicas_behind_a_name_get_requests(
     serving: Serving, resolver: Resolver, is_async: bool
@@ -88,15 +101,15 @@ async def test_all_replicas_behind_a_name_get_requests(
     ):
         resolver.addresses = ["127.0.0.1", "127.0.0.2"]
         url = f"grpc://{NAME}:{one.ports['grpc']}"
-        if is_async:
-            async with AsyncClient(url) as client:
-                # The second connection may take a moment longer than the first.
-                for _ in range(40):
+        async with connected(url, is_async) as client:
+            # One connection may take a moment longer than the other.
+            async with asyncio.timeout(LIMIT_S):
+                while not (num_answered(one) and num_answered(other)):
                     await client.embed_texts(["a dog"])
-        else:
-            with Client(url) as threaded:
-                await asyncio.to_thread(lambda: [threaded.embed_texts(["a"]) for _ in range(40)])
-        shares = [num_answered(one), num_answered(other)]
+            before = [num_answered(one), num_answered(other)]
+            for _ in range(40):
+                await client.embed_texts(["a dog"])
+        shares = [num_answered(one) - before[0], num_answered(other) - before[1]]
     assert sum(shares) == 40
     assert min(shares) >= 10
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
+LIMIT_S = 20.0
 
 
 class Health:
@@ -43,12 +44,12 @@ def server(request: pytest.FixtureRequest, metrics: Metrics) -> "Iterator[tuple[
 
 def test_health_and_metrics_are_served_side_by_side(server: tuple[str, Health]) -> None:
     url, health = server
-    assert httpx.get(url + READY).json() == {"ok": True}
+    assert httpx.get(url + READY, timeout=LIMIT_S).json() == {"ok": True}
     health.is_well = False
-    refused = httpx.get(url + READY)
+    refused = httpx.get(url + READY, timeout=LIMIT_S)
     assert (refused.status_code, refused.json()) == (503, {"ok": False})
-    assert httpx.get(url + LIVE).status_code == 200
-    assert "tipserve_inflight" in httpx.get(url + "/metrics").text
+    assert httpx.get(url + LIVE, timeout=LIMIT_S).status_code == 200
+    assert "tipserve_inflight" in httpx.get(url + "/metrics", timeout=LIMIT_S).text
 
 
 async def test_probes_need_neither_certificate_nor_key(serving: Serving, tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ async def test_probes_need_neither_certificate_nor_key(serving: Serving, tmp_pat
     settings = {name: tmp_path / file for name, file in paths.items()}
     async with serving(api_keys="k" * 20, **settings) as server:
         url = f"http://127.0.0.1:{server.ports['metrics']}"
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=LIMIT_S) as client:
             ready = [(await client.get(url + path)).status_code for path in (LIVE, READY)]
             server.door.drain()
             draining = [(await client.get(url + path)).status_code for path in (LIVE, READY)]

@@ -244,7 +244,7 @@ async def test_the_callers_fault_is_no_failure_of_ours(
 
 
 async def test_a_made_up_path_is_not_told(traced: Serving, exporter: InMemorySpanExporter) -> None:
-    async with traced() as server, httpx.AsyncClient() as client:
+    async with traced() as server, httpx.AsyncClient(timeout=LIMIT_S) as client:
         await client.get(f"http://127.0.0.1:{server.ports['http']}/{SECRET}?q={SECRET}")
     (root,) = server_spans(exporter)
     assert root.name == "HTTP"
@@ -272,7 +272,7 @@ async def test_a_library_that_fails_costs_no_request(
 
 
 async def test_probes_are_not_traced(traced: Serving, exporter: InMemorySpanExporter) -> None:
-    async with traced() as server, httpx.AsyncClient() as client:
+    async with traced() as server, httpx.AsyncClient(timeout=LIMIT_S) as client:
         for probe in ("live", "ready"):
             await client.get(f"http://127.0.0.1:{server.ports['http']}/v2/health/{probe}")
     assert not exporter.get_finished_spans()
@@ -328,5 +328,5 @@ def test_closing_does_not_wait_for_a_dead_collector() -> None:
     trace = tracer.begin("grpc", "a.B/C", {}, 0.0)
     trace.end(Ending("a.B/C", "OK", None, is_fault=False, seconds=1.0))
     tracer.close(0.05)  # would hang here
-    assert entered.is_set()
+    assert entered.wait(LIMIT_S)
     released.set()

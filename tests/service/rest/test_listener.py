@@ -45,6 +45,10 @@ def test_newcomers_are_not_heard_and_refused_once_it_is_closed(listening: socket
 
 async def test_who_is_there_is_taken_and_heard(listening: socket.socket) -> None:
     callers = [connect(listening) for _ in range(3)]
+    async with asyncio.timeout(LIMIT_S):
+        # A caller knows of the connection a moment before the kernel has it for us.
+        while num_waiting(listening) < len(callers):
+            await asyncio.sleep(0)
     assert num_waiting(listening) == 3
     listening.setblocking(False)
     waiting = asyncio.ensure_future(wait_until_all_are_taken(listening))

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -15,7 +15,10 @@ from tipserve_client.grpc_wire import RPCS, read_answer, read_error, read_model,
 from tipserve_client.target import Target
 
 Metadata = Sequence[tuple[str, str]]
-OPTIONS = (
+# A connection that is gone without a word, as where a machine fails, is noticed after twice this
+# time at the latest, within the default deadline; the service allows pings twice as often.
+PING_MS: Final = 20_000
+OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # A client's connection is its own, and it tries again itself.
@@ -25,6 +28,11 @@ OPTIONS = (
     # that goes away has the name asked for again, at once: another may stand in for it already.
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    ("grpc.keepalive_time_ms", PING_MS),
+    ("grpc.keepalive_timeout_ms", PING_MS),
+    # Without it the core waits for a minute for the answer to a ping, whatever the line above says.
+    ("grpc.http2.ping_timeout_ms", PING_MS),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 # grpc.aio says so, with the code INTERNAL, where it could not send because the server had ended the
 # RPC: the server's own status is lost, and is had by asking again.

@@ -1,6 +1,7 @@
 """What the client reads of errors and addresses, against the packages that define them."""
 
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,8 +9,11 @@ from hypothesis import strategies as st
 
 from service.errors import ErrorKind, InvalidRequest, Overloaded, Unavailable
 from service.grpc.errors import CODE, error_metadata
+from service.grpc.server import MIN_PING_INTERVAL_MS
 from service.rest.errors import STATUS
 from tipserve_client import errors
+from tipserve_client.client import DEFAULT_TIMEOUT_S
+from tipserve_client.grpc_transport import OPTIONS
 from tipserve_client.grpc_wire import read_error
 from tipserve_client.status_details import Details
 from tipserve_client.target import Tls, read_target
@@ -106,6 +110,13 @@ def test_what_grpc_itself_says_has_the_codes_that_http_has() -> None:
         8: "request_too_large",
         14: "unreachable",
     }
+
+
+def test_pings_come_no_more_often_than_the_server_allows() -> None:
+    options: dict[str, Any] = dict(OPTIONS)
+    assert options["grpc.keepalive_time_ms"] >= 2 * MIN_PING_INTERVAL_MS
+    longest_ms = options["grpc.keepalive_time_ms"] + options["grpc.http2.ping_timeout_ms"]
+    assert longest_ms < 1000 * DEFAULT_TIMEOUT_S
 
 
 def test_errors_survive_a_pickle() -> None:

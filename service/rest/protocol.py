@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -92,7 +93,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came; a head without end is refused."""
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
         if self._is_in_head:
             self._num_head_bytes += len(data)
             if self._num_head_bytes > MAX_HEAD_BYTES:
@@ -107,6 +113,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is here."""
+        if self._asks_for_upgrade:
+            return
         self._is_in_head = False
         self._is_in_body = True
         super().on_headers_complete()
@@ -115,6 +123,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is here."""
+        if self._asks_for_upgrade:
+            return
         self._is_in_body = False
         super().on_message_complete()
 
@@ -133,6 +143,35 @@ class BoundedProtocol(HttpToolsProtocol):
         """Say `Connection: close` in the answer under way, unless its head is written."""
         if not self._is_answered and not self.cycle.response_started:
             self.cycle.keep_alive = False
+
+    def _parse(self, data: bytes) -> None:
+        """Have the parser take what came.
+
+        We speak no other protocol, and ignore a wish for one, such as h2c of Java's own client and
+        of `curl --http2`. The parser ends the request at its head there, as if the body were of the
+        other protocol already; so it is told the same head again, without the wish.
+        """
+        rest = memoryview(data)
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._asks_for_upgrade:  # CONNECT: nobody knows what follows
+                    return
+                rest = rest[upgrade.args[0] :]
+                self.parser.feed_data(self._head_without_upgrade())
+            else:
+                return
+
+    @property
+    def _asks_for_upgrade(self) -> bool:
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode("ascii")
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     @property
     def is_idle(self) -> bool:

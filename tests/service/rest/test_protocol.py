@@ -65,6 +65,33 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("piece_bytes", [7, 1_000_000])
+async def test_a_wish_for_another_protocol_is_ignored_and_the_body_is_read(
+    serving: Serving, encode_image: Encode, piece_bytes: int
+) -> None:
+    picture = encode_image()
+    wish = POST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\n"
+    measured = wish % b"h2c" + b"Content-Length: %d\r\n\r\n" % len(picture) + picture
+    chunks = b"%x\r\n" % len(picture) + picture + b"\r\n0\r\n\r\n"
+    chunked = wish % b"websocket" + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
+    hidden = wish % b"h2c" + b"Content-Length: %d\r\n\r\n" % len(LIVE) + LIVE
+    sent = measured + LIVE + chunked + hidden + LIVE.replace(b"live", b"no")
+    async with serving() as server, connected(server) as (reader, writer):
+        for begin in range(0, len(sent), piece_bytes):
+            writer.write(sent[begin : begin + piece_bytes])
+            await writer.drain()
+            await asyncio.sleep(0)
+        statuses = [(await read_answer(reader))[0] for _ in range(5)]
+    assert statuses == [200, 200, 200, 422, 404]
+
+
+async def test_a_tunnel_is_refused(serving: Serving) -> None:
+    async with serving() as server, connected(server) as (reader, writer):
+        writer.write(b"CONNECT other.example:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+        status, _ = await read_answer(reader)
+    assert 400 <= status < 500
+
+
 def rejected(server: Server, reason: str) -> float:
     registry = server.metrics.registry
     return registry.get_sample_value("tipserve_rejected_total", {"reason": reason}) or 0.0

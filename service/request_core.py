@@ -31,6 +31,7 @@ from service.models.text_encoder import Embeddings
 from service.readiness import Readiness
 from service.validation import (
     check_map_pixels,
+    check_mask_pixels,
     check_resolution,
     class_groups,
 )
@@ -156,5 +157,7 @@ def _options(request: ImagesRequest, limits: RequestLimits) -> PassOptions:
     check = None
     if isinstance(request, EstimateMapsRequest | ViewFeaturesRequest) and request.size == "picture":
         check = partial(check_map_pixels, limits=limits)
+    elif isinstance(request, SegmentImagesRequest):
+        check = partial(check_mask_pixels, limits=limits, with_scores=request.include_scores)
     kind: Kind = request.task if isinstance(request, EstimateMapsRequest) else "image"
     return PassOptions(kind=kind, check_sizes=check, is_partial=request.partial)

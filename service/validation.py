@@ -33,6 +33,8 @@ GROUP_COUNTS: Final = range(2, 21)
 MAX_SEED: Final = 2**31 - 1
 # Below it the best class would have all of the probability, whatever the others have.
 MIN_TEMPERATURE: Final = 1e-4
+# A pixel of a mask has two bytes on its way out, one of a map four at the least.
+MASKS_FOR_A_MAP: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +197,25 @@ def check_map_pixels(sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits)
             f"The maps would have {num_pixels} pixels together; at most {limits.max_image_pixels} "
             "are sent. Send fewer or smaller pictures, or ask for size model.",
             param="size",
+        )
+
+
+def check_mask_pixels(
+    sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits, *, with_scores: bool
+) -> None:
+    """Refuse masks of pictures' sizes that would take too much memory together.
+
+    Raises:
+        RequestTooLarge: All together have more pixels than two pictures may have, or than one
+            where scores go with them.
+    """
+    num_pixels = sum(height * width for height, width in sizes_hw)
+    most = limits.max_image_pixels * (1 if with_scores else MASKS_FOR_A_MAP)
+    if num_pixels > most:
+        raise RequestTooLarge(
+            f"The masks would have {num_pixels} pixels together; at most {most} are sent"
+            f"{' with scores' if with_scores else ''}. Send fewer or smaller pictures.",
+            param="images",
         )
 
 

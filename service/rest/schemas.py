@@ -173,7 +173,12 @@ class SegmentImagesOptions(ImageOptions):
         ),
     ] = SegmentImagesRequest.mode
     include_scores: Annotated[
-        bool, Field(description="Whether the winner's score is sent for every pixel.")
+        bool,
+        Field(
+            description="Whether the winner's score is sent for every pixel. The masks of all "
+            "pictures together have no more pixels than one picture may have then, and than two "
+            "pictures may have without."
+        ),
     ] = SegmentImagesRequest.include_scores
     format: Annotated[
         MaskFormat,

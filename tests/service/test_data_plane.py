@@ -101,6 +101,29 @@ async def test_a_mask_has_the_pictures_size(plane: DataPlane, encode_image: Enco
     assert list(ask.stages) == ["admit", "decode", "queue", "run", "post"]
 
 
+@pytest.mark.parametrize(("with_scores", "most"), [(False, 3), (True, 1)])
+async def test_masks_that_would_fill_the_memory_are_refused(
+    make_plane: Callable[..., DataPlane],
+    encode_image: Encode,
+    runtime: "FakeRuntime",
+    with_scores: bool,
+    most: int,
+) -> None:
+    plane = make_plane(max_image_pixels=2000)
+    for count in (most + 1, most):
+        request = SegmentImagesRequest(
+            images=(encode_image(size=(40, 30)),) * count,
+            classes=(DOG,),
+            include_scores=with_scores,
+        )
+        if count > most:
+            with pytest.raises(RequestTooLarge, match=f"{1200 * count} pixels") as caught:
+                await plane.segment_images(request, call())
+            assert (caught.value.param, runtime.num_images) == ("images", 0)
+        else:
+            assert len((await plane.segment_images(request, call())).segmentations) == most
+
+
 async def test_known_class_names_cost_no_pass_over_the_text_tower(
     plane: DataPlane, encode_image: Encode, runtime: "FakeRuntime"
 ) -> None:

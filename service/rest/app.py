@@ -74,7 +74,14 @@ def build_app(
 def build_routes(*routers: APIRouter) -> FastAPI:
     """All routes, open to everybody: keys and limits are the middleware's."""
     app = FastAPI(
-        title="tipserve", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None
+        title="tipserve",
+        version="1",
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        # A path with one slash too many would be sent on to `http://` and the Host that the caller
+        # gave: in the clear where TLS ends before us, with its key and its pictures.
+        redirect_slashes=False,
     )
     for router in routers:
         app.include_router(router)

@@ -278,7 +278,9 @@ async def test_unknown_routes_and_methods_answer_in_the_same_body(
 ) -> None:
     lost = await client.get("/v1/nothing")
     wrong = await client.put("/v1/models")
-    assert (lost.status_code, lost.json()["error"]["code"]) == (404, "route_not_found")
+    slashed = [await client.get("/v1/models/"), await client.post("/v1/embeddings/", json={})]
+    for answer in (lost, *slashed):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "GET"
 

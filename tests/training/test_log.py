@@ -1,0 +1,29 @@
+"""A run's log has every step once, however often the run was stopped."""
+
+from pathlib import Path
+
+from training.log import LOG_FILE, Log, read_log
+
+
+def test_steps_after_the_last_checkpoint_are_taken_and_logged_again(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for step in (1, 2, 3):
+        log.append({"step": step, "loss": 1.0})
+    log.drop_after(2)
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
+    log.append({"step": 3, "loss": 0.5})
+    assert [(row["step"], row["loss"]) for row in read_log(tmp_path)] == [(1, 1), (2, 1), (3, 0.5)]
+
+
+def test_a_line_that_a_kill_cut_short_is_forgotten(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.append({"step": 1})
+    with (tmp_path / LOG_FILE).open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "lo')
+    log.drop_after(5)
+    assert [row["step"] for row in read_log(tmp_path)] == [1]
+
+
+def test_a_run_that_has_not_logged_has_no_rows(tmp_path: Path) -> None:
+    Log(tmp_path).drop_after(0)
+    assert read_log(tmp_path) == []

@@ -39,6 +39,16 @@ def alternatives(
     slow = Rules(stabilization_s=0, policies=(Policy("Percent", 100, 60), Policy("Pods", 4, 60)))
     yield "the same, at most double in 60 s", replace(shipped, up=slow)
     yield "the same, at most 20 replicas", replace(shipped, max_replicas=20)
+    quadruple = Rules(stabilization_s=0, policies=(Policy("Percent", 300, 120),))
+    yield (
+        "the same, at most 20 replicas, four times as many in 120 s",
+        replace(shipped, max_replicas=20, up=quadruple),
+    )
+    oldest = Target(OLDEST, "Value", 8 * wait.value)
+    yield (
+        "oldest item at eight times the target, and busy lanes, at most 20 replicas",
+        replace(shipped, max_replicas=20, targets=(oldest, busy)),
+    )
     yield "queue wait alone", replace(shipped, targets=(wait,))
     yield "queue wait alone, default behaviour", replace(defaults, targets=(wait,))
     p90 = Target(P90_WAIT, "Value", wait.value)

@@ -68,14 +68,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _ExactParser(prog="python -m training", description=__doc__)
     jobs = parser.add_subparsers(dest="job", required=True)
     for name, recipe in RECIPES.items():
-        job = jobs.add_parser(name, help=recipe.__doc__)
+        job = jobs.add_parser(name, help=recipe.__doc__, description=_recipe_help(recipe.__doc__))
         train.add_arguments(job)
         job.set_defaults(do=train.run)
     for name, command in COMMANDS.items():
-        job = jobs.add_parser(name, help=command.HELP)
+        job = jobs.add_parser(name, help=command.HELP, description=command.HELP)
         command.add_arguments(job)
         job.set_defaults(do=command.run)
     return parser
+
+
+def _recipe_help(sentence: str | None) -> str:
+    return f"{sentence} Stopped, it goes on when the same command is given again."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.__main__ import main
+from training.__main__ import COMMANDS, main
 from training.commands import data as data_command
 from training.commands import train as train_command
 from training.commands.train import RECIPES
@@ -43,6 +43,21 @@ def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     for recipe in RECIPES.values():
         assert recipe.__doc__
         assert recipe.__doc__.split()[0] in listing
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_of_a_job_says_what_it_does(
+    job: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # no word is cut at its hyphen
+    with pytest.raises(SystemExit) as ended:
+        main([job, "--help"])
+    assert ended.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    named = RECIPES[job].__doc__ if job in RECIPES else COMMANDS[job].HELP
+    assert named
+    assert " ".join(named.split()) in told
+    assert ("goes on when the same command is given again" in told) == (job in RECIPES)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ HELP = "Fetch the art and render the sprite bank."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("--folder", type=Path, default=Path("data"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path("data"), help="where it is kept (default data)"
+    )
     parser.add_argument(
         "--with-stamps", action="store_true", help="also fetch the GPL photo stamps, to evaluate on"
     )

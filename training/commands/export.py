@@ -10,9 +10,11 @@ HELP = "Write a model package from a checkpoint."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--name", required=True)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="what `evaluate --output` has written"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the package's folder")
+    parser.add_argument("--name", required=True, help="what requests call the model")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -27,9 +27,13 @@ def add_folder_arguments(parser: argparse.ArgumentParser, *, size: str) -> None:
         "--batch", type=int, default=64, help="pictures a step, at most all of them (default 64)"
     )
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where run folders are made"
+        "--runs", type=Path, default=Path("runs"), help="where run folders are made (default runs)"
     )
-    parser.add_argument("--name", help="of the run's folder")
+    parser.add_argument(
+        "--name",
+        help="of the run's folder (default: of what it does, the pictures and the size); a run of "
+        "this name that was stopped goes on",
+    )
     parser.add_argument(
         "--set",
         action="append",

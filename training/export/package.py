@@ -53,7 +53,8 @@ def _check_checkpoint(checkpoint: Path) -> None:
     if missing:
         raise ValueError(
             f"{checkpoint} is no complete checkpoint, it lacks {', '.join(missing)}; "
-            "finish the training and its evaluation first"
+            "finish the training and its evaluation first, or, to serve a model without scores, "
+            "give its folder to `python -m model convert`"
         )
 
 

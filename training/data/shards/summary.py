@@ -90,7 +90,7 @@ def caption_line(token: str, sources: Sequence[str], summary: DataSummary) -> st
     if not any(found.values()):
         return (
             f"{token} with captions: {summary.num_captioned} pictures, from whatever each has, for "
-            f"none has {' or '.join(sources)}; captions.{token.lower()} names others"
+            f"none has {' or '.join(sources)}; data.captions.{token.strip().lower()} names others"
         )
     line = f"{token} with captions: {summary.num_captioned} pictures, from {_counts(found)}"
     if sum(found.values()) < summary.num_captioned:

@@ -34,7 +34,7 @@ def test_a_data_set_with_captions_says_what_each_token_gets() -> None:
 def test_captions_of_other_sources_are_used_and_the_setting_is_named() -> None:
     summary = DataSummary(num_pictures=3, num_captioned=3, caption_sources={"alt": 3, "scene": 3})
     line = describe(summary, captions=CaptionSampling(), crops=CropConfig())[2]
-    assert "from whatever each has, for none has paligemma or gemini; captions.cls2" in line
+    assert "from whatever each has, for none has paligemma or gemini; data.captions.cls2" in line
 
 
 def test_a_data_set_without_captions_says_that_the_text_tower_learns_nothing() -> None:

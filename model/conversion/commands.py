@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Final
 
 from model.conversion.cache import PackageCache
+from model.conversion.errors import COMPARING, require
 from model.conversion.options import parse_options
 from model.conversion.prepare import Order, Preparer
 from model.conversion.report import JsonLines, Lines, Report
@@ -47,6 +48,7 @@ def run(arguments: Sequence[str]) -> int:
         if options.command == "build-engine":
             engines.run(options, options.cache, lambda text: report.say("step", text))
         elif options.command == "check":
+            require(COMPARING, purpose="comparing a package with its model")
             check.run(options, lambda text: report.say("step", text))
         else:
             report.say("result", _result(options, report))

@@ -5,6 +5,7 @@ from typing import Final
 
 # What converting needs beside a runtime; import names.
 CONVERTING: Final = ("torch", "torchvision", "transformers", "onnx", "onnx_ir", "onnxscript")
+COMPARING: Final = ("torch", "transformers")
 DOWNLOADING: Final = ("huggingface_hub",)
 
 

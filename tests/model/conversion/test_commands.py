@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from model.conversion import commands
+from model.conversion import errors as errors_module
 from model.conversion.cache import PackageCache
 from model.conversion.commands import ENDED, run
 from model.conversion.identity import content_of, key_of
@@ -85,6 +86,14 @@ def test_unknown_options_are_errors(
 def test_show_describes_a_verified_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "bundled"]) == 0
     assert "every SHA-256 is right" in capsys.readouterr().out
+
+
+def test_check_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(errors_module, "find_spec", lambda _: None)
+    assert run(["check", "bundled"]) == 1
+    assert "comparing a package with its model needs torch, " in capsys.readouterr().err
 
 
 def test_the_cache_is_a_flag_or_a_variable(

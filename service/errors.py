@@ -20,7 +20,11 @@ exception's text.
 """
 
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Final
+
+# A message may quote the caller. gRPC writes it three times into trailing metadata, in up to 17
+# bytes for 3 of UTF-8, and clients take 8 KiB of that; what is longer they call RESOURCE_EXHAUSTED.
+MAX_MESSAGE_BYTES: Final = 1000
 
 
 class ErrorKind(Enum):
@@ -44,7 +48,7 @@ class ServiceError(Exception):
     """An error that a caller is told about.
 
     Attributes:
-        message: One sentence for the developer who calls us.
+        message: One sentence for the developer who calls us; one that is too long lacks its middle.
         code: Short stable name of the cause.
         param: The field at fault with the item's index, such as `images[3]`.
         retry_after_s: Seconds after which a later try may succeed.
@@ -61,8 +65,8 @@ class ServiceError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = without_middle(message)
+        super().__init__(self.message)
         self.code = code or self.default_code
         self.param = param
         self.retry_after_s = retry_after_s
@@ -155,3 +159,13 @@ class InternalError(ServiceError):
 def internal_error(request_id: str) -> InternalError:
     """The answer to anything unexpected: an id to look up, nothing else."""
     return InternalError(f"Internal error. The server's log has it under request id {request_id}.")
+
+
+def without_middle(message: str) -> str:
+    """A message, of which no more is left than `MAX_MESSAGE_BYTES` of its beginning and its end."""
+    raw = message.encode("utf-8", "replace")
+    if len(raw) <= MAX_MESSAGE_BYTES:
+        return message
+    half = MAX_MESSAGE_BYTES // 2
+    begin, end = (part.decode("utf-8", "ignore") for part in (raw[:half], raw[-half:]))
+    return f"{begin} ... {end}"

@@ -161,6 +161,25 @@ async def test_who_has_left_before_the_error_is_no_error_of_ours(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.parametrize("letter", ["x", "\u672c", "\U0001f436"])
+async def test_an_error_that_quotes_the_caller_is_not_too_long_for_metadata(
+    serving: Serving, connect: Any, encode_image: Encode, letter: str
+) -> None:
+    images = [image_pb2.Image(encoded=encode_image())]
+    named = embed_pb2.EmbedImagesRequest(images=images, model=letter * 30_000)
+    classes = [segment_pb2.SegmentClass(name=letter * 2000)] * 2
+    twice = segment_pb2.SegmentImagesRequest(images=images, classes=classes)
+    async with serving() as server:
+        channel = connect(server)
+        lost = await asyncio.to_thread(ask, channel, EMBED, named.SerializeToString())
+        wrong = await asyncio.to_thread(ask, channel, SEGMENT, twice.SerializeToString())
+    assert (lost[:2], wrong[:2]) == (
+        ("NOT_FOUND", "model_not_found"),
+        ("INVALID_ARGUMENT", "invalid_field"),
+    )
+    assert lost[2].endswith("is served; there is: fake.")
+
+
 async def test_an_rpc_without_a_message_is_told_so(serving: Serving, connect: Any) -> None:
     async with serving() as server:
         call: Any = connect(server).stream_unary(EMBED)

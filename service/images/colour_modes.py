@@ -19,7 +19,9 @@ def flatten(image: Image.Image) -> Image.Image:
         ValueError: Of a mode that no file has.
     """
     if image.has_transparency_data:
-        picture = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        picture = image.convert("LA") if image.mode == "La" else image
+        if picture.mode != "RGBA":  # to convert what is so already would be another copy
+            picture = picture.convert("RGBA")
         paper = Image.new("RGB", picture.size, WHITE)
         paper.paste(picture, mask=picture)
         return paper

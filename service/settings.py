@@ -93,7 +93,8 @@ class Settings(BaseSettings):
     """Threads of one runtime. Several lanes of one thread give more throughput than the reverse.
     Default: 1, or the CPUs that lanes leave over, shared among them."""
     pool_threads: Positive | None = None
-    """Threads that decode pictures and encode answers. Default: as many as CPUs, at most 8."""
+    """Threads that decode pictures and encode answers. Default: as many as CPUs, at most 8, and no
+    more than decode pictures of `max_image_pixels` at once in half of the free memory."""
     jpeg_decode: Literal["fast", "exact"] = "fast"
     """`fast` decodes a JPEG at a half, a quarter or an eighth of its size where that leaves twice
     what the model sees: in half the time, and on average half a grey level from `exact`."""

@@ -44,7 +44,8 @@ class InProcessEngine:
         metrics = Metrics()
         self._models = ModelRegistry(metrics)
         door = Door(metrics)
-        self._pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
+        self._num_pool_threads = num_pool_threads(settings)
+        self._pool = ThreadPoolExecutor(self._num_pool_threads, "pool")
         self._plane = DataPlane(
             door,
             self._models,
@@ -67,7 +68,7 @@ class InProcessEngine:
             self.close()
             raise
         door.open()
-        self.window = self._busy_window(settings)
+        self.window = self._busy_window()
 
     def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
         """As `Engine` has it; pictures may be pixels, too."""
@@ -106,12 +107,12 @@ class InProcessEngine:
             except ServiceError as error:
                 raise refusal(error.message, error.code, error.param) from error
 
-    def _busy_window(self, settings: Settings) -> int:
+    def _busy_window(self) -> int:
         """Enough for every lane's batch and those behind it, and for what is being decoded."""
         served = self._models.find(None)
         batch = max((bucket.max_batch_images for bucket in served.info.buckets), default=1)
         num_lanes = sum(served.lane_report().states.values())
-        return BATCHES_WAITING * num_lanes * batch + num_pool_threads(settings)
+        return BATCHES_WAITING * num_lanes * batch + self._num_pool_threads
 
 
 def summarize(info: ModelInfo) -> ModelSummary:

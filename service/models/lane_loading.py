@@ -39,6 +39,8 @@ from service.settings import Settings
 MAX_BATCH_IMAGES: Final = 64
 # One whose batch is computed, and one whose pictures are copied meanwhile.
 GPU_LANES: Final = 2
+# While a picture is decoded: as it was stored, and as it is laid on paper, four bytes each.
+DECODED_PIXEL_BYTES: Final = 8
 
 # Makes the runtime of a lane, given `num_threads` and `num_lanes`.
 Load = Callable[..., Runtime]
@@ -187,8 +189,18 @@ def check_memory(
 
 
 def num_pool_threads(settings: Settings) -> int:
-    """Threads that decode and encode: as set, or one for each CPU that this process may use."""
-    return settings.pool_threads or min(available_cpus(), MAX_LANES)
+    """Threads that decode and encode: as set, or one for each CPU that this process may use.
+
+    No more than can decode the largest pictures side by side in their share of the memory.
+    """
+    if settings.pool_threads is not None:
+        return settings.pool_threads
+    free_bytes = free_memory()
+    threads = min(available_cpus(), MAX_LANES)
+    if free_bytes is None:
+        return threads
+    picture_bytes = DECODED_PIXEL_BYTES * settings.max_image_pixels
+    return max(1, min(threads, int(free_bytes * MEMORY_SHARE) // picture_bytes))
 
 
 def lane_plan(

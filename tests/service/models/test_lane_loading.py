@@ -13,7 +13,7 @@ from model.package import Manifest, ModelPackage, PackageError, open_package
 from model.runtime.base import VisionOutput
 from model.runtime.choice import RuntimeChoice
 from service.models import lane_loading
-from service.models.lane_loading import LoadedLanes, lane_plan, load_lanes
+from service.models.lane_loading import LoadedLanes, lane_plan, load_lanes, num_pool_threads
 from service.models.model_source import ModelSource
 
 MB = 2**20
@@ -99,6 +99,18 @@ def test_a_gpu_has_two_lanes_however_many_processors(
 ) -> None:
     settings = make_settings(lanes=lanes)
     assert lane_plan(settings, MB, (0, MB), device="gpu").num_lanes == planned
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "pool_threads", "planned"),
+    [(100_000 * MB, None, 4), (1300 * MB, None, 2), (MB, None, 1), (MB, 7, 7)],
+)
+def test_as_many_threads_decode_as_have_the_memory_for_the_largest_pictures(
+    machine: Machine, make_settings: Any, free_bytes: int, pool_threads: int | None, planned: int
+) -> None:
+    machine.set_free(free_bytes)
+    settings = make_settings(pool_threads=pool_threads, max_image_pixels=40_000_000)
+    assert num_pool_threads(settings) == planned
 
 
 def test_lanes_that_were_asked_for_and_do_not_fit_are_an_error(

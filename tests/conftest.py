@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 from model.package import ModelPackage
+from service import blas_threads  # noqa: F401 - for libraries and programs that come later
 
 if TYPE_CHECKING:
     from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
@@ -33,17 +36,27 @@ TINY_PROVENANCE = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Random is the order alone: pytest-randomly would seed each run's numbers differently."""
+    """Random is the order alone: pytest-randomly would seed each run's numbers differently.
+
+    And matrix products run in one thread, as the service's do: on a busy machine OpenBLAS's helpers
+    spin for what they wait for, and then seconds become minutes. A plugin has loaded it already.
+    """
     config.option.randomly_reset_seed = False
+    threadpool_limits(1, user_api="blas")
+    # In CI Hypothesis does so itself: how fast an example is says nothing on a busy machine.
+    patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("patient", settings(), **patient)
+    settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
-    """Every test draws the same numbers, whichever tests ran before it."""
+    """Every test draws the same numbers, and torch computes alike, whatever ran before it."""
     random.seed(0)
     np.random.seed(0)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

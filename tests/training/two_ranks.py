@@ -96,7 +96,7 @@ def main(rank: int, folder: Path) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=200),
     )
     seen: dict[str, object] = {"start": distributed.start()}
     module, mine = TwoParts(), slice(4 * rank, 4 * rank + 4)

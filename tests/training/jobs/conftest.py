@@ -1,9 +1,12 @@
 """Volumes of a small cluster: pictures in shards, captioners, a teacher, what evaluation takes."""
 
+import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from training.data.folder import DataFolder
 NUM_PICTURES = 8
 # A step takes seconds; what it waits for on a busy machine is imports.
 LIMIT_S = 280.0
+# The kernel gives connections ports of this range.
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +46,13 @@ def places(tmp_path_factory: pytest.TempPathFactory, data_folder: DataFolder) ->
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
+    """A port that nobody listens on, and that no connection gets before somebody does."""
+    first_of_connections = int(PORT_RANGE.read_text(encoding="ascii").split()[0])
+    for port in range(first_of_connections - 1 - os.getpid() % 1000, 1024, -1):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("all ports are taken")
 
 
 class Running:

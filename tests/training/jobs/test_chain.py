@@ -5,13 +5,8 @@ says what is replaced. PaliGemma is a tiny one with random weights, drawings are
 """
 
 import io
-import os
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from benchmarks.service_process import running_service
 from model.package import open_package
 from tests.deploy.training_steps import (
     Places,
@@ -131,62 +127,24 @@ def test_the_shipped_gate_refuses_this_student(
     assert policy["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] == [status]
 
 
-def test_the_service_answers_by_the_published_package(chain: Chain) -> None:
+def test_the_service_answers_by_the_published_package(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As its Deployment names the version.
+    monkeypatch.setenv("TIPSERVE_MODEL", chain.said["publish"].strip())
     picture = io.BytesIO()
     Image.new("RGB", (60, 40), (90, 120, 60)).save(picture, "PNG")
-    with serve(Path(chain.said["publish"].strip())) as url:
+    with running_service("--host=127.0.0.1") as service:
         answer = httpx.post(
-            f"{url}/v1/images:segment?classes=wall,sky",
+            f"{service.http_url}/v1/images:segment?classes=wall,sky",
             content=picture.getvalue(),
             headers={"Content-Type": "image/png", "Accept": "image/png"},
             timeout=LIMIT_S,
         )
-        models = httpx.get(f"{url}/v1/models", timeout=LIMIT_S).json()
+        models = httpx.get(f"{service.http_url}/v1/models", timeout=LIMIT_S).json()
     assert answer.status_code == 200, answer.text
     assert Image.open(io.BytesIO(answer.content)).size == (60, 40)
     assert [entry["id"] for entry in models["data"]] == ["student"]
-
-
-@contextmanager
-def serve(version: Path) -> Iterator[str]:
-    """The service with a version as its Deployment names it, once it is ready."""
-    port = free_port()
-    command = [sys.executable, "-m", "service", "--host=127.0.0.1", f"--http-port={port}"]
-    process = subprocess.Popen(
-        [*command, "--grpc-port=0", "--metrics-port=0"],
-        env={**os.environ, "TIPSERVE_MODEL": str(version)},
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        url, until = f"http://127.0.0.1:{port}", time.monotonic() + LIMIT_S
-        while not is_ready(url):
-            assert process.poll() is None, "the service ended"
-            assert time.monotonic() < until, "the service is not ready"
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def is_ready(url: str) -> bool:
-    """Whether it answers, and says so."""
-    try:
-        return httpx.get(f"{url}/v2/health/ready", timeout=LIMIT_S).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def test_the_way_back_is_one_command(chain: Chain) -> None:

@@ -195,7 +195,7 @@ def main(rank: int, num_ranks: int, folder: Path) -> None:
             init_method=f"file://{folder}/store",
             rank=rank,
             world_size=num_ranks,
-            timeout=timedelta(seconds=60),
+            timeout=timedelta(seconds=200),
         )
     cases = [(case, "uneven") for case in (*PRETRAINED, *DISTILLED)]
     cases += [("centering", "one"), ("centering", "nobody")]

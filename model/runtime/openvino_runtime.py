@@ -149,6 +149,8 @@ def _compile(path: Path, precision: Precision, share: LaneShare) -> Any:
 
 
 def _settings(precision: Precision, share: LaneShare) -> dict[str, Any]:
+    # No CACHE_DIR: OpenVINO 2026.4 finds what it kept by a graph's path, length and time, and was
+    # seen to compute with the old weights of a file that others had taken the place of.
     settings = {
         "INFERENCE_NUM_THREADS": share.num_threads * share.num_lanes,
         "NUM_STREAMS": share.num_lanes,

@@ -17,6 +17,7 @@ from training.data.batch import Batch
 from training.heads import HeadConfig
 from training.losses.dino import dino_loss
 from training.losses.distillation import distillation_loss, feature_loss
+from training.losses.ibot import Supervised
 from training.methods.base import Step, StepResult
 from training.methods.distill import Distill, DistillConfig, TextStart
 from training.methods.pretrain import Pretrain, PretrainConfig
@@ -267,6 +268,17 @@ def test_every_patch_of_the_whole_picture_is_distilled(
     torch.testing.assert_close(teacher.assign_patches(theirs.patches_BND), targets_BNK)
     expected = distillation_loss(logits_BNK, targets_BNK)
     torch.testing.assert_close(step(method, batch, 0.5).metrics["patch"], expected)
+
+
+@pytest.mark.parametrize("supervised", ["all", "masked"])
+def test_in_ablations_a_mask_hides_patches_and_may_choose_those_that_count(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, supervised: Supervised
+) -> None:
+    config = replace(PAPER, mask_ratio=0.5, supervised=supervised)
+    terms = step(Distill(student_model, config, make_teacher()), cropped, 0.0).metrics
+    both = (terms["patch_masked"] + terms["patch_visible"]) / 2  # two of four patches each
+    expected = both if supervised == "all" else terms["patch_masked"]
+    torch.testing.assert_close(terms["patch"], expected)
 
 
 def test_the_student_learns_from_it(

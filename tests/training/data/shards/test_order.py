@@ -26,6 +26,12 @@ def test_every_epoch_holds_every_sample_once() -> None:
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+def test_the_samples_of_one_window_come_in_another_order_in_every_epoch() -> None:
+    stream = StreamOrder(np.array([12]), seed=0, window_shards=1)
+    epochs = [tuple(stream.at(epoch * 12 + i) for i in range(12)) for epoch in range(4)]
+    assert len(set(epochs)) == 4
+
+
 def test_a_place_is_known_without_those_before_it() -> None:
     stream = order()
     forwards = [stream.at(place) for place in range(60)]

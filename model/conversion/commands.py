@@ -22,9 +22,9 @@ from model.publication import Repository
 from model.runtime.tensorrt import command as engines
 from model.runtime.tensorrt.calls import GpuError
 
-# Exit statuses: what the user can mend, and what was told to end.
+# Exit statuses: what the user can mend; what was told to end has this and the signal's number.
 FAILED: Final = 1
-ENDED: Final = 143
+SIGNALLED: Final = 128
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit status: 0, or 1 with a sentence on standard error.
 
     Raises:
-        SystemExit: An option that is not known, `--help`, or SIGTERM.
+        SystemExit: An option that is not known, `--help`, or a signal that ends it.
     """
     options = parse_options(list(arguments))
     # Bars of libraries would break the lines; what is downloaded is told in lines.
@@ -60,8 +60,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def end_on_signal() -> None:
-    """Let SIGTERM leave by way of every `finally`, so that nothing half-written stays."""
-    signal.signal(signal.SIGTERM, _end)
+    """Let SIGTERM and Ctrl-C leave by way of every `finally`: nothing half-written stays."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
 
 
 def _result(options: argparse.Namespace, report: Report) -> str:
@@ -114,8 +115,8 @@ def _order(options: argparse.Namespace) -> Order:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise SystemExit(ENDED)
+    del frame
+    raise SystemExit(SIGNALLED + number)
 
 
 def _end_with_stdin() -> None:

@@ -35,9 +35,9 @@ def locked(
         clock: In seconds.
 
     Raises:
-        CacheError: The file system has no locks.
+        CacheError: The file cannot be written, or the file system has no locks.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    with _open(path) as file:
         said_at = -REMIND_S
         while not _take(file):
             if clock() - said_at >= REMIND_S:
@@ -55,8 +55,19 @@ def locked(
 @contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
     """Hold a lock that nobody holds; gives False, and holds nothing, where somebody does."""
-    with path.open("a+", encoding="utf-8") as file:
+    with _open(path) as file:
         yield _take(file)
+
+
+def _open(path: Path) -> IO[str]:
+    """The lock's file; it is made where there is none."""
+    try:
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise CacheError(
+            f"{path} cannot be written ({error.strerror}); name another cache folder by --cache or "
+            "TIPSERVE_CACHE"
+        ) from error
 
 
 def _take(file: IO[str]) -> bool:

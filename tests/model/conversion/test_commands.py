@@ -13,7 +13,7 @@ import pytest
 from model.conversion import commands
 from model.conversion import errors as errors_module
 from model.conversion.cache import PackageCache
-from model.conversion.commands import ENDED, run
+from model.conversion.commands import SIGNALLED, run
 from model.conversion.identity import content_of, key_of
 from model.conversion.prepare import Order, Preparer
 from model.conversion.source import FolderSource, HubSource
@@ -125,9 +125,9 @@ def test_a_program_reads_json_lines_and_nothing_else(tmp_path: Path) -> None:
     assert (process.returncode, err) == (1, "")
 
 
-@pytest.mark.parametrize("way", ["SIGTERM", "its starter ends"])
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT, None])
 def test_it_ends_when_it_is_told_to_or_left_alone(
-    way: str, cache: PackageCache, tmp_path: Path
+    told: signal.Signals | None, cache: PackageCache, tmp_path: Path
 ) -> None:
     source = tmp_path / "student"
     source.mkdir()
@@ -140,11 +140,11 @@ def test_it_ends_when_it_is_told_to_or_left_alone(
         try:
             assert "looking at the files" in process.stdout.readline()
             assert f"waiting for process {os.getpid()}" in process.stdout.readline()
-            if way == "SIGTERM":
-                process.send_signal(signal.SIGTERM)
+            if told is not None:
+                process.send_signal(told)
             else:
                 process.stdin.close()
-            assert process.wait(60) == ENDED
+            assert process.wait(60) == SIGNALLED + (told or signal.SIGTERM)
         finally:
             process.kill()
     assert not list((cache.root / "packages").iterdir())

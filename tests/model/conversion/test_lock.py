@@ -62,6 +62,15 @@ def test_a_lock_is_free_again_after_its_block(path: Path) -> None:
             assert is_free
 
 
+def test_a_lock_that_cannot_be_written_is_said(path: Path) -> None:
+    path.mkdir()
+    with (
+        pytest.raises(CacheError, match=r"lock cannot be written \(Is a dir.*TIPSERVE_CACHE"),
+        locked(path, print),
+    ):
+        pass
+
+
 def test_a_file_system_without_locks_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")

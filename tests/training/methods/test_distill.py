@@ -155,6 +155,35 @@ def test_a_teacher_may_be_frozen_in_bfloat16(
     results[1].loss.backward()
 
 
+def test_a_run_with_full_averages_and_two_heads_teaches_by_all_of_them(
+    teacher_folder: Path,
+) -> None:
+    model = Tipsv2Model.from_pretrained(teacher_folder / "model")
+    config = PretrainConfig(head=HEAD, ema="full", separate_heads=True)
+    state = Pretrain(model, config).state_dict()
+    left = {name: value for name, value in state.items() if not name.startswith("model.")}
+    left |= {name: value + 0.01 for name, value in left.items() if name.startswith("teacher_")}
+    left["global_centering.centre_K"] = torch.linspace(-0.1, 0.1, HEAD.num_prototypes)
+    torch.save(left, teacher_folder / "heads.pt")
+    teacher = load_teacher(teacher_folder, HEAD)
+    assert teacher.global_head is not None
+    assert teacher.global_centering is not None
+    parts = {
+        "teacher_tower": teacher.model.vision_model,
+        "teacher_head": teacher.head,
+        "teacher_global_head": teacher.global_head,
+        "centering": teacher.centering,
+        "global_centering": teacher.global_centering,
+    }
+    for name, part in parts.items():
+        assert part is not None
+        for key, value in part.state_dict().items():
+            assert torch.equal(value, left[f"{name}.{key}"]), f"{name}.{key}"
+    tokens_BD = torch.randn(2, teacher.width, generator=torch.Generator().manual_seed(0))
+    expected = teacher.global_centering(teacher.global_head(tokens_BD))
+    assert torch.equal(teacher.assign_global(tokens_BD), expected)
+
+
 @pytest.mark.parametrize("text_start", ["fresh", "teacher"])
 def test_the_students_vision_tower_starts_at_random(
     tiny_config: TrainingConfig,

@@ -20,6 +20,8 @@ from model.package import ModelPackage, open_package
 
 # The package's own weights, its graphs in float32, and what else is written on the way.
 SPACE_FACTOR: Final = 3
+# The graphs in each further precision, at most.
+FURTHER_FACTOR: Final = 0.5
 FRONT_MATTER: Final = "---"
 
 
@@ -58,8 +60,7 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
         ValueError: `output` holds something else.
     """
     require(CONVERTING, purpose="converting a checkpoint")
-    needed = SPACE_FACTOR * sum(weight_bytes(path) for path in (recipe.base, recipe.dense) if path)
-    check_space(output.parent, needed)
+    check_space(output.parent, _needed_bytes(recipe))
     progress("loading what converts")
     # An extra, and seconds to import.
     from safetensors import SafetensorError  # noqa: PLC0415
@@ -106,6 +107,13 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
             f"{output} cannot be written ({error}); make room on its disk and in "
             f"{tempfile.gettempdir()}, or name another folder"
         ) from error
+
+
+def _needed_bytes(recipe: Recipe) -> int:
+    """About what a package takes while it is written."""
+    weights = sum(weight_bytes(path) for path in (recipe.base, recipe.dense) if path)
+    num_further = len(set(recipe.precisions) - {"fp32"})
+    return int((SPACE_FACTOR + FURTHER_FACTOR * num_further) * weights)
 
 
 def _earlier_package(recipe: Recipe) -> ModelPackage | None:

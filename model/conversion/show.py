@@ -46,6 +46,10 @@ def _parity(parity: ParityEntry) -> str:
         "same mask": parity.mask_agreement,
     }
     numbers += [f"{name} {value:.6f}" for name, value in shares.items() if value is not None]
+    if parity.depth_error is not None:
+        numbers.append(f"depth {100 * parity.depth_error:.3g} % off")
+    if parity.normals_degrees is not None:
+        numbers.append(f"normals {parity.normals_degrees:.3g} degrees off")
     failed = "".join(f"; not to be used, {failure}" for failure in parity.failures[:1])
     return f"{parity.file} by {parity.runtime} in {parity.precision}: {', '.join(numbers)}{failed}"
 

@@ -117,6 +117,9 @@ def test_a_full_disk_is_noticed_first(
     monkeypatch.setattr(convert_module, "weight_bytes", lambda _: 10**15)
     with pytest.raises(CacheError, match=r"about 3000000\.0 GB .*make room"):
         convert(recipe(tiny_checkpoint), tmp_path / "out", print)
+    more = recipe(tiny_checkpoint, precisions=("fp32", "fp16", "int8"))
+    with pytest.raises(CacheError, match=r"about 4000000\.0 GB"):
+        convert(more, tmp_path / "out", print)
     assert not contents
 
 

@@ -27,11 +27,14 @@ def test_what_failed_is_told_apart(tiny_package: ModelPackage) -> None:
         reference="torch",
         sizes=[(1, 56, 56)],
         max_abs_diff=0.5,
+        depth_error=0.0125,
+        normals_degrees=0.5,
         mask_agreement=0.9,
         limits=ParityLimits(min_mask_agreement=0.995),
     )
     passed = entry.model_copy(update={"mask_agreement": 1.0})
     manifest = tiny_package.manifest.model_copy(update={"parity": [entry, passed]})
     text = describe_package(replace(tiny_package, manifest=manifest))
-    assert "same mask 0.900000; not to be used, mask_agreement is 0.9" in text
+    assert "same mask 0.900000, depth 1.25 % off, normals 0.5 degrees off; not to be used" in text
+    assert "mask_agreement is 0.9, min_mask_agreement 0.995" in text
     assert text.count("not to be used") == 1

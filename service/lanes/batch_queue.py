@@ -22,6 +22,7 @@ from service.errors import ServiceError, Unavailable
 from service.lanes.fair_share import FairShare
 from service.lanes.waiting_line import Turn, WaitingLine
 from service.lanes.work import Batch, BatchLimits, Bucket, Completed, Entry, Kind, WorkItem, settle
+from service.monitoring.model_counter import ModelCounter
 from service.monitoring.observability import Metrics
 
 # A caller's timer may go off a moment before the deadline that it was set for.
@@ -60,7 +61,7 @@ class BatchQueue:
     def __init__(self, rules: BatchRules, metrics: Metrics, clock: Clock) -> None:
         self._rules = rules
         self._shares = FairShare()
-        self._metrics = metrics
+        self.abandoned = ModelCounter(metrics.abandoned)
         self._clock = clock
         self._lines: dict[Bucket, WaitingLine] = {}
         lock = threading.RLock()
@@ -133,7 +134,7 @@ class BatchQueue:
     def count_abandoned(self, num_items: int, deadline: float) -> None:
         """Count items that are not computed, for their caller left or their deadline passed."""
         is_late = deadline - TIMER_SLACK_S <= self._clock()
-        self._metrics.abandoned.labels("deadline" if is_late else "cancelled").inc(num_items)
+        self.abandoned.inc("deadline" if is_late else "cancelled", num_items)
 
     def close(self, reason: Callable[[], ServiceError] = stopping) -> None:
         """Take nothing more and answer everything that waits with the reason; the first counts."""
@@ -291,5 +292,5 @@ class BatchQueue:
 
     def _answer_expired(self, expired: Sequence[Entry]) -> None:
         for entry in expired:
-            self._metrics.abandoned.labels("deadline").inc()
+            self.abandoned.inc("deadline")
             settle(entry.future, error=deadline_exceeded())

@@ -48,7 +48,6 @@ def run_batch(
     except Exception as cause:
         trace.end(clock(), type(cause).__name__)
         if isinstance(cause, Interrupted):
-            metrics.abandoned.labels("interrupted").inc(len(batch.entries))
             for entry in batch.entries:
                 settle(entry.future, error=_batch_failed(cause))
             return cause

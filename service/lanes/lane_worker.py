@@ -121,6 +121,7 @@ class LaneWorker:
         for entry in batch.entries:
             entry.future.on_left = None  # or batch and pictures would hold each other in a circle
         if isinstance(failure, Interrupted):
+            shared.queue.abandoned.inc("interrupted", num_items)
             self.pulse.end()
             return True
         if failure is not None:

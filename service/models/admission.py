@@ -17,6 +17,7 @@ from service.lanes.pace import Pace
 from service.lanes.pulse import unwell
 from service.lanes.work import Kind
 from service.models.patient_line import PatientLine, Waiter
+from service.monitoring.model_counter import ModelCounter
 from service.monitoring.observability import Metrics
 
 # Callers are told to come back no sooner and no later than this, and this while nothing is known.
@@ -86,7 +87,7 @@ class Admission:
         self._patient = PatientLine(max_cost)
         self._pace = Pace()
         self._changed = threading.Condition()
-        self._metrics = metrics
+        self.rejected = ModelCounter(metrics.rejected)
 
     @property
     def cost(self) -> int:
@@ -213,7 +214,7 @@ class Admission:
         return full
 
     def _refused(self, reason: str, error: ServiceError) -> ServiceError:
-        self._metrics.rejected.labels(reason).inc()
+        self.rejected.inc(reason)
         return error
 
     def _enter(self, cost: int) -> None:

@@ -42,6 +42,7 @@ class ServedModel:
         self._batcher = batcher
         self._lanes = lanes
         self.requests = RequestCounts()
+        self._cache = cache
         self._texts = TextEncoder(tokenizer, batcher, cache)
 
     def close(self, timeout_s: float) -> None:
@@ -93,6 +94,9 @@ class ServedModel:
             oldest_s=self.oldest_s(),
             admitted_patches=self.admission.cost,
             max_admitted_patches=self.admission.max_cost,
+            rejected=self.admission.rejected.totals(),
+            abandoned=self._batcher.queue.abandoned.totals(),
+            prompts=self._cache.lookups(),
         )
 
     def statistics(self) -> ModelStatistics:

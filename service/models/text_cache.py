@@ -9,8 +9,8 @@ wait and is not kept. Shape legend: D width.
 import copy
 import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,6 +66,7 @@ class TextCache:
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, Embedding] = OrderedDict()
         self._flights: dict[str, Flight] = {}
+        self._lookups: Counter[str] = Counter()
 
     def find(self, prompts: Iterable[str]) -> dict[str, Embedding]:
         """Those of the prompts that are known, each once; read-only."""
@@ -74,6 +75,7 @@ class TextCache:
             found = {p: self._entries[p] for p in wanted if p in self._entries}
             for prompt in found:
                 self._entries.move_to_end(prompt)
+            self._lookups["hit"] += len(found)
         self._metrics.text_cache_hits.inc(len(found))
         return found
 
@@ -98,6 +100,7 @@ class TextCache:
                 self._flights[prompt].waits.add(wait)
                 wait.flights.add(self._flights[prompt])
             num_joined = len(wait.flights) - len(begun)
+            self._lookups.update(hit=num_found, coalesced=num_joined, miss=len(begun))
             if not wait.flights:
                 wait.done.set_result(None)
         self._metrics.text_cache_hits.inc(num_found)
@@ -136,6 +139,11 @@ class TextCache:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def lookups(self) -> Mapping[str, int]:
+        """How many prompts were found, how many were under way, how many had to be computed."""
+        with self._lock:
+            return dict(self._lookups)
 
     @property
     def num_bytes(self) -> int:

@@ -23,6 +23,9 @@ class LaneReport:
         num_waiting: Items that wait for a lane.
         oldest_s: Age of the oldest of them.
         admitted_patches: What the requests inside cost, and `max_admitted_patches` what fits.
+        rejected: Requests that came to it and were refused at its door, by reason.
+        abandoned: Items of it that were not computed, by reason.
+        prompts: Looked up in its text cache, by what came of it.
     """
 
     model: str
@@ -33,6 +36,9 @@ class LaneReport:
     oldest_s: float = 0.0
     admitted_patches: int = 0
     max_admitted_patches: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    abandoned: Mapping[str, int] = field(default_factory=dict)
+    prompts: Mapping[str, int] = field(default_factory=dict)
 
 
 def _num_batches(report: LaneReport) -> float:
@@ -53,6 +59,11 @@ COUNTERS: Final[Sequence[tuple[str, str, Read]]] = (
     ("batches", "Batches that came out well.", _num_batches),
     ("batch_items", "Pictures and texts in batches that came out well.", _num_items),
     ("batch_seconds", "Time that lanes computed such batches, all lanes together.", _busy_s),
+)
+BY_LABEL: Final[Sequence[tuple[str, str, str, Callable[[LaneReport], Mapping[str, int]]]]] = (
+    ("rejected", "Requests refused at its door.", "reason", lambda report: report.rejected),
+    ("abandoned", "Queued items never computed.", "reason", lambda report: report.abandoned),
+    ("prompts", "Prompts looked up in its cache.", "outcome", lambda report: report.prompts),
 )
 GAUGES: Final[Sequence[tuple[str, str, Read]]] = (
     ("queue_depth", "Items that wait for a lane.", lambda report: report.num_waiting),
@@ -88,6 +99,12 @@ class LaneCollector(Collector):
             counter = CounterMetricFamily(f"tipserve_model_{name}", text, labels=["model"])
             for report in reports:
                 counter.add_metric([report.model], read(report))
+            yield counter
+        for name, text, label, counts in BY_LABEL:
+            counter = CounterMetricFamily(f"tipserve_model_{name}", text, labels=["model", label])
+            for report in reports:
+                for value, count in counts(report).items():
+                    counter.add_metric([report.model, value], count)
             yield counter
         for name, text, read in GAUGES:
             gauge = GaugeMetricFamily(f"tipserve_model_{name}", text, labels=["model"])

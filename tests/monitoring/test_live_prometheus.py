@@ -40,6 +40,7 @@ ABSENT: Final = gpu_series() | {"tipserve_memory_limit_bytes"}
 ONLY_OF_FAULTS: Final = {
     "Alerts that fire A",
     "Refused by reason A",
+    "Refused by model A",
     "Faults by method and status A",
     "Faults by model and status A",
 }

@@ -1,6 +1,7 @@
 """What a whole server tells of its models and of itself, over both protocols."""
 
 import asyncio
+import base64
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
@@ -60,6 +61,32 @@ async def test_requests_are_told_by_model_and_protocol(
             assert sample(server, "model_batches_total", model=model) == count
             stage = {"model": model, "stage": "run"}
             assert sample(server, "model_stage_duration_seconds_count", **stage) == count
+
+
+async def test_refusals_and_prompts_are_told_by_model(
+    serving: Serving,
+    encode_image: Callable[..., bytes],
+    serve_fake: Callable[..., ServedModel],
+    runtime: "FakeRuntime",
+) -> None:
+    images = 17 * [base64.b64encode(encode_image()).decode()]
+    async with serving(max_queue_patches=64, max_batch_patches=64) as server:
+        server.models.put(serve_fake(server.settings, server.metrics, runtime, "b"))
+        base = f"http://127.0.0.1:{server.ports['http']}"
+        async with httpx.AsyncClient(base_url=base, timeout=LIMIT_S) as client:
+            large = await client.post("/v1/images:embed", json={"images": images, "model": "b"})
+            for _ in range(2):
+                words = {"texts": ["a", "e"], "model": "b"}
+                assert (await client.post("/v1/texts:embed", json=words)).status_code == 200
+        told = {
+            (labels["model"], *(value for name, value in labels.items() if name != "model")): count
+            for name in ("rejected", "prompts")
+            for labels, count in samples(server, f"tipserve_model_{name}_total")
+            if count
+        }
+        assert sample(server, "rejected_total", reason="too_large") == 1
+    assert large.status_code == 413
+    assert told == {("b", "too_large"): 1, ("b", "miss"): 2, ("b", "hit"): 2}
 
 
 def samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:

@@ -205,6 +205,7 @@ async def test_a_caller_who_hangs_up_frees_the_queue(
         with suppress(asyncio.CancelledError):
             await leaving
         await until(lambda: sample(server, "abandoned_total", reason="cancelled") == 1)
+        assert sample(server, "model_abandoned_total", model="fake", reason="cancelled") == 1
         await until(lambda: sample(server, "requests_total", method=method, code=code) == 1)
         assert sample(server, "queue_depth", bucket="image 28x28") == 0
         assert sample(server, "inflight") == 1
@@ -238,6 +239,7 @@ async def test_a_caller_who_hangs_up_while_the_model_runs_frees_the_lane(
         with suppress(asyncio.CancelledError):
             await leaving
         await until(lambda: sample(server, "abandoned_total", reason="interrupted") == 1)
+        assert sample(server, "model_abandoned_total", model="fake", reason="interrupted") == 1
         runtime.gate.set()
         assert (await over_rest(server, encode_image())).status == "200"
         assert sample(server, "requests_total", method=method, code=code) == 1

@@ -46,6 +46,16 @@ def test_the_least_recently_used_goes_first(metrics: Metrics) -> None:
     assert cache.num_bytes == 2 * ENTRY_BYTES
 
 
+def test_what_is_waited_for_and_there_counts_as_used(metrics: Metrics) -> None:
+    cache = TextCache(2 * ENTRY_BYTES, metrics)
+    add(cache, "a", 1)
+    add(cache, "b", 2)
+    wait, _ = cache.join(["a"])
+    cache.leave(wait)
+    add(cache, "c", 3)
+    assert set(cache.find(["a", "b", "c"])) == {"a", "c"}
+
+
 def test_a_long_text_counts_by_its_length(metrics: Metrics) -> None:
     cache = TextCache(10 * ENTRY_BYTES, metrics)
     for prompt in "abcdefgh":

@@ -52,6 +52,8 @@ class FakeRuntime:
     precision: Precision = "fp32"
     device: Device = "cpu"
     tasks: tuple[DenseTask, ...] = DENSE_TASKS
+    # After which its lane is given up, and who waits for it is told; a second at the least.
+    num_repairs = 50
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -188,8 +190,7 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             probe_interval_s=settings.watchdog_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,
             dead_limit_s=settings.watchdog_dead_limit_s,
-            # As long as a test waits for anything: it is not given up while a test looks elsewhere.
-            pauses_s=(0.0, *[0.02] * int(WAIT_S / 0.02)),
+            pauses_s=(0.0, *[0.02] * runtime.num_repairs),
         )
         batcher = Batcher([lane], rules=rules, metrics=metrics, care=care)
         batcher.start()

@@ -113,11 +113,14 @@ async def test_a_device_that_comes_back_is_used_again(
     internal: str,
     unavailable: str,
 ) -> None:
+    runtime.num_repairs = 1000  # it is not given up while the test looks elsewhere
     async with serving(watchdog_interval_s=0.05) as server:
         runtime.fault = "broken"
-        assert await ask(server, encode_image()) in {internal, unavailable}
+        asked = asyncio.ensure_future(ask(server, encode_image()))
         await until_rest(server, "ready", 503)
         runtime.fault = ""
+        # Where the lane found out by itself, whoever was let in before is answered after all.
+        assert await asked in {ok, internal, unavailable}
         await until_rest(server, "ready", 200)
         await until_grpc(server, "SERVING")
         assert await ask(server, encode_image()) == ok

@@ -3,7 +3,7 @@
 With `partial` an answer has an `Item` for each picture or text: a value, or what is wrong with it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Unpack, overload
 
 from numpy.typing import NDArray
@@ -29,10 +29,21 @@ from tipserve_client.asks import (
     FeaturesOptions,
     Float32,
     MapOptions,
+    Method,
     Pictures,
     SegmentOptions,
+    as_pictures,
     make_ask,
 )
+from tipserve_client.beside_loop import pack_beside
+
+
+async def _packed(
+    method: Method, options: Mapping[str, Any], *, pictures: Pictures, **given: Any
+) -> Ask:
+    """As `make_ask` has it; the pictures are gone through here, and packed beside the loop."""
+    several = list(as_pictures(pictures))
+    return await pack_beside(lambda: make_ask(method, options, pictures=several, **given), several)
 
 
 class AsyncMethods:
@@ -124,7 +135,9 @@ class AsyncMethods:
             options: The rest, by the service's own names.
         """
         given = {**options, "dtype": dtype}
-        return await self._ask(make_ask("embed_images", given, pictures=pictures, partial=partial))
+        return await self._ask(
+            await _packed("embed_images", given, pictures=pictures, partial=partial)
+        )
 
     @overload
     async def embed_texts(
@@ -235,7 +248,9 @@ class AsyncMethods:
     ) -> Any:
         """A mask of each picture's size: k where the k-th class is."""
         return await self._ask(
-            make_ask("segment_images", options, pictures=pictures, classes=classes, partial=partial)
+            await _packed(
+                "segment_images", options, pictures=pictures, classes=classes, partial=partial
+            )
         )
 
     @overload
@@ -268,7 +283,7 @@ class AsyncMethods:
     ) -> Any:
         """How well each class fits each picture, the best first."""
         return await self._ask(
-            make_ask(
+            await _packed(
                 "classify_images", options, pictures=pictures, classes=classes, partial=partial
             )
         )
@@ -292,7 +307,7 @@ class AsyncMethods:
     ) -> Any:
         """Patch embeddings made visible: colours [H, W, 3], one component or groups [H, W]."""
         return await self._ask(
-            make_ask("view_features", options, pictures=pictures, partial=partial)
+            await _packed("view_features", options, pictures=pictures, partial=partial)
         )
 
     @overload
@@ -310,7 +325,7 @@ class AsyncMethods:
     ) -> Any:
         """Metres for every pixel, [H, W], where the model has the head for it."""
         return await self._ask(
-            make_ask("estimate_depth", options, pictures=pictures, partial=partial)
+            await _packed("estimate_depth", options, pictures=pictures, partial=partial)
         )
 
     @overload
@@ -328,5 +343,5 @@ class AsyncMethods:
     ) -> Any:
         """A vector of unit length for every pixel, [H, W, 3], where the model has the head."""
         return await self._ask(
-            make_ask("estimate_normals", options, pictures=pictures, partial=partial)
+            await _packed("estimate_normals", options, pictures=pictures, partial=partial)
         )

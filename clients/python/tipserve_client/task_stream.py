@@ -12,6 +12,7 @@ import grpc
 
 from tipserve_client.answers import Item
 from tipserve_client.asks import Ask
+from tipserve_client.beside_loop import pack_beside
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_transport import AsyncGrpcTransport, rpc_error
 from tipserve_client.line import Entry, TaskWindow
@@ -20,7 +21,7 @@ from tipserve_client.retries import Attempts
 from tipserve_client.stream_items import StreamWire, ended_early
 
 Pictures = Iterable[Picture] | AsyncIterable[Picture]
-MakeEntry = Callable[[int, Picture], Entry]
+MakeEntry = Callable[[int, Picture], Awaitable[Entry]]
 
 
 async def over_grpc(
@@ -37,7 +38,11 @@ async def over_grpc(
     Raises:
         TipserveError: The server cannot be reached, or refuses the stream.
     """
-    async with _filled(pictures, wire.entry, window_size) as window:
+
+    async def pack(index: int, picture: Picture) -> Entry:
+        return await pack_beside(lambda: wire.entry(index, picture), [picture])
+
+    async with _filled(pictures, pack, window_size) as window:
         while True:
             try:
                 async for item in _one_stream(transport, window, wire, attempts):
@@ -59,11 +64,12 @@ async def over_http(
     """Answers in order; HTTP has no streams, so requests go side by side."""
     tasks: set[asyncio.Future[Any]] = set()
 
-    def begin(index: int, picture: Picture) -> Entry:
+    async def begin(index: int, picture: Picture) -> Entry:
         try:
-            task = asyncio.ensure_future(send(make_ask(encode_picture(picture))))
+            image = await pack_beside(lambda: encode_picture(picture), [picture])
         except TipserveError as error:
             return Entry(index, error=error)
+        task = asyncio.ensure_future(send(make_ask(image)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         return Entry(index, task)
@@ -93,7 +99,7 @@ async def _filled(pictures: Pictures, make: MakeEntry, size: int) -> AsyncIterat
             async for picture in _each(pictures):
                 while window.line.is_full:
                     await window.until_change()
-                window.push(make(index, picture))
+                window.push(await make(index, picture))
                 index += 1
         except Exception as error:
             window.end(error)

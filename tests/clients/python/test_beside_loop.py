@@ -1,0 +1,80 @@
+"""While a picture is packed, the caller's event loop goes on."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+
+from service.server import Server
+from tests.clients.python.comparison import assert_equal
+from tipserve_client import AsyncClient
+from tipserve_client.beside_loop import pack_beside
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+LIMIT_S = 20.0
+
+
+class SlowPicture:
+    """As Pillow's, but that it can be saved only once the event loop has had its turn."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self._encoded = encoded
+        self.is_begun, self.may_end = threading.Event(), threading.Event()
+
+    def save(self, fp: Any, format: str) -> None:
+        self.is_begun.set()
+        assert self.may_end.wait(LIMIT_S), f"nobody let it be saved as {format}"
+        fp.write(self._encoded)
+
+
+async def let_save(picture: SlowPicture) -> None:
+    """What the loop has to do meanwhile."""
+    async with asyncio.timeout(LIMIT_S):
+        while not picture.is_begun.is_set():
+            await asyncio.sleep(0.001)
+    picture.may_end.set()
+
+
+async def embed(client: AsyncClient, picture: Any, other: bytes) -> list[Any]:
+    return list(await client.embed_images([other, picture]))
+
+
+async def stream(client: AsyncClient, picture: Any, other: bytes) -> list[Any]:
+    return [item.result() async for item in client.stream_images([other, picture])]
+
+
+async def stream_as_they_come(client: AsyncClient, picture: Any, other: bytes) -> list[Any]:
+    async def pictures() -> AsyncIterator[Any]:
+        yield other
+        yield picture
+
+    return [item.result() async for item in client.stream_images(pictures())]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("ask", [embed, stream, stream_as_they_come])
+async def test_the_loop_goes_on_while_a_picture_is_packed(
+    serving: Serving,
+    encode_image: Encode,
+    protocol: str,
+    ask: Callable[[AsyncClient, Any, bytes], Awaitable[list[Any]]],
+) -> None:
+    encoded, other = encode_image(seed=1), encode_image(seed=2)
+    slow = SlowPicture(encoded)
+    async with serving() as server:
+        url = f"{protocol}://127.0.0.1:{server.ports[protocol]}"
+        async with AsyncClient(url) as client:
+            saving = asyncio.create_task(let_save(slow))
+            answers = await ask(client, slow, other)
+            await saving
+            assert_equal(answers, await ask(client, encoded, other))
+
+
+async def test_bytes_need_no_thread() -> None:
+    here = threading.get_ident()
+    assert await pack_beside(threading.get_ident, [b"a", b"b"]) == here
+    assert await pack_beside(threading.get_ident, [b"a", "b.jpg"]) != here

@@ -75,13 +75,20 @@ class PackageCache:
         with locked(self._locks / folder.name, progress):
             yield folder
 
-    def remove_leftovers(self, mine: Path) -> None:
-        """Remove what dead processes left: staging whose lock nobody holds, and one's own."""
+    def remove_leftovers(self, mine: Path | None = None) -> None:
+        """Remove what dead processes left: staging whose lock nobody holds, and one's own.
+
+        Args:
+            mine: The folder that this process has the right to write, if it has one.
+
+        Raises:
+            CacheError: The folder cannot be written.
+        """
         for path in self._packages.glob(".*"):
             match = STAGING.fullmatch(path.name)
             if match is None:
                 continue
-            if match["entry"] == mine.name:
+            if mine is not None and match["entry"] == mine.name:
                 shutil.rmtree(path, ignore_errors=True)
                 continue
             with locked_if_free(self._locks / match["entry"]) as is_dead:

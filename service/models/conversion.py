@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from model.conversion.cache import PackageCache
+from model.conversion.errors import CacheError
 from model.conversion.source import FolderSource, HubSource
 from model.package import ModelPackage, PackageError, open_package
 from service.models.model_source import ModelSource
@@ -58,8 +60,22 @@ def _prepare(
     options += [f"--precision={precision}" for precision in source.precisions]
     if not verify:
         options.append("--no-verify")
-    with Conversion(["prepare", *options, "--", str(checkpoint)]) as conversion:
-        return conversion.wait(source, name)
+    conversion = Conversion(["prepare", *options, "--", str(checkpoint)])
+    try:
+        with conversion:
+            return conversion.wait(source, name)
+    finally:
+        if conversion.was_killed:
+            _clear_up_behind(source)
+
+
+def _clear_up_behind(source: ModelSource) -> None:
+    """Remove what a killed conversion could not: up to several times the weights."""
+    assert source.cache is not None
+    try:
+        PackageCache(source.cache).remove_leftovers()
+    except CacheError as error:
+        logger.warning("a conversion's files stay", extra={"fields": {"reason": str(error)}})
 
 
 class Conversion:
@@ -101,6 +117,11 @@ class Conversion:
     def pid(self) -> int:
         """The program's process."""
         return self._process.pid
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it ended without a chance to clear up."""
+        return self._process.returncode == -signal.SIGKILL
 
     def __enter__(self) -> "Conversion":
         return self

@@ -120,6 +120,52 @@ def test_a_cancelled_load_ends_it(
     assert has_ended(conversion.pid)
 
 
+STUBBORN = """
+import json, signal, sys
+from pathlib import Path
+from model.conversion.cache import PackageCache
+cache = PackageCache(Path(sys.argv[1]))
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with cache.writing("student", 20 * "a", print) as folder:
+    folder.with_name(f".{folder.name}.half").mkdir()
+    print(json.dumps({"step": "begun"}), flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_what_a_killed_conversion_left_is_removed(
+    source: ModelSource, is_cancelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert source.cache is not None
+    begun: list[Conversion] = []
+
+    def begin(arguments: list[str]) -> Conversion:
+        program = ["-c", STUBBORN, str(source.cache)]
+        begun.append(Conversion(arguments, program=program))
+        return begun[0]
+
+    def end(*_: object) -> None:
+        assert [path.name for path in packages.iterdir()] == [f".student-{20 * 'a'}.half"]
+        (packages / f".other-{20 * 'b'}.half").mkdir()
+        if is_cancelled:
+            source.cancelled.set()
+        else:  # as where memory ends
+            os.kill(begun[0].pid, signal.SIGKILL)
+
+    packages = source.cache / "packages"
+    monkeypatch.setattr(conversion_module, "CLEAR_UP_S", 0.2)
+    monkeypatch.setattr(Conversion, "_log", end)
+    monkeypatch.setattr(conversion_module, "Conversion", begin)
+    with (
+        PackageCache(source.cache).writing("other", 20 * "b", print),
+        pytest.raises(Unavailable if is_cancelled else PackageError),
+    ):
+        open_source(source)
+    # Another's conversion goes on.
+    assert [path.name for path in packages.iterdir()] == [f".other-{20 * 'b'}.half"]
+
+
 KILLED_SERVER = """
 import sys, os, signal
 from service.models.conversion import Conversion

@@ -1,7 +1,8 @@
-"""Reads and packs pictures beside the event loop, which goes on meanwhile."""
+"""Packs pictures beside the event loop, which goes on meanwhile."""
 
 import asyncio
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import TypeVar
 
 from tipserve_client.pictures import Picture
@@ -12,8 +13,9 @@ T = TypeVar("T")
 async def pack_beside(pack: Callable[[], T], pictures: Sequence[Picture]) -> T:
     """What `pack` makes of these pictures, in a thread: a large array takes seconds as PNG.
 
-    Bytes are sent as they are, so of them alone it is made at once.
+    Bytes and files are sent as they are, so of them alone it is made at once: to hand a small file
+    to a thread takes longer than to read it.
     """
-    if all(isinstance(picture, bytes) for picture in pictures):
+    if all(isinstance(picture, bytes | str | PathLike) for picture in pictures):
         return pack()
     return await asyncio.to_thread(pack)

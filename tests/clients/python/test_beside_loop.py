@@ -4,8 +4,10 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.server import Server
@@ -74,7 +76,8 @@ async def test_the_loop_goes_on_while_a_picture_is_packed(
             assert_equal(answers, await ask(client, encoded, other))
 
 
-async def test_bytes_need_no_thread() -> None:
+async def test_what_is_sent_as_it_is_needs_no_thread() -> None:
     here = threading.get_ident()
-    assert await pack_beside(threading.get_ident, [b"a", b"b"]) == here
-    assert await pack_beside(threading.get_ident, [b"a", "b.jpg"]) != here
+    assert await pack_beside(threading.get_ident, [b"a", "b.jpg", Path("c.jpg")]) == here
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    assert await pack_beside(threading.get_ident, [b"a", pixels]) != here

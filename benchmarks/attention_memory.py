@@ -1,10 +1,10 @@
-"""How much memory large pictures take: attention as our graphs have it, and written out.
+"""How much memory large images take: attention as our graphs have it, and written out.
 
 Claim: at 1372 pixels ONNX Runtime takes a small part of what attention written out would, and
 OpenVINO no more than that.
 
 Run: python -m benchmarks.attention_memory [--sides 448 896 1372]
-Two blocks of B/14's width, float32, one picture, one thread. Each number is a process of its own,
+Two blocks of B/14's width, float32, one image, one thread. Each number is a process of its own,
 which prints how far its memory rose while it ran, and its CPU seconds.
 """
 

@@ -1,6 +1,6 @@
 """CPU time of an image sent alone against one sent among others, through the whole service.
 
-Claim: on a CPU, a batch costs about as much as its pictures one by one; it saves the requests.
+Claim: on a CPU, a batch costs about as much as its images one by one; it saves the requests.
 Run: python -m benchmarks.batch_latency [--model bundled] [--resolution 112]
 """
 
@@ -33,9 +33,9 @@ class Row:
 def photo_like_jpeg(seed: int) -> bytes:
     """A 640 x 480 JPEG with the smooth content of a photo."""
     noise = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)
+    image = Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
+    image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -47,7 +47,7 @@ def measure(
     total_images: int,
     resolution: int | None,
 ) -> Row:
-    """Send `total_images` pictures, `num_images` a request, one request at a time."""
+    """Send `total_images` images, `num_images` a request, one request at a time."""
     images = [image_pb2.Image(encoded=photo_like_jpeg(seed)) for seed in range(num_images)]
     request = embed_pb2.EmbedImagesRequest(images=images)
     if resolution is not None:
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--resolution", type=int, help="pixels; the model's native size if left out"
     )
-    parser.add_argument("--images", type=int, default=256, help="pictures for each size of request")
+    parser.add_argument("--images", type=int, default=256, help="images for each size of request")
     options = parser.parse_args()
     with (
         running_service(f"--model={options.model}") as service,
@@ -115,7 +115,7 @@ def main() -> None:
         ]
     print(
         f"gRPC EmbedImages, cls1, 640x480 JPEG, model {options.model}, "
-        f"resolution {options.resolution or 'native'}, {options.images} pictures a row, one client"
+        f"resolution {options.resolution or 'native'}, {options.images} images a row, one client"
     )
     print_table(rows)
 

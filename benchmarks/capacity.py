@@ -17,11 +17,11 @@ from benchmarks.autoscaling.curves import MEASURED, Curves, CurvesError, read_se
 from benchmarks.autoscaling.plan import Demand, Plan, PlanError, plan
 from benchmarks.autoscaling.queueing import highest_utilisation
 
-# A server does not tell what a picture costs outside its lanes: decoded and scaled from 640 x 480,
+# A server does not tell what an image costs outside its lanes: decoded and scaled from 640 x 480,
 # it was 2.4 and 3.7 ms where we measured.
 ASSUMED_BESIDE_MS = 3.0
 LANES = (1, 2, 4, 8, 16)
-# What a wait of p99 may be, in times of one picture.
+# What a wait of p99 may be, in times of one image.
 WAITS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -33,14 +33,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = ", ".join(sorted(path.stem for path in MEASURED.glob("*.json")))
-    parser.add_argument("--rate", type=float, required=True, help="pictures a second at the peak")
-    parser.add_argument("--side", type=int, required=True, help="of the pictures, in pixels")
+    parser.add_argument("--rate", type=float, required=True, help="images a second at the peak")
+    parser.add_argument("--side", type=int, required=True, help="of the images, in pixels")
     parser.add_argument("--p99-ms", type=float, required=True, help="limit of 99 in 100 answers")
     parser.add_argument("--curves", default="b14", help=f"a JSON file, or one of {known}")
     parser.add_argument("--server", help="base of its REST addresses, instead of --curves")
     parser.add_argument("--metrics", help="base of its metrics' address; with --server")
     parser.add_argument(
-        "--beside-ms", type=float, help="of CPU for a picture outside the lanes; with --server 3"
+        "--beside-ms", type=float, help="of CPU for an image outside the lanes; with --server 3"
     )
     parser.add_argument("--lanes", type=int, default=4, help="of each replica, on as many CPUs")
     parser.add_argument("--new-text-share", type=float, default=0.0, help="of requests, 0 to 1")
@@ -71,7 +71,7 @@ def show(demand: Demand, curves: Curves, worked_out: Plan) -> list[str]:
     before_zone = f"{worked_out.replicas} replicas of {demand.lanes} lanes"
     lines = [
         f"{curves.model}, {curves.runtime}; {curves.machine}; {curves.date}; {curves.how}",
-        f"a picture   {ms * cost.intercept_s:.1f} + {ms * cost.slope_s:.1f} ms on a lane and "
+        f"an image   {ms * cost.intercept_s:.1f} + {ms * cost.slope_s:.1f} ms on a lane and "
         f"{ms * curves.beside_s:.1f} ms beside it = {ms * worked_out.image_s:.1f} ms",
         f"new texts   {demand.new_text_share:.0%} of requests have {demand.texts}, "
         f"{ms * worked_out.text_s:.1f} ms a request on average",
@@ -95,8 +95,8 @@ def show(demand: Demand, curves: Curves, worked_out: Plan) -> list[str]:
 
 
 def headroom() -> list[str]:
-    """The utilisation at which p99 of the wait is so many pictures long, by lanes of a replica."""
-    rows = ["| lanes | " + " | ".join(f"{wait:g} pictures" for wait in WAITS) + " |"]
+    """The utilisation at which p99 of the wait is so many images long, by lanes of a replica."""
+    rows = ["| lanes | " + " | ".join(f"{wait:g} images" for wait in WAITS) + " |"]
     rows.append("| --- " * (1 + len(WAITS)) + "|")
     for lanes in LANES:
         shares = [f"{highest_utilisation(lanes, 0.99, wait):.0%}" for wait in WAITS]

@@ -1,4 +1,4 @@
-"""A hundred and fifty things that pictures show: the classes of ADE20K's scene parsing."""
+"""A hundred and fifty things that images show: the classes of ADE20K's scene parsing."""
 
 from typing import Final
 

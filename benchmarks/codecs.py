@@ -51,15 +51,15 @@ def optional(name: str) -> ModuleType | None:
 
 
 def real_mask() -> tuple[Labels, NDArray[np.uint8], NDArray[np.float32]]:
-    """What the bundled student sees in the README's scene among 150 names; picture; patches."""
+    """What the bundled student sees in the README's scene among 150 names; image; patches."""
     package = open_package("bundled")
     runtime = load_runtime(package, runtime="auto", num_threads=1)
     tokenizer = TextTokenizer.from_package(package)
     batches = [tokenizer.encode([name]) for name in CLASS_NAMES]
     classes = [runtime.encode_texts(batch.token_ids_BL, batch.mask_BL)[0] for batch in batches]
     with Image.open("examples/scene.png") as scene:
-        picture = scene.convert("RGB").resize(SIZE_HW[::-1], Image.Resampling.LANCZOS)
-    pixels_HW3 = np.asarray(picture)
+        image = scene.convert("RGB").resize(SIZE_HW[::-1], Image.Resampling.LANCZOS)
+    pixels_HW3 = np.asarray(image)
     output = runtime.encode_images(prepare_image(pixels_HW3, (112, 154))[None])
     patches_ND = output.patches_BND[0]
     found = segment(patches_ND, np.stack(classes), grid_hw=output.grid_hw, size_hw=SIZE_HW)
@@ -83,7 +83,7 @@ def pillow_png(samples: NDArray[np.unsignedinteger], level: int) -> bytes:
     return stream.getvalue()
 
 
-def pictures(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> Iterator[Case]:
+def images(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> Iterator[Case]:
     """Masks and overlays as PNG."""
     yield "palette PNG", "ours: rows that changed, run lengths", lambda: encode_mask_png(labels_HW)
     for level in (1, 4, 6):
@@ -196,7 +196,7 @@ def main() -> None:
     options = parser.parse_args()
     labels_HW, pixels_HW3, patches_ND = real_mask()
     cases = [
-        *pictures(labels_HW, pixels_HW3),
+        *images(labels_HW, pixels_HW3),
         *run_lengths(labels_HW),
         *polygons(labels_HW),
         *texts("mask as JSON lists", labels_HW.astype(np.uint16)),

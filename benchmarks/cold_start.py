@@ -2,7 +2,7 @@
 
 `python -m benchmarks.cold_start [--work FOLDER] [--side 448] [--requests 100] [-- FLAGS]`. Starts
 the service over B/14 with random weights (made in FOLDER first, which takes minutes), prints the
-seconds and the peak memory until it is ready, and then asks with pictures of every served shape:
+seconds and the peak memory until it is ready, and then asks with images of every served shape:
 the first answer of each against the median of those that follow.
 """
 
@@ -24,7 +24,7 @@ from benchmarks.random_model import random_b14
 from benchmarks.service_process import RunningService, running_service
 
 
-def picture(height: int, width: int) -> bytes:
+def draw_image(height: int, width: int) -> bytes:
     """A JPEG of smooth noise that is as large as the model sees it."""
     coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -61,7 +61,7 @@ def compare(service: RunningService, model: dict[str, Any], num_requests: int) -
         if min(height, width) != native:
             continue
         is_native = height == width == native
-        image = picture(height, width)
+        image = draw_image(height, width)
         times_ms = [ask(connection, image) for _ in range(num_requests if is_native else 10)]
         later = statistics.median(times_ms[1:])
         print(

@@ -1,12 +1,12 @@
-"""Pictures a second that a worker's core makes, against what a training step takes.
+"""Images a second that a worker's core makes, against what a training step takes.
 
-Claim: training never waits for data. A worker makes pictures several times as fast as a step of the
+Claim: training never waits for data. A worker makes images several times as fast as a step of the
 small student takes them on a core of the same kind, and a GPU that trains B/14 is fed by fewer
 cores than a machine has for each of its GPUs.
 Run: python -m benchmarks.data_loading [--data data] [--device h100] [--mfu 0.4]
 
-Loaders and steps are measured in CPU time, each on one core. How fast a GPU takes pictures is not
-measured but counted: its peak, at an assumed utilisation, over a picture's operations.
+Loaders and steps are measured in CPU time, each on one core. How fast a GPU takes images is not
+measured but counted: its peak, at an assumed utilisation, over an image's operations.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Protocol
 from transformers import Tipsv2Tokenizer
 
 from benchmarks.photo_shards import HEIGHT, QUALITY, WIDTH, build_photo_shards
-from benchmarks.student_step import build_update, num_pictures, step_cpu_s
+from benchmarks.student_step import build_update, num_images, step_cpu_s
 from model.package import BUNDLED_FOLDER
 from training.commands.train import RECIPES
 from training.config import DataConfig
@@ -31,7 +31,7 @@ from training.cost.plan import plan_of
 from training.data.batch import Batch
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
-from training.data.shards.batches import PictureBatches, RunShare, ShardsConfig
+from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig
 from training.data.shards.manifest import ShardStore
 from training.data.shards.scene_source import SceneItems
 from training.data.shards.writing import ShardPlan, build_shards
@@ -50,7 +50,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadingTime:
-    """CPU seconds for each picture: in the worker, and in the process that takes its batches."""
+    """CPU seconds for each image: in the worker, and in the process that takes its batches."""
 
     worker_s: float
     taker_s: float
@@ -58,12 +58,12 @@ class LoadingTime:
 
 def measure_loading(batches: Batches) -> LoadingTime:
     """Take all batches from one worker process."""
-    own_s, child_s, pictures = time.process_time(), _children_cpu_s(), 0
+    own_s, child_s, images = time.process_time(), _children_cpu_s(), 0
     for batch in batches.loader(0, num_workers=1):
-        pictures += num_pictures(batch)
+        images += num_images(batch)
     # The worker's time counts once it has ended, which it has when its batches have.
     own_s, child_s = time.process_time() - own_s, _children_cpu_s() - child_s
-    return LoadingTime(worker_s=child_s / pictures, taker_s=own_s / pictures)
+    return LoadingTime(worker_s=child_s / images, taker_s=own_s / images)
 
 
 def _children_cpu_s() -> float:
@@ -91,8 +91,8 @@ def student_rows(data: Path, tokenizer: Tipsv2Tokenizer, num_batches: int) -> No
         source = DataFolder(path=data).source("train", styles=TRAIN_STYLES, names=seen_names())
         items = SceneItems(source=source, config=stage.scenes, count=num_batches * share.batch_size)
         build_shards(items, folder, ShardPlan(kind="scenes"), is_shown=False)
-        pictures = ShardsConfig(folder=folder, captions=config.data.captions, crops=CropConfig())
-        shards = PictureBatches(ShardStore(folder), tokenizer, pictures, share)
+        images = ShardsConfig(folder=folder, captions=config.data.captions, crops=CropConfig())
+        shards = ImageBatches(ShardStore(folder), tokenizer, images, share)
         print_student(f"shards of {stage.scenes.size} pixels", measure_loading(shards), step_s)
 
 
@@ -117,15 +117,15 @@ def gpu_rows(tokenizer: Tipsv2Tokenizer, options: argparse.Namespace) -> None:
             assert isinstance(recipe.data, ShardsConfig)
             data = replace(recipe.data, folder=path)
             share = RunShare(batch_size=_GPU_BATCH, num_steps=options.batches)
-            shards = PictureBatches(ShardStore(path), tokenizer, data, share)
+            shards = ImageBatches(ShardStore(path), tokenizer, data, share)
             loading = measure_loading(shards)
             cluster = Cluster(device=device(options.device), num_devices=1, mfu=options.mfu)
             cost = estimate(plan_of(recipe, num_ranks=scale.NUM_RANKS), cluster)
-            rate = cluster.device.peak_flops * cluster.mfu / cost.flops_per_picture
+            rate = cluster.device.peak_flops * cluster.mfu / cost.flops_per_image
             print(
                 f"{recipe.name:>24} {1 / loading.worker_s:14.0f} {rate:12.0f} "
                 f"{rate * loading.worker_s:8.1f} {rate * loading.taker_s:8.0%}   "
-                f"{cost.flops_per_picture / 1e12:.2f} TFLOP a picture"
+                f"{cost.flops_per_image / 1e12:.2f} TFLOP an image"
             )
 
 
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--mfu", type=float, default=0.4, help="share of it that is assumed")
     options = parser.parse_args()
     tokenizer = Tipsv2Tokenizer.from_pretrained(BUNDLED_FOLDER)
-    print(f"pictures a second of CPU time on one core of {processor()}, one thread")
+    print(f"images a second of CPU time on one core of {processor()}, one thread")
     print(f"{'':>24} {'a worker makes':>14} {'a step takes':>12} {'ratio':>8} {'taker':>8}")
     student_rows(options.data, tokenizer, options.batches)
     gpu_rows(tokenizer, options)

@@ -1,4 +1,4 @@
-"""Gives a model with random weights class names that mean something in its own pictures.
+"""Gives a model with random weights class names that mean something in its own images.
 
 Where texts point anywhere, the best two classes of nearly every patch are equal but for rounding,
 and masks say nothing of a model as trained ones are. So its text tower is fitted, for some steps,
@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional as F
 from transformers import Tipsv2Model
 
+from model.parity.images import calibration_images, image_batch
 from model.parity.inputs import CLASS_NAMES
-from model.parity.pictures import calibration_pictures, picture_batch
 from model.parity.reference import reference_vision
 from model.segmentation import l2_normalize
 from model.text import TextTokenizer
@@ -33,7 +33,7 @@ def fit_texts(model: Tipsv2Model, tokenizer_file: Path, side: int) -> float:
     Args:
         model: Changed in place.
         tokenizer_file: Of its texts.
-        side: Native, in pixels; pictures of half of it are clustered, or of a few patches.
+        side: Native, in pixels; images of half of it are clustered, or of a few patches.
 
     Returns:
         The mean cosine of the names with their clusters.
@@ -61,8 +61,8 @@ def fit_texts(model: Tipsv2Model, tokenizer_file: Path, side: int) -> float:
 
 def _clusters(model: Tipsv2Model, side: int, num_classes: int) -> np.ndarray:
     """Directions [K, D] of k-means over value patches, from their common mean, as texts have it."""
-    pictures = calibration_pictures()[:4]
-    values_BND = reference_vision(model, picture_batch(pictures, (side, side), batch=4)).values_BND
+    images = calibration_images()[:4]
+    values_BND = reference_vision(model, image_batch(images, (side, side), batch=4)).values_BND
     unit_ND = l2_normalize(values_BND.reshape(-1, values_BND.shape[-1]))
     unit_ND = l2_normalize(unit_ND - unit_ND.mean(axis=0))
     generator = np.random.default_rng(0)

@@ -82,7 +82,7 @@ async def seconds_of(one: One) -> float:
 async def measure(
     service: RunningService, one: One, crowd: Crowd, rounds: int
 ) -> tuple[float, float, float]:
-    """Median seconds alone, and after the crowd; and pictures computed for a crowd, on average."""
+    """Median seconds alone, and after the crowd; and images computed for a crowd, on average."""
     await one()
     alone, after, computed = [], [], []
     for _ in range(rounds):
@@ -110,7 +110,7 @@ async def compare(service: RunningService, options: argparse.Namespace) -> None:
             print(
                 f"{name}: {1000 * after_s:.0f} ms after {NUM_CLIENTS} hang-ups, "
                 f"{1000 * alone_s:.0f} ms alone: {after_s / alone_s:.2f} times "
-                f"(claim: at most 1.20); {computed:.1f} of {NUM_CLIENTS} pictures had been begun"
+                f"(claim: at most 1.20); {computed:.1f} of {NUM_CLIENTS} images had been begun"
             )
 
 

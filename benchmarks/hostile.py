@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="bundled")
     arguments = parser.parse_args()
-    # Buffers of pictures then go back to the system when they are freed; kept for reuse, they would
+    # Buffers of images then go back to the system when they are freed; kept for reuse, they would
     # come and go by hundreds of MiB and hide a leak.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(MMAP_THRESHOLD_BYTES))
     plan = Plan(seconds=60 * arguments.minutes, seed=arguments.seed, patience_s=SLOW_LIMIT_S)

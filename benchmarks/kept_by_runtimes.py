@@ -1,10 +1,10 @@
-"""What ONNX Runtime's arena keeps after a large picture, and what OpenVINO's kept graphs save.
+"""What ONNX Runtime's arena keeps after a large image, and what OpenVINO's kept graphs save.
 
 Claims: without the arena memory goes back, but B/14 takes more of it meanwhile; OpenVINO's cache
 (CACHE_DIR) saves most of compiling, and serves old weights where a file's time does not change.
 
 Run: python -m benchmarks.kept_by_runtimes [--model FOLDER] [--sides 448 1372 448]
-Float32, one picture at a time, one thread. Each line is a process of its own.
+Float32, one image at a time, one thread. Each line is a process of its own.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import sys, time, numpy
 def mb(key):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024 / 1e6
-def picture(side):
+def image(side):
     return numpy.random.default_rng(0).random((1, 3, side, side), dtype=numpy.float32)
 """
 ONNX: Final = """
@@ -47,7 +47,7 @@ for side in map(int, sides):
     times = []
     for _ in range(3):
         began = time.process_time()
-        session.run(None, {"pixel_values": picture(side)}, call)
+        session.run(None, {"pixel_values": image(side)}, call)
         times.append(time.process_time() - began)
     told.append(f"{side} px {min(times):.2f} s, then {mb('VmRSS'):.0f} MB (peak {mb('VmHWM'):.0f})")
 print("; ".join(told))
@@ -60,7 +60,7 @@ if len(sys.argv) > 2:
 began = time.process_time()
 compiled = openvino_core().compile_model(sys.argv[1], "CPU", settings)
 took = time.process_time() - began
-checksum = float(numpy.abs(compiled({"pixel_values": picture(112)})[0]).sum())
+checksum = float(numpy.abs(compiled({"pixel_values": image(112)})[0]).sum())
 print(f"{took:.2f} s, {mb('VmRSS'):.0f} MB, checksum {checksum:.6g}")
 """
 

@@ -23,7 +23,7 @@ from model.runtime.base import Device, LaneShare, Runtime, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import RUNTIMES
 from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
-from service.messages import Picture
+from service.messages import ImageInput
 from service.monitoring.log import configure_logging
 from service.rest.listener import listen
 from service.server import Server
@@ -54,7 +54,7 @@ class NoopRuntime:
         self._dim = package.manifest.embed_dim
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
-        """The same noise for every picture: numbers that take as many digits as real ones."""
+        """The same noise for every image: numbers that take as many digits as real ones."""
         batch, _, height, width = pixels_B3HW.shape
         rows, columns = height // 14, width // 14
         patches_BND = noise((batch, rows * columns, self._dim))
@@ -85,14 +85,14 @@ class NoopRuntime:
 
 
 class NoopPreparer(ImagePreparer):
-    """Takes every body for the same empty picture, of the size that is asked for."""
+    """Takes every body for the same empty image, of the size that is asked for."""
 
-    def num_patches(self, picture: Picture, rule: SizeRule, *, param: str) -> int:
-        """Of that picture."""
+    def num_patches(self, image: ImageInput, rule: SizeRule, *, param: str) -> int:
+        """Of that image."""
         return rule.nominal_patches
 
-    def prepare(self, picture: Picture, rule: SizeRule, *, param: str) -> PreparedImage:
-        """That picture."""
+    def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
+        """That image."""
         side = rule.resolution
         return PreparedImage(pixels_3HW=empty_planes(side), size_hw=(side, side))
 

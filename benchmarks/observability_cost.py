@@ -108,7 +108,7 @@ class Forgetful(InMemorySpanExporter):
 
 
 def tell(call: Call) -> None:
-    """What the core tells of a request with one picture in a batch of its own."""
+    """What the core tells of a request with one image in a batch of its own."""
     now = call.started
     for name in ("admit", "decode", "post"):
         call.trace.stage(name, now, now)

@@ -68,7 +68,7 @@ async def watch_memory(pid: int, samples: list[float]) -> None:
 
 
 async def capacity_per_s(service: RunningService, request: bytes, seconds: float) -> float:
-    """Pictures a second when the lanes always have work and nothing is refused."""
+    """Images a second when the lanes always have work and nothing is refused."""
     clients = await rest_clients(service.http_port, request, CLIENTS_AT_CAPACITY)
     await send(clients, total=2 * CLIENTS_AT_CAPACITY)
     load = await send(clients, seconds=seconds)
@@ -82,7 +82,7 @@ def report(
     capacity = statistics.mean(capacities)
     accepted, refused = load.statuses["200"], load.statuses["429"]
     goodput = accepted / load.wall_s
-    # The last of a full queue ends with it, and up to one picture later, for lanes are not in step.
+    # The last of a full queue ends with it, and up to one image later, for lanes are not in step.
     promise_s = QUEUED_IMAGES / capacity + alone_s
     half = len(memory_mib) // 2
     growth = statistics.mean(memory_mib[half:]) - statistics.mean(memory_mib[:half])
@@ -92,7 +92,7 @@ def report(
     print(
         f"accepted: p99 {load.latency_s(0.99, '200'):.2f} s, "
         f"{load.latency_s(0.99, '200') / promise_s:.2f} of the {promise_s:.2f} s that a queue of "
-        f"{QUEUED_IMAGES} pictures and one alone take (claim: at most 1.00)"
+        f"{QUEUED_IMAGES} images and one alone take (claim: at most 1.00)"
     )
     print(f"refused: median {1000 * load.latency_s(0.5, '429'):.1f} ms (claim: below 10)")
     print(f"memory: {growth:+.1f} MiB from the first half to the second, of {memory_mib[0]:.0f}")
@@ -130,7 +130,7 @@ def main() -> None:
     ) as service:
         print(
             f"{options.model} at {options.resolution} px, 640x480 JPEG over REST, {OVERLOAD} times "
-            f"capacity for {options.seconds:.0f} s, a queue of {QUEUED_IMAGES} pictures"
+            f"capacity for {options.seconds:.0f} s, a queue of {QUEUED_IMAGES} images"
         )
         asyncio.run(overload(service, options))
 

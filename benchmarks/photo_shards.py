@@ -15,7 +15,7 @@ _CAPTION = "a photo of a mountain meadow in summer with a stream that runs betwe
 
 
 class PhotoItems:
-    """Random cuts of some photos at the size that web pictures have in data sets."""
+    """Random cuts of some photos at the size that web images have in data sets."""
 
     def __init__(self, files: list[Path], count: int) -> None:
         self._photos = [_reduced(file) for file in files]
@@ -29,7 +29,7 @@ class PhotoItems:
         return "photos"
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
-        """Cut and encode pictures `start` and on."""
+        """Cut and encode images `start` and on."""
         for index in range(start, stop):
             rng = np.random.default_rng(index)
             photo = self._photos[index % len(self._photos)]
@@ -40,13 +40,13 @@ class PhotoItems:
             cut.save(buffer, "JPEG", quality=QUALITY)
             captions = {"alt": f"photo {index}", "gemini": _CAPTION, "paligemma": _CAPTION[:30]}
             sample = Sample(
-                key=f"{index:09d}", picture=buffer.getvalue(), suffix=".jpg", captions=captions
+                key=f"{index:09d}", image=buffer.getvalue(), suffix=".jpg", captions=captions
             )
             yield str(index), sample
 
 
 def _reduced(file: Path) -> Image.Image:
-    """A photo at twice the size of the cuts, so that these hold the detail of whole pictures."""
+    """A photo at twice the size of the cuts, so that these hold the detail of whole images."""
     image = Image.open(file).convert("RGB")
     factor = 2 * max(WIDTH / image.width, HEIGHT / image.height)
     return image.resize((round(image.width * factor), round(image.height * factor)))

@@ -1,6 +1,6 @@
 """What a thread that puts the next batch together gains on this CPU, in wall and CPU time.
 
-Run: python -m benchmarks.prepare_ahead [PICTURES]. The bundled student on its lanes, with always
+Run: python -m benchmarks.prepare_ahead [IMAGES]. The bundled student on its lanes, with always
 more waiting than they take; the two ways take turns, and the median of their ratios is printed.
 """
 
@@ -26,7 +26,7 @@ LIMIT_S = 120.0
 
 def main(arguments: Sequence[str]) -> None:
     """Print the ratios."""
-    num_pictures = int(arguments[0]) if arguments else 200
+    num_images = int(arguments[0]) if arguments else 200
     package = open_package("bundled")
     loaded = load_lanes(package, Settings(), ModelSource("bundled"))
     side = package.manifest.native_size
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
         batcher = Batcher(loaded.lanes, rules=rules, metrics=Metrics())
         batcher.start()
         wall, cpu = time.perf_counter(), time.process_time()
-        for future in batcher.submit([item] * num_pictures):
+        for future in batcher.submit([item] * num_images):
             future.result(LIMIT_S)
         spent = time.perf_counter() - wall, time.process_time() - cpu
         batcher.stop(LIMIT_S)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     pairs = [(spend(False), spend(True)) for _ in range(ROUNDS)]
     wall = [off[0] / on[0] for off, on in pairs]
     cpu = [off[1] / on[1] for off, on in pairs]
-    print(f"{len(loaded.lanes)} lanes, batches of {limits.max_items}, {num_pictures} pictures")
+    print(f"{len(loaded.lanes)} lanes, batches of {limits.max_items}, {num_images} images")
     for name, ratios in (("wall time", wall), ("CPU time", cpu)):
         low, high = min(ratios), max(ratios)
         print(f"{name}, off over on: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})")

@@ -57,7 +57,7 @@ class Outcome:
     num_repeated: int
 
 
-def pictures(count: int = 16) -> list[bytes]:
+def images(count: int = 16) -> list[bytes]:
     """PNGs that the model tells apart."""
     found = []
     for seed in range(count):
@@ -77,7 +77,7 @@ def roll(
     check_interval: str = "2s",
 ) -> Outcome:
     """Replace so many replicas under load, the oldest each time, with this `haproxy` in front."""
-    encoded = pictures()
+    encoded = images()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (
@@ -85,7 +85,7 @@ def roll(
             Replicas(proxy, folder, [*FLAGS, *flags], num_replaced=num_replaced) as replicas,
         ):
             ask = KeptConnection(proxy.ports["http"])
-            expected = [ask(picture) for picture in encoded]
+            expected = [ask(image) for image in encoded]
             ask.close()
             with ConstantCallers(proxy.ports, encoded, expected) as callers:
                 wait_for_more(callers)

@@ -1,4 +1,4 @@
-"""Every runtime and precision against torch: how exact each is and what a picture costs it.
+"""Every runtime and precision against torch: how exact each is and what an image costs it.
 
 Claim: the default on a CPU with bf16 takes at most 1/1.8 of ONNX Runtime's time in float32, and at
 least 99.5 % of the pixels of its masks keep their class.
@@ -27,8 +27,8 @@ from model.features import vision_features
 from model.manifest import ParityEntry
 from model.package import ModelPackage, open_package
 from model.parity.gate import measure
+from model.parity.images import gate_images, image_batch
 from model.parity.inputs import FloatArray
-from model.parity.pictures import gate_pictures, picture_batch
 from model.parity.proof import plan_proofs
 from model.parity.reference import build_reference
 from model.runtime.choice import RuntimeRequest, choose_runtime
@@ -45,7 +45,7 @@ SIDES: Final = (224, 448)
 BATCHES: Final = (1, 8)
 # Enough to let a median be told from luck, and no more than the limit allows.
 MIN_ROUNDS, MAX_ROUNDS = 2, 20
-# What all models are tried on takes a B/14 half a minute with torch; the large picture as long.
+# What all models are tried on takes a B/14 half a minute with torch; the large image as long.
 BUDGET_GFLOP: Final = 400.0
 EXPECTED: Final = (
     ("onnx", "fp32"),
@@ -92,7 +92,7 @@ def _encode(model: "Tipsv2Model", pixels_B3HW: FloatArray) -> object:
 
 def time_rows(rows: Sequence[Row], side: int, batch: int, *, limit_s: float) -> None:
     """Time all rows in turn, again and again, until the limit; the least of each counts."""
-    pixels_B3HW = picture_batch(gate_pictures(), (side, side), batch=batch)
+    pixels_B3HW = image_batch(gate_images(), (side, side), batch=batch)
     ends = time.monotonic() + limit_s
     for number in range(MAX_ROUNDS):
         if number >= MIN_ROUNDS and time.monotonic() > ends:

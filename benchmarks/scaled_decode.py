@@ -1,4 +1,4 @@
-"""What decoding JPEG pictures at a reduced size saves, and how far it moves what the model sees.
+"""What decoding JPEG images at a reduced size saves, and how far it moves what the model sees.
 
 Claim: `jpeg_decode=fast` takes about half the CPU time of `exact`, decoding and scaling together,
 is on average under half a grey level from it, and leaves patch embeddings at a cosine of 0.9999.
@@ -116,8 +116,8 @@ def main() -> None:
     package = open_package(options.model)
     manifest = package.manifest
     runtime = load_runtime(package, runtime="auto", num_threads=1)
-    pictures = list(photos(options.folders or FOLDERS))
-    print(f"{len(pictures)} photos, fit aspect, {manifest.name} on {runtime.name}, one thread")
+    images = list(photos(options.folders or FOLDERS))
+    print(f"{len(images)} photos, fit aspect, {manifest.name} on {runtime.name}, one thread")
     for resolution in options.resolutions:
         rule = SizeRule(
             resolution=resolution,
@@ -125,8 +125,8 @@ def main() -> None:
             patch_size=manifest.patch_size,
             multiple=manifest.size_multiple,
         )
-        compared = [compare(data, rule, runtime) for data in pictures]
-        report(resolution, [row for row in compared if row is not None], len(pictures))
+        compared = [compare(data, rule, runtime) for data in images]
+        report(resolution, [row for row in compared if row is not None], len(images))
 
 
 if __name__ == "__main__":

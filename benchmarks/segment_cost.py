@@ -2,7 +2,7 @@
 
 Claim: with 150 classes and a mask of 1024 x 768 pixels, a request costs at most 1.25 times the
 vision pass alone for a model of B/14's size. (The bundled student is so small that decoding the
-picture alone costs it more; the lines below say what.)
+image alone costs it more; the lines below say what.)
 Run: python -m benchmarks.segment_cost [--model bundled | b14 | FOLDER] [--resolution 112]
      [--cache FOLDER]; b14 has random weights, made once and kept in the folder
 """
@@ -44,7 +44,7 @@ CLASSES = tuple(SegmentClass(name=name) for name in CLASS_NAMES)
 Work = Callable[[], object]
 
 
-def picture() -> bytes:
+def draw_image() -> bytes:
     """The scene of the README, as a JPEG of the size of the mask."""
     with Image.open("examples/scene.png") as scene:
         photo = scene.convert("RGB").resize(SIZE, Image.Resampling.LANCZOS)
@@ -84,7 +84,7 @@ async def measure(
     plane: DataPlane, steps: dict[str, Work], options: argparse.Namespace
 ) -> dict[str, list[float]]:
     """CPU milliseconds of each step and of whole requests, turn by turn."""
-    image = picture()
+    image = draw_image()
     resolution: int = options.resolution
     segment = SegmentImagesRequest(images=(image,), classes=CLASSES, resolution=resolution)
     embed = EmbedImagesRequest(
@@ -124,7 +124,7 @@ def lone_steps(model: str, resolution: int) -> dict[str, Work]:
         multiple=package.manifest.size_multiple,
     )
     preparer = ImagePreparer(LIMITS, max_patches=10**6)
-    image = picture()
+    image = draw_image()
     pixels_B3HW = preparer.prepare(image, rule, param="image").pixels_3HW[None]
     return {
         "vision pass": lambda: runtime.encode_images(pixels_B3HW),
@@ -139,7 +139,7 @@ def report(costs: dict[str, list[float]]) -> None:
     for name, cost in middle.items():
         print(f"{name:<16} {cost:8.1f} ms {cost / base:6.2f} vision passes")
     print(
-        f"masks add {middle['segment'] - middle['embed']:.1f} ms to embedding the same picture; "
+        f"masks add {middle['segment'] - middle['embed']:.1f} ms to embedding the same image; "
         f"a request costs {middle['segment'] / base:.2f} vision passes, "
         f"{middle['segment and PNG'] / base:.2f} with a PNG as answer"
     )

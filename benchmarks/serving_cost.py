@@ -1,4 +1,4 @@
-"""CPU time of a picture through the whole service against a bare loop over the same package.
+"""CPU time of an image through the whole service against a bare loop over the same package.
 
 Claim: REST and gRPC at saturation cost at most 1.10 times the loop that decodes, scales and runs.
 Run: python -m benchmarks.serving_cost [--model bundled] [--resolution 112] [--limit 1.10]
@@ -35,7 +35,7 @@ class BareLoop:
         self._runtimes = [load_runtime(package) for _ in range(num_threads)]
 
     def run(self, image: bytes, num_images: int) -> float:
-        """CPU seconds a picture, of `num_images` spread over the threads."""
+        """CPU seconds an image, of `num_images` spread over the threads."""
         share = num_images // len(self._runtimes)
         threads = [
             threading.Thread(target=self._work, args=(runtime, image, share))
@@ -81,22 +81,22 @@ async def grpc_clients(
 
 
 async def cost_of(service: RunningService, asks: Sequence[Ask], num_images: int) -> float:
-    """CPU seconds of the service for each picture.
+    """CPU seconds of the service for each image.
 
     Raises:
-        RuntimeError: Not every picture was answered.
+        RuntimeError: Not every image was answered.
     """
     started = service.cpu_s()
     load = await send(asks, total=num_images)
     if set(load.statuses) != {"200"}:
-        raise RuntimeError(f"not every picture was answered: {dict(load.statuses)}")
+        raise RuntimeError(f"not every image was answered: {dict(load.statuses)}")
     return (service.cpu_s() - started) / num_images
 
 
 async def measure(
     service: RunningService, loop: BareLoop, image: bytes, options: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """CPU milliseconds a picture of each side, round after round."""
+    """CPU milliseconds an image of each side, round after round."""
     target = f"/v1/images:embed?resolution={options.resolution}"
     rest = await rest_clients(service.http_port, rest_request(target, image), options.in_flight)
     channels, rpc = await grpc_clients(
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
     parser.add_argument("--resolution", type=int, help="pixels; the native size if left out")
-    parser.add_argument("--images", type=int, default=400, help="pictures of one round")
+    parser.add_argument("--images", type=int, default=400, help="images of one round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--in-flight", type=int, default=16)
     parser.add_argument("--limit", type=float, default=1.10, help="what the claim says")
@@ -149,7 +149,7 @@ def main() -> None:
         costs = asyncio.run(measure(service, loop, image, options))
     print(
         f"{package.manifest.name} at {options.resolution} px, 640x480 JPEG in, cls1 out, "
-        f"{options.in_flight} in flight, {options.rounds} rounds of {options.images} pictures, "
+        f"{options.in_flight} in flight, {options.rounds} rounds of {options.images} images, "
         f"{num_threads} CPUs, as many threads in the loop"
     )
     print_costs(costs, options.limit)

@@ -39,7 +39,7 @@ class Tally:
 
 
 class SteadyCallers:
-    """Threads that ask one model to embed one picture, again and again; a context.
+    """Threads that ask one model to embed one image, again and again; a context.
 
     Args:
         ports: The server's, by `http` and `grpc`.

@@ -1,6 +1,6 @@
 """A folder of small JPEGs through the Python client: one stream against requests one by one.
 
-Claim: `stream_images` over one connection reaches at least 0.95 of the pictures/s that unary
+Claim: `stream_images` over one connection reaches at least 0.95 of the images/s that unary
 requests reach at saturation, over the connections of as many clients as are best.
 Run: PYTHONPATH=clients/python python -m benchmarks.stream_folder [--model noop|bundled]
 """
@@ -62,7 +62,7 @@ def serving(model: str) -> Iterator[RunningService]:
 
 
 async def unary(url: str, paths: Sequence[Path], in_flight: int, num_clients: int) -> float:
-    """Pictures/s of requests of one picture each."""
+    """Images/s of requests of one image each."""
     waiting = iter(paths)
     clients = [AsyncClient(url) for _ in range(num_clients)]
 
@@ -79,7 +79,7 @@ async def unary(url: str, paths: Sequence[Path], in_flight: int, num_clients: in
 
 
 async def streamed_by_tasks(url: str, paths: Sequence[Path]) -> float:
-    """Pictures/s of the asynchronous client's stream."""
+    """Images/s of the asynchronous client's stream."""
     began = time.perf_counter()
     async with AsyncClient(url) as client:
         num_answers = 0
@@ -91,7 +91,7 @@ async def streamed_by_tasks(url: str, paths: Sequence[Path]) -> float:
 
 
 def streamed_by_threads(url: str, paths: Sequence[Path]) -> float:
-    """Pictures/s of the synchronous client's stream."""
+    """Images/s of the synchronous client's stream."""
     began = time.perf_counter()
     with Client(url) as client:
         num_answers = sum(item.result() is not None for item in client.stream_images(paths))
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="noop", help="noop, bundled, or a package's folder")
     parser.add_argument("--count", type=int, default=5000)
-    parser.add_argument("--side", type=int, default=96, help="of a picture, in pixels")
+    parser.add_argument("--side", type=int, default=96, help="of an image, in pixels")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, serving(options.model) as service:
@@ -129,7 +129,7 @@ def main() -> None:
         rounds = [measure(url, paths) for _ in range(options.rounds)]
     rates = {name: [one[name] for one in rounds] for name in rounds[0]}
     for name, found in rates.items():
-        print(f"{name:40} {statistics.median(found):8.0f} pictures/s  {[round(f) for f in found]}")
+        print(f"{name:40} {statistics.median(found):8.0f} images/s  {[round(f) for f in found]}")
     for stream in ("stream, AsyncClient", "stream, Client"):
         ratios = [
             one[stream] / max(rate for name, rate in one.items() if name.startswith("unary"))

@@ -41,7 +41,7 @@ def build_update(
     if config.method.trunk.weight > 0:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "basis.pt"
-            method.trunk = load_trunk(path, _pictures(batches), TRUNK_WIDTH)
+            method.trunk = load_trunk(path, _images(batches), TRUNK_WIDTH)
     method.train()
     parallel = ParallelMethod(
         method, kind="ddp", compile_blocks=config.compile, checkpoint_activations=False
@@ -69,20 +69,20 @@ def _build_method(config: TrainingConfig, vocab_size: int) -> Method:
     return Distill(model, config.method, frozen)
 
 
-def _pictures(batches: Iterable[Batch]) -> Iterator[Tensor]:
+def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
     for batch in batches:
         yield batch.pixels_B3HW
         if batch.unnamed is not None:
             yield batch.unnamed.pixels_E3hw
 
 
-def num_pictures(batch: Batch) -> int:
-    """Pictures of a batch, drawings beside its scenes included."""
-    return sum(map(len, _pictures([batch])))
+def num_images(batch: Batch) -> int:
+    """Images of a batch, drawings beside its scenes included."""
+    return sum(map(len, _images([batch])))
 
 
 def step_cpu_s(update: Update, batches: Sequence[Batch], *, step: int) -> float:
-    """CPU seconds of a step for each picture: the median over batches, after the first.
+    """CPU seconds of a step for each image: the median over batches, after the first.
 
     Args:
         update: Takes the steps.
@@ -93,5 +93,5 @@ def step_cpu_s(update: Update, batches: Sequence[Batch], *, step: int) -> float:
     for batch in batches:
         start_s = time.process_time()
         update([batch], step)
-        times_s.append((time.process_time() - start_s) / num_pictures(batch))
+        times_s.append((time.process_time() - start_s) / num_images(batch))
     return sorted(times_s[1:])[len(times_s[1:]) // 2]

@@ -173,7 +173,7 @@ def main() -> None:
     bare_s = median(bare.total_s for _, bare in pairs)
     share = median(bare.optimizers_s / bare.total_s for _, bare in pairs)
     print(
-        f"{config.name}: {config.batch_size} pictures of {size} pixels a step, {config.precision}, "
+        f"{config.name}: {config.batch_size} images of {size} pixels a step, {config.precision}, "
         f"{config.optim.optimizer}, {config.threads} thread of {processor()}\n"
         f"CPU time, {len(pairs)} pairs of steps that alternate; a bare step takes {bare_s:.2f} s, "
         f"of which its optimizers {share:.1%}"

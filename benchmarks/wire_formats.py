@@ -1,4 +1,4 @@
-"""Bytes and CPU time of one picture's patch embeddings in each form that the service answers in.
+"""Bytes and CPU time of one image's patch embeddings in each form that the service answers in.
 
 Claims: nested JSON lists cost several times the bytes and the time of binary forms, which cost the
 server at most 2 ms of CPU above a copy of the memory. The answer is 1024 x 768 float32, B/14's at

@@ -1,4 +1,4 @@
-"""Draws the README's picture from a running service: each example beside the mask it answers.
+"""Draws the README's image from a running service: each example beside the mask it answers.
 
 `python examples/make_figure.py --url http://localhost:8000 --output examples/first-light.png`
 """
@@ -11,7 +11,7 @@ import httpx
 from PIL import Image
 
 HERE = Path(__file__).parent
-# Picture, classes, and the cosine under which a pixel is called background.
+# Image, classes, and the cosine under which a pixel is called background.
 EXAMPLES = (
     ("scene.png", "burger,sunflower,book", "0.08"),
     ("fruits.jpg", "orange,banana,lemon,kiwi", "0.08"),
@@ -20,13 +20,13 @@ _HEIGHT = 300
 _GAP = 8
 
 
-def segment(url: str, picture: Path, classes: str, threshold: str) -> Image.Image:
-    """Ask the service for a picture's mask, drawn over it."""
-    media = "image/png" if picture.suffix == ".png" else "image/jpeg"
+def segment(url: str, image: Path, classes: str, threshold: str) -> Image.Image:
+    """Ask the service for an image's mask, drawn over it."""
+    media = "image/png" if image.suffix == ".png" else "image/jpeg"
     answer = httpx.post(
         f"{url}/v1/images:segment",
         params={"classes": classes, "format": "overlay", "background_threshold": threshold},
-        content=picture.read_bytes(),
+        content=image.read_bytes(),
         headers={"Content-Type": media, "Accept": "image/png"},
         timeout=30,
     )

@@ -1,4 +1,4 @@
-"""From what a dense head computes to maps of a picture's size: pure functions on arrays.
+"""From what a dense head computes to maps of an image's size: pure functions on arrays.
 
 Shapes: h w rows and columns of the head, eight to each patch; H W pixels of the map; 3 axes of a
 normal.

@@ -1,4 +1,4 @@
-"""What a Tipsv2Model says of pictures and texts: two CLS tokens, patches, values, text embeddings.
+"""What a Tipsv2Model says of images and texts: two CLS tokens, patches, values, text embeddings.
 
 transformers gives the final tokens; zero-shot segmentation wants the value path of the last block
 beside them, and both come from one pass here. The same code trains, evaluates and is exported.
@@ -20,7 +20,7 @@ NUM_CLS_TOKENS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionTokens:
-    """Tokens of a batch of pictures, after the final LayerNorm, not normalised to unit length.
+    """Tokens of a batch of images, after the final LayerNorm, not normalised to unit length.
 
     Attributes:
         cls1_BD: Global embedding trained on short captions; the one retrieval uses.
@@ -56,7 +56,7 @@ def _value_path(layer: Tipsv2VisionLayer, tokens_BND: Tensor) -> Tensor:
 def vision_tokens(
     model: Tipsv2Model | Tipsv2VisionModel, pixels_B3HW: Tensor, masked_BN: Tensor | None = None
 ) -> VisionTokens:
-    """Encode pictures without the value path, which most of training has no use for.
+    """Encode images without the value path, which most of training has no use for.
 
     Args: as for `vision_features`.
     """
@@ -75,7 +75,7 @@ def vision_tokens(
 def vision_features(
     model: Tipsv2Model | Tipsv2VisionModel, pixels_B3HW: Tensor, masked_BN: Tensor | None = None
 ) -> VisionFeatures:
-    """Encode pictures.
+    """Encode images.
 
     Args:
         model: The whole model or its vision tower.

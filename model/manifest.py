@@ -73,7 +73,7 @@ class ParityEntry(Entry):
     """How far a graph, run in one way, is from the model in float32.
 
     `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
-    inputs: (batch, height, width) in pixels for pictures, (batch, tokens) for texts. Differences
+    inputs: (batch, height, width) in pixels for images, (batch, tokens) for texts. Differences
     are the worst over all of them; `max_relative_diff` is in units of the root mean square of the
     output that it is of, and `worst_size` is where it was seen. `max_length_error` is the largest
     relative error of an embedding's length. Cosines are the worst and the mean, of global and of

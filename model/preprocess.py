@@ -1,4 +1,4 @@
-"""From a decoded picture to model input: the one definition that serving and evaluation share.
+"""From a decoded image to model input: the one definition that serving and evaluation share.
 
 Equal to transformers' Tipsv2ImageProcessor within one grey level. Knows no image formats.
 Shapes: H W pixels, height before width; 3 colour channels (RGB).
@@ -17,11 +17,11 @@ Fit = Literal["squash", "aspect"]
 def target_size(
     height: int, width: int, *, resolution: int, fit: Fit, multiple: int = 14
 ) -> tuple[int, int]:
-    """Size to which a picture is scaled before the model sees it.
+    """Size to which an image is scaled before the model sees it.
 
     Args:
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
         resolution: In pixels; the side of the square, or the shorter side.
         fit: "squash" makes a square, as the reference processor does; "aspect" keeps the
             proportions and rounds both sides to the nearest multiple.
@@ -34,7 +34,7 @@ def target_size(
         ValueError: A size below one pixel, an unknown `fit`, or a `resolution` that is no multiple.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"a picture has at least one pixel, not {height} x {width}")
+        raise ValueError(f"an image has at least one pixel, not {height} x {width}")
     if resolution < multiple or resolution % multiple:
         raise ValueError(f"resolution must be a positive multiple of {multiple}, not {resolution}")
     if fit == "squash":
@@ -46,7 +46,7 @@ def target_size(
 
 
 def prepare_image(pixels_HW3: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Scale a picture bilinearly with antialiasing and bring it into the model's layout.
+    """Scale an image bilinearly with antialiasing and bring it into the model's layout.
 
     Args:
         pixels_HW3: uint8 RGB of any size.
@@ -60,34 +60,34 @@ def prepare_image(pixels_HW3: NDArray[np.uint8], size_hw: tuple[int, int]) -> ND
     """
     if pixels_HW3.dtype != np.uint8 or pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3:
         raise ValueError(
-            "a picture must be uint8 [height, width, 3], "
+            "an image must be uint8 [height, width, 3], "
             f"not {pixels_HW3.dtype} {list(pixels_HW3.shape)}"
         )
-    return to_planes(scale_picture(Image.fromarray(pixels_HW3), size_hw))
+    return to_planes(scale_image(Image.fromarray(pixels_HW3), size_hw))
 
 
-def scale_picture(
-    picture: Image.Image,
+def scale_image(
+    image: Image.Image,
     size_hw: tuple[int, int],
     box: tuple[float, float, float, float] | None = None,
 ) -> Image.Image:
     """Scale bilinearly with antialiasing.
 
     Args:
-        picture: Of mode RGB or L.
+        image: Of mode RGB or L.
         size_hw: Height and width to scale to.
         box: Left, top, right and bottom of the part to scale; None is all of it.
     """
-    box = box or (0, 0, picture.width, picture.height)
+    box = box or (0, 0, image.width, image.height)
     height, width = size_hw
     # Where size and box are as asked for, this is a copy.
-    return picture.resize((width, height), Image.Resampling.BILINEAR, box)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box)
 
 
-def to_planes(picture: Image.Image) -> NDArray[np.float32]:
-    """The model's input, float32 [3, H, W] in [0, 1], of a picture of mode RGB or L."""
-    planes_3HW = np.empty((3, picture.height, picture.width), np.float32)
-    bands = picture.split()
+def to_planes(image: Image.Image) -> NDArray[np.float32]:
+    """The model's input, float32 [3, H, W] in [0, 1], of an image of mode RGB or L."""
+    planes_3HW = np.empty((3, image.height, image.width), np.float32)
+    bands = image.split()
     for plane_HW, band in zip(planes_3HW, bands * (3 // len(bands)), strict=True):
         np.divide(np.asarray(band), np.float32(255), out=plane_HW)
     return planes_3HW

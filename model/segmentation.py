@@ -1,6 +1,6 @@
 """Zero-shot segmentation as pure functions on arrays: patches and texts in, a label map out.
 
-Shapes: N patches, D embedding width, P prompts of one class, K classes; H W pixels of the picture,
+Shapes: N patches, D embedding width, P prompts of one class, K classes; H W pixels of the image,
 h w patch rows and columns.
 """
 

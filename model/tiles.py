@@ -1,4 +1,4 @@
-"""A picture cut into small tiles, none of which reaches over a patch centre.
+"""An image cut into small tiles, none of which reaches over a patch centre.
 
 So every bilinearly upsampled map is bilinear inside a tile, and stays between its values at the
 tile's four corners. Shapes: h patch rows or columns; A corners along one axis, B along the other;
@@ -24,14 +24,14 @@ MAX_SIDE: Final = 32
 
 
 def tile_side(num_pixels: int, num_classes: int) -> float:
-    """The side in pixels that costs least, for a picture so many pixels across; by measurement."""
+    """The side in pixels that costs least, for an image so many pixels across; by measurement."""
     side = SIDE_FACTOR * float(np.cbrt(num_pixels * num_classes))
     return min(max(side, MIN_SIDE), MAX_SIDE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """One axis of the picture, cut into tiles between neighbouring corners.
+    """One axis of the image, cut into tiles between neighbouring corners.
 
     Attributes:
         weights_Ah: Interpolation weights of each corner; the outermost corners lie outside.
@@ -142,7 +142,7 @@ class Tiles:
         slopes = (across + both * y) * step_x, (down + both * x) * step_y, both * (step_y * step_x)
         return np.stack([first, *slopes], axis=1)
 
-    def write(self, blocks_Tyx: NDArray[np.generic], picture_HW: NDArray[np.generic]) -> None:
+    def write(self, blocks_Tyx: NDArray[np.generic], image_HW: NDArray[np.generic]) -> None:
         """Put a block of pixels where each tile is; what a block has beyond its tile is left out.
 
         There are few different sizes; all tiles of one size are written at once.
@@ -151,6 +151,6 @@ class Tiles:
         for size in np.unique(size_T).tolist():
             chosen = np.flatnonzero(size_T == size)
             height, width = size >> 16, size & 0xFFFF
-            windows = sliding_window_view(picture_HW, (height, width), writeable=True)
+            windows = sliding_window_view(image_HW, (height, width), writeable=True)
             top, left = self.first_2T[:, chosen]
             windows[top, left] = blocks_Tyx[chosen, :height, :width]

@@ -50,7 +50,7 @@ class Variant:
         Args:
             vocab_size: Pieces of the tokenizer.
             native_size: Side in pixels of the learnt position grid. TIPSv2 learns 32 x 32 places
-                from the first step on, also while its pictures have 224 pixels.
+                from the first step on, also while its images have 224 pixels.
             temperature: What the learnt temperature starts from. TIPSv2's start is not published;
                 0.07 is CLIP's (arXiv:2103.00020).
         """

@@ -26,10 +26,10 @@ from service.masks.slide import Geometry
 from service.messages import (
     EmbedImagesRequest,
     EmbedImagesResponse,
+    EmbedMixedRequest,
+    EmbedMixedResponse,
     EmbedTextsRequest,
     EmbedTextsResponse,
-    EmbedTogetherRequest,
-    EmbedTogetherResponse,
     EstimateMapsRequest,
     EstimateMapsResponse,
     FloatArray,
@@ -58,8 +58,8 @@ from service.vectors.packing import pack, pack_all
 from service.view_messages import (
     ClassifyImagesRequest,
     ClassifyImagesResponse,
-    ViewFeaturesRequest,
-    ViewFeaturesResponse,
+    VisualizeFeaturesRequest,
+    VisualizeFeaturesResponse,
 )
 from service.waiting import wait_all
 
@@ -71,7 +71,7 @@ class DataPlane(RequestCore):
     async def embed_images(
         self, request: EmbedImagesRequest, call: Call, model: ServedModel
     ) -> EmbedImagesResponse:
-        """Embeddings of every picture.
+        """Embeddings of every image.
 
         Raises:
             ServiceError: As `service.errors` draws it.
@@ -137,10 +137,10 @@ class DataPlane(RequestCore):
         )
 
     @with_model
-    async def embed_together(
-        self, request: EmbedTogetherRequest, call: Call, model: ServedModel
-    ) -> EmbedTogetherResponse:
-        """One unit vector for each picture and each text, all of them let in at once.
+    async def embed_mixed(
+        self, request: EmbedMixedRequest, call: Call, model: ServedModel
+    ) -> EmbedMixedResponse:
+        """One unit vector for each image and each text, all of them let in at once.
 
         Raises:
             ServiceError: As `service.errors` draws it.
@@ -162,7 +162,7 @@ class DataPlane(RequestCore):
                 rows = [image.outputs["cls1"] for image in encoded]
                 rows += [known[prompt] for group in texts.groups for prompt in group.prompts]
                 unit_ID = shorten(np.stack(rows), dimensions)
-        return EmbedTogetherResponse(
+        return EmbedMixedResponse(
             model=model.manifest.name,
             images_BD=unit_ID[: len(encoded)],
             texts_TD=unit_ID[len(encoded) :],
@@ -174,7 +174,7 @@ class DataPlane(RequestCore):
     async def segment_images(
         self, request: SegmentImagesRequest, call: Call, model: ServedModel
     ) -> SegmentImagesResponse:
-        """A mask of each picture's own size, by the classes' names.
+        """A mask of each image's own size, by the classes' names.
 
         Raises:
             ServiceError: As `service.errors` draws it.
@@ -208,7 +208,7 @@ class DataPlane(RequestCore):
     async def classify_images(
         self, request: ClassifyImagesRequest, call: Call, model: ServedModel
     ) -> ClassifyImagesResponse:
-        """Which of the classes each picture shows, the best first.
+        """Which of the classes each image shows, the best first.
 
         Raises:
             ServiceError: As `service.errors` draws it.
@@ -242,10 +242,10 @@ class DataPlane(RequestCore):
         )
 
     @with_model
-    async def view_features(
-        self, request: ViewFeaturesRequest, call: Call, model: ServedModel
-    ) -> ViewFeaturesResponse:
-        """Patch embeddings of every picture as colours, as one component, or as groups.
+    async def visualize_features(
+        self, request: VisualizeFeaturesRequest, call: Call, model: ServedModel
+    ) -> VisualizeFeaturesResponse:
+        """Patch embeddings of every image as colours, as one component, or as groups.
 
         Raises:
             ServiceError: As `service.errors` draws it.
@@ -260,7 +260,7 @@ class DataPlane(RequestCore):
             encoded = await images.run(self._preparer, ticket, self._pool)
             with call.stage("post"):
                 maps = await self._view(request, encoded, features)
-        return ViewFeaturesResponse(
+        return VisualizeFeaturesResponse(
             model=model.manifest.name, maps=tuple(maps), errors=images.errors
         )
 
@@ -279,7 +279,7 @@ class DataPlane(RequestCore):
         rule = size_rule(request, model)
         cost = len(request.images) * rule.nominal_patches
         async with self._inside(model, cost, call, task) as ticket:
-            is_scaled = request.size == "picture"
+            is_scaled = request.size == "image"
             images = self._pass(request, rule, model, call)
             estimated = await images.run(self._preparer, ticket, self._pool)
             with call.stage("post"):
@@ -292,16 +292,16 @@ class DataPlane(RequestCore):
         )
 
     async def _view(
-        self, request: ViewFeaturesRequest, encoded: Sequence[EncodedImage], features: str
+        self, request: VisualizeFeaturesRequest, encoded: Sequence[EncodedImage], features: str
     ) -> list[NDArray[Any]]:
         rows = [image.outputs[features] for image in encoded]
         together: View | None = None
-        if request.scope == "together" and rows:
+        if request.scope == "request" and rows:
             together = await self.offload(partial(fit_view, request, rows))
 
         def draw(rows_ND: FloatArray, image: EncodedImage) -> NDArray[Any]:
             view = together or fit_view(request, [rows_ND])
-            size_hw = image.size_hw if request.size == "picture" else image.grid_hw
+            size_hw = image.size_hw if request.size == "image" else image.grid_hw
             return view(rows_ND, image.grid_hw, size_hw)
 
         return await wait_all(

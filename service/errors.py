@@ -80,7 +80,7 @@ class Unauthenticated(ServiceError):
 
 
 class InvalidRequest(ServiceError):
-    """A field, or a picture or text of the request, cannot be used."""
+    """A field, or an image or text of the request, cannot be used."""
 
     kind = ErrorKind.INVALID
     default_code = "invalid_field"

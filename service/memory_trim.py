@@ -1,6 +1,6 @@
 """Keeps resident memory near what is in use: gives free pages back while the server works.
 
-glibc keeps what was freed in arenas of each thread. After an hour of large and broken pictures a
+glibc keeps what was freed in arenas of each thread. After an hour of large and broken images a
 process held twice and more of what it used, none of it leaked: all went back when it was asked for.
 """
 

@@ -1,7 +1,7 @@
 """Requests and answers, free of any wire format. Every default of the API is decided here, once.
 
 Request classes have no slots on purpose: `EmbedImagesRequest.normalize` is the default that both
-transports quote. Shape legend: B pictures, H W pixels of a picture, h w patch grid, D width,
+transports quote. Shape legend: B images, H W pixels of an image, h w patch grid, D width,
 T texts.
 """
 
@@ -23,15 +23,15 @@ FloatArray = NDArray[np.float32]
 Features = Literal["values", "patches"]
 TemplateSet = Literal["none", "tcl"]
 ImageOutput = Literal["patches", "values", "cls1", "cls2"]
-MapSize = Literal["picture", "model"]
+MapSize = Literal["image", "model"]
 SegmentMode = Literal["whole", "slide"]
 VectorType = Literal["float32", "float16", "int8"]
 
-# An encoded picture; or its pixels, uint8 [H, W, 3], upright RGB; or what the model is to see,
+# An encoded image; or its pixels, uint8 [H, W, 3], upright RGB; or what the model is to see,
 # float32 [3, H, W] in [0, 1], of a size that it takes.
-Picture = bytes | NDArray[np.uint8] | NDArray[np.float32]
-# Of a `partial` request also why there is no picture.
-MaybePicture = Picture | ServiceError
+ImageInput = bytes | NDArray[np.uint8] | NDArray[np.float32]
+# Of a `partial` request also why there is no image.
+MaybeImage = ImageInput | ServiceError
 MaybeEncoded = bytes | ServiceError
 # What is wrong with single items of a `partial` request, by their place in it.
 ItemErrors = Mapping[int, ServiceError]
@@ -52,21 +52,21 @@ MAP_TASKS: tuple[MapTask, ...] = get_args(MapTask)
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedImagesRequest:
-    """Pictures to embed.
+    """Images to embed.
 
     Attributes:
-        images: Encoded pictures, or pixels. What is as the model is to see it is taken so: it knows
+        images: Encoded images, or pixels. What is as the model is to see it is taken so: it knows
             neither `resolution` nor `fit`.
         model: Name of a served model; None is the default model.
         outputs: Some of `IMAGE_OUTPUTS`; checked by the data plane.
         normalize: Whether every embedding has unit length.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How a picture is brought to the resolution.
+        fit: How an image is brought to the resolution.
         vector_type: As what numbers they are sent.
-        partial: Whether pictures that cannot be read leave the others their answers.
+        partial: Whether images that cannot be read leave the others their answers.
     """
 
-    images: tuple[MaybePicture, ...]
+    images: tuple[MaybeImage, ...]
     model: str | None = None
     outputs: tuple[str, ...] = ("cls1",)
     normalize: bool = True
@@ -78,14 +78,14 @@ class EmbedImagesRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedImagesResponse:
-    """For each picture its outputs by name: patches and values [h, w, D], cls1 and cls2 [D].
+    """For each image its outputs by name: patches and values [h, w, D], cls1 and cls2 [D].
 
     Attributes:
         model: Which answered.
-        embeddings: Of the pictures that have no error, in order; of the type that was asked for.
+        embeddings: Of the images that have no error, in order; of the type that was asked for.
         scales: The same without their last axis, for int8 only: an element times its row's scale is
             what it stands for.
-        errors: By the place of the picture.
+        errors: By the place of the image.
     """
 
     model: str
@@ -131,16 +131,16 @@ class EmbedTextsResponse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedTogetherRequest:
-    """Pictures and texts of one request, let in together, each for one embedding to compare.
+class EmbedMixedRequest:
+    """Images and texts of one request, let in together, each for one embedding to compare.
 
     Attributes:
-        images: Encoded pictures; of each its `cls1`.
+        images: Encoded images; of each its `cls1`.
         texts: As they are, in no template.
         model: Name of a served model; None is the default model.
         dimensions: How many of the first elements are kept; None is all.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How a picture is brought to the resolution.
+        fit: How an image is brought to the resolution.
     """
 
     images: tuple[MaybeEncoded, ...] = ()
@@ -152,14 +152,14 @@ class EmbedTogetherRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedTogetherResponse:
+class EmbedMixedResponse:
     """Rows of unit length, in the order of the request.
 
     Attributes:
         model: Which answered.
-        images_BD: One row for each picture.
+        images_BD: One row for each image.
         texts_TD: One row for each text.
-        num_patches: That the model saw of the pictures.
+        num_patches: That the model saw of the images.
         num_tokens: That the model read of the texts.
     """
 
@@ -180,22 +180,22 @@ class SegmentClass:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentImagesRequest:
-    """Pictures and the classes to find in them.
+    """Images and the classes to find in them.
 
     Attributes:
-        images: Encoded pictures.
+        images: Encoded images.
         classes: The k-th has the value k in the mask, from 1.
         model: Name of a served model; None is the default model.
         templates: None is what the model's manifest chose.
         features: None is what the model's manifest chose.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How a picture is brought to the resolution.
+        fit: How an image is brought to the resolution.
         background_threshold: Score under which a pixel is background; None is never.
         background_classes: Things that count as background where they win.
         include_scores: Whether the winner's score is sent for every pixel.
-        mode: Whether the model sees the whole picture at once, where scores are cosines; or windows
+        mode: Whether the model sees the whole image at once, where scores are cosines; or windows
             of it, where they are mean probabilities.
-        partial: Whether pictures that cannot be read leave the others their answers.
+        partial: Whether images that cannot be read leave the others their answers.
     """
 
     images: tuple[MaybeEncoded, ...]
@@ -214,10 +214,10 @@ class SegmentImagesRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segmentation:
-    """The mask of one picture.
+    """The mask of one image.
 
     Attributes:
-        labels_HW: k for the k-th class, 0 for background. The picture's size, upright. uint8 or
+        labels_HW: k for the k-th class, 0 for background. The image's size, upright. uint8 or
             uint16, whichever is large enough.
         scores_HW: Of the best class or background class; None where it was not asked for.
         area_shares: Share of all pixels for the background and then each class.
@@ -235,7 +235,7 @@ class Segmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentImagesResponse:
-    """One segmentation for each picture that has no error, in the order of the request."""
+    """One segmentation for each image that has no error, in the order of the request."""
 
     model: str
     classes: tuple[str, ...]
@@ -245,16 +245,16 @@ class SegmentImagesResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateMapsRequest:
-    """Pictures to say something of at every pixel.
+    """Images to say something of at every pixel.
 
     Attributes:
         task: Which dense head is to say it.
-        images: Encoded pictures.
+        images: Encoded images.
         model: Name of a served model; None is the default model.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How a picture is brought to the resolution.
-        size: Whether a map has its picture's size or the head's own.
-        partial: Whether pictures that cannot be read leave the others their answers.
+        fit: How an image is brought to the resolution.
+        size: Whether a map has its image's size or the head's own.
+        partial: Whether images that cannot be read leave the others their answers.
     """
 
     task: MapTask
@@ -262,15 +262,15 @@ class EstimateMapsRequest:
     model: str | None = None
     resolution: int | None = None
     fit: Fit = "aspect"
-    size: MapSize = "picture"
+    size: MapSize = "image"
     partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateMapsResponse:
-    """One map for each picture: depth in metres [H, W], or normals of unit length [H, W, 3].
+    """One map for each image: depth in metres [H, W], or normals of unit length [H, W, 3].
 
-    Pictures with an error have none.
+    Images with an error have none.
     """
 
     model: str
@@ -282,7 +282,7 @@ class EstimateMapsResponse:
 class RequestLimits:
     """What one request may hold.
 
-    Classes include background classes; pixels are counted as the picture's header declares them.
+    Classes include background classes; pixels are counted as the image's header declares them.
     """
 
     max_images: int
@@ -295,14 +295,14 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketLimits:
-    """A shape of pictures that was measured at the start.
+    """A shape of images that was measured at the start.
 
     Attributes:
         height: In pixels, as the model sees it.
         width: In pixels.
-        max_batch_images: Pictures that one batch may hold.
-        run_s: Seconds that one picture takes on one lane.
-        peak_bytes: Memory that one picture takes beside the weights; None where it is not known.
+        max_batch_images: Images that one batch may hold.
+        run_s: Seconds that one image takes on one lane.
+        peak_bytes: Memory that one image takes beside the weights; None where it is not known.
     """
 
     height: int

@@ -15,8 +15,8 @@ from service.images.windows import Windows
 from service.lanes.work import Kind
 from service.messages import (
     EmbedImagesRequest,
+    EmbedMixedRequest,
     EmbedTextsRequest,
-    EmbedTogetherRequest,
     EstimateMapsRequest,
     RequestLimits,
     SegmentImagesRequest,
@@ -35,13 +35,13 @@ from service.validation import (
     check_resolution,
     class_groups,
 )
-from service.view_messages import ClassifyImagesRequest, ViewFeaturesRequest
+from service.view_messages import ClassifyImagesRequest, VisualizeFeaturesRequest
 from service.waiting import wait_both
 
 T = TypeVar("T")
 ClassesRequest = SegmentImagesRequest | ClassifyImagesRequest
-ImagesRequest = EmbedImagesRequest | ClassesRequest | EstimateMapsRequest | ViewFeaturesRequest
-AnyRequest = ImagesRequest | EmbedTextsRequest | EmbedTogetherRequest
+ImagesRequest = EmbedImagesRequest | ClassesRequest | EstimateMapsRequest | VisualizeFeaturesRequest
+AnyRequest = ImagesRequest | EmbedTextsRequest | EmbedMixedRequest
 RequestT = TypeVar("RequestT", bound=AnyRequest)
 CoreT = TypeVar("CoreT", bound="RequestCore")
 Answer = Coroutine[Any, Any, T]
@@ -65,7 +65,7 @@ def with_model(
                 try:
                     return await method(plane, request, call, model)
                 except Overloaded:
-                    # A patient call whose pictures are larger than was thought waits again.
+                    # A patient call whose images are larger than was thought waits again.
                     if not call.is_patient or call.known_cost <= known_cost:
                         raise
 
@@ -116,7 +116,7 @@ class RequestCore(Readiness):
     async def _run_both(
         self, images: ImagePass, texts: Prompts, ticket: Ticket, call: Call
     ) -> tuple[list[EncodedImage], Embeddings]:
-        """What the model says of pictures and, at the same time, of prompts."""
+        """What the model says of images and, at the same time, of prompts."""
         encoded, (prompts, text_done) = await wait_both(
             images.run(self._preparer, ticket, self._pool), texts.encode(call, self._pool)
         )
@@ -134,8 +134,8 @@ def _num_items(request: AnyRequest) -> int:
     return len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
 
 
-def size_rule(request: ImagesRequest | EmbedTogetherRequest, model: ServedModel) -> SizeRule:
-    """How pictures' sizes become the model's.
+def size_rule(request: ImagesRequest | EmbedMixedRequest, model: ServedModel) -> SizeRule:
+    """How images' sizes become the model's.
 
     Raises:
         InvalidRequest: The resolution is not one of the model's.
@@ -155,7 +155,10 @@ def size_rule(request: ImagesRequest | EmbedTogetherRequest, model: ServedModel)
 
 def _options(request: ImagesRequest, limits: RequestLimits) -> PassOptions:
     check = None
-    if isinstance(request, EstimateMapsRequest | ViewFeaturesRequest) and request.size == "picture":
+    if (
+        isinstance(request, EstimateMapsRequest | VisualizeFeaturesRequest)
+        and request.size == "image"
+    ):
         check = partial(check_map_pixels, limits=limits)
     elif isinstance(request, SegmentImagesRequest):
         check = partial(check_mask_pixels, limits=limits, with_scores=request.include_scores)

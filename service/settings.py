@@ -73,9 +73,9 @@ class Settings(BaseSettings):
     model_repository: Path | None = None
     """Folder whose packages may be loaded at run time; nothing outside of it ever is."""
     sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ()
-    """Further shapes of pictures to be warmed up for and measured at the start, in pixels with
+    """Further shapes of images to be warmed up for and measured at the start, in pixels with
     commas between: `896,896x672,1372` (one number is a square, two are height and width). Other
-    sizes are computed too, but the first picture of each pays for what a runtime prepares."""
+    sizes are computed too, but the first image of each pays for what a runtime prepares."""
     runtime: Literal["auto", "onnx", "openvino", "tensorrt", "torch"] = "auto"
     """What computes. `auto` takes the fastest that is proven on this machine, and says why in the
     log and in `/v1/models`."""
@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     """Threads of one runtime. Several lanes of one thread give more throughput than the reverse.
     Default: 1, or the CPUs that lanes leave over, shared among them."""
     pool_threads: Positive | None = None
-    """Threads that decode pictures and encode answers. Default: as many as CPUs, at most 8, and no
-    more than decode pictures of `max_image_pixels` at once in half of the free memory."""
+    """Threads that decode images and encode answers. Default: as many as CPUs, at most 8, and no
+    more than decode images of `max_image_pixels` at once in half of the free memory."""
     jpeg_decode: Literal["fast", "exact"] = "fast"
     """`fast` decodes a JPEG at a half, a quarter or an eighth of its size where that leaves twice
     what the model sees: in half the time, and on average half a grey level from `exact`."""
@@ -129,16 +129,16 @@ class Settings(BaseSettings):
     """Where the ports that were taken are written as JSON, once all three listen."""
 
     max_batch_images: Positive | None = None
-    """Pictures of one batch. Default: doubled at the start for as long as that makes a picture 5 %
+    """Images of one batch. Default: doubled at the start for as long as that makes an image 5 %
     cheaper; on a CPU it hardly does."""
     max_batch_patches: Positive = 4096
-    """Patches of one batch, and therefore of one picture as the model sees it. On a CPU a batch
-    whose size was found at the start holds no more than so many pictures of the native size."""
+    """Patches of one batch, and therefore of one image as the model sees it. On a CPU a batch
+    whose size was found at the start holds no more than so many images of the native size."""
     max_batch_texts: Positive = 64
     """Texts of one batch."""
-    max_wait_ms: Annotated[float, Field(ge=0)] = 0.0
-    """How long a free lane waits for a batch to fill, in milliseconds. It helps only where batches
-    are much cheaper than their items one by one; every lone request then waits so long."""
+    max_queue_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that a free lane waits for a batch to fill. It helps only where a batch is much
+    cheaper than its items one by one; a single request then waits this long."""
     prepare_ahead: bool | None = None
     """Whether a thread puts the next batch together while the device computes. Default: only for a
     GPU; on a CPU the lanes are the threads that would be taken from their work."""
@@ -151,15 +151,15 @@ class Settings(BaseSettings):
     """Memory for the embeddings of prompts, for each model: 19,000 of 768 numbers by default."""
 
     max_images_per_request: Positive = 32
-    """Pictures of one request."""
+    """Images of one request."""
     max_texts_per_request: Positive = 1024
     """Texts, or prompts of classes, of one request."""
     max_classes_per_request: Positive = 512
     """Classes of one request, background classes included."""
     max_image_bytes: Positive = 16 * 1024 * 1024
-    """Bytes of one encoded picture."""
+    """Bytes of one encoded image."""
     max_image_pixels: Positive = 40_000_000
-    """Pixels of one picture, as its header declares them."""
+    """Pixels of one image, as its header declares them."""
     max_request_bytes: Positive = 32 * 1024 * 1024
     """Bytes of one request body or message."""
     request_timeout_s: Seconds = 60.0
@@ -196,10 +196,10 @@ class Settings(BaseSettings):
     """How long a stopping server waits for what is inside."""
 
     url_hosts: str | None = None
-    """Hosts from which a JSON body may have pictures fetched by `https://` URL: names with commas
+    """Hosts from which a JSON body may have images fetched by `https://` URL: names with commas
     between them, `*.example.org` for all below it. Default: no URL is fetched."""
     url_timeout_s: Seconds = 10.0
-    """Seconds that one picture may take to be fetched, redirects included."""
+    """Seconds that one image may take to be fetched, redirects included."""
 
     api_keys: SecretStr | None = None
     """API keys with commas between them; without keys everybody may ask. Only as a variable: other

@@ -1,7 +1,7 @@
 """Traces as the core sees them: a request and its stages, a batch and whose items are in it.
 
 Knows no tracing library: without one every trace is `NO_TRACE`, which does nothing.
-`service.monitoring.otel_tracing` is the one that exports. A trace never holds a picture's name, a
+`service.monitoring.otel_tracing` is the one that exports. A trace never holds an image's name, a
 text or an exception's message.
 """
 

@@ -19,13 +19,13 @@ from service.messages import (
     IMAGE_OUTPUTS,
     EmbedTextsRequest,
     ImageOutput,
-    MaybePicture,
+    MaybeImage,
     ModelInfo,
     RequestLimits,
     SegmentClass,
     TemplateSet,
 )
-from service.view_messages import ClassifyImagesRequest, ViewFeaturesRequest
+from service.view_messages import ClassifyImagesRequest, VisualizeFeaturesRequest
 
 MAX_TEXT_CHARS: Final = 2000
 MAX_TEMPLATES: Final = 64
@@ -45,18 +45,18 @@ class PromptGroup:
     prompts: tuple[str, ...]
 
 
-def check_images(images: Sequence[MaybePicture | str], limits: RequestLimits) -> None:
-    """Refuse no pictures, and too many.
+def check_images(images: Sequence[MaybeImage | str], limits: RequestLimits) -> None:
+    """Refuse no images, and too many.
 
     Raises:
         InvalidRequest: There is none.
         RequestTooLarge: There are more than the limit.
     """
-    _check_count(len(images), limits.max_images, field="images", noun="picture")
+    _check_count(len(images), limits.max_images, field="images", noun="image")
 
 
-def check_pixels(images: Sequence[MaybePicture], manifest: Manifest) -> None:
-    """Of pictures that come as pixels: refuse other shapes, and sizes that the model does not see.
+def check_pixels(images: Sequence[MaybeImage], manifest: Manifest) -> None:
+    """Of images that come as pixels: refuse other shapes, and sizes that the model does not see.
 
     Raises:
         InvalidRequest: One is neither uint8 [H, W, 3] nor float32 [3, H, W], or is the latter and
@@ -186,16 +186,16 @@ def check_task(task: MapTask, info: ModelInfo) -> None:
 
 
 def check_map_pixels(sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits) -> None:
-    """Refuse maps of pictures' sizes that would take too much memory together.
+    """Refuse maps of images' sizes that would take too much memory together.
 
     Raises:
-        RequestTooLarge: All together have more pixels than one picture may have.
+        RequestTooLarge: All together have more pixels than one image may have.
     """
     num_pixels = sum(height * width for height, width in sizes_hw)
     if num_pixels > limits.max_image_pixels:
         raise RequestTooLarge(
             f"The maps would have {num_pixels} pixels together; at most {limits.max_image_pixels} "
-            "are sent. Send fewer or smaller pictures, or ask for size model.",
+            "are sent. Send fewer or smaller images, or ask for size model.",
             param="size",
         )
 
@@ -203,10 +203,10 @@ def check_map_pixels(sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits)
 def check_mask_pixels(
     sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits, *, with_scores: bool
 ) -> None:
-    """Refuse masks of pictures' sizes that would take too much memory together.
+    """Refuse masks of images' sizes that would take too much memory together.
 
     Raises:
-        RequestTooLarge: All together have more pixels than two pictures may have, or than one
+        RequestTooLarge: All together have more pixels than two images may have, or than one
             where scores go with them.
     """
     num_pixels = sum(height * width for height, width in sizes_hw)
@@ -214,7 +214,7 @@ def check_mask_pixels(
     if num_pixels > most:
         raise RequestTooLarge(
             f"The masks would have {num_pixels} pixels together; at most {most} are sent"
-            f"{' with scores' if with_scores else ''}. Send fewer or smaller pictures.",
+            f"{' with scores' if with_scores else ''}. Send fewer or smaller images.",
             param="images",
         )
 
@@ -247,7 +247,7 @@ def check_choices(request: ClassifyImagesRequest) -> None:
         raise InvalidRequest(f"top_k is at least 1, not {request.top_k}.", param="top_k")
 
 
-def check_view(request: ViewFeaturesRequest) -> None:
+def check_view(request: VisualizeFeaturesRequest) -> None:
     """Refuse numbers of groups and seeds out of range, and where there are no groups.
 
     Raises:
@@ -259,8 +259,8 @@ def check_view(request: ViewFeaturesRequest) -> None:
     ):
         if value is None:
             continue
-        if request.view != "groups":
-            raise InvalidRequest(f"{field} is of the view groups; ask for it.", param=field)
+        if request.kind != "groups":
+            raise InvalidRequest(f"{field} needs kind=groups.", param=field)
         if value not in allowed:
             raise InvalidRequest(
                 f"{field} is from {allowed[0]} to {allowed[-1]}, not {value}.", param=field

@@ -1,4 +1,4 @@
-"""Requests and answers about what pictures show, their classes and their features; as `messages`.
+"""Requests and answers about what images show, their classes and their features; as `messages`.
 
 Shape legend: K classes, H W pixels.
 """
@@ -26,16 +26,16 @@ from service.messages import (
 )
 
 GlobalFeatures = Literal["cls1", "cls2"]
-FeatureView = Literal["colors", "component", "groups"]
-FeatureScope = Literal["each", "together"]
+FeatureKind = Literal["colors", "component", "groups"]
+FeatureScope = Literal["image", "request"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyImagesRequest:
-    """Pictures and the classes of which each shows one.
+    """Images and the classes of which each shows one.
 
     Attributes:
-        images: Encoded pictures.
+        images: Encoded images.
         classes: The k-th has the label k, from 1.
         model: Name of a served model; None is the default model.
         templates: None is what the model's manifest chose.
@@ -43,8 +43,8 @@ class ClassifyImagesRequest:
         temperature: What cosines are divided by; None is what the model learnt.
         top_k: How many of the best classes are sent; None is all.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How a picture is brought to the resolution.
-        partial: Whether pictures that cannot be read leave the others their answers.
+        fit: How an image is brought to the resolution.
+        partial: Whether images that cannot be read leave the others their answers.
     """
 
     images: tuple[MaybeEncoded, ...]
@@ -61,7 +61,7 @@ class ClassifyImagesRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """The classes of one picture, the best first: labels from 1, shares of all classes, cosines."""
+    """The classes of one image, the best first: labels from 1, shares of all classes, cosines."""
 
     labels_K: NDArray[np.uint16]
     probabilities_K: FloatArray
@@ -75,7 +75,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifyImagesResponse:
-    """One classification for each picture that has no error, in the order of the request."""
+    """One classification for each image that has no error, in the order of the request."""
 
     model: str
     classes: tuple[str, ...]
@@ -84,39 +84,39 @@ class ClassifyImagesResponse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewFeaturesRequest:
-    """Pictures whose patch embeddings are to be made visible.
+class VisualizeFeaturesRequest:
+    """Images whose patch embeddings are to be made visible.
 
     Attributes:
-        images: Encoded pictures.
+        images: Encoded images.
         model: Name of a served model; None is the default model.
-        view: Colours, the first component, or groups of patches that are alike.
+        kind: Colours, the first component, or groups of patches that are alike.
         features: Which embeddings.
-        scope: Whether components and groups are of each picture or of all together.
+        scope: Whether components and groups are of each image or of all together.
         group_count: From 2 to 20; None is six. Only for groups.
         seed: Of the first centres of groups; None is 0. Only for groups.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How a picture is brought to the resolution.
-        size: Whether a map has its picture's size or one element for each patch.
-        partial: Whether pictures that cannot be read leave the others their answers.
+        fit: How an image is brought to the resolution.
+        size: Whether a map has its image's size or one element for each patch.
+        partial: Whether images that cannot be read leave the others their answers.
     """
 
     images: tuple[MaybeEncoded, ...]
     model: str | None = None
-    view: FeatureView = "colors"
+    kind: FeatureKind = "colors"
     features: Features = "patches"
-    scope: FeatureScope = "each"
+    scope: FeatureScope = "image"
     group_count: int | None = None
     seed: int | None = None
     resolution: int | None = None
     fit: Fit = "aspect"
-    size: MapSize = "picture"
+    size: MapSize = "image"
     partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ViewFeaturesResponse:
-    """One map for each picture that has no error, in the order of the request.
+class VisualizeFeaturesResponse:
+    """One map for each image that has no error, in the order of the request.
 
     Colours are float32 [H, W, 3] and components float32 [H, W], from 0 to 1; groups are uint16
     [H, W], from 1.
@@ -133,6 +133,6 @@ ListResponse = (
     | EmbedTextsResponse
     | SegmentImagesResponse
     | ClassifyImagesResponse
-    | ViewFeaturesResponse
+    | VisualizeFeaturesResponse
     | EstimateMapsResponse
 )

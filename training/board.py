@@ -1,6 +1,6 @@
 """TensorBoard for a run: scalars of the log, and what the model sees in a few fixed scenes.
 
-Each scene is one row of four pictures: itself, its patches in three colours (their first principal
+Each scene is one row of four images: itself, its patches in three colours (their first principal
 components), the mask that is predicted among all candidate names, and the true one.
 
 Shapes: B scenes, N patches in row-major order, D width, S side in pixels, h w patch grid.
@@ -24,7 +24,7 @@ _GOLDEN = 0.618034
 
 
 def pca_colours(patches_BND: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Colours [B, N, 3] of patches: their first three principal components over all pictures.
+    """Colours [B, N, 3] of patches: their first three principal components over all images.
 
     A component's sign is free; it is turned so that its distribution leans to the right, which
     keeps colours from flipping between two validations.

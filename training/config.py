@@ -80,7 +80,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Scenes that are drawn while training goes on; `ShardsConfig` is for pictures from disk.
+    """Scenes that are drawn while training goes on; `ShardsConfig` is for images from disk.
 
     Attributes:
         folder: Filled by `python -m training data`.
@@ -109,10 +109,10 @@ class TrainingConfig:
         name: Names the run's folder.
         method: What is minimised.
         model: Size of the model that is trained.
-        data: What on: drawn scenes, or pictures from disk.
+        data: What on: drawn scenes, or images from disk.
         optim: How.
         num_steps: Optimizer steps.
-        batch_size: Pictures of one micro-batch of one rank.
+        batch_size: Images of one micro-batch of one rank.
         accumulate: Micro-batches a step. Contrast stays within a micro-batch of all ranks.
         precision: Of forward passes: "bfloat16" by autocast, or "float32". Weights, averages and
             optimizer states are float32. TIPSv2 does not publish its own; bfloat16 is what its

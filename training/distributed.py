@@ -1,4 +1,4 @@
-"""Data parallelism over processes started by torchrun: each rank trains on its own pictures.
+"""Data parallelism over processes started by torchrun: each rank trains on its own images.
 
 Gradients are averaged over the ranks, so a rank's loss is its share of the global loss times the
 number of ranks: the mean over the ranks is the global loss. Without torchrun there is one rank and

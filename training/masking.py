@@ -1,6 +1,6 @@
-"""Chooses which patches of a picture a student may not see.
+"""Chooses which patches of an image a student may not see.
 
-Shapes: G pictures of the global batch, B of one rank, N patches.
+Shapes: G images of the global batch, B of one rank, N patches.
 """
 
 import torch
@@ -15,7 +15,7 @@ def random_masks(
     *,
     rows: slice | None = None,
 ) -> Tensor:
-    """Mask the same number of patches of each picture, uniformly at random.
+    """Mask the same number of patches of each image, uniformly at random.
 
     Args:
         batch: G.
@@ -23,7 +23,7 @@ def random_masks(
         ratio: Share to mask, 0 to 1.
         generator: Source of the choice, on the CPU. It moves on by the whole batch, so that ranks
             which ask for different rows of one batch stay together.
-        rows: Which pictures' masks to return; None for all.
+        rows: Which images' masks to return; None for all.
 
     Returns:
         bool [B, N].

@@ -16,7 +16,7 @@ from training.config import DataConfig, TrainingConfig
 from training.data.batch import Batch
 from training.data.shards.batches import RunShare
 from training.inputs.base import Inputs
-from training.inputs.pictures import PictureInputs
+from training.inputs.images import ImageInputs
 from training.inputs.scenes import SceneInputs
 from training.memory import count_state, plan_state
 from training.methods.base import Method
@@ -44,7 +44,7 @@ def open_inputs(config: TrainingConfig) -> Inputs:
     """
     if isinstance(config.data, DataConfig):
         return SceneInputs(config, config.data)
-    return PictureInputs(config, config.data)
+    return ImageInputs(config, config.data)
 
 
 def _warm_up(
@@ -85,7 +85,7 @@ def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
     torch.manual_seed(config.seed)
     model = Tipsv2Model(config.model.build(vocab_size))
     # On a CPU, plain matrix products are 1.6 times faster for so few tokens than the fused kernel;
-    # a GPU has pictures of a thousand patches to attend to, and must not keep every score.
+    # a GPU has images of a thousand patches to attend to, and must not keep every score.
     model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
     projection = model.vision_model.embeddings.patch_embeddings.projection
     with torch.no_grad():
@@ -119,13 +119,13 @@ def _prepare(
         _warm_up(config, method.model, tokenizer, inputs)
     batches = inputs.batches(tokenizer, share)
     if config.method.trunk.weight > 0:
-        pictures = _pictures(batches.loader(0, num_workers=0))
-        method.trunk = load_trunk(config.folder / "trunk-basis.pt", pictures, TRUNK_WIDTH)
+        images = _images(batches.loader(0, num_workers=0))
+        method.trunk = load_trunk(config.folder / "trunk-basis.pt", images, TRUNK_WIDTH)
     return method, tokenizer, batches
 
 
-def _pictures(batches: Iterable[Batch]) -> Iterator[Tensor]:
-    """Pictures [B, 3, H, W], and unnamed drawings, of a run's first batches."""
+def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
+    """Images [B, 3, H, W], and unnamed drawings, of a run's first batches."""
     for batch in islice(batches, _TRUNK_BATCHES):
         yield batch.pixels_B3HW
         if batch.unnamed is not None:

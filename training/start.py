@@ -2,7 +2,7 @@
 
 A second stage at a higher resolution is such a run: its model has the larger `native_size`, and the
 learnt grid of positions is stretched to it once, as every forward pass would do each time. The new
-model sees a picture of its native size exactly as the old one did.
+model sees an image of its native size exactly as the old one did.
 """
 
 from pathlib import Path

@@ -66,7 +66,7 @@ class Update:
         """Take step number `step`.
 
         Returns:
-            Loss, its parts and the gradient's norm, of this rank's pictures.
+            Loss, its parts and the gradient's norm, of this rank's images.
 
         Raises:
             FloatingPointError: The gradient is not finite, on any rank; all ranks raise it, and

@@ -27,7 +27,7 @@ def zeros(num_bytes: int) -> bytes:
 
 
 def png_bombs() -> Iterator[Bomb]:
-    """Dimensions, and compressed chunks beside a small picture."""
+    """Dimensions, and compressed chunks beside a small image."""
     head, body = header(), chunk(b"IDAT", pixels(2, 8, 0))
     for name, side in (("legal", LEGAL_SIDE), ("large", LARGE_SIDE)):
         packed = zeros(side * (3 * side + 1)) if name == "legal" else zeros(16 * MIB)

@@ -16,7 +16,7 @@ from benchmarks.attacks import (
     bodies,
     documented,
     good_requests,
-    picture_requests,
+    image_requests,
     raw_http,
     raw_http2,
     raw_rpc,
@@ -149,11 +149,11 @@ def attackers(
 ) -> Iterator[Callable[[], None]]:
     """One job for each kind of nuisance, several for the slow ones."""
     limit_s = plan.limit_s
-    pictures_channel, rpc_channel = channels
+    images_channel, rpc_channel = channels
     rpcs = (raw_rpc.message_attacks, raw_rpc.call_attacks, raw_rpc.impatient_attacks)
     groups: list[list[Attack]] = [
-        picture_requests.rest_attacks(client, limit_s),
-        picture_requests.rpc_attacks(pictures_channel, limit_s),
+        image_requests.rest_attacks(client, limit_s),
+        image_requests.rpc_attacks(images_channel, limit_s),
         bodies.attacks(client, limit_s),
         list(raw_http.attacks(service.http_port, limit_s)),
         list(raw_http2.attacks(service.grpc_port, limit_s)),

@@ -75,7 +75,7 @@ def ask_once(stop: threading.Event, document: Document, books: Books, seed: int)
 
 
 def configuration(document: Document, seed: int) -> SchemathesisConfig:
-    """All checks but one: data of the right form may still be no picture, or a blank text."""
+    """All checks but one: data of the right form may still be no image, or a blank text."""
     return SchemathesisConfig.from_dict(
         {
             "seed": seed,

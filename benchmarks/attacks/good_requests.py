@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.attacks.attack import Broken
-from benchmarks.attacks.pictures import whole
+from benchmarks.attacks.images import whole
 from benchmarks.attacks.raw_rpc import SERVICE
 from benchmarks.attacks.rest_client import RestClient
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
 
 Arrays = Mapping[str, NDArray[Any]]
 Ask = Callable[[], Arrays]
-NUM_PICTURES: Final = 4
+NUM_IMAGES: Final = 4
 RETRY_S: Final = 0.2
-# The last bits depend on what shares a batch. Another picture's answer is off by tenths.
+# The last bits depend on what shares a batch. Another image's answer is off by tenths.
 MAX_DIFFERENCE: Final = 1e-3
 MAX_OTHER_PIXELS: Final = 1e-3
 
@@ -139,7 +139,7 @@ def _distance(known: NDArray[Any], array: NDArray[Any]) -> float:
 
 
 def over_rest(client: RestClient) -> dict[str, Ask]:
-    """Pictures, texts and masks, as npy."""
+    """Images, texts and masks, as npy."""
 
     def ask(target: str, body: bytes, media: str) -> Arrays:
         headers = {"Content-Type": media, "Accept": "application/x-npy"}
@@ -151,10 +151,10 @@ def over_rest(client: RestClient) -> dict[str, Ask]:
         return {"array": np.load(BytesIO(answer.body), allow_pickle=False)}
 
     asks: dict[str, Ask] = {}
-    for seed in range(NUM_PICTURES):
-        picture = whole("JPEG", "RGB", seed)
+    for seed in range(NUM_IMAGES):
+        image = whole("JPEG", "RGB", seed)
         for query in ("images:embed?outputs=cls1", "images:segment?classes=dog,grass,sky"):
-            asks[f"{query} {seed}"] = partial(ask, f"/v1/{query}", picture, "image/jpeg")
+            asks[f"{query} {seed}"] = partial(ask, f"/v1/{query}", image, "image/jpeg")
         text = json.dumps({"texts": [f"a photo of {seed} dogs", "sky"]}).encode()
         asks[f"texts {seed}"] = partial(ask, "/v1/texts:embed", text, "application/json")
     return asks
@@ -176,7 +176,7 @@ def over_grpc(channel: grpc.Channel, limit_s: float) -> dict[str, Ask]:
 
     asks: dict[str, Ask] = {}
     classes = [segment_pb2.SegmentClass(name=name) for name in ("dog", "grass", "sky")]
-    for seed in range(NUM_PICTURES):
+    for seed in range(NUM_IMAGES):
         images = [image_pb2.Image(encoded=whole("JPEG", "RGB", seed))]
         texts = [f"a photo of {seed} dogs", "sky"]
         requests: dict[str, tuple[Any, Any]] = {

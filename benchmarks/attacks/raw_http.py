@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from benchmarks.attacks.attack import Attack
-from benchmarks.attacks.pictures import any_whole
+from benchmarks.attacks.images import any_whole
 from benchmarks.attacks.raw_socket import (
     HEAD_END,
     connected,
@@ -29,12 +29,12 @@ Make = Callable[[random.Random], bytes]
 Target = Callable[[int], "list[Attack]"]
 
 
-def picture_request(rng: random.Random, *headers: str, body: bytes | None = None) -> bytes:
+def image_request(rng: random.Random, *headers: str, body: bytes | None = None) -> bytes:
     """A good POST as it goes over the wire, with more headers."""
-    picture = any_whole(rng) if body is None else body
+    image = any_whole(rng) if body is None else body
     lines = ["POST /v1/images:embed HTTP/1.1", "Host: a", "Content-Type: image/png"]
-    lines += [f"Content-Length: {len(picture)}", *headers]
-    return "\r\n".join(lines).encode("latin-1") + HEAD_END + picture
+    lines += [f"Content-Length: {len(image)}", *headers]
+    return "\r\n".join(lines).encode("latin-1") + HEAD_END + image
 
 
 def head(*lines: str, body: bytes = b"") -> bytes:
@@ -105,7 +105,7 @@ def odd_headers(rng: random.Random) -> bytes:
             ["Connection: close, keep-alive, x" * 100],
         )
     )
-    return picture_request(rng, *lines)
+    return image_request(rng, *lines)
 
 
 def smuggled(rng: random.Random) -> bytes:
@@ -158,7 +158,7 @@ def chunked(rng: random.Random) -> bytes:
 
 def pipelined(rng: random.Random) -> bytes:
     """Requests one behind the other, and then something that is none."""
-    good = [LIVE, picture_request(rng), b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"]
+    good = [LIVE, image_request(rng), b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"]
     requests = [rng.choice(good) for _ in range(rng.choice((1, 2, 50)))]
     return b"".join(requests) + not_http(rng)
 
@@ -181,7 +181,7 @@ def pipelined_answers(port: int, limit_s: float, rng: random.Random) -> str:
 
 def hang_up(port: int, limit_s: float, rng: random.Random) -> str:
     """Leave at any moment, from within the head to within the answer, by FIN or RST."""
-    data = picture_request(rng)
+    data = image_request(rng)
     deadline = time.monotonic() + limit_s
     with connected(port) as peer:
         send_until(peer, data[: rng.randrange(1, len(data) + 1)], deadline)
@@ -194,7 +194,7 @@ def hang_up(port: int, limit_s: float, rng: random.Random) -> str:
 def leave_after_100_continue(port: int, limit_s: float, rng: random.Random) -> str:
     """Announce a body, wait until it is asked for or refused, and go."""
     deadline = time.monotonic() + limit_s
-    announced = picture_request(rng, "Expect: 100-continue", body=b"")
+    announced = image_request(rng, "Expect: 100-continue", body=b"")
     announced = announced.replace(b"Content-Length: 0", b"Content-Length: 9999")
     with connected(port) as peer:
         send_until(peer, announced, deadline)
@@ -204,7 +204,7 @@ def leave_after_100_continue(port: int, limit_s: float, rng: random.Random) -> s
 def tiny_deadline(port: int, limit_s: float, rng: random.Random) -> str:
     """A good request whose answer must come in a few milliseconds."""
     header = f"X-Request-Timeout-Ms: {rng.choice((1, 2, 5, 10, 20))}"
-    return exchange(port, picture_request(rng, header), limit_s)
+    return exchange(port, image_request(rng, header), limit_s)
 
 
 def attacks(port: int, limit_s: float) -> Iterator[Attack]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import grpc
 
 from benchmarks.attacks.attack import Attack, Broken
-from benchmarks.attacks.pictures import DAMAGES, any_whole
+from benchmarks.attacks.images import DAMAGES, any_whole
 from service.grpc.generated import embed_pb2, encoder_service_pb2, image_pb2, segment_pb2
 
 SERVICE: Final = "/tipserve.v1.EncoderService/"

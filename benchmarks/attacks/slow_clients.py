@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from benchmarks.attacks.attack import Attack
-from benchmarks.attacks.pictures import whole
+from benchmarks.attacks.images import whole
 from benchmarks.attacks.raw_socket import (
     connected,
     is_open,
@@ -72,9 +72,9 @@ def silence(port: int, limit_s: float, rng: random.Random) -> str:
 def reads_nothing(port: int, limit_s: float, rng: random.Random) -> str:
     """Ask for more than all buffers hold, again and again, and never read."""
     deadline = time.monotonic() + limit_s
-    picture = whole("PNG", "RGB", 1)
+    image = whole("PNG", "RGB", 1)
     head = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
-    request = head % (NATIVE_PATCHES, len(picture)) + picture
+    request = head % (NATIVE_PATCHES, len(image)) + image
     with connected(port, receive_bytes=4096) as peer:
         with suppress(TimeoutError):
             send_until(peer, request * 40, min(deadline, time.monotonic() + 1.0))
@@ -85,10 +85,10 @@ def reads_nothing(port: int, limit_s: float, rng: random.Random) -> str:
 def reads_slowly(port: int, limit_s: float, rng: random.Random) -> str:
     """The same, with a few bytes a second taken."""
     deadline = time.monotonic() + limit_s
-    picture = whole("PNG", "RGB", 2)
+    image = whole("PNG", "RGB", 2)
     head = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
     with connected(port, receive_bytes=4096) as peer:
-        send_until(peer, (head % (NATIVE_PATCHES, len(picture)) + picture) * 10, deadline)
+        send_until(peer, (head % (NATIVE_PATCHES, len(image)) + image) * 10, deadline)
         while True:
             peer.settimeout(max(0.01, deadline - time.monotonic()))
             # Once it is reset, what the kernel still holds would only take long to read.

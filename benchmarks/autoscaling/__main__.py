@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     )
     known = ", ".join(sorted(path.stem for path in MEASURED.glob("*.json")))
     parser.add_argument("--curves", default="b14", help=f"a JSON file, or one of {known}")
-    parser.add_argument("--side", type=int, default=448, help="pixels of every picture")
+    parser.add_argument("--side", type=int, default=448, help="pixels of every image")
     parser.add_argument("--lanes", type=int, default=2, help="of each replica, and its CPUs")
     parser.add_argument("--scaler", type=Path, default=SCALED_OBJECT, help="YAML")
     parser.add_argument("--step", default="4:20", help="requests a second before and in the step")
@@ -79,7 +79,7 @@ def conditions(options: argparse.Namespace, curves: Curves, limit_s: float) -> s
     cost = curves.image(options.side)
     return (
         f"{curves.model} at {options.side} px ({curves.runtime}; {curves.machine}; {curves.date}; "
-        f"{curves.how}): a batch of n pictures takes {seconds(cost.intercept_s)} + n * "
+        f"{curves.how}): a batch of n images takes {seconds(cost.intercept_s)} + n * "
         f"{seconds(cost.slope_s)}; replicas of {options.lanes} lanes; {options.step} requests/s; "
         f"pods ready after 2 to 4 s and {options.load_s + options.pull_s:.0f} s; scraped every "
         f"{options.scrape_s:.0f} s; limit of p99 {seconds(limit_s)}; seeds {SEEDS}"

@@ -53,9 +53,9 @@ class Curves:
         date: When, as year, month and day.
         how: By which clock.
         runtime: What computed, in which precision.
-        images: Of square pictures, the smallest first.
+        images: Of square images, the smallest first.
         text: Of short texts.
-        beside_s: CPU seconds of a picture outside the lanes: decoded, scaled, answered.
+        beside_s: CPU seconds of an image outside the lanes: decoded, scaled, answered.
     """
 
     model: str
@@ -87,7 +87,7 @@ class Curves:
             raise CurvesError(f"{path} holds no costs: {error}") from None
 
     def image(self, side: int) -> Cost:
-        """Of square pictures of a side; between two that were measured, by a curve through both.
+        """Of square images of a side; between two that were measured, by a curve through both.
 
         Costs grow like `a * patches + b * patches^2`, for attention compares all patches with all.
 
@@ -110,7 +110,7 @@ def _side(label: str) -> int:
 
 
 def _between(small: Cost, large: Cost, side: int) -> Cost:
-    """The cost of one picture at a side between two, with the smaller one's share of intercept."""
+    """The cost of one image at a side between two, with the smaller one's share of intercept."""
     unit = small.patches / _side(small.label) ** 2
     n, first, second = unit * side**2, small.patches, large.patches
     per_first, per_second = small.alone_s / first, large.alone_s / second
@@ -125,7 +125,7 @@ def read_server(http_url: str, metrics_url: str) -> Curves:
     """What a running server has measured of itself; of its default model.
 
     Raises:
-        CurvesError: It measured no square pictures or no texts.
+        CurvesError: It measured no square images or no texts.
         OSError: It does not answer.
     """
     with urllib.request.urlopen(f"{http_url}/v1/models", timeout=ANSWER_LIMIT_S) as answer:
@@ -148,7 +148,7 @@ def read_server(http_url: str, metrics_url: str) -> Curves:
 
 
 def _costs(text: str, model: str, patch: int) -> dict[str, Cost]:
-    """Square pictures and texts, by the label of their bucket."""
+    """Square images and texts, by the label of their bucket."""
     lines: dict[str, dict[str, float]] = {}
     for name, labels, value in SAMPLE.findall(text):
         found = dict(LABEL.findall(labels))

@@ -45,7 +45,7 @@ def least_cpu_s(run: Callable[[], object], limit_s: float) -> float:
 
 
 def measure_images(runtime: Runtime, side: int, patch: int, limit_s: float) -> Cost:
-    """The line of costs of square pictures."""
+    """The line of costs of square images."""
     pixels_3HW = np.random.default_rng(0).random((3, side, side), dtype=np.float32)
     seconds: dict[int, float] = {}
     for count in BATCHES:
@@ -78,7 +78,7 @@ def measure_texts(runtime: Runtime, limit_s: float) -> Cost:
 
 
 def beside_s(side: int, limit_s: float) -> float:
-    """CPU seconds of a picture outside the model: decoded and scaled, from a 640 x 480 JPEG."""
+    """CPU seconds of an image outside the model: decoded and scaled, from a 640 x 480 JPEG."""
     encoded = photo_like_jpeg(0)
 
     def prepare() -> None:

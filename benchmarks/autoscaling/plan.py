@@ -1,6 +1,6 @@
 """How many replicas a load needs: each step of the sum by itself, so that it can be shown.
 
-Lanes are the servers. A picture takes a lane for its time on the measured line of costs and for
+Lanes are the servers. An image takes a lane for its time on the measured line of costs and for
 what it takes beside; a request with names that the cache does not know takes one for its texts too.
 A lane may be busy only so much of its time that the asked share of requests waits no longer than
 the limit leaves, by the closed form of `queueing.py`. What a zone's end takes away is added.
@@ -22,8 +22,8 @@ class Demand:
     """What is asked for.
 
     Attributes:
-        rate: Requests a second, of one picture each, at the peak.
-        side: Of the pictures, in pixels.
+        rate: Requests a second, of one image each, at the peak.
+        side: Of the images, in pixels.
         quantile: The share of requests that must be answered within `limit_s`.
         limit_s: As said.
         new_text_share: Share of requests with texts that no cache knows.
@@ -62,7 +62,7 @@ def plan(demand: Demand, curves: Curves) -> Plan:
     """Work it out.
 
     Raises:
-        PlanError: A picture alone takes longer than the limit, or the numbers make no sense.
+        PlanError: An image alone takes longer than the limit, or the numbers make no sense.
     """
     if min(demand.rate, demand.limit_s, demand.lanes, demand.zones) <= 0:
         raise PlanError("rate, limit, lanes and zones must be positive")
@@ -70,12 +70,12 @@ def plan(demand: Demand, curves: Curves) -> Plan:
     new_s = curves.text.curve.seconds(demand.texts) if demand.texts else 0.0
     text_s = demand.new_text_share * new_s
     request_s = image_s + text_s
-    # Texts are computed beside the picture, so the longer of the two is what a caller sees.
+    # Texts are computed beside the image, so the longer of the two is what a caller sees.
     wait_s = demand.limit_s - max(image_s, new_s if demand.new_text_share else 0.0)
     if wait_s <= 0:
         raise PlanError(
             f"a request takes {image_s:.3f} s without any waiting, more than the limit of "
-            f"{demand.limit_s:.3f} s: ask for smaller pictures, a smaller model, or more time"
+            f"{demand.limit_s:.3f} s: ask for smaller images, a smaller model, or more time"
         )
     # A balancer that chooses by chance gives every replica a queue of its own, so the bound is of
     # one replica's lanes and not of all.

@@ -46,7 +46,7 @@ class ReplicaSpec:
 
 @dataclass(slots=True)
 class Request:
-    """One call: pictures, and texts that the cache does not know."""
+    """One call: images, and texts that the cache does not know."""
 
     arrived: float
     items: Mapping[str, tuple[int, int]]

@@ -1,4 +1,4 @@
-"""Runs as tables of plain text, and one of them as a picture (SVG, without any library)."""
+"""Runs as tables of plain text, and one of them as an image (SVG, without any library)."""
 
 import math
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ class Traffic:
 
     Attributes:
         phases: Requests a second; the second begins the step.
-        image_patches: Of a request's one picture.
+        image_patches: Of a request's one image.
         new_text_share: Share of requests with texts that the cache does not know.
         texts: How many of them such a request has.
         text_tokens: What each costs.

@@ -31,7 +31,7 @@ class SleepingRuntime(NoopRuntime):
         self._curve = curve
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
-        """The same noise for every picture."""
+        """The same noise for every image."""
         time.sleep(self._curve.seconds(len(pixels_B3HW)))
         return super().encode_images(pixels_B3HW)
 

@@ -26,9 +26,9 @@ def max_batch_images(alone_s: float) -> int:
 def replica_spec(
     curves: Curves, side: int, lanes: int, *, service_cv: float = SERVICE_CV
 ) -> ReplicaSpec:
-    """A replica that computes pictures of one side.
+    """A replica that computes images of one side.
 
-    What a picture costs outside the lanes is counted to its lane: both share the processors.
+    What an image costs outside the lanes is counted to its lane: both share the processors.
     """
     image = curves.image(side)
     slope_s = image.slope_s + curves.beside_s

@@ -44,7 +44,7 @@ SHARES = (0.5, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A stand-in to be loaded: lanes, line of costs in seconds, and pictures of a batch."""
+    """A stand-in to be loaded: lanes, line of costs in seconds, and images of a batch."""
 
     lanes: int
     intercept_s: float
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def capacity(self) -> float:
-        """Pictures a second in full batches."""
+        """Images a second in full batches."""
         curve = CostCurve(self.intercept_s, self.slope_s)
         return self.lanes * self.max_items / curve.seconds(self.max_items)
 
@@ -162,7 +162,7 @@ def counts(service: RunningService) -> tuple[float, ...]:
 
 async def load_stand_in(service: RunningService, case: Case, length_s: float) -> None:
     """All utilisations of one stand-in."""
-    request = rest_request("/v1/images:embed?outputs=cls1", b"no picture is looked at")
+    request = rest_request("/v1/images:embed?outputs=cls1", b"no image is looked at")
     await alone(service.http_port, request)
     batch = f"batches of {case.max_items}, {1000 * case.intercept_s:.0f} + "
     name = f"{case.lanes} lanes, {batch if case.intercept_s else ''}{1000 * case.slope_s:.0f} ms"

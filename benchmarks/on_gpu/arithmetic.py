@@ -1,7 +1,7 @@
-"""The two numbers that utilisation is made of: what the device can do, and what a picture takes.
+"""The two numbers that utilisation is made of: what the device can do, and what an image takes.
 
-The peak is measured, as the best of square matrix products, and not taken from a data sheet; what a
-picture takes is counted on the real modules, a multiply-add as two.
+The peak is measured, as the best of square matrix products, and not taken from a data sheet; what
+an image takes is counted on the real modules, a multiply-add as two.
 
 Shapes: B batch.
 """
@@ -59,8 +59,8 @@ def peak_of(gemm_rows: list[dict[str, Any]], precision: str) -> float | None:
     return max(found, default=None)
 
 
-def flops_per_picture(config: "Tipsv2Config", side: int) -> int:
-    """Operations of all four vision outputs of one square picture, the value path included."""
+def flops_per_image(config: "Tipsv2Config", side: int) -> int:
+    """Operations of all four vision outputs of one square image, the value path included."""
     return _flops(config.to_json_string(), side)
 
 
@@ -72,7 +72,7 @@ def _flops(text: str, side: int) -> int:
     from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
 
     from model.features import vision_features  # noqa: PLC0415
-    from training.cost.counting import Count, count_per_picture, extend_in_depth  # noqa: PLC0415
+    from training.cost.counting import Count, count_per_image, extend_in_depth  # noqa: PLC0415
 
     document = json.loads(text)
 
@@ -93,7 +93,7 @@ def _flops(text: str, side: int) -> int:
         return features.patches_BND + features.values_BND
 
     def count_at(num_layers: int) -> Count:
-        return count_per_picture(lambda: build(num_layers), compute, trains=False)
+        return count_per_image(lambda: build(num_layers), compute, trains=False)
 
     depth = document["vision_config"]["num_hidden_layers"]
     return extend_in_depth(count_at, depth).forward_flops

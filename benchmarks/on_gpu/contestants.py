@@ -1,4 +1,4 @@
-"""What is compared: each takes a batch of pictures as NumPy and gives NumPy back.
+"""What is compared: each takes a batch of images as NumPy and gives NumPy back.
 
 Beside that round trip, which is what the service sees, the pure computing is timed where the
 library lets us: inputs are on the device already and outputs stay there.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.on_gpu.arithmetic import flops_per_picture, peak_of
+from benchmarks.on_gpu.arithmetic import flops_per_image, peak_of
 from benchmarks.on_gpu.contestants import CONTESTANTS, Contestant, Pixels, Setup
 from benchmarks.on_gpu.timing import timed
 from model.graphs import Precision
@@ -25,8 +25,8 @@ class Grid:
 
     Attributes:
         variant: Name of the size.
-        side: Of the square pictures, in pixels.
-        batches: Pictures at once.
+        side: Of the square images, in pixels.
+        batches: Images at once.
         names: Keys of `CONTESTANTS`.
         precisions: Each with every contestant.
         seconds: For each number.
@@ -44,7 +44,7 @@ def measure(setup: Setup, grid: Grid, gemm: list[Row]) -> Iterator[Row]:
     """A row for each contestant, precision and batch; where one cannot run, a row that says why."""
     from transformers import Tipsv2Config  # noqa: PLC0415 - so that the script can say it is missing
 
-    flops = flops_per_picture(Tipsv2Config.from_pretrained(setup.package.path), grid.side)
+    flops = flops_per_image(Tipsv2Config.from_pretrained(setup.package.path), grid.side)
     for name in grid.names:
         for precision in grid.precisions:
             what: Row = {"variant": grid.variant, "side": grid.side}

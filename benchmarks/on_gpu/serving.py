@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cold_start import picture
+from benchmarks.cold_start import draw_image
 from benchmarks.load import RestConnection, rest_request, send
 from benchmarks.on_gpu.contestants import CONTESTANTS, Contestant, Setup
 from benchmarks.service_process import RunningService, running_service
@@ -29,8 +29,8 @@ class Load:
 
     Attributes:
         num_lanes: Lanes of either side.
-        batch: Pictures of the bare side's batches; the service's may be as large.
-        side: Of the pictures, in pixels.
+        batch: Images of the bare side's batches; the service's may be as large.
+        side: Of the images, in pixels.
         seconds: How long.
     """
 
@@ -41,9 +41,9 @@ class Load:
 
 
 def measure(setup: Setup, name: str, precision: Precision, *, side: int, seconds: float) -> Row:
-    """Pictures a second over REST against those of the bare runtime; a note where one cannot run.
+    """Images a second over REST against those of the bare runtime; a note where one cannot run.
 
-    Both sides have the same number of lanes. The bare side's pictures are decoded already, and its
+    Both sides have the same number of lanes. The bare side's images are decoded already, and its
     batches are always full, so the quotient is everything that serving costs.
     """
     what: Row = {"contestant": name, "precision": precision, "side": side}
@@ -66,7 +66,7 @@ def measure(setup: Setup, name: str, precision: Precision, *, side: int, seconds
 
 
 def _bare(make: Callable[[], Contestant], load: Load) -> float:
-    """Pictures a second of full batches on all lanes together."""
+    """Images a second of full batches on all lanes together."""
     lanes = [make() for _ in range(load.num_lanes)]
     shape = (load.batch, 3, load.side, load.side)
     pixels_B3HW = np.random.default_rng(0).random(shape, dtype=np.float32)
@@ -94,7 +94,7 @@ def _bare(make: Callable[[], Contestant], load: Load) -> float:
 
 
 def _served(package: ModelPackage, runtime: str, precision: Precision, load: Load) -> float:
-    """Pictures a second that the service answers to more clients than fit into its batches."""
+    """Images a second that the service answers to more clients than fit into its batches."""
     flags = [f"--model={package.path}", f"--runtime={runtime}", f"--lanes={load.num_lanes}"]
     flags.append(f"--max-batch-images={load.batch}")
     if "precision" in Settings.model_fields:
@@ -106,7 +106,7 @@ def _served(package: ModelPackage, runtime: str, precision: Precision, load: Loa
 async def _ask(service: RunningService, load: Load) -> float:
     num_clients = 2 * load.num_lanes * load.batch
     target = f"/v1/images:embed?outputs=cls1&resolution={load.side}"
-    request = rest_request(target, picture(load.side, load.side))
+    request = rest_request(target, draw_image(load.side, load.side))
     connections = [await RestConnection.open(service.http_port) for _ in range(num_clients)]
     asks = [partial(_ask_once, connection, request) for connection in connections]
     await send(asks, total=2 * num_clients)
@@ -115,7 +115,7 @@ async def _ask(service: RunningService, load: Load) -> float:
         connection.close()
     await asyncio.sleep(0)  # in which the loop closes them
     if set(done.statuses) != {"200"}:
-        raise RuntimeError(f"not every picture was answered: {dict(done.statuses)}")
+        raise RuntimeError(f"not every image was answered: {dict(done.statuses)}")
     return done.num_answers / done.wall_s
 
 

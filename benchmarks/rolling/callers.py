@@ -26,7 +26,7 @@ SLOWLY_S: Final = 0.8
 NUM_SLOW: Final = 20
 # Between the first requests of two callers, who would otherwise ask in step, and pause in step.
 STAGGER_S: Final = 0.04
-# Another batch rounds otherwise, by less than this; another picture is further away.
+# Another batch rounds otherwise, by less than this; another image is further away.
 MIN_COSINE: Final = 0.9999
 # Its own channel retries nothing either, not even what never reached the server.
 OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
@@ -35,7 +35,7 @@ Ask = Callable[[bytes], Vector]
 
 
 class WrongAnswer(Exception):
-    """An answer that says something else than what the picture's should."""
+    """An answer that says something else than what the image's should."""
 
 
 class ConstantCallers:
@@ -43,11 +43,11 @@ class ConstantCallers:
 
     Two REST callers keep their connection and one does not; twenty more send so slowly that most
     of them are inside at any moment, and cost little. Three gRPC callers have a channel of their
-    own and two share one. One sends pictures on a stream that never ends.
+    own and two share one. One sends images on a stream that never ends.
 
     Args:
         ports: By `http` and `grpc`.
-        pictures: Encoded, all different.
+        images: Encoded, all different.
         expected: The first embedding of each.
         pause_s: Between an answer and the next request of a caller.
     """
@@ -55,7 +55,7 @@ class ConstantCallers:
     def __init__(
         self,
         ports: Mapping[str, int],
-        pictures: Sequence[bytes],
+        images: Sequence[bytes],
         expected: Sequence[Vector],
         *,
         pause_s: float = 0.15,
@@ -64,7 +64,7 @@ class ConstantCallers:
         self.failed: Counter[str] = Counter()
         self._http_port = ports["http"]
         self._grpc_address = f"127.0.0.1:{ports['grpc']}"
-        self._pictures, self._expected = pictures, expected
+        self._images, self._expected = images, expected
         self._pause_s = pause_s
         self._is_over = threading.Event()
         self._lock = threading.Lock()
@@ -119,9 +119,9 @@ class ConstantCallers:
         number = place
         self._is_over.wait(place * STAGGER_S)
         while not self._is_over.wait(self._pause_s):
-            number = (number + 1) % len(self._pictures)
+            number = (number + 1) % len(self._images)
             try:
-                self._compare(ask(self._pictures[number]), number)
+                self._compare(ask(self._images[number]), number)
             except grpc.RpcError as error:
                 self._count(self.failed, f"{protocol} {error.code().name}: {error.details()}")
             except Exception as error:
@@ -129,10 +129,10 @@ class ConstantCallers:
             else:
                 self._count(self.answered, protocol)
 
-    def _over_new_connection(self, picture: bytes) -> Vector:
+    def _over_new_connection(self, image: bytes) -> Vector:
         connection = KeptConnection(self._http_port)
         try:
-            return connection(picture)
+            return connection(image)
         finally:
             connection.close()
 
@@ -147,7 +147,7 @@ class ConstantCallers:
                     assert item.value.cls1 is not None
                     if item.index != num_answered:
                         raise WrongAnswer(f"number {item.index} in the place of {num_answered}")
-                    self._compare(item.value.cls1, item.index % len(self._pictures))
+                    self._compare(item.value.cls1, item.index % len(self._images))
                     num_answered += 1
                     self._count(self.answered, "stream")
             except (TipserveError, WrongAnswer) as error:
@@ -156,7 +156,7 @@ class ConstantCallers:
     def _endless(self) -> Iterator[bytes]:
         number = 0
         while not self._is_over.wait(self._pause_s):
-            yield self._pictures[number % len(self._pictures)]
+            yield self._images[number % len(self._images)]
             number += 1
 
     def _compare(self, given: Vector, number: int) -> None:
@@ -178,17 +178,17 @@ class KeptConnection:
         self._sending_s = sending_s
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
 
-    def __call__(self, picture: bytes) -> Vector:
-        """The picture's first embedding.
+    def __call__(self, image: bytes) -> Vector:
+        """The image's first embedding.
 
         Raises:
             OSError: The connection broke, or none was to be had.
             http.client.HTTPException: As above, or the status is another than 200.
         """
         try:
-            headers = {"Content-Type": "image/png", "Content-Length": str(len(picture))}
+            headers = {"Content-Type": "image/png", "Content-Length": str(len(image))}
             path = "/v1/images:embed?outputs=cls1"
-            self._connection.request("POST", path, self._halves(picture), headers)
+            self._connection.request("POST", path, self._halves(image), headers)
             answer = self._connection.getresponse()
             body = answer.read()
             if answer.status != 200:
@@ -199,11 +199,11 @@ class KeptConnection:
             raise
         return np.array(json.loads(body)["data"][0]["cls1"], np.float32)
 
-    def _halves(self, picture: bytes) -> Iterator[bytes]:
-        middle = len(picture) // 2
-        yield picture[:middle]
+    def _halves(self, image: bytes) -> Iterator[bytes]:
+        middle = len(image) // 2
+        yield image[:middle]
         time.sleep(self._sending_s)
-        yield picture[middle:]
+        yield image[middle:]
 
     def close(self) -> None:
         """Close it."""
@@ -214,9 +214,9 @@ def over_channel(channel: grpc.Channel) -> Ask:
     """Asks over a gRPC channel."""
     stub: Any = EncoderServiceStub(channel)
 
-    def ask(picture: bytes) -> Vector:
+    def ask(image: bytes) -> Vector:
         request = embed_pb2.EmbedImagesRequest(
-            images=[image_pb2.Image(encoded=picture)], outputs=[embed_pb2.IMAGE_OUTPUT_CLS1]
+            images=[image_pb2.Image(encoded=image)], outputs=[embed_pb2.IMAGE_OUTPUT_CLS1]
         )
         answer = stub.EmbedImages(request, timeout=LIMIT_S)
         return np.frombuffer(answer.embeddings[0].cls1.data, np.float32)

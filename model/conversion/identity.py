@@ -14,7 +14,7 @@ from model.export.format_version import EXPORT_FORMAT
 from model.graphs import Precision
 from model.package_check import sha256
 
-# What a checkpoint is read from; cards and pictures beside it change nothing.
+# What a checkpoint is read from; cards and images beside it change nothing.
 READ_SUFFIXES: Final = frozenset({".json", ".model", ".npz", ".safetensors", ".txt", ".zip"})
 WEIGHT_SUFFIXES: Final = frozenset({".npz", ".safetensors", ".zip"})
 

@@ -21,7 +21,7 @@ class PackageContent:
         render_card: Makes the model card of the finished manifest.
         dense: Backbone and heads for depth, normals and segmentation; in float32.
         precisions: Of further graphs, beside those in fp32.
-        calibration: A folder of pictures that show int8 what to expect; without it, those that
+        calibration: A folder of images that show int8 what to expect; without it, those that
             come with this program.
     """
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import onnx_ir
 
-from model.export.calibration import calibration_images
+from model.export.calibration import calibration_inputs
 from model.export.content import PackageContent
 from model.export.dense import trace_dense
 from model.export.half import to_half
@@ -38,7 +38,7 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
         progress: Called with what is being done.
 
     Raises:
-        ValueError: An unknown precision, or a calibration folder without pictures.
+        ValueError: An unknown precision, or a calibration folder without images.
     """
     unknown = [precision for precision in content.precisions if precision not in PARTS]
     if unknown:
@@ -88,7 +88,7 @@ def _in_precision(
     elif precision == "int8" and part == "vision":
         sizes = content.draft
         graph = quantise(
-            graph, calibration_images(content.calibration, sizes.native_size, sizes.size_multiple)
+            graph, calibration_inputs(content.calibration, sizes.native_size, sizes.size_multiple)
         )
     elif precision in {"int8", "int8_weights"}:
         # Of texts the weights alone: an error in one text is an error in every mask, the mask

@@ -53,7 +53,7 @@ class _Halving:
     def run(self) -> None:
         for node in list(self._graph):
             wanted = self._half if self._is_half(node) else FLOAT
-            # What follows the picture of a Resize are factors, which are always float32.
+            # What follows the image of a Resize are factors, which are always float32.
             inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs
             for index, value in enumerate(inputs):
                 if value is not None and value.dtype in {FLOAT, self._half}:

@@ -5,7 +5,7 @@ activations with weights, which ONNX Runtime, OpenVINO and TensorRT all turn int
 numbers. Weights have a scale per output channel, activations one for all, and zero is zero, which
 TensorRT insists on.
 
-Left in float32 are products of two activations (attention), whose ranges change with the picture;
+Left in float32 are products of two activations (attention), whose ranges change with the image;
 the patch embedding and the position embeddings, which are little work; and the last block's value
 path, which segmentation compares patch by patch and which is one block's work.
 """

@@ -1,4 +1,4 @@
-"""What a model's weights say about the pictures it takes: patches, native size, served shapes."""
+"""What a model's weights say about the images it takes: patches, native size, served shapes."""
 
 import math
 from typing import Final
@@ -11,7 +11,7 @@ from model.manifest import Manifest, Output
 TOWER_OUTPUTS: Final[tuple[Output, ...]] = ("patches", "values", "cls1", "cls2", "text")
 # Rows and columns of patches that the dense heads make one of, at their deepest.
 DENSE_PATCHES: Final = 2
-# Height and width of common pictures, relative to the shorter side.
+# Height and width of common images, relative to the shorter side.
 ASPECTS: Final = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
 
 
@@ -60,7 +60,7 @@ def native_size(model: Tipsv2Model) -> int:
 
 
 def shape_buckets(native: int, unit: int) -> list[tuple[int, int]]:
-    """The native square and, with the same shorter side, the shapes of common pictures."""
+    """The native square and, with the same shorter side, the shapes of common images."""
     buckets = []
     for height, width in ASPECTS:
         scale = native / min(height, width) / unit

@@ -2,7 +2,7 @@
 
 What tracing would break is written differently: position embeddings (see `model.position`) and the
 masked mean over tokens, whose tiny epsilon the exporter drops. Texts are short, so their attention
-is written out; that of pictures is one operator (see `model.export.attention`).
+is written out; that of images is one operator (see `model.export.attention`).
 
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels.
 """
@@ -56,7 +56,7 @@ def trace_vision(model: Tipsv2Model, attention: str = FUSED) -> onnx_ir.Model:
 
     Args:
         model: In float32. Its mode and attention are as before afterwards.
-        attention: How attention over pictures is written; see `model.export.attention`.
+        attention: How attention over images is written; see `model.export.attention`.
     """
     patch_size = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
     # Batch, rows and columns differ, so that no two of them are taken for the same size.

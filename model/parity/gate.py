@@ -184,7 +184,7 @@ def _judges(is_real: bool, graph: LoadedGraph) -> bool:
 def _count_masks(
     agreement: Agreement, case: VisionCase, features_BND: FloatArray, classes_KD: FloatArray
 ) -> None:
-    """Segment each real picture of a case with these patches and these classes."""
+    """Segment each real image of a case with these patches and these classes."""
     for item_ND, expected in zip(features_BND, case.masks, strict=False):
         size_hw = expected.labels_HW.shape
         agreement.add(mask(item_ND, classes_KD, case.output.grid_hw, size_hw), expected)

@@ -1,6 +1,6 @@
-"""What exports are compared on: pictures of many sizes within a budget, texts of many lengths.
+"""What exports are compared on: images of many sizes within a budget, texts of many lengths.
 
-Real pictures and real words judge every precision. Noise and random tokens are a second, hostile
+Real images and real words judge every precision. Noise and random tokens are a second, hostile
 input for float32 alone: no quantisation is made for them.
 
 Shapes: B batch, L tokens, H W pixels.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.manifest import Manifest
-from model.parity.pictures import gate_pictures, picture_batch
+from model.parity.images import gate_images, image_batch
 from model.segmentation import upsample_bilinear
 from model.text import TextTokenizer
 
@@ -22,10 +22,10 @@ TokenArray = NDArray[np.int64]
 Size = tuple[int, int, int]
 
 # What one way of running a graph may cost beyond the sizes that all models are tried on: half a
-# minute of one core in float32. B/14 has the large picture and eight different ones in it.
+# minute of one core in float32. B/14 has the large image and eight different ones in it.
 BUDGET_GFLOP = 3000.0
 
-# What the pictures show and, between them, what they do not.
+# What the images show and, between them, what they do not.
 CLASS_NAMES = (
     "orange", "lemon", "kiwi", "burger", "sunflower", "book", "dog",
     "bird", "house", "window", "table", "bottle", "grass", "sky",
@@ -48,7 +48,7 @@ class VisionInput:
 
     Attributes:
         pixels_B3HW: float32 RGB in [0, 1].
-        mask_sizes: Height and width of each picture before it was squashed; empty for noise.
+        mask_sizes: Height and width of each image before it was squashed; empty for noise.
     """
 
     pixels_B3HW: FloatArray
@@ -56,7 +56,7 @@ class VisionInput:
 
     @property
     def is_real(self) -> bool:
-        """Whether it is pictures and not noise."""
+        """Whether it is images and not noise."""
         return bool(self.mask_sizes)
 
     @property
@@ -79,7 +79,7 @@ def plan_sizes(manifest: Manifest, *, num_blocks: int, budget_gflop: float) -> l
     """Batch, height and width of the real inputs: the important ones, then what the budget allows.
 
     Every model is tried at its native square, on oblongs both ways (a position grid that was baked
-    in shows there) and with eight different pictures in a batch.
+    in shows there) and with eight different images in a batch.
 
     Args:
         manifest: Gives native size, what sides are multiples of, and the width.
@@ -111,15 +111,15 @@ def gflop(size: Size, manifest: Manifest, *, num_blocks: int) -> float:
 
 
 def image_inputs(manifest: Manifest, sizes: Sequence[Size]) -> list[VisionInput]:
-    """The gate's pictures in these sizes, and noise of three awkward ones."""
-    pictures = gate_pictures()
+    """The gate's images in these sizes, and noise of three awkward ones."""
+    images = gate_images()
     inputs, first = [], 0
     for batch, height, width in sizes:
-        shown = [(first + item) % len(pictures) for item in range(batch)]
+        shown = [(first + item) % len(images) for item in range(batch)]
         inputs.append(
             VisionInput(
-                pixels_B3HW=picture_batch(pictures, (height, width), batch=batch, first=first),
-                mask_sizes=tuple(pictures[index].shape[:2] for index in shown),
+                pixels_B3HW=image_batch(images, (height, width), batch=batch, first=first),
+                mask_sizes=tuple(images[index].shape[:2] for index in shown),
             )
         )
         first += batch

@@ -1,6 +1,6 @@
 """Segmentation masks of the model in float32, and how much of them an export keeps.
 
-Shapes: N patches, D width, K classes; H W pixels of the picture, h w patch rows and columns.
+Shapes: N patches, D width, K classes; H W pixels of the image, h w patch rows and columns.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ CLEAR_MARGIN = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReferenceMask:
-    """The mask of one picture.
+    """The mask of one image.
 
     Attributes:
         labels_HW: As segmentation answers them.
@@ -35,7 +35,7 @@ def reference_mask(
     grid_hw: tuple[int, int],
     size_hw: tuple[int, int],
 ) -> ReferenceMask:
-    """Segment a picture and note where the answer is clear."""
+    """Segment an image and note where the answer is clear."""
     cosine_KHW = upsample_bilinear(cosine_map(features_ND, classes_KD, grid_hw), size_hw)
     second_HW, best_HW = np.partition(cosine_KHW, (-2, -1), axis=0)[-2:]
     return ReferenceMask(

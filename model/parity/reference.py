@@ -45,7 +45,7 @@ DENSE_FIELDS: Final[dict[DenseTask, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionCase:
-    """Pictures and what the model says of them; masks and dense maps of real pictures only."""
+    """Images and what the model says of them; masks and dense maps of real images only."""
 
     given: VisionInput
     output: VisionOutput

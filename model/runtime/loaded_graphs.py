@@ -21,7 +21,7 @@ class LoadedGraph:
 
 
 def vision_file(runtime: RuntimeName, precision: Precision) -> str:
-    """The file without which a runtime computes no picture in this precision."""
+    """The file without which a runtime computes no image in this precision."""
     return _file("vision", runtime, precision)
 
 
@@ -32,7 +32,7 @@ def loaded_graphs(
 
     Texts and heads are computed in float32 where the package has no such graph in the precision
     that was chosen. Depth always is: its bins lose their order in less. So are texts where OpenVINO
-    computes in bf16: they are embedded once and kept, and rounded on both sides, pictures and
+    computes in bf16: they are embedded once and kept, and rounded on both sides, images and
     texts, more masks would differ than a proof allows.
     """
     parts: list[Part] = ["vision", "text"]

@@ -112,7 +112,7 @@ def _session_options(onnxruntime: Any, num_threads: int) -> Any:
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = LOG_ERRORS_ONLY
-    # The arena stays: it keeps what the largest picture took, but without it that takes more.
+    # The arena stays: it keeps what the largest image took, but without it that takes more.
     # Spinning threads would burn the cores that decoding and other sessions need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -26,7 +26,7 @@ from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.openvino_rounding import read_for_bf16
 from model.runtime.shelf import Shelf
 
-# One picture of TIPSv2's native size; eight of them at once took 4 to 13 % less time each.
+# One image of TIPSv2's native size; eight of them at once took 4 to 13 % less time each.
 PIXELS_AT_ONCE: Final = 448 * 448
 
 _compiled = Shelf()
@@ -83,7 +83,7 @@ class OpenVinoGraph:
         return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
     def interrupt(self) -> None:
-        """End the running call once some pictures are through; see `Graph.interrupt`.
+        """End the running call once some images are through; see `Graph.interrupt`.
 
         OpenVINO could cancel between two nodes. But what its nodes remember of shapes is then half
         of the cancelled call, and later calls of other shapes fail, crash or hang (2026.4).
@@ -99,7 +99,7 @@ class OpenVinoGraph:
 
 
 def _shares(inputs: Arrays) -> Iterator[dict[str, NDArray[Any]]]:
-    """Pictures of a batch that are computed at once, so that an interruption need not wait long."""
+    """Images of a batch that are computed at once, so that an interruption need not wait long."""
     pixels_B3HW = inputs.get("pixel_values")
     if pixels_B3HW is None:
         yield dict(inputs)

@@ -51,7 +51,7 @@ class _Call:
 
 
 class TensorRtRuntime:
-    """A lane on a GPU, with an engine for the package's pictures, texts and heads."""
+    """A lane on a GPU, with an engine for the package's images, texts and heads."""
 
     name = "tensorrt"
 

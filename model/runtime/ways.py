@@ -47,7 +47,7 @@ class Way:
         return f"{self.runtime} on {device}{through.get(self.provider or 'cpu', '')}"
 
 
-# The fastest first. In float32 OpenVINO took 0.72 to 0.95 of ONNX Runtime's time for pictures, on a
+# The fastest first. In float32 OpenVINO took 0.72 to 0.95 of ONNX Runtime's time for images, on a
 # CPU with AMX, for the bundled student and for a B/14. A proof says nothing of ONNX Runtime on a
 # GPU: it is measured on the CPU, where float16 is computed as float32.
 WAYS: Final = (

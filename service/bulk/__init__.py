@@ -1,1 +1,1 @@
-"""Embedding many pictures into Parquet: parts, their rows, and jobs that can be stopped."""
+"""Embedding many images into Parquet: parts, their rows, and jobs that can be stopped."""

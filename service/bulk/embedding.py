@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from service.bulk.reading import Item
 from service.bulk.rows import Row
-from service.engines.engine import Embedding, Engine, PictureRefused
+from service.engines.engine import Embedding, Engine, ImageRefused
 from service.errors import InvalidRequest
 from service.images.image_codec import upright_size
 from service.messages import EmbedImagesRequest
@@ -17,7 +17,7 @@ REPLACED = "backslashreplace"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadItem:
-    """A picture without a row, and why it has none."""
+    """An image without a row, and why it has none."""
 
     key: str
     source: str
@@ -36,7 +36,7 @@ def embed_items(
     Args:
         engine: Who computes.
         items: Read one by one, no more than are under way.
-        request: Without pictures: what is wanted of each.
+        request: Without images: what is wanted of each.
         check: Called before each item; what it raises ends the work.
 
     Raises:
@@ -68,7 +68,7 @@ def _outcome(item: Item, future: "Future[Embedding] | None") -> Row | BadItem:
     try:
         embedding = future.result()
         size_hw = item.size_hw or _size_hw(item)
-    except PictureRefused as error:
+    except ImageRefused as error:
         return BadItem(key=key, source=source, code=error.code, error=str(error))
     except InvalidRequest as error:
         return BadItem(key=key, source=source, code=error.code, error=error.message)

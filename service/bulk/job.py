@@ -19,13 +19,13 @@ class JobError(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
-    """What is computed of every picture, and how it is written.
+    """What is computed of every image, and how it is written.
 
     Attributes:
-        request: Without pictures.
+        request: Without images.
         dtype: Of the numbers.
         columns: Of Parquet files that are read.
-        part_items: Pictures of one part.
+        part_items: Images of one part.
     """
 
     request: EmbedImagesRequest

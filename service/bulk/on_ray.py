@@ -128,7 +128,7 @@ def _start(options: RayOptions) -> None:
 
 
 class PartReader:
-    """A task: reads a part, decodes its pictures and scales them to what the model sees.
+    """A task: reads a part, decodes its images and scales them to what the model sees.
 
     It needs no model. Where actors have GPUs, tasks run apart from them; on CPUs Ray runs both as
     one, which spares the way of the pixels.

@@ -1,6 +1,6 @@
 """Splits what was named on a command line into parts, always the same ones for the same inputs.
 
-A part is what is computed, written and resumed as a whole: some hundred pictures, rows of a Parquet
+A part is what is computed, written and resumed as a whole: some hundred images, rows of a Parquet
 file, or one WebDataset shard.
 """
 
@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from service.engines.engine import UserError
 
-PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-SUFFIXES: Final = {"parquet": (".parquet",), "tar": (".tar",), "files": PICTURES}
+IMAGES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES: Final = {"parquet": (".parquet",), "tar": (".tar",), "files": IMAGES}
 
 Kind = Literal["files", "parquet", "tar"]
 
@@ -32,7 +32,7 @@ class Part:
 
     Attributes:
         number: From 0.
-        kind: What `paths` are: pictures, one Parquet file, or one shard.
+        kind: What `paths` are: images, one Parquet file, or one shard.
         paths: As they were named.
         start: First row of a Parquet file.
         stop: The row behind the last.
@@ -51,7 +51,7 @@ class Inputs:
 
     Attributes:
         parts: In order.
-        num_items: Pictures in them; None where only reading them would tell.
+        num_items: Images in them; None where only reading them would tell.
         digest: Of paths and sizes: other inputs have another.
     """
 
@@ -66,7 +66,7 @@ def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> 
     Args:
         named: Files, folders, patterns, and `-` for what `lines` names.
         lines: One path each.
-        part_items: Pictures of one part.
+        part_items: Images of one part.
 
     Raises:
         InputError: Something is not there, or what is there does not fit together.
@@ -79,10 +79,10 @@ def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> 
         else:
             paths += _expand(name)
     if not paths:
-        raise InputError(f"There are no pictures in {', '.join(named)}.")
+        raise InputError(f"There are no images in {', '.join(named)}.")
     kinds = {_kind(path) for path in paths}
     if len(kinds) > 1:
-        raise InputError("Name pictures, Parquet files or shards, but not several kinds at once.")
+        raise InputError("Name images, Parquet files or shards, but not several kinds at once.")
     (kind,) = kinds
     digest = hashlib.sha256(f"{kind}\n".encode())
     for path in paths:
@@ -112,7 +112,7 @@ def _size(path: str) -> int:
 
 
 def _in_folder(folder: str) -> list[str]:
-    """Its pictures, below it too; Parquet files or shards where it has no pictures."""
+    """Its images, below it too; Parquet files or shards where it has no images."""
     by_kind: dict[str, list[str]] = {"files": [], "parquet": [], "tar": []}
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith((".", "_")))

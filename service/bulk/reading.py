@@ -1,4 +1,4 @@
-"""Reads a part's pictures, one by one; what cannot be read is told, not raised."""
+"""Reads a part's images, one by one; what cannot be read is told, not raised."""
 
 import os
 import stat
@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from service.bulk.parts import PICTURES, InputError, Part
+from service.bulk.parts import IMAGES, InputError, Part
 
-# No service takes pictures of this size; a file of it is not even read.
+# No service takes images of this size; a file of it is not even read.
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024
 ROWS_AT_ONCE: Final = 64
 
@@ -24,7 +24,7 @@ class Columns:
     """Which columns of a Parquet file are read.
 
     Attributes:
-        image: Encoded pictures, paths, or structs with the fields `bytes` and `path`.
+        image: Encoded images, paths, or structs with the fields `bytes` and `path`.
         key: What rows are called in the output; None is file and row number.
     """
 
@@ -34,7 +34,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One picture.
+    """One image.
 
     Attributes:
         key: What its row is called.
@@ -75,7 +75,7 @@ def _read_file(path: str, key: str) -> Item:
         if not stat.S_ISREG(facts.st_mode):
             return Item(key=key, source=path, problem="This is no file, but a pipe or the like.")
         if facts.st_size > MAX_FILE_BYTES:
-            return Item(key=key, source=path, problem="The file is too large for a picture.")
+            return Item(key=key, source=path, problem="The file is too large for an image.")
         return Item(key=key, source=path, data=Path(path).read_bytes())
     except OSError as error:
         return Item(key=key, source=path, problem=f"The file cannot be read: {error.strerror}.")
@@ -139,7 +139,7 @@ def _read_shard(path: str) -> Iterator[Item]:
                     if key is not None:
                         yield _from_sample(key, data, path)
                     key, data = sample, None
-                if data is None and f".{suffix}".lower().endswith(PICTURES):
+                if data is None and f".{suffix}".lower().endswith(IMAGES):
                     data = _member(shard, member)
             # A header that breaks off looks like the end to tarfile.
             if 0 < os.path.getsize(path) - shard.offset < tarfile.BLOCKSIZE:
@@ -161,5 +161,5 @@ def _member(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
 
 
 def _from_sample(key: str, data: bytes | None, path: str) -> Item:
-    problem = "" if data is not None else "The sample holds no picture."
+    problem = "" if data is not None else "The sample holds no image."
     return Item(key=key, source=path, data=data, problem=problem)

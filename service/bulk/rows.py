@@ -19,7 +19,7 @@ GRIDS: Final = ("patches", "values")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One picture's row: its own size in pixels, upright, and its embeddings by name."""
+    """One image's row: its own size in pixels, upright, and its embeddings by name."""
 
     key: str
     source: str

@@ -25,7 +25,7 @@ class Progress(Protocol):
     """Told how far a job is. Thread-safe."""
 
     def item(self) -> None:
-        """One more picture has been read."""
+        """One more image has been read."""
 
     def part(self, part: Part, num_rows: int, num_bad: int) -> None:
         """One more part is written."""
@@ -80,7 +80,7 @@ def run_here(engine: Engine, job: Job, folder: OutputFolder, progress: Progress)
         try:
             wait(parts, return_when=FIRST_EXCEPTION)
         finally:
-            # Whether one failed or a signal came: what is left ends at its next picture. Where all
+            # Whether one failed or a signal came: what is left ends at its next image. Where all
             # is done, nothing is left.
             stop.set()
             for future in parts:

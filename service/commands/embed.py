@@ -1,4 +1,4 @@
-"""`tipserve embed`: embeddings of many pictures as Parquet, here, by a server, or on Ray."""
+"""`tipserve embed`: embeddings of many images as Parquet, here, by a server, or on Ray."""
 
 import argparse
 import importlib
@@ -120,7 +120,7 @@ def _run_on_ray(
 
 
 def _num_items(inputs: Inputs, num_missing: int) -> int | None:
-    """Pictures that are still to be read, but for what the last part has less."""
+    """Images that are still to be read, but for what the last part has less."""
     if inputs.num_items is None:
         return None
     return round(inputs.num_items * num_missing / len(inputs.parts))

@@ -20,7 +20,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     """
     parser = new_parser(
         "embed",
-        "Writes embeddings of pictures as Parquet: one row each with key, source, height, width\n"
+        "Writes embeddings of images as Parquet: one row each with key, source, height, width\n"
         "and the outputs. What cannot be read or decoded is listed beside the output. A command\n"
         "that was interrupted goes on where it stopped when it is given again.",
         (
@@ -28,14 +28,14 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
             "'photos/**/*.jpg' -o photos.parquet --outputs cls1,patches --dtype float16",
             "photos/ -o photos.parquet --url grpc://localhost:8001",
             "shards/ -o embeddings/ --ray --workers 8 --gpus-per-worker 1",
-            "rows.parquet -o out.parquet --image-column picture --key-column id",
+            "rows.parquet -o out.parquet --image-column image --key-column id",
         ),
     )
     parser.add_argument(
         "paths",
         nargs="+",
         metavar="PATH",
-        help="pictures, folders, patterns, Parquet files or .tar shards (not mixed); - reads a "
+        help="images, folders, patterns, Parquet files or .tar shards (not mixed); - reads a "
         "list from standard input",
     )
     parser.add_argument(
@@ -81,14 +81,14 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--image-column",
         default=Columns().image,
-        help="of Parquet: pictures, paths, or structs of both (default: %(default)s)",
+        help="of Parquet: images, paths, or structs of both (default: %(default)s)",
     )
     group.add_argument("--key-column", help="of Parquet: what becomes the key")
     group.add_argument(
         "--part-items",
         type=_positive,
         default=512,
-        help="pictures that are written, and computed anew, together (default: %(default)s); a "
+        help="images that are written, and computed anew, together (default: %(default)s); a "
         "shard is always one part",
     )
 

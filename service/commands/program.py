@@ -32,11 +32,11 @@ COMMANDS: Final = ("embed", "segment", "models")
 PACKAGES: Final = {"pyarrow": "cli", "rich": "cli", "ray": "bulk"}
 HELP: Final = f"""usage: tipserve COMMAND ...
 
-Embeds and segments pictures, by a model in this process or by a server.
+Embeds and segments images, by a model in this process or by a server.
 
 commands:
   embed     embeddings of files, folders, Parquet rows or WebDataset shards, as Parquet
-  segment   the mask of a picture, by the names of what is in it
+  segment   the mask of an image, by the names of what is in it
   models    what can be asked
   serve     run the server: the same as python -m service
   convert   released weights to a model package: python -m model convert

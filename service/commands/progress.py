@@ -87,7 +87,7 @@ class BarProgress(AbstractContextManager["BarProgress"]):
             progress.TimeRemainingColumn(),
         )
         self._bar = progress.Progress(*columns)
-        self._task = self._bar.add_task("pictures", total=num_items)
+        self._task = self._bar.add_task("images", total=num_items)
 
     def item(self) -> None:
         """As `Progress` has it."""

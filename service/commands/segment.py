@@ -1,4 +1,4 @@
-"""`tipserve segment`: the mask of a picture, by the names of what is in it."""
+"""`tipserve segment`: the mask of an image, by the names of what is in it."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ import numpy as np
 from model.winner_map import Labels
 from service.commands.exit_status import DONE
 from service.commands.options import add_engine_options, new_parser, opened_engine, served_name
-from service.engines.engine import EngineError, PictureRefused
+from service.engines.engine import EngineError, ImageRefused
 from service.images.image_codec import ImageLimits, decode_image
 from service.masks.mask_codec import (
     MAX_PALETTE_CLASSES,
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _parse(list(arguments))
     classes = _names(options.classes)
     request = SegmentImagesRequest(
-        images=(_read(options.picture),),
+        images=(_read(options.image),),
         classes=tuple(SegmentClass(name=name) for name in classes),
         background_classes=tuple(SegmentClass(name=n) for n in _names(options.background_classes)),
         background_threshold=options.background_threshold,
@@ -49,11 +49,11 @@ def run(arguments: Sequence[str]) -> int:
     with opened_engine(options) as engine:
         try:
             labels_HW = engine.segment(request)
-        except PictureRefused as error:
-            raise EngineError(f"{options.picture}: {error}") from error
-    picture = request.images[0]
-    assert isinstance(picture, bytes)
-    _write(options.output, _encode(options, labels_HW, picture))
+        except ImageRefused as error:
+            raise EngineError(f"{options.image}: {error}") from error
+    image = request.images[0]
+    assert isinstance(image, bytes)
+    _write(options.output, _encode(options, labels_HW, image))
     _describe(labels_HW, classes)
     return DONE
 
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = new_parser(
         "segment",
-        "Writes a mask of the picture's size: k where the k-th class is, 0 for background.",
+        "Writes a mask of the image's size: k where the k-th class is, 0 for background.",
         (
             'photo.jpg --classes "dog, grass" -o mask.png',
             'photo.jpg --classes "dog, grass" --overlay -o seen.png',
@@ -69,11 +69,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             "--url grpc://localhost:8001",
         ),
     )
-    parser.add_argument("picture", help="a file, or - for standard input")
+    parser.add_argument("image", help="a file, or - for standard input")
     parser.add_argument("--classes", required=True, help="names with commas between")
     parser.add_argument("-o", "--output", type=Path, required=True, help=".png or .npy")
     parser.add_argument(
-        "--overlay", action="store_true", help="the picture with the classes' colours over it"
+        "--overlay", action="store_true", help="the image with the classes' colours over it"
     )
     parser.add_argument("--background-classes", default="", help="names that count as background")
     parser.add_argument(
@@ -85,7 +85,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--mode",
         choices=get_args(SegmentMode),
         default=SegmentImagesRequest.mode,
-        help="the whole picture at once, or window by window (default: %(default)s)",
+        help="the whole image at once, or window by window (default: %(default)s)",
     )
     add_engine_options(parser)
     return parser.parse_args(arguments)
@@ -95,13 +95,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _read(picture: str) -> bytes:
-    if picture == "-":
+def _read(image: str) -> bytes:
+    if image == "-":
         return sys.stdin.buffer.read()
     try:
-        return Path(picture).read_bytes()
+        return Path(image).read_bytes()
     except OSError as error:
-        raise EngineError(f"{picture} cannot be read: {error.strerror}.") from error
+        raise EngineError(f"{image} cannot be read: {error.strerror}.") from error
 
 
 def _check_output(options: argparse.Namespace, classes: Sequence[str]) -> None:
@@ -113,14 +113,14 @@ def _check_output(options: argparse.Namespace, classes: Sequence[str]) -> None:
     if not folder.is_dir():
         raise EngineError(f"{options.output} cannot be written: there is no folder {folder}.")
     if options.overlay and suffix != ".png":
-        raise EngineError("An overlay is a picture; let --output end in .png.")
+        raise EngineError("An overlay is an image; let --output end in .png.")
     if suffix == ".png" and not options.overlay and len(classes) > MAX_PALETTE_CLASSES:
         raise EngineError(
             f"A PNG mask has room for {MAX_PALETTE_CLASSES} classes; let --output end in .npy."
         )
 
 
-def _encode(options: argparse.Namespace, labels_HW: Labels, picture: bytes) -> bytes:
+def _encode(options: argparse.Namespace, labels_HW: Labels, image: bytes) -> bytes:
     if options.output.suffix.lower() == ".npy":
         return encode_npy(labels_HW.astype(np.uint16, copy=False))
     if not options.overlay:
@@ -129,7 +129,7 @@ def _encode(options: argparse.Namespace, labels_HW: Labels, picture: bytes) -> b
     limits = ImageLimits(
         max_bytes=fields["max_image_bytes"].default, max_pixels=fields["max_image_pixels"].default
     )
-    return encode_overlay_png(labels_HW, decode_image(picture, limits, param="picture"))
+    return encode_overlay_png(labels_HW, decode_image(image, limits, param="image"))
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -23,7 +23,7 @@ def encode_millimetres_png(depth_HW: NDArray[np.float32]) -> bytes:
 
 
 def encode_depth_png(depth_HW: NDArray[np.float32]) -> bytes:
-    """Colours from the picture's nearest point, pale yellow, to its farthest, dark violet."""
+    """Colours from the image's nearest point, pale yellow, to its farthest, dark violet."""
     nearest, farthest = depth_HW.min(), depth_HW.max()
     step = (farthest - nearest) / (NUM_COLOURS - 1)
     index_HW = np.zeros(depth_HW.shape, np.uint8)

@@ -1,6 +1,6 @@
 """What commands and jobs may ask of a model, wherever it computes, and what can go wrong.
 
-Shape legend: H W pixels of the picture.
+Shape legend: H W pixels of the image.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ class EngineError(UserError):
     """Nothing can be computed as it was asked for."""
 
 
-class PictureRefused(Exception):
-    """One picture cannot be used; the others can.
+class ImageRefused(Exception):
+    """One image cannot be used; the others can.
 
     Attributes:
         code: Short stable name of the cause.
@@ -46,7 +46,7 @@ class ModelSummary:
         embed_dim: Width of every embedding.
         patch_size: In pixels.
         native_size: Resolution where none is named, in pixels.
-        outputs: What can be asked for of pictures.
+        outputs: What can be asked for of images.
         runtime: What computes.
         precision: Of the arithmetic.
         device: Where it computes.
@@ -75,16 +75,16 @@ class Engine(Protocol):
     window: int
 
     def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
-        """Embed the one picture of a request.
+        """Embed the one image of a request.
 
-        The future raises `PictureRefused` or `EngineError`.
+        The future raises `ImageRefused` or `EngineError`.
         """
 
     def segment(self, request: SegmentImagesRequest) -> Labels:
-        """The mask [H, W] of the one picture of a request.
+        """The mask [H, W] of the one image of a request.
 
         Raises:
-            PictureRefused: The picture cannot be used.
+            ImageRefused: The image cannot be used.
             EngineError: Anything else.
         """
 
@@ -99,8 +99,8 @@ class Engine(Protocol):
         """End what was started."""
 
 
-def of_pictures(outputs: Iterable[str]) -> tuple[str, ...]:
-    """Those outputs of a model that are of pictures."""
+def of_images(outputs: Iterable[str]) -> tuple[str, ...]:
+    """Those outputs of a model that are of images."""
     return tuple(name for name in outputs if name != "text")
 
 
@@ -119,9 +119,9 @@ def find_model(engine: Engine, name: str | None) -> ModelSummary:
 
 
 def refusal(message: str, code: str, param: str | None) -> Exception:
-    """The error of a request with one picture: the picture's own, or everybody's."""
+    """The error of a request with one image: the image's own, or everybody's."""
     if (param or "").partition("[")[0] in {"images", "image"} and code != "empty_list":
-        return PictureRefused(message.removeprefix(f"{param}: "), code)
+        return ImageRefused(message.removeprefix(f"{param}: "), code)
     return EngineError(message)
 
 

@@ -12,7 +12,7 @@ from model.winner_map import Labels
 from service.call import Call
 from service.data_plane import DataPlane
 from service.door import Door
-from service.engines.engine import Embedding, EngineError, ModelSummary, of_pictures, refusal
+from service.engines.engine import Embedding, EngineError, ModelSummary, of_images, refusal
 from service.errors import Overloaded, ServiceError
 from service.messages import EmbedImagesRequest, ModelInfo, SegmentImagesRequest
 from service.models.conversion import open_source
@@ -24,7 +24,7 @@ from service.models.served_model import ServedModel
 from service.monitoring.observability import Metrics
 from service.settings import Settings
 
-# Nobody waits for one picture of a job, but one that hangs should not stop it for good.
+# Nobody waits for one image of a job, but one that hangs should not stop it for good.
 DEADLINE_S: Final = 3600.0
 CLOSE_LIMIT_S: Final = 10.0
 BATCHES_WAITING: Final = 2
@@ -71,7 +71,7 @@ class InProcessEngine:
         self.window = self._busy_window()
 
     def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
-        """As `Engine` has it; pictures may be pixels, too."""
+        """As `Engine` has it; images may be pixels, too."""
         return asyncio.run_coroutine_threadsafe(self._embed(request), self._loop)
 
     def segment(self, request: SegmentImagesRequest) -> Labels:
@@ -124,7 +124,7 @@ def summarize(info: ModelInfo) -> ModelSummary:
         embed_dim=manifest.embed_dim,
         patch_size=manifest.patch_size,
         native_size=manifest.native_size,
-        outputs=of_pictures(info.outputs),
+        outputs=of_images(info.outputs),
         runtime=info.runtime,
         precision=info.precision,
         device=info.device,
@@ -156,7 +156,7 @@ def summarize_unloaded(manifest: Manifest) -> ModelSummary:
         embed_dim=manifest.embed_dim,
         patch_size=manifest.patch_size,
         native_size=manifest.native_size,
-        outputs=of_pictures(manifest.outputs),
+        outputs=of_images(manifest.outputs),
         runtime="",
         precision="",
         device="",

@@ -11,8 +11,8 @@ from model.winner_map import Labels
 from service.engines.engine import (
     Embedding,
     EngineError,
+    ImageRefused,
     ModelSummary,
-    PictureRefused,
     refusal,
     told_fingerprint,
 )
@@ -118,7 +118,7 @@ class GrpcEngine(RemoteEngine):
 
 
 def failure(address: str, error: Any) -> Exception:
-    """What a status other than OK means: try again, a bad picture, or the end."""
+    """What a status other than OK means: try again, a bad image, or the end."""
     metadata = {name: value for name, value in error.trailing_metadata() or ()}
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     for detail in status_pb2.Status.FromString(
@@ -128,7 +128,7 @@ def failure(address: str, error: Any) -> Exception:
         detail.Unpack(bad)
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.reason:
         # Says gRPC itself, before the server sees the message.
-        return PictureRefused("The picture is larger than the server takes.", "request_too_large")
+        return ImageRefused("The image is larger than the server takes.", "request_too_large")
     if error.code() in BUSY:
         pushback_ms = metadata.get("grpc-retry-pushback-ms", "")
         is_told = bool(info.reason)

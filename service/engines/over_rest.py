@@ -1,4 +1,4 @@
-"""A server asked over REST: pictures as raw bodies, answers as safetensors and npy."""
+"""A server asked over REST: images as raw bodies, answers as safetensors and npy."""
 
 import io
 import json
@@ -15,9 +15,9 @@ from model.winner_map import Labels
 from service.engines.engine import (
     Embedding,
     EngineError,
+    ImageRefused,
     ModelSummary,
-    PictureRefused,
-    of_pictures,
+    of_images,
     refusal,
     told_fingerprint,
 )
@@ -57,19 +57,19 @@ class RestEngine(RemoteEngine):
             "model": request.model,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        # The server looks at the bytes; the type only has to be one of pictures.
+        # The server looks at the bytes; the type only has to be one of images.
         headers = {"Content-Type": "image/jpeg", "Accept": "application/octet-stream"}
-        picture = request.images[0]
-        assert isinstance(picture, bytes)
-        tensors = load(self._ask("POST", f"/v1/images:embed?{urlencode(given)}", headers, picture))
+        image = request.images[0]
+        assert isinstance(image, bytes)
+        tensors = load(self._ask("POST", f"/v1/images:embed?{urlencode(given)}", headers, image))
         return {name: tensors[name][0] for name in request.outputs}
 
     def segment_once(self, request: SegmentImagesRequest) -> Labels:
         """As `RemoteEngine` has it."""
-        picture = request.images[0]
-        assert isinstance(picture, bytes)
+        image = request.images[0]
+        assert isinstance(image, bytes)
         body = {
-            "image": pybase64.b64encode_as_string(picture),
+            "image": pybase64.b64encode_as_string(image),
             "classes": [_class_body(c) for c in request.classes],
             "background_classes": [_class_body(c) for c in request.background_classes],
             "background_threshold": request.background_threshold,
@@ -114,7 +114,7 @@ class RestEngine(RemoteEngine):
 
 
 def failure(url: str, answer: httpcore2.Response) -> Exception:
-    """What an answer other than 200 means: try again, a bad picture, or the end."""
+    """What an answer other than 200 means: try again, a bad image, or the end."""
     try:
         error: dict[str, Any] = json.loads(answer.content)["error"]
     except (ValueError, KeyError, TypeError):
@@ -125,7 +125,7 @@ def failure(url: str, answer: httpcore2.Response) -> Exception:
         return TryAgain(message, float(waits[0]) if waits and waits[0].isdigit() else None)
     code = error.get("code") or "unknown"
     if answer.status == TOO_LARGE:
-        return PictureRefused(message, code)
+        return ImageRefused(message, code)
     return refusal(message, code, error.get("param"))
 
 
@@ -142,7 +142,7 @@ def _summary(card: Mapping[str, Any]) -> ModelSummary:
         embed_dim=card["embed_dim"],
         patch_size=card["patch_size"],
         native_size=card["native_size"],
-        outputs=of_pictures(card["outputs"]),
+        outputs=of_images(card["outputs"]),
         runtime=card["runtime"],
         precision=card["precision"],
         device=card["device"],

@@ -70,7 +70,7 @@ class RemoteEngine(ABC):
 
         Raises:
             TryAgain: A later try may succeed.
-            PictureRefused: The picture cannot be used.
+            ImageRefused: The image cannot be used.
             EngineError: Anything else.
         """
 

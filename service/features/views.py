@@ -1,4 +1,4 @@
-"""From patch embeddings to maps that can be looked at: fitted once, then drawn for each picture.
+"""From patch embeddings to maps that can be looked at: fitted once, then drawn for each image.
 
 Shape legend: N patches, D width, h w patch grid, H W pixels of the map, C channels, K groups.
 """
@@ -13,7 +13,7 @@ from model.segmentation import label_pixels, upsample_bilinear
 from service.features.components import fit_components
 from service.features.groups import find_groups, squared_distances
 from service.messages import FloatArray
-from service.view_messages import ViewFeaturesRequest
+from service.view_messages import VisualizeFeaturesRequest
 
 DEFAULT_GROUPS: Final = 6
 DEFAULT_SEED: Final = 0
@@ -24,7 +24,7 @@ STEEPNESS: Final = 2.0
 View = Callable[[FloatArray, tuple[int, int], tuple[int, int]], NDArray[Any]]
 
 
-def fit_view(request: ViewFeaturesRequest, features: Sequence[FloatArray]) -> View:
+def fit_view(request: VisualizeFeaturesRequest, features: Sequence[FloatArray]) -> View:
     """Find components or groups over all of these embeddings [N, D].
 
     Source: colours are `sigmoid(2 x)` of PCA(3, whiten), as in the demonstration notebook of
@@ -32,10 +32,10 @@ def fit_view(request: ViewFeaturesRequest, features: Sequence[FloatArray]) -> Vi
     are scaled before they are compared, as in its demonstration page.
     """
     together_ND = features[0] if len(features) == 1 else np.concatenate(features)
-    if request.view == "groups":
+    if request.kind == "groups":
         return _groups_view(together_ND, request)
-    components = fit_components(together_ND, 3 if request.view == "colors" else 1)
-    if request.view == "colors":
+    components = fit_components(together_ND, 3 if request.kind == "colors" else 1)
+    if request.kind == "colors":
         return lambda features_ND, grid_hw, size_hw: _scale(
             _sigmoid(STEEPNESS * components.project(features_ND)), grid_hw, size_hw
         )
@@ -51,7 +51,7 @@ def fit_view(request: ViewFeaturesRequest, features: Sequence[FloatArray]) -> Vi
     return view
 
 
-def _groups_view(together_ND: FloatArray, request: ViewFeaturesRequest) -> View:
+def _groups_view(together_ND: FloatArray, request: VisualizeFeaturesRequest) -> View:
     num_groups = DEFAULT_GROUPS if request.group_count is None else request.group_count
     seed = DEFAULT_SEED if request.seed is None else request.seed
     centres_KD = find_groups(together_ND, num_groups, seed)

@@ -55,7 +55,7 @@ OUTPUTS: Mapping[embed_pb2.ImageOutput, str] = {
 }
 FITS: Mapping[image_pb2.Fit, Fit] = {image_pb2.FIT_SQUASH: "squash", image_pb2.FIT_ASPECT: "aspect"}
 MAP_SIZES: Mapping[dense_pb2.MapSize, MapSize] = {
-    dense_pb2.MAP_SIZE_PICTURE: "picture",
+    dense_pb2.MAP_SIZE_IMAGE: "image",
     dense_pb2.MAP_SIZE_MODEL: "model",
 }
 FEATURES: Mapping[segment_pb2.DenseFeatures, Features] = {

@@ -30,9 +30,9 @@ from service.grpc.stream_items import STREAMED, begin_item, stream_answer
 from service.grpc.unknown_fields import refuse_unknown_fields
 from service.grpc.view_converters import (
     from_classify_images,
-    from_view_features,
+    from_visualize_features,
     to_classify_images,
-    to_view_features,
+    to_visualize_features,
 )
 
 
@@ -45,7 +45,7 @@ class EncoderServicer(EncoderServiceServicer):
     async def EmbedImages(  # noqa: N802 - named by the contract, as all below
         self, request: embed_pb2.EmbedImagesRequest, context: Any
     ) -> embed_pb2.EmbedImagesResponse:
-        """Embed pictures."""
+        """Embed images."""
         message = to_embed_images(request)
         answer = await self._plane.embed_images(message, current_call.get())
         return from_embed_images(answer)
@@ -61,7 +61,7 @@ class EncoderServicer(EncoderServiceServicer):
     async def SegmentImages(  # noqa: N802
         self, request: segment_pb2.SegmentImagesRequest, context: Any
     ) -> segment_pb2.SegmentImagesResponse:
-        """Find named things in pictures."""
+        """Find named things in images."""
         message = to_segment_images(request)
         answer = await self._plane.segment_images(message, current_call.get())
         return from_segment_images(answer)
@@ -69,18 +69,18 @@ class EncoderServicer(EncoderServiceServicer):
     async def ClassifyImages(  # noqa: N802
         self, request: classify_pb2.ClassifyImagesRequest, context: Any
     ) -> classify_pb2.ClassifyImagesResponse:
-        """Say which of some named things pictures show."""
+        """Say which of some named things images show."""
         message = to_classify_images(request)
         answer = await self._plane.classify_images(message, current_call.get())
         return from_classify_images(answer)
 
-    async def ViewFeatures(  # noqa: N802
-        self, request: features_pb2.ViewFeaturesRequest, context: Any
-    ) -> features_pb2.ViewFeaturesResponse:
-        """Make the patch embeddings of pictures visible."""
-        message = to_view_features(request)
-        answer = await self._plane.view_features(message, current_call.get())
-        return from_view_features(answer)
+    async def VisualizeFeatures(  # noqa: N802
+        self, request: features_pb2.VisualizeFeaturesRequest, context: Any
+    ) -> features_pb2.VisualizeFeaturesResponse:
+        """Make the patch embeddings of images visible."""
+        message = to_visualize_features(request)
+        answer = await self._plane.visualize_features(message, current_call.get())
+        return from_visualize_features(answer)
 
     async def EstimateDepth(  # noqa: N802
         self, request: dense_pb2.EstimateDepthRequest, context: Any

@@ -23,7 +23,7 @@ STREAMED: Final[Mapping[str, str]] = {
     "estimate_depth": "EstimateDepth",
     "estimate_normals": "EstimateNormals",
     "classify_images": "ClassifyImages",
-    "view_features": "ViewFeatures",
+    "visualize_features": "VisualizeFeatures",
 }
 
 

@@ -1,6 +1,6 @@
 """Counts the values of a message before it is parsed.
 
-An empty picture or prompt takes two bytes on the wire and thirty or more as an object, so 32 MiB of
+An empty image or prompt takes two bytes on the wire and thirty or more as an object, so 32 MiB of
 them would become most of a gigabyte, and take a second of the event loop, before any check of ours.
 """
 

@@ -1,4 +1,4 @@
-"""Protobuf to messages and back, of what pictures show: their classes, and their features."""
+"""Protobuf to messages and back, of what images show: their classes, and their features."""
 
 from collections.abc import Mapping
 
@@ -18,25 +18,25 @@ from service.grpc.unknown_fields import refuse_unknown_fields
 from service.view_messages import (
     ClassifyImagesRequest,
     ClassifyImagesResponse,
+    FeatureKind,
     FeatureScope,
-    FeatureView,
     GlobalFeatures,
-    ViewFeaturesRequest,
-    ViewFeaturesResponse,
+    VisualizeFeaturesRequest,
+    VisualizeFeaturesResponse,
 )
 
 GLOBAL_FEATURES: Mapping[classify_pb2.GlobalFeatures, GlobalFeatures] = {
     classify_pb2.GLOBAL_FEATURES_CLS1: "cls1",
     classify_pb2.GLOBAL_FEATURES_CLS2: "cls2",
 }
-VIEWS: Mapping[features_pb2.FeatureView, FeatureView] = {
-    features_pb2.FEATURE_VIEW_COLORS: "colors",
-    features_pb2.FEATURE_VIEW_COMPONENT: "component",
-    features_pb2.FEATURE_VIEW_GROUPS: "groups",
+FEATURE_KINDS: Mapping[features_pb2.FeatureKind, FeatureKind] = {
+    features_pb2.FEATURE_KIND_COLORS: "colors",
+    features_pb2.FEATURE_KIND_COMPONENT: "component",
+    features_pb2.FEATURE_KIND_GROUPS: "groups",
 }
 SCOPES: Mapping[features_pb2.FeatureScope, FeatureScope] = {
-    features_pb2.FEATURE_SCOPE_EACH: "each",
-    features_pb2.FEATURE_SCOPE_TOGETHER: "together",
+    features_pb2.FEATURE_SCOPE_IMAGE: "image",
+    features_pb2.FEATURE_SCOPE_REQUEST: "request",
 }
 
 
@@ -86,19 +86,21 @@ def from_classify_images(answer: ClassifyImagesResponse) -> classify_pb2.Classif
     )
 
 
-def to_view_features(request: features_pb2.ViewFeaturesRequest) -> ViewFeaturesRequest:
+def to_visualize_features(
+    request: features_pb2.VisualizeFeaturesRequest,
+) -> VisualizeFeaturesRequest:
     """Read a request.
 
     Raises:
         InvalidRequest: A field or a value that this server does not know.
     """
     refuse_unknown_fields(request)
-    default = ViewFeaturesRequest
+    default = VisualizeFeaturesRequest
     has = request.HasField
     return default(
         images=tuple(image.encoded for image in request.images),
         model=request.model or None,
-        view=choice(VIEWS, request.view, "view") or default.view,
+        kind=choice(FEATURE_KINDS, request.kind, "kind") or default.kind,
         features=choice(FEATURES, request.features, "features") or default.features,
         scope=choice(SCOPES, request.scope, "scope") or default.scope,
         group_count=request.group_count if has("group_count") else default.group_count,
@@ -110,10 +112,12 @@ def to_view_features(request: features_pb2.ViewFeaturesRequest) -> ViewFeaturesR
     )
 
 
-def from_view_features(answer: ViewFeaturesResponse) -> features_pb2.ViewFeaturesResponse:
+def from_visualize_features(
+    answer: VisualizeFeaturesResponse,
+) -> features_pb2.VisualizeFeaturesResponse:
     """Write an answer."""
     maps = [features_pb2.FeatureMap(features=tensor(array)) for array in answer.maps]
-    return features_pb2.ViewFeaturesResponse(
+    return features_pb2.VisualizeFeaturesResponse(
         model=answer.model,
         maps=in_places(maps, answer.errors, features_pb2.FeatureMap()),
         errors=item_errors(answer.errors),

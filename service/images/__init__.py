@@ -1,1 +1,1 @@
-"""Encoded pictures to what a model sees."""
+"""Encoded images to what a model sees."""

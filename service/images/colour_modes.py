@@ -1,4 +1,4 @@
-"""Pictures of every colour mode to opaque ones of 8 bits.
+"""Images of every colour mode to opaque ones of 8 bits.
 
 Shape legend: H W pixels.
 """
@@ -13,17 +13,17 @@ WHITE: Final = (255, 255, 255)
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """The same picture as RGB or L; transparent parts are laid on white.
+    """The same image as RGB or L; transparent parts are laid on white.
 
     Raises:
         ValueError: Of a mode that no file has.
     """
     if image.has_transparency_data:
-        picture = image.convert("LA") if image.mode == "La" else image
-        if picture.mode != "RGBA":  # to convert what is so already would be another copy
-            picture = picture.convert("RGBA")
-        paper = Image.new("RGB", picture.size, WHITE)
-        paper.paste(picture, mask=picture)
+        layer = image.convert("LA") if image.mode == "La" else image
+        if layer.mode != "RGBA":  # to convert what is so already would be another copy
+            layer = layer.convert("RGBA")
+        paper = Image.new("RGB", layer.size, WHITE)
+        paper.paste(layer, mask=layer)
         return paper
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

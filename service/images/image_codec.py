@@ -1,6 +1,6 @@
-"""Encoded pictures to pixels: header first, limits before memory, every decoder's exception caught.
+"""Encoded images to pixels: header first, limits before memory, every decoder's exception caught.
 
-Knows the file formats and nothing of models. Shape legend: H W pixels of the upright picture.
+Knows the file formats and nothing of models. Shape legend: H W pixels of the upright image.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from service.images.jpeg_scans import MAX_SCANS, has_too_many_scans
 from service.images.libtiff_log import silence_libtiff
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# JPEG, also with further pictures behind the first, as some cameras have it.
+# JPEG, also with further images behind the first, as some cameras have it.
 REDUCIBLE: Final = {"JPEG", "MPO"}
 ORIENTATION_TAG: Final = 0x0112
 UPRIGHT: Final = {
@@ -40,10 +40,10 @@ SIDEWAYS: Final = {
 
 Box = tuple[float, float, float, float]
 
-# Our own limit, below, is checked on the header of every picture; Pillow's would warn or raise
+# Our own limit, below, is checked on the header of every image; Pillow's would warn or raise
 # before it.
 Image.MAX_IMAGE_PIXELS = None
-# Register the formats now; Pillow would do it at the first picture, in whichever thread that is.
+# Register the formats now; Pillow would do it at the first image, in whichever thread that is.
 Image.init()
 silence_libtiff()
 
@@ -60,22 +60,22 @@ def read_size(data: bytes, limits: ImageLimits, *, param: str) -> tuple[int, int
     """Height and width from the header alone, before EXIF orientation.
 
     Args:
-        data: An encoded picture.
+        data: An encoded image.
         limits: Checked here, before any pixel is decoded.
-        param: The field and index of the picture, for the error.
+        param: The field and index of the image, for the error.
 
     Raises:
-        InvalidRequest: Not a picture that is read here, or over a limit.
+        InvalidRequest: Not an image that is read here, or over a limit.
     """
     with _reporting(param), _open(data, limits, param) as image:
         return image.height, image.width
 
 
 def upright_size(data: bytes, *, param: str) -> tuple[int, int]:
-    """Height and width from the header alone, as they are once the picture is upright.
+    """Height and width from the header alone, as they are once the image is upright.
 
     Raises:
-        InvalidRequest: Not a picture that is read here.
+        InvalidRequest: Not an image that is read here.
     """
     with _reporting(param), Image.open(BytesIO(data), formats=FORMATS) as image:
         size_hw = image.height, image.width
@@ -84,13 +84,13 @@ def upright_size(data: bytes, *, param: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedImage:
-    """A picture in memory, as its file stores it: perhaps lying on its side, perhaps reduced.
+    """An image in memory, as its file stores it: perhaps lying on its side, perhaps reduced.
 
     Attributes:
         image: Of mode RGB or L.
-        box: Left, top, right and bottom of what the picture covers, in pixels of `image`; a reduced
+        box: Left, top, right and bottom of what the image covers, in pixels of `image`; a reduced
             one may end within its last pixels.
-        size_hw: The picture's own height and width, upright.
+        size_hw: The image's own height and width, upright.
         turn: What makes it upright; None where it is so.
     """
 
@@ -100,7 +100,7 @@ class LoadedImage:
     turn: Image.Transpose | None
 
     def stored_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the upright picture, as they are before it is turned; or back."""
+        """Height and width of the upright image, as they are before it is turned; or back."""
         return size_hw[::-1] if self.turn in SIDEWAYS else size_hw
 
     def upright(self, image: Image.Image) -> Image.Image:
@@ -115,25 +115,25 @@ def load_image(
     param: str,
     reduce_to: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
 ) -> LoadedImage:
-    """Decode a picture.
+    """Decode an image.
 
     Transparent parts are laid on white, 16-bit samples are reduced to 8, and of an animation the
     first frame counts.
 
     Args:
-        data: An encoded picture.
+        data: An encoded image.
         limits: Checked before any pixel is decoded.
-        param: The field and index of the picture, for the error.
+        param: The field and index of the image, for the error.
         reduce_to: Gives for the upright height and width the least that must be left of them. A
             JPEG is then decoded at a half, a quarter or an eighth of its size, as that allows.
 
     Raises:
-        InvalidRequest: Not a picture that is read here, broken, or over a limit.
+        InvalidRequest: Not an image that is read here, broken, or over a limit.
     """
     with _reporting(param), _open(data, limits, param) as image:
         _refuse_many_scans(data, param)
         if image.format not in REDUCIBLE:
-            image.load()  # first, because TIFF's decoder turns the picture itself
+            image.load()  # first, because TIFF's decoder turns the image itself
         turn = _turn(image)
         stored_hw = image.height, image.width
         loaded = LoadedImage(
@@ -151,10 +151,10 @@ def load_image(
 
 
 def decode_image(data: bytes, limits: ImageLimits, *, param: str) -> NDArray[np.uint8]:
-    """Decode a picture as `load_image` does, to upright uint8 RGB [H, W, 3].
+    """Decode an image as `load_image` does, to upright uint8 RGB [H, W, 3].
 
     Raises:
-        InvalidRequest: Not a picture that is read here, broken, or over a limit.
+        InvalidRequest: Not an image that is read here, broken, or over a limit.
     """
     loaded = load_image(data, limits, param=param)
     return np.asarray(loaded.upright(loaded.image).convert("RGB"))
@@ -163,14 +163,14 @@ def decode_image(data: bytes, limits: ImageLimits, *, param: str) -> NDArray[np.
 def _open(data: bytes, limits: ImageLimits, param: str) -> Image.Image:
     if len(data) > limits.max_bytes:
         raise InvalidRequest(
-            f"{param}: the picture has {len(data)} bytes; at most {limits.max_bytes} are read.",
+            f"{param}: the image has {len(data)} bytes; at most {limits.max_bytes} are read.",
             code="image_too_large",
             param=param,
         )
     image = Image.open(BytesIO(data), formats=FORMATS)
     if image.width * image.height > limits.max_pixels:
         raise InvalidRequest(
-            f"{param}: the picture has {image.width} x {image.height} pixels; "
+            f"{param}: the image has {image.width} x {image.height} pixels; "
             f"at most {limits.max_pixels} are read. Send a smaller one.",
             code="image_too_large",
             param=param,
@@ -187,7 +187,7 @@ def _reporting(param: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InvalidRequest(
-            f"{param}: not a picture that can be read here, or broken. "
+            f"{param}: not an image that can be read here, or broken. "
             f"Supported: {', '.join(FORMATS)}.",
             code="invalid_image",
             param=param,
@@ -197,7 +197,7 @@ def _reporting(param: str) -> Iterator[None]:
 def _refuse_many_scans(data: bytes, param: str) -> None:
     if has_too_many_scans(data):
         raise InvalidRequest(
-            f"{param}: the JPEG picture has more than {MAX_SCANS} scans. Encode it anew.",
+            f"{param}: the JPEG image has more than {MAX_SCANS} scans. Encode it anew.",
             code="image_too_large",
             param=param,
         )
@@ -206,6 +206,6 @@ def _refuse_many_scans(data: bytes, param: str) -> None:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # a broken EXIF block says nothing about the picture
+    except Exception:  # a broken EXIF block says nothing about the image
         return None
     return UPRIGHT.get(orientation) if isinstance(orientation, int) else None

@@ -1,7 +1,7 @@
-"""Counts the scans of a JPEG file, each of which costs a pass over every pixel of the picture.
+"""Counts the scans of a JPEG file, each of which costs a pass over every pixel of the image.
 
 A scan may have 30 bytes, so that without a bound a file of 600 kB is minutes of work within all
-other limits. Cameras and optimizers write about ten; libtiff, too, reads 100 in its JPEG pictures.
+other limits. Cameras and optimizers write about ten; libtiff, too, reads 100 in its JPEG images.
 """
 
 import re
@@ -19,7 +19,7 @@ SCAN: Final = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e]")
 
 
 def has_too_many_scans(data: bytes) -> bool:
-    """Whether an encoded picture is a JPEG file of more scans than are read."""
+    """Whether an encoded image is a JPEG file of more scans than are read."""
     if not data.startswith(START) or _has_one_scan(data):
         return False
     return sum(1 for _ in SCAN.finditer(data)) > MAX_SCANS

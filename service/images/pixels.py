@@ -1,4 +1,4 @@
-"""Pictures that come as pixels and not as files: of any size, or just as the model is to see them.
+"""Images that come as pixels and not as files: of any size, or just as the model is to see them.
 
 Their shapes have been checked, by `service.validation`. Shape legend: H W pixels.
 """
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from model.preprocess import prepare_image
 from service.errors import InvalidRequest
 from service.images.image_codec import ImageLimits
-from service.messages import Picture
+from service.messages import ImageInput
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
-def is_model_input(picture: Picture) -> TypeGuard[NDArray[np.float32]]:
-    """Whether a picture is float32 [3, H, W], which is taken as it is."""
-    return isinstance(picture, np.ndarray) and picture.dtype == np.float32
+def is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:
+    """Whether an image is float32 [3, H, W], which is taken as it is."""
+    return isinstance(image, np.ndarray) and image.dtype == np.float32
 
 
 def pixels_size(pixels: Pixels, limits: ImageLimits, *, param: str) -> tuple[int, int]:
@@ -27,7 +27,7 @@ def pixels_size(pixels: Pixels, limits: ImageLimits, *, param: str) -> tuple[int
     Args:
         pixels: uint8 [H, W, 3] or float32 [3, H, W].
         limits: Of which the pixels count.
-        param: The field and index of the picture, for the error.
+        param: The field and index of the image, for the error.
 
     Raises:
         InvalidRequest: It has too many pixels.
@@ -35,7 +35,7 @@ def pixels_size(pixels: Pixels, limits: ImageLimits, *, param: str) -> tuple[int
     height, width = pixels.shape[1:] if is_model_input(pixels) else pixels.shape[:2]
     if height * width > limits.max_pixels:
         raise InvalidRequest(
-            f"{param}: the picture has {width} x {height} pixels; at most {limits.max_pixels} are "
+            f"{param}: the image has {width} x {height} pixels; at most {limits.max_pixels} are "
             "read. Send a smaller one.",
             code="image_too_large",
             param=param,
@@ -44,7 +44,7 @@ def pixels_size(pixels: Pixels, limits: ImageLimits, *, param: str) -> tuple[int
 
 
 def scale_pixels(pixels_HW3: Pixels, size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Of uint8 pixels, scaled as a decoded picture is: float32 [3, H, W] in [0, 1]."""
+    """Of uint8 pixels, scaled as a decoded image is: float32 [3, H, W] in [0, 1]."""
     return prepare_image(np.ascontiguousarray(pixels_HW3, np.uint8), size_hw)
 
 

@@ -1,4 +1,4 @@
-"""From pictures to what the model sees: of a file the header alone, then decode and scale.
+"""From images to what the model sees: of a file the header alone, then decode and scale.
 
 Shape legend: H W pixels.
 """
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.preprocess import Fit, scale_picture, target_size, to_planes
+from model.preprocess import Fit, scale_image, target_size, to_planes
 from service.errors import InvalidRequest
 from service.images.image_codec import ImageLimits, load_image, read_size
 from service.images.pixels import is_model_input, pixels_size, scale_pixels, take_planes
 from service.images.windows import Windows
-from service.messages import Picture
+from service.messages import ImageInput
 
 JpegDecode = Literal["fast", "exact"]
 
@@ -27,9 +27,9 @@ REDUCED_FACTOR: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeRule:
-    """How a picture's size becomes the model's: in pixels, for one model and one request.
+    """How an image's size becomes the model's: in pixels, for one model and one request.
 
-    With `windows` the model sees these of the scaled picture, and not the picture.
+    With `windows` the model sees these of the scaled image, and not the image.
     """
 
     resolution: int
@@ -40,7 +40,7 @@ class SizeRule:
 
     @property
     def nominal_patches(self) -> int:
-        """Patches of a square picture."""
+        """Patches of a square image."""
         return self.num_patches((self.resolution, self.resolution))
 
     def target_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -55,14 +55,14 @@ class SizeRule:
         )
 
     def num_patches(self, scaled_hw: tuple[int, int]) -> int:
-        """Patches that the model sees of a scaled picture, in all windows together."""
+        """Patches that the model sees of a scaled image, in all windows together."""
         if self.windows is None:
             return scaled_hw[0] * scaled_hw[1] // self.patch_size**2
         num_windows = len(self.windows.corners(scaled_hw))
         return num_windows * (self.windows.side // self.patch_size) ** 2
 
     def parts(self, pixels_3HW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """What the model is to see of a scaled picture: itself, or each window of it."""
+        """What the model is to see of a scaled image: itself, or each window of it."""
         if self.windows is None:
             return [pixels_3HW]
         side = self.windows.side
@@ -72,14 +72,14 @@ class SizeRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedImage:
-    """A picture as the model sees it, float32 [3, H, W], and its own height and width, upright."""
+    """An image as the model sees it, float32 [3, H, W], and its own height and width, upright."""
 
     pixels_3HW: NDArray[np.float32]
     size_hw: tuple[int, int]
 
 
 class ImagePreparer:
-    """Reads and scales pictures. CPU work for a pool; holds nothing, so in any thread."""
+    """Reads and scales images. CPU work for a pool; holds nothing, so in any thread."""
 
     def __init__(
         self, limits: ImageLimits, *, max_patches: int, jpeg_decode: JpegDecode = "fast"
@@ -88,50 +88,50 @@ class ImagePreparer:
         self._max_patches = max_patches
         self._jpeg_decode = jpeg_decode
 
-    def size_hw(self, picture: Picture, *, param: str) -> tuple[int, int]:
-        """Height and width of a picture as it is stored, of a file from its header alone.
+    def size_hw(self, image: ImageInput, *, param: str) -> tuple[int, int]:
+        """Height and width of an image as it is stored, of a file from its header alone.
 
         Raises:
             InvalidRequest: It is unreadable or too large.
         """
-        if isinstance(picture, bytes):
-            return read_size(picture, self._limits, param=param)
-        return pixels_size(picture, self._limits, param=param)
+        if isinstance(image, bytes):
+            return read_size(image, self._limits, param=param)
+        return pixels_size(image, self._limits, param=param)
 
-    def num_patches(self, picture: Picture, rule: SizeRule, *, param: str) -> int:
-        """Patches of a picture, of a file from its header alone.
+    def num_patches(self, image: ImageInput, rule: SizeRule, *, param: str) -> int:
+        """Patches of an image, of a file from its header alone.
 
         Raises:
             InvalidRequest: It is unreadable or too large.
         """
-        size_hw = self.size_hw(picture, param=param)
-        target_hw = size_hw if is_model_input(picture) else rule.target_hw(size_hw)
+        size_hw = self.size_hw(image, param=param)
+        target_hw = size_hw if is_model_input(image) else rule.target_hw(size_hw)
         num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
         if num_patches <= self._max_patches and rule.windows is not None:
             return rule.num_patches(target_hw)
         if num_patches > self._max_patches:
             raise InvalidRequest(
                 f"{param}: {size_hw[1]} x {size_hw[0]} pixels at resolution {rule.resolution} are "
-                f"{num_patches} patches; at most {self._max_patches} fit. Crop the picture, lower "
+                f"{num_patches} patches; at most {self._max_patches} fit. Crop the image, lower "
                 "the resolution, or use fit squash.",
                 code="image_too_large",
                 param=param,
             )
         return num_patches
 
-    def prepare(self, picture: Picture, rule: SizeRule, *, param: str) -> PreparedImage:
-        """Decode and scale a picture.
+    def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
+        """Decode and scale an image.
 
         Raises:
             InvalidRequest: It is broken.
         """
-        if isinstance(picture, bytes):
-            return self._decode(picture, rule, param)
-        size_hw = pixels_size(picture, self._limits, param=param)
-        if is_model_input(picture):
-            planes_3HW = take_planes(picture, param=param)
+        if isinstance(image, bytes):
+            return self._decode(image, rule, param)
+        size_hw = pixels_size(image, self._limits, param=param)
+        if is_model_input(image):
+            planes_3HW = take_planes(image, param=param)
         else:
-            planes_3HW = scale_pixels(picture, rule.target_hw(size_hw))
+            planes_3HW = scale_pixels(image, rule.target_hw(size_hw))
         return PreparedImage(pixels_3HW=planes_3HW, size_hw=size_hw)
 
     def scale(
@@ -140,7 +140,7 @@ class ImagePreparer:
         """Decode and scale a file, but leave it as pixels, of which `prepare` makes the same.
 
         Returns:
-            uint8 [H, W, 3], and the picture's own height and width, upright.
+            uint8 [H, W, 3], and the image's own height and width, upright.
 
         Raises:
             InvalidRequest: It is broken.
@@ -163,7 +163,7 @@ class ImagePreparer:
         )
         target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
         # Small first and then turned: of a large photo the turning would cost as much again.
-        scaled = loaded.upright(scale_picture(loaded.image, target_hw, loaded.box))
+        scaled = loaded.upright(scale_image(loaded.image, target_hw, loaded.box))
         return scaled, loaded.size_hw
 
 

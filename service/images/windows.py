@@ -1,7 +1,7 @@
-"""Windows over a picture: squares that overlap, the last of each row and column at its end.
+"""Windows over an image: squares that overlap, the last of each row and column at its end.
 
 Source: google-deepmind/tips, zero-shot segmentation notebook: windows of 448 pixels, 336 apart, on
-pictures whose short side is 448.
+images whose short side is 448.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class Windows:
         """Top and left of every window, row by row; at least one.
 
         Args:
-            size_hw: Height and width of the picture, each at least the side of a window.
+            size_hw: Height and width of the image, each at least the side of a window.
 
         Raises:
-            ValueError: A window does not fit into the picture.
+            ValueError: A window does not fit into the image.
         """
         height, width = size_hw
         return [(top, left) for top in self._starts(height) for left in self._starts(width)]

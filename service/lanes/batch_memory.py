@@ -1,6 +1,6 @@
-"""How much memory a picture takes while it is computed, by the kernel's own high-water mark.
+"""How much memory an image takes while it is computed, by the kernel's own high-water mark.
 
-Weights are there before; this is what comes and goes with batches, and what large pictures need
+Weights are there before; this is what comes and goes with batches, and what large images need
 most of. It counts the whole process, so it is measured while nothing else runs.
 """
 
@@ -57,7 +57,7 @@ class PeakMeter:
 
 @dataclass(frozen=True, slots=True)
 class BatchMemory:
-    """What one picture of each served shape takes at its peak, in bytes; empty where not known."""
+    """What one image of each served shape takes at its peak, in bytes; empty where not known."""
 
     peak_bytes: Mapping[Bucket, int]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.lanes.work import Bucket
 
-# For pictures float32 [B, 3, H, W]; for texts token ids and mask, int64 [B, L] each.
+# For images float32 [B, 3, H, W]; for texts token ids and mask, int64 [B, L] each.
 Inputs = tuple[NDArray[Any], ...]
 
 
@@ -20,9 +20,9 @@ def collate(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Inputs:
 
     Args:
         bucket: Of all items.
-        payloads: float32 [3, H, W] for pictures; int64 token ids [L] of any L for texts.
+        payloads: float32 [3, H, W] for images; int64 token ids [L] of any L for texts.
     """
-    if bucket.is_picture:
+    if bucket.is_image:
         return (np.stack(payloads),)
     longest = max(len(row) for row in payloads)
     ids_BL = np.zeros((len(payloads), longest), dtype=np.int64)

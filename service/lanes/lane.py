@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def made_up_items(bucket: Bucket, num_items: int) -> list[NDArray[Any]]:
     """Items that the runtime takes like any others."""
-    if bucket.is_picture:
+    if bucket.is_image:
         return [np.ones((3, *bucket.shape), np.float32)] * num_items
     return [np.ones(bucket.shape, np.int64)] * num_items
 
@@ -56,8 +56,8 @@ class Lane:
             inputs: As `collate` makes them.
 
         Returns:
-            For each picture its patches and values [N, D], cls1 and cls2 [D]; for each text `text`
-            [D]. Not normalised. Of a dense head, for each picture its map under the bucket's kind.
+            For each image its patches and values [N, D], cls1 and cls2 [D]; for each text `text`
+            [D]. Not normalised. Of a dense head, for each image its map under the bucket's kind.
         """
         if bucket.kind == "image":
             return self._images(*inputs)

@@ -1,7 +1,7 @@
 """How many lanes and threads this machine's processors and memory are good for.
 
 On a CPU several lanes of one thread compute more than one lane of several, so processors go to
-lanes first. What a lane holds for itself is the memory of its pictures, and with some runtimes also
+lanes first. What a lane holds for itself is the memory of its images, and with some runtimes also
 a copy of the weights: where memory does not hold that for each processor, the processors that are
 left become further threads of the lanes.
 """
@@ -17,7 +17,7 @@ from model.runtime.loaded_graphs import loaded_bytes
 MAX_LANES: Final = 8
 # A loaded graph keeps its weights in the file's layout and in the processor's.
 MEMORY_FACTOR: Final = 3
-# Of the memory that is free; the rest is for pictures under way.
+# Of the memory that is free; the rest is for images under way.
 MEMORY_SHARE: Final = 0.5
 
 PROC: Final = Path("/proc")

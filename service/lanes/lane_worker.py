@@ -119,7 +119,7 @@ class LaneWorker:
         with self._switching:
             self.batch = None
         for entry in batch.entries:
-            entry.future.on_left = None  # or batch and pictures would hold each other in a circle
+            entry.future.on_left = None  # or batch and images would hold each other in a circle
         if isinstance(failure, Interrupted):
             shared.queue.abandoned.inc("interrupted", num_items)
             self.pulse.end()

@@ -21,8 +21,8 @@ SHORT_BATCH_ITEMS: Final = 4
 WORTHWHILE: Final = 0.95
 TEXT_BATCH: Final = 16
 # A dense head takes about as much time and memory as the backbone before it, so that a batch holds
-# half as many of its pictures; what they cost is measured.
-PICTURE_WORK: Final[Mapping[Kind, int]] = {"image": 1, "depth": 2, "normals": 2}
+# half as many of its images; what they cost is measured.
+IMAGE_WORK: Final[Mapping[Kind, int]] = {"image": 1, "depth": 2, "normals": 2}
 
 
 class Trial(Protocol):
@@ -37,7 +37,7 @@ class WarmUpRules:
     """What bounds the measuring.
 
     Attributes:
-        max_images: Pictures of one batch where that is set, None where it is to be found.
+        max_images: Images of one batch where that is set, None where it is to be found.
         most_images: What a batch may hold at the most.
         max_texts: Texts of one batch.
         limit_s: Seconds after which no further batch is begun.
@@ -51,7 +51,7 @@ class WarmUpRules:
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """The curve of every served shape, and how many embedded pictures a batch should hold."""
+    """The curve of every served shape, and how many embedded images a batch should hold."""
 
     curves: Mapping[Bucket, CostCurve]
     max_images: int
@@ -76,7 +76,7 @@ def measure(
 
     def best_s(bucket: Bucket, num_items: int) -> float | None:
         # The other shapes' times only scale the native curve, and what runs later corrects them.
-        is_native = bucket.is_picture and bucket == natives[bucket.kind]
+        is_native = bucket.is_image and bucket == natives[bucket.kind]
         num_runs = MAX_RUNS if is_native else 1
         return _best_s(lambda: lane.try_out(bucket, num_items), num_runs, until=until, clock=clock)
 
@@ -92,8 +92,8 @@ def measure(
         alone_s = best_s(bucket, 1) or first_s[bucket]
         if bucket == natives[bucket.kind]:
             num_items = min(TEXT_BATCH, rules.max_texts)
-            if bucket.is_picture:
-                num_items = max_images // PICTURE_WORK[bucket.kind]
+            if bucket.is_image:
+                num_items = max_images // IMAGE_WORK[bucket.kind]
             together_s = best_s(bucket, num_items) if num_items > 1 else None
             together = {num_items: together_s} if together_s else {}
             curves[bucket] = fit_curve({1: alone_s, **together})
@@ -107,7 +107,7 @@ def measure(
 def _scaled(curve: CostCurve, native: Bucket, bucket: Bucket, alone_s: float) -> CostCurve:
     """The curve of another shape, of which one item was timed.
 
-    What a batch adds to its items is in the same proportion for pictures of any shape, and none
+    What a batch adds to its items is in the same proportion for images of any shape, and none
     costs more than by the square of its size: what was slower was disturbed.
     """
     size = math.prod(bucket.shape) / math.prod(native.shape)

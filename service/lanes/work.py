@@ -15,14 +15,14 @@ from service.call import DEFAULT_PRIORITY
 from service.errors import ServiceError
 from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
 
-# Pictures that are embedded, texts, and pictures that a dense head says something of.
+# Images that are embedded, texts, and images that a dense head says something of.
 Kind = Literal["image", "text"] | MapTask
 Outputs = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Items that can share a batch: pictures of one (height, width), texts of one padded length."""
+    """Items that can share a batch: images of one (height, width), texts of one padded length."""
 
     kind: Kind
     shape: tuple[int, ...]
@@ -33,8 +33,8 @@ class Bucket:
         return f"{self.kind} {'x'.join(map(str, self.shape))}"
 
     @property
-    def is_picture(self) -> bool:
-        """Whether its items are pictures, whatever is computed of them."""
+    def is_image(self) -> bool:
+        """Whether its items are images, whatever is computed of them."""
         return self.kind != "text"
 
 
@@ -56,7 +56,7 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkItem:
-    """One picture or text, ready for the runtime; monotonic deadline in seconds.
+    """One image or text, ready for the runtime; monotonic deadline in seconds.
 
     `flow` is whose item it is: flows that have much waiting do not keep the others from their turn.
     `trace` is its request's, which every batch that takes the item is linked to.
@@ -97,7 +97,7 @@ class ItemFuture(Future[Completed]):
     def _invoke_callbacks(self) -> None:
         """Call the callbacks, and forget them.
 
-        The library keeps them, and they lead back here by way of item and request: pictures would
+        The library keeps them, and they lead back here by way of item and request: images would
         stay in memory until the garbage collector finds the circle, which at rest is never.
         """
         super()._invoke_callbacks()  # type: ignore[misc]  # private; typeshed leaves it out
@@ -141,7 +141,7 @@ class Batch:
     @property
     def is_deserted(self) -> bool:
         """Whether every caller has left. Texts never are: the cache keeps them for the next."""
-        return self.bucket.is_picture and all(e.future.has_left for e in self.entries)
+        return self.bucket.is_image and all(e.future.has_left for e in self.entries)
 
 
 def settle(

@@ -26,8 +26,8 @@ class Corners:
             3, and so on.
         is_filled_E: Whether the pixel to the lower right is of the class.
         key_E: Ascending, as `key` gives it.
-        height: Of the picture.
-        width: Of the picture.
+        height: Of the image.
+        width: Of the image.
     """
 
     label_E: Ints

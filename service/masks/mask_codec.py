@@ -63,22 +63,22 @@ def encode_mask_png(labels_HW: Labels) -> bytes:
 
 
 def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
-    """The picture with each class's colour laid over it; background stays as it is.
+    """The image with each class's colour laid over it; background stays as it is.
 
     Raises:
-        ValueError: Mask and picture differ in size.
+        ValueError: Mask and image differ in size.
     """
     if labels_HW.shape != pixels_HW3.shape[:2]:
-        raise ValueError(f"a mask {labels_HW.shape} does not fit a picture {pixels_HW3.shape}")
+        raise ValueError(f"a mask {labels_HW.shape} does not fit an image {pixels_HW3.shape}")
     index_HW = labels_HW
     if labels_HW.dtype != np.uint8:
         repeated_HW = (labels_HW - 1) % MAX_PALETTE_CLASSES + 1
         index_HW = np.where(labels_HW, repeated_HW, 0).astype(np.uint8)
     colours = Image.fromarray(index_HW)
     colours.putpalette(palette().tobytes())
-    picture = Image.fromarray(pixels_HW3)
-    mixed = Image.blend(picture, colours.convert("RGB"), OVERLAY_OPACITY)
-    mixed.paste(picture, mask=Image.fromarray(labels_HW == 0))
+    image = Image.fromarray(pixels_HW3)
+    mixed = Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY)
+    mixed.paste(image, mask=Image.fromarray(labels_HW == 0))
     return write_png(np.asarray(mixed), ColourType.RGB)
 
 

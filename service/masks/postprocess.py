@@ -55,10 +55,10 @@ def segment_image(
     geometry: Geometry,
     request: SegmentImagesRequest,
 ) -> Segmentation:
-    """The mask of one picture at its own size; scores only where they are asked for.
+    """The mask of one image at its own size; scores only where they are asked for.
 
     Args:
-        parts: Patch embeddings [N, D] of the whole picture, or of each window.
+        parts: Patch embeddings [N, D] of the whole image, or of each window.
         classes_KD: One unit vector for each class, then for each background class.
         geometry: Which of the two, and how large.
         request: With what counts as background.

@@ -1,7 +1,7 @@
 """Zero-shot segmentation through windows: probabilities of each, averaged where they overlap.
 
 Shape legend: N patches of a window, D width, K classes with background classes, h w patch rows and
-columns of a window; R rows of the scaled picture, S its width; H W pixels of the mask.
+columns of a window; R rows of the scaled image, S its width; H W pixels of the mask.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ BAND_ROWS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How large a picture is.
+    """How large an image is.
 
     Attributes:
         grid_hw: Patch rows and columns, of the whole or of a window.
@@ -47,7 +47,7 @@ def segment_windows(
     *,
     with_scores: bool,
 ) -> Segmentation:
-    """The mask of one picture at its own size.
+    """The mask of one image at its own size.
 
     Args:
         features: Patch embeddings [N, D] of every window, row by row.
@@ -91,7 +91,7 @@ def segment_windows(
 def _mean_probabilities(
     cosines: Sequence[FloatArray], geometry: Geometry, rows: slice
 ) -> FloatArray:
-    """Of some rows of the scaled picture, [K, R, S]."""
+    """Of some rows of the scaled image, [K, R, S]."""
     assert geometry.windows is not None
     side, width = geometry.windows.side, geometry.scaled_hw[1]
     down = bilinear_matrix(geometry.grid_hw[0], side)

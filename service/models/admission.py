@@ -119,7 +119,7 @@ class Admission:
         """Let a whole request in, or refuse it.
 
         Args:
-            cost: In patches, for all pictures and texts of the request together.
+            cost: In patches, for all images and texts of the request together.
             call: With its deadline and priority.
             kind: Of all its items, where they are of one; what they cost is then known better.
 

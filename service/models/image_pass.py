@@ -1,4 +1,4 @@
-"""One request's pictures on their way through pool and lanes: header, pixels, batch.
+"""One request's images on their way through pool and lanes: header, pixels, batch.
 
 Each step starts the next one in the thread that finished it, and the caller's event loop is woken
 once, when all is done: on a busy server every wake-up of a loop costs as much as a small model.
@@ -20,7 +20,7 @@ from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
 from service.lanes.work import Completed, Kind, Outputs
-from service.messages import MaybePicture
+from service.messages import MaybeImage
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
 
@@ -29,12 +29,12 @@ SizeCheck = Callable[[Sequence[tuple[int, int]]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedImage:
-    """What the model says of a picture.
+    """What the model says of an image.
 
     Attributes:
-        parts: The picture's, or each window's.
+        parts: The image's, or each window's.
         grid_hw: Patch rows and columns of a part.
-        scaled_hw: Height and width to which the picture was scaled, in pixels.
+        scaled_hw: Height and width to which the image was scaled, in pixels.
         size_hw: Its own height and width, in pixels.
     """
 
@@ -52,11 +52,11 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassOptions:
-    """What is to be done with pictures.
+    """What is to be done with images.
 
     Attributes:
         kind: What is to be computed of them.
-        check_sizes: Refuses pictures by their heights and widths, before any pixel is decoded.
+        check_sizes: Refuses images by their heights and widths, before any pixel is decoded.
         is_partial: Whether those that cannot be read leave the others their answers.
     """
 
@@ -72,19 +72,19 @@ class ImagePass:
     """Runs once. Made and awaited on an event loop; its steps run in the pool and the lanes.
 
     Args:
-        images: Encoded pictures.
+        images: Encoded images.
         rule: How large the model sees them.
         model: Which one.
         call: Whose they are.
         options: What is to be done with them.
 
     Attributes:
-        errors: What is wrong with single pictures, once it has run; only where it is partial.
+        errors: What is wrong with single images, once it has run; only where it is partial.
     """
 
     def __init__(
         self,
-        images: Sequence[MaybePicture],
+        images: Sequence[MaybeImage],
         rule: SizeRule,
         *,
         model: ServedModel,
@@ -111,7 +111,7 @@ class ImagePass:
     async def run(
         self, preparer: ImagePreparer, ticket: Ticket, pool: Executor
     ) -> list[EncodedImage]:
-        """Prepare and encode all pictures, in order; where it is partial, all that can be read.
+        """Prepare and encode all images, in order; where it is partial, all that can be read.
 
         Args:
             preparer: Which reads and scales them.
@@ -119,7 +119,7 @@ class ImagePass:
             pool: Where that is done.
 
         Raises:
-            InvalidRequest: Of several pictures that cannot be read, the first.
+            InvalidRequest: Of several images that cannot be read, the first.
             ServiceError: The deadline passed, the server stops, or a batch failed.
         """
         if not self._images:
@@ -135,7 +135,7 @@ class ImagePass:
             self._leave(is_abandoned=isinstance(error, asyncio.CancelledError))
             raise
         finally:
-            # An error leads to this frame, which must not lead back: no circle holds pictures.
+            # An error leads to this frame, which must not lead back: no circle holds images.
             self._woken = woken = None
             failures, self._failures = self._failures, {}
             self._images = ()
@@ -154,7 +154,7 @@ class ImagePass:
         ]
 
     def _measure(self, preparer: ImagePreparer, ticket: Ticket, pool: Executor) -> None:
-        """All headers first; then one job for each picture, of which this thread does one."""
+        """All headers first; then one job for each image, of which this thread does one."""
         if self._is_over():
             return
         try:
@@ -176,7 +176,7 @@ class ImagePass:
             self._wake(None)
 
     def _read_headers(self, preparer: ImagePreparer) -> dict[int, int]:
-        """Patches of each picture, by its index."""
+        """Patches of each image, by its index."""
         readable: dict[int, int] = {}
         sizes: list[tuple[int, int]] = []
         for index, data in enumerate(self._images):
@@ -209,7 +209,7 @@ class ImagePass:
             self._submit()
 
     def _submit(self) -> None:
-        """Queue all pictures together, unless one cannot be read or nobody waits any more."""
+        """Queue all images together, unless one cannot be read or nobody waits any more."""
         fatal = [i for i, error in self._failures.items() if not self._is_forgiven(error)]
         if fatal:
             self._wake(self._failures[min(fatal)])
@@ -275,7 +275,7 @@ class ImagePass:
             future.cancel()
 
     def _note(self, image: PreparedImage, parts: Sequence[NDArray[np.float32]]) -> "_Sent":
-        """What is to be known of a picture once its pixels are gone."""
+        """What is to be known of an image once its pixels are gone."""
         _, height, width = parts[0].shape
         patch_size = self._rule.patch_size
         return _Sent(
@@ -286,7 +286,7 @@ class ImagePass:
         )
 
     def _count_stages(self, started: float, done: Sequence[Completed]) -> None:
-        """Pictures run side by side: the slowest is what the caller waited for."""
+        """Images run side by side: the slowest is what the caller waited for."""
         self._count_decode(started)
         self._call.wait("queue", max((d.queue_s for d in done), default=0.0))
         self._call.wait("run", max((d.run_s for d in done), default=0.0))
@@ -318,7 +318,7 @@ class _Sent:
 
 
 def _bare(error: ServiceError) -> ServiceError:
-    """An error that leads to no frame, and so to no picture, for it stays with the answer."""
+    """An error that leads to no frame, and so to no image, for it stays with the answer."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
 

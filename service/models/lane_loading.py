@@ -23,7 +23,7 @@ from service.lanes.lane_plan import (
     plan_lanes,
     weight_bytes,
 )
-from service.lanes.warm_up import PICTURE_WORK, WarmUp, WarmUpRules, measure
+from service.lanes.warm_up import IMAGE_WORK, WarmUp, WarmUpRules, measure
 from service.lanes.work import Bucket, Kind
 from service.messages import MAP_TASKS
 from service.models.model_source import ModelSource
@@ -37,9 +37,9 @@ from service.models.served_shapes import (
 from service.settings import Settings
 
 MAX_BATCH_IMAGES: Final = 64
-# One whose batch is computed, and one whose pictures are copied meanwhile.
+# One whose batch is computed, and one whose images are copied meanwhile.
 GPU_LANES: Final = 2
-# While a picture is decoded: as it was stored, and as it is laid on paper, four bytes each.
+# While an image is decoded: as it was stored, and as it is laid on paper, four bytes each.
 DECODED_PIXEL_BYTES: Final = 8
 
 # Makes the runtime of a lane, given `num_threads` and `num_lanes`.
@@ -56,8 +56,8 @@ class LoadedLanes:
         lanes: All warm.
         choice: What computes in them.
         warm: What batches cost in time.
-        memory: What single pictures cost in memory.
-        max_patches: What a batch of each kind of pictures may hold for each lane to have the
+        memory: What single images cost in memory.
+        max_patches: What a batch of each kind of images may hold for each lane to have the
             memory; a kind of which it is not known is missing.
     """
 
@@ -71,7 +71,7 @@ class LoadedLanes:
 def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
     """Load a runtime for each lane, run every served shape on it, and measure what batches cost.
 
-    The first lane is loaded alone, because what its pictures take in memory decides how many lanes
+    The first lane is loaded alone, because what its images take in memory decides how many lanes
     there may be.
 
     Raises:
@@ -89,7 +89,7 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     plan = lane_plan(settings, free_bytes, weights, device=choice.device)
     first, first_s, memory = load_first_lane(package, load, plan, buckets)
     fitting = lane_plan(
-        settings, free_bytes, weights, device=choice.device, picture_bytes=memory.largest_bytes
+        settings, free_bytes, weights, device=choice.device, image_bytes=memory.largest_bytes
     )
     if fitting != plan:
         first.runtime.close()
@@ -116,10 +116,10 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
 
 
 def most_patches(memory: BatchMemory, budget_bytes: int, manifest: Manifest) -> dict[Kind, int]:
-    """What a batch of each kind of pictures may hold, where that is known."""
+    """What a batch of each kind of images may hold, where that is known."""
     known = {
         kind: memory.patches_within(budget_bytes, partial(item_cost, manifest), kind)
-        for kind in PICTURE_WORK
+        for kind in IMAGE_WORK
     }
     return {kind: patches for kind, patches in known.items() if patches is not None}
 
@@ -164,7 +164,7 @@ def load_first_lane(
         began = time.monotonic()
         peak_bytes = meter.peak_bytes(partial(lane.try_out, bucket))
         first_s[bucket] = time.monotonic() - began
-        if bucket.is_picture and peak_bytes is not None and lane.runtime.device == "cpu":
+        if bucket.is_image and peak_bytes is not None and lane.runtime.device == "cpu":
             peaks[bucket] = peak_bytes
     return lane, {bucket: first_s[bucket] for bucket in buckets}, BatchMemory(peaks)
 
@@ -191,7 +191,7 @@ def check_memory(
 def num_pool_threads(settings: Settings) -> int:
     """Threads that decode and encode: as set, or one for each CPU that this process may use.
 
-    No more than can decode the largest pictures side by side in their share of the memory.
+    No more than can decode the largest images side by side in their share of the memory.
     """
     if settings.pool_threads is not None:
         return settings.pool_threads
@@ -199,8 +199,8 @@ def num_pool_threads(settings: Settings) -> int:
     threads = min(available_cpus(), MAX_LANES)
     if free_bytes is None:
         return threads
-    picture_bytes = DECODED_PIXEL_BYTES * settings.max_image_pixels
-    return max(1, min(threads, int(free_bytes * MEMORY_SHARE) // picture_bytes))
+    image_bytes = DECODED_PIXEL_BYTES * settings.max_image_pixels
+    return max(1, min(threads, int(free_bytes * MEMORY_SHARE) // image_bytes))
 
 
 def lane_plan(
@@ -209,7 +209,7 @@ def lane_plan(
     weights: tuple[int, int],
     *,
     device: Device,
-    picture_bytes: int = 0,
+    image_bytes: int = 0,
 ) -> LanePlan:
     """Lanes and threads as set, or as this machine is good for.
 
@@ -218,14 +218,14 @@ def lane_plan(
         free_bytes: Of memory; None where it is not known.
         weights: As `weight_bytes` says.
         device: Where the lanes compute.
-        picture_bytes: That the largest picture takes in a lane.
+        image_bytes: That the largest image takes in a lane.
     """
     return plan_lanes(
         lanes=settings.lanes or (GPU_LANES if device == "gpu" else None),
         threads=settings.threads_per_lane,
         cpus=available_cpus(),
         free_bytes=free_bytes,
-        lane_bytes=weights[0] + picture_bytes,
+        lane_bytes=weights[0] + image_bytes,
         shared_bytes=weights[1],
     )
 

@@ -11,7 +11,7 @@ from model.text import TextTokenizer
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.lane_worker import LaneCare
-from service.lanes.warm_up import PICTURE_WORK
+from service.lanes.warm_up import IMAGE_WORK
 from service.lanes.work import BatchLimits, Kind
 from service.messages import BucketLimits, ModelInfo, RequestLimits
 from service.models.admission import Admission
@@ -57,9 +57,9 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
 
 
 def image_budget(manifest: Manifest, max_images: int, device: Device, settings: Settings) -> int:
-    """Patches of one batch of pictures; one larger picture still goes alone.
+    """Patches of one batch of images; one larger image still goes alone.
 
-    On a CPU a batch of large pictures is no cheaper than one by one, and everybody who comes
+    On a CPU a batch of large images is no cheaper than one by one, and everybody who comes
     meanwhile waits for all of it: it holds what a full batch of the native size does.
     """
     if device == "gpu" or settings.max_batch_images is not None:
@@ -71,7 +71,7 @@ def image_budget(manifest: Manifest, max_images: int, device: Device, settings: 
 def bucket_limits(
     manifest: Manifest, loaded: LoadedLanes, max_patches: int
 ) -> tuple[BucketLimits, ...]:
-    """What was measured of each served shape of pictures, and what a batch of it may hold."""
+    """What was measured of each served shape of images, and what a batch of it may hold."""
     curves, peaks = loaded.warm.curves, loaded.memory.peak_bytes
     return tuple(
         BucketLimits(
@@ -94,20 +94,20 @@ def batch_limits(
     """How much a batch of each kind may hold.
 
     Args:
-        max_images: Items of a batch of pictures to embed.
+        max_images: Items of a batch of images to embed.
         budget: Its patches.
         known: Patches that each lane has the memory for, by kind.
         settings: With the bounds of texts.
     """
-    pictures = {
+    images = {
         kind: BatchLimits(
             max_items=max(1, max_images // work),
             max_cost=min(budget // work, known.get(kind, budget)),
         )
-        for kind, work in PICTURE_WORK.items()
+        for kind, work in IMAGE_WORK.items()
     }
     texts = BatchLimits(max_items=settings.max_batch_texts, max_cost=settings.max_batch_patches)
-    return {**pictures, "text": texts}
+    return {**images, "text": texts}
 
 
 def serve_lanes(
@@ -123,7 +123,7 @@ def serve_lanes(
         lanes,
         rules=BatchRules(
             limits=limits,
-            max_wait_s=settings.max_wait_ms / 1000,
+            max_wait_s=settings.max_queue_delay_s,
             priority_step_s=settings.priority_step_s,
             # Lanes of a CPU compute side by side, and a large batch is no cheaper than small ones.
             share_evenly=is_cpu,

@@ -72,7 +72,7 @@ class ServedModel:
         named = {Bucket(k, shape) for k in kinds for shape in self.manifest.shape_buckets}
         totals = {bucket.label: 0 for bucket in named}
         for bucket, depth in self._batcher.queue.depths().items():
-            is_named = not bucket.is_picture or bucket in named
+            is_named = not bucket.is_image or bucket in named
             label = bucket.label if is_named else f"{bucket.kind} other"
             totals[label] = totals.get(label, 0) + depth
         return totals
@@ -104,7 +104,7 @@ class ServedModel:
         return self.requests.view(self.manifest.name, self._batcher.counts.totals())
 
     def num_patches(self, size_hw: tuple[int, int]) -> int:
-        """Patches of a picture of this size, which is its cost."""
+        """Patches of an image of this size, which is its cost."""
         return size_hw[0] * size_hw[1] // self.manifest.patch_size**2
 
     def find_cached(self, groups: Sequence[PromptGroup]) -> dict[str, NDArray[np.float32]]:
@@ -122,7 +122,7 @@ class ServedModel:
     def submit_images(
         self, pixels: Sequence[NDArray[np.float32]], call: Call, kind: Kind = "image"
     ) -> list["Future[Completed]"]:
-        """Queue prepared pictures; the i-th future has the i-th's raw outputs. From any thread.
+        """Queue prepared images; the i-th future has the i-th's raw outputs. From any thread.
 
         Args:
             pixels: float32 [3, H, W] each.
@@ -148,7 +148,7 @@ class ServedModel:
         return self._batcher.submit(items)
 
     def count_abandoned(self, num_images: int, call: Call) -> None:
-        """Count pictures whose caller left before they were queued."""
+        """Count images whose caller left before they were queued."""
         self._batcher.queue.count_abandoned(num_images, call.deadline)
 
     async def encode_prompts(

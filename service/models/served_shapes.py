@@ -1,4 +1,4 @@
-"""The shapes that a model is warmed up for, and what pictures and texts of them cost in patches."""
+"""The shapes that a model is warmed up for, and what images and texts of them cost in patches."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest
     """A manifest whose served shapes have these (height, width) too, at the end.
 
     Raises:
-        PackageError: The model does not take pictures of such a size.
+        PackageError: The model does not take images of such a size.
     """
     unit, least, most = manifest.size_multiple, manifest.min_size, manifest.max_size
     for height, width in sizes:
@@ -32,15 +32,15 @@ def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest
 
 
 def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
-    """Patches of a picture of this height and width in pixels."""
+    """Patches of an image of this height and width in pixels."""
     return math.prod(shape) // manifest.patch_size**2
 
 
 def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
-    """The shapes of pictures to embed and of texts that are warmed up; see `with_maps`.
+    """The shapes of images to embed and of texts that are warmed up; see `with_maps`.
 
     Raises:
-        PackageError: A picture of one of them is more than a batch may hold.
+        PackageError: An image of one of them is more than a batch may hold.
     """
     for height, width in manifest.shape_buckets:
         needed = num_patches((height, width), manifest)
@@ -69,11 +69,11 @@ def served_tasks(manifest: Manifest, runtime: Runtime) -> tuple[MapTask, ...]:
 
 
 def with_maps(buckets: Sequence[Bucket], tasks: Sequence[MapTask]) -> list[Bucket]:
-    """The shapes that are warmed up, and of pictures those by which each dense head is."""
-    pictures = [bucket for bucket in buckets if bucket.kind == "image"]
-    return [*buckets, *(Bucket(task, bucket.shape) for task in tasks for bucket in pictures)]
+    """The shapes that are warmed up, and of images those by which each dense head is."""
+    images = [bucket for bucket in buckets if bucket.kind == "image"]
+    return [*buckets, *(Bucket(task, bucket.shape) for task in tasks for bucket in images)]
 
 
 def item_cost(manifest: Manifest, bucket: Bucket) -> int:
-    """Patches of a picture, tokens of a text."""
-    return num_patches(bucket.shape, manifest) if bucket.is_picture else bucket.shape[0]
+    """Patches of an image, tokens of a text."""
+    return num_patches(bucket.shape, manifest) if bucket.is_image else bucket.shape[0]

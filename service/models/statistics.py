@@ -32,7 +32,7 @@ class ModelStatistics:
     Attributes:
         name: Of the model.
         last_ms: When it was last asked, in milliseconds since the epoch; 0 where it never was.
-        num_items: Pictures and texts of requests that were answered.
+        num_items: Images and texts of requests that were answered.
         success: Requests that were answered.
         fail: Requests that were let in and not answered.
         stages: Of requests that were answered, by stage.
@@ -125,7 +125,7 @@ class Watch:
         seconds = self._call.clock() - self._began
         stages = None
         if kind is None:
-            # A call may hold two requests, pictures and texts; each counts what it added.
+            # A call may hold two requests, images and texts; each counts what it added.
             stages = {
                 stage: max(0.0, total_s - self._before.get(stage, 0.0))
                 for stage, total_s in self._call.stages.items()

@@ -57,7 +57,7 @@ Read = Callable[[LaneReport], float]
 
 COUNTERS: Final[Sequence[tuple[str, str, Read]]] = (
     ("batches", "Batches that came out well.", _num_batches),
-    ("batch_items", "Pictures and texts in batches that came out well.", _num_items),
+    ("batch_items", "Images and texts in batches that came out well.", _num_items),
     ("batch_seconds", "Time that lanes computed such batches, all lanes together.", _busy_s),
 )
 BY_LABEL: Final[Sequence[tuple[str, str, str, Callable[[LaneReport], Mapping[str, int]]]]] = (

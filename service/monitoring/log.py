@@ -73,7 +73,7 @@ def configure_logging(level: str, log_format: LogFormat) -> LineWriter:
     # Their information lines say again, in another form, what the server itself logs.
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # What is wrong with a caller's picture or form stands in the answer; it is no error of ours.
+    # What is wrong with a caller's image or form stands in the answer; it is no error of ours.
     for name in ("PIL", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("grpc._cython.cygrpc").addFilter(had_a_caller)

@@ -1,6 +1,6 @@
 """The metrics of one process, in a registry of their own.
 
-A label is never a picture's name, a text or an id.
+A label is never an image's name, a text or an id.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -127,13 +127,13 @@ class Metrics:
         self.loop_lag = self._histogram(
             "event_loop_lag_seconds", "How late a loop runs what is due.", LAG_SECONDS, "loop"
         )
-        self._batch_images = self._histogram("batch_images", "Pictures of a batch.", ITEMS)
+        self._batch_images = self._histogram("batch_images", "Images of a batch.", ITEMS)
         self._batch_patches = self._histogram("batch_patches", "Patches of a batch.", PATCHES)
         self._batch_texts = self._histogram("batch_texts", "Texts of a batch.", ITEMS)
         self._inflight = self._gauge("inflight", "Requests inside the door.")
 
     def observe_batch(self, kind: str, num_items: int, cost: int) -> None:
-        """Count one batch that a lane begins; `cost` is in patches for pictures."""
+        """Count one batch that a lane begins; `cost` is in patches for images."""
         if kind != "text":
             self._batch_images.observe(num_items)
             self._batch_patches.observe(cost)

@@ -1,6 +1,6 @@
 """One inference: tensors to messages, the data plane asked, its answers as tensors.
 
-Shape legend: B pictures, T texts, D width, h w patch grid.
+Shape legend: B images, T texts, D width, h w patch grid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from service.messages import (
     EmbedImagesResponse,
     EmbedTextsRequest,
     EmbedTextsResponse,
+    ImageInput,
     ModelInfo,
-    Picture,
 )
 from service.open_inference.metadata import OUTPUTS, find_model
 from service.open_inference.options import Options, Parameters
@@ -96,7 +96,7 @@ def _by_name(tensors: Sequence[InputTensor]) -> dict[str, InputTensor]:
         )
     if len(inputs.keys() - {TEXT.name}) > 1:
         raise InvalidRequest(
-            "Pictures come in one of image, pixels and pixel_values; send the others in requests "
+            "Images come in one of image, pixels and pixel_values; send the others in requests "
             "of their own.",
             param="inputs",
         )
@@ -123,7 +123,7 @@ def _check_outputs(
             )
         if not (has_text if OUTPUTS[name] == "text" else has_images):
             raise InvalidRequest(
-                f"{param}: {name} is of {'texts' if has_images else 'pictures'}, and the request "
+                f"{param}: {name} is of {'texts' if has_images else 'images'}, and the request "
                 "has none.",
                 param=param,
             )
@@ -135,13 +135,13 @@ def _check_outputs(
 def _images_request(
     model: str, inputs: Mapping[str, InputTensor], names: Sequence[str], options: Options
 ) -> EmbedImagesRequest | None:
-    """None where no output of pictures is wanted."""
+    """None where no output of images is wanted."""
     tensors = [tensor for name, tensor in inputs.items() if name != TEXT.name]
     wanted = [OUTPUTS[name] for name in names if OUTPUTS[name] != "text"]
     if not tensors or not wanted:
         return None
     return EmbedImagesRequest(
-        images=cast("tuple[Picture, ...]", tuple(tensors[0].elements)),
+        images=cast("tuple[ImageInput, ...]", tuple(tensors[0].elements)),
         model=model or None,
         outputs=tuple(wanted),
         normalize=options.normalize,
@@ -175,7 +175,7 @@ def _decode_text(item: bytes, index: int) -> str:
 
 
 def _image_arrays(answer: EmbedImagesResponse) -> Arrays:
-    """Each output of all pictures, [B, h, w, D] or [B, D]."""
+    """Each output of all images, [B, h, w, D] or [B, D]."""
     rows = answer.embeddings
     return {
         name: _stack([row[ours] for row in rows])
@@ -193,7 +193,7 @@ def _stack(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return arrays[0][None]
     if len({array.shape for array in arrays}) > 1:
         raise InvalidRequest(
-            "The pictures have different grids, which one tensor cannot hold: use fit squash, or "
+            "The images have different grids, which one tensor cannot hold: use fit squash, or "
             "send them one by one.",
             param="parameters.fit",
         )

@@ -1,7 +1,7 @@
 """Tensors of the Open Inference Protocol: which there are, and their elements as bytes or values.
 
 Everything here has been made up by a caller: names, shapes, lengths. Nothing is allocated by what a
-shape says before as many bytes are here. Shape legend: B pictures or texts, H W pixels.
+shape says before as many bytes are here. Shape legend: B images or texts, H W pixels.
 """
 
 import math
@@ -44,7 +44,7 @@ class TensorSpec:
         )
 
 
-# Encoded pictures, pixels of any size, what the model is to see, and texts.
+# Encoded images, pixels of any size, what the model is to see, and texts.
 IMAGE: Final = TensorSpec("image", "BYTES", (ANY,))
 PIXELS: Final = TensorSpec("pixels", "UINT8", (ANY, ANY, ANY, 3))
 PIXEL_VALUES: Final = TensorSpec("pixel_values", "FP32", (ANY, 3, ANY, ANY))
@@ -98,7 +98,7 @@ def check_head(
         )
     if datatype != spec.datatype:
         raise InvalidRequest(
-            f"{param}: {name} is {spec.datatype}, not {datatype[:100]!r}. Encoded pictures go as "
+            f"{param}: {name} is {spec.datatype}, not {datatype[:100]!r}. Encoded images go as "
             "image (BYTES), pixels as pixels (UINT8) or pixel_values (FP32).",
             param=f"{param}.datatype",
         )

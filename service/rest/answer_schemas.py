@@ -32,7 +32,7 @@ SCALES_TEXT = (
     "With `dtype=int8`, by the names of arrays: what the elements of each vector are to be "
     "multiplied by."
 )
-ERRORS_TEXT = "With `partial`: what is wrong with single pictures or texts."
+ERRORS_TEXT = "With `partial`: what is wrong with single images or texts."
 
 
 class ErrorDetail(BaseModel):
@@ -45,14 +45,14 @@ class ErrorDetail(BaseModel):
 
 
 class ItemError(BaseModel):
-    """What is wrong with one picture or text, where the others have their answers."""
+    """What is wrong with one image or text, where the others have their answers."""
 
     index: int
     error: ErrorDetail
 
 
 class ListAnswer(BaseModel):
-    """One entry for each picture or text that has no error, in the order of the request."""
+    """One entry for each image or text that has no error, in the order of the request."""
 
     object: Literal["list"] = "list"
     model: str
@@ -60,7 +60,7 @@ class ListAnswer(BaseModel):
 
 
 class ImageEmbedding(BaseModel):
-    """One picture's embeddings; only those that were asked for are there."""
+    """One image's embeddings; only those that were asked for are there."""
 
     index: int
     patches: Array | None = Field(None, description="[grid height, grid width, width]")
@@ -71,7 +71,7 @@ class ImageEmbedding(BaseModel):
 
 
 class EmbedImagesAnswer(ListAnswer):
-    """One entry for each picture."""
+    """One entry for each image."""
 
     data: list[ImageEmbedding]
 
@@ -103,7 +103,7 @@ class ClassArea(BaseModel):
     label: int = Field(description="Value in the mask, from 1.")
     name: str
     color: str = Field(description="Colour in PNG masks, `#rrggbb`.")
-    area_share: float = Field(description="Share of the picture's pixels, from 0 to 1.")
+    area_share: float = Field(description="Share of the image's pixels, from 0 to 1.")
     area: int | None = Field(None, description="Pixels.")
     bbox: list[int] | None = Field(None, description="Left, top, width and height, in pixels.")
     segmentation: RunLengths | list[list[int]] | None = Field(
@@ -114,7 +114,7 @@ class ClassArea(BaseModel):
 
 
 class SegmentationBody(BaseModel):
-    """One picture's mask."""
+    """One image's mask."""
 
     index: int
     height: int
@@ -128,13 +128,13 @@ class SegmentationBody(BaseModel):
 
 
 class SegmentImagesAnswer(ListAnswer):
-    """One entry for each picture."""
+    """One entry for each image."""
 
     data: list[SegmentationBody]
 
 
 class DepthMap(BaseModel):
-    """One picture's depth."""
+    """One image's depth."""
 
     index: int
     height: int
@@ -143,13 +143,13 @@ class DepthMap(BaseModel):
 
 
 class DepthAnswer(ListAnswer):
-    """One entry for each picture."""
+    """One entry for each image."""
 
     data: list[DepthMap]
 
 
 class NormalMap(BaseModel):
-    """One picture's surface normals."""
+    """One image's surface normals."""
 
     index: int
     height: int
@@ -160,13 +160,13 @@ class NormalMap(BaseModel):
 
 
 class NormalsAnswer(ListAnswer):
-    """One entry for each picture."""
+    """One entry for each image."""
 
     data: list[NormalMap]
 
 
 class ClassShare(BaseModel):
-    """How well one class fits one picture."""
+    """How well one class fits one image."""
 
     label: int = Field(description="Number of the class in the request, from 1.")
     name: str
@@ -175,14 +175,14 @@ class ClassShare(BaseModel):
 
 
 class ClassificationBody(BaseModel):
-    """One picture's classes, the best first."""
+    """One image's classes, the best first."""
 
     index: int
     classes: list[ClassShare]
 
 
 class ClassifyImagesAnswer(ListAnswer):
-    """One entry for each picture."""
+    """One entry for each image."""
 
     data: list[ClassificationBody]
 
@@ -192,24 +192,24 @@ class FeatureGroup(BaseModel):
 
     label: int = Field(description="Value in the map, from 1.")
     color: str = Field(description="Colour in PNG maps, `#rrggbb`.")
-    area_share: float = Field(description="Share of the picture's pixels, from 0 to 1.")
+    area_share: float = Field(description="Share of the image's pixels, from 0 to 1.")
 
 
 class FeatureMap(BaseModel):
-    """One picture's features."""
+    """One image's features."""
 
     index: int
     height: int
     width: int
-    groups: list[FeatureGroup] | None = Field(None, description="With `view=groups`.")
+    groups: list[FeatureGroup] | None = Field(None, description="With `kind=groups`.")
     features: Array = Field(
         description="`colors`: [height, width, 3] from 0 to 1. `component`: [height, width] from 0 "
         "to 1. `groups`: [height, width], the number of each pixel's group."
     )
 
 
-class ViewFeaturesAnswer(ListAnswer):
-    """One entry for each picture."""
+class VisualizeFeaturesAnswer(ListAnswer):
+    """One entry for each image."""
 
     data: list[FeatureMap]
 
@@ -230,12 +230,12 @@ class InferenceErrorBody(BaseModel):
 
 
 class Bucket(BaseModel):
-    """One shape of pictures, in pixels, that has run before the server was ready."""
+    """One shape of images, in pixels, that has run before the server was ready."""
 
     height: int
     width: int
-    max_batch_images: int = Field(description="Pictures that one batch may hold.")
-    run_s: float = Field(description="Seconds that one picture took on one lane at the start.")
+    max_batch_images: int = Field(description="Images that one batch may hold.")
+    run_s: float = Field(description="Seconds that one image took on one lane at the start.")
     peak_bytes: int | None = Field(
         description="Memory that it took beside the weights; null where it is not known."
     )
@@ -270,7 +270,7 @@ class ModelCard(BaseModel):
         description="How exact each graph in use is, compared with the model in float32."
     )
     limits: dict[str, int] = Field(description="What one request may hold.")
-    buckets: list[Bucket] = Field(description="Shapes of pictures that were measured at the start.")
+    buckets: list[Bucket] = Field(description="Shapes of images that were measured at the start.")
     scores: list[dict[str, Any]]
     licence: str
 

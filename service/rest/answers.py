@@ -1,6 +1,6 @@
 """Writes answers in the media type that was chosen; CPU work, so it runs in the pool.
 
-Shape legend: B pictures, T texts, D width, H W pixels, h w patch grid.
+Shape legend: B images, T texts, D width, H W pixels, h w patch grid.
 """
 
 import json
@@ -63,11 +63,11 @@ def check_segment_media(media: str, options: SegmentImagesOptions, num_images: i
     """Refuse, before any work, what the chosen file cannot hold.
 
     Raises:
-        InvalidRequest: Several pictures as PNG or npy, too many classes for a palette, or a format
+        InvalidRequest: Several images as PNG or npy, too many classes for a palette, or a format
             that another media type has.
     """
     if media in {PNG, NPY} and num_images > 1:
-        raise InvalidRequest(f"{media} holds one mask: send one picture.", param="images")
+        raise InvalidRequest(f"{media} holds one mask: send one image.", param="images")
     if media == PNG and options.format == "mask" and len(options.classes) > MAX_PALETTE_CLASSES:
         raise InvalidRequest(
             f"A palette PNG has room for {MAX_PALETTE_CLASSES} classes; accept application/x-npy.",
@@ -98,7 +98,7 @@ def check_partial_media(media: str, options: Options) -> None:
 def write_image_embeddings(
     answer: EmbedImagesResponse, media: str, options: EmbedImagesOptions
 ) -> bytes:
-    """Embeddings of pictures; npy and safetensors stack them: [B, h, w, D] or [B, D]."""
+    """Embeddings of images; npy and safetensors stack them: [B, h, w, D] or [B, D]."""
     all_scales: Sequence[dict[str, FloatArray]] = answer.scales or ({},) * len(answer.embeddings)
     if media == JSON:
         data = [
@@ -118,7 +118,7 @@ def write_image_embeddings(
             arrays = list(map(scaled_rows, arrays, *scales_of))
         if len({a.shape for a in arrays}) > 1:
             raise InvalidRequest(
-                "The pictures have different grids, which one array cannot hold: use fit squash, "
+                "The images have different grids, which one array cannot hold: use fit squash, "
                 "or accept application/octet-stream (safetensors).",
                 param="fit",
             )
@@ -163,7 +163,7 @@ def write_segmentations(
 
 
 def write_overlay(answer: SegmentImagesResponse, image: MaybeEncoded, limits: ImageLimits) -> bytes:
-    """The picture with its mask laid over it, as PNG."""
+    """The image with its mask laid over it, as PNG."""
     assert isinstance(image, bytes)
     pixels_HW3 = decode_image(image, limits, param="images[0]")
     return encode_overlay_png(answer.segmentations[0].labels_HW, pixels_HW3)
@@ -175,7 +175,7 @@ def errors_of(answer: ListResponse, options: Options) -> ItemErrors | None:
 
 
 def items_body(model: str, data: list[dict[str, Any]], errors: ItemErrors | None) -> bytes:
-    """One entry for each picture or text that has no error, as JSON, and then the errors."""
+    """One entry for each image or text that has no error, as JSON, and then the errors."""
     places = (place for place in count() if place not in (errors or {}))
     items = [{"index": place} | item for place, item in zip(places, data, strict=False)]
     body: dict[str, Any] = {"object": "list", "model": model, "data": items}

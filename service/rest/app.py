@@ -30,7 +30,7 @@ from service.rest.routes import build_router
 from service.safety.protection import Protection
 
 NO_CLOUD = CloudRoutes()
-DESCRIPTION = "Pictures and words in; embeddings of pictures, patches and texts, and masks out."
+DESCRIPTION = "Images and words in; embeddings of images, patches and texts, and masks out."
 
 
 def build_app(
@@ -80,7 +80,7 @@ def build_routes(*routers: APIRouter) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         # A path with one slash too many would be sent on to `http://` and the Host that the caller
-        # gave: in the clear where TLS ends before us, with its key and its pictures.
+        # gave: in the clear where TLS ends before us, with its key and its images.
         redirect_slashes=False,
     )
     for router in routers:

@@ -94,15 +94,15 @@ class Body:
         return message
 
     async def fetch(self, url: str, *, param: str) -> bytes:
-        """A picture that the body names by URL; it counts towards the memory for bodies.
+        """An image that the body names by URL; it counts towards the memory for bodies.
 
         Raises:
-            InvalidRequest: No URL is fetched here, or not this one, or no picture came of it.
+            InvalidRequest: No URL is fetched here, or not this one, or no image came of it.
             Overloaded: There is no memory for it.
         """
         if self._limits.url_fetcher is None:
             raise InvalidRequest(
-                f"{param} is a URL, and this server fetches none: send the picture itself as "
+                f"{param} is a URL, and this server fetches none: send the image itself as "
                 "base64, or have the server's setting url_hosts name the hosts to fetch from.",
                 code="urls_not_enabled",
                 param=param,

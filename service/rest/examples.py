@@ -20,7 +20,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Body]]] = {
             "dtype": "int8",
             "encoding": "base64",
         },
-        "A list with a broken picture": {
+        "A list with a broken image": {
             "images": [ONE_PIXEL, "bm8gcGljdHVyZQ=="],
             "partial": True,
         },
@@ -40,16 +40,16 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Body]]] = {
     },
     "/v1/images:features": {
         "Colours": {"image": ONE_PIXEL},
-        "Groups in two pictures, numbered alike": {
+        "Groups in two images, numbered alike": {
             "images": [ONE_PIXEL, ONE_PIXEL],
-            "view": "groups",
+            "kind": "groups",
             "group_count": 3,
-            "scope": "together",
+            "scope": "request",
             "size": "model",
         },
     },
-    "/v1/images:depth": {"Metres": {"image": ONE_PIXEL, "size": "picture"}},
-    "/v1/images:normals": {"Unit vectors": {"image": ONE_PIXEL, "size": "picture"}},
+    "/v1/images:depth": {"Metres": {"image": ONE_PIXEL, "size": "image"}},
+    "/v1/images:normals": {"Unit vectors": {"image": ONE_PIXEL, "size": "image"}},
     "/v1/texts:embed": {
         "Two texts": {"texts": ["a dog on grass", "the sea at night"]},
         "A class name, averaged over templates": {"texts": ["dog"], "templates": "tcl"},

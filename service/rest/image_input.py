@@ -1,4 +1,4 @@
-"""Reads the pictures and options of a request: raw body, multipart, or JSON."""
+"""Reads the images and options of a request: raw body, multipart, or JSON."""
 
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from service.messages import MaybeEncoded
 from service.rest.connection import in_time
 from service.rest.errors import invalid_fields
 from service.rest.image_url import fetch_urls
-from service.rest.schemas import ImageBody, ImageOptions, Options, Pictures, Schema
+from service.rest.schemas import ImageBody, ImageInputs, ImageOptions, Options, Schema
 from service.validation import check_images
 
 OptionsT = TypeVar("OptionsT", bound=ImageOptions)
@@ -36,17 +36,17 @@ Pairs = list[tuple[str, str]]
 
 async def read_images(
     request: Request, plane: DataPlane, options_type: type[OptionsT], body_type: type[ImageBody]
-) -> tuple[OptionsT, Pictures]:
-    """Options and encoded pictures, however they are sent; where partial, also what is wrong.
+) -> tuple[OptionsT, ImageInputs]:
+    """Options and encoded images, however they are sent; where partial, also what is wrong.
 
     Args:
         request: Its body is read here.
         plane: In whose pool bodies are parsed.
         options_type: What query and form fields may say.
-        body_type: The same with pictures, for JSON; a subclass of `options_type` too.
+        body_type: The same with images, for JSON; a subclass of `options_type` too.
 
     Raises:
-        InvalidRequest: A field is wrong or unknown, or there is no picture.
+        InvalidRequest: A field is wrong or unknown, or there is no image.
         UnsupportedMedia: The body is none of the three.
     """
     content_type = request.headers.get("content-type", "")
@@ -145,11 +145,11 @@ def parse_pairs(options_type: type[OptionT], pairs: Iterable[tuple[str, str]]) -
 
 
 def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, tuple[bytes, ...]]:
-    """Fields and pictures of a multipart body, in memory: its size is bounded already.
+    """Fields and images of a multipart body, in memory: its size is bounded already.
 
     Raises:
         InvalidRequest: The body is not what its header says.
-        RequestTooLarge: There are more pictures than the limit.
+        RequestTooLarge: There are more images than the limit.
     """
     pairs: Pairs = []
     images: list[bytes] = []
@@ -161,7 +161,7 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
         name = (file.field_name or b"").decode()
         if name not in IMAGE_FIELDS:
             raise InvalidRequest(
-                f"{name}: pictures come in the fields image or images.",
+                f"{name}: images come in the fields image or images.",
                 code="unknown_field",
                 param=name,
             )
@@ -198,7 +198,7 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
 
 
 def image_texts(body: ImageBody) -> list[str]:
-    """What a JSON body has for its pictures.
+    """What a JSON body has for its images.
 
     Raises:
         InvalidRequest: Both or neither of `image` and `images`.
@@ -210,8 +210,8 @@ def image_texts(body: ImageBody) -> list[str]:
 
 def decode_images(
     texts: Sequence[str], fetched: Mapping[int, MaybeEncoded], *, is_partial: bool = False
-) -> Pictures:
-    """The pictures of a JSON body; those that were fetched by URL are there by their index.
+) -> ImageInputs:
+    """The images of a JSON body; those that were fetched by URL are there by their index.
 
     Raises:
         InvalidRequest: Something is no base64, and it is not partial.

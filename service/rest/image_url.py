@@ -1,4 +1,4 @@
-"""Pictures that a JSON body names by URL instead of holding them."""
+"""Images that a JSON body names by URL instead of holding them."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ async def fetch_urls(
     """Fetch those of the texts that are URLs, side by side, unless the caller leaves.
 
     Returns:
-        The pictures by their index; all other texts hold theirs. Where it is partial, what is wrong
-        with a URL is in the place of its picture.
+        The images by their index; all other texts hold theirs. Where it is partial, what is wrong
+        with a URL is in the place of its image.
 
     Raises:
-        InvalidRequest: A URL is not allowed, or no picture came of it.
+        InvalidRequest: A URL is not allowed, or no image came of it.
         Overloaded: There is no memory for them.
         ClientLeft: The caller closed the connection.
     """
@@ -40,5 +40,5 @@ async def fetch_urls(
             return error
 
     work = wait_all(fetch(index, url) for index, url in urls.items())
-    pictures = await until_left(request, work)
-    return dict(zip(urls, pictures, strict=True))
+    images = await until_left(request, work)
+    return dict(zip(urls, images, strict=True))

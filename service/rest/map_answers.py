@@ -21,10 +21,10 @@ def check_map_media(media: str, options: MapOptions, num_images: int) -> None:
     """Refuse, before any work, what the chosen file cannot hold.
 
     Raises:
-        InvalidRequest: Several pictures as PNG or npy, or a PNG's format for another media type.
+        InvalidRequest: Several images as PNG or npy, or a PNG's format for another media type.
     """
     if media in {PNG, NPY} and num_images > 1:
-        raise InvalidRequest(f"{media} holds one map: send one picture.", param="images")
+        raise InvalidRequest(f"{media} holds one map: send one image.", param="images")
     if media != PNG and isinstance(options, DepthOptions) and options.format is not None:
         raise InvalidRequest(
             f"The format {options.format} is a PNG: accept image/png. Elsewhere depth is in "

@@ -1,4 +1,4 @@
-"""One picture's mask as JSON: an array, or each class as COCO has it.
+"""One image's mask as JSON: an array, or each class as COCO has it.
 
 Shape legend: H W pixels.
 """

@@ -15,7 +15,7 @@ from service.rest.answer_schemas import (
     InferenceErrorBody,
     NormalsAnswer,
     SegmentImagesAnswer,
-    ViewFeaturesAnswer,
+    VisualizeFeaturesAnswer,
 )
 from service.rest.cloud.predict import PredictBody
 from service.rest.examples import examples_of
@@ -38,8 +38,8 @@ from service.rest.schemas import (
 from service.rest.view_schemas import (
     ClassifyImagesBody,
     ClassifyImagesOptions,
-    ViewFeaturesBody,
-    ViewFeaturesOptions,
+    VisualizeFeaturesBody,
+    VisualizeFeaturesOptions,
 )
 
 Mode = Literal["validation", "serialization"]
@@ -49,7 +49,7 @@ BODIES: Final = (
     EmbedImagesBody,
     SegmentImagesBody,
     ClassifyImagesBody,
-    ViewFeaturesBody,
+    VisualizeFeaturesBody,
     DepthBody,
     NormalsBody,
     EmbedTextsBody,
@@ -61,7 +61,7 @@ ANSWERS: Final = (
     EmbedImagesAnswer,
     SegmentImagesAnswer,
     ClassifyImagesAnswer,
-    ViewFeaturesAnswer,
+    VisualizeFeaturesAnswer,
     DepthAnswer,
     NormalsAnswer,
     EmbedTextsAnswer,
@@ -77,7 +77,7 @@ STATUS_TEXT: Final = {
     408: "The body came too slowly.",
     413: "The body or a list in it is too large.",
     415: "The body's media type is not read here.",
-    422: "A field is wrong or unknown, or a picture cannot be read; `param` has the item's index.",
+    422: "A field is wrong or unknown, or an image cannot be read; `param` has the item's index.",
     429: "The queue, or the memory for bodies, is full; come back after `Retry-After` seconds.",
     500: "Ours; the message has an id to look up.",
     503: "Starting or draining; come back after `Retry-After` seconds.",
@@ -149,7 +149,7 @@ def _image_body(body: type[BaseModel], path: str) -> dict[str, Any]:
         JSON: {"schema": _ref(body), "examples": examples_of(path)},
         "multipart/form-data": {"schema": form},
     }
-    text = "One encoded picture as it is, with the options in the query; or a form; or JSON."
+    text = "One encoded image as it is, with the options in the query; or a form; or JSON."
     return {"required": True, "description": text, "content": content}
 
 
@@ -174,11 +174,11 @@ CLASSIFY_IMAGES: Final[dict[str, Any]] = {
         "parameters": _parameters(ClassifyImagesOptions),
     },
 }
-VIEW_FEATURES: Final[dict[str, Any]] = {
-    "responses": _responses(ViewFeaturesAnswer, NPY, SAFETENSORS, PNG) | ERRORS,
+VISUALIZE_FEATURES: Final[dict[str, Any]] = {
+    "responses": _responses(VisualizeFeaturesAnswer, NPY, SAFETENSORS, PNG) | ERRORS,
     "openapi_extra": {
-        "requestBody": _image_body(ViewFeaturesBody, "/v1/images:features"),
-        "parameters": _parameters(ViewFeaturesOptions),
+        "requestBody": _image_body(VisualizeFeaturesBody, "/v1/images:features"),
+        "parameters": _parameters(VisualizeFeaturesOptions),
     },
 }
 

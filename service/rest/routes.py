@@ -30,7 +30,7 @@ from service.rest.openapi import (
     ESTIMATE_NORMALS,
     SEGMENT_IMAGES,
     V2_ERRORS,
-    VIEW_FEATURES,
+    VISUALIZE_FEATURES,
 )
 from service.rest.schemas import (
     DepthBody,
@@ -54,8 +54,8 @@ from service.rest.view_answers import (
 from service.rest.view_schemas import (
     ClassifyImagesBody,
     ClassifyImagesOptions,
-    ViewFeaturesBody,
-    ViewFeaturesOptions,
+    VisualizeFeaturesBody,
+    VisualizeFeaturesOptions,
 )
 
 ARRAYS = (JSON, NPY, SAFETENSORS)
@@ -77,7 +77,7 @@ def build_router(plane: DataPlane) -> APIRouter:
 def _add_images(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:embed", tags=["images"], **EMBED_IMAGES)
     async def embed_images(request: Request) -> Response:
-        """Global embeddings of pictures, and one embedding for each patch."""
+        """Global embeddings of images, and one embedding for each patch."""
         plane.check_open()
         media = choose_media(request.headers.get("accept"), ARRAYS)
         options, images = await read_images(request, plane, EmbedImagesOptions, EmbedImagesBody)
@@ -110,7 +110,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
 def _add_views(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:classify", tags=["images"], **CLASSIFY_IMAGES)
     async def classify_images(request: Request) -> Response:
-        """Which of some named things pictures show, the best first."""
+        """Which of some named things images show, the best first."""
         plane.check_open()
         media = choose_media(request.headers.get("accept"), ARRAYS)
         options, images = await read_images(
@@ -124,16 +124,18 @@ def _add_views(router: APIRouter, plane: DataPlane) -> None:
         num_values = sum(3 * one.labels_K.size for one in answer.classifications)
         return await _respond(plane, media, write, num_values)
 
-    @router.post("/v1/images:features", tags=["images"], **VIEW_FEATURES)
-    async def view_features(request: Request) -> Response:
+    @router.post("/v1/images:features", tags=["images"], **VISUALIZE_FEATURES)
+    async def visualize_features(request: Request) -> Response:
         """Patch embeddings made visible: colours, one component, or groups."""
         plane.check_open()
         media = choose_media(request.headers.get("accept"), (*ARRAYS, PNG))
-        options, images = await read_images(request, plane, ViewFeaturesOptions, ViewFeaturesBody)
+        options, images = await read_images(
+            request, plane, VisualizeFeaturesOptions, VisualizeFeaturesBody
+        )
         check_view_media(media, len(images))
         check_partial_media(media, options)
         message = options.to_message(images)
-        answer = await until_left(request, plane.view_features(message, current_call.get()))
+        answer = await until_left(request, plane.visualize_features(message, current_call.get()))
         write = partial(write_views, answer, media, options)
         return await _respond(plane, media, write, sum(a.size for a in answer.maps))
 

@@ -25,7 +25,7 @@ from service.messages import (
     VectorType,
 )
 
-Pictures = tuple[MaybeEncoded, ...]
+ImageInputs = tuple[MaybeEncoded, ...]
 Encoding = Literal["list", "base64"]
 MaskFormat = Literal["mask", "overlay", "rle", "rle_counts", "polygons"]
 DepthFormat = Literal["millimetres", "colors"]
@@ -94,14 +94,14 @@ class Options(Schema):
     partial: Annotated[
         bool,
         Field(
-            description="Whether what is wrong with single pictures or texts leaves the others "
+            description="Whether what is wrong with single images or texts leaves the others "
             "their answers: 200, with `errors` beside `data`. As JSON and safetensors."
         ),
     ] = False
 
 
 class ImageOptions(Options):
-    """What all methods on pictures may be told."""
+    """What all methods on images may be told."""
 
     resolution: Annotated[
         int | None,
@@ -110,7 +110,7 @@ class ImageOptions(Options):
 
 
 class EmbedImagesOptions(ImageOptions):
-    """How to embed pictures."""
+    """How to embed images."""
 
     comma_lists = frozenset({"outputs"})
 
@@ -127,7 +127,7 @@ class EmbedImagesOptions(ImageOptions):
     fit: Annotated[Fit, Field(description=FIT_TEXT)] = EmbedImagesRequest.fit
     dtype: Annotated[VectorType, Field(description=DTYPE_TEXT)] = EmbedImagesRequest.vector_type
 
-    def to_message(self, images: Pictures) -> EmbedImagesRequest:
+    def to_message(self, images: ImageInputs) -> EmbedImagesRequest:
         """The request for the data plane."""
         return EmbedImagesRequest(
             images=images,
@@ -142,7 +142,7 @@ class EmbedImagesOptions(ImageOptions):
 
 
 class SegmentImagesOptions(ImageOptions):
-    """What to find in pictures, and how."""
+    """What to find in images, and how."""
 
     comma_lists = frozenset({"classes", "background_classes"})
 
@@ -167,8 +167,8 @@ class SegmentImagesOptions(ImageOptions):
     mode: Annotated[
         SegmentMode,
         Field(
-            description="`whole`: the model sees the picture at once, and scores are cosines. "
-            "`slide`: it sees windows of its native size, which overlap by a quarter, on a picture "
+            description="`whole`: the model sees the image at once, and scores are cosines. "
+            "`slide`: it sees windows of its native size, which overlap by a quarter, on an image "
             "whose short side is the resolution; scores are probabilities, averaged over windows."
         ),
     ] = SegmentImagesRequest.mode
@@ -176,19 +176,19 @@ class SegmentImagesOptions(ImageOptions):
         bool,
         Field(
             description="Whether the winner's score is sent for every pixel. The masks of all "
-            "pictures together have no more pixels than one picture may have then, and than two "
-            "pictures may have without."
+            "images together have no more pixels than one image may have then, and than two "
+            "images may have without."
         ),
     ] = SegmentImagesRequest.include_scores
     format: Annotated[
         MaskFormat,
         Field(
-            description="`mask`: one array. `overlay`: a PNG, laid over the picture. In JSON, for "
+            description="`mask`: one array. `overlay`: a PNG, laid over the image. In JSON, for "
             "each class as COCO has it: `rle` (compressed), `rle_counts` (as numbers), `polygons`."
         ),
     ] = "mask"
 
-    def to_message(self, images: Pictures) -> SegmentImagesRequest:
+    def to_message(self, images: ImageInputs) -> SegmentImagesRequest:
         """The request for the data plane."""
         return SegmentImagesRequest(
             images=images,
@@ -215,12 +215,12 @@ class MapOptions(ImageOptions):
     size: Annotated[
         MapSize,
         Field(
-            description="Maps as large as the `picture`, or as the `model` computes them: eight "
+            description="Maps as large as the `image`, or as the `model` computes them: eight "
             "rows and columns for each patch."
         ),
     ] = EstimateMapsRequest.size
 
-    def to_message(self, images: Pictures) -> EstimateMapsRequest:
+    def to_message(self, images: ImageInputs) -> EstimateMapsRequest:
         """The request for the data plane."""
         return EstimateMapsRequest(
             task=self.task,
@@ -255,32 +255,32 @@ class NormalsOptions(MapOptions):
 
 
 class ImageBody(Schema):
-    """The pictures of a JSON body: one, or several."""
+    """The images of a JSON body: one, or several."""
 
     image: Annotated[
         str | None,
         Field(
-            description="One picture: base64, a `data:` URI with base64, or, from hosts that the "
+            description="One image: base64, a `data:` URI with base64, or, from hosts that the "
             "server allows, an `https:` URL."
         ),
     ] = None
-    images: Annotated[list[str] | None, Field(description="Several pictures.")] = None
+    images: Annotated[list[str] | None, Field(description="Several images.")] = None
 
 
 class EmbedImagesBody(EmbedImagesOptions, ImageBody):
-    """Pictures to embed."""
+    """Images to embed."""
 
 
 class SegmentImagesBody(SegmentImagesOptions, ImageBody):
-    """Pictures and what to find in them."""
+    """Images and what to find in them."""
 
 
 class DepthBody(DepthOptions, ImageBody):
-    """Pictures whose depth is wanted."""
+    """Images whose depth is wanted."""
 
 
 class NormalsBody(NormalsOptions, ImageBody):
-    """Pictures whose surface normals are wanted."""
+    """Images whose surface normals are wanted."""
 
 
 class EmbedTextsBody(Options):

@@ -1,6 +1,6 @@
-"""Writes what pictures show, their classes and their features, in the media type that was chosen.
+"""Writes what images show, their classes and their features, in the media type that was chosen.
 
-CPU work, for the pool. Shape legend: B pictures, K classes, H W pixels.
+CPU work, for the pool. Shape legend: B images, K classes, H W pixels.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from service.masks.mask_codec import class_color, encode_npy
 from service.rest.answers import errors_of, items_body, tensors_body
 from service.rest.json_body import encode_array
 from service.rest.negotiation import JSON, NPY, PNG
-from service.rest.view_schemas import ClassifyImagesOptions, ViewFeaturesOptions
-from service.view_messages import Classification, ClassifyImagesResponse, ViewFeaturesResponse
+from service.rest.view_schemas import ClassifyImagesOptions, VisualizeFeaturesOptions
+from service.view_messages import Classification, ClassifyImagesResponse, VisualizeFeaturesResponse
 
 
 def check_classify_media(media: str, options: ClassifyImagesOptions) -> None:
@@ -66,16 +66,18 @@ def check_view_media(media: str, num_images: int) -> None:
     """Refuse, before any work, what the chosen file cannot hold.
 
     Raises:
-        InvalidRequest: Several pictures as PNG or npy.
+        InvalidRequest: Several images as PNG or npy.
     """
     if media in {PNG, NPY} and num_images > 1:
-        raise InvalidRequest(f"{media} holds one map: send one picture.", param="images")
+        raise InvalidRequest(f"{media} holds one map: send one image.", param="images")
 
 
-def write_views(answer: ViewFeaturesResponse, media: str, options: ViewFeaturesOptions) -> bytes:
+def write_views(
+    answer: VisualizeFeaturesResponse, media: str, options: VisualizeFeaturesOptions
+) -> bytes:
     """Maps as JSON, safetensors, or the one map as PNG or npy."""
     if media == PNG:
-        return encode_view_png(answer.maps[0], options.view)
+        return encode_view_png(answer.maps[0], options.kind)
     if media == NPY:
         return encode_npy(answer.maps[0])
     errors = errors_of(answer, options)
@@ -85,9 +87,9 @@ def write_views(answer: ViewFeaturesResponse, media: str, options: ViewFeaturesO
     return tensors_body(answer.model, {"features": answer.maps}, errors)
 
 
-def _view_body(array: NDArray[Any], options: ViewFeaturesOptions) -> dict[str, Any]:
+def _view_body(array: NDArray[Any], options: VisualizeFeaturesOptions) -> dict[str, Any]:
     body: dict[str, Any] = {"height": array.shape[0], "width": array.shape[1]}
-    if options.view == "groups":
+    if options.kind == "groups":
         shares = np.bincount(array.ravel())[1:] / array.size
         body["groups"] = [
             {"label": label, "color": class_color(label), "area_share": share}

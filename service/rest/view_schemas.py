@@ -1,4 +1,4 @@
-"""What REST requests may say about what pictures show: their classes, and their features."""
+"""What REST requests may say about what images show: their classes, and their features."""
 
 from typing import Annotated
 
@@ -10,24 +10,24 @@ from service.rest.schemas import (
     FIT_TEXT,
     TEMPLATES_TEXT,
     ImageBody,
+    ImageInputs,
     ImageOptions,
     NamedClass,
-    Pictures,
     Templates,
     to_class,
     to_templates,
 )
 from service.view_messages import (
     ClassifyImagesRequest,
+    FeatureKind,
     FeatureScope,
-    FeatureView,
     GlobalFeatures,
-    ViewFeaturesRequest,
+    VisualizeFeaturesRequest,
 )
 
 
 class ClassifyImagesOptions(ImageOptions):
-    """Which classes there are, and how pictures are compared with them."""
+    """Which classes there are, and how images are compared with them."""
 
     comma_lists = frozenset({"classes"})
 
@@ -57,7 +57,7 @@ class ClassifyImagesOptions(ImageOptions):
     ] = ClassifyImagesRequest.top_k
     fit: Annotated[Fit, Field(description=FIT_TEXT)] = ClassifyImagesRequest.fit
 
-    def to_message(self, images: Pictures) -> ClassifyImagesRequest:
+    def to_message(self, images: ImageInputs) -> ClassifyImagesRequest:
         """The request for the data plane."""
         return ClassifyImagesRequest(
             images=images,
@@ -73,53 +73,53 @@ class ClassifyImagesOptions(ImageOptions):
         )
 
 
-class ViewFeaturesOptions(ImageOptions):
+class VisualizeFeaturesOptions(ImageOptions):
     """How patch embeddings are made visible."""
 
-    view: Annotated[
-        FeatureView,
+    kind: Annotated[
+        FeatureKind,
         Field(
             description="`colors`: the three first principal components, whitened, as red, green "
             "and blue by `sigmoid(2 x)`. `component`: the first, from 0 for the least to 1 for the "
             "greatest. `groups`: patches that are alike, by k-means, numbered from 1 for the "
             "largest group."
         ),
-    ] = ViewFeaturesRequest.view
+    ] = VisualizeFeaturesRequest.kind
     features: Annotated[Features, Field(description="Which embeddings.")] = (
-        ViewFeaturesRequest.features
+        VisualizeFeaturesRequest.features
     )
     scope: Annotated[
         FeatureScope,
         Field(
-            description="Whether components and groups are found in `each` picture, or in all "
-            "pictures of the request `together`, so that they mean the same in all."
+            description="Fit components and groups over each `image`, or once over all images of "
+            "the `request`, so that colours and labels agree between images."
         ),
-    ] = ViewFeaturesRequest.scope
+    ] = VisualizeFeaturesRequest.scope
     group_count: Annotated[
         int | None, Field(description="How many groups, from 2 to 20. Default: 6.")
-    ] = ViewFeaturesRequest.group_count
+    ] = VisualizeFeaturesRequest.group_count
     seed: Annotated[
         int | None,
         Field(
             description="Of the first centres of groups, from 0; the same request has the same "
             "answer. Default: 0."
         ),
-    ] = ViewFeaturesRequest.seed
-    fit: Annotated[Fit, Field(description=FIT_TEXT)] = ViewFeaturesRequest.fit
+    ] = VisualizeFeaturesRequest.seed
+    fit: Annotated[Fit, Field(description=FIT_TEXT)] = VisualizeFeaturesRequest.fit
     size: Annotated[
         MapSize,
         Field(
-            description="Maps as large as the `picture`, or as the `model` has them: one element "
+            description="Maps as large as the `image`, or as the `model` has them: one element "
             "for each patch."
         ),
-    ] = ViewFeaturesRequest.size
+    ] = VisualizeFeaturesRequest.size
 
-    def to_message(self, images: Pictures) -> ViewFeaturesRequest:
+    def to_message(self, images: ImageInputs) -> VisualizeFeaturesRequest:
         """The request for the data plane."""
-        return ViewFeaturesRequest(
+        return VisualizeFeaturesRequest(
             images=images,
             model=self.model,
-            view=self.view,
+            kind=self.kind,
             features=self.features,
             scope=self.scope,
             group_count=self.group_count,
@@ -132,8 +132,8 @@ class ViewFeaturesOptions(ImageOptions):
 
 
 class ClassifyImagesBody(ClassifyImagesOptions, ImageBody):
-    """Pictures and the classes that they may show."""
+    """Images and the classes that they may show."""
 
 
-class ViewFeaturesBody(ViewFeaturesOptions, ImageBody):
-    """Pictures whose features are to be seen."""
+class VisualizeFeaturesBody(VisualizeFeaturesOptions, ImageBody):
+    """Images whose features are to be seen."""

@@ -1,1 +1,1 @@
-"""Embeddings of whole pictures and texts: as which numbers they are sent, and what they show."""
+"""Embeddings of whole images and texts: as which numbers they are sent, and what they show."""

@@ -1,4 +1,4 @@
-"""Which of some classes a picture shows: a pure function on arrays.
+"""Which of some classes an image shows: a pure function on arrays.
 
 Shape legend: D width, K classes.
 """
@@ -16,7 +16,7 @@ def classify(
     """All classes, or the best ones, the best first; of equal ones the first as given.
 
     Args:
-        embedding_D: Of the picture; need not be normalised.
+        embedding_D: Of the image; need not be normalised.
         classes_KD: One unit vector for each class.
         temperature: What cosines are divided by before the softmax over all classes.
         top_k: How many are kept; None is all.

@@ -39,7 +39,7 @@ def pack(array: FloatArray, vector_type: VectorType) -> tuple[NDArray[Any], Floa
 def pack_all(
     outputs: dict[str, FloatArray], vector_type: VectorType
 ) -> tuple[dict[str, NDArray[Any]], dict[str, FloatArray]]:
-    """Rows and scales by name, of all outputs of one picture."""
+    """Rows and scales by name, of all outputs of one image."""
     packed = {name: pack(array, vector_type) for name, array in outputs.items()}
     scales = {name: scale for name, (_, scale) in packed.items() if scale is not None}
     return {name: rows for name, (rows, _) in packed.items()}, scales

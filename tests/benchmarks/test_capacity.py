@@ -37,7 +37,7 @@ def test_new_names_take_lanes_and_leave_less_time_to_wait() -> None:
     found = plan(replace(DEMAND, new_text_share=0.4, texts=10), CURVES)
     assert found.text_s == pytest.approx(0.4 * 0.04)
     assert found.request_s == pytest.approx(0.076)
-    assert found.wait_s == pytest.approx(0.06), "they run beside the picture, which takes longer"
+    assert found.wait_s == pytest.approx(0.06), "they run beside the image, which takes longer"
     assert plan(replace(DEMAND, new_text_share=0.4, texts=35), CURVES).wait_s < found.wait_s
 
 
@@ -74,11 +74,11 @@ def test_the_command_shows_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--curves student --rate 500 --side 448 --p99-ms 200 --zones 3"
     assert capacity.main(arguments.split()) == 0
     told = capsys.readouterr().out
-    for step in ("a picture", "waiting", "busy", "lanes", "replicas", "zones", "| 16 |"):
+    for step in ("an image", "waiting", "busy", "lanes", "replicas", "zones", "| 16 |"):
         assert f"\n{step}" in told or told.startswith(step)
 
 
-def test_what_a_picture_costs_beside_the_lanes_can_be_said(
+def test_what_a_image_costs_beside_the_lanes_can_be_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["--curves", "student", "--rate", "500", "--side", "448", "--p99-ms", "200"]
@@ -88,7 +88,7 @@ def test_what_a_picture_costs_beside_the_lanes_can_be_said(
 
 def test_the_command_says_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
     assert capacity.main(["--curves", "b14", "--rate", "1", "--side", "448", "--p99-ms", "50"]) == 1
-    assert "ask for smaller pictures" in capsys.readouterr().err
+    assert "ask for smaller images" in capsys.readouterr().err
     assert (
         capacity.main(["--curves", "b14", "--rate", "1", "--side", "1400", "--p99-ms", "50"]) == 1
     )

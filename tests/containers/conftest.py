@@ -34,5 +34,5 @@ def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def scene(project_root: Path) -> bytes:
-    """A picture that the bundled model finds something in."""
+    """An image that the bundled model finds something in."""
     return (project_root / "examples" / "scene.png").read_bytes()

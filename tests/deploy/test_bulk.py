@@ -122,10 +122,10 @@ def test_the_ray_version_is_one_that_we_allow(project_root: Path, rayjob: Manife
 
 
 def test_the_jobs_arguments_run(project_root: Path, tmp_path: Path, job: Manifest) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    Image.new("RGB", (30, 20), (200, 10, 20)).save(pictures / "red.png")
-    (pictures / "broken.jpg").write_bytes(b"nonsense")
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (30, 20), (200, 10, 20)).save(images / "red.png")
+    (images / "broken.jpg").write_bytes(b"nonsense")
     arguments = [one.replace("/data/", f"{tmp_path}/") for one in job_arguments(job)]
     ended = subprocess.run(
         [sys.executable, "-m", "service.commands", "embed", *arguments],

@@ -55,7 +55,11 @@ ROUTES: Mapping[str, tuple[str, str, Any]] = {
         "ClassifyImages",
         classify_pb2.ClassifyImagesRequest,
     ),
-    "view_features": ("/v1/images:features", "ViewFeatures", features_pb2.ViewFeaturesRequest),
+    "visualize_features": (
+        "/v1/images:features",
+        "VisualizeFeatures",
+        features_pb2.VisualizeFeaturesRequest,
+    ),
     "estimate_depth": ("/v1/images:depth", "EstimateDepth", dense_pb2.EstimateDepthRequest),
     "estimate_normals": (
         "/v1/images:normals",
@@ -243,8 +247,8 @@ def photo() -> Callable[..., bytes]:
     def make(seed: int = 0, size: tuple[int, int] = (90, 60), file_format: str = "JPEG") -> bytes:
         noise = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
         stream = io.BytesIO()
-        picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-        picture.save(stream, file_format)
+        image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+        image.save(stream, file_format)
         return stream.getvalue()
 
     return make
@@ -264,7 +268,7 @@ def _to_protobuf(request_type: Any, fields: Mapping[str, Any]) -> Any:
         "size": "MAP_SIZE",
         "features": "GLOBAL_FEATURES" if is_global else "DENSE_FEATURES",
         "mode": "SEGMENT_MODE",
-        "view": "FEATURE_VIEW",
+        "kind": "FEATURE_KIND",
         "scope": "FEATURE_SCOPE",
         "vector_type": "VECTOR_TYPE",
     }
@@ -324,7 +328,7 @@ def _arrays(answer: Any) -> dict[str, NDArray[Any]]:
         scales = [(i, s) for i, s in enumerate(answer.embeddings.row_scales) if i not in bad]
         found = {f"{index}.embedding_scale": np.array([s], np.float32) for index, s in scales}
         return {f"{index}.embedding": row for index, row in rows} | found
-    # Each answer has one list of what it says of the pictures, and one of errors.
+    # Each answer has one list of what it says of the images, and one of errors.
     (items,) = (
         value
         for field, value in answer.ListFields()

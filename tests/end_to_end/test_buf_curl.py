@@ -57,7 +57,7 @@ def test_embeddings_by_the_open_inference_protocol(
     service: "Service", photo: Callable[..., bytes]
 ) -> None:
     model = json.loads(buf_curl(service, "tipserve.v1.EncoderService/GetModel"))["model"]
-    picture = base64.b64encode(photo()).decode()
+    image = base64.b64encode(photo()).decode()
     answer = json.loads(
         buf_curl(
             service,
@@ -68,7 +68,7 @@ def test_embeddings_by_the_open_inference_protocol(
                     "name": "image",
                     "datatype": "BYTES",
                     "shape": [1],
-                    "contents": {"bytes_contents": [picture]},
+                    "contents": {"bytes_contents": [image]},
                 }
             ],
             outputs=[{"name": "cls1"}],

@@ -85,8 +85,8 @@ def test_embeddings_are_the_apis_wherever_they_are_computed(
         assert table["width"].to_pylist() == [90, 91, 92, 94]
         assert table["height"].to_pylist() == [60] * 4
         for index, path in enumerate(table["key"].to_pylist()):
-            picture = Path(path).read_bytes()
-            fields = {"images": [picture], "outputs": ["cls1", "patches"], "fit": "aspect"}
+            image = Path(path).read_bytes()
+            fields = {"images": [image], "outputs": ["cls1", "patches"], "fit": "aspect"}
             api = service.over_rest("embed_images", fields).arrays
             np.testing.assert_allclose(table["cls1"][index].as_py(), api["0.cls1"], atol=2e-6)
             grid = table["grid_height"][index].as_py(), table["grid_width"][index].as_py()
@@ -97,16 +97,16 @@ def test_embeddings_are_the_apis_wherever_they_are_computed(
 def test_a_mask_is_the_apis_wherever_it_is_computed(
     tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
 ) -> None:
-    picture = folder / "0.jpg"
+    image = folder / "0.jpg"
     answer = httpx.post(
         f"http://127.0.0.1:{service.ports['http']}/v1/images:segment?classes=cat,dog",
-        content=picture.read_bytes(),
+        content=image.read_bytes(),
         headers={"Content-Type": "image/jpeg", "Accept": "image/png"},
         timeout=LIMIT_S,
     )
     for name, target in targets(service, tiny_package):
         file = tmp_path / f"{name}.png"
-        ended = tipserve("segment", str(picture), "--classes=cat, dog", "-o", str(file), *target)
+        ended = tipserve("segment", str(image), "--classes=cat, dog", "-o", str(file), *target)
         assert ended.returncode == 0, ended.stderr
         assert file.read_bytes() == answer.content
         assert "1 cat: " in ended.stdout

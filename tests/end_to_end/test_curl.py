@@ -38,7 +38,7 @@ def dense_service(
 
 
 def read(name: str, content: bytes) -> int:
-    """How many arrays, entries or pictures a file of this name holds; it must be whole."""
+    """How many arrays, entries or images a file of this name holds; it must be whole."""
     match Path(name).suffix:
         case ".json":
             body = json.loads(content)
@@ -84,7 +84,7 @@ def test_the_table_has_every_route_and_every_form_of_answer() -> None:
 
 
 @NEEDS_CURL
-def test_the_line_with_a_broken_picture_tells_what_is_wrong(
+def test_the_line_with_a_broken_image_tells_what_is_wrong(
     dense_service: "Service", tmp_path: Path
 ) -> None:
     (line,) = (line for answer, line in ROWS if "errors" in answer)

@@ -14,14 +14,14 @@ from service.settings import Settings
 LIMIT_S = 60.0
 
 
-async def embed(server: Server, picture: bytes) -> httpx.Response:
+async def embed(server: Server, image: bytes) -> httpx.Response:
     url = f"http://127.0.0.1:{server.ports['http']}/v1/images:embed"
     async with httpx.AsyncClient(timeout=LIMIT_S) as client:
-        return await client.post(url, content=picture, headers={"Content-Type": "image/png"})
+        return await client.post(url, content=image, headers={"Content-Type": "image/png"})
 
 
 @pytest.fixture
-def picture() -> bytes:
+def image() -> bytes:
     """Some colours."""
     colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     stream = io.BytesIO()
@@ -31,7 +31,7 @@ def picture() -> bytes:
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 async def test_a_runtime_that_dies_is_loaded_anew_and_computes_the_same(
-    runtime: str, picture: bytes
+    runtime: str, image: bytes
 ) -> None:
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     settings = Settings.model_validate(
@@ -42,11 +42,11 @@ async def test_a_runtime_that_dies_is_loaded_anew_and_computes_the_same(
     try:
         async with asyncio.timeout(LIMIT_S):
             await server.ready.wait()
-            before = await embed(server, picture)
+            before = await embed(server, image)
             (lane,) = server.models.find(None)._lanes
             lane.runtime.close()  # as good as dead: every call raises from here on
-            assert (await embed(server, picture)).status_code == 500
-            while (after := await embed(server, picture)).status_code != 200:
+            assert (await embed(server, image)).status_code == 500
+            while (after := await embed(server, image)).status_code != 200:
                 assert after.status_code in {500, 503}
                 await asyncio.sleep(0.01)
         assert server.metrics.registry.get_sample_value("tipserve_lane_rebuilds_total") == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.on_gpu.arithmetic import flops_per_picture
+from benchmarks.on_gpu.arithmetic import flops_per_image
 from benchmarks.on_gpu.report import table
 from model.variants import VARIANTS
 
@@ -59,7 +59,7 @@ def test_operations_of_b14_are_those_of_the_formulas(side: int, gflop: float) ->
     # 24 N D^2 for the products of a block and 4 N^2 D for its attention, N tokens, D = 768; beside
     # them the patches' own projection. The value path adds a part of a block to twelve.
     plain = gflop * 1e9
-    counted = flops_per_picture(VARIANTS["b14"].build(native_size=448), side)
+    counted = flops_per_image(VARIANTS["b14"].build(native_size=448), side)
     assert 1.0 < counted / plain < 1.09
 
 

@@ -32,7 +32,7 @@ def test_promtool_finds_nothing_to_complain_of(
 ) -> None:
     fields = {"images": [photo()], "classes": ["dog"]}
     assert service.over_rest("segment_images", fields).status == "200"
-    assert service.over_grpc("embed_images", {"images": [b"no picture"]}).status != "OK"
+    assert service.over_grpc("embed_images", {"images": [b"no image"]}).status != "OK"
     text = service.metrics()
     result = check(promtool, text)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -46,15 +46,15 @@ def rows(answer: Any) -> NDArray[np.float32]:
 
 
 def native(service: "Service", texts: list[str], images: list[bytes]) -> NDArray[np.float32]:
-    """What the native routes say of texts and then of pictures."""
+    """What the native routes say of texts and then of images."""
     words = service.over_rest("embed_texts", {"texts": texts}).arrays
-    pictures = service.over_rest("embed_images", {"images": images}).arrays
+    embedded = service.over_rest("embed_images", {"images": images}).arrays
     found = [words[f"{i}.embedding"] for i in range(len(texts))]
-    return np.stack([*found, *(pictures[f"{i}.cls1"] for i in range(len(images)))])
+    return np.stack([*found, *(embedded[f"{i}.cls1"] for i in range(len(images)))])
 
 
 @BOTH
-def test_texts_pictures_and_mixtures(service: "Service", photo: Photo, kind: str) -> None:
+def test_texts_images_and_mixtures(service: "Service", photo: Photo, kind: str) -> None:
     images, texts = [photo(1), photo(2, (60, 90))], ["a dog", "red house"]
     expected = native(service, texts, images)
     uris = [data_uri(image) for image in images]
@@ -110,7 +110,7 @@ def test_models_are_listed_and_found(service: "Service", kind: str) -> None:
 
 @BOTH
 def test_errors_are_the_clients_exceptions(service: "Service", photo: Photo, kind: str) -> None:
-    broken = data_uri(b"no picture")
+    broken = data_uri(b"no image")
     cases: list[tuple[dict[str, Any], Any, str | None, str]] = [
         (
             {"input": ["a dog", broken]},

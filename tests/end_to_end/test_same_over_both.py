@@ -21,7 +21,7 @@ HUGE_PNG = base64.b64decode(
 
 @dataclass(frozen=True)
 class Good:
-    """A request that is answered; pictures are named by seed and size."""
+    """A request that is answered; images are named by seed and size."""
 
     name: str
     method: str
@@ -38,16 +38,16 @@ class Bad(Good):
     param: str | None
 
 
-PICTURES = [(1, (90, 60)), (2, (60, 90)), (3, (61, 60))]
-ONE = PICTURES[:1]
+IMAGES = [(1, (90, 60)), (2, (60, 90)), (3, (61, 60))]
+ONE = IMAGES[:1]
 CLASSES = ["dog", {"name": "cat", "prompts": ["a cat", "the small cat"]}, "grass"]
 EVERYTHING = ["patches", "values", "cls1", "cls2"]
 
 GOOD = [
     Good("defaults", "embed_images", {"images": ONE}),
-    Good("all outputs", "embed_images", {"images": PICTURES, "outputs": EVERYTHING}),
+    Good("all outputs", "embed_images", {"images": IMAGES, "outputs": EVERYTHING}),
     Good("raw values", "embed_images", {"images": ONE, "outputs": ["values"], "normalize": False}),
-    Good("aspect", "embed_images", {"images": PICTURES, "outputs": ["patches"], "fit": "aspect"}),
+    Good("aspect", "embed_images", {"images": IMAGES, "outputs": ["patches"], "fit": "aspect"}),
     Good("large", "embed_images", {"images": ONE, "outputs": ["patches"], "resolution": 112}),
     Good("by name", "embed_images", {"images": ONE, "model": "tiny"}),
     Good("texts", "embed_texts", {"texts": ["a dog", "Sky", "the red house in the sea"]}),
@@ -56,7 +56,7 @@ GOOD = [
     Good("raw texts", "embed_texts", {"texts": ["dog"], "normalize": False}),
     Good("long text", "embed_texts", {"texts": ["dog and cat " * 100]}),
     Good("segment", "segment_images", {"images": ONE, "classes": ["dog", "grass", "sky"]}),
-    Good("prompts", "segment_images", {"images": PICTURES, "classes": CLASSES}),
+    Good("prompts", "segment_images", {"images": IMAGES, "classes": CLASSES}),
     Good(
         "everything",
         "segment_images",
@@ -73,10 +73,10 @@ GOOD = [
         },
     ),
 ]
-SLIDE = {"images": PICTURES, "classes": CLASSES, "mode": "slide", "include_scores": True}
-GROUPS = {"view": "groups", "group_count": 3, "seed": 5}
-FEW_BYTES = {"images": PICTURES, "outputs": EVERYTHING}
-SOME_BROKEN = {"images": [b"hello", *ONE, "cut", *PICTURES], "partial": True}
+SLIDE = {"images": IMAGES, "classes": CLASSES, "mode": "slide", "include_scores": True}
+GROUPS = {"kind": "groups", "group_count": 3, "seed": 5}
+FEW_BYTES = {"images": IMAGES, "outputs": EVERYTHING}
+SOME_BROKEN = {"images": [b"hello", *ONE, "cut", *IMAGES], "partial": True}
 GOOD += [
     Good("half precision", "embed_images", {**FEW_BYTES, "dtype": "float16"}),
     Good("whole numbers", "embed_images", {**FEW_BYTES, "dtype": "int8"}),
@@ -89,7 +89,7 @@ GOOD += [
         "segment_images",
         {**SLIDE, "background_classes": ["sea"], "background_threshold": 0.26},
     ),
-    Good("classify", "classify_images", {"images": PICTURES, "classes": CLASSES}),
+    Good("classify", "classify_images", {"images": IMAGES, "classes": CLASSES}),
     Good(
         "classify otherwise",
         "classify_images",
@@ -104,20 +104,20 @@ GOOD += [
             "fit": "aspect",
         },
     ),
-    Good("colours", "view_features", {"images": PICTURES}),
-    Good("values", "view_features", {"images": ONE, "features": "values", "resolution": 112}),
+    Good("colours", "visualize_features", {"images": IMAGES}),
+    Good("values", "visualize_features", {"images": ONE, "features": "values", "resolution": 112}),
     Good(
         "component",
-        "view_features",
-        {"images": PICTURES, "view": "component", "scope": "together", "size": "model"},
+        "visualize_features",
+        {"images": IMAGES, "kind": "component", "scope": "request", "size": "model"},
     ),
-    Good("groups", "view_features", {"images": PICTURES, "scope": "together", **GROUPS}),
-    Good("groups of each", "view_features", {"images": ONE, "fit": "squash", **GROUPS}),
-    Good("some pictures", "embed_images", {**SOME_BROKEN, "dtype": "int8"}),
+    Good("groups", "visualize_features", {"images": IMAGES, "scope": "request", **GROUPS}),
+    Good("groups of each", "visualize_features", {"images": ONE, "fit": "squash", **GROUPS}),
+    Good("some images", "embed_images", {**SOME_BROKEN, "dtype": "int8"}),
     Good("some masks", "segment_images", {**SOME_BROKEN, "classes": ["dog", "sky"]}),
     Good("some windows", "segment_images", {**SOME_BROKEN, **SLIDE, **SOME_BROKEN}),
     Good("some classes", "classify_images", {**SOME_BROKEN, "classes": ["dog", "sky"]}),
-    Good("some features", "view_features", {**SOME_BROKEN, "scope": "together"}),
+    Good("some features", "visualize_features", {**SOME_BROKEN, "scope": "request"}),
     Good("some texts", "embed_texts", {"texts": ["dog", " ", "a" * 3000, "cat"], "partial": True}),
     Good(
         "some texts in whole numbers",
@@ -131,7 +131,7 @@ BASE: Mapping[str, Mapping[str, Any]] = {
     "embed_texts": {"texts": ["dog"]},
     "segment_images": {"images": ONE, "classes": ["dog"]},
     "classify_images": {"images": ONE, "classes": ["dog"]},
-    "view_features": {"images": ONE},
+    "visualize_features": {"images": ONE},
     "estimate_depth": {"images": ONE},
     "estimate_normals": {"images": ONE},
 }
@@ -147,7 +147,7 @@ embed = partial(bad, method="embed_images")
 texts = partial(bad, method="embed_texts")
 segment = partial(bad, method="segment_images")
 classify = partial(bad, method="classify_images")
-view = partial(bad, method="view_features")
+visualize = partial(bad, method="visualize_features")
 depth = partial(bad, method="estimate_depth")
 normals = partial(bad, method="estimate_normals")
 
@@ -157,12 +157,12 @@ MISSPELT = {"name": "cat", "promts": ["kitten"]}
 BLANK_PROMPT = {"name": "a", "prompts": ["b", " "]}
 ODD = "unheard-of"
 BAD = [
-    embed("no picture", code="invalid_image", param="images[1]", images=[*ONE, b"hello"]),
-    embed("empty picture", code="invalid_image", param="images[0]", images=[b""]),
+    embed("no image", code="invalid_image", param="images[1]", images=[*ONE, b"hello"]),
+    embed("empty image", code="invalid_image", param="images[0]", images=[b""]),
     embed("truncated", code="invalid_image", param="images[1]", images=[*ONE, "cut"]),
     embed("huge", code="image_too_large", param="images[1]", images=[*ONE, HUGE_PNG]),
     embed("heavy", code="image_too_large", param="images[0]", images=[b"x" * 1_100_000]),
-    embed("no pictures", code="empty_list", param="images", images=[]),
+    embed("no images", code="empty_list", param="images", images=[]),
     embed("many", code="too_many_items", param="images", images=ONE * 33, status=MANY),
     embed("output", code="unknown_output", param="outputs[1]", outputs=["cls1", ODD]),
     embed("fit", code="invalid_field", param="fit", fit=ODD),
@@ -187,7 +187,7 @@ BAD = [
     segment("features", code="invalid_field", param="features", features=ODD),
     depth("no depth", code="not_supported", param="model", status=NO_HEAD),
     normals("no normals", code="not_supported", param="model", status=NO_HEAD),
-    normals("no pictures, normals", code="empty_list", param="images", images=[]),
+    normals("no images, normals", code="empty_list", param="images", images=[]),
     depth("unknown model, depth", code="model_not_found", model="x", status=(404, "NOT_FOUND")),
     depth("unknown field, depth", code="unknown_field", unknown_field=True),
     depth("size", code="invalid_field", param="size", size=ODD),
@@ -203,19 +203,21 @@ BAD = [
     classify("patches", code="invalid_field", param="features", features=ODD),
     classify("twice to choose", code="invalid_field", classes=["dog", "dog"]),
     classify("unknown field, classes", code="unknown_field", unknown_field=True),
-    classify("no picture to classify", code="invalid_image", images=[b"hello"]),
-    view("view", code="invalid_field", param="view", view=ODD),
-    view("scope", code="invalid_field", param="scope", scope=ODD),
-    view("group_count", code="invalid_field", param="group_count", view="groups", group_count=21),
-    view("seed of colours", code="invalid_field", param="seed", seed=1),
-    view("unknown field, features", code="unknown_field", unknown_field=True),
-    view("no pictures to view", code="empty_list", param="images", images=[]),
+    classify("no image to classify", code="invalid_image", images=[b"hello"]),
+    visualize("kind", code="invalid_field", param="kind", kind=ODD),
+    visualize("scope", code="invalid_field", param="scope", scope=ODD),
+    visualize(
+        "group_count", code="invalid_field", param="group_count", kind="groups", group_count=21
+    ),
+    visualize("seed of colours", code="invalid_field", param="seed", seed=1),
+    visualize("unknown field, features", code="unknown_field", unknown_field=True),
+    visualize("no images to view", code="empty_list", param="images", images=[]),
     segment("cosine", code="invalid_field", param="background_threshold", background_threshold=1.5),
 ]
 
 
-def with_pictures(fields: Mapping[str, Any], photo: Callable[..., bytes]) -> dict[str, Any]:
-    """Seeds and sizes become pictures; `cut` is one that ends too early."""
+def with_images(fields: Mapping[str, Any], photo: Callable[..., bytes]) -> dict[str, Any]:
+    """Seeds and sizes become images; `cut` is one that ends too early."""
     made = dict(fields)
     if "images" in made:
         cut = photo(5, (400, 300))[:1500]
@@ -228,7 +230,7 @@ def with_pictures(fields: Mapping[str, Any], photo: Callable[..., bytes]) -> dic
 
 @pytest.mark.parametrize("row", GOOD, ids=lambda row: row.name)
 def test_arrays_are_bit_equal(service: "Service", photo: Callable[..., bytes], row: Good) -> None:
-    fields = with_pictures(row.fields, photo)
+    fields = with_images(row.fields, photo)
     rest, rpc = service.over_rest(row.method, fields), service.over_grpc(row.method, fields)
     assert (rest.status, rpc.status) == ("200", "OK"), (rest.message, rpc.message)
     assert rest.errors == rpc.errors
@@ -249,7 +251,7 @@ def test_arrays_are_bit_equal(service: "Service", photo: Callable[..., bytes], r
 def test_errors_are_equivalent_and_the_service_goes_on(
     service: "Service", photo: Callable[..., bytes], row: Bad
 ) -> None:
-    fields = with_pictures(row.fields, photo)
+    fields = with_images(row.fields, photo)
     rest, rpc = service.over_rest(row.method, fields), service.over_grpc(row.method, fields)
     assert (rest.status, rpc.status) == (str(row.rest), row.rpc), (rest.message, rpc.message)
     if row.code is not None:
@@ -280,7 +282,7 @@ def test_a_batch_equals_its_items_one_by_one(
             assert cosine.min() > 0.9999
 
 
-def test_masks_have_the_pictures_size_and_labels_from_one(
+def test_masks_have_the_images_size_and_labels_from_one(
     service: "Service", photo: Callable[..., bytes]
 ) -> None:
     fields = {"images": [photo(1, (123, 77))], "classes": ["dog", "cat"]}

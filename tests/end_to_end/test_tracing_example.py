@@ -69,17 +69,17 @@ def traceparent(protocol: str) -> str:
     return f"00-{TRACES[protocol]}-{CALLER}-01"
 
 
-def ask_both(ports: dict[str, int], picture: bytes) -> None:
+def ask_both(ports: dict[str, int], image: bytes) -> None:
     """One request over each protocol, each of a trace of its caller's."""
     connection = http.client.HTTPConnection("127.0.0.1", ports["http"], timeout=LIMIT_S)
     headers = {"Content-Type": "image/jpeg", "traceparent": traceparent("REST")}
-    connection.request("POST", "/v1/images:embed?outputs=cls1", picture, headers)
+    connection.request("POST", "/v1/images:embed?outputs=cls1", image, headers)
     assert connection.getresponse().status == 200
     connection.close()
     with grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
         stub: Any = EncoderServiceStub(channel)
         request = embed_pb2.EmbedImagesRequest(
-            images=[image_pb2.Image(encoded=picture)], outputs=[embed_pb2.IMAGE_OUTPUT_CLS1]
+            images=[image_pb2.Image(encoded=image)], outputs=[embed_pb2.IMAGE_OUTPUT_CLS1]
         )
         metadata = (("traceparent", traceparent("gRPC")),)
         stub.EmbedImages(request, timeout=LIMIT_S, metadata=metadata)

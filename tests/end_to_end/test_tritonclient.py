@@ -128,11 +128,11 @@ def test_jpeg_bytes_give_the_native_embeddings(
 
 @EVERY_CLIENT
 def test_pixels_as_tensors(service: "Service", photo: Photo, client: str) -> None:
-    picture = photo(3, (56, 56), "PNG")
-    decoded = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))[None]
+    image = photo(3, (56, 56), "PNG")
+    decoded = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))[None]
     planes = decoded.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     expected = arrays_of(
-        ask(service, client, "infer", "tiny", [tensor(client, "image", as_bytes(picture))])
+        ask(service, client, "infer", "tiny", [tensor(client, "image", as_bytes(image))])
     )
     for name, array in (("pixels", decoded), ("pixel_values", planes)):
         found = arrays_of(ask(service, client, "infer", "tiny", [tensor(client, name, array)]))
@@ -146,9 +146,7 @@ def test_pixels_as_tensors(service: "Service", photo: Photo, client: str) -> Non
 
 
 @EVERY_CLIENT
-def test_pictures_and_texts_with_every_option(
-    service: "Service", photo: Photo, client: str
-) -> None:
+def test_images_and_texts_with_every_option(service: "Service", photo: Photo, client: str) -> None:
     image = tensor(client, "image", as_bytes(photo(1, (90, 60))))
     texts = tensor(client, "text", as_bytes(b"a dog", "Grün".encode()))
     result = ask(
@@ -179,7 +177,7 @@ def test_errors_say_what_is_wrong_and_the_service_goes_on(
     service: "Service", photo: Photo, client: str
 ) -> None:
     good = tensor(client, "image", as_bytes(photo(1)))
-    broken = tensor(client, "image", as_bytes(photo(1), b"no picture"))
+    broken = tensor(client, "image", as_bytes(photo(1), b"no image"))
     is_http = client.startswith("http")
     bad, missing = ("422", "404") if is_http else ("INVALID_ARGUMENT", "NOT_FOUND")
     late = "504" if is_http else "DEADLINE_EXCEEDED"
@@ -264,7 +262,7 @@ def test_load_and_unload(managed: "Service", photo: Photo, client: str) -> None:
 
 def test_streams_answer_in_order_and_outlive_a_bad_item(service: "Service", photo: Photo) -> None:
     good = [tensor("grpc", "image", as_bytes(photo(seed))) for seed in range(4)]
-    bad = tensor("grpc", "image", as_bytes(b"no picture"))
+    bad = tensor("grpc", "image", as_bytes(b"no image"))
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     url = f"127.0.0.1:{service.ports['grpc']}"
     with tritonclient.grpc.InferenceServerClient(url) as client:
@@ -289,7 +287,7 @@ def test_streams_answer_in_order_and_outlive_a_bad_item(service: "Service", phot
 
 
 async def test_streams_of_the_aio_client(service: "Service", photo: Photo) -> None:
-    images = [photo(1), b"no picture", photo(2)]
+    images = [photo(1), b"no image", photo(2)]
 
     async def requests() -> Any:
         for number, image in enumerate(images):

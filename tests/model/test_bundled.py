@@ -69,6 +69,6 @@ def test_example_scene_has_the_named_things_where_they_are(bundled: ModelPackage
         grid_hw=output.grid_hw,
         size_hw=(pixels.shape[0], pixels.shape[1]),
     )
-    # (row, column) inside each thing, looked up in the picture.
+    # (row, column) inside each thing, looked up in the image.
     burger, sunflower, book = (120, 305), (325, 95), (320, 330)
     assert [int(mask.labels_HW[place]) for place in (burger, sunflower, book)] == [1, 2, 3]

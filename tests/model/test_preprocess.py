@@ -1,4 +1,4 @@
-"""Sizes are multiples near the asked one; pictures become float32 planes in [0, 1]."""
+"""Sizes are multiples near the asked one; images become float32 planes in [0, 1]."""
 
 from typing import Any
 
@@ -46,14 +46,14 @@ def test_a_resolution_off_the_grid_is_refused(fit: Fit, resolution: int) -> None
         target_size(480, 640, resolution=resolution, fit=fit)
 
 
-def test_an_empty_picture_and_an_unknown_fit_are_refused() -> None:
+def test_an_empty_image_and_an_unknown_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one pixel"):
         target_size(0, 640, resolution=224, fit="squash")
     with pytest.raises(ValueError, match="'squash' or 'aspect'"):
         target_size(480, 640, resolution=224, fit="crop")  # type: ignore[arg-type]
 
 
-def test_a_picture_becomes_planes_between_zero_and_one() -> None:
+def test_a_image_becomes_planes_between_zero_and_one() -> None:
     pixels_HW3 = np.zeros((30, 50, 3), dtype=np.uint8)
     pixels_HW3[..., 0] = 255
     planes_3HW = prepare_image(pixels_HW3, (28, 42))
@@ -64,7 +64,7 @@ def test_a_picture_becomes_planes_between_zero_and_one() -> None:
     assert (planes_3HW[1:] == 0).all()
 
 
-def test_a_picture_of_the_right_size_is_only_rescaled() -> None:
+def test_a_image_of_the_right_size_is_only_rescaled() -> None:
     pixels_HW3 = np.random.default_rng(0).integers(0, 256, (14, 28, 3), dtype=np.uint8)
     expected = pixels_HW3.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(prepare_image(pixels_HW3, (14, 28)), expected)
@@ -86,6 +86,6 @@ def test_halving_averages_instead_of_skipping() -> None:
         np.zeros((14, 14, 4), dtype=np.uint8),
     ],
 )
-def test_what_is_no_rgb_picture_is_refused(pixels: NDArray[Any]) -> None:
+def test_what_is_no_rgb_image_is_refused(pixels: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match="uint8"):
         prepare_image(pixels, (14, 14))

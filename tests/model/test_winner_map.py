@@ -92,7 +92,7 @@ def test_a_class_given_twice_counts_as_its_first() -> None:
 
 
 @pytest.mark.parametrize("size_hw", [(1, 2000), (2000, 1), (3, 5), (700, 40), (1, 1)])
-def test_thin_and_tiny_pictures(size_hw: tuple[int, int]) -> None:
+def test_thin_and_tiny_images(size_hw: tuple[int, int]) -> None:
     value_hwK = noise(1, 16, 23, 9)
     check(value_hwK, find_winners(value_hwK, size_hw, with_scores=True), size_hw)
 

@@ -20,9 +20,9 @@ TEXTS: Final = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a d
 class Callers:
     """Ask one service in turn by everything that it speaks, until they are told to stop."""
 
-    def __init__(self, service: Service, pictures: Sequence[bytes]) -> None:
+    def __init__(self, service: Service, images: Sequence[bytes]) -> None:
         self._service = service
-        self._pictures = list(pictures)
+        self._images = list(images)
         self._num_rounds = 0
 
     def rounds(self) -> Iterator[Callable[[], None]]:
@@ -32,7 +32,7 @@ class Callers:
             self._num_rounds += 1
 
     def _native(self) -> None:
-        service, images = self._service, self._pictures
+        service, images = self._service, self._images
         segment = {"images": images, "classes": ["dog", "sky", f"thing {self._num_rounds}"]}
         assert service.over_rest("segment_images", segment).status == "200"
         assert service.over_rest("embed_images", {"images": images}).status == "200"
@@ -40,7 +40,7 @@ class Callers:
         assert service.over_stream("embed_images", {"images": images}).status == "OK"
 
     def _refused(self) -> None:
-        """Callers' own faults: no picture, and no route of ours."""
+        """Callers' own faults: no image, and no route of ours."""
         assert self._service.over_grpc("embed_images", {"images": [b"?"]}).status != "OK"
 
         assert self._post("/v1/image:embed", {}) == 404
@@ -62,14 +62,14 @@ class Callers:
 
 
 @contextmanager
-def calling(service: Service, pictures: Sequence[bytes]) -> Iterator[None]:
+def calling(service: Service, images: Sequence[bytes]) -> Iterator[None]:
     """Callers who ask without pause while the block runs; what they did not expect is raised."""
     stop = threading.Event()
     errors: list[BaseException] = []
 
     def ask() -> None:
         try:
-            for one in Callers(service, pictures).rounds():
+            for one in Callers(service, images).rounds():
                 one()
                 if stop.wait(PAUSE_S):
                     return

@@ -26,7 +26,7 @@ NUM_TEXTS: Final = 1024
 def flooding(
     url: str, context: ssl.SSLContext, key: str, images: Sequence[bytes]
 ) -> Iterator[list[int]]:
-    """Callers who send the same pictures over and over; gives the statuses that they get."""
+    """Callers who send the same images over and over; gives the statuses that they get."""
     stop = threading.Event()
     statuses: list[int] = []
     body = {"images": [base64.b64encode(image).decode() for image in images]}

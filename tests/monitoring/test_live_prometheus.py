@@ -99,7 +99,7 @@ def wait_answered(site: WatchedSite, asked: Iterable[Query]) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     """Some small photographs."""
     found = []
     for seed in range(8):
@@ -136,14 +136,14 @@ def site(
     project_root: Path,
     tmp_path_factory: pytest.TempPathFactory,
     groups: list[Group],
-    pictures: list[bytes],
+    images: list[bytes],
 ) -> Iterator[WatchedSite]:
     """Everything, with callers who ask all the time."""
     folder = tmp_path_factory.mktemp("site")
     routing = project_root / "deploy" / "monitoring" / "standalone" / "alertmanager.yml"
     with (
         running_site(folder, groups, routing) as running,
-        calling(running.steady, pictures[:2]),
+        calling(running.steady, images[:2]),
     ):
         yield running
 
@@ -208,13 +208,13 @@ def test_a_killed_replica_is_told_of_until_it_is_back(
 
 
 def test_a_flood_is_told_of_until_it_ends(
-    site: WatchedSite, pictures: list[bytes], drawn: list[Query], read: list[Query]
+    site: WatchedSite, images: list[bytes], drawn: list[Query], read: list[Query]
 ) -> None:
     refusing = {"alertname": "TipserveRefusing", "reason": "queue_full"}
     burning = {"alertname": "TipserveErrorBudgetBurnFast", "severity": "critical"}
     before = wait_quiet(site, refusing)
     url = f"{site.victim_url}/v1/images:embed"
-    with flooding(url, site.context, KEY, pictures) as statuses:
+    with flooding(url, site.context, KEY, images) as statuses:
         told = wait_told(site, "firing", refusing, after=before)
         assert told["labels"].items() >= {"job": "tipserve", "severity": "warning"}.items()
         assert told["annotations"]["summary"] == "tipserve refuses requests: queue_full"

@@ -17,7 +17,7 @@ from tests.monitoring.receiver import Receiver, receiving
 from tests.monitoring.shortened_rules import shorten_routing
 from tests.tools import find_tool, miss
 
-# A request of eight pictures fills it, so that a second at the same time is too much.
+# A request of eight images fills it, so that a second at the same time is too much.
 MAX_QUEUE_PATCHES: Final = 600
 NUM_STARTS: Final = 3
 # As an operator would label what it scrapes.

@@ -23,7 +23,7 @@ def runtimes(tiny_package: ModelPackage) -> Iterator[list[Runtime]]:
         runtime.close()
 
 
-def test_they_segment_a_picture_alike(runtimes: list[Runtime], tiny_package: ModelPackage) -> None:
+def test_they_segment_a_image_alike(runtimes: list[Runtime], tiny_package: ModelPackage) -> None:
     pixels_B3HW = np.random.default_rng(0).random((1, 3, 56, 84), dtype=np.float32)
     tokens = TextTokenizer.from_package(tiny_package).encode(["cat", "grass", "blue sky"])
     maps = []

@@ -15,5 +15,5 @@ def test_equal_to_interpolate(grid_hw: tuple[int, int], size_hw: tuple[int, int]
     expected = F.interpolate(
         torch.from_numpy(maps_KHW)[None], size=size_hw, mode="bilinear", align_corners=False
     )[0]
-    # torch computes the weights in float32, which moves them by some 1e-5 on large pictures.
+    # torch computes the weights in float32, which moves them by some 1e-5 on large images.
     np.testing.assert_allclose(upsample_bilinear(maps_KHW, size_hw), expected.numpy(), atol=1e-4)

@@ -1,4 +1,4 @@
-"""A model without weights: a NumPy runtime to hold and to break; pictures; a whole server."""
+"""A model without weights: a NumPy runtime to hold and to break; images; a whole server."""
 
 import asyncio
 import io
@@ -275,7 +275,7 @@ def pool() -> "ThreadPoolExecutor":
 
 @pytest.fixture
 def encode_image() -> Callable[..., bytes]:
-    """Encode a picture: `encode_image("PNG", mode="RGB", size=(40, 30))`, colours by seed."""
+    """Encode an image: `encode_image("PNG", mode="RGB", size=(40, 30))`, colours by seed."""
 
     def encode(
         file_format: str = "PNG",

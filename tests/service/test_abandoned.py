@@ -89,7 +89,10 @@ def to_rpc(route: str, image: bytes) -> tuple[str, Any]:
             "ClassifyImages",
             classify_pb2.ClassifyImagesRequest(images=images, classes=names),
         ),
-        "features_images": ("ViewFeatures", features_pb2.ViewFeaturesRequest(images=images)),
+        "features_images": (
+            "VisualizeFeatures",
+            features_pb2.VisualizeFeaturesRequest(images=images),
+        ),
         "depth_images": ("EstimateDepth", dense_pb2.EstimateDepthRequest(images=images)),
         "normals_images": ("EstimateNormals", dense_pb2.EstimateNormalsRequest(images=images)),
         "infer_images": ("ModelInfer", infer_request(image)),

@@ -69,8 +69,8 @@ def ask_grpc(server: Server, turn: int, image: bytes) -> None:
                 call: Any = channel.unary_unary(path)
                 with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
                     call(b"", timeout=LIMIT_S)
-            picture = image_pb2.Image(encoded=image)
-            request = embed_pb2.EmbedImagesRequest(images=[picture], model=name)
+            message = image_pb2.Image(encoded=image)
+            request = embed_pb2.EmbedImagesRequest(images=[message], model=name)
             with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
                 EncoderServiceStub(channel).EmbedImages(
                     request, timeout=LIMIT_S, metadata=[("x-request-id", name)]
@@ -94,18 +94,18 @@ async def test_what_callers_make_up_adds_no_series(serving: Serving, encode_imag
 async def test_shapes_that_callers_choose_share_one_bucket(
     serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
 ) -> None:
-    pictures = [encode_image(size=(28 + 14 * n, 28)) for n in range(6)]
+    images = [encode_image(size=(28 + 14 * n, 28)) for n in range(6)]
     async with serving() as server:
         url = f"http://127.0.0.1:{server.ports['http']}/v1/images:embed?fit=aspect"
         async with httpx.AsyncClient(timeout=LIMIT_S) as client:
             png = {"Content-Type": "image/png"}
             runtime.gate.clear()
             asked = [
-                asyncio.ensure_future(client.post(url, content=p, headers=png)) for p in pictures
+                asyncio.ensure_future(client.post(url, content=p, headers=png)) for p in images
             ]
             assert await entered()
             async with asyncio.timeout(LIMIT_S):
-                while sum(depths(server).values()) < len(pictures) - 1:
+                while sum(depths(server).values()) < len(images) - 1:
                     await asyncio.sleep(0.001)
             seen = set(depths(server))
             runtime.gate.set()

@@ -89,7 +89,7 @@ async def test_images_come_back_in_order_and_a_list_equals_its_items(
     assert together.embeddings[4]["patches"].shape == (2, 6, 8)
 
 
-async def test_a_mask_has_the_pictures_size(plane: DataPlane, encode_image: Encode) -> None:
+async def test_a_mask_has_the_images_size(plane: DataPlane, encode_image: Encode) -> None:
     request = SegmentImagesRequest(images=(encode_image(size=(51, 37)),), classes=(DOG, SKY))
     ask = call()
     answer = await plane.segment_images(request, ask)
@@ -169,7 +169,7 @@ async def test_what_cannot_be_answered_names_its_field(
 ) -> None:
     kinds = {
         "good": encode_image(),
-        "bad": b"no picture",
+        "bad": b"no image",
         "cut": encode_image("JPEG", size=(200, 200))[:900],
         "long": encode_image(size=(400, 2)),
     }

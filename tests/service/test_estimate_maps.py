@@ -32,7 +32,7 @@ def call(seconds: float = 20.0) -> Call:
 
 
 @BOTH
-async def test_a_list_equals_its_items_and_maps_have_the_pictures_sizes(
+async def test_a_list_equals_its_items_and_maps_have_the_images_sizes(
     make_plane: Callable[..., DataPlane], encode_image: Encode, task: MapTask
 ) -> None:
     plane = make_plane()

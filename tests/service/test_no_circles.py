@@ -1,6 +1,6 @@
 """What a request held is free when it ends, and does not wait for the garbage collector.
 
-A circle of references would keep bodies and pictures until the collector's rarest round, which on a
+A circle of references would keep bodies and images until the collector's rarest round, which on a
 busy server is hundreds of megabytes later.
 """
 
@@ -25,7 +25,7 @@ Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
 TIMEOUT_S = 20.0
 TIMES = 5
-NOT_A_PICTURE = b"not a picture"
+NOT_A_IMAGE = b"not an image"
 # gRPC's context keeps what `abort` raised, and with it our last frame, which knows its RPC's name.
 NOTHING_OF_A_REQUEST = {"service.grpc.message.Rpc"}
 
@@ -99,7 +99,7 @@ async def over_grpc(server: Server, image: bytes) -> None:
 async def test_a_request_leaves_no_circle(
     serving: Serving, encode_image: Encode, ask: Any, is_good: bool
 ) -> None:
-    image = encode_image() if is_good else NOT_A_PICTURE
+    image = encode_image() if is_good else NOT_A_IMAGE
     async with serving() as server:
         await ask(server, image)
         await asyncio.sleep(0.1)

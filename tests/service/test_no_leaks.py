@@ -95,7 +95,10 @@ CLASSES_GRPC = [
 ]
 VIEWS_BOTH = ["service.data_plane.check_view", "service.data_plane.fit_view"]
 VIEWS_REST = ["service.rest.routes.check_view_media", "service.rest.routes.write_views"]
-VIEWS_GRPC = ["service.grpc.servicer.to_view_features", "service.grpc.servicer.from_view_features"]
+VIEWS_GRPC = [
+    "service.grpc.servicer.to_visualize_features",
+    "service.grpc.servicer.from_visualize_features",
+]
 SLIDE_BOTH = ["service.masks.postprocess.segment_windows", "service.request_core.Windows"]
 MAPS_REST = ["service.rest.routes.check_map_media", "service.rest.routes.write_maps"]
 MAPS_GRPC = ["service.grpc.servicer.to_estimate_maps", "service.grpc.servicer.from_depth"]
@@ -168,9 +171,9 @@ async def views_over_rest(server: Server, image: bytes) -> tuple[str, str]:
 
 
 async def views_over_grpc(server: Server, image: bytes) -> tuple[str, str]:
-    request = features_pb2.ViewFeaturesRequest(images=[image_pb2.Image(encoded=image)])
+    request = features_pb2.VisualizeFeaturesRequest(images=[image_pb2.Image(encoded=image)])
     raw = request.SerializeToString()
-    return await asyncio.to_thread(ask_grpc, server, f"{SERVICE}/ViewFeatures", raw)
+    return await asyncio.to_thread(ask_grpc, server, f"{SERVICE}/VisualizeFeatures", raw)
 
 
 async def depth_over_rest(server: Server, image: bytes) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from service.messages import (
     SegmentClass,
     SegmentImagesRequest,
 )
-from service.view_messages import ClassifyImagesRequest, ViewFeaturesRequest
+from service.view_messages import ClassifyImagesRequest, VisualizeFeaturesRequest
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -39,7 +39,7 @@ def broken(encode_image: Encode) -> tuple[Any, ...]:
 
 
 def array_of(item: Any) -> Any:
-    """What an answer says of one picture."""
+    """What an answer says of one image."""
     if isinstance(item, dict):
         return item["cls1"]
     return getattr(item, "labels_HW", getattr(item, "cosines_K", item))
@@ -55,14 +55,14 @@ ASKED = [
         "segmentations",
     ),
     ("classify_images", ClassifyImagesRequest, {"classes": CLASSES}, "classifications"),
-    ("view_features", ViewFeaturesRequest, {"scope": "together"}, "maps"),
+    ("visualize_features", VisualizeFeaturesRequest, {"scope": "request"}, "maps"),
     ("estimate_maps", EstimateMapsRequest, {"task": "depth"}, "maps"),
 ]
 EVERY = pytest.mark.parametrize(("method", "request_type", "fields", "found"), ASKED)
 
 
 @EVERY
-async def test_pictures_that_can_be_read_are_answered_as_if_they_were_alone(
+async def test_images_that_can_be_read_are_answered_as_if_they_were_alone(
     make_plane: MakePlane,
     encode_image: Encode,
     runtime: "FakeRuntime",
@@ -127,10 +127,10 @@ async def test_what_is_wrong_with_the_whole_request_fails_all_of_it(
         await plane.embed_images(EmbedImagesRequest(images=(b"x", image), partial=True), call())
 
 
-async def test_a_broken_picture_takes_no_room_in_the_queue(
+async def test_a_broken_image_takes_no_room_in_the_queue(
     make_plane: MakePlane, encode_image: Encode
 ) -> None:
-    # 17 pictures of 16 patches do not fit into 256, and 16 do.
+    # 17 images of 16 patches do not fit into 256, and 16 do.
     images = (*(encode_image(),) * 16, b"broken")
     request = EmbedImagesRequest(images=images[1:], resolution=56, partial=True)
     assert len((await make_plane().embed_images(request, call())).embeddings) == 15
@@ -159,13 +159,13 @@ async def test_texts_that_cannot_be_used_have_errors_and_the_others_rows(
     assert none.embeddings_TD.shape == (0, 8)
 
 
-async def test_an_error_leads_to_no_frame_and_so_to_no_picture(
+async def test_an_error_leads_to_no_frame_and_so_to_no_image(
     make_plane: MakePlane, encode_image: Encode
 ) -> None:
     plane = make_plane()
     request = EmbedImagesRequest(images=broken(encode_image), partial=True)
-    pictures = await plane.embed_images(request, call())
+    embedded = await plane.embed_images(request, call())
     texts = await plane.embed_texts(EmbedTextsRequest(texts=("a", " "), partial=True), call())
-    for error in (*pictures.errors.values(), *texts.errors.values()):
+    for error in (*embedded.errors.values(), *texts.errors.values()):
         assert error.__traceback__ is None
         assert error.__cause__ is error.__context__ is None

@@ -30,7 +30,7 @@ def request(*images: bytes, **values: Any) -> SegmentImagesRequest:
     return SegmentImagesRequest(images=images, classes=(DOG, SKY), mode="slide", **values)
 
 
-async def test_windows_are_computed_as_pictures_are_and_masks_have_the_pictures_sizes(
+async def test_windows_are_computed_as_images_are_and_masks_have_the_images_sizes(
     make_plane: MakePlane, encode_image: Encode, runtime: "FakeRuntime", metrics: Metrics
 ) -> None:
     # Of 28 pixels, 21 apart: one window, two and four.
@@ -49,7 +49,7 @@ async def test_windows_are_computed_as_pictures_are_and_masks_have_the_pictures_
         assert (alone.labels_HW == mask.labels_HW).mean() > 0.999
 
 
-async def test_one_window_gives_the_labels_of_the_whole_picture(
+async def test_one_window_gives_the_labels_of_the_whole_image(
     make_plane: MakePlane, encode_image: Encode
 ) -> None:
     plane = make_plane()
@@ -57,7 +57,7 @@ async def test_one_window_gives_the_labels_of_the_whole_picture(
     (slid,) = (await plane.segment_images(request(image), call())).segmentations
     whole = SegmentImagesRequest(images=(image,), classes=(DOG, SKY))
     (seen,) = (await plane.segment_images(whole, call())).segmentations
-    # A softmax changes no order, and the window's map is as large as the picture's.
+    # A softmax changes no order, and the window's map is as large as the image's.
     np.testing.assert_array_equal(slid.labels_HW, seen.labels_HW)
 
 
@@ -65,7 +65,7 @@ async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(
     make_plane: MakePlane, encode_image: Encode, runtime: "FakeRuntime"
 ) -> None:
     plane = make_plane()
-    # Prompts are known, so that pictures alone have a cost; the queue holds 256 patches.
+    # Prompts are known, so that images alone have a cost; the queue holds 256 patches.
     await plane.segment_images(request(encode_image()), call())
     before = runtime.num_images
     long = encode_image(size=(28 + 21 * 6, 28))  # seven windows of four patches, 18 in a row
@@ -79,7 +79,7 @@ async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(
     assert runtime.num_images == before + 10 + 9 * 7
 
 
-async def test_a_finer_picture_has_more_windows_and_a_coarser_one_smaller_ones(
+async def test_a_finer_image_has_more_windows_and_a_coarser_one_smaller_ones(
     make_plane: MakePlane, encode_image: Encode, runtime: "FakeRuntime"
 ) -> None:
     plane = make_plane()

@@ -69,9 +69,9 @@ async def test_a_good_answer(serving: Serving, encode_image: Encode, ask: Ask) -
 
 
 @BOTH
-async def test_a_broken_picture(serving: Serving, ask: Ask) -> None:
+async def test_a_broken_image(serving: Serving, ask: Ask) -> None:
     async with serving() as server:
-        headers = await ask(server, b"no picture")
+        headers = await ask(server, b"no image")
     assert headers["status"] in {"422", "INVALID_ARGUMENT"}
     assert list(stages(headers)) == ["admit", "decode", "total"]
 

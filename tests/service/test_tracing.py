@@ -19,7 +19,7 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
         (f"00-{'0' * 32}-b7ad6b7169203331-01", ""),
         (f"00-{TRACE_ID}-{'0' * 16}-01", ""),
         (f"00-{TRACE_ID.upper()}-b7ad6b7169203331-01", ""),
-        ("a picture's name", ""),
+        ("an image's name", ""),
     ],
 )
 def test_the_callers_trace_id_is_known_for_the_log(parent: str, expected: str) -> None:

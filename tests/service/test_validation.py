@@ -19,7 +19,7 @@ from service.validation import (
     class_groups,
     text_groups,
 )
-from service.view_messages import ClassifyImagesRequest, ViewFeaturesRequest
+from service.view_messages import ClassifyImagesRequest, VisualizeFeaturesRequest
 
 LIMITS = RequestLimits(
     max_images=2,
@@ -121,18 +121,18 @@ def test_of_a_partial_request_single_texts_may_be_wrong_and_nothing_else() -> No
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"view": "colors", "group_count": 3}, "group_count"),
-        ({"view": "component", "seed": 1}, "seed"),
-        ({"view": "groups", "group_count": 1}, "group_count"),
-        ({"view": "groups", "group_count": 21}, "group_count"),
-        ({"view": "groups", "seed": -1}, "seed"),
-        ({"view": "groups", "seed": 2**31}, "seed"),
+        ({"kind": "colors", "group_count": 3}, "group_count"),
+        ({"kind": "component", "seed": 1}, "seed"),
+        ({"kind": "groups", "group_count": 1}, "group_count"),
+        ({"kind": "groups", "group_count": 21}, "group_count"),
+        ({"kind": "groups", "seed": -1}, "seed"),
+        ({"kind": "groups", "seed": 2**31}, "seed"),
     ],
 )
 def test_groups_have_a_range_and_other_views_have_none(change: dict[str, Any], param: str) -> None:
-    check_view(ViewFeaturesRequest(images=(b"",), view="groups", group_count=20, seed=0))
+    check_view(VisualizeFeaturesRequest(images=(b"",), kind="groups", group_count=20, seed=0))
     with pytest.raises(InvalidRequest) as caught:
-        check_view(ViewFeaturesRequest(images=(b"",), **change))
+        check_view(VisualizeFeaturesRequest(images=(b"",), **change))
     assert caught.value.param == param
 
 

@@ -11,7 +11,7 @@ from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import InternalError, InvalidRequest, RequestTooLarge
 from service.messages import EmbedImagesRequest, EmbedTextsRequest, SegmentClass
-from service.view_messages import ClassifyImagesRequest, ViewFeaturesRequest
+from service.view_messages import ClassifyImagesRequest, VisualizeFeaturesRequest
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -27,7 +27,7 @@ def call(seconds: float = 20.0) -> Call:
 
 @pytest.mark.parametrize("features", ["cls1", "cls2"])
 @pytest.mark.parametrize("temperature", [None, 0.3])
-async def test_classes_are_what_embeddings_of_pictures_and_texts_say(
+async def test_classes_are_what_embeddings_of_images_and_texts_say(
     make_plane: MakePlane, encode_image: Encode, features: Any, temperature: float | None
 ) -> None:
     plane = make_plane()
@@ -68,8 +68,10 @@ async def test_features_are_of_the_patches_or_values_that_embeddings_have(
     make_plane: MakePlane, encode_image: Encode, features: Any
 ) -> None:
     plane, images = make_plane(), tuple(encode_image(seed=s, size=(60, 42)) for s in range(3))
-    asked = ViewFeaturesRequest(images=images, view="component", features=features, size="model")
-    maps = (await plane.view_features(asked, call())).maps
+    asked = VisualizeFeaturesRequest(
+        images=images, kind="component", features=features, size="model"
+    )
+    maps = (await plane.visualize_features(asked, call())).maps
     embedded = await plane.embed_images(
         EmbedImagesRequest(images=images, outputs=(features,), normalize=False, fit="aspect"),
         call(),
@@ -83,18 +85,18 @@ async def test_features_are_of_the_patches_or_values_that_embeddings_have(
         assert found_hw.shape == outputs[features].shape[:2]
 
 
-@pytest.mark.parametrize("view", ["colors", "component", "groups"])
-async def test_views_have_the_pictures_sizes_and_repeat_exactly(
-    make_plane: MakePlane, encode_image: Encode, view: Any
+@pytest.mark.parametrize("kind", ["colors", "component", "groups"])
+async def test_views_have_the_images_sizes_and_repeat_exactly(
+    make_plane: MakePlane, encode_image: Encode, kind: Any
 ) -> None:
     plane = make_plane()
     images = tuple(encode_image(seed=s, size=(40 + 9 * s, 33)) for s in range(3))
-    asked = ViewFeaturesRequest(images=images, view=view, scope="together")
-    once, again = [await plane.view_features(asked, call()) for _ in range(2)]
+    asked = VisualizeFeaturesRequest(images=images, kind=kind, scope="request")
+    once, again = [await plane.visualize_features(asked, call()) for _ in range(2)]
     for index, (one, other) in enumerate(zip(once.maps, again.maps, strict=True)):
-        assert one.shape == (33, 40 + 9 * index, 3)[: 3 if view == "colors" else 2]
+        assert one.shape == (33, 40 + 9 * index, 3)[: 3 if kind == "colors" else 2]
         np.testing.assert_array_equal(one, other)
-        if view == "groups":
+        if kind == "groups":
             assert set(np.unique(one)) <= set(range(1, 7))
         else:
             assert ((one >= 0) & (one <= 1)).all()
@@ -106,11 +108,11 @@ async def test_views_that_would_fill_the_memory_are_refused(
     plane = make_plane(max_image_pixels=2000)
     images = (encode_image(size=(40, 30)),) * 2
     with pytest.raises(RequestTooLarge) as caught:
-        await plane.view_features(ViewFeaturesRequest(images=images), call())
+        await plane.visualize_features(VisualizeFeaturesRequest(images=images), call())
     assert caught.value.param == "size"
     assert runtime.num_images == 0
-    small = ViewFeaturesRequest(images=images, size="model")
-    assert len((await plane.view_features(small, call())).maps) == 2
+    small = VisualizeFeaturesRequest(images=images, size="model")
+    assert len((await plane.visualize_features(small, call())).maps) == 2
 
 
 async def test_a_broken_runtime_is_an_internal_error(
@@ -118,9 +120,9 @@ async def test_a_broken_runtime_is_an_internal_error(
 ) -> None:
     plane, runtime.fault = make_plane(), "raise"
     with pytest.raises(InternalError):
-        await plane.view_features(ViewFeaturesRequest(images=(encode_image(),)), call())
+        await plane.visualize_features(VisualizeFeaturesRequest(images=(encode_image(),)), call())
     asked = ClassifyImagesRequest(images=(encode_image(),), classes=CLASSES)
     with pytest.raises(InternalError):
         await plane.classify_images(asked, call())
     with pytest.raises(InvalidRequest):
-        await plane.view_features(ViewFeaturesRequest(images=(b"x",)), call())
+        await plane.visualize_features(VisualizeFeaturesRequest(images=(b"x",)), call())

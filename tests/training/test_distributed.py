@@ -69,7 +69,7 @@ def test_gradients_are_those_of_the_whole_batch(
             assert gradient is None, name
         else:
             assert gradient == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
-    # The second rank had no picture for this part, and took its half of the first rank's gradient.
+    # The second rank had no image for this part, and took its half of the first rank's gradient.
     assert any(ranks[1]["gradients"]["sometimes.weight"])
 
 

@@ -1,4 +1,4 @@
-"""Masks: the same exact number in every picture, from the generator alone."""
+"""Masks: the same exact number in every image, from the generator alone."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from training.masking import random_masks
     ratio=st.floats(0, 1),
     seed=st.integers(0, 2**31),
 )
-def test_every_picture_has_exactly_its_share(
+def test_every_image_has_exactly_its_share(
     batch: int, num_patches: int, ratio: float, seed: int
 ) -> None:
     masked_BN = random_masks(batch, num_patches, ratio, torch.Generator().manual_seed(seed))
@@ -37,7 +37,7 @@ def test_every_patch_is_as_likely() -> None:
     assert share_N.max() < 0.79
 
 
-def test_pictures_and_steps_differ() -> None:
+def test_images_and_steps_differ() -> None:
     generator = torch.Generator().manual_seed(0)
     first_BN, second_BN = (random_masks(2, 64, 0.5, generator) for _ in range(2))
     assert not torch.equal(first_BN[0], first_BN[1])

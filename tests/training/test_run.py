@@ -206,7 +206,7 @@ def test_a_text_tower_is_warmed_up_once(
     assert calls == [7]
 
 
-def test_the_trunk_looks_at_the_runs_own_pictures_and_its_axes_are_kept(
+def test_the_trunk_looks_at_the_runs_own_images_and_its_axes_are_kept(
     config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, ...]] = []
@@ -225,11 +225,11 @@ def test_the_trunk_looks_at_the_runs_own_pictures_and_its_axes_are_kept(
     config = replace(config, method=replace(config.method, trunk=trunk), validate_every=0)
     run(config)
     assert all("trunk" in row for row in log(config))
-    picture = (*seen[0],)
-    assert seen == [picture] * (2 + config.num_steps)
+    image = (*seen[0],)
+    assert seen == [image] * (2 + config.num_steps)
     axes = (config.folder / "trunk-basis.pt").read_bytes()
     run(replace(config, num_steps=6))
-    assert seen == [picture] * (2 + 6)
+    assert seen == [image] * (2 + 6)
     assert (config.folder / "trunk-basis.pt").read_bytes() == axes
 
 
@@ -261,18 +261,18 @@ def test_batches_may_be_wrapped(config: TrainingConfig) -> None:
     assert len(wrapped) == 1
 
 
-def test_a_run_on_pictures_takes_its_words_from_the_captions(
+def test_a_run_on_images_takes_its_words_from_the_captions(
     config: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(5):
         Image.new("RGB", (40, 30), (40 * number, 90, 120)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text("a picture of a plain wall", encoding="utf-8")
+        (folder / f"{number}.txt").write_text("an image of a plain wall", encoding="utf-8")
     crops = CropConfig(global_size=28, num_local=1, local_size=14)
     data = ShardsConfig(folder=folder, crops=crops, num_workers=0)
     path = run(replace(config, data=data, num_steps=2, batch_size=2, accumulate=2))
-    assert capsys.readouterr().out.startswith(f"data: 5 pictures in {folder}, a plain folder, ")
+    assert capsys.readouterr().out.startswith(f"data: 5 images in {folder}, a plain folder, ")
     tokenizer = Tipsv2Tokenizer.from_pretrained(path)
-    assert len(tokenizer.tokenize("picture wall")) == 2
+    assert len(tokenizer.tokenize("image wall")) == 2
     assert {"cls1", "cls2", "dino"} <= set(log(replace(config, data=data))[0])

@@ -23,7 +23,7 @@ NEVER = 1e9
 
 
 class Slope(Method):
-    """The loss is the sum of two weights times the pictures' mean: the gradient is that mean."""
+    """The loss is the sum of two weights times the images' mean: the gradient is that mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Slope(Method):
         raise NotImplementedError
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
-        """Bright pictures have a term of their own."""
+        """Bright images have a term of their own."""
         self.steps.append(step)
         self.dtypes.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
         mean = batch.pixels_B3HW.mean()
@@ -46,7 +46,7 @@ class Slope(Method):
 
 
 def plain(batch: Batch, value: float) -> Batch:
-    """Four pictures of one colour."""
+    """Four images of one colour."""
     return replace(batch, pixels_B3HW=torch.full_like(batch.pixels_B3HW, value))
 
 

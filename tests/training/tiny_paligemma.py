@@ -32,8 +32,8 @@ def write_paligemma(folder: Path) -> Path:
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
     )
-    pictures = SiglipImageProcessor(size={"height": 28, "width": 28}, image_seq_length=4)
-    processor = PaliGemmaProcessor(image_processor=pictures, tokenizer=tokenizer)
+    images = SiglipImageProcessor(size={"height": 28, "width": 28}, image_seq_length=4)
+    processor = PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
     towers = {
         "hidden_size": 32,
         "intermediate_size": 64,

@@ -18,7 +18,7 @@ from training.targets import Centering
 
 
 class TwoParts(nn.Module):
-    """A part that every picture trains, one that only some do, one that none does."""
+    """A part that every image trains, one that only some do, one that none does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class TwoParts(nn.Module):
         self.frozen = nn.Linear(3, 1).requires_grad_(requires_grad=False)
 
     def loss(self, inputs_N3: Tensor) -> Tensor:
-        """The mean over pictures; the second part sees those with a positive first number."""
+        """The mean over images; the second part sees those with a positive first number."""
         total: Tensor = (self.always(inputs_N3) + self.frozen(inputs_N3)).square().mean()
         chosen_N = inputs_N3[:, 0] > 0
         if chosen_N.any():
@@ -45,7 +45,7 @@ def gradients(module: nn.Module) -> dict[str, list[float] | None]:
 
 
 def data() -> Tensor:
-    """Eight pictures; only the first half has positive first numbers."""
+    """Eight images; only the first half has positive first numbers."""
     inputs_N3 = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
     inputs_N3[:, 0] = inputs_N3[:, 0].abs() * torch.tensor([1.0] * 4 + [-1.0] * 4)
     return inputs_N3

@@ -1,1 +1,1 @@
-"""Captioning jobs: shards of captioned pictures in, the same shards with one more caption out."""
+"""Captioning jobs: shards of captioned images in, the same shards with one more caption out."""

@@ -39,7 +39,7 @@ class Estimate:
     """What a job will take, as far as it can be said before it runs.
 
     Attributes:
-        samples: Pictures still to be captioned.
+        samples: Images still to be captioned.
         expected: Tokens if every answer has the expected length.
         at_most: Tokens if every answer is as long as it may be; failed tries are not in it.
         price: The price list.
@@ -65,7 +65,7 @@ class Estimate:
         price = self.price
         return "\n".join(
             [
-                f"{self.samples:,} pictures to caption",
+                f"{self.samples:,} images to caption",
                 f"{self.expected.input_tokens:,} tokens in, "
                 f"{self.expected.output_tokens:,} out, at most {self.at_most.output_tokens:,}",
                 f"${price.input_usd:g} and ${price.output_usd:g} for a million tokens, "

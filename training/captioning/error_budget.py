@@ -1,4 +1,4 @@
-"""Stops a job in which too much goes wrong, before it has gone through all its pictures."""
+"""Stops a job in which too much goes wrong, before it has gone through all its images."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from training.captioning.outcome import JobStopped, Outcome
 class ErrorBudget:
     """Counts what fails in one run of a job.
 
-    A share alone would stop at the first picture if that one fails, so a number of failures is
+    A share alone would stop at the first image if that one fails, so a number of failures is
     free.
     """
 

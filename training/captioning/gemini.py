@@ -1,4 +1,4 @@
-"""Captions pictures with Gemini, given the picture, its alt text and a short caption.
+"""Captions images with Gemini, given the image, its alt text and a short caption.
 
 Requests go out from several threads, as many as are allowed; each answer is an outcome of its own.
 """
@@ -144,8 +144,8 @@ class GeminiCaptioner:
         return outcome
 
     def _contents(self, sample: Sample) -> list[types.PartUnionDict]:
-        picture = types.Part.from_bytes(data=sample.picture, mime_type=MEDIA_TYPES[sample.suffix])
-        return [picture, types.Part.from_text(text=self._config.text_for(sample))]
+        image = types.Part.from_bytes(data=sample.image, mime_type=MEDIA_TYPES[sample.suffix])
+        return [image, types.Part.from_text(text=self._config.text_for(sample))]
 
     def _generation(self) -> types.GenerateContentConfig:
         config = self._config
@@ -153,7 +153,7 @@ class GeminiCaptioner:
         if config.thinking is not None:
             level = types.ThinkingLevel(config.thinking.upper())
             thinking = types.ThinkingConfig(thinking_level=level)
-        resolution = f"MEDIA_RESOLUTION_{config.picture_resolution.upper()}"
+        resolution = f"MEDIA_RESOLUTION_{config.image_resolution.upper()}"
         return types.GenerateContentConfig(
             max_output_tokens=config.max_output_tokens,
             temperature=config.temperature,

@@ -24,7 +24,7 @@ from training.data.shards.tar_shard import write_shard
 
 
 class Captioner(Protocol):
-    """A model or a service that captions pictures."""
+    """A model or a service that captions images."""
 
     source: str
     """What its captions are called in a sample's JSON."""

@@ -31,7 +31,7 @@ class Failure:
     """Why a sample has no caption.
 
     Attributes:
-        kind: One word to count by: "picture", "blocked", "empty", "refused", "unavailable".
+        kind: One word to count by: "image", "blocked", "empty", "refused", "unavailable".
         message: What was said, without any secret.
         is_transient: Another try may well succeed, so a job that is started again makes one.
     """

@@ -1,6 +1,6 @@
-"""Captions pictures with PaliGemma, or any other image-text-to-text model of transformers.
+"""Captions images with PaliGemma, or any other image-text-to-text model of transformers.
 
-Shapes: B pictures, L prompt tokens, T prompt and answer tokens, H W pixels.
+Shapes: B images, L prompt tokens, T prompt and answer tokens, H W pixels.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from training.captioning.outcome import Failure, JobStopped, Outcome
-from training.data.shards.decoding import PictureLimits, decode_picture
+from training.data.shards.decoding import ImageLimits, decode_image
 from training.data.shards.sample import BadSample, Sample
 
 
@@ -34,12 +34,12 @@ class PaliGemmaConfig:
             prompts without further training, and 224 pixels are the smallest and cheapest.
         prompt: What the model is asked. Not published; "caption en" is the prompt that PaliGemma
             was trained to answer with a short English caption. A model with a chat template gets
-            it as the user's message behind the picture.
+            it as the user's message behind the image.
         max_tokens: Longest answer. Not published; TIPSv2 reads 64 tokens of a caption.
         temperature: 0 takes the likeliest token each time; above it, tokens are drawn. Not
             published; the likeliest is what PaliGemma's own captions are scored with.
         seed: Of the draws; a batch's captions depend on it and on the batch alone.
-        batch_size: Pictures at a time. Answers may differ in the last bits between batch sizes,
+        batch_size: Images at a time. Answers may differ in the last bits between batch sizes,
             and so in rare words; that is why a job keeps to one.
         precision: "auto" is bfloat16 where there is a GPU and float32 elsewhere.
         device: "auto" is the GPU where there is one.
@@ -78,7 +78,7 @@ class PaliGemmaConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Prepared:
-    """A batch as the model takes it, and the outcomes of those whose picture is broken."""
+    """A batch as the model takes it, and the outcomes of those whose image is broken."""
 
     keys: Sequence[str]
     inputs: BatchFeature | None
@@ -173,9 +173,9 @@ class PaliGemmaCaptioner:
         broken = []
         for sample in samples:
             try:
-                pixels_3HW = decode_picture(sample.picture, PictureLimits())
+                pixels_3HW = decode_image(sample.image, ImageLimits())
             except BadSample as error:
-                failure = Failure(kind="picture", message=str(error))
+                failure = Failure(kind="image", message=str(error))
                 broken.append(Outcome(key=sample.key, failure=failure))
             else:
                 images[sample.key] = Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy())
@@ -211,7 +211,7 @@ class PaliGemmaCaptioner:
                 )
         except torch.OutOfMemoryError as error:
             raise JobStopped(
-                f"the device's memory is too small for {config.batch_size} pictures at a time; "
+                f"the device's memory is too small for {config.batch_size} images at a time; "
                 f"choose a smaller --batch-size, and another --output: {error}"
             ) from error
         answers_BT = tokens_BT[:, inputs["input_ids"].shape[1] :]
@@ -220,7 +220,7 @@ class PaliGemmaCaptioner:
 
 
 def _full_prompt(processor: Any, prompt: str) -> str:
-    """Put the picture's place before the prompt, in the way this model was trained with."""
+    """Put the image's place before the prompt, in the way this model was trained with."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         message = {"role": "user", "content": content}

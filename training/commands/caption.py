@@ -34,7 +34,7 @@ from training.data.shards.broken import BrokenList
 from training.data.shards.indexing import index_shards
 from training.data.shards.opening import describe_folder
 
-HELP = "Caption the pictures of shards with PaliGemma or Gemini."
+HELP = "Caption the images of shards with PaliGemma or Gemini."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,12 +82,12 @@ def _print_duration(job: JobConfig, captioner: Captioner, *, batch_size: int) ->
     pending = pending_samples(job, captioner.source)
     first = list(islice(pending, 2 * batch_size))
     count = len(first) + sum(1 for _ in pending)
-    print(f"{count:,} pictures to caption")
+    print(f"{count:,} images to caption")
     for batch in (first[:batch_size], first[batch_size:] or first):
         start_s = time.perf_counter()
         list(captioner.caption(batch))
-        per_picture_s = (time.perf_counter() - start_s) / max(len(batch), 1)
-    print(f"{per_picture_s:.3g} s a picture here, {count * per_picture_s / 3600:.3g} hours")
+        per_image_s = (time.perf_counter() - start_s) / max(len(batch), 1)
+    print(f"{per_image_s:.3g} s an image here, {count * per_image_s / 3600:.3g} hours")
 
 
 def _gemini(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`python -m training distill`: a teacher's folder and a folder of pictures make a student."""
+"""`python -m training distill`: a teacher's folder and a folder of images make a student."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from training.recipes.from_folder import distill_folder
 from training.recipes.teacher_facts import describe_pair, look_at_teacher
 from training.run import run as train
 
-HELP = "Distil a teacher into a student on a folder of pictures, with captions or without."
+HELP = "Distil a teacher into a student on a folder of images, with captions or without."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The options of the jobs that train on a folder of pictures."""
+"""The options of the jobs that train on a folder of images."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser, *, size: str) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="pictures, each with a caption in a .txt or .json of its name or without; or shards",
+        help="images, each with a caption in a .txt or .json of its name or without; or shards",
     )
     parser.add_argument(
         f"--{size}",
@@ -24,14 +24,14 @@ def add_folder_arguments(parser: argparse.ArgumentParser, *, size: str) -> None:
     )
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps (default 1000)")
     parser.add_argument(
-        "--batch", type=int, default=64, help="pictures a step, at most all of them (default 64)"
+        "--batch", type=int, default=64, help="images a step, at most all of them (default 64)"
     )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where run folders are made (default runs)"
     )
     parser.add_argument(
         "--name",
-        help="of the run's folder (default: of what it does, the pictures and the size); a run of "
+        help="of the run's folder (default: of what it does, the images and the size); a run of "
         "this name that was stopped goes on",
     )
     parser.add_argument(
@@ -45,7 +45,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser, *, size: str) -> None:
 
 
 def folder_run(options: argparse.Namespace, *, kind: str) -> FolderRun:
-    """Read the options; an unnamed run is named after its kind, the pictures and the size."""
+    """Read the options; an unnamed run is named after its kind, the images and the size."""
     images: Path = options.images
     name = options.name or f"{kind}-{images.resolve().name}-{options.size}"
     return FolderRun(

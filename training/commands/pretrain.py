@@ -1,4 +1,4 @@
-"""`python -m training pretrain`: a folder of captioned pictures makes a teacher."""
+"""`python -m training pretrain`: a folder of captioned images makes a teacher."""
 
 import argparse
 from dataclasses import replace
@@ -8,7 +8,7 @@ from training.overrides import apply_overrides
 from training.recipes.from_folder import pretrain_folder
 from training.run import run as train
 
-HELP = "Pretrain a model on a folder of pictures with captions."
+HELP = "Pretrain a model on a folder of images with captions."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

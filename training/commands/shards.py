@@ -8,11 +8,11 @@ from training.data.augment import STRONG_AUGMENT
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.scenes import SceneConfig
 from training.data.shards.broken import BrokenList
+from training.data.shards.image_folder import ImageFolder
 from training.data.shards.indexing import index_shards
 from training.data.shards.manifest import Manifest, find_damage
 from training.data.shards.opening import describe_folder
 from training.data.shards.parquet import ParquetColumns, ParquetItems
-from training.data.shards.picture_folder import PictureFolder
 from training.data.shards.scene_source import SceneItems
 from training.data.shards.writing import (
     DEFAULT_SHARD_SIZE,
@@ -21,7 +21,7 @@ from training.data.shards.writing import (
     build_shards,
 )
 
-HELP = "Build WebDataset shards of pictures and captions, or describe a data set."
+HELP = "Build WebDataset shards of images and captions, or describe a data set."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scenes.add_argument("--count", type=int, required=True)
     scenes.add_argument("--size", type=int, default=112, help="side in pixels")
     scenes.add_argument("--seed", type=int, default=0)
-    folder = kinds.add_parser(
-        "folder", help="from pictures with .txt or .json beside them, or none"
-    )
-    folder.add_argument("pictures", type=Path)
+    folder = kinds.add_parser("folder", help="from images with .txt or .json beside them, or none")
+    folder.add_argument("images", type=Path)
     parquet = kinds.add_parser("parquet", help="from rows of Parquet files")
     parquet.add_argument("files", type=Path, nargs="+")
-    parquet.add_argument("--picture", default="image", help="column of bytes or of paths")
+    parquet.add_argument("--image", default="image", help="column of bytes or of paths")
     parquet.add_argument("--caption", action="append", default=[], metavar="SOURCE=COLUMN")
     parquet.add_argument("--keep", action="append", default=[], metavar="COLUMN")
     parquet.add_argument("--root", type=Path, default=Path(), help="what paths start from")
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for kind, act, text in (
         ("index", _index, "make shards from elsewhere readable from the middle"),
         ("verify", _verify, "compare every shard with the manifest's digest"),
-        ("describe", _describe, "say what a folder of shards or pictures holds"),
+        ("describe", _describe, "say what a folder of shards or images holds"),
     ):
         reader = kinds.add_parser(kind, help=text)
         reader.add_argument("folder", type=Path)
@@ -79,13 +77,13 @@ def _scenes(options: argparse.Namespace) -> SceneItems:
     return SceneItems(source=source, config=config, count=options.count)
 
 
-def _folder(options: argparse.Namespace) -> PictureFolder:
-    return PictureFolder(options.pictures)
+def _folder(options: argparse.Namespace) -> ImageFolder:
+    return ImageFolder(options.images)
 
 
 def _parquet(options: argparse.Namespace) -> ParquetItems:
     columns = ParquetColumns(
-        picture=options.picture, captions=_sources(options.caption), kept=tuple(options.keep)
+        image=options.image, captions=_sources(options.caption), kept=tuple(options.keep)
     )
     return ParquetItems(options.files, columns, root=options.root)
 

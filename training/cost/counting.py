@@ -24,7 +24,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """What one picture costs in one pass, or the sum over passes.
+    """What one image costs in one pass, or the sum over passes.
 
     Attributes:
         forward_flops: Operations of the forward pass.
@@ -107,14 +107,14 @@ def _count_batch(
     return Count(forward_flops=forward, backward_flops=total - forward, saved_bytes=kept.num_bytes)
 
 
-def count_per_picture(
+def count_per_image(
     build: Callable[[], Module], compute: Callable[[Module, int], Tensor], *, trains: bool = True
 ) -> Count:
-    """Count what one more picture in the batch costs.
+    """Count what one more image in the batch costs.
 
     Args:
         build: Makes the module that computes; it is called for the meta device.
-        compute: Takes the module and a number of pictures; gives what is differentiated.
+        compute: Takes the module and a number of images; gives what is differentiated.
         trains: Whether a backward pass follows; without one nothing is kept.
     """
     with torch.device("meta"):

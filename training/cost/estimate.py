@@ -48,12 +48,12 @@ class Plan:
 
     Attributes:
         name: For the table.
-        workload: What a step does with a picture.
+        workload: What a step does with an image.
         method: What is trained, on the meta device.
         optimizers: Of the method's parameters.
         teacher_bytes: Of a frozen teacher's weights; 0 without one.
         num_steps: Optimizer steps.
-        global_batch: Pictures a step, on all devices together.
+        global_batch: Images a step, on all devices together.
         parallel: How the run is spread over devices.
     """
 
@@ -79,26 +79,26 @@ class Estimate:
     Attributes:
         plan: The stage.
         cluster: The devices.
-        passes: Every pass of a step, for one picture.
-        state: Bytes on one device without pictures.
-        bytes_per_picture: Bytes that a picture adds at the peak.
+        passes: Every pass of a step, for one image.
+        state: Bytes on one device without images.
+        bytes_per_image: Bytes that an image adds at the peak.
     """
 
     plan: Plan
     cluster: Cluster
     passes: Mapping[str, Count]
     state: State
-    bytes_per_picture: float
+    bytes_per_image: float
 
     @property
-    def flops_per_picture(self) -> int:
+    def flops_per_image(self) -> int:
         """Operations of all passes."""
         return sum(count.flops for count in self.passes.values())
 
     @property
     def total_flops(self) -> int:
         """Operations of the whole stage."""
-        return self.flops_per_picture * self.plan.global_batch * self.plan.num_steps
+        return self.flops_per_image * self.plan.global_batch * self.plan.num_steps
 
     @property
     def device_hours(self) -> float:
@@ -112,19 +112,19 @@ class Estimate:
 
     @property
     def batch_per_device(self) -> int:
-        """Pictures of a step on each device."""
+        """Images of a step on each device."""
         return -(-self.plan.global_batch // self.cluster.num_devices)
 
     @property
     def largest_batch(self) -> int:
-        """Pictures that fit on a device at a time."""
-        return batch_that_fits(self.cluster.device, self.state, self.bytes_per_picture)
+        """Images that fit on a device at a time."""
+        return batch_that_fits(self.cluster.device, self.state, self.bytes_per_image)
 
     @property
     def micro_batches(self) -> int | None:
-        """In how many parts a step must be done to fit; None where even one picture does not.
+        """In how many parts a step must be done to fit; None where even one image does not.
 
-        The contrast of a step in parts sees the pictures of one part at a time.
+        The contrast of a step in parts sees the images of one part at a time.
         """
         if self.largest_batch == 0:
             return None
@@ -132,10 +132,10 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> float:
-        """Bytes on one device while a step's pictures, or one part of them, are computed."""
+        """Bytes on one device while a step's images, or one part of them, are computed."""
         parts = self.micro_batches
-        pictures = 1 if parts is None else -(-self.batch_per_device // parts)
-        return self.state.total + pictures * self.bytes_per_picture
+        images = 1 if parts is None else -(-self.batch_per_device // parts)
+        return self.state.total + images * self.bytes_per_image
 
 
 def estimate(plan: Plan, cluster: Cluster) -> Estimate:
@@ -155,12 +155,12 @@ def estimate(plan: Plan, cluster: Cluster) -> Estimate:
         cluster=cluster,
         passes=passes,
         state=state,
-        bytes_per_picture=kept + _working_bytes(plan.workload),
+        bytes_per_image=kept + _working_bytes(plan.workload),
     )
 
 
 def _working_bytes(workload: Workload) -> float:
-    """Bytes of one picture that live only within the backward pass, at its largest.
+    """Bytes of one image that live only within the backward pass, at its largest.
 
     Either the gradients of the patches' logits, twice for the softmax, or, where blocks are
     recomputed, what one block keeps: both are never there at once.

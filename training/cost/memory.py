@@ -1,4 +1,4 @@
-"""The memory that one device needs for a run: state, what a picture keeps, and what then fits.
+"""The memory that one device needs for a run: state, what an image keeps, and what then fits.
 
 It knows the modules by shape; nothing is allocated.
 """
@@ -134,16 +134,16 @@ def _num_gathered(learner: nn.Module) -> int:
 
 
 def batch_that_fits(
-    device: Device, state: State, bytes_per_picture: float, *, usable_share: float = 0.9
+    device: Device, state: State, bytes_per_image: float, *, usable_share: float = 0.9
 ) -> int:
-    """Count the pictures that fit on one device at a time; 0 if not even the state does.
+    """Count the images that fit on one device at a time; 0 if not even the state does.
 
     Args:
         device: Its memory.
-        state: What is there without pictures.
-        bytes_per_picture: What each adds at the peak.
+        state: What is there without images.
+        bytes_per_image: What each adds at the peak.
         usable_share: What the allocator's gaps, the kernels' workspaces and the driver leave of
             the memory. Not measured here; a tenth is a customary reserve.
     """
     free = usable_share * device.memory_bytes - state.total
-    return max(0, int(free // bytes_per_picture))
+    return max(0, int(free // bytes_per_image))

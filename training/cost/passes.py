@@ -1,4 +1,4 @@
-"""The passes of one training step through towers and heads, each counted for one picture.
+"""The passes of one training step through towers and heads, each counted for one image.
 
 Which passes there are follows from the method, as training/methods/ makes them; a test holds their
 sum against what the methods execute.
@@ -18,7 +18,7 @@ from transformers import Tipsv2Config, Tipsv2Model, Tipsv2TextConfig, Tipsv2Visi
 
 from model.features import text_features, vision_tokens
 from model.variants import PATCH_SIZE
-from training.cost.counting import Count, count_per_picture, extend_in_depth
+from training.cost.counting import Count, count_per_image, extend_in_depth
 from training.data.batch import MAX_TOKENS
 from training.heads import HeadConfig
 from training.losses.distillation import distillation_loss
@@ -29,7 +29,7 @@ NUM_CAPTION_STREAMS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a step does with one picture.
+    """What a step does with one image.
 
     Attributes:
         student: The model in training.
@@ -38,9 +38,9 @@ class Workload:
         global_size: Side of the global crop in pixels.
         num_local: Local crops; 0 where nothing learns from them.
         local_size: Their side.
-        has_masked_view: Whether the student sees a masked picture as well.
+        has_masked_view: Whether the student sees a masked image as well.
         patch_target: What patches learn from.
-        averages_encoder: Whether a moving average of the encoder encodes each picture once more,
+        averages_encoder: Whether a moving average of the encoder encodes each image once more,
             as full EMA does and head-only EMA does not.
         checkpoint: Whether blocks are recomputed in the backward pass.
     """
@@ -110,7 +110,7 @@ def _encode(model: Tipsv2Model, batch: int, size: int) -> Tensor:
 def vision_pass(
     config: Tipsv2Config, size: int, *, trains: bool = True, checkpoint: bool = False
 ) -> Count:
-    """Count a picture of a side in pixels through the vision tower."""
+    """Count an image of a side in pixels through the vision tower."""
     text = config.to_json_string()
 
     def count_at(num_layers: int) -> Count:
@@ -120,7 +120,7 @@ def vision_pass(
 
 
 def block_bytes(config: Tipsv2Config, size: int) -> int:
-    """Bytes that one block of the vision tower keeps of a picture where nothing is recomputed."""
+    """Bytes that one block of the vision tower keeps of an image where nothing is recomputed."""
     text = config.to_json_string()
     two, three = (_blocks(text, size, number, trains=True, checkpoint=False) for number in (2, 3))
     return three.saved_bytes - two.saved_bytes
@@ -129,7 +129,7 @@ def block_bytes(config: Tipsv2Config, size: int) -> int:
 @cache  # several recipes, and both stages of one, share passes
 def _blocks(text: str, size: int, num_layers: int, *, trains: bool, checkpoint: bool) -> Count:
     config = _read(text)
-    return count_per_picture(
+    return count_per_image(
         lambda: _shallow(config, num_layers, checkpoint=checkpoint),
         lambda model, batch: _encode(model, batch, size),
         trains=trains,
@@ -150,47 +150,45 @@ def _text_pass(text: str, *, checkpoint: bool) -> Count:
         return text_features(model, token_ids_BL, torch.ones_like(token_ids_BL))
 
     def count_at(num_layers: int) -> Count:
-        return count_per_picture(
-            lambda: _shallow(config, num_layers, checkpoint=checkpoint), compute
-        )
+        return count_per_image(lambda: _shallow(config, num_layers, checkpoint=checkpoint), compute)
 
     return extend_in_depth(count_at, _text(config).num_hidden_layers)
 
 
 def head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
-    """Count tokens of one picture through a head and into its loss."""
+    """Count tokens of one image through a head and into its loss."""
 
     def compute(module: nn.Module, batch: int) -> Tensor:
         logits_BNK = module(torch.empty(batch, num_tokens, width, requires_grad=True))
         targets_BNK = torch.empty(logits_BNK.shape)  # a float32 softmax
         return distillation_loss(logits_BNK / head.student_temperature, targets_BNK)
 
-    return count_per_picture(lambda: head.build(width), compute)
+    return count_per_image(lambda: head.build(width), compute)
 
 
 def teacher_head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
-    """Count tokens of one picture through a head that nothing is learnt through."""
+    """Count tokens of one image through a head that nothing is learnt through."""
 
     def compute(module: nn.Module, batch: int) -> Tensor:
         output: Tensor = module(torch.empty(batch, num_tokens, width))
         return output
 
-    return count_per_picture(lambda: head.build(width), compute, trains=False)
+    return count_per_image(lambda: head.build(width), compute, trains=False)
 
 
 def projector_pass(width: int, teacher_width: int, num_tokens: int) -> Count:
-    """Count tokens of one picture through the linear layer to a teacher's width."""
+    """Count tokens of one image through the linear layer to a teacher's width."""
 
     def compute(module: nn.Linear, batch: int) -> Tensor:
         projected = module(torch.empty(batch, num_tokens, width, requires_grad=True))
         target = torch.empty(batch, num_tokens, teacher_width)
         return F.cosine_similarity(projected.float(), target, dim=-1)
 
-    return count_per_picture(lambda: nn.Linear(width, teacher_width), compute)
+    return count_per_image(lambda: nn.Linear(width, teacher_width), compute)
 
 
 def contrast_pass(width: int, global_batch: int) -> Count:
-    """Count one picture against all captions and its captions against all pictures.
+    """Count one image against all captions and its captions against all images.
 
     Each of the two streams makes a row of cosines with the gathered batch in both directions; the
     backward pass needs two products for each. What is kept is the rows, in float32.
@@ -203,21 +201,21 @@ def contrast_pass(width: int, global_batch: int) -> Count:
 
 
 def passes_of(workload: Workload, *, global_batch: int) -> dict[str, Count]:
-    """Name and count every pass that a step makes for one picture."""
+    """Name and count every pass that a step makes for one image."""
     student, teacher = workload.student, workload.teacher
     width = _vision(student).hidden_size
     checkpoint, size = workload.checkpoint, workload.global_size
     view = vision_pass(student, size, checkpoint=checkpoint)
-    passes = {"student, whole picture": view}
+    passes = {"student, whole image": view}
     if workload.has_masked_view:
-        passes["student, masked picture"] = view
+        passes["student, masked image"] = view
     if workload.num_local:
         local = vision_pass(student, workload.local_size, checkpoint=checkpoint)
         passes[f"student, {workload.num_local} local crops"] = local.times(workload.num_local)
     if teacher is not None:
-        passes["teacher, whole picture"] = vision_pass(teacher, size, trains=False)
+        passes["teacher, whole image"] = vision_pass(teacher, size, trains=False)
     elif workload.averages_encoder:
-        passes["averaged encoder, whole picture"] = vision_pass(student, size, trains=False)
+        passes["averaged encoder, whole image"] = vision_pass(student, size, trains=False)
     passes |= _head_passes(workload)
     captions = text_pass(student, checkpoint=checkpoint).times(NUM_CAPTION_STREAMS)
     passes[f"text, {NUM_CAPTION_STREAMS} captions"] = captions

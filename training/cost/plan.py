@@ -100,7 +100,7 @@ def _views(config: TrainingConfig) -> Mapping[str, Any]:
     """Sides of the crops; a curriculum of scenes counts at its last size."""
     data, crops = config.data, config.data.crops
     if isinstance(data, ShardsConfig):
-        assert crops.global_size is not None  # pictures from disk are always cropped
+        assert crops.global_size is not None  # images from disk are always cropped
         size = crops.global_size
     else:
         size = data.stages[-1].scenes.size

@@ -8,9 +8,9 @@ from training.cost.memory import num_parameters
 _COMPUTE = (
     "recipe",
     "vision + text + head, M parameters",
-    "TFLOP a picture",
+    "TFLOP an image",
     "PFLOP a step",
-    "steps x pictures",
+    "steps x images",
     "GPU hours",
     "hours",
 )
@@ -22,8 +22,8 @@ _MEMORY = (
     "optimizer",
     "teacher",
     "copies",
-    "a picture",
-    "pictures a GPU",
+    "an image",
+    "images a GPU",
     "fit at once",
     "parts",
     "in use",
@@ -44,8 +44,8 @@ def render(estimates: Sequence[Estimate], cluster: Cluster) -> str:
     )
     memory = (
         "Memory of one device in GB of 1e9 bytes. EMA: the moving average of the head. Copies: "
-        "autocast's bfloat16 weights\nand what FSDP2 has whole. A picture: what the backward pass "
-        "keeps of one, and its share of the working memory.\nFit at once: pictures in nine tenths "
+        "autocast's bfloat16 weights\nand what FSDP2 has whole. An image: what the backward pass "
+        "keeps of one, and its share of the working memory.\nFit at once: images in nine tenths "
         "of the memory. Parts: micro-batches of a step (accumulate); contrast sees one at a time."
     )
     return "\n\n".join(
@@ -71,8 +71,8 @@ def _compute_row(estimate: Estimate) -> list[str]:
     return [
         plan.name,
         " + ".join(_significant(number / 1e6) for number in (*towers, heads)),
-        _significant(estimate.flops_per_picture / 1e12),
-        _significant(estimate.flops_per_picture * plan.global_batch / 1e15),
+        _significant(estimate.flops_per_image / 1e12),
+        _significant(estimate.flops_per_image * plan.global_batch / 1e15),
         f"{plan.num_steps:,} x {plan.global_batch:,}",
         f"{float(_significant(estimate.device_hours)):,.0f}",
         _significant(estimate.hours),
@@ -88,7 +88,7 @@ def _memory_row(estimate: Estimate) -> list[str]:
         state.optimizer,
         state.teacher,
         state.copies + state.gathered,
-        estimate.bytes_per_picture,
+        estimate.bytes_per_image,
     )
     return [
         estimate.plan.name,

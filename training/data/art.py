@@ -149,7 +149,7 @@ def icons_of(npm: Path, style: str) -> Iterator[tuple[str, str]]:
 
 
 def render_svg(svg: str) -> Image.Image:
-    """Render an SVG into a square RGBA picture.
+    """Render an SVG into a square RGBA image.
 
     Raises:
         ValueError: It cannot be drawn.

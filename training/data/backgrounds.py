@@ -23,10 +23,10 @@ PHOTOS = (
     ("aitzgorri_by_Aitzol_Berasategi.jpg", "a mountain meadow", "train"),
     ("life_by_Aitzol_Berasategi.jpg", "a stream in the woods", "train"),
     ("picosdeeuropa_by_Aitzol_Berasategi.jpg", "rocky mountains", "train"),
-    ("Picture_0B_by_freespace.jpg", "a red bowl", "train"),
+    ("Image_0B_by_freespace.jpg", "a red bowl", "train"),
     ("seeding_by_Clements_Engelhardt.jpg", "dandelions", "train"),
     ("umang_by_Abhishek_Mudgal.jpg", "a play of colours", "train"),
-    ("Picture_1A_by_freespace.jpg", "an artist's brushes", "held-out"),
+    ("Image_1A_by_freespace.jpg", "an artist's brushes", "held-out"),
     ("sunset_by_Aitzol_Berasategi.jpg", "a sunset", "held-out"),
 )
 

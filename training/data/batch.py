@@ -1,8 +1,8 @@
-"""What one training step sees: pictures, their captions, and what else a data set knows of them.
+"""What one training step sees: images, their captions, and what else a data set knows of them.
 
 There are no masks in it: true masks measure and are never trained on.
 
-Shapes: B pictures, C local crops of each, T captioned pictures, U distinct names in the batch, L
+Shapes: B images, C local crops of each, T captioned images, U distinct names in the batch, L
 tokens, H W pixels of the global crop, h w pixels of a local crop, E unnamed drawings.
 """
 
@@ -55,16 +55,16 @@ class Batch:
     Attributes:
         pixels_B3HW: The global crops, float32 in [0, 1].
         locals_CB3hw: The local crops, float32 in [0, 1]; C is 0 where none are made.
-        captioned_B: bool; which pictures have captions.
-        cls1: Captions for CLS1, a row for each captioned picture, in their order.
+        captioned_B: bool; which images have captions.
+        cls1: Captions for CLS1, a row for each captioned image, in their order.
         cls1_ids_T: int64; equal captions have equal ids, on every rank.
         cls2: Captions for CLS2, likewise.
         cls2_ids_T: As above.
         names: The distinct names in the batch's captions, in prompts; no row where a data set
             knows none.
         name_ids_U: int64; equal names have equal ids, on every rank.
-        present_BU: bool; which picture's caption has which name.
-        unnamed: Drawings beside the pictures, for the frozen trunk; None where the data has none.
+        present_BU: bool; which image's caption has which name.
+        unnamed: Drawings beside the images, for the frozen trunk; None where the data has none.
     """
 
     pixels_B3HW: Tensor
@@ -98,18 +98,18 @@ def text_ids(texts: Sequence[str]) -> Tensor:
 
 
 def name_columns(
-    names_by_picture: Sequence[Sequence[str]], tokenizer: Tipsv2Tokenizer, *, step: int
+    names_by_image: Sequence[Sequence[str]], tokenizer: Tipsv2Tokenizer, *, step: int
 ) -> tuple[TextBatch, Tensor, Tensor]:
-    """The distinct names of a batch: their prompts, their ids [U] and which picture has which.
+    """The distinct names of a batch: their prompts, their ids [U] and which image has which.
 
     A name's prompt is drawn from the step and the name, so that every rank puts it the same way.
     """
-    names = sorted({name for row in names_by_picture for name in row})
-    present = [[name in row for name in names] for row in names_by_picture]
+    names = sorted({name for row in names_by_image for name in row})
+    present = [[name in row for name in names] for row in names_by_image]
     return (
         tokenize(tokenizer, [_prompt(name, step) for name in names]),
         text_ids(names),
-        torch.tensor(present, dtype=torch.bool).reshape(len(names_by_picture), len(names)),
+        torch.tensor(present, dtype=torch.bool).reshape(len(names_by_image), len(names)),
     )
 
 

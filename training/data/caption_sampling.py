@@ -12,7 +12,7 @@ class CaptionSampling:
 
     Attributes:
         cls1: Sources for CLS1; TIPSv2 takes the web alt text, always.
-        cls2: Sources for CLS2, one drawn at even odds each time a picture is seen; TIPSv2 draws
+        cls2: Sources for CLS2, one drawn at even odds each time an image is seen; TIPSv2 draws
             between a short synthetic caption (PaliGemma) and a long one (Gemini). The odds are
             not published; one reader's note says even.
 
@@ -32,9 +32,9 @@ class CaptionSampling:
     def choose(
         self, captions: Mapping[str, str], rng: np.random.Generator
     ) -> tuple[str, str] | None:
-        """Draw a picture's captions for CLS1 and CLS2.
+        """Draw an image's captions for CLS1 and CLS2.
 
-        A token none of whose sources this picture has takes any caption that it has; a picture
+        A token none of whose sources this image has takes any caption that it has; an image
         without a caption gives None.
         """
         present = {source: text for source, text in captions.items() if text.strip()}

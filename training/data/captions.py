@@ -37,7 +37,7 @@ class PlacedObject:
 
     Attributes:
         name: The concept's name.
-        size: Longer side as a share of the picture's side.
+        size: Longer side as a share of the image's side.
         x: Centre, 0 left to 1 right.
         y: Centre, 0 top to 1 bottom.
         visible: Share of its pixels that nothing covers.

@@ -1,9 +1,9 @@
-"""Cuts a picture into one global crop and some local ones: random resized crops and flips.
+"""Cuts an image into one global crop and some local ones: random resized crops and flips.
 
 Nothing else is changed, as in the paper: no colour jitter, no blur. It knows neither captions nor
-where a picture came from.
+where an image came from.
 
-Legend: B pictures, C local crops of each, H W pixels of the picture or the global
+Legend: B images, C local crops of each, H W pixels of the image or the global
 crop, h w of a local crop.
 """
 
@@ -19,24 +19,24 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 PATCH = 14
-_STREAM = 11  # keeps crops apart from whatever else is drawn for the same picture
+_STREAM = 11  # keeps crops apart from whatever else is drawn for the same image
 
 Flips = Literal["none", "locals", "all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropConfig:
-    """How pictures are cropped.
+    """How images are cropped.
 
     TIPSv2 uses one global crop of 224 and six local ones of 98 pixels, and 448 and 140 in the
     high-resolution stage: `TIPSV2_CROPS` and `TIPSV2_HIGH_RES_CROPS`.
 
     Attributes:
-        global_size: Side of the global crop; None leaves the picture as it is, which composed
+        global_size: Side of the global crop; None leaves the image as it is, which composed
             scenes need: what their captions list must stay in view.
         num_local: Local crops, C; 0 makes none.
         local_size: Their side.
-        global_scale: Share of the picture's area that the global crop covers, smallest and
+        global_scale: Share of the image's area that the global crop covers, smallest and
             largest. Not published; DINO's (arXiv:2104.14294), whose recipe TIPS builds on.
         local_scale: The same for local crops: where the global ones' shares end. Not published;
             DINO's.
@@ -101,7 +101,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seed the CPU's random numbers, which the transforms draw from, and put their state back.
 
     `torch.manual_seed` would seed every kind of accelerator too, and for each that is not in use
-    write down the call stack: 0.16 ms a picture, where a small one is made in 2.
+    write down the call stack: 0.16 ms an image, where a small one is made in 2.
     """
     state = torch.default_generator.get_state()
     try:
@@ -111,16 +111,16 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
-def crop_picture(
-    picture_3HW: Tensor, config: CropConfig, *, seed: int, index: int
+def crop_image(
+    image_3HW: Tensor, config: CropConfig, *, seed: int, index: int
 ) -> tuple[Tensor, Tensor]:
-    """Cut the global crop and the local ones, each from the whole picture.
+    """Cut the global crop and the local ones, each from the whole image.
 
     Args:
-        picture_3HW: uint8 RGB.
+        image_3HW: uint8 RGB.
         config: How.
         seed: The data set's.
-        index: The picture's place in the stream of pictures of all ranks and epochs. With the seed
+        index: The image's place in the stream of images of all ranks and epochs. With the seed
             it decides every random choice, so that ranks and restarts change nothing; torch's own
             random state is left as it was.
 
@@ -130,28 +130,28 @@ def crop_picture(
     global_transform, local_transform = _transforms(config)
     state = np.random.SeedSequence((seed, index, _STREAM)).generate_state(1, np.uint64)
     with _seeded(int(state[0])):
-        whole = global_transform(picture_3HW)
-        parts = [local_transform(picture_3HW) for _ in range(config.num_local)]
+        whole = global_transform(image_3HW)
+        parts = [local_transform(image_3HW) for _ in range(config.num_local)]
     side = config.local_size
     return whole, torch.stack(parts) if parts else whole.new_zeros((0, 3, side, side))
 
 
-def crop_pictures(
-    pictures: Sequence[Tensor], config: CropConfig, *, seed: int, first: int
+def crop_images(
+    images: Sequence[Tensor], config: CropConfig, *, seed: int, first: int
 ) -> tuple[Tensor, Tensor]:
-    """Crop a batch of pictures, uint8 [3, H, W] each, whose places in the stream follow `first`.
+    """Crop a batch of images, uint8 [3, H, W] each, whose places in the stream follow `first`.
 
     Returns:
         Global crops [B, 3, H, W] and local crops [C, B, 3, h, w], float32 in [0, 1].
 
     Raises:
-        ValueError: Pictures of different sizes are to stay as they are.
+        ValueError: Images of different sizes are to stay as they are.
     """
-    if config.global_size is None and len({picture.shape for picture in pictures}) > 1:
-        raise ValueError("pictures of different sizes make no batch: set crops.global_size")
+    if config.global_size is None and len({image.shape for image in images}) > 1:
+        raise ValueError("images of different sizes make no batch: set crops.global_size")
     crops = [
-        crop_picture(picture, config, seed=seed, index=index)
-        for index, picture in enumerate(pictures, start=first)
+        crop_image(image, config, seed=seed, index=index)
+        for index, image in enumerate(images, start=first)
     ]
     pixels_B3HW = torch.stack([whole for whole, _ in crops]).float().div_(255.0)
     locals_CB3hw = torch.stack([parts for _, parts in crops], dim=1).float().div_(255.0)

@@ -1,4 +1,4 @@
-"""Reads cut-out pictures that have a name beside them: furniture renders and photo-like stamps."""
+"""Reads cut-out images that have a name beside them: furniture renders and photo-like stamps."""
 
 import io
 import re

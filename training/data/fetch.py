@@ -21,7 +21,7 @@ NPM_PACKAGES = {
     "cldr-annotations-full": "48.2.0",
 }
 DEBIAN_PACKAGES = ("openclipart-svg", "sweethome3d-furniture", "lomiri-wallpapers-16.04")
-# GPL pictures, read in place to evaluate on photo-like cut-outs; training refuses them.
+# GPL images, read in place to evaluate on photo-like cut-outs; training refuses them.
 STAMPS_PACKAGE = "tuxpaint-stamps-default"
 _TIMEOUT_S = 900
 

@@ -24,7 +24,7 @@ from training.data.batch import (
     tokenize,
 )
 from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
-from training.data.crops import CropConfig, crop_pictures
+from training.data.crops import CropConfig, crop_images
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 from training.data.unnamed import UnnamedSource
 
@@ -109,12 +109,12 @@ def collate(
 
 
 def collate_unnamed(
-    pictures: Sequence[NDArray[np.uint8]], titles: Sequence[str], tokenizer: Tipsv2Tokenizer
+    images: Sequence[NDArray[np.uint8]], titles: Sequence[str], tokenizer: Tipsv2Tokenizer
 ) -> UnnamedDrawings:
     """Put drawings [h, w, 3] and their titles, some empty, together."""
     known = [title for title in titles if title]
     return UnnamedDrawings(
-        pixels_E3hw=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255,
+        pixels_E3hw=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255,
         titled_E=torch.tensor([bool(title) for title in titles]),
         titles=tokenize(tokenizer, known),
         title_ids_T=text_ids(known),
@@ -157,8 +157,8 @@ class SceneBatches(Dataset[Batch]):
             compose_scene(self._source, index, stage.scenes) for index in range(first, first + size)
         ]
         chosen = [self._choose(index, scene) for index, scene in enumerate(scenes, start=first)]
-        pictures = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) for scene in scenes]
-        crops = crop_pictures(pictures, self._plan.crops, seed=self._source.seed, first=first)
+        images = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) for scene in scenes]
+        crops = crop_images(images, self._plan.crops, seed=self._source.seed, first=first)
         unnamed = self._draw_unnamed(step, stage.unnamed)
         return collate(chosen, scenes, self._tokenizer, step=step, crops=crops, unnamed=unnamed)
 
@@ -166,9 +166,9 @@ class SceneBatches(Dataset[Batch]):
         if self._unnamed is None or count == 0:
             return None
         first = (step * self._num_ranks + self._rank) * count
-        pairs = [self._unnamed.picture(index) for index in range(first, first + count)]
-        pictures, titles = zip(*pairs, strict=True)
-        return collate_unnamed(pictures, titles, self._tokenizer)
+        pairs = [self._unnamed.image(index) for index in range(first, first + count)]
+        images, titles = zip(*pairs, strict=True)
+        return collate_unnamed(images, titles, self._tokenizer)
 
     def _choose(self, index: int, scene: Scene) -> tuple[str, str]:
         rng = np.random.default_rng((self._source.seed, index, 7))

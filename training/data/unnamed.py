@@ -1,10 +1,10 @@
 """Drawings that no concept of ours names, each with the title that its set gives it.
 
 Every icon of the trainable sets, all of the clip art and the furniture: several times as many
-pictures as the named drawings, for what a frozen trunk sees in them and for the words of their
+images as the named drawings, for what a frozen trunk sees in them and for the words of their
 titles. Nothing is taken that could show a concept which stays unseen, as far as its words tell.
 
-Legend: M sprites, S side of a sprite or a picture in pixels.
+Legend: M sprites, S side of a sprite or an image in pixels.
 """
 
 import io
@@ -31,7 +31,7 @@ ICON_SETS = (
     "noto", "twemoji", "noto-v1", "emojione",
     "fxemoji", "streamline-emojis", "streamline-ultimate-color", "flat-color-icons",
 )  # fmt: skip
-# One drawing that fills a small picture: cheap to look at.
+# One drawing that fills a small image: cheap to look at.
 CLOSE_UP = SceneConfig(
     size=56, count_weights=(1.0,), min_size=0.6, max_size=1.0, augment=STRONG_AUGMENT
 )
@@ -125,13 +125,13 @@ def load_unnamed(path: Path) -> UnnamedBank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnnamedSource:
-    """Close-ups of the drawings: picture i is a pure function of (seed, i).
+    """Close-ups of the drawings: image i is a pure function of (seed, i).
 
     Attributes:
         bank: The drawings.
         photos: Background photos.
         seed: The data set's seed.
-        scenes: Size of a picture and how drawings are changed.
+        scenes: Size of an image and how drawings are changed.
     """
 
     bank: UnnamedBank
@@ -139,8 +139,8 @@ class UnnamedSource:
     seed: int = 0
     scenes: SceneConfig = field(default=CLOSE_UP)
 
-    def picture(self, index: int) -> tuple[NDArray[np.uint8], str]:
-        """Compose picture number `index`: uint8 [S, S, 3], and its drawing's title."""
+    def image(self, index: int) -> tuple[NDArray[np.uint8], str]:
+        """Compose image number `index`: uint8 [S, S, 3], and its drawing's title."""
         rng = np.random.default_rng((self.seed, _STREAM, index))
         canvas, _ = draw_background(rng, self.scenes.size, self.photos)
         row = int(rng.integers(len(self.bank.titles)))

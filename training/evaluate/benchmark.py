@@ -19,7 +19,7 @@ from training.evaluate.zero_shot_segmentation import (
     patch_scorer,
 )
 
-# Two or three objects: a single one would reward painting the whole picture.
+# Two or three objects: a single one would reward painting the whole image.
 MULTI_OBJECT = SceneConfig(count_weights=(0.0, 0.5, 0.5), twin_share=0.0, common_share=1.0)
 PATCH = 14
 

@@ -1,6 +1,6 @@
 """Values with 95 % intervals by resampling the examples; knows no task.
 
-Shapes: R resamples, S examples (scenes, pictures or queries).
+Shapes: R resamples, S examples (scenes, images or queries).
 """
 
 from collections.abc import Callable, Sized

@@ -12,7 +12,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.evaluate.benchmark import PATCH, SegmentationBenchmark
 from training.evaluate.classification import ClassificationBenchmark
-from training.evaluate.encoder import SceneEncoder, encode_names, encode_pictures
+from training.evaluate.encoder import SceneEncoder, encode_images, encode_names
 from training.evaluate.zero_shot_segmentation import SceneCounts, count_scenes, patch_scorer
 
 FEATURES = ("patches", "values")
@@ -88,7 +88,7 @@ def _choose_class_templates(
 ) -> str:
     scored = dict.fromkeys(TEMPLATE_SETS, 0.0)
     for benchmark in benchmarks:
-        cls1_MD = encode_pictures(model, benchmark.pictures)["cls1"]
+        cls1_MD = encode_images(model, benchmark.images)["cls1"]
         for templates in TEMPLATE_SETS:
             classes_KD = encode_names(model, tokenizer, benchmark.names, templates)
             scored[templates] += benchmark.rank(cls1_MD, classes_KD).found(1)

@@ -1,9 +1,9 @@
-"""Zero-shot classification of pictures of one thing each: CLS1 against every candidate's name.
+"""Zero-shot classification of images of one thing each: CLS1 against every candidate's name.
 
 The protocol is TIPSv2's: each name's prompts embedded, normalised and averaged, cosine with CLS1,
 best first.
 
-Shapes: M pictures, S their side in pixels, K candidate names, D width.
+Shapes: M images, S their side in pixels, K candidate names, D width.
 """
 
 from collections.abc import Sequence
@@ -18,28 +18,28 @@ from model.segmentation import l2_normalize
 from training.data.concepts import all_concepts
 from training.data.scenes import Scene
 from training.data.sprites import SpriteBank
-from training.evaluate.encoder import encode_names, encode_pictures
+from training.evaluate.encoder import encode_images, encode_names
 from training.evaluate.ranking import Ranking, rank
 
-PICTURE_SIZE = 112
+IMAGE_SIZE = 112
 # Lighter than most drawings and darker than white ones, so that few lose their outline.
 _BACKGROUND = 200
-_SHARE = 0.75  # longer side of a drawing, share of the picture's
+_SHARE = 0.75  # longer side of a drawing, share of the image's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassificationBenchmark:
-    """Pictures of one thing each, and the names it is one of.
+    """Images of one thing each, and the names it is one of.
 
     Attributes:
         name: Of the set.
-        pictures: uint8 RGB [S, S, 3] each.
+        images: uint8 RGB [S, S, 3] each.
         labels: What each shows; every one is among the names.
         names: The candidates, without repeats.
     """
 
     name: str
-    pictures: Sequence[NDArray[np.uint8]]
+    images: Sequence[NDArray[np.uint8]]
     labels: Sequence[str]
     names: Sequence[str]
 
@@ -47,17 +47,17 @@ class ClassificationBenchmark:
         """Check what no score would show.
 
         Raises:
-            ValueError: A label that is no candidate, or labels and pictures that do not pair.
+            ValueError: A label that is no candidate, or labels and images that do not pair.
         """
-        if len(self.pictures) != len(self.labels) or not self.labels:
-            raise ValueError(f"{self.name}: every picture needs one label, and there must be some")
+        if len(self.images) != len(self.labels) or not self.labels:
+            raise ValueError(f"{self.name}: every image needs one label, and there must be some")
         missing = sorted(set(self.labels) - set(self.names))
         if missing:
             raise ValueError(f"{self.name}: {missing} are shown but are no candidates")
 
     def classify(self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, templates: str) -> Ranking:
-        """Rank all candidates for every picture by a template set of `model.text`."""
-        cls1_MD = encode_pictures(model, self.pictures)["cls1"]
+        """Rank all candidates for every image by a template set of `model.text`."""
+        cls1_MD = encode_images(model, self.images)["cls1"]
         return self.rank(cls1_MD, encode_names(model, tokenizer, self.names, templates))
 
     def rank(self, cls1_MD: NDArray[np.float32], classes_KD: NDArray[np.float32]) -> Ranking:
@@ -67,20 +67,20 @@ class ClassificationBenchmark:
         return rank(scores_MK, right_MK)
 
 
-def plain_pictures(bank: SpriteBank, drawings: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+def plain_images(bank: SpriteBank, drawings: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
     """Put single drawings, unturned and whole, on a plain light gray: uint8 [S, S, 3] each."""
-    side = round(PICTURE_SIZE * _SHARE)
-    start = (PICTURE_SIZE - side) // 2
-    pictures = []
+    side = round(IMAGE_SIZE * _SHARE)
+    start = (IMAGE_SIZE - side) // 2
+    images = []
     for rgba_SS4 in bank.rgba_MSS4[drawings]:
         alpha_SS1 = rgba_SS4[..., 3:].astype(np.float32) / 255.0
         premultiplied_SS4 = np.dstack([rgba_SS4[..., :3] * alpha_SS1, alpha_SS1])
         fitted = cv2.resize(premultiplied_SS4, (side, side), interpolation=cv2.INTER_LINEAR)
-        picture = np.full((PICTURE_SIZE, PICTURE_SIZE, 3), _BACKGROUND, np.float32)
-        inner = picture[start : start + side, start : start + side]
+        image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), _BACKGROUND, np.float32)
+        inner = image[start : start + side, start : start + side]
         inner[:] = inner * (1 - fitted[..., 3:]) + fitted[..., :3]
-        pictures.append(np.clip(picture + 0.5, 0, 255).astype(np.uint8))
-    return pictures
+        images.append(np.clip(image + 0.5, 0, 255).astype(np.uint8))
+    return images
 
 
 def single_drawings(
@@ -97,7 +97,7 @@ def single_drawings(
         name: Of the set.
         bank: The drawings.
         styles: Which of its styles are shown.
-        shown: Names whose drawings are pictures; those without a drawing are left out.
+        shown: Names whose drawings are images; those without a drawing are left out.
         names: The candidates.
     """
     concepts = all_concepts()
@@ -107,7 +107,7 @@ def single_drawings(
     drawings = np.concatenate([np.zeros(0, np.int64), *found.values()])
     return ClassificationBenchmark(
         name=name,
-        pictures=plain_pictures(bank, drawings),
+        images=plain_images(bank, drawings),
         labels=labels,
         names=sorted(names),
     )
@@ -116,10 +116,10 @@ def single_drawings(
 def single_object_scenes(
     name: str, scenes: Sequence[Scene], names: frozenset[str]
 ) -> ClassificationBenchmark:
-    """Take scenes of one object each as pictures to classify."""
+    """Take scenes of one object each as images to classify."""
     return ClassificationBenchmark(
         name=name,
-        pictures=[scene.pixels_SS3 for scene in scenes],
+        images=[scene.pixels_SS3 for scene in scenes],
         labels=[scene.captions.names[0] for scene in scenes],
         names=sorted(names),
     )

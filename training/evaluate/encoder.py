@@ -1,6 +1,6 @@
-"""Encodes pictures, names and captions with a torch model for evaluation.
+"""Encodes images, names and captions with a torch model for evaluation.
 
-Shapes: B pictures, S their side in pixels, T texts, K names, N patches, D width.
+Shapes: B images, S their side in pixels, T texts, K names, N patches, D width.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ _BATCH = 64
 
 
 @torch.inference_mode()
-def encode_pictures(
-    model: Tipsv2Model, pictures: Sequence[NDArray[np.uint8]]
+def encode_images(
+    model: Tipsv2Model, images: Sequence[NDArray[np.uint8]]
 ) -> dict[str, NDArray[np.float32]]:
-    """Features of pictures of one size.
+    """Features of images of one size.
 
     Args:
         model: In evaluation mode.
-        pictures: uint8 RGB [S, S, 3] each, at least one.
+        images: uint8 RGB [S, S, 3] each, at least one.
 
     Returns:
         "cls1" and "cls2" [B, D], "patches" and "values" [B, N, D], as the model gives them.
     """
     parts = []
-    for start in range(0, len(pictures), _BATCH):
-        pixels_BSS3 = torch.from_numpy(np.stack(pictures[start : start + _BATCH]))
+    for start in range(0, len(images), _BATCH):
+        pixels_BSS3 = torch.from_numpy(np.stack(images[start : start + _BATCH]))
         features = vision_features(model, pixels_BSS3.permute(0, 3, 1, 2).float() / 255.0)
         parts.append(
             {
@@ -77,7 +77,7 @@ class SceneEncoder:
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._row = {id(scene): number for number, scene in enumerate(scenes)}
-        self.features = encode_pictures(model, [scene.pixels_SS3 for scene in scenes])
+        self.features = encode_images(model, [scene.pixels_SS3 for scene in scenes])
 
     def feature(self, kind: str, scene: Scene) -> NDArray[np.float32]:
         """One scene's "patches" or "values" [N, D], "cls1" or "cls2" [D]."""

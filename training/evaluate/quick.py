@@ -45,9 +45,9 @@ def quick_scores(
         for benchmark in scenes:
             for key, value in benchmark.quick_scores(model, tokenizer).items():
                 table[key][str(folder)] = value
-        for pictures in drawings:
-            found = pictures.classify(model, tokenizer, "none").found(1)
-            table[f"{pictures.name}/top-1"][str(folder)] = round(found, 2)
+        for images in drawings:
+            found = images.classify(model, tokenizer, "none").found(1)
+            table[f"{images.name}/top-1"][str(folder)] = round(found, 2)
     return table
 
 
@@ -62,8 +62,8 @@ def _chance(
             table[f"{benchmark.name}/{kind}"] = {CHANCE: miou}
             table[f"{benchmark.name}/{kind}_which"] = {CHANCE: which}
         table[f"{benchmark.name}/painted"] = {CHANCE: miou}
-    for pictures in drawings:
-        table[f"{pictures.name}/top-1"] = {CHANCE: round(100 / len(pictures.names), 2)}
+    for images in drawings:
+        table[f"{images.name}/top-1"] = {CHANCE: round(100 / len(images.names), 2)}
     return table
 
 

@@ -1,10 +1,10 @@
-"""Retrieval between pictures and captions: of all captions the picture's own, and the reverse.
+"""Retrieval between images and captions: of all captions the image's own, and the reverse.
 
 Captions that say exactly the same are one caption: they stand among the candidates once, and every
-picture that has it is a right answer to it. So a picture has one right caption, a caption one or
-more right pictures, and captions are asked once each.
+image that has it is a right answer to it. So an image has one right caption, a caption one or
+more right images, and captions are asked once each.
 
-Shapes: B pictures, U distinct captions, D width.
+Shapes: B images, U distinct captions, D width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def retrieve(
         setting: Captions and embedding.
 
     Returns:
-        "image to text", a query for each picture, and "text to image", one for each distinct
+        "image to text", a query for each image, and "text to image", one for each distinct
         caption.
     """
     captions = [getattr(scene.captions, setting.captions) for scene in scenes]
@@ -63,16 +63,16 @@ def retrieve(
 
 
 def rank_both_ways(
-    pictures_BD: NDArray[np.float32], captions: Sequence[str], texts_UD: NDArray[np.float32]
+    images_BD: NDArray[np.float32], captions: Sequence[str], texts_UD: NDArray[np.float32]
 ) -> dict[str, Ranking]:
     """Rank by cosine.
 
     Args:
-        pictures_BD: A global embedding of each picture.
-        captions: B; each picture's.
+        images_BD: A global embedding of each image.
+        captions: B; each image's.
         texts_UD: Embeddings of the distinct captions, in the order of first appearance.
     """
-    scores_BU = l2_normalize(pictures_BD) @ l2_normalize(texts_UD).T
+    scores_BU = l2_normalize(images_BD) @ l2_normalize(texts_UD).T
     distinct = np.asarray(list(dict.fromkeys(captions)))
     right_BU = np.asarray(captions)[:, None] == distinct
     return {

@@ -153,7 +153,7 @@ def patch_scorer(
 def painted_scorer(
     global_of: Callable[[Scene], NDArray[np.float32]], classes_KD: NDArray[np.float32]
 ) -> Scorer:
-    """Score by one global embedding [D] everywhere: the picture's class painted over it."""
+    """Score by one global embedding [D] everywhere: the image's class painted over it."""
 
     def score(scene: Scene) -> NDArray[np.float32]:
         cosine_K = l2_normalize(classes_KD) @ l2_normalize(global_of(scene))

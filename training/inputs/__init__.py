@@ -1,1 +1,1 @@
-"""What a run trains on, behind one seam: scenes drawn on the fly, or pictures from disk."""
+"""What a run trains on, behind one seam: scenes drawn on the fly, or images from disk."""

@@ -1,6 +1,6 @@
 """Symmetric InfoNCE between global image embeddings and their captions, over the global batch.
 
-Shapes: G the global batch's captioned pictures, R the rows of them that one rank answers for, D
+Shapes: G the global batch's captioned images, R the rows of them that one rank answers for, D
 width.
 """
 
@@ -17,7 +17,7 @@ def contrastive_loss(
     *,
     rows: slice | None = None,
 ) -> Tensor:
-    """Cross-entropy of picking one's own caption among all of the batch, and one's own picture.
+    """Cross-entropy of picking one's own caption among all of the batch, and one's own image.
 
     Args:
         images_GD: Not normalised.

@@ -1,6 +1,6 @@
 """Global self-distillation: what a head says of a local crop, against its view of the whole.
 
-Shapes: C local crops of each picture, B batch, K prototypes.
+Shapes: C local crops of each image, B batch, K prototypes.
 """
 
 from torch import Tensor
@@ -13,15 +13,15 @@ def dino_loss(
     teacher_probs_BK: Tensor,
     normalization: Normalization = "mean",
 ) -> Tensor:
-    """Cross-entropy from the whole picture's assignment to each of its local crops' predictions.
+    """Cross-entropy from the whole image's assignment to each of its local crops' predictions.
 
     Args:
         student_logits_CBK: Head outputs of the crops, divided by the student temperature.
-        teacher_probs_BK: Of the whole picture; rows sum to 1. No gradient flows into them.
-        normalization: Mean or sum over a picture's crops.
+        teacher_probs_BK: Of the whole image; rows sum to 1. No gradient flows into them.
+        normalization: Mean or sum over an image's crops.
 
     Returns:
-        Scalar, mean over pictures. float32.
+        Scalar, mean over images. float32.
 
     Raises:
         ValueError: The sizes differ, or there is no crop.
@@ -29,7 +29,7 @@ def dino_loss(
     Source: DINO, arXiv:2104.14294, with one global crop as in TIPSv2, arXiv:2604.12012.
     """
     if len(student_logits_CBK) == 0 or student_logits_CBK.shape[1:] != teacher_probs_BK.shape:
-        raise ValueError("each picture needs a crop or more, with the teacher's prototypes")
+        raise ValueError("each image needs a crop or more, with the teacher's prototypes")
     log_probs_CBK = student_logits_CBK.float().log_softmax(-1)
     loss_CB = -(teacher_probs_BK.detach() * log_probs_CBK).sum(-1)
     return reduce_tokens(loss_CB.T, None, normalization)

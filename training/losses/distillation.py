@@ -1,6 +1,6 @@
 """Distillation from a frozen teacher, in the space of prototypes or in that of its features.
 
-Shapes: B batch, N tokens (patches of a picture, or its crops), K prototypes, D the teacher's width.
+Shapes: B batch, N tokens (patches of an image, or its crops), K prototypes, D the teacher's width.
 """
 
 from torch import Tensor
@@ -23,7 +23,7 @@ def distillation_loss(
         teacher_probs_BNK: Rows sum to 1. No gradient flows into them.
         supervised_BN: bool; which patches count, None for all, which is what distillation takes;
             the others are for ablation.
-        normalization: Mean or sum over a picture's patches.
+        normalization: Mean or sum over an image's patches.
 
     Returns:
         Scalar. float32.
@@ -53,7 +53,7 @@ def feature_loss(
         student_BND: In the teacher's width, not normalised.
         teacher_BND: Not normalised. No gradient flows into them.
         supervised_BN: bool; which tokens count, None for all.
-        normalization: Mean or sum over a picture's tokens.
+        normalization: Mean or sum over an image's tokens.
 
     Returns:
         Scalar; under "mean" 0 to 2. float32.

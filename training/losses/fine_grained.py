@@ -1,11 +1,11 @@
 """Patch-name contrast: every patch chooses among the names of the whole batch, and may choose none.
 
 The weak supervision is a caption's names, never a mask: a patch may only show a name of its own
-picture's caption or nothing nameable, and each of those names must be shown by a few patches.
+image's caption or nothing nameable, and each of those names must be shown by a few patches.
 Names compete inside a patch, so telling two objects apart is rewarded and painting the whole
-picture with a mixture is not.
+image with a mixture is not.
 
-Shapes: B batch, N patches, D width, U distinct names in the batch, P pairs of a picture and one
+Shapes: B batch, N patches, D width, U distinct names in the batch, P pairs of an image and one
 of its names.
 """
 
@@ -32,14 +32,14 @@ def patch_name_parts(
     Args:
         patches_BND: Not normalised.
         names_UD: Text embeddings of the names, not normalised.
-        present_BU: bool; whether a picture's caption has the name. At least one a picture.
+        present_BU: bool; whether an image's caption has the name. At least one an image.
         scale: Scalar; multiplies the cosines.
         nothing: Scalar; the logit of "no name fits".
         num_shown: How many of its best patches must show a name; at most N.
 
     Returns:
         The mean over patches of -log of the probability that is not given to names of other
-        pictures, a scalar; and of each (picture, name) pair -log of the mean probability of the
+        images, a scalar; and of each (image, name) pair -log of the mean probability of the
         name at its best patches, [P]. float32.
 
     Raises:
@@ -59,7 +59,7 @@ def patch_name_parts(
     allowed_BNU = logits_BNU.masked_fill(~present_BU[:, None, :], -torch.inf)
     log_allowed_BN = torch.cat((allowed_BNU, nothing_BN1), dim=-1).logsumexp(-1)
     stray = (log_total_BN - log_allowed_BN).mean()
-    picture, name = present_BU.nonzero(as_tuple=True)
-    own_PN = logits_BNU[picture, :, name] - log_total_BN[picture]
+    image, name = present_BU.nonzero(as_tuple=True)
+    own_PN = logits_BNU[image, :, name] - log_total_BN[image]
     shown_P = own_PN.topk(num_shown, dim=1).values.exp().mean(1)
     return stray, -(shown_P + _EPSILON).log()

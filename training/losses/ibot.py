@@ -29,7 +29,7 @@ def ibot_loss(
         masked_BN: bool; which patches the student could not see.
         supervised: "all" is iBOT++, "masked" is iBOT.
         normalization: The paper writes a sum; a mean over the patches that count lets the loss
-            weight keep its meaning between the two and between picture sizes.
+            weight keep its meaning between the two and between image sizes.
 
     Returns:
         Scalar. float32.
@@ -59,7 +59,7 @@ def loss_by_visibility(
     Args:
         student_logits_BNK: As above.
         teacher_probs_BNK: As above.
-        masked_BN: bool; the same number in each picture.
+        masked_BN: bool; the same number in each image.
 
     Returns:
         "patch_visible" and "patch_masked", each left out where there is no such patch.

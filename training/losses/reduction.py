@@ -1,6 +1,6 @@
 """Turns the losses of single tokens into one number, by the mean or by the paper's sum.
 
-Shapes: B batch, N tokens of a picture.
+Shapes: B batch, N tokens of an image.
 """
 
 from typing import Literal
@@ -17,10 +17,10 @@ def reduce_tokens(
 
     Args:
         loss_BN: One loss a token.
-        counted_BN: bool; the tokens that count, the same number in each picture; None for all.
+        counted_BN: bool; the tokens that count, the same number in each image; None for all.
         normalization: "mean" over the counted tokens keeps a loss's weight its meaning between
-            picture sizes and between iBOT and iBOT++; "sum" over a picture's tokens, then the mean
-            over pictures, is the formula as TIPSv2 (arXiv:2604.12012) prints it. Which of the two
+            image sizes and between iBOT and iBOT++; "sum" over an image's tokens, then the mean
+            over images, is the formula as TIPSv2 (arXiv:2604.12012) prints it. Which of the two
             its training took is not published.
     """
     counted = loss_BN if counted_BN is None else loss_BN[counted_BN]

@@ -27,8 +27,8 @@ class Step:
         progress: Share of the training that is done, 0 to 1.
         generator: Source of random choices, on the CPU; seeded by run and step alone, so it says
             the same on every rank.
-        first_row: Which picture of the global batch this rank's first one is.
-        global_rows: How many pictures the global batch has.
+        first_row: Which image of the global batch this rank's first one is.
+        global_rows: How many images the global batch has.
     """
 
     progress: float
@@ -107,14 +107,14 @@ class Method(nn.Module, ABC):
         return self.training_step(batch, step)
 
     def encode(self, pixels_B3HW: Tensor) -> VisionTokens:
-        """Encode whole pictures, with the value path only if a term compares it."""
+        """Encode whole images, with the value path only if a term compares it."""
         names = self.shared_settings.names
         if names.weight > 0 and names.features == "values":
             return vision_features(self.model, pixels_B3HW)
         return vision_tokens(self.model, pixels_B3HW)
 
     def draw_masks(self, tokens: VisionTokens, ratio: float, step: Step) -> Tensor:
-        """Masks [B, N] of this rank's pictures, the same as one rank would draw for them."""
+        """Masks [B, N] of this rank's images, the same as one rank would draw for them."""
         batch_size, num_patches = tokens.patches_BND.shape[:2]
         rows = slice(step.first_row, step.first_row + batch_size)
         masked_BN = random_masks(step.global_rows, num_patches, ratio, step.generator, rows=rows)
@@ -182,7 +182,7 @@ class Method(nn.Module, ABC):
         return terms
 
     def _trunk_term(self, seen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The trunk's term of several sets of patches and pictures, each picture counted once."""
+        """The trunk's term of several sets of patches and images, each image counted once."""
         if self.trunk is None:
             raise ValueError("trunk.weight is above 0, and this method was built without a trunk")
         total = sum(len(pixels) for _, pixels in seen)

@@ -1,7 +1,7 @@
 """Distillation: a frozen teacher, no masking, every patch supervised, a student from scratch.
 
-One step: the whole picture goes through student and teacher once each; only where a mask is asked
-for, in ablations, does the student see the picture a second time. The local crops go to the student
+One step: the whole image goes through student and teacher once each; only where a mask is asked
+for, in ablations, does the student see the image a second time. The local crops go to the student
 alone, and predict what the teacher says of the whole.
 
 Shapes: B batch, N patches, C local crops, D the student's width, K prototypes.
@@ -50,7 +50,7 @@ class DistillConfig:
         dino_token: Which CLS token; not published.
         patch_weight: Of the patch distillation, as beta in pretraining.
         patch_from: Share of the training after which the teacher joins in; a curriculum's first
-            pictures are too small for it.
+            images are too small for it.
         patch_until: Share after which it is let go, so that it does not hold back a student that
             has overtaken it.
         mask_ratio: 0 in the paper; above it, the student's patches are those of a masked view.

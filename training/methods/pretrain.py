@@ -1,8 +1,8 @@
 """Pretraining: two caption streams, DINO over local crops and iBOT++, with head-only EMA.
 
-One step: the whole picture goes through the encoder once, for both CLS tokens and, without
-gradient, for the teacher head; the masked picture and the local crops go through it for the
-student head alone. Only under full EMA does an averaged encoder see the whole picture as well.
+One step: the whole image goes through the encoder once, for both CLS tokens and, without
+gradient, for the teacher head; the masked image and the local crops go through it for the
+student head alone. Only under full EMA does an averaged encoder see the whole image as well.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class PretrainConfig:
         mask_ratio: 0.75 in the paper; 0 collapses patch-text alignment in pretraining.
         supervised: "all" is iBOT++, "masked" iBOT.
         normalization: Of the patch loss over patches and of DINO over crops. The paper prints
-            sums and does not publish what was run; the mean keeps beta its meaning between picture
+            sums and does not publish what was run; the mean keeps beta its meaning between image
             sizes.
         ema: What has a moving average: "head" is TIPSv2's, "full" adds the vision tower, "none"
             leaves the head to teach itself.
@@ -160,7 +160,7 @@ class Pretrain(Method):
 
     @torch.no_grad()
     def _teacher_tokens(self, whole: VisionTokens, batch: Batch) -> VisionTokens:
-        """What the teacher sees of the whole picture: the student's own tokens, if it can."""
+        """What the teacher sees of the whole image: the student's own tokens, if it can."""
         if self.teacher_tower is None:
             return detached(whole)
         return vision_tokens(self.teacher_tower, batch.pixels_B3HW)

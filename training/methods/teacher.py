@@ -63,7 +63,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def look(self, pixels_B3HW: Tensor) -> VisionTokens:
-        """Encode whole pictures, float32; the teacher follows the pictures to their device."""
+        """Encode whole images, float32; the teacher follows the images to their device."""
         weight = next(self.model.parameters())
         if weight.device != pixels_B3HW.device:
             for module in self._modules():

@@ -2,7 +2,7 @@
 
 Each term is this rank's part of the global batch's: the mean over the ranks is the whole.
 
-Shapes: B batch, N patches, L tokens, T captioned pictures, G those of all ranks, U names, V those
+Shapes: B batch, N patches, L tokens, T captioned images, G those of all ranks, U names, V those
 of all ranks, D width.
 """
 
@@ -68,7 +68,7 @@ def caption_terms(
 ) -> dict[str, Tensor]:
     """InfoNCE of CLS1 with the short and of CLS2 with the long captions, over the global batch.
 
-    Pictures without captions have no row; where no rank has a captioned picture, no term either.
+    Images without captions have no row; where no rank has a captioned image, no term either.
     """
     if sum_over_ranks([len(batch.cls1)], batch.pixels_B3HW.device) == [0]:
         return {}
@@ -103,9 +103,9 @@ def name_term(
     config: NameContrastConfig,
     locked: bool = False,
 ) -> Tensor:
-    """Patch-name contrast of this rank's pictures with the names of the global batch.
+    """Patch-name contrast of this rank's images with the names of the global batch.
 
-    Pictures whose captions have no known name are left out: nothing is known of their patches.
+    Images whose captions have no known name are left out: nothing is known of their patches.
     """
     names_VD, present_BV = _all_names(embed_texts(model, batch.names, locked=locked), batch)
     patches_BND = _compared_patches(features, config.features)
@@ -140,7 +140,7 @@ def _compared_patches(features: VisionTokens, kind: PatchFeatures) -> Tensor:
 
 
 def _all_names(names_UD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Names of all ranks, each once, and which of them this rank's pictures have."""
+    """Names of all ranks, each once, and which of them this rank's images have."""
     if num_ranks() == 1:
         return names_UD, batch.present_BU
     (names_GD, ids_G), own = gather_rows(names_UD.float(), batch.name_ids_U)

@@ -2,7 +2,7 @@
 
 Small models see few drawings, and few ways to draw them. A network trained on a million photos
 knows more of what makes two drawings alike, and thousands of drawings that no caption of ours names
-can be shown to it. Ours, not TIPSv2's: at its scale there is no shortage of pictures.
+can be shown to it. Ours, not TIPSv2's: at its scale there is no shortage of images.
 
 Each term is this rank's part of the global batch's: the mean over the ranks is the whole.
 
@@ -32,7 +32,7 @@ class TrunkConfig:
 
     Attributes:
         weight: Of one minus the cosine with what the trunk sees, patch by patch and in the mean of
-            each picture; 0 leaves the trunk out.
+            each image; 0 leaves the trunk out.
         scenes_until: Share of the training in which it looks at the scenes as well as at unnamed
             drawings: while they are close-ups of one drawing, it knows best.
         titles_weight: Of the contrast of unnamed drawings' CLS1 with their titles.

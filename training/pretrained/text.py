@@ -2,7 +2,7 @@
 
 A tower that starts at random gives all names nearly the same vector and learns only names that are
 shown. Taught by a model that read the web, it starts with words in their neighbourhoods, and the
-picture side learns towards vectors that already stand apart.
+image side learns towards vectors that already stand apart.
 
 Shapes: C texts, L tokens, D width.
 """

@@ -1,10 +1,10 @@
 """A frozen EfficientNet-Lite0 (ImageNet, Apache-2.0) that says what it sees in each patch.
 
-It looks at a picture enlarged until one of its cells covers one patch of the student's, so both
+It looks at an image enlarged until one of its cells covers one patch of the student's, so both
 speak of the same places. On a CPU it runs in OpenVINO, which takes a tenth of torch's time for its
 depthwise convolutions.
 
-Shapes: B pictures, H W their pixels, N patches, F the trunk's width, K the reduced width.
+Shapes: B images, H W their pixels, N patches, F the trunk's width, K the reduced width.
 """
 
 import warnings
@@ -47,7 +47,7 @@ class _Cells(nn.Module):
 
 
 class FrozenTrunk:
-    """The network, in OpenVINO for pictures on the CPU and in torch for those on a GPU."""
+    """The network, in OpenVINO for images on the CPU and in torch for those on a GPU."""
 
     def __init__(self) -> None:
         # Here, since it cannot be converted under the autocast of a training step.
@@ -117,16 +117,16 @@ class TrunkTargets:
         return basis.reduce(self._trunk.look(pixels_B3HW))
 
 
-def load_trunk(path: Path, pictures: Iterable[Tensor], width: int) -> TrunkTargets:
-    """Load the trunk with axes fitted to a run's own pictures.
+def load_trunk(path: Path, images: Iterable[Tensor], width: int) -> TrunkTargets:
+    """Load the trunk with axes fitted to a run's own images.
 
     Args:
         path: Where the axes are kept, so that a run that goes on has the same.
-        pictures: Batches [B, 3, H, W] to fit them to, read only where the file is not there yet.
+        images: Batches [B, 3, H, W] to fit them to, read only where the file is not there yet.
         width: K.
     """
     trunk = FrozenTrunk()
     if not path.exists():
-        means_MF = torch.cat([trunk.look(pixels_B3HW).mean(1) for pixels_B3HW in pictures])
+        means_MF = torch.cat([trunk.look(pixels_B3HW).mean(1) for pixels_B3HW in images])
         save_atomically(asdict(fit_basis(means_MF, width)), path)
     return TrunkTargets(trunk, Basis(**torch.load(path, map_location="cpu", weights_only=True)))

@@ -17,7 +17,7 @@ FIRST_TEACHER, FIRST_STUDENT = "first-teacher", "first-student"
 
 
 def close_ups(*, until: float, common_share: float, unnamed: int = 0) -> Stage:
-    """One drawing that fills a small picture: cheap, and its name is never in doubt."""
+    """One drawing that fills a small image: cheap, and its name is never in doubt."""
     return Stage(
         until=until,
         scenes=SceneConfig(

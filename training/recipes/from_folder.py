@@ -1,7 +1,7 @@
-"""Recipes for anybody's pictures: distil a teacher on a folder of them, or pretrain on it.
+"""Recipes for anybody's images: distil a teacher on a folder of them, or pretrain on it.
 
 What can be known is looked up and not asked for: whether the teacher has prototypes, whether its
-text tower fits the student, how many pictures there are and whether they have captions.
+text tower fits the student, how many images there are and whether they have captions.
 """
 
 from dataclasses import dataclass, replace
@@ -39,14 +39,14 @@ _TEXT_SIZES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderRun:
-    """What a user says of a run on pictures.
+    """What a user says of a run on images.
 
     Attributes:
         name: Of the run's folder.
-        images: A folder of pictures or of shards.
+        images: A folder of images or of shards.
         size: Of the model in training: "small" is for a processor, the others are the family's.
         num_steps: Optimizer steps.
-        batch_size: Pictures of a step on one rank; fewer where the folder has fewer.
+        batch_size: Images of a step on one rank; fewer where the folder has fewer.
     """
 
     name: str
@@ -62,7 +62,7 @@ class FolderRun:
 
 
 def distill_folder(options: FolderRun, teacher: Path, facts: TeacherFacts) -> TrainingConfig:
-    """Distil a teacher, of which these facts are known, into a student on a folder of pictures."""
+    """Distil a teacher, of which these facts are known, into a student on a folder of images."""
     counts = open_store(options.images).summary()
     model, head = _model(options.size), _head(options.size)
     text_start = _text_start(model, facts)
@@ -79,7 +79,7 @@ def distill_folder(options: FolderRun, teacher: Path, facts: TeacherFacts) -> Tr
 
 
 def pretrain_folder(options: FolderRun) -> TrainingConfig:
-    """Pretrain a model on a folder of pictures with captions."""
+    """Pretrain a model on a folder of images with captions."""
     counts = open_store(options.images).summary()
     method = PretrainConfig(head=_head(options.size))
     return _run(options, method, _model(options.size), counts)
@@ -139,7 +139,7 @@ def _run(
         ),
         optim=optim,
         num_steps=options.num_steps,
-        batch_size=min(options.batch_size, counts.num_pictures),
+        batch_size=min(options.batch_size, counts.num_images),
         checkpoint_activations=not is_small,
         teacher=teacher,
         # A student's random weights are not those that a teacher of its size has started from.

@@ -1,6 +1,6 @@
 """The family at full size: the g/14 teacher, and its students SO400m, L, B and a new S/14.
 
-Each has two stages, as in the paper: pictures of 224 pixels, then a tenth of the steps at 448 from
+Each has two stages, as in the paper: images of 224 pixels, then a tenth of the steps at 448 from
 where the first stage ended. The numbers of the paper are its batches, steps, crops, optimizer, loss
 weights and mask; what it does not publish is named here or where its setting is, with a reason.
 The students' steps and batch are not published either: they get their teacher's.
@@ -63,7 +63,7 @@ def _low_res(
     """The first stage: one crop of 224 and six of 98 pixels.
 
     Blocks are recomputed in the backward pass where a step would not fit on 64 GPUs of 80 GB
-    otherwise: the contrast of a step in parts sees fewer pictures at a time.
+    otherwise: the contrast of a step in parts sees fewer images at a time.
     """
     return TrainingConfig(
         name=name,

@@ -29,13 +29,13 @@ _INTRODUCTION = """\
 
 Written by `python -m training reproduce`, which goes on where it was stopped and rewrites this
 page after each run; do not edit it. TIPSv2 (arXiv:2604.12012) trains ViT-g on 116 million
-pictures; these models have {millions:.1f} million parameters and see {images:,} to
+images; these models have {millions:.1f} million parameters and see {images:,} to
 {most_images:,} composed scenes each, so what is looked for is each effect's direction, not its
 size.
 
 - Machine and date: {machine}; torch {torch}; one thread; {date}.
 - Command: `python -m training reproduce` (seeds {seeds}); complete seeds: {complete}.
-- Model: width {dim}, {layers} vision layers, {side} px pictures of {patches} patches, batch
+- Model: width {dim}, {layers} vision layers, {side} px images of {patches} patches, batch
   {batch}; 50 everyday names in four emoji styles; Muon and AdamW, as in the other recipes.
 - A seed: one contrastive start of {start_steps} steps (the first third close-ups of {close_up}
   px), from which every pretraining variant goes on for {pretrain_steps} steps with its own
@@ -46,10 +46,10 @@ size.
 - Off: DINO (no local crops; their cost was not in the budget). No patch-name term and no frozen
   trunk: nothing here but the paper's own losses.
 - Measured on {scenes} test scenes of two or three objects in each set (a single object would
-  reward painting the whole picture), candidates the 50 names, nine prompts; nothing was chosen
+  reward painting the whole image), candidates the 50 names, nine prompts; nothing was chosen
   on them. mIoU in percent; "which" is the share of object pixels given the right one of the
   scene's objects.
-- *painted CLS1* is the same model's class of the whole picture painted everywhere, *largest
+- *painted CLS1* is the same model's class of the whole image painted everywhere, *largest
   object* an oracle that does the same with the largest object's name, *chance* a blind guess.
 - Levels: mean ± standard deviation over seeds. Differences: mean, [95 % t-interval over seeds],
   (95 % interval when the scenes are drawn again, seeds kept), seeds above zero. With three seeds

@@ -30,7 +30,7 @@ LONG_STUDENT = "student-long"
 # The encoder that taught under full averaging, which might be what one would keep.
 AVERAGED = "full-ema, the average"
 LAST = ("no-ema", "student-of-ibot", LONG_STUDENT)
-# Words are learnt before any picture is seen, once: seeds share tokenizer and warmed-up tower.
+# Words are learnt before any image is seen, once: seeds share tokenizer and warmed-up tower.
 _TEXT_SEED = 0
 
 

@@ -179,7 +179,7 @@ def painted_section(results: Results, variants: Sequence[str]) -> str:
     return "\n\n".join(
         [
             "## Against the model's own painted CLS1",
-            "Patches minus the picture's class painted over it; only above zero is there "
+            "Patches minus the image's class painted over it; only above zero is there "
             "segmentation worth the name.",
             table(["run", "scenes", *header], rows),
         ]

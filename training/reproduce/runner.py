@@ -30,7 +30,7 @@ class Record:
 
     Attributes:
         config: The whole configuration as text.
-        num_images: Pictures that it was trained on, its start's not counted.
+        num_images: Images that it was trained on, its start's not counted.
         cpu_s: Processor seconds of the training, in the call that finished it.
         is_whole: Whether that call also began it, so that `cpu_s` is all of it.
     """

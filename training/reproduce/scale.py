@@ -17,7 +17,7 @@ class Scale:
         model: Teachers and students alike.
         head: The prototype head.
         size: Side in pixels of the scenes, the last stage's and the measuring ones'.
-        close_up_size: Side of the first stage's pictures of one drawing each.
+        close_up_size: Side of the first stage's images of one drawing each.
         close_up_share: Share of a start's steps that are close-ups.
         batch_size: Scenes a step.
         warm_up_steps: Of a start's text tower.

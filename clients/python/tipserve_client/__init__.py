@@ -1,4 +1,4 @@
-"""Asks a tipserve service for embeddings, masks and maps of pictures, over HTTP or gRPC.
+"""Asks a tipserve service for embeddings, masks and maps of images, over HTTP or gRPC.
 
 from tipserve_client import Client
 
@@ -31,7 +31,7 @@ from tipserve_client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from tipserve_client.pictures import Picture
+from tipserve_client.images import ImageInput
 from tipserve_client.retries import Retry
 from tipserve_client.target import Tls
 
@@ -43,6 +43,7 @@ __all__ = [
     "DeadlineExceeded",
     "HalfImageEmbedding",
     "ImageEmbedding",
+    "ImageInput",
     "Int8ImageEmbedding",
     "Int8Vectors",
     "InternalError",
@@ -52,7 +53,6 @@ __all__ = [
     "NotFound",
     "NotSupported",
     "Overloaded",
-    "Picture",
     "RequestTooLarge",
     "Retry",
     "Segmentation",

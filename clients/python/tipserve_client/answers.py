@@ -1,6 +1,6 @@
 """What the service answers, as NumPy arrays.
 
-Shape legend: H W pixels of the picture, h w patch grid, D width of the embeddings; `...` whatever
+Shape legend: H W pixels of the image, h w patch grid, D width of the embeddings; `...` whatever
 comes before it.
 """
 
@@ -38,7 +38,7 @@ class Int8Vectors:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VectorsOfImage(Generic[VectorsT]):
-    """What was asked for of one picture, as the numbers that were asked for; the rest is None.
+    """What was asked for of one image, as the numbers that were asked for; the rest is None.
 
     Attributes:
         cls1: Global embedding that learnt from web captions, [D].
@@ -91,7 +91,7 @@ class ClassArea:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segmentation:
-    """The mask of one picture.
+    """The mask of one image.
 
     Attributes:
         labels: uint16 [H, W]: k for the k-th class, 0 for background.
@@ -108,7 +108,7 @@ class Segmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassScore:
-    """How well one class fits a picture: its number from 1, its share among all, its cosine."""
+    """How well one class fits an image: its number from 1, its share among all, its cosine."""
 
     label: int
     name: str
@@ -128,7 +128,7 @@ class ModelInfo:
         min_size: Smallest resolution.
         max_size: Largest resolution.
         size_multiple: Every resolution is a multiple of it.
-        outputs: What can be read from a picture.
+        outputs: What can be read from an image.
         limits: What one request may hold, by the protocol's own names.
     """
 
@@ -145,7 +145,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Item(Generic[T]):
-    """What a stream, or a partial answer, says of one picture or text: a value, or its error.
+    """What a stream, or a partial answer, says of one image or text: a value, or its error.
 
     Attributes:
         index: Its place in what was sent, from 0.

@@ -6,35 +6,35 @@ from os import PathLike
 from typing import Any, Final, Literal, TypedDict, cast
 
 from tipserve_client.errors import InvalidRequest, TipserveError
-from tipserve_client.pictures import Picture, encode_picture
+from tipserve_client.images import ImageInput, encode_image
 
-# One picture, or several.
-Pictures = Picture | Iterable[Picture]
+# One image, or several.
+ImageInputs = ImageInput | Iterable[ImageInput]
 # As what numbers embeddings are sent; None is the server's default, which is float32.
 Dtype = Literal["float32", "float16", "int8"]
 Float32 = Literal["float32"] | None
 Output = Literal["cls1", "cls2", "patches", "values"]
 Fit = Literal["squash", "aspect"]
-MapSize = Literal["picture", "model"]
+MapSize = Literal["image", "model"]
 Features = Literal["values", "patches"]
 Templates = Literal["none", "tcl"] | Sequence[str]
 # Names of classes, each with the prompts that mean it; or names alone.
 Classes = Mapping[str, Sequence[str]] | Sequence[str]
 GlobalFeatures = Literal["cls1", "cls2"]
-FeatureView = Literal["colors", "component", "groups"]
+FeatureKind = Literal["colors", "component", "groups"]
 Method = Literal[
     "embed_images",
     "embed_texts",
     "segment_images",
     "classify_images",
-    "view_features",
+    "visualize_features",
     "estimate_depth",
     "estimate_normals",
 ]
 
-# Where the map of a picture is.
+# Where the map of an image is.
 MAPS: Final[Mapping[Method, str]] = {
-    "view_features": "features",
+    "visualize_features": "features",
     "estimate_depth": "depth",
     "estimate_normals": "normals",
 }
@@ -55,14 +55,14 @@ class EmbedTextsOptions(CallOptions, total=False):
 
 
 class ImageOptions(CallOptions, total=False):
-    """How the model sees pictures: its short side in pixels, and how it is brought to that."""
+    """How the model sees images: its short side in pixels, and how it is brought to that."""
 
     resolution: int
     fit: Fit
 
 
 class EmbedImagesOptions(ImageOptions, total=False):
-    """How pictures are embedded."""
+    """How images are embedded."""
 
     outputs: Output | Sequence[Output]
     normalize: bool
@@ -86,7 +86,7 @@ class MapOptions(ImageOptions, total=False):
 
 
 class ClassifyOptions(ImageOptions, total=False):
-    """How pictures are compared with classes."""
+    """How images are compared with classes."""
 
     templates: Templates
     features: GlobalFeatures
@@ -97,9 +97,9 @@ class ClassifyOptions(ImageOptions, total=False):
 class FeaturesOptions(ImageOptions, total=False):
     """How patch embeddings are made visible."""
 
-    view: FeatureView
+    kind: FeatureKind
     features: Features
-    scope: Literal["each", "together"]
+    scope: Literal["image", "request"]
     group_count: int
     seed: int
     size: MapSize
@@ -111,7 +111,7 @@ OPTIONS: Final[Mapping[Method, frozenset[str]]] = {
     "embed_texts": EmbedTextsOptions.__optional_keys__ | {"dtype"},
     "segment_images": SegmentOptions.__optional_keys__,
     "classify_images": ClassifyOptions.__optional_keys__,
-    "view_features": FeaturesOptions.__optional_keys__,
+    "visualize_features": FeaturesOptions.__optional_keys__,
     "estimate_depth": MapOptions.__optional_keys__,
     "estimate_normals": MapOptions.__optional_keys__,
 }
@@ -123,11 +123,11 @@ class Ask:
 
     Attributes:
         method: What is asked for.
-        images: Encoded pictures; a stream asks the same of each, and has none here.
+        images: Encoded images; a stream asks the same of each, and has none here.
         texts: For `embed_texts`.
         fields: The rest, by the names that both protocols have for it; what is None is not sent.
         timeout_s: For all tries together; None is the client's own.
-        errors: With `partial`, why pictures cannot be sent, by their place, where empty ones are.
+        errors: With `partial`, why images cannot be sent, by their place, where empty ones are.
     """
 
     method: Method
@@ -139,7 +139,7 @@ class Ask:
 
     @property
     def is_partial(self) -> bool:
-        """Whether what is wrong with single pictures or texts leaves the others their answers."""
+        """Whether what is wrong with single images or texts leaves the others their answers."""
         return bool(self.fields.get("partial"))
 
 
@@ -147,7 +147,7 @@ def make_ask(
     method: Method,
     options: Mapping[str, Any],
     *,
-    pictures: Pictures = (),
+    images: ImageInputs = (),
     texts: Iterable[str] = (),
     classes: Classes | None = None,
     partial: bool = False,
@@ -157,13 +157,13 @@ def make_ask(
     Args:
         method: What is asked for.
         options: As `OPTIONS` has them for the method; None is the server's default.
-        pictures: One or several.
+        images: One or several.
         texts: For `embed_texts`.
         classes: For `segment_images` and `classify_images`.
-        partial: Whether a picture that cannot be used leaves the others their answers.
+        partial: Whether an image that cannot be used leaves the others their answers.
 
     Raises:
-        InvalidRequest: A picture cannot be used, and the request is not partial.
+        InvalidRequest: An image cannot be used, and the request is not partial.
         TypeError: An option that the method does not have.
     """
     known = OPTIONS[method]
@@ -184,10 +184,10 @@ def make_ask(
         raise InvalidRequest("texts: give a list.", code="invalid_field", param="texts")
     if partial:
         given["partial"] = True
-    images, errors = encode_all(pictures, is_partial=partial)
+    encoded, errors = encode_all(images, is_partial=partial)
     return Ask(
         method=method,
-        images=images,
+        images=encoded,
         texts=tuple(texts),
         fields=given,
         timeout_s=options.get("timeout_s"),
@@ -196,34 +196,34 @@ def make_ask(
 
 
 def encode_all(
-    pictures: Pictures, *, is_partial: bool
+    images: ImageInputs, *, is_partial: bool
 ) -> tuple[tuple[bytes, ...], dict[int, TipserveError]]:
-    """Encoded pictures; in a partial request also why some cannot be sent.
+    """Encoded images; in a partial request also why some cannot be sent.
 
     Those are sent empty, so that all others keep their places in what the server says.
 
     Raises:
-        InvalidRequest: A picture cannot be used, and the request is not partial.
+        InvalidRequest: An image cannot be used, and the request is not partial.
     """
-    images: list[bytes] = []
+    encoded: list[bytes] = []
     errors: dict[int, TipserveError] = {}
-    for index, picture in enumerate(as_pictures(pictures)):
+    for index, image in enumerate(as_images(images)):
         try:
-            images.append(encode_picture(picture, f"images[{index}]"))
+            encoded.append(encode_image(image, f"images[{index}]"))
         except InvalidRequest as error:
             if not is_partial:
                 raise
             errors[index] = error
-            images.append(b"")
-    return tuple(images), errors
+            encoded.append(b"")
+    return tuple(encoded), errors
 
 
-def as_pictures(pictures: Pictures) -> Iterable[Picture]:
-    """Several pictures from one or several; an array is one picture, and so is a path."""
-    is_one = isinstance(pictures, str | bytes | PathLike) or hasattr(pictures, "shape")
-    if is_one or hasattr(pictures, "save"):
-        return [cast("Picture", pictures)]
-    return cast("Iterable[Picture]", pictures)
+def as_images(images: ImageInputs) -> Iterable[ImageInput]:
+    """Several images from one or several; an array is one image, and so is a path."""
+    is_one = isinstance(images, str | bytes | PathLike) or hasattr(images, "shape")
+    if is_one or hasattr(images, "save"):
+        return [cast("ImageInput", images)]
+    return cast("Iterable[ImageInput]", images)
 
 
 def class_list(classes: Classes, param: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from tipserve_client.client import DEFAULT_TIMEOUT_S, DEFAULT_WINDOW, MAX_HTTP_C
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_transport import AsyncGrpcTransport
 from tipserve_client.http_transport import AsyncHttpTransport
-from tipserve_client.pictures import Picture
+from tipserve_client.images import ImageInput
 from tipserve_client.retries import Attempts, Retry
 from tipserve_client.stream_items import StreamWire
 from tipserve_client.target import Tls, read_target
@@ -71,7 +71,7 @@ class AsyncClient(AsyncMethods):
     @overload
     def stream_images(
         self,
-        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         *,
         window: int = DEFAULT_WINDOW,
         dtype: Float32 = None,
@@ -81,7 +81,7 @@ class AsyncClient(AsyncMethods):
     @overload
     def stream_images(
         self,
-        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         *,
         window: int = DEFAULT_WINDOW,
         dtype: Literal["float16"],
@@ -91,7 +91,7 @@ class AsyncClient(AsyncMethods):
     @overload
     def stream_images(
         self,
-        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         *,
         window: int = DEFAULT_WINDOW,
         dtype: Literal["int8"],
@@ -100,25 +100,25 @@ class AsyncClient(AsyncMethods):
 
     def stream_images(
         self,
-        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         *,
         window: int = DEFAULT_WINDOW,
         dtype: Dtype | None = None,
         **options: Unpack[EmbedImagesOptions],
     ) -> AsyncIterator[Item[Any]]:
-        """Embeddings of any number of pictures, in their order, as they come.
+        """Embeddings of any number of images, in their order, as they come.
 
         Over gRPC all go over one RPC; where that breaks it is begun anew with what has no answer
-        yet. What is wrong with one picture is its item's error, and the stream goes on.
+        yet. What is wrong with one image is its item's error, and the stream goes on.
 
         Args:
-            pictures: Of either kind of iterator; read at most `window` ahead of the answers.
-            window: Pictures that are on their way at most; over HTTP no more than 16.
+            images: Of either kind of iterator; read at most `window` ahead of the answers.
+            window: Images that are on their way at most; over HTTP no more than 16.
             dtype: As for `embed_images`.
-            options: As for `embed_images`; `timeout_s` is for each picture.
+            options: As for `embed_images`; `timeout_s` is for each image.
 
         Raises:
-            ValueError: The window has no room for a picture.
+            ValueError: The window has no room for an image.
         """
         if window < 1:
             raise ValueError(f"window: give at least 1, not {window}")
@@ -127,7 +127,7 @@ class AsyncClient(AsyncMethods):
         if isinstance(self._transport, AsyncGrpcTransport):
             return task_stream.over_grpc(
                 self._transport,
-                pictures,
+                images,
                 StreamWire(ask, timeout_s),
                 window_size=window,
                 attempts=Attempts(self._retry, timeout_s, self._clock),
@@ -135,7 +135,7 @@ class AsyncClient(AsyncMethods):
             )
         size = min(window, MAX_HTTP_CONNECTIONS)
         return task_stream.over_http(
-            self._ask, pictures, lambda image: replace(ask, images=(image,)), window_size=size
+            self._ask, images, lambda encoded: replace(ask, images=(encoded,)), window_size=size
         )
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
 """What the asynchronous client can be asked for, and as what it is answered.
 
-With `partial` an answer has an `Item` for each picture or text: a value, or what is wrong with it.
+With `partial` an answer has an `Item` for each image or text: a value, or what is wrong with it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,28 +28,28 @@ from tipserve_client.asks import (
     EmbedTextsOptions,
     FeaturesOptions,
     Float32,
+    ImageInputs,
     MapOptions,
     Method,
-    Pictures,
     SegmentOptions,
-    as_pictures,
+    as_images,
     make_ask,
 )
 from tipserve_client.beside_loop import pack_beside
 
 
 async def _packed(
-    method: Method, options: Mapping[str, Any], *, pictures: Pictures, **given: Any
+    method: Method, options: Mapping[str, Any], *, images: ImageInputs, **given: Any
 ) -> Ask:
-    """As `make_ask` has it; the pictures are gone through here, and packed beside the loop."""
-    several = list(as_pictures(pictures))
-    return await pack_beside(lambda: make_ask(method, options, pictures=several, **given), several)
+    """As `make_ask` has it; the images are gone through here, and packed beside the loop."""
+    several = list(as_images(images))
+    return await pack_beside(lambda: make_ask(method, options, images=several, **given), several)
 
 
 class AsyncMethods:
     """One method for each thing that is asked for; how a request is sent is the client's.
 
-    All take `partial`: then what is wrong with single pictures or texts, their files too, raises
+    All take `partial`: then what is wrong with single images or texts, their files too, raises
     nothing, but is the error of their `Item`, and the others have their values. What is wrong with
     the whole request is raised as ever.
     """
@@ -60,7 +60,7 @@ class AsyncMethods:
     @overload
     async def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Float32 = None,
         partial: Literal[False] = False,
@@ -70,7 +70,7 @@ class AsyncMethods:
     @overload
     async def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Literal["float16"],
         partial: Literal[False] = False,
@@ -80,7 +80,7 @@ class AsyncMethods:
     @overload
     async def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Literal["int8"],
         partial: Literal[False] = False,
@@ -90,7 +90,7 @@ class AsyncMethods:
     @overload
     async def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Float32 = None,
         partial: Literal[True],
@@ -100,7 +100,7 @@ class AsyncMethods:
     @overload
     async def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Literal["float16"],
         partial: Literal[True],
@@ -110,7 +110,7 @@ class AsyncMethods:
     @overload
     async def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Literal["int8"],
         partial: Literal[True],
@@ -119,25 +119,23 @@ class AsyncMethods:
 
     async def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Dtype | None = None,
         partial: bool = False,
         **options: Unpack[EmbedImagesOptions],
     ) -> Any:
-        """Embeddings of pictures, in their order; of each what `outputs` names.
+        """Embeddings of images, in their order; of each what `outputs` names.
 
         Args:
-            pictures: One or several.
+            images: One or several.
             dtype: As what numbers they are sent: `float32`, `float16`, or `int8`, a quarter of the
                 bytes, with a scale for each vector (`Int8Vectors.to_float32` multiplies).
-            partial: Whether a picture that cannot be used leaves the others their values.
+            partial: Whether an image that cannot be used leaves the others their values.
             options: The rest, by the service's own names.
         """
         given = {**options, "dtype": dtype}
-        return await self._ask(
-            await _packed("embed_images", given, pictures=pictures, partial=partial)
-        )
+        return await self._ask(await _packed("embed_images", given, images=images, partial=partial))
 
     @overload
     async def embed_texts(
@@ -221,7 +219,7 @@ class AsyncMethods:
     @overload
     async def segment(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: Literal[False] = False,
@@ -231,7 +229,7 @@ class AsyncMethods:
     @overload
     async def segment(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: Literal[True],
@@ -240,23 +238,23 @@ class AsyncMethods:
 
     async def segment(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: bool = False,
         **options: Unpack[SegmentOptions],
     ) -> Any:
-        """A mask of each picture's size: k where the k-th class is."""
+        """A mask of each image's size: k where the k-th class is."""
         return await self._ask(
             await _packed(
-                "segment_images", options, pictures=pictures, classes=classes, partial=partial
+                "segment_images", options, images=images, classes=classes, partial=partial
             )
         )
 
     @overload
     async def classify(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: Literal[False] = False,
@@ -266,7 +264,7 @@ class AsyncMethods:
     @overload
     async def classify(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: Literal[True],
@@ -275,23 +273,23 @@ class AsyncMethods:
 
     async def classify(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: bool = False,
         **options: Unpack[ClassifyOptions],
     ) -> Any:
-        """How well each class fits each picture, the best first."""
+        """How well each class fits each image, the best first."""
         return await self._ask(
             await _packed(
-                "classify_images", options, pictures=pictures, classes=classes, partial=partial
+                "classify_images", options, images=images, classes=classes, partial=partial
             )
         )
 
     @overload
     async def features(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         partial: Literal[False] = False,
         **options: Unpack[FeaturesOptions],
@@ -299,49 +297,49 @@ class AsyncMethods:
 
     @overload
     async def features(
-        self, pictures: Pictures, *, partial: Literal[True], **options: Unpack[FeaturesOptions]
+        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[FeaturesOptions]
     ) -> list[Item[NDArray[Any]]]: ...
 
     async def features(
-        self, pictures: Pictures, *, partial: bool = False, **options: Unpack[FeaturesOptions]
+        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[FeaturesOptions]
     ) -> Any:
         """Patch embeddings made visible: colours [H, W, 3], one component or groups [H, W]."""
         return await self._ask(
-            await _packed("view_features", options, pictures=pictures, partial=partial)
+            await _packed("visualize_features", options, images=images, partial=partial)
         )
 
     @overload
     async def depth(
-        self, pictures: Pictures, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
     ) -> list[FloatArray]: ...
 
     @overload
     async def depth(
-        self, pictures: Pictures, *, partial: Literal[True], **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[MapOptions]
     ) -> list[Item[FloatArray]]: ...
 
     async def depth(
-        self, pictures: Pictures, *, partial: bool = False, **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[MapOptions]
     ) -> Any:
         """Metres for every pixel, [H, W], where the model has the head for it."""
         return await self._ask(
-            await _packed("estimate_depth", options, pictures=pictures, partial=partial)
+            await _packed("estimate_depth", options, images=images, partial=partial)
         )
 
     @overload
     async def normals(
-        self, pictures: Pictures, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
     ) -> list[FloatArray]: ...
 
     @overload
     async def normals(
-        self, pictures: Pictures, *, partial: Literal[True], **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[MapOptions]
     ) -> list[Item[FloatArray]]: ...
 
     async def normals(
-        self, pictures: Pictures, *, partial: bool = False, **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[MapOptions]
     ) -> Any:
         """A vector of unit length for every pixel, [H, W, 3], where the model has the head."""
         return await self._ask(
-            await _packed("estimate_normals", options, pictures=pictures, partial=partial)
+            await _packed("estimate_normals", options, images=images, partial=partial)
         )

@@ -18,8 +18,8 @@ from tipserve_client.asks import Ask, Dtype, EmbedImagesOptions, Float32, make_a
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_transport import GrpcTransport
 from tipserve_client.http_transport import HttpTransport
+from tipserve_client.images import ImageInput
 from tipserve_client.methods import Methods
-from tipserve_client.pictures import Picture
 from tipserve_client.retries import Attempts, Retry
 from tipserve_client.stream_items import StreamWire
 from tipserve_client.target import Tls, read_target
@@ -73,7 +73,7 @@ class Client(Methods):
     @overload
     def stream_images(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         *,
         window: int = DEFAULT_WINDOW,
         dtype: Float32 = None,
@@ -83,7 +83,7 @@ class Client(Methods):
     @overload
     def stream_images(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         *,
         window: int = DEFAULT_WINDOW,
         dtype: Literal["float16"],
@@ -93,7 +93,7 @@ class Client(Methods):
     @overload
     def stream_images(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         *,
         window: int = DEFAULT_WINDOW,
         dtype: Literal["int8"],
@@ -102,25 +102,25 @@ class Client(Methods):
 
     def stream_images(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         *,
         window: int = DEFAULT_WINDOW,
         dtype: Dtype | None = None,
         **options: Unpack[EmbedImagesOptions],
     ) -> Iterator[Item[Any]]:
-        """Embeddings of any number of pictures, in their order, as they come.
+        """Embeddings of any number of images, in their order, as they come.
 
         Over gRPC all go over one RPC; where that breaks it is begun anew with what has no answer
-        yet. What is wrong with one picture is its item's error, and the stream goes on.
+        yet. What is wrong with one image is its item's error, and the stream goes on.
 
         Args:
-            pictures: Read in a thread of its own, at most `window` ahead of the answers.
-            window: Pictures that are on their way at most; over HTTP no more than 16.
+            images: Read in a thread of its own, at most `window` ahead of the answers.
+            window: Images that are on their way at most; over HTTP no more than 16.
             dtype: As for `embed_images`.
-            options: As for `embed_images`; `timeout_s` is for each picture.
+            options: As for `embed_images`; `timeout_s` is for each image.
 
         Raises:
-            ValueError: The window has no room for a picture.
+            ValueError: The window has no room for an image.
         """
         if window < 1:
             raise ValueError(f"window: give at least 1, not {window}")
@@ -129,7 +129,7 @@ class Client(Methods):
         if isinstance(self._transport, GrpcTransport):
             return thread_stream.over_grpc(
                 self._transport,
-                pictures,
+                images,
                 StreamWire(ask, timeout_s),
                 window_size=window,
                 attempts=Attempts(self._retry, timeout_s, self._clock),
@@ -137,7 +137,7 @@ class Client(Methods):
             )
         size = min(window, MAX_HTTP_CONNECTIONS)
         return thread_stream.over_http(
-            self._ask, pictures, lambda image: replace(ask, images=(image,)), window_size=size
+            self._ask, images, lambda encoded: replace(ask, images=(encoded,)), window_size=size
         )
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """What can go wrong with a request, the same over both protocols.
 
 TipserveError
-+-- InvalidRequest       the caller's fault: a field, a picture or a text cannot be used
++-- InvalidRequest       the caller's fault: a field, an image or a text cannot be used
 +-- RequestTooLarge      more than the server ever takes at once; split it
 +-- Unauthenticated      no API key, or an unknown one
 +-- NotFound             no model of that name is served
@@ -28,7 +28,7 @@ class TipserveError(Exception):
     """
 
     can_be_tried_again = False
-    # Whether it is no single picture's: all others of a stream would fare the same.
+    # Whether it is no single image's: all others of a stream would fare the same.
     ends_stream = False
 
     def __init__(
@@ -49,14 +49,14 @@ class TipserveError(Exception):
 
     @property
     def index(self) -> int | None:
-        """Which picture or text is at fault, from 0; None where it is not one of them."""
+        """Which image or text is at fault, from 0; None where it is not one of them."""
         head, _, rest = (self.param or "").partition("[")
         number = rest.partition("]")[0]
         return int(number) if head in {"images", "texts"} and number.isdecimal() else None
 
 
 class InvalidRequest(TipserveError):
-    """A field, a picture or a text cannot be used."""
+    """A field, an image or a text cannot be used."""
 
 
 class RequestTooLarge(TipserveError):
@@ -135,6 +135,6 @@ BY_REASON: Final[Mapping[str, type[TipserveError]]] = {
 def item_error(
     message: str, code: str, *, param: str | None, request_id: str | None
 ) -> TipserveError:
-    """What is wrong with one picture or text, where the others have their answers."""
+    """What is wrong with one image or text, where the others have their answers."""
     kind = BY_REASON.get(code, InvalidRequest)
     return kind(message, code=code, param=param, request_id=request_id)

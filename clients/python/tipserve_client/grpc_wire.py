@@ -44,7 +44,7 @@ RPCS: Final[Mapping[Method, tuple[str, Any]]] = {
     "embed_texts": ("EmbedTexts", embed_pb2.EmbedTextsRequest),
     "segment_images": ("SegmentImages", segment_pb2.SegmentImagesRequest),
     "classify_images": ("ClassifyImages", classify_pb2.ClassifyImagesRequest),
-    "view_features": ("ViewFeatures", features_pb2.ViewFeaturesRequest),
+    "visualize_features": ("VisualizeFeatures", features_pb2.VisualizeFeaturesRequest),
     "estimate_depth": ("EstimateDepth", dense_pb2.EstimateDepthRequest),
     "estimate_normals": ("EstimateNormals", dense_pb2.EstimateNormalsRequest),
 }
@@ -54,13 +54,13 @@ ENUMS: Final[Mapping[str, tuple[Any, str]]] = {
     "size": (dense_pb2.MapSize, "MAP_SIZE"),
     "features": (segment_pb2.DenseFeatures, "DENSE_FEATURES"),
     "mode": (segment_pb2.SegmentMode, "SEGMENT_MODE"),
-    "view": (features_pb2.FeatureView, "FEATURE_VIEW"),
+    "kind": (features_pb2.FeatureKind, "FEATURE_KIND"),
     "scope": (features_pb2.FeatureScope, "FEATURE_SCOPE"),
     "dtype": (embed_pb2.VectorType, "VECTOR_TYPE"),
 }
 # Fields whose names are not those that callers and REST have for them.
 FIELD_NAMES: Final = {"dtype": "vector_type"}
-# Where answers have what they say of each picture; the rest is in `maps`.
+# Where answers have what they say of each image; the rest is in `maps`.
 ROWS: Final[Mapping[Method, str]] = {
     "embed_images": "embeddings",
     "segment_images": "segmentations",
@@ -193,7 +193,7 @@ def _templates(value: str | list[str]) -> text_pb2.Templates:
 
 
 def _rows(method: Method, answer: Any) -> Iterable[Any]:
-    """What an answer has for each picture or text, also where there is an error."""
+    """What an answer has for each image or text, also where there is an error."""
     if method != "embed_texts":
         return cast("Iterable[Any]", getattr(answer, ROWS.get(method, "maps")))
     texts = vectors(answer.embeddings)
@@ -204,7 +204,7 @@ def _rows(method: Method, answer: Any) -> Iterable[Any]:
 
 
 def _value(ask: Ask, row: Any) -> Any:
-    """What is told of one picture or text."""
+    """What is told of one image or text."""
     if ask.method == "embed_images":
         kind = EMBEDDINGS[ask.fields.get("dtype", "float32")]
         return kind(**{field.name: vectors(tensor) for field, tensor in row.ListFields()})

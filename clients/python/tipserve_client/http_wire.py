@@ -25,7 +25,7 @@ PATHS: Final[Mapping[Method, str]] = {
     "embed_texts": "/v1/texts:embed",
     "segment_images": "/v1/images:segment",
     "classify_images": "/v1/images:classify",
-    "view_features": "/v1/images:features",
+    "visualize_features": "/v1/images:features",
     "estimate_depth": "/v1/images:depth",
     "estimate_normals": "/v1/images:normals",
 }
@@ -104,7 +104,7 @@ def read_error(status: int, headers: Mapping[str, str], raw: bytes) -> TipserveE
 
 
 def _value(ask: Ask, item: Mapping[str, Any]) -> Any:
-    """What is told of one picture or text."""
+    """What is told of one image or text."""
     if ask.method == "embed_images":
         kind = EMBEDDINGS[ask.fields.get("dtype", "float32")]
         return kind(**{name: _vectors(item, name) for name in OUTPUTS if name in item})

@@ -1,4 +1,4 @@
-"""The pictures of a stream without an answer yet, in order: bounded, sent again on a new stream.
+"""The images of a stream without an answer yet, in order: bounded, sent again on a new stream.
 
 `Line` is the bare state; the two windows let threads or tasks wait for its changes.
 """
@@ -14,7 +14,7 @@ from tipserve_client.errors import TipserveError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One picture: its place, and its request or why there is none."""
+    """One image: its place, and its request or why there is none."""
 
     index: int
     request: Any = None

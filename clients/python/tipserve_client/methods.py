@@ -1,6 +1,6 @@
 """What the synchronous client can be asked for, and as what it is answered.
 
-With `partial` an answer has an `Item` for each picture or text: a value, or what is wrong with it.
+With `partial` an answer has an `Item` for each image or text: a value, or what is wrong with it.
 """
 
 from collections.abc import Iterable
@@ -28,8 +28,8 @@ from tipserve_client.asks import (
     EmbedTextsOptions,
     FeaturesOptions,
     Float32,
+    ImageInputs,
     MapOptions,
-    Pictures,
     SegmentOptions,
     make_ask,
 )
@@ -38,7 +38,7 @@ from tipserve_client.asks import (
 class Methods:
     """One method for each thing that is asked for; how a request is sent is the client's.
 
-    All take `partial`: then what is wrong with single pictures or texts, their files too, raises
+    All take `partial`: then what is wrong with single images or texts, their files too, raises
     nothing, but is the error of their `Item`, and the others have their values. What is wrong with
     the whole request is raised as ever.
     """
@@ -49,7 +49,7 @@ class Methods:
     @overload
     def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Float32 = None,
         partial: Literal[False] = False,
@@ -59,7 +59,7 @@ class Methods:
     @overload
     def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Literal["float16"],
         partial: Literal[False] = False,
@@ -69,7 +69,7 @@ class Methods:
     @overload
     def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Literal["int8"],
         partial: Literal[False] = False,
@@ -79,7 +79,7 @@ class Methods:
     @overload
     def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Float32 = None,
         partial: Literal[True],
@@ -89,7 +89,7 @@ class Methods:
     @overload
     def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Literal["float16"],
         partial: Literal[True],
@@ -99,7 +99,7 @@ class Methods:
     @overload
     def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Literal["int8"],
         partial: Literal[True],
@@ -108,23 +108,23 @@ class Methods:
 
     def embed_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         dtype: Dtype | None = None,
         partial: bool = False,
         **options: Unpack[EmbedImagesOptions],
     ) -> Any:
-        """Embeddings of pictures, in their order; of each what `outputs` names.
+        """Embeddings of images, in their order; of each what `outputs` names.
 
         Args:
-            pictures: One or several.
+            images: One or several.
             dtype: As what numbers they are sent: `float32`, `float16`, or `int8`, a quarter of the
                 bytes, with a scale for each vector (`Int8Vectors.to_float32` multiplies).
-            partial: Whether a picture that cannot be used leaves the others their values.
+            partial: Whether an image that cannot be used leaves the others their values.
             options: The rest, by the service's own names.
         """
         given = {**options, "dtype": dtype}
-        return self._ask(make_ask("embed_images", given, pictures=pictures, partial=partial))
+        return self._ask(make_ask("embed_images", given, images=images, partial=partial))
 
     @overload
     def embed_texts(
@@ -208,7 +208,7 @@ class Methods:
     @overload
     def segment(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: Literal[False] = False,
@@ -218,7 +218,7 @@ class Methods:
     @overload
     def segment(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: Literal[True],
@@ -227,21 +227,21 @@ class Methods:
 
     def segment(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: bool = False,
         **options: Unpack[SegmentOptions],
     ) -> Any:
-        """A mask of each picture's size: k where the k-th class is."""
+        """A mask of each image's size: k where the k-th class is."""
         return self._ask(
-            make_ask("segment_images", options, pictures=pictures, classes=classes, partial=partial)
+            make_ask("segment_images", options, images=images, classes=classes, partial=partial)
         )
 
     @overload
     def classify(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: Literal[False] = False,
@@ -251,7 +251,7 @@ class Methods:
     @overload
     def classify(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: Literal[True],
@@ -260,23 +260,21 @@ class Methods:
 
     def classify(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         classes: Classes,
         *,
         partial: bool = False,
         **options: Unpack[ClassifyOptions],
     ) -> Any:
-        """How well each class fits each picture, the best first."""
+        """How well each class fits each image, the best first."""
         return self._ask(
-            make_ask(
-                "classify_images", options, pictures=pictures, classes=classes, partial=partial
-            )
+            make_ask("classify_images", options, images=images, classes=classes, partial=partial)
         )
 
     @overload
     def features(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         *,
         partial: Literal[False] = False,
         **options: Unpack[FeaturesOptions],
@@ -284,43 +282,43 @@ class Methods:
 
     @overload
     def features(
-        self, pictures: Pictures, *, partial: Literal[True], **options: Unpack[FeaturesOptions]
+        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[FeaturesOptions]
     ) -> list[Item[NDArray[Any]]]: ...
 
     def features(
-        self, pictures: Pictures, *, partial: bool = False, **options: Unpack[FeaturesOptions]
+        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[FeaturesOptions]
     ) -> Any:
         """Patch embeddings made visible: colours [H, W, 3], one component or groups [H, W]."""
-        return self._ask(make_ask("view_features", options, pictures=pictures, partial=partial))
+        return self._ask(make_ask("visualize_features", options, images=images, partial=partial))
 
     @overload
     def depth(
-        self, pictures: Pictures, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
     ) -> list[FloatArray]: ...
 
     @overload
     def depth(
-        self, pictures: Pictures, *, partial: Literal[True], **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[MapOptions]
     ) -> list[Item[FloatArray]]: ...
 
     def depth(
-        self, pictures: Pictures, *, partial: bool = False, **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[MapOptions]
     ) -> Any:
         """Metres for every pixel, [H, W], where the model has the head for it."""
-        return self._ask(make_ask("estimate_depth", options, pictures=pictures, partial=partial))
+        return self._ask(make_ask("estimate_depth", options, images=images, partial=partial))
 
     @overload
     def normals(
-        self, pictures: Pictures, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
     ) -> list[FloatArray]: ...
 
     @overload
     def normals(
-        self, pictures: Pictures, *, partial: Literal[True], **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[MapOptions]
     ) -> list[Item[FloatArray]]: ...
 
     def normals(
-        self, pictures: Pictures, *, partial: bool = False, **options: Unpack[MapOptions]
+        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[MapOptions]
     ) -> Any:
         """A vector of unit length for every pixel, [H, W, 3], where the model has the head."""
-        return self._ask(make_ask("estimate_normals", options, pictures=pictures, partial=partial))
+        return self._ask(make_ask("estimate_normals", options, images=images, partial=partial))

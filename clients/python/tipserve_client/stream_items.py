@@ -1,4 +1,4 @@
-"""What goes over a gRPC stream for one picture, and what comes back."""
+"""What goes over a gRPC stream for one image, and what comes back."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from tipserve_client.asks import Ask
 from tipserve_client.errors import TipserveError, Unavailable
 from tipserve_client.generated import stream_pb2
 from tipserve_client.grpc_wire import read_answer, read_stream_error, write_ask
+from tipserve_client.images import ImageInput, encode_image
 from tipserve_client.line import Entry
-from tipserve_client.pictures import Picture, encode_picture
 
 
 class StreamWire:
-    """Asks the same of every picture."""
+    """Asks the same of every image."""
 
     def __init__(self, ask: Ask, timeout_s: float) -> None:
         self._ask = ask
@@ -23,23 +23,23 @@ class StreamWire:
         self._blank = stream_pb2.StreamRequest(timeout=timeout)
         getattr(self._blank, ask.method).CopyFrom(write_ask(ask))
 
-    def entry(self, index: int, picture: Picture) -> Entry:
-        """A picture's request; where it cannot be read, why."""
+    def entry(self, index: int, image: ImageInput) -> Entry:
+        """An image's request; where it cannot be read, why."""
         try:
-            image = encode_picture(picture)
+            encoded = encode_image(image)
         except TipserveError as error:
             return Entry(index, error=error)
         request = stream_pb2.StreamRequest()
         request.CopyFrom(self._blank)
         request.id = str(index)
-        getattr(request, self._ask.method).images.add(encoded=image)
+        getattr(request, self._ask.method).images.add(encoded=encoded)
         return Entry(index, request)
 
     def item(self, entry: Entry, answer: stream_pb2.StreamResponse) -> Item[Any]:
-        """What an answer says of the picture that is first in line.
+        """What an answer says of the image that is first in line.
 
         Raises:
-            TipserveError: It is to be tried again, or it is another picture's answer.
+            TipserveError: It is to be tried again, or it is another image's answer.
         """
         if answer.id != str(entry.index):
             raise Unavailable(

@@ -1,4 +1,4 @@
-"""A stream of pictures from an iterator to an iterator, for the asynchronous client.
+"""A stream of images from an iterator to an iterator, for the asynchronous client.
 
 It does what `thread_stream` does, by tasks of the caller's event loop.
 """
@@ -15,18 +15,18 @@ from tipserve_client.asks import Ask
 from tipserve_client.beside_loop import pack_beside
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_transport import AsyncGrpcTransport, rpc_error
+from tipserve_client.images import ImageInput, encode_image
 from tipserve_client.line import Entry, TaskWindow
-from tipserve_client.pictures import Picture, encode_picture
 from tipserve_client.retries import Attempts
 from tipserve_client.stream_items import StreamWire, ended_early
 
-Pictures = Iterable[Picture] | AsyncIterable[Picture]
-MakeEntry = Callable[[int, Picture], Awaitable[Entry]]
+ImageInputs = Iterable[ImageInput] | AsyncIterable[ImageInput]
+MakeEntry = Callable[[int, ImageInput], Awaitable[Entry]]
 
 
 async def over_grpc(
     transport: AsyncGrpcTransport,
-    pictures: Pictures,
+    images: ImageInputs,
     wire: StreamWire,
     *,
     window_size: int,
@@ -39,10 +39,10 @@ async def over_grpc(
         TipserveError: The server cannot be reached, or refuses the stream.
     """
 
-    async def pack(index: int, picture: Picture) -> Entry:
-        return await pack_beside(lambda: wire.entry(index, picture), [picture])
+    async def pack(index: int, image: ImageInput) -> Entry:
+        return await pack_beside(lambda: wire.entry(index, image), [image])
 
-    async with _filled(pictures, pack, window_size) as window:
+    async with _filled(images, pack, window_size) as window:
         while True:
             try:
                 async for item in _one_stream(transport, window, wire, attempts):
@@ -56,7 +56,7 @@ async def over_grpc(
 
 async def over_http(
     send: Callable[[Ask], Awaitable[Any]],
-    pictures: Pictures,
+    images: ImageInputs,
     make_ask: Callable[[bytes], Ask],
     *,
     window_size: int,
@@ -64,18 +64,18 @@ async def over_http(
     """Answers in order; HTTP has no streams, so requests go side by side."""
     tasks: set[asyncio.Future[Any]] = set()
 
-    async def begin(index: int, picture: Picture) -> Entry:
+    async def begin(index: int, image: ImageInput) -> Entry:
         try:
-            image = await pack_beside(lambda: encode_picture(picture), [picture])
+            encoded = await pack_beside(lambda: encode_image(image), [image])
         except TipserveError as error:
             return Entry(index, error=error)
-        task = asyncio.ensure_future(send(make_ask(image)))
+        task = asyncio.ensure_future(send(make_ask(encoded)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         return Entry(index, task)
 
     try:
-        async with _filled(pictures, begin, window_size) as window:
+        async with _filled(images, begin, window_size) as window:
             while (entry := await window.head()) is not None:
                 yield await _outcome(entry)
                 window.pop()
@@ -89,17 +89,17 @@ async def over_http(
 
 
 @asynccontextmanager
-async def _filled(pictures: Pictures, make: MakeEntry, size: int) -> AsyncIterator[TaskWindow]:
+async def _filled(images: ImageInputs, make: MakeEntry, size: int) -> AsyncIterator[TaskWindow]:
     """A window that a task of its own fills."""
     window = TaskWindow(size)
 
     async def fill() -> None:
         try:
             index = 0
-            async for picture in _each(pictures):
+            async for image in _each(images):
                 while window.line.is_full:
                     await window.until_change()
-                window.push(await make(index, picture))
+                window.push(await make(index, image))
                 index += 1
         except Exception as error:
             window.end(error)
@@ -114,13 +114,13 @@ async def _filled(pictures: Pictures, make: MakeEntry, size: int) -> AsyncIterat
         await asyncio.gather(filling, return_exceptions=True)
 
 
-async def _each(pictures: Pictures) -> AsyncIterator[Picture]:
-    if isinstance(pictures, AsyncIterable):
-        async for picture in pictures:
-            yield picture
+async def _each(images: ImageInputs) -> AsyncIterator[ImageInput]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
         return
-    for picture in pictures:
-        yield picture
+    for image in images:
+        yield image
 
 
 async def _one_stream(

@@ -1,7 +1,7 @@
-"""A stream of pictures from an iterator to an iterator, for the synchronous client.
+"""A stream of images from an iterator to an iterator, for the synchronous client.
 
-A thread takes pictures from the caller's iterator, up to a window ahead of what is answered. A
-stream that breaks is begun anew with what has no answer yet, so each picture is answered once.
+A thread takes images from the caller's iterator, up to a window ahead of what is answered. A
+stream that breaks is begun anew with what has no answer yet, so each image is answered once.
 """
 
 import threading
@@ -15,17 +15,17 @@ from tipserve_client.answers import Item
 from tipserve_client.asks import Ask
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_transport import GrpcTransport, rpc_error
+from tipserve_client.images import ImageInput, encode_image
 from tipserve_client.line import Entry, ThreadWindow
-from tipserve_client.pictures import Picture, encode_picture
 from tipserve_client.retries import Attempts
 from tipserve_client.stream_items import StreamWire, ended_early
 
-MakeEntry = Callable[[int, Picture], Entry]
+MakeEntry = Callable[[int, ImageInput], Entry]
 
 
 def over_grpc(
     transport: GrpcTransport,
-    pictures: Iterable[Picture],
+    images: Iterable[ImageInput],
     wire: StreamWire,
     *,
     window_size: int,
@@ -37,7 +37,7 @@ def over_grpc(
     Raises:
         TipserveError: The server cannot be reached, or refuses the stream.
     """
-    window = _filled(pictures, wire.entry, window_size)
+    window = _filled(images, wire.entry, window_size)
     try:
         while True:
             try:
@@ -53,21 +53,21 @@ def over_grpc(
 
 def over_http(
     send: Callable[[Ask], Any],
-    pictures: Iterable[Picture],
+    images: Iterable[ImageInput],
     make_ask: Callable[[bytes], Ask],
     *,
     window_size: int,
 ) -> Iterator[Item[Any]]:
     """Answers in order; HTTP has no streams, so requests go side by side."""
 
-    def begin(index: int, picture: Picture) -> Entry:
+    def begin(index: int, image: ImageInput) -> Entry:
         try:
-            return Entry(index, pool.submit(send, make_ask(encode_picture(picture))))
+            return Entry(index, pool.submit(send, make_ask(encode_image(image))))
         except TipserveError as error:
             return Entry(index, error=error)
 
     with ThreadPoolExecutor(window_size, "tipserve") as pool:
-        window = _filled(pictures, begin, window_size)
+        window = _filled(images, begin, window_size)
         try:
             while (entry := window.head()) is not None:
                 yield _outcome(entry)
@@ -79,22 +79,22 @@ def over_http(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _filled(pictures: Iterable[Picture], make: MakeEntry, size: int) -> ThreadWindow:
+def _filled(images: Iterable[ImageInput], make: MakeEntry, size: int) -> ThreadWindow:
     """A window that a thread of its own fills."""
     window = ThreadWindow(size)
 
     def fill() -> None:
         try:
-            for index, picture in enumerate(pictures):
+            for index, image in enumerate(images):
                 if not window.until_room():
                     return
-                window.push(make(index, picture))
+                window.push(make(index, image))
         except BaseException as error:
             window.end(error)
         else:
             window.end()
 
-    threading.Thread(target=fill, name="tipserve-pictures", daemon=True).start()
+    threading.Thread(target=fill, name="tipserve-images", daemon=True).start()
     return window
 
 

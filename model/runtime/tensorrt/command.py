@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "int8 left out",
     )
     numbers = (
-        ("--max-batch", USUAL.max_batch, "pictures that one run may hold"),
-        ("--best-batch", USUAL.best_batch, "pictures that kernels are chosen for"),
+        ("--max-batch", USUAL.max_batch, "images that one run may hold"),
+        ("--best-batch", USUAL.best_batch, "images that kernels are chosen for"),
         ("--max-texts", USUAL.max_texts, "texts that one run may hold"),
         ("--best-texts", USUAL.best_texts, "texts that kernels are chosen for"),
         (

@@ -21,7 +21,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 def keys_for(
     package: ModelPackage, precision: Precision, *, device: DeviceFacts, options: TensorRtOptions
 ) -> list[EngineKey]:
-    """What the engines of a package are made from: pictures, texts, and the heads that it has.
+    """What the engines of a package are made from: images, texts, and the heads that it has.
 
     Raises:
         ValueError: A precision that engines are not built in.

@@ -14,8 +14,8 @@ class EngineOptions:
     """What an engine is built for. Another value means another engine.
 
     Attributes:
-        max_batch: Pictures that one run may hold; more are run one after another.
-        best_batch: Pictures that the kernels are chosen for.
+        max_batch: Images that one run may hold; more are run one after another.
+        best_batch: Images that the kernels are chosen for.
         max_texts: As `max_batch`, for texts.
         best_texts: As `best_batch`, for texts.
         workspace_bytes: Device memory that one layer may use besides; None is all there is.
@@ -38,7 +38,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         """Check that the numbers can be meant."""
         for what, best, most in (
-            ("pictures", self.best_batch, self.max_batch),
+            ("images", self.best_batch, self.max_batch),
             ("texts", self.best_texts, self.max_texts),
         ):
             if not 1 <= best <= most:

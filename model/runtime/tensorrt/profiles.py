@@ -72,7 +72,7 @@ def profiles_for(part: Part, manifest: Manifest, options: EngineOptions) -> tupl
     if part == "text":
         return _text_profiles(manifest.max_text_tokens, options)
     unit = manifest.size_multiple if part == "vision" else 2 * manifest.patch_size
-    return _picture_profiles(manifest, math.lcm(unit, manifest.size_multiple), options)
+    return _image_profiles(manifest, math.lcm(unit, manifest.size_multiple), options)
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int | None:
@@ -93,27 +93,27 @@ def split_batch(num_items: int, most: int) -> list[int]:
     ]
 
 
-def _picture_profiles(manifest: Manifest, unit: int, options: EngineOptions) -> tuple[Profile, ...]:
+def _image_profiles(manifest: Manifest, unit: int, options: EngineOptions) -> tuple[Profile, ...]:
     buckets = [
         (height, width)
         for height, width in manifest.shape_buckets
         if height % unit == 0 and width % unit == 0
     ]
-    exact = [_pictures((h, h, h), (w, w, w), options) for h, w in dict.fromkeys(buckets)]
+    exact = [_images((h, h, h), (w, w, w), options) for h, w in dict.fromkeys(buckets)]
     smallest, largest = _up(manifest.min_size, unit), _down(manifest.max_size, unit)
     native = max(smallest, _down(manifest.native_size, unit))
     longest = max(
         native, *(_down(side, unit) for bucket in manifest.shape_buckets for side in bucket)
     )
     usual = (smallest, native, longest)
-    # One picture at a time where it may be large: memory for attention grows with the fourth power
-    # of the side, and a batch of large pictures is no faster than its pictures.
+    # One image at a time where it may be large: memory for attention grows with the fourth power
+    # of the side, and a batch of large images is no faster than its images.
     single = EngineOptions(max_batch=1, best_batch=1)
     wide = (smallest, min(2 * native, largest), largest)
-    return (*exact, _pictures(usual, usual, options), _pictures(wide, wide, single))
+    return (*exact, _images(usual, usual, options), _images(wide, wide, single))
 
 
-def _pictures(
+def _images(
     heights: tuple[int, int, int], widths: tuple[int, int, int], options: EngineOptions
 ) -> Profile:
     batches = (1, options.best_batch, options.max_batch)

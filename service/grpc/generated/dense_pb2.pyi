@@ -13,10 +13,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class MapSize(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MAP_SIZE_UNSPECIFIED: _ClassVar[MapSize]
-    MAP_SIZE_PICTURE: _ClassVar[MapSize]
+    MAP_SIZE_IMAGE: _ClassVar[MapSize]
     MAP_SIZE_MODEL: _ClassVar[MapSize]
 MAP_SIZE_UNSPECIFIED: MapSize
-MAP_SIZE_PICTURE: MapSize
+MAP_SIZE_IMAGE: MapSize
 MAP_SIZE_MODEL: MapSize
 
 class EstimateDepthRequest(_message.Message):

@@ -28,7 +28,7 @@ if _version_not_supported:
 class GRPCInferenceServiceStub(object):
     """Answers inference requests as tensors. `tritonclient` and other clients of the protocol work as they are.
 
-    An input `image` (BYTES) holds encoded pictures, `pixels` (UINT8, [B, H, W, 3]) decoded ones, `pixel_values` (FP32,
+    An input `image` (BYTES) holds encoded images, `pixels` (UINT8, [B, H, W, 3]) decoded ones, `pixel_values` (FP32,
     [B, 3, H, W], from 0 to 1) what the model is to see, and `text` (BYTES) texts. ModelMetadata tells of the outputs.
     """
 
@@ -103,7 +103,7 @@ class GRPCInferenceServiceStub(object):
 class GRPCInferenceServiceServicer(object):
     """Answers inference requests as tensors. `tritonclient` and other clients of the protocol work as they are.
 
-    An input `image` (BYTES) holds encoded pictures, `pixels` (UINT8, [B, H, W, 3]) decoded ones, `pixel_values` (FP32,
+    An input `image` (BYTES) holds encoded images, `pixels` (UINT8, [B, H, W, 3]) decoded ones, `pixel_values` (FP32,
     [B, 3, H, W], from 0 to 1) what the model is to see, and `text` (BYTES) texts. ModelMetadata tells of the outputs.
     """
 
@@ -265,7 +265,7 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 class GRPCInferenceService(object):
     """Answers inference requests as tensors. `tritonclient` and other clients of the protocol work as they are.
 
-    An input `image` (BYTES) holds encoded pictures, `pixels` (UINT8, [B, H, W, 3]) decoded ones, `pixel_values` (FP32,
+    An input `image` (BYTES) holds encoded images, `pixels` (UINT8, [B, H, W, 3]) decoded ones, `pixel_values` (FP32,
     [B, 3, H, W], from 0 to 1) what the model is to see, and `text` (BYTES) texts. ModelMetadata tells of the outputs.
     """
 

@@ -97,9 +97,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Any
     ) -> pb.ModelInferResponse:
-        """Embeddings of pictures and texts, as tensors."""
+        """Embeddings of images and texts, as tensors."""
         read = partial(to_infer, request, self._plane.limits)
-        # Numbers in lists become objects first, and a picture has a million.
+        # Numbers in lists become objects first, and an image has a million.
         is_small = num_listed(request) <= READ_AT_ONCE
         message = read() if is_small else await self._plane.offload(read)
         answer = await infer(self._plane, message, current_call.get())

@@ -9,11 +9,11 @@ from service.rest.negotiation import JSON
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, NO_HEAD, REF
 
 RULE: Final = (
-    "The body of any route that takes texts or pictures. Which one: the path in the header "
+    "The body of any route that takes texts or images. Which one: the path in the header "
     f"{ATTRIBUTES}, with its query where options stand there (`/v1/images:segment?classes=dog`). "
     "Without the header, a JSON body is looked at: `instances` is Vertex AI's form; "
     + "; ".join(f"`{field}` means {path}" for field, path in BY_FIELD.items())
-    + f". Everything else, pictures as they are too, goes to {DEFAULT_ROUTE}."
+    + f". Everything else, images as they are too, goes to {DEFAULT_ROUTE}."
 )
 INVOKE: Final[dict[str, Any]] = {
     "responses": {

@@ -28,19 +28,19 @@ Ask = Callable[[Request], Awaitable[Response]]
 
 
 class PredictBody(Schema):
-    """Texts or pictures, and what to do with all of them."""
+    """Texts or images, and what to do with all of them."""
 
     instances: Annotated[
         list[JsonValue],
         Field(
-            description="Each as `/v1/embeddings` takes it in `input`; pictures also as "
+            description="Each as `/v1/embeddings` takes it in `input`; images also as "
             '`{"b64": ...}` or `{"image": {"bytesBase64Encoded": ...}}`.'
         ),
     ]
     parameters: Annotated[
         dict[str, JsonValue] | None,
         Field(
-            description="Fields of a route's JSON body beside its texts or pictures, and in "
+            description="Fields of a route's JSON body beside its texts or images, and in "
             "`route` which: `/v1/embeddings` unless it is given."
         ),
     ] = None
@@ -49,7 +49,7 @@ class PredictBody(Schema):
 async def predict(
     request: Request, raw: bytes, plane: DataPlane, routes: Mapping[str, Ask]
 ) -> Response:
-    """Ask a route with the instances as its texts or pictures.
+    """Ask a route with the instances as its texts or images.
 
     Raises:
         InvalidRequest: A field is wrong, or no such route can be asked.
@@ -96,7 +96,7 @@ def _items(path: str, instances: list[JsonValue]) -> tuple[str, list[JsonValue]]
 
 
 def _unwrap(instance: JsonValue) -> JsonValue:
-    """A picture's base64 without what Vertex AI puts around it."""
+    """An image's base64 without what Vertex AI puts around it."""
     if not isinstance(instance, dict):
         return instance
     if len(instance) == 1 and "b64" in instance:

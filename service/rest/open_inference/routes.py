@@ -121,12 +121,12 @@ def _add_get(
 def _add_infer(router: APIRouter, plane: DataPlane) -> None:
     @router.post(MODEL + "/infer", **INFER)
     async def infer_model(request: Request, model: str) -> Response:
-        """Embeddings of pictures and texts, as tensors."""
+        """Embeddings of images and texts, as tensors."""
         return await _infer(plane, request, model, "")
 
     @router.post(VERSIONED + "/infer", **INFER)
     async def infer_version(request: Request, model: str, version: str) -> Response:
-        """Embeddings of pictures and texts, as tensors."""
+        """Embeddings of images and texts, as tensors."""
         return await _infer(plane, request, model, version)
 
 

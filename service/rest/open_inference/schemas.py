@@ -20,7 +20,7 @@ class InputParameters(Schema):
     ] = None
     content_type: Annotated[
         Literal["base64"] | None,
-        Field(description="Of BYTES in `data`. Pictures are base64 there, with or without this."),
+        Field(description="Of BYTES in `data`. Images are base64 there, with or without this."),
     ] = None
 
 
@@ -33,7 +33,7 @@ class InputBody(Schema):
     parameters: InputParameters = InputParameters()
     data: Annotated[
         list[Any] | None,
-        Field(description="The elements, flat or nested; BYTES as strings: pictures as base64."),
+        Field(description="The elements, flat or nested; BYTES as strings: images as base64."),
     ] = None
 
 
@@ -73,7 +73,7 @@ class InferBody(Schema):
         list[OutputBody],
         Field(
             max_length=MAX_TENSORS,
-            description="Default: `patch_embeddings` and `cls1` of pictures, `text_embeddings` of "
+            description="Default: `patch_embeddings` and `cls1` of images, `text_embeddings` of "
             "texts.",
             default_factory=list,
         ),
@@ -191,7 +191,7 @@ class ModelStatisticsBody(BaseModel):
     name: str
     version: str
     last_inference: int = Field(description="Milliseconds since the epoch; 0 for never.")
-    inference_count: int = Field(description="Pictures and texts that were answered.")
+    inference_count: int = Field(description="Images and texts that were answered.")
     execution_count: int = Field(description="Batches that were computed.")
     inference_stats: InferStatistics
     batch_stats: list[BatchStatistics]

@@ -1,1 +1,1 @@
-"""`POST /v1/embeddings` as OpenAI has it, with pictures as several others have them."""
+"""`POST /v1/embeddings` as OpenAI has it, with images as several others have them."""

@@ -13,7 +13,7 @@ import pybase64
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.messages import EmbedTogetherResponse
+from service.messages import EmbedMixedResponse
 from service.rest.json_body import dump
 from service.rest.negotiation import JSON, SAFETENSORS
 from service.rest.openai.inputs import SortedInput
@@ -55,7 +55,7 @@ def check_format(body: EmbeddingsBody, num_items: int) -> None:
 
 
 def write_embeddings(
-    answer: EmbedTogetherResponse, given: SortedInput, body: EmbeddingsBody, request_id: str
+    answer: EmbedMixedResponse, given: SortedInput, body: EmbeddingsBody, request_id: str
 ) -> WrittenEmbeddings:
     """The vectors in the order of the request."""
     is_image_I = np.array(given.is_image)

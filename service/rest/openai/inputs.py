@@ -1,4 +1,4 @@
-"""Tells texts from pictures in a list, and back: whose place is whose, in answers and errors."""
+"""Tells texts from images in a list, and back: whose place is whose, in answers and errors."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ class SortedInput:
 
 
 def sort_input(body: EmbeddingsBody) -> SortedInput:
-    """Each item of the request as a text or a picture.
+    """Each item of the request as a text or an image.
 
     Raises:
         InvalidRequest: There is none, or one is neither, or one is not what `modality` says.
@@ -39,7 +39,7 @@ def sort_input(body: EmbeddingsBody) -> SortedInput:
     items = [body.input] if isinstance(body.input, str) else body.input
     if not items:
         raise InvalidRequest(
-            "input is empty; give at least one text or picture.", code="empty_list", param="input"
+            "input is empty; give at least one text or image.", code="empty_list", param="input"
         )
     images: list[str] = []
     texts: list[str] = []
@@ -47,11 +47,11 @@ def sort_input(body: EmbeddingsBody) -> SortedInput:
     places = {"images": "input", "texts": "input"}
     for index, item in enumerate(items):
         param = "input" if isinstance(body.input, str) else f"input[{index}]"
-        picture, text = _read(item, body.modality, param)
+        image, text = _read(item, body.modality, param)
         is_image.append(text is None)
         if text is None:
             places[f"images[{len(images)}]"] = param
-            images.append(picture or "")
+            images.append(image or "")
         else:
             places[f"texts[{len(texts)}]"] = param
             texts.append(text)
@@ -86,9 +86,9 @@ def naming(places: Mapping[str, str]) -> Iterator[None]:
 def _read(
     item: str | InputItem, modality: Modality | None, param: str
 ) -> tuple[str | None, str | None]:
-    """Picture and text, of which one is None."""
+    """Image and text, of which one is None."""
     if isinstance(item, InputItem):
-        picture, text = _read_object(item, param)
+        image, text = _read_object(item, param)
         kind = "image" if text is None else "text"
         if modality not in {None, kind}:
             raise InvalidRequest(
@@ -96,14 +96,14 @@ def _read(
                 "request that mixes both.",
                 param=param,
             )
-        return picture, text
+        return image, text
     if modality == "text":
         return None, item
     if modality == "image" or _is_data_uri(item):
         return item, None
     if url_of(item) is not None:
         raise InvalidRequest(
-            f'{param} is a URL: write {{"image": ...}} around it for the picture that it names, '
+            f'{param} is a URL: write {{"image": ...}} around it for the image that it names, '
             'or {"text": ...} for its letters.',
             code="ambiguous_input",
             param=param,

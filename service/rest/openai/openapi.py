@@ -9,7 +9,7 @@ from service.rest.openai.schemas import EmbeddingsAnswer, EmbeddingsBody
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, REF
 
 EXAMPLE: Final = {
-    "input": ["a dog in the grass", ONE_PIXEL, {"text": "data: URIs are pictures"}],
+    "input": ["a dog in the grass", ONE_PIXEL, {"text": "data: URIs are images"}],
     "encoding_format": "float",
 }
 EMBEDDINGS: Final[dict[str, Any]] = {

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.messages import EmbedTogetherRequest
+from service.messages import EmbedMixedRequest
 from service.rest.connection import in_time, until_left
 from service.rest.image_input import decode_images, read_json
 from service.rest.image_url import fetch_urls
@@ -15,7 +15,7 @@ from service.rest.openai.answers import check_format, write_embeddings
 from service.rest.openai.inputs import naming, sort_input
 from service.rest.openai.openapi import EMBEDDINGS
 from service.rest.openai.schemas import EmbeddingsBody
-from service.rest.schemas import Pictures
+from service.rest.schemas import ImageInputs
 from service.validation import check_images
 
 WRITTEN_AT_ONCE = 2048
@@ -27,7 +27,7 @@ def build_openai_router(plane: DataPlane) -> APIRouter:
 
     @router.post("/v1/embeddings", **EMBEDDINGS)
     async def create_embeddings(request: Request) -> Response:
-        """Vectors of texts and pictures, in one list: CLS1 of pictures, all at unit length."""
+        """Vectors of texts and images, in one list: CLS1 of images, all at unit length."""
         plane.check_open()
         body = await read_json(request, plane, EmbeddingsBody)
         given = sort_input(body)
@@ -35,14 +35,14 @@ def build_openai_router(plane: DataPlane) -> APIRouter:
         if body.encoding_format in {"float", "base64"}:
             choose_media(request.headers.get("accept"), (JSON,))
         with naming(given.places):
-            message = EmbedTogetherRequest(
+            message = EmbedMixedRequest(
                 images=await _read_images(request, plane, given.images),
                 texts=given.texts,
                 model=body.model,
                 dimensions=body.dimensions,
             )
             call = current_call.get()
-            answer = await until_left(request, plane.embed_together(message, call))
+            answer = await until_left(request, plane.embed_mixed(message, call))
         write = partial(write_embeddings, answer, given, body, call.request_id)
         num_values = answer.images_BD.size + answer.texts_TD.size
         with call.stage("post"):
@@ -53,8 +53,8 @@ def build_openai_router(plane: DataPlane) -> APIRouter:
     return router
 
 
-async def _read_images(request: Request, plane: DataPlane, images: tuple[str, ...]) -> Pictures:
-    """The encoded pictures, from URLs too where the server allows it."""
+async def _read_images(request: Request, plane: DataPlane, images: tuple[str, ...]) -> ImageInputs:
+    """The encoded images, from URLs too where the server allows it."""
     if not images:
         return ()
     check_images(images, plane.limits)

@@ -12,26 +12,26 @@ Endianness = Literal["native", "little", "big"]
 Modality = Literal["text", "image"]
 
 TEXT_TAG, ITEM_TAG, LIST_TAG = "<text>", "<item>", "<list>"
-PICTURE_TEXT = "base64, a `data:` URI with base64, or, from hosts that the server allows, a URL"
+IMAGE_TEXT = "base64, a `data:` URI with base64, or, from hosts that the server allows, a URL"
 
 
 class ImageUrl(Schema):
-    """A picture as a part of a chat message has it."""
+    """An image as a part of a chat message has it."""
 
-    url: Annotated[str, Field(description=f"A picture: {PICTURE_TEXT}.")]
+    url: Annotated[str, Field(description=f"An image: {IMAGE_TEXT}.")]
 
 
 class InputItem(Schema):
-    """One text, or one picture."""
+    """One text, or one image."""
 
     type: Annotated[
         Literal["text", "image_url"] | None,
         Field(description="May name the field that is given: `text` or `image_url`."),
     ] = None
     text: Annotated[str | None, Field(description="A text.")] = None
-    image: Annotated[str | None, Field(description=f"A picture: {PICTURE_TEXT}.")] = None
+    image: Annotated[str | None, Field(description=f"An image: {IMAGE_TEXT}.")] = None
     image_url: Annotated[
-        ImageUrl | str | None, Field(description="A picture, in an object or as it is.")
+        ImageUrl | str | None, Field(description="An image, in an object or as it is.")
     ] = None
 
 
@@ -58,12 +58,12 @@ Input = Annotated[
 
 
 class EmbeddingsBody(Schema):
-    """Texts and pictures, each to get one vector; all vectors can be compared."""
+    """Texts and images, each to get one vector; all vectors can be compared."""
 
     input: Annotated[
         Input,
         Field(
-            description="A text; or a list that may mix texts, pictures as `data:` URIs, and "
+            description="A text; or a list that may mix texts, images as `data:` URIs, and "
             'objects: `{"text": ...}`, `{"image": ...}`, `{"type": "image_url", "image_url": '
             '{"url": ...}}`.'
         ),
@@ -105,7 +105,7 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """What the model saw: tokens of texts and patches of pictures together."""
+    """What the model saw: tokens of texts and patches of images together."""
 
     prompt_tokens: int
     total_tokens: int

@@ -1,1 +1,1 @@
-"""Fetches pictures that requests name by URL, from the hosts that were allowed and no others."""
+"""Fetches images that requests name by URL, from the hosts that were allowed and no others."""

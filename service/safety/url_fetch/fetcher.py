@@ -1,4 +1,4 @@
-"""Fetches one picture: bounded in hops, bytes and seconds, and silent about what went wrong.
+"""Fetches one image: bounded in hops, bytes and seconds, and silent about what went wrong.
 
 Whoever may name a URL must not learn from our answer what is behind it, so all failures read alike;
 the log has the reason under the request id.
@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchLimits:
-    """What one picture may take: bytes, and seconds from the request to its last byte."""
+    """What one image may take: bytes, and seconds from the request to its last byte."""
 
     max_bytes: int
     timeout_s: float
 
 
 class FetchFailed(Exception):
-    """Why there is no picture; for the log."""
+    """Why there is no image; for the log."""
 
 
 class UrlFetcher:
@@ -73,7 +73,7 @@ class UrlFetcher:
             param: The field that the URL stands in.
 
         Raises:
-            InvalidRequest: The URL is not allowed, or no picture came of it.
+            InvalidRequest: The URL is not allowed, or no image came of it.
         """
         try:
             target = self._policy.target_of(url)
@@ -88,7 +88,7 @@ class UrlFetcher:
             reason = f"{type(error).__name__}: {error}"
             logger.info("a URL was not fetched", extra={"fields": {"reason": reason}})
         raise InvalidRequest(
-            f"{param}: no picture could be fetched from this URL.",
+            f"{param}: no image could be fetched from this URL.",
             code="url_fetch_failed",
             param=param,
         )
@@ -107,7 +107,7 @@ class UrlFetcher:
         raise FetchFailed("too many redirects")
 
     async def _ask(self, target: Target, hold: Hold) -> bytes | str:
-        """One request on a connection of its own: the picture, or where to go instead."""
+        """One request on a connection of its own: the image, or where to go instead."""
         host = target.host if target.port == 443 else f"{target.host}:{target.port}"
         request = httpcore2.Request(
             "GET",

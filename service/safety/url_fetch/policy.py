@@ -99,6 +99,6 @@ def _checked_pattern(text: str) -> str:
     if not HOST_NAME.fullmatch(name):
         raise ValueError(
             f"url_hosts: {text.strip()!r} is no host; write full names such as "
-            "pictures.example.org, or *.example.org for all below it"
+            "images.example.org, or *.example.org for all below it"
         )
     return pattern

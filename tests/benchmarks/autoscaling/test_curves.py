@@ -33,7 +33,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(MEASURED.glob("*.json")), ids=lambda path: path.stem)
-def test_what_is_kept_here_grows_with_the_picture(path: Path) -> None:
+def test_what_is_kept_here_grows_with_the_image(path: Path) -> None:
     costs = [cost.alone_s for cost in Curves.read(path).images]
     assert len(costs) > 2
     assert costs == sorted(costs)

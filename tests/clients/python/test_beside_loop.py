@@ -1,4 +1,4 @@
-"""While a picture is packed, the caller's event loop goes on."""
+"""While an image is packed, the caller's event loop goes on."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ Encode = Callable[..., bytes]
 LIMIT_S = 20.0
 
 
-class SlowPicture:
+class SlowImage:
     """As Pillow's, but that it can be saved only once the event loop has had its turn."""
 
     def __init__(self, encoded: bytes) -> None:
@@ -33,40 +33,40 @@ class SlowPicture:
         fp.write(self._encoded)
 
 
-async def let_save(picture: SlowPicture) -> None:
+async def let_save(image: SlowImage) -> None:
     """What the loop has to do meanwhile."""
     async with asyncio.timeout(LIMIT_S):
-        while not picture.is_begun.is_set():
+        while not image.is_begun.is_set():
             await asyncio.sleep(0.001)
-    picture.may_end.set()
+    image.may_end.set()
 
 
-async def embed(client: AsyncClient, picture: Any, other: bytes) -> list[Any]:
-    return list(await client.embed_images([other, picture]))
+async def embed(client: AsyncClient, image: Any, other: bytes) -> list[Any]:
+    return list(await client.embed_images([other, image]))
 
 
-async def stream(client: AsyncClient, picture: Any, other: bytes) -> list[Any]:
-    return [item.result() async for item in client.stream_images([other, picture])]
+async def stream(client: AsyncClient, image: Any, other: bytes) -> list[Any]:
+    return [item.result() async for item in client.stream_images([other, image])]
 
 
-async def stream_as_they_come(client: AsyncClient, picture: Any, other: bytes) -> list[Any]:
-    async def pictures() -> AsyncIterator[Any]:
+async def stream_as_they_come(client: AsyncClient, image: Any, other: bytes) -> list[Any]:
+    async def images() -> AsyncIterator[Any]:
         yield other
-        yield picture
+        yield image
 
-    return [item.result() async for item in client.stream_images(pictures())]
+    return [item.result() async for item in client.stream_images(images())]
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize("ask", [embed, stream, stream_as_they_come])
-async def test_the_loop_goes_on_while_a_picture_is_packed(
+async def test_the_loop_goes_on_while_a_image_is_packed(
     serving: Serving,
     encode_image: Encode,
     protocol: str,
     ask: Callable[[AsyncClient, Any, bytes], Awaitable[list[Any]]],
 ) -> None:
     encoded, other = encode_image(seed=1), encode_image(seed=2)
-    slow = SlowPicture(encoded)
+    slow = SlowImage(encoded)
     async with serving() as server:
         url = f"{protocol}://127.0.0.1:{server.ports[protocol]}"
         async with AsyncClient(url) as client:

@@ -91,7 +91,7 @@ async def test_both_protocols_give_the_same(serving: Serving, encode_image: Enco
                         await client.segment(images, ["dog", "sky"], include_scores=True),
                         await client.segment(images[0], ["dog", "sky"], mode="slide"),
                         await client.classify(images, ["dog", "sky"], features="cls2", top_k=1),
-                        await client.features(images, view="groups", group_count=2),
+                        await client.features(images, kind="groups", group_count=2),
                         await client.features(images, size="model"),
                         await client.depth(images),
                         [item.value async for item in client.stream_images(images)],
@@ -174,18 +174,16 @@ async def test_who_cancels_is_not_computed_for(
             await asyncio.gather(asked, return_exceptions=True)
 
 
-async def test_a_stream_answers_in_order_and_outlives_bad_pictures(
+async def test_a_stream_answers_in_order_and_outlives_bad_images(
     serving: Serving, encode_image: Encode, asking: "Asking"
 ) -> None:
     turns = random.Random(0)
-    pictures = [
-        encode_image(seed=seed, size=(turns.choice((30, 90, 300)), 40)) for seed in range(40)
-    ]
-    sent: list[Any] = list(pictures)
-    sent[7], sent[20] = b"no picture", "/no/such/file.jpg"
+    images = [encode_image(seed=seed, size=(turns.choice((30, 90, 300)), 40)) for seed in range(40)]
+    sent: list[Any] = list(images)
+    sent[7], sent[20] = b"no image", "/no/such/file.jpg"
     async with serving(lanes=1, pool_threads=4) as server, asking.client(server) as client:
         items = [item async for item in client.stream_images(sent, outputs="cls2", window=9)]
-        alone = await client.embed_images([pictures[3], pictures[39]], outputs="cls2")
+        alone = await client.embed_images([images[3], images[39]], outputs="cls2")
     assert [item.index for item in items] == list(range(40))
     codes = {item.index: item.error.code for item in items if item.error}
     assert codes == {7: "invalid_image", 20: "unreadable_file"}
@@ -200,7 +198,7 @@ async def test_a_stream_takes_no_more_than_its_window_ahead(
 ) -> None:
     num_taken = num_answered = furthest = 0
 
-    def pictures() -> Iterator[bytes]:
+    def images() -> Iterator[bytes]:
         nonlocal num_taken, furthest
         for seed in range(50):
             num_taken += 1
@@ -208,7 +206,7 @@ async def test_a_stream_takes_no_more_than_its_window_ahead(
             yield encode_image(seed=seed)
 
     async with serving() as server, asking.client(server) as client:
-        async for _ in client.stream_images(pictures(), window=5):
+        async for _ in client.stream_images(images(), window=5):
             num_answered += 1
     assert num_answered == 50
     assert furthest <= 5 + 2  # one in the feeder's hand, one that is being yielded
@@ -217,12 +215,12 @@ async def test_a_stream_takes_no_more_than_its_window_ahead(
 async def test_a_stream_that_is_left_is_over_on_the_server_too(
     serving: Serving, encode_image: Encode, asking: "Asking"
 ) -> None:
-    def pictures() -> Iterator[bytes]:
+    def images() -> Iterator[bytes]:
         while True:
             yield encode_image()
 
     async with serving() as server, asking.client(server) as client:
-        async with aclosing(client.stream_images(pictures())) as items:
+        async with aclosing(client.stream_images(images())) as items:
             async for item in items:
                 if item.index == 10:
                     break
@@ -233,13 +231,13 @@ async def test_a_stream_that_is_left_is_over_on_the_server_too(
 async def test_what_the_callers_iterator_raises_is_raised(
     serving: Serving, encode_image: Encode, asking: "Asking"
 ) -> None:
-    def pictures() -> Iterator[bytes]:
+    def images() -> Iterator[bytes]:
         yield encode_image()
         raise KeyError("of the caller")
 
     found = []
     async with serving() as server, asking.client(server) as client:
-        items = client.stream_images(pictures())
+        items = client.stream_images(images())
         found.append((await anext(items)).index)
         with pytest.raises(KeyError, match="of the caller"):
             await anext(items)
@@ -252,7 +250,7 @@ async def test_a_stream_answers_what_has_come_while_more_is_awaited(
 ) -> None:
     more = asyncio.Event()
 
-    async def pictures() -> AsyncIterator[bytes]:
+    async def images() -> AsyncIterator[bytes]:
         yield encode_image()
         await more.wait()
         yield encode_image(seed=1)
@@ -260,7 +258,7 @@ async def test_a_stream_answers_what_has_come_while_more_is_awaited(
     async with serving() as server:
         url = f"{protocol}://127.0.0.1:{server.ports[protocol]}"
         async with tipserve_client.AsyncClient(url) as client:
-            items = client.stream_images(pictures())
+            items = client.stream_images(images())
             assert (await anext(items)).index == 0
             more.set()
             assert [item.index async for item in items] == [1]

@@ -111,16 +111,16 @@ async def test_what_has_no_answer_is_sent_again_and_each_is_answered_once(
     servicer = Fickle((3, ending), (0, ending), (5, ending), (1000, ending))
     retry = tipserve_client.Retry(first_pause_s=0.01)
 
-    def pictures() -> Iterator[bytes]:
-        yield from [b"picture"] * 20
+    def images() -> Iterator[bytes]:
+        yield from [b"image"] * 20
 
     async with standing_in(servicer) as url:
         if is_async:
             async with tipserve_client.AsyncClient(url, retry=retry) as client:
-                found = [item.index async for item in client.stream_images(pictures(), window=6)]
+                found = [item.index async for item in client.stream_images(images(), window=6)]
         else:
             with tipserve_client.Client(url, retry=retry) as threaded:
-                items = threaded.stream_images(pictures(), window=6)
+                items = threaded.stream_images(images(), window=6)
                 found = await asyncio.to_thread(lambda: [item.index for item in items])
     assert found == list(range(20))
     begins = [int(seen[0]) for seen in servicer.seen]
@@ -144,12 +144,12 @@ async def test_a_slow_caller_loses_no_try(is_async: bool) -> None:
         if is_async:
             async with tipserve_client.AsyncClient(url, retry=retry) as client:
                 client._clock = lambda: now
-                async for item in client.stream_images([b"picture"] * 4, window=2):
+                async for item in client.stream_images([b"image"] * 4, window=2):
                     work(item.index)
         else:
             with tipserve_client.Client(url, retry=retry) as threaded:
                 threaded._clock = lambda: now
-                items = threaded.stream_images([b"picture"] * 4, window=2)
+                items = threaded.stream_images([b"image"] * 4, window=2)
                 await asyncio.to_thread(lambda: all(work(item.index) for item in items))
     assert found == [0, 1, 2, 3]
 
@@ -162,7 +162,7 @@ async def test_a_server_that_never_recovers_ends_the_stream() -> None:
         tipserve_client.AsyncClient(url, retry=retry) as client,
     ):
         with pytest.raises(tipserve_client.Unavailable):
-            [item async for item in client.stream_images([b"picture"])]
+            [item async for item in client.stream_images([b"image"])]
     assert len(servicer.seen) <= 4
 
 
@@ -176,7 +176,7 @@ def test_a_server_that_is_not_there_is_unavailable(protocol: str) -> None:
             tipserve_client.Client(url, retry=retry) as client,
             pytest.raises(tipserve_client.Unavailable),
         ):
-            client.embed_images(b"picture")
+            client.embed_images(b"image")
 
 
 class Reset(grpc.RpcError):

@@ -1,4 +1,4 @@
-"""What is wrong with single pictures or texts, beside the answers of the others; never raised."""
+"""What is wrong with single images or texts, beside the answers of the others; never raised."""
 
 import asyncio
 import json
@@ -40,11 +40,11 @@ def told(error: Any) -> tuple[Any, ...]:
     return type(error), error.code, error.message, error.param, error.index
 
 
-async def test_a_bad_picture_among_good_ones_keeps_its_place(
+async def test_a_bad_image_among_good_ones_keeps_its_place(
     serving: Serving, encode_image: Encode, asking: "Asking"
 ) -> None:
     good = [encode_image(seed=seed) for seed in range(2)]
-    given = [good[0], b"no picture", good[1], "/no/such/file.jpg"]
+    given = [good[0], b"no image", good[1], "/no/such/file.jpg"]
     async with serving() as server, asking.client(server) as client:
         for call in CALLS.values():
             items = await call(client, given, partial=True)
@@ -82,7 +82,7 @@ async def test_texts_have_items_with_a_row_each(serving: Serving, asking: "Askin
 async def test_errors_are_those_that_plain_http_tells(
     serving: Serving, encode_image: Encode, asking: "Asking"
 ) -> None:
-    given = [b"no picture", encode_image(), encode_image("JPEG", size=(200, 150))[:900]]
+    given = [b"no image", encode_image(), encode_image("JPEG", size=(200, 150))[:900]]
     images = [b64encode(image).decode() for image in given]
     body = json.dumps({"images": images, "partial": True}).encode()
     async with serving() as server, asking.client(server) as client:
@@ -132,12 +132,12 @@ async def test_what_is_wrong_with_the_whole_request_is_raised(
                 await client.embed_images([b"x"], partial=True)
 
 
-def test_pictures_that_cannot_be_sent_leave_the_others_their_places() -> None:
-    ask = make_ask("embed_images", {}, pictures=[b"a", "/no/such/file.jpg", b"b"], partial=True)
+def test_images_that_cannot_be_sent_leave_the_others_their_places() -> None:
+    ask = make_ask("embed_images", {}, images=[b"a", "/no/such/file.jpg", b"b"], partial=True)
     assert ask.images == (b"a", b"", b"b")
     assert list(ask.errors) == [1]
     assert ask.is_partial
-    assert not make_ask("embed_images", {}, pictures=b"a").is_partial
+    assert not make_ask("embed_images", {}, images=b"a").is_partial
 
 
 async def test_both_clients_are_precise_about_types(serving: Serving, encode_image: Encode) -> None:

@@ -26,7 +26,7 @@ async def test_every_example_runs(
     assert len(examples) == 6
     for index in range(3):
         (tmp_path / f"{index}.jpg").write_bytes(encode_image("JPEG", seed=index))
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     names: dict[str, Any] = {"photo": encode_image(), "folder": tmp_path, "vectors": []}
     async with serving() as server:
         for example in examples:

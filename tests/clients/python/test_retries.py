@@ -79,13 +79,13 @@ def ask(request: pytest.FixtureRequest) -> Ask:
                 inner._client._transport = httpx.MockTransport(script.answer)
                 inner._clock = lambda: script.now
                 client._clock, client._sleep = lambda: script.now, script.sleep
-                return client.embed_images(b"picture", partial=partial)
+                return client.embed_images(b"image", partial=partial)
         async with AsyncClient("http://stand-in", **options) as later:
             inner = later._transport
             inner._client._transport = httpx.MockTransport(script.answer_later)
             inner._clock = lambda: script.now
             later._clock, later._sleep = lambda: script.now, script.sleep_later
-            return await later.embed_images(b"picture", partial=partial)
+            return await later.embed_images(b"image", partial=partial)
 
     return run
 
@@ -121,7 +121,7 @@ async def test_what_would_fare_no_better_is_not_tried_again(
     assert not script.pauses
 
 
-async def test_errors_of_single_pictures_are_not_tried_again(ask: Ask) -> None:
+async def test_errors_of_single_images_are_not_tried_again(ask: Ask) -> None:
     detail = {"message": "No.", "type": "x", "code": "invalid_image", "param": "images[0]"}
     told = {"data": [], "errors": [{"index": 0, "error": detail}]}
     script = Script([refused(429, "1"), httpx.Response(200, json=told), ok()])
@@ -210,7 +210,7 @@ def test_unknown_options_are_errors() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://stand-in", "grpc://stand-in"])
-async def test_a_window_has_room_for_a_picture(url: str) -> None:
+async def test_a_window_has_room_for_a_image(url: str) -> None:
     with Client(url) as client, pytest.raises(ValueError, match="window"):
         client.stream_images([b"x"], window=0)
     async with AsyncClient(url) as later:

@@ -17,7 +17,7 @@ from model.export.content import PackageContent
 from model.export.graph_writer import PARTS, write_graphs
 from model.export.int8 import quantise
 from model.graphs import Part, Precision, graph_file
-from model.parity.pictures import gate_pictures, picture_batch
+from model.parity.images import gate_images, image_batch
 from model.runtime.openvino_runtime import openvino_core
 from model.segmentation import l2_normalize
 
@@ -34,9 +34,9 @@ LOWEST_COSINE = {
 
 
 def inputs_of(part: Part) -> dict[str, NDArray[Any]]:
-    """Real pictures, or texts of several lengths."""
+    """Real images, or texts of several lengths."""
     if part != "text":
-        return {"pixel_values": picture_batch(gate_pictures(), (56, 84), batch=2)}
+        return {"pixel_values": image_batch(gate_images(), (56, 84), batch=2)}
     mask_BL = (np.arange(9) < np.array([9, 2, 5])[:, None]).astype(np.int64)
     token_ids_BL = np.random.default_rng(0).integers(2, 200, mask_BL.shape) * mask_BL
     return {"input_ids": token_ids_BL, "attention_mask": mask_BL}
@@ -157,12 +157,12 @@ def test_what_int8_leaves_out_stays_float(tiny_graphs: Path) -> None:
             assert not any(makers.get(name) == "DequantizeLinear" for name in node.input)
 
 
-def test_a_calibration_folder_without_pictures_is_refused(
+def test_a_calibration_folder_without_images_is_refused(
     tiny_content: PackageContent, tmp_path: Path
 ) -> None:
-    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("no image", encoding="utf-8")
     content = replace(tiny_content, calibration=tmp_path, precisions=("int8",), dense=None)
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         write_graphs(content, tmp_path / "out", lambda _: None)
 
 

@@ -53,7 +53,7 @@ def rolled(patches_BND: FloatArray, _: tuple[int, int]) -> FloatArray:
 
 
 def one_patch(value: float) -> Callable[[FloatArray, tuple[int, int]], FloatArray]:
-    """Replaces the last patch of the last picture."""
+    """Replaces the last patch of the last image."""
 
     def change(patches_BND: FloatArray, _: tuple[int, int]) -> FloatArray:
         patches_BND = patches_BND.copy()

@@ -69,7 +69,7 @@ def test_lanes_share_what_is_compiled_until_one_is_closed(tiny_package: ModelPac
     first, second = load(), load()
     shared = compiled(first)
     assert compiled(second) == shared
-    assert len(set(shared)) == 2, "one for pictures and one for texts"
+    assert len(set(shared)) == 2, "one for images and one for texts"
     graph = first._graphs["vision"]._compiled
     assert load_chosen(tiny_package, choice)._graphs["vision"]._compiled is not graph  # type: ignore[attr-defined]
     first.close()
@@ -89,15 +89,15 @@ def test_lanes_that_share_compute_side_by_side_and_each_its_own(
     tiny_package: ModelPackage,
 ) -> None:
     choice = RuntimeChoice(runtime="openvino", precision="fp32", device="cpu", reason="")
-    pictures = np.random.default_rng(0).random((4, 1, 3, 56, 84), dtype=np.float32)
+    images = np.random.default_rng(0).random((4, 1, 3, 56, 84), dtype=np.float32)
     alone = load_runtime(tiny_package, runtime="openvino", precision="fp32")
-    expected = [alone.encode_images(picture).patches_BND for picture in pictures]
+    expected = [alone.encode_images(image).patches_BND for image in images]
     lanes = [load_chosen(tiny_package, choice, num_lanes=4) for _ in range(4)]
     wrong: list[int] = []
 
     def run(lane: int) -> None:
         for _ in range(50):
-            found = lanes[lane].encode_images(pictures[lane]).patches_BND
+            found = lanes[lane].encode_images(images[lane]).patches_BND
             if not np.array_equal(found, expected[lane]):
                 wrong.append(lane)
 
@@ -128,7 +128,7 @@ def test_an_interrupted_call_leaves_nothing_behind(tiny_package: ModelPackage) -
     assert num_interrupted
 
 
-def test_a_large_batch_is_computed_in_shares_of_one_native_picture(
+def test_a_large_batch_is_computed_in_shares_of_one_native_image(
     tiny_package: ModelPackage,
 ) -> None:
     runtime = load_runtime(tiny_package, runtime="openvino", precision="fp32")

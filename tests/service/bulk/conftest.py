@@ -13,7 +13,7 @@ from PIL import Image
 from service.bulk.job import Job, JobOptions
 from service.bulk.parts import find_inputs
 from service.bulk.reading import Columns
-from service.engines.engine import Embedding, ModelSummary, PictureRefused
+from service.engines.engine import Embedding, ImageRefused, ModelSummary
 from service.images.image_codec import ImageLimits, decode_image
 from service.messages import EmbedImagesRequest
 
@@ -23,7 +23,7 @@ DIM = 4
 
 @dataclass
 class FakeEngine:
-    """The mean colour of a picture; what is no picture is refused. Breaks where it is told to."""
+    """The mean colour of an image; what is no image is refused. Breaks where it is told to."""
 
     window: int = 3
     num_asked: int = 0
@@ -38,11 +38,11 @@ class FakeEngine:
             future.set_exception(RuntimeError("broken"))
             return future
         try:
-            picture = request.images[0]
-            assert isinstance(picture, bytes)
-            pixels_HW3 = decode_image(picture, LIMITS, param="images[0]")
+            image = request.images[0]
+            assert isinstance(image, bytes)
+            pixels_HW3 = decode_image(image, LIMITS, param="images[0]")
         except Exception:
-            future.set_exception(PictureRefused("no picture", "invalid_image"))
+            future.set_exception(ImageRefused("no image", "invalid_image"))
             return future
         vector = np.append(pixels_HW3.mean(axis=(0, 1)), 1).astype(np.float32)
         grid = np.tile(vector, (2, 3, 1))
@@ -67,7 +67,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture(scope="session")
 def jpeg() -> Callable[..., bytes]:
-    """A flat picture of one colour."""
+    """A flat image of one colour."""
 
     def make(grey: int, size: tuple[int, int] = (20, 10)) -> bytes:
         stream = io.BytesIO()
@@ -79,7 +79,7 @@ def jpeg() -> Callable[..., bytes]:
 
 @pytest.fixture
 def photos(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
-    """Ten pictures, one of them broken."""
+    """Ten images, one of them broken."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for index in range(10):

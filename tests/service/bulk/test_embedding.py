@@ -23,7 +23,7 @@ def test_rows_and_complaints_come_in_order(engine: Any, jpeg: Callable[..., byte
     outcomes = list(embed_items(engine, items, REQUEST))
     assert [outcome.key for outcome in outcomes] == [str(i) for i in range(9)]
     bad = [(o.key, o.code, o.error) for o in outcomes if isinstance(o, BadItem)]
-    assert bad == [("1", "invalid_image", "no picture"), ("2", "unreadable", "gone")]
+    assert bad == [("1", "invalid_image", "no image"), ("2", "unreadable", "gone")]
     sizes = [o.size_hw for o in outcomes[3:] if isinstance(o, Row)]
     assert sizes == [(7, i) for i in range(3, 9)]
 

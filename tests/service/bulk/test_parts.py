@@ -38,7 +38,7 @@ def test_a_named_file_needs_no_suffix(tree: Path) -> None:
     assert paths(tree, f"{tree}/notes.txt") == ["notes.txt"]
 
 
-def test_parts_hold_so_many_pictures_and_no_more(tree: Path) -> None:
+def test_parts_hold_so_many_images_and_no_more(tree: Path) -> None:
     inputs = find_inputs([str(tree)], [], 2)
     assert [(part.number, len(part.paths)) for part in inputs.parts] == [(0, 2), (1, 1)]
     assert inputs.num_items == 3
@@ -71,7 +71,7 @@ def test_a_shard_is_one_part(tmp_path: Path) -> None:
     [
         (["missing"], "There is no missing"),
         (["*.gif"], "There is no"),
-        (["empty"], "There are no pictures in empty"),
+        (["empty"], "There are no images in empty"),
         (["a.jpg", "b.tar"], "several kinds"),
         (["broken.parquet"], "cannot be read as Parquet"),
     ],

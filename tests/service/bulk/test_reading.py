@@ -60,20 +60,20 @@ def test_rows_may_hold_paths_and_structs(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"on disk")
     table = pa.table(
         {
-            "picture": pa.array([{"bytes": b"inside", "path": None}, {"path": "x.bin"}, None]),
+            "image": pa.array([{"bytes": b"inside", "path": None}, {"path": "x.bin"}, None]),
             "id": [7, 8, 9],
         }
     )
     pq.write_table(table, tmp_path / "a.parquet")
-    ((first, second, third),) = read(tmp_path / "a.parquet", image="picture", key="id")
+    ((first, second, third),) = read(tmp_path / "a.parquet", image="image", key="id")
     assert (first.key, first.data) == ("7", b"inside")
     assert (second.key, second.data) == ("8", b"on disk")
     assert third.data is None
 
 
 def test_a_column_that_is_not_there_ends_the_job(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"picture": [b"x"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="no column 'image' but picture"):
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="no column 'image' but image"):
         read(tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_a_shard_is_read_sample_by_sample(tmp_path: Path) -> None:
     members = (("a/0.json", b"{}"), ("a/0.seg.jpg", b"0"), ("a/1.txt", b"t"), ("a/2.png", b"2"))
     ((first, second, third),) = read(shard(tmp_path / "s.tar", *members))
     assert (first.key, first.data) == ("a/0", b"0")
-    assert (second.key, second.problem) == ("a/1", "The sample holds no picture.")
+    assert (second.key, second.problem) == ("a/1", "The sample holds no image.")
     assert (third.key, third.data) == ("a/2", b"2")
 
 

@@ -46,7 +46,7 @@ def rows(path: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in files])
 
 
-def test_every_picture_has_a_row_or_a_complaint(
+def test_every_image_has_a_row_or_a_complaint(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:
     progress = run(engine, make_job(photos), tmp_path / "out")
@@ -75,13 +75,13 @@ def test_rows_and_shards_are_embedded_as_files_are(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path, kind: str
 ) -> None:
     run(engine, make_job(photos), tmp_path / "files")
-    pictures = {path.stem: path.read_bytes() for path in sorted(photos.iterdir())}
-    source = tmp_path / f"pictures.{kind}"
+    images = {path.stem: path.read_bytes() for path in sorted(photos.iterdir())}
+    source = tmp_path / f"images.{kind}"
     if kind == "parquet":
-        pq.write_table(pa.table({"image": list(pictures.values())}), source)
+        pq.write_table(pa.table({"image": list(images.values())}), source)
     else:
         with tarfile.open(source, "w") as shard:
-            for name, data in pictures.items():
+            for name, data in images.items():
                 info = tarfile.TarInfo(f"{name}.jpg")
                 info.size = len(data)
                 shard.addfile(info, io.BytesIO(data))

@@ -12,19 +12,19 @@ from service.commands.program import main
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    file = tmp_path / "picture.png"
+def image(tmp_path: Path) -> Path:
+    file = tmp_path / "image.png"
     half = np.zeros((40, 60, 3), np.uint8)
     half[:, 30:] = (250, 40, 30)
     Image.fromarray(half).save(file)
     return file
 
 
-def test_every_kind_of_file_shows_the_same_mask(picture: Path, tmp_path: Path) -> None:
+def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("mask.png", "mask.npy", "seen.png")]
     for file in files:
         options = ["--overlay"] if file.stem == "seen" else []
-        arguments = ["segment", str(picture), "--classes= apple ,night", "-o", str(file)]
+        arguments = ["segment", str(image), "--classes= apple ,night", "-o", str(file)]
         assert main([*arguments, *options]) == 0
     labels_HW = np.load(files[1], allow_pickle=False)
     assert labels_HW.shape == (40, 60)
@@ -33,14 +33,14 @@ def test_every_kind_of_file_shows_the_same_mask(picture: Path, tmp_path: Path) -
         np.testing.assert_array_equal(np.asarray(mask), labels_HW)
         assert seen.size == (60, 40)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [picture.name, *(file.name for file in files)]
+        [image.name, *(file.name for file in files)]
     )
 
 
-def test_a_picture_comes_from_standard_input(
-    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_image_comes_from_standard_input(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = io.TextIOWrapper(io.BytesIO(picture.read_bytes()))
+    stream = io.TextIOWrapper(io.BytesIO(image.read_bytes()))
     monkeypatch.setattr("sys.stdin", stream)
     file = tmp_path / "mask.npy"
     arguments = ["segment", "-", "--classes=apple", "--background-threshold=1", "-o", str(file)]
@@ -58,11 +58,11 @@ def test_a_picture_comes_from_standard_input(
         (["--classes=,", "-o", "mask.png"], "classes is empty"),
         (["--classes=a", "-o", "mask.png", "--resolution=13"], "resolution must be a multiple"),
         (["--classes=a", "-o", "no/such/mask.png"], "there is no folder no/such."),
-        (["--classes=a", "-o", "picture.png/mask.png"], "there is no folder picture.png."),
+        (["--classes=a", "-o", "image.png/mask.png"], "there is no folder image.png."),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_written(
-    picture: Path,
+    image: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -70,13 +70,13 @@ def test_what_cannot_be_is_said_and_nothing_written(
     sentence: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["segment", str(picture), *options]) == FAILED
+    assert main(["segment", str(image), *options]) == FAILED
     assert sentence in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [picture]
+    assert list(tmp_path.iterdir()) == [image]
 
 
-def test_a_broken_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "broken.jpg"
     file.write_bytes(b"nonsense")
     assert main(["segment", str(file), "--classes=a", "-o", str(tmp_path / "m.png")]) == FAILED
-    assert f"{file}: not a picture" in capsys.readouterr().err
+    assert f"{file}: not an image" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from service.engines.engine import EngineError, PictureRefused
+from service.engines.engine import EngineError, ImageRefused
 from service.engines.over_grpc import failure
 from service.engines.remote import TryAgain
 
@@ -59,21 +59,21 @@ def test_a_server_that_is_not_there_is_said_in_our_words() -> None:
     assert str(error) == "x:1 cannot be reached; see that it is up."
 
 
-def test_a_message_too_large_for_grpc_is_the_pictures_fault() -> None:
+def test_a_message_too_large_for_grpc_is_the_images_fault() -> None:
     error = failure("x:1", Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED))
-    assert isinstance(error, PictureRefused)
+    assert isinstance(error, ImageRefused)
 
 
 @pytest.mark.parametrize(
     ("code", "field", "kind"),
     [
-        (grpc.StatusCode.INVALID_ARGUMENT, "images[0]", PictureRefused),
+        (grpc.StatusCode.INVALID_ARGUMENT, "images[0]", ImageRefused),
         (grpc.StatusCode.INVALID_ARGUMENT, "resolution", EngineError),
         (grpc.StatusCode.UNAUTHENTICATED, "", EngineError),
         (grpc.StatusCode.INTERNAL, "", EngineError),
     ],
 )
-def test_a_refusal_is_the_pictures_or_everybodys(
+def test_a_refusal_is_the_images_or_everybodys(
     code: grpc.StatusCode, field: str, kind: type[Exception]
 ) -> None:
     assert type(failure("x:1", Refusal(code, reason="r", field=field))) is kind

@@ -5,7 +5,7 @@ import json
 import httpcore2
 import pytest
 
-from service.engines.engine import EngineError, PictureRefused
+from service.engines.engine import EngineError, ImageRefused
 from service.engines.over_rest import failure
 from service.engines.remote import TryAgain
 
@@ -33,14 +33,14 @@ def test_a_busy_server_is_asked_again() -> None:
 @pytest.mark.parametrize(
     ("status", "param", "kind"),
     [
-        (422, "images[0]", PictureRefused),
-        (413, None, PictureRefused),
+        (422, "images[0]", ImageRefused),
+        (413, None, ImageRefused),
         (422, "outputs[0]", EngineError),
         (401, None, EngineError),
         (500, None, EngineError),
     ],
 )
-def test_a_refusal_is_the_pictures_or_everybodys(
+def test_a_refusal_is_the_images_or_everybodys(
     status: int, param: str | None, kind: type[Exception]
 ) -> None:
     error = failure("http://x", answer(status, body(message="m", code="c", param=param)))

@@ -8,8 +8,8 @@ from model.winner_map import Labels
 from service.engines.engine import (
     Embedding,
     EngineError,
+    ImageRefused,
     ModelSummary,
-    PictureRefused,
     refusal,
 )
 from service.engines.remote import MAX_TRIES, RemoteEngine, TryAgain
@@ -64,7 +64,7 @@ def test_it_says_once_why_nothing_happens(caplog: pytest.LogCaptureFixture) -> N
     engine.close()
 
 
-@pytest.mark.parametrize("error", [PictureRefused("bad", "code"), EngineError("bad")])
+@pytest.mark.parametrize("error", [ImageRefused("bad", "code"), EngineError("bad")])
 def test_a_refusal_is_final(error: Exception) -> None:
     engine = Scripted(error)
     with pytest.raises(type(error)):
@@ -76,14 +76,14 @@ def test_a_refusal_is_final(error: Exception) -> None:
 @pytest.mark.parametrize(
     ("param", "code", "kind"),
     [
-        ("images[0]", "invalid_image", PictureRefused),
-        ("image", "invalid_image", PictureRefused),
+        ("images[0]", "invalid_image", ImageRefused),
+        ("image", "invalid_image", ImageRefused),
         ("images", "empty_list", EngineError),
         ("resolution", "invalid_field", EngineError),
         (None, "internal", EngineError),
     ],
 )
-def test_only_a_pictures_own_fault_is_its_own(
+def test_only_a_images_own_fault_is_its_own(
     param: str | None, code: str, kind: Callable[..., Exception]
 ) -> None:
     assert type(refusal(f"{param}: broken", code, param)) is kind

@@ -9,14 +9,14 @@ from sklearn.decomposition import PCA
 from model.segmentation import upsample_bilinear
 from service.features.groups import find_groups, squared_distances
 from service.features.views import fit_view
-from service.view_messages import ViewFeaturesRequest
+from service.view_messages import VisualizeFeaturesRequest
 
 GRID, SIZE = (6, 5), (31, 40)
 FEATURES = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
 
 
-def request(**values: Any) -> ViewFeaturesRequest:
-    return ViewFeaturesRequest(images=(b"",), **values)
+def request(**values: Any) -> VisualizeFeaturesRequest:
+    return VisualizeFeaturesRequest(images=(b"",), **values)
 
 
 def test_colours_are_a_sigmoid_of_whitened_components() -> None:
@@ -34,15 +34,15 @@ def test_colours_are_a_sigmoid_of_whitened_components() -> None:
 def test_a_component_runs_from_zero_to_one() -> None:
     first_N = PCA(1, svd_solver="full").fit_transform(FEATURES)[:, 0]
     expected_N = (first_N - first_N.min()) / np.ptp(first_N)
-    found_hw = fit_view(request(view="component"), [FEATURES])(FEATURES, GRID, GRID)
+    found_hw = fit_view(request(kind="component"), [FEATURES])(FEATURES, GRID, GRID)
     np.testing.assert_allclose(found_hw, expected_N.reshape(GRID), atol=1e-4)
     assert (found_hw.min(), found_hw.max()) == (0, 1)
     flat = np.ones((30, 8), np.float32)
-    assert not fit_view(request(view="component"), [flat])(flat, GRID, GRID).any()
+    assert not fit_view(request(kind="component"), [flat])(flat, GRID, GRID).any()
 
 
 def test_groups_are_compared_after_their_distances_are_scaled() -> None:
-    asked = request(view="groups", group_count=4, seed=2)
+    asked = request(kind="groups", group_count=4, seed=2)
     centres_KD = find_groups(FEATURES, 4, 2)
     distance_KN = np.sqrt(squared_distances(FEATURES, centres_KD)).T
     large_KHW = upsample_bilinear(distance_KN.reshape(4, *GRID), SIZE)
@@ -56,9 +56,9 @@ def test_groups_are_compared_after_their_distances_are_scaled() -> None:
 
 
 @pytest.mark.parametrize("kind", ["colors", "component", "groups"])
-def test_together_the_same_patch_looks_the_same_in_every_picture(kind: Any) -> None:
+def test_together_the_same_patch_looks_the_same_in_every_image(kind: Any) -> None:
     other = 3 * np.random.default_rng(1).standard_normal((30, 8)).astype(np.float32)
     other[7] = FEATURES[4]
-    view = fit_view(request(view=kind, scope="together"), [FEATURES, other])
+    view = fit_view(request(kind=kind, scope="request"), [FEATURES, other])
     one, two = (view(f, GRID, GRID).reshape(30, -1) for f in (FEATURES, other))
     np.testing.assert_allclose(one[4], two[7])

@@ -164,7 +164,7 @@ def test_values_that_this_server_does_not_know() -> None:
 
 
 def test_embeddings_keep_their_places_beside_errors_and_rows_have_scales() -> None:
-    wrong = InvalidRequest("no picture", param="images[1]")
+    wrong = InvalidRequest("no image", param="images[1]")
     rows, scales = pack_all({"patches": np.ones((2, 3, 4), np.float32)}, "int8")
     answer = EmbedImagesResponse(
         model="m", embeddings=(rows,) * 2, scales=(scales,) * 2, errors={1: wrong}

@@ -30,7 +30,7 @@ Answer = stream_pb2.StreamResponse
 
 LIMIT_S = 20.0
 METHOD = "tipserve.v1.EncoderService/Stream"
-# Of a picture as the fake model sees it by default: 28 x 28 pixels.
+# Of an image as the fake model sees it by default: 28 x 28 pixels.
 PATCHES = 4
 
 
@@ -88,7 +88,7 @@ async def test_kinds_mix_and_answers_are_those_of_the_unary_rpcs_in_order(
     texts = embed_pb2.EmbedTextsRequest(texts=["dog"])
     images = [image_pb2.Image(encoded=encode_image(seed=7))]
     masks = segment_pb2.SegmentImagesRequest(images=images, classes=classes)
-    requests = [embed(encode_image(seed=seed), f"picture {seed}") for seed in range(20)]
+    requests = [embed(encode_image(seed=seed), f"image {seed}") for seed in range(20)]
     requests.insert(3, stream_pb2.StreamRequest(id="words", embed_texts=texts))
     requests.insert(9, stream_pb2.StreamRequest(id="masks", segment_images=masks))
     async with serving() as server:
@@ -112,7 +112,7 @@ async def test_what_is_wrong_with_one_request_is_its_answer(
     newer.MergeFromString(b"\xa2\x06\x01x")  # field 100
     requests = [
         good,
-        embed(b"no picture", "bad"),
+        embed(b"no image", "bad"),
         unknown,
         stream_pb2.StreamRequest(id="nothing"),
         in_seconds(0, embed(encode_image(), "never")),

@@ -57,7 +57,7 @@ def test_every_value_counts_once(
 @pytest.mark.parametrize(
     "raw",
     [
-        b"\x12\x00" * 1000,  # pictures
+        b"\x12\x00" * 1000,  # images
         b"\x1a\xd0\x0f" + b"\x12\x00" * 1000,  # prompts of one class, for another type
         b"\xf8\x01\x00" * 1000,  # a field that is not known
         b"\xfb\x01" * 500 + b"\x12\x00" * 500,  # behind groups that do not end

@@ -15,21 +15,21 @@ from service.grpc.generated import (
     text_pb2,
 )
 from service.grpc.view_converters import (
+    FEATURE_KINDS,
     GLOBAL_FEATURES,
     SCOPES,
-    VIEWS,
     from_classify_images,
-    from_view_features,
+    from_visualize_features,
     to_classify_images,
-    to_view_features,
+    to_visualize_features,
 )
 from service.messages import SegmentClass
 from service.view_messages import (
     Classification,
     ClassifyImagesRequest,
     ClassifyImagesResponse,
-    ViewFeaturesRequest,
-    ViewFeaturesResponse,
+    VisualizeFeaturesRequest,
+    VisualizeFeaturesResponse,
 )
 
 IMAGES = [image_pb2.Image(encoded=b"x")]
@@ -39,14 +39,14 @@ WRONG = InvalidRequest("images[0] is wrong.", code="invalid_image", param="image
 def test_nothing_said_means_the_defaults_of_the_messages() -> None:
     classify = to_classify_images(classify_pb2.ClassifyImagesRequest(images=IMAGES))
     assert classify == ClassifyImagesRequest(images=(b"x",), classes=())
-    view = to_view_features(features_pb2.ViewFeaturesRequest(images=IMAGES))
-    assert view == ViewFeaturesRequest(images=(b"x",))
+    view = to_visualize_features(features_pb2.VisualizeFeaturesRequest(images=IMAGES))
+    assert view == VisualizeFeaturesRequest(images=(b"x",))
 
 
 def test_zero_is_a_value() -> None:
     asked = to_classify_images(classify_pb2.ClassifyImagesRequest(temperature=0.0, top_k=0))
     assert (asked.temperature, asked.top_k) == (0, 0)
-    view = to_view_features(features_pb2.ViewFeaturesRequest(group_count=0, seed=0))
+    view = to_visualize_features(features_pb2.VisualizeFeaturesRequest(group_count=0, seed=0))
     assert (view.group_count, view.seed) == (0, 0)
 
 
@@ -78,12 +78,12 @@ def test_everything_that_can_be_said_of_classes() -> None:
 
 
 def test_everything_that_can_be_said_of_features() -> None:
-    view = features_pb2.ViewFeaturesRequest(
+    view = features_pb2.VisualizeFeaturesRequest(
         model="m",
         images=IMAGES,
-        view=features_pb2.FEATURE_VIEW_GROUPS,
+        kind=features_pb2.FEATURE_KIND_GROUPS,
         features=segment_pb2.DENSE_FEATURES_VALUES,
-        scope=features_pb2.FEATURE_SCOPE_TOGETHER,
+        scope=features_pb2.FEATURE_SCOPE_REQUEST,
         group_count=4,
         seed=7,
         resolution=56,
@@ -91,12 +91,12 @@ def test_everything_that_can_be_said_of_features() -> None:
         size=dense_pb2.MAP_SIZE_MODEL,
         partial=True,
     )
-    assert to_view_features(view) == ViewFeaturesRequest(
+    assert to_visualize_features(view) == VisualizeFeaturesRequest(
         model="m",
         images=(b"x",),
-        view="groups",
+        kind="groups",
         features="values",
-        scope="together",
+        scope="request",
         group_count=4,
         seed=7,
         resolution=56,
@@ -109,17 +109,17 @@ def test_everything_that_can_be_said_of_features() -> None:
 def test_every_value_of_every_enum_has_a_meaning() -> None:
     tables: list[tuple[Any, Any]] = [
         (classify_pb2.GlobalFeatures, GLOBAL_FEATURES),
-        (features_pb2.FeatureView, VIEWS),
+        (features_pb2.FeatureKind, FEATURE_KINDS),
         (features_pb2.FeatureScope, SCOPES),
     ]
     for enum, table in tables:
         assert sorted(table) == [number for number in enum.values() if number]
 
 
-@pytest.mark.parametrize("field", ["view", "scope", "features", "size", "fit"])
+@pytest.mark.parametrize("field", ["kind", "scope", "features", "size", "fit"])
 def test_values_that_this_server_does_not_know(field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        to_view_features(features_pb2.ViewFeaturesRequest(**{field: 9}))  # type: ignore[arg-type]
+        to_visualize_features(features_pb2.VisualizeFeaturesRequest(**{field: 9}))  # type: ignore[arg-type]
     assert caught.value.param == field
 
 
@@ -135,8 +135,10 @@ def test_answers_keep_their_places_beside_errors() -> None:
     wire = from_classify_images(classes)
     assert [len(one.classes) for one in wire.classifications] == [0, 2]
     assert (wire.classifications[1].classes[0].name, wire.errors[0].index) == ("sky", 0)
-    maps = ViewFeaturesResponse(model="m", maps=(np.ones((2, 3), np.uint16),), errors={0: WRONG})
-    views = from_view_features(maps)
+    maps = VisualizeFeaturesResponse(
+        model="m", maps=(np.ones((2, 3), np.uint16),), errors={0: WRONG}
+    )
+    views = from_visualize_features(maps)
     assert [tuple(m.features.shape) for m in views.maps] == [(), (2, 3)]
     (error,) = views.errors
     assert (error.reason, error.message, error.field) == (

@@ -1,4 +1,4 @@
-"""Pictures of every colour mode become opaque RGB or L, with the colours that were meant."""
+"""Images of every colour mode become opaque RGB or L, with the colours that were meant."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ SIZE = (9, 5)
 
 
 def orange(mode: str) -> Image.Image:
-    """An orange picture, through whichever modes lead there."""
+    """An orange image, through whichever modes lead there."""
     image = Image.new("RGB", SIZE, ORANGE)
     steps = {"P": [], "PA": [], "La": ["LA", "La"], "RGBa": ["RGBA", "RGBa"]}.get(mode, [mode])
     for step in steps:

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright RGB; everything else becomes the caller's error."""
+"""Every kind of image becomes upright RGB; everything else becomes the caller's error."""
 
 import base64
 import io
@@ -90,7 +90,7 @@ def test_modes_of_grey_are_read_from_tiff(mode: str) -> None:
     assert np.abs(decode(save(image, "TIFF")).astype(int) - 128).max() <= 1
 
 
-# Four colours in a picture of 24 x 16, progressive; arithmetic coding, which Pillow cannot write.
+# Four colours in an image of 24 x 16, progressive; arithmetic coding, which Pillow cannot write.
 ARITHMETIC_JPEG = base64.b85decode(
     "|JeWF01!$>Nk#wx0RR9200961|JwjV00jdC1Ox*G1Ox;H1qB8N3<w7Y2L}%e3keJn4-yg)4-pX)791B76dDx~5f~vD8XX"
     "-UA0HDJA|xUnBpe<e9{<|_LjeT^1qTKP4hRSi9uyH29v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9"
@@ -176,7 +176,7 @@ def test_a_jpeg_is_reduced_as_far_as_allowed(progressive: bool, mode: str) -> No
         assert loaded.image.size == (-(-333 // factor), -(-250 // factor))
 
 
-def test_of_a_camera_s_several_pictures_the_first_counts() -> None:
+def test_of_a_camera_s_several_images_the_first_counts() -> None:
     frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
     data = save(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert np.abs(decode(data)[0, 0].astype(int) - (255, 0, 0)).max() <= 3
@@ -211,7 +211,7 @@ def test_sizes_are_asked_for_and_told_upright(orientation: int) -> None:
     assert loaded.stored_hw(upright_hw) == (200, 400)
 
 
-def test_a_huge_picture_is_refused_by_its_header(encode_image: Encode) -> None:
+def test_a_huge_image_is_refused_by_its_header(encode_image: Encode) -> None:
     for read in (read_size, decode_image):
         with pytest.raises(InvalidRequest, match="20000 x 20000 pixels") as caught:
             read(png_header(20_000, 20_000), LIMITS, param="images[2]")
@@ -225,14 +225,14 @@ def test_a_long_file_is_refused_unread() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"<svg/>"])
-def test_what_is_no_picture_is_the_callers_error(data: bytes) -> None:
+def test_what_is_no_image_is_the_callers_error(data: bytes) -> None:
     for read in (read_size, decode_image):
         with pytest.raises(InvalidRequest) as caught:
             read(data, LIMITS, param="images[2]")
         assert (caught.value.code, caught.value.param) == ("invalid_image", "images[2]")
 
 
-def test_a_truncated_picture_has_a_size_and_no_pixels(encode_image: Encode) -> None:
+def test_a_truncated_image_has_a_size_and_no_pixels(encode_image: Encode) -> None:
     data = encode_image("JPEG", size=(400, 300))[:2000]
     assert read_size(data, LIMITS, param="images[2]") == (300, 400)
     with pytest.raises(InvalidRequest) as caught:

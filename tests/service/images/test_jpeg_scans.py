@@ -42,7 +42,7 @@ def test_the_bound_is_exact() -> None:
     assert has_too_many_scans(repeated(data, MAX_SCANS // SCANS_OF_PILLOW + 1))
 
 
-def test_a_picture_of_too_many_scans_is_the_callers_error() -> None:
+def test_a_image_of_too_many_scans_is_the_callers_error() -> None:
     with pytest.raises(InvalidRequest, match="scans") as caught:
         decode_image(repeated(encode(progressive=True), 50), LIMITS, param="images[1]")
     assert (caught.value.code, caught.value.param) == ("image_too_large", "images[1]")

@@ -1,4 +1,4 @@
-"""Pictures that come as pixels: the same as decoded ones, or just what the model is to see."""
+"""Images that come as pixels: the same as decoded ones, or just what the model is to see."""
 
 import io
 

@@ -61,7 +61,7 @@ def colours(depth: int) -> NDArray[np.uint8]:
     return np.random.default_rng(depth).integers(0, 256, (2**depth, 3), dtype=np.uint8)
 
 
-def picture(kind: int, depth: int, size: tuple[int, int] = (11, 13)) -> Samples:
+def image(kind: int, depth: int, size: tuple[int, int] = (11, 13)) -> Samples:
     return np.random.default_rng(kind).integers(0, 2**depth, (*size, CHANNELS[kind]))
 
 
@@ -85,7 +85,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
 def test_every_kind_has_its_colours(
     size: tuple[int, int], kind: int, depth: int, interlaced: bool
 ) -> None:
-    samples_HWC = picture(kind, depth, size)
+    samples_HWC = image(kind, depth, size)
     extra = chunk(b"PLTE", colours(depth).tobytes()) if kind == PALETTE else b""
     pixels = decode(write_png(samples_HWC, kind, depth, interlaced=interlaced, extra=extra))
     assert np.abs(pixels - meant(samples_HWC, kind, depth)).max() <= 2
@@ -93,7 +93,7 @@ def test_every_kind_has_its_colours(
 
 @pytest.mark.parametrize(("kind", "depth"), [(GREY, 8), (RGB, 8), (PALETTE, 4), (PALETTE, 8)])
 def test_a_transparent_colour_is_white(kind: int, depth: int) -> None:
-    samples_HWC = picture(kind, depth)
+    samples_HWC = image(kind, depth)
     first = samples_HWC[0, 0]
     if kind == PALETTE:
         alphas = bytes(0 if index == first[0] else 255 for index in range(2**depth))
@@ -108,7 +108,7 @@ def test_a_transparent_colour_is_white(kind: int, depth: int) -> None:
 
 
 def broken() -> Iterator[tuple[str, bytes]]:
-    good = write_png(picture(RGB, 8), RGB, 8)
+    good = write_png(image(RGB, 8), RGB, 8)
     for kind, depth in itertools.product(range(8), (0, 1, 2, 3, 4, 8, 16, 255)):
         if (kind, depth) not in KINDS:
             header = struct.pack(">IIBBBBB", 4, 4, depth, kind, 0, 0, 0)
@@ -122,23 +122,23 @@ def broken() -> Iterator[tuple[str, bytes]]:
         yield f"{width} x {height}", good[:8] + chunk(b"IHDR", header) + good[33:]
     yield "no IHDR", good[:8] + good[33:]
     yield "no IDAT", good[:33] + chunk(b"IEND", b"")
-    yield "no palette", write_png(picture(PALETTE, 8), PALETTE, 8)
+    yield "no palette", write_png(image(PALETTE, 8), PALETTE, 8)
     yield (
         "short palette",
-        write_png(picture(PALETTE, 8), PALETTE, 8, extra=chunk(b"PLTE", bytes(6))),
+        write_png(image(PALETTE, 8), PALETTE, 8, extra=chunk(b"PLTE", bytes(6))),
     )
-    yield "odd palette", write_png(picture(PALETTE, 8), PALETTE, 8, extra=chunk(b"PLTE", bytes(7)))
+    yield "odd palette", write_png(image(PALETTE, 8), PALETTE, 8, extra=chunk(b"PLTE", bytes(7)))
     yield "checksum", good[:29] + bytes(4) + good[33:]
     yield "too little", good[:33] + chunk(b"IDAT", zlib.compress(bytes(40)))
     yield "too much", good[:33] + chunk(b"IDAT", zlib.compress(bytes(99_999))) + chunk(b"IEND", b"")
     yield "not deflated", good[:33] + chunk(b"IDAT", b"hello" * 20) + chunk(b"IEND", b"")
     yield "endless chunk", good[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT" + bytes(50)
-    yield "short tRNS", write_png(picture(RGB, 8), RGB, 8, extra=chunk(b"tRNS", b"\0"))
+    yield "short tRNS", write_png(image(RGB, 8), RGB, 8, extra=chunk(b"tRNS", b"\0"))
     yield "filter type", good[:33] + chunk(b"IDAT", zlib.compress(b"\x09" * 440))
 
 
 @pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in broken()])
-def test_broken_ones_are_pictures_or_the_callers_error(data: bytes) -> None:
+def test_broken_ones_are_images_or_the_callers_error(data: bytes) -> None:
     try:
         pixels_HW3 = decode(data)
     except InvalidRequest:

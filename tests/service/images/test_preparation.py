@@ -1,4 +1,4 @@
-"""Pictures as the model sees them, whatever way a JPEG is decoded and however it lies."""
+"""Images as the model sees them, whatever way a JPEG is decoded and however it lies."""
 
 import io
 
@@ -55,7 +55,7 @@ def test_the_exact_way_is_decoding_turning_and_scaling(
 
 @pytest.mark.parametrize("rule", [SQUASH, ASPECT])
 @pytest.mark.parametrize("orientation", range(1, 9))
-# Sides that 8 does not divide: a reduced picture then ends within its last pixels.
+# Sides that 8 does not divide: a reduced image then ends within its last pixels.
 @pytest.mark.parametrize("size", [(1007, 781), (452, 355), (230, 227)])
 def test_the_fast_way_is_near(size: tuple[int, int], orientation: int, rule: SizeRule) -> None:
     data = encode(photo(size), "JPEG", orientation)
@@ -77,7 +77,7 @@ def test_small_jpegs_are_the_same_either_way() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "P"])
-def test_grey_pictures_have_three_equal_planes(mode: str) -> None:
+def test_grey_images_have_three_equal_planes(mode: str) -> None:
     stream = io.BytesIO()
     Image.linear_gradient("L").convert(mode).save(stream, "PNG")
     planes = prepare(stream.getvalue(), SQUASH, "exact")

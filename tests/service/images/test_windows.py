@@ -1,4 +1,4 @@
-"""Windows cover a picture, and the last ones end where it ends."""
+"""Windows cover an image, and the last ones end where it ends."""
 
 import numpy as np
 import pytest
@@ -28,6 +28,6 @@ def test_every_pixel_is_in_a_window(size_hw: tuple[int, int]) -> None:
     assert hits_HW.min() > 0
 
 
-def test_a_picture_smaller_than_a_window_is_refused() -> None:
+def test_a_image_smaller_than_a_window_is_refused() -> None:
     with pytest.raises(ValueError, match="fit"):
         NOTEBOOK.corners((447, 900))

@@ -8,9 +8,9 @@ from service.lanes.work import Bucket
 IMAGE, TEXT = Bucket("image", (28, 28)), Bucket("text", (8,))
 
 
-def test_pictures_are_stacked_in_order() -> None:
-    pictures = [np.full((3, 28, 28), n, np.float32) for n in range(3)]
-    (pixels,) = collate(IMAGE, pictures)
+def test_images_are_stacked_in_order() -> None:
+    images = [np.full((3, 28, 28), n, np.float32) for n in range(3)]
+    (pixels,) = collate(IMAGE, images)
     assert pixels.shape == (3, 3, 28, 28)
     assert pixels.dtype == np.float32
     np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 1, 2])

@@ -21,7 +21,7 @@ def lane(runtime: "FakeRuntime") -> Lane:
     return Lane(lambda: runtime, embed_dim=8, probe_bucket=IMAGE)
 
 
-def test_every_picture_has_its_own_outputs(lane: Lane) -> None:
+def test_every_image_has_its_own_outputs(lane: Lane) -> None:
     pixels = [np.full((3, 28, 42), value, np.float32) for value in (0.0, 1.0)]
     dark, bright = lane.run(IMAGE, collate(IMAGE, pixels))
     assert dark["patches"].shape == (6, 8)
@@ -40,7 +40,7 @@ def test_texts_of_several_lengths_are_padded_and_masked(lane: Lane) -> None:
         assert outputs[TEXT_OUTPUT].base is None, "a row in the cache must not hold its batch"
 
 
-def test_every_picture_has_its_own_map(lane: Lane) -> None:
+def test_every_image_has_its_own_map(lane: Lane) -> None:
     pixels = [np.full((3, 28, 42), value, np.float32) for value in (0.25, 0.75)]
     for kind, shape in (("depth", (16, 24)), ("normals", (3, 16, 24))):
         bucket = Bucket(kind, (28, 42))  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def cpu(bucket: Bucket, num_items: int) -> float:
 
 
 def device(bucket: Bucket, num_items: int) -> float:
-    """Sixteen pictures cost as much as one."""
+    """Sixteen images cost as much as one."""
     return 0.005 * -(-num_items // 16)
 
 
@@ -50,12 +50,12 @@ def test_short_batches_where_batching_gains_nothing() -> None:
     assert lane.now < 0.5
 
 
-def test_a_slow_picture_is_a_batch_of_its_own() -> None:
+def test_a_slow_image_is_a_batch_of_its_own() -> None:
     lane = TimedLane(lambda bucket, num_items: 100 * cpu(bucket, num_items))
     assert measure(lane, FIRST_S, RULES, lane.clock).max_images == 1
 
 
-def test_large_batches_where_they_make_pictures_cheaper() -> None:
+def test_large_batches_where_they_make_images_cheaper() -> None:
     lane = TimedLane(device)
     warm = measure(lane, FIRST_S, RULES, lane.clock)
     assert warm.max_images == 16
@@ -108,7 +108,7 @@ def test_each_head_has_a_line_of_its_own() -> None:
     assert warm.curves[native].slope_s == pytest.approx(0.002)
     assert warm.curves[wide].slope_s == pytest.approx(0.004)
     assert warm.curves[WIDE].slope_s == pytest.approx(0.006), "as before"
-    assert lane.runs[native, 3] == MAX_RUNS, "half as many as of embedded pictures"
+    assert lane.runs[native, 3] == MAX_RUNS, "half as many as of embedded images"
     assert max(n for bucket, n in lane.runs if bucket in head) == 3
 
 

@@ -18,7 +18,7 @@ WINDOWS = Windows.of(28)
 def reference(
     features: list[Any], classes_KD: Any, geometry: Geometry, stride: int, side: int
 ) -> Any:
-    """Loops and whole arrays: probabilities of every pixel of the picture, [K, H, W]."""
+    """Loops and whole arrays: probabilities of every pixel of the image, [K, H, W]."""
     height, width = geometry.scaled_hw
     sums_KHW = torch.zeros(len(classes_KD), height, width)
     hits_HW = torch.zeros(height, width)

@@ -1,4 +1,4 @@
-"""Pictures on their way: which error counts, and what a caller who leaves still sets in motion."""
+"""Images on their way: which error counts, and what a caller who leaves still sets in motion."""
 
 import asyncio
 import threading
@@ -35,7 +35,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_of_several_broken_pictures_the_first_is_told(
+async def test_of_several_broken_images_the_first_is_told(
     make_plane: Callable[..., DataPlane], encode_image: Callable[..., bytes]
 ) -> None:
     good = encode_image()
@@ -45,7 +45,7 @@ async def test_of_several_broken_pictures_the_first_is_told(
     assert caught.value.param == "images[1]"
 
 
-async def test_who_leaves_while_pictures_are_decoded_spares_those_that_wait(
+async def test_who_leaves_while_images_are_decoded_spares_those_that_wait(
     make_plane: Callable[..., DataPlane],
     encode_image: Callable[..., bytes],
     pool: ThreadPoolExecutor,
@@ -74,7 +74,7 @@ async def test_who_leaves_while_pictures_are_decoded_spares_those_that_wait(
     assert sorted(decoded) == ["images[0]", "images[1]"]
 
 
-async def test_a_patient_caller_whose_picture_is_larger_than_thought_waits_for_more_room(
+async def test_a_patient_caller_whose_image_is_larger_than_thought_waits_for_more_room(
     make_plane: Callable[..., DataPlane],
     encode_image: Callable[..., bytes],
     runtime: "FakeRuntime",

@@ -30,7 +30,7 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> Machine:
-    """Runtimes that hold `PICTURE_BYTES` for each pixel of a picture while they compute it."""
+    """Runtimes that hold `IMAGE_BYTES` for each pixel of an image while they compute it."""
     loaded: list[Any] = []
 
     def load(*_: object, **__: object) -> Any:
@@ -81,7 +81,7 @@ def test_with_memory_enough_there_is_a_lane_for_each_processor(
         assert 500 < loaded.max_patches["image"] < 1100
 
 
-def test_large_pictures_leave_room_for_fewer_lanes_of_more_threads(
+def test_large_images_leave_room_for_fewer_lanes_of_more_threads(
     machine: Machine, load: Callable[..., LoadedLanes]
 ) -> None:
     machine.set_free(400 * MB)
@@ -105,7 +105,7 @@ def test_a_gpu_has_two_lanes_however_many_processors(
     ("free_bytes", "pool_threads", "planned"),
     [(100_000 * MB, None, 4), (1300 * MB, None, 2), (MB, None, 1), (MB, 7, 7)],
 )
-def test_as_many_threads_decode_as_have_the_memory_for_the_largest_pictures(
+def test_as_many_threads_decode_as_have_the_memory_for_the_largest_images(
     machine: Machine, make_settings: Any, free_bytes: int, pool_threads: int | None, planned: int
 ) -> None:
     machine.set_free(free_bytes)

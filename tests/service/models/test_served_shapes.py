@@ -53,7 +53,7 @@ def test_a_text_costs_its_tokens(manifest: Manifest) -> None:
     assert item_cost(manifest, Bucket("text", (5,))) == 5
 
 
-def test_each_head_is_warmed_up_for_every_shape_of_pictures(manifest: Manifest) -> None:
+def test_each_head_is_warmed_up_for_every_shape_of_images(manifest: Manifest) -> None:
     buckets = with_maps(served_buckets(manifest, 4096), ("depth", "normals"))
     assert [b.label for b in buckets[3:]] == [
         "depth 28x28",

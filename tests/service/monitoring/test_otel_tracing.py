@@ -233,7 +233,7 @@ async def test_the_callers_fault_is_no_failure_of_ours(
     traced: Serving, exporter: InMemorySpanExporter, ask: Ask
 ) -> None:
     async with traced() as server:
-        assert await ask(server, b"secret, and no picture") in {"422", "INVALID_ARGUMENT"}
+        assert await ask(server, b"secret, and no image") in {"422", "INVALID_ARGUMENT"}
     (root,) = server_spans(exporter)
     assert root.status.is_ok
     attributes = dict(root.attributes or {})

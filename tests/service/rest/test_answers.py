@@ -75,7 +75,7 @@ def test_json_lists_and_base64_and_npy_and_safetensors_are_bit_equal() -> None:
     assert listed["model"] == "m"
 
 
-def test_pictures_of_several_grids_are_kept_apart() -> None:
+def test_images_of_several_grids_are_kept_apart() -> None:
     answer = embedded((2, 3), (3, 2))
     tensors = load(write_image_embeddings(answer, SAFETENSORS, PLAIN))
     assert {name: t.shape for name, t in tensors.items()} == {
@@ -164,7 +164,7 @@ def test_scores_are_there_where_they_were_computed() -> None:
     )
 
 
-def test_the_overlay_is_the_picture_with_colours() -> None:
+def test_the_overlay_is_the_image_with_colours() -> None:
     stream = io.BytesIO()
     Image.new("RGB", (3, 2), (90, 90, 90)).save(stream, "PNG")
     limits = ImageLimits(max_bytes=10_000, max_pixels=100)

@@ -82,8 +82,8 @@ async def test_raw_multipart_and_json_give_the_same_map(
         ("classify", {"classes": "dog,sky", "top_k": "1"}, {"classes": ["dog", "sky"], "top_k": 1}),
         (
             "features",
-            {"view": "groups", "group_count": "3", "size": "model"},
-            {"view": "groups", "group_count": 3, "size": "model"},
+            {"kind": "groups", "group_count": "3", "size": "model"},
+            {"kind": "groups", "group_count": 3, "size": "model"},
         ),
         (
             "segment",
@@ -133,10 +133,10 @@ async def test_every_route_of_ours_says_what_it_offers_where_nothing_is_accepted
     assert asked == 9
 
 
-async def test_some_broken_pictures_leave_the_others_their_answers(
+async def test_some_broken_images_leave_the_others_their_answers(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
-    images = [("images", ("a", encode_image())), ("images", ("b", b"no picture"))]
+    images = [("images", ("a", encode_image())), ("images", ("b", b"no image"))]
     query = {"partial": "true", "classes": "dog,sky"}
     answer = await client.post("/v1/images:classify", data=query, files=images)
     assert answer.status_code == 200
@@ -152,11 +152,11 @@ async def test_some_broken_pictures_leave_the_others_their_answers(
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "partial")
 
 
-async def test_views_are_png_files_of_the_pictures_size(
+async def test_views_are_png_files_of_the_images_size(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     headers = {"Content-Type": "image/png", "Accept": "image/png"}
-    modes = {"features": "RGB", "features?view=component": "P", "features?view=groups": "P"}
+    modes = {"features": "RGB", "features?kind=component": "P", "features?kind=groups": "P"}
     modes |= {"segment?classes=a,b&mode=slide": "P"}
     modes |= {"segment?classes=a,b&mode=slide&format=overlay": "RGB"}
     for url, mode in modes.items():
@@ -164,11 +164,11 @@ async def test_views_are_png_files_of_the_pictures_size(
             f"/v1/images:{url}", content=encode_image(size=(40, 30)), headers=headers
         )
         assert answer.headers["content-type"] == "image/png", answer.text
-        picture = Image.open(io.BytesIO(answer.content))
-        assert (picture.size, picture.mode) == ((40, 30), mode)
+        image = Image.open(io.BytesIO(answer.content))
+        assert (image.size, image.mode) == ((40, 30), mode)
 
 
-async def test_depth_is_a_png_of_the_pictures_size(
+async def test_depth_is_a_png_of_the_images_size(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     headers = {"Content-Type": "image/png", "Accept": "image/png"}
@@ -177,8 +177,8 @@ async def test_depth_is_a_png_of_the_pictures_size(
             f"/v1/images:{url}", content=encode_image(size=(40, 30)), headers=headers
         )
         assert answer.headers["content-type"] == "image/png"
-        picture = Image.open(io.BytesIO(answer.content))
-        assert (picture.size, picture.mode) == ((40, 30), mode)
+        image = Image.open(io.BytesIO(answer.content))
+        assert (image.size, image.mode) == ((40, 30), mode)
 
 
 async def test_a_missing_head_is_501_and_the_models_do_not_claim_it(

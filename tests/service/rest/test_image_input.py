@@ -1,4 +1,4 @@
-"""Options and pictures arrive the same however they are sent."""
+"""Options and images arrive the same however they are sent."""
 
 import base64
 
@@ -78,7 +78,7 @@ def test_a_query_that_cannot_be(pairs: list[tuple[str, str]], param: str, code: 
     assert (caught.value.param, caught.value.code) == (param, code)
 
 
-def test_a_form_brings_fields_and_pictures_in_order() -> None:
+def test_a_form_brings_fields_and_images_in_order() -> None:
     large = bytes(range(256)) * 8192
     raw = form(
         ('name="images"; filename="a"', b"one"),
@@ -110,10 +110,10 @@ def test_a_file_in_another_field_is_an_error() -> None:
 
 
 def test_base64_and_data_uris_are_read() -> None:
-    text = base64.b64encode(b"picture").decode()
-    assert decode_images(image_texts(ImageBody(image=text)), {}) == (b"picture",)
+    text = base64.b64encode(b"image").decode()
+    assert decode_images(image_texts(ImageBody(image=text)), {}) == (b"image",)
     uri = f"data:image/png;base64,{text}"
-    assert decode_images([uri, text], {}) == (b"picture", b"picture")
+    assert decode_images([uri, text], {}) == (b"image", b"image")
     assert image_texts(ImageBody(images=[])) == []
 
 
@@ -125,6 +125,6 @@ def test_what_is_no_base64_names_its_index(text: str) -> None:
 
 
 @pytest.mark.parametrize("body", [ImageBody(), ImageBody(image="", images=[])])
-def test_either_one_picture_or_several(body: ImageBody) -> None:
+def test_either_one_image_or_several(body: ImageBody) -> None:
     with pytest.raises(InvalidRequest, match="either"):
         image_texts(body)

@@ -1,4 +1,4 @@
-"""Pictures by URL over REST: off unless set, and then by the policy, in lists and in memory."""
+"""Images by URL over REST: off unless set, and then by the policy, in lists and in memory."""
 
 import base64
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
-URL = "https://pictures.example.org/a.png"
+URL = "https://images.example.org/a.png"
 
 
 async def post(server: Server, body: dict[str, Any]) -> httpx.Response:
@@ -37,15 +37,15 @@ async def test_urls_are_off_unless_set_and_it_says_so(serving: Serving, url: str
 
 
 async def test_other_hosts_than_those_set_are_refused(serving: Serving) -> None:
-    async with serving(url_hosts="pictures.example.org") as server:
+    async with serving(url_hosts="images.example.org") as server:
         other = await post(server, {"image": "https://evil.example.org/a.png"})
         plain = await post(server, {"image": URL.replace("https", "http")})
     assert error_of(other) == (422, "url_not_allowed", "images[0]")
     assert error_of(plain) == (422, "url_not_allowed", "images[0]")
 
 
-async def test_too_many_pictures_are_refused_before_any_is_fetched(serving: Serving) -> None:
-    async with serving(url_hosts="pictures.example.org", max_images_per_request=2) as server:
+async def test_too_many_images_are_refused_before_any_is_fetched(serving: Serving) -> None:
+    async with serving(url_hosts="images.example.org", max_images_per_request=2) as server:
         answer = await post(server, {"images": [URL] * 3})
     assert error_of(answer) == (413, "too_many_items", "images")
 
@@ -53,25 +53,25 @@ async def test_too_many_pictures_are_refused_before_any_is_fetched(serving: Serv
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """What the network would give, by URL; anything else fails as it would there."""
-    pictures: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
 
     async def fetch(self: UrlFetcher, url: str, hold: Hold, *, param: str) -> bytes:
-        if url not in pictures:
+        if url not in images:
             raise InvalidRequest(f"{param}: nothing", code="url_fetch_failed", param=param)
-        hold(len(pictures[url]))
-        return pictures[url]
+        hold(len(images[url]))
+        return images[url]
 
     monkeypatch.setattr(UrlFetcher, "fetch", fetch)
-    return pictures
+    return images
 
 
-async def test_fetched_and_sent_pictures_keep_their_places(
+async def test_fetched_and_sent_images_keep_their_places(
     serving: Serving, encode_image: Encode, fetched: dict[str, bytes]
 ) -> None:
     images = [encode_image(seed=seed) for seed in range(3)]
     fetched |= {URL: images[0], URL + "?2": images[2]}
     texts = [base64.b64encode(image).decode() for image in images]
-    async with serving(url_hosts="pictures.example.org") as server:
+    async with serving(url_hosts="images.example.org") as server:
         sent = await post(server, {"images": texts})
         mixed = await post(server, {"images": [URL, texts[1], URL + "?2"]})
         failed = await post(server, {"images": [texts[0], URL + "?3"]})
@@ -85,7 +85,7 @@ async def test_fetched_bytes_count_towards_the_memory_for_bodies(
 ) -> None:
     fetched[URL] = bytes(5000)
     limits = {f"max_{name}_bytes": 5000 for name in ("image", "request", "body_memory")}
-    async with serving(url_hosts="pictures.example.org", **limits) as server:
+    async with serving(url_hosts="images.example.org", **limits) as server:
         answer = await post(server, {"image": URL})
         assert server.protection.body_memory.num_bytes == 0
     assert error_of(answer)[:2] == (429, "body_memory_full")

@@ -51,7 +51,7 @@ def test_the_document_describes_what_is_sent(
     assert schema.model_validate(sent).model_dump(exclude_none=True) == sent
 
 
-def test_several_pictures_are_stacked_or_kept_apart() -> None:
+def test_several_images_are_stacked_or_kept_apart() -> None:
     same = EstimateMapsResponse(model="m", maps=DEPTH.maps * 2)
     assert load(write_maps(same, SAFETENSORS, DepthOptions()))["depth"].shape == (2, 4, 6)
     other = EstimateMapsResponse(model="m", maps=(DEPTH.maps[0], DEPTH.maps[0].T))
@@ -72,7 +72,7 @@ def test_depth_is_millimetres_or_colours_as_a_png() -> None:
 
 
 @pytest.mark.parametrize("media", [PNG, NPY])
-def test_a_file_of_one_map_takes_one_picture(media: str) -> None:
+def test_a_file_of_one_map_takes_one_image(media: str) -> None:
     for options in (DepthOptions(), NormalsOptions()):
         check_map_media(media, options, 1)
         with pytest.raises(InvalidRequest) as caught:

@@ -27,7 +27,7 @@ WRONG = InvalidRequest("images[1] is wrong.", code="invalid_image", param="image
 PARTIAL = EmbedImagesOptions(partial=True)
 
 
-def pictures(vector_type: VectorType = "float32", **more: Any) -> EmbedImagesResponse:
+def images(vector_type: VectorType = "float32", **more: Any) -> EmbedImagesResponse:
     random = np.random.default_rng(0)
     raw = [
         {"cls1": random.random(6, np.float32), "patches": random.random((2, 3, 6), np.float32)}
@@ -41,7 +41,7 @@ def pictures(vector_type: VectorType = "float32", **more: Any) -> EmbedImagesRes
 
 
 def test_json_tells_errors_beside_data_by_their_places() -> None:
-    sent = json.loads(write_image_embeddings(pictures(errors={1: WRONG}), JSON, PARTIAL))
+    sent = json.loads(write_image_embeddings(images(errors={1: WRONG}), JSON, PARTIAL))
     assert [item["index"] for item in sent["data"]] == [0, 2]
     assert sent["errors"] == [
         {
@@ -55,15 +55,13 @@ def test_json_tells_errors_beside_data_by_their_places() -> None:
         }
     ]
     assert EmbedImagesAnswer.model_validate(sent).model_dump(exclude_none=True) == sent
-    assert json.loads(write_image_embeddings(pictures(), JSON, PARTIAL))["errors"] == []
-    assert "errors" not in json.loads(
-        write_image_embeddings(pictures(), JSON, EmbedImagesOptions())
-    )
+    assert json.loads(write_image_embeddings(images(), JSON, PARTIAL))["errors"] == []
+    assert "errors" not in json.loads(write_image_embeddings(images(), JSON, EmbedImagesOptions()))
 
 
 def test_safetensors_name_arrays_by_their_places_and_hold_the_errors(tmp_path: Any) -> None:
     path = tmp_path / "answer.safetensors"
-    path.write_bytes(write_image_embeddings(pictures(errors={1: WRONG}), SAFETENSORS, PARTIAL))
+    path.write_bytes(write_image_embeddings(images(errors={1: WRONG}), SAFETENSORS, PARTIAL))
     with safe_open(path, "np") as file:
         assert set(file.keys()) == {"cls1.0", "cls1.2", "patches.0", "patches.2"}
         (error,) = json.loads(file.metadata()["errors"])
@@ -96,7 +94,7 @@ def test_texts_with_errors_are_left_out_of_json_and_zeros_in_a_matrix() -> None:
 
 
 def test_whole_numbers_and_their_scales_are_the_same_in_every_media_type() -> None:
-    answer = pictures("int8")
+    answer = images("int8")
     listed = json.loads(write_image_embeddings(answer, JSON, EmbedImagesOptions(dtype="int8")))
     coded = json.loads(
         write_image_embeddings(answer, JSON, EmbedImagesOptions(dtype="int8", encoding="base64"))
@@ -116,7 +114,7 @@ def test_whole_numbers_and_their_scales_are_the_same_in_every_media_type() -> No
 
 
 def test_npy_has_whole_numbers_as_records_with_their_scale() -> None:
-    answer = pictures("int8")
+    answer = images("int8")
     for name, shape in (("cls1", (2,)), ("patches", (2, 2, 3))):
         one = EmbedImagesResponse(
             model="m",
@@ -134,7 +132,7 @@ def test_npy_has_whole_numbers_as_records_with_their_scale() -> None:
 
 
 def test_half_precision_is_half_the_bytes() -> None:
-    answer = pictures("float16")
+    answer = images("float16")
     coded = json.loads(write_image_embeddings(answer, JSON, EmbedImagesOptions(encoding="base64")))[
         "data"
     ][0]["cls1"]

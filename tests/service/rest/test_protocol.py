@@ -69,10 +69,10 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_a_wish_for_another_protocol_is_ignored_and_the_body_is_read(
     serving: Serving, encode_image: Encode, piece_bytes: int
 ) -> None:
-    picture = encode_image()
+    image = encode_image()
     wish = POST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\n"
-    measured = wish % b"h2c" + b"Content-Length: %d\r\n\r\n" % len(picture) + picture
-    chunks = b"%x\r\n" % len(picture) + picture + b"\r\n0\r\n\r\n"
+    measured = wish % b"h2c" + b"Content-Length: %d\r\n\r\n" % len(image) + image
+    chunks = b"%x\r\n" % len(image) + image + b"\r\n0\r\n\r\n"
     chunked = wish % b"websocket" + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
     hidden = wish % b"h2c" + b"Content-Length: %d\r\n\r\n" % len(LIVE) + LIVE
     sent = measured + LIVE + chunked + hidden + LIVE.replace(b"live", b"no")

@@ -12,7 +12,7 @@ from safetensors.numpy import load
 
 from service.errors import InvalidRequest
 from service.messages import FloatArray
-from service.rest.answer_schemas import ClassifyImagesAnswer, ViewFeaturesAnswer
+from service.rest.answer_schemas import ClassifyImagesAnswer, VisualizeFeaturesAnswer
 from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
 from service.rest.view_answers import (
     check_classify_media,
@@ -20,8 +20,8 @@ from service.rest.view_answers import (
     write_classifications,
     write_views,
 )
-from service.rest.view_schemas import ClassifyImagesOptions, ViewFeaturesOptions
-from service.view_messages import Classification, ClassifyImagesResponse, ViewFeaturesResponse
+from service.rest.view_schemas import ClassifyImagesOptions, VisualizeFeaturesOptions
+from service.view_messages import Classification, ClassifyImagesResponse, VisualizeFeaturesResponse
 
 PLAIN = ClassifyImagesOptions()
 
@@ -61,26 +61,26 @@ def test_npy_has_no_place_for_some_classes_only() -> None:
         check_classify_media(NPY, ClassifyImagesOptions(top_k=1))
 
 
-def view_answer(view: str) -> ViewFeaturesResponse:
+def view_answer(kind: str) -> VisualizeFeaturesResponse:
     random = np.random.default_rng(0)
     made: Any = {
         "colors": random.random((4, 6, 3), np.float32),
         "component": random.random((4, 6), np.float32),
         "groups": random.integers(1, 4, (4, 6)).astype(np.uint16),
     }
-    return ViewFeaturesResponse(model="m", maps=(made[view],))
+    return VisualizeFeaturesResponse(model="m", maps=(made[kind],))
 
 
-@pytest.mark.parametrize("view", ["colors", "component", "groups"])
-def test_maps_in_every_media_type_are_equal(view: Any) -> None:
-    answer = view_answer(view)
+@pytest.mark.parametrize("kind", ["colors", "component", "groups"])
+def test_maps_in_every_media_type_are_equal(kind: Any) -> None:
+    answer = view_answer(kind)
     expected = answer.maps[0]
-    options = ViewFeaturesOptions(view=view)
+    options = VisualizeFeaturesOptions(kind=kind)
     sent = json.loads(write_views(answer, JSON, options))
-    assert ViewFeaturesAnswer.model_validate(sent).model_dump(exclude_none=True) == sent
+    assert VisualizeFeaturesAnswer.model_validate(sent).model_dump(exclude_none=True) == sent
     (listed,) = sent["data"]
     (coded,) = json.loads(
-        write_views(answer, JSON, ViewFeaturesOptions(view=view, encoding="base64"))
+        write_views(answer, JSON, VisualizeFeaturesOptions(kind=kind, encoding="base64"))
     )["data"]
     raw = np.frombuffer(base64.b64decode(coded["features"]["data"]), coded["features"]["dtype"])
     arrays = [
@@ -91,9 +91,9 @@ def test_maps_in_every_media_type_are_equal(view: Any) -> None:
     ]
     for array in arrays:
         np.testing.assert_array_equal(array, expected)
-    picture = Image.open(io.BytesIO(write_views(answer, PNG, options)))
-    assert picture.size == (6, 4)
-    if view == "groups":
+    image = Image.open(io.BytesIO(write_views(answer, PNG, options)))
+    assert image.size == (6, 4)
+    if kind == "groups":
         shares = [group["area_share"] for group in listed["groups"]]
         np.testing.assert_allclose(shares, [(expected == k).mean() for k in (1, 2, 3)])
     else:
@@ -103,6 +103,6 @@ def test_maps_in_every_media_type_are_equal(view: Any) -> None:
 def test_files_hold_one_map() -> None:
     for media in (PNG, NPY):
         check_view_media(media, 1)
-        with pytest.raises(InvalidRequest, match="one picture"):
+        with pytest.raises(InvalidRequest, match="one image"):
             check_view_media(media, 2)
     check_view_media(JSON, 2)

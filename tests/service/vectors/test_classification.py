@@ -1,4 +1,4 @@
-"""Which class a picture shows."""
+"""Which class an image shows."""
 
 import numpy as np
 import pytest

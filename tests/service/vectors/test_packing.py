@@ -37,7 +37,7 @@ def test_half_precision_is_rounding_and_float32_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("vector_type", ["float32", "float16", "int8"])
-def test_all_outputs_of_a_picture_are_packed_by_name(vector_type: str) -> None:
+def test_all_outputs_of_a_image_are_packed_by_name(vector_type: str) -> None:
     rows, scales = pack_all({"cls1": ROWS[0, 0], "patches": ROWS}, vector_type)  # type: ignore[arg-type]
     assert rows.keys() == {"cls1", "patches"}
     assert {array.dtype.name for array in rows.values()} == {vector_type}

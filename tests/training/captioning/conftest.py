@@ -53,7 +53,7 @@ class Killed(BaseException):
 
 @dataclass
 class FakeCaptioner:
-    """Captions by the picture's bytes, in batches.
+    """Captions by the image's bytes, in batches.
 
     `dies_after` outcomes were asked for, it raises `Killed`. `failures` are by key.
     """
@@ -84,7 +84,7 @@ class FakeCaptioner:
         if failure is not None:
             return Outcome(key=sample.key, failure=failure, usage=self.usage)
         # The neighbours are in it, so that a batch cut otherwise gives other captions.
-        digest = hashlib.sha256(b"".join(s.picture for s in batch)).hexdigest()[:6]
+        digest = hashlib.sha256(b"".join(s.image for s in batch)).hexdigest()[:6]
         caption = self.answer.format(key=sample.key, digest=digest)
         return Outcome(key=sample.key, caption=caption, usage=self.usage)
 
@@ -100,10 +100,10 @@ def make_samples(start: int, count: int) -> list[Sample]:
     return [
         Sample(
             key=f"k{number:03d}",
-            picture=png(rng.integers(0, 256, 3)),
+            image=png(rng.integers(0, 256, 3)),
             suffix=".png",
             captions={"alt": f"alt of k{number:03d}"},
-            fields={"url": f"picture {number}"},
+            fields={"url": f"image {number}"},
         )
         for number in range(start, start + count)
     ]

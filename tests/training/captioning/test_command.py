@@ -44,13 +44,13 @@ def test_paligemma_then_gemini_give_a_sample_three_captions(
     assert "8 captions, 0 failed" in capsys.readouterr().out
     assert main(gemini(first, second, stand_in.url, "--max-cost", "1")) == 0
     out = capsys.readouterr().out
-    assert "8 pictures to caption" in out
+    assert "8 images to caption" in out
     assert "8 captions, 0 failed, $0.00" in out
     for key, sample in read_shard(second / "a.tar"):
         assert isinstance(sample, Sample)
         assert list(sample.captions) == ["alt", "gemini", "paligemma"]
         assert sample.captions["gemini"] == f"a long caption of {key}"
-    assert "CLS2 with captions: 8 pictures, from paligemma 8, gemini 8" in out
+    assert "CLS2 with captions: 8 images, from paligemma 8, gemini 8" in out
     assert ShardStore(second).read(1, 2).captions["gemini"] == "a long caption of k007"
     drafts = [str(request["contents"]) for request in stand_in.requests]
     assert all("Short caption: " in draft for draft in drafts)
@@ -66,7 +66,7 @@ def test_an_estimate_needs_no_key_and_sends_nothing(
     monkeypatch.delenv("GEMINI_API_KEY")
     assert main(gemini(shards, tmp_path / "out", stand_in.url, "--estimate")) == 0
     out = capsys.readouterr().out
-    assert "8 pictures to caption" in out
+    assert "8 images to caption" in out
     assert "as read on 2026-10-07" in out
     assert stand_in.requests == []
     assert not (tmp_path / "out").exists()
@@ -79,8 +79,8 @@ def test_paligemmas_estimate_measures_and_writes_nothing(
     settings = ["--model", str(checkpoint), "--max-tokens", "4", "--batch-size", "2"]
     assert main(["caption", "paligemma", *places, *settings, "--estimate"]) == 0
     out = capsys.readouterr().out
-    assert "8 pictures to caption" in out
-    assert "s a picture here" in out
+    assert "8 images to caption" in out
+    assert "s an image here" in out
     assert not (tmp_path / "out").exists()
 
 

@@ -28,7 +28,7 @@ def test_the_estimate_tells_everything_a_person_needs() -> None:
     )
     assert estimate.expected_usd == pytest.approx(0.85)
     assert estimate.at_most_usd == pytest.approx(1.24)
-    for part in ("1,000 pictures", "2,000,000", "100,000", "256,000", "2026-10-07", "0.85", "1.24"):
+    for part in ("1,000 images", "2,000,000", "100,000", "256,000", "2026-10-07", "0.85", "1.24"):
         assert part in str(estimate)
 
 

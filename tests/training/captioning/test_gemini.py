@@ -62,7 +62,7 @@ def test_each_sample_gets_its_own_answer_and_its_cost(
     assert found["k003"].usage == Usage(input_tokens=600, output_tokens=20)
 
 
-def test_it_sends_the_picture_the_texts_and_the_settings(
+def test_it_sends_the_image_the_texts_and_the_settings(
     open_gemini: Make, some_samples: Make, stand_in: Any
 ) -> None:
     [sample] = some_samples(0, 1)
@@ -72,14 +72,14 @@ def test_it_sends_the_picture_the_texts_and_the_settings(
         max_output_tokens=120,
         temperature=0.5,
         seed=9,
-        picture_resolution="low",
+        image_resolution="low",
         thinking="minimal",
     )
     list(open_gemini(config=config).caption([sample]))
     [request] = stand_in.requests
-    picture, text = request["contents"][0]["parts"]
-    assert "image/png" in picture["inlineData"].values()
-    assert base64.urlsafe_b64decode(picture["inlineData"]["data"]) == sample.picture
+    image, text = request["contents"][0]["parts"]
+    assert "image/png" in image["inlineData"].values()
+    assert base64.urlsafe_b64decode(image["inlineData"]["data"]) == sample.image
     assert "at most 33 words" in text["text"]
     assert text["text"].endswith("Alt text: alt of k000\nShort caption: a square of colour")
     # The service reads either spelling of a field, and the client's releases differ in this one.
@@ -297,7 +297,7 @@ def test_it_counts_the_tokens_that_the_service_counted(
     open_gemini: Make, some_samples: Make, clock: Any
 ) -> None:
     # The stand-in counts 600 tokens a request and we some 170, so a minute of 1900 takes three.
-    config = GeminiConfig(picture_tokens=1)
+    config = GeminiConfig(image_tokens=1)
     list(
         open_gemini(config=config, tokens_per_minute=1900, max_in_flight=1).caption(
             some_samples(0, 7)

@@ -11,7 +11,7 @@ from training.captioning.gemini_config import GeminiConfig, GeminiLimits, estima
 from training.captioning.outcome import Usage
 from training.data.shards.sample import Sample
 
-SAMPLE = Sample(key="a", picture=b"", suffix=".png")
+SAMPLE = Sample(key="a", image=b"", suffix=".png")
 PRICE = Price(input_usd=1, output_usd=10, as_of="2026-01-01")
 
 
@@ -30,15 +30,15 @@ def test_a_whole_page_of_alt_text_is_cut() -> None:
     assert text == "\nAlt text: " + "x" * 50
 
 
-def test_tokens_are_the_pictures_and_a_quarter_of_the_text() -> None:
-    config = GeminiConfig(prompt="12345678", picture_resolution="low")
+def test_tokens_are_the_images_and_a_quarter_of_the_text() -> None:
+    config = GeminiConfig(prompt="12345678", image_resolution="low")
     assert config.input_tokens(SAMPLE) == 280 + 2
-    assert replace(config, picture_tokens=258).input_tokens(SAMPLE) == 258 + 2
+    assert replace(config, image_tokens=258).input_tokens(SAMPLE) == 258 + 2
 
 
 def test_an_estimate_adds_up(some_samples: Callable[..., Any]) -> None:
     config = GeminiConfig(
-        prompt="12345678", picture_tokens=100, expected_output_tokens=10, max_output_tokens=20
+        prompt="12345678", image_tokens=100, expected_output_tokens=10, max_output_tokens=20
     )
     # "\nAlt text: alt of k000" is 22 characters more: 30 of them are 8 tokens.
     estimate = estimate_cost(some_samples(0, 10), config, PRICE)
@@ -51,7 +51,7 @@ def test_an_estimate_adds_up(some_samples: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"picture_resolution": "huge"}, "picture_resolution"),
+        ({"image_resolution": "huge"}, "image_resolution"),
         ({"max_words": 0}, "max_words"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_text_characters": 0}, "max_text_characters"),

@@ -18,7 +18,7 @@ from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import read_sample
 
 Make = Callable[..., Any]
-BAD = Failure(kind="picture", message="broken")
+BAD = Failure(kind="image", message="broken")
 PASSING = Failure(kind="unavailable", message="busy", is_transient=True)
 
 
@@ -135,7 +135,7 @@ def test_a_failed_sample_stays_without_a_caption_and_is_named_in_the_side_file(
     CaptionJob(config, make_captioner(failures={"k003": BAD})).run()
     assert captions(tmp_path / "out" / "a.tar")["k003"] == ""
     report = json.loads((tmp_path / "out" / "a.tar.report.json").read_text())
-    assert report["failures"] == [{"key": "k003", "kind": "picture", "message": "broken"}]
+    assert report["failures"] == [{"key": "k003", "kind": "image", "message": "broken"}]
     assert report["captioned"] == 4
 
 
@@ -167,7 +167,7 @@ def test_it_stops_when_too_much_fails_and_says_what(
         shards=shards, output=tmp_path / "out", free_failures=1, max_failure_share=0.1
     )
     captioner = make_captioner(failures={"k001": BAD, "k002": BAD})
-    with pytest.raises(JobStopped, match=r"2 of 4 samples failed \(2 picture\).*broken"):
+    with pytest.raises(JobStopped, match=r"2 of 4 samples failed \(2 image\).*broken"):
         CaptionJob(config, captioner).run()
     assert captioner.seen == ["k000", "k001", "k002", "k003"]
 

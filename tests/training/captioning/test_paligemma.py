@@ -1,4 +1,4 @@
-"""A real processor and a real, tiny PaliGemma caption pictures."""
+"""A real processor and a real, tiny PaliGemma caption images."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,10 +29,10 @@ def captions(outcomes: list[list[Outcome]]) -> dict[str, str | None]:
     return {outcome.key: outcome.caption for batch in outcomes for outcome in batch}
 
 
-def test_each_picture_gets_the_models_answer(checkpoint: Path, some_samples: Make) -> None:
+def test_each_image_gets_the_models_answer(checkpoint: Path, some_samples: Make) -> None:
     found = captions(list(load(checkpoint).caption(some_samples(0, 5))))
     assert list(found) == [f"k{i:03d}" for i in range(5)]
-    assert len(set(found.values())) > 1  # the picture decides
+    assert len(set(found.values())) > 1  # the image decides
     assert all(caption and "caption en" not in caption for caption in found.values())
 
 
@@ -42,8 +42,8 @@ def test_the_answer_is_what_the_model_itself_generates(
     [sample] = some_samples(0, 1)
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
-    picture = Image.open(BytesIO(sample.picture))
-    inputs = processor(images=[picture], text=["<image>describe en"]).convert_to_tensors("pt")
+    image = Image.open(BytesIO(sample.image))
+    inputs = processor(images=[image], text=["<image>describe en"]).convert_to_tensors("pt")
     inputs.pop("labels")
     tokens_1T = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     expected = processor.decode(
@@ -53,20 +53,20 @@ def test_the_answer_is_what_the_model_itself_generates(
     assert captions(outcomes) == {"k000": expected}
 
 
-def test_a_batch_equals_its_pictures_one_by_one(checkpoint: Path, some_samples: Make) -> None:
+def test_a_batch_equals_its_images_one_by_one(checkpoint: Path, some_samples: Make) -> None:
     samples = some_samples(0, 4)
     together = captions(list(load(checkpoint, batch_size=4).caption(samples)))
     alone = captions(list(load(checkpoint, batch_size=1).caption(samples)))
     assert together == alone
 
 
-def test_a_broken_picture_fails_alone(checkpoint: Path, some_samples: Make) -> None:
+def test_a_broken_image_fails_alone(checkpoint: Path, some_samples: Make) -> None:
     first, second, third = some_samples(0, 3)
-    broken = replace(second, picture=second.picture[:40])
+    broken = replace(second, image=second.image[:40])
     outcomes = list(load(checkpoint, batch_size=3).caption([first, broken, third]))
     found = {outcome.key: outcome for batch in outcomes for outcome in batch}
     assert found["k001"].failure is not None
-    assert found["k001"].failure.kind == "picture"
+    assert found["k001"].failure.kind == "image"
     assert found["k000"].caption
     assert found["k002"].caption
     assert captions(list(load(checkpoint).caption([broken]))) == {"k001": None}

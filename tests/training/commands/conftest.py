@@ -1,4 +1,4 @@
-"""Teachers of two widths as folders, and folders of pictures with captions or without."""
+"""Teachers of two widths as folders, and folders of images with captions or without."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,7 @@ from training.run import new_model
 
 @pytest.fixture
 def make_images(tmp_path: Path) -> Callable[..., Path]:
-    """Fill a folder with six pictures; so many of them have captions."""
+    """Fill a folder with six images; so many of them have captions."""
 
     def make(name: str, *, captioned: int = 0) -> Path:
         folder = tmp_path / name

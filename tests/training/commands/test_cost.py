@@ -54,7 +54,7 @@ def test_both_tables_have_a_row_for_each_recipe(capsys: pytest.CaptureFixture[st
     assert len({len(line) for line in lines}) == 2
     student = dict(zip(titles[1], lines[6], strict=True))
     assert student["recipe"] == "student-s14"
-    assert student["pictures a GPU"] == str(8192 // 8)
+    assert student["images a GPU"] == str(8192 // 8)
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,13 @@ def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(job: str, tmp_path: Path, arguments: Sequence[object], *settings: str) -> int:
-    """Two steps of two pictures at toy size."""
+    """Two steps of two images at toy size."""
     overrides = [part for line in (*SETTINGS, *settings) for part in ("--set", line)]
     runs = ["--runs", f"{tmp_path}/runs", "--steps", "2", "--batch", "2"]
     return main([job, *(str(item) for item in arguments), *runs, *overrides])
 
 
-def test_a_released_teacher_and_pictures_without_captions(
+def test_a_released_teacher_and_images_without_captions(
     make_teacher: MakeTeacher,
     make_images: MakeImages,
     tmp_path: Path,
@@ -56,8 +56,8 @@ def test_a_released_teacher_and_pictures_without_captions(
         "from 48 to 64, which the student is left without"
     )
     assert lines[3] == "tokenizer: the teacher's"
-    assert lines[4] == f"data: 6 pictures in {images}, a plain folder, none of them with a caption"
-    assert lines[5] == "contrast with captions: off, for no picture has a caption"
+    assert lines[4] == f"data: 6 images in {images}, a plain folder, none of them with a caption"
+    assert lines[5] == "contrast with captions: off, for no image has a caption"
     assert lines[6].startswith("text tower: random, and it learns nothing")
     assert lines[-1] == f"The student is in {student}"
     assert Tipsv2Model.from_pretrained(student).vision_model.config.hidden_size == 48
@@ -87,7 +87,7 @@ def test_without_captions_a_student_keeps_the_words_of_a_teacher_of_its_width(
     assert any(name.startswith("vision_model.encoder") for name in changed)
 
 
-def test_a_run_as_teacher_and_pictures_with_captions(
+def test_a_run_as_teacher_and_images_with_captions(
     make_images: MakeImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = make_images("captioned", captioned=4)
@@ -100,12 +100,12 @@ def test_a_run_as_teacher_and_pictures_with_captions(
     assert call("distill", tmp_path, arguments, "method.text_start=teacher") == 0
     lines = capsys.readouterr().out.splitlines()
     assert "bridge: the teacher's 24 prototypes, with a new head for the student" in lines
-    assert f"data: 6 pictures in {images}, a plain folder, 4 of them with captions (alt 4)" in lines
+    assert f"data: 6 images in {images}, a plain folder, 4 of them with captions (alt 4)" in lines
     assert (
         "contrast with captions: on, weight 1; "
-        "2 pictures without a caption take part in the other losses" in lines
+        "2 images without a caption take part in the other losses" in lines
     )
-    assert "  CLS1 with captions: 4 pictures, from alt 4" in lines
+    assert "  CLS1 with captions: 4 images, from alt 4" in lines
     assert (tmp_path / "runs/distilled-captioned-small/model/model.safetensors").exists()
 
 
@@ -120,6 +120,6 @@ def test_mistakes_are_told_in_one_line(
     assert call("distill", tmp_path, ["--teacher", empty, "--images", images]) == 2
     assert f"error: no teacher in {empty}: give the folder" in capsys.readouterr().err
     assert call("distill", tmp_path, ["--teacher", make_teacher(WIDE), "--images", empty]) == 2
-    assert f"error: {empty} holds no picture" in capsys.readouterr().err
+    assert f"error: {empty} holds no image" in capsys.readouterr().err
     assert call("pretrain", tmp_path, ["--images", images]) == 2
     assert "needs captions, which keep the encoder from collapsing" in capsys.readouterr().err

@@ -14,9 +14,9 @@ from training.data.shards.manifest import ShardStore
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Three pictures, one with a caption."""
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """Three images, one with a caption."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(3):
         Image.new("RGB", (30, 30), (number, 0, 0)).save(folder / f"{number}.png")
@@ -37,18 +37,14 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def test_a_folder_becomes_shards(
-    tmp_path: Path, pictures: Path, printed: Callable[..., str]
-) -> None:
-    output = printed("folder", pictures, "--output", tmp_path / "out", "--shard-size", 2)
+def test_a_folder_becomes_shards(tmp_path: Path, images: Path, printed: Callable[..., str]) -> None:
+    output = printed("folder", images, "--output", tmp_path / "out", "--shard-size", 2)
     assert f"2 shards are ready in {tmp_path / 'out'}\n" in output
-    assert "3 pictures, 1 of them with captions (alt 1)" in output
+    assert "3 images, 1 of them with captions (alt 1)" in output
     assert ShardStore(tmp_path / "out").read(0, 1).captions == {"alt": "a caption"}
 
 
-def test_parquet_becomes_shards(
-    tmp_path: Path, pictures: Path, printed: Callable[..., str]
-) -> None:
+def test_parquet_becomes_shards(tmp_path: Path, images: Path, printed: Callable[..., str]) -> None:
     names, texts = ["0.png", "missing.png"], ["a", "b"]
     pq.write_table(
         pa.table({"file": names, "text": texts, "url": texts}), tmp_path / "rows.parquet"
@@ -56,7 +52,7 @@ def test_parquet_becomes_shards(
     output = printed(
         "parquet",
         tmp_path / "rows.parquet",
-        *("--picture", "file", "--caption", "gemini=text", "--keep", "url", "--root", pictures),
+        *("--image", "file", "--caption", "gemini=text", "--keep", "url", "--root", images),
         *("--output", tmp_path / "out"),
     )
     assert "1 shards are ready" in output
@@ -72,22 +68,22 @@ def test_scenes_become_shards(
         *("scenes", "--data", data_folder.path, "--count", 4, "--size", 56),
         *("--output", tmp_path / "out"),
     )
-    assert "4 pictures, 4 of them with captions (alt 4, keywords 4, scene 4)" in output
+    assert "4 images, 4 of them with captions (alt 4, keywords 4, scene 4)" in output
 
 
 def test_a_data_set_is_described_checked_and_indexed(
     tmp_path: Path,
-    pictures: Path,
+    images: Path,
     printed: Callable[..., str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert "holds plain pictures" in printed("describe", pictures)
+    assert "holds plain images" in printed("describe", images)
     out = tmp_path / "out"
-    printed("folder", pictures, "--output", out)
+    printed("folder", images, "--output", out)
     assert "holds shards" in printed("describe", out)
     assert "as it was written" in printed("verify", out)
     (out / "manifest.json").unlink()
-    assert "3 pictures" in printed("index", out)
+    assert "3 images" in printed("index", out)
     with (out / "shard-000000.tar").open("ab") as file:
         file.write(b"x")
     assert main(["shards", "verify", str(out)]) == 2

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Tipsv2Config, Tipsv2Model
 
 from model.features import vision_tokens
-from training.cost.counting import Count, count_per_picture, extend_in_depth
+from training.cost.counting import Count, count_per_image, extend_in_depth
 
 TOKENS, WIDTH, HIDDEN = 5, 8, 12
 
@@ -16,7 +16,7 @@ def test_a_linear_layer_costs_two_operations_per_weight_and_token() -> None:
         output: Tensor = layer(torch.empty(batch, TOKENS, WIDTH, requires_grad=True))
         return output
 
-    count = count_per_picture(lambda: nn.Linear(WIDTH, HIDDEN), compute)
+    count = count_per_image(lambda: nn.Linear(WIDTH, HIDDEN), compute)
     product = 2 * TOKENS * WIDTH * HIDDEN
     assert count.forward_flops == product
     # One product for the gradient of the input and one for that of the weights.
@@ -30,7 +30,7 @@ def test_without_a_backward_pass_nothing_is_kept() -> None:
         output: Tensor = layer(torch.empty(batch, TOKENS, WIDTH))
         return output
 
-    count = count_per_picture(lambda: nn.Linear(WIDTH, HIDDEN), compute, trains=False)
+    count = count_per_image(lambda: nn.Linear(WIDTH, HIDDEN), compute, trains=False)
     assert count == Count(forward_flops=2 * TOKENS * WIDTH * HIDDEN)
 
 
@@ -39,7 +39,7 @@ def test_what_is_kept_twice_is_counted_once() -> None:
         values = torch.empty(batch, WIDTH, requires_grad=True) * 1.0
         return values.sin() + values.cos()  # both keep `values`
 
-    assert count_per_picture(nn.Identity, compute).saved_bytes == 4 * WIDTH
+    assert count_per_image(nn.Identity, compute).saved_bytes == 4 * WIDTH
 
 
 def tower(depth: int) -> Tipsv2Model:
@@ -56,7 +56,7 @@ def encode(model: Tipsv2Model, batch: int) -> Tensor:
 
 
 def test_a_tower_without_memory_counts_as_a_real_one() -> None:
-    counted = count_per_picture(lambda: tower(3), encode)
+    counted = count_per_image(lambda: tower(3), encode)
     # Attention as plain products, which is what the counter knows of the processor's.
     model = tower(3)
     model.set_attn_implementation("eager")
@@ -76,7 +76,7 @@ def test_a_tower_without_memory_counts_as_a_real_one() -> None:
 
 def test_depth_is_linear() -> None:
     def at(depth: int) -> Count:
-        return count_per_picture(lambda: tower(depth), encode)
+        return count_per_image(lambda: tower(depth), encode)
 
     assert extend_in_depth(at, 5) == at(5)
 
@@ -88,7 +88,7 @@ def test_recomputing_costs_a_forward_pass_and_saves_memory() -> None:
         model.activation_checkpointing_enable()
         return model
 
-    plain, saving = (count_per_picture(build, encode) for build in (lambda: tower(4), recomputing))
+    plain, saving = (count_per_image(build, encode) for build in (lambda: tower(4), recomputing))
     assert saving.forward_flops == plain.forward_flops
     extra = saving.backward_flops - plain.backward_flops
     patch_embedding = 2 * 4 * (3 * 14 * 14) * 16

@@ -123,7 +123,7 @@ CASES: dict[str, tuple[Callable[[], Method], Workload]] = {
 
 
 def split(two: int, four: int, six: int) -> tuple[int, int]:
-    """Take the measures of three batches apart: so much a picture, so much a pair of pictures.
+    """Take the measures of three batches apart: so much an image, so much a pair of images.
 
     What is left is a constant, such as stretching the position grid.
     """
@@ -144,14 +144,14 @@ def test_the_passes_add_up_to_what_a_method_executes(case: str) -> None:
     flops, kept = zip(*(executed(method, rows) for rows in (2, 4, 6)), strict=True)
     passes = passes_of(work, global_batch=1)
     contrast = passes.pop("contrast")
-    flops_a_picture, flops_a_pair = split(*flops)
-    assert flops_a_picture == sum(count.flops for count in passes.values())
+    flops_a_image, flops_a_pair = split(*flops)
+    assert flops_a_image == sum(count.flops for count in passes.values())
     # One rank makes both directions' cosines in one product; several need one for each.
     assert contrast.flops == 2 * flops_a_pair
     # Passes that share a tensor keep it once: what is counted is never too little, nor far off.
-    kept_a_picture, _ = split(*kept)
+    kept_a_image, _ = split(*kept)
     counted = sum(count.saved_bytes for count in passes.values())
-    assert kept_a_picture <= counted <= 1.2 * kept_a_picture
+    assert kept_a_image <= counted <= 1.2 * kept_a_image
 
 
 def test_crops_of_no_whole_patches_are_refused() -> None:

@@ -80,14 +80,14 @@ def test_drawn_scenes_count_at_their_last_size(config: TrainingConfig) -> None:
 
 @pytest.fixture
 def plan(config: TrainingConfig) -> Plan:
-    """A step of 64 pictures on four ranks."""
+    """A step of 64 images on four ranks."""
     return plan_of(config, num_ranks=4)
 
 
 def test_hours_are_operations_over_speed(plan: Plan) -> None:
     guess = estimate(plan, Cluster(device=CARD, num_devices=4, mfu=0.5))
-    assert guess.flops_per_picture == sum(count.flops for count in guess.passes.values())
-    seconds = guess.flops_per_picture * 64 * 10 / (1e12 * 0.5)
+    assert guess.flops_per_image == sum(count.flops for count in guess.passes.values())
+    seconds = guess.flops_per_image * 64 * 10 / (1e12 * 0.5)
     assert guess.device_hours == pytest.approx(seconds / 3600)
     assert guess.hours == pytest.approx(guess.device_hours / 4)
     assert guess.batch_per_device == 16
@@ -99,12 +99,12 @@ def test_hours_are_operations_over_speed(plan: Plan) -> None:
 def test_a_step_that_does_not_fit_is_cut_in_parts(plan: Plan) -> None:
     roomy = estimate(plan, Cluster(device=CARD, num_devices=4, mfu=0.5))
     assert roomy.micro_batches == 1
-    assert roomy.memory_bytes == roomy.state.total + 16 * roomy.bytes_per_picture
-    held = roomy.state.total + 5.5 * roomy.bytes_per_picture
+    assert roomy.memory_bytes == roomy.state.total + 16 * roomy.bytes_per_image
+    held = roomy.state.total + 5.5 * roomy.bytes_per_image
     tight = replace(CARD, memory_bytes=held / 0.9)
     guess = estimate(plan, Cluster(device=tight, num_devices=4, mfu=0.5))
     assert (guess.largest_batch, guess.micro_batches) == (5, 4)
-    assert guess.memory_bytes == guess.state.total + 4 * guess.bytes_per_picture
+    assert guess.memory_bytes == guess.state.total + 4 * guess.bytes_per_image
     small = replace(CARD, memory_bytes=guess.state.total)
     assert estimate(plan, Cluster(device=small, num_devices=4, mfu=0.5)).micro_batches is None
 
@@ -117,7 +117,7 @@ def test_recomputing_blocks_costs_operations_and_saves_memory(config: TrainingCo
         for on in (False, True)
     )
     assert saving.total_flops > plain.total_flops
-    assert saving.bytes_per_picture < plain.bytes_per_picture
+    assert saving.bytes_per_image < plain.bytes_per_image
 
 
 @pytest.mark.parametrize(("num_devices", "mfu"), [(0, 0.4), (8, 0.0), (8, 1.01)])

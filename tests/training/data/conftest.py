@@ -35,10 +35,10 @@ def few_concepts() -> tuple[Concept, ...]:
 
 @pytest.fixture(scope="session")
 def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node_modules folder: names, an emoji set with a table, one without, 3D pictures, icons."""
+    """A node_modules folder: names, an emoji set with a table, one without, 3D images, icons."""
     folder = tmp_path_factory.mktemp("npm") / "node_modules"
     words = {
-        emoji: {"default": [name, f"{name} picture"], "tts": [name]}
+        emoji: {"default": [name, f"{name} image"], "tts": [name]}
         for emoji, name in {**CLDR_NAMES, "\U0001f43a": "wolf"}.items()
     }
     words["\u20ac"] = {"default": ["money"]}
@@ -58,8 +58,8 @@ def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     slugs = ("dog-face-2", "star-1", "wolf", "gear-wheel")
     named = {slug: {"body": disc("teal")} for slug in slugs}
     _write(sets / "fxemoji/icons.json", {"icons": named})
-    pictures = folder / "@lobehub/fluent-emoji-3d/assets"
-    pictures.mkdir(parents=True)
+    images = folder / "@lobehub/fluent-emoji-3d/assets"
+    images.mkdir(parents=True)
     for key in ("1f415", "2b50-fe0f"):
-        Image.new("RGBA", (24, 24), (10, 200, 30, 255)).save(pictures / f"{key}.webp")
+        Image.new("RGBA", (24, 24), (10, 200, 30, 255)).save(images / f"{key}.webp")
     return folder

@@ -33,7 +33,7 @@ def test_emoji_are_found_by_their_spoken_names(npm: Path) -> None:
 
 
 def test_keywords_are_those_of_spoken_names(npm: Path) -> None:
-    assert keywords_by_name(npm)["star"] == ("star", "star picture")
+    assert keywords_by_name(npm)["star"] == ("star", "star image")
     assert set(keywords_by_name(npm)) == {"dog face", "dog", "star", "wolf"}
 
 
@@ -51,7 +51,7 @@ def test_a_set_gives_each_drawing_that_it_has(
     assert centre == (255, 0, 0, 255)
 
 
-def test_pictures_are_found_with_and_without_their_selector(
+def test_images_are_found_with_and_without_their_selector(
     npm: Path, few_concepts: tuple[Concept, ...]
 ) -> None:
     drawings = list(emoji_drawings(npm, "fluent-3d", few_concepts))

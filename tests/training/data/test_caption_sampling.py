@@ -36,7 +36,7 @@ def test_a_token_takes_what_there_is_when_its_sources_are_missing() -> None:
 
 
 @pytest.mark.parametrize("captions", [{}, {"alt": "", "gemini": "  "}])
-def test_a_picture_without_a_caption_has_none(captions: dict[str, str]) -> None:
+def test_a_image_without_a_caption_has_none(captions: dict[str, str]) -> None:
     assert drawn(CaptionSampling(), captions, 3) == []
 
 

@@ -1,4 +1,4 @@
-"""Crops: the sizes asked for, parts of the picture, the same for the same number."""
+"""Crops: the sizes asked for, parts of the image, the same for the same number."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,15 +12,15 @@ from training.data.crops import (
     TIPSV2_HIGH_RES_CROPS,
     CropConfig,
     Flips,
-    crop_picture,
-    crop_pictures,
+    crop_image,
+    crop_images,
 )
 
 CONFIG = CropConfig(global_size=28, num_local=3, local_size=14, flips="all")
 
 
 @pytest.fixture
-def picture() -> Tensor:
+def image() -> Tensor:
     """A ramp: red grows to the right, green downwards."""
     across = torch.arange(60, dtype=torch.uint8) * 4
     down = torch.arange(40, dtype=torch.uint8) * 6
@@ -34,30 +34,30 @@ def is_mirrored(crop_3HW: Tensor) -> bool:
     return bool(red_HW[:, 0].mean() > red_HW[:, -1].mean())
 
 
-def test_the_crops_have_the_sizes_asked_for(picture: Tensor) -> None:
-    whole, parts = crop_picture(picture, CONFIG, seed=0, index=0)
+def test_the_crops_have_the_sizes_asked_for(image: Tensor) -> None:
+    whole, parts = crop_image(image, CONFIG, seed=0, index=0)
     assert whole.shape == (3, 28, 28)
     assert parts.shape == (3, 3, 14, 14)
     assert whole.dtype == parts.dtype == torch.uint8
 
 
-def test_the_paper_crops_one_global_and_six_local_views(picture: Tensor) -> None:
+def test_the_paper_crops_one_global_and_six_local_views(image: Tensor) -> None:
     for config, side, local in ((TIPSV2_CROPS, 224, 98), (TIPSV2_HIGH_RES_CROPS, 448, 140)):
-        whole, parts = crop_picture(picture, config, seed=0, index=0)
+        whole, parts = crop_image(image, config, seed=0, index=0)
         assert whole.shape == (3, side, side)
         assert parts.shape == (6, 3, local, local)
 
 
-def test_colours_stay_as_they_are(picture: Tensor) -> None:
-    whole, parts = crop_picture(picture, CONFIG, seed=0, index=0)
+def test_colours_stay_as_they_are(image: Tensor) -> None:
+    whole, parts = crop_image(image, CONFIG, seed=0, index=0)
     assert (whole[2] == 90).all()
     assert (parts[:, 2] == 90).all()
     assert whole[0].max() <= 236
 
 
-def test_a_crop_is_a_function_of_the_seed_and_the_number(picture: Tensor) -> None:
+def test_a_crop_is_a_function_of_the_seed_and_the_number(image: Tensor) -> None:
     def crop(seed: int, index: int) -> list[int]:
-        whole, parts = crop_picture(picture, CONFIG, seed=seed, index=index)
+        whole, parts = crop_image(image, CONFIG, seed=seed, index=index)
         return [*whole.flatten().tolist(), *parts.flatten().tolist()]
 
     first = crop(3, 5)
@@ -67,13 +67,13 @@ def test_a_crop_is_a_function_of_the_seed_and_the_number(picture: Tensor) -> Non
     assert crop(4, 5) != first
 
 
-def test_torch_s_own_random_state_is_left_alone(picture: Tensor) -> None:
+def test_torch_s_own_random_state_is_left_alone(image: Tensor) -> None:
     before = torch.get_rng_state()
-    crop_picture(picture, CONFIG, seed=0, index=0)
+    crop_image(image, CONFIG, seed=0, index=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_local_crops_show_less_than_global_ones(picture: Tensor) -> None:
+def test_local_crops_show_less_than_global_ones(image: Tensor) -> None:
     def spread(crop_3HW: Tensor) -> float:
         return float(
             crop_3HW[:2]
@@ -84,7 +84,7 @@ def test_local_crops_show_less_than_global_ones(picture: Tensor) -> None:
             .prod()
         )
 
-    views = [crop_picture(picture, CONFIG, seed=0, index=i) for i in range(40)]
+    views = [crop_image(image, CONFIG, seed=0, index=i) for i in range(40)]
     largest_local = max(spread(part) for _, parts in views for part in parts)
     areas = [spread(whole) for whole, _ in views]
     # The ramp's values span 236 x 234, so a crop's spread over that is its share of the area.
@@ -98,36 +98,36 @@ def test_local_crops_show_less_than_global_ones(picture: Tensor) -> None:
     [("none", False, False), ("locals", False, True), ("all", True, True)],
 )
 def test_flips_mirror_about_half_of_the_crops_they_are_for(
-    picture: Tensor, flips: Flips, is_global_flipped: bool, is_local_flipped: bool
+    image: Tensor, flips: Flips, is_global_flipped: bool, is_local_flipped: bool
 ) -> None:
     config = replace(CONFIG, flips=flips)
-    views = [crop_picture(picture, config, seed=0, index=i) for i in range(60)]
+    views = [crop_image(image, config, seed=0, index=i) for i in range(60)]
     num_global = sum(is_mirrored(whole) for whole, _ in views)
     num_local = sum(is_mirrored(part) for _, parts in views for part in parts)
     assert (15 < num_global < 45) if is_global_flipped else num_global == 0
     assert (60 < num_local < 120) if is_local_flipped else num_local == 0
 
 
-def test_without_a_size_the_picture_stays_whole(picture: Tensor) -> None:
-    whole, parts = crop_picture(picture, CropConfig(), seed=0, index=0)
-    assert torch.equal(whole, picture)
+def test_without_a_size_the_image_stays_whole(image: Tensor) -> None:
+    whole, parts = crop_image(image, CropConfig(), seed=0, index=0)
+    assert torch.equal(whole, image)
     assert parts.shape[0] == 0
 
 
-def test_a_batch_numbers_its_pictures_on(picture: Tensor) -> None:
-    pixels_B3HW, locals_CB3hw = crop_pictures([picture] * 2, CONFIG, seed=1, first=7)
+def test_a_batch_numbers_its_images_on(image: Tensor) -> None:
+    pixels_B3HW, locals_CB3hw = crop_images([image] * 2, CONFIG, seed=1, first=7)
     assert locals_CB3hw.shape == (3, 2, 3, 14, 14)
     for row in range(2):
-        whole, parts = crop_picture(picture, CONFIG, seed=1, index=7 + row)
+        whole, parts = crop_image(image, CONFIG, seed=1, index=7 + row)
         torch.testing.assert_close(pixels_B3HW[row], whole / 255)
         torch.testing.assert_close(locals_CB3hw[:, row], parts / 255)
 
 
-def test_pictures_of_different_sizes_need_a_global_crop(picture: Tensor) -> None:
-    pictures = [picture, picture[:, :30]]
+def test_images_of_different_sizes_need_a_global_crop(image: Tensor) -> None:
+    images = [image, image[:, :30]]
     with pytest.raises(ValueError, match=r"crops\.global_size"):
-        crop_pictures(pictures, CropConfig(), seed=0, first=0)
-    assert crop_pictures(pictures, CONFIG, seed=0, first=0)[0].shape == (2, 3, 28, 28)
+        crop_images(images, CropConfig(), seed=0, first=0)
+    assert crop_images(images, CONFIG, seed=0, first=0)[0].shape == (2, 3, 28, 28)
 
 
 @pytest.mark.parametrize(

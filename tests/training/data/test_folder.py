@@ -103,10 +103,10 @@ def test_stamps_are_read_in_place(data_folder: DataFolder, tmp_path: Path) -> No
     data.art.stamps.mkdir(parents=True)
     data.photos.parent.mkdir(parents=True, exist_ok=True)
     data.photos.symlink_to(data_folder.photos)
-    picture = np.zeros((20, 20, 4), np.uint8)
-    picture[4:16, 4:16] = (200, 90, 30, 255)
+    image = np.zeros((20, 20, 4), np.uint8)
+    image[4:16, 4:16] = (200, 90, 30, 255)
     for name, caption in (("a", "A dog."), ("b", "An airplane"), ("c", "Some old thing")):
-        Image.fromarray(picture).save(data.art.stamps / f"{name}.png")
+        Image.fromarray(image).save(data.art.stamps / f"{name}.png")
         (data.art.stamps / f"{name}.txt").write_text(f"{caption}\n", encoding="utf-8")
     source = data.stamp_source()
     assert source is not None

@@ -11,7 +11,7 @@ from transformers import Tipsv2Tokenizer
 from model.text import TEMPLATES
 from training.data import loader as loader_module
 from training.data.batch import Batch, TextBatch, text_ids, tokenize
-from training.data.crops import CropConfig, crop_pictures
+from training.data.crops import CropConfig, crop_images
 from training.data.loader import BatchPlan, SceneBatches, Stage, collate
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 from training.data.unnamed import UnnamedBank, UnnamedSource
@@ -42,8 +42,8 @@ def scenes(source: SceneSource) -> list[Scene]:
 
 def whole(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
     """The scenes themselves as global crops, and no local ones."""
-    pictures = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) for scene in scenes]
-    return crop_pictures(pictures, CropConfig(), seed=0, first=0)
+    images = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) for scene in scenes]
+    return crop_images(images, CropConfig(), seed=0, first=0)
 
 
 def shorts_and_sentences(scenes: list[Scene]) -> list[tuple[str, str]]:
@@ -220,10 +220,10 @@ def test_unnamed_drawings_come_beside_the_scenes_where_a_stage_asks_for_them(
     assert without.unnamed is None
     drawings = with_drawings.unnamed
     assert drawings is not None
-    expected = [unnamed.picture(index) for index in range(6)]
+    expected = [unnamed.image(index) for index in range(6)]
     for row, (pixels_SS3, title) in enumerate(expected):
-        picture = torch.from_numpy(pixels_SS3).permute(2, 0, 1) / 255
-        torch.testing.assert_close(drawings.pixels_E3hw[row], picture)
+        image = torch.from_numpy(pixels_SS3).permute(2, 0, 1) / 255
+        torch.testing.assert_close(drawings.pixels_E3hw[row], image)
         assert drawings.titled_E[row].item() is bool(title)
     titles = [title for _, title in expected if title]
     assert 0 < len(titles) < 6

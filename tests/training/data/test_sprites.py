@@ -39,7 +39,7 @@ def test_drawings_that_fill_their_card_are_left_out(
     folders: ArtFolders, few_concepts: tuple[Concept, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sprites_module, "all_concepts", lambda: few_concepts)
-    # The miniature 3D pictures are full squares.
+    # The miniature 3D images are full squares.
     with pytest.raises(ValueError, match="no usable drawing"):
         build_bank(folders, ("fluent-3d",))
 

@@ -93,19 +93,19 @@ def test_a_bank_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["u.npz"]
 
 
-def test_a_picture_depends_on_seed_and_number_alone(art: ArtFolders) -> None:
+def test_a_image_depends_on_seed_and_number_alone(art: ArtFolders) -> None:
     bank = build_unnamed(art)
     source = UnnamedSource(bank=bank, photos=(), seed=1)
-    pixels, title = source.picture(5)
+    pixels, title = source.image(5)
     assert pixels.shape == (CLOSE_UP.size, CLOSE_UP.size, 3)
     assert title in bank.titles
-    again, same = UnnamedSource(bank=bank, photos=(), seed=1).picture(5)
+    again, same = UnnamedSource(bank=bank, photos=(), seed=1).image(5)
     np.testing.assert_array_equal(pixels, again)
     assert title == same
-    for other in (source.picture(6), UnnamedSource(bank=bank, photos=(), seed=2).picture(5)):
+    for other in (source.image(6), UnnamedSource(bank=bank, photos=(), seed=2).image(5)):
         assert not np.array_equal(pixels, other[0])
 
 
 def test_every_drawing_has_its_turn(art: ArtFolders) -> None:
     source = UnnamedSource(bank=build_unnamed(art), photos=())
-    assert {source.picture(i)[1] for i in range(40)} == set(source.bank.titles)
+    assert {source.image(i)[1] for i in range(40)} == set(source.bank.titles)

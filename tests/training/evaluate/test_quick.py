@@ -27,9 +27,9 @@ def test_they_are_the_scores_of_the_development_sets(
     expected: dict[str, float] = {}
     for scenes in development_benchmarks(data_folder, 3):
         expected |= scenes.quick_scores(encoder_model, tokenizer)
-    for pictures in development_drawings(data_folder):
-        ranking = pictures.classify(encoder_model, tokenizer, "none")
-        expected[f"{pictures.name}/top-1"] = ranking.found(1)
+    for images in development_drawings(data_folder):
+        ranking = images.classify(encoder_model, tokenizer, "none")
+        expected[f"{images.name}/top-1"] = ranking.found(1)
     assert values == pytest.approx(expected, abs=0.011)
     assert len(values) == 12
 

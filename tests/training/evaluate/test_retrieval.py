@@ -14,16 +14,16 @@ from training.evaluate.retrieval import SETTINGS, RetrievalSetting, rank_both_wa
 DOG, CAT, COW = np.eye(3, dtype=np.float32)
 
 
-def test_equal_captions_are_one_candidate_and_share_their_pictures() -> None:
+def test_equal_captions_are_one_candidate_and_share_their_images() -> None:
     captions = ["a dog", "a cat", "a dog", "a cow"]
-    # The second picture of a dog looks like a cat, the cow most of all like a dog.
-    pictures_BD = np.stack([DOG, 0.9 * CAT + 0.1 * COW, 2 * CAT + DOG, DOG + 0.5 * COW])
-    both = rank_both_ways(pictures_BD, captions, np.stack([DOG, CAT, COW]))
+    # The second image of a dog looks like a cat, the cow most of all like a dog.
+    images_BD = np.stack([DOG, 0.9 * CAT + 0.1 * COW, 2 * CAT + DOG, DOG + 0.5 * COW])
+    both = rank_both_ways(images_BD, captions, np.stack([DOG, CAT, COW]))
     to_text, to_image = both["image to text"], both["text to image"]
     assert (len(to_text), to_text.num_candidates) == (4, 3)
     assert to_text.rank_Q.tolist() == [0, 0, 1, 1]
     assert to_text.num_right_Q.tolist() == [1, 1, 1, 1]
-    # A dog: its first picture is nearest. A cat: its own. A cow: the last picture, its own.
+    # A dog: its first image is nearest. A cat: its own. A cow: the last image, its own.
     assert (len(to_image), to_image.num_candidates) == (3, 4)
     assert to_image.rank_Q.tolist() == [0, 0, 0]
     assert to_image.num_right_Q.tolist() == [2, 1, 1]
@@ -31,8 +31,8 @@ def test_equal_captions_are_one_candidate_and_share_their_pictures() -> None:
 
 def test_lengths_do_not_matter() -> None:
     captions = ["a dog", "a cat"]
-    pictures_BD = np.stack([DOG + 0.2 * CAT, 0.01 * CAT])
-    both = rank_both_ways(pictures_BD, captions, np.stack([DOG, 100 * CAT]))
+    images_BD = np.stack([DOG + 0.2 * CAT, 0.01 * CAT])
+    both = rank_both_ways(images_BD, captions, np.stack([DOG, 100 * CAT]))
     assert both["image to text"].rank_Q.tolist() == [0, 0]
     assert both["text to image"].rank_Q.tolist() == [0, 0]
 

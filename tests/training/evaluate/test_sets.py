@@ -37,14 +37,14 @@ def test_the_drawings_hold_what_their_names_say(data_folder: DataFolder) -> None
     for benchmark in (everyday, seen, line):
         assert set(benchmark.names) == common_names()
         assert set(benchmark.labels) <= common_names()
-        assert len(benchmark.pictures) >= 8
+        assert len(benchmark.images) >= 8
     assert common_names() | rare_names() < set(every.names) <= seen_names()
     for benchmark in (unseen, both):
         assert set(benchmark.names) == sets.unseen_names()
         assert not set(benchmark.names) & seen_names()
         assert len(set(benchmark.labels)) == 4
-    pictures = {"everyday": everyday, "line": line, "seen": seen, "unseen": unseen, "both": both}
-    shown = {key: {p.tobytes() for p in found.pictures} for key, found in pictures.items()}
+    images = {"everyday": everyday, "line": line, "seen": seen, "unseen": unseen, "both": both}
+    shown = {key: {p.tobytes() for p in found.images} for key, found in images.items()}
     assert not shown["everyday"] & shown["line"]
     assert not shown["everyday"] & shown["seen"]
     assert not shown["unseen"] & shown["both"]
@@ -56,9 +56,9 @@ def test_no_test_drawing_is_looked_at_in_development_in_its_style(
     seen, style = sets.development_drawings(data_folder)
     assert (seen.name, style.name) == ("val", "val-style")
     assert set(style.labels) <= rare_names() == set(style.names)
-    looked_at = {picture.tobytes() for picture in style.pictures}
+    looked_at = {image.tobytes() for image in style.images}
     for benchmark in sets.held_out_drawings(data_folder, 2):
-        assert not looked_at & {picture.tobytes() for picture in benchmark.pictures}
+        assert not looked_at & {image.tobytes() for image in benchmark.images}
 
 
 def test_stamps_are_classified_alone_and_in_scenes(
@@ -77,7 +77,7 @@ def test_stamps_are_classified_alone_and_in_scenes(
     assert alone.name == "photo stamps of Tux Paint, one of 50 names"
     assert sorted(alone.labels) == sorted(common_names() & set(alone.labels))
     assert len(alone.labels) == 8
-    assert len(placed.labels) == len(placed.pictures) == 5
+    assert len(placed.labels) == len(placed.images) == 5
     assert set(alone.names) == set(placed.names) == common_names()
     *_, scenes = sets.held_out_scenes(data_folder, 2)
     assert scenes.name == "photo stamps of Tux Paint, 50 names"

@@ -86,9 +86,9 @@ def test_transformers_loads_the_same_folder(
         assert torch.equal(model.state_dict()[name], tensor), name
     processor = AutoProcessor.from_pretrained(tiny_package.path)
     assert isinstance(processor, Tipsv2Processor)
-    picture = np.zeros((30, 40, 3), dtype=np.uint8)
+    image = np.zeros((30, 40, 3), dtype=np.uint8)
     inputs = Tipsv2Processor.from_pretrained(tiny_package.path)(
-        text=["a red cat"], images=[picture], return_tensors="pt"
+        text=["a red cat"], images=[image], return_tensors="pt"
     )
     assert inputs["pixel_values"].shape == (1, 3, 56, 56)
     assert inputs["input_ids"].shape == (1, 64)

@@ -1,4 +1,4 @@
-"""Volumes of a small cluster: pictures in shards, captioners, a teacher, what evaluation takes."""
+"""Volumes of a small cluster: images in shards, captioners, a teacher, what evaluation takes."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from tests.training.tiny_paligemma import write_paligemma
 from training.__main__ import main
 from training.data.folder import DataFolder
 
-NUM_PICTURES = 8
+NUM_IMAGES = 8
 # A step takes seconds; what it waits for on a busy machine is imports.
 LIMIT_S = 280.0
 # The kernel gives connections ports of this range.
@@ -31,14 +31,14 @@ def places(tmp_path_factory: pytest.TempPathFactory, data_folder: DataFolder) ->
     root = tmp_path_factory.mktemp("volumes")
     for name in ("data", "runs", "models", "config"):
         (root / name).mkdir()
-    pictures = root / "pictures"
-    pictures.mkdir()
+    images = root / "images"
+    images.mkdir()
     rng = np.random.default_rng(0)
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         pixels = np.tile(rng.integers(0, 255, (6, 7, 3), dtype=np.uint8), (20, 20, 1))
-        Image.fromarray(pixels).save(pictures / f"{number}.png")
-        (pictures / f"{number}.txt").write_text(f"a plain wall, number {number}", encoding="utf-8")
-    assert main(["shards", "folder", str(pictures), "--output", str(root / "data/shards")]) == 0
+        Image.fromarray(pixels).save(images / f"{number}.png")
+        (images / f"{number}.txt").write_text(f"a plain wall, number {number}", encoding="utf-8")
+    assert main(["shards", "folder", str(images), "--output", str(root / "data/shards")]) == 0
     write_paligemma(root / "data/paligemma")
     shutil.copytree(BUNDLED_FOLDER, root / "data/teacher")
     shutil.copytree(data_folder.path, root / "data/evaluation")

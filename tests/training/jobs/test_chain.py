@@ -132,12 +132,12 @@ def test_the_service_answers_by_the_published_package(
 ) -> None:
     # As its Deployment names the version.
     monkeypatch.setenv("TIPSERVE_MODEL", chain.said["publish"].strip())
-    picture = io.BytesIO()
-    Image.new("RGB", (60, 40), (90, 120, 60)).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (60, 40), (90, 120, 60)).save(image, "PNG")
     with running_service("--host=127.0.0.1") as service:
         answer = httpx.post(
             f"{service.http_url}/v1/images:segment?classes=wall,sky",
-            content=picture.getvalue(),
+            content=image.getvalue(),
             headers={"Content-Type": "image/png", "Accept": "image/png"},
             timeout=LIMIT_S,
         )

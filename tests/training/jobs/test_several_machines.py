@@ -32,7 +32,7 @@ NAME = "batch.kubernetes.io/job-name"
 
 @pytest.fixture(scope="module", autouse=True)
 def _captions(places: Places) -> None:
-    """Captioning is another step's; shards have the captions that came with the pictures."""
+    """Captioning is another step's; shards have the captions that came with the images."""
     (places.root / "data/captioned").symlink_to("shards")
 
 

@@ -18,7 +18,7 @@ def random_pair(seed: int = 0, batch: int = 5, dim: int = 7) -> tuple[Tensor, Te
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
-def test_by_hand_for_two_pictures() -> None:
+def test_by_hand_for_two_images() -> None:
     # Cosines are 1 on the diagonal and 0 beside it: both directions lose log(1 + e^(-1/t)).
     eye_22 = 3.0 * torch.eye(2)
     loss = contrastive_loss(eye_22, eye_22, torch.tensor(0.5), torch.arange(2))
@@ -40,7 +40,7 @@ def test_a_perfect_match_at_a_low_temperature_costs_nothing() -> None:
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_pictures_that_look_alike_cost_the_entropy() -> None:
+def test_images_that_look_alike_cost_the_entropy() -> None:
     same_BD = torch.ones(5, 7)
     loss = contrastive_loss(same_BD, random_pair()[1], torch.tensor(0.07), DISTINCT)
     rows = contrastive_loss(same_BD, same_BD, torch.tensor(0.07), DISTINCT)
@@ -53,7 +53,7 @@ def test_equal_captions_are_no_negatives() -> None:
     texts_BD[1] = texts_BD[0]
     loss = contrastive_loss(images_BD, texts_BD, torch.tensor(1.0), torch.tensor([4, 4, 9]))
     logits_BB = F.normalize(images_BD.double()) @ F.normalize(texts_BD.double()).T
-    # Picture 0 chooses between captions 0 and 2, picture 1 between 1 and 2, picture 2 among all.
+    # Image 0 chooses between captions 0 and 2, image 1 between 1 and 2, image 2 among all.
     total = 0.0
     for row, rivals in ((0, [0, 2]), (1, [1, 2]), (2, [0, 1, 2])):
         total -= (logits_BB[row, row] - logits_BB[row, rivals].logsumexp(0)).item()
@@ -127,8 +127,8 @@ def test_parts_of_the_rows_sum_to_the_whole() -> None:
     assert parts[0].item() > 0
 
 
-def test_pictures_of_other_ranks_are_negatives_too() -> None:
-    # The first picture alone has nothing to choose from; among five it has.
+def test_images_of_other_ranks_are_negatives_too() -> None:
+    # The first image alone has nothing to choose from; among five it has.
     images_GD, texts_GD = random_pair()
     alone = contrastive_loss(images_GD[:1], texts_GD[:1], torch.tensor(0.1), DISTINCT[:1])
     among = contrastive_loss(images_GD, texts_GD, torch.tensor(0.1), DISTINCT, rows=slice(0, 1))

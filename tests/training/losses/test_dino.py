@@ -1,4 +1,4 @@
-"""DINO: each local crop predicts what the teacher says of the whole picture."""
+"""DINO: each local crop predicts what the teacher says of the whole image."""
 
 import math
 from typing import get_args
@@ -18,7 +18,7 @@ def random_pair() -> tuple[Tensor, Tensor]:
 
 
 def test_by_hand() -> None:
-    # Two crops of one picture, whose teacher is sure of the first prototype.
+    # Two crops of one image, whose teacher is sure of the first prototype.
     logits_CBK = torch.log(torch.tensor([[[0.5, 0.5]], [[0.25, 0.75]]]))
     teacher_BK = torch.tensor([[1.0, 0.0]])
     mean = dino_loss(logits_CBK, teacher_BK)
@@ -53,7 +53,7 @@ def test_the_student_learns_and_the_teacher_does_not() -> None:
     torch.testing.assert_close(logits_CBK.grad, expected_CBK.detach())
 
 
-def test_the_order_of_crops_and_pictures_does_not_matter() -> None:
+def test_the_order_of_crops_and_images_does_not_matter() -> None:
     logits_CBK, teacher_BK = random_pair()
     moved = dino_loss(logits_CBK.flip(0, 1), teacher_BK.flip(0))
     assert moved.item() == pytest.approx(dino_loss(logits_CBK, teacher_BK).item(), rel=1e-6)

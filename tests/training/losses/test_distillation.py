@@ -46,7 +46,7 @@ def test_the_gradient_reaches_the_student_alone() -> None:
     torch.testing.assert_close(logits_BNK.grad, (0.25 - teacher_BNK.detach()) / 6)
 
 
-def test_the_order_of_pictures_and_patches_does_not_matter() -> None:
+def test_the_order_of_images_and_patches_does_not_matter() -> None:
     generator = torch.Generator().manual_seed(1)
     logits_BNK = torch.randn(3, 5, 7, generator=generator)
     teacher_BNK = torch.randn(3, 5, 7, generator=generator).softmax(-1)

@@ -34,7 +34,7 @@ def random_batch() -> tuple[Tensor, Tensor, Tensor]:
     return patches_BND, names_UD, present_BU
 
 
-def test_by_hand_for_one_picture_and_one_name() -> None:
+def test_by_hand_for_one_image_and_one_name() -> None:
     # Cosines 1 and 0, scale 2, "nothing" at logit 0; one name, so nothing can stray.
     loss = loss_of(
         torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]),
@@ -51,8 +51,8 @@ def test_by_hand_for_one_picture_and_one_name() -> None:
 def test_equals_a_float64_reference() -> None:
     patches_BND, names_UD, present_BU = random_batch()
     stray, shown = [], []
-    for picture, own in zip(patches_BND.double(), present_BU, strict=True):
-        unit_ND = picture / picture.norm(dim=-1, keepdim=True)
+    for image, own in zip(patches_BND.double(), present_BU, strict=True):
+        unit_ND = image / image.norm(dim=-1, keepdim=True)
         unit_UD = names_UD.double() / names_UD.double().norm(dim=-1, keepdim=True)
         names_NU = unit_ND @ unit_UD.T * SCALE.item()
         nothing_N1 = torch.full((len(unit_ND), 1), NOTHING.item(), dtype=torch.float64)
@@ -64,7 +64,7 @@ def test_equals_a_float64_reference() -> None:
     assert loss_of(patches_BND, names_UD, present_BU).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_perfect_picture_costs_nothing() -> None:
+def test_a_perfect_image_costs_nothing() -> None:
     # Two patches per name: each patch is its own name's vector, at a scale that leaves no doubt.
     names_UD = torch.eye(4)
     patches_BND = torch.eye(4).repeat_interleave(2, dim=0).reshape(2, 4, 4)
@@ -85,7 +85,7 @@ def test_localising_is_rewarded_over_painting_a_mixture() -> None:
     assert painted.item() > math.log(2)
 
 
-def test_a_name_of_another_picture_is_punished_and_background_is_not() -> None:
+def test_a_name_of_another_image_is_punished_and_background_is_not() -> None:
     names_UD = torch.eye(3)
     present_BU = torch.tensor([[True, False, False], [False, True, False]])
     empty_D = -torch.ones(3)
@@ -94,15 +94,15 @@ def test_a_name_of_another_picture_is_punished_and_background_is_not() -> None:
 
     def loss_with(rest_D: Tensor) -> float:
         rest_2D = torch.stack((rest_D, rest_D))
-        pictures = (torch.cat((right_2D, rest_2D)), torch.cat((own_2D, own_2D)))
-        return loss_of(torch.stack(pictures), names_UD, present_BU).item()
+        images = (torch.cat((right_2D, rest_2D)), torch.cat((own_2D, own_2D)))
+        return loss_of(torch.stack(images), names_UD, present_BU).item()
 
     assert loss_with(empty_D) < 0.1
     assert loss_with(names_UD[0]) < 0.1
     assert loss_with(names_UD[1]) > 1.0
 
 
-def test_the_order_of_pictures_patches_and_names_does_not_matter() -> None:
+def test_the_order_of_images_patches_and_names_does_not_matter() -> None:
     patches_BND, names_UD, present_BU = random_batch()
     loss = loss_of(patches_BND, names_UD, present_BU)
     moved = loss_of(patches_BND.flip(0, 1), names_UD.flip(0), present_BU.flip(0, 1))

@@ -84,7 +84,7 @@ def test_the_order_of_the_batch_does_not_matter(supervised: Supervised) -> None:
 
 @pytest.mark.parametrize("supervised", get_args(Supervised))
 def test_the_sum_counts_each_token_and_the_mean_each_share(supervised: Supervised) -> None:
-    # As literal sums iBOT++ has 3 terms a picture and iBOT 2, so its weight would mean more.
+    # As literal sums iBOT++ has 3 terms an image and iBOT 2, so its weight would mean more.
     logits_BNK, teacher_BNK = random_pair()
     mean = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, supervised)
     total = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, supervised, normalization="sum")

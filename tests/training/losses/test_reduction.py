@@ -14,7 +14,7 @@ def test_the_mean_is_over_all_that_count() -> None:
     assert reduce_tokens(LOSS_BN, COUNTED_BN, "mean").item() == pytest.approx(53 / 4)
 
 
-def test_the_sum_is_over_tokens_and_the_mean_over_pictures() -> None:
+def test_the_sum_is_over_tokens_and_the_mean_over_images() -> None:
     assert reduce_tokens(LOSS_BN, None, "sum").item() == pytest.approx(63 / 2)
     assert reduce_tokens(LOSS_BN, COUNTED_BN, "sum").item() == pytest.approx(53 / 2)
 

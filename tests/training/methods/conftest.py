@@ -1,4 +1,4 @@
-"""Batches with local crops, and a record of which network is shown which pictures."""
+"""Batches with local crops, and a record of which network is shown which images."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def cropped(batch: Batch) -> Batch:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[Look]:
-    """Every picture that enters a vision tower: the tower's embeddings, the pixels, the mask."""
+    """Every image that enters a vision tower: the tower's embeddings, the pixels, the mask."""
     seen: list[Look] = []
 
     def remember(

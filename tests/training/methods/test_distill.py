@@ -281,7 +281,7 @@ def test_the_teacher_has_its_window(
 
 
 @pytest.mark.parametrize("dim", [48, 64])
-def test_every_patch_of_the_whole_picture_is_distilled(
+def test_every_patch_of_the_whole_image_is_distilled(
     student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch, dim: int
 ) -> None:
     # Widths may differ: student and teacher meet in the space of prototypes.

@@ -52,7 +52,7 @@ def copied(module: torch.nn.Module) -> dict[str, Tensor]:
 def test_each_view_goes_where_the_paper_draws_it(
     student_model: Tipsv2Model, cropped: Batch, looks: list[Look]
 ) -> None:
-    # One pass over the whole serves captions and teacher; masked picture and crops are the
+    # One pass over the whole serves captions and teacher; masked image and crops are the
     # student's alone.
     step(Pretrain(student_model, PAPER), cropped, 0.0)
     own = student_model.vision_model.embeddings
@@ -191,7 +191,7 @@ def test_the_patch_loss_joins_in_after_its_share(
 
 
 @pytest.mark.parametrize("supervised", ["all", "masked"])
-def test_the_teacher_sees_the_whole_and_the_student_the_masked_picture(
+def test_the_teacher_sees_the_whole_and_the_student_the_masked_image(
     student_model: Tipsv2Model, batch: Batch, supervised: Supervised
 ) -> None:
     method = Pretrain(student_model, replace(CONFIG, supervised=supervised))

@@ -102,7 +102,7 @@ def test_names_meet_the_features_asked_for(
     torch.testing.assert_close(term, stray + hidden_P.mean())
 
 
-def test_a_picture_of_few_patches_shows_names_with_all_of_them(
+def test_a_image_of_few_patches_shows_names_with_all_of_them(
     student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
 ) -> None:
     # 28 pixels are four patches.

@@ -26,7 +26,7 @@ CONFIG = PretrainConfig(
 
 
 class RememberingTrunk:
-    """Answers with seeded numbers, and remembers how many pictures it was shown."""
+    """Answers with seeded numbers, and remembers how many images it was shown."""
 
     def __init__(self) -> None:
         self.shown: list[int] = []
@@ -59,7 +59,7 @@ def metrics_and_loss(
     return result.metrics, result.loss
 
 
-def test_each_patch_meets_its_own_cell_and_each_picture_the_mean() -> None:
+def test_each_patch_meets_its_own_cell_and_each_image_the_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     patches_BND = torch.randn(3, 4, 8, generator=generator)
     cells_BNK = torch.randn(3, 4, 6, generator=generator)

@@ -47,7 +47,7 @@ DISTILLED: dict[str, DistillConfig] = {
 }
 # Which unnamed drawings have titles; two titles are equal across ranks.
 TITLED = (1, 0, 1, 1)
-# Which pictures have captions: the ranks differ in how many, or one has none, or both have none.
+# Which images have captions: the ranks differ in how many, or one has none, or both have none.
 CAPTIONED = {"uneven": (1, 1, 1, 0, 0, 1), "one": (1, 1, 1, 0, 0, 0), "nobody": (0,) * 6}
 
 
@@ -91,7 +91,7 @@ def random_texts(count: int, generator: torch.Generator) -> TextBatch:
 
 
 def global_batch(captioned: tuple[int, ...]) -> Batch:
-    """Six pictures; two captions are equal across ranks, and so are names."""
+    """Six images; two captions are equal across ranks, and so are names."""
     generator = torch.Generator().manual_seed(3)
     captioned_B = torch.tensor(captioned).bool()
     rows = int(captioned_B.sum())
@@ -140,7 +140,7 @@ def unnamed_part(drawings: UnnamedDrawings | None, rank: int, num_ranks: int) ->
 
 
 def part(batch: Batch, rank: int, num_ranks: int) -> Batch:
-    """What a rank has of the global batch: its pictures, their captions, and only their names."""
+    """What a rank has of the global batch: its images, their captions, and only their names."""
     size = GLOBAL_ROWS // num_ranks
     mine = torch.arange(size) + rank * size
     row_B = batch.captioned_B.cumsum(0) - 1

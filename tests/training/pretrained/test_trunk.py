@@ -62,14 +62,14 @@ def test_it_tells_drawings_apart_and_knows_one_again(
 
 def test_axes_are_fitted_once_and_kept(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.rand(3, 2, 3, 28, 28, generator=generator)
+    images = torch.rand(3, 2, 3, 28, 28, generator=generator)
     path = tmp_path / "basis.pt"
-    first = load_trunk(path, pictures, 5)
+    first = load_trunk(path, images, 5)
     again = load_trunk(path, (), 5)
-    targets_BNK = first.look(pictures[0])
+    targets_BNK = first.look(images[0])
     assert targets_BNK.shape == (2, 4, 5)
-    torch.testing.assert_close(again.look(pictures[0]), targets_BNK)
-    # The pictures that the axes were fitted to lie around their origin.
-    means_MK = torch.cat([first.look(pixels_B3HW).mean(1) for pixels_B3HW in pictures])
+    torch.testing.assert_close(again.look(images[0]), targets_BNK)
+    # The images that the axes were fitted to lie around their origin.
+    means_MK = torch.cat([first.look(pixels_B3HW).mean(1) for pixels_B3HW in images])
     assert means_MK.mean(0).norm() < 0.05 * means_MK.norm(dim=1).mean()
     assert [file.name for file in tmp_path.iterdir()] == ["basis.pt"]

@@ -1,4 +1,4 @@
-"""What is looked up for a run on a folder of pictures, and what is chosen by it."""
+"""What is looked up for a run on a folder of images, and what is chosen by it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from training.recipes.teacher_facts import TeacherFacts, describe_pair, look_at_
 
 @pytest.fixture
 def options(tmp_path: Path) -> FolderRun:
-    """Three pictures, one with a caption."""
+    """Three images, one with a caption."""
     images = tmp_path / "images"
     images.mkdir()
     for number in range(3):

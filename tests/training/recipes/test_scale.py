@@ -84,8 +84,8 @@ def test_a_recipe_builds_its_size_without_memory(name: str) -> None:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Six captioned pictures, which is all that a shrunken recipe needs."""
-    folder = tmp_path / "pictures"
+    """Six captioned images, which is all that a shrunken recipe needs."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(6):
         path = folder / f"{number}.png"

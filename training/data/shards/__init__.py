@@ -1,1 +1,1 @@
-"""Pictures with captions on disk: WebDataset shards, their builder, and batches made from them."""
+"""Images with captions on disk: WebDataset shards, their builder, and batches made from them."""

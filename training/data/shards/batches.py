@@ -1,4 +1,4 @@
-"""Batches of pictures from disk: batch number i is a pure function of the data set, its seed and i.
+"""Batches of images from disk: batch number i is a pure function of the data set, its seed and i.
 
 So a run resumes on the very next batch without reading those before it, any number of worker
 processes makes the same batches, and several ranks together see what one alone would. A broken
@@ -21,12 +21,12 @@ from transformers import Tipsv2Tokenizer
 from training.data import loading_process
 from training.data.batch import Batch, name_columns, text_ids, tokenize
 from training.data.caption_sampling import CaptionSampling
-from training.data.crops import TIPSV2_CROPS, CropConfig, crop_pictures
+from training.data.crops import TIPSV2_CROPS, CropConfig, crop_images
 from training.data.shards.broken import BrokenList, BrokenSample
-from training.data.shards.decoding import PictureLimits, decode_picture
+from training.data.shards.decoding import ImageLimits, decode_image
 from training.data.shards.order import StreamOrder
 from training.data.shards.sample import BadSample, Sample
-from training.data.shards.store import PictureStore
+from training.data.shards.store import ImageStore
 
 _CAPTIONS = 7  # keeps the choice of captions apart from other random streams
 _MAX_SUBSTITUTES = 50
@@ -34,16 +34,16 @@ _MAX_SUBSTITUTES = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardsConfig:
-    """Pictures from disk: a folder of shards, or of plain pictures.
+    """Images from disk: a folder of shards, or of plain images.
 
     Attributes:
-        folder: Holds a manifest and shards, or else pictures, with or without captions.
+        folder: Holds a manifest and shards, or else images, with or without captions.
         captions: Which captions supervise which CLS token.
         crops: The global crop and the local ones.
         window_shards: Shards whose samples are shuffled together: more mix better, fewer are
             kinder to slow disks. Not published; with shards of a thousand, 16 make a buffer twice
             as large as the paper's batch.
-        limits: Which pictures are left out.
+        limits: Which images are left out.
         seed: Of the order, the crops and the choice of captions.
         num_workers: Processes that make batches ahead.
     """
@@ -52,7 +52,7 @@ class ShardsConfig:
     captions: CaptionSampling = field(default_factory=CaptionSampling)
     crops: CropConfig = TIPSV2_CROPS
     window_shards: int = 16
-    limits: PictureLimits = field(default_factory=PictureLimits)
+    limits: ImageLimits = field(default_factory=ImageLimits)
     seed: int = 0
     num_workers: int = 1
 
@@ -67,7 +67,7 @@ class RunShare:
     """Which part of which batches a rank makes.
 
     Attributes:
-        batch_size: Pictures in a batch of one rank.
+        batch_size: Images in a batch of one rank.
         num_steps: Batches of the whole run.
         rank: This process's number.
         num_ranks: Of how many.
@@ -79,7 +79,7 @@ class RunShare:
     num_ranks: int = 1
 
     def first_place(self, step: int) -> int:
-        """The place in the stream of the first picture of this rank's batch."""
+        """The place in the stream of the first image of this rank's batch."""
         return (step * self.num_ranks + self.rank) * self.batch_size
 
 
@@ -91,12 +91,12 @@ class MadeBatch:
     broken: Sequence[BrokenSample]
 
 
-class PictureBatches(Dataset[MadeBatch]):
+class ImageBatches(Dataset[MadeBatch]):
     """Batches by step number; `loader` is what a trainer uses."""
 
     def __init__(
         self,
-        store: PictureStore,
+        store: ImageStore,
         tokenizer: Tipsv2Tokenizer,
         config: ShardsConfig,
         share: RunShare,
@@ -106,7 +106,7 @@ class PictureBatches(Dataset[MadeBatch]):
         """Prepare the order; nothing is read yet.
 
         Raises:
-            ValueError: Fewer pictures than the ranks' batches together hold.
+            ValueError: Fewer images than the ranks' batches together hold.
         """
         self._store, self._tokenizer = store, tokenizer
         self._config, self._share = config, share
@@ -117,8 +117,8 @@ class PictureBatches(Dataset[MadeBatch]):
         wanted = share.batch_size * share.num_ranks
         if self._order.num_samples < wanted:
             raise ValueError(
-                f"{config.folder} holds {self._order.num_samples} pictures, fewer than one step's "
-                f"{wanted}: lower batch_size or add pictures"
+                f"{config.folder} holds {self._order.num_samples} images, fewer than one step's "
+                f"{wanted}: lower batch_size or add images"
             )
 
     def __len__(self) -> int:
@@ -128,9 +128,9 @@ class PictureBatches(Dataset[MadeBatch]):
         """Make the batch of one step."""
         first, broken = self._share.first_place(step), list[BrokenSample]()
         places = range(first, first + self._share.batch_size)
-        samples, pictures = zip(*(self._take(place, broken) for place in places), strict=True)
+        samples, images = zip(*(self._take(place, broken) for place in places), strict=True)
         chosen = [self._choose(place, s) for place, s in zip(places, samples, strict=True)]
-        crops = crop_pictures(pictures, self._config.crops, seed=self._config.seed, first=first)
+        crops = crop_images(images, self._config.crops, seed=self._config.seed, first=first)
         return MadeBatch(batch=self._collate(samples, chosen, crops, step), broken=broken)
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
@@ -153,8 +153,8 @@ class PictureBatches(Dataset[MadeBatch]):
         for attempt in range(_MAX_SUBSTITUTES):
             try:
                 sample = self._store.read(*where)
-                return sample, decode_picture(
-                    sample.picture, self._config.limits, wanted_side=_wanted(self._config.crops)
+                return sample, decode_image(
+                    sample.image, self._config.limits, wanted_side=_wanted(self._config.crops)
                 )
             except BadSample as error:
                 broken.append(BrokenSample(place=self._store.name(*where), reason=str(error)))
@@ -177,8 +177,8 @@ class PictureBatches(Dataset[MadeBatch]):
     ) -> Batch:
         pairs = [pair for pair in chosen if pair is not None]
         first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        by_picture = [sample.names for sample in samples]
-        names, name_ids_U, present_BU = name_columns(by_picture, self._tokenizer, step=step)
+        by_image = [sample.names for sample in samples]
+        names, name_ids_U, present_BU = name_columns(by_image, self._tokenizer, step=step)
         return Batch(
             pixels_B3HW=crops[0],
             locals_CB3hw=crops[1],

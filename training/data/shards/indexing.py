@@ -10,7 +10,7 @@ from training.data.shards.tar_shard import find_offsets, read_sample, write_offs
 
 
 def index_shards(folder: Path, broken: BrokenList) -> Manifest:
-    """Write offsets and a manifest beside the shards; reads every record, decodes no picture.
+    """Write offsets and a manifest beside the shards; reads every record, decodes no image.
 
     Args:
         folder: Holds the .tar files.
@@ -40,5 +40,5 @@ def _index_shard(path: Path, broken: BrokenList) -> ShardEntry:
             summaries.append(summarize([read_sample(path, row)]))
         except BadSample as error:
             broken.add([BrokenSample(place=f"{path.name} row {row}", reason=str(error))])
-            summaries.append(DataSummary(num_pictures=1))
+            summaries.append(DataSummary(num_images=1))
     return make_entry(path, summary=total(summaries), num_skipped=0)

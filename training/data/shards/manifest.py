@@ -138,7 +138,7 @@ class ShardStore:
     @cached_property
     def shard_sizes(self) -> NDArray[np.int64]:
         """Samples in each shard."""
-        sizes = [entry.summary.num_pictures for entry in self._manifest.shards]
+        sizes = [entry.summary.num_images for entry in self._manifest.shards]
         return np.asarray(sizes, np.int64)
 
     def name(self, shard: int, row: int) -> str:
@@ -146,7 +146,7 @@ class ShardStore:
         return f"{self._manifest.shards[shard].name} row {row}"
 
     def read(self, shard: int, row: int) -> Sample:
-        """Read a sample; raises as `PictureStore.read` does."""
+        """Read a sample; raises as `ImageStore.read` does."""
         return read_sample(self._folder / self._manifest.shards[shard].name, row)
 
     def summary(self) -> DataSummary:

@@ -25,7 +25,7 @@ class StreamOrder:
         if window_shards < 1:
             raise ValueError("window_shards must be at least 1")
         if not shard_sizes.sum():
-            raise ValueError("the data set has no picture")
+            raise ValueError("the data set has no image")
         self._sizes, self._seed, self._window_shards = shard_sizes, seed, window_shards
         self.num_samples = int(shard_sizes.sum())
         self._epoch_key = self._window_key = (-1, -1)

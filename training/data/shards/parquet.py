@@ -1,4 +1,4 @@
-"""Rows of Parquet files as items for shards: pictures as bytes or paths, captions by column."""
+"""Rows of Parquet files as items for shards: images as bytes or paths, captions by column."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,20 +16,20 @@ class ParquetColumns:
     """Which columns hold what.
 
     Attributes:
-        picture: The picture: its bytes, a struct with "bytes" and "path" as `datasets` writes it,
+        image: The image: its bytes, a struct with "bytes" and "path" as `datasets` writes it,
             or a path.
         captions: The column of each caption source.
         kept: Columns that are kept as they are, such as url and license.
     """
 
-    picture: str = "image"
+    image: str = "image"
     captions: Mapping[str, str] = field(default_factory=dict)
     kept: Sequence[str] = ()
 
     @property
     def all(self) -> list[str]:
         """Every column, once."""
-        return list(dict.fromkeys([self.picture, *self.captions.values(), *self.kept]))
+        return list(dict.fromkeys([self.image, *self.captions.values(), *self.kept]))
 
 
 class ParquetItems:
@@ -41,7 +41,7 @@ class ParquetItems:
         Args:
             files: Parquet files.
             columns: What is read.
-            root: The folder that paths in the picture column start from.
+            root: The folder that paths in the image column start from.
 
         Raises:
             ValueError: No file is named, or one is without one of the columns.
@@ -86,12 +86,12 @@ class ParquetItems:
 
     def _sample(self, item: int, row: Mapping[str, Any]) -> Sample:
         columns = self._columns
-        picture = _picture_bytes(row[columns.picture], self._root)
+        image = _image_bytes(row[columns.image], self._root)
         captions = {source: row[column] for source, column in columns.captions.items()}
         return Sample(
             key=f"{item:09d}",
-            picture=picture,
-            suffix=_suffix(picture),
+            image=image,
+            suffix=_suffix(image),
             captions={s: text.strip() for s, text in captions.items() if _is_text(text)},
             fields={name: _plain(row[name]) for name in columns.kept},
         )
@@ -115,13 +115,13 @@ def _rows(
             first += count
 
 
-def _picture_bytes(value: object, root: Path) -> bytes:
+def _image_bytes(value: object, root: Path) -> bytes:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value:
-        raise BadSample("the row has no picture")
+        raise BadSample("the row has no image")
     path = root / value
     if not path.resolve().is_relative_to(root.resolve()):
         raise BadSample(f"the path {value} leaves {root}")
@@ -130,11 +130,11 @@ def _picture_bytes(value: object, root: Path) -> bytes:
     return path.read_bytes()
 
 
-def _suffix(picture: bytes) -> str:
-    """The suffix that a picture's first bytes call for."""
-    if picture.startswith(b"\x89PNG"):
+def _suffix(image: bytes) -> str:
+    """The suffix that an image's first bytes call for."""
+    if image.startswith(b"\x89PNG"):
         return ".png"
-    return ".webp" if picture[8:12] == b"WEBP" else ".jpg"
+    return ".webp" if image[8:12] == b"WEBP" else ".jpg"
 
 
 def _is_text(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""One picture with its captions, and how a shard keeps it: a picture file and a JSON record.
+"""One image with its captions, and how a shard keeps it: an image file and a JSON record.
 
 Files of one sample share their name up to the first dot of the last part of the path, as in every
 WebDataset. It knows neither tar files nor decoders.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ALT = "alt"
 
 
@@ -20,29 +20,29 @@ class BadSample(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A picture and what is known of it.
+    """An image and what is known of it.
 
     Attributes:
         key: Names it in its data set; without a dot in its last part.
-        picture: The encoded picture, as it was found.
-        suffix: Of its file, one of `PICTURE_SUFFIXES`.
+        image: The encoded image, as it was found.
+        suffix: Of its file, one of `IMAGE_SUFFIXES`.
         captions: By source: alt, paligemma, gemini, ...
         names: What it shows, in plain names, where that is known exactly.
         fields: Whatever else is kept, such as url and license.
     """
 
     key: str
-    picture: bytes
+    image: bytes
     suffix: str
     captions: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def members(self) -> dict[str, bytes]:
-        """The sample's files by name: the picture, then its record."""
+        """The sample's files by name: the image, then its record."""
         record = {**self.fields, "captions": dict(self.captions), "names": list(self.names)}
         text = json.dumps(record, ensure_ascii=False, sort_keys=True)
-        return {f"{self.key}{self.suffix}": self.picture, f"{self.key}.json": text.encode()}
+        return {f"{self.key}{self.suffix}": self.image, f"{self.key}.json": text.encode()}
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -60,13 +60,13 @@ def sample_from_members(members: Mapping[str, bytes]) -> Sample:
     .txt file, count as alt text.
 
     Raises:
-        BadSample: No picture among them, or a record or text that cannot be read.
+        BadSample: No image among them, or a record or text that cannot be read.
     """
     by_suffix = {split_name(name)[1]: (name, content) for name, content in members.items()}
-    suffix = next((s for s in PICTURE_SUFFIXES if s in by_suffix), None)
+    suffix = next((s for s in IMAGE_SUFFIXES if s in by_suffix), None)
     if suffix is None:
-        raise BadSample(f"no picture among {sorted(members)}; {PICTURE_SUFFIXES} are read")
-    name, picture = by_suffix[suffix]
+        raise BadSample(f"no image among {sorted(members)}; {IMAGE_SUFFIXES} are read")
+    name, image = by_suffix[suffix]
     record = _read_record(by_suffix[".json"][1]) if ".json" in by_suffix else {}
     text = by_suffix[".txt"][1] if ".txt" in by_suffix else b""
     captions = _read_captions(record, text)
@@ -75,7 +75,7 @@ def sample_from_members(members: Mapping[str, bytes]) -> Sample:
         raise BadSample("the record's names are no list of texts")
     return Sample(
         key=split_name(name)[0],
-        picture=picture,
+        image=image,
         suffix=suffix,
         captions=captions,
         names=tuple(names),

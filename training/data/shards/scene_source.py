@@ -1,4 +1,4 @@
-"""Composed scenes as items for shards: picture, captions and names; their masks stay behind."""
+"""Composed scenes as items for shards: image, captions and names; their masks stay behind."""
 
 import hashlib
 import io
@@ -48,7 +48,7 @@ class SceneItems:
                 f"scene {index}",
                 Sample(
                     key=f"{index:09d}",
-                    picture=buffer.getvalue(),
+                    image=buffer.getvalue(),
                     suffix=".png",
                     captions=scene.captions.by_source(),
                     names=scene.captions.names,

@@ -9,7 +9,7 @@ from training.data.shards.sample import Sample
 from training.data.shards.summary import DataSummary
 
 
-class PictureStore(Protocol):
+class ImageStore(Protocol):
     """Samples in shards, each within reach. It is pickled into worker processes."""
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.data.shards.broken import BrokenSample
-from training.data.shards.decoding import PictureLimits, decode_picture
+from training.data.shards.decoding import ImageLimits, decode_image
 from training.data.shards.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -54,12 +54,12 @@ class ShardPlan:
         kind: What it is made from, in a word.
         shard_size: Items of a shard. A thousand photos of 100 kB make 100 MB, which are quickly
             written again when a build is stopped, and large enough for any file system.
-        limits: Pictures outside of them are left out.
+        limits: Images outside of them are left out.
     """
 
     kind: str
     shard_size: int = DEFAULT_SHARD_SIZE
-    limits: PictureLimits = field(default_factory=PictureLimits)
+    limits: ImageLimits = field(default_factory=ImageLimits)
 
     def __post_init__(self) -> None:
         """Check the size."""
@@ -152,7 +152,7 @@ def _build_shard(source: SampleSource, folder: Path, plan: ShardPlan, number: in
             try:
                 if isinstance(item, BadSample):
                     raise item
-                decode_picture(item.picture, plan.limits)
+                decode_image(item.image, plan.limits)
             except BadSample as error:
                 skipped.append(BrokenSample(place=place, reason=str(error)))
                 continue

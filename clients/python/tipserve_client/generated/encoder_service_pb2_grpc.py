@@ -32,7 +32,7 @@ if _version_not_supported:
 
 
 class EncoderServiceStub(object):
-    """Turns pictures and texts into embeddings, masks and maps.
+    """Turns images and texts into embeddings, masks and maps.
 
     Errors carry `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the item's index) and, where a
     later try may succeed, `google.rpc.RetryInfo` in their status details. Stage times are in the trailing metadata
@@ -65,10 +65,10 @@ class EncoderServiceStub(object):
                 request_serializer=tipserve_dot_v1_dot_classify__pb2.ClassifyImagesRequest.SerializeToString,
                 response_deserializer=tipserve_dot_v1_dot_classify__pb2.ClassifyImagesResponse.FromString,
                 _registered_method=True)
-        self.ViewFeatures = channel.unary_unary(
-                '/tipserve.v1.EncoderService/ViewFeatures',
-                request_serializer=tipserve_dot_v1_dot_features__pb2.ViewFeaturesRequest.SerializeToString,
-                response_deserializer=tipserve_dot_v1_dot_features__pb2.ViewFeaturesResponse.FromString,
+        self.VisualizeFeatures = channel.unary_unary(
+                '/tipserve.v1.EncoderService/VisualizeFeatures',
+                request_serializer=tipserve_dot_v1_dot_features__pb2.VisualizeFeaturesRequest.SerializeToString,
+                response_deserializer=tipserve_dot_v1_dot_features__pb2.VisualizeFeaturesResponse.FromString,
                 _registered_method=True)
         self.EstimateDepth = channel.unary_unary(
                 '/tipserve.v1.EncoderService/EstimateDepth',
@@ -98,7 +98,7 @@ class EncoderServiceStub(object):
 
 
 class EncoderServiceServicer(object):
-    """Turns pictures and texts into embeddings, masks and maps.
+    """Turns images and texts into embeddings, masks and maps.
 
     Errors carry `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the item's index) and, where a
     later try may succeed, `google.rpc.RetryInfo` in their status details. Stage times are in the trailing metadata
@@ -106,7 +106,7 @@ class EncoderServiceServicer(object):
     """
 
     def EmbedImages(self, request, context):
-        """Embeds pictures: global embeddings and one embedding for each patch.
+        """Embeds images: global embeddings and one embedding for each patch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,35 +120,35 @@ class EncoderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SegmentImages(self, request, context):
-        """Finds named things in pictures: one mask of the picture's size each.
+        """Finds named things in images: one mask of the image's size each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyImages(self, request, context):
-        """Says which of some named things pictures show.
+        """Says which of some named things images show.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ViewFeatures(self, request, context):
-        """Makes the patch embeddings of pictures visible: colours, one component, or groups.
+    def VisualizeFeatures(self, request, context):
+        """Makes the patch embeddings of images visible: colours, one component, or groups.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EstimateDepth(self, request, context):
-        """Estimates the depth of every pixel of pictures, where the model has a head for it.
+        """Estimates the depth of every pixel of images, where the model has a head for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EstimateNormals(self, request, context):
-        """Estimates the surface normal of every pixel of pictures, where the model has a head for it.
+        """Estimates the surface normal of every pixel of images, where the model has a head for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,10 +202,10 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     request_deserializer=tipserve_dot_v1_dot_classify__pb2.ClassifyImagesRequest.FromString,
                     response_serializer=tipserve_dot_v1_dot_classify__pb2.ClassifyImagesResponse.SerializeToString,
             ),
-            'ViewFeatures': grpc.unary_unary_rpc_method_handler(
-                    servicer.ViewFeatures,
-                    request_deserializer=tipserve_dot_v1_dot_features__pb2.ViewFeaturesRequest.FromString,
-                    response_serializer=tipserve_dot_v1_dot_features__pb2.ViewFeaturesResponse.SerializeToString,
+            'VisualizeFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.VisualizeFeatures,
+                    request_deserializer=tipserve_dot_v1_dot_features__pb2.VisualizeFeaturesRequest.FromString,
+                    response_serializer=tipserve_dot_v1_dot_features__pb2.VisualizeFeaturesResponse.SerializeToString,
             ),
             'EstimateDepth': grpc.unary_unary_rpc_method_handler(
                     servicer.EstimateDepth,
@@ -241,7 +241,7 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EncoderService(object):
-    """Turns pictures and texts into embeddings, masks and maps.
+    """Turns images and texts into embeddings, masks and maps.
 
     Errors carry `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the item's index) and, where a
     later try may succeed, `google.rpc.RetryInfo` in their status details. Stage times are in the trailing metadata
@@ -357,7 +357,7 @@ class EncoderService(object):
             _registered_method=True)
 
     @staticmethod
-    def ViewFeatures(request,
+    def VisualizeFeatures(request,
             target,
             options=(),
             channel_credentials=None,
@@ -370,9 +370,9 @@ class EncoderService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tipserve.v1.EncoderService/ViewFeatures',
-            tipserve_dot_v1_dot_features__pb2.ViewFeaturesRequest.SerializeToString,
-            tipserve_dot_v1_dot_features__pb2.ViewFeaturesResponse.FromString,
+            '/tipserve.v1.EncoderService/VisualizeFeatures',
+            tipserve_dot_v1_dot_features__pb2.VisualizeFeaturesRequest.SerializeToString,
+            tipserve_dot_v1_dot_features__pb2.VisualizeFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

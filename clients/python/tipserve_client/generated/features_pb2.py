@@ -29,21 +29,21 @@ from . import segment_pb2 as tipserve_dot_v1_dot_segment__pb2
 from . import tensor_pb2 as tipserve_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atipserve/v1/features.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/dense.proto\x1a\x17tipserve/v1/image.proto\x1a\x1ctipserve/v1/item_error.proto\x1a\x19tipserve/v1/segment.proto\x1a\x18tipserve/v1/tensor.proto\"\x9b\x03\n\x13ViewFeaturesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12&\n\x04view\x18\x03 \x01(\x0e\x32\x18.tipserve.v1.FeatureView\x12,\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0e\x32\x1a.tipserve.v1.DenseFeatures\x12(\n\x05scope\x18\x05 \x01(\x0e\x32\x19.tipserve.v1.FeatureScope\x12\x18\n\x0bgroup_count\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\nresolution\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x1d\n\x03\x66it\x18\t \x01(\x0e\x32\x10.tipserve.v1.Fit\x12\"\n\x04size\x18\n \x01(\x0e\x32\x14.tipserve.v1.MapSize\x12\x14\n\x07partial\x18\x0b \x01(\x08H\x03\x88\x01\x01\x42\x0e\n\x0c_group_countB\x07\n\x05_seedB\r\n\x0b_resolutionB\n\n\x08_partial\"3\n\nFeatureMap\x12%\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"t\n\x14ViewFeaturesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x04maps\x18\x02 \x03(\x0b\x32\x17.tipserve.v1.FeatureMap\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError*y\n\x0b\x46\x65\x61tureView\x12\x1c\n\x18\x46\x45\x41TURE_VIEW_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x41TURE_VIEW_COLORS\x10\x01\x12\x1a\n\x16\x46\x45\x41TURE_VIEW_COMPONENT\x10\x02\x12\x17\n\x13\x46\x45\x41TURE_VIEW_GROUPS\x10\x03*a\n\x0c\x46\x65\x61tureScope\x12\x1d\n\x19\x46\x45\x41TURE_SCOPE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46\x45\x41TURE_SCOPE_EACH\x10\x01\x12\x1a\n\x16\x46\x45\x41TURE_SCOPE_TOGETHER\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atipserve/v1/features.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/dense.proto\x1a\x17tipserve/v1/image.proto\x1a\x1ctipserve/v1/item_error.proto\x1a\x19tipserve/v1/segment.proto\x1a\x18tipserve/v1/tensor.proto\"\xa0\x03\n\x18VisualizeFeaturesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12&\n\x04kind\x18\x03 \x01(\x0e\x32\x18.tipserve.v1.FeatureKind\x12,\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0e\x32\x1a.tipserve.v1.DenseFeatures\x12(\n\x05scope\x18\x05 \x01(\x0e\x32\x19.tipserve.v1.FeatureScope\x12\x18\n\x0bgroup_count\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\nresolution\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x1d\n\x03\x66it\x18\t \x01(\x0e\x32\x10.tipserve.v1.Fit\x12\"\n\x04size\x18\n \x01(\x0e\x32\x14.tipserve.v1.MapSize\x12\x14\n\x07partial\x18\x0b \x01(\x08H\x03\x88\x01\x01\x42\x0e\n\x0c_group_countB\x07\n\x05_seedB\r\n\x0b_resolutionB\n\n\x08_partial\"3\n\nFeatureMap\x12%\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"y\n\x19VisualizeFeaturesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x04maps\x18\x02 \x03(\x0b\x32\x17.tipserve.v1.FeatureMap\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError*y\n\x0b\x46\x65\x61tureKind\x12\x1c\n\x18\x46\x45\x41TURE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x41TURE_KIND_COLORS\x10\x01\x12\x1a\n\x16\x46\x45\x41TURE_KIND_COMPONENT\x10\x02\x12\x17\n\x13\x46\x45\x41TURE_KIND_GROUPS\x10\x03*a\n\x0c\x46\x65\x61tureScope\x12\x1d\n\x19\x46\x45\x41TURE_SCOPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x41TURE_SCOPE_IMAGE\x10\x01\x12\x19\n\x15\x46\x45\x41TURE_SCOPE_REQUEST\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tipserve.v1.features_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FEATUREVIEW']._serialized_start=761
-  _globals['_FEATUREVIEW']._serialized_end=882
-  _globals['_FEATURESCOPE']._serialized_start=884
-  _globals['_FEATURESCOPE']._serialized_end=981
-  _globals['_VIEWFEATURESREQUEST']._serialized_start=177
-  _globals['_VIEWFEATURESREQUEST']._serialized_end=588
-  _globals['_FEATUREMAP']._serialized_start=590
-  _globals['_FEATUREMAP']._serialized_end=641
-  _globals['_VIEWFEATURESRESPONSE']._serialized_start=643
-  _globals['_VIEWFEATURESRESPONSE']._serialized_end=759
+  _globals['_FEATUREKIND']._serialized_start=771
+  _globals['_FEATUREKIND']._serialized_end=892
+  _globals['_FEATURESCOPE']._serialized_start=894
+  _globals['_FEATURESCOPE']._serialized_end=991
+  _globals['_VISUALIZEFEATURESREQUEST']._serialized_start=177
+  _globals['_VISUALIZEFEATURESREQUEST']._serialized_end=593
+  _globals['_FEATUREMAP']._serialized_start=595
+  _globals['_FEATUREMAP']._serialized_end=646
+  _globals['_VISUALIZEFEATURESRESPONSE']._serialized_start=648
+  _globals['_VISUALIZEFEATURESRESPONSE']._serialized_end=769
 # @@protoc_insertion_point(module_scope)

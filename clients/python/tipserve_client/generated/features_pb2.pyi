@@ -12,31 +12,31 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class FeatureView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+class FeatureKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
-    FEATURE_VIEW_UNSPECIFIED: _ClassVar[FeatureView]
-    FEATURE_VIEW_COLORS: _ClassVar[FeatureView]
-    FEATURE_VIEW_COMPONENT: _ClassVar[FeatureView]
-    FEATURE_VIEW_GROUPS: _ClassVar[FeatureView]
+    FEATURE_KIND_UNSPECIFIED: _ClassVar[FeatureKind]
+    FEATURE_KIND_COLORS: _ClassVar[FeatureKind]
+    FEATURE_KIND_COMPONENT: _ClassVar[FeatureKind]
+    FEATURE_KIND_GROUPS: _ClassVar[FeatureKind]
 
 class FeatureScope(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FEATURE_SCOPE_UNSPECIFIED: _ClassVar[FeatureScope]
-    FEATURE_SCOPE_EACH: _ClassVar[FeatureScope]
-    FEATURE_SCOPE_TOGETHER: _ClassVar[FeatureScope]
-FEATURE_VIEW_UNSPECIFIED: FeatureView
-FEATURE_VIEW_COLORS: FeatureView
-FEATURE_VIEW_COMPONENT: FeatureView
-FEATURE_VIEW_GROUPS: FeatureView
+    FEATURE_SCOPE_IMAGE: _ClassVar[FeatureScope]
+    FEATURE_SCOPE_REQUEST: _ClassVar[FeatureScope]
+FEATURE_KIND_UNSPECIFIED: FeatureKind
+FEATURE_KIND_COLORS: FeatureKind
+FEATURE_KIND_COMPONENT: FeatureKind
+FEATURE_KIND_GROUPS: FeatureKind
 FEATURE_SCOPE_UNSPECIFIED: FeatureScope
-FEATURE_SCOPE_EACH: FeatureScope
-FEATURE_SCOPE_TOGETHER: FeatureScope
+FEATURE_SCOPE_IMAGE: FeatureScope
+FEATURE_SCOPE_REQUEST: FeatureScope
 
-class ViewFeaturesRequest(_message.Message):
-    __slots__ = ("model", "images", "view", "features", "scope", "group_count", "seed", "resolution", "fit", "size", "partial")
+class VisualizeFeaturesRequest(_message.Message):
+    __slots__ = ("model", "images", "kind", "features", "scope", "group_count", "seed", "resolution", "fit", "size", "partial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
-    VIEW_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
     GROUP_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -47,7 +47,7 @@ class ViewFeaturesRequest(_message.Message):
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
-    view: FeatureView
+    kind: FeatureKind
     features: _segment_pb2.DenseFeatures
     scope: FeatureScope
     group_count: int
@@ -56,7 +56,7 @@ class ViewFeaturesRequest(_message.Message):
     fit: _image_pb2.Fit
     size: _dense_pb2.MapSize
     partial: bool
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., view: _Optional[_Union[FeatureView, str]] = ..., features: _Optional[_Union[_segment_pb2.DenseFeatures, str]] = ..., scope: _Optional[_Union[FeatureScope, str]] = ..., group_count: _Optional[int] = ..., seed: _Optional[int] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., size: _Optional[_Union[_dense_pb2.MapSize, str]] = ..., partial: bool = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., kind: _Optional[_Union[FeatureKind, str]] = ..., features: _Optional[_Union[_segment_pb2.DenseFeatures, str]] = ..., scope: _Optional[_Union[FeatureScope, str]] = ..., group_count: _Optional[int] = ..., seed: _Optional[int] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., size: _Optional[_Union[_dense_pb2.MapSize, str]] = ..., partial: bool = ...) -> None: ...
 
 class FeatureMap(_message.Message):
     __slots__ = ("features",)
@@ -64,7 +64,7 @@ class FeatureMap(_message.Message):
     features: _tensor_pb2.Tensor
     def __init__(self, features: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
-class ViewFeaturesResponse(_message.Message):
+class VisualizeFeaturesResponse(_message.Message):
     __slots__ = ("model", "maps", "errors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAPS_FIELD_NUMBER: _ClassVar[int]

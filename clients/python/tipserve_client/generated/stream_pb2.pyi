@@ -14,7 +14,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StreamRequest(_message.Message):
-    __slots__ = ("id", "timeout", "embed_images", "embed_texts", "segment_images", "estimate_depth", "estimate_normals", "classify_images", "view_features")
+    __slots__ = ("id", "timeout", "embed_images", "embed_texts", "segment_images", "estimate_depth", "estimate_normals", "classify_images", "visualize_features")
     ID_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     EMBED_IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -23,7 +23,7 @@ class StreamRequest(_message.Message):
     ESTIMATE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_NORMALS_FIELD_NUMBER: _ClassVar[int]
     CLASSIFY_IMAGES_FIELD_NUMBER: _ClassVar[int]
-    VIEW_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    VISUALIZE_FEATURES_FIELD_NUMBER: _ClassVar[int]
     id: str
     timeout: _duration_pb2.Duration
     embed_images: _embed_pb2.EmbedImagesRequest
@@ -32,8 +32,8 @@ class StreamRequest(_message.Message):
     estimate_depth: _dense_pb2.EstimateDepthRequest
     estimate_normals: _dense_pb2.EstimateNormalsRequest
     classify_images: _classify_pb2.ClassifyImagesRequest
-    view_features: _features_pb2.ViewFeaturesRequest
-    def __init__(self, id: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., embed_images: _Optional[_Union[_embed_pb2.EmbedImagesRequest, _Mapping]] = ..., embed_texts: _Optional[_Union[_embed_pb2.EmbedTextsRequest, _Mapping]] = ..., segment_images: _Optional[_Union[_segment_pb2.SegmentImagesRequest, _Mapping]] = ..., estimate_depth: _Optional[_Union[_dense_pb2.EstimateDepthRequest, _Mapping]] = ..., estimate_normals: _Optional[_Union[_dense_pb2.EstimateNormalsRequest, _Mapping]] = ..., classify_images: _Optional[_Union[_classify_pb2.ClassifyImagesRequest, _Mapping]] = ..., view_features: _Optional[_Union[_features_pb2.ViewFeaturesRequest, _Mapping]] = ...) -> None: ...
+    visualize_features: _features_pb2.VisualizeFeaturesRequest
+    def __init__(self, id: _Optional[str] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., embed_images: _Optional[_Union[_embed_pb2.EmbedImagesRequest, _Mapping]] = ..., embed_texts: _Optional[_Union[_embed_pb2.EmbedTextsRequest, _Mapping]] = ..., segment_images: _Optional[_Union[_segment_pb2.SegmentImagesRequest, _Mapping]] = ..., estimate_depth: _Optional[_Union[_dense_pb2.EstimateDepthRequest, _Mapping]] = ..., estimate_normals: _Optional[_Union[_dense_pb2.EstimateNormalsRequest, _Mapping]] = ..., classify_images: _Optional[_Union[_classify_pb2.ClassifyImagesRequest, _Mapping]] = ..., visualize_features: _Optional[_Union[_features_pb2.VisualizeFeaturesRequest, _Mapping]] = ...) -> None: ...
 
 class StreamError(_message.Message):
     __slots__ = ("code", "reason", "message", "field", "retry_delay", "request_id")
@@ -52,7 +52,7 @@ class StreamError(_message.Message):
     def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("id", "index", "error", "embed_images", "embed_texts", "segment_images", "estimate_depth", "estimate_normals", "classify_images", "view_features")
+    __slots__ = ("id", "index", "error", "embed_images", "embed_texts", "segment_images", "estimate_depth", "estimate_normals", "classify_images", "visualize_features")
     ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
@@ -62,7 +62,7 @@ class StreamResponse(_message.Message):
     ESTIMATE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_NORMALS_FIELD_NUMBER: _ClassVar[int]
     CLASSIFY_IMAGES_FIELD_NUMBER: _ClassVar[int]
-    VIEW_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    VISUALIZE_FEATURES_FIELD_NUMBER: _ClassVar[int]
     id: str
     index: int
     error: StreamError
@@ -72,5 +72,5 @@ class StreamResponse(_message.Message):
     estimate_depth: _dense_pb2.EstimateDepthResponse
     estimate_normals: _dense_pb2.EstimateNormalsResponse
     classify_images: _classify_pb2.ClassifyImagesResponse
-    view_features: _features_pb2.ViewFeaturesResponse
-    def __init__(self, id: _Optional[str] = ..., index: _Optional[int] = ..., error: _Optional[_Union[StreamError, _Mapping]] = ..., embed_images: _Optional[_Union[_embed_pb2.EmbedImagesResponse, _Mapping]] = ..., embed_texts: _Optional[_Union[_embed_pb2.EmbedTextsResponse, _Mapping]] = ..., segment_images: _Optional[_Union[_segment_pb2.SegmentImagesResponse, _Mapping]] = ..., estimate_depth: _Optional[_Union[_dense_pb2.EstimateDepthResponse, _Mapping]] = ..., estimate_normals: _Optional[_Union[_dense_pb2.EstimateNormalsResponse, _Mapping]] = ..., classify_images: _Optional[_Union[_classify_pb2.ClassifyImagesResponse, _Mapping]] = ..., view_features: _Optional[_Union[_features_pb2.ViewFeaturesResponse, _Mapping]] = ...) -> None: ...
+    visualize_features: _features_pb2.VisualizeFeaturesResponse
+    def __init__(self, id: _Optional[str] = ..., index: _Optional[int] = ..., error: _Optional[_Union[StreamError, _Mapping]] = ..., embed_images: _Optional[_Union[_embed_pb2.EmbedImagesResponse, _Mapping]] = ..., embed_texts: _Optional[_Union[_embed_pb2.EmbedTextsResponse, _Mapping]] = ..., segment_images: _Optional[_Union[_segment_pb2.SegmentImagesResponse, _Mapping]] = ..., estimate_depth: _Optional[_Union[_dense_pb2.EstimateDepthResponse, _Mapping]] = ..., estimate_normals: _Optional[_Union[_dense_pb2.EstimateNormalsResponse, _Mapping]] = ..., classify_images: _Optional[_Union[_classify_pb2.ClassifyImagesResponse, _Mapping]] = ..., visualize_features: _Optional[_Union[_features_pb2.VisualizeFeaturesResponse, _Mapping]] = ...) -> None: ...

@@ -57,7 +57,7 @@ def test_nothing_of_the_engines_stays_on_the_gpu(gpu: "StandInGpu") -> None:
     ("arguments", "told"),
     [
         (("--precision=bf16",), "has no file 'onnx/vision_model_bf16"),
-        (("--best-batch=100",), "at most 64 pictures, not 100"),
+        (("--best-batch=100",), "at most 64 images, not 100"),
         (("--device=3",), "be asked what GPU 3 is"),
     ],
 )

@@ -60,7 +60,7 @@ def reference(tiny_package: ModelPackage) -> Runtime:
     return load_runtime(tiny_package, runtime="onnx")
 
 
-def pictures(batch: int, height: int, width: int) -> NDArray[np.float32]:
+def images(batch: int, height: int, width: int) -> NDArray[np.float32]:
     generator = np.random.default_rng(batch * height + width)
     return generator.random((batch, 3, height, width), dtype=np.float32)
 
@@ -76,7 +76,7 @@ def test_every_bucket_agrees_with_the_cpu(
     lane: TensorRtRuntime, reference: Runtime, tiny_package: ModelPackage, batch: int
 ) -> None:
     for height, width in tiny_package.manifest.shape_buckets:
-        pixels_B3HW = pictures(batch, height, width)
+        pixels_B3HW = images(batch, height, width)
         assert_near(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
 
 
@@ -84,7 +84,7 @@ def test_every_bucket_agrees_with_the_cpu(
 def test_sizes_beside_the_buckets_agree_with_the_cpu(
     lane: TensorRtRuntime, reference: Runtime, height: int, width: int
 ) -> None:
-    pixels_B3HW = pictures(2, height, width)
+    pixels_B3HW = images(2, height, width)
     assert_near(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
 
 
@@ -111,13 +111,13 @@ def test_a_second_lane_builds_nothing(
         raise AssertionError("built again")
 
     first = TensorRtRuntime(tiny_package, CHOICE, options=options)
-    before = first.encode_images(pictures(1, 56, 56))
+    before = first.encode_images(images(1, 56, 56))
     first.close()
     monkeypatch.setattr(engine_supply, "build_engine", build)
     # Not shared with a lane that another test has open: every load reads the cache.
     monkeypatch.setattr(tensorrt_runtime, "POOL", EnginePool())
     again = TensorRtRuntime(tiny_package, CHOICE, options=options)
-    assert_near(again.encode_images(pictures(1, 56, 56)), before, atol=0)
+    assert_near(again.encode_images(images(1, 56, 56)), before, atol=0)
     again.close()
 
 
@@ -127,7 +127,7 @@ def test_recorded_graphs_compute_what_single_launches_do(
     plain = TensorRtRuntime(tiny_package, CHOICE, options=replace(options, use_cuda_graphs=False))
     recorded = TensorRtRuntime(tiny_package, CHOICE, options=options)
     for batch, height, width in [(1, 56, 56), (4, 56, 56), (2, 28, 70)] * 3:
-        pixels_B3HW = pictures(batch, height, width)
+        pixels_B3HW = images(batch, height, width)
         assert_near(recorded.encode_images(pixels_B3HW), plain.encode_images(pixels_B3HW), atol=0)
     for runtime in (plain, recorded):
         runtime.close()
@@ -142,7 +142,7 @@ def test_lanes_side_by_side_do_not_disturb_each_other(
     def work(index: int) -> None:
         try:
             for batch in (1, 2, 3, 4) * 10:
-                pixels_B3HW = pictures(batch, 56, 14 * (index + 1))
+                pixels_B3HW = images(batch, 56, 14 * (index + 1))
                 expected = reference_of[pixels_B3HW.shape]
                 assert_near(lanes[index].encode_images(pixels_B3HW), expected)
         except AssertionError as error:
@@ -150,7 +150,7 @@ def test_lanes_side_by_side_do_not_disturb_each_other(
 
     shapes = [(batch, 56, 14 * (index + 1)) for batch in range(1, 5) for index in range(4)]
     reference_of = {
-        (batch, 3, height, width): reference.encode_images(pictures(batch, height, width))
+        (batch, 3, height, width): reference.encode_images(images(batch, height, width))
         for batch, height, width in shapes
     }
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
@@ -169,7 +169,7 @@ def test_a_hundred_loads_leave_no_memory_behind(
     def load_and_use() -> None:
         runtime = TensorRtRuntime(tiny_package, CHOICE, options=options)
         for _ in range(3):
-            runtime.encode_images(pictures(2, 56, 56))
+            runtime.encode_images(images(2, 56, 56))
         runtime.close()
 
     def free_bytes() -> int:

@@ -28,7 +28,7 @@ def reference(tiny_package: ModelPackage) -> Runtime:
     return load_runtime(tiny_package, runtime="onnx")
 
 
-def pictures(batch: int, height: int = 56, width: int = 56) -> FloatArray:
+def images(batch: int, height: int = 56, width: int = 56) -> FloatArray:
     generator = np.random.default_rng(batch * height + width)
     return generator.random((batch, 3, height, width), dtype=np.float32)
 
@@ -53,7 +53,7 @@ def test_it_computes_what_the_onnx_runtime_does(
 ) -> None:
     lane = make_gpu(use_cuda_graphs=uses_graphs).lane()
     for batch, height, width in [(1, 56, 56), (3, 56, 56), (2, 28, 84), (9, 56, 56), (1, 14, 14)]:
-        pixels_B3HW = pictures(batch, height, width)
+        pixels_B3HW = images(batch, height, width)
         for _ in range(3):
             assert_same(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
     for batch, length in [(1, 1), (13, 16), (2, 64)]:
@@ -68,13 +68,13 @@ def test_it_computes_what_the_onnx_runtime_does(
 
 def test_an_answer_outlives_the_next_run(gpu: "StandInGpu", reference: Runtime) -> None:
     lane = gpu.lane()
-    first = lane.encode_images(pictures(2))
-    lane.encode_images(1 - pictures(2))
-    assert_same(first, reference.encode_images(pictures(2)))
+    first = lane.encode_images(images(2))
+    lane.encode_images(1 - images(2))
+    assert_same(first, reference.encode_images(images(2)))
 
 
 def test_arrays_need_not_be_contiguous(gpu: "StandInGpu", reference: Runtime) -> None:
-    flipped_B3HW = pictures(2)[:, :, ::-1, ::-1]
+    flipped_B3HW = images(2)[:, :, ::-1, ::-1]
     expected = reference.encode_images(np.ascontiguousarray(flipped_B3HW))
     assert_same(gpu.lane().encode_images(flipped_B3HW), expected)
 
@@ -88,7 +88,7 @@ def test_tensors_of_fewer_bits_are_converted(gpu: "StandInGpu", reference: Runti
         "input_ids": kinds.INT32,
     }
     lane = gpu.lane()
-    pixels_B3HW = np.round(pictures(2) * 128).astype(np.float32) / np.float32(
+    pixels_B3HW = np.round(images(2) * 128).astype(np.float32) / np.float32(
         128
     )  # which bfloat16 can hold
     expected = reference.encode_images(pixels_B3HW)
@@ -105,7 +105,7 @@ def test_a_shape_is_recorded_after_its_first_run_and_replayed(gpu: "StandInGpu")
     lane = gpu.lane()
     gpu.trt.called.clear()
     for _ in range(5):
-        lane.encode_images(pictures(2))
+        lane.encode_images(images(2))
     assert gpu.trt.called.count("execute_async_v3") == 2  # once to run and once to record
     assert gpu.cuda.called.count("cudaGraphLaunch") == 4
     assert gpu.cuda.called.count("cudaGraphInstantiate") == 1
@@ -113,7 +113,7 @@ def test_a_shape_is_recorded_after_its_first_run_and_replayed(gpu: "StandInGpu")
 
 def test_growing_memory_voids_what_was_recorded(gpu: "StandInGpu", reference: Runtime) -> None:
     lane = gpu.lane()
-    for pixels_B3HW in (pictures(1), pictures(1), pictures(4), pictures(1), pictures(1)):
+    for pixels_B3HW in (images(1), images(1), images(4), images(1), images(1)):
         assert_same(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
     assert gpu.cuda.called.count("cudaGraphInstantiate") == 2
     assert gpu.cuda.called.count("cudaGraphExecDestroy") == 1
@@ -124,7 +124,7 @@ def test_of_many_shapes_the_latest_stay_prepared(make_gpu: "MakeGpu") -> None:
     lane = gpu.lane()
     for width in (14, 28, 42, 56):
         for _ in range(2):
-            lane.encode_images(pictures(1, 14, width))
+            lane.encode_images(images(1, 14, width))
     gc.collect()
     assert len(gpu.trt.contexts) == 2
     assert len(gpu.cuda.executables) <= 2
@@ -134,12 +134,12 @@ def test_a_graph_that_cannot_be_recorded_is_run_step_by_step(
     gpu: "StandInGpu", reference: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
     lane = gpu.lane()
-    lane.encode_images(pictures(2))
+    lane.encode_images(images(2))
     names = gpu.cuda.called
     # The next three calls are those of a run: device, begin of the recording, copy.
     gpu.cuda.failing = {len(names) + 2: gpu.cuda.cudaError_t.cudaErrorStreamCaptureUnsupported}
     for _ in range(3):
-        assert_same(lane.encode_images(pictures(2)), reference.encode_images(pictures(2)))
+        assert_same(lane.encode_images(images(2)), reference.encode_images(images(2)))
     assert "CUDA graphs are off for this lane" in caplog.text
     assert "cudaGraphLaunch" not in names
 
@@ -152,7 +152,7 @@ def test_lanes_share_an_engine_and_nothing_else(gpu: "StandInGpu", reference: Ru
 
     def run(index: int) -> None:
         for batch in (1, 4, 2, 4):
-            output = lanes[index].encode_images(pictures(batch))
+            output = lanes[index].encode_images(images(batch))
         outputs.append(output)
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
@@ -162,17 +162,17 @@ def test_lanes_share_an_engine_and_nothing_else(gpu: "StandInGpu", reference: Ru
         thread.join()
     assert len(outputs) == 3
     for output in outputs:
-        assert_same(output, reference.encode_images(pictures(4)))
+        assert_same(output, reference.encode_images(images(4)))
     lanes[0].close()
     gc.collect()
     assert len(gpu.trt.engines) == 2
-    assert_same(lanes[1].encode_images(pictures(1)), reference.encode_images(pictures(1)))
+    assert_same(lanes[1].encode_images(images(1)), reference.encode_images(images(1)))
 
 
 def test_nothing_is_left_after_closing(gpu: "StandInGpu") -> None:
     lane = gpu.lane()
     for batch in (1, 1, 3, 3, 1):
-        lane.encode_images(pictures(batch))
+        lane.encode_images(images(batch))
     lane.encode_texts(*texts(2, 5))
     assert gpu.cuda.num_alive > 5
     lane.close()
@@ -183,7 +183,7 @@ def test_nothing_is_left_after_closing(gpu: "StandInGpu") -> None:
     assert not gpu.trt.engines
     assert len(POOL) == 0
     with pytest.raises(RuntimeError, match="this runtime is closed"):
-        lane.encode_images(pictures(1))
+        lane.encode_images(images(1))
 
 
 def test_a_second_process_uses_the_kept_engines(make_gpu: "MakeGpu") -> None:
@@ -210,22 +210,22 @@ def test_an_interrupted_call_leaves_the_rest_out(
     monkeypatch.setattr(type(lane._executors["vision"]), "_submit", note)  # type: ignore[index]
     if after_runs:
         with pytest.raises(Interrupted):
-            lane.encode_images(pictures(12))
+            lane.encode_images(images(12))
         assert len(runs) == after_runs
     else:
         lane.interrupt()  # nothing runs
-    pixels_B3HW = pictures(12)
+    pixels_B3HW = images(12)
     assert_same(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
 
 
 def test_mistakes_of_callers_are_errors(gpu: "StandInGpu") -> None:
     lane = gpu.lane()
     with pytest.raises(ValueError, match="multiples of 14"):
-        lane.encode_images(pictures(1, 15, 14))
+        lane.encode_images(images(1, 15, 14))
     with pytest.raises(ValueError, match="not built for inputs of"):
-        lane.encode_images(pictures(1, 14, 14 * 17))
+        lane.encode_images(images(1, 14, 14 * 17))
     with pytest.raises(ValueError, match="no head for depth"):
-        lane.estimate("depth", pictures(1))
+        lane.estimate("depth", images(1))
     with pytest.raises(ValueError, match="no token"):
         lane.encode_texts(np.zeros((1, 2), np.int64), np.zeros((1, 2), np.int64))
 

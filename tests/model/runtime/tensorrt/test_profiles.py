@@ -1,4 +1,4 @@
-"""Every picture and text has a profile, and buckets have one for themselves."""
+"""Every image and text has a profile, and buckets have one for themselves."""
 
 import pytest
 from hypothesis import given
@@ -45,7 +45,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 
 @given(page=manifests(), data=st.data())
-def test_every_allowed_picture_has_a_profile(page: Manifest, data: st.DataObject) -> None:
+def test_every_allowed_image_has_a_profile(page: Manifest, data: st.DataObject) -> None:
     options = EngineOptions(max_batch=16, best_batch=4)
     profiles = profiles_for("vision", page, options)
     sides = st.integers(page.min_size // page.size_multiple, page.max_size // page.size_multiple)
@@ -76,7 +76,7 @@ def test_heads_have_buckets_of_two_patches_only(task: Part) -> None:
     assert exact == [(112, 112)]  # 11 patches are odd
 
 
-def test_a_large_picture_runs_alone() -> None:
+def test_a_large_image_runs_alone() -> None:
     profiles = profiles_for("vision", manifest(), EngineOptions(max_batch=8))
     chosen = choose_profile(profiles, {"pixel_values": (2, 3, 32 * UNIT, 32 * UNIT)})
     assert chosen is not None
@@ -116,7 +116,7 @@ def test_a_range_has_an_order() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"best_batch": 9, "max_batch": 8}, "at most 8 pictures, not 9"),
+        ({"best_batch": 9, "max_batch": 8}, "at most 8 images, not 9"),
         ({"best_texts": 0}, "at least one"),
         ({"optimization_level": 6}, "0 to 5"),
         ({"workspace_bytes": 0}, "leave it out"),

@@ -149,7 +149,7 @@ async def test_readiness_follows_the_model(server: Server, runtime: "FakeRuntime
 async def test_a_stream_answers_each_item_and_counts_it(
     server: Server, encode_image: Encode
 ) -> None:
-    images = [encode_image(seed=n) if n != 2 else b"no picture" for n in range(20)]
+    images = [encode_image(seed=n) if n != 2 else b"no image" for n in range(20)]
     async with channel_of(server) as channel:
         call = channel.stream_stream(f"/{STREAM}")()
         for number, image in enumerate(images):

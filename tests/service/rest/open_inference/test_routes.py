@@ -93,7 +93,7 @@ async def test_every_form_gives_the_native_embeddings(
     assert answers[1].headers["content-type"] == "application/octet-stream"
 
 
-async def test_pixels_give_what_their_picture_gives(
+async def test_pixels_give_what_their_image_gives(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
@@ -113,7 +113,7 @@ async def test_pixels_give_what_their_picture_gives(
             np.testing.assert_array_equal(found, values[output])
 
 
-async def test_pictures_and_texts_go_together(
+async def test_images_and_texts_go_together(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     texts = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["dog", "sky"]}

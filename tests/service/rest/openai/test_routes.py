@@ -19,13 +19,13 @@ from service.server import Server
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
 LIMIT_S = 20.0
-URL = "https://pictures.example.org/a.png"
+URL = "https://images.example.org/a.png"
 
 
 @pytest.fixture
 async def client(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
     limits = {"max_images_per_request": 4, "max_texts_per_request": 200}
-    async with serving(url_hosts="pictures.example.org", **limits) as server:
+    async with serving(url_hosts="images.example.org", **limits) as server:
         url = f"http://127.0.0.1:{server.ports['http']}"
         async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as made:
             yield made
@@ -48,11 +48,11 @@ def data_uri(image: bytes, media: str = "image/png") -> str:
 
 
 async def native(client: httpx.AsyncClient, *, images: list[bytes], texts: list[str]) -> Any:
-    """Vectors of pictures and then of texts, as the native routes give them."""
+    """Vectors of images and then of texts, as the native routes give them."""
     encoded = [base64.b64encode(image).decode() for image in images]
-    pictures = await client.post("/v1/images:embed", json={"images": encoded})
+    embedded = await client.post("/v1/images:embed", json={"images": encoded})
     words = await client.post("/v1/texts:embed", json={"texts": texts})
-    rows = [item["cls1"] for item in pictures.json()["data"]]
+    rows = [item["cls1"] for item in embedded.json()["data"]]
     return np.array([*rows, *(item["embedding"] for item in words.json()["data"])])
 
 
@@ -76,15 +76,15 @@ async def test_a_mixture_keeps_its_order_in_every_dialect(
         ],
     ):
         np.testing.assert_array_equal(await vectors(client, input=items), expected)
-    pictures = await vectors(client, input=[uris[0], plain[1]], modality="image")
-    np.testing.assert_array_equal(pictures, expected[[1, 3]])
+    images = await vectors(client, input=[uris[0], plain[1]], modality="image")
+    np.testing.assert_array_equal(images, expected[[1, 3]])
     words = await vectors(client, input=["dog", {"text": "two cats"}], modality="text")
     np.testing.assert_array_equal(words, expected[[0, 2]])
     (alone,) = await vectors(client, input="dog", model="fake", user="somebody")
     np.testing.assert_array_equal(alone, expected[0])
 
 
-async def test_words_that_begin_like_a_picture_are_words(client: httpx.AsyncClient) -> None:
+async def test_words_that_begin_like_a_image_are_words(client: httpx.AsyncClient) -> None:
     for text in ("data: what it is", "data:text/plain,abc"):
         assert len(await vectors(client, input=text)) == 1
     assert len(await vectors(client, input=[URL], modality="text")) == 1
@@ -226,7 +226,7 @@ async def test_only_json_is_read_and_written(client: httpx.AsyncClient) -> None:
         assert answer.status_code == status
 
 
-async def test_pictures_by_url_are_fetched_in_their_places(
+async def test_images_by_url_are_fetched_in_their_places(
     client: httpx.AsyncClient, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = encode_image()

@@ -18,11 +18,11 @@ from service.safety.url_fetch.fetcher import FetchLimits, UrlFetcher
 from service.safety.url_fetch.network import PinnedBackend
 from service.safety.url_fetch.policy import UrlPolicy
 
-HOST, OTHER = "pictures.example.org", "other.example.net"
+HOST, OTHER = "images.example.org", "other.example.net"
 HERE = "127.0.0.1"
-PICTURE = bytes(range(256)) * 40
+IMAGE = bytes(range(256)) * 40
 MAX_BYTES = 100_000
-FAILED = "images[0]: no picture could be fetched from this URL."
+FAILED = "images[0]: no image could be fetched from this URL."
 
 
 class Site:
@@ -30,7 +30,7 @@ class Site:
 
     def __init__(self) -> None:
         self.port = 0
-        self.answers: dict[str, bytes | list[bytes | float]] = {"/a.jpg": ok(PICTURE)}
+        self.answers: dict[str, bytes | list[bytes | float]] = {"/a.jpg": ok(IMAGE)}
         self.asked: list[str] = []
         self.names: list[str | None] = []
 
@@ -132,8 +132,8 @@ async def refusal(fetch: Fetch, url: str) -> str:
     return caught.value.message
 
 
-async def test_a_picture_comes_as_it_is_and_the_name_is_kept(fetch: Fetch, site: Site) -> None:
-    assert await fetch(site.url("/a.jpg")) == PICTURE
+async def test_a_image_comes_as_it_is_and_the_name_is_kept(fetch: Fetch, site: Site) -> None:
+    assert await fetch(site.url("/a.jpg")) == IMAGE
     head = site.asked[0]
     assert f"Host: {HOST}:{site.port}\r\n" in head
     assert "Accept-Encoding: identity" in head
@@ -147,7 +147,7 @@ async def test_no_proxy_of_the_environment_is_used(
 ) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert await fetch(site.url()) == PICTURE
+    assert await fetch(site.url()) == IMAGE
 
 
 async def test_redirects_are_followed_by_all_the_rules(
@@ -158,22 +158,22 @@ async def test_redirects_are_followed_by_all_the_rules(
         "/2": redirect(site.url("/3", OTHER), 307),
         "/3": redirect(f"//{HOST}:{site.port}/a.jpg", 308),
     }
-    assert await fetch(site.url("/1")) == PICTURE
+    assert await fetch(site.url("/1")) == IMAGE
     assert names.asked == [HOST, HOST, OTHER, HOST], "every hop asks and checks anew"
 
 
 @pytest.mark.parametrize(
     "location",
     [
-        "http://pictures.example.org/a.jpg",
+        "http://images.example.org/a.jpg",
         "https://127.0.0.1/",
         "https://[::1]/",
         "https://169.254.169.254/latest/meta-data/",
         "https://evil.example.net/",
-        "https://pictures.example.org:22/",
-        "https://user:word@pictures.example.org/",
+        "https://images.example.org:22/",
+        "https://user:word@images.example.org/",
         "file:///etc/passwd",
-        "gopher://pictures.example.org/",
+        "gopher://images.example.org/",
         "/endless",
         "",
         "https://[",
@@ -213,7 +213,7 @@ async def test_a_name_that_changes_its_answer_is_asked_once_and_what_was_checked
     fetch: Fetch, site: Site, names: Names
 ) -> None:
     names.answers[HOST] = [[HERE], ["10.0.0.1"]]
-    assert await fetch(site.url()) == PICTURE
+    assert await fetch(site.url()) == IMAGE
     assert names.asked == [HOST]
     site.answers["/1"] = redirect("/a.jpg")
     names.answers[HOST] = [[HERE], ["10.0.0.1"]]
@@ -228,7 +228,7 @@ async def test_the_certificate_must_be_the_names(site: Site, names: Names, ca: t
     backend = PinnedBackend(names, lambda _: True)
     limits = FetchLimits(max_bytes=MAX_BYTES, timeout_s=20)
     fetcher = UrlFetcher(policy, limits, backend=backend, context=context)
-    with pytest.raises(InvalidRequest, match="no picture could be fetched"):
+    with pytest.raises(InvalidRequest, match="no image could be fetched"):
         await fetcher.fetch(site.url(host="a.example.com"), lambda _: None, param="images[0]")
     assert not site.asked
 
@@ -244,7 +244,7 @@ BOMB = gzip.compress(bytes(10_000_000))
         b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort",
         ok(BOMB, "Content-Encoding: gzip"),
-        ok(gzip.compress(PICTURE), "Content-Encoding: gzip"),
+        ok(gzip.compress(IMAGE), "Content-Encoding: gzip"),
         b"HTTP/1.1 404 secret\r\nContent-Length: 6\r\n\r\nsecret",
         b"HTTP/1.1 500 secret\r\nContent-Length: 6\r\n\r\nsecret",
         b"HTTP/1.1 302 secret\r\nContent-Length: 6\r\n\r\nsecret",

@@ -1,4 +1,4 @@
-"""Pictures small enough to make many of: each of one colour, which tells which one it is."""
+"""Images small enough to make many of: each of one colour, which tells which one it is."""
 
 import io
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from training.data.crops import CropConfig
 from training.data.shards.batches import ShardsConfig
 from training.data.shards.sample import Sample
 
-NUM_PICTURES = 23
+NUM_IMAGES = 23
 SHARD_SIZE = 5
 
 
 def encode(number: int, *, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
-    """A picture whose colour is its number's."""
+    """An image whose colour is its number's."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (number * 9 % 256, number * 5 % 256, 200)).save(buffer, kind)
     return buffer.getvalue()
@@ -28,12 +28,12 @@ def encode(number: int, *, size: tuple[int, int] = (40, 30), kind: str = "PNG") 
 
 def make_sample(number: int) -> Sample:
     """Every third has no caption, every second has a long one, every fifth lists a name."""
-    captions = {} if number % 3 == 2 else {"alt": f"picture {number}"}
+    captions = {} if number % 3 == 2 else {"alt": f"image {number}"}
     if captions and number % 2 == 0:
-        captions["gemini"] = f"a long account of picture {number}"
+        captions["gemini"] = f"a long account of image {number}"
     return Sample(
         key=f"{number:09d}",
-        picture=encode(number),
+        image=encode(number),
         suffix=".png",
         captions=captions,
         names=("dog",) if number % 5 == 0 else (),
@@ -43,20 +43,20 @@ def make_sample(number: int) -> Sample:
 
 @pytest.fixture(name="encode")
 def encode_fixture() -> Callable[..., bytes]:
-    """Make a picture's file."""
+    """Make an image's file."""
     return encode
 
 
 @pytest.fixture
 def samples() -> list[Sample]:
     """Twenty-three samples."""
-    return [make_sample(number) for number in range(NUM_PICTURES)]
+    return [make_sample(number) for number in range(NUM_IMAGES)]
 
 
 @pytest.fixture
-def picture_folder(tmp_path: Path, samples: list[Sample]) -> Path:
+def image_folder(tmp_path: Path, samples: list[Sample]) -> Path:
     """The same samples as plain files in two sub-folders, in the order of their numbers."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for number, sample in enumerate(samples):
         part = folder / ("a" if number < 10 else "b")
         part.mkdir(parents=True, exist_ok=True)

@@ -14,23 +14,23 @@ from transformers import Tipsv2Tokenizer
 from training.data.batch import Batch, tokenize
 from training.data.caption_sampling import CaptionSampling
 from training.data.crops import CropConfig
-from training.data.shards.batches import PictureBatches, RunShare, ShardsConfig
+from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig
 from training.data.shards.broken import BrokenList
-from training.data.shards.decoding import PictureLimits
+from training.data.shards.decoding import ImageLimits
+from training.data.shards.image_folder import ImageFolder
 from training.data.shards.manifest import ShardStore
-from training.data.shards.picture_folder import PictureFolder
 from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import load_offsets
 from training.data.shards.writing import ShardPlan, build_shards
 
 Same = Callable[[object, object], bool]
-SHARE = RunShare(batch_size=4, num_steps=15)  # 60 pictures: more than two epochs
+SHARE = RunShare(batch_size=4, num_steps=15)  # 60 images: more than two epochs
 
 
 @pytest.fixture
-def shards(tmp_path: Path, picture_folder: Path) -> Path:
-    """Twenty-three pictures in shards of five."""
-    source = PictureFolder(picture_folder)
+def shards(tmp_path: Path, image_folder: Path) -> Path:
+    """Twenty-three images in shards of five."""
+    source = ImageFolder(image_folder)
     plan = ShardPlan(kind="folder", shard_size=5)
     build_shards(source, tmp_path / "shards", plan, is_shown=False)
     return tmp_path / "shards"
@@ -39,20 +39,20 @@ def shards(tmp_path: Path, picture_folder: Path) -> Path:
 @pytest.fixture
 def make(
     shards: Path, tokenizer: Tipsv2Tokenizer, shards_config: ShardsConfig
-) -> Callable[..., PictureBatches]:
+) -> Callable[..., ImageBatches]:
     """Build batches over the shards."""
 
     def build(
         share: RunShare = SHARE, *, broken: BrokenList | None = None, **changes: Any
-    ) -> PictureBatches:
+    ) -> ImageBatches:
         config = replace(shards_config, **changes) if changes else shards_config
-        return PictureBatches(ShardStore(shards), tokenizer, config, share, broken=broken)
+        return ImageBatches(ShardStore(shards), tokenizer, config, share, broken=broken)
 
     return build
 
 
 def damage(shards: Path, shard: int, row: int) -> None:
-    """Overwrite the middle of a picture."""
+    """Overwrite the middle of an image."""
     path = shards / f"shard-{shard:06d}.tar"
     content = bytearray(path.read_bytes())
     start = int(load_offsets(path)[row]) + 512
@@ -61,7 +61,7 @@ def damage(shards: Path, shard: int, row: int) -> None:
 
 
 def test_a_resumed_run_sees_the_very_next_batch(
-    make: Callable[..., PictureBatches], is_same: Same
+    make: Callable[..., ImageBatches], is_same: Same
 ) -> None:
     whole = list(make().loader(0, num_workers=0))
     assert len(whole) == len(make()) == 15
@@ -71,7 +71,7 @@ def test_a_resumed_run_sees_the_very_next_batch(
 
 
 def test_a_resumed_run_reads_nothing_of_what_came_before(
-    make: Callable[..., PictureBatches], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., ImageBatches], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, int]] = []
     original = ShardStore.read
@@ -88,7 +88,7 @@ def test_a_resumed_run_reads_nothing_of_what_came_before(
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_any_number_of_workers_makes_the_same_batches(
-    make: Callable[..., PictureBatches], is_same: Same, num_workers: int
+    make: Callable[..., ImageBatches], is_same: Same, num_workers: int
 ) -> None:
     expected = list(make().loader(3, num_workers=0))
     found = list(make().loader(3, num_workers=num_workers))
@@ -96,7 +96,7 @@ def test_any_number_of_workers_makes_the_same_batches(
 
 
 def test_the_ranks_batches_together_are_the_batch_of_one(
-    make: Callable[..., PictureBatches],
+    make: Callable[..., ImageBatches],
 ) -> None:
     for step in (0, 5, 9):
         whole = make(replace(SHARE, batch_size=6))[step].batch
@@ -111,10 +111,10 @@ def test_the_ranks_batches_together_are_the_batch_of_one(
         assert torch.equal(torch.cat([p.cls2_ids_T for p in parts]), whole.cls2_ids_T)
 
 
-def test_ranks_see_disjoint_pictures_which_are_an_epoch_together(
-    make: Callable[..., PictureBatches],
+def test_ranks_see_disjoint_images_which_are_an_epoch_together(
+    make: Callable[..., ImageBatches],
 ) -> None:
-    # 11 steps of two ranks with one picture each: all of the 23 but one.
+    # 11 steps of two ranks with one image each: all of the 23 but one.
     colours = [
         [
             tuple(batch.pixels_B3HW[0, :2, 0, 0].tolist())
@@ -128,7 +128,7 @@ def test_ranks_see_disjoint_pictures_which_are_an_epoch_together(
     assert not set(colours[0]) & set(colours[1])
 
 
-def test_an_epoch_shows_every_picture_once(make: Callable[..., PictureBatches]) -> None:
+def test_an_epoch_shows_every_image_once(make: Callable[..., ImageBatches]) -> None:
     batches = list(make(RunShare(batch_size=1, num_steps=46)).loader(0, num_workers=0))
     colours = [tuple(batch.pixels_B3HW[0, :2, 0, 0].tolist()) for batch in batches]
     assert len(set(colours)) == 23
@@ -136,8 +136,8 @@ def test_an_epoch_shows_every_picture_once(make: Callable[..., PictureBatches]) 
     assert colours[:23] != colours[23:]
 
 
-def test_a_picture_is_cropped_anew_each_epoch(
-    make: Callable[..., PictureBatches], is_same: Same
+def test_a_image_is_cropped_anew_each_epoch(
+    make: Callable[..., ImageBatches], is_same: Same
 ) -> None:
     batches = make(RunShare(batch_size=23, num_steps=2))
     first, second = batches[0].batch, batches[1].batch
@@ -148,8 +148,8 @@ def test_a_picture_is_cropped_anew_each_epoch(
     assert not is_same(first, second)
 
 
-def test_captions_go_with_their_pictures(
-    make: Callable[..., PictureBatches], samples: list[Sample], tokenizer: Tipsv2Tokenizer
+def test_captions_go_with_their_images(
+    make: Callable[..., ImageBatches], samples: list[Sample], tokenizer: Tipsv2Tokenizer
 ) -> None:
     batch = make(RunShare(batch_size=23, num_steps=1))[0].batch
     colours = (batch.pixels_B3HW[:, :2, 0, 0] * 255).round().int().tolist()
@@ -174,7 +174,7 @@ def test_a_batch_without_any_caption_has_no_text_rows(
     folder.mkdir()
     for number in range(4):
         (folder / f"{number}.png").write_bytes(encode(number))
-    batches = PictureBatches(PictureFolder(folder), tokenizer, shards_config, SHARE)
+    batches = ImageBatches(ImageFolder(folder), tokenizer, shards_config, SHARE)
     batch = batches[0].batch
     assert not batch.captioned_B.any()
     assert len(batch.cls1) == len(batch.cls2) == len(batch.names) == 0
@@ -182,43 +182,43 @@ def test_a_batch_without_any_caption_has_no_text_rows(
 
 
 def test_a_plain_folder_gives_the_batches_of_its_shards(
-    make: Callable[..., PictureBatches],
-    picture_folder: Path,
+    make: Callable[..., ImageBatches],
+    image_folder: Path,
     tokenizer: Tipsv2Tokenizer,
     shards_config: ShardsConfig,
     is_same: Same,
 ) -> None:
-    store = PictureFolder(picture_folder, shard_size=5)
-    plain = PictureBatches(store, tokenizer, shards_config, SHARE)
+    store = ImageFolder(image_folder, shard_size=5)
+    plain = ImageBatches(store, tokenizer, shards_config, SHARE)
     for step in (0, 3, 14):
         assert is_same(plain[step].batch, make()[step].batch)
 
 
-def pictures_seen(batches: PictureBatches) -> list[Batch]:
+def images_seen(batches: ImageBatches) -> list[Batch]:
     """All batches of a run."""
     return list(batches.loader(0, num_workers=0))
 
 
 def test_a_broken_sample_is_replaced_counted_and_listed(
-    make: Callable[..., PictureBatches],
+    make: Callable[..., ImageBatches],
     shards: Path,
     tmp_path: Path,
     is_same: Same,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    untouched = pictures_seen(make())
+    untouched = images_seen(make())
     damage(shards, 1, 2)
     path = tmp_path / "run/broken.jsonl"
     batches = make(broken=BrokenList(path))
     with caplog.at_level(logging.WARNING):
-        found = pictures_seen(batches)
+        found = images_seen(batches)
     assert [len(batch.pixels_B3HW) for batch in found] == [4] * 15
     assert len(batches.broken) == 1
     line = json.loads(path.read_text())
     assert line["place"] == "shard-000001.tar row 2"
     assert "cannot be decoded" in line["reason"]
     assert [record for record in caplog.records if "shard-000001.tar row 2" in record.message]
-    again = pictures_seen(make())
+    again = images_seen(make())
     assert all(is_same(a, b) for a, b in zip(found, again, strict=True))
     changed = [not is_same(a, b) for a, b in zip(untouched, found, strict=True)]
     assert sum(changed) in (2, 3)  # once an epoch
@@ -227,7 +227,7 @@ def test_a_broken_sample_is_replaced_counted_and_listed(
 
 
 def test_a_list_of_broken_samples_outlives_the_run(
-    make: Callable[..., PictureBatches], shards: Path, tmp_path: Path
+    make: Callable[..., ImageBatches], shards: Path, tmp_path: Path
 ) -> None:
     damage(shards, 0, 0)
     for _ in range(2):
@@ -237,14 +237,14 @@ def test_a_list_of_broken_samples_outlives_the_run(
     assert len((tmp_path / "broken.jsonl").read_text().splitlines()) == 1
 
 
-def test_limits_make_a_sample_a_broken_one(make: Callable[..., PictureBatches]) -> None:
-    batches = make(limits=PictureLimits(max_pixels=1000))
+def test_limits_make_a_sample_a_broken_one(make: Callable[..., ImageBatches]) -> None:
+    batches = make(limits=ImageLimits(max_pixels=1000))
     with pytest.raises(ValueError, match="in a row are broken"):
         batches[0]
 
 
 def test_a_disk_that_fails_is_no_broken_sample(
-    make: Callable[..., PictureBatches], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., ImageBatches], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: ShardStore, shard: int, row: int) -> Sample:
         raise OSError("the disk is gone")
@@ -254,19 +254,19 @@ def test_a_disk_that_fails_is_no_broken_sample(
         make()[0]
 
 
-def test_a_batch_larger_than_the_data_set_is_refused(make: Callable[..., PictureBatches]) -> None:
+def test_a_batch_larger_than_the_data_set_is_refused(make: Callable[..., ImageBatches]) -> None:
     with pytest.raises(ValueError, match="lower batch_size"):
         make(replace(SHARE, batch_size=12, num_ranks=2))
 
 
-def test_without_a_global_crop_pictures_stay_as_they_are(
-    make: Callable[..., PictureBatches],
+def test_without_a_global_crop_images_stay_as_they_are(
+    make: Callable[..., ImageBatches],
 ) -> None:
     batch = make(crops=CropConfig())[0].batch
     assert batch.pixels_B3HW.shape == (4, 3, 30, 40)
 
 
-def test_captions_are_drawn_anew_each_time(make: Callable[..., PictureBatches]) -> None:
+def test_captions_are_drawn_anew_each_time(make: Callable[..., ImageBatches]) -> None:
     captions = CaptionSampling(cls1=("alt",), cls2=("alt", "gemini"))
     batches = make(RunShare(batch_size=23, num_steps=6), captions=captions)
     rows = [tuple(sorted(batches[step].batch.cls2_ids_T.tolist())) for step in range(6)]

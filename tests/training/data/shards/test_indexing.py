@@ -16,7 +16,7 @@ from training.data.shards.opening import open_store
 
 @pytest.fixture
 def foreign(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
-    """Two shards of three pictures with .txt and .json, the last one's record broken."""
+    """Two shards of three images with .txt and .json, the last one's record broken."""
     folder = tmp_path / "foreign"
     folder.mkdir()
     for shard in range(2):
@@ -41,7 +41,7 @@ def test_foreign_shards_are_read_once_they_are_indexed(foreign: Path) -> None:
         open_store(foreign)
     broken = BrokenList()
     manifest = index_shards(foreign, broken)
-    assert manifest.summary.num_pictures == 6
+    assert manifest.summary.num_images == 6
     assert manifest.summary.num_captioned == 5
     assert len(broken) == 1
     store = open_store(foreign)

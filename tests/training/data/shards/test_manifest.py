@@ -24,7 +24,7 @@ def manifest() -> Manifest:
             num_bytes=10,
             sha256="0" * 64,
             num_skipped=number,
-            summary=DataSummary(num_pictures=5, num_captioned=2, caption_sources={"alt": 2}),
+            summary=DataSummary(num_images=5, num_captioned=2, caption_sources={"alt": 2}),
         )
         for number in range(2)
     ]
@@ -34,7 +34,7 @@ def manifest() -> Manifest:
 def test_a_manifest_is_read_as_it_was_written(tmp_path: Path, manifest: Manifest) -> None:
     save_manifest(tmp_path, manifest)
     assert load_manifest(tmp_path) == manifest
-    assert load_manifest(tmp_path).summary.num_pictures == 10
+    assert load_manifest(tmp_path).summary.num_images == 10
     assert load_manifest(tmp_path).num_skipped == 1
     store = ShardStore(tmp_path)
     assert store.shard_sizes.tolist() == [5, 5]

@@ -85,7 +85,7 @@ def test_a_window_may_be_larger_than_the_data_set() -> None:
 
 
 def test_nothing_to_read_and_no_window_are_refused() -> None:
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         StreamOrder(np.zeros(3, np.int64), seed=0, window_shards=2)
     with pytest.raises(ValueError, match="window_shards"):
         order(window_shards=0)

@@ -12,16 +12,16 @@ from training.data.shards.parquet import ParquetColumns, ParquetItems
 from training.data.shards.sample import BadSample, Sample
 
 COLUMNS = ParquetColumns(
-    picture="image", captions={"alt": "text", "gemini": "long"}, kept=("url", "license")
+    image="image", captions={"alt": "text", "gemini": "long"}, kept=("url", "license")
 )
 
 
-def write(path: Path, pictures: list[Any], *, start: int = 0) -> Path:
+def write(path: Path, images: list[Any], *, start: int = 0) -> Path:
     """Write rows with two caption columns, two rows a group."""
-    rows = range(start, start + len(pictures))
+    rows = range(start, start + len(images))
     table = pa.table(
         {
-            "image": pictures,
+            "image": images,
             "text": [f"text {row}" if row % 2 else None for row in rows],
             "long": [f"long {row}" for row in rows],
             "url": [f"u{row}" for row in rows],
@@ -48,7 +48,7 @@ def test_rows_of_several_files_become_samples(tmp_path: Path, encode: Callable[.
     items = ParquetItems(files, COLUMNS, root=tmp_path)
     assert len(items) == 8
     samples = good(items, 0, 8)
-    assert [sample.picture for sample in samples] == data
+    assert [sample.image for sample in samples] == data
     assert [sample.suffix for sample in samples[:3]] == [".png", ".jpg", ".webp"]
     assert samples[0].captions == {"gemini": "long 0"}
     assert samples[5].captions == {"alt": "text 5", "gemini": "long 5"}
@@ -58,12 +58,12 @@ def test_rows_of_several_files_become_samples(tmp_path: Path, encode: Callable[.
     assert [place for place, _ in items.items(4, 6)] == ["one.parquet row 4", "two.parquet row 0"]
 
 
-def test_pictures_may_be_structs_or_paths(tmp_path: Path, encode: Callable[..., bytes]) -> None:
+def test_images_may_be_structs_or_paths(tmp_path: Path, encode: Callable[..., bytes]) -> None:
     (tmp_path / "a.png").write_bytes(encode(1))
     structs = [{"bytes": encode(0), "path": None}, {"bytes": None, "path": "a.png"}]
     paths = ["a.png", "missing.png"]
     as_structs = ParquetItems([write(tmp_path / "s.parquet", structs)], COLUMNS, root=tmp_path)
-    assert [sample.picture for sample in good(as_structs, 0, 2)] == [encode(0), encode(1)]
+    assert [sample.image for sample in good(as_structs, 0, 2)] == [encode(0), encode(1)]
     as_paths = ParquetItems([write(tmp_path / "p.parquet", paths)], COLUMNS, root=tmp_path)
     first, second = (item for _, item in as_paths.items(0, 2))
     assert isinstance(first, Sample)
@@ -85,7 +85,7 @@ def test_a_missing_column_and_no_file_are_refused(
 ) -> None:
     file = write(tmp_path / "one.parquet", [encode(0)])
     with pytest.raises(ValueError, match=r"no column \['jpg'\]"):
-        ParquetItems([file], ParquetColumns(picture="jpg"), root=tmp_path)
+        ParquetItems([file], ParquetColumns(image="jpg"), root=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no file .*two\.parquet"):
         ParquetItems([file, tmp_path / "two.parquet"], COLUMNS, root=tmp_path)
     with pytest.raises(ValueError, match="at least one"):

@@ -53,7 +53,7 @@ def test_empty_captions_are_none() -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"1.json": b"{}"}, "no picture"),
+        ({"1.json": b"{}"}, "no image"),
         ({"1.jpg": b"x", "1.json": b"{"}, "no JSON"),
         ({"1.jpg": b"x", "1.json": b"[]"}, "no JSON object"),
         ({"1.jpg": b"x", "1.json": b'{"captions": ["a"]}'}, "captions"),

@@ -1,4 +1,4 @@
-"""Scenes in shards: pictures without loss, captions and names, no masks."""
+"""Scenes in shards: images without loss, captions and names, no masks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from training.data.backgrounds import Photo
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
-from training.data.shards.decoding import PictureLimits, decode_picture
+from training.data.shards.decoding import ImageLimits, decode_image
 from training.data.shards.manifest import ShardStore
 from training.data.shards.scene_source import SceneItems
 from training.data.shards.writing import ShardPlan, build_shards
@@ -24,7 +24,7 @@ def test_scenes_stream_into_shards_and_leave_their_masks_behind(
     assert store.shard_sizes.tolist() == [3, 2]
     for index in range(5):
         scene, sample = compose_scene(source, index, CONFIG), store.read(*divmod(index, 3))
-        pixels_SS3 = decode_picture(sample.picture, PictureLimits()).permute(1, 2, 0).numpy()
+        pixels_SS3 = decode_image(sample.image, ImageLimits()).permute(1, 2, 0).numpy()
         assert np.array_equal(pixels_SS3, scene.pixels_SS3)
         assert sample.captions == scene.captions.by_source()
         assert sample.names == scene.captions.names

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.shards.decoding import PictureLimits, decode_picture
+from training.data.shards.decoding import ImageLimits, decode_image
 from training.data.shards.sample import BadSample, Sample
 from training.data.shards.tar_shard import (
     find_offsets,
@@ -47,14 +47,14 @@ def test_long_and_foreign_names_are_read(tmp_path: Path) -> None:
     path = tmp_path / "shard-000000.tar"
     name = "d\u00e9j\u00e0/" + "x" * 150
     with tarfile.open(path, "w") as archive:
-        for part, content in (("/", b""), (".jpg", b"picture"), (".txt", b"a caption")):
+        for part, content in (("/", b""), (".jpg", b"image"), (".txt", b"a caption")):
             entry = tarfile.TarInfo(name + part)
             entry.type = tarfile.DIRTYPE if part == "/" else tarfile.REGTYPE
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     write_offsets(path, find_offsets(path))
     sample = read_sample(path, 0)
-    assert (sample.key, sample.picture, sample.captions) == (name, b"picture", {"alt": "a caption"})
+    assert (sample.key, sample.image, sample.captions) == (name, b"image", {"alt": "a caption"})
 
 
 def test_the_webdataset_package_reads_our_shards(tmp_path: Path, samples: list[Sample]) -> None:
@@ -70,7 +70,7 @@ def test_the_webdataset_package_reads_our_shards(tmp_path: Path, samples: list[S
         gc.collect()
     assert [key for key, _, _ in found] == [sample.key for sample in samples]
     for (_, pixels_HW3, record), sample in zip(found, samples, strict=True):
-        ours_3HW = decode_picture(sample.picture, PictureLimits()).numpy()
+        ours_3HW = decode_image(sample.image, ImageLimits()).numpy()
         assert np.array_equal(pixels_HW3, ours_3HW.transpose(1, 2, 0))
         assert record["captions"] == sample.captions
         assert record["names"] == list(sample.names)

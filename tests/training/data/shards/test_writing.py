@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from training.data.scenes import SceneConfig, SceneSource
-from training.data.shards.decoding import PictureLimits
+from training.data.shards.decoding import ImageLimits
+from training.data.shards.image_folder import ImageFolder
 from training.data.shards.manifest import ShardStore, find_damage, load_manifest
-from training.data.shards.picture_folder import PictureFolder
 from training.data.shards.sample import BadSample, Sample
 from training.data.shards.scene_source import SceneItems
 from training.data.shards.writing import ShardPlan, build_shards, list_skipped
@@ -17,7 +17,7 @@ from training.data.shards.writing import ShardPlan, build_shards, list_skipped
 PLAN = ShardPlan(kind="folder", shard_size=5)
 
 
-class StoppingSource(PictureFolder):
+class StoppingSource(ImageFolder):
     """Stops in the middle of the third shard, once."""
 
     stops = True
@@ -36,15 +36,15 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_data_set_holds_every_item_in_order(
-    tmp_path: Path, picture_folder: Path, samples: list[Sample]
+    tmp_path: Path, image_folder: Path, samples: list[Sample]
 ) -> None:
-    manifest = build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
-    assert [entry.summary.num_pictures for entry in manifest.shards] == [5, 5, 5, 5, 3]
+    manifest = build_shards(ImageFolder(image_folder), tmp_path / "out", PLAN, is_shown=False)
+    assert [entry.summary.num_images for entry in manifest.shards] == [5, 5, 5, 5, 3]
     store = ShardStore(tmp_path / "out")
     for number, sample in enumerate(samples):
         found = store.read(*divmod(number, 5))
-        assert (found.picture, found.captions, found.names) == (
-            sample.picture,
+        assert (found.image, found.captions, found.names) == (
+            sample.image,
             sample.captions,
             sample.names,
         )
@@ -52,21 +52,21 @@ def test_a_data_set_holds_every_item_in_order(
 
 
 def test_the_manifest_counts_what_there_is(
-    tmp_path: Path, picture_folder: Path, samples: list[Sample]
+    tmp_path: Path, image_folder: Path, samples: list[Sample]
 ) -> None:
-    build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+    build_shards(ImageFolder(image_folder), tmp_path / "out", PLAN, is_shown=False)
     summary = load_manifest(tmp_path / "out").summary
-    assert summary.num_pictures == 23
+    assert summary.num_images == 23
     assert summary.num_captioned == sum(bool(sample.captions) for sample in samples) == 16
     assert summary.num_named == 5
     assert summary.caption_sources == {"alt": 16, "gemini": 8}
-    assert summary == PictureFolder(picture_folder).summary()
+    assert summary == ImageFolder(image_folder).summary()
     content = json.loads((tmp_path / "out/manifest.json").read_text())
     assert content["summary"]["caption_sources"] == {"alt": 16, "gemini": 8}
 
 
-def test_a_stopped_build_goes_on_to_the_same_files(tmp_path: Path, picture_folder: Path) -> None:
-    source = StoppingSource(picture_folder)
+def test_a_stopped_build_goes_on_to_the_same_files(tmp_path: Path, image_folder: Path) -> None:
+    source = StoppingSource(image_folder)
     with pytest.raises(KeyboardInterrupt):
         build_shards(source, tmp_path / "stopped", PLAN, is_shown=False)
     names = set(files(tmp_path / "stopped"))
@@ -78,19 +78,19 @@ def test_a_stopped_build_goes_on_to_the_same_files(tmp_path: Path, picture_folde
     written = (tmp_path / "stopped/shard-000000.tar").stat().st_mtime_ns
     source.stops = False
     build_shards(source, tmp_path / "stopped", PLAN, is_shown=False)
-    build_shards(PictureFolder(picture_folder), tmp_path / "whole", PLAN, is_shown=False)
+    build_shards(ImageFolder(image_folder), tmp_path / "whole", PLAN, is_shown=False)
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
     assert (tmp_path / "stopped/shard-000000.tar").stat().st_mtime_ns == written
 
 
 def test_what_a_killed_build_left_half_written_is_removed(
-    tmp_path: Path, picture_folder: Path
+    tmp_path: Path, image_folder: Path
 ) -> None:
     (tmp_path / "killed").mkdir()
     for name in ("shard-000002.tar.tmp77", "shard-000001.tar.offsets.npy.tmp77"):
         (tmp_path / "killed" / name).write_bytes(b"half")
     for name in ("killed", "whole"):
-        build_shards(PictureFolder(picture_folder), tmp_path / name, PLAN, is_shown=False)
+        build_shards(ImageFolder(image_folder), tmp_path / name, PLAN, is_shown=False)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
@@ -101,46 +101,46 @@ def test_nothing_makes_no_data_set(tmp_path: Path, source: SceneSource) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_broken_items_are_left_out_counted_and_listed(tmp_path: Path, picture_folder: Path) -> None:
-    (picture_folder / "a/000000003.png").write_bytes(b"no picture")
-    (picture_folder / "b/000000012.json").write_text("{")
-    manifest = build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
-    assert [entry.summary.num_pictures for entry in manifest.shards] == [4, 5, 4, 5, 3]
+def test_broken_items_are_left_out_counted_and_listed(tmp_path: Path, image_folder: Path) -> None:
+    (image_folder / "a/000000003.png").write_bytes(b"no image")
+    (image_folder / "b/000000012.json").write_text("{")
+    manifest = build_shards(ImageFolder(image_folder), tmp_path / "out", PLAN, is_shown=False)
+    assert [entry.summary.num_images for entry in manifest.shards] == [4, 5, 4, 5, 3]
     assert manifest.num_skipped == load_manifest(tmp_path / "out").num_skipped == 2
     places = {item.place: item.reason for item in list_skipped(tmp_path / "out")}
     assert set(places) == {"a/000000003.png", "b/000000012.png"}
     assert "no JSON" in places["b/000000012.png"]
 
 
-def test_a_shard_of_broken_items_alone_is_empty(tmp_path: Path, picture_folder: Path) -> None:
+def test_a_shard_of_broken_items_alone_is_empty(tmp_path: Path, image_folder: Path) -> None:
     for number in range(5):
-        (picture_folder / f"a/{number:09d}.png").write_bytes(b"no picture")
-    build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+        (image_folder / f"a/{number:09d}.png").write_bytes(b"no image")
+    build_shards(ImageFolder(image_folder), tmp_path / "out", PLAN, is_shown=False)
     assert ShardStore(tmp_path / "out").shard_sizes.tolist() == [0, 5, 5, 5, 3]
 
 
 def test_a_folder_begun_with_something_else_is_left_alone(
-    tmp_path: Path, picture_folder: Path
+    tmp_path: Path, image_folder: Path
 ) -> None:
-    source = PictureFolder(picture_folder)
+    source = ImageFolder(image_folder)
     build_shards(source, tmp_path / "out", PLAN, is_shown=False)
-    other = ShardPlan(kind="folder", shard_size=6, limits=PictureLimits(max_bytes=10**6))
+    other = ShardPlan(kind="folder", shard_size=6, limits=ImageLimits(max_bytes=10**6))
     with pytest.raises(ValueError, match="another limits, shard_size"):
         build_shards(source, tmp_path / "out", other, is_shown=False)
-    (picture_folder / "c.png").write_bytes((picture_folder / "a/000000000.png").read_bytes())
+    (image_folder / "c.png").write_bytes((image_folder / "a/000000000.png").read_bytes())
     with pytest.raises(ValueError, match="another fingerprint, num_items"):
-        build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+        build_shards(ImageFolder(image_folder), tmp_path / "out", PLAN, is_shown=False)
 
 
-def test_shards_of_unknown_origin_are_left_alone(tmp_path: Path, picture_folder: Path) -> None:
+def test_shards_of_unknown_origin_are_left_alone(tmp_path: Path, image_folder: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.tar").write_bytes(b"")
     with pytest.raises(ValueError, match="another origin"):
-        build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+        build_shards(ImageFolder(image_folder), tmp_path / "out", PLAN, is_shown=False)
 
 
-def test_damage_is_found_by_the_digests(tmp_path: Path, picture_folder: Path) -> None:
-    build_shards(PictureFolder(picture_folder), tmp_path / "out", PLAN, is_shown=False)
+def test_damage_is_found_by_the_digests(tmp_path: Path, image_folder: Path) -> None:
+    build_shards(ImageFolder(image_folder), tmp_path / "out", PLAN, is_shown=False)
     assert find_damage(tmp_path / "out") == []
     path = tmp_path / "out/shard-000001.tar"
     path.write_bytes(path.read_bytes()[:-1] + b"x")

@@ -1,4 +1,4 @@
-"""Pictures in six formats, whole at first and then damaged: cut, flipped, spliced, repeated."""
+"""Images in six formats, whole at first and then damaged: cut, flipped, spliced, repeated."""
 
 import random
 from collections.abc import Callable
@@ -31,24 +31,24 @@ Damage = Callable[[bytes, random.Random], bytes]
 
 @cache
 def whole(file_format: str, mode: str, seed: int, option: int = 0) -> bytes:
-    """A small encoded picture of smooth noise, the same for the same arguments."""
+    """A small encoded image of smooth noise, the same for the same arguments."""
     draw = np.random.default_rng(seed)
     height, width = (int(n) for n in draw.integers(24, 120, 2))
     noise = Image.fromarray(draw.integers(0, 256, (4, 6, 3), dtype=np.uint8))
-    picture = noise.resize((width, height), Image.Resampling.BICUBIC)
+    image = noise.resize((width, height), Image.Resampling.BICUBIC)
     if mode == "I;16":
-        wide = np.asarray(picture.convert("L")).astype(np.uint16) * 257
-        picture = Image.fromarray(wide)
+        wide = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        image = Image.fromarray(wide)
     else:
-        picture = picture.convert(mode)
+        image = image.convert(mode)
     stream = BytesIO()
     options = SAVE_OPTIONS.get(file_format, ({},))
-    picture.save(stream, file_format, **options[option % len(options)])
+    image.save(stream, file_format, **options[option % len(options)])
     return stream.getvalue()
 
 
 def any_whole(rng: random.Random) -> bytes:
-    """One of the whole pictures."""
+    """One of the whole images."""
     file_format = rng.choice(FORMATS)
     mode = rng.choice(MODES[file_format])
     return whole(file_format, mode, rng.randrange(NUM_SEEDS), rng.randrange(4))
@@ -69,7 +69,7 @@ def flip_bits(data: bytes, rng: random.Random) -> bytes:
 
 
 def splice(data: bytes, rng: random.Random) -> bytes:
-    """Half of one picture and half of another."""
+    """Half of one image and half of another."""
     other = any_whole(rng)
     return data[: rng.randrange(len(data) + 1)] + other[rng.randrange(len(other)) :]
 

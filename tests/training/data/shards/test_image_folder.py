@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from training.data.shards.picture_folder import PictureFolder
+from training.data.shards.image_folder import ImageFolder
 from training.data.shards.sample import BadSample, Sample
 
 
 @pytest.fixture
 def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
-    """Four pictures, three of them with captions, among other files."""
-    path = tmp_path / "pictures"
+    """Four images, three of them with captions, among other files."""
+    path = tmp_path / "images"
     (path / "sub").mkdir(parents=True)
     (path / ".hidden").mkdir()
     for number, name in enumerate(("b.v2.png", "a.JPG", "sub/c.webp", "sub/d.jpeg")):
@@ -24,60 +24,60 @@ def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
     (path / "sub/c.txt").write_text("short")
     (path / "a.txt").write_text("  ")
     (path / "sub/d.json").write_text(json.dumps({"caption": "from elsewhere"}))
-    (path / "notes.md").write_text("no picture")
+    (path / "notes.md").write_text("no image")
     (path / ".hidden/e.png").write_bytes(encode(9))
     return path
 
 
-def test_pictures_are_found_in_sub_folders_in_the_order_of_their_names(folder: Path) -> None:
-    pictures = PictureFolder(folder, shard_size=3)
-    assert len(pictures) == 4
-    assert pictures.shard_sizes.tolist() == [3, 1]
-    names = [pictures.name(0, 0), pictures.name(0, 1), pictures.name(0, 2), pictures.name(1, 0)]
+def test_images_are_found_in_sub_folders_in_the_order_of_their_names(folder: Path) -> None:
+    images = ImageFolder(folder, shard_size=3)
+    assert len(images) == 4
+    assert images.shard_sizes.tolist() == [3, 1]
+    names = [images.name(0, 0), images.name(0, 1), images.name(0, 2), images.name(1, 0)]
     assert names == ["a.JPG", "b.v2.png", "sub/c.webp", "sub/d.jpeg"]
 
 
-def test_captions_lie_beside_their_pictures(folder: Path) -> None:
-    pictures = PictureFolder(folder)
-    captions = [pictures.read(0, row).captions for row in range(4)]
+def test_captions_lie_beside_their_images(folder: Path) -> None:
+    images = ImageFolder(folder)
+    captions = [images.read(0, row).captions for row in range(4)]
     assert captions == [
         {},
         {"alt": "a caption"},
         {"gemini": "long", "alt": "short"},
         {"alt": "from elsewhere"},
     ]
-    third = pictures.read(0, 2)
+    third = images.read(0, 2)
     assert third.fields == {"license": "CC0", "file": "sub/c.webp"}
     assert third.suffix == ".webp"
     assert third.key == "000000002"
 
 
-def test_the_summary_counts_pictures_and_captions(folder: Path) -> None:
-    summary = PictureFolder(folder).summary()
-    assert (summary.num_pictures, summary.num_captioned, summary.num_named) == (4, 3, 0)
+def test_the_summary_counts_images_and_captions(folder: Path) -> None:
+    summary = ImageFolder(folder).summary()
+    assert (summary.num_images, summary.num_captioned, summary.num_named) == (4, 3, 0)
     assert summary.caption_sources == {"alt": 3, "gemini": 1}
 
 
-def test_a_broken_record_is_the_picture_s_own_misfortune(folder: Path) -> None:
+def test_a_broken_record_is_the_image_s_own_misfortune(folder: Path) -> None:
     (folder / "a.json").write_text("{")
-    pictures = PictureFolder(folder)
+    images = ImageFolder(folder)
     with pytest.raises(BadSample, match="no JSON"):
-        pictures.read(0, 0)
-    assert pictures.summary().num_captioned == 3
-    items = dict(pictures.items(0, 4))
+        images.read(0, 0)
+    assert images.summary().num_captioned == 3
+    items = dict(images.items(0, 4))
     assert isinstance(items["a.JPG"], BadSample)
     assert isinstance(items["b.v2.png"], Sample)
 
 
-def test_the_fingerprint_follows_the_pictures(folder: Path, encode: Callable[..., bytes]) -> None:
-    before = PictureFolder(folder).fingerprint()
-    assert PictureFolder(folder).fingerprint() == before
+def test_the_fingerprint_follows_the_images(folder: Path, encode: Callable[..., bytes]) -> None:
+    before = ImageFolder(folder).fingerprint()
+    assert ImageFolder(folder).fingerprint() == before
     (folder / "new.png").write_bytes(encode(11))
-    assert PictureFolder(folder).fingerprint() != before
+    assert ImageFolder(folder).fingerprint() != before
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
-def test_a_folder_without_pictures_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no picture"):
-        PictureFolder(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="holds no image"):
+        ImageFolder(tmp_path / name)

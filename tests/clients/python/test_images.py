@@ -1,4 +1,4 @@
-"""Whatever form a picture comes in, the server sees its pixels."""
+"""Whatever form an image comes in, the server sees its pixels."""
 
 import io
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tipserve_client import InvalidRequest
-from tipserve_client.asks import as_pictures, class_list
-from tipserve_client.pictures import encode_picture
+from tipserve_client.asks import as_images, class_list
+from tipserve_client.images import encode_image
 
 
 def decoded(raw: bytes) -> Any:
@@ -20,22 +20,22 @@ def decoded(raw: bytes) -> Any:
 @pytest.mark.parametrize("shape", [(5, 7, 3), (1, 1, 3), (6, 4)])
 def test_an_array_is_sent_without_loss(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    np.testing.assert_array_equal(decoded(encode_picture(pixels)), pixels)
+    np.testing.assert_array_equal(decoded(encode_image(pixels)), pixels)
     turned = np.moveaxis(np.ascontiguousarray(np.moveaxis(pixels, 0, 1)), 1, 0)
-    np.testing.assert_array_equal(decoded(encode_picture(turned)), pixels)
+    np.testing.assert_array_equal(decoded(encode_image(turned)), pixels)
 
 
-def test_files_bytes_and_pil_pictures(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (4, 3), (10, 20, 30))
-    raw = encode_picture(picture)
-    np.testing.assert_array_equal(decoded(raw), np.asarray(picture))
+def test_files_bytes_and_pil_images(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 3), (10, 20, 30))
+    raw = encode_image(image)
+    np.testing.assert_array_equal(decoded(raw), np.asarray(image))
     path = tmp_path / "a.png"
     path.write_bytes(raw)
-    assert encode_picture(path) == encode_picture(str(path)) == encode_picture(raw) == raw
+    assert encode_image(path) == encode_image(str(path)) == encode_image(raw) == raw
 
 
 @pytest.mark.parametrize(
-    ("picture", "said"),
+    ("image", "said"),
     [
         (np.zeros((2, 2, 3)), "float64"),
         (np.zeros((2, 2, 4), np.uint8), r"\[2, 2, 4\]"),
@@ -45,17 +45,17 @@ def test_files_bytes_and_pil_pictures(tmp_path: Path) -> None:
         (Image.new("CMYK", (2, 2)), "cannot write mode CMYK as PNG. Convert it to RGB"),
     ],
 )
-def test_what_is_no_picture_is_refused_before_it_is_sent(picture: Any, said: str) -> None:
+def test_what_is_no_image_is_refused_before_it_is_sent(image: Any, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said) as caught:
-        encode_picture(picture, "images[3]")
+        encode_image(image, "images[3]")
     assert caught.value.index == 3
 
 
-def test_one_picture_is_a_list_of_one() -> None:
+def test_one_image_is_a_list_of_one() -> None:
     array, path = np.zeros((2, 2, 3), np.uint8), Path("a")
     for one in (array, "a", b"a", path, Image.new("RGB", (1, 1))):
-        assert list(as_pictures(one)) == [one]
-    assert list(as_pictures([path, "a"])) == [path, "a"]
+        assert list(as_images(one)) == [one]
+    assert list(as_images([path, "a"])) == [path, "a"]
 
 
 def test_classes_are_names_or_names_with_prompts() -> None:

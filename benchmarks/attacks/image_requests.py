@@ -1,4 +1,4 @@
-"""Broken, odd and huge pictures over both protocols; what is answered must be whole and finite."""
+"""Broken, odd and huge images over both protocols; what is answered must be whole and finite."""
 
 import base64
 import json
@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.attacks.attack import Attack, Broken
 from benchmarks.attacks.bombs import bombs
+from benchmarks.attacks.images import DAMAGES, FORMATS, MODES, NUM_SEEDS, whole
 from benchmarks.attacks.oddities import oddities
-from benchmarks.attacks.pictures import DAMAGES, FORMATS, MODES, NUM_SEEDS, whole
 from benchmarks.attacks.raw_rpc import call, checked_code
 from benchmarks.attacks.rest_client import RestClient
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
@@ -29,23 +29,23 @@ Draw = Callable[[random.Random], bytes]
 
 
 def draws() -> Iterator[tuple[str, Draw]]:
-    """Each kind of picture, and how one is drawn."""
+    """Each kind of image, and how one is drawn."""
 
     def damaged(name: str, rng: random.Random) -> bytes:
         file_format = rng.choice(FORMATS)
-        picture = whole(
+        image = whole(
             file_format, rng.choice(MODES[file_format]), rng.randrange(NUM_SEEDS), rng.randrange(4)
         )
-        return DAMAGES[name](picture, rng)
+        return DAMAGES[name](image, rng)
 
     for name in DAMAGES:
-        yield f"picture {name}", partial(damaged, name)
-    yield "picture odd", lambda rng: rng.choice(oddities())[1]
-    yield "picture bomb", lambda rng: rng.choice(bombs())[1]
+        yield f"image {name}", partial(damaged, name)
+    yield "image odd", lambda rng: rng.choice(oddities())[1]
+    yield "image bomb", lambda rng: rng.choice(bombs())[1]
 
 
 def rest_attacks(client: RestClient, limit_s: float) -> list[Attack]:
-    """Every kind of picture, in every form that a body may have."""
+    """Every kind of image, in every form that a body may have."""
 
     def send(draw: Draw, rng: random.Random) -> str:
         target, body, headers = rng.choice(FORMS)(draw(rng), rng)
@@ -61,7 +61,7 @@ def rest_attacks(client: RestClient, limit_s: float) -> list[Attack]:
 
 
 def rpc_attacks(channel: grpc.Channel, limit_s: float) -> list[Attack]:
-    """Every kind of picture, to both RPCs that take some."""
+    """Every kind of image, to both RPCs that take some."""
 
     def send(draw: Draw, rng: random.Random) -> str:
         images = [image_pb2.Image(encoded=draw(rng)) for _ in range(rng.choice((1, 1, 2)))]
@@ -90,25 +90,25 @@ def rpc_attacks(channel: grpc.Channel, limit_s: float) -> list[Attack]:
 Form = tuple[str, bytes, dict[str, str]]
 
 
-def _raw(picture: bytes, rng: random.Random) -> Form:
+def _raw(image: bytes, rng: random.Random) -> Form:
     query = rng.choice(("", "?outputs=cls1", "?fit=aspect", "?resolution=448", "?normalize=false"))
-    return f"/v1/images:embed{query}", picture, {"Content-Type": rng.choice(MEDIA), **NPY}
+    return f"/v1/images:embed{query}", image, {"Content-Type": rng.choice(MEDIA), **NPY}
 
 
-def _mask(picture: bytes, rng: random.Random) -> Form:
+def _mask(image: bytes, rng: random.Random) -> Form:
     style = rng.choice(("", "&format=overlay", "&background_threshold=0.1"))
     headers = {"Content-Type": rng.choice(MEDIA), "Accept": "image/png"}
-    return f"/v1/images:segment?classes=dog,sky{style}", picture, headers
+    return f"/v1/images:segment?classes=dog,sky{style}", image, headers
 
 
-def _form(picture: bytes, rng: random.Random) -> Form:
-    parts = b"".join(_part(data) for data in [picture] * rng.choice((1, 1, 2)))
+def _form(image: bytes, rng: random.Random) -> Form:
+    parts = b"".join(_part(data) for data in [image] * rng.choice((1, 1, 2)))
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
     return "/v1/images:embed", parts + f"--{BOUNDARY}--\r\n".encode(), headers
 
 
-def _json(picture: bytes, rng: random.Random) -> Form:
-    texts = [base64.b64encode(picture).decode()] * rng.choice((1, 1, 2))
+def _json(image: bytes, rng: random.Random) -> Form:
+    texts = [base64.b64encode(image).decode()] * rng.choice((1, 1, 2))
     body = {"images": texts, "outputs": ["cls2", "patches"], "encoding": "base64"}
     return "/v1/images:embed", json.dumps(body).encode(), {"Content-Type": "application/json"}
 

@@ -1,4 +1,4 @@
-"""Pictures as callers have them, to encoded bytes: paths, bytes, PIL pictures, arrays."""
+"""Images as callers have them, to encoded bytes: paths, bytes, PIL images, arrays."""
 
 import io
 import struct
@@ -17,58 +17,58 @@ GREY, RGB = 0, 2
 
 
 @runtime_checkable
-class PilPicture(Protocol):
+class PilImage(Protocol):
     """What is used of a `PIL.Image.Image`; Pillow itself is not needed."""
 
     def save(self, fp: Any, format: str) -> None:
         """Write it in a format."""
 
 
-Picture = str | PathLike[str] | bytes | NDArray[np.uint8] | PilPicture
+ImageInput = str | PathLike[str] | bytes | NDArray[np.uint8] | PilImage
 
 
-def encode_picture(picture: Picture, param: str = "images[0]") -> bytes:
-    """An encoded picture, of a format that the service reads.
+def encode_image(image: ImageInput, param: str = "images[0]") -> bytes:
+    """An encoded image, of a format that the service reads.
 
     Args:
-        picture: A path; the bytes of a file; a PIL picture; or an array, uint8 [H, W, 3] as RGB or
-            [H, W] as grey. PIL pictures and arrays are sent as PNG, without loss.
+        image: A path; the bytes of a file; a PIL image; or an array, uint8 [H, W, 3] as RGB or
+            [H, W] as grey. PIL images and arrays are sent as PNG, without loss.
         param: Where it is, for the error.
 
     Raises:
         InvalidRequest: It is none of these, or its file cannot be read.
     """
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, str | PathLike):
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | PathLike):
         try:
-            return Path(picture).read_bytes()
+            return Path(image).read_bytes()
         except OSError as error:
             raise InvalidRequest(
-                f"{param}: {picture} cannot be read: {error.strerror}.",
+                f"{param}: {image} cannot be read: {error.strerror}.",
                 code="unreadable_file",
                 param=param,
             ) from error
-    if isinstance(picture, np.ndarray):
-        return _encode_array(picture, param)
-    if isinstance(picture, PilPicture):
-        return _encode_pil(picture, param)
+    if isinstance(image, np.ndarray):
+        return _encode_array(image, param)
+    if isinstance(image, PilImage):
+        return _encode_pil(image, param)
     raise InvalidRequest(
-        f"{param}: give a path, bytes, a PIL picture or an array, not {type(picture).__name__}.",
-        code="invalid_picture",
+        f"{param}: give a path, bytes, a PIL image or an array, not {type(image).__name__}.",
+        code="invalid_image",
         param=param,
     )
 
 
-def _encode_pil(picture: PilPicture, param: str) -> bytes:
+def _encode_pil(image: PilImage, param: str) -> bytes:
     """As PNG, which has no CMYK, for one."""
     stream = io.BytesIO()
     try:
-        picture.save(stream, "PNG")
+        image.save(stream, "PNG")
     except (OSError, ValueError) as error:
         raise InvalidRequest(
-            f"{param}: a PIL picture is sent as PNG: {error}. Convert it to RGB, or give its file.",
-            code="invalid_picture",
+            f"{param}: a PIL image is sent as PNG: {error}. Convert it to RGB, or give its file.",
+            code="invalid_image",
             param=param,
         ) from error
     return stream.getvalue()
@@ -81,7 +81,7 @@ def _encode_array(pixels: NDArray[Any], param: str) -> bytes:
         raise InvalidRequest(
             f"{param}: an array is uint8 [height, width, 3] or [height, width], not "
             f"{pixels.dtype} {list(pixels.shape)}.",
-            code="invalid_picture",
+            code="invalid_image",
             param=param,
         )
     height, width = pixels.shape[:2]

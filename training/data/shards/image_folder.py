@@ -1,7 +1,7 @@
-"""A folder of pictures, with or without captions beside them, as it is: no shards are written.
+"""A folder of images, with or without captions beside them, as it is: no shards are written.
 
-A caption lies beside its picture under the same name: a .txt holds alt text, a .json a record with
-captions by source. The same pictures in shards of the same size give the same batches.
+A caption lies beside its image under the same name: a .txt holds alt text, a .json a record with
+captions by source. The same images in shards of the same size give the same batches.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.shards.sample import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     BadSample,
     Sample,
     sample_from_members,
@@ -24,20 +24,20 @@ from training.data.shards.summary import DataSummary, summarize, total
 DEFAULT_SHARD_SIZE = 1000
 
 
-class PictureFolder:
-    """Pictures under a folder and its sub-folders, in the order of their names."""
+class ImageFolder:
+    """Images under a folder and its sub-folders, in the order of their names."""
 
     def __init__(self, path: Path, *, shard_size: int = DEFAULT_SHARD_SIZE) -> None:
-        """List the pictures; files and folders whose name begins with a dot are left alone.
+        """List the images; files and folders whose name begins with a dot are left alone.
 
         Raises:
-            FileNotFoundError: No such folder, or no picture in it.
+            FileNotFoundError: No such folder, or no image in it.
         """
         self._path, self._shard_size = path, shard_size
-        self._names = sorted(_picture_names(path))
+        self._names = sorted(_image_names(path))
         if not self._names:
             raise FileNotFoundError(
-                f"{path} holds no picture ({', '.join(PICTURE_SUFFIXES)}); name another folder"
+                f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}); name another folder"
             )
 
     def __len__(self) -> int:
@@ -45,29 +45,29 @@ class PictureFolder:
 
     @cached_property
     def shard_sizes(self) -> NDArray[np.int64]:
-        """Pictures in runs of one shard's size."""
+        """Images in runs of one shard's size."""
         starts = np.arange(0, len(self._names), self._shard_size)
         return np.minimum(self._shard_size, len(self._names) - starts)
 
     def name(self, shard: int, row: int) -> str:
-        """The picture's path in the folder."""
+        """The image's path in the folder."""
         return self._names[shard * self._shard_size + row]
 
     def read(self, shard: int, row: int) -> Sample:
-        """Read a picture and its captions; raises as `PictureStore.read` does."""
+        """Read an image and its captions; raises as `ImageStore.read` does."""
         return self.read_item(shard * self._shard_size + row)
 
     def read_item(self, item: int) -> Sample:
-        """Read picture number `item`."""
+        """Read image number `item`."""
         path = self._path / self._names[item]
         files = [path, *(path.with_suffix(suffix) for suffix in (".json", ".txt"))]
         # The stem may hold dots, which a shard's names may not.
-        members = {f"picture{file.suffix}": file.read_bytes() for file in files if file.exists()}
+        members = {f"image{file.suffix}": file.read_bytes() for file in files if file.exists()}
         sample = sample_from_members(members)
         fields = {**sample.fields, "file": self._names[item]}
         return Sample(
             key=f"{item:09d}",
-            picture=sample.picture,
+            image=sample.image,
             suffix=sample.suffix,
             captions=sample.captions,
             names=sample.names,
@@ -75,7 +75,7 @@ class PictureFolder:
         )
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
-        """Read pictures for shards: each one's place, and the sample or what is wrong with it."""
+        """Read images for shards: each one's place, and the sample or what is wrong with it."""
         for item in range(start, stop):
             try:
                 yield self._names[item], self.read_item(item)
@@ -83,32 +83,30 @@ class PictureFolder:
                 yield self._names[item], error
 
     def fingerprint(self) -> str:
-        """Changes with the list of pictures and their sizes."""
+        """Changes with the list of images and their sizes."""
         digest = hashlib.sha256()
         for name in self._names:
             digest.update(f"{name}\0{(self._path / name).stat().st_size}\n".encode())
         return digest.hexdigest()
 
     def summary(self) -> DataSummary:
-        """Count pictures and captions; it reads the captions, and no picture."""
+        """Count images and captions; it reads the captions, and no image."""
         return total(self._caption_counts())
 
     def _caption_counts(self) -> Iterator[DataSummary]:
         for name in self._names:
             path = self._path / name
             beside = (path.with_suffix(suffix) for suffix in (".json", ".txt"))
-            members = {
-                f"picture{file.suffix}": file.read_bytes() for file in beside if file.exists()
-            }
+            members = {f"image{file.suffix}": file.read_bytes() for file in beside if file.exists()}
             try:
-                yield summarize([sample_from_members({"picture.png": b"", **members})])
+                yield summarize([sample_from_members({"image.png": b"", **members})])
             except BadSample:
-                yield DataSummary(num_pictures=1)
+                yield DataSummary(num_images=1)
 
 
-def _picture_names(folder: Path) -> Iterator[str]:
+def _image_names(folder: Path) -> Iterator[str]:
     for path, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield (Path(path) / name).relative_to(folder).as_posix()

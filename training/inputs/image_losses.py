@@ -1,4 +1,4 @@
-"""Says in words what each loss finds in a folder of pictures, and refuses what cannot be learnt."""
+"""Says in words what each loss finds in a folder of images, and refuses what cannot be learnt."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
     if method.trunk.titles_weight > 0:
         raise ValueError(
             "method.trunk.titles_weight needs drawn scenes, beside which unnamed drawings come: "
-            "set it to 0 for pictures from disk"
+            "set it to 0 for images from disk"
         )
     learns_from_captions = counts.num_captioned > 0 and method.contrast_weight > 0
     if isinstance(method, PretrainConfig) and not learns_from_captions and method.ema != "full":
@@ -54,11 +54,11 @@ def _caption_lines(
         return ("contrast with captions: off, for method.contrast_weight is 0",)
     if counts.num_captioned == 0:
         return (
-            "contrast with captions: off, for no picture has a caption",
+            "contrast with captions: off, for no image has a caption",
             f"text tower: {_untaught_words(config)}",
         )
-    without = counts.num_pictures - counts.num_captioned
-    rest = f"; {without} pictures without a caption take part in the other losses" * bool(without)
+    without = counts.num_images - counts.num_captioned
+    rest = f"; {without} images without a caption take part in the other losses" * bool(without)
     return (
         f"contrast with captions: on, weight {weight:g}{rest}",
         caption_line("  CLS1", data.captions.cls1, counts),
@@ -72,7 +72,7 @@ def _untaught_words(config: TrainingConfig) -> str:
         return "the teacher's, unchanged; the student learns to see in its space"
     if config.start is not None:
         return f"that of {config.start}, unchanged"
-    return "random, and it learns nothing: use this model for pictures alone, not with words"
+    return "random, and it learns nothing: use this model for images alone, not with words"
 
 
 def _name_words(config: TrainingConfig, counts: DataSummary) -> str:
@@ -80,8 +80,8 @@ def _name_words(config: TrainingConfig, counts: DataSummary) -> str:
     if weight == 0:
         return "off, for method.names.weight is 0"
     if counts.num_named == 0:
-        return "off, for no picture lists what it shows"
-    return f"on, weight {weight:g}, {counts.num_named} pictures, whose content is listed"
+        return "off, for no image lists what it shows"
+    return f"on, weight {weight:g}, {counts.num_named} images, whose content is listed"
 
 
 def _crop_words(weight: float, crops: CropConfig) -> str:
@@ -90,7 +90,7 @@ def _crop_words(weight: float, crops: CropConfig) -> str:
     if crops.num_local == 0:
         return "off, for data.crops.num_local is 0"
     size = f"{crops.local_size} x {crops.local_size} pixels"
-    return f"on, weight {weight:g}, {crops.num_local} crops of {size} of every picture"
+    return f"on, weight {weight:g}, {crops.num_local} crops of {size} of every image"
 
 
 def _patch_words(method: PretrainConfig | DistillConfig) -> str:

@@ -1,4 +1,4 @@
-"""Pictures from disk as a run's inputs: shards, or a plain folder, with captions or without."""
+"""Images from disk as a run's inputs: shards, or a plain folder, with captions or without."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -7,30 +7,30 @@ from typing import Any
 from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
-from training.data.shards.batches import PictureBatches, RunShare, ShardsConfig
+from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig
 from training.data.shards.broken import BrokenList
+from training.data.shards.image_folder import ImageFolder
 from training.data.shards.manifest import MANIFEST_FILE, ShardStore
 from training.data.shards.opening import open_store
-from training.data.shards.picture_folder import PictureFolder
 from training.data.shards.sample import BadSample
 from training.data.shards.summary import DataSummary
 from training.evaluate.benchmark import SegmentationBenchmark
-from training.inputs.picture_losses import check_losses, describe_losses
+from training.inputs.image_losses import check_losses, describe_losses
 from training.run_record import digest
 
 BROKEN_FILE = "broken.jsonl"
 _NUM_TEXTS = 100_000
 
 
-class PictureInputs:
-    """A folder of shards or of pictures."""
+class ImageInputs:
+    """A folder of shards or of images."""
 
     def __init__(self, config: TrainingConfig, data: ShardsConfig) -> None:
-        """Open the folder; no picture is read.
+        """Open the folder; no image is read.
 
         Raises:
-            FileNotFoundError: It holds neither shards nor pictures.
-            ValueError: The losses need what the pictures do not have.
+            FileNotFoundError: It holds neither shards nor images.
+            ValueError: The losses need what the images do not have.
         """
         self._config, self._data = config, data
         self._store = open_store(data.folder)
@@ -38,7 +38,7 @@ class PictureInputs:
 
     @cached_property
     def summary(self) -> DataSummary:
-        """Counts of pictures and captions."""
+        """Counts of images and captions."""
         return self._store.summary()
 
     def describe(self) -> Sequence[str]:
@@ -52,7 +52,7 @@ class PictureInputs:
             else "none of them with a caption"
         )
         return (
-            f"data: {counts.num_pictures} pictures in {self._data.folder}, {kind}, {captions}",
+            f"data: {counts.num_images} images in {self._data.folder}, {kind}, {captions}",
             *describe_losses(self._config, self._data, counts),
         )
 
@@ -78,20 +78,20 @@ class PictureInputs:
         """The distinct captions among the same."""
         return list(dict.fromkeys(self.tokenizer_texts()))
 
-    def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> PictureBatches:
+    def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> ImageBatches:
         """See `Inputs`; broken samples are listed in the run's folder."""
         name = BROKEN_FILE if share.num_ranks == 1 else f"rank-{share.rank}-{BROKEN_FILE}"
         broken = BrokenList(self._config.folder / name)
-        return PictureBatches(self._store, tokenizer, self._data, share, broken=broken)
+        return ImageBatches(self._store, tokenizer, self._data, share, broken=broken)
 
     def benchmarks(self) -> Sequence[SegmentationBenchmark]:
-        """None: nobody knows what the pictures show where."""
+        """None: nobody knows what the images show where."""
         return ()
 
     def facts(self) -> dict[str, Any]:
         """See `Inputs`."""
         folder = self._data.folder
-        if isinstance(self._store, PictureFolder):
+        if isinstance(self._store, ImageFolder):
             return {"folder": str(folder), "digest": self._store.fingerprint()}
         return {"folder": str(folder), "digest": digest([folder / MANIFEST_FILE])}
 

@@ -29,10 +29,9 @@ from model.preprocess import prepare_image
 from model.runtime.load import load_runtime
 from model.segmentation import segment
 from model.text import TextTokenizer
-from service.masks.mask_codec import encode_mask_png, encode_npy, encode_overlay_png, palette
-from service.masks.polygons import class_polygons
-from service.masks.run_lengths import class_runs, compress_counts
-from service.rest.json_body import dump, encode_array
+from service.outputs.contours import class_polygons, class_runs, compress_counts
+from service.outputs.masks import encode_mask_png, encode_npy, encode_overlay_png, palette
+from service.rest.responses import dump, encode_array
 
 Work = Callable[[], Any]
 Labels = NDArray[np.unsignedinteger]

@@ -25,7 +25,7 @@ from model.runtime.load import RUNTIMES
 from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
 from service.messages import ImageInput
 from service.monitoring.log import configure_logging
-from service.rest.listener import listen
+from service.rest.server import listen
 from service.server import Server
 from service.settings import Settings
 

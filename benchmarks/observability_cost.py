@@ -24,10 +24,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from benchmarks.noop_overhead import TARGETS, measure, running
 from service.call import Call
-from service.monitoring.access_log import AccessLog
-from service.monitoring.call_metrics import SECONDS
-from service.monitoring.log_lines import LineWriter
-from service.monitoring.observability import Metrics
+from service.monitoring.log import AccessLog, LineWriter
+from service.monitoring.metrics import SECONDS, Metrics
 from service.monitoring.otel_tracing import OtelTracer
 from service.monitoring.telemetry import Telemetry
 from service.tracing import Ending, NoTracer, begin_batch

@@ -15,9 +15,9 @@ from model.package import open_package
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
 from service.lanes.work import BatchLimits, Bucket, WorkItem
-from service.models.lane_loading import load_lanes
-from service.models.model_source import ModelSource
-from service.monitoring.observability import Metrics
+from service.models.conversion import ModelSource
+from service.models.loading import load_lanes
+from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
 ROUNDS = 7

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from model.package import open_package
 from model.runtime.base import Runtime
 from model.runtime.load import load_runtime
-from service.images.image_codec import ImageLimits
+from service.images.codec import ImageLimits
 from service.images.preparation import ImagePreparer, JpegDecode, SizeRule
 
 SITE = Path(sysconfig.get_path("purelib"))

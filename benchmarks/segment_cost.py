@@ -27,15 +27,15 @@ from model.package import open_package
 from model.runtime.load import load_runtime
 from service.call import Call
 from service.data_plane import DataPlane
-from service.door import Door
-from service.images.image_codec import ImageLimits
+from service.images.codec import ImageLimits
 from service.images.preparation import ImagePreparer, SizeRule
-from service.masks.mask_codec import encode_mask_png
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
+from service.models.conversion import ModelSource
 from service.models.loading import load_model, request_limits
-from service.models.model_source import ModelSource
 from service.models.registry import ModelRegistry
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
+from service.outputs.masks import encode_mask_png
+from service.request_gate import Door
 from service.settings import Settings
 
 SIZE = (1024, 768)

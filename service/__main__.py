@@ -5,7 +5,6 @@ import sys
 
 from pydantic import ValidationError
 
-from service import blas_threads  # noqa: F401 - before NumPy is there
 from service.server import main
 from service.settings import describe_settings, load_settings
 

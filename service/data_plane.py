@@ -1,29 +1,24 @@
-"""The one request core behind every transport: admit, decode, prepare, batch, run, post.
+"""The request core behind every transport: admit, decode, prepare, batch, run, post-process."""
 
-Knows messages and arrays, and neither HTTP nor protobuf. Its coroutines may run on any event loop;
-heavy work runs in the pool and in the lanes.
-"""
-
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import make_map
 from service.call import Call
-from service.features.views import View, fit_view
-from service.images.preparation import SizeRule
-from service.masks.postprocess import (
-    class_embeddings,
-    image_outputs,
-    segment_image,
-    shorten,
-    text_embedding,
-)
-from service.masks.slide import Geometry
+from service.errors import Overloaded, Unavailable
+from service.images.codec import ImageLimits
+from service.images.preparation import ImagePreparer, JpegDecode, SizeRule, Windows
+from service.lanes.work import Kind
+from service.lanes.worker import unwell
 from service.messages import (
+    ClassifyImagesRequest,
+    ClassifyImagesResponse,
     EmbedImagesRequest,
     EmbedImagesResponse,
     EmbedMixedRequest,
@@ -33,35 +28,281 @@ from service.messages import (
     EstimateMapsRequest,
     EstimateMapsResponse,
     FloatArray,
+    ModelInfo,
+    RequestLimits,
     SegmentImagesRequest,
     SegmentImagesResponse,
+    VisualizeFeaturesRequest,
+    VisualizeFeaturesResponse,
 )
-from service.models.image_pass import EncodedImage, ImagePass
+from service.models.admission import Admitted, Ticket
+from service.models.image_pipeline import EncodedImage, ImagePass, PassOptions
 from service.models.prompts import Prompts, count_waits
-from service.models.served_model import ServedModel
-from service.request_core import RequestCore, size_rule, with_model
+from service.models.registry import ModelRegistry
+from service.models.served_model import ModelStatistics, ServedModel
+from service.models.texts import Embeddings
+from service.outputs.features import View, fit_view
+from service.outputs.masks import (
+    class_embeddings,
+    image_outputs,
+    segment_image,
+    shorten,
+    text_embedding,
+)
+from service.outputs.slide import Geometry
+from service.outputs.vectors import classify, pack, pack_all
+from service.request_gate import UNAVAILABLE_RETRY_S, Door, unavailable
 from service.validation import (
     check_choices,
     check_dimensions,
     check_features,
     check_images,
+    check_map_pixels,
+    check_mask_pixels,
     check_outputs,
     check_pixels,
+    check_resolution,
     check_task,
     check_threshold,
     check_view,
+    class_groups,
     split_blank,
     text_groups,
 )
-from service.vectors.classification import classify
-from service.vectors.packing import pack, pack_all
-from service.view_messages import (
-    ClassifyImagesRequest,
-    ClassifyImagesResponse,
-    VisualizeFeaturesRequest,
-    VisualizeFeaturesResponse,
-)
-from service.waiting import wait_all
+from service.waiting import wait_all, wait_both
+
+# What is served and whether it can answer: for probes, and for who lists models.
+
+
+class Readiness:
+    """The door and the models behind it. Thread-safe."""
+
+    def __init__(self, door: Door, models: ModelRegistry) -> None:
+        self.door = door
+        self.models = models
+
+    @property
+    def health(self) -> dict[str, bool]:
+        """Whether each served model can answer, by name."""
+        return {served.manifest.name: served.is_ready for served in self.models.models()}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are let in, and every model that is served can answer, one at least."""
+        health = self.health
+        return self.door.is_inviting and bool(health) and all(health.values())
+
+    def check_ready(self) -> None:
+        """For readiness probes: refuse where `is_ready` is not so.
+
+        Raises:
+            Unavailable: Starting or draining, or a model cannot answer, or none is served.
+        """
+        if not self.door.is_inviting:
+            raise unavailable(self.door.state)
+        if self.models.is_empty:
+            raise Unavailable("No model is served.", retry_after_s=UNAVAILABLE_RETRY_S)
+        if not all(self.health.values()):
+            raise unwell()
+
+    def check_model_ready(self, name: str | None) -> None:
+        """For readiness probes of one model; None is the default.
+
+        Raises:
+            Unavailable: Starting or draining, or the model cannot answer.
+            ModelNotFound: No model of that name is served.
+        """
+        if not self.door.is_inviting:
+            raise unavailable(self.door.state)
+        if not self.models.find(name).is_ready:
+            raise unwell()
+
+    def check_live(self) -> None:
+        """For liveness probes.
+
+        Raises:
+            Unavailable: A model has not been able to answer for long; the process is best ended.
+        """
+        if not all(served.is_live for served in self.models.models()):
+            raise unwell()
+
+    def list_models(self) -> list[ModelInfo]:
+        """All served models, the default one first.
+
+        Raises:
+            Unavailable: The server is starting.
+        """
+        if self.models.is_empty:
+            self.door.check()
+        return [served.info for served in self.models.models()]
+
+    def get_model(self, name: str | None) -> ModelInfo:
+        """One served model; None is the default.
+
+        Raises:
+            Unavailable: The server is starting.
+            ModelNotFound: No model of that name is served.
+        """
+        if self.models.is_empty:
+            self.door.check()
+        return self.models.find(name).info
+
+    def statistics(self, name: str | None = None) -> list[ModelStatistics]:
+        """What models have done since they were loaded: one, or all.
+
+        Raises:
+            ModelNotFound: No model of that name is served.
+        """
+        models = [self.models.find(name)] if name else self.models.models()
+        return [served.statistics() for served in models]
+
+    def check_open(self) -> None:
+        """Refuse what cannot be let in whatever it asks for, so that its body need not be read.
+
+        Raises:
+            Unavailable: Starting or draining.
+            Overloaded: Every model is full.
+        """
+        self.door.check()
+        models = self.models.models()
+        if models and all(model.admission.is_full for model in models):
+            models[0].admission.check()
+
+
+# What the capabilities of the data plane share: the model's lease, admission, and the passes.
+
+T = TypeVar("T")
+ClassesRequest = SegmentImagesRequest | ClassifyImagesRequest
+ImagesRequest = EmbedImagesRequest | ClassesRequest | EstimateMapsRequest | VisualizeFeaturesRequest
+AnyRequest = ImagesRequest | EmbedTextsRequest | EmbedMixedRequest
+RequestT = TypeVar("RequestT", bound=AnyRequest)
+CoreT = TypeVar("CoreT", bound="RequestCore")
+Answer = Coroutine[Any, Any, T]
+
+
+def with_model(
+    method: Callable[[CoreT, RequestT, Call, ServedModel], Answer[T]],
+) -> Callable[[CoreT, RequestT, Call], Answer[T]]:
+    """Run a method on the model that its request names, which stays whole until it has ended."""
+
+    @wraps(method)
+    async def run(plane: CoreT, request: RequestT, call: Call) -> T:
+        plane.door.check()
+        with (
+            plane.models.lease(request.model) as model,
+            model.requests.watching(call, _num_items(request)),
+        ):
+            call.model = model.manifest.name
+            while True:
+                known_cost = call.known_cost
+                try:
+                    return await method(plane, request, call, model)
+                except Overloaded:
+                    # A patient call whose images are larger than was thought waits again.
+                    if not call.is_patient or call.known_cost <= known_cost:
+                        raise
+
+    return run
+
+
+class RequestCore(Readiness):
+    """Pool, limits and door, and the parts that several capabilities are made of."""
+
+    def __init__(
+        self,
+        door: Door,
+        models: ModelRegistry,
+        *,
+        limits: RequestLimits,
+        max_image_patches: int,
+        pool: Executor,
+        jpeg_decode: JpegDecode = "fast",
+    ) -> None:
+        super().__init__(door, models)
+        self.limits = limits
+        self._pool = pool
+        self.image_limits = ImageLimits(
+            max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
+        )
+        self._preparer = ImagePreparer(
+            self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
+        )
+
+    async def offload(self, work: Callable[[], T]) -> T:
+        """Do CPU work in the pool instead of on the caller's event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _class_prompts(self, request: ClassesRequest, model: ServedModel) -> Prompts:
+        templates = request.templates
+        if templates is None:
+            templates = model.manifest.zero_shot.templates
+        background = getattr(request, "background_classes", ())
+        groups = class_groups(request.classes, background, templates, self.limits)
+        return Prompts.of(groups, model)
+
+    def _pass(
+        self, request: ImagesRequest, rule: SizeRule, model: ServedModel, call: Call
+    ) -> ImagePass:
+        options = _options(request, self.limits)
+        return ImagePass(request.images, rule, model=model, call=call, options=options)
+
+    async def _run_both(
+        self, images: ImagePass, texts: Prompts, ticket: Ticket, call: Call
+    ) -> tuple[list[EncodedImage], Embeddings]:
+        """What the model says of images and, at the same time, of prompts."""
+        encoded, (prompts, text_done) = await wait_both(
+            images.run(self._preparer, ticket, self._pool), texts.encode(call, self._pool)
+        )
+        count_waits(text_done, call)
+        return encoded, {**texts.cached, **prompts}
+
+    def _inside(
+        self, model: ServedModel, cost: int, call: Call, kind: Kind | None = None
+    ) -> Admitted:
+        """Admit the whole request and hold its room until the block ends or the deadline passes."""
+        return Admitted(self.door, model.admission, cost=cost, call=call, kind=kind)
+
+
+def _num_items(request: AnyRequest) -> int:
+    return len(getattr(request, "images", ())) + len(getattr(request, "texts", ()))
+
+
+def size_rule(request: ImagesRequest | EmbedMixedRequest, model: ServedModel) -> SizeRule:
+    """How images' sizes become the model's.
+
+    Raises:
+        InvalidRequest: The resolution is not one of the model's.
+    """
+    resolution = check_resolution(request.resolution, model.manifest)
+    windows = None
+    if isinstance(request, SegmentImagesRequest) and request.mode == "slide":
+        windows = Windows.of(min(resolution, model.manifest.native_size))
+    return SizeRule(
+        resolution=resolution,
+        fit=request.fit,
+        patch_size=model.manifest.patch_size,
+        multiple=model.manifest.size_multiple,
+        windows=windows,
+    )
+
+
+def _options(request: ImagesRequest, limits: RequestLimits) -> PassOptions:
+    check = None
+    if (
+        isinstance(request, EstimateMapsRequest | VisualizeFeaturesRequest)
+        and request.size == "image"
+    ):
+        check = partial(check_map_pixels, limits=limits)
+    elif isinstance(request, SegmentImagesRequest):
+        check = partial(check_mask_pixels, limits=limits, with_scores=request.include_scores)
+    kind: Kind = request.task if isinstance(request, EstimateMapsRequest) else "image"
+    return PassOptions(kind=kind, check_sizes=check, is_partial=request.partial)
+
+
+# The one request core behind every transport: admit, decode, prepare, batch, run, post.
+#
+# Knows messages and arrays, and neither HTTP nor protobuf. Its coroutines may run on any event
+# loop; heavy work runs in the pool and in the lanes.
 
 
 class DataPlane(RequestCore):

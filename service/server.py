@@ -18,27 +18,23 @@ from typing import Any, Literal
 import uvloop
 
 from service.data_plane import DataPlane
-from service.door import Door
 from service.errors import Unavailable
 from service.grpc.server import GrpcServer
-from service.lanes.cpu_limit import available_cpus
-from service.memory_trim import trimming_memory
-from service.models.lane_loading import num_pool_threads
-from service.models.loading import load_model, request_limits
-from service.models.model_source import ModelSource, check_names
-from service.models.registry import ModelRegistry
-from service.models.repository import ModelRepository
+from service.lanes.machine import available_cpus
+from service.models.conversion import ModelSource, check_names
+from service.models.loading import load_model, num_pool_threads, request_limits
+from service.models.registry import ModelRegistry, ModelRepository
 from service.models.served_model import ServedModel
-from service.monitoring.log import configure_logging
-from service.monitoring.log_lines import LineWriter
+from service.monitoring.log import LineWriter, configure_logging
 from service.monitoring.loop_lag import watching_lag
+from service.monitoring.metrics import Metrics
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
-from service.monitoring.observability import Metrics
-from service.monitoring.telemetry_settings import build_telemetry
+from service.monitoring.tracing_setup import build_telemetry
+from service.process_memory import trimming_memory
+from service.request_gate import Door
 from service.rest.app import build_app
-from service.rest.cloud.routes import CloudRoutes
-from service.rest.http_server import HttpServer
-from service.rest.listener import listen
+from service.rest.cloud import CloudRoutes
+from service.rest.server import HttpServer, listen
 from service.safety.protection import Protection
 from service.settings import Settings
 from service.watchdog import Watchdog

@@ -17,6 +17,7 @@ from model.text import TEMPLATES, fill
 from service.errors import InvalidRequest, NotSupported, RequestTooLarge, ServiceError
 from service.messages import (
     IMAGE_OUTPUTS,
+    ClassifyImagesRequest,
     EmbedTextsRequest,
     ImageOutput,
     MaybeImage,
@@ -24,8 +25,8 @@ from service.messages import (
     RequestLimits,
     SegmentClass,
     TemplateSet,
+    VisualizeFeaturesRequest,
 )
-from service.view_messages import ClassifyImagesRequest, VisualizeFeaturesRequest
 
 MAX_TEXT_CHARS: Final = 2000
 MAX_TEMPLATES: Final = 64

@@ -1,6 +1,6 @@
 """Tells whoever must be told when a model's lanes stop being well, and when they are well again.
 
-Lanes find out themselves how they are; see `service.lanes.lane_worker`. A thread of its own looks,
+Lanes find out themselves how they are; see `service.lanes.worker`. A thread of its own looks,
 since what hangs cannot tell.
 """
 

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
 from model.package import ModelPackage
-from service import blas_threads  # noqa: F401 - for libraries and programs that come later
 
 if TYPE_CHECKING:
     from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from service.lanes.cost_curve import CostCurve
+from service.lanes.latency_model import CostCurve
 
 ANSWER_LIMIT_S: Final = 10.0
 SAMPLE: Final = re.compile(r"(\w+)\{([^}]*)\} (\S+)")

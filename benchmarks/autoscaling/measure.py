@@ -23,8 +23,8 @@ from model.preprocess import prepare_image
 from model.runtime.base import Runtime
 from model.runtime.hardware import this_hardware
 from model.runtime.load import load_runtime
-from service.images.image_codec import ImageLimits, decode_image
-from service.lanes.cost_curve import fit_curve
+from service.images.codec import ImageLimits, decode_image
+from service.lanes.latency_model import fit_curve
 
 BATCHES = (1, 2, 4)
 TEXT_BATCHES = (1, 4, 16)

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import simpy
 
-from service.lanes.cost_curve import CostCurve
+from service.lanes.latency_model import CostCurve
 from service.lanes.work import BatchLimits
-from service.monitoring.call_metrics import SECONDS
+from service.monitoring.metrics import SECONDS
 
 Process = Generator[simpy.Event, Any, None]
 IMAGE: Final = "image"

@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks.autoscaling.prometheus import Prometheus
 from benchmarks.autoscaling.replica import Counters
-from service.monitoring.call_metrics import SECONDS
+from service.monitoring.metrics import SECONDS
 
 Compute = Callable[[Prometheus, "Parameters"], float]
 

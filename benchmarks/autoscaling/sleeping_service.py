@@ -18,7 +18,7 @@ from benchmarks.noop_service import NoopRuntime, serve_noop
 from model.package import ModelPackage
 from model.runtime.base import LaneShare, VisionOutput
 from model.runtime.choice import RuntimeChoice
-from service.lanes.cost_curve import CostCurve
+from service.lanes.latency_model import CostCurve
 
 
 class SleepingRuntime(NoopRuntime):

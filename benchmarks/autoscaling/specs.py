@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from benchmarks.autoscaling.curves import Curves
 from benchmarks.autoscaling.replica import IMAGE, TEXT, ReplicaSpec
-from service.lanes.cost_curve import CostCurve
+from service.lanes.latency_model import CostCurve
 from service.lanes.warm_up import SHORT_BATCH_ITEMS, SHORT_BATCH_S
 from service.lanes.work import BatchLimits
 from service.settings import Settings

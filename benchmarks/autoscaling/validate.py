@@ -33,7 +33,7 @@ from benchmarks.autoscaling.scenario import quantile
 from benchmarks.batch_latency import photo_like_jpeg
 from benchmarks.load import rest_request
 from benchmarks.service_process import RunningService, running_service, wait_until_ready
-from service.lanes.cost_curve import CostCurve
+from service.lanes.latency_model import CostCurve
 from service.lanes.work import BatchLimits
 
 UTILISATIONS = (0.5, 0.75)

@@ -1,16 +1,101 @@
-"""A part's items through an engine, in order, with as many under way as keep it busy."""
+"""Rows of a bulk job: what is embedded and what is written for it."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
-from service.bulk.reading import Item
-from service.bulk.rows import Row
+import numpy as np
+import pyarrow as pa
+
+from service.bulk.inputs import Item
 from service.engines.engine import Embedding, Engine, ImageRefused
 from service.errors import InvalidRequest
-from service.images.image_codec import upright_size
-from service.messages import EmbedImagesRequest
+from service.images.codec import upright_size
+from service.messages import EmbedImagesRequest, FloatArray
+
+# Embeddings as Arrow tables.
+#
+# Shape legend: D width, h w patch grid.
+
+Dtype = Literal["float32", "float16"]
+GRIDS: Final = ("patches", "values")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One image's row: its own size in pixels, upright, and its embeddings by name."""
+
+    key: str
+    source: str
+    size_hw: tuple[int, int]
+    embedding: Mapping[str, FloatArray]
+
+
+def row_schema(
+    outputs: Sequence[str], width: int, dtype: Dtype, metadata: Mapping[str, str]
+) -> pa.Schema:
+    """Columns: key, source, height, width, then the outputs as fixed-size lists of D numbers.
+
+    Patch embeddings are lists of these, row by row of the grid, whose sides are columns, too.
+    """
+    vector = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), width)
+    fields = [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+    ]
+    if any(name in GRIDS for name in outputs):
+        fields += [
+            pa.field("grid_height", pa.int32(), nullable=False),
+            pa.field("grid_width", pa.int32(), nullable=False),
+        ]
+    for name in outputs:
+        kind = pa.list_(vector) if name in GRIDS else vector
+        fields.append(pa.field(name, kind, nullable=False))
+    return pa.schema(fields, metadata=dict(metadata))
+
+
+def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    """Rows as a table."""
+    columns: dict[str, Any] = {
+        "key": pa.array([row.key for row in rows], pa.string()),
+        "source": pa.array([row.source for row in rows], pa.string()),
+        "height": pa.array([row.size_hw[0] for row in rows], pa.int32()),
+        "width": pa.array([row.size_hw[1] for row in rows], pa.int32()),
+    }
+    for field in schema:
+        if field.name in columns:
+            continue
+        if field.name in {"grid_height", "grid_width"}:
+            side = int(field.name == "grid_width")
+            columns[field.name] = pa.array([_grid(row)[side] for row in rows], pa.int32())
+        else:
+            columns[field.name] = _vectors([row.embedding[field.name] for row in rows], field.type)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _grid(row: Row) -> tuple[int, int]:
+    (grid_hwD, *_) = (row.embedding[name] for name in GRIDS if name in row.embedding)
+    return grid_hwD.shape[0], grid_hwD.shape[1]
+
+
+def _vectors(arrays: Sequence[FloatArray], kind: pa.DataType) -> Any:
+    is_grid = not pa.types.is_fixed_size_list(kind)
+    vector = kind.value_type if is_grid else kind
+    dtype, width = vector.value_type.to_pandas_dtype(), vector.list_size
+    flat = [array.reshape(-1).astype(dtype, copy=False) for array in arrays]
+    numbers = pa.array(np.concatenate(flat) if flat else np.empty(0, dtype))
+    vectors = pa.FixedSizeListArray.from_arrays(numbers, type=vector)
+    if not is_grid:
+        return vectors
+    ends = np.cumsum([0, *(array.size // width for array in flat)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), vectors, type=kind)
+
+
+# A part's items through an engine, in order, with as many under way as keep it busy.
 
 REPLACED = "backslashreplace"
 

@@ -1,13 +1,8 @@
-"""Computes the missing parts of a job on a Ray cluster, or on one that is started here.
-
-Ray Data streams parts through tasks that read, decode and scale, and through a pool of actors that
-embed and write. Its own checkpoints promise that a row is written at least once, and here it must
-be written exactly once: a part's file has the part's number and appears by a rename, so that a
-task which Ray repeats, or a job that is begun again, writes the same file or finds it.
-"""
+"""Bulk embedding on a Ray cluster."""
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,20 +16,50 @@ import ray.exceptions
 
 from model.package import Manifest
 from service.bulk.embedding import embed_items
-from service.bulk.job import Job, JobError
-from service.bulk.output import OutputFolder
-from service.bulk.parts import Part
-from service.bulk.ray_errors import reason
-from service.bulk.reading import Columns, Item, read_part
+from service.bulk.inputs import Columns, InputError, Item, Part, read_part
+from service.bulk.output import Job, JobError, OutputFolder
 from service.bulk.running import Progress, job_schema, missing_parts
 from service.engines.choice import load, settings_for
+from service.engines.engine import EngineError
 from service.engines.in_process import open_manifest
 from service.errors import InvalidRequest
-from service.images.image_codec import ImageLimits
+from service.images.codec import ImageLimits
 from service.images.preparation import ImagePreparer, SizeRule
 from service.messages import EmbedImagesRequest
 from service.settings import Settings
 from service.validation import check_resolution
+
+# Finds in what Ray says the sentence that one of our own errors was about.
+#
+# What raised on another machine comes back as text with its stack; the exception itself stays
+# there.
+
+OURS: Final = {kind.__name__ for kind in (EngineError, InputError, JobError)}
+RAISED: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*(\w+): (.+)$", re.MULTILINE)
+KINDS: Final = ("Error", "Exception", "Interrupt")
+
+
+def reason(text: str) -> str:
+    """The sentence of our own error, else the first exception with its name, else the first line.
+
+    Args:
+        text: Of Ray's exception.
+    """
+    raised = [match for match in RAISED.finditer(text) if match[1].endswith(KINDS)]
+    for match in raised:
+        if match[1] in OURS:
+            return match[2]
+    if raised:
+        return raised[0][0]
+    return text.strip().partition("\n")[0] or "it gave no reason."
+
+
+# Computes the missing parts of a job on a Ray cluster, or on one that is started here.
+#
+# Ray Data streams parts through tasks that read, decode and scale, and through a pool of actors
+# that embed and write. Its own checkpoints promise that a row is written at least once, and here
+# it must be written exactly once: a part's file has the part's number and appears by a rename, so
+# that a task which Ray repeats, or a job that is begun again, writes the same file or finds it.
 
 ITEM_SCHEMA: Final = pa.schema(
     [

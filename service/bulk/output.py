@@ -1,9 +1,4 @@
-"""The folder that a job fills part by part; each part appears whole or not at all.
-
-_tipserve.json            what is computed of what; another job is refused
-part-00000.parquet ...    rows; a part that is there is done
-_errors/part-00000.jsonl  its bad items, where there are any
-"""
+"""What a bulk job writes: its record, part files and the single file that joins them."""
 
 import fcntl
 import json
@@ -12,16 +7,126 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from service.bulk.embedding import BadItem
-from service.bulk.job import JobError, compare_records
-from service.bulk.rows import Row, to_table
+from service.bulk.embedding import BadItem, Dtype, Row, to_table
+from service.bulk.inputs import Columns, Inputs
+from service.engines.engine import ModelSummary, UserError
+from service.messages import EmbedImagesRequest
+
+# What a job computes, and what it may not change between one start and the next.
+
+RECORD_VERSION: Final = 1
+
+
+class JobError(UserError):
+    """The job cannot go on as it was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What is computed of every image, and how it is written.
+
+    Attributes:
+        request: Without images.
+        dtype: Of the numbers.
+        columns: Of Parquet files that are read.
+        part_items: Images of one part.
+    """
+
+    request: EmbedImagesRequest
+    dtype: Dtype
+    columns: Columns
+    part_items: int
+
+    def told(self) -> dict[str, Any]:
+        """As plain values."""
+        request = asdict(self.request)
+        del request["images"], request["model"]
+        return {
+            **request,
+            "outputs": list(self.request.outputs),
+            "dtype": self.dtype,
+            "image_column": self.columns.image,
+            "key_column": self.columns.key,
+            "part_items": self.part_items,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Inputs, options and the model; all that its rows depend on."""
+
+    inputs: Inputs
+    options: JobOptions
+    model: ModelSummary
+
+    def record(self) -> dict[str, Any]:
+        """What stands beside the output, to be compared at the next start."""
+        return {
+            "version": RECORD_VERSION,
+            "options": self.options.told(),
+            "model": {
+                "name": self.model.name,
+                "fingerprint": self.model.fingerprint,
+                "embed_dim": self.model.embed_dim,
+            },
+            "inputs": {"digest": self.inputs.digest, "num_parts": len(self.inputs.parts)},
+        }
+
+
+def check_outputs(options: JobOptions, model: ModelSummary) -> None:
+    """Refuse, before anything is read, what the model does not have.
+
+    Raises:
+        JobError: It names what there is.
+    """
+    missing = [name for name in options.request.outputs if name not in model.outputs]
+    if missing:
+        raise JobError(
+            f"{model.name} has no output {missing[0]!r}; it has {', '.join(model.outputs)}."
+        )
+
+
+def compare_records(found: object, wanted: dict[str, Any], place: str) -> None:
+    """Refuse to mix rows of two jobs.
+
+    Raises:
+        JobError: It names the first difference.
+    """
+    if found == wanted:
+        return
+    before = found if isinstance(found, dict) else {}
+    for section, words in (
+        ("options", "with other options"),
+        ("model", "by another model"),
+        ("inputs", "from other inputs"),
+    ):
+        old, new = before.get(section), wanted[section]
+        if old != new:
+            raise JobError(
+                f"{place} was begun {words} ({_difference(old, new)}); repeat those, name another "
+                "output, or begin anew by --overwrite."
+            )
+    raise JobError(f"{place} was begun by another version; begin anew by --overwrite.")
+
+
+def _difference(old: object, new: dict[str, Any]) -> str:
+    before = old if isinstance(old, dict) else {}
+    name = next(name for name in new if before.get(name) != new[name])
+    return f"{name}: {json.dumps(before.get(name))} then, {json.dumps(new[name])} now"
+
+
+# The folder that a job fills part by part; each part appears whole or not at all.
+#
+# _tipserve.json            what is computed of what; another job is refused
+# part-00000.parquet ...    rows; a part that is there is done
+# _errors/part-00000.jsonl  its bad items, where there are any
 
 RECORD_NAME: Final = "_tipserve.json"
 LOCK_NAME: Final = "_lock"
@@ -181,3 +286,71 @@ def _sync(file: Path) -> None:
     """A name must not outlive its bytes where the machine fails."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+# One Parquet file from a job's parts, for outputs that are named as a file.
+
+METADATA_KEY: Final = b"tipserve"
+
+
+def parts_folder(file: Path) -> Path:
+    """Where the parts lie until the file is whole."""
+    return file.with_name(f"{file.name}.parts")
+
+
+def errors_file(file: Path) -> Path:
+    """Where the bad items are, if there are any."""
+    return file.with_name(f"{file.stem}.errors.jsonl")
+
+
+def is_finished(file: Path, record: dict[str, Any]) -> bool:
+    """Whether the file is there already, from the same job.
+
+    Raises:
+        JobError: It is something else.
+    """
+    if not file.exists():
+        return False
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+        found = json.loads(metadata[METADATA_KEY])
+    except (OSError, ValueError, KeyError) as error:
+        raise JobError(f"{file} is there and no output of this command; name another.") from error
+    compare_records(found, record, str(file))
+    return True
+
+
+def join_parts(folder: OutputFolder, file: Path, schema: pa.Schema) -> None:
+    """Write all parts into one file, which appears whole; the parts go."""
+    numbers = sorted(folder.done())
+    temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY}")
+    errors = b"".join(
+        part.read_bytes() for part in map(folder.errors_file, numbers) if part.exists()
+    )
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for number in numbers:
+                with pq.ParquetFile(folder.part_file(number)) as part:
+                    for index in range(part.num_row_groups):
+                        writer.write_table(part.read_row_group(index))
+        if errors:
+            errors_file(file).write_bytes(errors)
+        else:
+            errors_file(file).unlink(missing_ok=True)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def clear_file(file: Path) -> None:
+    """Remove an output and its bad items."""
+    file.unlink(missing_ok=True)
+    errors_file(file).unlink(missing_ok=True)
+
+
+def count_rows(file: Path) -> tuple[int, int]:
+    """Rows and bad items of a finished output."""
+    bad = errors_file(file)
+    num_bad = len(bad.read_bytes().splitlines()) if bad.exists() else 0
+    return int(pq.read_metadata(file).num_rows), num_bad

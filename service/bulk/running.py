@@ -8,13 +8,9 @@ from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
-from service.bulk.embedding import embed_items
-from service.bulk.job import Job
-from service.bulk.output import OutputFolder
-from service.bulk.parts import Part
-from service.bulk.reading import Item, read_part
-from service.bulk.rows import row_schema
-from service.bulk.single_file import METADATA_KEY
+from service.bulk.embedding import embed_items, row_schema
+from service.bulk.inputs import Item, Part, read_part
+from service.bulk.output import METADATA_KEY, Job, OutputFolder
 from service.engines.engine import Engine
 
 # While one part ends and is written, the next keeps the engine busy.

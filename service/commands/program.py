@@ -1,26 +1,154 @@
-"""The console script `tipserve`: finds the command, runs it, and turns errors into sentences."""
+"""The console script `tipserve`: parse arguments, run a command, report errors."""
 
-from service import blas_threads  # noqa: F401, I001 - before NumPy is there
-
+import argparse
 import importlib
+import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from service.commands.exit_status import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    MEANINGS,
-    TERMINATED,
-    WRONG_USAGE,
+from service.engines import choice
+from service.engines.choice import KEY_VARIABLE, SCHEMES, URL_VARIABLE
+from service.engines.engine import Engine, EngineError, UserError
+
+# With what status a command ends.
+#
+# 0    everything was done
+# 1    it could not be done; a sentence on standard error says what to change
+# 2    the command line is wrong
+# 3    done, but some items were bad; the output names them
+# 130  interrupted; the same command goes on where it stopped (143 where SIGTERM ended it)
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+DONE_WITHOUT_SOME: Final = 3
+INTERRUPTED: Final = 130
+TERMINATED: Final = 143
+MEANINGS: Final = (
+    "exit status: 0 done; 1 it could not be done, and a sentence says why; 2 a wrong command line; "
+    "3 done, but for items that could not be used; 130 or 143 interrupted"
 )
-from service.engines.engine import UserError
+
+
+# Options that several commands have, and what they make of them.
+
+# Of the service's settings, those that matter where nothing is served; variables set the others.
+LOADING: Final = ("runtime", "precision", "device", "cache")
+
+
+def new_parser(command: str, description: str, examples: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser whose help ends with examples and exit statuses."""
+    lines = "\n".join(f"  tipserve {command} {example}" for example in examples)
+    return argparse.ArgumentParser(
+        prog=f"tipserve {command}",
+        description=description,
+        epilog=f"examples:\n{lines}\n\n{MEANINGS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Where it is computed."""
+    group = parser.add_argument_group("where it is computed: in this process, or by a server")
+    group.add_argument(
+        "--model",
+        help="bundled (the default), a package's folder, a checkpoint or a hub id, as `serve` "
+        "takes them; with --url the name of a served model",
+    )
+    group.add_argument(
+        "--url",
+        default=os.environ.get(URL_VARIABLE) or None,
+        help=f"a server: an address with {SCHEMES}; also the variable {URL_VARIABLE}",
+    )
+    group.add_argument(
+        "--api-key-file",
+        type=Path,
+        help=f"file with the server's key; also the variable {KEY_VARIABLE}",
+    )
+    for name in LOADING:
+        group.add_argument(
+            f"--{name}", help=f"as `serve --{name}`; without --url; also TIPSERVE_{name.upper()}"
+        )
+
+
+def loading_flags(options: argparse.Namespace) -> tuple[str, ...]:
+    """The service's own flags, for a model in this process."""
+    names = ("model", *LOADING)
+    given = {name: getattr(options, name) for name in names}
+    return tuple(f"--{name}={value}" for name, value in given.items() if value is not None)
+
+
+@contextmanager
+def opened_engine(
+    options: argparse.Namespace, load: Callable[[Sequence[str]], Engine] = choice.load
+) -> Iterator[Engine]:
+    """What the options ask for, closed at the end.
+
+    Raises:
+        EngineError: It cannot be had.
+    """
+    if options.url is None:
+        engine = load(loading_flags(options))
+    else:
+        useless = [name for name in LOADING if getattr(options, name) is not None]
+        if useless:
+            raise EngineError(f"--{useless[0]} is the server's to choose where --url is given.")
+        key = choice.read_key(options.api_key_file, os.environ)
+        engine = choice.connect(options.url, key)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def served_name(options: argparse.Namespace) -> str | None:
+    """The model to name in requests: a model in this process is the default one."""
+    name: str | None = options.model
+    return name if options.url is not None else None
+
+
+# `tipserve models`: what can be asked.
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit status.
+
+    Raises:
+        EngineError: There is no answer.
+        SystemExit: A wrong command line, or `--help`.
+    """
+    parser = new_parser(
+        "models",
+        "Says what can be asked: of a server, or of the model that would be loaded here.",
+        ("", "--url http://localhost:8000", "--url grpc://localhost:8001 --json"),
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_engine_options(parser)
+    options = parser.parse_args(list(arguments))
+    with opened_engine(options) as engine:
+        models = engine.models()
+    if options.json:
+        print(json.dumps([asdict(model) for model in models], indent=2))
+        return DONE
+    for model in models:
+        print(
+            f"{model.name}: {model.variant}, {model.embed_dim} wide, {model.native_size} px, "
+            f"{', '.join(model.outputs)}; {model.runtime} {model.precision} on {model.device}"
+        )
+    return DONE
+
+
+# The console script `tipserve`: finds the command, runs it, and turns errors into sentences.
 
 # What other programs of this distribution do already.
 PROGRAMS: Final = {
@@ -51,7 +179,6 @@ examples:
 `tipserve COMMAND --help` has the options of each, `tipserve --version` says which one this is.
 {MEANINGS}
 """
-
 Execute = Callable[[str, list[str]], object]
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, Self, TextIO
 
-from service.bulk.parts import Part
+from service.bulk.inputs import Part
 
 LINE_EVERY_S: Final = 5.0
 

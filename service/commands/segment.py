@@ -9,18 +9,23 @@ from typing import Final, get_args
 import numpy as np
 
 from model.winner_map import Labels
-from service.commands.exit_status import DONE
-from service.commands.options import add_engine_options, new_parser, opened_engine, served_name
+from service.commands.program import (
+    DONE,
+    add_engine_options,
+    new_parser,
+    opened_engine,
+    served_name,
+)
 from service.engines.engine import EngineError, ImageRefused
-from service.images.image_codec import ImageLimits, decode_image
-from service.masks.mask_codec import (
+from service.images.codec import ImageLimits, decode_image
+from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
+from service.outputs.masks import (
     MAX_PALETTE_CLASSES,
     class_color,
     encode_mask_png,
     encode_npy,
     encode_overlay_png,
 )
-from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
 from service.settings import Settings
 
 SUFFIXES: Final = (".png", ".npy")

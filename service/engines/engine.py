@@ -1,7 +1,4 @@
-"""What commands and jobs may ask of a model, wherever it computes, and what can go wrong.
-
-Shape legend: H W pixels of the image.
-"""
+"""What computes for the command line, and how it is chosen."""
 
 import hashlib
 import json

@@ -11,17 +11,15 @@ from model.package import Manifest
 from model.winner_map import Labels
 from service.call import Call
 from service.data_plane import DataPlane
-from service.door import Door
 from service.engines.engine import Embedding, EngineError, ModelSummary, of_images, refusal
 from service.errors import Overloaded, ServiceError
 from service.messages import EmbedImagesRequest, ModelInfo, SegmentImagesRequest
-from service.models.conversion import open_source
-from service.models.lane_loading import num_pool_threads
-from service.models.loading import load_model, request_limits
-from service.models.model_source import ModelSource
+from service.models.conversion import ModelSource, open_source
+from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
+from service.request_gate import Door
 from service.settings import Settings
 
 # Nobody waits for one image of a job, but one that hangs should not stop it for good.

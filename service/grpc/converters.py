@@ -1,17 +1,22 @@
-"""Protobuf to messages and back; the only place that knows both."""
+"""Protobuf messages to data-plane messages, and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
 from model.preprocess import Fit
 from service.errors import InvalidRequest
 from service.grpc.generated import (
+    classify_pb2,
     dense_pb2,
     embed_pb2,
+    features_pb2,
     image_pb2,
     item_error_pb2,
     model_pb2,
@@ -19,17 +24,20 @@ from service.grpc.generated import (
     tensor_pb2,
     text_pb2,
 )
-from service.grpc.unknown_fields import refuse_unknown_fields
-from service.masks.mask_codec import class_color
 from service.messages import (
+    ClassifyImagesRequest,
+    ClassifyImagesResponse,
     EmbedImagesRequest,
     EmbedImagesResponse,
     EmbedTextsRequest,
     EmbedTextsResponse,
     EstimateMapsRequest,
     EstimateMapsResponse,
+    FeatureKind,
     Features,
+    FeatureScope,
     FloatArray,
+    GlobalFeatures,
     ItemErrors,
     MapSize,
     ModelInfo,
@@ -40,11 +48,51 @@ from service.messages import (
     SegmentMode,
     TemplateSet,
     VectorType,
+    VisualizeFeaturesRequest,
+    VisualizeFeaturesResponse,
 )
+from service.outputs.masks import class_color
+
+# Fields of a message that are newer than this server.
+
+
+def refuse_unknown_fields(message: Message, path: str = "", *, is_deep: bool = True) -> None:
+    """Refuse a field that is newer than this server: what it asks for would be ignored.
+
+    Args:
+        message: With the messages inside it, where `is_deep`.
+        path: Where it is in the request.
+        is_deep: False leaves those inside it to whoever reads them.
+
+    Raises:
+        InvalidRequest: The message, or one inside it, has such a field.
+    """
+    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]  # its stub lacks __iter__
+        where = f"{path}: field" if path else "Field"
+        raise InvalidRequest(
+            f"{where} number {unknown.field_number} is not known.",
+            code="unknown_field",
+            param=path or None,
+        )
+    for field, value in message.ListFields() if is_deep else ():
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            continue
+        name = f"{path}.{field.name}" if path else field.name
+        if isinstance(value, Message):
+            refuse_unknown_fields(value, name)
+        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key, item in value.items():
+                if isinstance(item, Message):
+                    refuse_unknown_fields(item, f"{name}.{key}")
+        else:
+            for index, item in enumerate(value):
+                refuse_unknown_fields(item, f"{name}[{index}]")
+
+
+# Protobuf to messages and back; the only place that knows both.
 
 T = TypeVar("T")
 NumberT = TypeVar("NumberT", bound=int)
-
 OUTPUTS: Mapping[embed_pb2.ImageOutput, str] = {
     embed_pb2.IMAGE_OUTPUT_PATCHES: "patches",
     embed_pb2.IMAGE_OUTPUT_VALUES: "values",
@@ -354,4 +402,105 @@ def _segmentation(mask: Segmentation, names: Sequence[str]) -> segment_pb2.Segme
         scores=None if mask.scores_HW is None else tensor(mask.scores_HW),
         classes=classes,
         background_share=background_share,
+    )
+
+
+# Protobuf to messages and back, of what images show: their classes, and their features.
+
+GLOBAL_FEATURES: Mapping[classify_pb2.GlobalFeatures, GlobalFeatures] = {
+    classify_pb2.GLOBAL_FEATURES_CLS1: "cls1",
+    classify_pb2.GLOBAL_FEATURES_CLS2: "cls2",
+}
+FEATURE_KINDS: Mapping[features_pb2.FeatureKind, FeatureKind] = {
+    features_pb2.FEATURE_KIND_COLORS: "colors",
+    features_pb2.FEATURE_KIND_COMPONENT: "component",
+    features_pb2.FEATURE_KIND_GROUPS: "groups",
+}
+SCOPES: Mapping[features_pb2.FeatureScope, FeatureScope] = {
+    features_pb2.FEATURE_SCOPE_IMAGE: "image",
+    features_pb2.FEATURE_SCOPE_REQUEST: "request",
+}
+
+
+def to_classify_images(request: classify_pb2.ClassifyImagesRequest) -> ClassifyImagesRequest:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: A field or a value that this server does not know.
+    """
+    refuse_unknown_fields(request)
+    default = ClassifyImagesRequest
+    has = request.HasField
+    return default(
+        images=tuple(image.encoded for image in request.images),
+        classes=classes_of(request.classes),
+        model=request.model or None,
+        templates=templates_of(request.templates) if has("templates") else default.templates,
+        features=choice(GLOBAL_FEATURES, request.features, "features") or default.features,
+        temperature=request.temperature if has("temperature") else default.temperature,
+        top_k=request.top_k if has("top_k") else default.top_k,
+        resolution=request.resolution if has("resolution") else default.resolution,
+        fit=choice(FITS, request.fit, "fit") or default.fit,
+        partial=request.partial,
+    )
+
+
+def from_classify_images(answer: ClassifyImagesResponse) -> classify_pb2.ClassifyImagesResponse:
+    """Write an answer."""
+    classifications = [
+        classify_pb2.Classification(
+            classes=[
+                classify_pb2.ClassScore(
+                    label=label,
+                    name=answer.classes[label - 1],
+                    probability=probability,
+                    cosine=cosine,
+                )
+                for label, probability, cosine in found.rows()
+            ]
+        )
+        for found in answer.classifications
+    ]
+    return classify_pb2.ClassifyImagesResponse(
+        model=answer.model,
+        classifications=in_places(classifications, answer.errors, classify_pb2.Classification()),
+        errors=item_errors(answer.errors),
+    )
+
+
+def to_visualize_features(
+    request: features_pb2.VisualizeFeaturesRequest,
+) -> VisualizeFeaturesRequest:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: A field or a value that this server does not know.
+    """
+    refuse_unknown_fields(request)
+    default = VisualizeFeaturesRequest
+    has = request.HasField
+    return default(
+        images=tuple(image.encoded for image in request.images),
+        model=request.model or None,
+        kind=choice(FEATURE_KINDS, request.kind, "kind") or default.kind,
+        features=choice(FEATURES, request.features, "features") or default.features,
+        scope=choice(SCOPES, request.scope, "scope") or default.scope,
+        group_count=request.group_count if has("group_count") else default.group_count,
+        seed=request.seed if has("seed") else default.seed,
+        resolution=request.resolution if has("resolution") else default.resolution,
+        fit=choice(FITS, request.fit, "fit") or default.fit,
+        size=choice(MAP_SIZES, request.size, "size") or default.size,
+        partial=request.partial,
+    )
+
+
+def from_visualize_features(
+    answer: VisualizeFeaturesResponse,
+) -> features_pb2.VisualizeFeaturesResponse:
+    """Write an answer."""
+    maps = [features_pb2.FeatureMap(features=tensor(array)) for array in answer.maps]
+    return features_pb2.VisualizeFeaturesResponse(
+        model=answer.model,
+        maps=in_places(maps, answer.errors, features_pb2.FeatureMap()),
+        errors=item_errors(answer.errors),
     )

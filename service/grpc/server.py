@@ -1,4 +1,4 @@
-"""gRPC on a thread and an event loop of its own, so that busy REST cannot starve it."""
+"""The gRPC server on a thread and loop of its own."""
 
 import asyncio
 import threading
@@ -7,27 +7,84 @@ from concurrent.futures import Future
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.data_plane import DataPlane
-from service.grpc.gate import Gate
-from service.grpc.generated import encoder_service_pb2
+from service.grpc.generated import encoder_service_pb2, open_inference_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
 from service.grpc.generated.open_inference_pb2_grpc import (
     add_GRPCInferenceServiceServicer_to_server,
 )
-from service.grpc.guard import MAX_OPEN_RPCS, GuardInterceptor
-from service.grpc.interceptors import INFERENCE_SERVICE, CallInterceptor
-from service.grpc.open_inference.servicer import InferenceServicer, stream_error
-from service.grpc.reflected import reflection_pool
+from service.grpc.interceptors import (
+    INFERENCE_SERVICE,
+    MAX_OPEN_RPCS,
+    CallInterceptor,
+    GuardInterceptor,
+)
+from service.grpc.limits import Gate
+from service.grpc.open_inference import InferenceServicer, stream_error
 from service.grpc.servicer import EncoderServicer
-from service.grpc.stream_items import stream_error as encoder_stream_error
-from service.grpc.tls import server_credentials
-from service.models.repository import ModelRepository
+from service.grpc.stream import stream_error as encoder_stream_error
+from service.models.registry import ModelRepository
 from service.monitoring.loop_lag import watching_lag
 from service.monitoring.telemetry import Telemetry
 from service.safety.protection import Protection
+from service.safety.tls import Tls, TlsMaterial
+
+# TLS as gRPC takes it: its core asks before every new connection whether there is a newer one.
+
+
+def server_credentials(tls: Tls) -> grpc.ServerCredentials:
+    """Credentials that follow the files; a client's certificate is asked for where one is set."""
+    given = tls.current()
+
+    def newer() -> Any:
+        # Called on gRPC's own threads; None keeps what it has.
+        nonlocal given
+        material = tls.current()
+        if material is given:
+            return None
+        given = material
+        return _configuration(material)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(given), newer, require_client_authentication=given.client_ca is not None
+    )
+
+
+def _configuration(material: TlsMaterial) -> Any:
+    return grpc.ssl_server_certificate_configuration(
+        [(material.key, material.certificate)], root_certificates=material.client_ca
+    )
+
+
+# The files that reflection tells of, in one pool: each dialect's own has but its own.
+
+SERVICES = (encoder_service_pb2, open_inference_pb2, health_pb2, reflection_pb2)
+
+
+def reflection_pool() -> DescriptorPool:
+    """Every service of this server, with all that its messages are made of."""
+    pool = DescriptorPool()
+    names: set[str] = set()
+    for module in SERVICES:
+        _add(pool, module.DESCRIPTOR, names)
+    return pool
+
+
+def _add(pool: DescriptorPool, file: Any, names: set[str]) -> None:
+    """A file after those that it imports; each once."""
+    if file.name in names:
+        return
+    names.add(file.name)
+    for imported in file.dependencies:
+        _add(pool, imported, names)
+    pool.AddSerializedFile(file.serialized_pb)
+
+
+# gRPC on a thread and an event loop of its own, so that busy REST cannot starve it.
 
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 # Under these names health checks ask of the whole server.

@@ -5,16 +5,21 @@ from typing import Any
 from service.call import current_call
 from service.data_plane import DataPlane
 from service.grpc.converters import (
+    from_classify_images,
     from_depth,
     from_embed_images,
     from_embed_texts,
     from_model,
     from_normals,
     from_segment_images,
+    from_visualize_features,
+    refuse_unknown_fields,
+    to_classify_images,
     to_embed_images,
     to_embed_texts,
     to_estimate_maps,
     to_segment_images,
+    to_visualize_features,
 )
 from service.grpc.generated import (
     classify_pb2,
@@ -26,14 +31,7 @@ from service.grpc.generated import (
     stream_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
-from service.grpc.stream_items import STREAMED, begin_item, stream_answer
-from service.grpc.unknown_fields import refuse_unknown_fields
-from service.grpc.view_converters import (
-    from_classify_images,
-    from_visualize_features,
-    to_classify_images,
-    to_visualize_features,
-)
+from service.grpc.stream import STREAMED, begin_item, stream_answer
 
 
 class EncoderServicer(EncoderServiceServicer):

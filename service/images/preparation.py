@@ -1,25 +1,116 @@
-"""From images to what the model sees: of a file the header alone, then decode and scale.
-
-Shape legend: H W pixels.
-"""
+"""Encoded or decoded images to model inputs."""
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, Self, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.preprocess import Fit, scale_image, target_size, to_planes
+from model.preprocess import Fit, prepare_image, scale_image, target_size, to_planes
 from service.errors import InvalidRequest
-from service.images.image_codec import ImageLimits, load_image, read_size
-from service.images.pixels import is_model_input, pixels_size, scale_pixels, take_planes
-from service.images.windows import Windows
+from service.images.codec import ImageLimits, load_image, read_size
 from service.messages import ImageInput
 
-JpegDecode = Literal["fast", "exact"]
+# Images that come as pixels and not as files: of any size, or just as the model is to see them.
+#
+# Their shapes have been checked, by `service.validation`. Shape legend: H W pixels.
 
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+
+
+def is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:
+    """Whether an image is float32 [3, H, W], which is taken as it is."""
+    return isinstance(image, np.ndarray) and image.dtype == np.float32
+
+
+def pixels_size(pixels: Pixels, limits: ImageLimits, *, param: str) -> tuple[int, int]:
+    """Height and width.
+
+    Args:
+        pixels: uint8 [H, W, 3] or float32 [3, H, W].
+        limits: Of which the pixels count.
+        param: The field and index of the image, for the error.
+
+    Raises:
+        InvalidRequest: It has too many pixels.
+    """
+    height, width = pixels.shape[1:] if is_model_input(pixels) else pixels.shape[:2]
+    if height * width > limits.max_pixels:
+        raise InvalidRequest(
+            f"{param}: the image has {width} x {height} pixels; at most {limits.max_pixels} are "
+            "read. Send a smaller one.",
+            code="image_too_large",
+            param=param,
+        )
+    return height, width
+
+
+def scale_pixels(pixels_HW3: Pixels, size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Of uint8 pixels, scaled as a decoded image is: float32 [3, H, W] in [0, 1]."""
+    return prepare_image(np.ascontiguousarray(pixels_HW3, np.uint8), size_hw)
+
+
+def take_planes(planes_3HW: NDArray[np.float32], *, param: str) -> NDArray[np.float32]:
+    """A copy, in memory as runtimes want it, of what the model is to see.
+
+    Raises:
+        InvalidRequest: A value is outside [0, 1], or not a number.
+    """
+    copy_3HW = np.array(planes_3HW, np.float32, order="C")
+    # Written so that a NaN is refused too.
+    if not (copy_3HW.min() >= 0 and copy_3HW.max() <= 1):
+        raise InvalidRequest(
+            f"{param}: float32 pixels lie in [0, 1]; divide 8-bit values by 255.",
+            code="invalid_image",
+            param=param,
+        )
+    return copy_3HW
+
+
+# Windows over an image: squares that overlap, the last of each row and column at its end.
+#
+# Source: google-deepmind/tips, zero-shot segmentation notebook: windows of 448 pixels, 336 apart,
+# on images whose short side is 448.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Squares of `side` pixels, `stride` pixels apart."""
+
+    side: int
+    stride: int
+
+    @classmethod
+    def of(cls, side: int) -> Self:
+        """Windows that overlap by a quarter."""
+        return cls(side=side, stride=max(1, side * 3 // 4))
+
+    def corners(self, size_hw: tuple[int, int]) -> list[tuple[int, int]]:
+        """Top and left of every window, row by row; at least one.
+
+        Args:
+            size_hw: Height and width of the image, each at least the side of a window.
+
+        Raises:
+            ValueError: A window does not fit into the image.
+        """
+        height, width = size_hw
+        return [(top, left) for top in self._starts(height) for left in self._starts(width)]
+
+    def _starts(self, length: int) -> list[int]:
+        if length < self.side:
+            raise ValueError(f"a window of {self.side} pixels does not fit into {length}")
+        count = 1 + -(-(length - self.side) // self.stride)
+        return [min(i * self.stride, length - self.side) for i in range(count)]
+
+
+# From images to what the model sees: of a file the header alone, then decode and scale.
+#
+# Shape legend: H W pixels.
+
+JpegDecode = Literal["fast", "exact"]
 # Of each side, in multiples of what the model sees: with less, details that the exact way averages
 # away begin to show. `python -m benchmarks.scaled_decode` measures it.
 REDUCED_FACTOR: Final = 2

@@ -1,16 +1,10 @@
-"""What waits for a lane, by shape, and how the next batch is formed. Knows no threads of its own.
+"""What waits for the lanes: a queue per shape, in scheduling order."""
 
-A batch takes items of one bucket, in turn, up to the bucket's limits; the bucket whose first item
-is next goes first. The urgent go first, but an item rises a priority level with every step of time
-that it waits, so nothing starves; of one level the flow goes first that has had less of the lanes,
-and of one flow what came first. An item whose caller has left is never computed: a cancelled one is
-removed when it is cancelled, an expired one when a batch is formed, and a caller is answered only
-once.
-"""
-
+import heapq
 import math
 import threading
 from collections import Counter as Total
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,11 +13,149 @@ from typing import Final
 
 from service.call import Clock, deadline_exceeded
 from service.errors import ServiceError, Unavailable
-from service.lanes.fair_share import FairShare
-from service.lanes.waiting_line import Turn, WaitingLine
 from service.lanes.work import Batch, BatchLimits, Bucket, Completed, Entry, Kind, WorkItem, settle
-from service.monitoring.model_counter import ModelCounter
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics, ModelCounter
+
+# How many batches of each size one model's lanes have computed, and how long they took.
+
+
+class BatchCounts:
+    """Thread-safe: every lane counts here."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals: dict[int, tuple[int, float]] = {}
+
+    def observe(self, num_items: int, seconds: float) -> None:
+        """Count one batch that came out well."""
+        with self._lock:
+            count, total_s = self._totals.get(num_items, (0, 0.0))
+            self._totals[num_items] = count + 1, total_s + seconds
+
+    def totals(self) -> Mapping[int, tuple[int, float]]:
+        """By number of items, how many batches there were and their seconds together."""
+        with self._lock:
+            return dict(sorted(self._totals.items()))
+
+
+# How much each flow has had of the lanes, so that flows which wait take turns.
+#
+# Start-time fair queueing (P. Goyal, H. Vin, H. Cheng, 1996): a flow that floods the queue waits
+# behind itself, and one that comes back after a pause goes on level with the others: it neither
+# saves up turns nor pays for what it had while nobody else waited.
+
+
+class FairShare:
+    """Counts cost by flow. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._had: dict[str, float] = {}
+        self._num_waiting: dict[str, int] = {}
+        self._level = 0.0
+
+    def come(self, flow: str) -> None:
+        """An entry of this flow begins to wait."""
+        if flow not in self._num_waiting:
+            self._num_waiting[flow] = 0
+            self._had[flow] = max(self._had.get(flow, 0.0), self._level)
+        self._num_waiting[flow] += 1
+
+    def go(self, flow: str) -> None:
+        """One waits no more, whether it was served or not."""
+        self._num_waiting[flow] -= 1
+        if not self._num_waiting[flow]:
+            del self._num_waiting[flow]
+        if not self._num_waiting:  # nobody is left to be compared with
+            self._had.clear()
+            self._level = 0.0
+
+    def serve(self, flow: str, cost: float) -> None:
+        """One that waits is served."""
+        self._level = self._had[flow]
+        self._had[flow] += cost
+
+    def had(self, flow: str) -> float:
+        """Cost that it had, on the common scale; of flows that wait the least goes first."""
+        return self._had[flow]
+
+
+# The entries of one bucket that wait, in the order in which they are served.
+
+# An entry's priority level by now, what its flow has had, and its rank.
+Turn = tuple[int, float, tuple[float, int]]
+
+
+class WaitingLine:
+    """Ordered by rank; an entry leaves it from anywhere at the cost of leaving at the head.
+
+    Of one flow and priority level entries come in the order of their ranks, so each such level is a
+    queue of its own and only the levels' heads need to be compared. Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._levels: dict[tuple[int, str], OrderedDict[int, Entry]] = {}
+        self.cost = 0
+
+    def add(self, entry: Entry) -> None:
+        """Let an entry wait."""
+        level = self._levels.setdefault(_level_of(entry), OrderedDict())
+        level[entry.number] = entry
+        self.cost += entry.item.cost
+
+    def remove(self, entry: Entry) -> bool:
+        """Forget an entry; False where it does not wait here."""
+        level = self._levels.get(_level_of(entry))
+        if level is None or level.pop(entry.number, None) is None:
+            return False
+        if not level:
+            del self._levels[_level_of(entry)]
+        self.cost -= entry.item.cost
+        return True
+
+    def num_of(self, flow: str, priority: int) -> int:
+        """How many of a flow wait at this level or a more urgent one."""
+        return sum(
+            len(entries)
+            for (level, name), entries in self._levels.items()
+            if name == flow and level <= priority
+        )
+
+    def flows(self) -> set[str]:
+        """Whose entries wait."""
+        return {flow for _, flow in self._levels}
+
+    def first(self, key: Callable[[Entry], Turn]) -> Entry:
+        """Who is next by this key, which keeps each flow's order; the line must not be empty."""
+        return min(self._heads(), key=key)
+
+    @property
+    def oldest(self) -> float:
+        """When the entry that has waited longest came, in monotonic seconds."""
+        return min(entry.enqueued for entry in self._heads())
+
+    def __iter__(self) -> Iterator[Entry]:
+        levels = (level.values() for level in self._levels.values())
+        return heapq.merge(*levels, key=lambda entry: entry.rank)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._levels.values()))
+
+    def _heads(self) -> Iterator[Entry]:
+        return (next(iter(level.values())) for level in self._levels.values())
+
+
+def _level_of(entry: Entry) -> tuple[int, str]:
+    return entry.item.priority, entry.item.flow
+
+
+# What waits for a lane, by shape, and how the next batch is formed. Knows no threads of its own.
+#
+# A batch takes items of one bucket, in turn, up to the bucket's limits; the bucket whose first item
+# is next goes first. The urgent go first, but an item rises a priority level with every step of
+# time that it waits, so nothing starves; of one level the flow goes first that has had less of the
+# lanes, and of one flow what came first. An item whose caller has left is never computed: a
+# cancelled one is removed when it is cancelled, an expired one when a batch is formed, and a
+# caller is answered only once.
 
 # A caller's timer may go off a moment before the deadline that it was set for.
 TIMER_SLACK_S: Final = 0.001

@@ -1,9 +1,4 @@
-"""Work-conserving batching: a lane that is free takes what waits at once, and never waits for more.
-
-A lane is one worker thread with a runtime of its own. A batch stands alone: where it raises, or
-comes back with another number of results, its own callers are told and nobody else. Nobody is left
-without an answer.
-"""
+"""Dynamic batching: a queue per shape in front of work-conserving lanes."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,15 +6,23 @@ from concurrent.futures import Future
 
 from service.call import Clock
 from service.errors import Unavailable
-from service.lanes.batch_counts import BatchCounts
-from service.lanes.batch_queue import BatchQueue, BatchRules
-from service.lanes.batch_run import collate_batch
-from service.lanes.cost_curve import CostBook
-from service.lanes.lane_worker import LaneCare, LaneContext, LaneRunner, LaneWorker
-from service.lanes.pulse import LaneState, Pulse, num_ready, unwell, unwell_since
-from service.lanes.staging import Stage
+from service.lanes.batch_queue import BatchCounts, BatchQueue, BatchRules
+from service.lanes.latency_model import CostBook
 from service.lanes.work import Completed, Kind, WorkItem, settle
-from service.monitoring.observability import Metrics
+from service.lanes.worker import (
+    LaneCare,
+    LaneContext,
+    LaneRunner,
+    LaneState,
+    LaneWorker,
+    Pulse,
+    Stage,
+    collate_batch,
+    num_ready,
+    unwell,
+    unwell_since,
+)
+from service.monitoring.metrics import Metrics
 
 
 class Batcher:

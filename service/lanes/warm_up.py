@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from service.call import Clock
-from service.lanes.cost_curve import CostCurve, fit_curve
+from service.lanes.latency_model import CostCurve, fit_curve
 from service.lanes.work import Bucket, Kind
 
 MAX_RUNS: Final = 3
@@ -26,7 +26,7 @@ IMAGE_WORK: Final[Mapping[Kind, int]] = {"image": 1, "depth": 2, "normals": 2}
 
 
 class Trial(Protocol):
-    """What is measured; see `service.lanes.lane.Lane`."""
+    """What is measured; see `service.lanes.worker.Lane`."""
 
     def try_out(self, bucket: Bucket, num_items: int = 1) -> None:
         """Run one batch of made-up items."""

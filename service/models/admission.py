@@ -1,24 +1,136 @@
-"""What one model takes on: a request is admitted whole, by its cost, or refused before any work.
+"""Per-model admission by cost in patches, with a wait queue for stream requests."""
 
-Cost is counted in patches over all requests of the model that are inside, so it bounds the queue
-behind it too. A request whose deadline cannot be met, by the measured cost of what is ahead of it,
-is refused as well. The requests of streams wait for room instead, until their deadline.
-Thread-safe: both transports' loops come here.
-"""
-
+import asyncio
+import math
 import threading
 import time
+from collections import deque
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from service.call import Call, Clock, deadline_exceeded
 from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, ServiceError
-from service.lanes.pace import Pace
-from service.lanes.pulse import unwell
 from service.lanes.work import Kind
-from service.models.patient_line import PatientLine, Waiter
-from service.monitoring.model_counter import ModelCounter
-from service.monitoring.observability import Metrics
+from service.lanes.worker import unwell
+from service.monitoring.metrics import Metrics, ModelCounter
+from service.request_gate import Door
+
+# How fast work gets done, measured at the exit, and so how long what is inside needs.
+
+MEMORY_S: Final = 3.0
+
+
+class Pace:
+    """Cost that left in each second in which something was inside. Not thread-safe.
+
+    Whatever holds work up is in it: the device, decoding, the network. Times are monotonic seconds.
+    """
+
+    def __init__(self) -> None:
+        self._cost = 0.0
+        self._busy_s = 0.0
+        self._since = 0.0
+
+    def begin(self, now: float) -> None:
+        """Somebody came in while nobody was inside."""
+        self._since = now
+
+    def leave(self, cost: int, now: float) -> None:
+        """Work of this cost left."""
+        passed_s = now - self._since
+        self._since = now
+        kept = math.exp(-passed_s / MEMORY_S)
+        self._cost = self._cost * kept + cost
+        self._busy_s = self._busy_s * kept + passed_s
+
+    def seconds(self, cost: int) -> float | None:
+        """How long work of this cost needs to leave; None where nothing was measured yet."""
+        if self._cost <= 0 or self._busy_s <= 0:
+            return None
+        return cost * self._busy_s / self._cost
+
+
+# Callers who wait for room in a model instead of being refused: the requests of streams.
+#
+# They come in by turns, and have half of the room at the most: the other half is for those who
+# cannot wait. Whoever cannot wait takes nothing that the first in line is about to get.
+
+
+class Waiter:
+    """One who waits; belongs to the event loop that makes it."""
+
+    __slots__ = ("_loop", "_woken", "cost", "is_in")
+
+    def __init__(self, cost: int) -> None:
+        self.cost = cost
+        self.is_in = False
+        self._loop = asyncio.get_running_loop()
+        self._woken: asyncio.Future[None] = self._loop.create_future()
+
+    def let_in(self) -> None:
+        """Say so, from any thread."""
+        self.is_in = True
+        self._loop.call_soon_threadsafe(self._wake)
+
+    async def wait(self, limit_s: float) -> None:
+        """Return once it is in.
+
+        Raises:
+            TimeoutError: That takes longer than the limit.
+        """
+        if not self.is_in:
+            async with asyncio.timeout(limit_s):
+                await self._woken
+
+    def _wake(self) -> None:
+        if not self._woken.done():
+            self._woken.set_result(None)
+
+
+class PatientLine:
+    """Who waits, and what those who have waited take up by now. Not thread-safe."""
+
+    def __init__(self, max_cost: int) -> None:
+        self._max_cost = max_cost // 2
+        self._cost = 0
+        self._waiting: deque[Waiter] = deque()
+
+    @property
+    def is_next(self) -> bool:
+        """Whether the next free room is for the first in line."""
+        return bool(self._waiting) and self._fits(self._waiting[0].cost)
+
+    def join(self, waiter: Waiter) -> None:
+        """Wait behind everybody else."""
+        self._waiting.append(waiter)
+
+    def give_up(self, waiter: Waiter) -> None:
+        """Wait no more."""
+        self._waiting.remove(waiter)
+
+    def come_in(self, free: int) -> Waiter | None:
+        """The first in line where there is room for it, which it then takes; None where not."""
+        if not self.is_next or self._waiting[0].cost > free:
+            return None
+        waiter = self._waiting.popleft()
+        self._cost += waiter.cost
+        waiter.let_in()
+        return waiter
+
+    def resize(self, difference: int) -> None:
+        """One who is in takes up so much more, or less; all of it when it leaves."""
+        self._cost += difference
+
+    def _fits(self, cost: int) -> bool:
+        return self._cost == 0 or self._cost + cost <= self._max_cost
+
+
+# What one model takes on: a request is admitted whole, by its cost, or refused before any work.
+#
+# Cost is counted in patches over all requests of the model that are inside, so it bounds the queue
+# behind it too. A request whose deadline cannot be met, by the measured cost of what is ahead of
+# it, is refused as well. The requests of streams wait for room instead, until their deadline.
+# Thread-safe: both transports' loops come here.
 
 # Callers are told to come back no sooner and no later than this, and this while nothing is known.
 MIN_RETRY_S: Final = 0.1
@@ -260,3 +372,61 @@ class Admission:
                 self._patient.resize(-ticket.cost)
             self._let_in()
             self._changed.notify_all()
+
+
+# The room of one admitted request, at the door and in its model, until its block ends.
+
+
+class Admitted:
+    """Enters door and model, leaves them when the block ends, and ends it at the deadline.
+
+    Written out instead of generated, for every request passes through it.
+    """
+
+    __slots__ = ("_admission", "_call", "_cost", "_door", "_kind", "_limit", "_ticket")
+
+    def __init__(
+        self, door: Door, admission: Admission, *, cost: int, call: Call, kind: Kind | None = None
+    ) -> None:
+        self._door, self._admission = door, admission
+        self._cost, self._call, self._kind = cost, call, kind
+        self._limit: asyncio.Timeout
+        self._ticket: Ticket
+
+    async def __aenter__(self) -> Ticket:
+        call = self._call
+        with call.stage("admit"):
+            self._door.enter()
+            try:
+                self._ticket = await self._admit()
+            except BaseException:
+                self._door.leave()
+                raise
+        self._limit = asyncio.timeout_at(
+            asyncio.get_running_loop().time() + max(0.0, call.deadline - call.clock())
+        )
+        await self._limit.__aenter__()
+        return self._ticket
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise deadline_exceeded() from None
+        finally:
+            self._ticket.__exit__(kind, error, traceback)
+            self._door.leave()
+            if isinstance(error, Overloaded):
+                self._call.known_cost = self._ticket.wanted
+
+    async def _admit(self) -> Ticket:
+        call = self._call
+        if not call.is_patient:
+            return self._admission.admit(self._cost, call, self._kind)
+        cost = max(self._cost, call.known_cost)
+        return await self._admission.admit_patiently(cost, call, self._kind)

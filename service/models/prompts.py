@@ -8,7 +8,7 @@ from typing import Final, Self
 from service.call import Call
 from service.lanes.work import Completed
 from service.models.served_model import ServedModel
-from service.models.text_encoder import Embeddings
+from service.models.texts import Embeddings
 from service.validation import PromptGroup
 
 # What a prompt costs at the door, in patches: about the tokens of a class name in a template.

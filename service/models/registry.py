@@ -1,17 +1,38 @@
-"""Which models are served, by name, and who is using each.
+"""Served models by name, and loading, swapping and unloading them at run time."""
 
-A request holds a lease on its model, so that a model which was replaced or removed ends only after
-the last request has left it. Thread-safe: both transports' loops and the loader come here.
-"""
-
+import asyncio
+import logging
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Final, Literal, TypeVar
 
-from service.errors import ModelNotFound
+from model.package import PackageError
+from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
+from service.errors import InternalError, InvalidRequest, ModelNotFound, ServiceError
+from service.lanes.machine import give_back_memory
+from service.lanes.worker import WarmUpError
+from service.models.conversion import (
+    ModelSource,
+    check_model_name,
+    find_package,
+    list_packages,
+    same_name,
+    stopping,
+)
 from service.models.served_model import ServedModel
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
+
+# Which models are served, by name, and who is using each.
+#
+# A request holds a lease on its model, so that a model which was replaced or removed ends only
+# after the last request has left it. Thread-safe: both transports' loops and the loader come here.
 
 
 class ModelRegistry:
@@ -117,3 +138,208 @@ class ModelRegistry:
     def _at_work(self) -> set[ServedModel]:
         with self._changed:
             return {*self._models.values(), *self._users}
+
+
+# Loads, swaps and unloads models while others answer. Knows no transport.
+#
+# One thread loads, apart from the pool and the lanes that answer, one model after another. A model
+# is seen only after its digests are verified and it has been warmed up; a load that fails leaves
+# what was there. What was replaced or unloaded ends when the last request has left it.
+
+T = TypeVar("T")
+State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+# How long batches that run may still take once the last request has left.
+CLOSE_GRACE_S: Final = 5.0
+# What a model, a machine or a setting is to blame for; the reason may be told.
+CANNOT_LOAD: Final = (PackageError, WarmUpError, MissingRuntimeError, UnusableRuntimeError)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """One line of the index; `reason` tells of the last load that failed."""
+
+    name: str
+    state: State
+    reason: str = ""
+
+
+class ModelRepository:
+    """The models that can be served, and the only place that changes what is.
+
+    Args:
+        registry: What is served.
+        load: Makes a model that answers from its source; called in the loader's thread.
+        folder: Where callers' packages are, if anywhere.
+        max_use_s: Seconds after which no request can still be using a model.
+    """
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        load: Callable[[ModelSource], ServedModel],
+        *,
+        folder: Path | None,
+        max_use_s: float,
+    ) -> None:
+        self.on_change: Callable[[str, bool], None] = lambda name, is_served: None
+        self._registry = registry
+        self._load_source = load
+        self._folder = folder
+        self._max_use_s = max_use_s
+        self._loader = ThreadPoolExecutor(1, "loader")
+        self._under_way: ModelSource | None = None
+        self._is_cancelled = False
+        self._sources: dict[str, ModelSource] = {}
+        self._reasons: dict[str, str] = {}
+        self._leaving: dict[threading.Thread, str] = {}
+
+    async def start(self, source: ModelSource) -> ServedModel:
+        """Serve a model that the settings name.
+
+        Raises:
+            ValueError: Another one has its name.
+            Exception: As the loader raised it.
+        """
+        return await self._in_loader(lambda: self._begin(source))
+
+    async def load(self, name: str, package: str | None = None) -> None:
+        """Serve a package under a name, in the place of what has that name now.
+
+        Args:
+            name: Of the model.
+            package: Its folder below the repository. None: where the model came from last, else the
+                folder of its name.
+
+        Raises:
+            InvalidRequest: The name or the package cannot be used; the message says why.
+            ModelNotFound: There is no such package.
+            InternalError: Anything else; the log has it.
+        """
+        check_model_name(name)
+        await self._in_loader(lambda: self._swap(name, package))
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no longer. Requests that use it are answered; then its memory goes back.
+
+        Raises:
+            ModelNotFound: It is not served.
+        """
+        await self._in_loader(lambda: self._remove(name))
+
+    def index(self) -> list[ModelState]:
+        """Every model that is served, was served, or lies in the repository. Reads the folder."""
+        served = [model.manifest.name for model in self._registry.models()]
+        under_way = self._under_way.name if self._under_way else None
+        leaving = set(self._leaving.values())
+        others = {*self._sources, *self._reasons, *list_packages(self._folder), *leaving}
+        if under_way:
+            others.add(under_way)
+        states = [ModelState(name, "READY", self._reasons.get(name, "")) for name in served]
+        for name in sorted(others - set(served)):
+            state: State = "UNLOADING" if name in leaving else "UNAVAILABLE"
+            if name == under_way:
+                state = "LOADING"
+            states.append(ModelState(name, state, self._reasons.get(name, "")))
+        return states
+
+    def cancel(self) -> None:
+        """Load nothing more, and leave what is being loaded; what is served stays."""
+        self._is_cancelled = True
+        if self._under_way is not None:
+            self._under_way.cancelled.set()
+
+    def close(self) -> None:
+        """End the loader and every model; nobody may be using one any more."""
+        self.cancel()
+        self._loader.shutdown(cancel_futures=True)
+        for served in self._registry.models():
+            self._registry.remove(served.manifest.name)
+            served.close(CLOSE_GRACE_S)
+        until = time.monotonic() + CLOSE_GRACE_S
+        for thread in tuple(self._leaving):
+            thread.join(max(0.0, until - time.monotonic()))
+
+    async def _in_loader(self, work: Callable[[], T]) -> T:
+        """Do it when the loader has done what came before."""
+        try:
+            return await asyncio.wrap_future(self._loader.submit(work))
+        except RuntimeError:
+            raise stopping() from None
+
+    def _begin(self, source: ModelSource) -> ServedModel:
+        served = self._make(source)
+        name = served.manifest.name
+        if any(name == other.manifest.name for other in self._registry.models()):
+            served.close(CLOSE_GRACE_S)
+            raise same_name(name, self._sources[name].folder, source.folder)
+        self._serve(served, source)
+        return served
+
+    def _swap(self, name: str, package: str | None) -> None:
+        known = self._sources.get(name)
+        if known and not package:
+            source = replace(known, name=name, is_background=True, cancelled=Event())
+        else:
+            folder = find_package(self._folder, package or name)
+            source = ModelSource(folder, name, is_background=True)
+        try:
+            served = self._make(source)
+        except ServiceError:
+            raise
+        except CANNOT_LOAD as error:
+            reason = source.without_paths(str(error))
+            self._reasons[name] = reason
+            logger.warning("not loaded", extra={"fields": {"model": name, "reason": str(error)}})
+            raise InvalidRequest(
+                f"{name!r} was not loaded: {reason}",
+                code="load_failed",
+                param="parameters.package",
+            ) from error
+        except Exception as error:
+            self._reasons[name] = "internal error; the server's log has it"
+            raise InternalError(f"{name!r} was not loaded.") from error
+        self._serve(served, source)
+
+    def _make(self, source: ModelSource) -> ServedModel:
+        self._under_way = source
+        try:
+            if self._is_cancelled:
+                source.cancelled.set()
+            source.check()
+            served = self._load_source(source)
+            if source.cancelled.is_set():
+                served.close(CLOSE_GRACE_S)
+            source.check()
+            return served
+        finally:
+            self._under_way = None
+
+    def _serve(self, served: ServedModel, source: ModelSource) -> None:
+        name = served.manifest.name
+        self._sources[name] = source
+        self._reasons.pop(name, None)
+        replaced = self._registry.put(served)
+        self.on_change(name, True)
+        logger.info("loaded", extra={"fields": {"model": name, "is_swap": replaced is not None}})
+        if replaced is not None:
+            self._let_go(replaced)
+
+    def _remove(self, name: str) -> None:
+        served = self._registry.remove(name)
+        self.on_change(name, False)
+        self._let_go(served)
+
+    def _let_go(self, served: ServedModel) -> None:
+        thread = threading.Thread(target=self._end, args=(served,), name="unload", daemon=True)
+        self._leaving[thread] = served.manifest.name
+        thread.start()
+
+    def _end(self, served: ServedModel) -> None:
+        fields = {"model": served.manifest.name}
+        if not self._registry.wait_unused(served, self._max_use_s):
+            logger.warning("a model ends that requests still use", extra={"fields": fields})
+        served.close(CLOSE_GRACE_S)
+        give_back_memory()
+        logger.info("unloaded", extra={"fields": fields})
+        self._leaving.pop(threading.current_thread(), None)

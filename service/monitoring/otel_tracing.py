@@ -30,8 +30,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace import Tracer as SpanMaker
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.monitoring.observability import Metrics
-from service.monitoring.process_metrics import release
+from service.monitoring.metrics import Metrics, release
 from service.tracing import (
     NO_TRACE,
     BatchTrace,

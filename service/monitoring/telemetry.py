@@ -1,17 +1,16 @@
-"""What both transports do around every call: begin it, and count, trace and log how it ended."""
+"""What both transports do around every call: begin it, then count, trace and log its end."""
 
 import logging
 import time
 from collections.abc import Mapping
 
 from service.call import Call, accept_request_id, current_call
-from service.monitoring.access_log import AccessLog
-from service.monitoring.observability import Metrics
+from service.monitoring.log import AccessLog
+from service.monitoring.metrics import Metrics
 from service.tracing import NO_TRACE, Ending, NoTracer, RequestTrace, Tracer, Transport
 
 # What a transport passes on of a request's headers or metadata, by these names in lower case.
 CARRIED = frozenset({"x-request-id", "traceparent", "tracestate"})
-
 logger = logging.getLogger(__name__)
 
 

@@ -1,15 +1,19 @@
-"""What is told about the server and its models: names, versions, tensors, extensions."""
+"""Model metadata, statistics and repository index of the Open Inference Protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final
+from typing import Any, Final
 
 from model.manifest import Output
+from service.call import Stage
 from service.data_plane import DataPlane
-from service.errors import ModelNotFound
+from service.errors import InvalidRequest, ModelNotFound
 from service.messages import ModelInfo
+from service.models.served_model import ModelStatistics, Total
 from service.open_inference.tensors import ANY, IMAGE, PIXEL_VALUES, PIXELS, TEXT, TensorSpec
+
+# What is told about the server and its models: names, versions, tensors, extensions.
 
 SERVER_NAME: Final = "tipserve"
 # A model is replaced and never kept beside its successor, so there is one version of each.
@@ -98,3 +102,91 @@ def find_model(plane: DataPlane, name: str, version: str) -> ModelInfo:
             param="version",
         )
     return info
+
+
+# The parameters of the model repository's calls, for transports that have no schema of them.
+
+
+def check_load(parameters: Mapping[str, Any]) -> str | None:
+    """The package to load, where one is named.
+
+    Raises:
+        InvalidRequest: A parameter is not known, or no text.
+    """
+    _check(parameters, "package", str, "the name of a folder below the model repository")
+    return parameters.get("package")
+
+
+def check_unload(parameters: Mapping[str, Any]) -> None:
+    """`unload_dependents` changes nothing, for no model here has dependents.
+
+    Raises:
+        InvalidRequest: A parameter is not known, or neither true nor false.
+    """
+    _check(parameters, "unload_dependents", bool, "true or false")
+
+
+def _check(parameters: Mapping[str, Any], known: str, kind: type, meaning: str) -> None:
+    for name, value in parameters.items():
+        param = f"parameters.{name[:100]}"
+        if name != known:
+            raise InvalidRequest(
+                f"{param}: This field is not known; {known} is.", code="unknown_field", param=param
+            )
+        if not isinstance(value, kind):
+            raise InvalidRequest(f"{param} is {meaning}.", param=param)
+
+
+# What models have done, in the terms of Triton's statistics extension; as plain values.
+#
+# Both transports write these: as JSON as they are, as protobuf by the names of its fields.
+
+# The protocol's words for our stages.
+STAGES: Final[dict[str, Stage]] = {
+    "queue": "queue",
+    "compute_input": "decode",
+    "compute_infer": "run",
+    "compute_output": "post",
+}
+NOT_COUNTED: Final = {"count": 0, "ns": 0}
+
+
+def statistics(plane: DataPlane, name: str = "", version: str = "") -> dict[str, Any]:
+    """Of one model, or of all where no name is given.
+
+    Raises:
+        ModelNotFound: There is no such model, or no such version of it.
+    """
+    if name or version:
+        name = find_model(plane, name, version).manifest.name
+    return {"model_stats": [_one(found) for found in plane.statistics(name or None)]}
+
+
+def _one(found: ModelStatistics) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "version": VERSION,
+        "last_inference": found.last_ms,
+        "inference_count": found.num_items,
+        "execution_count": found.num_batches,
+        "inference_stats": {
+            "success": _duration(found.success),
+            "fail": _duration(found.fail),
+            **{name: _duration(found.stages[stage]) for name, stage in STAGES.items()},
+            "cache_hit": NOT_COUNTED,
+            "cache_miss": NOT_COUNTED,
+        },
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": NOT_COUNTED,
+                "compute_infer": _duration(total),
+                "compute_output": NOT_COUNTED,
+            }
+            for size, total in found.batches.items()
+        ],
+    }
+
+
+def _duration(total: Total) -> dict[str, int]:
+    return {"count": total.count, "ns": total.ns}

@@ -8,11 +8,10 @@ from fastapi.responses import HTMLResponse
 
 from service.data_plane import DataPlane
 from service.errors import ServiceError
-from service.models.repository import ModelRepository
+from service.models.registry import ModelRepository
 from service.monitoring.telemetry import Telemetry
-from service.rest.body import BodyLimits
-from service.rest.cloud.routes import CloudRoutes, build_cloud_router
-from service.rest.connection import CallLimits, CallMiddleware
+from service.rest.cloud import CloudRoutes, PredictBody, build_cloud_router
+from service.rest.connection import BodyLimits, CallLimits, CallMiddleware
 from service.rest.direct import DirectRoutes, direct_routes
 from service.rest.docs import docs_page
 from service.rest.errors import (
@@ -22,10 +21,14 @@ from service.rest.errors import (
     on_service_error,
     on_unexpected,
 )
-from service.rest.open_inference.routes import build_inference_router
-from service.rest.openai.routes import build_openai_router
+from service.rest.open_inference import (
+    InferAnswerBody,
+    InferBody,
+    build_inference_router,
+    build_repository_router,
+)
+from service.rest.openai import EmbeddingsAnswer, EmbeddingsBody, build_openai_router
 from service.rest.openapi import add_schemas
-from service.rest.repository_routes import build_repository_router
 from service.rest.routes import build_router
 from service.safety.protection import Protection
 
@@ -95,7 +98,11 @@ def build_routes(*routers: APIRouter) -> FastAPI:
     @cache
     def openapi() -> dict[str, Any]:
         document = generate()
-        add_schemas(document)
+        add_schemas(
+            document,
+            bodies=(EmbeddingsBody, InferBody, PredictBody),
+            answers=(EmbeddingsAnswer, InferAnswerBody),
+        )
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the framework's own way to extend it

@@ -1,28 +1,15 @@
-"""What the routes that read their bodies themselves tell about them in the OpenAPI document."""
+"""The OpenAPI document and its page."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.call import DEFAULT_PRIORITY, PRIORITIES
-from service.rest.answer_schemas import (
-    ClassifyImagesAnswer,
-    DepthAnswer,
-    EmbedImagesAnswer,
-    EmbedTextsAnswer,
-    ErrorBody,
-    InferenceErrorBody,
-    NormalsAnswer,
-    SegmentImagesAnswer,
-    VisualizeFeaturesAnswer,
-)
-from service.rest.cloud.predict import PredictBody
-from service.rest.examples import examples_of
-from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
-from service.rest.open_inference.schemas import InferAnswerBody, InferBody
-from service.rest.openai.schemas import EmbeddingsAnswer, EmbeddingsBody
-from service.rest.schemas import (
+from service.rest.requests import (
+    ClassifyImagesBody,
+    ClassifyImagesOptions,
     DepthBody,
     DepthOptions,
     EmbedImagesBody,
@@ -34,18 +21,90 @@ from service.rest.schemas import (
     Options,
     SegmentImagesBody,
     SegmentImagesOptions,
-)
-from service.rest.view_schemas import (
-    ClassifyImagesBody,
-    ClassifyImagesOptions,
     VisualizeFeaturesBody,
     VisualizeFeaturesOptions,
 )
+from service.rest.response_schemas import (
+    ClassifyImagesAnswer,
+    DepthAnswer,
+    EmbedImagesAnswer,
+    EmbedTextsAnswer,
+    ErrorBody,
+    InferenceErrorBody,
+    NormalsAnswer,
+    SegmentImagesAnswer,
+    VisualizeFeaturesAnswer,
+)
+from service.rest.responses import JSON, NPY, PNG, SAFETENSORS
+
+# A request body for each route of ours, for the OpenAPI page; a test sends every one of them.
+
+# A whole PNG file, as JSON has it.
+ONE_PIXEL: Final = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4"
+    "AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
+)
+CLASSES: Final = ["dog", {"name": "grass", "prompts": ["grass", "a lawn"]}, "sky"]
+Body = Mapping[str, Any]
+EXAMPLES: Final[Mapping[str, Mapping[str, Body]]] = {
+    "/v1/images:embed": {
+        "One global embedding": {"image": ONE_PIXEL},
+        "Everything, in few bytes": {
+            "images": [ONE_PIXEL],
+            "outputs": ["cls1", "cls2", "patches", "values"],
+            "dtype": "int8",
+            "encoding": "base64",
+        },
+        "A list with a broken image": {
+            "images": [ONE_PIXEL, "bm8gcGljdHVyZQ=="],
+            "partial": True,
+        },
+    },
+    "/v1/images:segment": {
+        "Three classes": {"image": ONE_PIXEL, "classes": CLASSES},
+        "Through windows, as COCO has masks": {
+            "image": ONE_PIXEL,
+            "classes": CLASSES,
+            "mode": "slide",
+            "background_classes": ["wall"],
+            "format": "rle",
+        },
+    },
+    "/v1/images:classify": {
+        "The two best of three classes": {"image": ONE_PIXEL, "classes": CLASSES, "top_k": 2}
+    },
+    "/v1/images:features": {
+        "Colours": {"image": ONE_PIXEL},
+        "Groups in two images, numbered alike": {
+            "images": [ONE_PIXEL, ONE_PIXEL],
+            "kind": "groups",
+            "group_count": 3,
+            "scope": "request",
+            "size": "model",
+        },
+    },
+    "/v1/images:depth": {"Metres": {"image": ONE_PIXEL, "size": "image"}},
+    "/v1/images:normals": {"Unit vectors": {"image": ONE_PIXEL, "size": "image"}},
+    "/v1/texts:embed": {
+        "Two texts": {"texts": ["a dog on grass", "the sea at night"]},
+        "A class name, averaged over templates": {"texts": ["dog"], "templates": "tcl"},
+    },
+}
+
+
+def examples_of(path: str) -> dict[str, Any]:
+    """As OpenAPI has them; the names are told to readers."""
+    return {
+        name.lower().replace(",", "").replace(" ", "-"): {"summary": name, "value": body}
+        for name, body in EXAMPLES[path].items()
+    }
+
+
+# What the routes that read their bodies themselves tell about them in the OpenAPI document.
 
 Mode = Literal["validation", "serialization"]
-
 REF: Final = "#/components/schemas/{model}"
-BODIES: Final = (
+BODIES: Final[tuple[type[BaseModel], ...]] = (
     EmbedImagesBody,
     SegmentImagesBody,
     ClassifyImagesBody,
@@ -53,11 +112,8 @@ BODIES: Final = (
     DepthBody,
     NormalsBody,
     EmbedTextsBody,
-    EmbeddingsBody,
-    InferBody,
-    PredictBody,
 )
-ANSWERS: Final = (
+ANSWERS: Final[tuple[type[BaseModel], ...]] = (
     EmbedImagesAnswer,
     SegmentImagesAnswer,
     ClassifyImagesAnswer,
@@ -65,11 +121,8 @@ ANSWERS: Final = (
     DepthAnswer,
     NormalsAnswer,
     EmbedTextsAnswer,
-    EmbeddingsAnswer,
-    InferAnswerBody,
 )
 BINARY: Final = {"type": "string", "format": "binary"}
-
 STATUS_TEXT: Final = {
     401: "Where the server wants a key: none was sent, or one that it does not know.",
     404: "No model of that name is served.",
@@ -231,9 +284,21 @@ def json_body(body: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": False, "content": {JSON: {"schema": schema}}}}
 
 
-def add_schemas(document: dict[str, Any]) -> None:
-    """Put the schemas that only our own `$ref`s name into the document's components."""
-    models: list[tuple[type[BaseModel], Mode]] = [(model, "validation") for model in BODIES]
-    models += [(model, "serialization") for model in ANSWERS]
+def add_schemas(
+    document: dict[str, Any],
+    bodies: Sequence[type[BaseModel]],
+    answers: Sequence[type[BaseModel]],
+) -> None:
+    """Add the schemas that only our own `$ref`s name to the document's components.
+
+    Args:
+        document: The OpenAPI document; changed in place.
+        bodies: Request bodies of other dialects, beside the native ones.
+        answers: Response bodies of other dialects, beside the native ones.
+    """
+    models: list[tuple[type[BaseModel], Mode]] = [
+        (model, "validation") for model in (*BODIES, *bodies)
+    ]
+    models += [(model, "serialization") for model in (*ANSWERS, *answers)]
     _, definitions = models_json_schema(models, ref_template=REF)
     document["components"]["schemas"] |= definitions["$defs"]

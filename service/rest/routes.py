@@ -7,20 +7,8 @@ from fastapi import APIRouter, Request, Response
 
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.rest.answer_schemas import Live, ModelCard, ModelList, Ready, model_card
-from service.rest.answers import (
-    check_embed_media,
-    check_partial_media,
-    check_segment_media,
-    write_image_embeddings,
-    write_overlay,
-    write_segmentations,
-    write_text_embeddings,
-)
 from service.rest.connection import until_left
-from service.rest.image_input import read_images, read_json
-from service.rest.map_answers import check_map_media, write_maps
-from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS, choose_media
+from service.rest.inputs import read_images, read_json
 from service.rest.openapi import (
     CLASSIFY_IMAGES,
     EMBED_IMAGES,
@@ -32,7 +20,9 @@ from service.rest.openapi import (
     V2_ERRORS,
     VISUALIZE_FEATURES,
 )
-from service.rest.schemas import (
+from service.rest.requests import (
+    ClassifyImagesBody,
+    ClassifyImagesOptions,
     DepthBody,
     DepthOptions,
     EmbedImagesBody,
@@ -44,18 +34,29 @@ from service.rest.schemas import (
     NormalsOptions,
     SegmentImagesBody,
     SegmentImagesOptions,
-)
-from service.rest.view_answers import (
-    check_classify_media,
-    check_view_media,
-    write_classifications,
-    write_views,
-)
-from service.rest.view_schemas import (
-    ClassifyImagesBody,
-    ClassifyImagesOptions,
     VisualizeFeaturesBody,
     VisualizeFeaturesOptions,
+)
+from service.rest.response_schemas import Live, ModelCard, ModelList, Ready, model_card
+from service.rest.responses import (
+    JSON,
+    NPY,
+    PNG,
+    SAFETENSORS,
+    check_classify_media,
+    check_embed_media,
+    check_map_media,
+    check_partial_media,
+    check_segment_media,
+    check_view_media,
+    choose_media,
+    write_classifications,
+    write_image_embeddings,
+    write_maps,
+    write_overlay,
+    write_segmentations,
+    write_text_embeddings,
+    write_views,
 )
 
 ARRAYS = (JSON, NPY, SAFETENSORS)

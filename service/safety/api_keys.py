@@ -13,8 +13,8 @@ from typing import Final
 
 from service.call import Clock
 from service.errors import Unauthenticated
-from service.monitoring.observability import Metrics
-from service.safety.file_watch import FileWatch
+from service.monitoring.metrics import Metrics
+from service.safety.tls import FileWatch
 
 MIN_KEY_CHARS: Final = 16
 MAX_KEY_CHARS: Final = 512

@@ -1,20 +1,148 @@
-"""TLS for both protocols from PEM files, which may be renewed while the server runs.
-
-New connections get the newest certificate, and are checked against the newest client authorities;
-those that are open stay. Files that do not fit together leave the last good ones in force.
-"""
+"""TLS from files that may change: certificates, keys and client authorities."""
 
 import logging
+import os
+import re
 import ssl
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Final
 
 from service.call import Clock
-from service.monitoring.observability import Metrics
-from service.safety.certificate import expiry_of
-from service.safety.file_watch import FileWatch
+from service.monitoring.metrics import Metrics
+
+# Tells when files have changed, cheaply enough to be asked for every request.
+#
+# Kubernetes renews a mounted Secret by turning a symbolic link; links are followed, so that counts.
+
+INTERVAL_S: Final = 1.0
+# What a file is known by; None where it cannot be reached.
+Signature = tuple[int, int, int, int, int] | None
+
+
+class FileWatch:
+    """Looks at most once in an interval. Thread-safe."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        interval_s: float = INTERVAL_S,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._paths = tuple(paths)
+        self._interval_s = interval_s
+        self._clock = clock
+        self._lock = Lock()
+        self._seen = self._signatures()
+        self._next = clock() + interval_s
+
+    def has_changed(self) -> bool:
+        """Whether any file is another than before; true once for each change.
+
+        Make the watch before the files are first read: a change in between is then seen later.
+        """
+        now = self._clock()
+        if now < self._next:
+            return False
+        with self._lock:
+            if now < self._next:
+                return False
+            self._next = now + self._interval_s
+            signatures = self._signatures()
+            changed = signatures != self._seen
+            self._seen = signatures
+            return changed
+
+    def _signatures(self) -> tuple[Signature, ...]:
+        return tuple(_signature(path) for path in self._paths)
+
+
+def _signature(path: Path) -> Signature:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+# Reads from an X.509 certificate when it ends: the one fact that the standard library hides.
+#
+# `ssl` decodes a certificate only after a handshake that trusted it, and the library that reads all
+# of X.509 is 16 MB in the image. What is read here is our own, configured certificate.
+
+FIRST_PEM: Final = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+SEQUENCE, VERSION, UTC_TIME, GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
+
+
+def expiry_of(pem: bytes) -> float:
+    """When the first certificate of a PEM file ends.
+
+    Returns:
+        Seconds since the epoch.
+
+    Raises:
+        ValueError: There is no certificate, or it is malformed.
+
+    Source: RFC 5280, section 4.1: validity is the field after version, serial number, signature
+    algorithm and issuer; times end in Z, and years of two digits below 50 belong to this century.
+    """
+    found = FIRST_PEM.search(pem.decode("ascii", "replace"))
+    if found is None:
+        raise ValueError("there is no PEM certificate in it")
+    try:
+        certificate = _Reader(ssl.PEM_cert_to_DER_cert(found.group()))
+        fields = _Reader(_Reader(certificate.value(SEQUENCE)).value(SEQUENCE))
+        if fields.next_tag() == VERSION:
+            fields.value(VERSION)
+        for _ in ("serial number", "signature algorithm", "issuer"):
+            fields.value()
+        validity = _Reader(fields.value(SEQUENCE))
+        validity.value()
+        return _timestamp(validity.next_tag(), validity.value().decode("ascii"))
+    except (ValueError, IndexError) as error:
+        raise ValueError("its first certificate is malformed") from error
+
+
+class _Reader:
+    """Takes one DER value after another from the front."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def next_tag(self) -> int:
+        return self._data[0]
+
+    def value(self, tag: int | None = None) -> bytes:
+        """The next value's bytes; of this tag, where one is given."""
+        if tag is not None and self._data[0] != tag:
+            raise ValueError("another type was expected")
+        length, start = self._data[1], 2
+        if length & 0x80:
+            start += length & 0x7F
+            length = int.from_bytes(self._data[2:start], "big")
+        if start + length > len(self._data):
+            raise ValueError("the value is cut off")
+        value, self._data = self._data[start : start + length], self._data[start + length :]
+        return value
+
+
+def _timestamp(tag: int, text: str) -> float:
+    if tag == UTC_TIME:
+        text = ("20" if text < "50" else "19") + text
+    elif tag != GENERALIZED_TIME:
+        raise ValueError("this is no time")
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+
+# TLS for both protocols from PEM files, which may be renewed while the server runs.
+#
+# New connections get the newest certificate, and are checked against the newest client authorities;
+# those that are open stay. Files that do not fit together leave the last good ones in force.
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.monitoring.device_metrics import READINGS
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import READINGS, Metrics
 
 # Spelt so that this file does not match itself. KServe puts models into /mnt/models on any machine.
 LOCAL_PATHS = re.compile(rb"(?<![\w.}])/(?:home|root|work|Users|mnt(?!/models\b))/\w")

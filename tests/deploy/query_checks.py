@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-from service.monitoring.device_metrics import READINGS
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import READINGS, Metrics
 from tests.deploy.workloads import Manifest, called, of_kind
 
 # Of what rules record, the name has colons.

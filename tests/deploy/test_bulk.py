@@ -14,8 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from service.bulk.job import JobOptions
-from service.commands.embed_options import job_options, parse_options
+from service.bulk.output import JobOptions
+from service.commands.embed import job_options, parse_options
 
 Manifest = dict[str, Any]
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from model.publication import VERSION
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
 from tests.deploy import kustomizations
 from tests.deploy.cross_references import faults

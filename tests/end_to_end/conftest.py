@@ -34,7 +34,7 @@ from service.grpc.generated import (
     tensor_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.grpc.stream_items import STREAMED
+from service.grpc.stream import STREAMED
 
 # A hang is what this ends; on a busy machine a start or a conversion may take a minute.
 LIMIT_S = 120.0

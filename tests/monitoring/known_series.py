@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-from service.monitoring.device_metrics import READINGS
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import READINGS, Metrics
 
 # What Prometheus makes itself.
 OWN: Final = frozenset({"up", "ALERTS"})

@@ -8,8 +8,8 @@ import pytest
 
 from service.grpc.generated.open_inference_pb2 import DESCRIPTOR
 from service.grpc.interceptors import FAULTS
-from service.monitoring.call_metrics import BOUNDS
-from service.rest.cloud.routes import PROBES
+from service.monitoring.metrics import BOUNDS
+from service.rest.cloud import PROBES
 from service.settings import Settings
 from tests.monitoring.known_series import known_series
 from tests.monitoring.rule_file import (

@@ -19,20 +19,19 @@ from model.package import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
 from service.data_plane import DataPlane
-from service.door import Door
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
-from service.lanes.lane import Lane
-from service.lanes.lane_worker import LaneCare
 from service.lanes.work import BatchLimits, Bucket
+from service.lanes.worker import Lane, LaneCare
 from service.messages import MAP_TASKS, ModelInfo
 from service.models.admission import Admission
+from service.models.conversion import ModelSource
 from service.models.loading import request_limits
-from service.models.model_source import ModelSource
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
-from service.models.text_cache import TextCache
-from service.monitoring.observability import Metrics
+from service.models.texts import TextCache
+from service.monitoring.metrics import Metrics
+from service.request_gate import Door
 from service.server import Server
 from service.settings import Settings
 

@@ -11,7 +11,6 @@ import pytest
 
 from service.call import Call
 from service.data_plane import DataPlane
-from service.door import Door
 from service.errors import (
     DeadlineExceeded,
     InternalError,
@@ -30,7 +29,8 @@ from service.messages import (
 )
 from service.models.loading import request_limits
 from service.models.registry import ModelRegistry
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
+from service.request_gate import Door
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

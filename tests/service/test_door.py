@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from service.door import Door
 from service.errors import Unavailable
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
+from service.request_gate import Door
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.door import DoorState
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.request_gate import DoorState
 from service.server import Server
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ async def test_what_cannot_end_in_time_is_told_so(
     entered: Entered,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.models.repository.CLOSE_GRACE_S", 0.2)
+    monkeypatch.setattr("service.models.registry.CLOSE_GRACE_S", 0.2)
     async with serving(drain_timeout_s=0.2) as server, grpc_of(server) as channel:
         runtime.gate.clear()
         async with http_of(server) as client:

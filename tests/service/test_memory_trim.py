@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.memory_trim import resident_bytes, trim, trimming_memory
+from service.process_memory import resident_bytes, trim, trimming_memory
 
 TIMEOUT_S = 20.0
 

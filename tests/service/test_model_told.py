@@ -10,9 +10,9 @@ from model.runtime.base import UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice
 from service.grpc.converters import from_model
 from service.messages import ModelInfo
-from service.models import lane_loading
+from service.models import loading as lane_loading
 from service.models.loading import request_limits
-from service.rest.answer_schemas import model_card
+from service.rest.response_schemas import model_card
 
 PROVEN = ParityEntry(
     file="onnx/vision_model.onnx",

@@ -27,7 +27,7 @@ TIMEOUT_S = 20.0
 TIMES = 5
 NOT_A_IMAGE = b"not an image"
 # gRPC's context keeps what `abort` raised, and with it our last frame, which knows its RPC's name.
-NOTHING_OF_A_REQUEST = {"service.grpc.message.Rpc"}
+NOTHING_OF_A_REQUEST = {"service.grpc.limits.Rpc"}
 
 
 @contextmanager

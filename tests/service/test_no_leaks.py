@@ -40,7 +40,7 @@ BOTH_PROTOCOLS = [
     "service.monitoring.telemetry.Telemetry.begin",
     "service.monitoring.telemetry.Telemetry.end",
     "service.data_plane.check_images",
-    "service.request_core.class_groups",
+    "service.data_plane.class_groups",
     "service.models.admission.Admission.admit",
     "service.images.preparation.read_size",
     "service.images.preparation.load_image",
@@ -52,7 +52,7 @@ REST_ONLY = [
     "service.rest.connection.Body",
     "service.rest.routes.choose_media",
     "service.rest.routes.read_images",
-    "service.rest.image_input.parse_pairs",
+    "service.rest.inputs.parse_pairs",
     "service.rest.routes.check_segment_media",
     "service.rest.routes.write_segmentations",
 ]
@@ -71,17 +71,17 @@ INFERENCE = [
 ]
 INFERENCE_REST = [
     *INFERENCE,
-    "service.rest.open_inference.routes.parse_infer",
-    "service.rest.open_inference.routes.write_infer",
+    "service.rest.open_inference.parse_infer",
+    "service.rest.open_inference.write_infer",
 ]
 INFERENCE_GRPC = [
     *INFERENCE,
-    "service.grpc.open_inference.servicer.to_infer",
-    "service.grpc.open_inference.servicer.from_infer",
+    "service.grpc.open_inference.to_infer",
+    "service.grpc.open_inference.from_infer",
 ]
 MAPS_BOTH = [
     "service.data_plane.check_task",
-    "service.request_core.check_map_pixels",
+    "service.data_plane.check_map_pixels",
     "service.data_plane.make_map",
 ]
 CLASSES_BOTH = ["service.data_plane.check_choices", "service.data_plane.classify"]
@@ -99,7 +99,7 @@ VIEWS_GRPC = [
     "service.grpc.servicer.to_visualize_features",
     "service.grpc.servicer.from_visualize_features",
 ]
-SLIDE_BOTH = ["service.masks.postprocess.segment_windows", "service.request_core.Windows"]
+SLIDE_BOTH = ["service.outputs.masks.segment_windows", "service.data_plane.Windows"]
 MAPS_REST = ["service.rest.routes.check_map_media", "service.rest.routes.write_maps"]
 MAPS_GRPC = ["service.grpc.servicer.to_estimate_maps", "service.grpc.servicer.from_depth"]
 

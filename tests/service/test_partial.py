@@ -11,13 +11,14 @@ from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import InternalError, InvalidRequest, RequestTooLarge, ServiceError
 from service.messages import (
+    ClassifyImagesRequest,
     EmbedImagesRequest,
     EmbedTextsRequest,
     EstimateMapsRequest,
     SegmentClass,
     SegmentImagesRequest,
+    VisualizeFeaturesRequest,
 )
-from service.view_messages import ClassifyImagesRequest, VisualizeFeaturesRequest
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

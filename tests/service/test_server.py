@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.rest.listener import listen
+from service.rest.server import listen
 from service.server import Server
 
 if TYPE_CHECKING:

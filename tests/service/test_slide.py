@@ -12,7 +12,7 @@ from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge
 from service.messages import SegmentClass, SegmentImagesRequest
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

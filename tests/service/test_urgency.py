@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.lanes.cost_curve import CostCurve
+from service.lanes.latency_model import CostCurve
 from service.lanes.work import Bucket
 from service.server import Server
 

@@ -7,7 +7,13 @@ import pytest
 
 from model.package import Manifest
 from service.errors import InvalidRequest, RequestTooLarge, ServiceError
-from service.messages import EmbedTextsRequest, RequestLimits, SegmentClass
+from service.messages import (
+    ClassifyImagesRequest,
+    EmbedTextsRequest,
+    RequestLimits,
+    SegmentClass,
+    VisualizeFeaturesRequest,
+)
 from service.validation import (
     check_choices,
     check_features,
@@ -19,7 +25,6 @@ from service.validation import (
     class_groups,
     text_groups,
 )
-from service.view_messages import ClassifyImagesRequest, VisualizeFeaturesRequest
 
 LIMITS = RequestLimits(
     max_images=2,

@@ -10,8 +10,13 @@ import pytest
 from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import InternalError, InvalidRequest, RequestTooLarge
-from service.messages import EmbedImagesRequest, EmbedTextsRequest, SegmentClass
-from service.view_messages import ClassifyImagesRequest, VisualizeFeaturesRequest
+from service.messages import (
+    ClassifyImagesRequest,
+    EmbedImagesRequest,
+    EmbedTextsRequest,
+    SegmentClass,
+    VisualizeFeaturesRequest,
+)
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.autoscaling.curves import MEASURED, Cost, Curves, CurvesError, read_server
-from service.monitoring.lane_metrics import LaneReport
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import LaneReport, Metrics
 
 SMALL = Cost("image 224x224", 256, 0.01, 0.09)
 LARGE = Cost("image 448x448", 1024, 0.04, 0.50)

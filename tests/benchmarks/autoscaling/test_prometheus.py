@@ -9,7 +9,7 @@ import yaml
 
 from benchmarks.autoscaling.prometheus import rate
 from benchmarks.autoscaling.signals import histogram_quantile
-from service.monitoring.call_metrics import BOUNDS, SECONDS
+from service.monitoring.metrics import BOUNDS, SECONDS
 from tests.tools import find_tool
 
 LIMIT_S = 120.0

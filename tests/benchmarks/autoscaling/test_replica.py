@@ -18,7 +18,7 @@ from benchmarks.autoscaling.replica import (
     Request,
     plain_spec,
 )
-from service.lanes.cost_curve import CostCurve
+from service.lanes.latency_model import CostCurve
 from service.lanes.work import BatchLimits
 
 Steps = Generator[simpy.Event, Any, None]

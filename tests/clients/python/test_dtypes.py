@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from service.outputs.vectors import pack
 from service.server import Server
-from service.vectors.packing import pack
 from tests.clients.python.comparison import assert_equal
 from tipserve_client import (
     AsyncClient,

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.bulk.job import Job, JobOptions
-from service.bulk.parts import find_inputs
-from service.bulk.reading import Columns
+from service.bulk.inputs import Columns, find_inputs
+from service.bulk.output import Job, JobOptions
 from service.engines.engine import Embedding, ImageRefused, ModelSummary
-from service.images.image_codec import ImageLimits, decode_image
+from service.images.codec import ImageLimits, decode_image
 from service.messages import EmbedImagesRequest
 
 LIMITS = ImageLimits(max_bytes=10**6, max_pixels=10**6)

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from service.bulk.embedding import BadItem, embed_items
-from service.bulk.reading import Item
-from service.bulk.rows import Row
+from service.bulk.embedding import BadItem, Row, embed_items
+from service.bulk.inputs import Item
 from service.messages import EmbedImagesRequest
 
 REQUEST = EmbedImagesRequest(images=())

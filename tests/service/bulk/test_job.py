@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.bulk.job import Job, JobError, check_outputs, compare_records
+from service.bulk.output import Job, JobError, check_outputs, compare_records
 
 Make = Callable[..., Job]
 

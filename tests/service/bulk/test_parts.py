@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.bulk.parts import InputError, find_inputs
+from service.bulk.inputs import InputError, find_inputs
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.bulk.ray_errors import reason
+from service.bulk.on_ray import reason
 
 # As Ray 2.60 writes it.
 TEXT = """\x1b[36mray::Map(f)()\x1b[39m (pid=32375, ip=192.0.2.2)

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.bulk.parts import InputError, find_inputs
-from service.bulk.reading import Columns, Item, read_part
+from service.bulk.inputs import Columns, InputError, Item, find_inputs, read_part
 
 
 def read(path: Path, part_items: int = 100, **columns: str) -> list[list[Item]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from service.bulk.rows import Dtype, Row, row_schema, to_table
+from service.bulk.embedding import Dtype, Row, row_schema, to_table
 
 
 def row(key: str, **embedding: np.ndarray) -> Row:

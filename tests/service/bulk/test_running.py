@@ -10,11 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.bulk.job import Job, JobError
-from service.bulk.output import locked_folder
-from service.bulk.parts import Part
+from service.bulk.inputs import Part
+from service.bulk.output import (
+    Job,
+    JobError,
+    count_rows,
+    errors_file,
+    is_finished,
+    join_parts,
+    locked_folder,
+)
 from service.bulk.running import job_schema, run_here
-from service.bulk.single_file import count_rows, errors_file, is_finished, join_parts
 
 Make = Callable[..., Job]
 

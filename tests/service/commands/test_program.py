@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.commands import models
-from service.commands.exit_status import FAILED, WRONG_USAGE
-from service.commands.program import COMMANDS, PROGRAMS, main
+from service.commands import program as models
+from service.commands.program import COMMANDS, FAILED, PROGRAMS, WRONG_USAGE, main
 
 
 def test_the_console_script_is_declared(project_root: Path) -> None:
@@ -131,7 +130,7 @@ def test_a_missing_package_is_named_with_its_extra(
     for name in [name for name in sys.modules if name.startswith("service.bulk")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "service.commands.embed", raising=False)
-    monkeypatch.delitem(sys.modules, "service.commands.embed_options", raising=False)
+    monkeypatch.delitem(sys.modules, "service.commands.embed", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED

@@ -2,7 +2,7 @@
 
 import io
 
-from service.bulk.parts import Part
+from service.bulk.inputs import Part
 from service.commands.progress import LineProgress
 
 PART = Part(number=0, kind="files", paths=())

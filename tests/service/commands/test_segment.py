@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.commands.exit_status import FAILED
-from service.commands.program import main
+from service.commands.program import FAILED, main
 
 
 @pytest.fixture

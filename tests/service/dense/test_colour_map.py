@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from service.dense.colour_map import colour_table
-from service.drawing.oklab import to_oklab
+from service.outputs.maps import colour_table
+from service.outputs.png import to_oklab
 
 
 def test_lightness_falls_evenly_so_that_the_order_can_be_seen_without_colour() -> None:

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.dense.colour_map import colour_table
-from service.dense.map_codec import (
+from service.outputs.maps import (
+    colour_table,
     encode_depth_png,
     encode_millimetres_png,
     encode_normals_png,

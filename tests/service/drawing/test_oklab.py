@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from service.drawing.oklab import to_linear_rgb, to_oklab, to_srgb
+from service.outputs.png import to_linear_rgb, to_oklab, to_srgb
 
 
 def test_every_colour_comes_back() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.drawing.png_file import ColourType, write_png
+from service.outputs.png import ColourType, write_png
 
 
 @pytest.mark.parametrize("strategy", [zlib.Z_RLE, zlib.Z_DEFAULT_STRATEGY])

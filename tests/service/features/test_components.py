@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from service.features.components import fit_components
+from service.outputs.features import fit_components
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (4, 3)], ids=["tall", "wide", "small"])

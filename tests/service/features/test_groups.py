@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from service.features.groups import (
+from service.outputs.features import (
     MAX_ITERATIONS,
     find_groups,
     first_centres,

@@ -5,9 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from service.dense.colour_map import colour_table
-from service.features.view_codec import encode_view_png
-from service.masks.mask_codec import palette
+from service.outputs.features import encode_view_png
+from service.outputs.maps import colour_table
+from service.outputs.masks import palette
 
 
 def test_colours_are_rounded_to_bytes() -> None:

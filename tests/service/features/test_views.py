@@ -7,9 +7,8 @@ import pytest
 from sklearn.decomposition import PCA
 
 from model.segmentation import upsample_bilinear
-from service.features.groups import find_groups, squared_distances
-from service.features.views import fit_view
-from service.view_messages import VisualizeFeaturesRequest
+from service.messages import VisualizeFeaturesRequest
+from service.outputs.features import find_groups, fit_view, squared_distances
 
 GRID, SIZE = (6, 5), (31, 40)
 FEATURES = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)

@@ -47,7 +47,7 @@ from service.messages import (
     SegmentImagesRequest,
     SegmentImagesResponse,
 )
-from service.vectors.packing import pack_all
+from service.outputs.vectors import pack_all
 
 IMAGES = [image_pb2.Image(encoded=b"x")]
 

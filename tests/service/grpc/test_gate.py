@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.grpc.gate import Gate
+from service.grpc.limits import Gate
 
 LIMIT_S = 20.0
 

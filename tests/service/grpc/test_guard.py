@@ -13,9 +13,9 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.grpc.gate import Gate
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
 from service.grpc.interceptors import CallInterceptor
+from service.grpc.limits import Gate
 from service.monitoring.telemetry import Telemetry
 from service.server import Server
 

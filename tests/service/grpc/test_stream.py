@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from service.grpc.stream import AnsweredStream, Item
-from service.monitoring.observability import Metrics
-from service.safety.body_memory import BodyMemory
+from service.monitoring.metrics import Metrics
+from service.safety.protection import BodyMemory
 
 LIMIT_S = 20.0
 MAX_SIDE_BY_SIDE = 4

@@ -3,9 +3,8 @@
 import pytest
 
 from service.errors import InvalidRequest
-from service.grpc.converters import to_embed_images
+from service.grpc.converters import refuse_unknown_fields, to_embed_images
 from service.grpc.generated import embed_pb2, open_inference_pb2, segment_pb2
-from service.grpc.unknown_fields import refuse_unknown_fields
 
 
 def test_a_field_from_the_future_is_refused_with_its_place() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 
 from service.errors import RequestTooLarge
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2, text_pb2
-from service.grpc.value_count import SMALL_BYTES
-from service.grpc.value_count import check_value_count as check
+from service.grpc.limits import SMALL_BYTES
+from service.grpc.limits import check_value_count as check
 
 IMAGES, SEGMENT = embed_pb2.EmbedImagesRequest, segment_pb2.SegmentImagesRequest
 

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 
 from service.errors import InvalidRequest
-from service.grpc.generated import (
-    classify_pb2,
-    dense_pb2,
-    features_pb2,
-    image_pb2,
-    segment_pb2,
-    text_pb2,
-)
-from service.grpc.view_converters import (
+from service.grpc.converters import (
     FEATURE_KINDS,
     GLOBAL_FEATURES,
     SCOPES,
@@ -23,11 +15,19 @@ from service.grpc.view_converters import (
     to_classify_images,
     to_visualize_features,
 )
-from service.messages import SegmentClass
-from service.view_messages import (
+from service.grpc.generated import (
+    classify_pb2,
+    dense_pb2,
+    features_pb2,
+    image_pb2,
+    segment_pb2,
+    text_pb2,
+)
+from service.messages import (
     Classification,
     ClassifyImagesRequest,
     ClassifyImagesResponse,
+    SegmentClass,
     VisualizeFeaturesRequest,
     VisualizeFeaturesResponse,
 )

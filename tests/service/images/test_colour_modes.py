@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.images.colour_modes import flatten
+from service.images.codec import flatten
 
 ORANGE = (230, 120, 40)
 SIZE = (9, 5)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.images.image_codec import FORMATS, ImageLimits, decode_image, load_image, read_size
+from service.images.codec import FORMATS, ImageLimits, decode_image, load_image, read_size
 
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000)
 Encode = Callable[..., bytes]

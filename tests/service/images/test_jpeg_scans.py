@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.images.image_codec import ImageLimits, decode_image
-from service.images.jpeg_scans import MAX_SCANS, has_too_many_scans
+from service.images.codec import MAX_SCANS, ImageLimits, decode_image, has_too_many_scans
 
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000)
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.images.image_codec import ImageLimits, decode_image
-from service.images.libtiff_log import silence_libtiff
+from service.images.codec import ImageLimits, decode_image, silence_libtiff
 
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000)
 SPEAK = "import sys; from PIL import Image; Image.open(sys.stdin.buffer).load()"

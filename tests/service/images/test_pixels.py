@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.images.image_codec import ImageLimits
-from service.images.pixels import pixels_size, take_planes
-from service.images.preparation import ImagePreparer, SizeRule
+from service.images.codec import ImageLimits
+from service.images.preparation import ImagePreparer, SizeRule, pixels_size, take_planes
 
 LIMITS = ImageLimits(max_bytes=10_000_000, max_pixels=20_000)
 RULE = SizeRule(resolution=28, fit="aspect", patch_size=14, multiple=14)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.images.image_codec import ImageLimits, decode_image
+from service.images.codec import ImageLimits, decode_image
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=100_000)
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.preprocess import prepare_image
-from service.images.image_codec import ImageLimits, decode_image
+from service.images.codec import ImageLimits, decode_image
 from service.images.preparation import ImagePreparer, JpegDecode, SizeRule
 
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=2_000_000)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.images.windows import Windows
+from service.images.preparation import Windows
 
 NOTEBOOK = Windows.of(448)
 

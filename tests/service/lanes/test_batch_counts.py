@@ -1,6 +1,6 @@
 """Batches are counted by their size."""
 
-from service.lanes.batch_counts import BatchCounts
+from service.lanes.batch_queue import BatchCounts
 
 
 def test_sizes_are_told_apart() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.lanes.batch_memory import BatchMemory, PeakMeter
+from service.lanes.machine import BatchMemory, PeakMeter
 from service.lanes.work import Bucket
 
 MB = 2**20

@@ -19,11 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from service.call import PRIORITIES
 from service.errors import DeadlineExceeded, InternalError, ServiceError, Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
-from service.lanes.batch_run import run_batch
 from service.lanes.batching import Batcher
-from service.lanes.collation import Inputs
 from service.lanes.work import BatchLimits, Bucket, Completed, Outputs, WorkItem
-from service.monitoring.observability import Metrics
+from service.lanes.worker import Inputs, run_batch
+from service.monitoring.metrics import Metrics
 
 SMALL = Bucket("image", (28, 28))
 WIDE = Bucket("image", (28, 56))

@@ -11,11 +11,10 @@ from model.runtime.base import Interrupted
 from service.errors import InternalError, Unavailable
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
-from service.lanes.collation import Inputs
-from service.lanes.cost_curve import CostCurve
-from service.lanes.lane_worker import LaneCare
+from service.lanes.latency_model import CostCurve
 from service.lanes.work import BatchLimits, Bucket, Outputs, WorkItem
-from service.monitoring.observability import Metrics
+from service.lanes.worker import Inputs, LaneCare
+from service.monitoring.metrics import Metrics
 
 BUCKET = Bucket("image", (28, 28))
 WAIT_S = 20.0

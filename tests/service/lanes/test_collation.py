@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from service.lanes.collation import collate, take_rows
 from service.lanes.work import Bucket
+from service.lanes.worker import collate, take_rows
 
 IMAGE, TEXT = Bucket("image", (28, 28)), Bucket("text", (8,))
 

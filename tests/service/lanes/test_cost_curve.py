@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.lanes.cost_curve import FADE_S, MAX_BUCKETS, CostBook, CostCurve, fit_curve
+from service.lanes.latency_model import FADE_S, MAX_BUCKETS, CostBook, CostCurve, fit_curve
 from service.lanes.work import BatchLimits, Bucket
 
 SMALL, LARGE, TEXT = Bucket("image", (28, 28)), Bucket("image", (56, 56)), Bucket("text", (8,))

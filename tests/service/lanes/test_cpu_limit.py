@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.lanes.cpu_limit import available_cpus
+from service.lanes.machine import available_cpus
 
 
 @pytest.fixture(autouse=True)

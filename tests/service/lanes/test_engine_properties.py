@@ -19,11 +19,9 @@ from service.call import PRIORITIES
 from service.errors import ServiceError, Unavailable
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
-from service.lanes.collation import Inputs
-from service.lanes.lane_worker import LaneCare, LaneWorker
-from service.lanes.pulse import LaneState
 from service.lanes.work import BatchLimits, Bucket, Completed, Outputs, WorkItem
-from service.monitoring.observability import Metrics
+from service.lanes.worker import Inputs, LaneCare, LaneState, LaneWorker
+from service.monitoring.metrics import Metrics
 
 SMALL, WIDE, TEXT = Bucket("image", (28, 28)), Bucket("image", (28, 56)), Bucket("text", (8,))
 LIMITS = BatchLimits(max_items=3, max_cost=20)

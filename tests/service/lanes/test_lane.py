@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pytest
 
-from service.lanes.collation import collate
-from service.lanes.lane import TEXT_OUTPUT, Lane, WarmUpError
 from service.lanes.work import Bucket
+from service.lanes.worker import TEXT_OUTPUT, Lane, WarmUpError, collate
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

@@ -8,7 +8,7 @@ from model.graphs import Precision
 from model.package import FileEntry, Manifest, ModelPackage
 from model.runtime.choice import RuntimeChoice
 from model.runtime.libraries import RuntimeName
-from service.lanes.lane_plan import LanePlan, free_memory, plan_lanes, weight_bytes
+from service.lanes.machine import LanePlan, free_memory, plan_lanes, weight_bytes
 
 GB = 10**9
 

@@ -12,11 +12,10 @@ import pytest
 
 from service.errors import InternalError
 from service.lanes.batch_queue import BatchQueue, BatchRules
-from service.lanes.collation import Inputs
-from service.lanes.cost_curve import CostBook, CostCurve
-from service.lanes.lane_worker import TRIAL_SHARE, LaneCare, LaneContext, LaneWorker
+from service.lanes.latency_model import CostBook, CostCurve
 from service.lanes.work import BatchLimits, Bucket, Outputs, WorkItem
-from service.monitoring.observability import Metrics
+from service.lanes.worker import TRIAL_SHARE, Inputs, LaneCare, LaneContext, LaneWorker
+from service.monitoring.metrics import Metrics
 
 BUCKET = Bucket("image", (28, 28))
 LIMITS = BatchLimits(max_items=4, max_cost=100)

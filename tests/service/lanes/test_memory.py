@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.lanes.memory import give_back_memory
+from service.lanes.machine import give_back_memory
 
 
 class Ring:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.lanes.pulse import PATIENCE, LaneState, Pulse, num_ready, unwell_since
+from service.lanes.worker import PATIENCE, LaneState, Pulse, num_ready, unwell_since
 
 LIMIT_S = 30.0
 

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.batching import Batcher
-from service.lanes.collation import Inputs, collate
-from service.lanes.staging import Stage
 from service.lanes.work import BatchLimits, Bucket, Outputs, WorkItem
-from service.monitoring.observability import Metrics
+from service.lanes.worker import Inputs, Stage, collate
+from service.monitoring.metrics import Metrics
 
 IMAGE, TEXT = Bucket("image", (28, 28)), Bucket("text", (8,))
 LIMITS = BatchLimits(max_items=3, max_cost=100)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.masks.mask_codec import (
+from service.outputs.masks import (
     class_color,
     encode_mask_png,
     encode_npy,

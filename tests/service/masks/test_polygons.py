@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from service.masks.polygons import class_polygons
+from service.outputs.contours import class_polygons
 
 Labels = NDArray[np.unsignedinteger]
 # pycocotools' own code is older than NumPy 2.

@@ -5,14 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.masks.postprocess import (
-    class_embeddings,
-    image_outputs,
-    segment_image,
-    text_embedding,
-)
-from service.masks.slide import Geometry
 from service.messages import SegmentClass, SegmentImagesRequest
+from service.outputs.masks import class_embeddings, image_outputs, segment_image, text_embedding
+from service.outputs.slide import Geometry
 
 EYE = np.eye(3, dtype=np.float32)
 RAW = {"cls1": np.array([3, 4], np.float32), "patches": np.arange(12, dtype=np.float32) + 1}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from service.masks.run_lengths import class_runs, compress_counts
+from service.outputs.contours import class_runs, compress_counts
 
 # pycocotools' own code is older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from model.segmentation import Background
-from service.images.windows import Windows
-from service.masks import slide
-from service.masks.slide import Geometry, segment_windows
+from service.images.preparation import Windows
+from service.outputs import slide
+from service.outputs.slide import Geometry, segment_windows
 
 WINDOWS = Windows.of(28)
 

@@ -10,7 +10,7 @@ import pytest
 from service.call import Call
 from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, Unavailable
 from service.models.admission import FIRST_RETRY_S, MAX_RETRY_S, Admission
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 
 CALL = Call(request_id="x", deadline=10.0, clock=lambda: 0.0)
 

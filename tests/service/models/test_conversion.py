@@ -19,8 +19,7 @@ from model.conversion.identity import content_of, key_of
 from model.package import ModelPackage, PackageError, open_package
 from service.errors import Unavailable
 from service.models import conversion as conversion_module
-from service.models.conversion import Conversion, open_source
-from service.models.model_source import ModelSource
+from service.models.conversion import Conversion, ModelSource, open_source
 
 LIMIT_S = 30.0
 

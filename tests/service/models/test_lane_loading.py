@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from model.package import Manifest, ModelPackage, PackageError, open_package
 from model.runtime.base import VisionOutput
 from model.runtime.choice import RuntimeChoice
-from service.models import lane_loading
-from service.models.lane_loading import LoadedLanes, lane_plan, load_lanes, num_pool_threads
-from service.models.model_source import ModelSource
+from service.models import loading as lane_loading
+from service.models.conversion import ModelSource
+from service.models.loading import LoadedLanes, lane_plan, load_lanes, num_pool_threads
 
 MB = 2**20
 CHOICE = RuntimeChoice(runtime="onnx", precision="fp32", device="cpu", reason="the only one")

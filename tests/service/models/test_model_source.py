@@ -6,7 +6,7 @@ import pytest
 
 from model.package import BUNDLED_FOLDER, PackageError
 from service.errors import InvalidRequest, ModelNotFound, ServiceError, Unavailable
-from service.models.model_source import (
+from service.models.conversion import (
     ModelSource,
     check_model_name,
     check_names,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from service.call import Call
 from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, Unavailable
 from service.models.admission import Admission, Ticket
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 
 LONG_S = 30.0
 

@@ -10,11 +10,11 @@ from prometheus_client import generate_latest
 
 from service.call import Call
 from service.errors import ModelNotFound
-from service.lanes.cost_curve import CostCurve
+from service.lanes.latency_model import CostCurve
 from service.lanes.work import Bucket
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

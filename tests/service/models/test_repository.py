@@ -13,15 +13,14 @@ import pytest
 from model.package import PackageError
 from service.call import Call
 from service.data_plane import DataPlane
-from service.door import Door
 from service.errors import InternalError, InvalidRequest, ModelNotFound, Unavailable
 from service.messages import EmbedTextsRequest
+from service.models.conversion import ModelSource
 from service.models.loading import request_limits
-from service.models.model_source import ModelSource
-from service.models.registry import ModelRegistry
-from service.models.repository import ModelRepository, ModelState
+from service.models.registry import ModelRegistry, ModelRepository, ModelState
 from service.models.served_model import ServedModel
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
+from service.request_gate import Door
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

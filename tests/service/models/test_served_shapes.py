@@ -6,13 +6,7 @@ import pytest
 
 from model.package import Manifest, PackageError
 from service.lanes.work import Bucket
-from service.models.served_shapes import (
-    item_cost,
-    served_buckets,
-    served_tasks,
-    with_maps,
-    with_sizes,
-)
+from service.models.loading import item_cost, served_buckets, served_tasks, with_maps, with_sizes
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

@@ -3,7 +3,7 @@
 import pytest
 
 from service.call import Call
-from service.models.statistics import RequestCounts, Total
+from service.models.served_model import RequestCounts, Total
 
 
 class Clock:

@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from service.errors import InternalError
 from service.lanes.work import Completed
-from service.models.text_cache import ENTRY_OVERHEAD_BYTES, Embedding, Flight, TextCache, Wait
-from service.monitoring.observability import Metrics
+from service.models.texts import ENTRY_OVERHEAD_BYTES, Embedding, Flight, TextCache, Wait
+from service.monitoring.metrics import Metrics
 
 PROMPTS = ("a", "b", "c", "d")
 ENTRY_BYTES = sys.getsizeof("a") + 4 + ENTRY_OVERHEAD_BYTES

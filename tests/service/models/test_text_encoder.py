@@ -15,7 +15,7 @@ from service.call import Call
 from service.errors import InternalError, InvalidRequest, Unavailable
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from service.call import Call
-from service.monitoring.access_log import AccessLog
-from service.monitoring.log import LogFormat
-from service.monitoring.log_lines import LineWriter
+from service.monitoring.log import AccessLog, LineWriter, LogFormat
 from service.tracing import Ending, NoTrace
 
 LIMIT_S = 20.0

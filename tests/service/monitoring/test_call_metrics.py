@@ -5,7 +5,7 @@ import threading
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
-from service.monitoring.call_metrics import SECONDS, CallCollector
+from service.monitoring.metrics import SECONDS, CallCollector
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.monitoring.device_metrics import READINGS, find_nvml
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import READINGS, Metrics, find_nvml
 
 
 class FakeNvml(ModuleType):

@@ -14,16 +14,16 @@ from PIL import TiffImagePlugin
 
 from service.call import Call, current_call
 from service.errors import InvalidRequest
-from service.images.image_codec import ImageLimits, decode_image
+from service.images.codec import ImageLimits, decode_image
 from service.monitoring.log import (
     SEND_ERROR,
     LineHandler,
+    LineWriter,
     RecordFormatter,
     forget_warnings_about_files,
     had_a_caller,
     log_thread_end,
 )
-from service.monitoring.log_lines import LineWriter
 
 LIMIT_S = 20.0
 

@@ -10,7 +10,7 @@ from typing import TextIO
 
 import pytest
 
-from service.monitoring.log_lines import LineWriter
+from service.monitoring.log import LineWriter
 
 LIMIT_S = 20.0
 
@@ -73,7 +73,7 @@ def test_what_was_lost_is_told_once_the_reader_is_back(held: HeldStream) -> None
             logged.set()
 
     handler = Notice()
-    logging.getLogger("service.monitoring.log_lines").addHandler(handler)
+    logging.getLogger("service.monitoring.log").addHandler(handler)
     try:
         lines.put("first\n")
         assert held.entered.wait(LIMIT_S)
@@ -82,7 +82,7 @@ def test_what_was_lost_is_told_once_the_reader_is_back(held: HeldStream) -> None
         held.gate.set()
         assert logged.wait(LIMIT_S)
     finally:
-        logging.getLogger("service.monitoring.log_lines").removeHandler(handler)
+        logging.getLogger("service.monitoring.log").removeHandler(handler)
     assert lines.close(LIMIT_S)
 
 

@@ -11,8 +11,8 @@ import pytest
 import trustme
 
 from service.errors import Unavailable
+from service.monitoring.metrics import Metrics
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
-from service.monitoring.observability import Metrics
 from service.server import Server
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import re
 
 from prometheus_client import generate_latest
 
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 
 UNITS: tuple[str, ...] = ("_seconds", "_total", "_images", "_patches", "_texts", "_info", "_depth")
 UNITS += ("_inflight", "_lanes", "_bytes", "_ratio", "_watts", "_celsius", "_cpus", "_ready")

@@ -5,8 +5,13 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.monitoring.observability import Metrics
-from service.monitoring.process_metrics import NO_LIMIT_BYTES, StateCollector, memory_limit, release
+from service.monitoring.metrics import (
+    NO_LIMIT_BYTES,
+    Metrics,
+    StateCollector,
+    memory_limit,
+    release,
+)
 
 
 @pytest.mark.parametrize(

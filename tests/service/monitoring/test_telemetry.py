@@ -6,7 +6,7 @@ from contextvars import copy_context
 import pytest
 
 from service.call import Call, current_call
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 from service.monitoring.telemetry import Telemetry
 from service.tracing import NO_TRACE, Ending, NoTrace, NoTracer
 

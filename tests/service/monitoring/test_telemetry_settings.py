@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from service.monitoring.log_lines import LineWriter
-from service.monitoring.observability import Metrics
+from service.monitoring.log import LineWriter
+from service.monitoring.metrics import Metrics
 from service.monitoring.otel_tracing import OtelTracer
-from service.monitoring.telemetry_settings import build_telemetry, build_tracer
+from service.monitoring.tracing_setup import build_telemetry, build_tracer
 from service.tracing import NoTracer
 
 LIMIT_S = 20.0

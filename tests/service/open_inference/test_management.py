@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import InvalidRequest
-from service.open_inference.management import check_load, check_unload
+from service.open_inference.metadata import check_load, check_unload
 
 
 def test_good_ones_pass() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from service.call import Call
 from service.errors import InvalidRequest
-from service.open_inference.options import CHECKS, MEANINGS, Options
+from service.open_inference.inference import CHECKS, MEANINGS, Options
 
 BOTH = frozenset({"image", "text"})
 

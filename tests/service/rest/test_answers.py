@@ -12,28 +12,31 @@ from pycocotools import mask as coco
 from safetensors.numpy import load
 
 from service.errors import InvalidRequest
-from service.images.image_codec import ImageLimits
+from service.images.codec import ImageLimits
 from service.messages import (
     EmbedImagesResponse,
     EmbedTextsResponse,
     Segmentation,
     SegmentImagesResponse,
 )
-from service.rest.answer_schemas import SegmentationBody
-from service.rest.answers import (
+from service.rest.requests import (
+    EmbedImagesOptions,
+    EmbedTextsBody,
+    MaskFormat,
+    SegmentImagesOptions,
+)
+from service.rest.response_schemas import SegmentationBody
+from service.rest.responses import (
+    JSON,
+    NPY,
+    PNG,
+    SAFETENSORS,
     check_embed_media,
     check_segment_media,
     write_image_embeddings,
     write_overlay,
     write_segmentations,
     write_text_embeddings,
-)
-from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
-from service.rest.schemas import (
-    EmbedImagesOptions,
-    EmbedTextsBody,
-    MaskFormat,
-    SegmentImagesOptions,
 )
 
 TEXTS = EmbedTextsBody(texts=["a"])

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.rest.examples import EXAMPLES
+from service.rest.openapi import EXAMPLES
 from service.server import Server
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from service.errors import Overloaded, RequestTooLarge, TooSlow, UnsupportedMedia
-from service.monitoring.observability import Metrics
-from service.rest.body import Body, BodyLimits
+from service.monitoring.metrics import Metrics
+from service.rest.connection import Body, BodyLimits
 from service.rest.direct import Message
 from service.rest.errors import ClientLeft
-from service.safety.body_memory import BodyMemory, BodyShare
+from service.safety.protection import BodyMemory, BodyShare
 
 
 class Sender:

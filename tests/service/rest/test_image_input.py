@@ -6,8 +6,8 @@ import pytest
 
 from service.errors import InvalidRequest
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
-from service.rest.image_input import decode_images, image_texts, parse_form, parse_pairs
-from service.rest.schemas import EmbedImagesOptions, ImageBody, SegmentImagesOptions
+from service.rest.inputs import decode_images, image_texts, parse_form, parse_pairs
+from service.rest.requests import EmbedImagesOptions, ImageBody, SegmentImagesOptions
 
 BOUNDARY = "multipart/form-data; boundary=xyz"
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service.errors import InvalidRequest
-from service.safety.url_fetch.fetcher import Hold, UrlFetcher
+from service.safety.url_fetch import Hold, UrlFetcher
 from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]

@@ -7,12 +7,7 @@ import socket
 
 import pytest
 
-from service.rest.listener import (
-    listen,
-    num_waiting,
-    turn_newcomers_away,
-    wait_until_all_are_taken,
-)
+from service.rest.server import listen, num_waiting, turn_newcomers_away, wait_until_all_are_taken
 
 LIMIT_S = 20.0
 

@@ -11,10 +11,9 @@ from safetensors.numpy import load
 
 from service.errors import InvalidRequest
 from service.messages import EstimateMapsResponse
-from service.rest.answer_schemas import DepthAnswer, NormalsAnswer
-from service.rest.map_answers import check_map_media, write_maps
-from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
-from service.rest.schemas import DepthOptions, MapOptions, NormalsOptions
+from service.rest.requests import DepthOptions, MapOptions, NormalsOptions
+from service.rest.response_schemas import DepthAnswer, NormalsAnswer
+from service.rest.responses import JSON, NPY, PNG, SAFETENSORS, check_map_media, write_maps
 
 DEPTH_HW = np.random.default_rng(0).random((4, 6), np.float32)
 NORMALS_HW3 = np.random.default_rng(1).random((4, 6, 3), np.float32)

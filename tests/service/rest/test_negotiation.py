@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import NotAcceptable
-from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS, choose_media
+from service.rest.responses import JSON, NPY, PNG, SAFETENSORS, choose_media
 
 OFFERED = (JSON, NPY, SAFETENSORS, PNG)
 

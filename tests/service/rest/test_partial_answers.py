@@ -12,16 +12,19 @@ from safetensors.numpy import load
 
 from service.errors import InvalidRequest
 from service.messages import EmbedImagesResponse, EmbedTextsResponse, VectorType
-from service.rest.answer_schemas import EmbedImagesAnswer, EmbedTextsAnswer
-from service.rest.answers import (
+from service.outputs.vectors import pack, pack_all
+from service.rest.inputs import decode_images
+from service.rest.requests import EmbedImagesOptions, EmbedTextsBody
+from service.rest.response_schemas import EmbedImagesAnswer, EmbedTextsAnswer
+from service.rest.responses import (
+    JSON,
+    NPY,
+    PNG,
+    SAFETENSORS,
     check_partial_media,
     write_image_embeddings,
     write_text_embeddings,
 )
-from service.rest.image_input import decode_images
-from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
-from service.rest.schemas import EmbedImagesOptions, EmbedTextsBody
-from service.vectors.packing import pack, pack_all
 
 WRONG = InvalidRequest("images[1] is wrong.", code="invalid_image", param="images[1]")
 PARTIAL = EmbedImagesOptions(partial=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.rest import protocol
-from service.rest.protocol import BoundedProtocol
+from service.rest import server as protocol
+from service.rest.server import BoundedProtocol
 from service.server import Server
 
 if TYPE_CHECKING:

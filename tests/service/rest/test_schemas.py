@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from service.messages import EmbedTextsRequest, SegmentClass
 from service.rest.errors import invalid_fields
-from service.rest.schemas import EmbedTextsBody, SegmentImagesBody
+from service.rest.requests import EmbedTextsBody, SegmentImagesBody
 
 
 def refused(schema: Any, **body: object) -> tuple[str | None, str]:

@@ -11,17 +11,24 @@ from PIL import Image
 from safetensors.numpy import load
 
 from service.errors import InvalidRequest
-from service.messages import FloatArray
-from service.rest.answer_schemas import ClassifyImagesAnswer, VisualizeFeaturesAnswer
-from service.rest.negotiation import JSON, NPY, PNG, SAFETENSORS
-from service.rest.view_answers import (
+from service.messages import (
+    Classification,
+    ClassifyImagesResponse,
+    FloatArray,
+    VisualizeFeaturesResponse,
+)
+from service.rest.requests import ClassifyImagesOptions, VisualizeFeaturesOptions
+from service.rest.response_schemas import ClassifyImagesAnswer, VisualizeFeaturesAnswer
+from service.rest.responses import (
+    JSON,
+    NPY,
+    PNG,
+    SAFETENSORS,
     check_classify_media,
     check_view_media,
     write_classifications,
     write_views,
 )
-from service.rest.view_schemas import ClassifyImagesOptions, VisualizeFeaturesOptions
-from service.view_messages import Classification, ClassifyImagesResponse, VisualizeFeaturesResponse
 
 PLAIN = ClassifyImagesOptions()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.errors import Unauthenticated
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
 from service.settings import Settings, describe_settings, load_settings
 

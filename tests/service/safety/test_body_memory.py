@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from service.errors import Overloaded
-from service.monitoring.observability import Metrics
-from service.safety.body_memory import BodyMemory
+from service.monitoring.metrics import Metrics
+from service.safety.protection import BodyMemory
 
 
 @pytest.fixture

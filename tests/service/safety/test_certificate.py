@@ -6,7 +6,7 @@ import pytest
 import trustme
 from cryptography import x509
 
-from service.safety.certificate import expiry_of
+from service.safety.tls import expiry_of
 
 
 def pem(expires: datetime, name: str = "server.test") -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.safety.file_watch import FileWatch
+from service.safety.tls import FileWatch
 
 
 class Clock:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from service.monitoring.observability import Metrics
+from service.monitoring.metrics import Metrics
 from service.safety.tls import Tls, TlsFiles
 from service.server import Server
 from service.settings import Settings

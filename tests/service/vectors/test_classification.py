@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.vectors.classification import classify
+from service.outputs.vectors import classify
 
 CLASSES = np.eye(4, dtype=np.float32)
 EMBEDDING = np.array([1, 3, 2, 2], np.float32)

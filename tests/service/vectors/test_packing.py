@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.vectors.packing import pack, pack_all
+from service.outputs.vectors import pack, pack_all
 
 ROWS = np.random.default_rng(0).standard_normal((4, 3, 16)).astype(np.float32)
 

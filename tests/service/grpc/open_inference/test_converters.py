@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, ServiceError
 from service.grpc.generated import open_inference_pb2 as pb
-from service.grpc.open_inference.converters import from_infer, to_infer, to_parameters
+from service.grpc.open_inference import from_infer, to_infer, to_parameters
 from service.messages import RequestLimits
 from service.open_inference.inference import InferAnswer
 

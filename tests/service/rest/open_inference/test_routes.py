@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from service.data_plane import DataPlane
 from service.rest.direct import direct_routes
-from service.rest.open_inference.routes import VERSIONED, build_inference_router
+from service.rest.open_inference import VERSIONED, build_inference_router
 from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]

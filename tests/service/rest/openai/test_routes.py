@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.safety.url_fetch.fetcher import Hold, UrlFetcher
+from service.safety.url_fetch import Hold, UrlFetcher
 from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.safety.url_fetch.addresses import is_public
+from service.safety.url_fetch import is_public
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,7 @@ import pytest
 import trustme
 
 from service.errors import InvalidRequest, Overloaded
-from service.safety.url_fetch.addresses import is_public
-from service.safety.url_fetch.fetcher import FetchLimits, UrlFetcher
-from service.safety.url_fetch.network import PinnedBackend
-from service.safety.url_fetch.policy import UrlPolicy
+from service.safety.url_fetch import FetchLimits, PinnedBackend, UrlFetcher, UrlPolicy, is_public
 
 HOST, OTHER = "images.example.org", "other.example.net"
 HERE = "127.0.0.1"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.safety.url_fetch.policy import Target, UrlPolicy, UrlRefused, url_of
+from service.safety.url_fetch import Target, UrlPolicy, UrlRefused, url_of
 
 POLICY = UrlPolicy.from_text("images.example.org, *.cdn.example.com")
 

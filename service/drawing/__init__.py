@@ -1,1 +1,0 @@
-"""Numbers to colours and to PNG files: what masks and maps share."""

@@ -1,1 +1,0 @@
-"""Patch embeddings made visible: colours by their principal components, and groups."""

@@ -1,0 +1,343 @@
+"""The Open Inference Protocol over gRPC."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from google.protobuf.json_format import ParseDict
+
+from service.call import Call, current_call
+from service.data_plane import DataPlane
+from service.errors import InvalidRequest, NotSupported, ServiceError, Unavailable
+from service.grpc.converters import refuse_unknown_fields
+from service.grpc.generated import open_inference_pb2 as pb
+from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceServicer
+from service.messages import RequestLimits
+from service.models.registry import ModelRepository
+from service.open_inference.inference import InferAnswer, InferRequest, infer
+from service.open_inference.metadata import (
+    VERSION,
+    ModelMetadata,
+    check_load,
+    check_unload,
+    find_model,
+    model_metadata,
+    server_metadata,
+    statistics,
+)
+from service.open_inference.tensors import (
+    InputTensor,
+    TensorHead,
+    TensorSpec,
+    check_head,
+    read_items,
+    read_raw,
+    read_values,
+)
+
+# Protobuf of the Open Inference Protocol to the core's requests and back.
+
+# Where the elements of a datatype stand, where they are not raw.
+CONTENTS: Final = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
+DATA_TYPES: Final = {"BYTES": pb.TYPE_STRING, "UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
+
+
+def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferRequest:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: A field, a tensor or a parameter is wrong or unknown.
+        RequestTooLarge: A tensor has too many items.
+    """
+    refuse_unknown_fields(request)
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs; give one "
+            "for each, or none.",
+            code="wrong_size",
+            param="raw_input_contents",
+        )
+    inputs = []
+    for index, tensor in enumerate(request.inputs):
+        param = f"inputs[{index}]"
+        _refuse_parameters(tensor.parameters, f"{param}.parameters")
+        head = check_head(tensor.name, tensor.datatype, tensor.shape, limits, param=param)
+        inputs.append(_raw(head, tensor, raw[index]) if raw else _typed(head, tensor.contents))
+    for index, output in enumerate(request.outputs):
+        _refuse_parameters(output.parameters, f"outputs[{index}].parameters")
+    return InferRequest(
+        model=request.model_name,
+        version=request.model_version,
+        inputs=inputs,
+        outputs=[output.name for output in request.outputs],
+        parameters=to_parameters(request.parameters),
+    )
+
+
+def num_listed(request: pb.ModelInferRequest) -> int:
+    """How many numbers stand in lists, each to be looked at."""
+    contents = [tensor.contents for tensor in request.inputs]
+    return sum(len(c.uint_contents) + len(c.fp32_contents) for c in contents)
+
+
+def from_infer(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
+    """Write an answer, its elements raw."""
+    outputs, raw = [], []
+    for name, array in answer.outputs.items():
+        datatype = "FP16" if array.dtype == np.float16 else "FP32"
+        outputs.append(
+            pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=array.shape)
+        )
+        raw.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return pb.ModelInferResponse(
+        model_name=answer.model,
+        model_version=VERSION,
+        id=request_id,
+        outputs=outputs,
+        raw_output_contents=raw,
+    )
+
+
+def from_model(metadata: ModelMetadata) -> pb.ModelMetadataResponse:
+    """Write what a model takes and gives."""
+    return pb.ModelMetadataResponse(
+        name=metadata.name,
+        versions=metadata.versions,
+        platform=metadata.platform,
+        inputs=map(_tensor, metadata.inputs),
+        outputs=map(_tensor, metadata.outputs),
+    )
+
+
+def to_config(metadata: ModelMetadata) -> pb.ModelConfig:
+    """Write it in the terms of a configuration."""
+    return pb.ModelConfig(
+        name=metadata.name,
+        platform=metadata.platform,
+        backend=metadata.backend,
+        input=[
+            pb.ModelInput(
+                name=spec.name, data_type=DATA_TYPES[spec.datatype], dims=spec.shape, optional=True
+            )
+            for spec in metadata.inputs
+        ],
+        output=[
+            pb.ModelOutput(name=spec.name, data_type=DATA_TYPES[spec.datatype], dims=spec.shape)
+            for spec in metadata.outputs
+        ],
+    )
+
+
+def to_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a map of parameters, whichever of their fields they stand in."""
+    values = {}
+    for name, parameter in given.items():
+        field = parameter.WhichOneof("parameter_choice")
+        if field is None:
+            raise InvalidRequest(
+                f"The parameter {name[:100]!r} has no value.", param=f"parameters.{name[:100]}"
+            )
+        values[name] = getattr(parameter, field)
+    return values
+
+
+def _tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(
+        name=spec.name, datatype=spec.datatype, shape=spec.shape
+    )
+
+
+def _refuse_parameters(parameters: Mapping[str, Any], path: str) -> None:
+    for name in parameters:
+        what = "classification is not supported, for the outputs are embeddings"
+        if name.startswith("shared_memory"):
+            what = "shared memory is not offered; send the tensor in the message"
+        elif name != "classification":
+            what = f"{name[:100]!r} is not known"
+        raise InvalidRequest(
+            f"{path}: {what}; leave it out.",
+            code="not_supported" if name == "classification" else "unknown_field",
+            param=f"{path}.{name[:100]}",
+        )
+
+
+def _raw(
+    head: TensorHead, tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes
+) -> InputTensor:
+    if tensor.HasField("contents"):
+        raise InvalidRequest(
+            f"{head.param}: give either contents or raw_input_contents, not both.",
+            param=f"{head.param}.contents",
+        )
+    return read_raw(head, raw)
+
+
+def _typed(head: TensorHead, contents: pb.InferTensorContents) -> InputTensor:
+    wanted = CONTENTS[head.spec.datatype]
+    for field, _ in contents.ListFields():
+        if field.name != wanted:
+            raise InvalidRequest(
+                f"{head.param}: the elements of {head.spec.datatype} stand in {wanted}, not in "
+                f"{field.name}.",
+                param=f"{head.param}.contents.{field.name}",
+            )
+    values = getattr(contents, wanted)
+    if wanted == "bytes_contents":
+        return read_items(head, values)
+    return read_values(head, list(values))
+
+
+# The RPCs of the Open Inference Protocol: convert, ask the core, convert.
+
+# What `tritonclient` sends with requests of a stream; answers always say that they are the last.
+FINAL_WISH = "triton_enable_empty_final_response"
+READ_AT_ONCE = 4096
+
+
+class InferenceServicer(GRPCInferenceServiceServicer):
+    """`inference.GRPCInferenceService`; without a repository nothing changes what is served."""
+
+    def __init__(self, plane: DataPlane, repository: ModelRepository | None) -> None:
+        self._plane = plane
+        self._repository = repository
+
+    async def ServerLive(  # noqa: N802 - named by the contract, as all below
+        self, request: pb.ServerLiveRequest, context: Any
+    ) -> pb.ServerLiveResponse:
+        """Whether the process answers, and its device has answered not too long ago."""
+        return pb.ServerLiveResponse(live=_holds(self._plane.check_live))
+
+    async def ServerReady(  # noqa: N802
+        self, request: pb.ServerReadyRequest, context: Any
+    ) -> pb.ServerReadyResponse:
+        """Whether requests are taken."""
+        return pb.ServerReadyResponse(ready=_holds(self._plane.check_ready))
+
+    async def ModelReady(  # noqa: N802
+        self, request: pb.ModelReadyRequest, context: Any
+    ) -> pb.ModelReadyResponse:
+        """Whether a model answers requests."""
+        refuse_unknown_fields(request)
+        info = find_model(self._plane, request.name, request.version)
+        check = partial(self._plane.check_model_ready, info.manifest.name)
+        return pb.ModelReadyResponse(ready=_holds(check))
+
+    async def ServerMetadata(  # noqa: N802
+        self, request: pb.ServerMetadataRequest, context: Any
+    ) -> pb.ServerMetadataResponse:
+        """What the server is, and which extensions of the protocol it has."""
+        found = server_metadata(is_managed=self._repository is not None)
+        return pb.ServerMetadataResponse(**asdict(found))
+
+    async def ModelMetadata(  # noqa: N802
+        self, request: pb.ModelMetadataRequest, context: Any
+    ) -> pb.ModelMetadataResponse:
+        """What a model takes and gives."""
+        refuse_unknown_fields(request)
+        return from_model(model_metadata(find_model(self._plane, request.name, request.version)))
+
+    async def ModelConfig(  # noqa: N802
+        self, request: pb.ModelConfigRequest, context: Any
+    ) -> pb.ModelConfigResponse:
+        """The same in the terms of a configuration."""
+        refuse_unknown_fields(request)
+        info = find_model(self._plane, request.name, request.version)
+        return pb.ModelConfigResponse(config=to_config(model_metadata(info)))
+
+    async def ModelStatistics(  # noqa: N802
+        self, request: pb.ModelStatisticsRequest, context: Any
+    ) -> pb.ModelStatisticsResponse:
+        """What models have done since they were loaded."""
+        refuse_unknown_fields(request)
+        document = statistics(self._plane, request.name, request.version)
+        return ParseDict(document, pb.ModelStatisticsResponse())
+
+    async def ModelInfer(  # noqa: N802
+        self, request: pb.ModelInferRequest, context: Any
+    ) -> pb.ModelInferResponse:
+        """Embeddings of images and texts, as tensors."""
+        read = partial(to_infer, request, self._plane.limits)
+        # Numbers in lists become objects first, and an image has a million.
+        is_small = num_listed(request) <= READ_AT_ONCE
+        message = read() if is_small else await self._plane.offload(read)
+        answer = await infer(self._plane, message, current_call.get())
+        return from_infer(answer, request.id)
+
+    async def ModelStreamInfer(  # noqa: N802
+        self, request: pb.ModelInferRequest, context: Any
+    ) -> pb.ModelStreamInferResponse:
+        """One request of a stream: the interceptor reads them, and writes the answers in order."""
+        if request.parameters[FINAL_WISH].WhichOneof("parameter_choice") in {None, "bool_param"}:
+            del request.parameters[FINAL_WISH]
+        answer = await self.ModelInfer(request, context)
+        answer.parameters["triton_final_response"].bool_param = True
+        return pb.ModelStreamInferResponse(infer_response=answer)
+
+    async def RepositoryIndex(  # noqa: N802
+        self, request: pb.RepositoryIndexRequest, context: Any
+    ) -> pb.RepositoryIndexResponse:
+        """Every model that is served, was served, or lies in the model repository."""
+        refuse_unknown_fields(request)
+        repository = self._managed()
+        states = await self._plane.offload(repository.index)
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=state.name, version=VERSION, state=state.state, reason=state.reason
+                )
+                for state in states
+                if state.state == "READY" or not request.ready
+            ]
+        )
+
+    async def RepositoryModelLoad(  # noqa: N802
+        self, request: pb.RepositoryModelLoadRequest, context: Any
+    ) -> pb.RepositoryModelLoadResponse:
+        """Serve a package under a name; the answer comes once it answers requests."""
+        refuse_unknown_fields(request)
+        repository = self._managed()
+        self._plane.door.check()
+        package = check_load(to_parameters(request.parameters))
+        await repository.load(request.model_name, package)
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(  # noqa: N802
+        self, request: pb.RepositoryModelUnloadRequest, context: Any
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Serve a model no longer; requests that it has are still answered."""
+        refuse_unknown_fields(request)
+        repository = self._managed()
+        self._plane.door.check()
+        check_unload(to_parameters(request.parameters))
+        await repository.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def _managed(self) -> ModelRepository:
+        if self._repository is None:
+            raise NotSupported(
+                "Models cannot be managed here: the server's setting enable_management is off.",
+                code="management_not_enabled",
+            )
+        return self._repository
+
+
+def _holds(check: Any) -> bool:
+    """Whether a check for probes passes."""
+    try:
+        check()
+    except Unavailable:
+        return False
+    return True
+
+
+def stream_error(
+    error: ServiceError, request: pb.ModelInferRequest | None, call: Call
+) -> pb.ModelStreamInferResponse:
+    """What a stream answers to a request that cannot be answered."""
+    request_id = request.id if request is not None else ""
+    return pb.ModelStreamInferResponse(
+        error_message=error.message, infer_response=pb.ModelInferResponse(id=request_id)
+    )

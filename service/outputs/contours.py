@@ -1,0 +1,286 @@
+"""Masks as run lengths and polygons, in COCO's format."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from operator import itemgetter
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.winner_map import Labels
+
+# Corners of the regions of a label map, along the edges of pixels.
+#
+# Shapes: H W pixels; V points where four pixels meet, E corners of all regions together. A point
+# where two pixels of a class touch diagonally is a corner twice, as they belong to two regions.
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Corners:
+    """Corners in the order of class, then from left to right, then from top to bottom.
+
+    Attributes:
+        label_E: Class, from 1.
+        x_E: Pixels from the left.
+        y_E: Pixels from the top.
+        across_E: Which corner the horizontal edge leads to. The vertical one joins 0 with 1, 2 with
+            3, and so on.
+        is_filled_E: Whether the pixel to the lower right is of the class.
+        key_E: Ascending, as `key` gives it.
+        height: Of the image.
+        width: Of the image.
+    """
+
+    label_E: Ints
+    x_E: Ints
+    y_E: Ints
+    across_E: Ints
+    is_filled_E: NDArray[np.bool_]
+    key_E: Ints
+    height: int
+    width: int
+
+    def key(self, label: int, x: int, y: int) -> int:
+        """Where in the order the first corner at this place is or would be."""
+        return ((label * (self.width + 1) + x) * (self.height + 1) + y) * 2
+
+
+def find_corners(labels_HW: Labels) -> Corners:
+    """The corners of all classes but 0, the background."""
+    height, width = labels_HW.shape
+    around = np.pad(labels_HW, 1)
+    a, b, c, d = around[:-1, :-1], around[:-1, 1:], around[1:, :-1], around[1:, 1:]
+    is_straight = ((a == b) & (c == d)) | ((a == c) & (b == d))
+    point_V = np.flatnonzero(~is_straight)
+    y_V, x_V = np.divmod(point_V, width + 1)
+    pixels_4V = np.stack([around[y_V + down, x_V + right] for down in (0, 1) for right in (0, 1)])
+    # Columns: point, class, and in which order vertical and horizontal edges of a point come.
+    found: list[Ints] = []
+    for place, label_V in enumerate(pixels_4V):
+        is_same_4V = pixels_4V == label_V
+        is_new_V = (label_V > 0) & ~is_same_4V[:place].any(axis=0)
+        number_V = is_same_4V.sum(axis=0)
+        falls_V, rises_V = is_same_4V[0] & is_same_4V[3], is_same_4V[1] & is_same_4V[2]
+        is_touch_V = (number_V == 2) & (falls_V | rises_V)
+        single = np.flatnonzero(is_new_V & (number_V % 2 == 1))
+        twice = np.flatnonzero(is_new_V & is_touch_V)
+        filled = is_same_4V[3]
+        for chosen, order, across in (
+            (single, 0, 0),
+            (twice, 0, rises_V[twice]),
+            (twice, 1, ~rises_V[twice]),
+        ):
+            columns = (chosen, label_V[chosen], order, across, filled[chosen])
+            found.append(np.stack([np.broadcast_to(v, chosen.shape) for v in columns]).astype(int))
+    point, label, order, across, filled = np.concatenate(found, axis=1)
+    return _in_order(label, (x_V[point], y_V[point]), (order, across, filled), (height, width))
+
+
+def _in_order(
+    label: Ints, place: tuple[Ints, Ints], ties: tuple[Ints, Ints, Ints], size_hw: tuple[int, int]
+) -> Corners:
+    height, width = size_hw
+    x, y = place
+    order, across, filled = ties
+    key = ((label * (width + 1) + x) * (height + 1) + y) * 2 + order
+    by_column = np.argsort(key)
+    label, x, y, across = label[by_column], x[by_column], y[by_column], across[by_column]
+    by_row = np.argsort(((label * (height + 1) + y) * (width + 1) + x) * 2 + across)
+    across_E = np.empty_like(by_row)
+    across_E[by_row[0::2]], across_E[by_row[1::2]] = by_row[1::2], by_row[0::2]
+    return Corners(
+        label_E=label,
+        x_E=x,
+        y_E=y,
+        across_E=across_E,
+        is_filled_E=filled[by_column].astype(np.bool_),
+        key_E=key[by_column],
+        height=height,
+        width=width,
+    )
+
+
+# Label maps to polygons along the edges of pixels, exact, in COCO's form.
+#
+# COCO's polygons have no holes: each hole is joined to what is around it by a cut, there and back.
+# Pixels that touch at a corner only belong to different polygons. Shapes: H W pixels.
+
+Polygon = list[int]
+
+
+def class_polygons(labels_HW: Labels, num_classes: int) -> list[list[Polygon]]:
+    """For classes 1 to `num_classes` the polygons, each as x, y, x, y, ... in pixels."""
+    polygons: list[list[Polygon]] = [[] for _ in range(num_classes)]
+    for label, polygon in _trace(labels_HW, find_corners(labels_HW)):
+        if label <= num_classes:
+            polygons[label - 1].append(polygon)
+    return polygons
+
+
+@dataclass(slots=True)
+class _Tracer:
+    """Follows corners around outlines and holes.
+
+    Attributes:
+        x, y: Of each corner.
+        across: The corner at the other end of its horizontal edge.
+        cuts: Behind each corner: holes that are joined to the vertical edge which begins there, as
+            the cut's y and the points to insert.
+    """
+
+    x: list[int]
+    y: list[int]
+    across: list[int]
+    cuts: dict[int, list[tuple[int, Polygon]]] = field(default_factory=lambda: defaultdict(list))
+
+    def rings(self) -> Iterator[list[int]]:
+        """All closed lines, each from its leftmost corner, of these the uppermost, downwards."""
+        is_done = bytearray(len(self.x))
+        for start in range(len(self.x)):
+            ring: list[int] = []
+            corner = start
+            while not is_done[corner]:
+                below = corner ^ 1
+                is_done[corner] = is_done[below] = 1
+                ring += (corner, below)
+                corner = self.across[below]
+            if ring:
+                yield ring
+
+    def points(self, ring: Sequence[int]) -> Polygon:
+        """Coordinates along a ring and around the holes that are joined to it."""
+        points: Polygon = []
+        for corner in ring:
+            points += (self.x[corner], self.y[corner])
+            if corner in self.cuts:
+                is_upward = self.y[corner ^ 1] < self.y[corner]
+                for _, hole in sorted(self.cuts[corner], key=itemgetter(0), reverse=is_upward):
+                    points += hole
+        return points
+
+
+def _trace(labels_HW: Labels, corners: Corners) -> Iterator[tuple[int, Polygon]]:
+    """All polygons with their classes."""
+    tracer = _Tracer(corners.x_E.tolist(), corners.y_E.tolist(), corners.across_E.tolist())
+    labels, is_filled = corners.label_E.tolist(), corners.is_filled_E.tolist()
+    outlines: list[list[int]] = []
+    holes: list[list[int]] = []
+    begin: dict[int, int] = {}
+    for ring in tracer.rings():
+        if not is_filled[ring[0]]:  # what is right of its leftmost corner belongs to others
+            ring[1:] = ring[:0:-1]
+        (outlines if is_filled[ring[0]] else holes).append(ring)
+        # At which end each vertical edge is entered.
+        begin |= {
+            corner >> 1: corner for corner, to in pairwise([*ring, ring[0]]) if corner ^ 1 == to
+        }
+    for ring in reversed(holes):  # from right to left: what hangs on a hole is joined before it
+        first = ring[0]
+        x, y = tracer.x[first], tracer.y[first]
+        others = np.flatnonzero(labels_HW[y, :x] != labels[first])
+        left = int(others[-1]) + 1 if len(others) else 0
+        key = corners.key(labels[first], left, y)
+        edge = int(np.searchsorted(corners.key_E, key + 1, side="right")) - 1 >> 1
+        tracer.cuts[begin[edge]].append((y, [left, y, *tracer.points(ring), x, y, left, y]))
+    for ring in outlines:
+        yield labels[ring[0]], tracer.points(ring)
+
+
+# Label maps to COCO's run-length encoding, the masks of all classes in one pass.
+#
+# COCO counts pixels column by column: how many are not of the class, how many are, and so on.
+#
+# Shapes: H W pixels, K classes, R runs, N numbers of all classes together.
+
+# A number is written in pieces of five bits, as characters from here on.
+BITS: Final = 5
+FIRST_CHARACTER: Final = 48
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRuns:
+    """Where one class is.
+
+    Attributes:
+        counts: Pixels outside, inside, outside ... in columns from left to right.
+        area: Pixels inside.
+        box: Left, top, width and height; all 0 where the class is nowhere.
+    """
+
+    counts: Ints
+    area: int
+    box: tuple[int, int, int, int]
+
+
+def class_runs(labels_HW: Labels, num_classes: int) -> list[ClassRuns]:
+    """The runs of classes 1 to `num_classes`."""
+    height, width = labels_HW.shape
+    flat = _columns(labels_HW)
+    start_R = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    end_R = np.append(start_R[1:], flat.size)
+    label_R = flat[start_R]
+    order_R = np.argsort(label_R, kind="stable")
+    bounds = np.searchsorted(label_R[order_R], np.arange(1, num_classes + 2)).tolist()
+    start_R, end_R = start_R[order_R], end_R[order_R]
+    return [
+        _runs_of_one(start_R[begin:end], end_R[begin:end], (height, width))
+        for begin, end in pairwise(bounds)
+    ]
+
+
+def compress_counts(counts: list[Ints]) -> list[str]:
+    """Each list of counts as the string that pycocotools writes."""
+    lengths = np.array([len(numbers) for numbers in counts])
+    value_N = np.concatenate([_differences(numbers) for numbers in counts])
+    pieces: list[NDArray[np.uint8]] = []
+    is_written: list[NDArray[np.bool_]] = []
+    more_N = np.ones(len(value_N), np.bool_)
+    while more_N.any():
+        is_written.append(more_N)
+        piece_N = value_N & 0x1F
+        value_N = value_N >> BITS
+        # The highest bit of the last piece is the sign.
+        more_N = more_N & (value_N != np.where(piece_N & 0x10, -1, 0))
+        pieces.append((piece_N + 0x20 * more_N + FIRST_CHARACTER).astype(np.uint8))
+    written_N = np.stack(is_written, axis=1)
+    text = np.stack(pieces, axis=1)[written_N].tobytes().decode("ascii")
+    characters_N = np.concatenate([[0], np.cumsum(written_N.sum(axis=1))])
+    bounds = characters_N[np.concatenate([[0], np.cumsum(lengths)])].tolist()
+    return [text[begin:end] for begin, end in pairwise(bounds)]
+
+
+def _columns(labels_HW: Labels) -> Labels:
+    """All columns, one after the other."""
+    if labels_HW.dtype == np.uint8:  # Pillow turns it in blocks, several times faster
+        turned = Image.fromarray(labels_HW).transpose(Image.Transpose.TRANSPOSE)
+        return np.asarray(turned).ravel()
+    return np.ascontiguousarray(labels_HW.T).ravel()
+
+
+def _runs_of_one(start_R: Ints, end_R: Ints, size_hw: tuple[int, int]) -> ClassRuns:
+    height, width = size_hw
+    if not len(start_R):
+        return ClassRuns(np.array([height * width]), 0, (0, 0, 0, 0))
+    edges = np.stack([start_R, end_R], axis=1).ravel()
+    counts = np.diff(edges, prepend=0)
+    if edges[-1] < height * width:
+        counts = np.append(counts, height * width - edges[-1])
+    left, right = start_R[0] // height, (end_R[-1] - 1) // height
+    top_R, bottom_R = start_R % height, (end_R - 1) % height
+    goes_on = (start_R // height != (end_R - 1) // height).any()
+    top, bottom = (0, height - 1) if goes_on else (top_R.min(), bottom_R.max())
+    box = int(left), int(top), int(right - left + 1), int(bottom - top + 1)
+    return ClassRuns(counts, int((end_R - start_R).sum()), box)
+
+
+def _differences(counts: Ints) -> Ints:
+    """From the fourth on, a number is told by its difference from the last but one."""
+    values = counts.copy()
+    values[3:] -= counts[1:-2]
+    return values

@@ -1,0 +1,231 @@
+"""Patch embeddings made visible: principal components and groups."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.segmentation import label_pixels, upsample_bilinear
+from service.messages import FeatureKind, FloatArray, VisualizeFeaturesRequest
+from service.outputs.maps import NUM_COLOURS, colour_table
+from service.outputs.masks import encode_mask_png
+from service.outputs.png import ColourType, write_png
+
+# Principal components of patch embeddings, as scikit-learn's `PCA(whiten=True)` has them.
+#
+# Shape legend: N patches, D width, C components.
+
+# Of the greatest variance: below it there is nothing but rounding, which must not be blown up.
+LEAST_VARIANCE: Final = 1e-10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Components:
+    """Axes through the mean of patches; `axes_DC` are unit vectors over the deviation there."""
+
+    mean_D: FloatArray
+    axes_DC: FloatArray
+
+    def project(self, features_ND: FloatArray) -> FloatArray:
+        """Whitened coordinates [N, C]: mean 0 and deviation 1 over the patches of the fit."""
+        projected_NC = (features_ND - self.mean_D) @ self.axes_DC
+        return projected_NC.astype(np.float32, copy=False)
+
+
+def fit_components(features_ND: FloatArray, count: int) -> Components:
+    """The axes along which patches differ most; where they differ along fewer, the rest is zero.
+
+    An axis points to where its largest weight is positive, so the same patches give the same axes.
+    """
+    exact_ND = features_ND.astype(np.float64)
+    mean_D: NDArray[np.float64] = exact_ND.mean(axis=0)
+    centred_ND = exact_ND - mean_D
+    num_patches, width = centred_ND.shape
+    # The smaller of the two square matrices has the same eigenvalues.
+    is_wide = num_patches < width
+    square = centred_ND @ centred_ND.T if is_wide else centred_ND.T @ centred_ND
+    values, vectors = np.linalg.eigh(square)
+    variances = values[::-1][:count] / max(num_patches - 1, 1)
+    axes_DC = np.zeros((width, count))
+    for index, variance in enumerate(variances):
+        if variance <= LEAST_VARIANCE * variances[0] or variance <= 0:
+            break
+        axis_D = vectors[:, -1 - index]
+        axis_D = centred_ND.T @ axis_D if is_wide else axis_D
+        axis_D = axis_D / np.linalg.norm(axis_D) * np.sign(axis_D[np.abs(axis_D).argmax()])
+        axes_DC[:, index] = axis_D / np.sqrt(variance)
+    return Components(mean_D=_float32(mean_D), axes_DC=_float32(axes_DC))
+
+
+def _float32(array: NDArray[np.float64]) -> FloatArray:
+    return array.astype(np.float32)
+
+
+# Groups of patches that are alike, by k-means; the same seed gives the same groups.
+#
+# Shape legend: N patches, D width, K groups.
+
+MAX_ITERATIONS: Final = 20
+
+
+def find_groups(features_ND: FloatArray, num_groups: int, seed: int) -> FloatArray:
+    """The centres [K, D] of groups, the largest group first.
+
+    Where there are fewer different patches than groups, some groups stay empty.
+    """
+    first_KD = first_centres(features_ND, num_groups, np.random.default_rng(seed))
+    centres_KD, nearest_N = move_centres(features_ND, first_KD)
+    sizes_K = np.bincount(nearest_N, minlength=num_groups)
+    return centres_KD[np.argsort(-sizes_K, kind="stable")]
+
+
+def first_centres(
+    features_ND: FloatArray, num_groups: int, random: np.random.Generator
+) -> FloatArray:
+    """Patches as first centres [K, D], far from each other more likely than near.
+
+    Source: k-means++ (D. Arthur, S. Vassilvitskii, 2007).
+    """
+    chosen = [int(random.integers(len(features_ND)))]
+    gap_N = np.full(len(features_ND), np.inf)
+    for _ in range(num_groups - 1):
+        newest_1D = features_ND[chosen[-1:]]
+        gap_N = np.minimum(gap_N, squared_distances(features_ND, newest_1D)[:, 0])
+        total = gap_N.sum()
+        if total > 0:
+            reached_N = np.cumsum(gap_N)
+            index = int(np.searchsorted(reached_N, random.random() * total, side="right"))
+            chosen.append(min(index, len(features_ND) - 1))
+        else:  # every patch is a centre already
+            chosen.append(chosen[-1])
+    return features_ND[chosen]
+
+
+def move_centres(
+    features_ND: FloatArray, centres_KD: FloatArray
+) -> tuple[FloatArray, NDArray[np.intp]]:
+    """Lloyd's iterations, until nothing changes or there were 20.
+
+    Returns:
+        The centres [K, D], and for each patch the nearest of them [N]. The centre of a group that
+        has become empty stays where it is.
+    """
+    nearest_N = squared_distances(features_ND, centres_KD).argmin(axis=1)
+    for _ in range(MAX_ITERATIONS):
+        member_KN = nearest_N == np.arange(len(centres_KD))[:, None]
+        sizes_K1 = member_KN.sum(axis=1, keepdims=True)
+        means_KD = (member_KN.astype(np.float32) @ features_ND) / np.maximum(sizes_K1, 1)
+        centres_KD = np.where(sizes_K1 > 0, means_KD, centres_KD).astype(np.float32)
+        before_N = nearest_N
+        nearest_N = squared_distances(features_ND, centres_KD).argmin(axis=1)
+        if np.array_equal(before_N, nearest_N):
+            break
+    return centres_KD, nearest_N
+
+
+def squared_distances(features_ND: FloatArray, centres_KD: FloatArray) -> FloatArray:
+    """From every patch to every centre [N, K]."""
+    # Far from the origin, squares would cancel and leave nothing but rounding.
+    origin_D = centres_KD.mean(axis=0)
+    patches_ND, centred_KD = features_ND - origin_D, centres_KD - origin_D
+    squares_NK = (
+        np.vecdot(patches_ND, patches_ND)[:, None]
+        - 2 * (patches_ND @ centred_KD.T)
+        + np.vecdot(centred_KD, centred_KD)
+    )
+    distances_NK: FloatArray = np.maximum(squares_NK, np.float32(0))
+    return distances_NK
+
+
+# From patch embeddings to maps that can be looked at: fitted once, then drawn for each image.
+#
+# Shape legend: N patches, D width, h w patch grid, H W pixels of the map, C channels, K groups.
+
+DEFAULT_GROUPS: Final = 6
+DEFAULT_SEED: Final = 0
+# Steepness of the curve that makes colours of whitened components.
+STEEPNESS: Final = 2.0
+# From embeddings [N, D], grid and size to the map [H, W] or [H, W, 3].
+View = Callable[[FloatArray, tuple[int, int], tuple[int, int]], NDArray[Any]]
+
+
+def fit_view(request: VisualizeFeaturesRequest, features: Sequence[FloatArray]) -> View:
+    """Find components or groups over all of these embeddings [N, D].
+
+    Source: colours are `sigmoid(2 x)` of PCA(3, whiten), as in the demonstration notebook of
+    google-deepmind/tips; the first component from least to greatest, and groups by distances that
+    are scaled before they are compared, as in its demonstration page.
+    """
+    together_ND = features[0] if len(features) == 1 else np.concatenate(features)
+    if request.kind == "groups":
+        return _groups_view(together_ND, request)
+    components = fit_components(together_ND, 3 if request.kind == "colors" else 1)
+    if request.kind == "colors":
+        return lambda features_ND, grid_hw, size_hw: _scale(
+            _sigmoid(STEEPNESS * components.project(features_ND)), grid_hw, size_hw
+        )
+    projected_N1 = components.project(together_ND)
+    least, span = projected_N1.min(), np.ptp(projected_N1)
+
+    def view(
+        features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> FloatArray:
+        share_N1 = (components.project(features_ND) - least) / (span or np.float32(1))
+        return _scale(np.clip(share_N1, 0, 1), grid_hw, size_hw)[..., 0]
+
+    return view
+
+
+def _groups_view(together_ND: FloatArray, request: VisualizeFeaturesRequest) -> View:
+    num_groups = DEFAULT_GROUPS if request.group_count is None else request.group_count
+    seed = DEFAULT_SEED if request.seed is None else request.seed
+    centres_KD = find_groups(together_ND, num_groups, seed)
+
+    def view(
+        features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> NDArray[np.uint16]:
+        nearness_NK = -np.sqrt(squared_distances(features_ND, centres_KD))
+        nearness_hwK = nearness_NK.reshape(*grid_hw, -1)
+        if grid_hw == size_hw:
+            labels_hw: NDArray[np.uint16] = (nearness_hwK.argmax(axis=-1) + 1).astype(np.uint16)
+            return labels_hw
+        found = label_pixels(nearness_hwK, size_hw, with_scores=False)
+        return found.labels_HW.astype(np.uint16, copy=False)
+
+    return view
+
+
+def _scale(values_NC: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]) -> FloatArray:
+    """Bilinearly to the size of the map, [H, W, C]."""
+    if grid_hw == size_hw:
+        return values_NC.reshape(*grid_hw, -1)
+    maps_Chw = values_NC.T.reshape(-1, *grid_hw)
+    return np.ascontiguousarray(np.moveaxis(upsample_bilinear(maps_Chw, size_hw), 0, -1))
+
+
+def _sigmoid(values: FloatArray) -> FloatArray:
+    # By tanh, which overflows nowhere.
+    share: FloatArray = (np.tanh(values / 2) + np.float32(1)) / np.float32(2)
+    return share
+
+
+# Maps of features to PNG files.
+#
+# Shape legend: H W pixels.
+
+
+def encode_view_png(features: NDArray[Any], kind: FeatureKind) -> bytes:
+    """Colours as they are; a component from dark violet to pale yellow; groups as masks are."""
+    if kind == "groups":
+        return encode_mask_png(features)
+    if kind == "colors":
+        colours_HW3 = np.rint(features * 255).astype(np.uint8)
+        return write_png(colours_HW3, ColourType.RGB, strategy=zlib.Z_DEFAULT_STRATEGY)
+    index_HW = np.rint((1 - features) * (NUM_COLOURS - 1)).astype(np.uint8)
+    table = colour_table().tobytes()
+    return write_png(
+        index_HW[..., None], ColourType.PALETTE, table, strategy=zlib.Z_DEFAULT_STRATEGY
+    )

@@ -1,0 +1,177 @@
+"""Masks from patch embeddings, and masks as PNG and npy."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.segmentation import Background, average_groups, l2_normalize, segment
+from model.winner_map import Labels
+from service.lanes.work import Outputs
+from service.messages import FloatArray, ImageOutput, Segmentation, SegmentImagesRequest
+from service.outputs.png import ColourType, to_oklab, write_png
+from service.outputs.slide import Geometry, segment_windows
+
+# Label maps to palette PNG, overlay PNG and npy; and the colours of classes.
+#
+# Shape legend: H W pixels, C candidate colours.
+
+MAX_PALETTE_CLASSES: Final = 255
+OVERLAY_OPACITY: Final = 0.55
+# OKLab lightness, from 0 to 1, within which a class's colour lies.
+DARKEST: Final = 0.45
+PALEST: Final = 0.93
+
+
+@cache
+def palette() -> NDArray[np.uint8]:
+    """RGB colours [256, 3]: black for background, then each as far from all before it as can be.
+
+    The colour of a class depends on its number alone, so that masks of one request look alike.
+    """
+    levels = np.linspace(0, 255, 11).round().astype(np.uint8)
+    grid_C3 = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab_C3 = to_oklab(grid_C3)
+    # Background's black and paper's white are taken.
+    nearest_C = np.minimum(_distance(lab_C3, lab_C3[0]), _distance(lab_C3, lab_C3[-1]))
+    too_dark_or_pale_C = (lab_C3[:, 0] < DARKEST) | (lab_C3[:, 0] > PALEST)
+    nearest_C[too_dark_or_pale_C] = -1
+    colours = [grid_C3[0]]
+    for _ in range(MAX_PALETTE_CLASSES):
+        chosen = int(nearest_C.argmax())
+        colours.append(grid_C3[chosen])
+        nearest_C = np.minimum(nearest_C, _distance(lab_C3, lab_C3[chosen]))
+    return np.array(colours, dtype=np.uint8)
+
+
+def class_color(label: int) -> str:
+    """The colour of the k-th class as `#rrggbb`; they repeat after 255."""
+    colour = palette()[(label - 1) % MAX_PALETTE_CLASSES + 1]
+    return "#" + bytes(colour).hex()
+
+
+def encode_mask_png(labels_HW: Labels) -> bytes:
+    """A palette PNG whose pixel values are the labels.
+
+    Raises:
+        ValueError: A label above 255.
+    """
+    if labels_HW.dtype != np.uint8 and labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
+        raise ValueError(f"a palette has room for {MAX_PALETTE_CLASSES} classes")
+    samples_HW1 = labels_HW.astype(np.uint8, copy=False)[..., None]
+    return write_png(samples_HW1, ColourType.PALETTE, palette().tobytes())
+
+
+def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
+    """The image with each class's colour laid over it; background stays as it is.
+
+    Raises:
+        ValueError: Mask and image differ in size.
+    """
+    if labels_HW.shape != pixels_HW3.shape[:2]:
+        raise ValueError(f"a mask {labels_HW.shape} does not fit an image {pixels_HW3.shape}")
+    index_HW = labels_HW
+    if labels_HW.dtype != np.uint8:
+        repeated_HW = (labels_HW - 1) % MAX_PALETTE_CLASSES + 1
+        index_HW = np.where(labels_HW, repeated_HW, 0).astype(np.uint8)
+    colours = Image.fromarray(index_HW)
+    colours.putpalette(palette().tobytes())
+    image = Image.fromarray(pixels_HW3)
+    mixed = Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY)
+    mixed.paste(image, mask=Image.fromarray(labels_HW == 0))
+    return write_png(np.asarray(mixed), ColourType.RGB)
+
+
+def encode_npy(array: NDArray[np.generic]) -> bytes:
+    """The array as an `.npy` file, little-endian."""
+    stream = BytesIO()
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    np.save(stream, np.ascontiguousarray(little), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _distance(lab_C3: NDArray[np.float64], lab_3: NDArray[np.float64]) -> NDArray[np.float64]:
+    distance_C: NDArray[np.float64] = np.linalg.norm(lab_C3 - lab_3, axis=1)
+    return distance_C
+
+
+# From raw outputs of the runtime to answers: pure functions on arrays.
+#
+# Shape legend: N patches, D width, h w patch grid, P prompts, K classes with background classes, H
+# W pixels.
+
+PATCH_OUTPUTS: tuple[ImageOutput, ...] = ("patches", "values")
+
+
+def image_outputs(
+    raw: Outputs, names: Sequence[ImageOutput], *, grid_hw: tuple[int, int], normalize: bool
+) -> dict[str, FloatArray]:
+    """The outputs asked for: patches and values [h, w, D], cls1 and cls2 [D]."""
+    outputs: dict[str, FloatArray] = {}
+    for name in names:
+        array = l2_normalize(raw[name]) if normalize else raw[name]
+        outputs[name] = array.reshape(*grid_hw, -1) if name in PATCH_OUTPUTS else array
+    return outputs
+
+
+def text_embedding(
+    prompts: Sequence[str], raw: Mapping[str, FloatArray], *, normalize: bool
+) -> FloatArray:
+    """One embedding [D]: of a single prompt its own, of several the mean of their unit vectors."""
+    if len(prompts) == 1:
+        embedding_D = raw[prompts[0]]
+    else:
+        embedding_D = l2_normalize(np.stack([raw[p] for p in prompts])).mean(axis=0)
+    return l2_normalize(embedding_D) if normalize else embedding_D
+
+
+def shorten(embeddings_ND: FloatArray, dimensions: int) -> FloatArray:
+    """The first elements of each row [N, dimensions], at unit length again."""
+    return l2_normalize(embeddings_ND[:, :dimensions])
+
+
+def class_embeddings(groups: Sequence[Sequence[str]], raw: Mapping[str, FloatArray]) -> FloatArray:
+    """One unit vector for each class [K, D], averaged over its prompts as the reference does."""
+    text_PD = np.stack([raw[prompt] for prompts in groups for prompt in prompts])
+    return average_groups(text_PD, [len(prompts) for prompts in groups])
+
+
+def segment_image(
+    parts: Sequence[FloatArray],
+    classes_KD: FloatArray,
+    geometry: Geometry,
+    request: SegmentImagesRequest,
+) -> Segmentation:
+    """The mask of one image at its own size; scores only where they are asked for.
+
+    Args:
+        parts: Patch embeddings [N, D] of the whole image, or of each window.
+        classes_KD: One unit vector for each class, then for each background class.
+        geometry: Which of the two, and how large.
+        request: With what counts as background.
+    """
+    background = Background(
+        threshold=request.background_threshold, num_classes=len(request.background_classes)
+    )
+    if geometry.windows is not None:
+        return segment_windows(
+            parts, classes_KD, geometry, background, with_scores=request.include_scores
+        )
+    (features_ND,) = parts
+    result = segment(
+        features_ND,
+        classes_KD,
+        grid_hw=geometry.grid_hw,
+        size_hw=geometry.size_hw,
+        background=background,
+        with_scores=request.include_scores,
+    )
+    return Segmentation(
+        labels_HW=result.labels_HW,
+        scores_HW=result.score_HW,
+        area_shares=tuple((result.counts / result.labels_HW.size).tolist()),
+    )

@@ -1,0 +1,107 @@
+"""PNG files written from arrays, and colours that are told apart."""
+
+import struct
+import zlib
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# OKLab (B. Ottosson, 2020), in which distance is how different colours look.
+#
+# Shape legend: C colours.
+
+RGB_TO_LMS: Final = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+LMS_TO_LAB: Final = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+LMS_TO_RGB: Final = np.linalg.inv(RGB_TO_LMS)
+LAB_TO_LMS: Final = np.linalg.inv(LMS_TO_LAB)
+
+
+def to_oklab(rgb_C3: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Lightness from 0 to 1, green to red, and blue to yellow, of sRGB colours."""
+    value_C3 = rgb_C3 / 255
+    linear_C3 = np.where(value_C3 > 0.04045, ((value_C3 + 0.055) / 1.055) ** 2.4, value_C3 / 12.92)
+    lab_C3: NDArray[np.float64] = np.cbrt(linear_C3 @ RGB_TO_LMS.T) @ LMS_TO_LAB.T
+    return lab_C3
+
+
+def to_linear_rgb(lab_C3: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Linear sRGB of OKLab colours; what a screen cannot show lies outside 0 to 1."""
+    linear_C3: NDArray[np.float64] = (lab_C3 @ LAB_TO_LMS.T) ** 3 @ LMS_TO_RGB.T
+    return linear_C3
+
+
+def to_srgb(linear_C3: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Colours as sRGB has them, of linear ones, each channel cut to what a screen can show."""
+    cut_C3 = np.clip(linear_C3, 0, 1)
+    value_C3 = np.where(cut_C3 > 0.0031308, 1.055 * cut_C3 ** (1 / 2.4) - 0.055, 12.92 * cut_C3)
+    rgb_C3: NDArray[np.uint8] = np.rint(value_C3 * 255).astype(np.uint8)
+    return rgb_C3
+
+
+# Arrays to PNG files.
+#
+# Shape legend: H W pixels, C samples of a pixel, B bytes of a row.
+
+SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+UP_FILTER: Final = 2
+
+
+class ColourType(IntEnum):
+    """What the samples of a pixel mean."""
+
+    GREY = 0
+    RGB = 2
+    PALETTE = 3
+
+
+def write_png(
+    samples_HWC: NDArray[np.uint8] | NDArray[np.uint16],
+    colour_type: ColourType,
+    colours: bytes = b"",
+    *,
+    strategy: int = zlib.Z_RLE,
+) -> bytes:
+    """A PNG of 8 or 16 bits a sample.
+
+    Each row holds what has changed since the one above. Where only runs are packed, as by default,
+    this makes of masks and of their overlays smaller files than Pillow's quick levels, in less than
+    half the time.
+
+    Args:
+        samples_HWC: Of one channel, or of three for RGB.
+        colour_type: What they mean.
+        colours: RGB of each value, for a palette.
+        strategy: Of zlib.
+    """
+    height, width, _ = samples_HWC.shape
+    num_bits = 8 * samples_HWC.dtype.itemsize
+    big_endian = np.ascontiguousarray(samples_HWC, dtype=samples_HWC.dtype.newbyteorder(">"))
+    samples_HB = big_endian.reshape(height, -1).view(np.uint8)
+    rows = np.empty((height, samples_HB.shape[1] + 1), np.uint8)
+    rows[:, 0] = UP_FILTER
+    rows[0, 1:] = samples_HB[0]
+    np.subtract(samples_HB[1:], samples_HB[:-1], out=rows[1:, 1:])
+    packer = zlib.compressobj(1, strategy=strategy)
+    packed = packer.compress(rows.data) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, num_bits, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"PLTE", colours), (b"IDAT", packed), (b"IEND", b"")]
+    written = (_chunk(name, data) for name, data in chunks if data or name == b"IEND")
+    return SIGNATURE + b"".join(written)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,0 +1,124 @@
+"""Segmentation through overlapping windows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.segmentation import Background, bilinear_matrix, cosine_map
+from model.winner_map import WinnerMap
+from service.images.preparation import Windows
+from service.messages import FloatArray, Segmentation
+
+# Held at once: values of all classes at some rows of the mask, 16 MiB of float32.
+BAND_ELEMENTS: Final = 4 * 1024 * 1024
+# More rows at once would take more multiplications for each pixel than they save.
+BAND_ROWS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How large an image is.
+
+    Attributes:
+        grid_hw: Patch rows and columns, of the whole or of a window.
+        size_hw: Its own height and width, in pixels.
+        scaled_hw: To which it was scaled, in pixels.
+        windows: Through which the model sees it; None is as a whole.
+    """
+
+    grid_hw: tuple[int, int]
+    size_hw: tuple[int, int]
+    scaled_hw: tuple[int, int] = (0, 0)
+    windows: Windows | None = None
+
+
+def segment_windows(
+    features: Sequence[FloatArray],
+    classes_KD: FloatArray,
+    geometry: Geometry,
+    background: Background,
+    *,
+    with_scores: bool,
+) -> Segmentation:
+    """The mask of one image at its own size.
+
+    Args:
+        features: Patch embeddings [N, D] of every window, row by row.
+        classes_KD: One embedding for each class, then for each background class.
+        geometry: Where the windows are.
+        background: Its threshold is a mean probability.
+        with_scores: Whether the winner's mean probability is wanted for every pixel.
+
+    Source: google-deepmind/tips, zero-shot segmentation notebook: cosines scaled bilinearly to the
+    window's pixels, softmax over classes without a temperature, sum over windows divided by their
+    number, scaled bilinearly, the greatest.
+    """
+    height, width = geometry.size_hw
+    cosines = [cosine_map(f_ND, classes_KD, geometry.grid_hw) for f_ND in features]
+    found = WinnerMap.empty(len(classes_KD), geometry.size_hw, with_scores=with_scores)
+    num_rows = min(BAND_ROWS, max(1, BAND_ELEMENTS // (len(classes_KD) * width)))
+    rows = bilinear_matrix(geometry.scaled_hw[0], height)
+    num_classes = len(classes_KD) - background.num_classes
+    for top in range(0, height, num_rows):
+        band = slice(top, top + num_rows)
+        used = np.flatnonzero(rows[band].sum(axis=0))
+        needed = slice(int(used[0]), int(used[-1]) + 1)
+        mean_KRS = _mean_probabilities(cosines, geometry, needed)
+        value_KHW = rows[band, needed] @ _widen(mean_KRS, width)
+        labels_HW = value_KHW.argmax(axis=0) + 1
+        score_HW = value_KHW.max(axis=0)
+        labels_HW[labels_HW > num_classes] = 0
+        if background.threshold is not None:
+            labels_HW[score_HW < np.float32(background.threshold)] = 0
+        found.labels_HW[band] = labels_HW
+        if found.score_HW is not None:
+            found.score_HW[band] = score_HW
+    counts = np.bincount(found.labels_HW.ravel(), minlength=num_classes + 1)
+    return Segmentation(
+        labels_HW=found.labels_HW,
+        scores_HW=found.score_HW,
+        area_shares=tuple((counts / found.labels_HW.size).tolist()),
+    )
+
+
+def _mean_probabilities(
+    cosines: Sequence[FloatArray], geometry: Geometry, rows: slice
+) -> FloatArray:
+    """Of some rows of the scaled image, [K, R, S]."""
+    assert geometry.windows is not None
+    side, width = geometry.windows.side, geometry.scaled_hw[1]
+    down = bilinear_matrix(geometry.grid_hw[0], side)
+    across = bilinear_matrix(geometry.grid_hw[1], side)
+    num_rows = rows.stop - rows.start
+    sum_KRS = np.zeros((len(cosines[0]), num_rows, width), np.float32)
+    hits_RS = np.zeros((num_rows, width), np.float32)
+    corners = geometry.windows.corners(geometry.scaled_hw)
+    for cosine_Khw, (top, left) in zip(cosines, corners, strict=True):
+        first, last = max(rows.start, top), min(rows.stop, top + side)
+        if first >= last:
+            continue
+        share_KRS = down[first - top : last - top] @ cosine_Khw @ across.T
+        np.exp(share_KRS, out=share_KRS)  # of cosines, which overflow nothing
+        share_KRS /= share_KRS.sum(axis=0)
+        part = np.s_[first - rows.start : last - rows.start, left : left + side]
+        sum_KRS[:, *part] += share_KRS
+        hits_RS[part] += 1
+    sum_KRS /= hits_RS
+    return sum_KRS
+
+
+def _widen(values_KRS: FloatArray, width: int) -> FloatArray:
+    """Bilinearly to the mask's width, [K, R, W]; of so many columns two at a time count."""
+    narrow = values_KRS.shape[2]
+    if narrow == width:
+        return values_KRS
+    centres = np.clip((np.arange(width) + 0.5) * (narrow / width) - 0.5, 0, narrow - 1)
+    left: NDArray[np.intp] = np.minimum(centres.astype(np.intp), max(narrow - 2, 0))
+    share = (centres - left).astype(np.float32)
+    right = np.minimum(left + 1, narrow - 1)
+    widened: FloatArray = values_KRS[..., left] * (1 - share)
+    widened += values_KRS[..., right] * share
+    return widened

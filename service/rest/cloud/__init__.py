@@ -1,1 +1,0 @@
-"""What SageMaker and Vertex AI ask of a container: a health check and one route for everything."""

@@ -1,0 +1,357 @@
+"""Images fetched by URL, safe against server-side request forgery."""
+
+import asyncio
+import logging
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from typing import Any, Final, Self
+from urllib.parse import urljoin, urlsplit
+
+import httpcore2
+from httpcore2 import AsyncNetworkBackend, AsyncNetworkStream
+
+from service.errors import InvalidRequest
+
+# Which addresses of the Internet are public: all others may be someone's inside.
+#
+# Names are allowed, but addresses are dialled: whoever answers for a name's DNS chooses what it
+# means, and may choose the metadata server of a cloud or a neighbour of this process.
+
+# Public by number, or held to be by older Pythons, and yet no hosts to fetch from.
+REFUSED_V4: Final = (
+    IPv4Network("192.0.0.0/24"),  # protocol assignments; some clouds' own services
+    IPv4Network("168.63.129.16/32"),  # Azure's own services inside every virtual machine
+    IPv4Network("192.88.99.0/24"),  # relays from IPv4 to IPv6, withdrawn by RFC 7526
+)
+# All that is assigned for hosts. Outside lie loopback, link-local, unique local, IPv4-mapped
+# (::ffff:0:0/96), IPv4-compatible (::/96) and NAT64 addresses (64:ff9b::/96, 64:ff9b:1::/48).
+GLOBAL_V6: Final = IPv6Network("2000::/3")
+REFUSED_V6: Final = (
+    IPv6Network("2001::/23"),  # protocol assignments; Teredo's relays to IPv4 addresses
+    IPv6Network("2002::/16"),  # 6to4: relays to IPv4 addresses
+    IPv6Network("3fff::/20"),  # documentation
+)
+
+
+def is_public(text: str) -> bool:
+    """Whether a numeric address is one that everybody may reach."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return False
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        return False
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in REFUSED_V4)
+    return address in GLOBAL_V6 and not any(address in network for network in REFUSED_V6)
+
+
+# What a URL must look like to be fetched at all; nothing is asked of the network here.
+
+MAX_URL_CHARS: Final = 2048
+HTTPS_PORT: Final = 443
+LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+# At least two labels, of which the last begins with a letter: an IPv4 address in any of its
+# spellings (127.0.0.1, 0x7f.1, 2130706433) does not, and an IPv6 address has colons.
+HOST_NAME: Final = re.compile(rf"(?:{LABEL}\.)+(?=[a-z]){LABEL}")
+# Parsers disagree about anything else: blanks, control characters, backslashes, other alphabets.
+PLAIN_URL: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to go for one URL: host and port, and path with query."""
+
+    host: str
+    port: int
+    path: str
+
+
+class UrlRefused(ValueError):
+    """The URL is not one to fetch; the text says what to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UrlPolicy:
+    """Whom to ask.
+
+    Attributes:
+        hosts: Exact names, or `*.name` for all names below it.
+        ports: Of these hosts.
+    """
+
+    hosts: tuple[str, ...]
+    ports: frozenset[int] = frozenset({HTTPS_PORT})
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read the setting: names with commas between them.
+
+        Raises:
+            ValueError: One of them is no name.
+        """
+        return cls(hosts=tuple(map(_checked_pattern, text.split(","))))
+
+    def target_of(self, url: str) -> Target:
+        """Read a URL, and refuse what is not allowed.
+
+        Raises:
+            UrlRefused: It is malformed, not https, or of another host or port.
+        """
+        if len(url) > MAX_URL_CHARS:
+            raise UrlRefused(f"a URL has at most {MAX_URL_CHARS} characters")
+        if not PLAIN_URL.fullmatch(url):
+            raise UrlRefused(
+                "a URL is written in plain ASCII: percent-encode its path, and give a host in "
+                "another alphabet by its xn-- name"
+            )
+        try:
+            parts = urlsplit(url)
+            port = parts.port or HTTPS_PORT
+        except ValueError:
+            raise UrlRefused("this is not a URL") from None
+        if parts.scheme != "https":
+            raise UrlRefused("only https:// is fetched")
+        if "@" in parts.netloc:
+            raise UrlRefused("a URL with a user name or password is not fetched")
+        host = (parts.hostname or "").lower()
+        if not HOST_NAME.fullmatch(host):
+            raise UrlRefused("a URL needs the full name of its host, not an address")
+        if port not in self.ports or not _is_among(host, self.hosts):
+            raise UrlRefused("this server does not fetch from that host and port")
+        query = f"?{parts.query}" if parts.query else ""
+        return Target(host, port, (parts.path or "/") + query)
+
+
+def url_of(text: str) -> str | None:
+    """The text where it is a URL of any kind but `data:`, which base64 never looks like."""
+    return text if "://" in text[:32] and not text.startswith("data:") else None
+
+
+def _is_among(host: str, patterns: Sequence[str]) -> bool:
+    return any(
+        host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
+        for pattern in patterns
+    )
+
+
+def _checked_pattern(text: str) -> str:
+    pattern = text.strip().lower()
+    name = pattern.removeprefix("*.")
+    if not HOST_NAME.fullmatch(name):
+        raise ValueError(
+            f"url_hosts: {text.strip()!r} is no host; write full names such as "
+            "images.example.org, or *.example.org for all below it"
+        )
+    return pattern
+
+
+# Connects to names, but only by public addresses, and to the very address that was checked.
+#
+# The check sits where the connection is made, so that no second look-up can put another address in
+# between. The name itself stays what TLS verifies and what the Host header says.
+
+MAX_ADDRESSES: Final = 16
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+
+class AddressRefused(httpcore2.ConnectError):
+    """The name has an address that is not public, or none."""
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The numeric addresses of a name, as the system orders them."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class PinnedBackend(AsyncNetworkBackend):
+    """Resolves once, checks every address, and dials the first that takes the call."""
+
+    def __init__(
+        self, resolve: Resolve = resolve, is_allowed: Callable[[str], bool] = is_public
+    ) -> None:
+        self._resolve = resolve
+        self._is_allowed = is_allowed
+        self._network = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(  # noqa: PLR0917 - as the library calls it
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> AsyncNetworkStream:
+        """Connect.
+
+        Raises:
+            AddressRefused: One of the name's addresses is not public.
+            ConnectError: Nobody takes the call.
+        """
+        try:
+            addresses = await self._resolve(host, port)
+        except OSError as error:
+            raise httpcore2.ConnectError(str(error)) from error
+        if not addresses or not all(map(self._is_allowed, addresses)):
+            raise AddressRefused(f"{host} has addresses that are not public: {addresses}")
+        failure: Exception | None = None
+        for address in addresses[:MAX_ADDRESSES]:
+            try:
+                return await self._network.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except httpcore2.ConnectError as error:
+                failure = error
+        raise failure or AssertionError
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> AsyncNetworkStream:
+        """Refuse: no URL means one."""
+        raise AddressRefused("sockets of this machine are not connected to")
+
+
+# Fetches one image: bounded in hops, bytes and seconds, and silent about what went wrong.
+#
+# Whoever may name a URL must not learn from our answer what is behind it, so all failures read
+# alike; the log has the reason under the request id.
+
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS: Final = 3
+MAX_AT_ONCE: Final = 16
+HTTP_ERRORS: Final = (
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.TimeoutException,
+    httpcore2.UnsupportedProtocol,
+)
+# Told how many bytes came; may raise to end the fetch.
+Hold = Callable[[int], None]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLimits:
+    """What one image may take: bytes, and seconds from the request to its last byte."""
+
+    max_bytes: int
+    timeout_s: float
+
+
+class FetchFailed(Exception):
+    """Why there is no image; for the log."""
+
+
+class UrlFetcher:
+    """Fetches from the hosts of a policy. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        policy: UrlPolicy,
+        limits: FetchLimits,
+        *,
+        backend: PinnedBackend | None = None,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._policy = policy
+        self._limits = limits
+        self._backend = backend or PinnedBackend()
+        self._context = context or ssl.create_default_context()
+        self._places = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def fetch(self, url: str, hold: Hold, *, param: str) -> bytes:
+        """The bytes behind a URL.
+
+        Args:
+            url: As it came.
+            hold: Called with the length of each piece before it is kept.
+            param: The field that the URL stands in.
+
+        Raises:
+            InvalidRequest: The URL is not allowed, or no image came of it.
+        """
+        try:
+            target = self._policy.target_of(url)
+        except UrlRefused as error:
+            raise InvalidRequest(
+                f"{param}: {error}.", code="url_not_allowed", param=param
+            ) from None
+        try:
+            async with asyncio.timeout(self._limits.timeout_s), self._places:
+                return await self._follow(target, url, hold)
+        except (FetchFailed, UrlRefused, TimeoutError, *HTTP_ERRORS) as error:
+            reason = f"{type(error).__name__}: {error}"
+            logger.info("a URL was not fetched", extra={"fields": {"reason": reason}})
+        raise InvalidRequest(
+            f"{param}: no image could be fetched from this URL.",
+            code="url_fetch_failed",
+            param=param,
+        )
+
+    async def _follow(self, target: Target, url: str, hold: Hold) -> bytes:
+        """Ask, and ask again where the answer sends us, each time by all the rules."""
+        for _ in range(MAX_REDIRECTS + 1):
+            found = await self._ask(target, hold)
+            if isinstance(found, bytes):
+                return found
+            try:
+                url = urljoin(url, found)
+            except ValueError:
+                raise FetchFailed("the redirect is not to a URL") from None
+            target = self._policy.target_of(url)
+        raise FetchFailed("too many redirects")
+
+    async def _ask(self, target: Target, hold: Hold) -> bytes | str:
+        """One request on a connection of its own: the image, or where to go instead."""
+        host = target.host if target.port == 443 else f"{target.host}:{target.port}"
+        request = httpcore2.Request(
+            "GET",
+            httpcore2.URL(
+                scheme=b"https",
+                host=target.host.encode(),
+                port=target.port,
+                target=target.path.encode(),
+            ),
+            headers=[
+                ("Host", host),
+                ("Accept", "image/*"),
+                ("Accept-Encoding", "identity"),
+                ("User-Agent", "tipserve"),
+                ("Connection", "close"),
+            ],
+        )
+        async with httpcore2.AsyncConnectionPool(
+            ssl_context=self._context, network_backend=self._backend, max_connections=1
+        ) as connections:
+            response = await connections.handle_async_request(request)
+            try:
+                return await self._read(response, hold)
+            finally:
+                await response.aclose()
+
+    async def _read(self, response: httpcore2.Response, hold: Hold) -> bytes | str:
+        headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+        if response.status in REDIRECTS and b"location" in headers:
+            return headers[b"location"]
+        if response.status != 200:
+            raise FetchFailed(f"status {response.status}")
+        if headers.get(b"content-encoding", "identity").strip().lower() != "identity":
+            raise FetchFailed("the body is compressed, although that was not asked for")
+        length = headers.get(b"content-length", "0")
+        if not length.isdigit() or int(length[:18]) > self._limits.max_bytes:
+            raise FetchFailed("too many bytes are announced")
+        pieces: list[bytes] = []
+        num_bytes = 0
+        async for piece in response.aiter_stream():
+            num_bytes += len(piece)
+            if num_bytes > self._limits.max_bytes:
+                raise FetchFailed("too many bytes")
+            hold(len(piece))
+            pieces.append(piece)
+        return b"".join(pieces)

@@ -1,1 +1,0 @@
-"""Fetches images that requests name by URL, from the hosts that were allowed and no others."""

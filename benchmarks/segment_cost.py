@@ -35,7 +35,7 @@ from service.models.loading import load_model, request_limits
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
 from service.outputs.masks import encode_mask_png
-from service.request_gate import Door
+from service.request_gate import RequestGate
 from service.settings import Settings
 
 SIZE = (1024, 768)
@@ -63,14 +63,14 @@ async def serving(model: str) -> AsyncIterator[DataPlane]:
     models.put(served)
     with ThreadPoolExecutor(1) as pool:
         plane = DataPlane(
-            Door(metrics),
+            RequestGate(metrics),
             models,
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
             pool=pool,
             jpeg_decode=settings.jpeg_decode,
         )
-        plane.door.open()
+        plane.gate.open()
         yield plane
         served.close(10)
 

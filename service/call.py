@@ -34,7 +34,8 @@ class Call:
         flow: What it came by; each gets its share of the lanes.
         stages: Seconds spent in each stage; of items that run side by side the slowest counts.
         item: Which request of its stream it is, from 0; None where it is one of its own.
-        is_patient: Whether it waits for room, until its deadline, where others are refused.
+        waits_for_capacity: Whether it waits in the queue of its model, until its deadline, where
+            other calls are refused with `Overloaded`.
         known_cost: What its request is known to cost, in patches, once that is more than was
             thought.
         trace: Where its stages and batches are told, if anywhere.
@@ -49,7 +50,7 @@ class Call:
     priority: int = DEFAULT_PRIORITY
     flow: str = ""
     item: int | None = None
-    is_patient: bool = False
+    waits_for_capacity: bool = False
     known_cost: int = 0
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE

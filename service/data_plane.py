@@ -15,7 +15,7 @@ from service.errors import Overloaded, Unavailable
 from service.images.codec import ImageLimits
 from service.images.preparation import ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.work import Kind
-from service.lanes.worker import unwell
+from service.lanes.worker import device_unhealthy
 from service.messages import (
     ClassifyImagesRequest,
     ClassifyImagesResponse,
@@ -51,7 +51,7 @@ from service.outputs.masks import (
 )
 from service.outputs.slide import Geometry
 from service.outputs.vectors import classify, pack, pack_all
-from service.request_gate import UNAVAILABLE_RETRY_S, Door, unavailable
+from service.request_gate import UNAVAILABLE_RETRY_S, RequestGate, unavailable
 from service.validation import (
     check_choices,
     check_dimensions,
@@ -75,10 +75,10 @@ from service.waiting import wait_all, wait_both
 
 
 class Readiness:
-    """The door and the models behind it. Thread-safe."""
+    """The gate and the models behind it. Thread-safe."""
 
-    def __init__(self, door: Door, models: ModelRegistry) -> None:
-        self.door = door
+    def __init__(self, gate: RequestGate, models: ModelRegistry) -> None:
+        self.gate = gate
         self.models = models
 
     @property
@@ -90,7 +90,7 @@ class Readiness:
     def is_ready(self) -> bool:
         """Whether requests are let in, and every model that is served can answer, one at least."""
         health = self.health
-        return self.door.is_inviting and bool(health) and all(health.values())
+        return self.gate.is_ready and bool(health) and all(health.values())
 
     def check_ready(self) -> None:
         """For readiness probes: refuse where `is_ready` is not so.
@@ -98,12 +98,12 @@ class Readiness:
         Raises:
             Unavailable: Starting or draining, or a model cannot answer, or none is served.
         """
-        if not self.door.is_inviting:
-            raise unavailable(self.door.state)
+        if not self.gate.is_ready:
+            raise unavailable(self.gate.state)
         if self.models.is_empty:
             raise Unavailable("No model is served.", retry_after_s=UNAVAILABLE_RETRY_S)
         if not all(self.health.values()):
-            raise unwell()
+            raise device_unhealthy()
 
     def check_model_ready(self, name: str | None) -> None:
         """For readiness probes of one model; None is the default.
@@ -112,10 +112,10 @@ class Readiness:
             Unavailable: Starting or draining, or the model cannot answer.
             ModelNotFound: No model of that name is served.
         """
-        if not self.door.is_inviting:
-            raise unavailable(self.door.state)
+        if not self.gate.is_ready:
+            raise unavailable(self.gate.state)
         if not self.models.find(name).is_ready:
-            raise unwell()
+            raise device_unhealthy()
 
     def check_live(self) -> None:
         """For liveness probes.
@@ -124,7 +124,7 @@ class Readiness:
             Unavailable: A model has not been able to answer for long; the process is best ended.
         """
         if not all(served.is_live for served in self.models.models()):
-            raise unwell()
+            raise device_unhealthy()
 
     def list_models(self) -> list[ModelInfo]:
         """All served models, the default one first.
@@ -133,7 +133,7 @@ class Readiness:
             Unavailable: The server is starting.
         """
         if self.models.is_empty:
-            self.door.check()
+            self.gate.check()
         return [served.info for served in self.models.models()]
 
     def get_model(self, name: str | None) -> ModelInfo:
@@ -144,7 +144,7 @@ class Readiness:
             ModelNotFound: No model of that name is served.
         """
         if self.models.is_empty:
-            self.door.check()
+            self.gate.check()
         return self.models.find(name).info
 
     def statistics(self, name: str | None = None) -> list[ModelStatistics]:
@@ -163,7 +163,7 @@ class Readiness:
             Unavailable: Starting or draining.
             Overloaded: Every model is full.
         """
-        self.door.check()
+        self.gate.check()
         models = self.models.models()
         if models and all(model.admission.is_full for model in models):
             models[0].admission.check()
@@ -187,7 +187,7 @@ def with_model(
 
     @wraps(method)
     async def run(plane: CoreT, request: RequestT, call: Call) -> T:
-        plane.door.check()
+        plane.gate.check()
         with (
             plane.models.lease(request.model) as model,
             model.requests.watching(call, _num_items(request)),
@@ -199,18 +199,18 @@ def with_model(
                     return await method(plane, request, call, model)
                 except Overloaded:
                     # A patient call whose images are larger than was thought waits again.
-                    if not call.is_patient or call.known_cost <= known_cost:
+                    if not call.waits_for_capacity or call.known_cost <= known_cost:
                         raise
 
     return run
 
 
 class RequestCore(Readiness):
-    """Pool, limits and door, and the parts that several capabilities are made of."""
+    """Pool, limits and gate, and the parts that several capabilities are made of."""
 
     def __init__(
         self,
-        door: Door,
+        gate: RequestGate,
         models: ModelRegistry,
         *,
         limits: RequestLimits,
@@ -218,7 +218,7 @@ class RequestCore(Readiness):
         pool: Executor,
         jpeg_decode: JpegDecode = "fast",
     ) -> None:
-        super().__init__(door, models)
+        super().__init__(gate, models)
         self.limits = limits
         self._pool = pool
         self.image_limits = ImageLimits(
@@ -260,7 +260,7 @@ class RequestCore(Readiness):
         self, model: ServedModel, cost: int, call: Call, kind: Kind | None = None
     ) -> Admitted:
         """Admit the whole request and hold its room until the block ends or the deadline passes."""
-        return Admitted(self.door, model.admission, cost=cost, call=call, kind=kind)
+        return Admitted(self.gate, model.admission, cost=cost, call=call, kind=kind)
 
 
 def _num_items(request: AnyRequest) -> int:

@@ -9,7 +9,7 @@ exception's text.
     +-- InvalidRequest     schemas, converters, admit, decode: the caller's fault
     +-- UnsupportedMedia   REST only: the body is of a type that no reader knows
     +-- NotAcceptable      REST only: the answer cannot be written as the caller accepts it
-    +-- RequestTooLarge    door: too many bytes or items, or more work than the whole queue holds
+    +-- RequestTooLarge    gate: too many bytes or items, or more work than the whole queue holds
     +-- TooSlow            REST only: the body comes too slowly
     +-- ModelNotFound      admit
     +-- NotSupported       admit: the model is served, but it cannot do that

@@ -11,20 +11,20 @@ from service.monitoring.metrics import Metrics
 UNAVAILABLE_RETRY_S: Final = 2.0
 
 
-class DoorState(Enum):
+class GateState(Enum):
     """Whether requests are let in."""
 
     STARTING = "starting"
     OPEN = "open"
-    LEAVING = "leaving"
+    STOPPING = "stopping"
     DRAINING = "draining"
 
 
-class Door:
+class RequestGate:
     """One for the whole server: starting, open, leaving (soon to drain), draining."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self.state = DoorState.STARTING
+        self.state = GateState.STARTING
         self._num_inside = 0
         self._changed = threading.Condition()
         self._metrics = metrics
@@ -33,29 +33,29 @@ class Door:
     @property
     def is_open(self) -> bool:
         """Whether requests are let in."""
-        return self.state in {DoorState.OPEN, DoorState.LEAVING}
+        return self.state in {GateState.OPEN, GateState.STOPPING}
 
     @property
-    def is_inviting(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether balancers should send requests here."""
-        return self.state is DoorState.OPEN
+        return self.state is GateState.OPEN
 
     def open(self) -> None:
         """Let requests in, unless draining has begun."""
         with self._changed:
-            if self.state is DoorState.STARTING:
-                self.state = DoorState.OPEN
+            if self.state is GateState.STARTING:
+                self.state = GateState.OPEN
 
-    def leave_soon(self) -> None:
+    def announce_drain(self) -> None:
         """Let requests in but invite none; what is not open yet drains at once."""
         with self._changed:
-            is_open = self.state is DoorState.OPEN
-            self.state = DoorState.LEAVING if is_open else DoorState.DRAINING
+            is_open = self.state is GateState.OPEN
+            self.state = GateState.STOPPING if is_open else GateState.DRAINING
 
     def drain(self) -> None:
         """Let nobody in any more; who is inside may finish."""
         with self._changed:
-            self.state = DoorState.DRAINING
+            self.state = GateState.DRAINING
 
     def check(self) -> None:
         """Refuse where nobody is let in, so that a body need not even be read.
@@ -67,7 +67,7 @@ class Door:
             self._metrics.rejected.labels(self.state.value).inc()
             raise unavailable(self.state)
 
-    def enter(self) -> "Door":
+    def enter(self) -> "RequestGate":
         """Be inside until `leave`, or while a `with` block runs.
 
         Raises:
@@ -102,8 +102,8 @@ class Door:
             return self._changed.wait_for(lambda: self._num_inside == 0, timeout_s)
 
 
-def unavailable(state: DoorState) -> Unavailable:
-    """The one wording of a door that is not open."""
+def unavailable(state: GateState) -> Unavailable:
+    """The one wording of a gate that is not open."""
     return Unavailable(
         f"The server is {state.value}; try again.", retry_after_s=UNAVAILABLE_RETRY_S
     )

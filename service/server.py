@@ -31,7 +31,7 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.tracing_setup import build_telemetry
 from service.process_memory import trimming_memory
-from service.request_gate import Door
+from service.request_gate import RequestGate
 from service.rest.app import build_app
 from service.rest.cloud import CloudRoutes
 from service.rest.server import HttpServer, listen
@@ -65,7 +65,7 @@ class Server:
         self.metrics = Metrics()
         telemetry = build_telemetry(settings, self.metrics, log_lines)
         self._tracer = telemetry.tracer
-        self.door = Door(self.metrics)
+        self.gate = RequestGate(self.metrics)
         self.pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
         self.models = ModelRegistry(self.metrics)
         self.repository = ModelRepository(
@@ -76,7 +76,7 @@ class Server:
         )
         self.repository.on_change = self._show_health
         self.plane = DataPlane(
-            self.door,
+            self.gate,
             self.models,
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
@@ -123,7 +123,7 @@ class Server:
         stop = asyncio.ensure_future(self._stop.wait())
         try:
             if await self._load_models(stop):
-                self.door.open()
+                self.gate.open()
                 await asyncio.to_thread(self._tell_health, self.plane.health)
                 self._watchdog.start()
                 self.ready.set()
@@ -172,7 +172,7 @@ class Server:
 
         Comes from the loader's thread.
         """
-        if self.door.is_open:
+        if self.gate.is_open:
             self._grpc.set_health({name: is_served}, self.plane.is_ready)
 
     def _announce(self, grpc_port: int) -> None:
@@ -189,13 +189,13 @@ class Server:
         """Turn balancers away, then newcomers, then wait for all who are there, then close."""
         self.repository.cancel()
         await asyncio.to_thread(self._watchdog.stop)
-        await self._say_goodbye()
+        await self._announce_drain()
         limit_s = self.settings.drain_timeout_s
         have_gone = await asyncio.gather(
-            self._http.let_go(self._http_socket, limit_s),
-            asyncio.to_thread(self._grpc.let_go, limit_s),
+            self._http.drain(self._http_socket, limit_s),
+            asyncio.to_thread(self._grpc.drain, limit_s),
         )
-        self.door.drain()
+        self.gate.drain()
         if not all(have_gone):
             logger.warning("requests were still inside when the drain ran out of time")
             # What still waits for a lane is answered 503 while it can be written.
@@ -203,12 +203,12 @@ class Server:
         self._http.should_exit = True
         await asyncio.gather(http, asyncio.to_thread(self._grpc.stop, WRITE_GRACE_S))
 
-    async def _say_goodbye(self) -> None:
+    async def _announce_drain(self) -> None:
         """Not ready any more, but still serving for as long as balancers take to notice."""
-        was_open = self.door.is_open
-        self.door.leave_soon()
-        await asyncio.to_thread(self._grpc.begin_drain)
-        self._http.say_goodbye()
+        was_open = self.gate.is_open
+        self.gate.announce_drain()
+        await asyncio.to_thread(self._grpc.announce_drain)
+        self._http.announce_drain()
         if was_open:
             logger.info("draining", extra={"fields": {"delay_s": self.settings.drain_delay_s}})
             await self.pause(self.settings.drain_delay_s)

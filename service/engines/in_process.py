@@ -19,7 +19,7 @@ from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
-from service.request_gate import Door
+from service.request_gate import RequestGate
 from service.settings import Settings
 
 # Nobody waits for one image of a job, but one that hangs should not stop it for good.
@@ -41,11 +41,11 @@ class InProcessEngine:
     def __init__(self, settings: Settings, load: Loader = load_model) -> None:
         metrics = Metrics()
         self._models = ModelRegistry(metrics)
-        door = Door(metrics)
+        gate = RequestGate(metrics)
         self._num_pool_threads = num_pool_threads(settings)
         self._pool = ThreadPoolExecutor(self._num_pool_threads, "pool")
         self._plane = DataPlane(
-            door,
+            gate,
             self._models,
             limits=request_limits(settings),
             max_image_patches=settings.max_batch_patches,
@@ -65,7 +65,7 @@ class InProcessEngine:
         except BaseException:
             self.close()
             raise
-        door.open()
+        gate.open()
         self.window = self._busy_window()
 
     def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":

@@ -25,7 +25,7 @@ from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.limits import Gate, Rpc, parse_message, read_message, with_checked_messages
 from service.grpc.stream import AnsweredStream, Item
 from service.monitoring.telemetry import CARRIED, Telemetry
-from service.request_gate import DoorState, unavailable
+from service.request_gate import GateState, unavailable
 from service.safety.protection import BodyShare, Protection
 
 # Around every RPC of ours: its call, its metrics and log line, and the translation of errors.
@@ -155,7 +155,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 )
                 if await stream.run():
                     return
-            error = unavailable(DoorState.DRAINING)
+            error = unavailable(GateState.DRAINING)
         except TimeoutError:
             error = DeadlineExceeded(
                 f"Nothing was sent or taken on this stream for {self._stream_idle_s:g} s; open a "

@@ -299,7 +299,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Serve a package under a name; the answer comes once it answers requests."""
         refuse_unknown_fields(request)
         repository = self._managed()
-        self._plane.door.check()
+        self._plane.gate.check()
         package = check_load(to_parameters(request.parameters))
         await repository.load(request.model_name, package)
         return pb.RepositoryModelLoadResponse()
@@ -310,7 +310,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Serve a model no longer; requests that it has are still answered."""
         refuse_unknown_fields(request)
         repository = self._managed()
-        self._plane.door.check()
+        self._plane.gate.check()
         check_unload(to_parameters(request.parameters))
         await repository.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()

@@ -157,17 +157,17 @@ class GrpcServer:
         """Tell health checks whether requests are taken: for these models, and as a whole."""
         self._call(self._set_health({**models, **dict.fromkeys(WHOLE, is_ready)}))
 
-    def begin_drain(self) -> None:
+    def announce_drain(self) -> None:
         """Tell health checks that requests are no longer taken, once and for all."""
         self._call(self._health.enter_graceful_shutdown())
 
-    def let_go(self, limit_s: float) -> bool:
+    def drain(self, limit_s: float) -> bool:
         """Send callers elsewhere, let nobody new in, and wait until every RPC has been answered.
 
         Returns:
             False where some were still running when the time was over.
         """
-        return bool(self._call(self._let_go(limit_s)))
+        return bool(self._call(self._drain(limit_s)))
 
     def stop(self, grace_s: float) -> None:
         """End what still runs, watches of health too, in so many seconds."""
@@ -178,7 +178,7 @@ class GrpcServer:
     def _call(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _let_go(self, limit_s: float) -> bool:
+    async def _drain(self, limit_s: float) -> bool:
         """Close the server around its callers.
 
         gRPC cancels an RPC that arrives after its server began to close, while the caller has not

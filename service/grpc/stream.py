@@ -40,7 +40,7 @@ def begin_item(request: stream_pb2.StreamRequest, call: Call) -> str:
     Raises:
         InvalidRequest: It asks for nothing, or has a field or a time that makes no sense.
     """
-    call.flow, call.is_patient = FLOW, True
+    call.flow, call.waits_for_capacity = FLOW, True
     refuse_unknown_fields(request, is_deep=False)
     if request.HasField("timeout"):
         timeout_s = request.timeout.seconds + 1e-9 * request.timeout.nanos

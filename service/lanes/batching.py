@@ -18,8 +18,8 @@ from service.lanes.worker import (
     Pulse,
     Stage,
     collate_batch,
+    device_unhealthy,
     num_ready,
-    unwell,
     unwell_since,
 )
 from service.monitoring.metrics import Metrics
@@ -138,4 +138,4 @@ class Batcher:
     def _on_death(self) -> None:
         """Nobody is left to compute what waits once the last lane is dead."""
         if all(pulse.state is LaneState.DEAD for pulse in self.pulses):
-            self.queue.close(unwell)
+            self.queue.close(device_unhealthy)

@@ -121,7 +121,7 @@ def unwell_since(pulses: Sequence[Pulse]) -> float | None:
     return max(known) if known and len(known) == len(times) else None
 
 
-def unwell() -> Unavailable:
+def device_unhealthy() -> Unavailable:
     """What callers are told while no lane is well."""
     return Unavailable(
         "The device does not answer; try again.", code="unhealthy", retry_after_s=UNWELL_RETRY_S

@@ -11,9 +11,9 @@ from typing import Final, Protocol, Self
 from service.call import Call, Clock, deadline_exceeded
 from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, ServiceError
 from service.lanes.work import Kind
-from service.lanes.worker import unwell
+from service.lanes.worker import device_unhealthy
 from service.monitoring.metrics import Metrics, ModelCounter
-from service.request_gate import Door
+from service.request_gate import RequestGate
 
 # How fast work gets done, measured at the exit, and so how long what is inside needs.
 
@@ -307,7 +307,7 @@ class Admission:
 
     def _check_well(self) -> None:
         if not self._device.is_ready:
-            raise self._refused("unhealthy", unwell())
+            raise self._refused("unhealthy", device_unhealthy())
 
     def _check_size(self, cost: int) -> None:
         if cost > self._max_cost:
@@ -374,21 +374,27 @@ class Admission:
             self._changed.notify_all()
 
 
-# The room of one admitted request, at the door and in its model, until its block ends.
+# The room of one admitted request, at the gate and in its model, until its block ends.
 
 
 class Admitted:
-    """Enters door and model, leaves them when the block ends, and ends it at the deadline.
+    """Enters gate and model, leaves them when the block ends, and ends it at the deadline.
 
     Written out instead of generated, for every request passes through it.
     """
 
-    __slots__ = ("_admission", "_call", "_cost", "_door", "_kind", "_limit", "_ticket")
+    __slots__ = ("_admission", "_call", "_cost", "_gate", "_kind", "_limit", "_ticket")
 
     def __init__(
-        self, door: Door, admission: Admission, *, cost: int, call: Call, kind: Kind | None = None
+        self,
+        gate: RequestGate,
+        admission: Admission,
+        *,
+        cost: int,
+        call: Call,
+        kind: Kind | None = None,
     ) -> None:
-        self._door, self._admission = door, admission
+        self._gate, self._admission = gate, admission
         self._cost, self._call, self._kind = cost, call, kind
         self._limit: asyncio.Timeout
         self._ticket: Ticket
@@ -396,11 +402,11 @@ class Admitted:
     async def __aenter__(self) -> Ticket:
         call = self._call
         with call.stage("admit"):
-            self._door.enter()
+            self._gate.enter()
             try:
                 self._ticket = await self._admit()
             except BaseException:
-                self._door.leave()
+                self._gate.leave()
                 raise
         self._limit = asyncio.timeout_at(
             asyncio.get_running_loop().time() + max(0.0, call.deadline - call.clock())
@@ -420,13 +426,13 @@ class Admitted:
             raise deadline_exceeded() from None
         finally:
             self._ticket.__exit__(kind, error, traceback)
-            self._door.leave()
+            self._gate.leave()
             if isinstance(error, Overloaded):
                 self._call.known_cost = self._ticket.wanted
 
     async def _admit(self) -> Ticket:
         call = self._call
-        if not call.is_patient:
+        if not call.waits_for_capacity:
             return self._admission.admit(self._cost, call, self._kind)
         cost = max(self._cost, call.known_cost)
         return await self._admission.admit_patiently(cost, call, self._kind)

@@ -11,7 +11,7 @@ from service.models.served_model import ServedModel
 from service.models.texts import Embeddings
 from service.validation import PromptGroup
 
-# What a prompt costs at the door, in patches: about the tokens of a class name in a template.
+# What a prompt costs at the gate, in patches: about the tokens of a class name in a template.
 PROMPT_COST: Final = 8
 
 

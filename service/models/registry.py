@@ -323,14 +323,14 @@ class ModelRepository:
         self.on_change(name, True)
         logger.info("loaded", extra={"fields": {"model": name, "is_swap": replaced is not None}})
         if replaced is not None:
-            self._let_go(replaced)
+            self._retire(replaced)
 
     def _remove(self, name: str) -> None:
         served = self._registry.remove(name)
         self.on_change(name, False)
-        self._let_go(served)
+        self._retire(served)
 
-    def _let_go(self, served: ServedModel) -> None:
+    def _retire(self, served: ServedModel) -> None:
         thread = threading.Thread(target=self._end, args=(served,), name="unload", daemon=True)
         self._leaving[thread] = served.manifest.name
         thread.start()

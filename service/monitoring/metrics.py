@@ -166,7 +166,7 @@ class LaneReport:
         num_waiting: Items that wait for a lane.
         oldest_s: Age of the oldest of them.
         admitted_patches: What the requests inside cost, and `max_admitted_patches` what fits.
-        rejected: Requests that came to it and were refused at its door, by reason.
+        rejected: Requests rejected before any work, by reason.
         abandoned: Items of it that were not computed, by reason.
         prompts: Looked up in its text cache, by what came of it.
     """
@@ -203,7 +203,7 @@ COUNTERS: Final[Sequence[tuple[str, str, ReadLanes]]] = (
     ("batch_seconds", "Time that lanes computed such batches, all lanes together.", _busy_s),
 )
 BY_LABEL: Final[Sequence[tuple[str, str, str, Callable[[LaneReport], Mapping[str, int]]]]] = (
-    ("rejected", "Requests refused at its door.", "reason", lambda report: report.rejected),
+    ("rejected", "Requests rejected before any work.", "reason", lambda report: report.rejected),
     ("abandoned", "Queued items never computed.", "reason", lambda report: report.abandoned),
     ("prompts", "Prompts looked up in its cache.", "outcome", lambda report: report.prompts),
 )
@@ -558,7 +558,7 @@ class Metrics:
             self.registry.register(collector)
         self.registry.register(self._state)
         ProcessCollector(registry=self.registry)
-        self.rejected = self._counter("rejected", "Requests refused at the door.", "reason")
+        self.rejected = self._counter("rejected", "Requests rejected before any work.", "reason")
         self.abandoned = self._counter(
             "abandoned", "Queued items never computed, for their caller had left.", "reason"
         )
@@ -579,7 +579,7 @@ class Metrics:
         self._batch_images = self._histogram("batch_images", "Images of a batch.", ITEMS)
         self._batch_patches = self._histogram("batch_patches", "Patches of a batch.", PATCHES)
         self._batch_texts = self._histogram("batch_texts", "Texts of a batch.", ITEMS)
-        self._inflight = self._gauge("inflight", "Requests inside the door.")
+        self._inflight = self._gauge("inflight", "Requests in flight.")
 
     def observe_batch(self, kind: str, num_items: int, cost: int) -> None:
         """Count one batch that a lane begins; `cost` is in patches for images."""

@@ -695,7 +695,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
 
         What had the name until then finishes the requests that it has. If the load fails, it stays.
         """
-        plane.door.check()
+        plane.gate.check()
         body = await _read(request, LoadBody)
         await repository.load(name, body.parameters.package)
         return Response()
@@ -708,7 +708,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
     )
     async def unload(request: Request, name: str) -> Response:
         """Serve this model no longer; requests that it has are still answered."""
-        plane.door.check()
+        plane.gate.check()
         await _read(request, UnloadBody)
         await repository.unload(name)
         return Response()

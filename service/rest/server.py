@@ -366,13 +366,13 @@ class HttpServer(uvicorn.Server):
         """Capture none."""
         yield
 
-    def say_goodbye(self) -> None:
+    def announce_drain(self) -> None:
         """Answer whatever comes, and close each connection after its next answer."""
         self._protocol.is_leaving = True
         for connection in self._connections():
             connection.close_after_answer()
 
-    async def let_go(self, listening: socket.socket, limit_s: float) -> bool:
+    async def drain(self, listening: socket.socket, limit_s: float) -> bool:
         """Let nobody new in and wait until everybody has gone.
 
         Returns:

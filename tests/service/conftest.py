@@ -31,7 +31,7 @@ from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.models.texts import TextCache
 from service.monitoring.metrics import Metrics
-from service.request_gate import Door
+from service.request_gate import RequestGate
 from service.server import Server
 from service.settings import Settings
 
@@ -305,13 +305,13 @@ def make_plane(
 
     def make(**values: Any) -> DataPlane:
         settings = make_settings(max_queue_patches=256, max_batch_patches=64, **values)
-        door = Door(metrics)
+        gate = RequestGate(metrics)
         limits = request_limits(settings)
         models = ModelRegistry(metrics)
-        plane = DataPlane(door, models, limits=limits, max_image_patches=64, pool=pool)
+        plane = DataPlane(gate, models, limits=limits, max_image_patches=64, pool=pool)
         made.append(load_fake(settings, metrics))
         models.put(made[0])
-        door.open()
+        gate.open()
         return plane
 
     yield make

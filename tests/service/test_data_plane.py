@@ -30,7 +30,7 @@ from service.messages import (
 from service.models.loading import request_limits
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
-from service.request_gate import Door
+from service.request_gate import RequestGate
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -53,9 +53,9 @@ def plane(
     runtime: "FakeRuntime",
 ) -> Any:
     settings = make_settings(max_queue_patches=256, max_batch_patches=64, max_images_per_request=8)
-    door = Door(metrics)
+    gate = RequestGate(metrics)
     made = DataPlane(
-        door,
+        gate,
         ModelRegistry(metrics),
         limits=request_limits(settings),
         max_image_patches=64,
@@ -63,7 +63,7 @@ def plane(
     )
     served = load_fake(settings, metrics)
     made.models.put(served)
-    door.open()
+    gate.open()
     yield made
     runtime.gate.set()
     served.close(10)
@@ -180,7 +180,7 @@ async def test_what_cannot_be_answered_names_its_field(
         await plane.embed_images(request, call())
     assert caught.value.param == param
     assert runtime.num_images == 0
-    assert plane.door.wait_idle(0)
+    assert plane.gate.wait_idle(0)
 
 
 async def test_a_prompt_without_a_token_names_its_class(
@@ -231,7 +231,7 @@ async def test_a_caller_who_leaves_frees_what_waits(
     runtime.gate.set()
     await asyncio.gather(running, staying)
     assert runtime.num_images == 2
-    assert plane.door.wait_idle(0)
+    assert plane.gate.wait_idle(0)
 
 
 def queue_depths(metrics: Metrics) -> list[float]:
@@ -245,7 +245,7 @@ async def test_a_deadline_ends_the_wait(
     runtime.gate.clear()
     with pytest.raises(DeadlineExceeded):
         await plane.embed_images(EmbedImagesRequest(images=(encode_image(),)), call(0.05))
-    assert plane.door.wait_idle(0)
+    assert plane.gate.wait_idle(0)
 
 
 @pytest.mark.parametrize("fault", ["raise", "short"])
@@ -265,7 +265,7 @@ async def test_a_starting_server_has_no_models(
 ) -> None:
     limits = request_limits(make_settings())
     plane = DataPlane(
-        Door(metrics), ModelRegistry(metrics), limits=limits, max_image_patches=1, pool=pool
+        RequestGate(metrics), ModelRegistry(metrics), limits=limits, max_image_patches=1, pool=pool
     )
     with pytest.raises(Unavailable):
         plane.list_models()
@@ -276,6 +276,6 @@ async def test_a_starting_server_has_no_models(
 
 
 async def test_models_can_be_asked_for_while_draining(plane: DataPlane) -> None:
-    plane.door.drain()
+    plane.gate.drain()
     assert plane.get_model("fake").manifest.name == "fake"
     assert [info.runtime for info in plane.list_models()] == ["fake"]

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.request_gate import DoorState
+from service.request_gate import GateState
 from service.server import Server
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ async def test_what_is_inside_is_answered_and_newcomers_cannot_connect(
         rest = asyncio.ensure_future(post(client, encode_image()))
         assert await entered()
         rpc = asyncio.ensure_future(call(channel, encode_image()))
-        await until(lambda: server.door._num_inside == 2)
+        await until(lambda: server.gate._num_inside == 2)
         server.request_stop()
-        await until(lambda: server.door.state is DoorState.LEAVING)
+        await until(lambda: server.gate.state is GateState.STOPPING)
         await until(lambda: server._http_socket.fileno() == -1)
         async with http_of(server) as late:
             with pytest.raises(httpx.ConnectError):
@@ -134,9 +134,9 @@ async def test_a_kept_connection_may_be_used_once_more_and_is_closed_then(
         for _ in range(3):
             assert await entered()
         server.request_stop()
-        await until(lambda: server.door.state is DoorState.LEAVING)
+        await until(lambda: server.gate.state is GateState.STOPPING)
         again = asyncio.ensure_future(post(client, encode_image()))
-        await until(lambda: server.door._num_inside == 2)
+        await until(lambda: server.gate._num_inside == 2)
         await until(lambda: len(server._http.server_state.connections) == 2)
         runtime.gate.set()
         assert (await again).status_code == (await holding).status_code == 200
@@ -156,7 +156,7 @@ async def test_what_cannot_end_in_time_is_told_so(
             rest = asyncio.ensure_future(post(client, encode_image()))
             assert await entered()
             rpc = asyncio.ensure_future(call(channel, encode_image()))
-            await until(lambda: server.door._num_inside == 2)
+            await until(lambda: server.gate._num_inside == 2)
             server.request_stop()
             assert (await rest).status_code == 503
             assert await rpc == "UNAVAILABLE"

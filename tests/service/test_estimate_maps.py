@@ -152,5 +152,5 @@ async def test_a_caller_who_leaves_while_the_head_runs_frees_the_lane(
     async with asyncio.timeout(20):
         while runtime.num_interrupted == 0:
             await asyncio.sleep(0.001)
-    assert plane.door.wait_idle(0)
+    assert plane.gate.wait_idle(0)
     assert runtime.num_maps == 0

@@ -98,7 +98,7 @@ async def test_readiness_is_told_until_the_server_leaves(serving: Serving) -> No
     async with serving() as server:
         assert sample(server, "ready") == 1
         assert sample(server, "cpus") >= 1
-        server.door.leave_soon()
+        server.gate.announce_drain()
         assert sample(server, "ready") == 0
 
 

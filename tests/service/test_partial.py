@@ -101,7 +101,7 @@ async def test_nothing_readable_is_an_answer_too_and_costs_no_model(
     assert set(answer.errors) == {0, 1}
     assert len(getattr(answer, found)) == 0
     assert (runtime.num_images, runtime.num_maps) == (0, 0)
-    assert plane.door.wait_idle(0)
+    assert plane.gate.wait_idle(0)
 
 
 async def test_without_partial_the_first_error_is_the_answer(

@@ -115,5 +115,5 @@ async def test_who_leaves_takes_all_windows_along(
         while runtime.num_interrupted == 0:
             await asyncio.sleep(0.001)
     runtime.gate.set()
-    assert plane.door.wait_idle(0)
+    assert plane.gate.wait_idle(0)
     assert runtime.num_images == 1

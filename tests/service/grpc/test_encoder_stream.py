@@ -318,7 +318,7 @@ async def test_a_server_that_leaves_answers_what_it_has_read_and_says_so(
             assert await entered()
             await until(lambda: sample(server, "inflight") == 4)
             server.request_stop()
-            await until(lambda: server.plane.door.state.value == "leaving")
+            await until(lambda: server.plane.gate.state.value == "stopping")
             runtime.gate.set()
             answers = await taking
             assert call.code() is grpc.StatusCode.UNAVAILABLE

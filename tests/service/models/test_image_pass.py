@@ -23,9 +23,9 @@ LIMIT_S = 20.0
 POOL_THREADS = 2  # of the fixture `pool`
 
 
-def call(*, is_patient: bool = False) -> Call:
+def call(*, waits_for_capacity: bool = False) -> Call:
     deadline = time.monotonic() + LIMIT_S
-    return Call(request_id="test", deadline=deadline, is_patient=is_patient)
+    return Call(request_id="test", deadline=deadline, waits_for_capacity=waits_for_capacity)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -87,7 +87,7 @@ async def test_a_patient_caller_whose_image_is_larger_than_thought_waits_for_mor
     before = [asyncio.ensure_future(plane.embed_images(one, call())) for one in (large, small)]
     await until(lambda: admission.cost == 3 * 64 + 14 * 4)  # of the 256 that fit
     wide = EmbedImagesRequest(images=(encode_image(size=(84, 28)),), fit="aspect")
-    asked = call(is_patient=True)
+    asked = call(waits_for_capacity=True)
     waiting = asyncio.ensure_future(plane.embed_images(wide, asked))
     await until(lambda: waiting.done() or asked.known_cost == 12)
     assert not waiting.done()

@@ -26,7 +26,7 @@ class Device:
 
 
 def make_call(limit_s: float = LONG_S) -> Call:
-    call = Call(request_id="x", deadline=0.0, is_patient=True)
+    call = Call(request_id="x", deadline=0.0, waits_for_capacity=True)
     call.deadline = call.started + limit_s
     return call
 

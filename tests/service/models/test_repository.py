@@ -20,7 +20,7 @@ from service.models.loading import request_limits
 from service.models.registry import ModelRegistry, ModelRepository, ModelState
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
-from service.request_gate import Door
+from service.request_gate import RequestGate
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -86,10 +86,10 @@ async def repository(
 @pytest.fixture
 def ask(registry: ModelRegistry, make_settings: Any, metrics: Metrics) -> Any:
     """Embed one text by a model, through the whole data plane."""
-    door = Door(metrics)
-    door.open()
+    gate = RequestGate(metrics)
+    gate.open()
     limits, pool = request_limits(make_settings()), ThreadPoolExecutor(2)
-    plane = DataPlane(door, registry, limits=limits, max_image_patches=64, pool=pool)
+    plane = DataPlane(gate, registry, limits=limits, max_image_patches=64, pool=pool)
 
     async def embed(model: str | None = None, text: str = "dog") -> str:
         call = Call(request_id="test", deadline=time.monotonic() + LIMIT_S)

@@ -230,7 +230,7 @@ async def test_a_caller_who_leaves_with_more_requests_sent_is_noticed(
         async with connected(server) as (_, writer):
             writer.write(post + LIVE)
             assert await entered()
-        await until(lambda: server.door.wait_idle(0.0))
+        await until(lambda: server.gate.wait_idle(0.0))
         runtime.gate.set()
 
 

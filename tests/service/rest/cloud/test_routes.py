@@ -176,7 +176,7 @@ async def test_health_follows_readiness(serving: Serving) -> None:
         url = f"http://127.0.0.1:{server.ports['http']}"
         async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
             ready = [(await client.get(path)).status_code for path in ("/ping", "/healthy")]
-            server.door.leave_soon()
+            server.gate.announce_drain()
             leaving = [(await client.get(path)).status_code for path in ("/ping", "/healthy")]
     assert (ready, leaving) == ([200, 200], [503, 503])
 

@@ -103,7 +103,7 @@ async def test_a_deadline_in_a_header_is_an_error_of_the_server(
 
 async def test_a_draining_server_is_told_by_a_status_error(serving: Serving) -> None:
     async with serving() as server, connect(server) as client:
-        server.door.drain()
+        server.gate.drain()
         with pytest.raises(openai.InternalServerError) as caught:
             await client.embeddings.create(model="fake", input="a dog")
     assert caught.value.status_code == 503

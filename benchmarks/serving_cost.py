@@ -21,7 +21,7 @@ from model.preprocess import prepare_image
 from model.runtime.load import load_runtime
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
 from service.images.codec import ImageLimits, decode_image
-from service.lanes.machine import available_cpus
+from service.machine import available_cpus
 
 LIMITS = ImageLimits(max_bytes=1 << 24, max_pixels=1 << 26)
 GRPC_CONNECTIONS = 4

@@ -20,7 +20,7 @@ import uvloop
 from service.data_plane import DataPlane
 from service.errors import Unavailable
 from service.grpc.server import GrpcServer
-from service.lanes.machine import available_cpus
+from service.machine import available_cpus, trimming_memory
 from service.models.conversion import ModelSource, check_names
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry, ModelRepository
@@ -30,7 +30,6 @@ from service.monitoring.loop_lag import watching_lag
 from service.monitoring.metrics import Metrics
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.tracing_setup import build_telemetry
-from service.process_memory import trimming_memory
 from service.request_gate import RequestGate
 from service.rest.app import build_app
 from service.rest.cloud import CloudRoutes

@@ -1,6 +1,7 @@
 """Fixtures that every test folder may use."""
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -42,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     config.option.randomly_reset_seed = False
     threadpool_limits(1, user_api="blas")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for the processes that tests start
     # In CI Hypothesis does so itself: how fast an example is says nothing on a busy machine.
     patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     settings.register_profile("patient", settings(), **patient)

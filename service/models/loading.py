@@ -18,20 +18,18 @@ from model.runtime.loaded_graphs import parity_in_use
 from model.text import TextTokenizer
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
-from service.lanes.machine import (
+from service.lanes.sizing import (
     MAX_LANES,
     MEMORY_SHARE,
     BatchMemory,
     LanePlan,
-    PeakMeter,
-    available_cpus,
-    free_memory,
     plan_lanes,
     weight_bytes,
 )
 from service.lanes.warm_up import IMAGE_WORK, WarmUp, WarmUpRules, measure
 from service.lanes.work import BatchLimits, Bucket, Kind
 from service.lanes.worker import Lane, LaneCare
+from service.machine import PeakMeter, available_cpus, free_memory
 from service.messages import MAP_TASKS, BucketLimits, ModelInfo, RequestLimits
 from service.models.admission import Admission
 from service.models.conversion import ModelSource, open_source

@@ -16,8 +16,8 @@ from typing import Final, Literal, TypeVar
 from model.package import PackageError
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 from service.errors import InternalError, InvalidRequest, ModelNotFound, ServiceError
-from service.lanes.machine import give_back_memory
 from service.lanes.worker import WarmUpError
+from service.machine import collect_and_trim
 from service.models.conversion import (
     ModelSource,
     check_model_name,
@@ -340,6 +340,6 @@ class ModelRepository:
         if not self._registry.wait_unused(served, self._max_use_s):
             logger.warning("a model ends that requests still use", extra={"fields": fields})
         served.close(CLOSE_GRACE_S)
-        give_back_memory()
+        collect_and_trim()
         logger.info("unloaded", extra={"fields": fields})
         self._leaving.pop(threading.current_thread(), None)

@@ -26,13 +26,10 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from service.call import Stage
+from service.machine import CGROUP, memory_limit
 from service.messages import ModelInfo
 
 # What is told of the process: its release, whether it is ready, and what it may use.
-
-CGROUP: Final = Path("/sys/fs/cgroup")
-# Without a limit the first version of control groups says a number near 2 ** 63.
-NO_LIMIT_BYTES: Final = 2**60
 
 
 class StateCollector(Collector):
@@ -65,17 +62,6 @@ def release() -> str:
         return version("tipserve")
     except PackageNotFoundError:
         return "unknown"
-
-
-def memory_limit(cgroup: Path = CGROUP) -> int | None:
-    """Bytes, in either version of control groups; None where there is no limit."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = (cgroup / name).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() and int(text) < NO_LIMIT_BYTES else None
-    return None
 
 
 # How busy the GPUs are, as NVIDIA's management library says when it is asked at a scrape.

@@ -5,33 +5,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.monitoring.metrics import (
-    NO_LIMIT_BYTES,
-    Metrics,
-    StateCollector,
-    memory_limit,
-    release,
-)
+from service.monitoring.metrics import Metrics, StateCollector, release
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, None),
-        ({"memory.max": "max\n"}, None),
-        ({"memory.max": "1048576\n"}, 1048576),
-        ({"memory/memory.limit_in_bytes": "2048\n"}, 2048),
-        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
-        ({"memory.max": str(NO_LIMIT_BYTES - 1)}, NO_LIMIT_BYTES - 1),
-    ],
-)
-def test_the_memory_limit_is_read_in_either_version(
-    tmp_path: Path, files: dict[str, str], expected: int | None
+@pytest.mark.parametrize(("text", "expected"), [("max\n", None), ("1048576\n", 1048576)])
+def test_the_memory_limit_is_exported_if_set(
+    tmp_path: Path, text: str, expected: int | None
 ) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert memory_limit(tmp_path) == expected
+    (tmp_path / "memory.max").write_text(text)
     registry = CollectorRegistry()
     registry.register(StateCollector(tmp_path))
     assert registry.get_sample_value("tipserve_memory_limit_bytes") == expected

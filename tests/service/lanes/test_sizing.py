@@ -1,15 +1,20 @@
-"""Lanes and threads by processors and memory, as the kernel's files tell them."""
+"""Lanes, threads and batches fit the processors and the memory."""
 
+import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.graphs import Precision
 from model.package import FileEntry, Manifest, ModelPackage
 from model.runtime.choice import RuntimeChoice
 from model.runtime.libraries import RuntimeName
-from service.lanes.machine import LanePlan, free_memory, plan_lanes, weight_bytes
+from service.lanes.sizing import BatchMemory, LanePlan, plan_lanes, weight_bytes
+from service.lanes.work import Bucket
 
+MB = 2**20
 GB = 10**9
 
 
@@ -26,21 +31,21 @@ GB = 10**9
         (3, 5, 1, LanePlan(3, 5)),
     ],
 )
-def test_what_was_not_set_fills_the_processors(
+def test_unset_numbers_use_all_processors(
     lanes: int | None, threads: int | None, cpus: int, plan: LanePlan
 ) -> None:
     found = plan_lanes(lanes=lanes, threads=threads, cpus=cpus, free_bytes=None, lane_bytes=GB)
     assert found == plan
 
 
-def test_where_memory_is_short_fewer_lanes_have_more_threads() -> None:
+def test_with_little_memory_fewer_lanes_get_more_threads() -> None:
     found = plan_lanes(lanes=None, threads=None, cpus=8, free_bytes=16 * GB, lane_bytes=4 * GB)
     assert found == LanePlan(2, 4)
     found = plan_lanes(lanes=None, threads=None, cpus=8, free_bytes=GB, lane_bytes=4 * GB)
-    assert found == LanePlan(1, 8), "one is needed, whatever it takes"
+    assert found == LanePlan(1, 8), "at least one lane"
 
 
-def test_what_lanes_share_is_counted_once() -> None:
+def test_memory_shared_by_lanes_counts_once() -> None:
     found = plan_lanes(
         lanes=None, threads=None, cpus=8, free_bytes=16 * GB, lane_bytes=GB, shared_bytes=4 * GB
     )
@@ -48,10 +53,10 @@ def test_what_lanes_share_is_counted_once() -> None:
     found = plan_lanes(
         lanes=None, threads=None, cpus=8, free_bytes=16 * GB, lane_bytes=0, shared_bytes=4 * GB
     )
-    assert found == LanePlan(8, 1), "nothing is known yet of what a lane takes for itself"
+    assert found == LanePlan(8, 1), "memory of a lane not yet known"
 
 
-def test_only_the_graphs_that_are_loaded_are_counted(manifest: Manifest) -> None:
+def test_only_loaded_graphs_count(manifest: Manifest) -> None:
     sizes = {"onnx/vision_model.onnx": 100, "onnx/vision_model_int8.onnx": 7}
     sizes |= {"onnx/text_model.onnx": 20, "model.safetensors": 1000}
     files = {name: FileEntry(sha256="0" * 64, size_bytes=size) for name, size in sizes.items()}
@@ -67,33 +72,39 @@ def test_only_the_graphs_that_are_loaded_are_counted(manifest: Manifest) -> None
     assert weights("torch", "fp32") == (0, 3 * 1000)
 
 
-def test_lanes_that_were_set_are_not_taken_back() -> None:
+def test_a_set_number_of_lanes_is_kept_without_enough_memory() -> None:
     found = plan_lanes(lanes=8, threads=None, cpus=8, free_bytes=GB, lane_bytes=4 * GB)
     assert found == LanePlan(8, 1)
 
 
-def write(root: Path, name: str, text: str) -> None:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="ascii")
+SMALL, LARGE = Bucket("image", (28, 28)), Bucket("image", (56, 112))
 
 
-def test_memory_is_free_by_the_machine_and_the_control_group(tmp_path: Path) -> None:
-    assert free_memory(tmp_path, tmp_path) is None
-    write(tmp_path, "meminfo", "MemTotal: 900 kB\nMemAvailable:     200 kB\n")
-    assert free_memory(tmp_path, tmp_path) == 200 * 1024
-    write(tmp_path, "memory.max", "max\n")
-    write(tmp_path, "memory.current", "77\n")
-    assert free_memory(tmp_path, tmp_path) == 200 * 1024
-    write(tmp_path, "memory.max", "1000\n")
-    assert free_memory(tmp_path, tmp_path) == 923
-    write(tmp_path, "memory.stat", "anon 70\nfile 7\ninactive_file 5\nactive_file 2\n")
-    assert free_memory(tmp_path, tmp_path) == 928, "files that were read can be forgotten"
+def num_patches(bucket: Bucket) -> int:
+    return math.prod(bucket.shape) // 14**2
 
 
-def test_the_older_control_groups_are_read_too(tmp_path: Path) -> None:
-    write(tmp_path, "memory/memory.limit_in_bytes", "500\n")
-    write(tmp_path, "memory/memory.usage_in_bytes", "600\n")
-    assert free_memory(tmp_path, tmp_path) == 0
-    write(tmp_path, "memory/memory.stat", "cache 200\ntotal_inactive_file 150\n")
-    assert free_memory(tmp_path, tmp_path) == 50
+def test_unmeasured_memory_gives_no_bound() -> None:
+    assert BatchMemory({}).patches_within(MB, num_patches) is None
+    assert BatchMemory({SMALL: 0}).patches_within(MB, num_patches) is None
+
+
+def test_each_kind_has_its_own_bound() -> None:
+    memory = BatchMemory({LARGE: 32 * MB, Bucket("depth", (28, 28)): 40 * MB})
+    assert memory.largest_bytes == 40 * MB
+    assert memory.patches_within(64 * MB, num_patches) == 64
+    assert memory.patches_within(64 * MB, num_patches, "depth") == 6
+    assert memory.patches_within(64 * MB, num_patches, "normals") is None
+
+
+@given(
+    small=st.integers(1, 10**9),
+    large=st.integers(1, 10**9),
+    budget=st.integers(0, 10**11),
+)
+def test_the_bound_follows_the_largest_shape(small: int, large: int, budget: int) -> None:
+    memory = BatchMemory({SMALL: small, LARGE: large})
+    patches = memory.patches_within(budget, num_patches)
+    assert patches is not None
+    assert patches * large <= max(budget, 1) * num_patches(LARGE) or patches <= budget
+    assert patches <= budget

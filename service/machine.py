@@ -1,0 +1,180 @@
+"""CPUs and memory of this process, as Linux reports them in /proc and in the control group.
+
+The only reader of cgroup files, of both versions. Knows nothing of models.
+"""
+
+import asyncio
+import ctypes
+import gc
+import logging
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+CGROUP: Final = Path("/sys/fs/cgroup")
+PROC: Final = Path("/proc")
+# Without a limit, version 1 of control groups reports a number near 2 ** 63.
+NO_LIMIT_BYTES: Final = 2**60
+# Limit, usage, statistics, and the statistic that counts reclaimable file pages: version 2, then 1.
+MEMORY_FILES: Final = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+# Written to /proc/self/clear_refs, it resets the high-water mark of memory; see proc(5).
+RESET_PEAK: Final = "5"
+TRIM_INTERVAL_S: Final = 5.0
+# Resident memory may grow by this factor over what the last trim left, before the next trim.
+TRIM_GROWTH: Final = 1.25
+
+
+def available_cpus(cgroup: Path = CGROUP) -> int:
+    """CPUs by affinity and cgroup quota; at least 1. A quota of 1.5 CPUs counts as 2."""
+    num_cpus = len(os.sched_getaffinity(0))
+    v2 = _read(cgroup / "cpu.max").split()
+    v1 = [_read(cgroup / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    for limit in (v2, v1):
+        # "max" (version 2) and -1 (version 1) mean no quota.
+        if len(limit) == 2 and all(number.isdigit() for number in limit):
+            return max(1, min(num_cpus, math.ceil(int(limit[0]) / int(limit[1]))))
+    return num_cpus
+
+
+def memory_limit(cgroup: Path = CGROUP) -> int | None:
+    """Memory limit of the control group in bytes; None without a limit."""
+    for limit_name, *_ in MEMORY_FILES:
+        limit = _read(cgroup / limit_name)
+        if limit.isdigit() and int(limit) < NO_LIMIT_BYTES:
+            return int(limit)
+    return None
+
+
+def free_memory(cgroup: Path = CGROUP, proc: Path = PROC) -> int | None:
+    """Bytes that this process can still allocate, by machine and control group; None if unknown."""
+    sizes = (_kibibytes(proc / "meminfo", "MemAvailable"), _cgroup_free_bytes(cgroup))
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def resident_bytes(proc: Path = PROC) -> int:
+    """Resident memory of this process; 0 if unknown."""
+    return _kibibytes(proc / "self" / "status", "VmRSS") or 0
+
+
+def trim() -> None:
+    """Return every free page of the heap to the system.
+
+    Takes milliseconds, without the GIL.
+    """
+    with suppress(AttributeError):  # other C libraries, such as musl, have no malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def collect_and_trim() -> None:
+    """Collect garbage, then return every free page of the heap to the system.
+
+    glibc keeps freed memory in arenas of each thread: after a few model swaps a process would hold
+    several models' worth of free pages. Takes tens of milliseconds with the GIL held, so call it
+    rarely.
+    """
+    began = time.monotonic()
+    num_objects = gc.collect()
+    collected = time.monotonic()
+    trim()
+    fields = {
+        "objects": num_objects,
+        "collect_s": round(collected - began, 4),
+        "trim_s": round(time.monotonic() - collected, 4),
+    }
+    logger.debug("memory returned to the system", extra={"fields": fields})
+
+
+@asynccontextmanager
+async def trimming_memory(
+    interval_s: float = TRIM_INTERVAL_S,
+    resident: Callable[[], int] = resident_bytes,
+    trim_heap: Callable[[], None] = trim,
+) -> AsyncIterator[None]:
+    """Trim the heap while the block runs, each time resident memory has grown by a quarter.
+
+    After an hour of large and broken images a process held more than twice the memory that it used.
+    None of it was leaked: a trim returned all of it.
+    """
+    task = asyncio.ensure_future(_trim_on_growth(interval_s, resident, trim_heap))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class PeakMeter:
+    """Measures how far memory rises above what was in use when the meter was created.
+
+    It reads the kernel's high-water mark, which counts the whole process: measure while nothing
+    else runs.
+    """
+
+    def __init__(self, proc: Path = PROC / "self") -> None:
+        self._proc = proc
+        self._base_bytes = _kibibytes(proc / "status", "VmRSS")
+
+    def peak_bytes(self, run: Callable[[], None]) -> int | None:
+        """Call `run` and return the peak of memory over the base; None if unknown."""
+        try:
+            (self._proc / "clear_refs").write_text(RESET_PEAK, encoding="ascii")
+            is_reset = True
+        except OSError:
+            is_reset = False
+        run()
+        peak_bytes = _kibibytes(self._proc / "status", "VmHWM")
+        if not is_reset or peak_bytes is None or self._base_bytes is None:
+            return None
+        return max(0, peak_bytes - self._base_bytes)
+
+
+async def _trim_on_growth(
+    interval_s: float, resident: Callable[[], int], trim_heap: Callable[[], None]
+) -> None:
+    floor_bytes = resident()
+    while True:
+        await asyncio.sleep(interval_s)
+        if resident() > floor_bytes * TRIM_GROWTH:
+            await asyncio.to_thread(trim_heap)
+            floor_bytes = resident()
+
+
+def _cgroup_free_bytes(cgroup: Path) -> int | None:
+    for limit_name, used_name, stat_name, reclaimable in MEMORY_FILES:
+        limit, used = _read(cgroup / limit_name), _read(cgroup / used_name)
+        if limit.isdigit() and used.isdigit():
+            stat = dict(line.split(" ", 1) for line in _read(cgroup / stat_name).splitlines())
+            # The kernel counts cached file pages as used, but drops them before it kills.
+            return max(0, int(limit) - int(used) + int(stat.get(reclaimable, 0)))
+    return None
+
+
+def _kibibytes(path: Path, name: str) -> int | None:
+    """A value of a /proc file whose lines are `Name:  123 kB`, in bytes."""
+    for line in _read(path).splitlines():
+        key, _, rest = line.partition(":")
+        if key == name:
+            return int(rest.split()[0]) * 1024
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,209 @@
+"""CPU and memory limits of both cgroup versions, peak and resident memory, BLAS threads."""
+
+import asyncio
+import ctypes
+import os
+import subprocess
+import sys
+import weakref
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from service.machine import (
+    NO_LIMIT_BYTES,
+    PeakMeter,
+    available_cpus,
+    collect_and_trim,
+    free_memory,
+    memory_limit,
+    resident_bytes,
+    trim,
+    trimming_memory,
+)
+
+MB = 2**20
+TIMEOUT_S = 20.0
+PRODUCT = """
+import {module}
+import os
+import numpy as np
+square = np.ones((600, 600), np.float32)
+square @ square
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="ascii")
+
+
+def cpu_quota(quota: str) -> dict[str, str]:
+    """Files of cgroup version 1."""
+    return {"cpu/cpu.cfs_quota_us": f"{quota}\n", "cpu/cpu.cfs_period_us": "100000\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "5000 100000\n"}, 1),
+        ({"cpu.max": "\n"}, 8),
+        (cpu_quota("-1"), 8),
+        (cpu_quota("300000"), 3),
+    ],
+)
+def test_cpus_are_bounded_by_affinity_and_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpus: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    write(tmp_path, files)
+    assert available_cpus(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"memory.max": "max\n"}, None),
+        ({"memory.max": "1048576\n"}, 1048576),
+        ({"memory/memory.limit_in_bytes": "2048\n"}, 2048),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ({"memory.max": str(NO_LIMIT_BYTES - 1)}, NO_LIMIT_BYTES - 1),
+    ],
+)
+def test_the_memory_limit_is_read_in_either_version(
+    tmp_path: Path, files: dict[str, str], expected: int | None
+) -> None:
+    write(tmp_path, files)
+    assert memory_limit(tmp_path) == expected
+
+
+def test_free_memory_is_the_lesser_of_machine_and_control_group(tmp_path: Path) -> None:
+    assert free_memory(tmp_path, tmp_path) is None
+    write(tmp_path, {"meminfo": "MemTotal: 900 kB\nMemAvailable:     200 kB\n"})
+    assert free_memory(tmp_path, tmp_path) == 200 * 1024
+    write(tmp_path, {"memory.max": "max\n", "memory.current": "77\n"})
+    assert free_memory(tmp_path, tmp_path) == 200 * 1024
+    write(tmp_path, {"memory.max": "1000\n"})
+    assert free_memory(tmp_path, tmp_path) == 923
+    write(tmp_path, {"memory.stat": "anon 70\nfile 7\ninactive_file 5\nactive_file 2\n"})
+    assert free_memory(tmp_path, tmp_path) == 928, "cached file pages are reclaimable"
+
+
+def test_free_memory_reads_cgroup_version_1(tmp_path: Path) -> None:
+    limits = {"memory/memory.limit_in_bytes": "500\n", "memory/memory.usage_in_bytes": "600\n"}
+    write(tmp_path, limits)
+    assert free_memory(tmp_path, tmp_path) == 0
+    write(tmp_path, {"memory/memory.stat": "cache 200\ntotal_inactive_file 150\n"})
+    assert free_memory(tmp_path, tmp_path) == 50
+
+
+def use(num_bytes: int) -> None:
+    """Write to memory that is freed at once."""
+    assert np.ones(num_bytes, np.uint8)[-1] == 1
+
+
+def test_each_peak_is_measured_by_itself() -> None:
+    meter = PeakMeter()
+    large_bytes = meter.peak_bytes(partial(use, 300 * MB))
+    if large_bytes is None:
+        pytest.skip("this system lets no process reset its high-water mark")
+    small_bytes = meter.peak_bytes(partial(use, 60 * MB))
+    assert small_bytes is not None
+    assert 250 * MB < large_bytes < 400 * MB
+    assert small_bytes < 150 * MB, "the larger peak before it does not count again"
+
+
+def test_without_a_resettable_peak_the_run_happens_unmeasured(tmp_path: Path) -> None:
+    ran: list[bool] = []
+    assert PeakMeter(tmp_path / "no-proc").peak_bytes(lambda: ran.append(True)) is None
+    assert ran == [True]
+    write(tmp_path, {"status": "Name:\tpython\nVmRSS:\t 100 kB\nVmHWM:\t 350 kB\n"})
+    assert PeakMeter(tmp_path).peak_bytes(lambda: None) == 250 * 1024
+
+
+def test_reference_cycles_are_freed() -> None:
+    class Node:
+        itself: object = None
+
+    cycle = Node()
+    cycle.itself = cycle
+    reference = weakref.ref(cycle)
+    del cycle
+    collect_and_trim()
+    assert reference() is None
+
+
+def test_a_c_library_without_malloc_trim_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    trim()
+
+
+async def test_memory_is_trimmed_when_it_grew_by_a_quarter_since_the_last_trim() -> None:
+    # The start; slight growth; growth, trimmed to 120; slight growth; growth.
+    readings = iter([100, 110, 200, 120, 140, 300, 150])
+    at_trims: list[int] = []
+    last = 0
+    is_over = asyncio.Event()
+
+    def resident() -> int:
+        nonlocal last
+        last = next(readings, 0)
+        if not last:
+            is_over.set()
+        return last
+
+    async with trimming_memory(0.001, resident, lambda: at_trims.append(last)):
+        await asyncio.wait_for(is_over.wait(), TIMEOUT_S)
+    assert at_trims == [200, 300]
+
+
+async def test_trimming_ends_with_the_block() -> None:
+    num_readings = 0
+
+    def resident() -> int:
+        nonlocal num_readings
+        num_readings += 1
+        return 1
+
+    async with trimming_memory(0.001, resident, trim):
+        await asyncio.sleep(0.01)
+    before = num_readings
+    await asyncio.sleep(0.01)
+    assert num_readings == before
+
+
+def test_resident_memory_of_this_process_is_known() -> None:
+    assert resident_bytes() > MB
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has one BLAS thread")
+@pytest.mark.parametrize(
+    ("module", "variable", "num_threads"),
+    [("service.__main__", None, 1), ("service.__main__", "2", 2), ("service.commands", None, 1)],
+)
+def test_matrix_products_start_no_threads_unless_the_variable_says_so(
+    project_root: Path, module: str, variable: str | None, num_threads: int
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if "_NUM_THREADS" not in name}
+    if variable is not None:
+        environment["OPENBLAS_NUM_THREADS"] = variable
+    result = subprocess.run(
+        [sys.executable, "-c", PRODUCT.format(module=module)],
+        cwd=project_root,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert int(result.stdout) == num_threads

@@ -25,15 +25,13 @@ from benchmarks.student_step import build_update, num_images, step_cpu_s
 from model.package import BUNDLED_FOLDER
 from training.commands.train import RECIPES
 from training.config import DataConfig
-from training.cost.devices import device
-from training.cost.estimate import Cluster, estimate
-from training.cost.plan import plan_of
+from training.cost import Cluster, device, estimate, plan_of
 from training.data.batch import Batch
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig
+from training.data.shards.item_sources import SceneItems
 from training.data.shards.manifest import ShardStore
-from training.data.shards.scene_source import SceneItems
 from training.data.shards.writing import ShardPlan, build_shards
 from training.inputs.scenes import SceneInputs
 from training.recipes import scale

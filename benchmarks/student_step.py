@@ -13,12 +13,12 @@ from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.methods.base import Method, model_width
 from training.methods.distill import Distill, DistillConfig
+from training.methods.image_backbone import TRUNK_WIDTH
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import FrozenTeacher
-from training.methods.trunk import TRUNK_WIDTH
 from training.optim import build_optimizers
 from training.parallel import ParallelMethod
-from training.pretrained.trunk import load_trunk
+from training.pretrained.image_backbone import load_trunk
 from training.run import new_model
 from training.targets import Softmax
 from training.update import Update, UpdateConfig

@@ -26,7 +26,6 @@ from transformers import Tipsv2Tokenizer
 
 from benchmarks.data_loading import processor
 from model.package import BUNDLED_FOLDER
-from training.board import Board
 from training.checkpoint import save_checkpoint
 from training.config import DataConfig, TrainingConfig
 from training.data.batch import Batch
@@ -34,6 +33,7 @@ from training.data.shards.batches import RunShare
 from training.inputs.scenes import SceneInputs
 from training.methods.base import Method, Step
 from training.methods.pretrain import Pretrain, PretrainConfig
+from training.observation import Board
 from training.optim import build_optimizers
 from training.recipes import first_light
 from training.run import new_model

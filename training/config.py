@@ -8,7 +8,7 @@ from typing import get_args
 from transformers import Tipsv2Config
 
 from model.variants import variant
-from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
+from training.data.captions import SCENE_CAPTIONS, CaptionSampling
 from training.data.crops import CropConfig
 from training.data.folder import TRAIN_STYLES
 from training.data.loader import Stage

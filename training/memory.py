@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from training.cost.memory import optimizer_bytes
+from training.cost import optimizer_bytes
 from training.methods.base import Method
 
 

@@ -1,21 +1,192 @@
-"""What a run shows of itself while it trains: scores, the model folder, TensorBoard.
+"""What a run reports while it trains: log, step times, TensorBoard, validation scores.
 
-Only rank 0 scores and writes; the others take part where a model that is cut must be gathered.
+`log.jsonl` holds the loss curve, one JSON object a line, with no step twice: a killed process may
+have logged steps after its last checkpoint, and the resumed run repeats them, so their lines are
+removed first. TensorBoard shows the scalars and a few fixed scenes, a row of four images each: the
+image, its patches in three colours (their first principal components), the predicted mask among all
+candidate names, and the true mask. Only rank 0 scores and writes; the other ranks take part where a
+sharded model must be gathered.
+
+Shapes: B scenes, N patches in row-major order, D width, S side in pixels, h w patch grid.
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from training.board import Board, scene_panel
+from model.segmentation import segment
 from training.checkpoint import save_atomically
-from training.evaluate.benchmark import SegmentationBenchmark
-from training.log import Row
+from training.data.scenes import Scene
+from training.evaluate.encoder import SceneEncoder
+from training.evaluate.sets import SegmentationBenchmark
+from training.evaluate.zero_shot_segmentation import class_ids
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER
 from training.parallel import ParallelMethod
+
+Row = dict[str, float]
+LOG_FILE = "log.jsonl"
+
+
+class Log:
+    """The log of one run; only the first rank has one."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / LOG_FILE
+
+    def drop_after(self, step: int) -> None:
+        """Forget what was logged after a step, and a line that a kill cut short."""
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if kept != lines:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.replace(self._path)
+
+    def append(self, row: Row) -> None:
+        """Add a row, and when it was."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "time_s": round(time.time(), 1)}) + "\n")
+
+
+def read_log(run: Path) -> list[Row]:
+    """All rows of a run's log, in order; none where it has not logged yet."""
+    path = run / LOG_FILE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Pace:
+    """Averages over the steps since it was last asked; a step is one `waiting`.
+
+    Args:
+        clock: Seconds, from anywhere.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what has passed since the last step."""
+        self._began_s, self._waited_s, self._steps = self._clock(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count what happens inside as waiting for one step's data."""
+        before_s = self._clock()
+        yield
+        self._waited_s += self._clock() - before_s
+        self._steps += 1
+
+    def per_step(self) -> dict[str, float]:
+        """Mean seconds a step, "step_s", of which "wait_s" were waiting; starts anew."""
+        steps, waited_s = max(1, self._steps), self._waited_s
+        total_s = self._clock() - self._began_s
+        self.restart()
+        return {"step_s": round(total_s / steps, 4), "wait_s": round(waited_s / steps, 4)}
+
+
+BOARD_FOLDER = "tensorboard"
+_GOLDEN = 0.618034
+
+
+def pca_colours(patches_BND: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colours [B, N, 3] of patches: their first three principal components over all images.
+
+    A component's sign is free; it is turned so that its distribution leans to the right, which
+    keeps colours from flipping between two validations.
+    """
+    flat = patches_BND.reshape(-1, patches_BND.shape[-1]).astype(np.float64)
+    flat = flat - flat.mean(0)
+    axes_3D = np.linalg.svd(flat, full_matrices=False)[2][:3]
+    parts = flat @ axes_3D.T
+    parts = parts * np.where((parts**3).sum(0) < 0, -1.0, 1.0)
+    low, high = np.percentile(parts, [2, 98], axis=0)
+    unit = np.clip((parts - low) / np.maximum(high - low, 1e-9), 0, 1)
+    colours = np.zeros((len(flat), 3), np.uint8)
+    colours[:, : parts.shape[1]] = np.round(255 * unit)
+    return colours.reshape(*patches_BND.shape[:2], 3)
+
+
+def label_colours(labels_SS: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Colours [S, S, 3] of labels: 0 is black, every other number has a hue of its own."""
+    hue = (labels_SS.astype(np.float64) * _GOLDEN) % 1.0
+    channels = [np.clip(np.abs((hue * 6 + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
+    bright = np.stack(channels, axis=-1) * 0.8 + 0.2
+    return np.where(labels_SS[..., None] > 0, np.round(255 * bright), 0).astype(np.uint8)
+
+
+def scene_panel(
+    model: Tipsv2Model,
+    tokenizer: Tipsv2Tokenizer,
+    scenes: Sequence[Scene],
+    names: Sequence[str],
+) -> NDArray[np.uint8]:
+    """Draw scenes of one size, one below the other: uint8 [B * S, 4 * S, 3].
+
+    Args:
+        model: In evaluation mode, on the CPU.
+        tokenizer: Its own.
+        scenes: At least one.
+        names: Candidates of the predicted mask; all that the scenes show must be among them.
+    """
+    encoder = SceneEncoder(model, tokenizer, scenes)
+    classes_KD, ids_K = encoder.classes(names, "none"), class_ids(names)
+    side = len(scenes[0].mask_SS)
+    patches_BND = np.stack([encoder.feature("patches", scene) for scene in scenes])
+    grid = round(patches_BND.shape[1] ** 0.5)
+    rows = []
+    for scene, patches_ND, colours_N3 in zip(
+        scenes, patches_BND, pca_colours(patches_BND), strict=True
+    ):
+        found = segment(
+            patches_ND, classes_KD, grid_hw=(grid, grid), size_hw=(side, side)
+        ).labels_HW
+        colours = colours_N3.reshape(grid, grid, 3)
+        zoomed = colours.repeat(side // grid, axis=0).repeat(side // grid, axis=1)
+        predicted, true = label_colours(ids_K[found - 1]), label_colours(scene.mask_SS)
+        rows.append(np.concatenate([scene.pixels_SS3, zoomed, predicted, true], axis=1))
+    return np.concatenate(rows)
+
+
+class Board:
+    """Writes a run's TensorBoard files; close it at the end.
+
+    Args:
+        run: The run's folder.
+        from_step: Steps that were done; what an earlier start wrote after them is hidden.
+    """
+
+    def __init__(self, run: Path, *, from_step: int = 0) -> None:
+        self._writer = SummaryWriter(run / BOARD_FOLDER, purge_step=from_step + 1)
+
+    def add_row(self, row: Mapping[str, float]) -> None:
+        """Add a row of the log: losses, norms and scores by its "step"."""
+        for name, value in row.items():
+            if name not in ("step", "time_s"):
+                tag = f"score/{name}" if "/" in name else f"train/{name}"
+                self._writer.add_scalar(tag, value, int(row["step"]))
+
+    def add_panel(self, step: int, panel_HW3: NDArray[np.uint8]) -> None:
+        """Add the drawn scenes of a validation."""
+        self._writer.add_image("scenes", panel_HW3, step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
 
 _NUM_SHOWN = 4
 _MODEL_PREFIX = "model."

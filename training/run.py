@@ -1,4 +1,4 @@
-"""Puts a run together: inputs, tokenizer, model, method, validation, trainer."""
+"""Builds and runs a training run: inputs, tokenizer, model, method, validation, trainer."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.position import resize_grid
 from training import distributed
-from training.board import Board
 from training.checkpoint import checkpoint_step, save_atomically
 from training.config import DataConfig, TrainingConfig
 from training.data.batch import Batch
@@ -21,16 +21,59 @@ from training.inputs.scenes import SceneInputs
 from training.memory import count_state, plan_state
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
+from training.methods.image_backbone import TRUNK_WIDTH
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import MODEL_FOLDER, load_teacher
-from training.methods.trunk import TRUNK_WIDTH
-from training.observation import Observation, save_model
+from training.observation import Board, Observation, save_model
+from training.pretrained.image_backbone import load_trunk
 from training.pretrained.text import warm_up_text_tower
-from training.pretrained.trunk import load_trunk
 from training.run_record import record_end, record_start
-from training.start import load_start
 from training.tokenizer import find_tokenizer, train_tokenizer
 from training.trainer import BatchSource, Trainer
+
+# A second stage at a higher resolution starts from a finished run: its model has a larger
+# `native_size`, and the learnt grid of positions is stretched to it once, as every forward pass
+# would do. The new model encodes an image of the old native size exactly as the old one did.
+
+_POSITIONS = "vision_model.embeddings.position_embeddings"
+
+
+def load_start(model: Tipsv2Model, run: Path) -> None:
+    """Take over the weights of a finished run or of a released model, in place.
+
+    Args:
+        model: Equal to the run's in everything but the position grid.
+        run: The folder of a finished run, or of a model.
+
+    Raises:
+        FileNotFoundError: There is no model in it (yet).
+        ValueError: Its model is of another size.
+    """
+    folder = run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"no model to start from in {run}: run its recipe first")
+    state = Tipsv2Model.from_pretrained(folder).state_dict()
+    ours = model.state_dict()
+    state[_POSITIONS] = _stretched(state[_POSITIONS], ours[_POSITIONS].shape[1] - 1)
+    wrong = sorted(state.keys() ^ ours.keys())
+    wrong += [key for key in state.keys() & ours.keys() if state[key].shape != ours[key].shape]
+    if wrong:
+        raise ValueError(
+            f"{folder} is of another size ({wrong[0]} differs, among {len(wrong)}): only "
+            "model.native_size may change between a run and the one it starts from"
+        )
+    model.load_state_dict(state)
+
+
+def _stretched(positions_1TD: Tensor, num_patches: int) -> Tensor:
+    """Positions [1, 1 + N, D] of the CLS token and N patches on a square grid, for another N."""
+    if positions_1TD.shape[1] == 1 + num_patches:
+        return positions_1TD
+    side = round(num_patches**0.5)
+    with torch.no_grad():
+        grid_ND = resize_grid(positions_1TD[0, 1:], (side, side))
+    return torch.cat((positions_1TD[:, :1], grid_ND[None]), dim=1)
+
 
 _TRUNK_BATCHES = 20
 

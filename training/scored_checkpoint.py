@@ -13,7 +13,7 @@ from model.manifest import ScoreEntry
 from training.data.art import ART_SETS
 from training.data.folder import DataFolder
 from training.evaluate.chosen_encoder import Encoder
-from training.evaluate.model_folder import find_model
+from training.evaluate.encoder import find_model
 from training.evaluate.report import evaluate, write_scores
 from training.run_record import read_configs
 

@@ -14,10 +14,9 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.distributed import mean_over_ranks, num_ranks, sum_over_ranks
-from training.log import Log, Row
 from training.methods.base import Method
+from training.observation import Log, Pace, Row
 from training.optim import build_optimizers
-from training.pace import Pace
 from training.parallel import ParallelMethod
 from training.preemption import Stopped, StopRequest
 from training.update import Update, UpdateConfig

@@ -72,7 +72,7 @@ def _flops(text: str, side: int) -> int:
     from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
 
     from model.features import vision_features  # noqa: PLC0415
-    from training.cost.counting import Count, count_per_image, extend_in_depth  # noqa: PLC0415
+    from training.cost import Count, count_per_image, extend_in_depth  # noqa: PLC0415
 
     document = json.loads(text)
 

@@ -19,7 +19,7 @@ from training.data.folder import BANK_STYLES, DataFolder, common_names
 from training.data.loader import BatchPlan, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource
 from training.data.sprites import SPRITE_PIXELS, SpriteBank, save_bank
-from training.evaluate.benchmark import rare_names
+from training.evaluate.sets import rare_names
 from training.heads import HeadConfig
 from training.methods.pretrain import PretrainConfig
 from training.run import new_model

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training.log import LOG_FILE, Log, read_log
+from training.observation import LOG_FILE, Log, read_log
 
 
 def test_steps_after_the_last_checkpoint_are_taken_and_logged_again(tmp_path: Path) -> None:

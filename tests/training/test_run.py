@@ -17,15 +17,15 @@ from training.config import TrainingConfig
 from training.data.crops import CropConfig
 from training.data.folder import DataFolder, seen_names
 from training.data.shards.batches import ShardsConfig
-from training.evaluate.benchmark import development_benchmarks
+from training.evaluate.sets import development_benchmarks
 from training.heads import HeadConfig
 from training.inputs import scenes as scene_inputs
 from training.methods import pretrain as pretrain_module
 from training.methods.distill import DistillConfig
+from training.methods.image_backbone import TrunkConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import load_teacher
-from training.methods.trunk import TrunkConfig
-from training.pretrained import trunk as trunk_module
+from training.pretrained import image_backbone as trunk_module
 from training.run import build_method, build_tokenizer, new_model, open_inputs, run
 from training.run_record import RECORD_FILE, as_json, read_configs
 from training.targets import Centering

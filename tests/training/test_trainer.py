@@ -14,9 +14,9 @@ from training.checkpoint import checkpoint_step
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.data.loader import SceneBatches
-from training.log import Row, read_log
 from training.methods.base import Method, Step, StepResult
 from training.methods.pretrain import Pretrain, PretrainConfig
+from training.observation import Row, read_log
 from training.parallel import ParallelMethod
 from training.run import build_method
 from training.trainer import Trainer

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from training.checkpoint import checkpoint_step, latest_checkpoint
 from training.data.folder import DataFolder
-from training.log import Row, read_log
+from training.observation import Row, read_log
 
 PROGRAM = Path(__file__).with_name("trainer_rank.py")
 TIMEOUT_S = 600

@@ -23,7 +23,7 @@ from training.data.batch import Batch
 from training.data.crops import CropConfig
 from training.data.loader import Stage
 from training.data.scenes import SceneConfig
-from training.evaluate.benchmark import development_benchmarks
+from training.evaluate.sets import development_benchmarks
 from training.heads import HeadConfig
 from training.inputs import scenes as scene_inputs
 from training.methods.distill import DistillConfig

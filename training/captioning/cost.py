@@ -1,8 +1,8 @@
-"""What captions from a paid service cost: counted in tokens before the run and after it."""
+"""The cost of captions from a paid service: tokens and prices, before and after a run."""
 
 from dataclasses import dataclass
 
-from training.captioning.outcome import Usage
+from training.captioning.journal import Usage
 
 CHARACTERS_PER_TOKEN = 4  # of English, by Google's own rule of thumb
 

@@ -1,6 +1,6 @@
-"""How Gemini is asked for captions: the model, the prompt, the limits and the price list.
+"""Settings of captioning with Gemini: model, prompt, limits, prices and the cost estimate.
 
-It imports no client, so that a cost can be estimated without one.
+Imports no client, so that a cost can be estimated without one.
 """
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from training.captioning.cost import Estimate, Price, text_tokens
-from training.captioning.outcome import Usage
+from training.captioning.journal import Usage
 from training.data.shards.sample import Sample
 
 PROMPT = (

@@ -1,26 +1,122 @@
-"""Runs a captioner over shards: shard by shard, resumable, each shard whole or not there.
+"""Runs a captioner over shards, one after another. Resumable; each shard is complete or absent.
 
-It knows nothing of models and services. The output folder holds `captions.json` (what the
-captions depend on), for each finished shard the shard and its report, and for each unfinished
-one a journal. A shard with a report is not touched again.
+Independent of models and services. The output folder holds `captions.json` (the settings that the
+captions depend on), a shard and a report for each finished shard, and a journal for each unfinished
+one. A shard with a report is not touched again.
 """
 
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.captioning.cleaning import CleaningConfig, clean_caption
-from training.captioning.cost import Price
-from training.captioning.error_budget import ErrorBudget
-from training.captioning.journal import Journal, JournalBusy, settled
-from training.captioning.merge import Merge
-from training.captioning.outcome import Failure, JobStopped, Outcome
-from training.captioning.output_folder import OutputFolder
-from training.captioning.report import Report, make_report, read_report, write_report
-from training.captioning.shards import lacking, shard_paths
+from training.captioning.cost import Estimate, Price
+from training.captioning.journal import (
+    Failure,
+    JobStopped,
+    Journal,
+    JournalBusy,
+    Merge,
+    Outcome,
+    OutputFolder,
+    Report,
+    Usage,
+    lacking,
+    make_report,
+    read_journal,
+    read_report,
+    settled,
+    shard_paths,
+    total_usage,
+    write_report,
+)
 from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import write_shard
+
+_SPACES = re.compile(r"\s+")
+_QUOTES = (('"', '"'), ("\u201c", "\u201d"), ("'", "'"), ("\u2018", "\u2019"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleaningConfig:
+    """How captions are cleaned.
+
+    Attributes:
+        max_characters: Where a caption is cut, back to the end of a word. TIPSv2 does not publish
+            its captions' lengths. Its text tower reads 64 tokens, about 300 characters of English,
+            so 1000 keeps three times what can be read and stops a model that runs on.
+    """
+
+    max_characters: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check the cap."""
+        if self.max_characters < 1:
+            raise ValueError("max_characters must be at least 1")
+
+
+def clean_caption(text: str, config: CleaningConfig) -> str:
+    """Clean a caption; may return "" where nothing is left.
+
+    In this order: characters are composed (NFC), control and other invisible characters go, white
+    space of any kind becomes single spaces, one pair of quotes around the whole goes, and what is
+    longer than the cap is cut at a word's end.
+    """
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    text = _SPACES.sub(" ", text).strip()
+    for left, right in _QUOTES:
+        inner = text[1:-1]
+        if len(text) > 1 and text[0] == left and text[-1] == right and left not in inner:
+            text = inner.strip()
+            break
+    if len(text) <= config.max_characters:
+        return text
+    cut = text[: config.max_characters + 1]
+    return cut.rsplit(" ", 1)[0].rstrip() if " " in cut else cut[: config.max_characters]
+
+
+class ErrorBudget:
+    """Counts what fails in one run of a job.
+
+    A share alone would stop at the first image if that one fails, so a number of failures is
+    free.
+    """
+
+    def __init__(self, *, max_share: float, free_failures: int) -> None:
+        if not 0 <= max_share <= 1 or free_failures < 0:
+            raise ValueError("the failures' share must be in [0, 1], the free failures at least 0")
+        self._max_share = max_share
+        self._free_failures = free_failures
+        self._samples = 0
+        self._kinds: Counter[str] = Counter()
+
+    def spend(self, outcomes: Iterable[Outcome]) -> None:
+        """Count some outcomes.
+
+        Raises:
+            JobStopped: More failed than may.
+        """
+        last = None
+        for outcome in outcomes:
+            self._samples += 1
+            if outcome.failure is not None:
+                self._kinds[outcome.failure.kind] += 1
+                last = outcome
+        failed = self._kinds.total()
+        if last is None or failed <= max(self._free_failures, self._max_share * self._samples):
+            return
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self._kinds.most_common())
+        assert last.failure is not None
+        raise JobStopped(
+            f"stopped, because {failed} of {self._samples} samples failed ({kinds}), more than "
+            f"--max-failure-share {self._max_share:g} allows; the last one, {last.key}, said: "
+            f"{last.failure.message}. Mend the cause or allow more, and start the same command "
+            "again: it goes on from here"
+        )
 
 
 class Captioner(Protocol):
@@ -184,3 +280,67 @@ class CaptionJob:
                 f"stopped, because the job has cost ${price.of(total.usage):.2f}, more than "
                 f"--max-cost {most:g}; with a higher one it goes on from here"
             )
+
+
+def ask_consent(
+    estimate: Estimate,
+    *,
+    spent_usd: float,
+    max_cost_usd: float | None,
+    is_agreed: bool,
+    confirm: Callable[[], bool] | None,
+) -> None:
+    """Return where a job may begin: it stays below a given limit, or somebody agreed.
+
+    Args:
+        estimate: What is still to be paid.
+        spent_usd: What earlier runs of the job paid.
+        max_cost_usd: The limit for all its runs together; None for none.
+        is_agreed: Whether the command itself says yes.
+        confirm: Asks a person; None where nobody is there to be asked.
+
+    Raises:
+        ValueError: It may not begin; the message says what would let it.
+    """
+    if max_cost_usd is not None:
+        at_most_usd = spent_usd + estimate.at_most_usd
+        if at_most_usd > max_cost_usd:
+            earlier = f", ${spent_usd:,.2f} of it spent already" if spent_usd else ""
+            raise ValueError(
+                f"the job may cost ${at_most_usd:,.2f}{earlier}, over --max-cost {max_cost_usd:g}; "
+                "caption fewer shards, allow shorter answers, or raise the limit"
+            )
+        return
+    if is_agreed or estimate.samples == 0:
+        return
+    if confirm is None:
+        raise ValueError(
+            "nobody is there to agree to the cost: give --yes, or a limit by --max-cost"
+        )
+    if not confirm():
+        raise ValueError("nothing was sent")
+
+
+def pending_samples(config: JobConfig, source: str) -> Iterator[Sample]:
+    """Read the samples that a run would caption now.
+
+    Raises:
+        FileNotFoundError: There are no shards.
+        ValueError: A shard is damaged.
+    """
+    folder = OutputFolder(path=config.output)
+    for path in shard_paths(config.shards):
+        if not folder.is_finished(path):
+            yield from lacking(path, source, settled(read_journal(folder.journal(path))))
+
+
+def earlier_usage(config: JobConfig) -> Usage:
+    """Sum the tokens that the job's earlier runs paid for."""
+    folder = OutputFolder(path=config.output)
+    total = Usage()
+    for path in shard_paths(config.shards):
+        if folder.is_finished(path):
+            total += read_report(folder.report(path)).usage
+        else:
+            total += total_usage(read_journal(folder.journal(path)).values())
+    return total

@@ -19,7 +19,7 @@ from transformers import (
     BatchFeature,
 )
 
-from training.captioning.outcome import Failure, JobStopped, Outcome
+from training.captioning.journal import Failure, JobStopped, Outcome
 from training.data.shards.decoding import ImageLimits, decode_image
 from training.data.shards.sample import BadSample, Sample
 

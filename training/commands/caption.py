@@ -1,38 +1,154 @@
-"""`python -m training caption paligemma|gemini`: write shards with one more caption a sample."""
+"""`python -m training caption paligemma|gemini`: add a caption to every sample of some shards.
+
+Defaults are in the settings classes; an option that is not given keeps its setting's default.
+"""
 
 import argparse
 import importlib
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.prompt import Confirm
 
-from training.captioning.api_key import read_api_key
-from training.captioning.cleaning import CleaningConfig
-from training.captioning.consent import ask_consent
 from training.captioning.cost import Price
+from training.captioning.gemini import read_api_key
 from training.captioning.gemini_config import PRICE, GeminiConfig, GeminiLimits, estimate_cost
-from training.captioning.job import Captioner, CaptionJob, JobConfig
-from training.captioning.options import (
-    CLEANING,
-    GEMINI,
-    JOB,
-    LIMITS,
-    PALIGEMMA,
-    add_options,
-    given,
+from training.captioning.job import (
+    Captioner,
+    CaptionJob,
+    CleaningConfig,
+    JobConfig,
+    Progress,
+    ask_consent,
+    earlier_usage,
+    pending_samples,
 )
-from training.captioning.outlook import earlier_usage, pending_samples
 from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
-from training.captioning.progress_bar import describe, progress_bar
-from training.data.shards.broken import BrokenList
-from training.data.shards.indexing import index_shards
-from training.data.shards.opening import describe_folder
+from training.data.shards.image_folder import describe_folder
+from training.data.shards.manifest import index_shards
+from training.data.shards.sample import BrokenList
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What the command line says of one setting."""
+
+    help: str
+    type: type = str
+    choices: tuple[str, ...] | None = None
+
+
+PALIGEMMA: Mapping[str, Option] = {
+    "model": Option("folder or hub name of a checkpoint with its processor"),
+    "prompt": Option("what the model is asked"),
+    "max_tokens": Option("longest answer", int),
+    "temperature": Option("0 takes the likeliest token; above it, tokens are drawn", float),
+    "seed": Option("of the draws", int),
+    "batch_size": Option("images at a time", int),
+    "precision": Option("of weights and activations", str, ("auto", "bfloat16", "float32")),
+    "device": Option('"auto", "cpu", "cuda", "cuda:1", ...'),
+    "source": Option("what the captions are called"),
+}
+GEMINI: Mapping[str, Option] = {
+    "model": Option("the service's name of the model"),
+    "prompt": Option("what is asked; {words} becomes the number of words"),
+    "max_words": Option("what the prompt asks for", int),
+    "max_output_tokens": Option("where the service cuts an answer", int),
+    "expected_output_tokens": Option("an answer's length in the estimate", int),
+    "alt_source": Option("caption source given as the alt text"),
+    "draft_source": Option("caption source given as the short caption"),
+    "image_resolution": Option("how finely it looks", str, ("low", "medium", "high")),
+    "image_tokens": Option("what an image is counted with in the estimate", int),
+    "temperature": Option("left to the service where not given", float),
+    "seed": Option("sent with every request", int),
+    "thinking": Option("how long it reasons", str, ("minimal", "low", "medium", "high")),
+    "source": Option("what the captions are called"),
+}
+LIMITS: Mapping[str, Option] = {
+    "requests_per_minute": Option("the account's limit", int),
+    "tokens_per_minute": Option("the account's limit of input tokens", int),
+    "max_in_flight": Option("requests at a time", int),
+    "timeout_s": Option("when an answer counts as lost", float),
+    "longest_pause_s": Option("stop when the service asks for a longer pause", float),
+    "max_attempts": Option("tries of one request", int),
+}
+JOB: Mapping[str, Option] = {
+    "max_failure_share": Option("stop when more of the samples fail", float),
+    "free_failures": Option("this many failures never stop the job", int),
+}
+CLEANING: Mapping[str, Option] = {
+    "max_characters": Option("where a caption is cut", int),
+}
+
+
+def add_options(parser: argparse.ArgumentParser, *tables: Mapping[str, Option]) -> None:
+    """Declare an option for each setting of some tables."""
+    for table in tables:
+        for name, option in table.items():
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=option.type,
+                choices=option.choices,
+                help=option.help,
+                default=None,
+            )
+
+
+def given(options: argparse.Namespace, table: Mapping[str, Option]) -> dict[str, Any]:
+    """Return those settings of a table that the command line gives."""
+    values = {name: getattr(options, name) for name in table}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def progress_bar(
+    name: str, *, console: Console, price: Price | None = None
+) -> Iterator[Callable[[Progress], None]]:
+    """Show a bar while the block runs; yields what a job reports to."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(f"{name}: shards", total=None, detail="")
+
+        def show(progress: Progress) -> None:
+            bar.update(
+                task,
+                completed=progress.done,
+                total=progress.shards,
+                detail=describe(progress, price),
+            )
+
+        yield show
+
+
+def describe(progress: Progress, price: Price | None = None) -> str:
+    """Put a job's state into words: "1,200 captions, 3 failed, $0.41"."""
+    total = progress.total
+    parts = [f"{total.captioned:,} captions", f"{len(total.failures):,} failed"]
+    if total.already:
+        parts.append(f"{total.already:,} had one")
+    if price is not None:
+        parts.append(f"${price.of(total.usage):,.2f}")
+    if progress.busy:
+        parts.append(f"{progress.busy} shards are another process's")
+    return ", ".join(parts)
+
 
 HELP = "Caption the images of shards with PaliGemma or Gemini."
 

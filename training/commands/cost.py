@@ -2,10 +2,7 @@
 
 import argparse
 
-from training.cost.devices import DEVICES, device
-from training.cost.estimate import Cluster, estimate
-from training.cost.plan import plan_of
-from training.cost.table import render
+from training.cost import DEVICES, Cluster, device, estimate, plan_of, render
 from training.recipes.scale import NUM_RANKS, SCALE_RECIPES
 
 HELP = "Estimate operations, hours and memory of the recipes for real hardware; runs nothing."

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from training.data.fetch import fetch
-from training.data.folder import DataFolder
+from training.data.folder import DataFolder, fetch
 
 HELP = "Fetch the art and render the sprite bank."
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from training.commands.folder_options import add_folder_arguments, folder_run
 from training.overrides import apply_overrides
-from training.recipes.from_folder import distill_folder
-from training.recipes.teacher_facts import describe_pair, look_at_teacher
+from training.recipes.from_folder import describe_pair, distill_folder, look_at_teacher
 from training.run import run as train
 
 HELP = "Distil a teacher into a student on a folder of images, with captions or without."

@@ -7,7 +7,7 @@ import torch
 
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
-from training.evaluate.model_folder import find_model
+from training.evaluate.encoder import find_model
 from training.evaluate.quick import quick_scores, render_table
 from training.scored_checkpoint import Runs, score, write_scored_checkpoint
 

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from training.reproduce.job import reproduce
-from training.reproduce.plan import Plan
-from training.reproduce.scale import Scale, smoke
+from training.reproduce.plan import Plan, Scale, smoke
 
 HELP = "Measure the paper's effects in miniature, over several seeds; goes on after a stop."
 

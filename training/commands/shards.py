@@ -7,13 +7,10 @@ from pathlib import Path
 from training.data.augment import STRONG_AUGMENT
 from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.scenes import SceneConfig
-from training.data.shards.broken import BrokenList
-from training.data.shards.image_folder import ImageFolder
-from training.data.shards.indexing import index_shards
-from training.data.shards.manifest import Manifest, find_damage
-from training.data.shards.opening import describe_folder
-from training.data.shards.parquet import ParquetColumns, ParquetItems
-from training.data.shards.scene_source import SceneItems
+from training.data.shards.image_folder import ImageFolder, describe_folder
+from training.data.shards.item_sources import ParquetColumns, ParquetItems, SceneItems
+from training.data.shards.manifest import Manifest, find_damage, index_shards
+from training.data.shards.sample import BrokenList
 from training.data.shards.writing import (
     DEFAULT_SHARD_SIZE,
     SampleSource,

@@ -1,12 +1,12 @@
-"""Reads drawings out of the art packages: emoji, icons, clip art, shaded furniture renders.
+"""Reads drawings from the art packages: emoji, icons, clip art, furniture renders, photo stamps.
 
-Knows package layouts and licences; knows nothing of scenes. Which sets may be trained on is decided
-here and nowhere else.
+Knows package layouts and licences. This module alone decides which sets may be trained on.
 """
 
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import resvg_py
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.data.concepts import Concept
+from training.data.concepts import FURNITURE_NAMES, Concept
 
 _RENDER_PIXELS = 192
 
@@ -242,3 +242,120 @@ def square_sprite(drawing: Image.Image, size: int) -> NDArray[np.uint8] | None:
     canvas = Image.new("RGBA", (side, side))
     canvas.paste(cropped, ((side - cropped.width) // 2, (side - cropped.height) // 2))
     return np.asarray(canvas.resize((size, size), Image.Resampling.LANCZOS))
+
+
+_CLIP_ART_FOLDERS = (
+    "animals", "buildings", "computer", "containers", "electronics", "food", "office",
+    "plants", "recreation", "science", "tools", "transportation",
+)  # fmt: skip
+_MAX_PLAIN_TITLE_WORDS = 4
+_MAX_SVG_CHARACTERS = 400_000  # a few traced photos take seconds each
+_PIXELS_PER_UNIT = {"pt": 4 / 3, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0}
+_KEYWORD = re.compile(r"<rdf:li>([^<]+)</rdf:li>")
+_TITLE = re.compile(r"<dc:title>([^<]+)</dc:title>")
+
+
+def clip_art_drawings(
+    clip_art: Path, concepts: tuple[Concept, ...]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield (concept name, RGBA drawing) for clip art whose title ends in a concept's name.
+
+    Titles are the artists' own, so some are wrong; only short titles are believed.
+    """
+    names = {concept.name.lower(): concept.name for concept in concepts if not concept.is_unseen}
+    paths = [
+        path for folder in _CLIP_ART_FOLDERS for path in sorted((clip_art / folder).rglob("*.svg"))
+    ]
+    for path in sorted({path.name: path for path in paths}.values()):
+        svg = path.read_text(encoding="utf-8", errors="replace")
+        name = _named_concept(svg, names)
+        if name is None:
+            continue
+        try:
+            yield name, render_svg(_with_view_box(svg))
+        except ValueError:  # resvg refuses some of the old files
+            continue
+
+
+def open_clip_art(clip_art: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (title, all that a file says of itself, SVG) of every clip art, each once.
+
+    Title and text are clean words; the text holds keywords and the file's name as well.
+    """
+    for path in sorted({path.name: path for path in sorted(clip_art.rglob("*.svg"))}.values()):
+        svg = path.read_text(encoding="utf-8", errors="replace")
+        if len(svg) <= _MAX_SVG_CHARACTERS:
+            found = _TITLE.search(svg)
+            title = clean_title(found.group(1)) if found else ""
+            words = clean_title(" ".join((title, *_KEYWORD.findall(svg), path.stem)))
+            yield title, words, _with_view_box(svg)
+
+
+def _named_concept(svg: str, names: dict[str, str]) -> str | None:
+    """Find the one concept that both the title and the keywords of a clip-art file name."""
+    found = _TITLE.search(svg)
+    words = clean_title(found.group(1)).split() if found else []
+    keywords = {clean_title(word) for word in _KEYWORD.findall(svg)}
+    if not words or {"icon", "theme", "sign"} & (keywords | set(words)):
+        return None
+    title = {" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    named = {name for name in names if name in title}
+    if len(named) > 1:
+        named = {name for name in named if name in keywords}
+    if len(named) != 1:
+        return None
+    name = named.pop()
+    is_plain_title = len(words) <= _MAX_PLAIN_TITLE_WORDS and words[-1] == name.split()[-1]
+    return names[name] if name in keywords or is_plain_title else None
+
+
+def _with_view_box(svg: str) -> str:
+    """Give an old Inkscape file the viewBox it lacks, so that it is scaled and not cropped."""
+    start = max(svg.find("<svg"), 0)
+    end = svg.find(">", start)
+    head, body = svg[start:end], svg[end:]
+    sizes = [
+        re.search(rf'\b{side}="([0-9.]+)(pt|mm|cm|in|px)?"', head) for side in ("width", "height")
+    ]
+    if "viewBox" not in head and all(sizes):
+        pixels = [
+            float(size.group(1)) * _PIXELS_PER_UNIT.get(size.group(2), 1.0)
+            for size in sizes
+            if size
+        ]
+        head = head.replace("<svg", f'<svg viewBox="0 0 {pixels[0]} {pixels[1]}"', 1)
+    head = re.sub(r'\b(width|height)="[^"]*"', "", head)
+    return head + body
+
+
+def furniture_drawings(furniture: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Yield (concept name, RGBA icon) of each 3D model that a catalogue names plainly."""
+    for path in sorted(furniture.glob("*.sh3f")):
+        with zipfile.ZipFile(path) as catalogue:
+            text = catalogue.read("PluginFurnitureCatalog.properties").decode("latin-1")
+            pairs = dict(re.findall(r"^((?:name|icon)#\d+)=(.*)$", text, re.MULTILINE))
+            for key, name in pairs.items():
+                icon = pairs.get(key.replace("name#", "icon#"))
+                words = clean_title(name).split() if key.startswith("name#") else []
+                if words and icon and words[-1] in FURNITURE_NAMES:
+                    data = catalogue.read(icon.strip().lstrip("/"))
+                    yield FURNITURE_NAMES[words[-1]], Image.open(io.BytesIO(data)).convert("RGBA")
+
+
+def stamp_drawings(
+    stamps: Path, concepts: tuple[Concept, ...]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield (concept name, RGBA cut-out) of Tux Paint's stamps, read in place; for evaluation only.
+
+    A stamp counts where the first line of its caption is nothing but an article and the name.
+    """
+    names = {concept.name.lower(): concept.name for concept in concepts}
+    for path in sorted(stamps.rglob("*.png")):
+        caption = path.with_suffix(".txt")
+        if not caption.exists() or path.stem.endswith("_mirror"):
+            continue
+        lines = caption.read_text(encoding="utf-8", errors="replace").splitlines()
+        words = clean_title(lines[0] if lines else "")
+        name = names.get(re.sub(r"^(a|an|the|some) ", "", words))
+        if name is not None:
+            yield name, Image.open(path).convert("RGBA")

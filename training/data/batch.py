@@ -1,12 +1,13 @@
-"""What one training step sees: images, their captions, and what else a data set knows of them.
+"""One rank's part of a training step: images, captions, names.
 
-There are no masks in it: true masks measure and are never trained on.
+A batch has no masks: true masks are for evaluation and are never trained on.
 
 Shapes: B images, C local crops of each, T captioned images, U distinct names in the batch, L
 tokens, H W pixels of the global crop, h w pixels of a local crop, E unnamed drawings.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,17 @@ from torch import Tensor
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
+
+
+def begin_loading(_worker: int) -> None:
+    """Use one thread, and leave the process group of whoever takes the batches.
+
+    A terminal's Ctrl-C and torchrun's SIGTERM go to a whole group, and would end this process while
+    its rank still finishes a step and saves. It ends when its rank does: torch looks for that.
+    """
+    torch.set_num_threads(1)
+    os.setpgid(0, 0)
+
 
 MAX_TOKENS = 64
 

@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
-from training.data import loading_process
 from training.data.batch import (
     Batch,
     UnnamedDrawings,
+    begin_loading,
     name_columns,
     text_ids,
     tokenize,
 )
-from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
+from training.data.captions import SCENE_CAPTIONS, CaptionSampling
 from training.data.crops import CropConfig, crop_images
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 from training.data.unnamed import UnnamedSource
@@ -184,5 +184,5 @@ class SceneBatches(Dataset[Batch]):
             sampler=range(first_step, self._plan.num_steps),
             num_workers=num_workers,
             prefetch_factor=4 if num_workers else None,
-            worker_init_fn=loading_process.begin,
+            worker_init_fn=begin_loading,
         )

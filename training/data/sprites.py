@@ -11,10 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.data.art import emoji_drawings, icon_drawings, square_sprite
-from training.data.clip_art import clip_art_drawings
+from training.data.art import (
+    clip_art_drawings,
+    emoji_drawings,
+    furniture_drawings,
+    icon_drawings,
+    square_sprite,
+    stamp_drawings,
+)
 from training.data.concepts import all_concepts
-from training.data.cutouts import furniture_drawings, stamp_drawings
 
 SPRITE_PIXELS = 96
 # Sets without a table of code points: their icons are matched by name.

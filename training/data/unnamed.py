@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.data.art import clean_title, icons_of, render_svg, square_sprite
+from training.data.art import clean_title, icons_of, open_clip_art, render_svg, square_sprite
 from training.data.augment import STRONG_AUGMENT
 from training.data.backgrounds import Photo, draw_background
-from training.data.clip_art import open_clip_art
 from training.data.concepts import all_concepts
 from training.data.scenes import SceneConfig, place_sprite
 from training.data.sprites import ArtFolders

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from training.evaluate.benchmark import PATCH, SegmentationBenchmark
-from training.evaluate.classification import ClassificationBenchmark
 from training.evaluate.encoder import SceneEncoder, encode_images, encode_names
+from training.evaluate.ranking import ClassificationBenchmark
+from training.evaluate.sets import PATCH, SegmentationBenchmark
 from training.evaluate.zero_shot_segmentation import SceneCounts, count_scenes, patch_scorer
 
 FEATURES = ("patches", "values")

@@ -4,6 +4,7 @@ Shapes: B images, S their side in pixels, T texts, K names, N patches, D width.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,23 @@ from model.segmentation import average_prompts
 from model.text import TEMPLATES
 from training.data.batch import tokenize
 from training.data.scenes import Scene
+from training.methods.teacher import MODEL_FOLDER
+
+
+def find_model(folder: Path) -> Path:
+    """The folder with a run's model, or the folder itself where it holds one.
+
+    Raises:
+        FileNotFoundError: There is none (yet).
+    """
+    for place in (folder / MODEL_FOLDER, folder):
+        if (place / "config.json").exists():
+            return place
+    raise FileNotFoundError(
+        f"{folder} holds no model yet: it needs a {MODEL_FOLDER} folder, which a run has from its "
+        "first validation on, or a config.json of its own"
+    )
+
 
 _BATCH = 64
 

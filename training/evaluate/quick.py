@@ -9,9 +9,12 @@ from pathlib import Path
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.folder import DataFolder
-from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
-from training.evaluate.classification import ClassificationBenchmark
-from training.evaluate.sets import development_drawings
+from training.evaluate.ranking import ClassificationBenchmark
+from training.evaluate.sets import (
+    SegmentationBenchmark,
+    development_benchmarks,
+    development_drawings,
+)
 
 CHANCE = "chance"
 _NUM_SCENES = 150

@@ -11,14 +11,23 @@ from pathlib import Path
 
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
-from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
 from training.evaluate.bootstrap import Interval, bootstrap
 from training.evaluate.chosen_encoder import Development, Encoder, load_encoder, patch_counts
-from training.evaluate.classification import ClassificationBenchmark
 from training.evaluate.encoder import SceneEncoder
-from training.evaluate.ranking import Ranking, found_within
-from training.evaluate.retrieval import SETTINGS, retrieve
-from training.evaluate.sets import development_drawings, held_out_drawings, held_out_scenes
+from training.evaluate.ranking import (
+    SETTINGS,
+    ClassificationBenchmark,
+    Ranking,
+    found_within,
+    retrieve,
+)
+from training.evaluate.sets import (
+    SegmentationBenchmark,
+    development_benchmarks,
+    development_drawings,
+    held_out_drawings,
+    held_out_scenes,
+)
 from training.evaluate.zero_shot_segmentation import (
     SceneCounts,
     count_scenes,

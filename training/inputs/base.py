@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from transformers import Tipsv2Tokenizer
 
 from training.data.shards.batches import RunShare
-from training.evaluate.benchmark import SegmentationBenchmark
+from training.evaluate.sets import SegmentationBenchmark
 from training.trainer import BatchSource
 
 

@@ -1,4 +1,4 @@
-"""Images from disk as a run's inputs: shards, or a plain folder, with captions or without."""
+"""Images from disk as a run's inputs: shards or a plain folder, with captions or without."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -7,16 +7,123 @@ from typing import Any
 from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
+from training.data.crops import CropConfig
 from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig
-from training.data.shards.broken import BrokenList
-from training.data.shards.image_folder import ImageFolder
+from training.data.shards.image_folder import ImageFolder, open_store
 from training.data.shards.manifest import MANIFEST_FILE, ShardStore
-from training.data.shards.opening import open_store
-from training.data.shards.sample import BadSample
-from training.data.shards.summary import DataSummary
-from training.evaluate.benchmark import SegmentationBenchmark
-from training.inputs.image_losses import check_losses, describe_losses
+from training.data.shards.sample import BadSample, BrokenList, DataSummary, caption_line
+from training.evaluate.sets import SegmentationBenchmark
+from training.methods.distill import DistillConfig
+from training.methods.image_backbone import TrunkConfig
+from training.methods.pretrain import PretrainConfig
 from training.run_record import digest
+
+
+def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
+    """Refuse losses that this data cannot feed.
+
+    Raises:
+        ValueError: The message says which, and what to change.
+    """
+    method = config.method
+    if method.trunk.titles_weight > 0:
+        raise ValueError(
+            "method.trunk.titles_weight needs drawn scenes, beside which unnamed drawings come: "
+            "set it to 0 for images from disk"
+        )
+    learns_from_captions = counts.num_captioned > 0 and method.contrast_weight > 0
+    if isinstance(method, PretrainConfig) and not learns_from_captions and method.ema != "full":
+        raise ValueError(
+            f"pretraining with method.ema={method.ema!r} needs captions, which keep the encoder "
+            "from collapsing: add captions (`python -m training caption` writes some), distil a "
+            "teacher instead, or set method.ema=full"
+        )
+
+
+def describe_losses(
+    config: TrainingConfig, data: ShardsConfig, counts: DataSummary
+) -> Sequence[str]:
+    """A line for each loss: on or off, and what it uses or why it is off."""
+    method = config.method
+    return (
+        *_caption_lines(config, data, counts),
+        f"contrast with names: {_name_words(config, counts)}",
+        f"local crops (DINO): {_crop_words(method.dino_weight, data.crops)}",
+        f"patches: {_patch_words(method)}",
+        *_trunk_lines(method.trunk),
+    )
+
+
+def _caption_lines(
+    config: TrainingConfig, data: ShardsConfig, counts: DataSummary
+) -> Sequence[str]:
+    weight = config.method.contrast_weight
+    if weight == 0:
+        return ("contrast with captions: off, for method.contrast_weight is 0",)
+    if counts.num_captioned == 0:
+        return (
+            "contrast with captions: off, for no image has a caption",
+            f"text tower: {_untaught_words(config)}",
+        )
+    without = counts.num_images - counts.num_captioned
+    rest = f"; {without} images without a caption take part in the other losses" * bool(without)
+    return (
+        f"contrast with captions: on, weight {weight:g}{rest}",
+        caption_line("  CLS1", data.captions.cls1, counts),
+        caption_line("  CLS2", data.captions.cls2, counts),
+    )
+
+
+def _untaught_words(config: TrainingConfig) -> str:
+    """What becomes of a text tower that no caption teaches."""
+    if isinstance(config.method, DistillConfig) and config.method.text_start == "teacher":
+        return "the teacher's, unchanged; the student learns to see in its space"
+    if config.start is not None:
+        return f"that of {config.start}, unchanged"
+    return "random, and it learns nothing: use this model for images alone, not with words"
+
+
+def _name_words(config: TrainingConfig, counts: DataSummary) -> str:
+    weight = config.method.names.weight
+    if weight == 0:
+        return "off, for method.names.weight is 0"
+    if counts.num_named == 0:
+        return "off, for no image lists what it shows"
+    return f"on, weight {weight:g}, {counts.num_named} images, whose content is listed"
+
+
+def _crop_words(weight: float, crops: CropConfig) -> str:
+    if weight == 0:
+        return "off, for method.dino_weight is 0"
+    if crops.num_local == 0:
+        return "off, for data.crops.num_local is 0"
+    size = f"{crops.local_size} x {crops.local_size} pixels"
+    return f"on, weight {weight:g}, {crops.num_local} crops of {size} of every image"
+
+
+def _patch_words(method: PretrainConfig | DistillConfig) -> str:
+    if isinstance(method, PretrainConfig):
+        if method.ibot_weight == 0:
+            return "off, for method.ibot_weight is 0"
+        kind = "iBOT++, every patch" if method.supervised == "all" else "iBOT, masked patches"
+        return f"on, weight {method.ibot_weight:g}, {kind}, {method.mask_ratio:.0%} masked"
+    if method.patch_weight == 0:
+        return "off, for method.patch_weight is 0"
+    target = {
+        "prototypes": "the teacher's assignments to its prototypes",
+        "features": "the teacher's features",
+    }[method.patch_loss]
+    which = "every patch" if method.supervised == "all" else "masked patches"
+    mask = f", {method.mask_ratio:.0%} masked" if method.mask_ratio else ", no mask"
+    return f"on, weight {method.patch_weight:g}, {which} from {target}{mask}"
+
+
+def _trunk_lines(trunk: TrunkConfig) -> Sequence[str]:
+    """A line where the trunk is on; TIPSv2 has none, so nobody misses it."""
+    if trunk.weight == 0:
+        return ()
+    return (f"frozen image trunk: on, every patch until {trunk.scenes_until:.0%} of the steps",)
+
 
 BROKEN_FILE = "broken.jsonl"
 _NUM_TEXTS = 100_000

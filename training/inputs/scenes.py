@@ -11,7 +11,7 @@ from training.data.folder import DataFolder, seen_names
 from training.data.loader import BatchPlan, SceneBatches
 from training.data.scenes import SceneConfig, compose_scene
 from training.data.shards.batches import RunShare
-from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
+from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 from training.run_record import digest
 
 _TOKENIZER_SCENES = 2500

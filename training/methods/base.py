@@ -13,8 +13,8 @@ from model.features import VisionTokens, vision_features, vision_tokens
 from training.data.batch import Batch
 from training.heads import NameContrast
 from training.masking import random_masks
+from training.methods.image_backbone import TrunkConfig, title_term, trunk_term
 from training.methods.terms import NameContrastConfig, caption_terms, name_term
-from training.methods.trunk import TrunkConfig, title_term, trunk_term
 
 GlobalToken = Literal["cls1", "cls2"]
 

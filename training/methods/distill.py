@@ -31,9 +31,9 @@ from training.methods.base import (
     global_token,
     model_width,
 )
+from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig
 from training.methods.teacher import FrozenTeacher, TeacherDtype
 from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
-from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 
 PatchLoss = Literal["prototypes", "features"]
 TextStart = Literal["fresh", "teacher"]

@@ -30,8 +30,8 @@ from training.methods.base import (
     global_token,
     model_width,
 )
+from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig
 from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
-from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 from training.targets import TargetKind, build_targets
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, Tipsv2Model, Tipsv2Tokenizer
 
 from model.features import text_features
 from training.data.batch import tokenize
-from training.pretrained.reduction import fit_basis
+from training.pretrained.image_backbone import fit_basis
 
 _BATCH = 128
 

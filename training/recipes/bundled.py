@@ -7,8 +7,8 @@ from training.data.augment import STRONG_AUGMENT
 from training.data.loader import Stage
 from training.data.scenes import SceneConfig
 from training.methods.distill import DistillConfig
+from training.methods.image_backbone import TrunkConfig
 from training.methods.terms import NameContrastConfig
-from training.methods.trunk import TrunkConfig
 from training.optim import OptimConfig
 from training.recipes.first_light import FIRST_STUDENT, close_ups
 

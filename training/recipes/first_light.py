@@ -8,9 +8,9 @@ from training.data.loader import Stage
 from training.data.scenes import SceneConfig
 from training.heads import SMALL_HEAD
 from training.methods.distill import DistillConfig
+from training.methods.image_backbone import TrunkConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.terms import NameContrastConfig
-from training.methods.trunk import TrunkConfig
 from training.optim import OptimConfig
 
 FIRST_TEACHER, FIRST_STUDENT = "first-teacher", "first-student"

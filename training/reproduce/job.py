@@ -14,10 +14,9 @@ from training.reproduce.averages import (
     measure_averages,
     save_averages,
 )
-from training.reproduce.measure import make_benchmarks
 from training.reproduce.page import write_page
 from training.reproduce.plan import RECIPE, Plan, PlannedRun
-from training.reproduce.runner import make_runs
+from training.reproduce.runner import make_benchmarks, make_runs
 
 
 def reproduce(

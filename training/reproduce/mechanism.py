@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.reproduce.intervals import SeedMean, seed_mean
 from training.reproduce.plan import PlannedRun
+from training.reproduce.results import SeedMean, seed_mean
 from training.reproduce.runner import read_record
 
 PARTS = ("visible", "masked")

@@ -12,14 +12,11 @@ from transformers import Tipsv2Model
 
 from training.config import ModelConfig
 from training.reproduce.averages import AverageCost
-from training.reproduce.effects import EFFECTS
-from training.reproduce.intervals import SeedMean
-from training.reproduce.measure import KINDS
 from training.reproduce.mechanism import falls
-from training.reproduce.plan import LAST, RECIPE, Plan, PlannedRun
+from training.reproduce.plan import EFFECTS, LAST, RECIPE, Plan, PlannedRun
 from training.reproduce.report import effect_section, painted_section, table
-from training.reproduce.results import Results
-from training.reproduce.runner import read_record
+from training.reproduce.results import Results, SeedMean
+from training.reproduce.runner import KINDS, read_record
 from training.reproduce.summary import summary_section
 
 NOTES = Path(__file__).with_name("notes.md")

@@ -1,24 +1,111 @@
-"""The runs of one seed: a contrastive start, what continues from it, and the students.
+"""The runs that look for the paper's effects in miniature, and the pairs that show each effect.
 
-Every run of a seed draws the same weights and sees the same scenes as its siblings, so that their
-differences are the method's. Runs are listed seed by seed, so that a stop leaves whole seeds; two
-variants that no verdict hangs on come after all seeds.
+All runs of a seed draw the same weights and see the same scenes, so that their differences are the
+method's. Runs are listed seed by seed, so that a stop leaves complete seeds; a few variants that no
+main verdict depends on come after all seeds.
+
+Source: TIPSv2, arXiv:2604.12012; the tables of its ablations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from training.config import DataConfig, TrainingConfig
-from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
+from training.config import DataConfig, ModelConfig, TrainingConfig
+from training.data.captions import SCENE_CAPTIONS, CaptionSampling
 from training.data.folder import EMOJI_TRAIN_STYLES
 from training.data.loader import Stage
+from training.data.scenes import SceneConfig
+from training.heads import SMALL_HEAD, HeadConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
-from training.reproduce.scale import Scale
+from training.optim import OptimConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Sizes that all runs share.
+
+    Attributes:
+        model: Teachers and students alike.
+        head: The prototype head.
+        size: Side in pixels of the scenes, the last stage's and the measuring ones'.
+        close_up_size: Side of the first stage's images of one drawing each.
+        close_up_share: Share of a start's steps that are close-ups.
+        batch_size: Scenes a step.
+        warm_up_steps: Of a start's text tower.
+        start_steps: Contrastive steps before the patch loss joins in; shared by variants.
+        pretrain_steps: Steps of each pretraining variant after its start.
+        distill_steps: Steps of each student, from random vision weights.
+        optim: Peaks and warm-up.
+        num_scenes: Measuring scenes in each test set; validation has half as many.
+        timing_steps: Steps a mode that the averages' cost is measured over.
+    """
+
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(
+            dim=128, vision_layers=4, text_layers=2, heads=2, native_size=70
+        )
+    )
+    head: HeadConfig = SMALL_HEAD
+    size: int = 70
+    close_up_size: int = 56
+    close_up_share: float = 0.33
+    batch_size: int = 64
+    warm_up_steps: int = 400
+    start_steps: int = 600
+    pretrain_steps: int = 250
+    distill_steps: int = 350
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(muon_lr=9e-3, adamw_lr=3e-3, warmup_steps=50)
+    )
+    num_scenes: int = 300
+    timing_steps: int = 40
+
+    @property
+    def teacher_steps(self) -> int:
+        """All steps that a teacher is made of, its start's counted."""
+        return self.start_steps + self.pretrain_steps
+
+    @property
+    def scenes(self) -> Stage:
+        """Scenes of one to three everyday things."""
+        return Stage(scenes=SceneConfig(size=self.size, common_share=1.0))
+
+    @property
+    def close_ups_then_scenes(self) -> tuple[Stage, ...]:
+        """The curriculum of a start."""
+        close_ups = SceneConfig(
+            size=self.close_up_size,
+            count_weights=(1.0,),
+            min_size=0.6,
+            max_size=1.0,
+            common_share=1.0,
+        )
+        return Stage(until=self.close_up_share, scenes=close_ups), self.scenes
+
+
+def smoke() -> Scale:
+    """A toy size: every variant in seconds, to see that it works; its scores say nothing."""
+    return Scale(
+        model=ModelConfig(
+            dim=32, vision_layers=2, text_layers=1, heads=2, native_size=28, vocab_size=400
+        ),
+        head=HeadConfig(hidden=32, bottleneck=16, num_prototypes=24),
+        size=28,
+        close_up_size=28,
+        batch_size=4,
+        warm_up_steps=0,
+        start_steps=2,
+        pretrain_steps=2,
+        distill_steps=3,
+        optim=OptimConfig(warmup_steps=1),
+        num_scenes=3,
+        timing_steps=4,
+    )
+
 
 ONE_CAPTION = CaptionSampling(cls1=("alt",), cls2=("alt",))
-
 START = "start"
 ONE_CAPTION_START = "one-caption-start"
 # Pretraining as the paper's recipe has it, and the teacher of most students.
@@ -207,3 +294,133 @@ class Plan:
             log_every=10,
             validate_every=0,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two variants, the first of which is claimed to be better.
+
+    Attributes:
+        better: Its variant, or "painted CLS1" for that row of `of`'s own.
+        worse: As above.
+        question: What their difference answers.
+        is_equality: The paper claims that they are alike, not that one is better.
+    """
+
+    better: str
+    worse: str
+    question: str
+    is_equality: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One claim of the paper and what is compared for it.
+
+    Attributes:
+        letter: Its short name.
+        title: In a few words.
+        claim: What the paper measured, in a sentence.
+        comparisons: Pairs of variants.
+        with_retrieval: Whether retrieval is compared as well as segmentation.
+    """
+
+    letter: str
+    title: str
+    claim: str
+    comparisons: tuple[Comparison, ...]
+    with_retrieval: bool = False
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Every variant that is compared, in order of appearance."""
+        pairs = [(pair.better, pair.worse) for pair in self.comparisons]
+        return tuple(dict.fromkeys(name for pair in pairs for name in pair))
+
+
+EFFECTS = (
+    Effect(
+        letter="a",
+        title="iBOT++ against iBOT in pretraining",
+        claim="ViT-g, zero-shot mIoU on ADE150: 3.5 with iBOT, 17.6 with iBOT++.",
+        comparisons=(
+            Comparison(better=RECIPE, worse="ibot", question="iBOT++ over iBOT"),
+            Comparison(better=RECIPE, worse="contrastive", question="iBOT++ over no patch loss"),
+            Comparison(better="ibot", worse="contrastive", question="iBOT over no patch loss"),
+            Comparison(
+                better=STUDENT,
+                worse="student-of-ibot",
+                question="a student of the iBOT++ teacher over one of the iBOT teacher",
+            ),
+        ),
+    ),
+    Effect(
+        letter="b",
+        title="Distillation: what is masked and what is supervised",
+        claim="ViT-L, ADE150: 20.0 with mask 0, 5.9 with mask 0.75; visible patches decide.",
+        comparisons=(
+            Comparison(
+                better=STUDENT, worse="student-mask-75", question="mask 0 over 0.75, all tokens"
+            ),
+            Comparison(
+                better="student-mask-75",
+                worse="student-masked-only",
+                question="all tokens over masked ones only, both at 0.75",
+            ),
+            Comparison(
+                better=STUDENT,
+                worse="student-masked-only",
+                question="the paper's distillation over pretraining's patch loss",
+            ),
+        ),
+    ),
+    Effect(
+        letter="c",
+        title="Student against teacher",
+        claim="TIPS: the ViT-g teacher has 2.6 on ADE150 and its ViT-L student 20.8.",
+        comparisons=(
+            Comparison(better=STUDENT, worse=RECIPE, question="student over its teacher"),
+            Comparison(
+                better=LONG_STUDENT,
+                worse=RECIPE,
+                question="a student that saw as many scenes as its teacher over it",
+            ),
+            Comparison(
+                better=STUDENT,
+                worse="student-alone",
+                question="student over the same training without a teacher",
+            ),
+            Comparison(
+                better="student-of-ibot", worse="ibot", question="iBOT's student over its teacher"
+            ),
+        ),
+    ),
+    Effect(
+        letter="d",
+        title="Head-only average against a full one, and none",
+        claim="ViT-g, ADE150: 19.1 with the head's average alone, 18.1 with a full one.",
+        comparisons=(
+            Comparison(
+                better=RECIPE, worse="full-ema", question="head-only against full", is_equality=True
+            ),
+            Comparison(
+                better=RECIPE,
+                worse=AVERAGED,
+                question="head-only against full, keeping the averaged encoder",
+                is_equality=True,
+            ),
+            Comparison(better=RECIPE, worse="no-ema", question="head-only over no average"),
+        ),
+    ),
+    Effect(
+        letter="e",
+        title="Captions of several granularities against one source",
+        claim="ViT-g: Flickr text to image from 81.7 to 85.4, ADE150 from 17.6 to 18.1.",
+        comparisons=(
+            Comparison(
+                better=RECIPE, worse="one-caption", question="alt text, keywords and scene over alt"
+            ),
+        ),
+        with_retrieval=True,
+    ),
+)

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from training.reproduce.effects import Comparison, Effect
-from training.reproduce.intervals import SeedMean, verdict
-from training.reproduce.measure import KINDS, LARGEST, PAINTED, RETRIEVAL
-from training.reproduce.results import METRICS, Cell, Difference, Results
+from training.reproduce.plan import Comparison, Effect
+from training.reproduce.results import METRICS, Cell, Difference, Results, SeedMean, verdict
+from training.reproduce.runner import KINDS, LARGEST, PAINTED, RETRIEVAL
 
 SCENES = {"seen": "seen styles", "unseen": "Fluent 3D, unseen style"}
 MISSING = "not run yet"

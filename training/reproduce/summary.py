@@ -3,10 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from training.reproduce.effects import EFFECTS, Comparison
-from training.reproduce.intervals import SeedMean
+from training.reproduce.plan import EFFECTS, Comparison
 from training.reproduce.report import MISSING, SCENES, said_of, table
-from training.reproduce.results import METRICS, Cell, Results
+from training.reproduce.results import METRICS, Cell, Results, SeedMean
 
 _EXPLANATION = """\
 Difference in percentage points: mean over seeds [95 % t-interval over seeds], seeds above zero. The

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.training.tiny_paligemma import write_paligemma
-from training.captioning.outcome import Failure, Outcome, Usage
+from training.captioning.journal import Failure, Outcome, Usage
 from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import write_shard
 

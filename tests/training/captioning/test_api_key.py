@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.captioning.api_key import read_api_key
+from training.captioning.gemini import read_api_key
 
 
 def test_the_environment_has_it_under_either_name() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.deploy.training_steps import Places, build, chain_steps, environment, make_step
 from training.__main__ import main
-from training.captioning.shards import read_shard
+from training.captioning.journal import read_shard
 from training.data.shards.sample import Sample
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.captioning.cleaning import CleaningConfig, clean_caption
+from training.captioning.job import CleaningConfig, clean_caption
 
 
 @pytest.mark.parametrize(

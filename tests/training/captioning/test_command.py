@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from training.__main__ import main
-from training.captioning.shards import read_shard
+from training.captioning.journal import read_shard
 from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import Sample
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from training.captioning.consent import ask_consent
 from training.captioning.cost import Estimate, Price
-from training.captioning.outcome import Usage
+from training.captioning.job import ask_consent
+from training.captioning.journal import Usage
 
 
 def ask(

@@ -3,7 +3,7 @@
 import pytest
 
 from training.captioning.cost import Estimate, Price, text_tokens
-from training.captioning.outcome import Usage
+from training.captioning.journal import Usage
 
 PRICE = Price(input_usd=0.3, output_usd=2.5, as_of="2026-10-07")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from training.captioning.error_budget import ErrorBudget
-from training.captioning.outcome import Failure, JobStopped, Outcome
+from training.captioning.job import ErrorBudget
+from training.captioning.journal import Failure, JobStopped, Outcome
 
 
 def good(count: int) -> list[Outcome]:

@@ -17,8 +17,7 @@ import pytest
 from training.captioning.gemini import GeminiCaptioner, open_captioner, open_client
 from training.captioning.gemini_config import GeminiConfig, GeminiLimits
 from training.captioning.job import CaptionJob, JobConfig
-from training.captioning.outcome import JobStopped, Outcome, Usage
-from training.captioning.shards import read_shard
+from training.captioning.journal import JobStopped, Outcome, Usage, read_shard
 from training.data.shards.sample import Sample
 
 Make = Callable[..., Any]

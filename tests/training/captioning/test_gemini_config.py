@@ -8,7 +8,7 @@ import pytest
 
 from training.captioning.cost import Price
 from training.captioning.gemini_config import GeminiConfig, GeminiLimits, estimate_cost
-from training.captioning.outcome import Usage
+from training.captioning.journal import Usage
 from training.data.shards.sample import Sample
 
 SAMPLE = Sample(key="a", image=b"", suffix=".png")

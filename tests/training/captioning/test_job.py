@@ -10,10 +10,7 @@ import pytest
 
 from training.captioning.cost import Price
 from training.captioning.job import CaptionJob, JobConfig, Progress
-from training.captioning.journal import Journal
-from training.captioning.outcome import Failure, JobStopped, Usage
-from training.captioning.report import read_report
-from training.captioning.shards import read_shard
+from training.captioning.journal import Failure, JobStopped, Journal, Usage, read_report, read_shard
 from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import read_sample
 

@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from training.captioning.journal import Journal, JournalBusy, read_journal, settled
-from training.captioning.outcome import Failure, Outcome
+from training.captioning.journal import (
+    Failure,
+    Journal,
+    JournalBusy,
+    Outcome,
+    read_journal,
+    settled,
+)
 
 
 def outcome(key: str) -> Outcome:

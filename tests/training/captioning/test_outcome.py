@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training.captioning.outcome import Failure, Outcome, Usage, total_usage
+from training.captioning.journal import Failure, Outcome, Usage, total_usage
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from training.captioning.job import CaptionJob, JobConfig
-from training.captioning.outcome import Failure, Usage
-from training.captioning.outlook import earlier_usage, pending_samples
+from training.captioning.job import CaptionJob, JobConfig, earlier_usage, pending_samples
+from training.captioning.journal import Failure, Usage
 
 
 @pytest.mark.parametrize(("dies_after", "left"), [(0, 8), (2, 6), (4, 4), (6, 2)])

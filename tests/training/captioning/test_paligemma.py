@@ -12,9 +12,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from training.captioning.job import CaptionJob, JobConfig
-from training.captioning.outcome import JobStopped, Outcome
+from training.captioning.journal import JobStopped, Outcome, read_shard
 from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
-from training.captioning.shards import read_shard
 from training.data.shards.sample import Sample
 
 Make = Callable[..., Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.captioning.rate_limit import RateLimit
+from training.captioning.gemini import RateLimit
 
 
 def limit(clock: Any, *, requests: int = 1000, tokens: int = 1_000_000) -> RateLimit:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.captioning.retry import Retry, Unavailable
+from training.captioning.gemini import Retry, Unavailable
 
 
 class Fixed(random.Random):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from training.captioning.shards import lacking, read_shard, shard_paths
+from training.captioning.journal import lacking, read_shard, shard_paths
 from training.data.shards.sample import BadSample, Sample
 
 Make = Callable[..., Any]

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Tipsv2Config, Tipsv2Model
 
 from model.features import vision_tokens
-from training.cost.counting import Count, count_per_image, extend_in_depth
+from training.cost import Count, count_per_image, extend_in_depth
 
 TOKENS, WIDTH, HIDDEN = 5, 8, 12
 

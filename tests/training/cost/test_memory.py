@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from transformers import Tipsv2Config, Tipsv2Model
 
-from training.cost.devices import DEVICES, Device, device
-from training.cost.memory import State, batch_that_fits, optimizer_bytes, state_of
+from training.cost import DEVICES, Device, State, batch_that_fits, device, optimizer_bytes, state_of
 from training.optim import OptimConfig, OptimizerName, build_optimizers
 from training.parallel import ParallelKind
 

@@ -10,8 +10,15 @@ from transformers import Tipsv2Config, Tipsv2Model
 
 from model.variants import VARIANTS
 from training.config import ModelConfig
-from training.cost.counting import _ATTENTION, _Kept
-from training.cost.passes import Workload, block_bytes, passes_of, text_pass, vision_pass
+from training.cost import (
+    _ATTENTION,
+    Workload,
+    _Kept,
+    block_bytes,
+    passes_of,
+    text_pass,
+    vision_pass,
+)
 from training.data.batch import MAX_TOKENS, Batch, TextBatch
 from training.heads import HeadConfig
 from training.methods.base import Method, Step

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from training.config import DataConfig, ModelConfig, TrainingConfig
-from training.cost.devices import Device
-from training.cost.estimate import Cluster, Plan, estimate
-from training.cost.plan import plan_of
+from training.cost import Cluster, Device, Plan, estimate, plan_of
 from training.data.crops import CropConfig
 from training.data.shards.batches import ShardsConfig
 from training.heads import HeadConfig

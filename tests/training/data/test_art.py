@@ -17,7 +17,7 @@ from training.data.art import (
     square_sprite,
 )
 from training.data.concepts import Concept
-from training.data.fetch import DEBIAN_PACKAGES, NPM_PACKAGES, STAMPS_PACKAGE
+from training.data.folder import DEBIAN_PACKAGES, NPM_PACKAGES, STAMPS_PACKAGE
 
 
 def test_every_set_comes_from_a_package_that_is_fetched() -> None:

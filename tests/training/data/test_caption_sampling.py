@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.data.caption_sampling import SCENE_CAPTIONS, CaptionSampling
+from training.data.captions import SCENE_CAPTIONS, CaptionSampling
 
 CAPTIONS = {"alt": "IMG 12", "paligemma": "a dog on grass", "gemini": "a brown dog, running"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.clip_art import clip_art_drawings
+from training.data.art import clip_art_drawings
 from training.data.concepts import Concept
 
 CIRCLE = '<circle cx="50" cy="50" r="40" fill="blue"/>'

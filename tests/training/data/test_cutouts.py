@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from training.data.art import furniture_drawings, stamp_drawings
 from training.data.concepts import Concept
-from training.data.cutouts import furniture_drawings, stamp_drawings
 
 CATALOGUE = """id=test
 name#1=Garden chair

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.data.fetch import (
+from training.data.folder import (
     DEBIAN_PACKAGES,
     NPM_PACKAGES,
     STAMPS_PACKAGE,

@@ -5,7 +5,7 @@ import os
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.data import loading_process
+from training.data.batch import begin_loading
 
 
 class WhoMakesIt(Dataset[tuple[int, int, int]]):
@@ -19,9 +19,7 @@ class WhoMakesIt(Dataset[tuple[int, int, int]]):
 
 
 def test_it_has_a_group_and_a_thread_of_its_own() -> None:
-    loader = DataLoader(
-        WhoMakesIt(), batch_size=None, num_workers=1, worker_init_fn=loading_process.begin
-    )
+    loader = DataLoader(WhoMakesIt(), batch_size=None, num_workers=1, worker_init_fn=begin_loading)
     items = iter(loader)
     pid, group, threads = next(items)
     assert pid != os.getpid()

@@ -9,7 +9,8 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from training.data.concepts import all_concepts
 from training.data.folder import DataFolder, common_names
 from training.data.scenes import Scene, SceneSource
-from training.evaluate.benchmark import (
+from training.evaluate.encoder import SceneEncoder
+from training.evaluate.sets import (
     MULTI_OBJECT,
     PATCH,
     SegmentationBenchmark,
@@ -17,7 +18,6 @@ from training.evaluate.benchmark import (
     make_benchmark,
     rare_names,
 )
-from training.evaluate.encoder import SceneEncoder
 from training.evaluate.zero_shot_segmentation import count_scenes, painted_scorer, patch_scorer
 
 

@@ -9,10 +9,10 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
 from training.evaluate import chosen_encoder
-from training.evaluate.benchmark import SegmentationBenchmark
 from training.evaluate.chosen_encoder import Development, load_encoder, patch_counts
-from training.evaluate.classification import single_drawings
 from training.evaluate.encoder import SceneEncoder
+from training.evaluate.ranking import single_drawings
+from training.evaluate.sets import SegmentationBenchmark
 
 
 @pytest.fixture

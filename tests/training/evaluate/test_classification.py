@@ -8,14 +8,14 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.data.sprites import SpriteBank
-from training.evaluate.classification import (
+from training.evaluate.encoder import encode_images, encode_names
+from training.evaluate.ranking import (
     IMAGE_SIZE,
     ClassificationBenchmark,
     plain_images,
     single_drawings,
     single_object_scenes,
 )
-from training.evaluate.encoder import encode_images, encode_names
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.evaluate.model_folder import find_model
+from training.evaluate.encoder import find_model
 
 
 def _leave_model(folder: Path) -> None:

@@ -6,9 +6,8 @@ import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.folder import DataFolder
-from training.evaluate.benchmark import development_benchmarks
 from training.evaluate.quick import CHANCE, quick_scores, render_table
-from training.evaluate.sets import development_drawings
+from training.evaluate.sets import development_benchmarks, development_drawings
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from training.data.folder import DataFolder
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
 from training.evaluate import report
-from training.evaluate.benchmark import SegmentationBenchmark, development_benchmarks
 from training.evaluate.chosen_encoder import Encoder
-from training.evaluate.classification import single_drawings
+from training.evaluate.ranking import single_drawings
 from training.evaluate.report import Contestants
+from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 
 ROWS = [
     "student",

@@ -9,7 +9,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from training.data.captions import Captions
 from training.data.scenes import Scene
 from training.evaluate.encoder import SceneEncoder, encode_texts
-from training.evaluate.retrieval import SETTINGS, RetrievalSetting, rank_both_ways, retrieve
+from training.evaluate.ranking import SETTINGS, RetrievalSetting, rank_both_ways, retrieve
 
 DOG, CAT, COW = np.eye(3, dtype=np.float32)
 

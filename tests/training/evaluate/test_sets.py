@@ -6,7 +6,7 @@ from training.data.folder import DataFolder, common_names, seen_names
 from training.data.scenes import SceneSource
 from training.data.sprites import SpriteBank
 from training.evaluate import sets
-from training.evaluate.benchmark import SegmentationBenchmark, rare_names
+from training.evaluate.sets import SegmentationBenchmark, rare_names
 
 
 def _styles(data: DataFolder, benchmark: SegmentationBenchmark) -> set[str]:

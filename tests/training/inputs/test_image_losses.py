@@ -9,12 +9,12 @@ import pytest
 from training.config import TrainingConfig
 from training.data.crops import CropConfig
 from training.data.shards.batches import ShardsConfig
-from training.data.shards.summary import DataSummary
-from training.inputs.image_losses import check_losses, describe_losses
+from training.data.shards.sample import DataSummary
+from training.inputs.images import check_losses, describe_losses
 from training.methods.distill import DistillConfig
+from training.methods.image_backbone import TrunkConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.terms import NameContrastConfig
-from training.methods.trunk import TrunkConfig
 
 Configure = Callable[[Path], TrainingConfig]
 CAPTIONED = DataSummary(

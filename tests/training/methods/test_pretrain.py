@@ -16,9 +16,9 @@ from training.losses.dino import dino_loss
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
 from training.methods.base import GlobalToken, Step, StepResult, model_width
+from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.terms import NameContrastConfig, caption_terms
-from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 from training.targets import Centering
 
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24, ema_momentum=0.9)

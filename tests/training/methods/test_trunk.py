@@ -13,9 +13,9 @@ from training.data.batch import Batch, UnnamedDrawings, text_ids, tokenize
 from training.heads import HeadConfig
 from training.losses.contrastive import contrastive_loss
 from training.methods.base import Step
+from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig, title_term, trunk_term
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.terms import embed_texts
-from training.methods.trunk import TRUNK_WIDTH, TrunkConfig, title_term, trunk_term
 
 CONFIG = PretrainConfig(
     dino_weight=0.0,

@@ -21,10 +21,10 @@ from training.distributed import average_gradients, mean_over_ranks
 from training.heads import HeadConfig
 from training.methods.base import Method, Step
 from training.methods.distill import Distill, DistillConfig
+from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import FrozenTeacher
 from training.methods.terms import NameContrastConfig
-from training.methods.trunk import TRUNK_WIDTH, TrunkConfig
 from training.targets import Centering
 
 GLOBAL_ROWS = 6

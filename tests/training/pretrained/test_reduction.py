@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.pretrained.reduction import fit_basis
+from training.pretrained.image_backbone import fit_basis
 
 
 def test_reduced_samples_are_centred_uncorrelated_and_half_whitened() -> None:

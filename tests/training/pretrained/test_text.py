@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.pretrained import text as text_module
-from training.pretrained.reduction import Basis
+from training.pretrained.image_backbone import Basis
 from training.pretrained.text import sentence_embeddings, warm_up_text_tower
 
 TEXTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("dog", "cat", "key")]

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from training.data.sprites import SpriteBank
-from training.pretrained.trunk import TRUNK_FEATURES, FrozenTrunk, load_trunk
+from training.pretrained.image_backbone import TRUNK_FEATURES, FrozenTrunk, load_trunk
 
 
 @pytest.fixture(scope="module")

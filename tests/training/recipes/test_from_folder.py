@@ -18,10 +18,12 @@ from training.methods.pretrain import PretrainConfig
 from training.recipes.from_folder import (
     SMALL_CROPS,
     FolderRun,
+    TeacherFacts,
+    describe_pair,
     distill_folder,
+    look_at_teacher,
     pretrain_folder,
 )
-from training.recipes.teacher_facts import TeacherFacts, describe_pair, look_at_teacher
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from transformers import Tipsv2Model
 
 from training.__main__ import main
 from training.config import TrainingConfig
-from training.cost.plan import plan_of
+from training.cost import plan_of
 from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig

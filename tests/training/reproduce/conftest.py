@@ -9,10 +9,17 @@ from numpy.typing import NDArray
 
 from training.data.folder import DataFolder
 from training.inputs import scenes as scene_inputs
-from training.reproduce.measure import KINDS, LARGEST, PAINTED, RETRIEVAL, save_measures
-from training.reproduce.plan import Plan, PlannedRun
-from training.reproduce.runner import MEASURES, RECORD, Record
-from training.reproduce.scale import smoke
+from training.reproduce.plan import Plan, PlannedRun, smoke
+from training.reproduce.runner import (
+    KINDS,
+    LARGEST,
+    MEASURES,
+    PAINTED,
+    RECORD,
+    RETRIEVAL,
+    Record,
+    save_measures,
+)
 
 _SCENES, _NAMES, _PIXELS = 6, 4, 100
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from training.reproduce.intervals import Verdict, seed_mean, verdict
+from training.reproduce.results import Verdict, seed_mean, verdict
 
 
 def test_three_seeds_by_hand() -> None:

@@ -6,9 +6,8 @@ import pytest
 
 from training.reproduce import job as job_module
 from training.reproduce.averages import load_averages
-from training.reproduce.effects import EFFECTS
 from training.reproduce.job import reproduce
-from training.reproduce.plan import Plan
+from training.reproduce.plan import EFFECTS, Plan
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.folder import DataFolder
 from training.evaluate.zero_shot_segmentation import SceneCounts
-from training.reproduce.measure import (
+from training.reproduce.runner import (
     KINDS,
     LARGEST,
     PAINTED,

@@ -7,9 +7,9 @@ import pytest
 
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
-from training.reproduce.effects import EFFECTS
 from training.reproduce.plan import (
     AVERAGED,
+    EFFECTS,
     LAST,
     LONG_STUDENT,
     ONE_CAPTION,
@@ -17,8 +17,8 @@ from training.reproduce.plan import (
     STUDENT,
     Plan,
     PlannedRun,
+    smoke,
 )
-from training.reproduce.scale import smoke
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from training.reproduce.effects import EFFECTS, Effect
-from training.reproduce.plan import RECIPE, STUDENT, Plan, PlannedRun
+from training.reproduce.plan import EFFECTS, RECIPE, STUDENT, Effect, Plan, PlannedRun
 from training.reproduce.report import effect_section, painted_section, table
 from training.reproduce.results import Results
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from training.reproduce.measure import PAINTED
 from training.reproduce.plan import RECIPE, Plan, PlannedRun
 from training.reproduce.results import Cell, Results
+from training.reproduce.runner import PAINTED
 
 Finish = Callable[[PlannedRun, float], None]
 SEEN = Cell(scenes="seen", row="patches", metric="which")

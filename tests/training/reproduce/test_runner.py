@@ -10,9 +10,16 @@ import pytest
 from training.config import TrainingConfig
 from training.data.folder import DataFolder
 from training.reproduce import runner as runner_module
-from training.reproduce.measure import Benchmarks, load_measures, make_benchmarks
 from training.reproduce.plan import RECIPE, Plan, PlannedRun
-from training.reproduce.runner import AVERAGE_MEASURES, MEASURES, make_runs, read_record
+from training.reproduce.runner import (
+    AVERAGE_MEASURES,
+    MEASURES,
+    Benchmarks,
+    load_measures,
+    make_benchmarks,
+    make_runs,
+    read_record,
+)
 from training.run import run as real_train
 from training.trainer import BatchSource
 

@@ -7,7 +7,7 @@ import torch
 
 from training.data.batch import Batch
 from training.data.loader import SceneBatches
-from training.reproduce.shared_batches import BatchMemory, pack, unpack
+from training.reproduce.runner import BatchMemory, pack, unpack
 
 
 class CountedSource:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from training.reproduce.effects import EFFECTS
-from training.reproduce.plan import RECIPE, Plan, PlannedRun
+from training.reproduce.plan import EFFECTS, RECIPE, Plan, PlannedRun
 from training.reproduce.results import Results
 from training.reproduce.summary import summary_section
 

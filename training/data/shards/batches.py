@@ -1,10 +1,15 @@
-"""Batches of images from disk: batch number i is a pure function of the data set, its seed and i.
+"""Batches of images from disk: batch i is a pure function of the data set, its seed and i.
 
-So a run resumes on the very next batch without reading those before it, any number of worker
+A run therefore resumes at the next batch without reading those before it, any number of worker
 processes makes the same batches, and several ranks together see what one alone would. A broken
 sample is replaced by another that depends on its place alone, so batches keep their size.
 
-Shapes: those of a batch are in its own module.
+Order: every epoch shuffles the shards, then takes a few at a time; the samples of those few, a
+window, are shuffled together. Disks and page caches see a few shards at a time, and the mixing is
+that of a shuffle buffer as large as the window, but any place in the stream can be computed. Places
+continue from epoch to epoch: place p is in epoch p // samples.
+
+Shapes: see `training.data.batch`.
 """
 
 import math
@@ -14,19 +19,81 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
-from training.data import loading_process
-from training.data.batch import Batch, name_columns, text_ids, tokenize
-from training.data.caption_sampling import CaptionSampling
+from training.data.batch import Batch, begin_loading, name_columns, text_ids, tokenize
+from training.data.captions import CaptionSampling
 from training.data.crops import TIPSV2_CROPS, CropConfig, crop_images
-from training.data.shards.broken import BrokenList, BrokenSample
 from training.data.shards.decoding import ImageLimits, decode_image
-from training.data.shards.order import StreamOrder
-from training.data.shards.sample import BadSample, Sample
-from training.data.shards.store import ImageStore
+from training.data.shards.manifest import ImageStore
+from training.data.shards.sample import BadSample, BrokenList, BrokenSample, Sample
+
+_SHARDS, _WINDOW, _SUBSTITUTE = 0, 1, 2  # keep the random streams apart
+
+
+class StreamOrder:
+    """A pure function from places in the stream to samples; it keeps the last window at hand."""
+
+    def __init__(self, shard_sizes: NDArray[np.int64], *, seed: int, window_shards: int) -> None:
+        """Take the numbers of samples of the shards.
+
+        Raises:
+            ValueError: No sample at all, or a window of no shard.
+        """
+        if window_shards < 1:
+            raise ValueError("window_shards must be at least 1")
+        if not shard_sizes.sum():
+            raise ValueError("the data set has no image")
+        self._sizes, self._seed, self._window_shards = shard_sizes, seed, window_shards
+        self.num_samples = int(shard_sizes.sum())
+        self._epoch_key = self._window_key = (-1, -1)
+        self._shards = self._starts = self._samples = np.zeros(0, np.int64)
+
+    def at(self, place: int) -> tuple[int, int]:
+        """The sample at a place: its shard and its row in it."""
+        epoch, slot = divmod(place, self.num_samples)
+        samples, first = self._window_of(epoch, slot)
+        return self._locate(samples, slot - first)
+
+    def substitute(self, place: int, attempt: int) -> tuple[int, int]:
+        """The sample to try in place of a broken one: another of the same window, drawn again."""
+        epoch, slot = divmod(place, self.num_samples)
+        samples, _ = self._window_of(epoch, slot)
+        rng = np.random.default_rng((self._seed, _SUBSTITUTE, place, attempt))
+        return self._locate(samples, int(rng.integers(len(samples))))
+
+    def _locate(self, samples: NDArray[np.int64], slot: int) -> tuple[int, int]:
+        shard, row = samples[slot]
+        return int(shard), int(row)
+
+    def _window_of(self, epoch: int, slot: int) -> tuple[NDArray[np.int64], int]:
+        """The shuffled samples [n, 2] of the window around a slot, and the window's first slot."""
+        if self._epoch_key != (epoch, 0):
+            rng = np.random.default_rng((self._seed, _SHARDS, epoch))
+            self._shards = rng.permutation(len(self._sizes))
+            filled = np.cumsum(self._sizes[self._shards])
+            ends = filled[self._window_shards - 1 :: self._window_shards]
+            self._starts = np.concatenate([[0], ends, filled[-1:]])
+            self._epoch_key = (epoch, 0)
+        window = int(np.searchsorted(self._starts, slot, side="right")) - 1
+        if self._window_key != (epoch, window):
+            first = window * self._window_shards
+            shards = self._shards[first : first + self._window_shards]
+            samples = np.concatenate(
+                [
+                    np.column_stack([np.full(n, s), np.arange(n)])
+                    for s in shards
+                    if (n := self._sizes[s])
+                ]
+            )
+            rng = np.random.default_rng((self._seed, _WINDOW, epoch, window))
+            self._samples = rng.permutation(samples)
+            self._window_key = (epoch, window)
+        return self._samples, int(self._starts[window])
+
 
 _CAPTIONS = 7  # keeps the choice of captions apart from other random streams
 _MAX_SUBSTITUTES = 50
@@ -141,7 +208,7 @@ class ImageBatches(Dataset[MadeBatch]):
             sampler=range(first_step, len(self)),
             num_workers=num_workers,
             prefetch_factor=2 if num_workers else None,
-            worker_init_fn=loading_process.begin,
+            worker_init_fn=begin_loading,
         )
         for item in made:
             self.broken.add(item.broken)

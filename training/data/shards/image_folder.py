@@ -1,7 +1,7 @@
-"""A folder of images, with or without captions beside them, as it is: no shards are written.
+"""A folder of plain images as a data set, and opening a folder of either kind.
 
-A caption lies beside its image under the same name: a .txt holds alt text, a .json a record with
-captions by source. The same images in shards of the same size give the same batches.
+A caption file has its image's name: a .txt holds alt text, a .json a record with captions by
+source. The same images in shards of the same size give the same batches.
 """
 
 import hashlib
@@ -13,13 +13,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.captions import CaptionSampling
+from training.data.crops import TIPSV2_CROPS, CropConfig
+from training.data.shards.manifest import MANIFEST_FILE, ImageStore, ShardStore
 from training.data.shards.sample import (
     IMAGE_SUFFIXES,
     BadSample,
+    DataSummary,
     Sample,
+    describe,
     sample_from_members,
+    summarize,
+    total,
 )
-from training.data.shards.summary import DataSummary, summarize, total
 
 DEFAULT_SHARD_SIZE = 1000
 
@@ -110,3 +116,32 @@ def _image_names(folder: Path) -> Iterator[str]:
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield (Path(path) / name).relative_to(folder).as_posix()
+
+
+def open_store(folder: Path) -> ImageStore:
+    """Open a folder of shards, or else of plain images.
+
+    Raises:
+        FileNotFoundError: It holds neither; the message says what to do about it.
+    """
+    if (folder / MANIFEST_FILE).exists() or any(folder.glob("*.tar")):
+        return ShardStore(folder)
+    return ImageFolder(folder)
+
+
+def describe_folder(
+    folder: Path,
+    *,
+    captions: CaptionSampling | None = None,
+    crops: CropConfig = TIPSV2_CROPS,
+) -> tuple[str, ...]:
+    """Say, a line each, what a folder holds and what each kind of loss will use of it.
+
+    Raises:
+        FileNotFoundError: It holds neither shards nor images.
+    """
+    store = open_store(folder)
+    kind = "shards" if isinstance(store, ShardStore) else "plain images"
+    sampling = CaptionSampling() if captions is None else captions
+    lines = describe(store.summary(), captions=sampling, crops=crops)
+    return f"{folder} holds {kind}:", *lines

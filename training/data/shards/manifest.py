@@ -1,4 +1,4 @@
-"""A data set of shards: its manifest, and reading any sample by shard and row."""
+"""A data set of shards: its manifest, its index, and access to any sample by shard and row."""
 
 import hashlib
 import json
@@ -6,14 +6,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.shards.sample import Sample
-from training.data.shards.summary import DataSummary, total
-from training.data.shards.tar_shard import read_sample, write_atomically
+from training.data.shards.sample import (
+    BadSample,
+    BrokenList,
+    BrokenSample,
+    DataSummary,
+    Sample,
+    summarize,
+    total,
+)
+from training.data.shards.tar_shard import (
+    find_offsets,
+    read_sample,
+    write_atomically,
+    write_offsets,
+)
+
+
+class ImageStore(Protocol):
+    """Samples in shards, each within reach. It is pickled into worker processes."""
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Samples in each shard."""
+
+    def read(self, shard: int, row: int) -> Sample:
+        """Read a sample.
+
+        Raises:
+            BadSample: It is there, but of no use.
+            OSError: The storage failed; another attempt may succeed.
+        """
+
+    def name(self, shard: int, row: int) -> str:
+        """Where a sample is, for a list of broken ones."""
+
+    def summary(self) -> DataSummary:
+        """What the data set holds."""
+
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
@@ -152,3 +187,38 @@ class ShardStore:
     def summary(self) -> DataSummary:
         """As the manifest says."""
         return self._manifest.summary
+
+
+def index_shards(folder: Path, broken: BrokenList) -> Manifest:
+    """Write offsets and a manifest beside the shards; reads every record, decodes no image.
+
+    Args:
+        folder: Holds the .tar files.
+        broken: Takes the samples that cannot be understood. They keep their rows; batches pass
+            them over.
+
+    Raises:
+        FileNotFoundError: No .tar file in the folder.
+        ValueError: A file that is no whole tar file.
+    """
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no .tar file")
+    manifest = Manifest(
+        origin={"kind": "index"}, shards=[_index_shard(path, broken) for path in paths]
+    )
+    save_manifest(folder, manifest)
+    return manifest
+
+
+def _index_shard(path: Path, broken: BrokenList) -> ShardEntry:
+    offsets = find_offsets(path)
+    write_offsets(path, offsets)
+    summaries = []
+    for row in range(len(offsets) - 1):
+        try:
+            summaries.append(summarize([read_sample(path, row)]))
+        except BadSample as error:
+            broken.add([BrokenSample(place=f"{path.name} row {row}", reason=str(error))])
+            summaries.append(DataSummary(num_images=1))
+    return make_entry(path, summary=total(summaries), num_skipped=0)

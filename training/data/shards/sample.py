@@ -1,14 +1,19 @@
-"""One image with its captions, and how a shard keeps it: an image file and a JSON record.
+"""One image with its captions, its files in a shard, broken samples, and counts of a data set.
 
-Files of one sample share their name up to the first dot of the last part of the path, as in every
-WebDataset. It knows neither tar files nor decoders.
+The files of one sample share their name up to the first dot of the last part of the path, as in
+every WebDataset. Knows neither tar files nor decoders.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from training.data.captions import CaptionSampling
+from training.data.crops import CropConfig
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ALT = "alt"
@@ -109,3 +114,138 @@ def _read_captions(record: dict[str, Any], text: bytes) -> dict[str, str]:
     if not all(isinstance(value, str) for value in found.values()):
         raise BadSample("the record's captions are no object of texts by source")
     return {source: value.strip() for source, value in found.items() if value.strip()}
+
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenSample:
+    """A sample that was passed over: where it lies and why."""
+
+    place: str
+    reason: str
+
+
+class BrokenList:
+    """The broken samples met so far, each once; in a file it outlives the run's restarts."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._places: set[str] = set()
+        if path is not None and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            self._places = {json.loads(line)["place"] for line in lines}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, samples: Iterable[BrokenSample]) -> None:
+        """Log and write down those that are new."""
+        for sample in samples:
+            if sample.place in self._places:
+                continue
+            self._places.add(sample.place)
+            _LOG.warning(
+                "broken sample %d, passed over: %s: %s",
+                len(self),
+                sample.place,
+                sample.reason,
+            )
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(sample)) + "\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSummary:
+    """Counts of a data set.
+
+    Attributes:
+        num_images: All images.
+        num_captioned: Those with a caption of any source.
+        num_named: Those of which it is known exactly what they show.
+        caption_sources: Images that have a caption of each source.
+    """
+
+    num_images: int = 0
+    num_captioned: int = 0
+    num_named: int = 0
+    caption_sources: Mapping[str, int] = field(default_factory=dict)
+
+
+def summarize(samples: Iterable[Sample]) -> DataSummary:
+    """Count samples and their captions."""
+    return total(
+        DataSummary(
+            num_images=1,
+            num_captioned=bool(sample.captions),
+            num_named=bool(sample.names),
+            caption_sources=dict.fromkeys(sample.captions, 1),
+        )
+        for sample in samples
+    )
+
+
+def total(parts: Iterable[DataSummary]) -> DataSummary:
+    """Add summaries up."""
+    images = captioned = named = 0
+    sources: Counter[str] = Counter()
+    for part in parts:
+        images += part.num_images
+        captioned += part.num_captioned
+        named += part.num_named
+        sources.update(part.caption_sources)
+    return DataSummary(
+        num_images=images,
+        num_captioned=captioned,
+        num_named=named,
+        caption_sources=dict(sorted(sources.items())),
+    )
+
+
+def describe(
+    summary: DataSummary, *, captions: CaptionSampling, crops: CropConfig
+) -> tuple[str, ...]:
+    """Say, a line each, what there is and what each kind of loss will use."""
+    lines = [
+        f"{summary.num_images} images, {summary.num_captioned} of them with captions"
+        + (f" ({_counts(summary.caption_sources)})" if summary.caption_sources else "")
+    ]
+    if summary.num_captioned:
+        for token, sources in (("CLS1", captions.cls1), ("CLS2", captions.cls2)):
+            lines.append(caption_line(token, sources, summary))
+    else:
+        lines.append(
+            "contrast with captions: off, for there are none; the text tower learns nothing"
+        )
+    if summary.num_named:
+        lines.append(f"contrast with names: {summary.num_named} images, whose content is listed")
+    else:
+        lines.append("contrast with names: off, for no image lists what it shows")
+    lines.append(
+        f"local crops to global: all {summary.num_images} images, {crops.num_local} crops each"
+        if crops.num_local
+        else "local crops to global: off, for crops.num_local is 0"
+    )
+    lines.append(f"patches: all {summary.num_images} images")
+    return tuple(lines)
+
+
+def caption_line(token: str, sources: Sequence[str], summary: DataSummary) -> str:
+    """Say which captions a CLS token meets."""
+    found = {source: summary.caption_sources.get(source, 0) for source in sources}
+    if not any(found.values()):
+        return (
+            f"{token} with captions: {summary.num_captioned} images, from whatever each has, for "
+            f"none has {' or '.join(sources)}; data.captions.{token.strip().lower()} names others"
+        )
+    line = f"{token} with captions: {summary.num_captioned} images, from {_counts(found)}"
+    if sum(found.values()) < summary.num_captioned:
+        line += "; an image without any of these takes whatever caption it has"
+    return line
+
+
+def _counts(sources: Mapping[str, int]) -> str:
+    return ", ".join(f"{source} {count}" for source, count in sources.items())

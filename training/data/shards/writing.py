@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.data.shards.broken import BrokenSample
 from training.data.shards.decoding import ImageLimits, decode_image
 from training.data.shards.manifest import (
     MANIFEST_FILE,
@@ -24,8 +23,14 @@ from training.data.shards.manifest import (
     save_manifest,
     write_json,
 )
-from training.data.shards.sample import BadSample, Sample
-from training.data.shards.summary import DataSummary, summarize, total
+from training.data.shards.sample import (
+    BadSample,
+    BrokenSample,
+    DataSummary,
+    Sample,
+    summarize,
+    total,
+)
 from training.data.shards.tar_shard import write_shard
 
 DEFAULT_SHARD_SIZE = 1000

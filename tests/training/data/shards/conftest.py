@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from training.data.batch import Batch, TextBatch
-from training.data.caption_sampling import CaptionSampling
+from training.data.captions import CaptionSampling
 from training.data.crops import CropConfig
 from training.data.shards.batches import ShardsConfig
 from training.data.shards.sample import Sample

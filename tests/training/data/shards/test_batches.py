@@ -12,14 +12,13 @@ import torch
 from transformers import Tipsv2Tokenizer
 
 from training.data.batch import Batch, tokenize
-from training.data.caption_sampling import CaptionSampling
+from training.data.captions import CaptionSampling
 from training.data.crops import CropConfig
 from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig
-from training.data.shards.broken import BrokenList
 from training.data.shards.decoding import ImageLimits
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.manifest import ShardStore
-from training.data.shards.sample import Sample
+from training.data.shards.sample import BrokenList, Sample
 from training.data.shards.tar_shard import load_offsets
 from training.data.shards.writing import ShardPlan, build_shards
 

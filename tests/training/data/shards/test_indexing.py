@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from training.data.shards.broken import BrokenList
-from training.data.shards.indexing import index_shards
-from training.data.shards.manifest import ShardStore
-from training.data.shards.opening import open_store
+from training.data.shards.image_folder import open_store
+from training.data.shards.manifest import ShardStore, index_shards
+from training.data.shards.sample import BrokenList
 
 
 @pytest.fixture

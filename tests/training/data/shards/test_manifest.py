@@ -12,7 +12,7 @@ from training.data.shards.manifest import (
     load_manifest,
     save_manifest,
 )
-from training.data.shards.summary import DataSummary
+from training.data.shards.sample import DataSummary
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from training.data.crops import CropConfig
-from training.data.shards.image_folder import ImageFolder
+from training.data.shards.image_folder import ImageFolder, describe_folder, open_store
 from training.data.shards.manifest import ShardStore
-from training.data.shards.opening import describe_folder, open_store
 from training.data.shards.writing import ShardPlan, build_shards
 
 

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from training.data.shards.order import StreamOrder
+from training.data.shards.batches import StreamOrder
 
 SIZES = np.array([4, 0, 7, 3, 5, 6])
 TOTAL = 25

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.data.shards.parquet import ParquetColumns, ParquetItems
+from training.data.shards.item_sources import ParquetColumns, ParquetItems
 from training.data.shards.sample import BadSample, Sample
 
 COLUMNS = ParquetColumns(

@@ -8,8 +8,8 @@ import numpy as np
 from training.data.backgrounds import Photo
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.data.shards.decoding import ImageLimits, decode_image
+from training.data.shards.item_sources import SceneItems
 from training.data.shards.manifest import ShardStore
-from training.data.shards.scene_source import SceneItems
 from training.data.shards.writing import ShardPlan, build_shards
 
 CONFIG = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_size=0.9)

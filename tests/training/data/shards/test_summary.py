@@ -1,9 +1,8 @@
 """What a data set is said to hold, and to be used for."""
 
-from training.data.caption_sampling import CaptionSampling
+from training.data.captions import CaptionSampling
 from training.data.crops import TIPSV2_CROPS, CropConfig
-from training.data.shards.sample import Sample
-from training.data.shards.summary import DataSummary, describe, summarize, total
+from training.data.shards.sample import DataSummary, Sample, describe, summarize, total
 
 
 def test_samples_are_counted(samples: list[Sample]) -> None:

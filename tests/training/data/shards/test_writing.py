@@ -9,9 +9,9 @@ import pytest
 from training.data.scenes import SceneConfig, SceneSource
 from training.data.shards.decoding import ImageLimits
 from training.data.shards.image_folder import ImageFolder
+from training.data.shards.item_sources import SceneItems
 from training.data.shards.manifest import ShardStore, find_damage, load_manifest
 from training.data.shards.sample import BadSample, Sample
-from training.data.shards.scene_source import SceneItems
 from training.data.shards.writing import ShardPlan, build_shards, list_skipped
 
 PLAN = ShardPlan(kind="folder", shard_size=5)

@@ -1,15 +1,16 @@
-"""A frozen EfficientNet-Lite0 (ImageNet, Apache-2.0) that says what it sees in each patch.
+"""A frozen EfficientNet-Lite0 (ImageNet, Apache-2.0) as a source of patch features.
 
-It looks at an image enlarged until one of its cells covers one patch of the student's, so both
-speak of the same places. On a CPU it runs in OpenVINO, which takes a tenth of torch's time for its
+It sees the image enlarged until one of its cells covers one patch of the student's, so that both
+describe the same places. On a CPU it runs in OpenVINO, which takes a tenth of torch's time for its
 depthwise convolutions.
 
-Shapes: B images, H W their pixels, N patches, F the trunk's width, K the reduced width.
+Shapes: B images, H W their pixels, N patches, M samples, F the features' width, K the reduced
+width, ... any leading sizes.
 """
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,44 @@ from torch.nn import functional as F
 
 from model.runtime.openvino_runtime import openvino_core
 from training.checkpoint import save_atomically
-from training.pretrained.reduction import Basis, fit_basis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Basis:
+    """Where features lie and along which axes they vary.
+
+    Attributes:
+        mean_F: float32; what is subtracted.
+        axes_FK: float32; the leading principal axes, each divided by the root of the samples'
+            spread along it, so that large directions stay larger, but not by as much.
+    """
+
+    mean_F: Tensor
+    axes_FK: Tensor
+
+    def reduce(self, features_F: Tensor) -> Tensor:
+        """Bring features [..., F] to [..., K]."""
+        reduced_K: Tensor = (features_F - self.mean_F) @ self.axes_FK
+        return reduced_K
+
+
+def fit_basis(features_MF: Tensor, width: int) -> Basis:
+    """Fit the axes to samples.
+
+    Args:
+        features_MF: float32; at least as many rows as `width`.
+        width: K.
+
+    Raises:
+        ValueError: There are too few samples or features for so many axes.
+    """
+    if min(features_MF.shape) < width:
+        raise ValueError(f"{width} axes need as many samples and features, not {features_MF.shape}")
+    mean_F = features_MF.mean(0)
+    _, spread, axes = torch.linalg.svd(features_MF - mean_F, full_matrices=False)
+    scale_K = spread[:width].clamp(min=1e-6).rsqrt()
+    return Basis(mean_F=mean_F, axes_FK=axes[:width].T * scale_K)
+
 
 PATCH_PIXELS = 14
 CELL_PIXELS = 32

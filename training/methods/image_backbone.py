@@ -1,14 +1,4 @@
-"""What a frozen image trunk and plain titles add: drawings beyond our names, patch by patch.
-
-Small models see few drawings, and few ways to draw them. A network trained on a million photos
-knows more of what makes two drawings alike, and thousands of drawings that no caption of ours names
-can be shown to it. Ours, not TIPSv2's: at its scale there is no shortage of images.
-
-Each term is this rank's part of the global batch's: the mean over the ranks is the whole.
-
-Shapes: B batch, E unnamed drawings, T titled ones, G those of all ranks, N patches, D width, K the
-trunk's reduced width.
-"""
+"""What a frozen image trunk and plain titles add: drawings beyond our names, patch by patch."""
 
 from dataclasses import dataclass
 

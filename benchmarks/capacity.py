@@ -4,18 +4,386 @@ Run: python -m benchmarks.capacity --rate 500 --side 448 --p99-ms 200 --curves F
      python -m benchmarks.capacity ... --server http://localhost:8000 --metrics http://localhost:8002
 
 Costs come from a server that runs on the machine in question, which measures them at its start, or
-from a file of `python -m benchmarks.autoscaling.measure`. docs/capacity.md explains each step.
+from a file of `python -m benchmarks.batch_costs`. docs/capacity.md explains each step.
 """
 
 import argparse
+import json
+import math
+import re
 import sys
+import urllib.request
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Final, Self
 
-from benchmarks.autoscaling.curves import MEASURED, Curves, CurvesError, read_server
-from benchmarks.autoscaling.plan import Demand, Plan, PlanError, plan
-from benchmarks.autoscaling.queueing import highest_utilisation
+from service.lanes.latency_model import CostCurve
+
+# What batches cost on one machine: from a file, or from a server that runs.
+
+ANSWER_LIMIT_S: Final = 10.0
+SAMPLE: Final = re.compile(r"(\w+)\{([^}]*)\} (\S+)")
+LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
+MEASURED: Final = Path(__file__).parent / "measured"
+
+
+class CurvesError(ValueError):
+    """Costs that are not there, or do not make sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The line of costs of one shape: a batch of n takes `intercept_s + slope_s * n`."""
+
+    label: str
+    patches: int
+    intercept_s: float
+    slope_s: float
+
+    def __post_init__(self) -> None:
+        if self.patches <= 0 or self.slope_s < 0 or self.intercept_s < 0 or self.alone_s <= 0:
+            raise CurvesError(f"{self.label}: these are no costs: {self}")
+
+    @property
+    def curve(self) -> CostCurve:
+        """For batches."""
+        return CostCurve(self.intercept_s, self.slope_s)
+
+    @property
+    def alone_s(self) -> float:
+        """Of a batch of one."""
+        return self.intercept_s + self.slope_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curves:
+    """Everything that planning needs of one package on one machine.
+
+    Attributes:
+        model: Its name.
+        machine: What measured it.
+        date: When, as year, month and day.
+        how: By which clock.
+        runtime: What computed, in which precision.
+        images: Of square images, the smallest first.
+        text: Of short texts.
+        beside_s: CPU seconds of an image outside the lanes: decoded, scaled, answered.
+    """
+
+    model: str
+    machine: str
+    date: str
+    how: str
+    runtime: str
+    images: tuple[Cost, ...]
+    text: Cost
+    beside_s: float = 0.0
+
+    def to_json(self) -> str:
+        """For a file."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a file that `to_json` wrote.
+
+        Raises:
+            CurvesError: It is something else.
+        """
+        try:
+            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            images = tuple(Cost(**cost) for cost in document.pop("images"))
+            text = Cost(**document.pop("text"))
+            return cls(images=images, text=text, **document)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise CurvesError(f"{path} holds no costs: {error}") from None
+
+    def image(self, side: int) -> Cost:
+        """Of square images of a side; between two that were measured, by a curve through both.
+
+        Costs grow like `a * patches + b * patches^2`, for attention compares all patches with all.
+
+        Raises:
+            CurvesError: It lies outside of what was measured.
+        """
+        by_side = {_side(cost.label): cost for cost in self.images}
+        if side in by_side:
+            return by_side[side]
+        below = [known for known in by_side if known < side]
+        above = [known for known in by_side if known > side]
+        if not below or not above:
+            measured = ", ".join(str(known) for known in sorted(by_side))
+            raise CurvesError(f"{side} px was not measured, and lies outside of {measured}")
+        return _between(by_side[max(below)], by_side[min(above)], side)
+
+
+def _side(label: str) -> int:
+    return int(label.rpartition("x")[2])
+
+
+def _between(small: Cost, large: Cost, side: int) -> Cost:
+    """The cost of one image at a side between two, with the smaller one's share of intercept."""
+    unit = small.patches / _side(small.label) ** 2
+    n, first, second = unit * side**2, small.patches, large.patches
+    per_first, per_second = small.alone_s / first, large.alone_s / second
+    quadratic = (per_second - per_first) / (second - first)
+    alone_s = n * (per_first + quadratic * (n - first))
+    part = replace(small, label=f"image {side}x{side}", patches=round(n))
+    factor = alone_s / small.alone_s
+    return replace(part, intercept_s=small.intercept_s * factor, slope_s=small.slope_s * factor)
+
+
+def read_server(http_url: str, metrics_url: str) -> Curves:
+    """What a running server has measured of itself; of its default model.
+
+    Raises:
+        CurvesError: It measured no square images or no texts.
+        OSError: It does not answer.
+    """
+    with urllib.request.urlopen(f"{http_url}/v1/models", timeout=ANSWER_LIMIT_S) as answer:
+        model = json.load(answer)["data"][0]
+    with urllib.request.urlopen(f"{metrics_url}/metrics", timeout=ANSWER_LIMIT_S) as answer:
+        costs = _costs(answer.read().decode(), model["id"], model["patch_size"])
+    images = [cost for label, cost in costs.items() if label.startswith("image ")]
+    texts = [cost for label, cost in costs.items() if label.startswith("text ")]
+    if not images or not texts:
+        raise CurvesError(f"{http_url} has measured {len(images)} shapes and {len(texts)} texts")
+    return Curves(
+        model=model["id"],
+        machine=f"the server at {http_url}",
+        date="now",
+        how="seconds by the clock, as the server learns them",
+        runtime=f"{model['runtime']} {model['precision']}",
+        images=tuple(sorted(images, key=lambda cost: cost.patches)),
+        text=texts[0],
+    )
+
+
+def _costs(text: str, model: str, patch: int) -> dict[str, Cost]:
+    """Square images and texts, by the label of their bucket."""
+    lines: dict[str, dict[str, float]] = {}
+    for name, labels, value in SAMPLE.findall(text):
+        found = dict(LABEL.findall(labels))
+        if name.startswith("tipserve_batch_cost_") and found.get("model") == model:
+            part = "intercept_s" if "intercept" in name else "slope_s"
+            lines.setdefault(found["bucket"], {})[part] = float(value)
+    costs = {}
+    for label, parts in lines.items():
+        kind, _, shape = label.partition(" ")
+        sides = [int(side) for side in shape.split("x")]
+        if kind == "text":
+            costs[label] = Cost(label, sides[0], **parts)
+        elif kind == "image" and sides[0] == sides[-1]:
+            costs[label] = Cost(label, (sides[0] // patch) ** 2, **parts)
+    return costs
+
+
+# Waiting times in closed form: Erlang C for M/M/c, and Allen and Cunneen's correction for G/G/c.
+#
+# Sources: A. K. Erlang, 1917; A. O. Allen, "Probability, Statistics and Queueing Theory", 1990. The
+# correction is exact for M/M/c and for the mean of M/G/1; for several servers it is an
+# approximation, and that the wait of those who wait is exponential is one for everything but
+# M/M/c.
+
+
+def erlang_c(servers: int, load: float) -> float:
+    """The share of arrivals that must wait, with Poisson arrivals and exponential service.
+
+    Args:
+        servers: At least 1.
+        load: Arrivals a second times the mean service in seconds (Erlangs).
+
+    Returns:
+        1 where the load is more than the servers can do.
+
+    Raises:
+        ValueError: There are no servers, or less than no load.
+    """
+    if servers < 1 or load < 0:
+        raise ValueError(f"{servers} servers cannot have a load of {load}")
+    if load >= servers:
+        return 1.0
+    # Erlang B by its recursion, which neither factorials nor powers can overflow.
+    blocked = 1.0
+    for number in range(1, servers + 1):
+        blocked = load * blocked / (number + load * blocked)
+    utilisation = load / servers
+    return blocked / (1 - utilisation + utilisation * blocked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """One waiting line before equal servers.
+
+    Attributes:
+        servers: How many.
+        rate: Arrivals a second.
+        service_s: Mean service.
+        service_cv2: Squared coefficient of variation of service; 0 where all take equally long.
+        arrival_cv2: The same of the time between arrivals; 1 for a Poisson stream.
+    """
+
+    servers: int
+    rate: float
+    service_s: float
+    service_cv2: float = 1.0
+    arrival_cv2: float = 1.0
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the servers' time that is taken; more than 1 where they cannot keep up."""
+        return self.rate * self.service_s / self.servers
+
+    @property
+    def wait_probability(self) -> float:
+        """The share of arrivals that must wait."""
+        return erlang_c(self.servers, self.rate * self.service_s)
+
+    @property
+    def mean_wait_s(self) -> float:
+        """Of all arrivals; infinite where the servers cannot keep up."""
+        if self.utilisation >= 1:
+            return math.inf
+        spare = self.servers * (1 - self.utilisation)
+        exponential_s = self.wait_probability * self.service_s / spare
+        return exponential_s * (self.arrival_cv2 + self.service_cv2) / 2
+
+    def wait_s(self, quantile: float) -> float:
+        """What this share of arrivals waits at most."""
+        must_wait = self.wait_probability
+        if self.utilisation >= 1:
+            return math.inf
+        if must_wait <= 1 - quantile:
+            return 0.0
+        return self.mean_wait_s / must_wait * math.log(must_wait / (1 - quantile))
+
+
+def highest_utilisation(
+    servers: int, quantile: float, wait_in_services: float, service_cv2: float = 0.0
+) -> float:
+    """The utilisation at which a quantile of the wait reaches so many mean services.
+
+    The share of time that can be sold: what is left is the price of a bound on the wait.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        queue = Queue(
+            servers=servers, rate=middle * servers, service_s=1.0, service_cv2=service_cv2
+        )
+        if queue.wait_s(quantile) <= wait_in_services:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+# How many replicas a load needs: each step of the sum by itself, so that it can be shown.
+#
+# Lanes are the servers. An image takes a lane for its time on the measured line of costs and for
+# what it takes beside; a request with names that the cache does not know takes one for its texts
+# too. A lane may be busy only so much of its time that the asked share of requests waits no longer
+# than the limit leaves, by the closed form of `queueing.py`. What a zone's end takes away is
+# added.
+
+
+class PlanError(ValueError):
+    """No number of replicas does what is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What is asked for.
+
+    Attributes:
+        rate: Requests a second, of one image each, at the peak.
+        side: Of the images, in pixels.
+        quantile: The share of requests that must be answered within `limit_s`.
+        limit_s: As said.
+        new_text_share: Share of requests with texts that no cache knows.
+        texts: How many of them each has.
+        lanes: Of a replica, on as many CPUs.
+        zones: Over which replicas are spread evenly, and one of which may end; 1 for none.
+        margin: For what a plan does not know; 0.1 is a tenth more load.
+    """
+
+    rate: float
+    side: int
+    limit_s: float
+    quantile: float = 0.99
+    new_text_share: float = 0.0
+    texts: int = 0
+    lanes: int = 4
+    zones: int = 1
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The steps of the sum."""
+
+    image_s: float
+    text_s: float
+    request_s: float
+    wait_s: float
+    utilisation: float
+    lanes_busy: float
+    replicas: int
+    replicas_with_zone: int
+
+
+def plan(demand: Demand, curves: Curves) -> Plan:
+    """Work it out.
+
+    Raises:
+        PlanError: An image alone takes longer than the limit, or the numbers make no sense.
+    """
+    if min(demand.rate, demand.limit_s, demand.lanes, demand.zones) <= 0:
+        raise PlanError("rate, limit, lanes and zones must be positive")
+    image_s = curves.image(demand.side).alone_s + curves.beside_s
+    new_s = curves.text.curve.seconds(demand.texts) if demand.texts else 0.0
+    text_s = demand.new_text_share * new_s
+    request_s = image_s + text_s
+    # Texts are computed beside the image, so the longer of the two is what a caller sees.
+    wait_s = demand.limit_s - max(image_s, new_s if demand.new_text_share else 0.0)
+    if wait_s <= 0:
+        raise PlanError(
+            f"a request takes {image_s:.3f} s without any waiting, more than the limit of "
+            f"{demand.limit_s:.3f} s: ask for smaller images, a smaller model, or more time"
+        )
+    # A balancer that chooses by chance gives every replica a queue of its own, so the bound is of
+    # one replica's lanes and not of all.
+    utilisation = highest_utilisation(
+        demand.lanes, demand.quantile, wait_s / request_s, _variation2(image_s, new_s, demand)
+    )
+    lanes_busy = demand.rate * (1 + demand.margin) * request_s
+    replicas = max(1, math.ceil(lanes_busy / (utilisation * demand.lanes)))
+    return Plan(
+        image_s=image_s,
+        text_s=text_s,
+        request_s=request_s,
+        wait_s=wait_s,
+        utilisation=utilisation,
+        lanes_busy=lanes_busy,
+        replicas=replicas,
+        replicas_with_zone=_with_zone(replicas, demand.zones),
+    )
+
+
+def _variation2(image_s: float, new_s: float, demand: Demand) -> float:
+    """Squared variation of what a request takes: some have texts, some have not."""
+    share = demand.new_text_share
+    mean_s = image_s + share * new_s
+    return share * (1 - share) * new_s**2 / mean_s**2
+
+
+def _with_zone(replicas: int, zones: int) -> int:
+    """So many that the zones that are left still have them, spread evenly."""
+    if zones == 1:
+        return replicas
+    return math.ceil(replicas / (zones - 1)) * zones
+
 
 # A server does not tell what an image costs outside its lanes: decoded and scaled from 640 x 480,
 # it was 2.4 and 3.7 ms where we measured.

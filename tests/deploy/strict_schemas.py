@@ -11,8 +11,7 @@ from jsonschema import Draft202012Validator
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
-from tests.deploy.operator_pods import pods_within
-from tests.deploy.workloads import Manifest, called
+from tests.deploy.workloads import Manifest, called, pods_within
 
 # Two that are widely run, and the newest that the package knows.
 VERSIONS = ("1.30", "1.32", kubernetes_validate.latest_version())

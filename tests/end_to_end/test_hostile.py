@@ -1,4 +1,4 @@
-"""A few seconds of what `benchmarks/hostile.py` does for ten minutes, and that it would notice."""
+"""A few seconds of the campaign that `python -m tests.hostile.campaign` runs for minutes."""
 
 import random
 import threading
@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from benchmarks.attacks.attack import Attack, Books, Broken, Send
-from benchmarks.attacks.campaign import Attacked, Plan, run_campaign
-from benchmarks.attacks.good_requests import Failed, GoodAnswers, Refused, Trickle, distance
-from benchmarks.attacks.raw_socket import HttpAnswer, check_error
-from benchmarks.attacks.vital_signs import Sample, VitalSigns
-from benchmarks.hostile import is_error
+from tests.hostile.campaign import (
+    Attacked,
+    Failed,
+    GoodAnswers,
+    Plan,
+    Refused,
+    Sample,
+    Trickle,
+    VitalSigns,
+    distance,
+    is_error,
+    run_campaign,
+)
+from tests.hostile.wire import Attack, Books, Broken, HttpAnswer, Send, check_error
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service

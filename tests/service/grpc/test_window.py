@@ -7,18 +7,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
-from benchmarks.attacks.raw_http2 import (
-    DATA,
-    PING,
-    PREFACE,
-    SETTINGS,
-    WINDOW_UPDATE,
-    frame,
-    head,
-    opened,
-)
 from service.grpc.generated import embed_pb2, image_pb2, stream_pb2
 from service.server import Server
+from tests.hostile.wire import DATA, PING, PREFACE, SETTINGS, WINDOW_UPDATE, frame, opened
+from tests.hostile.wire import http2_head as head
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime

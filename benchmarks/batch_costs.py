@@ -1,9 +1,9 @@
-"""Measures what batches cost on this machine, in CPU seconds on one thread, and writes it as JSON.
+"""Measure what batches cost on this machine, in CPU seconds on one thread, and write it as JSON.
 
-Run: python -m benchmarks.autoscaling.measure --model bundled --sides 112,224,448 --output FILE
+Run: python -m benchmarks.batch_costs --model bundled --sides 112,224,448 --output FILE
 
-CPU time is what one lane takes on a core of its own; on cores that others use too, time by the
-clock says more about them. A running server measures the same by the clock, see `curves.py`.
+CPU time is what one lane takes on a core of its own. A running server measures the same in wall-
+clock time, see `benchmarks.capacity`.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.autoscaling.curves import Cost, Curves
 from benchmarks.batch_latency import photo_like_jpeg
+from benchmarks.capacity import Cost, Curves
 from model.package import ModelPackage, open_package
 from model.preprocess import prepare_image
 from model.runtime.base import Runtime

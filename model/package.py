@@ -4,13 +4,13 @@ Digests are verified before a file is opened by anyone else; see `model.package_
 runtime and no network.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from model.files import atomic_write
 from model.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -107,9 +107,7 @@ def write_manifest(folder: Path, manifest_without_files: Manifest) -> ModelPacka
         raise PackageError(f"{folder} is empty; write the model's files before its manifest")
     check_files(folder, files, verify=False)
     manifest = manifest_without_files.model_copy(update={"files": files})
-    temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
-    temporary.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / MANIFEST_NAME)
+    atomic_write(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
     return ModelPackage(path=folder, manifest=manifest)
 
 

@@ -13,7 +13,6 @@ Old versions leave as new ones come. Who serves which is not known here: a versi
 has a link of any name that leads to it, such as `serving`.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from model.files import locked, rename, sync_tree
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import ModelPackage, PackageError, open_package
 from model.package_check import sha256
@@ -136,8 +136,7 @@ class Repository:
     def _writing(self) -> Iterator[None]:
         """Keep other publications out; the lock ends with its holder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.folder / ".lock"):
             yield
 
     def _copy(self, package: ModelPackage, version: str) -> None:
@@ -151,14 +150,12 @@ class Repository:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(package.path / name, target)
                 target.chmod(0o644)
-                _flush(target)
             for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
                 folder.chmod(0o755)
-                _flush(folder)
+            sync_tree(partial)
             # What lies on this disk, not what was read from the other.
             open_package(partial)
-            partial.rename(self.folder / version)
-            _flush(self.folder)
+            rename(partial, self.folder / version)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -166,8 +163,7 @@ class Repository:
         temporary = self.folder / f".{CURRENT}{_PARTIAL}"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(version)
-        temporary.replace(self.folder / CURRENT)
-        _flush(self.folder)
+        rename(temporary, self.folder / CURRENT)
 
     def _prune(self, keep: int, before: str | None, progress: Callable[[str], None]) -> None:
         """Remove old versions; a name is taken away first, so that no half of one is found."""
@@ -208,12 +204,3 @@ def check_proven(manifest: Manifest) -> None:
                 f"{file} of {manifest.name!r} was never proven to compute what the model does; "
                 "measure it with `python -m model check --write`, or export it again"
             )
-
-
-def _flush(path: Path) -> None:
-    """See what was written onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import uvloop
 
+from model.files import atomic_write
 from service.data_plane import DataPlane
 from service.errors import Unavailable
 from service.grpc.server import GrpcServer
@@ -232,9 +233,7 @@ def serve_metrics(settings: Settings, metrics: Metrics, plane: DataPlane) -> Met
 
 def write_ports(path: Path, ports: dict[str, int]) -> None:
     """Write the ports as JSON; the file appears at once or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(ports) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    atomic_write(path, json.dumps(ports) + "\n")
 
 
 def main(settings: Settings) -> int:

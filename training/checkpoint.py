@@ -15,7 +15,6 @@ no entry. Learning rates are not saved: they follow from the configuration and t
 """
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+
+from model.files import atomic_file, rename, sync_tree
 
 PREFIX = "optimizer."
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -141,9 +142,8 @@ _WEIGHTS, _STATE, _HEADER = "model.safetensors", "state", "checkpoint.json"
 
 def save_atomically(state: object, path: Path) -> None:
     """Write a file of tensors; a crash leaves what was there before."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        torch.save(state, temporary)
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -309,14 +309,12 @@ def _whole(value: Tensor) -> Tensor:
 
 def _publish(partial: Path, final: Path) -> None:
     """Give a complete checkpoint its name, once its files are on the disk."""
-    for name in (_WEIGHTS, _HEADER):
-        with (partial / name).open("rb") as file:
-            os.fsync(file.fileno())
+    sync_tree(partial)
     if final.exists():
         # The same step of the same run, saved again: what is there already says the same.
         shutil.rmtree(partial)
         return
-    partial.rename(final)
+    rename(partial, final)
 
 
 def _remove(checkpoint: Path) -> None:

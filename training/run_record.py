@@ -20,6 +20,8 @@ from typing import Any, cast
 
 import torch
 
+from model.files import atomic_write
+
 RECORD_FILE = "run.json"
 FORMAT_VERSION = 1
 _OLD_FILE = "config.txt"
@@ -149,9 +151,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(record: dict[str, Any], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    atomic_write(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_configs(folder: Path) -> list[object]:

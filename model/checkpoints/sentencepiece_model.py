@@ -1,7 +1,7 @@
-"""Reads a SentencePiece model file into its pieces and normaliser, with no library for it.
+"""Read the pieces and the normaliser of a SentencePiece model file, without its library.
 
-The file is one protocol-buffer message; its public schema is `sentencepiece_model.proto` of
-google/sentencepiece. Only the fields that a BPE tokenizer needs are looked at.
+The file is one protobuf message; its schema is `sentencepiece_model.proto` of google/sentencepiece.
+Only the fields that a BPE tokenizer needs are read.
 """
 
 import struct
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoints.checkpoint import CheckpointError
+from model.protobuf_wire import read_fields
 
 NORMAL, UNKNOWN, USER_DEFINED, UNUSED, BYTE = 1, 2, 4, 5, 6
 BPE = 2
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 Value = int | bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One entry of the vocabulary; its place is its id."""
+    """One entry of the vocabulary; its index is its id."""
 
     text: str
     score: float
@@ -28,16 +28,16 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentencePieceModel:
-    """What a BPE model file says.
+    """The contents of a BPE model file.
 
     Attributes:
-        pieces: By id.
-        charsmap: The compiled normaliser, empty for none.
+        pieces: Vocabulary, indexed by id.
+        charsmap: Compiled normaliser; empty if there is none.
         model_type: 2 is BPE.
-        has_bytes: Whether unknown characters become bytes.
-        pad_id: Below 0 where there is no padding piece.
-        unknown_id: Of what nothing else covers.
-        keeps_spaces: Whether runs of spaces are left as they are.
+        has_bytes: Whether unknown characters are encoded as bytes.
+        pad_id: Id of the padding piece; negative if there is none.
+        unknown_id: Id of text that no other piece covers.
+        keeps_spaces: Whether runs of spaces are kept.
     """
 
     pieces: list[Piece]
@@ -53,13 +53,13 @@ def parse_model(path: Path) -> SentencePieceModel:
     """Parse a model file.
 
     Raises:
-        CheckpointError: It is no such file, or cut short.
+        CheckpointError: The file is not a SentencePiece model, or is cut off.
     """
     try:
         return _parse(path.read_bytes())
-    except (ValueError, IndexError, struct.error) as error:
+    except (ValueError, struct.error) as error:
         raise CheckpointError(
-            f"{path} is no SentencePiece model or was cut short ({error}); use the tokenizer.model "
+            f"{path} is not a SentencePiece model or is cut off ({error}); use the tokenizer.model "
             "of the release"
         ) from error
 
@@ -76,8 +76,8 @@ def _parse(content: bytes) -> SentencePieceModel:
         elif number == 3:
             normalizer = dict(_fields(_bytes(value)))
     if not pieces:
-        raise ValueError("it has no pieces")
-    # Numbers and defaults are the schema's.
+        raise ValueError("no pieces")
+    # Field numbers and defaults are those of the schema.
     return SentencePieceModel(
         pieces=pieces,
         charsmap=_bytes(normalizer.get(2, b"")),
@@ -96,47 +96,18 @@ def _piece(content: bytes) -> Piece:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, Value]]:
-    """Number and value of each field, in the wire format of protocol buffers."""
-    at = 0
-    while at < len(content):
-        key, at = _varint(content, at)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == VARINT:
-            value, at = _varint(content, at)
-            yield number, value
-            continue
-        if wire_type == BYTES:
-            length, at = _varint(content, at)
-        elif wire_type in (FIXED32, FIXED64):
-            length = 4 if wire_type == FIXED32 else 8
-        else:
-            raise ValueError(f"an unknown wire type: {wire_type}")
-        if at + length > len(content):
-            raise ValueError("a field is longer than what is left of it")
-        yield number, content[at : at + length]
-        at += length
-
-
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError("a number is too long")
+    for number, _, value in read_fields(content):
+        yield number, content[value] if isinstance(value, slice) else value
 
 
 def _bytes(value: Value) -> bytes:
     if isinstance(value, int):
-        raise ValueError("a number stands where bytes should")
+        raise ValueError("a number in place of bytes")
     return value
 
 
 def _int(value: Value) -> int:
     if isinstance(value, bytes):
-        raise ValueError("bytes stand where a number should")
-    # Negative 32-bit numbers are written as 64 bits.
+        raise ValueError("bytes in place of a number")
+    # Negative numbers are written in 64 bits, two's complement.
     return value - (1 << 64) if value >= 1 << 63 else value

@@ -10,16 +10,18 @@ revisions/OWNER--NAME@REVISION    the commit that a hub's revision was, when it 
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from model.conversion.errors import CacheError
-from model.conversion.lock import Progress, locked, locked_if_free
 from model.conversion.source import HubSource
+from model.files import LockHeld, LocksUnsupported, atomic_write, locked
 from model.package import ModelPackage, PackageError, open_package
+
+Progress = Callable[[str], None]
 
 VARIABLE: Final = "TIPSERVE_CACHE"
 STAGING: Final = re.compile(r"\.(?P<entry>.+-[0-9a-f]{20})\..+")
@@ -72,8 +74,35 @@ class PackageCache:
         except OSError as error:
             raise unusable(self.root, error) from error
         folder = self.folder(name, key)
-        with locked(self._locks / folder.name, progress):
+        with self._locked(
+            folder.name,
+            on_wait=lambda holder: progress(f"waiting for {holder}, which prepares the same model"),
+        ):
             yield folder
+
+    @contextmanager
+    def _locked(
+        self, entry: str, *, wait: bool = True, on_wait: Callable[[str], None] = lambda _: None
+    ) -> Iterator[bool]:
+        """Hold an entry's lock; gives False if it is held elsewhere and `wait` is false."""
+        path = self._locks / entry
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, wait=wait, on_wait=on_wait))
+            except LockHeld:
+                yield False
+                return
+            except LocksUnsupported as error:
+                raise CacheError(
+                    f"{path} cannot be locked ({error.strerror}); name a cache folder on a file "
+                    f"system with locks by --cache or {VARIABLE}"
+                ) from error
+            except OSError as error:
+                raise CacheError(
+                    f"{path} cannot be written ({error.strerror}); name another cache folder by "
+                    f"--cache or {VARIABLE}"
+                ) from error
+            yield True
 
     def remove_leftovers(self, mine: Path | None = None) -> None:
         """Remove what dead processes left: staging whose lock nobody holds, and one's own.
@@ -91,7 +120,7 @@ class PackageCache:
             if mine is not None and match["entry"] == mine.name:
                 shutil.rmtree(path, ignore_errors=True)
                 continue
-            with locked_if_free(self._locks / match["entry"]) as is_dead:
+            with self._locked(match["entry"], wait=False) as is_dead:
                 if is_dead:
                     shutil.rmtree(path, ignore_errors=True)
 
@@ -107,9 +136,7 @@ class PackageCache:
         """Note which commit a revision is now."""
         path = self._revision_file(source)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(commit + "\n", encoding="utf-8")
-        temporary.replace(path)
+        atomic_write(path, commit + "\n")
 
     def _revision_file(self, source: HubSource) -> Path:
         name = f"{source.repository.replace('/', '--')}@{source.revision}"

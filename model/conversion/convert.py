@@ -10,10 +10,9 @@ from typing import Any, Final, get_args
 
 from pydantic import JsonValue
 
-from model.conversion.cache import check_space
+from model.conversion.cache import Progress, check_space
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
 from model.conversion.identity import weight_bytes
-from model.conversion.lock import Progress
 from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import ModelPackage, open_package

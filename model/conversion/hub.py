@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from model.conversion.cache import COMMIT
+from model.conversion.cache import COMMIT, Progress
 from model.conversion.download_progress import progress_bar
 from model.conversion.errors import DOWNLOADING, HubError, require
 from model.conversion.hub_errors import explain
-from model.conversion.lock import Progress
 from model.conversion.source import HubSource
 
 # Weights as safetensors only: no pickle, no code, no other framework's copy of the same weights.

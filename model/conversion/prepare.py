@@ -6,12 +6,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from model.conversion.cache import PackageCache, discard
+from model.conversion.cache import PackageCache, Progress, discard
 from model.conversion.convert import Recipe, convert
 from model.conversion.errors import ConversionError, HubUnreachableError, MissingExtraError
 from model.conversion.hub import ask_commit, downloaded_commit, fetch
 from model.conversion.identity import content_of, key_of
-from model.conversion.lock import Progress
 from model.conversion.source import CheckpointSource, HubSource
 from model.graphs import Precision
 from model.package import ModelPackage, PackageError, check_output

@@ -10,6 +10,7 @@ from transformers import Tipsv2ImageProcessor, Tipsv2Processor
 from model.export.content import PackageContent
 from model.export.graph_writer import write_graphs
 from model.export.sizes import native_size
+from model.files import rename, sync_tree
 from model.manifest import MANIFEST_NAME
 from model.package import ModelPackage, check_output, open_package, write_manifest
 from model.parity.proof import Progress, prove_package
@@ -48,6 +49,7 @@ def write_package(
         (staging / "README.md").write_text(content.render_card(manifest), encoding="utf-8")
         write_manifest(staging, manifest)
         _make_readable(staging)
+        sync_tree(staging)
         _replace(output, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -69,21 +71,20 @@ def _write_files(content: PackageContent, folder: Path, progress: Progress) -> N
 
 def _make_readable(folder: Path) -> None:
     """Let every user read the package: a server seldom runs as the user who wrote it."""
-    folder.chmod(0o755)
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _replace(output: Path, staging: Path) -> None:
     """Put the new folder in the old one's place, keeping the old until the new is there."""
     if not (output / MANIFEST_NAME).is_file():
-        staging.rename(output)
+        rename(staging, output)
         return
     retired = output.with_name(f".{output.name}.{os.getpid()}.retired")
-    output.rename(retired)
+    rename(output, retired)
     try:
-        staging.rename(output)
+        rename(staging, output)
     except OSError:
-        retired.rename(output)
+        rename(retired, output)
         raise
     shutil.rmtree(retired)

@@ -1,19 +1,26 @@
 """What a bulk job writes: its record, part files and the single file that joins them."""
 
-import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.files import (
+    TEMPORARY_SUFFIX,
+    LockHeld,
+    LocksUnsupported,
+    atomic_file,
+    atomic_write,
+    locked,
+)
 from service.bulk.embedding import BadItem, Dtype, Row, to_table
 from service.bulk.inputs import Columns, Inputs
 from service.engines.engine import ModelSummary, UserError
@@ -132,7 +139,6 @@ RECORD_NAME: Final = "_tipserve.json"
 LOCK_NAME: Final = "_lock"
 ERRORS_NAME: Final = "_errors"
 PART_NAME: Final = re.compile(r"part-(\d+)\.parquet")
-TEMPORARY: Final = ".tmp"
 # Of the numbers that wait to be written; a part of patches may have gigabytes.
 GROUP_BYTES: Final = 32 * 1024 * 1024
 
@@ -160,17 +166,18 @@ class OutputFolder:
                 raise JobError(
                     f"{self.path} holds something else ({min(others)}); name an empty folder."
                 )
-        _write_whole(file, json.dumps(record, indent=2) + "\n")
+        atomic_write(file, json.dumps(record, indent=2) + "\n")
         self.errors_folder.mkdir(exist_ok=True)
-        for left in [*self.path.glob(f".*{TEMPORARY}"), *self.errors_folder.glob(f".*{TEMPORARY}")]:
-            left.unlink()
+        for folder in (self.path, self.errors_folder):
+            for left in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+                left.unlink()
 
     def clear(self) -> None:
         """Remove what a job wrote here; where none did, nothing."""
         if not (self.path / RECORD_NAME).exists():
             return
         shutil.rmtree(self.errors_folder, ignore_errors=True)
-        for name in [*self.path.glob("part-*.parquet"), *self.path.glob(f".*{TEMPORARY}")]:
+        for name in [*self.path.glob("part-*.parquet"), *self.path.glob(f".*{TEMPORARY_SUFFIX}")]:
             name.unlink()
         (self.path / RECORD_NAME).unlink()
 
@@ -196,24 +203,19 @@ class OutputFolder:
             Rows and bad items.
         """
         file = self.part_file(number)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY}")
         bad: list[BadItem] = []
         num_rows = 0
-        try:
+        with atomic_file(file) as temporary:
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
                 for rows in _groups(outcomes, bad):
                     writer.write_table(to_table(rows, schema))
                     num_rows += len(rows)
-            _sync(temporary)
             # Complaints first: rows say that the part is done.
             errors = self.errors_file(number)
             if bad:
-                _write_whole(errors, "".join(f"{json.dumps(asdict(item))}\n" for item in bad))
+                atomic_write(errors, "".join(f"{json.dumps(asdict(item))}\n" for item in bad))
             else:
                 errors.unlink(missing_ok=True)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
         return num_rows, len(bad)
 
     def totals(self) -> tuple[int, int]:
@@ -231,24 +233,18 @@ def locked_folder(path: Path) -> Iterator[OutputFolder]:
     Raises:
         JobError: One does, or the folder cannot be made.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK_NAME).open("a", encoding="utf-8")
-    except OSError as error:
-        raise JobError(f"{path} cannot be written to: {error.strerror}.") from error
-    with lock:
-        _lock(lock, path)
+    with ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(path / LOCK_NAME, wait=False))
+        except LocksUnsupported:
+            # Two jobs that write to one folder are not detected on such a file system.
+            pass
+        except LockHeld as error:
+            raise JobError(f"Another process writes to {path}; wait for it, or end it.") from error
+        except OSError as error:
+            raise JobError(f"{path} cannot be written to: {error.strerror}.") from error
         yield OutputFolder(path)
-
-
-def _lock(file: IO[str], path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise JobError(f"Another process writes to {path}; wait for it, or end it.") from error
-    except OSError:
-        # A file system without locks: whoever starts two jobs on one folder there is not stopped.
-        return
 
 
 def _groups(outcomes: Iterable[Row | BadItem], bad: list[BadItem]) -> Iterator[list[Row]]:
@@ -273,19 +269,6 @@ def _read_record(file: Path) -> object:
         return json.loads(file.read_bytes())
     except ValueError:
         return None
-
-
-def _write_whole(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY}")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(file)
-
-
-def _sync(file: Path) -> None:
-    """A name must not outlive its bytes where the machine fails."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 # One Parquet file from a job's parts, for outputs that are named as a file.
@@ -323,11 +306,10 @@ def is_finished(file: Path, record: dict[str, Any]) -> bool:
 def join_parts(folder: OutputFolder, file: Path, schema: pa.Schema) -> None:
     """Write all parts into one file, which appears whole; the parts go."""
     numbers = sorted(folder.done())
-    temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY}")
     errors = b"".join(
         part.read_bytes() for part in map(folder.errors_file, numbers) if part.exists()
     )
-    try:
+    with atomic_file(file) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for number in numbers:
                 with pq.ParquetFile(folder.part_file(number)) as part:
@@ -337,9 +319,6 @@ def join_parts(folder: OutputFolder, file: Path, schema: pa.Schema) -> None:
             errors_file(file).write_bytes(errors)
         else:
             errors_file(file).unlink(missing_ok=True)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
     shutil.rmtree(folder.path, ignore_errors=True)
 
 

@@ -8,6 +8,7 @@ from typing import Final, get_args
 
 import numpy as np
 
+from model.files import atomic_write
 from model.winner_map import Labels
 from service.commands.program import (
     DONE,
@@ -139,12 +140,9 @@ def _encode(options: argparse.Namespace, labels_HW: Labels, image: bytes) -> byt
 
 def _write(file: Path, content: bytes) -> None:
     """The file appears whole or not at all."""
-    temporary = file.with_name(f".{file.name}.new")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(file)
+        atomic_write(file, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise EngineError(f"{file} cannot be written: {error.strerror}.") from error
 
 

@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from model.protobuf_wire import BYTES, read_fields
 from service.call import Call, Clock, deadline_exceeded
 from service.errors import InvalidRequest, RequestTooLarge
 from service.grpc.errors import CODE, error_metadata
@@ -25,8 +26,6 @@ from service.safety.protection import BodyShare
 # them would become most of a gigabyte, and take a second of the event loop, before any check of
 # ours.
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
-MAX_VARINT_BYTES: Final = 10
 # A message this small becomes a few megabytes at the worst, and is not worth the counting.
 SMALL_BYTES: Final = 128 * 1024
 # What a length-delimited field holds by its number: messages of a type, or packed numbers. Strings
@@ -62,28 +61,22 @@ def _count(raw: bytes, message_type: Descriptor, limit: int) -> int:
     count = 0
     waiting = [(0, len(raw), message_type)]
     while waiting and count <= limit:
-        position, end, described = waiting.pop()
+        start, end, described = waiting.pop()
         contents = _contents(described)
-        while position < end and count <= limit:
-            count += 1
-            try:
-                key, position = _varint(raw, position)
-                wire_type = key & 7
-                if wire_type == VARINT:
-                    _, position = _varint(raw, position)
-                elif wire_type == LENGTH:
-                    length, position = _varint(raw, position)
-                    stop = min(position + length, end)
-                    inside = contents.get(key >> 3)
-                    if inside == PACKED:
-                        count += stop - position  # each has a byte or more
-                    elif inside is not None:
-                        waiting.append((position, stop, inside))
-                    position += length
+        # A malformed message ends here; what was read before it still counts, as the parser
+        # allocates it before it finds the error.
+        with suppress(ValueError):
+            for number, wire_type, value in read_fields(raw, start, end, allow_groups=True):
+                count += 1
+                if count > limit:
+                    break
+                inside = contents.get(number)
+                if wire_type != BYTES or inside is None or not isinstance(value, slice):
+                    continue
+                if inside == PACKED:
+                    count += value.stop - value.start  # each has a byte or more
                 else:
-                    position += {FIXED64: 8, FIXED32: 4}.get(wire_type, 0)
-            except (IndexError, ValueError):
-                return count
+                    waiting.append((value.start, value.stop, inside))
     return count
 
 
@@ -94,20 +87,6 @@ def _contents(message_type: Descriptor) -> Contents:
         for field in message_type.fields
         if field.cpp_type != FieldDescriptor.CPPTYPE_STRING
     }
-
-
-def _varint(raw: bytes, position: int) -> tuple[int, int]:
-    """The number that begins at a position, and where it ends."""
-    value = raw[position]
-    if value < 0x80:
-        return value, position + 1
-    value = 0
-    for index in range(MAX_VARINT_BYTES):
-        byte = raw[position + index]
-        value |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:
-            return value, position + index + 1
-    raise ValueError("this varint does not end")
 
 
 # Reads the one message of an RPC ourselves, so that a broken one cannot make the framework speak.

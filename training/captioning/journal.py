@@ -5,7 +5,6 @@ JSON holds the outcomes of one batch. A line that a kill cut off is dropped when
 opened, and its samples are captioned again. Shards are read from their beginning, without an index.
 """
 
-import fcntl
 import json
 import os
 import tarfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from model.files import atomic_write, try_lock
 from training.data.shards.sample import BadSample, Sample, sample_from_members, split_name
 
 
@@ -139,9 +139,7 @@ def make_report(outcomes: Iterable[Outcome], *, already: int = 0) -> Report:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    atomic_write(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -208,13 +206,11 @@ class Journal:
         self.outcomes: dict[str, Outcome] = {}
         self._file = path.open("a+b")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(self._file):
+                raise JournalBusy(str(path))
             self._file.seek(0)
             self.outcomes, good_bytes = _read(self._file)
             self._file.truncate(good_bytes)
-        except BlockingIOError as error:
-            self._file.close()
-            raise JournalBusy(str(path)) from error
         except BaseException:
             self._file.close()
             raise

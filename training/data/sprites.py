@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.files import atomic_file
 from training.data.art import (
     clip_art_drawings,
     emoji_drawings,
@@ -115,16 +116,15 @@ def build_bank(folders: ArtFolders, styles: Sequence[str]) -> SpriteBank:
 
 def save_bank(bank: SpriteBank, path: Path) -> None:
     """Write a bank as one compressed npz file, atomically."""
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(
-        temporary,
-        rgba_MSS4=bank.rgba_MSS4,
-        concept_M=bank.concept_M,
-        style_M=bank.style_M,
-        styles=np.asarray(bank.styles),
-        names=np.asarray([concept.name for concept in all_concepts()]),
-    )
-    temporary.replace(path)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            rgba_MSS4=bank.rgba_MSS4,
+            concept_M=bank.concept_M,
+            style_M=bank.style_M,
+            styles=np.asarray(bank.styles),
+            names=np.asarray([concept.name for concept in all_concepts()]),
+        )
 
 
 def load_bank(path: Path) -> SpriteBank:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.files import atomic_file
 from training.data.art import clean_title, icons_of, open_clip_art, render_svg, square_sprite
 from training.data.augment import STRONG_AUGMENT
 from training.data.backgrounds import Photo, draw_background
@@ -109,9 +110,8 @@ def build_unnamed(folders: ArtFolders) -> UnnamedBank:
 
 def save_unnamed(bank: UnnamedBank, path: Path) -> None:
     """Write a bank as one compressed npz file, atomically."""
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, rgba_MSS4=bank.rgba_MSS4, titles=np.asarray(bank.titles))
-    temporary.replace(path)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, rgba_MSS4=bank.rgba_MSS4, titles=np.asarray(bank.titles))
 
 
 def load_unnamed(path: Path) -> UnnamedBank:

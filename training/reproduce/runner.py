@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.files import atomic_file
 from model.segmentation import l2_normalize
 from training.data.batch import Batch
 from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names
@@ -215,9 +216,8 @@ def _found(scores_SS: NDArray[np.float32], right_SS: NDArray[np.bool_]) -> NDArr
 
 def save_measures(measures: Measures, path: Path) -> None:
     """Write what `measure` returned; a crash leaves no half file."""
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, allow_pickle=False, **measures)
-    temporary.replace(path)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **measures)
 
 
 def load_measures(path: Path) -> dict[str, NDArray[np.float64]]:

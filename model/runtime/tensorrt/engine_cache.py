@@ -5,18 +5,15 @@ was made from something else, or is not what was written, is built again, and th
 process builds at a time: two would disturb each other's timings. Knows no TensorRT.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from model.files import atomic_write, locked
 from model.runtime.tensorrt.calls import GpuError
 from model.runtime.tensorrt.engine_key import EngineKey, differences
 
@@ -65,7 +62,7 @@ class EngineCache:
         """
         path = self.plan_file(key)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _only_one(path.parent / LOCK):
+        with locked(path.parent / LOCK, on_wait=_log_wait):
             plan, reason = _read(path, key)
             if plan is not None:
                 engine = load(plan)
@@ -83,8 +80,12 @@ class EngineCache:
                     "log above says why. Another version of TensorRT or of the driver may help"
                 )
             _write(path, built.plan, key)
-            _replace(timings, built.timings)
+            atomic_write(timings, built.timings)
         return engine
+
+
+def _log_wait(holder: str) -> None:
+    LOGGER.info("waiting for %s, which builds TensorRT engines", holder)
 
 
 def _read(path: Path, key: EngineKey) -> tuple[bytes | None, str]:
@@ -108,37 +109,10 @@ def _read(path: Path, key: EngineKey) -> tuple[bytes | None, str]:
 
 def _write(path: Path, plan: bytes, key: EngineKey) -> None:
     """The engine first: until the new note is there, the old one does not vouch for it."""
-    _replace(path, plan)
+    atomic_write(path, plan)
     note = {"key": key.facts(), "sha256": hashlib.sha256(plan).hexdigest()}
-    _replace(_note_file(path), json.dumps(note, indent=1).encode())
+    atomic_write(_note_file(path), json.dumps(note, indent=1).encode())
 
 
 def _note_file(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file at once or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, among threads as well."""
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            LOGGER.info("waiting for another build of TensorRT engines (%s)", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

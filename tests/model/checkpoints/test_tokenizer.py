@@ -106,7 +106,7 @@ def test_a_model_that_works_otherwise_is_refused(
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff" * 40, b"\x0a\x7f", b"\x0b\x01"])
 def test_what_is_no_sentencepiece_model_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match="no SentencePiece model or was cut short"):
+    with pytest.raises(CheckpointError, match="not a SentencePiece model or is cut off"):
         read_tokenizer(tmp_path, vocab_size=1000)
 
 

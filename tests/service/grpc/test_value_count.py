@@ -62,6 +62,7 @@ def test_every_value_counts_once(
         b"\xf8\x01\x00" * 1000,  # a field that is not known
         b"\xfb\x01" * 500 + b"\x12\x00" * 500,  # behind groups that do not end
         b"\x1a\xe8\x07" + b"\x01" * 1000,  # packed numbers
+        b"\x12\x00" * 1000 + b"\x12\x05",  # before a value that is cut off
     ],
 )
 @pytest.mark.parametrize("kind", [IMAGES, SEGMENT])

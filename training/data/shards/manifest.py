@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model.files import atomic_write
 from training.data.shards.sample import (
     BadSample,
     BrokenList,
@@ -23,7 +24,6 @@ from training.data.shards.sample import (
 from training.data.shards.tar_shard import (
     find_offsets,
     read_sample,
-    write_atomically,
     write_offsets,
 )
 
@@ -106,8 +106,8 @@ def make_entry(path: Path, *, summary: DataSummary, num_skipped: int) -> ShardEn
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON atomically."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:

@@ -4,35 +4,19 @@ The list makes a shard readable from the middle, which a stream is not: a traini
 its very next sample. Written and read by the standard library; any WebDataset reader reads these.
 """
 
-import glob
 import io
-import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.files import atomic_file, remove_temporaries
 from training.data.shards.sample import BadSample, Sample, sample_from_members, split_name
 
 _OFFSETS_SUFFIX = ".offsets.npy"
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under another name and rename it when it is safely on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def offsets_path(shard: Path) -> Path:
@@ -46,27 +30,28 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     The file depends on the samples alone: no time and no owner is in it. Only one process may
     write a shard at a time: what an earlier one left half written when it was killed is removed.
     """
-    for leftover in path.parent.glob(f"{glob.escape(path.name)}*.tmp*"):
-        leftover.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file in (path, offsets_path(path)):
+        remove_temporaries(file)
     offsets = [0]
-
-    def write(file: BinaryIO) -> None:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for sample in samples:
-                for name, content in sample.members().items():
-                    entry = tarfile.TarInfo(name)
-                    entry.size = len(content)
-                    archive.addfile(entry, io.BytesIO(content))
-                offsets.append(archive.offset)
-
-    write_atomically(path, write)
+    with (
+        atomic_file(path) as temporary,
+        tarfile.open(temporary, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for sample in samples:
+            for name, content in sample.members().items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+            offsets.append(archive.offset)
     write_offsets(path, np.asarray(offsets))
     return len(offsets) - 1
 
 
 def write_offsets(shard: Path, offsets: NDArray[np.int64]) -> None:
     """Write where each sample begins and the last one ends, int64 [samples + 1]."""
-    write_atomically(offsets_path(shard), lambda file: np.save(file, offsets.astype(np.int64)))
+    with atomic_file(offsets_path(shard)) as temporary, temporary.open("wb") as file:
+        np.save(file, offsets.astype(np.int64))
 
 
 def find_offsets(path: Path) -> NDArray[np.int64]:

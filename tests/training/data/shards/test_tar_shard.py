@@ -16,7 +16,6 @@ from training.data.shards.tar_shard import (
     load_offsets,
     offsets_path,
     read_sample,
-    write_atomically,
     write_offsets,
     write_shard,
 )
@@ -103,16 +102,3 @@ def test_a_shard_without_offsets_says_what_to_run(tmp_path: Path, samples: list[
     offsets_path(path).unlink()
     with pytest.raises(FileNotFoundError, match="shards index"):
         read_sample(path, 0)
-
-
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def fail(file: object) -> None:
-        raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError, match="stopped"):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -87,7 +87,7 @@ def test_what_a_killed_build_left_half_written_is_removed(
     tmp_path: Path, image_folder: Path
 ) -> None:
     (tmp_path / "killed").mkdir()
-    for name in ("shard-000002.tar.tmp77", "shard-000001.tar.offsets.npy.tmp77"):
+    for name in (".shard-000002.tar.77.tmp", ".shard-000001.tar.offsets.npy.77.tmp"):
         (tmp_path / "killed" / name).write_bytes(b"half")
     for name in ("killed", "whole"):
         build_shards(ImageFolder(image_folder), tmp_path / name, PLAN, is_shown=False)

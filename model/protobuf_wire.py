@@ -1,0 +1,73 @@
+"""The fields of a protobuf message, read from its bytes without a schema.
+
+Serving reads ONNX graphs and SentencePiece models without installing their libraries, and counts
+the values of a request before the real parser allocates them.
+
+Source: https://protobuf.dev/programming-guides/encoding/
+"""
+
+import mmap
+from collections.abc import Iterator
+from typing import Final
+
+VARINT: Final = 0
+FIXED64: Final = 1
+BYTES: Final = 2
+FIXED32: Final = 5
+GROUP_MARKS: Final = (3, 4)
+MAX_VARINT_BYTES: Final = 10
+
+Buffer = bytes | mmap.mmap
+
+
+def read_fields(
+    buffer: Buffer, start: int = 0, end: int | None = None, *, allow_groups: bool = False
+) -> Iterator[tuple[int, int, int | slice]]:
+    """Yield the number, wire type and value of each field, in order.
+
+    A varint comes as an integer, unsigned; any other value as the slice of the buffer that holds
+    it, so that large values are skipped and not copied.
+
+    Args:
+        buffer: Holds the message.
+        start: Where the message begins.
+        end: Where it ends; None for the end of the buffer.
+        allow_groups: Yield each mark of a group's begin or end (a deprecated encoding) with an
+            empty slice; otherwise they are refused.
+
+    Raises:
+        ValueError: The message is cut off, or has an unknown wire type.
+    """
+    position, end = start, len(buffer) if end is None else end
+    while position < end:
+        tag, position = _read_varint(buffer, position, end)
+        wire_type = tag & 7
+        if wire_type == VARINT:
+            number, position = _read_varint(buffer, position, end)
+            yield tag >> 3, wire_type, number
+            continue
+        if wire_type == BYTES:
+            length, position = _read_varint(buffer, position, end)
+        elif wire_type in (FIXED32, FIXED64):
+            length = 4 if wire_type == FIXED32 else 8
+        elif allow_groups and wire_type in GROUP_MARKS:
+            length = 0
+        else:
+            raise ValueError(f"unknown wire type {wire_type} at byte {position}")
+        if length > end - position:
+            raise ValueError(
+                f"a field of {length} bytes at byte {position}, but {end - position} bytes are left"
+            )
+        yield tag >> 3, wire_type, slice(position, position + length)
+        position += length
+
+
+def _read_varint(buffer: Buffer, position: int, end: int) -> tuple[int, int]:
+    """The integer at a position, and the position after it."""
+    value = 0
+    for index in range(min(MAX_VARINT_BYTES, end - position)):
+        byte = buffer[position + index]
+        value |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return value, position + index + 1
+    raise ValueError(f"a varint at byte {position} does not end")

@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
-# Every check of the project, cheapest first; the same at the desk and in CI.
-# Arguments go to pytest: scripts/check.sh -k batching
+# Check the project, cheapest step first.
+#   scripts/check.sh         static checks and the fast tests: run it before every commit
+#   scripts/check.sh --all   every test, as CI runs it
+# Other arguments go to pytest: scripts/check.sh -k batching
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ -z "${VIRTUAL_ENV:-}" && -x .venv/bin/python ]]; then
   PATH="$PWD/.venv/bin:$PATH"
+fi
+tests=(-m "not slow")
+if [[ "${1:-}" == --all ]]; then
+  tests=()
+  shift
 fi
 
 step() { printf '\n== %s\n' "$1"; }
@@ -21,4 +28,4 @@ scripts/check_proto.sh
 step "types"
 mypy service model training tests benchmarks clients/python/tipserve_client
 step "tests"
-python -m pytest "$@"
+python -m pytest "${tests[@]}" "$@"

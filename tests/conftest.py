@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from model.export.content import PackageContent
 
+# Whole programs, containers, clusters and proofs: not for every commit (scripts/check.sh --all).
+SLOW_FOLDERS = frozenset({"containers", "deploy", "end_to_end", "monitoring", "parity"})
 # Words that the tiny tokenizer has whole; anything else becomes letters or bytes.
 TINY_WORDS = "a the of in photo large small many red blue cat dog grass sky sea tree house ball"
 TINY_SCORES = [
@@ -48,6 +50,14 @@ def pytest_configure(config: pytest.Config) -> None:
     patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     settings.register_profile("patient", settings(), **patient)
     settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow folders, which the fast tier leaves out."""
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(root).parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ LOCAL_PATHS = re.compile(rb"(?<![\w.}])/(?:home|root|work|Users|mnt(?!/models\b)
 REGISTRY_HOSTS = re.compile(
     rb"\b(?:pypi\.org|pythonhosted\.org|registry\.npmjs\.org|deb\.debian\.org|npmmirror\.com)\b"
 )
-TEST_COMMAND = re.compile(r"^python3 -m venv .*scripts/check\.sh$", re.MULTILINE)
+TEST_COMMAND = re.compile(r"^python3 -m venv .*scripts/check\.sh --all$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("pattern", [LOCAL_PATHS, REGISTRY_HOSTS], ids=["path", "registry"])

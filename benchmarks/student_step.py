@@ -13,12 +13,12 @@ from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.methods.base import Method, model_width
 from training.methods.distill import Distill, DistillConfig
-from training.methods.image_backbone import TRUNK_WIDTH
+from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import FrozenTeacher
 from training.optim import build_optimizers
 from training.parallel import ParallelMethod
-from training.pretrained.image_backbone import load_trunk
+from training.pretrained.image_backbone import load_image_backbone
 from training.run import new_model
 from training.targets import Softmax
 from training.update import Update, UpdateConfig
@@ -34,14 +34,14 @@ def build_update(
     Args:
         config: The run.
         tokenizer: Whose vocabulary the model has.
-        batches: Some of the run's first, to which a frozen trunk's axes are fitted.
+        batches: Some of the run's first; the image backbone's axes are fitted to them.
     """
     torch.set_num_threads(1)
     method = _build_method(config, len(tokenizer))
-    if config.method.trunk.weight > 0:
+    if config.method.image_backbone.weight > 0:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "basis.pt"
-            method.trunk = load_trunk(path, _images(batches), TRUNK_WIDTH)
+            images = _images(batches)
+            method.image_backbone = load_image_backbone(Path(folder), images, TARGET_WIDTH)
     method.train()
     parallel = ParallelMethod(
         method, kind="ddp", compile_blocks=config.compile, checkpoint_activations=False

@@ -21,11 +21,11 @@ from training.inputs.scenes import SceneInputs
 from training.memory import count_state, plan_state
 from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
-from training.methods.image_backbone import TRUNK_WIDTH
+from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import MODEL_FOLDER, load_teacher
 from training.observation import Board, Observation, save_model
-from training.pretrained.image_backbone import load_trunk
+from training.pretrained.image_backbone import load_image_backbone
 from training.pretrained.text import warm_up_text_tower
 from training.run_record import record_end, record_start
 from training.tokenizer import find_tokenizer, train_tokenizer
@@ -75,7 +75,7 @@ def _stretched(positions_1TD: Tensor, num_patches: int) -> Tensor:
     return torch.cat((positions_1TD[:, :1], grid_ND[None]), dim=1)
 
 
-_TRUNK_BATCHES = 20
+_BASIS_BATCHES = 20
 
 
 def open_inputs(config: TrainingConfig) -> Inputs:
@@ -161,15 +161,15 @@ def _prepare(
     if config.text_warmup_steps and checkpoint_step(config.folder) == 0:
         _warm_up(config, method.model, tokenizer, inputs)
     batches = inputs.batches(tokenizer, share)
-    if config.method.trunk.weight > 0:
+    if config.method.image_backbone.weight > 0:
         images = _images(batches.loader(0, num_workers=0))
-        method.trunk = load_trunk(config.folder / "trunk-basis.pt", images, TRUNK_WIDTH)
+        method.image_backbone = load_image_backbone(config.folder, images, TARGET_WIDTH)
     return method, tokenizer, batches
 
 
 def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
     """Images [B, 3, H, W], and unnamed drawings, of a run's first batches."""
-    for batch in islice(batches, _TRUNK_BATCHES):
+    for batch in islice(batches, _BASIS_BATCHES):
         yield batch.pixels_B3HW
         if batch.unnamed is not None:
             yield batch.unnamed.pixels_E3hw

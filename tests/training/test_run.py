@@ -22,10 +22,10 @@ from training.heads import HeadConfig
 from training.inputs import scenes as scene_inputs
 from training.methods import pretrain as pretrain_module
 from training.methods.distill import DistillConfig
-from training.methods.image_backbone import TrunkConfig
+from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import load_teacher
-from training.pretrained import image_backbone as trunk_module
+from training.pretrained import image_backbone as backbone_module
 from training.run import build_method, build_tokenizer, new_model, open_inputs, run
 from training.run_record import RECORD_FILE, as_json, read_configs
 from training.targets import Centering
@@ -88,7 +88,7 @@ def test_memory_is_printed_at_the_start_and_recorded(
     assert planned["parameters"] > 4 * sum(p.numel() for p in parameters) - planned["ema"]
     assert counted["parameters"] == planned["parameters"]
     assert counted["ema"] == planned["ema"]
-    # Nothing trained the trunk's projection here, and step counters are not in the plan.
+    # Nothing trained the image backbone's projection here, and step counters are not in the plan.
     assert 0.5 * planned["optimizer"] < counted["optimizer"] < planned["optimizer"]
     total = sum(planned[part] for part in ("parameters", "ema", "optimizer")) / 1e6
     first = capsys.readouterr().out.splitlines()[1]
@@ -206,31 +206,33 @@ def test_a_text_tower_is_warmed_up_once(
     assert calls == [7]
 
 
-def test_the_trunk_looks_at_the_runs_own_images_and_its_axes_are_kept(
+def test_the_backbone_axes_are_fitted_to_the_run_and_kept(
     config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, ...]] = []
 
-    class RandomTrunk:
-        def look(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+    class RandomBackbone:
+        def encode_patches(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
             seen.append(tuple(pixels_B3HW.shape))
             generator = torch.Generator().manual_seed(len(seen))
             return torch.randn(len(pixels_B3HW), 4, 12, generator=generator)
 
-    monkeypatch.setattr(trunk_module, "FrozenTrunk", RandomTrunk)
+    monkeypatch.setattr(backbone_module, "FrozenImageBackbone", RandomBackbone)
     for module in (run_module, pretrain_module):
-        monkeypatch.setattr(module, "TRUNK_WIDTH", 8)
-    monkeypatch.setattr(run_module, "_TRUNK_BATCHES", 2)
-    trunk = TrunkConfig(weight=1.0, scenes_until=1.0)
-    config = replace(config, method=replace(config.method, trunk=trunk), validate_every=0)
+        monkeypatch.setattr(module, "TARGET_WIDTH", 8)
+    monkeypatch.setattr(run_module, "_BASIS_BATCHES", 2)
+    backbone = ImageBackboneConfig(weight=1.0, scenes_until=1.0)
+    config = replace(
+        config, method=replace(config.method, image_backbone=backbone), validate_every=0
+    )
     run(config)
-    assert all("trunk" in row for row in log(config))
+    assert all("image_backbone" in row for row in log(config))
     image = (*seen[0],)
     assert seen == [image] * (2 + config.num_steps)
-    axes = (config.folder / "trunk-basis.pt").read_bytes()
+    axes = (config.folder / "image-backbone-basis.pt").read_bytes()
     run(replace(config, num_steps=6))
     assert seen == [image] * (2 + 6)
-    assert (config.folder / "trunk-basis.pt").read_bytes() == axes
+    assert (config.folder / "image-backbone-basis.pt").read_bytes() == axes
 
 
 def test_a_run_goes_on_from_another_ones_model_and_tokenizer(config: TrainingConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training.commands.folder_options import add_folder_arguments, folder_run
 from training.overrides import apply_overrides
-from training.recipes.from_folder import describe_pair, distill_folder, look_at_teacher
+from training.recipes.from_folder import describe_pair, distill_folder, read_teacher_facts
 from training.run import run as train
 
 HELP = "Distil a teacher into a student on a folder of images, with captions or without."
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Look at both folders, say what is used, and train."""
-    facts = look_at_teacher(options.teacher)
+    facts = read_teacher_facts(options.teacher)
     recipe = distill_folder(folder_run(options, kind="distilled"), options.teacher, facts)
     config = apply_overrides(replace(recipe, runs=options.runs), options.overrides)
     if os.environ.get("RANK", "0") == "0":  # torchrun starts this program once a rank

@@ -76,7 +76,7 @@ class Batch:
             knows none.
         name_ids_U: int64; equal names have equal ids, on every rank.
         present_BU: bool; which image's caption has which name.
-        unnamed: Drawings beside the images, for the frozen trunk; None where the data has none.
+        unnamed: Further drawings, for the image backbone's terms; None if the data has none.
     """
 
     pixels_B3HW: Tensor

@@ -1,8 +1,8 @@
-"""Drawings that no concept of ours names, each with the title that its set gives it.
+"""Drawings without a concept's name, each with the title from its set.
 
-Every icon of the trainable sets, all of the clip art and the furniture: several times as many
-images as the named drawings, for what a frozen trunk sees in them and for the words of their
-titles. Nothing is taken that could show a concept which stays unseen, as far as its words tell.
+Every icon of the trainable sets, all clip art and furniture: several times as many images as the
+named drawings, for the terms of the image backbone and of titles. Drawings whose words mention an
+unseen concept are left out.
 
 Legend: M sprites, S side of a sprite or an image in pixels.
 """

@@ -14,7 +14,7 @@ from training.data.shards.manifest import MANIFEST_FILE, ShardStore
 from training.data.shards.sample import BadSample, BrokenList, DataSummary, caption_line
 from training.evaluate.sets import SegmentationBenchmark
 from training.methods.distill import DistillConfig
-from training.methods.image_backbone import TrunkConfig
+from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
 from training.run_record import digest
 
@@ -26,10 +26,10 @@ def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
         ValueError: The message says which, and what to change.
     """
     method = config.method
-    if method.trunk.titles_weight > 0:
+    if method.image_backbone.titles_weight > 0:
         raise ValueError(
-            "method.trunk.titles_weight needs drawn scenes, beside which unnamed drawings come: "
-            "set it to 0 for images from disk"
+            "method.image_backbone.titles_weight needs drawn scenes, the only data with unnamed "
+            "drawings: set it to 0 for images from disk"
         )
     learns_from_captions = counts.num_captioned > 0 and method.contrast_weight > 0
     if isinstance(method, PretrainConfig) and not learns_from_captions and method.ema != "full":
@@ -50,7 +50,7 @@ def describe_losses(
         f"contrast with names: {_name_words(config, counts)}",
         f"local crops (DINO): {_crop_words(method.dino_weight, data.crops)}",
         f"patches: {_patch_words(method)}",
-        *_trunk_lines(method.trunk),
+        *_image_backbone_lines(method.image_backbone),
     )
 
 
@@ -118,11 +118,11 @@ def _patch_words(method: PretrainConfig | DistillConfig) -> str:
     return f"on, weight {method.patch_weight:g}, {which} from {target}{mask}"
 
 
-def _trunk_lines(trunk: TrunkConfig) -> Sequence[str]:
-    """A line where the trunk is on; TIPSv2 has none, so nobody misses it."""
-    if trunk.weight == 0:
+def _image_backbone_lines(config: ImageBackboneConfig) -> Sequence[str]:
+    """One line if the image backbone is used; TIPSv2 has none, so "off" needs no line."""
+    if config.weight == 0:
         return ()
-    return (f"frozen image trunk: on, every patch until {trunk.scenes_until:.0%} of the steps",)
+    return (f"image backbone: on, every patch until {config.scenes_until:.0%} of the steps",)
 
 
 BROKEN_FILE = "broken.jsonl"

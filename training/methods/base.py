@@ -1,4 +1,4 @@
-"""What the trainer asks of a training method, and what a step answers."""
+"""The interface of a training method, and what all methods share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from model.features import VisionTokens, vision_features, vision_tokens
 from training.data.batch import Batch
 from training.heads import NameContrast
 from training.masking import random_masks
-from training.methods.image_backbone import TrunkConfig, title_term, trunk_term
+from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
 from training.methods.terms import NameContrastConfig, caption_terms, name_term
 
 GlobalToken = Literal["cls1", "cls2"]
@@ -21,14 +21,14 @@ GlobalToken = Literal["cls1", "cls2"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
-    """Where a training step stands, and its random choices.
+    """Position of a training step, and its source of randomness.
 
     Attributes:
-        progress: Share of the training that is done, 0 to 1.
-        generator: Source of random choices, on the CPU; seeded by run and step alone, so it says
-            the same on every rank.
-        first_row: Which image of the global batch this rank's first one is.
-        global_rows: How many images the global batch has.
+        progress: Completed share of the training, 0 to 1.
+        generator: Source of random choices, on the CPU. Seeded by run and step alone, so it is the
+            same on every rank.
+        first_row: Index of this rank's first image in the global batch.
+        global_rows: Images in the global batch.
     """
 
     progress: float
@@ -41,7 +41,7 @@ class Step:
 class StepResult:
     """The loss to minimise and its detached parts by name.
 
-    Both are this rank's part of the global batch's: their means over the ranks are the whole.
+    Both are this rank's share: the mean over the ranks is the value for the global batch.
     """
 
     loss: Tensor
@@ -49,72 +49,72 @@ class StepResult:
 
 
 class SharedSettings(Protocol):
-    """What every method's configuration says of the terms that methods share."""
+    """Settings of the loss terms that all methods share."""
 
     @property
     def contrast_weight(self) -> float:
-        """Weight of the two caption streams' average; 0 leaves them out."""
+        """Weight of the average of the two caption streams; 0 turns them off."""
 
     @property
     def names(self) -> NameContrastConfig:
-        """The fine-grained term."""
+        """Settings of the fine-grained term."""
 
     @property
-    def trunk(self) -> TrunkConfig:
-        """The frozen image trunk's terms."""
+    def image_backbone(self) -> ImageBackboneConfig:
+        """Settings of the terms from the frozen image backbone."""
 
     @property
     def min_temperature(self) -> float:
-        """What the learnt temperature of the captions' contrast is not let below."""
+        """Lower bound of the learnt temperature of the caption contrast."""
 
     @property
     def text_locked_until(self) -> float:
-        """Share of the training in which the text tower is left as it was warmed up."""
+        """Share of the training in which the text tower is not updated."""
 
 
 class PatchTargets(Protocol):
-    """A frozen network that says what it sees in each patch."""
+    """A frozen network that gives a target for each patch."""
 
-    def look(self, pixels_B3HW: Tensor) -> Tensor:
+    def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
         """Targets [B, N, K], float32."""
 
 
 class Method(nn.Module, ABC):
-    """A model in training together with its losses. Knows neither optimizer nor files.
+    """A model in training with its losses. Independent of optimizers and files.
 
     Attributes:
-        projection: From the model's width to the trunk's.
-        trunk: The frozen image trunk, which is no module of the method's, so checkpoints do not
-            hold it. Whoever builds a method whose configuration weighs it sets it.
+        projection: From the model's width to the width of the image backbone's targets.
+        image_backbone: The frozen image backbone. Not a submodule, so checkpoints do not contain
+            it; set by the caller if its weight in the configuration is above 0.
     """
 
     model: Tipsv2Model
     contrast: NameContrast
     projection: nn.Linear
-    trunk: PatchTargets | None = None
+    image_backbone: PatchTargets | None = None
 
     @property
     @abstractmethod
     def shared_settings(self) -> SharedSettings:
-        """The method's configuration, as far as methods share it."""
+        """The shared part of the method's configuration."""
 
     @abstractmethod
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """Compute the loss of one batch."""
 
     def forward(self, batch: Batch, step: Step) -> StepResult:
-        """Compute the loss of one batch; what wraps modules for several ranks hooks in here."""
+        """Compute the loss of one batch; DDP and FSDP2 hook in here."""
         return self.training_step(batch, step)
 
     def encode(self, pixels_B3HW: Tensor) -> VisionTokens:
-        """Encode whole images, with the value path only if a term compares it."""
+        """Encode whole images; the value path is computed only if a loss term uses it."""
         names = self.shared_settings.names
         if names.weight > 0 and names.features == "values":
             return vision_features(self.model, pixels_B3HW)
         return vision_tokens(self.model, pixels_B3HW)
 
     def draw_masks(self, tokens: VisionTokens, ratio: float, step: Step) -> Tensor:
-        """Masks [B, N] of this rank's images, the same as one rank would draw for them."""
+        """Masks [B, N] of this rank's images; independent of the number of ranks."""
         batch_size, num_patches = tokens.patches_BND.shape[:2]
         rows = slice(step.first_row, step.first_row + batch_size)
         masked_BN = random_masks(step.global_rows, num_patches, ratio, step.generator, rows=rows)
@@ -123,7 +123,7 @@ class Method(nn.Module, ABC):
     def shared_loss(
         self, features: VisionTokens, batch: Batch, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of the terms that methods share, and each by its name."""
+        """Weighted sum of the shared terms, and each term by its name."""
         settings = self.shared_settings
         locked = progress < settings.text_locked_until
         terms: dict[str, Tensor] = {}
@@ -148,26 +148,27 @@ class Method(nn.Module, ABC):
                 locked=locked,
             )
             loss = loss + settings.names.weight * terms["names"]
-        beside = self._trunk_terms(features, batch, progress)
-        weights = {"trunk": settings.trunk.weight, "titles": settings.trunk.titles_weight}
-        for name, term in beside.items():
+        backbone = settings.image_backbone
+        weights = {"image_backbone": backbone.weight, "titles": backbone.titles_weight}
+        backbone_terms = self._image_backbone_terms(features, batch, progress)
+        for name, term in backbone_terms.items():
             loss = loss + weights[name] * term
-        return loss, terms | beside
+        return loss, terms | backbone_terms
 
-    def _trunk_terms(
+    def _image_backbone_terms(
         self, features: VisionTokens, batch: Batch, progress: float
     ) -> dict[str, Tensor]:
-        """What trunk and titles say of unnamed drawings, and the trunk of close-ups."""
-        config = self.shared_settings.trunk
-        seen: list[tuple[Tensor, Tensor]] = []
+        """Terms of unnamed drawings (backbone and titles) and of early scenes (backbone)."""
+        config = self.shared_settings.image_backbone
+        encoded: list[tuple[Tensor, Tensor]] = []
         terms: dict[str, Tensor] = {}
         if config.weight > 0 and progress < config.scenes_until:
-            seen.append((features.patches_BND, batch.pixels_B3HW))
+            encoded.append((features.patches_BND, batch.pixels_B3HW))
         if batch.unnamed is not None and max(config.weight, config.titles_weight) > 0:
             drawings = batch.unnamed
             tokens = vision_tokens(self.model, drawings.pixels_E3hw)
             if config.weight > 0:
-                seen.append((tokens.patches_BND, drawings.pixels_E3hw))
+                encoded.append((tokens.patches_BND, drawings.pixels_E3hw))
             if config.titles_weight > 0:
                 locked = progress < self.shared_settings.text_locked_until
                 terms["titles"] = title_term(
@@ -177,35 +178,36 @@ class Method(nn.Module, ABC):
                     locked=locked,
                     min_temperature=self.shared_settings.min_temperature,
                 )
-        if seen:
-            terms["trunk"] = self._trunk_term(seen)
+        if encoded:
+            terms["image_backbone"] = self._image_backbone_term(encoded)
         return terms
 
-    def _trunk_term(self, seen: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The trunk's term of several sets of patches and images, each image counted once."""
-        if self.trunk is None:
-            raise ValueError("trunk.weight is above 0, and this method was built without a trunk")
-        total = sum(len(pixels) for _, pixels in seen)
+    def _image_backbone_term(self, encoded: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The term over several sets of patches and images; every image has the same weight."""
+        backbone = self.image_backbone
+        if backbone is None:
+            raise ValueError("image_backbone.weight is above 0, but no image backbone is loaded")
+        total = sum(len(pixels) for _, pixels in encoded)
         parts = [
-            trunk_term(patches_BND, self.trunk.look(pixels_B3HW), self.projection)
+            image_backbone_term(patches_BND, backbone.patch_targets(pixels_B3HW), self.projection)
             * (len(pixels_B3HW) / total)
-            for patches_BND, pixels_B3HW in seen
+            for patches_BND, pixels_B3HW in encoded
         ]
         return torch.stack(parts).sum()
 
     def averages(self) -> Sequence[nn.Module]:
-        """Moving averages among this method's modules; they take memory and no gradient."""
+        """Submodules that are moving averages; they take memory and have no gradient."""
         return ()
 
     def after_step(self) -> None:
-        """Update what follows the weights, such as moving averages."""
+        """Update moving averages."""
 
 
 def check_choices(config: object, **choices: object) -> None:
-    """Check that fields hold one of the values of their Literal.
+    """Check that fields have one of the values of their Literal type.
 
     Raises:
-        ValueError: One does not.
+        ValueError: A field has another value.
     """
     for name, literal in choices.items():
         if getattr(config, name) not in get_args(literal):
@@ -213,23 +215,23 @@ def check_choices(config: object, **choices: object) -> None:
 
 
 def model_width(model: Tipsv2Model) -> int:
-    """Width D of a model's tokens, the same in both towers."""
+    """Width D of the model's tokens, equal in both towers."""
     return int(model.vision_model.config.hidden_size)
 
 
 def global_token(tokens: VisionTokens, which: GlobalToken) -> Tensor:
-    """The CLS token [B, D] of that name."""
+    """The named CLS token, [B, D]."""
     return tokens.cls1_BD if which == "cls1" else tokens.cls2_BD
 
 
 def encode_crops(model: Tipsv2Model, locals_CB3hw: Tensor, which: GlobalToken) -> Tensor:
-    """A global token [C, B, D] of each local crop, in one pass over all of them."""
+    """A global token [C, B, D] of each local crop, in one pass over all crops."""
     tokens_ND = global_token(vision_tokens(model, locals_CB3hw.flatten(0, 1)), which)
     return tokens_ND.view(*locals_CB3hw.shape[:2], -1)
 
 
 def detached(tokens: VisionTokens) -> VisionTokens:
-    """The same tokens for a teacher to look at: no gradient flows back."""
+    """The same tokens without gradient."""
     return VisionTokens(
         cls1_BD=tokens.cls1_BD.detach(),
         cls2_BD=tokens.cls2_BD.detach(),

@@ -31,7 +31,7 @@ from training.methods.base import (
     global_token,
     model_width,
 )
-from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig
+from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
 from training.methods.teacher import FrozenTeacher, TeacherDtype
 from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
 
@@ -67,7 +67,7 @@ class DistillConfig:
         separate_heads: Whether the student's CLS token has a prototype head of its own.
         head: The student's prototype head; it must have as many prototypes as the teacher's.
         names: The fine-grained term.
-        trunk: The frozen image trunk's terms, which are ours and not TIPSv2's.
+        image_backbone: The frozen image backbone's terms, which are ours and not TIPSv2's.
         text_locked_until: Share of the training in which the text tower stays as warmed up.
         min_temperature: Floor of the captions' learnt temperature; the default is CLIP's. Not
             published; the released B/14 has learnt 0.00507.
@@ -89,7 +89,7 @@ class DistillConfig:
     separate_heads: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     names: NameContrastConfig = field(default_factory=NameContrastConfig)
-    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    image_backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
     text_locked_until: float = 0.0
     min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
@@ -137,7 +137,7 @@ class Distill(Method):
             self.projector = _projector(width, teacher.width)
             self.global_projector = _projector(width, teacher.width)
         self.contrast = NameContrast()
-        self.projection = nn.Linear(width, TRUNK_WIDTH)
+        self.projection = nn.Linear(width, TARGET_WIDTH)
         if config.text_start == "teacher":
             _copy_text_tower(model, teacher.model)
         if config.text_frozen:
@@ -154,22 +154,22 @@ class Distill(Method):
         whole = self.encode(batch.pixels_B3HW)
         loss, terms = self.shared_loss(whole, batch, step.progress)
         config = self.config
-        teaches = config.patch_from <= step.progress < config.patch_until
+        uses_teacher = config.patch_from <= step.progress < config.patch_until
         has_patch = config.patch_weight > 0
         has_dino = config.dino_weight > 0 and len(batch.locals_CB3hw) > 0
-        if teaches and (has_patch or has_dino):
-            taught = self._teacher.look(batch.pixels_B3HW)
+        if uses_teacher and (has_patch or has_dino):
+            teacher_tokens = self._teacher.encode(batch.pixels_B3HW)
             if has_patch:
-                terms["patch"], by_visibility = self._patch_term(whole, taught, batch, step)
+                terms["patch"], by_visibility = self._patch_term(whole, teacher_tokens, batch, step)
                 loss = loss + config.patch_weight * terms["patch"]
                 terms |= by_visibility
             if has_dino:
-                terms["dino"] = self._dino_term(taught, batch)
+                terms["dino"] = self._dino_term(teacher_tokens, batch)
                 loss = loss + config.dino_weight * terms["dino"]
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
 
     def _patch_term(
-        self, whole: VisionTokens, taught: VisionTokens, batch: Batch, step: Step
+        self, whole: VisionTokens, teacher_tokens: VisionTokens, batch: Batch, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what is logged of it beside where something is masked."""
         config = self.config
@@ -181,14 +181,14 @@ class Distill(Method):
         if self.projector is not None:
             loss = feature_loss(
                 self.projector(patches_BND),
-                taught.patches_BND,
+                teacher_tokens.patches_BND,
                 counted_BN,
                 normalization=config.normalization,
             )
             return loss, {}
         assert self.head is not None  # there is either a head or a projector
         logits_BNK = self.head(patches_BND) / config.head.student_temperature
-        targets_BNK = self._teacher.assign_patches(taught.patches_BND)
+        targets_BNK = self._teacher.assign_patches(teacher_tokens.patches_BND)
         loss = distillation_loss(
             logits_BNK, targets_BNK, counted_BN, normalization=config.normalization
         )
@@ -196,21 +196,21 @@ class Distill(Method):
             return loss, {}
         return loss, loss_by_visibility(logits_BNK, targets_BNK, masked_BN)
 
-    def _dino_term(self, taught: VisionTokens, batch: Batch) -> Tensor:
+    def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         config = self.config
-        taught_BD = global_token(taught, config.dino_token)
+        teacher_BD = global_token(teacher_tokens, config.dino_token)
         crops_CBD = encode_crops(self.model, batch.locals_CB3hw, config.dino_token)
         if self.global_projector is not None:
             projected_BCD = self.global_projector(crops_CBD).transpose(0, 1)
             return feature_loss(
                 projected_BCD,
-                taught_BD[:, None].expand_as(projected_BCD),
+                teacher_BD[:, None].expand_as(projected_BCD),
                 normalization=config.normalization,
             )
         head = self.head if self.global_head is None else self.global_head
         assert head is not None
         logits_CBK = head(crops_CBD) / config.head.student_temperature
-        return dino_loss(logits_CBK, self._teacher.assign_global(taught_BD), config.normalization)
+        return dino_loss(logits_CBK, self._teacher.assign_global(teacher_BD), config.normalization)
 
 
 def _projector(width: int, teacher_width: int) -> nn.Module:

@@ -1,4 +1,14 @@
-"""What a frozen image trunk and plain titles add: drawings beyond our names, patch by patch."""
+"""Loss terms from a frozen image backbone and from titles of drawings, for small models.
+
+A small data set has few drawings and few styles. A network trained on a million photos gives
+targets for every patch, also of thousands of drawings without a class name. Not part of TIPSv2,
+which has no shortage of images.
+
+Each term is this rank's share: the mean over the ranks is the value for the global batch.
+
+Shapes: B batch, E unnamed drawings, T titled ones, G those of all ranks, N patches, D width, K the
+backbone's reduced width.
+"""
 
 from dataclasses import dataclass
 
@@ -13,19 +23,20 @@ from training.distributed import gather_rows, num_ranks, sum_over_ranks
 from training.losses.contrastive import contrastive_loss
 from training.methods.terms import MIN_TEMPERATURE, embed_texts
 
-TRUNK_WIDTH = 256
+TARGET_WIDTH = 256
+"""K: numbers per patch that the student learns, reduced from the backbone's 1280."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrunkConfig:
-    """The trunk's terms.
+class ImageBackboneConfig:
+    """Settings of the terms.
 
     Attributes:
-        weight: Of one minus the cosine with what the trunk sees, patch by patch and in the mean of
-            each image; 0 leaves the trunk out.
-        scenes_until: Share of the training in which it looks at the scenes as well as at unnamed
-            drawings: while they are close-ups of one drawing, it knows best.
-        titles_weight: Of the contrast of unnamed drawings' CLS1 with their titles.
+        weight: Of one minus the cosine with the backbone's features, per patch and for the mean of
+            each image; 0 turns the term off.
+        scenes_until: Share of the training in which scenes are used as well as unnamed drawings.
+            The backbone's features are best for close-ups of one drawing, which come first.
+        titles_weight: Of the contrast of CLS1 of unnamed drawings with their titles.
     """
 
     weight: float = 0.0
@@ -35,11 +46,11 @@ class TrunkConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if min(self.weight, self.titles_weight) < 0:
-            raise ValueError("trunk.weight and trunk.titles_weight must not be below 0")
+            raise ValueError("image_backbone: weight and titles_weight must not be below 0")
 
 
-def trunk_term(patches_BND: Tensor, cells_BNK: Tensor, projection: nn.Linear) -> Tensor:
-    """One minus the cosine of projected patches with the trunk's cells, plus that of the means."""
+def image_backbone_term(patches_BND: Tensor, cells_BNK: Tensor, projection: nn.Linear) -> Tensor:
+    """One minus the cosine of projected patches with the backbone's, plus that of the means."""
     projected_BNK = projection(patches_BND).float()
     patch_BN = F.cosine_similarity(projected_BNK, cells_BNK, dim=-1)
     whole_B = F.cosine_similarity(projected_BNK.mean(1), cells_BNK.mean(1), dim=-1)
@@ -54,7 +65,7 @@ def title_term(
     locked: bool = False,
     min_temperature: float = MIN_TEMPERATURE,
 ) -> Tensor:
-    """InfoNCE of CLS1 with the titles, over the global batch; 0 where no rank has a title."""
+    """InfoNCE of CLS1 with the titles over the global batch; 0 if no rank has a title."""
     if sum_over_ranks([len(drawings.titles)], tokens.cls1_BD.device) == [0]:
         return tokens.cls1_BD.new_zeros(())
     texts_TD = embed_texts(model, drawings.titles, locked=locked)

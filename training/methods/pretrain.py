@@ -30,7 +30,7 @@ from training.methods.base import (
     global_token,
     model_width,
 )
-from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig
+from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
 from training.methods.terms import MIN_TEMPERATURE, NameContrastConfig
 from training.targets import TargetKind, build_targets
 
@@ -61,7 +61,7 @@ class PretrainConfig:
             the paper reports fits one head.
         head: The prototype head.
         names: The fine-grained term.
-        trunk: The frozen image trunk's terms, which are ours and not TIPSv2's.
+        image_backbone: The frozen image backbone's terms, which are ours and not TIPSv2's.
         text_locked_until: Share of the training in which the text tower stays as warmed up.
         min_temperature: Floor of the captions' learnt temperature; the default is CLIP's. Not
             published; the released B/14 has learnt 0.00507.
@@ -81,7 +81,7 @@ class PretrainConfig:
     separate_heads: bool = False
     head: HeadConfig = field(default_factory=HeadConfig)
     names: NameContrastConfig = field(default_factory=NameContrastConfig)
-    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    image_backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
     text_locked_until: float = 0.0
     min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
@@ -120,7 +120,7 @@ class Pretrain(Method):
         self.centering = self._build_targets()
         self.global_centering = self._build_targets() if config.dino_weight > 0 else None
         self.contrast = NameContrast()
-        self.projection = nn.Linear(width, TRUNK_WIDTH)
+        self.projection = nn.Linear(width, TARGET_WIDTH)
 
     def _build_targets(self) -> nn.Module:
         head = self.config.head
@@ -148,13 +148,13 @@ class Pretrain(Method):
             and step.progress >= config.dino_start
         )
         if has_ibot or has_dino:
-            taught = self._teacher_tokens(whole, batch)
+            teacher_tokens = self._teacher_tokens(whole, batch)
             if has_ibot:
-                terms["ibot"], by_visibility = self._ibot_term(taught, batch, step)
+                terms["ibot"], by_visibility = self._ibot_term(teacher_tokens, batch, step)
                 loss = loss + config.ibot_weight * terms["ibot"]
                 terms |= by_visibility
             if has_dino:
-                terms["dino"] = self._dino_term(taught, batch)
+                terms["dino"] = self._dino_term(teacher_tokens, batch)
                 loss = loss + config.dino_weight * terms["dino"]
         return StepResult(loss=loss, metrics={name: t.detach() for name, t in terms.items()})
 
@@ -166,13 +166,13 @@ class Pretrain(Method):
         return vision_tokens(self.teacher_tower, batch.pixels_B3HW)
 
     def _ibot_term(
-        self, taught: VisionTokens, batch: Batch, step: Step
+        self, teacher_tokens: VisionTokens, batch: Batch, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what is logged of it beside."""
         with torch.no_grad():
             teacher = self.head if self.teacher_head is None else self.teacher_head
-            targets_BNK = self.centering(teacher(taught.patches_BND))
-        masked_BN = self.draw_masks(taught, self.config.mask_ratio, step)
+            targets_BNK = self.centering(teacher(teacher_tokens.patches_BND))
+        masked_BN = self.draw_masks(teacher_tokens, self.config.mask_ratio, step)
         student = vision_tokens(self.model, batch.pixels_B3HW, masked_BN)
         logits_BNK = self.head(student.patches_BND) / self.config.head.student_temperature
         loss = ibot_loss(
@@ -184,14 +184,16 @@ class Pretrain(Method):
         )
         return loss, loss_by_visibility(logits_BNK, targets_BNK, masked_BN)
 
-    def _dino_term(self, taught: VisionTokens, batch: Batch) -> Tensor:
+    def _dino_term(self, teacher_tokens: VisionTokens, batch: Batch) -> Tensor:
         config = self.config
         head = self.head if self.global_head is None else self.global_head
         averaged = self.teacher_head if self.global_head is None else self.teacher_global_head
         assert self.global_centering is not None  # it is built wherever DINO has a weight
         with torch.no_grad():
             teacher = head if averaged is None else averaged
-            targets_BK = self.global_centering(teacher(global_token(taught, config.dino_token)))
+            targets_BK = self.global_centering(
+                teacher(global_token(teacher_tokens, config.dino_token))
+            )
         crops_CBD = encode_crops(self.model, batch.locals_CB3hw, config.dino_token)
         logits_CBK = head(crops_CBD) / config.head.student_temperature
         return dino_loss(logits_CBK, targets_BK, config.normalization)

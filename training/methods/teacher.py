@@ -62,7 +62,7 @@ class FrozenTeacher:
         return model_width(self.model)
 
     @torch.no_grad()
-    def look(self, pixels_B3HW: Tensor) -> VisionTokens:
+    def encode(self, pixels_B3HW: Tensor) -> VisionTokens:
         """Encode whole images, float32; the teacher follows the images to their device."""
         weight = next(self.model.parameters())
         if weight.device != pixels_B3HW.device:

@@ -28,19 +28,19 @@ from training.checkpoint import save_atomically
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Basis:
-    """Where features lie and along which axes they vary.
+    """Mean and leading principal axes of features.
 
     Attributes:
-        mean_F: float32; what is subtracted.
-        axes_FK: float32; the leading principal axes, each divided by the root of the samples'
-            spread along it, so that large directions stay larger, but not by as much.
+        mean_F: float32; subtracted first.
+        axes_FK: float32; each axis is divided by the root of its singular value (half whitening),
+            so that large directions stay larger, but less so.
     """
 
     mean_F: Tensor
     axes_FK: Tensor
 
     def reduce(self, features_F: Tensor) -> Tensor:
-        """Bring features [..., F] to [..., K]."""
+        """Reduce features [..., F] to [..., K]."""
         reduced_K: Tensor = (features_F - self.mean_F) @ self.axes_FK
         return reduced_K
 
@@ -53,7 +53,7 @@ def fit_basis(features_MF: Tensor, width: int) -> Basis:
         width: K.
 
     Raises:
-        ValueError: There are too few samples or features for so many axes.
+        ValueError: Fewer samples or features than axes.
     """
     if min(features_MF.shape) < width:
         raise ValueError(f"{width} axes need as many samples and features, not {features_MF.shape}")
@@ -65,7 +65,9 @@ def fit_basis(features_MF: Tensor, width: int) -> Basis:
 
 PATCH_PIXELS = 14
 CELL_PIXELS = 32
-TRUNK_FEATURES = 1280
+FEATURE_WIDTH = 1280
+BASIS_FILE = "image-backbone-basis.pt"
+_OLD_BASIS_FILE = "trunk-basis.pt"  # its name in runs of earlier versions
 
 
 class _Cells(nn.Module):
@@ -79,22 +81,22 @@ class _Cells(nn.Module):
         self.eval().requires_grad_(requires_grad=False)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        """Standardise as the network was trained, and run it."""
+        """Normalise the pixels as in the network's training, and run it."""
         cells_BFhw: Tensor = self.network.extract_features((pixels_B3HW * 255 - 127) / 128)
         return cells_BFhw
 
 
-class FrozenTrunk:
-    """The network, in OpenVINO for images on the CPU and in torch for those on a GPU."""
+class FrozenImageBackbone:
+    """The network: in OpenVINO for images on the CPU, in torch for images on a GPU."""
 
     def __init__(self) -> None:
-        # Here, since it cannot be converted under the autocast of a training step.
+        # Converted here, because it cannot be converted under the autocast of a training step.
         self._cells, self._network = _networks()
         self._compiled = _COMPILED
 
     @torch.no_grad()
-    def look(self, pixels_B3HW: Tensor) -> Tensor:
-        """What it sees in each patch: float32 [B, N, F], patches in row-major order.
+    def encode_patches(self, pixels_B3HW: Tensor) -> Tensor:
+        """Features of each patch: float32 [B, N, F], patches in row-major order.
 
         Args:
             pixels_B3HW: float32 in [0, 1]; H and W multiples of 14.
@@ -116,55 +118,59 @@ class FrozenTrunk:
         return torch.from_numpy(cells_BFhw.copy())
 
     def _compile(self, shape: tuple[int, ...]) -> Any:
-        """Compile for one shape, which is faster than for any."""
+        """Compile for one shape, which is faster than a dynamic shape."""
         network = self._network.clone()
         network.reshape(list(shape))
         options = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         return openvino_core().compile_model(network, "CPU", options)
 
 
-# By shape. Kept for the life of the process, as the networks are: once OpenVINO's are given back,
-# processes forked from this one, such as those that load data, were seen to read wrong numbers.
+# Compiled networks by shape. Kept for the life of the process, like the networks: after OpenVINO's
+# were freed, forked processes, such as those that load data, were seen to read wrong numbers.
 _COMPILED: dict[tuple[int, ...], Any] = {}
 
 
 @cache
 def _networks() -> tuple[_Cells, Any]:
-    """The network, and the same for OpenVINO."""
+    """The network in torch and in OpenVINO."""
     cells = _Cells()
     return cells, _convert(cells)
 
 
 def _convert(cells: _Cells) -> Any:
-    """Bring the network to OpenVINO, which still calls torch's deprecated tracer for it."""
+    """Convert the network to OpenVINO, which still uses torch's deprecated tracer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return openvino.convert_model(cells, example_input=torch.zeros(1, 3, 64, 64))
 
 
-class TrunkTargets:
-    """The trunk's view of each patch in a student's terms: reduced to K numbers."""
+class ImageBackboneTargets:
+    """Patch targets for a student: the backbone's features reduced to K numbers."""
 
-    def __init__(self, trunk: FrozenTrunk, basis: Basis) -> None:
-        self._trunk, self._basis = trunk, basis
+    def __init__(self, backbone: FrozenImageBackbone, basis: Basis) -> None:
+        self._backbone, self._basis = backbone, basis
 
-    def look(self, pixels_B3HW: Tensor) -> Tensor:
-        """Targets [B, N, K], float32, not normalised; as for `FrozenTrunk.look`."""
+    def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
+        """Targets [B, N, K], float32, not normalised; see `FrozenImageBackbone.encode_patches`."""
         device = pixels_B3HW.device
         basis = Basis(mean_F=self._basis.mean_F.to(device), axes_FK=self._basis.axes_FK.to(device))
-        return basis.reduce(self._trunk.look(pixels_B3HW))
+        return basis.reduce(self._backbone.encode_patches(pixels_B3HW))
 
 
-def load_trunk(path: Path, images: Iterable[Tensor], width: int) -> TrunkTargets:
-    """Load the trunk with axes fitted to a run's own images.
+def load_image_backbone(folder: Path, images: Iterable[Tensor], width: int) -> ImageBackboneTargets:
+    """Load the backbone, with axes fitted to a run's own images.
 
     Args:
-        path: Where the axes are kept, so that a run that goes on has the same.
-        images: Batches [B, 3, H, W] to fit them to, read only where the file is not there yet.
+        folder: Of the run. The axes are kept here, so that a resumed run has the same.
+        images: Batches [B, 3, H, W] to fit the axes to; read only if there is no file of axes.
         width: K.
     """
-    trunk = FrozenTrunk()
+    backbone = FrozenImageBackbone()
+    path, old = folder / BASIS_FILE, folder / _OLD_BASIS_FILE
+    if old.exists() and not path.exists():
+        old.rename(path)
     if not path.exists():
-        means_MF = torch.cat([trunk.look(pixels_B3HW).mean(1) for pixels_B3HW in images])
+        means_MF = torch.cat([backbone.encode_patches(pixels).mean(1) for pixels in images])
         save_atomically(asdict(fit_basis(means_MF, width)), path)
-    return TrunkTargets(trunk, Basis(**torch.load(path, map_location="cpu", weights_only=True)))
+    basis = Basis(**torch.load(path, map_location="cpu", weights_only=True))
+    return ImageBackboneTargets(backbone, basis)

@@ -1,4 +1,4 @@
-"""The bundled student: distilled from the first one, with a trunk's view of unnamed drawings."""
+"""The bundled student: distilled from the first one and from an image backbone."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from training.data.augment import STRONG_AUGMENT
 from training.data.loader import Stage
 from training.data.scenes import SceneConfig
 from training.methods.distill import DistillConfig
-from training.methods.image_backbone import TrunkConfig
+from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.terms import NameContrastConfig
 from training.optim import OptimConfig
 from training.recipes.first_light import FIRST_STUDENT, close_ups
@@ -16,9 +16,9 @@ _CLOSE_UPS_UNTIL = 0.28
 
 
 def student() -> TrainingConfig:
-    """Distil the first student's patches into a fresh vision tower, beside a trunk and titles.
+    """Distil the first student's patches into a new tower, with an image backbone and titles.
 
-    The teacher is let go late, so that it does not hold back a student that has overtaken it.
+    The teacher is dropped late in the training, because the student is better by then.
     """
 
     def scenes(size: int, *count_weights: float) -> SceneConfig:
@@ -35,7 +35,9 @@ def student() -> TrainingConfig:
             patch_until=0.7,
             text_start="teacher",
             names=NameContrastConfig(weight=1.0),
-            trunk=TrunkConfig(weight=2.0, scenes_until=_CLOSE_UPS_UNTIL, titles_weight=0.5),
+            image_backbone=ImageBackboneConfig(
+                weight=2.0, scenes_until=_CLOSE_UPS_UNTIL, titles_weight=0.5
+            ),
         ),
         data=DataConfig(
             stages=(

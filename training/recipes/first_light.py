@@ -8,7 +8,7 @@ from training.data.loader import Stage
 from training.data.scenes import SceneConfig
 from training.heads import SMALL_HEAD
 from training.methods.distill import DistillConfig
-from training.methods.image_backbone import TrunkConfig
+from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.terms import NameContrastConfig
 from training.optim import OptimConfig
@@ -61,7 +61,7 @@ def first_student() -> TrainingConfig:
     return TrainingConfig(
         name=FIRST_STUDENT,
         method=DistillConfig(
-            trunk=TrunkConfig(weight=1.0, scenes_until=0.31),
+            image_backbone=ImageBackboneConfig(weight=1.0, scenes_until=0.31),
             patch_weight=1.0,
             patch_from=0.5,
             patch_until=0.69,

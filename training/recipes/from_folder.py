@@ -41,7 +41,7 @@ class TeacherFacts:
     vocab_size: int | None
 
 
-def look_at_teacher(folder: Path) -> TeacherFacts:
+def read_teacher_facts(folder: Path) -> TeacherFacts:
     """Read what a teacher is, without its weights.
 
     Raises:

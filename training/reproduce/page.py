@@ -41,7 +41,7 @@ size.
   same initial weights and see the same scenes in the same order, so differences are paired. The
   tokenizer and the text tower's warm-up on MiniLM are shared by all seeds.
 - Off: DINO (no local crops; their cost was not in the budget). No patch-name term and no frozen
-  trunk: nothing here but the paper's own losses.
+  image backbone: nothing here but the paper's own losses.
 - Measured on {scenes} test scenes of two or three objects in each set (a single object would
   reward painting the whole image), candidates the 50 names, nine prompts; nothing was chosen
   on them. mIoU in percent; "which" is the share of object pixels given the right one of the

@@ -12,7 +12,7 @@ from training.data.shards.batches import ShardsConfig
 from training.data.shards.sample import DataSummary
 from training.inputs.images import check_losses, describe_losses
 from training.methods.distill import DistillConfig
-from training.methods.image_backbone import TrunkConfig
+from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.terms import NameContrastConfig
 
@@ -101,14 +101,14 @@ def test_pretraining_without_captions_would_collapse(on_images: Configure) -> No
     check_losses(replace(config, method=PretrainConfig(ema="full")), BARE)
 
 
-def test_titles_need_drawn_scenes_and_the_trunk_does_not(on_images: Configure) -> None:
+def test_titles_need_drawn_scenes_and_the_backbone_does_not(on_images: Configure) -> None:
     config = on_images(Path("x"))
-    titles = TrunkConfig(weight=1.0, titles_weight=1.0)
+    titles = ImageBackboneConfig(weight=1.0, titles_weight=1.0)
     with pytest.raises(ValueError, match="needs drawn scenes"):
-        check_losses(replace(config, method=PretrainConfig(trunk=titles)), CAPTIONED)
-    trunk = replace(titles, titles_weight=0.0)
-    with_trunk = replace(config, method=PretrainConfig(trunk=trunk))
-    check_losses(with_trunk, CAPTIONED)
-    assert said(with_trunk, CAPTIONED)[-1] == (
-        "frozen image trunk: on, every patch until 30% of the steps"
+        check_losses(replace(config, method=PretrainConfig(image_backbone=titles)), CAPTIONED)
+    backbone = replace(titles, titles_weight=0.0)
+    with_backbone = replace(config, method=PretrainConfig(image_backbone=backbone))
+    check_losses(with_backbone, CAPTIONED)
+    assert said(with_backbone, CAPTIONED)[-1] == (
+        "image backbone: on, every patch until 30% of the steps"
     )

@@ -79,7 +79,7 @@ def test_local_crops_predict_what_the_teacher_says_of_the_whole(
     method = Distill(student_model, PAPER, teacher)
     assert method.head is not None
     with torch.no_grad():
-        whole = teacher.look(cropped.pixels_B3HW)
+        whole = teacher.encode(cropped.pixels_B3HW)
         crops = vision_tokens(student_model, cropped.locals_CB3hw.flatten(0, 1))
         logits_CBK = method.head(crops.cls1_BD).view(3, 4, 24) / HEAD.student_temperature
         expected = dino_loss(logits_CBK, teacher.assign_global(whole.cls1_BD))
@@ -102,7 +102,7 @@ def test_features_of_another_width_are_met_through_a_projector(
     result = step(method, cropped, 0.0)
     with torch.no_grad():
         own = vision_tokens(student_model, cropped.pixels_B3HW)
-        theirs = teacher.look(cropped.pixels_B3HW)
+        theirs = teacher.encode(cropped.pixels_B3HW)
         expected = feature_loss(method.projector(own.patches_BND), theirs.patches_BND)
     torch.testing.assert_close(result.metrics["patch"], expected)
     result.loss.backward()
@@ -143,7 +143,7 @@ def test_a_teacher_may_be_frozen_in_bfloat16(
     assert not any(p.requires_grad for p in half.model.parameters())
     assert half.head is not None
     assert {p.dtype for p in half.head.parameters()} == {torch.float32}
-    tokens = half.look(cropped.pixels_B3HW)
+    tokens = half.encode(cropped.pixels_B3HW)
     assert tokens.patches_BND.dtype == torch.float32
     results = []
     for teacher in (exact, half):

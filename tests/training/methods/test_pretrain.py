@@ -16,7 +16,7 @@ from training.losses.dino import dino_loss
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
 from training.methods.base import GlobalToken, Step, StepResult, model_width
-from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig
+from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.terms import NameContrastConfig, caption_terms
 from training.targets import Centering
@@ -37,11 +37,11 @@ def step(method: Pretrain, batch: Batch, progress: float, *, seed: int = 0) -> S
 
 
 class MeanColours:
-    """A trunk that sees the mean colour of each patch, in as many numbers as the real one."""
+    """A backbone whose target is the mean colour of each patch, in the real width."""
 
-    def look(self, pixels_B3HW: Tensor) -> Tensor:
+    def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
         means_BN3 = avg_pool2d(pixels_B3HW, 14).flatten(2).transpose(1, 2)
-        waves_K = torch.linspace(1.0, 9.0, TRUNK_WIDTH)
+        waves_K = torch.linspace(1.0, 9.0, TARGET_WIDTH)
         return (means_BN3.sum(-1, keepdim=True) * waves_K).sin()
 
 
@@ -252,14 +252,16 @@ def test_the_centre_moves_only_with_the_patch_loss(
 def test_terms_of_weight_zero_are_not_computed(student_model: Tipsv2Model, batch: Batch) -> None:
     method = Pretrain(student_model, replace(CONFIG, ibot_weight=0.0))
     assert set(step(method, batch, 0.9).metrics) == {"cls1", "cls2"}
-    trunk = TrunkConfig(weight=0.5)
-    everything = replace(CONFIG, trunk=trunk, names=NameContrastConfig(weight=3.0))
+    backbone = ImageBackboneConfig(weight=0.5)
+    everything = replace(CONFIG, image_backbone=backbone, names=NameContrastConfig(weight=3.0))
     method = Pretrain(student_model, everything)
-    method.trunk = MeanColours()
+    method.image_backbone = MeanColours()
     result = step(method, batch, 0.1)
     terms = result.metrics
-    assert set(terms) == {"cls1", "cls2", "names", "trunk"}
-    expected = (terms["cls1"] + terms["cls2"]) / 2 + 3.0 * terms["names"] + 0.5 * terms["trunk"]
+    assert set(terms) == {"cls1", "cls2", "names", "image_backbone"}
+    expected = (
+        (terms["cls1"] + terms["cls2"]) / 2 + 3.0 * terms["names"] + 0.5 * terms["image_backbone"]
+    )
     torch.testing.assert_close(result.loss.detach(), expected)
 
 

@@ -105,7 +105,7 @@ def test_centres_are_those_of_the_global_batch(runs: tuple[Seen, Seen, Seen], ca
 
 
 def test_every_term_of_the_recipe_was_compared(runs: tuple[Seen, Seen, Seen]) -> None:
-    shared = {"cls1", "cls2", "names", "trunk", "titles", "dino"}
+    shared = {"cls1", "cls2", "names", "image_backbone", "titles", "dino"}
     by_visibility = {"patch_visible", "patch_masked"}
     seen = {
         case.split()[0]: set(run["metrics"]) for case, run in runs[0].items() if "uneven" in case

@@ -21,7 +21,7 @@ from training.distributed import average_gradients, mean_over_ranks
 from training.heads import HeadConfig
 from training.methods.base import Method, Step
 from training.methods.distill import Distill, DistillConfig
-from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig
+from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import FrozenTeacher
 from training.methods.terms import NameContrastConfig
@@ -31,8 +31,8 @@ GLOBAL_ROWS = 6
 NUM_CROPS = 2
 HEAD = HeadConfig(layers=2, hidden=32, bottleneck=16, num_prototypes=12)
 NAMES = NameContrastConfig(weight=1.0, num_shown=2)
-TRUNK = TrunkConfig(weight=0.5, scenes_until=1.0, titles_weight=0.5)
-PRETRAIN = PretrainConfig(head=HEAD, names=NAMES, trunk=TRUNK)
+BACKBONE = ImageBackboneConfig(weight=0.5, scenes_until=1.0, titles_weight=0.5)
+PRETRAIN = PretrainConfig(head=HEAD, names=NAMES, image_backbone=BACKBONE)
 DISTILL = DistillConfig(head=HEAD, names=NAMES)
 PRETRAINED: dict[str, PretrainConfig] = {
     "centering": PRETRAIN,
@@ -59,13 +59,13 @@ def new_model(*, dim: int = 24, seed: int = 0) -> Tipsv2Model:
     return model
 
 
-class FakeTrunk:
-    """Sees a patch's mean colour, in as many numbers as the trunk's."""
+class FakeBackbone:
+    """A backbone whose target is the mean colour of each patch, in the real width."""
 
-    def look(self, pixels_B3HW: Tensor) -> Tensor:
+    def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
         """Targets [B, N, K]."""
         means_BN3 = avg_pool2d(pixels_B3HW, 14).flatten(2).transpose(1, 2)
-        waves_K = torch.linspace(1.0, 9.0, TRUNK_WIDTH)
+        waves_K = torch.linspace(1.0, 9.0, TARGET_WIDTH)
         return (means_BN3.sum(-1, keepdim=True) * waves_K).sin()
 
 
@@ -74,7 +74,7 @@ def new_method(case: str) -> Method:
     model = new_model()
     if case in PRETRAINED:
         method = Pretrain(model, PRETRAINED[case])
-        method.trunk = FakeTrunk()
+        method.image_backbone = FakeBackbone()
         return method
     teacher = FrozenTeacher(
         model=new_model(dim=32, seed=1),

@@ -15,10 +15,10 @@ def test_the_student_learns_from_the_first_one() -> None:
     assert (student.method.mask_ratio, student.method.supervised) == (0.0, "all")
 
 
-def test_the_trunk_looks_at_scenes_while_they_are_close_ups() -> None:
+def test_the_backbone_looks_at_scenes_while_they_are_close_ups() -> None:
     student = bundled.student()
     assert isinstance(student.data, DataConfig)
     close_ups, *later = student.data.stages
-    assert student.method.trunk.scenes_until == close_ups.until
+    assert student.method.image_backbone.scenes_until == close_ups.until
     assert close_ups.scenes.count_weights == (1.0,)
     assert all(len(stage.scenes.count_weights) > 1 for stage in later)

@@ -21,8 +21,8 @@ from training.recipes.from_folder import (
     TeacherFacts,
     describe_pair,
     distill_folder,
-    look_at_teacher,
     pretrain_folder,
+    read_teacher_facts,
 )
 
 
@@ -102,16 +102,16 @@ def test_sizes_have_names(options: FolderRun) -> None:
 
 def test_a_folder_tells_what_its_teacher_is(tmp_path: Path, tokenizer: Tipsv2Tokenizer) -> None:
     with pytest.raises(FileNotFoundError, match="no teacher in"):
-        look_at_teacher(tmp_path)
+        read_teacher_facts(tmp_path)
     SAME.save_pretrained(tmp_path / "model")
-    bare = look_at_teacher(tmp_path)
+    bare = read_teacher_facts(tmp_path)
     assert (bare.num_prototypes, bare.vocab_size) == (None, None)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     torch.save({"teacher_head.prototypes": torch.zeros(5, 3)}, tmp_path / "heads.pt")
-    found = look_at_teacher(tmp_path)
+    found = read_teacher_facts(tmp_path)
     assert (found.num_prototypes, found.vocab_size) == (5, len(tokenizer))
     torch.save({"projector.weight": torch.zeros(5, 3)}, tmp_path / "heads.pt")
-    assert look_at_teacher(tmp_path).num_prototypes is None
+    assert read_teacher_facts(tmp_path).num_prototypes is None
 
 
 def test_the_pair_is_put_in_words(options: FolderRun) -> None:

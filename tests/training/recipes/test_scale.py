@@ -51,7 +51,12 @@ def test_the_teacher_is_pretrained_as_the_paper_draws_it() -> None:
     assert weights == (1.0, 1.0, 2.0)
     assert (method.mask_ratio, method.supervised, method.ema) == (0.75, "all", "head")
     assert (method.ibot_start, method.dino_start) == (0.0, 0.0)
-    assert method.names.weight == method.trunk.weight == method.trunk.titles_weight == 0.0
+    assert (
+        method.names.weight
+        == method.image_backbone.weight
+        == method.image_backbone.titles_weight
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -1,4 +1,4 @@
-"""What trunk and titles add: each patch meets its own cell, each titled drawing its own title."""
+"""Terms of the image backbone and of titles: every patch and title is compared with its own."""
 
 from dataclasses import replace
 
@@ -13,7 +13,12 @@ from training.data.batch import Batch, UnnamedDrawings, text_ids, tokenize
 from training.heads import HeadConfig
 from training.losses.contrastive import contrastive_loss
 from training.methods.base import Step
-from training.methods.image_backbone import TRUNK_WIDTH, TrunkConfig, title_term, trunk_term
+from training.methods.image_backbone import (
+    TARGET_WIDTH,
+    ImageBackboneConfig,
+    image_backbone_term,
+    title_term,
+)
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.terms import embed_texts
 
@@ -21,20 +26,20 @@ CONFIG = PretrainConfig(
     dino_weight=0.0,
     ibot_weight=0.0,
     head=HeadConfig(hidden=16, bottleneck=8, num_prototypes=8),
-    trunk=TrunkConfig(weight=2.0, scenes_until=0.5, titles_weight=0.5),
+    image_backbone=ImageBackboneConfig(weight=2.0, scenes_until=0.5, titles_weight=0.5),
 )
 
 
-class RememberingTrunk:
+class RecordingBackbone:
     """Answers with seeded numbers, and remembers how many images it was shown."""
 
     def __init__(self) -> None:
         self.shown: list[int] = []
 
-    def look(self, pixels_B3HW: Tensor) -> Tensor:
+    def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
         self.shown.append(len(pixels_B3HW))
         generator = torch.Generator().manual_seed(len(pixels_B3HW))
-        return torch.randn(len(pixels_B3HW), 4, TRUNK_WIDTH, generator=generator)
+        return torch.randn(len(pixels_B3HW), 4, TARGET_WIDTH, generator=generator)
 
 
 @pytest.fixture
@@ -74,8 +79,8 @@ def test_each_patch_meets_its_own_cell_and_each_image_the_mean() -> None:
         for b in range(3)
     ]
     expected = 2 - torch.stack(cosines).mean() - torch.stack(means).mean()
-    torch.testing.assert_close(trunk_term(patches_BND, cells_BNK, projection), expected)
-    shuffled = trunk_term(patches_BND, cells_BNK.flip(1), projection)
+    torch.testing.assert_close(image_backbone_term(patches_BND, cells_BNK, projection), expected)
+    shuffled = image_backbone_term(patches_BND, cells_BNK.flip(1), projection)
     assert not torch.isclose(shuffled, expected)
 
 
@@ -85,7 +90,7 @@ def test_nothing_is_left_to_learn_where_every_patch_points_as_its_cell() -> None
     with torch.no_grad():
         same.weight.copy_(3 * torch.eye(6))
         same.bias.zero_()
-    assert trunk_term(cells_BNK, cells_BNK, same).item() == pytest.approx(0.0, abs=1e-6)
+    assert image_backbone_term(cells_BNK, cells_BNK, same).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_titled_drawings_meet_their_titles(
@@ -115,38 +120,40 @@ def test_drawings_without_titles_say_nothing(
     assert title_term(student_model, tokens, nameless).item() == 0.0
 
 
-def test_the_trunk_sees_scenes_early_and_unnamed_drawings_throughout(
+def test_the_backbone_sees_scenes_early_and_unnamed_drawings_throughout(
     student_model: Tipsv2Model, batch: Batch, drawings: UnnamedDrawings
 ) -> None:
     batch = replace(batch, unnamed=drawings)
     method = Pretrain(student_model, CONFIG)
-    method.trunk = trunk = RememberingTrunk()
+    method.image_backbone = backbone = RecordingBackbone()
     early, loss = metrics_and_loss(method, batch, 0.49)
-    assert trunk.shown == [4, 5]
+    assert backbone.shown == [4, 5]
     late, _ = metrics_and_loss(method, batch, 0.5)
-    assert trunk.shown == [4, 5, 5]
-    assert set(early) == set(late) == {"cls1", "cls2", "trunk", "titles"}
-    expected = (early["cls1"] + early["cls2"]) / 2 + 2.0 * early["trunk"] + 0.5 * early["titles"]
+    assert backbone.shown == [4, 5, 5]
+    assert set(early) == set(late) == {"cls1", "cls2", "image_backbone", "titles"}
+    expected = (
+        (early["cls1"] + early["cls2"]) / 2 + 2.0 * early["image_backbone"] + 0.5 * early["titles"]
+    )
     torch.testing.assert_close(loss.detach(), expected)
     # Four scenes and five drawings count by their number.
     scenes_only, _ = metrics_and_loss(method, replace(batch, unnamed=None), 0.1)
-    together = (4 * scenes_only["trunk"] + 5 * late["trunk"]) / 9
-    torch.testing.assert_close(early["trunk"], together)
+    together = (4 * scenes_only["image_backbone"] + 5 * late["image_backbone"]) / 9
+    torch.testing.assert_close(early["image_backbone"], together)
 
 
 def test_without_weight_unnamed_drawings_are_not_looked_at(
     student_model: Tipsv2Model, batch: Batch, drawings: UnnamedDrawings
 ) -> None:
-    method = Pretrain(student_model, replace(CONFIG, trunk=TrunkConfig()))
+    method = Pretrain(student_model, replace(CONFIG, image_backbone=ImageBackboneConfig()))
     metrics, _ = metrics_and_loss(method, replace(batch, unnamed=drawings), 0.1)
     assert set(metrics) == {"cls1", "cls2"}
 
 
-def test_a_missing_trunk_is_said(student_model: Tipsv2Model, batch: Batch) -> None:
-    with pytest.raises(ValueError, match="built without a trunk"):
+def test_a_missing_backbone_is_said(student_model: Tipsv2Model, batch: Batch) -> None:
+    with pytest.raises(ValueError, match="no image backbone is loaded"):
         metrics_and_loss(Pretrain(student_model, CONFIG), batch, 0.1)
 
 
 def test_weights_below_zero_are_refused() -> None:
     with pytest.raises(ValueError, match="must not be below 0"):
-        TrunkConfig(weight=-1.0)
+        ImageBackboneConfig(weight=-1.0)

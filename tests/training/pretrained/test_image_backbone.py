@@ -1,0 +1,87 @@
+"""The frozen image backbone: features for each patch, the same in OpenVINO as in torch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from training.data.sprites import SpriteBank
+from training.pretrained.image_backbone import (
+    BASIS_FILE,
+    FEATURE_WIDTH,
+    FrozenImageBackbone,
+    load_image_backbone,
+)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> FrozenImageBackbone:
+    """The real network."""
+    return FrozenImageBackbone()
+
+
+def test_there_is_a_cell_for_each_patch_in_row_major_order(backbone: FrozenImageBackbone) -> None:
+    pixels_B3HW = torch.full((1, 3, 56, 84), 0.5)
+    flat_BNF = backbone.encode_patches(pixels_B3HW)
+    assert flat_BNF.shape == (1, 4 * 6, FEATURE_WIDTH)
+    assert flat_BNF.dtype == torch.float32
+    corners = {0: (0, 0), 5: (0, 70), 18: (42, 0), 23: (42, 70)}
+    for corner, (top, left) in corners.items():
+        marked = pixels_B3HW.clone()
+        marked[..., top : top + 14, left : left + 14] = 0.0
+        change_N = (backbone.encode_patches(marked) - flat_BNF).norm(dim=-1)[0]
+        # A cell sees beyond its patch, so neighbours change as well; other corners least.
+        assert max(corners, key=lambda index: float(change_N[index])) == corner
+
+
+def test_openvino_sees_what_torch_sees(backbone: FrozenImageBackbone) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(2, 3, 4, 4, generator=generator)
+    pixels_B3HW = F.interpolate(coarse, (56, 56), mode="bicubic").clamp(0, 1)
+    large = F.interpolate(pixels_B3HW, (128, 128), mode="bilinear")
+    expected_BNF = backbone._cells(large).flatten(2).transpose(1, 2)
+    cosine_BN = F.cosine_similarity(backbone.encode_patches(pixels_B3HW), expected_BNF, dim=-1)
+    assert cosine_BN.min() > 0.98  # bfloat16 where the CPU has it
+
+
+def test_it_looks_within_the_autocast_of_a_training_step(backbone: FrozenImageBackbone) -> None:
+    pixels_B3HW = torch.rand(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = backbone.encode_patches(pixels_B3HW)
+    assert within.dtype == torch.float32
+    torch.testing.assert_close(within, backbone.encode_patches(pixels_B3HW))
+
+
+def test_it_tells_drawings_apart_and_knows_one_again(
+    backbone: FrozenImageBackbone, sprite_bank: SpriteBank
+) -> None:
+    rgba = torch.from_numpy(sprite_bank.rgba_MSS4[:2]).permute(0, 3, 1, 2).float() / 255
+    pixels = rgba[:, :3] * rgba[:, 3:] + (1 - rgba[:, 3:])
+    large = F.interpolate(pixels, (112, 112), mode="bilinear")
+    small = F.interpolate(pixels, (84, 84), mode="bilinear")
+    first, second = backbone.encode_patches(large).mean(1)
+    again = backbone.encode_patches(small).mean(1)[0]
+    assert F.cosine_similarity(first, again, dim=0) > F.cosine_similarity(first, second, dim=0)
+
+
+def test_axes_are_fitted_once_and_kept(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 2, 3, 28, 28, generator=generator)
+    first = load_image_backbone(tmp_path, images, 5)
+    again = load_image_backbone(tmp_path, (), 5)
+    targets_BNK = first.patch_targets(images[0])
+    assert targets_BNK.shape == (2, 4, 5)
+    torch.testing.assert_close(again.patch_targets(images[0]), targets_BNK)
+    # The images that the axes were fitted to lie around their origin.
+    means_MK = torch.cat([first.patch_targets(pixels_B3HW).mean(1) for pixels_B3HW in images])
+    assert means_MK.mean(0).norm() < 0.05 * means_MK.norm(dim=1).mean()
+    assert [file.name for file in tmp_path.iterdir()] == [BASIS_FILE]
+
+
+def test_axes_of_an_earlier_version_are_used_under_their_new_name(tmp_path: Path) -> None:
+    images = torch.rand(3, 2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    first = load_image_backbone(tmp_path, images, 5).patch_targets(images[0])
+    (tmp_path / BASIS_FILE).rename(tmp_path / "trunk-basis.pt")
+    again = load_image_backbone(tmp_path, (), 5).patch_targets(images[0])
+    torch.testing.assert_close(again, first)

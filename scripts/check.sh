@@ -25,6 +25,8 @@ step "import contracts"
 lint-imports
 step "proto: lint, format, generated code"
 scripts/check_proto.sh
+step "synchronous client: generated code"
+python clients/python/generate_sync.py --check
 step "types"
 mypy service model training tests benchmarks clients/python/tipserve_client
 step "tests"

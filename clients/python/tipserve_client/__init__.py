@@ -1,4 +1,4 @@
-"""Asks a tipserve service for embeddings, masks and maps of images, over HTTP or gRPC.
+"""Client of tipserve: embeddings, masks and maps of images, over HTTP or gRPC.
 
 from tipserve_client import Client
 
@@ -6,19 +6,9 @@ with Client("grpc://localhost:8001") as client:
     (embedding,) = client.embed_images("photo.jpg")
 """
 
-from tipserve_client.answers import (
-    ClassArea,
-    ClassScore,
-    HalfImageEmbedding,
-    ImageEmbedding,
-    Int8ImageEmbedding,
-    Int8Vectors,
-    Item,
-    ModelInfo,
-    Segmentation,
-)
-from tipserve_client.async_client import AsyncClient
-from tipserve_client.client import Client
+from tipserve_client._async.client import AsyncClient
+from tipserve_client._sync.client import Client
+from tipserve_client.connection import Retry, Tls
 from tipserve_client.errors import (
     DeadlineExceeded,
     InternalError,
@@ -32,8 +22,17 @@ from tipserve_client.errors import (
     Unavailable,
 )
 from tipserve_client.images import ImageInput
-from tipserve_client.retries import Retry
-from tipserve_client.target import Tls
+from tipserve_client.results import (
+    ClassArea,
+    ClassScore,
+    HalfImageEmbedding,
+    ImageEmbedding,
+    Int8ImageEmbedding,
+    Int8Vectors,
+    Item,
+    ModelInfo,
+    Segmentation,
+)
 
 __all__ = [
     "AsyncClient",

@@ -1,15 +1,15 @@
-"""What can go wrong with a request, the same over both protocols.
+"""Errors of a request, the same over both protocols.
 
 TipserveError
-+-- InvalidRequest       the caller's fault: a field, an image or a text cannot be used
-+-- RequestTooLarge      more than the server ever takes at once; split it
-+-- Unauthenticated      no API key, or an unknown one
-+-- NotFound             no model of that name is served
-+-- NotSupported         the model is served, but it cannot do that
-+-- Overloaded           no room just now; tried again for as long as the deadline allows
-+-- Unavailable          starting, draining, or not to be reached; tried again too
-+-- DeadlineExceeded     the answer did not come in time
-+-- InternalError        the server's fault; its log has more under the request id
++-- InvalidRequest       a field, an image or a text is invalid; change the request
++-- RequestTooLarge      the request exceeds a limit of the server; split it
++-- Unauthenticated      the API key is missing or unknown
++-- NotFound             no model with this name is served
++-- NotSupported         the model is served, but it does not support the request
++-- Overloaded           the server has no capacity now; retried until the deadline
++-- Unavailable          starting, draining or unreachable; retried as well
++-- DeadlineExceeded     the answer did not arrive in time
++-- InternalError        the server failed; its log has details under the request id
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from typing import Final
 
 
 class TipserveError(Exception):
-    """An answer that is none.
+    """A request failed.
 
     Attributes:
         message: One sentence that says what to change.
         code: Short stable name of the cause, such as `invalid_image`.
-        param: The field at fault with the item's index, such as `images[3]`; None where none is.
-        request_id: Under which the server's log has it, where the server was reached.
-        retry_after_s: Seconds after which the server says that a later try may succeed.
+        param: The invalid field with the item's index, such as `images[3]`, if there is one.
+        request_id: Id of the request in the server's log, if the server was reached.
+        retry_after_s: Seconds to wait before a retry, if the server named a time.
     """
 
-    can_be_tried_again = False
-    # Whether it is no single image's: all others of a stream would fare the same.
+    is_retryable = False
+    # Whether the other images of a stream would fail in the same way.
     ends_stream = False
 
     def __init__(
@@ -49,54 +49,54 @@ class TipserveError(Exception):
 
     @property
     def index(self) -> int | None:
-        """Which image or text is at fault, from 0; None where it is not one of them."""
+        """Index of the invalid image or text, from 0, if the error concerns a single one."""
         head, _, rest = (self.param or "").partition("[")
         number = rest.partition("]")[0]
         return int(number) if head in {"images", "texts"} and number.isdecimal() else None
 
 
 class InvalidRequest(TipserveError):
-    """A field, an image or a text cannot be used."""
+    """A field, an image or a text is invalid."""
 
 
 class RequestTooLarge(TipserveError):
-    """The request is larger than the server ever takes."""
+    """The request exceeds a limit of the server."""
 
 
 class Unauthenticated(TipserveError):
-    """The server wants an API key, and this is none that it knows."""
+    """The API key is missing or unknown."""
 
     ends_stream = True
 
 
 class NotFound(TipserveError):
-    """No model of that name is served."""
+    """No model with this name is served."""
 
 
 class NotSupported(TipserveError):
-    """The model cannot do what is asked."""
+    """The model does not support the request."""
 
 
 class Overloaded(TipserveError):
-    """The server has no room just now."""
+    """The server has no capacity now."""
 
-    can_be_tried_again = True
+    is_retryable = True
     ends_stream = True
 
 
 class Unavailable(TipserveError):
-    """The server is starting, draining, or not to be reached."""
+    """The server is starting, draining or unreachable."""
 
-    can_be_tried_again = True
+    is_retryable = True
     ends_stream = True
 
 
 class DeadlineExceeded(TipserveError):
-    """The answer did not come in time."""
+    """The answer did not arrive in time."""
 
 
 class InternalError(TipserveError):
-    """Something of the server's broke."""
+    """The server failed."""
 
 
 BY_STATUS: Final[Mapping[int, type[TipserveError]]] = {
@@ -114,7 +114,7 @@ BY_STATUS: Final[Mapping[int, type[TipserveError]]] = {
     503: Unavailable,
     504: DeadlineExceeded,
 }
-# By the numbers of gRPC's status codes.
+# By gRPC status code.
 BY_CODE: Final[Mapping[int, type[TipserveError]]] = {
     3: InvalidRequest,
     4: DeadlineExceeded,
@@ -124,7 +124,7 @@ BY_CODE: Final[Mapping[int, type[TipserveError]]] = {
     14: Unavailable,
     16: Unauthenticated,
 }
-# These codes tell more than the status that they come with.
+# These codes are more specific than the status that they arrive with.
 BY_REASON: Final[Mapping[str, type[TipserveError]]] = {
     "request_too_large": RequestTooLarge,
     "too_many_items": RequestTooLarge,
@@ -135,6 +135,6 @@ BY_REASON: Final[Mapping[str, type[TipserveError]]] = {
 def item_error(
     message: str, code: str, *, param: str | None, request_id: str | None
 ) -> TipserveError:
-    """What is wrong with one image or text, where the others have their answers."""
+    """The error of a single image or text in a partial answer."""
     kind = BY_REASON.get(code, InvalidRequest)
     return kind(message, code=code, param=param, request_id=request_id)

@@ -1,27 +1,23 @@
-"""Requests and answers as `tipserve.v1.EncoderService` has them."""
+"""Messages, errors and channel options of the gRPC service `tipserve.v1.EncoderService`."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, cast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self, cast
 
+import grpc
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
-from tipserve_client.answers import (
-    EMBEDDINGS,
-    ClassArea,
-    ClassScore,
-    Int8Vectors,
-    ModelInfo,
-    Segmentation,
-    in_places,
-)
-from tipserve_client.asks import MAPS, Ask, Method
+from tipserve_client.connection import Target
 from tipserve_client.errors import (
     BY_CODE,
     BY_REASON,
     InternalError,
     RequestTooLarge,
     TipserveError,
+    Unavailable,
     item_error,
 )
 from tipserve_client.generated import (
@@ -37,7 +33,18 @@ from tipserve_client.generated import (
     tensor_pb2,
     text_pb2,
 )
-from tipserve_client.status_details import Details
+from tipserve_client.images import ImageInput, encode_image
+from tipserve_client.requests import MAPS, Method, PendingImage, Request
+from tipserve_client.results import (
+    EMBEDDINGS,
+    ClassArea,
+    ClassScore,
+    Int8Vectors,
+    Item,
+    ModelInfo,
+    Segmentation,
+    partial_items,
+)
 
 RPCS: Final[Mapping[Method, tuple[str, Any]]] = {
     "embed_images": ("EmbedImages", embed_pb2.EmbedImagesRequest),
@@ -58,9 +65,9 @@ ENUMS: Final[Mapping[str, tuple[Any, str]]] = {
     "scope": (features_pb2.FeatureScope, "FEATURE_SCOPE"),
     "dtype": (embed_pb2.VectorType, "VECTOR_TYPE"),
 }
-# Fields whose names are not those that callers and REST have for them.
+# Fields with another name than in the client and in REST.
 FIELD_NAMES: Final = {"dtype": "vector_type"}
-# Where answers have what they say of each image; the rest is in `maps`.
+# The list of a response with an entry for each image; all other responses have `maps`.
 ROWS: Final[Mapping[Method, str]] = {
     "embed_images": "embeddings",
     "segment_images": "segmentations",
@@ -74,19 +81,59 @@ DTYPES: Final = {
     tensor_pb2.DATA_TYPE_FLOAT16: "<f2",
     tensor_pb2.DATA_TYPE_INT8: "i1",
 }
-# A value that the contract does not know is the server's to refuse.
+# Sent for a name that the client does not know; the server refuses it.
 UNKNOWN_VALUE: Final = 99
 RESOURCE_EXHAUSTED: Final = 8
-# Causes of what gRPC says by itself, without details; over HTTP they have the same names.
+# Error codes for statuses that gRPC itself raises, without details. HTTP uses the same codes.
 CORE_REASONS: Final = {4: "deadline_exceeded", 8: "request_too_large", 14: "unreachable"}
 
+# A connection that breaks silently, as when a machine fails, is detected within twice this time,
+# before the default deadline. The service allows pings twice as often.
+PING_MS: Final = 20_000
+CHANNEL_OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Each client has its own connection, and retries by itself.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    # If a name has several addresses, requests are distributed over all of them. The name is
+    # resolved again when one goes away, without a delay, to find its replacement.
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    ("grpc.keepalive_time_ms", PING_MS),
+    ("grpc.keepalive_timeout_ms", PING_MS),
+    # Without this option the core waits a minute for a ping's answer, despite the line above.
+    ("grpc.http2.ping_timeout_ms", PING_MS),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+# grpc.aio reports this with the code INTERNAL if it could not send because the server had ended
+# the RPC. It loses the server's own status, which another attempt gets.
+LOST_STATUS: Final = "Internal error from Core"
+# gRPC's words if a stream was reset: a proxy does so when the server behind it has died.
+RESET: Final = "RST_STREAM"
 
-def write_ask(ask: Ask) -> Any:
+
+def channel_credentials(target: Target) -> grpc.ChannelCredentials:
+    """Credentials from the files of `target.tls`."""
+    ca, cert, key = (
+        None if path is None else Path(path).read_bytes()
+        for path in (target.tls.ca, target.tls.cert, target.tls.key)
+    )
+    return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+def request_id(metadata: Any) -> str | None:
+    """Id of a request in the server's log, from the metadata of the RPC."""
+    found: str | None = dict(metadata or ()).get("x-request-id")
+    return found
+
+
+def write_request(request: Request) -> Any:
     """The message of a request."""
     fields: dict[str, Any] = {}
-    for name, value in ask.fields.items():
+    for name, value in request.fields.items():
         if name in ENUMS:
-            is_global = name == "features" and ask.method == "classify_images"
+            is_global = name == "features" and request.method == "classify_images"
             kind, prefix = GLOBAL_FEATURES if is_global else ENUMS[name]
             is_list = not isinstance(value, str)
             numbers = [_number(kind, prefix, v) for v in (value if is_list else [value])]
@@ -97,32 +144,33 @@ def write_ask(ask: Ask) -> Any:
             fields[name] = [segment_pb2.SegmentClass(**entry) for entry in value]
         else:
             fields[name] = value
-    if ask.method == "embed_texts":
-        fields["texts"] = ask.texts
+    if request.method == "embed_texts":
+        fields["texts"] = request.texts
     else:
-        fields["images"] = [image_pb2.Image(encoded=image) for image in ask.images]
-    return RPCS[ask.method][1](**fields)
+        fields["images"] = [image_pb2.Image(encoded=image) for image in request.images]
+    return RPCS[request.method][1](**fields)
 
 
-def read_answer(ask: Ask, answer: Any, request_id: str | None = None) -> Any:
-    """What a successful answer holds; of a partial one, its items."""
-    if ask.method == "embed_texts" and not ask.is_partial:
-        return vectors(answer.embeddings)
-    errors = {told.index: _item_error(told, request_id) for told in answer.errors}
-    errors.update(ask.errors)
+def read_response(request: Request, response: Any, request_id: str | None = None) -> Any:
+    """The answer to a request: its values, or the items of a partial one."""
+    if request.method == "embed_texts" and not request.is_partial:
+        return vectors(response.embeddings)
+    errors = {error.index: _item_error(error, request_id) for error in response.errors}
+    errors.update(request.errors)
     values = {
-        place: _value(ask, row)
-        for place, row in enumerate(_rows(ask.method, answer))
-        if place not in errors
+        index: _value(request, row)
+        for index, row in enumerate(_rows(request.method, response))
+        if index not in errors
     }
-    return in_places(values, errors) if ask.is_partial else list(values.values())
+    return partial_items(values, errors) if request.is_partial else list(values.values())
 
 
 def read_model(model: model_pb2.Model) -> ModelInfo:
-    """What is told about a served model."""
+    """A served model."""
     outputs = (embed_pb2.ImageOutput.Name(number) for number in model.outputs)
     return ModelInfo(
         name=model.name,
+        variant=model.variant,
         embed_dim=model.embed_dim,
         patch_size=model.patch_size,
         native_size=model.native_size,
@@ -130,20 +178,24 @@ def read_model(model: model_pb2.Model) -> ModelInfo:
         max_size=model.max_size,
         size_multiple=model.size_multiple,
         outputs=tuple(name.removeprefix("IMAGE_OUTPUT_").lower() for name in outputs),
+        runtime=model.runtime,
+        precision=model.precision,
+        device=model.device,
+        package_digest=model.package_digest,
         limits={field.name: value for field, value in model.limits.ListFields()},
     )
 
 
 def read_error(code: int, message: str, metadata: Mapping[str, Any]) -> TipserveError:
-    """What the end of an RPC says that is no success."""
-    details = Details.read(metadata.get("grpc-status-details-bin", b""))
+    """The error of an RPC, from its status."""
+    details = StatusDetails.read(metadata.get("grpc-status-details-bin", b""))
     retry_after_s = details.retry_after_s
     pushback = str(metadata.get("grpc-retry-pushback-ms", ""))
     if pushback.isdecimal():
         retry_after_s = int(pushback) / 1000
     kind = BY_REASON.get(details.reason) or BY_CODE.get(code, InternalError)
     if code == RESOURCE_EXHAUSTED and retry_after_s is None:
-        kind = RequestTooLarge  # the core's own word for a message that is too large
+        kind = RequestTooLarge  # gRPC itself refuses a message that is too large
     return kind(
         message,
         code=details.reason or CORE_REASONS.get(code, f"grpc_{code}"),
@@ -153,26 +205,79 @@ def read_error(code: int, message: str, metadata: Mapping[str, Any]) -> Tipserve
     )
 
 
-def read_stream_error(told: stream_pb2.StreamError) -> TipserveError:
-    """Why one request of a stream has no answer."""
-    kind = BY_REASON.get(told.reason) or BY_CODE.get(told.code, InternalError)
-    delay = told.retry_delay
+def read_stream_error(error: stream_pb2.StreamError) -> TipserveError:
+    """The error of one request in a stream."""
+    kind = BY_REASON.get(error.reason) or BY_CODE.get(error.code, InternalError)
+    delay = error.retry_delay
     return kind(
-        told.message,
-        code=told.reason,
-        param=told.field or None,
-        request_id=told.request_id or None,
-        retry_after_s=delay.ToNanoseconds() / 1e9 if told.HasField("retry_delay") else None,
+        error.message,
+        code=error.reason,
+        param=error.field or None,
+        request_id=error.request_id or None,
+        retry_after_s=delay.ToNanoseconds() / 1e9 if error.HasField("retry_delay") else None,
     )
 
 
+def rpc_error(error: Any) -> TipserveError:
+    """The client's own error for an RpcError."""
+    details = error.details() or ""
+    if details == LOST_STATUS:
+        return Unavailable("The stream broke while a request was sent.", code="stream_broken")
+    if RESET in details:
+        return Unavailable("The stream broke before the answer arrived.", code="stream_broken")
+    metadata = {**dict(error.initial_metadata() or ()), **dict(error.trailing_metadata() or ())}
+    return read_error(error.code().value[0], details, metadata)
+
+
+class StreamWire:
+    """Writes the requests of a stream, one for each image, and reads the responses."""
+
+    def __init__(self, template: Request, timeout_s: float) -> None:
+        self._template = template
+        timeout = Duration()
+        timeout.FromNanoseconds(int(1e9 * timeout_s))
+        self._message = stream_pb2.StreamRequest(timeout=timeout)
+        getattr(self._message, template.method).CopyFrom(write_request(template))
+
+    def write(self, index: int, image: ImageInput) -> PendingImage:
+        """The request for an image, or the reason why the image cannot be read."""
+        try:
+            encoded = encode_image(image)
+        except TipserveError as error:
+            return PendingImage(index, error=error)
+        message = stream_pb2.StreamRequest()
+        message.CopyFrom(self._message)
+        message.id = str(index)
+        getattr(message, self._template.method).images.add(encoded=encoded)
+        return PendingImage(index, message)
+
+    def read(self, pending: PendingImage, response: stream_pb2.StreamResponse) -> Item[Any]:
+        """The item of the first image without an answer.
+
+        Raises:
+            TipserveError: The request is to be retried, or the response belongs to another image.
+        """
+        if response.id != str(pending.index):
+            raise Unavailable(
+                f"The stream answered request {response.id!r} instead of {pending.index}.",
+                code="out_of_order",
+            )
+        if response.HasField("error"):
+            error = read_stream_error(response.error)
+            if error.is_retryable:
+                raise error
+            return Item(index=pending.index, error=error)
+        (value,) = read_response(self._template, getattr(response, self._template.method))
+        return Item(index=pending.index, value=value)
+
+
 def array(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
-    """A tensor as an array, which is read-only as its bytes are."""
+    """A tensor as a read-only array."""
     return np.frombuffer(tensor.data, DTYPES[tensor.data_type]).reshape(tuple(tensor.shape))
 
 
 def vectors(tensor: tensor_pb2.Tensor) -> Any:
-    """A tensor of embeddings: an array, or with int8 its whole numbers and their scales."""
+    """A tensor of embeddings: an array, or with int8 its values and scales."""
     values = array(tensor)
     if values.dtype != np.int8:
         return values
@@ -192,33 +297,32 @@ def _templates(value: str | list[str]) -> text_pb2.Templates:
     return text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=value))
 
 
-def _rows(method: Method, answer: Any) -> Iterable[Any]:
-    """What an answer has for each image or text, also where there is an error."""
+def _rows(method: Method, response: Any) -> Iterable[Any]:
+    """The entry of each image or text; it is empty where there is an error."""
     if method != "embed_texts":
-        return cast("Iterable[Any]", getattr(answer, ROWS.get(method, "maps")))
-    texts = vectors(answer.embeddings)
+        return cast("Iterable[Any]", getattr(response, ROWS.get(method, "maps")))
+    texts = vectors(response.embeddings)
     if isinstance(texts, Int8Vectors):
         rows = zip(texts.values, texts.scales, strict=True)
         return (Int8Vectors(values=row, scales=np.asarray(scale)) for row, scale in rows)
     return cast("Iterable[Any]", texts)
 
 
-def _value(ask: Ask, row: Any) -> Any:
-    """What is told of one image or text."""
-    if ask.method == "embed_images":
-        kind = EMBEDDINGS[ask.fields.get("dtype", "float32")]
+def _value(request: Request, row: Any) -> Any:
+    if request.method == "embed_images":
+        kind = EMBEDDINGS[request.fields.get("dtype", "float32")]
         return kind(**{field.name: vectors(tensor) for field, tensor in row.ListFields()})
-    if ask.method == "embed_texts":
+    if request.method == "embed_texts":
         return row
-    if ask.method == "segment_images":
+    if request.method == "segment_images":
         return _segmentation(row)
-    if ask.method == "classify_images":
+    if request.method == "classify_images":
         return [ClassScore(**{name: getattr(c, name) for name in SCORES}) for c in row.classes]
-    return array(getattr(row, MAPS[ask.method]))
+    return array(getattr(row, MAPS[request.method]))
 
 
-def _item_error(told: item_error_pb2.ItemError, request_id: str | None) -> TipserveError:
-    return item_error(told.message, told.reason, param=told.field or None, request_id=request_id)
+def _item_error(error: item_error_pb2.ItemError, request_id: str | None) -> TipserveError:
+    return item_error(error.message, error.reason, param=error.field or None, request_id=request_id)
 
 
 def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
@@ -231,3 +335,82 @@ def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
         ),
         background_share=item.background_share,
     )
+
+
+# Wire types of protobuf fields.
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class StatusDetails:
+    """Details of a gRPC status: reason, invalid field, and seconds until a retry.
+
+    `googleapis-common-protos` would be one more dependency for three small messages, so they are
+    read by field number:
+    https://github.com/googleapis/googleapis/blob/master/google/rpc/error_details.proto
+    """
+
+    reason: str = ""
+    field: str = ""
+    retry_after_s: float | None = None
+
+    @classmethod
+    def read(cls, raw: bytes) -> Self:
+        """Read the bytes of a `google.rpc.Status`; malformed parts are ignored."""
+        reason, field = "", ""
+        retry_after_s: float | None = None
+        try:
+            for number, detail in _fields(raw):
+                if number != 3 or not isinstance(detail, bytes):
+                    continue
+                packed = dict(_fields(detail))
+                name = _bytes(packed, 1).decode().rpartition(".")[2]
+                inside = dict(_fields(_bytes(packed, 2)))
+                if name == "ErrorInfo":
+                    reason = _bytes(inside, 1).decode()
+                elif name == "BadRequest":
+                    violation = dict(_fields(_bytes(inside, 1)))
+                    field = _bytes(violation, 1).decode()
+                elif name == "RetryInfo":
+                    delay = dict(_fields(_bytes(inside, 1)))
+                    retry_after_s = _integer(delay, 1) + 1e-9 * _integer(delay, 2)
+        except (ValueError, LookupError):
+            pass
+        return cls(reason, field, retry_after_s)
+
+
+def _bytes(fields: dict[int, bytes | int], number: int) -> bytes:
+    value = fields.get(number, b"")
+    return value if isinstance(value, bytes) else b""
+
+
+def _integer(fields: dict[int, bytes | int], number: int) -> int:
+    value = fields.get(number, 0)
+    return value if isinstance(value, int) else 0
+
+
+def _fields(raw: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """Number and value of each field of a protobuf message."""
+    position = 0
+    while position < len(raw):
+        key, position = _varint(raw, position)
+        wire_type = key & 7
+        if wire_type == VARINT:
+            value, position = _varint(raw, position)
+            yield key >> 3, value
+        elif wire_type == LENGTH:
+            length, position = _varint(raw, position)
+            yield key >> 3, raw[position : position + length]
+            position += length
+        else:
+            position += {FIXED64: 8, FIXED32: 4}[wire_type]
+
+
+def _varint(raw: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = raw[position]
+        value |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return value, position

@@ -1,24 +1,43 @@
-"""Requests and answers as the REST interface has them: JSON, with arrays as base64."""
+"""Requests and responses of the REST interface.
+
+Images are sent as they are encoded: one as the raw body, several as multipart, with the options in
+the query or in form fields. Options that do not fit there, such as prompts of classes, need JSON
+with base64. Arrays are answered as safetensors. Masks and class scores are answered as JSON, which
+alone has the names and colours of classes.
+"""
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from tipserve_client.answers import (
+from tipserve_client.connection import MAX_HTTP_CONNECTIONS, Target
+from tipserve_client.errors import (
+    BY_REASON,
+    BY_STATUS,
+    DeadlineExceeded,
+    InternalError,
+    TipserveError,
+    Unavailable,
+    item_error,
+)
+from tipserve_client.requests import MAPS, Method, Request
+from tipserve_client.results import (
     EMBEDDINGS,
     ClassArea,
     ClassScore,
     Int8Vectors,
     ModelInfo,
     Segmentation,
-    in_places,
+    partial_items,
 )
-from tipserve_client.asks import MAPS, Ask, Method
-from tipserve_client.errors import BY_REASON, BY_STATUS, InternalError, TipserveError, item_error
 
 PATHS: Final[Mapping[Method, str]] = {
     "embed_images": "/v1/images:embed",
@@ -30,122 +49,270 @@ PATHS: Final[Mapping[Method, str]] = {
     "estimate_normals": "/v1/images:normals",
 }
 MODELS: Final = "/v1/models"
+JSON: Final = "application/json"
+SAFETENSORS: Final = "application/octet-stream"
+JSON_METHODS: Final = frozenset[Method]({"segment_images", "classify_images"})
 OUTPUTS: Final = ("cls1", "cls2", "patches", "values")
 SCORES: Final = ("label", "name", "probability", "cosine")
+AREAS: Final = ("label", "name", "color", "area_share")
+MODEL_FIELDS: Final = (
+    *("variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size"),
+    *("size_multiple", "runtime", "precision", "device", "package_digest", "limits"),
+)
+# The server answers at the deadline at the latest, and the answer needs some time to arrive.
+GRACE_S: Final = 1.0
+NOT_TIPSERVE: Final = "The response is not from a tipserve server; check the URL."
 
 
-def write_ask(ask: Ask) -> bytes:
-    """The body of a request."""
-    body: dict[str, Any] = {"encoding": "base64", **ask.fields}
-    if ask.method == "embed_texts":
-        body["texts"] = ask.texts
-    else:
-        body["images"] = [base64.b64encode(image).decode() for image in ask.images]
-    return json.dumps(body).encode()
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole HTTP response."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
-def read_answer(ask: Ask, raw: bytes, request_id: str | None = None) -> Any:
-    """What a successful answer holds; of a partial one, its items."""
-    body = json.loads(raw)
-    values = [_value(ask, item) for item in body["data"]]
-    if ask.is_partial:
-        places = [item["index"] for item in body["data"]]
-        errors = {told["index"]: _item_error(told["error"], request_id) for told in body["errors"]}
-        return in_places(dict(zip(places, values, strict=True)), {**errors, **ask.errors})
-    if ask.method == "embed_texts":
-        return stack_vectors(values)
-    return values
+def client_options(target: Target) -> dict[str, Any]:
+    """Arguments of an httpx client."""
+    options: dict[str, Any] = {
+        "base_url": target.base_url,
+        "headers": target.headers,
+        "limits": httpx.Limits(
+            max_connections=MAX_HTTP_CONNECTIONS, max_keepalive_connections=MAX_HTTP_CONNECTIONS
+        ),
+    }
+    if target.is_secure:
+        tls = target.tls
+        context = ssl.create_default_context(cafile=None if tls.ca is None else str(tls.ca))
+        if tls.cert is not None and tls.key is not None:
+            context.load_cert_chain(tls.cert, tls.key)
+        options["verify"] = context
+    return options
 
 
-def stack_vectors(rows: Sequence[Any]) -> Any:
-    """Vectors [D] as one array [texts, D], or as one `Int8Vectors` of them."""
-    if isinstance(rows[0], Int8Vectors):
-        values = np.stack([row.values for row in rows])
-        return Int8Vectors(values=values, scales=np.stack([row.scales for row in rows]))
-    return np.stack(rows)
+def write_request(request: Request) -> dict[str, Any]:
+    """Arguments of `httpx.Client.build_request`, with the smallest body that fits the request."""
+    is_json = request.method in JSON_METHODS
+    accept = {"Accept": JSON if is_json else SAFETENSORS}
+    pairs = _text_fields(request.fields) if request.images else None
+    if pairs is None:
+        body = dict(request.fields)
+        if is_json:
+            body["encoding"] = "base64"
+        if request.method == "embed_texts":
+            body["texts"] = request.texts
+        else:
+            body["images"] = [base64.b64encode(image).decode() for image in request.images]
+        content = json.dumps(body).encode()
+        return {"content": content, "headers": {"Content-Type": JSON, **accept}}
+    if is_json:
+        pairs["encoding"] = "base64"
+    if len(request.images) == 1:
+        # The server detects the format itself; the type only has to be one of images.
+        headers = {"Content-Type": "image/jpeg", **accept}
+        return {"content": request.images[0], "params": pairs, "headers": headers}
+    files = [("images", (f"{i}", image, "image/jpeg")) for i, image in enumerate(request.images)]
+    return {"files": files, "data": pairs, "headers": accept}
 
 
-def read_models(raw: bytes) -> list[ModelInfo]:
-    """What is served."""
-    return [
-        ModelInfo(
-            name=card["id"],
-            outputs=tuple(card["outputs"]),
-            limits=card["limits"],
-            **{
-                name: card[name]
-                for name in (
-                    *("embed_dim", "patch_size", "native_size"),
-                    *("min_size", "max_size", "size_multiple"),
-                )
-            },
-        )
-        for card in json.loads(raw)["data"]
-    ]
+def _text_fields(fields: Mapping[str, Any]) -> dict[str, str] | None:
+    """Fields as the text of a query or form; None if one of them needs JSON."""
+    texts = {}
+    for name, value in fields.items():
+        if name in {"classes", "background_classes"}:
+            names = [entry["name"] for entry in value]
+            has_prompts = any(entry["prompts"] for entry in value)
+            # Commas separate the names, and the server strips the spaces around them.
+            if has_prompts or not names or any("," in n or n != n.strip() for n in names):
+                return None
+            texts[name] = ",".join(names)
+        elif name == "outputs":
+            if not value or not all(isinstance(output, str) for output in value):
+                return None
+            texts[name] = ",".join(value)
+        elif isinstance(value, bool):
+            texts[name] = json.dumps(value)
+        elif isinstance(value, str | int | float):
+            texts[name] = str(value)
+        else:
+            return None
+    return texts
 
 
-def read_error(status: int, headers: Mapping[str, str], raw: bytes) -> TipserveError:
-    """What an answer that is no success says; a proxy's own too."""
-    told: dict[str, Any] = {}
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn httpx's errors into the client's own."""
     try:
-        content = json.loads(raw)
-        told = content["error"] if isinstance(content["error"], dict) else {}
+        yield
+    except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
+        raise deadline_exceeded() from error
+    except httpx.TransportError as error:
+        raise Unavailable(f"The server cannot be reached: {error}", code="unreachable") from error
+    except httpx.DecodingError as error:
+        raise InternalError(NOT_TIPSERVE, code="invalid_answer") from error
+
+
+def deadline_exceeded() -> DeadlineExceeded:
+    """The server did not answer before the deadline."""
+    return DeadlineExceeded("The server did not answer in time.", code="deadline_exceeded")
+
+
+@contextmanager
+def _checked(response: Response) -> Iterator[None]:
+    """Raise the error of a response, also of one that another kind of server sent."""
+    if response.status != 200:
+        raise read_error(response)
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InternalError(NOT_TIPSERVE, code="invalid_answer") from error
+
+
+def read_response(request: Request, response: Response) -> Any:
+    """The answer to a request: its values, or the items of a partial one.
+
+    Raises:
+        TipserveError: The request failed.
+    """
+    with _checked(response):
+        if request.method in JSON_METHODS:
+            body = json.loads(response.content)
+            values = {item["index"]: _json_value(request.method, item) for item in body["data"]}
+            errors = body.get("errors", ())
+        else:
+            tensors, metadata = read_safetensors(response.content)
+            errors = json.loads(metadata.get("errors", "[]"))
+            if request.method == "embed_texts" and not request.is_partial:
+                return _texts(tensors)
+            values = _tensor_values(request, tensors)
+        if not request.is_partial:
+            if len(values) != len(request.images):
+                raise ValueError("some images have no answer")
+            return list(values.values())
+        request_id = response.headers.get("x-request-id")
+        found = {entry["index"]: _item_error(entry["error"], request_id) for entry in errors}
+        return partial_items(values, {**found, **request.errors})
+
+
+def read_models(response: Response) -> list[ModelInfo]:
+    """The served models.
+
+    Raises:
+        TipserveError: The request failed.
+    """
+    with _checked(response):
+        return [
+            ModelInfo(
+                name=card["id"],
+                outputs=tuple(name for name in card["outputs"] if name != "text"),
+                **{name: card[name] for name in MODEL_FIELDS},
+            )
+            for card in json.loads(response.content)["data"]
+        ]
+
+
+def read_error(response: Response) -> TipserveError:
+    """The error of an unsuccessful response, also of one that a proxy sent."""
+    error: dict[str, Any] = {}
+    try:
+        found = json.loads(response.content)["error"]
+        error = found if isinstance(found, dict) else {}
     except (ValueError, KeyError, TypeError):
         pass
-    code = told.get("code") or f"http_{status}"
-    kind = BY_REASON.get(code) or BY_STATUS.get(status, InternalError)
+    code = error.get("code") or f"http_{response.status}"
+    kind = BY_REASON.get(code) or BY_STATUS.get(response.status, InternalError)
     return kind(
-        told.get("message") or f"The server answered with HTTP status {status}.",
+        error.get("message") or f"The server answered with HTTP status {response.status}.",
         code=code,
-        param=told.get("param"),
-        request_id=headers.get("x-request-id"),
-        retry_after_s=_seconds(headers.get("retry-after")),
+        param=error.get("param"),
+        request_id=response.headers.get("x-request-id"),
+        retry_after_s=_seconds(response.headers.get("retry-after")),
     )
 
 
-def _value(ask: Ask, item: Mapping[str, Any]) -> Any:
-    """What is told of one image or text."""
-    if ask.method == "embed_images":
-        kind = EMBEDDINGS[ask.fields.get("dtype", "float32")]
-        return kind(**{name: _vectors(item, name) for name in OUTPUTS if name in item})
-    if ask.method == "embed_texts":
-        return _vectors(item, "embedding")
-    if ask.method == "segment_images":
-        return _segmentation(item)
-    if ask.method == "classify_images":
-        return [ClassScore(**{n: c[n] for n in SCORES}) for c in item["classes"]]
-    return _array(item[MAPS[ask.method]])
-
-
-def _item_error(told: Mapping[str, Any], request_id: str | None) -> TipserveError:
-    return item_error(told["message"], told["code"], param=told.get("param"), request_id=request_id)
+def _item_error(error: Mapping[str, Any], request_id: str | None) -> TipserveError:
+    param = error.get("param")
+    return item_error(error["message"], error["code"], param=param, request_id=request_id)
 
 
 def _seconds(text: str | None) -> float | None:
-    """A `Retry-After` in seconds; a date is for browsers, and is not read."""
+    """A `Retry-After` header in seconds; the form with a date is ignored."""
     return float(text) if text is not None and text.strip().isdecimal() else None
 
 
-def _array(value: Mapping[str, Any]) -> NDArray[Any]:
-    dtype = np.dtype(value["dtype"]).newbyteorder("<")
-    return np.frombuffer(base64.b64decode(value["data"]), dtype).reshape(value["shape"])
+def read_safetensors(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Arrays are views of its bytes.
+
+    The package `safetensors` loads tensors from bytes too, but not the metadata, which holds the
+    errors of a partial answer.
+    """
+    header_size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + header_size])
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name, entry in header.items():
+        kind, num_bytes = entry["dtype"][0].lower(), int(entry["dtype"][1:]) // 8
+        start, stop = entry["data_offsets"]
+        count = (stop - start) // num_bytes
+        flat = np.frombuffer(content, f"<{kind}{num_bytes}", count, 8 + header_size + start)
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors, metadata
 
 
-def _vectors(item: Mapping[str, Any], name: str) -> Any:
-    """An array, or with int8 its whole numbers and their scales: a number for one vector."""
-    array = _array(item[name])
-    if array.dtype != np.int8:
-        return array
-    told = item["scales"][name]
-    scales = _array(told) if isinstance(told, Mapping) else np.array(told, np.float32)
-    return Int8Vectors(values=array, scales=scales)
+def _rows(tensors: Mapping[str, NDArray[Any]], name: str) -> dict[int, Any]:
+    """Values of a column by index: stacked under `name`, or one each under `name.0`, `name.2`."""
+    if name in tensors:
+        return dict(enumerate(tensors[name]))
+    keys = [key for key in tensors if key.rpartition(".")[0] == name]
+    return {int(key.rpartition(".")[2]): tensors[key] for key in keys}
 
 
-def _segmentation(item: Mapping[str, Any]) -> Segmentation:
-    names = ("label", "name", "color", "area_share")
+def _vectors(tensors: Mapping[str, NDArray[Any]], name: str) -> dict[int, Any]:
+    """Arrays of a column by index, or with int8 their values and scales."""
+    rows, scales = _rows(tensors, name), _rows(tensors, f"{name}_scale")
+    if not scales:
+        return rows
+    # The scale of a single vector arrives as [] in a stacked column and as [1] in one by index.
+    return {
+        index: Int8Vectors(values=row, scales=np.reshape(scales[index], row.shape[:-1]))
+        for index, row in rows.items()
+    }
+
+
+def _texts(tensors: Mapping[str, NDArray[Any]]) -> Any:
+    values = tensors["embeddings"]
+    if values.dtype != np.int8:
+        return values
+    return Int8Vectors(values=values, scales=tensors["embeddings_scale"])
+
+
+def _tensor_values(request: Request, tensors: Mapping[str, NDArray[Any]]) -> dict[int, Any]:
+    """Values by index; texts with an error have a row of zeros."""
+    if request.method == "embed_texts":
+        return _vectors(tensors, "embeddings")
+    if request.method != "embed_images":
+        return _rows(tensors, MAPS[request.method])
+    found = {name: _vectors(tensors, name) for name in OUTPUTS}
+    indices = sorted({index for rows in found.values() for index in rows})
+    kind = EMBEDDINGS[request.fields.get("dtype", "float32")]
+    return {
+        index: kind(**{name: rows[index] for name, rows in found.items() if rows})
+        for index in indices
+    }
+
+
+def _json_value(method: Method, item: Mapping[str, Any]) -> Any:
+    if method == "classify_images":
+        return [ClassScore(**{n: c[n] for n in SCORES}) for c in item["classes"]]
     return Segmentation(
-        labels=_array(item["labels"]),
-        scores=_array(item["scores"]) if "scores" in item else None,
-        classes=tuple(ClassArea(**{n: area[n] for n in names}) for area in item["classes"]),
+        labels=_json_array(item["labels"]),
+        scores=_json_array(item["scores"]) if "scores" in item else None,
+        classes=tuple(ClassArea(**{n: area[n] for n in AREAS}) for area in item["classes"]),
         background_share=item["background_share"],
     )
+
+
+def _json_array(value: Mapping[str, Any]) -> NDArray[Any]:
+    dtype = np.dtype(value["dtype"]).newbyteorder("<")
+    return np.frombuffer(base64.b64decode(value["data"]), dtype).reshape(value["shape"])

@@ -1,4 +1,4 @@
-"""Images as callers have them, to encoded bytes: paths, bytes, PIL images, arrays."""
+"""Encodes images: paths, bytes, PIL images and arrays become bytes of a known format."""
 
 import io
 import struct
@@ -18,25 +18,25 @@ GREY, RGB = 0, 2
 
 @runtime_checkable
 class PilImage(Protocol):
-    """What is used of a `PIL.Image.Image`; Pillow itself is not needed."""
+    """The part of `PIL.Image.Image` that is used; Pillow is no dependency."""
 
     def save(self, fp: Any, format: str) -> None:
-        """Write it in a format."""
+        """Write the image in a format."""
 
 
 ImageInput = str | PathLike[str] | bytes | NDArray[np.uint8] | PilImage
 
 
 def encode_image(image: ImageInput, param: str = "images[0]") -> bytes:
-    """An encoded image, of a format that the service reads.
+    """Encode an image in a format that the service reads.
 
     Args:
         image: A path; the bytes of a file; a PIL image; or an array, uint8 [H, W, 3] as RGB or
-            [H, W] as grey. PIL images and arrays are sent as PNG, without loss.
-        param: Where it is, for the error.
+            [H, W] as grey. PIL images and arrays become PNG, which is lossless.
+        param: Name of the image in errors.
 
     Raises:
-        InvalidRequest: It is none of these, or its file cannot be read.
+        InvalidRequest: The type is unknown, or the file cannot be read.
     """
     if isinstance(image, bytes):
         return image
@@ -61,7 +61,7 @@ def encode_image(image: ImageInput, param: str = "images[0]") -> bytes:
 
 
 def _encode_pil(image: PilImage, param: str) -> bytes:
-    """As PNG, which has no CMYK, for one."""
+    """Encode as PNG, which does not support every mode (CMYK, for example)."""
     stream = io.BytesIO()
     try:
         image.save(stream, "PNG")
@@ -75,17 +75,19 @@ def _encode_pil(image: PilImage, param: str) -> bytes:
 
 
 def _encode_array(pixels: NDArray[Any], param: str) -> bytes:
-    """As PNG, compressed lightly: the pixels are soon thrown away."""
+    """Encode as PNG at the lowest compression level, because speed matters more than size."""
     is_rgb = pixels.ndim == 3 and pixels.shape[2] == 3
     if pixels.dtype != np.uint8 or not (is_rgb or pixels.ndim == 2) or 0 in pixels.shape:
         raise InvalidRequest(
-            f"{param}: an array is uint8 [height, width, 3] or [height, width], not "
+            f"{param}: give an array of uint8 [height, width, 3] or [height, width], not "
             f"{pixels.dtype} {list(pixels.shape)}.",
             code="invalid_image",
             param=param,
         )
     height, width = pixels.shape[:2]
-    rows = np.zeros((height, 1 + pixels[0].size), np.uint8)  # each begins with its filter: none
+    rows = np.zeros(
+        (height, 1 + pixels[0].size), np.uint8
+    )  # each row starts with its filter type, 0: none
     rows[:, 1:] = pixels.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, RGB if is_rgb else GREY, 0, 0, 0)
     content = zlib.compress(rows.tobytes(), level=1)

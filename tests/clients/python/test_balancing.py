@@ -15,7 +15,7 @@ import pytest
 from service.server import Server
 from tests.clients.python.conftest import InThreads
 from tipserve_client import AsyncClient, Client
-from tipserve_client.target import Target
+from tipserve_client.connection import Target
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 NAME = "tipserve-headless.default.svc"

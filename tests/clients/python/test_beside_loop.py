@@ -13,7 +13,7 @@ import pytest
 from service.server import Server
 from tests.clients.python.comparison import assert_equal
 from tipserve_client import AsyncClient
-from tipserve_client.beside_loop import pack_beside
+from tipserve_client.concurrency import async_pack
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
@@ -78,6 +78,6 @@ async def test_the_loop_goes_on_while_a_image_is_packed(
 
 async def test_what_is_sent_as_it_is_needs_no_thread() -> None:
     here = threading.get_ident()
-    assert await pack_beside(threading.get_ident, [b"a", "b.jpg", Path("c.jpg")]) == here
+    assert await async_pack(threading.get_ident, [b"a", "b.jpg", Path("c.jpg")]) == here
     pixels = np.zeros((2, 2, 3), np.uint8)
-    assert await pack_beside(threading.get_ident, [b"a", pixels]) != here
+    assert await async_pack(threading.get_ident, [b"a", pixels]) != here

@@ -16,7 +16,7 @@ from tipserve_client.generated.encoder_service_pb2_grpc import (
     EncoderServiceServicer,
     add_EncoderServiceServicer_to_server,
 )
-from tipserve_client.grpc_transport import rpc_error
+from tipserve_client.grpc_wire import rpc_error
 
 if TYPE_CHECKING:
     from tests.clients.python.conftest import Asking
@@ -196,5 +196,5 @@ class Reset(grpc.RpcError):
 def test_a_stream_that_a_proxy_resets_is_begun_anew(code: grpc.StatusCode) -> None:
     error = rpc_error(Reset(code))
     assert isinstance(error, tipserve_client.Unavailable)
-    assert error.can_be_tried_again
+    assert error.is_retryable
     assert error.code == "stream_broken"

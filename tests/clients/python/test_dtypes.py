@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import assert_type
 
     from tests.clients.python.conftest import Asking
-    from tipserve_client.answers import HalfArray
+    from tipserve_client.results import HalfArray
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]

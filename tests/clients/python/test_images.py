@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tipserve_client import InvalidRequest
-from tipserve_client.asks import as_images, class_list
 from tipserve_client.images import encode_image
+from tipserve_client.requests import as_images, class_list
 
 
 def decoded(raw: bytes) -> Any:

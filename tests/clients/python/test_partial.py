@@ -13,8 +13,8 @@ import pytest
 from service.server import Server
 from tests.clients.python.comparison import assert_equal
 from tipserve_client import AsyncClient, Client, InvalidRequest, RequestTooLarge, Unauthenticated
-from tipserve_client.answers import FloatArray, ImageEmbedding, Item
-from tipserve_client.asks import make_ask
+from tipserve_client.requests import make_request
+from tipserve_client.results import FloatArray, ImageEmbedding, Item
 
 if TYPE_CHECKING:
     from typing import assert_type
@@ -133,11 +133,11 @@ async def test_what_is_wrong_with_the_whole_request_is_raised(
 
 
 def test_images_that_cannot_be_sent_leave_the_others_their_places() -> None:
-    ask = make_ask("embed_images", {}, images=[b"a", "/no/such/file.jpg", b"b"], partial=True)
+    ask = make_request("embed_images", {}, images=[b"a", "/no/such/file.jpg", b"b"], partial=True)
     assert ask.images == (b"a", b"", b"b")
     assert list(ask.errors) == [1]
     assert ask.is_partial
-    assert not make_ask("embed_images", {}, images=b"a").is_partial
+    assert not make_request("embed_images", {}, images=b"a").is_partial
 
 
 async def test_both_clients_are_precise_about_types(serving: Serving, encode_image: Encode) -> None:

@@ -1,12 +1,15 @@
 """What is tried again, when, and how often: a stand-in answers by a script, on the test's clock."""
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from tipserve_client import (
     AsyncClient,
@@ -19,9 +22,9 @@ from tipserve_client import (
     TipserveError,
     Unavailable,
 )
-from tipserve_client.retries import Attempts
+from tipserve_client.connection import Attempts
 
-EMBEDDED = {"data": [{"index": 0, "cls1": {"dtype": "float32", "shape": [1], "data": "AACAPw=="}}]}
+EMBEDDED = save({"cls1": np.ones((1, 1), np.float32)})
 
 
 def refused(status: int, retry_after: str | None = None) -> httpx.Response:
@@ -31,7 +34,7 @@ def refused(status: int, retry_after: str | None = None) -> httpx.Response:
 
 
 def ok() -> httpx.Response:
-    return httpx.Response(200, json=EMBEDDED)
+    return httpx.Response(200, content=EMBEDDED)
 
 
 class Script:
@@ -123,8 +126,9 @@ async def test_what_would_fare_no_better_is_not_tried_again(
 
 async def test_errors_of_single_images_are_not_tried_again(ask: Ask) -> None:
     detail = {"message": "No.", "type": "x", "code": "invalid_image", "param": "images[0]"}
-    told = {"data": [], "errors": [{"index": 0, "error": detail}]}
-    script = Script([refused(429, "1"), httpx.Response(200, json=told), ok()])
+    errors = json.dumps([{"index": 0, "error": detail}])
+    answer = httpx.Response(200, content=save({}, metadata={"errors": errors}))
+    script = Script([refused(429, "1"), answer, ok()])
     (item,) = await ask(script, partial=True)
     assert isinstance(item.error, InvalidRequest)
     assert (item.error.code, item.error.index) == ("invalid_image", 0)
@@ -223,14 +227,14 @@ def test_only_the_time_in_which_an_answer_is_awaited_counts() -> None:
     attempts = Attempts(Retry(), 10, lambda: now, lambda: 1.0)
     for _ in range(3):
         now += 100  # the caller's own
-        attempts.begin()
+        attempts.wait_for_answer()
         assert attempts.pause_s(Unavailable("draining")) < 10
         now += 8
-        attempts.begin()
+        attempts.wait_for_answer()
         assert attempts.remaining_s() == pytest.approx(2)
         with pytest.raises(Unavailable):
             attempts.pause_s(Unavailable("draining", retry_after_s=3))
-        attempts.progress()
+        attempts.reset()
 
 
 @given(

@@ -12,11 +12,8 @@ from service.grpc.errors import CODE, error_metadata
 from service.grpc.server import MIN_PING_INTERVAL_MS
 from service.rest.errors import STATUS
 from tipserve_client import errors
-from tipserve_client.client import DEFAULT_TIMEOUT_S
-from tipserve_client.grpc_transport import OPTIONS
-from tipserve_client.grpc_wire import read_error
-from tipserve_client.status_details import Details
-from tipserve_client.target import Tls, read_target
+from tipserve_client.connection import DEFAULT_TIMEOUT_S, Tls, read_target
+from tipserve_client.grpc_wire import CHANNEL_OPTIONS, StatusDetails, read_error
 
 
 @given(
@@ -27,14 +24,14 @@ def test_details_of_a_status_are_read_as_they_were_written(
 ) -> None:
     error = Overloaded("full", code=code, param=param, retry_after_s=retry_ms / 1000)
     metadata = dict(error_metadata(error))
-    details = Details.read(bytes(metadata["grpc-status-details-bin"]))  # type: ignore[arg-type]
+    details = StatusDetails.read(bytes(metadata["grpc-status-details-bin"]))  # type: ignore[arg-type]
     assert (details.reason, details.field) == (code, param or "")
     assert details.retry_after_s == pytest.approx(retry_ms / 1000, abs=1e-3)
 
 
 @given(st.binary(max_size=60))
 def test_details_that_are_none_cost_nothing(raw: bytes) -> None:
-    Details.read(raw)
+    StatusDetails.read(raw)
 
 
 def test_each_kind_of_error_is_the_same_over_both_protocols() -> None:
@@ -54,7 +51,7 @@ def test_only_what_may_fare_better_is_tried_again() -> None:
         InvalidRequest("no", param="images[2]"),
     ):
         read = read_error(CODE[error.kind].value[0], error.message, dict(error_metadata(error)))
-        found[type(read).__name__, read.index] = read.can_be_tried_again
+        found[type(read).__name__, read.index] = read.is_retryable
     assert found == {
         ("Overloaded", None): True,
         ("Unavailable", None): True,
@@ -88,9 +85,9 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
 
 def test_files_for_tls_need_tls() -> None:
-    with pytest.raises(ValueError, match="in the clear"):
+    with pytest.raises(ValueError, match="is not encrypted"):
         read_target("http://host", tls=Tls())
-    with pytest.raises(ValueError, match="needs its key"):
+    with pytest.raises(ValueError, match="both cert and key"):
         read_target("https://host", tls=Tls(cert="a.pem"))
 
 
@@ -113,7 +110,7 @@ def test_what_grpc_itself_says_has_the_codes_that_http_has() -> None:
 
 
 def test_pings_come_no_more_often_than_the_server_allows() -> None:
-    options: dict[str, Any] = dict(OPTIONS)
+    options: dict[str, Any] = dict(CHANNEL_OPTIONS)
     assert options["grpc.keepalive_time_ms"] >= 2 * MIN_PING_INTERVAL_MS
     longest_ms = options["grpc.keepalive_time_ms"] + options["grpc.http2.ping_timeout_ms"]
     assert longest_ms < 1000 * DEFAULT_TIMEOUT_S

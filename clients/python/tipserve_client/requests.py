@@ -1,4 +1,4 @@
-"""What a client asks for, before it is written for either protocol."""
+"""Requests, before they are written for either protocol, and the options of each method."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from tipserve_client.images import ImageInput, encode_image
 
 # One image, or several.
 ImageInputs = ImageInput | Iterable[ImageInput]
-# As what numbers embeddings are sent; None is the server's default, which is float32.
+# Number format of embeddings; None is the server's default, float32.
 Dtype = Literal["float32", "float16", "int8"]
 Float32 = Literal["float32"] | None
 Output = Literal["cls1", "cls2", "patches", "values"]
@@ -18,7 +18,7 @@ Fit = Literal["squash", "aspect"]
 MapSize = Literal["image", "model"]
 Features = Literal["values", "patches"]
 Templates = Literal["none", "tcl"] | Sequence[str]
-# Names of classes, each with the prompts that mean it; or names alone.
+# Class names, or a mapping from each name to its prompts.
 Classes = Mapping[str, Sequence[str]] | Sequence[str]
 GlobalFeatures = Literal["cls1", "cls2"]
 FeatureKind = Literal["colors", "component", "groups"]
@@ -32,7 +32,7 @@ Method = Literal[
     "estimate_normals",
 ]
 
-# Where the map of an image is.
+# Name of the map in an answer.
 MAPS: Final[Mapping[Method, str]] = {
     "visualize_features": "features",
     "estimate_depth": "depth",
@@ -41,35 +41,35 @@ MAPS: Final[Mapping[Method, str]] = {
 
 
 class CallOptions(TypedDict, total=False):
-    """For every request: the served model, and seconds for all tries together."""
+    """Options of every request: the served model, and seconds for all attempts."""
 
     model: str
     timeout_s: float
 
 
 class EmbedTextsOptions(CallOptions, total=False):
-    """How texts are embedded."""
+    """Options of `embed_texts`."""
 
     templates: Templates
     normalize: bool
 
 
 class ImageOptions(CallOptions, total=False):
-    """How the model sees images: its short side in pixels, and how it is brought to that."""
+    """Options of every request with images: short side in pixels, and how an image is resized."""
 
     resolution: int
     fit: Fit
 
 
 class EmbedImagesOptions(ImageOptions, total=False):
-    """How images are embedded."""
+    """Options of `embed_images` and `stream_images`."""
 
     outputs: Output | Sequence[Output]
     normalize: bool
 
 
 class SegmentOptions(ImageOptions, total=False):
-    """How things are found."""
+    """Options of `segment`."""
 
     templates: Templates
     features: Features
@@ -80,13 +80,13 @@ class SegmentOptions(ImageOptions, total=False):
 
 
 class MapOptions(ImageOptions, total=False):
-    """How maps of depth and normals are made."""
+    """Options of `depth` and `normals`."""
 
     size: MapSize
 
 
 class ClassifyOptions(ImageOptions, total=False):
-    """How images are compared with classes."""
+    """Options of `classify`."""
 
     templates: Templates
     features: GlobalFeatures
@@ -95,7 +95,7 @@ class ClassifyOptions(ImageOptions, total=False):
 
 
 class FeaturesOptions(ImageOptions, total=False):
-    """How patch embeddings are made visible."""
+    """Options of `features`."""
 
     kind: FeatureKind
     features: Features
@@ -105,7 +105,7 @@ class FeaturesOptions(ImageOptions, total=False):
     size: MapSize
 
 
-# The names of each method's options; `partial` goes apart, for a stream has none.
+# `partial` is not in this table, because streams have no such option.
 OPTIONS: Final[Mapping[Method, frozenset[str]]] = {
     "embed_images": EmbedImagesOptions.__optional_keys__ | {"dtype"},
     "embed_texts": EmbedTextsOptions.__optional_keys__ | {"dtype"},
@@ -118,16 +118,16 @@ OPTIONS: Final[Mapping[Method, frozenset[str]]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Request:
     """One request.
 
     Attributes:
-        method: What is asked for.
-        images: Encoded images; a stream asks the same of each, and has none here.
+        method: What to compute.
+        images: Encoded images; empty in the template of a stream's requests.
         texts: For `embed_texts`.
-        fields: The rest, by the names that both protocols have for it; what is None is not sent.
-        timeout_s: For all tries together; None is the client's own.
-        errors: With `partial`, why images cannot be sent, by their place, where empty ones are.
+        fields: All other fields, by the names that both protocols share. No value is None.
+        timeout_s: For all attempts; None is the client's default.
+        errors: In a partial request, by index: why an image cannot be sent. It is sent empty.
     """
 
     method: Method
@@ -139,11 +139,20 @@ class Ask:
 
     @property
     def is_partial(self) -> bool:
-        """Whether what is wrong with single images or texts leaves the others their answers."""
+        """Whether an invalid image or text leaves the answers of the others intact."""
         return bool(self.fields.get("partial"))
 
 
-def make_ask(
+@dataclass(frozen=True, slots=True)
+class PendingImage:
+    """An image of a stream without an answer: its request, or why it cannot be sent."""
+
+    index: int
+    request: Any = None
+    error: TipserveError | None = None
+
+
+def make_request(
     method: Method,
     options: Mapping[str, Any],
     *,
@@ -151,45 +160,45 @@ def make_ask(
     texts: Iterable[str] = (),
     classes: Classes | None = None,
     partial: bool = False,
-) -> Ask:
-    """A request from what a caller gave.
+) -> Request:
+    """Make a request from a caller's arguments.
 
     Args:
-        method: What is asked for.
-        options: As `OPTIONS` has them for the method; None is the server's default.
+        method: What to compute.
+        options: Those of `OPTIONS` for the method; None is the server's default.
         images: One or several.
         texts: For `embed_texts`.
         classes: For `segment_images` and `classify_images`.
-        partial: Whether an image that cannot be used leaves the others their answers.
+        partial: Whether an invalid image or text leaves the answers of the others intact.
 
     Raises:
-        InvalidRequest: An image cannot be used, and the request is not partial.
-        TypeError: An option that the method does not have.
+        InvalidRequest: An image cannot be read, and the request is not partial.
+        TypeError: The method has no such option.
     """
     known = OPTIONS[method]
     for name in options:
         if name not in known:
             raise TypeError(f"{method} has no option {name!r}; it has {', '.join(sorted(known))}")
-    given = {n: v for n, v in options.items() if v is not None and n != "timeout_s"}
+    fields = {n: v for n, v in options.items() if v is not None and n != "timeout_s"}
     if classes is not None:
-        given["classes"] = classes
+        fields["classes"] = classes
     for name in ("classes", "background_classes"):
-        if name in given:
-            given[name] = class_list(given[name], name)
-    if isinstance(given.get("outputs"), str):
-        given["outputs"] = [given["outputs"]]
-    if "templates" in given and not isinstance(given["templates"], str):
-        given["templates"] = list(given["templates"])
+        if name in fields:
+            fields[name] = class_list(fields[name], name)
+    if isinstance(fields.get("outputs"), str):
+        fields["outputs"] = [fields["outputs"]]
+    if "templates" in fields and not isinstance(fields["templates"], str):
+        fields["templates"] = list(fields["templates"])
     if isinstance(texts, str):
         raise InvalidRequest("texts: give a list.", code="invalid_field", param="texts")
     if partial:
-        given["partial"] = True
+        fields["partial"] = True
     encoded, errors = encode_all(images, is_partial=partial)
-    return Ask(
+    return Request(
         method=method,
         images=encoded,
         texts=tuple(texts),
-        fields=given,
+        fields=fields,
         timeout_s=options.get("timeout_s"),
         errors=errors,
     )
@@ -198,12 +207,12 @@ def make_ask(
 def encode_all(
     images: ImageInputs, *, is_partial: bool
 ) -> tuple[tuple[bytes, ...], dict[int, TipserveError]]:
-    """Encoded images; in a partial request also why some cannot be sent.
+    """Encode images; in a partial request also collect the errors of unreadable ones.
 
-    Those are sent empty, so that all others keep their places in what the server says.
+    Unreadable images are sent empty, so that indices in the answer match the caller's.
 
     Raises:
-        InvalidRequest: An image cannot be used, and the request is not partial.
+        InvalidRequest: An image cannot be read, and the request is not partial.
     """
     encoded: list[bytes] = []
     errors: dict[int, TipserveError] = {}
@@ -219,7 +228,7 @@ def encode_all(
 
 
 def as_images(images: ImageInputs) -> Iterable[ImageInput]:
-    """Several images from one or several; an array is one image, and so is a path."""
+    """Several images from one or several. An array or a path is one image."""
     is_one = isinstance(images, str | bytes | PathLike) or hasattr(images, "shape")
     if is_one or hasattr(images, "save"):
         return [cast("ImageInput", images)]
@@ -227,10 +236,10 @@ def as_images(images: ImageInputs) -> Iterable[ImageInput]:
 
 
 def class_list(classes: Classes, param: str) -> list[dict[str, Any]]:
-    """Classes by name and prompts; without prompts the name is the prompt.
+    """Names and prompts of classes. The server uses the name where there are no prompts.
 
     Raises:
-        InvalidRequest: It is one text instead of a list.
+        InvalidRequest: `classes` is a string instead of a list.
     """
     if isinstance(classes, str):
         raise InvalidRequest(f"{param}: give a list.", code="invalid_field", param=param)

@@ -1,7 +1,7 @@
-"""What the service answers, as NumPy arrays.
+"""Results of requests, as NumPy arrays.
 
-Shape legend: H W pixels of the image, h w patch grid, D width of the embeddings; `...` whatever
-comes before it.
+Shape legend: H W pixels of the image, h w patch grid, D width of the embeddings, `...` any leading
+dimensions.
 """
 
 from collections.abc import Mapping
@@ -21,28 +21,28 @@ VectorsT = TypeVar("VectorsT")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Int8Vectors:
-    """Vectors along the last axis, with `dtype="int8"`: a byte for each element.
+    """Vectors along the last axis with one byte for each element, from `dtype="int8"`.
 
     Attributes:
         values: int8 [..., D], from -127 to 127.
-        scales: float32 [...]: what the elements of each vector are to be multiplied by.
+        scales: float32 [...]: factor of each vector's elements.
     """
 
     values: NDArray[np.int8]
     scales: FloatArray
 
     def to_float32(self) -> FloatArray:
-        """The vectors, float32 [..., D]; no element is off by more than half of its scale."""
+        """The vectors as float32 [..., D]; the error is at most half of the scale."""
         return np.multiply(self.values, self.scales[..., None], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VectorsOfImage(Generic[VectorsT]):
-    """What was asked for of one image, as the numbers that were asked for; the rest is None.
+    """Embeddings of one image; outputs that were not requested are None.
 
     Attributes:
-        cls1: Global embedding that learnt from web captions, [D].
-        cls2: Global embedding that learnt from descriptions of the whole scene, [D].
+        cls1: Global embedding, trained on web captions, [D].
+        cls2: Global embedding, trained on descriptions of whole scenes, [D].
         patches: One embedding for each patch, [h, w, D].
         values: The value-path embeddings that zero-shot segmentation uses, [h, w, D].
     """
@@ -54,24 +54,24 @@ class VectorsOfImage(Generic[VectorsT]):
 
 
 class ImageEmbedding(VectorsOfImage[FloatArray]):
-    """Of arrays of float32, which is the default."""
+    """Embeddings as float32 arrays, the default."""
 
     __slots__ = ()
 
 
 class HalfImageEmbedding(VectorsOfImage[HalfArray]):
-    """Of arrays of float16, with `dtype="float16"`."""
+    """Embeddings as float16 arrays, from `dtype="float16"`."""
 
     __slots__ = ()
 
 
 class Int8ImageEmbedding(VectorsOfImage[Int8Vectors]):
-    """Of `Int8Vectors`, with `dtype="int8"`."""
+    """Embeddings as `Int8Vectors`, from `dtype="int8"`."""
 
     __slots__ = ()
 
 
-# By the `dtype` that was asked for.
+# By the requested `dtype`.
 EMBEDDINGS: Final[Mapping[str, type[VectorsOfImage[Any]]]] = {
     "float32": ImageEmbedding,
     "float16": HalfImageEmbedding,
@@ -81,7 +81,7 @@ EMBEDDINGS: Final[Mapping[str, type[VectorsOfImage[Any]]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassArea:
-    """Where one class is: its value in the mask, its name, colour, and share of the pixels."""
+    """One class of a mask: its label in the mask, name, colour and share of the pixels."""
 
     label: int
     name: str
@@ -95,7 +95,7 @@ class Segmentation:
 
     Attributes:
         labels: uint16 [H, W]: k for the k-th class, 0 for background.
-        scores: [H, W], the cosine of the winner; None where it was not asked for.
+        scores: [H, W], cosine of the best class; None if not requested.
         classes: In the order of the request.
         background_share: Share of the pixels that are background.
     """
@@ -108,7 +108,7 @@ class Segmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassScore:
-    """How well one class fits an image: its number from 1, its share among all, its cosine."""
+    """One class of a classification: label from 1, probability among all classes, cosine."""
 
     label: int
     name: str
@@ -121,18 +121,24 @@ class ModelInfo:
     """A served model; sizes are in pixels.
 
     Attributes:
-        name: To use in requests.
+        name: For the field `model` of requests.
+        variant: Architecture, such as `s14`.
         embed_dim: Width of every embedding.
         patch_size: Side of a patch.
-        native_size: Resolution that is used where a request names none.
+        native_size: Default resolution.
         min_size: Smallest resolution.
         max_size: Largest resolution.
         size_multiple: Every resolution is a multiple of it.
-        outputs: What can be read from an image.
-        limits: What one request may hold, by the protocol's own names.
+        outputs: Arrays that can be computed for an image.
+        runtime: What computes, such as `onnx`.
+        precision: Number format of the computation, such as `fp32`.
+        device: `cpu` or `gpu`.
+        package_digest: SHA-256 of the model package; equal for equal weights.
+        limits: Limits of one request, by the protocol's names.
     """
 
     name: str
+    variant: str
     embed_dim: int
     patch_size: int
     native_size: int
@@ -140,17 +146,21 @@ class ModelInfo:
     max_size: int
     size_multiple: int
     outputs: tuple[str, ...]
+    runtime: str
+    precision: str
+    device: str
+    package_digest: str
     limits: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Item(Generic[T]):
-    """What a stream, or a partial answer, says of one image or text: a value, or its error.
+    """The value or the error of one image or text in a stream or a partial answer.
 
     Attributes:
-        index: Its place in what was sent, from 0.
-        value: The answer.
-        error: Set where there is no answer; the others have theirs.
+        index: Index of the image or text in the request, from 0.
+        value: The result; None if there is an error.
+        error: Why there is no value. The other items are not affected.
     """
 
     index: int
@@ -158,10 +168,10 @@ class Item(Generic[T]):
     error: TipserveError | None = None
 
     def result(self) -> T:
-        """The value.
+        """Return the value.
 
         Raises:
-            TipserveError: There is none.
+            TipserveError: The error of the item.
         """
         if self.error is not None:
             raise self.error
@@ -169,8 +179,8 @@ class Item(Generic[T]):
         return self.value
 
 
-def in_places(values: Mapping[int, T], errors: Mapping[int, TipserveError]) -> list[Item[T]]:
-    """The items of a partial answer, in order; what has an error has no value."""
+def partial_items(values: Mapping[int, T], errors: Mapping[int, TipserveError]) -> list[Item[T]]:
+    """The items of a partial answer, in order. An item with an error has no value."""
     good = {index: value for index, value in values.items() if index not in errors}
     return [
         Item(index=index, value=good.get(index), error=errors.get(index))

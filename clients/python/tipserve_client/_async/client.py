@@ -1,0 +1,480 @@
+"""The asynchronous client, for both protocols."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
+
+from numpy.typing import NDArray
+
+from tipserve_client._async import streaming
+from tipserve_client._async.transports import AsyncGrpcTransport, AsyncHttpTransport
+from tipserve_client.concurrency import async_pack
+from tipserve_client.connection import (
+    DEFAULT_TIMEOUT_S,
+    MAX_HTTP_CONNECTIONS,
+    Attempts,
+    Priority,
+    Retry,
+    Tls,
+    read_target,
+)
+from tipserve_client.errors import TipserveError
+from tipserve_client.grpc_wire import StreamWire
+from tipserve_client.images import ImageInput
+from tipserve_client.requests import (
+    Classes,
+    ClassifyOptions,
+    Dtype,
+    EmbedImagesOptions,
+    EmbedTextsOptions,
+    FeaturesOptions,
+    Float32,
+    ImageInputs,
+    MapOptions,
+    Method,
+    Request,
+    SegmentOptions,
+    as_images,
+    make_request,
+)
+from tipserve_client.results import (
+    ClassScore,
+    FloatArray,
+    HalfArray,
+    HalfImageEmbedding,
+    ImageEmbedding,
+    Int8ImageEmbedding,
+    Int8Vectors,
+    Item,
+    ModelInfo,
+    Segmentation,
+)
+
+T = TypeVar("T")
+DEFAULT_WINDOW: Final = 64
+
+
+class AsyncClient:
+    """A client of one server. Use it within one event loop, in `async with`, or close it.
+
+    Args:
+        url: `http://host:8000`, `https://`, `grpc://host:8001` or `grpcs://`.
+        api_key: If the server requires one.
+        timeout_s: For all attempts of a request. The server stops computing at that time.
+        retry: How often to retry; None is `Retry()`.
+        tls: Certificates.
+        priority: Of every request; 1 is the highest, 3 the lowest.
+
+    Every method raises a `TipserveError` if the request fails. With `partial=True` the error of a
+    single image or text is not raised: the result has an `Item` for each, with a value or an error.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = None,
+        tls: Tls | None = None,
+        priority: Priority | None = None,
+    ) -> None:
+        target = read_target(url, api_key=api_key, tls=tls, priority=priority)
+        self._timeout_s = timeout_s
+        self._retry = retry or Retry()
+        self._transport: AsyncGrpcTransport | AsyncHttpTransport
+        if target.protocol == "grpc":
+            self._transport = AsyncGrpcTransport(target)
+        else:
+            self._transport = AsyncHttpTransport(target)
+        self._clock: Callable[[], float] = time.monotonic
+        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    async def models(self) -> list[ModelInfo]:
+        """List the served models, the default model first."""
+        return await self._retried(self._transport.models, None)
+
+    @overload
+    async def embed_images(
+        self,
+        images: ImageInputs,
+        *,
+        dtype: Float32 = None,
+        partial: Literal[False] = False,
+        **options: Unpack[EmbedImagesOptions],
+    ) -> list[ImageEmbedding]: ...
+
+    @overload
+    async def embed_images(
+        self,
+        images: ImageInputs,
+        *,
+        dtype: Literal["float16"],
+        partial: Literal[False] = False,
+        **options: Unpack[EmbedImagesOptions],
+    ) -> list[HalfImageEmbedding]: ...
+
+    @overload
+    async def embed_images(
+        self,
+        images: ImageInputs,
+        *,
+        dtype: Literal["int8"],
+        partial: Literal[False] = False,
+        **options: Unpack[EmbedImagesOptions],
+    ) -> list[Int8ImageEmbedding]: ...
+
+    @overload
+    async def embed_images(
+        self,
+        images: ImageInputs,
+        *,
+        dtype: Float32 = None,
+        partial: Literal[True],
+        **options: Unpack[EmbedImagesOptions],
+    ) -> list[Item[ImageEmbedding]]: ...
+
+    @overload
+    async def embed_images(
+        self,
+        images: ImageInputs,
+        *,
+        dtype: Literal["float16"],
+        partial: Literal[True],
+        **options: Unpack[EmbedImagesOptions],
+    ) -> list[Item[HalfImageEmbedding]]: ...
+
+    @overload
+    async def embed_images(
+        self,
+        images: ImageInputs,
+        *,
+        dtype: Literal["int8"],
+        partial: Literal[True],
+        **options: Unpack[EmbedImagesOptions],
+    ) -> list[Item[Int8ImageEmbedding]]: ...
+
+    async def embed_images(
+        self,
+        images: ImageInputs,
+        *,
+        dtype: Dtype | None = None,
+        partial: bool = False,
+        **options: Unpack[EmbedImagesOptions],
+    ) -> Any:
+        """Embed images: for each image the arrays that `outputs` names, in order.
+
+        Args:
+            images: One or several.
+            dtype: Number format: `float32`, `float16`, or `int8`, which needs a quarter of the
+                bytes and has a scale for each vector (see `Int8Vectors.to_float32`).
+            partial: Whether to return an `Item` for each image.
+            options: Further fields of the service's request.
+        """
+        given = {**options, "dtype": dtype}
+        return await self._call("embed_images", given, images=images, partial=partial)
+
+    @overload
+    async def embed_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        dtype: Float32 = None,
+        partial: Literal[False] = False,
+        **options: Unpack[EmbedTextsOptions],
+    ) -> FloatArray: ...
+
+    @overload
+    async def embed_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        dtype: Literal["float16"],
+        partial: Literal[False] = False,
+        **options: Unpack[EmbedTextsOptions],
+    ) -> HalfArray: ...
+
+    @overload
+    async def embed_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        dtype: Literal["int8"],
+        partial: Literal[False] = False,
+        **options: Unpack[EmbedTextsOptions],
+    ) -> Int8Vectors: ...
+
+    @overload
+    async def embed_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        dtype: Float32 = None,
+        partial: Literal[True],
+        **options: Unpack[EmbedTextsOptions],
+    ) -> list[Item[FloatArray]]: ...
+
+    @overload
+    async def embed_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        dtype: Literal["float16"],
+        partial: Literal[True],
+        **options: Unpack[EmbedTextsOptions],
+    ) -> list[Item[HalfArray]]: ...
+
+    @overload
+    async def embed_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        dtype: Literal["int8"],
+        partial: Literal[True],
+        **options: Unpack[EmbedTextsOptions],
+    ) -> list[Item[Int8Vectors]]: ...
+
+    async def embed_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        dtype: Dtype | None = None,
+        partial: bool = False,
+        **options: Unpack[EmbedTextsOptions],
+    ) -> Any:
+        """Embed texts: one array [texts, width], or with `partial` an item with [width] for each.
+
+        Args:
+            texts: At least one; none may be blank.
+            dtype: As for `embed_images`.
+            partial: Whether to return an `Item` for each text.
+            options: Further fields of the service's request.
+        """
+        given = {**options, "dtype": dtype}
+        return await self._call("embed_texts", given, texts=texts, partial=partial)
+
+    @overload
+    async def segment(
+        self,
+        images: ImageInputs,
+        classes: Classes,
+        *,
+        partial: Literal[False] = False,
+        **options: Unpack[SegmentOptions],
+    ) -> list[Segmentation]: ...
+
+    @overload
+    async def segment(
+        self,
+        images: ImageInputs,
+        classes: Classes,
+        *,
+        partial: Literal[True],
+        **options: Unpack[SegmentOptions],
+    ) -> list[Item[Segmentation]]: ...
+
+    async def segment(
+        self,
+        images: ImageInputs,
+        classes: Classes,
+        *,
+        partial: bool = False,
+        **options: Unpack[SegmentOptions],
+    ) -> Any:
+        """Segment images: a mask of each image's size, k where the k-th class is, 0 elsewhere."""
+        return await self._call(
+            "segment_images", options, images=images, classes=classes, partial=partial
+        )
+
+    @overload
+    async def classify(
+        self,
+        images: ImageInputs,
+        classes: Classes,
+        *,
+        partial: Literal[False] = False,
+        **options: Unpack[ClassifyOptions],
+    ) -> list[list[ClassScore]]: ...
+
+    @overload
+    async def classify(
+        self,
+        images: ImageInputs,
+        classes: Classes,
+        *,
+        partial: Literal[True],
+        **options: Unpack[ClassifyOptions],
+    ) -> list[Item[list[ClassScore]]]: ...
+
+    async def classify(
+        self,
+        images: ImageInputs,
+        classes: Classes,
+        *,
+        partial: bool = False,
+        **options: Unpack[ClassifyOptions],
+    ) -> Any:
+        """Classify images: the scores of all classes for each image, the best first."""
+        return await self._call(
+            "classify_images", options, images=images, classes=classes, partial=partial
+        )
+
+    @overload
+    async def features(
+        self,
+        images: ImageInputs,
+        *,
+        partial: Literal[False] = False,
+        **options: Unpack[FeaturesOptions],
+    ) -> list[NDArray[Any]]: ...
+
+    @overload
+    async def features(
+        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[FeaturesOptions]
+    ) -> list[Item[NDArray[Any]]]: ...
+
+    async def features(
+        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[FeaturesOptions]
+    ) -> Any:
+        """Visualise patch embeddings: colours [H, W, 3], one component or groups [H, W]."""
+        return await self._call("visualize_features", options, images=images, partial=partial)
+
+    @overload
+    async def depth(
+        self, images: ImageInputs, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
+    ) -> list[FloatArray]: ...
+
+    @overload
+    async def depth(
+        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[MapOptions]
+    ) -> list[Item[FloatArray]]: ...
+
+    async def depth(
+        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[MapOptions]
+    ) -> Any:
+        """Estimate depth in metres, [H, W], if the model has a depth head."""
+        return await self._call("estimate_depth", options, images=images, partial=partial)
+
+    @overload
+    async def normals(
+        self, images: ImageInputs, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
+    ) -> list[FloatArray]: ...
+
+    @overload
+    async def normals(
+        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[MapOptions]
+    ) -> list[Item[FloatArray]]: ...
+
+    async def normals(
+        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[MapOptions]
+    ) -> Any:
+        """Estimate surface normals, unit vectors [H, W, 3], if the model has a normals head."""
+        return await self._call("estimate_normals", options, images=images, partial=partial)
+
+    @overload
+    def stream_images(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Float32 = None,
+        **options: Unpack[EmbedImagesOptions],
+    ) -> AsyncIterator[Item[ImageEmbedding]]: ...
+
+    @overload
+    def stream_images(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Literal["float16"],
+        **options: Unpack[EmbedImagesOptions],
+    ) -> AsyncIterator[Item[HalfImageEmbedding]]: ...
+
+    @overload
+    def stream_images(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Literal["int8"],
+        **options: Unpack[EmbedImagesOptions],
+    ) -> AsyncIterator[Item[Int8ImageEmbedding]]: ...
+
+    def stream_images(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        window: int = DEFAULT_WINDOW,
+        dtype: Dtype | None = None,
+        **options: Unpack[EmbedImagesOptions],
+    ) -> AsyncIterator[Item[Any]]:
+        """Embed any number of images: yields an item for each, in order.
+
+        Over gRPC all images use one RPC. If it fails, the images without an answer are sent again
+        over a new one. An invalid image sets the error of its item and does not end the stream.
+
+        Args:
+            images: Read in the background, at most `window` ahead of the answers.
+            window: Images in flight at most; over HTTP at most 16.
+            dtype: As for `embed_images`.
+            options: As for `embed_images`; `timeout_s` is for each image.
+
+        Raises:
+            ValueError: `window` is less than 1.
+        """
+        if window < 1:
+            raise ValueError(f"window: {window} given, at least 1 required")
+        template = make_request("embed_images", {**options, "dtype": dtype})
+        if isinstance(self._transport, AsyncHttpTransport):
+            size = min(window, MAX_HTTP_CONNECTIONS)
+            return streaming.stream_over_http(self._send, images, template, window_size=size)
+        timeout_s = self._timeout_s if template.timeout_s is None else template.timeout_s
+        return streaming.stream_over_grpc(
+            self._transport,
+            images,
+            StreamWire(template, timeout_s),
+            window_size=window,
+            attempts=Attempts(self._retry, timeout_s, self._clock),
+            sleep=self._sleep,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _call(
+        self, method: Method, options: Mapping[str, Any], *, images: ImageInputs = (), **given: Any
+    ) -> Any:
+        several = list(as_images(images))
+        request = await async_pack(
+            lambda: make_request(method, options, images=several, **given), several
+        )
+        return await self._send(request)
+
+    async def _send(self, request: Request) -> Any:
+        return await self._retried(
+            lambda left_s: self._transport.send(request, left_s), request.timeout_s
+        )
+
+    async def _retried(self, send: Callable[[float], Awaitable[T]], timeout_s: float | None) -> T:
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        attempts = Attempts(self._retry, limit_s, self._clock)
+        while True:
+            try:
+                return await send(attempts.remaining_s())
+            except TipserveError as error:
+                await self._sleep(attempts.pause_s(error))

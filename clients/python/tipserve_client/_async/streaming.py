@@ -1,0 +1,241 @@
+"""Streams of images: read ahead within a window, answered in order, resumed after a failure."""
+
+import asyncio
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+)
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+from tipserve_client._async.transports import AsyncGrpcTransport
+from tipserve_client.concurrency import AsyncWorkers, async_background, async_iterate, async_pack
+from tipserve_client.connection import Attempts
+from tipserve_client.errors import TipserveError, Unavailable
+from tipserve_client.grpc_wire import StreamWire, rpc_error
+from tipserve_client.images import ImageInput, encode_image
+from tipserve_client.requests import PendingImage, Request
+from tipserve_client.results import Item
+
+Images = Iterable[ImageInput] | AsyncIterable[ImageInput]
+Prepare = Callable[[int, ImageInput], Awaitable[PendingImage]]
+
+
+async def stream_over_grpc(
+    transport: AsyncGrpcTransport,
+    images: Images,
+    wire: StreamWire,
+    *,
+    window_size: int,
+    attempts: Attempts,
+    sleep: Callable[[float], Awaitable[None]],
+) -> AsyncIterator[Item[Any]]:
+    """Yield answers in order, over one RPC or, if that fails, over the next one.
+
+    Raises:
+        TipserveError: The server is unreachable, or refuses the stream.
+    """
+
+    async def prepare(index: int, image: ImageInput) -> PendingImage:
+        return await async_pack(lambda: wire.write(index, image), [image])
+
+    async with _filled_window(images, prepare, window_size) as window:
+        while True:
+            try:
+                async with aclosing(_answers(transport, window, wire, attempts)) as answers:
+                    async for item in answers:
+                        yield item
+                break
+            except TipserveError as error:
+                await sleep(attempts.pause_s(error))
+        window.raise_failure()
+
+
+async def stream_over_http(
+    send: Callable[[Request], Awaitable[Any]],
+    images: Images,
+    template: Request,
+    *,
+    window_size: int,
+) -> AsyncIterator[Item[Any]]:
+    """Yield answers in order. HTTP has no streams, so requests run concurrently."""
+
+    async def start(index: int, image: ImageInput) -> PendingImage:
+        try:
+            encoded = await async_pack(lambda: encode_image(image), [image])
+        except TipserveError as error:
+            return PendingImage(index, error=error)
+        return PendingImage(index, workers.submit(send, replace(template, images=(encoded,))))
+
+    async with (
+        AsyncWorkers(window_size) as workers,
+        _filled_window(images, start, window_size) as window,
+    ):
+        while (pending := await window.first()) is not None:
+            yield await _outcome(pending, workers)
+            await window.remove_first()
+        window.raise_failure()
+
+
+class AsyncWindow:
+    """The images of a stream without an answer, in order, at most `size` of them.
+
+    One task adds images, one sends them, one removes them when they are answered. A new gRPC
+    stream sends all of them again.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._pending: deque[PendingImage] = deque()
+        self._num_sent = 0
+        self._stream_number = 0
+        self._is_complete = False
+        self._is_closed = False
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Condition()
+
+    async def wait_for_room(self) -> bool:
+        """Wait until another image fits; False if the window is closed."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._is_closed or len(self._pending) < self._size)
+            return not self._is_closed
+
+    async def add(self, image: PendingImage) -> None:
+        """Add an image; there must be room."""
+        async with self._changed:
+            self._pending.append(image)
+            self._changed.notify_all()
+
+    async def complete(self, failure: BaseException | None = None) -> None:
+        """No image follows: the caller's iterator is exhausted, or it raised `failure`."""
+        async with self._changed:
+            self._is_complete = True
+            self._failure = failure
+            self._changed.notify_all()
+
+    def raise_failure(self) -> None:
+        """Raise what the caller's iterator raised."""
+        if self._failure is not None:
+            raise self._failure
+
+    async def start_stream(self) -> int:
+        """Mark all images as unsent, and return the number of the new stream."""
+        async with self._changed:
+            self._num_sent = 0
+            self._stream_number += 1
+            self._changed.notify_all()
+            return self._stream_number
+
+    async def next_to_send(self, stream_number: int) -> PendingImage | None:
+        """Wait for the next unsent image; None if no image follows or the stream is obsolete."""
+        async with self._changed:
+            while not self._is_closed and stream_number == self._stream_number:
+                while self._num_sent < len(self._pending):
+                    image = self._pending[self._num_sent]
+                    self._num_sent += 1
+                    if image.error is None:
+                        return image
+                if self._is_complete:
+                    break
+                await self._changed.wait()
+        return None
+
+    async def first(self) -> PendingImage | None:
+        """Wait for the first image without an answer; None if no image follows."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._pending or self._is_complete)
+            return self._pending[0] if self._pending else None
+
+    async def remove_first(self) -> None:
+        """Remove the first image, because it is answered."""
+        async with self._changed:
+            self._pending.popleft()
+            self._num_sent = max(0, self._num_sent - 1)
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """Release everything that waits to add or send images."""
+        async with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+
+@asynccontextmanager
+async def _filled_window(images: Images, prepare: Prepare, size: int) -> AsyncIterator[AsyncWindow]:
+    """A window that is filled in the background."""
+    window = AsyncWindow(size)
+    async with async_background(lambda: _fill(window, images, prepare)):
+        try:
+            yield window
+        finally:
+            await window.close()
+
+
+async def _fill(window: AsyncWindow, images: Images, prepare: Prepare) -> None:
+    index = 0
+    try:
+        async for image in async_iterate(images):
+            if not await window.wait_for_room():
+                return
+            await window.add(await prepare(index, image))
+            index += 1
+    except BaseException as error:
+        # Also what is no Exception: the caller would wait for ever otherwise.
+        await window.complete(error)
+    else:
+        await window.complete()
+
+
+async def _answers(
+    transport: AsyncGrpcTransport, window: AsyncWindow, wire: StreamWire, attempts: Attempts
+) -> AsyncGenerator[Item[Any], None]:
+    """Answers over one RPC."""
+    number = await window.start_stream()
+
+    async def requests() -> AsyncIterator[Any]:
+        while (pending := await window.next_to_send(number)) is not None:
+            yield pending.request
+
+    call = transport.stream(requests())
+    responses = aiter(call)
+    try:
+        while (pending := await window.first()) is not None:
+            attempts.wait_for_answer()
+            if pending.error is not None:
+                item: Item[Any] = Item(index=pending.index, error=pending.error)
+            else:
+                item = wire.read(pending, await _next_response(responses))
+            await window.remove_first()
+            attempts.reset()
+            yield item
+    finally:
+        call.cancel()
+
+
+async def _next_response(responses: AsyncIterator[Any]) -> Any:
+    try:
+        return await anext(responses)
+    except StopAsyncIteration:
+        raise Unavailable("The server ended the stream early.", code="stream_ended") from None
+    except grpc.RpcError as error:
+        raise rpc_error(error) from None
+
+
+async def _outcome(pending: PendingImage, workers: AsyncWorkers) -> Item[Any]:
+    if pending.error is not None:
+        return Item(index=pending.index, error=pending.error)
+    try:
+        (value,) = await workers.result(pending.request)
+    except TipserveError as error:
+        if error.ends_stream:
+            raise
+        return Item(index=pending.index, error=error)
+    return Item(index=pending.index, value=value)

@@ -18,12 +18,12 @@ import numpy as np
 
 from benchmarks.batch_latency import photo_like_jpeg
 from benchmarks.capacity import Cost, Curves
+from model.image_codec import ImageLimits, decode_image
 from model.package import ModelPackage, open_package
 from model.preprocess import prepare_image
 from model.runtime.base import Runtime
 from model.runtime.hardware import this_hardware
 from model.runtime.load import load_runtime
-from service.images.codec import ImageLimits, decode_image
 from service.lanes.latency_model import fit_curve
 
 BATCHES = (1, 2, 4)
@@ -82,7 +82,7 @@ def beside_s(side: int, limit_s: float) -> float:
     encoded = photo_like_jpeg(0)
 
     def prepare() -> None:
-        prepare_image(decode_image(encoded, LIMITS, param="image"), (side, side))
+        prepare_image(decode_image(encoded, LIMITS), (side, side))
 
     return least_cpu_s(prepare, limit_s)
 

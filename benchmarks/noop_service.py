@@ -22,7 +22,7 @@ from model.package import ModelPackage
 from model.runtime.base import Device, LaneShare, Runtime, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import RUNTIMES
-from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
+from service.images import ImagePreparer, PreparedImage, SizeRule
 from service.messages import ImageInput
 from service.monitoring.log import configure_logging
 from service.rest.server import listen

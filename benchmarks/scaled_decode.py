@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model.image_codec import ImageLimits
 from model.package import open_package
 from model.runtime.base import Runtime
 from model.runtime.load import load_runtime
-from service.images.codec import ImageLimits
-from service.images.preparation import ImagePreparer, JpegDecode, SizeRule
+from service.images import ImagePreparer, JpegDecode, SizeRule
 
 SITE = Path(sysconfig.get_path("purelib"))
 # Photos that come with scikit-learn, scikit-image, Debian's backgrounds and this repository.

@@ -23,12 +23,12 @@ from PIL import Image
 from benchmarks.class_names import CLASS_NAMES
 from benchmarks.one_thread import ONE_THREAD  # before NumPy, which is behind what follows
 from benchmarks.random_model import random_b14
+from model.image_codec import ImageLimits
 from model.package import open_package
 from model.runtime.load import load_runtime
 from service.call import Call
 from service.data_plane import DataPlane
-from service.images.codec import ImageLimits
-from service.images.preparation import ImagePreparer, SizeRule
+from service.images import ImagePreparer, SizeRule
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
 from service.models.conversion import ModelSource
 from service.models.loading import load_model, request_limits

@@ -16,11 +16,11 @@ import grpc
 from benchmarks.batch_latency import photo_like_jpeg
 from benchmarks.load import Ask, rest_clients, rest_request, send
 from benchmarks.service_process import RunningService, running_service
+from model.image_codec import ImageLimits, decode_image
 from model.package import ModelPackage, open_package
 from model.preprocess import prepare_image
 from model.runtime.load import load_runtime
 from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb2
-from service.images.codec import ImageLimits, decode_image
 from service.machine import available_cpus
 
 LIMITS = ImageLimits(max_bytes=1 << 24, max_pixels=1 << 26)
@@ -50,7 +50,7 @@ class BareLoop:
 
     def _work(self, runtime: object, image: bytes, count: int) -> None:
         for _ in range(count):
-            pixels_HW3 = decode_image(image, LIMITS, param="image")
+            pixels_HW3 = decode_image(image, LIMITS)
             pixels_3HW = prepare_image(pixels_HW3, (self._side, self._side))
             runtime.encode_images(pixels_3HW[None])  # type: ignore[attr-defined]
 

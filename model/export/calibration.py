@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from model.image_codec import ImageError, ImageLimits, decode_image
 from model.parity.images import RgbImage, calibration_images, image_batch
 
 Inputs = dict[str, NDArray[Any]]
@@ -18,6 +17,8 @@ Inputs = dict[str, NDArray[Any]]
 SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp"))
 # Ranges hardly grow after a few dozen images, and each costs a pass in float32.
 MAX_IMAGES: Final = 32
+# Generous: these are the user's own files.
+LIMITS: Final = ImageLimits(max_bytes=2**28, max_pixels=2**28)
 
 
 def calibration_inputs(folder: Path | None, native: int, unit: int) -> Iterator[Inputs]:
@@ -43,7 +44,7 @@ def read_images(folder: Path) -> tuple[RgbImage, ...]:
     """The first images of a folder by name, uint8 [H, W, 3].
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or one cannot be decoded.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
@@ -53,6 +54,8 @@ def read_images(folder: Path) -> tuple[RgbImage, ...]:
         )
     images = []
     for path in paths[:MAX_IMAGES]:
-        with Image.open(path) as opened:
-            images.append(np.asarray(opened.convert("RGB")))
+        try:
+            images.append(decode_image(path.read_bytes(), LIMITS))
+        except ImageError as error:
+            raise ValueError(f"{path}: {error}") from error
     return tuple(images)

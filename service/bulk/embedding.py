@@ -9,10 +9,9 @@ from typing import Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 
+from model.image_codec import ImageError, upright_size
 from service.bulk.inputs import Item
 from service.engines.engine import Embedding, Engine, ImageRefused
-from service.errors import InvalidRequest
-from service.images.codec import upright_size
 from service.messages import EmbedImagesRequest, FloatArray
 
 # Embeddings as Arrow tables.
@@ -155,14 +154,14 @@ def _outcome(item: Item, future: "Future[Embedding] | None") -> Row | BadItem:
         size_hw = item.size_hw or _size_hw(item)
     except ImageRefused as error:
         return BadItem(key=key, source=source, code=error.code, error=str(error))
-    except InvalidRequest as error:
-        return BadItem(key=key, source=source, code=error.code, error=error.message)
+    except ImageError as error:
+        return BadItem(key=key, source=source, code="invalid_image", error=f"{error}.")
     return Row(key=key, source=source, size_hw=size_hw, embedding=embedding)
 
 
 def _size_hw(item: Item) -> tuple[int, int]:
     assert isinstance(item.data, bytes)
-    return upright_size(item.data, param="images")
+    return upright_size(item.data)
 
 
 def _text(path: str) -> str:

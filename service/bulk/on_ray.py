@@ -14,6 +14,7 @@ import ray
 import ray.data
 import ray.exceptions
 
+from model.image_codec import ImageLimits
 from model.package import Manifest
 from service.bulk.embedding import embed_items
 from service.bulk.inputs import Columns, InputError, Item, Part, read_part
@@ -23,8 +24,7 @@ from service.engines.choice import load, settings_for
 from service.engines.engine import EngineError
 from service.engines.in_process import open_manifest
 from service.errors import InvalidRequest
-from service.images.codec import ImageLimits
-from service.images.preparation import ImagePreparer, SizeRule
+from service.images import ImagePreparer, SizeRule
 from service.messages import EmbedImagesRequest
 from service.settings import Settings
 from service.validation import check_resolution

@@ -9,6 +9,7 @@ from typing import Final, get_args
 import numpy as np
 
 from model.files import atomic_write
+from model.image_codec import ImageLimits, decode_image
 from model.winner_map import Labels
 from service.commands.program import (
     DONE,
@@ -18,7 +19,7 @@ from service.commands.program import (
     served_name,
 )
 from service.engines.engine import EngineError, ImageRefused
-from service.images.codec import ImageLimits, decode_image
+from service.images import image_errors
 from service.messages import SegmentClass, SegmentImagesRequest, SegmentMode
 from service.outputs.masks import (
     MAX_PALETTE_CLASSES,
@@ -135,7 +136,8 @@ def _encode(options: argparse.Namespace, labels_HW: Labels, image: bytes) -> byt
     limits = ImageLimits(
         max_bytes=fields["max_image_bytes"].default, max_pixels=fields["max_image_pixels"].default
     )
-    return encode_overlay_png(labels_HW, decode_image(image, limits, param="image"))
+    with image_errors("image"):
+        return encode_overlay_png(labels_HW, decode_image(image, limits))
 
 
 def _write(file: Path, content: bytes) -> None:

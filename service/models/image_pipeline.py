@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.call import Call
 from service.errors import InternalError, ServiceError
-from service.images.preparation import ImagePreparer, PreparedImage, SizeRule
+from service.images import ImagePreparer, PreparedImage, SizeRule
 from service.lanes.work import Completed, Kind, Outputs
 from service.messages import MaybeImage
 from service.models.admission import Ticket

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model.segmentation import Background, bilinear_matrix, cosine_map
 from model.winner_map import WinnerMap
-from service.images.preparation import Windows
+from service.images import Windows
 from service.messages import FloatArray, Segmentation
 
 # Held at once: values of all classes at some rows of the mask, 16 MiB of float32.

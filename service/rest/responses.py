@@ -12,8 +12,9 @@ import pybase64
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from model.image_codec import ImageLimits, decode_image
 from service.errors import InvalidRequest, NotAcceptable
-from service.images.codec import ImageLimits, decode_image
+from service.images import image_errors
 from service.messages import (
     Classification,
     ClassifyImagesResponse,
@@ -297,7 +298,8 @@ def write_segmentations(
 def write_overlay(answer: SegmentImagesResponse, image: MaybeEncoded, limits: ImageLimits) -> bytes:
     """The image with its mask laid over it, as PNG."""
     assert isinstance(image, bytes)
-    pixels_HW3 = decode_image(image, limits, param="images[0]")
+    with image_errors("images[0]"):
+        pixels_HW3 = decode_image(image, limits)
     return encode_overlay_png(answer.segmentations[0].labels_HW, pixels_HW3)
 
 

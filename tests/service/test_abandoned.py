@@ -24,7 +24,7 @@ from service.grpc.generated import (
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from service.grpc.stream import STREAMED
-from service.images.preparation import ImagePreparer
+from service.images import ImagePreparer
 from service.server import Server
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from training.captioning.journal import Failure, JobStopped, Outcome
-from training.data.shards.decoding import ImageLimits, decode_image
+from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.sample import BadSample, Sample
 
 
@@ -173,7 +173,7 @@ class PaliGemmaCaptioner:
         broken = []
         for sample in samples:
             try:
-                pixels_3HW = decode_image(sample.image, ImageLimits())
+                pixels_3HW = decode_tensor(sample.image, DEFAULT_LIMITS)
             except BadSample as error:
                 failure = Failure(kind="image", message=str(error))
                 broken.append(Outcome(key=sample.key, failure=failure))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.image_codec import ImageLimits, decode_image
 from service.bulk.inputs import Columns, find_inputs
 from service.bulk.output import Job, JobOptions
 from service.engines.engine import Embedding, ImageRefused, ModelSummary
-from service.images.codec import ImageLimits, decode_image
 from service.messages import EmbedImagesRequest
 
 LIMITS = ImageLimits(max_bytes=10**6, max_pixels=10**6)
@@ -39,7 +39,7 @@ class FakeEngine:
         try:
             image = request.images[0]
             assert isinstance(image, bytes)
-            pixels_HW3 = decode_image(image, LIMITS, param="images[0]")
+            pixels_HW3 = decode_image(image, LIMITS)
         except Exception:
             future.set_exception(ImageRefused("no image", "invalid_image"))
             return future

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from model.segmentation import Background
-from service.images.preparation import Windows
+from service.images import Windows
 from service.outputs import slide
 from service.outputs.slide import Geometry, segment_windows
 

@@ -13,7 +13,7 @@ import pytest
 from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest
-from service.images.preparation import ImagePreparer
+from service.images import ImagePreparer
 from service.messages import EmbedImagesRequest
 
 if TYPE_CHECKING:

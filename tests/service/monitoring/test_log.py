@@ -12,9 +12,8 @@ import grpc.aio
 import pytest
 from PIL import TiffImagePlugin
 
+from model.image_codec import ImageError, ImageLimits, decode_image
 from service.call import Call, current_call
-from service.errors import InvalidRequest
-from service.images.codec import ImageLimits, decode_image
 from service.monitoring.log import (
     SEND_ERROR,
     LineHandler,
@@ -81,8 +80,8 @@ def test_warnings_about_callers_files_are_not_kept() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         forget_warnings_about_files()
-        with pytest.raises(InvalidRequest):
-            decode_image(broken, ImageLimits(max_bytes=10**6, max_pixels=10**6), param="image")
+        with pytest.raises(ImageError):
+            decode_image(broken, ImageLimits(max_bytes=10**6, max_pixels=10**6))
         assert not [key for key in kept if isinstance(key, tuple)], "one for each text"
 
 

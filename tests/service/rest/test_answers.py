@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco
 from safetensors.numpy import load
 
+from model.image_codec import ImageLimits
 from service.errors import InvalidRequest
-from service.images.codec import ImageLimits
 from service.messages import (
     EmbedImagesResponse,
     EmbedTextsResponse,

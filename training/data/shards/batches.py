@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
+from model.image_codec import ImageLimits
 from training.data.batch import Batch, begin_loading, name_columns, text_ids, tokenize
 from training.data.captions import CaptionSampling
 from training.data.crops import TIPSV2_CROPS, CropConfig, crop_images
-from training.data.shards.decoding import ImageLimits, decode_image
+from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.manifest import ImageStore
 from training.data.shards.sample import BadSample, BrokenList, BrokenSample, Sample
 
@@ -119,7 +120,7 @@ class ShardsConfig:
     captions: CaptionSampling = field(default_factory=CaptionSampling)
     crops: CropConfig = TIPSV2_CROPS
     window_shards: int = 16
-    limits: ImageLimits = field(default_factory=ImageLimits)
+    limits: ImageLimits = DEFAULT_LIMITS
     seed: int = 0
     num_workers: int = 1
 
@@ -220,7 +221,7 @@ class ImageBatches(Dataset[MadeBatch]):
         for attempt in range(_MAX_SUBSTITUTES):
             try:
                 sample = self._store.read(*where)
-                return sample, decode_image(
+                return sample, decode_tensor(
                     sample.image, self._config.limits, wanted_side=_wanted(self._config.crops)
                 )
             except BadSample as error:

@@ -7,13 +7,14 @@ Items that are broken are left out, counted, and listed in the shard's record.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.data.shards.decoding import ImageLimits, decode_image
+from model.image_codec import ImageLimits
+from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -64,7 +65,7 @@ class ShardPlan:
 
     kind: str
     shard_size: int = DEFAULT_SHARD_SIZE
-    limits: ImageLimits = field(default_factory=ImageLimits)
+    limits: ImageLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
         """Check the size."""
@@ -157,7 +158,7 @@ def _build_shard(source: SampleSource, folder: Path, plan: ShardPlan, number: in
             try:
                 if isinstance(item, BadSample):
                     raise item
-                decode_image(item.image, plan.limits)
+                decode_tensor(item.image, plan.limits)
             except BadSample as error:
                 skipped.append(BrokenSample(place=place, reason=str(error)))
                 continue

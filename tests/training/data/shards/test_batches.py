@@ -15,7 +15,7 @@ from training.data.batch import Batch, tokenize
 from training.data.captions import CaptionSampling
 from training.data.crops import CropConfig
 from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig
-from training.data.shards.decoding import ImageLimits
+from training.data.shards.decoding import DEFAULT_LIMITS
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import BrokenList, Sample
@@ -237,7 +237,7 @@ def test_a_list_of_broken_samples_outlives_the_run(
 
 
 def test_limits_make_a_sample_a_broken_one(make: Callable[..., ImageBatches]) -> None:
-    batches = make(limits=ImageLimits(max_pixels=1000))
+    batches = make(limits=replace(DEFAULT_LIMITS, max_pixels=1000))
     with pytest.raises(ValueError, match="in a row are broken"):
         batches[0]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from training.data.backgrounds import Photo
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
-from training.data.shards.decoding import ImageLimits, decode_image
+from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.item_sources import SceneItems
 from training.data.shards.manifest import ShardStore
 from training.data.shards.writing import ShardPlan, build_shards
@@ -24,7 +24,7 @@ def test_scenes_stream_into_shards_and_leave_their_masks_behind(
     assert store.shard_sizes.tolist() == [3, 2]
     for index in range(5):
         scene, sample = compose_scene(source, index, CONFIG), store.read(*divmod(index, 3))
-        pixels_SS3 = decode_image(sample.image, ImageLimits()).permute(1, 2, 0).numpy()
+        pixels_SS3 = decode_tensor(sample.image, DEFAULT_LIMITS).permute(1, 2, 0).numpy()
         assert np.array_equal(pixels_SS3, scene.pixels_SS3)
         assert sample.captions == scene.captions.by_source()
         assert sample.names == scene.captions.names

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.shards.decoding import ImageLimits, decode_image
+from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.sample import BadSample, Sample
 from training.data.shards.tar_shard import (
     find_offsets,
@@ -69,7 +69,7 @@ def test_the_webdataset_package_reads_our_shards(tmp_path: Path, samples: list[S
         gc.collect()
     assert [key for key, _, _ in found] == [sample.key for sample in samples]
     for (_, pixels_HW3, record), sample in zip(found, samples, strict=True):
-        ours_3HW = decode_image(sample.image, ImageLimits()).numpy()
+        ours_3HW = decode_tensor(sample.image, DEFAULT_LIMITS).numpy()
         assert np.array_equal(pixels_HW3, ours_3HW.transpose(1, 2, 0))
         assert record["captions"] == sample.captions
         assert record["names"] == list(sample.names)

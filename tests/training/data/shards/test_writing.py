@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from training.data.scenes import SceneConfig, SceneSource
-from training.data.shards.decoding import ImageLimits
+from training.data.shards.decoding import DEFAULT_LIMITS
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.item_sources import SceneItems
 from training.data.shards.manifest import ShardStore, find_damage, load_manifest
@@ -124,7 +125,7 @@ def test_a_folder_begun_with_something_else_is_left_alone(
 ) -> None:
     source = ImageFolder(image_folder)
     build_shards(source, tmp_path / "out", PLAN, is_shown=False)
-    other = ShardPlan(kind="folder", shard_size=6, limits=ImageLimits(max_bytes=10**6))
+    other = ShardPlan(kind="folder", shard_size=6, limits=replace(DEFAULT_LIMITS, max_bytes=10**6))
     with pytest.raises(ValueError, match="another limits, shard_size"):
         build_shards(source, tmp_path / "out", other, is_shown=False)
     (image_folder / "c.png").write_bytes((image_folder / "a/000000000.png").read_bytes())

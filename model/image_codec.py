@@ -1,0 +1,306 @@
+"""Encoded images to upright 8-bit RGB, for serving, training and calibration alike.
+
+Limits are checked on the header, before memory for pixels is allocated. Every exception of a
+decoder becomes an `ImageError`. Does not know models, requests or data sets.
+
+Transparent parts are laid on white, 16-bit samples are reduced to 8 bits, and the first frame of an
+animation counts.
+
+Shape legend: H W pixels of the upright image.
+"""
+
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# MPO is a JPEG with further images behind the first; some cameras write it.
+REDUCIBLE: Final = {"JPEG", "MPO"}
+ORIENTATION_TAG: Final = 0x0112
+# The transposition that makes an image upright, by the value of its EXIF tag.
+UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Those that swap height and width.
+SIDEWAYS: Final = {UPRIGHT[tag] for tag in (5, 6, 7, 8)}
+WHITE: Final = (255, 255, 255)
+
+# Each scan of a JPEG costs a pass over every pixel, and may have 30 bytes: without a bound a file
+# of 600 kB takes minutes within all other limits. Cameras and optimizers write about ten scans;
+# libtiff has the same bound of 100 for JPEG data in TIFF files.
+MAX_SCANS: Final = 100
+JPEG_START: Final = b"\xff\xd8"
+SCAN_MARKER: Final = 0xDA
+SEQUENTIAL_FRAMES: Final = (0xC0, 0xC1)
+OTHER_FRAMES: Final = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SEGMENTS: Final = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA)) - OTHER_FRAMES
+# Marker and header length of a scan with one to four components. Compressed data cannot contain the
+# marker; the length makes a match in a profile or a comment improbable.
+SCAN: Final = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e]")
+LIBTIFF: Final = re.compile(r"/\S*/libtiff[^/\s]*\.so[.\d]*")
+
+Box = tuple[float, float, float, float]
+
+
+class ImageError(ValueError):
+    """The data is not an image of a supported format, or broken."""
+
+
+class ImageTooLarge(ImageError):
+    """The image exceeds a limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """Bounds of an image.
+
+    Attributes:
+        max_bytes: Size of the file.
+        max_pixels: Height times width as the header declares them.
+        min_side: Shorter side in pixels.
+    """
+
+    max_bytes: int
+    max_pixels: int
+    min_side: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that some image is within the limits."""
+        if self.max_bytes < 1 or self.min_side < 1 or self.max_pixels < self.min_side**2:
+            raise ValueError("limits: max_bytes, max_pixels and min_side allow no image")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedImage:
+    """A decoded image as its file stores it: perhaps sideways, perhaps reduced.
+
+    Attributes:
+        image: Of mode RGB or L.
+        box: Left, top, right and bottom of the content, in pixels of `image`. The content of a
+            reduced image may end within its last row and column.
+        size_hw: Height and width of the upright image at full size.
+        turn: Transposition that makes it upright; None if it is upright.
+    """
+
+    image: Image.Image
+    box: Box
+    size_hw: tuple[int, int]
+    turn: Image.Transpose | None
+
+    def stored_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Convert height and width of the upright image to those of the stored one, or back."""
+        return size_hw[::-1] if self.turn in SIDEWAYS else size_hw
+
+    def upright(self, image: Image.Image) -> Image.Image:
+        """Turn `image`, or a scaled copy of it, upright."""
+        return image if self.turn is None else image.transpose(self.turn)
+
+
+def read_size(data: bytes, limits: ImageLimits) -> tuple[int, int]:
+    """Read height and width from the header, before EXIF orientation.
+
+    Raises:
+        ImageError: Not a supported image.
+        ImageTooLarge: Over a limit.
+    """
+    with _decoder_errors(FORMATS), _open(data, limits, FORMATS) as image:
+        return image.height, image.width
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Read height and width of the upright image from the header.
+
+    Raises:
+        ImageError: Not a supported image.
+    """
+    with _decoder_errors(FORMATS), Image.open(BytesIO(data), formats=FORMATS) as image:
+        size_hw = image.height, image.width
+        return size_hw[::-1] if _turn(image) in SIDEWAYS else size_hw
+
+
+def load_image(
+    data: bytes,
+    limits: ImageLimits,
+    *,
+    reduce_to: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
+    formats: tuple[str, ...] = FORMATS,
+) -> LoadedImage:
+    """Decode an image.
+
+    Args:
+        data: An encoded image.
+        limits: Checked before any pixel is decoded.
+        reduce_to: Maps the upright height and width to the least height and width that must remain.
+            A JPEG is then decoded at a half, a quarter or an eighth of its size where possible.
+        formats: Accepted formats, a subset of `FORMATS`.
+
+    Raises:
+        ImageError: Not an image of these formats, or broken.
+        ImageTooLarge: Over a limit.
+    """
+    with _decoder_errors(formats), _open(data, limits, formats) as image:
+        if has_too_many_scans(data):
+            raise ImageTooLarge(f"the JPEG has more than {MAX_SCANS} scans; encode it again")
+        if image.format not in REDUCIBLE:
+            image.load()  # before the orientation is read: Pillow's TIFF decoder applies it itself
+        turn = _turn(image)
+        stored_hw = image.height, image.width
+        loaded = LoadedImage(
+            image=image, box=(0, 0, image.width, image.height), size_hw=stored_hw, turn=turn
+        )
+        loaded = replace(loaded, size_hw=loaded.stored_hw(stored_hw))
+        if reduce_to is not None and image.format in REDUCIBLE:
+            height, width = loaded.stored_hw(reduce_to(loaded.size_hw))
+            # The decoder never reduces below the requested size.
+            reduced = image.draft(None, (width, height))
+            if reduced is not None:
+                loaded = replace(loaded, box=reduced[1])
+        image.load()
+        return replace(loaded, image=flatten(image))
+
+
+def decode_image(
+    data: bytes,
+    limits: ImageLimits,
+    *,
+    reduce_to: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
+    formats: tuple[str, ...] = FORMATS,
+) -> NDArray[np.uint8]:
+    """Decode an image as `load_image` does, to upright uint8 RGB [H, W, 3].
+
+    Raises:
+        ImageError: Not an image of these formats, or broken.
+        ImageTooLarge: Over a limit.
+    """
+    loaded = load_image(data, limits, reduce_to=reduce_to, formats=formats)
+    return np.asarray(loaded.upright(loaded.image).convert("RGB"))
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to opaque RGB or L; transparent parts are laid on white."""
+    if image.has_transparency_data:
+        layer = image.convert("LA") if image.mode == "La" else image
+        if layer.mode != "RGBA":  # converting RGBA to RGBA would copy it
+            layer = layer.convert("RGBA")
+        background = Image.new("RGB", layer.size, WHITE)
+        background.paste(layer, mask=layer)
+        return background
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in {"I", "F"}:
+        return Image.fromarray(_to_grey(np.asarray(image)))
+    if image.mode in {"RGB", "L"}:
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def has_too_many_scans(data: bytes) -> bool:
+    """Whether the data is a JPEG with more than `MAX_SCANS` scans."""
+    if not data.startswith(JPEG_START) or _has_one_scan(data):
+        return False
+    return sum(1 for _ in SCAN.finditer(data)) > MAX_SCANS
+
+
+def silence_libtiff() -> bool:
+    """Remove the error handler of the libtiff in this process, by which Pillow reads TIFF.
+
+    libtiff writes errors in a file to standard error, between the lines of the log and as often as
+    clients like. The client's error response contains the reason.
+
+    Returns:
+        Whether libtiff was found; it is not where Pillow is linked with it statically.
+    """
+    try:
+        mapped = LIBTIFF.search(Path("/proc/self/maps").read_text(encoding="utf-8"))
+        if mapped is None:
+            return False
+        set_handler = ctypes.CDLL(mapped.group()).TIFFSetErrorHandler
+    except (OSError, AttributeError):
+        return False
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    set_handler(None)
+    return True
+
+
+# `ImageLimits` bounds the pixels of every image; Pillow's own limit would warn or raise below it.
+Image.MAX_IMAGE_PIXELS = None
+# Register the formats now. Pillow would do it at the first image, in any thread.
+Image.init()
+silence_libtiff()
+
+
+def _open(data: bytes, limits: ImageLimits, formats: tuple[str, ...]) -> Image.Image:
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(f"the image has {len(data)} bytes, at most {limits.max_bytes} allowed")
+    image = Image.open(BytesIO(data), formats=formats)
+    size = f"the image has {image.width} x {image.height} pixels"
+    if image.width * image.height > limits.max_pixels:
+        raise ImageTooLarge(f"{size}, at most {limits.max_pixels} allowed; send a smaller one")
+    if min(image.width, image.height) < limits.min_side:
+        raise ImageError(f"{size}, each side needs at least {limits.min_side}")
+    return image
+
+
+@contextmanager
+def _decoder_errors(formats: tuple[str, ...]) -> Iterator[None]:
+    """Turn any exception of a decoder into an `ImageError`; decoders raise nearly any type."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(
+            f"the image cannot be decoded; it is broken or not one of {', '.join(formats)}"
+        ) from error
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # with a broken EXIF block the image itself can still be good
+        return None
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _has_one_scan(data: bytes) -> bool:
+    """Whether the first scan contains all components of a sequential JPEG: no scan can follow.
+
+    It reads a dozen bytes, where counting scans reads the whole file.
+    """
+    position, num_components = len(JPEG_START), 0
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == SCAN_MARKER:
+            return data[position + 4] == num_components
+        if marker not in SEGMENTS:
+            return False
+        if marker in SEQUENTIAL_FRAMES:
+            num_components = data[position + 9]
+        position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    return False
+
+
+def _to_grey(samples_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Convert 32-bit samples to 8 bits: integers as 16-bit, floats as [0, 1] or else [0, 255]."""
+    values_HW = np.nan_to_num(samples_HW.astype(np.float64))
+    if samples_HW.dtype.kind in "iu":
+        values_HW /= 257
+    elif values_HW.max(initial=0) <= 1:
+        values_HW *= 255
+    grey_HW: NDArray[np.uint8] = values_HW.clip(0, 255).astype(np.uint8)
+    return grey_HW

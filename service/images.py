@@ -1,0 +1,244 @@
+"""Images of a request to model inputs: size from the header, then decode and scale.
+
+Shape legend: H W pixels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal, Self, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.image_codec import ImageError, ImageLimits, ImageTooLarge, load_image, read_size
+from model.preprocess import Fit, prepare_image, scale_image, target_size, to_planes
+from service.errors import InvalidRequest
+from service.messages import ImageInput
+
+JpegDecode = Literal["fast", "exact"]
+# The fast JPEG decoder keeps sides of at least this multiple of the model input. With less, details
+# appear that exact decoding averages away: `python -m benchmarks.scaled_decode` measures it.
+REDUCED_FACTOR: Final = 2
+
+
+@contextmanager
+def image_errors(param: str) -> Iterator[None]:
+    """Turn the decoder's errors into the client's error about the field `param`."""
+    try:
+        yield
+    except ImageTooLarge as error:
+        raise InvalidRequest(f"{param}: {error}.", code="image_too_large", param=param) from error
+    except ImageError as error:
+        raise InvalidRequest(f"{param}: {error}.", code="invalid_image", param=param) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Overlapping squares of `side` pixels, `stride` pixels apart, that cover an image.
+
+    The last window of each row and column ends at the image's edge.
+
+    Source: google-deepmind/tips, zero-shot segmentation notebook: windows of 448 pixels, 336 apart,
+    on images whose short side is 448.
+    """
+
+    side: int
+    stride: int
+
+    @classmethod
+    def of(cls, side: int) -> Self:
+        """Windows that overlap by a quarter."""
+        return cls(side=side, stride=max(1, side * 3 // 4))
+
+    def corners(self, size_hw: tuple[int, int]) -> list[tuple[int, int]]:
+        """Top and left of every window, row by row; at least one.
+
+        Args:
+            size_hw: Height and width of the image, each at least the side of a window.
+
+        Raises:
+            ValueError: The image is smaller than a window.
+        """
+        height, width = size_hw
+        return [(top, left) for top in self._starts(height) for left in self._starts(width)]
+
+    def _starts(self, length: int) -> list[int]:
+        if length < self.side:
+            raise ValueError(f"a window of {self.side} pixels does not fit into {length}")
+        count = 1 + -(-(length - self.side) // self.stride)
+        return [min(i * self.stride, length - self.side) for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeRule:
+    """How the model's input size follows from an image's size, for one model and one request.
+
+    With `windows`, the model sees windows of the scaled image instead of the image.
+    """
+
+    resolution: int
+    fit: Fit
+    patch_size: int
+    multiple: int
+    windows: Windows | None = None
+
+    @property
+    def nominal_patches(self) -> int:
+        """Patches of a square image."""
+        return self.num_patches((self.resolution, self.resolution))
+
+    def target_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width to scale an image to."""
+        height, width = size_hw
+        if self.windows is not None and self.fit == "aspect":
+            # Windows cover any long side, so the proportions need no rounding to patches.
+            short = min(height, width)
+            return height * self.resolution // short, width * self.resolution // short
+        return target_size(
+            height, width, resolution=self.resolution, fit=self.fit, multiple=self.multiple
+        )
+
+    def num_patches(self, scaled_hw: tuple[int, int]) -> int:
+        """Patches that the model sees of a scaled image, summed over its windows."""
+        if self.windows is None:
+            return scaled_hw[0] * scaled_hw[1] // self.patch_size**2
+        num_windows = len(self.windows.corners(scaled_hw))
+        return num_windows * (self.windows.side // self.patch_size) ** 2
+
+    def parts(self, pixels_3HW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Model inputs of a scaled image: the image itself, or each of its windows."""
+        if self.windows is None:
+            return [pixels_3HW]
+        side = self.windows.side
+        corners = self.windows.corners((pixels_3HW.shape[1], pixels_3HW.shape[2]))
+        return [pixels_3HW[:, top : top + side, left : left + side] for top, left in corners]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedImage:
+    """Model input float32 [3, H, W], and height and width of the upright original."""
+
+    pixels_3HW: NDArray[np.float32]
+    size_hw: tuple[int, int]
+
+
+class ImagePreparer:
+    """Reads and scales images: CPU work for a thread pool. Thread-safe, has no state.
+
+    An image is an encoded file, uint8 [H, W, 3] of any size, or float32 [3, H, W] that goes to the
+    model unscaled. `service.validation` has checked the shapes of arrays.
+    """
+
+    def __init__(
+        self, limits: ImageLimits, *, max_patches: int, jpeg_decode: JpegDecode = "fast"
+    ) -> None:
+        self._limits = limits
+        self._max_patches = max_patches
+        self._jpeg_decode = jpeg_decode
+
+    def size_hw(self, image: ImageInput, *, param: str) -> tuple[int, int]:
+        """Height and width of an image as it is stored; of a file only the header is read.
+
+        Raises:
+            InvalidRequest: It is unreadable or too large.
+        """
+        if isinstance(image, bytes):
+            with image_errors(param):
+                return read_size(image, self._limits)
+        height, width = image.shape[1:] if _is_model_input(image) else image.shape[:2]
+        if height * width > self._limits.max_pixels:
+            raise InvalidRequest(
+                f"{param}: the image has {width} x {height} pixels, at most "
+                f"{self._limits.max_pixels} allowed; send a smaller one.",
+                code="image_too_large",
+                param=param,
+            )
+        return height, width
+
+    def num_patches(self, image: ImageInput, rule: SizeRule, *, param: str) -> int:
+        """Patches of an image; of a file only the header is read.
+
+        Raises:
+            InvalidRequest: It is unreadable or too large.
+        """
+        size_hw = self.size_hw(image, param=param)
+        target_hw = size_hw if _is_model_input(image) else rule.target_hw(size_hw)
+        num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
+        if num_patches <= self._max_patches and rule.windows is not None:
+            return rule.num_patches(target_hw)
+        if num_patches > self._max_patches:
+            raise InvalidRequest(
+                f"{param}: {size_hw[1]} x {size_hw[0]} pixels at resolution {rule.resolution} are "
+                f"{num_patches} patches, at most {self._max_patches} allowed. Crop the image, "
+                "lower the resolution, or use fit squash.",
+                code="image_too_large",
+                param=param,
+            )
+        return num_patches
+
+    def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
+        """Decode and scale an image.
+
+        Raises:
+            InvalidRequest: It is broken, too large, or float32 with values outside [0, 1].
+        """
+        if isinstance(image, bytes):
+            scaled, size_hw = self._scale(image, rule, param)
+            return PreparedImage(pixels_3HW=to_planes(scaled), size_hw=size_hw)
+        size_hw = self.size_hw(image, param=param)
+        if _is_model_input(image):
+            return PreparedImage(pixels_3HW=_copy_planes(image, param=param), size_hw=size_hw)
+        pixels_HW3 = np.ascontiguousarray(image, np.uint8)
+        planes_3HW = prepare_image(pixels_HW3, rule.target_hw(size_hw))
+        return PreparedImage(pixels_3HW=planes_3HW, size_hw=size_hw)
+
+    def scale(
+        self, data: bytes, rule: SizeRule, *, param: str
+    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Decode and scale a file, but keep 8-bit pixels; `prepare` makes model input of them.
+
+        Returns:
+            uint8 [H, W, 3], and height and width of the upright original.
+
+        Raises:
+            InvalidRequest: It is broken or too large.
+        """
+        scaled, size_hw = self._scale(data, rule, param)
+        return np.asarray(scaled.convert("RGB")), size_hw
+
+    def _scale(
+        self, data: bytes, rule: SizeRule, param: str
+    ) -> tuple[Image.Image, tuple[int, int]]:
+        reduce_to = None if self._jpeg_decode == "exact" else partial(_reduced_hw, rule)
+        with image_errors(param):
+            loaded = load_image(data, self._limits, reduce_to=reduce_to)
+        target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
+        # Scale first: turning a large photo at full size would cost as much as scaling it.
+        scaled = loaded.upright(scale_image(loaded.image, target_hw, loaded.box))
+        return scaled, loaded.size_hw
+
+
+def _is_model_input(image: ImageInput) -> TypeGuard[NDArray[np.float32]]:
+    return isinstance(image, np.ndarray) and image.dtype == np.float32
+
+
+def _copy_planes(planes_3HW: NDArray[np.float32], *, param: str) -> NDArray[np.float32]:
+    """An aligned, contiguous copy, as runtimes need it; values must be in [0, 1]."""
+    copy_3HW = np.array(planes_3HW, np.float32, order="C")
+    # Written so that NaN fails too.
+    if not (copy_3HW.min() >= 0 and copy_3HW.max() <= 1):
+        raise InvalidRequest(
+            f"{param}: float32 pixels must be in [0, 1]; divide 8-bit values by 255.",
+            code="invalid_image",
+            param=param,
+        )
+    return copy_3HW
+
+
+def _reduced_hw(rule: SizeRule, size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Least height and width of a reduced JPEG, such that scaling still averages enough pixels."""
+    height, width = rule.target_hw(size_hw)
+    return REDUCED_FACTOR * height, REDUCED_FACTOR * width

@@ -1,0 +1,589 @@
+"""Every kind of image becomes upright RGB; anything else raises an `ImageError`."""
+
+import base64
+import io
+import itertools
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.image_codec import (
+    FORMATS,
+    MAX_SCANS,
+    ImageError,
+    ImageLimits,
+    ImageTooLarge,
+    decode_image,
+    flatten,
+    has_too_many_scans,
+    load_image,
+    read_size,
+    silence_libtiff,
+    upright_size,
+)
+
+LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000)
+NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+SIZE = (9, 5)
+ORANGE = (230, 120, 40)
+
+
+def save(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+def save_noise(file_format: str = "PNG", *, mode: str = "RGB", **options: object) -> bytes:
+    return save(Image.fromarray(NOISE).convert(mode), file_format, **options)
+
+
+def decode(data: bytes) -> NDArray[np.uint8]:
+    return decode_image(data, LIMITS)
+
+
+def halves(size_hw: tuple[int, int]) -> tuple[int, int]:
+    return size_hw[0] // 2, size_hw[1] // 2
+
+
+def oriented(image: Image.Image, file_format: str, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return save(image, file_format, exif=exif.tobytes())
+
+
+# Formats, modes and sizes.
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_every_format_is_decoded(file_format: str) -> None:
+    pixels_HW3 = decode(save_noise(file_format))
+    assert pixels_HW3.shape == (30, 40, 3)
+    assert pixels_HW3.dtype == np.uint8
+
+
+def test_a_format_that_the_caller_excludes_is_refused() -> None:
+    with pytest.raises(ImageError, match="JPEG, PNG"):
+        decode_image(save_noise("GIF"), LIMITS, formats=("JPEG", "PNG"))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"])
+def test_a_grey_ramp_survives_every_mode(mode: str) -> None:
+    grey = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (8, 1))
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode == "I":
+        image = Image.fromarray(grey.astype(np.int32) * 257)
+    else:
+        image = Image.fromarray(grey).convert(mode)
+    pixels_HW3 = decode(save(image, "TIFF" if mode == "I" else "PNG"))
+    tolerance = 255 if mode == "1" else 3
+    assert np.abs(pixels_HW3[..., 0].astype(int) - grey).max() <= tolerance
+    assert (pixels_HW3[..., 0] == pixels_HW3[..., 2]).all()
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [
+        *((file_format, "CMYK") for file_format in ("JPEG", "TIFF")),
+        *(("TIFF", mode) for mode in ("RGBX", "YCbCr", "LAB", "RGBA", "RGB")),
+        *(("WEBP", mode) for mode in ("RGB", "RGBA")),
+        ("JPEG", "YCbCr"),
+        ("BMP", "RGB"),
+    ],
+)
+def test_a_colour_survives_every_mode_of_a_file(file_format: str, mode: str) -> None:
+    colour = (200, 120, 60)
+    image = Image.new("RGB", (16, 8), colour).convert(mode)
+    assert np.abs(decode(save(image, file_format)).astype(int) - colour).max() <= 5
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "F", "I", "I;16", "I;16B"])
+def test_a_grey_survives_every_mode_of_tiff(mode: str) -> None:
+    value: float = {"F": 0.5, "L": 128, "LA": 128}.get(mode, 32768)
+    if mode == "I;16B":
+        image = Image.frombytes(mode, (16, 8), np.full((8, 16), value, ">u2").tobytes())
+    elif mode == "LA":
+        image = Image.new("L", (16, 8), value).convert(mode)
+    else:
+        image = Image.new(mode, (16, 8), value)
+    assert np.abs(decode(save(image, "TIFF")).astype(int) - 128).max() <= 1
+
+
+# Four colours in an image of 24 x 16, progressive; arithmetic coding, which Pillow cannot write.
+ARITHMETIC_JPEG = base64.b85decode(
+    "|JeWF01!$>Nk#wx0RR9200961|JwjV00jdC1Ox*G1Ox;H1qB8N3<w7Y2L}%e3keJn4-yg)4-pX)791B76dDx~5f~vD8XX"
+    "-UA0HDJA|xUnBpe<e9{<|_LjeT^1qTKP4hRSi9uyH29v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9"
+    "v&VZ9v&VZ9v=V601*fP5C9kh0TBQK5di}c0sqVZ3IGrg1pyEd1^?Or3<CiG0ucid06zfIPiZx0&lmO9_sPf@IjPe=Yqi1"
+    "VCtv{A8>E_YIDKII+JehoDH%IDjh%=-xD9KOjQ`m"
+)
+
+
+def test_jpeg_with_arithmetic_coding_is_decoded() -> None:
+    pixels_HW3 = decode(ARITHMETIC_JPEG)
+    assert pixels_HW3.shape == (16, 24, 3)
+    assert pixels_HW3[3, 4].tolist() == [46, 211, 91]
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_progressive_and_subsampled_jpeg_is_decoded(progressive: bool, subsampling: int) -> None:
+    image = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
+    data = save(image, "JPEG", progressive=progressive, subsampling=subsampling, quality=95)
+    assert np.abs(decode(data).astype(int) - np.asarray(image)).max() <= 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None:
+    upright = Image.new("RGB", (32, 16), "black")
+    upright.paste("red", (0, 0, 16, 8))
+    # The inverse of the transposition that the tag asks for.
+    inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = upright
+    if orientation in inverse:
+        stored = upright.transpose(Image.Transpose(inverse[orientation]))
+    data = oriented(stored, file_format, orientation)
+    pixels_HW3 = decode(data)
+    assert pixels_HW3.shape == (16, 32, 3)
+    assert pixels_HW3[4, 8, 0] > 200
+    assert pixels_HW3[12, 24, 0] < 50
+    if file_format != "TIFF":  # Pillow applies the tag of a TIFF itself, when it decodes
+        assert upright_size(data) == (16, 32)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_the_first_frame_counts(file_format: str) -> None:
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue", "green")]
+    data = save(frames[0], file_format, save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(data)) as animation:
+        assert getattr(animation, "n_frames", 1) == 3
+    assert np.abs(decode(data)[0, 0].astype(int) - (255, 0, 0)).max() <= 3
+    if file_format == "MPO":
+        assert load_image(data, LIMITS, reduce_to=halves).image.size == (32, 24)
+
+
+# Reduced decoding.
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_reduced_as_far_as_allowed(progressive: bool, mode: str) -> None:
+    image = Image.linear_gradient("L").resize((333, 250)).convert(mode)
+    data = save(image, "JPEG", progressive=progressive)
+    for least_hw, factor in (((250, 333), 1), ((126, 1), 1), ((125, 100), 2), ((31, 41), 8)):
+        loaded = load_image(data, LIMITS, reduce_to={(250, 333): least_hw}.__getitem__)
+        assert loaded.size_hw == (250, 333)
+        assert list(loaded.box) == [0, 0, 333 / factor, 250 / factor]
+        assert loaded.image.size == (-(-333 // factor), -(-250 // factor))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_other_formats_are_not_reduced(file_format: str) -> None:
+    loaded = load_image(save_noise(file_format), LIMITS, reduce_to=halves)
+    assert loaded.image.size == (40, 30)
+    assert list(loaded.box) == [0, 0, 40, 30]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_sizes_of_a_reduced_image_are_upright(orientation: int) -> None:
+    data = oriented(Image.new("RGB", (400, 200)), "JPEG", orientation)
+    asked: list[tuple[int, int]] = []
+
+    def reduce_to(size_hw: tuple[int, int]) -> tuple[int, int]:
+        asked.append(size_hw)
+        return halves(size_hw)
+
+    loaded = load_image(data, LIMITS, reduce_to=reduce_to)
+    upright_hw = (200, 400) if orientation < 5 else (400, 200)
+    assert asked == [upright_hw]
+    assert loaded.size_hw == upright_hw
+    assert loaded.image.size == (200, 100)
+    assert loaded.upright(loaded.image).size == halves(upright_hw)[::-1]
+    assert loaded.stored_hw(upright_hw) == (200, 400)
+
+
+# Limits and hostile input.
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_header(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
+    return struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+
+
+def png(*chunks: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def test_limits_are_checked_on_the_header() -> None:
+    bomb = png(chunk(b"IHDR", png_header(20_000, 20_000)), chunk(b"IDAT", zlib.compress(b"\0")))
+    for read in (read_size, decode_image):
+        with pytest.raises(ImageTooLarge, match="20000 x 20000 pixels"):
+            read(bomb, LIMITS)
+        with pytest.raises(ImageTooLarge, match="2000001 bytes"):
+            read(b"x" * (LIMITS.max_bytes + 1), LIMITS)
+        with pytest.raises(ImageError, match="at least 31"):
+            read(save_noise(), replace(LIMITS, min_side=31))
+
+
+def test_limits_that_allow_no_image_are_refused() -> None:
+    with pytest.raises(ValueError, match="limits"):
+        ImageLimits(max_bytes=100, max_pixels=10, min_side=14)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"<svg/>"])
+def test_other_data_is_an_image_error(data: bytes) -> None:
+    for read in (read_size, decode_image):
+        with pytest.raises(ImageError, match="JPEG, PNG, WEBP"):
+            read(data, LIMITS)
+
+
+def test_a_truncated_image_has_a_size_and_no_pixels() -> None:
+    data = save(Image.fromarray(NOISE).resize((400, 300)), "JPEG")[:2000]
+    assert read_size(data, LIMITS) == (300, 400)
+    with pytest.raises(ImageError, match="broken"):
+        decode(data)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    file_format=st.sampled_from(FORMATS),
+    edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),
+    cut=st.floats(0, 1),
+    is_reduced=st.booleans(),
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_file_decodes_or_is_an_image_error(
+    file_format: str, edits: list[tuple[float, int]], cut: float, is_reduced: bool
+) -> None:
+    data = bytearray(save_noise(file_format))
+    for place, value in edits:
+        data[int(place * (len(data) - 1))] = value
+    kept = bytes(data[: max(1, int(cut * 2 * len(data)))])
+    try:
+        loaded = load_image(kept, LIMITS, reduce_to=halves if is_reduced else None)
+    except ImageError:
+        return
+    upright = loaded.upright(loaded.image)
+    assert upright.mode in {"RGB", "L"}
+    left, top, right, bottom = loaded.box
+    assert (left, top) == (0, 0)
+    assert 0 <= loaded.image.width - right < 1
+    assert 0 <= loaded.image.height - bottom < 1
+    if not is_reduced:
+        assert upright.size == loaded.size_hw[::-1]
+
+
+# libtiff.
+
+PLAIN_PILLOW = "import sys; from PIL import Image; Image.open(sys.stdin.buffer).load()"
+
+
+def broken_tiff() -> bytes:
+    data = bytearray(save_noise("TIFF", compression="tiff_deflate"))
+    data[20:400] = bytes(380)
+    return bytes(data)
+
+
+def test_a_broken_tiff_writes_nothing_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ImageError):
+        decode(broken_tiff())
+    assert capfd.readouterr().err == ""
+
+
+def test_plain_pillow_writes_errors_of_libtiff_to_standard_error() -> None:
+    # Otherwise the test above would prove nothing.
+    command = [sys.executable, "-c", PLAIN_PILLOW]
+    result = subprocess.run(
+        command, input=broken_tiff(), capture_output=True, timeout=60, check=False
+    )
+    assert result.returncode != 0
+    first = result.stderr.splitlines()[0]
+    assert (b"Decod" in first) == silence_libtiff()
+
+
+# Scans of a JPEG.
+
+SCANS_OF_PILLOW = 10
+
+
+def repeat_scans(data: bytes, times: int) -> bytes:
+    first = data.index(b"\xff\xda")
+    return data[:first] + data[first:-2] * times + data[-2:]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_ordinary_jpegs_are_within_the_limit_of_scans(mode: str, progressive: bool) -> None:
+    data = save_noise("JPEG", mode=mode, progressive=progressive)
+    assert not has_too_many_scans(data)
+    assert decode(data).shape == (30, 40, 3)
+
+
+def test_the_limit_of_scans_is_exact() -> None:
+    data = save_noise("JPEG", progressive=True)
+    assert not has_too_many_scans(repeat_scans(data, MAX_SCANS // SCANS_OF_PILLOW))
+    too_many = repeat_scans(data, MAX_SCANS // SCANS_OF_PILLOW + 1)
+    assert has_too_many_scans(too_many)
+    with pytest.raises(ImageTooLarge, match="scans"):
+        decode(too_many)
+
+
+def test_scans_of_single_components_count_in_a_sequential_file() -> None:
+    data = save_noise("JPEG")
+    scan = data.index(b"\xff\xda")
+    alone = b"\xff\xda" + struct.pack(">HB", 8, 1) + data[scan + 5 : scan + 7] + bytes(3)
+    split = data[:scan] + alone * (MAX_SCANS + 1) + data[scan:]
+    assert has_too_many_scans(split)
+
+
+@pytest.mark.parametrize("segment", [0xE1, 0xFE])
+def test_markers_inside_other_segments_do_not_hide_the_first_scan(segment: int) -> None:
+    data = save_noise("JPEG")
+    # Thumbnails and noise contain such markers.
+    inside = b"\xff\xda" * 1000 + data[data.index(b"\xff\xda") :]
+    length = struct.pack(">H", 2 + len(inside))
+    assert not has_too_many_scans(data[:2] + bytes([0xFF, segment]) + length + inside + data[2:])
+    scans = repeat_scans(save_noise("JPEG", progressive=True), 50)
+    assert has_too_many_scans(scans[:2] + bytes([0xFF, segment]) + length + inside + scans[2:])
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\xff\xd0", b"\xff\x01"])
+def test_bytes_between_segments_do_not_hide_scans(filling: bytes) -> None:
+    # A parser that takes the filling for a segment would end in a comment with one scan.
+    one = save_noise("JPEG")
+    comment = one[one.index(b"\xff\xc0") :]
+    lie = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
+    many = repeat_scans(save_noise("JPEG", progressive=True), 50)
+    assert has_too_many_scans(many[:2] + filling + lie + many[2:])
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xda\0\x0c\3"])
+def test_the_start_of_a_jpeg_has_not_too_many_scans(data: bytes) -> None:
+    assert not has_too_many_scans(data)
+
+
+# Colour modes in memory.
+
+
+def orange(mode: str) -> Image.Image:
+    """An orange image of any mode; some modes need several conversions."""
+    image = Image.new("RGB", SIZE, ORANGE)
+    steps = {"P": [], "PA": [], "La": ["LA", "La"], "RGBa": ["RGBA", "RGBa"]}.get(mode, [mode])
+    for step in steps:
+        image = image.convert(step)
+    if mode in {"P", "PA"}:
+        image = image.quantize(4)
+    if mode == "PA":
+        image.putalpha(255)
+    assert image.mode == mode
+    return image
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "P", "PA"])
+def test_flattening_keeps_colours(mode: str) -> None:
+    flat = flatten(orange(mode))
+    assert flat.mode == "RGB"
+    assert np.abs(np.asarray(flat).astype(int) - ORANGE).max() <= 5
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "La"])
+def test_flattening_keeps_greys(mode: str) -> None:
+    flat = np.asarray(flatten(orange(mode)).convert("RGB")).astype(int)
+    assert np.abs(flat - np.asarray(orange("L"))[0, 0]).max() <= 2
+
+
+def test_flattening_keeps_black_and_white() -> None:
+    flat = flatten(Image.fromarray(np.eye(8, dtype=np.bool_)))
+    assert flat.mode == "L"
+    np.testing.assert_array_equal(np.asarray(flat), 255 * np.eye(8))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+def test_16_bit_samples_keep_their_upper_8_bits(dtype: str) -> None:
+    samples = np.array([[0, 255, 256, 0x7FFF, 0xFFFF]], np.uint16)
+    image = Image.frombytes(
+        "I;16" if dtype == "<u2" else "I;16B", (5, 1), samples.astype(dtype).tobytes()
+    )
+    assert np.asarray(flatten(image)).tolist() == [[0, 0, 1, 127, 255]]
+
+
+def test_lab_becomes_rgb() -> None:
+    # Pillow holds lightness from 0 to 255, and green to red, blue to yellow around 128.
+    grey = Image.merge("LAB", [Image.new("L", SIZE, value) for value in (137, 128, 128)])
+    red = Image.merge("LAB", [Image.new("L", SIZE, value) for value in (138, 209, 198)])
+    assert np.abs(np.asarray(flatten(grey)).astype(int) - 128).max() <= 3
+    assert np.abs(np.asarray(flatten(red)).astype(int) - (254, 0, 0)).max() <= 8
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
+def test_transparent_pixels_become_white_and_half_transparent_ones_pale(mode: str) -> None:
+    colour = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
+    colour.putpixel((1, 0), (0, 0, 0, 128))
+    colour.putpixel((2, 0), (0, 0, 0, 0))
+    if mode in {"LA", "La"}:
+        image = colour.convert("LA") if mode == "LA" else colour.convert("LA").convert("La")
+    elif mode == "PA":
+        image = Image.new("PA", (3, 1))
+        image.putpalette([0, 0, 0])
+        image.putalpha(colour.getchannel("A"))
+    else:
+        image = colour.convert(mode)
+    flat = np.asarray(flatten(image).convert("RGB"))
+    assert flat[0, 0].tolist() == [0, 0, 0]
+    assert np.abs(flat[0, 1].astype(int) - 127).max() <= 1
+    assert flat[0, 2].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 257 * 100, 65535, 10**9, -5]], np.int32), [0, 100, 255, 255, 0]),
+        (np.array([[0.0, 0.5, 1.0, np.nan, -1]], np.float32), [0, 127, 255, 0, 0]),
+        (np.array([[0.0, 100.0, 255.0, np.inf, 300.0]], np.float32), [0, 100, 255, 255, 255]),
+    ],
+)
+def test_32_bit_samples_are_scaled_to_8_bits(
+    values: NDArray[np.generic], expected: list[int]
+) -> None:
+    assert np.asarray(flatten(Image.fromarray(values))).tolist() == [expected]
+
+
+# PNG: every colour type, bit depth and interlacing.
+
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
+CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
+DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8)}
+DEPTHS |= {GREY_ALPHA: (8, 16), RGBA: (8, 16)}
+KINDS = [(kind, depth) for kind, depths in DEPTHS.items() for depth in depths]
+# First column, first row, step across and step down of each pass of Adam7.
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)]
+ADAM7 += [(0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+
+Samples = NDArray[np.int64]
+
+
+def scan_lines(samples_HWC: Samples, depth: int) -> bytes:
+    """Packed rows without a filter."""
+    lines = b""
+    for row in samples_HWC.reshape(len(samples_HWC), -1):
+        if depth == 16:
+            packed = row.astype(">u2").tobytes()
+        elif depth == 8:
+            packed = row.astype(np.uint8).tobytes()
+        else:
+            bits = (row[:, None] >> np.arange(depth - 1, -1, -1)) & 1
+            packed = np.packbits(bits.astype(np.uint8).ravel()).tobytes()
+        lines += b"\0" + packed
+    return lines
+
+
+def write_png(
+    samples_HWC: Samples, kind: int, depth: int, *, interlaced: bool = False, extra: bytes = b""
+) -> bytes:
+    height, width, _ = samples_HWC.shape
+    parts = [samples_HWC]
+    if interlaced:
+        parts = [samples_HWC[top::down, left::across] for left, top, across, down in ADAM7]
+    raw = b"".join(scan_lines(part, depth) for part in parts if part.size)
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, interlaced)
+    return png(chunk(b"IHDR", header), extra, chunk(b"IDAT", zlib.compress(raw)))
+
+
+def palette(depth: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(depth).integers(0, 256, (2**depth, 3), dtype=np.uint8)
+
+
+def random_samples(kind: int, depth: int, size: tuple[int, int] = (11, 13)) -> Samples:
+    return np.random.default_rng(kind).integers(0, 2**depth, (*size, CHANNELS[kind]))
+
+
+def expected_rgb(samples_HWC: Samples, kind: int, depth: int) -> NDArray[np.float64]:
+    """8-bit RGB by the PNG specification, with transparent parts on white."""
+    if kind == PALETTE:
+        return palette(depth)[samples_HWC[..., 0]].astype(float)
+    scaled = samples_HWC * 255 / (2**depth - 1)
+    colour = scaled[..., :3] if kind in {RGB, RGBA} else np.repeat(scaled[..., :1], 3, axis=2)
+    alpha = scaled[..., -1:] / 255 if kind in {GREY_ALPHA, RGBA} else np.ones(1)
+    return colour * alpha + 255 * (1 - alpha)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("kind", "depth"), KINDS)
+def test_every_kind_of_png_has_the_specified_colours(
+    kind: int, depth: int, interlaced: bool
+) -> None:
+    extra = chunk(b"PLTE", palette(depth).tobytes()) if kind == PALETTE else b""
+    for size in ((11, 13), (1, 1), (3, 2), (1, 9)):
+        samples_HWC = random_samples(kind, depth, size)
+        pixels = decode(write_png(samples_HWC, kind, depth, interlaced=interlaced, extra=extra))
+        assert np.abs(pixels - expected_rgb(samples_HWC, kind, depth)).max() <= 2
+
+
+@pytest.mark.parametrize(("kind", "depth"), [(GREY, 8), (RGB, 8), (PALETTE, 4), (PALETTE, 8)])
+def test_the_transparent_colour_of_a_png_is_white(kind: int, depth: int) -> None:
+    samples_HWC = random_samples(kind, depth)
+    first = samples_HWC[0, 0]
+    if kind == PALETTE:
+        alphas = bytes(0 if index == first[0] else 255 for index in range(2**depth))
+        extra = chunk(b"PLTE", palette(depth).tobytes()) + chunk(b"tRNS", alphas)
+    else:
+        extra = chunk(b"tRNS", struct.pack(f">{len(first)}H", *first.tolist()))
+    pixels = decode(write_png(samples_HWC, kind, depth, extra=extra))
+    is_clear_HW = (samples_HWC == first).all(axis=2)
+    assert (pixels[is_clear_HW] == 255).all()
+    others = np.abs(pixels - expected_rgb(samples_HWC, kind, depth))[~is_clear_HW]
+    assert others.max() <= 2
+
+
+def broken_pngs() -> Iterator[tuple[str, bytes]]:
+    good = write_png(random_samples(RGB, 8), RGB, 8)
+    zeros = chunk(b"IDAT", zlib.compress(bytes(200)))
+    for kind, depth in itertools.product(range(8), (0, 1, 2, 3, 4, 8, 16, 255)):
+        if (kind, depth) not in KINDS:
+            header = chunk(b"IHDR", png_header(4, 4, depth, kind))
+            yield f"kind {kind} depth {depth}", png(header, zeros)
+    for place, name in ((26, "compression"), (27, "filter"), (28, "interlacing")):
+        wrong = good[16:place] + b"\7" + good[place + 1 : 29]
+        yield name, good[:8] + chunk(b"IHDR", wrong) + good[33:]
+    for width, height in ((0, 5), (5, 0), (2**31, 5), (1, 2**31)):
+        header = chunk(b"IHDR", png_header(width, height))
+        yield f"{width} x {height}", good[:8] + header + good[33:]
+    indexed = random_samples(PALETTE, 8)
+    yield "no IHDR", good[:8] + good[33:]
+    yield "no IDAT", good[:33] + chunk(b"IEND", b"")
+    yield "no palette", write_png(indexed, PALETTE, 8)
+    yield "short palette", write_png(indexed, PALETTE, 8, extra=chunk(b"PLTE", bytes(6)))
+    yield "odd palette", write_png(indexed, PALETTE, 8, extra=chunk(b"PLTE", bytes(7)))
+    yield "checksum", good[:29] + bytes(4) + good[33:]
+    yield "too little", good[:33] + chunk(b"IDAT", zlib.compress(bytes(40)))
+    yield "too much", good[:33] + chunk(b"IDAT", zlib.compress(bytes(99_999))) + chunk(b"IEND", b"")
+    yield "not deflated", good[:33] + chunk(b"IDAT", b"hello" * 20) + chunk(b"IEND", b"")
+    yield "endless chunk", good[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT" + bytes(50)
+    tail = chunk(b"tRNS", b"\0")
+    yield "short tRNS", write_png(random_samples(RGB, 8), RGB, 8, extra=tail)
+    yield "filter type", good[:33] + chunk(b"IDAT", zlib.compress(b"\x09" * 440))
+
+
+@pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in broken_pngs()])
+def test_a_broken_png_decodes_or_is_an_image_error(data: bytes) -> None:
+    try:
+        pixels_HW3 = decode(data)
+    except ImageError:
+        return
+    assert pixels_HW3.dtype == np.uint8
+    assert pixels_HW3.ndim == 3
+    assert pixels_HW3.shape[2] == 3

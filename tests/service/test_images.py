@@ -1,0 +1,176 @@
+"""Images of a request become model inputs, with the right sizes and the client's errors."""
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.image_codec import ImageLimits, decode_image
+from model.preprocess import prepare_image
+from service.errors import InvalidRequest
+from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
+
+LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=2_000_000)
+SQUASH = SizeRule(resolution=56, fit="squash", patch_size=14, multiple=14)
+ASPECT = SizeRule(resolution=56, fit="aspect", patch_size=14, multiple=14)
+PREPARER = ImagePreparer(LIMITS, max_patches=64)
+NOISE_HW3 = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+GREY_LEVEL = 1 / 255
+
+
+def photo(size: tuple[int, int]) -> Image.Image:
+    """Smooth colours with a sharp bright disc, without any symmetry."""
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    pixels_HW3 = np.stack([255 * x, 255 * y * x, 120 + 100 * np.sin(9 * y)], axis=-1)
+    pixels_HW3[(x - 0.3) ** 2 + (y - 0.6) ** 2 < 0.04] = (250, 240, 10)
+    return Image.fromarray(pixels_HW3.astype(np.uint8))
+
+
+def encode(image: Image.Image, file_format: str = "JPEG", orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    image.save(stream, file_format, exif=exif.tobytes(), quality=92)
+    return stream.getvalue()
+
+
+def prepare(data: bytes, rule: SizeRule, jpeg_decode: JpegDecode) -> NDArray[np.float32]:
+    preparer = ImagePreparer(LIMITS, max_patches=1000, jpeg_decode=jpeg_decode)
+    return preparer.prepare(data, rule, param="images[0]").pixels_3HW
+
+
+@pytest.mark.parametrize("rule", [SQUASH, ASPECT])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("file_format", "size"), [("JPEG", (300, 200)), ("PNG", (123, 77))])
+def test_exact_preparation_is_decoding_then_turning_then_scaling(
+    file_format: str, size: tuple[int, int], orientation: int, rule: SizeRule
+) -> None:
+    data = encode(photo(size), file_format, orientation)
+    upright_HW3 = decode_image(data, LIMITS)
+    expected = prepare_image(upright_HW3, rule.target_hw(upright_HW3.shape[:2]))
+    prepared = prepare(data, rule, "exact")
+    assert prepared.shape == expected.shape
+    # It is scaled before it is turned; each direction rounds once to whole grey levels.
+    assert np.abs(prepared - expected).max() <= 1.01 * GREY_LEVEL
+
+
+@pytest.mark.parametrize("rule", [SQUASH, ASPECT])
+@pytest.mark.parametrize("orientation", range(1, 9))
+# Sides that 8 does not divide: the content of a reduced image ends within its last pixels.
+@pytest.mark.parametrize("size", [(1007, 781), (452, 355), (230, 227)])
+def test_fast_preparation_is_close_to_exact(
+    size: tuple[int, int], orientation: int, rule: SizeRule
+) -> None:
+    data = encode(photo(size), "JPEG", orientation)
+    exact, fast = prepare(data, rule, "exact"), prepare(data, rule, "fast")
+    assert fast.shape == exact.shape
+    assert np.abs(fast - exact).max() <= 16 * GREY_LEVEL
+    assert np.abs(fast - exact).mean() <= 0.6 * GREY_LEVEL
+
+
+def test_fast_preparation_reports_the_full_size() -> None:
+    data = encode(photo((1007, 781)), "JPEG", 6)
+    assert PREPARER.prepare(data, ASPECT, param="images[0]").size_hw == (1007, 781)
+
+
+def test_small_jpegs_are_the_same_fast_and_exact() -> None:
+    data = encode(photo((200, 150)))
+    np.testing.assert_array_equal(prepare(data, SQUASH, "fast"), prepare(data, SQUASH, "exact"))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "P"])
+def test_grey_images_have_three_equal_planes(mode: str) -> None:
+    stream = io.BytesIO()
+    Image.linear_gradient("L").convert(mode).save(stream, "PNG")
+    planes = prepare(stream.getvalue(), SQUASH, "exact")
+    np.testing.assert_array_equal(planes[0], planes[1])
+    np.testing.assert_array_equal(planes[0], planes[2])
+    assert planes[0, 0].mean() < 0.1
+    assert planes[0, -1].mean() > 0.9
+
+
+def test_uint8_pixels_become_what_a_file_of_them_becomes() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(NOISE_HW3).save(stream, "PNG")
+    as_file = PREPARER.prepare(stream.getvalue(), ASPECT, param="images[0]")
+    as_pixels = PREPARER.prepare(NOISE_HW3, ASPECT, param="images[0]")
+    np.testing.assert_array_equal(as_file.pixels_3HW, as_pixels.pixels_3HW)
+    assert as_file.size_hw == as_pixels.size_hw == (40, 60)
+    assert PREPARER.num_patches(NOISE_HW3, ASPECT, param="") == 4 * 6
+
+
+def test_float32_pixels_go_to_the_model_unscaled() -> None:
+    planes_3HW = np.random.default_rng(0).random((3, 42, 28), dtype=np.float32)
+    prepared = PREPARER.prepare(planes_3HW, ASPECT, param="images[0]")
+    np.testing.assert_array_equal(prepared.pixels_3HW, planes_3HW)
+    assert prepared.pixels_3HW is not planes_3HW
+    assert prepared.size_hw == (42, 28)
+    assert PREPARER.num_patches(planes_3HW, ASPECT, param="") == 6
+
+
+def test_unaligned_pixels_are_copied_to_aligned_memory() -> None:
+    raw = b"x" + np.zeros((3, 14, 14), np.float32).tobytes()
+    unaligned_3HW = np.frombuffer(memoryview(raw)[1:], np.float32).reshape(3, 14, 14)
+    assert PREPARER.prepare(unaligned_3HW, ASPECT, param="").pixels_3HW.flags.aligned
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, np.nan, np.inf])
+def test_float32_values_outside_0_to_1_are_refused(value: float) -> None:
+    planes_3HW = np.zeros((3, 14, 14), np.float32)
+    planes_3HW[1, 2, 3] = value
+    with pytest.raises(InvalidRequest, match=r"images\[2\].*\[0, 1\]"):
+        PREPARER.prepare(planes_3HW, ASPECT, param="images[2]")
+
+
+@pytest.mark.parametrize(
+    ("image", "code"),
+    [
+        (np.zeros((1, 2_000_001, 3), np.uint8), "image_too_large"),
+        (np.zeros((3, 14 * 65, 14), np.float32), "image_too_large"),
+        (b"x" * 2_000_001, "image_too_large"),
+        (b"no image", "invalid_image"),
+    ],
+)
+def test_a_refused_image_is_the_clients_error(image: bytes, code: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        PREPARER.num_patches(image, ASPECT, param="images[2]")
+    assert (caught.value.code, caught.value.param) == (code, "images[2]")
+    assert caught.value.message.startswith("images[2]: ")
+
+
+def test_a_truncated_image_is_the_clients_error() -> None:
+    data = encode(photo((300, 200)))[:2000]
+    assert PREPARER.size_hw(data, param="images[0]") == (200, 300)
+    with pytest.raises(InvalidRequest) as caught:
+        PREPARER.prepare(data, ASPECT, param="images[0]")
+    assert caught.value.code == "invalid_image"
+
+
+NOTEBOOK = Windows.of(448)
+
+
+def test_windows_are_those_of_the_notebook() -> None:
+    assert (NOTEBOOK.side, NOTEBOOK.stride) == (448, 336)
+    assert NOTEBOOK.corners((448, 448)) == [(0, 0)]
+    assert NOTEBOOK.corners((448, 449)) == [(0, 0), (0, 1)]
+    assert NOTEBOOK.corners((448, 784)) == [(0, 0), (0, 336)]
+    assert NOTEBOOK.corners((448, 785)) == [(0, 0), (0, 336), (0, 337)]
+    assert NOTEBOOK.corners((900, 448)) == [(0, 0), (336, 0), (452, 0)]
+    assert len(NOTEBOOK.corners((1000, 1000))) == 9
+
+
+@pytest.mark.parametrize("size_hw", [(14, 14), (14, 61), (37, 29), (200, 15)])
+def test_every_pixel_is_in_a_window(size_hw: tuple[int, int]) -> None:
+    hits_HW = np.zeros(size_hw, int)
+    for top, left in Windows.of(14).corners(size_hw):
+        hits_HW[top : top + 14, left : left + 14] += 1
+        assert top + 14 <= size_hw[0]
+        assert left + 14 <= size_hw[1]
+    assert hits_HW.min() > 0
+
+
+def test_an_image_smaller_than_a_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="fit"):
+        NOTEBOOK.corners((447, 900))

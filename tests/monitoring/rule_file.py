@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -58,13 +58,6 @@ class UnitTest:
         """Those that it says anything of."""
         return {check.alert for case in self.checks() for check in case}
 
-    def of(self, alerts: Set[str]) -> "UnitTest":
-        """The same without the cases that say nothing of these alerts."""
-        cases = [
-            case for case in self.content["tests"] if alerts & {c.alert for c in _checks(case)}
-        ]
-        return UnitTest(self.name, {**self.content, "tests": cases})
-
     def needed(self, groups: Iterable[Group]) -> list[Group]:
         """The alerts that it says anything of, with all that is recorded; all where of none."""
         if not self.alerts:
@@ -102,12 +95,6 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     command = [find_tool("promtool"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-
-
-def complained_of(finished: subprocess.CompletedProcess[str]) -> set[str]:
-    """The alerts that promtool found to fire when they should not, or not when they should."""
-    lines = (finished.stdout + finished.stderr).replace("\\", "").splitlines()
-    return {found[1] for line in lines if "expr:" in line and (found := FIRING.search(line))}
 
 
 def _checks(case: Mapping[str, Any]) -> list[Check]:

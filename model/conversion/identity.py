@@ -10,10 +10,11 @@ from pydantic import JsonValue
 
 from model.conversion.cache import KEY_DIGITS
 from model.conversion.errors import SourceError
-from model.export.format_version import EXPORT_FORMAT
 from model.graphs import Precision
 from model.package_check import sha256
 
+# Part of every key. Increased when the same checkpoint is exported to another package.
+EXPORT_FORMAT: Final = 1
 # What a checkpoint is read from; cards and images beside it change nothing.
 READ_SUFFIXES: Final = frozenset({".json", ".model", ".npz", ".safetensors", ".txt", ".zip"})
 WEIGHT_SUFFIXES: Final = frozenset({".npz", ".safetensors", ".zip"})

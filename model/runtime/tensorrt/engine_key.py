@@ -5,7 +5,6 @@ An engine is compiled for one GPU model, one TensorRT version and one graph. Kno
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -13,35 +12,12 @@ from typing import Any
 
 from model.graphs import Part, Precision
 from model.manifest import Manifest
+from model.runtime.tensorrt.libraries import DeviceFacts
 from model.runtime.tensorrt.options import EngineOptions
 from model.runtime.tensorrt.profiles import Profile
 
 # Raised when engines are built differently from the same ingredients.
 RECIPE = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
-    """What of a GPU and its libraries decides whether an engine runs there.
-
-    Attributes:
-        gpu: The model's name.
-        compute_capability: Such as "9.0".
-        tensorrt: Version of the library.
-        cuda_major: Of the CUDA that the driver supports.
-    """
-
-    gpu: str
-    compute_capability: str
-    tensorrt: str
-    cuda_major: int
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder for everything that was made on such a device."""
-        parts = (self.gpu, "cc", self.compute_capability, "trt", self.tensorrt, "cuda")
-        text = f"{'-'.join(parts)}-{self.cuda_major}".lower()
-        return re.sub(r"[^a-z0-9.]+", "-", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ from model.package import ModelPackage
 from model.runtime.loaded_graphs import loaded_graphs
 from model.runtime.tensorrt.engine_build import EngineSource, Progress, build_engine
 from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache
-from model.runtime.tensorrt.engine_key import DeviceFacts, EngineKey, graph_digest
+from model.runtime.tensorrt.engine_key import EngineKey, graph_digest
+from model.runtime.tensorrt.libraries import DeviceFacts
 from model.runtime.tensorrt.libraries import Libraries
 from model.runtime.tensorrt.options import TensorRtOptions
 from model.runtime.tensorrt.profiles import profiles_for

@@ -4,12 +4,12 @@ The only place that imports them; the others are given them, which is what lets 
 stand-ins in their place.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from model.runtime.base import MissingRuntimeError
 from model.runtime.tensorrt.calls import Cuda
-from model.runtime.tensorrt.engine_key import DeviceFacts
 from model.runtime.tensorrt.log_bridge import LibraryLog, library_log
 
 
@@ -26,6 +26,30 @@ class Libraries:
     trt: Any
     cuda: Cuda
     log: LibraryLog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What of a GPU and its libraries decides whether an engine runs there.
+
+    Attributes:
+        gpu: The model's name.
+        compute_capability: Such as "9.0".
+        tensorrt: Version of the library.
+        cuda_major: Of the CUDA that the driver supports.
+    """
+
+    gpu: str
+    compute_capability: str
+    tensorrt: str
+    cuda_major: int
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder for everything that was made on such a device."""
+        parts = (self.gpu, "cc", self.compute_capability, "trt", self.tensorrt, "cuda")
+        text = f"{'-'.join(parts)}-{self.cuda_major}".lower()
+        return re.sub(r"[^a-z0-9.]+", "-", text)
 
 
 def load_libraries() -> Libraries:

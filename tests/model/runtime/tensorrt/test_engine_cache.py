@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache
-from model.runtime.tensorrt.engine_key import DeviceFacts, EngineKey
+from model.runtime.tensorrt.engine_key import EngineKey
+from model.runtime.tensorrt.libraries import DeviceFacts
 from model.runtime.tensorrt.options import EngineOptions
 
 KEY = EngineKey(

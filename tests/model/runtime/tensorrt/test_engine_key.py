@@ -8,12 +8,8 @@ import pytest
 
 from model.manifest import FileEntry, Manifest
 from model.package import ModelPackage
-from model.runtime.tensorrt.engine_key import (
-    DeviceFacts,
-    EngineKey,
-    differences,
-    graph_digest,
-)
+from model.runtime.tensorrt.engine_key import EngineKey, differences, graph_digest
+from model.runtime.tensorrt.libraries import DeviceFacts
 from model.runtime.tensorrt.options import EngineOptions
 from model.runtime.tensorrt.profiles import ShapeRange
 

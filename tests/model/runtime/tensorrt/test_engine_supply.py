@@ -10,7 +10,7 @@ import pytest
 from model.graphs import VISION_FILE
 from model.package import ModelPackage, write_manifest
 from model.runtime.tensorrt.engine_build import build_engine
-from model.runtime.tensorrt.engine_key import DeviceFacts
+from model.runtime.tensorrt.libraries import DeviceFacts
 from model.runtime.tensorrt.engine_supply import keys_for, package_engine_file
 from tests.model.runtime.tensorrt.test_engine_build import source_of
 

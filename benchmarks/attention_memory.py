@@ -47,9 +47,8 @@ def write_graphs(folder: Path) -> dict[str, Path]:
     from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
 
     from model.export.attention import FUSED  # noqa: PLC0415
-    from model.export.saving import save_graph  # noqa: PLC0415
-    from model.export.towers import trace_vision  # noqa: PLC0415
-    from model.export.tracing import EAGER  # noqa: PLC0415
+    from model.export.graph_writer import trace_vision  # noqa: PLC0415
+    from model.export.tracing import EAGER, save_graph  # noqa: PLC0415
 
     torch.manual_seed(0)
     text = {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12}

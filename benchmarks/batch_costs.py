@@ -22,8 +22,8 @@ from model.image_codec import ImageLimits, decode_image
 from model.package import ModelPackage, open_package
 from model.preprocess import prepare_image
 from model.runtime.base import Runtime
-from model.runtime.hardware import this_hardware
 from model.runtime.load import load_runtime
+from model.runtime.machine import this_hardware
 from service.lanes.latency_model import fit_curve
 
 BATCHES = (1, 2, 4)

@@ -15,8 +15,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Tipsv2Model
 
-from model.parity.images import calibration_images, image_batch
-from model.parity.inputs import CLASS_NAMES
+from model.parity.inputs import CLASS_NAMES, calibration_images, image_batch
 from model.parity.reference import reference_vision
 from model.segmentation import l2_normalize
 from model.text import TextTokenizer

@@ -26,16 +26,12 @@ from benchmarks.random_model import random_b14
 from model.features import vision_features
 from model.manifest import ParityEntry
 from model.package import ModelPackage, open_package
-from model.parity.gate import measure
-from model.parity.images import gate_images, image_batch
-from model.parity.inputs import FloatArray
-from model.parity.proof import plan_proofs
+from model.parity.gate import measure, plan_proofs
+from model.parity.inputs import FloatArray, gate_images, image_batch
 from model.parity.reference import build_reference
-from model.runtime.choice import RuntimeRequest, choose_runtime
-from model.runtime.hardware import this_hardware
-from model.runtime.libraries import installed_libraries
+from model.runtime.choice import Machine, RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen
-from model.runtime.ways import Machine
+from model.runtime.machine import installed_libraries, this_hardware
 
 if TYPE_CHECKING:
     from transformers import Tipsv2Model

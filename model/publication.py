@@ -25,8 +25,7 @@ from typing import Final
 
 from model.files import locked, rename, sync_tree
 from model.manifest import MANIFEST_NAME, Manifest
-from model.package import ModelPackage, PackageError, open_package
-from model.package_check import sha256
+from model.package import ModelPackage, PackageError, open_package, sha256
 
 CURRENT: Final = "current"
 VERSION: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")

@@ -18,7 +18,7 @@ from model.package import ModelPackage
 if TYPE_CHECKING:
     from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
 
-    from model.export.content import PackageContent
+    from model.export.graph_writer import PackageContent
 
 # Whole programs, containers, clusters and proofs: not for every commit (scripts/check.sh --all).
 SLOW_FOLDERS = frozenset({"containers", "deploy", "end_to_end", "monitoring", "parity"})
@@ -140,8 +140,7 @@ def tiny_content(
     tiny_dense: "Tipsv2DptForDensePrediction",
 ) -> "PackageContent":
     """The tiny model with its dense heads, to be written in every precision."""
-    from model.export.content import PackageContent  # noqa: PLC0415 - as above
-    from model.export.sizes import draft_manifest  # noqa: PLC0415 - as above
+    from model.export.graph_writer import PackageContent, draft_manifest  # noqa: PLC0415 - as above
 
     return PackageContent(
         model=tiny_model,
@@ -220,7 +219,7 @@ def dense_package(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ModelPackage:
     """The tiny package's towers, and dense heads on a tower of their own. Do not change it."""
-    from model.export.sizes import draft_manifest  # noqa: PLC0415 - as above
+    from model.export.graph_writer import draft_manifest  # noqa: PLC0415 - as above
     from model.package import write_manifest  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("models") / "tiny-dense"

@@ -22,8 +22,8 @@ from model.package import ModelPackage
 from model.runtime.base import MissingRuntimeError, Runtime
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen
-from model.runtime.tensorrt.options import EngineOptions, TensorRtOptions
-from model.runtime.tensorrt_runtime import TensorRtRuntime
+from model.runtime.tensorrt.profiles import EngineOptions, TensorRtOptions
+from model.runtime.tensorrt.runtime import TensorRtRuntime
 
 Pixels = NDArray[np.float32]
 

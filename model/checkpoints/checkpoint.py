@@ -1,12 +1,16 @@
-"""What is read from a checkpoint, whatever its layout was, and the error of one that is refused."""
+"""A checkpoint read into memory, and the files of its folder."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import JsonValue
 from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
 
 from model.graphs import DenseTask
+
+# What is read from a checkpoint, whatever its layout was, and the error of one that is refused.
 
 NUM_NAMES_SHOWN = 4
 
@@ -44,3 +48,32 @@ def name_some(names: Iterable[str]) -> str:
     shown = ", ".join(repr(name) for name in ordered[:NUM_NAMES_SHOWN])
     rest = len(ordered) - NUM_NAMES_SHOWN
     return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+# Looks into a checkpoint's folder: refuses pickles in it and notes the digests of what is read.
+
+# What unpickles when it is loaded, and so runs the code of whoever wrote it.
+PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Refuse a folder that holds a pickle, even one that nobody would open.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    pickles = [path.name for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES]
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds {name_some(pickles)}, and a pickle can run any program when it is "
+            "loaded; take it away and keep the weights as safetensors or as the official .npz"
+        )
+
+
+def digests(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files by their names."""
+    found: dict[str, str] = {}
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -4,12 +4,10 @@ from pathlib import Path
 
 from transformers import Tipsv2Model
 
-from model.checkpoints.checkpoint import Checkpoint, CheckpointError
-from model.checkpoints.dense_folder import read_dense_folder
-from model.checkpoints.dense_heads import DenseHeads
-from model.checkpoints.folder import digests, refuse_pickles
-from model.checkpoints.official_pair import is_pair_folder, read_pair
-from model.checkpoints.scenic_heads import ZIP_SUFFIX, DepthActivation, read_scenic_heads
+from model.checkpoints.checkpoint import Checkpoint, CheckpointError, digests, refuse_pickles
+from model.checkpoints.dense_folder import DenseHeads, read_dense_folder
+from model.checkpoints.official import is_pair_folder, read_pair
+from model.checkpoints.scenic import ZIP_SUFFIX, DepthActivation, read_scenic_heads
 from model.checkpoints.tokenizer import read_tokenizer
 from model.checkpoints.transformers_folder import is_transformers_folder, read_model
 
@@ -25,7 +23,7 @@ def read_checkpoint(
         dense: Where the dense heads are: a -dpt folder of transformers, a Scenic zip, or a folder
             with up to three of them, which may be `path` itself.
         depth_activation: What follows the last convolution of a Scenic depth head, which its file
-            does not say (see `model.checkpoints.scenic_heads`). A -dpt folder says it itself.
+            does not say (see `model.checkpoints.scenic`). A -dpt folder says it itself.
 
     Raises:
         CheckpointError: There is no such thing, or not all of it is what it should be.

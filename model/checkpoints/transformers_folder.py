@@ -16,9 +16,8 @@ from torch import nn
 from transformers import PretrainedConfig, Tipsv2Config, Tipsv2Model
 
 from model.checkpoints.architecture import tower_configs, variant_name
-from model.checkpoints.checkpoint import CheckpointError, name_some
-from model.checkpoints.folder import digests
-from model.checkpoints.loading import Model, load_folder
+from model.checkpoints.checkpoint import CheckpointError, digests, name_some
+from model.checkpoints.weight_map import Model, load_folder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

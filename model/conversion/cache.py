@@ -1,28 +1,33 @@
-"""The folder of converted packages: found by what they were made of, made once, never half.
+"""The folder of converted packages, each under a key of everything it was made from."""
 
-```
-packages/NAME-KEY/        a package; NAME for people, KEY by what it was made of
-packages/.NAME-KEY.*      one that is being written, or was when its process died
-locks/NAME-KEY            held by whoever writes it
-revisions/OWNER--NAME@REVISION    the commit that a hub's revision was, when it was last asked
-```
-"""
-
+import hashlib
+import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from model.conversion.errors import CacheError
+from pydantic import JsonValue
+
+from model.conversion.errors import CacheError, SourceError
 from model.conversion.source import HubSource
 from model.files import LockHeld, LocksUnsupported, atomic_write, locked
-from model.package import ModelPackage, PackageError, open_package
+from model.graphs import Precision
+from model.package import ModelPackage, PackageError, open_package, sha256
+
+# The folder of converted packages: found by what they were made of, made once, never half.
+#
+# ```
+# packages/NAME-KEY/        a package; NAME for people, KEY by what it was made of
+# packages/.NAME-KEY.*      one that is being written, or was when its process died
+# locks/NAME-KEY            held by whoever writes it
+# revisions/OWNER--NAME@REVISION    the commit that a hub's revision was, when it was last asked
+# ```
 
 Progress = Callable[[str], None]
-
 VARIABLE: Final = "TIPSERVE_CACHE"
 STAGING: Final = re.compile(r"\.(?P<entry>.+-[0-9a-f]{20})\..+")
 KEY_DIGITS: Final = 20
@@ -188,3 +193,62 @@ __all__ = [
     "discard",
     "unusable",
 ]
+
+
+# What a package is made of, as a key: what has the same content has the same key.
+
+# Part of every key. Increased when the same checkpoint is exported to another package.
+EXPORT_FORMAT: Final = 1
+# What a checkpoint is read from; cards and images beside it change nothing.
+READ_SUFFIXES: Final = frozenset({".json", ".model", ".npz", ".safetensors", ".txt", ".zip"})
+WEIGHT_SUFFIXES: Final = frozenset({".npz", ".safetensors", ".zip"})
+
+
+def content_of(path: Path) -> dict[str, JsonValue]:
+    """The identity of a checkpoint on this machine: SHA-256 and size of each of its files.
+
+    Args:
+        path: A folder, or a file.
+
+    Raises:
+        SourceError: A file cannot be read.
+    """
+    try:
+        return {
+            file.name: {"sha256": sha256(file), "size_bytes": file.stat().st_size}
+            for file in read_files(path)
+        }
+    except OSError as error:
+        raise SourceError(f"{error.filename} cannot be read ({error.strerror})") from error
+
+
+def key_of(base: JsonValue, dense: JsonValue, precisions: Sequence[Precision]) -> str:
+    """The key of a package.
+
+    Args:
+        base: Identity of the model.
+        dense: Identity of the dense heads; None without.
+        precisions: Of the graphs.
+    """
+    made_of = {
+        "format": EXPORT_FORMAT,
+        "base": base,
+        "dense": dense,
+        "precisions": sorted(precisions),
+    }
+    text = json.dumps(made_of, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+
+
+def weight_bytes(path: Path) -> int:
+    """Size of the weights of a checkpoint."""
+    files = [file for file in read_files(path) if file.suffix in WEIGHT_SUFFIXES]
+    return sum(file.stat().st_size for file in files)
+
+
+def read_files(path: Path) -> list[Path]:
+    """The files that a checkpoint may be read from."""
+    if path.is_file():
+        return [path]
+    files = (file for file in path.iterdir() if file.suffix in READ_SUFFIXES)
+    return sorted(file for file in files if file.is_file())

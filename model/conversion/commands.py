@@ -1,26 +1,260 @@
-"""The commands of `python -m model`: make, show, check and publish packages; build engines."""
+"""The command line of conversion: convert, prepare and show."""
 
 import argparse
+import json
 import os
 import signal
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import IO, Final, Literal, Protocol, get_args
 
-from model.conversion.cache import PackageCache
+from pydantic import JsonValue
+
+from model.conversion.cache import VARIABLE, PackageCache, default_cache
 from model.conversion.errors import COMPARING, require
-from model.conversion.options import parse_options
 from model.conversion.prepare import Order, Preparer
-from model.conversion.report import JsonLines, Lines, Report
-from model.conversion.show import describe_package
 from model.conversion.source import FolderSource, parse_checkpoint
-from model.manifest import MANIFEST_NAME, check_model_name
-from model.package import open_package
+from model.graphs import Precision
+from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, check_model_name
+from model.package import ModelPackage, open_package
 from model.parity import command as check
 from model.publication import Repository
 from model.runtime.tensorrt import command as engines
-from model.runtime.tensorrt.calls import GpuError
+from model.runtime.tensorrt.cuda import GpuError
+
+# The command line of `python -m model`.
+
+SOURCE_HELP: Final = (
+    "a transformers folder, a folder with an official pair of .npz files, or a hub id with "
+    "@revision behind it if wanted, such as google/tipsv2-b14; google/tipsv2-b14-dpt is the model "
+    "with its dense heads; for `convert` with --precision also a package, which gets further graphs"
+)
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """Read a command line; `command` says which command it is.
+
+    Raises:
+        SystemExit: An option that is not known, or `--help`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m model",
+        description="Converts released weights into model packages, and looks after packages.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text, add in (
+        ("convert", "write a model package into a folder", _add_convert),
+        (
+            "prepare",
+            "bring a model into the cache, as serving does; print its folder",
+            _add_prepare,
+        ),
+        ("show", "verify a package and say what it is", _add_show),
+        ("check", check.HELP, check.add_arguments),
+        ("publish", "place a verified package where a service reads it", _add_publish),
+        ("rollback", "make an older published package the current one", _add_rollback),
+        ("build-engine", engines.HELP, _add_build_engine),
+    ):
+        add(commands.add_parser(name, help=text, description=text, allow_abbrev=False))
+    return parser.parse_args(arguments)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help=SOURCE_HELP)
+    parser.add_argument("output", type=Path, help="absent, empty, or an older package")
+    parser.add_argument("--name", help="the model's name for clients; default: the source's")
+    _add_making(parser)
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help=SOURCE_HELP)
+    _add_making(parser)
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="leave digests of a package that is found to whoever opens it",
+    )
+    parser.add_argument(
+        "--report",
+        choices=("lines", "json"),
+        default="lines",
+        help="lines for people, or JSON lines on standard output for a program",
+    )
+    parser.add_argument("--follow-stdin", action="store_true", help="end when standard input does")
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="a model package, or `bundled`")
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("package", help="a model package, or `bundled`")
+    _add_repository(parser)
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=5,
+        help="how many of the newest versions stay (default 5); so do the one that was current "
+        "before, and every one that a link in the folder leads to",
+    )
+    parser.add_argument(
+        "--if-empty", action="store_true", help="do nothing where one is published already"
+    )
+
+
+def _add_rollback(parser: argparse.ArgumentParser) -> None:
+    _add_repository(parser)
+    parser.add_argument("--to", metavar="VERSION", help="default: the one before the current")
+
+
+def _add_repository(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="of one model's published packages, each a version beside the link `current`",
+    )
+
+
+def _add_build_engine(parser: argparse.ArgumentParser) -> None:
+    engines.add_arguments(parser)
+    _add_cache(parser)
+
+
+def _add_making(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dense", metavar="SOURCE", help="dense heads from elsewhere")
+    parser.add_argument(
+        "--precision",
+        action="append",
+        choices=get_args(Precision),
+        default=[],
+        help="graphs beside those in fp32; give it once for each",
+    )
+    _add_cache(parser)
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(os.environ.get(VARIABLE) or default_cache(os.environ)),
+        help="folder of converted packages and built engines; also the variable "
+        f"{VARIABLE} (default: %(default)s)",
+    )
+
+
+# What a command says while it works: lines for people, or JSON lines for the program that asked.
+#
+# ```
+# {"step": "exporting the vision graph"}      what is being done
+# {"warning": "..."}                          what went wrong and was mended
+# {"result": "/cache/packages/..."}           the end: the package's folder
+# {"error": "..."}                            the end: a sentence for whoever asked
+# ```
+
+Kind = Literal["step", "warning", "result", "error"]
+
+
+class Report(Protocol):
+    """Where a command's words go."""
+
+    def say(self, kind: Kind, text: str) -> None:
+        """Say one thing, at once."""
+
+
+class Lines:
+    """Steps and troubles on standard error, the result on standard output."""
+
+    def say(self, kind: Kind, text: str) -> None:
+        """Print one line."""
+        if kind == "result":
+            print(text, flush=True)
+            return
+        prefix = "" if kind == "step" else f"{kind}: "
+        print(f"{prefix}{text}", file=sys.stderr, flush=True)
+
+
+class JsonLines:
+    """Everything as JSON on what is standard output now; what libraries print goes elsewhere."""
+
+    def __init__(self) -> None:
+        self._out: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def say(self, kind: Kind, text: str) -> None:
+        """Write one line."""
+        self._out.write(json.dumps({kind: text}) + "\n")
+        self._out.flush()
+
+
+# Says what a model package is, for people.
+
+
+def describe_package(package: ModelPackage) -> str:
+    """Lines on a verified package: what it takes and gives, its files, parity and origin."""
+    return "\n".join(_lines(package))
+
+
+def _lines(package: ModelPackage) -> Iterator[str]:
+    manifest = package.manifest
+    yield f"{manifest.name} ({manifest.variant}), licence {manifest.licence}, in {package.path}"
+    yield f"outputs    {', '.join(manifest.outputs)}; {manifest.embed_dim} numbers each"
+    yield f"sizes      {_sizes(manifest)}"
+    yield f"texts      up to {manifest.max_text_tokens} tokens"
+    total_mb = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
+    yield f"files      {len(manifest.files)}, {total_mb:.1f} MB; all there, every SHA-256 is right"
+    for name, entry in manifest.files.items():
+        yield f"  {entry.size_bytes:>14,} bytes  {entry.sha256[:12]}  {name}"
+    yield "parity     graphs against the model in float32, worst over the sizes measured"
+    for parity in manifest.parity:
+        yield f"  {_parity(parity)}"
+    yield "provenance"
+    yield from _tree(manifest.provenance, "  ")
+
+
+def _sizes(manifest: Manifest) -> str:
+    buckets = ", ".join(f"{height}x{width}" for height, width in manifest.shape_buckets)
+    return (
+        f"{manifest.native_size} pixels native, {manifest.min_size} to {manifest.max_size} in "
+        f"steps of {manifest.size_multiple}; served {buckets}"
+    )
+
+
+def _parity(parity: ParityEntry) -> str:
+    numbers = [f"difference {parity.max_abs_diff:.1e}"]
+    shares = {
+        "cosine": parity.min_cosine_cls,
+        "patch cosine": parity.min_cosine_patches,
+        "same mask": parity.mask_agreement,
+    }
+    numbers += [f"{name} {value:.6f}" for name, value in shares.items() if value is not None]
+    if parity.depth_error is not None:
+        numbers.append(f"depth {100 * parity.depth_error:.3g} % off")
+    if parity.normals_degrees is not None:
+        numbers.append(f"normals {parity.normals_degrees:.3g} degrees off")
+    failed = "".join(f"; not to be used, {failure}" for failure in parity.failures[:1])
+    return f"{parity.file} by {parity.runtime} in {parity.precision}: {', '.join(numbers)}{failed}"
+
+
+def _tree(value: JsonValue, indent: str) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{indent}{value}"
+        return
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield f"{indent}{key}"
+            yield from _tree(inner, indent + "  ")
+        else:
+            yield f"{indent}{key}: {inner}"
+
+
+# The commands of `python -m model`: make, show, check and publish packages; build engines.
 
 # Exit statuses: what the user can mend; what was told to end has this and the signal's number.
 FAILED: Final = 1

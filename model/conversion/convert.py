@@ -10,9 +10,8 @@ from typing import Any, Final, get_args
 
 from pydantic import JsonValue
 
-from model.conversion.cache import Progress, check_space
+from model.conversion.cache import Progress, check_space, weight_bytes
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
-from model.conversion.identity import weight_bytes
 from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import ModelPackage, open_package
@@ -65,9 +64,8 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
     from safetensors import SafetensorError  # noqa: PLC0415
 
     from model.checkpoints.read import read_checkpoint  # noqa: PLC0415
-    from model.export.card import author_text, render_card  # noqa: PLC0415
-    from model.export.package_writer import PackageContent, write_package  # noqa: PLC0415
-    from model.export.sizes import draft_manifest  # noqa: PLC0415
+    from model.export.graph_writer import draft_manifest  # noqa: PLC0415
+    from model.export.package_writer import PackageContent, author_text, render_card, write_package  # noqa: PLC0415  # noqa: PLC0415
 
     progress(f"reading the weights in {recipe.base}")
     checkpoint = read_checkpoint(recipe.base, dense=recipe.dense)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from model.conversion.cache import PackageCache, Progress, discard
+from model.conversion.cache import PackageCache, Progress, content_of, discard, key_of
 from model.conversion.convert import Recipe, convert
 from model.conversion.errors import ConversionError, HubUnreachableError, MissingExtraError
 from model.conversion.hub import ask_commit, downloaded_commit, fetch
-from model.conversion.identity import content_of, key_of
 from model.conversion.source import CheckpointSource, HubSource
 from model.graphs import Precision
 from model.package import ModelPackage, PackageError, check_output

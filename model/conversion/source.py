@@ -1,7 +1,4 @@
-"""What a user names: the bundled model, a package, a checkpoint's folder, or a model of the hub.
-
-Knows no network; of folders it asks only what is in them.
-"""
+"""Model names as users write them, and the identity of a model's files."""
 
 import re
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from model.image_codec import ImageError, ImageLimits, decode_image
-from model.parity.images import RgbImage, calibration_images, image_batch
+from model.parity.inputs import RgbImage, calibration_images, image_batch
 
 Inputs = dict[str, NDArray[Any]]
 

@@ -1,21 +1,185 @@
-"""Writes a package's graphs: each part in float32, and in the precisions that were asked for."""
+"""Export a model to ONNX graphs."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import onnx_ir
+import torch
+from torch import Tensor, nn
+from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
 
+from model.export.attention import FUSED
 from model.export.calibration import calibration_inputs
-from model.export.content import PackageContent
 from model.export.dense import trace_dense
 from model.export.half import to_half
-from model.export.int8 import quantise
-from model.export.int8_weights import store_weights_in_8_bits
-from model.export.saving import SharedWeights, save_graph
-from model.export.towers import trace_text, trace_vision
-from model.graphs import DENSE_TASKS, Part, Precision, graph_file
+from model.export.int8 import quantise, store_weights_in_8_bits
+from model.export.tracing import EAGER, SharedWeights, exportable, save_graph, trace
+from model.features import vision_features
+from model.graphs import DENSE_TASKS, TEXT_OUTPUTS, VISION_OUTPUTS, Part, Precision, graph_file
+from model.manifest import Manifest, Output
+
+# What a model's weights say about the images it takes: patches, native size, served shapes.
+
+TOWER_OUTPUTS: Final[tuple[Output, ...]] = ("patches", "values", "cls1", "cls2", "text")
+# Rows and columns of patches that the dense heads make one of, at their deepest.
+DENSE_PATCHES: Final = 2
+# Height and width of common images, relative to the shorter side.
+ASPECTS: Final = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
+
+
+def draft_manifest(model: Tipsv2Model, *, name: str, has_dense_heads: bool = False) -> Manifest:
+    """What the weights alone say for a manifest; files, parity and origin come later.
+
+    Args:
+        model: Both towers.
+        name: The model's name for clients.
+        has_dense_heads: Depth, normals and segmentation are packaged too. They halve the patch
+            grid, so every size must then be a multiple of two patches.
+
+    Raises:
+        ValidationError: A name that a manifest cannot have.
+    """
+    vision = model.vision_model.config
+    unit = patch_size(model) * (DENSE_PATCHES if has_dense_heads else 1)
+    native = native_size(model) // unit * unit
+    return Manifest(
+        name=name,
+        variant=f"w{vision.hidden_size}d{vision.num_hidden_layers}",
+        embed_dim=vision.hidden_size,
+        patch_size=patch_size(model),
+        native_size=native,
+        min_size=unit,
+        max_size=4 * native,
+        size_multiple=unit,
+        shape_buckets=shape_buckets(native, unit),
+        max_text_tokens=model.text_model.config.max_position_embeddings,
+        temperature=model.temperature.item(),
+        outputs=[*TOWER_OUTPUTS, *(DENSE_TASKS if has_dense_heads else ())],
+        licence="unknown",
+    )
+
+
+def patch_size(model: Tipsv2Model) -> int:
+    """Side of a patch in pixels."""
+    size: int = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
+    return size
+
+
+def native_size(model: Tipsv2Model) -> int:
+    """Side in pixels of the square whose grid has the position embeddings as they were learnt."""
+    num_positions = model.vision_model.embeddings.position_embeddings.shape[1] - 1
+    return math.isqrt(num_positions) * patch_size(model)
+
+
+def shape_buckets(native: int, unit: int) -> list[tuple[int, int]]:
+    """The native square and, with the same shorter side, the shapes of common images."""
+    buckets = []
+    for height, width in ASPECTS:
+        scale = native / min(height, width) / unit
+        buckets.append((round(height * scale) * unit, round(width * scale) * unit))
+    return buckets
+
+
+# What a package is made of.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackageContent:
+    """A model, and how it is to be packaged.
+
+    Attributes:
+        model: In float32 and evaluation mode.
+        tokenizer: Of its text tower.
+        draft: The manifest without files and parity, as `model.export.graph_writer` drafts it.
+        render_card: Makes the model card of the finished manifest.
+        dense: Backbone and heads for depth, normals and segmentation; in float32.
+        precisions: Of further graphs, beside those in fp32.
+        calibration: A folder of images that show int8 what to expect; without it, those that
+            come with this program.
+    """
+
+    model: Tipsv2Model
+    tokenizer: Tipsv2Tokenizer
+    draft: Manifest
+    render_card: Callable[[Manifest], str]
+    dense: Tipsv2DptForDensePrediction | None = None
+    precisions: tuple[Precision, ...] = ()
+    calibration: Path | None = None
+
+
+# A Tipsv2Model's two towers as ONNX graphs with free batch, sizes and text length.
+#
+# What tracing would break is written differently: position embeddings (see `model.position`) and
+# the
+# masked mean over tokens, whose tiny epsilon the exporter drops. Texts are short, so their
+# attention
+# is written out; that of images is one operator (see `model.export.attention`).
+#
+# Shapes: B batch, N patches, L tokens, D embedding width, H W pixels.
+
+
+class VisionGraph(nn.Module):
+    """The vision tower with the four outputs that serving reads, as a plain tuple."""
+
+    def __init__(self, model: Tipsv2Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return cls1 [B, D], cls2 [B, D], patches [B, N, D] and value-path patches [B, N, D]."""
+        features = vision_features(self.model, pixel_values)
+        return features.cls1_BD, features.cls2_BD, features.patches_BND, features.values_BND
+
+
+class TextGraph(nn.Module):
+    """The text tower with a mean over tokens that stays finite for a row of padding."""
+
+    def __init__(self, model: Tipsv2Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return text embeddings [B, D]; zeros for a row without tokens."""
+        output = self.model.text_model(input_ids=input_ids, attention_mask=attention_mask)
+        hidden_BLD: Tensor = output.last_hidden_state
+        weight_BL = attention_mask.to(hidden_BLD.dtype)
+        total_BD = (hidden_BLD * weight_BL[..., None]).sum(dim=1)
+        # Equal to transformers' `+ 1e-8` for every row that has a token.
+        mean_BD: Tensor = total_BD / weight_BL.sum(dim=1, keepdim=True).clamp(min=1)
+        return mean_BD
+
+
+def trace_vision(model: Tipsv2Model, attention: str = FUSED) -> onnx_ir.Model:
+    """The vision graph: `pixel_values` to cls1, cls2, patch and value embeddings.
+
+    In memory; it refers to the model's weights.
+
+    Args:
+        model: In float32. Its mode and attention are as before afterwards.
+        attention: How attention over images is written; see `model.export.attention`.
+    """
+    patch_size = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
+    # Batch, rows and columns differ, so that no two of them are taken for the same size.
+    inputs = {"pixel_values": torch.rand(2, 3, 3 * patch_size, 5 * patch_size)}
+    axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
+    with exportable(model, attention):
+        return trace(VisionGraph(model), inputs, outputs=VISION_OUTPUTS, axes=axes)
+
+
+def trace_text(model: Tipsv2Model) -> onnx_ir.Model:
+    """The text graph: `input_ids` and `attention_mask` to `text_embeddings`; as `trace_vision`."""
+    token_ids_BL = torch.ones(3, 5, dtype=torch.int64)
+    inputs = {"input_ids": token_ids_BL, "attention_mask": torch.ones_like(token_ids_BL)}
+    axes = {name: {0: "batch", 1: "tokens"} for name in inputs}
+    with exportable(model, EAGER):
+        return trace(TextGraph(model), inputs, outputs=TEXT_OUTPUTS, axes=axes)
+
+
+# Writes a package's graphs: each part in float32, and in the precisions that were asked for.
 
 # The depth head sums up activations of about 1e8 before it divides by their sum: fp16 ends at
 # 65,504 and gives one depth everywhere. 8 bits are for the towers, where the work is; weights alone

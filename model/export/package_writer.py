@@ -1,20 +1,74 @@
-"""Writes a model package: weights, graphs and processor, proven, whole or not at all."""
+"""Write a model package: weights, graphs, processor and card, proven, all or nothing."""
 
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from transformers import Tipsv2ImageProcessor, Tipsv2Processor
 
-from model.export.content import PackageContent
-from model.export.graph_writer import write_graphs
-from model.export.sizes import native_size
+from model.export.graph_writer import PackageContent, native_size, write_graphs
 from model.files import rename, sync_tree
-from model.manifest import MANIFEST_NAME
+from model.manifest import MANIFEST_NAME, Manifest, ScoreEntry
 from model.package import ModelPackage, check_output, open_package, write_manifest
-from model.parity.proof import Progress, prove_package
+from model.parity.command import HEADING as PARITY_HEADING
+from model.parity.command import parity_section
+from model.parity.gate import Progress, prove_package
 from model.parity.reference import dense_references
+
+# Renders the model card: the author's text, then tables of what was measured.
+
+SCORES: Final = "## Scores"
+
+
+def render_card(text: str, manifest: Manifest) -> str:
+    """Put tables of scores and parity under the author's text.
+
+    Args:
+        text: Markdown, with a front matter for the hub if wanted.
+        manifest: With scores and parity.
+
+    Returns:
+        Markdown that ends in a newline.
+    """
+    parts = [text.strip()]
+    if manifest.scores:
+        parts += [SCORES, "Values with 95 % intervals; n is the number of examples."]
+    groups: dict[tuple[str, str], list[ScoreEntry]] = {}
+    for score in manifest.scores:
+        groups.setdefault((score.task, score.split), []).append(score)
+    for (task, split), scores in groups.items():
+        parts += [f"### {task}, {split}", _score_table(scores)]
+    if manifest.parity:
+        parts.append(parity_section(manifest.parity))
+    return "\n\n".join(parts) + "\n"
+
+
+def author_text(card: str) -> str:
+    """What stands before the tables of a rendered card."""
+    ends = [card.find(f"\n{heading}\n") for heading in (SCORES, PARITY_HEADING)]
+    return card[: min((end for end in ends if end >= 0), default=len(card))].strip()
+
+
+def _score_table(scores: Sequence[ScoreEntry]) -> str:
+    rows = [[s.row, s.metric, _with_interval(s), str(s.count)] for s in scores]
+    return _table(["row", "metric", "value", "n"], rows)
+
+
+def _with_interval(score: ScoreEntry) -> str:
+    if score.low is None or score.high is None:
+        return f"{score.value:.2f}"
+    return f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# Writes a model package: weights, graphs and processor, proven, whole or not at all.
 
 __all__ = ["PackageContent", "write_package"]
 

@@ -18,6 +18,7 @@ from model.features import vision_features
 from model.graphs import DenseTask
 from model.manifest import Manifest
 from model.package import ModelPackage
+from model.parity.distance import ReferenceMask, reference_mask
 from model.parity.inputs import (
     BUDGET_GFLOP,
     CLASS_NAMES,
@@ -29,7 +30,6 @@ from model.parity.inputs import (
     plan_sizes,
     text_inputs,
 )
-from model.parity.masks import ReferenceMask, reference_mask
 from model.runtime.base import VisionOutput
 from model.segmentation import average_groups
 from model.text import TEMPLATES, TextTokenizer, fill

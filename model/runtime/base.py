@@ -1,8 +1,8 @@
-"""What every runtime can do, and the checks at its edge.
+"""The interface of every runtime, checks of its inputs, and the cache of shared graphs."""
 
-Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
-"""
-
+import threading
+import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import DenseTask, Precision
+
+# What every runtime can do, and the checks at its edge.
+#
+# Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 
 Device = Literal["cpu", "gpu"]
 
@@ -183,3 +187,32 @@ def check_tokens(
     empty_rows = np.flatnonzero(mask_BL.sum(axis=1) == 0)
     if empty_rows.size:
         raise ValueError(f"text {empty_rows[0]} has no token; an empty text has no embedding")
+
+
+# What several runtimes of one process hold together, so that weights are in memory once.
+
+
+class Shelf:
+    """Loaded graphs by what they were loaded from; what nobody holds any more is freed.
+
+    A lane that is mended must not be handed the graph that it broke on, so a runtime takes what it
+    held off the shelf when it is closed: whoever has it keeps it, whoever comes next loads anew.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
+
+    def take(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """What lies there, or what `load` makes. Who loads makes the others wait."""
+        with self._lock:
+            found = self._held.get(key)
+            if found is None:
+                found = self._held[key] = load()
+            return found
+
+    def remove(self, key: Hashable, held: Any) -> None:
+        """Hand it to nobody else."""
+        with self._lock:
+            if self._held.get(key) is held:
+                del self._held[key]

@@ -8,7 +8,7 @@ from model.runtime.base import LaneShare, Runtime
 from model.runtime.choice import AUTO, RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.onnx_runtime import OnnxRuntime
 from model.runtime.openvino_runtime import OpenVinoRuntime
-from model.runtime.tensorrt_runtime import TensorRtRuntime
+from model.runtime.tensorrt.runtime import TensorRtRuntime
 from model.runtime.torch_runtime import TorchRuntime
 
 RUNTIMES: dict[str, Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]] = {

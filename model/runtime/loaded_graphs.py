@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from model.graphs import DENSE_TASKS, Part, Precision, graph_file
 from model.manifest import Manifest, ParityEntry
-from model.runtime.libraries import RuntimeName
+from model.runtime.machine import RuntimeName
 
 TORCH_FILE = "model.safetensors"
 # OpenVINO computes a graph of float32 in this one where it is told to; others need their own graph.

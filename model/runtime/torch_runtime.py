@@ -25,6 +25,7 @@ from model.runtime.base import (
     Interrupted,
     LaneShare,
     MissingRuntimeError,
+    Shelf,
     UnusableRuntimeError,
     VisionOutput,
     check_pixels,
@@ -32,9 +33,8 @@ from model.runtime.base import (
     still_open,
 )
 from model.runtime.choice import RuntimeChoice
-from model.runtime.libraries import INSTALL
 from model.runtime.loaded_graphs import TORCH_FILE
-from model.runtime.shelf import Shelf
+from model.runtime.machine import INSTALL
 
 CONFIG_FILE: Final = "config.json"
 DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

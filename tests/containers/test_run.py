@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.steady_callers import SteadyCallers
-from model.runtime.hardware import this_hardware
+from model.runtime.machine import this_hardware
 from service.grpc.generated import image_pb2, segment_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tests.containers.engine import Engine
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CLASSES = ["burger", "sunflower", "book"]
 SECOND_RUNTIME = """
 from model.package import BUNDLED_FOLDER
-from model.runtime.onnx_session import import_onnxruntime
+from model.runtime.onnx_runtime import import_onnxruntime
 session = import_onnxruntime().InferenceSession(BUNDLED_FOLDER / "onnx" / "text_model.onnx")
 print(*session.get_providers())
 """

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.conversion.cache import PackageCache
-from model.conversion.identity import content_of, key_of
+from model.conversion.cache import PackageCache, content_of, key_of
 from model.graphs import Precision
 from model.package import BUNDLED_FOLDER
 from tests.deploy import kustomizations

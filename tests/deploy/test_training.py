@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model.conversion.options import parse_options
+from model.conversion.commands import parse_options
 from model.manifest import Manifest as PackageManifest
 from model.package import open_package
 from tests.deploy.training_steps import (

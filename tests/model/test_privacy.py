@@ -7,7 +7,7 @@ import sys
 import pytest
 
 PROGRAM = """
-from model.runtime.onnx_session import import_onnxruntime
+from model.runtime.onnx_runtime import import_onnxruntime
 import_onnxruntime()
 import os
 print(os.environ["ORT_DISABLE_TELEMETRY"])

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from model.manifest import MANIFEST_NAME, ParityEntry, ParityLimits
-from model.package import Manifest, ModelPackage, PackageError, open_package, write_manifest
-from model.package_check import sha256
+from model.package import Manifest, ModelPackage, PackageError, open_package, sha256, write_manifest
 from model.publication import CURRENT, VERSION, Repository, check_proven
 
 START = datetime(2026, 11, 25, 20, 15, tzinfo=UTC)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.checkpoints.official_pair import read_pair
+from model.checkpoints.official import read_pair
 from model.features import text_features, vision_features
 from tests.model.checkpoints.official_layout import SHAPES, small_model, write_pair
 

@@ -14,9 +14,8 @@ import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from model.export.card import render_card
-from model.export.package_writer import PackageContent, write_package
-from model.export.sizes import draft_manifest
+from model.export.graph_writer import draft_manifest
+from model.export.package_writer import PackageContent, render_card, write_package
 from model.manifest import Manifest, ScoreEntry
 from model.package import ModelPackage, check_output
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.runtime.tensorrt.calls import Cuda, GpuError
+from model.runtime.tensorrt.cuda import Cuda, GpuError
 from model.runtime.tensorrt.profiles import Shape
 
 # What TensorRT asks of activations, and more than enough for tensors.

@@ -12,12 +12,10 @@ from pathlib import Path
 
 from model.graphs import Precision, graph_file
 from model.package import ModelPackage, open_package
-from model.runtime.tensorrt.engine_build import Progress
-from model.runtime.tensorrt.engine_cache import EngineCache
-from model.runtime.tensorrt.engine_key import EngineKey
-from model.runtime.tensorrt.engine_supply import PRECISIONS, keys_for, supply_engine
-from model.runtime.tensorrt.libraries import Libraries, device_facts, load_libraries
-from model.runtime.tensorrt.options import (
+from model.runtime.tensorrt.cuda import Libraries, device_facts, load_libraries
+from model.runtime.tensorrt.engine_cache import EngineCache, EngineKey
+from model.runtime.tensorrt.engines import PRECISIONS, Progress, keys_for, supply_engine
+from model.runtime.tensorrt.profiles import (
     CACHE_ROOM,
     MAX_OPTIMIZATION_LEVEL,
     EngineOptions,

@@ -11,8 +11,7 @@ import sentencepiece
 import torch
 from transformers import Tipsv2Model
 
-from model.checkpoints.sentencepiece_model import parse_model
-from model.checkpoints.tokenizer import tokenizer_from
+from model.checkpoints.tokenizer import parse_model, tokenizer_from
 from tests.model.checkpoints.official_layout import SHAPES, small_model, write_pair
 
 VOCAB_SIZE = 340

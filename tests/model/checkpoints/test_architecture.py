@@ -15,7 +15,7 @@ from model.checkpoints.architecture import (
 )
 from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError
-from model.checkpoints.official_names import text_sources, vision_sources
+from model.checkpoints.official import text_sources, vision_sources
 from model.checkpoints.weight_map import Source
 from model.variants import VARIANTS
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.checkpoints.checkpoint import CheckpointError
-from model.checkpoints.official_pair import read_pair
+from model.checkpoints.official import read_pair
 from model.checkpoints.read import read_checkpoint
 from tests.model.checkpoints.official_layout import (
     Arrays,

@@ -14,8 +14,7 @@ from transformers import Tipsv2DptForDensePrediction, Tipsv2Model
 
 from model.checkpoints.checkpoint import CheckpointError
 from model.checkpoints.read import read_checkpoint
-from model.checkpoints.scenic_heads import read_scenic_heads
-from model.checkpoints.scenic_names import head_sources
+from model.checkpoints.scenic import head_sources, read_scenic_heads
 from model.graphs import DENSE_TASKS, DenseTask
 from tests.model.checkpoints.official_layout import Arrays, small_model
 from tests.model.checkpoints.scenic_layout import (

@@ -12,8 +12,7 @@ from transformers import Tipsv2Tokenizer
 
 from model.checkpoints.checkpoint import CheckpointError
 from model.checkpoints.read import read_checkpoint
-from model.checkpoints.sentencepiece_model import parse_model
-from model.checkpoints.tokenizer import read_tokenizer, tokenizer_from
+from model.checkpoints.tokenizer import parse_model, read_tokenizer, tokenizer_from
 
 TEXTS = [
     "A photo of a CAT",

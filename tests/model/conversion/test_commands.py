@@ -1,10 +1,11 @@
-"""The commands of `python -m model`: what they print, and how they end."""
+"""The commands of `python -m model`."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,62 @@ import pytest
 
 from model.conversion import commands
 from model.conversion import errors as errors_module
-from model.conversion.cache import PackageCache
-from model.conversion.commands import SIGNALLED, run
-from model.conversion.identity import content_of, key_of
+from model.conversion.cache import PackageCache, content_of, key_of
+from model.conversion.commands import SIGNALLED, describe_package, run
+from model.conversion.errors import MissingExtraError, require
 from model.conversion.prepare import Order, Preparer
 from model.conversion.source import FolderSource, HubSource
+from model.manifest import ParityEntry, ParityLimits
 from model.package import ModelPackage
+
+# What is not installed is named with its extra, and is not imported to find out.
+
+
+def test_what_is_missing_is_named_with_its_extra() -> None:
+    require(("json", "pathlib"), purpose="converting")
+    with pytest.raises(
+        MissingExtraError, match=r"converting needs no_such_library.*'tipserve\[convert\]'"
+    ):
+        require(("json", "no_such_library"), purpose="converting")
+
+
+# People see what a package is.
+
+
+def test_everything_is_shown(tiny_package: ModelPackage) -> None:
+    text = describe_package(tiny_package)
+    manifest = tiny_package.manifest
+    assert text.startswith(f"tiny (tiny/14), licence Apache-2.0, in {tiny_package.path}\n")
+    assert "56 pixels native, 14 to 224 in steps of 14" in text
+    for name, entry in manifest.files.items():
+        assert f"{entry.size_bytes:,} bytes  {entry.sha256[:12]}  {name}\n" in text
+    for parity in manifest.parity:
+        assert f"{parity.file} by {parity.runtime} in {parity.precision}: difference " in text
+    assert "name: none" in text.partition("provenance")[2]
+
+
+def test_what_failed_is_told_apart(tiny_package: ModelPackage) -> None:
+    entry = ParityEntry(
+        file="onnx/vision_model.onnx",
+        runtime="openvino",
+        precision="bf16",
+        reference="torch",
+        sizes=[(1, 56, 56)],
+        max_abs_diff=0.5,
+        depth_error=0.0125,
+        normals_degrees=0.5,
+        mask_agreement=0.9,
+        limits=ParityLimits(min_mask_agreement=0.995),
+    )
+    passed = entry.model_copy(update={"mask_agreement": 1.0})
+    manifest = tiny_package.manifest.model_copy(update={"parity": [entry, passed]})
+    text = describe_package(replace(tiny_package, manifest=manifest))
+    assert "same mask 0.900000, depth 1.25 % off, normals 0.5 degrees off; not to be used" in text
+    assert "mask_agreement is 0.9, min_mask_agreement 0.995" in text
+    assert text.count("not to be used") == 1
+
+
+# The commands of `python -m model`: what they print, and how they end.
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What is downloaded, what is not, and what is said when it fails; against a hub of our own."""
+"""Downloads from the hub, and errors of the hub."""
 
 import errno
 from pathlib import Path
@@ -9,9 +9,30 @@ from huggingface_hub import constants
 
 from model.conversion import errors as errors_module
 from model.conversion.errors import HubError, HubUnreachableError, MissingExtraError
-from model.conversion.hub import ask_commit, downloaded_commit, fetch
+from model.conversion.hub import EVERY_S, ask_commit, downloaded_commit, fetch, progress_bar
 from model.conversion.source import HubSource
 from tests.model.conversion.hub_stand_in import COMMIT, TOKEN, Hub
+
+# A download speaks now and then, and draws nothing.
+
+
+def test_bytes_are_told_at_times_and_nothing_is_drawn(capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    now = [0.0]
+    kind = progress_bar(said.append, of="google/tipsv2-b14", clock=lambda: now[0])
+    with kind(total=4_000_000, unit="B", mininterval=0) as bar:
+        bar.update(1_000_000)
+        now[0] += EVERY_S
+        bar.update(1_000_000)
+        bar.update(1_000_000)
+    with kind(total=3, desc="Fetching 3 files", mininterval=0) as bar:
+        now[0] += EVERY_S
+        bar.update(3)
+    assert said == ["downloaded 2 of 4 MB of google/tipsv2-b14"]
+    assert capfd.readouterr() == ("", "")
+
+
+# What is downloaded, what is not, and what is said when it fails; against a hub of our own.
 
 B14 = HubSource("google/tipsv2-b14")
 

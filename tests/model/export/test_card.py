@@ -1,6 +1,6 @@
 """The card is the author's text, then every measured number."""
 
-from model.export.card import render_card
+from model.export.package_writer import render_card
 from model.manifest import ScoreEntry
 from model.package import ModelPackage
 

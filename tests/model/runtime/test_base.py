@@ -1,12 +1,16 @@
-"""The seam says what is wrong with an array before a runtime sees it."""
+"""Inputs are checked, and loaded graphs are shared."""
 
+import gc
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.runtime.base import check_pixels, check_tokens
+from model.runtime.base import Shelf, check_pixels, check_tokens
+
+# The seam says what is wrong with an array before a runtime sees it.
 
 
 def test_the_grid_is_rows_and_columns() -> None:
@@ -53,3 +57,57 @@ def test_a_row_of_padding_is_refused_with_its_index() -> None:
     mask_BL = np.array([[1, 0], [0, 0]])
     with pytest.raises(ValueError, match="text 1 has no token"):
         check_tokens(np.ones((2, 2), dtype=np.int64), mask_BL, max_tokens=64)
+
+
+# What several runtimes hold is loaded once, and freed when the last lets go.
+
+
+class Graph:
+    """Something that can be held."""
+
+
+def test_all_get_the_one_that_was_loaded() -> None:
+    shelf, made = Shelf(), []
+
+    def load() -> Graph:
+        made.append(threading.get_ident())
+        return Graph()
+
+    held: list[Graph] = []
+    threads = [
+        threading.Thread(target=lambda: held.append(shelf.take("key", load))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert all(graph is held[0] for graph in held)
+    assert shelf.take("other", load) is not held[0]
+
+
+def test_what_nobody_holds_is_gone() -> None:
+    shelf = Shelf()
+    first = shelf.take("key", Graph)
+    number = id(first)
+    assert id(shelf.take("key", Graph)) == number
+    del first
+    gc.collect()
+    made: list[bool] = []
+
+    def load() -> Graph:
+        made.append(True)
+        return Graph()
+
+    shelf.take("key", load)
+    assert made
+
+
+def test_what_was_removed_is_loaded_anew_and_only_that() -> None:
+    shelf = Shelf()
+    broken = shelf.take("key", Graph)
+    shelf.remove("key", broken)
+    fresh = shelf.take("key", Graph)
+    assert fresh is not broken
+    shelf.remove("key", broken)  # by another lane that broke on the same
+    assert shelf.take("key", Graph) is fresh

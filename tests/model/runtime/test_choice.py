@@ -9,11 +9,9 @@ from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
 from model.manifest import FileEntry, Manifest, ParityEntry, ParityLimits
 from model.package import ModelPackage, PackageError, open_package
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
-from model.runtime.choice import RuntimeRequest, choose, choose_runtime
-from model.runtime.hardware import Gpu, Hardware
-from model.runtime.libraries import Libraries, RuntimeName
+from model.runtime.choice import WAYS, Machine, RuntimeRequest, choose, choose_runtime
 from model.runtime.loaded_graphs import vision_file
-from model.runtime.ways import WAYS, Machine
+from model.runtime.machine import Gpu, Hardware, Libraries, RuntimeName
 
 PLAIN = Hardware()
 BF16 = Hardware(cpu_features=frozenset({"bf16"}))

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from model.package import ModelPackage
 from model.runtime.base import Interrupted, Runtime
-from model.runtime.hardware import this_hardware
 from model.runtime.load import load_runtime
+from model.runtime.machine import this_hardware
 
 pytestmark = pytest.mark.gpu
 

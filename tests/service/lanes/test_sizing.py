@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model.graphs import Precision
 from model.package import FileEntry, Manifest, ModelPackage
 from model.runtime.choice import RuntimeChoice
-from model.runtime.libraries import RuntimeName
+from model.runtime.machine import RuntimeName
 from service.lanes.sizing import BatchMemory, LanePlan, plan_lanes, weight_bytes
 from service.lanes.work import Bucket
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from model.conversion.cache import PackageCache
-from model.conversion.identity import content_of, key_of
+from model.conversion.cache import PackageCache, content_of, key_of
 from model.package import ModelPackage, PackageError, open_package
 from service.errors import Unavailable
 from service.models import conversion as conversion_module

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, Tipsv2Model, Tipsv2Processor
 
 from model.export import package_writer
-from model.export.content import PackageContent
+from model.export.graph_writer import PackageContent
 from model.package import ModelPackage, open_package
 from model.parity.distance import ParityError
 from training.export.package import export_package

@@ -9,11 +9,9 @@ import pytest
 from model.graphs import Precision
 from model.package import ModelPackage
 from model.runtime.choice import RuntimeChoice
-from model.runtime.tensorrt.calls import Cuda
-from model.runtime.tensorrt.libraries import Libraries
-from model.runtime.tensorrt.log_bridge import LibraryLog
-from model.runtime.tensorrt.options import CACHE_ROOM, EngineOptions, TensorRtOptions
-from model.runtime.tensorrt_runtime import TensorRtRuntime
+from model.runtime.tensorrt.cuda import Cuda, Libraries, LibraryLog
+from model.runtime.tensorrt.profiles import CACHE_ROOM, EngineOptions, TensorRtOptions
+from model.runtime.tensorrt.runtime import TensorRtRuntime
 from tests.model.runtime.tensorrt.stand_in_cuda import StandInCuda
 from tests.model.runtime.tensorrt.stand_in_tensorrt import StandInTensorRt
 

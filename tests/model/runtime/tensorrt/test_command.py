@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model.conversion.commands import run as run_model
-from model.runtime.tensorrt.calls import GpuError
 from model.runtime.tensorrt.command import add_arguments, run
+from model.runtime.tensorrt.cuda import GpuError
 
 if TYPE_CHECKING:
     from tests.model.runtime.tensorrt.conftest import StandInGpu

@@ -13,17 +13,16 @@ import pytest
 from numpy.typing import NDArray
 
 from model.package import ModelPackage
-from model.runtime import tensorrt_runtime
 from model.runtime.base import MissingRuntimeError, Runtime, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_runtime
-from model.runtime.tensorrt import engine_supply
-from model.runtime.tensorrt.calls import GpuError
+from model.runtime.tensorrt import engines as engine_supply
+from model.runtime.tensorrt import runtime as tensorrt_runtime
+from model.runtime.tensorrt.cuda import GpuError, Libraries, device_facts, load_libraries
 from model.runtime.tensorrt.engine_cache import BuiltEngine
-from model.runtime.tensorrt.libraries import Libraries, device_facts, load_libraries
-from model.runtime.tensorrt.options import EngineOptions, TensorRtOptions
-from model.runtime.tensorrt.shared_engine import EnginePool
-from model.runtime.tensorrt_runtime import TensorRtRuntime
+from model.runtime.tensorrt.engines import EnginePool
+from model.runtime.tensorrt.profiles import EngineOptions, TensorRtOptions
+from model.runtime.tensorrt.runtime import TensorRtRuntime
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, pytest.mark.timeout(1800)]
 CHOICE = RuntimeChoice(runtime="tensorrt", precision="fp32", device="gpu", reason="a test")

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from model.graphs import DENSE_TASKS, Part
 from model.manifest import Manifest
-from model.runtime.tensorrt.options import EngineOptions
 from model.runtime.tensorrt.profiles import (
+    EngineOptions,
     ShapeRange,
     choose_profile,
     profiles_for,

@@ -13,13 +13,9 @@ from onnx import TensorProto, helper
 
 from model.graphs import TEXT_FILE, VISION_FILE, Part
 from model.package import ModelPackage
-from model.runtime.tensorrt.calls import Cuda, GpuError
-from model.runtime.tensorrt.engine_build import EngineSource, build_engine
-from model.runtime.tensorrt.libraries import Libraries
-from model.runtime.tensorrt.log_bridge import library_log
-from model.runtime.tensorrt.options import EngineOptions
-from model.runtime.tensorrt.profiles import ShapeRange, profiles_for
-from model.runtime.tensorrt.shared_engine import deserialize
+from model.runtime.tensorrt.cuda import Cuda, GpuError, Libraries, library_log
+from model.runtime.tensorrt.engines import EngineSource, build_engine, deserialize
+from model.runtime.tensorrt.profiles import EngineOptions, ShapeRange, profiles_for
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Timing cache.*:DeprecationWarning"),

@@ -1,11 +1,4 @@
-"""TensorRT on one GPU: engines in float32, bfloat16 or float16.
-
-Instances are lanes. They share an engine's weights and have a stream, memory and execution contexts
-each, so that one lane's copies go on while another computes. One process serves one GPU; several
-GPUs are several processes, each with its own `CUDA_VISIBLE_DEVICES`.
-
-Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
-"""
+"""TensorRT on one GPU: engines in float32, bfloat16 or float16."""
 
 import json
 from collections.abc import Callable, Hashable, Mapping
@@ -29,13 +22,11 @@ from model.runtime.base import (
     still_open,
 )
 from model.runtime.choice import RuntimeChoice
-from model.runtime.tensorrt.engine_key import EngineKey
-from model.runtime.tensorrt.engine_supply import keys_for, supply_engine
-from model.runtime.tensorrt.graph_executor import GraphExecutor
-from model.runtime.tensorrt.lane_stream import LaneStream
-from model.runtime.tensorrt.libraries import Libraries, device_facts, load_libraries
-from model.runtime.tensorrt.options import CACHE_ROOM, TensorRtOptions
-from model.runtime.tensorrt.shared_engine import POOL
+from model.runtime.tensorrt.cuda import Libraries, device_facts, load_libraries
+from model.runtime.tensorrt.engine_cache import EngineKey
+from model.runtime.tensorrt.engines import POOL, keys_for, supply_engine
+from model.runtime.tensorrt.graph_executor import GraphExecutor, LaneStream
+from model.runtime.tensorrt.profiles import CACHE_ROOM, TensorRtOptions
 
 
 @dataclass(slots=True, eq=False)

@@ -1,8 +1,4 @@
-"""The TensorRT runtime on stand-ins for TensorRT and CUDA; nothing here runs on a GPU.
-
-What comes out is compared with the ONNX runtime: the stand-in's kernels are ONNX Runtime, so a
-difference is a mistake in batches, addresses, types or waiting.
-"""
+"""The TensorRT runtime on stand-ins of its libraries."""
 
 import gc
 import threading
@@ -15,7 +11,7 @@ from numpy.typing import NDArray
 from model.package import ModelPackage, PackageError
 from model.runtime.base import Interrupted, Runtime, VisionOutput
 from model.runtime.load import load_runtime
-from model.runtime.tensorrt.shared_engine import POOL
+from model.runtime.tensorrt.engines import POOL
 
 if TYPE_CHECKING:
     from tests.model.runtime.tensorrt.conftest import MakeGpu, StandInGpu

@@ -1,0 +1,223 @@
+"""TensorRT and CUDA's runtime: imports, calls whose errors are exceptions, and log messages."""
+
+import logging
+import re
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Final
+
+from model.runtime.base import MissingRuntimeError
+
+# Calls of CUDA's runtime whose errors are exceptions with a sentence, and not numbers.
+#
+# `cuda.bindings.runtime` returns (error, values...) from every function.
+
+# By CUDA's own names, since a stand-in or another version may number them otherwise.
+ADVICE: Final = {
+    "cudaErrorMemoryAllocation": "the GPU's memory is full: use fewer lanes or smaller batches, or "
+    "end what else runs on it",
+    "cudaErrorInsufficientDriver": "the NVIDIA driver is missing or too old for this CUDA: update "
+    "it, or install the extra 'gpu' for an older CUDA",
+    "cudaErrorNoDevice": "nvidia-smi must list a GPU here; a container needs to be given it",
+    "cudaErrorInvalidDevice": "CUDA_VISIBLE_DEVICES says which GPUs this process sees",
+}
+OTHER_ADVICE: Final = (
+    "if it comes again, restart the process: such errors can spoil all later calls"
+)
+
+
+class GpuError(RuntimeError):
+    """CUDA or TensorRT could not do something; the message says what, why and what to try.
+
+    Attributes:
+        code: CUDA's name of the error; empty where it was TensorRT's.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Cuda:
+    """CUDA's runtime: `cuda("cudaMalloc", "reserve memory", 1024)` returns the values alone."""
+
+    def __init__(self, runtime: Any) -> None:
+        """Wrap `cuda.bindings.runtime`."""
+        self.runtime = runtime
+
+    def __call__(self, function: str, doing: str, *arguments: Any) -> Any:
+        """Call a function.
+
+        Args:
+            function: Its name in CUDA.
+            doing: What it does, for the error: "reserve 4 bytes".
+            arguments: As CUDA takes them.
+
+        Returns:
+            None, the value, or a tuple of values.
+
+        Raises:
+            GpuError: CUDA says that it failed.
+        """
+        error, *values = getattr(self.runtime, function)(*arguments)
+        if error != self.runtime.cudaError_t.cudaSuccess:
+            raise self._as_exception(error, doing)
+        return values[0] if len(values) == 1 else tuple(values) or None
+
+    def _as_exception(self, error: Any, doing: str) -> GpuError:
+        # Drivers may report errors that these bindings do not know.
+        code = str(getattr(error, "name", error))
+        _, text = self.runtime.cudaGetErrorString(error)
+        told = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        advice = ADVICE.get(code, OTHER_ADVICE)
+        return GpuError(f"the GPU could not {doing}: {told} ({code}); {advice}", code)
+
+
+# TensorRT's messages in Python's log, and its last errors for the exceptions that we raise.
+#
+# TensorRT returns None or False where something failed and tells the reason to its logger alone. It
+# keeps the first logger of a process for good, so there is one.
+
+LOGGER = logging.getLogger("tensorrt")
+MAX_ERRORS = 8
+
+
+class LibraryLog:
+    """Messages of one TensorRT module.
+
+    Attributes:
+        logger: For the library's constructors.
+    """
+
+    def __init__(self, trt: Any) -> None:
+        """Make the library's logger, which must derive from its own class."""
+        levels = {
+            trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
+            trt.ILogger.Severity.ERROR: logging.ERROR,
+            trt.ILogger.Severity.WARNING: logging.WARNING,
+            trt.ILogger.Severity.INFO: logging.DEBUG,
+        }
+        errors: deque[str] = deque(maxlen=MAX_ERRORS)
+
+        class Forward(trt.ILogger):  # type: ignore[misc]
+            """Called by the library, from any of its threads."""
+
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                """Pass on; thousands of verbose lines a graph are left out."""
+                level = levels.get(severity)
+                if level is None:
+                    return
+                LOGGER.log(level, "%s", message.strip())
+                if level == logging.ERROR:
+                    errors.append(message.strip())
+
+        self._errors = errors
+        self.logger = Forward()
+
+    def take_errors(self) -> str:
+        """The errors since the last call, oldest first, as part of a sentence.
+
+        Another lane's errors may be among them: TensorRT does not say whose they are.
+        """
+        told = []
+        while self._errors:
+            told.append(self._errors.popleft())
+        return "; ".join(told) or "TensorRT gave no reason"
+
+
+_LOCK = threading.Lock()
+_LOGS: dict[int, LibraryLog] = {}
+
+
+def library_log(trt: Any) -> LibraryLog:
+    """The log of a module, which lives as long as the process."""
+    with _LOCK:
+        if id(trt) not in _LOGS:
+            _LOGS[id(trt)] = LibraryLog(trt)
+        return _LOGS[id(trt)]
+
+
+# The two libraries that everything here asks: TensorRT, and CUDA's runtime from `cuda-python`.
+#
+# The only place that imports them; the others are given them, which is what lets the tests put
+# stand-ins in their place.
+
+
+@dataclass(frozen=True, slots=True)
+class Libraries:
+    """What is asked instead of an import.
+
+    Attributes:
+        trt: The module `tensorrt`.
+        cuda: CUDA's runtime, with its errors as exceptions.
+        log: Where TensorRT's messages go.
+    """
+
+    trt: Any
+    cuda: Cuda
+    log: LibraryLog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What of a GPU and its libraries decides whether an engine runs there.
+
+    Attributes:
+        gpu: The model's name.
+        compute_capability: Such as "9.0".
+        tensorrt: Version of the library.
+        cuda_major: Of the CUDA that the driver supports.
+    """
+
+    gpu: str
+    compute_capability: str
+    tensorrt: str
+    cuda_major: int
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder for everything that was made on such a device."""
+        parts = (self.gpu, "cc", self.compute_capability, "trt", self.tensorrt, "cuda")
+        text = f"{'-'.join(parts)}-{self.cuda_major}".lower()
+        return re.sub(r"[^a-z0-9.]+", "-", text)
+
+
+def load_libraries() -> Libraries:
+    """Import both.
+
+    Raises:
+        MissingRuntimeError: One of them is not installed, or cannot be loaded.
+    """
+    try:
+        import tensorrt  # noqa: PLC0415 - only when this runtime is chosen
+        from cuda.bindings import runtime  # noqa: PLC0415
+    except (ImportError, OSError) as error:
+        raise MissingRuntimeError(
+            "the runtime 'tensorrt' needs TensorRT and cuda-python: pip install 'tipserve[gpu]' "
+            f"({error})"
+        ) from error
+    return Libraries(tensorrt, Cuda(runtime), library_log(tensorrt))
+
+
+def device_facts(libraries: Libraries, device_index: int) -> DeviceFacts:
+    """What this process's GPU is.
+
+    Raises:
+        GpuError: There is none, or no driver.
+    """
+    cuda = libraries.cuda
+    properties = cuda(
+        "cudaGetDeviceProperties", f"be asked what GPU {device_index} is", device_index
+    )
+    name = properties.name
+    driver = cuda("cudaDriverGetVersion", "be asked for the driver's version")
+    return DeviceFacts(
+        gpu=(name.decode() if isinstance(name, bytes) else name).rstrip("\0"),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        tensorrt=libraries.trt.__version__,
+        cuda_major=driver // 1000,
+    )

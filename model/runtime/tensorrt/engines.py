@@ -1,0 +1,363 @@
+"""Build an engine from an ONNX graph, find a built one, and load it once per process."""
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.graphs import Precision, graph_file
+from model.package import ModelPackage
+from model.runtime.loaded_graphs import loaded_graphs
+from model.runtime.tensorrt.buffers import ElementType
+from model.runtime.tensorrt.cuda import DeviceFacts, GpuError, Libraries
+from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache, EngineKey, graph_digest
+from model.runtime.tensorrt.profiles import (
+    EngineOptions,
+    Profile,
+    ShapeRange,
+    TensorRtOptions,
+    profiles_for,
+)
+
+# Engines that are loaded: once in a process, whatever the number of lanes that run them.
+#
+# An engine holds the weights on the GPU. Lanes have execution contexts of their own over it.
+
+
+@dataclass(eq=False, slots=True)
+class LoadedEngine:
+    """An engine on the GPU, with what it says of its inputs and outputs.
+
+    Attributes:
+        engine: TensorRT's; contexts are made under `lock`.
+        runtime: What loaded it, which must live as long.
+        inputs: Types of the inputs.
+        outputs: Types of the outputs.
+        profiles: Shapes that it was built for.
+        lock: For making contexts.
+    """
+
+    engine: Any
+    runtime: Any
+    inputs: dict[str, ElementType]
+    outputs: dict[str, ElementType]
+    profiles: list[Profile]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def deserialize(libraries: Libraries, plan: bytes) -> LoadedEngine | None:
+    """Load an engine onto the GPU; None where TensorRT refuses it, and its log says why.
+
+    Raises:
+        GpuError: It has a tensor of a type that this program cannot feed.
+    """
+    runtime = libraries.trt.Runtime(libraries.log.logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return None
+    trt = libraries.trt
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+    profiles: list[Profile] = [
+        {
+            name: ShapeRange(*map(tuple, engine.get_tensor_profile_shape(name, index)))
+            for name in inputs
+        }
+        for index in range(engine.num_optimization_profiles)
+    ]
+    types = {name: _element_type(trt, engine.get_tensor_dtype(name)) for name in names}
+    return LoadedEngine(
+        engine,
+        runtime,
+        {name: types[name] for name in inputs},
+        {name: types[name] for name in names if name not in inputs},
+        profiles,
+    )
+
+
+def _element_type(trt: Any, kind: Any) -> ElementType:
+    known = {
+        trt.DataType.FLOAT: ElementType(np.dtype(np.float32)),
+        trt.DataType.HALF: ElementType(np.dtype(np.float16)),
+        trt.DataType.BF16: ElementType(np.dtype(np.uint16), is_bfloat16=True),
+        trt.DataType.INT32: ElementType(np.dtype(np.int32)),
+        trt.DataType.INT64: ElementType(np.dtype(np.int64)),
+    }
+    if kind not in known:
+        raise GpuError(
+            f"the engine has a tensor of the type {kind}, which this program cannot feed; export "
+            "the model again"
+        )
+    return known[kind]
+
+
+class EnginePool:
+    """Loaded engines by what they are, with the number of their users."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._lock = threading.Lock()
+        self._held: dict[Hashable, tuple[LoadedEngine, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def acquire(self, key: Hashable, load: Callable[[], LoadedEngine]) -> LoadedEngine:
+        """The engine of a key, loaded where nobody has it yet; give it back with `release`."""
+        # Held while loading: who comes second must wait, and not load it again.
+        with self._lock:
+            engine, users = self._held.get(key) or (load(), 0)
+            self._held[key] = (engine, users + 1)
+            return engine
+
+    def release(self, key: Hashable) -> None:
+        """Give an engine back; with its last user it leaves the GPU."""
+        with self._lock:
+            engine, users = self._held.pop(key)
+            if users > 1:
+                self._held[key] = (engine, users - 1)
+
+
+POOL = EnginePool()
+
+
+# Builds an engine from an ONNX graph with TensorRT's builder.
+#
+# Networks are strongly typed: each layer computes in the precision that the graph has, and nothing
+# else, so that what was compared with torch is what runs. TensorRT 11 knows no other networks.
+
+Progress = Callable[[str], None]
+MAX_REPORTED_PROBLEMS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSource:
+    """What an engine is built from.
+
+    Attributes:
+        graph: The ONNX file; its weights may lie beside it.
+        profiles: Shapes to build for.
+        options: How.
+    """
+
+    graph: Path
+    profiles: Sequence[Profile]
+    options: EngineOptions
+
+
+def build_engine(
+    libraries: Libraries, source: EngineSource, timings: bytes, *, progress: Progress | None = None
+) -> BuiltEngine:
+    """Build an engine, in minutes.
+
+    Args:
+        libraries: TensorRT.
+        source: Graph, shapes and options.
+        timings: Of earlier builds on this GPU; may be empty.
+        progress: Called now and then, from TensorRT's threads, with what is being done.
+
+    Raises:
+        GpuError: TensorRT does not take the graph or a profile, or cannot build.
+    """
+    trt, log = libraries.trt, libraries.log
+    log.take_errors()
+    builder = trt.Builder(log.logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parse_graph(libraries, network, source.graph)
+    config = configure(libraries, builder, source)
+    if progress is not None:
+        config.progress_monitor = _monitor(trt, progress)
+    cache = _timing_cache(config, timings)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise GpuError(
+            f"TensorRT could not build an engine from {source.graph.name}: {log.take_errors()}. "
+            "Where memory is short, build for smaller batches or with a smaller workspace"
+        )
+    return BuiltEngine(plan=bytes(plan), timings=bytes(cache.serialize()) if cache else b"")
+
+
+def parse_graph(libraries: Libraries, network: Any, graph: Path) -> None:
+    """Read an ONNX file into a network.
+
+    Raises:
+        GpuError: It is missing, or has something that TensorRT does not take.
+    """
+    parser = libraries.trt.OnnxParser(network, libraries.log.logger)
+    if parser.parse_from_file(str(graph)) and parser.num_errors == 0:
+        return
+    problems = [
+        f"{problem.node_operator()} {problem.node_name()}: {problem.desc()}"
+        for problem in map(parser.get_error, range(min(parser.num_errors, MAX_REPORTED_PROBLEMS)))
+    ]
+    reason = "; ".join(problems) or libraries.log.take_errors()
+    raise GpuError(
+        f"TensorRT does not take the graph {graph.name}: {reason}. Export the model again, or "
+        "choose the runtime 'onnx' with the provider 'cuda'"
+    )
+
+
+def configure(libraries: Libraries, builder: Any, source: EngineSource) -> Any:
+    """The builder's settings for a source.
+
+    Raises:
+        GpuError: TensorRT does not take a profile.
+    """
+    trt, options = libraries.trt, source.options
+    config = builder.create_builder_config()
+    if not options.allow_tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.is_hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    config.builder_optimization_level = options.optimization_level
+    # Lanes compute side by side already; streams inside one would be more to wait for.
+    config.max_aux_streams = 0
+    for number, profile in enumerate(source.profiles):
+        shapes = builder.create_optimization_profile()
+        for name, span in profile.items():
+            shapes.set_shape(name, span.smallest, span.best, span.largest)
+        if config.add_optimization_profile(shapes) != number:
+            raise GpuError(
+                f"TensorRT does not take the shapes {dict(profile)} for {source.graph.name}: "
+                f"{libraries.log.take_errors()}"
+            )
+    return config
+
+
+def _timing_cache(config: Any, timings: bytes) -> Any:
+    """Attach earlier timings, or start afresh where they are another device's."""
+    for kept in (timings, b""):
+        cache = config.create_timing_cache(kept)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Reports the phases that have no parent, and tenths of them."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            """Begin a phase of so many steps."""
+            if parent_phase is None:
+                self._steps[phase_name] = num_steps
+                progress(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            """Report every tenth part; True goes on."""
+            num_steps = self._steps.get(phase_name, 0)
+            tenth = max(1, num_steps // 10)
+            if step and num_steps and step % tenth == 0:
+                progress(f"{phase_name}: {100 * step // num_steps} %")
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            """End a phase."""
+            self._steps.pop(phase_name, None)
+
+    return Monitor()
+
+
+# Finds the engine for a package's graph: the package's own, a kept one, or a new one.
+
+LOGGER = logging.getLogger(__name__)
+# int8 needs a graph that says itself where it quantises and is left to TensorRT's parser to judge.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
+
+
+def keys_for(
+    package: ModelPackage, precision: Precision, *, device: DeviceFacts, options: TensorRtOptions
+) -> list[EngineKey]:
+    """What the engines of a package are made from: images, texts, and the heads that it has.
+
+    Raises:
+        ValueError: A precision that engines are not built in.
+        PackageError: The package has no vision graph of this precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"TensorRT engines are built in {', '.join(PRECISIONS)}, not in {precision}; "
+            "choose one of these, or another runtime"
+        )
+    keys = []
+    for graph in loaded_graphs(package.manifest, "tensorrt", precision):
+        package.file(graph.file)
+        if graph.precision != precision:
+            LOGGER.info(
+                "the %s graph runs in %s, not in %s", graph.part, graph.precision, precision
+            )
+        keys.append(
+            EngineKey(
+                device=device,
+                part=graph.part,
+                precision=graph.precision,
+                graph_sha256=graph_digest(package.manifest, graph.file),
+                profiles=profiles_for(graph.part, package.manifest, options.engine),
+                options=options.engine,
+            )
+        )
+    return keys
+
+
+def supply_engine(
+    libraries: Libraries,
+    package: ModelPackage,
+    key: EngineKey,
+    options: TensorRtOptions,
+    *,
+    progress: Progress | None = None,
+) -> LoadedEngine:
+    """Load an engine onto the GPU; built first where there is none.
+
+    Raises:
+        GpuError: It cannot be built.
+        OSError: The cache cannot be written.
+    """
+    own = _package_engine(libraries, package, key) if options.use_package_engines else None
+    if own is not None:
+        return own
+    source = EngineSource(
+        graph=package.file(graph_file(key.part, key.precision)),
+        profiles=key.profiles,
+        options=key.options,
+    )
+
+    def load(plan: bytes) -> LoadedEngine | None:
+        return deserialize(libraries, plan)
+
+    def build(timings: bytes) -> BuiltEngine:
+        return build_engine(libraries, source, timings, progress=progress)
+
+    return EngineCache(options.cache_folder).load_or_build(key, load=load, build=build)
+
+
+def package_engine_file(key: EngineKey) -> str:
+    """Where a package would carry an engine, such as `tensorrt/9.0-11.4.0/vision_model.plan`."""
+    folder = f"tensorrt/{key.device.compute_capability}-{key.device.tensorrt}"
+    suffix = "" if key.precision == "fp32" else f"_{key.precision}"
+    return f"{folder}/{key.part}_model{suffix}.plan"
+
+
+def _package_engine(
+    libraries: Libraries, package: ModelPackage, key: EngineKey
+) -> LoadedEngine | None:
+    """The package's own engine, whose digest was verified when the package was opened."""
+    file = package_engine_file(key)
+    if file not in package.manifest.files:
+        return None
+    engine = deserialize(libraries, package.file(file).read_bytes())
+    if engine is None:
+        LOGGER.warning("TensorRT refuses the package's own engine %s; another is used", file)
+    else:
+        LOGGER.info("using the package's own engine %s", file)
+    return engine

@@ -1,6 +1,6 @@
 """Draws the README's image from a running service: each example beside the mask it answers.
 
-`python examples/make_figure.py --url http://localhost:8000 --output examples/first-light.png`
+`python examples/make_figure.py --url http://localhost:8000 --output docs/images/first-light.png`
 """
 
 import argparse

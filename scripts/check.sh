@@ -27,6 +27,8 @@ step "proto: lint, format, generated code"
 scripts/check_proto.sh
 step "synchronous client: generated code"
 python clients/python/generate_sync.py --check
+step "documentation: generated page, links, site"
+scripts/check_docs.sh
 step "types"
 mypy service model training tests benchmarks clients/python/tipserve_client
 step "tests"

@@ -1,4 +1,4 @@
-"""What no committed file may say, and commands that must say the same in two places."""
+"""Texts that must not be committed, and pages that must agree with the code."""
 
 import re
 from pathlib import Path
@@ -36,15 +36,23 @@ def test_ci_runs_the_command_of_the_readme(project_root: Path) -> None:
     assert readme == ci
 
 
-def test_what_the_list_of_complaints_names_is_there(project_root: Path) -> None:
+@pytest.mark.parametrize("page", ["tests/README.md", "docs/clients.md"])
+def test_the_tests_that_a_page_names_exist(project_root: Path, page: str) -> None:
     folder = project_root / "tests"
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (folder / "README.md").read_text(encoding="utf-8"))
+    named = re.findall(
+        r"`([\w/]+\.py)(?:::(\w+))?`", (project_root / page).read_text(encoding="utf-8")
+    )
     assert len(named) > 20
     missing = [
         f"{file}::{name}"
         for file, name in named
         if not (folder / file).exists()
-        or not re.search(rf"(def {name}\(|^{name} = )", (folder / file).read_text(), re.MULTILINE)
+        or (
+            name
+            and not re.search(
+                rf"(def {name}\(|^{name} = )", (folder / file).read_text(), re.MULTILINE
+            )
+        )
     ]
     assert not missing
 
@@ -60,8 +68,8 @@ def test_file_names_say_what_is_inside(python_files: list[Path]) -> None:
     assert not [path for path in python_files if path.stem in empty_words]
 
 
-def test_the_architecture_names_every_metric(project_root: Path) -> None:
-    page = (project_root / "ARCHITECTURE.md").read_text(encoding="utf-8")
+def test_the_operations_page_names_every_metric(project_root: Path) -> None:
+    page = (project_root / "docs" / "operations.md").read_text(encoding="utf-8")
     named = {name.removesuffix("_total") for name in re.findall(r"`(tipserve_[a-z_]+)", page)}
     metrics = Metrics()
     metrics.watch_certificate(lambda: 0.0)
@@ -70,8 +78,21 @@ def test_the_architecture_names_every_metric(project_root: Path) -> None:
     assert named == {name for name in served if name.startswith("tipserve_")}
 
 
-def test_the_architecture_names_every_rpc(project_root: Path) -> None:
-    page = (project_root / "ARCHITECTURE.md").read_text(encoding="utf-8")
+def test_the_api_page_names_every_rpc(project_root: Path) -> None:
+    page = (project_root / "docs" / "api.md").read_text(encoding="utf-8")
     proto = project_root / "proto" / "tipserve" / "v1" / "encoder_service.proto"
     for rpc in re.findall(r"^  rpc (\w+)", proto.read_text(encoding="utf-8"), re.MULTILINE):
         assert f"`{rpc}`" in page
+
+
+def test_every_error_code_of_the_troubleshooting_page_exists(project_root: Path) -> None:
+    page = (project_root / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    _, _, after = page.partition("## A request is refused")
+    rows = [row.split("|") for row in after.partition("\n## ")[0].splitlines() if "`" in row]
+    named = {code for row in rows for code in re.findall(r"`(\w+)`", row[3])}
+    sources = [
+        path.read_text(encoding="utf-8") for path in (project_root / "service").rglob("*.py")
+    ]
+    codes = {code for text in sources for code in re.findall(r'code\w* ?= ?"(\w+)"', text)}
+    assert len(named) > 25
+    assert named <= codes

@@ -1,4 +1,4 @@
-"""Every `curl` line of the README's table, as it stands there, against the running program."""
+"""Every `curl` line of docs/api.md, unchanged, against the running program."""
 
 import io
 import json
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
 
 ROOT = Path(__file__).resolve().parents[2]
-ROW = re.compile(r"^\| (?P<answer>[^|]+) \| `(?P<line>curl -[^|`]+)` \|$", re.MULTILINE)
-ROWS = ROW.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+EXAMPLE = re.compile(r"^# (?P<answer>.+)\n(?P<line>curl -.+)$", re.MULTILINE)
+EXAMPLES = EXAMPLE.findall((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
 ADDRESS = "localhost:8000"
 LIMIT_S = 60
 NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -54,8 +54,8 @@ def read(name: str, content: bytes) -> int:
 
 
 @NEEDS_CURL
-@pytest.mark.parametrize(("answer", "line"), ROWS, ids=[answer for answer, _ in ROWS])
-def test_a_line_of_the_readme_gives_what_it_says(
+@pytest.mark.parametrize(("answer", "line"), EXAMPLES, ids=[answer for answer, _ in EXAMPLES])
+def test_an_example_gives_the_file_that_it_names(
     dense_service: "Service", tmp_path: Path, answer: str, line: str
 ) -> None:
     assert line.count(ADDRESS) == 1
@@ -70,12 +70,13 @@ def test_a_line_of_the_readme_gives_what_it_says(
     assert read(written.name, written.read_bytes()) > 0
 
 
-def test_the_table_has_every_route_and_every_form_of_answer() -> None:
-    lines = " ".join(line for _, line in ROWS)
+def test_the_examples_have_every_route_and_every_format() -> None:
+    assert len(EXAMPLES) == 32
+    lines = " ".join(line for _, line in EXAMPLES)
     routes = ("images:embed", "images:segment", "images:classify", "images:features")
     for route in (*routes, "images:depth", "images:normals", "texts:embed"):
         assert f"/v1/{route}" in lines
-    kinds = {Path(line.split()[-1]).suffix for _, line in ROWS}
+    kinds = {Path(line.split()[-1]).suffix for _, line in EXAMPLES}
     assert kinds == {".png", ".npy", ".safetensors", ".json"}
     for form in ("rle", "rle_counts", "polygons", "overlay", "colors"):
         assert f"format={form}" in lines
@@ -84,10 +85,10 @@ def test_the_table_has_every_route_and_every_form_of_answer() -> None:
 
 
 @NEEDS_CURL
-def test_the_line_with_a_broken_image_tells_what_is_wrong(
+def test_the_example_with_a_broken_image_gives_its_error(
     dense_service: "Service", tmp_path: Path
 ) -> None:
-    (line,) = (line for answer, line in ROWS if "errors" in answer)
+    (line,) = (line for answer, line in EXAMPLES if "errors" in answer)
     url = f"127.0.0.1:{dense_service.ports['http']}"
     command = [*shlex.split(line.replace(ADDRESS, url))[:-2], "--silent"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=LIMIT_S, check=True)

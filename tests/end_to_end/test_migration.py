@@ -1,4 +1,4 @@
-"""The notes for those who come from another server: every request of ours in them is sent."""
+"""The notes for users of other servers: every request of ours in them is sent."""
 
 import base64
 import json

@@ -2,14 +2,12 @@
 
 import argparse
 import importlib
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -115,37 +113,6 @@ def served_name(options: argparse.Namespace) -> str | None:
     """The model to name in requests: a model in this process is the default one."""
     name: str | None = options.model
     return name if options.url is not None else None
-
-
-# `tipserve models`: what can be asked.
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        EngineError: There is no answer.
-        SystemExit: A wrong command line, or `--help`.
-    """
-    parser = new_parser(
-        "models",
-        "Says what can be asked: of a server, or of the model that would be loaded here.",
-        ("", "--url http://localhost:8000", "--url grpc://localhost:8001 --json"),
-    )
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    add_engine_options(parser)
-    options = parser.parse_args(list(arguments))
-    with opened_engine(options) as engine:
-        models = engine.models()
-    if options.json:
-        print(json.dumps([asdict(model) for model in models], indent=2))
-        return DONE
-    for model in models:
-        print(
-            f"{model.name}: {model.variant}, {model.embed_dim} wide, {model.native_size} px, "
-            f"{', '.join(model.outputs)}; {model.runtime} {model.precision} on {model.device}"
-        )
-    return DONE
 
 
 # The console script `tipserve`: finds the command, runs it, and turns errors into sentences.

@@ -87,9 +87,11 @@ class NoopRuntime:
 class NoopPreparer(ImagePreparer):
     """Takes every body for the same empty image, of the size that is asked for."""
 
-    def num_patches(self, image: ImageInput, rule: SizeRule, *, param: str) -> int:
-        """Of that image."""
-        return rule.nominal_patches
+    def measure(
+        self, image: ImageInput, rule: SizeRule, *, param: str
+    ) -> tuple[tuple[int, int], int]:
+        """Size and patches of that image."""
+        return (rule.resolution, rule.resolution), rule.nominal_patches
 
     def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
         """That image."""
@@ -134,7 +136,9 @@ async def serve_noop(
     RUNTIMES["onnx"] = runtime
     server = Server(settings, log_lines=log_lines)
     plane: Any = server.plane
-    plane._preparer = NoopPreparer(plane.image_limits, max_patches=settings.max_batch_patches)
+    plane._images._preparer = NoopPreparer(
+        plane.image_limits, max_patches=settings.max_batch_patches
+    )
     await server.run()
 
 

@@ -36,8 +36,6 @@ class Call:
         item: Which request of its stream it is, from 0; None where it is one of its own.
         waits_for_capacity: Whether it waits in the queue of its model, until its deadline, where
             other calls are refused with `Overloaded`.
-        known_cost: What its request is known to cost, in patches, once that is more than was
-            thought.
         trace: Where its stages and batches are told, if anywhere.
         error: Stable short name of what went wrong, once something has.
         model: Name of the served model that answers, once it is known; never what a caller made up.
@@ -51,7 +49,6 @@ class Call:
     flow: str = ""
     item: int | None = None
     waits_for_capacity: bool = False
-    known_cost: int = 0
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE
     error: str | None = None

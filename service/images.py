@@ -139,12 +139,7 @@ class ImagePreparer:
         self._max_patches = max_patches
         self._jpeg_decode = jpeg_decode
 
-    def size_hw(self, image: ImageInput, *, param: str) -> tuple[int, int]:
-        """Height and width of an image as it is stored; of a file only the header is read.
-
-        Raises:
-            InvalidRequest: It is unreadable or too large.
-        """
+    def _size_hw(self, image: ImageInput, *, param: str) -> tuple[int, int]:
         if isinstance(image, bytes):
             with image_errors(param):
                 return read_size(image, self._limits)
@@ -158,17 +153,19 @@ class ImagePreparer:
             )
         return height, width
 
-    def num_patches(self, image: ImageInput, rule: SizeRule, *, param: str) -> int:
-        """Patches of an image; of a file only the header is read.
+    def measure(
+        self, image: ImageInput, rule: SizeRule, *, param: str
+    ) -> tuple[tuple[int, int], int]:
+        """Height and width, and number of patches of an image; of a file only the header is read.
 
         Raises:
-            InvalidRequest: It is unreadable or too large.
+            InvalidRequest: The image is unreadable or too large.
         """
-        size_hw = self.size_hw(image, param=param)
+        size_hw = self._size_hw(image, param=param)
         target_hw = size_hw if _is_model_input(image) else rule.target_hw(size_hw)
         num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
         if num_patches <= self._max_patches and rule.windows is not None:
-            return rule.num_patches(target_hw)
+            return size_hw, rule.num_patches(target_hw)
         if num_patches > self._max_patches:
             raise InvalidRequest(
                 f"{param}: {size_hw[1]} x {size_hw[0]} pixels at resolution {rule.resolution} are "
@@ -177,7 +174,7 @@ class ImagePreparer:
                 code="image_too_large",
                 param=param,
             )
-        return num_patches
+        return size_hw, num_patches
 
     def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
         """Decode and scale an image.
@@ -188,7 +185,7 @@ class ImagePreparer:
         if isinstance(image, bytes):
             scaled, size_hw = self._scale(image, rule, param)
             return PreparedImage(pixels_3HW=to_planes(scaled), size_hw=size_hw)
-        size_hw = self.size_hw(image, param=param)
+        size_hw = self._size_hw(image, param=param)
         if _is_model_input(image):
             return PreparedImage(pixels_3HW=_copy_planes(image, param=param), size_hw=size_hw)
         pixels_HW3 = np.ascontiguousarray(image, np.uint8)

@@ -1,15 +1,19 @@
-"""Waiting for several things at once, without leaving any behind."""
+"""Waiting for several things at once; after an error or a cancellation none is left running."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from typing import Any, TypeVar
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 async def wait_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
-    """Wait for all, in order; where one fails or the caller leaves, cancel the others.
+    """Wait for all, in order; after an error or a cancellation cancel the others.
 
     Raises:
         Exception: The first that any of them raised.
@@ -21,11 +25,11 @@ async def wait_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
         _cancel(futures)
         raise
     finally:
-        del futures  # or a failed one and the error's frames would hold each other
+        del futures  # A failed future and the frames of its error would form a cycle.
 
 
 async def wait_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
-    """`wait_all` for two things of different types."""
+    """`wait_all` for two awaitables of different types."""
     futures = asyncio.ensure_future(first), asyncio.ensure_future(second)
     try:
         return await asyncio.gather(*futures)
@@ -33,9 +37,75 @@ async def wait_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
         _cancel(futures)
         raise
     finally:
-        del futures  # or a failed one and the error's frames would hold each other
+        del futures  # See above.
 
 
 def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
     for future in futures:
         future.cancel()
+
+
+class ThreadResult(Generic[T]):
+    """A result that worker threads set for one coroutine, with one wake-up of its event loop.
+
+    `asyncio.wrap_future` would wake it for each future.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._result: asyncio.Future[T] | None = None
+        self._num_pending = 0
+        self._lock = threading.Lock()
+
+    async def of(self, pool: Executor, work: Callable[[U], None], argument: U) -> T:
+        """Start work in a pool and wait until it, or what it has started, sets the result.
+
+        Raises:
+            Exception: From the work, or the first future given to `set_after`.
+        """
+        self._result = self._loop.create_future()
+        pool.submit(self._run, work, argument)
+        try:
+            return await self._result
+        finally:
+            self._result = None  # see `wait_all`
+
+    def set(self, value: T) -> None:
+        """Wake the coroutine; from any thread."""
+        self._wake(value, None)
+
+    def set_after(self, futures: Sequence[Future[Any]], value: T) -> None:
+        """Wake the coroutine after the last of these futures, or after the first error."""
+        self._num_pending = len(futures)
+        if not futures:
+            self.set(value)
+        for future in futures:
+            future.add_done_callback(partial(self._on_done, value))
+
+    def _run(self, work: Callable[[U], None], argument: U) -> None:
+        try:
+            work(argument)
+        except Exception as error:
+            self._wake(None, error)
+
+    def _on_done(self, value: T, future: Future[Any]) -> None:
+        if future.cancelled():
+            return
+        with self._lock:
+            self._num_pending -= 1
+            is_last = self._num_pending == 0
+        error = future.exception()
+        if error is not None or is_last:
+            self._wake(value, error)
+
+    def _wake(self, value: T | None, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the event loop was closed, and the coroutine with it
+            self._loop.call_soon_threadsafe(self._settle, value, error)
+
+    def _settle(self, value: T | None, error: BaseException | None) -> None:
+        if self._result is None or self._result.done():
+            return
+        if error is None:
+            self._result.set_result(cast("T", value))
+        else:
+            self._result.set_exception(error)

@@ -216,7 +216,7 @@ def _prepare(item: Item, preparer: ImagePreparer, rule: SizeRule) -> Item:
     if not isinstance(item.data, bytes):
         return item
     try:
-        preparer.num_patches(item.data, rule, param="images")
+        preparer.measure(item.data, rule, param="images")
         pixels_HW3, size_hw = preparer.scale(item.data, rule, param="images")
     except InvalidRequest as error:
         problem = error.message.removeprefix("images: ")

@@ -1,7 +1,7 @@
 """What is computed: items, the batches that lanes make of them, and their answers."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import MapTask
-from service.call import DEFAULT_PRIORITY
+from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
 from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
 
@@ -79,6 +79,14 @@ class Completed:
     queue_s: float
     run_s: float
     batch: BatchTrace = NO_BATCH
+
+
+def record_batches(done: Sequence[Completed], call: Call) -> None:
+    """Record queue and run time in the call. Items run in parallel, so the slowest one counts."""
+    call.wait("queue", max((d.queue_s for d in done), default=0.0))
+    call.wait("run", max((d.run_s for d in done), default=0.0))
+    for batch in {d.batch for d in done}:
+        call.trace.ran_in(batch)
 
 
 class ItemFuture(Future[Completed]):

@@ -1,4 +1,10 @@
-"""Per-model admission by cost in patches, with a wait queue for stream requests."""
+"""Admission to one model by cost in patches, with a wait queue for stream requests.
+
+A request is admitted as a whole or rejected before any work. The cost of all admitted requests of
+a model is bounded, and with it the queue behind it. A request whose deadline cannot be met, by the
+measured cost of the work ahead of it, is rejected too. Requests of streams wait for capacity
+instead, until their deadline. Thread-safe: the event loops of both transports use it.
+"""
 
 import asyncio
 import math
@@ -6,7 +12,7 @@ import threading
 import time
 from collections import deque
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 from service.call import Call, Clock, deadline_exceeded
 from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, ServiceError
@@ -15,15 +21,19 @@ from service.lanes.worker import device_unhealthy
 from service.monitoring.metrics import Metrics, ModelCounter
 from service.request_gate import RequestGate
 
-# How fast work gets done, measured at the exit, and so how long what is inside needs.
+# Bounds of `retry_after_s`, and its value before anything was measured.
+MIN_RETRY_S: Final = 0.1
+MAX_RETRY_S: Final = 30.0
+FIRST_RETRY_S: Final = 1.0
+# Time constant of the exponential average in `Throughput`.
+THROUGHPUT_MEMORY_S: Final = 3.0
 
-MEMORY_S: Final = 3.0
 
+class Throughput:
+    """Cost finished per busy second, as an exponential average. Not thread-safe.
 
-class Pace:
-    """Cost that left in each second in which something was inside. Not thread-safe.
-
-    Whatever holds work up is in it: the device, decoding, the network. Times are monotonic seconds.
+    It is measured where requests leave, so that it includes whatever delays them: the device,
+    decoding, the network. Idle time does not count. Times are monotonic seconds.
     """
 
     def __init__(self) -> None:
@@ -32,53 +42,47 @@ class Pace:
         self._since = 0.0
 
     def begin(self, now: float) -> None:
-        """Somebody came in while nobody was inside."""
+        """The first request after an idle period was admitted."""
         self._since = now
 
-    def leave(self, cost: int, now: float) -> None:
-        """Work of this cost left."""
+    def finish(self, cost: int, now: float) -> None:
+        """A request of this cost has finished."""
         passed_s = now - self._since
         self._since = now
-        kept = math.exp(-passed_s / MEMORY_S)
+        kept = math.exp(-passed_s / THROUGHPUT_MEMORY_S)
         self._cost = self._cost * kept + cost
         self._busy_s = self._busy_s * kept + passed_s
 
     def seconds(self, cost: int) -> float | None:
-        """How long work of this cost needs to leave; None where nothing was measured yet."""
+        """Expected time to finish work of this cost; None before the first measurement."""
         if self._cost <= 0 or self._busy_s <= 0:
             return None
         return cost * self._busy_s / self._cost
 
 
-# Callers who wait for room in a model instead of being refused: the requests of streams.
-#
-# They come in by turns, and have half of the room at the most: the other half is for those who
-# cannot wait. Whoever cannot wait takes nothing that the first in line is about to get.
+class CapacityWaiter:
+    """A stream request in the wait queue. Belongs to the event loop on which it was made."""
 
-
-class Waiter:
-    """One who waits; belongs to the event loop that makes it."""
-
-    __slots__ = ("_loop", "_woken", "cost", "is_in")
+    __slots__ = ("_loop", "_woken", "cost", "is_admitted")
 
     def __init__(self, cost: int) -> None:
         self.cost = cost
-        self.is_in = False
+        self.is_admitted = False
         self._loop = asyncio.get_running_loop()
         self._woken: asyncio.Future[None] = self._loop.create_future()
 
-    def let_in(self) -> None:
-        """Say so, from any thread."""
-        self.is_in = True
+    def admit(self) -> None:
+        """Wake the waiting coroutine; from any thread."""
+        self.is_admitted = True
         self._loop.call_soon_threadsafe(self._wake)
 
     async def wait(self, limit_s: float) -> None:
-        """Return once it is in.
+        """Return once the request is admitted.
 
         Raises:
-            TimeoutError: That takes longer than the limit.
+            TimeoutError: The limit has passed.
         """
-        if not self.is_in:
+        if not self.is_admitted:
             async with asyncio.timeout(limit_s):
                 await self._woken
 
@@ -87,128 +91,132 @@ class Waiter:
             self._woken.set_result(None)
 
 
-class PatientLine:
-    """Who waits, and what those who have waited take up by now. Not thread-safe."""
+class StreamWaitQueue:
+    """Stream requests that wait for capacity, in FIFO order. Not thread-safe.
+
+    Stream requests use at most half of the capacity, because the other half is for requests that
+    cannot wait.
+    """
 
     def __init__(self, max_cost: int) -> None:
         self._max_cost = max_cost // 2
-        self._cost = 0
-        self._waiting: deque[Waiter] = deque()
+        self._admitted_cost = 0
+        self._waiting: deque[CapacityWaiter] = deque()
 
     @property
-    def is_next(self) -> bool:
-        """Whether the next free room is for the first in line."""
+    def has_next(self) -> bool:
+        """Whether free capacity is reserved for the first waiter.
+
+        Without the reservation small requests that cannot wait would starve a large one.
+        """
         return bool(self._waiting) and self._fits(self._waiting[0].cost)
 
-    def join(self, waiter: Waiter) -> None:
-        """Wait behind everybody else."""
+    def add(self, waiter: CapacityWaiter) -> None:
+        """Append a waiter."""
         self._waiting.append(waiter)
 
-    def give_up(self, waiter: Waiter) -> None:
-        """Wait no more."""
+    def remove(self, waiter: CapacityWaiter) -> None:
+        """Remove a waiter that was not admitted."""
         self._waiting.remove(waiter)
 
-    def come_in(self, free: int) -> Waiter | None:
-        """The first in line where there is room for it, which it then takes; None where not."""
-        if not self.is_next or self._waiting[0].cost > free:
+    def admit_next(self, free_cost: int) -> CapacityWaiter | None:
+        """Admit the first waiter if it fits into the free capacity; None if it does not."""
+        if not self.has_next or self._waiting[0].cost > free_cost:
             return None
         waiter = self._waiting.popleft()
-        self._cost += waiter.cost
-        waiter.let_in()
+        self._admitted_cost += waiter.cost
+        waiter.admit()
         return waiter
 
     def resize(self, difference: int) -> None:
-        """One who is in takes up so much more, or less; all of it when it leaves."""
-        self._cost += difference
+        """The cost of an admitted stream request changed; it finishes with minus its cost."""
+        self._admitted_cost += difference
 
     def _fits(self, cost: int) -> bool:
-        return self._cost == 0 or self._cost + cost <= self._max_cost
+        return self._admitted_cost == 0 or self._admitted_cost + cost <= self._max_cost
 
 
-# What one model takes on: a request is admitted whole, by its cost, or refused before any work.
-#
-# Cost is counted in patches over all requests of the model that are inside, so it bounds the queue
-# behind it too. A request whose deadline cannot be met, by the measured cost of what is ahead of
-# it, is refused as well. The requests of streams wait for room instead, until their deadline.
-# Thread-safe: both transports' loops come here.
-
-# Callers are told to come back no sooner and no later than this, and this while nothing is known.
-MIN_RETRY_S: Final = 0.1
-MAX_RETRY_S: Final = 30.0
-FIRST_RETRY_S: Final = 1.0
-
-
-class Device(Protocol):
-    """What admission asks of the lanes behind it; see `service.lanes.batching.Batcher`."""
+class LoadForecast(Protocol):
+    """What admission needs from the lanes of a model; see `service.lanes.batching.Batcher`."""
 
     @property
     def is_ready(self) -> bool:
         """Whether any lane takes work."""
 
     def done_in_s(self, cost: int, priority: int, flow: str, kind: Kind | None) -> float:
-        """Seconds that new work takes at the least until it is done."""
+        """Least time in seconds until new work would be done."""
 
 
 class Ticket:
-    """The room that one admitted request takes up, until its `with` block ends.
+    """The capacity that one admitted request holds, until `release`. Thread-safe.
 
     Attributes:
-        cost: What it takes up.
-        wanted: What it turned out to need.
-        is_patient: Whether it waited for its room, or would have.
+        cost: In patches.
+        is_held: False after `release`.
+        is_stream: Whether the request counts against the share of streams.
     """
 
-    def __init__(self, admission: "Admission", cost: int, *, is_patient: bool = False) -> None:
-        self._admission = admission
-        self.cost = self.wanted = cost
-        self.is_patient = is_patient
+    __slots__ = ("_admission", "_call", "_kind", "cost", "is_held", "is_stream")
 
-    def resize(self, cost: int) -> None:
+    def __init__(self, admission: "Admission", cost: int, call: Call, kind: Kind | None) -> None:
+        self._admission = admission
+        self._call = call
+        self._kind = kind
+        self.cost = cost
+        self.is_held = True
+        self.is_stream = call.waits_for_capacity
+
+    def resize(self, cost: int) -> bool:
         """Correct the cost once it is known exactly, before any work is done.
 
+        Returns:
+            False for a stream request that does not fit; it must call `wait_for` before any work.
+
         Raises:
-            Overloaded: It is more than was thought, and does not fit beside what is inside now.
-            RequestTooLarge: It would not fit into an empty queue.
+            Overloaded: The larger cost does not fit now, and the request may not wait.
+            RequestTooLarge: The cost is more than the whole capacity.
         """
-        self.wanted = cost
-        self._admission._resize(self, cost)
+        return self._admission._resize(self, cost)
 
-    def __enter__(self) -> Self:
-        return self
+    async def wait_for(self, cost: int) -> None:
+        """Give the capacity back and wait until a larger cost fits.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._admission._leave(self)
+        Raises:
+            ServiceError: As `Admission.admit`.
+        """
+        self.release()
+        await self._admission._wait(cost, self._call, self._kind)
+        self.cost, self.is_held = cost, True
+
+    def release(self) -> None:
+        """Give the capacity back."""
+        self._admission._release(self)
 
 
 class Admission:
-    """Counts what is inside one model and decides who else fits."""
+    """Counts the cost of the admitted requests of one model and decides which others fit."""
 
     def __init__(
-        self, max_cost: int, metrics: Metrics, device: Device, clock: Clock = time.monotonic
+        self, max_cost: int, metrics: Metrics, lanes: LoadForecast, clock: Clock = time.monotonic
     ) -> None:
         self._max_cost = max_cost
-        self._device = device
+        self._lanes = lanes
         self._clock = clock
         self._cost = 0
-        self._num_inside = 0
-        self._patient = PatientLine(max_cost)
-        self._pace = Pace()
+        self._num_admitted = 0
+        self._streams = StreamWaitQueue(max_cost)
+        self._throughput = Throughput()
         self._changed = threading.Condition()
         self.rejected = ModelCounter(metrics.rejected)
 
     @property
     def cost(self) -> int:
-        """What all requests inside cost together."""
+        """Cost of all admitted requests."""
         return self._cost
 
     @property
     def max_cost(self) -> int:
-        """What they may cost together."""
+        """Upper bound of `cost`."""
         return self._max_cost
 
     @property
@@ -217,170 +225,163 @@ class Admission:
         return self._cost >= self._max_cost
 
     def check(self) -> None:
-        """Refuse where nothing fits, so that the body need not even be read.
+        """Reject a request before its body is read.
 
         Raises:
-            Unavailable: No lane is well.
+            Unavailable: No lane is healthy.
             Overloaded: The queue is full.
         """
-        self._check_well()
+        self._check_healthy()
         if self.is_full:
-            raise self._full()
+            raise self._overloaded()
 
-    def admit(self, cost: int, call: Call, kind: Kind | None = None) -> Ticket:
-        """Let a whole request in, or refuse it.
+    async def admit(self, cost: int, call: Call, kind: Kind | None = None) -> Ticket:
+        """Admit a whole request or reject it. A stream request waits for its turn.
 
         Args:
-            cost: In patches, for all images and texts of the request together.
-            call: With its deadline and priority.
-            kind: Of all its items, where they are of one; what they cost is then known better.
+            cost: In patches, for all images and texts of the request.
+            call: Gives the deadline, the priority, and whether the request waits.
+            kind: The kind of all items, if they have one; the forecast is then more exact.
 
         Raises:
-            Unavailable: No lane is well.
-            Overloaded: It does not fit beside what is inside now.
-            RequestTooLarge: It would not fit into an empty queue.
+            Unavailable: No lane is healthy.
+            Overloaded: There is no capacity now, and the request may not wait.
+            RequestTooLarge: The cost is more than the whole capacity.
             DeadlineExceeded: The deadline has passed, or cannot be met.
         """
+        if call.waits_for_capacity:
+            await self._wait(cost, call, kind)
+            return Ticket(self, cost, call, kind)
         self.check()
         self._check_deadline(cost, call, kind)
         with self._changed:
             self._check_size(cost)
-            if self._cost + cost > self._max_cost or self._patient.is_next:
-                raise self._full()
-            self._enter(cost)
-        return Ticket(self, cost)
-
-    async def admit_patiently(self, cost: int, call: Call, kind: Kind | None = None) -> Ticket:
-        """Let a whole request in as soon as there is room for it, in turn.
-
-        Args:
-            cost: As for `admit`, as `call` and `kind` are.
-            call: It waits until its deadline.
-            kind: What it costs is known better with it.
-
-        Raises:
-            Unavailable: No lane is well.
-            RequestTooLarge: It would not fit into an empty queue.
-            DeadlineExceeded: The deadline has passed, also while it waited, or cannot be met.
-        """
-        self._check_well()
-        self._check_deadline(cost, call, kind)
-        waiter = Waiter(cost)
-        with self._changed:
-            self._check_size(cost)
-            self._patient.join(waiter)
-            self._let_in()
-        try:
-            await waiter.wait(call.remaining_s())
-        except BaseException as error:
-            self._give_up(waiter)
-            if isinstance(error, TimeoutError):
-                raise self._refused("deadline", deadline_exceeded()) from None
-            raise
-        return Ticket(self, cost, is_patient=True)
+            if self._cost + cost > self._max_cost or self._streams.has_next:
+                raise self._overloaded()
+            self._hold(cost)
+        return Ticket(self, cost, call, kind)
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Block until no request of this model is inside; False where the time-out came first."""
+        """Block until no request is admitted; False after the timeout."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._num_inside == 0, timeout_s)
+            return self._changed.wait_for(lambda: self._num_admitted == 0, timeout_s)
 
     def retry_after_s(self) -> float:
-        """Seconds until what is inside now has left, by the pace at which work leaves."""
-        needed_s = self._pace.seconds(self._cost)
+        """Expected time until the admitted requests have finished."""
+        needed_s = self._throughput.seconds(self._cost)
         if needed_s is None:
             return FIRST_RETRY_S
         return min(max(needed_s, MIN_RETRY_S), MAX_RETRY_S)
+
+    async def _wait(self, cost: int, call: Call, kind: Kind | None) -> None:
+        """Hold capacity for a stream request as soon as its turn comes."""
+        self._check_healthy()
+        self._check_deadline(cost, call, kind)
+        waiter = CapacityWaiter(cost)
+        with self._changed:
+            self._check_size(cost)
+            self._streams.add(waiter)
+            self._admit_waiting()
+        try:
+            await waiter.wait(call.remaining_s())
+        except BaseException as error:
+            self._abandon(waiter)
+            if isinstance(error, TimeoutError):
+                raise self._rejected("deadline", deadline_exceeded()) from None
+            raise
 
     def _check_deadline(self, cost: int, call: Call, kind: Kind | None) -> None:
         try:
             left_s = call.remaining_s()
         except DeadlineExceeded as error:
-            raise self._refused("deadline", error) from None
-        needed_s = self._device.done_in_s(cost, call.priority, call.flow, kind)
+            raise self._rejected("deadline", error) from None
+        needed_s = self._lanes.done_in_s(cost, call.priority, call.flow, kind)
         if needed_s > left_s:
             late = DeadlineExceeded(
-                f"The deadline is {left_s:.3f} s away, and with what is ahead of it this takes at "
-                f"least {needed_s:.3f} s; allow more time, or come back later.",
+                f"The deadline is in {left_s:.3f} s, but with the current queue this request "
+                f"takes at least {needed_s:.3f} s. Allow more time, or try again later.",
                 code="deadline_too_near",
             )
-            raise self._refused("deadline", late)
+            raise self._rejected("deadline", late)
 
-    def _check_well(self) -> None:
-        if not self._device.is_ready:
-            raise self._refused("unhealthy", device_unhealthy())
+    def _check_healthy(self) -> None:
+        if not self._lanes.is_ready:
+            raise self._rejected("unhealthy", device_unhealthy())
 
     def _check_size(self, cost: int) -> None:
         if cost > self._max_cost:
             large = RequestTooLarge(
-                f"The request costs {cost} patches, more than the whole queue of "
-                f"{self._max_cost}; split it."
+                f"The request costs {cost} patches, at most {self._max_cost} fit into the queue; "
+                "split it."
             )
-            raise self._refused("too_large", large)
+            raise self._rejected("too_large", large)
 
-    def _full(self, *, is_final: bool = True) -> Overloaded:
-        full = Overloaded(
-            "The queue has no room for this request; try again.", retry_after_s=self.retry_after_s()
-        )
-        if is_final:
-            self._refused("queue_full", full)
-        return full
+    def _overloaded(self) -> ServiceError:
+        full = Overloaded("The queue is full; try again.", retry_after_s=self.retry_after_s())
+        return self._rejected("queue_full", full)
 
-    def _refused(self, reason: str, error: ServiceError) -> ServiceError:
+    def _rejected(self, reason: str, error: ServiceError) -> ServiceError:
         self.rejected.inc(reason)
         return error
 
-    def _enter(self, cost: int) -> None:
-        if not self._num_inside:
-            self._pace.begin(self._clock())
+    def _hold(self, cost: int) -> None:
+        if not self._num_admitted:
+            self._throughput.begin(self._clock())
         self._cost += cost
-        self._num_inside += 1
+        self._num_admitted += 1
 
-    def _let_in(self) -> None:
-        """Those who wait and now fit."""
-        while (waiter := self._patient.come_in(self._max_cost - self._cost)) is not None:
-            self._enter(waiter.cost)
+    def _admit_waiting(self) -> None:
+        while (waiter := self._streams.admit_next(self._max_cost - self._cost)) is not None:
+            self._hold(waiter.cost)
 
-    def _give_up(self, waiter: Waiter) -> None:
-        """Who waited, or has just been let in, leaves."""
+    def _abandon(self, waiter: CapacityWaiter) -> None:
+        """A stream request ended its wait; it may have been admitted at the same moment."""
         with self._changed:
-            if waiter.is_in:
-                self._leave(Ticket(self, waiter.cost, is_patient=True))
+            if waiter.is_admitted:
+                self._free(waiter.cost, is_stream=True)
             else:
-                self._patient.give_up(waiter)
-                self._let_in()
+                self._streams.remove(waiter)
+                self._admit_waiting()
 
-    def _resize(self, ticket: Ticket, cost: int) -> None:
+    def _resize(self, ticket: Ticket, cost: int) -> bool:
         more = cost - ticket.cost
         with self._changed:
+            if not ticket.is_held:  # the request was cancelled
+                return False
             self._check_size(cost)
             if more > 0 and self._cost + more > self._max_cost:
-                # One who is patient comes again, and asks for as much as it needs.
-                raise self._full(is_final=not ticket.is_patient)
+                if ticket.is_stream:
+                    return False
+                raise self._overloaded()
             self._cost += more
             ticket.cost = cost
-            if ticket.is_patient:
-                self._patient.resize(more)
+            if ticket.is_stream:
+                self._streams.resize(more)
             if more < 0:
-                self._let_in()
+                self._admit_waiting()
+        return True
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _release(self, ticket: Ticket) -> None:
         with self._changed:
-            self._cost -= ticket.cost
-            self._num_inside -= 1
-            self._pace.leave(ticket.cost, self._clock())
-            if ticket.is_patient:
-                self._patient.resize(-ticket.cost)
-            self._let_in()
-            self._changed.notify_all()
+            if ticket.is_held:
+                ticket.is_held = False
+                self._free(ticket.cost, is_stream=ticket.is_stream)
+
+    def _free(self, cost: int, *, is_stream: bool) -> None:
+        self._cost -= cost
+        self._num_admitted -= 1
+        self._throughput.finish(cost, self._clock())
+        if is_stream:
+            self._streams.resize(-cost)
+        self._admit_waiting()
+        self._changed.notify_all()
 
 
-# The room of one admitted request, at the gate and in its model, until its block ends.
+class AdmissionGuard:
+    """Holds the server-wide and the per-model admission of one request while a block runs.
 
-
-class Admitted:
-    """Enters gate and model, leaves them when the block ends, and ends it at the deadline.
-
-    Written out instead of generated, for every request passes through it.
+    The block is cancelled at the deadline. A class instead of `asynccontextmanager`: every request
+    passes through it.
     """
 
     __slots__ = ("_admission", "_call", "_cost", "_gate", "_kind", "_limit", "_ticket")
@@ -404,7 +405,7 @@ class Admitted:
         with call.stage("admit"):
             self._gate.enter()
             try:
-                self._ticket = await self._admit()
+                self._ticket = await self._admission.admit(self._cost, call, self._kind)
             except BaseException:
                 self._gate.leave()
                 raise
@@ -425,14 +426,5 @@ class Admitted:
         except TimeoutError:
             raise deadline_exceeded() from None
         finally:
-            self._ticket.__exit__(kind, error, traceback)
+            self._ticket.release()
             self._gate.leave()
-            if isinstance(error, Overloaded):
-                self._call.known_cost = self._ticket.wanted
-
-    async def _admit(self) -> Ticket:
-        call = self._call
-        if not call.waits_for_capacity:
-            return self._admission.admit(self._cost, call, self._kind)
-        cost = max(self._cost, call.known_cost)
-        return await self._admission.admit_patiently(cost, call, self._kind)

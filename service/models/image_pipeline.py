@@ -1,36 +1,54 @@
-"""The images of one request through decoding, preparation and the batcher."""
+"""The images of one request: read headers, admit, decode, batch, run.
+
+The steps alternate between the caller's event loop, the pool (headers, decoding) and the lanes.
+"""
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-
-import numpy as np
-from numpy.typing import NDArray
 
 from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.images import ImagePreparer, PreparedImage, SizeRule
-from service.lanes.work import Completed, Kind, Outputs
+from service.lanes.work import Completed, Kind, Outputs, record_batches
 from service.messages import MaybeImage
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
+from service.waiting import ThreadResult
 
 SizeCheck = Callable[[Sequence[tuple[int, int]]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedImage:
-    """What the model says of an image.
+class ImageJob:
+    """The images of a request, and what to compute for them.
 
     Attributes:
-        parts: The image's, or each window's.
-        grid_hw: Patch rows and columns of a part.
-        scaled_hw: Height and width to which the image was scaled, in pixels.
-        size_hw: Its own height and width, in pixels.
+        images: Encoded images or pixels, or why there is none.
+        rule: The size at which the model sees them.
+        kind: Which outputs are computed.
+        check_sizes: Rejects images by their heights and widths, before any is decoded.
+        is_partial: Whether an unreadable image leaves the other images their answers.
+    """
+
+    images: Sequence[MaybeImage]
+    rule: SizeRule
+    kind: Kind = "image"
+    check_sizes: SizeCheck | None = None
+    is_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImage:
+    """Model outputs for one image.
+
+    Attributes:
+        parts: Outputs of the whole image, or of each window.
+        grid_hw: Patch rows and columns of one part.
+        scaled_hw: Height and width of the scaled image in pixels.
+        size_hw: Height and width of the original image in pixels.
     """
 
     parts: tuple[Completed, ...]
@@ -40,280 +58,206 @@ class EncodedImage:
 
     @property
     def outputs(self) -> Outputs:
-        """Of the only part."""
+        """Outputs of a single-part image."""
         (completed,) = self.parts
         return completed.outputs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassOptions:
-    """What is to be done with images.
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """The images that could be read, in order, and the errors of the others by their index."""
 
-    Attributes:
-        kind: What is to be computed of them.
-        check_sizes: Refuses images by their heights and widths, before any pixel is decoded.
-        is_partial: Whether those that cannot be read leave the others their answers.
+    images: Sequence[EncodedImage] = ()
+    errors: dict[int, ServiceError] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _ImageRun:
+    """State of one request, shared by its coroutine and the threads that work for it."""
+
+    job: ImageJob
+    model: ServedModel
+    call: Call
+    ticket: Ticket
+    result: ThreadResult[bool] = field(default_factory=ThreadResult)
+    cost: int = 0
+    errors: dict[int, ServiceError] = field(default_factory=dict)
+    readable: Sequence[int] = ()
+    layouts: Sequence["_Layout"] = ()
+    futures: Sequence[Future[Completed]] = ()
+    submitted: float | None = None
+    is_cancelled: bool = False
+
+
+class ImagePipeline:
+    """Runs the images of requests through the pool and the lanes; from any event loop.
+
+    `run` starts one pool job, which reads the headers, decodes and submits; the last lane wakes
+    `run`. There is no step on the event loop in between, because each one costs some 100 us of
+    CPU time, a third of what the core spends on a small request.
     """
 
-    kind: Kind = "image"
-    check_sizes: SizeCheck | None = None
-    is_partial: bool = False
-
-
-PLAIN = PassOptions()
-
-
-class ImagePass:
-    """Runs once. Made and awaited on an event loop; its steps run in the pool and the lanes.
-
-    Args:
-        images: Encoded images.
-        rule: How large the model sees them.
-        model: Which one.
-        call: Whose they are.
-        options: What is to be done with them.
-
-    Attributes:
-        errors: What is wrong with single images, once it has run; only where it is partial.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[MaybeImage],
-        rule: SizeRule,
-        *,
-        model: ServedModel,
-        call: Call,
-        options: PassOptions = PLAIN,
-    ) -> None:
-        self.errors: dict[int, ServiceError] = {}
-        self._images = images
-        self._options = options
-        self._rule = rule
-        self._model = model
-        self._call = call
-        self._loop = asyncio.get_running_loop()
-        self._woken: asyncio.Future[None] | None = self._loop.create_future()
-        self._lock = threading.Lock()
-        self._num_pending = 0
-        self._failures: dict[int, Exception] = {}
-        self._prepared: list[PreparedImage | None] = [None] * len(images)
-        self._sent: list[_Sent] = []
-        self._futures: list[Future[Completed]] = []
-        self._submitted: float | None = None
-        self._has_left = False
+    def __init__(self, preparer: ImagePreparer, pool: Executor) -> None:
+        self._preparer = preparer
+        self._pool = pool
 
     async def run(
-        self, preparer: ImagePreparer, ticket: Ticket, pool: Executor
-    ) -> list[EncodedImage]:
-        """Prepare and encode all images, in order; where it is partial, all that can be read.
+        self, job: ImageJob, model: ServedModel, call: Call, ticket: Ticket
+    ) -> EncodedImages:
+        """Decode and encode all images of a request.
 
         Args:
-            preparer: Which reads and scales them.
-            ticket: Of the request, whose cost becomes exact before any pixel is decoded.
-            pool: Where that is done.
+            job: The images.
+            model: The model that encodes them.
+            call: The call that they belong to.
+            ticket: The admission of the request; its cost is corrected once headers are read.
 
         Raises:
-            InvalidRequest: Of several images that cannot be read, the first.
+            InvalidRequest: An image cannot be read; the first of several.
+            Overloaded: The images are larger than estimated and do not fit.
             ServiceError: The deadline passed, the server stops, or a batch failed.
         """
-        if not self._images:
-            return []
-        started = self._call.clock()
-        woken = self._woken
-        assert woken is not None
-        pool.submit(self._measure, preparer, ticket, pool)
+        if not job.images:
+            return EncodedImages()
+        run = _ImageRun(job=job, model=model, call=call, ticket=ticket)
+        started = call.clock()
         try:
-            await woken
+            has_run = await run.result.of(self._pool, self._read_and_submit, run)
+            if not has_run:
+                await ticket.wait_for(run.cost)
+                await run.result.of(self._pool, self._decode_and_submit, run)
+            done = [future.result() for future in run.futures]
         except BaseException as error:
-            self._count_failure(started, error)
-            self._leave(is_abandoned=isinstance(error, asyncio.CancelledError))
+            # In this order, because the pool sets `futures` first and then reads `is_cancelled`.
+            run.is_cancelled = True
+            _count_failure(run, started, error)
+            for future in run.futures:
+                future.cancel()
             raise
         finally:
-            # An error leads to this frame, which must not lead back: no circle holds images.
-            self._woken = woken = None
-            failures, self._failures = self._failures, {}
-            self._images = ()
-        self.errors = {i: _bare(e) for i, e in failures.items() if isinstance(e, ServiceError)}
-        done = [future.result() for future in self._futures]
-        self._count_stages(started, done)
+            # A failed future leads to this frame by its traceback. Without the cycle the images are
+            # freed now, and not at the next garbage collection.
+            run.futures = ()
+        _count_decode(run, started)
+        record_batches(done, call)
         parts = iter(done)
-        return [
-            EncodedImage(
-                parts=tuple(islice(parts, sent.num_parts)),
-                grid_hw=sent.grid_hw,
-                scaled_hw=sent.scaled_hw,
-                size_hw=sent.size_hw,
-            )
-            for sent in self._sent
-        ]
+        images = [layout.encoded(tuple(islice(parts, layout.num_parts))) for layout in run.layouts]
+        return EncodedImages(images, run.errors)
 
-    def _measure(self, preparer: ImagePreparer, ticket: Ticket, pool: Executor) -> None:
-        """All headers first; then one job for each image, of which this thread does one."""
-        if self._is_over():
-            return
-        try:
-            readable = self._read_headers(preparer)
-            nominal = len(self._images) * self._rule.nominal_patches
-            with self._lock:
-                if self._is_over():  # and so is the ticket
-                    return
-                ticket.resize(ticket.cost - nominal + sum(readable.values()))
-                self._num_pending = len(readable)
-            for index in list(readable)[1:]:
-                pool.submit(self._prepare, index, preparer)
-        except Exception as error:
-            self._wake(error)
-            return
-        if readable:
-            self._prepare(min(readable), preparer)
-        else:  # each has its error
-            self._wake(None)
-
-    def _read_headers(self, preparer: ImagePreparer) -> dict[int, int]:
-        """Patches of each image, by its index."""
-        readable: dict[int, int] = {}
+    def _read_and_submit(self, run: _ImageRun) -> None:
+        """Read all headers and correct the admission; then decode and submit. In the pool."""
+        job = run.job
+        num_patches: dict[int, int] = {}
         sizes: list[tuple[int, int]] = []
-        for index, data in enumerate(self._images):
+        for index, image in enumerate(job.images):
             try:
-                if isinstance(data, ServiceError):
-                    raise data
-                readable[index] = preparer.num_patches(data, self._rule, param=_param(index))
-                if self._options.check_sizes is not None:
-                    sizes.append(preparer.size_hw(data, param=_param(index)))
+                if isinstance(image, ServiceError):
+                    raise image
+                size_hw, num_patches[index] = self._preparer.measure(
+                    image, job.rule, param=_param(index)
+                )
+                sizes.append(size_hw)
             except ServiceError as error:
-                if not self._options.is_partial:
+                if not job.is_partial:
                     raise
-                self._failures[index] = error
-        if self._options.check_sizes is not None:
-            self._options.check_sizes(sizes)
-        return readable
-
-    def _prepare(self, index: int, preparer: ImagePreparer) -> None:
-        if not self._is_over():
-            try:
-                data = self._images[index]
-                assert not isinstance(data, ServiceError)
-                self._prepared[index] = preparer.prepare(data, self._rule, param=_param(index))
-            except Exception as error:
-                self._failures[index] = error
-        with self._lock:
-            self._num_pending -= 1
-            is_last = self._num_pending == 0
-        if is_last:
-            self._submit()
-
-    def _submit(self) -> None:
-        """Queue all images together, unless one cannot be read or nobody waits any more."""
-        fatal = [i for i, error in self._failures.items() if not self._is_forgiven(error)]
-        if fatal:
-            self._wake(self._failures[min(fatal)])
-            return
-        try:
-            with self._lock:
-                if self._is_over():
-                    return
-                ready = [image for image in self._prepared if image is not None]
-                cut = [self._rule.parts(image.pixels_3HW) for image in ready]
-                self._sent = list(map(self._note, ready, cut))
-                pixels = [part for parts in cut for part in parts]
-                self._num_pending = len(pixels)
-                self._prepared, cut = [], []  # from here on the queue alone holds their pixels
-                self._submitted = self._call.clock()
-                kind = self._options.kind
-                self._futures = self._model.submit_images(pixels, self._call, kind)
-        except Exception as error:
-            self._wake(error)
-            return
-        if not self._futures:  # none could be read
-            self._wake(None)
-        for future in self._futures:
-            future.add_done_callback(self._finish)
-
-    def _is_forgiven(self, error: Exception) -> bool:
-        return self._options.is_partial and isinstance(error, ServiceError)
-
-    def _finish(self, future: "Future[Completed]") -> None:
-        if future.cancelled():
-            return
-        with self._lock:
-            self._num_pending -= 1
-            is_last = self._num_pending == 0
-        error = future.exception()
-        if error is not None or is_last:
-            self._wake(error)
-
-    def _wake(self, error: BaseException | None) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
-            self._loop.call_soon_threadsafe(self._settle, error)
-
-    def _settle(self, error: BaseException | None) -> None:
-        woken = self._woken
-        if woken is None or woken.done():
-            return
-        if error is None:
-            woken.set_result(None)
+                run.errors[index] = _without_frames(error)
+        if job.check_sizes is not None:
+            job.check_sizes(sizes)
+        run.readable = tuple(num_patches)
+        nominal = len(job.images) * job.rule.nominal_patches
+        run.cost = run.ticket.cost - nominal + sum(num_patches.values())
+        if run.ticket.resize(run.cost):
+            self._decode_and_submit(run)
         else:
-            woken.set_exception(error)
+            run.result.set(False)  # a stream request, which must wait for more capacity first
 
-    def _is_over(self) -> bool:
-        """Whether nobody waits any more."""
-        return self._has_left
+    def _decode_and_submit(self, run: _ImageRun) -> None:
+        """Decode all images and submit them to the lanes. In the pool.
 
-    def _leave(self, *, is_abandoned: bool) -> None:
-        with self._lock:
-            self._has_left = True
-            futures = self._futures
-        if is_abandoned and not futures:
-            self._model.count_abandoned(len(self._images), self._call)
-        for future in futures:
-            future.cancel()
+        Idle pool threads help. What no other thread has begun this thread does itself, so that it
+        never waits for a queued job: two requests that did would block a small pool for ever.
+        """
+        images: list[PreparedImage] = []
+        helped = {i: self._pool.submit(self._prepare, run, i) for i in run.readable[1:]}
+        try:
+            for index in run.readable:
+                is_mine = index not in helped or helped[index].cancel()
+                try:
+                    prepared = self._prepare(run, index) if is_mine else helped[index].result()
+                    images.append(prepared)
+                except ServiceError as error:
+                    if not run.job.is_partial:
+                        raise
+                    run.errors[index] = _without_frames(error)
+        finally:
+            helped.clear()  # A failed future and the frames of its error would form a cycle.
+        if not run.is_cancelled:
+            _submit(run, images)
 
-    def _note(self, image: PreparedImage, parts: Sequence[NDArray[np.float32]]) -> "_Sent":
-        """What is to be known of an image once its pixels are gone."""
-        _, height, width = parts[0].shape
-        patch_size = self._rule.patch_size
-        return _Sent(
-            num_parts=len(parts),
-            grid_hw=(height // patch_size, width // patch_size),
-            scaled_hw=(image.pixels_3HW.shape[1], image.pixels_3HW.shape[2]),
-            size_hw=image.size_hw,
-        )
-
-    def _count_stages(self, started: float, done: Sequence[Completed]) -> None:
-        """Images run side by side: the slowest is what the caller waited for."""
-        self._count_decode(started)
-        self._call.wait("queue", max((d.queue_s for d in done), default=0.0))
-        self._call.wait("run", max((d.run_s for d in done), default=0.0))
-        for batch in {d.batch for d in done}:
-            self._call.trace.ran_in(batch)
-
-    def _count_failure(self, started: float, error: BaseException) -> None:
-        """What came before a failure counts; a batch that failed does not say how long it ran."""
-        submitted = self._count_decode(started)
-        is_running = any(future.running() for future in self._futures)
-        if submitted is not None and not is_running and not isinstance(error, InternalError):
-            self._call.wait("queue", self._call.clock() - submitted)
-
-    def _count_decode(self, started: float) -> float | None:
-        with self._lock:
-            submitted = self._submitted
-        ended = self._call.clock() if submitted is None else submitted
-        self._call.add("decode", ended - started)
-        self._call.trace.stage("decode", started, ended)
-        return submitted
+    def _prepare(self, run: _ImageRun, index: int) -> PreparedImage:
+        if run.is_cancelled:
+            raise asyncio.CancelledError
+        image = run.job.images[index]
+        assert not isinstance(image, ServiceError)
+        return self._preparer.prepare(image, run.job.rule, param=_param(index))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sent:
+class _Layout:
+    """Sizes of an image, kept after its pixels are freed."""
+
     num_parts: int
     grid_hw: tuple[int, int]
     scaled_hw: tuple[int, int]
     size_hw: tuple[int, int]
 
+    def encoded(self, parts: tuple[Completed, ...]) -> EncodedImage:
+        return EncodedImage(
+            parts=parts, grid_hw=self.grid_hw, scaled_hw=self.scaled_hw, size_hw=self.size_hw
+        )
 
-def _bare(error: ServiceError) -> ServiceError:
-    """An error that leads to no frame, and so to no image, for it stays with the answer."""
+
+def _submit(run: _ImageRun, images: Sequence[PreparedImage]) -> None:
+    """Queue all parts of all images at once; the last one wakes the coroutine."""
+    rule = run.job.rule
+    cut = [rule.parts(image.pixels_3HW) for image in images]
+    run.layouts = [
+        _Layout(
+            num_parts=len(parts),
+            grid_hw=(parts[0].shape[1] // rule.patch_size, parts[0].shape[2] // rule.patch_size),
+            scaled_hw=(image.pixels_3HW.shape[1], image.pixels_3HW.shape[2]),
+            size_hw=image.size_hw,
+        )
+        for image, parts in zip(images, cut, strict=True)
+    ]
+    pixels = [part for parts in cut for part in parts]
+    run.submitted = run.call.clock()
+    run.futures = run.model.submit_images(pixels, run.call, run.job.kind)
+    if run.is_cancelled:
+        for future in run.futures:
+            future.cancel()
+    run.result.set_after(run.futures, True)
+
+
+def _count_decode(run: _ImageRun, started: float) -> None:
+    ended = run.call.clock() if run.submitted is None else run.submitted
+    run.call.add("decode", ended - started)
+    run.call.trace.stage("decode", started, ended)
+
+
+def _count_failure(run: _ImageRun, started: float, error: BaseException) -> None:
+    """Count the stages before the failure, and images that were abandoned before the queue."""
+    _count_decode(run, started)
+    is_queued = bool(run.futures) and not any(future.running() for future in run.futures)
+    # A batch that failed does not tell how long its items waited.
+    if is_queued and run.submitted is not None and not isinstance(error, InternalError):
+        run.call.wait("queue", run.call.clock() - run.submitted)
+    if isinstance(error, asyncio.CancelledError) and not run.futures:
+        run.model.count_abandoned(len(run.job.images), run.call)
+
+
+def _without_frames(error: ServiceError) -> ServiceError:
+    """Drop the traceback: the error stays in the answer, and its frames hold the image."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
 

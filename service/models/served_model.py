@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -19,11 +19,8 @@ from service.lanes.work import Bucket, Completed, Kind, WorkItem
 from service.lanes.worker import Lane
 from service.messages import ModelInfo
 from service.models.admission import Admission
-from service.models.texts import Embeddings, TextCache, TextEncoder
+from service.models.texts import TextCache, TextEncoder
 from service.monitoring.metrics import LaneReport
-from service.validation import PromptGroup
-
-# What one model has done since it was loaded: requests, their items, and where their time went.
 
 NS_PER_S: Final = 1_000_000_000
 STAGES: Final[tuple[Stage, ...]] = ("decode", "queue", "run", "post")
@@ -31,28 +28,28 @@ STAGES: Final[tuple[Stage, ...]] = ("decode", "queue", "run", "post")
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """How often something was done, and for how long in all."""
+    """A number of events and their total duration."""
 
     count: int = 0
     ns: int = 0
 
     def plus(self, seconds: float) -> "Total":
-        """After once more."""
+        """The total after one more event."""
         return Total(self.count + 1, self.ns + round(seconds * NS_PER_S))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatistics:
-    """One model's numbers at a moment.
+    """Counts of one model since it was loaded.
 
     Attributes:
         name: Of the model.
-        last_ms: When it was last asked, in milliseconds since the epoch; 0 where it never was.
-        num_items: Images and texts of requests that were answered.
-        success: Requests that were answered.
-        fail: Requests that were let in and not answered.
-        stages: Of requests that were answered, by stage.
-        batches: By number of items.
+        last_ms: Time of the last request, in milliseconds since the epoch; 0 before the first.
+        num_items: Images and texts of successful requests.
+        success: Successful requests.
+        fail: Failed requests, rejected ones included.
+        stages: Time of successful requests in each stage.
+        batches: Batches by their number of items.
     """
 
     name: str
@@ -65,12 +62,12 @@ class ModelStatistics:
 
     @property
     def num_batches(self) -> int:
-        """Of all sizes."""
+        """Batches of all sizes."""
         return sum(total.count for total in self.batches.values())
 
 
 class RequestCounts:
-    """Counts one model's requests. Thread-safe: both transports' loops come here."""
+    """Counts the requests of one model. Thread-safe."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
@@ -80,16 +77,16 @@ class RequestCounts:
         self._success = self._fail = Total()
         self._stages: dict[Stage, Total] = dict.fromkeys(STAGES, Total())
 
-    def watching(self, call: Call, num_items: int) -> "Watch":
-        """Count what happens in the block as one request of so many items."""
-        return Watch(self, call, num_items)
+    def timing(self, call: Call, num_items: int) -> "RequestTimer":
+        """Count the block as one request with this many items."""
+        return RequestTimer(self, call, num_items)
 
-    def view(self, name: str, batches: Mapping[int, tuple[int, float]]) -> ModelStatistics:
-        """The numbers as they are now.
+    def snapshot(self, name: str, batches: Mapping[int, tuple[int, float]]) -> ModelStatistics:
+        """The counts as they are now.
 
         Args:
             name: Of the model.
-            batches: By number of items, how many there were and their seconds together.
+            batches: Number and total seconds of batches, by their number of items.
         """
         with self._lock:
             return ModelStatistics(
@@ -106,7 +103,7 @@ class RequestCounts:
             )
 
     def _count(self, seconds: float, num_items: int, stages: Mapping[Stage, float] | None) -> None:
-        """Without stages the request was not answered."""
+        """Count one request; `stages` is None for a failed one."""
         with self._lock:
             self._last_ms = int(self._now() * 1000)
             if stages is None:
@@ -119,8 +116,8 @@ class RequestCounts:
                     self._stages[stage] = self._stages[stage].plus(stages[stage])
 
 
-class Watch:
-    """One request; written out, for every request passes through it."""
+class RequestTimer:
+    """Measures one request, from its construction to the end of the `with` block."""
 
     __slots__ = ("_before", "_began", "_call", "_counts", "_num_items")
 
@@ -130,7 +127,7 @@ class Watch:
         self._before = dict(call.stages)
 
     def __enter__(self) -> None:
-        """Nothing is to be done: it began when it was made."""
+        """Nothing to do; the constructor took the time."""
 
     def __exit__(
         self,
@@ -141,7 +138,7 @@ class Watch:
         seconds = self._call.clock() - self._began
         stages = None
         if kind is None:
-            # A call may hold two requests, images and texts; each counts what it added.
+            # One call may make two requests, for images and for texts; each counts its own share.
             stages = {
                 stage: max(0.0, total_s - self._before.get(stage, 0.0))
                 for stage, total_s in self._call.stages.items()
@@ -149,13 +146,15 @@ class Watch:
         self._counts._count(seconds, self._num_items, stages)
 
 
-# One model at work: its lanes and its texts behind two coroutines.
-#
-# Shape legend: H W pixels, D width.
-
-
 class ServedModel:
-    """A model that answers. Its coroutines may run on any event loop."""
+    """A loaded model. Its coroutines may run on any event loop. Shape legend: H W pixels.
+
+    Attributes:
+        info: Description for callers.
+        admission: Decides which requests fit.
+        requests: Counts them.
+        texts: The text side.
+    """
 
     def __init__(
         self,
@@ -169,21 +168,21 @@ class ServedModel:
     ) -> None:
         self.info = info
         self.admission = admission
+        self.requests = RequestCounts()
+        self.texts = TextEncoder(tokenizer, batcher, cache)
         self._batcher = batcher
         self._lanes = lanes
-        self.requests = RequestCounts()
         self._cache = cache
-        self._texts = TextEncoder(tokenizer, batcher, cache)
 
     def close(self, timeout_s: float) -> None:
-        """Answer what still waits, let running batches end, and free the runtimes."""
+        """Reject waiting work, let running batches end, and free the runtimes."""
         if self._batcher.stop(timeout_s):
             for lane in self._lanes:
                 lane.runtime.close()
 
     @property
     def manifest(self) -> Manifest:
-        """What the package says about the model."""
+        """The manifest of the model package."""
         return self.info.manifest
 
     @property
@@ -193,11 +192,15 @@ class ServedModel:
 
     @property
     def is_live(self) -> bool:
-        """False once no lane has been well for so long that only a new process can help."""
+        """False once all lanes have failed for so long that the process should be restarted."""
         return self._batcher.is_live
 
     def queue_depths(self) -> dict[str, int]:
-        """What waits, by shape; shapes that are not in the manifest are many, and share a label."""
+        """Waiting items by bucket label.
+
+        Shapes outside the manifest share one label, because callers choose them: a label for each
+        would let them create metric series without bound.
+        """
         kinds: tuple[Kind, ...] = ("image", *self.info.tasks)
         named = {Bucket(k, shape) for k in kinds for shape in self.manifest.shape_buckets}
         totals = {bucket.label: 0 for bucket in named}
@@ -208,11 +211,11 @@ class ServedModel:
         return totals
 
     def oldest_s(self) -> float:
-        """Seconds that the oldest item has waited; 0 where none waits."""
+        """Waiting time of the oldest queued item in seconds; 0 for an empty queue."""
         return self._batcher.queue.oldest_s()
 
     def lane_report(self) -> LaneReport:
-        """How the lanes are, what batches cost them and what waits for them, for the metrics."""
+        """State, batch costs and queue of the lanes, for the metrics."""
         curves = self._batcher.costs.curves().items()
         depths = self._batcher.queue.depths().values()
         return LaneReport(
@@ -230,37 +233,25 @@ class ServedModel:
         )
 
     def statistics(self) -> ModelStatistics:
-        """What it has done since it was loaded."""
-        return self.requests.view(self.manifest.name, self._batcher.counts.totals())
+        """Counts since the model was loaded."""
+        return self.requests.snapshot(self.manifest.name, self._batcher.counts.totals())
 
     def num_patches(self, size_hw: tuple[int, int]) -> int:
-        """Patches of an image of this size, which is its cost."""
+        """Patches of an image of this size: its cost."""
         return size_hw[0] * size_hw[1] // self.manifest.patch_size**2
-
-    def find_cached(self, groups: Sequence[PromptGroup]) -> dict[str, NDArray[np.float32]]:
-        """Raw embeddings [D] of those prompts that are in the cache."""
-        return self._texts.find(prompt for group in groups for prompt in group.prompts)
-
-    def count_tokens(self, prompts: Iterable[str]) -> int:
-        """As `TextEncoder.count_tokens`."""
-        return self._texts.count_tokens(prompts)
-
-    def blank_prompts(self, prompts: Sequence[str]) -> set[str]:
-        """Those prompts that have no token. CPU work."""
-        return self._texts.blank(prompts)
 
     def submit_images(
         self, pixels: Sequence[NDArray[np.float32]], call: Call, kind: Kind = "image"
     ) -> list["Future[Completed]"]:
-        """Queue prepared images; the i-th future has the i-th's raw outputs. From any thread.
+        """Queue prepared images; the i-th future has the raw outputs of the i-th. Thread-safe.
 
         Args:
             pixels: float32 [3, H, W] each.
-            call: Whose deadline bounds the wait.
-            kind: What is to be computed of them.
+            call: Gives deadline, priority and flow.
+            kind: Which outputs to compute.
 
         Raises:
-            Unavailable: The server stops.
+            Unavailable: The server is stopping.
         """
         items = [
             WorkItem(
@@ -278,11 +269,5 @@ class ServedModel:
         return self._batcher.submit(items)
 
     def count_abandoned(self, num_images: int, call: Call) -> None:
-        """Count images whose caller left before they were queued."""
+        """Count images whose request was cancelled before they were queued."""
         self._batcher.queue.count_abandoned(num_images, call.deadline)
-
-    async def encode_prompts(
-        self, missing: Mapping[str, str], call: Call, pool: Executor
-    ) -> tuple[Embeddings, list[Completed]]:
-        """As `TextEncoder.encode`."""
-        return await self._texts.encode(missing, call, pool)

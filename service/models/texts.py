@@ -1,4 +1,12 @@
-"""Prompts to text embeddings: cache, coalescing of equal prompts, tokenizing."""
+"""Prompts to text embeddings: a bounded cache, shared computation of equal prompts, tokenizing.
+
+The key of the cache is the prompt after its template, so one entry serves every template set.
+Concurrent requests for one prompt share one computation (singleflight). The computation continues
+while at least one request waits for it, and is cancelled when none is left. An error is raised in
+every waiting request and is not cached.
+
+Shape legend: D width, L tokens.
+"""
 
 import asyncio
 import copy
@@ -19,50 +27,69 @@ from model.text import TextTokenizer
 from service.call import Call
 from service.errors import Unavailable
 from service.lanes.batching import Batcher
-from service.lanes.work import Bucket, Completed, WorkItem
+from service.lanes.work import Bucket, Completed, WorkItem, record_batches
 from service.lanes.worker import TEXT_OUTPUT
 from service.monitoring.metrics import Metrics
-from service.validation import blank_text
+from service.validation import PromptGroup, blank_text
 
-# Embeddings of prompts: those asked for lately are kept, and those under way are computed once.
-#
-# The key is the prompt after its template, which serves every template set. A prompt that is being
-# computed is a flight: whoever asks for it meanwhile waits for the same one. A flight belongs to
-# nobody, so it goes on while anybody waits and is dropped when nobody does. An error goes to all
-# who wait and is not kept. Shape legend: D width.
-
-Embedding = NDArray[np.float32]
-# What a kept entry takes beside its text and its numbers: the array's object, a link and a slot.
+TextEmbedding = NDArray[np.float32]
+TextEmbeddings = Mapping[str, TextEmbedding]
+# Memory of a cache entry without its text and numbers: the array object, a link and a slot.
 ENTRY_OVERHEAD_BYTES: Final = 300
+# Texts share a batch if their lengths round up to the same multiple of this many tokens.
+TOKENS_STEP: Final = 8
+# Cost of a prompt in patches: about the tokens of a class name in a template. Texts are not
+# tokenized before admission.
+PROMPT_COST: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """The prompts of all texts or classes of a request.
+
+    Attributes:
+        groups: The prompts of each text or class.
+        cached: Raw embeddings [D] that were in the cache.
+        missing: Each other prompt once, with the request field that an error in it names.
+    """
+
+    groups: Sequence[PromptGroup]
+    cached: TextEmbeddings
+    missing: Mapping[str, str]
+
+    @property
+    def cost(self) -> int:
+        """Cost for admission, in patches."""
+        return PROMPT_COST * len(self.missing)
 
 
 @dataclass(slots=True, eq=False)
-class Wait:
-    """What one caller waits for; `done` has its answer when all of it is there or one part failed.
+class Waiter:
+    """A request that waits for prompts. Changed only under the lock of the cache.
 
-    Changed under the cache's lock alone; read it once `done` has an answer.
+    `done` has a result when all prompts are computed, or the first error.
     """
 
     done: "Future[None]" = field(default_factory=Future)
-    embeddings: dict[str, Embedding] = field(default_factory=dict)
+    embeddings: dict[str, TextEmbedding] = field(default_factory=dict)
     completed: list[Completed] = field(default_factory=list)
-    flights: "set[Flight]" = field(default_factory=set)
+    in_flight: "set[InFlight]" = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
-    """One prompt under way, and who waits for it. Changed under the cache's lock alone."""
+class InFlight:
+    """The computation of one prompt. Changed only under the lock of the cache."""
 
     prompt: str
-    waits: set[Wait] = field(default_factory=set)
+    waiters: set[Waiter] = field(default_factory=set)
     work: "Future[Completed] | None" = None
     is_over: bool = False
 
 
 class TextCache:
-    """A map from prompt to raw embedding [D], bounded in bytes. Thread-safe, on any event loop.
+    """An LRU map from prompt to raw embedding [D], bounded in bytes, with singleflight.
 
-    The least recently used entry goes first; one that is larger than the bound is not kept.
+    Thread-safe, on any event loop. An entry larger than the bound is not kept.
     """
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
@@ -70,12 +97,12 @@ class TextCache:
         self._num_bytes = 0
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._entries: OrderedDict[str, Embedding] = OrderedDict()
-        self._flights: dict[str, Flight] = {}
+        self._entries: OrderedDict[str, TextEmbedding] = OrderedDict()
+        self._in_flight: dict[str, InFlight] = {}
         self._lookups: Counter[str] = Counter()
 
-    def find(self, prompts: Iterable[str]) -> dict[str, Embedding]:
-        """Those of the prompts that are known, each once; read-only."""
+    def find(self, prompts: Iterable[str]) -> dict[str, TextEmbedding]:
+        """The cached embeddings of these prompts; read-only arrays."""
         wanted = dict.fromkeys(prompts)
         with self._lock:
             found = {p: self._entries[p] for p in wanted if p in self._entries}
@@ -85,121 +112,123 @@ class TextCache:
         self._metrics.text_cache_hits.inc(len(found))
         return found
 
-    def join(self, prompts: Iterable[str]) -> tuple[Wait, list[Flight]]:
-        """Wait for prompts, each once.
+    def join(self, prompts: Iterable[str]) -> tuple[Waiter, list[InFlight]]:
+        """Wait for prompts.
 
         Returns:
-            The wait, to be given to `leave` in the end, and the flights that the caller must start
-            by `launch` or end by `fail`: those that nobody had asked for.
+            The waiter, to be given to `leave` at the end; and the computations that are new, which
+            the caller must start by `launch` or end by `fail`.
         """
-        wait, begun, num_found = Wait(), [], 0
+        waiter, begun, num_found = Waiter(), [], 0
         with self._lock:
             for prompt in dict.fromkeys(prompts):
                 if prompt in self._entries:
-                    wait.embeddings[prompt] = self._entries[prompt]
+                    waiter.embeddings[prompt] = self._entries[prompt]
                     self._entries.move_to_end(prompt)
                     num_found += 1
                     continue
-                if prompt not in self._flights:
-                    self._flights[prompt] = Flight(prompt)
-                    begun.append(self._flights[prompt])
-                self._flights[prompt].waits.add(wait)
-                wait.flights.add(self._flights[prompt])
-            num_joined = len(wait.flights) - len(begun)
+                if prompt not in self._in_flight:
+                    self._in_flight[prompt] = InFlight(prompt)
+                    begun.append(self._in_flight[prompt])
+                self._in_flight[prompt].waiters.add(waiter)
+                waiter.in_flight.add(self._in_flight[prompt])
+            num_joined = len(waiter.in_flight) - len(begun)
             self._lookups.update(hit=num_found, coalesced=num_joined, miss=len(begun))
-            if not wait.flights:
-                wait.done.set_result(None)
+            if not waiter.in_flight:
+                waiter.done.set_result(None)
         self._metrics.text_cache_hits.inc(num_found)
         self._metrics.text_cache_coalesced.inc(num_joined)
         self._metrics.text_cache_misses.inc(len(begun))
-        return wait, begun
+        return waiter, begun
 
-    def leave(self, wait: Wait) -> None:
-        """Wait no longer; what nobody else waits for is not computed, unless a lane has it."""
+    def leave(self, waiter: Waiter) -> None:
+        """Remove a waiter, and cancel queued computations that have no other waiter."""
         with self._lock:
-            dropped = [f for f in wait.flights if f.waits == {wait}]
-            for flight in wait.flights:
-                flight.waits.discard(wait)
-            wait.flights.clear()
-            for flight in dropped:
-                self._forget(flight)
-        for flight in dropped:
-            self._cancel(flight)
+            dropped = [c for c in waiter.in_flight if c.waiters == {waiter}]
+            for computation in waiter.in_flight:
+                computation.waiters.discard(waiter)
+            waiter.in_flight.clear()
+            for computation in dropped:
+                self._remove_in_flight(computation)
+        for computation in dropped:
+            self._cancel(computation)
 
-    def is_wanted(self, flight: Flight) -> bool:
-        """Whether anybody waits for it."""
-        return bool(flight.waits)
+    def is_wanted(self, computation: InFlight) -> bool:
+        """Whether a request waits for this computation."""
+        return bool(computation.waiters)
 
-    def launch(self, flight: Flight, work: "Future[Completed]") -> None:
-        """Tell what computes a flight; its result or error ends the flight."""
+    def launch(self, computation: InFlight, work: "Future[Completed]") -> None:
+        """Attach the queued work; its result or error ends the computation."""
         with self._lock:
-            flight.work = work
-            is_wanted = bool(flight.waits)
-        work.add_done_callback(partial(self._finish, flight))
+            computation.work = work
+            is_wanted = bool(computation.waiters)
+        work.add_done_callback(partial(self._finish, computation))
         if not is_wanted:
-            self._cancel(flight)
+            self._cancel(computation)
 
-    def fail(self, flight: Flight, error: Exception) -> None:
-        """End a flight by an error, which all who wait get."""
-        self._end(flight, None, error)
+    def fail(self, computation: InFlight, error: Exception) -> None:
+        """End a computation by an error, which every waiter gets."""
+        self._end(computation, None, error)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def lookups(self) -> Mapping[str, int]:
-        """How many prompts were found, how many were under way, how many had to be computed."""
+        """Counts of prompts by outcome: `hit`, `coalesced`, `miss`."""
         with self._lock:
             return dict(self._lookups)
 
     @property
     def num_bytes(self) -> int:
-        """What the entries take."""
+        """Memory of all entries."""
         return self._num_bytes
 
-    def _cancel(self, flight: Flight) -> None:
-        """Take back work that nobody waits for; what runs already may be joined again."""
-        if flight.work is None or flight.work.cancel():
+    def _cancel(self, computation: InFlight) -> None:
+        if computation.work is None or computation.work.cancel():
             return
+        # A lane runs it already: later requests may join it again.
         with self._lock:
-            if not flight.is_over:
-                self._flights.setdefault(flight.prompt, flight)
+            if not computation.is_over:
+                self._in_flight.setdefault(computation.prompt, computation)
 
-    def _finish(self, flight: Flight, work: "Future[Completed]") -> None:
+    def _finish(self, computation: InFlight, work: "Future[Completed]") -> None:
         if work.cancelled():
             return
         error = work.exception()
         if error is None:
-            self._end(flight, work.result(), None)
+            self._end(computation, work.result(), None)
         elif isinstance(error, Exception):
-            self._end(flight, None, error)
+            self._end(computation, None, error)
 
-    def _end(self, flight: Flight, completed: Completed | None, error: Exception | None) -> None:
+    def _end(
+        self, computation: InFlight, completed: Completed | None, error: Exception | None
+    ) -> None:
         with self._lock:
-            flight.is_over = True
-            self._forget(flight)
+            computation.is_over = True
+            self._remove_in_flight(computation)
             if completed is not None:
-                self._keep(flight.prompt, completed.outputs[TEXT_OUTPUT])
-            waits = tuple(flight.waits)
-            for wait in waits:
-                flight.waits.discard(wait)
-                wait.flights.discard(flight)
+                self._keep(computation.prompt, completed.outputs[TEXT_OUTPUT])
+            waiters = tuple(computation.waiters)
+            for waiter in waiters:
+                computation.waiters.discard(waiter)
+                waiter.in_flight.discard(computation)
                 if completed is not None:
-                    wait.embeddings[flight.prompt] = completed.outputs[TEXT_OUTPUT]
-                    wait.completed.append(completed)
-            answered = [wait for wait in waits if error is not None or not wait.flights]
-        for wait in answered:
+                    waiter.embeddings[computation.prompt] = completed.outputs[TEXT_OUTPUT]
+                    waiter.completed.append(completed)
+            answered = [w for w in waiters if error is not None or not w.in_flight]
+        for waiter in answered:
             if error is not None:
-                # At once and not when its caller wakes, so that its other prompts are not begun.
-                self.leave(wait)
-            _answer(wait.done, error)
+                # Now and not when the request wakes, so that its other prompts are not begun.
+                self.leave(waiter)
+            _settle_waiter(waiter.done, error)
 
-    def _forget(self, flight: Flight) -> None:
-        """Holds the lock."""
-        if self._flights.get(flight.prompt) is flight:
-            del self._flights[flight.prompt]
+    def _remove_in_flight(self, computation: InFlight) -> None:
+        """The caller holds the lock."""
+        if self._in_flight.get(computation.prompt) is computation:
+            del self._in_flight[computation.prompt]
 
-    def _keep(self, prompt: str, embedding: Embedding) -> None:
-        """Holds the lock."""
+    def _keep(self, prompt: str, embedding: TextEmbedding) -> None:
+        """The caller holds the lock."""
         embedding.setflags(write=False)
         if _num_bytes(prompt, embedding) > self._max_bytes:
             return
@@ -211,32 +240,24 @@ class TextCache:
             self._num_bytes -= _num_bytes(*self._entries.popitem(last=False))
 
 
-def _num_bytes(prompt: str, embedding: Embedding) -> int:
+def _num_bytes(prompt: str, embedding: TextEmbedding) -> int:
     return sys.getsizeof(prompt) + embedding.nbytes + ENTRY_OVERHEAD_BYTES
 
 
-def _answer(done: "Future[None]", error: Exception | None) -> None:
-    with suppress(InvalidStateError):  # its caller has left
+def _settle_waiter(done: "Future[None]", error: Exception | None) -> None:
+    with suppress(InvalidStateError):  # the request was cancelled
         if error is None:
             done.set_result(None)
             return
-        # Each caller raises its own: tracebacks would grow together, on two loops at once.
+        # A copy for each request: one object raised on two event loops would collect the
+        # tracebacks of both.
         own = copy.copy(error)
         own.__cause__ = error.__cause__
         done.set_exception(own)
 
 
-# Prompts in, embeddings out: from the cache, from another request's flight, or by the lanes.
-#
-# Shape legend: L tokens, D width.
-
-# Texts share a batch when their lengths round up to the same multiple of this many tokens.
-TOKENS_STEP: Final = 8
-Embeddings = Mapping[str, Embedding]
-
-
 class BlankPrompt(ValueError):
-    """A prompt without a token; whoever waits for it says which of their fields it is."""
+    """A prompt without a token; each waiting request reports it under its own field."""
 
     def __init__(self, prompt: str) -> None:
         super().__init__(prompt)
@@ -251,16 +272,22 @@ class TextEncoder:
         self._batcher = batcher
         self._cache = cache
 
-    def find(self, prompts: Iterable[str]) -> dict[str, Embedding]:
-        """Raw embeddings [D] of those prompts that are in the cache."""
-        return self._cache.find(prompts)
+    def look_up(self, groups: Sequence[PromptGroup]) -> PromptSet:
+        """Split prompts into those in the cache and those to be computed."""
+        cached = self._cache.find(prompt for group in groups for prompt in group.prompts)
+        missing: dict[str, str] = {}
+        for group in groups:
+            for prompt in group.prompts:
+                if prompt not in cached:
+                    missing.setdefault(prompt, group.param)
+        return PromptSet(groups=groups, cached=cached, missing=missing)
 
     def count_tokens(self, prompts: Iterable[str]) -> int:
-        """Tokens that the model reads of prompts, each of which has one. CPU work."""
+        """Total tokens of prompts, none of which is blank. CPU work."""
         return sum(self._tokenizer.encode([prompt]).token_ids_BL.shape[1] for prompt in prompts)
 
     def blank(self, prompts: Iterable[str]) -> set[str]:
-        """Those prompts that have no token. CPU work."""
+        """The prompts that have no token. CPU work."""
         return {prompt for prompt in prompts if not self._has_tokens(prompt)}
 
     def _has_tokens(self, prompt: str) -> bool:
@@ -270,61 +297,59 @@ class TextEncoder:
             return False
         return True
 
-    async def encode(
-        self, missing: Mapping[str, str], call: Call, pool: Executor
-    ) -> tuple[Embeddings, list[Completed]]:
-        """Raw embeddings [D] of prompts, each computed once for all who ask at the same time.
+    async def encode(self, prompts: PromptSet, call: Call, pool: Executor) -> TextEmbeddings:
+        """Raw embeddings [D] of all prompts; a missing one is computed once for all requests.
 
         Args:
-            missing: Each prompt once, with the field that an error in it is about.
-            call: Whose clock says how long it waited for work that others began.
-            pool: Where texts are tokenised.
+            prompts: From `look_up`.
+            call: Records how long the request waited.
+            pool: Runs the tokenizer.
 
         Raises:
             InvalidRequest: A prompt has no token.
             ServiceError: The server stops, or a batch failed.
         """
-        if not missing:
-            return {}, []
+        if not prompts.missing:
+            return prompts.cached
         joined = call.clock()
         call.trace.enter_queue(joined)
-        wait, begun = self._cache.join(missing)
+        waiter, begun = self._cache.join(prompts.missing)
         try:
             if begun:
                 self._begin(begun, pool, call)
-            await asyncio.wrap_future(wait.done)
+            await asyncio.wrap_future(waiter.done)
         except BlankPrompt as error:
-            param = missing[error.prompt]
-            raise blank_text(param) from error
+            raise blank_text(prompts.missing[error.prompt]) from error
         finally:
-            self._cache.leave(wait)
+            self._cache.leave(waiter)
         waited_s = call.clock() - joined
-        return wait.embeddings, [_as_waited(done, waited_s) for done in wait.completed]
+        record_batches([_as_waited(done, waited_s) for done in waiter.completed], call)
+        return {**prompts.cached, **waiter.embeddings}
 
-    def _begin(self, flights: Sequence[Flight], pool: Executor, call: Call) -> None:
-        """Start in the pool, so that whoever began a flight may leave without ending it."""
+    def _begin(self, computations: Sequence[InFlight], pool: Executor, call: Call) -> None:
+        """Start in the pool, so that a cancelled request does not end what others wait for."""
         try:
-            pool.submit(self._compute, flights, call)
+            pool.submit(self._compute, computations, call)
         except RuntimeError:
             stopping = Unavailable("The server is stopping; try again.", retry_after_s=1.0)
-            for flight in flights:
-                self._cache.fail(flight, stopping)
+            for computation in computations:
+                self._cache.fail(computation, stopping)
 
-    def _compute(self, flights: Sequence[Flight], call: Call) -> None:
-        """Tokenise and queue what is still waited for."""
-        rows: dict[Flight, NDArray[np.int64]] = {}
-        for flight in filter(self._cache.is_wanted, flights):
+    def _compute(self, computations: Sequence[InFlight], call: Call) -> None:
+        """Tokenize and queue the prompts that are still wanted."""
+        rows: dict[InFlight, NDArray[np.int64]] = {}
+        for computation in filter(self._cache.is_wanted, computations):
             try:
-                rows[flight] = self._tokenizer.encode([flight.prompt]).token_ids_BL[0]
+                rows[computation] = self._tokenizer.encode([computation.prompt]).token_ids_BL[0]
             except ValueError:
-                self._cache.fail(flight, BlankPrompt(flight.prompt))
+                self._cache.fail(computation, BlankPrompt(computation.prompt))
             except Exception as error:
-                # Ours, and logged by each caller; the others' prompts are not to blame.
-                self._cache.fail(flight, error)
-        wanted = {flight: rows[flight] for flight in rows if self._cache.is_wanted(flight)}
-        num_left = sum(not (f.is_over or self._cache.is_wanted(f)) for f in flights)
+                # A bug of the tokenizer: fails this prompt only, and every waiting request logs it.
+                self._cache.fail(computation, error)
+        wanted = {c: row for c, row in rows.items() if self._cache.is_wanted(c)}
+        num_left = sum(not (c.is_over or self._cache.is_wanted(c)) for c in computations)
         self._batcher.queue.count_abandoned(num_left, call.deadline)
-        # No deadline: callers come and go, and the last to leave takes the item back.
+        # Items have no deadline, because requests join and leave; the last to leave cancels.
         items = [
             WorkItem(
                 bucket=_text_bucket(row),
@@ -339,11 +364,11 @@ class TextEncoder:
         try:
             work = self._batcher.submit(items)
         except Exception as error:
-            for flight in wanted:
-                self._cache.fail(flight, error)
+            for computation in wanted:
+                self._cache.fail(computation, error)
             return
-        for flight, future in zip(wanted, work, strict=True):
-            self._cache.launch(flight, future)
+        for computation, future in zip(wanted, work, strict=True):
+            self._cache.launch(computation, future)
 
 
 def _text_bucket(row_L: NDArray[np.int64]) -> Bucket:
@@ -351,6 +376,6 @@ def _text_bucket(row_L: NDArray[np.int64]) -> Bucket:
 
 
 def _as_waited(done: Completed, waited_s: float) -> Completed:
-    """What this caller waited, where the work had begun before it came."""
+    """Limit the times to what this request waited: the work may have begun before it joined."""
     run_s = min(done.run_s, waited_s)
     return replace(done, queue_s=min(done.queue_s, waited_s - run_s), run_s=run_s)

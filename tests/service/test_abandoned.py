@@ -241,7 +241,7 @@ async def test_who_leaves_before_decoding_is_not_decoded(
     reason: str,
 ) -> None:
     decoded: list[str] = []
-    for name in ("num_patches", "prepare"):
+    for name in ("measure", "prepare"):
         method = getattr(ImagePreparer, name)
 
         def record(*given: Any, method: Any = method, **named: Any) -> Any:

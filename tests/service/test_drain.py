@@ -98,7 +98,7 @@ async def test_what_is_inside_is_answered_and_newcomers_cannot_connect(
         rest = asyncio.ensure_future(post(client, encode_image()))
         assert await entered()
         rpc = asyncio.ensure_future(call(channel, encode_image()))
-        await until(lambda: server.gate._num_inside == 2)
+        await until(lambda: server.gate.num_in_flight == 2)
         server.request_stop()
         await until(lambda: server.gate.state is GateState.STOPPING)
         await until(lambda: server._http_socket.fileno() == -1)
@@ -136,7 +136,7 @@ async def test_a_kept_connection_may_be_used_once_more_and_is_closed_then(
         server.request_stop()
         await until(lambda: server.gate.state is GateState.STOPPING)
         again = asyncio.ensure_future(post(client, encode_image()))
-        await until(lambda: server.gate._num_inside == 2)
+        await until(lambda: server.gate.num_in_flight == 2)
         await until(lambda: len(server._http.server_state.connections) == 2)
         runtime.gate.set()
         assert (await again).status_code == (await holding).status_code == 200
@@ -156,7 +156,7 @@ async def test_what_cannot_end_in_time_is_told_so(
             rest = asyncio.ensure_future(post(client, encode_image()))
             assert await entered()
             rpc = asyncio.ensure_future(call(channel, encode_image()))
-            await until(lambda: server.gate._num_inside == 2)
+            await until(lambda: server.gate.num_in_flight == 2)
             server.request_stop()
             assert (await rest).status_code == 503
             assert await rpc == "UNAVAILABLE"

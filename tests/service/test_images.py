@@ -98,7 +98,7 @@ def test_uint8_pixels_become_what_a_file_of_them_becomes() -> None:
     as_pixels = PREPARER.prepare(NOISE_HW3, ASPECT, param="images[0]")
     np.testing.assert_array_equal(as_file.pixels_3HW, as_pixels.pixels_3HW)
     assert as_file.size_hw == as_pixels.size_hw == (40, 60)
-    assert PREPARER.num_patches(NOISE_HW3, ASPECT, param="") == 4 * 6
+    assert PREPARER.measure(NOISE_HW3, ASPECT, param="")[1] == 4 * 6
 
 
 def test_float32_pixels_go_to_the_model_unscaled() -> None:
@@ -107,7 +107,7 @@ def test_float32_pixels_go_to_the_model_unscaled() -> None:
     np.testing.assert_array_equal(prepared.pixels_3HW, planes_3HW)
     assert prepared.pixels_3HW is not planes_3HW
     assert prepared.size_hw == (42, 28)
-    assert PREPARER.num_patches(planes_3HW, ASPECT, param="") == 6
+    assert PREPARER.measure(planes_3HW, ASPECT, param="")[1] == 6
 
 
 def test_unaligned_pixels_are_copied_to_aligned_memory() -> None:
@@ -135,7 +135,7 @@ def test_float32_values_outside_0_to_1_are_refused(value: float) -> None:
 )
 def test_a_refused_image_is_the_clients_error(image: bytes, code: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        PREPARER.num_patches(image, ASPECT, param="images[2]")
+        PREPARER.measure(image, ASPECT, param="images[2]")
     assert (caught.value.code, caught.value.param) == (code, "images[2]")
     assert caught.value.message.startswith("images[2]: ")
 

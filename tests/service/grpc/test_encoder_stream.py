@@ -296,8 +296,8 @@ async def test_a_stream_that_ends_frees_queue_memory_and_decoding(
         await until(lambda: sample(server, "inflight") == 0)
         await until(lambda: server.protection.body_memory.num_bytes == 0)
         admission = server.models.models()[0].admission
-        assert (admission._cost, admission._patient._cost) == (0, 0)
-        assert not admission._patient._waiting
+        assert (admission._cost, admission._streams._admitted_cost) == (0, 0)
+        assert not admission._streams._waiting
         runtime.gate.set()
         assert len(await ask(server, requests[:1])) == 1
     assert runtime.num_images < 10  # a batch may have been under way

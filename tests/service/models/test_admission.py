@@ -1,22 +1,28 @@
-"""A model admits whole requests up to a cost, refuses what comes too late, and says when to return.
+"""A model admits whole requests up to a cost; stream requests wait for their turn.
 
-The clock and the device are the test's.
+The clock and the lanes are the test's.
 """
 
+import asyncio
+import random
 import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service.call import Call
 from service.errors import DeadlineExceeded, Overloaded, RequestTooLarge, Unavailable
-from service.models.admission import FIRST_RETRY_S, MAX_RETRY_S, Admission
+from service.models.admission import FIRST_RETRY_S, MAX_RETRY_S, Admission, Ticket
 from service.monitoring.metrics import Metrics
 
 CALL = Call(request_id="x", deadline=10.0, clock=lambda: 0.0)
 
 
-class Device:
-    """Lanes as the test has them: seconds that a patch takes, and seconds ahead of each level."""
+class Lanes:
+    """Seconds that a patch takes, and seconds of work ahead of each priority."""
 
     is_ready = True
     patch_s = 0.0
@@ -27,10 +33,9 @@ class Device:
 
 
 class Clock:
-    """Time as the test has it."""
+    """Time as the test sets it."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    now = 0.0
 
     def __call__(self) -> float:
         return self.now
@@ -42,129 +47,309 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def device() -> Device:
-    return Device()
+def lanes() -> Lanes:
+    return Lanes()
 
 
 @pytest.fixture
-def admission(metrics: Metrics, device: Device, clock: Clock) -> Admission:
-    return Admission(100, metrics, device, clock)
+def admission(metrics: Metrics, lanes: Lanes, clock: Clock) -> Iterator[Admission]:
+    """Capacity for 100; free again at the end of the test."""
+    admission = Admission(100, metrics, lanes, clock)
+    yield admission
+    assert is_empty(admission)
+
+
+def is_empty(admission: Admission) -> bool:
+    streams = admission._streams
+    return (
+        (admission.cost, streams._admitted_cost) == (0, 0)
+        and not streams._waiting
+        and admission.wait_idle(0)
+    )
+
+
+@asynccontextmanager
+async def admitted(admission: Admission, cost: int, call: Call = CALL) -> AsyncIterator[Ticket]:
+    ticket = await admission.admit(cost, call)
+    try:
+        yield ticket
+    finally:
+        ticket.release()
+
+
+def stream_call(limit_s: float = 30.0) -> Call:
+    call = Call(request_id="x", deadline=0.0, waits_for_capacity=True)
+    call.deadline = call.started + limit_s
+    return call
+
+
+async def waiting(admission: Admission, cost: int) -> "asyncio.Task[Ticket]":
+    """A stream request that has joined the queue, and is admitted if it fits."""
+    task = asyncio.ensure_future(admission.admit(cost, stream_call()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return task
 
 
 def rejected(metrics: Metrics, reason: str) -> float | None:
     return metrics.registry.get_sample_value("tipserve_rejected_total", {"reason": reason})
 
 
-def test_a_full_house_refuses_until_someone_leaves(admission: Admission, metrics: Metrics) -> None:
-    with admission.admit(60, CALL):
+async def test_a_full_model_rejects_until_a_request_finishes(
+    admission: Admission, metrics: Metrics
+) -> None:
+    async with admitted(admission, 60):
         with pytest.raises(Overloaded) as caught:
-            admission.admit(41, CALL)
-        with admission.admit(40, CALL), pytest.raises(Overloaded):
-            admission.check()
+            await admission.admit(41, CALL)
+        async with admitted(admission, 40):
+            with pytest.raises(Overloaded):
+                admission.check()
     assert caught.value.retry_after_s
     assert rejected(metrics, "queue_full") == 2
-    with admission.admit(100, CALL):
+    async with admitted(admission, 100):
         pass
 
 
-def test_what_can_never_fit_is_too_large_not_overloaded(admission: Admission) -> None:
-    with pytest.raises(RequestTooLarge):
-        admission.admit(101, CALL)
+async def test_what_can_never_fit_is_too_large_not_overloaded(admission: Admission) -> None:
+    for call in (CALL, stream_call()):
+        with pytest.raises(RequestTooLarge):
+            await admission.admit(101, call)
 
 
-def test_a_passed_deadline_is_refused(admission: Admission, metrics: Metrics) -> None:
+async def test_a_passed_deadline_is_rejected(admission: Admission, metrics: Metrics) -> None:
     with pytest.raises(DeadlineExceeded):
-        admission.admit(1, Call(request_id="x", deadline=1.0, clock=lambda: 1.0))
+        await admission.admit(1, Call(request_id="x", deadline=1.0, clock=lambda: 1.0))
     assert rejected(metrics, "deadline") == 1
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once(
-    admission: Admission, device: Device, metrics: Metrics
+async def test_a_deadline_that_cannot_be_met_is_rejected_at_once(
+    admission: Admission, lanes: Lanes, metrics: Metrics
 ) -> None:
-    device.patch_s = 0.2
-    with admission.admit(50, CALL):
+    lanes.patch_s = 0.2
+    async with admitted(admission, 50):
         pass
     with pytest.raises(DeadlineExceeded, match=r"at least 10\.200 s"):
-        admission.admit(51, CALL)
+        await admission.admit(51, CALL)
     assert rejected(metrics, "deadline") == 1
-    assert admission.wait_idle(0)
 
 
-def test_what_is_ahead_depends_on_the_callers_level(admission: Admission, device: Device) -> None:
-    device.ahead_s = (1.0, 11.0, 12.0)
+async def test_the_work_ahead_depends_on_the_priority(admission: Admission, lanes: Lanes) -> None:
+    lanes.ahead_s = (1.0, 11.0, 12.0)
     urgent = Call(request_id="x", deadline=10.0, clock=lambda: 0.0, priority=1)
-    with admission.admit(1, urgent), pytest.raises(DeadlineExceeded):
-        admission.admit(1, CALL)
+    async with admitted(admission, 1, urgent):
+        with pytest.raises(DeadlineExceeded):
+            await admission.admit(1, CALL)
 
 
-def test_nobody_is_admitted_to_a_dead_device(
-    admission: Admission, device: Device, metrics: Metrics
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_failed_device_admits_no_request(
+    admission: Admission, lanes: Lanes, metrics: Metrics, is_stream: bool
 ) -> None:
-    device.is_ready = False
+    lanes.is_ready = False
     with pytest.raises(Unavailable) as caught:
-        admission.admit(1, CALL)
+        await admission.admit(1, stream_call() if is_stream else CALL)
     assert (caught.value.code, rejected(metrics, "unhealthy")) == ("unhealthy", 1)
     assert caught.value.retry_after_s
 
 
-def test_a_corrected_cost_counts_and_is_given_back(admission: Admission) -> None:
-    with admission.admit(10, CALL) as ticket:
-        ticket.resize(100)
+async def test_a_corrected_cost_counts_and_is_released(admission: Admission) -> None:
+    async with admitted(admission, 10) as ticket:
+        assert ticket.resize(100)
         with pytest.raises(Overloaded):
-            admission.admit(1, CALL)
-        ticket.resize(20)
-        with admission.admit(80, CALL):
+            await admission.admit(1, CALL)
+        assert ticket.resize(20)
+        async with admitted(admission, 80):
             pass
-    with admission.admit(100, CALL):
+    async with admitted(admission, 100):
         pass
 
 
 @pytest.mark.parametrize(("cost", "error"), [(41, Overloaded), (101, RequestTooLarge)])
-def test_a_request_that_proves_too_large_is_refused_and_takes_no_more_room(
+async def test_a_request_that_proves_too_large_is_rejected_and_keeps_its_old_cost(
     admission: Admission, cost: int, error: type[Exception]
 ) -> None:
-    with admission.admit(60, CALL):
-        with admission.admit(10, CALL) as ticket, pytest.raises(error):
-            ticket.resize(cost)
-        with admission.admit(40, CALL):
+    async with admitted(admission, 60):
+        async with admitted(admission, 10) as ticket:
+            with pytest.raises(error):
+                ticket.resize(cost)
+            assert admission.cost == 70
+        async with admitted(admission, 40):
             pass
-    with admission.admit(100, CALL):
-        pass
 
 
-def test_room_is_given_back_when_the_request_fails(admission: Admission) -> None:
-    with pytest.raises(KeyError), admission.admit(100, CALL):
-        raise KeyError
-    assert admission.wait_idle(0)
+async def test_a_released_ticket_can_be_neither_resized_nor_released_again(
+    admission: Admission,
+) -> None:
+    async with admitted(admission, 10) as ticket:
+        ticket.release()
+        assert not ticket.resize(50)
+        assert is_empty(admission)
 
 
-def test_it_knows_when_nobody_is_inside(admission: Admission) -> None:
-    ticket = admission.admit(1, CALL)
+async def test_wait_idle_returns_when_the_last_request_finishes(admission: Admission) -> None:
+    ticket = await admission.admit(1, CALL)
     assert not admission.wait_idle(0)
-    threading.Thread(target=ticket.__exit__, args=(None, None, None)).start()
+    threading.Thread(target=ticket.release).start()
     assert admission.wait_idle(10)
 
 
-def test_a_refused_caller_hears_when_the_backlog_will_be_gone(
+async def test_retry_after_is_the_time_of_the_backlog_at_the_measured_throughput(
     admission: Admission, clock: Clock
 ) -> None:
     assert admission.retry_after_s() == FIRST_RETRY_S
-    with admission.admit(20, CALL):
+    async with admitted(admission, 20):
         clock.now = 2.0  # 10 patches a second
-    with admission.admit(80, CALL), pytest.raises(Overloaded) as caught:
-        admission.admit(21, CALL)
+    async with admitted(admission, 80):
+        with pytest.raises(Overloaded) as caught:
+            await admission.admit(21, CALL)
     assert caught.value.retry_after_s == pytest.approx(8)
-    with admission.admit(80, CALL):
-        clock.now = 1000.0  # nothing has left for very long
-        with admission.admit(1, CALL):
+    async with admitted(admission, 80):
+        clock.now = 1000.0  # nothing has finished for very long
+        async with admitted(admission, 1):
             pass
         assert admission.retry_after_s() == MAX_RETRY_S
 
 
-def test_idle_time_does_not_count_as_slow(admission: Admission, clock: Clock) -> None:
+async def test_idle_time_does_not_count_as_slow(admission: Admission, clock: Clock) -> None:
     for started in (0.0, 100.0, 5000.0):
         clock.now = started
-        with admission.admit(20, CALL):
+        async with admitted(admission, 20):
             clock.now += 2.0
-    with admission.admit(50, CALL):
+    async with admitted(admission, 50):
         assert admission.retry_after_s() == pytest.approx(5)
+
+
+async def test_stream_requests_are_admitted_in_order_as_capacity_is_freed(
+    admission: Admission,
+) -> None:
+    first = await admission.admit(30, stream_call())
+    large, small = await waiting(admission, 40), await waiting(admission, 10)
+    assert not large.done()
+    assert not small.done(), "a small request does not overtake a large one"
+    first.release()
+    for ticket in await asyncio.gather(large, small):
+        ticket.release()
+
+
+async def test_half_of_the_capacity_is_for_requests_that_cannot_wait(admission: Admission) -> None:
+    tickets = [await admission.admit(25, stream_call()) for _ in range(2)]
+    late = await waiting(admission, 25)
+    tickets.append(await admission.admit(50, CALL))
+    with pytest.raises(Overloaded):
+        await admission.admit(1, CALL)
+    for ticket in tickets:
+        ticket.release()
+    (await late).release()
+
+
+async def test_free_capacity_is_reserved_for_the_first_waiter(admission: Admission) -> None:
+    tickets = [await admission.admit(45, CALL) for _ in range(2)]
+    late = await waiting(admission, 50)
+    with pytest.raises(Overloaded):
+        await admission.admit(10, CALL)  # it fits, and would keep the waiter out for ever
+    tickets[0].release()
+    (await late).release()
+    tickets[1].release()
+
+
+async def test_capacity_that_a_request_does_not_need_goes_to_the_next(admission: Admission) -> None:
+    first = await admission.admit(50, stream_call())
+    late = await waiting(admission, 20)
+    assert not late.done()
+    assert first.resize(30)
+    (await late).release()
+    first.release()
+
+
+async def test_a_stream_request_larger_than_half_is_admitted_alone(admission: Admission) -> None:
+    first = await admission.admit(10, stream_call())
+    large = await waiting(admission, 90)
+    assert not large.done()
+    first.release()
+    (await large).release()
+
+
+async def test_a_deadline_ends_the_wait_and_blocks_no_other_waiter(
+    admission: Admission, metrics: Metrics
+) -> None:
+    first = await admission.admit(40, stream_call())
+    large = asyncio.ensure_future(admission.admit(50, stream_call(0.05)))
+    await asyncio.sleep(0)
+    small = await waiting(admission, 10)
+    with pytest.raises(DeadlineExceeded):
+        await large
+    (await small).release()
+    first.release()
+    assert rejected(metrics, "deadline") == 1
+
+
+async def test_a_request_cancelled_while_it_is_admitted_releases_its_capacity(
+    admission: Admission,
+) -> None:
+    first = await admission.admit(50, stream_call())
+    late = await waiting(admission, 50)
+    first.release()  # the wake-up is on its way
+    late.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await late
+
+
+async def test_a_stream_request_that_needs_more_waits_again(
+    admission: Admission, metrics: Metrics
+) -> None:
+    other = await admission.admit(60, CALL)
+    ticket = await admission.admit(10, stream_call())
+    assert not ticket.resize(45)
+    again = asyncio.ensure_future(ticket.wait_for(45))
+    await asyncio.sleep(0)
+    assert (admission.cost, again.done()) == (60, False)
+    other.release()
+    await again
+    assert (admission.cost, ticket.cost) == (45, 45)
+    ticket.release()
+    assert not rejected(metrics, "queue_full")
+
+
+async def test_a_wait_for_more_that_is_cancelled_holds_nothing(admission: Admission) -> None:
+    other = await admission.admit(60, CALL)
+    ticket = await admission.admit(10, stream_call())
+    again = asyncio.ensure_future(ticket.wait_for(45))
+    await asyncio.sleep(0)
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
+    ticket.release()
+    assert admission.cost == 60
+    other.release()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    costs=st.lists(st.tuples(st.booleans(), st.integers(1, 100)), min_size=1, max_size=40),
+    seed=st.integers(0, 1000),
+)
+async def test_capacity_is_never_exceeded_and_every_stream_request_is_admitted(
+    costs: list[tuple[bool, int]], seed: int
+) -> None:
+    admission = Admission(100, Metrics(), Lanes())
+    turns = random.Random(seed)
+    most = 0
+
+    async def visit(is_stream: bool, cost: int) -> bool:
+        nonlocal most
+        try:
+            ticket = await admission.admit(cost, stream_call() if is_stream else stream_free())
+        except Overloaded:
+            return False
+        most = max(most, admission.cost)
+        for _ in range(turns.randrange(5)):
+            await asyncio.sleep(0)
+        ticket.release()
+        return True
+
+    def stream_free() -> Call:
+        return Call(request_id="x", deadline=stream_call().deadline)
+
+    was_admitted = await asyncio.gather(*(visit(*cost) for cost in costs))
+    assert most <= 100
+    assert all(done for done, (is_stream, _) in zip(was_admitted, costs, strict=True) if is_stream)
+    assert is_empty(admission)

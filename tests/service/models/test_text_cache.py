@@ -11,14 +11,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from service.errors import InternalError
 from service.lanes.work import Completed
-from service.models.texts import ENTRY_OVERHEAD_BYTES, Embedding, Flight, TextCache, Wait
+from service.models.texts import ENTRY_OVERHEAD_BYTES, InFlight, TextCache, TextEmbedding, Waiter
 from service.monitoring.metrics import Metrics
 
 PROMPTS = ("a", "b", "c", "d")
 ENTRY_BYTES = sys.getsizeof("a") + 4 + ENTRY_OVERHEAD_BYTES
 
 
-def vector(value: float) -> Embedding:
+def vector(value: float) -> TextEmbedding:
     return np.array([value], np.float32)
 
 
@@ -27,13 +27,13 @@ def completed(value: float) -> Completed:
 
 
 def add(cache: TextCache, prompt: str, value: float) -> None:
-    """As a request would: begin its flight, and answer it."""
-    wait, begun = cache.join([prompt])
-    for flight in begun:
+    """As a request would: begin its computation, and answer it."""
+    waiter, begun = cache.join([prompt])
+    for computation in begun:
         work: Future[Completed] = Future()
-        cache.launch(flight, work)
+        cache.launch(computation, work)
         work.set_result(completed(value))
-    cache.leave(wait)
+    cache.leave(waiter)
 
 
 def test_the_least_recently_used_goes_first(metrics: Metrics) -> None:
@@ -50,8 +50,8 @@ def test_what_is_waited_for_and_there_counts_as_used(metrics: Metrics) -> None:
     cache = TextCache(2 * ENTRY_BYTES, metrics)
     add(cache, "a", 1)
     add(cache, "b", 2)
-    wait, _ = cache.join(["a"])
-    cache.leave(wait)
+    waiter, _ = cache.join(["a"])
+    cache.leave(waiter)
     add(cache, "c", 3)
     assert set(cache.find(["a", "b", "c"])) == {"a", "c"}
 
@@ -87,7 +87,7 @@ def test_callers_get_an_error_each_and_its_cause(metrics: Metrics) -> None:
     error = InternalError("broken", param="texts[0]")
     error.__cause__ = ValueError("why")
     cache.fail(waits[0][1][0], error)
-    errors = [wait.done.exception(0) for wait, _ in waits]
+    errors = [waiter.done.exception(0) for waiter, _ in waits]
     assert errors[0] is not errors[1]
     for got in errors:
         assert isinstance(got, InternalError)
@@ -99,23 +99,23 @@ def test_what_else_a_caller_wanted_is_taken_back_as_soon_as_one_prompt_fails(
     metrics: Metrics,
 ) -> None:
     cache = TextCache(9 * ENTRY_BYTES, metrics)
-    wait, (failing, other) = cache.join(["a", "b"])
+    waiter, (failing, other) = cache.join(["a", "b"])
     work: Future[Completed] = Future()
     cache.launch(other, work)
     cache.fail(failing, InternalError("no"))
     assert work.cancelled(), "before the caller has woken"
-    assert not wait.flights
+    assert not waiter.in_flight
 
 
 def test_what_runs_already_is_joined_by_those_who_come_after_everybody_left(
     metrics: Metrics,
 ) -> None:
     cache = TextCache(9 * ENTRY_BYTES, metrics)
-    wait, (flight,) = cache.join(["a"])
+    waiter, (computation,) = cache.join(["a"])
     work: Future[Completed] = Future()
-    cache.launch(flight, work)
+    cache.launch(computation, work)
     assert work.set_running_or_notify_cancel()
-    cache.leave(wait)
+    cache.leave(waiter)
     late, begun = cache.join(["a"])
     assert begun == []
     work.set_result(completed(5))
@@ -130,78 +130,78 @@ def test_nobody_may_change_what_is_kept(metrics: Metrics) -> None:
         cache.find(["a"])["a"][0] = 2
 
 
-class Flights(RuleBasedStateMachine):
+class TextCacheMachine(RuleBasedStateMachine):
     """Callers who come and go at any moment, lanes that answer, fail or are late."""
 
     def __init__(self) -> None:
         super().__init__()
         self.cache = TextCache(2 * ENTRY_BYTES, Metrics())
-        self.waits: list[tuple[Wait, list[str]]] = []
-        self.begun: list[Flight] = []
-        self.queued: list[tuple[Flight, Future[Completed]]] = []
-        self.running: list[tuple[Flight, Future[Completed]]] = []
+        self.waiters: list[tuple[Waiter, list[str]]] = []
+        self.begun: list[InFlight] = []
+        self.queued: list[tuple[InFlight, Future[Completed]]] = []
+        self.running: list[tuple[InFlight, Future[Completed]]] = []
         self.num_failed = 0
 
     @rule(prompts=st.lists(st.sampled_from(PROMPTS), min_size=1))
     def come(self, prompts: list[str]) -> None:
-        wait, begun = self.cache.join(prompts)
-        self.waits.append((wait, prompts))
+        waiter, begun = self.cache.join(prompts)
+        self.waiters.append((waiter, prompts))
         self.begun += begun
 
-    @precondition(lambda self: self.waits)
+    @precondition(lambda self: self.waiters)
     @rule(data=st.data(), hangs_up=st.booleans())
     def go(self, data: st.DataObject, hangs_up: bool) -> None:
-        wait, _ = self.waits.pop(data.draw(st.integers(0, len(self.waits) - 1)))
+        waiter, _ = self.waiters.pop(data.draw(st.integers(0, len(self.waiters) - 1)))
         if hangs_up:
-            wait.done.cancel()
-        self.cache.leave(wait)
+            waiter.done.cancel()
+        self.cache.leave(waiter)
 
     @precondition(lambda self: self.begun)
     @rule(data=st.data(), fails=st.booleans())
     def launch(self, data: st.DataObject, fails: bool) -> None:
-        flight = self.begun.pop(data.draw(st.integers(0, len(self.begun) - 1)))
+        computation = self.begun.pop(data.draw(st.integers(0, len(self.begun) - 1)))
         if fails:
             self.num_failed += 1
-            self.cache.fail(flight, InternalError("no"))
+            self.cache.fail(computation, InternalError("no"))
             return
         work: Future[Completed] = Future()
-        self.cache.launch(flight, work)
-        self.queued.append((flight, work))
+        self.cache.launch(computation, work)
+        self.queued.append((computation, work))
 
     @precondition(lambda self: self.queued)
     @rule(data=st.data())
     def take(self, data: st.DataObject) -> None:
-        flight, work = self.queued.pop(data.draw(st.integers(0, len(self.queued) - 1)))
-        was_wanted = bool(flight.waits)
+        computation, work = self.queued.pop(data.draw(st.integers(0, len(self.queued) - 1)))
+        was_wanted = bool(computation.waiters)
         assert work.set_running_or_notify_cancel() == was_wanted, "computed for nobody, or not"
         if was_wanted:
-            self.running.append((flight, work))
+            self.running.append((computation, work))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), fails=st.booleans())
     def answer(self, data: st.DataObject, fails: bool) -> None:
-        flight, work = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        computation, work = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         if fails:
             self.num_failed += 1
             work.set_exception(InternalError("no"))
         else:
-            work.set_result(completed(PROMPTS.index(flight.prompt)))
+            work.set_result(completed(PROMPTS.index(computation.prompt)))
 
     @invariant()
     def no_prompt_is_computed_twice_at_a_time(self) -> None:
-        live = [f.prompt for f in self.begun if f.waits]
+        live = [f.prompt for f in self.begun if f.waiters]
         live += [f.prompt for f, work in self.queued + self.running if not work.done()]
         assert len(live) == len(set(live))
 
     @invariant()
     def every_wait_is_answered_as_soon_as_it_can_be_and_rightly(self) -> None:
-        for wait, prompts in self.waits:
-            if not wait.done.done():
-                assert wait.flights, "nothing is left to wait for, and no answer came"
-                missing = {flight.prompt for flight in wait.flights}
-                assert missing | set(wait.embeddings) == set(prompts)
-            elif wait.done.exception() is None:
-                values = {p: float(e[0]) for p, e in wait.embeddings.items()}
+        for waiter, prompts in self.waiters:
+            if not waiter.done.done():
+                assert waiter.in_flight, "nothing is left to wait for, and no answer came"
+                missing = {computation.prompt for computation in waiter.in_flight}
+                assert missing | set(waiter.embeddings) == set(prompts)
+            elif waiter.done.exception() is None:
+                values = {p: float(e[0]) for p, e in waiter.embeddings.items()}
                 assert values == {p: PROMPTS.index(p) for p in prompts}
 
     @invariant()
@@ -210,17 +210,17 @@ class Flights(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """However it went on: when all work is answered, nobody waits and nothing is left over."""
-        for flight in self.begun:
-            self.cache.fail(flight, InternalError("no"))
-        for flight, work in self.queued:
+        for computation in self.begun:
+            self.cache.fail(computation, InternalError("no"))
+        for computation, work in self.queued:
             if work.set_running_or_notify_cancel():
-                self.running.append((flight, work))
-        for flight, work in self.running:
-            work.set_result(completed(PROMPTS.index(flight.prompt)))
-        assert all(wait.done.done() for wait, _ in self.waits)
-        assert all(not wait.flights for wait, _ in self.waits)
-        assert not self.cache._flights
+                self.running.append((computation, work))
+        for computation, work in self.running:
+            work.set_result(completed(PROMPTS.index(computation.prompt)))
+        assert all(waiter.done.done() for waiter, _ in self.waiters)
+        assert all(not waiter.in_flight for waiter, _ in self.waiters)
+        assert not self.cache._in_flight
 
 
-TestFlights = Flights.TestCase
-TestFlights.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTextCacheMachine = TextCacheMachine.TestCase
+TestTextCacheMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from service.call import Call
 from service.errors import InternalError, InvalidRequest, Unavailable
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
+from service.models.texts import PromptSet, TextEmbeddings
 from service.monitoring.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ def call() -> Call:
     return Call(request_id="test", deadline=time.monotonic() + LIMIT_S)
 
 
+def encode(
+    model: ServedModel, missing: Mapping[str, str], asked: Call, pool: ThreadPoolExecutor
+) -> Coroutine[Any, Any, TextEmbeddings]:
+    prompts = PromptSet(groups=(), cached={}, missing=missing)
+    return model.texts.encode(prompts, asked, pool)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not condition():
@@ -70,15 +78,15 @@ async def test_a_hundred_equal_requests_on_two_loops_compute_each_prompt_once(
     second_loop: asyncio.AbstractEventLoop,
 ) -> None:
     runtime.gate.clear()
-    here = [asyncio.ensure_future(model.encode_prompts(PROMPTS, call(), pool)) for _ in range(50)]
+    here = [asyncio.ensure_future(encode(model, PROMPTS, call(), pool)) for _ in range(50)]
     there: list[Future[Any]] = [
-        asyncio.run_coroutine_threadsafe(model.encode_prompts(PROMPTS, call(), pool), second_loop)
+        asyncio.run_coroutine_threadsafe(encode(model, PROMPTS, call(), pool), second_loop)
         for _ in range(50)
     ]
     await until(lambda: sample(metrics, "text_cache_coalesced") == 99 * len(PROMPTS))
     runtime.gate.set()
-    answers = [embeddings for embeddings, _ in await asyncio.gather(*here)]
-    answers += [(await asyncio.wrap_future(future))[0] for future in there]
+    answers = await asyncio.gather(*here)
+    answers += [await asyncio.wrap_future(future) for future in there]
     assert runtime.num_texts == len(PROMPTS)
     assert len(answers) == 100
     for embeddings in answers:
@@ -88,24 +96,24 @@ async def test_a_hundred_equal_requests_on_two_loops_compute_each_prompt_once(
     assert sample(metrics, "text_cache_misses") == len(PROMPTS)
 
 
-async def test_the_first_to_ask_may_leave_and_the_others_are_answered(
+async def test_the_first_request_may_be_cancelled_and_the_others_are_answered(
     model: ServedModel, pool: ThreadPoolExecutor, runtime: "FakeRuntime", metrics: Metrics
 ) -> None:
     runtime.gate.clear()
-    first = asyncio.ensure_future(model.encode_prompts(PROMPTS, call(), pool))
+    first = asyncio.ensure_future(encode(model, PROMPTS, call(), pool))
     await until(lambda: sample(metrics, "text_cache_misses") == len(PROMPTS))
-    others = [asyncio.ensure_future(model.encode_prompts(PROMPTS, call(), pool)) for _ in range(3)]
+    others = [asyncio.ensure_future(encode(model, PROMPTS, call(), pool)) for _ in range(3)]
     await until(lambda: sample(metrics, "text_cache_coalesced") == 3 * len(PROMPTS))
     first.cancel()
     others[1].cancel()
     with suppress(asyncio.CancelledError):
         await first
     runtime.gate.set()
-    assert set((await others[0])[0]) == set((await others[2])[0]) == set(PROMPTS)
+    assert set(await others[0]) == set(await others[2]) == set(PROMPTS)
     assert runtime.num_texts == len(PROMPTS)
 
 
-async def test_what_everybody_left_leaves_the_queue(
+async def test_work_that_no_request_waits_for_leaves_the_queue(
     model: ServedModel,
     pool: ThreadPoolExecutor,
     runtime: "FakeRuntime",
@@ -113,10 +121,10 @@ async def test_what_everybody_left_leaves_the_queue(
     entered: Entered,
 ) -> None:
     runtime.gate.clear()
-    busy = asyncio.ensure_future(model.encode_prompts({"busy": "texts[0]"}, call(), pool))
+    busy = asyncio.ensure_future(encode(model, {"busy": "texts[0]"}, call(), pool))
     assert await entered()
     prompts = {"dog": "texts[0]", "cat": "texts[1]"}
-    leaving = [asyncio.ensure_future(model.encode_prompts(prompts, call(), pool)) for _ in "ab"]
+    leaving = [asyncio.ensure_future(encode(model, prompts, call(), pool)) for _ in "ab"]
     depth = "tipserve_queue_depth", {"bucket": "text 8"}
     await until(lambda: metrics.registry.get_sample_value(*depth) == 2)
     leaving[0].cancel()
@@ -130,20 +138,20 @@ async def test_what_everybody_left_leaves_the_queue(
     assert runtime.num_texts == 1
 
 
-async def test_who_leaves_before_the_pool_begins_leaves_nothing_behind(
+async def test_a_request_cancelled_before_the_pool_begins_leaves_nothing_behind(
     model: ServedModel, runtime: "FakeRuntime"
 ) -> None:
     held = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(held.wait, LIMIT_S)
-        leaving = asyncio.ensure_future(model.encode_prompts(PROMPTS, call(), pool))
+        leaving = asyncio.ensure_future(encode(model, PROMPTS, call(), pool))
         await asyncio.sleep(0)
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
-        again = asyncio.ensure_future(model.encode_prompts({"dog": "texts[0]"}, call(), pool))
+        again = asyncio.ensure_future(encode(model, {"dog": "texts[0]"}, call(), pool))
         await asyncio.sleep(0)
         held.set()
-        assert set((await again)[0]) == {"dog"}
+        assert set(await again) == {"dog"}
     assert runtime.num_texts == 1
 
 
@@ -152,7 +160,7 @@ async def test_an_error_reaches_all_and_the_next_request_computes_again(
 ) -> None:
     runtime.gate.clear()
     runtime.fault = "raise"
-    asks = [asyncio.ensure_future(model.encode_prompts(PROMPTS, call(), pool)) for _ in range(4)]
+    asks = [asyncio.ensure_future(encode(model, PROMPTS, call(), pool)) for _ in range(4)]
     await until(lambda: sample(metrics, "text_cache_coalesced") == 3 * len(PROMPTS))
     runtime.gate.set()
     errors = await asyncio.gather(*asks, return_exceptions=True)
@@ -163,19 +171,19 @@ async def test_an_error_reaches_all_and_the_next_request_computes_again(
         while True:
             # The error of another prompt, still on its way, meets whoever asks meanwhile.
             with suppress(InternalError):
-                embeddings, _ = await model.encode_prompts(PROMPTS, call(), pool)
+                embeddings = await encode(model, PROMPTS, call(), pool)
                 break
     assert set(embeddings) == set(PROMPTS)
 
 
-async def test_a_blank_prompt_is_told_by_each_callers_own_field(
+async def test_a_blank_prompt_is_reported_under_the_field_of_each_request(
     model: ServedModel, runtime: "FakeRuntime", metrics: Metrics
 ) -> None:
     held = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(held.wait, LIMIT_S)
         asks = [
-            asyncio.ensure_future(model.encode_prompts(missing, call(), pool))
+            asyncio.ensure_future(encode(model, missing, call(), pool))
             for missing in (
                 {"dog": "classes[0]", "\u200b": "classes[1]"},
                 {"\u200b": "texts[4]"},
@@ -189,32 +197,33 @@ async def test_a_blank_prompt_is_told_by_each_callers_own_field(
     assert isinstance(second, InvalidRequest)
     assert (first.code, first.param, second.param) == ("blank_text", "classes[1]", "texts[4]")
     assert not isinstance(third, BaseException)
-    assert set(third[0]) == {"dog"}
+    assert set(third) == {"dog"}
     assert runtime.num_texts == 1
 
 
-async def test_a_pool_that_ended_and_a_batcher_that_stopped_leave_nobody_waiting(
+async def test_a_stopped_pool_and_a_stopped_batcher_fail_the_request(
     model: ServedModel, pool: ThreadPoolExecutor
 ) -> None:
     ended = ThreadPoolExecutor(1)
     ended.shutdown()
     with pytest.raises(Unavailable):
-        await model.encode_prompts(PROMPTS, call(), ended)
+        await encode(model, PROMPTS, call(), ended)
     model.close(LIMIT_S)
     with pytest.raises(Unavailable):
-        await model.encode_prompts(PROMPTS, call(), pool)
+        await encode(model, PROMPTS, call(), pool)
 
 
-async def test_who_joins_late_is_not_told_of_waits_from_before(
+async def test_a_request_that_joins_late_does_not_count_earlier_waits(
     model: ServedModel, pool: ThreadPoolExecutor, runtime: "FakeRuntime", entered: Entered
 ) -> None:
     runtime.gate.clear()
-    first = asyncio.ensure_future(model.encode_prompts(PROMPTS, call(), pool))
+    first = asyncio.ensure_future(encode(model, PROMPTS, call(), pool))
     assert await entered()
     now = time.monotonic()
     stopped = Call(request_id="test", deadline=now + LIMIT_S, clock=lambda: now)
-    late = asyncio.ensure_future(model.encode_prompts(PROMPTS, stopped, pool))
+    late = asyncio.ensure_future(encode(model, PROMPTS, stopped, pool))
     await asyncio.sleep(0)
     runtime.gate.set()
     await first
-    assert [(done.queue_s, done.run_s) for done in (await late)[1]] == [(0.0, 0.0)] * len(PROMPTS)
+    await late
+    assert stopped.stages == {"queue": 0.0, "run": 0.0}

@@ -185,9 +185,9 @@ async def test_a_dropped_stream_frees_what_waits(
         assert await entered()
         for seed in (1, 2):
             await call.write(image_request(encode_image(seed=seed)).SerializeToString())
-        await until(lambda: server.gate._num_inside == 3)
+        await until(lambda: server.gate.num_in_flight == 3)
         call.cancel()
-        await until(lambda: server.gate._num_inside == 0)
+        await until(lambda: server.gate.num_in_flight == 0)
     await until(lambda: abandoned() == 2)
     assert runtime.num_images == 0, "what ran was interrupted"
     await until(lambda: server._grpc._guard.is_idle)

@@ -1,4 +1,4 @@
-"""Images on their way: which error counts, and what a caller who leaves still sets in motion."""
+"""The image pipeline: which error is reported, and what a cancelled request leaves undone."""
 
 import asyncio
 import threading
@@ -35,7 +35,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_of_several_broken_images_the_first_is_told(
+async def test_of_several_broken_images_the_first_is_reported(
     make_plane: Callable[..., DataPlane], encode_image: Callable[..., bytes]
 ) -> None:
     good = encode_image()
@@ -45,7 +45,7 @@ async def test_of_several_broken_images_the_first_is_told(
     assert caught.value.param == "images[1]"
 
 
-async def test_who_leaves_while_images_are_decoded_spares_those_that_wait(
+async def test_a_request_cancelled_during_decoding_does_not_decode_the_other_images(
     make_plane: Callable[..., DataPlane],
     encode_image: Callable[..., bytes],
     pool: ThreadPoolExecutor,
@@ -74,7 +74,7 @@ async def test_who_leaves_while_images_are_decoded_spares_those_that_wait(
     assert sorted(decoded) == ["images[0]", "images[1]"]
 
 
-async def test_a_patient_caller_whose_image_is_larger_than_thought_waits_for_more_room(
+async def test_a_stream_request_whose_image_is_larger_than_estimated_waits_for_capacity(
     make_plane: Callable[..., DataPlane],
     encode_image: Callable[..., bytes],
     runtime: "FakeRuntime",
@@ -87,10 +87,19 @@ async def test_a_patient_caller_whose_image_is_larger_than_thought_waits_for_mor
     before = [asyncio.ensure_future(plane.embed_images(one, call())) for one in (large, small)]
     await until(lambda: admission.cost == 3 * 64 + 14 * 4)  # of the 256 that fit
     wide = EmbedImagesRequest(images=(encode_image(size=(84, 28)),), fit="aspect")
-    asked = call(waits_for_capacity=True)
-    waiting = asyncio.ensure_future(plane.embed_images(wide, asked))
-    await until(lambda: waiting.done() or asked.known_cost == 12)
-    assert not waiting.done()
+    waiting = asyncio.ensure_future(plane.embed_images(wide, call(waits_for_capacity=True)))
+    await until(lambda: waiting.done() or bool(admission._streams._waiting))
+    assert [waiter.cost for waiter in admission._streams._waiting] == [12]
     runtime.gate.set()
     assert len((await waiting).embeddings) == 1
     await asyncio.gather(*before)
+
+
+async def test_many_requests_of_many_images_do_not_block_a_small_pool(
+    make_plane: Callable[..., DataPlane], encode_image: Callable[..., bytes]
+) -> None:
+    plane = make_plane(max_images_per_request=8)
+    request = EmbedImagesRequest(images=tuple(encode_image(seed=i) for i in range(8)))
+    async with asyncio.timeout(LIMIT_S):
+        answers = await asyncio.gather(*(plane.embed_images(request, call()) for _ in range(8)))
+    assert [len(answer.embeddings) for answer in answers] == [8] * 8

@@ -109,7 +109,7 @@ def test_metrics_tell_of_what_is_served_and_of_nothing_else(
     assert [named(line) for line in told()] == ["b"]
 
 
-def test_the_lanes_of_what_is_served_are_told(
+async def test_the_metrics_show_the_lanes_of_served_models(
     registry: ModelRegistry, make: Any, metrics: Metrics
 ) -> None:
     served = make("a")
@@ -131,8 +131,9 @@ def test_the_lanes_of_what_is_served_are_told(
     ]
     assert counts == [2, 5, 0.75]
     call = Call(request_id="r", deadline=math.inf)
-    with served.admission.admit(3, call):
-        assert sample("tipserve_model_admitted_patches", of) == 3
+    ticket = await served.admission.admit(3, call)
+    assert sample("tipserve_model_admitted_patches", of) == 3
+    ticket.release()
     assert sample("tipserve_model_admitted_patches", of) == 0
     assert sample("tipserve_model_max_admitted_patches", of) == served.admission.max_cost
     assert sample("tipserve_model_queue_depth", of) == 0

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import make_map
+from model.image_codec import ImageLimits
 from service.call import Call
 from service.errors import Unavailable
-from model.image_codec import ImageLimits
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.work import Kind
 from service.lanes.worker import device_unhealthy

@@ -142,7 +142,7 @@ def test_a_refused_image_is_the_clients_error(image: bytes, code: str) -> None:
 
 def test_a_truncated_image_is_the_clients_error() -> None:
     data = encode(photo((300, 200)))[:2000]
-    assert PREPARER.size_hw(data, param="images[0]") == (200, 300)
+    assert PREPARER.measure(data, ASPECT, param="images[0]")[0] == (200, 300)
     with pytest.raises(InvalidRequest) as caught:
         PREPARER.prepare(data, ASPECT, param="images[0]")
     assert caught.value.code == "invalid_image"

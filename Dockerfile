@@ -29,6 +29,7 @@ COPY scripts/trim_environment.sh scripts/
 RUN scripts/trim_environment.sh /opt/venv
 COPY model ./model
 COPY service ./service
+COPY clients/python/tipserve_client ./clients/python/tipserve_client
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall . \
     && /opt/cyclonedx/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \

@@ -1,1 +1,1 @@
-"""Embedding many images into Parquet: parts, their rows, and jobs that can be stopped."""
+"""Bulk jobs: embed many images into Parquet files, part by part, and resume after a stop."""

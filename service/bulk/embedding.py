@@ -1,4 +1,7 @@
-"""Rows of a bulk job: what is embedded and what is written for it."""
+"""Rows of a bulk job: embeds images in order, and turns embeddings into Arrow tables.
+
+Shape legend: D width, h w patch grid.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,13 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from model.image_codec import ImageError, upright_size
-from service.bulk.inputs import Item
+from service.bulk.inputs import InputImage
 from service.engines.engine import Embedding, Engine, ImageRefused
 from service.messages import EmbedImagesRequest, FloatArray
-
-# Embeddings as Arrow tables.
-#
-# Shape legend: D width, h w patch grid.
 
 Dtype = Literal["float32", "float16"]
 GRIDS: Final = ("patches", "values")
@@ -24,7 +23,7 @@ GRIDS: Final = ("patches", "values")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One image's row: its own size in pixels, upright, and its embeddings by name."""
+    """The row of an image: its size in pixels after EXIF rotation, and its embeddings by name."""
 
     key: str
     source: str
@@ -37,7 +36,7 @@ def row_schema(
 ) -> pa.Schema:
     """Columns: key, source, height, width, then the outputs as fixed-size lists of D numbers.
 
-    Patch embeddings are lists of these, row by row of the grid, whose sides are columns, too.
+    Patch embeddings are lists of such lists, row by row; the sides of the grid are two columns.
     """
     vector = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), width)
     fields = [
@@ -58,7 +57,7 @@ def row_schema(
 
 
 def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    """Rows as a table."""
+    """Convert rows to a table."""
     columns: dict[str, Any] = {
         "key": pa.array([row.key for row in rows], pa.string()),
         "source": pa.array([row.source for row in rows], pa.string()),
@@ -94,14 +93,9 @@ def _vectors(arrays: Sequence[FloatArray], kind: pa.DataType) -> Any:
     return pa.ListArray.from_arrays(pa.array(ends), vectors, type=kind)
 
 
-# A part's items through an engine, in order, with as many under way as keep it busy.
-
-REPLACED = "backslashreplace"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BadItem:
-    """An image without a row, and why it has none."""
+class SkippedImage:
+    """An image without a row, and the reason."""
 
     key: str
     source: str
@@ -109,61 +103,61 @@ class BadItem:
     error: str
 
 
-def embed_items(
+def embed_images(
     engine: Engine,
-    items: Iterable[Item],
+    images: Iterable[InputImage],
     request: EmbedImagesRequest,
     check: Callable[[], None] = lambda: None,
-) -> Iterator[Row | BadItem]:
-    """One row or complaint for each item, in the order of the items.
+) -> Iterator[Row | SkippedImage]:
+    """Embed images, as many at a time as keep the engine busy. Outcomes have the images' order.
 
     Args:
-        engine: Who computes.
-        items: Read one by one, no more than are under way.
-        request: Without images: what is wanted of each.
-        check: Called before each item; what it raises ends the work.
+        engine: Computes the embeddings.
+        images: Read one by one, at most `engine.window` ahead of the outcomes.
+        request: The request for each image, without the image.
+        check: Called before each image; it raises to stop.
 
     Raises:
-        EngineError: Nothing can be computed.
+        EngineError: The engine failed.
     """
-    under_way: deque[tuple[Item, Future[Embedding] | None]] = deque()
+    in_flight: deque[tuple[InputImage, Future[Embedding] | None]] = deque()
     try:
-        for item in items:
+        for image in images:
             check()
-            if len(under_way) >= engine.window:
-                yield _outcome(*under_way.popleft())
+            if len(in_flight) >= engine.window:
+                yield _outcome(*in_flight.popleft())
             future = None
-            if item.data is not None:
-                future = engine.embed(replace(request, images=(item.data,)))
-            under_way.append((item, future))
-        while under_way:
+            if image.data is not None:
+                future = engine.embed(replace(request, images=(image.data,)))
+            in_flight.append((image, future))
+        while in_flight:
             check()
-            yield _outcome(*under_way.popleft())
+            yield _outcome(*in_flight.popleft())
     finally:
-        for _, future in under_way:
+        for _, future in in_flight:
             if future is not None:
                 future.cancel()
 
 
-def _outcome(item: Item, future: "Future[Embedding] | None") -> Row | BadItem:
-    key, source = _text(item.key), _text(item.source)
+def _outcome(image: InputImage, future: "Future[Embedding] | None") -> Row | SkippedImage:
+    key, source = _text(image.key), _text(image.source)
     if future is None:
-        return BadItem(key=key, source=source, code=item.code, error=item.problem)
+        return SkippedImage(key=key, source=source, code=image.code, error=image.problem)
     try:
         embedding = future.result()
-        size_hw = item.size_hw or _size_hw(item)
+        size_hw = image.size_hw or _size_hw(image)
     except ImageRefused as error:
-        return BadItem(key=key, source=source, code=error.code, error=str(error))
+        return SkippedImage(key=key, source=source, code=error.code, error=str(error))
     except ImageError as error:
-        return BadItem(key=key, source=source, code="invalid_image", error=f"{error}.")
+        return SkippedImage(key=key, source=source, code="invalid_image", error=f"{error}.")
     return Row(key=key, source=source, size_hw=size_hw, embedding=embedding)
 
 
-def _size_hw(item: Item) -> tuple[int, int]:
-    assert isinstance(item.data, bytes)
-    return upright_size(item.data)
+def _size_hw(image: InputImage) -> tuple[int, int]:
+    assert isinstance(image.data, bytes)
+    return upright_size(image.data)
 
 
 def _text(path: str) -> str:
-    """Names of files may hold bytes that are no text."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", REPLACED)
+    # File names may contain bytes that are not UTF-8.
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,8 @@
-"""Inputs of a bulk job: files, tables and shards in parts, and how they are read."""
+"""Inputs of a bulk job: finds files, tables and shards, splits them into parts, and reads them.
+
+The same inputs always give the same parts. A part is computed, written and resumed as a whole: some
+hundred images, rows of a Parquet file, or one WebDataset shard.
+"""
 
 import glob
 import hashlib
@@ -16,30 +20,25 @@ from numpy.typing import NDArray
 
 from service.engines.engine import UserError
 
-# Splits what was named on a command line into parts, always the same ones for the same inputs.
-#
-# A part is what is computed, written and resumed as a whole: some hundred images, rows of a Parquet
-# file, or one WebDataset shard.
-
 IMAGES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SUFFIXES: Final = {"parquet": (".parquet",), "tar": (".tar",), "files": IMAGES}
 Kind = Literal["files", "parquet", "tar"]
 
 
 class InputError(UserError):
-    """What was named cannot be embedded."""
+    """An input is missing or invalid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What is computed and written as a whole.
+    """A unit of computing and writing.
 
     Attributes:
         number: From 0.
-        kind: What `paths` are: images, one Parquet file, or one shard.
-        paths: As they were named.
+        kind: Of `paths`: images, one Parquet file, or one shard.
+        paths: As given on the command line, or below a folder given there.
         start: First row of a Parquet file.
-        stop: The row behind the last.
+        stop: The row after the last one.
     """
 
     number: int
@@ -51,29 +50,29 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """All parts.
+    """All inputs of a job.
 
     Attributes:
         parts: In order.
-        num_items: Images in them; None where only reading them would tell.
-        digest: Of paths and sizes: other inputs have another.
+        num_images: Number of images; None for shards, which would have to be read.
+        digest: Hash of paths and file sizes, to detect changed inputs.
     """
 
     parts: tuple[Part, ...]
-    num_items: int | None
+    num_images: int | None
     digest: str
 
 
 def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> Inputs:
-    """Find everything that was named.
+    """Find all inputs and split them into parts.
 
     Args:
-        named: Files, folders, patterns, and `-` for what `lines` names.
+        named: Files, folders, patterns, or `-` for the paths in `lines`.
         lines: One path each.
-        part_items: Images of one part.
+        part_items: Images of a part.
 
     Raises:
-        InputError: Something is not there, or what is there does not fit together.
+        InputError: An input is missing, or the inputs are of several kinds.
     """
     paths: list[str] = []
     for name in named:
@@ -83,17 +82,17 @@ def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> 
         else:
             paths += _expand(name)
     if not paths:
-        raise InputError(f"There are no images in {', '.join(named)}.")
+        raise InputError(f"No images found in {', '.join(named)}.")
     kinds = {_kind(path) for path in paths}
     if len(kinds) > 1:
-        raise InputError("Name images, Parquet files or shards, but not several kinds at once.")
+        raise InputError("Give images, Parquet files or shards, not several kinds at once.")
     (kind,) = kinds
     digest = hashlib.sha256(f"{kind}\n".encode())
     for path in paths:
         digest.update(f"{_size(path)} {path}\n".encode("utf-8", "surrogateescape"))
     parts = tuple(_split(kind, paths, part_items))
     sizes = {"files": len(paths), "parquet": sum(part.stop - part.start for part in parts)}
-    return Inputs(parts=parts, num_items=sizes.get(kind), digest=digest.hexdigest())
+    return Inputs(parts=parts, num_images=sizes.get(kind), digest=digest.hexdigest())
 
 
 def _expand(name: str) -> list[str]:
@@ -103,12 +102,14 @@ def _expand(name: str) -> list[str]:
         return [name]
     found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
     if not found:
-        raise InputError(f"There is no {name}; name files, folders, patterns, or - for a list.")
+        raise InputError(
+            f"{name} does not exist; give files, folders, patterns, or - for a list of paths."
+        )
     return [path for one in found for path in (_in_folder(one) if os.path.isdir(one) else [one])]
 
 
 def _size(path: str) -> int:
-    """In bytes; -1 of a link that leads nowhere, which reading tells as a bad item."""
+    """File size in bytes; -1 for a broken link, which is skipped later when it is read."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -116,7 +117,7 @@ def _size(path: str) -> int:
 
 
 def _in_folder(folder: str) -> list[str]:
-    """Its images, below it too; Parquet files or shards where it has no images."""
+    """All images below a folder; if there are none, its Parquet files; else its shards."""
     by_kind: dict[str, list[str]] = {"files": [], "parquet": [], "tar": []}
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith((".", "_")))
@@ -162,20 +163,18 @@ def _num_rows(path: str) -> int:
         raise InputError(f"{path} cannot be read as Parquet.") from error
 
 
-# Reads a part's images, one by one; what cannot be read is told, not raised.
-
-# No service takes images of this size; a file of it is not even read.
+# Larger files are skipped without reading them: they exceed every limit of the service.
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024
 ROWS_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which columns of a Parquet file are read.
+    """The columns of a Parquet file that are read.
 
     Attributes:
         image: Encoded images, paths, or structs with the fields `bytes` and `path`.
-        key: What rows are called in the output; None is file and row number.
+        key: Becomes the key in the output; None is file name and row number.
     """
 
     image: str = "image"
@@ -183,16 +182,16 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One image.
+class InputImage:
+    """An image that was read, or the reason why it cannot be.
 
     Attributes:
-        key: What its row is called.
-        source: The file that it was in.
-        data: As it is encoded, or scaled pixels; None where it cannot be used.
-        problem: Why not.
-        code: The same as a short stable name.
-        size_hw: Its own height and width, upright; None where `data` tells them.
+        key: Key of its row.
+        source: The file that contains it.
+        data: Encoded bytes, or resized pixels; None if it cannot be read.
+        problem: Why it cannot be read.
+        code: Short stable name of the problem.
+        size_hw: Original height and width after EXIF rotation; None if `data` is encoded.
     """
 
     key: str
@@ -203,11 +202,11 @@ class Item:
     size_hw: tuple[int, int] | None = None
 
 
-def read_part(part: Part, columns: Columns) -> Iterator[Item]:
-    """The items of a part, always in the same order.
+def read_part(part: Part, columns: Columns) -> Iterator[InputImage]:
+    """Read the images of a part, always in the same order.
 
     Raises:
-        InputError: A Parquet file has no such columns.
+        InputError: A column is missing from a Parquet file.
     """
     if part.kind == "files":
         for path in part.paths:
@@ -218,28 +217,32 @@ def read_part(part: Part, columns: Columns) -> Iterator[Item]:
         yield from _read_shard(part.paths[0])
 
 
-def _read_file(path: str, key: str) -> Item:
+def _read_file(path: str, key: str) -> InputImage:
     try:
         facts = os.stat(path)
-        # A pipe without a writer would be waited for without end.
+        # Opening a pipe without a writer would block for ever.
         if not stat.S_ISREG(facts.st_mode):
-            return Item(key=key, source=path, problem="This is no file, but a pipe or the like.")
+            return InputImage(key=key, source=path, problem="This is not a regular file.")
         if facts.st_size > MAX_FILE_BYTES:
-            return Item(key=key, source=path, problem="The file is too large for an image.")
-        return Item(key=key, source=path, data=Path(path).read_bytes())
+            return InputImage(
+                key=key, source=path, problem=f"The file is larger than {MAX_FILE_BYTES} bytes."
+            )
+        return InputImage(key=key, source=path, data=Path(path).read_bytes())
     except OSError as error:
-        return Item(key=key, source=path, problem=f"The file cannot be read: {error.strerror}.")
+        return InputImage(
+            key=key, source=path, problem=f"The file cannot be read: {error.strerror}."
+        )
 
 
-def _read_rows(part: Part, columns: Columns) -> Iterator[Item]:
+def _read_rows(part: Part, columns: Columns) -> Iterator[InputImage]:
     path = part.paths[0]
     file = pq.ParquetFile(path)
     wanted = [name for name in (columns.image, columns.key) if name is not None]
     missing = [name for name in wanted if name not in file.schema_arrow.names]
     if missing:
         raise InputError(
-            f"{path} has no column {missing[0]!r} but {', '.join(file.schema_arrow.names)}; "
-            "name the right one by --image-column or --key-column."
+            f"{path} has no column {missing[0]!r}. Use --image-column or --key-column with one of "
+            f"{', '.join(file.schema_arrow.names)}."
         )
     row, groups = _groups(file, part)
     for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=wanted):
@@ -251,7 +254,7 @@ def _read_rows(part: Part, columns: Columns) -> Iterator[Item]:
 
 
 def _groups(file: pq.ParquetFile, part: Part) -> tuple[int, list[int]]:
-    """The row groups that hold the part's rows, and the number of their first row."""
+    """The row groups with rows of the part, and the number of their first row."""
     first, row = 0, 0
     groups: list[int] = []
     for index in range(file.num_row_groups):
@@ -263,19 +266,19 @@ def _groups(file: pq.ParquetFile, part: Part) -> tuple[int, list[int]]:
     return first, groups
 
 
-def _from_value(value: Any, key: str, source: str) -> Item:
+def _from_value(value: Any, key: str, source: str) -> InputImage:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return Item(key=key, source=source, data=value)
+        return InputImage(key=key, source=source, data=value)
     if isinstance(value, str):
         read = _read_file(os.path.join(os.path.dirname(source), value), key)
-        return Item(key=key, source=source, data=read.data, problem=read.problem)
-    return Item(key=key, source=source, problem="The row holds neither bytes nor a path.")
+        return InputImage(key=key, source=source, data=read.data, problem=read.problem)
+    return InputImage(key=key, source=source, problem="The row contains neither bytes nor a path.")
 
 
-def _read_shard(path: str) -> Iterator[Item]:
-    """Samples of a WebDataset shard: neighbours of one name up to the first dot."""
+def _read_shard(path: str) -> Iterator[InputImage]:
+    """Read a WebDataset shard: adjacent files form a sample if they agree up to the first dot."""
     key, data = None, None
     try:
         with tarfile.open(path, "r|") as shard:
@@ -291,13 +294,15 @@ def _read_shard(path: str) -> Iterator[Item]:
                     key, data = sample, None
                 if data is None and f".{suffix}".lower().endswith(IMAGES):
                     data = _member(shard, member)
-            # A header that breaks off looks like the end to tarfile.
+            # tarfile takes a truncated header for the end of the archive.
             if 0 < os.path.getsize(path) - shard.offset < tarfile.BLOCKSIZE:
                 raise EOFError
     except (OSError, tarfile.TarError, EOFError):
         if key is not None and data is not None:
             yield _from_sample(key, data, path)
-        yield Item(key=f"{path}:end", source=path, problem="The shard is broken from here on.")
+        yield InputImage(
+            key=f"{path}:end", source=path, problem="The shard is damaged from here on."
+        )
         return
     if key is not None:
         yield _from_sample(key, data, path)
@@ -310,6 +315,6 @@ def _member(shard: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
     return None if stream is None else stream.read()
 
 
-def _from_sample(key: str, data: bytes | None, path: str) -> Item:
-    problem = "" if data is not None else "The sample holds no image."
-    return Item(key=key, source=path, data=data, problem=problem)
+def _from_sample(key: str, data: bytes | None, path: str) -> InputImage:
+    problem = "" if data is not None else "The sample contains no image."
+    return InputImage(key=key, source=path, data=data, problem=problem)

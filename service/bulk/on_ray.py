@@ -16,10 +16,10 @@ import ray.exceptions
 
 from model.image_codec import ImageLimits
 from model.package import Manifest
-from service.bulk.embedding import embed_items
-from service.bulk.inputs import Columns, InputError, Item, Part, read_part
+from service.bulk.embedding import embed_images
+from service.bulk.inputs import Columns, InputError, InputImage, Part, read_part
 from service.bulk.output import Job, JobError, OutputFolder
-from service.bulk.running import Progress, job_schema, missing_parts
+from service.bulk.running import JobProgress, job_schema, missing_parts
 from service.engines.choice import load, settings_for
 from service.engines.engine import EngineError
 from service.engines.in_process import open_manifest
@@ -29,37 +29,32 @@ from service.messages import EmbedImagesRequest
 from service.settings import Settings
 from service.validation import check_resolution
 
-# Finds in what Ray says the sentence that one of our own errors was about.
-#
-# What raised on another machine comes back as text with its stack; the exception itself stays
-# there.
-
-OURS: Final = {kind.__name__ for kind in (EngineError, InputError, JobError)}
+# An exception of another machine arrives as text with its traceback. These are the errors whose
+# message is written for users.
+USER_ERRORS: Final = {kind.__name__ for kind in (EngineError, InputError, JobError)}
 RAISED: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*(\w+): (.+)$", re.MULTILINE)
 KINDS: Final = ("Error", "Exception", "Interrupt")
 
 
-def reason(text: str) -> str:
-    """The sentence of our own error, else the first exception with its name, else the first line.
+def find_reason(text: str) -> str:
+    """Find the cause in the text of Ray's exception.
 
-    Args:
-        text: Of Ray's exception.
+    Returns:
+        The message of the first user error, else the first exception, else the first line.
     """
     raised = [match for match in RAISED.finditer(text) if match[1].endswith(KINDS)]
     for match in raised:
-        if match[1] in OURS:
+        if match[1] in USER_ERRORS:
             return match[2]
     if raised:
         return raised[0][0]
-    return text.strip().partition("\n")[0] or "it gave no reason."
+    return text.strip().partition("\n")[0] or "no reason given."
 
 
-# Computes the missing parts of a job on a Ray cluster, or on one that is started here.
-#
-# Ray Data streams parts through tasks that read, decode and scale, and through a pool of actors
-# that embed and write. Its own checkpoints promise that a row is written at least once, and here
-# it must be written exactly once: a part's file has the part's number and appears by a rename, so
-# that a task which Ray repeats, or a job that is begun again, writes the same file or finds it.
+# Ray Data streams the parts through tasks that read, decode and scale images, and through a pool of
+# actors that embed and write. Its checkpoints write a row at least once, but a job must write it
+# exactly once: the file of a part is named by the part's number and appears by a rename, so a task
+# that Ray repeats, or a job that is run again, writes the same file or finds it.
 
 ITEM_SCHEMA: Final = pa.schema(
     [
@@ -76,13 +71,13 @@ ITEM_SCHEMA: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayOptions:
-    """The cluster and what each actor gets of it.
+    """The cluster, and the resources of each worker.
 
     Attributes:
-        address: Of the cluster; None is the one that RAY_ADDRESS names, or a new one here.
+        address: Of the cluster; None is the variable RAY_ADDRESS, or a new local cluster.
         workers: Actors; each loads the model.
-        cpus: For each actor.
-        gpus: For each actor.
+        cpus: Cores of an actor.
+        gpus: GPUs of an actor.
     """
 
     address: str | None = None
@@ -94,25 +89,24 @@ class RayOptions:
 def run_on_ray(
     job: Job,
     folder: OutputFolder,
-    progress: Progress,
+    progress: JobProgress,
     *,
     flags: Sequence[str],
     options: RayOptions,
 ) -> None:
-    """Compute what is missing; the folder must be the same one on every machine.
+    """Compute the missing parts. After an error, the parts that were written stay.
 
     Args:
-        job: What is computed.
-        folder: Where it is written.
-        progress: Told how far it is, part by part.
-        flags: Of the service's settings, for every actor.
+        job: Inputs, options and model.
+        folder: Receives the parts; it must be shared by all machines.
+        progress: Notified of each part.
+        flags: Settings of the service, for every actor.
         options: The cluster.
 
     Raises:
-        JobError: Ray, a task or an actor could not go on; what is written stays.
+        JobError: Ray, a task or an actor failed.
     """
     parts = missing_parts(job, folder)
-    by_number = {part.number: part for part in parts}
     _start(options)
     try:
         rows = [{"part": json.dumps(asdict(part))} for part in parts]
@@ -133,9 +127,9 @@ def run_on_ray(
             )
         )
         for row in written.iter_rows():
-            progress.part(by_number[row["number"]], row["num_rows"], row["num_bad"])
+            progress.part_written(row["num_rows"], row["num_bad"])
     except (ray.exceptions.RayError, ConnectionError) as error:
-        raise JobError(f"Ray could not go on: {reason(str(error))}") from error
+        raise JobError(f"Ray failed: {find_reason(str(error))}") from error
     finally:
         ray.shutdown()
 
@@ -153,10 +147,10 @@ def _start(options: RayOptions) -> None:
 
 
 class PartReader:
-    """A task: reads a part, decodes its images and scales them to what the model sees.
+    """A task: reads a part, decodes its images and resizes them for the model.
 
-    It needs no model. Where actors have GPUs, tasks run apart from them; on CPUs Ray runs both as
-    one, which spares the way of the pixels.
+    It needs no model. If actors have GPUs, tasks run on other machines; on CPUs, Ray fuses both, so
+    that pixels are not copied between processes.
     """
 
     def __init__(self, preparer: ImagePreparer, rule: SizeRule, columns: Columns) -> None:
@@ -165,7 +159,7 @@ class PartReader:
         self._columns = columns
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A part's description and its items, as Arrow."""
+        """Read a part; returns its description and its images as Arrow."""
         items = read_part(_part(row["part"]), self._columns)
         prepared = (_prepare(item, self._preparer, self._rule) for item in items)
         return {"part": row["part"], "items": _pack(prepared)}
@@ -183,12 +177,12 @@ class PartWriter:
         self._folder = OutputFolder(folder)
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
-        """Write one part; tells how many rows and bad items it has."""
+        """Write a part; returns the numbers of its rows and skipped images."""
         part = _part(batch["part"][0].as_py())
         items = _unpack(batch["items"][0].as_py())
-        outcomes = embed_items(self._engine, items, self._request)
+        outcomes = embed_images(self._engine, items, self._request)
         num_rows, num_bad = self._folder.write_part(part.number, outcomes, self._schema)
-        return {"number": [part.number], "num_rows": [num_rows], "num_bad": [num_bad]}
+        return {"num_rows": [num_rows], "num_bad": [num_bad]}
 
 
 def _part(text: str) -> Part:
@@ -212,7 +206,7 @@ def _size_rule(manifest: Manifest, request: EmbedImagesRequest) -> SizeRule:
     )
 
 
-def _prepare(item: Item, preparer: ImagePreparer, rule: SizeRule) -> Item:
+def _prepare(item: InputImage, preparer: ImagePreparer, rule: SizeRule) -> InputImage:
     if not isinstance(item.data, bytes):
         return item
     try:
@@ -245,11 +239,11 @@ def _pack(items: Any) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _unpack(data: bytes) -> list[Item]:
+def _unpack(data: bytes) -> list[InputImage]:
     with pa.ipc.open_stream(data) as reader:
         rows = reader.read_all().to_pylist()
     return [
-        Item(
+        InputImage(
             key=row["key"],
             source=row["source"],
             data=_pixels(row),

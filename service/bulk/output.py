@@ -1,4 +1,11 @@
-"""What a bulk job writes: its record, part files and the single file that joins them."""
+"""The output of a bulk job: its record, the files of its parts, and the file that joins them.
+
+A job that was stopped continues if inputs, options and model are the same. The output folder has
+
+_tipserve.json            the record: what is computed from what
+part-00000.parquet ...    rows; a part with a file is finished
+_errors/part-00000.jsonl  the skipped images of a part, if there are any
+"""
 
 import json
 import os
@@ -21,29 +28,27 @@ from model.files import (
     atomic_write,
     locked,
 )
-from service.bulk.embedding import BadItem, Dtype, Row, to_table
+from service.bulk.embedding import Dtype, Row, SkippedImage, to_table
 from service.bulk.inputs import Columns, Inputs
 from service.engines.engine import ModelSummary, UserError
 from service.messages import EmbedImagesRequest
-
-# What a job computes, and what it may not change between one start and the next.
 
 RECORD_VERSION: Final = 1
 
 
 class JobError(UserError):
-    """The job cannot go on as it was asked for."""
+    """The job cannot be done as requested."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
-    """What is computed of every image, and how it is written.
+    """What is computed for every image, and how it is written.
 
     Attributes:
-        request: Without images.
-        dtype: Of the numbers.
-        columns: Of Parquet files that are read.
-        part_items: Images of one part.
+        request: The request for each image, without the image.
+        dtype: Number format in the output.
+        columns: Columns of Parquet inputs.
+        part_items: Images of a part.
     """
 
     request: EmbedImagesRequest
@@ -51,8 +56,8 @@ class JobOptions:
     columns: Columns
     part_items: int
 
-    def told(self) -> dict[str, Any]:
-        """As plain values."""
+    def as_dict(self) -> dict[str, Any]:
+        """The options as JSON values."""
         request = asdict(self.request)
         del request["images"], request["model"]
         return {
@@ -67,17 +72,17 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Inputs, options and the model; all that its rows depend on."""
+    """Everything that the rows of the output depend on."""
 
     inputs: Inputs
     options: JobOptions
     model: ModelSummary
 
     def record(self) -> dict[str, Any]:
-        """What stands beside the output, to be compared at the next start."""
+        """The record, which is stored with the output and compared when the job continues."""
         return {
             "version": RECORD_VERSION,
-            "options": self.options.told(),
+            "options": self.options.as_dict(),
             "model": {
                 "name": self.model.name,
                 "fingerprint": self.model.fingerprint,
@@ -88,10 +93,10 @@ class Job:
 
 
 def check_outputs(options: JobOptions, model: ModelSummary) -> None:
-    """Refuse, before anything is read, what the model does not have.
+    """Check that the model has all outputs, before any image is read.
 
     Raises:
-        JobError: It names what there is.
+        JobError: An output is missing.
     """
     missing = [name for name in options.request.outputs if name not in model.outputs]
     if missing:
@@ -101,10 +106,10 @@ def check_outputs(options: JobOptions, model: ModelSummary) -> None:
 
 
 def compare_records(found: object, wanted: dict[str, Any], place: str) -> None:
-    """Refuse to mix rows of two jobs.
+    """Check that an existing output is of the same job.
 
     Raises:
-        JobError: It names the first difference.
+        JobError: It is not; the message names the first difference.
     """
     if found == wanted:
         return
@@ -117,54 +122,48 @@ def compare_records(found: object, wanted: dict[str, Any], place: str) -> None:
         old, new = before.get(section), wanted[section]
         if old != new:
             raise JobError(
-                f"{place} was begun {words} ({_difference(old, new)}); repeat those, name another "
-                "output, or begin anew by --overwrite."
+                f"{place} was started {words} ({_difference(old, new)}). Use the same again, "
+                "choose another output, or start again with --overwrite."
             )
-    raise JobError(f"{place} was begun by another version; begin anew by --overwrite.")
+    raise JobError(f"{place} was started by another version; start again with --overwrite.")
 
 
 def _difference(old: object, new: dict[str, Any]) -> str:
     before = old if isinstance(old, dict) else {}
     name = next(name for name in new if before.get(name) != new[name])
-    return f"{name}: {json.dumps(before.get(name))} then, {json.dumps(new[name])} now"
+    return f"{name}: was {json.dumps(before.get(name))}, is now {json.dumps(new[name])}"
 
-
-# The folder that a job fills part by part; each part appears whole or not at all.
-#
-# _tipserve.json            what is computed of what; another job is refused
-# part-00000.parquet ...    rows; a part that is there is done
-# _errors/part-00000.jsonl  its bad items, where there are any
 
 RECORD_NAME: Final = "_tipserve.json"
 LOCK_NAME: Final = "_lock"
 ERRORS_NAME: Final = "_errors"
 PART_NAME: Final = re.compile(r"part-(\d+)\.parquet")
-# Of the numbers that wait to be written; a part of patches may have gigabytes.
+# Rows are written in groups of this size, because patch embeddings of a part can be gigabytes.
 GROUP_BYTES: Final = 32 * 1024 * 1024
 
 
 class OutputFolder:
-    """Where parts are written. Use it in one process at a time, by `locked_folder`."""
+    """The folder with the parts of a job. `locked_folder` reserves it for one process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.errors_folder = path / ERRORS_NAME
 
-    def begin(self, record: dict[str, Any]) -> None:
-        """Begin a job, or go on with it; a job that wrote no part yet may be another one's start.
+    def start(self, record: dict[str, Any]) -> None:
+        """Start or continue a job. A job without a finished part may be replaced by another one.
 
         Raises:
-            JobError: Another job was begun here, or the folder holds something else.
+            JobError: The folder has parts of another job, or other files.
         """
         file = self.path / RECORD_NAME
         if file.exists():
-            if self.done():
+            if self.finished_parts():
                 compare_records(_read_record(file), record, str(self.path))
         else:
             others = [p.name for p in self.path.iterdir() if p.name != LOCK_NAME]
             if others:
                 raise JobError(
-                    f"{self.path} holds something else ({min(others)}); name an empty folder."
+                    f"{self.path} contains other files ({min(others)}); give an empty folder."
                 )
         atomic_write(file, json.dumps(record, indent=2) + "\n")
         self.errors_folder.mkdir(exist_ok=True)
@@ -173,7 +172,7 @@ class OutputFolder:
                 left.unlink()
 
     def clear(self) -> None:
-        """Remove what a job wrote here; where none did, nothing."""
+        """Remove the files of a job; without a record, remove nothing."""
         if not (self.path / RECORD_NAME).exists():
             return
         shutil.rmtree(self.errors_folder, ignore_errors=True)
@@ -181,36 +180,36 @@ class OutputFolder:
             name.unlink()
         (self.path / RECORD_NAME).unlink()
 
-    def done(self) -> set[int]:
-        """Numbers of the parts that are there."""
+    def finished_parts(self) -> set[int]:
+        """Numbers of the finished parts."""
         matches = (PART_NAME.fullmatch(name) for name in os.listdir(self.path))
         return {int(match[1]) for match in matches if match}
 
     def part_file(self, number: int) -> Path:
-        """Where a part's rows are."""
+        """File with the rows of a part."""
         return self.path / f"part-{number:05}.parquet"
 
     def errors_file(self, number: int) -> Path:
-        """Where a part's bad items are, if it has any."""
+        """File with the skipped images of a part, if there are any."""
         return self.errors_folder / f"part-{number:05}.jsonl"
 
     def write_part(
-        self, number: int, outcomes: Iterable[Row | BadItem], schema: pa.Schema
+        self, number: int, outcomes: Iterable[Row | SkippedImage], schema: pa.Schema
     ) -> tuple[int, int]:
-        """Write a part; it appears once all of it is written.
+        """Write a part atomically.
 
         Returns:
-            Rows and bad items.
+            Numbers of rows and skipped images.
         """
         file = self.part_file(number)
-        bad: list[BadItem] = []
+        bad: list[SkippedImage] = []
         num_rows = 0
         with atomic_file(file) as temporary:
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
                 for rows in _groups(outcomes, bad):
                     writer.write_table(to_table(rows, schema))
                     num_rows += len(rows)
-            # Complaints first: rows say that the part is done.
+            # The skipped images first, because the file with the rows marks the part as finished.
             errors = self.errors_file(number)
             if bad:
                 atomic_write(errors, "".join(f"{json.dumps(asdict(item))}\n" for item in bad))
@@ -219,8 +218,8 @@ class OutputFolder:
         return num_rows, len(bad)
 
     def totals(self) -> tuple[int, int]:
-        """Rows and bad items of all parts that are there."""
-        numbers = self.done()
+        """Numbers of rows and skipped images in all finished parts."""
+        numbers = self.finished_parts()
         rows = sum(int(pq.read_metadata(self.part_file(n)).num_rows) for n in numbers)
         files = [file for file in map(self.errors_file, numbers) if file.exists()]
         return rows, sum(len(file.read_bytes().splitlines()) for file in files)
@@ -228,10 +227,10 @@ class OutputFolder:
 
 @contextmanager
 def locked_folder(path: Path) -> Iterator[OutputFolder]:
-    """The folder, made where it is not there, while no other process writes to it.
+    """Create the folder if it is missing, and lock it.
 
     Raises:
-        JobError: One does, or the folder cannot be made.
+        JobError: Another process has locked it, or it cannot be created.
     """
     with ExitStack() as stack:
         try:
@@ -241,18 +240,18 @@ def locked_folder(path: Path) -> Iterator[OutputFolder]:
             # Two jobs that write to one folder are not detected on such a file system.
             pass
         except LockHeld as error:
-            raise JobError(f"Another process writes to {path}; wait for it, or end it.") from error
+            raise JobError(f"Another process writes to {path}; wait until it ends.") from error
         except OSError as error:
             raise JobError(f"{path} cannot be written to: {error.strerror}.") from error
         yield OutputFolder(path)
 
 
-def _groups(outcomes: Iterable[Row | BadItem], bad: list[BadItem]) -> Iterator[list[Row]]:
-    """Rows to be written at once; what is no row is put aside."""
+def _groups(outcomes: Iterable[Row | SkippedImage], bad: list[SkippedImage]) -> Iterator[list[Row]]:
+    """Groups of rows; skipped images are appended to `bad`."""
     rows: list[Row] = []
     num_bytes = 0
     for outcome in outcomes:
-        if isinstance(outcome, BadItem):
+        if isinstance(outcome, SkippedImage):
             bad.append(outcome)
             continue
         rows.append(outcome)
@@ -271,26 +270,24 @@ def _read_record(file: Path) -> object:
         return None
 
 
-# One Parquet file from a job's parts, for outputs that are named as a file.
-
 METADATA_KEY: Final = b"tipserve"
 
 
 def parts_folder(file: Path) -> Path:
-    """Where the parts lie until the file is whole."""
+    """Folder of the parts until they are joined."""
     return file.with_name(f"{file.name}.parts")
 
 
 def errors_file(file: Path) -> Path:
-    """Where the bad items are, if there are any."""
+    """File with the skipped images, if there are any."""
     return file.with_name(f"{file.stem}.errors.jsonl")
 
 
 def is_finished(file: Path, record: dict[str, Any]) -> bool:
-    """Whether the file is there already, from the same job.
+    """Whether the file exists and is of the same job.
 
     Raises:
-        JobError: It is something else.
+        JobError: It exists and is something else.
     """
     if not file.exists():
         return False
@@ -298,14 +295,16 @@ def is_finished(file: Path, record: dict[str, Any]) -> bool:
         metadata = pq.read_schema(file).metadata or {}
         found = json.loads(metadata[METADATA_KEY])
     except (OSError, ValueError, KeyError) as error:
-        raise JobError(f"{file} is there and no output of this command; name another.") from error
+        raise JobError(
+            f"{file} exists and is not an output of this command; give another name."
+        ) from error
     compare_records(found, record, str(file))
     return True
 
 
 def join_parts(folder: OutputFolder, file: Path, schema: pa.Schema) -> None:
-    """Write all parts into one file, which appears whole; the parts go."""
-    numbers = sorted(folder.done())
+    """Join all parts into one file atomically, and remove them."""
+    numbers = sorted(folder.finished_parts())
     errors = b"".join(
         part.read_bytes() for part in map(folder.errors_file, numbers) if part.exists()
     )
@@ -323,13 +322,13 @@ def join_parts(folder: OutputFolder, file: Path, schema: pa.Schema) -> None:
 
 
 def clear_file(file: Path) -> None:
-    """Remove an output and its bad items."""
+    """Remove an output file and the list of its skipped images."""
     file.unlink(missing_ok=True)
     errors_file(file).unlink(missing_ok=True)
 
 
 def count_rows(file: Path) -> tuple[int, int]:
-    """Rows and bad items of a finished output."""
+    """Numbers of rows and skipped images in a finished output."""
     bad = errors_file(file)
     num_bad = len(bad.read_bytes().splitlines()) if bad.exists() else 0
     return int(pq.read_metadata(file).num_rows), num_bad

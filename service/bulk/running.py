@@ -1,4 +1,4 @@
-"""Computes the parts of a job that are missing, in this process."""
+"""Computes the missing parts of a job in this process."""
 
 import json
 import threading
@@ -8,90 +8,90 @@ from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
-from service.bulk.embedding import embed_items, row_schema
-from service.bulk.inputs import Item, Part, read_part
+from service.bulk.embedding import embed_images, row_schema
+from service.bulk.inputs import InputImage, Part, read_part
 from service.bulk.output import METADATA_KEY, Job, OutputFolder
 from service.engines.engine import Engine
 
-# While one part ends and is written, the next keeps the engine busy.
-PARTS_AT_ONCE: Final = 2
+# While one part is written, the next one keeps the engine busy.
+CONCURRENT_PARTS: Final = 2
 
 
-class Progress(Protocol):
-    """Told how far a job is. Thread-safe."""
+class JobProgress(Protocol):
+    """Shows the progress of a job. Only one thread calls it at a time."""
 
-    def item(self) -> None:
-        """One more image has been read."""
+    def image_read(self) -> None:
+        """Another image was read."""
 
-    def part(self, part: Part, num_rows: int, num_bad: int) -> None:
-        """One more part is written."""
+    def part_written(self, num_rows: int, num_bad: int) -> None:
+        """Another part was written, with this many rows and skipped images."""
 
 
 class Stopped(Exception):
-    """The other part failed, or a signal ended the wait for both; what is written stays."""
+    """The job stops, because another part failed or a signal arrived."""
 
 
 def job_schema(job: Job) -> pa.Schema:
-    """Columns of the job's output, with its record, so that a file says what it is."""
+    """Columns of the output; the job's record is in the metadata."""
     metadata = {METADATA_KEY.decode(): json.dumps(job.record())}
     options = job.options
     return row_schema(options.request.outputs, job.model.embed_dim, options.dtype, metadata)
 
 
 def missing_parts(job: Job, folder: OutputFolder) -> list[Part]:
-    """Parts that are not written yet."""
-    done = folder.done()
-    return [part for part in job.inputs.parts if part.number not in done]
+    """Parts without a file."""
+    finished = folder.finished_parts()
+    return [part for part in job.inputs.parts if part.number not in finished]
 
 
-def run_here(engine: Engine, job: Job, folder: OutputFolder, progress: Progress) -> None:
-    """Compute what is missing.
+def run_here(engine: Engine, job: Job, folder: OutputFolder, progress: JobProgress) -> None:
+    """Compute the missing parts. After an error, the parts that were written stay.
 
     Args:
-        engine: Who computes.
-        job: What is computed.
-        folder: Where it is written.
-        progress: Told how far it is.
+        engine: Computes the embeddings.
+        job: Inputs, options and model.
+        folder: Receives the parts.
+        progress: Notified of each image and part.
 
     Raises:
-        EngineError: The engine cannot go on; what is written stays.
-        InputError: An input is not as it was said to be.
+        EngineError: The engine failed.
+        InputError: An input is invalid.
         OSError: The output cannot be written.
     """
     schema = job_schema(job)
     stop = threading.Event()
+    lock = threading.Lock()
 
     def compute(part: Part) -> None:
-        items = _told(read_part(part, job.options.columns), progress)
-        outcomes = embed_items(engine, items, job.options.request, check)
+        outcomes = embed_images(engine, images(part), job.options.request, check)
         num_rows, num_bad = folder.write_part(part.number, outcomes, schema)
-        progress.part(part, num_rows, num_bad)
+        with lock:
+            progress.part_written(num_rows, num_bad)
+
+    def images(part: Part) -> Iterator[InputImage]:
+        for image in read_part(part, job.options.columns):
+            yield image
+            with lock:
+                progress.image_read()
 
     def check() -> None:
         if stop.is_set():
             raise Stopped
 
-    with ThreadPoolExecutor(PARTS_AT_ONCE, "part") as threads:
+    with ThreadPoolExecutor(CONCURRENT_PARTS, "part") as threads:
         parts = [threads.submit(compute, part) for part in missing_parts(job, folder)]
         try:
             wait(parts, return_when=FIRST_EXCEPTION)
         finally:
-            # Whether one failed or a signal came: what is left ends at its next image. Where all
-            # is done, nothing is left.
+            # After a failure or a signal, the running parts stop at their next image.
             stop.set()
             for future in parts:
                 future.cancel()
     _raise_first(parts)
 
 
-def _told(items: Iterable[Item], progress: Progress) -> Iterator[Item]:
-    for item in items:
-        yield item
-        progress.item()
-
-
 def _raise_first(parts: Iterable[Any]) -> None:
-    """Raise what went wrong first; that others stopped then is no news."""
+    """Raise the error that stopped the other parts, not their `Stopped`."""
     errors = [future.exception() for future in parts if not future.cancelled()]
     found = [error for error in errors if error is not None]
     for error in found:

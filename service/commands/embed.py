@@ -1,4 +1,4 @@
-"""`tipserve embed`: embed images or texts in bulk."""
+"""`tipserve embed`: embed many images, here, by a server, or on Ray."""
 
 import argparse
 import importlib
@@ -24,36 +24,34 @@ from service.bulk.output import (
     locked_folder,
     parts_folder,
 )
-from service.bulk.running import Progress, job_schema, missing_parts, run_here
+from service.bulk.running import JobProgress, job_schema, missing_parts, run_here
 from service.commands.program import (
     DONE,
-    DONE_WITHOUT_SOME,
+    DONE_WITH_SKIPPED_IMAGES,
     add_engine_options,
     loading_flags,
     new_parser,
     opened_engine,
     served_name,
 )
-from service.commands.progress import new_progress
+from service.commands.progress import shown_progress
 from service.engines.choice import settings_for
 from service.engines.engine import Engine, EngineError, find_model
 from service.engines.in_process import open_manifest, summarize_unloaded
 from service.messages import IMAGE_OUTPUTS, EmbedImagesRequest
 
-# The command line of `tipserve embed`.
-
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """Read a command line.
+    """Parse a command line.
 
     Raises:
-        SystemExit: It is wrong, or `--help`.
+        SystemExit: The command line is wrong, or asks for help.
     """
     parser = new_parser(
         "embed",
-        "Writes embeddings of images as Parquet: one row each with key, source, height, width\n"
-        "and the outputs. What cannot be read or decoded is listed beside the output. A command\n"
-        "that was interrupted goes on where it stopped when it is given again.",
+        "Write the embeddings of images as Parquet: one row for each image with key, source,\n"
+        "height, width and the outputs. Images that cannot be read are skipped and listed in a\n"
+        "second file. Run an interrupted command again to continue where it stopped.",
         (
             "photos/ -o photos.parquet",
             "'photos/**/*.jpg' -o photos.parquet --outputs cls1,patches --dtype float16",
@@ -66,21 +64,21 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="images, folders, patterns, Parquet files or .tar shards (not mixed); - reads a "
-        "list from standard input",
+        help="images, folders, patterns, Parquet files or .tar shards of WebDataset (one kind at a "
+        "time); - reads a list of paths from standard input",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
-        help="a file that ends in .parquet, or a folder that gets a file for each part",
+        help="a .parquet file, or a folder for one file per part",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="begin anew instead of going on or refusing"
+        "--overwrite", action="store_true", help="delete an existing output and start again"
     )
     parser.add_argument(
-        "--allow-bad-items", action="store_true", help="exit with 0 also where some were bad"
+        "--allow-bad-items", action="store_true", help="exit with 0 even if images were skipped"
     )
     _add_computing(parser)
     _add_reading(parser)
@@ -90,67 +88,87 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 
 
 def _add_computing(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is computed")
+    group = parser.add_argument_group("embeddings")
     group.add_argument(
         "--outputs",
         default=",".join(EmbedImagesRequest.outputs),
-        help=f"of {', '.join(IMAGE_OUTPUTS)}, with commas between (default: %(default)s)",
+        help=f"{', '.join(IMAGE_OUTPUTS)}; separated by commas (default: %(default)s)",
     )
     group.add_argument(
         "--no-normalize",
         dest="normalize",
         action="store_false",
-        help="leave embeddings as the model has them; else they have unit length",
+        help="keep the length of embeddings (default: unit length)",
     )
-    group.add_argument("--resolution", type=int, help="short side in pixels, as the model sees it")
-    group.add_argument("--fit", choices=("squash", "aspect"), default=EmbedImagesRequest.fit)
-    group.add_argument("--dtype", choices=get_args(Dtype), default=get_args(Dtype)[0])
+    group.add_argument("--resolution", type=int, help="resize the short side to this many pixels")
+    group.add_argument(
+        "--fit",
+        choices=("squash", "aspect"),
+        default=EmbedImagesRequest.fit,
+        help="resize to a square, or keep the aspect ratio (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=get_args(Dtype),
+        default=get_args(Dtype)[0],
+        help="number format in the output (default: %(default)s)",
+    )
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how it is read and split")
+    group = parser.add_argument_group("inputs")
     group.add_argument(
         "--image-column",
         default=Columns().image,
-        help="of Parquet: images, paths, or structs of both (default: %(default)s)",
+        help="column of a Parquet input: images, paths, or structs of both (default: %(default)s)",
     )
-    group.add_argument("--key-column", help="of Parquet: what becomes the key")
+    group.add_argument("--key-column", help="column of a Parquet input that becomes the key")
     group.add_argument(
         "--part-items",
         type=_positive,
         default=512,
-        help="images that are written, and computed anew, together (default: %(default)s); a "
-        "shard is always one part",
+        help="images of a part, which is the unit of writing and of resuming (default: "
+        "%(default)s); a shard is always one part",
     )
 
 
 def _add_ray(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("on Ray, which reads, decodes and embeds on many machines")
+    group = parser.add_argument_group("many machines, by Ray")
     group.add_argument(
         "--ray",
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="a cluster; without an address the one of RAY_ADDRESS, or one that is started here",
+        help="run on this cluster (default: the variable RAY_ADDRESS, else a new local cluster)",
     )
     group.add_argument(
-        "--workers", type=_positive, default=1, help="copies of the model (default: %(default)s)"
+        "--workers",
+        type=_positive,
+        default=1,
+        help="processes that each load the model (default: %(default)s)",
     )
-    group.add_argument("--cpus-per-worker", type=float, default=1.0, help="(default: %(default)s)")
-    group.add_argument("--gpus-per-worker", type=float, default=0.0, help="(default: %(default)s)")
+    group.add_argument(
+        "--cpus-per-worker",
+        type=float,
+        default=1.0,
+        help="CPU cores of a worker (default: %(default)s)",
+    )
+    group.add_argument(
+        "--gpus-per-worker", type=float, default=0.0, help="GPUs of a worker (default: %(default)s)"
+    )
 
 
 def job_options(options: argparse.Namespace) -> JobOptions:
-    """What is computed.
+    """Make the options of the job.
 
     Raises:
-        EngineError: The outputs cannot be read.
+        EngineError: An output is unknown.
     """
     names = tuple(dict.fromkeys(n.strip() for n in options.outputs.split(",") if n.strip()))
     unknown = [name for name in names if name not in IMAGE_OUTPUTS]
     if unknown or not names:
         known = ", ".join(IMAGE_OUTPUTS)
-        raise EngineError(f"--outputs takes {known}, with commas between, not {options.outputs}.")
+        raise EngineError(f"--outputs {options.outputs!r} is invalid; choose from {known}.")
     request = EmbedImagesRequest(
         images=(),
         model=served_name(options),
@@ -170,14 +188,12 @@ def job_options(options: argparse.Namespace) -> JobOptions:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+        raise argparse.ArgumentTypeError(f"{number} given, at least 1 required")
     return number
 
 
-# `tipserve embed`: embeddings of many images as Parquet, here, by a server, or on Ray.
-
 SUFFIX: Final = ".parquet"
-# What a folder is hardly called, but a file that somebody hopes for.
+# A folder with such a suffix is most likely a mistake: the user expects a file of this format.
 OTHER_FORMATS: Final = {
     *(".arrow", ".csv", ".feather", ".h5", ".hdf5", ".json", ".jsonl", ".npy", ".npz", ".pickle"),
     *(".pkl", ".pq", ".pt", ".safetensors", ".tar", ".tsv", ".txt", ".zip"),
@@ -188,8 +204,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status.
 
     Raises:
-        UserError: It cannot be done; the sentence says what to change.
-        SystemExit: A wrong command line, or `--help`.
+        UserError: The job cannot be done as requested.
+        SystemExit: The command line is wrong, or asks for help.
     """
     options = parse_options(list(arguments))
     _check_output(options.output)
@@ -197,7 +213,7 @@ def run(arguments: Sequence[str]) -> int:
     inputs = find_inputs(options.paths, sys.stdin, chosen.part_items)
     if options.ray is not None:
         if options.url is not None:
-            raise JobError("--ray loads the model on the cluster; leave out --url.")
+            raise JobError("--ray loads the model on the cluster; remove --url.")
         model = summarize_unloaded(open_manifest(settings_for(loading_flags(options))))
         job = Job(inputs=inputs, options=chosen, model=model)
         return _embed(options, job, None)
@@ -207,14 +223,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a name that promises what is not written."""
+    """Check that the name of the output fits what is written."""
     suffix = output.suffix.lower()
     if suffix == SUFFIX and output.is_dir():
-        raise JobError(f"{output} is a folder; name a file, or another folder.")
+        raise JobError(f"{output} is a folder; give a file name, or another folder.")
     if suffix in OTHER_FORMATS and not output.is_dir():
         raise JobError(
-            f"Embeddings are written as Parquet; let --output end in {SUFFIX}, or name a folder, "
-            f"not {output.name}."
+            f"--output {output.name}: only Parquet is supported. Give a file name that ends in "
+            f"{SUFFIX}, or a folder."
         )
 
 
@@ -225,17 +241,17 @@ def _embed(options: argparse.Namespace, job: Job, engine: Engine | None) -> int:
         clear_file(file)
     if file is not None and is_finished(file, job.record()):
         shutil.rmtree(parts_folder(file), ignore_errors=True)
-        return _tell(options, *count_rows(file), errors_file(file))
+        return _report(options, *count_rows(file), errors_file(file))
     with locked_folder(options.output if file is None else parts_folder(file)) as folder:
         if options.overwrite:
             folder.clear()
-        folder.begin(job.record())
+        folder.start(job.record())
         _compute(options, job, folder, engine)
         totals = folder.totals()
         if file is None:
-            return _tell(options, *totals, folder.errors_folder)
+            return _report(options, *totals, folder.errors_folder)
         join_parts(folder, file, job_schema(job))
-    return _tell(options, *totals, errors_file(file))
+    return _report(options, *totals, errors_file(file))
 
 
 def _compute(
@@ -245,8 +261,8 @@ def _compute(
     if not missing:
         return
     num_parts = len(job.inputs.parts)
-    num_items = _num_items(job.inputs, len(missing)) if engine is not None else None
-    with new_progress(num_parts, num_parts - len(missing), num_items) as progress:
+    num_images = _num_images(job.inputs, len(missing)) if engine is not None else None
+    with shown_progress(num_parts, num_parts - len(missing), num_images) as progress:
         if engine is None:
             _run_on_ray(options, job, folder, progress)
         else:
@@ -254,9 +270,9 @@ def _compute(
 
 
 def _run_on_ray(
-    options: argparse.Namespace, job: Job, folder: OutputFolder, progress: Progress
+    options: argparse.Namespace, job: Job, folder: OutputFolder, progress: JobProgress
 ) -> None:
-    # Imported only where it is asked for: it is large, and an extra.
+    # Imported here, because Ray is an optional dependency, and slow to import.
     on_ray = importlib.import_module("service.bulk.on_ray")
     cluster = on_ray.RayOptions(
         address=options.ray or None,
@@ -267,16 +283,16 @@ def _run_on_ray(
     on_ray.run_on_ray(job, folder, progress, flags=loading_flags(options), options=cluster)
 
 
-def _num_items(inputs: Inputs, num_missing: int) -> int | None:
-    """Images that are still to be read, but for what the last part has less."""
-    if inputs.num_items is None:
+def _num_images(inputs: Inputs, num_missing: int) -> int | None:
+    """Number of images in the missing parts, roughly: the last part may be smaller."""
+    if inputs.num_images is None:
         return None
-    return round(inputs.num_items * num_missing / len(inputs.parts))
+    return round(inputs.num_images * num_missing / len(inputs.parts))
 
 
-def _tell(options: argparse.Namespace, num_rows: int, num_bad: int, errors: Path) -> int:
+def _report(options: argparse.Namespace, num_rows: int, num_bad: int, errors: Path) -> int:
     print(f"{options.output}: {num_rows} rows")
     if num_bad == 0:
         return DONE
-    print(f"{errors}: {num_bad} items could not be used", file=sys.stderr)
-    return DONE if options.allow_bad_items else DONE_WITHOUT_SOME
+    print(f"{errors}: {num_bad} images were skipped", file=sys.stderr)
+    return DONE if options.allow_bad_items else DONE_WITH_SKIPPED_IMAGES

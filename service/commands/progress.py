@@ -1,26 +1,24 @@
-"""How far a job is: a bar on a terminal, lines elsewhere."""
+"""Shows the progress of a job: a bar on a terminal, lines in a log."""
 
 import sys
-import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Final, Self, TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TextIO
 
-from service.bulk.inputs import Part
+from service.bulk.running import JobProgress
 
 LINE_EVERY_S: Final = 5.0
 
 
-class LineProgress(AbstractContextManager["LineProgress"]):
-    """A line for the first part, the last, and every few seconds between. Thread-safe.
+class ProgressLines:
+    """Writes a line for the first part, the last one, and every few seconds. Not thread-safe.
 
     Args:
-        num_parts: All that the job has.
-        num_done: Of them, those that were there before.
-        stream: Where lines go.
-        clock: In seconds.
+        num_parts: Parts of the job.
+        num_done: Parts that an earlier run has written.
+        stream: Receives the lines.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -33,89 +31,60 @@ class LineProgress(AbstractContextManager["LineProgress"]):
         self._num_parts, self._num_done = num_parts, num_done
         self._num_rows = self._num_bad = 0
         self._stream, self._clock = stream, clock
-        self._said_at = -LINE_EVERY_S
-        self._lock = threading.Lock()
+        self._last_line_s = -LINE_EVERY_S
 
-    def item(self) -> None:
-        """As `Progress` has it."""
+    def image_read(self) -> None:
+        """Lines count parts only."""
 
-    def part(self, part: Part, num_rows: int, num_bad: int) -> None:
-        """As `Progress` has it."""
-        del part
-        with self._lock:
-            self._num_done += 1
-            self._num_rows += num_rows
-            self._num_bad += num_bad
-            is_last = self._num_done == self._num_parts
-            if is_last or self._clock() - self._said_at >= LINE_EVERY_S:
-                self._said_at = self._clock()
-                self._say()
-
-    def _say(self) -> None:
-        self._stream.write(
-            f"part {self._num_done} of {self._num_parts}: "
-            f"{self._num_rows} rows, {self._num_bad} bad\n"
-        )
-        self._stream.flush()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Nothing to put away."""
+    def part_written(self, num_rows: int, num_bad: int) -> None:
+        """Count a part, and write a line if it is time."""
+        self._num_done += 1
+        self._num_rows += num_rows
+        self._num_bad += num_bad
+        now_s = self._clock()
+        if self._num_done == self._num_parts or now_s - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = now_s
+            self._stream.write(
+                f"part {self._num_done} of {self._num_parts}: "
+                f"{self._num_rows} rows, {self._num_bad} skipped\n"
+            )
+            self._stream.flush()
 
 
-class BarProgress(AbstractContextManager["BarProgress"]):
-    """A bar, by rich. Thread-safe.
+class ProgressBar:
+    """Advances a bar of rich with each image."""
 
-    Args:
-        num_items: That are still to be read; None where nobody knows.
+    def __init__(self, bar: Any, num_images: int | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task("images", total=num_images)
 
-    Raises:
-        ImportError: rich is not installed.
-    """
-
-    def __init__(self, num_items: int | None) -> None:
-        from rich import progress  # noqa: PLC0415 - an extra, and lines do as well
-
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        self._bar = progress.Progress(*columns)
-        self._task = self._bar.add_task("images", total=num_items)
-
-    def item(self) -> None:
-        """As `Progress` has it."""
+    def image_read(self) -> None:
+        """Advance the bar."""
         self._bar.advance(self._task)
 
-    def part(self, part: Part, num_rows: int, num_bad: int) -> None:
-        """As `Progress` has it."""
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+    def part_written(self, num_rows: int, num_bad: int) -> None:
+        """The bar counts images only."""
 
 
-def new_progress(
-    num_parts: int, num_done: int, num_items: int | None
-) -> LineProgress | BarProgress:
-    """A bar where there is a terminal and rich, else lines."""
-    if sys.stderr.isatty():
-        try:
-            return BarProgress(num_items)
-        except ImportError:
-            pass
-    return LineProgress(num_parts, num_done)
+@contextmanager
+def shown_progress(num_parts: int, num_done: int, num_images: int | None) -> Iterator[JobProgress]:
+    """Show the progress of a job on standard error.
+
+    Args:
+        num_parts: Parts of the job.
+        num_done: Parts that an earlier run has written.
+        num_images: Images of the other parts; None if unknown.
+    """
+    if not sys.stderr.isatty():
+        yield ProgressLines(num_parts, num_done)
+        return
+    from rich import progress  # noqa: PLC0415 - slow to import, and lines do not need it
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns) as bar:
+        yield ProgressBar(bar, num_images)

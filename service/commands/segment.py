@@ -1,4 +1,4 @@
-"""`tipserve segment`: the mask of an image, by the names of what is in it."""
+"""`tipserve segment`: write the mask of an image for named classes."""
 
 import argparse
 import sys
@@ -37,8 +37,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status.
 
     Raises:
-        EngineError: There is no mask; the sentence says what to change.
-        SystemExit: A wrong command line, or `--help`.
+        EngineError: The mask cannot be computed or written.
+        SystemExit: The command line is wrong, or asks for help.
     """
     options = _parse(list(arguments))
     classes = _names(options.classes)
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = new_parser(
         "segment",
-        "Writes a mask of the image's size: k where the k-th class is, 0 for background.",
+        "Write a mask of the image's size: k for the k-th class, 0 for background.",
         (
             'photo.jpg --classes "dog, grass" -o mask.png',
             'photo.jpg --classes "dog, grass" --overlay -o seen.png',
@@ -76,23 +76,34 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             "--url grpc://localhost:8001",
         ),
     )
-    parser.add_argument("image", help="a file, or - for standard input")
-    parser.add_argument("--classes", required=True, help="names with commas between")
-    parser.add_argument("-o", "--output", type=Path, required=True, help=".png or .npy")
+    parser.add_argument("image", help="an image file, or - for standard input")
+    parser.add_argument("--classes", required=True, help="names, separated by commas")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a .png or .npy file")
     parser.add_argument(
-        "--overlay", action="store_true", help="the image with the classes' colours over it"
+        "--overlay",
+        action="store_true",
+        help="write the image with coloured classes instead (.png)",
     )
-    parser.add_argument("--background-classes", default="", help="names that count as background")
     parser.add_argument(
-        "--background-threshold", type=float, help="cosine under which a pixel is background"
+        "--background-classes",
+        default="",
+        help="names that count as background, separated by commas",
     )
-    parser.add_argument("--resolution", type=int, help="short side in pixels, as the model sees it")
-    parser.add_argument("--fit", choices=("aspect", "squash"), default=SegmentImagesRequest.fit)
+    parser.add_argument(
+        "--background-threshold", type=float, help="pixels with a lower cosine are background"
+    )
+    parser.add_argument("--resolution", type=int, help="resize the short side to this many pixels")
+    parser.add_argument(
+        "--fit",
+        choices=("aspect", "squash"),
+        default=SegmentImagesRequest.fit,
+        help="keep the aspect ratio, or resize to a square (default: %(default)s)",
+    )
     parser.add_argument(
         "--mode",
         choices=get_args(SegmentMode),
         default=SegmentImagesRequest.mode,
-        help="the whole image at once, or window by window (default: %(default)s)",
+        help="process the whole image at once, or in overlapping windows (default: %(default)s)",
     )
     add_engine_options(parser)
     return parser.parse_args(arguments)
@@ -112,18 +123,19 @@ def _read(image: str) -> bytes:
 
 
 def _check_output(options: argparse.Namespace, classes: Sequence[str]) -> None:
-    """Refuse, before anything is computed, what could not be written."""
+    """Check the output before anything is computed."""
     suffix = options.output.suffix.lower()
     if suffix not in SUFFIXES:
-        raise EngineError(f"--output ends in .png or .npy, not {options.output.name}.")
+        raise EngineError(f"--output must end in .png or .npy, not {options.output.name}.")
     folder = options.output.parent
     if not folder.is_dir():
-        raise EngineError(f"{options.output} cannot be written: there is no folder {folder}.")
+        raise EngineError(f"{options.output} cannot be written: {folder} is not a folder.")
     if options.overlay and suffix != ".png":
-        raise EngineError("An overlay is an image; let --output end in .png.")
+        raise EngineError("An overlay is an image: --output must end in .png.")
     if suffix == ".png" and not options.overlay and len(classes) > MAX_PALETTE_CLASSES:
         raise EngineError(
-            f"A PNG mask has room for {MAX_PALETTE_CLASSES} classes; let --output end in .npy."
+            f"{len(classes)} classes given, at most {MAX_PALETTE_CLASSES} fit into a PNG mask; "
+            "use an --output that ends in .npy."
         )
 
 
@@ -141,7 +153,7 @@ def _encode(options: argparse.Namespace, labels_HW: Labels, image: bytes) -> byt
 
 
 def _write(file: Path, content: bytes) -> None:
-    """The file appears whole or not at all."""
+    """Write a file atomically."""
     try:
         atomic_write(file, content)
     except OSError as error:

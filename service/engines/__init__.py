@@ -1,1 +1,1 @@
-"""Who computes for the commands and jobs: a model in this process, or a server."""
+"""Engines of the commands and bulk jobs: a model in this process, or a server."""

@@ -1,4 +1,4 @@
-"""Which engine a command line asks for: a server where one is named, else a model in here."""
+"""Chooses the engine of a command line: a server if one is named, else a model in this process."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,6 @@ from pydantic import ValidationError
 
 from service.engines.engine import Engine, EngineError
 from service.engines.in_process import InProcessEngine
-from service.engines.over_grpc import GrpcEngine
-from service.engines.over_rest import RestEngine
 from service.settings import Settings, load_settings
 
 URL_VARIABLE: Final = "TIPSERVE_URL"
@@ -19,24 +17,22 @@ SCHEMES: Final = "http://, https://, grpc:// or grpcs://"
 
 
 def connect(url: str, api_key: str | None) -> Engine:
-    """An engine that asks a server.
+    """Connect to a server.
 
     Raises:
-        EngineError: The address is none.
+        EngineError: The URL is invalid.
     """
-    scheme, _, rest = url.partition("://")
-    if scheme in {"http", "https"}:
-        return RestEngine(url, api_key)
-    if scheme in {"grpc", "grpcs"}:
-        return GrpcEngine(rest.rstrip("/"), api_key, is_secure=scheme == "grpcs")
-    raise EngineError(f"--url begins with {SCHEMES}, not {url}.")
+    # Imported here, because the client needs httpx, which is no dependency of a local model.
+    from service.engines.remote import RemoteEngine  # noqa: PLC0415
+
+    return RemoteEngine(url, api_key)
 
 
 def read_key(file: Path | None, environment: Mapping[str, str]) -> str | None:
-    """The first line of the file, else the variable.
+    """Read the API key: the first line of the file, else the variable.
 
     Raises:
-        EngineError: The file cannot be read, or is empty.
+        EngineError: The file is unreadable or empty.
     """
     if file is None:
         return environment.get(KEY_VARIABLE) or None
@@ -50,10 +46,10 @@ def read_key(file: Path | None, environment: Mapping[str, str]) -> str | None:
 
 
 def settings_for(flags: Sequence[str]) -> Settings:
-    """The service's settings from its own flags and variables, for a model in this process.
+    """Read the settings of a model in this process, from the service's flags and variables.
 
     Raises:
-        EngineError: One of them is unknown or does not fit.
+        EngineError: A flag or variable is unknown or invalid.
     """
     ours = {URL_VARIABLE, KEY_VARIABLE}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
@@ -68,9 +64,9 @@ def settings_for(flags: Sequence[str]) -> Settings:
 
 
 def load(flags: Sequence[str]) -> Engine:
-    """A model in this process.
+    """Load a model in this process.
 
     Raises:
-        EngineError: It cannot be loaded.
+        EngineError: The model cannot be loaded.
     """
     return InProcessEngine(settings_for(flags))

@@ -1,11 +1,9 @@
-"""What computes for the command line, and how it is chosen."""
+"""What computes for the commands: the interface, its errors, and what is known of a model."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from model.winner_map import Labels
 from service.messages import EmbedImagesRequest, FloatArray, SegmentImagesRequest
@@ -14,15 +12,15 @@ Embedding = Mapping[str, FloatArray]
 
 
 class UserError(Exception):
-    """A command cannot do what it was asked for; the sentence says what to change."""
+    """A command cannot do what it was asked to do; the message says what to change."""
 
 
 class EngineError(UserError):
-    """Nothing can be computed as it was asked for."""
+    """The engine cannot compute the request."""
 
 
 class ImageRefused(Exception):
-    """One image cannot be used; the others can.
+    """One image is invalid; the others are not affected.
 
     Attributes:
         code: Short stable name of the cause.
@@ -35,19 +33,19 @@ class ImageRefused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSummary:
-    """What a user is told about a model that can be asked.
+    """A model that an engine can compute.
 
     Attributes:
-        name: To be used as `--model` of a server.
+        name: For `--model` of a server.
         variant: Architecture.
         embed_dim: Width of every embedding.
         patch_size: In pixels.
-        native_size: Resolution where none is named, in pixels.
-        outputs: What can be asked for of images.
+        native_size: Default resolution in pixels.
+        outputs: Arrays that can be computed for an image.
         runtime: What computes.
-        precision: Of the arithmetic.
+        precision: Number format of the computation.
         device: Where it computes.
-        fingerprint: Equal for equal weights, as far as it can be known.
+        fingerprint: Digest of the model package; equal for equal weights.
     """
 
     name: str
@@ -63,66 +61,69 @@ class ModelSummary:
 
 
 class Engine(Protocol):
-    """One model, or a server of several. Thread-safe.
+    """A model in this process, or the models of a server. Thread-safe.
 
     Attributes:
-        window: Requests that should be under way at once to keep it busy.
+        window: Requests in flight that keep the engine busy.
     """
 
     window: int
 
     def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
-        """Embed the one image of a request.
+        """Embed the only image of a request.
 
         The future raises `ImageRefused` or `EngineError`.
         """
 
     def segment(self, request: SegmentImagesRequest) -> Labels:
-        """The mask [H, W] of the one image of a request.
+        """Compute the mask [H, W] of the only image of a request.
 
         Raises:
-            ImageRefused: The image cannot be used.
-            EngineError: Anything else.
+            ImageRefused: The image is invalid.
+            EngineError: The request failed for another reason.
         """
 
     def models(self) -> list[ModelSummary]:
-        """What can be asked, the default first.
+        """List the models, the default one first.
 
         Raises:
-            EngineError: There is no answer.
+            EngineError: The server does not answer.
         """
 
     def close(self) -> None:
-        """End what was started."""
+        """Free the model or close the connections."""
 
 
-def of_images(outputs: Iterable[str]) -> tuple[str, ...]:
-    """Those outputs of a model that are of images."""
+def image_outputs(outputs: Iterable[str]) -> tuple[str, ...]:
+    """The outputs of a model for images."""
     return tuple(name for name in outputs if name != "text")
 
 
 def find_model(engine: Engine, name: str | None) -> ModelSummary:
-    """The model of that name, or the default one.
+    """The model with this name, or the default one.
 
     Raises:
-        EngineError: There is none.
+        EngineError: No model has this name.
     """
-    known = engine.models()
-    for summary in known:
+    summaries = engine.models()
+    for summary in summaries:
         if name is None or summary.name == name:
             return summary
-    names = ", ".join(summary.name for summary in known) or "none"
-    raise EngineError(f"No model {name!r} is served; there is: {names}.")
+    names = ", ".join(summary.name for summary in summaries) or "none"
+    raise EngineError(f"No model {name!r} is served. Served models: {names}.")
 
 
-def refusal(message: str, code: str, param: str | None) -> Exception:
-    """The error of a request with one image: the image's own, or everybody's."""
-    if (param or "").partition("[")[0] in {"images", "image"} and code != "empty_list":
-        return ImageRefused(message.removeprefix(f"{param}: "), code)
+def request_error(message: str, code: str, param: str | None) -> ImageRefused | EngineError:
+    """The engine's error for a request with one image that failed.
+
+    Args:
+        message: From the service.
+        code: From the service.
+        param: The invalid field, if there is one.
+    """
+    field = (param or "").partition("[")[0]
+    is_image = field in {"images", "image"} and code != "empty_list"
+    # A body that is too large as a whole names no field: the image makes it so.
+    if is_image or (param is None and code == "request_too_large"):
+        return ImageRefused(message.removeprefix(f"{param}: ") if param else message, code)
     return EngineError(message)
-
-
-def told_fingerprint(name: str, variant: str, width: int, parity: Iterable[Any]) -> str:
-    """Of a server's model, from what it tells: how exact its graphs are differs between weights."""
-    text = json.dumps([name, variant, width, list(parity)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

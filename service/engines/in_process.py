@@ -1,4 +1,4 @@
-"""A model in this process: the service's own data plane with its batching, without its ports."""
+"""A model in this process: the data plane of the service with its batching, without a server."""
 
 import asyncio
 import threading
@@ -11,7 +11,13 @@ from model.package import Manifest
 from model.winner_map import Labels
 from service.call import Call
 from service.data_plane import DataPlane
-from service.engines.engine import Embedding, EngineError, ModelSummary, of_images, refusal
+from service.engines.engine import (
+    Embedding,
+    EngineError,
+    ModelSummary,
+    image_outputs,
+    request_error,
+)
 from service.errors import Overloaded, ServiceError
 from service.messages import EmbedImagesRequest, ModelInfo, SegmentImagesRequest
 from service.models.conversion import ModelSource, open_source
@@ -22,7 +28,7 @@ from service.monitoring.metrics import Metrics
 from service.request_gate import RequestGate
 from service.settings import Settings
 
-# Nobody waits for one image of a job, but one that hangs should not stop it for good.
+# Long, because a job has no caller who waits, but finite, so that a request cannot hang for ever.
 DEADLINE_S: Final = 3600.0
 CLOSE_LIMIT_S: Final = 10.0
 BATCHES_WAITING: Final = 2
@@ -69,18 +75,18 @@ class InProcessEngine:
         self.window = self._busy_window()
 
     def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
-        """As `Engine` has it; images may be pixels, too."""
+        """As `Engine` says; the image may also be an array of pixels."""
         return asyncio.run_coroutine_threadsafe(self._embed(request), self._loop)
 
     def segment(self, request: SegmentImagesRequest) -> Labels:
-        """As `Engine` has it."""
+        """As `Engine` says."""
         answer = asyncio.run_coroutine_threadsafe(
-            self._asked(lambda: self._plane.segment_images(request, _call())), self._loop
+            retry_overload(lambda call: self._plane.segment_images(request, call)), self._loop
         )
         return answer.result().segmentations[0].labels_HW
 
     def models(self) -> list[ModelSummary]:
-        """As `Engine` has it."""
+        """As `Engine` says."""
         return [summarize(info) for info in self._plane.list_models()]
 
     def close(self) -> None:
@@ -93,20 +99,11 @@ class InProcessEngine:
         self._pool.shutdown()
 
     async def _embed(self, request: EmbedImagesRequest) -> Embedding:
-        answer = await self._asked(lambda: self._plane.embed_images(request, _call()))
+        answer = await retry_overload(lambda call: self._plane.embed_images(request, call))
         return answer.embeddings[0]
 
-    async def _asked(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        while True:
-            try:
-                return await ask()
-            except Overloaded as error:
-                await asyncio.sleep(error.retry_after_s or 1.0)
-            except ServiceError as error:
-                raise refusal(error.message, error.code, error.param) from error
-
     def _busy_window(self) -> int:
-        """Enough for every lane's batch and those behind it, and for what is being decoded."""
+        """Images that fill a batch and the next one in every lane, and all decoding threads."""
         served = self._models.find(None)
         batch = max((bucket.max_batch_images for bucket in served.info.buckets), default=1)
         num_lanes = sum(served.lane_report().states.values())
@@ -114,7 +111,7 @@ class InProcessEngine:
 
 
 def summarize(info: ModelInfo) -> ModelSummary:
-    """What is told about a model of this process."""
+    """Describe a loaded model."""
     manifest = info.manifest
     return ModelSummary(
         name=manifest.name,
@@ -122,7 +119,7 @@ def summarize(info: ModelInfo) -> ModelSummary:
         embed_dim=manifest.embed_dim,
         patch_size=manifest.patch_size,
         native_size=manifest.native_size,
-        outputs=of_images(info.outputs),
+        outputs=image_outputs(info.outputs),
         runtime=info.runtime,
         precision=info.precision,
         device=info.device,
@@ -131,10 +128,10 @@ def summarize(info: ModelInfo) -> ModelSummary:
 
 
 def open_manifest(settings: Settings) -> Manifest:
-    """The first model's manifest, of a package that is verified, but not loaded.
+    """Verify the package of the first model and read its manifest, without loading the model.
 
     Raises:
-        EngineError: There is no such model.
+        EngineError: The package is missing or invalid.
     """
     source = ModelSource.from_setting(
         settings.model[0], settings.cache, settings.convert_precisions
@@ -147,14 +144,14 @@ def open_manifest(settings: Settings) -> Manifest:
 
 
 def summarize_unloaded(manifest: Manifest) -> ModelSummary:
-    """What is known of a model before it is loaded; others compute it."""
+    """Describe a model that is not loaded, because other machines compute it."""
     return ModelSummary(
         name=manifest.name,
         variant=manifest.variant,
         embed_dim=manifest.embed_dim,
         patch_size=manifest.patch_size,
         native_size=manifest.native_size,
-        outputs=of_images(manifest.outputs),
+        outputs=image_outputs(manifest.outputs),
         runtime="",
         precision="",
         device="",
@@ -162,5 +159,24 @@ def summarize_unloaded(manifest: Manifest) -> ModelSummary:
     )
 
 
-def _call() -> Call:
-    return Call(request_id="command", deadline=time.monotonic() + DEADLINE_S)
+async def retry_overload(
+    ask: Callable[[Call], Coroutine[Any, Any, T]],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
+) -> T:
+    """Run a request; while the queue is full, try again until the deadline.
+
+    Raises:
+        ImageRefused: The image is invalid.
+        EngineError: The request failed for another reason.
+    """
+    deadline = clock() + DEADLINE_S
+    while True:
+        try:
+            return await ask(Call(request_id="command", deadline=deadline))
+        except ServiceError as error:
+            pause_s = error.retry_after_s or 1.0
+            if not isinstance(error, Overloaded) or clock() + pause_s >= deadline:
+                raise request_error(error.message, error.code, error.param) from error
+            await sleep(pause_s)

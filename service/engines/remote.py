@@ -1,102 +1,136 @@
-"""What engines over the network share: threads that wait for answers, and when to try again."""
+"""A server, asked through the project's Python client."""
 
 import logging
 import threading
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, TypeVar
+from contextlib import contextmanager
+from typing import Any, Final
 
 from model.winner_map import Labels
-from service.engines.engine import Embedding, EngineError, ModelSummary
-from service.messages import EmbedImagesRequest, SegmentImagesRequest
+from service.engines.engine import Embedding, EngineError, ModelSummary, request_error
+from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
+from tipserve_client import Client, ModelInfo, Retry, TipserveError, Unavailable
 
 NUM_THREADS: Final = 16
-MAX_TRIES: Final = 8
-LONGEST_PAUSE_S: Final = 30.0
-REQUEST_TIMEOUT_S: Final = 120.0
-
-T = TypeVar("T")
+MAX_ATTEMPTS: Final = 8
+# For all attempts of one request: longer than a restart of the server and than its own limit.
+TIMEOUT_S: Final = 300.0
 
 logger = logging.getLogger(__name__)
 
 
-class TryAgain(Exception):
-    """A later try may succeed.
+class RemoteEngine:
+    """A server; `url` and `api_key` are those of the client.
 
-    Attributes:
-        after_s: When the server said to come back, if it did.
+    Raises:
+        EngineError: The URL is invalid.
     """
 
-    def __init__(self, message: str, after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.after_s = after_s
-
-
-class RemoteEngine(ABC):
-    """A server's answers. Subclasses ask once; this asks again where that helps.
-
-    Args:
-        pause: Waits so many seconds.
-    """
-
-    def __init__(self, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, url: str, api_key: str | None) -> None:
         self.window = 2 * NUM_THREADS
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "asking")
-        self._pause = pause
+        self._url = url
+        retry = Retry(
+            max_attempts=MAX_ATTEMPTS,
+            first_pause_s=0.4,
+            max_pause_s=30.0,
+            # A busy server stops at its own limit, which is shorter than ours.
+            retry_deadline_exceeded=True,
+            on_retry=self._warn_once,
+        )
+        try:
+            self._client = Client(url, api_key=api_key, timeout_s=TIMEOUT_S, retry=retry)
+        except ValueError as error:
+            raise EngineError(f"--url: {error}.") from error
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "remote")
         self._lock = threading.Lock()
-        self._has_told = False
+        self._num_retries = 0
 
     def embed(self, request: EmbedImagesRequest) -> "Future[Embedding]":
-        """As `Engine` has it."""
-        return self._threads.submit(lambda: self._patiently(lambda: self.embed_once(request)))
+        """As `Engine` says."""
+        return self._threads.submit(self._embed, request)
 
     def segment(self, request: SegmentImagesRequest) -> Labels:
-        """As `Engine` has it."""
-        return self._patiently(lambda: self.segment_once(request))
+        """As `Engine` says."""
+        given = {
+            "templates": request.templates,
+            "features": request.features,
+            "background_threshold": request.background_threshold,
+            "background_classes": _classes(request.background_classes) or None,
+            "mode": request.mode,
+        }
+        options: Any = {**_image_options(request), **given}
+        with self._translated_errors():
+            (mask,) = self._client.segment(_encoded(request), _classes(request.classes), **options)
+        labels_HW: Labels = mask.labels
+        return labels_HW
 
     def models(self) -> list[ModelSummary]:
-        """As `Engine` has it."""
-        return self._patiently(self.models_once)
+        """As `Engine` says."""
+        with self._translated_errors():
+            return [_summary(model) for model in self._client.models()]
 
     def close(self) -> None:
-        """Give up what waits, and close the connections."""
+        """Drop waiting requests and close the connections."""
         self._threads.shutdown(cancel_futures=True)
+        self._client.close()
 
-    @abstractmethod
-    def embed_once(self, request: EmbedImagesRequest) -> Embedding:
-        """Ask.
+    def _embed(self, request: EmbedImagesRequest) -> Embedding:
+        options: Any = {
+            **_image_options(request),
+            "outputs": request.outputs,
+            "normalize": request.normalize,
+        }
+        with self._translated_errors():
+            (embedding,) = self._client.embed_images(_encoded(request), **options)
+        return {name: getattr(embedding, name) for name in request.outputs}
 
-        Raises:
-            TryAgain: A later try may succeed.
-            ImageRefused: The image cannot be used.
-            EngineError: Anything else.
-        """
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Unavailable as error:
+            raise EngineError(f"{self._url} is unavailable: {error.message}") from error
+        except TipserveError as error:
+            raise request_error(error.message, error.code, error.param) from error
 
-    @abstractmethod
-    def segment_once(self, request: SegmentImagesRequest) -> Labels:
-        """Ask; raises as `embed_once`."""
-
-    @abstractmethod
-    def models_once(self) -> list[ModelSummary]:
-        """Ask; raises as `embed_once`."""
-
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        for attempt in range(MAX_TRIES):
-            try:
-                return ask()
-            except TryAgain as error:
-                last = error
-            if attempt == 1:
-                self._tell_once(f"{last} It is asked again, {MAX_TRIES} times in all.")
-            if attempt + 1 < MAX_TRIES:
-                self._pause(min(LONGEST_PAUSE_S, last.after_s or 0.2 * 2**attempt))
-        raise EngineError(f"{last} It was asked {MAX_TRIES} times.") from last
-
-    def _tell_once(self, sentence: str) -> None:
-        """Say why nothing happens, so that nobody has to wonder for half a minute."""
+    def _warn_once(self, error: TipserveError, pause_s: float) -> None:
+        """Explain a pause, but not for the first retry, which is usual on a busy server."""
+        del pause_s
         with self._lock:
-            has_told, self._has_told = self._has_told, True
-        if not has_told:
-            logger.warning(sentence)
+            self._num_retries += 1
+            is_second = self._num_retries == 2
+        if is_second:
+            logger.warning("%s: %s Retrying, at most %s attempts.", self._url, error, MAX_ATTEMPTS)
+
+
+def _image_options(request: EmbedImagesRequest | SegmentImagesRequest) -> dict[str, Any]:
+    return {"model": request.model, "resolution": request.resolution, "fit": request.fit}
+
+
+def _encoded(request: EmbedImagesRequest | SegmentImagesRequest) -> bytes:
+    (image,) = request.images
+    assert isinstance(image, bytes)
+    return image
+
+
+def _classes(classes: tuple[SegmentClass, ...]) -> Any:
+    # A list keeps a name that is given twice, so that the server can refuse it.
+    if any(one.prompts for one in classes):
+        return {one.name: one.prompts for one in classes}
+    return [one.name for one in classes]
+
+
+def _summary(model: ModelInfo) -> ModelSummary:
+    return ModelSummary(
+        name=model.name,
+        variant=model.variant,
+        embed_dim=model.embed_dim,
+        patch_size=model.patch_size,
+        native_size=model.native_size,
+        outputs=model.outputs,
+        runtime=model.runtime,
+        precision=model.precision,
+        device=model.device,
+        fingerprint=model.package_digest,
+    )

@@ -11,28 +11,6 @@ import pytest
 ROOMS = ("service", "model", "training")
 
 
-def imported_names(path: Path) -> set[str]:
-    """Dotted names of all absolute imports of a file, also those inside functions."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module)
-    return names
-
-
-def test_the_client_and_the_rooms_know_nothing_of_each_other(
-    project_root: Path, python_files: list[Path]
-) -> None:
-    for path in python_files:
-        roots = {name.partition(".")[0] for name in imported_names(project_root / path)}
-        if path.parts[0] == "clients":
-            assert not roots & {*ROOMS, "tests", "benchmarks"}, path
-        elif path.parts[0] in {"service", "model"}:
-            assert "tipserve_client" not in roots, path
-
-
 def has_bare_room_import(source: str) -> bool:
     """Whether a room is bound by its own name: `import model`, `import model.vision`."""
     return any(

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 ROOMS = ("service", "model", "training")
 SCRIPT_ROOMS = ("tests", "benchmarks")
-# The Python client: a distribution of its own, below clients/python.
+# The Python client: a distribution of its own, below clients/python, and part of this one.
 CLIENT = "tipserve_client"
 MAX_BUNDLED_BYTES = 40_000_000
 # The extras (beside the core dependencies) that each room may import from.
@@ -50,8 +50,8 @@ def declared(project_root: Path, extras: tuple[str, ...]) -> set[str]:
     return {canonical(Requirement(line).name) for line in lines}
 
 
-def third_party_roots(path: Path) -> set[str]:
-    """Top-level names of the foreign packages that a file imports; two levels of google."""
+def foreign_roots(path: Path) -> set[str]:
+    """Top-level names of all imports beyond the standard library; two levels of google."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -59,7 +59,7 @@ def third_party_roots(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module)
     roots = {".".join(n.split(".")[: 2 if n.startswith("google.") else 1]) for n in names}
-    return roots - set(sys.stdlib_module_names) - {*ROOMS, *SCRIPT_ROOMS, CLIENT}
+    return roots - set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("room", sorted(EXTRAS_OF_ROOM))
@@ -72,7 +72,7 @@ def test_what_a_room_imports_is_declared(
         f"{path}: {root}"
         for path in python_files
         if path.parts[0] == room
-        for root in sorted(third_party_roots(project_root / path))
+        for root in sorted(foreign_roots(project_root / path) - {*ROOMS, *SCRIPT_ROOMS, CLIENT})
         if not allowed & {canonical(name) for name in providers.get(root, [root])}
     ]
     assert not missing, f"declare these in pyproject.toml, or do without: {missing}"
@@ -87,9 +87,9 @@ def test_the_client_imports_what_it_declares_and_nothing_of_the_service(
     }
     assert declared_names == {"grpcio", "httpx", "numpy", "protobuf"}
     files = [path for path in python_files if path.parts[0] == "clients"]
-    imported = {root for path in files for root in third_party_roots(project_root / path)}
+    imported = {root for path in files for root in foreign_roots(project_root / path)}
     assert len(files) > 10
-    assert imported <= {"google.protobuf", "grpc", "httpx", "numpy"}
+    assert imported <= {"google.protobuf", "grpc", "httpx", "numpy", CLIENT}
 
 
 def test_serving_declares_neither_torch_nor_transformers(project_root: Path) -> None:

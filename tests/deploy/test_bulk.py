@@ -137,5 +137,5 @@ def test_the_jobs_arguments_run(project_root: Path, tmp_path: Path, job: Manifes
         timeout=LIMIT_S,
     )
     assert ended.returncode == 0, ended.stderr
-    assert "1 items could not be used" in ended.stderr
+    assert "1 images were skipped" in ended.stderr
     assert pq.read_table(tmp_path / "embeddings" / "part-00000.parquet").num_rows == 1

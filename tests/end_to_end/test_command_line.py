@@ -76,7 +76,7 @@ def test_embeddings_are_the_apis_wherever_they_are_computed(
         options = ["--outputs=cls1,patches", "--fit=aspect", "--part-items=2"]
         ended = tipserve("embed", str(folder), "-o", str(file), *options, *target)
         assert ended.returncode == 3, ended.stderr
-        assert "1 items could not be used" in ended.stderr
+        assert "1 images were skipped" in ended.stderr
         errors = (tmp_path / f"{name}.errors.jsonl").read_text(encoding="utf-8")
         assert '"invalid_image"' in errors
         assert f"{folder}/3.jpg" in errors
@@ -122,7 +122,7 @@ def test_a_server_that_is_not_there_is_said(tipserve: Run, tmp_path: Path) -> No
     (tmp_path / "key").write_text("a-key-of-the-tests\n", encoding="utf-8")
     ended = tipserve("models", "--url=nonsense", f"--api-key-file={tmp_path / 'key'}")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("tipserve models: --url begins with")
+    assert ended.stderr.startswith("tipserve models: --url: ")
     assert "a-key-of" not in ended.stderr
 
 

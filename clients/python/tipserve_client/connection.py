@@ -128,12 +128,15 @@ class Retry:
         max_attempts: Attempts in total; 1 disables retries.
         first_pause_s: Longest pause before the second attempt; it doubles for each further one.
         max_pause_s: Upper limit of the pause.
+        retry_deadline_exceeded: Also retry when the server's own time limit has passed, but not
+            `timeout_s`.
         on_retry: Called before each pause with the error and the pause in seconds.
     """
 
     max_attempts: int = 6
     first_pause_s: float = 0.1
     max_pause_s: float = 10.0
+    retry_deadline_exceeded: bool = False
     on_retry: Callable[[TipserveError, float], None] | None = None
 
 
@@ -182,7 +185,10 @@ class Attempts:
                 one would start after the deadline.
         """
         self._num_failed += 1
-        if not error.is_retryable or self._num_failed >= self._retry.max_attempts:
+        is_retryable = error.is_retryable or (
+            self._retry.retry_deadline_exceeded and isinstance(error, DeadlineExceeded)
+        )
+        if not is_retryable or self._num_failed >= self._retry.max_attempts:
             raise error
         longest_s = self._retry.first_pause_s * 2.0 ** (self._num_failed - 1)
         pause_s: float = min(longest_s, self._retry.max_pause_s) * (0.5 + 0.5 * self._draw())

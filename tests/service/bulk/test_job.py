@@ -17,9 +17,9 @@ def test_the_same_job_has_the_same_record(make_job: Make, photos: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"outputs": ("cls2",)}, r'options \(outputs: \["cls1"\] then, \["cls2"\] now'),
-        ({"resolution": 28}, "resolution: null then, 28 now"),
-        ({"part_items": 4}, "part_items: 3 then, 4 now"),
+        ({"outputs": ("cls2",)}, r'options \(outputs: was \["cls1"\], is now \["cls2"\]'),
+        ({"resolution": 28}, "resolution: was null, is now 28"),
+        ({"part_items": 4}, "part_items: was 3, is now 4"),
         ({"fingerprint": "g"}, "by another model"),
     ],
 )

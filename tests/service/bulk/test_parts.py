@@ -41,7 +41,7 @@ def test_a_named_file_needs_no_suffix(tree: Path) -> None:
 def test_parts_hold_so_many_images_and_no_more(tree: Path) -> None:
     inputs = find_inputs([str(tree)], [], 2)
     assert [(part.number, len(part.paths)) for part in inputs.parts] == [(0, 2), (1, 1)]
-    assert inputs.num_items == 3
+    assert inputs.num_images == 3
 
 
 def test_the_digest_follows_names_and_sizes(tree: Path) -> None:
@@ -57,7 +57,7 @@ def test_rows_of_parquet_are_split_without_gaps(tmp_path: Path) -> None:
     inputs = find_inputs([str(tmp_path)], [], 3)
     ranges = [(Path(part.paths[0]).stem, part.start, part.stop) for part in inputs.parts]
     assert ranges == [("a", 0, 3), ("a", 3, 5), ("b", 0, 2)]
-    assert inputs.num_items == 7
+    assert inputs.num_images == 7
 
 
 def test_a_shard_is_one_part(tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_shard_is_one_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("named", "sentence"),
     [
-        (["missing"], "There is no missing"),
-        (["*.gif"], "There is no"),
-        (["empty"], "There are no images in empty"),
+        (["missing"], "missing does not exist"),
+        (["*.gif"], "*.gif does not exist"),
+        (["empty"], "No images found in empty"),
         (["a.jpg", "b.tar"], "several kinds"),
         (["broken.parquet"], "cannot be read as Parquet"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.bulk.on_ray import reason
+from service.bulk.on_ray import find_reason
 
 # As Ray 2.60 writes it.
 TEXT = """\x1b[36mray::Map(f)()\x1b[39m (pid=32375, ip=192.0.2.2)
@@ -21,11 +21,14 @@ Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (TEXT.format(raised="InputError: There is no x: name another."), "There is no x: name"),
+        (
+            TEXT.format(raised="InputError: x does not exist: name another."),
+            "x does not exist: name",
+        ),
         (TEXT.format(raised="MemoryError: no room"), "service.bulk.parts.MemoryError: no room"),
         ("Could not connect.\nmore", "Could not connect."),
-        ("", "it gave no reason."),
+        ("", "no reason given."),
     ],
 )
 def test_the_reason_is_found(text: str, found: str) -> None:
-    assert reason(text).startswith(found)
+    assert find_reason(text).startswith(found)

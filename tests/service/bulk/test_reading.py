@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.bulk.inputs import Columns, InputError, Item, find_inputs, read_part
+from service.bulk.inputs import Columns, InputError, InputImage, find_inputs, read_part
 
 
-def read(path: Path, part_items: int = 100, **columns: str) -> list[list[Item]]:
+def read(path: Path, part_items: int = 100, **columns: str) -> list[list[InputImage]]:
     inputs = find_inputs([str(path)], [], part_items)
     return [list(read_part(part, Columns(**columns))) for part in inputs.parts]
 
@@ -43,7 +43,7 @@ def test_what_is_no_file_is_a_bad_item_and_nobody_waits_for_it(tmp_path: Path) -
         ((file, link, pipe),) = read(named)
         assert file.data == b"a"
         assert link.problem == "The file cannot be read: No such file or directory."
-        assert pipe.problem == "This is no file, but a pipe or the like."
+        assert pipe.problem == "This is not a regular file."
 
 
 @pytest.mark.parametrize("group", [1, 2, 100])
@@ -71,8 +71,8 @@ def test_rows_may_hold_paths_and_structs(tmp_path: Path) -> None:
 
 
 def test_a_column_that_is_not_there_ends_the_job(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="no column 'image' but image"):
+    pq.write_table(pa.table({"photo": [b"x"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="no column 'image'.*photo"):
         read(tmp_path)
 
 
@@ -80,7 +80,7 @@ def test_a_shard_is_read_sample_by_sample(tmp_path: Path) -> None:
     members = (("a/0.json", b"{}"), ("a/0.seg.jpg", b"0"), ("a/1.txt", b"t"), ("a/2.png", b"2"))
     ((first, second, third),) = read(shard(tmp_path / "s.tar", *members))
     assert (first.key, first.data) == ("a/0", b"0")
-    assert (second.key, second.problem) == ("a/1", "The sample holds no image.")
+    assert (second.key, second.problem) == ("a/1", "The sample contains no image.")
     assert (third.key, third.data) == ("a/2", b"2")
 
 
@@ -89,4 +89,4 @@ def test_a_shard_that_breaks_off_keeps_what_came_before(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     ((first, *_, last),) = read(path)
     assert (first.key, first.data) == ("0", b"0" * 600)
-    assert last.problem == "The shard is broken from here on."
+    assert last.problem == "The shard is damaged from here on."

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.bulk.inputs import Part
 from service.bulk.output import (
     Job,
     JobError,
@@ -30,19 +29,19 @@ class Silent:
 
     def __init__(self) -> None:
         self.num_items = 0
-        self.parts: list[tuple[int, int, int]] = []
+        self.parts: list[tuple[int, int]] = []
 
-    def item(self) -> None:
+    def image_read(self) -> None:
         self.num_items += 1
 
-    def part(self, part: Part, num_rows: int, num_bad: int) -> None:
-        self.parts.append((part.number, num_rows, num_bad))
+    def part_written(self, num_rows: int, num_bad: int) -> None:
+        self.parts.append((num_rows, num_bad))
 
 
 def run(engine: Any, job: Job, path: Path) -> Silent:
     progress = Silent()
     with locked_folder(path) as folder:
-        folder.begin(job.record())
+        folder.start(job.record())
         run_here(engine, job, folder, progress)
     return progress
 
@@ -56,7 +55,7 @@ def test_every_image_has_a_row_or_a_complaint(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:
     progress = run(engine, make_job(photos), tmp_path / "out")
-    assert sorted(progress.parts) == [(0, 3, 0), (1, 2, 1), (2, 3, 0), (3, 1, 0)]
+    assert sorted(progress.parts) == [(1, 0), (2, 1), (3, 0), (3, 0)]
     keys = [str(photos / f"{i}.jpg") for i in range(10) if i != 4]
     assert rows(tmp_path / "out")["key"].to_pylist() == keys
     assert [p.name for p in (tmp_path / "out" / "_errors").iterdir()] == ["part-00001.jsonl"]
@@ -104,7 +103,7 @@ def test_what_is_there_is_not_computed_again(
 ) -> None:
     run(engine, make_job(photos), tmp_path / "out")
     (tmp_path / "out" / "part-00002.parquet").unlink()
-    assert run(engine, make_job(photos), tmp_path / "out").parts == [(2, 3, 0)]
+    assert run(engine, make_job(photos), tmp_path / "out").parts == [(3, 0)]
 
 
 def test_what_a_killed_process_left_is_removed(
@@ -127,7 +126,7 @@ def test_a_part_that_is_computed_anew_forgets_its_complaints(
     (photos / "4.jpg").write_bytes(whole)
     job = make_job(photos)
     assert size != len(whole)
-    with pytest.raises(JobError, match="other inputs"):
+    with pytest.raises(JobError, match="from other inputs"):
         run(engine, job, tmp_path / "out")
     with locked_folder(tmp_path / "out") as folder:
         run_here(engine, job, folder, Silent())
@@ -150,7 +149,7 @@ def test_a_folder_with_something_else_is_left_alone(
     theirs = tmp_path / "out" / "part-00000.parquet"
     theirs.parent.mkdir()
     theirs.write_bytes(b"theirs")
-    with pytest.raises(JobError, match="holds something else"):
+    with pytest.raises(JobError, match="contains other files"):
         run(engine, make_job(photos), tmp_path / "out")
     with locked_folder(tmp_path / "out") as folder:
         folder.clear()
@@ -184,5 +183,5 @@ def test_parts_become_one_file(engine: Any, make_job: Make, photos: Path, tmp_pa
 def test_a_file_of_somebody_else_is_refused(tmp_path: Path, make_job: Make, photos: Path) -> None:
     file = tmp_path / "theirs.parquet"
     pq.write_table(pa.table({"a": [1]}), file)
-    with pytest.raises(JobError, match="no output of this command"):
+    with pytest.raises(JobError, match="not an output of this command"):
         is_finished(file, make_job(photos).record())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.commands import program as models
+from service.commands import models
 from service.commands.program import COMMANDS, FAILED, PROGRAMS, WRONG_USAGE, main
 
 
@@ -37,7 +37,7 @@ def test_without_a_command_it_is_wrong_usage(capsys: pytest.CaptureFixture[str])
 
 def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embedd"]) == WRONG_USAGE
-    assert "there is no command 'embedd'; there is embed" in capsys.readouterr().err
+    assert "unknown command 'embedd'. Commands: embed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,7 +47,7 @@ def test_help_has_examples_and_statuses(command: str, capsys: pytest.CaptureFixt
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert f"examples:\n  tipserve {command} " in text
-    assert "exit status: 0 done" in text
+    assert "exit status: 0 success" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -76,15 +76,15 @@ def test_other_programs_take_over(given: list[str], becomes: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["models", "--url=ftp://x"], "--url begins with http://"),
-        (["models", "--url=http://x", "--runtime=onnx"], "--runtime is the server's to choose"),
+        (["models", "--url=ftp://x"], "--url: 'ftp://x': write http://host:8000"),
+        (["models", "--url=http://x", "--runtime=onnx"], "--runtime has no effect with --url"),
         (["models", "--model=no/such/folder/here"], "no/such/folder/here"),
         (["models", "--runtime=abacus"], "runtime: "),
         (["models", "--url=http://x", "--api-key-file=missing"], "cannot be read"),
         (["segment", "missing.jpg", "--classes=a", "-o=m.png"], "missing.jpg cannot be read"),
-        (["embed", "missing", "-o=x.parquet"], "There is no missing"),
-        (["embed", ".", "-o=x.parquet", "--outputs=cls3"], "--outputs takes patches"),
-        (["embed", ".", "-o=x.csv"], "let --output end in .parquet, or name a folder, not x.csv"),
+        (["embed", "missing", "-o=x.parquet"], "missing does not exist"),
+        (["embed", ".", "-o=x.parquet", "--outputs=cls3"], "--outputs 'cls3' is invalid"),
+        (["embed", ".", "-o=x.csv"], "Give a file name that ends in .parquet, or a folder"),
     ],
 )
 def test_mistakes_are_answered_by_a_sentence(
@@ -130,7 +130,7 @@ def test_a_missing_package_is_named_with_its_extra(
     for name in [name for name in sys.modules if name.startswith("service.bulk")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "service.commands.embed", raising=False)
-    monkeypatch.delitem(sys.modules, "service.commands.embed", raising=False)
+    monkeypatch.delitem(sys.modules, "service.commands.progress", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED

@@ -50,14 +50,17 @@ def test_a_image_comes_from_standard_input(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--classes=a", "-o", "mask.jpg"], "--output ends in .png or .npy, not mask.jpg."),
-        (["--classes=a", "-o", "mask.npy", "--overlay"], "let --output end in .png"),
-        ([f"--classes={','.join(map(str, range(256)))}", "-o", "m.png"], "room for 255 classes"),
+        (["--classes=a", "-o", "mask.jpg"], "--output must end in .png or .npy, not mask.jpg."),
+        (["--classes=a", "-o", "mask.npy", "--overlay"], "--output must end in .png"),
+        (
+            [f"--classes={','.join(map(str, range(256)))}", "-o", "m.png"],
+            "256 classes given, at most 255",
+        ),
         (["--classes=a,a", "-o", "mask.png"], "is given twice"),
         (["--classes=,", "-o", "mask.png"], "classes is empty"),
         (["--classes=a", "-o", "mask.png", "--resolution=13"], "resolution must be a multiple"),
-        (["--classes=a", "-o", "no/such/mask.png"], "there is no folder no/such."),
-        (["--classes=a", "-o", "image.png/mask.png"], "there is no folder image.png."),
+        (["--classes=a", "-o", "no/such/mask.png"], "no/such is not a folder"),
+        (["--classes=a", "-o", "image.png/mask.png"], "image.png is not a folder"),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_written(

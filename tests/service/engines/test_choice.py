@@ -1,4 +1,4 @@
-"""What a command line and the environment choose."""
+"""The engine that a command line and the environment choose."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from service.engines.engine import EngineError
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "ftp://x", "http://", "http://x?y=1", "grpc://", "grpc://x/path"]
 )
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(EngineError, match="--url"):
         connect(url, None)
 
@@ -31,7 +31,7 @@ def test_an_empty_key_file_is_an_error(tmp_path: Path) -> None:
         read_key(file, {})
 
 
-def test_variables_of_the_command_line_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_command_line_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIPSERVE_URL", "http://x")
     monkeypatch.setenv("TIPSERVE_API_KEY", "x")
     monkeypatch.setenv("TIPSERVE_LANES", "1")

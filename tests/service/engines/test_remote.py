@@ -1,89 +1,104 @@
-"""When a server is asked again, and when not."""
+"""A server as an engine: one mapping of errors for both protocols, and retries."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
+import httpx
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
-from model.winner_map import Labels
-from service.engines.engine import (
-    Embedding,
-    EngineError,
-    ImageRefused,
-    ModelSummary,
-    refusal,
-)
-from service.engines.remote import MAX_TRIES, RemoteEngine, TryAgain
-from service.messages import EmbedImagesRequest, SegmentImagesRequest
+from service.engines.engine import EngineError, ImageRefused
+from service.engines.remote import MAX_ATTEMPTS, RemoteEngine
+from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
+from service.server import Server
 
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
 REQUEST = EmbedImagesRequest(images=(b"x",))
+EMBEDDED = save({"cls1": np.ones((1, 4), np.float32)})
 
 
-class Scripted(RemoteEngine):
-    """Raises what it is given, one after the other; then answers."""
-
-    def __init__(self, *errors: Exception) -> None:
-        self.pauses: list[float] = []
-        super().__init__(self.pauses.append)
-        self.errors = list(errors)
-
-    def embed_once(self, request: EmbedImagesRequest) -> Embedding:
-        if self.errors:
-            raise self.errors.pop(0)
-        return {}
-
-    def segment_once(self, request: SegmentImagesRequest) -> Labels:
-        raise NotImplementedError
-
-    def models_once(self) -> list[ModelSummary]:
-        raise NotImplementedError
+def classes(number: int) -> tuple[SegmentClass, ...]:
+    return tuple(SegmentClass(name=f"c{index}") for index in range(number))
 
 
-def test_it_comes_back_when_the_server_said_so() -> None:
-    engine = Scripted(TryAgain("full", 3.0), TryAgain("full"), TryAgain("full", 999.0))
-    assert engine.embed(REQUEST).result(10) == {}
-    assert engine.pauses == [3.0, 0.4, 30.0]
-    engine.close()
-
-
-def test_it_gives_up_in_the_end() -> None:
-    engine = Scripted(*[TryAgain("It is full.")] * MAX_TRIES)
-    with pytest.raises(EngineError, match=f"It is full. It was asked {MAX_TRIES} times."):
-        engine.embed(REQUEST).result(10)
-    assert len(engine.pauses) == MAX_TRIES - 1
-    engine.close()
-
-
-def test_it_says_once_why_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:
-    engine = Scripted(*[TryAgain("It is full.")] * 3)
-    engine.embed(REQUEST).result(10)
-    engine.errors = [TryAgain("It is full.")] * 3
-    engine.embed(REQUEST).result(10)
-    engine.errors = [TryAgain("It is full.")]
-    engine.embed(REQUEST).result(10)
-    assert caplog.messages == [f"It is full. It is asked again, {MAX_TRIES} times in all."]
-    engine.close()
-
-
-@pytest.mark.parametrize("error", [ImageRefused("bad", "code"), EngineError("bad")])
-def test_a_refusal_is_final(error: Exception) -> None:
-    engine = Scripted(error)
-    with pytest.raises(type(error)):
-        engine.embed(REQUEST).result(10)
-    assert engine.pauses == []
-    engine.close()
-
-
-@pytest.mark.parametrize(
-    ("param", "code", "kind"),
-    [
-        ("images[0]", "invalid_image", ImageRefused),
-        ("image", "invalid_image", ImageRefused),
-        ("images", "empty_list", EngineError),
-        ("resolution", "invalid_field", EngineError),
-        (None, "internal", EngineError),
-    ],
-)
-def test_only_a_images_own_fault_is_its_own(
-    param: str | None, code: str, kind: Callable[..., Exception]
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+async def test_both_protocols_give_the_same_results_and_errors(
+    serving: Serving, encode_image: Encode, protocol: str
 ) -> None:
-    assert type(refusal(f"{param}: broken", code, param)) is kind
+    image = encode_image()
+    limits = {"max_image_bytes": 100_000, "max_request_bytes": 200_000}
+
+    def ask(url: str) -> None:
+        engine = RemoteEngine(url, None)
+        embedding = engine.embed(EmbedImagesRequest(images=(image,), outputs=("patches",)))
+        assert {name: array.shape for name, array in embedding.result().items()} == {
+            "patches": (2, 2, 8)
+        }
+        prompts = (SegmentClass(name="dog", prompts=("a dog",)), SegmentClass(name="sky"))
+        labels_HW = engine.segment(SegmentImagesRequest(images=(image,), classes=prompts))
+        assert labels_HW.shape == (30, 40)
+        (model,) = engine.models()
+        assert (model.name, model.embed_dim, "text" in model.outputs) == ("fake", 8, False)
+        for bad in (b"no image", b"\xff" * 150_000, b"\xff" * 300_000):
+            with pytest.raises(ImageRefused):
+                engine.embed(EmbedImagesRequest(images=(bad,))).result()
+        for request in (
+            SegmentImagesRequest(images=(image,), classes=classes(2) * 2),
+            SegmentImagesRequest(images=(image,), classes=classes(600)),
+            SegmentImagesRequest(images=(image,), classes=classes(2), model="other"),
+        ):
+            with pytest.raises(EngineError):
+                engine.segment(request)
+        engine.close()
+
+    async with serving(**limits) as server:
+        await asyncio.to_thread(ask, f"{protocol}://127.0.0.1:{server.ports[protocol]}")
+
+
+def scripted(answers: Iterable[httpx.Response], pauses: list[float]) -> RemoteEngine:
+    """An engine whose server gives these answers, and whose pauses take no time."""
+    engine = RemoteEngine("http://stand-in", None)
+    client: Any = engine._client
+    remaining = iter(answers)
+    client._transport._client._transport = httpx.MockTransport(lambda request: next(remaining))
+    client._sleep = pauses.append
+    return engine
+
+
+def full(retry_after: str = "0") -> httpx.Response:
+    error = {"message": "The queue is full.", "code": "queue_full", "param": None}
+    return httpx.Response(429, json={"error": error}, headers={"Retry-After": retry_after})
+
+
+@pytest.mark.parametrize("status", [429, 503, 504])
+def test_a_busy_server_is_asked_again(status: int) -> None:
+    pauses: list[float] = []
+    busy = [httpx.Response(status) for _ in range(3)]
+    engine = scripted([*busy, full("7"), httpx.Response(200, content=EMBEDDED)], pauses)
+    assert engine.embed(REQUEST).result(10)["cls1"].shape == (4,)
+    assert len(pauses) == 4
+    assert pauses[3] >= 7
+    engine.close()
+
+
+def test_retries_end_and_are_explained_once(caplog: pytest.LogCaptureFixture) -> None:
+    pauses: list[float] = []
+    engine = scripted([full() for _ in range(2 * MAX_ATTEMPTS)], pauses)
+    for _ in range(2):
+        with pytest.raises(EngineError, match=r"The queue is full\."):
+            engine.embed(REQUEST).result(10)
+    assert len(pauses) == 2 * (MAX_ATTEMPTS - 1)
+    assert len(caplog.messages) == 1
+    assert "The queue is full." in caplog.messages[0]
+    engine.close()
+
+
+def test_an_unreachable_server_is_named() -> None:
+    engine = scripted([httpx.Response(502) for _ in range(MAX_ATTEMPTS)], [])
+    with pytest.raises(EngineError, match="http://stand-in is unavailable"):
+        engine.models()
+    engine.close()

@@ -1,0 +1,52 @@
+"""A model in this process: a full queue is waited for, but not for ever."""
+
+import pytest
+
+from service.call import Call
+from service.engines.engine import EngineError, ImageRefused
+from service.engines.in_process import DEADLINE_S, retry_overload
+from service.errors import InvalidRequest, Overloaded
+
+
+class Clock:
+    """Moves only by pauses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_a_request_waits_for_a_full_queue_until_its_deadline() -> None:
+    clock = Clock()
+    calls: list[Call] = []
+
+    async def ask(call: Call) -> str:
+        calls.append(call)
+        if len(calls) < 3:
+            raise Overloaded("full", retry_after_s=20.0)
+        return "done"
+
+    assert await retry_overload(ask, clock=clock, sleep=clock.sleep) == "done"
+    assert (clock.now, {call.deadline for call in calls}) == (40.0, {DEADLINE_S})
+
+    async def never(call: Call) -> str:
+        raise Overloaded("full", retry_after_s=20.0)
+
+    with pytest.raises(EngineError, match="full"):
+        await retry_overload(never, clock=clock, sleep=clock.sleep)
+    assert DEADLINE_S <= clock.now <= DEADLINE_S + 40
+
+
+async def test_other_errors_are_final() -> None:
+    async def ask(call: Call) -> str:
+        raise InvalidRequest("images[0]: no image", code="invalid_image", param="images[0]")
+
+    clock = Clock()
+    with pytest.raises(ImageRefused, match=r"^no image$"):
+        await retry_overload(ask, clock=clock, sleep=clock.sleep)
+    assert clock.now == 0

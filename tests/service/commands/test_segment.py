@@ -81,4 +81,4 @@ def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     file = tmp_path / "broken.jpg"
     file.write_bytes(b"nonsense")
     assert main(["segment", str(file), "--classes=a", "-o", str(tmp_path / "m.png")]) == FAILED
-    assert f"{file}: not an image" in capsys.readouterr().err
+    assert f"{file}: the image cannot be decoded" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_rows_may_hold_paths_and_structs(tmp_path: Path) -> None:
 
 def test_a_column_that_is_not_there_ends_the_job(tmp_path: Path) -> None:
     pq.write_table(pa.table({"photo": [b"x"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="no column 'image'.*photo"):
+    with pytest.raises(InputError, match=r"no column 'image'.*photo"):
         read(tmp_path)
 
 

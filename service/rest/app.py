@@ -1,26 +1,21 @@
-"""Puts the REST skin together: routes, errors, documentation, and the call around every request."""
+"""The REST application: all routes, their errors, the OpenAPI document, and the middleware."""
 
 from functools import cache
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.data_plane import DataPlane
 from service.errors import ServiceError
 from service.models.registry import ModelRepository
 from service.monitoring.telemetry import Telemetry
 from service.rest.cloud import CloudRoutes, PredictBody, build_cloud_router
-from service.rest.connection import BodyLimits, CallLimits, CallMiddleware
-from service.rest.direct import DirectRoutes, direct_routes
+from service.rest.connection import BODY, Body, CallMiddleware
 from service.rest.docs import docs_page
-from service.rest.errors import (
-    ClientLeft,
-    on_client_left,
-    on_http_exception,
-    on_service_error,
-    on_unexpected,
-)
+from service.rest.errors import ClientLeft, on_error
 from service.rest.open_inference import (
     InferAnswerBody,
     InferBody,
@@ -33,7 +28,7 @@ from service.rest.routes import build_router
 from service.safety.protection import Protection
 
 NO_CLOUD = CloudRoutes()
-DESCRIPTION = "Images and words in; embeddings of images, patches and texts, and masks out."
+DESCRIPTION = "Embeddings of images, patches and texts, and masks of named classes."
 
 
 def build_app(
@@ -44,55 +39,94 @@ def build_app(
     *,
     cloud: CloudRoutes = NO_CLOUD,
 ) -> CallMiddleware:
-    """The ASGI application; without a repository it has no routes to change what is served.
+    """The ASGI application.
+
+    Args:
+        plane: Answers the requests.
+        telemetry: Records them.
+        protection: API keys and limits.
+        repository: Loads and unloads models; None has no routes for that.
+        cloud: Paths that a cloud platform chose.
 
     Raises:
         ValueError: A path of `cloud` is another route's.
     """
-    body = BodyLimits(
-        max_bytes=protection.max_body_bytes,
-        memory=protection.body_memory,
-        timeout_s=protection.client_timeout_s,
-        bytes_per_s=protection.client_bytes_per_s,
-        url_fetcher=protection.url_fetcher,
-    )
-    limits = CallLimits(
-        keys=protection.keys,
-        timeout_s=protection.request_timeout_s,
-        body=body,
-        probes=cloud.probes,
-    )
-    router = build_router(plane)
+    native = build_router(plane)
+    openai = build_openai_router(plane)
     inference = build_inference_router(plane, is_managed=repository is not None)
     managing = [] if repository is None else [build_repository_router(plane, repository)]
-    openai = build_openai_router(plane)
-    routers = [router, openai, inference, *managing]
-    targets = direct_routes(router) | direct_routes(openai)
+    routers = [native, openai, inference, *managing]
+    targets = {route.path: route for route in post_routes(native, openai)}
     clouds = build_cloud_router(plane, targets, cloud, routers)
-    app = build_routes(*routers, clouds)
-    routes = DirectRoutes(app, router, openai, clouds, inference)
-    return CallMiddleware(routes, telemetry, limits)
+    app = build_framework_app(*routers, clouds)
+    dispatcher = Dispatcher(app, *post_routes(native, openai, inference, clouds))
+    return CallMiddleware(dispatcher, telemetry, protection, cloud.probes)
 
 
-def build_routes(*routers: APIRouter) -> FastAPI:
-    """All routes, open to everybody: keys and limits are the middleware's."""
+def post_routes(*routers: APIRouter) -> list[APIRoute]:
+    """The POST routes of routers."""
+    routes = [route for router in routers for route in router.routes]
+    return [r for r in routes if isinstance(r, APIRoute) and r.methods == {"POST"}]
+
+
+class Dispatcher:
+    """Calls routes that read their own body, and cancels them when the client leaves.
+
+    Such a route is `async def route(request: Request, **path_parameters: str) -> Response`. FastAPI
+    serves all other requests. It would serve these too, but its layers (exception handlers, exit
+    stacks, dependencies, response model) have nothing to do for them and cost as much CPU time as
+    the rest of a request to a small model: see `benchmarks.noop_overhead`.
+    """
+
+    def __init__(self, app: ASGIApp, *routes: APIRoute) -> None:
+        self._app = app
+        self._routes = {route.path: route for route in routes if not route.param_convertors}
+        self._patterns = [route for route in routes if route.param_convertors]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        route, parameters = self._find(scope["path"]) if is_post else (None, {})
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = route
+        request = Request(scope, receive)
+        body: Body = scope[BODY]
+        try:
+            with body.cancelling():
+                response = await route.endpoint(request, **parameters)
+        except Exception as error:
+            response = await on_error(request, error)
+        await response(scope, receive, send)
+
+    def _find(self, path: str) -> tuple[APIRoute | None, dict[str, str]]:
+        """The route of a path, and its path parameters."""
+        if path in self._routes:
+            return self._routes[path], {}
+        for route in self._patterns:
+            match = route.path_regex.match(path)
+            if match:
+                return route, match.groupdict()
+        return None, {}
+
+
+def build_framework_app(*routers: APIRouter) -> FastAPI:
+    """FastAPI with all routes and the documents, without API keys and limits."""
     app = FastAPI(
         title="tipserve",
         version="1",
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
-        # A path with one slash too many would be sent on to `http://` and the Host that the caller
-        # gave: in the clear where TLS ends before us, with its key and its images.
+        # A redirect for a trailing slash goes to `http://` and the client's `Host` header. Behind a
+        # proxy that ends TLS, the client would then send its key and images in plain text.
         redirect_slashes=False,
     )
     for router in routers:
         app.include_router(router)
-    app.add_exception_handler(ServiceError, on_service_error)
-    app.add_exception_handler(ClientLeft, on_client_left)
-    for status in (404, 405):
-        app.add_exception_handler(status, on_http_exception)
-    app.add_exception_handler(Exception, on_unexpected)
+    for error in (ServiceError, ClientLeft, 404, 405, Exception):
+        app.add_exception_handler(error, on_error)
     generate = app.openapi
 
     @cache
@@ -105,7 +139,7 @@ def build_routes(*routers: APIRouter) -> FastAPI:
         )
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]  # the framework's own way to extend it
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way to extend it
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -1,7 +1,7 @@
-"""The one table from error kinds to HTTP, and the body of an error in either dialect.
+"""REST errors: the status of each error kind, and the JSON body.
 
-Below `/v2` the error is its message, as the Open Inference Protocol has it; elsewhere it is an
-object, as OpenAI has it. Both hold the same.
+Below `/v2`, `error` is the message, as in the Open Inference Protocol. Elsewhere it is an object,
+as in OpenAI's API. Both bodies hold the same fields.
 """
 
 import logging
@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
 from service.call import current_call
 from service.errors import ErrorKind, InvalidRequest, ServiceError, internal_error
@@ -29,20 +30,37 @@ STATUS: dict[ErrorKind, int] = {
     ErrorKind.DEADLINE: 504,
     ErrorKind.INTERNAL: 500,
 }
-# What nobody reads: the caller has closed the connection.
+# Status of a request whose client closed the connection; only logs and metrics show it.
 CLIENT_LEFT = 499
 
 logger = logging.getLogger(__name__)
 
 
 class ClientLeft(Exception):
-    """The caller closed the connection before the answer."""
+    """The client closed the connection before the answer was ready."""
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """The response to an exception of a route."""
+    call = current_call.get()
+    if isinstance(error, ClientLeft):
+        call.error = "client_left"
+        return Response(status_code=CLIENT_LEFT)
+    if isinstance(error, HTTPException):
+        return _framework_error(request, error)
+    if not isinstance(error, ServiceError):
+        logger.error("unexpected error", exc_info=error)
+        error = internal_error(call.request_id)
+    elif error.kind is ErrorKind.INTERNAL:
+        logger.error("internal error", exc_info=error)
+    return error_response(error, request.url.path)
 
 
 def error_response(error: ServiceError, path: str) -> Response:
-    """An error as the caller of this path sees it."""
+    """The response to an error, in the form that clients of this path expect."""
     call = current_call.get()
     if error.kind is ErrorKind.INTERNAL:
+        # The message may hold internals; the client gets an id to quote instead.
         error = internal_error(call.request_id)
     call.error = error.code
     headers = {}
@@ -52,72 +70,49 @@ def error_response(error: ServiceError, path: str) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="tipserve"'
     if error.kind is ErrorKind.TOO_SLOW:
         headers["Connection"] = "close"
-    body = _body(path, error.message, error.kind, code=error.code, param=error.param)
-    return JSONResponse(body, STATUS[error.kind], headers)
+    return JSONResponse(_body(path, error_detail(error)), STATUS[error.kind], headers)
 
 
-async def on_service_error(request: Request, error: Exception) -> Response:
-    """Answer an error that we raised ourselves."""
-    assert isinstance(error, ServiceError)
-    if error.kind is ErrorKind.INTERNAL:
-        logger.error("internal error", exc_info=error)
-    return error_response(error, request.url.path)
-
-
-async def on_unexpected(request: Request, error: Exception) -> Response:
-    """Answer anything else: an id for the caller, everything else for the log."""
-    logger.error("unexpected error", exc_info=error)
-    return error_response(internal_error(current_call.get().request_id), request.url.path)
-
-
-async def on_client_left(request: Request, error: Exception) -> Response:
-    """Nobody is there to read it; the status is for log and metrics."""
-    current_call.get().error = "client_left"
-    return Response(status_code=CLIENT_LEFT)
-
-
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Answer the framework's own errors, an unknown route or method, in the one body."""
-    headers = getattr(error, "headers", None)
-    if getattr(error, "status_code", 404) == 405:
-        message = f"{request.method} is not a method of {request.url.path}."
+def _framework_error(request: Request, error: HTTPException) -> Response:
+    """The response to FastAPI's own errors: an unknown path or method."""
+    path = request.url.path
+    if error.status_code == 405:
+        message = f"{path} does not support {request.method}."
         code, kind, status = "method_not_allowed", ErrorKind.INVALID, 405
     else:
-        message = f"There is no {request.url.path}; see /docs."
+        message = f"Unknown path {path}; see /docs."
         code, kind, status = "route_not_found", ErrorKind.NOT_FOUND, 404
     current_call.get().error = code
-    return JSONResponse(_body(request.url.path, message, kind, code=code), status, headers)
+    detail = {"message": message, "type": kind.value, "code": code, "param": None}
+    return JSONResponse(_body(path, detail), status, error.headers)
 
 
 def error_detail(error: ServiceError) -> dict[str, Any]:
-    """An error as it stands in a body: message, type, code and param."""
+    """An error as JSON."""
     kind = error.kind.value
     return {"message": error.message, "type": kind, "code": error.code, "param": error.param}
 
 
-def _body(
-    path: str, message: str, kind: ErrorKind, *, code: str, param: str | None = None
-) -> dict[str, Any]:
-    detail = {"type": kind.value, "code": code, "param": param}
+def _body(path: str, detail: dict[str, Any]) -> dict[str, Any]:
     if path == "/v2" or path.startswith("/v2/"):
-        return {"error": message, **detail}
-    return {"error": {"message": message, **detail}}
+        return {"error": detail.pop("message"), **detail}
+    return {"error": detail}
 
 
 def invalid_fields(error: ValidationError) -> InvalidRequest:
-    """The first of the fields that do not fit, by its path, such as `classes[1].prompts`."""
+    """The first problem that pydantic found, named by its path, such as `classes[1].prompts`."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     param = field_path(first["loc"]) or None
     code = {"extra_forbidden": "unknown_field", "json_invalid": "invalid_json"}.get(
         first["type"], "invalid_field"
     )
-    said = first["msg"].removeprefix("Value error, ")
-    text = "This field is not known." if code == "unknown_field" else f"{said}."
+    reason = first["msg"].removeprefix("Value error, ")
+    text = "Unknown field." if code == "unknown_field" else f"{reason}."
     return InvalidRequest(f"{param or 'body'}: {text}", code=code, param=param)
 
 
 def field_path(location: tuple[Any, ...]) -> str:
-    """A pydantic location as a path; the tags of unions, in angle brackets, are left out."""
+    """A pydantic location as a path, without the tags of unions, which are in angle brackets."""
     path = ""
     for part in location:
         if isinstance(part, int):

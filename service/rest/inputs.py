@@ -1,7 +1,8 @@
-"""Images and options out of a request: JSON, form, raw body or URL."""
+"""Reads options and images from a request: an encoded image, a form, or JSON."""
 
+import asyncio
 import binascii
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar, cast
 
@@ -11,37 +12,151 @@ from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
+from service.call import current_call, deadline_exceeded
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
-from service.messages import MaybeEncoded
-from service.rest.connection import SCOPE_KEY, Body, in_time, until_left
+from service.messages import EmbedTextsResponse, ListResponse, MaybeEncoded
+from service.rest.connection import BODY, Body
 from service.rest.errors import invalid_fields
-from service.rest.requests import ImageBody, ImageInputs, ImageOptions, Options, Schema
+from service.rest.requests import (
+    EmbedTextsBody,
+    ImageBody,
+    ImageInputs,
+    ImageOptions,
+    Options,
+    Schema,
+)
+from service.rest.responses import JSON, ResponseWriter, RestRequest, choose_media
 from service.safety.url_fetch import url_of
 from service.validation import check_images
 from service.waiting import wait_all
 
-# Images that a JSON body names by URL instead of holding them.
+T = TypeVar("T")
+AnswerT = TypeVar("AnswerT", bound=ListResponse)
+ImageOptionsT = TypeVar("ImageOptionsT", bound=ImageOptions)
+OptionsT = TypeVar("OptionsT", bound=Options)
+SchemaT = TypeVar("SchemaT", bound=Schema)
+
+FORM: Final = "multipart/form-data"
+IMAGE_FIELDS: Final = ("image", "images")
+MAX_FORM_FIELDS: Final = 1000
+# JSON values are separated by commas, and base64 has none. This is far more than a valid request
+# needs, and few enough that parsing takes tens of megabytes.
+MAX_JSON_COMMAS: Final = 1_000_000
+Pairs = list[tuple[str, str]]
 
 
-async def fetch_urls(
-    request: Request, texts: Sequence[str], *, is_partial: bool = False
-) -> dict[int, MaybeEncoded]:
-    """Fetch those of the texts that are URLs, side by side, unless the caller leaves.
+async def read_images(
+    request: Request,
+    plane: DataPlane,
+    options_type: type[ImageOptionsT],
+    body_type: type[ImageBody],
+    *,
+    writer: ResponseWriter[AnswerT, ImageOptionsT],
+) -> RestRequest[AnswerT, ImageOptionsT]:
+    """Read a request with images.
 
-    Returns:
-        The images by their index; all other texts hold theirs. Where it is partial, what is wrong
-        with a URL is in the place of its image.
+    Args:
+        request: Its body is read here.
+        plane: Its pool parses bodies, and its limits bound them.
+        options_type: The fields of a query or form.
+        body_type: The fields of a JSON body; a subclass of `options_type` too.
+        writer: Offers the media types of the response.
 
     Raises:
-        InvalidRequest: A URL is not allowed, or no image came of it.
-        Overloaded: There is no memory for them.
-        ClientLeft: The caller closed the connection.
+        Unavailable: The server is starting or draining.
+        Overloaded: Every model's queue is full.
+        NotAcceptable: The response cannot have an accepted media type.
+        InvalidRequest: A field is wrong or unknown, or there is no image.
+        UnsupportedMedia: The body is of another media type.
     """
-    urls = {index: url for index, text in enumerate(texts) if (url := url_of(text)) is not None}
-    if not urls:
-        return {}
-    body: Body = request.scope[SCOPE_KEY]
+    # Before the body is received: a request that is refused anyway need not send it.
+    plane.check_open()
+    media = choose_media(request.headers.get("accept"), writer.media_types)
+    query = request.query_params.multi_items()
+    content_type = media_type(request)
+    images: ImageInputs
+    if content_type.startswith("image/"):
+        images = (await request.body(),)
+        options = parse_pairs(options_type, query)
+    elif content_type == FORM:
+        raw, header = await request.body(), request.headers["content-type"]
+        pairs, images = await in_pool(
+            plane, partial(parse_form, raw, header, plane.limits.max_images)
+        )
+        options = parse_pairs(options_type, [*query, *pairs])
+    elif content_type == JSON:
+        body = await read_json(request, plane, body_type)
+        options = cast("ImageOptionsT", body)
+        images = await load_images(request, plane, image_texts(body), is_partial=options.partial)
+    else:
+        raise UnsupportedMedia(
+            f"Content-Type {content_type or '(none)'} is not supported; send image/*, {FORM} or "
+            f"{JSON}. With curl: -H 'Content-Type: image/jpeg'.",
+            param="Content-Type",
+        )
+    writer.check(options, media, len(images))
+    return RestRequest(options, images, media, writer)
+
+
+async def read_texts(
+    request: Request, plane: DataPlane, writer: ResponseWriter[EmbedTextsResponse, EmbedTextsBody]
+) -> RestRequest[EmbedTextsResponse, EmbedTextsBody]:
+    """Read a request with texts, as `read_images`.
+
+    Raises:
+        ServiceError: As `read_images` raises it.
+    """
+    plane.check_open()
+    media = choose_media(request.headers.get("accept"), writer.media_types)
+    options = await read_json(request, plane, EmbedTextsBody)
+    writer.check(options, media, 0)
+    return RestRequest(options, (), media, writer)
+
+
+async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -> SchemaT:
+    """Read a JSON body; query parameters are refused, since they would be ignored.
+
+    Raises:
+        InvalidRequest: A field is wrong or unknown, or the body is not JSON.
+        UnsupportedMedia: The body is of another media type.
+    """
+    content_type = media_type(request)
+    if content_type != JSON:
+        raise UnsupportedMedia(
+            f"Content-Type {content_type or '(none)'} is not supported; send {JSON}.",
+            param="Content-Type",
+        )
+    for name in request.query_params:
+        raise InvalidRequest(
+            f"{name}: give it in the JSON body, not in the query.",
+            code="unknown_field",
+            param=name,
+        )
+    raw = await request.body()
+    try:
+        return await in_pool(plane, partial(parse_json, raw, schema))
+    except ValidationError as error:
+        raise invalid_fields(error) from None
+
+
+async def load_images(
+    request: Request, plane: DataPlane, texts: Sequence[str], *, is_partial: bool = False
+) -> ImageInputs:
+    """The images of a JSON body: URLs are fetched concurrently, all else is base64.
+
+    Args:
+        request: Its share of the memory for bodies holds what is fetched.
+        plane: Its pool decodes base64.
+        texts: The images as the body has them.
+        is_partial: An image's error takes its place instead of failing the request.
+
+    Raises:
+        InvalidRequest: An image is wrong, or its URL is not allowed or has no image.
+        Overloaded: There is no memory for the images.
+    """
+    check_images(texts, plane.limits)
+    body: Body = request.scope[BODY]
 
     async def fetch(index: int, url: str) -> MaybeEncoded:
         try:
@@ -51,115 +166,53 @@ async def fetch_urls(
                 raise
             return error
 
-    work = wait_all(fetch(index, url) for index, url in urls.items())
-    images = await until_left(request, work)
-    return dict(zip(urls, images, strict=True))
+    urls = {index: url for index, text in enumerate(texts) if (url := url_of(text)) is not None}
+    images = await wait_all(fetch(index, url) for index, url in urls.items())
+    fetched = dict(zip(urls, images, strict=True))
+    return await in_pool(plane, partial(decode_images, texts, fetched, is_partial=is_partial))
 
 
-# Reads the images and options of a request: raw body, multipart, or JSON.
-
-OptionsT = TypeVar("OptionsT", bound=ImageOptions)
-OptionT = TypeVar("OptionT", bound=Options)
-SchemaT = TypeVar("SchemaT", bound=Schema)
-IMAGE_FIELDS: Final = ("image", "images")
-MAX_FORM_FIELDS: Final = 1000
-# Commas part the values of JSON, and base64 has none: far more than any good request has, and few
-# enough that parsing takes tens of megabytes.
-MAX_JSON_COMMAS: Final = 1_000_000
-READ_HERE: Final = "image/*, multipart/form-data and application/json"
-Pairs = list[tuple[str, str]]
-
-
-async def read_images(
-    request: Request, plane: DataPlane, options_type: type[OptionsT], body_type: type[ImageBody]
-) -> tuple[OptionsT, ImageInputs]:
-    """Options and encoded images, however they are sent; where partial, also what is wrong.
-
-    Args:
-        request: Its body is read here.
-        plane: In whose pool bodies are parsed.
-        options_type: What query and form fields may say.
-        body_type: The same with images, for JSON; a subclass of `options_type` too.
+async def in_pool(plane: DataPlane, work: Callable[[], T]) -> T:
+    """Run CPU work in the pool, at most until the call's deadline.
 
     Raises:
-        InvalidRequest: A field is wrong or unknown, or there is no image.
-        UnsupportedMedia: The body is none of the three.
+        DeadlineExceeded: The deadline passed first.
     """
-    content_type = request.headers.get("content-type", "")
-    media = content_type.partition(";")[0].strip().lower()
-    query = request.query_params.multi_items()
-    if media.startswith("image/"):
-        data = await request.body()
-        return parse_pairs(options_type, query), (data,)
-    if media == "multipart/form-data":
-        raw = await request.body()
-        parse = partial(parse_form, raw, content_type, plane.limits.max_images)
-        pairs, images = await in_time(request, plane.offload(parse))
-        return parse_pairs(options_type, [*query, *pairs]), images
-    if media == "application/json":
-        body = await read_json(request, plane, body_type)
-        texts = image_texts(body)
-        check_images(texts, plane.limits)
-        options = cast("OptionsT", body)
-        fetched = await fetch_urls(request, texts, is_partial=options.partial)
-        decode = partial(decode_images, texts, fetched, is_partial=options.partial)
-        return options, await in_time(request, plane.offload(decode))
-    raise UnsupportedMedia(
-        f"Content-Type {media or '(none)'} is not read here; {READ_HERE} are. "
-        "With curl: -H 'Content-Type: image/jpeg'.",
-        param="Content-Type",
-    )
-
-
-async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -> SchemaT:
-    """The JSON body; a query beside it is refused, for nobody would read it.
-
-    Raises:
-        InvalidRequest: A field is wrong or unknown, or the body is no JSON.
-        UnsupportedMedia: The body is of another type.
-    """
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise UnsupportedMedia(
-            f"Content-Type {media or '(none)'} is not read here; application/json is.",
-            param="Content-Type",
-        )
-    for name in request.query_params:
-        raise InvalidRequest(
-            f"{name}: with a JSON body, write it there and not in the query.",
-            code="unknown_field",
-            param=name,
-        )
-    raw = await request.body()
     try:
-        return await in_time(request, plane.offload(partial(parse_json, raw, schema)))
-    except ValidationError as error:
-        raise invalid_fields(error) from None
+        async with asyncio.timeout(current_call.get().remaining_s()):
+            return await plane.offload(work)
+    except TimeoutError:
+        raise deadline_exceeded() from None
+
+
+def media_type(request: Request) -> str:
+    """The media type of the body, in lower case and without parameters; empty if not given."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def parse_json(raw: bytes, schema: type[SchemaT]) -> SchemaT:
-    """A JSON body; what would become millions of values is refused before it does.
+    """Parse a JSON body.
 
     Raises:
         RequestTooLarge: There are too many values.
-        ValidationError: A field is wrong or unknown, or the body is no JSON.
+        ValidationError: A field is wrong or unknown, or the body is not JSON.
     """
     check_json_size(raw)
     return schema.model_validate_json(raw, strict=True)
 
 
 def check_json_size(raw: bytes) -> None:
-    """Refuse a JSON body that would become millions of values.
+    """Check, before parsing, that a JSON body has at most about a million values.
 
     Raises:
-        RequestTooLarge: It would.
+        RequestTooLarge: It has more.
     """
     if raw.count(b",") > MAX_JSON_COMMAS:
         raise RequestTooLarge("The body has too many values; split the request.")
 
 
-def parse_pairs(options_type: type[OptionT], pairs: Iterable[tuple[str, str]]) -> OptionT:
-    """Query or form fields as options; lists of names may be written with commas.
+def parse_pairs(options_type: type[OptionsT], pairs: Iterable[tuple[str, str]]) -> OptionsT:
+    """Options from query or form fields; lists of names may be separated by commas.
 
     Raises:
         InvalidRequest: A field is wrong, unknown, or given twice.
@@ -171,7 +224,7 @@ def parse_pairs(options_type: type[OptionT], pairs: Iterable[tuple[str, str]]) -
             items = text.split(",") if name in options_type.comma_lists else [text]
             values[name] = [*(known or []), *(item.strip() for item in items)]
         elif known is not None:
-            raise InvalidRequest(f"{name} is given twice.", param=name)
+            raise InvalidRequest(f"{name} is given more than once.", param=name)
         else:
             values[name] = text
     try:
@@ -181,10 +234,10 @@ def parse_pairs(options_type: type[OptionT], pairs: Iterable[tuple[str, str]]) -
 
 
 def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, tuple[bytes, ...]]:
-    """Fields and images of a multipart body, in memory: its size is bounded already.
+    """Fields and images of a multipart body. In memory, since the body's size is limited already.
 
     Raises:
-        InvalidRequest: The body is not what its header says.
+        InvalidRequest: The body does not match its header.
         RequestTooLarge: There are more images than the limit.
     """
     pairs: Pairs = []
@@ -197,13 +250,13 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
         name = (file.field_name or b"").decode()
         if name not in IMAGE_FIELDS:
             raise InvalidRequest(
-                f"{name}: images come in the fields image or images.",
+                f"{name}: send images in the fields image or images.",
                 code="unknown_field",
                 param=name,
             )
         if len(images) == max_images:
             raise RequestTooLarge(
-                f"images: at most {max_images} are taken at once.",
+                f"images: at most {max_images} allowed.",
                 code="too_many_items",
                 param="images",
             )
@@ -214,13 +267,13 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise InvalidRequest(
-            "The Content-Type multipart/form-data names no boundary.",
+            f"The Content-Type {FORM} has no boundary.",
             code="invalid_body",
             param="Content-Type",
         )
     try:
         parser = FormParser(
-            "multipart/form-data",
+            FORM,
             on_field,
             on_file,
             boundary=boundary,
@@ -234,10 +287,10 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
 
 
 def image_texts(body: ImageBody) -> list[str]:
-    """What a JSON body has for its images.
+    """The images of a JSON body, as it has them.
 
     Raises:
-        InvalidRequest: Both or neither of `image` and `images`.
+        InvalidRequest: It has both or neither of `image` and `images`.
     """
     if (body.image is None) == (body.images is None):
         raise InvalidRequest("Give either image or images.", code="invalid_field", param="images")
@@ -247,10 +300,10 @@ def image_texts(body: ImageBody) -> list[str]:
 def decode_images(
     texts: Sequence[str], fetched: Mapping[int, MaybeEncoded], *, is_partial: bool = False
 ) -> ImageInputs:
-    """The images of a JSON body; those that were fetched by URL are there by their index.
+    """Decode the images of a JSON body, except those already fetched, given by their index.
 
     Raises:
-        InvalidRequest: Something is no base64, and it is not partial.
+        InvalidRequest: An image is not base64, and `is_partial` is not set.
     """
     images: list[MaybeEncoded] = []
     for index, text in enumerate(texts):

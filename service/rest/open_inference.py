@@ -1,8 +1,12 @@
-"""The Open Inference Protocol over REST."""
+"""The Open Inference Protocol over REST, and Triton's extension for model repositories.
+
+A request or response is JSON, optionally followed by the bytes of tensors. A header says where the
+JSON ends.
+"""
 
 import binascii
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -36,17 +40,21 @@ from service.open_inference.tensors import (
     read_values,
     wrong_count,
 )
-from service.rest.connection import in_time, until_left
 from service.rest.errors import invalid_fields
-from service.rest.inputs import parse_json
+from service.rest.inputs import in_pool, parse_json
 from service.rest.openapi import BINARY, CALL_HEADERS, REF, V2_ERRORS, json_body
 from service.rest.requests import Schema
-from service.rest.responses import JSON, dump
+from service.rest.responses import JSON, dump, write_content
 
-# What requests and answers of the Open Inference Protocol hold as JSON.
-
-MAX_TENSORS = 16
-MAX_AXES = 8
+OCTETS: Final = "application/octet-stream"
+HEADER_LENGTH: Final = "Inference-Header-Content-Length"
+MAX_TENSORS: Final = 16
+MAX_AXES: Final = 8
+MAX_DIGITS: Final = 12
+CONFIG_TYPES: Final = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
+MODEL: Final = "/v2/models/{model}"
+VERSIONED: Final = "/v2/models/{model}/versions/{version}"
+SchemaT = TypeVar("SchemaT", bound=Schema)
 Value = bool | int | float | str
 
 
@@ -54,11 +62,11 @@ class InputParameters(Schema):
     """How an input's elements are sent."""
 
     binary_data_size: Annotated[
-        int | None, Field(ge=0, description="Bytes of it behind the JSON, in place of `data`.")
+        int | None, Field(ge=0, description="Number of its bytes after the JSON; replaces `data`.")
     ] = None
     content_type: Annotated[
         Literal["base64"] | None,
-        Field(description="Of BYTES in `data`. Images are base64 there, with or without this."),
+        Field(description="Encoding of BYTES in `data`. Images are always base64."),
     ] = None
 
 
@@ -71,7 +79,7 @@ class InputBody(Schema):
     parameters: InputParameters = InputParameters()
     data: Annotated[
         list[Any] | None,
-        Field(description="The elements, flat or nested; BYTES as strings: images as base64."),
+        Field(description="The elements, flat or nested. BYTES are strings; images are base64."),
     ] = None
 
 
@@ -79,15 +87,16 @@ class OutputParameters(Schema):
     """How an output is sent."""
 
     binary_data: Annotated[
-        bool | None, Field(description="Behind the JSON. Default: `binary_data_output`.")
+        bool | None,
+        Field(description="Send its bytes after the JSON. Default: `binary_data_output`."),
     ] = None
     classification: Annotated[
-        int | None, Field(description="Is not supported: the outputs are embeddings.")
+        int | None, Field(description="Not supported: the outputs are embeddings.")
     ] = None
 
 
 class OutputBody(Schema):
-    """An output tensor that is asked for."""
+    """A requested output tensor."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
@@ -96,7 +105,7 @@ class OutputBody(Schema):
 class InferBody(Schema):
     """One inference request."""
 
-    id: Annotated[str | None, Field(description="Comes back with the answer.")] = None
+    id: Annotated[str | None, Field(description="Returned with the answer.")] = None
     parameters: Annotated[
         dict[str, Value],
         Field(
@@ -119,13 +128,13 @@ class InferBody(Schema):
 
 
 class AnswerParameters(BaseModel):
-    """How an output was sent."""
+    """How an output is sent."""
 
     binary_data_size: int
 
 
 class OutputTensor(BaseModel):
-    """An output tensor; `data` is flat, and missing where its bytes stand behind the JSON."""
+    """An output tensor; `data` is flat, and missing if the bytes follow the JSON."""
 
     name: str
     datatype: Literal["FP32", "FP16"]
@@ -144,7 +153,7 @@ class InferAnswerBody(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """A tensor that a model takes or gives; -1 may be any size."""
+    """An input or output tensor of a model; -1 is any size."""
 
     name: str
     datatype: str
@@ -152,7 +161,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadataBody(BaseModel):
-    """What a model takes and gives."""
+    """Inputs and outputs of a model."""
 
     name: str
     versions: list[str]
@@ -162,7 +171,7 @@ class ModelMetadataBody(BaseModel):
 
 
 class ServerMetadataBody(BaseModel):
-    """What the server is."""
+    """The server and its protocol extensions."""
 
     name: str
     version: str
@@ -178,13 +187,13 @@ class ConfigTensor(BaseModel):
 
 
 class ConfigInput(ConfigTensor):
-    """An input; a request may be without it."""
+    """An optional input."""
 
     optional: Literal[True] = True
 
 
 class ModelConfigBody(BaseModel):
-    """A model in the terms of a configuration file."""
+    """A model's configuration, as Triton shows it."""
 
     name: str
     platform: str
@@ -195,14 +204,14 @@ class ModelConfigBody(BaseModel):
 
 
 class Duration(BaseModel):
-    """How often something was done, and nanoseconds in all."""
+    """Number of times, and total nanoseconds."""
 
     count: int
     ns: int
 
 
 class InferStatistics(BaseModel):
-    """What a model's requests took."""
+    """Time spent on a model's requests."""
 
     success: Duration
     fail: Duration
@@ -215,7 +224,7 @@ class InferStatistics(BaseModel):
 
 
 class BatchStatistics(BaseModel):
-    """What batches of one size took."""
+    """Time spent on batches of one size."""
 
     batch_size: int
     compute_input: Duration
@@ -224,50 +233,44 @@ class BatchStatistics(BaseModel):
 
 
 class ModelStatisticsBody(BaseModel):
-    """What one model has done since it was loaded."""
+    """Statistics of one model since it was loaded."""
 
     name: str
     version: str
     last_inference: int = Field(description="Milliseconds since the epoch; 0 for never.")
-    inference_count: int = Field(description="Images and texts that were answered.")
-    execution_count: int = Field(description="Batches that were computed.")
+    inference_count: int = Field(description="Images and texts answered.")
+    execution_count: int = Field(description="Batches computed.")
     inference_stats: InferStatistics
     batch_stats: list[BatchStatistics]
 
 
 class StatisticsBody(BaseModel):
-    """What models have done."""
+    """Statistics of models."""
 
     model_stats: list[ModelStatisticsBody]
 
 
 class ModelReadyBody(BaseModel):
-    """The model answers requests."""
+    """The model is ready."""
 
     name: str
     ready: Literal[True] = True
 
 
-# Reads an inference request: JSON, and behind it the bytes of tensors that are not in the JSON.
-
-HEADER_LENGTH: Final = "Inference-Header-Content-Length"
-MAX_DIGITS: Final = 12
-
-
 def parse_infer(
     raw: bytes, header_length: str | None, limits: RequestLimits
 ) -> tuple[InferBody, tuple[InputTensor, ...]]:
-    """The JSON of a request, and its inputs wherever their elements stand. CPU work.
+    """Parse a request into its JSON and its input tensors. CPU work.
 
     Args:
         raw: The whole body.
-        header_length: Bytes of the JSON, as the HTTP header says; None where there is nothing else.
-        limits: Of one request.
+        header_length: Header with the number of bytes of the JSON; None if the body is all JSON.
+        limits: Limits of one request.
 
     Raises:
         InvalidRequest: A length or a tensor is wrong; the message says which.
         RequestTooLarge: There are too many values or items.
-        ValidationError: A field is wrong or unknown, or the JSON is none.
+        ValidationError: A field is wrong or unknown, or the body is not JSON.
     """
     num_json = len(raw) if header_length is None else _json_length(header_length, len(raw))
     body = parse_json(raw[:num_json], InferBody)
@@ -287,8 +290,8 @@ def parse_infer(
             )
         if position + size > len(rest):
             raise InvalidRequest(
-                f"{param}: binary_data_size is {size}, and {len(rest) - position} bytes are left "
-                f"behind the JSON, which {HEADER_LENGTH} ends.",
+                f"{param}: binary_data_size is {size}, but only {len(rest) - position} bytes are "
+                f"left after the JSON; check {HEADER_LENGTH}.",
                 code="wrong_size",
                 param=f"{param}.parameters.binary_data_size",
             )
@@ -296,8 +299,8 @@ def parse_infer(
         position += size
     if position != len(rest):
         raise InvalidRequest(
-            f"{len(rest) - position} bytes behind the JSON belong to no input; each has its "
-            "parameter binary_data_size.",
+            f"{len(rest) - position} bytes after the JSON belong to no input; give each binary "
+            "input the parameter binary_data_size.",
             code="wrong_size",
             param="inputs",
         )
@@ -307,16 +310,16 @@ def parse_infer(
 def to_request(
     body: InferBody, inputs: tuple[InputTensor, ...], model: str, version: str
 ) -> InferRequest:
-    """The request for the core, without what only says how the answer is written.
+    """The request for the core, without the fields that only concern the response's form.
 
     Raises:
-        InvalidRequest: An output is asked for in a way that is not supported.
+        InvalidRequest: An output is requested in a way that is not supported.
     """
     for index, output in enumerate(body.outputs):
         if output.parameters.classification is not None:
             raise InvalidRequest(
-                f"outputs[{index}]: classification is not supported, for the outputs are "
-                "embeddings: compare cls1 with text_embeddings of the labels instead.",
+                f"outputs[{index}]: classification is not supported, since the outputs are "
+                "embeddings; compare cls1 with the text_embeddings of the labels instead.",
                 code="not_supported",
                 param=f"outputs[{index}].parameters.classification",
             )
@@ -331,7 +334,7 @@ def to_request(
 
 
 def binary_outputs(body: InferBody) -> dict[str, bool]:
-    """Which outputs are to be sent behind the JSON; the empty name is for those not named.
+    """Whether each output is sent as bytes after the JSON; the empty name is the default.
 
     Raises:
         InvalidRequest: `binary_data_output` is neither true nor false.
@@ -339,7 +342,7 @@ def binary_outputs(body: InferBody) -> dict[str, bool]:
     default = body.parameters.get("binary_data_output", False)
     if not isinstance(default, bool):
         raise InvalidRequest(
-            "The parameter binary_data_output is true or false.",
+            "The parameter binary_data_output must be true or false.",
             param="parameters.binary_data_output",
         )
     named = {o.name: o.parameters.binary_data for o in body.outputs}
@@ -350,8 +353,8 @@ def _json_length(text: str, num_bytes: int) -> int:
     is_number = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
     if not is_number or int(text) > num_bytes:
         raise InvalidRequest(
-            f"{HEADER_LENGTH} is the number of bytes of the JSON that the body begins with, and "
-            f"the body has {num_bytes}.",
+            f"{HEADER_LENGTH} must be the number of bytes of the JSON at the beginning of the "
+            f"body, at most {num_bytes}.",
             code="wrong_size",
             param=HEADER_LENGTH,
         )
@@ -361,8 +364,8 @@ def _json_length(text: str, num_bytes: int) -> int:
 def _read_data(head: TensorHead, tensor: InputBody) -> InputTensor:
     if tensor.data is None:
         raise InvalidRequest(
-            f"{head.param} has no data: give data, or binary_data_size and the bytes behind the "
-            f"JSON, with the header {HEADER_LENGTH}.",
+            f"{head.param} has no data: send data, or binary_data_size with the bytes after the "
+            f"JSON and the header {HEADER_LENGTH}.",
             param=f"{head.param}.data",
         )
     if head.spec.datatype != "BYTES":
@@ -378,43 +381,32 @@ def _read_data(head: TensorHead, tensor: InputBody) -> InputTensor:
 
 def _decode(item: object, is_base64: bool, param: str) -> bytes:
     if not isinstance(item, str):
-        raise InvalidRequest(f"{param} is a string{' of base64' * is_base64}.", param=param)
+        raise InvalidRequest(f"{param} must be a string{' of base64' * is_base64}.", param=param)
     if not is_base64:
         return item.encode("utf-8", "surrogatepass")
     try:
         return pybase64.b64decode(item, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest(
-            f"{param} is not base64, as BYTES are written in JSON here; or send it behind the JSON "
-            "by binary_data_size.",
+            f"{param} is not base64, which JSON needs here; or send the bytes after the JSON, with "
+            "binary_data_size.",
             code="invalid_base64",
             param=param,
         ) from None
 
 
-# Writes the answer to an inference request: JSON, and behind it the bytes of binary outputs.
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenAnswer:
-    """A body, and how many of its bytes are JSON; None where all are."""
-
-    content: bytes
-    num_json: int | None
-
-
 def write_infer(
     answer: InferAnswer, request_id: str | None, is_binary: Mapping[str, bool]
-) -> WrittenAnswer:
-    """Write an answer. CPU work: one copy of what is binary.
+) -> Response:
+    """Write the response. CPU work: one copy of the binary outputs.
 
     Args:
-        answer: What is sent.
-        request_id: As the caller gave it, if so.
-        is_binary: By output; the empty name is for those that are not there.
+        answer: The outputs.
+        request_id: The client's id for the request, if any.
+        is_binary: By output name; the empty name is the default.
 
     Raises:
-        InvalidRequest: float16 as JSON, which the protocol does not have.
+        InvalidRequest: A float16 output is not binary; the protocol has no JSON form for it.
     """
     outputs: list[dict[str, Any]] = []
     blobs: list[memoryview] = []
@@ -427,7 +419,7 @@ def write_infer(
             blobs.append(little.data.cast("B"))
         elif datatype == "FP16":
             raise InvalidRequest(
-                f"{name}: FP16 has no form in JSON; ask for it with binary_data.",
+                f"{name}: FP16 cannot be sent in JSON; request it with binary_data.",
                 param="parameters.output_datatype",
             )
         else:
@@ -437,29 +429,27 @@ def write_infer(
         document["id"] = request_id
     content = dump(document | {"outputs": outputs})
     if not blobs:
-        return WrittenAnswer(content, None)
-    return WrittenAnswer(b"".join([content, *blobs]), len(content))
+        return Response(content, media_type=JSON)
+    headers = {HEADER_LENGTH: str(len(content))}
+    return Response(b"".join([content, *blobs]), media_type=OCTETS, headers=headers)
 
 
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
 
 
-# What the routes of the Open Inference Protocol tell about themselves in the OpenAPI document.
-
-OCTETS: Final = "application/octet-stream"
 INFER: Final[dict[str, Any]] = {
     "responses": {
         200: {
-            "description": "JSON, or with binary outputs JSON and their bytes behind it.",
+            "description": "JSON, followed by the bytes of binary outputs, if any.",
             "content": {
                 JSON: {"schema": {"$ref": REF.format(model=InferAnswerBody.__name__)}},
                 OCTETS: {"schema": BINARY},
             },
             "headers": {
-                "Inference-Header-Content-Length": {
+                HEADER_LENGTH: {
                     "schema": {"type": "integer"},
-                    "description": "Bytes of the JSON, where others follow it.",
+                    "description": "Number of bytes of the JSON, if binary outputs follow it.",
                 }
             },
         }
@@ -468,8 +458,8 @@ INFER: Final[dict[str, Any]] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "description": "JSON; or JSON and behind it the bytes of each input that has a "
-            "`binary_data_size`, in order, with the header Inference-Header-Content-Length.",
+            "description": "JSON, then the bytes of each input with a `binary_data_size`, in "
+            f"order. If bytes follow, the header {HEADER_LENGTH} is required.",
             "content": {
                 JSON: {"schema": {"$ref": REF.format(model=InferBody.__name__)}},
                 OCTETS: {"schema": BINARY},
@@ -480,18 +470,8 @@ INFER: Final[dict[str, Any]] = {
 }
 
 
-# Routes of the Open Inference Protocol: read, ask the core, write.
-#
-# Each route of a model is there twice, with and without the model's version.
-
-WRITTEN_AT_ONCE = 2048
-CONFIG_TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
-MODEL = "/v2/models/{model}"
-VERSIONED = "/v2/models/{model}/versions/{version}"
-
-
 def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
-    """All routes of the protocol but those of health and of the model repository."""
+    """All routes of the protocol except health and the model repository."""
     router = APIRouter(tags=["open inference protocol"])
     _add_server(router, plane, is_managed)
     _add_model(router, plane)
@@ -502,34 +482,34 @@ def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
 def _add_server(router: APIRouter, plane: DataPlane, is_managed: bool) -> None:
     @router.get("/v2", responses=V2_ERRORS)
     async def server() -> ServerMetadataBody:
-        """What the server is, and which extensions of the protocol it has."""
+        """The server's name, version and protocol extensions."""
         return ServerMetadataBody.model_validate(asdict(server_metadata(is_managed=is_managed)))
 
-    # Before the routes of a model, of which it would be one that is called stats.
+    # Added before the routes of a model, which would take it as the model `stats`.
     @router.get("/v2/models/stats", responses=V2_ERRORS)
     async def all_statistics() -> StatisticsBody:
-        """What all models have done since they were loaded."""
+        """Statistics of all models since they were loaded."""
         return StatisticsBody.model_validate(statistics(plane))
 
 
 def _add_model(router: APIRouter, plane: DataPlane) -> None:
     def metadata(model: str, version: str) -> ModelMetadataBody:
-        """What a model takes and gives."""
+        """Inputs and outputs of a model."""
         info = find_model(plane, model, version)
         return ModelMetadataBody.model_validate(asdict(model_metadata(info)))
 
     def config(model: str, version: str) -> ModelConfigBody:
-        """What a model takes and gives, in the terms of a configuration file."""
+        """A model's configuration, as Triton shows it."""
         return _to_config(model_metadata(find_model(plane, model, version)))
 
     def ready(model: str, version: str) -> ModelReadyBody:
-        """Whether a model answers requests: 200, or the error that they would get."""
+        """Readiness of a model: 200, or the error that its requests would get."""
         name = find_model(plane, model, version).manifest.name
         plane.check_model_ready(name)
         return ModelReadyBody(name=name)
 
     def model_statistics(model: str, version: str) -> StatisticsBody:
-        """What one model has done since it was loaded."""
+        """Statistics of one model since it was loaded."""
         return StatisticsBody.model_validate(statistics(plane, model, version))
 
     _add_get(router, "", metadata, ModelMetadataBody)
@@ -541,18 +521,19 @@ def _add_model(router: APIRouter, plane: DataPlane) -> None:
 def _add_get(
     router: APIRouter, suffix: str, answer: Callable[[str, str], BaseModel], body: type[BaseModel]
 ) -> None:
-    told: dict[str, Any] = {
+    """Add a route of a model twice: with and without the model's version."""
+    documented: dict[str, Any] = {
         "responses": V2_ERRORS,
         "response_model": body,
         "description": answer.__doc__,
         "name": answer.__name__,
     }
 
-    @router.get(MODEL + suffix, **told)
+    @router.get(MODEL + suffix, **documented)
     async def one(model: str) -> BaseModel:
         return answer(model, "")
 
-    @router.get(VERSIONED + suffix, **told)
+    @router.get(VERSIONED + suffix, **documented)
     async def versioned(model: str, version: str) -> BaseModel:
         return answer(model, version)
 
@@ -561,42 +542,39 @@ def _add_infer(router: APIRouter, plane: DataPlane) -> None:
     @router.post(MODEL + "/infer", **INFER)
     async def infer_model(request: Request, model: str) -> Response:
         """Embeddings of images and texts, as tensors."""
-        return await _infer(plane, request, model, "")
+        return await _infer(request, plane, model, "")
 
     @router.post(VERSIONED + "/infer", **INFER)
     async def infer_version(request: Request, model: str, version: str) -> Response:
         """Embeddings of images and texts, as tensors."""
-        return await _infer(plane, request, model, version)
+        return await _infer(request, plane, model, version)
 
 
-async def _infer(plane: DataPlane, request: Request, model: str, version: str) -> Response:
+async def _infer(request: Request, plane: DataPlane, model: str, version: str) -> Response:
     plane.check_open()
+    body, inputs = await _read_infer(request, plane)
+    is_binary = binary_outputs(body)
+    message = to_request(body, inputs, model, version)
+    answer = await infer(plane, message, current_call.get())
+    write = partial(write_infer, answer, body.id, is_binary)
+    return await write_content(plane, write, answer.num_values)
+
+
+async def _read_infer(
+    request: Request, plane: DataPlane
+) -> tuple[InferBody, tuple[InputTensor, ...]]:
     for name in request.query_params:
         raise InvalidRequest(
-            f"{name}: write it in the body's parameters and not in the query.",
+            f"{name}: give it in the body's parameters, not in the query.",
             code="unknown_field",
             param=name,
         )
     raw = await request.body()
-    parse = partial(parse_infer, raw, request.headers.get(HEADER_LENGTH), plane.limits)
+    header = request.headers.get(HEADER_LENGTH)
     try:
-        body, inputs = await in_time(request, plane.offload(parse))
+        return await in_pool(plane, partial(parse_infer, raw, header, plane.limits))
     except ValidationError as error:
         raise invalid_fields(error) from None
-    is_binary = binary_outputs(body)
-    message = to_request(body, inputs, model, version)
-    call = current_call.get()
-    answer = await until_left(request, infer(plane, message, call))
-    write = partial(write_infer, answer, body.id, is_binary)
-    with call.stage("post"):
-        # A thread's wake-up and its way back cost more than writing a few vectors.
-        is_small = answer.num_values <= WRITTEN_AT_ONCE
-        written = write() if is_small else await plane.offload(write)
-    if written.num_json is None:
-        return Response(written.content, media_type=JSON)
-    return Response(
-        written.content, media_type=OCTETS, headers={HEADER_LENGTH: str(written.num_json)}
-    )
 
 
 def _to_config(metadata: ModelMetadata) -> ModelConfigBody:
@@ -615,51 +593,44 @@ def _to_config(metadata: ModelMetadata) -> ModelConfigBody:
     )
 
 
-# Routes that change what is served, as Triton's model repository extension has them.
-#
-# They are there only where the settings say so.
-
-SchemaT = TypeVar("SchemaT", bound=Schema)
-
-
 class IndexBody(Schema):
-    """What to list."""
+    """Which models to list."""
 
-    ready: Annotated[bool, Field(description="Only models that answer now.")] = False
+    ready: Annotated[bool, Field(description="Only models that are ready.")] = False
 
 
 class LoadParameters(Schema):
-    """How to load."""
+    """Parameters of a load."""
 
     package: Annotated[
         str | None,
         Field(
-            description="Folder below the model repository. Without it: where the model came from "
-            "last, else the folder of its name."
+            description="Folder in the model repository. Default: the model's last package, else "
+            "the folder with its name."
         ),
     ] = None
 
 
 class LoadBody(Schema):
-    """What to load."""
+    """A load request."""
 
     parameters: LoadParameters = LoadParameters()
 
 
 class UnloadParameters(Schema):
-    """What Triton's clients send with every unload; no model here has dependents."""
+    """Parameters that Triton's clients send with every unload; no model here has dependents."""
 
     unload_dependents: bool = False
 
 
 class UnloadBody(Schema):
-    """How to unload."""
+    """An unload request."""
 
     parameters: UnloadParameters = UnloadParameters()
 
 
 class ModelIndexEntry(BaseModel):
-    """One model that is served, or could be."""
+    """A model that is served or can be loaded."""
 
     name: str
     version: str
@@ -668,13 +639,13 @@ class ModelIndexEntry(BaseModel):
 
 
 def build_repository_router(plane: DataPlane, repository: ModelRepository) -> APIRouter:
-    """Index, load and unload."""
+    """Index, load and unload. Added only if the settings enable management."""
     router = APIRouter(tags=["repository"])
 
     @router.post("/v2/repository/index", responses=V2_ERRORS, openapi_extra=json_body(IndexBody))
     async def index(request: Request) -> list[ModelIndexEntry]:
-        """Every model that is served, was served, or lies in the model repository."""
-        body = await _read(request, IndexBody)
+        """All models that are or were served, or have a folder in the model repository."""
+        body = await _read_optional(request, IndexBody)
         states = await plane.offload(repository.index)
         return [
             ModelIndexEntry(
@@ -691,12 +662,13 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
         response_class=Response,
     )
     async def load(request: Request, name: str) -> Response:
-        """Serve a package under this name; the answer comes once it answers requests.
+        """Serve a package under this name; responds when the model is ready.
 
-        What had the name until then finishes the requests that it has. If the load fails, it stays.
+        A model that already has the name finishes its requests and is replaced. If the load
+        fails, it stays.
         """
         plane.gate.check()
-        body = await _read(request, LoadBody)
+        body = await _read_optional(request, LoadBody)
         await repository.load(name, body.parameters.package)
         return Response()
 
@@ -707,17 +679,20 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
         response_class=Response,
     )
     async def unload(request: Request, name: str) -> Response:
-        """Serve this model no longer; requests that it has are still answered."""
+        """Stop serving this model; its current requests are still answered."""
         plane.gate.check()
-        await _read(request, UnloadBody)
+        await _read_optional(request, UnloadBody)
         await repository.unload(name)
         return Response()
 
     return router
 
 
-async def _read(request: Request, schema: type[SchemaT]) -> SchemaT:
-    """The JSON body, which may be left out; its media type is not asked for: Triton's name none."""
+async def _read_optional(request: Request, schema: type[SchemaT]) -> SchemaT:
+    """The JSON body, or the defaults without a body.
+
+    Its media type is not checked, since Triton's clients send none.
+    """
     try:
         return schema.model_validate_json(await request.body() or b"{}", strict=True)
     except ValidationError as error:

@@ -75,6 +75,7 @@ Templates = Annotated[
     BeforeValidator(_one_known_name),
 ]
 FIT_TEXT = "`squash` to a square, or keep the `aspect` ratio."
+MODEL_TEXT = "Name of a served model. Default: the first."
 DTYPE_TEXT = (
     "As what numbers they are sent: `float32`, `float16`, or `int8` with a scale for each vector, "
     "its greatest magnitude over 127, by which its elements are to be multiplied."

@@ -50,11 +50,11 @@ BOTH_PROTOCOLS = [
 ]
 REST_ONLY = [
     "service.rest.connection.Body",
-    "service.rest.routes.choose_media",
+    "service.rest.inputs.choose_media",
     "service.rest.routes.read_images",
     "service.rest.inputs.parse_pairs",
-    "service.rest.routes.check_segment_media",
-    "service.rest.routes.write_segmentations",
+    "service.rest.responses.MaskWriter.check",
+    "service.rest.responses.MaskWriter.entries",
 ]
 GRPC_ONLY = [
     "service.grpc.interceptors.read_message",
@@ -86,21 +86,24 @@ MAPS_BOTH = [
 ]
 CLASSES_BOTH = ["service.data_plane.check_choices", "service.data_plane.classify"]
 CLASSES_REST = [
-    "service.rest.routes.check_classify_media",
-    "service.rest.routes.write_classifications",
+    "service.rest.responses.ClassificationWriter.check",
+    "service.rest.responses.ClassificationWriter.entries",
 ]
 CLASSES_GRPC = [
     "service.grpc.servicer.to_classify_images",
     "service.grpc.servicer.from_classify_images",
 ]
 VIEWS_BOTH = ["service.data_plane.check_view", "service.data_plane.fit_view"]
-VIEWS_REST = ["service.rest.routes.check_view_media", "service.rest.routes.write_views"]
+VIEWS_REST = ["service.rest.responses.FeatureWriter.entries"]
 VIEWS_GRPC = [
     "service.grpc.servicer.to_visualize_features",
     "service.grpc.servicer.from_visualize_features",
 ]
 SLIDE_BOTH = ["service.outputs.masks.segment_windows", "service.data_plane.Windows"]
-MAPS_REST = ["service.rest.routes.check_map_media", "service.rest.routes.write_maps"]
+MAPS_REST = [
+    "service.rest.responses.MapWriter.check",
+    "service.rest.responses.MapWriter.entries",
+]
 MAPS_GRPC = ["service.grpc.servicer.to_estimate_maps", "service.grpc.servicer.from_depth"]
 
 

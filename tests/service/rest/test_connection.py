@@ -1,23 +1,194 @@
-"""What a call may ask for in its headers, and what the server's own limits leave of it."""
+"""The middleware: deadlines, and limits on a body's bytes, memory and rate."""
 
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from starlette.types import Message
 
 from service.call import Call
-from service.rest.connection import CallLimits, CallMiddleware
+from service.errors import Overloaded, RequestTooLarge, TooSlow, UnsupportedMedia
+from service.monitoring.metrics import Metrics
+from service.rest.connection import Body, CallMiddleware
+from service.rest.errors import ClientLeft
+from service.safety.protection import BodyMemory, BodyShare, Protection
 
-NOTHING = cast("Any", None)
+
+class Sender:
+    """An ASGI `receive`: messages with pauses between them; at the end it blocks."""
+
+    def __init__(self, *steps: Message | float) -> None:
+        self._steps = list(steps)
+
+    async def __call__(self) -> Message:
+        while self._steps:
+            step = self._steps.pop(0)
+            if not isinstance(step, float):
+                return step
+            await asyncio.sleep(step)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def chunk(num_bytes: int, *, more: bool = True) -> Message:
+    return {"type": "http.request", "body": b"x" * num_bytes, "more_body": more}
+
+
+@pytest.fixture
+def memory(metrics: Metrics) -> BodyMemory:
+    return BodyMemory(100, metrics)
+
+
+@pytest.fixture
+def share(memory: BodyMemory) -> BodyShare:
+    return memory.share()
+
+
+@pytest.fixture
+def protection(make_settings: Any, metrics: Metrics, memory: BodyMemory) -> Protection:
+    made = Protection.from_settings(make_settings(), metrics)
+    return replace(made, body_memory=memory, max_body_bytes=80, client_timeout_s=0.05)
+
+
+@pytest.fixture
+def make_body(protection: Protection, share: BodyShare) -> Callable[..., Body]:
+    def make(*steps: Message | float, bytes_per_s: int = 1_000_000) -> Body:
+        return Body(Sender(*steps), replace(protection, client_bytes_per_s=bytes_per_s), share)
+
+    return make
+
+
+async def test_the_announced_length_is_reserved_before_the_body_arrives(
+    make_body: Callable[..., Body], memory: BodyMemory, share: BodyShare
+) -> None:
+    body = make_body(chunk(30), chunk(10, more=False))
+    body.check_head({b"content-length": "40"})
+    assert memory.num_bytes == 40
+    assert [len((await body())["body"]) for _ in range(2)] == [30, 10]
+    assert memory.num_bytes == 40
+    with share:
+        pass
+    assert memory.num_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [
+        ({b"content-length": "81"}, RequestTooLarge),
+        ({b"content-length": "9" * 5000}, RequestTooLarge),
+        ({b"content-length": "61"}, Overloaded),
+        ({b"content-length": "1", b"content-encoding": "gzip"}, UnsupportedMedia),
+    ],
+)
+async def test_a_body_is_refused_by_its_headers(
+    make_body: Callable[..., Body],
+    memory: BodyMemory,
+    headers: dict[bytes, str],
+    error: type[Exception],
+) -> None:
+    memory.share().hold(40)
+    with pytest.raises(error):
+        make_body().check_head(headers)
+
+
+async def test_a_body_of_unknown_length_is_refused_when_memory_is_full(
+    make_body: Callable[..., Body], memory: BodyMemory
+) -> None:
+    body = make_body(chunk(30), chunk(30))
+    memory.share().hold(50)
+    body.check_head({b"transfer-encoding": "chunked"})
+    await body()
+    with pytest.raises(Overloaded):
+        await body()
+    memory.share().hold(20)
+    with pytest.raises(Overloaded):
+        make_body().check_head({b"transfer-encoding": "chunked"})
+
+
+async def test_a_body_longer_than_announced_is_counted(make_body: Callable[..., Body]) -> None:
+    body = make_body(chunk(30), chunk(51))
+    body.check_head({b"content-length": "1"})
+    await body()
+    with pytest.raises(RequestTooLarge):
+        await body()
+
+
+async def test_a_body_that_stops_is_too_slow(make_body: Callable[..., Body]) -> None:
+    body = make_body(chunk(30))
+    await body()
+    with pytest.raises(TooSlow, match="1000000 bytes a second"):
+        await body()
+
+
+async def test_a_body_at_the_minimum_rate_may_take_longer(make_body: Callable[..., Body]) -> None:
+    # At 1 byte a second, 30 bytes allow for 30 seconds more.
+    body = make_body(chunk(30), 0.1, chunk(1, more=False), bytes_per_s=1)
+    assert [len((await body())["body"]) for _ in range(2)] == [30, 1]
+
+
+async def test_after_the_body_the_client_is_seen_to_leave(make_body: Callable[..., Body]) -> None:
+    body = make_body(chunk(1, more=False), 0.1, {"type": "http.disconnect"})
+    await body()
+    with pytest.raises(ClientLeft):
+        await body()
+
+
+async def test_a_block_is_cancelled_when_the_client_leaves_after_the_body(
+    make_body: Callable[..., Body],
+) -> None:
+    body = make_body(chunk(1, more=False), 0.01, {"type": "http.disconnect"})
+
+    async def handle() -> None:
+        with body.cancelling():
+            await body()
+            await asyncio.Event().wait()
+
+    with pytest.raises(ClientLeft):
+        await handle()
+    await asyncio.sleep(0)  # the task is not left in a cancelled state
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+async def test_a_block_is_not_cancelled_before_the_body_is_complete_or_after_it_ended(
+    make_body: Callable[..., Body],
+) -> None:
+    body = make_body(chunk(1), chunk(1, more=False), {"type": "http.disconnect"})
+    with body.cancelling():
+        await body()
+        await asyncio.sleep(0.01)
+        await body()
+    await asyncio.sleep(0.01)
+
+
+async def test_another_cancellation_of_the_block_is_passed_on(
+    make_body: Callable[..., Body],
+) -> None:
+    body = make_body(chunk(1, more=False))
+
+    async def handle() -> None:
+        with body.cancelling():
+            await body()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(handle())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize(
     ("asked_ms", "deadline"), [(b"2000", 102.0), (b"5000", 105.0), (b"60000", 105.0)]
 )
-def test_a_caller_may_wait_for_less_time_and_never_for_more(
-    asked_ms: bytes, deadline: float
+def test_a_client_may_shorten_the_deadline_but_not_extend_it(
+    protection: Protection, asked_ms: bytes, deadline: float
 ) -> None:
-    limits = CallLimits(keys=NOTHING, timeout_s=5.0, body=NOTHING)
+    nothing = cast("Any", None)
+    middleware = CallMiddleware(nothing, nothing, replace(protection, request_timeout_s=5.0))
     call = Call(request_id="x", started=100.0, deadline=105.0)
-    headers = {b"x-request-timeout-ms": asked_ms.decode()}
-    CallMiddleware(NOTHING, NOTHING, limits)._apply_limits(call, headers)
+    middleware._apply_headers(call, {b"x-request-timeout-ms": asked_ms.decode()})
     assert call.deadline == deadline

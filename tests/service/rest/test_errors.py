@@ -1,4 +1,4 @@
-"""What goes with a status: the body in either dialect, the headers, and nothing of our insides."""
+"""Error responses: both forms of the body, the headers, and no internals."""
 
 import json
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from fastapi import Request, Response
 
 from service.call import Call, current_call
 from service.errors import InternalError, InvalidRequest, Overloaded, TooSlow, Unauthenticated
-from service.rest.errors import error_response, on_client_left, on_service_error, on_unexpected
+from service.rest.errors import ClientLeft, error_response, on_error
 
 SECRET = "secret of the runtime"
 
 
 @pytest.fixture
 def call() -> Iterator[Call]:
-    """The call whose errors are answered."""
+    """The current call."""
     made = Call(request_id="id-1", deadline=1.0, clock=lambda: 0.0, started=0.0)
     token = current_call.set(made)
     yield made
@@ -31,7 +31,7 @@ def body(response: Response) -> Any:
     return json.loads(bytes(response.body))
 
 
-def test_the_error_is_an_object_and_below_v2_its_message(call: Call) -> None:
+def test_the_error_is_an_object_and_below_v2_a_message(call: Call) -> None:
     error = InvalidRequest("texts[1] is blank.", code="blank_text", param="texts[1]")
     rest = {"type": error.kind.value, "code": "blank_text", "param": "texts[1]"}
     native = error_response(error, "/v1/texts:embed")
@@ -43,24 +43,22 @@ def test_the_error_is_an_object_and_below_v2_its_message(call: Call) -> None:
 
 
 @pytest.mark.parametrize(("after_s", "told"), [(0.1, "1"), (1.0, "1"), (1.2, "2"), (30.0, "30")])
-def test_overload_says_when_to_come_back_in_whole_seconds(
-    call: Call, after_s: float, told: str
-) -> None:
+def test_overload_sends_retry_after_in_whole_seconds(call: Call, after_s: float, told: str) -> None:
     response = error_response(Overloaded("full", retry_after_s=after_s), "/v1/images:embed")
     assert (response.status_code, response.headers["retry-after"]) == (429, told)
 
 
-def test_a_missing_key_and_a_slow_body_say_what_http_wants(call: Call) -> None:
+def test_a_missing_key_and_a_slow_body_send_the_headers_of_http(call: Call) -> None:
     refused = error_response(Unauthenticated("no"), "/v1/models")
     assert (refused.status_code, refused.headers["www-authenticate"][:7]) == (401, "Bearer ")
     slow = error_response(TooSlow("slow"), "/v1/images:embed")
     assert (slow.status_code, slow.headers["connection"]) == (408, "close")
 
 
-async def test_nothing_of_ours_is_told_but_an_id(call: Call) -> None:
+async def test_an_internal_error_sends_only_an_id(call: Call) -> None:
     for response in (
-        await on_service_error(request(), InternalError(SECRET)),
-        await on_unexpected(request(), RuntimeError(SECRET)),
+        await on_error(request(), InternalError(SECRET)),
+        await on_error(request(), RuntimeError(SECRET)),
     ):
         assert response.status_code == 500
         assert SECRET.encode() not in bytes(response.body)
@@ -68,6 +66,6 @@ async def test_nothing_of_ours_is_told_but_an_id(call: Call) -> None:
         assert "id-1" in body(response)["error"]["message"]
 
 
-async def test_a_caller_who_left_is_counted_as_that(call: Call) -> None:
-    response = await on_client_left(request(), RuntimeError())
+async def test_a_lost_client_is_recorded(call: Call) -> None:
+    response = await on_error(request(), ClientLeft())
     assert (response.status_code, call.error) == (499, "client_left")

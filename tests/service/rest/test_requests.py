@@ -1,4 +1,4 @@
-"""JSON bodies: what is refused, and with which path."""
+"""JSON bodies: defaults, and the path of a wrong field."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ def test_classes_are_names_or_names_with_prompts() -> None:
     )
 
 
-def test_texts_have_the_defaults_of_the_message() -> None:
+def test_a_body_has_the_defaults_of_the_message() -> None:
     body = EmbedTextsBody.model_validate_json('{"texts": ["a"]}', strict=True)
     assert body.to_message() == EmbedTextsRequest(texts=("a",))
     own = EmbedTextsBody.model_validate_json('{"texts": ["a"], "templates": []}', strict=True)
@@ -49,5 +49,5 @@ def test_texts_have_the_defaults_of_the_message() -> None:
         ({"colour": 1}, "colour", "unknown_field"),
     ],
 )
-def test_paths_of_what_is_refused(body: dict[str, object], param: str, code: str) -> None:
+def test_a_wrong_field_is_named_by_its_path(body: dict[str, object], param: str, code: str) -> None:
     assert refused(SegmentImagesBody, **body) == (param, code)

@@ -5,7 +5,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,9 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.data_plane import DataPlane
-from service.rest.direct import direct_routes
-from service.rest.open_inference import VERSIONED, build_inference_router
 from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
@@ -184,11 +181,6 @@ async def test_metadata_and_readiness(client: httpx.AsyncClient) -> None:
         answer = await client.get(path)
         assert answer.status_code == 404
         assert isinstance(answer.json()["error"], str)
-
-
-def test_inference_takes_the_short_way_past_the_framework() -> None:
-    router = build_inference_router(cast("DataPlane", None), is_managed=False)
-    assert set(direct_routes(router)) == {INFER.replace("fake", "{model}"), VERSIONED + "/infer"}
 
 
 BAD: list[tuple[dict[str, Any], int, str | None]] = [

@@ -214,7 +214,7 @@ async def test_errors_name_the_callers_fields(client: httpx.AsyncClient) -> None
 async def test_token_ids_are_refused_with_a_reason(client: httpx.AsyncClient) -> None:
     message = (await ask(client, input=[[1, 2]])).json()["error"]["message"]
     assert "Token ids" in message
-    assert "send the texts" in message
+    assert "send strings" in message
 
 
 async def test_only_json_is_read_and_written(client: httpx.AsyncClient) -> None:

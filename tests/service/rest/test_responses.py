@@ -1,0 +1,431 @@
+"""Response bodies: the same values in every media type, errors next to data, and refusals."""
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
+from pydantic import BaseModel
+from safetensors import safe_open
+from safetensors.numpy import load
+
+from service.errors import InvalidRequest, NotAcceptable
+from model.image_codec import ImageLimits
+from service.messages import (
+    Classification,
+    ClassifyImagesResponse,
+    EmbedImagesResponse,
+    EmbedTextsResponse,
+    EstimateMapsResponse,
+    Segmentation,
+    SegmentImagesResponse,
+    VectorType,
+    VisualizeFeaturesResponse,
+)
+from service.outputs.vectors import pack, pack_all
+from service.rest.requests import (
+    ClassifyImagesOptions,
+    DepthOptions,
+    EmbedImagesOptions,
+    EmbedTextsBody,
+    NormalsOptions,
+    Options,
+    SegmentImagesOptions,
+    VisualizeFeaturesOptions,
+)
+from service.rest.response_schemas import (
+    ClassifyImagesAnswer,
+    DepthAnswer,
+    EmbedImagesAnswer,
+    EmbedTextsAnswer,
+    NormalsAnswer,
+    SegmentImagesAnswer,
+    VisualizeFeaturesAnswer,
+)
+from service.rest.responses import (
+    JSON,
+    NPY,
+    PNG,
+    SAFETENSORS,
+    RestRequest,
+    choose_media,
+    write_json,
+)
+from service.rest.routes import (
+    CLASSES,
+    FEATURES,
+    IMAGE_EMBEDDINGS,
+    MAPS,
+    MASKS,
+    TEXT_EMBEDDINGS,
+)
+
+LIMITS = ImageLimits(max_bytes=10_000, max_pixels=100)
+RANDOM = np.random.default_rng(0)
+WRONG = InvalidRequest("images[1] is wrong.", code="invalid_image", param="images[1]")
+PARTIAL = EmbedImagesOptions(partial=True)
+MASK = Segmentation(
+    labels_HW=np.array([[0, 1, 2], [2, 2, 2]], np.uint16),
+    scores_HW=RANDOM.random((2, 3), dtype=np.float32),
+    area_shares=(1 / 6, 1 / 6, 4 / 6),
+)
+MASK_ANSWER = SegmentImagesResponse(model="m", classes=("dog", "sky"), segmentations=(MASK,))
+DEPTH = EstimateMapsResponse(model="m", maps=(RANDOM.random((4, 6), np.float32),))
+NORMALS = EstimateMapsResponse(model="m", maps=(RANDOM.random((4, 6, 3), np.float32),))
+VIEWS: dict[Any, NDArray[Any]] = {
+    "colors": RANDOM.random((4, 6, 3), np.float32),
+    "component": RANDOM.random((4, 6), np.float32),
+    "groups": RANDOM.integers(1, 4, (4, 6)).astype(np.uint16),
+}
+RANKED = Classification(
+    labels_K=np.array([3, 1, 2], np.uint16),
+    probabilities_K=np.array([0.6, 0.3, 0.1], np.float32),
+    cosines_K=np.array([0.25, 0.125, -0.5], np.float32),
+)
+RANKED_ANSWER = ClassifyImagesResponse(
+    model="m", classes=("dog", "sky", "sea"), classifications=(RANKED, RANKED)
+)
+
+
+def view(kind: Any) -> VisualizeFeaturesResponse:
+    return VisualizeFeaturesResponse(model="m", maps=(VIEWS[kind],))
+
+
+def vectors(vector_type: VectorType = "float32", **more: Any) -> EmbedImagesResponse:
+    """Two images' `cls1` and `patches`."""
+    raw = [
+        {"cls1": RANDOM.random(6, np.float32), "patches": RANDOM.random((2, 3, 6), np.float32)}
+        for _ in range(2)
+    ]
+    packed = [pack_all(outputs, vector_type) for outputs in raw]
+    scales = tuple(s for _, s in packed) if vector_type == "int8" else ()
+    return EmbedImagesResponse(
+        model="m", embeddings=tuple(rows for rows, _ in packed), scales=scales, **more
+    )
+
+
+def only(answer: EmbedImagesResponse, name: str) -> EmbedImagesResponse:
+    return EmbedImagesResponse(
+        model="m",
+        embeddings=tuple({name: rows[name]} for rows in answer.embeddings),
+        scales=tuple({name: scales[name]} for scales in answer.scales),
+    )
+
+
+def write(writer: Any, answer: Any, media: str, options: Options, *images: bytes) -> bytes:
+    """What the client gets."""
+    content: bytes = writer.write(answer, RestRequest(options, images, media, writer), LIMITS)
+    return content
+
+
+def write_list(writer: Any, answer: Any, options: Options, schema: type[BaseModel]) -> Any:
+    """The JSON that the client gets, which the OpenAPI schema must describe."""
+    sent = json.loads(write(writer, answer, JSON, options))
+    assert schema.model_validate(sent).model_dump(exclude_none=True) == sent
+    return sent
+
+
+def from_base64(body: dict[str, Any]) -> NDArray[Any]:
+    data = base64.b64decode(body["data"])
+    return np.frombuffer(data, np.dtype(body["dtype"]).newbyteorder("<")).reshape(body["shape"])
+
+
+@pytest.mark.parametrize(
+    ("writer", "answer", "options", "schema", "name", "expected"),
+    [
+        (
+            IMAGE_EMBEDDINGS,
+            EmbedImagesResponse(model="m", embeddings=({"cls1": VIEWS["component"].T},)),
+            EmbedImagesOptions(),
+            *(EmbedImagesAnswer, "cls1", VIEWS["component"].T),
+        ),
+        (
+            MASKS,
+            MASK_ANSWER,
+            SegmentImagesOptions(),
+            *(SegmentImagesAnswer, "labels", MASK.labels_HW),
+        ),
+        (MAPS, DEPTH, DepthOptions(), DepthAnswer, "depth", DEPTH.maps[0]),
+        (MAPS, NORMALS, NormalsOptions(), NormalsAnswer, "normals", NORMALS.maps[0]),
+        *[
+            (
+                *(FEATURES, view(kind), VisualizeFeaturesOptions(kind=kind)),
+                *(VisualizeFeaturesAnswer, "features", array),
+            )
+            for kind, array in VIEWS.items()
+        ],
+    ],
+)
+def test_every_media_type_has_the_same_bits(
+    writer: Any, answer: Any, options: Options, schema: Any, name: str, expected: NDArray[Any]
+) -> None:
+    (listed,) = write_list(writer, answer, options, schema)["data"]
+    coded = write_list(writer, answer, options.model_copy(update={"encoding": "base64"}), schema)
+    for array in (
+        np.array(listed[name], expected.dtype),
+        from_base64(coded["data"][0][name]),
+        np.load(io.BytesIO(write(writer, answer, NPY, options))),
+        load(write(writer, answer, SAFETENSORS, options))[name][0],
+    ):
+        np.testing.assert_array_equal(array.reshape(expected.shape), expected)
+    assert listed["index"] == 0
+    if PNG in writer.media_types:
+        image = Image.open(io.BytesIO(write(writer, answer, PNG, options)))
+        assert (image.height, image.width) == expected.shape[:2]
+        assert (listed["height"], listed["width"]) == expected.shape[:2]
+
+
+def test_arrays_of_one_shape_are_stacked_and_others_kept_apart() -> None:
+    grids = ((2, 3, 5), (2, 3, 5)), ((2, 3, 5), (3, 2, 5))
+    for shapes in grids:
+        rows = tuple({"patches": RANDOM.random(s, np.float32)} for s in shapes)
+        answer = EmbedImagesResponse(model="m", embeddings=rows)
+        tensors = load(write(IMAGE_EMBEDDINGS, answer, SAFETENSORS, EmbedImagesOptions()))
+        if len(set(shapes)) == 1:
+            assert tensors["patches"].shape == (2, 2, 3, 5)
+        else:
+            assert {n: t.shape for n, t in tensors.items()} == {
+                f"patches.{i}": shape for i, shape in enumerate(shapes)
+            }
+            with pytest.raises(InvalidRequest, match="squash"):
+                write(IMAGE_EMBEDDINGS, answer, NPY, EmbedImagesOptions())
+    two = EstimateMapsResponse(model="m", maps=(DEPTH.maps[0], DEPTH.maps[0].T))
+    assert set(load(write(MAPS, two, SAFETENSORS, DepthOptions()))) == {"depth.0", "depth.1"}
+    sent = write_list(MAPS, two, DepthOptions(), DepthAnswer)
+    assert [d["index"] for d in sent["data"]] == [0, 1]
+
+
+def test_texts_are_one_matrix() -> None:
+    answer = EmbedTextsResponse(model="m", embeddings_TD=np.eye(3, dtype=np.float32))
+    body = EmbedTextsBody(texts=["a"])
+    for matrix in (
+        np.load(io.BytesIO(write(TEXT_EMBEDDINGS, answer, NPY, body))),
+        load(write(TEXT_EMBEDDINGS, answer, SAFETENSORS, body))["embeddings"],
+    ):
+        np.testing.assert_array_equal(matrix, np.eye(3))
+    data = write_list(TEXT_EMBEDDINGS, answer, body, EmbedTextsAnswer)["data"]
+    assert data[1] == {"index": 1, "embedding": [0, 1, 0]}
+
+
+def test_a_mask_lists_its_classes_with_colour_and_area() -> None:
+    (entry,) = write_list(MASKS, MASK_ANSWER, SegmentImagesOptions(), SegmentImagesAnswer)["data"]
+    assert [(c["label"], c["name"]) for c in entry["classes"]] == [(1, "dog"), (2, "sky")]
+    assert entry["classes"][1]["area_share"] == pytest.approx(4 / 6)
+    assert entry["background_share"] == pytest.approx(1 / 6)
+    png = Image.open(io.BytesIO(write(MASKS, MASK_ANSWER, PNG, SegmentImagesOptions())))
+    np.testing.assert_array_equal(np.asarray(png), MASK.labels_HW)
+    pixel = png.convert("RGB").getpixel((2, 0))
+    assert entry["classes"][1]["color"] == "#" + bytes(pixel).hex()  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.array(entry["scores"], np.float32), MASK.scores_HW)
+    tensors = load(write(MASKS, MASK_ANSWER, SAFETENSORS, SegmentImagesOptions()))
+    np.testing.assert_array_equal(tensors["scores"][0], MASK.scores_HW)
+
+
+@pytest.mark.parametrize("mask_format", ["rle", "rle_counts", "polygons"])
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+def test_cocos_formats_give_the_mask_back(mask_format: Any) -> None:
+    options = SegmentImagesOptions(format=mask_format)
+    (entry,) = write_list(MASKS, MASK_ANSWER, options, SegmentImagesAnswer)["data"]
+    assert "labels" not in entry
+    for one in entry["classes"]:
+        is_class_HW = one["label"] == MASK.labels_HW
+        form = one["segmentation"]
+        if mask_format != "rle":
+            form = coco.frPyObjects(form, 2, 3)
+        if mask_format == "polygons":
+            form = coco.merge(form)
+        np.testing.assert_array_equal(coco.decode(form), is_class_HW)
+        assert one["area"] == is_class_HW.sum()
+        rows, columns = np.nonzero(is_class_HW)
+        left, top = columns.min(), rows.min()
+        assert one["bbox"] == [left, top, np.ptp(columns) + 1, np.ptp(rows) + 1]
+
+
+def test_the_overlay_is_the_image_with_colours() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (3, 2), (90, 90, 90)).save(stream, "PNG")
+    options = SegmentImagesOptions(format="overlay")
+    drawn = Image.open(io.BytesIO(write(MASKS, MASK_ANSWER, PNG, options, stream.getvalue())))
+    assert drawn.mode == "RGB"
+    assert drawn.getpixel((0, 0)) == (90, 90, 90)
+    assert drawn.getpixel((1, 0)) != (90, 90, 90)
+
+
+def test_depth_is_millimetres_or_colours_as_a_png() -> None:
+    for options in (DepthOptions(), DepthOptions(format="millimetres")):
+        image = Image.open(io.BytesIO(write(MAPS, DEPTH, PNG, options)))
+        np.testing.assert_array_equal(np.asarray(image), np.rint(DEPTH.maps[0] * 1000))
+    for answer, other, mode in (
+        (DEPTH, DepthOptions(format="colors"), "P"),
+        (NORMALS, NormalsOptions(), "RGB"),
+    ):
+        assert Image.open(io.BytesIO(write(MAPS, answer, PNG, other))).mode == mode
+
+
+def test_groups_list_their_areas() -> None:
+    options = VisualizeFeaturesOptions(kind="groups")
+    (entry,) = write_list(FEATURES, view("groups"), options, VisualizeFeaturesAnswer)["data"]
+    shares = [group["area_share"] for group in entry["groups"]]
+    np.testing.assert_allclose(shares, [(VIEWS["groups"] == k).mean() for k in (1, 2, 3)])
+
+
+def test_classes_are_sorted_in_json_and_safetensors_and_in_request_order_in_npy() -> None:
+    options = ClassifyImagesOptions()
+    sent = write_list(CLASSES, RANKED_ANSWER, options, ClassifyImagesAnswer)
+    first = sent["data"][1]["classes"][0]
+    assert (sent["data"][1]["index"], first["label"], first["name"]) == (1, 3, "sea")
+    assert np.float32(first["probability"]) == RANKED.probabilities_K[0]
+    tensors = load(write(CLASSES, RANKED_ANSWER, SAFETENSORS, options))
+    np.testing.assert_array_equal(tensors["labels"], [RANKED.labels_K] * 2)
+    np.testing.assert_array_equal(tensors["cosines"], [RANKED.cosines_K] * 2)
+    np.testing.assert_array_equal(tensors["probabilities"], [RANKED.probabilities_K] * 2)
+    ordered_BK = np.load(io.BytesIO(write(CLASSES, RANKED_ANSWER, NPY, options)))
+    np.testing.assert_array_equal(ordered_BK, np.array([[0.3, 0.1, 0.6]] * 2, np.float32))
+
+
+def test_errors_are_listed_by_index_next_to_the_data(tmp_path: Any) -> None:
+    answer = vectors(errors={1: WRONG})
+    sent = write_list(IMAGE_EMBEDDINGS, answer, PARTIAL, EmbedImagesAnswer)
+    assert [item["index"] for item in sent["data"]] == [0, 2]
+    error = {"message": "images[1] is wrong.", "type": "invalid_request_error"}
+    error |= {"code": "invalid_image", "param": "images[1]"}
+    assert sent["errors"] == [{"index": 1, "error": error}]
+    path = tmp_path / "answer.safetensors"
+    path.write_bytes(write(IMAGE_EMBEDDINGS, answer, SAFETENSORS, PARTIAL))
+    with safe_open(path, "np") as file:
+        assert set(file.keys()) == {"cls1.0", "cls1.2", "patches.0", "patches.2"}
+        assert json.loads(file.metadata()["errors"]) == sent["errors"]
+    assert json.loads(write(IMAGE_EMBEDDINGS, vectors(), JSON, PARTIAL))["errors"] == []
+    assert "errors" not in json.loads(write_json("m", [], None))
+    nothing = EmbedImagesResponse(model="m", embeddings=(), errors={0: WRONG})
+    assert load(write(IMAGE_EMBEDDINGS, nothing, SAFETENSORS, PARTIAL)) == {}
+
+
+def test_texts_with_errors_are_missing_in_json_and_zeros_in_the_matrix() -> None:
+    rows_TD, scales_T = pack(RANDOM.random((2, 6), np.float32), "int8")
+    answer = EmbedTextsResponse(
+        model="m", embeddings_TD=rows_TD, scales_T=scales_T, errors={0: WRONG}
+    )
+    body = EmbedTextsBody(texts=["a"], partial=True, dtype="int8")
+    sent = write_list(TEXT_EMBEDDINGS, answer, body, EmbedTextsAnswer)
+    assert [item["index"] for item in sent["data"]] == [1, 2]
+    tensors = load(write(TEXT_EMBEDDINGS, answer, SAFETENSORS, body))
+    assert not tensors["embeddings"][0].any()
+    np.testing.assert_array_equal(tensors["embeddings"][1:], rows_TD)
+    np.testing.assert_array_equal(tensors["embeddings_scale"][1:], scales_T)
+    records = np.load(io.BytesIO(write(TEXT_EMBEDDINGS, answer, NPY, body)))
+    np.testing.assert_array_equal(records["values"], rows_TD)
+
+
+def test_int8_vectors_have_the_same_scales_in_every_media_type() -> None:
+    answer, options = vectors("int8"), EmbedImagesOptions(dtype="int8")
+    listed = write_list(IMAGE_EMBEDDINGS, answer, options, EmbedImagesAnswer)
+    coded = EmbedImagesOptions(dtype="int8", encoding="base64")
+    encoded = json.loads(write(IMAGE_EMBEDDINGS, answer, JSON, coded))
+    tensors = load(write(IMAGE_EMBEDDINGS, answer, SAFETENSORS, options))
+    for name in ("cls1", "patches"):
+        records = np.load(io.BytesIO(write(IMAGE_EMBEDDINGS, only(answer, name), NPY, options)))
+        for index, rows in enumerate(answer.embeddings):
+            item = listed["data"][index]
+            for found in (
+                np.array(item[name], np.int8),
+                from_base64(encoded["data"][index][name]),
+                tensors[name][index],
+                records["values"][index],
+            ):
+                np.testing.assert_array_equal(found, rows[name])
+            for scale in (
+                np.float32(item["scales"][name]),
+                tensors[f"{name}_scale"][index],
+                records["scale"][index],
+            ):
+                np.testing.assert_array_equal(scale, answer.scales[index][name])
+
+
+def test_half_precision_is_half_the_bytes() -> None:
+    answer = vectors("float16")
+    options = EmbedImagesOptions(encoding="base64")
+    coded = json.loads(write(IMAGE_EMBEDDINGS, answer, JSON, options))["data"][0]["cls1"]
+    assert (coded["dtype"], len(base64.b64decode(coded["data"]))) == ("float16", 12)
+    array = np.load(io.BytesIO(write(IMAGE_EMBEDDINGS, only(answer, "cls1"), NPY, options)))
+    assert array.dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("writer", "options", "media", "num_images", "param"),
+    [
+        (IMAGE_EMBEDDINGS, EmbedImagesOptions(outputs=["cls1", "cls2"]), NPY, 1, "outputs"),
+        (IMAGE_EMBEDDINGS, PARTIAL, NPY, 1, "partial"),
+        (MASKS, SegmentImagesOptions(partial=True), PNG, 1, "partial"),
+        *[(MASKS, SegmentImagesOptions(), media, 2, "images") for media in (PNG, NPY)],
+        *[(FEATURES, VisualizeFeaturesOptions(), media, 2, "images") for media in (PNG, NPY)],
+        *[(MAPS, DepthOptions(), media, 2, "images") for media in (PNG, NPY)],
+        *[(MAPS, NormalsOptions(), media, 2, "images") for media in (PNG, NPY)],
+        (MASKS, SegmentImagesOptions(classes=[str(i) for i in range(256)]), PNG, 1, "classes"),
+        (MASKS, SegmentImagesOptions(format="overlay"), JSON, 1, "format"),
+        (MASKS, SegmentImagesOptions(format="rle"), PNG, 1, "format"),
+        (MASKS, SegmentImagesOptions(format="polygons"), NPY, 1, "format"),
+        (MASKS, SegmentImagesOptions(format="rle_counts"), SAFETENSORS, 1, "format"),
+        (CLASSES, ClassifyImagesOptions(top_k=1), NPY, 1, "top_k"),
+        *[
+            (MAPS, DepthOptions(format="colors"), media, 1, "format")
+            for media in (JSON, NPY, SAFETENSORS)
+        ],
+    ],
+)
+def test_a_media_type_that_cannot_hold_the_answer_is_refused_before_any_work(
+    writer: Any, options: Any, media: str, num_images: int, param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        writer.check(options, media, num_images)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("writer", "options", "media", "num_images"),
+    [
+        (IMAGE_EMBEDDINGS, EmbedImagesOptions(outputs=["cls1", "cls1"]), NPY, 2),
+        (IMAGE_EMBEDDINGS, PARTIAL, SAFETENSORS, 2),
+        (CLASSES, ClassifyImagesOptions(top_k=1), JSON, 2),
+        (CLASSES, ClassifyImagesOptions(), NPY, 2),
+        (FEATURES, VisualizeFeaturesOptions(), JSON, 2),
+        (MAPS, DepthOptions(format="colors"), PNG, 1),
+    ],
+)
+def test_a_media_type_that_can_hold_the_answer_is_accepted(
+    writer: Any, options: Any, media: str, num_images: int
+) -> None:
+    writer.check(options, media, num_images)
+
+
+OFFERED = (JSON, NPY, SAFETENSORS, PNG)
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        (None, JSON),
+        ("*/*", JSON),
+        ("image/png", PNG),
+        ("IMAGE/PNG", PNG),
+        ("image/*", PNG),
+        ("application/x-npy;q=0.5, application/json;q=0.4", NPY),
+        ("text/html, image/png", PNG),
+        ("*/*;q=0.1, application/octet-stream", SAFETENSORS),
+        ("application/json;q=0, */*", NPY),
+        ("application/json;q=x, image/png", PNG),
+    ],
+)
+def test_accept_chooses_the_best_media_type_offered(accept: str | None, media: str) -> None:
+    assert choose_media(accept, OFFERED) == media
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/json;q=0", "image/jpeg"])
+def test_accept_without_an_offered_media_type_is_refused(accept: str) -> None:
+    with pytest.raises(NotAcceptable, match="image/png"):
+        choose_media(accept, OFFERED)

@@ -36,7 +36,7 @@ SERVICE = "/tipserve.v1.EncoderService"
 
 BOTH_PROTOCOLS = [
     "service.safety.api_keys.ApiKeys.check",
-    "service.safety.body_memory.BodyMemory.share",
+    "service.safety.protection.BodyMemory.share",
     "service.monitoring.telemetry.Telemetry.begin",
     "service.monitoring.telemetry.Telemetry.end",
     "service.data_plane.check_images",
@@ -45,7 +45,7 @@ BOTH_PROTOCOLS = [
     "service.images.read_size",
     "service.images.load_image",
     "service.lanes.batching.Batcher.submit",
-    "service.models.text_encoder.TextEncoder.encode",
+    "service.models.texts.TextEncoder.encode",
     "service.data_plane.segment_image",
 ]
 REST_ONLY = [

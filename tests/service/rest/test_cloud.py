@@ -1,4 +1,4 @@
-"""The routes for clouds over the fake runtime: which route a body means, instances, errors."""
+"""The routes for clouds: the route that a body means, Vertex AI's instances, and errors."""
 
 import asyncio
 import base64
@@ -34,9 +34,7 @@ def b64(image: bytes) -> str:
     return base64.b64encode(image).decode()
 
 
-async def test_a_body_means_the_route_that_reads_it(
-    client: httpx.AsyncClient, encode_image: Encode
-) -> None:
+async def test_a_body_chooses_its_route(client: httpx.AsyncClient, encode_image: Encode) -> None:
     image = encode_image()
     png: dict[str, Any] = {"content": image, "headers": {"Content-Type": "image/png"}}
     for path, body in (
@@ -54,7 +52,7 @@ async def test_a_body_means_the_route_that_reads_it(
             assert (asked.status_code, asked.content) == (200, direct.content), (path, asked.text)
 
 
-async def test_a_header_names_the_route_and_its_options(
+async def test_a_header_chooses_the_route_and_its_options(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     headers = {"Content-Type": "image/png", "Accept": "image/png"}
@@ -149,7 +147,7 @@ async def test_errors_name_instances_and_parameters(
 @pytest.mark.parametrize(
     "body", [{"texts": ["left"]}, {"instances": ["left"]}], ids=["as it is", "instances"]
 )
-async def test_who_leaves_is_not_computed_for(
+async def test_a_lost_client_is_not_computed_for(
     serving: Serving, runtime: "FakeRuntime", entered: Entered, body: dict[str, Any]
 ) -> None:
     async with serving(text_cache_bytes=1) as server:
@@ -181,7 +179,7 @@ async def test_health_follows_readiness(serving: Serving) -> None:
     assert (ready, leaving) == ([200, 200], [503, 503])
 
 
-async def test_paths_that_are_there_may_be_named(serving: Serving) -> None:
+async def test_existing_health_and_predict_paths_may_be_chosen(serving: Serving) -> None:
     async with serving(health_route="/v2/health/ready", predict_route="/invocations") as server:
         url = f"http://127.0.0.1:{server.ports['http']}"
         async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
@@ -202,12 +200,14 @@ async def test_paths_that_are_there_may_be_named(serving: Serving) -> None:
         {"predict_route": "/a{b}"},
     ],
 )
-def test_paths_of_other_routes_stop_the_start(make_settings: Any, paths: dict[str, str]) -> None:
+def test_the_path_of_another_route_stops_the_start(
+    make_settings: Any, paths: dict[str, str]
+) -> None:
     with pytest.raises(ValueError, match=r"health_route|predict_route"):
         Server(make_settings(**paths))
 
 
-async def test_the_documents_example_works(client: httpx.AsyncClient) -> None:
+async def test_the_openapi_example_works(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     for path in ("/invocations", PREDICT):
         body = document["paths"][path]["post"]["requestBody"]

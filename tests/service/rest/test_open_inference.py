@@ -1,15 +1,18 @@
-"""The protocol by plain HTTP over the fake runtime: every form of request, and every wrong one."""
+"""The Open Inference Protocol by HTTP: every form of request, errors, and model management."""
 
 import base64
 import json
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +22,9 @@ Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
 INFER = "/v2/models/fake/infer"
 LENGTH = "Inference-Header-Content-Length"
+LOAD, UNLOAD = "/v2/repository/models/second/load", "/v2/repository/models/second/unload"
+INDEX, READY = "/v2/repository/index", "/v2/health/ready"
+LIMIT_S = 20.0
 TEXT = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["dog"]}
 
 
@@ -36,7 +42,7 @@ def image_input(*images: bytes) -> dict[str, Any]:
 
 
 def binary_body(document: dict[str, Any], *blobs: bytes) -> tuple[bytes, dict[str, str]]:
-    """The inputs' `binary_data_size` is set; the blobs follow the JSON."""
+    """A body with the blobs after the JSON, and its headers."""
     for tensor, blob in zip(document["inputs"], blobs, strict=True):
         tensor["parameters"] = {"binary_data_size": len(blob)}
     head = json.dumps(document).encode()
@@ -44,7 +50,7 @@ def binary_body(document: dict[str, Any], *blobs: bytes) -> tuple[bytes, dict[st
 
 
 def outputs_of(answer: httpx.Response) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays by name, from JSON or from behind it; nothing may be left over."""
+    """Arrays by name, from the JSON or the bytes after it; no byte may be left over."""
     assert answer.status_code == 200, answer.text
     length = int(answer.headers.get(LENGTH, len(answer.content)))
     rest = answer.content[length:]
@@ -61,7 +67,7 @@ def outputs_of(answer: httpx.Response) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-async def test_every_form_gives_the_native_embeddings(
+async def test_every_form_of_request_gives_the_native_embeddings(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     image = encode_image("PNG", size=(28, 28))
@@ -90,7 +96,7 @@ async def test_every_form_gives_the_native_embeddings(
     assert answers[1].headers["content-type"] == "application/octet-stream"
 
 
-async def test_pixels_give_what_their_image_gives(
+async def test_pixels_give_the_embeddings_of_their_image(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
@@ -110,7 +116,7 @@ async def test_pixels_give_what_their_image_gives(
             np.testing.assert_array_equal(found, values[output])
 
 
-async def test_images_and_texts_go_together(
+async def test_a_request_may_have_images_and_texts(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     texts = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["dog", "sky"]}
@@ -126,7 +132,7 @@ async def test_images_and_texts_go_together(
     assert list(outputs_of(await client.post(INFER, json=only))) == ["cls1"]
 
 
-async def test_texts_may_be_base64_too(client: httpx.AsyncClient) -> None:
+async def test_texts_may_be_base64(client: httpx.AsyncClient) -> None:
     encoded = {**TEXT, "parameters": {"content_type": "base64"}, "data": ["ZG9n"]}
     answers = [await client.post(INFER, json={"inputs": [t]}) for t in (TEXT, encoded)]
     assert answers[0].content == answers[1].content
@@ -217,7 +223,7 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
 ]
 
 
-async def test_a_wrong_request_is_told_what_to_change(client: httpx.AsyncClient) -> None:
+async def test_a_wrong_request_names_its_field(client: httpx.AsyncClient) -> None:
     for body, status, param in BAD:
         answer = await client.post(INFER, json=body)
         assert answer.status_code == status, answer.text
@@ -225,7 +231,7 @@ async def test_a_wrong_request_is_told_what_to_change(client: httpx.AsyncClient)
         assert param in {None, answer.json()["param"]}, answer.text
 
 
-async def test_binary_lengths_must_be_true(client: httpx.AsyncClient) -> None:
+async def test_wrong_binary_lengths_are_refused(client: httpx.AsyncClient) -> None:
     document: dict[str, Any] = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES"}]}
     content, headers = binary_body(document, struct.pack("<I", 3) + b"dog")
     assert (await client.post(INFER, content=content, headers=headers)).status_code == 200
@@ -245,7 +251,7 @@ async def test_binary_lengths_must_be_true(client: httpx.AsyncClient) -> None:
         assert isinstance(answer.json()["error"], str)
 
 
-async def test_errors_of_the_connection_are_in_the_protocols_form(
+async def test_errors_of_the_middleware_have_the_protocols_form(
     client: httpx.AsyncClient,
 ) -> None:
     large = await client.post(INFER, content=b"x" * 200_001)
@@ -270,3 +276,124 @@ async def test_random_bytes_never_break_it(
     answer = await client.post(INFER, content=head + blob, headers={LENGTH: str(true_length)})
     assert answer.status_code == 422
     assert isinstance(answer.json()["error"], str)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("second", "third"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tipserve.json").touch()
+    return tmp_path
+
+
+def client_of(server: Server) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.ports['http']}", timeout=LIMIT_S)
+
+
+async def health_of(server: Server, name: str) -> int:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=LIMIT_S)
+        return int(answer.status)
+
+
+async def test_management_is_off_by_default(serving: Serving) -> None:
+    async with serving() as server, client_of(server) as client:
+        for path in (INDEX, LOAD, UNLOAD):
+            assert (await client.post(path)).status_code == 404
+        assert "/v2/repository/index" not in (await client.get("/openapi.json")).json()["paths"]
+
+
+async def test_management_without_keys_logs_a_warning(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+    async with serving(enable_management=True, api_keys="the-key-of-this-test"), serving():
+        assert warnings() == []
+    async with serving(enable_management=True):
+        assert warnings() == ["anybody may load and unload models: no API keys are set"]
+
+
+async def test_management_needs_a_key_if_keys_are_set(serving: Serving, folder: Path) -> None:
+    settings = {
+        "enable_management": True,
+        "model_repository": folder,
+        "api_keys": "the-key-of-this-test",
+    }
+    async with serving(**settings) as server, client_of(server) as client:
+        for path in (INDEX, LOAD, UNLOAD):
+            assert (await client.post(path)).status_code == 401
+        answer = await client.post(LOAD, headers={"X-Api-Key": "the-key-of-this-test"})
+        assert answer.status_code == 200
+
+
+async def test_load_and_unload_as_tritons_clients_send_them(serving: Serving, folder: Path) -> None:
+    async with (
+        serving(enable_management=True, model_repository=folder) as server,
+        client_of(server) as client,
+    ):
+        answer = await client.post(INDEX, content=b"")
+        assert answer.json() == [
+            {"name": "fake", "version": "1", "state": "READY", "reason": ""},
+            {"name": "second", "version": "1", "state": "UNAVAILABLE", "reason": ""},
+            {"name": "third", "version": "1", "state": "UNAVAILABLE", "reason": ""},
+        ]
+        loaded = await client.post(LOAD, content=b"{}")
+        assert (loaded.status_code, loaded.content) == (200, b"")
+        assert await health_of(server, "second") == 1
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [model["id"] for model in listed] == ["fake", "second"]
+        texts = {"texts": ["dog"], "model": "second"}
+        assert (await client.post("/v1/texts:embed", json=texts)).json()["model"] == "second"
+        ready = await client.post(INDEX, json={"ready": True})
+        assert [entry["name"] for entry in ready.json()] == ["fake", "second"]
+        unloaded = await client.post(UNLOAD, json={"parameters": {"unload_dependents": False}})
+        assert unloaded.status_code == 200
+        assert await health_of(server, "second") == 2
+        gone = await client.post("/v1/texts:embed", json=texts)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_without_a_model_the_server_is_not_ready(serving: Serving) -> None:
+    async with serving(enable_management=True) as server, client_of(server) as client:
+        path = "/v2/repository/models/fake"
+        assert (await client.post(f"{path}/unload")).status_code == 200
+        assert (await client.get(READY)).json()["error"] == "No model is served."
+        assert [await health_of(server, name) for name in ("", "fake")] == [2, 2]
+        assert (await client.get("/v2/health/live")).status_code == 200
+        assert (await client.get("/v1/models")).json()["data"] == []
+        assert (await client.post("/v1/texts:embed", json={"texts": ["a"]})).status_code == 404
+        assert (await client.post(f"{path}/load")).status_code == 200
+        assert (await client.get(READY)).status_code == 200
+        assert [await health_of(server, name) for name in ("", "fake")] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        (INDEX, {"ready": 1}, 422, "ready"),
+        (INDEX, [], 422, None),
+        (LOAD, {"parameters": {"package": "../second"}}, 422, "parameters.package"),
+        (LOAD, {"parameters": {"config": "{}"}}, 422, "parameters.config"),
+        (LOAD, {"parameters": {"package": "missing"}}, 404, "parameters.package"),
+        ("/v2/repository/models/missing/load", {}, 404, "parameters.package"),
+        ("/v2/repository/models/-x/load", {}, 422, "name"),
+        (UNLOAD, {}, 404, "model"),
+        (UNLOAD, {"now": True}, 422, "now"),
+    ],
+)
+async def test_a_wrong_management_request_names_its_field(
+    serving: Serving, folder: Path, path: str, body: Any, status: int, param: str | None
+) -> None:
+    async with (
+        serving(enable_management=True, model_repository=folder) as server,
+        client_of(server) as client,
+    ):
+        answer = await client.post(path, json=body)
+        error = answer.json()
+        assert error["error"]
+        assert (answer.status_code, error["param"]) == (status, param), error
+        assert str(folder) not in answer.text
+        assert (await client.get(READY)).status_code == 200

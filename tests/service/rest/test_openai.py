@@ -1,14 +1,16 @@
-"""`/v1/embeddings` over the fake runtime: dialects, formats, errors, limits."""
+"""`/v1/embeddings`: inputs, formats and errors; and the stock `openai` client under load."""
 
+import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 from numpy.typing import NDArray
 
@@ -16,10 +18,16 @@ from service.errors import InvalidRequest
 from service.safety.url_fetch import Hold, UrlFetcher
 from service.server import Server
 
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
+Entered = Callable[[], Awaitable[bool]]
 LIMIT_S = 20.0
 URL = "https://images.example.org/a.png"
+# Room for one new prompt, and then for nothing.
+NARROW = {"max_queue_patches": 8, "max_batch_patches": 8, "text_cache_bytes": 1}
 
 
 @pytest.fixture
@@ -84,7 +92,7 @@ async def test_a_mixture_keeps_its_order_in_every_dialect(
     np.testing.assert_array_equal(alone, expected[0])
 
 
-async def test_words_that_begin_like_a_image_are_words(client: httpx.AsyncClient) -> None:
+async def test_texts_that_look_like_an_image_are_texts(client: httpx.AsyncClient) -> None:
     for text in ("data: what it is", "data:text/plain,abc"):
         assert len(await vectors(client, input=text)) == 1
     assert len(await vectors(client, input=[URL], modality="text")) == 1
@@ -94,7 +102,7 @@ async def test_words_that_begin_like_a_image_are_words(client: httpx.AsyncClient
     )
 
 
-async def test_every_format_holds_the_same_numbers(
+async def test_every_format_has_the_same_numbers(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     items = ["dog", data_uri(encode_image())]
@@ -145,7 +153,9 @@ async def test_usage_counts_tokens_and_patches(
         assert (answer["object"], answer["model"]) == ("list", "fake")
 
 
-async def test_dimensions_are_the_first_at_unit_length(client: httpx.AsyncClient) -> None:
+async def test_dimensions_keeps_the_first_elements_at_unit_length(
+    client: httpx.AsyncClient,
+) -> None:
     whole = await vectors(client, input=["dog"])
     short = await vectors(client, input=["dog"], dimensions=3)
     np.testing.assert_allclose(short[0], whole[0, :3] / np.linalg.norm(whole[0, :3]), rtol=1e-5)
@@ -202,7 +212,7 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
 ]
 
 
-async def test_errors_name_the_callers_fields(client: httpx.AsyncClient) -> None:
+async def test_errors_name_the_fields_of_the_request(client: httpx.AsyncClient) -> None:
     for body, status, code, param in BAD:
         answer = await ask(client, **body)
         error = answer.json()["error"]
@@ -247,7 +257,7 @@ async def test_images_by_url_are_fetched_in_their_places(
     assert error["message"] == "input[2]: nothing"
 
 
-async def test_the_document_shows_it_and_its_example_works(client: httpx.AsyncClient) -> None:
+async def test_the_openapi_example_works(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     operation = document["paths"]["/v1/embeddings"]["post"]
     body = operation["requestBody"]["content"]["application/json"]
@@ -257,3 +267,93 @@ async def test_the_document_shows_it_and_its_example_works(client: httpx.AsyncCl
     assert {"EmbeddingsBody", "InputItem", "EmbeddingsAnswer"} <= set(
         document["components"]["schemas"]
     )
+
+
+def connect(server: Server, **options: Any) -> openai.AsyncOpenAI:
+    url = f"http://127.0.0.1:{server.ports['http']}/v1"
+    settings: Any = {"base_url": url, "api_key": "none", "timeout": LIMIT_S, "max_retries": 0}
+    return openai.AsyncOpenAI(**settings | options)
+
+
+async def test_a_full_server_is_a_rate_limit_error(
+    serving: Serving, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    async with serving(**NARROW) as server, connect(server) as client:
+        runtime.gate.clear()
+        first = asyncio.ensure_future(client.embeddings.create(model="fake", input="first"))
+        assert await entered()
+        with pytest.raises(openai.RateLimitError) as caught:
+            await client.embeddings.create(model="fake", input="second")
+        runtime.gate.set()
+        await first
+    assert caught.value.code == "queue_full"
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+
+
+async def test_the_clients_retry_waits_for_retry_after(
+    serving: Serving, runtime: "FakeRuntime", entered: Entered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    told: list[str] = []
+
+    async def note(response: Any) -> None:
+        if response.status_code == 429:
+            told.append(response.headers["retry-after"])
+
+    async with serving(**NARROW) as server, connect(server, max_retries=1) as client:
+        client._client.event_hooks["response"].append(note)
+        runtime.gate.clear()
+        first = asyncio.ensure_future(client.embeddings.create(model="fake", input="first"))
+        assert await entered()
+
+        async def sleep(seconds: float) -> None:
+            """Free the queue instead of waiting."""
+            waits.append(seconds)
+            runtime.gate.set()
+            await first
+
+        monkeypatch.setattr("anyio.sleep", sleep)
+        answer = await client.embeddings.create(model="fake", input="second")
+    assert len(answer.data) == 1
+    assert waits == [float(seconds) for seconds in told]
+    assert len(waits) == 1
+
+
+async def test_a_request_that_times_out_is_not_computed(
+    serving: Serving, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    async with serving(text_cache_bytes=1) as server, connect(server) as client:
+        runtime.gate.clear()
+        first = asyncio.ensure_future(client.embeddings.create(model="fake", input="first"))
+        assert await entered()
+        with pytest.raises(openai.APITimeoutError):
+            await client.embeddings.create(model="fake", input="second", timeout=0.5)
+        (model,) = server.models.models()
+        async with asyncio.timeout(LIMIT_S):
+            while sum(model.queue_depths().values()):
+                await asyncio.sleep(0.001)
+        runtime.gate.set()
+        await first
+        assert runtime.num_texts == 1
+
+
+async def test_a_passed_deadline_is_a_server_error(
+    serving: Serving, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    async with serving() as server, connect(server) as client:
+        runtime.gate.clear()
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.embeddings.create(
+                model="fake", input="late", extra_headers={"X-Request-Timeout-Ms": "500"}
+            )
+        assert await entered()
+    assert (caught.value.status_code, caught.value.type) == (504, "deadline_exceeded")
+
+
+async def test_a_draining_server_is_a_status_error(serving: Serving) -> None:
+    async with serving() as server, connect(server) as client:
+        server.gate.drain()
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.embeddings.create(model="fake", input="a dog")
+    assert caught.value.status_code == 503
+    assert caught.value.response.headers["retry-after"]

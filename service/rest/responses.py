@@ -203,8 +203,8 @@ class ResponseWriter(ABC, Generic[AnswerT, OptionsT]):
                 tensors[name] = np.stack(arrays)
             else:
                 tensors |= {
-                    f"{name}.{index}": np.ascontiguousarray(a)
-                    for index, a in zip(_good_indices(answer.errors), arrays, strict=False)
+                    f"{name}.{index}": array
+                    for index, array in zip(_good_indices(answer.errors), arrays, strict=False)
                 }
         return tensors
 
@@ -583,7 +583,9 @@ def write_safetensors(model: str, tensors: dict[str, Array], errors: ItemErrors 
     metadata = {"model": model}
     if errors is not None:
         metadata["errors"] = json.dumps(_item_errors(errors))
-    return bytes(save(tensors, metadata=metadata))
+    # `save` copies memory as it lies, so an array in another order would be sent transposed.
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return bytes(save(contiguous, metadata=metadata))
 
 
 def _good_indices(errors: ItemErrors) -> "filter[int]":

@@ -1,4 +1,7 @@
-"""The OpenAPI document and its page."""
+"""The OpenAPI document: the parts that FastAPI cannot derive.
+
+Routes that read their own body and write their own response describe both here.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
@@ -15,6 +18,7 @@ from service.rest.requests import (
     EmbedImagesBody,
     EmbedImagesOptions,
     EmbedTextsBody,
+    ImageOptions,
     MapOptions,
     NormalsBody,
     NormalsOptions,
@@ -37,19 +41,21 @@ from service.rest.response_schemas import (
 )
 from service.rest.responses import JSON, NPY, PNG, SAFETENSORS
 
-# A request body for each route of ours, for the OpenAPI page; a test sends every one of them.
-
-# A whole PNG file, as JSON has it.
+Mode = Literal["validation", "serialization"]
+RouteText = dict[str, Any]  # keyword arguments of `APIRouter.post`
+REF: Final = "#/components/schemas/{model}"
+BINARY: Final = {"type": "string", "format": "binary"}
+# A PNG file of one pixel.
 ONE_PIXEL: Final = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mM4"
     "AQAAygDJNEIn8wAAAABJRU5ErkJggg=="
 )
 CLASSES: Final = ["dog", {"name": "grass", "prompts": ["grass", "a lawn"]}, "sky"]
-Body = Mapping[str, Any]
-EXAMPLES: Final[Mapping[str, Mapping[str, Body]]] = {
+# Request bodies of each native route by their summary; a test sends every one of them.
+EXAMPLES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "/v1/images:embed": {
         "One global embedding": {"image": ONE_PIXEL},
-        "Everything, in few bytes": {
+        "All outputs, in few bytes": {
             "images": [ONE_PIXEL],
             "outputs": ["cls1", "cls2", "patches", "values"],
             "dtype": "int8",
@@ -62,7 +68,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Body]]] = {
     },
     "/v1/images:segment": {
         "Three classes": {"image": ONE_PIXEL, "classes": CLASSES},
-        "Through windows, as COCO has masks": {
+        "Sliding windows, masks in a format of COCO": {
             "image": ONE_PIXEL,
             "classes": CLASSES,
             "mode": "slide",
@@ -75,7 +81,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Body]]] = {
     },
     "/v1/images:features": {
         "Colours": {"image": ONE_PIXEL},
-        "Groups in two images, numbered alike": {
+        "Groups with the same labels in two images": {
             "images": [ONE_PIXEL, ONE_PIXEL],
             "kind": "groups",
             "group_count": 3,
@@ -92,18 +98,177 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Body]]] = {
 }
 
 
-def examples_of(path: str) -> dict[str, Any]:
-    """As OpenAPI has them; the names are told to readers."""
+STATUS_TEXT: Final = {
+    401: "The API key is missing or wrong.",
+    404: "No served model has this name.",
+    406: "The response cannot have an accepted media type.",
+    408: "The body arrived too slowly.",
+    413: "The body or a list in it is too large.",
+    415: "The body's media type is not supported.",
+    422: "A field is wrong or unknown, or an image cannot be read; `param` says which.",
+    429: "The queue, or the memory for bodies, is full; retry after `Retry-After` seconds.",
+    500: "An internal error; the message has an id for the server's log.",
+    503: "Starting or draining; retry after `Retry-After` seconds.",
+    504: "The deadline passed.",
+}
+RETRY_HEADER: Final = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+Responses = dict[int | str, dict[str, Any]]
+ERRORS: Final[Responses] = {
+    status: {"description": text, "model": ErrorBody}
+    | ({"headers": RETRY_HEADER} if status in {429, 503} else {})
+    for status, text in STATUS_TEXT.items()
+}
+NO_HEAD: Final[Responses] = {
+    501: {
+        "description": "The model has no head for this task; the message names models that do.",
+        "model": ErrorBody,
+    }
+}
+V2_ERRORS: Final[Responses] = {
+    status: answer | {"model": InferenceErrorBody} for status, answer in ERRORS.items()
+}
+CALL_HEADERS: Final[list[dict[str, Any]]] = [
+    {
+        "name": "X-Request-Timeout-Ms",
+        "in": "header",
+        "required": False,
+        "description": "Deadline, in milliseconds from the arrival of the request.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    {
+        "name": "X-Request-Priority",
+        "in": "header",
+        "required": False,
+        "description": "1 is the most urgent. Less urgent requests wait a limited time longer.",
+        "schema": {"type": "integer", "enum": [*PRIORITIES], "default": DEFAULT_PRIORITY},
+    },
+]
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": REF.format(model=model.__name__)}
+
+
+def _examples(path: str) -> dict[str, Any]:
     return {
-        name.lower().replace(",", "").replace(" ", "-"): {"summary": name, "value": body}
-        for name, body in EXAMPLES[path].items()
+        summary.lower().replace(",", "").replace(" ", "-"): {"summary": summary, "value": body}
+        for summary, body in EXAMPLES[path].items()
     }
 
 
-# What the routes that read their bodies themselves tell about them in the OpenAPI document.
+def _responses(answer: type[BaseModel], *binary: str) -> Responses:
+    content: dict[str, Any] = {JSON: {"schema": _ref(answer)}}
+    content |= {media: {"schema": BINARY} for media in binary}
+    text = "In the media type that `Accept` chooses."
+    return {200: {"description": text, "content": content}} | ERRORS
 
-Mode = Literal["validation", "serialization"]
-REF: Final = "#/components/schemas/{model}"
+
+def _parameters(options: type[Options]) -> list[dict[str, Any]]:
+    """The options as query parameters, for a body that is an image or a form."""
+    properties = options.model_json_schema(ref_template=REF)["properties"]
+    parameters: list[dict[str, Any]] = []
+    for name, schema in properties.items():
+        is_list = name in options.comma_lists
+        text = schema.pop("description", "")
+        plain = {"type": "array", "items": {"type": "string"}} if is_list else schema
+        style = {"style": "form", "explode": False} if is_list else {}
+        parameters.append(
+            {"name": name, "in": "query", "required": False, "description": text, "schema": plain}
+            | style
+        )
+    return [*parameters, *CALL_HEADERS]
+
+
+def _image_route(
+    path: str,
+    options: type[ImageOptions],
+    body: type[BaseModel],
+    answer: type[BaseModel],
+    *,
+    has_png: bool = False,
+) -> RouteText:
+    form = {"type": "object", "properties": {"images": {"type": "array", "items": BINARY}}}
+    content = {
+        "image/*": {"schema": BINARY},
+        JSON: {"schema": _ref(body), "examples": _examples(path)},
+        "multipart/form-data": {"schema": form},
+    }
+    text = "An encoded image, with the options in the query; or a form; or JSON."
+    return {
+        "responses": _responses(answer, NPY, SAFETENSORS, *([PNG] if has_png else [])),
+        "openapi_extra": {
+            "requestBody": {"required": True, "description": text, "content": content},
+            "parameters": _parameters(options),
+        },
+    }
+
+
+def _map_route(
+    options: type[MapOptions], body: type[BaseModel], answer: type[BaseModel], array: list[Any]
+) -> RouteText:
+    """A route of a dense head, with this map of one pixel as the example of its answer."""
+    path = f"/v1/images:{options.task}"
+    route = _image_route(path, options, body, answer, has_png=True)
+    route["responses"] |= NO_HEAD
+    item = {"index": 0, "height": 1, "width": 1, options.task: array}
+    route["responses"][200]["content"][JSON]["example"] = {
+        "object": "list",
+        "model": "tipsv2-b14-dpt",
+        "data": [item],
+    }
+    return route
+
+
+EMBED_IMAGES: Final = _image_route(
+    "/v1/images:embed", EmbedImagesOptions, EmbedImagesBody, EmbedImagesAnswer
+)
+SEGMENT_IMAGES: Final = _image_route(
+    "/v1/images:segment",
+    SegmentImagesOptions,
+    SegmentImagesBody,
+    SegmentImagesAnswer,
+    has_png=True,
+)
+CLASSIFY_IMAGES: Final = _image_route(
+    "/v1/images:classify", ClassifyImagesOptions, ClassifyImagesBody, ClassifyImagesAnswer
+)
+VISUALIZE_FEATURES: Final = _image_route(
+    "/v1/images:features",
+    VisualizeFeaturesOptions,
+    VisualizeFeaturesBody,
+    VisualizeFeaturesAnswer,
+    has_png=True,
+)
+ESTIMATE_DEPTH: Final = _map_route(DepthOptions, DepthBody, DepthAnswer, [[2.25]])
+ESTIMATE_NORMALS: Final = _map_route(
+    NormalsOptions, NormalsBody, NormalsAnswer, [[[0.0, 0.6, 0.8]]]
+)
+EMBED_TEXTS: Final[RouteText] = {
+    "responses": _responses(EmbedTextsAnswer, NPY, SAFETENSORS),
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON: {"schema": _ref(EmbedTextsBody), "examples": _examples("/v1/texts:embed")}
+            },
+        },
+        "parameters": CALL_HEADERS,
+    },
+}
+
+
+def json_body(body: type[BaseModel]) -> dict[str, Any]:
+    """An optional JSON body, with its schema inline."""
+    schema = body.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    for name, field in schema["properties"].items():
+        reference = field.get("$ref", "").rpartition("/")[2]
+        if reference:
+            schema["properties"][name] = definitions[reference]
+    return {"requestBody": {"required": False, "content": {JSON: {"schema": schema}}}}
+
+
+# Models that only our own `$ref`s name.
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     EmbedImagesBody,
     SegmentImagesBody,
@@ -122,166 +287,6 @@ ANSWERS: Final[tuple[type[BaseModel], ...]] = (
     NormalsAnswer,
     EmbedTextsAnswer,
 )
-BINARY: Final = {"type": "string", "format": "binary"}
-STATUS_TEXT: Final = {
-    401: "Where the server wants a key: none was sent, or one that it does not know.",
-    404: "No model of that name is served.",
-    406: "The answer cannot be written in an accepted media type.",
-    408: "The body came too slowly.",
-    413: "The body or a list in it is too large.",
-    415: "The body's media type is not read here.",
-    422: "A field is wrong or unknown, or an image cannot be read; `param` has the item's index.",
-    429: "The queue, or the memory for bodies, is full; come back after `Retry-After` seconds.",
-    500: "Ours; the message has an id to look up.",
-    503: "Starting or draining; come back after `Retry-After` seconds.",
-    504: "The deadline passed.",
-}
-RETRY_HEADER: Final = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
-ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"description": text, "model": ErrorBody}
-    | ({"headers": RETRY_HEADER} if status in {429, 503} else {})
-    for status, text in STATUS_TEXT.items()
-}
-NO_HEAD: Final[dict[int | str, dict[str, Any]]] = {
-    501: {
-        "description": "The model has no head for this; the message says what has.",
-        "model": ErrorBody,
-    }
-}
-V2_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    status: answer | {"model": InferenceErrorBody} for status, answer in ERRORS.items()
-}
-CALL_HEADERS: Final[list[dict[str, Any]]] = [
-    {
-        "name": "X-Request-Timeout-Ms",
-        "in": "header",
-        "required": False,
-        "description": "Milliseconds after which the answer is of no use.",
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    {
-        "name": "X-Request-Priority",
-        "in": "header",
-        "required": False,
-        "description": "1 goes first. What is less urgent waits a bounded time longer.",
-        "schema": {"type": "integer", "enum": [*PRIORITIES], "default": DEFAULT_PRIORITY},
-    },
-]
-
-
-def _ref(model: type[BaseModel]) -> dict[str, str]:
-    return {"$ref": REF.format(model=model.__name__)}
-
-
-def _responses(answer: type[BaseModel], *binary: str) -> dict[int | str, dict[str, Any]]:
-    content: dict[str, Any] = {JSON: {"schema": _ref(answer)}}
-    content |= {media: {"schema": BINARY} for media in binary}
-    return {200: {"description": "In the media type that `Accept` asks for.", "content": content}}
-
-
-def _parameters(options: type[Options]) -> list[dict[str, Any]]:
-    """The fields as query parameters, for a raw body or beside a form."""
-    properties = options.model_json_schema(ref_template=REF)["properties"]
-    parameters: list[dict[str, Any]] = []
-    for name, schema in properties.items():
-        is_list = name in options.comma_lists
-        text = schema.pop("description", "")
-        plain = {"type": "array", "items": {"type": "string"}} if is_list else schema
-        style = {"style": "form", "explode": False} if is_list else {}
-        parameters.append(
-            {"name": name, "in": "query", "required": False, "description": text, "schema": plain}
-            | style
-        )
-    return [*parameters, *CALL_HEADERS]
-
-
-def _image_body(body: type[BaseModel], path: str) -> dict[str, Any]:
-    form = {"type": "object", "properties": {"images": {"type": "array", "items": BINARY}}}
-    content = {
-        "image/*": {"schema": BINARY},
-        JSON: {"schema": _ref(body), "examples": examples_of(path)},
-        "multipart/form-data": {"schema": form},
-    }
-    text = "One encoded image as it is, with the options in the query; or a form; or JSON."
-    return {"required": True, "description": text, "content": content}
-
-
-EMBED_IMAGES: Final[dict[str, Any]] = {
-    "responses": _responses(EmbedImagesAnswer, NPY, SAFETENSORS) | ERRORS,
-    "openapi_extra": {
-        "requestBody": _image_body(EmbedImagesBody, "/v1/images:embed"),
-        "parameters": _parameters(EmbedImagesOptions),
-    },
-}
-SEGMENT_IMAGES: Final[dict[str, Any]] = {
-    "responses": _responses(SegmentImagesAnswer, NPY, SAFETENSORS, PNG) | ERRORS,
-    "openapi_extra": {
-        "requestBody": _image_body(SegmentImagesBody, "/v1/images:segment"),
-        "parameters": _parameters(SegmentImagesOptions),
-    },
-}
-CLASSIFY_IMAGES: Final[dict[str, Any]] = {
-    "responses": _responses(ClassifyImagesAnswer, NPY, SAFETENSORS) | ERRORS,
-    "openapi_extra": {
-        "requestBody": _image_body(ClassifyImagesBody, "/v1/images:classify"),
-        "parameters": _parameters(ClassifyImagesOptions),
-    },
-}
-VISUALIZE_FEATURES: Final[dict[str, Any]] = {
-    "responses": _responses(VisualizeFeaturesAnswer, NPY, SAFETENSORS, PNG) | ERRORS,
-    "openapi_extra": {
-        "requestBody": _image_body(VisualizeFeaturesBody, "/v1/images:features"),
-        "parameters": _parameters(VisualizeFeaturesOptions),
-    },
-}
-
-
-def _estimate(
-    options: type[MapOptions],
-    body: type[BaseModel],
-    answer: type[BaseModel],
-    example: list[Any],
-) -> dict[str, Any]:
-    """With an example of the answer: this map of one pixel."""
-    asked = _image_body(body, f"/v1/images:{options.task}")
-    given = _responses(answer, NPY, SAFETENSORS, PNG)
-    item = {"index": 0, "height": 1, "width": 1, options.task: example}
-    given[200]["content"][JSON]["example"] = {
-        "object": "list",
-        "model": "tipsv2-b14-dpt",
-        "data": [item],
-    }
-    return {
-        "responses": given | ERRORS | NO_HEAD,
-        "openapi_extra": {"requestBody": asked, "parameters": _parameters(options)},
-    }
-
-
-ESTIMATE_DEPTH: Final = _estimate(DepthOptions, DepthBody, DepthAnswer, [[2.25]])
-ESTIMATE_NORMALS: Final = _estimate(NormalsOptions, NormalsBody, NormalsAnswer, [[[0.0, 0.6, 0.8]]])
-EMBED_TEXTS: Final[dict[str, Any]] = {
-    "responses": _responses(EmbedTextsAnswer, NPY, SAFETENSORS) | ERRORS,
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": _ref(EmbedTextsBody), "examples": examples_of("/v1/texts:embed")}
-            },
-        },
-        "parameters": [*CALL_HEADERS],
-    },
-}
-
-
-def json_body(body: type[BaseModel]) -> dict[str, Any]:
-    """A JSON body that may be left out; its schema stands where it is used."""
-    schema = body.model_json_schema()
-    definitions = schema.pop("$defs", {})
-    for name, field in schema["properties"].items():
-        reference = field.get("$ref", "").rpartition("/")[2]
-        if reference:
-            schema["properties"][name] = definitions[reference]
-    return {"requestBody": {"required": False, "content": {JSON: {"schema": schema}}}}
 
 
 def add_schemas(
@@ -289,12 +294,12 @@ def add_schemas(
     bodies: Sequence[type[BaseModel]],
     answers: Sequence[type[BaseModel]],
 ) -> None:
-    """Add the schemas that only our own `$ref`s name to the document's components.
+    """Add the schemas of models that only our own `$ref`s name.
 
     Args:
         document: The OpenAPI document; changed in place.
-        bodies: Request bodies of other dialects, beside the native ones.
-        answers: Response bodies of other dialects, beside the native ones.
+        bodies: Request bodies of the other protocols.
+        answers: Response bodies of the other protocols.
     """
     models: list[tuple[type[BaseModel], Mode]] = [
         (model, "validation") for model in (*BODIES, *bodies)

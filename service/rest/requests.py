@@ -1,4 +1,8 @@
-"""REST request bodies and options."""
+"""REST requests as pydantic models that turn into messages.
+
+Defaults come from the message classes. Unknown fields are refused. For each method on images there
+are options (a query or form) and a body (JSON: the options and the images).
+"""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -27,22 +31,24 @@ from service.messages import (
     VisualizeFeaturesRequest,
 )
 
-# What REST requests may say, as pydantic models that turn into messages.
-#
-# Defaults are quoted from the message classes. A field that is not listed is an error.
-
 ImageInputs = tuple[MaybeEncoded, ...]
 Encoding = Literal["list", "base64"]
 MaskFormat = Literal["mask", "overlay", "rle", "rle_counts", "polygons"]
 DepthFormat = Literal["millimetres", "colors"]
 COCO_FORMATS = frozenset({"rle", "rle_counts", "polygons"})
-# Tags in angle brackets are left out of the paths that errors name.
-NAME_TAG, CLASS_TAG, SET_TAG, OWN_TAG = "<name>", "<class>", "<set>", "<own>"
 TEMPLATE_SETS = ("none", "tcl")
+# Names of union members. Error paths omit names in angle brackets.
+NAME_TAG, CLASS_TAG, SET_TAG, OWN_TAG = "<name>", "<class>", "<set>", "<own>"
+MODEL_TEXT = "Name of a served model. Default: the first."
+TEMPLATES_TEXT = (
+    "Prompt templates for each text: `none`, `tcl`, or a list of your own, each with one `{}`. "
+    "Embeddings are averaged over templates."
+)
+CLASSES_TEXT = "Names, or objects of a name and its prompts."
 
 
 class Schema(BaseModel):
-    """Base of everything that comes in: values do not change, unknown fields are refused."""
+    """Base of all requests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,11 +58,15 @@ class ClassBody(Schema):
 
     name: Annotated[str, Field(description="Name in the answer.")]
     prompts: Annotated[
-        list[str], Field(description="Texts that mean this class; averaged. Empty: the name.")
+        list[str], Field(description="Texts for this class, averaged. Default: the name.")
     ] = []
 
+    def to_message(self) -> SegmentClass:
+        """The class for the data plane."""
+        return SegmentClass(name=self.name, prompts=tuple(self.prompts))
 
-def _one_known_name(value: object) -> object:
+
+def _unwrap_template_set(value: object) -> object:
     """`templates=tcl` in a query arrives as a list of one."""
     if isinstance(value, list) and len(value) == 1 and value[0] in TEMPLATE_SETS:
         return value[0]
@@ -72,26 +82,32 @@ Templates = Annotated[
         Annotated[TemplateSet, Tag(SET_TAG)] | Annotated[list[str], Tag(OWN_TAG)],
         Discriminator(lambda value: SET_TAG if isinstance(value, str) else OWN_TAG),
     ],
-    BeforeValidator(_one_known_name),
+    BeforeValidator(_unwrap_template_set),
 ]
-FIT_TEXT = "`squash` to a square, or keep the `aspect` ratio."
-MODEL_TEXT = "Name of a served model. Default: the first."
-DTYPE_TEXT = (
-    "As what numbers they are sent: `float32`, `float16`, or `int8` with a scale for each vector, "
-    "its greatest magnitude over 127, by which its elements are to be multiplied."
-)
-TEMPLATES_TEXT = (
-    "Prompts into which each text is put: `none`, `tcl`, or a list of your own, each with one `{}`."
-)
+ModelTemplates = Annotated[
+    Templates | None, Field(description=TEMPLATES_TEXT + " Default: the model's own.")
+]
+FitField = Annotated[
+    Fit, Field(description="`squash` resizes to a square; `aspect` keeps the aspect ratio.")
+]
+NormalizeField = Annotated[bool, Field(description="Scale every embedding to unit length.")]
+VectorTypeField = Annotated[
+    VectorType,
+    Field(
+        description="Type of the numbers: `float32`, `float16`, or `int8` with a scale for each "
+        "vector (its greatest magnitude over 127); multiply the elements by it."
+    ),
+]
 
 
 class Options(Schema):
-    """What may stand in a query, in form fields or in a JSON body alike."""
+    """Options of every method."""
 
+    # Query fields whose value is a list separated by commas, or may be given several times.
     comma_lists: ClassVar[frozenset[str]] = frozenset()
     plain_lists: ClassVar[frozenset[str]] = frozenset({"templates"})
 
-    model: Annotated[str | None, Field(description="A served model. Default: the first.")] = None
+    model: Annotated[str | None, Field(description=MODEL_TEXT)] = None
     encoding: Annotated[
         Encoding,
         Field(description="Arrays in JSON: nested lists, or base64 with dtype and shape."),
@@ -99,38 +115,36 @@ class Options(Schema):
     partial: Annotated[
         bool,
         Field(
-            description="Whether what is wrong with single images or texts leaves the others "
-            "their answers: 200, with `errors` beside `data`. As JSON and safetensors."
+            description="Answer the valid images or texts even if others are wrong: status 200, "
+            "with `errors` next to `data`. For JSON and safetensors."
         ),
     ] = False
 
 
 class ImageOptions(Options):
-    """What all methods on images may be told."""
+    """Options of every method on images."""
 
     resolution: Annotated[
         int | None,
-        Field(description="Short side in pixels as the model sees it. Default: its native size."),
+        Field(description="Short side in pixels of the model's input. Default: its native size."),
     ] = None
 
 
 class EmbedImagesOptions(ImageOptions):
-    """How to embed images."""
+    """Options of embedding images."""
 
     comma_lists = frozenset({"outputs"})
 
     outputs: Annotated[
         list[str],
         Field(
-            description="What to send.",
+            description="The outputs to send.",
             json_schema_extra={"items": {"type": "string", "enum": list(IMAGE_OUTPUTS)}},
         ),
     ] = list(EmbedImagesRequest.outputs)
-    normalize: Annotated[bool, Field(description="Whether every embedding has unit length.")] = (
-        EmbedImagesRequest.normalize
-    )
-    fit: Annotated[Fit, Field(description=FIT_TEXT)] = EmbedImagesRequest.fit
-    dtype: Annotated[VectorType, Field(description=DTYPE_TEXT)] = EmbedImagesRequest.vector_type
+    normalize: NormalizeField = EmbedImagesRequest.normalize
+    fit: FitField = EmbedImagesRequest.fit
+    dtype: VectorTypeField = EmbedImagesRequest.vector_type
 
     def to_message(self, images: ImageInputs) -> EmbedImagesRequest:
         """The request for the data plane."""
@@ -147,49 +161,47 @@ class EmbedImagesOptions(ImageOptions):
 
 
 class SegmentImagesOptions(ImageOptions):
-    """What to find in images, and how."""
+    """Options of segmenting images."""
 
     comma_lists = frozenset({"classes", "background_classes"})
 
     classes: Annotated[
-        list[NamedClass],
-        Field(description="Names, or names with several prompts. The k-th is k in the mask."),
+        list[NamedClass], Field(description=f"{CLASSES_TEXT} The k-th has the label k.")
     ] = []
     background_classes: Annotated[
-        list[NamedClass], Field(description="Things that count as background, 0 in the mask.")
+        list[NamedClass],
+        Field(description="Classes that count as background, with the label 0."),
     ] = []
     background_threshold: Annotated[
         float | None,
-        Field(description="Score under which a pixel is background; see `mode`."),
+        Field(description="Pixels with a lower score are background; see `mode`."),
     ] = None
-    templates: Annotated[
-        Templates | None, Field(description=TEMPLATES_TEXT + " Default: the model's choice.")
-    ] = None
+    templates: ModelTemplates = None
     features: Annotated[
-        Features | None, Field(description="Which embeddings. Default: the model's choice.")
+        Features | None, Field(description="Patch embeddings to use. Default: the model's own.")
     ] = None
-    fit: Annotated[Fit, Field(description=FIT_TEXT)] = SegmentImagesRequest.fit
+    fit: FitField = SegmentImagesRequest.fit
     mode: Annotated[
         SegmentMode,
         Field(
-            description="`whole`: the model sees the image at once, and scores are cosines. "
-            "`slide`: it sees windows of its native size, which overlap by a quarter, on an image "
-            "whose short side is the resolution; scores are probabilities, averaged over windows."
+            description="`whole`: the model sees the whole image; scores are cosines. `slide`: it "
+            "sees windows of its native size, which overlap by a quarter, on an image whose short "
+            "side is the resolution; scores are probabilities, averaged over windows."
         ),
     ] = SegmentImagesRequest.mode
     include_scores: Annotated[
         bool,
         Field(
-            description="Whether the winner's score is sent for every pixel. The masks of all "
-            "images together have no more pixels than one image may have then, and than two "
-            "images may have without."
+            description="Send the best class's score for every pixel. The masks of a request may "
+            "have as many pixels as one image may have; without scores, twice as many."
         ),
     ] = SegmentImagesRequest.include_scores
     format: Annotated[
         MaskFormat,
         Field(
-            description="`mask`: one array. `overlay`: a PNG, laid over the image. In JSON, for "
-            "each class as COCO has it: `rle` (compressed), `rle_counts` (as numbers), `polygons`."
+            description="`mask`: one array. `overlay`: a PNG of the image with the mask's colours. "
+            "In JSON, each class in a format of COCO: `rle` (compressed), `rle_counts` (numbers), "
+            "`polygons`."
         ),
     ] = "mask"
 
@@ -197,170 +209,50 @@ class SegmentImagesOptions(ImageOptions):
         """The request for the data plane."""
         return SegmentImagesRequest(
             images=images,
-            classes=tuple(map(to_class, self.classes)),
+            classes=to_classes(self.classes),
             model=self.model,
             templates=None if self.templates is None else to_templates(self.templates),
             features=self.features,
             resolution=self.resolution,
             fit=self.fit,
             background_threshold=self.background_threshold,
-            background_classes=tuple(map(to_class, self.background_classes)),
+            background_classes=to_classes(self.background_classes),
             include_scores=self.include_scores,
             mode=self.mode,
             partial=self.partial,
         )
 
 
-class MapOptions(ImageOptions):
-    """How to say something of every pixel; what is said is the route's `task`."""
-
-    task: ClassVar[MapTask]
-
-    fit: Annotated[Fit, Field(description=FIT_TEXT)] = EstimateMapsRequest.fit
-    size: Annotated[
-        MapSize,
-        Field(
-            description="Maps as large as the `image`, or as the `model` computes them: eight "
-            "rows and columns for each patch."
-        ),
-    ] = EstimateMapsRequest.size
-
-    def to_message(self, images: ImageInputs) -> EstimateMapsRequest:
-        """The request for the data plane."""
-        return EstimateMapsRequest(
-            task=self.task,
-            images=images,
-            model=self.model,
-            resolution=self.resolution,
-            fit=self.fit,
-            size=self.size,
-            partial=self.partial,
-        )
-
-
-class DepthOptions(MapOptions):
-    """How to estimate depth."""
-
-    task = "depth"
-
-    format: Annotated[
-        DepthFormat | None,
-        Field(
-            description="Of a PNG. `millimetres`: 16-bit grey, 65535 also for what is farther. "
-            "`colors`: from the nearest point, pale yellow, to the farthest, dark violet. "
-            "Default: `millimetres`."
-        ),
-    ] = None
-
-
-class NormalsOptions(MapOptions):
-    """How to estimate surface normals."""
-
-    task = "normals"
-
-
-class ImageBody(Schema):
-    """The images of a JSON body: one, or several."""
-
-    image: Annotated[
-        str | None,
-        Field(
-            description="One image: base64, a `data:` URI with base64, or, from hosts that the "
-            "server allows, an `https:` URL."
-        ),
-    ] = None
-    images: Annotated[list[str] | None, Field(description="Several images.")] = None
-
-
-class EmbedImagesBody(EmbedImagesOptions, ImageBody):
-    """Images to embed."""
-
-
-class SegmentImagesBody(SegmentImagesOptions, ImageBody):
-    """Images and what to find in them."""
-
-
-class DepthBody(DepthOptions, ImageBody):
-    """Images whose depth is wanted."""
-
-
-class NormalsBody(NormalsOptions, ImageBody):
-    """Images whose surface normals are wanted."""
-
-
-class EmbedTextsBody(Options):
-    """Texts to embed."""
-
-    texts: Annotated[list[str], Field(description="At least one, none blank.")]
-    templates: Annotated[Templates, Field(description=TEMPLATES_TEXT)] = TEXT_TEMPLATES
-    normalize: Annotated[bool, Field(description="Whether every embedding has unit length.")] = (
-        EmbedTextsRequest.normalize
-    )
-    dtype: Annotated[VectorType, Field(description=DTYPE_TEXT)] = EmbedTextsRequest.vector_type
-
-    def to_message(self) -> EmbedTextsRequest:
-        """The request for the data plane."""
-        return EmbedTextsRequest(
-            texts=tuple(self.texts),
-            model=self.model,
-            templates=to_templates(self.templates),
-            normalize=self.normalize,
-            vector_type=self.dtype,
-            partial=self.partial,
-        )
-
-
-def to_class(value: str | ClassBody) -> SegmentClass:
-    """A class for the data plane."""
-    if isinstance(value, str):
-        return SegmentClass(name=value)
-    return SegmentClass(name=value.name, prompts=tuple(value.prompts))
-
-
-def to_templates(value: TemplateSet | list[str]) -> TemplateSet | tuple[str, ...]:
-    """Templates for the data plane."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-# What REST requests may say about what images show: their classes, and their features.
-
-
 class ClassifyImagesOptions(ImageOptions):
-    """Which classes there are, and how images are compared with them."""
+    """Options of classifying images."""
 
     comma_lists = frozenset({"classes"})
 
-    classes: list[NamedClass] = Field(
-        default_factory=list,
-        description="Names, or names with several prompts. The k-th has the label k.",
-    )
-    templates: Annotated[
-        Templates | None, Field(description=TEMPLATES_TEXT + " Default: the model's choice.")
-    ] = None
+    classes: Annotated[
+        list[NamedClass], Field(description=f"{CLASSES_TEXT} The k-th has the label k.")
+    ] = []
+    templates: ModelTemplates = None
     features: Annotated[
         GlobalFeatures,
         Field(
-            description="Which global embedding: `cls1` learnt from web captions, `cls2` from "
-            "descriptions of the whole scene."
+            description="Global embedding to use: `cls1` was trained with web captions, `cls2` "
+            "with descriptions of the whole scene."
         ),
     ] = ClassifyImagesRequest.features
     temperature: Annotated[
         float | None,
-        Field(
-            description="What cosines are divided by before the softmax. Default: what the model "
-            "learnt."
-        ),
+        Field(description="Divides the cosines before the softmax. Default: the model's own."),
     ] = ClassifyImagesRequest.temperature
     top_k: Annotated[
-        int | None, Field(description="How many of the best classes are sent. Default: all.")
+        int | None, Field(description="Send only the k best classes. Default: all.")
     ] = ClassifyImagesRequest.top_k
-    fit: Annotated[Fit, Field(description=FIT_TEXT)] = ClassifyImagesRequest.fit
+    fit: FitField = ClassifyImagesRequest.fit
 
     def to_message(self, images: ImageInputs) -> ClassifyImagesRequest:
         """The request for the data plane."""
         return ClassifyImagesRequest(
             images=images,
-            classes=tuple(map(to_class, self.classes)),
+            classes=to_classes(self.classes),
             model=self.model,
             templates=None if self.templates is None else to_templates(self.templates),
             features=self.features,
@@ -373,43 +265,42 @@ class ClassifyImagesOptions(ImageOptions):
 
 
 class VisualizeFeaturesOptions(ImageOptions):
-    """How patch embeddings are made visible."""
+    """Options of visualizing patch embeddings."""
 
     kind: Annotated[
         FeatureKind,
         Field(
-            description="`colors`: the three first principal components, whitened, as red, green "
-            "and blue by `sigmoid(2 x)`. `component`: the first, from 0 for the least to 1 for the "
-            "greatest. `groups`: patches that are alike, by k-means, numbered from 1 for the "
-            "largest group."
+            description="`colors`: the first three principal components, whitened, as red, green "
+            "and blue by `sigmoid(2 x)`. `component`: the first one, scaled to 0 to 1. `groups`: "
+            "clusters of patches by k-means, numbered from 1 for the largest."
         ),
     ] = VisualizeFeaturesRequest.kind
-    features: Annotated[Features, Field(description="Which embeddings.")] = (
+    features: Annotated[Features, Field(description="Patch embeddings to use.")] = (
         VisualizeFeaturesRequest.features
     )
     scope: Annotated[
         FeatureScope,
         Field(
-            description="Fit components and groups over each `image`, or once over all images of "
-            "the `request`, so that colours and labels agree between images."
+            description="Fit components and groups to each `image`, or once to all images of the "
+            "`request`, so that colours and labels are comparable between images."
         ),
     ] = VisualizeFeaturesRequest.scope
     group_count: Annotated[
-        int | None, Field(description="How many groups, from 2 to 20. Default: 6.")
+        int | None, Field(description="Number of groups, from 2 to 20. Default: 6.")
     ] = VisualizeFeaturesRequest.group_count
     seed: Annotated[
         int | None,
         Field(
-            description="Of the first centres of groups, from 0; the same request has the same "
-            "answer. Default: 0."
+            description="Seed of the initial centres of groups, from 0. Equal requests have equal "
+            "answers. Default: 0."
         ),
     ] = VisualizeFeaturesRequest.seed
-    fit: Annotated[Fit, Field(description=FIT_TEXT)] = VisualizeFeaturesRequest.fit
+    fit: FitField = VisualizeFeaturesRequest.fit
     size: Annotated[
         MapSize,
         Field(
-            description="Maps as large as the `image`, or as the `model` has them: one element "
-            "for each patch."
+            description="Size of the maps: that of the `image`, or of the `model`, with one "
+            "element for each patch."
         ),
     ] = VisualizeFeaturesRequest.size
 
@@ -430,9 +321,117 @@ class VisualizeFeaturesOptions(ImageOptions):
         )
 
 
+class MapOptions(ImageOptions):
+    """Options of estimating a value for every pixel."""
+
+    task: ClassVar[MapTask]
+
+    fit: FitField = EstimateMapsRequest.fit
+    size: Annotated[
+        MapSize,
+        Field(
+            description="Size of the maps: that of the `image`, or of the `model`, with eight rows "
+            "and columns for each patch."
+        ),
+    ] = EstimateMapsRequest.size
+
+    def to_message(self, images: ImageInputs) -> EstimateMapsRequest:
+        """The request for the data plane."""
+        return EstimateMapsRequest(
+            task=self.task,
+            images=images,
+            model=self.model,
+            resolution=self.resolution,
+            fit=self.fit,
+            size=self.size,
+            partial=self.partial,
+        )
+
+
+class DepthOptions(MapOptions):
+    """Options of estimating depth."""
+
+    task = "depth"
+
+    format: Annotated[
+        DepthFormat | None,
+        Field(
+            description="For a PNG. `millimetres`: 16-bit grey, at most 65535. `colors`: from pale "
+            "yellow for the nearest point to dark violet for the farthest. Default: `millimetres`."
+        ),
+    ] = None
+
+
+class NormalsOptions(MapOptions):
+    """Options of estimating surface normals."""
+
+    task = "normals"
+
+
+class ImageBody(Schema):
+    """The images of a JSON body: either `image` or `images`."""
+
+    image: Annotated[
+        str | None,
+        Field(
+            description="One image: base64, a `data:` URI with base64, or an `https:` URL of a "
+            "host that the server allows."
+        ),
+    ] = None
+    images: Annotated[list[str] | None, Field(description="Several images.")] = None
+
+
+class EmbedImagesBody(EmbedImagesOptions, ImageBody):
+    """Images to embed."""
+
+
+class SegmentImagesBody(SegmentImagesOptions, ImageBody):
+    """Images to segment, and the classes."""
+
+
 class ClassifyImagesBody(ClassifyImagesOptions, ImageBody):
-    """Images and the classes that they may show."""
+    """Images to classify, and the classes."""
 
 
 class VisualizeFeaturesBody(VisualizeFeaturesOptions, ImageBody):
-    """Images whose features are to be seen."""
+    """Images whose features to visualize."""
+
+
+class DepthBody(DepthOptions, ImageBody):
+    """Images whose depth to estimate."""
+
+
+class NormalsBody(NormalsOptions, ImageBody):
+    """Images whose surface normals to estimate."""
+
+
+class EmbedTextsBody(Options):
+    """Texts to embed."""
+
+    texts: Annotated[list[str], Field(description="At least one text; none may be blank.")]
+    templates: Annotated[Templates, Field(description=TEMPLATES_TEXT)] = TEXT_TEMPLATES
+    normalize: NormalizeField = EmbedTextsRequest.normalize
+    dtype: VectorTypeField = EmbedTextsRequest.vector_type
+
+    def to_message(self) -> EmbedTextsRequest:
+        """The request for the data plane."""
+        return EmbedTextsRequest(
+            texts=tuple(self.texts),
+            model=self.model,
+            templates=to_templates(self.templates),
+            normalize=self.normalize,
+            vector_type=self.dtype,
+            partial=self.partial,
+        )
+
+
+def to_classes(classes: list[str | ClassBody]) -> tuple[SegmentClass, ...]:
+    """Classes for the data plane."""
+    return tuple(
+        SegmentClass(name=one) if isinstance(one, str) else one.to_message() for one in classes
+    )
+
+
+def to_templates(value: TemplateSet | list[str]) -> TemplateSet | tuple[str, ...]:
+    """Templates for the data plane."""
+    return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""REST response bodies."""
+"""REST response bodies as pydantic models, for the OpenAPI document and the GET routes."""
 
 from typing import Any, Literal
 
@@ -24,35 +24,32 @@ class EncodedArray(BaseModel):
 
     dtype: Literal["float32", "float16", "int8", "uint16"]
     shape: list[int]
-    data: str = Field(description="base64 of the little-endian elements in row-major order.")
+    data: str = Field(description="Base64 of the little-endian elements, in row-major order.")
 
 
 Array = EncodedArray | list[Any]
-SCALES_TEXT = (
-    "With `dtype=int8`, by the names of arrays: what the elements of each vector are to be "
-    "multiplied by."
-)
-ERRORS_TEXT = "With `partial`: what is wrong with single images or texts."
+SCALES_TEXT = "With `dtype=int8`, by the names of arrays: factors for the elements of each vector."
+ERRORS_TEXT = "With `partial`: errors of single images or texts."
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     message: str
     type: str
     code: str
-    param: str | None = Field(description="Field at fault, with the item's index.")
+    param: str | None = Field(description="The wrong field, with the item's index.")
 
 
 class ItemError(BaseModel):
-    """What is wrong with one image or text, where the others have their answers."""
+    """The error of one image or text in a partial answer."""
 
     index: int
     error: ErrorDetail
 
 
 class ListAnswer(BaseModel):
-    """One entry for each image or text that has no error, in the order of the request."""
+    """One entry for each image or text without an error, in the order of the request."""
 
     object: Literal["list"] = "list"
     model: str
@@ -60,7 +57,7 @@ class ListAnswer(BaseModel):
 
 
 class ImageEmbedding(BaseModel):
-    """One image's embeddings; only those that were asked for are there."""
+    """One image's embeddings, as requested."""
 
     index: int
     patches: Array | None = Field(None, description="[grid height, grid width, width]")
@@ -91,14 +88,17 @@ class EmbedTextsAnswer(ListAnswer):
 
 
 class RunLengths(BaseModel):
-    """COCO's run-length encoding of one class: column by column, pixels outside, inside, ..."""
+    """COCO's run-length encoding of one class.
+
+    Run lengths in column order, alternately outside and inside the class.
+    """
 
     size: list[int] = Field(description="Height and width.")
-    counts: str | list[int] = Field(description="Compressed with `rle`; numbers with `rle_counts`.")
+    counts: str | list[int] = Field(description="A string with `rle`, numbers with `rle_counts`.")
 
 
 class ClassArea(BaseModel):
-    """Where one class is. The last three are there with COCO's formats."""
+    """The region of one class. COCO's formats have the last three fields."""
 
     label: int = Field(description="Value in the mask, from 1.")
     name: str
@@ -108,8 +108,8 @@ class ClassArea(BaseModel):
     bbox: list[int] | None = Field(None, description="Left, top, width and height, in pixels.")
     segmentation: RunLengths | list[list[int]] | None = Field(
         None,
-        description="With `polygons`, each as x, y, x, y, ... along the edges of pixels; a hole is "
-        "joined to its outline by a cut there and back.",
+        description="With `polygons`, each as x, y, x, y, ... along the edges of pixels. A cut "
+        "joins a hole to its outline.",
     )
 
 
@@ -124,7 +124,7 @@ class SegmentationBody(BaseModel):
     labels: Array | None = Field(
         None, description="[height, width]: k for the k-th class, 0 for background."
     )
-    scores: Array | None = Field(None, description="[height, width], where they were asked for.")
+    scores: Array | None = Field(None, description="[height, width], with `include_scores`.")
 
 
 class SegmentImagesAnswer(ListAnswer):
@@ -166,7 +166,7 @@ class NormalsAnswer(ListAnswer):
 
 
 class ClassShare(BaseModel):
-    """How well one class fits one image."""
+    """The score of one class."""
 
     label: int = Field(description="Number of the class in the request, from 1.")
     name: str
@@ -188,7 +188,7 @@ class ClassifyImagesAnswer(ListAnswer):
 
 
 class FeatureGroup(BaseModel):
-    """One group of patches that are alike."""
+    """One group of similar patches."""
 
     label: int = Field(description="Value in the map, from 1.")
     color: str = Field(description="Colour in PNG maps, `#rrggbb`.")
@@ -204,7 +204,7 @@ class FeatureMap(BaseModel):
     groups: list[FeatureGroup] | None = Field(None, description="With `kind=groups`.")
     features: Array = Field(
         description="`colors`: [height, width, 3] from 0 to 1. `component`: [height, width] from 0 "
-        "to 1. `groups`: [height, width], the number of each pixel's group."
+        "to 1. `groups`: [height, width], the label of each pixel's group."
     )
 
 
@@ -215,29 +215,29 @@ class VisualizeFeaturesAnswer(ListAnswer):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 class InferenceErrorBody(BaseModel):
-    """The body of every answer below `/v2` that is not a success."""
+    """The body of every error response below `/v2`."""
 
-    error: str = Field(description="What went wrong.")
+    error: str = Field(description="The message.")
     type: str
     code: str
-    param: str | None = Field(description="Field at fault, with the item's index.")
+    param: str | None = Field(description="The wrong field, with the item's index.")
 
 
 class Bucket(BaseModel):
-    """One shape of images, in pixels, that has run before the server was ready."""
+    """One input shape, in pixels, measured at the start."""
 
     height: int
     width: int
-    max_batch_images: int = Field(description="Images that one batch may hold.")
-    run_s: float = Field(description="Seconds that one image took on one lane at the start.")
+    max_batch_images: int = Field(description="Maximum batch size.")
+    run_s: float = Field(description="Seconds for one image on one lane.")
     peak_bytes: int | None = Field(
-        description="Memory that it took beside the weights; null where it is not known."
+        description="Peak memory in addition to the weights; null if not known."
     )
 
 
@@ -246,7 +246,7 @@ class ModelCard(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="When it was loaded, in seconds since 1970.")
+    created: int = Field(description="Time of loading, in seconds since 1970.")
     owned_by: Literal["tipserve"] = "tipserve"
     variant: str
     embed_dim: int
@@ -257,20 +257,20 @@ class ModelCard(BaseModel):
     size_multiple: int
     max_text_tokens: int
     outputs: list[str]
-    zero_shot: dict[str, str] = Field(description="What segmentation uses where not told.")
+    zero_shot: dict[str, str] = Field(description="Defaults of segmentation.")
     runtime: str
     precision: str
     device: str
-    runtime_reason: str = Field(description="Why these were chosen, and what was passed over.")
+    runtime_reason: str = Field(description="Why these were chosen, and why not others.")
     package_digest: str = Field(
-        description="SHA-256 over the digests of the package's files but its card: the same where "
-        "the same is served."
+        description="SHA-256 over the digests of the package's files, except its card. Equal "
+        "digests mean equal models."
     )
     parity: list[dict[str, Any]] = Field(
-        description="How exact each graph in use is, compared with the model in float32."
+        description="Numerical difference of each graph from the model in float32."
     )
-    limits: dict[str, int] = Field(description="What one request may hold.")
-    buckets: list[Bucket] = Field(description="Shapes of images that were measured at the start.")
+    limits: dict[str, int] = Field(description="Limits of one request.")
+    buckets: list[Bucket] = Field(description="Input shapes measured at the start.")
     scores: list[dict[str, Any]]
     licence: str
 
@@ -283,19 +283,19 @@ class ModelList(BaseModel):
 
 
 class Live(BaseModel):
-    """The process answers."""
+    """The process is live."""
 
     live: Literal[True] = True
 
 
 class Ready(BaseModel):
-    """The server takes requests."""
+    """The server is ready."""
 
     ready: Literal[True] = True
 
 
 def model_card(info: ModelInfo) -> ModelCard:
-    """What is told about a served model."""
+    """The description of a served model."""
     manifest = info.manifest
     return ModelCard(
         id=manifest.name,

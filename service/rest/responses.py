@@ -1,15 +1,14 @@
-"""REST response bodies in each media type: one `ResponseWriter` for each kind of answer.
+"""REST response bodies in each media type: a table with one `ResponseWriter` for each answer.
 
 Shape legend: B images, T texts, D width, K classes, H W pixels, h w patch grid.
 """
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import orjson
@@ -148,10 +147,33 @@ async def write_content(plane: DataPlane, write: Callable[[], T], num_values: in
         return write() if num_values <= MAX_INLINE_VALUES else await plane.offload(write)
 
 
-class ResponseWriter(ABC, Generic[AnswerT, OptionsT]):
-    """Writes one kind of answer in every media type that can hold it."""
+# No slots: Python 3.11 cannot call a subscripted generic class that has them.
+@dataclass(frozen=True, kw_only=True)
+class ResponseWriter(Generic[AnswerT, OptionsT]):
+    """How one kind of answer is written in each media type.
 
-    media_types: ClassVar[tuple[str, ...]] = (JSON, NPY, SAFETENSORS)
+    Attributes:
+        num_values: About how many values the response holds.
+        entries: For JSON: an object for each image or text without an error.
+        columns: For safetensors: named arrays, with an element for each image or text without an
+            error; or one whole matrix.
+        npy: The one array of an npy file.
+        png: The one PNG file; None if there is no such form. An answer with this form has a value
+            for each pixel, and its PNG and npy files hold one image.
+        check_options: Refuses options that a media type cannot hold.
+    """
+
+    num_values: Callable[[AnswerT], int]
+    entries: Callable[[AnswerT, OptionsT], list[dict[str, Any]]]
+    columns: Callable[[AnswerT, OptionsT], Mapping[str, Sequence[Array] | Array]]
+    npy: Callable[[AnswerT], Array]
+    png: Callable[[AnswerT, RestRequest[AnswerT, OptionsT], ImageLimits], bytes] | None = None
+    check_options: Callable[[OptionsT, str], None] = lambda options, media: None
+
+    @property
+    def media_types(self) -> tuple[str, ...]:
+        """Media types of the response, in order of preference."""
+        return (JSON, NPY, SAFETENSORS) if self.png is None else (JSON, NPY, SAFETENSORS, PNG)
 
     def check(self, options: OptionsT, media: str, num_images: int) -> None:
         """Check, before any work, that the media type can hold the answer.
@@ -159,6 +181,9 @@ class ResponseWriter(ABC, Generic[AnswerT, OptionsT]):
         Raises:
             InvalidRequest: It cannot; the message names one that can.
         """
+        if self.png is not None and media in {PNG, NPY} and num_images > 1:
+            raise InvalidRequest(f"{media} holds one image: send one image.", param="images")
+        self.check_options(options, media)
         if options.partial and media in {PNG, NPY}:
             raise InvalidRequest(
                 f"{media} cannot hold errors: accept application/json or "
@@ -169,268 +194,164 @@ class ResponseWriter(ABC, Generic[AnswerT, OptionsT]):
     def write(
         self, answer: AnswerT, request: RestRequest[AnswerT, OptionsT], limits: ImageLimits
     ) -> bytes:
-        """The response body in the request's media type."""
+        """The response body in the request's media type. CPU work."""
         options = request.options
-        if request.media == PNG:
+        if request.media == PNG and self.png is not None:
             return self.png(answer, request, limits)
         if request.media == NPY:
             return encode_npy(self.npy(answer))
         errors = answer.errors if options.partial else None
         if request.media == JSON:
             return write_json(answer.model, self.entries(answer, options), errors)
-        return write_safetensors(answer.model, self.tensors(answer, options), errors)
-
-    @abstractmethod
-    def num_values(self, answer: AnswerT) -> int:
-        """About how many values the response holds."""
-
-    @abstractmethod
-    def entries(self, answer: AnswerT, options: OptionsT) -> list[dict[str, Any]]:
-        """A JSON object for each image or text without an error."""
-
-    @abstractmethod
-    def columns(self, answer: AnswerT, options: OptionsT) -> Mapping[str, Sequence[Array]]:
-        """Named arrays, each with an element for each image or text without an error."""
-
-    def tensors(self, answer: AnswerT, options: OptionsT) -> dict[str, Array]:
-        """The columns for safetensors: stacked, or `name.0`, `name.2` by index.
-
-        By index where shapes differ and where items may have errors.
-        """
-        tensors: dict[str, Array] = {}
-        for name, arrays in self.columns(answer, options).items():
-            if not options.partial and len({a.shape for a in arrays}) == 1:
-                tensors[name] = np.stack(arrays)
-            else:
-                tensors |= {
-                    f"{name}.{index}": array
-                    for index, array in zip(_good_indices(answer.errors), arrays, strict=False)
-                }
-        return tensors
-
-    @abstractmethod
-    def npy(self, answer: AnswerT) -> Array:
-        """The one array of an npy file."""
-
-    def png(
-        self, answer: AnswerT, request: RestRequest[AnswerT, OptionsT], limits: ImageLimits
-    ) -> bytes:
-        """The one image as a PNG file."""
-        raise NotImplementedError
+        return write_safetensors(answer.model, self.columns(answer, options), errors)
 
 
-class ImageEmbeddingWriter(ResponseWriter[EmbedImagesResponse, EmbedImagesOptions]):
-    """Embeddings of images: [B, h, w, D] or [B, D]."""
-
-    def check(self, options: EmbedImagesOptions, media: str, num_images: int) -> None:
-        """Check also that npy holds one output."""
-        if media == NPY and len(set(options.outputs)) > 1:
-            raise InvalidRequest(
-                "application/x-npy holds one array: request one output, or accept "
-                "application/octet-stream (safetensors).",
-                param="outputs",
-            )
-        super().check(options, media, num_images)
-
-    def num_values(self, answer: EmbedImagesResponse) -> int:
-        """Elements of all embeddings."""
-        return sum(a.size for outputs in answer.embeddings for a in outputs.values())
-
-    def entries(
-        self, answer: EmbedImagesResponse, options: EmbedImagesOptions
-    ) -> list[dict[str, Any]]:
-        """The outputs of each image by name."""
-        return [
-            {name: encode_array(array, options.encoding) for name, array in outputs.items()}
-            | _scales(scales, options.encoding)
-            for outputs, scales in zip(answer.embeddings, _all_scales(answer), strict=True)
-        ]
-
-    def columns(
-        self, answer: EmbedImagesResponse, options: EmbedImagesOptions
-    ) -> Mapping[str, Sequence[Array]]:
-        """The outputs, and the scales of int8 vectors as `cls1_scale`."""
-        return _embedding_columns(answer)
-
-    def npy(self, answer: EmbedImagesResponse) -> Array:
-        """One output of all images."""
-        arrays, *scales = _embedding_columns(answer).values()
-        if scales:
-            arrays = list(map(scaled_rows, arrays, *scales))
-        if len({a.shape for a in arrays}) > 1:
-            raise InvalidRequest(
-                "The images have different grids, which one array cannot hold: use fit squash, "
-                "or accept application/octet-stream (safetensors).",
-                param="fit",
-            )
-        return np.stack(arrays)
+def _check_embedding(options: EmbedImagesOptions, media: str) -> None:
+    if media == NPY and len(set(options.outputs)) > 1:
+        raise InvalidRequest(
+            "application/x-npy holds one array: request one output, or accept "
+            "application/octet-stream (safetensors).",
+            param="outputs",
+        )
 
 
-def _all_scales(answer: EmbedImagesResponse) -> Sequence[Mapping[str, FloatArray]]:
+def _embedding_scales(answer: EmbedImagesResponse) -> Sequence[Mapping[str, FloatArray]]:
     return answer.scales or ({},) * len(answer.embeddings)
 
 
 def _embedding_columns(answer: EmbedImagesResponse) -> dict[str, list[Any]]:
     rows = [
         outputs | {f"{name}_scale": scale for name, scale in scales.items()}
-        for outputs, scales in zip(answer.embeddings, _all_scales(answer), strict=True)
+        for outputs, scales in zip(answer.embeddings, _embedding_scales(answer), strict=True)
     ]
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
-class TextEmbeddingWriter(ResponseWriter[EmbedTextsResponse, EmbedTextsBody]):
-    """Embeddings of texts: [T, D], where safetensors has rows of zeros for errors."""
-
-    def num_values(self, answer: EmbedTextsResponse) -> int:
-        """Elements of all embeddings."""
-        return answer.embeddings_TD.size
-
-    def entries(self, answer: EmbedTextsResponse, options: EmbedTextsBody) -> list[dict[str, Any]]:
-        """The embedding of each text."""
-        encoding = options.encoding
-        data = [{"embedding": encode_array(row_D, encoding)} for row_D in answer.embeddings_TD]
-        if answer.scales_T is None:
-            return data
-        return [
-            item | _scales({"embedding": scale}, encoding)
-            for item, scale in zip(data, answer.scales_T, strict=True)
-        ]
-
-    def columns(
-        self, answer: EmbedTextsResponse, options: EmbedTextsBody
-    ) -> Mapping[str, Sequence[Array]]:
-        """The embeddings, and the scales of int8 vectors."""
-        rows_TD, scales_T = answer.in_places()
-        columns: dict[str, Any] = {"embeddings": rows_TD}
-        return columns if scales_T is None else columns | {"embeddings_scale": scales_T}
-
-    def tensors(self, answer: EmbedTextsResponse, options: EmbedTextsBody) -> dict[str, Array]:
-        """One matrix, since texts have embeddings of one size."""
-        return {name: np.asarray(column) for name, column in self.columns(answer, options).items()}
-
-    def npy(self, answer: EmbedTextsResponse) -> Array:
-        """One matrix."""
-        rows_TD, scales_T = answer.embeddings_TD, answer.scales_T
-        return rows_TD if scales_T is None else scaled_rows(rows_TD, scales_T)
+def _one_embedding(answer: EmbedImagesResponse) -> Array:
+    arrays, *scales = _embedding_columns(answer).values()
+    if scales:
+        arrays = list(map(scaled_rows, arrays, *scales))
+    if len({a.shape for a in arrays}) > 1:
+        raise InvalidRequest(
+            "The images have different grids, which one array cannot hold: use fit squash, or "
+            "accept application/octet-stream (safetensors).",
+            param="fit",
+        )
+    return np.stack(arrays)
 
 
-class ClassificationWriter(ResponseWriter[ClassifyImagesResponse, ClassifyImagesOptions]):
-    """Classes of images, the best first; npy has probabilities [B, K] in the order requested."""
+# Embeddings of images: [B, h, w, D] or [B, D].
+IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesOptions](
+    check_options=_check_embedding,
+    num_values=lambda answer: sum(a.size for row in answer.embeddings for a in row.values()),
+    entries=lambda answer, options: [
+        {name: encode_array(array, options.encoding) for name, array in outputs.items()}
+        | _scales(scales, options.encoding)
+        for outputs, scales in zip(answer.embeddings, _embedding_scales(answer), strict=True)
+    ],
+    columns=lambda answer, options: _embedding_columns(answer),
+    npy=_one_embedding,
+)
 
-    def check(self, options: ClassifyImagesOptions, media: str, num_images: int) -> None:
-        """Check also that npy gets the probabilities of all classes."""
-        if media == NPY and options.top_k is not None:
-            raise InvalidRequest(
-                "application/x-npy holds the probabilities of all classes, in the order of the "
-                "request: omit top_k, or accept application/json.",
-                param="top_k",
-            )
-        super().check(options, media, num_images)
 
-    def num_values(self, answer: ClassifyImagesResponse) -> int:
-        """Label, probability and cosine of each class."""
-        return sum(3 * one.labels_K.size for one in answer.classifications)
+def _text_entries(answer: EmbedTextsResponse, options: EmbedTextsBody) -> list[dict[str, Any]]:
+    encoding = options.encoding
+    data = [{"embedding": encode_array(row_D, encoding)} for row_D in answer.embeddings_TD]
+    if answer.scales_T is None:
+        return data
+    return [
+        item | _scales({"embedding": scale}, encoding)
+        for item, scale in zip(data, answer.scales_T, strict=True)
+    ]
 
-    def entries(
-        self, answer: ClassifyImagesResponse, options: ClassifyImagesOptions
-    ) -> list[dict[str, Any]]:
-        """The classes of each image by name."""
-        names = answer.classes
-        return [
-            {
-                "classes": [
-                    {"label": k, "name": names[k - 1], "probability": share, "cosine": cosine}
-                    for k, share, cosine in one.rows()
-                ]
-            }
-            for one in answer.classifications
-        ]
 
-    def columns(
-        self, answer: ClassifyImagesResponse, options: ClassifyImagesOptions
-    ) -> Mapping[str, Sequence[Array]]:
-        """Labels, probabilities and cosines."""
-        return {
-            "labels": [one.labels_K for one in answer.classifications],
-            "probabilities": [one.probabilities_K for one in answer.classifications],
-            "cosines": [one.cosines_K for one in answer.classifications],
-        }
+def _text_columns(answer: EmbedTextsResponse) -> dict[str, Array]:
+    rows_TD, scales_T = answer.in_places()
+    if scales_T is None:
+        return {"embeddings": rows_TD}
+    return {"embeddings": rows_TD, "embeddings_scale": scales_T}
 
-    def npy(self, answer: ClassifyImagesResponse) -> Array:
-        """Probabilities in the order of the request."""
-        return np.stack(
-            [one.probabilities_K[np.argsort(one.labels_K)] for one in answer.classifications]
+
+# Embeddings of texts: [T, D], where safetensors has rows of zeros for errors.
+TEXT_EMBEDDINGS: Final = ResponseWriter[EmbedTextsResponse, EmbedTextsBody](
+    num_values=lambda answer: answer.embeddings_TD.size,
+    entries=_text_entries,
+    columns=lambda answer, options: _text_columns(answer),
+    npy=lambda answer: (
+        answer.embeddings_TD
+        if answer.scales_T is None
+        else scaled_rows(answer.embeddings_TD, answer.scales_T)
+    ),
+)
+
+
+def _check_classification(options: ClassifyImagesOptions, media: str) -> None:
+    if media == NPY and options.top_k is not None:
+        raise InvalidRequest(
+            "application/x-npy holds the probabilities of all classes, in the order of the "
+            "request: omit top_k, or accept application/json.",
+            param="top_k",
         )
 
 
-class _RasterWriter(ResponseWriter[AnswerT, OptionsT]):
-    """Arrays with a value for each pixel; a PNG or npy file holds those of one image."""
+# Classes of images, the best first; npy has probabilities [B, K] in the order of the request.
+CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesOptions](
+    check_options=_check_classification,
+    num_values=lambda answer: sum(3 * one.labels_K.size for one in answer.classifications),
+    entries=lambda answer, options: [
+        {
+            "classes": [
+                {"label": k, "name": answer.classes[k - 1], "probability": share, "cosine": cosine}
+                for k, share, cosine in one.rows()
+            ]
+        }
+        for one in answer.classifications
+    ],
+    columns=lambda answer, options: {
+        "labels": [one.labels_K for one in answer.classifications],
+        "probabilities": [one.probabilities_K for one in answer.classifications],
+        "cosines": [one.cosines_K for one in answer.classifications],
+    },
+    npy=lambda answer: np.stack(
+        [one.probabilities_K[np.argsort(one.labels_K)] for one in answer.classifications]
+    ),
+)
 
-    media_types = (JSON, NPY, SAFETENSORS, PNG)
 
-    def check(self, options: OptionsT, media: str, num_images: int) -> None:
-        """Check also that a file of one image is not requested for several."""
-        if media in {PNG, NPY} and num_images > 1:
-            raise InvalidRequest(f"{media} holds one image: send one image.", param="images")
-        super().check(options, media, num_images)
+def _check_mask(options: SegmentImagesOptions, media: str) -> None:
+    if media == PNG and options.format == "mask" and len(options.classes) > MAX_PALETTE_CLASSES:
+        raise InvalidRequest(
+            f"classes: {len(options.classes)} given, at most {MAX_PALETTE_CLASSES} fit the palette "
+            "of a PNG; accept application/x-npy.",
+            param="classes",
+        )
+    if media != PNG and options.format == "overlay":
+        raise InvalidRequest("The format overlay needs Accept: image/png.", param="format")
+    if media != JSON and options.format in COCO_FORMATS:
+        raise InvalidRequest(
+            f"The format {options.format} needs Accept: application/json.", param="format"
+        )
 
 
-class MaskWriter(_RasterWriter[SegmentImagesResponse, SegmentImagesOptions]):
-    """Masks; in JSON as labels, or each class in a format of COCO."""
+def _mask_columns(answer: SegmentImagesResponse) -> dict[str, Sequence[Array]]:
+    labels = [mask.wire_labels for mask in answer.segmentations]
+    scores = [mask.scores_HW for mask in answer.segmentations if mask.scores_HW is not None]
+    return {"labels": labels, "scores": scores} if scores else {"labels": labels}
 
-    def check(self, options: SegmentImagesOptions, media: str, num_images: int) -> None:
-        """Check also the format, and the number of colours of a palette."""
-        super().check(options, media, num_images)
-        if media == PNG and options.format == "mask" and len(options.classes) > MAX_PALETTE_CLASSES:
-            raise InvalidRequest(
-                f"classes: {len(options.classes)} given, at most {MAX_PALETTE_CLASSES} fit the "
-                "palette of a PNG; accept application/x-npy.",
-                param="classes",
-            )
-        if media != PNG and options.format == "overlay":
-            raise InvalidRequest("The format overlay needs Accept: image/png.", param="format")
-        if media != JSON and options.format in COCO_FORMATS:
-            raise InvalidRequest(
-                f"The format {options.format} needs Accept: application/json.", param="format"
-            )
 
-    def num_values(self, answer: SegmentImagesResponse) -> int:
-        """Pixels of all masks."""
-        return sum(mask.labels_HW.size for mask in answer.segmentations)
-
-    def entries(
-        self, answer: SegmentImagesResponse, options: SegmentImagesOptions
-    ) -> list[dict[str, Any]]:
-        """The mask of each image, in the requested format."""
-        return [_mask_entry(mask, answer.classes, options) for mask in answer.segmentations]
-
-    def columns(
-        self, answer: SegmentImagesResponse, options: SegmentImagesOptions
-    ) -> Mapping[str, Sequence[Array]]:
-        """Labels, and the scores if they were computed."""
-        labels = [mask.wire_labels for mask in answer.segmentations]
-        scores = [mask.scores_HW for mask in answer.segmentations if mask.scores_HW is not None]
-        return {"labels": labels, "scores": scores} if scores else {"labels": labels}
-
-    def npy(self, answer: SegmentImagesResponse) -> Array:
-        """Labels of the one mask."""
-        return answer.segmentations[0].wire_labels
-
-    def png(
-        self,
-        answer: SegmentImagesResponse,
-        request: RestRequest[SegmentImagesResponse, SegmentImagesOptions],
-        limits: ImageLimits,
-    ) -> bytes:
-        """The labels with a palette, or the image overlaid with their colours."""
-        labels_HW = answer.segmentations[0].labels_HW
-        if request.options.format == "mask":
-            return encode_mask_png(labels_HW)
-        image = request.images[0]
-        assert isinstance(image, bytes)
-        with image_errors("images[0]"):
-            pixels_HW3 = decode_image(image, limits)
-        return encode_overlay_png(labels_HW, pixels_HW3)
+def _mask_png(
+    answer: SegmentImagesResponse,
+    request: RestRequest[SegmentImagesResponse, SegmentImagesOptions],
+    limits: ImageLimits,
+) -> bytes:
+    labels_HW = answer.segmentations[0].labels_HW
+    if request.options.format == "mask":
+        return encode_mask_png(labels_HW)
+    image = request.images[0]
+    assert isinstance(image, bytes)
+    with image_errors("images[0]"):
+        pixels_HW3 = decode_image(image, limits)
+    return encode_overlay_png(labels_HW, pixels_HW3)
 
 
 def _mask_entry(
@@ -475,42 +396,22 @@ def _coco_regions(
     ]
 
 
-class FeatureWriter(_RasterWriter[VisualizeFeaturesResponse, VisualizeFeaturesOptions]):
-    """Visualized features."""
+# Masks; in JSON as labels, or each class in a format of COCO.
+MASKS: Final = ResponseWriter[SegmentImagesResponse, SegmentImagesOptions](
+    check_options=_check_mask,
+    num_values=lambda answer: sum(mask.labels_HW.size for mask in answer.segmentations),
+    entries=lambda answer, options: [
+        _mask_entry(mask, answer.classes, options) for mask in answer.segmentations
+    ],
+    columns=lambda answer, options: _mask_columns(answer),
+    npy=lambda answer: answer.segmentations[0].wire_labels,
+    png=_mask_png,
+)
 
-    def num_values(self, answer: VisualizeFeaturesResponse) -> int:
-        """Elements of all maps."""
-        return sum(array.size for array in answer.maps)
 
-    def entries(
-        self, answer: VisualizeFeaturesResponse, options: VisualizeFeaturesOptions
-    ) -> list[dict[str, Any]]:
-        """The map of each image, and the colour and area of its groups."""
-        return [
-            {"height": array.shape[0], "width": array.shape[1]}
-            | ({"groups": _groups(array)} if options.kind == "groups" else {})
-            | {"features": encode_array(array, options.encoding)}
-            for array in answer.maps
-        ]
-
-    def columns(
-        self, answer: VisualizeFeaturesResponse, options: VisualizeFeaturesOptions
-    ) -> Mapping[str, Sequence[Array]]:
-        """The maps."""
-        return {"features": answer.maps}
-
-    def npy(self, answer: VisualizeFeaturesResponse) -> Array:
-        """The one map."""
-        return answer.maps[0]
-
-    def png(
-        self,
-        answer: VisualizeFeaturesResponse,
-        request: RestRequest[VisualizeFeaturesResponse, VisualizeFeaturesOptions],
-        limits: ImageLimits,
-    ) -> bytes:
-        """The one map."""
-        return encode_view_png(answer.maps[0], request.options.kind)
+def _map_entry(name: str, array: NDArray[Any], encoding: Encoding) -> dict[str, Any]:
+    height, width = array.shape[:2]
+    return {"height": height, "width": width, name: encode_array(array, encoding)}
 
 
 def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
@@ -521,52 +422,46 @@ def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
     ]
 
 
-class MapWriter(_RasterWriter[EstimateMapsResponse, MapOptions]):
-    """Depth, or surface normals."""
+# Visualized features.
+FEATURES: Final = ResponseWriter[VisualizeFeaturesResponse, VisualizeFeaturesOptions](
+    num_values=lambda answer: sum(array.size for array in answer.maps),
+    entries=lambda answer, options: [
+        ({"groups": _groups(array)} if options.kind == "groups" else {})
+        | _map_entry("features", array, options.encoding)
+        for array in answer.maps
+    ],
+    columns=lambda answer, options: {"features": answer.maps},
+    npy=lambda answer: answer.maps[0],
+    png=lambda answer, request, limits: encode_view_png(answer.maps[0], request.options.kind),
+)
 
-    def check(self, options: MapOptions, media: str, num_images: int) -> None:
-        """Check also that only a PNG gets a format."""
-        super().check(options, media, num_images)
-        if media != PNG and isinstance(options, DepthOptions) and options.format is not None:
-            raise InvalidRequest(
-                f"The format {options.format} needs Accept: image/png. Other media types hold "
-                "depth in metres, as float32.",
-                param="format",
-            )
 
-    def num_values(self, answer: EstimateMapsResponse) -> int:
-        """Elements of all maps."""
-        return sum(array.size for array in answer.maps)
+def _check_map(options: MapOptions, media: str) -> None:
+    if media != PNG and isinstance(options, DepthOptions) and options.format is not None:
+        raise InvalidRequest(
+            f"The format {options.format} needs Accept: image/png. Other media types hold depth in "
+            "metres, as float32.",
+            param="format",
+        )
 
-    def entries(self, answer: EstimateMapsResponse, options: MapOptions) -> list[dict[str, Any]]:
-        """The map of each image, named by the task."""
-        return [
-            {"height": array.shape[0], "width": array.shape[1]}
-            | {options.task: encode_array(array, options.encoding)}
-            for array in answer.maps
-        ]
 
-    def columns(
-        self, answer: EstimateMapsResponse, options: MapOptions
-    ) -> Mapping[str, Sequence[Array]]:
-        """The maps, named by the task."""
-        return {options.task: answer.maps}
+def _map_png(array: FloatArray, options: MapOptions) -> bytes:
+    if not isinstance(options, DepthOptions):
+        return encode_normals_png(array)
+    return (encode_depth_png if options.format == "colors" else encode_millimetres_png)(array)
 
-    def npy(self, answer: EstimateMapsResponse) -> Array:
-        """The one map."""
-        return answer.maps[0]
 
-    def png(
-        self,
-        answer: EstimateMapsResponse,
-        request: RestRequest[EstimateMapsResponse, MapOptions],
-        limits: ImageLimits,
-    ) -> bytes:
-        """Millimetres or colours for depth, colours for normals."""
-        (array,), options = answer.maps, request.options
-        if not isinstance(options, DepthOptions):
-            return encode_normals_png(array)
-        return (encode_depth_png if options.format == "colors" else encode_millimetres_png)(array)
+# Depth, or surface normals.
+MAPS: Final = ResponseWriter[EstimateMapsResponse, MapOptions](
+    check_options=_check_map,
+    num_values=lambda answer: sum(array.size for array in answer.maps),
+    entries=lambda answer, options: [
+        _map_entry(options.task, array, options.encoding) for array in answer.maps
+    ],
+    columns=lambda answer, options: {options.task: answer.maps},
+    npy=lambda answer: answer.maps[0],
+    png=lambda answer, request, limits: _map_png(answer.maps[0], request.options),
+)
 
 
 def write_json(model: str, entries: list[dict[str, Any]], errors: ItemErrors | None) -> bytes:
@@ -578,8 +473,23 @@ def write_json(model: str, entries: list[dict[str, Any]], errors: ItemErrors | N
     return dump(document)
 
 
-def write_safetensors(model: str, tensors: dict[str, Array], errors: ItemErrors | None) -> bytes:
-    """A safetensors file with the model, and the errors unless None, in its metadata."""
+def write_safetensors(
+    model: str, columns: Mapping[str, Sequence[Array] | Array], errors: ItemErrors | None
+) -> bytes:
+    """A safetensors file with the model, and the errors unless None, in its metadata.
+
+    Each column is stacked, or split into `name.0`, `name.2` by index where shapes differ and where
+    items may have errors.
+    """
+    tensors: dict[str, Array] = {}
+    for name, column in columns.items():
+        if isinstance(column, np.ndarray):
+            tensors[name] = column
+        elif errors is None and len({array.shape for array in column}) == 1:
+            tensors[name] = np.stack(column)
+        else:
+            indices = _good_indices(errors or {})
+            tensors |= {f"{name}.{i}": a for i, a in zip(indices, column, strict=False)}
     metadata = {"model": model}
     if errors is not None:
         metadata["errors"] = json.dumps(_item_errors(errors))

@@ -36,23 +36,16 @@ from service.rest.requests import (
 )
 from service.rest.response_schemas import Live, ModelCard, ModelList, Ready, model_card
 from service.rest.responses import (
+    CLASSES,
+    FEATURES,
+    IMAGE_EMBEDDINGS,
     JSON,
-    ClassificationWriter,
-    FeatureWriter,
-    ImageEmbeddingWriter,
-    MapWriter,
-    MaskWriter,
-    TextEmbeddingWriter,
+    MAPS,
+    MASKS,
+    TEXT_EMBEDDINGS,
     choose_media,
     respond,
 )
-
-IMAGE_EMBEDDINGS = ImageEmbeddingWriter()
-MASKS = MaskWriter()
-CLASSES = ClassificationWriter()
-FEATURES = FeatureWriter()
-MAPS = MapWriter()
-TEXT_EMBEDDINGS = TextEmbeddingWriter()
 
 
 def build_router(plane: DataPlane) -> APIRouter:

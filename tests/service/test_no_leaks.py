@@ -53,8 +53,8 @@ REST_ONLY = [
     "service.rest.inputs.choose_media",
     "service.rest.routes.read_images",
     "service.rest.inputs.parse_pairs",
-    "service.rest.responses.MaskWriter.check",
-    "service.rest.responses.MaskWriter.entries",
+    "service.rest.responses.ResponseWriter.check",
+    "service.rest.responses.ResponseWriter.write",
 ]
 GRPC_ONLY = [
     "service.grpc.interceptors.read_message",
@@ -85,25 +85,19 @@ MAPS_BOTH = [
     "service.data_plane.make_map",
 ]
 CLASSES_BOTH = ["service.data_plane.check_choices", "service.data_plane.classify"]
-CLASSES_REST = [
-    "service.rest.responses.ClassificationWriter.check",
-    "service.rest.responses.ClassificationWriter.entries",
-]
+CLASSES_REST = ["service.rest.responses.write_json"]
 CLASSES_GRPC = [
     "service.grpc.servicer.to_classify_images",
     "service.grpc.servicer.from_classify_images",
 ]
 VIEWS_BOTH = ["service.data_plane.check_view", "service.data_plane.fit_view"]
-VIEWS_REST = ["service.rest.responses.FeatureWriter.entries"]
+VIEWS_REST = ["service.rest.responses.encode_array"]
 VIEWS_GRPC = [
     "service.grpc.servicer.to_visualize_features",
     "service.grpc.servicer.from_visualize_features",
 ]
 SLIDE_BOTH = ["service.outputs.masks.segment_windows", "service.data_plane.Windows"]
-MAPS_REST = [
-    "service.rest.responses.MapWriter.check",
-    "service.rest.responses.MapWriter.entries",
-]
+MAPS_REST = ["service.rest.responses.encode_array"]
 MAPS_GRPC = ["service.grpc.servicer.to_estimate_maps", "service.grpc.servicer.from_depth"]
 
 

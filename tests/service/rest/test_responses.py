@@ -48,21 +48,19 @@ from service.rest.response_schemas import (
     VisualizeFeaturesAnswer,
 )
 from service.rest.responses import (
-    JSON,
-    NPY,
-    PNG,
-    SAFETENSORS,
-    RestRequest,
-    choose_media,
-    write_json,
-)
-from service.rest.routes import (
     CLASSES,
     FEATURES,
     IMAGE_EMBEDDINGS,
+    JSON,
     MAPS,
     MASKS,
+    NPY,
+    PNG,
+    SAFETENSORS,
     TEXT_EMBEDDINGS,
+    RestRequest,
+    choose_media,
+    write_json,
 )
 
 LIMITS = ImageLimits(max_bytes=10_000, max_pixels=100)

@@ -128,13 +128,13 @@ async def serve_noop(
     ports_file: Path, values: Mapping[str, str], runtime: RuntimeMaker = NoopRuntime
 ) -> None:
     """The whole service around nothing, or around another runtime that is not real."""
-    log_lines = configure_logging("INFO", "json")
+    log = configure_logging("INFO", "json")
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "ports_file": ports_file}
     known = {"runtime": "onnx", "host": "127.0.0.1", **ports, **values}
     settings = Settings.model_validate(known)
 
     RUNTIMES["onnx"] = runtime
-    server = Server(settings, log_lines=log_lines)
+    server = Server(settings, log=log)
     plane: Any = server.plane
     plane._images._preparer = NoopPreparer(
         plane.image_limits, max_patches=settings.max_batch_patches

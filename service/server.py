@@ -21,16 +21,15 @@ from model.files import atomic_write
 from service.data_plane import DataPlane
 from service.errors import Unavailable
 from service.grpc.server import GrpcServer
-from service.machine import available_cpus, trimming_memory
+from service.machine import trimming_memory
 from service.models.conversion import ModelSource, check_names
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry, ModelRepository
 from service.models.served_model import ServedModel
-from service.monitoring.log import LineWriter, configure_logging
-from service.monitoring.loop_lag import watching_lag
-from service.monitoring.metrics import Metrics
+from service.monitoring.log import LogQueue, configure_logging
+from service.monitoring.metrics import Metrics, watching_loop_lag
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
-from service.monitoring.tracing_setup import build_telemetry
+from service.monitoring.telemetry import build_telemetry
 from service.request_gate import RequestGate
 from service.rest.app import build_app
 from service.rest.cloud import CloudRoutes
@@ -59,12 +58,12 @@ class Server:
         settings: Settings,
         load: ModelLoader = load_model,
         *,
-        log_lines: LineWriter | None = None,
+        log: LogQueue | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        telemetry = build_telemetry(settings, self.metrics, log_lines)
-        self._tracer = telemetry.tracer
+        telemetry = build_telemetry(settings, self.metrics, log)
+        self._telemetry = telemetry
         self.gate = RequestGate(self.metrics)
         self.pool = ThreadPoolExecutor(num_pool_threads(settings), "pool")
         self.models = ModelRegistry(self.metrics)
@@ -114,7 +113,7 @@ class Server:
             Exception: The model could not be loaded, or its warm-up failed.
         """
         observe_lag = self.metrics.loop_lag.labels("http").observe
-        async with watching_lag(observe_lag), trimming_memory():
+        async with watching_loop_lag(observe_lag), trimming_memory():
             await self._run()
 
     async def _run(self) -> None:
@@ -214,7 +213,7 @@ class Server:
             await self.pause(self.settings.drain_delay_s)
 
     def _close(self) -> None:
-        self._tracer.close(TRACE_GRACE_S)
+        self._telemetry.close(TRACE_GRACE_S)
         self._metrics_server.close()
         self.pool.shutdown()
         logger.info("stopped")
@@ -226,7 +225,7 @@ def serve_metrics(settings: Settings, metrics: Metrics, plane: DataPlane) -> Met
     Raises:
         OSError: The address cannot be taken.
     """
-    metrics.watch_state(lambda: plane.is_ready, available_cpus)
+    metrics.watch_ready(lambda: plane.is_ready)
     checks = {LIVE: plane.check_live, READY: plane.check_ready}
     return MetricsServer(metrics.registry, checks, host=settings.host, port=settings.metrics_port)
 
@@ -242,9 +241,9 @@ def main(settings: Settings) -> int:
     Returns:
         The exit status: 0 after a drain, 1 where the start failed.
     """
-    log_lines = configure_logging(settings.log_level, settings.log_format)
+    log = configure_logging(settings.log_level, settings.log_format)
     try:
-        uvloop.run(_run(settings, log_lines))
+        uvloop.run(_run(settings, log))
     except (ValueError, OSError, ImportError) as error:
         # The user's to mend: the message says how, and a traceback would hide it.
         logger.error("the server could not start: %s", error)
@@ -253,12 +252,12 @@ def main(settings: Settings) -> int:
         logger.exception("the server could not go on")
         return 1
     finally:
-        log_lines.close(LOG_GRACE_S)
+        log.close(LOG_GRACE_S)
     return 0
 
 
-async def _run(settings: Settings, log_lines: LineWriter) -> None:
-    server = Server(settings, log_lines=log_lines)
+async def _run(settings: Settings, log: LogQueue) -> None:
+    server = Server(settings, log=log)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -1,43 +1,50 @@
-"""Traces as the core sees them: a request and its stages, a batch and whose items are in it.
+"""Traces of requests and batches, through OpenTelemetry's API.
 
-Knows no tracing library: without one every trace is `NO_TRACE`, which does nothing.
-`service.monitoring.otel_tracing` is the one that exports. A trace never holds an image's name, a
-text or an exception's message.
+The API does nothing until it is given a tracer of the SDK, which `service.monitoring.span_export`
+makes. A request is one server span with a child span for each stage. A batch is a trace of its own
+that is linked to every request in it; the `run` spans of these requests are linked to the batch.
+
+A span never holds an image's name, a text, a query or an exception's message.
 """
 
 import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Protocol
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, NamedTuple
+
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NoOpTracer,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 Transport = Literal["http", "https", "grpc"]
 
-# W3C Trace Context: version, trace id, parent id, flags; later versions may add to it.
-TRACEPARENT: Final = re.compile(
-    r"(?:00(?=.{53}$)|(?!00|ff)[0-9a-f]{2})"
-    r"-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]([0-9a-f])(?:-.*)?$"
-)
-
+BATCH_SPAN: Final = "batch"
+NO_TRACER: Final = NoOpTracer()
+PROPAGATOR: Final = TraceContextTextMapPropagator()
+# Without a parent here the API would look for one in the context variables of this thread.
+NO_PARENT: Final = Context()
 
 logger = logging.getLogger(__name__)
 
 
-class Parent(NamedTuple):
-    """What a caller says of its own trace."""
-
-    trace_id: str
-    is_sampled: bool
-
-
-class Ending(NamedTuple):
+class Outcome(NamedTuple):
     """How a request ended.
 
     Attributes:
-        method: The bounded name that metrics use too: a verb and a route, an RPC, or `other`.
+        method: Bounded name that metrics use too: a verb and a route, an RPC, or `other`.
         code: HTTP status as a number, or the name of a gRPC code.
-        error: Stable short name of what went wrong, never its message.
-        is_fault: Whether the fault is the server's, as the protocol's conventions have it.
+        error: Stable short name of the error, never its message.
+        is_fault: Whether the server is at fault, by OpenTelemetry's conventions for the protocol.
         seconds: From the request to its answer.
     """
 
@@ -48,127 +55,214 @@ class Ending(NamedTuple):
     seconds: float
 
 
-class BatchTrace(Protocol):
-    """One batch on a lane."""
+class BatchTrace:
+    """Trace of one batch on a lane.
+
+    Attributes:
+        span: Its root span.
+        started: Monotonic seconds.
+        ended: Monotonic seconds; None while it runs.
+        error: Class name of the exception that ended it.
+    """
+
+    def __init__(self, span: Span, started: float, offset_ns: int = 0) -> None:
+        self.span = span
+        self.started = started
+        self.ended: float | None = None
+        self.error: str | None = None
+        self._offset_ns = offset_ns
 
     def end(self, ended: float, error: str | None = None) -> None:
-        """The batch ended at this monotonic time; `error` is the name of an exception's class."""
+        """End the batch at this monotonic time; `error` is the class name of an exception."""
+        if self is NO_BATCH:
+            return
+        self.ended, self.error = ended, error
+        try:
+            _set_error(self.span, error)
+            self.span.end(_epoch_ns(ended, self._offset_ns))
+        except Exception:
+            logger.exception("a batch's trace was lost")  # the answers are not
 
 
-class RequestTrace(Protocol):
-    """One request. Any thread may tell; `end` belongs to its own event loop."""
+class RequestTrace:
+    """Trace of one request.
 
-    @property
-    def trace_id(self) -> str:
-        """32 hexadecimal digits, or nothing."""
+    Stages, queueing and batches may be added by any thread; `end` belongs to the request's loop.
+    Their spans are made at the end: a stage that runs once per image becomes one span, and a
+    request that is not sampled costs one comparison per stage.
+    """
 
-    @property
-    def is_recording(self) -> bool:
-        """Whether anything that is told here is kept."""
+    def __init__(
+        self, span: Span, *, tracer: Tracer = NO_TRACER, transport: Transport, started: float
+    ) -> None:
+        context = span.get_span_context()
+        self.span = span
+        # 32 hexadecimal digits; empty if neither the caller nor this server has a trace.
+        self.trace_id = f"{context.trace_id:032x}" if context.is_valid else ""
+        self.is_recording = span.is_recording()
+        self.tracer = tracer
+        # Added to monotonic time. Read once, so that no child starts before its parent.
+        self.offset_ns = time.time_ns() - time.monotonic_ns() if self.is_recording else 0
+        self._transport = transport
+        self._started = started
+        self._stages: dict[str, tuple[float, float]] = {}
+        self._enqueued: float | None = None
+        self._batches: list[BatchTrace] = []
 
     def stage(self, name: str, started: float, ended: float) -> None:
-        """A stage ran between these monotonic times; of several runs first start and last end."""
+        """Add one run of a stage; the stage's span covers its first start to its last end."""
+        if self.is_recording:
+            first, last = self._stages.get(name, (started, ended))
+            self._stages[name] = min(first, started), max(last, ended)
 
     def enter_queue(self, now: float) -> None:
-        """Items of the request wait from this monotonic time on."""
-
-    def begin_batch(
-        self, traces: Sequence["RequestTrace"], attributes: Mapping[str, int | str], now: float
-    ) -> BatchTrace:
-        """A lane begins a batch with items of these requests. Any thread."""
+        """Record that items of the request wait from this monotonic time on."""
+        if self.is_recording and (self._enqueued is None or now < self._enqueued):
+            self._enqueued = now
 
     def ran_in(self, batch: BatchTrace) -> None:
-        """An item of the request was computed by this batch, whoever had asked for it first."""
+        """Record that this batch computed an item of the request.
 
-    def end(self, ending: Ending) -> None:
-        """The request is over; what is told afterwards is not kept."""
-
-
-class Tracer(Protocol):
-    """Makes the traces of requests. Any thread."""
-
-    def begin(
-        self, transport: Transport, method: str, carrier: Mapping[str, str], started: float
-    ) -> RequestTrace:
-        """A request arrived.
-
-        Args:
-            transport: What it came over.
-            method: HTTP's verb, or the RPC as `package.Service/Method`.
-            carrier: Its `traceparent` and `tracestate`, where it has them.
-            started: Monotonic seconds.
+        Another request may have started the item: equal prompts are computed once.
         """
+        if self.is_recording and batch is not NO_BATCH and batch not in self._batches:
+            self._batches.append(batch)
 
-    def close(self, timeout_s: float) -> None:
-        """Send what is left, for at most so long."""
+    def end(self, outcome: Outcome) -> None:
+        """Make the spans of the stages and end the request's own; later calls have no effect."""
+        if not self.is_recording:
+            return
+        ended = self._started + outcome.seconds
+        self._add_queue_and_run(ended)
+        parent = set_span_in_context(self.span, NO_PARENT)
+        links = [Link(batch.span.get_span_context()) for batch in self._batches]
+        error = next((batch.error for batch in self._batches if batch.error), None)
+        for name, (first, last) in sorted(self._stages.items(), key=lambda stage: stage[1]):
+            child = self.tracer.start_span(
+                name,
+                parent,
+                links=links if name == "run" else (),
+                start_time=_epoch_ns(first, self.offset_ns),
+            )
+            _set_error(child, error if name == "run" else None)
+            child.end(_epoch_ns(last, self.offset_ns))
+        if self._transport == "grpc":
+            name, attributes = outcome.method, rpc_attributes(outcome)
+        else:
+            name, attributes = http_attributes(self._transport, outcome)
+        self.span.update_name(name)
+        self.span.set_attributes(attributes)
+        _set_error(self.span, (outcome.error or str(outcome.code)) if outcome.is_fault else None)
+        self.span.end(_epoch_ns(ended, self.offset_ns))
 
-
-class NoBatchTrace:
-    """Keeps nothing."""
-
-    def end(self, ended: float, error: str | None = None) -> None:
-        """Nothing to end."""
-
-
-@dataclass(frozen=True, slots=True)
-class NoTrace:
-    """Keeps nothing but the id that the caller's own trace has, for the log."""
-
-    trace_id: str = ""
-    is_recording: bool = False
-
-    def stage(self, name: str, started: float, ended: float) -> None:
-        """Nothing to keep."""
-
-    def enter_queue(self, now: float) -> None:
-        """Nothing to keep."""
-
-    def begin_batch(
-        self, traces: Sequence[RequestTrace], attributes: Mapping[str, int | str], now: float
-    ) -> BatchTrace:
-        """Nothing to begin."""
-        return NO_BATCH
-
-    def ran_in(self, batch: BatchTrace) -> None:
-        """Nothing to keep."""
-
-    def end(self, ending: Ending) -> None:
-        """Nothing to end."""
-
-
-NO_TRACE: Final = NoTrace()
-NO_BATCH: Final = NoBatchTrace()
-
-
-class NoTracer:
-    """Traces nothing."""
-
-    def begin(
-        self, transport: Transport, method: str, carrier: Mapping[str, str], started: float
-    ) -> RequestTrace:
-        """Remembers the caller's trace id only, so that log lines can be found by it."""
-        parent = parse_traceparent(carrier.get("traceparent"))
-        return NO_TRACE if parent is None else NoTrace(parent.trace_id)
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing to send."""
+    def _add_queue_and_run(self, ended: float) -> None:
+        """Stage `queue` lasts until the last batch starts; `run` covers all batches."""
+        queued = self._enqueued
+        if queued is None:
+            return
+        batches = tuple(self._batches)
+        # A batch that another request started may be older than this request's wait for it.
+        starts = [max(batch.started, queued) for batch in batches]
+        self.stage("queue", queued, max(starts, default=ended))
+        for start, batch in zip(starts, batches, strict=True):
+            self.stage("run", start, max(start, ended if batch.ended is None else batch.ended))
 
 
-def parse_traceparent(value: str | None) -> Parent | None:
-    """W3C's `traceparent`; None where there is none or it cannot be."""
-    known = TRACEPARENT.match(value) if value else None
-    return Parent(known[1], is_sampled=int(known[2], 16) % 2 == 1) if known else None
+NO_TRACE: Final = RequestTrace(INVALID_SPAN, transport="http", started=0.0)
+NO_BATCH: Final = BatchTrace(INVALID_SPAN, 0.0)
+
+
+def begin_request(
+    tracer: Tracer,
+    transport: Transport,
+    method: str,
+    carrier: Mapping[str, str],
+    *,
+    started: float,
+) -> RequestTrace:
+    """Start the trace of a request. Any thread.
+
+    Args:
+        tracer: `NO_TRACER` keeps only the trace id of the caller, for the log.
+        transport: The protocol that the request uses.
+        method: HTTP's verb, or the RPC as `package.Service/Method`.
+        carrier: The request's `traceparent` and `tracestate`, if it has them.
+        started: Monotonic seconds.
+    """
+    has_parent = "traceparent" in carrier
+    if tracer is NO_TRACER and not has_parent:
+        return NO_TRACE
+    parent = PROPAGATOR.extract(carrier, NO_PARENT) if has_parent else NO_PARENT
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    span = tracer.start_span(
+        method, parent, SpanKind.SERVER, start_time=_epoch_ns(started, offset_ns)
+    )
+    return RequestTrace(span, tracer=tracer, transport=transport, started=started)
 
 
 def begin_batch(
     traces: Iterable[RequestTrace], attributes: Mapping[str, int | str], now: float
 ) -> BatchTrace:
-    """Begin the trace of a batch, linked to each request that is traced; else it costs nothing."""
-    recording = [trace for trace in traces if trace.is_recording]
-    if not recording:
+    """Start the trace of a batch, linked to each request that is sampled, if there is one."""
+    requests = list(dict.fromkeys(trace for trace in traces if trace.is_recording))
+    if not requests:
         return NO_BATCH
     try:
-        return recording[0].begin_batch(list(dict.fromkeys(recording)), attributes, now)
+        first = requests[0]
+        span = first.tracer.start_span(
+            BATCH_SPAN,
+            NO_PARENT,
+            links=[Link(request.span.get_span_context()) for request in requests],
+            attributes={f"tipserve.batch.{name}": value for name, value in attributes.items()},
+            start_time=_epoch_ns(now, first.offset_ns),
+        )
     except Exception:
-        logger.exception("a batch's trace was lost")  # and never the batch
+        logger.exception("a batch's trace was lost")  # the batch is not
         return NO_BATCH
+    batch = BatchTrace(span, now, first.offset_ns)
+    for request in requests:
+        request.ran_in(batch)
+    return batch
+
+
+def http_attributes(scheme: str, outcome: Outcome) -> tuple[str, dict[str, str | int]]:
+    """Name and attributes of a span, by OpenTelemetry's conventions for HTTP servers.
+
+    Neither the query nor a path without a route is written: both may hold texts.
+    """
+    verb, _, route = outcome.method.partition(" ")
+    attributes: dict[str, str | int] = {
+        "http.request.method": verb if route else "_OTHER",
+        "http.response.status_code": outcome.code,
+        "url.scheme": scheme,
+    }
+    if route:
+        attributes["http.route"] = route
+        if "{" not in route:
+            attributes["url.path"] = route
+    if outcome.error:
+        attributes["tipserve.error.code"] = outcome.error
+    return (outcome.method if route else "HTTP"), attributes
+
+
+def rpc_attributes(outcome: Outcome) -> dict[str, str | int]:
+    """Attributes of a span, by OpenTelemetry's conventions for RPC servers."""
+    attributes: dict[str, str | int] = {
+        "rpc.system.name": "grpc",
+        "rpc.method": "_OTHER" if outcome.method == "other" else outcome.method,
+        "rpc.response.status_code": str(outcome.code),
+    }
+    if outcome.error:
+        attributes["tipserve.error.code"] = outcome.error
+    return attributes
+
+
+def _set_error(span: Span, error: str | None) -> None:
+    """Mark a span as failed with the short name of the error, never with a message."""
+    if error is not None:
+        span.set_status(Status(StatusCode.ERROR))
+        span.set_attribute("error.type", error)
+
+
+def _epoch_ns(monotonic_s: float, offset_ns: int) -> int:
+    return int(monotonic_s * 1_000_000_000) + offset_ns

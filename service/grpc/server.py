@@ -28,7 +28,7 @@ from service.grpc.open_inference import InferenceServicer, stream_error
 from service.grpc.servicer import EncoderServicer
 from service.grpc.stream import stream_error as encoder_stream_error
 from service.models.registry import ModelRepository
-from service.monitoring.loop_lag import watching_lag
+from service.monitoring.metrics import watching_loop_lag
 from service.monitoring.telemetry import Telemetry
 from service.safety.protection import Protection
 from service.safety.tls import Tls, TlsMaterial
@@ -228,7 +228,7 @@ class GrpcServer:
         port = self._add_port()
         await self._server.start()
         self._listening.set_result(port)
-        async with watching_lag(self._observe_lag):
+        async with watching_loop_lag(self._observe_lag):
             await self._stopped.wait()
 
     def _add_port(self) -> int:

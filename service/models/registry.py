@@ -49,7 +49,7 @@ class ModelRegistry:
         self._changed = threading.Condition()
         metrics.watch_queue(self._queue_depths, self._oldest_s)
         metrics.watch_models(lambda: [served.info for served in self.models()])
-        metrics.lanes.reports = lambda: [served.lane_report() for served in self.models()]
+        metrics.watch_lanes(lambda: [served.lane_report() for served in self.models()])
 
     @property
     def is_empty(self) -> bool:

@@ -1,4 +1,8 @@
-"""Log lines: format, access log, and a writer that never blocks a request."""
+"""The log: one line per record, as JSON or text, written by a thread of its own.
+
+The reader of the log may be slow or stuck. A request never waits for it: lines are queued, and
+dropped and counted when the queue is full.
+"""
 
 import json
 import logging
@@ -6,245 +10,217 @@ import sys
 import threading
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable
-from datetime import UTC, datetime
-from functools import lru_cache, partial
-from json.encoder import encode_basestring_ascii as quoted
+from functools import lru_cache
+from logging.handlers import QueueHandler, QueueListener
+from queue import SimpleQueue
 from typing import Any, Final, Literal, TextIO
 
 from service.call import Call, current_call
-from service.tracing import Ending
-
-# Log lines on their way out, by a thread of their own.
-#
-# Whoever reads the log may be slow or stuck; a request is never made to wait for it. Lines are
-# gathered and written many at a time, and beyond a bound they are dropped and counted.
+from service.tracing import Outcome
 
 MAX_LINES: Final = 10_000
-# How long lines are gathered before they are written together: less than a person notices.
+# Less than a person notices.
 GATHER_S: Final = 0.05
 LINES_PER_WRITE: Final = 1000
-Line = str | Callable[[], str]
-logger = logging.getLogger(__name__)
-
-
-class LineWriter:
-    """Writes lines to a stream in the order in which they were put. Thread-safe."""
-
-    def __init__(self, stream: TextIO, *, max_lines: int = MAX_LINES) -> None:
-        self._stream = stream
-        self._max_lines = max_lines
-        self._waiting: deque[Line] = deque()
-        self._wake = threading.Event()
-        self._closing = threading.Event()
-        self._count_lock = threading.Lock()
-        self._num_dropped = 0
-        self._num_told = 0
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
-
-    @property
-    def num_dropped(self) -> int:
-        """Lines that were not written."""
-        return self._num_dropped
-
-    def put(self, line: Line) -> None:
-        """Write a line, with its line end, soon; a function is called for it in the thread."""
-        if len(self._waiting) >= self._max_lines:
-            self._drop(1)
-            return
-        self._waiting.append(line)
-        if not self._wake.is_set():
-            self._wake.set()
-
-    def close(self, timeout_s: float) -> bool:
-        """Write what waits and end; False where the stream did not take it in time."""
-        self._closing.set()
-        self._wake.set()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            self._wake.wait()
-            self._closing.wait(GATHER_S)
-            self._wake.clear()
-            self._write_waiting()
-            if self._num_dropped > self._num_told:
-                num_lines, self._num_told = self._num_dropped - self._num_told, self._num_dropped
-                logger.warning("log lines were dropped", extra={"fields": {"lines": num_lines}})
-        self._write_waiting()
-
-    def _write_waiting(self) -> None:
-        while self._waiting:
-            num_lines = min(len(self._waiting), LINES_PER_WRITE)
-            lines = [self._waiting.popleft() for _ in range(num_lines)]
-            try:
-                self._stream.write("".join(e if isinstance(e, str) else e() for e in lines))
-                self._stream.flush()
-            except (OSError, ValueError):
-                # The reader is gone, or the stream was closed: nobody is left to be told.
-                self._drop(num_lines)
-                self._num_told = self._num_dropped
-
-    def _drop(self, num_lines: int) -> None:
-        with self._count_lock:
-            self._num_dropped += num_lines
-
-
-# The structured log: one line a record, as JSON or text, with the ids of its call.
-
-# What gRPC raises and logs as an error where an answer finds its RPC ended.
-SEND_ERROR = "ExecuteBatchError"
+ACCESS_LOGGER: Final = "service.access"
+# gRPC raises and logs this error when an answer finds its RPC ended. The class is not public.
+SEND_ERROR: Final = "ExecuteBatchError"
+# An encoder of our own: `json.dumps` makes a new one for each line if `default` is given.
+to_json = json.JSONEncoder(default=str).encode
 LogFormat = Literal["json", "text"]
 
 
+class LogQueue:
+    """Takes lines from a logging handler and writes them to a stream in a thread of its own."""
+
+    def __init__(
+        self, stream: TextIO, log_format: LogFormat, *, max_lines: int = MAX_LINES
+    ) -> None:
+        # Not `queue.Queue`: its `put` may wait, and so may the listener's stop once it is full.
+        lines: SimpleQueue[str] = SimpleQueue()
+        self.handler = _Handler(lines, max_lines)
+        self.handler.setFormatter(RecordFormatter(log_format))
+        self._listener = _Listener(lines, stream)
+        self._listener.start()
+
+    @property
+    def num_dropped(self) -> int:
+        """Number of lines that were not written."""
+        return self.handler.num_dropped + self._listener.num_dropped
+
+    def close(self, timeout_s: float) -> bool:
+        """Write the queued lines and end; False if the stream did not take them in time."""
+        # `stop` has no time limit of its own.
+        closing = threading.Thread(target=self._listener.stop, name="log-close", daemon=True)
+        closing.start()
+        closing.join(timeout_s)
+        return not closing.is_alive()
+
+
+class _Handler(QueueHandler):
+    """Formats a record in the thread that logs it, where its call is known, and queues the line."""
+
+    queue: "SimpleQueue[str]"
+
+    def __init__(self, lines: "SimpleQueue[str]", max_lines: int) -> None:
+        super().__init__(lines)
+        self.num_dropped = 0
+        self._num_reported = 0
+        self._max_lines = max_lines
+
+    def prepare(self, record: logging.LogRecord) -> str:
+        return self.format(record) + "\n"
+
+    def enqueue(self, record: Any) -> None:
+        # `handle` holds the handler's lock, so that one thread at a time is here.
+        if self.queue.qsize() >= self._max_lines:
+            self.num_dropped += 1
+            return
+        if self.num_dropped > self._num_reported:
+            fields = {"lines": self.num_dropped - self._num_reported}
+            self._num_reported = self.num_dropped
+            warning = {"name": __name__, "levelname": "WARNING", "msg": "log lines were dropped"}
+            self.queue.put(self.prepare(logging.makeLogRecord({**warning, "fields": fields})))
+        self.queue.put(record)
+
+
+class _Listener(QueueListener):
+    """Writes queued lines many at a time.
+
+    Waking a thread and writing for each line costs the request that logs it 30 us more.
+    """
+
+    def __init__(self, lines: "SimpleQueue[str]", stream: TextIO) -> None:
+        super().__init__(lines)
+        self.num_dropped = 0
+        self._is_empty = lines.empty
+        self._stream = stream
+        self._gathered: list[str] = []
+
+    def dequeue(self, block: bool) -> Any:
+        if self._is_empty():
+            self._write()
+            time.sleep(GATHER_S)
+        return super().dequeue(block)
+
+    def handle(self, record: Any) -> None:
+        self._gathered.append(record)
+        if len(self._gathered) >= LINES_PER_WRITE:
+            self._write()
+
+    def stop(self) -> None:
+        super().stop()
+        self._write()
+
+    def _write(self) -> None:
+        lines, self._gathered = self._gathered, []
+        if not lines:
+            return
+        try:
+            self._stream.write("".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):  # the reader has left, or the stream was closed
+            self.num_dropped += len(lines)
+
+
 class RecordFormatter(logging.Formatter):
-    """Writes a record and the fields given by `extra={"fields": {...}}`."""
+    """Writes a record, the ids of its call, and the fields of `extra={"fields": {...}}`."""
 
     def __init__(self, log_format: LogFormat) -> None:
         super().__init__()
         self._as_json = log_format == "json"
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line of JSON, or as text with the fields behind it."""
-        fields: dict[str, Any] = dict(getattr(record, "fields", {}))
+        """The record as one line: a JSON object, or text followed by the fields."""
+        fields: dict[str, Any] = {}
         call = current_call.get(None)
         if call is not None:
-            fields.setdefault("request_id", call.request_id)
+            fields["request_id"] = call.request_id
             if call.trace.trace_id:
-                fields.setdefault("trace_id", call.trace.trace_id)
+                fields["trace_id"] = call.trace.trace_id
+        fields |= getattr(record, "fields", {})
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        head = {"time": time, "level": record.levelname, "logger": record.name}
+        when = f"{_utc_second(int(record.created))}.{int(record.msecs):03d}+00:00"
         if self._as_json:
-            return json.dumps(head | {"message": record.getMessage()} | fields, default=str)
+            head = {"time": when, "level": record.levelname, "logger": record.name}
+            return to_json(head | {"message": record.getMessage()} | fields)
         tail = " ".join(f"{key}={value}" for key, value in fields.items())
-        return f"{time} {record.levelname:<7} {record.getMessage()} {tail}".rstrip()
-
-
-class LineHandler(logging.Handler):
-    """Formats where the record is made, for the call is known there, and hands the line over."""
-
-    def __init__(self, lines: LineWriter) -> None:
-        super().__init__()
-        self._lines = lines
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Hand over one record."""
-        try:
-            self._lines.put(self.format(record) + "\n")
-        except Exception:
-            self.handleError(record)
-
-
-def configure_logging(level: str, log_format: LogFormat) -> LineWriter:
-    """Send all records of this process, also uvicorn's and gRPC's, to standard error.
-
-    Returns:
-        The way there; close it at the end, or the last lines are lost.
-    """
-    lines = LineWriter(sys.stderr)
-    handler = LineHandler(lines)
-    handler.setFormatter(RecordFormatter(log_format))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.captureWarnings(True)
-    forget_warnings_about_files()
-    threading.excepthook = log_thread_end
-    # Their information lines say again, in another form, what the server itself logs.
-    for name in ("uvicorn", "uvicorn.error", "asyncio"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # What is wrong with a caller's image or form stands in the answer; it is no error of ours.
-    for name in ("PIL", "python_multipart"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger("grpc._cython.cygrpc").addFilter(had_a_caller)
-    return lines
-
-
-def forget_warnings_about_files() -> None:
-    """Let Pillow warn nobody: Python would keep every new text for ever, and callers make them."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def had_a_caller(record: logging.LogRecord) -> bool:
-    """False for gRPC's complaint that it could not send to a caller who has left meanwhile."""
-    return not (record.exc_info and getattr(record.exc_info[0], "__name__", "") == SEND_ERROR)
-
-
-def log_thread_end(event: threading.ExceptHookArgs) -> None:
-    """What ends a thread is a record like any other, instead of many lines of another form."""
-    if event.exc_value is not None:
-        error = (event.exc_type, event.exc_value, event.exc_traceback)
-        name = event.thread.name if event.thread else "?"
-        logging.getLogger(__name__).error("the thread %s ended", name, exc_info=error)
-
-
-# One log line for each answered request, made for high rates.
-#
-# A request hands over a few values and goes on; the log's own thread makes the line of them,
-# without the machinery of `logging`, which alone costs a request several times as much
-# (`benchmarks/observability_cost.py`).
-
-NAME: Final = "service.access"
-
-
-class AccessLog:
-    """Writes the lines of a share of all requests, evenly spread."""
-
-    def __init__(
-        self,
-        lines: LineWriter,
-        log_format: LogFormat,
-        *,
-        ratio: float = 1.0,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._lines = lines
-        self._format = as_json if log_format == "json" else as_text
-        self._ratio = ratio
-        self._owed = 0.0
-        self._wall_clock = wall_clock
-
-    def answered(self, call: Call, ending: Ending) -> None:
-        """Log one answer, if it is one of the share or the fault was ours."""
-        # Two loops may add at once and lose a part of one; the share bears that.
-        self._owed += self._ratio
-        if self._owed < 1.0 and not ending.is_fault:
-            return
-        self._owed = max(0.0, self._owed - 1.0)
-        self._lines.put(partial(self._format, self._wall_clock(), call, ending))
-
-
-def as_json(when: float, call: Call, ending: Ending) -> str:
-    """The line as JSON; `when` in seconds since 1970."""
-    code = ending.code if isinstance(ending.code, int) else quoted(ending.code)
-    trace = f',"trace_id":"{call.trace.trace_id}"' if call.trace.trace_id else ""
-    error = f',"error":{quoted(ending.error)}' if ending.error else ""
-    stages = "".join(f',"{name}_s":{stage_s:.6f}' for name, stage_s in call.stages.items())
-    return (
-        f'{{"time":"{_utc(when)}","level":"INFO","logger":"{NAME}","message":"answered"'
-        f',"request_id":{quoted(call.request_id)}{trace},"method":{quoted(ending.method)}'
-        f',"code":{code}{error},"seconds":{ending.seconds:.6f}{stages}}}\n'
-    )
-
-
-def as_text(when: float, call: Call, ending: Ending) -> str:
-    """The line for people."""
-    trace = f" trace_id={call.trace.trace_id}" if call.trace.trace_id else ""
-    error = f" error={ending.error}" if ending.error else ""
-    stages = "".join(f" {name}_s={stage_s:.6f}" for name, stage_s in call.stages.items())
-    return (
-        f"{_utc(when)} INFO    answered request_id={call.request_id}{trace} method={ending.method} "
-        f"code={ending.code}{error} seconds={ending.seconds:.6f}{stages}\n"
-    )
-
-
-def _utc(when: float) -> str:
-    return f"{_utc_second(int(when))}.{int(when % 1 * 1000):03d}+00:00"
+        return f"{when} {record.levelname:<7} {record.getMessage()} {tail}".rstrip()
 
 
 @lru_cache(maxsize=2)
 def _utc_second(when: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
+
+
+class AccessLog:
+    """Logs one line for an evenly spread share of all answers, and for all faults of the server."""
+
+    # Measured with `python -m benchmarks.observability_cost`: a line takes some 50 us through
+    # `logging`, and took 13 us past it. The cheapest request with the bundled model takes 5 ms, and
+    # `access_log_ratio` lowers the share.
+
+    def __init__(self, ratio: float = 1.0) -> None:
+        self._ratio = ratio
+        self._owed = 0.0
+        self._logger = logging.getLogger(ACCESS_LOGGER)
+        # Faults are logged at every level of the log, so the share alone decides.
+        self._logger.setLevel(logging.INFO)
+
+    def write(self, call: Call, outcome: Outcome) -> None:
+        """Log one answer, if it belongs to the share or is a fault of the server."""
+        # Two event loops may add at once and lose one addition; the share allows for that.
+        self._owed += self._ratio
+        if self._owed < 1.0 and not outcome.is_fault:
+            return
+        self._owed = max(0.0, self._owed - 1.0)
+        fields: dict[str, Any] = {"request_id": call.request_id}
+        if call.trace.trace_id:
+            fields["trace_id"] = call.trace.trace_id
+        fields |= {"method": outcome.method, "code": outcome.code}
+        if outcome.error:
+            fields["error"] = outcome.error
+        fields["seconds"] = round(outcome.seconds, 6)
+        for name, stage_s in call.stages.items():
+            fields[f"{name}_s"] = round(stage_s, 6)
+        self._logger.info("answered", extra={"fields": fields})
+
+
+def configure_logging(level: str, log_format: LogFormat) -> LogQueue:
+    """Send all records of this process, also those of libraries, to standard error.
+
+    Returns:
+        The queue; close it at the end, or the last lines are lost.
+    """
+    log = LogQueue(sys.stderr, log_format)
+    logging.basicConfig(level=level, handlers=[log.handler], force=True)
+    logging.captureWarnings(True)
+    ignore_image_warnings()
+    threading.excepthook = log_thread_end
+    # Their information lines repeat what the server itself logs.
+    for name in ("uvicorn", "uvicorn.error", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # The answer reports a broken image or form to the caller; it is no error of the server.
+    for name in ("PIL", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(is_not_send_error)
+    return log
+
+
+def ignore_image_warnings() -> None:
+    """Ignore Pillow's warnings: Python keeps each text for ever, and callers choose the texts."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def is_not_send_error(record: logging.LogRecord) -> bool:
+    """False for gRPC's error about an answer to a caller who left."""
+    return not (record.exc_info and getattr(record.exc_info[0], "__name__", "") == SEND_ERROR)
+
+
+def log_thread_end(event: threading.ExceptHookArgs) -> None:
+    """Log an exception that ends a thread."""
+    if event.exc_value is not None:
+        error = (event.exc_type, event.exc_value, event.exc_traceback)
+        name = event.thread.name if event.thread else "?"
+        logging.getLogger(__name__).error("the thread %s ended", name, exc_info=error)

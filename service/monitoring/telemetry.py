@@ -1,36 +1,91 @@
-"""What both transports do around every call: begin it, then count, trace and log its end."""
+"""What both transports do around every request: start its call; count, trace and log its end."""
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from opentelemetry.trace import Tracer
 
 from service.call import Call, accept_request_id, current_call
-from service.monitoring.log import AccessLog
-from service.monitoring.metrics import Metrics
-from service.tracing import NO_TRACE, Ending, NoTracer, RequestTrace, Tracer, Transport
+from service.monitoring.log import AccessLog, LogQueue
+from service.monitoring.metrics import Metrics, find_nvml
+from service.settings import Settings
+from service.tracing import (
+    NO_TRACE,
+    NO_TRACER,
+    Outcome,
+    RequestTrace,
+    Transport,
+    begin_request,
+)
 
-# What a transport passes on of a request's headers or metadata, by these names in lower case.
+# The headers or metadata that `Telemetry.begin` reads, in lower case.
 CARRIED = frozenset({"x-request-id", "traceparent", "tracestate"})
 logger = logging.getLogger(__name__)
 
 
+def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) -> "Telemetry":
+    """Telemetry as the settings ask for it; without a log queue no request is logged.
+
+    Raises:
+        ImportError: `otlp_endpoint` is set and OpenTelemetry's SDK is not installed.
+    """
+    metrics.watch_gpus(find_nvml())
+    access_log = None
+    if log is not None:
+        metrics.watch_log(lambda: log.num_dropped)
+        # Lines of successful requests have the level INFO.
+        is_logged = settings.log_level in ("DEBUG", "INFO")
+        access_log = AccessLog(settings.access_log_ratio if is_logged else 0.0)
+    if settings.otlp_endpoint is None:
+        return Telemetry(metrics, access_log=access_log)
+    try:
+        from service.monitoring import span_export  # noqa: PLC0415 - needs the extra `otel`
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "otlp_endpoint needs OpenTelemetry: pip install 'tipserve[otel]', or unset it"
+        ) from error
+    exporter = span_export.OtlpExporter(settings.otlp_endpoint, metrics)
+    provider = span_export.tracer_provider(exporter, settings.trace_sample_ratio)
+    return Telemetry(
+        metrics,
+        access_log=access_log,
+        tracer=provider.get_tracer("tipserve"),
+        close=partial(span_export.shut_down, provider),
+    )
+
+
 class Telemetry:
-    """Thread-safe; both transports' loops come here."""
+    """Starts and ends calls. Thread-safe; used by both transports' loops.
+
+    Args:
+        metrics: Counts the calls.
+        access_log: None logs no request.
+        tracer: Starts spans.
+        close: Sends the remaining spans, for at most so many seconds.
+    """
 
     def __init__(
-        self, metrics: Metrics, *, tracer: Tracer | None = None, access_log: AccessLog | None = None
+        self,
+        metrics: Metrics,
+        *,
+        access_log: AccessLog | None = None,
+        tracer: Tracer = NO_TRACER,
+        close: Callable[[float], None] = lambda timeout_s: None,
     ) -> None:
         self.metrics = metrics
-        self.tracer = tracer or NoTracer()
+        self.close = close
         self._access_log = access_log
+        self._tracer = tracer
 
     def begin(
         self, transport: Transport, method: str, carried: Mapping[str, str], timeout_s: float
     ) -> Call:
-        """The call of a request that has just come; it becomes the current one.
+        """Start the call of a request and make it the current one.
 
         Args:
-            transport: What it came over.
+            transport: Protocol of the request.
             method: HTTP's verb, or the RPC as `package.Service/Method`.
             carried: Those of its headers that `CARRIED` names.
             timeout_s: Seconds until its deadline.
@@ -55,33 +110,32 @@ class Telemetry:
         is_fault: bool = False,
         is_quiet: bool = False,
     ) -> None:
-        """The call is over.
+        """Count, trace and log the end of a call.
 
         Args:
-            call: Whose stages and error are told.
-            method: A route or an RPC of ours, or `other`; never what a caller made up.
+            call: Its stages and error are recorded.
+            method: One of our routes or RPCs, or `other`; never a name that a caller made up.
             code: HTTP status, or the name of a gRPC code.
-            is_fault: Whether the fault is the server's.
-            is_quiet: Whether it is too usual to be logged and traced.
+            is_fault: Whether the server is at fault.
+            is_quiet: Whether to count only, as with health checks.
         """
         seconds = call.clock() - call.started
         self.metrics.calls.observe(method, str(code), seconds, call.stages, model=call.model)
         if is_quiet:
             return
-        ending = Ending(method, code, call.error, is_fault, seconds)
+        outcome = Outcome(method, code, call.error, is_fault, seconds)
         try:
-            call.trace.end(ending)
+            call.trace.end(outcome)
         except Exception:
-            logger.exception("a trace was lost")
+            logger.exception("a trace was lost")  # the request is not
         if self._access_log is not None:
-            self._access_log.answered(call, ending)
+            self._access_log.write(call, outcome)
 
     def _begin_trace(
         self, transport: Transport, method: str, carried: Mapping[str, str], started: float
     ) -> RequestTrace:
-        """Whatever goes wrong with a trace costs the trace, and never the request."""
         try:
-            return self.tracer.begin(transport, method, carried, started)
+            return begin_request(self._tracer, transport, method, carried, started=started)
         except Exception:
-            logger.exception("a trace was lost")
+            logger.exception("a trace was lost")  # the request is not
             return NO_TRACE

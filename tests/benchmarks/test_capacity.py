@@ -95,7 +95,7 @@ def server() -> Iterator[str]:
         "text 8": (0.0005, 0.0001),
     }
     report = LaneReport(model="student", states={"ready": 2}, costs=costs)
-    metrics.lanes.reports = lambda: [report]
+    metrics.watch_lanes(lambda: [report])
     model = {"id": "student", "patch_size": 14, "runtime": "openvino", "precision": "bf16"}
     bodies = {
         "/v1/models": json.dumps({"data": [model]}).encode(),

@@ -1,42 +1,377 @@
-"""Without a tracing library: nothing is kept but the caller's own trace id."""
+"""Spans of requests and batches over both transports, as an OpenTelemetry exporter gets them."""
 
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import Tracer as SdkTracer
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Tracer
 
-from service.tracing import NO_BATCH, NO_TRACE, NoTracer, begin_batch, parse_traceparent
+from service.grpc.generated import image_pb2, segment_pb2
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.monitoring.span_export import shut_down, tracer_provider
+from service.server import Server
+from service.tracing import NO_BATCH, NO_TRACE, NO_TRACER, Outcome, begin_batch, begin_request
 
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+Entered = Callable[[], Awaitable[bool]]
+LIMIT_S = 20.0
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+PARENT_ID = "b7ad6b7169203331"
+SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-01"
+NOT_SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-00"
+SECRET = "secret-class-name"
+STAGES = ["admit", "decode", "queue", "run", "post"]
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def traced(
+    serving: Serving, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> Serving:
+    """A whole server whose spans stay in memory."""
+    monkeypatch.setattr(
+        "service.monitoring.span_export.OtlpExporter", lambda endpoint, metrics: exporter
+    )
+    return lambda **values: serving(otlp_endpoint="http://127.0.0.1:9", **values)
+
+
+async def over_rest(server: Server, image: bytes, parent: str | None = None) -> str:
+    headers = {"Content-Type": "image/png"} | ({"traceparent": parent} if parent else {})
+    url = f"http://127.0.0.1:{server.ports['http']}/v1/images:segment?classes={SECRET}"
+    async with httpx.AsyncClient(timeout=LIMIT_S) as client:
+        return str((await client.post(url, content=image, headers=headers)).status_code)
+
+
+async def over_grpc(server: Server, image: bytes, parent: str | None = None) -> str:
+    request = segment_pb2.SegmentImagesRequest(
+        images=[image_pb2.Image(encoded=image)], classes=[segment_pb2.SegmentClass(name=SECRET)]
+    )
+    metadata = [("traceparent", parent)] if parent else []
+
+    def ask() -> str:
+        with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+            stub = EncoderServiceStub(channel)
+            try:
+                stub.SegmentImages(request, timeout=LIMIT_S, metadata=metadata)
+            except grpc.RpcError as error:
+                return str(error.code().name)
+        return "OK"
+
+    return await asyncio.to_thread(ask)
+
+
+Ask = Callable[..., Awaitable[str]]
+BOTH = pytest.mark.parametrize("ask", [over_rest, over_grpc], ids=["rest", "grpc"])
+
+
+def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
+    return [span for span in exporter.get_finished_spans() if span.name == name]
+
+
+def server_spans(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
+    return [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
+
+
+def linked(span: ReadableSpan) -> set[int]:
+    return {link.context.span_id for link in span.links}
+
+
+def span_id(span: ReadableSpan) -> int:
+    assert span.context is not None
+    return int(span.context.span_id)
+
+
+def as_text(exporter: InMemorySpanExporter) -> str:
+    return "\n".join(span.to_json() for span in exporter.get_finished_spans())
+
+
+@BOTH
+async def test_a_request_is_one_span_with_its_stages(
+    traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode, ask: Ask
+) -> None:
+    async with traced() as server:
+        assert await ask(server, encode_image(), SAMPLED) in {"200", "OK"}
+    (root,) = server_spans(exporter)
+    assert root.context is not None
+    assert root.parent is not None
+    assert f"{root.context.trace_id:032x}" == TRACE_ID
+    assert f"{root.parent.span_id:016x}" == PARENT_ID
+    children = [s for s in exporter.get_finished_spans() if s.parent == root.context]
+    assert sorted(child.name for child in children) == sorted(STAGES)
+    for child in children:
+        assert root.start_time is not None
+        assert root.end_time is not None
+        assert child.start_time is not None
+        assert child.end_time is not None
+        assert root.start_time <= child.start_time <= child.end_time <= root.end_time
+    assert SECRET not in as_text(exporter)
+
+
+async def test_attributes_follow_the_conventions(
+    traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode
+) -> None:
+    async with traced() as server:
+        await over_rest(server, encode_image())
+        await over_grpc(server, encode_image())
+    spans = {span.name: dict(span.attributes or {}) for span in server_spans(exporter)}
+    assert spans == {
+        "POST /v1/images:segment": {
+            "http.request.method": "POST",
+            "http.route": "/v1/images:segment",
+            "http.response.status_code": 200,
+            "url.scheme": "http",
+            "url.path": "/v1/images:segment",
+        },
+        "tipserve.v1.EncoderService/SegmentImages": {
+            "rpc.system.name": "grpc",
+            "rpc.method": "tipserve.v1.EncoderService/SegmentImages",
+            "rpc.response.status_code": "OK",
+        },
+    }
+    resource = exporter.get_finished_spans()[0].resource.attributes
+    assert resource["service.name"] == "tipserve"
+
+
+@BOTH
+async def test_a_batch_and_its_requests_are_linked_both_ways(
+    traced: Serving,
+    exporter: InMemorySpanExporter,
+    encode_image: Encode,
+    runtime: "FakeRuntime",
+    entered: Entered,
+    ask: Ask,
+) -> None:
+    async with traced(max_batch_images=8) as server:
+        assert await ask(server, encode_image(seed=9)) in {"200", "OK"}  # its class is cached now
+        exporter.clear()
+        while runtime.entered.acquire(blocking=False):
+            pass
+        runtime.gate.clear()
+        first = asyncio.ensure_future(ask(server, encode_image()))
+        assert await entered()
+        others = [asyncio.ensure_future(ask(server, encode_image(seed=i))) for i in range(3)]
+        depth, bucket = "tipserve_queue_depth", {"bucket": "image 28x42"}
+        async with asyncio.timeout(LIMIT_S):
+            while server.metrics.registry.get_sample_value(depth, bucket) != 3:
+                await asyncio.sleep(0.001)
+        runtime.gate.set()
+        await asyncio.gather(first, *others)
+    exporter.force_flush()
+    requests = {span_id(span): span for span in server_spans(exporter)}
+    last = next(b for b in named(exporter, "batch") if len(b.links) == 3)
+    assert dict(last.attributes or {}) == {
+        "tipserve.batch.bucket": "image 28x42",
+        "tipserve.batch.items": 3,
+        "tipserve.batch.cost": 18,
+    }
+    assert last.parent is None
+    assert linked(last) <= set(requests)
+    runs = {run.parent.span_id: run for run in named(exporter, "run") if run.parent}
+    assert {r for r, run in runs.items() if span_id(last) in linked(run)} == linked(last)
+
+
+@BOTH
+async def test_a_request_that_is_not_sampled_leaves_no_span(
+    traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode, ask: Ask
+) -> None:
+    async with traced() as server:
+        assert await ask(server, encode_image(), NOT_SAMPLED) in {"200", "OK"}
+    assert not exporter.get_finished_spans()
+
+
+@BOTH
+async def test_the_sample_ratio_holds_for_requests_without_a_trace(
+    traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode, ask: Ask
+) -> None:
+    async with traced(trace_sample_ratio=0.0) as server:
+        await ask(server, encode_image())
+        assert not exporter.get_finished_spans()
+        await ask(server, encode_image(), SAMPLED)
+    assert len(server_spans(exporter)) == 1
+    assert named(exporter, "batch"), "a batch with a sampled request is always sampled"
+
+
+@BOTH
+async def test_a_failing_batch_is_an_error_without_its_message(
+    traced: Serving,
+    exporter: InMemorySpanExporter,
+    encode_image: Encode,
+    runtime: "FakeRuntime",
+    ask: Ask,
+) -> None:
+    async with traced() as server:
+        runtime.fault = "raise"
+        assert await ask(server, encode_image()) in {"500", "INTERNAL"}
+    (root,) = server_spans(exporter)
+    assert not root.status.is_ok
+    assert root.status.description is None
+    assert (root.attributes or {})["error.type"] == "internal"
+    failed = [b for b in named(exporter, "batch") if not b.status.is_ok]
+    assert failed
+    assert {(b.attributes or {})["error.type"] for b in failed} == {"RuntimeError"}
+    assert any(not run.status.is_ok for run in named(exporter, "run"))
+    assert "secret" not in as_text(exporter)
+    assert not any(span.events for span in exporter.get_finished_spans())
+
+
+@BOTH
+async def test_a_fault_of_the_caller_is_no_error(
+    traced: Serving, exporter: InMemorySpanExporter, ask: Ask
+) -> None:
+    async with traced() as server:
+        assert await ask(server, b"secret, and no image") in {"422", "INVALID_ARGUMENT"}
+    (root,) = server_spans(exporter)
+    assert root.status.is_ok
+    attributes = dict(root.attributes or {})
+    assert "error.type" not in attributes
+    assert attributes["tipserve.error.code"] == "invalid_image"
+    assert {span.name for span in exporter.get_finished_spans()} >= {"admit", "decode"}
+    assert "secret" not in as_text(exporter)
+
+
+async def test_a_path_without_a_route_is_in_no_span(
+    traced: Serving, exporter: InMemorySpanExporter
+) -> None:
+    async with traced() as server, httpx.AsyncClient(timeout=LIMIT_S) as client:
+        await client.get(f"http://127.0.0.1:{server.ports['http']}/{SECRET}?q={SECRET}")
+    (root,) = server_spans(exporter)
+    assert root.name == "HTTP"
+    assert SECRET not in as_text(exporter)
+
+
+@BOTH
+async def test_a_failing_library_costs_no_request(
+    traced: Serving,
+    encode_image: Encode,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Ask,
+) -> None:
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise RuntimeError("broken library")
+
+    async with traced() as server:
+        monkeypatch.setattr("opentelemetry.sdk.trace.Span.end", fail)
+        assert await ask(server, encode_image()) in {"200", "OK"}
+        monkeypatch.setattr("opentelemetry.sdk.trace.Tracer.start_span", fail)
+        assert await ask(server, encode_image()) in {"200", "OK"}
+    lost = {record.getMessage() for record in caplog.records if record.exc_info}
+    assert lost == {"a trace was lost", "a batch's trace was lost"}
+
+
+async def test_probes_are_not_traced(traced: Serving, exporter: InMemorySpanExporter) -> None:
+    async with traced() as server, httpx.AsyncClient(timeout=LIMIT_S) as client:
+        for probe in ("live", "ready"):
+            await client.get(f"http://127.0.0.1:{server.ports['http']}/v2/health/{probe}")
+    assert not exporter.get_finished_spans()
+
+
+@pytest.fixture
+def tracer(exporter: InMemorySpanExporter) -> Iterator[Tracer]:
+    provider = tracer_provider(exporter, 1.0)
+    yield provider.get_tracer("test")
+    provider.shutdown()
+
+
+def flush(tracer: Tracer) -> None:
+    assert isinstance(tracer, SdkTracer)
+    tracer.span_processor.force_flush()
+
+
+def test_a_caller_who_leaves_the_queue_has_a_queue_span_and_no_run(
+    tracer: Tracer, exporter: InMemorySpanExporter
+) -> None:
+    trace = begin_request(tracer, "grpc", "a.B/C", {}, started=10.0)
+    trace.enter_queue(10.5)
+    trace.end(Outcome("a.B/C", "CANCELLED", "client_left", is_fault=False, seconds=2.0))
+    late = begin_batch([trace], {"items": 1}, 13.0)  # after the end of the request
+    late.end(14.0)
+    flush(tracer)
+    (queue,) = named(exporter, "queue")
+    assert queue.start_time is not None
+    assert queue.end_time is not None
+    assert queue.end_time - queue.start_time == 1_500_000_000
+    assert not named(exporter, "run")
+
+
+def test_a_request_that_joins_the_work_of_another_is_linked_to_its_batch(
+    tracer: Tracer, exporter: InMemorySpanExporter
+) -> None:
+    first = begin_request(tracer, "http", "POST", {}, started=0.0)
+    second = begin_request(tracer, "http", "POST", {}, started=2.0)
+    batch = begin_batch([first, first], {"items": 2}, 1.0)
+    second.enter_queue(2.0)
+    batch.end(3.0)
+    second.ran_in(batch)
+    second.ran_in(batch)
+    second.end(Outcome("POST /x", 200, None, is_fault=False, seconds=2.0))
+    first.end(Outcome("POST /x", 200, None, is_fault=False, seconds=4.0))
+    flush(tracer)
+    (batch_span,) = named(exporter, "batch")
+    assert len(batch_span.links) == 1, "a request of several items is linked once"
+    (run,) = named(exporter, "run")
+    assert linked(run) == {span_id(batch_span)}
+    assert run.start_time is not None
+    assert run.end_time is not None
+    assert run.end_time - run.start_time == 1_000_000_000, "from when it joined"
+
+
+def test_closing_does_not_wait_for_a_stuck_collector() -> None:
+    class Stuck(InMemorySpanExporter):
+        def export(self, spans: Any) -> Any:
+            entered.set()
+            assert released.wait(LIMIT_S)
+            return super().export(spans)
+
+    entered, released = threading.Event(), threading.Event()
+    provider = tracer_provider(Stuck(), 1.0)
+    trace = begin_request(provider.get_tracer("test"), "grpc", "a.B/C", {}, started=0.0)
+    trace.end(Outcome("a.B/C", "OK", None, is_fault=False, seconds=1.0))
+    shut_down(provider, 0.05)  # would hang here
+    assert entered.wait(LIMIT_S)
+    released.set()
 
 
 @pytest.mark.parametrize(
     ("parent", "expected"),
     [
-        (f"00-{TRACE_ID}-b7ad6b7169203331-01", TRACE_ID),
-        (f"00-{TRACE_ID}-b7ad6b7169203331-00", TRACE_ID),
-        (f"cc-{TRACE_ID}-b7ad6b7169203331-01-later-versions-add", TRACE_ID),
-        (f"00-{TRACE_ID}-b7ad6b7169203331-01-this-version-does-not", ""),
-        (f"00-{TRACE_ID}-b7ad6b7169203331", ""),
-        (f"ff-{TRACE_ID}-b7ad6b7169203331-01", ""),
-        (f"00-{'0' * 32}-b7ad6b7169203331-01", ""),
+        (SAMPLED, TRACE_ID),
+        (NOT_SAMPLED, TRACE_ID),
+        (f"cc-{TRACE_ID}-{PARENT_ID}-01-later-versions-add", TRACE_ID),
+        (f"00-{TRACE_ID}-{PARENT_ID}-01-this-version-does-not", ""),
+        (f"00-{TRACE_ID}-{PARENT_ID}", ""),
+        (f"ff-{TRACE_ID}-{PARENT_ID}-01", ""),
+        (f"00-{'0' * 32}-{PARENT_ID}-01", ""),
         (f"00-{TRACE_ID}-{'0' * 16}-01", ""),
-        (f"00-{TRACE_ID.upper()}-b7ad6b7169203331-01", ""),
+        (f"00-{TRACE_ID.upper()}-{PARENT_ID}-01", ""),
         ("an image's name", ""),
     ],
 )
-def test_the_callers_trace_id_is_known_for_the_log(parent: str, expected: str) -> None:
-    trace = NoTracer().begin("http", "GET", {"traceparent": parent}, 0.0)
+def test_without_a_collector_the_log_still_has_the_callers_trace_id(
+    parent: str, expected: str
+) -> None:
+    trace = begin_request(NO_TRACER, "http", "GET", {"traceparent": parent}, started=0.0)
     assert trace.trace_id == expected
     assert not trace.is_recording
 
 
-@pytest.mark.parametrize(("flags", "is_sampled"), [("00", False), ("01", True), ("03", True)])
-def test_the_last_bit_of_the_flags_says_whether_it_is_sampled(flags: str, is_sampled: bool) -> None:
-    parent = parse_traceparent(f"00-{TRACE_ID}-b7ad6b7169203331-{flags}")
-    assert parent == (TRACE_ID, is_sampled)
-
-
-def test_no_caller_no_trace() -> None:
-    assert NoTracer().begin("grpc", "a.B/C", {}, 0.0) is NO_TRACE
-
-
-def test_a_batch_that_nobody_traces_has_no_trace() -> None:
-    assert begin_batch([NO_TRACE, NO_TRACE], {}, 0.0) is NO_BATCH
+def test_without_a_collector_nothing_is_kept() -> None:
+    trace = begin_request(NO_TRACER, "grpc", "a.B/C", {}, started=0.0)
+    assert trace is NO_TRACE
+    assert begin_batch([trace, NO_TRACE], {}, 0.0) is NO_BATCH

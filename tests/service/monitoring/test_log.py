@@ -1,13 +1,18 @@
-"""Log lines are one line each and carry the request id."""
+"""Lines are complete and in order, and a reader who is stuck or has left blocks no request."""
 
+import contextlib
 import io
+import itertools
 import json
 import logging
+import os
 import struct
 import threading
+import time
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
-import grpc
 import grpc.aio
 import pytest
 from PIL import TiffImagePlugin
@@ -15,22 +20,110 @@ from PIL import TiffImagePlugin
 from model.image_codec import ImageError, ImageLimits, decode_image
 from service.call import Call, current_call
 from service.monitoring.log import (
+    ACCESS_LOGGER,
     SEND_ERROR,
-    LineHandler,
-    LineWriter,
+    AccessLog,
+    LogFormat,
+    LogQueue,
     RecordFormatter,
-    forget_warnings_about_files,
-    had_a_caller,
+    ignore_image_warnings,
+    is_not_send_error,
     log_thread_end,
 )
+from service.tracing import NO_TRACER, Outcome, begin_request
 
 LIMIT_S = 20.0
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+Write = Callable[..., list[str]]
 
 
-def record(**fields: object) -> logging.LogRecord:
-    made = logging.LogRecord("service.x", logging.INFO, __file__, 1, "hello %s", ("you",), None)
+class StuckStream(io.StringIO):
+    """Writes nothing until `gate` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+
+    def write(self, text: str) -> int:
+        """Wait, then keep it."""
+        self.entered.set()
+        assert self.gate.wait(LIMIT_S)
+        return super().write(text)
+
+
+@pytest.fixture
+def stuck() -> Iterator[StuckStream]:
+    stream = StuckStream()
+    yield stream
+    stream.gate.set()
+
+
+def record(message: object = "hello you", **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("service.x", logging.INFO, __file__, 1, "%s", (message,), None)
     made.fields = fields
     return made
+
+
+def messages(stream: io.StringIO) -> list[str]:
+    return [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+
+
+def test_lines_are_written_in_order() -> None:
+    stream = io.StringIO()
+    log = LogQueue(stream, "json")
+    for number in range(2500):
+        log.handler.handle(record(number))
+    assert log.close(LIMIT_S)
+    assert messages(stream) == [str(number) for number in range(2500)]
+    assert log.num_dropped == 0
+
+
+def test_a_stuck_reader_costs_lines_and_no_time(stuck: StuckStream) -> None:
+    log = LogQueue(stuck, "json", max_lines=10)
+    log.handler.handle(record("first"))
+    assert stuck.entered.wait(LIMIT_S)
+    for number in range(25):
+        log.handler.handle(record(number))  # would hang here if it waited for the reader
+    assert log.num_dropped == 15
+    stuck.gate.set()
+    while log.handler.queue.qsize():
+        time.sleep(0.001)
+    log.handler.handle(record("last"))
+    assert log.close(LIMIT_S)
+    told = "log lines were dropped"
+    assert messages(stuck) == ["first", *map(str, range(10)), told, "last"]
+    assert '"lines": 15' in stuck.getvalue()
+
+
+def test_closing_has_a_time_limit(stuck: StuckStream) -> None:
+    log = LogQueue(stuck, "json")
+    log.handler.handle(record())
+    assert stuck.entered.wait(LIMIT_S)
+    assert not log.close(0.01)
+
+
+def closed_pipe() -> TextIO:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return os.fdopen(write_end, "w", buffering=1)
+
+
+def closed_stream() -> TextIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("make", [closed_pipe, closed_stream])
+def test_a_reader_who_has_left_costs_lines_and_no_error(make: Callable[[], TextIO]) -> None:
+    stream = make()
+    log = LogQueue(stream, "json")
+    log.handler.handle(record())
+    assert log.close(LIMIT_S)
+    assert log.num_dropped == 1
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
 
 
 def test_json_has_message_fields_and_request_id() -> None:
@@ -54,54 +147,137 @@ def test_an_exception_stays_on_its_line() -> None:
     assert "ValueError: broken" in json.loads(line)["exception"]
 
 
-@pytest.mark.parametrize("fields", [{}, {"code": 200}])
-def test_text_is_for_people(fields: dict[str, object]) -> None:
-    line = RecordFormatter("text").format(record(**fields))
-    assert "INFO" in line
-    assert line.endswith("code=200" if fields else "hello you")
+def test_records_of_libraries_go_to_the_same_queue() -> None:
+    stream = io.StringIO()
+    log = LogQueue(stream, "json")
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(log.handler)
+    try:
+        logger.warning("Invalid HTTP request received.")
+    finally:
+        logger.removeHandler(log.handler)
+    assert log.close(LIMIT_S)
+    parsed = json.loads(stream.getvalue())
+    assert (parsed["logger"], parsed["level"]) == ("uvicorn.error", "WARNING")
 
 
-def test_a_caller_who_left_before_the_answer_is_no_error() -> None:
-    # By the name of a class that gRPC does not publish, and that must go on being an error of it.
+@pytest.fixture
+def write() -> Write:
+    """The access log's lines for these outcomes, each logged a quarter second after the last."""
+
+    def write_lines(
+        call: Call, *outcomes: Outcome, log_format: LogFormat = "json", ratio: float = 1.0
+    ) -> list[str]:
+        stream = io.StringIO()
+        log = LogQueue(stream, log_format)
+        logger = logging.getLogger(ACCESS_LOGGER)
+        logger.addHandler(log.handler)
+        try:
+            access_log = AccessLog(ratio)
+            for outcome in outcomes:
+                access_log.write(call, outcome)
+        finally:
+            logger.removeHandler(log.handler)
+        assert log.close(LIMIT_S)
+        return stream.getvalue().splitlines()
+
+    return write_lines
+
+
+@pytest.fixture
+def call() -> Call:
+    carrier = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-00"}
+    trace = begin_request(NO_TRACER, "http", "GET", carrier, started=0.0)
+    return Call(request_id="r1", deadline=1.0, trace=trace)
+
+
+def outcome(**values: Any) -> Outcome:
+    return Outcome("GET /x", 200, None, is_fault=False, seconds=0.25)._replace(**values)
+
+
+def test_an_answer_is_logged_with_ids_method_code_and_stages(write: Write, call: Call) -> None:
+    call.stages = {"admit": 0.001, "run": 0.125}
+    (line,) = write(call, outcome())
+    parsed = json.loads(line)
+    assert parsed.pop("time").endswith("+00:00")
+    assert parsed == {
+        "level": "INFO",
+        "logger": "service.access",
+        "message": "answered",
+        "request_id": "r1",
+        "trace_id": TRACE_ID,
+        "method": "GET /x",
+        "code": 200,
+        "seconds": 0.25,
+        "admit_s": 0.001,
+        "run_s": 0.125,
+    }
+
+
+def test_an_answer_is_logged_as_text(write: Write, call: Call) -> None:
+    call.stages = {"run": 0.125}
+    (line,) = write(call, outcome(code=429, error="queue_full"), log_format="text")
+    assert line.partition(" ")[2] == (
+        f"INFO    answered request_id=r1 trace_id={TRACE_ID} "
+        "method=GET /x code=429 error=queue_full seconds=0.25 run_s=0.125"
+    )
+
+
+def test_an_error_has_its_short_name_and_its_grpc_code(write: Write) -> None:
+    call = Call(request_id="r1", deadline=1.0)
+    (line,) = write(call, outcome(code="RESOURCE_EXHAUSTED", error="queue_full"))
+    parsed = json.loads(line)
+    assert (parsed["code"], parsed["error"]) == ("RESOURCE_EXHAUSTED", "queue_full")
+    assert "trace_id" not in parsed
+
+
+def test_a_hostile_id_stays_inside_its_string(write: Write) -> None:
+    hostile = 'a","level":"ERROR\\'
+    (line,) = write(Call(request_id=hostile, deadline=1.0), outcome())
+    assert json.loads(line)["request_id"] == hostile
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1.0, 100), (0.25, 25), (0.1, 10), (0.0, 0)])
+def test_a_share_of_answers_is_logged_evenly(
+    write: Write, call: Call, ratio: float, expected: int
+) -> None:
+    outcomes = [outcome(seconds=float(number)) for number in range(100)]
+    seconds = [json.loads(line)["seconds"] for line in write(call, *outcomes, ratio=ratio)]
+    assert len(seconds) == pytest.approx(expected, abs=1)
+    assert len({round(b - a) for a, b in itertools.pairwise(seconds)}) <= 2
+
+
+def test_faults_of_the_server_are_always_logged(write: Write, call: Call) -> None:
+    fault = outcome(code=500, error="internal", is_fault=True)
+    lines = write(call, outcome(), fault, outcome(), ratio=0.0)
+    assert [json.loads(line)["code"] for line in lines] == [500]
+
+
+def test_an_answer_to_a_caller_who_left_is_no_error() -> None:
+    # gRPC does not publish this class; it must stay a subclass of its `InternalError`.
     send_errors = [c for c in grpc.aio.InternalError.__subclasses__() if c.__name__ == SEND_ERROR]
     for kind, is_logged in ((send_errors[0], False), (ValueError, True)):
         made = record()
-        assert had_a_caller(made)
+        assert is_not_send_error(made)
         made.exc_info = (kind, kind("x"), None)
-        assert had_a_caller(made) is is_logged
+        assert is_not_send_error(made) is is_logged
 
 
-def test_warnings_about_callers_files_are_not_kept() -> None:
+def test_warnings_about_callers_images_are_not_kept() -> None:
     kept = TiffImagePlugin.__dict__.setdefault("__warningregistry__", {})
-    # Entries of a directory that are said to lie beyond the file, each with a tag of its own.
+    # Entries of a directory that claim to lie beyond the file, each with a tag of its own.
     tags = range(60_000, 60_100)
     entries = b"".join(struct.pack("<HHII", tag, 2, 9, 2**30) for tag in tags)
     broken = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        forget_warnings_about_files()
+        ignore_image_warnings()
         with pytest.raises(ImageError):
             decode_image(broken, ImageLimits(max_bytes=10**6, max_pixels=10**6))
         assert not [key for key in kept if isinstance(key, tuple)], "one for each text"
 
 
-def test_records_of_every_library_go_to_the_same_lines() -> None:
-    stream = io.StringIO()
-    lines = LineWriter(stream)
-    handler = LineHandler(lines)
-    handler.setFormatter(RecordFormatter("json"))
-    logger = logging.getLogger("uvicorn.error")
-    logger.addHandler(handler)
-    try:
-        logger.warning("Invalid HTTP request received.")
-    finally:
-        logger.removeHandler(handler)
-    assert lines.close(LIMIT_S)
-    parsed = json.loads(stream.getvalue())
-    assert (parsed["logger"], parsed["level"]) == ("uvicorn.error", "WARNING")
-
-
-def test_what_ends_a_thread_is_a_record(
+def test_an_exception_that_ends_a_thread_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
@@ -111,7 +287,7 @@ def test_what_ends_a_thread_is_a_record(
     thread = threading.Thread(target=fail, name="lane-0")
     thread.start()
     thread.join()
-    (record,) = caplog.records
-    assert record.getMessage() == "the thread lane-0 ended"
-    assert record.exc_info is not None
-    assert isinstance(record.exc_info[1], ValueError)
+    (logged,) = caplog.records
+    assert logged.getMessage() == "the thread lane-0 ended"
+    assert logged.exc_info is not None
+    assert isinstance(logged.exc_info[1], ValueError)

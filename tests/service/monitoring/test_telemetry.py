@@ -1,50 +1,37 @@
-"""A call is begun and ended the same way for both transports."""
+"""Both transports begin and end a call in one way, with logs and traces as the settings say."""
 
-from collections.abc import Iterator
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NoOpTracer
 
 from service.call import Call, current_call
+from service.monitoring.log import ACCESS_LOGGER, LogQueue
 from service.monitoring.metrics import Metrics
-from service.monitoring.telemetry import Telemetry
-from service.tracing import NO_TRACE, Ending, NoTrace, NoTracer
+from service.monitoring.span_export import tracer_provider
+from service.monitoring.telemetry import Telemetry, build_telemetry
+from service.tracing import NO_TRACE
 
+LIMIT_S = 20.0
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
-
-
-class KeptTrace(NoTrace):
-    """Remembers how its request ended."""
-
-    __slots__ = ("endings",)
-    endings: list[Ending]
-
-    def end(self, ending: Ending) -> None:
-        """Remember it."""
-        self.endings.append(ending)
-
-
-class OneTrace(NoTracer):
-    """Gives the same trace to every request."""
-
-    def __init__(self) -> None:
-        self.trace = KeptTrace(TRACE_ID)
-        object.__setattr__(self.trace, "endings", [])
-
-    def begin(self, *_arguments: object) -> KeptTrace:
-        """That trace."""
-        return self.trace
+MakeSettings = Callable[..., Any]
 
 
 @pytest.fixture
-def calls_of_its_own() -> Iterator[None]:
-    """The test's calls stay its own."""
+def restored_call() -> Iterator[None]:
+    """The test's calls do not stay the current ones of other tests."""
     token = current_call.set(Call(request_id="outer", deadline=1.0))
     yield
     current_call.reset(token)
 
 
-@pytest.mark.usefixtures("calls_of_its_own")
+@pytest.mark.usefixtures("restored_call")
 def test_a_call_has_its_id_its_deadline_and_its_trace(metrics: Metrics) -> None:
     carried = {"x-request-id": "me", "traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
     call = Telemetry(metrics).begin("grpc", "a.B/C", carried, 5.0)
@@ -54,48 +41,107 @@ def test_a_call_has_its_id_its_deadline_and_its_trace(metrics: Metrics) -> None:
     assert call.trace.trace_id == TRACE_ID
 
 
-def test_its_end_is_counted_and_told_to_its_trace(metrics: Metrics) -> None:
-    tracer = OneTrace()
-    telemetry = Telemetry(metrics, tracer=tracer)
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_the_end_of_a_call_is_counted_and_if_not_quiet_traced(
+    metrics: Metrics, is_quiet: bool
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = tracer_provider(exporter, 1.0)
+    telemetry = Telemetry(metrics, tracer=provider.get_tracer("test"))
 
     def answer() -> None:
         call = telemetry.begin("http", "POST", {}, 5.0)
         call.add("run", 0.25)
         call.error = "internal"
-        telemetry.end(call, "POST /x", 500, is_fault=True)
+        telemetry.end(call, "POST /x", 500, is_fault=True, is_quiet=is_quiet)
 
     copy_context().run(answer)
-    (ending,) = tracer.trace.endings
-    assert ending[:4] == ("POST /x", 500, "internal", True)
+    provider.shutdown()
     sample = metrics.registry.get_sample_value
     assert sample("tipserve_requests_total", {"method": "POST /x", "code": "500"}) == 1
     assert sample("tipserve_stage_duration_seconds_sum", {"stage": "run"}) == 0.25
-    total_s = sample("tipserve_request_duration_seconds_sum", {"method": "POST /x"})
-    assert total_s == pytest.approx(ending.seconds)
+    spans = exporter.get_finished_spans()
+    assert len(spans) == (0 if is_quiet else 1)
+    for span in spans:
+        total_s = sample("tipserve_request_duration_seconds_sum", {"method": "POST /x"})
+        assert span.start_time is not None
+        assert span.end_time is not None
+        assert total_s == pytest.approx(1e-9 * (span.end_time - span.start_time), abs=1e-6)
+        assert (span.attributes or {})["error.type"] == "internal"
 
 
-def test_what_is_quiet_is_counted_and_not_traced(metrics: Metrics) -> None:
-    tracer = OneTrace()
-    telemetry = Telemetry(metrics, tracer=tracer)
-
-    def answer() -> None:
-        call = telemetry.begin("http", "GET", {}, 5.0)
-        telemetry.end(call, "GET /live", 200, is_quiet=True)
-
-    copy_context().run(answer)
-    assert not tracer.trace.endings
-    labels = {"method": "GET /live", "code": "200"}
-    assert metrics.registry.get_sample_value("tipserve_requests_total", labels) == 1
-
-
-def test_a_tracer_that_fails_costs_the_trace_alone(
+def test_a_failing_tracer_costs_the_trace_and_not_the_request(
     metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken(NoTracer):
-        def begin(self, *_arguments: object) -> NoTrace:
+    class Broken(NoOpTracer):
+        def start_span(self, *_arguments: object, **_named: object) -> Any:
             raise RuntimeError("broken")
 
     telemetry = Telemetry(metrics, tracer=Broken())
     call = copy_context().run(telemetry.begin, "http", "GET", {}, 5.0)
     assert call.trace is NO_TRACE
     assert [record.getMessage() for record in caplog.records] == ["a trace was lost"]
+
+
+@pytest.mark.parametrize(
+    ("values", "logged"),
+    [
+        ({}, ["200", "422", "500"]),
+        ({"log_level": "DEBUG"}, ["200", "422", "500"]),
+        ({"log_level": "WARNING"}, ["500"]),
+        ({"access_log_ratio": 0.0}, ["500"]),
+    ],
+)
+def test_faults_of_the_server_are_logged_with_any_settings(
+    metrics: Metrics, make_settings: MakeSettings, values: dict[str, Any], logged: list[str]
+) -> None:
+    stream = io.StringIO()
+    log = LogQueue(stream, "text")
+    telemetry = build_telemetry(make_settings(**values), metrics, log)
+    logger = logging.getLogger(ACCESS_LOGGER)
+    logger.addHandler(log.handler)
+
+    def answer() -> None:
+        for code in (200, 422, 500):
+            call = telemetry.begin("http", "GET", {}, 1.0)
+            telemetry.end(call, "GET /x", code, is_fault=code == 500)
+        quiet = telemetry.begin("http", "GET", {}, 1.0)
+        telemetry.end(quiet, "GET /v2/health/ready", 503, is_fault=True, is_quiet=True)
+
+    try:
+        copy_context().run(answer)
+    finally:
+        logger.removeHandler(log.handler)
+    assert log.close(LIMIT_S)
+    codes = [line.split("code=")[1].split()[0] for line in stream.getvalue().splitlines()]
+    assert codes == logged
+
+
+def test_dropped_lines_are_counted_in_the_metrics(
+    metrics: Metrics, make_settings: MakeSettings
+) -> None:
+    stream = io.StringIO()
+    stream.close()
+    log = LogQueue(stream, "json")
+    build_telemetry(make_settings(), metrics, log)
+    log.handler.handle(logging.LogRecord("x", logging.INFO, __file__, 1, "lost", None, None))
+    assert log.close(LIMIT_S)
+    assert metrics.registry.get_sample_value("tipserve_log_lines_dropped_total") == 1
+
+
+def test_an_endpoint_without_the_sdk_is_an_error_that_says_what_to_install(
+    metrics: Metrics, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "service.monitoring.span_export", raising=False)
+    monkeypatch.delattr("service.monitoring.span_export", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    with pytest.raises(ImportError, match=r"tipserve\[otel\]"):
+        build_telemetry(make_settings(otlp_endpoint="http://127.0.0.1:9"), metrics, None)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["collector:4318", "ftp://collector", "http://user:pass@collector", "http://a b"]
+)
+def test_a_malformed_endpoint_is_an_error(make_settings: MakeSettings, endpoint: str) -> None:
+    with pytest.raises(ValueError, match="otlp_endpoint"):
+        make_settings(otlp_endpoint=endpoint)

@@ -1,0 +1,230 @@
+"""Metrics of calls, models, devices and the process, as a scrape reads them."""
+
+import asyncio
+import re
+import sys
+import threading
+import time
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from service.monitoring.metrics import (
+    READINGS,
+    LaneReport,
+    Metrics,
+    find_nvml,
+    release,
+    watching_loop_lag,
+)
+
+UNITS: tuple[str, ...] = ("_seconds", "_total", "_images", "_patches", "_texts", "_info", "_depth")
+UNITS += ("_inflight", "_lanes", "_bytes", "_ratio", "_watts", "_celsius", "_cpus", "_ready")
+
+
+def test_names_have_our_prefix_help_and_units(metrics: Metrics) -> None:
+    for family in metrics.registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        if name.startswith("process_"):
+            continue
+        assert re.fullmatch(r"tipserve_[a-z_]+", name)
+        assert name.endswith(UNITS), name
+        assert family.documentation.endswith("."), name
+
+
+def test_a_call_counts_once_and_its_stages_by_name(metrics: Metrics) -> None:
+    metrics.calls.observe("a.B/C", "OK", 0.5, {"queue": 0.125, "run": 0.25})
+    metrics.calls.observe("other", "UNIMPLEMENTED", None, {})
+    sample = metrics.registry.get_sample_value
+    assert sample("tipserve_requests_total", {"method": "a.B/C", "code": "OK"}) == 1
+    assert sample("tipserve_requests_total", {"method": "other", "code": "UNIMPLEMENTED"}) == 1
+    assert sample("tipserve_stage_duration_seconds_sum", {"stage": "run"}) == 0.25
+    assert sample("tipserve_request_duration_seconds_count", {"method": "other"}) is None
+
+
+def test_calls_are_counted_by_model_and_protocol_and_in_total(metrics: Metrics) -> None:
+    metrics.calls.observe("POST /x", "200", 0.5, {"run": 0.25}, model="a")
+    metrics.calls.observe("POST /y", "200", 0.5, {"run": 0.25}, model="a")
+    metrics.calls.observe("s.S/X", "OK", 0.5, {"run": 0.25}, model="a")
+    metrics.calls.observe("POST /x", "200", 2.0, {"run": 1.0}, model="b")
+    metrics.calls.observe("POST /x", "404", 0.1, {})
+    sample = metrics.registry.get_sample_value
+    assert sample("tipserve_requests_total", {"method": "POST /x", "code": "200"}) == 2
+    assert sample("tipserve_request_duration_seconds_sum", {"method": "POST /x"}) == 2.6
+    assert sample("tipserve_stage_duration_seconds_sum", {"stage": "run"}) == 1.75
+    name, of = "tipserve_model_requests_total", {"model": "a", "protocol": "http"}
+    assert sample(name, {**of, "code": "200"}) == 2
+    assert sample(name, {"model": "a", "protocol": "grpc", "code": "OK"}) == 1
+    assert sample("tipserve_model_request_duration_seconds_sum", of) == 1
+    assert (
+        sample("tipserve_model_stage_duration_seconds_sum", {"model": "a", "stage": "run"}) == 0.75
+    )
+    named = [family for family in metrics.registry.collect() if "_model_" in family.name]
+    assert {sample.labels["model"] for family in named for sample in family.samples} == {"a", "b"}
+
+
+def test_no_call_is_lost_between_threads(metrics: Metrics) -> None:
+    def count() -> None:
+        for _ in range(2000):
+            metrics.calls.observe("GET /x", "200", 0.01, {"run": 0.01})
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sample = metrics.registry.get_sample_value
+    assert sample("tipserve_requests_total", {"method": "GET /x", "code": "200"}) == 8000
+    assert sample("tipserve_stage_duration_seconds_count", {"stage": "run"}) == 8000
+
+
+def test_queues_and_lanes_are_read_when_scraped(metrics: Metrics) -> None:
+    metrics.watch_queue(lambda: {"image 28x28": 3}, lambda: 1.5)
+    report = LaneReport(
+        model="m",
+        states={"ready": 2},
+        costs={"image 28x28": (0.5, 0.25)},
+        batches={1: (3, 0.5), 4: (2, 1.0)},
+        rejected={"too_large": 7},
+    )
+    metrics.watch_lanes(lambda: [report])
+    lines = set(generate_latest(metrics.registry).decode().splitlines())
+    assert lines >= {
+        'tipserve_queue_depth{bucket="image 28x28"} 3.0',
+        "tipserve_queue_oldest_seconds 1.5",
+        'tipserve_lanes{model="m",state="ready"} 2.0',
+        'tipserve_batch_cost_intercept_seconds{bucket="image 28x28",model="m"} 0.5',
+        'tipserve_batch_cost_slope_seconds{bucket="image 28x28",model="m"} 0.25',
+        'tipserve_model_batches_total{model="m"} 5.0',
+        'tipserve_model_batch_items_total{model="m"} 11.0',
+        'tipserve_model_batch_seconds_total{model="m"} 1.5',
+        'tipserve_model_rejected_total{model="m",reason="too_large"} 7.0',
+    }
+    assert not [line for line in lines if "_created" in line]
+
+
+def test_a_batch_of_texts_counts_no_patches(metrics: Metrics) -> None:
+    metrics.observe_batch("text", 5, 40)
+    sample = metrics.registry.get_sample_value
+    assert sample("tipserve_batch_texts_sum") == 5
+    assert sample("tipserve_batch_patches_count") == 0
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, None), (1048576, 1048576)])
+def test_a_memory_limit_is_exported_if_set(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: int | None
+) -> None:
+    monkeypatch.setattr("service.monitoring.metrics.memory_limit", lambda: limit)
+    assert metrics.registry.get_sample_value("tipserve_memory_limit_bytes") == expected
+
+
+def test_readiness_cpus_and_version_are_read_when_scraped(metrics: Metrics) -> None:
+    sample = metrics.registry.get_sample_value
+    assert sample("tipserve_ready") == 0
+    is_ready = [True]
+    metrics.watch_ready(lambda: is_ready[0])
+    assert sample("tipserve_ready") == 1
+    is_ready[0] = False
+    assert sample("tipserve_ready") == 0
+    assert (sample("tipserve_cpus") or 0) >= 1
+    builds = [f for f in metrics.registry.collect() if f.name == "tipserve_build_info"]
+    assert [built.labels["version"] for built in builds[0].samples] == [release()]
+
+
+class FakeNvml(ModuleType):
+    """Two GPUs, of which the second has no power sensor."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        """As the library's own."""
+
+    def __init__(self) -> None:
+        super().__init__("pynvml")
+        self.percent = 25
+        self.has_driver = True
+
+    def nvmlInit(self) -> None:  # noqa: N802 - named by the library, as all below
+        if not self.has_driver:
+            raise self.NVMLError
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> Any:  # noqa: N802
+        return SimpleNamespace(gpu=self.percent + gpu)
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> Any:  # noqa: N802
+        return SimpleNamespace(used=1000 + gpu, total=80_000)
+
+    def nvmlDeviceGetPowerUsage(self, gpu: int) -> int:  # noqa: N802
+        if gpu == 1:
+            raise self.NVMLError
+        return 350_000
+
+    def nvmlDeviceGetTemperature(self, gpu: int, sensor: int) -> int:  # noqa: N802
+        return 60 + gpu + sensor
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    return fake
+
+
+def test_each_gpu_is_read_at_each_scrape(metrics: Metrics, nvml: FakeNvml) -> None:
+    metrics.watch_gpus(find_nvml())
+    sample = metrics.registry.get_sample_value
+    assert sample("tipserve_gpu_utilization_ratio", {"gpu": "0"}) == 0.25
+    nvml.percent = 75
+    assert sample("tipserve_gpu_utilization_ratio", {"gpu": "1"}) == 0.76
+    assert sample("tipserve_gpu_memory_used_bytes", {"gpu": "1"}) == 1001
+    assert sample("tipserve_gpu_memory_total_bytes", {"gpu": "0"}) == 80_000
+    assert sample("tipserve_gpu_power_watts", {"gpu": "0"}) == 350
+    assert sample("tipserve_gpu_temperature_celsius", {"gpu": "0"}) == 60
+
+
+def test_a_missing_sensor_costs_only_its_sample(metrics: Metrics, nvml: FakeNvml) -> None:
+    metrics.watch_gpus(nvml)
+    sample = metrics.registry.get_sample_value
+    assert sample("tipserve_gpu_power_watts", {"gpu": "1"}) is None
+    assert sample("tipserve_gpu_temperature_celsius", {"gpu": "1"}) == 61
+
+
+def test_without_driver_or_library_there_are_no_gpu_metrics(
+    metrics: Metrics, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.has_driver = False
+    assert find_nvml() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert find_nvml() is None
+    metrics.watch_gpus(find_nvml())
+    names = {family.name for family in metrics.registry.collect()}
+    assert not names & {name for name, _, _ in READINGS}
+
+
+def test_the_real_library_has_the_functions_that_are_called() -> None:
+    pynvml = pytest.importorskip("pynvml", reason="comes with the extra `gpu`")
+    names = [name for name in vars(FakeNvml) if name.startswith(("nvml", "NVML"))]
+    assert not [name for name in names if not hasattr(pynvml, name)]
+
+
+async def test_a_blocked_event_loop_is_measured() -> None:
+    interval_s, blocked_s = 0.01, 0.05
+    lags: list[float] = []
+    before = asyncio.all_tasks()
+    async with watching_loop_lag(lags.append, interval_s):
+        await asyncio.sleep(0)
+        time.sleep(blocked_s)
+        async with asyncio.timeout(20):
+            while not lags:
+                await asyncio.sleep(interval_s)
+    # The timer was due one interval after the start, and the loop was blocked for all of it.
+    assert lags[0] >= blocked_s - interval_s - 0.001
+    assert asyncio.all_tasks() == before

@@ -1,8 +1,8 @@
-"""The gRPC skin: protobuf in, messages to the data plane, protobuf out."""
+"""The gRPC transport: converts protobuf to messages for the data plane, and answers back."""
 
 import os
 
-# Read when grpc is first imported, which is below here. Its core writes to standard error itself,
-# in a form of its own that readers of a JSON log stumble over; what matters of it reaches us as an
-# exception. Whoever sets the variable has it as they set it.
+# Read when grpc is first imported, which happens after this line. gRPC's core writes to standard
+# error in its own format, which breaks readers of a JSON log; its errors reach us as exceptions.
+# A value from the environment stays.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

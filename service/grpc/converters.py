@@ -1,4 +1,4 @@
-"""Protobuf messages to data-plane messages, and back."""
+"""Protobuf messages to messages of the data plane, and back; the only module that knows both."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -53,44 +53,6 @@ from service.messages import (
 )
 from service.outputs.masks import class_color
 
-# Fields of a message that are newer than this server.
-
-
-def refuse_unknown_fields(message: Message, path: str = "", *, is_deep: bool = True) -> None:
-    """Refuse a field that is newer than this server: what it asks for would be ignored.
-
-    Args:
-        message: With the messages inside it, where `is_deep`.
-        path: Where it is in the request.
-        is_deep: False leaves those inside it to whoever reads them.
-
-    Raises:
-        InvalidRequest: The message, or one inside it, has such a field.
-    """
-    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]  # its stub lacks __iter__
-        where = f"{path}: field" if path else "Field"
-        raise InvalidRequest(
-            f"{where} number {unknown.field_number} is not known.",
-            code="unknown_field",
-            param=path or None,
-        )
-    for field, value in message.ListFields() if is_deep else ():
-        if field.type != FieldDescriptor.TYPE_MESSAGE:
-            continue
-        name = f"{path}.{field.name}" if path else field.name
-        if isinstance(value, Message):
-            refuse_unknown_fields(value, name)
-        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
-            for key, item in value.items():
-                if isinstance(item, Message):
-                    refuse_unknown_fields(item, f"{name}.{key}")
-        else:
-            for index, item in enumerate(value):
-                refuse_unknown_fields(item, f"{name}[{index}]")
-
-
-# Protobuf to messages and back; the only place that knows both.
-
 T = TypeVar("T")
 NumberT = TypeVar("NumberT", bound=int)
 OUTPUTS: Mapping[embed_pb2.ImageOutput, str] = {
@@ -129,14 +91,23 @@ DATA_TYPES: Mapping[str, tensor_pb2.DataType] = {
     "float16": tensor_pb2.DATA_TYPE_FLOAT16,
     "int8": tensor_pb2.DATA_TYPE_INT8,
 }
+GLOBAL_FEATURES: Mapping[classify_pb2.GlobalFeatures, GlobalFeatures] = {
+    classify_pb2.GLOBAL_FEATURES_CLS1: "cls1",
+    classify_pb2.GLOBAL_FEATURES_CLS2: "cls2",
+}
+FEATURE_KINDS: Mapping[features_pb2.FeatureKind, FeatureKind] = {
+    features_pb2.FEATURE_KIND_COLORS: "colors",
+    features_pb2.FEATURE_KIND_COMPONENT: "component",
+    features_pb2.FEATURE_KIND_GROUPS: "groups",
+}
+SCOPES: Mapping[features_pb2.FeatureScope, FeatureScope] = {
+    features_pb2.FEATURE_SCOPE_IMAGE: "image",
+    features_pb2.FEATURE_SCOPE_REQUEST: "request",
+}
 
 
 def to_embed_images(request: embed_pb2.EmbedImagesRequest) -> EmbedImagesRequest:
-    """Read a request.
-
-    Raises:
-        InvalidRequest: A field or a value that this server does not know.
-    """
+    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
     refuse_unknown_fields(request)
     default = EmbedImagesRequest
     outputs = tuple(OUTPUTS.get(value, str(value)) for value in request.outputs)
@@ -152,12 +123,23 @@ def to_embed_images(request: embed_pb2.EmbedImagesRequest) -> EmbedImagesRequest
     )
 
 
-def to_embed_texts(request: embed_pb2.EmbedTextsRequest) -> EmbedTextsRequest:
-    """Read a request.
+def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesResponse:
+    """Convert an answer."""
+    message = embed_pb2.EmbedImagesResponse(model=answer.model, errors=item_errors(answer.errors))
+    scales = answer.scales or ({},) * len(answer.embeddings)
+    rows = zip(answer.embeddings, scales, strict=True)
+    for place in range(len(answer.embeddings) + len(answer.errors)):
+        # Written in place: a message that is added to another is copied, at every level.
+        embedding = message.embeddings.add()
+        if place not in answer.errors:
+            outputs, factors = next(rows)
+            for name, array in outputs.items():
+                write_tensor(getattr(embedding, name), array, factors.get(name))
+    return message
 
-    Raises:
-        InvalidRequest: A field or a value that this server does not know.
-    """
+
+def to_embed_texts(request: embed_pb2.EmbedTextsRequest) -> EmbedTextsRequest:
+    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
     refuse_unknown_fields(request)
     default = EmbedTextsRequest
     given = templates_of(request.templates) if request.HasField("templates") else None
@@ -171,12 +153,16 @@ def to_embed_texts(request: embed_pb2.EmbedTextsRequest) -> EmbedTextsRequest:
     )
 
 
-def to_segment_images(request: segment_pb2.SegmentImagesRequest) -> SegmentImagesRequest:
-    """Read a request.
+def from_embed_texts(answer: EmbedTextsResponse) -> embed_pb2.EmbedTextsResponse:
+    """Convert an answer."""
+    rows_TD, scales_T = answer.in_places()
+    return embed_pb2.EmbedTextsResponse(
+        model=answer.model, embeddings=tensor(rows_TD, scales_T), errors=item_errors(answer.errors)
+    )
 
-    Raises:
-        InvalidRequest: A field or a value that this server does not know.
-    """
+
+def to_segment_images(request: segment_pb2.SegmentImagesRequest) -> SegmentImagesRequest:
+    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
     refuse_unknown_fields(request)
     default = SegmentImagesRequest
     has = request.HasField
@@ -200,14 +186,76 @@ def to_segment_images(request: segment_pb2.SegmentImagesRequest) -> SegmentImage
     )
 
 
+def from_segment_images(answer: SegmentImagesResponse) -> segment_pb2.SegmentImagesResponse:
+    """Convert an answer."""
+    masks = [_segmentation(mask, answer.classes) for mask in answer.segmentations]
+    return segment_pb2.SegmentImagesResponse(
+        model=answer.model,
+        segmentations=in_places(masks, answer.errors, segment_pb2.Segmentation()),
+        errors=item_errors(answer.errors),
+    )
+
+
+def _segmentation(mask: Segmentation, names: Sequence[str]) -> segment_pb2.Segmentation:
+    background_share, *shares = mask.area_shares
+    classes = [
+        segment_pb2.ClassArea(label=k, name=name, color=class_color(k), area_share=share)
+        for k, (name, share) in enumerate(zip(names, shares, strict=True), start=1)
+    ]
+    return segment_pb2.Segmentation(
+        labels=tensor(mask.wire_labels),
+        scores=None if mask.scores_HW is None else tensor(mask.scores_HW),
+        classes=classes,
+        background_share=background_share,
+    )
+
+
+def to_classify_images(request: classify_pb2.ClassifyImagesRequest) -> ClassifyImagesRequest:
+    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
+    refuse_unknown_fields(request)
+    default = ClassifyImagesRequest
+    has = request.HasField
+    return default(
+        images=tuple(image.encoded for image in request.images),
+        classes=classes_of(request.classes),
+        model=request.model or None,
+        templates=templates_of(request.templates) if has("templates") else default.templates,
+        features=choice(GLOBAL_FEATURES, request.features, "features") or default.features,
+        temperature=request.temperature if has("temperature") else default.temperature,
+        top_k=request.top_k if has("top_k") else default.top_k,
+        resolution=request.resolution if has("resolution") else default.resolution,
+        fit=choice(FITS, request.fit, "fit") or default.fit,
+        partial=request.partial,
+    )
+
+
+def from_classify_images(answer: ClassifyImagesResponse) -> classify_pb2.ClassifyImagesResponse:
+    """Convert an answer."""
+    classifications = [
+        classify_pb2.Classification(
+            classes=[
+                classify_pb2.ClassScore(
+                    label=label,
+                    name=answer.classes[label - 1],
+                    probability=probability,
+                    cosine=cosine,
+                )
+                for label, probability, cosine in found.rows()
+            ]
+        )
+        for found in answer.classifications
+    ]
+    return classify_pb2.ClassifyImagesResponse(
+        model=answer.model,
+        classifications=in_places(classifications, answer.errors, classify_pb2.Classification()),
+        errors=item_errors(answer.errors),
+    )
+
+
 def to_estimate_maps(
     request: dense_pb2.EstimateDepthRequest | dense_pb2.EstimateNormalsRequest, task: MapTask
 ) -> EstimateMapsRequest:
-    """Read a request.
-
-    Raises:
-        InvalidRequest: A field or a value that this server does not know.
-    """
+    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
     refuse_unknown_fields(request)
     default = EstimateMapsRequest
     return default(
@@ -221,41 +269,8 @@ def to_estimate_maps(
     )
 
 
-def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesResponse:
-    """Write an answer."""
-    message = embed_pb2.EmbedImagesResponse(model=answer.model, errors=item_errors(answer.errors))
-    scales = answer.scales or ({},) * len(answer.embeddings)
-    rows = zip(answer.embeddings, scales, strict=True)
-    for place in range(len(answer.embeddings) + len(answer.errors)):
-        # Written in place: a message that is put into another is copied, at every level.
-        embedding = message.embeddings.add()
-        if place not in answer.errors:
-            outputs, factors = next(rows)
-            for name, array in outputs.items():
-                write_tensor(getattr(embedding, name), array, factors.get(name))
-    return message
-
-
-def from_embed_texts(answer: EmbedTextsResponse) -> embed_pb2.EmbedTextsResponse:
-    """Write an answer."""
-    rows_TD, scales_T = answer.in_places()
-    return embed_pb2.EmbedTextsResponse(
-        model=answer.model, embeddings=tensor(rows_TD, scales_T), errors=item_errors(answer.errors)
-    )
-
-
-def from_segment_images(answer: SegmentImagesResponse) -> segment_pb2.SegmentImagesResponse:
-    """Write an answer."""
-    masks = [_segmentation(mask, answer.classes) for mask in answer.segmentations]
-    return segment_pb2.SegmentImagesResponse(
-        model=answer.model,
-        segmentations=in_places(masks, answer.errors, segment_pb2.Segmentation()),
-        errors=item_errors(answer.errors),
-    )
-
-
 def from_depth(answer: EstimateMapsResponse) -> dense_pb2.EstimateDepthResponse:
-    """Write an answer."""
+    """Convert an answer."""
     maps = [dense_pb2.DepthMap(depth=tensor(depth_HW)) for depth_HW in answer.maps]
     return dense_pb2.EstimateDepthResponse(
         model=answer.model,
@@ -265,7 +280,7 @@ def from_depth(answer: EstimateMapsResponse) -> dense_pb2.EstimateDepthResponse:
 
 
 def from_normals(answer: EstimateMapsResponse) -> dense_pb2.EstimateNormalsResponse:
-    """Write an answer."""
+    """Convert an answer."""
     maps = [dense_pb2.NormalMap(normals=tensor(normals_HW3)) for normals_HW3 in answer.maps]
     return dense_pb2.EstimateNormalsResponse(
         model=answer.model,
@@ -274,8 +289,42 @@ def from_normals(answer: EstimateMapsResponse) -> dense_pb2.EstimateNormalsRespo
     )
 
 
+def to_visualize_features(
+    request: features_pb2.VisualizeFeaturesRequest,
+) -> VisualizeFeaturesRequest:
+    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
+    refuse_unknown_fields(request)
+    default = VisualizeFeaturesRequest
+    has = request.HasField
+    return default(
+        images=tuple(image.encoded for image in request.images),
+        model=request.model or None,
+        kind=choice(FEATURE_KINDS, request.kind, "kind") or default.kind,
+        features=choice(FEATURES, request.features, "features") or default.features,
+        scope=choice(SCOPES, request.scope, "scope") or default.scope,
+        group_count=request.group_count if has("group_count") else default.group_count,
+        seed=request.seed if has("seed") else default.seed,
+        resolution=request.resolution if has("resolution") else default.resolution,
+        fit=choice(FITS, request.fit, "fit") or default.fit,
+        size=choice(MAP_SIZES, request.size, "size") or default.size,
+        partial=request.partial,
+    )
+
+
+def from_visualize_features(
+    answer: VisualizeFeaturesResponse,
+) -> features_pb2.VisualizeFeaturesResponse:
+    """Convert an answer."""
+    maps = [features_pb2.FeatureMap(features=tensor(array)) for array in answer.maps]
+    return features_pb2.VisualizeFeaturesResponse(
+        model=answer.model,
+        maps=in_places(maps, answer.errors, features_pb2.FeatureMap()),
+        errors=item_errors(answer.errors),
+    )
+
+
 def from_model(info: ModelInfo) -> model_pb2.Model:
-    """Write what is told about a model."""
+    """Describe a served model."""
     manifest, limits = info.manifest, info.limits
     scores = [
         model_pb2.Score(**{"item_count" if k == "count" else k: v for k, v in score.items()})
@@ -323,8 +372,73 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
     )
 
 
+def refuse_unknown_fields(message: Message, path: str = "", *, is_deep: bool = True) -> None:
+    """Refuse fields that are newer than this server, which would otherwise be ignored.
+
+    Args:
+        message: The message to check.
+        path: Its place in the request.
+        is_deep: Whether to check the messages inside it too.
+
+    Raises:
+        InvalidRequest: There is an unknown field.
+    """
+    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]  # its stub lacks __iter__
+        where = f"{path}: field" if path else "Field"
+        raise InvalidRequest(
+            f"{where} number {unknown.field_number} is unknown.",
+            code="unknown_field",
+            param=path or None,
+        )
+    for field, value in message.ListFields() if is_deep else ():
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            continue
+        name = f"{path}.{field.name}" if path else field.name
+        if isinstance(value, Message):
+            refuse_unknown_fields(value, name)
+        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key, item in value.items():
+                if isinstance(item, Message):
+                    refuse_unknown_fields(item, f"{name}.{key}")
+        else:
+            for index, item in enumerate(value):
+                refuse_unknown_fields(item, f"{name}[{index}]")
+
+
+def templates_of(templates: text_pb2.Templates) -> TemplateSet | tuple[str, ...]:
+    """The name of a template set, or the caller's own templates.
+
+    Raises:
+        InvalidRequest: Neither is given.
+    """
+    if templates.WhichOneof("choice") == "custom":
+        return tuple(templates.custom.templates)
+    chosen = choice(TEMPLATE_SETS, templates.set, "templates")
+    if chosen is None:
+        raise InvalidRequest("templates: give `set` or `custom`.", param="templates")
+    return chosen
+
+
+def classes_of(classes: Sequence[segment_pb2.SegmentClass]) -> tuple[SegmentClass, ...]:
+    """Classes with their prompts."""
+    return tuple(SegmentClass(name=c.name, prompts=tuple(c.prompts)) for c in classes)
+
+
+def choice(table: Mapping[NumberT, T], value: NumberT, param: str) -> T | None:
+    """The Python value of an enum value; None for zero, an unset field."""
+    if value == 0:
+        return None
+    if value not in table:
+        raise InvalidRequest(f"{param}: unknown value {value}.", param=param)
+    return table[value]
+
+
+def _number(table: Mapping[NumberT, str], name: str) -> NumberT:
+    return next(number for number, known in table.items() if known == name)
+
+
 def tensor(array: NDArray[np.generic], scales: FloatArray | None = None) -> tensor_pb2.Tensor:
-    """An array as shape, type and little-endian bytes; with the scales of its rows, if any."""
+    """An array, and the scales of its rows if it is quantized, as a message."""
     message = tensor_pb2.Tensor()
     write_tensor(message, array, scales)
     return message
@@ -333,7 +447,7 @@ def tensor(array: NDArray[np.generic], scales: FloatArray | None = None) -> tens
 def write_tensor(
     message: tensor_pb2.Tensor, array: NDArray[np.generic], scales: FloatArray | None = None
 ) -> None:
-    """Fill a message with an array, which is copied once, and the scales of its rows, if any."""
+    """Fill a message with an array; the array is copied once."""
     message.shape.extend(array.shape)
     message.data_type = DATA_TYPES[array.dtype.name]
     message.data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -342,7 +456,7 @@ def write_tensor(
 
 
 def in_places(items: Iterable[T], errors: ItemErrors, empty: T) -> list[T]:
-    """What there is for each item of the request; where there is an error, something empty."""
+    """One result per item of the request: `empty` for items with an error."""
     good = list(items)
     for index in sorted(errors):
         good.insert(index, empty)
@@ -350,157 +464,10 @@ def in_places(items: Iterable[T], errors: ItemErrors, empty: T) -> list[T]:
 
 
 def item_errors(errors: ItemErrors) -> list[item_error_pb2.ItemError]:
-    """What is wrong with single items, in order."""
+    """The errors of single items, in order."""
     return [
         item_error_pb2.ItemError(
             index=index, reason=error.code, message=error.message, field=error.param or ""
         )
         for index, error in sorted(errors.items())
     ]
-
-
-def choice(table: Mapping[NumberT, T], value: NumberT, param: str) -> T | None:
-    """The value's meaning; None for zero, which is a field that was not set."""
-    if value == 0:
-        return None
-    if value not in table:
-        raise InvalidRequest(f"{param}: {value} is not known.", param=param)
-    return table[value]
-
-
-def _number(table: Mapping[NumberT, str], name: str) -> NumberT:
-    return next(number for number, known in table.items() if known == name)
-
-
-def templates_of(templates: text_pb2.Templates) -> TemplateSet | tuple[str, ...]:
-    """A set's name, or the caller's own.
-
-    Raises:
-        InvalidRequest: Neither is there.
-    """
-    if templates.WhichOneof("choice") == "custom":
-        return tuple(templates.custom.templates)
-    chosen = choice(TEMPLATE_SETS, templates.set, "templates")
-    if chosen is None:
-        raise InvalidRequest("templates: choose a set or give your own.", param="templates")
-    return chosen
-
-
-def classes_of(classes: Sequence[segment_pb2.SegmentClass]) -> tuple[SegmentClass, ...]:
-    """Names with their prompts."""
-    return tuple(SegmentClass(name=c.name, prompts=tuple(c.prompts)) for c in classes)
-
-
-def _segmentation(mask: Segmentation, names: Sequence[str]) -> segment_pb2.Segmentation:
-    background_share, *shares = mask.area_shares
-    classes = [
-        segment_pb2.ClassArea(label=k, name=name, color=class_color(k), area_share=share)
-        for k, (name, share) in enumerate(zip(names, shares, strict=True), start=1)
-    ]
-    return segment_pb2.Segmentation(
-        labels=tensor(mask.wire_labels),
-        scores=None if mask.scores_HW is None else tensor(mask.scores_HW),
-        classes=classes,
-        background_share=background_share,
-    )
-
-
-# Protobuf to messages and back, of what images show: their classes, and their features.
-
-GLOBAL_FEATURES: Mapping[classify_pb2.GlobalFeatures, GlobalFeatures] = {
-    classify_pb2.GLOBAL_FEATURES_CLS1: "cls1",
-    classify_pb2.GLOBAL_FEATURES_CLS2: "cls2",
-}
-FEATURE_KINDS: Mapping[features_pb2.FeatureKind, FeatureKind] = {
-    features_pb2.FEATURE_KIND_COLORS: "colors",
-    features_pb2.FEATURE_KIND_COMPONENT: "component",
-    features_pb2.FEATURE_KIND_GROUPS: "groups",
-}
-SCOPES: Mapping[features_pb2.FeatureScope, FeatureScope] = {
-    features_pb2.FEATURE_SCOPE_IMAGE: "image",
-    features_pb2.FEATURE_SCOPE_REQUEST: "request",
-}
-
-
-def to_classify_images(request: classify_pb2.ClassifyImagesRequest) -> ClassifyImagesRequest:
-    """Read a request.
-
-    Raises:
-        InvalidRequest: A field or a value that this server does not know.
-    """
-    refuse_unknown_fields(request)
-    default = ClassifyImagesRequest
-    has = request.HasField
-    return default(
-        images=tuple(image.encoded for image in request.images),
-        classes=classes_of(request.classes),
-        model=request.model or None,
-        templates=templates_of(request.templates) if has("templates") else default.templates,
-        features=choice(GLOBAL_FEATURES, request.features, "features") or default.features,
-        temperature=request.temperature if has("temperature") else default.temperature,
-        top_k=request.top_k if has("top_k") else default.top_k,
-        resolution=request.resolution if has("resolution") else default.resolution,
-        fit=choice(FITS, request.fit, "fit") or default.fit,
-        partial=request.partial,
-    )
-
-
-def from_classify_images(answer: ClassifyImagesResponse) -> classify_pb2.ClassifyImagesResponse:
-    """Write an answer."""
-    classifications = [
-        classify_pb2.Classification(
-            classes=[
-                classify_pb2.ClassScore(
-                    label=label,
-                    name=answer.classes[label - 1],
-                    probability=probability,
-                    cosine=cosine,
-                )
-                for label, probability, cosine in found.rows()
-            ]
-        )
-        for found in answer.classifications
-    ]
-    return classify_pb2.ClassifyImagesResponse(
-        model=answer.model,
-        classifications=in_places(classifications, answer.errors, classify_pb2.Classification()),
-        errors=item_errors(answer.errors),
-    )
-
-
-def to_visualize_features(
-    request: features_pb2.VisualizeFeaturesRequest,
-) -> VisualizeFeaturesRequest:
-    """Read a request.
-
-    Raises:
-        InvalidRequest: A field or a value that this server does not know.
-    """
-    refuse_unknown_fields(request)
-    default = VisualizeFeaturesRequest
-    has = request.HasField
-    return default(
-        images=tuple(image.encoded for image in request.images),
-        model=request.model or None,
-        kind=choice(FEATURE_KINDS, request.kind, "kind") or default.kind,
-        features=choice(FEATURES, request.features, "features") or default.features,
-        scope=choice(SCOPES, request.scope, "scope") or default.scope,
-        group_count=request.group_count if has("group_count") else default.group_count,
-        seed=request.seed if has("seed") else default.seed,
-        resolution=request.resolution if has("resolution") else default.resolution,
-        fit=choice(FITS, request.fit, "fit") or default.fit,
-        size=choice(MAP_SIZES, request.size, "size") or default.size,
-        partial=request.partial,
-    )
-
-
-def from_visualize_features(
-    answer: VisualizeFeaturesResponse,
-) -> features_pb2.VisualizeFeaturesResponse:
-    """Write an answer."""
-    maps = [features_pb2.FeatureMap(features=tensor(array)) for array in answer.maps]
-    return features_pb2.VisualizeFeaturesResponse(
-        model=answer.model,
-        maps=in_places(maps, answer.errors, features_pb2.FeatureMap()),
-        errors=item_errors(answer.errors),
-    )

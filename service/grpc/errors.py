@@ -1,4 +1,4 @@
-"""The one table from error kinds to gRPC, and the details that go with a status."""
+"""The table from error kinds to gRPC status codes, and the details of a status."""
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
@@ -28,7 +28,7 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 def error_metadata(error: ServiceError) -> Metadata:
-    """Trailing metadata of an error: `google.rpc` details, and when to try again."""
+    """Trailing metadata of an error: `google.rpc` details, and the delay before a retry."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.code, domain=DOMAIN)]
     if error.param is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(

@@ -1,7 +1,8 @@
-"""What happens around every RPC: keys and limits, the call, its errors."""
+"""Interceptors of every RPC: keys and limits first, then its call and its errors."""
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
@@ -12,7 +13,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from service.call import Call, accept_priority, current_request_id
+from service.call import Call, Clock, accept_priority, current_request_id
 from service.errors import (
     DeadlineExceeded,
     ErrorKind,
@@ -22,13 +23,11 @@ from service.errors import (
     internal_error,
 )
 from service.grpc.errors import CODE, Metadata, error_metadata
-from service.grpc.limits import Gate, Rpc, parse_message, read_message, with_checked_messages
-from service.grpc.stream import AnsweredStream, Item
+from service.grpc.limits import Rpc, parse_message, read_message, with_checked_messages
+from service.grpc.stream import AnsweredStream, StreamItem
 from service.monitoring.telemetry import CARRIED, Telemetry
 from service.request_gate import GateState, unavailable
 from service.safety.protection import BodyShare, Protection
-
-# Around every RPC of ours: its call, its metrics and log line, and the translation of errors.
 
 T = TypeVar("T")
 Read = Callable[[BodyShare], Awaitable[Message]]
@@ -36,7 +35,7 @@ Renew = Callable[["asyncio.Task[Any]"], None]
 StreamError = Callable[[ServiceError, Any, Call], Message]
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 OURS = ("/tipserve.v1.", f"/{INFERENCE_SERVICE}/")
-# The codes that OpenTelemetry's conventions call a server's own errors.
+# Codes that are the server's fault by OpenTelemetry's conventions.
 FAULTS = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -45,21 +44,145 @@ FAULTS = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DATA_LOSS,
 }
+RETRY_S: Final = 1.0
+# Most concurrent RPCs of the open services, which may last for ever and need no key.
+MAX_OPEN_RPCS: Final = 64
+# Kubernetes' probes cannot send a key, and reflection describes only the contract in `proto/`.
+OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
+POLL_S: Final = 0.01
 logger = logging.getLogger(__name__)
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """RPCs of ours become calls; of health and reflection only the messages are checked.
+class DrainGate:
+    """Holds RPCs and answers while the server closes. Belongs to the server's event loop."""
 
-    In a stream every request is a call. `stream_errors` writes, by method, the error of one, from
-    the request where it could be read.
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._open = asyncio.Event()
+        self._open.set()
+        self._last_arrival = 0.0
+        # Set once the server begins to close: streams read nothing more.
+        self.closing = asyncio.Event()
+
+    async def enter(self) -> None:
+        """Note the arrival of an RPC and wait until it may run."""
+        self._last_arrival = self._clock()
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Wait until answers may be sent."""
+        if not self._open.is_set():
+            await self._open.wait()
+
+    async def hold(self, quiet_s: float, limit_s: float) -> None:
+        """Hold RPCs and answers; return when none has arrived for `quiet_s`.
+
+        By then every caller waits for an answer and sends nothing.
+        """
+        self._open.clear()
+        self.closing.set()
+        began = now = self._clock()
+        while now - max(began, self._last_arrival) < quiet_s and now - began < limit_s:
+            await asyncio.sleep(POLL_S)
+            now = self._clock()
+
+    def release(self) -> None:
+        """Let all held RPCs and answers pass."""
+        self._open.set()
+
+
+class GuardInterceptor(grpc.aio.ServerInterceptor):
+    """Outermost interceptor: passes an RPC on, or refuses it before it is read."""
+
+    def __init__(self, telemetry: Telemetry, protection: Protection, gate: DrainGate) -> None:
+        self._telemetry = telemetry
+        self._gate = gate
+        self._metrics = protection.metrics
+        self._keys = protection.keys
+        self._body_memory = protection.body_memory
+        self._max_rpcs = {False: protection.max_rpcs, True: MAX_OPEN_RPCS}
+        # An RPC that lives this long after its deadline has a caller who does not read the answer.
+        self._lifetime_s = protection.request_timeout_s + 2 * protection.client_timeout_s
+        self._num_rpcs: Counter[bool] = Counter()
+        self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no RPC is running, apart from those of open services such as a health watch."""
+        return not self._num_rpcs[False]
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Find the handler, or one that refuses; all methods but the open ones need a key."""
+        method: str = handler_call_details.method
+        is_open = service_of(method) in OPEN_SERVICES
+        try:
+            if not is_open:
+                self._check_key(handler_call_details.invocation_metadata)
+                self._body_memory.check()
+            self._enter(is_open)
+            await self._gate.enter()
+            handler = await continuation(handler_call_details)
+            if handler is None and service_of(method) == INFERENCE_SERVICE:
+                name = method.rpartition("/")[2][:100]
+                raise NotSupported(
+                    f"{name} is not supported: send tensors in messages, and change settings when "
+                    "the server starts.",
+                    code="unknown_rpc",
+                )
+        except Exception as error:
+            await self._gate.wait()
+            return refusal(error, self._telemetry)
+        return handler
+
+    def _enter(self, is_open: bool) -> None:
+        """Count the RPC until its task ends; one task runs the interceptors and the handler."""
+        if self._num_rpcs[is_open] >= self._max_rpcs[is_open]:
+            self._metrics.rejected.labels("rpcs").inc()
+            raise Overloaded(
+                "Too many RPCs are running; try again.", code="too_many_rpcs", retry_after_s=RETRY_S
+            )
+        task = asyncio.current_task()
+        assert task is not None
+        self._num_rpcs[is_open] += 1
+        if not is_open:
+            self._start_timer(task)
+
+        def leave(ended: "asyncio.Task[Any]") -> None:
+            self._num_rpcs[is_open] -= 1
+            timer = self._timers.pop(ended, None)
+            if timer is not None:
+                timer.cancel()
+
+        task.add_done_callback(leave)
+
+    def renew(self, task: "asyncio.Task[Any]") -> None:
+        """Restart the lifetime of an RPC; a stream may last as long as it makes progress."""
+        timer = self._timers.pop(task, None)
+        if timer is not None:
+            timer.cancel()
+            self._start_timer(task)
+
+    def _start_timer(self, task: "asyncio.Task[Any]") -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[task] = loop.call_later(self._lifetime_s, task.cancel)
+
+    def _check_key(self, metadata: Any) -> None:
+        given = {key: value for key, value in metadata or () if isinstance(value, str)}
+        self._keys.check(given.get("authorization"), given.get("x-api-key"))
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Makes each of our RPCs a call; health and reflection only get their messages checked.
+
+    Every request of a stream is a call. `stream_errors` converts an error of one to an answer, by
+    method; the request is None if it could not be parsed.
     """
 
     def __init__(
         self,
         telemetry: Telemetry,
         protection: Protection,
-        gate: Gate,
+        gate: DrainGate,
         *,
         renew: Renew = lambda task: None,
         stream_errors: Mapping[str, StreamError] | None = None,
@@ -69,7 +192,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._telemetry = telemetry
         self._gate = gate
         self._timeout_s = protection.request_timeout_s
-        # An item has been answered by then, if only by its deadline.
+        # Every request of a stream ends by its deadline, so a stream that is quiet for longer
+        # is idle.
         self._stream_idle_s = protection.request_timeout_s + protection.client_timeout_s
         self._body_memory = protection.body_memory
         self._max_stream_requests = protection.max_stream_requests
@@ -81,14 +205,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         if handler is None:
             if method.startswith(OURS[1]):
-                return None  # the guard says what this server has not
-            # grpc answers these itself, and a made-up name must not become a label.
+                return None  # the guard refuses it
+            # gRPC answers these itself. The caller's name must not become a label.
             unknown = grpc.StatusCode.UNIMPLEMENTED.name
             self._telemetry.metrics.calls.observe("other", unknown, None, {})
             return None
         if not method.startswith(OURS):
             return with_checked_messages(handler)
-        # With a stream of messages the handler reads: see `read_message`. Answers are bytes.
+        # As handlers of streams they read their messages themselves, see `read_message`, as bytes.
         rpc = Rpc.of(method, handler, self._max_values)
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(partial(self._serve_stream, rpc))
@@ -101,13 +225,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         await self._guarded(self._answer_stream(rpc, context), context)
 
     async def _guarded(self, work: Coroutine[Any, Any, T], context: Any) -> T:
-        """Let nothing out that the framework would quote to the caller."""
+        """Turn unexpected exceptions into internal errors; gRPC would send their texts."""
         try:
             return await work
         except grpc.aio.AbortError:
             raise
         except grpc.aio.InternalError:
-            # The core could not send: the RPC has ended meanwhile, and nobody is there to be told.
+            # gRPC could not send: the RPC has ended, so there is no caller to answer.
             raise asyncio.CancelledError from None
         except Exception:
             logger.exception("unexpected error")
@@ -120,13 +244,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         answer, error = await self._call(
             rpc, context, call, lambda share: read_message(context, rpc, share, call)
         )
-        await self._gate.pass_by()
+        await self._gate.wait()
         metadata = call_metadata(call)
         if error is not None:
             code, message = CODE[error.kind], error.message
             trailing = (*metadata, *error_metadata(error))
-            # The context keeps what `abort` raises, and that this frame, which must not keep with
-            # it the call, nor the error and the request in the error's own frames.
+            # The context keeps the exception that `abort` raises, and with it this frame. Delete
+            # what would keep the request in memory.
             del call, error
             await context.abort(code, message, trailing_metadata=trailing)
         context.set_trailing_metadata(metadata)
@@ -151,24 +275,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     memory=self._body_memory,
                     max_requests=self._max_stream_requests,
                     renew=renew,
-                    leaving=self._gate.leaving,
+                    closing=self._gate.closing,
                 )
                 if await stream.run():
                     return
             error = unavailable(GateState.DRAINING)
         except TimeoutError:
             error = DeadlineExceeded(
-                f"Nothing was sent or taken on this stream for {self._stream_idle_s:g} s; open a "
-                "new one.",
+                f"The stream was idle for {self._stream_idle_s:g} s; open a new one.",
                 code="idle_stream",
             )
-        await self._gate.pass_by()
+        await self._gate.wait()
         await context.abort(
             CODE[error.kind], error.message, trailing_metadata=error_metadata(error)
         )
 
-    async def _answer_one(self, rpc: Rpc, context: Any, item: Item) -> bytes:
-        """One request of a stream: a call of its own, whose error is an answer too."""
+    async def _answer_one(self, rpc: Rpc, context: Any, item: StreamItem) -> bytes:
+        """Answer one request of a stream; an error is an answer too."""
         request: Message | None = None
 
         async def read(share: BodyShare) -> Message:
@@ -187,18 +310,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _call(
         self, rpc: Rpc, context: Any, call: Call, read: Read
     ) -> tuple[bytes | None, ServiceError | None]:
-        """The answer or the error, counted, traced and logged."""
+        """Answer or error of one call, counted, traced and logged."""
         code = grpc.StatusCode.CANCELLED
         call.error = "client_left"
         try:
-            answer, error = await self._ask(rpc, context, call, read)
+            answer, error = await self._run(rpc, context, call, read)
             code = CODE[error.kind] if error else grpc.StatusCode.OK
             call.error = error.code if error else None
         finally:
             self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
         return answer, error
 
-    async def _ask(
+    async def _run(
         self, rpc: Rpc, context: Any, call: Call, read: Read
     ) -> tuple[bytes | None, ServiceError | None]:
         try:
@@ -224,112 +347,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 def carried_metadata(metadata: Any) -> dict[str, str]:
-    """What telemetry reads of an RPC's metadata; none of it is binary."""
+    """The metadata that telemetry reads; none of it is binary."""
     return {name: value for name, value in metadata or () if name in CARRIED}
 
 
 def call_metadata(call: Call) -> Metadata:
-    """What every answer says of its call, errors too."""
+    """Trailing metadata of every answer and error."""
     return (("x-request-id", call.request_id), ("server-timing", call.server_timing()))
 
 
-# The first thing that an RPC meets: no key, or no room, and it is answered before it is read.
-#
-# Health and reflection are open. The kubelet's probes cannot send a key, and what reflection tells
-# is the contract as it stands in `proto/`; neither says anything about a request or its answer.
-
-RETRY_S: Final = 1.0
-# RPCs of the open services at once. They may last for ever, and need no key.
-MAX_OPEN_RPCS: Final = 64
-OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
-
-
-class GuardInterceptor(grpc.aio.ServerInterceptor):
-    """Outermost: lets an RPC through, or answers it without reading it."""
-
-    def __init__(self, telemetry: Telemetry, protection: Protection, gate: Gate) -> None:
-        self._telemetry = telemetry
-        self._gate = gate
-        self._metrics = protection.metrics
-        self._keys = protection.keys
-        self._body_memory = protection.body_memory
-        self._max_rpcs = {False: protection.max_rpcs, True: MAX_OPEN_RPCS}
-        # Long after its deadline an RPC can only be one whose answer nobody takes.
-        self._lifetime_s = protection.request_timeout_s + 2 * protection.client_timeout_s
-        self._num_rpcs: Counter[bool] = Counter()
-        self._timers: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no RPC is running but those of open services, such as a watch of health."""
-        return not self._num_rpcs[False]
-
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Find the handler, or one that refuses; every method that is not open needs a key."""
-        method: str = handler_call_details.method
-        is_open = service_of(method) in OPEN_SERVICES
-        try:
-            if not is_open:
-                self._check_key(handler_call_details.invocation_metadata)
-                self._body_memory.check()
-            self._enter(is_open)
-            await self._gate.come_in()
-            handler = await continuation(handler_call_details)
-            if handler is None and service_of(method) == INFERENCE_SERVICE:
-                raise NotSupported(
-                    f"{method.rpartition('/')[2][:100]} is not offered here; tensors are sent in "
-                    "messages, and settings are changed at the start of the server.",
-                    code="unknown_rpc",
-                )
-        except Exception as error:
-            await self._gate.pass_by()
-            return refusal(error, self._telemetry)
-        return handler
-
-    def _enter(self, is_open: bool) -> None:
-        """Count the RPC until its task ends, which is also what finds and runs its handler."""
-        if self._num_rpcs[is_open] >= self._max_rpcs[is_open]:
-            self._metrics.rejected.labels("rpcs").inc()
-            raise Overloaded(
-                "Too many RPCs are running; try again.", code="too_many_rpcs", retry_after_s=RETRY_S
-            )
-        task = asyncio.current_task()
-        assert task is not None
-        self._num_rpcs[is_open] += 1
-        if not is_open:
-            self._limit(task)
-
-        def leave(ended: "asyncio.Task[Any]") -> None:
-            self._num_rpcs[is_open] -= 1
-            timer = self._timers.pop(ended, None)
-            if timer is not None:
-                timer.cancel()
-
-        task.add_done_callback(leave)
-
-    def renew(self, task: "asyncio.Task[Any]") -> None:
-        """Let an RPC live on that is getting somewhere: a stream may last as long as it does."""
-        timer = self._timers.pop(task, None)
-        if timer is not None:
-            timer.cancel()
-            self._limit(task)
-
-    def _limit(self, task: "asyncio.Task[Any]") -> None:
-        loop = asyncio.get_running_loop()
-        self._timers[task] = loop.call_later(self._lifetime_s, task.cancel)
-
-    def _check_key(self, metadata: Any) -> None:
-        given = {key: value for key, value in metadata or () if isinstance(value, str)}
-        self._keys.check(given.get("authorization"), given.get("x-api-key"))
-
-
 def service_of(method: str) -> str:
-    """`/package.Service/Method` as `package.Service`."""
+    """`package.Service` of `/package.Service/Method`."""
     return method.lstrip("/").rpartition("/")[0]
 
 
 def refusal(cause: Exception, telemetry: Telemetry) -> Any:
-    """A handler for any kind of RPC that answers at once; a streamed message is never asked for."""
+    """A handler for any kind of RPC that refuses it without reading a message."""
 
     async def refuse(messages: Any, context: Any) -> None:
         carried = carried_metadata(context.invocation_metadata())

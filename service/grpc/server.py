@@ -1,4 +1,4 @@
-"""The gRPC server on a thread and loop of its own."""
+"""The gRPC server on a thread and an event loop of its own, so that busy REST cannot starve it."""
 
 import asyncio
 import threading
@@ -21,9 +21,9 @@ from service.grpc.interceptors import (
     INFERENCE_SERVICE,
     MAX_OPEN_RPCS,
     CallInterceptor,
+    DrainGate,
     GuardInterceptor,
 )
-from service.grpc.limits import Gate
 from service.grpc.open_inference import InferenceServicer, stream_error
 from service.grpc.servicer import EncoderServicer
 from service.grpc.stream import stream_error as encoder_stream_error
@@ -33,76 +33,25 @@ from service.monitoring.telemetry import Telemetry
 from service.safety.protection import Protection
 from service.safety.tls import Tls, TlsMaterial
 
-# TLS as gRPC takes it: its core asks before every new connection whether there is a newer one.
-
-
-def server_credentials(tls: Tls) -> grpc.ServerCredentials:
-    """Credentials that follow the files; a client's certificate is asked for where one is set."""
-    given = tls.current()
-
-    def newer() -> Any:
-        # Called on gRPC's own threads; None keeps what it has.
-        nonlocal given
-        material = tls.current()
-        if material is given:
-            return None
-        given = material
-        return _configuration(material)
-
-    return grpc.dynamic_ssl_server_credentials(
-        _configuration(given), newer, require_client_authentication=given.client_ca is not None
-    )
-
-
-def _configuration(material: TlsMaterial) -> Any:
-    return grpc.ssl_server_certificate_configuration(
-        [(material.key, material.certificate)], root_certificates=material.client_ca
-    )
-
-
-# The files that reflection tells of, in one pool: each dialect's own has but its own.
-
-SERVICES = (encoder_service_pb2, open_inference_pb2, health_pb2, reflection_pb2)
-
-
-def reflection_pool() -> DescriptorPool:
-    """Every service of this server, with all that its messages are made of."""
-    pool = DescriptorPool()
-    names: set[str] = set()
-    for module in SERVICES:
-        _add(pool, module.DESCRIPTOR, names)
-    return pool
-
-
-def _add(pool: DescriptorPool, file: Any, names: set[str]) -> None:
-    """A file after those that it imports; each once."""
-    if file.name in names:
-        return
-    names.add(file.name)
-    for imported in file.dependencies:
-        _add(pool, imported, names)
-    pool.AddSerializedFile(file.serialized_pb)
-
-
-# gRPC on a thread and an event loop of its own, so that busy REST cannot starve it.
-
 SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
-# Under these names health checks ask of the whole server.
+# Files that reflection describes; each dialect's own descriptor pool has only its own.
+SERVICES = (encoder_service_pb2, open_inference_pb2, health_pb2, reflection_pb2)
+# Health checks by these names report the whole server.
 WHOLE = ("", SERVICE_NAME, INFERENCE_SERVICE)
 START_LIMIT_S = 10.0
-# An answer on its way to a caller, and his next RPC: when nobody has come for so long, all wait.
+# Longer than an answer and the caller's next RPC take on the way.
 QUIET_S = 0.15
 HOLD_LIMIT_S = 1.0
-# How long GOAWAY takes to be written.
+# Time to write GOAWAY.
 GOAWAY_S = 0.1
-# How long the last answers take to be written.
+# Time to write the last answers.
 ANSWERS_S = 0.5
 POLL_S = 0.01
 MIN_PING_INTERVAL_MS = 10_000
 
 
 class GrpcServer:
-    """Starts, reports health and stops; every method may be called from any other thread."""
+    """Starts, reports health and stops. All methods may be called from any other thread."""
 
     def __init__(
         self,
@@ -117,7 +66,7 @@ class GrpcServer:
         self._repository = repository
         self._protection = protection
         self._observe_lag = telemetry.metrics.loop_lag.labels("grpc").observe
-        self._gate = Gate()
+        self._gate = DrainGate()
         self._guard = GuardInterceptor(telemetry, protection, self._gate)
         # The first is the outermost.
         calls = CallInterceptor(
@@ -145,32 +94,32 @@ class GrpcServer:
         """Listen.
 
         Returns:
-            The port, chosen freely where 0 was asked for.
+            The port; a free one if the address has port 0.
 
         Raises:
-            OSError: The address cannot be taken.
+            OSError: The address cannot be used.
         """
         self._thread.start()
         return self._listening.result(START_LIMIT_S)
 
     def set_health(self, models: Mapping[str, bool], is_ready: bool) -> None:
-        """Tell health checks whether requests are taken: for these models, and as a whole."""
+        """Set the health of these models and of the whole server."""
         self._call(self._set_health({**models, **dict.fromkeys(WHOLE, is_ready)}))
 
     def announce_drain(self) -> None:
-        """Tell health checks that requests are no longer taken, once and for all."""
+        """Set the health of everything to NOT_SERVING, for good."""
         self._call(self._health.enter_graceful_shutdown())
 
     def drain(self, limit_s: float) -> bool:
-        """Send callers elsewhere, let nobody new in, and wait until every RPC has been answered.
+        """Send GOAWAY, accept no new RPC, and wait until every RPC is answered.
 
         Returns:
-            False where some were still running when the time was over.
+            False if some RPCs were still running at the time limit.
         """
         return bool(self._call(self._drain(limit_s)))
 
     def stop(self, grace_s: float) -> None:
-        """End what still runs, watches of health too, in so many seconds."""
+        """End all RPCs, also watches of health, within so many seconds."""
         self._call(self._stop(grace_s))
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
@@ -179,11 +128,11 @@ class GrpcServer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _drain(self, limit_s: float) -> bool:
-        """Close the server around its callers.
+        """Close the server without losing an RPC.
 
-        gRPC cancels an RPC that arrives after its server began to close, while the caller has not
-        yet read that it should go elsewhere (GOAWAY). So RPCs and answers are held first, until
-        nobody comes who waits for his answer to ask again; then it closes, and they are answered.
+        gRPC cancels RPCs that arrive after the server began to close and before their caller has
+        read GOAWAY. So RPCs and answers are held first, until every caller waits for an answer and
+        sends nothing. Then the server closes, and the held RPCs are answered.
         """
         until = self._loop.time() + limit_s
         await self._gate.hold(QUIET_S, HOLD_LIMIT_S)
@@ -195,7 +144,7 @@ class GrpcServer:
         return self._guard.is_idle
 
     async def _stop(self, grace_s: float) -> None:
-        # An answer that was given may still be on its way to a slow reader.
+        # The last answer may still be on its way to a slow reader.
         await asyncio.wait({self._closing}, timeout=ANSWERS_S if self._guard.is_idle else grace_s)
         await self._server.stop(None)
         await self._closing
@@ -214,7 +163,7 @@ class GrpcServer:
         self._server = grpc.aio.server(
             interceptors=self._interceptors,
             options=channel_options(self._protection),
-            # A backstop: the guard refuses earlier, and says when to come back.
+            # A backstop: the guard refuses earlier, with a delay for the retry.
             maximum_concurrent_rpcs=self._protection.max_rpcs + 2 * MAX_OPEN_RPCS,
         )
         add_EncoderServiceServicer_to_server(EncoderServicer(self._plane), self._server)
@@ -239,8 +188,8 @@ class GrpcServer:
             return int(self._server.add_secure_port(self._address, server_credentials(tls)))
         except RuntimeError as error:
             raise OSError(
-                f"gRPC cannot listen on {self._address}: it is taken or not of this machine; "
-                "choose another by --grpc-port or --host"
+                f"gRPC cannot listen on {self._address}: the port is in use or the host is not of "
+                "this machine; change --grpc-port or --host"
             ) from error
 
     async def _set_health(self, names: Mapping[str, bool]) -> None:
@@ -250,28 +199,71 @@ class GrpcServer:
 
 
 def channel_options(protection: Protection) -> list[tuple[str, int]]:
-    """Limits that gRPC's core keeps on its own, in milliseconds and bytes."""
+    """Limits that gRPC's core enforces, in milliseconds and bytes."""
     age_ms = int(1000 * protection.max_connection_age_s)
     return [
-        # A port that another process has is an error, not a port to share.
+        # Fail if another process has the port, rather than share it.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", protection.max_body_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", protection.max_connections),
         ("grpc.max_concurrent_streams", protection.max_rpcs),
-        # Left to itself the core widens the windows of all streams of a connection as fast as its
-        # client sends, to 64 MiB each where that was measured, also of streams that are held up.
+        # By default the core widens the windows of all streams of a connection as fast as its
+        # client sends, also of streams that wait: measured, to 64 MiB each.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", protection.stream_window_bytes),
-        # A connection that says nothing: no preface or handshake, then no RPC.
+        # A connection without a handshake or, later, without an RPC.
         ("grpc.server_handshake_timeout_ms", int(1000 * protection.client_timeout_s)),
         ("grpc.max_connection_idle_ms", int(1000 * protection.keep_alive_s)),
-        # Long-lived connections come back through the balancer, to new replicas too.
+        # Clients reconnect through the balancer and so reach new replicas.
         ("grpc.max_connection_age_ms", age_ms),
         ("grpc.max_connection_age_grace_ms", int(1000 * protection.request_timeout_s)),
-        # A peer that is gone without a word is noticed; one that pings without end is sent away.
+        # Detects a vanished peer, and disconnects one that pings too often.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", int(1000 * protection.client_timeout_s)),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.http2.max_ping_strikes", 2),
     ]
+
+
+def server_credentials(tls: Tls) -> grpc.ServerCredentials:
+    """Credentials that follow the files; a client CA makes client certificates required."""
+    given = tls.current()
+
+    def newer() -> Any:
+        # gRPC calls this on its own threads before each connection; None means no change.
+        nonlocal given
+        material = tls.current()
+        if material is given:
+            return None
+        given = material
+        return _configuration(material)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(given), newer, require_client_authentication=given.client_ca is not None
+    )
+
+
+def _configuration(material: TlsMaterial) -> Any:
+    return grpc.ssl_server_certificate_configuration(
+        [(material.key, material.certificate)], root_certificates=material.client_ca
+    )
+
+
+def reflection_pool() -> DescriptorPool:
+    """A pool with every service of this server and all types of its messages."""
+    pool = DescriptorPool()
+    names: set[str] = set()
+    for module in SERVICES:
+        _add(pool, module.DESCRIPTOR, names)
+    return pool
+
+
+def _add(pool: DescriptorPool, file: Any, names: set[str]) -> None:
+    """Add a file after its imports, each once."""
+    if file.name in names:
+        return
+    names.add(file.name)
+    for imported in file.dependencies:
+        _add(pool, imported, names)
+    pool.AddSerializedFile(file.serialized_pb)

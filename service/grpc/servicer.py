@@ -1,6 +1,9 @@
-"""The RPCs: convert, ask the data plane, convert. Calls and errors are the interceptor's."""
+"""The RPCs: convert, call the data plane, convert. The interceptors handle calls and errors."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+
+from google.protobuf.message import Message
 
 from service.call import current_call
 from service.data_plane import DataPlane
@@ -31,7 +34,7 @@ from service.grpc.generated import (
     stream_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
-from service.grpc.stream import STREAMED, begin_item, stream_answer
+from service.grpc.stream import begin_item, stream_answer
 
 
 class EncoderServicer(EncoderServiceServicer):
@@ -39,6 +42,16 @@ class EncoderServicer(EncoderServiceServicer):
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
+        # The method for each kind of request on a stream.
+        self._streamed: Mapping[str, Callable[[Any, Any], Awaitable[Message]]] = {
+            "embed_images": self.EmbedImages,
+            "embed_texts": self.EmbedTexts,
+            "segment_images": self.SegmentImages,
+            "classify_images": self.ClassifyImages,
+            "visualize_features": self.VisualizeFeatures,
+            "estimate_depth": self.EstimateDepth,
+            "estimate_normals": self.EstimateNormals,
+        }
 
     async def EmbedImages(  # noqa: N802 - named by the contract, as all below
         self, request: embed_pb2.EmbedImagesRequest, context: Any
@@ -59,7 +72,7 @@ class EncoderServicer(EncoderServiceServicer):
     async def SegmentImages(  # noqa: N802
         self, request: segment_pb2.SegmentImagesRequest, context: Any
     ) -> segment_pb2.SegmentImagesResponse:
-        """Find named things in images."""
+        """Segment images by class names."""
         message = to_segment_images(request)
         answer = await self._plane.segment_images(message, current_call.get())
         return from_segment_images(answer)
@@ -67,7 +80,7 @@ class EncoderServicer(EncoderServiceServicer):
     async def ClassifyImages(  # noqa: N802
         self, request: classify_pb2.ClassifyImagesRequest, context: Any
     ) -> classify_pb2.ClassifyImagesResponse:
-        """Say which of some named things images show."""
+        """Classify images by class names."""
         message = to_classify_images(request)
         answer = await self._plane.classify_images(message, current_call.get())
         return from_classify_images(answer)
@@ -75,7 +88,7 @@ class EncoderServicer(EncoderServiceServicer):
     async def VisualizeFeatures(  # noqa: N802
         self, request: features_pb2.VisualizeFeaturesRequest, context: Any
     ) -> features_pb2.VisualizeFeaturesResponse:
-        """Make the patch embeddings of images visible."""
+        """Visualize the patch embeddings of images."""
         message = to_visualize_features(request)
         answer = await self._plane.visualize_features(message, current_call.get())
         return from_visualize_features(answer)
@@ -83,7 +96,7 @@ class EncoderServicer(EncoderServiceServicer):
     async def EstimateDepth(  # noqa: N802
         self, request: dense_pb2.EstimateDepthRequest, context: Any
     ) -> dense_pb2.EstimateDepthResponse:
-        """Say how far away every pixel is."""
+        """Estimate the depth of every pixel."""
         message = to_estimate_maps(request, "depth")
         answer = await self._plane.estimate_maps(message, current_call.get())
         return from_depth(answer)
@@ -91,7 +104,7 @@ class EncoderServicer(EncoderServiceServicer):
     async def EstimateNormals(  # noqa: N802
         self, request: dense_pb2.EstimateNormalsRequest, context: Any
     ) -> dense_pb2.EstimateNormalsResponse:
-        """Say where the surface at every pixel faces."""
+        """Estimate the surface normal of every pixel."""
         message = to_estimate_maps(request, "normals")
         answer = await self._plane.estimate_maps(message, current_call.get())
         return from_normals(answer)
@@ -99,10 +112,10 @@ class EncoderServicer(EncoderServiceServicer):
     async def Stream(  # noqa: N802
         self, request: stream_pb2.StreamRequest, context: Any
     ) -> stream_pb2.StreamResponse:
-        """One request of a stream: the interceptor reads them, and writes the answers in order."""
+        """Answer one request of a stream; the interceptor reads and writes them in order."""
         call = current_call.get()
-        asked = begin_item(request, call)
-        answer = await getattr(self, STREAMED[asked])(getattr(request, asked), context)
+        kind = begin_item(request, call)
+        answer = await self._streamed[kind](getattr(request, kind), context)
         return stream_answer(answer, request, call)
 
     async def GetModel(  # noqa: N802

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +35,6 @@ from service.grpc.generated import (
     tensor_pb2,
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.grpc.stream import STREAMED
 
 # A hang is what this ends; on a busy machine a start or a conversion may take a minute.
 LIMIT_S = 120.0
@@ -177,7 +177,7 @@ class Service:
     def over_stream(self, method: str, fields: Mapping[str, Any]) -> Answer:
         """Ask on a stream, as its second request."""
         _, rpc, request_type = ROUTES[method]
-        asked = {rpc_name: field for field, rpc_name in STREAMED.items()}[rpc]
+        asked = re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()
         first = stream_pb2.StreamRequest(embed_texts=embed_pb2.EmbedTextsRequest(texts=["dog"]))
         second = stream_pb2.StreamRequest(**{asked: _to_protobuf(request_type, fields)})
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -23,7 +24,6 @@ from service.grpc.generated import (
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from service.grpc.stream import STREAMED
 from service.images import ImagePreparer
 from service.server import Server
 
@@ -125,7 +125,7 @@ async def send_stream(server: Server, route: str, image: bytes, timeout_s: float
         if method == "ModelInfer":
             stream, item = GRPCInferenceServiceStub(channel).ModelStreamInfer, request
         else:
-            (field,) = (name for name, rpc in STREAMED.items() if rpc == method)
+            field = re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
             item = stream_pb2.StreamRequest(**{field: request})
             stream = EncoderServiceStub(channel).Stream
         call: Any = stream(iter([item]), timeout=timeout_s)

@@ -1,14 +1,33 @@
-"""A stream of requests: in order, bounded, and with nothing left behind however it ends."""
+"""Requests of a stream are answered in order, within limits of memory and time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
-from service.grpc.stream import AnsweredStream, Item
+from service.grpc.generated import (
+    dense_pb2,
+    embed_pb2,
+    encoder_service_pb2,
+    image_pb2,
+    segment_pb2,
+    stream_pb2,
+)
+from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.grpc.stream import AnsweredStream, StreamItem
 from service.monitoring.metrics import Metrics
 from service.safety.protection import BodyMemory
+from service.server import Server
+
+if TYPE_CHECKING:
+    from tests.service.conftest import FakeRuntime
+
+
+# A stream of requests: in order, bounded, and with nothing left behind however it ends.
 
 LIMIT_S = 20.0
 MAX_SIDE_BY_SIDE = 4
@@ -43,7 +62,7 @@ def stream_over(
     memory: BodyMemory | None = None,
     max_requests: int = MAX_SIDE_BY_SIDE,
 ) -> AnsweredStream:
-    async def answer_item(item: Item) -> bytes:
+    async def answer_item(item: StreamItem) -> bytes:
         return await answer(item.raw)
 
     return AnsweredStream(
@@ -52,7 +71,7 @@ def stream_over(
         memory=memory or BodyMemory(1000, Metrics()),
         max_requests=max_requests,
         renew=lambda: None,
-        leaving=leaving or asyncio.Event(),
+        closing=leaving or asyncio.Event(),
     )
 
 
@@ -199,3 +218,316 @@ async def test_answers_that_wait_for_an_earlier_one_hold_up_reading(
     release.set()
     assert await asyncio.wait_for(running, LIMIT_S)
     assert len(context.written) == 41
+
+
+# A stream of `EncoderService`: in order, bounded, patient, and free of what nobody waits for.
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Entered = Callable[[], Awaitable[bool]]
+Encode = Callable[..., bytes]
+Answer = stream_pb2.StreamResponse
+METHOD = "tipserve.v1.EncoderService/Stream"
+# Of an image as the fake model sees it by default: 28 x 28 pixels.
+PATCHES = 4
+
+
+def embed(image: bytes, item_id: str = "", **fields: Any) -> stream_pb2.StreamRequest:
+    images = [image_pb2.Image(encoded=image)]
+    asked = embed_pb2.EmbedImagesRequest(images=images, **fields)
+    return stream_pb2.StreamRequest(id=item_id, embed_images=asked)
+
+
+def in_seconds(seconds: float, request: stream_pb2.StreamRequest) -> stream_pb2.StreamRequest:
+    delay = Duration()
+    delay.FromNanoseconds(int(1e9 * seconds))
+    request.timeout.CopyFrom(delay)
+    return request
+
+
+@asynccontextmanager
+async def connected(server: Server) -> AsyncIterator[Any]:
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    address = f"127.0.0.1:{server.ports['grpc']}"
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        yield EncoderServiceStub(channel)
+
+
+async def ask(server: Server, requests: Iterable[stream_pb2.StreamRequest]) -> list[Answer]:
+    """All answers of one stream."""
+    async with connected(server) as stub:
+        return [answer async for answer in stub.Stream(iter(requests), timeout=LIMIT_S)]
+
+
+async def code_of(call: Any) -> str:
+    return str((await call.code()).name)
+
+
+def sample(server: Server, name: str, **labels: str) -> float:
+    return server.metrics.registry.get_sample_value(f"tipserve_{name}", labels) or 0.0
+
+
+def num_asked(server: Server) -> float:
+    families = {family.name: family for family in server.metrics.registry.collect()}
+    samples = families["tipserve_requests"].samples
+    return sum(s.value for s in samples if s.labels.get("method") == METHOD)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_kinds_mix_and_answers_are_those_of_the_unary_rpcs_in_order(
+    serving: Serving, encode_image: Encode
+) -> None:
+    classes = [segment_pb2.SegmentClass(name=name) for name in ("dog", "sky")]
+    texts = embed_pb2.EmbedTextsRequest(texts=["dog"])
+    images = [image_pb2.Image(encoded=encode_image(seed=7))]
+    masks = segment_pb2.SegmentImagesRequest(images=images, classes=classes)
+    requests = [embed(encode_image(seed=seed), f"image {seed}") for seed in range(20)]
+    requests.insert(3, stream_pb2.StreamRequest(id="words", embed_texts=texts))
+    requests.insert(9, stream_pb2.StreamRequest(id="masks", segment_images=masks))
+    async with serving() as server:
+        answers = await ask(server, requests)
+        async with connected(server) as stub:
+            embedded = await stub.EmbedImages(requests[5].embed_images)
+            expected = [embedded, await stub.EmbedTexts(texts), await stub.SegmentImages(masks)]
+        assert num_asked(server) == len(requests)
+    assert [answer.id for answer in answers] == [request.id for request in requests]
+    assert [answer.index for answer in answers] == list(range(22))
+    found = [answers[5].embed_images, answers[3].embed_texts, answers[9].segment_images]
+    assert found == expected
+
+
+async def test_what_is_wrong_with_one_request_is_its_answer(
+    serving: Serving, encode_image: Encode
+) -> None:
+    good = embed(encode_image(), "good")
+    unknown = embed(encode_image(), "unknown", model="nobody")
+    newer = embed(encode_image(), "newer")
+    newer.MergeFromString(b"\xa2\x06\x01x")  # field 100
+    requests = [
+        good,
+        embed(b"no image", "bad"),
+        unknown,
+        stream_pb2.StreamRequest(id="nothing"),
+        in_seconds(0, embed(encode_image(), "never")),
+        newer,
+        good,
+    ]
+    async with serving() as server:
+        answers = await ask(server, requests)
+    told = [(a.id, a.index, a.error.code, a.error.reason, a.error.field) for a in answers]
+    assert told == [
+        ("good", 0, 0, "", ""),
+        ("bad", 1, 3, "invalid_image", "images[0]"),
+        ("unknown", 2, 5, "model_not_found", "model"),
+        ("nothing", 3, 3, "missing_field", "request"),
+        ("never", 4, 3, "invalid_field", "timeout"),
+        ("newer", 5, 3, "unknown_field", ""),
+        ("good", 6, 0, "", ""),
+    ]
+    assert all(answer.error.message and answer.error.request_id for answer in answers[1:6])
+    assert answers[0].embed_images == answers[6].embed_images
+
+
+async def test_a_message_that_cannot_be_read_is_answered_too(
+    serving: Serving, encode_image: Encode
+) -> None:
+    good = embed(encode_image(), "good")
+    async with serving() as server:
+        raw = grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}")
+        call: Any = raw.stream_stream("/tipserve.v1.EncoderService/Stream")
+        messages = [b"\xff\xff", good.SerializeToString()]
+        answers = [Answer.FromString(a) async for a in call(iter(messages), timeout=LIMIT_S)]
+        await raw.close()
+    assert answers[0].error.reason == "malformed_message"
+    assert (answers[1].id, answers[1].index) == ("good", 1)
+    assert answers[1].HasField("embed_images")
+
+
+async def test_a_full_queue_makes_a_stream_wait_and_refuses_nothing(
+    serving: Serving, encode_image: Encode
+) -> None:
+    requests = [embed(encode_image(seed=seed), str(seed)) for seed in range(60)]
+    async with serving(max_queue_patches=2 * PATCHES, max_batch_patches=2 * PATCHES) as server:
+        answers = await ask(server, requests)
+        assert sample(server, "rejected_total", reason="queue_full") == 0
+    assert [answer.id for answer in answers] == [str(seed) for seed in range(60)]
+    assert all(answer.HasField("embed_images") for answer in answers)
+
+
+async def test_streams_leave_half_of_a_full_queue_to_others(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    requests = [embed(encode_image(seed=seed)) for seed in range(20)]
+    limits = {"max_queue_patches": 8 * PATCHES, "max_batch_patches": 8 * PATCHES}
+    async with serving(**limits) as server, connected(server) as stub:
+        runtime.gate.clear()
+        stream = asyncio.ensure_future(ask(server, requests))
+        assert await entered()
+        admission = server.models.models()[0].admission
+        await until(lambda: admission._cost == 4 * PATCHES)
+        alone = [
+            asyncio.ensure_future(code_of(stub.EmbedImages(requests[0].embed_images)))
+            for _ in range(5)
+        ]
+        await until(lambda: sum(one.done() for one in alone) == 1)
+        runtime.gate.set()
+        codes = await asyncio.gather(*alone)
+        assert len(await stream) == 20
+    assert sorted(codes) == ["OK"] * 4 + ["RESOURCE_EXHAUSTED"]
+
+
+async def test_a_stream_in_full_flow_does_not_keep_an_rpc_waiting(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    requests = [embed(encode_image(seed=seed)) for seed in range(60)]
+    async with serving() as server, connected(server) as stub:
+        runtime.gate.clear()
+        stream = asyncio.ensure_future(ask(server, requests))
+        assert await entered()
+        await until(lambda: sample(server, "inflight") == 60)
+        alone = asyncio.ensure_future(code_of(stub.EmbedImages(requests[0].embed_images)))
+        await until(lambda: sample(server, "inflight") == 61)
+        order: list[str] = []
+        alone.add_done_callback(lambda _: order.append("alone"))
+        stream.add_done_callback(lambda _: order.append("stream"))
+        runtime.gate.set()
+        await asyncio.gather(alone, stream)
+    assert order == ["alone", "stream"]
+
+
+async def test_no_more_is_read_than_is_worked_on(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    # HTTP/2's windows grow with the connection's speed, to megabytes; this is half a gigabyte.
+    image = encode_image("BMP", size=(300, 300))
+    num_taken = 0
+
+    async def send() -> AsyncIterator[stream_pb2.StreamRequest]:
+        nonlocal num_taken
+        for _ in range(2000):
+            yield embed(image)
+            num_taken += 1
+
+    async with serving(max_stream_requests=4) as server, connected(server) as stub:
+        runtime.gate.clear()
+        answers = stub.Stream(send(), timeout=LIMIT_S)
+        assert await entered()
+        await until(lambda: sample(server, "inflight") == 4)
+        for _ in range(5):  # whatever else could be read is read by now
+            await stub.ListModels(encoder_service_pb2.ListModelsRequest())
+        assert sample(server, "inflight") == 4
+        assert server.protection.body_memory.num_bytes < 5 * len(image) + 1000
+        assert num_taken < 1000
+        runtime.gate.set()
+        found = [await anext(aiter(answers)) for _ in range(60)]
+        answers.cancel()
+    assert [answer.index for answer in found] == list(range(60))
+
+
+async def test_a_caller_who_does_not_read_is_not_computed_for(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime"
+) -> None:
+    images = [image_pb2.Image(encoded=encode_image("JPEG", size=(600, 600)))]
+    depth = dense_pb2.EstimateDepthRequest(images=images)  # 1.4 MB of answer
+    request = stream_pb2.StreamRequest(estimate_depth=depth)
+    other = embed(encode_image()).embed_images
+    async with serving(max_stream_requests=4) as server, connected(server) as stub:
+        answers = aiter(stub.Stream(iter([request] * 60), timeout=LIMIT_S))
+        found = [await anext(answers)]
+        for _ in range(20):  # whatever else would be computed is computed by now
+            assert await code_of(stub.EmbedImages(other)) == "OK"
+        assert runtime.num_maps < 30
+        found += [answer async for answer in answers]
+    assert len(found) == runtime.num_maps == 60
+
+
+async def test_answers_that_wait_hold_up_reading(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.grpc.stream.MAX_UNSENT_BYTES", 0)
+    requests = [embed(encode_image(seed=seed), str(seed)) for seed in range(30)]
+    async with serving() as server:
+        answers = await ask(server, requests)
+    assert [answer.id for answer in answers] == [str(seed) for seed in range(30)]
+
+
+async def test_a_request_that_is_late_leaves_the_others_their_time(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    late = in_seconds(0.1, embed(encode_image(seed=1), "late"))
+    requests = [embed(encode_image(), "first"), late, embed(encode_image(seed=2), "last")]
+    async with serving() as server:
+        runtime.gate.clear()
+        asking = asyncio.ensure_future(ask(server, requests))
+        assert await entered()
+        ended = {"method": METHOD, "code": "DEADLINE_EXCEEDED"}
+        await until(lambda: sample(server, "requests_total", **ended) == 1)
+        runtime.gate.set()
+        answers = await asking
+    assert [(a.id, a.error.reason) for a in answers] == [
+        ("first", ""),
+        ("late", "deadline_exceeded"),
+        ("last", ""),
+    ]
+
+
+@pytest.mark.parametrize("ending", ["deadline", "cancelled"])
+async def test_a_stream_that_ends_frees_queue_memory_and_decoding(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered, ending: str
+) -> None:
+    requests = [embed(encode_image(seed=seed)) for seed in range(30)]
+    limits = {"max_queue_patches": 8 * PATCHES, "max_batch_patches": 8 * PATCHES}
+    async with serving(**limits) as server, connected(server) as stub:
+        runtime.gate.clear()
+        timeout_s = 2.0 if ending == "deadline" else LIMIT_S
+        call = stub.Stream(iter(requests), timeout=timeout_s)
+        assert await entered()
+        if ending == "cancelled":
+            await until(lambda: sample(server, "inflight") == 30)
+            call.cancel()
+        assert await code_of(call) == {"deadline": "DEADLINE_EXCEEDED"}.get(ending, "CANCELLED")
+        await until(lambda: sample(server, "inflight") == 0)
+        await until(lambda: server.protection.body_memory.num_bytes == 0)
+        admission = server.models.models()[0].admission
+        assert (admission._cost, admission._streams._admitted_cost) == (0, 0)
+        assert not admission._streams._waiting
+        runtime.gate.set()
+        assert len(await ask(server, requests[:1])) == 1
+    assert runtime.num_images < 10  # a batch may have been under way
+
+
+async def test_a_server_that_leaves_answers_what_it_has_read_and_says_so(
+    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    image = encode_image("BMP", size=(300, 300))
+    requests = [embed(image, str(seed)) for seed in range(30)]
+    # Not grpc.aio: where it is still sending as the server ends the RPC, it makes a status of its
+    # own, INTERNAL, and forgets the server's.
+    async with serving(max_stream_requests=4) as server:
+        with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+            runtime.gate.clear()
+            call = EncoderServiceStub(channel).Stream(iter(requests), timeout=LIMIT_S)
+            taking = asyncio.ensure_future(asyncio.to_thread(take, call))
+            assert await entered()
+            await until(lambda: sample(server, "inflight") == 4)
+            server.request_stop()
+            await until(lambda: server.plane.gate.state.value == "stopping")
+            runtime.gate.set()
+            answers = await taking
+            assert call.code() is grpc.StatusCode.UNAVAILABLE
+            metadata = dict(call.trailing_metadata())
+    assert metadata["grpc-retry-pushback-ms"] == "2000"
+    assert 4 <= len(answers) < 30
+    assert all(answer.HasField("embed_images") for answer in answers)
+
+
+def take(call: Any) -> list[Answer]:
+    """What a call that ends with an error has answered before."""
+    answers: list[Answer] = []
+    with suppress(grpc.RpcError):
+        answers.extend(call)
+    return answers

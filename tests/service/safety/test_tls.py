@@ -1,7 +1,8 @@
-"""TLS and mTLS on both protocols: who gets in, who does not, and renewal while the server runs."""
+"""TLS material is checked, its expiry exported, and changed files are used without a restart."""
 
 import asyncio
 import logging
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -14,6 +15,7 @@ import grpc
 import httpx
 import pytest
 import trustme
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -23,9 +25,101 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import ValidationError
 
 from service.monitoring.metrics import Metrics
-from service.safety.tls import Tls, TlsFiles
+from service.safety.tls import FileWatch, Tls, TlsFiles, expiry_of
 from service.server import Server
 from service.settings import Settings
+
+# A change is seen once, whichever way the file was changed, and not looked for too often.
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_a_changed_file_is_seen_once(tmp_path: Path, clock: Clock) -> None:
+    file = tmp_path / "file"
+    file.write_text("one")
+    watch = FileWatch([file], clock=clock)
+    file.write_text("three")
+    assert not watch.has_changed(), "too soon to look"
+    clock.now += 1
+    assert watch.has_changed()
+    clock.now += 1
+    assert not watch.has_changed()
+
+
+def test_a_link_that_turns_is_a_change(tmp_path: Path, clock: Clock) -> None:
+    # As Kubernetes renews a Secret: file -> ..data/file, ..data -> a folder of one version.
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("same text")
+    (tmp_path / "..data").symlink_to("old")
+    (tmp_path / "file").symlink_to("..data/file")
+    watch = FileWatch([tmp_path / "file"], clock=clock)
+    (tmp_path / "..tmp").symlink_to("new")
+    os.replace(tmp_path / "..tmp", tmp_path / "..data")
+    clock.now += 1
+    assert watch.has_changed()
+
+
+def test_a_file_that_goes_and_comes_is_two_changes(tmp_path: Path, clock: Clock) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    for file in files:
+        file.touch()
+    watch = FileWatch(files, clock=clock)
+    for change in (files[1].unlink, files[1].touch):
+        change()
+        clock.now += 1
+        assert watch.has_changed()
+
+
+# The end of a certificate, against the library that reads all of X.509.
+
+
+def pem(expires: datetime, name: str = "server.test") -> bytes:
+    chain = trustme.CA().issue_cert(name, not_after=expires).cert_chain_pems
+    return b"".join(part.bytes() for part in chain)
+
+
+@pytest.mark.parametrize("year", [2038, 2049, 2050, 2999])
+@pytest.mark.parametrize("name", ["a.test", "b" * 60 + ".test"])
+def test_the_end_is_read_from_either_form_of_time(year: int, name: str) -> None:
+    expires = datetime(year, 2, 3, 4, 5, 6, tzinfo=UTC)
+    encoded = b"a remark\n" + pem(expires, name)
+    assert expiry_of(encoded) == expires.timestamp()
+    read = x509.load_pem_x509_certificates(encoded)[0]
+    assert expiry_of(encoded) == read.not_valid_after_utc.timestamp()
+
+
+def test_the_first_of_a_chain_counts() -> None:
+    first, second = (pem(datetime(year, 1, 1, tzinfo=UTC)) for year in (2031, 2032))
+    assert expiry_of(first + second) == datetime(2031, 1, 1, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize("encoded", [b"", b"\xff", b"-----BEGIN PRIVATE KEY-----"])
+def test_what_is_no_certificate_is_said(encoded: bytes) -> None:
+    with pytest.raises(ValueError, match="no PEM certificate"):
+        expiry_of(encoded)
+
+
+@pytest.mark.parametrize("text", ["AAAA", "MA==", "MAMwAQA=", "MIIBIjANBgkqhkiG9w0=", "####"])
+def test_a_malformed_one_is_said(text: str) -> None:
+    encoded = f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n"
+    with pytest.raises(ValueError, match="malformed"):
+        expiry_of(encoded.encode())
+
+
+# TLS and mTLS on both protocols: who gets in, who does not, and renewal while the server runs.
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 LIMIT_S = 20.0
@@ -191,15 +285,6 @@ async def test_an_open_connection_outlives_the_renewal(
             await until(lambda: registry.get_sample_value(EXPIRY) == expires.timestamp())
             second = await client.get(url)
     assert (first.status_code, second.status_code) == (200, 200)
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_files_that_do_not_fit_leave_the_last_good_ones(

@@ -1,4 +1,4 @@
-"""Values are counted at every depth before they are parsed, and parsing has the last word."""
+"""Values are counted at every depth before a message is parsed; the parser has the last word."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What gRPC refuses or ends on its own: too many, too large, too slow, malformed."""
+"""RPCs are refused before they are read, and held while the server closes."""
 
 import asyncio
 import socket
@@ -14,19 +14,85 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
-from service.grpc.interceptors import CallInterceptor
-from service.grpc.limits import Gate
+from service.grpc.interceptors import CallInterceptor, DrainGate
 from service.monitoring.telemetry import Telemetry
 from service.server import Server
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
 
+
+# The gate holds who comes and who goes, until nobody has come for a while.
+
+LIMIT_S = 20.0
+
+
+async def test_held_until_it_is_released() -> None:
+    gate = DrainGate()
+    await gate.enter()
+    await gate.wait()
+    await gate.hold(quiet_s=0.0, limit_s=LIMIT_S)
+    coming = asyncio.ensure_future(gate.enter())
+    going = asyncio.ensure_future(gate.wait())
+    await asyncio.sleep(0.02)
+    assert not coming.done()
+    assert not going.done()
+    gate.release()
+    await asyncio.wait_for(asyncio.gather(coming, going), LIMIT_S)
+
+
+class FakeClock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def turns() -> None:
+    """Let the gate look at its clock."""
+    for _ in range(3):
+        await asyncio.sleep(0.02)
+
+
+async def test_whoever_comes_makes_it_wait_longer() -> None:
+    clock = FakeClock()
+    gate = DrainGate(clock)
+    holding = asyncio.ensure_future(gate.hold(quiet_s=1.0, limit_s=100.0))
+    await turns()
+    held = []
+    for _ in range(3):
+        clock.now += 0.9
+        held.append(asyncio.ensure_future(gate.enter()))
+        await turns()
+        assert not holding.done()
+    clock.now += 1.1
+    await asyncio.wait_for(holding, LIMIT_S)
+    gate.release()
+    await asyncio.gather(*held)
+
+
+async def test_callers_who_never_stop_coming_do_not_hold_it_for_good() -> None:
+    clock = FakeClock()
+    gate = DrainGate(clock)
+    holding = asyncio.ensure_future(gate.hold(quiet_s=1.0, limit_s=1.5))
+    await turns()
+    clock.now += 0.9
+    coming = asyncio.ensure_future(gate.enter())
+    await turns()
+    clock.now += 0.9
+    await asyncio.wait_for(holding, LIMIT_S)
+    gate.release()
+    await coming
+
+
+# What gRPC refuses or ends on its own: too many, too large, too slow, malformed.
+
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Encode = Callable[..., bytes]
 Entered = Callable[[], Awaitable[bool]]
-
-LIMIT_S = 20.0
 EMBED = "/tipserve.v1.EncoderService/EmbedImages"
 SEGMENT = "/tipserve.v1.EncoderService/SegmentImages"
 LIST = "/tipserve.v1.EncoderService/ListModels"
@@ -147,7 +213,7 @@ async def test_who_has_left_before_the_error_is_no_error_of_ours(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving() as server:
-        interceptor = CallInterceptor(Telemetry(server.metrics), server.protection, Gate())
+        interceptor = CallInterceptor(Telemetry(server.metrics), server.protection, DrainGate())
 
         async def find_handler(details: Any) -> Any:
             return grpc.unary_unary_rpc_method_handler(

@@ -1,4 +1,4 @@
-"""How much of a stream the server takes while it is held up: counted in bytes, by hand."""
+"""A slow stream cannot make the server buffer what it has not read."""
 
 import asyncio
 import socket
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 Entered = Callable[[], Awaitable[bool]]
 Encode = Callable[..., bytes]
-
 LIMIT_S = 20.0
 STREAM = 1
 ACK = 1

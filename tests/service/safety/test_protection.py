@@ -1,4 +1,4 @@
-"""The memory for bodies: what is held is counted once, given back, and never more than all."""
+"""Bodies of all requests together stay within a limit."""
 
 import threading
 

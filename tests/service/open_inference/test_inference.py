@@ -1,4 +1,4 @@
-"""Parameters: every wrong one is refused by its name, the good ones reach call and request."""
+"""Parameters of an inference request."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The repository's parameters are checked by name and kind."""
+"""Parameters of the model repository's calls."""
 
 import pytest
 

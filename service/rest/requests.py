@@ -4,7 +4,7 @@ Defaults come from the message classes. Unknown fields are refused. For each met
 are options (a query or form) and a body (JSON: the options and the images).
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
@@ -39,6 +39,11 @@ COCO_FORMATS = frozenset({"rle", "rle_counts", "polygons"})
 TEMPLATE_SETS = ("none", "tcl")
 # Names of union members. Error paths omit names in angle brackets.
 NAME_TAG, CLASS_TAG, SET_TAG, OWN_TAG = "<name>", "<class>", "<set>", "<own>"
+# Fields of REST alone: the images and texts, and the form of the response.
+REST_FIELDS = frozenset({"image", "images", "texts", "encoding", "format"})
+CLASS_FIELDS = frozenset({"classes", "background_classes"})
+# Names in the message that differ from those on the wire.
+RENAMED = {"dtype": "vector_type"}
 MODEL_TEXT = "Name of a served model. Default: the first."
 TEMPLATES_TEXT = (
     "Prompt templates for each text: `none`, `tcl`, or a list of your own, each with one `{}`. "
@@ -60,10 +65,6 @@ class ClassBody(Schema):
     prompts: Annotated[
         list[str], Field(description="Texts for this class, averaged. Default: the name.")
     ] = []
-
-    def to_message(self) -> SegmentClass:
-        """The class for the data plane."""
-        return SegmentClass(name=self.name, prompts=tuple(self.prompts))
 
 
 def _unwrap_template_set(value: object) -> object:
@@ -100,6 +101,16 @@ VectorTypeField = Annotated[
 ]
 
 
+def to_classes(classes: list[str | ClassBody]) -> tuple[SegmentClass, ...]:
+    """Classes for the data plane."""
+    return tuple(
+        SegmentClass(name=one)
+        if isinstance(one, str)
+        else SegmentClass(name=one.name, prompts=tuple(one.prompts))
+        for one in classes
+    )
+
+
 class Options(Schema):
     """Options of every method."""
 
@@ -119,6 +130,17 @@ class Options(Schema):
             "with `errors` next to `data`. For JSON and safetensors."
         ),
     ] = False
+
+    def message_fields(self) -> dict[str, Any]:
+        """The fields of the data plane's message, as its keyword arguments."""
+        fields: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name in CLASS_FIELDS:
+                fields[name] = to_classes(value)
+            elif name not in REST_FIELDS:
+                fields[RENAMED.get(name, name)] = tuple(value) if isinstance(value, list) else value
+        return fields
 
 
 class ImageOptions(Options):
@@ -148,16 +170,7 @@ class EmbedImagesOptions(ImageOptions):
 
     def to_message(self, images: ImageInputs) -> EmbedImagesRequest:
         """The request for the data plane."""
-        return EmbedImagesRequest(
-            images=images,
-            model=self.model,
-            outputs=tuple(self.outputs),
-            normalize=self.normalize,
-            resolution=self.resolution,
-            fit=self.fit,
-            vector_type=self.dtype,
-            partial=self.partial,
-        )
+        return EmbedImagesRequest(images=images, **self.message_fields())
 
 
 class SegmentImagesOptions(ImageOptions):
@@ -207,20 +220,7 @@ class SegmentImagesOptions(ImageOptions):
 
     def to_message(self, images: ImageInputs) -> SegmentImagesRequest:
         """The request for the data plane."""
-        return SegmentImagesRequest(
-            images=images,
-            classes=to_classes(self.classes),
-            model=self.model,
-            templates=None if self.templates is None else to_templates(self.templates),
-            features=self.features,
-            resolution=self.resolution,
-            fit=self.fit,
-            background_threshold=self.background_threshold,
-            background_classes=to_classes(self.background_classes),
-            include_scores=self.include_scores,
-            mode=self.mode,
-            partial=self.partial,
-        )
+        return SegmentImagesRequest(images=images, **self.message_fields())
 
 
 class ClassifyImagesOptions(ImageOptions):
@@ -250,18 +250,7 @@ class ClassifyImagesOptions(ImageOptions):
 
     def to_message(self, images: ImageInputs) -> ClassifyImagesRequest:
         """The request for the data plane."""
-        return ClassifyImagesRequest(
-            images=images,
-            classes=to_classes(self.classes),
-            model=self.model,
-            templates=None if self.templates is None else to_templates(self.templates),
-            features=self.features,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            resolution=self.resolution,
-            fit=self.fit,
-            partial=self.partial,
-        )
+        return ClassifyImagesRequest(images=images, **self.message_fields())
 
 
 class VisualizeFeaturesOptions(ImageOptions):
@@ -306,19 +295,7 @@ class VisualizeFeaturesOptions(ImageOptions):
 
     def to_message(self, images: ImageInputs) -> VisualizeFeaturesRequest:
         """The request for the data plane."""
-        return VisualizeFeaturesRequest(
-            images=images,
-            model=self.model,
-            kind=self.kind,
-            features=self.features,
-            scope=self.scope,
-            group_count=self.group_count,
-            seed=self.seed,
-            resolution=self.resolution,
-            fit=self.fit,
-            size=self.size,
-            partial=self.partial,
-        )
+        return VisualizeFeaturesRequest(images=images, **self.message_fields())
 
 
 class MapOptions(ImageOptions):
@@ -337,15 +314,7 @@ class MapOptions(ImageOptions):
 
     def to_message(self, images: ImageInputs) -> EstimateMapsRequest:
         """The request for the data plane."""
-        return EstimateMapsRequest(
-            task=self.task,
-            images=images,
-            model=self.model,
-            resolution=self.resolution,
-            fit=self.fit,
-            size=self.size,
-            partial=self.partial,
-        )
+        return EstimateMapsRequest(task=self.task, images=images, **self.message_fields())
 
 
 class DepthOptions(MapOptions):
@@ -415,23 +384,4 @@ class EmbedTextsBody(Options):
 
     def to_message(self) -> EmbedTextsRequest:
         """The request for the data plane."""
-        return EmbedTextsRequest(
-            texts=tuple(self.texts),
-            model=self.model,
-            templates=to_templates(self.templates),
-            normalize=self.normalize,
-            vector_type=self.dtype,
-            partial=self.partial,
-        )
-
-
-def to_classes(classes: list[str | ClassBody]) -> tuple[SegmentClass, ...]:
-    """Classes for the data plane."""
-    return tuple(
-        SegmentClass(name=one) if isinstance(one, str) else one.to_message() for one in classes
-    )
-
-
-def to_templates(value: TemplateSet | list[str]) -> TemplateSet | tuple[str, ...]:
-    """Templates for the data plane."""
-    return tuple(value) if isinstance(value, list) else value
+        return EmbedTextsRequest(texts=tuple(self.texts), **self.message_fields())

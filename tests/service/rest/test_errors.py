@@ -42,10 +42,12 @@ def test_the_error_is_an_object_and_below_v2_a_message(call: Call) -> None:
     assert not {"retry-after", "www-authenticate"} & set(native.headers)
 
 
-@pytest.mark.parametrize(("after_s", "told"), [(0.1, "1"), (1.0, "1"), (1.2, "2"), (30.0, "30")])
-def test_overload_sends_retry_after_in_whole_seconds(call: Call, after_s: float, told: str) -> None:
+@pytest.mark.parametrize(("after_s", "header"), [(0.1, "1"), (1.0, "1"), (1.2, "2"), (30.0, "30")])
+def test_overload_sends_retry_after_in_whole_seconds(
+    call: Call, after_s: float, header: str
+) -> None:
     response = error_response(Overloaded("full", retry_after_s=after_s), "/v1/images:embed")
-    assert (response.status_code, response.headers["retry-after"]) == (429, told)
+    assert (response.status_code, response.headers["retry-after"]) == (429, header)
 
 
 def test_a_missing_key_and_a_slow_body_send_the_headers_of_http(call: Call) -> None:

@@ -123,11 +123,11 @@ async def test_every_format_has_the_same_numbers(
         assert whole.content == only.content == wanted.tobytes()
         assert "metadata" not in only.headers
         assert whole.headers["content-type"] == "application/octet-stream"
-        told = json.loads(whole.headers["metadata"])
-        assert told["id"] == whole.headers["x-request-id"]
-        assert (told["model"], told["usage"]) == (text["model"], text["usage"])
+        metadata = json.loads(whole.headers["metadata"])
+        assert metadata["id"] == whole.headers["x-request-id"]
+        assert (metadata["model"], metadata["usage"]) == (text["model"], text["usage"])
         size = wanted.nbytes // 2
-        assert told["data"] == [
+        assert metadata["data"] == [
             {
                 **{"index": i, "embed_dtype": dtype, "endianness": endianness or "native"},
                 **{"start": i * size, "end": (i + 1) * size, "shape": [8]},
@@ -294,11 +294,11 @@ async def test_the_clients_retry_waits_for_retry_after(
     serving: Serving, runtime: "FakeRuntime", entered: Entered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    told: list[str] = []
+    retry_after: list[str] = []
 
     async def note(response: Any) -> None:
         if response.status_code == 429:
-            told.append(response.headers["retry-after"])
+            retry_after.append(response.headers["retry-after"])
 
     async with serving(**NARROW) as server, connect(server, max_retries=1) as client:
         client._client.event_hooks["response"].append(note)
@@ -315,7 +315,7 @@ async def test_the_clients_retry_waits_for_retry_after(
         monkeypatch.setattr("anyio.sleep", sleep)
         answer = await client.embeddings.create(model="fake", input="second")
     assert len(answer.data) == 1
-    assert waits == [float(seconds) for seconds in told]
+    assert waits == [float(seconds) for seconds in retry_after]
     assert len(waits) == 1
 
 

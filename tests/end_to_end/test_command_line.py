@@ -1,4 +1,4 @@
-"""`tipserve` as its users run it: in its own process, and against a server, to the same results."""
+"""The command `tipserve`: with a local model and with a server, to the same results."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def command(*arguments: str) -> list[str]:
 
 @pytest.fixture
 def tipserve(project_root: Path) -> Run:
-    """Run the command line and wait for its end."""
+    """Run the command and wait for its end."""
 
     def run(
         *arguments: str, environment: Mapping[str, str] | None = None, given: str = ""
@@ -46,7 +46,7 @@ def tipserve(project_root: Path) -> Run:
 
 @pytest.fixture
 def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
-    """Five photos, of which one is broken."""
+    """Five photos, one of them broken."""
     path = tmp_path / "photos"
     path.mkdir()
     for index in range(5):
@@ -68,7 +68,7 @@ def targets(service: Any, package: ModelPackage) -> Sequence[tuple[str, list[str
     )
 
 
-def test_embeddings_are_the_apis_wherever_they_are_computed(
+def test_embeddings_equal_the_api_for_every_engine(
     tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
 ) -> None:
     for name, target in targets(service, tiny_package):
@@ -94,7 +94,7 @@ def test_embeddings_are_the_apis_wherever_they_are_computed(
             np.testing.assert_allclose(patches, api["0.patches"], atol=2e-6)
 
 
-def test_a_mask_is_the_apis_wherever_it_is_computed(
+def test_a_mask_equals_the_api_for_every_engine(
     tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
 ) -> None:
     image = folder / "0.jpg"
@@ -112,13 +112,15 @@ def test_a_mask_is_the_apis_wherever_it_is_computed(
         assert "1 cat: " in ended.stdout
 
 
-def test_models_are_told_alike(tipserve: Run, service: Any, tiny_package: ModelPackage) -> None:
+def test_models_are_described_alike_by_every_engine(
+    tipserve: Run, service: Any, tiny_package: ModelPackage
+) -> None:
     lines = [tipserve("models", *target).stdout for _, target in targets(service, tiny_package)]
     assert len(set(lines)) == 1
     assert lines[0].startswith("tiny: ")
 
 
-def test_a_server_that_is_not_there_is_said(tipserve: Run, tmp_path: Path) -> None:
+def test_an_invalid_url_is_named(tipserve: Run, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("a-key-of-the-tests\n", encoding="utf-8")
     ended = tipserve("models", "--url=nonsense", f"--api-key-file={tmp_path / 'key'}")
     assert ended.returncode == 1
@@ -126,7 +128,7 @@ def test_a_server_that_is_not_there_is_said(tipserve: Run, tmp_path: Path) -> No
     assert "a-key-of" not in ended.stderr
 
 
-def test_a_key_is_needed_and_sent(
+def test_a_key_is_required_and_sent(
     tipserve: Run, run_service: Callable[..., Any], tmp_path: Path
 ) -> None:
     file = tmp_path / "key"
@@ -154,7 +156,7 @@ def test_a_list_from_standard_input(
     assert str(table.schema.field("cls1").type) == "fixed_size_list<element: halffloat>[32]"
 
 
-def test_windows_are_segmented_wherever_it_is_computed(
+def test_sliding_windows_are_equal_for_every_engine(
     tipserve: Run, folder: Path, tmp_path: Path, service: Any, tiny_package: ModelPackage
 ) -> None:
     masks = []
@@ -169,7 +171,7 @@ def test_windows_are_segmented_wherever_it_is_computed(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
-def test_a_job_that_is_ended_goes_on_to_the_rows_of_one_that_was_not(
+def test_a_job_that_is_killed_continues_to_the_same_rows(
     tipserve: Run,
     project_root: Path,
     tmp_path: Path,

@@ -1,10 +1,12 @@
-"""The client against the real server, which runs in this process over a model without weights."""
+"""Fixtures: both kinds of client over both protocols, against a server with a fake runtime."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.server import Server
@@ -32,12 +34,12 @@ __all__ = [
     "serve_fake",
     "serving",
 ]
-
+LIMIT_S = 20.0
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 
 
 class Asking:
-    """One kind of client over one protocol, to be awaited either way."""
+    """A kind of client and a protocol."""
 
     def __init__(self, protocol: str, is_async: bool) -> None:
         self.protocol, self.is_async = protocol, is_async
@@ -46,25 +48,32 @@ class Asking:
     async def client(
         self, server: Server, *, is_secure: bool = False, **options: Any
     ) -> AsyncIterator[Any]:
-        """A client whose methods are awaited; the synchronous one's run in threads."""
+        """A client whose methods are awaited; those of the synchronous client run in threads."""
         scheme = f"{self.protocol}{'s' if is_secure else ''}"
         url = f"{scheme}://127.0.0.1:{server.ports[self.protocol]}"
-        if self.is_async:
-            async with AsyncClient(url, **options) as client:
-                yield client
-        else:
-            with Client(url, **options) as threaded:
-                yield InThreads(threaded)
+        async with connected(url, self.is_async, **options) as client:
+            yield client
+
+
+@asynccontextmanager
+async def connected(url: str, is_async: bool, **options: Any) -> AsyncIterator[Any]:
+    """Either kind of client, with methods that are awaited."""
+    if is_async:
+        async with AsyncClient(url, **options) as client:
+            yield client
+    else:
+        with Client(url, **options) as threaded:
+            yield InThreads(threaded)
 
 
 class InThreads:
-    """A synchronous client for a test that is asynchronous, as its server is."""
+    """Runs the methods of a synchronous client in threads."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self.wrapped = client
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
+        method = getattr(self.wrapped, name)
         if name == "stream_images":
             return lambda *given, **named: _stepping(method(*given, **named))
         return lambda *given, **named: asyncio.to_thread(method, *given, **named)
@@ -86,3 +95,29 @@ async def _stepping(items: Iterator[Any]) -> AsyncIterator[Any]:
 def asking(request: pytest.FixtureRequest) -> Asking:
     """Each kind of client over each protocol."""
     return Asking(*request.param)
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    """Compare arrays and values, also those in dataclasses and lists."""
+    if isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_equal(one, other)
+    elif hasattr(expected, "__dataclass_fields__"):
+        assert type(found) is type(expected)
+        for field in fields(expected):
+            assert_equal(getattr(found, field.name), getattr(expected, field.name))
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds."""
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def inflight(server: Server) -> float:
+    """Requests that the server computes now."""
+    return server.metrics.registry.get_sample_value("tipserve_inflight") or 0.0

@@ -1,19 +1,25 @@
-"""What the client reads of errors and addresses, against the packages that define them."""
+"""Wire formats: errors and tensors, compared with the packages that define them."""
 
 import pickle
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from service.errors import ErrorKind, InvalidRequest, Overloaded, Unavailable
 from service.grpc.errors import CODE, error_metadata
 from service.grpc.server import MIN_PING_INTERVAL_MS
 from service.rest.errors import STATUS
+from tests.clients.python.conftest import assert_equal
 from tipserve_client import errors
-from tipserve_client.connection import DEFAULT_TIMEOUT_S, Tls, read_target
+from tipserve_client.connection import DEFAULT_TIMEOUT_S
 from tipserve_client.grpc_wire import CHANNEL_OPTIONS, StatusDetails, read_error
+from tipserve_client.http_wire import read_safetensors, write_request
+from tipserve_client.requests import Request
 
 
 @given(
@@ -30,19 +36,19 @@ def test_details_of_a_status_are_read_as_they_were_written(
 
 
 @given(st.binary(max_size=60))
-def test_details_that_are_none_cost_nothing(raw: bytes) -> None:
+def test_malformed_details_are_ignored(raw: bytes) -> None:
     StatusDetails.read(raw)
 
 
 def test_each_kind_of_error_is_the_same_over_both_protocols() -> None:
-    same = {ErrorKind.TOO_LARGE}  # over gRPC it is told by its code
+    same = {ErrorKind.TOO_LARGE}  # over gRPC only its code tells
     for kind in ErrorKind:
         over_http = errors.BY_STATUS.get(STATUS[kind], errors.InternalError)
         over_grpc = errors.BY_CODE.get(CODE[kind].value[0], errors.InternalError)
         assert kind in same or over_http is over_grpc, kind
 
 
-def test_only_what_may_fare_better_is_tried_again() -> None:
+def test_only_temporary_errors_are_retryable() -> None:
     found = {}
     for error in (
         Overloaded("full", retry_after_s=1),
@@ -62,44 +68,7 @@ def test_only_what_may_fare_better_is_tried_again() -> None:
     assert isinstance(too_long, errors.RequestTooLarge)
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("http://host:8000", ("http", "host:8000", False)),
-        ("https://host/tips/", ("http", "host:443", True)),
-        ("grpc://host", ("grpc", "host:8001", False)),
-        ("grpcs://[::1]:9", ("grpc", "[::1]:9", True)),
-    ],
-)
-def test_a_url_says_where_and_how(url: str, expected: tuple[str, str, bool]) -> None:
-    target = read_target(url)
-    assert (target.protocol, target.address, target.is_secure) == expected
-
-
-@pytest.mark.parametrize(
-    "url", ["host:8000", "ftp://host", "grpc://host/path", "http://key@host", "http://"]
-)
-def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"://|give host"):
-        read_target(url)
-
-
-def test_files_for_tls_need_tls() -> None:
-    with pytest.raises(ValueError, match="is not encrypted"):
-        read_target("http://host", tls=Tls())
-    with pytest.raises(ValueError, match="both cert and key"):
-        read_target("https://host", tls=Tls(cert="a.pem"))
-
-
-@pytest.mark.parametrize("key", ["a-key-of-a-file\n", "schlüssel", "two\tparts"])
-def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
-    with pytest.raises(ValueError, match="api_key") as caught:
-        read_target("http://host", api_key=key)
-    assert key.strip() not in str(caught.value)
-    assert "a-good-key" not in repr(read_target("http://host", api_key="a-good-key"))
-
-
-def test_what_grpc_itself_says_has_the_codes_that_http_has() -> None:
+def test_errors_of_grpc_itself_have_the_codes_of_http() -> None:
     codes = {code: read_error(code, "", {}).code for code in (1, 4, 8, 14)}
     assert codes == {
         1: "grpc_1",
@@ -109,7 +78,7 @@ def test_what_grpc_itself_says_has_the_codes_that_http_has() -> None:
     }
 
 
-def test_pings_come_no_more_often_than_the_server_allows() -> None:
+def test_pings_are_as_rare_as_the_server_demands() -> None:
     options: dict[str, Any] = dict(CHANNEL_OPTIONS)
     assert options["grpc.keepalive_time_ms"] >= 2 * MIN_PING_INTERVAL_MS
     longest_ms = options["grpc.keepalive_time_ms"] + options["grpc.http2.ping_timeout_ms"]
@@ -123,3 +92,38 @@ def test_errors_survive_a_pickle() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert (str(again), vars(again), again.index) == ("full", vars(error), 3)
+
+
+def test_safetensors_are_read_as_the_package_writes_them() -> None:
+    tensors: dict[str, Any] = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b.0": np.arange(4, dtype=np.float16),
+        "c": np.array([1, 65535], np.uint16),
+        "d": np.zeros((0, 3), np.int8),
+    }
+    found, metadata = read_safetensors(save(tensors, metadata={"model": "m"}))
+    assert metadata == {"model": "m"}
+    assert_equal([found[name] for name in tensors], list(tensors.values()))
+    assert [found[name].dtype for name in tensors] == [array.dtype for array in tensors.values()]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "fields", "content_type"),
+    [
+        (1, {"outputs": ["cls1", "patches"], "normalize": False}, "image/jpeg"),
+        (2, {"outputs": ["cls1"], "resolution": 28}, "multipart/form-data"),
+        (1, {"classes": [{"name": "a", "prompts": []}]}, "image/jpeg"),
+        (1, {"classes": [{"name": "a", "prompts": ["an a"]}]}, "application/json"),
+        (1, {"classes": [{"name": "a, b", "prompts": []}]}, "application/json"),
+        (1, {"templates": ["a {}"]}, "application/json"),
+        (0, {"outputs": ["cls1"]}, "application/json"),
+    ],
+)
+def test_images_are_sent_as_they_are_where_the_options_fit(
+    num_images: int, fields: dict[str, Any], content_type: str
+) -> None:
+    method: Any = "segment_images" if "classes" in fields else "embed_images"
+    request = Request(method=method, images=(b"image",) * num_images, fields=fields)
+    with httpx.Client() as client:
+        built = client.build_request("POST", "http://stand-in", **write_request(request))
+    assert built.headers["content-type"].partition(";")[0] == content_type

@@ -22,7 +22,7 @@ DIM = 4
 
 @dataclass
 class FakeEngine:
-    """The mean colour of an image; what is no image is refused. Breaks where it is told to."""
+    """Returns the mean colour of an image, and refuses invalid ones. Fails at `break_at`."""
 
     window: int = 3
     num_asked: int = 0
@@ -89,7 +89,7 @@ def photos(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
 
 @pytest.fixture
 def make_job() -> Callable[..., Job]:
-    """A job over what is named."""
+    """A job with these inputs."""
 
     def make(*named: Path, part_items: int = 3, fingerprint: str = "f", **request: object) -> Job:
         fields = {"images": (), "outputs": ("cls1",), **request}

@@ -1,18 +1,20 @@
-"""Items go through an engine in order, a window at a time, and bad ones harm no others."""
+"""Images are embedded in order and become rows of an Arrow table."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from service.bulk.embedding import Row, SkippedImage, embed_images
+from service.bulk.embedding import Dtype, Row, SkippedImage, embed_images, row_schema, to_table
 from service.bulk.inputs import InputImage
 from service.messages import EmbedImagesRequest
 
 REQUEST = EmbedImagesRequest(images=())
 
 
-def test_rows_and_complaints_come_in_order(engine: Any, jpeg: Callable[..., bytes]) -> None:
+def test_outcomes_have_the_order_of_the_images(engine: Any, jpeg: Callable[..., bytes]) -> None:
     items = [
         InputImage(key="0", source="s", data=jpeg(0)),
         InputImage(key="1", source="s", data=b"nonsense"),
@@ -27,7 +29,7 @@ def test_rows_and_complaints_come_in_order(engine: Any, jpeg: Callable[..., byte
     assert sizes == [(7, i) for i in range(3, 9)]
 
 
-def test_no_more_is_read_than_is_under_way(engine: Any, jpeg: Callable[..., bytes]) -> None:
+def test_images_are_read_at_most_a_window_ahead(engine: Any, jpeg: Callable[..., bytes]) -> None:
     num_read = 0
 
     def items() -> Iterator[InputImage]:
@@ -42,15 +44,50 @@ def test_no_more_is_read_than_is_under_way(engine: Any, jpeg: Callable[..., byte
     outcomes.close()  # type: ignore[attr-defined]  # it is a generator
 
 
-def test_what_breaks_the_engine_is_no_bad_item(engine: Any, jpeg: Callable[..., bytes]) -> None:
+def test_an_error_of_the_engine_ends_the_job(engine: Any, jpeg: Callable[..., bytes]) -> None:
     engine.break_at = 2
     items = [InputImage(key=str(i), source="s", data=jpeg(i)) for i in range(4)]
     with pytest.raises(RuntimeError, match="broken"):
         list(embed_images(engine, items, REQUEST))
 
 
-def test_names_that_are_no_text_are_written_readably(
-    engine: Any, jpeg: Callable[..., bytes]
-) -> None:
+def test_names_that_are_not_utf_8_are_escaped(engine: Any, jpeg: Callable[..., bytes]) -> None:
     (outcome,) = embed_images(engine, [InputImage(key="\udcff", source="s", data=jpeg(1))], REQUEST)
     assert outcome.key == "\\xff"
+
+
+def row(key: str, **embedding: np.ndarray) -> Row:
+    arrays = {name: array.astype(np.float32) for name, array in embedding.items()}
+    return Row(key=key, source="s", size_hw=(3, 5), embedding=arrays)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_vectors_are_fixed_size_lists(dtype: Dtype) -> None:
+    schema = row_schema(("cls1",), 4, dtype, {})
+    vectors_BD = np.arange(8).reshape(2, 4) / 8
+    table = to_table([row(str(i), cls1=v) for i, v in enumerate(vectors_BD)], schema)
+    column = table["cls1"].combine_chunks()
+    assert pa.types.is_fixed_size_list(column.type)
+    assert column.type.list_size == 4
+    read_BD = column.flatten().to_numpy().reshape(2, 4)
+    assert read_BD.dtype == dtype
+    np.testing.assert_array_equal(read_BD, vectors_BD)
+    assert table["height"].to_pylist() == [3, 3]
+    assert table["width"].to_pylist() == [5, 5]
+
+
+def test_grids_of_different_sizes_share_a_column() -> None:
+    schema = row_schema(("patches",), 2, "float32", {})
+    grids = [np.arange(12).reshape(2, 3, 2), np.arange(4).reshape(1, 2, 2)]
+    table = to_table([row(str(i), patches=g) for i, g in enumerate(grids)], schema)
+    assert table["grid_height"].to_pylist() == [2, 1]
+    assert table["grid_width"].to_pylist() == [3, 2]
+    for value, grid in zip(table["patches"].to_pylist(), grids, strict=True):
+        np.testing.assert_array_equal(np.reshape(value, grid.shape), grid)
+
+
+def test_a_table_may_have_no_rows() -> None:
+    schema = row_schema(("cls1", "patches"), 4, "float16", {"a": "b"})
+    table = to_table([], schema)
+    assert table.num_rows == 0
+    assert table.schema.equals(schema, check_metadata=True)

@@ -1,4 +1,4 @@
-"""Parts appear whole; a job that broke off goes on to the rows of one that did not."""
+"""Parts are written atomically; an interrupted job continues to the same rows."""
 
 import io
 import tarfile
@@ -24,8 +24,8 @@ from service.bulk.running import job_schema, run_here
 Make = Callable[..., Job]
 
 
-class Silent:
-    """Counts."""
+class Counter:
+    """Counts images and parts."""
 
     def __init__(self) -> None:
         self.num_items = 0
@@ -38,8 +38,8 @@ class Silent:
         self.parts.append((num_rows, num_bad))
 
 
-def run(engine: Any, job: Job, path: Path) -> Silent:
-    progress = Silent()
+def run(engine: Any, job: Job, path: Path) -> Counter:
+    progress = Counter()
     with locked_folder(path) as folder:
         folder.start(job.record())
         run_here(engine, job, folder, progress)
@@ -51,7 +51,7 @@ def rows(path: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in files])
 
 
-def test_every_image_has_a_row_or_a_complaint(
+def test_every_image_has_a_row_or_is_listed_as_skipped(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:
     progress = run(engine, make_job(photos), tmp_path / "out")
@@ -62,7 +62,7 @@ def test_every_image_has_a_row_or_a_complaint(
 
 
 @pytest.mark.parametrize("break_at", range(1, 11))
-def test_a_job_that_breaks_off_goes_on_to_the_same_rows(
+def test_an_interrupted_job_continues_to_the_same_rows(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path, break_at: int
 ) -> None:
     run(engine, make_job(photos), tmp_path / "whole")
@@ -98,7 +98,7 @@ def test_rows_and_shards_are_embedded_as_files_are(
     assert set(ours["source"].to_pylist()) == {str(source)}
 
 
-def test_what_is_there_is_not_computed_again(
+def test_finished_parts_are_not_computed_again(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:
     run(engine, make_job(photos), tmp_path / "out")
@@ -106,7 +106,7 @@ def test_what_is_there_is_not_computed_again(
     assert run(engine, make_job(photos), tmp_path / "out").parts == [(3, 0)]
 
 
-def test_what_a_killed_process_left_is_removed(
+def test_temporary_files_of_a_killed_process_are_removed(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:
     run(engine, make_job(photos), tmp_path / "out")
@@ -116,7 +116,7 @@ def test_what_a_killed_process_left_is_removed(
     assert not left.exists()
 
 
-def test_a_part_that_is_computed_anew_forgets_its_complaints(
+def test_a_part_that_is_computed_again_replaces_its_skipped_images(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:
     run(engine, make_job(photos), tmp_path / "out")
@@ -129,11 +129,11 @@ def test_a_part_that_is_computed_anew_forgets_its_complaints(
     with pytest.raises(JobError, match="from other inputs"):
         run(engine, job, tmp_path / "out")
     with locked_folder(tmp_path / "out") as folder:
-        run_here(engine, job, folder, Silent())
+        run_here(engine, job, folder, Counter())
     assert not list((tmp_path / "out" / "_errors").iterdir())
 
 
-def test_options_may_change_while_nothing_is_written(
+def test_options_may_change_before_the_first_part_is_written(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:
     engine.break_at = 1
@@ -143,7 +143,7 @@ def test_options_may_change_while_nothing_is_written(
     assert len(run(engine, make_job(photos, outputs=("cls2",)), tmp_path / "out").parts) == 4
 
 
-def test_a_folder_with_something_else_is_left_alone(
+def test_a_folder_with_other_files_is_refused(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:
     theirs = tmp_path / "out" / "part-00000.parquet"
@@ -180,7 +180,7 @@ def test_parts_become_one_file(engine: Any, make_job: Make, photos: Path, tmp_pa
         is_finished(file, make_job(photos, outputs=("cls2",)).record())
 
 
-def test_a_file_of_somebody_else_is_refused(tmp_path: Path, make_job: Make, photos: Path) -> None:
+def test_a_file_of_another_program_is_refused(tmp_path: Path, make_job: Make, photos: Path) -> None:
     file = tmp_path / "theirs.parquet"
     pq.write_table(pa.table({"a": [1]}), file)
     with pytest.raises(JobError, match="not an output of this command"):

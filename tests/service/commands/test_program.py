@@ -25,7 +25,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert named == {*COMMANDS, *PROGRAMS}
 
 
-def test_it_says_which_version_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert re.fullmatch(r"tipserve (\d+\.\d+\.\d+|unknown)\n", capsys.readouterr().out)
 
@@ -67,7 +67,7 @@ def test_an_unknown_option_is_an_error(command: str, capsys: pytest.CaptureFixtu
         (["convert", "a", "b"], ["-m", "model", "convert", "a", "b"]),
     ],
 )
-def test_other_programs_take_over(given: list[str], becomes: list[str]) -> None:
+def test_other_programs_replace_the_process(given: list[str], becomes: list[str]) -> None:
     taken: list[list[str]] = []
     main(given, execute=lambda path, arguments: taken.append(arguments))
     assert taken == [[sys.executable, *becomes]]
@@ -87,7 +87,7 @@ def test_other_programs_take_over(given: list[str], becomes: list[str]) -> None:
         (["embed", ".", "-o=x.csv"], "Give a file name that ends in .parquet, or a folder"),
     ],
 )
-def test_mistakes_are_answered_by_a_sentence(
+def test_mistakes_are_answered_by_a_message(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -110,7 +110,7 @@ def test_mistakes_are_answered_by_a_sentence(
         (OSError(13, "Permission denied", "x"), "tipserve models: x: Permission denied.\n"),
     ],
 )
-def test_what_the_system_refuses_is_a_sentence(
+def test_system_errors_become_messages(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: OSError,

@@ -36,7 +36,7 @@ def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> 
     )
 
 
-def test_a_image_comes_from_standard_input(
+def test_an_image_is_read_from_standard_input(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = io.TextIOWrapper(io.BytesIO(image.read_bytes()))
@@ -63,7 +63,7 @@ def test_a_image_comes_from_standard_input(
         (["--classes=a", "-o", "image.png/mask.png"], "image.png is not a folder"),
     ],
 )
-def test_what_cannot_be_is_said_and_nothing_written(
+def test_invalid_arguments_are_named_and_nothing_is_written(
     image: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Two starts of one job are alike in everything that its rows depend on."""
+"""A job continues only if inputs, options and model are the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_a_change_is_named(
         compare_records(make_job(photos).record(), make_job(photos, **change).record(), "out")
 
 
-def test_other_inputs_are_another_job(make_job: Make, photos: Path) -> None:
+def test_changed_inputs_are_refused(make_job: Make, photos: Path) -> None:
     before = make_job(photos).record()
     (photos / "new.jpg").write_bytes(b"x")
     with pytest.raises(JobError, match="other inputs"):
@@ -38,14 +38,12 @@ def test_other_inputs_are_another_job(make_job: Make, photos: Path) -> None:
 
 
 @pytest.mark.parametrize("found", [None, [], {"version": 0}])
-def test_a_record_that_cannot_be_read_is_refused(
-    make_job: Make, photos: Path, found: object
-) -> None:
+def test_an_unreadable_record_is_refused(make_job: Make, photos: Path, found: object) -> None:
     with pytest.raises(JobError, match="--overwrite"):
         compare_records(found, make_job(photos).record(), "out")
 
 
-def test_an_output_that_the_model_lacks_is_refused_first(make_job: Make, photos: Path) -> None:
+def test_an_output_that_the_model_lacks_is_refused(make_job: Make, photos: Path) -> None:
     job = make_job(photos, outputs=("depth",))
     with pytest.raises(JobError, match="no output 'depth'; it has patches"):
         check_outputs(job.options, job.model)

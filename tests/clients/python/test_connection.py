@@ -1,7 +1,11 @@
-"""What is tried again, when, and how often: a stand-in answers by a script, on the test's clock."""
+"""Connections: addresses, retries within a deadline, and replicas behind one name."""
 
+import asyncio
 import json
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import httpx
@@ -11,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from service.server import Server
+from tests.clients.python.conftest import connected
 from tipserve_client import (
     AsyncClient,
     Client,
@@ -22,7 +28,7 @@ from tipserve_client import (
     TipserveError,
     Unavailable,
 )
-from tipserve_client.connection import Attempts
+from tipserve_client.connection import Attempts, Target, Tls, read_target
 
 EMBEDDED = save({"cls1": np.ones((1, 1), np.float32)})
 
@@ -38,7 +44,7 @@ def ok() -> httpx.Response:
 
 
 class Script:
-    """A server that answers in turn, and a clock that only pauses and answers move."""
+    """A server with scripted responses, and a clock that only pauses and responses advance."""
 
     def __init__(
         self, answers: Iterable[httpx.Response | Exception], answer_s: float = 0.0
@@ -68,12 +74,12 @@ class Script:
         self.sleep(seconds)
 
 
-Ask = Callable[..., Any]
+Embed = Callable[..., Any]
 
 
 @pytest.fixture(params=["sync", "aio"])
-def ask(request: pytest.FixtureRequest) -> Ask:
-    """Ask the script for one embedding, by either client."""
+def ask(request: pytest.FixtureRequest) -> Embed:
+    """Request one embedding from the script, with either client."""
 
     async def run(script: Script, *, partial: Any = False, **options: Any) -> Any:
         if request.param == "sync":
@@ -93,7 +99,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     return run
 
 
-async def test_a_full_queue_is_tried_again_after_the_time_that_it_names(ask: Ask) -> None:
+async def test_a_full_queue_is_retried_after_the_time_that_it_names(ask: Embed) -> None:
     script = Script([refused(429, "3"), refused(503, "2"), ok()])
     (embedding,) = await ask(script)
     assert embedding.cls1 == [1.0]
@@ -102,7 +108,7 @@ async def test_a_full_queue_is_tried_again_after_the_time_that_it_names(ask: Ask
     assert 2 + 0.1 <= second <= 2 + 0.2
 
 
-async def test_without_a_time_pauses_double_and_end(ask: Ask) -> None:
+async def test_pauses_double_up_to_a_limit(ask: Embed) -> None:
     script = Script([refused(503)] * 9)
     with pytest.raises(Unavailable) as caught:
         await ask(script, retry=Retry(max_attempts=5, first_pause_s=1, max_pause_s=3))
@@ -115,8 +121,8 @@ async def test_without_a_time_pauses_double_and_end(ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("status", "kind"), [(422, InvalidRequest), (500, InternalError), (504, DeadlineExceeded)]
 )
-async def test_what_would_fare_no_better_is_not_tried_again(
-    ask: Ask, status: int, kind: type[TipserveError]
+async def test_final_errors_are_not_retried(
+    ask: Embed, status: int, kind: type[TipserveError]
 ) -> None:
     script = Script([refused(status, "1"), ok()])
     with pytest.raises(kind):
@@ -124,7 +130,7 @@ async def test_what_would_fare_no_better_is_not_tried_again(
     assert not script.pauses
 
 
-async def test_errors_of_single_images_are_not_tried_again(ask: Ask) -> None:
+async def test_errors_of_single_images_are_not_retried(ask: Embed) -> None:
     detail = {"message": "No.", "type": "x", "code": "invalid_image", "param": "images[0]"}
     errors = json.dumps([{"index": 0, "error": detail}])
     answer = httpx.Response(200, content=save({}, metadata={"errors": errors}))
@@ -135,13 +141,13 @@ async def test_errors_of_single_images_are_not_tried_again(ask: Ask) -> None:
     assert len(script.pauses) == 1
 
 
-async def test_a_connection_that_fails_is_tried_again(ask: Ask) -> None:
+async def test_a_failed_connection_is_retried(ask: Embed) -> None:
     script = Script([httpx.ConnectError("refused"), httpx.RemoteProtocolError("closed"), ok()])
     assert await ask(script)
     assert len(script.pauses) == 2
 
 
-async def test_all_tries_share_one_deadline_which_the_server_is_told(ask: Ask) -> None:
+async def test_all_attempts_share_one_deadline_which_the_server_receives(ask: Embed) -> None:
     script = Script([refused(429, "2"), refused(429, "2"), ok()], answer_s=1.0)
     assert await ask(script, timeout_s=20)
     passed_ms = [20_000 - ms for ms in script.allowed_ms]
@@ -150,14 +156,14 @@ async def test_all_tries_share_one_deadline_which_the_server_is_told(ask: Ask) -
     assert 6_000 < passed_ms[2] < 6_500
 
 
-async def test_nobody_waits_for_a_try_that_would_come_too_late(ask: Ask) -> None:
+async def test_no_attempt_starts_after_the_deadline(ask: Embed) -> None:
     script = Script([refused(429, "30"), ok()])
     with pytest.raises(Overloaded):
         await ask(script, timeout_s=5)
     assert not script.pauses
 
 
-async def test_a_proxys_own_page_is_an_error_too(ask: Ask) -> None:
+async def test_a_page_of_a_proxy_is_an_error(ask: Embed) -> None:
     script = Script([httpx.Response(403, text="<html>no</html>")])
     with pytest.raises(InternalError) as caught:
         await ask(script)
@@ -165,7 +171,7 @@ async def test_a_proxys_own_page_is_an_error_too(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"<html>hello</html>", b"[]", b'{"data": [{}, 1]}', b"{}"])
-async def test_a_server_of_another_kind_is_an_error_too(ask: Ask, raw: bytes) -> None:
+async def test_another_kind_of_server_is_an_error(ask: Embed, raw: bytes) -> None:
     for partial in (False, True):
         with pytest.raises(InternalError) as caught:
             await ask(Script([httpx.Response(200, content=raw)]), partial=partial)
@@ -173,7 +179,7 @@ async def test_a_server_of_another_kind_is_an_error_too(ask: Ask, raw: bytes) ->
 
 
 class Trickle(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body of which a byte comes every second, by the script's clock."""
+    """A body with one byte per second of the script's clock."""
 
     def __init__(self, script: Script, body: bytes) -> None:
         self._script, self._body = script, body
@@ -190,7 +196,7 @@ class Trickle(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield part
 
 
-async def test_an_answer_that_trickles_in_is_bounded_by_the_deadline_too(ask: Ask) -> None:
+async def test_the_deadline_bounds_a_slow_response(ask: Embed) -> None:
     script = Script([])
     body = Trickle(script, ok().content)
     script.answers = iter([httpx.Response(200, stream=body)])
@@ -202,7 +208,7 @@ async def test_an_answer_that_trickles_in_is_bounded_by_the_deadline_too(ask: As
     assert await ask(script, timeout_s=1000)
 
 
-async def test_an_answer_that_cannot_be_unpacked_is_an_error_too(ask: Ask) -> None:
+async def test_a_response_that_cannot_be_decompressed_is_an_error(ask: Embed) -> None:
     with pytest.raises(InternalError) as caught:
         await ask(Script([httpx.DecodingError("incorrect header check")]))
     assert caught.value.code == "invalid_answer"
@@ -214,7 +220,7 @@ def test_unknown_options_are_errors() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://stand-in", "grpc://stand-in"])
-async def test_a_window_has_room_for_a_image(url: str) -> None:
+async def test_a_window_has_room_for_an_image(url: str) -> None:
     with Client(url) as client, pytest.raises(ValueError, match="window"):
         client.stream_images([b"x"], window=0)
     async with AsyncClient(url) as later:
@@ -222,11 +228,11 @@ async def test_a_window_has_room_for_a_image(url: str) -> None:
             later.stream_images([b"x"], window=0)
 
 
-def test_only_the_time_in_which_an_answer_is_awaited_counts() -> None:
+def test_only_the_time_that_the_client_waits_counts() -> None:
     now = 0.0
     attempts = Attempts(Retry(), 10, lambda: now, lambda: 1.0)
     for _ in range(3):
-        now += 100  # the caller's own
+        now += 100  # time of the caller
         attempts.wait_for_answer()
         assert attempts.pause_s(Unavailable("draining")) < 10
         now += 8
@@ -264,3 +270,165 @@ def test_pauses_are_bounded_and_never_reach_the_deadline(
         now += pause_s
         assert now < timeout_s
     assert num_pauses < retry.max_attempts
+
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+NAME = "tipserve-headless.default.svc"
+LIMIT_S = 60.0
+TYPE_A = 1
+
+
+class Resolver:
+    """A DNS server over UDP: every name has the IPv4 addresses `addresses`."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            question, peer = self._socket.recvfrom(512)
+            if not question:
+                return
+            self._socket.sendto(self._answer(question), peer)
+
+    def _answer(self, question: bytes) -> bytes:
+        """RFC 1035, 4.1: header with counts, the question, and a record for each address."""
+        end = question.index(b"\0", 12) + 5
+        asked = int.from_bytes(question[end - 4 : end - 2], "big")
+        addresses = self.addresses if asked == TYPE_A else []
+        record = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4"
+        answer = question[:2] + b"\x85\x80\0\1" + len(addresses).to_bytes(2, "big") + bytes(4)
+        records = [record + socket.inet_aton(address) for address in addresses]
+        return answer + question[12:end] + b"".join(records)
+
+    def close(self) -> None:
+        """Stop: an empty datagram ends the thread."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"", ("127.0.0.1", self.port))
+        self._thread.join(LIMIT_S)
+        self._socket.close()
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    """A DNS server that every client uses for the host in its URL."""
+    running = Resolver()
+    through = property(lambda target: f"dns://127.0.0.1:{running.port}/{target.host}:{target.port}")
+    monkeypatch.setattr(Target, "address", through)
+    yield running
+    running.close()
+
+
+def num_answered(server: Server) -> float:
+    """Requests that this replica has answered."""
+    families = server.metrics.registry.collect()
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "tipserve_requests_total"
+    )
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_all_replicas_behind_a_name_get_requests(
+    serving: Serving, resolver: Resolver, is_async: bool
+) -> None:
+    async with (
+        serving(host="127.0.0.1") as one,
+        serving(host="127.0.0.2", grpc_port=one.ports["grpc"]) as other,
+    ):
+        resolver.addresses = ["127.0.0.1", "127.0.0.2"]
+        url = f"grpc://{NAME}:{one.ports['grpc']}"
+        async with connected(url, is_async) as client:
+            # Both connections have to be open first.
+            async with asyncio.timeout(LIMIT_S):
+                while not (num_answered(one) and num_answered(other)):
+                    await client.embed_texts(["a dog"])
+            before = [num_answered(one), num_answered(other)]
+            for _ in range(40):
+                await client.embed_texts(["a dog"])
+        shares = [num_answered(one) - before[0], num_answered(other) - before[1]]
+    assert sum(shares) == 40
+    assert min(shares) >= 10
+
+
+async def test_replicas_of_a_name_are_replaced_and_no_request_fails(
+    serving: Serving, resolver: Resolver
+) -> None:
+    is_over = asyncio.Event()
+
+    async def ask_on(client: AsyncClient) -> None:
+        while not is_over.is_set():
+            await client.embed_texts(["a dog"])
+
+    async def stand_in(number: int, port: int = 0) -> tuple[AsyncExitStack, Server]:
+        stack = AsyncExitStack()
+        server = await stack.enter_async_context(serving(host=f"127.0.0.{number}", grpc_port=port))
+        resolver.addresses = [f"127.0.0.{number}"]
+        return stack, server
+
+    stack, server = await stand_in(1)
+    port = server.ports["grpc"]
+    async with AsyncClient(f"grpc://{NAME}:{port}") as client:
+        asking = asyncio.ensure_future(ask_on(client))
+        for number in range(2, 6):
+            await until_asked(server, asking)
+            old = stack
+            stack, server = await stand_in(number, port)
+            # The old replica drains, and the name resolves to the new one only.
+            await old.aclose()
+        await until_asked(server, asking)
+        is_over.set()
+        await asking
+    await stack.aclose()
+
+
+async def until_asked(server: Server, asking: "asyncio.Future[None]") -> None:
+    """Wait until this replica has answered some requests; raise the error of a failed one."""
+    async with asyncio.timeout(LIMIT_S):
+        while num_answered(server) < 20:
+            assert not asking.done(), asking.exception()
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://host:8000", ("http", "host:8000", False)),
+        ("https://host/tips/", ("http", "host:443", True)),
+        ("grpc://host", ("grpc", "host:8001", False)),
+        ("grpcs://[::1]:9", ("grpc", "[::1]:9", True)),
+    ],
+)
+def test_a_url_names_host_and_protocol(url: str, expected: tuple[str, str, bool]) -> None:
+    target = read_target(url)
+    assert (target.protocol, target.address, target.is_secure) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["host:8000", "ftp://host", "grpc://host/path", "http://key@host", "http://"]
+)
+def test_an_invalid_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"://|give host"):
+        read_target(url)
+
+
+def test_files_for_tls_need_tls() -> None:
+    with pytest.raises(ValueError, match="is not encrypted"):
+        read_target("http://host", tls=Tls())
+    with pytest.raises(ValueError, match="both cert and key"):
+        read_target("https://host", tls=Tls(cert="a.pem"))
+
+
+@pytest.mark.parametrize("key", ["a-key-of-a-file\n", "schlüssel", "two\tparts"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ValueError, match="api_key") as caught:
+        read_target("http://host", api_key=key)
+    assert key.strip() not in str(caught.value)
+    assert "a-good-key" not in repr(read_target("http://host", api_key="a-good-key"))

@@ -1,4 +1,4 @@
-"""Whatever form an image comes in, the server sees its pixels."""
+"""Images and options become requests."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tipserve_client import InvalidRequest
 from tipserve_client.images import encode_image
-from tipserve_client.requests import as_images, class_list
+from tipserve_client.requests import as_images, class_list, make_request
 
 
 def decoded(raw: bytes) -> Any:
@@ -45,7 +45,7 @@ def test_files_bytes_and_pil_images(tmp_path: Path) -> None:
         (Image.new("CMYK", (2, 2)), "cannot write mode CMYK as PNG. Convert it to RGB"),
     ],
 )
-def test_what_is_no_image_is_refused_before_it_is_sent(image: Any, said: str) -> None:
+def test_an_invalid_image_is_refused_before_it_is_sent(image: Any, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said) as caught:
         encode_image(image, "images[3]")
     assert caught.value.index == 3
@@ -63,3 +63,11 @@ def test_classes_are_names_or_names_with_prompts() -> None:
     assert class_list({"dog": ["a dog"]}, "classes") == [{"name": "dog", "prompts": ["a dog"]}]
     with pytest.raises(InvalidRequest, match="give a list"):
         class_list("dog", "classes")
+
+
+def test_unreadable_images_of_a_partial_request_are_sent_empty() -> None:
+    ask = make_request("embed_images", {}, images=[b"a", "/no/such/file.jpg", b"b"], partial=True)
+    assert ask.images == (b"a", b"", b"b")
+    assert list(ask.errors) == [1]
+    assert ask.is_partial
+    assert not make_request("embed_images", {}, images=b"a").is_partial

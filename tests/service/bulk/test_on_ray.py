@@ -1,4 +1,4 @@
-"""A stack from another machine becomes a sentence."""
+"""The cause of a failure on another machine is found in Ray's text."""
 
 import pytest
 
@@ -30,5 +30,5 @@ Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).
         ("", "no reason given."),
     ],
 )
-def test_the_reason_is_found(text: str, found: str) -> None:
+def test_the_cause_is_found(text: str, found: str) -> None:
     assert find_reason(text).startswith(found)

@@ -1,0 +1,468 @@
+"""Both kinds of client over both protocols: the same results and the same errors."""
+
+import asyncio
+import pickle
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import trustme
+
+import tipserve_client
+from service.outputs.vectors import pack
+from service.server import Server
+from tests.clients.python.conftest import assert_equal, inflight, until
+from tipserve_client import (
+    AsyncClient,
+    Client,
+    HalfImageEmbedding,
+    ImageEmbedding,
+    Int8ImageEmbedding,
+    Int8Vectors,
+    InvalidRequest,
+    Item,
+    RequestTooLarge,
+    Retry,
+    Tls,
+    Unauthenticated,
+    Unavailable,
+)
+from tipserve_client.concurrency import async_pack
+from tipserve_client.results import FloatArray
+
+if TYPE_CHECKING:
+    from typing import assert_type
+
+    from tests.clients.python.conftest import Asking
+    from tests.service.conftest import FakeRuntime
+    from tipserve_client.results import HalfArray
+
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Entered = Callable[[], Awaitable[bool]]
+Encode = Callable[..., bytes]
+LIMIT_S = 20.0
+
+
+async def test_answers_are_those_of_the_data_plane(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    images = [encode_image(seed=seed) for seed in range(3)]
+    every = ("cls1", "cls2", "patches", "values")
+    classes = {"dog": ["a dog", "a photo of a dog"], "sky": []}
+    async with serving() as server, asking.client(server) as client:
+        embedded = await client.embed_images(images, outputs=every, normalize=False, resolution=42)
+        words = await client.embed_texts(["dog", "sky"], templates=["a {}", "the {}"])
+        masks = await client.segment(
+            images,
+            classes,
+            background_threshold=0.1,
+            background_classes=["wall"],
+            include_scores=True,
+            templates="tcl",
+            features="patches",
+            fit="squash",
+        )
+        ((best, _),) = await client.classify(images[0], classes)
+        (colors,) = await client.features(images[0])
+        depth = await client.depth(images, size="model")
+        normals = await client.normals(images)
+        (model,) = await client.models()
+    assert [e.patches.shape for e in embedded] == [(3, 3, 8)] * 3
+    assert embedded[0].cls1.dtype == np.float32
+    assert words.shape == (2, 8)
+    np.testing.assert_allclose(np.linalg.norm(words, axis=1), 1, rtol=1e-5)
+    assert masks[0].labels.shape == masks[0].scores.shape == (30, 40)
+    assert masks[0].labels.dtype == np.uint16
+    assert [area.name for area in masks[0].classes] == ["dog", "sky"]
+    assert sum(a.area_share for a in masks[0].classes) + masks[0].background_share == pytest.approx(
+        1
+    )
+    assert best.probability >= 0.5
+    assert best.name in classes
+    assert colors.shape == (30, 40, 3)
+    assert [array.shape for array in depth] == [(16, 24)] * 3
+    assert normals[0].shape == (30, 40, 3)
+    assert (model.name, model.embed_dim, model.native_size) == ("fake", 8, 28)
+    assert "depth" in model.outputs
+
+
+async def test_both_protocols_give_the_same(serving: Serving, encode_image: Encode) -> None:
+    images = [encode_image(seed=seed, size=(50 + seed, 40)) for seed in range(3)]
+    found = []
+    async with serving() as server:
+        for protocol in ("http", "grpc"):
+            url = f"{protocol}://127.0.0.1:{server.ports[protocol]}"
+            async with tipserve_client.AsyncClient(url) as client:
+                found.append(
+                    [
+                        await client.embed_images(images, outputs=["patches", "cls2"]),
+                        await client.embed_texts(["dog"]),
+                        await client.segment(images, ["dog", "sky"], include_scores=True),
+                        await client.segment(images[0], ["dog", "sky"], mode="slide"),
+                        await client.classify(images, ["dog", "sky"], features="cls2", top_k=1),
+                        await client.features(images, kind="groups", group_count=2),
+                        await client.features(images, size="model"),
+                        await client.depth(images),
+                        [item.value async for item in client.stream_images(images)],
+                    ]
+                )
+    for over_http, over_grpc in zip(*found, strict=True):
+        assert_equal(over_http, over_grpc)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "param", "index", "ask"),
+    [
+        ("InvalidRequest", "invalid_image", "images[1]", 1, lambda c, i: c.embed_images([i, b"x"])),
+        ("InvalidRequest", "blank_text", "texts[1]", 1, lambda c, i: c.embed_texts(["dog", " "])),
+        ("InvalidRequest", "invalid_field", "fit", None, lambda c, i: c.depth(i, fit="odd")),
+        ("NotFound", "model_not_found", "model", None, lambda c, i: c.normals(i, model="unknown")),
+        (
+            "RequestTooLarge",
+            "too_many_items",
+            "images",
+            None,
+            lambda c, i: c.embed_images([i] * 33),
+        ),
+    ],
+)
+async def test_errors_say_what_and_where(
+    serving: Serving,
+    encode_image: Encode,
+    asking: "Asking",
+    kind: str,
+    code: str,
+    param: str,
+    index: int | None,
+    ask: Any,
+) -> None:
+    async with serving() as server, asking.client(server) as client:
+        with pytest.raises(getattr(tipserve_client, kind)) as caught:
+            await ask(client, encode_image())
+        assert len(await client.embed_images(encode_image())) == 1
+    error = caught.value
+    assert (error.code, error.param, error.index) == (code, param, index)
+    assert error.message
+    assert error.request_id
+
+
+async def test_a_key_is_sent(serving: Serving, encode_image: Encode, asking: "Asking") -> None:
+    async with serving(api_keys="the-key-of-this-test") as server:
+        async with asking.client(server, api_key="the-key-of-this-test") as client:
+            assert len(await client.embed_images(encode_image())) == 1
+            assert [i.index async for i in client.stream_images([encode_image()])] == [0]
+        async with asking.client(server, api_key="another-key") as client:
+            with pytest.raises(tipserve_client.Unauthenticated):
+                await client.embed_images(encode_image())
+            with pytest.raises(tipserve_client.Unauthenticated):
+                [item async for item in client.stream_images([encode_image()])]
+
+
+async def test_the_server_receives_the_deadline(
+    serving: Serving, encode_image: Encode, asking: "Asking", runtime: "FakeRuntime"
+) -> None:
+    async with serving() as server, asking.client(server, timeout_s=0.3) as client:
+        runtime.gate.clear()
+        with pytest.raises(tipserve_client.DeadlineExceeded):
+            await client.embed_images(encode_image())
+        await until(lambda: inflight(server) == 0)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+async def test_a_cancelled_request_is_not_computed(
+    serving: Serving, encode_image: Encode, protocol: str, runtime: "FakeRuntime", entered: Entered
+) -> None:
+    async with serving() as server:
+        url = f"{protocol}://127.0.0.1:{server.ports[protocol]}"
+        async with tipserve_client.AsyncClient(url) as client:
+            runtime.gate.clear()
+            asked = asyncio.ensure_future(client.embed_images(encode_image()))
+            assert await entered()
+            asked.cancel()
+            await until(lambda: inflight(server) == 0)
+            await asyncio.gather(asked, return_exceptions=True)
+
+
+EVERY = ("cls1", "cls2", "patches", "values")
+
+
+async def asked(client: Any, images: list[bytes], dtype: str | None) -> dict[str, Any]:
+    """The results of every method that returns embeddings."""
+    options = {"outputs": EVERY, "dtype": dtype}
+    return {
+        "images": await client.embed_images(images, **options),
+        "aspect": await client.embed_images(images, fit="aspect", **options),
+        "stream": [item.result() async for item in client.stream_images(images, **options)],
+        "partial": [i.result() for i in await client.embed_images(images, partial=True, **options)],
+        "texts": await client.embed_texts(["dog", "sky"], dtype=dtype),
+    }
+
+
+async def test_every_method_gives_the_same_within_the_precision(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    images = [encode_image(seed=seed, size=(60, 40 + 20 * seed)) for seed in range(2)]
+    async with serving() as server, asking.client(server) as client:
+        exact = await asked(client, images, None)
+        named = await asked(client, images, "float32")
+        half = await asked(client, images, "float16")
+        small = await asked(client, images, "int8")
+    for way in ("images", "aspect", "stream", "partial"):
+        for float32, same, float16, int8 in zip(
+            exact[way], named[way], half[way], small[way], strict=True
+        ):
+            kinds = (ImageEmbedding, ImageEmbedding, HalfImageEmbedding, Int8ImageEmbedding)
+            for embedding, kind in zip((float32, same, float16, int8), kinds, strict=True):
+                assert type(embedding) is kind
+            for name in EVERY:
+                true = getattr(float32, name)
+                np.testing.assert_array_equal(getattr(same, name), true)
+                check(true, getattr(float16, name), getattr(int8, name))
+    check(exact["texts"], half["texts"], small["texts"])
+
+
+def check(true: Any, float16: Any, int8: Any) -> None:
+    """Compare the number formats with float32."""
+    assert float16.dtype == np.float16
+    np.testing.assert_allclose(float16, true, rtol=1e-3, atol=1e-6)
+    assert isinstance(int8, Int8Vectors)
+    assert [int8.values.dtype, int8.scales.dtype] == [np.dtype("int8"), np.dtype("float32")]
+    assert int8.values.shape == true.shape
+    assert int8.scales.shape == true.shape[:-1]
+    again = int8.to_float32()
+    assert (again.dtype, again.shape) == (true.dtype, true.shape)
+    # Batches of different sizes may differ in the last bits of float32.
+    assert (np.abs(again - true) <= 0.5 * int8.scales[..., None] + 1e-6).all()
+
+
+async def test_both_protocols_give_the_same_numbers(serving: Serving, encode_image: Encode) -> None:
+    images = [encode_image(seed=seed) for seed in range(2)]
+    async with serving() as server:
+        for dtype in ("float16", "int8"):
+            found = []
+            for protocol in ("http", "grpc"):
+                url = f"{protocol}://127.0.0.1:{server.ports[protocol]}"
+                async with AsyncClient(url) as client:
+                    found.append(await asked(client, images, dtype))
+            for way, over_http in found[0].items():
+                assert_equal(over_http, found[1][way])
+
+
+async def test_an_unknown_dtype_is_refused_by_the_server(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    ways: list[Callable[[Any], Awaitable[Any]]] = [
+        lambda client: client.embed_images(encode_image(), dtype="int4"),
+        lambda client: client.embed_texts(["dog"], dtype="int4"),
+    ]
+    async with serving() as server, asking.client(server) as client:
+        for way in ways:
+            with pytest.raises(InvalidRequest) as caught:
+                await way(client)
+            assert caught.value.param == "dtype"
+        with pytest.raises(TypeError, match="no option 'dtype'"):
+            await client.segment(encode_image(), ["dog"], dtype="int8")
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6)])
+def test_int8_vectors_times_their_scales(shape: tuple[int, ...]) -> None:
+    true = np.random.default_rng(0).standard_normal(shape, np.float32)
+    true.flat[:6] = 0  # a vector of zeros stays one
+    values, scales = pack(true, "int8")
+    assert scales is not None
+    vectors = Int8Vectors(values=values.astype(np.int8), scales=scales)
+    assert (np.abs(vectors.to_float32() - true) <= 0.5001 * scales[..., None]).all()
+    assert_equal(pickle.loads(pickle.dumps(vectors)), vectors)
+    embedding = Int8ImageEmbedding(cls1=vectors)
+    assert_equal(pickle.loads(pickle.dumps(embedding)), embedding)
+    assert embedding == embedding  # noqa: PLR0124  # arrays in the fields do not matter
+
+
+CLASSES = ["dog", "sky"]
+CALLS: dict[str, Callable[..., Any]] = {
+    "embed_images": lambda c, given, **o: c.embed_images(given, outputs="patches", **o),
+    "int8": lambda c, given, **o: c.embed_images(given, outputs="patches", dtype="int8", **o),
+    "segment": lambda c, given, **o: c.segment(given, CLASSES, **o),
+    "classify": lambda c, given, **o: c.classify(given, CLASSES, **o),
+    "features": lambda c, given, **o: c.features(given, **o),
+    "depth": lambda c, given, **o: c.depth(given, **o),
+    "normals": lambda c, given, **o: c.normals(given, **o),
+}
+
+
+def error_facts(error: Any) -> tuple[Any, ...]:
+    return type(error), error.code, error.message, error.param, error.index
+
+
+async def test_a_bad_image_among_good_ones_keeps_its_place(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    good = [encode_image(seed=seed) for seed in range(2)]
+    given = [good[0], b"no image", good[1], "/no/such/file.jpg"]
+    async with serving() as server, asking.client(server) as client:
+        for call in CALLS.values():
+            items = await call(client, given, partial=True)
+            alone = await call(client, good)
+            whole = await call(client, good, partial=True)
+            with pytest.raises(InvalidRequest) as caught:
+                await call(client, given[:3])
+            assert [item.index for item in items] == [0, 1, 2, 3]
+            assert_equal([items[0].result(), items[2].result()], alone)
+            assert_equal([item.value for item in whole], alone)
+            assert [item.error for item in whole] == [None, None]
+            assert [items[place].value for place in (1, 3)] == [None, None]
+            # The same error as without `partial`; the unreadable file was never sent.
+            assert error_facts(items[1].error) == error_facts(caught.value)
+            assert items[1].error.request_id
+            assert (items[3].error.code, items[3].error.index) == ("unreadable_file", 3)
+            with pytest.raises(InvalidRequest):
+                items[1].result()
+
+
+async def test_texts_have_items_with_a_row_each(serving: Serving, asking: "Asking") -> None:
+    async with serving() as server, asking.client(server) as client:
+        items = await client.embed_texts(["dog", " ", "sky"], partial=True)
+        small = await client.embed_texts(["dog", " ", "sky"], partial=True, dtype="int8")
+        rows = await client.embed_texts(["dog", "sky"])
+        small_rows = await client.embed_texts(["dog", "sky"], dtype="int8")
+        (nothing,) = await client.embed_texts([" "], partial=True, dtype="float16")
+    assert (items[1].value, items[1].error.code, items[1].error.index) == (None, "blank_text", 1)
+    assert_equal([items[0].value, items[2].value], list(rows))
+    assert_equal(small[2].value.values, small_rows.values[1])
+    assert_equal(small[2].value.scales, small_rows.scales[1])
+    assert nothing.error.param == "texts[0]"
+
+
+async def test_a_partial_request_may_have_invalid_images_only(
+    serving: Serving, asking: "Asking"
+) -> None:
+    async with serving() as server, asking.client(server) as client:
+        items = await client.embed_images([b"x", "/no/such/file.jpg"], partial=True)
+        (alone,) = await client.embed_images("/no/such/file.jpg", partial=True)
+    assert [item.error.code for item in items] == ["invalid_image", "unreadable_file"]
+    assert alone.error.code == "unreadable_file"
+
+
+async def test_errors_of_a_whole_partial_request_are_raised(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    image = encode_image()
+    async with serving(api_keys="the-key-of-this-test") as server:
+        async with asking.client(server, api_key="the-key-of-this-test") as client:
+            with pytest.raises(InvalidRequest) as caught:
+                await client.embed_images([image, b"x"], partial=True, resolution=15)
+            assert caught.value.param == "resolution"
+            with pytest.raises(InvalidRequest):
+                await client.embed_images([], partial=True)
+            with pytest.raises(RequestTooLarge):
+                await client.embed_images([image] * 33, partial=True)
+            with pytest.raises(TypeError, match="no option 'partial'"):
+                client.stream_images([image], partial=True)
+        async with asking.client(server) as client:
+            with pytest.raises(Unauthenticated):
+                await client.embed_images([b"x"], partial=True)
+
+
+class SlowImage:
+    """A PIL image whose encoding ends only after the event loop has run."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self._encoded = encoded
+        self.is_begun, self.may_end = threading.Event(), threading.Event()
+
+    def save(self, fp: Any, format: str) -> None:
+        self.is_begun.set()
+        assert self.may_end.wait(LIMIT_S), f"the event loop was blocked while saving as {format}"
+        fp.write(self._encoded)
+
+
+async def let_save(image: SlowImage) -> None:
+    """Runs in the event loop while the image is encoded."""
+    async with asyncio.timeout(LIMIT_S):
+        while not image.is_begun.is_set():
+            await asyncio.sleep(0.001)
+    image.may_end.set()
+
+
+async def embed_both(client: AsyncClient, image: Any, other: bytes) -> list[Any]:
+    return list(await client.embed_images([other, image]))
+
+
+async def stream_both(client: AsyncClient, image: Any, other: bytes) -> list[Any]:
+    return [item.result() async for item in client.stream_images([other, image])]
+
+
+async def stream_generated(client: AsyncClient, image: Any, other: bytes) -> list[Any]:
+    async def images() -> AsyncIterator[Any]:
+        yield other
+        yield image
+
+    return [item.result() async for item in client.stream_images(images())]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("ask", [embed_both, stream_both, stream_generated])
+async def test_the_event_loop_runs_while_an_image_is_encoded(
+    serving: Serving,
+    encode_image: Encode,
+    protocol: str,
+    ask: Callable[[AsyncClient, Any, bytes], Awaitable[list[Any]]],
+) -> None:
+    encoded, other = encode_image(seed=1), encode_image(seed=2)
+    slow = SlowImage(encoded)
+    async with serving() as server:
+        url = f"{protocol}://127.0.0.1:{server.ports[protocol]}"
+        async with AsyncClient(url) as client:
+            saving = asyncio.create_task(let_save(slow))
+            answers = await ask(client, slow, other)
+            await saving
+            assert_equal(answers, await ask(client, encoded, other))
+
+
+async def test_encoded_images_need_no_thread() -> None:
+    here = threading.get_ident()
+    assert await async_pack(threading.get_ident, [b"a", "b.jpg", Path("c.jpg")]) == here
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    assert await async_pack(threading.get_ident, [b"a", pixels]) != here
+
+
+async def test_client_and_server_present_certificates(
+    serving: Serving, encode_image: Callable[..., bytes], asking: "Asking", tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    for name, certificate in {
+        "server": authority.issue_cert("127.0.0.1"),
+        "client": authority.issue_cert("client.example"),
+    }.items():
+        certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(ca)
+    files = {"tls_cert": tmp_path / "server.pem", "tls_key": tmp_path / "server.key"}
+    tls = Tls(ca=ca, cert=tmp_path / "client.pem", key=tmp_path / "client.key")
+    once = Retry(max_attempts=1)
+    async with serving(**files, tls_client_ca=ca) as server:
+        async with asking.client(server, is_secure=True, tls=tls) as client:
+            assert len(await client.embed_images(encode_image())) == 1
+        async with asking.client(server, is_secure=True, tls=Tls(ca=ca), retry=once) as client:
+            with pytest.raises(Unavailable):
+                await client.embed_images(encode_image(), timeout_s=10)
+
+
+def check_types(client: Client) -> None:
+    """Not called: mypy checks that the type of a result follows from `dtype` and `partial`."""
+    if TYPE_CHECKING:
+        assert_type(client.embed_texts(["a"], dtype="int8"), Int8Vectors)
+        assert_type(client.embed_texts(["a"], dtype="float16"), HalfArray)
+        assert_type(client.embed_texts(["a"], partial=True), list[Item[FloatArray]])
+        assert_type(client.embed_images(b""), list[ImageEmbedding])
+        assert_type(client.embed_images(b"", dtype="int8"), list[Int8ImageEmbedding])
+        assert_type(client.embed_images(b"", partial=True), list[Item[ImageEmbedding]])
+        assert_type(client.depth(b""), list[FloatArray])
+        items = client.stream_images([b""], dtype="float16")
+        assert_type(next(items).value, HalfImageEmbedding | None)

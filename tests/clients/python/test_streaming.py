@@ -1,0 +1,275 @@
+"""Streams of images: order, bounds, failures of the server and of single images."""
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import pytest
+
+import tipserve_client
+from service.server import Server
+from tests.clients.python.conftest import connected, inflight, until
+from tipserve_client import TipserveError
+from tipserve_client.generated import embed_pb2, stream_pb2, tensor_pb2
+from tipserve_client.generated.encoder_service_pb2_grpc import (
+    EncoderServiceServicer,
+    add_EncoderServiceServicer_to_server,
+)
+from tipserve_client.grpc_wire import rpc_error
+
+if TYPE_CHECKING:
+    from tests.clients.python.conftest import Asking
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+LIMIT_S = 20.0
+
+
+class Relay:
+    """A TCP proxy that counts connections."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.num_connections = 0
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Copy bytes until one side closes."""
+        self.num_connections += 1
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+async def test_many_requests_go_over_one_connection(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    async with serving() as server:
+        relay = Relay(server.ports[asking.protocol])
+        listening = await asyncio.start_server(relay.connected, "127.0.0.1", 0)
+        server.ports[asking.protocol] = listening.sockets[0].getsockname()[1]
+        async with asking.client(server) as client:
+            for seed in range(10):
+                await client.embed_images(encode_image(seed=seed))
+            await client.models()
+        assert relay.num_connections == 1
+        listening.close()
+
+
+class UnreliableServicer(EncoderServiceServicer):
+    """A server that answers some requests of each stream, and then ends it or refuses one."""
+
+    def __init__(self, *lives: tuple[int, str]) -> None:
+        self._lives = iter(lives)
+        self.seen: list[list[str]] = []
+
+    async def Stream(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Answer the requests of one stream."""
+        left, ending = next(self._lives)
+        seen: list[str] = []
+        self.seen.append(seen)
+        async for request in requests:
+            seen.append(request.id)
+            if left == 0 and ending == "drain":
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "The server is draining.")
+            if left == 0 and ending == "full":
+                error = stream_pb2.StreamError(code=8, reason="body_memory_full", message="full")
+                error.retry_delay.FromMilliseconds(1)
+                yield stream_pb2.StreamResponse(id=request.id, error=error)
+                continue
+            left -= 1
+            tensor = tensor_pb2.Tensor(shape=[1], data_type="DATA_TYPE_FLOAT32", data=b"\0\0\0\0")
+            embedded = embed_pb2.EmbedImagesResponse(embeddings=[{"cls1": tensor}])
+            yield stream_pb2.StreamResponse(id=request.id, embed_images=embedded)
+
+
+@asynccontextmanager
+async def standing_in(servicer: UnreliableServicer) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    add_EncoderServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"grpc://127.0.0.1:{port}"
+    await server.stop(None)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("ending", ["drain", "full"])
+async def test_images_without_an_answer_are_sent_again_and_answered_once(
+    is_async: bool, ending: str
+) -> None:
+    servicer = UnreliableServicer((3, ending), (0, ending), (5, ending), (1000, ending))
+    retry = tipserve_client.Retry(first_pause_s=0.01)
+
+    def images() -> Iterator[bytes]:
+        yield from [b"image"] * 20
+
+    async with standing_in(servicer) as url, connected(url, is_async, retry=retry) as client:
+        found = [item.index async for item in client.stream_images(images(), window=6)]
+    assert found == list(range(20))
+    begins = [int(seen[0]) for seen in servicer.seen]
+    assert len(begins) == 4
+    assert begins == sorted(begins)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_slow_caller_uses_up_no_attempt(is_async: bool) -> None:
+    servicer = UnreliableServicer((1, "drain"), (1, "drain"), *[(1000, "drain")] * 9)
+    retry = tipserve_client.Retry(first_pause_s=0.001)
+    now, found = 0.0, []
+    async with standing_in(servicer) as url, connected(url, is_async, retry=retry) as client:
+        getattr(client, "wrapped", client)._clock = lambda: now
+        async for item in client.stream_images([b"image"] * 4, window=2):
+            found.append(item.index)
+            now += 100
+    assert found == [0, 1, 2, 3]
+
+
+async def test_a_server_that_never_recovers_ends_the_stream() -> None:
+    servicer = UnreliableServicer(*[(0, "drain")] * 9)
+    retry = tipserve_client.Retry(first_pause_s=0.001, max_attempts=4)
+    async with (
+        standing_in(servicer) as url,
+        tipserve_client.AsyncClient(url, retry=retry) as client,
+    ):
+        with pytest.raises(tipserve_client.Unavailable):
+            [item async for item in client.stream_images([b"image"])]
+    assert len(servicer.seen) <= 4
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_an_unreachable_server_is_unavailable(protocol: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and not listening
+        url = f"{protocol}://127.0.0.1:{taken.getsockname()[1]}"
+        retry = tipserve_client.Retry(first_pause_s=0.001, max_attempts=2)
+        with (
+            tipserve_client.Client(url, retry=retry) as client,
+            pytest.raises(tipserve_client.Unavailable),
+        ):
+            client.embed_images(b"image")
+
+
+class Reset(grpc.RpcError):
+    """The error of an RPC that a proxy has reset, as seen behind HAProxy."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE])
+def test_a_stream_that_a_proxy_resets_is_retryable(code: grpc.StatusCode) -> None:
+    error = rpc_error(Reset(code))
+    assert isinstance(error, tipserve_client.Unavailable)
+    assert error.is_retryable
+    assert error.code == "stream_broken"
+
+
+async def test_a_stream_answers_in_order_and_outlives_bad_images(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    turns = random.Random(0)
+    images = [encode_image(seed=seed, size=(turns.choice((30, 90, 300)), 40)) for seed in range(40)]
+    sent: list[Any] = list(images)
+    sent[7], sent[20] = b"no image", "/no/such/file.jpg"
+    async with serving(lanes=1, pool_threads=4) as server, asking.client(server) as client:
+        items = [item async for item in client.stream_images(sent, outputs="cls2", window=9)]
+        alone = await client.embed_images([images[3], images[39]], outputs="cls2")
+    assert [item.index for item in items] == list(range(40))
+    codes = {item.index: item.error.code for item in items if item.error}
+    assert codes == {7: "invalid_image", 20: "unreadable_file"}
+    with pytest.raises(TipserveError):
+        items[7].result()
+    np.testing.assert_allclose(items[3].result().cls2, alone[0].cls2, rtol=1e-5)
+    np.testing.assert_allclose(items[39].result().cls2, alone[1].cls2, rtol=1e-5)
+
+
+async def test_a_stream_takes_no_more_than_its_window_ahead(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    num_taken = num_answered = furthest = 0
+
+    def images() -> Iterator[bytes]:
+        nonlocal num_taken, furthest
+        for seed in range(50):
+            num_taken += 1
+            furthest = max(furthest, num_taken - num_answered)
+            yield encode_image(seed=seed)
+
+    async with serving() as server, asking.client(server) as client:
+        async for _ in client.stream_images(images(), window=5):
+            num_answered += 1
+    assert num_answered == 50
+    assert furthest <= 5 + 2  # one that waits for room, and one that is yielded
+
+
+async def test_an_abandoned_stream_ends_on_the_server(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    def images() -> Iterator[bytes]:
+        while True:
+            yield encode_image()
+
+    async with serving() as server, asking.client(server) as client:
+        async with aclosing(client.stream_images(images())) as items:
+            async for item in items:
+                if item.index == 10:
+                    break
+        await until(lambda: inflight(server) == 0)
+        assert len(await client.embed_images(encode_image())) == 1
+
+
+async def test_an_error_of_the_callers_iterator_is_raised(
+    serving: Serving, encode_image: Encode, asking: "Asking"
+) -> None:
+    def images() -> Iterator[bytes]:
+        yield encode_image()
+        raise KeyError("of the caller")
+
+    found = []
+    async with serving() as server, asking.client(server) as client:
+        items = client.stream_images(images())
+        found.append((await anext(items)).index)
+        with pytest.raises(KeyError, match="of the caller"):
+            await anext(items)
+    assert found == [0]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+async def test_a_stream_answers_before_the_next_image_is_there(
+    serving: Serving, encode_image: Encode, protocol: str
+) -> None:
+    more = asyncio.Event()
+
+    async def images() -> AsyncIterator[bytes]:
+        yield encode_image()
+        await more.wait()
+        yield encode_image(seed=1)
+
+    async with serving() as server:
+        url = f"{protocol}://127.0.0.1:{server.ports[protocol]}"
+        async with tipserve_client.AsyncClient(url) as client:
+            items = client.stream_images(images())
+            assert (await anext(items)).index == 0
+            more.set()
+            assert [item.index async for item in items] == [1]

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -148,12 +148,16 @@ __all__ = [
     "PackageError",
     "ParityEntry",
     "ParityLimits",
+    "Progress",
     "ScoreEntry",
     "ZeroShot",
     "check_output",
     "open_package",
     "write_manifest",
 ]
+# Called with a sentence about the current step of long work.
+Progress = Callable[[str], None]
+
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

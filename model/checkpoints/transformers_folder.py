@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, Tipsv2Config, Tipsv2Model
 from model.checkpoints.architecture import tower_configs, variant_name
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
 from model.checkpoints.weight_map import Model, load_folder
+from model.runtime.torch_runtime import without_implementations
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -25,8 +26,6 @@ INDEX_FILE = "model.safetensors.index.json"
 TEMPERATURE = "temperature"
 # As safetensors names them; numbers of other types are nothing without scales.
 FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
-# Such settings may name a kernel of the hub, which transformers would fetch and run.
-IMPLEMENTATION = ("_implementation", "_implementation_internal")
 Config = TypeVar("Config", bound=PretrainedConfig)
 SAVE_AGAIN = "download it again, or save the model again with save_pretrained"
 
@@ -51,15 +50,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} says that the weights are quantised, and so they cannot be proven; use the "
             "model's float weights, and quantise when exporting"
         )
-    return _without_implementations(settings)
-
-
-def _without_implementations(settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_implementations(value) if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if not name.endswith(IMPLEMENTATION)
-    }
+    return without_implementations(settings)
 
 
 def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:

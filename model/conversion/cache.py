@@ -1,4 +1,12 @@
-"""The folder of converted packages, each under a key of everything it was made from."""
+"""The folder of converted packages, each under a key of everything it was made from.
+
+```
+packages/NAME-KEY/        a package; NAME is for people, KEY is a digest
+packages/.NAME-KEY.*      a package that is being written, or whose writer died
+locks/NAME-KEY            locked by the writer
+revisions/OWNER--NAME@REVISION    the last known commit of a revision on the hub
+```
+"""
 
 import hashlib
 import json
@@ -16,18 +24,8 @@ from model.conversion.errors import CacheError, SourceError
 from model.conversion.source import HubSource
 from model.files import LockHeld, LocksUnsupported, atomic_write, locked
 from model.graphs import Precision
-from model.package import ModelPackage, PackageError, open_package, sha256
+from model.package import ModelPackage, PackageError, Progress, open_package, sha256
 
-# The folder of converted packages: found by what they were made of, made once, never half.
-#
-# ```
-# packages/NAME-KEY/        a package; NAME for people, KEY by what it was made of
-# packages/.NAME-KEY.*      one that is being written, or was when its process died
-# locks/NAME-KEY            held by whoever writes it
-# revisions/OWNER--NAME@REVISION    the commit that a hub's revision was, when it was last asked
-# ```
-
-Progress = Callable[[str], None]
 VARIABLE: Final = "TIPSERVE_CACHE"
 STAGING: Final = re.compile(r"\.(?P<entry>.+-[0-9a-f]{20})\..+")
 KEY_DIGITS: Final = 20
@@ -35,7 +33,7 @@ COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 def default_cache(environment: Mapping[str, str]) -> Path:
-    """`$XDG_CACHE_HOME/tipserve`, or `~/.cache/tipserve`; for a user without a home /var/cache."""
+    """`$XDG_CACHE_HOME/tipserve` or `~/.cache/tipserve`; below /var/cache without a home."""
     if base := environment.get("XDG_CACHE_HOME"):
         return Path(base) / "tipserve"
     try:
@@ -45,7 +43,7 @@ def default_cache(environment: Mapping[str, str]) -> Path:
 
 
 class PackageCache:
-    """Converted packages below one folder. Several processes may use it at once."""
+    """Converted packages below one folder, which several processes may use at once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -54,21 +52,21 @@ class PackageCache:
         self._revisions = root / "revisions"
 
     def folder(self, name: str, key: str) -> Path:
-        """Where the package with this key is, or will be."""
+        """Path of the package with this key, whether or not it exists."""
         return self._packages / f"{name}-{key}"
 
     def find(self, name: str, key: str, *, verify: bool) -> ModelPackage | None:
-        """The package with this key; None where there is none.
+        """Open the package with this key; None if there is none.
 
         Raises:
-            PackageError: It is broken.
+            PackageError: The package is broken.
         """
         folder = self.folder(name, key)
         return open_package(folder, verify=verify) if folder.exists() else None
 
     @contextmanager
     def writing(self, name: str, key: str, progress: Progress) -> Iterator[Path]:
-        """Hold the right to write the package with this key; gives its folder.
+        """Lock the package with this key for writing; gives its folder.
 
         Raises:
             CacheError: The folder cannot be written.
@@ -110,10 +108,10 @@ class PackageCache:
             yield True
 
     def remove_leftovers(self, mine: Path | None = None) -> None:
-        """Remove what dead processes left: staging whose lock nobody holds, and one's own.
+        """Remove the staging folders of dead processes.
 
         Args:
-            mine: The folder that this process has the right to write, if it has one.
+            mine: The folder that this process has locked; its staging is removed as well.
 
         Raises:
             CacheError: The folder cannot be written.
@@ -130,7 +128,7 @@ class PackageCache:
                     shutil.rmtree(path, ignore_errors=True)
 
     def known_commit(self, source: HubSource) -> str | None:
-        """The commit that a revision was when the hub was last asked, if it ever was."""
+        """The last known commit of a revision, if any."""
         try:
             commit = self._revision_file(source).read_text(encoding="utf-8").strip()
         except OSError:
@@ -138,7 +136,7 @@ class PackageCache:
         return commit if COMMIT.fullmatch(commit) else None
 
     def remember_commit(self, source: HubSource, commit: str) -> None:
-        """Note which commit a revision is now."""
+        """Write down the commit of a revision."""
         path = self._revision_file(source)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, commit + "\n")
@@ -149,7 +147,7 @@ class PackageCache:
 
 
 def unusable(root: Path, error: OSError) -> CacheError:
-    """The folder is of no use to this process."""
+    """Make the error of a cache folder that cannot be written."""
     return CacheError(
         f"the cache {root} cannot be written ({error.strerror}); name another folder by --cache "
         f"or {VARIABLE}"
@@ -157,14 +155,14 @@ def unusable(root: Path, error: OSError) -> CacheError:
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
-    """See that a disk has room.
+    """Check that a disk has enough free space.
 
     Args:
-        folder: On the disk; it or one above it is there.
-        needed_bytes: What will be written.
+        folder: A path on the disk; it need not exist.
+        needed_bytes: Size of what will be written.
 
     Raises:
-        CacheError: It has less.
+        CacheError: The disk has less.
     """
     there = folder
     while not there.exists():
@@ -173,12 +171,12 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     if free_bytes < needed_bytes:
         raise CacheError(
             f"converting needs about {needed_bytes / 1e9:.1f} GB in {folder}, and its disk has "
-            f"{free_bytes / 1e9:.1f} GB free; make room, or name another folder"
+            f"{free_bytes / 1e9:.1f} GB free; free space, or choose another folder"
         )
 
 
 def discard(folder: Path) -> None:
-    """Take a broken package out of the way at once, then remove it."""
+    """Rename a broken package, then remove it, so that no other process opens it."""
     aside = folder.with_name(f".{folder.name}.broken")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
@@ -195,17 +193,15 @@ __all__ = [
 ]
 
 
-# What a package is made of, as a key: what has the same content has the same key.
-
 # Part of every key. Increased when the same checkpoint is exported to another package.
 EXPORT_FORMAT: Final = 1
-# What a checkpoint is read from; cards and images beside it change nothing.
+# Suffixes of the files that are read; others, such as cards and images, do not count.
 READ_SUFFIXES: Final = frozenset({".json", ".model", ".npz", ".safetensors", ".txt", ".zip"})
 WEIGHT_SUFFIXES: Final = frozenset({".npz", ".safetensors", ".zip"})
 
 
 def content_of(path: Path) -> dict[str, JsonValue]:
-    """The identity of a checkpoint on this machine: SHA-256 and size of each of its files.
+    """Return the identity of a checkpoint: SHA-256 and size of each of its files.
 
     Args:
         path: A folder, or a file.
@@ -223,12 +219,12 @@ def content_of(path: Path) -> dict[str, JsonValue]:
 
 
 def key_of(base: JsonValue, dense: JsonValue, precisions: Sequence[Precision]) -> str:
-    """The key of a package.
+    """Return the cache key of a package.
 
     Args:
         base: Identity of the model.
-        dense: Identity of the dense heads; None without.
-        precisions: Of the graphs.
+        dense: Identity of the dense heads, if any.
+        precisions: Precisions of the graphs.
     """
     made_of = {
         "format": EXPORT_FORMAT,
@@ -241,13 +237,13 @@ def key_of(base: JsonValue, dense: JsonValue, precisions: Sequence[Precision]) -
 
 
 def weight_bytes(path: Path) -> int:
-    """Size of the weights of a checkpoint."""
+    """Total size of a checkpoint's weights."""
     files = [file for file in read_files(path) if file.suffix in WEIGHT_SUFFIXES]
     return sum(file.stat().st_size for file in files)
 
 
 def read_files(path: Path) -> list[Path]:
-    """The files that a checkpoint may be read from."""
+    """The files of a checkpoint that can be read."""
     if path.is_file():
         return [path]
     files = (file for file in path.iterdir() if file.suffix in READ_SUFFIXES)

@@ -14,8 +14,9 @@ from typing import IO, Final, Literal, Protocol, get_args
 from pydantic import JsonValue
 
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
+from model.conversion.convert import ConversionRequest
 from model.conversion.errors import COMPARING, require
-from model.conversion.prepare import Order, Preparer
+from model.conversion.prepare import Preparer
 from model.conversion.source import FolderSource, parse_checkpoint
 from model.graphs import Precision
 from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, check_model_name
@@ -25,12 +26,10 @@ from model.publication import Repository
 from model.runtime.tensorrt import command as engines
 from model.runtime.tensorrt.cuda import GpuError
 
-# The command line of `python -m model`.
-
 SOURCE_HELP: Final = (
-    "a transformers folder, a folder with an official pair of .npz files, or a hub id with "
-    "@revision behind it if wanted, such as google/tipsv2-b14; google/tipsv2-b14-dpt is the model "
-    "with its dense heads; for `convert` with --precision also a package, which gets further graphs"
+    "a transformers folder, a folder with an official pair of .npz files, or a hub id such as "
+    "google/tipsv2-b14, optionally with @revision; google/tipsv2-b14-dpt is the model with its "
+    "dense heads; `convert --precision` also takes a package and adds graphs to it"
 )
 
 
@@ -42,7 +41,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(
         prog="python -m model",
-        description="Converts released weights into model packages, and looks after packages.",
+        description="Convert released weights into model packages, and manage packages.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -50,12 +49,12 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         ("convert", "write a model package into a folder", _add_convert),
         (
             "prepare",
-            "bring a model into the cache, as serving does; print its folder",
+            "convert a model into the cache, as the server does; print its folder",
             _add_prepare,
         ),
-        ("show", "verify a package and say what it is", _add_show),
+        ("show", "verify and describe a package", _add_show),
         ("check", check.HELP, check.add_arguments),
-        ("publish", "place a verified package where a service reads it", _add_publish),
+        ("publish", "copy a verified package to a folder that a server reads", _add_publish),
         ("rollback", "make an older published package the current one", _add_rollback),
         ("build-engine", engines.HELP, _add_build_engine),
     ):
@@ -66,7 +65,9 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help=SOURCE_HELP)
     parser.add_argument("output", type=Path, help="absent, empty, or an older package")
-    parser.add_argument("--name", help="the model's name for clients; default: the source's")
+    parser.add_argument(
+        "--name", help="name of the model for clients (default: the name of the source)"
+    )
     _add_making(parser)
 
 
@@ -77,15 +78,17 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         "--no-verify",
         dest="verify",
         action="store_false",
-        help="leave digests of a package that is found to whoever opens it",
+        help="do not verify the digests of a cached package",
     )
     parser.add_argument(
         "--report",
         choices=("lines", "json"),
         default="lines",
-        help="lines for people, or JSON lines on standard output for a program",
+        help="plain lines, or JSON lines on standard output for programs",
     )
-    parser.add_argument("--follow-stdin", action="store_true", help="end when standard input does")
+    parser.add_argument(
+        "--follow-stdin", action="store_true", help="exit when standard input closes"
+    )
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
@@ -99,17 +102,19 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
         "--keep",
         type=int,
         default=5,
-        help="how many of the newest versions stay (default 5); so do the one that was current "
-        "before, and every one that a link in the folder leads to",
+        help="number of newest versions to keep (default: 5); the previous version and versions "
+        "with a link are kept too",
     )
     parser.add_argument(
-        "--if-empty", action="store_true", help="do nothing where one is published already"
+        "--if-empty", action="store_true", help="do nothing if a package is published already"
     )
 
 
 def _add_rollback(parser: argparse.ArgumentParser) -> None:
     _add_repository(parser)
-    parser.add_argument("--to", metavar="VERSION", help="default: the one before the current")
+    parser.add_argument(
+        "--to", metavar="VERSION", help="default: the version before the current one"
+    )
 
 
 def _add_repository(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +123,7 @@ def _add_repository(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="of one model's published packages, each a version beside the link `current`",
+        help="folder with the published versions of one model and the link `current`",
     )
 
 
@@ -128,13 +133,13 @@ def _add_build_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_making(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dense", metavar="SOURCE", help="dense heads from elsewhere")
+    parser.add_argument("--dense", metavar="SOURCE", help="dense heads from another source")
     parser.add_argument(
         "--precision",
         action="append",
         choices=get_args(Precision),
         default=[],
-        help="graphs beside those in fp32; give it once for each",
+        help="additional graphs, next to fp32; may be repeated",
     )
     _add_cache(parser)
 
@@ -149,27 +154,25 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# What a command says while it works: lines for people, or JSON lines for the program that asked.
+# A server that runs `prepare --report=json` reads these lines:
 #
-# ```
-# {"step": "exporting the vision graph"}      what is being done
-# {"warning": "..."}                          what went wrong and was mended
+# {"step": "exporting the vision graph"}      progress
+# {"warning": "..."}                          a problem that was worked around
 # {"result": "/cache/packages/..."}           the end: the package's folder
-# {"error": "..."}                            the end: a sentence for whoever asked
-# ```
+# {"error": "..."}                            the end: a message for the user
 
 Kind = Literal["step", "warning", "result", "error"]
 
 
-class Report(Protocol):
-    """Where a command's words go."""
+class Reporter(Protocol):
+    """Where a command reports its progress."""
 
     def say(self, kind: Kind, text: str) -> None:
-        """Say one thing, at once."""
+        """Report one message at once."""
 
 
 class Lines:
-    """Steps and troubles on standard error, the result on standard output."""
+    """Plain lines: steps, warnings and errors on standard error, the result on standard output."""
 
     def say(self, kind: Kind, text: str) -> None:
         """Print one line."""
@@ -181,7 +184,7 @@ class Lines:
 
 
 class JsonLines:
-    """Everything as JSON on what is standard output now; what libraries print goes elsewhere."""
+    """JSON lines on standard output; output of libraries is redirected to standard error."""
 
     def __init__(self) -> None:
         self._out: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -193,11 +196,8 @@ class JsonLines:
         self._out.flush()
 
 
-# Says what a model package is, for people.
-
-
 def describe_package(package: ModelPackage) -> str:
-    """Lines on a verified package: what it takes and gives, its files, parity and origin."""
+    """Describe a verified package: inputs, outputs, files, parity and provenance."""
     return "\n".join(_lines(package))
 
 
@@ -208,7 +208,7 @@ def _lines(package: ModelPackage) -> Iterator[str]:
     yield f"sizes      {_sizes(manifest)}"
     yield f"texts      up to {manifest.max_text_tokens} tokens"
     total_mb = sum(entry.size_bytes for entry in manifest.files.values()) / 1e6
-    yield f"files      {len(manifest.files)}, {total_mb:.1f} MB; all there, every SHA-256 is right"
+    yield f"files      {len(manifest.files)}, {total_mb:.1f} MB; every SHA-256 verified"
     for name, entry in manifest.files.items():
         yield f"  {entry.size_bytes:>14,} bytes  {entry.sha256[:12]}  {name}"
     yield "parity     graphs against the model in float32, worst over the sizes measured"
@@ -254,9 +254,7 @@ def _tree(value: JsonValue, indent: str) -> Iterator[str]:
             yield f"{indent}{key}: {inner}"
 
 
-# The commands of `python -m model`: make, show, check and publish packages; build engines.
-
-# Exit statuses: what the user can mend; what was told to end has this and the signal's number.
+# Exit statuses: an error that the user can fix; the base for signals, plus their number.
 FAILED: Final = 1
 SIGNALLED: Final = 128
 
@@ -274,51 +272,51 @@ def run(arguments: Sequence[str]) -> int:
         SystemExit: An option that is not known, `--help`, or a signal that ends it.
     """
     options = parse_options(list(arguments))
-    # Bars of libraries would break the lines; what is downloaded is told in lines.
+    # Progress bars of libraries would break the lines; downloads report their own.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     is_for_program = getattr(options, "report", "lines") == "json"
-    report: Report = JsonLines() if is_for_program else Lines()
+    reporter: Reporter = JsonLines() if is_for_program else Lines()
     try:
         if options.command == "build-engine":
-            engines.run(options, options.cache, lambda text: report.say("step", text))
+            engines.run(options, options.cache, lambda text: reporter.say("step", text))
         elif options.command == "check":
             require(COMPARING, purpose="comparing a package with its model")
-            check.run(options, lambda text: report.say("step", text))
+            check.run(options, lambda text: reporter.say("step", text))
         else:
-            report.say("result", _result(options, report))
+            reporter.say("result", _result(options, reporter))
     except (ValueError, OSError, ImportError, GpuError) as error:
-        # The user's to mend: the message says how, and a traceback would hide it.
-        report.say("error", str(error))
+        # The user can fix these: the message says how, and a traceback would hide it.
+        reporter.say("error", str(error))
         return FAILED
     return 0
 
 
 def end_on_signal() -> None:
-    """Let SIGTERM and Ctrl-C leave by way of every `finally`: nothing half-written stays."""
+    """Turn SIGTERM and Ctrl-C into SystemExit, so that `finally` blocks remove partial files."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
 
 
-def _result(options: argparse.Namespace, report: Report) -> str:
+def _result(options: argparse.Namespace, reporter: Reporter) -> str:
     if options.command == "show":
         return describe_package(open_package(options.folder))
     if options.command in ("publish", "rollback"):
-        return _place(options, report)
+        return _publish(options, reporter)
     if getattr(options, "follow_stdin", False):
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     preparer = Preparer(
         PackageCache(options.cache.expanduser()),
-        lambda text: report.say("step", text),
-        lambda text: report.say("warning", text),
+        lambda text: reporter.say("step", text),
+        lambda text: reporter.say("warning", text),
     )
-    order = _order(options)
+    request = _request(options)
     if options.command == "convert":
-        return str(preparer.write(order, options.output).path)
-    return str(preparer.prepare(order, verify=options.verify).path)
+        return str(preparer.write(request, options.output).path)
+    return str(preparer.prepare(request, verify=options.verify).path)
 
 
-def _place(options: argparse.Namespace, report: Report) -> str:
-    """Publish or go back; gives the folder of the version that is current then."""
+def _publish(options: argparse.Namespace, reporter: Reporter) -> str:
+    """Publish or roll back; returns the folder of the version that is then current."""
     repository = Repository(options.repository)
     if options.command == "rollback":
         return str(repository.roll_back(options.to))
@@ -326,12 +324,12 @@ def _place(options: argparse.Namespace, report: Report) -> str:
     if options.if_empty and current in repository.versions():
         return str(options.repository / current)
     published = repository.publish(
-        options.package, keep=options.keep, progress=lambda text: report.say("step", text)
+        options.package, keep=options.keep, progress=lambda text: reporter.say("step", text)
     )
     return str(published)
 
 
-def _order(options: argparse.Namespace) -> Order:
+def _request(options: argparse.Namespace) -> ConversionRequest:
     name = getattr(options, "name", None)
     if name is not None:
         check_model_name(name)
@@ -340,7 +338,7 @@ def _order(options: argparse.Namespace) -> Order:
     base = parse_checkpoint(options.source, may_be_package=adds)
     if name is None and isinstance(base, FolderSource) and (base.path / MANIFEST_NAME).is_file():
         name = open_package(base.path).manifest.name
-    return Order(
+    return ConversionRequest(
         base=base,
         dense=parse_checkpoint(dense, may_be_file=True) if dense is not None else None,
         precisions=tuple(dict.fromkeys(("fp32", *options.precision))),
@@ -354,7 +352,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _end_with_stdin() -> None:
-    """End when whoever started this ends, however it ends: its end of the pipe then closes."""
+    """Exit when the parent process ends for any reason, which closes its end of the pipe."""
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

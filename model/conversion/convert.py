@@ -1,8 +1,8 @@
-"""Turns checkpoints on this machine into a model package."""
+"""Convert checkpoints on this machine into a model package."""
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,85 +10,103 @@ from typing import Any, Final, get_args
 
 from pydantic import JsonValue
 
-from model.conversion.cache import Progress, check_space, weight_bytes
+from model.conversion.cache import check_space, weight_bytes
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
+from model.conversion.source import CheckpointSource, HubSource
 from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
-from model.package import ModelPackage, open_package
+from model.package import ModelPackage, Progress, open_package
 
-# The package's own weights, its graphs in float32, and what else is written on the way.
+# The weights, the float32 graphs, and temporary files, in units of the weights.
 SPACE_FACTOR: Final = 3
-# The graphs in each further precision, at most.
+# The graphs of each further precision.
 FURTHER_FACTOR: Final = 0.5
 FRONT_MATTER: Final = "---"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What a package is made of and called.
+class ConversionRequest:
+    """A package to be made. The user gives the first four fields; preparing fills in the others.
 
     Attributes:
-        base: Folder of the model's checkpoint.
-        dense: Folder or file of dense heads, if any.
-        name: The model's name for clients.
-        precisions: Of the graphs; `fp32` is among them.
+        base: The model. A `-dpt` repository of the hub is dense heads, and implies its model.
+            Pinned to a commit, then replaced by the downloaded folder.
+        dense: Dense heads from another source.
+        precisions: Precisions of the graphs; `fp32` is among them.
+        name: Name of the model for clients; None for the name of the source.
+        base_identity: Content of the model's files, for the cache key.
+        dense_identity: Content of the dense heads' files.
         provenance: Where the checkpoints came from.
     """
 
-    base: Path
-    dense: Path | None
-    name: str
-    precisions: Sequence[Precision]
-    provenance: dict[str, JsonValue]
+    base: CheckpointSource
+    dense: CheckpointSource | None = None
+    precisions: Sequence[Precision] = ("fp32",)
+    name: str | None = None
+    base_identity: dict[str, JsonValue] | None = None
+    dense_identity: dict[str, JsonValue] | None = None
+    provenance: dict[str, JsonValue] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[CheckpointSource, CheckpointSource | None]:
+        """The sources of the model and of its dense heads."""
+        model = self.base.base if isinstance(self.base, HubSource) else None
+        if model is None:
+            return self.base, self.dense
+        if self.dense is not None:
+            raise ConversionError(f"{self.base} has dense heads already; remove --dense")
+        return model, self.base
 
 
-def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
-    """Read, export, prove and write; the folder appears whole or not at all.
+def convert(request: ConversionRequest, output: Path, progress: Progress) -> ModelPackage:
+    """Read the checkpoint, export, compare and write; the folder appears whole or not at all.
 
     Args:
-        recipe: What goes into it.
+        request: Its sources are folders on this machine.
         output: The package's folder; absent, empty, or an older package.
-        progress: Told of each step.
+        progress: Called with each step.
 
     Raises:
-        MissingExtraError: torch and its like are not installed.
-        CheckpointError: A checkpoint is broken, or not one of ours.
+        MissingExtraError: torch or another library for conversion is not installed.
+        CheckpointError: A checkpoint is broken, or of an unsupported model.
         ParityError: A graph differs from the model.
-        CacheError: There is too little room, or the folder cannot be written.
+        CacheError: The disk has too little space, or the folder cannot be written.
         ValueError: `output` holds something else.
     """
     require(CONVERTING, purpose="converting a checkpoint")
-    check_space(output.parent, _needed_bytes(recipe))
-    progress("loading what converts")
-    # An extra, and seconds to import.
+    base, dense = _paths(request)
+    check_space(output.parent, _needed_bytes(request))
+    progress("importing the libraries for conversion")
+    # These come with an extra, and take seconds.
     from safetensors import SafetensorError  # noqa: PLC0415
 
     from model.checkpoints.read import read_checkpoint  # noqa: PLC0415
     from model.export.graph_writer import draft_manifest  # noqa: PLC0415
-    from model.export.package_writer import PackageContent, author_text, render_card, write_package  # noqa: PLC0415  # noqa: PLC0415
+    from model.export.package_writer import PackageContent, author_text, render_card, write_package  # noqa: PLC0415
 
-    progress(f"reading the weights in {recipe.base}")
-    checkpoint = read_checkpoint(recipe.base, dense=recipe.dense)
+    progress(f"reading the weights in {base}")
+    checkpoint = read_checkpoint(base, dense=dense)
     lacking = set(DENSE_TASKS) - set(checkpoint.dense_tasks)
     if checkpoint.dense is not None and lacking:
         raise ConversionError(
-            f"{recipe.dense} has no heads for {', '.join(sorted(lacking))}; a package has all "
-            "three or none: put the zips of all three into one folder, and name that"
+            f"{dense} has no heads for {', '.join(sorted(lacking))}; a package needs all three or "
+            "none: put the zips of all three into one folder, and name that folder"
         )
+    name = request.name or request.base.name
     draft = draft_manifest(
-        checkpoint.model, name=recipe.name, has_dense_heads=checkpoint.dense is not None
+        checkpoint.model, name=name, has_dense_heads=checkpoint.dense is not None
     )
-    earlier, precisions = _earlier_package(recipe), tuple(recipe.precisions)
+    earlier, precisions = _earlier_package(base, dense), tuple(request.precisions)
     if earlier is not None:
         precisions = tuple(dict.fromkeys((*_precisions(earlier.manifest), *precisions)))
         described = _as_before(earlier.manifest)
         card = author_text(earlier.file("README.md").read_text(encoding="utf-8"))
     else:
-        licence = licence_of(recipe.base) or "unknown"
+        licence = licence_of(base) or "unknown"
         origin = {"checkpoint": checkpoint.origin, "converted_by": _versions()}
-        provenance = {**recipe.provenance, **origin}
+        provenance = {**request.provenance, **origin}
         described = {"variant": checkpoint.variant, "licence": licence, "provenance": provenance}
-        card = _card(recipe, licence)
+        card = _card(name, request.provenance, licence)
     content = PackageContent(
         model=checkpoint.model,
         tokenizer=checkpoint.tokenizer,
@@ -106,40 +124,46 @@ def convert(recipe: Recipe, output: Path, progress: Progress) -> ModelPackage:
         ) from error
 
 
-def _needed_bytes(recipe: Recipe) -> int:
-    """About what a package takes while it is written."""
-    weights = sum(weight_bytes(path) for path in (recipe.base, recipe.dense) if path)
-    num_further = len(set(recipe.precisions) - {"fp32"})
+def _paths(request: ConversionRequest) -> tuple[Path, Path | None]:
+    if isinstance(request.base, HubSource) or isinstance(request.dense, HubSource):
+        raise TypeError("the sources of a request must be downloaded before they are converted")
+    return request.base.path, None if request.dense is None else request.dense.path
+
+
+def _needed_bytes(request: ConversionRequest) -> int:
+    """Approximate disk space while a package is written."""
+    weights = sum(weight_bytes(path) for path in _paths(request) if path)
+    num_further = len(set(request.precisions) - {"fp32"})
     return int((SPACE_FACTOR + FURTHER_FACTOR * num_further) * weights)
 
 
-def _earlier_package(recipe: Recipe) -> ModelPackage | None:
-    """The package that gets further precisions; None where a checkpoint is converted."""
-    if not (recipe.base / MANIFEST_NAME).is_file():
+def _earlier_package(base: Path, dense: Path | None) -> ModelPackage | None:
+    """The package that gets further precisions; None if a checkpoint is converted."""
+    if not (base / MANIFEST_NAME).is_file():
         return None
-    package = open_package(recipe.base)
-    if set(DENSE_TASKS) & set(package.manifest.outputs) and recipe.dense is None:
+    package = open_package(base)
+    if set(DENSE_TASKS) & set(package.manifest.outputs) and dense is None:
         raise ConversionError(
-            f"{recipe.base} has dense heads as graphs alone, which cannot be exported again; name "
-            "the checkpoint that they came from with --dense"
+            f"{base} has dense heads as graphs only, which cannot be exported again; name their "
+            "checkpoint with --dense"
         )
     return package
 
 
 def _precisions(manifest: Manifest) -> list[Precision]:
-    """Those that a package has graphs in."""
+    """Precisions of a package's graphs."""
     known: tuple[Precision, ...] = get_args(Precision)
     return [precision for precision in known if graph_file("vision", precision) in manifest.files]
 
 
 def _as_before(manifest: Manifest) -> dict[str, Any]:
-    """What a manifest says that the weights do not."""
+    """The entries of a manifest that do not follow from the weights."""
     kept = ("variant", "licence", "provenance", "zero_shot", "scores")
     return {name: getattr(manifest, name) for name in kept}
 
 
 def licence_of(folder: Path) -> str | None:
-    """The licence that the front matter of a folder's card names, if it names one."""
+    """Read the licence from the front matter of a folder's model card."""
     try:
         lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -155,13 +179,13 @@ def licence_of(folder: Path) -> str | None:
     return None
 
 
-def _card(recipe: Recipe, licence: str) -> str:
-    sources = ", ".join(f"{key}: `{value}`" for key, value in _flat(recipe.provenance))
+def _card(name: str, provenance: dict[str, JsonValue], licence: str) -> str:
+    sources = ", ".join(f"{key}: `{value}`" for key, value in _flat(provenance))
     return (
-        f"# {recipe.name}\n\n"
-        "Converted by tipserve from released weights, which are unchanged; the graphs beside them "
-        "were exported here and compared with the model in float32.\n\n"
-        f"Made from {sources}. Licence of the weights: {licence}."
+        f"# {name}\n\n"
+        "Converted by tipserve from released weights, which are unchanged. The graphs were "
+        "exported and compared with the model in float32.\n\n"
+        f"Source: {sources}. Licence of the weights: {licence}."
     )
 
 
@@ -178,8 +202,8 @@ def _versions() -> dict[str, JsonValue]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed as a distribution"
+            found[name] = "unknown"
     return found
 
 
-__all__ = ["ConversionError", "Recipe", "convert", "licence_of"]
+__all__ = ["ConversionError", "ConversionRequest", "convert", "licence_of"]

@@ -1,28 +1,28 @@
-"""What goes wrong between a name and a package, as sentences that say what to change."""
+"""Errors of conversion; each message says what to change."""
 
 from importlib.util import find_spec
 from typing import Final
 
-# What converting needs beside a runtime; import names.
+# Import names of the libraries for conversion.
 CONVERTING: Final = ("torch", "torchvision", "transformers", "onnx", "onnx_ir", "onnxscript")
 COMPARING: Final = ("torch", "transformers")
 DOWNLOADING: Final = ("huggingface_hub",)
 
 
 class ConversionError(ValueError):
-    """A source cannot become a package; the message says why and what to do."""
+    """A source cannot be converted; the message says why and what to do."""
 
 
 class SourceError(ConversionError):
-    """A name that leads to no model."""
+    """The name of a source does not lead to a model."""
 
 
 class HubError(ConversionError):
-    """The hub did not give what was asked for."""
+    """The hub refused the request."""
 
 
 class HubUnreachableError(HubError):
-    """The hub did not answer, or was not to be asked."""
+    """The hub did not answer, or HF_HUB_OFFLINE is set."""
 
 
 class CacheError(ConversionError):
@@ -30,19 +30,18 @@ class CacheError(ConversionError):
 
 
 class MissingExtraError(ConversionError):
-    """A library is not installed that serving alone does not need."""
+    """A library of an extra is not installed."""
 
 
 def require(libraries: tuple[str, ...], *, purpose: str) -> None:
-    """See that libraries are installed, without importing them.
+    """Check that libraries are installed, without importing them.
 
     Raises:
-        MissingExtraError: One is not; the message names the extra.
+        MissingExtraError: A library is missing; the message names the extra.
     """
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"{purpose} needs {', '.join(missing)}, which serving alone does not: "
-            "pip install 'tipserve[convert]', or convert where that is installed "
-            "(`python -m model convert`) and serve the folder that it writes"
+            f"{purpose} needs {', '.join(missing)}: pip install 'tipserve[convert]', or convert on "
+            "a machine that has it (`python -m model convert`) and serve the folder that it writes"
         )

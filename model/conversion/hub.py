@@ -1,4 +1,7 @@
-"""Download model files from the Hugging Face hub."""
+"""Download the files of a checkpoint from the Hugging Face hub, at one commit.
+
+`huggingface_hub` reads its usual variables: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HOME.
+"""
 
 import errno
 import io
@@ -8,26 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from model.conversion.cache import COMMIT, Progress
+from model.conversion.cache import COMMIT
 from model.conversion.errors import DOWNLOADING, HubError, HubUnreachableError, require
 from model.conversion.source import HubSource
-
-# What `huggingface_hub` raises, as sentences for whoever started the program.
+from model.package import Progress
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def explain(error: Exception, source: HubSource) -> HubError:
-    """The library's error as one of ours."""
+    """Convert an error of `huggingface_hub`."""
     from huggingface_hub import constants, errors  # noqa: PLC0415 - an extra, and slow to import
 
     name, endpoint = source.repository, constants.ENDPOINT
-    # In this order: the first are kinds of the last.
+    # In this order: the first two are subclasses of the last.
     refusals: list[tuple[type[Exception], str]] = [
         (
             errors.GatedRepoError,
-            f"{name} is given to those only who have been let in: ask for access on "
-            f"{endpoint}/{name}, and set HF_TOKEN to a token of that account",
+            f"{name} is gated: request access on {endpoint}/{name}, and set HF_TOKEN to a token of "
+            "that account",
         ),
         (
             errors.RepositoryNotFoundError,
@@ -36,7 +38,7 @@ def explain(error: Exception, source: HubSource) -> HubError:
         ),
         (
             errors.RevisionNotFoundError,
-            f"{name} has no revision {source.revision!r}; name one that it has",
+            f"{name} has no revision {source.revision!r}; check the name of the revision",
         ),
     ]
     for kind, text in refusals:
@@ -46,30 +48,28 @@ def explain(error: Exception, source: HubSource) -> HubError:
         return _status(error.response.status_code, name, endpoint)
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return HubError(
-            f"there is no room for {name} in {constants.HF_HUB_CACHE}; make room, or set HF_HOME "
-            "to a folder on another disk"
+            f"the disk of {constants.HF_HUB_CACHE} is too full for {name}; free space, or set "
+            "HF_HOME to a folder on another disk"
         )
     if constants.HF_HUB_OFFLINE:
         return HubUnreachableError(
-            f"HF_HUB_OFFLINE forbids to ask for {source}, which is not whole in "
-            f"{constants.HF_HUB_CACHE}; download it where there is a network, or unset the variable"
+            f"{source} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to "
+            "download it; unset the variable, or download it on a machine with a network"
         )
     return HubUnreachableError(
-        f"{name} could not be had from {endpoint} ({type(error).__name__}); check the network and "
-        "HF_ENDPOINT, and start again: files that came whole are not downloaded again"
+        f"{name} could not be downloaded from {endpoint} ({type(error).__name__}); check the "
+        "network and HF_ENDPOINT, and start again: complete files are not downloaded again"
     )
 
 
 def _status(status: int, name: str, endpoint: str) -> HubError:
     if status in {401, 403}:
         return HubError(
-            f"{endpoint} does not give {name} to this user (status {status}); set HF_TOKEN to a "
-            "token that may read it"
+            f"{endpoint} refuses {name} to this user (status {status}); set HF_TOKEN to a token "
+            "with read access"
         )
     return HubUnreachableError(f"{endpoint} answered {status} for {name}; try again later")
 
-
-# Tells of a download in lines, a few in a minute, in the place of a bar.
 
 EVERY_S: Final = 10.0
 
@@ -77,17 +77,17 @@ EVERY_S: Final = 10.0
 def progress_bar(
     progress: Callable[[str], None], *, of: str, clock: Callable[[], float] = time.monotonic
 ) -> type[Any]:
-    """A class that `huggingface_hub` takes for its bars, and that speaks now and then.
+    """Make a progress bar class for `huggingface_hub` that reports lines now and then.
 
     Args:
-        progress: Told what has come so far.
-        of: What is downloaded.
-        clock: In seconds.
+        progress: Called with the amount so far.
+        of: Name of what is downloaded.
+        clock: Gives the time in seconds.
     """
     from tqdm import tqdm  # noqa: PLC0415 - an extra
 
     class ProgressLines(tqdm):  # type: ignore[misc]
-        """Counts like its base, draws nothing."""
+        """Counts as its base does, and draws nothing."""
 
         said_at = clock()
 
@@ -95,7 +95,7 @@ def progress_bar(
             super().__init__(*arguments, **{**options, "file": io.StringIO()})
 
         def display(self, *_: Any, **__: Any) -> None:
-            """Say how far it is, if it is bytes that are counted and a while has passed."""
+            """Report the amount, if it counts bytes and the last report is old enough."""
             now = clock()
             if self.unit == "B" and self.total and now - ProgressLines.said_at >= EVERY_S:
                 ProgressLines.said_at = now
@@ -104,12 +104,7 @@ def progress_bar(
     return ProgressLines
 
 
-# Fetches a checkpoint from the Hugging Face Hub: the files that are needed, at one commit.
-#
-# `huggingface_hub` does the work and is imported when it is asked for. Where it looks is its own
-# affair: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HOME and the rest hold as everywhere.
-
-# Weights as safetensors only: no pickle, no code, no other framework's copy of the same weights.
+# Safetensors only: no pickles, no code, no copies of the weights for other frameworks.
 FILES: Final = (
     "config.json",
     "model.safetensors",
@@ -136,11 +131,11 @@ class Fetched:
 
 
 def ask_commit(source: HubSource) -> str:
-    """The commit that a revision is now.
+    """Ask the hub for the commit of a revision.
 
     Raises:
-        HubUnreachableError: Nobody answers.
-        HubError: There is no such repository or revision, or it is not for this user.
+        HubUnreachableError: The hub does not answer.
+        HubError: There is no such repository or revision, or this user has no access.
         MissingExtraError: `huggingface_hub` is not installed.
     """
     if COMMIT.fullmatch(source.revision):
@@ -156,7 +151,7 @@ def ask_commit(source: HubSource) -> str:
 
 
 def downloaded_commit(source: HubSource) -> str | None:
-    """The commit of what was downloaded before, by whatever program; None where nothing was."""
+    """The commit in the local cache of the hub; None if it is not complete there."""
     try:
         folder = _library().snapshot_download(
             source.repository,
@@ -164,17 +159,17 @@ def downloaded_commit(source: HubSource) -> str | None:
             allow_patterns=list(FILES),
             local_files_only=True,
         )
-    except Exception:  # whatever keeps it from being whole
+    except Exception:  # incomplete for any reason
         return None
     return Path(folder).name if _has_weights(Path(folder)) else None
 
 
 def fetch(source: HubSource, progress: Progress) -> Fetched:
-    """Download what is needed, and not yet there, of a revision.
+    """Download the missing files of a revision.
 
     Raises:
-        HubUnreachableError: Nobody answers, or the connection broke.
-        HubError: There is no such repository or revision, it is not for this user, it has no
+        HubUnreachableError: The hub does not answer, or the connection broke.
+        HubError: There is no such repository or revision, this user has no access, it has no
             safetensors, or the disk is full.
         MissingExtraError: `huggingface_hub` is not installed.
     """
@@ -192,8 +187,8 @@ def fetch(source: HubSource, progress: Progress) -> Fetched:
     fetched = Fetched(Path(folder), Path(folder).name)
     if not _has_weights(fetched.folder):
         raise HubError(
-            f"{source} has no config.json with safetensors beside it; weights are read as "
-            "safetensors only, never as pickles"
+            f"{source} has no config.json and safetensors; weights are read from safetensors only, "
+            "never from pickles"
         )
     return fetched
 

@@ -1,81 +1,27 @@
-"""From a source to a package: fetched, converted once into the cache, and found there after."""
+"""From a source to a package: download, convert once into the cache, and find it there later."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from model.conversion.cache import PackageCache, Progress, content_of, discard, key_of
-from model.conversion.convert import Recipe, convert
-from model.conversion.errors import ConversionError, HubUnreachableError, MissingExtraError
+from model.conversion.cache import PackageCache, content_of, discard, key_of
+from model.conversion.convert import ConversionRequest, convert
+from model.conversion.errors import HubUnreachableError, MissingExtraError
 from model.conversion.hub import ask_commit, downloaded_commit, fetch
-from model.conversion.source import CheckpointSource, HubSource
-from model.graphs import Precision
-from model.package import ModelPackage, PackageError, check_output
+from model.conversion.source import CheckpointSource, FolderSource, HubSource
+from model.package import ModelPackage, PackageError, Progress, check_output
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What is to become a package.
-
-    Attributes:
-        base: The model; a `-dpt` repository of the hub brings the model it stands on.
-        dense: Its dense heads, if they come from elsewhere.
-        precisions: Of the graphs.
-        name: The model's name; None leaves it to the source.
-    """
-
-    base: CheckpointSource
-    dense: CheckpointSource | None = None
-    precisions: Sequence[Precision] = ("fp32",)
-    name: str | None = None
-
-    @property
-    def model_name(self) -> str:
-        """What the package calls itself."""
-        return self.name or self.base.name
-
-    @property
-    def parts(self) -> tuple[CheckpointSource, CheckpointSource | None]:
-        """The model and its heads, each from its own place."""
-        base = self.base.base if isinstance(self.base, HubSource) else None
-        if base is None:
-            return self.base, self.dense
-        if self.dense is not None:
-            raise ConversionError(f"{self.base} has dense heads of its own; leave --dense away")
-        return base, self.base
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A source whose content is known, though not yet all here."""
-
-    source: CheckpointSource
-    identity: dict[str, JsonValue]
-
-    def at(self) -> CheckpointSource:
-        """The source at exactly this content."""
-        commit = self.identity.get("commit")
-        if isinstance(self.source, HubSource) and isinstance(commit, str):
-            return HubSource(self.source.repository, commit)
-        return self.source
-
-    @property
-    def provenance(self) -> JsonValue:
-        """For the manifest; the files' digests stand in the checkpoint's own part."""
-        if isinstance(self.source, HubSource):
-            return {**self.identity, "revision": self.source.revision}
-        return {"folder": self.source.path.resolve().name}
+Identity = dict[str, JsonValue]
 
 
 class Preparer:
-    """Brings orders into a cache.
+    """Makes the packages of requests, in a cache or in a given folder.
 
     Args:
         cache: Where packages are kept.
-        progress: Told of each step.
-        warn: Told of what went wrong and was mended.
+        progress: Called with each step.
+        warn: Called with problems that were worked around.
     """
 
     def __init__(self, cache: PackageCache, progress: Progress, warn: Progress) -> None:
@@ -83,107 +29,125 @@ class Preparer:
         self._progress = progress
         self._warn = warn
 
-    def prepare(self, order: Order, *, verify: bool = True) -> ModelPackage:
-        """Find the order's package in the cache, or make it.
+    def prepare(self, request: ConversionRequest, *, verify: bool = True) -> ModelPackage:
+        """Find the package of a request in the cache, or make it.
 
         Args:
-            order: What is wanted.
-            verify: Compare digests of a package that is found; without it whoever opens it does.
+            request: What to convert.
+            verify: Compare the digests of a package that is found; otherwise its reader does.
 
         Raises:
-            ConversionError: It cannot be fetched, or the cache cannot be used.
-            ValueError: It cannot be converted, as `convert` says.
+            ConversionError: The source cannot be downloaded, or the cache cannot be used.
+            ValueError: The source cannot be converted; see `convert`.
         """
-        base, dense = self._locate_all(order)
-        key = key_of(base.identity, dense.identity if dense else None, order.precisions)
-        name = order.base.name
+        name, pinned = request.base.name, self._identify(request)
+        key = key_of(pinned.base_identity, pinned.dense_identity, request.precisions)
         found = self._find(name, key, verify=verify)
         if found is None:
             with self._cache.writing(name, key, self._progress) as folder:
                 self._cache.remove_leftovers(folder)
-                # Whoever held the lock before may have made it.
+                # The process that held the lock before may have made it.
                 found = self._find(name, key, verify=True, is_mine=True)
                 if found is None:
-                    recipe = self._recipe(order, base, dense)
-                    found = convert(recipe, folder, self._progress)
-        for located in (base, dense):
-            self._remember(located)
+                    found = convert(self._download(pinned), folder, self._progress)
+        base, dense = request.parts
+        self._remember(base, pinned.base_identity)
+        if dense is not None:
+            self._remember(dense, pinned.dense_identity)
         return found
 
-    def write(self, order: Order, output: Path) -> ModelPackage:
-        """Make the order's package in a folder of the user's.
+    def write(self, request: ConversionRequest, output: Path) -> ModelPackage:
+        """Make the package of a request in a folder of the user's.
 
         Raises:
-            ConversionError: It cannot be fetched.
-            ValueError: It cannot be converted, or `output` holds something else.
+            ConversionError: The source cannot be downloaded.
+            ValueError: The source cannot be converted, or `output` holds something else.
         """
         check_output(output)
-        base, dense = self._locate_all(order)
-        return convert(self._recipe(order, base, dense), output, self._progress)
+        return convert(self._download(self._identify(request)), output, self._progress)
 
     def _find(
         self, name: str, key: str, *, verify: bool, is_mine: bool = False
     ) -> ModelPackage | None:
-        """The package, if it is there and whole; a broken one goes where the lock is held."""
+        """Open the package if it exists; a broken one is removed if this process holds the lock."""
         try:
             return self._cache.find(name, key, verify=verify)
         except PackageError as error:
             if is_mine:
-                self._warn(f"a converted package was broken and is made anew: {error}")
+                self._warn(f"a converted package was broken and is converted again: {error}")
                 discard(self._cache.folder(name, key))
             return None
 
-    def _recipe(self, order: Order, base: Located, dense: Located | None) -> Recipe:
-        provenance: dict[str, JsonValue] = {"source": base.provenance}
+    def _identify(self, request: ConversionRequest) -> ConversionRequest:
+        """Pin the sources to their content of now, and note the provenance."""
+        base, dense = request.parts
+        base_identity = self._identity(base)
+        provenance: Identity = {"source": _provenance(base, base_identity)}
+        dense_identity = None
         if dense is not None:
-            provenance["dense_source"] = dense.provenance
-        return Recipe(
-            base=self._fetch(base),
-            dense=self._fetch(dense) if dense is not None else None,
-            name=order.model_name,
-            precisions=order.precisions,
+            dense_identity = self._identity(dense)
+            provenance["dense_source"] = _provenance(dense, dense_identity)
+        return replace(
+            request,
+            base=_pinned(base, base_identity),
+            dense=None if dense is None else _pinned(dense, dense_identity),
+            name=request.name or request.base.name,
+            base_identity=base_identity,
+            dense_identity=dense_identity,
             provenance=provenance,
         )
 
-    def _fetch(self, located: Located) -> Path:
-        source = located.at()
-        if isinstance(source, HubSource):
-            return fetch(source, self._progress).folder
-        return source.path
+    def _download(self, request: ConversionRequest) -> ConversionRequest:
+        """Replace sources on the hub by folders on this machine."""
+        dense = None if request.dense is None else self._local(request.dense)
+        return replace(request, base=self._local(request.base), dense=dense)
 
-    def _locate_all(self, order: Order) -> tuple[Located, Located | None]:
-        base, dense = order.parts
-        return self._locate(base), self._locate(dense) if dense is not None else None
-
-    def _locate(self, source: CheckpointSource) -> Located:
+    def _local(self, source: CheckpointSource) -> FolderSource:
         if isinstance(source, HubSource):
-            identity: dict[str, JsonValue] = {"repository": source.repository}
-            return Located(source, identity | {"commit": self._commit(source)})
-        self._progress(f"looking at the files of {source}")
-        return Located(source, content_of(source.path))
+            return FolderSource(fetch(source, self._progress).folder)
+        return source
+
+    def _identity(self, source: CheckpointSource) -> Identity:
+        if isinstance(source, HubSource):
+            return {"repository": source.repository, "commit": self._commit(source)}
+        self._progress(f"reading the files of {source}")
+        return content_of(source.path)
 
     def _commit(self, source: HubSource) -> str:
-        """As the hub says now; where it cannot be asked, as it was when it last could."""
+        """The commit of a revision now; if the hub cannot be reached, the last known one."""
         try:
             return ask_commit(source)
         except (HubUnreachableError, MissingExtraError) as error:
             commit = self._cache.known_commit(source) or downloaded_commit(source)
             if commit is None:
                 raise
-            self._warn(f"going on with commit {commit} of {source}, which is here: {error}")
+            self._warn(f"continuing with commit {commit} of {source}, which is cached: {error}")
             return commit
 
-    def _remember(self, located: Located | None) -> None:
-        if located is not None and isinstance(located.source, HubSource):
-            commit = located.identity["commit"]
-            assert isinstance(commit, str)
-            if self._cache.known_commit(located.source) == commit:
-                return
-            try:
-                self._cache.remember_commit(located.source, commit)
-            except OSError as error:
-                # The package is here all the same; a cache may be mounted for reading only.
-                self._warn(
-                    f"the commit of {located.source} cannot be noted in {self._cache.root} "
-                    f"({error.strerror}), so without a network it will not be known"
-                )
+    def _remember(self, source: CheckpointSource, identity: Identity | None) -> None:
+        if not isinstance(source, HubSource) or identity is None:
+            return
+        commit = str(identity["commit"])
+        if self._cache.known_commit(source) == commit:
+            return
+        try:
+            self._cache.remember_commit(source, commit)
+        except OSError as error:
+            # Not fatal: the package is there, and a cache may be mounted read-only.
+            self._warn(
+                f"the commit of {source} cannot be written to {self._cache.root} "
+                f"({error.strerror}), so it will be unknown without a network"
+            )
+
+
+def _pinned(source: CheckpointSource, identity: Identity | None) -> CheckpointSource:
+    if isinstance(source, HubSource) and identity is not None:
+        return HubSource(source.repository, str(identity["commit"]))
+    return source
+
+
+def _provenance(source: CheckpointSource, identity: Identity) -> JsonValue:
+    """For the manifest, which has the files' digests elsewhere."""
+    if isinstance(source, HubSource):
+        return {**identity, "revision": source.revision}
+    return {"folder": source.path.resolve().name}

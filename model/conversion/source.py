@@ -20,20 +20,20 @@ NO_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """A model package, ready to be served: its folder, or `bundled`."""
+    """A model package: its folder, or `bundled`."""
 
     folder: str
 
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """A checkpoint on this machine: a folder, or for dense heads also a file."""
+    """A checkpoint on this machine: a folder, or a file of dense heads."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """What it is served as: its folder's name."""
+        """Name of the served model: that of the folder."""
         return model_name(self.path.resolve().name)
 
     def __str__(self) -> str:
@@ -42,19 +42,19 @@ class FolderSource:
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A repository of the hub at a revision: a branch, a tag or a commit."""
+    """A repository on the hub at a branch, tag or commit."""
 
     repository: str
     revision: str = DEFAULT_REVISION
 
     @property
     def name(self) -> str:
-        """What it is served as: the last part of its id."""
+        """Name of the served model: the last part of the id."""
         return model_name(self.repository.rpartition("/")[2])
 
     @property
     def base(self) -> "HubSource | None":
-        """For a repository of dense heads the one of the model that they stand on."""
+        """The model's repository, if this one holds dense heads; otherwise None."""
         if not self.repository.endswith(DENSE_SUFFIX):
             return None
         return HubSource(self.repository.removesuffix(DENSE_SUFFIX))
@@ -69,13 +69,13 @@ CheckpointSource = FolderSource | HubSource
 
 
 def parse_source(text: str) -> PackageSource | CheckpointSource:
-    """Tell what a name stands for. What exists on this machine wins over the hub.
+    """Parse the name of a model. A folder on this machine takes precedence over the hub.
 
     Args:
-        text: `bundled`, a folder, or `owner/name` with `@revision` behind it if wanted.
+        text: `bundled`, a folder, or `owner/name`, optionally with `@revision`.
 
     Raises:
-        SourceError: It is none of these.
+        SourceError: The name is none of these.
     """
     path = Path(text).expanduser()
     if text == BUNDLED:
@@ -87,7 +87,7 @@ def parse_source(text: str) -> PackageSource | CheckpointSource:
     hub = parse_hub_id(text)
     if hub is None:
         raise SourceError(
-            f"there is no folder {text!r}, and it is no hub id either; use 'bundled', a folder "
+            f"there is no folder {text!r}, and it is not a hub id; use 'bundled', a folder "
             "with a model package or a checkpoint, or an id such as google/tipsv2-b14"
         )
     return hub
@@ -96,15 +96,15 @@ def parse_source(text: str) -> PackageSource | CheckpointSource:
 def parse_checkpoint(
     text: str, *, may_be_file: bool = False, may_be_package: bool = False
 ) -> CheckpointSource:
-    """Tell what a name stands for that is to be converted.
+    """Parse the name of a checkpoint to convert.
 
     Args:
         text: As for `parse_source`.
-        may_be_file: Whether a file will do, as it does for dense heads.
-        may_be_package: Whether a package will do, as it does for further precisions of it.
+        may_be_file: Accept a file, for dense heads.
+        may_be_package: Accept a package, to add precisions to it.
 
     Raises:
-        SourceError: It is nothing, or a package already.
+        SourceError: There is no such source, or it is a package.
     """
     path = Path(text).expanduser()
     if may_be_file and path.exists():
@@ -114,14 +114,13 @@ def parse_checkpoint(
         return FolderSource(BUNDLED_FOLDER if source.folder == BUNDLED else Path(source.folder))
     if isinstance(source, PackageSource):
         raise SourceError(
-            f"{text!r} is a model package already; serve it as it is, or name what `convert` is to "
-            "add, such as --precision int8"
+            f"{text!r} is a model package already; serve it, or add graphs to it with --precision"
         )
     return source
 
 
 def parse_hub_id(text: str) -> HubSource | None:
-    """The repository and revision of a hub id; None for any other text."""
+    """Parse a hub id; None for any other text."""
     match = HUB_ID.fullmatch(text)
     if match is None or ".." in text or "--" in match["id"]:
         return None
@@ -129,7 +128,7 @@ def parse_hub_id(text: str) -> HubSource | None:
 
 
 def model_name(text: str) -> str:
-    """The nearest text that can be a model's name."""
+    """Replace the characters that a model's name cannot have."""
     return NO_NAME.sub("-", text).strip("-._") or "model"
 
 
@@ -141,11 +140,11 @@ def _folder(path: Path) -> PackageSource | FolderSource:
     if is_transformers and is_official:
         raise SourceError(
             f"{path} holds both a transformers checkpoint (config.json) and official .npz files; "
-            "put one of them into a folder of its own, and name that"
+            "move one of them to another folder"
         )
     if not is_transformers and not is_official:
         raise SourceError(
-            f"{path} holds no model: a package has {MANIFEST_NAME}, a transformers folder "
+            f"{path} is not a model: a package has {MANIFEST_NAME}, a transformers folder "
             "config.json, the official checkpoints a pair of .npz files"
         )
     return FolderSource(path)

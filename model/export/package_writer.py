@@ -12,10 +12,10 @@ from transformers import Tipsv2ImageProcessor, Tipsv2Processor
 from model.export.graph_writer import PackageContent, native_size, write_graphs
 from model.files import rename, sync_tree
 from model.manifest import MANIFEST_NAME, Manifest, ScoreEntry
-from model.package import ModelPackage, check_output, open_package, write_manifest
+from model.package import ModelPackage, Progress, check_output, open_package, write_manifest
 from model.parity.command import HEADING as PARITY_HEADING
 from model.parity.command import parity_section
-from model.parity.gate import Progress, prove_package
+from model.parity.gate import prove_package
 from model.parity.reference import dense_references
 
 # Renders the model card: the author's text, then tables of what was measured.

@@ -11,7 +11,7 @@ from transformers import Tipsv2Model
 
 from model.graphs import DenseTask, Part, Precision, graph_file
 from model.manifest import Manifest, ParityEntry, ParityLimits
-from model.package import ModelPackage
+from model.package import ModelPackage, Progress
 from model.parity.distance import (
     Agreement,
     Distance,
@@ -30,7 +30,7 @@ from model.parity.reference import (
     segmenting_features,
 )
 from model.runtime.base import Runtime, VisionOutput
-from model.runtime.choice import WAYS, Machine, RuntimeChoice, find_obstacle
+from model.runtime.choice import BACKENDS, Machine, RuntimeChoice, unavailable_reason
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import LoadedGraph, loaded_graphs
 from model.runtime.machine import installed_libraries, this_hardware
@@ -278,7 +278,6 @@ def _run(
 
 # Measures every graph of a package on every runtime and precision that this machine can run.
 
-Progress = Callable[[str], None]
 # In this order: what is wrong with a graph itself shows first where nothing is rounded. torch is
 # what these are compared with, and GPUs are not where packages are written.
 RUNTIMES: Final = ("onnx", "openvino")
@@ -352,11 +351,13 @@ def prove_package(
 def plan_proofs(manifest: Manifest, machine: Machine) -> list[Proof]:
     """Every way to run on a CPU what the package holds, float32 first; each graph of a way once."""
     proofs = []
-    ways = [way for name in RUNTIMES for way in WAYS if (way.runtime, way.device) == (name, "cpu")]
+    ways = [
+        way for name in RUNTIMES for way in BACKENDS if (way.runtime, way.device) == (name, "cpu")
+    ]
     for way in ways:
         seen: set[LoadedGraph] = set()
         for precision in sorted(way.precisions, key=lambda name: name != "fp32"):
-            if find_obstacle(way, precision, manifest, machine) is not None:
+            if unavailable_reason(way, precision, manifest, machine) is not None:
                 continue
             loaded = loaded_graphs(manifest, way.runtime, precision)
             choice = RuntimeChoice(

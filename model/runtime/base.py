@@ -1,4 +1,7 @@
-"""The interface of every runtime, checks of its inputs, and the cache of shared graphs."""
+"""The interface of every runtime, checks of its inputs, and the cache of shared graphs.
+
+Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
+"""
 
 import threading
 import weakref
@@ -12,33 +15,29 @@ from numpy.typing import NDArray
 
 from model.graphs import DenseTask, Precision
 
-# What every runtime can do, and the checks at its edge.
-#
-# Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
-
 Device = Literal["cpu", "gpu"]
 
 
 class MissingRuntimeError(ImportError):
-    """The chosen runtime's library is not installed; the message names the extra that has it."""
+    """The runtime's library is not installed; the message names the extra that brings it."""
 
 
 class UnusableRuntimeError(ValueError):
-    """What was chosen cannot compute here; the message says why and what can."""
+    """The chosen backend cannot compute here; the message says why and what to choose instead."""
 
 
 class Interrupted(RuntimeError):
-    """A call was ended early, by `Runtime.interrupt`."""
+    """`Runtime.interrupt` ended the call early."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneShare:
-    """What one runtime may take of the machine.
+    """Resources of one lane.
 
     Attributes:
-        num_threads: Threads of one call, on the CPU.
-        num_lanes: Runtimes of one choice that work side by side; they share weights where they can.
-        cache: The program's cache, for what a runtime builds once; None is the user's own.
+        num_threads: CPU threads of one call.
+        num_lanes: Number of lanes with this backend; they share weights if the backend can.
+        cache: Folder for compiled engines; None is the user's default.
     """
 
     num_threads: int = 1
@@ -48,14 +47,14 @@ class LaneShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionOutput:
-    """All vision embeddings of a batch, float32, not normalised, patches row by row.
+    """All vision embeddings of a batch: float32, not normalised, patches in row-major order.
 
     Attributes:
         cls1_BD: First CLS token, trained with short captions.
         cls2_BD: Second CLS token, trained with descriptive captions.
         patches_BND: Patch embeddings of the last layer.
         values_BND: Patch embeddings of the last layer's value path, which segmentation uses.
-        grid_hw: Patch rows and columns; their product is N.
+        grid_hw: Numbers of patch rows and columns; their product is N.
     """
 
     cls1_BD: NDArray[np.float32]
@@ -66,12 +65,12 @@ class VisionOutput:
 
 
 class Runtime(Protocol):
-    """Executes a package's graphs. One thread at a time per instance; instances are independent."""
+    """Execute a package's graphs. An instance serves one thread at a time."""
 
     name: str
     precision: Precision
     device: Device
-    # Dense heads that this package has; `estimate` answers for these.
+    # Dense heads of this package, for `estimate`.
     tasks: tuple[DenseTask, ...]
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
@@ -118,15 +117,27 @@ class Runtime(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """End the call that another thread is in, soon: it raises `Interrupted`.
+        """Make the running call of another thread raise `Interrupted` soon.
 
-        Without effect where no call runs; later calls are as before.
+        Without a running call it does nothing. Later calls are not affected.
         """
         ...
 
     def close(self) -> None:
         """Free the graphs. Closing twice is harmless; encoding after it is an error."""
         ...
+
+
+class InterruptibleCall:
+    """The flag of one call. Each call has its own, so a late interruption meets no later call."""
+
+    def __init__(self) -> None:
+        self.is_interrupted = False
+
+    def check(self) -> None:
+        """Raise `Interrupted` if another thread has ended the call."""
+        if self.is_interrupted:
+            raise Interrupted("the call was interrupted")
 
 
 def still_open(graph: Any) -> Any:
@@ -189,14 +200,11 @@ def check_tokens(
         raise ValueError(f"text {empty_rows[0]} has no token; an empty text has no embedding")
 
 
-# What several runtimes of one process hold together, so that weights are in memory once.
+class SharedGraphCache:
+    """Loaded graphs that lanes of one process share, so that weights are in memory once.
 
-
-class Shelf:
-    """Loaded graphs by what they were loaded from; what nobody holds any more is freed.
-
-    A lane that is mended must not be handed the graph that it broke on, so a runtime takes what it
-    held off the shelf when it is closed: whoever has it keeps it, whoever comes next loads anew.
+    A graph is freed with its last user. A repaired lane must not get the graph that failed, so a
+    runtime removes its graph on `close`: other users keep it, and the next `take` loads it again.
     """
 
     def __init__(self) -> None:
@@ -204,15 +212,18 @@ class Shelf:
         self._held: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 
     def take(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        """What lies there, or what `load` makes. Who loads makes the others wait."""
+        """Return the graph of a key, loaded if it is new; other callers wait for the load."""
         with self._lock:
             found = self._held.get(key)
             if found is None:
                 found = self._held[key] = load()
             return found
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def remove(self, key: Hashable, held: Any) -> None:
-        """Hand it to nobody else."""
+        """Forget a graph, unless another has replaced it."""
         with self._lock:
             if self._held.get(key) is held:
                 del self._held[key]

@@ -15,75 +15,74 @@ from model.runtime.machine import (
     INSTALL_ONNX_GPU,
     INSTALL_TORCH_CUDA,
     Hardware,
-    Libraries,
+    InstalledLibraries,
     Provider,
     RuntimeName,
     installed_libraries,
     this_hardware,
 )
 
-# The ways to compute a package, the fastest first, and what may be in the way of each.
-
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """A runtime on a device, and what it can be told.
+class Backend:
+    """A runtime on a device, with the precisions that it supports.
 
     Attributes:
-        runtime: Its name.
+        runtime: Name of the runtime.
         device: Where it computes.
-        provider: Of ONNX Runtime.
-        precisions: Those that it computes in, the fastest that may be exact enough first.
-        unasked: Those of them that need not be named; all but fp32 must then be proven.
-        is_named_only: Whether it is never taken unasked.
+        provider: Execution provider of ONNX Runtime.
+        precisions: Supported precisions, in order of preference.
+        auto_precisions: Those chosen for "auto"; all but fp32 must be proven for the package.
+        is_explicit_only: Whether it is chosen only if the request names its provider.
     """
 
     runtime: RuntimeName
     device: Device
     provider: Provider | None
     precisions: tuple[Precision, ...]
-    unasked: tuple[Precision, ...] = ("fp32",)
-    is_named_only: bool = False
+    auto_precisions: tuple[Precision, ...] = ("fp32",)
+    is_explicit_only: bool = False
 
     @property
     def label(self) -> str:
-        """As a sentence calls it."""
+        """Name for sentences, such as "onnx on a GPU through CUDA"."""
         device = "the CPU" if self.device == "cpu" else "a GPU"
         through = {"cuda": " through CUDA", "tensorrt": " through TensorRT"}
         return f"{self.runtime} on {device}{through.get(self.provider or 'cpu', '')}"
 
 
-# The fastest first. In float32 OpenVINO took 0.72 to 0.95 of ONNX Runtime's time for images, on a
-# CPU with AMX, for the bundled student and for a B/14. A proof says nothing of ONNX Runtime on a
-# GPU: it is measured on the CPU, where float16 is computed as float32.
-WAYS: Final = (
-    Way("tensorrt", "gpu", None, ("fp16", "bf16", "fp32", "int8"), ("fp16", "bf16", "fp32")),
-    Way("onnx", "gpu", "cuda", ("fp32", "fp16", "bf16")),
-    Way("torch", "gpu", None, ("bf16", "fp32", "fp16"), ("bf16", "fp32")),
-    # It rounds float32 to TF32 and cannot be told not to, so it offers none.
-    Way("onnx", "gpu", "tensorrt", ("fp16", "bf16", "int8"), is_named_only=True),
-    Way("openvino", "cpu", None, ("bf16", "fp32", "int8", "int8_weights"), ("bf16", "fp32")),
-    Way("onnx", "cpu", "cpu", ("fp32", "fp16", "int8", "int8_weights")),
-    Way("torch", "cpu", None, ("fp32", "bf16")),
+# Fastest first. In float32 OpenVINO took 0.72 to 0.95 of ONNX Runtime's time for images, on a CPU
+# with AMX, for the bundled student and for a B/14. ONNX Runtime on a GPU gets fp32 only by default:
+# its proofs are measured on the CPU, which computes float16 as float32.
+BACKENDS: Final = (
+    Backend("tensorrt", "gpu", None, ("fp16", "bf16", "fp32", "int8"), ("fp16", "bf16", "fp32")),
+    Backend("onnx", "gpu", "cuda", ("fp32", "fp16", "bf16")),
+    Backend("torch", "gpu", None, ("bf16", "fp32", "fp16"), ("bf16", "fp32")),
+    # No fp32: this provider rounds it to TF32, and has no option against it.
+    Backend("onnx", "gpu", "tensorrt", ("fp16", "bf16", "int8"), is_explicit_only=True),
+    Backend("openvino", "cpu", None, ("bf16", "fp32", "int8", "int8_weights"), ("bf16", "fp32")),
+    Backend("onnx", "cpu", "cpu", ("fp32", "fp16", "int8", "int8_weights")),
+    Backend("torch", "cpu", None, ("fp32", "bf16")),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What there is to compute with."""
+    """Hardware and libraries of a machine."""
 
     hardware: Hardware
-    libraries: Libraries
+    libraries: InstalledLibraries
 
 
 @dataclass(frozen=True, slots=True)
-class Obstacle:
-    """Why a way cannot be gone; the one that is met latest is the one worth telling.
+class UnavailableReason:
+    """Why a backend cannot compute a package.
 
     Attributes:
-        depth: How many checks were passed before.
-        text: Continues a sentence that names the way.
-        error: What to raise where this was asked for.
+        depth: Number of checks that passed before. The error reports the deepest reason, as that
+            backend is the nearest to working.
+        text: Reason, as the end of a sentence that names the backend.
+        error: Raised if no backend of the request is available.
     """
 
     depth: int
@@ -91,52 +90,54 @@ class Obstacle:
     error: type[Exception] = UnusableRuntimeError
 
 
-def find_obstacle(
-    way: Way,
+def unavailable_reason(
+    backend: Backend,
     precision: Precision,
     manifest: Manifest,
     machine: Machine,
-) -> Obstacle | None:
-    """What keeps this machine from computing the package so."""
-    if way.device == "gpu" and not machine.hardware.gpus:
-        return Obstacle(1, "there is no NVIDIA GPU that this process may use")
-    missing = _missing_library(way, machine.libraries)
+) -> UnavailableReason | None:
+    """Check a backend on a machine; returns None if it can compute the package."""
+    if backend.device == "gpu" and not machine.hardware.gpus:
+        return UnavailableReason(1, "there is no NVIDIA GPU that this process may use")
+    missing = _missing_library(backend, machine.libraries)
     if missing is not None:
-        return Obstacle(2, f"it {missing}", MissingRuntimeError)
-    if way.device == "cpu" and precision == "bf16" and "bf16" not in machine.hardware.cpu_features:
-        return Obstacle(
-            3, "this CPU does not compute in bf16 (no avx512_bf16 or amx_bf16), only imitates it"
+        return UnavailableReason(2, f"it {missing}", MissingRuntimeError)
+    if (
+        backend.device == "cpu"
+        and precision == "bf16"
+        and "bf16" not in machine.hardware.cpu_features
+    ):
+        return UnavailableReason(
+            3, "this CPU does not compute in bf16 (no avx512_bf16 or amx_bf16), only emulates it"
         )
-    file = vision_file(way.runtime, precision)
+    file = vision_file(backend.runtime, precision)
     if file not in manifest.files:
         text = f"model package {manifest.name!r} has no file {file!r}: export the model again"
-        return Obstacle(4, text, PackageError)
+        return UnavailableReason(4, text, PackageError)
     return None
 
 
-def _missing_library(way: Way, libraries: Libraries) -> str | None:
-    """What has to be installed for a way; None where nothing has."""
-    if way.runtime == "onnx":
+def _missing_library(backend: Backend, libraries: InstalledLibraries) -> str | None:
+    """What to install for a backend; None if nothing is missing."""
+    if backend.runtime == "onnx":
         if not libraries.onnx:
-            return INSTALL["onnx"] if way.device == "cpu" else INSTALL_ONNX_GPU
-        return None if way.provider in libraries.onnx else INSTALL_ONNX_GPU
-    if way.runtime == "torch":
+            return INSTALL["onnx"] if backend.device == "cpu" else INSTALL_ONNX_GPU
+        return None if backend.provider in libraries.onnx else INSTALL_ONNX_GPU
+    if backend.runtime == "torch":
         if not libraries.torch:
             return INSTALL["torch"]
-        return None if way.device in libraries.torch else INSTALL_TORCH_CUDA
-    is_there = libraries.openvino if way.runtime == "openvino" else libraries.tensorrt
-    return None if is_there else INSTALL[way.runtime]
+        return None if backend.device in libraries.torch else INSTALL_TORCH_CUDA
+    is_there = libraries.openvino if backend.runtime == "openvino" else libraries.tensorrt
+    return None if is_there else INSTALL[backend.runtime]
 
-
-# What computes a package: as asked for, or the fastest that is proven on this machine, and why.
 
 AUTO: Final = "auto"
-UNPROVEN: Final = 5  # deeper than any obstacle of the machine
+UNPROVEN: Final = 5  # deeper than every reason of the machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeRequest:
-    """What was asked for; "auto" leaves it to the machine and the package.
+    """Requested backend; "auto" leaves a field to the machine and the package.
 
     Attributes:
         runtime: A `RuntimeName`, or "auto".
@@ -153,14 +154,14 @@ class RuntimeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeChoice:
-    """What computes, nothing left open.
+    """The chosen backend and precision.
 
     Attributes:
         runtime: Key of `model.runtime.load.RUNTIMES`.
-        precision: Of the arithmetic.
+        precision: Precision of the arithmetic.
         device: Where it computes.
-        provider: Of ONNX Runtime; None for other runtimes.
-        reason: A sentence for the log and for `/v1/models`: why this, and why nothing faster.
+        provider: Execution provider of ONNX Runtime; None for other runtimes.
+        reason: Why this one and none that is faster, for the log and `/v1/models`.
     """
 
     runtime: RuntimeName
@@ -179,15 +180,15 @@ KNOWN: Final[dict[str, tuple[str, ...]]] = {
 
 
 def choose_runtime(package: ModelPackage, request: RuntimeRequest) -> RuntimeChoice:
-    """Fill in what was left to "auto", for this machine and what is installed on it.
+    """Choose the fastest proven backend of this machine that fits a request.
 
     Args:
-        package: Its manifest says which precisions were proven, on which runtime.
-        request: What is not "auto" is taken as it is, or refused.
+        package: Its manifest lists the proven precisions of each runtime.
+        request: Fields other than "auto" are used as given, or refused.
 
     Raises:
-        UnusableRuntimeError: A name that is not known, names that do not go together, or what this
-            machine cannot do.
+        UnusableRuntimeError: A name is unknown, the names do not fit together, or this machine
+            cannot compute so.
         MissingRuntimeError: The library is not installed.
         PackageError: The package has no graph for it.
     """
@@ -195,30 +196,31 @@ def choose_runtime(package: ModelPackage, request: RuntimeRequest) -> RuntimeCho
 
 
 def choose(manifest: Manifest, request: RuntimeRequest, machine: Machine) -> RuntimeChoice:
-    """As `choose_runtime`, for any machine; see there."""
+    """Choose as `choose_runtime` does, for any machine."""
     _check_names(request)
     candidates = list(_candidates(request))
     if not candidates:
-        raise UnusableRuntimeError(_not_together(request))
-    passed_over: list[tuple[Way, Precision, Obstacle]] = []
-    for way, precision in candidates:
-        obstacle = find_obstacle(way, precision, manifest, machine)
-        entry = proof(manifest, way.runtime, precision)
+        raise UnusableRuntimeError(_incompatible(request))
+    rejected: list[tuple[Backend, Precision, UnavailableReason]] = []
+    for backend, precision in candidates:
+        reason = unavailable_reason(backend, precision, manifest, machine)
+        entry = proof(manifest, backend.runtime, precision)
         is_doubtful = entry is None and precision != "fp32" and request.precision == AUTO
-        if obstacle is None and is_doubtful:
-            obstacle = Obstacle(UNPROVEN, "it is not proven for this package")
-        if obstacle is None:
+        if reason is None and is_doubtful:
+            reason = UnavailableReason(UNPROVEN, "it is not proven for this package")
+        if reason is None:
             return RuntimeChoice(
-                runtime=way.runtime,
+                runtime=backend.runtime,
                 precision=precision,
-                device=way.device,
-                provider=way.provider,
-                reason=_reason(request, way, precision, entry) + _told(passed_over),
+                device=backend.device,
+                provider=backend.provider,
+                reason=_reason(request, backend, precision, entry) + _rejections(rejected),
             )
-        passed_over.append((way, precision, obstacle))
-    worst = max((obstacle for _, _, obstacle in passed_over), key=lambda found: found.depth)
+        rejected.append((backend, precision, reason))
+    worst = max((reason for _, _, reason in rejected), key=lambda found: found.depth)
     raise worst.error(
-        f"nothing here can compute as asked for ({_asked(request)}).{_told(passed_over)}"
+        f"no backend of this machine can compute as requested ({_requested(request)})."
+        f"{_rejections(rejected)}"
     )
 
 
@@ -231,63 +233,62 @@ def _check_names(request: RuntimeRequest) -> None:
             )
 
 
-def _candidates(request: RuntimeRequest) -> Iterable[tuple[Way, Precision]]:
-    """Every way and precision that fits what was asked for, the fastest first."""
-    for way in WAYS:
+def _candidates(request: RuntimeRequest) -> Iterable[tuple[Backend, Precision]]:
+    """Backends and precisions that fit the request, the fastest first."""
+    for backend in BACKENDS:
         fits = (
-            request.runtime in {AUTO, way.runtime}
-            and request.device in {AUTO, way.device}
-            and request.provider in {AUTO, way.provider}
+            request.runtime in {AUTO, backend.runtime}
+            and request.device in {AUTO, backend.device}
+            and request.provider in {AUTO, backend.provider}
         )
-        if not fits or (way.is_named_only and request.provider == AUTO):
+        if not fits or (backend.is_explicit_only and request.provider == AUTO):
             continue
-        for precision in way.precisions:
+        for precision in backend.precisions:
             if precision == request.precision or (
-                request.precision == AUTO and precision in way.unasked
+                request.precision == AUTO and precision in backend.auto_precisions
             ):
-                yield way, precision
+                yield backend, precision
 
 
 def _reason(
-    request: RuntimeRequest, way: Way, precision: Precision, entry: ParityEntry | None
+    request: RuntimeRequest, backend: Backend, precision: Precision, entry: ParityEntry | None
 ) -> str:
-    """Why this one."""
-    asked = _asked(request)
-    why = f"as asked for ({asked})" if asked else "the fastest that is proven here"
+    requested = _requested(request)
+    why = f"as requested ({requested})" if requested else "the fastest that is proven here"
     if precision == "fp32":
-        return f"{way.label} in {precision}: {why}."
+        return f"{backend.label} in {precision}: {why}."
     if entry is None:
-        return f"{way.label} in {precision}: {why}; how exact it is was not proven."
+        return f"{backend.label} in {precision}: {why}; not proven for this package."
     found = [f"differs by at most {entry.max_abs_diff:.2g}"]
     if entry.min_cosine_patches is not None:
         found.append(f"cosine of patches at least {entry.min_cosine_patches:.5f}")
     if entry.mask_agreement is not None:
         found.append(f"masks agree in {100 * entry.mask_agreement:.2f} %")
-    return f"{way.label} in {precision}: {why}; proven for this package ({', '.join(found)})."
+    return f"{backend.label} in {precision}: {why}; proven for this package ({', '.join(found)})."
 
 
-def _asked(request: RuntimeRequest) -> str:
-    """What was not left open."""
+def _requested(request: RuntimeRequest) -> str:
     given = {name: getattr(request, name) for name in KNOWN}
     return ", ".join(f"{name} {value}" for name, value in given.items() if value != AUTO)
 
 
-def _told(passed_over: Iterable[tuple[Way, Precision, Obstacle]]) -> str:
-    """What was considered before, by what was in its way; empty where nothing was."""
-    ways: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for way, precision, obstacle in passed_over:
-        ways[obstacle.text][way.label].append(precision)
-    said = []
-    for text, labels in ways.items():
+def _rejections(rejected: Iterable[tuple[Backend, Precision, UnavailableReason]]) -> str:
+    """Sentences on rejected backends, grouped by reason; empty if there are none."""
+    by_reason: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for backend, precision, reason in rejected:
+        by_reason[reason.text][backend.label].append(precision)
+    sentences = []
+    for text, labels in by_reason.items():
         names = [f"{label} ({', '.join(precisions)})" for label, precisions in labels.items()]
-        said.append(f" Not {', '.join(names)}: {text}.")
-    return "".join(said)
+        sentences.append(f" Not {', '.join(names)}: {text}.")
+    return "".join(sentences)
 
 
-def _not_together(request: RuntimeRequest) -> str:
-    """What cannot be asked for at once, and what can."""
+def _incompatible(request: RuntimeRequest) -> str:
     possible = []
-    for way in WAYS:
-        provider = f", provider {way.provider}" if way.provider else ""
-        possible.append(f"{way.runtime} on {way.device}{provider}: {', '.join(way.precisions)}")
-    return f"{_asked(request)} do not go together; these do: {'; '.join(possible)}"
+    for backend in BACKENDS:
+        provider = f", provider {backend.provider}" if backend.provider else ""
+        possible.append(
+            f"{backend.runtime} on {backend.device}{provider}: {', '.join(backend.precisions)}"
+        )
+    return f"{_requested(request)} cannot be combined; possible are {'; '.join(possible)}"

@@ -1,4 +1,4 @@
-"""A runtime made of graphs that take and give arrays by name, whatever executes them.
+"""A runtime made of graphs that map named arrays to named arrays.
 
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 """
@@ -16,7 +16,7 @@ from model.runtime.choice import RuntimeChoice
 from model.runtime.loaded_graphs import LoadedGraph, loaded_graphs
 
 Arrays = Mapping[str, NDArray[Any]]
-# A dense head halves the grid of patches once, and what it doubles again must fit.
+# A dense head halves the patch grid and doubles it again, so both sides must be even.
 PATCHES_OF_A_HEAD = 2
 
 
@@ -24,7 +24,7 @@ class Graph(Protocol):
     """One graph, ready to run; one call at a time."""
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Compute every output, as arrays that the next call leaves alone.
+        """Compute all outputs, as arrays that later calls do not overwrite.
 
         Raises:
             Interrupted: `interrupt` was called meanwhile.
@@ -32,23 +32,23 @@ class Graph(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """End the call that another thread is in, soon; else without effect."""
+        """Make the running call of another thread raise `Interrupted` soon."""
         ...
 
     def close(self) -> None:
-        """Let go of the graph."""
+        """Release the graph."""
         ...
 
 
 class GraphRuntime:
-    """Vision, texts and dense heads on graphs of a package.
+    """Vision, text and dense heads on the graphs of a package.
 
-    Heads are opened when they are first asked for: each brings an encoder of its own.
+    A head is loaded on its first use, as each contains its own encoder.
 
     Args:
-        package: Whose graphs are opened.
-        choice: Which of them, and how.
-        open_graph: Makes one ready.
+        package: Has the graphs.
+        choice: Decides which of them are loaded.
+        open_graph: Loads one graph.
     """
 
     name = ""
@@ -102,7 +102,7 @@ class GraphRuntime:
         return cast("NDArray[np.float32]", outputs[task])
 
     def interrupt(self) -> None:
-        """End the running call, whichever graph it is in; see `Runtime.interrupt`."""
+        """End the running call of any graph; see `Runtime.interrupt`."""
         for graph in list(self._graphs.values()):
             graph.interrupt()
 

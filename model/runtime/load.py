@@ -1,4 +1,4 @@
-"""Loads a package into the runtime that was chosen: one dictionary, read here and nowhere else."""
+"""Load a package into a runtime."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ RUNTIMES: dict[str, Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]]
     "tensorrt": TensorRtRuntime,
     "torch": TorchRuntime,
 }
-# These refuse to load where there is no GPU.
+# Runtimes that fail to load without a GPU.
 NEEDS_GPU = frozenset({"tensorrt"})
 
 
@@ -38,11 +38,11 @@ def load_runtime(
         precision: As in `RuntimeRequest`.
         device: As in `RuntimeRequest`.
         provider: As in `RuntimeRequest`.
-        num_threads: Threads for one call. Several instances of one thread each give more
-            throughput on a CPU than one instance of several.
+        num_threads: Threads of one call. On a CPU, several instances with one thread each have
+            more throughput than one instance with several.
 
     Raises:
-        ValueError: A choice that is not possible, or fewer than one thread.
+        ValueError: The choice is not possible, or there is less than one thread.
         MissingRuntimeError: The runtime's library is not installed.
         PackageError: The package has no graphs for this runtime.
     """
@@ -58,14 +58,14 @@ def load_chosen(
     num_lanes: int = 1,
     cache: Path | None = None,
 ) -> Runtime:
-    """Load a package's graphs into a runtime that was chosen; raises as `load_runtime` does.
+    """Load a package's graphs into the chosen runtime; raises as `load_runtime` does.
 
     Args:
         package: An opened, verified package.
-        choice: For this package.
-        num_threads: Threads for one call.
-        num_lanes: Runtimes that will be loaded so and work side by side.
-        cache: The program's cache, as in `LaneShare`.
+        choice: From `choose_runtime` for this package.
+        num_threads: Threads of one call.
+        num_lanes: Number of such runtimes that will work in parallel.
+        cache: See `LaneShare`.
     """
     if num_threads < 1 or num_lanes < 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which of a package's graphs a choice of runtime loads, and in which arithmetic each computes."""
+"""The graphs of a package that a runtime loads, and the arithmetic of each."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from model.manifest import Manifest, ParityEntry
 from model.runtime.machine import RuntimeName
 
 TORCH_FILE = "model.safetensors"
-# OpenVINO computes a graph of float32 in this one where it is told to; others need their own graph.
+# Precisions that OpenVINO computes from the float32 graph; the others need their own graph.
 HINTED: frozenset[Precision] = frozenset({"fp32", "bf16"})
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedGraph:
-    """A file of the package, and the arithmetic that computes it."""
+    """A graph file and the precision that it is computed in."""
 
     part: Part
     file: str
@@ -21,19 +21,19 @@ class LoadedGraph:
 
 
 def vision_file(runtime: RuntimeName, precision: Precision) -> str:
-    """The file without which a runtime computes no image in this precision."""
+    """The vision graph that a runtime loads in this precision."""
     return _file("vision", runtime, precision)
 
 
 def loaded_graphs(
     manifest: Manifest, runtime: RuntimeName, precision: Precision
 ) -> tuple[LoadedGraph, ...]:
-    """What is loaded: both towers, and the dense heads that the package has.
+    """List the graphs to load: both towers, and the package's dense heads.
 
-    Texts and heads are computed in float32 where the package has no such graph in the precision
-    that was chosen. Depth always is: its bins lose their order in less. So are texts where OpenVINO
-    computes in bf16: they are embedded once and kept, and rounded on both sides, images and
-    texts, more masks would differ than a proof allows.
+    Text and heads fall back to float32 if the package has no graph in the chosen precision. Depth
+    is always in float32: its bins lose their order in less. With OpenVINO in bf16, so is text:
+    texts are embedded once and cached, and with both sides rounded more masks would differ than
+    the parity gate allows.
     """
     parts: list[Part] = ["vision", "text"]
     if runtime != "torch":
@@ -60,7 +60,7 @@ def _file(part: Part, runtime: RuntimeName, precision: Precision) -> str:
 
 
 def loaded_bytes(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> int:
-    """Bytes of the files that are loaded, with the weights that lie beside large graphs."""
+    """Size of the loaded files, including external weights."""
     graphs = {graph.file for graph in loaded_graphs(manifest, runtime, precision)}
     return sum(
         entry.size_bytes
@@ -72,7 +72,7 @@ def loaded_bytes(manifest: Manifest, runtime: RuntimeName, precision: Precision)
 def parity_in_use(
     manifest: Manifest, runtime: RuntimeName, precision: Precision
 ) -> tuple[ParityEntry, ...]:
-    """What the package says of the graphs that are loaded, as this runtime computes them."""
+    """Parity measurements of the loaded graphs on this runtime."""
     used = {(g.file, g.precision) for g in loaded_graphs(manifest, runtime, precision)}
     return tuple(
         entry
@@ -82,7 +82,7 @@ def parity_in_use(
 
 
 def proof(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> ParityEntry | None:
-    """The entry that proves the vision graph, where no other graph that is loaded failed."""
+    """The passed measurement of the vision graph; None if any loaded graph failed."""
     entries = parity_in_use(manifest, runtime, precision)
     wanted = vision_file(runtime, precision), precision
     found = [entry for entry in entries if (entry.file, entry.precision) == wanted]

@@ -8,11 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
-# What this machine computes with: number formats of its processor, its GPUs, its memory.
-
 CpuFeature = Literal["bf16", "amx", "vnni"]
-# The flags of x86 processors that compute so themselves. OpenVINO names bf16 among what it can do
-# also where it only imitates it, by AVX-512 in float32.
+# CPU flags of native support. OpenVINO also reports bf16 where it emulates it in float32.
 FLAGS: Final[dict[CpuFeature, frozenset[str]]] = {
     "bf16": frozenset({"avx512_bf16", "amx_bf16"}),
     "amx": frozenset({"amx_tile"}),
@@ -24,12 +21,12 @@ DEV: Final = Path("/dev")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One NVIDIA GPU; what is not known is None.
+    """One NVIDIA GPU; unknown values are None.
 
     Attributes:
-        name: As the driver calls it.
+        name: The driver's name for it.
         compute_capability: Such as "9.0".
-        memory_bytes: Of the whole GPU.
+        memory_bytes: Total memory.
     """
 
     name: str
@@ -39,13 +36,13 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What a choice of runtime depends on.
+    """The hardware that the choice of a backend depends on.
 
     Attributes:
-        cpu_name: As the processor calls itself; empty where it does not.
-        cpu_features: Number formats that the processor computes in itself.
-        gpus: Those that this process may use.
-        memory_bytes: Of the machine; None where it is not known.
+        cpu_name: Model name; empty if unknown.
+        cpu_features: Number formats with native support.
+        gpus: GPUs that this process may use.
+        memory_bytes: Memory of the machine; None if unknown.
     """
 
     cpu_name: str = ""
@@ -57,7 +54,7 @@ class Hardware:
 def this_hardware(
     proc: Path = PROC, dev: Path = DEV, environment: Mapping[str, str] = os.environ
 ) -> Hardware:
-    """Look at this machine; needs no library, and knows more of GPUs with `nvidia-ml-py`."""
+    """Inspect this machine; with `nvidia-ml-py` also the details of its GPUs."""
     name, features = parse_cpu(_read(proc / "cpuinfo"))
     total = re.search(r"^MemTotal:\s+(\d+) kB", _read(proc / "meminfo"), re.MULTILINE)
     return Hardware(
@@ -72,8 +69,8 @@ def parse_cpu(cpuinfo: str) -> tuple[str, frozenset[CpuFeature]]:
     """Name and number formats of an x86 processor.
 
     Args:
-        cpuinfo: The text of `/proc/cpuinfo`. Other processors have no line `flags`: nothing here
-            is known to be fast on them, so they have no features.
+        cpuinfo: Text of `/proc/cpuinfo`. Other processors have no line `flags`, and so no
+            features.
     """
     name = re.search(r"^model name\s*:\s*(.+?)\s*$", cpuinfo, re.MULTILINE)
     line = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
@@ -83,7 +80,6 @@ def parse_cpu(cpuinfo: str) -> tuple[str, frozenset[CpuFeature]]:
 
 
 def _are_gpus_hidden(environment: Mapping[str, str]) -> bool:
-    """Whether CUDA was told to see none."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     return visible is not None and visible.strip() in {"", "-1"}
 
@@ -114,7 +110,7 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
 
 
 def _gpus_of_driver(proc: Path, dev: Path) -> tuple[Gpu, ...]:
-    """Those that the driver lists; a container sees the list also where it was given no GPU."""
+    """GPUs that the driver lists; none in a container without GPU devices, which sees the list."""
     if not any(dev.glob("nvidia[0-9]*")):
         return ()
     texts = map(_read, sorted(proc.glob("driver/nvidia/gpus/*/information")))
@@ -129,18 +125,15 @@ def _read(path: Path) -> str:
         return ""
 
 
-# Which runtime libraries are installed, without importing them: some take seconds.
-
 RuntimeName = Literal["onnx", "openvino", "tensorrt", "torch"]
 # ONNX Runtime's execution providers.
 Provider = Literal["cpu", "cuda", "tensorrt"]
-# Each distribution brings a shared library only where it can do what the library is for.
+# A distribution has these shared libraries only if it was built with that provider.
 PROVIDER_LIBRARIES: Final[dict[Provider, str]] = {
     "cuda": "capi/*onnxruntime_providers_cuda*",
     "tensorrt": "capi/*onnxruntime_providers_tensorrt*",
 }
 TORCH_CUDA_LIBRARY: Final = "lib/*torch_cuda*"
-# What has to be installed where something is missing.
 INSTALL: Final[dict[RuntimeName, str]] = {
     "onnx": "needs ONNX Runtime: pip install 'tipserve[cpu]'",
     "openvino": "needs OpenVINO: pip install 'tipserve[cpu]'",
@@ -155,14 +148,14 @@ INSTALL_TORCH_CUDA: Final = "needs a torch that was built with CUDA; this one wa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Libraries:
-    """What is installed.
+class InstalledLibraries:
+    """The installed runtime libraries.
 
     Attributes:
-        onnx: Providers of the ONNX Runtime that is there; empty without one.
-        openvino: Whether it is there.
-        tensorrt: Whether it is there.
-        torch: Devices that torch can use, where transformers is there beside it.
+        onnx: Providers of the installed ONNX Runtime; empty without one.
+        openvino: Whether OpenVINO is installed.
+        tensorrt: Whether TensorRT is installed.
+        torch: Devices that torch supports; empty without torch or transformers.
     """
 
     onnx: frozenset[Provider] = frozenset()
@@ -171,8 +164,8 @@ class Libraries:
     torch: frozenset[Literal["cpu", "gpu"]] = frozenset()
 
 
-def installed_libraries() -> Libraries:
-    """Look for each library as an import would."""
+def installed_libraries() -> InstalledLibraries:
+    """Find the libraries without importing them: some take seconds."""
     onnx, torch = _folder("onnxruntime"), _folder("torch")
     providers: set[Provider] = set()
     if onnx is not None:
@@ -181,7 +174,7 @@ def installed_libraries() -> Libraries:
     devices: set[Literal["cpu", "gpu"]] = set()
     if torch is not None and _folder("transformers") is not None:
         devices = {"cpu", "gpu"} if any(torch.glob(TORCH_CUDA_LIBRARY)) else {"cpu"}
-    return Libraries(
+    return InstalledLibraries(
         onnx=frozenset(providers),
         openvino=_folder("openvino") is not None,
         tensorrt=_folder("tensorrt") is not None,
@@ -190,7 +183,7 @@ def installed_libraries() -> Libraries:
 
 
 def _folder(module: str) -> Path | None:
-    """The folder of a package that could be imported."""
+    """The folder of an importable package."""
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         return None

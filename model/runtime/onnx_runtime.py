@@ -13,7 +13,7 @@ from model.runtime.base import (
     Interrupted,
     LaneShare,
     MissingRuntimeError,
-    Shelf,
+    SharedGraphCache,
     UnusableRuntimeError,
     still_open,
 )
@@ -22,30 +22,24 @@ from model.runtime.graph_runtime import Arrays, GraphRuntime
 from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import INSTALL, INSTALL_ONNX_GPU, Provider
 
-# Opens sessions of ONNX Runtime on the device that was asked for, and on no other.
-#
-# Where a GPU's libraries are missing, ONNX Runtime writes a line to its log and computes on the
-# CPU,
-# tens of times slower. Here that is an error.
-
 LOG_ERRORS_ONLY: Final = 3
 NAMES: Final[dict[Provider, str]] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-# What takes nearly all of a transformer's time. Shapes and indices may well be computed on the CPU.
+# Nodes that take nearly all of a transformer's time. Shapes and indices may run on the CPU.
 HEAVY_NODES: Final = frozenset(
     {"Attention", "Conv", "FusedMatMul", "Gemm", "LayerNormalization", "MatMul", "Softmax"}
 )
 
 
 class ProviderError(UnusableRuntimeError):
-    """ONNX Runtime would have computed elsewhere than it was told to."""
+    """ONNX Runtime would compute on another device than requested."""
 
 
 def import_onnxruntime() -> Any:
-    """The library.
+    """Import the library.
 
     Raises:
         MissingRuntimeError: It is not installed.
@@ -58,13 +52,16 @@ def import_onnxruntime() -> Any:
 
 
 def open_session(path: Path, provider: Provider, precision: Precision, num_threads: int) -> Any:
-    """Load a graph.
+    """Load a graph on a provider, and on no other.
+
+    If a GPU's libraries are missing, ONNX Runtime only logs a line and computes on the CPU, tens of
+    times slower. Here that is an error.
 
     Args:
         path: The `.onnx` file.
         provider: Where it computes.
-        precision: Of the graph; decides what a GPU may round.
-        num_threads: Threads of one call on the CPU.
+        precision: Precision of the graph; decides what a GPU may round.
+        num_threads: CPU threads of one call.
 
     Raises:
         MissingRuntimeError: ONNX Runtime is not installed, or was built without the provider.
@@ -94,10 +91,10 @@ def open_session(path: Path, provider: Provider, precision: Precision, num_threa
 
 
 def check_placement(session: Any, provider: Provider) -> None:
-    """Look where a session computes.
+    """Check that a session computes on its provider.
 
     Raises:
-        ProviderError: Not where it should, or its large nodes do not.
+        ProviderError: The session or some of its heavy nodes run elsewhere.
     """
     used = list(session.get_providers())
     if not used or used[0] != NAMES[provider]:
@@ -105,7 +102,7 @@ def check_placement(session: Any, provider: Provider) -> None:
             f"ONNX Runtime could not start the provider '{provider}' and would have computed by "
             f"{', '.join(used)} instead. Its own message, in the log above, says why: most often "
             "the libraries of CUDA or cuDNN are missing or of another version, or the driver is "
-            "older than they are. Mend that, or ask for the provider 'cpu'"
+            "older than they are. Fix that, or choose the provider 'cpu'"
         )
     strays = sorted(_heavy_nodes_on_cpu(session))
     if strays:
@@ -116,7 +113,7 @@ def check_placement(session: Any, provider: Provider) -> None:
 
 
 def _heavy_nodes_on_cpu(session: Any) -> Iterable[str]:
-    """Types of large nodes that are on the CPU; none where the library is too old to say."""
+    """Types of heavy nodes on the CPU; none if the library is too old to report them."""
     placed: Iterable[Any] = getattr(session, "get_provider_graph_assignment_info", tuple)()
     for subgraph in placed:
         if subgraph.ep_name == NAMES["cpu"]:
@@ -128,18 +125,18 @@ def _session_options(onnxruntime: Any, num_threads: int) -> Any:
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = LOG_ERRORS_ONLY
-    # The arena stays: it keeps what the largest image took, but without it that takes more.
-    # Spinning threads would burn the cores that decoding and other sessions need.
+    # The memory arena stays on: it keeps the memory of the largest image, but without it such an
+    # image takes more. Spinning threads would take cores from decoding and other sessions.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
 def _providers(provider: Provider, precision: Precision) -> list[Any]:
-    """Providers and their options: what the first cannot compute is left to the next."""
+    """Providers with their options; a node runs on the first that supports it."""
     cuda: dict[str, str] = {
-        # float32 shall be float32: TF32 keeps 10 of its 23 bits.
+        # TF32 keeps 10 of the 23 bits of a float32.
         "use_tf32": "0" if precision == "fp32" else "1",
-        # Shapes come mixed; to try every algorithm anew for each would take longer than it saves.
+        # Shapes vary; an exhaustive search for each would take longer than it saves.
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
     }
@@ -156,18 +153,18 @@ def _providers(provider: Provider, precision: Precision) -> list[Any]:
     return chain
 
 
-# NumPy's names of what a graph may want; what is not here goes in as it is.
+# Types that inputs are cast to; inputs of other types are passed unchanged.
 INPUT_TYPES: Final = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 GPU_MEMORY: Final = "cuda"
 MAX_KEPT_SHAPES: Final = 8
-_sessions = Shelf()
+_sessions = SharedGraphCache()
 
 
 class OnnxRuntime(GraphRuntime):
-    """Vision, texts and heads as sessions of ONNX Runtime.
+    """Vision, text and heads as sessions of ONNX Runtime.
 
-    A call of one thread computes in the caller's own, and a session takes calls from many: lanes of
-    one thread share their sessions, and with them the weights. Others need threads of their own.
+    Lanes with one thread share their sessions and so the weights: such a call computes in the
+    caller's thread. With more threads a session owns a thread pool, so each lane needs its own.
     """
 
     name = "onnx"
@@ -194,17 +191,17 @@ class OnnxRuntime(GraphRuntime):
 
 
 class OnnxGraph:
-    """A session that runs one call at a time for its owner.
+    """A session, used for one call at a time.
 
     Args:
-        session: Perhaps shared.
+        session: May be shared with other graphs.
         provider: Where it computes.
-        let_go: Called with the session when it is closed.
+        release: Called with the session on `close`.
     """
 
-    def __init__(self, session: Any, provider: Provider, let_go: Callable[[Any], None]) -> None:
+    def __init__(self, session: Any, provider: Provider, release: Callable[[Any], None]) -> None:
         self._session = session
-        self._let_go = let_go
+        self._release = release
         self._types = {node.name: INPUT_TYPES.get(node.type) for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
         self._binding = None if provider == "cpu" else _Binding(session, self._outputs)
@@ -214,7 +211,7 @@ class OnnxGraph:
         """Compute every output; see `Graph.run`."""
         session = still_open(self._session)
         fed = {name: _as_type(array, self._types[name]) for name, array in inputs.items()}
-        # Each call has options of its own, so an interruption that comes late meets no later call.
+        # Each call has its own options, so a late interruption meets no later call.
         call = self._call = import_onnxruntime().RunOptions()
         try:
             if self._binding is None:
@@ -234,16 +231,16 @@ class OnnxGraph:
             self._call.terminate = True
 
     def close(self) -> None:
-        """Let go of the session."""
+        """Release the session."""
         session, self._session, self._binding = self._session, None, None
         if session is not None:
-            self._let_go(session)
+            self._release(session)
 
 
 class _Binding:
-    """Inputs and outputs of a session in the GPU's memory, kept from call to call.
+    """Inputs and outputs of a session in GPU memory, kept between calls.
 
-    One copy in and one copy out each; nothing is allocated for a shape that was there lately.
+    Each is copied once; a recent shape needs no allocation.
     """
 
     def __init__(self, session: Any, outputs: list[str]) -> None:
@@ -265,7 +262,6 @@ class _Binding:
         return arrays
 
     def _on_gpu(self, inputs: Arrays) -> dict[str, Any]:
-        """The inputs' values in the buffers of their shapes."""
         key = tuple((name, array.shape, array.dtype.str) for name, array in inputs.items())
         buffers = self._kept.pop(key, None)
         if buffers is None:
@@ -276,7 +272,7 @@ class _Binding:
         else:
             for name, array in inputs.items():
                 buffers[name].update_inplace(np.ascontiguousarray(array))
-        self._kept[key] = buffers  # at the end: the least lately used goes first
+        self._kept[key] = buffers  # moved to the end: the first is the least recently used
         return buffers
 
 

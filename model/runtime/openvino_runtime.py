@@ -17,7 +17,7 @@ from model.runtime.base import (
     Interrupted,
     LaneShare,
     MissingRuntimeError,
-    Shelf,
+    SharedGraphCache,
     UnusableRuntimeError,
     still_open,
 )
@@ -26,18 +26,12 @@ from model.runtime.graph_runtime import Arrays, GraphRuntime
 from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import INSTALL, this_hardware
 
-# Where OpenVINO may round to bf16: in matrix products, and nowhere else.
-#
-# Its hint alone rounds everything, also the sums that run through all blocks, and so loses twice
-# what
-# the products lose. Left in float32, the rest costs little time and brings back a third of the
-# masks
-# that differ.
-#
-# A node is told by an attribute that Python cannot set, but that OpenVINO reads from its own files:
-# so the graph is written as such, marked, and read again.
+# In bf16, OpenVINO's hint alone rounds everything, also the sums that run through all blocks, and
+# loses twice what rounding only the matrix products loses. Float32 elsewhere costs little time and
+# brings back a third of the mask pixels that differ. Python cannot set the attribute that does it,
+# but OpenVINO reads it from its own files: the graph is written, marked and read again.
 
-# Those that do next to all of the work, and the nodes that have no arithmetic.
+# Layers that do almost all of the work, and layers without arithmetic.
 ROUNDED: Final = frozenset({"MatMul", "Const", "Parameter", "Result"})
 LAYER: Final = re.compile(
     r'(<layer id="\d+" name="[^"]*" type="([^"]*)"[^>]*>)(.*?)(</layer>)', re.S
@@ -46,16 +40,16 @@ MARK: Final = '<attribute name="precise" version="0" />'
 
 
 def read_for_bf16(core: Any, path: Path, serialize: Callable[[Any, str, str], None]) -> Any:
-    """Read a graph, with everything but its matrix products held to float32.
+    """Read a graph so that only its matrix products are rounded to bf16.
 
     Args:
-        core: OpenVINO's.
-        path: An ONNX graph of float32.
+        core: OpenVINO's core.
+        path: An ONNX graph in float32.
         serialize: `openvino.serialize`.
 
     Returns:
-        A model for `core.compile_model` with the hint bf16. Its weights are mapped from a file
-        that has lost its name, and so goes with the model.
+        A model for `core.compile_model` with the hint bf16. Its weights are mapped from a deleted
+        file, which is freed with the model.
     """
     with TemporaryDirectory(prefix="tipserve-openvino-") as folder:
         graph, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
@@ -65,7 +59,7 @@ def read_for_bf16(core: Any, path: Path, serialize: Callable[[Any, str, str], No
 
 
 def hold_to_float32(graph: str) -> str:
-    """Mark every layer of an OpenVINO graph (XML) that is not to be rounded."""
+    """Mark every layer of an OpenVINO graph (XML) that must not be rounded."""
     return LAYER.sub(_mark, graph)
 
 
@@ -76,24 +70,22 @@ def _mark(layer: re.Match[str]) -> str:
     if "<rt_info>" in body:
         return head + body.replace("<rt_info>", f"<rt_info>{MARK}", 1) + tail
     info = f"<rt_info>{MARK}</rt_info>"
-    # The schema has it behind the layer's own data, which not all have.
+    # The schema wants it after the layer's `data`, which some layers lack.
     data = re.search(r"<data [^>]*/>", body)
     end = data.end() if data else 0
     return f"{head}{body[:end]}{info}{body[end:]}{tail}"
 
 
-# OpenVINO on the CPU: fp32, bf16 where the processor has it, and quantised graphs.
-
 # One image of TIPSv2's native size; eight of them at once took 4 to 13 % less time each.
 PIXELS_AT_ONCE: Final = 448 * 448
-_compiled = Shelf()
+_compiled = SharedGraphCache()
 
 
 class OpenVinoRuntime(GraphRuntime):
-    """Vision, texts and heads compiled by OpenVINO for the CPU.
+    """Vision, text and heads, compiled by OpenVINO for the CPU.
 
-    The lanes of a package share what is compiled, and with it the weights: it has a stream for each
-    of them, and each has a request of its own.
+    The lanes of a package share a compiled graph and so its weights. It has one stream per lane,
+    and each lane has its own inference request.
     """
 
     name = "openvino"
@@ -109,16 +101,16 @@ class OpenVinoRuntime(GraphRuntime):
 
 
 class OpenVinoGraph:
-    """A request of a compiled graph.
+    """An inference request of a compiled graph.
 
     Args:
-        compiled: Perhaps shared.
-        let_go: Called with the compiled graph when it is closed.
+        compiled: May be shared with other lanes.
+        release: Called with the compiled graph on `close`.
     """
 
-    def __init__(self, compiled: Any, let_go: Callable[[Any], None]) -> None:
+    def __init__(self, compiled: Any, release: Callable[[Any], None]) -> None:
         self._compiled = compiled
-        self._let_go = let_go
+        self._release = release
         self._outputs = [port.any_name for port in compiled.outputs]
         self._request: Any = compiled.create_infer_request()
         self._is_interrupted = False
@@ -140,23 +132,23 @@ class OpenVinoGraph:
         return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
     def interrupt(self) -> None:
-        """End the running call once some images are through; see `Graph.interrupt`.
+        """End the running call after its current images; see `Graph.interrupt`.
 
-        OpenVINO could cancel between two nodes. But what its nodes remember of shapes is then half
-        of the cancelled call, and later calls of other shapes fail, crash or hang (2026.4).
+        OpenVINO can cancel between two nodes, but its nodes then keep shapes of the cancelled call,
+        and later calls with other shapes fail, crash or hang (seen in 2026.4).
         """
         self._is_interrupted = True
 
     def close(self) -> None:
-        """Let go of the request and of the compiled graph."""
+        """Release the request and the compiled graph."""
         self._request = None
         compiled, self._compiled = self._compiled, None
         if compiled is not None:
-            self._let_go(compiled)
+            self._release(compiled)
 
 
 def _shares(inputs: Arrays) -> Iterator[dict[str, NDArray[Any]]]:
-    """Images of a batch that are computed at once, so that an interruption need not wait long."""
+    """Cut a batch into parts that are computed at once, so that an interruption is soon seen."""
     pixels_B3HW = inputs.get("pixel_values")
     if pixels_B3HW is None:
         yield dict(inputs)
@@ -167,12 +159,11 @@ def _shares(inputs: Arrays) -> Iterator[dict[str, NDArray[Any]]]:
 
 
 def openvino_core() -> Any:
-    """The one core of this process, which lives as long as it does.
+    """Return the one core of this process, which is never freed.
 
-    On CPUs with AMX a core gives the thread that first compiles with it a signal stack of its own.
-    When several cores go in another order than they came, that thread is left with a stack that is
-    no longer mapped, and its next signal kills the process (seen in OpenVINO 2026.4 and found in
-    its calls of `sigaltstack`).
+    On CPUs with AMX a core gives the first thread that compiles with it a signal stack. If several
+    cores are freed in another order than they were made, that thread keeps a stack that is no
+    longer mapped, and its next signal kills the process (OpenVINO 2026.4, by `sigaltstack`).
 
     Raises:
         MissingRuntimeError: OpenVINO is not installed.
@@ -197,39 +188,39 @@ def _compile(path: Path, precision: Precision, share: LaneShare) -> Any:
 
         source = read_for_bf16(core, path, openvino.serialize)
     compiled = core.compile_model(source, "CPU", _settings(precision, share))
-    told = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if precision in {"fp32", "bf16"} and told != _hint(precision):
+    actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if precision in {"fp32", "bf16"} and actual != _hint(precision):
         raise UnusableRuntimeError(
-            f"OpenVINO would compute in {told} instead of {precision} on this CPU"
+            f"OpenVINO would compute in {actual} instead of {precision} on this CPU"
         )
     return compiled
 
 
 def _settings(precision: Precision, share: LaneShare) -> dict[str, Any]:
-    # No CACHE_DIR: OpenVINO 2026.4 finds what it kept by a graph's path, length and time, and was
-    # seen to compute with the old weights of a file that others had taken the place of.
+    # No CACHE_DIR: OpenVINO 2026.4 identifies a cached graph by path, length and time, and was seen
+    # to compute with the old weights of a file that had been replaced.
     settings = {
         "INFERENCE_NUM_THREADS": share.num_threads * share.num_lanes,
         "NUM_STREAMS": share.num_lanes,
         "INFERENCE_PRECISION_HINT": _hint(precision),
-        # Pinning would put every lane's threads on the same first cores.
+        # Pinning would put the threads of every lane on the same cores.
         "ENABLE_CPU_PINNING": False,
     }
     if precision == "int8_weights":
-        # Activations would be quantised too, on the fly, and the name would not be true.
+        # Without this OpenVINO quantises activations as well.
         settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
     return settings
 
 
 def _hint(precision: Precision) -> str:
-    """The arithmetic to compute in; of a quantised graph that of its other nodes.
+    """The arithmetic of all nodes that are not quantised.
 
     Raises:
-        UnusableRuntimeError: bf16 on a processor that would imitate it, slower than float32.
+        UnusableRuntimeError: bf16 on a processor that emulates it, slower than float32.
     """
     has_bf16 = "bf16" in this_hardware().cpu_features
     if precision == "bf16" and not has_bf16:
         raise UnusableRuntimeError(
-            "this CPU does not compute in bf16, only imitates it; choose fp32"
+            "this CPU does not compute in bf16, only emulates it; choose fp32"
         )
     return "bf16" if precision == "bf16" or (precision == "int8" and has_bf16) else "f32"

@@ -1,8 +1,7 @@
-"""The package's own weights in torch: the reference, and GPUs without another library.
+"""Run the package's weights in torch: the reference, and GPUs without another library.
 
-torch's threads belong to the process and to the thread that set them: each call sets its number for
-the thread that makes it, so instances of several numbers do not disturb one another. Heads are not
-offered: a package has them as graphs.
+torch keeps its number of threads per calling thread, so each call sets it for its own. Dense heads
+are not available: a package has them as graphs only.
 
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour channels (RGB).
 """
@@ -11,7 +10,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -22,10 +20,10 @@ from model.graphs import DenseTask, Precision
 from model.package import ModelPackage
 from model.runtime.base import (
     Device,
-    Interrupted,
+    InterruptibleCall,
     LaneShare,
     MissingRuntimeError,
-    Shelf,
+    SharedGraphCache,
     UnusableRuntimeError,
     VisionOutput,
     check_pixels,
@@ -40,26 +38,19 @@ CONFIG_FILE: Final = "config.json"
 DTYPES: Final[dict[Precision, str]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DEVICES: Final[dict[Device, str]] = {"cpu": "cpu", "gpu": "cuda"}
 
-_models = Shelf()
+_models = SharedGraphCache()
 _running = threading.local()
 
 
-@dataclass(slots=True, eq=False)
-class _Call:
-    """One call, which another thread may want to end."""
-
-    is_interrupted: bool = False
-
-
 class TorchRuntime:
-    """A Tipsv2Model; lanes of one package share it.
+    """A Tipsv2Model that the lanes of one package share.
 
     Args:
-        package: With its weights as safetensors.
+        package: Has the weights as safetensors.
         choice: Precision and device.
         share: Threads of one call on the CPU.
-        compile_with: A backend of `torch.compile`, such as "inductor", for the vision tower's
-            blocks. With inductor the first call takes half a minute; float32 gains next to nothing.
+        compile_with: Backend of `torch.compile` for the vision blocks, such as "inductor". The
+            first call then takes half a minute; float32 gains almost nothing.
     """
 
     name = "torch"
@@ -84,7 +75,7 @@ class TorchRuntime:
         self._key = (*key, choice.precision, choice.device, compile_with)
         load = partial(_load, package, choice, compile_with)
         self._model: Any = _models.take(self._key, load)
-        self._call: _Call | None = None
+        self._call: InterruptibleCall | None = None
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
         """Embed images of one size; see `Runtime.encode_images`."""
@@ -126,45 +117,43 @@ class TorchRuntime:
             call.is_interrupted = True
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model; it is freed with its last user."""
         model, self._model = self._model, None
         if model is not None:
             _models.remove(self._key, model)
 
     @contextmanager
     def _computing(self) -> Iterator[Any]:
-        """torch, set up for a call in this thread that can be ended by another."""
+        """Give torch, set up for one interruptible call in this thread."""
         import torch  # noqa: PLC0415 - here already, by `_load`
 
         if self.device == "cpu" and torch.get_num_threads() != self._num_threads:
             torch.set_num_threads(self._num_threads)
-        # A call has a record of its own, so an interruption that comes late meets no later call.
-        call = self._call = _running.call = _Call()
+        call = self._call = _running.call = InterruptibleCall()
         tf32 = self.precision != "fp32"
         try:
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
                 yield torch
         finally:
             _running.call = None
-        if call.is_interrupted:
-            raise Interrupted("the call was interrupted")
+        call.check()
 
 
 def _array(tensor: Any) -> NDArray[np.float32]:
-    """As float32 that is nobody else's."""
+    """A float32 copy in host memory."""
     array: NDArray[np.float32] = tensor.float().cpu().numpy()
     return np.ascontiguousarray(array)
 
 
 def _check_call(*_: Any) -> None:
-    """Before each block: end the call of this thread where it was interrupted."""
-    call: _Call | None = getattr(_running, "call", None)
-    if call is not None and call.is_interrupted:
-        raise Interrupted("the call was interrupted")
+    """Runs before each block, and ends this thread's call if it was interrupted."""
+    call: InterruptibleCall | None = getattr(_running, "call", None)
+    if call is not None:
+        call.check()
 
 
 def _load(package: ModelPackage, choice: RuntimeChoice, compile_with: str | None) -> Any:
-    """The model in evaluation mode, its blocks ready to be interrupted."""
+    """Load the model in evaluation mode; its blocks check for interruption."""
     try:
         import torch  # noqa: PLC0415 - only when this runtime is chosen
         from safetensors.torch import load_file  # noqa: PLC0415
@@ -178,7 +167,7 @@ def _load(package: ModelPackage, choice: RuntimeChoice, compile_with: str | None
             "than the driver; choose another runtime or the device 'cpu'"
         )
     text = package.file(CONFIG_FILE).read_text(encoding="utf-8")
-    config = Tipsv2Config.from_dict(json.loads(text, object_hook=_without_implementations))
+    config = Tipsv2Config.from_dict(without_implementations(json.loads(text)))
     # Typed for loading from a folder.
     build: Any = Tipsv2Model.from_pretrained
     with _no_bar(logging):
@@ -197,15 +186,18 @@ def _load(package: ModelPackage, choice: RuntimeChoice, compile_with: str | None
     return model
 
 
-def _without_implementations(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of a configuration what may name no kernel of the hub, which would be fetched and run."""
-    ends = ("_implementation", "_implementation_internal")
-    return {name: value for name, value in settings.items() if not name.endswith(ends)}
+def without_implementations(settings: dict[str, Any]) -> dict[str, Any]:
+    """Drop settings that may name a kernel on the hub: transformers would download and run it."""
+    return {
+        name: without_implementations(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if not name.endswith(("_implementation", "_implementation_internal"))
+    }
 
 
 @contextmanager
 def _no_bar(logging: Any) -> Iterator[None]:
-    """Without the bar that transformers draws while it loads."""
+    """Hide the progress bar that transformers draws while it loads."""
     had_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -216,6 +208,6 @@ def _no_bar(logging: Any) -> Iterator[None]:
 
 
 def _compile_blocks(compile_one: Callable[..., Any], model: Any) -> None:
-    """Compile what lies inside each block: all are alike, and between them calls can be ended."""
+    """Compile each block alone: all share one program, and a call can end between them."""
     for block in model.vision_model.encoder.layer:
         block.forward = compile_one(block.forward)

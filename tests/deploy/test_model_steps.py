@@ -124,7 +124,7 @@ def test_a_package_is_verified_before_the_server_starts(steps: Steps, tmp_path: 
     current.symlink_to(version.name)
     ended = steps.run(container, TIPSERVE_MODEL=str(current))
     assert ended.returncode == 0, ended.stderr
-    assert "every SHA-256 is right" in ended.stdout
+    assert "every SHA-256 verified" in ended.stdout
 
     with (version / "onnx" / "vision_model.onnx").open("r+b") as graph:
         graph.write(b"\0")

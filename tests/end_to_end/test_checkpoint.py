@@ -72,4 +72,4 @@ def test_a_checkpoint_that_cannot_be_served_ends_the_start(
     program = run_program("--model=tipsv2-b14", f"--cache={tmp_path}")
     program.process.wait(LIMIT_S)
     assert program.end() == 1
-    assert "it is no hub id either" in program.log[-1] + program.log[-2]
+    assert "it is not a hub id" in program.log[-1] + program.log[-2]

@@ -1,7 +1,7 @@
-"""`python -m model build-engine`: build a package's engines before the service needs them.
+"""`python -m model build-engine`: build a package's engines before the service starts.
 
-For an init container or an image's build on the kind of GPU that will serve: the service then finds
-the engines in the cache and starts in seconds.
+Run it in an init container or an image build, on the same kind of GPU: the service then finds the
+engines in the cache and starts in seconds.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from model.graphs import Precision, graph_file
-from model.package import ModelPackage, open_package
-from model.runtime.tensorrt.cuda import Libraries, device_facts, load_libraries
+from model.package import ModelPackage, Progress, open_package
+from model.runtime.tensorrt.cuda import GpuLibraries, device_facts, load_libraries
 from model.runtime.tensorrt.engine_cache import EngineCache, EngineKey
-from model.runtime.tensorrt.engines import PRECISIONS, Progress, keys_for, supply_engine
+from model.runtime.tensorrt.engines import PRECISIONS, keys_for, supply_engine
 from model.runtime.tensorrt.profiles import (
     CACHE_ROOM,
     MAX_OPTIMIZATION_LEVEL,
@@ -28,34 +28,37 @@ USUAL = EngineOptions()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options; the cache's folder is declared by whoever has other uses."""
+    """Declare the command's options, except the cache folder."""
     parser.add_argument("package", help="a model package, or `bundled`")
     parser.add_argument(
         "--precision",
         action="append",
         choices=PRECISIONS,
-        help="give it once for each; default: all that the package has a vision graph for, "
-        "int8 left out",
+        help="may be repeated; default: all precisions of the package except int8",
     )
     numbers = (
-        ("--max-batch", USUAL.max_batch, "images that one run may hold"),
-        ("--best-batch", USUAL.best_batch, "images that kernels are chosen for"),
-        ("--max-texts", USUAL.max_texts, "texts that one run may hold"),
-        ("--best-texts", USUAL.best_texts, "texts that kernels are chosen for"),
+        ("--max-batch", USUAL.max_batch, "largest batch of images in one run"),
+        ("--best-batch", USUAL.best_batch, "batch of images that kernels are tuned for"),
+        ("--max-texts", USUAL.max_texts, "largest batch of texts in one run"),
+        ("--best-texts", USUAL.best_texts, "batch of texts that kernels are tuned for"),
         (
             "--optimization-level",
             USUAL.optimization_level,
-            f"0 to {MAX_OPTIMIZATION_LEVEL}: how long to look for faster kernels",
+            f"0 to {MAX_OPTIMIZATION_LEVEL}: how long to search for faster kernels",
         ),
     )
     for flag, default, text in numbers:
         parser.add_argument(flag, type=int, default=default, help=f"{text} (default: %(default)s)")
-    parser.add_argument("--workspace-mib", type=int, help="GPU memory for one layer; default: all")
-    parser.add_argument("--device", type=int, default=0, help="GPU that is built on and for")
+    parser.add_argument(
+        "--workspace-mib", type=int, help="GPU memory for one layer (default: no limit)"
+    )
+    parser.add_argument(
+        "--device", type=int, default=0, help="index of the GPU (default: %(default)s)"
+    )
     parser.add_argument(
         "--hardware-compatible",
         action="store_true",
-        help="slower engines that run on other GPUs, too; the service must be told the same",
+        help="build slower engines that also run on other GPUs; set it for the service too",
     )
 
 
@@ -64,15 +67,15 @@ def run(
     cache: Path,
     say: Progress,
     *,
-    load: Callable[[], Libraries] = load_libraries,
+    load: Callable[[], GpuLibraries] = load_libraries,
 ) -> None:
-    """Build what is not there yet.
+    """Build the engines that are missing.
 
     Args:
-        options: Of `add_arguments`.
-        cache: The program's cache, in which engines have a folder.
-        say: Told what is being done.
-        load: Gives the libraries.
+        options: Parsed options of `add_arguments`.
+        cache: The cache folder; engines are in a folder below it.
+        say: Called with each step.
+        load: Loads the libraries.
 
     Raises:
         MissingRuntimeError: TensorRT or cuda-python is not installed.

@@ -9,29 +9,25 @@ from typing import Any, Final
 
 from model.runtime.base import MissingRuntimeError
 
-# Calls of CUDA's runtime whose errors are exceptions with a sentence, and not numbers.
-#
-# `cuda.bindings.runtime` returns (error, values...) from every function.
-
-# By CUDA's own names, since a stand-in or another version may number them otherwise.
+# By name: the numbers differ between versions.
 ADVICE: Final = {
     "cudaErrorMemoryAllocation": "the GPU's memory is full: use fewer lanes or smaller batches, or "
     "end what else runs on it",
     "cudaErrorInsufficientDriver": "the NVIDIA driver is missing or too old for this CUDA: update "
     "it, or install the extra 'gpu' for an older CUDA",
-    "cudaErrorNoDevice": "nvidia-smi must list a GPU here; a container needs to be given it",
-    "cudaErrorInvalidDevice": "CUDA_VISIBLE_DEVICES says which GPUs this process sees",
+    "cudaErrorNoDevice": "nvidia-smi must list a GPU; a container needs access to it",
+    "cudaErrorInvalidDevice": "CUDA_VISIBLE_DEVICES limits which GPUs this process sees",
 }
 OTHER_ADVICE: Final = (
-    "if it comes again, restart the process: such errors can spoil all later calls"
+    "if it happens again, restart the process: such errors can break all later calls"
 )
 
 
 class GpuError(RuntimeError):
-    """CUDA or TensorRT could not do something; the message says what, why and what to try.
+    """CUDA or TensorRT failed; the message says at what, why, and what to try.
 
     Attributes:
-        code: CUDA's name of the error; empty where it was TensorRT's.
+        code: CUDA's name of the error; empty for errors of TensorRT.
     """
 
     def __init__(self, message: str, code: str = "") -> None:
@@ -40,7 +36,10 @@ class GpuError(RuntimeError):
 
 
 class Cuda:
-    """CUDA's runtime: `cuda("cudaMalloc", "reserve memory", 1024)` returns the values alone."""
+    """Calls CUDA's runtime and raises its errors: `cuda("cudaMalloc", "reserve memory", 1024)`.
+
+    The functions of `cuda.bindings.runtime` return (error, values...).
+    """
 
     def __init__(self, runtime: Any) -> None:
         """Wrap `cuda.bindings.runtime`."""
@@ -50,9 +49,9 @@ class Cuda:
         """Call a function.
 
         Args:
-            function: Its name in CUDA.
-            doing: What it does, for the error: "reserve 4 bytes".
-            arguments: As CUDA takes them.
+            function: Name of the function.
+            doing: What it does, for the error message: "reserve 4 bytes".
+            arguments: Arguments of the function.
 
         Returns:
             None, the value, or a tuple of values.
@@ -74,17 +73,15 @@ class Cuda:
         return GpuError(f"the GPU could not {doing}: {told} ({code}); {advice}", code)
 
 
-# TensorRT's messages in Python's log, and its last errors for the exceptions that we raise.
-#
-# TensorRT returns None or False where something failed and tells the reason to its logger alone. It
-# keeps the first logger of a process for good, so there is one.
-
 LOGGER = logging.getLogger("tensorrt")
 MAX_ERRORS = 8
 
 
 class LibraryLog:
-    """Messages of one TensorRT module.
+    """Forwards TensorRT's messages to Python's log, and keeps its last errors for exceptions.
+
+    TensorRT returns None or False on failure and gives the reason to its logger only. It uses the
+    first logger of a process for ever, so there is one.
 
     Attributes:
         logger: For the library's constructors.
@@ -107,7 +104,7 @@ class LibraryLog:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                """Pass on; thousands of verbose lines a graph are left out."""
+                """Forward a message; verbose ones, thousands for each graph, are dropped."""
                 level = levels.get(severity)
                 if level is None:
                     return
@@ -121,7 +118,7 @@ class LibraryLog:
     def take_errors(self) -> str:
         """The errors since the last call, oldest first, as part of a sentence.
 
-        Another lane's errors may be among them: TensorRT does not say whose they are.
+        They may include another lane's errors: TensorRT does not say which lane caused them.
         """
         told = []
         while self._errors:
@@ -148,7 +145,7 @@ def library_log(trt: Any) -> LibraryLog:
 
 
 @dataclass(frozen=True, slots=True)
-class Libraries:
+class GpuLibraries:
     """What is asked instead of an import.
 
     Attributes:
@@ -186,7 +183,7 @@ class DeviceFacts:
         return re.sub(r"[^a-z0-9.]+", "-", text)
 
 
-def load_libraries() -> Libraries:
+def load_libraries() -> GpuLibraries:
     """Import both.
 
     Raises:
@@ -200,10 +197,10 @@ def load_libraries() -> Libraries:
             "the runtime 'tensorrt' needs TensorRT and cuda-python: pip install 'tipserve[gpu]' "
             f"({error})"
         ) from error
-    return Libraries(tensorrt, Cuda(runtime), library_log(tensorrt))
+    return GpuLibraries(tensorrt, Cuda(runtime), library_log(tensorrt))
 
 
-def device_facts(libraries: Libraries, device_index: int) -> DeviceFacts:
+def device_facts(libraries: GpuLibraries, device_index: int) -> DeviceFacts:
     """What this process's GPU is.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from model.graphs import Precision, graph_file
-from model.package import ModelPackage
+from model.package import ModelPackage, Progress
+from model.runtime.base import SharedGraphCache
 from model.runtime.loaded_graphs import loaded_graphs
 from model.runtime.tensorrt.buffers import ElementType
-from model.runtime.tensorrt.cuda import DeviceFacts, GpuError, Libraries
+from model.runtime.tensorrt.cuda import DeviceFacts, GpuError, GpuLibraries
 from model.runtime.tensorrt.engine_cache import BuiltEngine, EngineCache, EngineKey, graph_digest
 from model.runtime.tensorrt.profiles import (
     EngineOptions,
@@ -28,17 +29,17 @@ from model.runtime.tensorrt.profiles import (
 # An engine holds the weights on the GPU. Lanes have execution contexts of their own over it.
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class LoadedEngine:
-    """An engine on the GPU, with what it says of its inputs and outputs.
+    """An engine on the GPU, with its inputs and outputs.
 
     Attributes:
-        engine: TensorRT's; contexts are made under `lock`.
-        runtime: What loaded it, which must live as long.
-        inputs: Types of the inputs.
-        outputs: Types of the outputs.
+        engine: TensorRT's engine.
+        runtime: TensorRT's runtime, which must live as long as the engine.
+        inputs: Element types of the inputs.
+        outputs: Element types of the outputs.
         profiles: Shapes that it was built for.
-        lock: For making contexts.
+        lock: Held while an execution context is made.
     """
 
     engine: Any
@@ -49,11 +50,11 @@ class LoadedEngine:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def deserialize(libraries: Libraries, plan: bytes) -> LoadedEngine | None:
-    """Load an engine onto the GPU; None where TensorRT refuses it, and its log says why.
+def deserialize(libraries: GpuLibraries, plan: bytes) -> LoadedEngine | None:
+    """Load an engine onto the GPU; None if TensorRT refuses it and logs why.
 
     Raises:
-        GpuError: It has a tensor of a type that this program cannot feed.
+        GpuError: The engine has a tensor of an unsupported type.
     """
     runtime = libraries.trt.Runtime(libraries.log.logger)
     engine = runtime.deserialize_cuda_engine(plan)
@@ -89,48 +90,15 @@ def _element_type(trt: Any, kind: Any) -> ElementType:
     }
     if kind not in known:
         raise GpuError(
-            f"the engine has a tensor of the type {kind}, which this program cannot feed; export "
+            f"the engine has a tensor of the type {kind}, which is not supported; export "
             "the model again"
         )
     return known[kind]
 
 
-class EnginePool:
-    """Loaded engines by what they are, with the number of their users."""
-
-    def __init__(self) -> None:
-        """Hold nothing yet."""
-        self._lock = threading.Lock()
-        self._held: dict[Hashable, tuple[LoadedEngine, int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def acquire(self, key: Hashable, load: Callable[[], LoadedEngine]) -> LoadedEngine:
-        """The engine of a key, loaded where nobody has it yet; give it back with `release`."""
-        # Held while loading: who comes second must wait, and not load it again.
-        with self._lock:
-            engine, users = self._held.get(key) or (load(), 0)
-            self._held[key] = (engine, users + 1)
-            return engine
-
-    def release(self, key: Hashable) -> None:
-        """Give an engine back; with its last user it leaves the GPU."""
-        with self._lock:
-            engine, users = self._held.pop(key)
-            if users > 1:
-                self._held[key] = (engine, users - 1)
+ENGINES = SharedGraphCache()
 
 
-POOL = EnginePool()
-
-
-# Builds an engine from an ONNX graph with TensorRT's builder.
-#
-# Networks are strongly typed: each layer computes in the precision that the graph has, and nothing
-# else, so that what was compared with torch is what runs. TensorRT 11 knows no other networks.
-
-Progress = Callable[[str], None]
 MAX_REPORTED_PROBLEMS = 5
 
 
@@ -139,9 +107,9 @@ class EngineSource:
     """What an engine is built from.
 
     Attributes:
-        graph: The ONNX file; its weights may lie beside it.
+        graph: The ONNX file; its weights may be in other files.
         profiles: Shapes to build for.
-        options: How.
+        options: Options of the builder.
     """
 
     graph: Path
@@ -150,19 +118,25 @@ class EngineSource:
 
 
 def build_engine(
-    libraries: Libraries, source: EngineSource, timings: bytes, *, progress: Progress | None = None
+    libraries: GpuLibraries,
+    source: EngineSource,
+    timings: bytes,
+    *,
+    progress: Progress | None = None,
 ) -> BuiltEngine:
     """Build an engine, in minutes.
 
     Args:
         libraries: TensorRT.
         source: Graph, shapes and options.
-        timings: Of earlier builds on this GPU; may be empty.
-        progress: Called now and then, from TensorRT's threads, with what is being done.
+        timings: Timing cache of earlier builds on this GPU; may be empty.
+        progress: Called from TensorRT's threads with the current step.
 
     Raises:
-        GpuError: TensorRT does not take the graph or a profile, or cannot build.
+        GpuError: TensorRT refuses the graph or a profile, or cannot build.
     """
+    # Strongly typed: each layer computes in the precision of the graph, which was compared with
+    # torch, and in no other. TensorRT 11 has no other networks.
     trt, log = libraries.trt, libraries.log
     log.take_errors()
     builder = trt.Builder(log.logger)
@@ -176,16 +150,16 @@ def build_engine(
     if plan is None:
         raise GpuError(
             f"TensorRT could not build an engine from {source.graph.name}: {log.take_errors()}. "
-            "Where memory is short, build for smaller batches or with a smaller workspace"
+            "If memory is short, build for smaller batches or with a smaller workspace"
         )
     return BuiltEngine(plan=bytes(plan), timings=bytes(cache.serialize()) if cache else b"")
 
 
-def parse_graph(libraries: Libraries, network: Any, graph: Path) -> None:
+def parse_graph(libraries: GpuLibraries, network: Any, graph: Path) -> None:
     """Read an ONNX file into a network.
 
     Raises:
-        GpuError: It is missing, or has something that TensorRT does not take.
+        GpuError: The file is missing, or TensorRT refuses it.
     """
     parser = libraries.trt.OnnxParser(network, libraries.log.logger)
     if parser.parse_from_file(str(graph)) and parser.num_errors == 0:
@@ -196,16 +170,16 @@ def parse_graph(libraries: Libraries, network: Any, graph: Path) -> None:
     ]
     reason = "; ".join(problems) or libraries.log.take_errors()
     raise GpuError(
-        f"TensorRT does not take the graph {graph.name}: {reason}. Export the model again, or "
+        f"TensorRT refuses the graph {graph.name}: {reason}. Export the model again, or "
         "choose the runtime 'onnx' with the provider 'cuda'"
     )
 
 
-def configure(libraries: Libraries, builder: Any, source: EngineSource) -> Any:
-    """The builder's settings for a source.
+def configure(libraries: GpuLibraries, builder: Any, source: EngineSource) -> Any:
+    """Make the builder's settings for a source.
 
     Raises:
-        GpuError: TensorRT does not take a profile.
+        GpuError: TensorRT refuses a profile.
     """
     trt, options = libraries.trt, source.options
     config = builder.create_builder_config()
@@ -216,7 +190,7 @@ def configure(libraries: Libraries, builder: Any, source: EngineSource) -> Any:
     if options.is_hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     config.builder_optimization_level = options.optimization_level
-    # Lanes compute side by side already; streams inside one would be more to wait for.
+    # Lanes run in parallel already; more streams in one lane only add waiting.
     config.max_aux_streams = 0
     for number, profile in enumerate(source.profiles):
         shapes = builder.create_optimization_profile()
@@ -224,14 +198,14 @@ def configure(libraries: Libraries, builder: Any, source: EngineSource) -> Any:
             shapes.set_shape(name, span.smallest, span.best, span.largest)
         if config.add_optimization_profile(shapes) != number:
             raise GpuError(
-                f"TensorRT does not take the shapes {dict(profile)} for {source.graph.name}: "
+                f"TensorRT refuses the shapes {dict(profile)} for {source.graph.name}: "
                 f"{libraries.log.take_errors()}"
             )
     return config
 
 
 def _timing_cache(config: Any, timings: bytes) -> Any:
-    """Attach earlier timings, or start afresh where they are another device's."""
+    """Attach earlier timings; start without them if they are of another device."""
     for kept in (timings, b""):
         cache = config.create_timing_cache(kept)
         if cache is not None and config.set_timing_cache(cache, False):
@@ -241,7 +215,7 @@ def _timing_cache(config: Any, timings: bytes) -> Any:
 
 def _monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Reports the phases that have no parent, and tenths of them."""
+        """Reports top-level phases and tenths of them."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -254,7 +228,7 @@ def _monitor(trt: Any, progress: Progress) -> Any:
                 progress(phase_name)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            """Report every tenth part; True goes on."""
+            """Report every tenth; returns True to continue."""
             num_steps = self._steps.get(phase_name, 0)
             tenth = max(1, num_steps // 10)
             if step and num_steps and step % tenth == 0:
@@ -268,20 +242,18 @@ def _monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-# Finds the engine for a package's graph: the package's own, a kept one, or a new one.
-
 LOGGER = logging.getLogger(__name__)
-# int8 needs a graph that says itself where it quantises and is left to TensorRT's parser to judge.
+# int8 needs a graph with quantisation nodes; TensorRT's parser decides whether it accepts them.
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 
 
 def keys_for(
     package: ModelPackage, precision: Precision, *, device: DeviceFacts, options: TensorRtOptions
 ) -> list[EngineKey]:
-    """What the engines of a package are made from: images, texts, and the heads that it has.
+    """Make the keys of a package's engines: vision, text, and its dense heads.
 
     Raises:
-        ValueError: A precision that engines are not built in.
+        ValueError: Engines are not built in this precision.
         PackageError: The package has no vision graph of this precision.
     """
     if precision not in PRECISIONS:
@@ -310,17 +282,17 @@ def keys_for(
 
 
 def supply_engine(
-    libraries: Libraries,
+    libraries: GpuLibraries,
     package: ModelPackage,
     key: EngineKey,
     options: TensorRtOptions,
     *,
     progress: Progress | None = None,
 ) -> LoadedEngine:
-    """Load an engine onto the GPU; built first where there is none.
+    """Load an engine onto the GPU: the package's own, a cached one, or a new one.
 
     Raises:
-        GpuError: It cannot be built.
+        GpuError: The engine cannot be built.
         OSError: The cache cannot be written.
     """
     own = _package_engine(libraries, package, key) if options.use_package_engines else None
@@ -342,16 +314,16 @@ def supply_engine(
 
 
 def package_engine_file(key: EngineKey) -> str:
-    """Where a package would carry an engine, such as `tensorrt/9.0-11.4.0/vision_model.plan`."""
+    """Name of an engine file in a package, such as `tensorrt/9.0-11.4.0/vision_model.plan`."""
     folder = f"tensorrt/{key.device.compute_capability}-{key.device.tensorrt}"
     suffix = "" if key.precision == "fp32" else f"_{key.precision}"
     return f"{folder}/{key.part}_model{suffix}.plan"
 
 
 def _package_engine(
-    libraries: Libraries, package: ModelPackage, key: EngineKey
+    libraries: GpuLibraries, package: ModelPackage, key: EngineKey
 ) -> LoadedEngine | None:
-    """The package's own engine, whose digest was verified when the package was opened."""
+    """Load the package's own engine, whose digest was verified when the package was opened."""
     file = package_engine_file(key)
     if file not in package.manifest.files:
         return None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.runtime.tensorrt.buffers import Buffers, Slot, fetch, lay_out, store
-from model.runtime.tensorrt.cuda import GpuError, Libraries
+from model.runtime.tensorrt.cuda import GpuError, GpuLibraries
 from model.runtime.tensorrt.engines import LoadedEngine
 from model.runtime.tensorrt.profiles import Shape, TensorRtOptions, choose_profile, split_batch
 
@@ -28,7 +28,7 @@ class LaneStream:
         buffers: Memory for whatever runs on it.
     """
 
-    def __init__(self, libraries: Libraries, device_index: int) -> None:
+    def __init__(self, libraries: GpuLibraries, device_index: int) -> None:
         """Make stream and event.
 
         Raises:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from model.graphs import DENSE_TASKS, DenseTask, Part, Precision
 from model.package import ModelPackage
 from model.runtime.base import (
     Device,
-    Interrupted,
+    InterruptibleCall,
     LaneShare,
     VisionOutput,
     check_pixels,
@@ -22,23 +21,11 @@ from model.runtime.base import (
     still_open,
 )
 from model.runtime.choice import RuntimeChoice
-from model.runtime.tensorrt.cuda import Libraries, device_facts, load_libraries
+from model.runtime.tensorrt.cuda import GpuLibraries, device_facts, load_libraries
 from model.runtime.tensorrt.engine_cache import EngineKey
-from model.runtime.tensorrt.engines import POOL, keys_for, supply_engine
+from model.runtime.tensorrt.engines import ENGINES, keys_for, supply_engine
 from model.runtime.tensorrt.graph_executor import GraphExecutor, LaneStream
 from model.runtime.tensorrt.profiles import CACHE_ROOM, TensorRtOptions
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """One call, which another thread may want to end."""
-
-    is_interrupted: bool = False
-
-    def check(self) -> None:
-        """Raise where it was ended."""
-        if self.is_interrupted:
-            raise Interrupted("the call was interrupted")
 
 
 class TensorRtRuntime:
@@ -53,20 +40,20 @@ class TensorRtRuntime:
         share: LaneShare | None = None,
         *,
         options: TensorRtOptions | None = None,
-        load: Callable[[], Libraries] = load_libraries,
+        load: Callable[[], GpuLibraries] = load_libraries,
     ) -> None:
-        """Load the engines, built first where the cache has none, which takes minutes.
+        """Load the engines; building one that the cache lacks takes minutes.
 
         Args:
             package: Opened and verified.
-            choice: Gives the precision of the vision graph.
-            share: Gives the cache; threads do not count, the GPU computes.
-            options: How engines are found and run; by default as usual, in that cache.
-            load: Gives the libraries.
+            choice: Has the precision of the vision graph.
+            share: Has the cache folder; its threads do not matter on a GPU.
+            options: How engines are found and run; None for the defaults with that cache.
+            load: Loads the libraries.
 
         Raises:
             MissingRuntimeError: TensorRT or cuda-python is not installed.
-            GpuError: There is no usable GPU, or too little of its memory.
+            GpuError: There is no usable GPU, or not enough of its memory.
             PackageError: The package has no graph of this precision.
             ValueError: A precision that engines are not built in.
         """
@@ -74,7 +61,7 @@ class TensorRtRuntime:
         self.device: Device = "gpu"
         self._patch_size = package.manifest.patch_size
         self._max_tokens = package.manifest.max_text_tokens
-        self._call: _Call | None = None
+        self._call: InterruptibleCall | None = None
         self._executors: dict[Part, GraphExecutor] | None = {}
         libraries, options = load(), options or usual_options(share)
         device = device_facts(libraries, options.device_index)
@@ -87,9 +74,8 @@ class TensorRtRuntime:
             cleanup.callback(self._lane.close)
             for key in keys:
                 supply = partial(supply_engine, libraries, package, key, options)
-                shared = _shared_name(libraries, options, key)
-                engine = POOL.acquire(shared, supply)
-                cleanup.callback(POOL.release, shared)
+                # The executor holds the engine, which leaves the GPU with its last executor.
+                engine = ENGINES.take(_shared_key(libraries, options, key), supply)
                 executor = self._executors[key.part] = GraphExecutor(self._lane, engine, options)
                 cleanup.callback(executor.forget)
             self._cleanup = cleanup.pop_all()
@@ -125,23 +111,22 @@ class TensorRtRuntime:
     def interrupt(self) -> None:
         """End the running call before its next run; see `Runtime.interrupt`.
 
-        A GPU does not stop kernels that were started, and their memory is in use until they end.
-        So a run under way, some milliseconds, is waited for and its result dropped; of a batch that
-        takes several runs the others are left out.
+        Kernels that were started cannot be stopped and use their memory until they end. So the
+        current run, some milliseconds, is awaited and its result dropped; further runs of a large
+        batch are skipped.
         """
         call = self._call
         if call is not None:
             call.is_interrupted = True
 
     def close(self) -> None:
-        """Free this lane; the engines leave the GPU with the last lane."""
+        """Free this lane; the engines leave the GPU with their last lane."""
         self._executors = None
         self._cleanup.close()
 
     def _run(self, part: Part, inputs: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
         executor = still_open(self._executors)[part]
-        # Each call has a flag of its own, so an interruption that comes late meets no later call.
-        call = self._call = _Call()
+        call = self._call = InterruptibleCall()
         try:
             self._lane.use_device()
             outputs: dict[str, NDArray[np.float32]] = executor.run(inputs, check=call.check)
@@ -151,12 +136,12 @@ class TensorRtRuntime:
 
 
 def usual_options(share: LaneShare | None) -> TensorRtOptions:
-    """The defaults, with the engines where `python -m model build-engine` puts them."""
+    """The defaults, with the cache of `python -m model build-engine`."""
     if share is None or share.cache is None:
         return TensorRtOptions()
     return TensorRtOptions(cache_folder=share.cache / CACHE_ROOM)
 
 
-def _shared_name(libraries: Libraries, options: TensorRtOptions, key: EngineKey) -> Hashable:
-    """What lanes of this process that may share an engine have in common."""
+def _shared_key(libraries: GpuLibraries, options: TensorRtOptions, key: EngineKey) -> Hashable:
+    """Equal for lanes of this process that may share an engine."""
     return id(libraries.trt), options.device_index, json.dumps(key.facts(), sort_keys=True)

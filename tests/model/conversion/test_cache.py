@@ -143,5 +143,5 @@ def test_room_is_looked_for_on_the_disk_that_will_be_written(
     monkeypatch.setattr(shutil, "disk_usage", usage)
     check_space(tmp_path / "not" / "yet", 5 * 10**9)
     assert asked == [tmp_path]
-    with pytest.raises(CacheError, match=r"needs about 6\.0 GB .* 5\.0 GB free; make room"):
+    with pytest.raises(CacheError, match=r"needs about 6\.0 GB .* 5\.0 GB free; free space"):
         check_space(tmp_path, 6 * 10**9)

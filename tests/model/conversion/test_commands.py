@@ -15,8 +15,9 @@ from model.conversion import commands
 from model.conversion import errors as errors_module
 from model.conversion.cache import PackageCache, content_of, key_of
 from model.conversion.commands import SIGNALLED, describe_package, run
+from model.conversion.convert import ConversionRequest
 from model.conversion.errors import MissingExtraError, require
-from model.conversion.prepare import Order, Preparer
+from model.conversion.prepare import Preparer
 from model.conversion.source import FolderSource, HubSource
 from model.manifest import ParityEntry, ParityLimits
 from model.package import ModelPackage
@@ -72,12 +73,14 @@ def test_what_failed_is_told_apart(tiny_package: ModelPackage) -> None:
 
 
 @pytest.fixture
-def orders(monkeypatch: pytest.MonkeyPatch, tiny_package: ModelPackage) -> list[Order]:
+def requests(
+    monkeypatch: pytest.MonkeyPatch, tiny_package: ModelPackage
+) -> list[ConversionRequest]:
     """What would be made, in the place of making it."""
-    asked: list[Order] = []
+    asked: list[ConversionRequest] = []
 
-    def take(_: Preparer, order: Order, *__: Any, **___: Any) -> ModelPackage:
-        asked.append(order)
+    def take(_: Preparer, request_: ConversionRequest, *__: Any, **___: Any) -> ModelPackage:
+        asked.append(request_)
         return tiny_package
 
     monkeypatch.setattr(Preparer, "write", take)
@@ -86,7 +89,7 @@ def orders(monkeypatch: pytest.MonkeyPatch, tiny_package: ModelPackage) -> list[
 
 
 def test_convert_says_where_the_package_is(
-    orders: list[Order],
+    requests: list[ConversionRequest],
     tmp_path: Path,
     tiny_package: ModelPackage,
     capsys: pytest.CaptureFixture[str],
@@ -96,10 +99,10 @@ def test_convert_says_where_the_package_is(
     arguments = ["convert", "google/tipsv2-b14@v1", str(tmp_path / "out"), "--name", "b"]
     assert run([*arguments, f"--dense={heads}", "--precision=fp16", "--precision=fp32"]) == 0
     assert capsys.readouterr().out == f"{tiny_package.path}\n"
-    (order,) = orders
-    assert order.base == HubSource("google/tipsv2-b14", "v1")
-    assert order.dense == FolderSource(heads)
-    assert (order.precisions, order.name) == (("fp32", "fp16"), "b")
+    (request_,) = requests
+    assert request_.base == HubSource("google/tipsv2-b14", "v1")
+    assert request_.dense == FolderSource(heads)
+    assert (request_.precisions, request_.name) == (("fp32", "fp16"), "b")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_unknown_options_are_errors(
 
 def test_show_describes_a_verified_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "bundled"]) == 0
-    assert "every SHA-256 is right" in capsys.readouterr().out
+    assert "every SHA-256 verified" in capsys.readouterr().out
 
 
 def test_check_says_what_it_needs(
@@ -148,7 +151,7 @@ def test_check_says_what_it_needs(
 
 
 def test_the_cache_is_a_flag_or_a_variable(
-    orders: list[Order], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    requests: list[ConversionRequest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     roots: list[Path] = []
 
@@ -160,7 +163,7 @@ def test_the_cache_is_a_flag_or_a_variable(
     assert run(["prepare", "google/tipsv2-b14"]) == 0
     assert run(["prepare", "google/tipsv2-b14", f"--cache={tmp_path / 'flag'}"]) == 0
     assert roots == [tmp_path / "variable", tmp_path / "flag"]
-    assert len(orders) == 2
+    assert len(requests) == 2
 
 
 def start(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
@@ -189,7 +192,7 @@ def test_it_ends_when_it_is_told_to_or_left_alone(
         assert process.stdout is not None
         assert process.stdin is not None
         try:
-            assert "looking at the files" in process.stdout.readline()
+            assert "reading the files" in process.stdout.readline()
             assert f"waiting for process {os.getpid()}" in process.stdout.readline()
             if told is not None:
                 process.send_signal(told)

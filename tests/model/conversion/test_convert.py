@@ -10,22 +10,23 @@ from safetensors import SafetensorError
 
 from model.conversion import convert as convert_module
 from model.conversion import errors as errors_module
-from model.conversion.convert import Recipe, convert, licence_of
+from model.conversion.convert import ConversionRequest, convert, licence_of
 from model.conversion.errors import CacheError, ConversionError, MissingExtraError
+from model.conversion.source import FolderSource
 from model.export import package_writer
 from model.graphs import graph_file
 from model.package import ModelPackage, write_manifest
 
 
-def recipe(base: Path, **changes: Any) -> Recipe:
+def request_(base: Path, **changes: Any) -> ConversionRequest:
     usual: dict[str, Any] = {
-        "base": base,
+        "base": FolderSource(base),
         "dense": None,
         "name": "student",
         "precisions": ("fp32",),
         "provenance": {"source": {"folder": "checkpoint"}},
     }
-    return Recipe(**{**usual, **changes})
+    return ConversionRequest(**{**usual, **changes})
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_folder_of_transformers_becomes_a_package(
     shutil.copytree(tiny_checkpoint, base)
     (base / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# B\n", encoding="utf-8")
     steps: list[str] = []
-    convert(recipe(base), tmp_path / "out", steps.append)
+    convert(request_(base), tmp_path / "out", steps.append)
     (content,) = contents
     draft = content.draft
     assert (draft.name, draft.variant, draft.licence) == ("student", "w32d2", "cc-by-4.0")
@@ -60,7 +61,7 @@ def test_a_folder_of_transformers_becomes_a_package(
     assert card.startswith("# student\n")
     assert "source.folder: `checkpoint`" in card
     assert "Licence of the weights: cc-by-4.0." in card
-    assert steps == ["loading what converts", f"reading the weights in {base}", "writing out"]
+    assert steps == ["importing the libraries for conversion", f"reading the weights in {base}", "writing out"]
     assert not (tmp_path / "out").exists()
 
 
@@ -68,7 +69,7 @@ def test_a_package_gets_further_precisions_and_stays_what_it_was(
     contents: list[Any], tiny_package: ModelPackage, tmp_path: Path
 ) -> None:
     before = tiny_package.manifest
-    wanted = recipe(tiny_package.path, name="tiny", precisions=("fp32", "int8"))
+    wanted = request_(tiny_package.path, name="tiny", precisions=("fp32", "int8"))
     convert(wanted, tmp_path / "out", lambda _: None)
     (content,) = contents
     assert content.precisions == ("fp32", "int8")
@@ -84,7 +85,7 @@ def test_a_package_keeps_the_precisions_that_it_has(
     base = shutil.copytree(tiny_package.path, tmp_path / "base")
     shutil.copyfile(base / graph_file("vision"), base / graph_file("vision", "fp16"))
     write_manifest(base, tiny_package.manifest)
-    convert(recipe(base, precisions=("fp32", "int8")), tmp_path / "out", print)
+    convert(request_(base, precisions=("fp32", "int8")), tmp_path / "out", print)
     assert contents[0].precisions == ("fp32", "fp16", "int8")
 
 
@@ -95,7 +96,7 @@ def test_heads_of_a_package_cannot_be_exported_again(
     outputs = [*tiny_package.manifest.outputs, "depth", "normals", "segmentation"]
     write_manifest(base, tiny_package.manifest.model_copy(update={"outputs": outputs}))
     with pytest.raises(ConversionError, match=r"name the checkpoint .* with --dense"):
-        convert(recipe(base), tmp_path / "out", lambda _: None)
+        convert(request_(base), tmp_path / "out", lambda _: None)
     assert not (tmp_path / "out").exists()
 
 
@@ -107,7 +108,7 @@ def test_a_broken_checkpoint_is_refused(
     weights = base / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors"):
-        convert(recipe(base), tmp_path / "out", print)
+        convert(request_(base), tmp_path / "out", print)
     assert not contents
 
 
@@ -115,9 +116,9 @@ def test_a_full_disk_is_noticed_first(
     contents: list[Any], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convert_module, "weight_bytes", lambda _: 10**15)
-    with pytest.raises(CacheError, match=r"about 3000000\.0 GB .*make room"):
-        convert(recipe(tiny_checkpoint), tmp_path / "out", print)
-    more = recipe(tiny_checkpoint, precisions=("fp32", "fp16", "int8"))
+    with pytest.raises(CacheError, match=r"about 3000000\.0 GB .*free space"):
+        convert(request_(tiny_checkpoint), tmp_path / "out", print)
+    more = request_(tiny_checkpoint, precisions=("fp32", "fp16", "int8"))
     with pytest.raises(CacheError, match=r"about 4000000\.0 GB"):
         convert(more, tmp_path / "out", print)
     assert not contents
@@ -138,7 +139,7 @@ def test_a_disk_that_fills_meanwhile_is_said(
 
     monkeypatch.setattr(package_writer, "write_package", fill)
     with pytest.raises(CacheError, match=r"out cannot be written \(.*No space left.*make room"):
-        convert(recipe(tiny_checkpoint), tmp_path / "out", print)
+        convert(request_(tiny_checkpoint), tmp_path / "out", print)
 
 
 def test_without_the_extra_nothing_is_begun(
@@ -146,7 +147,7 @@ def test_without_the_extra_nothing_is_begun(
 ) -> None:
     monkeypatch.setattr(errors_module, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"torch, .*tipserve\[convert\]"):
-        convert(recipe(tiny_checkpoint), tmp_path / "out", print)
+        convert(request_(tiny_checkpoint), tmp_path / "out", print)
 
 
 @pytest.mark.parametrize(

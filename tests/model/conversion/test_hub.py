@@ -95,7 +95,7 @@ def test_an_interrupted_download_is_completed_by_the_next(hub: Hub) -> None:
 
 def test_a_repository_without_safetensors_is_refused(hub: Hub) -> None:
     del hub.files["model.safetensors"]
-    with pytest.raises(HubError, match=r"no config\.json with safetensors beside it"):
+    with pytest.raises(HubError, match=r"no config\.json and safetensors"):
         fetch(B14, lambda _: None)
 
 

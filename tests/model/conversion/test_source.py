@@ -82,7 +82,7 @@ def test_a_folder_of_two_models_is_refused(here: Path) -> None:
 
 def test_a_folder_of_no_model_is_refused(here: Path) -> None:
     folder_with(here / "none", "image.png")
-    with pytest.raises(SourceError, match=r"holds no model: .*tipserve\.json.*\.npz"):
+    with pytest.raises(SourceError, match=r"is not a model: .*tipserve\.json.*\.npz"):
         parse_source("none")
 
 

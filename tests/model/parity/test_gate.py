@@ -21,7 +21,7 @@ from model.parity.reference import Reference, build_reference
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.choice import Machine
 from model.runtime.loaded_graphs import LoadedGraph
-from model.runtime.machine import Hardware, Libraries
+from model.runtime.machine import Hardware, InstalledLibraries
 from tests.model.parity.conftest import Altered
 
 # The images are real, small, sourced, and never both judge and calibration.
@@ -270,7 +270,7 @@ def test_a_dense_head_is_held_to_its_own_number(
 # What is run to prove a package, and what happens to what fails.
 
 HAS_BF16 = Hardware(cpu_features=frozenset({"bf16"}))
-BOTH = Libraries(onnx=frozenset({"cpu"}), openvino=True, torch=frozenset({"cpu"}))
+BOTH = InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True, torch=frozenset({"cpu"}))
 
 
 def planned(package: ModelPackage, machine: Machine) -> list[tuple[str, str]]:
@@ -295,7 +295,7 @@ def test_every_runtime_and_precision_of_this_machine_is_tried_float32_first(
         ("openvino", "bf16"),
     ]
     assert planned(tiny_package, Machine(Hardware(), BOTH))[-1] == ("openvino", "fp32")
-    only_onnx = Libraries(onnx=frozenset({"cpu"}))
+    only_onnx = InstalledLibraries(onnx=frozenset({"cpu"}))
     assert planned(tiny_package, Machine(HAS_BF16, only_onnx)) == [("onnx", "fp32")]
     quantised = with_graphs(tiny_package, "int8", "fp16")
     assert {("onnx", "fp16"), ("onnx", "int8"), ("openvino", "int8")} < set(
@@ -316,7 +316,7 @@ def test_a_graph_is_measured_once_where_several_precisions_load_it(
 def test_without_a_runtime_nothing_counts_as_proven(
     tiny_package: ModelPackage, tiny_model: Tipsv2Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only_torch = Libraries(torch=frozenset({"cpu"}))
+    only_torch = InstalledLibraries(torch=frozenset({"cpu"}))
     monkeypatch.setattr(proof, "installed_libraries", lambda: only_torch)
     with pytest.raises(ParityError, match=r"no runtime is installed.*tipserve\[cpu\]"):
         prove_package(tiny_model, tiny_package)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.runtime.base import Shelf, check_pixels, check_tokens
+from model.runtime.base import SharedGraphCache, check_pixels, check_tokens
 
 # The seam says what is wrong with an array before a runtime sees it.
 
@@ -67,7 +67,7 @@ class Graph:
 
 
 def test_all_get_the_one_that_was_loaded() -> None:
-    shelf, made = Shelf(), []
+    shelf, made = SharedGraphCache(), []
 
     def load() -> Graph:
         made.append(threading.get_ident())
@@ -87,7 +87,7 @@ def test_all_get_the_one_that_was_loaded() -> None:
 
 
 def test_what_nobody_holds_is_gone() -> None:
-    shelf = Shelf()
+    shelf = SharedGraphCache()
     first = shelf.take("key", Graph)
     number = id(first)
     assert id(shelf.take("key", Graph)) == number
@@ -104,7 +104,7 @@ def test_what_nobody_holds_is_gone() -> None:
 
 
 def test_what_was_removed_is_loaded_anew_and_only_that() -> None:
-    shelf = Shelf()
+    shelf = SharedGraphCache()
     broken = shelf.take("key", Graph)
     shelf.remove("key", broken)
     fresh = shelf.take("key", Graph)

@@ -9,15 +9,15 @@ from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
 from model.manifest import FileEntry, Manifest, ParityEntry, ParityLimits
 from model.package import ModelPackage, PackageError, open_package
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
-from model.runtime.choice import WAYS, Machine, RuntimeRequest, choose, choose_runtime
+from model.runtime.choice import BACKENDS, Machine, RuntimeRequest, choose, choose_runtime
 from model.runtime.loaded_graphs import vision_file
-from model.runtime.machine import Gpu, Hardware, Libraries, RuntimeName
+from model.runtime.machine import Gpu, Hardware, InstalledLibraries, RuntimeName
 
 PLAIN = Hardware()
 BF16 = Hardware(cpu_features=frozenset({"bf16"}))
 H100 = Hardware(cpu_features=frozenset({"bf16"}), gpus=(Gpu(name="H100"),))
-CPU_LIBRARIES = Libraries(onnx=frozenset({"cpu"}), openvino=True)
-ALL_LIBRARIES = Libraries(
+CPU_LIBRARIES = InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True)
+ALL_LIBRARIES = InstalledLibraries(
     onnx=frozenset({"cpu", "cuda", "tensorrt"}),
     openvino=True,
     tensorrt=True,
@@ -64,7 +64,7 @@ BF16_PROVEN = manifest(proven("openvino", "bf16"))
 
 
 def found(
-    package: Manifest, hardware: Hardware, libraries: Libraries, **asked: str
+    package: Manifest, hardware: Hardware, libraries: InstalledLibraries, **asked: str
 ) -> tuple[str, ...]:
     choice = choose(package, RuntimeRequest(**asked), Machine(hardware, libraries))
     return choice.runtime, choice.precision, choice.device, choice.provider or "-"
@@ -83,8 +83,8 @@ TORCH_FP32 = ("torch", "fp32", "cpu", "-")
         (manifest(), BF16, CPU_LIBRARIES, OPENVINO_FP32),
         (BF16_PROVEN, PLAIN, CPU_LIBRARIES, OPENVINO_FP32),
         (manifest(proven("onnx", "bf16")), BF16, CPU_LIBRARIES, OPENVINO_FP32),
-        (BF16_PROVEN, BF16, Libraries(onnx=frozenset({"cpu"})), ONNX_FP32),
-        (BF16_PROVEN, BF16, Libraries(torch=frozenset({"cpu"})), TORCH_FP32),
+        (BF16_PROVEN, BF16, InstalledLibraries(onnx=frozenset({"cpu"})), ONNX_FP32),
+        (BF16_PROVEN, BF16, InstalledLibraries(torch=frozenset({"cpu"})), TORCH_FP32),
         (BF16_PROVEN, BF16, ALL_LIBRARIES, OPENVINO_BF16),
         (manifest(files=FILES[2:]), BF16, ALL_LIBRARIES, TORCH_FP32),
         (manifest(), H100, ALL_LIBRARIES, ("tensorrt", "fp32", "gpu", "-")),
@@ -103,30 +103,30 @@ TORCH_FP32 = ("torch", "fp32", "cpu", "-")
         (
             manifest(proven("onnx", "fp16")),
             H100,
-            Libraries(onnx=frozenset({"cpu", "cuda"}), openvino=True),
+            InstalledLibraries(onnx=frozenset({"cpu", "cuda"}), openvino=True),
             ("onnx", "fp32", "gpu", "cuda"),
         ),
         (
             manifest(proven("torch", "bf16")),
             H100,
-            Libraries(onnx=frozenset({"cpu"}), torch=frozenset({"cpu", "gpu"})),
+            InstalledLibraries(onnx=frozenset({"cpu"}), torch=frozenset({"cpu", "gpu"})),
             ("torch", "bf16", "gpu", "-"),
         ),
         (BF16_PROVEN, H100, CPU_LIBRARIES, OPENVINO_BF16),
     ],
 )
 def test_auto_is_the_fastest_that_is_proven(
-    package: Manifest, hardware: Hardware, libraries: Libraries, expected: tuple[str, ...]
+    package: Manifest, hardware: Hardware, libraries: InstalledLibraries, expected: tuple[str, ...]
 ) -> None:
     assert found(package, hardware, libraries) == expected
 
 
-def all_libraries() -> list[Libraries]:
+def all_libraries() -> list[InstalledLibraries]:
     """Every set of libraries that can be installed."""
     onnx: list[frozenset[Any]] = [frozenset(), frozenset({"cpu"}), ALL_LIBRARIES.onnx]
     torch: list[frozenset[Any]] = [frozenset(), frozenset({"cpu"}), ALL_LIBRARIES.torch]
     return [
-        Libraries(onnx=o, openvino=v, tensorrt=t, torch=p)
+        InstalledLibraries(onnx=o, openvino=v, tensorrt=t, torch=p)
         for o, v, t, p in product(onnx, (False, True), (False, True), torch)
     ]
 
@@ -170,7 +170,7 @@ def test_unasked_nothing_is_chosen_that_is_not_exact_or_not_there() -> None:
 
 def test_what_is_asked_for_is_given_or_refused() -> None:
     """All wishes on a machine that has everything: as wished, or an error that names what goes."""
-    names = ("auto", *dict.fromkeys(way.runtime for way in WAYS))
+    names = ("auto", *dict.fromkeys(way.runtime for way in BACKENDS))
     wishes = product(
         names,
         ("auto", *PRECISIONS),
@@ -194,7 +194,7 @@ def test_what_is_asked_for_is_given_or_refused() -> None:
         assert device in {"auto", choice.device}
         assert provider in {"auto", choice.provider}
     assert len(refusals) > 100
-    assert all("do not go together; these do: tensorrt on gpu" in text for text in refusals)
+    assert all("cannot be combined; possible are tensorrt on gpu" in text for text in refusals)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +219,12 @@ def test_what_is_asked_for_is_given_or_refused() -> None:
         (PLAIN, CPU_LIBRARIES, {"runtime": "torch"}, MissingRuntimeError, r"tipserve\[torch\]"),
         (
             H100,
-            Libraries(torch=frozenset({"cpu"})),
+            InstalledLibraries(torch=frozenset({"cpu"})),
             {"runtime": "torch", "device": "gpu"},
             MissingRuntimeError,
             "built with CUDA",
         ),
-        (PLAIN, Libraries(), {}, MissingRuntimeError, r"pip install 'tipserve\[cpu\]'"),
+        (PLAIN, InstalledLibraries(), {}, MissingRuntimeError, r"pip install 'tipserve\[cpu\]'"),
         (
             PLAIN,
             CPU_LIBRARIES,
@@ -237,7 +237,7 @@ def test_what_is_asked_for_is_given_or_refused() -> None:
             CPU_LIBRARIES,
             {"runtime": "onnx", "precision": "bf16", "device": "cpu"},
             UnusableRuntimeError,
-            "runtime onnx, precision bf16, device cpu do not go together",
+            "runtime onnx, precision bf16, device cpu cannot be combined",
         ),
         (
             PLAIN,
@@ -251,7 +251,7 @@ def test_what_is_asked_for_is_given_or_refused() -> None:
 )
 def test_what_cannot_be_had_says_why(
     hardware: Hardware,
-    libraries: Libraries,
+    libraries: InstalledLibraries,
     asked: dict[str, str],
     error: type[Exception],
     words: str,
@@ -260,7 +260,9 @@ def test_what_cannot_be_had_says_why(
         found(BF16_PROVEN, hardware, libraries, **asked)
 
 
-def reason(hardware: Hardware, libraries: Libraries, package: Manifest, **asked: str) -> str:
+def reason(
+    hardware: Hardware, libraries: InstalledLibraries, package: Manifest, **asked: str
+) -> str:
     return choose(package, RuntimeRequest(**asked), Machine(hardware, libraries)).reason
 
 
@@ -271,12 +273,12 @@ def test_reasons_are_sentences_that_name_what_was_passed_over() -> None:
         "Not tensorrt on a GPU (fp16, bf16, fp32), onnx on a GPU through CUDA (fp32), torch on a "
         "GPU (bf16, fp32): there is no NVIDIA GPU that this process may use."
     )
-    fallen_back = reason(PLAIN, Libraries(onnx=frozenset({"cpu"})), manifest())
+    fallen_back = reason(PLAIN, InstalledLibraries(onnx=frozenset({"cpu"})), manifest())
     assert "Not openvino on the CPU (bf16, fp32): it needs OpenVINO" in fallen_back
     unproven = reason(BF16, CPU_LIBRARIES, manifest())
     assert "Not openvino on the CPU (bf16): it is not proven for this package." in unproven
     assert reason(PLAIN, CPU_LIBRARIES, manifest(), runtime="onnx", device="cpu") == (
-        "onnx on the CPU in fp32: as asked for (runtime onnx, device cpu)."
+        "onnx on the CPU in fp32: as requested (runtime onnx, device cpu)."
     )
     bold = reason(BF16, CPU_LIBRARIES, manifest(), precision="bf16", device="cpu")
     assert "how exact it is was not proven" in bold

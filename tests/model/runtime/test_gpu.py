@@ -14,17 +14,17 @@ from model.runtime.machine import this_hardware
 
 pytestmark = pytest.mark.gpu
 
-WAYS: dict[str, Any] = {
+BACKENDS: dict[str, Any] = {
     "onnx": {"runtime": "onnx", "provider": "cuda"},
     "torch": {"runtime": "torch", "device": "gpu"},
 }
 
 
-@pytest.fixture(scope="module", params=sorted(WAYS))
+@pytest.fixture(scope="module", params=sorted(BACKENDS))
 def runtime(request: pytest.FixtureRequest, tiny_package: ModelPackage) -> Iterator[Runtime]:
     if not this_hardware().gpus:
         pytest.skip("there is no NVIDIA GPU")
-    loaded = load_runtime(tiny_package, precision="fp32", **WAYS[request.param])
+    loaded = load_runtime(tiny_package, precision="fp32", **BACKENDS[request.param])
     yield loaded
     loaded.close()
 

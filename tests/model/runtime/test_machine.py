@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from model.runtime.machine import Gpu, Libraries, installed_libraries, parse_cpu, this_hardware
+from model.runtime.machine import (
+    Gpu,
+    InstalledLibraries,
+    installed_libraries,
+    parse_cpu,
+    this_hardware,
+)
 
 # What a machine computes with, told from what its kernel and its driver say.
 
@@ -119,7 +125,7 @@ def test_this_machine_can_be_looked_at() -> None:
     assert memory_bytes is None or memory_bytes > 2**20
 
 
-# Libraries are found by their files, and their kind by what lies beside them.
+# InstalledLibraries are found by their files, and their kind by what lies beside them.
 
 
 @pytest.fixture
@@ -139,12 +145,12 @@ def add(site: Path, *files: str) -> None:
 
 
 def test_nothing_is_found_where_nothing_is(site: Path) -> None:
-    assert installed_libraries() == Libraries()
+    assert installed_libraries() == InstalledLibraries()
 
 
 def test_the_cpu_builds(site: Path) -> None:
     add(site, "onnxruntime/__init__.py", "openvino/__init__.py", "torch/__init__.py")
-    assert installed_libraries() == Libraries(onnx=frozenset({"cpu"}), openvino=True)
+    assert installed_libraries() == InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True)
     add(site, "transformers/__init__.py")
     assert installed_libraries().torch == {"cpu"}, "torch alone has no network"
 

@@ -225,5 +225,5 @@ def test_bf16_is_computed_in_bf16_or_refused(
     rounded, whole = (r.encode_images(pixels).values_BND for r in (runtime, exact))
     assert 1e-4 < np.abs(rounded - whole).max() < 0.2
     monkeypatch.setattr(openvino_runtime, "this_hardware", Hardware)
-    with pytest.raises(UnusableRuntimeError, match="only imitates it"):
+    with pytest.raises(UnusableRuntimeError, match="only emulates it"):
         load_chosen(tiny_package, choice, num_lanes=2)

@@ -9,7 +9,7 @@ import pytest
 from model.graphs import Precision
 from model.package import ModelPackage
 from model.runtime.choice import RuntimeChoice
-from model.runtime.tensorrt.cuda import Cuda, Libraries, LibraryLog
+from model.runtime.tensorrt.cuda import Cuda, GpuLibraries, LibraryLog
 from model.runtime.tensorrt.profiles import CACHE_ROOM, EngineOptions, TensorRtOptions
 from model.runtime.tensorrt.runtime import TensorRtRuntime
 from tests.model.runtime.tensorrt.stand_in_cuda import StandInCuda
@@ -38,9 +38,9 @@ class StandInGpu:
         self.log = LibraryLog(self.trt)
 
     @property
-    def libraries(self) -> Libraries:
+    def libraries(self) -> GpuLibraries:
         """As the program takes them."""
-        return Libraries(self.trt, Cuda(self.cuda), self.log)
+        return GpuLibraries(self.trt, Cuda(self.cuda), self.log)
 
     def lane(self, precision: Precision = "fp32") -> TensorRtRuntime:
         """Load a lane, which is closed when the test ends."""

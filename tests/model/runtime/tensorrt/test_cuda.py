@@ -16,7 +16,7 @@ from model.runtime.base import LaneShare, MissingRuntimeError
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen
 from model.runtime.tensorrt.cuda import GpuError, device_facts
-from model.runtime.tensorrt.engines import POOL
+from model.runtime.tensorrt.engines import ENGINES
 from model.runtime.tensorrt.profiles import DEFAULT_CACHE_FOLDER
 from model.runtime.tensorrt.runtime import usual_options
 from tests.model.runtime.tensorrt.stand_in_tensorrt import Severity
@@ -109,7 +109,7 @@ def assert_nothing_is_left(gpu: "StandInGpu", number: int) -> None:
     assert gpu.cuda.num_alive == 0, f"{name} (call {number}) left something"
     assert not gpu.trt.contexts, name
     assert not gpu.trt.engines, name
-    assert len(POOL) == 0, name
+    assert len(ENGINES) == 0, name
 
 
 def test_any_one_call_of_cuda_may_fail(make_gpu: "MakeGpu") -> None:

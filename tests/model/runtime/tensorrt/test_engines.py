@@ -88,7 +88,7 @@ def test_progress_is_told(gpu: "StandInGpu") -> None:
 
 def test_a_missing_graph_is_told(gpu: "StandInGpu") -> None:
     source = replace(source_of(gpu, EngineOptions()), graph=Path("missing.onnx"))
-    with pytest.raises(GpuError, match="does not take the graph missing"):
+    with pytest.raises(GpuError, match="refuses the graph missing"):
         build_engine(gpu.libraries, source, b"")
 
 

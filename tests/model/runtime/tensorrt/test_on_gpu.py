@@ -13,14 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from model.package import ModelPackage
-from model.runtime.base import MissingRuntimeError, Runtime, VisionOutput
+from model.runtime.base import MissingRuntimeError, Runtime, SharedGraphCache, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_runtime
 from model.runtime.tensorrt import engines as engine_supply
 from model.runtime.tensorrt import runtime as tensorrt_runtime
-from model.runtime.tensorrt.cuda import GpuError, Libraries, device_facts, load_libraries
+from model.runtime.tensorrt.cuda import GpuError, GpuLibraries, device_facts, load_libraries
 from model.runtime.tensorrt.engine_cache import BuiltEngine
-from model.runtime.tensorrt.engines import EnginePool
 from model.runtime.tensorrt.profiles import EngineOptions, TensorRtOptions
 from model.runtime.tensorrt.runtime import TensorRtRuntime
 
@@ -31,7 +30,7 @@ FP32_ATOL = 1e-3
 
 
 @pytest.fixture(scope="module")
-def libraries() -> Libraries:
+def libraries() -> GpuLibraries:
     try:
         found = load_libraries()
         device_facts(found, 0)
@@ -41,7 +40,7 @@ def libraries() -> Libraries:
 
 
 @pytest.fixture(scope="module")
-def options(libraries: Libraries, tmp_path_factory: pytest.TempPathFactory) -> TensorRtOptions:
+def options(libraries: GpuLibraries, tmp_path_factory: pytest.TempPathFactory) -> TensorRtOptions:
     del libraries  # which is there, then
     engine = EngineOptions(max_batch=4, best_batch=2, max_texts=8, best_texts=4)
     return TensorRtOptions(engine=engine, cache_folder=tmp_path_factory.mktemp("engines"))
@@ -114,7 +113,7 @@ def test_a_second_lane_builds_nothing(
     first.close()
     monkeypatch.setattr(engine_supply, "build_engine", build)
     # Not shared with a lane that another test has open: every load reads the cache.
-    monkeypatch.setattr(tensorrt_runtime, "POOL", EnginePool())
+    monkeypatch.setattr(tensorrt_runtime, "ENGINES", SharedGraphCache())
     again = TensorRtRuntime(tiny_package, CHOICE, options=options)
     assert_near(again.encode_images(images(1, 56, 56)), before, atol=0)
     again.close()
@@ -163,7 +162,7 @@ def test_lanes_side_by_side_do_not_disturb_each_other(
 
 
 def test_a_hundred_loads_leave_no_memory_behind(
-    libraries: Libraries, tiny_package: ModelPackage, options: TensorRtOptions
+    libraries: GpuLibraries, tiny_package: ModelPackage, options: TensorRtOptions
 ) -> None:
     def load_and_use() -> None:
         runtime = TensorRtRuntime(tiny_package, CHOICE, options=options)
@@ -184,7 +183,7 @@ def test_a_hundred_loads_leave_no_memory_behind(
 
 
 def test_a_gpu_that_is_not_there_is_told(
-    libraries: Libraries, tiny_package: ModelPackage, tmp_path: Path
+    libraries: GpuLibraries, tiny_package: ModelPackage, tmp_path: Path
 ) -> None:
     del libraries
     options = TensorRtOptions(cache_folder=tmp_path, device_index=63)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from model.graphs import TEXT_FILE, VISION_FILE, Part
 from model.package import ModelPackage
-from model.runtime.tensorrt.cuda import Cuda, GpuError, Libraries, library_log
+from model.runtime.tensorrt.cuda import Cuda, GpuError, GpuLibraries, library_log
 from model.runtime.tensorrt.engines import EngineSource, build_engine, deserialize
 from model.runtime.tensorrt.profiles import EngineOptions, ShapeRange, profiles_for
 
@@ -24,17 +24,17 @@ FILES: dict[Part, str] = {"vision": VISION_FILE, "text": TEXT_FILE}
 
 
 @pytest.fixture(scope="module")
-def rtx() -> Libraries:
+def rtx() -> GpuLibraries:
     trt = pytest.importorskip(
         "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed", exc_type=ImportError
     )
     # CUDA is not asked for anything.
-    return Libraries(trt, Cuda(None), library_log(trt))
+    return GpuLibraries(trt, Cuda(None), library_log(trt))
 
 
 @pytest.mark.parametrize("part", ["vision", "text"])
 def test_it_builds_an_engine_with_all_profiles(
-    rtx: Libraries, tiny_package: ModelPackage, part: Part
+    rtx: GpuLibraries, tiny_package: ModelPackage, part: Part
 ) -> None:
     options = EngineOptions(workspace_bytes=1 << 28, optimization_level=2)
     profiles = profiles_for(part, tiny_package.manifest, options)
@@ -48,7 +48,7 @@ def test_it_builds_an_engine_with_all_profiles(
 
 
 def test_shapes_that_contradict_the_graph_are_refused(
-    rtx: Libraries, tiny_package: ModelPackage
+    rtx: GpuLibraries, tiny_package: ModelPackage
 ) -> None:
     five = ShapeRange((1, 5, 14, 14), (1, 5, 14, 14), (1, 5, 14, 14))
     source = EngineSource(
@@ -61,7 +61,7 @@ def test_shapes_that_contradict_the_graph_are_refused(
 
 
 def test_a_graph_that_it_does_not_take_is_told_with_the_node(
-    rtx: Libraries, tmp_path: Path
+    rtx: GpuLibraries, tmp_path: Path
 ) -> None:
     # TensorRT knows no antialiased resize, which is why ours is written as matrix products.
     resize = helper.make_node(
@@ -79,11 +79,11 @@ def test_a_graph_that_it_does_not_take_is_told_with_the_node(
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
     source = EngineSource(graph=path, profiles=[], options=EngineOptions())
     with pytest.raises(
-        GpuError, match=r"does not take the graph resize\.onnx: Resize shrink: .*ntialias"
+        GpuError, match=r"refuses the graph resize\.onnx: Resize shrink: .*ntialias"
     ):
         build_engine(rtx, source, b"")
 
 
-def test_what_is_no_engine_is_refused_and_not_a_crash(rtx: Libraries) -> None:
+def test_what_is_no_engine_is_refused_and_not_a_crash(rtx: GpuLibraries) -> None:
     assert deserialize(rtx, b"no engine" * 100) is None
     assert "Serialization" in rtx.log.take_errors()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model.package import ModelPackage, PackageError
 from model.runtime.base import Interrupted, Runtime, VisionOutput
 from model.runtime.load import load_runtime
-from model.runtime.tensorrt.engines import POOL
+from model.runtime.tensorrt.engines import ENGINES
 
 if TYPE_CHECKING:
     from tests.model.runtime.tensorrt.conftest import MakeGpu, StandInGpu
@@ -177,7 +177,7 @@ def test_nothing_is_left_after_closing(gpu: "StandInGpu") -> None:
     assert gpu.cuda.num_alive == 0
     assert not gpu.trt.contexts
     assert not gpu.trt.engines
-    assert len(POOL) == 0
+    assert len(ENGINES) == 0
     with pytest.raises(RuntimeError, match="this runtime is closed"):
         lane.encode_images(images(1))
 

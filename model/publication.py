@@ -1,16 +1,15 @@
-"""Places packages where a service reads them: verified, whole or not at all, and the way back.
+"""A repository of one model's published packages: publish, roll back, and remove old versions.
 
 ```
-REPOSITORY/                         of one model, such as /models/student
-  20261125T201500Z-3fa9c1d2e4b5/    a package: when it was published, its manifest's digest
-  current -> 20261125T...           what is meant to be served; a link that is replaced at once
-  .20261125T...-3fa9c1d2e4b5.new/   one that is being copied, or was when its process died
+REPOSITORY/                         for one model, such as /models/student
+  20261125T201500Z-3fa9c1d2e4b5/    a version: time of publication, digest of its manifest
+  current -> 20261125T...           link to the version to be served, replaced atomically
+  .20261125T...-3fa9c1d2e4b5.new/   a copy that is in progress, or whose process died
 ```
 
-A version never changes once it has its name, so a server names one and cannot come to hold another
-at its next start. `current` is for people, and for what compares the next student with this one.
-Old versions leave as new ones come. Who serves which is not known here: a version that must stay
-has a link of any name that leads to it, such as `serving`.
+A version never changes, so a server that names one loads the same files at every start. Old
+versions are removed as new ones come, except those that a link of any name leads to, such as
+`serving`: the repository does not know which version a server uses.
 """
 
 import os
@@ -50,7 +49,7 @@ class Repository:
         )
 
     def current(self) -> str | None:
-        """The version that is meant to be served; None where none is."""
+        """The version to be served; None if there is none."""
         link = self.folder / CURRENT
         return os.readlink(link) if link.is_symlink() else None
 
@@ -62,20 +61,20 @@ class Repository:
         now: datetime | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> Path:
-        """Copy a package here and make it the current one; done already, it only says where.
+        """Copy a package into the repository and make it current, unless it is published already.
 
         Args:
             source: A package's folder, or `bundled`.
-            keep: How many of the newest versions stay; so do the one that was current before, and
-                every one that a link beside them leads to.
-            now: When this is; by default the clock's.
-            progress: Told of each version that is removed.
+            keep: Number of newest versions to keep. The previous version and versions with a link
+                are kept too.
+            now: Time of publication; None for the clock's.
+            progress: Called for each version that is removed.
 
         Returns:
             The version's folder.
 
         Raises:
-            PackageError: The package is broken, or its graphs are not proven; nothing is changed.
+            PackageError: The package is broken, or its graphs are not proven; nothing changes.
             ValueError: `keep` is less than 1.
         """
         if keep < 1:
@@ -101,18 +100,16 @@ class Repository:
         """Make an older version the current one.
 
         Args:
-            version: Its name; None for the one before the current.
+            version: Name of the version; None for the one before the current.
 
         Returns:
             Its folder.
 
         Raises:
-            PackageError: There is no such version, or it is broken; nothing is changed.
+            PackageError: There is no such version, or it is broken; nothing changes.
         """
         if not self.folder.is_dir():
-            raise PackageError(
-                f"there is no repository {self.folder}; name one that was published to"
-            )
+            raise PackageError(f"there is no repository {self.folder}; publish a package first")
         with self._writing():
             names, current = self.versions(), self.current()
             if version is None:
@@ -133,13 +130,13 @@ class Repository:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Keep other publications out; the lock ends with its holder."""
+        """Exclude other publications."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock"):
             yield
 
     def _copy(self, package: ModelPackage, version: str) -> None:
-        """Copy under another name, verify the copy, and give it its own."""
+        """Copy under a temporary name, verify the copy, then rename it."""
         for left in self.folder.glob(f".*Z-*{_PARTIAL}"):
             shutil.rmtree(left, ignore_errors=True)
         partial = self.folder / f".{version}{_PARTIAL}"
@@ -152,7 +149,7 @@ class Repository:
             for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
                 folder.chmod(0o755)
             sync_tree(partial)
-            # What lies on this disk, not what was read from the other.
+            # Verifies the copy and not the original.
             open_package(partial)
             rename(partial, self.folder / version)
         finally:
@@ -165,27 +162,27 @@ class Repository:
         rename(temporary, self.folder / CURRENT)
 
     def _prune(self, keep: int, before: str | None, progress: Callable[[str], None]) -> None:
-        """Remove old versions; a name is taken away first, so that no half of one is found."""
+        """Remove old versions; each is renamed first, so that no partial version is found."""
         staying = {before, *self._linked()}
         for name in self.versions()[:-keep]:
             if name in staying:
                 continue
             leaving = self.folder / f".{name}{_PARTIAL}"
             (self.folder / name).rename(leaving)
-            progress(f"removing {name}: {keep} are newer, and no link beside it leads to it")
-            # NFS keeps a folder whose files a server has open; the next publication tries again.
+            progress(f"removing {name}: {keep} are newer, and no link leads to it")
+            # NFS keeps files that a server has open; the next publication tries again.
             shutil.rmtree(leaving, ignore_errors=True)
 
     def _linked(self) -> set[str]:
-        """Versions that links of any name lead to, wherever the volume was when they were made."""
+        """Versions that a link leads to, by name: the volume may be mounted elsewhere now."""
         links = (path for path in self.folder.iterdir() if path.is_symlink())
         return {Path(os.readlink(link)).name for link in links}
 
 
 def check_proven(manifest: Manifest) -> None:
-    """See that every graph computes what the model computes, by the package's own proofs.
+    """Check that every graph passed the parity gate, by the manifest.
 
-    A way that a runtime only hints at may fail, and is not taken then; in float32 none may.
+    Each needs one passed entry, and none in float32 may have failed.
 
     Raises:
         PackageError: A graph was never compared, or differs.
@@ -200,6 +197,6 @@ def check_proven(manifest: Manifest) -> None:
             )
         if not any(entry.passed for entry in entries):
             raise PackageError(
-                f"{file} of {manifest.name!r} was never proven to compute what the model does; "
+                f"{file} of {manifest.name!r} was never compared with the model; "
                 "measure it with `python -m model check --write`, or export it again"
             )

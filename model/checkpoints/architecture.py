@@ -1,4 +1,4 @@
-"""Reads off shapes which model an official pair of files is, and names it."""
+"""Find the model of an official pair of files from the shapes of its arrays."""
 
 import math
 import re
@@ -11,14 +11,14 @@ from model.checkpoints.array_archive import ArrayArchive, require
 from model.checkpoints.checkpoint import CheckpointError
 from model.variants import VARIANTS
 
-# Files and repositories call one size by several names.
+# Files and repositories have several names for one size.
 SPELLINGS = {"so14": "so400m14"} | {name: name for name in VARIANTS}
-# All released sizes have heads of 64, but for SO400m with 72. Files do not say it.
+# Width of an attention head, which the files do not hold: 64 in all releases but SO400m, 72.
 HEAD_WIDTHS = (64, 72)
 
 
 def variant_name(config: Tipsv2Config) -> str:
-    """Name of a size of the family, or "w192d6" after width and depth of another."""
+    """Name of a released size, or of width and depth, such as "w192d6"."""
     sizes = _sizes(config)
     for name, known in _known_sizes().items():
         if known == sizes:
@@ -36,7 +36,7 @@ def tower_configs(config: Tipsv2Config) -> tuple[Tipsv2VisionConfig, Tipsv2TextC
 
 
 def variant_in_file_name(name: str) -> str | None:
-    """The size that a file's name tells of, if it does: `tips_v2_oss_so14_vision.npz`."""
+    """The size in a file's name, if any, such as `tips_v2_oss_so14_vision.npz`."""
     for part in re.split(r"[_.\-]", name):
         if part in SPELLINGS:
             return SPELLINGS[part]
@@ -55,7 +55,7 @@ def pair_config(vision: ArrayArchive, text: ArrayArchive, temperature: float) ->
     if width != text_width:
         raise CheckpointError(
             f"{vision.path.name} holds {_known_by_width(width)} and {text.path.name} "
-            f"{_known_by_width(text_width)}, which do not belong together; put the two files of "
+            f"{_known_by_width(text_width)}, which do not fit together; put the two files of "
             f"one model into {vision.path.parent}"
         )
     heads = _num_heads(vision, width)

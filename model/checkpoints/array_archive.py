@@ -1,8 +1,8 @@
-"""Reads zips of NumPy arrays (.npz, and Scenic's .zip) one array at a time, and believes nothing.
+"""Read untrusted zips of NumPy arrays (.npz, and Scenic's .zip), one array at a time.
 
-Names, sizes and types are known from headers before any array is unpacked: an archive is refused
-for a member that leaves the archive's folder, for an object array (a pickle), and for content that
-unpacks to more than its header says or to more than any model of the family has.
+`np.load` unpacks an array before its size and type can be checked. Here all names, shapes, types
+and sizes are checked from the headers first; pickles, paths out of the archive, and content larger
+than its header or any model are refused.
 """
 
 import math
@@ -23,10 +23,10 @@ from model.checkpoints.checkpoint import CheckpointError, name_some
 
 # The largest released file, g/14's vision tower, has 4.5 GB of float32.
 MAX_ARCHIVE_BYTES = 16 * 2**30
-# Weights hardly compress; deflate reaches 1000 on what was made to exhaust memory.
+# Weights hardly compress; a zip bomb reaches a factor of 1000.
 MAX_EXPANSION = 50
 MAX_HEADER_BYTES = 10_000
-# What zipfile and NumPy were seen to raise for bytes that are not what they should be.
+# Exceptions that zipfile and NumPy raise for damaged bytes.
 DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -40,7 +40,7 @@ DAMAGE = (
     TypeError,
     ValueError,
 )
-DOWNLOAD_AGAIN = "download it again, or take it from where it was trained"
+DOWNLOAD_AGAIN = "download it again, or copy it again from where it was trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +54,21 @@ class ArrayArchive:
 
     Attributes:
         path: The file.
-        shapes: By name, without `.npy`.
+        shapes: Shapes of the arrays by name, without `.npy`.
     """
 
     def __init__(self, path: Path) -> None:
         """Open an archive and read its headers.
 
         Raises:
-            CheckpointError: It is no archive of float arrays, or not one to be unpacked.
+            CheckpointError: The file is not a safe archive of float arrays.
         """
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
         except DAMAGE as error:
             raise CheckpointError(
-                f"{path} is no zip of arrays or was cut short ({error}); {DOWNLOAD_AGAIN}"
+                f"{path} is not a zip of arrays or is cut off ({error}); {DOWNLOAD_AGAIN}"
             ) from error
         try:
             self._members = self._read_members()
@@ -92,13 +92,13 @@ class ArrayArchive:
         """Unpack one array as float32.
 
         Raises:
-            CheckpointError: Its bytes are damaged, or a value is no finite number in float32.
+            CheckpointError: The bytes are damaged, or a value is not finite in float32.
         """
         member = self._members[name]
         try:
             with self._zip.open(member.info) as file:
                 array = npy.read_array(file, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
-                # The checksum is compared once the end is reached.
+                # Reading to the end makes zipfile compare the checksum.
                 leftover = file.read(1)
         except DAMAGE as error:
             raise CheckpointError(
@@ -132,29 +132,29 @@ class ArrayArchive:
         allowed = min(MAX_ARCHIVE_BYTES, MAX_EXPANSION * (self.path.stat().st_size + 1024))
         if num_bytes > allowed:
             raise CheckpointError(
-                f"{self.path} would unpack to {num_bytes} bytes, more than weights of its size can "
-                f"({allowed}); it is not unpacked. Use the file as it was released"
+                f"{self.path} would unpack to {num_bytes} bytes, at most {allowed} are allowed for "
+                "its size; use the file as it was released"
             )
 
     def _array_name(self, info: zipfile.ZipInfo) -> str:
-        # zipfile turns a backslash into a slash on systems that have it, so both are looked for.
+        # On Windows zipfile turns a backslash into a slash, so both names are checked.
         original, path = info.orig_filename, PurePosixPath(info.filename)
         is_inside = not path.is_absolute() and ".." not in path.parts and "\\" not in original
         if not is_inside or ":" in original or "\0" in original:
             raise CheckpointError(
-                f"{self.path} has a member {original!r} that points out of the archive; "
+                f"{self.path} has a member {original!r} that leads out of the archive; "
                 "use the file as it was released"
             )
         if info.flag_bits & 0x1:
             raise CheckpointError(f"{self.path} is encrypted; save it without a password")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise CheckpointError(
-                f"{self.path} is packed in an unusual way at {info.filename!r}; save it with "
+                f"{self.path} has an unsupported compression at {info.filename!r}; save it with "
                 "np.savez or np.savez_compressed"
             )
         if path.suffix != ".npy":
             raise CheckpointError(
-                f"{self.path} holds {info.filename!r}, which is no .npy array; "
+                f"{self.path} holds {info.filename!r}, which is not a .npy array; "
                 "use the file as it was released"
             )
         return info.filename.removesuffix(".npy")
@@ -169,24 +169,24 @@ class ArrayArchive:
             ) from error
         if dtype.hasobject:
             raise CheckpointError(
-                f"{self.path} holds Python objects at {name!r}, which could run any program when "
-                "they are loaded; save plain float arrays"
+                f"{self.path} holds Python objects at {name!r}, which can run code when they are "
+                "loaded; save plain float arrays"
             )
         if dtype.kind != "f":
             raise CheckpointError(
-                f"{self.path} holds {dtype.name} at {name!r}, and weights are floating-point "
-                "numbers; use the file as it was released"
+                f"{self.path} holds {dtype.name} at {name!r}, but weights must be floating-point; "
+                "use the file as it was released"
             )
         if header_bytes + math.prod(shape) * dtype.itemsize != info.file_size:
             raise CheckpointError(
-                f"{self.path} holds {info.file_size} bytes at {name!r}, which is not what its "
-                f"header {shape} of {dtype.name} says; {DOWNLOAD_AGAIN}"
+                f"{self.path} holds {info.file_size} bytes at {name!r}, which does not fit its "
+                f"header {shape} of {dtype.name}; {DOWNLOAD_AGAIN}"
             )
         return _Member(info, shape)
 
 
 def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, type and number of bytes before the data."""
+    """Shape, dtype and length of the header."""
     version = npy.read_magic(file)
     if version == (1, 0):
         shape, _, dtype = npy.read_array_header_1_0(file, max_header_size=MAX_HEADER_BYTES)
@@ -198,10 +198,10 @@ def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
 
 
 def require(archive: ArrayArchive, name: str, ndim: int) -> tuple[int, ...]:
-    """Shape of an array that the sizes of a model are read from.
+    """Shape of an array that must exist.
 
     Raises:
-        CheckpointError: It is not there, or has another number of axes.
+        CheckpointError: The array is missing, or has another number of axes.
     """
     shape = archive.shapes.get(name)
     if shape is None:

@@ -10,13 +10,11 @@ from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokeniz
 
 from model.graphs import DenseTask
 
-# What is read from a checkpoint, whatever its layout was, and the error of one that is refused.
-
 NUM_NAMES_SHOWN = 4
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is not what it should be; the message names the file and says what to do."""
+    """A checkpoint is refused; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,21 +41,19 @@ class Checkpoint:
 
 
 def name_some(names: Iterable[str]) -> str:
-    """Enumerate names for an error message, the first few of many."""
+    """List the first few names, for an error message."""
     ordered = sorted(names)
     shown = ", ".join(repr(name) for name in ordered[:NUM_NAMES_SHOWN])
     rest = len(ordered) - NUM_NAMES_SHOWN
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
-# Looks into a checkpoint's folder: refuses pickles in it and notes the digests of what is read.
-
-# What unpickles when it is loaded, and so runs the code of whoever wrote it.
+# Suffixes of pickles, which can run code when they are loaded.
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Refuse a folder that holds a pickle, even one that nobody would open.
+    """Refuse a folder that holds a pickle, although none is ever opened.
 
     Raises:
         CheckpointError: It does.
@@ -65,13 +61,13 @@ def refuse_pickles(folder: Path) -> None:
     pickles = [path.name for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES]
     if pickles:
         raise CheckpointError(
-            f"{folder} holds {name_some(pickles)}, and a pickle can run any program when it is "
+            f"{folder} holds {name_some(pickles)}, and a pickle can run code when it is "
             "loaded; take it away and keep the weights as safetensors or as the official .npz"
         )
 
 
 def digests(paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files by their names."""
+    """SHA-256 of files by name."""
     found: dict[str, str] = {}
     for path in sorted(paths):
         with path.open("rb") as file:

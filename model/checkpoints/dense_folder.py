@@ -1,4 +1,8 @@
-"""Read a folder of a model with dense heads."""
+"""Read a transformers folder of dense heads (`-dpt`): three heads on one backbone, or one.
+
+The folder holds its backbone again. It must equal the model's vision tower and is then dropped:
+heads that were trained on another tower give useless maps.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +28,6 @@ from model.checkpoints.transformers_folder import CONFIG_FILE, load, parse_confi
 from model.checkpoints.weight_map import load_tensors
 from model.graphs import DENSE_TASKS, DenseTask
 
-# Puts dense heads over a model's own vision tower, whichever files they came from.
-
 Heads = Mapping[DenseTask, Mapping[str, Tensor]]
 # Modules of one head in Tipsv2DptForDensePrediction, after the task's name.
 PARTS = ("neck", "decoder")
@@ -33,7 +35,7 @@ PARTS = ("neck", "decoder")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DenseHeads:
-    """Heads that were read.
+    """Dense heads of a checkpoint.
 
     Attributes:
         model: In float32 and evaluation mode; its backbone's tensors are those of the model that it
@@ -78,18 +80,13 @@ def put_over(model: Tipsv2Model, config: Tipsv2DptConfig, heads: Heads) -> Dense
     return DenseHeads(model=dense, tasks=tasks, origin={})
 
 
-# Reads a transformers folder of dense heads (`-dpt`), all three over one backbone or a single one.
-#
-# Such a folder holds its backbone once more. It is compared with the model's vision tower, and
-# dropped: heads trained on another tower would give maps that nobody trained.
-
 ALL_HEADS = Tipsv2DptForDensePrediction.__name__
 SINGLE_HEADS: dict[DenseTask, type[PreTrainedModel]] = {
     "depth": Tipsv2DptForDepthEstimation,
     "normals": Tipsv2DptForNormalEstimation,
     "segmentation": Tipsv2DptForSemanticSegmentation,
 }
-# With other values of these, the same weights would compute something else.
+# Settings that change what the same weights compute.
 SAME_SETTINGS = (
     "hidden_size",
     "num_hidden_layers",
@@ -103,7 +100,7 @@ SAME_SETTINGS = (
 
 
 def read_dense_folder(folder: Path, model: Tipsv2Model) -> DenseHeads:
-    """Read heads and put them over a model's vision tower.
+    """Read heads and attach them to a model's vision tower.
 
     Args:
         folder: As `save_pretrained` of one of the four dense classes writes it, or as published.

@@ -1,4 +1,14 @@
-"""Read the official pair of NumPy archives of a TIPSv2 release."""
+"""Read the official PyTorch pair of a model: `..._vision.npz` and `..._text.npz`.
+
+LayerScale gammas may be absent, as the network was trained without them; they are ones then. The
+files of the Scenic (JAX) release are refused: upstream's public code names the parameters of the
+vision tower, but not those of the text tower, nor how the npz flattens them. The same weights are
+released in the PyTorch layout.
+
+Source: google-deepmind/tips at 4db271d: state dicts of `pytorch/image_encoder.py` and
+`pytorch/text_encoder.py`, saved as npz without pickle; `temperature` in the text file
+(`pytorch/run_text_encoder_inference.py`); names of `pytorch/checkpoints/download_checkpoints.sh`.
+"""
 
 import re
 from collections.abc import Callable, Iterable
@@ -71,10 +81,10 @@ def text_sources(names: Iterable[str], prefix: str) -> dict[str, Source]:
 
 def _source(name: str, names: Renaming, fused: dict[str, tuple[str, tuple[str, ...]]]) -> Source:
     change: Change = as_stored
-    for infix, (together, parts) in fused.items():
+    for infix, (fused_name, parts) in fused.items():
         for index, part in enumerate(parts):
             if f"{infix}{part}." in name:
-                name = name.replace(f"{infix}{part}.", f"{together}.")
+                name = name.replace(f"{infix}{part}.", f"{fused_name}.")
                 change = _chunk(index, len(parts))
     for pattern, replacement in names:
         name = re.sub(pattern, replacement, name)
@@ -87,19 +97,6 @@ def _chunk(index: int, num_chunks: int) -> Callable[[Tensor], Tensor]:
 
     return take
 
-
-# Reads the official PyTorch pair: `..._vision.npz` and `..._text.npz` of one model.
-#
-# Taken as layout: google-deepmind/tips at commit 4db271d, `pytorch/image_encoder.py` and
-# `pytorch/text_encoder.py` (state dicts as npz, saved without pickle) with the learnt temperature
-# as
-# `temperature` in the text file (`pytorch/run_text_encoder_inference.py`); names as its
-# `pytorch/checkpoints/download_checkpoints.sh` has them. LayerScale gammas may be absent, since the
-# network was trained without them: then they are ones.
-#
-# The files of the Scenic folder (JAX) are refused: upstream's public code names the vision tower's
-# parameters, but not the text tower's nor how the npz flattens them. The same weights are released
-# in the PyTorch layout.
 
 VISION_SUFFIX = "_vision.npz"
 TEXT_SUFFIX = "_text.npz"

@@ -1,4 +1,4 @@
-"""Reads any checkpoint that people have: recognises its kind, verifies it, and gives one result."""
+"""Read a checkpoint of any supported layout, and verify it."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from model.checkpoints.transformers_folder import is_transformers_folder, read_m
 def read_checkpoint(
     path: Path, *, dense: Path | None = None, depth_activation: DepthActivation = "relu"
 ) -> Checkpoint:
-    """Read a model, its tokenizer and, if asked for, its dense heads; nothing is downloaded.
+    """Read a model, its tokenizer and optionally its dense heads; nothing is downloaded.
 
     Args:
         path: A folder: of transformers (`config.json`, safetensors, tokenizer), or with the
@@ -30,7 +30,7 @@ def read_checkpoint(
     """
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} is no folder; name the folder that holds a model's weights and tokenizer"
+            f"{path} is not a folder; name the folder that holds a model's weights and tokenizer"
         )
     refuse_pickles(path)
     is_transformers, is_pair = is_transformers_folder(path), is_pair_folder(path)
@@ -41,7 +41,7 @@ def read_checkpoint(
         )
     if not is_transformers and not is_pair:
         raise CheckpointError(
-            f"{path} holds no model that can be read: neither config.json with model.safetensors "
+            f"{path} holds no supported model: neither config.json with model.safetensors "
             "nor ..._vision.npz with ..._text.npz"
         )
     model, variant, origin = read_model(path) if is_transformers else read_pair(path)

@@ -1,4 +1,24 @@
-"""Read dense heads from a Scenic checkpoint."""
+"""Read dense heads from the Scenic (JAX) zips, such as `tips_v2_l14_depth_dpt.zip`.
+
+Layout: one `.npy` for each parameter of the Flax decoder, named by the path of its module, such as
+`decoder/dpt/reassemble_blocks/out_projection_0/kernel.npy`; the task's linear layer is
+`decoder/pixel_segmentation`, `decoder/pixel_depth_classif` or `decoder/pixel_normals`.
+
+Flax stores a convolution as [H, W, in, out] and a linear layer as [in, out]. Its transposed
+convolution does not mirror the kernel as torch's does, so both axes are flipped as well.
+
+The zips `..._dpt_pytorch.zip` are refused: upstream's converter did not mirror these kernels at
+first, and a file does not show whether it is older than the fix.
+
+Nor do the files say whether a ReLU follows the last 3 x 3 convolution of the depth head. Upstream's
+PyTorch decoder had none, then one in every head, then an option that is off. The default here is
+"relu", as in transformers (in the depth head alone) and in the code that was published with the
+-dpt weights before (ported in ostris/ai-toolkit). "linear" is upstream's option switched off. The
+choice is written to the origin.
+
+Source: google-deepmind/tips, `scripts/convert_segmentation_checkpoint.py`, and for all three tasks
+`load_decoder_weights` of `pytorch/decoders.py` in its pull request 31.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -23,12 +43,6 @@ from model.checkpoints.dense_folder import PARTS, DenseHeads, put_over
 from model.checkpoints.weight_map import Change, Source, as_stored, gather
 from model.graphs import DENSE_TASKS, DenseTask
 
-# What the Scenic decoders call the tensors of transformers' dense heads, and how Flax stores them.
-#
-# Flax stores a convolution as [H, W, in, out] and a linear layer as [in, out]. Its transposed
-# convolution slides the kernel as it is where torch's mirrors it, so both axes are flipped as well.
-# Where the names are from is told in `model.checkpoints.scenic`.
-
 BLOCKS = "decoder/dpt/reassemble_blocks"
 LINEAR_OF_TASK: dict[DenseTask, str] = {
     "depth": "decoder/pixel_depth_classif",
@@ -49,7 +63,7 @@ def _conv_transpose(kernel: Tensor) -> Tensor:
     return kernel.flip(0, 1).permute(2, 3, 0, 1)
 
 
-# Ours, theirs, and what becomes of the kernel; the two transposed convolutions come first.
+# Our name, theirs, and the change of the kernel; the transposed convolutions come first.
 NAMES: list[tuple[str, str, Change]] = [
     (
         r"neck\.reassemble_stage\.readout_projects\.(\d)\.layers\.0",
@@ -69,7 +83,7 @@ NAMES: list[tuple[str, str, Change]] = [
         r"decoder/dpt/fusion_blocks_\1/Conv_0",
         _conv,
     ),
-    # Flax numbers the units of a block as they are made, and the first block has no lateral one.
+    # Flax numbers units in order of creation, and the first block has no lateral unit.
     (
         r"neck\.fusion_stage\.layers\.(0)\.residual_layer2\.convolution(\d)",
         r"decoder/dpt/fusion_blocks_\1/PreActResidualConvUnit_0/conv\2",
@@ -90,7 +104,7 @@ NAMES: list[tuple[str, str, Change]] = [
 
 
 def head_sources(names: Iterable[str], task: DenseTask) -> dict[str, Source]:
-    """Where each tensor of a head comes from.
+    """Return the source of each tensor of a head.
 
     Args:
         names: Of the head's tensors, `neck...` and `decoder...`.
@@ -112,32 +126,6 @@ def _source(name: str, task: DenseTask) -> Source:
     raise AssertionError(f"no name for {name}")
 
 
-# Reads the Scenic (JAX) zips of dense heads: `tips_v2_l14_depth_dpt.zip` and its like.
-#
-# Taken as layout: one `.npy` for each parameter of the Flax decoder, under the path of its module,
-# `decoder/dpt/reassemble_blocks/out_projection_0/kernel.npy`, and the task's linear layer as
-# `decoder/pixel_segmentation`, `decoder/pixel_depth_classif` or `decoder/pixel_normals`. So
-# google-deepmind/tips reads them in `scripts/convert_segmentation_checkpoint.py` and, for all three
-# tasks, in `load_decoder_weights` of `pytorch/decoders.py` as of its pull request 31.
-#
-# Flax stores a convolution as [H, W, in, out] and a linear layer as [in, out]. Its transposed
-# convolution slides the kernel as it is where torch's mirrors it, so both axes are flipped as well.
-#
-# The zips called `..._dpt_pytorch.zip` are refused: upstream's converter did not mirror these
-# kernels
-# at first, and the files do not tell whether they are from before or after that was put right.
-#
-# Whether a ReLU follows the last 3 x 3 convolution of the depth head is not in the files either,
-# and
-# upstream changed its mind: its PyTorch decoder had none, then one in every head, then an option
-# that
-# is off. The default here is "relu", for two reasons: transformers has it, in the depth head alone,
-# and so had the code that came with the published -dpt weights before transformers knew them (read
-# in
-# the port of it that ostris/ai-toolkit carries). "linear" is upstream's option switched off. Which
-# of
-# the two was chosen is in the origin.
-
 DepthActivation = Literal["relu", "linear"]
 ZIP_SUFFIX = "_dpt.zip"
 NUM_STAGES = 4
@@ -146,7 +134,7 @@ NUM_STAGES = 4
 def read_scenic_heads(
     paths: Sequence[Path], model: Tipsv2Model, *, depth_activation: DepthActivation = "relu"
 ) -> DenseHeads:
-    """Read one to three zips and put their heads over a model's vision tower.
+    """Read one to three zips and attach their heads to a model's vision tower.
 
     Args:
         paths: At most one for each task.

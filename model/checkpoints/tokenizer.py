@@ -1,4 +1,8 @@
-"""Read a tokenizer from a SentencePiece model file, without its library."""
+"""Read a checkpoint's tokenizer, also from a SentencePiece model file without its library.
+
+A model file is one protobuf message; its schema is `sentencepiece_model.proto` of
+google/sentencepiece. Only the fields that a BPE tokenizer needs are read.
+"""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -10,12 +14,6 @@ from transformers import Tipsv2Tokenizer
 
 from model.checkpoints.checkpoint import CheckpointError
 from model.protobuf_wire import read_fields
-
-# Read the pieces and the normaliser of a SentencePiece model file, without its library.
-#
-# The file is one protobuf message; its schema is `sentencepiece_model.proto` of
-# google/sentencepiece.
-# Only the fields that a BPE tokenizer needs are read.
 
 NORMAL, UNKNOWN, USER_DEFINED, UNUSED, BYTE = 1, 2, 4, 5, 6
 BPE = 2
@@ -118,15 +116,13 @@ def _int(value: Value) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-# Finds a checkpoint's tokenizer and makes transformers' Tipsv2Tokenizer of it.
-
 JSON_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 PAD_ID = 0
 
 
 def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, Path]:
-    """Read `tokenizer.json` or, where there is none, `tokenizer.model`.
+    """Read `tokenizer.json`, or else `tokenizer.model`.
 
     Args:
         folder: Of the checkpoint.
@@ -164,7 +160,7 @@ def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, P
 
 
 def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
-    """Make the tokenizer that gives the ids of a SentencePiece model for lower-cased text.
+    """Make a tokenizer with the ids of a SentencePiece model for lower-case text.
 
     Raises:
         CheckpointError: The model does not work as the family's does, so ids would differ.

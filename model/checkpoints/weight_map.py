@@ -15,19 +15,17 @@ from transformers.utils import logging
 from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError, name_some
 
-# Collects a module's tensors from an archive that calls and stores them otherwise, all or none.
-
 Change = Callable[[Tensor], Tensor]
 
 
 def as_stored(tensor: Tensor) -> Tensor:
-    """Change nothing."""
+    """Return the tensor unchanged."""
     return tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a tensor of ours comes from: the archive's name, and how to get ours from its array."""
+    """The source of a tensor: an array's name in the archive, and how to convert it."""
 
     name: str
     change: Change = as_stored
@@ -38,7 +36,7 @@ def gather(
     sources: Mapping[str, Source],
     shapes: Mapping[str, torch.Size],
 ) -> dict[str, Tensor]:
-    """Read every tensor once, after all names and shapes were found right.
+    """Read every tensor once, after all names and shapes are checked.
 
     One array is in memory beside the result at a time.
 
@@ -67,7 +65,7 @@ def _check_names(archive: ArrayArchive, wanted: set[str]) -> None:
     missing, extra = wanted - archive.shapes.keys(), archive.shapes.keys() - wanted
     if missing or extra:
         found = [f"lacks {name_some(missing)}"] if missing else []
-        found += [f"has {name_some(extra)} that belong nowhere"] if extra else []
+        found += [f"has {name_some(extra)} that the model does not have"] if extra else []
         raise CheckpointError(
             f"{archive.path} {' and '.join(found)}; it is incomplete, or of another model than its "
             "sizes say: use the file as it was released"
@@ -88,14 +86,12 @@ def _check_shape(archive: ArrayArchive, source: Source, expected: torch.Size) ->
         )
 
 
-# Calls transformers' loader so that it tells what it found, prints nothing and fetches nothing.
-
 Model = TypeVar("Model", bound=PreTrainedModel)
 Found = dict[str, Any]
 
 
 def load_folder(kind: type[Model], folder: Path, config: PretrainedConfig) -> tuple[Model, Found]:
-    """Load safetensors of a folder, mapped into memory where they need no change.
+    """Load the safetensors of a folder, mapped into memory if the dtype fits.
 
     Returns:
         The model in float32 and evaluation mode, and which names were missing, left over or of
@@ -107,7 +103,7 @@ def load_folder(kind: type[Model], folder: Path, config: PretrainedConfig) -> tu
 def load_tensors(
     kind: type[Model], config: PretrainedConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[Model, Found]:
-    """Build a model that has these tensors themselves, without a copy; returns as above."""
+    """Build a model from tensors without a copy; returns as `load_folder`."""
     return _load(kind, None, config, state_dict=dict(tensors))
 
 
@@ -131,7 +127,7 @@ def _load(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither bars nor warnings: what these would say, our errors say, or it is as it should be."""
+    """Hide bars and warnings of transformers: our own errors report what they would."""
     had_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -1,4 +1,7 @@
-"""Export a model to ONNX graphs."""
+"""Export a model to ONNX graphs.
+
+Shapes: B batch, N patches, L tokens, D embedding width, H W pixels.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -22,26 +25,24 @@ from model.features import vision_features
 from model.graphs import DENSE_TASKS, TEXT_OUTPUTS, VISION_OUTPUTS, Part, Precision, graph_file
 from model.manifest import Manifest, Output
 
-# What a model's weights say about the images it takes: patches, native size, served shapes.
-
 TOWER_OUTPUTS: Final[tuple[Output, ...]] = ("patches", "values", "cls1", "cls2", "text")
-# Rows and columns of patches that the dense heads make one of, at their deepest.
+# The deepest layer of the dense heads merges 2 x 2 patches.
 DENSE_PATCHES: Final = 2
 # Height and width of common images, relative to the shorter side.
 ASPECTS: Final = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
 
 
 def draft_manifest(model: Tipsv2Model, *, name: str, has_dense_heads: bool = False) -> Manifest:
-    """What the weights alone say for a manifest; files, parity and origin come later.
+    """Draft a manifest from the weights; files, parity and provenance come later.
 
     Args:
-        model: Both towers.
-        name: The model's name for clients.
+        model: The model.
+        name: Name of the model for clients.
         has_dense_heads: Depth, normals and segmentation are packaged too. They halve the patch
             grid, so every size must then be a multiple of two patches.
 
     Raises:
-        ValidationError: A name that a manifest cannot have.
+        ValidationError: The name is not valid.
     """
     vision = model.vision_model.config
     unit = patch_size(model) * (DENSE_PATCHES if has_dense_heads else 1)
@@ -70,13 +71,13 @@ def patch_size(model: Tipsv2Model) -> int:
 
 
 def native_size(model: Tipsv2Model) -> int:
-    """Side in pixels of the square whose grid has the position embeddings as they were learnt."""
+    """Side in pixels of the square that the position embeddings were learnt for."""
     num_positions = model.vision_model.embeddings.position_embeddings.shape[1] - 1
     return math.isqrt(num_positions) * patch_size(model)
 
 
 def shape_buckets(native: int, unit: int) -> list[tuple[int, int]]:
-    """The native square and, with the same shorter side, the shapes of common images."""
+    """The native square, and common aspect ratios with the same shorter side."""
     buckets = []
     for height, width in ASPECTS:
         scale = native / min(height, width) / unit
@@ -84,22 +85,18 @@ def shape_buckets(native: int, unit: int) -> list[tuple[int, int]]:
     return buckets
 
 
-# What a package is made of.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PackageContent:
-    """A model, and how it is to be packaged.
+    """A model, and how to package it.
 
     Attributes:
-        model: In float32 and evaluation mode.
-        tokenizer: Of its text tower.
-        draft: The manifest without files and parity, as `model.export.graph_writer` drafts it.
-        render_card: Makes the model card of the finished manifest.
-        dense: Backbone and heads for depth, normals and segmentation; in float32.
-        precisions: Of further graphs, beside those in fp32.
-        calibration: A folder of images that show int8 what to expect; without it, those that
-            come with this program.
+        model: The model in float32 and evaluation mode.
+        tokenizer: Tokenizer of its text tower.
+        draft: The manifest without files and parity; see `draft_manifest`.
+        render_card: Renders the model card from the finished manifest.
+        dense: Backbone and heads for depth, normals and segmentation, in float32.
+        precisions: Precisions of additional graphs; fp32 is always written.
+        calibration: Folder of images to calibrate int8 with; None for the built-in ones.
     """
 
     model: Tipsv2Model
@@ -111,15 +108,9 @@ class PackageContent:
     calibration: Path | None = None
 
 
-# A Tipsv2Model's two towers as ONNX graphs with free batch, sizes and text length.
-#
-# What tracing would break is written differently: position embeddings (see `model.position`) and
-# the
-# masked mean over tokens, whose tiny epsilon the exporter drops. Texts are short, so their
-# attention
-# is written out; that of images is one operator (see `model.export.attention`).
-#
-# Shapes: B batch, N patches, L tokens, D embedding width, H W pixels.
+# Both towers are exported with free batch, image size and text length. Two things are written
+# differently, as tracing would break them: position embeddings (see `model.position`), and the
+# masked mean over tokens, whose tiny epsilon the exporter drops.
 
 
 class VisionGraph(nn.Module):
@@ -154,16 +145,16 @@ class TextGraph(nn.Module):
 
 
 def trace_vision(model: Tipsv2Model, attention: str = FUSED) -> onnx_ir.Model:
-    """The vision graph: `pixel_values` to cls1, cls2, patch and value embeddings.
+    """Trace the vision graph: `pixel_values` to cls1, cls2, patch and value embeddings.
 
-    In memory; it refers to the model's weights.
+    The graph is in memory and shares the model's weights.
 
     Args:
-        model: In float32. Its mode and attention are as before afterwards.
-        attention: How attention over images is written; see `model.export.attention`.
+        model: The model in float32; its mode and attention are restored.
+        attention: How attention over images is exported; see `model.export.attention`.
     """
     patch_size = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
-    # Batch, rows and columns differ, so that no two of them are taken for the same size.
+    # Different sizes of all axes, so that the tracer does not take two of them for the same.
     inputs = {"pixel_values": torch.rand(2, 3, 3 * patch_size, 5 * patch_size)}
     axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
     with exportable(model, attention):
@@ -171,7 +162,7 @@ def trace_vision(model: Tipsv2Model, attention: str = FUSED) -> onnx_ir.Model:
 
 
 def trace_text(model: Tipsv2Model) -> onnx_ir.Model:
-    """The text graph: `input_ids` and `attention_mask` to `text_embeddings`; as `trace_vision`."""
+    """Trace the text graph: `input_ids` and `attention_mask` to `text_embeddings`."""
     token_ids_BL = torch.ones(3, 5, dtype=torch.int64)
     inputs = {"input_ids": token_ids_BL, "attention_mask": torch.ones_like(token_ids_BL)}
     axes = {name: {0: "batch", 1: "tokens"} for name in inputs}
@@ -179,11 +170,9 @@ def trace_text(model: Tipsv2Model) -> onnx_ir.Model:
         return trace(TextGraph(model), inputs, outputs=TEXT_OUTPUTS, axes=axes)
 
 
-# Writes a package's graphs: each part in float32, and in the precisions that were asked for.
-
-# The depth head sums up activations of about 1e8 before it divides by their sum: fp16 ends at
-# 65,504 and gives one depth everywhere. 8 bits are for the towers, where the work is; weights alone
-# may be small in the other two heads as well.
+# The depth head sums activations of about 1e8 before it divides by their sum: fp16 ends at 65,504
+# and gives the same depth everywhere. int8 is for the towers, which do the work; 8-bit weights are
+# exact enough for the other two heads too.
 PARTS: Final[dict[Precision, frozenset[Part]]] = {
     "fp32": frozenset(("vision", "text", "depth", "normals", "segmentation")),
     "fp16": frozenset(("vision", "text", "normals", "segmentation")),
@@ -197,12 +186,12 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
     """Write every graph of a package.
 
     Args:
-        content: Its models, and which precisions.
-        folder: The package; graphs are named by `model.graphs.graph_file`.
-        progress: Called with what is being done.
+        content: Models and precisions.
+        folder: The package's folder; `model.graphs.graph_file` names the graphs.
+        progress: Called with each step.
 
     Raises:
-        ValueError: An unknown precision, or a calibration folder without images.
+        ValueError: A precision is unknown, or the calibration folder has no images.
     """
     unknown = [precision for precision in content.precisions if precision not in PARTS]
     if unknown:
@@ -232,7 +221,7 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
 def _traced(
     content: PackageContent, progress: Callable[[str], None]
 ) -> Iterator[tuple[Part, onnx_ir.Model]]:
-    """Each part's graph in float32, one at a time."""
+    """Yield the float32 graph of each part; one is in memory at a time."""
     progress("exporting the vision graph")
     yield "vision", trace_vision(content.model)
     progress("exporting the text graph")
@@ -255,8 +244,8 @@ def _in_precision(
             graph, calibration_inputs(content.calibration, sizes.native_size, sizes.size_multiple)
         )
     elif precision in {"int8", "int8_weights"}:
-        # Of texts the weights alone: an error in one text is an error in every mask, the mask
-        # agreement fell to 95 % with activations, and text embeddings are cached.
+        # Text keeps float activations: an error in a class text is an error in every mask (mask
+        # agreement fell to 95 %), and text embeddings are cached, so speed matters less.
         store_weights_in_8_bits(graph)
     return graph
 

@@ -18,17 +18,15 @@ from model.parity.command import parity_section
 from model.parity.gate import prove_package
 from model.parity.reference import dense_references
 
-# Renders the model card: the author's text, then tables of what was measured.
-
 SCORES: Final = "## Scores"
 
 
 def render_card(text: str, manifest: Manifest) -> str:
-    """Put tables of scores and parity under the author's text.
+    """Append tables of scores and parity to the author's text.
 
     Args:
-        text: Markdown, with a front matter for the hub if wanted.
-        manifest: With scores and parity.
+        text: Markdown, optionally with front matter for the hub.
+        manifest: Has the scores and parity.
 
     Returns:
         Markdown that ends in a newline.
@@ -47,7 +45,7 @@ def render_card(text: str, manifest: Manifest) -> str:
 
 
 def author_text(card: str) -> str:
-    """What stands before the tables of a rendered card."""
+    """The text of a rendered card before its tables."""
     ends = [card.find(f"\n{heading}\n") for heading in (SCORES, PARITY_HEADING)]
     return card[: min((end for end in ends if end >= 0), default=len(card))].strip()
 
@@ -68,8 +66,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-# Writes a model package: weights, graphs and processor, proven, whole or not at all.
-
 __all__ = ["PackageContent", "write_package"]
 
 
@@ -78,13 +74,13 @@ def write_package(
 ) -> ModelPackage:
     """Write the complete package.
 
-    The folder appears under its name only when everything in it is written and the graphs compute
-    what the model computes. An older package of that name is replaced.
+    The folder appears under its name when all of it is written and the graphs have passed the
+    parity gate. An older package of that name is replaced.
 
     Args:
-        content: What goes into it.
-        output: Its folder; absent, empty, or an older package.
-        progress: Called with what is being done, for whoever waits.
+        content: Model, tokenizer and settings.
+        output: The package's folder; absent, empty, or an older package.
+        progress: Called with each step.
 
     Raises:
         ValueError: `output` holds something else.
@@ -95,7 +91,7 @@ def write_package(
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         _write_files(content, staging, progress)
-        # By way of a first manifest, so that the graphs are loaded as the server will load them.
+        # A first manifest, so that the graphs are loaded as the server loads them.
         first = write_manifest(staging, content.draft)
         heads = dense_references(content.dense)
         parity = prove_package(content.model, first, dense=heads, progress=progress)
@@ -111,7 +107,7 @@ def write_package(
 
 
 def _write_files(content: PackageContent, folder: Path, progress: Progress) -> None:
-    """Weights, graphs and the processor, as `transformers` and the runtimes read them."""
+    """Write what `transformers` and the runtimes read: weights, processor and graphs."""
     progress("writing weights and tokenizer")
     content.model.save_pretrained(folder)
     side = native_size(content.model)
@@ -124,13 +120,13 @@ def _write_files(content: PackageContent, folder: Path, progress: Progress) -> N
 
 
 def _make_readable(folder: Path) -> None:
-    """Let every user read the package: a server seldom runs as the user who wrote it."""
+    """Let all users read the package: a server often runs as another user than its author."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _replace(output: Path, staging: Path) -> None:
-    """Put the new folder in the old one's place, keeping the old until the new is there."""
+    """Replace the old folder, which is kept until the new one is in its place."""
     if not (output / MANIFEST_NAME).is_file():
         rename(staging, output)
         return

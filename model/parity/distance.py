@@ -1,4 +1,7 @@
-"""How far outputs differ from the reference."""
+"""How far outputs differ from the reference: embeddings, masks and dense maps.
+
+Shapes: B batch, N patches, D embedding width, K classes, H W pixels or rows and columns of a map.
+"""
 
 from dataclasses import dataclass, field
 
@@ -8,12 +11,8 @@ from numpy.typing import NDArray
 from model.segmentation import cosine_map, l2_normalize, segment, upsample_bilinear
 from model.winner_map import Labels
 
-# Segmentation masks of the model in float32, and how much of them an export keeps.
-#
-# Shapes: N patches, D width, K classes; H W pixels of the image, h w patch rows and columns.
-
 FloatArray = NDArray[np.float32]
-# Where the best two cosines are nearer than this, either class is as good an answer.
+# If the best two cosines are nearer than this, either class is a good answer.
 CLEAR_MARGIN = 0.01
 
 
@@ -22,7 +21,7 @@ class ReferenceMask:
     """The mask of one image.
 
     Attributes:
-        labels_HW: As segmentation answers them.
+        labels_HW: Labels as segmentation returns them.
         clear_HW: Where the best cosine is `CLEAR_MARGIN` above the second.
     """
 
@@ -36,7 +35,7 @@ def reference_mask(
     grid_hw: tuple[int, int],
     size_hw: tuple[int, int],
 ) -> ReferenceMask:
-    """Segment an image and note where the answer is clear."""
+    """Segment an image, and find the pixels with a clear winner."""
     cosine_KHW = upsample_bilinear(cosine_map(features_ND, classes_KD, grid_hw), size_hw)
     second_HW, best_HW = np.partition(cosine_KHW, (-2, -1), axis=0)[-2:]
     return ReferenceMask(
@@ -51,13 +50,13 @@ def mask(
     grid_hw: tuple[int, int],
     size_hw: tuple[int, int],
 ) -> Labels:
-    """Labels [H, W] by the code that answers requests."""
+    """Labels [H, W], computed by the code that serves requests."""
     return segment(features_ND, classes_KD, grid_hw=grid_hw, size_hw=size_hw).labels_HW
 
 
 @dataclass(slots=True)
 class Agreement:
-    """Pixels with the same class, of all and of the clear ones."""
+    """Counts of pixels with the same class, among all and among the clear ones."""
 
     pixels: int = 0
     same: int = 0
@@ -81,11 +80,6 @@ class Agreement:
     def clear_share(self) -> float | None:
         """Of the clear pixels; None where there are none."""
         return self.clear_same / self.clear if self.clear else None
-
-
-# How far arrays are from the reference's, in one number for each thing that can go wrong.
-#
-# Shapes: B batch, N patches, D embedding width, H W rows and columns of a dense map.
 
 
 class ParityError(ValueError):
@@ -119,11 +113,11 @@ class Distance:
     """The largest differences and the cosines seen so far.
 
     Attributes:
-        is_finite: Whether all outputs were. What is not is counted here and nowhere else, since
-            comparisons with NaN are false whichever way they are asked.
+        is_finite: Whether all outputs are finite. Others count here only, since every comparison
+            with NaN is false.
         max_relative_diff: In units of the root mean square of the reference's output.
-        worst_size: Of the input where that was.
-        max_length_error: Of embeddings; what cosines do not see.
+        worst_size: Size of the input with that difference.
+        max_length_error: Relative error of embeddings' lengths, which cosines do not show.
     """
 
     is_finite: bool = True
@@ -138,10 +132,10 @@ class Distance:
         """Compare one output of one input of this size.
 
         Returns:
-            Whether the export's is finite; if not, nothing else of it should be counted.
+            Whether the exported output is finite; if not, nothing else of it should be counted.
 
         Raises:
-            ParityError: It has another shape.
+            ParityError: The shapes differ.
         """
         if exported.shape != reference.shape:
             raise ParityError(f"shape {list(exported.shape)} instead of {list(reference.shape)}")
@@ -159,7 +153,7 @@ class Distance:
     def add_embeddings(
         self, exported: FloatArray, reference: FloatArray, size: tuple[int, ...]
     ) -> bool:
-        """Compare embeddings: [B, D] is global, [B, N, D] of patches; as `add`."""
+        """Compare global [B, D] or patch [B, N, D] embeddings; see `add`."""
         is_finite = self.add(exported, reference, size)
         if is_finite:
             (self.patches if exported.ndim == 3 else self.cls).add(exported, reference)
@@ -171,7 +165,7 @@ class Distance:
 
 @dataclass(slots=True)
 class Mean:
-    """A mean over the numbers of many arrays; None where there are none."""
+    """A mean over the numbers of many arrays; None without any."""
 
     total: float = 0.0
     count: int = 0
@@ -195,7 +189,7 @@ def depth_errors(exported_BHW: FloatArray, reference_BHW: FloatArray) -> FloatAr
 
 def normal_angles(exported_B3HW: FloatArray, reference_B3HW: FloatArray) -> NDArray[np.float64]:
     """Degrees [B, H, W] between vectors of any length."""
-    # In float64, and by the chord: an arc cosine near one loses half of the digits.
+    # By the chord and in float64: an arc cosine near one loses half of the digits.
     exported, reference = (
         np.moveaxis(vectors.astype(np.float64), 1, -1)
         for vectors in (exported_B3HW, reference_B3HW)

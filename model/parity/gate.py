@@ -36,31 +36,28 @@ from model.runtime.loaded_graphs import LoadedGraph, loaded_graphs
 from model.runtime.machine import installed_libraries, this_hardware
 from model.segmentation import average_groups
 
-# What each precision has to keep, in one table, and why.
-#
-# The bundled student (trained) and a B/14 (random weights, with scales as training leaves them)
-# were
-# measured by this gate on a CPU with AMX; `tests/model/parity/test_gate.py` plants the faults. What
-# quantised graphs may lose is where faults are still caught, not what was measured.
+# The limits of each precision. Measured by this gate on a CPU with AMX: the bundled student
+# (trained), and a B/14 (random weights at the scales of a trained model). The limits of quantised
+# graphs are those at which the faults of `tests/model/parity/test_gate.py` are still caught.
 
 LIMITS: Final[dict[Precision, ParityLimits]] = {
-    # The same sums in another order. Measured: 1.7e-5 of an output's scale at most, also on noise,
-    # and 99.99 % of the pixels; six times that is no rounding any more.
+    # Only the order of sums differs. Measured: at most 1.7e-5 of an output's scale, also on noise,
+    # and 99.99 % of the pixels; six times that is more than rounding.
     "fp32": ParityLimits(max_relative_diff=1e-4, min_mask_agreement=0.999),
-    # 8 bits of mantissa. The share of pixels decides, and is what it was agreed to keep where it is
-    # taken unasked; those that change lie where two classes are equally near. Measured: 99.57 % of
-    # the student's. Cosines tell a fault from rounding: the student's are 0.9997 at worst, those of
-    # twelve blocks of random weights, which let errors grow, 0.9948 and 0.9998 in the mean.
+    # 8 bits of mantissa. The share of pixels decides, as bf16 is chosen by default; pixels that
+    # change lie where two classes are equally near. Measured: the student keeps 99.57 %. Cosines
+    # separate faults from rounding: at worst 0.9997 for the student; for twelve blocks of random
+    # weights, which amplify errors, 0.9948, and 0.9998 in the mean.
     "bf16": ParityLimits(
         max_length_error=0.05, min_cosine=0.99, min_mean_cosine=0.9995, min_mask_agreement=0.995
     ),
-    # 11 bits of mantissa: an eighth of the error of bf16. By OpenVINO's hint the student kept a
-    # cosine of 0.99995 at worst and 99.89 % of the pixels.
+    # 11 bits of mantissa: an eighth of the error of bf16. With OpenVINO's hint the student had a
+    # cosine of 0.99995 at worst, and kept 99.89 % of the pixels.
     "fp16": ParityLimits(
         max_length_error=0.01, min_cosine=0.999, min_mean_cosine=0.9999, min_mask_agreement=0.998
     ),
-    # Only ever taken by name. Swapped outputs or items stay below these cosines, and a package
-    # whose masks change more than one pixel in twenty is another model.
+    # Never chosen by default. Swapped outputs or items have cosines below these; with more than
+    # one changed pixel in twenty, the masks are those of another model.
     "int8": ParityLimits(
         max_length_error=0.1, min_cosine=0.97, min_mean_cosine=0.995, min_mask_agreement=0.95
     ),
@@ -68,8 +65,8 @@ LIMITS: Final[dict[Precision, ParityLimits]] = {
         max_length_error=0.1, min_cosine=0.97, min_mean_cosine=0.995, min_mask_agreement=0.95
     ),
 }
-# Of dense heads: relative depth, degrees between normals, and the same class as the model. Judged
-# by what a map is used for, not yet by released heads: none could be measured here.
+# Dense heads: relative error of depth, degrees between normals, share of pixels of the same class.
+# Chosen by the use of such maps; no released heads could be measured here.
 _DENSE: Final[dict[Precision, tuple[float, float, float]]] = {
     "fp32": (1e-4, 0.01, 0.999),
     "bf16": (0.02, 1.0, 0.99),
@@ -80,7 +77,7 @@ _DENSE: Final[dict[Precision, tuple[float, float, float]]] = {
 
 
 def limits(part: Part, precision: Precision) -> ParityLimits:
-    """What a graph, run in this precision, has to keep."""
+    """Return the limits of a graph in a precision."""
     if part in {"vision", "text"}:
         return LIMITS[precision]
     depth_error, degrees, agreement = _DENSE[precision]
@@ -92,8 +89,6 @@ def limits(part: Part, precision: Precision) -> ParityLimits:
     return next(its for task, its in dense.items() if task == part)
 
 
-# The gate of every export: a graph, run in one way, must say what the model says.
-#
 # Shapes: B batch, N patches, D embedding width, K classes, H W pixels.
 
 Output = TypeVar("Output")
@@ -101,7 +96,7 @@ Output = TypeVar("Output")
 
 @dataclass(slots=True)
 class Measured:
-    """What was seen of one graph; what does not apply to it stays without a number."""
+    """Differences of one graph from the model; values that do not apply stay None."""
 
     sizes: list[tuple[int, ...]] = field(default_factory=list)
     distance: Distance = field(default_factory=Distance)
@@ -124,36 +119,35 @@ class Measured:
 def measure(
     reference: Reference, runtime: Runtime, graphs: Iterable[LoadedGraph]
 ) -> list[ParityEntry]:
-    """How far a runtime's answers are from the model's; see `ParityEntry.passed`.
+    """Measure how far a runtime's outputs are from the model's; see `ParityEntry.passed`.
 
     Args:
-        reference: Of the same model.
-        runtime: Loaded with the graphs.
-        graphs: What of it to measure.
+        reference: Inputs and outputs of the same model in torch.
+        runtime: Has the graphs loaded.
+        graphs: Graphs to measure.
 
     Raises:
-        ParityError: An output has another shape, or a graph refuses an input.
+        ParityError: An output has a wrong shape, or a graph refuses an input.
     """
     return [_measure_graph(reference, runtime, graph) for graph in graphs]
 
 
 def require(entries: Sequence[ParityEntry]) -> None:
-    """Refuse graphs that do not keep their limits.
+    """Refuse graphs that exceed their limits.
 
     Raises:
-        ParityError: With what to do about it.
+        ParityError: A graph exceeds a limit; the message says what to do.
     """
     for entry in entries:
         if not entry.passed:
             raise ParityError(
-                f"{describe(entry)}. Nothing was written: leave this precision out, or mend the "
-                "export; weights that overflow and layers that quantisation harms are what to "
-                "look for"
+                f"{describe(entry)}. Nothing was written: leave this precision out, or fix the "
+                "export; look for weights that overflow, and for layers that quantisation harms"
             )
 
 
 def describe(entry: ParityEntry) -> str:
-    """A sentence about one that failed."""
+    """Describe a failed measurement."""
     return (
         f"{entry.file} on {entry.runtime} in {entry.precision} differs from {entry.reference}: "
         f"{'; '.join(entry.failures)}; worst at the size {entry.worst_size} of {entry.sizes}"
@@ -247,7 +241,7 @@ def _measure_dense(
 
 
 def _judges(is_real: bool, graph: LoadedGraph) -> bool:
-    """Noise judges float32 only."""
+    """Noise is compared in float32 only."""
     return is_real or graph.precision == "fp32"
 
 
@@ -267,7 +261,7 @@ def _arrays(output: VisionOutput) -> list[FloatArray]:
 def _run(
     graph: LoadedGraph, size: tuple[int, ...], call: Callable[..., Output], *inputs: object
 ) -> Output:
-    """Run one input; a graph that refuses it fails the gate as one that answers wrongly does."""
+    """Run one input; a graph that refuses it fails the gate."""
     try:
         return call(*inputs)
     except Exception as error:
@@ -276,25 +270,23 @@ def _run(
         ) from error
 
 
-# Measures every graph of a package on every runtime and precision that this machine can run.
-
-# In this order: what is wrong with a graph itself shows first where nothing is rounded. torch is
-# what these are compared with, and GPUs are not where packages are written.
+# A fault of the graph itself shows first in ONNX Runtime, which rounds nothing. torch is the
+# reference, and packages are not written on GPUs.
 RUNTIMES: Final = ("onnx", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A runtime and a precision, and what it computes of a package."""
+    """A backend, a precision, and the graphs to compare."""
 
     choice: RuntimeChoice
     graphs: tuple[LoadedGraph, ...]
 
     @property
     def is_hint(self) -> bool:
-        """Whether the runtime itself computes graphs of float32 in another precision.
+        """Whether the runtime computes float32 graphs in another precision.
 
-        What such a way gets wrong is written down, not refused: nobody has to take it.
+        Failures are then recorded and not refused: such a backend is not chosen by default.
         """
         return self.choice.precision != "fp32" and all(
             graph.file == graph_file(graph.part) for graph in self.graphs
@@ -308,27 +300,27 @@ def prove_package(
     dense: Mapping[DenseTask, DenseReference] | None = None,
     progress: Progress = lambda _: None,
 ) -> list[ParityEntry]:
-    """Compare a package's graphs with its model, in every way that this machine can run them.
+    """Compare a package's graphs with its model, on every CPU backend of this machine.
 
     Args:
         model: In float32 and evaluation mode.
-        package: Its files; parity entries that it has already are not looked at.
-        dense: The heads that the package has, in torch; those that are not here are not measured.
-        progress: Called with what is being done.
+        package: Has the graphs; its earlier parity entries are ignored.
+        dense: The package's heads in torch; other heads are not measured.
+        progress: Called with each step.
 
     Returns:
-        An entry for each graph in each way; those of hints may not pass.
+        An entry for each graph and backend; entries of hinted precisions may have failed.
 
     Raises:
-        ParityError: A graph does not keep its limits, or nothing here can run any.
+        ParityError: A graph exceeds its limits, or no runtime is installed.
     """
     proofs = plan_proofs(package.manifest, Machine(this_hardware(), installed_libraries()))
     if not proofs:
         raise ParityError(
-            "no runtime is installed that could run the graphs, so nothing shows that they compute "
-            "what the model does: pip install 'tipserve[cpu]'"
+            "no runtime is installed that can run the graphs, so they cannot be compared with the "
+            "model: pip install 'tipserve[cpu]'"
         )
-    progress("running the model in torch, to compare with")
+    progress("running the model in torch, as the reference")
     reference = build_reference(model, package, dense=dense)
     num_threads = len(os.sched_getaffinity(0))
     entries: list[ParityEntry] = []
@@ -349,22 +341,25 @@ def prove_package(
 
 
 def plan_proofs(manifest: Manifest, machine: Machine) -> list[Proof]:
-    """Every way to run on a CPU what the package holds, float32 first; each graph of a way once."""
+    """List what to compare: every CPU backend, float32 first, each of its graphs once."""
     proofs = []
-    ways = [
-        way for name in RUNTIMES for way in BACKENDS if (way.runtime, way.device) == (name, "cpu")
+    backends = [
+        backend
+        for name in RUNTIMES
+        for backend in BACKENDS
+        if (backend.runtime, backend.device) == (name, "cpu")
     ]
-    for way in ways:
+    for backend in backends:
         seen: set[LoadedGraph] = set()
-        for precision in sorted(way.precisions, key=lambda name: name != "fp32"):
-            if unavailable_reason(way, precision, manifest, machine) is not None:
+        for precision in sorted(backend.precisions, key=lambda name: name != "fp32"):
+            if unavailable_reason(backend, precision, manifest, machine) is not None:
                 continue
-            loaded = loaded_graphs(manifest, way.runtime, precision)
+            loaded = loaded_graphs(manifest, backend.runtime, precision)
             choice = RuntimeChoice(
-                runtime=way.runtime,
+                runtime=backend.runtime,
                 precision=precision,
-                device=way.device,
-                provider=way.provider,
+                device=backend.device,
+                provider=backend.provider,
                 reason="to be compared with the model",
             )
             proofs.append(Proof(choice, tuple(graph for graph in loaded if graph not in seen)))

@@ -57,21 +57,21 @@ def test_arrays_of_other_layouts_keep_their_values(path: Path) -> None:
 
 
 BAD_MEMBERS = {
-    "objects": ({"a.npy": npy(np.array([{}], dtype=object))}, "Python objects .* run any program"),
+    "objects": ({"a.npy": npy(np.array([{}], dtype=object))}, "Python objects .* run code"),
     "integers": ({"a.npy": npy(np.arange(3))}, "holds int64 at 'a'"),
     "complex": ({"a.npy": npy(np.ones(2, np.complex64))}, "holds complex64"),
     "no array": ({"a.npy": b"not an array at all"}, "no readable array at 'a'"),
     "empty": ({"a.npy": b""}, "no readable array at 'a'"),
-    "no name": ({"": npy(GOOD)}, "holds '', which is no .npy array"),
-    "text": ({"readme.txt": b"hello"}, "'readme.txt', which is no .npy array"),
-    "a pickle": ({"data.pkl": b"\x80\x04N."}, "'data.pkl', which is no .npy array"),
-    "parent": ({"../a.npy": npy(GOOD)}, "points out of the archive"),
-    "deep parent": ({"x/../../a.npy": npy(GOOD)}, "points out of the archive"),
-    "absolute": ({"/etc/a.npy": npy(GOOD)}, "points out of the archive"),
-    "drive": ({"C:\\a.npy": npy(GOOD)}, "points out of the archive"),
-    "backslashes": ({"..\\a.npy": npy(GOOD)}, "points out of the archive"),
-    "cut short": ({"a.npy": npy(GOOD)[:-4]}, "not what its header"),
-    "too long": ({"a.npy": npy(GOOD) + b"more"}, "not what its header"),
+    "no name": ({"": npy(GOOD)}, "holds '', which is not a .npy array"),
+    "text": ({"readme.txt": b"hello"}, "'readme.txt', which is not a .npy array"),
+    "a pickle": ({"data.pkl": b"\x80\x04N."}, "'data.pkl', which is not a .npy array"),
+    "parent": ({"../a.npy": npy(GOOD)}, "leads out of the archive"),
+    "deep parent": ({"x/../../a.npy": npy(GOOD)}, "leads out of the archive"),
+    "absolute": ({"/etc/a.npy": npy(GOOD)}, "leads out of the archive"),
+    "drive": ({"C:\\a.npy": npy(GOOD)}, "leads out of the archive"),
+    "backslashes": ({"..\\a.npy": npy(GOOD)}, "leads out of the archive"),
+    "cut short": ({"a.npy": npy(GOOD)[:-4]}, "does not fit its header"),
+    "too long": ({"a.npy": npy(GOOD) + b"more"}, "does not fit its header"),
     "version 9": ({"a.npy": b"\x93NUMPY\x09\x00" + npy(GOOD)[8:]}, "no readable array"),
     "nothing": ({}, "holds no arrays"),
 }
@@ -96,14 +96,14 @@ def test_a_name_that_comes_twice_is_refused(path: Path) -> None:
 
 def test_what_would_fill_the_memory_is_not_unpacked(path: Path) -> None:
     write_zip(path, {"a.npy": npy(np.zeros(2**20, np.float32))}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(CheckpointError, match=r"would unpack to \d+ bytes, .* not unpacked"):
+    with pytest.raises(CheckpointError, match=r"would unpack to \d+ bytes, at most \d+ are"):
         ArrayArchive(path)
 
 
 def test_a_header_that_promises_more_than_there_is_is_refused(path: Path) -> None:
     header = npy(GOOD).replace(b"(2, 3)", b"(9, 9)")
     write_zip(path, {"a.npy": header})
-    with pytest.raises(CheckpointError, match="not what its header"):
+    with pytest.raises(CheckpointError, match="does not fit its header"):
         ArrayArchive(path)
 
 
@@ -133,7 +133,7 @@ def not_a_zip(content: bytes) -> bytes:
 def test_a_file_that_was_cut_short_is_refused(path: Path, damage: Callable[[bytes], bytes]) -> None:
     np.savez(path, allow_pickle=False, a=GOOD)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"no zip of arrays or was cut short .* download"):
+    with pytest.raises(CheckpointError, match=r"not a zip of arrays or is cut off .* download"):
         ArrayArchive(path)
 
 
@@ -153,7 +153,7 @@ def test_one_flipped_bit_is_found(path: Path) -> None:
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_unusual_packing_is_refused(path: Path, method: int) -> None:
     write_zip(path, {"a.npy": npy(GOOD)}, method)
-    with pytest.raises(CheckpointError, match=r"packed in an unusual way at 'a\.npy'"):
+    with pytest.raises(CheckpointError, match=r"an unsupported compression at 'a\.npy'"):
         ArrayArchive(path)
 
 

@@ -71,7 +71,9 @@ def test_an_array_too_many_is_refused(
     model = releases["b-like"].model
     arrays = vision_arrays(model) if file == VISION else text_arrays(model)
     write_npz(pair / file, arrays | {"head.weight": np.ones(3, np.float32)})
-    with pytest.raises(CheckpointError, match=f"{file} has 'head.weight' that belong nowhere"):
+    with pytest.raises(
+        CheckpointError, match=f"{file} has 'head.weight' that the model does not have"
+    ):
         read_checkpoint(pair)
 
 
@@ -91,7 +93,7 @@ def test_a_value_that_is_no_number_is_refused(
 
 def test_towers_of_two_models_are_refused(pair: Path, releases: dict[str, "Release"]) -> None:
     write_npz(pair / TEXT, text_arrays(releases["so-like"].model))
-    with pytest.raises(CheckpointError, match=r"do not belong together; put the two files"):
+    with pytest.raises(CheckpointError, match=r"do not fit together; put the two files"):
         read_checkpoint(pair)
 
 

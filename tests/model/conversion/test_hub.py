@@ -131,7 +131,7 @@ def test_an_unknown_repository_is_told_from_an_unknown_revision(hub: Hub) -> Non
 
 def test_a_gated_repository_needs_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.gated = True
-    with pytest.raises(HubError, match=r"ask for access on .*google/tipsv2-b14.*HF_TOKEN"):
+    with pytest.raises(HubError, match=r"request access on .*google/tipsv2-b14.*HF_TOKEN"):
         ask_commit(B14)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert ask_commit(B14) == COMMIT

@@ -281,7 +281,7 @@ def test_reasons_are_sentences_that_name_what_was_passed_over() -> None:
         "onnx on the CPU in fp32: as requested (runtime onnx, device cpu)."
     )
     bold = reason(BF16, CPU_LIBRARIES, manifest(), precision="bf16", device="cpu")
-    assert "how exact it is was not proven" in bold
+    assert "not proven for this package" in bold
 
 
 def test_this_machine_has_something_for_the_bundled_model() -> None:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from service.lanes.latency_model import CostCurve
+from service.lanes.latency_model import LatencyCurve
 
 # What batches cost on one machine: from a file, or from a server that runs.
 
@@ -46,9 +46,9 @@ class Cost:
             raise CurvesError(f"{self.label}: these are no costs: {self}")
 
     @property
-    def curve(self) -> CostCurve:
+    def curve(self) -> LatencyCurve:
         """For batches."""
-        return CostCurve(self.intercept_s, self.slope_s)
+        return LatencyCurve(self.intercept_s, self.slope_s)
 
     @property
     def alone_s(self) -> float:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
         batcher = Batcher(loaded.lanes, rules=rules, metrics=Metrics())
         batcher.start()
         wall, cpu = time.perf_counter(), time.process_time()
-        for future in batcher.submit([item] * num_images):
+        for future in batcher.queue.put([item] * num_images):
             future.result(LIMIT_S)
         spent = time.perf_counter() - wall, time.process_time() - cpu
         batcher.stop(LIMIT_S)

@@ -1,4 +1,4 @@
-"""What is computed: items, the batches that lanes make of them, and their answers."""
+"""Units of work: items, the batches that lanes compute of them, and their results."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
 from service.tracing import NO_BATCH, NO_TRACE, BatchTrace, RequestTrace
 
-# Images that are embedded, texts, and images that a dense head says something of.
+# Images to embed, texts to embed, and images for a dense head.
 Kind = Literal["image", "text"] | MapTask
 Outputs = Mapping[str, NDArray[np.float32]]
 
@@ -29,37 +29,43 @@ class Bucket:
 
     @property
     def label(self) -> str:
-        """Such as `image 112x112`."""
+        """Name in logs and metrics, such as `image 112x112`."""
         return f"{self.kind} {'x'.join(map(str, self.shape))}"
 
     @property
     def is_image(self) -> bool:
-        """Whether its items are images, whatever is computed of them."""
+        """Whether the items are images, for embeddings or for a dense head."""
         return self.kind != "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How much one batch may hold: items, and their cost in patches or tokens."""
+    """Limits of one batch: items, and their cost in patches or tokens."""
 
     max_items: int
     max_cost: int
 
     def is_full(self, num_items: int, cost: int) -> bool:
-        """Whether a batch of so much takes nothing more."""
+        """Whether a batch of this size takes no more items."""
         return num_items >= self.max_items or cost >= self.max_cost
 
     def fits(self, num_items: int, cost: int) -> bool:
-        """Whether a batch may be so large; one item alone always may."""
+        """Whether a batch may have this size; a single item always fits."""
         return num_items <= 1 or (num_items <= self.max_items and cost <= self.max_cost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkItem:
-    """One image or text, ready for the runtime; monotonic deadline in seconds.
+    """One image or text, ready for the runtime.
 
-    `flow` is whose item it is: flows that have much waiting do not keep the others from their turn.
-    `trace` is its request's, which every batch that takes the item is linked to.
+    Attributes:
+        bucket: Its shape; only items of one bucket share a batch.
+        cost: In patches or tokens.
+        payload: Model input of an image, token ids of a text.
+        deadline: Monotonic seconds.
+        priority: 1 is the highest.
+        flow: Name of the client's share of the lanes, for fair scheduling.
+        trace: Trace of the request; the batch's trace is linked to it.
     """
 
     bucket: Bucket
@@ -73,7 +79,7 @@ class WorkItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """The runtime's outputs for one item, how long it waited and ran, in seconds, and its batch."""
+    """Outputs of one item, its time in the queue and in the batch in seconds, and the batch."""
 
     outputs: Outputs
     queue_s: float
@@ -90,41 +96,42 @@ def record_batches(done: Sequence[Completed], call: Call) -> None:
 
 
 class ItemFuture(Future[Completed]):
-    """An item's answer. Its caller may also leave while it is computed.
+    """Result of an item. Its caller can also abandon it while a lane computes it.
 
     Attributes:
-        has_left: Whether the caller left then; the future itself can no longer be cancelled.
-        on_left: Called once that happens, by the caller's thread.
+        is_abandoned: Whether the caller cancelled it while it ran; a running future cannot be
+            cancelled.
+        on_abandoned: Called when that happens, in the caller's thread.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.has_left = False
-        self.on_left: Callable[[], None] | None = None
+        self.is_abandoned = False
+        self.on_abandoned: Callable[[], None] | None = None
 
     def _invoke_callbacks(self) -> None:
-        """Call the callbacks, and forget them.
+        """Call the callbacks, then drop them.
 
-        The library keeps them, and they lead back here by way of item and request: images would
-        stay in memory until the garbage collector finds the circle, which at rest is never.
+        The library keeps them. They refer to this future by way of item and request: without this,
+        images would stay in memory until the garbage collector runs, which at rest is never.
         """
         super()._invoke_callbacks()  # type: ignore[misc]  # private; typeshed leaves it out
         self._done_callbacks: list[Callable[[Future[Completed]], object]] = []
 
     def cancel(self) -> bool:
-        """Cancel it where it waits; tell whoever computes it where it does not."""
+        """Cancel a waiting item; mark a running one as abandoned."""
         if super().cancel():
             return True
-        if self.running() and not self.has_left:
-            self.has_left = True
-            if self.on_left is not None:
-                self.on_left()
+        if self.running() and not self.is_abandoned:
+            self.is_abandoned = True
+            if self.on_abandoned is not None:
+                self.on_abandoned()
         return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Entry:
-    """An item that waits, with its caller's future. The lower rank goes first."""
+class QueuedItem:
+    """An item in the queue, and its future. The lowest rank is served first."""
 
     number: int
     item: WorkItem
@@ -135,30 +142,30 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
-    """Entries that a lane computes together; their futures can no longer be cancelled."""
+    """Items that a lane computes in one run; their futures can no longer be cancelled."""
 
     bucket: Bucket
-    entries: tuple[Entry, ...]
+    entries: tuple[QueuedItem, ...]
     taken: float
 
     @property
     def cost(self) -> int:
-        """Of all entries together."""
+        """Cost of all items."""
         return sum(entry.item.cost for entry in self.entries)
 
     @property
-    def is_deserted(self) -> bool:
-        """Whether every caller has left. Texts never are: the cache keeps them for the next."""
-        return self.bucket.is_image and all(e.future.has_left for e in self.entries)
+    def is_abandoned(self) -> bool:
+        """Whether every caller has left. Never true for texts: the cache keeps their results."""
+        return self.bucket.is_image and all(e.future.is_abandoned for e in self.entries)
 
 
-def settle(
+def resolve(
     future: "Future[Completed]",
     *,
     value: Completed | None = None,
     error: ServiceError | None = None,
 ) -> None:
-    """Answer a running future with a value or an error, unless it has been answered already."""
+    """Give a running future its result or error, unless it already has one."""
     with suppress(InvalidStateError):
         if error is not None:
             future.set_exception(error)

@@ -18,6 +18,8 @@ from model.runtime.loaded_graphs import parity_in_use
 from model.text import TextTokenizer
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
+from service.lanes.lane import Lane
+from service.lanes.latency_model import IMAGE_WORK, WarmUp, WarmUpRules, measure
 from service.lanes.sizing import (
     MAX_LANES,
     MEMORY_SHARE,
@@ -26,9 +28,8 @@ from service.lanes.sizing import (
     plan_lanes,
     weight_bytes,
 )
-from service.lanes.warm_up import IMAGE_WORK, WarmUp, WarmUpRules, measure
 from service.lanes.work import BatchLimits, Bucket, Kind
-from service.lanes.worker import Lane, LaneCare
+from service.lanes.worker import HealthLimits
 from service.machine import PeakMeter, available_cpus, free_memory
 from service.messages import MAP_TASKS, BucketLimits, ModelInfo, RequestLimits
 from service.models.admission import Admission
@@ -235,7 +236,7 @@ def load_first_lane(
     # What a runtime once had it keeps: only from small to large does each shape show its own.
     for bucket in sorted(buckets, key=size):
         began = time.monotonic()
-        peak_bytes = meter.peak_bytes(partial(lane.try_out, bucket))
+        peak_bytes = meter.peak_bytes(partial(lane.run_synthetic, bucket))
         first_s[bucket] = time.monotonic() - began
         if bucket.is_image and peak_bytes is not None and lane.runtime.device == "cpu":
             peaks[bucket] = peak_bytes
@@ -336,7 +337,7 @@ def _load_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[
     """A lane that has run every shape once."""
     lane = _new_lane(package, load, plan, buckets)
     for bucket in with_maps(buckets, served_tasks(package.manifest, lane.runtime)):
-        lane.try_out(bucket)
+        lane.run_synthetic(bucket)
     return lane
 
 
@@ -456,13 +457,13 @@ def serve_lanes(
             prepare_ahead=not is_cpu if settings.prepare_ahead is None else settings.prepare_ahead,
         ),
         metrics=metrics,
-        care=LaneCare(
+        limits=HealthLimits(
             probe_interval_s=settings.watchdog_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,
             dead_limit_s=settings.watchdog_dead_limit_s,
         ),
     )
-    batcher.costs.begin(warm.curves, partial(item_cost, manifest))
+    batcher.latency.set_measured(warm.curves, partial(item_cost, manifest))
     info = ModelInfo(
         manifest=manifest,
         runtime=runtime.name,

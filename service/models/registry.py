@@ -16,7 +16,7 @@ from typing import Final, Literal, TypeVar
 from model.package import PackageError
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 from service.errors import InternalError, InvalidRequest, ModelNotFound, ServiceError
-from service.lanes.worker import WarmUpError
+from service.lanes.lane import WarmUpError
 from service.machine import collect_and_trim
 from service.models.conversion import (
     ModelSource,

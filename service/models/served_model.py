@@ -15,8 +15,8 @@ from model.package import Manifest
 from model.text import TextTokenizer
 from service.call import Call, Stage
 from service.lanes.batching import Batcher
+from service.lanes.lane import Lane
 from service.lanes.work import Bucket, Completed, Kind, WorkItem
-from service.lanes.worker import Lane
 from service.messages import ModelInfo
 from service.models.admission import Admission
 from service.models.texts import TextCache, TextEncoder
@@ -216,7 +216,7 @@ class ServedModel:
 
     def lane_report(self) -> LaneReport:
         """State, batch costs and queue of the lanes, for the metrics."""
-        curves = self._batcher.costs.curves().items()
+        curves = self._batcher.latency.curves().items()
         depths = self._batcher.queue.depths().values()
         return LaneReport(
             model=self.manifest.name,
@@ -266,7 +266,7 @@ class ServedModel:
             for p in pixels
         ]
         call.trace.enter_queue(call.clock())
-        return self._batcher.submit(items)
+        return self._batcher.queue.put(items)
 
     def count_abandoned(self, num_images: int, call: Call) -> None:
         """Count images whose request was cancelled before they were queued."""

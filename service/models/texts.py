@@ -27,8 +27,8 @@ from model.text import TextTokenizer
 from service.call import Call
 from service.errors import Unavailable
 from service.lanes.batching import Batcher
+from service.lanes.lane import TEXT_OUTPUT
 from service.lanes.work import Bucket, Completed, WorkItem, record_batches
-from service.lanes.worker import TEXT_OUTPUT
 from service.monitoring.metrics import Metrics
 from service.validation import PromptGroup, blank_text
 
@@ -362,7 +362,7 @@ class TextEncoder:
             for row in wanted.values()
         ]
         try:
-            work = self._batcher.submit(items)
+            work = self._batcher.queue.put(items)
         except Exception as error:
             for computation in wanted:
                 self._cache.fail(computation, error)

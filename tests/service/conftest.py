@@ -21,8 +21,9 @@ from model.text import TextTokenizer, TokenBatch
 from service.data_plane import DataPlane
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
+from service.lanes.lane import Lane
 from service.lanes.work import BatchLimits, Bucket
-from service.lanes.worker import Lane, LaneCare
+from service.lanes.worker import HealthLimits
 from service.messages import MAP_TASKS, ModelInfo
 from service.models.admission import Admission
 from service.models.conversion import ModelSource
@@ -185,13 +186,13 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
         )
         lane = Lane(lambda: runtime, embed_dim=DIM, probe_bucket=Bucket("image", (14, 14)))
         rules = BatchRules(limits=dict.fromkeys(("image", "text", *MAP_TASKS), limits))
-        care = LaneCare(
+        health_limits = HealthLimits(
             probe_interval_s=settings.watchdog_interval_s,
             hang_limit_s=settings.watchdog_hang_limit_s,
             dead_limit_s=settings.watchdog_dead_limit_s,
-            pauses_s=(0.0, *[0.02] * runtime.num_repairs),
+            reload_pauses_s=(0.0, *[0.02] * runtime.num_repairs),
         )
-        batcher = Batcher([lane], rules=rules, metrics=metrics, care=care)
+        batcher = Batcher([lane], rules=rules, metrics=metrics, limits=health_limits)
         batcher.start()
         info = ModelInfo(
             manifest=manifest.model_copy(update={"name": name or manifest.name}),

@@ -44,7 +44,7 @@ BOTH_PROTOCOLS = [
     "service.models.admission.Admission.admit",
     "service.images.read_size",
     "service.images.load_image",
-    "service.lanes.batching.Batcher.submit",
+    "service.lanes.batch_queue.BatchQueue.put",
     "service.models.texts.TextEncoder.encode",
     "service.data_plane.segment_image",
 ]

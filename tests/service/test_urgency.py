@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
-from service.lanes.latency_model import CostCurve
+from service.lanes.latency_model import LatencyCurve
 from service.lanes.work import Bucket
 from service.server import Server
 
@@ -109,8 +109,10 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once(
     ask: Ask,
 ) -> None:
     async with serving() as server:
-        costs = server.models.find(None)._batcher.costs
-        costs.begin({Bucket("image", (28, 28)): CostCurve(0.0, 0.4 * TIMEOUT_S)}, lambda _: 4)
+        latency = server.models.find(None)._batcher.latency
+        latency.set_measured(
+            {Bucket("image", (28, 28)): LatencyCurve(0.0, 0.4 * TIMEOUT_S)}, lambda _: 4
+        )
         runtime.gate.clear()
         requests = [asyncio.ensure_future(ask(server, encode_image()))]
         assert await entered()

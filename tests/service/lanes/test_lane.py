@@ -1,15 +1,18 @@
-"""A lane turns batches into one set of outputs for each item, and refuses a broken runtime."""
+"""A lane turns batches into one set of outputs for each item, and detects a broken runtime."""
 
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
 
+from service.lanes.lane import TEXT_OUTPUT, Lane, WarmUpError, collate
 from service.lanes.work import Bucket
-from service.lanes.worker import TEXT_OUTPUT, Lane, WarmUpError, collate
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
+
+
+from service.lanes.lane import take_rows
 
 IMAGE = Bucket("image", (28, 42))
 TEXT = Bucket("text", (8,))
@@ -30,7 +33,7 @@ def test_every_image_has_its_own_outputs(lane: Lane) -> None:
     np.testing.assert_array_equal(bright["patches"], alone["patches"])
 
 
-def test_texts_of_several_lengths_are_padded_and_masked(lane: Lane) -> None:
+def test_a_text_in_a_padded_batch_is_as_alone(lane: Lane) -> None:
     rows = [np.array([3, 4, 5]), np.array([6])]
     together = lane.run(TEXT, collate(TEXT, rows))
     for row, outputs in zip(rows, together, strict=True):
@@ -50,37 +53,37 @@ def test_every_image_has_its_own_map(lane: Lane) -> None:
 
 
 @pytest.mark.parametrize("kind", ["depth", "normals"])
-@pytest.mark.parametrize("spoilt", ["shape", "nan"])
-def test_a_head_that_is_not_sound_fails_the_trial(
+@pytest.mark.parametrize("fault", ["shape", "nan"])
+def test_a_broken_head_fails_the_synthetic_run(
     lane: Lane,
     runtime: "FakeRuntime",
     monkeypatch: pytest.MonkeyPatch,
     kind: Literal["depth", "normals"],
-    spoilt: str,
+    fault: str,
 ) -> None:
-    lane.try_out(Bucket(kind, (28, 28)), 2)
-    shape = (1, 2, 8, 8) if spoilt == "shape" else (1, 3, 8, 8) if kind == "normals" else (1, 8, 8)
-    value = 1.0 if spoilt == "shape" else np.nan
+    lane.run_synthetic(Bucket(kind, (28, 28)), 2)
+    shape = (1, 2, 8, 8) if fault == "shape" else (1, 3, 8, 8) if kind == "normals" else (1, 8, 8)
+    value = 1.0 if fault == "shape" else np.nan
     monkeypatch.setattr(runtime, "estimate", lambda *_: np.full(shape, value, np.float32))
     with pytest.raises(WarmUpError, match=f"{kind} 28x28"):
-        lane.try_out(Bucket(kind, (28, 28)))
+        lane.run_synthetic(Bucket(kind, (28, 28)))
 
 
-def test_a_sound_runtime_passes_its_trial(lane: Lane, runtime: "FakeRuntime") -> None:
-    lane.try_out(IMAGE, 3)
-    lane.try_out(TEXT)
+def test_a_sound_runtime_passes_the_synthetic_run(lane: Lane, runtime: "FakeRuntime") -> None:
+    lane.run_synthetic(IMAGE, 3)
+    lane.run_synthetic(TEXT)
     lane.probe()
     assert (runtime.num_images, runtime.num_texts) == (4, 1)
 
 
-def test_a_wrong_width_fails_the_trial(runtime: "FakeRuntime") -> None:
+def test_a_wrong_width_fails_the_synthetic_run(runtime: "FakeRuntime") -> None:
     lane = Lane(lambda: runtime, embed_dim=9, probe_bucket=IMAGE)
     with pytest.raises(WarmUpError, match="image 28x42"):
-        lane.try_out(IMAGE)
+        lane.run_synthetic(IMAGE)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_are_none_fail_the_trial(
+def test_non_finite_outputs_fail_the_probe(
     lane: Lane, runtime: "FakeRuntime", value: float
 ) -> None:
     runtime._mix[0, 0] = value
@@ -91,13 +94,13 @@ def test_numbers_that_are_none_fail_the_trial(
 def test_a_runtime_is_closed_before_another_is_loaded(runtime: "FakeRuntime") -> None:
     loaded = [runtime, type(runtime)()]
     lane = Lane(lambda: loaded.pop(0), embed_dim=8, probe_bucket=IMAGE)
-    lane.rebuild()
+    lane.reload()
     assert runtime.is_closed
     assert lane.runtime is not runtime
     lane.probe()
 
 
-def test_a_runtime_that_cannot_even_be_closed_is_replaced(
+def test_a_runtime_that_fails_to_close_is_replaced(
     runtime: "FakeRuntime", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> None:
@@ -106,5 +109,34 @@ def test_a_runtime_that_cannot_even_be_closed_is_replaced(
     monkeypatch.setattr(runtime, "close", broken)
     loaded = [runtime, type(runtime)()]
     lane = Lane(lambda: loaded.pop(0), embed_dim=8, probe_bucket=IMAGE)
-    lane.rebuild()
+    lane.reload()
     lane.probe()
+
+
+def test_images_are_stacked_in_order() -> None:
+    images = [np.full((3, 28, 42), n, np.float32) for n in range(3)]
+    (pixels,) = collate(IMAGE, images)
+    assert pixels.shape == (3, 3, 28, 42)
+    assert pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 1, 2])
+
+
+def test_texts_are_padded_to_the_longest_and_masked() -> None:
+    ids, mask = collate(TEXT, [np.array([7, 8, 9]), np.array([5])])
+    np.testing.assert_array_equal(ids, [[7, 8, 9], [5, 0, 0]])
+    np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 0, 0]])
+    assert ids.dtype == mask.dtype == np.int64
+
+
+def test_rows_are_taken_in_the_order_asked_for() -> None:
+    inputs = collate(TEXT, [np.array([n]) for n in range(4)])
+    ids, mask = take_rows(inputs, [3, 1])
+    np.testing.assert_array_equal(ids, [[3], [1]])
+    assert mask.shape == (2, 1)
+
+
+def test_the_first_rows_are_not_copied() -> None:
+    inputs = collate(TEXT, [np.array([n]) for n in range(4)])
+    ids, _ = take_rows(inputs, [0, 1, 2])
+    assert ids.base is inputs[0]
+    np.testing.assert_array_equal(ids, [[0], [1], [2]])

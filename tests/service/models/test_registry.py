@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 
 from service.call import Call
 from service.errors import ModelNotFound
-from service.lanes.latency_model import CostCurve
+from service.lanes.latency_model import LatencyCurve
 from service.lanes.work import Bucket
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
@@ -113,7 +113,9 @@ async def test_the_metrics_show_the_lanes_of_served_models(
     registry: ModelRegistry, make: Any, metrics: Metrics
 ) -> None:
     served = make("a")
-    served._batcher.costs.begin({Bucket("image", (28, 28)): CostCurve(0.25, 0.5)}, lambda _: 4)
+    served._batcher.latency.set_measured(
+        {Bucket("image", (28, 28)): LatencyCurve(0.25, 0.5)}, lambda _: 4
+    )
     sample = metrics.registry.get_sample_value
     ready = {"model": "a", "state": "ready"}
     cost = {"model": "a", "bucket": "image 28x28"}

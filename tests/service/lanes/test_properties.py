@@ -1,7 +1,7 @@
-"""Queue and lanes together, in any order of events: everyone is answered once, with his own answer.
+"""Queue and lanes under any order of events: every item is resolved once, with its own result.
 
-One lane or two are driven by hand, with a clock that the test moves: no threads, no sleeps. While a
-lane computes, anything else may happen, the other lane's whole batch included.
+One or two lanes are driven by hand, with a clock that the test sets: no threads, no sleeps. While a
+lane computes, any other event may happen, including a whole batch of the other lane.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,9 @@ from service.call import PRIORITIES
 from service.errors import ServiceError, Unavailable
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
+from service.lanes.lane import Inputs
 from service.lanes.work import BatchLimits, Bucket, Completed, Outputs, WorkItem
-from service.lanes.worker import Inputs, LaneCare, LaneState, LaneWorker
+from service.lanes.worker import HealthLimits, LaneState, LaneWorker
 from service.monitoring.metrics import Metrics
 
 SMALL, WIDE, TEXT = Bucket("image", (28, 28)), Bucket("image", (28, 56)), Bucket("text", (8,))
@@ -31,13 +32,13 @@ OUTCOMES = st.sampled_from(["good", "good", "good", "raises", "short", "long"])
 
 
 class ScriptedLane:
-    """Computes tenfold, ends as it is told to, and lets other things happen meanwhile."""
+    """Multiplies by ten, ends as the test decides, and runs other events meanwhile."""
 
     probe_bucket = SMALL
 
     def __init__(self, begin: Callable[[list[int]], None]) -> None:
         self.outcome: Outcome = "good"
-        self.failing_trials = 0
+        self.failing_probes = 0
         self.meanwhile: Callable[[], None] = lambda: None
         self._begin = begin
         self._is_interrupted = False
@@ -48,26 +49,26 @@ class ScriptedLane:
         self._is_interrupted = False
         self.meanwhile()
         if self._is_interrupted:
-            raise Interrupted("nobody waits")
+            raise Interrupted("abandoned")
         if self.outcome == "raises":
             raise RuntimeError("broken")
         results: list[Outputs] = [{"y": np.array([i * 10.0], np.float32)} for i in indices]
         return {"good": results, "short": results[1:], "long": results * 2}[self.outcome]
 
     def probe(self) -> None:
-        self.failing_trials -= 1
-        if self.failing_trials >= 0:
+        self.failing_probes -= 1
+        if self.failing_probes >= 0:
             raise RuntimeError("broken")
 
-    def rebuild(self) -> None:
-        """It loads; whether it computes is for the trial to say."""
+    def reload(self) -> None:
+        """Succeeds; the probe decides whether it computes."""
 
     def interrupt(self) -> None:
         self._is_interrupted = True
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Callers that come and leave, lanes that compute, fail, are mended and die, and the stop."""
+    """Clients submit and leave; lanes compute, fail, are repaired and die; the server stops."""
 
     @initialize(
         linger_s=st.sampled_from([0.0, 2.0]),
@@ -80,20 +81,24 @@ class EngineMachine(RuleBasedStateMachine):
         self.answers: list[int] = []
         self.cancelled: set[int] = set()
         self.begun: set[int] = set()
+        self.ranks: dict[int, tuple[str, float, int]] = {}
         self.is_stopped = False
         self.lanes = [ScriptedLane(self.begin_batch) for _ in range(num_lanes)]
         rules = BatchRules(limits=RULES.limits, max_wait_s=linger_s)
-        care = LaneCare(pauses_s=(0.0,) * num_tries)
+        limits = HealthLimits(reload_pauses_s=(0.0,) * num_tries)
         metrics = Metrics()
         self.batcher = Batcher(
-            self.lanes, rules=rules, metrics=metrics, care=care, clock=lambda: self.now
+            self.lanes, rules=rules, metrics=metrics, limits=limits, clock=lambda: self.now
         )
         self.idle = set(range(num_lanes))
 
     def begin_batch(self, indices: list[int]) -> None:
-        assert not self.cancelled & set(indices), "computed for nobody"
+        assert not self.cancelled & set(indices), "computed after its cancellation"
         assert not self.begun & set(indices), "computed twice"
         self.begun |= set(indices)
+        for flow in ("http", "grpc"):
+            own = [self.ranks[i] for i in indices if self.ranks[i][0] == flow]
+            assert own == sorted(own), "not in scheduling order"
 
     @rule(
         buckets=st.lists(st.sampled_from([SMALL, WIDE, TEXT]), min_size=1, max_size=5),
@@ -110,11 +115,13 @@ class EngineMachine(RuleBasedStateMachine):
             for i, bucket in enumerate(buckets)
         ]
         try:
-            futures = self.batcher.submit(items)
+            futures = self.batcher.queue.put(items)
         except Unavailable:
             assert self.is_stopped or not self.batcher.is_ready
             return
         for future in futures:
+            rank = self.now + (fields["priority"] - 1) * RULES.priority_step_s
+            self.ranks[len(self.accepted)] = (fields["flow"], rank, len(self.accepted))
             future.add_done_callback(partial(self.count, len(self.accepted)))
             self.accepted.append(future)
 
@@ -123,7 +130,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(share=st.floats(0, 1))
     def leave(self, share: float) -> None:
-        """Somebody leaves, who waits, is being computed, or has his answer already."""
+        """A client leaves: its item waits, runs, or is done."""
         if self.accepted:
             index = int(share * (len(self.accepted) - 1))
             if self.accepted[index].cancel():
@@ -134,34 +141,34 @@ class EngineMachine(RuleBasedStateMachine):
         self.now += seconds
 
     @precondition(lambda self: self.idle)
-    @rule(data=st.data(), outcome=OUTCOMES, failing_trials=st.sampled_from([0, 0, 1, 9]))
-    def compute(self, data: st.DataObject, outcome: Outcome, failing_trials: int) -> None:
-        """A lane that is free does what its thread would do once."""
+    @rule(data=st.data(), outcome=OUTCOMES, failing_probes=st.sampled_from([0, 0, 1, 9]))
+    def compute(self, data: st.DataObject, outcome: Outcome, failing_probes: int) -> None:
+        """An idle lane does one step of its thread."""
         index = data.draw(st.sampled_from(sorted(self.idle)), "lane")
         worker, lane = self.batcher.workers[index], self.lanes[index]
-        if worker.pulse.state is LaneState.DEAD:
+        if worker.health.state is LaneState.DEAD:
             return
-        lane.outcome, lane.failing_trials = outcome, failing_trials
+        lane.outcome, lane.failing_probes = outcome, failing_probes
         lane.meanwhile = partial(self.disturb, data)
         self.idle.discard(index)
         batch = self.batcher.queue.take()
         if batch is None:
-            self.mend(worker)
+            self.repair(worker)
         else:
             assert {entry.item.bucket for entry in batch.entries} == {batch.bucket}
             assert len(batch.entries) == 1 or LIMITS.fits(len(batch.entries), batch.cost)
             if not worker.run(batch):
-                self.mend(worker)
+                self.repair(worker)
             assert all(entry.future.done() for entry in batch.entries)
         self.idle.add(index)
 
-    def mend(self, worker: LaneWorker) -> None:
-        if not worker.try_out() and not worker.repair():
-            worker.pulse.die()
-            self.batcher._on_death()
+    def repair(self, worker: LaneWorker) -> None:
+        if not worker.probe() and not worker.repair():
+            worker.health.mark_dead()
+            self.batcher._close_if_all_dead()
 
     def disturb(self, data: st.DataObject) -> None:
-        """What happens while a lane computes."""
+        """Events while a lane computes."""
         for _ in range(data.draw(st.integers(0, 3), "disturbances")):
             match data.draw(st.sampled_from(["leave", "wait", "submit", "other lane", "stop"])):
                 case "leave":
@@ -181,21 +188,21 @@ class EngineMachine(RuleBasedStateMachine):
         self.batcher.stop(0)
 
     @invariant()
-    def every_answer_is_the_callers_own(self) -> None:
+    def every_result_is_the_items_own(self) -> None:
         for index, future in enumerate(self.accepted):
             if future.done() and not future.cancelled() and future.exception(timeout=0) is None:
                 assert future.result(timeout=0).outputs["y"][0] == index * 10
-        assert len(self.answers) == len(set(self.answers)), "answered twice"
+        assert len(self.answers) == len(set(self.answers)), "resolved twice"
 
     @invariant()
-    def nobody_waits_for_the_dead(self) -> None:
-        if all(pulse.state is LaneState.DEAD for pulse in self.batcher.pulses):
+    def no_item_waits_for_dead_lanes(self) -> None:
+        if all(w.health.state is LaneState.DEAD for w in self.batcher.workers):
             assert all(future.done() for future in self.accepted)
 
     def teardown(self) -> None:
         self.batcher.stop(0)
         for index, future in enumerate(self.accepted):
-            assert future.done(), "left without an answer"
+            assert future.done(), "never resolved"
             assert future.cancelled() == (index in self.cancelled)
             if not future.cancelled():
                 assert isinstance(future.exception(timeout=0), ServiceError | None)

@@ -1,4 +1,4 @@
-"""The next batch lies ready, and nothing that happens meanwhile gets the wrong rows or is lost."""
+"""Batches are collated ahead of time, and each item still gets its own row."""
 
 import threading
 from typing import Any
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.lanes.batch_queue import BatchQueue, BatchRules
-from service.lanes.batching import Batcher
+from service.lanes.batching import Batcher, BatchPrefetcher
+from service.lanes.lane import Inputs, collate
 from service.lanes.work import BatchLimits, Bucket, Outputs, WorkItem
-from service.lanes.worker import Inputs, Stage, collate
 from service.monitoring.metrics import Metrics
 
 IMAGE, TEXT = Bucket("image", (28, 28)), Bucket("text", (8,))
@@ -34,45 +34,47 @@ def put(queue: BatchQueue, *numbers: int, **fields: Any) -> Any:
     return queue.put([item(number, **fields) for number in numbers])
 
 
-def hand_over(queue: BatchQueue, stage: Stage) -> tuple[list[int], Inputs]:
+def take(queue: BatchQueue, prefetcher: BatchPrefetcher) -> tuple[list[int], Inputs]:
     batch = queue.take()
     assert batch
-    return [int(e.item.payload[0]) for e in batch.entries], stage.inputs_of(batch)
+    return [int(e.item.payload[0]) for e in batch.entries], prefetcher.inputs_of(batch)
 
 
-def test_what_lies_ready_is_used_as_it_is(queue: BatchQueue) -> None:
-    stage = Stage(queue)
+def test_a_prefetched_batch_is_not_copied(queue: BatchQueue) -> None:
+    prefetcher = BatchPrefetcher(queue)
     put(queue, 0, 1, 2, 3)
-    assert stage.put_together()
-    staged = stage._staged
-    numbers, (rows,) = hand_over(queue, stage)
+    assert prefetcher.prefetch()
+    prefetched = prefetcher._prefetched
+    numbers, (rows,) = take(queue, prefetcher)
     assert numbers == rows[:, 0].tolist() == [0, 1, 2]
-    assert staged is not None
-    assert np.shares_memory(rows, staged.inputs[0])
-    assert hand_over(queue, stage)[0] == [3], "and what does not lie ready is put together now"
+    assert prefetched is not None
+    assert np.shares_memory(rows, prefetched.inputs[0])
+    assert take(queue, prefetcher)[0] == [3], "the rest is collated now"
 
 
-def test_who_leaves_before_the_hand_over_is_dropped(queue: BatchQueue, metrics: Metrics) -> None:
-    stage = Stage(queue)
+def test_an_item_cancelled_after_prefetching_is_dropped(
+    queue: BatchQueue, metrics: Metrics
+) -> None:
+    prefetcher = BatchPrefetcher(queue)
     futures = put(queue, 0, 1, 2)
-    assert stage.put_together()
+    assert prefetcher.prefetch()
     assert futures[1].cancel()
-    numbers, (rows,) = hand_over(queue, stage)
+    numbers, (rows,) = take(queue, prefetcher)
     assert numbers == rows[:, 0].tolist() == [0, 2]
     sample = metrics.registry.get_sample_value
     assert sample("tipserve_abandoned_total", {"reason": "cancelled"}) == 1
 
 
-def test_the_urgent_overtake_what_lies_ready(queue: BatchQueue) -> None:
-    stage = Stage(queue)
+def test_an_urgent_item_overtakes_a_prefetched_batch(queue: BatchQueue) -> None:
+    prefetcher = BatchPrefetcher(queue)
     put(queue, 0, 1)
-    assert stage.put_together()
+    assert prefetcher.prefetch()
     put(queue, 9, priority=1)
-    numbers, (rows,) = hand_over(queue, stage)
+    numbers, (rows,) = take(queue, prefetcher)
     assert numbers == rows[:, 0].tolist() == [9, 0, 1]
 
 
-def test_it_is_put_together_again_only_where_it_would_be_another(queue: BatchQueue) -> None:
+def test_only_a_different_batch_is_prefetched(queue: BatchQueue) -> None:
     put(queue, 0, 1)
     known = [0, 1]
     assert queue.wait_and_peek([]) is not None
@@ -84,50 +86,50 @@ def test_it_is_put_together_again_only_where_it_would_be_another(queue: BatchQue
     assert [entry.number for entry in found[0]] == [0, 1, 2]
 
 
-def test_it_ends_when_the_queue_is_closed(queue: BatchQueue) -> None:
-    stage = Stage(queue)
-    stage.start()
+def test_the_thread_ends_when_the_queue_is_closed(queue: BatchQueue) -> None:
+    prefetcher = BatchPrefetcher(queue)
+    prefetcher.start()
     put(queue, 0)
     queue.close()
-    stage.join(WAIT_S)
-    assert not stage._thread.is_alive()
-    assert not stage.put_together()
+    prefetcher.join(WAIT_S)
+    assert not prefetcher._thread.is_alive()
+    assert not prefetcher.prefetch()
 
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_each_item_is_in_the_batch_that_it_was_handed_over_with(data: st.DataObject) -> None:
+def test_each_item_has_its_own_row(data: st.DataObject) -> None:
     queue = BatchQueue(RULES, Metrics(), lambda: 0.0)
-    stage = Stage(queue)
+    prefetcher = BatchPrefetcher(queue)
     futures: list[Any] = []
-    handed: list[int] = []
+    taken: list[int] = []
     for _ in range(data.draw(st.integers(1, 15), "steps")):
-        match data.draw(st.sampled_from(["put", "cancel", "stage", "take"]), "step"):
+        match data.draw(st.sampled_from(["put", "cancel", "prefetcher", "take"]), "step"):
             case "put":
                 bucket = data.draw(st.sampled_from([IMAGE, TEXT]))
                 priority = data.draw(st.sampled_from([1, 2, 3]))
                 futures += put(queue, len(futures), bucket=bucket, priority=priority)
             case "cancel" if futures:
                 data.draw(st.sampled_from(futures)).cancel()
-            case "stage" if sum(queue.depths().values()):
-                staged = stage._staged
+            case "prefetcher" if sum(queue.depths().values()):
+                prefetched = prefetcher._prefetched
                 waiting = queue._peek()
-                if staged is None or [e.number for e in waiting] != list(staged.row_of):
-                    assert stage.put_together()
+                if prefetched is None or [e.number for e in waiting] != list(prefetched.row_of):
+                    assert prefetcher.prefetch()
             case "take" if (batch := queue.take()) is not None:
                 payloads = [entry.item.payload for entry in batch.entries]
                 expected = collate(batch.bucket, payloads)
-                for made, array in zip(stage.inputs_of(batch), expected, strict=True):
-                    width = array.shape[1]  # what was padded for a text that has left stays padded
+                for made, array in zip(prefetcher.inputs_of(batch), expected, strict=True):
+                    width = array.shape[1]  # padding for a cancelled text stays
                     np.testing.assert_array_equal(made[:, :width], array)
                     assert not made[:, width:].any()
-                handed += [int(payload[0]) for payload in payloads]
-    assert len(handed) == len(set(handed))
-    assert not [n for n in handed if futures[n].cancelled()]
+                taken += [int(payload[0]) for payload in payloads]
+    assert len(taken) == len(set(taken))
+    assert not [n for n in taken if futures[n].cancelled()]
 
 
 class Doubling:
-    """Doubles its input, on as many lanes as there are."""
+    """Doubles its input."""
 
     probe_bucket = IMAGE
 
@@ -135,21 +137,21 @@ class Doubling:
         return [{"y": 2 * row} for row in inputs[0].astype(np.float32)]
 
     def probe(self) -> None:
-        """It is always well."""
+        """Succeeds."""
 
-    def rebuild(self) -> None:
-        raise AssertionError("it was not broken")
+    def reload(self) -> None:
+        raise AssertionError("not broken")
 
     def interrupt(self) -> None:
-        """It is quick."""
+        """Not needed: runs are short."""
 
 
-def test_with_real_lanes_every_answer_is_its_items_own(metrics: Metrics) -> None:
+def test_with_lane_threads_each_item_gets_its_own_answer(metrics: Metrics) -> None:
     batcher = Batcher([Doubling(), Doubling()], rules=RULES, metrics=metrics)
     batcher.start()
-    futures = [batcher.submit([item(n), item(n, priority=1)]) for n in range(300)]
+    futures = [batcher.queue.put([item(n), item(n, priority=1)]) for n in range(300)]
     for n, pair in enumerate(futures):
         assert [future.result(WAIT_S).outputs["y"][0] for future in pair] == [2 * n, 2 * n]
     assert batcher.stop(WAIT_S)
-    assert batcher._stage
-    assert not batcher._stage._thread.is_alive()
+    assert batcher._prefetcher
+    assert not batcher._prefetcher._thread.is_alive()

@@ -1,0 +1,136 @@
+"""One lane's runtime: a batch of equal items in, one set of outputs for each item out.
+
+Shape legend: B batch, L tokens, D width, H W pixels.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.runtime.base import Runtime
+from service.lanes.work import Bucket, Outputs
+
+TEXT_OUTPUT = "text"
+# Arrays of a batch. Images: float32 [B, 3, H, W]. Texts: token ids and mask, int64 [B, L] each.
+Inputs = tuple[NDArray[Any], ...]
+
+logger = logging.getLogger(__name__)
+
+
+class WarmUpError(RuntimeError):
+    """A runtime gives no usable outputs for a served shape."""
+
+
+def collate(bucket: Bucket, payloads: Sequence[NDArray[Any]]) -> Inputs:
+    """Stack the payloads of a bucket: images as they are, texts padded to the longest."""
+    if bucket.is_image:
+        return (np.stack(payloads),)
+    longest = max(len(row) for row in payloads)
+    ids_BL = np.zeros((len(payloads), longest), dtype=np.int64)
+    mask_BL = np.zeros_like(ids_BL)
+    for i, row in enumerate(payloads):
+        ids_BL[i, : len(row)] = row
+        mask_BL[i, : len(row)] = 1
+    return ids_BL, mask_BL
+
+
+def take_rows(inputs: Inputs, rows: Sequence[int]) -> Inputs:
+    """Select items in this order; the first n in place are a view, not a copy."""
+    if list(rows) == list(range(len(rows))):
+        return tuple(array[: len(rows)] for array in inputs)
+    return tuple(array[list(rows)] for array in inputs)
+
+
+class Lane:
+    """Runs batches on its own runtime, in one thread at a time.
+
+    Args:
+        load: Creates the runtime, at the start and after a failure.
+        embed_dim: Width of every embedding.
+        probe_bucket: Bucket of the synthetic item for health probes.
+    """
+
+    def __init__(
+        self, load: Callable[[], Runtime], *, embed_dim: int, probe_bucket: Bucket
+    ) -> None:
+        self.probe_bucket = probe_bucket
+        self._embed_dim = embed_dim
+        self._load = load
+        self.runtime = load()
+
+    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+        """Compute one batch.
+
+        Returns:
+            One mapping for each item, not normalised. Images: `patches` and `values` [N, D], `cls1`
+            and `cls2` [D]. Texts: `text` [D]. Dense heads: a map under the name of the kind.
+        """
+        if bucket.kind == "text":
+            # Copies, since the cache keeps single rows long after their batch.
+            return [{TEXT_OUTPUT: row.copy()} for row in self.runtime.encode_texts(*inputs)]
+        (pixels_B3HW,) = inputs
+        if bucket.kind != "image":
+            maps = self.runtime.estimate(bucket.kind, pixels_B3HW)
+            return [{bucket.kind: array} for array in maps]
+        output = self.runtime.encode_images(pixels_B3HW)
+        return [
+            {
+                "patches": output.patches_BND[i],
+                "values": output.values_BND[i],
+                "cls1": output.cls1_BD[i],
+                "cls2": output.cls2_BD[i],
+            }
+            for i in range(len(output.cls1_BD))
+        ]
+
+    def run_synthetic(self, bucket: Bucket, num_items: int = 1) -> None:
+        """Compute a batch of synthetic items and validate the outputs.
+
+        Raises:
+            WarmUpError: Outputs are missing, of a wrong shape, or not finite.
+        """
+        item = np.ones((3, *bucket.shape), np.float32)
+        if not bucket.is_image:
+            item = np.ones(bucket.shape, np.int64)
+        results = self.run(bucket, collate(bucket, [item] * num_items))
+        arrays = [array for outputs in results for array in outputs.values()]
+        is_sound = all(self._has_shape(bucket, a) and np.isfinite(a).all() for a in arrays)
+        if len(results) != num_items or not is_sound:
+            raise WarmUpError(
+                f"the runtime {self.runtime.name!r} gives no usable results for "
+                f"{bucket.label}; try another runtime, or export the model again"
+            )
+
+    def probe(self) -> None:
+        """Compute one synthetic item.
+
+        Raises:
+            Exception: The runtime does not compute.
+        """
+        self.run_synthetic(self.probe_bucket)
+
+    def interrupt(self) -> None:
+        """Stop the running batch, from another thread; see `Runtime.interrupt`."""
+        self.runtime.interrupt()
+
+    def reload(self) -> None:
+        """Close the runtime if possible, and load a new one.
+
+        Raises:
+            Exception: It cannot be loaded.
+        """
+        try:
+            self.runtime.close()
+        except Exception:
+            logger.exception("a broken runtime could not be closed")
+        self.runtime = self._load()
+
+    def _has_shape(self, bucket: Bucket, array: NDArray[np.float32]) -> bool:
+        if bucket.kind == "depth":
+            return array.ndim == 2
+        if bucket.kind == "normals":
+            return array.ndim == 3 and len(array) == 3
+        return bool(array.shape[-1] == self._embed_dim)

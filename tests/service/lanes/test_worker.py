@@ -1,0 +1,275 @@
+"""A worker tracks its lane's health, probes and reloads the runtime, and gives up in the end.
+
+No threads and no sleeps: pauses are only recorded.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.errors import InternalError
+from service.lanes.batch_queue import BatchQueue, BatchRules
+from service.lanes.lane import Inputs
+from service.lanes.latency_model import LatencyCurve, LatencyModel
+from service.lanes.work import BatchLimits, Bucket, Outputs, WorkItem
+from service.lanes.worker import (
+    HANG_FACTOR,
+    PROBE_SHARE,
+    BatchCounts,
+    HealthLimits,
+    LaneContext,
+    LaneHealth,
+    LaneState,
+    LaneWorker,
+    unhealthy_since,
+)
+from service.monitoring.metrics import Metrics
+
+
+class Clock:
+    """Monotonic seconds that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+BUCKET = Bucket("image", (28, 28))
+LIMITS = BatchLimits(max_items=4, max_cost=100)
+HEALTH_LIMITS = HealthLimits(reload_pauses_s=(0.0, 1.0, 2.0))
+
+
+class BrittleLane:
+    """Fails the next given number of batches, probes and loads."""
+
+    probe_bucket = BUCKET
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.failing_batches = 0
+        self.failing_probes = 0
+        self.failing_loads = 0
+        self.num_loads = 0
+
+    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+        payloads = inputs[0]
+        self.clock += 0.5 * len(payloads)
+        self.failing_batches -= 1
+        if self.failing_batches >= 0:
+            raise RuntimeError("batch")
+        return [{"y": payload} for payload in payloads]
+
+    def probe(self) -> None:
+        self.failing_probes -= 1
+        if self.failing_probes >= 0:
+            raise RuntimeError("probe")
+
+    def interrupt(self) -> None:
+        raise AssertionError("no caller left")
+
+    def reload(self) -> None:
+        self.num_loads += 1
+        self.failing_loads -= 1
+        if self.failing_loads >= 0:
+            raise RuntimeError("load")
+
+
+@pytest.fixture
+def lane() -> BrittleLane:
+    return BrittleLane()
+
+
+@pytest.fixture
+def shared(lane: BrittleLane, metrics: Metrics) -> LaneContext:
+    rules = BatchRules(limits={"image": LIMITS, "text": LIMITS})
+
+    def clock() -> float:
+        return lane.clock
+
+    latency = LatencyModel(rules.limits, clock)
+    latency.set_measured({BUCKET: LatencyCurve(0.0, 1.0)}, lambda _: 4)
+    queue = BatchQueue(rules, metrics, clock)
+    return LaneContext(
+        queue=queue, latency=latency, metrics=metrics, limits=HEALTH_LIMITS, clock=clock
+    )
+
+
+@pytest.fixture
+def pauses() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def worker(lane: BrittleLane, shared: LaneContext, pauses: list[float]) -> Any:
+    made = LaneWorker(lane, shared, 0, on_dead=shared.queue.close)
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        return False
+
+    made.pause = pause
+    return made
+
+
+def submit(shared: LaneContext, count: int = 1) -> Any:
+    items = [WorkItem(bucket=BUCKET, cost=4, payload=np.array([n])) for n in range(count)]
+    return shared.queue.put(items)
+
+
+def test_a_batch_updates_the_latency_model(worker: LaneWorker, shared: LaneContext) -> None:
+    submit(shared, 2)
+    batch = shared.queue.take()
+    assert batch
+    assert worker.run(batch)
+    assert shared.latency.batch_s(BUCKET, 2) < 2.0, "half of the measured latency"
+
+
+def test_a_caller_that_leaves_after_its_batch_does_not_interrupt_the_next(
+    worker: LaneWorker, shared: LaneContext
+) -> None:
+    (future,) = submit(shared)
+    batch = shared.queue.take()
+    assert batch
+    assert worker.run(batch)
+    future.is_abandoned = True
+    worker._interrupt_if_abandoned(batch)  # the lane would raise
+
+
+def test_a_failed_batch_is_answered_and_the_lane_stays_ready(
+    worker: LaneWorker, shared: LaneContext, lane: BrittleLane
+) -> None:
+    (future,) = submit(shared)
+    lane.failing_batches = 1
+    batch = shared.queue.take()
+    assert batch
+    assert not worker.run(batch)
+    assert isinstance(future.exception(timeout=0), InternalError)
+    assert worker.health.state.name == "READY"
+    assert worker.probe()
+    assert lane.num_loads == 0
+
+
+def test_a_runtime_is_reloaded_until_a_probe_succeeds(
+    worker: LaneWorker, lane: BrittleLane, pauses: list[float], metrics: Metrics
+) -> None:
+    lane.failing_probes, lane.failing_loads = 2, 1
+    assert not worker.probe()
+    assert worker.health.state.name == "REPAIR"
+    assert worker.repair()
+    assert worker.health.state.name == "READY"
+    assert (lane.num_loads, pauses) == (3, [0, 1, 2])
+    assert metrics.registry.get_sample_value("tipserve_lane_rebuilds_total") == 1
+
+
+def test_a_lane_is_dead_after_the_last_attempt(
+    worker: LaneWorker,
+    lane: BrittleLane,
+    shared: LaneContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane.failing_batches, lane.failing_probes = 1, 100
+    (failed,) = submit(shared)
+    waiting: list[Any] = []
+    monkeypatch.setattr(worker, "pause", lambda _: waiting.extend(submit(shared)))
+    worker._work()
+    assert worker.health.state.name == "DEAD"
+    assert lane.num_loads == len(waiting) == 3
+    assert isinstance(failed.exception(timeout=0), InternalError)
+    assert all(future.exception(timeout=0) for future in waiting), "items left for a dead lane"
+
+
+def test_a_slow_model_is_probed_less_often(worker: LaneWorker, shared: LaneContext) -> None:
+    assert worker.probe_interval_s == math.inf, "off by default"
+    worker._shared = replace(shared, limits=replace(HEALTH_LIMITS, probe_interval_s=10))
+    assert worker.probe_interval_s == 1.0 / PROBE_SHARE
+    shared.latency.set_measured({BUCKET: LatencyCurve(0.0, 0.001)}, lambda _: 4)
+    assert worker.probe_interval_s == 10
+
+
+def test_a_stopping_lane_is_not_repaired(
+    worker: LaneWorker, lane: BrittleLane, shared: LaneContext
+) -> None:
+    lane.failing_probes = 100
+    worker.stop()
+    assert not worker.repair()
+    assert lane.num_loads == 0
+
+
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def health(clock: Clock) -> LaneHealth:
+    return LaneHealth(clock, LIMIT_S)
+
+
+def test_a_run_over_the_limit_is_hung_until_it_ends(health: LaneHealth, clock: Clock) -> None:
+    health.run_started(expected_s=1.0)
+    clock.now = LIMIT_S
+    assert health.state.name == "READY"
+    clock.now = LIMIT_S + 5
+    assert (health.state, health.unhealthy_since) == (LaneState.HUNG, LIMIT_S)
+    health.run_succeeded()
+    assert (health.state, health.unhealthy_since) == (LaneState.READY, None)
+
+
+def test_a_batch_expected_to_be_slow_has_more_time(health: LaneHealth, clock: Clock) -> None:
+    health.run_started(expected_s=LIMIT_S)
+    clock.now = HANG_FACTOR * LIMIT_S
+    assert health.state.name == "READY"
+    clock.now += 1
+    assert health.state.name == "HUNG"
+
+
+def test_a_lane_is_unhealthy_from_the_first_failure_until_a_success(
+    health: LaneHealth, clock: Clock
+) -> None:
+    for clock.now in (3.0, 4.0, 5.0):
+        health.run_started(1.0)
+        health.mark_unhealthy()
+    assert (health.state, health.unhealthy_since) == (LaneState.REPAIR, 3.0)
+    health.run_started(1.0)
+    health.run_succeeded()
+    assert health.state.name == "READY"
+
+
+def test_a_failed_run_alone_leaves_the_lane_ready(health: LaneHealth) -> None:
+    health.run_started(1.0)
+    health.run_failed()
+    assert health.state.name == "READY"
+
+
+def test_the_remaining_time_of_a_run(health: LaneHealth, clock: Clock) -> None:
+    assert health.remaining_s == 0
+    health.run_started(expected_s=2.0)
+    clock.now = 0.5
+    assert health.remaining_s == 1.5
+    clock.now = 9
+    assert health.remaining_s == 0
+
+
+def test_a_model_is_unhealthy_once_its_last_lane_is(clock: Clock) -> None:
+    lanes = [LaneHealth(clock, LIMIT_S) for _ in range(2)]
+    lanes[0].mark_dead()
+    assert unhealthy_since(lanes) is None
+    clock.now = 7
+    lanes[1].mark_unhealthy()
+    assert unhealthy_since(lanes) == 7
+    assert unhealthy_since([]) is None
+
+
+def test_batches_are_counted_by_size() -> None:
+    counts = BatchCounts()
+    for num_items, seconds in ((4, 0.5), (1, 0.25), (4, 1.5)):
+        counts.observe(num_items, seconds)
+    assert list(counts.totals().items()) == [(1, (1, 0.25)), (4, (2, 2.0))]

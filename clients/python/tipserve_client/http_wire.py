@@ -59,6 +59,9 @@ MODEL_FIELDS: Final = (
     *("variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size"),
     *("size_multiple", "runtime", "precision", "device", "package_digest", "limits"),
 )
+# Proxies limit the length of URLs, nginx to 8 kB by default; a character may need three bytes, or
+# nine if it is not ASCII. Longer options go into form fields.
+MAX_QUERY_CHARS: Final = 800
 # The server answers at the deadline at the latest, and the answer needs some time to arrive.
 GRACE_S: Final = 1.0
 NOT_TIPSERVE: Final = "The response is not from a tipserve server; check the URL."
@@ -108,7 +111,7 @@ def write_request(request: Request) -> dict[str, Any]:
         return {"content": content, "headers": {"Content-Type": JSON, **accept}}
     if is_json:
         pairs["encoding"] = "base64"
-    if len(request.images) == 1:
+    if len(request.images) == 1 and sum(map(len, pairs.values())) <= MAX_QUERY_CHARS:
         # The server detects the format itself; the type only has to be one of images.
         headers = {"Content-Type": "image/jpeg", **accept}
         return {"content": request.images[0], "params": pairs, "headers": headers}

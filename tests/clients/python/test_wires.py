@@ -115,6 +115,7 @@ def test_safetensors_are_read_as_the_package_writes_them() -> None:
         (1, {"classes": [{"name": "a", "prompts": []}]}, "image/jpeg"),
         (1, {"classes": [{"name": "a", "prompts": ["an a"]}]}, "application/json"),
         (1, {"classes": [{"name": "a, b", "prompts": []}]}, "application/json"),
+        (1, {"classes": [{"name": "a" * 10_000, "prompts": []}]}, "multipart/form-data"),
         (1, {"templates": ["a {}"]}, "application/json"),
         (0, {"outputs": ["cls1"]}, "application/json"),
     ],

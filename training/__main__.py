@@ -3,61 +3,47 @@
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from training.commands import (
-    caption,
-    cost,
-    data,
-    distill,
-    evaluate,
-    export,
-    gate,
-    pretrain,
-    reproduce,
-    shards,
-    train,
-)
+from training.commands import caption, cost, data, evaluate, export, gate, reproduce, shards, train
 from training.commands.train import RECIPES
 from training.evaluate.gate import Refused
 from training.preemption import Stopped
 
-# Exit statuses besides 0: a mistake that the message explains; a student that the gate refuses; and
-# a stop that a signal asked for, as the shell counts SIGTERM, so that nobody takes it for the end.
+# Exit statuses besides 0: an error that the message explains; a student that the gate refuses; and
+# a stop by a signal, which has the status of SIGTERM in a shell, so that it is no success.
 MISTAKE, REFUSED, STOPPED = 2, 3, 143
 
 
-class Command(Protocol):
-    """A module of `training/commands/`: one job."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job of the command line."""
 
-    HELP: str
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the job's options."""
-
-    def run(self, options: argparse.Namespace) -> None:
-        """Do the job."""
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
 
 
-COMMANDS: dict[str, Command] = {
-    "caption": caption,
-    "cost": cost,
-    "data": data,
-    "distill": distill,
-    "evaluate": evaluate,
-    "export": export,
-    "gate": gate,
-    "pretrain": pretrain,
-    "reproduce": reproduce,
-    "shards": shards,
+COMMANDS: dict[str, Job] = {
+    "caption": Job(caption.HELP, caption.add_arguments, caption.run),
+    "cost": Job(cost.HELP, cost.add_arguments, cost.run),
+    "data": Job(data.HELP, data.add_arguments, data.run),
+    "distill": Job(train.DISTILL_HELP, train.add_distill_arguments, train.run_distill),
+    "evaluate": Job(evaluate.HELP, evaluate.add_arguments, evaluate.run),
+    "export": Job(export.HELP, export.add_arguments, export.run),
+    "gate": Job(gate.HELP, gate.add_arguments, gate.run),
+    "pretrain": Job(train.PRETRAIN_HELP, train.add_pretrain_arguments, train.run_pretrain),
+    "reproduce": Job(reproduce.HELP, reproduce.add_arguments, reproduce.run),
+    "shards": Job(shards.HELP, shards.add_arguments, shards.run),
 }
 
 
 class _ExactParser(argparse.ArgumentParser):
-    """Takes options by their whole names, and so do the parsers of jobs that it makes."""
+    """Accepts no abbreviated options; the parsers of jobs are of this class too."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
@@ -69,17 +55,17 @@ def build_parser() -> argparse.ArgumentParser:
     jobs = parser.add_subparsers(dest="job", required=True)
     for name, recipe in RECIPES.items():
         job = jobs.add_parser(name, help=recipe.__doc__, description=_recipe_help(recipe.__doc__))
-        train.add_arguments(job)
-        job.set_defaults(do=train.run)
+        train.add_recipe_arguments(job)
+        job.set_defaults(do=train.run_recipe)
     for name, command in COMMANDS.items():
-        job = jobs.add_parser(name, help=command.HELP, description=command.HELP)
+        job = jobs.add_parser(name, help=command.help, description=command.help)
         command.add_arguments(job)
         job.set_defaults(do=command.run)
     return parser
 
 
 def _recipe_help(sentence: str | None) -> str:
-    return f"{sentence} Stopped, it goes on when the same command is given again."
+    return f"{sentence} After a stop, the same command resumes the run."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or one of those above.
     """
     options = build_parser().parse_args(arguments)
-    disable_progress_bar()  # of reading and writing weights, which small models do in no time
+    disable_progress_bar()  # of reading and writing weights, which takes no time for small models
     try:
         options.do(options)
     except Stopped as stopped:

@@ -54,10 +54,10 @@ def test_help_of_a_job_says_what_it_does(
         main([job, "--help"])
     assert ended.value.code == 0
     told = " ".join(capsys.readouterr().out.split())
-    named = RECIPES[job].__doc__ if job in RECIPES else COMMANDS[job].HELP
+    named = RECIPES[job].__doc__ if job in RECIPES else COMMANDS[job].help
     assert named
     assert " ".join(named.split()) in told
-    assert ("goes on when the same command is given again" in told) == (job in RECIPES)
+    assert ("the same command resumes the run" in told) == (job in RECIPES)
 
 
 @pytest.mark.parametrize(

@@ -1,46 +1,47 @@
-"""`python -m training reproduce`: the paper's effects in miniature, over seeds, into RESULTS.md."""
+"""`python -m training reproduce`: measure the paper's effects in miniature, over several seeds."""
 
 import argparse
 from pathlib import Path
 
-from training.reproduce.job import reproduce
-from training.reproduce.plan import Plan, Scale, smoke
+from training.data.folder import DataFolder
+from training.reproduce.plan import ReproductionPlan, Scale, smoke
+from training.reproduce.runner import make_benchmarks, make_runs
+from training.reproduce.tables import write_tables
 
-HELP = "Measure the paper's effects in miniature, over several seeds; goes on after a stop."
+HELP = "Measure the paper's effects in miniature, over several seeds; resumes after a stop."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
     parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="filled by the data job (default data)"
-    )
-    parser.add_argument("--runs", type=Path, help="default runs/reproduce; of a smoke, runs/smoke")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1, 2],
-        help="which repetitions (default 0 1 2), whole ones first",
+        "--data", type=Path, default=Path("data"), help="the data job's folder (default data)"
     )
     parser.add_argument(
-        "--output",
-        type=Path,
-        help="the page (default training/RESULTS.md; of a smoke, in its runs folder)",
+        "--runs", type=Path, help="folder of runs (default runs/reproduce; with --smoke runs/smoke)"
     )
     parser.add_argument(
-        "--smoke", action="store_true", help="every variant at toy size, in seconds"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run (default 0 1 2)"
     )
     parser.add_argument(
-        "--report-only", action="store_true", help="write the page from what is measured already"
+        "--output", type=Path, help="Markdown file of results (default RESULTS.md in --runs)"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="run every variant at toy size, in seconds"
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="write the tables of existing runs; run nothing"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Make what is missing, and write the page after each run."""
-    runs = options.runs or Path("runs") / ("smoke" if options.smoke else "reproduce")
-    output = options.output or (
-        runs / "RESULTS.md" if options.smoke else Path("training/RESULTS.md")
-    )
-    plan = Plan(scale=smoke() if options.smoke else Scale(), data=options.data, runs=runs)
-    reproduce(plan, options.seeds, output, is_report_only=options.report_only)
+    """Make the missing runs, and rewrite the tables after each."""
+    folder = options.runs or Path("runs") / ("smoke" if options.smoke else "reproduce")
+    output = options.output or folder / "RESULTS.md"
+    scale = smoke() if options.smoke else Scale()
+    runs = ReproductionPlan(scale=scale, data=options.data, runs=folder).all_runs(options.seeds)
+    if not options.report_only:
+        data = DataFolder(path=options.data)
+        benchmarks = make_benchmarks(data, size=scale.size, num_scenes=scale.num_scenes)
+        make_runs(runs, benchmarks, after_each=lambda: write_tables(runs, output))
+    write_tables(runs, output)
     print(f"The results are in {output}")

@@ -39,7 +39,6 @@ class Scale:
         distill_steps: Steps of each student, from random vision weights.
         optim: Peaks and warm-up.
         num_scenes: Measuring scenes in each test set; validation has half as many.
-        timing_steps: Steps a mode that the averages' cost is measured over.
     """
 
     model: ModelConfig = field(
@@ -60,7 +59,6 @@ class Scale:
         default_factory=lambda: OptimConfig(muon_lr=9e-3, adamw_lr=3e-3, warmup_steps=50)
     )
     num_scenes: int = 300
-    timing_steps: int = 40
 
     @property
     def teacher_steps(self) -> int:
@@ -101,7 +99,6 @@ def smoke() -> Scale:
         distill_steps=3,
         optim=OptimConfig(warmup_steps=1),
         num_scenes=3,
-        timing_steps=4,
     )
 
 
@@ -147,7 +144,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ReproductionPlan:
     """Where and how large: makes the runs of a seed."""
 
     scale: Scale
@@ -322,14 +319,12 @@ class Effect:
         title: In a few words.
         claim: What the paper measured, in a sentence.
         comparisons: Pairs of variants.
-        with_retrieval: Whether retrieval is compared as well as segmentation.
     """
 
     letter: str
     title: str
     claim: str
     comparisons: tuple[Comparison, ...]
-    with_retrieval: bool = False
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -421,6 +416,5 @@ EFFECTS = (
                 better=RECIPE, worse="one-caption", question="alt text, keywords and scene over alt"
             ),
         ),
-        with_retrieval=True,
     ),
 )

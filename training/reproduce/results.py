@@ -16,7 +16,6 @@ from training.evaluate.zero_shot_segmentation import SceneCounts
 from training.reproduce.plan import AVERAGED, PlannedRun
 from training.reproduce.runner import (
     AVERAGE_MEASURES,
-    KINDS,
     MEASURES,
     Measures,
     counts_of,
@@ -169,31 +168,9 @@ class Results:
         first, second = (self._counts(name, cell, seeds) for name in (better, worse))
         return _difference(first, second, cell.metric)
 
-    def own_difference(self, variant: str, cell: Cell, row: str) -> Difference:
-        """Paired differences of a variant's score and another row's of the same model."""
-        other = Cell(scenes=cell.scenes, row=row, metric=cell.metric)
-        return _difference(self._counts(variant, cell), self._counts(variant, other), cell.metric)
-
     def retrieval(self, variant: str, scenes: str, direction: str) -> SeedMean:
         """Recall at 1 in percent over a variant's seeds."""
         return seed_mean(self._recalls(variant, scenes, direction, self.seeds(variant)))
-
-    def retrieval_difference(
-        self, better: str, worse: str, *, scenes: str, direction: str
-    ) -> SeedMean:
-        """Paired differences of recall at 1 over seeds."""
-        seeds = self.seeds(better, worse)
-        first, second = (self._recalls(v, scenes, direction, seeds) for v in (better, worse))
-        return seed_mean([a - b for a, b in zip(first, second, strict=True)])
-
-    def better_kind(self, variants: Sequence[str]) -> str:
-        """Patches or values, by the mean mIoU of some variants on validation scenes."""
-
-        def total(kind: str) -> float:
-            cell = Cell(scenes="val", row=kind, metric="mIoU")
-            return sum(self.level(v, cell).mean for v in variants if self.seeds(v))
-
-        return max(KINDS, key=total)
 
     def _counts(
         self, variant: str, cell: Cell, seeds: Sequence[int] | None = None

@@ -229,6 +229,8 @@ def load_measures(path: Path) -> dict[str, NDArray[np.float64]]:
 MEASURES = "measures.npz"
 AVERAGE_MEASURES = "average-measures.npz"
 RECORD = "record.json"
+# In records of earlier versions.
+_RENAMED_SETTINGS = {"trunk=TrunkConfig(": "image_backbone=ImageBackboneConfig("}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +260,10 @@ def read_record(folder: Path) -> Record | None:
     path = folder / RECORD
     if not path.exists():
         return None
-    return Record(**json.loads(path.read_text(encoding="utf-8")))
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for old, new in _RENAMED_SETTINGS.items():
+        values["config"] = values["config"].replace(old, new)
+    return Record(**values)
 
 
 def make_runs(

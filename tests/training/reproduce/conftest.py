@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from training.data.folder import DataFolder
 from training.inputs import scenes as scene_inputs
-from training.reproduce.plan import Plan, PlannedRun, smoke
+from training.reproduce.plan import PlannedRun, ReproductionPlan, smoke
 from training.reproduce.runner import (
     KINDS,
     LARGEST,
@@ -51,9 +51,9 @@ def fake_measures(hit_share: float, seed: int) -> dict[str, NDArray[np.float64]]
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def plan(tmp_path: Path) -> ReproductionPlan:
     """A plan at toy size in which nothing is run."""
-    return Plan(scale=smoke(), data=tmp_path / "data", runs=tmp_path / "runs")
+    return ReproductionPlan(scale=smoke(), data=tmp_path / "data", runs=tmp_path / "runs")
 
 
 @pytest.fixture
@@ -72,8 +72,10 @@ def finish() -> Callable[[PlannedRun, float], None]:
 
 
 @pytest.fixture
-def toy_plan(data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def toy_plan(
+    data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ReproductionPlan:
     """A plan at toy size that can be run on drawn shapes."""
     monkeypatch.setattr(scene_inputs, "_TOKENIZER_SCENES", 10)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    return Plan(scale=smoke(), data=data_folder.path, runs=tmp_path / "runs")
+    return ReproductionPlan(scale=smoke(), data=data_folder.path, runs=tmp_path / "runs")

@@ -15,23 +15,23 @@ from training.reproduce.plan import (
     ONE_CAPTION,
     RECIPE,
     STUDENT,
-    Plan,
     PlannedRun,
+    ReproductionPlan,
     smoke,
 )
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def plan(tmp_path: Path) -> ReproductionPlan:
     """A plan at toy size."""
-    return Plan(scale=smoke(), data=tmp_path / "data", runs=tmp_path / "runs")
+    return ReproductionPlan(scale=smoke(), data=tmp_path / "data", runs=tmp_path / "runs")
 
 
-def by_variant(plan: Plan, seed: int = 0) -> dict[str, PlannedRun]:
+def by_variant(plan: ReproductionPlan, seed: int = 0) -> dict[str, PlannedRun]:
     return {run.variant: run for run in plan.all_runs([seed])}
 
 
-def test_every_run_stands_after_those_it_needs(plan: Plan) -> None:
+def test_every_run_stands_after_those_it_needs(plan: ReproductionPlan) -> None:
     made: set[Path] = set()
     for run in plan.all_runs([0, 1, 2]):
         for needed in (run.config.teacher, run.config.start, run.text_from):
@@ -40,14 +40,14 @@ def test_every_run_stands_after_those_it_needs(plan: Plan) -> None:
     assert len(made) == len(plan.all_runs([0, 1, 2]))
 
 
-def test_whole_seeds_come_first(plan: Plan) -> None:
+def test_whole_seeds_come_first(plan: ReproductionPlan) -> None:
     runs = plan.all_runs([0, 1, 2])
     seeds = [run.seed for run in runs if run.variant not in LAST]
     assert seeds == sorted(seeds)
     assert {run.variant for run in runs[-3 * len(LAST) :]} == set(LAST)
 
 
-def test_every_compared_variant_is_made_and_measured(plan: Plan) -> None:
+def test_every_compared_variant_is_made_and_measured(plan: ReproductionPlan) -> None:
     runs = plan.all_runs([0])
     measured = {run.variant for run in runs if run.is_measured}
     assert [run.variant for run in runs if run.has_average] == ["full-ema"]
@@ -55,7 +55,7 @@ def test_every_compared_variant_is_made_and_measured(plan: Plan) -> None:
     assert compared == measured | {AVERAGED}
 
 
-def test_pretraining_variants_differ_in_one_thing(plan: Plan) -> None:
+def test_pretraining_variants_differ_in_one_thing(plan: ReproductionPlan) -> None:
     runs = by_variant(plan)
     recipe = runs[RECIPE].config
     assert isinstance(recipe.method, PretrainConfig)
@@ -73,7 +73,7 @@ def test_pretraining_variants_differ_in_one_thing(plan: Plan) -> None:
     )  # fmt: skip
 
 
-def test_the_one_caption_run_has_a_start_of_its_own(plan: Plan) -> None:
+def test_the_one_caption_run_has_a_start_of_its_own(plan: ReproductionPlan) -> None:
     runs = by_variant(plan)
     one, recipe = runs["one-caption"].config, runs[RECIPE].config
     assert one.start != recipe.start
@@ -83,7 +83,7 @@ def test_the_one_caption_run_has_a_start_of_its_own(plan: Plan) -> None:
     assert own == replace(shared, name=own.name, data=replace(shared.data, captions=ONE_CAPTION))
 
 
-def test_students_differ_in_masking_supervision_and_teacher(plan: Plan) -> None:
+def test_students_differ_in_masking_supervision_and_teacher(plan: ReproductionPlan) -> None:
     runs = by_variant(plan)
     student = runs[STUDENT].config
     assert isinstance(student.method, DistillConfig)
@@ -104,14 +104,14 @@ def test_students_differ_in_masking_supervision_and_teacher(plan: Plan) -> None:
     assert long == replace(student, name=LONG_STUDENT, num_steps=teacher_steps)
 
 
-def test_parts_and_seeds_share_neither_scenes_nor_weights(plan: Plan) -> None:
+def test_parts_and_seeds_share_neither_scenes_nor_weights(plan: ReproductionPlan) -> None:
     runs = plan.all_runs([0, 1, 2])
     streams = {(run.seed, run.config.data.seed) for run in runs}
     assert len({data_seed for _, data_seed in streams}) == len(streams) == 9
     assert len({run.config.seed for run in runs}) == 6  # a teacher's and a student's each
 
 
-def test_one_text_tower_serves_all_starts(plan: Plan) -> None:
+def test_one_text_tower_serves_all_starts(plan: ReproductionPlan) -> None:
     starts = [run for run in plan.all_runs([0, 1]) if not run.is_measured]
     assert starts[0].text_from is None
     assert {run.text_from for run in starts[1:]} == {starts[0].config.folder}

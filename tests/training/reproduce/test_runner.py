@@ -10,7 +10,7 @@ import pytest
 from training.config import TrainingConfig
 from training.data.folder import DataFolder
 from training.reproduce import runner as runner_module
-from training.reproduce.plan import RECIPE, Plan, PlannedRun
+from training.reproduce.plan import RECIPE, PlannedRun, ReproductionPlan
 from training.reproduce.runner import (
     AVERAGE_MEASURES,
     MEASURES,
@@ -32,12 +32,14 @@ def benchmarks(data_folder: DataFolder) -> Benchmarks:
     return make_benchmarks(data_folder, size=28, num_scenes=2)
 
 
-def first_runs(plan: Plan) -> list[PlannedRun]:
+def first_runs(plan: ReproductionPlan) -> list[PlannedRun]:
     """The contrastive start and iBOT++."""
     return plan.all_runs([0])[:2]
 
 
-def test_a_run_leaves_its_measures_and_a_record(toy_plan: Plan, benchmarks: Benchmarks) -> None:
+def test_a_run_leaves_its_measures_and_a_record(
+    toy_plan: ReproductionPlan, benchmarks: Benchmarks
+) -> None:
     written = list[int]()
     runs = first_runs(toy_plan)
     make_runs(runs, benchmarks, after_each=lambda: written.append(1))
@@ -53,7 +55,7 @@ def test_a_run_leaves_its_measures_and_a_record(toy_plan: Plan, benchmarks: Benc
 
 
 def test_the_averaged_encoder_is_measured_beside_the_trained_one(
-    toy_plan: Plan, benchmarks: Benchmarks
+    toy_plan: ReproductionPlan, benchmarks: Benchmarks
 ) -> None:
     runs = [run for run in toy_plan.all_runs([0]) if run.variant in ("start", "full-ema")]
     make_runs(runs, benchmarks, after_each=lambda: None)
@@ -69,7 +71,10 @@ def test_the_averaged_encoder_is_measured_beside_the_trained_one(
 
 
 def test_a_finished_run_is_not_made_again(
-    toy_plan: Plan, benchmarks: Benchmarks, finish: Finish, monkeypatch: pytest.MonkeyPatch
+    toy_plan: ReproductionPlan,
+    benchmarks: Benchmarks,
+    finish: Finish,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runs = first_runs(toy_plan)
     for run in runs:
@@ -83,7 +88,7 @@ def test_a_finished_run_is_not_made_again(
 
 
 def test_a_stopped_run_goes_on(
-    toy_plan: Plan, benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
+    toy_plan: ReproductionPlan, benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = first_runs(toy_plan)
     trained = list[str]()
@@ -106,7 +111,7 @@ def test_a_stopped_run_goes_on(
 
 
 def test_runs_of_other_settings_are_refused(
-    toy_plan: Plan, benchmarks: Benchmarks, finish: Finish
+    toy_plan: ReproductionPlan, benchmarks: Benchmarks, finish: Finish
 ) -> None:
     runs = first_runs(toy_plan)
     for run in runs:
@@ -116,7 +121,9 @@ def test_runs_of_other_settings_are_refused(
         make_runs(first_runs(longer), benchmarks, after_each=lambda: None)
 
 
-def test_later_starts_take_the_first_ones_words(toy_plan: Plan, benchmarks: Benchmarks) -> None:
+def test_later_starts_take_the_first_ones_words(
+    toy_plan: ReproductionPlan, benchmarks: Benchmarks
+) -> None:
     starts = [run for run in toy_plan.all_runs([0, 1]) if run.variant == "start"]
     (starts[0].config.folder / "tokenizer").mkdir(parents=True)
     make_runs(starts[:1], benchmarks, after_each=lambda: None)

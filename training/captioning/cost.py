@@ -12,9 +12,9 @@ class Price:
     """A service's price list for one model.
 
     Attributes:
-        input_usd: US dollars for a million input tokens.
-        output_usd: US dollars for a million output tokens, which include hidden reasoning.
-        as_of: When the list was read, as YYYY-MM-DD; prices change.
+        input_usd: US dollars per million input tokens.
+        output_usd: US dollars per million output tokens, which include hidden reasoning.
+        as_of: Date of the list, as YYYY-MM-DD.
     """
 
     input_usd: float
@@ -24,10 +24,10 @@ class Price:
     def __post_init__(self) -> None:
         """Check the signs."""
         if self.input_usd < 0 or self.output_usd < 0:
-            raise ValueError("a price for a million tokens cannot be negative")
+            raise ValueError("a price per million tokens cannot be negative")
 
     def of(self, usage: Usage) -> float:
-        """Return the US dollars that some tokens cost."""
+        """US dollars for some tokens."""
         million = 1_000_000
         return (
             usage.input_tokens * self.input_usd + usage.output_tokens * self.output_usd
@@ -35,13 +35,13 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What a job will take, as far as it can be said before it runs.
+class CostEstimate:
+    """Estimated cost of a job before it runs.
 
     Attributes:
         samples: Images still to be captioned.
         expected: Tokens if every answer has the expected length.
-        at_most: Tokens if every answer is as long as it may be; failed tries are not in it.
+        at_most: Tokens if every answer has the maximum length, without failed attempts.
         price: The price list.
     """
 
@@ -52,30 +52,29 @@ class Estimate:
 
     @property
     def expected_usd(self) -> float:
-        """The expected cost in US dollars."""
+        """Expected cost in US dollars."""
         return self.price.of(self.expected)
 
     @property
     def at_most_usd(self) -> float:
-        """The cost in US dollars if every answer is as long as it may be."""
+        """Cost in US dollars if every answer has the maximum length."""
         return self.price.of(self.at_most)
 
     def __str__(self) -> str:
-        """The estimate as a few lines for a person."""
+        """The estimate in a few lines."""
         price = self.price
         return "\n".join(
             [
                 f"{self.samples:,} images to caption",
                 f"{self.expected.input_tokens:,} tokens in, "
                 f"{self.expected.output_tokens:,} out, at most {self.at_most.output_tokens:,}",
-                f"${price.input_usd:g} and ${price.output_usd:g} for a million tokens, "
-                f"as read on {price.as_of}",
-                f"about ${self.expected_usd:,.2f}, at most ${self.at_most_usd:,.2f} "
-                "and what retries add",
+                f"${price.input_usd:g} and ${price.output_usd:g} per million tokens, "
+                f"prices of {price.as_of}",
+                f"about ${self.expected_usd:,.2f}, at most ${self.at_most_usd:,.2f} plus retries",
             ]
         )
 
 
 def text_tokens(text: str) -> int:
-    """Estimate a text's tokens: a token for four characters, rounded up."""
+    """Estimated tokens of a text: one per four characters, rounded up."""
     return -(-len(text) // CHARACTERS_PER_TOKEN)

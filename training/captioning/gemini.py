@@ -12,7 +12,6 @@ Several threads send requests, within the limits of the account. Each answer bec
 | a wrong key, no permission, an unknown model | `JobStopped` |
 """
 
-import random
 import re
 import threading
 import time
@@ -22,23 +21,43 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from google import genai
 from google.genai import errors, types
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from training.captioning.gemini_config import MEDIA_TYPES, GeminiConfig, GeminiLimits
 from training.captioning.journal import Failure, JobStopped, Outcome, Usage
 from training.data.shards.sample import Sample
 
+# Named, because releases of the client differ in their default. Settings of image resolution and
+# of thinking come to this version of the interface first.
+_API_VERSION = "v1beta"
+_MINUTE_S = 60.0
+_SECONDS = re.compile(r"^(\d+(?:\.\d+)?)s$")
+_MAX_MESSAGE = 300
+VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 
-class Clock(Protocol):
-    """Something that knows how late it is and can wait."""
+T = TypeVar("T")
+
+
+class Clock:
+    """Monotonic time, and sleeping that another thread can end. Tests replace it."""
+
+    def __init__(self) -> None:
+        self._interrupted = threading.Event()
 
     def now(self) -> float:
-        """Return seconds since some fixed moment; never goes back."""
+        """Seconds since some fixed moment."""
+        return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Wait.
@@ -46,40 +65,22 @@ class Clock(Protocol):
         Raises:
             InterruptedError: `interrupt` was or is called.
         """
-
-    def interrupt(self) -> None:
-        """Wake all who sleep, and let nobody sleep again."""
-
-
-class SystemClock:
-    """The machine's clock; its sleepers can be woken from another thread."""
-
-    def __init__(self) -> None:
-        self._interrupted = threading.Event()
-
-    def now(self) -> float:
-        """Return `time.monotonic()`."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait for an event that only `interrupt` brings."""
         if self._interrupted.wait(seconds):
             raise InterruptedError("the job is ending")
 
     def interrupt(self) -> None:
-        """Wake all who sleep, and let nobody sleep again."""
+        """Wake all sleeping threads, and let no thread sleep again."""
         self._interrupted.set()
-
-
-VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 
 
 def read_api_key(file: Path | None, environment: Mapping[str, str]) -> str:
     """Read the key from a file if one is named, else from the environment.
 
+    The key appears in no setting, record, log or message.
+
     Raises:
-        ValueError: There is no key; the message says where one is looked for.
-        FileNotFoundError: The named file is not there.
+        ValueError: There is no key; the message names the places where it can be.
+        FileNotFoundError: The named file does not exist.
     """
     if file is not None:
         key = file.read_text(encoding="utf-8").strip()
@@ -90,46 +91,43 @@ def read_api_key(file: Path | None, environment: Mapping[str, str]) -> str:
         if environment.get(variable, "").strip():
             return environment[variable].strip()
     raise ValueError(
-        f"no key: set {' or '.join(VARIABLES)}, or name a file that holds it by --api-key-file"
+        f"no API key: set {' or '.join(VARIABLES)}, or name a file that holds it by --api-key-file"
     )
 
 
-_MINUTE_S = 60.0
-
-
 @dataclass(slots=True, eq=False)
-class Request:
-    """A request that was let through: when, and how many tokens it is counted with."""
+class SentRequest:
+    """Time of a request, and the tokens that it counts with."""
 
     at_s: float
     tokens: int
 
 
 class RateLimit:
-    """Lets requests through so that no minute, wherever it begins, holds more than is allowed.
+    """Limits requests and tokens in every sliding minute. Thread-safe.
 
-    A bucket that refills would allow two minutes' worth within one minute, after a pause; a
-    service that counts sliding minutes refuses that. All methods may be called from any thread.
+    A token bucket would allow two minutes' worth within one minute after a pause, which a service
+    that counts sliding minutes refuses.
     """
 
     def __init__(self, *, requests_per_minute: int, tokens_per_minute: int, clock: Clock) -> None:
         if requests_per_minute < 1 or tokens_per_minute < 1:
-            raise ValueError("requests and tokens a minute must be at least 1")
+            raise ValueError("requests_per_minute and tokens_per_minute must be at least 1")
         self._max_requests = requests_per_minute
         self._max_tokens = tokens_per_minute
         self._clock = clock
-        self._requests: deque[Request] = deque()
+        self._requests: deque[SentRequest] = deque()
         self._held_until_s = clock.now()
         self._state = threading.Lock()
-        # Who waits keeps the turn, so that requests go in the order in which they came.
+        # A waiting thread keeps the turn, so that requests are sent in the order of their calls.
         self._turn = threading.Lock()
 
-    def wait(self, tokens: int) -> Request:
+    def wait(self, tokens: int) -> SentRequest:
         """Wait until a request of so many tokens may be sent, and count it as sent.
 
         Raises:
-            ValueError: It has more tokens than any minute allows.
-            InterruptedError: The clock ended all waiting.
+            ValueError: The request alone exceeds the limit of tokens.
+            InterruptedError: The clock was interrupted.
         """
         if tokens > self._max_tokens:
             raise ValueError(
@@ -141,23 +139,23 @@ class RateLimit:
                     now = self._clock.now()
                     delay_s = self._delay(now, tokens)
                     if delay_s <= 0:
-                        request = Request(at_s=now, tokens=tokens)
+                        request = SentRequest(at_s=now, tokens=tokens)
                         self._requests.append(request)
                         return request
                 self._clock.sleep(delay_s)
 
-    def correct(self, request: Request, tokens: int) -> None:
-        """Count a request with the tokens that it turned out to have."""
+    def correct(self, request: SentRequest, tokens: int) -> None:
+        """Replace the estimated tokens of a request by the actual ones."""
         with self._state:
             request.tokens = tokens
 
     def hold(self, seconds: float) -> None:
-        """Let nothing through for some time: the service asked for a pause."""
+        """Send nothing for some time, because the service asked for a pause."""
         with self._state:
             self._held_until_s = max(self._held_until_s, self._clock.now() + seconds)
 
     def _delay(self, now: float, tokens: int) -> float:
-        """Return how long to wait before looking again, 0 where the request may go."""
+        """Seconds until the next check; 0 if the request may be sent now."""
         while self._requests and self._requests[0].at_s <= now - _MINUTE_S:
             self._requests.popleft()
         if now < self._held_until_s:
@@ -168,14 +166,11 @@ class RateLimit:
         return self._requests[0].at_s + _MINUTE_S - now
 
 
-T = TypeVar("T")
-
-
 class Unavailable(Exception):
-    """A call failed in a way that may pass.
+    """A call failed temporarily.
 
     Attributes:
-        asked_s: The pause in seconds that the service asked for, 0 where it asked for none.
+        asked_s: Pause that the service asked for, in seconds; 0 for none.
     """
 
     def __init__(self, message: str, *, asked_s: float = 0.0) -> None:
@@ -183,64 +178,35 @@ class Unavailable(Exception):
         self.asked_s = asked_s
 
 
-class Retry:
-    """Calls functions with retries; may be used from several threads.
+def call_with_retries(function: Callable[[], T], limits: GeminiLimits, clock: Clock) -> T:
+    """Call a function until it raises no `Unavailable`, or the attempts are used up.
 
-    `max_attempts` counts the first call too. The first pause is at most `first_delay_s`, each
-    further one may be twice as long, and none is over `max_delay_s` unless the service asks for it.
+    Pauses are drawn at random up to a bound that doubles ("full jitter"), so that threads do not
+    return at the same time. A pause that the service asks for is added to the drawn one.
+
+    Raises:
+        Unavailable: The last attempt failed.
+        InterruptedError: The clock was interrupted.
     """
+    jitter = wait_random_exponential(multiplier=limits.first_delay_s, max=limits.max_delay_s)
 
-    def __init__(
-        self,
-        *,
-        max_attempts: int,
-        first_delay_s: float,
-        max_delay_s: float,
-        clock: Clock,
-        rng: random.Random,
-    ) -> None:
-        if max_attempts < 1:
-            raise ValueError("max_attempts must be at least 1")
-        if not 0 < first_delay_s <= max_delay_s:
-            raise ValueError("first_delay_s must be over 0 and at most max_delay_s")
-        self._max_attempts = max_attempts
-        self._first_delay_s, self._max_delay_s = first_delay_s, max_delay_s
-        self._clock = clock
-        self._rng = rng
-        self._lock = threading.Lock()
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Call a function until it raises no `Unavailable`, or the attempts are used up.
-
-        Raises:
-            Unavailable: The last attempt's.
-            InterruptedError: The clock ended all waiting.
-        """
-        retrying = Retrying(
-            retry=retry_if_exception_type(Unavailable),
-            stop=stop_after_attempt(self._max_attempts),
-            wait=self._pause,
-            sleep=self._clock.sleep,
-            reraise=True,
-        )
-        return retrying(function)
-
-    def _pause(self, state: RetryCallState) -> float:
-        """Choose a pause in seconds: "full jitter", so that threads do not return together."""
-        longest = min(self._max_delay_s, self._first_delay_s * 2.0 ** (state.attempt_number - 1))
-        with self._lock:
-            drawn = self._rng.uniform(0, longest)
+    def pause_s(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
-        # The drawn pause comes on top, or all threads would return at the moment asked for.
-        return drawn + (error.asked_s if isinstance(error, Unavailable) else 0.0)
+        asked_s = error.asked_s if isinstance(error, Unavailable) else 0.0
+        return float(jitter(state)) + asked_s
 
-
-_SECONDS = re.compile(r"^(\d+(?:\.\d+)?)s$")
-_MAX_MESSAGE = 300
+    retrying = Retrying(
+        retry=retry_if_exception_type(Unavailable),
+        stop=stop_after_attempt(limits.max_attempts),
+        wait=pause_s,
+        sleep=clock.sleep,
+        reraise=True,
+    )
+    return retrying(function)
 
 
 def read_answer(key: str, response: types.GenerateContentResponse) -> Outcome:
-    """Make an outcome of an answer that arrived."""
+    """Turn an answer into an outcome."""
     usage = _usage(response.usage_metadata)
     feedback = response.prompt_feedback
     if feedback is not None and feedback.block_reason is not None:
@@ -254,26 +220,26 @@ def read_answer(key: str, response: types.GenerateContentResponse) -> Outcome:
     parts = (candidate.content.parts or []) if candidate and candidate.content else []
     text = "".join(part.text for part in parts if part.text and not part.thought).strip()
     if not text:
-        said = "nothing" if reason is None else str(reason.value)
-        failure = Failure(kind="empty", message=f"no text; the service gave as its reason: {said}")
+        reason_name = "none" if reason is None else str(reason.value)
+        failure = Failure(kind="empty", message=f"no text; finish reason: {reason_name}")
         return Outcome(key=key, failure=failure, usage=usage)
     return Outcome(key=key, caption=text, usage=usage)
 
 
 def read_error(error: errors.APIError, *, longest_pause_s: float) -> Failure:
-    """Make a failure of one request's error.
+    """Turn an error of one request into a failure.
 
     Raises:
-        Unavailable: It may pass.
-        JobStopped: It will not, and every other request would meet it too.
+        Unavailable: The error is temporary.
+        JobStopped: The error is permanent, and all other requests would fail as well.
     """
     message = f"{error.code} {error.status}: {error.message}"[:_MAX_MESSAGE]
     if error.code == 429:
         pause_s = asked_pause_s(error)
         if pause_s > longest_pause_s or _is_daily(error):
             raise JobStopped(
-                f"stopped, because the account's quota is used up ({message}); start the same "
-                "command again when there is quota, it goes on from here"
+                f"stopped: the account's quota is used up ({message}); run the same command again "
+                "when there is quota, to resume"
             )
         raise Unavailable(message, asked_s=pause_s)
     if error.code == 408 or error.code >= 500:
@@ -281,14 +247,14 @@ def read_error(error: errors.APIError, *, longest_pause_s: float) -> Failure:
     reasons = {detail.get("reason") for detail in _details(error)}
     if error.code in (401, 402, 403, 404) or "API_KEY_INVALID" in reasons:
         raise JobStopped(
-            f"stopped, because the service refuses every request ({message}); see to the key, its "
-            "permissions and the name of the model, and start the same command again"
+            f"stopped: the service refuses every request ({message}); check the key, its "
+            "permissions and the name of the model, and run the same command again"
         )
     return Failure(kind="refused", message=message)
 
 
 def asked_pause_s(error: errors.APIError) -> float:
-    """Return the pause in seconds that an error asks for, in its body or header; 0 for none."""
+    """Pause that an error asks for in its body or header, in seconds; 0 for none."""
     pauses = [0.0]
     for detail in _details(error):
         match = _SECONDS.match(str(detail.get("retryDelay", "")))
@@ -296,7 +262,7 @@ def asked_pause_s(error: errors.APIError) -> float:
             pauses.append(float(match.group(1)))
     header = getattr(error.response, "headers", None) or {}
     after = str(header.get("retry-after", ""))
-    if after.isdecimal():  # the other form, a date, is not used by this service
+    if after.isdecimal():  # this service does not use the other form, a date
         pauses.append(float(after))
     return max(pauses)
 
@@ -324,16 +290,11 @@ def _usage(metadata: types.GenerateContentResponseUsageMetadata | None) -> Usage
     return Usage(input_tokens=metadata.prompt_token_count or 0, output_tokens=output)
 
 
-# Named, since the client's releases differ in their default; the settings of how finely the model
-# looks and how long it thinks come to this version of the interface first.
-_API_VERSION = "v1beta"
-
-
 @contextmanager
 def open_client(
     api_key: str, limits: GeminiLimits, *, base_url: str | None = None
 ) -> Iterator[genai.Client]:
-    """Open Google's client, without its own retries, which do not know our limits."""
+    """Open Google's client without its own retries, which would ignore our limits."""
     with httpx2.Client(follow_redirects=True, timeout=limits.timeout_s) as http:
         options = types.HttpOptions(
             base_url=base_url,
@@ -348,17 +309,13 @@ def open_client(
 def open_captioner(
     config: GeminiConfig, limits: GeminiLimits, api_key: str, *, base_url: str | None = None
 ) -> Iterator["GeminiCaptioner"]:
-    """Open a captioner that has a client of its own."""
+    """Open a captioner with its own client."""
     with open_client(api_key, limits, base_url=base_url) as client:
         yield GeminiCaptioner(config, limits, client)
 
 
 class GeminiCaptioner:
-    """Gemini behind its service's limits.
-
-    Args of the constructor beside the settings are what tests put others in place of: the client,
-    the clock that pauses are counted by, and the source of chance in them.
-    """
+    """Captions with Gemini, within the limits of the account."""
 
     def __init__(
         self,
@@ -367,20 +324,12 @@ class GeminiCaptioner:
         client: genai.Client,
         *,
         clock: Clock | None = None,
-        rng: random.Random | None = None,
     ) -> None:
         self.source = config.source
         self._config = config
         self._limits = limits
         self._client = client
-        self._clock = clock or SystemClock()
-        self._retry = Retry(
-            max_attempts=limits.max_attempts,
-            first_delay_s=limits.first_delay_s,
-            max_delay_s=limits.max_delay_s,
-            clock=self._clock,
-            rng=rng or random.Random(),
-        )
+        self._clock = clock or Clock()
         self._rate = RateLimit(
             requests_per_minute=limits.requests_per_minute,
             tokens_per_minute=limits.tokens_per_minute,
@@ -388,30 +337,30 @@ class GeminiCaptioner:
         )
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what the captions depend on."""
+        """Settings that the captions depend on."""
         return {"kind": "gemini", **asdict(self._config)}
 
     def caption(self, samples: Iterable[Sample]) -> Iterator[list[Outcome]]:
-        """Caption samples, a bounded number at a time; answers come in the order they arrive.
+        """Caption samples, a bounded number at a time; outcomes come in order of arrival.
 
         Raises:
-            JobStopped: The service refuses every request. Answers that were under way come first,
-                since they are paid for. The captioner cannot be used again.
+            JobStopped: The service refuses every request. Answers of requests in flight come first,
+                because they are paid for. The captioner cannot be used again.
         """
-        flying: set[Future[Outcome]] = set()
+        in_flight: set[Future[Outcome]] = set()
         with ThreadPoolExecutor(max_workers=self._limits.max_in_flight) as pool:
             try:
                 for sample in samples:
-                    flying.add(pool.submit(self._caption_one, sample))
-                    if len(flying) == self._limits.max_in_flight:
-                        arrived, flying = wait(flying, return_when=FIRST_COMPLETED)
+                    in_flight.add(pool.submit(self._caption_one, sample))
+                    if len(in_flight) == self._limits.max_in_flight:
+                        arrived, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
                         yield from _results(arrived)
-                while flying:
-                    arrived, flying = wait(flying, return_when=FIRST_COMPLETED)
+                while in_flight:
+                    arrived, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
                     yield from _results(arrived)
             except Exception:
                 self._clock.interrupt()
-                yield from ([f.result()] for f in flying if f.exception() is None)
+                yield from ([f.result()] for f in in_flight if f.exception() is None)
                 raise
             except BaseException:
                 self._clock.interrupt()
@@ -419,13 +368,13 @@ class GeminiCaptioner:
 
     def _caption_one(self, sample: Sample) -> Outcome:
         try:
-            return self._retry.call(lambda: self._ask(sample))
+            return call_with_retries(lambda: self._ask(sample), self._limits, self._clock)
         except Unavailable as error:
             failure = Failure(kind="unavailable", message=str(error), is_transient=True)
             return Outcome(key=sample.key, failure=failure)
 
     def _ask(self, sample: Sample) -> Outcome:
-        """Send one request when the limits allow it."""
+        """Send one request once the limits allow it."""
         request = self._rate.wait(self._config.input_tokens(sample))
         try:
             response = self._client.models.generate_content(
@@ -438,7 +387,7 @@ class GeminiCaptioner:
                 self._rate.hold(unavailable.asked_s)
                 raise
             return Outcome(key=sample.key, failure=failure)
-        except (httpx2.HTTPError, ValueError) as error:  # no connection, no time, no JSON
+        except (httpx2.HTTPError, ValueError) as error:  # no connection, timeout, invalid JSON
             raise Unavailable(f"{type(error).__name__}: {error}") from error
         outcome = read_answer(sample.key, response)
         if outcome.usage.input_tokens:
@@ -466,7 +415,7 @@ class GeminiCaptioner:
 
 
 def _results(futures: Iterable[Future[Outcome]]) -> Iterator[list[Outcome]]:
-    """Give the results of finished futures, and raise the first error after them."""
+    """Yield the results of finished futures, then raise the first error."""
     first_error = None
     for future in futures:
         error = future.exception()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from training.captioning.cost import Estimate, Price, text_tokens
+from training.captioning.cost import CostEstimate, Price, text_tokens
 from training.captioning.journal import Usage
 from training.data.shards.sample import Sample
 
@@ -33,30 +33,30 @@ MEDIA_TYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeminiConfig:
-    """Which Gemini captions, and how it is asked.
+    """Model, prompt and request options.
 
     Attributes:
-        model: The service's name of the model. TIPSv2 used Gemini 1.5 Flash, which the service
-            no longer offers; this one is the smallest that it offered in November 2026, stands
-            where that one stood, and does not reason before it answers.
-        prompt: What is asked; {words} becomes `max_words`. TIPSv2 publishes that the image, the
-            alt text and PaliGemma's caption are given, and that the answer tells details such as
-            pose, style and season; the words are ours.
-        max_words: What the prompt asks for. Not published; 80 words are about 110 tokens, some
+        model: The service's name of the model. TIPSv2 used Gemini 1.5 Flash, which is no longer
+            offered; the default is the smallest model offered in November 2026, its successor, and
+            does not reason before it answers.
+        prompt: The prompt; {words} becomes `max_words`. TIPSv2 publishes that the image, the alt
+            text and PaliGemma's caption are given, and that the answer names details such as pose,
+            style and season; the wording is ours.
+        max_words: Words that the prompt asks for. Not published; 80 words are about 110 tokens,
             more than the 64 that the text tower reads.
-        max_output_tokens: Where the service cuts an answer.
-        expected_output_tokens: What an answer is counted with in an estimate.
-        alt_source: Caption source given as the alt text, where a sample has it.
-        draft_source: Caption source given as the short caption, where a sample has it.
-        max_text_characters: Each of the two is cut there; alt text can be a whole page.
-        image_resolution: How finely the model sees the image. Not published; "medium" is more
-            tokens than the 258 that Gemini 1.5 Flash gave an image.
-        image_tokens: What an image is counted with; None takes the resolution's.
-        temperature: None leaves it to the service.
-        seed: Sent with every request; the service tries, and does not promise, to repeat itself.
-        thinking: How long the model reasons before it answers, which costs output tokens; None
-            leaves it to the model, which for the default model is not at all.
-        source: What the captions are called.
+        max_output_tokens: Length at which the service cuts an answer.
+        expected_output_tokens: Length of an answer in the estimate.
+        alt_source: Caption source given as the alt text, if a sample has it.
+        draft_source: Caption source given as the short caption, if a sample has it.
+        max_text_characters: Length at which each of the two is cut; alt text can be a whole page.
+        image_resolution: Resolution at which the model sees the image. Not published; "medium" is
+            more than the 258 tokens that Gemini 1.5 Flash gave an image.
+        image_tokens: Tokens of an image in the estimate; None takes those of the resolution.
+        temperature: None uses the service's default.
+        seed: Sent with every request; the service does not promise to repeat answers.
+        thinking: How long the model reasons, which costs output tokens; None uses the model's
+            default, which is not at all for the default model.
+        source: Caption source under which the captions are stored.
     """
 
     model: str = "gemini-3.5-flash-lite"
@@ -86,7 +86,7 @@ class GeminiConfig:
             raise ValueError("expected_output_tokens must be in [1, max_output_tokens]")
 
     def text_for(self, sample: Sample) -> str:
-        """Write what is asked about a sample, with those earlier captions that it has."""
+        """The prompt for a sample, with the earlier captions that it has."""
         lines = [self.prompt.replace("{words}", str(self.max_words))]
         for title, source in (("Alt text", self.alt_source), ("Short caption", self.draft_source)):
             if source in sample.captions:
@@ -95,29 +95,29 @@ class GeminiConfig:
         return "\n".join(lines)
 
     def input_tokens(self, sample: Sample) -> int:
-        """Estimate a request's tokens: the image's fixed number, and a quarter of the text."""
+        """Estimated tokens of a request: a fixed number for the image, a quarter of the text."""
         image = self.image_tokens or IMAGE_TOKENS[self.image_resolution]
         return image + text_tokens(self.text_for(sample))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeminiLimits:
-    """What the service allows, and what we ask of it. Nothing here changes a caption.
+    """Limits of the account, and retries. None of them changes a caption.
 
     Attributes:
-        requests_per_minute: The account's limit; it depends on the account, and is shown in its
-            console. The default is one that small paid accounts have.
+        requests_per_minute: The account's limit, shown in its console. The default is that of
+            small paid accounts.
         tokens_per_minute: The account's limit of input tokens.
-        max_in_flight: Requests at a time. A request takes a few seconds, so 16 of them reach
-            some 300 requests a minute.
-        timeout_s: When an answer counts as lost.
-        longest_pause_s: If the service asks for a longer pause than this, the job stops: that is
-            a daily limit, not an overload.
-        max_attempts: Tries of one request. The pauses between six add up to half a minute on
+        max_in_flight: Concurrent requests. A request takes a few seconds, so 16 of them reach
+            about 300 requests per minute.
+        timeout_s: Longest wait for an answer.
+        longest_pause_s: The job stops if the service asks for a longer pause, because that is a
+            daily limit and not an overload.
+        max_attempts: Attempts of one request. The pauses between six add up to half a minute on
             average and a minute at most, which outlasts a short overload.
-        first_delay_s: The longest first pause; each further one may be twice as long.
-        max_delay_s: No pause is longer, unless the service asks for it.
-        price: What a million tokens cost.
+        first_delay_s: Upper bound of the first pause; it doubles with each further pause.
+        max_delay_s: Upper bound of all pauses that the service does not ask for.
+        price: The price list.
     """
 
     requests_per_minute: int = 300
@@ -134,10 +134,14 @@ class GeminiLimits:
         """Check the ranges."""
         if self.max_in_flight < 1 or self.timeout_s <= 0:
             raise ValueError("max_in_flight must be at least 1, timeout_s over 0")
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts must be at least 1")
+        if not 0 < self.first_delay_s <= self.max_delay_s:
+            raise ValueError("first_delay_s must be over 0 and at most max_delay_s")
 
 
-def estimate_cost(samples: Iterable[Sample], config: GeminiConfig, price: Price) -> Estimate:
-    """Count what captioning some samples would take; reads them and sends nothing."""
+def estimate_cost(samples: Iterable[Sample], config: GeminiConfig, price: Price) -> CostEstimate:
+    """Estimate the cost of captioning some samples; reads them and sends nothing."""
     count = input_tokens = 0
     for sample in samples:
         count += 1
@@ -146,4 +150,4 @@ def estimate_cost(samples: Iterable[Sample], config: GeminiConfig, price: Price)
         Usage(input_tokens=input_tokens, output_tokens=count * each)
         for each in (config.expected_output_tokens, config.max_output_tokens)
     )
-    return Estimate(samples=count, expected=expected, at_most=most, price=price)
+    return CostEstimate(samples=count, expected=expected, at_most=most, price=price)

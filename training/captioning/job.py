@@ -13,24 +13,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.captioning.cost import Estimate, Price
+from training.captioning.cost import CostEstimate, Price
 from training.captioning.journal import (
+    CaptionMerge,
     Failure,
     JobStopped,
     Journal,
     JournalBusy,
-    Merge,
     Outcome,
     OutputFolder,
-    Report,
+    ShardReport,
     Usage,
-    lacking,
     make_report,
     read_journal,
     read_report,
     settled,
     shard_paths,
     total_usage,
+    uncaptioned,
     write_report,
 )
 from training.data.shards.sample import Sample
@@ -45,9 +45,9 @@ class CleaningConfig:
     """How captions are cleaned.
 
     Attributes:
-        max_characters: Where a caption is cut, back to the end of a word. TIPSv2 does not publish
-            its captions' lengths. Its text tower reads 64 tokens, about 300 characters of English,
-            so 1000 keeps three times what can be read and stops a model that runs on.
+        max_characters: Length at which a caption is cut, back to the end of a word. Not published
+            by TIPSv2. Its text tower reads 64 tokens, about 300 characters of English, so 1000
+            keeps three times that and limits a model that does not stop.
     """
 
     max_characters: int = 1000
@@ -59,11 +59,11 @@ class CleaningConfig:
 
 
 def clean_caption(text: str, config: CleaningConfig) -> str:
-    """Clean a caption; may return "" where nothing is left.
+    """Clean a caption; the result may be empty.
 
-    In this order: characters are composed (NFC), control and other invisible characters go, white
-    space of any kind becomes single spaces, one pair of quotes around the whole goes, and what is
-    longer than the cap is cut at a word's end.
+    In this order: compose characters (NFC), remove control and other invisible characters, turn
+    white space into single spaces, remove one pair of quotes around the whole, cut to the maximum
+    length at the end of a word.
     """
     text = unicodedata.normalize("NFC", text)
     text = "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
@@ -80,15 +80,15 @@ def clean_caption(text: str, config: CleaningConfig) -> str:
 
 
 class ErrorBudget:
-    """Counts what fails in one run of a job.
+    """Limits the failures in one run of a job.
 
-    A share alone would stop at the first image if that one fails, so a number of failures is
-    free.
+    A limit by share alone would stop the job if the first image fails, so a number of failures is
+    always allowed.
     """
 
     def __init__(self, *, max_share: float, free_failures: int) -> None:
         if not 0 <= max_share <= 1 or free_failures < 0:
-            raise ValueError("the failures' share must be in [0, 1], the free failures at least 0")
+            raise ValueError("max_failure_share must be in [0, 1], free_failures at least 0")
         self._max_share = max_share
         self._free_failures = free_failures
         self._samples = 0
@@ -98,7 +98,7 @@ class ErrorBudget:
         """Count some outcomes.
 
         Raises:
-            JobStopped: More failed than may.
+            JobStopped: Too many failed.
         """
         last = None
         for outcome in outcomes:
@@ -112,10 +112,10 @@ class ErrorBudget:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._kinds.most_common())
         assert last.failure is not None
         raise JobStopped(
-            f"stopped, because {failed} of {self._samples} samples failed ({kinds}), more than "
-            f"--max-failure-share {self._max_share:g} allows; the last one, {last.key}, said: "
-            f"{last.failure.message}. Mend the cause or allow more, and start the same command "
-            "again: it goes on from here"
+            f"stopped: {failed} of {self._samples} samples failed ({kinds}), more than "
+            f"--max-failure-share {self._max_share:g} allows; the last one, {last.key}: "
+            f"{last.failure.message}. Fix the cause or allow more failures, and run the same "
+            "command again to resume"
         )
 
 
@@ -123,34 +123,33 @@ class Captioner(Protocol):
     """A model or a service that captions images."""
 
     source: str
-    """What its captions are called in a sample's JSON."""
+    """Caption source under which its captions are stored."""
 
     def settings(self) -> Mapping[str, Any]:
-        """Return everything the captions depend on, as JSON's types and without secrets."""
+        """Everything that the captions depend on, as JSON types and without secrets."""
 
     def caption(self, samples: Iterable[Sample]) -> Iterator[list[Outcome]]:
-        """Caption samples, taking them as they are needed.
+        """Caption samples, reading them as needed.
 
-        Each list holds the outcomes that were made together; each sample has one outcome. The
-        order is free.
+        Each list holds the outcomes of one batch. Each sample has one outcome, in any order.
 
         Raises:
-            JobStopped: No sample can be captioned, so there is no use in going on.
+            JobStopped: No sample can be captioned.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobConfig:
-    """What to caption, and when to give up.
+    """Input, output and limits of a job.
 
     Attributes:
         shards: Folder of shards, or one shard.
-        output: Folder that the shards with captions are written to.
+        output: Folder for the shards with captions.
         cleaning: How captions are cleaned.
-        max_failure_share: Stop when more than this share of a run's samples fails.
-        free_failures: This many failures never stop a run.
-        price: What tokens cost; None for a model that runs here.
-        max_cost_usd: Stop when the job has cost more, all its runs together.
+        max_failure_share: Stop if a larger share of a run's samples fails.
+        free_failures: Failures that never stop a run.
+        price: Price of tokens; None for a local model.
+        max_cost_usd: Stop if all runs of the job have cost more.
     """
 
     shards: Path
@@ -165,35 +164,35 @@ class JobConfig:
         """Check that input and output differ."""
         folder = self.shards.parent if self.shards.is_file() else self.shards
         if folder.resolve() == self.output.resolve():
-            raise ValueError(f"--output {self.output} is where the shards lie; name another folder")
+            raise ValueError(f"--output {self.output} holds the input shards; name another folder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """Where a job stands.
+class JobProgress:
+    """JobProgress of a job.
 
     Attributes:
-        done: Shards that are finished, also by earlier runs.
-        busy: Shards that another process was working on, which were passed over.
-        shards: How many there are.
-        total: What became of all samples so far, those of earlier runs included.
+        done: Finished shards, including those of earlier runs.
+        busy: Shards that were skipped because another process works on them.
+        shards: All shards.
+        total: Results of all samples so far, including those of earlier runs.
     """
 
     done: int
     busy: int
     shards: int
-    total: Report
+    total: ShardReport
 
 
 class CaptionJob:
-    """Captions the shards of a folder, once."""
+    """Captions the shards of a folder."""
 
     def __init__(
         self,
         config: JobConfig,
         captioner: Captioner,
         *,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_progress: Callable[[JobProgress], None] = lambda progress: None,
     ) -> None:
         self._config = config
         self._captioner = captioner
@@ -203,15 +202,15 @@ class CaptionJob:
             max_share=config.max_failure_share, free_failures=config.free_failures
         )
 
-    def run(self) -> Progress:
-        """Caption what is not captioned yet.
+    def run(self) -> JobProgress:
+        """Caption all samples that have no caption yet.
 
         Returns:
-            Where the job stands at the end.
+            The progress at the end.
 
         Raises:
-            JobStopped: Too much failed, it cost too much, or the service refuses the whole job.
-            ValueError: The output folder was begun with other settings, or a shard is damaged.
+            JobStopped: Too many failures, the cost limit, or a service that refuses every request.
+            ValueError: The output folder has other settings, or a shard is damaged.
             FileNotFoundError: There are no shards.
         """
         paths = shard_paths(self._config.shards)
@@ -222,7 +221,7 @@ class CaptionJob:
                 "captioner": dict(self._captioner.settings()),
             }
         )
-        progress = Progress(done=0, busy=0, shards=len(paths), total=Report())
+        progress = JobProgress(done=0, busy=0, shards=len(paths), total=ShardReport())
         for path in paths:
             try:
                 self._caption_shard(path, progress)
@@ -233,21 +232,21 @@ class CaptionJob:
             self._on_progress(progress)
         return progress
 
-    def _caption_shard(self, path: Path, before: Progress) -> None:
+    def _caption_shard(self, path: Path, before: JobProgress) -> None:
         if self._folder.is_finished(path):
             return
         with Journal(self._folder.journal(path)) as journal:
-            # Another process may have finished it between our look and our lock.
+            # Another process may have finished it between the check and the lock.
             if not self._folder.is_finished(path):
                 self._fill(path, journal, before)
                 self._finish(path, journal)
             journal.delete()
 
-    def _fill(self, path: Path, journal: Journal, before: Progress) -> None:
-        """Caption the samples that the journal lacks, and write down each answer at once."""
+    def _fill(self, path: Path, journal: Journal, before: JobProgress) -> None:
+        """Caption the samples that the journal lacks, and record each answer at once."""
         kept = settled(journal.outcomes)
         shard = make_report(kept.values())
-        for outcomes in self._captioner.caption(lacking(path, self._captioner.source, kept)):
+        for outcomes in self._captioner.caption(uncaptioned(path, self._captioner.source, kept)):
             cleaned = [self._clean(outcome) for outcome in outcomes]
             journal.append(cleaned)
             shard += make_report(cleaned)
@@ -257,8 +256,8 @@ class CaptionJob:
             self._budget.spend(cleaned)
 
     def _finish(self, path: Path, journal: Journal) -> None:
-        """Write the shard and then its report, which says that all is done."""
-        merge = Merge(shard=path, outcomes=journal.outcomes, source=self._captioner.source)
+        """Write the shard, then its report, which marks the shard as finished."""
+        merge = CaptionMerge(shard=path, outcomes=journal.outcomes, source=self._captioner.source)
         write_shard(self._folder.shard(path), merge.samples())
         self._budget.spend(merge.unusable)
         outcomes = [*journal.outcomes.values(), *merge.unusable]
@@ -270,42 +269,42 @@ class CaptionJob:
         caption = clean_caption(outcome.caption, self._config.cleaning)
         if caption:
             return replace(outcome, caption=caption)
-        failure = Failure(kind="empty", message="nothing was left of the answer after cleaning")
+        failure = Failure(kind="empty", message="the answer is empty after cleaning")
         return replace(outcome, caption=None, failure=failure)
 
-    def _check_cost(self, total: Report) -> None:
+    def _check_cost(self, total: ShardReport) -> None:
         price, most = self._config.price, self._config.max_cost_usd
         if price is not None and most is not None and price.of(total.usage) > most:
             raise JobStopped(
-                f"stopped, because the job has cost ${price.of(total.usage):.2f}, more than "
-                f"--max-cost {most:g}; with a higher one it goes on from here"
+                f"stopped: the job has cost ${price.of(total.usage):.2f}, more than --max-cost "
+                f"{most:g}; run the command with a higher limit to resume"
             )
 
 
 def ask_consent(
-    estimate: Estimate,
+    estimate: CostEstimate,
     *,
     spent_usd: float,
     max_cost_usd: float | None,
     is_agreed: bool,
     confirm: Callable[[], bool] | None,
 ) -> None:
-    """Return where a job may begin: it stays below a given limit, or somebody agreed.
+    """Check that a job may spend money: it stays below a limit, or the user agreed.
 
     Args:
-        estimate: What is still to be paid.
-        spent_usd: What earlier runs of the job paid.
-        max_cost_usd: The limit for all its runs together; None for none.
-        is_agreed: Whether the command itself says yes.
-        confirm: Asks a person; None where nobody is there to be asked.
+        estimate: Cost of the samples that are left.
+        spent_usd: Cost of the job's earlier runs.
+        max_cost_usd: Limit for all runs of the job; None for no limit.
+        is_agreed: Whether the command line agrees (--yes).
+        confirm: Asks the user; None without a terminal.
 
     Raises:
-        ValueError: It may not begin; the message says what would let it.
+        ValueError: The job may not start; the message says what would allow it.
     """
     if max_cost_usd is not None:
         at_most_usd = spent_usd + estimate.at_most_usd
         if at_most_usd > max_cost_usd:
-            earlier = f", ${spent_usd:,.2f} of it spent already" if spent_usd else ""
+            earlier = f", of which ${spent_usd:,.2f} is already spent" if spent_usd else ""
             raise ValueError(
                 f"the job may cost ${at_most_usd:,.2f}{earlier}, over --max-cost {max_cost_usd:g}; "
                 "caption fewer shards, allow shorter answers, or raise the limit"
@@ -315,14 +314,14 @@ def ask_consent(
         return
     if confirm is None:
         raise ValueError(
-            "nobody is there to agree to the cost: give --yes, or a limit by --max-cost"
+            "the cost needs consent, and there is no terminal: give --yes, or a limit by --max-cost"
         )
     if not confirm():
         raise ValueError("nothing was sent")
 
 
 def pending_samples(config: JobConfig, source: str) -> Iterator[Sample]:
-    """Read the samples that a run would caption now.
+    """Samples that a run would caption now, read without a lock.
 
     Raises:
         FileNotFoundError: There are no shards.
@@ -331,11 +330,11 @@ def pending_samples(config: JobConfig, source: str) -> Iterator[Sample]:
     folder = OutputFolder(path=config.output)
     for path in shard_paths(config.shards):
         if not folder.is_finished(path):
-            yield from lacking(path, source, settled(read_journal(folder.journal(path))))
+            yield from uncaptioned(path, source, settled(read_journal(folder.journal(path))))
 
 
 def earlier_usage(config: JobConfig) -> Usage:
-    """Sum the tokens that the job's earlier runs paid for."""
+    """Tokens of the job's earlier runs, read without a lock."""
     folder = OutputFolder(path=config.output)
     total = Usage()
     for path in shard_paths(config.shards):

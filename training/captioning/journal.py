@@ -20,15 +20,15 @@ from training.data.shards.sample import BadSample, Sample, sample_from_members, 
 
 
 class JobStopped(ValueError):
-    """The whole job cannot go on; the message says what to change before starting it again.
+    """The whole job cannot continue; the message says what to change before running it again.
 
-    What was captioned until then is kept, and the same command goes on from there.
+    Finished captions are kept, and the same command resumes the job.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens that a service charged for; zero for a model that runs here."""
+    """Tokens that a service charged for; zero for a local model."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -46,8 +46,8 @@ class Failure:
 
     Attributes:
         kind: One word to count by: "image", "blocked", "empty", "refused", "unavailable".
-        message: What was said, without any secret.
-        is_transient: Another try may well succeed, so a job that is started again makes one.
+        message: The reason, without secrets.
+        is_transient: Whether the next run of the job tries again.
     """
 
     kind: str
@@ -57,13 +57,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One sample's caption, or its failure; never both, never neither.
+    """Either the caption of a sample or its failure.
 
     Attributes:
         key: The sample's name in its shard.
-        caption: The caption, None where it failed.
-        failure: Why it failed, None where it did not.
-        usage: Tokens paid for, also where nothing usable came of them.
+        caption: The caption; None after a failure.
+        failure: The failure; None with a caption.
+        usage: Tokens paid for, also after a failure.
     """
 
     key: str
@@ -72,12 +72,12 @@ class Outcome:
     usage: Usage = Usage()
 
     def __post_init__(self) -> None:
-        """Check that it is one of the two."""
+        """Check that exactly one of the two is set."""
         if (self.caption is None) == (self.failure is None):
             raise ValueError(f"{self.key}: an outcome is either a caption or a failure")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome as JSON's types."""
+        """The outcome as JSON types."""
         return asdict(self)
 
     @classmethod
@@ -93,18 +93,18 @@ class Outcome:
 
 
 def total_usage(outcomes: Iterable[Outcome]) -> Usage:
-    """Sum what some outcomes cost."""
+    """Total tokens of some outcomes."""
     return sum((outcome.usage for outcome in outcomes), Usage())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What became of a shard's samples, or of several shards'.
+class ShardReport:
+    """Results of one shard or of several.
 
     Attributes:
-        captioned: Samples that gained a caption.
-        already: Samples that had one of this source before, which were left alone.
-        failures: The others: key, kind and message of each.
+        captioned: Samples with a new caption.
+        already: Samples that already had a caption of this source, left unchanged.
+        failures: Key, kind and message of each other sample.
         usage: Tokens paid for.
     """
 
@@ -113,8 +113,8 @@ class Report:
     failures: tuple[Mapping[str, str], ...] = ()
     usage: Usage = field(default_factory=Usage)
 
-    def __add__(self, other: "Report") -> "Report":
-        return Report(
+    def __add__(self, other: "ShardReport") -> "ShardReport":
+        return ShardReport(
             captioned=self.captioned + other.captioned,
             already=self.already + other.already,
             failures=self.failures + other.failures,
@@ -122,10 +122,10 @@ class Report:
         )
 
 
-def make_report(outcomes: Iterable[Outcome], *, already: int = 0) -> Report:
-    """Sum up a shard's outcomes."""
+def make_report(outcomes: Iterable[Outcome], *, already: int = 0) -> ShardReport:
+    """Summarise a shard's outcomes."""
     outcomes = list(outcomes)
-    return Report(
+    return ShardReport(
         captioned=sum(outcome.caption is not None for outcome in outcomes),
         already=already,
         failures=tuple(
@@ -138,19 +138,19 @@ def make_report(outcomes: Iterable[Outcome], *, already: int = 0) -> Report:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     atomic_write(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Write a report whole or not at all."""
+def write_report(path: Path, report: ShardReport) -> None:
+    """Write a report atomically."""
     write_json(path, asdict(report))
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path) -> ShardReport:
     """Read what `write_report` wrote."""
     document = json.loads(path.read_text(encoding="utf-8"))
-    return Report(
+    return ShardReport(
         captioned=document["captioned"],
         already=document["already"],
         failures=tuple(document["failures"]),
@@ -163,7 +163,7 @@ class JournalBusy(Exception):
 
 
 def _read(lines: Iterable[bytes]) -> tuple[dict[str, Outcome], int]:
-    """Read outcomes by key, and how many bytes hold whole lines."""
+    """Read outcomes by key, and the number of bytes in complete lines."""
     outcomes: dict[str, Outcome] = {}
     good_bytes = 0
     for line in lines:
@@ -172,14 +172,14 @@ def _read(lines: Iterable[bytes]) -> tuple[dict[str, Outcome], int]:
         try:
             documents = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"a journal is damaged; delete this line of it: {line!r}") from error
+            raise ValueError(f"the journal is damaged; delete this line: {line!r}") from error
         outcomes.update({(o := Outcome.from_json(document)).key: o for document in documents})
         good_bytes += len(line)
     return outcomes, good_bytes
 
 
 def settled(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """Keep the outcomes that stay: captions, and failures that another try cannot mend."""
+    """Outcomes that are final: captions, and failures that are not transient."""
     return {
         key: outcome
         for key, outcome in outcomes.items()
@@ -188,7 +188,7 @@ def settled(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
 
 
 def read_journal(path: Path) -> dict[str, Outcome]:
-    """Read a journal's outcomes without opening it for writing; {} where there is none."""
+    """Read a journal's outcomes without a lock; {} if there is none."""
     if not path.exists():
         return {}
     with path.open("rb") as file:
@@ -196,9 +196,10 @@ def read_journal(path: Path) -> dict[str, Outcome]:
 
 
 class Journal:
-    """The outcomes of one unfinished shard. While it is open, no other process can open it.
+    """The outcomes of one unfinished shard. Only one process can open it at a time.
 
-    Processes on one machine, and on most network file systems, may so share a folder of shards.
+    So several processes can share a folder of shards, on one machine and on most network file
+    systems.
     """
 
     def __init__(self, path: Path) -> None:
@@ -216,7 +217,7 @@ class Journal:
             raise
 
     def append(self, outcomes: Sequence[Outcome]) -> None:
-        """Add outcomes that belong together: after a kill all of them are there, or none."""
+        """Add the outcomes of a batch: after a kill all of them are there, or none."""
         line = json.dumps([outcome.to_json() for outcome in outcomes], ensure_ascii=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
@@ -224,7 +225,7 @@ class Journal:
         self.outcomes.update({outcome.key: outcome for outcome in outcomes})
 
     def delete(self) -> None:
-        """Remove the journal: its shard is finished."""
+        """Remove the journal of a finished shard."""
         self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -240,10 +241,10 @@ class Journal:
 
 
 def shard_paths(shards: Path) -> list[Path]:
-    """List the shards of a folder in order, or the one shard that was named.
+    """The shards of a folder in order, or the one shard that was named.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There are none.
     """
     found = [shards] if shards.is_file() else sorted(shards.glob("*.tar"))
     if not found:
@@ -252,30 +253,30 @@ def shard_paths(shards: Path) -> list[Path]:
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, Sample | BadSample]]:
-    """Read a shard's samples by key, one after another in its order.
+    """Read a shard's samples in order.
 
     Yields:
-        Each key with its sample, or with what is wrong with it.
+        Each key with its sample, or with the reason why it is none.
 
     Raises:
-        ValueError: The file is damaged, or a key comes twice.
+        ValueError: The file is damaged, or a key is repeated.
     """
-    seen: set[str] = set()
+    keys: set[str] = set()
     try:
         for key, entries in groupby(_entries(path), key=lambda entry: split_name(entry[0])[0]):
-            if key in seen:
-                raise ValueError(f"{path}: the key {key} comes twice; keys name samples")
-            seen.add(key)
+            if key in keys:
+                raise ValueError(f"{path}: the key {key} is repeated; keys must be unique")
+            keys.add(key)
             try:
                 yield key, sample_from_members(dict(entries))
             except BadSample as error:
                 yield key, error
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is no tar file, or a damaged one: {error}") from error
+        raise ValueError(f"{path} is not a valid tar file: {error}") from error
 
 
-def lacking(path: Path, source: str, settled: Container[str]) -> Iterator[Sample]:
-    """Read the samples that have no caption of a source, but for those whose key is settled."""
+def uncaptioned(path: Path, source: str, settled: Container[str]) -> Iterator[Sample]:
+    """Samples without a caption of a source, except those with a settled key."""
     for key, sample in read_shard(path):
         if isinstance(sample, BadSample) or key in settled:
             continue
@@ -292,15 +293,15 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 @dataclass(slots=True, kw_only=True)
-class Merge:
-    """One pass over a shard; the counts are right once `samples` has been read to its end.
+class CaptionMerge:
+    """Adds captions to a shard's samples. The counts are valid once `samples` is exhausted.
 
     Attributes:
         shard: The shard without the captions.
-        outcomes: What came of its samples, by key.
-        source: What the captions are called.
-        already: Samples that had a caption of this source.
-        unusable: Failures of entries that are no samples; the new shard leaves them out.
+        outcomes: Outcomes of its samples, by key.
+        source: Caption source of the new captions.
+        already: Samples that already had a caption of this source.
+        unusable: Failures of entries that are not samples; the new shard leaves them out.
     """
 
     shard: Path
@@ -310,10 +311,10 @@ class Merge:
     unusable: list[Outcome] = field(default_factory=list)
 
     def samples(self) -> Iterator[Sample]:
-        """Read the shard's samples, each with its caption where it has one.
+        """The shard's samples, with their new captions.
 
         Raises:
-            ValueError: The outcomes are not this shard's.
+            ValueError: The outcomes belong to another shard.
         """
         rest = dict(self.outcomes)
         for key, sample in read_shard(self.shard):
@@ -334,8 +335,8 @@ class Merge:
 
     def _changed(self, key: str) -> str:
         return (
-            f"{self.shard} is not what it was when its captioning began: {key} came or went; "
-            "delete its journal in the output folder to begin it again"
+            f"{self.shard} has changed since its captioning started: {key} was added or removed; "
+            "delete its journal in the output folder to start again"
         )
 
 
@@ -344,7 +345,7 @@ _SETTINGS = "captions.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFolder:
-    """Names of files, for a shard of the input by its path."""
+    """Paths of a job's files, for an input shard by its path."""
 
     path: Path
 
@@ -353,22 +354,22 @@ class OutputFolder:
         return self.path / source.name
 
     def report(self, source: Path) -> Path:
-        """The side file, which is written last."""
+        """The report, which is written last."""
         return self.path / f"{source.name}.report.json"
 
     def is_finished(self, source: Path) -> bool:
-        """Whether nothing is left to do for a shard."""
+        """Whether a shard is finished."""
         return self.report(source).exists()
 
     def journal(self, source: Path) -> Path:
-        """The unfinished shard's outcomes."""
+        """The journal of an unfinished shard."""
         return self.path / f"{source.name}.journal"
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Write down what the captions depend on, or compare it with what was written down.
+        """Record the settings that the captions depend on, or compare with the recorded ones.
 
         Raises:
-            ValueError: The folder was begun with other settings.
+            ValueError: The folder has other settings.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / _SETTINGS
@@ -379,8 +380,8 @@ class OutputFolder:
         changed = [f"{name}: {a!r}, now {b!r}" for name, a, b in _changes(earlier, now)]
         if changed:
             raise ValueError(
-                f"{self.path} was begun with other settings ({'; '.join(changed)}); go on with "
-                "those, or name another folder"
+                f"{self.path} was started with other settings ({'; '.join(changed)}); use those, "
+                "or name another folder"
             )
 
 

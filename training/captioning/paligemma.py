@@ -26,24 +26,24 @@ from training.data.shards.sample import BadSample, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaliGemmaConfig:
-    """Which model captions, and how.
+    """Model, prompt and generation options.
 
     Attributes:
-        model: Folder or hub name of a checkpoint with its processor. TIPSv2 says PaliGemma and
-            does not publish which checkpoint; the mix checkpoint is the released one that answers
-            prompts without further training, and 224 pixels are the smallest and cheapest.
-        prompt: What the model is asked. Not published; "caption en" is the prompt that PaliGemma
-            was trained to answer with a short English caption. A model with a chat template gets
-            it as the user's message behind the image.
+        model: Folder or hub name of a checkpoint with its processor. TIPSv2 names PaliGemma but no
+            checkpoint; the mix checkpoint is the released one that answers prompts without further
+            training, and 224 pixels is the smallest and cheapest.
+        prompt: The prompt. Not published; PaliGemma was trained to answer "caption en" with a short
+            English caption. A model with a chat template gets it as the user's message after the
+            image.
         max_tokens: Longest answer. Not published; TIPSv2 reads 64 tokens of a caption.
-        temperature: 0 takes the likeliest token each time; above it, tokens are drawn. Not
-            published; the likeliest is what PaliGemma's own captions are scored with.
-        seed: Of the draws; a batch's captions depend on it and on the batch alone.
-        batch_size: Images at a time. Answers may differ in the last bits between batch sizes,
-            and so in rare words; that is why a job keeps to one.
-        precision: "auto" is bfloat16 where there is a GPU and float32 elsewhere.
-        device: "auto" is the GPU where there is one.
-        source: What the captions are called.
+        temperature: 0 is greedy; above 0, tokens are sampled. Not published; PaliGemma's own
+            captions are scored greedily.
+        seed: Of the sampling; a batch's captions depend on it and on the batch alone.
+        batch_size: Images per batch. Results may differ in the last bits between batch sizes, and
+            so in rare words; a job therefore keeps one batch size.
+        precision: "auto" is bfloat16 on a GPU and float32 elsewhere.
+        device: "auto" is the GPU if there is one.
+        source: Caption source under which the captions are stored.
     """
 
     model: str = "google/paligemma-3b-mix-224"
@@ -78,7 +78,7 @@ class PaliGemmaConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Prepared:
-    """A batch as the model takes it, and the outcomes of those whose image is broken."""
+    """A batch of model inputs, and the outcomes of broken images."""
 
     keys: Sequence[str]
     inputs: BatchFeature | None
@@ -86,18 +86,18 @@ class _Prepared:
 
 
 class GenerativeModel(Protocol):
-    """What is asked of a model; transformers' own classes for it are typed too narrowly."""
+    """The part of a transformers model used here; its classes are typed too narrowly."""
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of the weights."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its weights."""
+        """Type of the weights."""
 
     def generate(self, **inputs: Any) -> Tensor:
-        """Continue prompts: int64 [B, L] to [B, T], with what the processor made beside them."""
+        """Continue prompts: int64 [B, L] to [B, T]."""
 
 
 class PaliGemmaCaptioner:
@@ -113,7 +113,7 @@ class PaliGemmaCaptioner:
         self._config = config
         self.model = model
         self._processor = processor
-        # Answers are appended at the right, so prompts of different lengths end there.
+        # Answers are appended on the right, so prompts are padded on the left.
         processor.tokenizer.padding_side = "left"
         self._prompt = _full_prompt(processor, config.prompt)
 
@@ -122,7 +122,7 @@ class PaliGemmaCaptioner:
         """Load a checkpoint.
 
         Raises:
-            FileNotFoundError: There is none under this name.
+            FileNotFoundError: There is no checkpoint of this name.
         """
         try:
             processor = AutoProcessor.from_pretrained(config.model)
@@ -151,10 +151,10 @@ class PaliGemmaCaptioner:
         }
 
     def caption(self, samples: Iterable[Sample]) -> Iterator[list[Outcome]]:
-        """Caption samples batch by batch; the next is read and decoded while the device works.
+        """Caption samples batch by batch; the next one is decoded while the device works.
 
         Raises:
-            JobStopped: The device's memory is too small for a batch.
+            JobStopped: A batch does not fit into the device's memory.
         """
         remaining = iter(samples)
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -163,9 +163,9 @@ class PaliGemmaCaptioner:
                 batch = list(islice(remaining, self._config.batch_size))
                 return pool.submit(self._prepare, batch) if batch else None
 
-            coming = prepare()
-            while coming is not None:
-                current, coming = coming.result(), prepare()
+            following = prepare()
+            while following is not None:
+                current, following = following.result(), prepare()
                 yield self._outcomes(current)
 
     def _prepare(self, samples: Sequence[Sample]) -> _Prepared:
@@ -211,8 +211,8 @@ class PaliGemmaCaptioner:
                 )
         except torch.OutOfMemoryError as error:
             raise JobStopped(
-                f"the device's memory is too small for {config.batch_size} images at a time; "
-                f"choose a smaller --batch-size, and another --output: {error}"
+                f"a batch of {config.batch_size} images does not fit into the device's memory: "
+                f"choose a smaller --batch-size and another --output ({error})"
             ) from error
         answers_BT = tokens_BT[:, inputs["input_ids"].shape[1] :]
         answers: list[str] = self._processor.batch_decode(answers_BT, skip_special_tokens=True)
@@ -220,7 +220,7 @@ class PaliGemmaCaptioner:
 
 
 def _full_prompt(processor: Any, prompt: str) -> str:
-    """Put the image's place before the prompt, in the way this model was trained with."""
+    """Put the image before the prompt, in the form that this model was trained with."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         message = {"role": "user", "content": content}
@@ -229,6 +229,6 @@ def _full_prompt(processor: Any, prompt: str) -> str:
 
 
 def _batch_seed(seed: int, keys: Sequence[str]) -> int:
-    """Give a batch a seed of its own, equal in every run."""
+    """A seed for a batch, equal in every run."""
     digest = hashlib.blake2b("\n".join([str(seed), *keys]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

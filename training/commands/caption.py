@@ -29,7 +29,7 @@ from training.captioning.job import (
     CaptionJob,
     CleaningConfig,
     JobConfig,
-    Progress,
+    JobProgress,
     ask_consent,
     earlier_usage,
     pending_samples,
@@ -42,7 +42,7 @@ from training.data.shards.sample import BrokenList
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What the command line says of one setting."""
+    """Command-line option of a setting."""
 
     help: str
     type: type = str
@@ -51,44 +51,44 @@ class Option:
 
 PALIGEMMA: Mapping[str, Option] = {
     "model": Option("folder or hub name of a checkpoint with its processor"),
-    "prompt": Option("what the model is asked"),
-    "max_tokens": Option("longest answer", int),
-    "temperature": Option("0 takes the likeliest token; above it, tokens are drawn", float),
-    "seed": Option("of the draws", int),
-    "batch_size": Option("images at a time", int),
+    "prompt": Option("prompt for the model"),
+    "max_tokens": Option("longest answer in tokens", int),
+    "temperature": Option("0 is greedy; above 0, tokens are sampled", float),
+    "seed": Option("seed of the sampling", int),
+    "batch_size": Option("images per batch", int),
     "precision": Option("of weights and activations", str, ("auto", "bfloat16", "float32")),
     "device": Option('"auto", "cpu", "cuda", "cuda:1", ...'),
-    "source": Option("what the captions are called"),
+    "source": Option("caption source under which the captions are stored"),
 }
 GEMINI: Mapping[str, Option] = {
     "model": Option("the service's name of the model"),
-    "prompt": Option("what is asked; {words} becomes the number of words"),
-    "max_words": Option("what the prompt asks for", int),
-    "max_output_tokens": Option("where the service cuts an answer", int),
-    "expected_output_tokens": Option("an answer's length in the estimate", int),
+    "prompt": Option("the prompt; {words} becomes the value of --max-words"),
+    "max_words": Option("words that the prompt asks for", int),
+    "max_output_tokens": Option("longest answer in tokens", int),
+    "expected_output_tokens": Option("tokens of an answer in the estimate", int),
     "alt_source": Option("caption source given as the alt text"),
     "draft_source": Option("caption source given as the short caption"),
-    "image_resolution": Option("how finely it looks", str, ("low", "medium", "high")),
-    "image_tokens": Option("what an image is counted with in the estimate", int),
-    "temperature": Option("left to the service where not given", float),
-    "seed": Option("sent with every request", int),
-    "thinking": Option("how long it reasons", str, ("minimal", "low", "medium", "high")),
-    "source": Option("what the captions are called"),
+    "image_resolution": Option("resolution of the image", str, ("low", "medium", "high")),
+    "image_tokens": Option("tokens of an image in the estimate", int),
+    "temperature": Option("default: the service's", float),
+    "seed": Option("seed, sent with every request", int),
+    "thinking": Option("amount of reasoning", str, ("minimal", "low", "medium", "high")),
+    "source": Option("caption source under which the captions are stored"),
 }
 LIMITS: Mapping[str, Option] = {
     "requests_per_minute": Option("the account's limit", int),
     "tokens_per_minute": Option("the account's limit of input tokens", int),
-    "max_in_flight": Option("requests at a time", int),
-    "timeout_s": Option("when an answer counts as lost", float),
-    "longest_pause_s": Option("stop when the service asks for a longer pause", float),
-    "max_attempts": Option("tries of one request", int),
+    "max_in_flight": Option("concurrent requests", int),
+    "timeout_s": Option("longest wait for an answer, in seconds", float),
+    "longest_pause_s": Option("stop if the service asks for a longer pause", float),
+    "max_attempts": Option("attempts of one request", int),
 }
 JOB: Mapping[str, Option] = {
-    "max_failure_share": Option("stop when more of the samples fail", float),
-    "free_failures": Option("this many failures never stop the job", int),
+    "max_failure_share": Option("stop if a larger share of the samples fails", float),
+    "free_failures": Option("number of failures that never stops the job", int),
 }
 CLEANING: Mapping[str, Option] = {
-    "max_characters": Option("where a caption is cut", int),
+    "max_characters": Option("longest caption", int),
 }
 
 
@@ -106,7 +106,7 @@ def add_options(parser: argparse.ArgumentParser, *tables: Mapping[str, Option]) 
 
 
 def given(options: argparse.Namespace, table: Mapping[str, Option]) -> dict[str, Any]:
-    """Return those settings of a table that the command line gives."""
+    """The settings of a table that are given on the command line."""
     values = {name: getattr(options, name) for name in table}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -114,8 +114,8 @@ def given(options: argparse.Namespace, table: Mapping[str, Option]) -> dict[str,
 @contextmanager
 def progress_bar(
     name: str, *, console: Console, price: Price | None = None
-) -> Iterator[Callable[[Progress], None]]:
-    """Show a bar while the block runs; yields what a job reports to."""
+) -> Iterator[Callable[[JobProgress], None]]:
+    """Show a progress bar while the block runs; yields the job's progress callback."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -126,7 +126,7 @@ def progress_bar(
     with Bar(*columns, console=console) as bar:
         task = bar.add_task(f"{name}: shards", total=None, detail="")
 
-        def show(progress: Progress) -> None:
+        def show(progress: JobProgress) -> None:
             bar.update(
                 task,
                 completed=progress.done,
@@ -137,16 +137,16 @@ def progress_bar(
         yield show
 
 
-def describe(progress: Progress, price: Price | None = None) -> str:
-    """Put a job's state into words: "1,200 captions, 3 failed, $0.41"."""
+def describe(progress: JobProgress, price: Price | None = None) -> str:
+    """A job's progress as text: "1,200 captions, 3 failed, $0.41"."""
     total = progress.total
     parts = [f"{total.captioned:,} captions", f"{len(total.failures):,} failed"]
     if total.already:
-        parts.append(f"{total.already:,} had one")
+        parts.append(f"{total.already:,} already captioned")
     if price is not None:
         parts.append(f"${price.of(total.usage):,.2f}")
     if progress.busy:
-        parts.append(f"{progress.busy} shards are another process's")
+        parts.append(f"{progress.busy} shards in work by other processes")
     return ", ".join(parts)
 
 
@@ -161,23 +161,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for kind in (paligemma, gemini):
         kind.add_argument("--shards", type=Path, required=True, help="folder of .tar files, or one")
         kind.add_argument("--output", type=Path, required=True, help="folder to write to")
-        kind.add_argument("--estimate", action="store_true", help="say what it takes, and stop")
+        kind.add_argument("--estimate", action="store_true", help="print an estimate and stop")
     add_options(paligemma, PALIGEMMA, JOB, CLEANING)
     add_options(gemini, GEMINI, LIMITS, JOB, CLEANING)
-    gemini.add_argument("--input-price", type=float, help="US dollars for a million input tokens")
-    gemini.add_argument("--output-price", type=float, help="US dollars for a million output tokens")
-    gemini.add_argument("--price-date", help="when these prices were read, as YYYY-MM-DD")
-    gemini.add_argument("--max-cost", type=float, help="US dollars that all its runs may cost")
-    gemini.add_argument("--yes", action="store_true", help="agree to the cost without being asked")
-    gemini.add_argument("--api-key-file", type=Path, help="holds the key, if no variable does")
-    gemini.add_argument("--base-url", help="another address of the service, such as a proxy")
+    gemini.add_argument("--input-price", type=float, help="US dollars per million input tokens")
+    gemini.add_argument("--output-price", type=float, help="US dollars per million output tokens")
+    gemini.add_argument("--price-date", help="date of these prices, as YYYY-MM-DD")
+    gemini.add_argument(
+        "--max-cost", type=float, help="limit in US dollars for all runs of the job"
+    )
+    gemini.add_argument("--yes", action="store_true", help="agree to the cost without a question")
+    gemini.add_argument("--api-key-file", type=Path, help="file with the key (else a variable)")
+    gemini.add_argument("--base-url", help="other URL of the service, such as a proxy")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Caption, or say what captioning would take.
+    """Caption, or print an estimate.
 
     Raises:
-        ValueError: A setting is wrong, nobody agreed to the cost, or the job stopped itself.
+        ValueError: A setting is wrong, the cost has no consent, or the job stopped.
         FileNotFoundError: There are no shards, no checkpoint or no key file.
     """
     {"paligemma": _paligemma, "gemini": _gemini}[options.captioner](options)
@@ -194,7 +196,7 @@ def _paligemma(options: argparse.Namespace) -> None:
 
 
 def _print_duration(job: JobConfig, captioner: Captioner, *, batch_size: int) -> None:
-    """Caption a second batch, after one that warms up, and keep none of it."""
+    """Time a second batch after a warm-up batch; no caption is kept."""
     pending = pending_samples(job, captioner.source)
     first = list(islice(pending, 2 * batch_size))
     count = len(first) + sum(1 for _ in pending)
@@ -203,7 +205,7 @@ def _print_duration(job: JobConfig, captioner: Captioner, *, batch_size: int) ->
         start_s = time.perf_counter()
         list(captioner.caption(batch))
         per_image_s = (time.perf_counter() - start_s) / max(len(batch), 1)
-    print(f"{per_image_s:.3g} s an image here, {count * per_image_s / 3600:.3g} hours")
+    print(f"{per_image_s:.3g} s per image here, {count * per_image_s / 3600:.3g} hours")
 
 
 def _gemini(options: argparse.Namespace) -> None:
@@ -229,25 +231,25 @@ def _gemini(options: argparse.Namespace) -> None:
 
 
 def _price(options: argparse.Namespace) -> Price:
-    """Take the price list that was given, or the built-in one where it fits the model."""
+    """The given prices, or the built-in ones for the default model."""
     prices = (options.input_price, options.output_price)
     if None not in prices:
         date = options.price_date or "a date not given"
         return Price(input_usd=prices[0], output_usd=prices[1], as_of=date)
     if prices != (None, None) or options.model not in (None, GeminiConfig().model):
         raise ValueError(
-            f"give both --input-price and --output-price; the prices here are for "
-            f"{GeminiConfig().model}, read on {PRICE.as_of}"
+            f"give both --input-price and --output-price; the built-in prices are for "
+            f"{GeminiConfig().model} ({PRICE.as_of})"
         )
     return PRICE
 
 
 def _confirm() -> bool:
-    return Confirm.ask("Go on?", default=False)
+    return Confirm.ask("Continue?", default=False)
 
 
 def _client_module() -> ModuleType:
-    """Import what needs Google's client only where it is used; it is an extra."""
+    """Import Google's client only if it is used; it is an optional dependency."""
     try:
         return importlib.import_module("training.captioning.gemini")
     except ModuleNotFoundError as error:
@@ -271,7 +273,7 @@ def _job_config(
 
 
 def _run(job: JobConfig, captioner: Captioner) -> None:
-    """Caption; when no shard is left to do, index them all, so that training can read them."""
+    """Caption; once all shards are finished, index them for training."""
     with progress_bar(
         captioner.source, console=Console(stderr=True), price=job.price
     ) as on_progress:

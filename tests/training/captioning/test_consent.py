@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from training.captioning.cost import Estimate, Price
+from training.captioning.cost import CostEstimate, Price
 from training.captioning.job import ask_consent
 from training.captioning.journal import Usage
 
@@ -18,7 +18,7 @@ def ask(
     confirm: Callable[[], bool] | None = None,
 ) -> None:
     """Ask about a job that costs 1 dollar, at most 10."""
-    estimate = Estimate(
+    estimate = CostEstimate(
         samples=samples,
         expected=Usage(output_tokens=1),
         at_most=Usage(output_tokens=10),
@@ -47,7 +47,7 @@ def test_a_limit_below_the_worst_case_refuses_even_who_agreed() -> None:
 
 
 def test_earlier_runs_count() -> None:
-    with pytest.raises(ValueError, match=r"\$12\.00, \$2\.00 of it spent"):
+    with pytest.raises(ValueError, match=r"\$12\.00, \$2\.00 is already spent"):
         ask(max_cost_usd=11, spent_usd=2)
 
 

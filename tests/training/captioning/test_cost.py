@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.captioning.cost import Estimate, Price, text_tokens
+from training.captioning.cost import CostEstimate, Price, text_tokens
 from training.captioning.journal import Usage
 
 PRICE = Price(input_usd=0.3, output_usd=2.5, as_of="2026-10-07")
@@ -20,7 +20,7 @@ def test_a_negative_price_is_refused() -> None:
 
 
 def test_the_estimate_tells_everything_a_person_needs() -> None:
-    estimate = Estimate(
+    estimate = CostEstimate(
         samples=1000,
         expected=Usage(input_tokens=2_000_000, output_tokens=100_000),
         at_most=Usage(input_tokens=2_000_000, output_tokens=256_000),

@@ -3,7 +3,6 @@
 import base64
 import json
 import logging
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -35,9 +34,7 @@ def open_gemini(stand_in: Any, clock: Any) -> Iterator[Callable[..., GeminiCapti
         def make(*, config: GeminiConfig | None = None, **limits: Any) -> GeminiCaptioner:
             chosen = GeminiLimits(**{"timeout_s": 20.0, "max_in_flight": 3, **limits})
             client = stack.enter_context(open_client(KEY, chosen, base_url=stand_in.url))
-            return GeminiCaptioner(
-                config or GeminiConfig(), chosen, client, clock=clock, rng=random.Random(0)
-            )
+            return GeminiCaptioner(config or GeminiConfig(), chosen, client, clock=clock)
 
         yield make
 

@@ -63,7 +63,16 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], advice: str) -> No
         GeminiConfig(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"max_in_flight": 0}, {"timeout_s": 0.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_in_flight": 0},
+        {"timeout_s": 0.0},
+        {"max_attempts": 0},
+        {"first_delay_s": 0.0},
+        {"first_delay_s": 61.0},
+    ],
+)
 def test_wrong_limits_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         GeminiLimits(**settings)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from training.captioning.cost import Price
-from training.captioning.job import CaptionJob, JobConfig, Progress
+from training.captioning.job import CaptionJob, JobConfig, JobProgress
 from training.captioning.journal import Failure, JobStopped, Journal, Usage, read_report, read_shard
 from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import read_sample
@@ -210,7 +210,7 @@ def test_a_shard_that_changed_meanwhile_is_refused(
     with pytest.raises(killed):
         CaptionJob(config, make_captioner(dies_after=2)).run()
     (shards / "b.tar").replace(shards / "a.tar")
-    with pytest.raises(ValueError, match="came or went"):
+    with pytest.raises(ValueError, match="added or removed"):
         CaptionJob(config, make_captioner()).run()
     assert not (tmp_path / "out" / "a.tar").exists()
 
@@ -235,7 +235,7 @@ def test_a_captioner_that_forgets_a_sample_is_found_out(
 
 
 def test_it_tells_where_it_stands(tmp_path: Path, shards: Path, make_captioner: Make) -> None:
-    told: list[Progress] = []
+    told: list[JobProgress] = []
     config = JobConfig(shards=shards, output=tmp_path / "out")
     CaptionJob(config, make_captioner(), on_progress=told.append).run()
     assert [p.total.captioned for p in told] == [2, 4, 5, 5, 7, 8, 8]

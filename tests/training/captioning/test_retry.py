@@ -1,4 +1,4 @@
-"""Calls are tried again with growing pauses that chance spreads and the service may lengthen."""
+"""Retries: random pauses with a growing bound, plus the pause that the service asks for."""
 
 import random
 from collections.abc import Callable
@@ -6,24 +6,10 @@ from typing import Any
 
 import pytest
 
-from training.captioning.gemini import Retry, Unavailable
+from training.captioning.gemini import Unavailable, call_with_retries
+from training.captioning.gemini_config import GeminiLimits
 
-
-class Fixed(random.Random):
-    """Draws the longest pause always."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return b
-
-
-def retry(clock: Any, *, max_attempts: int = 6, rng: random.Random | None = None) -> Retry:
-    return Retry(
-        max_attempts=max_attempts,
-        first_delay_s=2,
-        max_delay_s=10,
-        clock=clock,
-        rng=rng or Fixed(),
-    )
+LIMITS = GeminiLimits(max_attempts=6, first_delay_s=2, max_delay_s=10)
 
 
 def failing(times: int, *, asked_s: float = 0) -> Callable[[], str]:
@@ -37,50 +23,41 @@ def failing(times: int, *, asked_s: float = 0) -> Callable[[], str]:
     return call
 
 
-def test_an_answer_needs_no_pause(clock: Any) -> None:
-    assert retry(clock).call(failing(0)) == "answer"
-    assert clock.slept_s == []
+@pytest.fixture
+def longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pause is the longest that may be drawn."""
+    monkeypatch.setattr(random, "uniform", lambda _, high: high)
 
 
-def test_pauses_grow_up_to_a_cap(clock: Any) -> None:
-    assert retry(clock).call(failing(5)) == "answer"
-    assert clock.slept_s == [2, 4, 8, 10, 10]
+@pytest.mark.usefixtures("longest")
+@pytest.mark.parametrize(
+    ("failures", "asked_s", "pauses"),
+    [(0, 0, []), (5, 0, [2, 4, 8, 10, 10]), (1, 30, [32])],
+)
+def test_pauses_grow_up_to_a_bound_on_top_of_what_is_asked(
+    clock: Any, failures: int, asked_s: float, pauses: list[float]
+) -> None:
+    assert call_with_retries(failing(failures, asked_s=asked_s), LIMITS, clock) == "answer"
+    assert clock.slept_s == pauses
 
 
-def test_pauses_are_drawn_below_their_cap(clock: Any) -> None:
-    for seed in range(50):
-        retry(clock, rng=random.Random(seed)).call(failing(1))
+def test_pauses_are_random(clock: Any) -> None:
+    for _ in range(50):
+        call_with_retries(failing(1), LIMITS, clock)
     assert all(0 <= pause <= 2 for pause in clock.slept_s)
-    assert max(clock.slept_s) - min(clock.slept_s) > 1.5
+    assert max(clock.slept_s) - min(clock.slept_s) > 0.5
 
 
-def test_the_pause_asked_for_is_kept_and_spread(clock: Any) -> None:
-    retry(clock).call(failing(1, asked_s=30))
-    assert clock.slept_s == [32]
-
-
-def test_it_gives_up(clock: Any) -> None:
+def test_it_gives_up_after_the_last_attempt(clock: Any) -> None:
     with pytest.raises(Unavailable, match="busy"):
-        retry(clock, max_attempts=3).call(failing(9))
+        call_with_retries(failing(9), GeminiLimits(max_attempts=3), clock)
     assert len(clock.slept_s) == 2
 
 
-def test_other_errors_are_not_tried_again(clock: Any) -> None:
+def test_other_errors_are_raised_at_once(clock: Any) -> None:
     def call() -> None:
         raise KeyError("mistake")
 
     with pytest.raises(KeyError):
-        retry(clock).call(call)
+        call_with_retries(call, LIMITS, clock)
     assert clock.slept_s == []
-
-
-@pytest.mark.parametrize(("attempts", "first_s"), [(0, 1.0), (1, 0.0), (1, 11.0)])
-def test_wrong_settings_are_refused(clock: Any, attempts: int, first_s: float) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        Retry(
-            max_attempts=attempts,
-            first_delay_s=first_s,
-            max_delay_s=10,
-            clock=clock,
-            rng=random.Random(),
-        )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from training.captioning.journal import lacking, read_shard, shard_paths
+from training.captioning.journal import read_shard, shard_paths, uncaptioned
 from training.data.shards.sample import BadSample, Sample
 
 Make = Callable[..., Any]
@@ -53,13 +53,13 @@ def test_a_shard_made_elsewhere_is_read(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_named(tmp_path: Path, shard_of: Make, some_samples: Make) -> None:
     path = shard_of(some_samples(0, 4)) / "c.tar"
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"c\.tar is no tar file"):
+    with pytest.raises(ValueError, match=r"c\.tar is not a valid tar file"):
         list(read_shard(path))
 
 
 def test_a_key_that_comes_twice_is_named(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {"k.png": b"", "l.png": b"", "k.json": b"{}"})
-    with pytest.raises(ValueError, match="the key k comes twice"):
+    with pytest.raises(ValueError, match="the key k is repeated"):
         list(read_shard(path))
 
 
@@ -67,5 +67,5 @@ def test_only_what_lacks_a_caption_is_given(shard_of: Make, some_samples: Make) 
     first, second, third, fourth = some_samples(0, 4)
     has_one = replace(second, captions={"gemini": "x"})
     path = shard_of([first, has_one, third, replace(fourth, suffix=".gif")]) / "c.tar"
-    assert list(lacking(path, "gemini", {"k000"})) == [third]
-    assert list(lacking(path, "paligemma", ())) == [first, has_one, third]
+    assert list(uncaptioned(path, "gemini", {"k000"})) == [third]
+    assert list(uncaptioned(path, "paligemma", ())) == [first, has_one, third]

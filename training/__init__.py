@@ -1,1 +1,1 @@
-"""The training room: data, losses, methods, trainer, evaluation, export."""
+"""Training: data, losses, methods, trainer, evaluation, export."""

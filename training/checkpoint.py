@@ -57,7 +57,7 @@ def _owners(
 
 
 def optimizer_tensors(method: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:
-    """Every tensor of the optimizers' states by name; they are not copied."""
+    """Every tensor of the optimizers' states by name, not copied."""
     return {
         f"{PREFIX}{name}.{field}": value
         for name, (parameter, optimizer) in _owners(method, optimizers).items()
@@ -67,11 +67,11 @@ def optimizer_tensors(method: nn.Module, optimizers: Optimizers) -> dict[str, Te
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Restoring:
-    """Room for what is read, and where it goes.
+class OptimizerRestore:
+    """Buffers for saved optimizer state, and their destinations.
 
     Attributes:
-        tensors: To be filled, by name.
+        tensors: Buffers to be filled, by name.
         places: Parameter, optimizer and field of each.
     """
 
@@ -79,7 +79,7 @@ class Restoring:
     places: dict[str, tuple[nn.Parameter, torch.optim.Optimizer, str]]
 
     def finish(self) -> None:
-        """Hand the filled tensors to the optimizers, in place of what they held."""
+        """Replace the optimizers' state by the filled buffers."""
         for _, optimizer, _ in self.places.values():
             optimizer.state.clear()
         for name, (parameter, optimizer, field) in self.places.items():
@@ -88,13 +88,13 @@ class Restoring:
 
 def restore_optimizers(
     method: nn.Module, optimizers: Optimizers, entries: dict[str, Any]
-) -> Restoring:
-    """Make room for the optimizer states of a checkpoint.
+) -> OptimizerRestore:
+    """Allocate buffers for the optimizer states of a checkpoint.
 
     Args:
-        method: Whose parameters are optimized.
-        optimizers: As they were built, of the kinds that were saved.
-        entries: The checkpoint's metadata of each tensor by name; others' are passed over.
+        method: Owner of the optimized parameters.
+        optimizers: Newly built, of the kinds that were saved.
+        entries: The checkpoint's metadata of each tensor by name; only optimizer state is used.
 
     Raises:
         ValueError: A saved parameter is not trained here.
@@ -111,7 +111,7 @@ def restore_optimizers(
         parameter, optimizer = owners[name]
         tensors[entry_name] = _room(entry.size, entry.properties.dtype, parameter, field)
         places[entry_name] = (parameter, optimizer, field)
-    return Restoring(tensors=tensors, places=places)
+    return OptimizerRestore(tensors=tensors, places=places)
 
 
 def _room(size: torch.Size, dtype: torch.dtype, parameter: nn.Parameter, field: str) -> Tensor:
@@ -123,7 +123,7 @@ def _room(size: torch.Size, dtype: torch.dtype, parameter: nn.Parameter, field: 
 
 
 def _cut(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Spread a statistic of rows or columns over the ranks as its parameter is."""
+    """Shard a statistic of rows or columns like its parameter."""
     data = parameter.data
     if not isinstance(data, DTensor) or isinstance(value, DTensor) or value.ndim == 0:
         return value
@@ -141,7 +141,7 @@ _WEIGHTS, _STATE, _HEADER = "model.safetensors", "state", "checkpoint.json"
 
 
 def save_atomically(state: object, path: Path) -> None:
-    """Write a file of tensors; a crash leaves what was there before."""
+    """Write a file of tensors atomically."""
     with atomic_file(path) as temporary:
         torch.save(state, temporary)
 
@@ -150,19 +150,19 @@ def latest_checkpoint(run: Path) -> Path | None:
     """The folder of a run's newest checkpoint.
 
     Raises:
-        ValueError: The run was saved by a version of this program whose format is not read.
+        ValueError: The run was saved in the format of an earlier version.
     """
     found = sorted((run / CHECKPOINT_FOLDER).glob("step-*"))
     if not found and (run / _OLD_FILE).exists():
         raise ValueError(
             f"{run / _OLD_FILE} was saved by an earlier version, which this one cannot resume: "
-            "choose another run by --set name=NAME, or delete the file to begin anew"
+            "choose another run by --set name=NAME, or delete the file to start from step 0"
         )
     return found[-1] if found else None
 
 
 def checkpoint_step(run: Path) -> int:
-    """Steps that a run's newest checkpoint has done; 0 where there is none."""
+    """Completed steps in a run's newest checkpoint; 0 if there is none."""
     found = latest_checkpoint(run)
     return 0 if found is None else int(found.name.removeprefix("step-"))
 
@@ -170,7 +170,7 @@ def checkpoint_step(run: Path) -> int:
 def save_checkpoint(
     run: Path, *, step: int, method: nn.Module, optimizers: Optimizers, keep: int = 2
 ) -> None:
-    """Write the state after `step` steps and keep the newest `keep`; all ranks call it."""
+    """Write the state after `step` steps and keep the newest `keep`; called on all ranks."""
     root = run / CHECKPOINT_FOLDER
     final, partial = root / f"step-{step:08d}", root / f"{_PARTIAL}{step:08d}"
     if _is_first_rank():
@@ -199,10 +199,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(run: Path, *, method: nn.Module, optimizers: Optimizers) -> int:
-    """Restore a run in place from its newest checkpoint; all ranks call it.
+    """Restore a run in place from its newest checkpoint; called on all ranks.
 
     Returns:
-        The number of steps done; 0 where there is no checkpoint.
+        The number of completed steps; 0 if there is no checkpoint.
 
     Raises:
         ValueError: The checkpoint is of another format, model, method or optimizer.
@@ -223,7 +223,7 @@ def load_checkpoint(run: Path, *, method: nn.Module, optimizers: Optimizers) -> 
 
 
 def copy_whole(whole: Tensor, target: Tensor) -> None:
-    """Copy a whole tensor into one that may be cut over the ranks, each rank its part."""
+    """Copy a whole tensor into one that may be sharded; each rank copies its part."""
     with torch.no_grad():
         if isinstance(target, DTensor):
             mesh, places = target.device_mesh, target.placements
@@ -234,7 +234,7 @@ def copy_whole(whole: Tensor, target: Tensor) -> None:
 
 
 def _split(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Divide a method's state into the model's weights and the rest, which keeps full names."""
+    """Split a method's state into the model's weights and the rest, which keeps full names."""
     state = method.state_dict()
     weights = {
         name.removeprefix(_MODEL_PREFIX): value
@@ -286,7 +286,7 @@ def _check_shapes(folder: Path, saved: dict[str, list[int]], ours: dict[str, Ten
 
 @contextmanager
 def _quietly_alone() -> Iterator[None]:
-    """Let a single process use what is made for several, which torch warns of."""
+    """Silence torch's warning about distributed checkpoints in a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
@@ -302,23 +302,23 @@ def _wait_for_all() -> None:
 
 
 def _whole(value: Tensor) -> Tensor:
-    """Gather a tensor that may be cut over the ranks; every rank must ask."""
+    """Gather a tensor that may be sharded; called on every rank."""
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.detach().cpu().contiguous()
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Give a complete checkpoint its name, once its files are on the disk."""
+    """Rename a complete checkpoint once its files are on disk."""
     sync_tree(partial)
     if final.exists():
-        # The same step of the same run, saved again: what is there already says the same.
+        # The same step of the same run is already saved, with the same content.
         shutil.rmtree(partial)
         return
     rename(partial, final)
 
 
 def _remove(checkpoint: Path) -> None:
-    """Take the name away first, so that no half of a checkpoint is ever found."""
+    """Rename first, so that a half-deleted checkpoint is never found."""
     leaving = checkpoint.with_name(f"{_PARTIAL}{checkpoint.name}")
     checkpoint.rename(leaving)
     shutil.rmtree(leaving)

@@ -29,10 +29,10 @@ class ModelConfig:
         vision_layers: Blocks of the vision tower.
         text_layers: Blocks of the text tower.
         heads: Attention heads of both towers.
-        native_size: Side in pixels of the learnt position grid.
-        vocab_size: Pieces of the tokenizer, used where one is trained.
-        variant: One of the family's sizes ("s14", "b14", "l14", "so400m14", "g14"), which fixes all
-            of the above but the vocabulary; "custom" for the sizes given here.
+        native_size: Image side in pixels of the learnt position grid.
+        vocab_size: Pieces of the tokenizer, if one is trained.
+        variant: A size of the family ("s14", "b14", "l14", "so400m14", "g14"), which fixes all of
+            the above except the vocabulary; "custom" for the sizes given here.
     """
 
     dim: int = 192
@@ -44,7 +44,7 @@ class ModelConfig:
     variant: str = "custom"
 
     def __post_init__(self) -> None:
-        """Refuse sizes that a variant would silently override."""
+        """Refuse sizes that a variant would override."""
         if self.variant == "custom":
             return
         variant(self.variant)
@@ -52,12 +52,12 @@ class ModelConfig:
             fixed = item.name not in ("variant", "vocab_size")
             if fixed and getattr(self, item.name) != item.default:
                 raise ValueError(
-                    f"variant {self.variant!r} fixes {item.name}: leave model.{item.name} alone, "
+                    f"variant {self.variant!r} fixes {item.name}: do not set model.{item.name}, "
                     "or set model.variant=custom"
                 )
 
     def build(self, vocab_size: int) -> Tipsv2Config:
-        """Translate into transformers' configuration."""
+        """Build transformers' configuration."""
         if self.variant != "custom":
             return variant(self.variant).build(vocab_size=vocab_size)
         return Tipsv2Config(
@@ -80,7 +80,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Scenes that are drawn while training goes on; `ShardsConfig` is for images from disk.
+    """Scenes that are composed during training; `ShardsConfig` is for images from disk.
 
     Attributes:
         folder: Filled by `python -m training data`.
@@ -89,7 +89,7 @@ class DataConfig:
         captions: Which captions supervise which CLS token.
         crops: Local crops of each scene.
         seed: Of the scenes.
-        num_workers: Processes that make batches ahead.
+        num_workers: Processes that prefetch batches.
     """
 
     folder: Path = Path("data")
@@ -103,36 +103,36 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """A run.
+    """Configuration of a run.
 
     Attributes:
-        name: Names the run's folder.
-        method: What is minimised.
-        model: Size of the model that is trained.
-        data: What on: drawn scenes, or images from disk.
-        optim: How.
+        name: Name of the run and of its folder.
+        method: Training method and its loss weights.
+        model: Size of the model in training.
+        data: Composed scenes, or images from disk.
+        optim: Optimizers and learning rates.
         num_steps: Optimizer steps.
-        batch_size: Images of one micro-batch of one rank.
-        accumulate: Micro-batches a step. Contrast stays within a micro-batch of all ranks.
+        batch_size: Images in one micro-batch of one rank.
+        accumulate: Micro-batches per step. Contrast is within one micro-batch of all ranks.
         precision: Of forward passes: "bfloat16" by autocast, or "float32". Weights, averages and
-            optimizer states are float32. TIPSv2 does not publish its own; bfloat16 is what its
-            hardware is made for.
-        parallel: Over the ranks that torchrun starts: "ddp" holds everything on each, "fsdp2" cuts
-            weights, gradients and optimizer state among them.
+            optimizer states are float32. TIPSv2's precision is not published; bfloat16 is native on
+            its hardware.
+        parallel: With several ranks (torchrun): "ddp" replicates everything, "fsdp2" shards
+            weights, gradients and optimizer state.
         compile: Compile transformer blocks by torch.compile.
-        checkpoint_activations: Compute a block's inner activations again in the backward pass
-            instead of keeping them: less memory, about a third more time.
+        checkpoint_activations: Recompute a block's inner activations in the backward pass instead
+            of keeping them: less memory, about a third more time.
         seed: Of the weights and of each step's random choices.
         text_warmup_steps: Steps in which a new text tower first learns MiniLM's embeddings.
-        teacher: Folder of a finished run or of a released model; distillation needs it.
-        start: Folder of a finished run or of a released model, whose tokenizer and model this run
-            goes on from, with the position grid stretched where model.native_size is larger, as a
-            stage at a higher resolution has it; None for random weights.
-        runs: Where run folders are made.
+        teacher: Folder of a finished run or of a released model; required for distillation.
+        start: Folder of a finished run or of a released model whose tokenizer and weights this run
+            starts from. The position grid is interpolated if model.native_size is larger, as in a
+            stage at a higher resolution. None for random weights.
+        runs: Parent of run folders.
         log_every: Steps between log lines.
         validate_every: Steps between validations; 0 for none.
         checkpoint_every_s: Seconds between checkpoints.
-        keep_checkpoints: How many of the newest are kept.
+        keep_checkpoints: Number of newest checkpoints to keep.
         threads: Of torch.
     """
 
@@ -160,7 +160,7 @@ class TrainingConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        """Check what no part can check alone."""
+        """Check ranges and combinations of settings."""
         if self.num_steps < 1 or self.batch_size < 2:
             raise ValueError("num_steps must be at least 1 and batch_size at least 2, for contrast")
         if self.accumulate < 1 or self.keep_checkpoints < 1:

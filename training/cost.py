@@ -52,12 +52,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """What one image costs in one pass, or the sum over passes.
+    """Cost of one image in one pass, or the sum over passes.
 
     Attributes:
         forward_flops: Operations of the forward pass.
-        backward_flops: Of the backward pass, recomputation included where blocks are checkpointed.
-        saved_bytes: What is kept from forward to backward, without the parameters.
+        backward_flops: Of the backward pass, including recomputation of checkpointed blocks.
+        saved_bytes: Kept from forward to backward, without the parameters.
     """
 
     forward_flops: int = 0
@@ -77,7 +77,7 @@ class Count:
         )
 
     def times(self, factor: int) -> "Count":
-        """Return the cost of `factor` of the same."""
+        """The cost of `factor` such passes."""
         return Count(
             forward_flops=factor * self.forward_flops,
             backward_flops=factor * self.backward_flops,
@@ -94,7 +94,7 @@ def _flash_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **
 
 
 _aten = torch.ops.aten
-# torch counts the GPU's fused attention and leaves out the processor's, which has the same shapes.
+# torch counts the GPU's fused attention but not the CPU's, which has the same shapes.
 _ATTENTION = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _flash,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward,
@@ -102,7 +102,7 @@ _ATTENTION = {
 
 
 class _Kept:
-    """Adds up the storages that autograd keeps, each once, without the module's own."""
+    """Adds up the storages that autograd keeps, each once, without those of the module."""
 
     def __init__(self, module: nn.Module) -> None:
         state = (*module.parameters(), *module.buffers())
@@ -114,7 +114,7 @@ class _Kept:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
-            self._alive.append(tensor)  # or its number could be given to another storage
+            self._alive.append(tensor)  # so that no other storage gets the same address
             self.num_bytes += storage.nbytes()
         return tensor
 
@@ -138,11 +138,11 @@ def _count_batch(
 def count_per_image(
     build: Callable[[], Module], compute: Callable[[Module, int], Tensor], *, trains: bool = True
 ) -> Count:
-    """Count what one more image in the batch costs.
+    """Count the cost of one more image in the batch.
 
     Args:
-        build: Makes the module that computes; it is called for the meta device.
-        compute: Takes the module and a number of images; gives what is differentiated.
+        build: Builds the module, on the meta device.
+        compute: Takes the module and a number of images; returns the tensor to differentiate.
         trains: Whether a backward pass follows; without one nothing is kept.
     """
     with torch.device("meta"):
@@ -156,21 +156,21 @@ def count_per_image(
 
 
 def extend_in_depth(count_at: Callable[[int], Count], num_layers: int) -> Count:
-    """Count a tower from two shallow ones: all its blocks are alike, so the cost is linear."""
+    """Extrapolate a tower's cost from 2 and 3 blocks: equal blocks make it linear in depth."""
     two, three = count_at(2), count_at(3)
     return two + (three + two.times(-1)).times(num_layers - 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """One accelerator.
+class Accelerator:
+    """Peak speed and memory of an accelerator, from its data sheet.
 
     Attributes:
-        name: As `--device` takes it.
-        title: As a table prints it.
-        peak_flops: Dense bfloat16 operations a second at best; a multiply-add is two.
-        memory_bytes: The data sheet's gigabytes, read as 1e9 bytes, which is the lower reading.
-        source: Where the numbers are from.
+        name: Value of `--device`.
+        title: Name in tables.
+        peak_flops: Dense bfloat16 operations per second; a multiply-add is two.
+        memory_bytes: The data sheet's gigabytes as 1e9 bytes, the lower reading.
+        source: Source of the numbers.
     """
 
     name: str
@@ -180,17 +180,17 @@ class Device:
     source: str
 
 
-DEVICES: dict[str, Device] = {
+DEVICES: dict[str, Accelerator] = {
     device.name: device
     for device in (
-        Device(
+        Accelerator(
             name="a100",
             title="A100 80GB",
             peak_flops=312e12,
             memory_bytes=80e9,
             source="NVIDIA A100 data sheet: 312 TFLOP/s bf16 without sparsity, 80 GB",
         ),
-        Device(
+        Accelerator(
             name="h100",
             title="H100 80GB",
             peak_flops=989e12,
@@ -198,7 +198,7 @@ DEVICES: dict[str, Device] = {
             source="NVIDIA H100 SXM data sheet: 1979 TFLOP/s bf16 with sparsity, half without; "
             "80 GB",
         ),
-        Device(
+        Accelerator(
             name="h200",
             title="H200",
             peak_flops=989e12,
@@ -207,14 +207,14 @@ DEVICES: dict[str, Device] = {
             "141 GB",
         ),
         # The two chips that the paper's "TPUv5" may mean; torch here runs on neither.
-        Device(
+        Accelerator(
             name="tpu-v5e",
             title="TPU v5e",
             peak_flops=197e12,
             memory_bytes=16e9,
             source="Google Cloud TPU documentation: 197 TFLOP/s bf16, 16 GB a chip",
         ),
-        Device(
+        Accelerator(
             name="tpu-v5p",
             title="TPU v5p",
             peak_flops=459e12,
@@ -225,14 +225,14 @@ DEVICES: dict[str, Device] = {
 }
 
 
-def device(name: str) -> Device:
-    """Look up a device.
+def device(name: str) -> Accelerator:
+    """Look up an accelerator.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: The name is unknown.
     """
     if name not in DEVICES:
-        raise ValueError(f"no device {name!r}: choose one of {', '.join(DEVICES)}")
+        raise ValueError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
     return DEVICES[name]
 
 
@@ -240,19 +240,17 @@ _FLOAT32, _BFLOAT16 = 4, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """Bytes on one device that do not grow with the batch.
+class DeviceState:
+    """Bytes on one device that do not depend on the batch.
 
     Attributes:
         parameters: Of the student and its head, float32, without averages.
-        gradients: Of what is trained, float32; twice under DDP, which exchanges them through
-            buckets.
-        optimizer: Its moments.
-        average: The moving average: the head's, or the head's and the vision tower's.
-        teacher: A frozen teacher's weights.
-        copies: bfloat16 copies of trained weights, which autocast keeps until the forward pass is
-            over.
-        gathered: Under FSDP2 what is whole beside the parts.
+        gradients: Of trained parameters, float32; twice with DDP, which exchanges them in buckets.
+        optimizer: Moments of the optimizer.
+        average: Moving average of the head, or of the head and the vision tower.
+        teacher: Weights of a frozen teacher.
+        copies: bfloat16 copies of trained weights, which autocast keeps during the forward pass.
+        gathered: With FSDP2, parameters that are gathered for use.
     """
 
     parameters: float
@@ -265,7 +263,7 @@ class State:
 
     @property
     def total(self) -> float:
-        """Bytes of all of it."""
+        """Sum of all bytes."""
         return float(sum(getattr(self, item.name) for item in fields(self)))
 
 
@@ -275,13 +273,13 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def optimizer_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Bytes that optimizers will hold after their first step; step counters are not counted.
+    """Bytes of optimizer state after the first step, without step counters.
 
-    AdamW keeps two moments of everything, Muon one, and Adafactor one and the means of the squares
-    of rows and columns; all in float32.
+    AdamW keeps two moments per parameter, Muon one, Adafactor one and the means of squares of rows
+    and columns; all in float32.
 
     Raises:
-        ValueError: The optimizer is none of these.
+        ValueError: The optimizer is unknown.
     """
     total = 0
     for optimizer in optimizers:
@@ -302,7 +300,7 @@ def _moments(optimizer: torch.optim.Optimizer, shape: tuple[int, ...]) -> int:
         case Adafactor():
             return numel + numel // shape[-1] + numel // shape[-2]
         case _:
-            raise ValueError(f"what {type(optimizer).__name__} keeps is not known here")
+            raise ValueError(f"the state of {type(optimizer).__name__} is not known here")
 
 
 def state_of(
@@ -313,21 +311,21 @@ def state_of(
     teacher_bytes: int = 0,
     parallel: ParallelKind,
     num_devices: int,
-) -> State:
-    """Lay a run's state out over its devices, as training/parallel.py does.
+) -> DeviceState:
+    """Bytes per device of a run's state, distributed as in training/parallel.py.
 
-    Under DDP every device holds everything. Under FSDP2 parameters, gradients, moments and averages
-    are cut in as many parts as there are devices; whole, with their gradients, are what belongs to
-    no block, and two blocks: the one in use and the next. A frozen teacher is whole on every device
-    under both, and so are autocast's copies.
+    With DDP every device holds everything. With FSDP2 parameters, gradients, moments and averages
+    are sharded over the devices; parameters outside blocks and two blocks (the current and the
+    next one) are gathered, with their gradients. A frozen teacher and autocast's copies are whole
+    on every device in both cases.
 
     Args:
-        learner: All that learns, on the meta device.
+        learner: Student and heads, on the meta device.
         optimizers: Of the learner's parameters.
-        averages: Modules of the learner's that are moving averages and learn nothing themselves.
+        averages: Submodules of the learner that are moving averages.
         teacher_bytes: Of a frozen teacher's weights.
-        parallel: How the run is spread.
-        num_devices: Over how many.
+        parallel: Kind of parallelism.
+        num_devices: Number of devices.
 
     Raises:
         ValueError: The kind is unknown.
@@ -339,7 +337,7 @@ def state_of(
     averaged = sum(num_parameters(module) for module in averages)
     trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     buckets = 2 if parallel == "ddp" and num_devices > 1 else 1
-    return State(
+    return DeviceState(
         parameters=_FLOAT32 * (num_parameters(learner) - averaged) / share,
         gradients=buckets * _FLOAT32 * trained / share,
         optimizer=optimizer_bytes(optimizers) / share,
@@ -356,16 +354,16 @@ def _num_gathered(learner: nn.Module) -> int:
 
 
 def batch_that_fits(
-    device: Device, state: State, bytes_per_image: float, *, usable_share: float = 0.9
+    device: Accelerator, state: DeviceState, bytes_per_image: float, *, usable_share: float = 0.9
 ) -> int:
-    """Count the images that fit on one device at a time; 0 if not even the state does.
+    """Images that fit on one device at a time; 0 if the state alone does not fit.
 
     Args:
-        device: Its memory.
-        state: What is there without images.
-        bytes_per_image: What each adds at the peak.
-        usable_share: What the allocator's gaps, the kernels' workspaces and the driver leave of
-            the memory. Not measured here; a tenth is a customary reserve.
+        device: The device.
+        state: Bytes without images.
+        bytes_per_image: Bytes per image at the peak.
+        usable_share: Share of the memory without the allocator's gaps, kernel workspaces and the
+            driver. Not measured; a tenth is a common reserve.
     """
     free = usable_share * device.memory_bytes - state.total
     return max(0, int(free // bytes_per_image))
@@ -377,19 +375,18 @@ NUM_CAPTION_STREAMS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a step does with one image.
+    """The computation of a step for one image.
 
     Attributes:
         student: The model in training.
         teacher: The frozen model of a distillation; None in pretraining.
         head: The shape of the prototype heads.
         global_size: Side of the global crop in pixels.
-        num_local: Local crops; 0 where nothing learns from them.
+        num_local: Local crops; 0 if no loss uses them.
         local_size: Their side.
-        has_masked_view: Whether the student sees a masked image as well.
-        patch_target: What patches learn from.
-        averages_encoder: Whether a moving average of the encoder encodes each image once more,
-            as full EMA does and head-only EMA does not.
+        has_masked_view: Whether the student encodes a masked image as well.
+        patch_target: Target of the patch loss.
+        averages_encoder: Whether an averaged encoder encodes each image too, as in full EMA.
         checkpoint: Whether blocks are recomputed in the backward pass.
     """
 
@@ -405,7 +402,7 @@ class Workload:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        """Check what no type checks at run time."""
+        """Check sizes and choices."""
         if self.global_size % PATCH_SIZE or self.local_size % PATCH_SIZE:
             raise ValueError(f"sides of crops must be multiples of {PATCH_SIZE} pixels")
         if self.patch_target not in get_args(PatchTarget):
@@ -428,7 +425,7 @@ def _text(config: Tipsv2Config) -> Tipsv2TextConfig:
 
 
 def _read(text: str) -> Tipsv2Config:
-    """A configuration from the text that names it where counts are kept."""
+    """A configuration from its JSON text, which is the key of cached counts."""
     config: Tipsv2Config = Tipsv2Config.from_dict(json.loads(text))
     return config
 
@@ -458,7 +455,7 @@ def _encode(model: Tipsv2Model, batch: int, size: int) -> Tensor:
 def vision_pass(
     config: Tipsv2Config, size: int, *, trains: bool = True, checkpoint: bool = False
 ) -> Count:
-    """Count an image of a side in pixels through the vision tower."""
+    """Cost of an image of `size` pixels in the vision tower."""
     text = config.to_json_string()
 
     def count_at(num_layers: int) -> Count:
@@ -468,13 +465,13 @@ def vision_pass(
 
 
 def block_bytes(config: Tipsv2Config, size: int) -> int:
-    """Bytes that one block of the vision tower keeps of an image where nothing is recomputed."""
+    """Bytes that one block of the vision tower keeps per image without recomputation."""
     text = config.to_json_string()
     two, three = (_blocks(text, size, number, trains=True, checkpoint=False) for number in (2, 3))
     return three.saved_bytes - two.saved_bytes
 
 
-@cache  # several recipes, and both stages of one, share passes
+@cache  # recipes share passes
 def _blocks(text: str, size: int, num_layers: int, *, trains: bool, checkpoint: bool) -> Count:
     config = _read(text)
     return count_per_image(
@@ -485,7 +482,7 @@ def _blocks(text: str, size: int, num_layers: int, *, trains: bool, checkpoint: 
 
 
 def text_pass(config: Tipsv2Config, *, checkpoint: bool = False) -> Count:
-    """Count a caption of 64 tokens through the text tower."""
+    """Cost of a caption of 64 tokens in the text tower."""
     return _text_pass(config.to_json_string(), checkpoint=checkpoint)
 
 
@@ -504,7 +501,7 @@ def _text_pass(text: str, *, checkpoint: bool) -> Count:
 
 
 def head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
-    """Count tokens of one image through a head and into its loss."""
+    """Cost of one image's tokens in a head and its loss."""
 
     def compute(module: nn.Module, batch: int) -> Tensor:
         logits_BNK = module(torch.empty(batch, num_tokens, width, requires_grad=True))
@@ -515,7 +512,7 @@ def head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
 
 
 def teacher_head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
-    """Count tokens of one image through a head that nothing is learnt through."""
+    """Cost of one image's tokens in a teacher's head, without a backward pass."""
 
     def compute(module: nn.Module, batch: int) -> Tensor:
         output: Tensor = module(torch.empty(batch, num_tokens, width))
@@ -525,7 +522,7 @@ def teacher_head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
 
 
 def projector_pass(width: int, teacher_width: int, num_tokens: int) -> Count:
-    """Count tokens of one image through the linear layer to a teacher's width."""
+    """Cost of one image's tokens in the linear layer to a teacher's width."""
 
     def compute(module: nn.Linear, batch: int) -> Tensor:
         projected = module(torch.empty(batch, num_tokens, width, requires_grad=True))
@@ -536,10 +533,10 @@ def projector_pass(width: int, teacher_width: int, num_tokens: int) -> Count:
 
 
 def contrast_pass(width: int, global_batch: int) -> Count:
-    """Count one image against all captions and its captions against all images.
+    """Cost of contrasting one image with all captions and its captions with all images.
 
-    Each of the two streams makes a row of cosines with the gathered batch in both directions; the
-    backward pass needs two products for each. What is kept is the rows, in float32.
+    Each of the two streams computes a row of cosines with the gathered batch in both directions;
+    the backward pass needs two products for each. The rows are kept, in float32.
     """
     rows = 2 * NUM_CAPTION_STREAMS
     forward = rows * 2 * width * global_batch
@@ -549,7 +546,10 @@ def contrast_pass(width: int, global_batch: int) -> Count:
 
 
 def passes_of(workload: Workload, *, global_batch: int) -> dict[str, Count]:
-    """Name and count every pass that a step makes for one image."""
+    """Cost of every pass of a step for one image, by name.
+
+    A test compares the sum with what the methods in training/methods/ execute.
+    """
     student, teacher = workload.student, workload.teacher
     width = _vision(student).hidden_size
     checkpoint, size = workload.checkpoint, workload.global_size
@@ -572,7 +572,7 @@ def passes_of(workload: Workload, *, global_batch: int) -> dict[str, Count]:
 
 
 def _head_passes(workload: Workload) -> dict[str, Count]:
-    """Count the heads: patches of one view, and CLS tokens where local crops learn from them."""
+    """Cost of the heads: patches of one view, and CLS tokens if there are local crops."""
     width = _vision(workload.student).hidden_size
     config = workload.teacher or workload.student
     teacher_width = _vision(config).hidden_size
@@ -590,21 +590,21 @@ def _head_passes(workload: Workload) -> dict[str, Count]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What a run is run on.
+    """Hardware of a run.
 
     Attributes:
-        device: One of its accelerators.
-        num_devices: How many.
-        mfu: Share of the peak at which the counted operations are done, recomputed ones included.
-            0.4 is a usual value for transformers of this size on GPUs; measure your own.
+        device: The accelerator.
+        num_devices: Number of accelerators.
+        mfu: Achieved share of the peak speed, over all counted operations including recomputed
+            ones. 0.4 is usual for transformers of this size on GPUs; measure your own.
     """
 
-    device: Device
+    device: Accelerator
     num_devices: int
     mfu: float
 
     def __post_init__(self) -> None:
-        """Check that the numbers can be meant."""
+        """Check the ranges."""
         if self.num_devices < 1:
             raise ValueError("at least one device is needed: --gpus 1")
         if not 0 < self.mfu <= 1:
@@ -612,18 +612,18 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Plan:
-    """A stage of training, as far as its cost goes.
+class RunPlan:
+    """The parts of a run that determine its cost.
 
     Attributes:
-        name: For the table.
-        workload: What a step does with an image.
-        method: What is trained, on the meta device.
+        name: Name in tables.
+        workload: The computation of a step for one image.
+        method: The method in training, on the meta device.
         optimizers: Of the method's parameters.
         teacher_bytes: Of a frozen teacher's weights; 0 without one.
         num_steps: Optimizer steps.
-        global_batch: Images a step, on all devices together.
-        parallel: How the run is spread over devices.
+        global_batch: Images per step on all devices.
+        parallel: Kind of parallelism.
     """
 
     name: str
@@ -637,26 +637,26 @@ class Plan:
 
     @property
     def num_trained(self) -> int:
-        """Parameters that something is learnt through."""
+        """Number of trained parameters."""
         return sum(p.numel() for p in self.method.parameters() if p.requires_grad)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Estimate:
-    """What a stage costs on a cluster.
+class RunCost:
+    """Cost of a run on a cluster.
 
     Attributes:
-        plan: The stage.
-        cluster: The devices.
-        passes: Every pass of a step, for one image.
+        plan: The run.
+        cluster: The hardware.
+        passes: Cost of every pass of a step, for one image.
         state: Bytes on one device without images.
-        bytes_per_image: Bytes that an image adds at the peak.
+        bytes_per_image: Bytes per image at the peak.
     """
 
-    plan: Plan
+    plan: RunPlan
     cluster: Cluster
     passes: Mapping[str, Count]
-    state: State
+    state: DeviceState
     bytes_per_image: float
 
     @property
@@ -666,12 +666,12 @@ class Estimate:
 
     @property
     def total_flops(self) -> int:
-        """Operations of the whole stage."""
+        """Operations of the whole run."""
         return self.flops_per_image * self.plan.global_batch * self.plan.num_steps
 
     @property
     def device_hours(self) -> float:
-        """Hours on one device; the price, once it is known what an hour costs."""
+        """Hours on one device."""
         return self.total_flops / (self.cluster.device.peak_flops * self.cluster.mfu) / 3600
 
     @property
@@ -691,9 +691,9 @@ class Estimate:
 
     @property
     def micro_batches(self) -> int | None:
-        """In how many parts a step must be done to fit; None where even one image does not.
+        """Number of micro-batches per step that fits; None if not even one image fits.
 
-        The contrast of a step in parts sees the images of one part at a time.
+        Contrast is within one micro-batch.
         """
         if self.largest_batch == 0:
             return None
@@ -701,14 +701,14 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> float:
-        """Bytes on one device while a step's images, or one part of them, are computed."""
+        """Bytes on one device during a micro-batch."""
         parts = self.micro_batches
         images = 1 if parts is None else -(-self.batch_per_device // parts)
         return self.state.total + images * self.bytes_per_image
 
 
-def estimate(plan: Plan, cluster: Cluster) -> Estimate:
-    """Count what a stage costs."""
+def estimate(plan: RunPlan, cluster: Cluster) -> RunCost:
+    """RunCost the cost of a run."""
     passes = passes_of(plan.workload, global_batch=plan.global_batch)
     state = state_of(
         plan.method,
@@ -719,7 +719,7 @@ def estimate(plan: Plan, cluster: Cluster) -> Estimate:
         num_devices=cluster.num_devices,
     )
     kept = sum(count.saved_bytes for count in passes.values())
-    return Estimate(
+    return RunCost(
         plan=plan,
         cluster=cluster,
         passes=passes,
@@ -729,10 +729,10 @@ def estimate(plan: Plan, cluster: Cluster) -> Estimate:
 
 
 def _working_bytes(workload: Workload) -> float:
-    """Bytes of one image that live only within the backward pass, at its largest.
+    """Largest bytes of one image that exist only during the backward pass.
 
-    Either the gradients of the patches' logits, twice for the softmax, or, where blocks are
-    recomputed, what one block keeps: both are never there at once.
+    Either the gradients of the patches' logits, twice for the softmax, or, with recomputed blocks,
+    the tensors of one block; never both at once.
     """
     prototypes = workload.head.num_prototypes if workload.patch_target == "prototypes" else 0
     logits = 2 * _FLOAT32 * workload.num_patches * prototypes
@@ -748,7 +748,7 @@ def _working_bytes(workload: Workload) -> float:
 
 
 def teacher_config(folder: Path, assumed: str) -> Tipsv2Config:
-    """The size of a teacher: of the model in its folder, or an assumed variant if there is none."""
+    """Configuration of the teacher in a folder, or of an assumed variant if there is none."""
     for place in (folder / MODEL_FOLDER, folder):
         if (place / "config.json").exists():
             found: Tipsv2Config = Tipsv2Config.from_pretrained(place)
@@ -756,13 +756,13 @@ def teacher_config(folder: Path, assumed: str) -> Tipsv2Config:
     return variant(assumed).build()
 
 
-def plan_of(config: TrainingConfig, *, num_ranks: int, assumed_teacher: str = "g14") -> Plan:
-    """Read a plan off a configuration.
+def plan_of(config: TrainingConfig, *, num_ranks: int, assumed_teacher: str = "g14") -> RunPlan:
+    """The plan of a configured run; nothing is run.
 
     Args:
-        config: The run; nothing of it is started.
-        num_ranks: The ranks that its batch size is written for.
-        assumed_teacher: The variant of a teacher that is not there yet.
+        config: The run.
+        num_ranks: Number of ranks for the configured batch size.
+        assumed_teacher: Variant of the teacher if its folder does not exist yet.
     """
     student = config.model.build(config.model.vocab_size)
     teacher = None
@@ -771,7 +771,7 @@ def plan_of(config: TrainingConfig, *, num_ranks: int, assumed_teacher: str = "g
         teacher = teacher_config(config.teacher, assumed_teacher)
     with torch.device("meta"):
         method, teacher_bytes = _meta_method(config, student, teacher)
-    return Plan(
+    return RunPlan(
         name=config.name,
         workload=Workload(
             student=student,
@@ -793,7 +793,7 @@ def plan_of(config: TrainingConfig, *, num_ranks: int, assumed_teacher: str = "g
 def _meta_method(
     config: TrainingConfig, student: Tipsv2Config, teacher: Tipsv2Config | None
 ) -> tuple[Method, int]:
-    """Build the method that a run would build, and say what its teacher weighs."""
+    """Build the method of a run on the meta device, and count the bytes of its teacher."""
     if teacher is None or not isinstance(config.method, DistillConfig):
         assert not isinstance(config.method, DistillConfig)
         return Pretrain(Tipsv2Model(student), config.method), 0
@@ -816,7 +816,7 @@ def _meta_teacher(model: Tipsv2Model, head: HeadConfig) -> FrozenTeacher:
 
 
 def _views(config: TrainingConfig) -> Mapping[str, Any]:
-    """Sides of the crops; a curriculum of scenes counts at its last size."""
+    """Sizes of the crops; for a curriculum of scenes, those of the last stage."""
     data, crops = config.data, config.data.crops
     if isinstance(data, ShardsConfig):
         assert crops.global_size is not None  # images from disk are always cropped
@@ -829,7 +829,7 @@ def _views(config: TrainingConfig) -> Mapping[str, Any]:
 
 
 def _targets(config: TrainingConfig) -> Mapping[str, Any]:
-    """What patches learn from, and through which views."""
+    """Targets of the patch loss, and the views that it uses."""
     method = config.method
     if isinstance(method, DistillConfig):
         target: PatchTarget = method.patch_loss if method.patch_weight > 0 else "none"
@@ -870,23 +870,23 @@ _MEMORY = (
 )
 
 
-def render(estimates: Sequence[Estimate], cluster: Cluster) -> str:
-    """Lay estimates on one cluster out, with what they are estimates of."""
+def render(estimates: Sequence[RunCost], cluster: Cluster) -> str:
+    """Format costs on one cluster as Markdown tables with explanations."""
     device = cluster.device
     about = (
         "Every number is an estimate from counted operations and bytes; nothing was run.\n"
         f"Devices: {cluster.num_devices} x {device.title}, {device.peak_flops / 1e12:.0f} TFLOP/s "
-        f"at best, of which {100 * cluster.mfu:g} % are assumed to be used:\n"
-        "hours are as good as this share, which is yours to measure.\n"
+        f"at peak, with an assumed utilisation of {100 * cluster.mfu:g} %.\n"
+        "Hours depend on this share; measure it on your hardware.\n"
         f"Source: {device.source}.\n"
         "Operations: matrix products, convolutions and attention; a multiply-add is two; "
         "recomputed ones count."
     )
     memory = (
         "Memory of one device in GB of 1e9 bytes. EMA: the moving average of the head. Copies: "
-        "autocast's bfloat16 weights\nand what FSDP2 has whole. An image: what the backward pass "
+        "autocast's bfloat16 weights\nand what FSDP2 gathers. An image: what the backward pass "
         "keeps of one, and its share of the working memory.\nFit at once: images in nine tenths "
-        "of the memory. Parts: micro-batches of a step (accumulate); contrast sees one at a time."
+        "of the memory. Parts: micro-batches of a step (accumulate); contrast is within one."
     )
     return "\n\n".join(
         (
@@ -903,7 +903,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, rule, *rows))
 
 
-def _compute_row(estimate: Estimate) -> list[str]:
+def _compute_row(estimate: RunCost) -> list[str]:
     plan = estimate.plan
     model = plan.method.model
     towers = [num_parameters(tower) for tower in (model.vision_model, model.text_model)]
@@ -919,7 +919,7 @@ def _compute_row(estimate: Estimate) -> list[str]:
     ]
 
 
-def _memory_row(estimate: Estimate) -> list[str]:
+def _memory_row(estimate: RunCost) -> list[str]:
     state, parts = estimate.state, estimate.micro_batches
     held = (
         state.parameters,
@@ -945,5 +945,5 @@ def _gigabytes(num_bytes: float) -> str:
 
 
 def _significant(value: float) -> str:
-    """Three digits: no estimate is better than that."""
+    """Three significant digits, the precision of the estimates."""
     return f"{float(f'{value:.3g}'):.15g}"

@@ -1,8 +1,8 @@
 """Data parallelism over processes started by torchrun: each rank trains on its own images.
 
 Gradients are averaged over the ranks, so a rank's loss is its share of the global loss times the
-number of ranks: the mean over the ranks is the global loss. Without torchrun there is one rank and
-nothing here does anything.
+number of ranks: the mean over the ranks is the global loss. Without torchrun there is one rank, and
+the functions here do nothing.
 
 Shapes: R rows of one rank, G of all ranks, K any vector.
 """
@@ -23,7 +23,7 @@ def start() -> tuple[int, int]:
     if ranks == 1:
         return 0, 1
     if not dist.is_initialized():
-        # Counts travel on the CPU, gradients wherever the model is.
+        # Counts are exchanged on the CPU, gradients on the model's device.
         has_gpu = torch.cuda.is_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
     return dist.get_rank(), ranks
@@ -36,13 +36,13 @@ def stop() -> None:
 
 
 def num_ranks() -> int:
-    """How many ranks train together; 1 outside a process group."""
+    """The number of ranks; 1 outside a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """Let rank 0 through a block before the others, which then find the files that it left."""
+    """Run a block on rank 0 before the other ranks, which then find the files that it wrote."""
     if dist.is_initialized() and dist.get_rank() != 0:
         dist.barrier()
     yield
@@ -52,7 +52,7 @@ def first_rank_first() -> Iterator[None]:
 
 @torch.no_grad()
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Average a tensor over the ranks; the argument stays as it is."""
+    """Average a tensor over the ranks; the argument is not changed."""
     if not dist.is_initialized():
         return values
     total = values.clone()
@@ -62,7 +62,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def logsumexp_over_ranks(log_totals_K: Tensor) -> Tensor:
-    """Log of the sum over the ranks of exp(log_totals_K); the argument stays as it is."""
+    """Log of the sum over the ranks of exp(log_totals_K); the argument is not changed."""
     if num_ranks() == 1:
         return log_totals_K
     parts = [torch.empty_like(log_totals_K) for _ in range(num_ranks())]
@@ -99,14 +99,14 @@ class _AllGather(torch.autograd.Function):
 
 
 def gather_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], slice]:
-    """Put the rows of all ranks together, in the order of the ranks, with gradients.
+    """Concatenate the rows of all ranks, in the order of the ranks, with gradients.
 
     Args:
         tensors: The same number R of rows in each of them; ranks may differ in R. All ranks must
-            call this together, and walk back through it together.
+            call this, and all must run the backward pass through it.
 
     Returns:
-        The tensors with G rows, and which of these are this rank's own. On a single rank they are
+        The tensors with G rows, and the slice of this rank's rows. On a single rank the tensors are
         the arguments.
     """
     if num_ranks() == 1:
@@ -133,8 +133,8 @@ def _gather_padded(tensor: Tensor, counts: list[int]) -> Tensor:
 def average_gradients(module: nn.Module) -> None:
     """Replace each gradient by its mean over the ranks.
 
-    A rank without a gradient for a parameter, because its batch had nothing to say on it, counts
-    as zero; a parameter without a gradient on any rank keeps none, so that optimizers skip it.
+    A rank whose batch gave no gradient for a parameter counts as zero; a parameter without a
+    gradient on any rank keeps none, so that optimizers skip it.
     """
     if not dist.is_initialized():
         return

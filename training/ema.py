@@ -12,7 +12,7 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 def averaged_copy(module: Part) -> Part:
-    """Copy a module as it is now, without gradients: the start of its moving average."""
+    """Copy a module without gradients: the initial value of its moving average."""
     return copy.deepcopy(module).requires_grad_(requires_grad=False)
 
 

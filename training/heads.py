@@ -17,8 +17,8 @@ class HeadConfig:
     """Shape, temperatures and averaging of a prototype head.
 
     TIPSv2 publishes none of these; TIPS is said to have had 32k prototypes. The shape is DINO's
-    (arXiv:2104.14294, arXiv:2304.07193), with which the published saving of head-only averaging
-    comes out right; the temperatures and the momentum are what worked in small runs.
+    (arXiv:2104.14294, arXiv:2304.07193), which matches the published saving of head-only averaging;
+    the temperatures and the momentum are those that worked in small runs.
 
     Attributes:
         layers: Linear layers before the prototypes.
@@ -41,7 +41,7 @@ class HeadConfig:
     ema_momentum: float = 0.99
 
     def __post_init__(self) -> None:
-        """Check what would fail only after a model has been built."""
+        """Check the values early; they would otherwise fail once a model is built."""
         if self.layers < 1:
             raise ValueError("head.layers must be at least 1")
         if min(self.student_temperature, self.teacher_temperature) <= 0:

@@ -1,4 +1,4 @@
-"""Chooses which patches of an image a student may not see.
+"""Chooses the masked patches of images.
 
 Shapes: G images of the global batch, B of one rank, N patches.
 """
@@ -21,9 +21,9 @@ def random_masks(
         batch: G.
         num_patches: N.
         ratio: Share to mask, 0 to 1.
-        generator: Source of the choice, on the CPU. It moves on by the whole batch, so that ranks
-            which ask for different rows of one batch stay together.
-        rows: Which images' masks to return; None for all.
+        generator: Source of randomness, on the CPU. It advances by the whole batch, so that it
+            stays equal on ranks that take different rows of one batch.
+        rows: Images whose masks are returned; None for all.
 
     Returns:
         bool [B, N].

@@ -1,7 +1,7 @@
-"""Counts what a training run keeps in memory from step to step: weights, averages, optimizer state.
+"""Counts the memory that a run keeps between steps: weights, averages, optimizer state.
 
-Activations and gradients come and go with a step and are not counted here, nor is a frozen teacher.
-Sizes are those of the whole model: ranks that cut it among them hold their share.
+Activations, gradients and a frozen teacher are not counted. Sizes are those of the whole model;
+with FSDP2 each rank holds its share.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,9 +19,9 @@ class StateBytes:
     """Bytes that stay allocated between steps.
 
     Attributes:
-        parameters: What is trained or part of the model, with text tower and heads.
-        ema: Moving averages, which are never trained.
-        optimizer: Moments and the like, of the parameters that have had a gradient by now.
+        parameters: The model with its text tower, and heads.
+        ema: Moving averages.
+        optimizer: Optimizer state of the parameters that have had a gradient.
     """
 
     parameters: int
@@ -34,18 +34,18 @@ class StateBytes:
         return self.parameters + self.ema + self.optimizer
 
     def __str__(self) -> str:
-        """In words, in MB of a million bytes."""
+        """The sizes in MB (1e6 bytes)."""
         parts = (
             ("parameters", self.parameters),
             ("averages", self.ema),
             ("optimizer", self.optimizer),
-            ("together", self.total),
+            ("total", self.total),
         )
         return ", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in parts)
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Size of some tensors; what several of them share counts once."""
+    """Size of some tensors; a tensor that occurs twice counts once."""
     distinct = {id(tensor): tensor for tensor in tensors}
     return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
 
@@ -57,8 +57,8 @@ def _parameters(modules: Iterable[nn.Module]) -> list[Tensor]:
 def count_state(method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> StateBytes:
     """Count a method and its optimizers; exact, also on the meta device.
 
-    Optimizers make their state at the first step, and only for parameters with a gradient, so
-    count after the last loss has joined in.
+    Optimizers create their state at the first step of a parameter with a gradient, so count after
+    all losses have started.
     """
     averages = _parameters(method.averages())
     averaged = {id(parameter) for parameter in averages}
@@ -76,9 +76,9 @@ def count_state(method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> 
 
 
 def plan_state(method: Method, optimizers: Sequence[torch.optim.Optimizer]) -> StateBytes:
-    """Count what will be kept once every parameter that is trained has had a gradient.
+    """Predict the memory once every trained parameter has had a gradient.
 
-    Optimizers' step counters, four bytes a parameter tensor, are not counted.
+    Step counters of optimizers, four bytes per parameter tensor, are not counted.
     """
     now = count_state(method, ())
     return replace(now, optimizer=optimizer_bytes(optimizers))

@@ -36,13 +36,13 @@ LOG_FILE = "log.jsonl"
 
 
 class Log:
-    """The log of one run; only the first rank has one."""
+    """The log of one run, on rank 0."""
 
     def __init__(self, run: Path) -> None:
         self._path = run / LOG_FILE
 
     def drop_after(self, step: int) -> None:
-        """Forget what was logged after a step, and a line that a kill cut short."""
+        """Remove rows after a step, and a line that a kill cut off."""
         if not self._path.exists():
             return
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -53,24 +53,24 @@ class Log:
             temporary.replace(self._path)
 
     def append(self, row: Row) -> None:
-        """Add a row, and when it was."""
+        """Add a row with the current time."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**row, "time_s": round(time.time(), 1)}) + "\n")
 
 
 def read_log(run: Path) -> list[Row]:
-    """All rows of a run's log, in order; none where it has not logged yet."""
+    """All rows of a run's log, in order; empty if there is no log yet."""
     path = run / LOG_FILE
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-class Pace:
-    """Averages over the steps since it was last asked; a step is one `waiting`.
+class StepTimer:
+    """Mean time per step since the last report; each step calls `waiting` once.
 
     Args:
-        clock: Seconds, from anywhere.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -78,19 +78,19 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        """Leave out what has passed since the last step."""
+        """Start a new measurement now."""
         self._began_s, self._waited_s, self._steps = self._clock(), 0.0, 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count what happens inside as waiting for one step's data."""
+        """Count the time inside the block as waiting for one step's data."""
         before_s = self._clock()
         yield
         self._waited_s += self._clock() - before_s
         self._steps += 1
 
     def per_step(self) -> dict[str, float]:
-        """Mean seconds a step, "step_s", of which "wait_s" were waiting; starts anew."""
+        """Mean seconds per step ("step_s") and of waiting ("wait_s"); starts a new measurement."""
         steps, waited_s = max(1, self._steps), self._waited_s
         total_s = self._clock() - self._began_s
         self.restart()
@@ -104,8 +104,8 @@ _GOLDEN = 0.618034
 def pca_colours(patches_BND: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Colours [B, N, 3] of patches: their first three principal components over all images.
 
-    A component's sign is free; it is turned so that its distribution leans to the right, which
-    keeps colours from flipping between two validations.
+    The sign of a component is arbitrary; it is chosen so that the distribution is skewed to the
+    right, which keeps colours from flipping between two validations.
     """
     flat = patches_BND.reshape(-1, patches_BND.shape[-1]).astype(np.float64)
     flat = flat - flat.mean(0)
@@ -120,7 +120,7 @@ def pca_colours(patches_BND: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def label_colours(labels_SS: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Colours [S, S, 3] of labels: 0 is black, every other number has a hue of its own."""
+    """Colours [S, S, 3] of labels: 0 is black, every other label has its own hue."""
     hue = (labels_SS.astype(np.float64) * _GOLDEN) % 1.0
     channels = [np.clip(np.abs((hue * 6 + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
     bright = np.stack(channels, axis=-1) * 0.8 + 0.2
@@ -133,13 +133,13 @@ def scene_panel(
     scenes: Sequence[Scene],
     names: Sequence[str],
 ) -> NDArray[np.uint8]:
-    """Draw scenes of one size, one below the other: uint8 [B * S, 4 * S, 3].
+    """Draw scenes of one size in rows: uint8 [B * S, 4 * S, 3].
 
     Args:
         model: In evaluation mode, on the CPU.
         tokenizer: Its own.
         scenes: At least one.
-        names: Candidates of the predicted mask; all that the scenes show must be among them.
+        names: Candidates of the predicted mask; must include all objects of the scenes.
     """
     encoder = SceneEncoder(model, tokenizer, scenes)
     classes_KD, ids_K = encoder.classes(names, "none"), class_ids(names)
@@ -165,14 +165,14 @@ class Board:
 
     Args:
         run: The run's folder.
-        from_step: Steps that were done; what an earlier start wrote after them is hidden.
+        from_step: Completed steps; later entries of an earlier start are hidden.
     """
 
     def __init__(self, run: Path, *, from_step: int = 0) -> None:
         self._writer = SummaryWriter(run / BOARD_FOLDER, purge_step=from_step + 1)
 
     def add_row(self, row: Mapping[str, float]) -> None:
-        """Add a row of the log: losses, norms and scores by its "step"."""
+        """Add a log row: losses, norms and scores."""
         for name, value in row.items():
             if name not in ("step", "time_s"):
                 tag = f"score/{name}" if "/" in name else f"train/{name}"
@@ -184,7 +184,7 @@ class Board:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the file."""
         self._writer.close()
 
 
@@ -193,9 +193,9 @@ _MODEL_PREFIX = "model."
 
 
 def save_model(folder: Path, method: ParallelMethod, tokenizer: Tipsv2Tokenizer) -> None:
-    """Write the model as transformers does, its tokenizer, and the heads a student will need.
+    """Save the model in transformers' format, its tokenizer, and the heads that students need.
 
-    Every rank calls it; rank 0 writes.
+    Called on every rank; rank 0 writes.
     """
     state = method.whole_state()
     if not state:
@@ -217,8 +217,7 @@ class Observation:
     Args:
         folder: Of the run.
         tokenizer: Of its model.
-        benchmarks: Development sets; the first one's first scenes are drawn. None is scored where
-            there are none.
+        benchmarks: Development sets, may be empty; the first scenes of the first one are drawn.
         board: TensorBoard's writer, on rank 0.
     """
 
@@ -234,7 +233,7 @@ class Observation:
         self._benchmarks, self._board = benchmarks, board
 
     def validate(self, step: int, method: ParallelMethod) -> Row:
-        """Save the model and score it; every rank calls it, rank 0 has the scores."""
+        """Save the model and score it; called on every rank, scores are returned on rank 0."""
         save_model(self._folder, method, self._tokenizer)
         if self._board is None:
             return {}
@@ -250,7 +249,7 @@ class Observation:
         return row
 
     def _scored_model(self, method: ParallelMethod) -> Tipsv2Model:
-        """The model itself where this process has all of it on the CPU, else what was saved."""
+        """The model itself if it is whole and on the CPU, else the saved one."""
         if not method.is_sharded and method.device == torch.device("cpu"):
             return method.method.model
         saved: Tipsv2Model = Tipsv2Model.from_pretrained(
@@ -260,6 +259,6 @@ class Observation:
         return saved
 
     def report(self, row: Row) -> None:
-        """Take a row of the log."""
+        """Add a log row to TensorBoard."""
         if self._board is not None:
             self._board.add_row(row)

@@ -79,17 +79,17 @@ class Adafactor(torch.optim.Optimizer):
 
 
 def _cut_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Spread a value over the ranks as its parameter is; nothing to do for ordinary tensors."""
+    """Shard a value like its parameter; ordinary tensors are returned unchanged."""
     if isinstance(value, DTensor) and isinstance(parameter, DTensor):
         return value.redistribute(placements=parameter.placements)
     return value
 
 
 def _inverse_root(gradient: Tensor, state: dict[str, Any], decay: float) -> Tensor:
-    """Move the second moments and return 1 / their root, of the gradient's shape.
+    """Update the second moments and return 1 / their root, of the gradient's shape.
 
-    The moments are replaced, not changed in place: a mean along a cut axis is cut otherwise than
-    what it is added to.
+    The moments are replaced, not changed in place: a mean along a sharded axis is sharded
+    differently from the moment that it is added to.
     """
     squares = gradient.square() + _TINY
     if gradient.ndim < 2:
@@ -113,27 +113,27 @@ OptimizerName = Literal["muon", "adamw", "adafactor"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """How parameters are updated.
+    """Optimizer settings.
 
     Attributes:
-        optimizer: "muon" is Muon for hidden matrices and AdamW for the rest; it took half the steps
-            of AdamW to the same loss in small runs. TIPSv2 trained with "adafactor", with settings
-            that are not published.
+        optimizer: "muon" is Muon for hidden matrices and AdamW for the rest; in small runs it took
+            half the steps of AdamW to the same loss. TIPSv2 used "adafactor", with unpublished
+            settings.
         muon_lr: Peak learning rate of hidden matrices (scaled to AdamW's update size).
-        adamw_lr: Peak learning rate of the rest: embeddings, norms, biases, heads' prototypes; of
-            everything under "adamw".
-        adafactor_lr: Peak learning rate of everything under "adafactor". Not published; 1e-3 is
-            what Scaling Vision Transformers (arXiv:2106.04560) trained ViTs with.
+        adamw_lr: Peak learning rate of the rest (embeddings, norms, biases, prototypes), and of
+            everything with "adamw".
+        adafactor_lr: Peak learning rate with "adafactor". Not published; 1e-3 is that of Scaling
+            Vision Transformers (arXiv:2106.04560) for ViTs.
         weight_decay: Decoupled, on matrices.
-        warmup_steps: Linear.
+        warmup_steps: Of the linear warm-up.
         clip_norm: Largest norm of the whole gradient.
-        final_lr_share: Share of the peak rate at which the cosine ends. Not published.
-        adafactor_momentum: Of the clipped updates. Not published, as the next two; these are those
-            of Scaling Vision Transformers.
-        adafactor_max_decay: Cap on the decay of Adafactor's second moments.
-        adafactor_max_rms: Root mean square above which Adafactor scales an update down to it.
+        final_lr_share: Share of the peak rate at the end of the cosine. Not published.
+        adafactor_momentum: Of the clipped updates. Not published, like the next two; the defaults
+            are those of Scaling Vision Transformers.
+        adafactor_max_decay: Upper bound of the decay of Adafactor's second moments.
+        adafactor_max_rms: Root mean square to which Adafactor scales down larger updates.
 
-    What `repr` leaves out came later: `reproduce` knows its finished runs by that text.
+    Fields with repr=False were added later: `reproduce` identifies its finished runs by the repr.
     """
 
     optimizer: OptimizerName = "muon"
@@ -159,13 +159,13 @@ class OptimConfig:
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter turns tokens into tokens, rather than being a table of them."""
+    """Whether a parameter is a matrix that maps tokens to tokens, not a table of embeddings."""
     is_table = any(word in name for word in ("embedding", "prototypes", "token"))
     return parameter.ndim == 2 and not is_table
 
 
 def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Decay what has two axes or more. Scalars stand alone, since FSDP2 does not cut them."""
+    """Decay only matrices. Scalars have their own group, because FSDP2 does not shard them."""
     groups: list[dict[str, object]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
@@ -182,7 +182,7 @@ def _adamw(parameters: Sequence[nn.Parameter], config: OptimConfig) -> torch.opt
 def build_optimizers(
     modules: Sequence[nn.Module], config: OptimConfig
 ) -> tuple[torch.optim.Optimizer, ...]:
-    """Give each trainable parameter of some modules to one optimizer."""
+    """Build optimizers such that each trainable parameter belongs to one of them."""
     named = [pair for module in modules for pair in module.named_parameters()]
     trainable = [(name, p) for name, p in named if p.requires_grad]
     everything = [p for _, p in trainable]
@@ -223,7 +223,7 @@ def learning_rate_factor(
 
 
 def _norms(gradients: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Norm of the whole gradients and of those cut over the ranks, which torch does not mix."""
+    """Norms of ordinary and of sharded gradients, which torch cannot combine."""
     for is_cut in (False, True):
         part = [gradient for gradient in gradients if isinstance(gradient, DTensor) == is_cut]
         if part:
@@ -233,10 +233,10 @@ def _norms(gradients: Sequence[Tensor]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale all gradients together so that their norm is at most `max_norm`, in place.
+    """Scale all gradients by one factor so that their joint norm is at most `max_norm`, in place.
 
     Returns:
-        The norm before; it may be infinite or not a number, and then nothing is scaled.
+        The norm before scaling. If it is infinite or NaN, nothing is scaled.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:

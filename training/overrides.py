@@ -1,6 +1,6 @@
 """Changes a configuration by lines such as "optim.muon_lr=2e-3": `--set` on the command line.
 
-It knows no particular configuration: names, types and choices are read from the dataclasses.
+Works for any nested dataclass: names, types and choices are read from its fields.
 """
 
 import ast
@@ -17,7 +17,7 @@ _NONE_WORDS = ("none", "None")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Line:
-    """One override: which setting, and its value as it was written."""
+    """One override: a setting, and its value as text."""
 
     key: str
     text: str
@@ -26,9 +26,8 @@ class _Line:
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Return a copy of a configuration with some settings changed.
 
-    A part of a tuple is named by its number ("data.stages.0.until=0.5"), a tuple of plain values is
-    written as Python writes it or with commas ("cls1=alt,keywords"), and "none" empties what may
-    be empty.
+    An element of a tuple is named by its index ("data.stages.0.until=0.5"), a tuple of plain values
+    is written in Python syntax or with commas ("cls1=alt,keywords"), and "none" is None.
 
     Raises:
         ValueError: An unknown setting, a value of another type, or a line without "=".
@@ -54,10 +53,10 @@ def _changed(value: Any, kind: Any, path: list[str], line: _Line) -> Any:
         return _changed_item(value, kind, path, line)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         before = line.key.split(".")[-len(path) - 1]
-        raise ValueError(f"unknown setting {line.key!r}: {before!r} has no parts")
+        raise ValueError(f"unknown setting {line.key!r}: {before!r} has no fields")
     names = [item.name for item in dataclasses.fields(value)]
     if name not in names:
-        raise ValueError(f"unknown setting {line.key!r}: {name!r} is none of {', '.join(names)}")
+        raise ValueError(f"unknown setting {line.key!r}: {name!r} is not one of {', '.join(names)}")
     kind = get_type_hints(type(value))[name]
     return dataclasses.replace(value, **{name: _changed(getattr(value, name), kind, rest, line)})
 
@@ -66,7 +65,7 @@ def _changed_item(value: tuple[Any, ...], kind: Any, path: list[str], line: _Lin
     number, items = path[0], list(value)
     if not number.isdecimal() or int(number) >= len(items):
         raise ValueError(
-            f"unknown setting {line.key!r}: {number!r} is no number from 0 to {len(items) - 1}"
+            f"unknown setting {line.key!r}: {number!r} is not an index from 0 to {len(items) - 1}"
         )
     index = int(number)
     arguments = get_args(kind)
@@ -76,11 +75,11 @@ def _changed_item(value: tuple[Any, ...], kind: Any, path: list[str], line: _Lin
 
 
 def _empty(kind: Any, key: str) -> Any:
-    """The default of an optional part that is not there yet."""
+    """The default value of an optional dataclass."""
     for choice in _choices(kind):
         if dataclasses.is_dataclass(choice) and isinstance(choice, type):
             return choice()
-    raise ValueError(f"unknown setting {key!r}: it has no parts")
+    raise ValueError(f"unknown setting {key!r}: it has no fields")
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
@@ -89,10 +88,10 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 
 def _read(line: _Line, kind: Any) -> Any:
-    """Read a value of some type.
+    """Parse a value of some type.
 
     Raises:
-        ValueError: The text is of another type, or the type cannot be written in one line.
+        ValueError: The text does not fit the type, or the type cannot be written in one line.
     """
     choices = _choices(kind)
     if type(None) in choices and line.text in _NONE_WORDS:
@@ -101,11 +100,11 @@ def _read(line: _Line, kind: Any) -> Any:
         value = _read_as(line.text, choice)
         if value is not None:
             return value
-    raise ValueError(f"{line.key} must be {_described(choices)}, and {line.text!r} is not")
+    raise ValueError(f"{line.key} must be {_described(choices)}, not {line.text!r}")
 
 
 def _read_as(text: str, kind: Any) -> Any:
-    """A value of a type without alternatives; None where the text is not of it."""
+    """A value of a single type; None if the text does not fit."""
     if get_origin(kind) is Literal:
         return next((choice for choice in get_args(kind) if str(choice) == text), None)
     if get_origin(kind) is tuple:
@@ -144,7 +143,7 @@ def _parsed(text: str) -> Any:
 
 
 def _described(choices: tuple[Any, ...]) -> str:
-    """What may be written, in words."""
+    """Description of the allowed values."""
     words = []
     for choice in choices:
         if get_origin(choice) is Literal:
@@ -153,7 +152,7 @@ def _described(choices: tuple[Any, ...]) -> str:
             words.append("none")
         elif dataclasses.is_dataclass(choice) and isinstance(choice, type):
             names = ", ".join(item.name for item in dataclasses.fields(choice))
-            words.append(f"set part by part ({names})")
+            words.append(f"set field by field ({names})")
         elif get_origin(choice) is tuple:
             words.append(f"of type {str(choice).replace('typing.', '')}")
         else:

@@ -1,11 +1,11 @@
-"""Makes a method train on the machine's device and over all ranks: alone, by DDP or by FSDP2.
+"""Runs a method on this machine's device and on all ranks: alone, with DDP or with FSDP2.
 
-Under DDP every rank holds everything and gradients are averaged while the backward pass runs. Under
-FSDP2 parameters, gradients, averages and optimizer state are cut along their first axis, and a
-block's weights are whole only while it is used. Both compute what one process would on the global
-batch, up to rounding.
+With DDP every rank holds everything, and gradients are averaged during the backward pass. With
+FSDP2 parameters, gradients, averages and optimizer state are sharded along their first axis, and a
+block's weights are gathered only while it is used. Both compute what one process would on the
+global batch, up to rounding.
 
-CUDA with NCCL is written for and has not been run; the CPU with gloo has.
+Tested on the CPU with gloo. The code for CUDA with NCCL has not been run.
 """
 
 import os
@@ -32,7 +32,7 @@ Moved = TypeVar("Moved")
 
 
 def choose_device() -> torch.device:
-    """This rank's GPU where there is one, else the CPU."""
+    """This rank's GPU if there is one, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -41,9 +41,9 @@ def choose_device() -> torch.device:
 
 
 def move(value: Moved, device: torch.device) -> Moved:
-    """Copy a tensor, or a dataclass of tensors and such dataclasses, to a device.
+    """Copy a tensor, or a (nested) dataclass of tensors, to a device.
 
-    For a GPU the copy starts from pinned memory and does not wait.
+    The copy to a GPU is from pinned memory and asynchronous.
     """
     if device.type == "cpu":
         return value
@@ -56,9 +56,9 @@ def move(value: Moved, device: torch.device) -> Moved:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Transformer blocks that are only ever called whole.
+    """Transformer blocks that are only called as a whole.
 
-    The last vision block is not among them: the value path reaches into it.
+    The last vision block is left out, because the value path calls its parts.
     """
     for model in module.modules():
         if isinstance(model, Tipsv2Model):
@@ -67,7 +67,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class _StepModule(nn.Module):
-    """A method whose step returns a tuple, which is what DDP and FSDP2 find tensors in."""
+    """A method whose step returns a tuple, in which DDP and FSDP2 find the tensors."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ class _StepModule(nn.Module):
 
 
 class ParallelMethod:
-    """A method on its device, the same on all ranks or cut among them.
+    """A method on its device, replicated on all ranks or sharded.
 
-    Make the optimizers after it: FSDP2 replaces the parameters.
+    Build the optimizers after it: FSDP2 replaces the parameters.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ParallelMethod:
         return loss, metrics
 
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Hold back the exchange of gradients until the last micro-batch of a step."""
+        """Defer the exchange of gradients to the last micro-batch of a step."""
         if isinstance(self._module, DistributedDataParallel) and not is_last:
             return cast("AbstractContextManager[None]", self._module.no_sync())
         if isinstance(self._module, FSDPModule):
@@ -120,12 +120,12 @@ class ParallelMethod:
         return nullcontext()
 
     def finish_gradients(self) -> None:
-        """Average what FSDP2 leaves alone: scalars, which cannot be cut."""
+        """Average the gradients of scalars, which FSDP2 does not shard."""
         if self._sharded:
             average_gradients(nn.ParameterList(p for p in self.method.parameters() if p.ndim == 0))
 
     def whole_state(self) -> dict[str, Tensor]:
-        """Gather the method's state on the CPU; all ranks call it, rank 0 gets the tensors."""
+        """Gather the method's state on the CPU; called on all ranks, rank 0 gets the tensors."""
         keeps = not dist.is_initialized() or dist.get_rank() == 0
         whole: dict[str, Tensor] = {}
         for name, value in self.method.state_dict().items():
@@ -136,13 +136,13 @@ class ParallelMethod:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether no rank holds the whole model."""
+        """Whether the model is sharded."""
         return self._sharded
 
 
 def _replicate(module: nn.Module) -> DistributedDataParallel:
-    # Which parameters a step uses depends on its stage and on its captions. Buffers are equal on
-    # all ranks already, since methods average over ranks whatever moves them.
+    # The parameters that a step uses depend on its stage and its captions. Buffers are equal on all
+    # ranks, because methods average their updates over the ranks.
     return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
 
 
@@ -150,6 +150,6 @@ def _shard(module: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in blocks(module):
         fully_shard(block, mesh=mesh)
-    # FSDP2 refuses scalars, such as the temperature: they stay whole on every rank.
+    # FSDP2 refuses scalars, such as the temperature: they are replicated.
     scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
     fully_shard(module, mesh=mesh, ignored_params=scalars)

@@ -1,6 +1,6 @@
-"""Stops a run cleanly when the machine is taken away: SIGTERM and SIGINT become a question to ask.
+"""Stops a run cleanly on SIGTERM and SIGINT, such as when a machine is preempted.
 
-It knows nothing of steps or files: the loop asks between two steps, saves, and raises `Stopped`.
+The training loop checks for a request between two steps, saves, and raises `Stopped`.
 """
 
 import os
@@ -17,23 +17,23 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Stopped(Exception):
-    """A run was asked to stop, and what it had done is saved.
+    """A run was asked to stop, and its progress is saved.
 
     Attributes:
-        step: Steps that are done and saved.
+        step: Completed and saved steps.
     """
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"saved at step {step}; run the same command to go on")
+        super().__init__(f"saved at step {step}; run the same command to resume")
         self.step = step
 
 
 class StopRequest:
-    """While the context lasts, the first signal asks for a stop and the second ends at once.
+    """Inside the context, the first signal requests a stop and the second ends the process.
 
-    Processes forked inside the context, such as those that load data, leave the first signal to
-    their parent: a terminal's Ctrl-C reaches them too. Outside the main thread signals cannot be
-    caught, and then nothing is.
+    Processes forked inside the context, such as those that load data, ignore the first signal,
+    because a terminal's Ctrl-C reaches them too. Outside the main thread signals cannot be caught,
+    and the context does nothing.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class StopRequest:
 
     @property
     def is_requested(self) -> bool:
-        """Whether a signal has come to this process."""
+        """Whether this process has received a signal."""
         return self._is_requested
 
     def __enter__(self) -> Self:
@@ -70,6 +70,6 @@ class StopRequest:
         self._is_requested = True
         if os.getpid() == self._pid:
             name = signal.Signals(number).name
-            # Not print: a signal may interrupt print itself, which then refuses to be entered.
-            line = f"\n{name}: finishing the step and saving; a second signal ends at once\n"
+            # Not print: a signal may interrupt print itself, which is not reentrant.
+            line = f"\n{name}: finishing the step and saving; a second signal ends the process\n"
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())

@@ -39,15 +39,15 @@ _POSITIONS = "vision_model.embeddings.position_embeddings"
 
 
 def load_start(model: Tipsv2Model, run: Path) -> None:
-    """Take over the weights of a finished run or of a released model, in place.
+    """Copy the weights of a finished run or of a released model, in place.
 
     Args:
-        model: Equal to the run's in everything but the position grid.
+        model: Of the same size as the run's, except for the position grid.
         run: The folder of a finished run, or of a model.
 
     Raises:
         FileNotFoundError: There is no model in it (yet).
-        ValueError: Its model is of another size.
+        ValueError: Its model has another size.
     """
     folder = run / MODEL_FOLDER if (run / MODEL_FOLDER).is_dir() else run
     if not (folder / "config.json").exists():
@@ -59,8 +59,8 @@ def load_start(model: Tipsv2Model, run: Path) -> None:
     wrong += [key for key in state.keys() & ours.keys() if state[key].shape != ours[key].shape]
     if wrong:
         raise ValueError(
-            f"{folder} is of another size ({wrong[0]} differs, among {len(wrong)}): only "
-            "model.native_size may change between a run and the one it starts from"
+            f"{folder} has another size ({wrong[0]} differs, among {len(wrong)}): only "
+            "model.native_size may differ between a run and its start"
         )
     model.load_state_dict(state)
 
@@ -79,11 +79,11 @@ _BASIS_BATCHES = 20
 
 
 def open_inputs(config: TrainingConfig) -> Inputs:
-    """Open what a run trains on.
+    """Open the data of a run.
 
     Raises:
-        FileNotFoundError: It is not there; the message says how to get it.
-        ValueError: The losses need what it does not have.
+        FileNotFoundError: There is no data; the message says how to get it.
+        ValueError: The data does not fit the losses.
     """
     if isinstance(config.data, DataConfig):
         return SceneInputs(config, config.data)
@@ -93,7 +93,7 @@ def open_inputs(config: TrainingConfig) -> Inputs:
 def _warm_up(
     config: TrainingConfig, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, inputs: Inputs
 ) -> None:
-    """Warm up a text tower once a run; the result is kept in the run's folder."""
+    """Warm up a text tower once per run; the result is kept in the run's folder."""
     path = config.folder / "text-tower.pt"
     if not path.exists():
         texts = inputs.warm_up_texts()
@@ -106,7 +106,7 @@ def _warm_up(
 
 
 def build_tokenizer(config: TrainingConfig, inputs: Inputs) -> Tipsv2Tokenizer:
-    """Load the run's, its start's or its teacher's tokenizer, or train one; the run keeps it."""
+    """Load the tokenizer of the run, its start or its teacher, or train one; save it in the run."""
     sources = (config.folder, config.start, config.teacher)
     known = next((found for path in sources if path and (found := find_tokenizer(path))), None)
     if known is not None:
@@ -114,7 +114,7 @@ def build_tokenizer(config: TrainingConfig, inputs: Inputs) -> Tipsv2Tokenizer:
     else:
         tokenizer = train_tokenizer(inputs.tokenizer_texts(), config.model.vocab_size)
     kept = config.folder / "tokenizer"
-    if known != kept:  # the ranks after the first read it at the same time
+    if known != kept:  # otherwise the other ranks may be reading it
         tokenizer.save_pretrained(kept)
     return tokenizer
 
@@ -122,13 +122,14 @@ def build_tokenizer(config: TrainingConfig, inputs: Inputs) -> Tipsv2Tokenizer:
 def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
     """A randomly initialised model whose patch embedding expects [0, 1] pixels.
 
-    The bias of the patch embedding starts so that mid-gray maps to zero: the same as centring the
-    pixels, without a normalisation that the released models do not have.
+    The initial bias of the patch embedding maps mid-gray to zero. That is the same as centring the
+    pixels, but needs no normalisation, which the released models do not have.
     """
     torch.manual_seed(config.seed)
     model = Tipsv2Model(config.model.build(vocab_size))
-    # On a CPU, plain matrix products are 1.6 times faster for so few tokens than the fused kernel;
-    # a GPU has images of a thousand patches to attend to, and must not keep every score.
+    # On a CPU, plain matrix products are 1.6 times as fast as the fused kernel for so few tokens.
+    # On a GPU, images have a thousand patches, and the scores of plain attention take too much
+    # memory.
     model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
     projection = model.vision_model.embeddings.patch_embeddings.projection
     with torch.no_grad():
@@ -138,7 +139,7 @@ def new_model(config: TrainingConfig, vocab_size: int) -> Tipsv2Model:
 
 
 def build_method(config: TrainingConfig, vocab_size: int) -> Method:
-    """Build the model and what trains it."""
+    """Build the model and its method."""
     model = new_model(config, vocab_size)
     if config.start is not None:
         load_start(model, config.start)
@@ -154,7 +155,7 @@ def build_method(config: TrainingConfig, vocab_size: int) -> Method:
 def _prepare(
     config: TrainingConfig, inputs: Inputs, share: RunShare
 ) -> tuple[Method, Tipsv2Tokenizer, BatchSource]:
-    """Build what is trained and what on; files that take long to make are made once a run."""
+    """Build method, tokenizer and batches; expensive files are made once per run."""
     config.folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(config, inputs)
     method = build_method(config, len(tokenizer))
@@ -178,11 +179,11 @@ def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
 def run(
     config: TrainingConfig, *, share: Callable[[BatchSource], BatchSource] | None = None
 ) -> Path:
-    """Train, and leave the model in the run's folder; resumes where an earlier call was stopped.
+    """Train, and save the model in the run's folder; resumes an unfinished run.
 
     Args:
         config: The run.
-        share: Wraps the batches, such as to keep them for other runs that will see the same.
+        share: Wraps the batches, for example to reuse them in other runs.
     """
     torch.set_num_threads(config.threads)
     rank, num_ranks = distributed.start()
@@ -224,7 +225,7 @@ def run(
 
 
 def _record(config: TrainingConfig, trainer: Trainer, inputs: Inputs, *, from_step: int) -> None:
-    """Keep what repeats this start in run.json, and say what it takes."""
+    """Record this start in run.json, and print a summary."""
     device, num_ranks = trainer.parallel.device, distributed.num_ranks()
     state = plan_state(trainer.parallel.method, trainer.optimizers)
     print(

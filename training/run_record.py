@@ -1,7 +1,7 @@
 """`run.json`: everything that is needed to repeat a run, written at each of its starts.
 
-A run may be stopped and gone on with, on another machine and with changed settings; so a run has a
-list of starts, each with its own configuration, command, code, versions, data, seeds and host.
+A run may be resumed on another machine and with changed settings. The record is therefore a list of
+starts, each with its configuration, command, code, versions, data, seeds and host.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _GIT_TIMEOUT_S = 10
 
 
 def as_json(value: object) -> Any:
-    """A configuration as nested JSON; a dataclass says its class under "kind"."""
+    """A configuration as nested JSON; the class of a dataclass is its "kind"."""
     if is_dataclass(value) and not isinstance(value, type):
         parts = {item.name: as_json(getattr(value, item.name)) for item in fields(value)}
         return {"kind": type(value).__name__, **parts}
@@ -57,7 +57,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def code_version() -> dict[str, Any]:
-    """Commit of the code and whether files differ from it; both None outside a checkout."""
+    """Commit of the code, and whether files differ from it; both None outside a checkout."""
     commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")
     return {"commit": commit, "is_dirty": None if status is None else bool(status)}
 
@@ -81,10 +81,10 @@ def _versions() -> dict[str, str]:
 
 
 def digest(paths: list[Path]) -> str:
-    """SHA-256 over names and contents of files, in order of their names; missing ones are left out.
+    """SHA-256 over names and contents of files, in order of their names; missing ones are skipped.
 
-    Of a file above 64 MiB the size and the first 64 MiB count, so that the digest stays cheap
-    beside shards of any size.
+    Of a file above 64 MiB only the size and the first 64 MiB count, so that the digest is cheap for
+    any size.
     """
     total = hashlib.sha256()
     for path in sorted(paths):
@@ -110,10 +110,10 @@ def record_start(
     Args:
         folder: Of the run.
         config: All of it, as a dataclass.
-        from_step: Steps that were done before.
-        device: That this rank trains on.
-        num_ranks: That train together.
-        facts: What else to keep, such as the data's digest and the bytes of state.
+        from_step: Steps completed by earlier starts.
+        device: Device of this rank.
+        num_ranks: Number of ranks.
+        facts: Further entries, such as the data's digest and the bytes of state.
     """
     start = {
         "time": _now(),
@@ -134,7 +134,7 @@ def record_start(
 
 
 def record_end(folder: Path, **facts: object) -> None:
-    """Add to a run's newest start when it came to its end, and what was known only then."""
+    """Add the end time and final facts to a run's newest start."""
     path = folder / RECORD_FILE
     record = _read(path)
     ended = {name: as_json(value) for name, value in facts.items()}
@@ -157,7 +157,7 @@ def _write(record: dict[str, Any], path: Path) -> None:
 def read_configs(folder: Path) -> list[object]:
     """The configurations of a run's starts, in order.
 
-    Runs of earlier versions kept a line of text for each start; those are given as they are.
+    Runs of earlier versions have a line of text for each start, which is returned unchanged.
 
     Raises:
         FileNotFoundError: The folder holds no run.
@@ -167,4 +167,4 @@ def read_configs(folder: Path) -> list[object]:
         return [start["config"] for start in _read(path)["starts"]]
     if old.exists():
         return list(old.read_text(encoding="utf-8").splitlines())
-    raise FileNotFoundError(f"{folder} holds neither {RECORD_FILE} nor {_OLD_FILE}: it is no run")
+    raise FileNotFoundError(f"{folder} is not a run: no {RECORD_FILE} and no {_OLD_FILE}")

@@ -1,4 +1,4 @@
-"""Makes a finished run into a checkpoint that export takes: scores, provenance, card text."""
+"""Turns a finished run into a checkpoint for export: weights, scores, provenance, card text."""
 
 import json
 import shutil
@@ -21,14 +21,14 @@ LICENCE = "Apache-2.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runs:
-    """Folders of the runs that are scored.
+class ScoredRuns:
+    """Folders of the runs to score.
 
     Attributes:
         student: The run whose model is scored and written.
-        teacher: Its teacher's, or a model's folder; None leaves its rows out.
-        further: Runs of the same recipe with other seeds; their scores are stored, not they.
-        served: The package in whose place the student would come; None compares with none.
+        teacher: Folder of its teacher; None omits its rows.
+        further: ScoredRuns of the same recipe with other seeds; only their scores are stored.
+        served: The package that the student would replace; None omits the comparison.
     """
 
     student: Path
@@ -37,26 +37,28 @@ class Runs:
     served: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check that each has left a model.
+        """Check that each folder has a model.
 
         Raises:
-            FileNotFoundError: One has not.
+            FileNotFoundError: A folder has none.
         """
         for folder in (self.student, self.teacher, self.served, *self.further):
             if folder is not None:
                 find_model(folder)
 
 
-def score(runs: Runs, *, data: DataFolder, num_scenes: int) -> tuple[Encoder, list[ScoreEntry]]:
-    """Evaluate runs, or models in folders of their own, and write nothing.
+def score(
+    runs: ScoredRuns, *, data: DataFolder, num_scenes: int
+) -> tuple[Encoder, list[ScoreEntry]]:
+    """Evaluate runs or model folders; write nothing.
 
     Args:
-        runs: The student, its teacher and its siblings.
+        runs: The student, its teacher and runs with other seeds.
         data: The data folder.
-        num_scenes: Scenes a test set.
+        num_scenes: Scenes per test set.
 
     Returns:
-        The choices made for the student, and every row.
+        The student's encoder with the choices made for it, and all rows.
     """
     torch.set_num_threads(1)
     return evaluate(
@@ -86,7 +88,7 @@ def _commit() -> str:
 
 
 def _portable(value: object) -> object:
-    """The same configuration without the places where this machine keeps its files."""
+    """The configuration with absolute paths reduced to file names."""
     if isinstance(value, dict):
         return {key: _portable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -101,7 +103,7 @@ def _last_step(run: Path) -> int:
     return int(json.loads(log[-1])["step"])
 
 
-def _provenance(runs: Runs, encoder: Encoder) -> dict[str, object]:
+def _provenance(runs: ScoredRuns, encoder: Encoder) -> dict[str, object]:
     run = runs.student
     return {
         "licence": LICENCE,
@@ -129,23 +131,23 @@ def _provenance(runs: Runs, encoder: Encoder) -> dict[str, object]:
 
 
 def write_scored_checkpoint(
-    runs: Runs, *, data: DataFolder, card: Path, output: Path, num_scenes: int
+    runs: ScoredRuns, *, data: DataFolder, card: Path, output: Path, num_scenes: int
 ) -> list[ScoreEntry]:
     """Evaluate a run and write the checkpoint folder.
 
     Args:
-        runs: The student, its teacher and its siblings.
+        runs: The student, its teacher and runs with other seeds.
         data: The data folder.
         card: The model card's text.
         output: The checkpoint folder to write.
-        num_scenes: Scenes a test set.
+        num_scenes: Scenes per test set.
 
     Raises:
-        FileNotFoundError: There is no card, or the student is no run.
+        FileNotFoundError: There is no card, or the student is not a run.
     """
     if not card.is_file():
         raise FileNotFoundError(f"no model card at {card}: write it, or name another by --card")
-    read_configs(runs.student)  # missing it after an hour of scoring would be a pity
+    read_configs(runs.student)  # fails early: scoring takes an hour
     encoder, entries = score(runs, data=data, num_scenes=num_scenes)
     shutil.copytree(find_model(runs.student), output, dirs_exist_ok=True)
     write_scores(output, entries)

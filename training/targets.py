@@ -1,7 +1,7 @@
-"""Turns a teacher's cosines with prototypes into the assignments that a student shall predict.
+"""Turns a teacher's cosines with prototypes into the assignments that a student predicts.
 
-Three ways, for TIPSv2 says only that it centres and sharpens: centering, Sinkhorn-Knopp, and a
-plain softmax. None of them passes a gradient on.
+Three kinds, because TIPSv2 says only that it centres and sharpens: centering, Sinkhorn-Knopp, and a
+plain softmax. None of them has a gradient.
 
 Shapes: ... any leading sizes, K prototypes.
 """
@@ -20,8 +20,8 @@ TargetKind = Literal["centering", "sinkhorn", "softmax"]
 class Centering(nn.Module):
     """Turns teacher cosines into assignments: subtract a running mean, sharpen, softmax.
 
-    The centre keeps one prototype from taking everything, the sharpening keeps the assignment
-    from becoming uniform (DINO, arXiv:2104.14294). The mean is that of all ranks.
+    The centre keeps one prototype from taking all tokens, the sharpening keeps the assignment from
+    becoming uniform (DINO, arXiv:2104.14294). The mean is over all ranks.
     """
 
     def __init__(self, num_prototypes: int, *, temperature: float, momentum: float = 0.9) -> None:
@@ -41,7 +41,7 @@ class Centering(nn.Module):
 
 
 class Sinkhorn(nn.Module):
-    """Balances the assignments of the tokens at hand, those of all ranks together; no state."""
+    """Balances the assignments over the tokens of all ranks; has no state."""
 
     def __init__(self, *, temperature: float, num_iterations: int = 3) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Sinkhorn(nn.Module):
 
 
 class Softmax(nn.Module):
-    """Sharpens only; nothing keeps one prototype from taking everything."""
+    """Sharpens only; one prototype may take all tokens."""
 
     def __init__(self, *, temperature: float) -> None:
         super().__init__()

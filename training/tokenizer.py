@@ -1,6 +1,6 @@
-"""Trains the students' tokenizer on their own captions, in the form that transformers loads.
+"""Trains a tokenizer on a run's captions, in transformers' format.
 
-The released models' 32,000 pieces would be most of a small student's weights, so it gets its own.
+The 32,000 pieces of the released models would be most of a small student's weights.
 """
 
 import json
@@ -14,7 +14,7 @@ _SPACE = "\u2581"
 
 
 def find_tokenizer(folder: Path) -> Path | None:
-    """Where a run or a released model keeps its tokenizer; None where it has none (yet)."""
+    """The folder of the tokenizer of a run or of a released model; None if there is none yet."""
     places = (folder / "tokenizer", folder / "model", folder)
     return next((place for place in places if (place / "tokenizer.json").exists()), None)
 
@@ -23,8 +23,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tipsv2Tokenizer:
     """Learn a lower-casing byte-fallback BPE vocabulary.
 
     Args:
-        texts: Captions, and any words that should stay short in tokens.
-        vocab_size: Pieces, the 256 bytes, padding (0) and unknown (1) included.
+        texts: Captions, and words that should have few tokens.
+        vocab_size: Number of pieces, including the 256 bytes, padding (0) and unknown (1).
 
     Returns:
         A tokenizer without begin or end tokens.

@@ -1,4 +1,4 @@
-"""The training loop: step, log, validate, save, stop. It knows no method and no loss."""
+"""The training loop: step, log, validate, save, stop. Independent of method and loss."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.distributed import mean_over_ranks, num_ranks, sum_over_ranks
 from training.methods.base import Method
-from training.observation import Log, Pace, Row
+from training.observation import Log, Row, StepTimer
 from training.optim import build_optimizers
 from training.parallel import ParallelMethod
 from training.preemption import Stopped, StopRequest
@@ -25,25 +25,25 @@ Validate = Callable[[int], Row]
 
 
 class BatchSource(Protocol):
-    """What the trainer eats: batch number i is always the same."""
+    """Source of batches: batch i is always the same."""
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterable[Batch]:
-        """Iterate from a batch on, made ahead in worker processes where there are any.
+        """Iterate from a batch on, prefetched by worker processes if there are any.
 
         A step takes `accumulate` batches: batch i belongs to step i // accumulate.
         """
 
 
 class Trainer:
-    """Runs a method over batches until the last step, from wherever the run stands.
+    """Runs a method over batches until the last step, from the newest checkpoint on.
 
     Args:
         config: The run.
-        method: What is trained; it is moved to the device and, under FSDP2, cut over the ranks.
-        batches: What on; this rank's share.
-        validate: Scores the model after a number of steps. Every rank calls it, since a model that
-            is cut takes all of them to gather; what it returns on rank 0 joins the log.
-        report: Is given every row of the log, on rank 0.
+        method: The method to train; it is moved to the device and, under FSDP2, sharded.
+        batches: This rank's share of the batches.
+        validate: Scores the model after a number of steps. Called on every rank, because gathering
+            a sharded model takes all of them; the result of rank 0 is added to the log row.
+        report: Called with every log row, on rank 0.
         rank: Of this process.
     """
 
@@ -80,11 +80,11 @@ class Trainer:
         self._saved_step = 0
 
     def train(self, *, until: int | None = None) -> Row:
-        """Train up to `until` steps (the whole run by default); returns the last logged row.
+        """Train up to `until` steps (the whole run by default); returns the last log row.
 
         Raises:
-            Stopped: A signal asked for it; what was done is saved.
-            FloatingPointError: A gradient is not finite; the last checkpoint is left.
+            Stopped: A signal asked for a stop; the completed steps are saved.
+            FloatingPointError: A gradient is not finite; the last checkpoint remains.
             ValueError: The data ends before the last step.
         """
         method = self.parallel.method
@@ -96,14 +96,16 @@ class Trainer:
         method.train()
         saved_at, row = time.monotonic(), Row()
         with StopRequest() as stop, self._progress_bar(done) as bar:
-            batches, pace = self._loader(done), Pace()
+            batches, timer = self._loader(done), StepTimer()
             for step in range(done, last):
-                with pace.waiting():
+                with timer.waiting():
                     fetched = self._fetch(batches, step, stop)
                 metrics = self._update(fetched, step)
-                bar.update(bar.task_ids[0], advance=1, loss=f"{float(metrics['loss']):.3f}")
+                if self._rank == 0:  # reading the loss waits for the device
+                    loss = f"{float(metrics['loss']):.3f}"
+                    bar.update(bar.task_ids[0], advance=1, loss=loss)
                 if self._is_due(step + 1) or step + 1 == last:
-                    row = self._log(step + 1, metrics, pace)
+                    row = self._log(step + 1, metrics, timer)
                 is_late = time.monotonic() - saved_at > self._config.checkpoint_every_s
                 if self._must_save(step + 1, stop, is_late=is_late):
                     self._save(step + 1)
@@ -116,12 +118,12 @@ class Trainer:
         return iter(self._batches.loader(first, num_workers=self._config.data.num_workers))
 
     def _fetch(self, batches: Iterator[Batch], step: int, stop: StopRequest) -> list[Batch]:
-        """The micro-batches of a step."""
+        """Get the micro-batches of a step."""
         size = self._config.accumulate
         try:
             fetched = list(islice(batches, size))
         except RuntimeError:
-            # A signal to the whole process group also ends the processes that load data.
+            # A signal to the whole process group also ends the worker processes of the loader.
             if stop.is_requested and num_ranks() == 1:
                 self._save(step)
                 raise Stopped(step) from None
@@ -131,10 +133,10 @@ class Trainer:
         return fetched
 
     def _must_save(self, step: int, stop: StopRequest, *, is_late: bool) -> bool:
-        """Whether a checkpoint is due by the first rank's clock; all ranks decide the same.
+        """Whether a checkpoint is due by the clock of rank 0; all ranks get the same answer.
 
         Raises:
-            Stopped: Some rank was asked to stop, and all have saved.
+            Stopped: A rank was asked to stop; all ranks have saved.
         """
         asked = [int(stop.is_requested), int(is_late and self._rank == 0)]
         stops, saves = sum_over_ranks(asked, self.parallel.device)
@@ -150,19 +152,19 @@ class Trainer:
         every = self._config.validate_every
         return every > 0 and (step % every == 0 or step == self._config.num_steps)
 
-    def _log(self, step: int, metrics: dict[str, Tensor], pace: Pace) -> Row:
-        """Write a row: means over the ranks, seconds a step and, where due, scores."""
+    def _log(self, step: int, metrics: dict[str, Tensor], timer: StepTimer) -> Row:
+        """Write a row: means over the ranks, seconds per step and, if due, scores."""
         values = mean_over_ranks(
             torch.stack([value.to(self.parallel.device) for value in metrics.values()])
         )
         row: Row = {"step": step}
         row |= {name: float(value) for name, value in zip(metrics, values, strict=True)}
-        row |= pace.per_step()
+        row |= timer.per_step()
         if self._validate and self._validates_at(step):
             self.parallel.method.eval()
             row |= self._validate(step)
             self.parallel.method.train()
-            pace.restart()
+            timer.restart()
         if self._rank == 0:
             self._row_log.append(row)
             if self._report:
@@ -170,7 +172,7 @@ class Trainer:
         return row
 
     def _save(self, step: int) -> None:
-        """Write a checkpoint, unless the newest is of this very step."""
+        """Write a checkpoint, unless the newest one is of this step."""
         if step == self._saved_step:
             return
         save_checkpoint(

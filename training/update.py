@@ -1,6 +1,6 @@
 """One optimizer step: forward and backward of its micro-batches, clip, check, update.
 
-It knows neither files nor logs, and of the method only that it gives a loss.
+Independent of files and logs.
 """
 
 import math
@@ -24,7 +24,7 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateConfig:
-    """What an update needs to know of a run.
+    """Settings of an update.
 
     Attributes:
         optim: Warm-up and clipping.
@@ -42,11 +42,11 @@ class UpdateConfig:
 
 
 class Update:
-    """Takes one step at a time.
+    """Takes one optimizer step per call.
 
-    The gradient is the mean over a step's micro-batches. Contrast stays within a micro-batch (of
-    all ranks together): what accumulates is the gradient of a mean of losses, not the loss of one
-    large batch, so twice the micro-batches are not the same as twice the batch size.
+    The gradient is the mean over a step's micro-batches. Contrast is within one micro-batch of all
+    ranks: what accumulates is the gradient of a mean of losses, not the loss of one large batch, so
+    twice the micro-batches is not the same as twice the batch size.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Update:
         """Take step number `step`.
 
         Returns:
-            Loss, its parts and the gradient's norm, of this rank's images.
+            Loss, its parts and the gradient's norm, for this rank's images.
 
         Raises:
-            FloatingPointError: The gradient is not finite, on any rank; all ranks raise it, and
-                weights and optimizers stay as they were.
+            FloatingPointError: The gradient is not finite on some rank. All ranks raise it, and
+                weights and optimizers are unchanged.
         """
         self._set_learning_rates(step)
         for optimizer in self._optimizers:
@@ -131,6 +131,6 @@ class Update:
 
 
 def _means(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Means over the micro-batches that have a term: one without captions has no such loss."""
+    """Mean of each term over the micro-batches that have it; without captions a term is absent."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: torch.stack([row[name] for row in rows if name in row]).mean() for name in names}

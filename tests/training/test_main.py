@@ -29,7 +29,7 @@ def test_a_mistake_ends_the_program_with_status_2(project_root: Path) -> None:
         timeout=240,  # what it waits for is imports, on a busy machine
     )
     assert result.returncode == 2
-    assert result.stderr.startswith("error: unknown setting 'bogus': 'bogus' is none of name, ")
+    assert result.stderr.startswith("error: unknown setting 'bogus': 'bogus' is not one of name, ")
     assert "Traceback" not in result.stderr
 
 
@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_has_not_ended_well(
 
     monkeypatch.setattr(train_command, "train", run)
     assert main(["debug"]) == 143
-    assert "saved at step 7; run the same command to go on" in capsys.readouterr().out
+    assert "saved at step 7; run the same command to resume" in capsys.readouterr().out
 
 
 def test_training_without_data_says_how_to_get_it(
@@ -153,4 +153,4 @@ def test_export_of_an_incomplete_checkpoint_is_refused(
 ) -> None:
     arguments = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "o"), "--name", "n"]
     assert main(["export", *arguments]) == 2
-    assert "no complete checkpoint" in capsys.readouterr().err
+    assert "is not a complete checkpoint" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_memory_is_printed_at_the_start_and_recorded(
     total = sum(planned[part] for part in ("parameters", "ema", "optimizer")) / 1e6
     first = capsys.readouterr().out.splitlines()[1]
     assert first.startswith("tiny: steps 0 to 4, on 1 x cpu, in bfloat16; kept between steps: ")
-    assert first.endswith(f"together {total:.1f} MB")
+    assert first.endswith(f"total {total:.1f} MB")
 
 
 def test_accumulated_steps_have_enough_batches(config: TrainingConfig) -> None:

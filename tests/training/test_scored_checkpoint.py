@@ -13,7 +13,7 @@ from training import scored_checkpoint
 from training.data.folder import DataFolder
 from training.evaluate.chosen_encoder import Encoder
 from training.export.package import NEEDED_FILES, build_manifest
-from training.scored_checkpoint import Runs, write_scored_checkpoint
+from training.scored_checkpoint import ScoredRuns, write_scored_checkpoint
 
 ENTRY = ScoreEntry(
     task="zero-shot segmentation", split="s", row="student", metric="mIoU", value=12.5, count=9
@@ -76,7 +76,7 @@ def test_everything_that_export_needs_is_there(
     monkeypatch.setattr(scored_checkpoint, "evaluate", evaluate)
     output = tmp_path / "checkpoint"
     entries = write_scored_checkpoint(
-        Runs(student=run, teacher=other, further=[other], served=package.parent / "current"),
+        ScoredRuns(student=run, teacher=other, further=[other], served=package.parent / "current"),
         data=DataFolder(path=tmp_path),
         card=card,
         output=output,
@@ -113,8 +113,8 @@ def check_provenance(provenance: Mapping[str, object]) -> None:
 def test_a_run_without_a_model_is_named(missing: str, run: Path, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     folders = dict.fromkeys(("student", "teacher", "further", "served"), run) | {missing: nowhere}
-    with pytest.raises(FileNotFoundError, match="nowhere holds no model yet"):
-        Runs(
+    with pytest.raises(FileNotFoundError, match="nowhere has no model yet"):
+        ScoredRuns(
             student=folders["student"],
             teacher=folders["teacher"],
             further=[folders["further"]],

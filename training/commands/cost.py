@@ -1,4 +1,4 @@
-"""`python -m training cost`: what the recipes for real hardware take, before they are started."""
+"""`python -m training cost`: cost of the recipes for real hardware, before they run."""
 
 import argparse
 
@@ -15,19 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(SCALE_RECIPES),
         metavar="NAME",
-        help=f"which (default all): {', '.join(SCALE_RECIPES)}",
+        help=f"recipes (default all): {', '.join(SCALE_RECIPES)}",
     )
     parser.add_argument(
-        "--device", default="h100", help=f"of {', '.join(DEVICES)} (default h100)", metavar="NAME"
+        "--device", default="h100", help=f"{', '.join(DEVICES)} (default h100)", metavar="NAME"
     )
     parser.add_argument(
-        "--gpus", type=int, default=NUM_RANKS, help=f"how many of them (default {NUM_RANKS})"
+        "--gpus", type=int, default=NUM_RANKS, help=f"number of devices (default {NUM_RANKS})"
     )
     parser.add_argument(
         "--mfu",
         type=float,
         default=0.4,
-        help="share of the device's peak that is assumed to be used (default 0.4)",
+        help="assumed share of the device's peak speed (default 0.4)",
     )
 
 
@@ -35,13 +35,11 @@ def run(options: argparse.Namespace) -> None:
     """Print the tables.
 
     Raises:
-        ValueError: A recipe or a device is unknown, or a number cannot be meant.
+        ValueError: A recipe or a device is unknown, or a number is out of range.
     """
     cluster = Cluster(device=device(options.device), num_devices=options.gpus, mfu=options.mfu)
     unknown = [name for name in options.recipe if name not in SCALE_RECIPES]
     if unknown:
-        raise ValueError(
-            f"no large recipe {unknown[0]!r}: choose one of {', '.join(SCALE_RECIPES)}"
-        )
+        raise ValueError(f"unknown recipe {unknown[0]!r}: choose one of {', '.join(SCALE_RECIPES)}")
     plans = [plan_of(SCALE_RECIPES[name](), num_ranks=NUM_RANKS) for name in options.recipe]
     print(render([estimate(plan, cluster) for plan in plans], cluster))

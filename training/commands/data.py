@@ -11,15 +11,15 @@ HELP = "Fetch the art and render the sprite bank."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
     parser.add_argument(
-        "--folder", type=Path, default=Path("data"), help="where it is kept (default data)"
+        "--folder", type=Path, default=Path("data"), help="the data folder (default data)"
     )
     parser.add_argument(
-        "--with-stamps", action="store_true", help="also fetch the GPL photo stamps, to evaluate on"
+        "--with-stamps", action="store_true", help="also fetch the GPL photo stamps (evaluation)"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Fetch and render, and say how many drawings there are."""
+    """Fetch and render, and print the number of drawings."""
     fetch(options.folder, with_stamps=options.with_stamps)
     sprites = len(DataFolder(path=options.folder).bank().rgba_MSS4)
     print(f"{sprites} drawings are ready in {options.folder}")

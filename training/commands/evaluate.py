@@ -1,4 +1,4 @@
-"""`python -m training evaluate`: score a student, and write a checkpoint for export if asked."""
+"""`python -m training evaluate`: score a student, and optionally write a checkpoint for export."""
 
 import argparse
 from pathlib import Path
@@ -9,18 +9,18 @@ from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
 from training.evaluate.encoder import find_model
 from training.evaluate.quick import quick_scores, render_table
-from training.scored_checkpoint import Runs, score, write_scored_checkpoint
+from training.scored_checkpoint import ScoredRuns, score, write_scored_checkpoint
 
-HELP = "Score a student, and write a checkpoint for export; --quick for a few development numbers."
+HELP = "Score a student, and write a checkpoint for export; --quick prints development scores only."
 
 _CARDS = Path("training/cards")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("run", type=Path, help="a run's folder, or a model's with its tokenizer")
+    parser.add_argument("run", type=Path, help="folder of a run, or of a model with its tokenizer")
     parser.add_argument(
-        "--quick", action="store_true", help="print development numbers only; a run may still train"
+        "--quick", action="store_true", help="print development scores only, also during training"
     )
     parser.add_argument(
         "--also",
@@ -30,35 +30,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="further runs of the same recipe with other seeds",
     )
-    parser.add_argument("--teacher", type=Path, help="its teacher's folder, for the rows beside it")
+    parser.add_argument("--teacher", type=Path, help="folder of its teacher, to compare with")
     parser.add_argument(
         "--served",
         type=Path,
         metavar="PACKAGE",
-        help="the package in whose place it would come: rows beside it, and the difference to it, "
-        "which `gate` judges",
+        help="the package that it would replace: adds its rows and the differences, for `gate`",
     )
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument(
-        "--output", type=Path, help="write the run's checkpoint here; without it, print the scores"
+        "--output", type=Path, help="folder for the checkpoint; without it, only print the scores"
     )
     parser.add_argument(
         "--card",
         type=Path,
-        help="the checkpoint's model card; default: training/cards/NAME.md, NAME being the run's",
+        help="model card of the checkpoint (default training/cards/NAME.md of the run's name)",
     )
-    parser.add_argument("--scenes", type=int, default=500, help="scenes a test set (default 500)")
+    parser.add_argument("--scenes", type=int, default=500, help="scenes per test set (default 500)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print development numbers; or every score, and write a checkpoint where asked to."""
+    """Print development scores; or all scores, and write a checkpoint with --output."""
     data = DataFolder(path=options.data)
     if options.quick:
         torch.set_num_threads(1)
         models = [find_model(run) for run in (options.run, *options.also)]
         print(render_table(quick_scores(models, data)))
         return
-    runs = Runs(
+    runs = ScoredRuns(
         student=options.run,
         teacher=options.teacher,
         further=options.also,

@@ -11,13 +11,13 @@ HELP = "Write a model package from a checkpoint."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="what `evaluate --output` has written"
+        "--checkpoint", type=Path, required=True, help="folder written by `evaluate --output`"
     )
-    parser.add_argument("--output", type=Path, required=True, help="the package's folder")
-    parser.add_argument("--name", required=True, help="what requests call the model")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the package")
+    parser.add_argument("--name", required=True, help="model name in requests")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Export, which refuses a graph that differs from torch."""
+    """Export; fails if a graph differs from torch."""
     package = export_package(options.checkpoint, options.output, name=options.name)
     print(f"{package.manifest.name} is ready in {package.path}")

@@ -8,18 +8,18 @@ from pydantic import TypeAdapter, ValidationError
 from model.manifest import ScoreEntry
 from training.evaluate.gate import Refused, judge, read_rules
 
-HELP = "Hold an evaluated checkpoint against rules; ends with status 3 where it keeps them not."
+HELP = "Check an evaluated checkpoint against rules; exits with status 3 if it fails one."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("checkpoint", type=Path, help="what `evaluate --output` has written")
+    parser.add_argument("checkpoint", type=Path, help="folder written by `evaluate --output`")
     parser.add_argument(
         "--rules",
         type=Path,
         required=True,
         metavar="TOML",
-        help="least values, and most points of loss against what is served, score by score",
+        help="minimum values and maximum losses against the served package, per score",
     )
 
 
@@ -27,16 +27,16 @@ def run(options: argparse.Namespace) -> None:
     """Print every verdict.
 
     Raises:
-        ValueError: Rules or scores cannot be read, or do not fit together.
-        FileNotFoundError: One of them is not there.
-        Refused: A rule is not kept.
+        ValueError: Rules or scores are malformed, or do not match.
+        FileNotFoundError: A file does not exist.
+        Refused: The checkpoint fails a rule.
     """
     verdicts = judge(read_rules(options.rules), _read_scores(options.checkpoint))
     for verdict in verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict.text}", flush=True)
     failed = [verdict.text for verdict in verdicts if not verdict.passed]
     if failed:
-        raise Refused(f"{len(failed)} of {len(verdicts)} rules are not kept: {'; '.join(failed)}")
+        raise Refused(f"{len(failed)} of {len(verdicts)} rules failed: {'; '.join(failed)}")
 
 
 def _read_scores(checkpoint: Path) -> list[ScoreEntry]:
@@ -44,4 +44,4 @@ def _read_scores(checkpoint: Path) -> list[ScoreEntry]:
     try:
         return TypeAdapter(list[ScoreEntry]).validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{path} holds no scores that can be read: {error}") from error
+        raise ValueError(f"{path} holds no valid scores: {error}") from error

@@ -1,4 +1,4 @@
-"""`python -m training shards`: build WebDataset shards, index those of others, check, describe."""
+"""`python -m training shards`: build, index, verify and describe WebDataset shards."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -18,33 +18,33 @@ from training.data.shards.writing import (
     build_shards,
 )
 
-HELP = "Build WebDataset shards of images and captions, or describe a data set."
+HELP = "Build, index, verify or describe WebDataset shards of images and captions."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the job's kinds and their options."""
+    """Declare the subcommands and their options."""
     kinds = parser.add_subparsers(dest="kind", required=True)
-    scenes = kinds.add_parser("scenes", help="from composed scenes; their masks are not written")
+    scenes = kinds.add_parser("scenes", help="build from composed scenes, without masks")
     scenes.add_argument("--data", type=Path, default=Path("data"))
     scenes.add_argument("--count", type=int, required=True)
     scenes.add_argument("--size", type=int, default=112, help="side in pixels")
     scenes.add_argument("--seed", type=int, default=0)
-    folder = kinds.add_parser("folder", help="from images with .txt or .json beside them, or none")
+    folder = kinds.add_parser("folder", help="build from images with optional .txt or .json files")
     folder.add_argument("images", type=Path)
-    parquet = kinds.add_parser("parquet", help="from rows of Parquet files")
+    parquet = kinds.add_parser("parquet", help="build from rows of Parquet files")
     parquet.add_argument("files", type=Path, nargs="+")
-    parquet.add_argument("--image", default="image", help="column of bytes or of paths")
+    parquet.add_argument("--image", default="image", help="column of image bytes or paths")
     parquet.add_argument("--caption", action="append", default=[], metavar="SOURCE=COLUMN")
     parquet.add_argument("--keep", action="append", default=[], metavar="COLUMN")
-    parquet.add_argument("--root", type=Path, default=Path(), help="what paths start from")
+    parquet.add_argument("--root", type=Path, default=Path(), help="base folder of paths")
     for builder, make_source in ((scenes, _scenes), (folder, _folder), (parquet, _parquet)):
         builder.add_argument("--output", type=Path, required=True)
         builder.add_argument("--shard-size", type=int, default=DEFAULT_SHARD_SIZE)
         builder.set_defaults(act=_build(make_source))
     for kind, act, text in (
-        ("index", _index, "make shards from elsewhere readable from the middle"),
-        ("verify", _verify, "compare every shard with the manifest's digest"),
-        ("describe", _describe, "say what a folder of shards or images holds"),
+        ("index", _index, "index existing shards for random access"),
+        ("verify", _verify, "compare every shard with its digest in the manifest"),
+        ("describe", _describe, "describe a folder of shards or images"),
     ):
         reader = kinds.add_parser(kind, help=text)
         reader.add_argument("folder", type=Path)
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what was asked for."""
+    """Run the chosen subcommand."""
     options.act(options)
 
 
@@ -90,7 +90,7 @@ def _sources(lines: Sequence[str]) -> dict[str, str]:
     pairs = [line.partition("=") for line in lines]
     wrong = [line for line, pair in zip(lines, pairs, strict=True) if not pair[0] or not pair[2]]
     if wrong:
-        raise ValueError(f"--caption takes SOURCE=COLUMN, not {wrong[0]!r}")
+        raise ValueError(f"--caption {wrong[0]!r} must be SOURCE=COLUMN")
     return {source: column for source, _, column in pairs}
 
 
@@ -98,14 +98,14 @@ def _index(options: argparse.Namespace) -> None:
     broken = BrokenList()
     _report(options.folder, index_shards(options.folder, broken))
     if len(broken):
-        print(f"{len(broken)} samples cannot be understood; batches will pass them over")
+        print(f"{len(broken)} samples are broken; batches will skip them")
 
 
 def _verify(options: argparse.Namespace) -> None:
     damage = find_damage(options.folder)
     if damage:
         raise ValueError("; ".join(damage))
-    print(f"every shard in {options.folder} is as it was written")
+    print(f"every shard in {options.folder} is intact")
 
 
 def _describe(options: argparse.Namespace) -> None:
@@ -113,7 +113,7 @@ def _describe(options: argparse.Namespace) -> None:
 
 
 def _report(folder: Path, manifest: Manifest) -> None:
-    """Say what was written."""
-    skipped = f", {manifest.num_skipped} broken ones left out" if manifest.num_skipped else ""
+    """Print a summary of the written shards."""
+    skipped = f", {manifest.num_skipped} broken samples left out" if manifest.num_skipped else ""
     print(f"{len(manifest.shards)} shards are ready in {folder}{skipped}")
     print("\n".join(describe_folder(folder)))

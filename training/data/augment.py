@@ -1,4 +1,4 @@
-"""Changes how a sprite is drawn (colour, light, outline, shape): a name is more than a style.
+"""Augments sprites (colour, light, outline, shape), so that names are learnt across styles.
 
 Legend: H W pixels of the sprite; RGB in 0..255 float32, alpha in 0..1.
 """
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """How strongly drawings are changed; zeros leave them as they are.
+    """Strength of the augmentation; 0 turns each kind off.
 
     Attributes:
         hue_degrees: Standard deviation of the hue shift.
@@ -48,13 +48,13 @@ STRONG_AUGMENT = AugmentConfig(
 def warp_sprite(
     rng: np.random.Generator, rgba_HW4: NDArray[np.uint8], config: AugmentConfig
 ) -> NDArray[np.uint8]:
-    """Deform a sprite smoothly and, now and then, wipe out its fine detail."""
+    """Deform a sprite smoothly and sometimes remove its fine detail."""
     if rng.random() < config.smoothing:
         kernel = int(rng.choice([3, 5]))
         rgba_HW4 = np.dstack(
             [cv2.medianBlur(np.ascontiguousarray(rgba_HW4[..., :3]), kernel), rgba_HW4[..., 3]]
         )
-    if config.warp == 0 or rng.random() < 0.3:  # some stay exact
+    if config.warp == 0 or rng.random() < 0.3:  # some are not deformed
         return rgba_HW4
     side = rgba_HW4.shape[0]
     offsets = rng.normal(0, config.warp * side, (3, 3, 2)).astype(np.float32)
@@ -86,10 +86,10 @@ def _colour_matrix(rng: np.random.Generator, config: AugmentConfig) -> NDArray[n
 def _shade(
     rng: np.random.Generator, rgb_HW3: NDArray[np.float32], alpha_HW: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Light the sprite as if its middle were raised: a blurred alpha is its height map."""
+    """Shade the sprite as a raised surface, with the blurred alpha as its height map."""
     side = alpha_HW.shape[0]
     height = cv2.GaussianBlur(alpha_HW, (0, 0), side * rng.uniform(0.06, 0.16))
-    if rng.random() < 0.5:  # let the drawing's own tones be relief too
+    if rng.random() < 0.5:  # add the drawing's own tones to the height map
         height = height + rng.uniform(-0.4, 0.6) * cv2.GaussianBlur(
             rgb_HW3.mean(2) / 255.0, (0, 0), side * 0.03
         )

@@ -1,4 +1,4 @@
-"""Backgrounds for scenes, procedural or photos, each with the phrase a caption has for it."""
+"""Backgrounds for scenes, procedural or photos, each with a phrase for captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }  # fmt: skip
 _PATTERNS = ("plain", "gradient", "stripes", "checker", "mottled")
 
-# Photos of Debian's lomiri-wallpapers-16.04 under CC0 or CC-BY-4.0: file, what is on it, split.
+# Photos of Debian's lomiri-wallpapers-16.04 under CC0 or CC-BY-4.0: file, description, split.
 PHOTOS = (
     ("aitzgorri_by_Aitzol_Berasategi.jpg", "a mountain meadow", "train"),
     ("life_by_Aitzol_Berasategi.jpg", "a stream in the woods", "train"),
@@ -33,7 +33,7 @@ PHOTOS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Photo:
-    """A background photo, uint8 [H, W, 3], and what a caption says is on it."""
+    """A background photo, uint8 [H, W, 3], and its description for captions."""
 
     pixels_HW3: NDArray[np.uint8]
     phrase: str

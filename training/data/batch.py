@@ -20,10 +20,10 @@ from model.text import TEMPLATES
 
 
 def begin_loading(_worker: int) -> None:
-    """Use one thread, and leave the process group of whoever takes the batches.
+    """Initialise a worker process: one thread, and a process group of its own.
 
-    A terminal's Ctrl-C and torchrun's SIGTERM go to a whole group, and would end this process while
-    its rank still finishes a step and saves. It ends when its rank does: torch looks for that.
+    A terminal's Ctrl-C and torchrun's SIGTERM go to a whole process group, and would end this
+    process while its rank still finishes a step and saves. torch ends it together with its rank.
     """
     torch.set_num_threads(1)
     os.setpgid(0, 0)
@@ -45,11 +45,11 @@ class TextBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class UnnamedDrawings:
-    """Close-ups of drawings that none of our names fits.
+    """Close-ups of drawings without a concept's name.
 
     Attributes:
         pixels_E3hw: float32 in [0, 1].
-        titled_E: bool; which have a title.
+        titled_E: bool; the drawings with a title.
         titles: A row for each titled drawing, in their order.
         title_ids_T: int64; equal titles have equal ids, on every rank.
     """
@@ -66,16 +66,15 @@ class Batch:
 
     Attributes:
         pixels_B3HW: The global crops, float32 in [0, 1].
-        locals_CB3hw: The local crops, float32 in [0, 1]; C is 0 where none are made.
-        captioned_B: bool; which images have captions.
+        locals_CB3hw: The local crops, float32 in [0, 1]; C may be 0.
+        captioned_B: bool; the images with captions.
         cls1: Captions for CLS1, a row for each captioned image, in their order.
         cls1_ids_T: int64; equal captions have equal ids, on every rank.
         cls2: Captions for CLS2, likewise.
         cls2_ids_T: As above.
-        names: The distinct names in the batch's captions, in prompts; no row where a data set
-            knows none.
+        names: The distinct names in the batch's captions, in prompts; empty if the data has none.
         name_ids_U: int64; equal names have equal ids, on every rank.
-        present_BU: bool; which image's caption has which name.
+        present_BU: bool; the names in each image's caption.
         unnamed: Further drawings, for the image backbone's terms; None if the data has none.
     """
 
@@ -93,7 +92,7 @@ class Batch:
 
 
 def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:
-    """Tokenise texts, cut at 64 tokens, padded to the longest of them; none gives [0, 1]."""
+    """Tokenise texts, cut at 64 tokens, padded to the longest; [0, 1] without texts."""
     if not texts:
         empty = torch.zeros((0, 1), dtype=torch.int64)
         return TextBatch(token_ids_BL=empty, mask_BL=empty)
@@ -104,7 +103,7 @@ def tokenize(tokenizer: Tipsv2Tokenizer, texts: Sequence[str]) -> TextBatch:
 
 
 def text_ids(texts: Sequence[str]) -> Tensor:
-    """Number texts by what they say: int64 [T], the same text the same number on every rank."""
+    """Ids of texts by their content: int64 [T], equal for equal texts on every rank."""
     digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
     return torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests], dtype=torch.int64)
 
@@ -112,9 +111,9 @@ def text_ids(texts: Sequence[str]) -> Tensor:
 def name_columns(
     names_by_image: Sequence[Sequence[str]], tokenizer: Tipsv2Tokenizer, *, step: int
 ) -> tuple[TextBatch, Tensor, Tensor]:
-    """The distinct names of a batch: their prompts, their ids [U] and which image has which.
+    """The distinct names of a batch: their prompts, their ids [U] and the names of each image.
 
-    A name's prompt is drawn from the step and the name, so that every rank puts it the same way.
+    A name's prompt depends on the step and the name only, so it is the same on every rank.
     """
     names = sorted({name for row in names_by_image for name in row})
     present = [[name in row for name in names] for row in names_by_image]
@@ -126,7 +125,7 @@ def name_columns(
 
 
 def _prompt(name: str, step: int) -> str:
-    """Put a name into a prompt: half the time none, else one of the nine."""
+    """A prompt with the name: the bare name half of the time, else one of nine templates."""
     rng = np.random.default_rng((step, *name.encode()))
     templates = (*TEMPLATES["tcl"], *(["{}"] * len(TEMPLATES["tcl"])))
     return templates[rng.integers(len(templates))].format(name)

@@ -24,12 +24,12 @@ class CaptionSampling:
     """Which caption sources supervise which CLS token.
 
     Attributes:
-        cls1: Sources for CLS1; TIPSv2 takes the web alt text, always.
-        cls2: Sources for CLS2, one drawn at even odds each time an image is seen; TIPSv2 draws
-            between a short synthetic caption (PaliGemma) and a long one (Gemini). The odds are
-            not published; one reader's note says even.
+        cls1: Sources for CLS1; TIPSv2 always takes the web alt text.
+        cls2: Sources for CLS2, of which one is drawn uniformly each time an image is used; TIPSv2
+            draws between a short synthetic caption (PaliGemma) and a long one (Gemini), with
+            unpublished probabilities.
 
-    Both the same single source is the ablation without multi-granularity captions.
+    With the same single source for both, this is the ablation without multi-granularity captions.
 
     Source: TIPSv2, arXiv:2604.12012, the section on multi-granularity captions.
     """
@@ -47,8 +47,8 @@ class CaptionSampling:
     ) -> tuple[str, str] | None:
         """Draw an image's captions for CLS1 and CLS2.
 
-        A token none of whose sources this image has takes any caption that it has; an image
-        without a caption gives None.
+        A token without any of its sources takes any other caption of the image; the result is None
+        for an image without captions.
         """
         present = {source: text for source, text in captions.items() if text.strip()}
         if not present:
@@ -64,7 +64,7 @@ SCENE_CAPTIONS = CaptionSampling(cls1=("alt",), cls2=("keywords", "scene"))
 
 
 _NUMBERS = ("", "", "two", "three", "four")
-# Where the rules of English mislead the engine.
+# Exceptions that `inflect` does not know.
 _PLURALS = {
     "burrito": "burritos",
     "dango": "dango",
@@ -79,14 +79,14 @@ _HIDDEN = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedObject:
-    """What a caption may say of one object.
+    """Properties of one object that a caption may mention.
 
     Attributes:
         name: The concept's name.
         size: Longer side as a share of the image's side.
         x: Centre, 0 left to 1 right.
         y: Centre, 0 top to 1 bottom.
-        visible: Share of its pixels that nothing covers.
+        visible: Share of its pixels that are not covered.
     """
 
     name: str
@@ -106,13 +106,13 @@ class Captions:
     scene: str
 
     def by_source(self) -> dict[str, str]:
-        """The three by the names that caption sampling knows them by."""
+        """The three captions by their source."""
         return {"alt": self.short, "keywords": self.keywords, "scene": self.scene}
 
 
 @cache
 def _engine() -> "inflect.engine":
-    # Importing it takes more than a second, and most jobs compose no scene.
+    # Imported here, because the import takes more than a second and most jobs compose no scene.
     import inflect  # noqa: PLC0415
 
     return inflect.engine()
@@ -120,7 +120,7 @@ def _engine() -> "inflect.engine":
 
 @cache
 def plural(name: str) -> str:
-    """Return the plural, the name itself where it is a plural or a mass noun already."""
+    """The plural; a plural or a mass noun is returned unchanged."""
     if name in NO_ARTICLE:
         return name
     return _PLURALS.get(name) or str(_engine().plural_noun(name))
@@ -175,7 +175,7 @@ def _scene_sentence(objects: Sequence[PlacedObject], background: str) -> str:
 def _short_caption(rng: np.random.Generator, objects: Sequence[PlacedObject]) -> str:
     groups = _grouped(objects)
     kept = list(groups)
-    if len(kept) > 1 and rng.random() < 0.15:  # alt text often forgets something
+    if len(kept) > 1 and rng.random() < 0.15:  # alt text is often incomplete
         kept.remove(kept[rng.integers(len(kept))])
     rng.shuffle(kept)
     if len(kept) == 1 and rng.random() < 0.4:
@@ -196,7 +196,7 @@ def write_captions(
 
     Args:
         rng: Source of every choice (what is left out, in which order).
-        objects: What can be seen, at least one.
+        objects: The visible objects, at least one.
         background: The background's phrase.
         keywords: CLDR keywords by concept name.
 

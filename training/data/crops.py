@@ -1,7 +1,6 @@
 """Cuts an image into one global crop and some local ones: random resized crops and flips.
 
-Nothing else is changed, as in the paper: no colour jitter, no blur. It knows neither captions nor
-where an image came from.
+As in the paper, there is no colour jitter and no blur.
 
 Legend: B images, C local crops of each, H W pixels of the image or the global
 crop, h w of a local crop.
@@ -19,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 PATCH = 14
-_STREAM = 11  # keeps crops apart from whatever else is drawn for the same image
+_STREAM = 11  # separates crops from other random choices for the same image
 
 Flips = Literal["none", "locals", "all"]
 
@@ -32,19 +31,19 @@ class CropConfig:
     high-resolution stage: `TIPSV2_CROPS` and `TIPSV2_HIGH_RES_CROPS`.
 
     Attributes:
-        global_size: Side of the global crop; None leaves the image as it is, which composed
-            scenes need: what their captions list must stay in view.
+        global_size: Side of the global crop; None keeps the whole image, as composed scenes need:
+            all objects in their captions must stay visible.
         num_local: Local crops, C; 0 makes none.
         local_size: Their side.
         global_scale: Share of the image's area that the global crop covers, smallest and
             largest. Not published; DINO's (arXiv:2104.14294), whose recipe TIPS builds on.
-        local_scale: The same for local crops: where the global ones' shares end. Not published;
+        local_scale: The same for local crops; ends where the global range starts. Not published;
             DINO's.
-        aspect: Smallest and largest width / height of what is cut out. Not published; the range
-            that all of this family inherits from Inception (arXiv:1409.4842).
-        flips: Which crops are mirrored half of the time: "all" as in the paper, at the price of
-            captions that say "left" and mean right; "locals" spares the global crop, which is the
-            one that captions are compared with, so that composed scenes stay true.
+        aspect: Smallest and largest width / height of a crop. Not published; the range of Inception
+            (arXiv:1409.4842), common in this family.
+        flips: Crops that are mirrored half of the time. "all" is the paper's, but makes "left" and
+            "right" in captions wrong; "locals" keeps the global crop, which captions are compared
+            with, so that the captions of composed scenes stay correct.
 
     Source: TIPSv2, arXiv:2604.12012, the training details.
     """
@@ -98,10 +97,10 @@ def _transforms(config: CropConfig) -> tuple[v2.Transform, v2.Transform]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's random numbers, which the transforms draw from, and put their state back.
+    """Seed the CPU's generator, which the transforms use, and restore its state afterwards.
 
-    `torch.manual_seed` would seed every kind of accelerator too, and for each that is not in use
-    write down the call stack: 0.16 ms an image, where a small one is made in 2.
+    `torch.manual_seed` would also seed every kind of accelerator, and record the call stack for
+    each unused one: 0.16 ms per image, while making a small image takes 2 ms.
     """
     state = torch.default_generator.get_state()
     try:
@@ -120,9 +119,9 @@ def crop_image(
         image_3HW: uint8 RGB.
         config: How.
         seed: The data set's.
-        index: The image's place in the stream of images of all ranks and epochs. With the seed
-            it decides every random choice, so that ranks and restarts change nothing; torch's own
-            random state is left as it was.
+        index: The image's place in the stream of images of all ranks and epochs. It determines all
+            random choices together with the seed, independent of ranks and restarts. torch's own
+            random state is not changed.
 
     Returns:
         The global crop uint8 [3, H, W] and the local crops uint8 [C, 3, h, w].
@@ -145,10 +144,10 @@ def crop_images(
         Global crops [B, 3, H, W] and local crops [C, B, 3, h, w], float32 in [0, 1].
 
     Raises:
-        ValueError: Images of different sizes are to stay as they are.
+        ValueError: The images have different sizes and no global size is set.
     """
     if config.global_size is None and len({image.shape for image in images}) > 1:
-        raise ValueError("images of different sizes make no batch: set crops.global_size")
+        raise ValueError("images of different sizes need crops.global_size")
     crops = [
         crop_image(image, config, seed=seed, index=index)
         for index, image in enumerate(images, start=first)

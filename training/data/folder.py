@@ -78,7 +78,7 @@ def _archive(archives: Path, package: str) -> Path | None:
 
 
 def _download(archives: Path, package: str) -> Path:
-    """Download a package, with fresh lists where the first try does not know it."""
+    """Download a package; update the package lists if the first attempt fails."""
     for command in (None, ["apt-get", "update"]):
         if command is not None:
             subprocess.run(command, check=False, timeout=_TIMEOUT_S)
@@ -110,7 +110,7 @@ class DataFolder:
 
     @property
     def art(self) -> ArtFolders:
-        """Where the fetched art lies."""
+        """Folders of the fetched art."""
         share = self.path / "debian/usr/share"
         return ArtFolders(
             npm=self.path / "npm/node_modules",
@@ -125,10 +125,10 @@ class DataFolder:
         return self.path / "debian/usr/share/backgrounds"
 
     def bank(self) -> SpriteBank:
-        """Load the sprite bank, building it the first time; all sources share one copy.
+        """Load the sprite bank, or build it once; all sources share one copy.
 
         Raises:
-            FileNotFoundError: Nothing was fetched.
+            FileNotFoundError: The data was not fetched.
         """
         path = self.path / "sprites.npz"
         if not path.exists():
@@ -138,10 +138,10 @@ class DataFolder:
         return _load_bank(path, path.stat().st_mtime_ns)
 
     def unnamed(self, seed: int = 0) -> UnnamedSource:
-        """Load the drawings without one of our names, rendering them the first time.
+        """Load the drawings without a concept's name, or render them once.
 
         Raises:
-            FileNotFoundError: Nothing was fetched.
+            FileNotFoundError: The data was not fetched.
         """
         path = self.path / "unnamed.npz"
         if not path.exists():
@@ -152,7 +152,7 @@ class DataFolder:
         return UnnamedSource(bank=load_unnamed(path), photos=photos, seed=seed)
 
     def keywords(self) -> dict[str, tuple[str, ...]]:
-        """CLDR keywords by concept, without the names of concepts that are never trained on."""
+        """CLDR keywords by concept, without the names of unseen concepts."""
         by_drawing = keywords_by_name(self.art.npm)
         concepts = all_concepts()
         unseen = {concept.name for concept in concepts if concept.is_unseen}
@@ -174,8 +174,7 @@ class DataFolder:
         """Build a split's source; only training scenes get the training photos.
 
         Raises:
-            ValueError: A training split asks for art that may not be trained on, or for concepts
-                that are kept unseen.
+            ValueError: A training split names art that may not be trained on, or unseen concepts.
         """
         if split == "train" and set(styles) - set(TRAIN_STYLES):
             raise ValueError(f"training may only use {TRAIN_STYLES}, not {styles}")
@@ -192,7 +191,7 @@ class DataFolder:
         )
 
     def stamp_source(self) -> SceneSource | None:
-        """Source of scenes made of photo-like stamps, None where that package was not fetched."""
+        """Source of scenes of photo-like stamps; None if that package was not fetched."""
         if not self.art.stamps.exists():
             return None
         bank = build_bank(self.art, ["stamps"])

@@ -1,8 +1,8 @@
-"""Batches of scenes: batch number i is a pure function of the data set's seed and i.
+"""Batches of scenes: batch i is a pure function of the data set's seed and i.
 
-So a run resumes on the very next batch, and several ranks together see what one alone would.
+A run therefore resumes at the next batch, and several ranks together see what one alone would.
 
-Shapes are those of a batch, in its own module.
+Shapes: see `training.data.batch`.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ from training.data.unnamed import UnnamedSource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One part of a curriculum.
+    """One stage of a curriculum.
 
     Attributes:
-        until: Share of the steps after which the next part begins.
-        scenes: What scenes look like until then.
-        unnamed: How many drawings without a name of ours each batch of a rank has beside them.
+        until: Share of the steps at which the stage ends.
+        scenes: Settings of its scenes.
+        unnamed: Number of further drawings without a concept's name in each batch of a rank.
     """
 
     until: float = 1.0
@@ -51,14 +51,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """Which batches a run is made of.
+    """The batches of a run.
 
     Attributes:
         stages: The curriculum, in order; the last stage lasts until 1.0.
         batch_size: Scenes in a batch of one rank.
         num_steps: Batches of the whole run.
-        captions: Which captions supervise which CLS token.
-        crops: Local crops of each scene; the global crop is the scene itself where no size is set.
+        captions: Captions for each CLS token.
+        crops: Local crops of each scene; without a global size the global crop is the whole scene.
     """
 
     stages: Sequence[Stage]
@@ -73,7 +73,7 @@ class BatchPlan:
             raise ValueError("the last stage of a curriculum must last until 1.0")
 
     def stage_at(self, step: int) -> Stage:
-        """The part of the curriculum that a step belongs to."""
+        """The stage of a step."""
         return next(s for s in self.stages if step < s.until * self.num_steps or s.until >= 1)
 
 
@@ -86,10 +86,7 @@ def collate(
     crops: tuple[Tensor, Tensor],
     unnamed: UnnamedDrawings | None = None,
 ) -> Batch:
-    """Make a batch of scenes, their chosen captions and their global and local crops.
-
-    The masks are left behind here.
-    """
+    """Make a batch of scenes, their chosen captions and their crops, without the masks."""
     by_scene = [scene.captions.names for scene in scenes]
     names, name_ids_U, present_BU = name_columns(by_scene, tokenizer, step=step)
     first, second = zip(*chosen, strict=True)
@@ -111,7 +108,7 @@ def collate(
 def collate_unnamed(
     images: Sequence[NDArray[np.uint8]], titles: Sequence[str], tokenizer: Tipsv2Tokenizer
 ) -> UnnamedDrawings:
-    """Put drawings [h, w, 3] and their titles, some empty, together."""
+    """Make a batch of drawings [h, w, 3] and their titles, some of them empty."""
     known = [title for title in titles if title]
     return UnnamedDrawings(
         pixels_E3hw=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255,
@@ -122,10 +119,10 @@ def collate_unnamed(
 
 
 class SceneBatches(Dataset[Batch]):
-    """Batches by step number, following a curriculum of stages; each rank has its own scenes.
+    """Batches by step number, following a curriculum; each rank has its own scenes.
 
     Raises:
-        ValueError: The curriculum has unnamed drawings, and there is no source of them.
+        ValueError: The curriculum has unnamed drawings, but there is no source for them.
     """
 
     def __init__(
@@ -141,9 +138,7 @@ class SceneBatches(Dataset[Batch]):
         self._source, self._tokenizer, self._plan = source, tokenizer, plan
         self._rank, self._num_ranks = rank, num_ranks
         if unnamed is None and any(stage.unnamed for stage in plan.stages):
-            raise ValueError(
-                "a stage has unnamed drawings, and these batches have no source of any"
-            )
+            raise ValueError("a stage has unnamed drawings, but there is no source for them")
         self._unnamed = unnamed
 
     def __len__(self) -> int:
@@ -177,7 +172,7 @@ class SceneBatches(Dataset[Batch]):
         return chosen
 
     def loader(self, first_step: int, *, num_workers: int) -> DataLoader[Batch]:
-        """Iterate from a step on, made ahead in worker processes."""
+        """Iterate from a step on, prefetched by worker processes."""
         return DataLoader(
             self,
             batch_size=None,

@@ -1,7 +1,7 @@
 """Composes scenes: drawings on a background, with every object's exact mask and three captions.
 
 A scene is a pure function of (seed, split, index), so a data set needs no storage and a training
-run resumes on the very next scene.
+run resumes at the next scene.
 
 Legend: S side of the scene in pixels, O objects.
 """
@@ -20,7 +20,7 @@ from training.data.captions import Captions, PlacedObject, write_captions
 from training.data.concepts import all_concepts
 from training.data.sprites import SpriteBank
 
-# Workers are processes; OpenCV's own threads would deadlock in a forked one.
+# Workers are forked processes, in which OpenCV's own threads would deadlock.
 cv2.setNumThreads(0)
 
 Split = Literal["train", "val", "test"]
@@ -33,7 +33,7 @@ _MAX_TRIES = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneConfig:
-    """What scenes look like.
+    """Settings of scenes.
 
     Attributes:
         size: Side in pixels.
@@ -41,8 +41,8 @@ class SceneConfig:
         min_size: Smallest longer side of an object, share of the scene's side.
         max_size: Largest.
         common_share: Share of objects drawn from the everyday words.
-        twin_share: Share of further objects that repeat one already there ("two dogs").
-        augment: How drawings are changed.
+        twin_share: Share of further objects of the first object's concept ("two dogs").
+        augment: Augmentation of drawings.
     """
 
     size: int = 112
@@ -67,8 +67,8 @@ class Scene:
 
     Attributes:
         pixels_SS3: uint8 RGB.
-        mask_SS: int32, 0 background, k the concept `all_concepts()[k - 1]`. It measures; no loss
-            may see it.
+        mask_SS: int32, 0 background, k the concept `all_concepts()[k - 1]`. For evaluation only;
+            no loss may use it.
         captions: Three granularities.
         drawings: Rows of the sprite bank that it was composed from.
     """
@@ -81,15 +81,15 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneSource:
-    """Everything scenes of one split are made from.
+    """Sources of the scenes of one split.
 
     Attributes:
         bank: The drawings.
-        styles: Which of its styles may appear.
+        styles: Styles that may appear.
         photos: Background photos.
         keywords: CLDR keywords by concept name.
-        names: Which concepts may appear.
-        split: Keeps the random streams of train, val and test apart.
+        names: Concepts that may appear.
+        split: Separates the random streams of train, val and test.
         seed: The data set's seed.
     """
 
@@ -104,7 +104,7 @@ class SceneSource:
     _ids: dict[str, NDArray[np.int64]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Index the drawings of the allowed concepts, everyday words apart."""
+        """Index the drawings of the allowed concepts, everyday words separately."""
         concepts = all_concepts()
         drawings = self.bank.by_concept(self.styles)
         allowed = [i for i in drawings if concepts[i].name in self.names]
@@ -135,7 +135,7 @@ class SceneSource:
         return self._drawing(rng, self._pools[pool][number])
 
     def _drawing(self, rng: np.random.Generator, drawings: NDArray[np.int64]) -> int:
-        # Styles are weighted alike: a clip-art set with ten dogs must not crowd out the emoji.
+        # Styles have equal weight: a clip-art set with ten dogs must not dominate the emoji.
         styles = self.bank.style_M[drawings]
         style = rng.choice(np.unique(styles))
         return int(rng.choice(drawings[styles == style]))
@@ -182,24 +182,24 @@ def place_sprite(
 
 
 def compose_scene(source: SceneSource, index: int, config: SceneConfig) -> Scene:
-    """Make scene number `index`.
+    """Compose scene number `index`.
 
-    Scenes in which fewer objects than wished can be seen are made again from the same stream, so
-    that a set of "two or three objects" holds what it says.
+    A scene with fewer visible objects than drawn is composed again from the same random stream, so
+    that every scene of a set has the stated number of objects.
 
     Raises:
-        ValueError: Scenes like these cannot be made: too few concepts, or objects too small to see.
+        ValueError: Too few concepts, or objects that are too small to be visible.
     """
     rng = scene_rng(source, index)
     weights = np.asarray(config.count_weights) / sum(config.count_weights)
     count = 1 + int(rng.choice(len(weights), p=weights))
     if config.twin_share == 0 and count > source.num_concepts(config.common_share):
-        raise ValueError(f"too few concepts for {count} different objects; allow more names")
+        raise ValueError(f"too few names for {count} different objects; allow more names")
     for _ in range(_MAX_TRIES):
         scene, visible = _try_scene(rng, source, config, count)
         if visible == count:
             return scene
-    raise ValueError(f"no scene of {count} objects that can all be seen; allow larger ones")
+    raise ValueError(f"found no scene of {count} visible objects; allow larger objects")
 
 
 def _choose_objects(
@@ -220,7 +220,7 @@ def _choose_objects(
 def _try_scene(
     rng: np.random.Generator, source: SceneSource, config: SceneConfig, count: int
 ) -> tuple[Scene, int]:
-    """Compose once; returns the scene and how many of its objects can be seen well enough."""
+    """Compose once; returns the scene and the number of its visible objects."""
     side, concepts = config.size, all_concepts()
     canvas, phrase = draw_background(rng, side, source.photos)
     owner = np.full((side, side), -1, np.int32)
@@ -237,10 +237,10 @@ def _try_scene(
     mask = np.zeros((side, side), np.int32)
     objects = []
     for number, (concept, size, (x, y), area) in enumerate(placed):
-        seen = owner == number
-        mask[seen] = concept + 1
-        share = int(seen.sum()) / max(1, area)
-        if share >= _MIN_VISIBLE_SHARE and seen.sum() >= _MIN_VISIBLE_PIXELS * side * side:
+        visible = owner == number
+        mask[visible] = concept + 1
+        share = int(visible.sum()) / max(1, area)
+        if share >= _MIN_VISIBLE_SHARE and visible.sum() >= _MIN_VISIBLE_PIXELS * side * side:
             name = concepts[concept].name
             objects.append(PlacedObject(name=name, size=size, x=x, y=y, visible=share))
     captions = write_captions(rng, objects, phrase, source.keywords) if objects else None

@@ -23,13 +23,13 @@ from training.data.art import (
 from training.data.concepts import all_concepts
 
 SPRITE_PIXELS = 96
-# Sets without a table of code points: their icons are matched by name.
+# Sets without a table of code points; their icons are matched by name.
 ICON_STYLES = ("fxemoji", "streamline-emojis", "streamline-ultimate-color", "flat-color-icons")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtFolders:
-    """Where the fetched art lies.
+    """Folders of the fetched art.
 
     Attributes:
         npm: A node_modules folder.
@@ -93,7 +93,7 @@ def build_bank(folders: ArtFolders, styles: Sequence[str]) -> SpriteBank:
     """Render every drawing of the given styles (about 20 s for all of them on one core).
 
     Raises:
-        ValueError: There is none.
+        ValueError: There are no drawings.
     """
     index = {concept.name: i for i, concept in enumerate(all_concepts())}
     rgba, concept, style_index = [], [], []
@@ -136,7 +136,7 @@ def load_bank(path: Path) -> SpriteBank:
     with np.load(path, allow_pickle=False) as file:
         if list(file["names"]) != [concept.name for concept in all_concepts()]:
             raise ValueError(
-                f"{path} was built for another list of concepts; delete it and run "
+                f"{path} was built for other concepts; delete it and run "
                 "`python -m training data` again"
             )
         return SpriteBank(

@@ -1,4 +1,4 @@
-"""Values with 95 % intervals by resampling the examples; knows no task.
+"""Values with 95 % intervals by resampling the examples; independent of the task.
 
 Shapes: R resamples, S examples (scenes, images or queries).
 """

@@ -1,4 +1,4 @@
-"""Models under test with the choices made for each on development sets, and only on those."""
+"""Models under test, each with features and templates chosen on development sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class Encoder:
 
     Attributes:
         model: In evaluation mode.
-        tokenizer: Its own.
-        features: Which patch features segment, "patches" or "values".
-        templates: Which prompts name a class in segmentation.
-        class_templates: Which prompts name a class in classification.
+        tokenizer: Of the model.
+        features: Patch features for segmentation, "patches" or "values".
+        templates: Prompts of classes in segmentation.
+        class_templates: Prompts of classes in classification.
     """
 
     model: Tipsv2Model
@@ -40,7 +40,7 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Development:
-    """What choices are made on."""
+    """The development sets."""
 
     scenes: Sequence[SegmentationBenchmark]
     drawings: Sequence[ClassificationBenchmark]
@@ -96,7 +96,7 @@ def _choose_class_templates(
 
 
 def load_encoder(folder: Path, development: Development, *, is_random: bool = False) -> Encoder:
-    """Load a finished model, or one of the same shape with random weights, and choose for it."""
+    """Load a finished model, or random weights of the same shape, and choose its settings."""
     tokenizer = Tipsv2Tokenizer.from_pretrained(folder)
     model = Tipsv2Model.from_pretrained(folder)
     if is_random:

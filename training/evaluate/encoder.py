@@ -20,7 +20,7 @@ from training.methods.teacher import MODEL_FOLDER
 
 
 def find_model(folder: Path) -> Path:
-    """The folder with a run's model, or the folder itself where it holds one.
+    """The model folder of a run, or the folder itself if it holds a model.
 
     Raises:
         FileNotFoundError: There is none (yet).
@@ -29,8 +29,8 @@ def find_model(folder: Path) -> Path:
         if (place / "config.json").exists():
             return place
     raise FileNotFoundError(
-        f"{folder} holds no model yet: it needs a {MODEL_FOLDER} folder, which a run has from its "
-        "first validation on, or a config.json of its own"
+        f"{folder} has no model yet: it needs a {MODEL_FOLDER} folder, which a run has from its "
+        "first validation on, or a config.json"
     )
 
 

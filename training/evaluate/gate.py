@@ -1,16 +1,16 @@
-"""Whether a student may take the place of what is served: rules, and its scores held against them.
+"""Decides by rules whether a student may replace the served model.
 
 ```toml
 [[score]]
 task = "zero-shot segmentation"
 split = "seen styles, 50 everyday names"
 metric = "mIoU"
-minimum = 30.0   # what the student must reach
-max_loss = 2.0   # points that it may be worse than the served model
+minimum = 30.0   # least value of the student
+max_loss = 2.0   # points by which it may be worse than the served model
 ```
 
-The loss is judged at the lower end of the difference's 95 % interval: a student passes where scores
-rule a greater loss out, not where they cannot show one.
+The loss is judged at the lower end of the 95 % interval of the difference: a student passes only if
+the scores exclude a greater loss.
 """
 
 import tomllib
@@ -25,18 +25,18 @@ from training.evaluate.report import GAIN, STUDENT
 
 
 class Refused(Exception):
-    """The student is not good enough; the message says by which scores."""
+    """The student is not good enough; the message names the failed rules."""
 
 
 class Rule(BaseModel):
-    """What one score has to keep; None where it is not held to that.
+    """Requirements on one score.
 
     Attributes:
-        task: As in `ScoreEntry`, as the next two.
+        task: As in `ScoreEntry`, like the next two.
         split: See above.
         metric: See above.
-        minimum: Least value of the student's own.
-        max_loss: Most points that it may lose against what is served.
+        minimum: Least value of the student; None for no minimum.
+        max_loss: Largest loss against the served model, in points; None for no limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -55,12 +55,12 @@ class Rule(BaseModel):
 
     @property
     def title(self) -> str:
-        """Which score it is, in words."""
+        """The name of the score."""
         return f"{self.task} | {self.split} | {self.metric}"
 
 
 class _Rules(BaseModel):
-    """A whole file."""
+    """A file of rules."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,11 +69,11 @@ class _Rules(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What one demand came to.
+    """Result of one requirement.
 
     Attributes:
-        text: The score, what was asked of it, and whether it keeps that.
-        passed: Whether it does.
+        text: The score and the requirement.
+        passed: Whether the score fulfils it.
     """
 
     text: str
@@ -84,20 +84,20 @@ def read_rules(path: Path) -> list[Rule]:
     """Read the rules of a file.
 
     Raises:
-        FileNotFoundError: It is not there.
-        ValueError: It is no TOML, or says something that no rule can.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not TOML, or contains an invalid rule.
     """
     try:
         return _Rules.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).score
     except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise ValueError(f"{path} holds no rules that can be read: {error}") from error
+        raise ValueError(f"{path} holds no valid rules: {error}") from error
 
 
 def judge(rules: Sequence[Rule], entries: Sequence[ScoreEntry]) -> list[Verdict]:
-    """Hold scores against rules; a demand each, in the rules' order.
+    """Check scores against rules; one verdict per requirement, in the rules' order.
 
     Raises:
-        ValueError: A score that a rule names was not measured, so nothing can be said.
+        ValueError: A score that a rule names was not measured.
     """
     return [verdict for rule in rules for verdict in _verdicts(rule, entries)]
 
@@ -111,9 +111,9 @@ def _verdicts(rule: Rule, entries: Sequence[ScoreEntry]) -> Iterator[Verdict]:
     if rule.max_loss is not None:
         gain = _find(rule, GAIN, entries)
         if gain.low is None or gain.high is None:
-            raise ValueError(f"{rule.title} of {GAIN!r} has no interval to judge by")
+            raise ValueError(f"{rule.title} of {GAIN!r} has no interval, which max_loss needs")
         passed = gain.low >= -rule.max_loss
-        number = f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] against what is served"
+        number = f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] against the served model"
         asked = f"may not lose more than {rule.max_loss:.2f}"
         yield Verdict(text=f"{rule.title}: {number}, {asked}", passed=passed)
 
@@ -124,8 +124,8 @@ def _find(rule: Rule, row: str, entries: Sequence[ScoreEntry]) -> ScoreEntry:
         if (entry.task, entry.split, entry.metric, entry.row) == key:
             return entry
     advice = (
-        "evaluate it beside what is served: --served PACKAGE"
+        "evaluate with --served PACKAGE"
         if row == GAIN and not any(entry.row == GAIN for entry in entries)
-        else "mend the rule, or evaluate with the drawings that it is about"
+        else "correct the rule, or evaluate with the data that it names"
     )
     raise ValueError(f"no score {rule.title!r} of {row!r} was measured; {advice}")

@@ -1,7 +1,4 @@
-"""A handful of development numbers of runs, also of unfinished ones: what decisions look at.
-
-No test set is touched.
-"""
+"""A few development scores of runs, also of unfinished ones. Uses no test set."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,19 +23,19 @@ def quick_scores(
     """Score models on the development sets: under 40 s for the first, under 10 for each further.
 
     Args:
-        models: Folders as transformers writes them, with a tokenizer.
+        models: Folders in transformers' format, with a tokenizer.
         data: The data folder.
-        num_scenes: Scenes a set.
+        num_scenes: Scenes per set.
 
     Returns:
-        For each number's name, its value of every model, by the model's path, and its "chance".
+        For each score, its value by the path of the model, and "chance".
 
     Raises:
-        FileNotFoundError: A folder without a model.
+        FileNotFoundError: A folder has no model.
     """
     missing = [folder for folder in models if not (folder / "config.json").exists()]
     if missing:
-        raise FileNotFoundError(f"{missing[0]} holds no model yet; wait for its next validation")
+        raise FileNotFoundError(f"{missing[0]} has no model yet; wait for the next validation")
     scenes = development_benchmarks(data, num_scenes)
     drawings = development_drawings(data)
     table = _chance(scenes, drawings)
@@ -71,7 +68,7 @@ def _chance(
 
 
 def render_table(table: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay the numbers out: a line for each, a column for each model."""
+    """Format the scores as a table with one column per model."""
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     lines = [["", *columns]]
     lines += [[key, *(f"{row[column]:.2f}" for column in columns)] for key, row in table.items()]

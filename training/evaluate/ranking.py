@@ -61,7 +61,7 @@ class Ranking:
 def found_within(
     depth: int,
 ) -> Callable[[Ranking, NDArray[np.float64]], NDArray[np.float64]]:
-    """Make the metric for `bootstrap`: percent found [R], queries weighted by each row."""
+    """A metric for `bootstrap`: percent found [R], with queries weighted by each row."""
 
     def found(ranking: Ranking, weights_RQ: NDArray[np.float64]) -> NDArray[np.float64]:
         hit_Q = (ranking.rank_Q < depth).astype(np.float64)
@@ -91,14 +91,14 @@ def rank(scores_QC: NDArray[np.float32], right_QC: NDArray[np.bool_]) -> Ranking
 
 
 IMAGE_SIZE = 112
-# Lighter than most drawings and darker than white ones, so that few lose their outline.
+# Lighter than most drawings and darker than white ones, so that few drawings lose their outline.
 _BACKGROUND = 200
 _SHARE = 0.75  # longer side of a drawing, share of the image's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassificationBenchmark:
-    """Images of one thing each, and the names it is one of.
+    """Images of single objects, and the candidate names.
 
     Attributes:
         name: Of the set.
@@ -113,7 +113,7 @@ class ClassificationBenchmark:
     names: Sequence[str]
 
     def __post_init__(self) -> None:
-        """Check what no score would show.
+        """Check labels and sizes, whose errors no score would show.
 
         Raises:
             ValueError: A label that is no candidate, or labels and images that do not pair.
@@ -137,7 +137,7 @@ class ClassificationBenchmark:
 
 
 def plain_images(bank: SpriteBank, drawings: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """Put single drawings, unturned and whole, on a plain light gray: uint8 [S, S, 3] each."""
+    """Put single drawings, unrotated and complete, on plain light gray: uint8 [S, S, 3] each."""
     side = round(IMAGE_SIZE * _SHARE)
     start = (IMAGE_SIZE - side) // 2
     images = []
@@ -196,7 +196,7 @@ def single_object_scenes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievalSetting:
-    """Which captions are searched with which global embedding: as they were trained together."""
+    """Captions and the global embedding that they were trained with."""
 
     captions: Literal["short", "scene"]
     token: Literal["cls1", "cls2"]

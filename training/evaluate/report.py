@@ -1,6 +1,6 @@
-"""Scores students beside their teacher and beside answers that do not look at places, for the card.
+"""All scores of a student for its model card, with those of its teacher and of baselines.
 
-Decisions (which features, which templates) are made on development sets; test sets are only scored.
+Features and templates are chosen on development sets; test sets are only scored.
 """
 
 import json
@@ -47,14 +47,14 @@ _DEPTHS = (1, 5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contestants:
-    """The models that are scored.
+class ComparedModels:
+    """The models to score.
 
     Attributes:
-        student: The one that will be published.
+        student: The model that will be published.
         further: Students of the same recipe with other seeds.
-        teacher: The student's; None where it has none or is not at hand.
-        served: The model in whose place the student would come; None where there is none.
+        teacher: The student's teacher, if available.
+        served: The model that the student would replace, if any.
         random: Random weights in the student's shape.
     """
 
@@ -70,7 +70,7 @@ class Contestants:
         return {STUDENT: self.student, **rows}
 
     def rows(self) -> dict[str, Encoder]:
-        """Everyone by the name of their row."""
+        """All models by the name of their row."""
         others = {"teacher": self.teacher, SERVED: self.served}
         known = {row: encoder for row, encoder in others.items() if encoder is not None}
         return {**self.students(), **known, "random weights": self.random}
@@ -78,13 +78,13 @@ class Contestants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    """Whose entries are made: one task on one split."""
+    """Builds entries of one task on one split."""
 
     task: str
     split: str
 
     def entry(self, row: str, metric: str, value: Interval | float, *, count: int) -> ScoreEntry:
-        """Round a value; a plain number is a closed form and has no interval."""
+        """An entry with rounded values; a plain number (a closed form) has no interval."""
         numbers: dict[str, float] = {"value": value} if isinstance(value, float) else asdict(value)
         return ScoreEntry(
             task=self.task,
@@ -96,25 +96,25 @@ class _Table:
         )
 
 
-def score_scenes(benchmark: SegmentationBenchmark, contestants: Contestants) -> list[ScoreEntry]:
-    """Segmentation of one test set, and retrieval where the set is for that too."""
+def score_scenes(benchmark: SegmentationBenchmark, models: ComparedModels) -> list[ScoreEntry]:
+    """Segmentation of one test set, and retrieval if the set is used for it."""
     encoded = {
         row: SceneEncoder(encoder.model, encoder.tokenizer, benchmark.scenes)
-        for row, encoder in contestants.rows().items()
+        for row, encoder in models.rows().items()
     }
-    entries = list(_segmentation_entries(benchmark, contestants, encoded))
+    entries = list(_segmentation_entries(benchmark, models, encoded))
     if benchmark.is_retrieved:
-        entries += _retrieval_entries(benchmark, contestants, encoded)
+        entries += _retrieval_entries(benchmark, models, encoded)
     return entries
 
 
 def _segmentation_counts(
     benchmark: SegmentationBenchmark,
-    contestants: Contestants,
+    models: ComparedModels,
     encoded: Mapping[str, SceneEncoder],
 ) -> dict[str, SceneCounts]:
     counts = {}
-    for row, encoder in contestants.rows().items():
+    for row, encoder in models.rows().items():
         scenes = encoded[row]
         classes_KD = scenes.classes(benchmark.names, encoder.templates)
         counts[row] = patch_counts(benchmark, scenes, classes_KD, encoder.features)
@@ -129,10 +129,10 @@ def _segmentation_counts(
 
 def _segmentation_entries(
     benchmark: SegmentationBenchmark,
-    contestants: Contestants,
+    models: ComparedModels,
     encoded: Mapping[str, SceneEncoder],
 ) -> Iterator[ScoreEntry]:
-    counts = _segmentation_counts(benchmark, contestants, encoded)
+    counts = _segmentation_counts(benchmark, models, encoded)
     guessed = counts["student"].guessed()
     table, count = _Table(task=SEGMENTATION, split=benchmark.name), len(benchmark.scenes)
     for row, its_counts in counts.items():
@@ -140,7 +140,7 @@ def _segmentation_entries(
         yield table.entry(row, "which", bootstrap(SceneCounts.which, its_counts), count=count)
     yield table.entry(CHANCE, "mIoU", guessed.miou(), count=count)
     yield table.entry(CHANCE, "which", guessed.which(), count=count)
-    for row in contestants.students():
+    for row in models.students():
         known = {name: counts[name] for name in ("teacher", SERVED) if name in counts}
         others = {PAINTED: counts[f"{row}, {PAINTED}"], **known, CHANCE: guessed}
         for name, other in others.items():
@@ -152,14 +152,14 @@ def _segmentation_entries(
 
 def _retrieval_entries(
     benchmark: SegmentationBenchmark,
-    contestants: Contestants,
+    models: ComparedModels,
     encoded: Mapping[str, SceneEncoder],
 ) -> Iterator[ScoreEntry]:
     for setting in SETTINGS:
         split = f"{benchmark.name}; {setting.captions} captions, {setting.token.upper()}"
         table = _Table(task=RETRIEVAL, split=split)
         rankings = {}
-        for row, encoder in contestants.rows().items():
+        for row, encoder in models.rows().items():
             rankings[row] = retrieve(
                 encoder.model,
                 encoder.tokenizer,
@@ -172,13 +172,11 @@ def _retrieval_entries(
             yield from _ranking_entries(table, by_row, f"{direction} R@")
 
 
-def score_drawings(
-    benchmark: ClassificationBenchmark, contestants: Contestants
-) -> list[ScoreEntry]:
+def score_drawings(benchmark: ClassificationBenchmark, models: ComparedModels) -> list[ScoreEntry]:
     """Classification of one test set."""
     rankings = {
         row: benchmark.classify(encoder.model, encoder.tokenizer, encoder.class_templates)
-        for row, encoder in contestants.rows().items()
+        for row, encoder in models.rows().items()
     }
     table = _Table(task=CLASSIFICATION, split=benchmark.name)
     return list(_ranking_entries(table, rankings, "top-"))
@@ -187,7 +185,7 @@ def score_drawings(
 def _ranking_entries(
     table: _Table, rankings: Mapping[str, Ranking], metric: str
 ) -> Iterator[ScoreEntry]:
-    """Yield each row at each depth, chance last; `metric` is completed by the depth."""
+    """Yield each row at each depth, chance last; the depth is appended to `metric`."""
     for row, ranking in rankings.items():
         for depth in _DEPTHS:
             interval = bootstrap(found_within(depth), ranking)
@@ -215,19 +213,19 @@ def evaluate(
 
     Args:
         student: The model's folder.
-        teacher: Its teacher's; None leaves the teacher's rows out.
+        teacher: Its teacher's folder; None omits the teacher's rows.
         data: The data folder.
         further: Models of the same recipe with other seeds.
-        served: The model in whose place the student would come; None leaves its rows out.
-        num_scenes: Scenes a set.
+        served: The model that the student would replace; None omits its rows.
+        num_scenes: Scenes per set.
 
     Returns:
-        The choices made for the student, and all rows, task by task.
+        The student's encoder with the choices made for it, and all rows, task by task.
     """
     development = Development(
         scenes=development_benchmarks(data), drawings=development_drawings(data)
     )
-    contestants = Contestants(
+    models = ComparedModels(
         student=load_encoder(student, development),
         further=tuple(load_encoder(folder, development) for folder in further),
         teacher=None if teacher is None else load_encoder(teacher, development),
@@ -236,10 +234,10 @@ def evaluate(
     )
     entries: list[ScoreEntry] = []
     for scenes in held_out_scenes(data, num_scenes):
-        entries += score_scenes(scenes, contestants)
+        entries += score_scenes(scenes, models)
     for drawings in held_out_drawings(data, num_scenes):
-        entries += score_drawings(drawings, contestants)
-    return contestants.student, sorted(entries, key=lambda entry: TASKS.index(entry.task))
+        entries += score_drawings(drawings, models)
+    return models.student, sorted(entries, key=lambda entry: TASKS.index(entry.task))
 
 
 def write_scores(folder: Path, entries: Iterable[ScoreEntry]) -> None:

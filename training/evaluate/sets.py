@@ -23,7 +23,7 @@ from training.evaluate.zero_shot_segmentation import (
     patch_scorer,
 )
 
-# Two or three objects: a single one would reward painting the whole image.
+# Two or three objects: a single one would reward labelling the whole image with one name.
 MULTI_OBJECT = SceneConfig(count_weights=(0.0, 0.5, 0.5), twin_share=0.0, common_share=1.0)
 PATCH = 14
 
@@ -61,7 +61,7 @@ class SegmentationBenchmark:
         return row
 
     def chance(self) -> SceneCounts:
-        """Count what blind guesses among the names are expected to get."""
+        """Expected counts of random guesses among the names."""
         return count_scenes(self.scenes, self.names, largest_object_scorer(self.names)).guessed()
 
 
@@ -75,13 +75,13 @@ def make_benchmark(
 
 
 def rare_names(count: int = 50) -> frozenset[str]:
-    """Choose seen names by hash that are no everyday words, for decisions on the unseen style."""
+    """Seen names, chosen by hash, but no everyday words, for decisions on the unseen style."""
     rare = [c.name for c in all_concepts() if not (c.is_common or c.is_unseen) and c.drawings]
     return frozenset(sorted(rare, key=lambda n: hashlib.sha256(n.encode()).digest())[:count])
 
 
 def development_benchmarks(data: DataFolder, num_scenes: int = 150) -> list[SegmentationBenchmark]:
-    """Make what decisions are made on: seen styles, and the unseen style with rarer names."""
+    """The development scenes: seen styles, and the unseen style with rarer names."""
     seen = data.source("val", styles=EMOJI_TRAIN_STYLES, names=common_names())
     style = data.source("val", styles=("fluent-3d",), names=rare_names())
     return [
@@ -95,17 +95,17 @@ _ALONE = SceneConfig(count_weights=(1.0,), min_size=0.6, max_size=0.9, common_sh
 
 
 def unseen_names() -> frozenset[str]:
-    """Names that no training scene shows or captions."""
+    """Names that occur in no training scene or caption."""
     return frozenset(concept.name for concept in all_concepts() if concept.is_unseen)
 
 
 def _drawn_seen_names() -> frozenset[str]:
-    """Seen names that some emoji shows; furniture alone shows the others."""
+    """Seen names with an emoji drawing; the other names have only furniture renders."""
     return frozenset(c.name for c in all_concepts() if c.drawings) & seen_names()
 
 
 def held_out_scenes(data: DataFolder, num_scenes: int) -> list[SegmentationBenchmark]:
-    """The test scenes: the unseen 3D style first, then what is reported beside it without a bar."""
+    """The test scenes: the unseen 3D style first, then further sets."""
     unseen = unseen_names()
     parts = [
         (f"{UNSEEN_STYLE}, 50 everyday names", ("fluent-3d",), common_names(), True),
@@ -177,7 +177,7 @@ def _stamps(source: SceneSource, num_scenes: int) -> list[ClassificationBenchmar
 
 
 def development_drawings(data: DataFolder) -> list[ClassificationBenchmark]:
-    """What decisions on classification are made on: the names and styles of development scenes."""
+    """The development drawings: names and styles of the development scenes."""
     parts: Sequence[tuple[str, tuple[str, ...], frozenset[str]]] = (
         ("val", EMOJI_TRAIN_STYLES, common_names()),
         ("val-style", ("fluent-3d",), rare_names()),

@@ -1,7 +1,8 @@
 """Zero-shot segmentation scores on scenes with known masks: mIoU and "which of these".
 
-The protocol is TIPSv2's notebook's: embed each name's prompts, cosine with every patch, bilinear to
-the mask's size, argmax, one confusion table over the whole split, background pixels left out.
+The protocol is that of TIPSv2's notebook: embed each name's prompts, cosine with every patch,
+bilinear interpolation to the mask's size, argmax, one confusion table over the whole split without
+background pixels.
 
 Shapes: R resamples of the scenes, S scenes, K candidate names, N patches, D width, P object pixels
 of a scene, H W pixels, h w patch grid.
@@ -18,7 +19,7 @@ from model.segmentation import cosine_map, l2_normalize, upsample_bilinear
 from training.data.concepts import all_concepts
 from training.data.scenes import Scene
 
-# Whole numbers, but for a guess, whose counts are expected ones.
+# Integers, except for the expected counts of a guess.
 Pixels = NDArray[np.int64] | NDArray[np.float64]
 
 # Cosines [K, h, w] of a scene's patches, or [K, 1, 1] for one answer everywhere.
@@ -27,13 +28,13 @@ Scorer = Callable[[Scene], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneCounts:
-    """Pixel counts by scene; sums of any scenes give that subset's score.
+    """Pixel counts by scene; the score of a subset follows from the sums over its scenes.
 
     Attributes:
-        hit_SK: Pixels of class k called k.
+        hit_SK: Pixels of class k predicted as k.
         truth_SK: Pixels of class k.
-        called_SK: Object pixels called k.
-        chosen_S: Object pixels given the right one of the names present in the scene.
+        called_SK: Object pixels predicted as k.
+        chosen_S: Object pixels with the right prediction among the names in the scene.
     """
 
     hit_SK: Pixels

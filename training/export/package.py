@@ -1,8 +1,8 @@
-"""Turns a training checkpoint into a model package, whole or not at all.
+"""Turns a training checkpoint into a model package, atomically.
 
-A checkpoint is a `save_pretrained` folder of a Tipsv2Model with its tokenizer, and beside it
-`scores.json` (a list of score entries), `provenance.json` (an object with at least `licence`;
-`variant` and `zero_shot` are lifted into the manifest) and `card.md` (the model card's text).
+A checkpoint is a `save_pretrained` folder of a Tipsv2Model with its tokenizer, `scores.json` (a
+list of score entries), `provenance.json` (an object with at least `licence`; `variant` and
+`zero_shot` go into the manifest) and `card.md` (the model card's text).
 """
 
 from collections.abc import Collection
@@ -51,14 +51,14 @@ def _check_checkpoint(checkpoint: Path) -> None:
     missing = [name for name in NEEDED_FILES if not (checkpoint / name).is_file()]
     if missing:
         raise ValueError(
-            f"{checkpoint} is no complete checkpoint, it lacks {', '.join(missing)}; "
-            "finish the training and its evaluation first, or, to serve a model without scores, "
+            f"{checkpoint} is not a complete checkpoint: {', '.join(missing)} missing; run "
+            "`python -m training evaluate --output` first, or, to serve a model without scores, "
             "give its folder to `python -m model convert`"
         )
 
 
 def _load_model(checkpoint: Path) -> Tipsv2Model:
-    # With its report the call returns a pair, which its annotation does not say.
+    # With output_loading_info the call returns a pair, contrary to its annotation.
     loaded: Any = Tipsv2Model.from_pretrained(
         checkpoint,
         dtype=torch.float32,
@@ -70,15 +70,15 @@ def _load_model(checkpoint: Path) -> Tipsv2Model:
     report: dict[str, Collection[str]] = loaded[1]
     if report["missing_keys"]:
         raise ValueError(
-            f"{checkpoint} lacks weights, which would be random: {sorted(report['missing_keys'])}; "
-            "save the whole Tipsv2Model"
+            f"{checkpoint} lacks weights: {sorted(report['missing_keys'])}; save the whole "
+            "Tipsv2Model"
         )
     model.eval()
     return model
 
 
 def build_manifest(model: Tipsv2Model, checkpoint: Path, *, name: str) -> Manifest:
-    """Everything the manifest says before files are hashed and parity is measured.
+    """The manifest before files are hashed and parity is measured.
 
     Raises:
         ValueError: `scores.json` or `provenance.json` is malformed.

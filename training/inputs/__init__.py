@@ -1,1 +1,1 @@
-"""What a run trains on, behind one seam: scenes drawn on the fly, or images from disk."""
+"""Inputs of a run, behind one interface: composed scenes, or images from disk."""

@@ -1,4 +1,4 @@
-"""What a run asks of its data, whatever kind it is."""
+"""The interface of a run's data."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,19 +14,19 @@ class Inputs(Protocol):
     """Opened data of one run."""
 
     def describe(self) -> Sequence[str]:
-        """Say, a line each, what there is and what each loss will use of it."""
+        """Lines that describe the data and what each loss uses of it."""
 
     def tokenizer_texts(self) -> list[str]:
-        """Texts that a tokenizer is trained on; what comes often becomes few tokens."""
+        """Texts to train a tokenizer on; frequent words get few tokens."""
 
     def warm_up_texts(self) -> list[str]:
-        """Distinct texts that a text tower is warmed up on."""
+        """Distinct texts for the warm-up of a text tower."""
 
     def batches(self, tokenizer: Tipsv2Tokenizer, share: RunShare) -> BatchSource:
-        """Make the batches of a run, one rank's share of them."""
+        """One rank's share of the batches of a run."""
 
     def benchmarks(self) -> Sequence[SegmentationBenchmark]:
-        """What the run is scored on while it trains; nothing where nothing is known."""
+        """Development sets that the run is scored on during training; may be empty."""
 
     def facts(self) -> dict[str, Any]:
-        """What identifies the data in run.json."""
+        """Identification of the data in run.json."""

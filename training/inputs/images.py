@@ -20,10 +20,10 @@ from training.run_record import digest
 
 
 def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
-    """Refuse losses that this data cannot feed.
+    """Check that the data has what the losses need.
 
     Raises:
-        ValueError: The message says which, and what to change.
+        ValueError: It has not; the message says what to change.
     """
     method = config.method
     if method.image_backbone.titles_weight > 0:
@@ -34,16 +34,16 @@ def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
     learns_from_captions = counts.num_captioned > 0 and method.contrast_weight > 0
     if isinstance(method, PretrainConfig) and not learns_from_captions and method.ema != "full":
         raise ValueError(
-            f"pretraining with method.ema={method.ema!r} needs captions, which keep the encoder "
-            "from collapsing: add captions (`python -m training caption` writes some), distil a "
-            "teacher instead, or set method.ema=full"
+            f"pretraining with method.ema={method.ema!r} needs captions, which prevent a collapse "
+            "of the encoder: add captions (see `python -m training caption`), distil a teacher "
+            "instead, or set method.ema=full"
         )
 
 
 def describe_losses(
     config: TrainingConfig, data: ShardsConfig, counts: DataSummary
 ) -> Sequence[str]:
-    """A line for each loss: on or off, and what it uses or why it is off."""
+    """A line for each loss: on or off, with the data that it uses or the reason."""
     method = config.method
     return (
         *_caption_lines(config, data, counts),
@@ -59,11 +59,11 @@ def _caption_lines(
 ) -> Sequence[str]:
     weight = config.method.contrast_weight
     if weight == 0:
-        return ("contrast with captions: off, for method.contrast_weight is 0",)
+        return ("contrast with captions: off, method.contrast_weight is 0",)
     if counts.num_captioned == 0:
         return (
-            "contrast with captions: off, for no image has a caption",
-            f"text tower: {_untaught_words(config)}",
+            "contrast with captions: off, no image has a caption",
+            f"text tower: {_untrained_text_tower(config)}",
         )
     without = counts.num_images - counts.num_captioned
     rest = f"; {without} images without a caption take part in the other losses" * bool(without)
@@ -74,29 +74,29 @@ def _caption_lines(
     )
 
 
-def _untaught_words(config: TrainingConfig) -> str:
-    """What becomes of a text tower that no caption teaches."""
+def _untrained_text_tower(config: TrainingConfig) -> str:
+    """The state of a text tower without captions to train on."""
     if isinstance(config.method, DistillConfig) and config.method.text_start == "teacher":
-        return "the teacher's, unchanged; the student learns to see in its space"
+        return "the teacher's, unchanged; the student's images are embedded in its space"
     if config.start is not None:
         return f"that of {config.start}, unchanged"
-    return "random, and it learns nothing: use this model for images alone, not with words"
+    return "random and not trained: use this model for images only, not with texts"
 
 
 def _name_words(config: TrainingConfig, counts: DataSummary) -> str:
     weight = config.method.names.weight
     if weight == 0:
-        return "off, for method.names.weight is 0"
+        return "off, method.names.weight is 0"
     if counts.num_named == 0:
-        return "off, for no image lists what it shows"
-    return f"on, weight {weight:g}, {counts.num_named} images, whose content is listed"
+        return "off, no image has a list of its objects"
+    return f"on, weight {weight:g}, {counts.num_named} images with lists of their objects"
 
 
 def _crop_words(weight: float, crops: CropConfig) -> str:
     if weight == 0:
-        return "off, for method.dino_weight is 0"
+        return "off, method.dino_weight is 0"
     if crops.num_local == 0:
-        return "off, for data.crops.num_local is 0"
+        return "off, data.crops.num_local is 0"
     size = f"{crops.local_size} x {crops.local_size} pixels"
     return f"on, weight {weight:g}, {crops.num_local} crops of {size} of every image"
 
@@ -104,11 +104,11 @@ def _crop_words(weight: float, crops: CropConfig) -> str:
 def _patch_words(method: PretrainConfig | DistillConfig) -> str:
     if isinstance(method, PretrainConfig):
         if method.ibot_weight == 0:
-            return "off, for method.ibot_weight is 0"
+            return "off, method.ibot_weight is 0"
         kind = "iBOT++, every patch" if method.supervised == "all" else "iBOT, masked patches"
         return f"on, weight {method.ibot_weight:g}, {kind}, {method.mask_ratio:.0%} masked"
     if method.patch_weight == 0:
-        return "off, for method.patch_weight is 0"
+        return "off, method.patch_weight is 0"
     target = {
         "prototypes": "the teacher's assignments to its prototypes",
         "features": "the teacher's features",
@@ -156,7 +156,7 @@ class ImageInputs:
         captions = (
             f"{counts.num_captioned} of them with captions ({sources})"
             if counts.num_captioned
-            else "none of them with a caption"
+            else "without captions"
         )
         return (
             f"data: {counts.num_images} images in {self._data.folder}, {kind}, {captions}",
@@ -164,10 +164,10 @@ class ImageInputs:
         )
 
     def tokenizer_texts(self) -> list[str]:
-        """The captions in the order in which they are stored, 100,000 at most.
+        """The captions in stored order, 100,000 at most.
 
         Raises:
-            ValueError: There are none.
+            ValueError: There are no captions.
         """
         texts = []
         for text in self._captions():
@@ -176,8 +176,8 @@ class ImageInputs:
                 break
         if not texts:
             raise ValueError(
-                f"{self._data.folder} holds no caption that a tokenizer could be trained on: give "
-                "a teacher or a start, whose tokenizer is then used"
+                f"{self._data.folder} has no captions to train a tokenizer on: give a teacher or a "
+                "start, whose tokenizer is then used"
             )
         return texts
 
@@ -192,7 +192,7 @@ class ImageInputs:
         return ImageBatches(self._store, tokenizer, self._data, share, broken=broken)
 
     def benchmarks(self) -> Sequence[SegmentationBenchmark]:
-        """None: nobody knows what the images show where."""
+        """None, because the images have no masks."""
         return ()
 
     def facts(self) -> dict[str, Any]:

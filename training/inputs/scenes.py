@@ -1,4 +1,4 @@
-"""Composed scenes as a run's inputs: drawn on the fly from the folder that `data` has filled."""
+"""Scenes as a run's inputs, composed on the fly from the data folder."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ _TOKENIZER_SCENES = 2500
 
 
 class SceneInputs:
-    """Scenes of the names that training may see."""
+    """Scenes of the seen names."""
 
     def __init__(self, config: TrainingConfig, data: DataConfig) -> None:
         """Load the drawings.
@@ -37,11 +37,11 @@ class SceneInputs:
         data = self._data
         return (
             f"data: scenes drawn from {data.folder}, of {len(self._source.names)} names in "
-            f"{', '.join(data.styles)}; every scene has captions and lists what it shows",
+            f"{', '.join(data.styles)}; every scene has captions and a list of its objects",
         )
 
     def tokenizer_texts(self) -> list[str]:
-        """Captions of a few thousand scenes, each name often enough to become few tokens."""
+        """Captions of a few thousand scenes; each name is frequent enough for few tokens."""
         return self._captions() + [f"a {name}" for name in sorted(seen_names())] * 40
 
     def warm_up_texts(self) -> list[str]:

@@ -1,7 +1,6 @@
 """Symmetric InfoNCE between global image embeddings and their captions, over the global batch.
 
-Shapes: G the global batch's captioned images, R the rows of them that one rank answers for, D
-width.
+Shapes: G captioned images of the global batch, R the rows of one rank, D width.
 """
 
 import torch
@@ -17,16 +16,16 @@ def contrastive_loss(
     *,
     rows: slice | None = None,
 ) -> Tensor:
-    """Cross-entropy of picking one's own caption among all of the batch, and one's own image.
+    """Cross-entropy of each image with its caption among all captions, and the reverse.
 
     Args:
         images_GD: Not normalised.
         texts_GD: Not normalised; row i belongs to image i.
         temperature: Scalar above 0 that divides the cosines.
         caption_ids_G: int64; equal captions have equal ids. An equal caption of another image is
-            right too, so it is left out of the negatives.
-        rows: Whose choices to count; None for everyone's. The losses of disjoint slices sum to the
-            loss of the whole, so that no rank needs the whole square of logits.
+            also correct, so it is not a negative.
+        rows: Rows to count; None for all. The losses of disjoint slices sum to the whole loss, so
+            that no rank needs the full matrix of logits.
 
     Returns:
         Scalar, the sum over the rows of the mean of the two directions, divided by G. float32.
@@ -43,12 +42,12 @@ def contrastive_loss(
     own = slice(0, len(images_GD)) if rows is None else rows
     target_R = torch.arange(len(images_GD), device=images_GD.device)[own]
     to_texts_RG = images_GD[own] @ texts_GD.T / temperature
-    # One product serves both directions where the rows are all there are.
+    # With all rows, one product serves both directions.
     to_images_RG = to_texts_RG.T if rows is None else texts_GD[own] @ images_GD.T / temperature
-    rival_RG = caption_ids_G[own][:, None] == caption_ids_G[None, :]
-    rival_RG[torch.arange(len(target_R), device=target_R.device), target_R] = False
+    equal_RG = caption_ids_G[own][:, None] == caption_ids_G[None, :]
+    equal_RG[torch.arange(len(target_R), device=target_R.device), target_R] = False
     to_texts, to_images = (
-        F.cross_entropy(logits_RG.masked_fill(rival_RG, -torch.inf), target_R, reduction="sum")
+        F.cross_entropy(logits_RG.masked_fill(equal_RG, -torch.inf), target_R, reduction="sum")
         / len(images_GD)
         for logits_RG in (to_texts_RG, to_images_RG)
     )

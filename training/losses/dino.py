@@ -1,4 +1,4 @@
-"""Global self-distillation: what a head says of a local crop, against its view of the whole.
+"""Global self-distillation: prediction from local crops, target from the whole image.
 
 Shapes: C local crops of each image, B batch, K prototypes.
 """

@@ -1,4 +1,4 @@
-"""Distillation from a frozen teacher, in the space of prototypes or in that of its features.
+"""Distillation from a frozen teacher, by prototypes or by features.
 
 Shapes: B batch, N tokens (patches of an image, or its crops), K prototypes, D the teacher's width.
 """
@@ -21,8 +21,8 @@ def distillation_loss(
     Args:
         student_logits_BNK: Head outputs, divided by the student temperature.
         teacher_probs_BNK: Rows sum to 1. No gradient flows into them.
-        supervised_BN: bool; which patches count, None for all, which is what distillation takes;
-            the others are for ablation.
+        supervised_BN: bool; the patches that count. None for all, as in distillation; other values
+            are for ablations.
         normalization: Mean or sum over an image's patches.
 
     Returns:
@@ -31,7 +31,7 @@ def distillation_loss(
     Raises:
         ValueError: The sizes differ.
 
-    Source: TIPSv2, arXiv:2604.12012: when distilling, the patch loss masks nothing and takes all.
+    Source: TIPSv2, arXiv:2604.12012: in distillation the patch loss has no mask and counts all.
     """
     if student_logits_BNK.shape != teacher_probs_BNK.shape:
         raise ValueError("student and teacher must have the same patches and prototypes")

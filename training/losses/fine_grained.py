@@ -1,9 +1,8 @@
-"""Patch-name contrast: every patch chooses among the names of the whole batch, and may choose none.
+"""Patch-name contrast: every patch is classified among the names of the whole batch and "none".
 
-The weak supervision is a caption's names, never a mask: a patch may only show a name of its own
-image's caption or nothing nameable, and each of those names must be shown by a few patches.
-Names compete inside a patch, so telling two objects apart is rewarded and painting the whole
-image with a mixture is not.
+The weak supervision is the names in captions, never a mask: a patch may only show a name of its own
+image's caption or none, and each of those names must be shown by a few patches. Names compete
+within a patch, which rewards separating two objects over giving all patches the same mixture.
 
 Shapes: B batch, N patches, D width, U distinct names in the batch, P pairs of an image and one
 of its names.
@@ -25,22 +24,22 @@ def patch_name_parts(
     nothing: Tensor,
     num_shown: int,
 ) -> tuple[Tensor, Tensor]:
-    """Multiple-instance loss of names over patches, in its two parts before they are added.
+    """Multiple-instance loss of names over patches, in two parts.
 
-    The whole loss is the first plus the mean of the second; ranks weigh both by their numbers.
+    The loss is the first part plus the mean of the second; ranks weight both by their counts.
 
     Args:
         patches_BND: Not normalised.
         names_UD: Text embeddings of the names, not normalised.
         present_BU: bool; whether an image's caption has the name. At least one an image.
         scale: Scalar; multiplies the cosines.
-        nothing: Scalar; the logit of "no name fits".
-        num_shown: How many of its best patches must show a name; at most N.
+        nothing: Scalar; the logit of "no name".
+        num_shown: Number of patches that must show each name; at most N.
 
     Returns:
-        The mean over patches of -log of the probability that is not given to names of other
-        images, a scalar; and of each (image, name) pair -log of the mean probability of the
-        name at its best patches, [P]. float32.
+        A scalar, the mean over patches of -log of the probability outside the names of other
+        images; and [P], for each (image, name) pair -log of the mean probability of the name at
+        its best patches. float32.
 
     Raises:
         ValueError: The sizes differ, or there are fewer patches than `num_shown`.

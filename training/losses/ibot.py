@@ -26,10 +26,10 @@ def ibot_loss(
     Args:
         student_logits_BNK: Head outputs of the masked view, divided by the student temperature.
         teacher_probs_BNK: Of the whole view; rows sum to 1. No gradient flows into them.
-        masked_BN: bool; which patches the student could not see.
+        masked_BN: bool; the masked patches.
         supervised: "all" is iBOT++, "masked" is iBOT.
-        normalization: The paper writes a sum; a mean over the patches that count lets the loss
-            weight keep its meaning between the two and between image sizes.
+        normalization: The paper writes a sum. With the mean over the counted patches, the loss
+            weight has the same meaning for both kinds and for all image sizes.
 
     Returns:
         Scalar. float32.
@@ -42,7 +42,7 @@ def ibot_loss(
     if student_logits_BNK.shape != teacher_probs_BNK.shape:
         raise ValueError("student and teacher must have the same patches and prototypes")
     if masked_BN.shape != student_logits_BNK.shape[:-1]:
-        raise ValueError("masked_BN must say of each patch whether it is masked")
+        raise ValueError("masked_BN must have one value per patch")
     log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
     loss_BN = -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1)
     return reduce_tokens(loss_BN, None if supervised == "all" else masked_BN, normalization)
@@ -52,9 +52,9 @@ def ibot_loss(
 def loss_by_visibility(
     student_logits_BNK: Tensor, teacher_probs_BNK: Tensor, masked_BN: Tensor
 ) -> dict[str, Tensor]:
-    """Mean loss of the patches that the student saw and of those it did not, to be logged.
+    """Mean loss of visible and of masked patches, for the log.
 
-    Under iBOT nothing asks for the first; the paper gives that as the reason for iBOT++.
+    iBOT does not train the loss of visible patches; the paper gives that as the reason for iBOT++.
 
     Args:
         student_logits_BNK: As above.
@@ -62,7 +62,7 @@ def loss_by_visibility(
         masked_BN: bool; the same number in each image.
 
     Returns:
-        "patch_visible" and "patch_masked", each left out where there is no such patch.
+        "patch_visible" and "patch_masked"; a kind without patches is left out.
     """
     log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
     loss_BN = -(teacher_probs_BNK * log_probs_BNK).sum(-1)

@@ -1,4 +1,4 @@
-"""Turns the losses of single tokens into one number, by the mean or by the paper's sum.
+"""Reduces the losses of tokens to a scalar, by the mean or by the paper's sum.
 
 Shapes: B batch, N tokens of an image.
 """
@@ -18,10 +18,10 @@ def reduce_tokens(
     Args:
         loss_BN: One loss a token.
         counted_BN: bool; the tokens that count, the same number in each image; None for all.
-        normalization: "mean" over the counted tokens keeps a loss's weight its meaning between
-            image sizes and between iBOT and iBOT++; "sum" over an image's tokens, then the mean
-            over images, is the formula as TIPSv2 (arXiv:2604.12012) prints it. Which of the two
-            its training took is not published.
+        normalization: "mean" over the counted tokens gives a loss weight the same meaning for all
+            image sizes and for iBOT and iBOT++. "sum" over an image's tokens, then the mean over
+            images, is the formula printed in TIPSv2 (arXiv:2604.12012). Which of the two it used is
+            not published.
     """
     counted = loss_BN if counted_BN is None else loss_BN[counted_BN]
     return counted.mean() if normalization == "mean" else counted.sum() / len(loss_BN)

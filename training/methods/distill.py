@@ -1,8 +1,8 @@
 """Distillation: a frozen teacher, no masking, every patch supervised, a student from scratch.
 
-One step: the whole image goes through student and teacher once each; only where a mask is asked
-for, in ablations, does the student see the image a second time. The local crops go to the student
-alone, and predict what the teacher says of the whole.
+In each step the whole image goes through student and teacher once. With a mask, as in ablations,
+the student encodes the image a second time. Local crops go through the student alone, and predict
+the teacher's assignment of the whole image.
 
 Shapes: B batch, N patches, C local crops, D the student's width, K prototypes.
 """
@@ -44,33 +44,33 @@ class DistillConfig:
     """Weights and settings of distillation; the defaults are the paper's where it gives any.
 
     Attributes:
-        contrast_weight: Of the average of both caption streams; the paper keeps pretraining's.
-        dino_weight: Of what the student says of local crops against what the teacher says of the
-            whole. A batch without local crops has no such term.
-        dino_token: Which CLS token; not published.
+        contrast_weight: Of the average of both caption streams; in the paper as in pretraining.
+        dino_weight: Of the student's local crops against the teacher's whole image. A batch without
+            local crops has no such term.
+        dino_token: The CLS token that is compared; not published.
         patch_weight: Of the patch distillation, as beta in pretraining.
-        patch_from: Share of the training after which the teacher joins in; a curriculum's first
-            images are too small for it.
-        patch_until: Share after which it is let go, so that it does not hold back a student that
-            has overtaken it.
+        patch_from: Share of the training after which the teacher is used; the first images of a
+            curriculum are too small for it.
+        patch_until: Share of the training after which the teacher is not used, for students that
+            become better than their teacher.
         mask_ratio: 0 in the paper; above it, the student's patches are those of a masked view.
         supervised: "all" patches in the paper; "masked" is for ablation and needs a mask.
         normalization: Mean or sum over patches and over crops; not published, as in pretraining.
-        patch_loss: "prototypes" compares assignments, so that any two widths meet, and needs the
-            teacher's head; "features" brings the student's tokens through a linear projector
-            (none where the widths are equal) to the teacher's, by cosine, and needs no head. That
-            the paper's students learn prototypes is inferred, its teacher's head is not published.
-        text_start: Whether the text tower starts "fresh" or as the "teacher" has it; the paper
-            found little difference.
-        text_frozen: Whether it stays as it started.
+        patch_loss: "prototypes" compares assignments, works for any two widths, and needs the
+            teacher's head. "features" compares the student's tokens by cosine with the teacher's,
+            through a linear projector if the widths differ, and needs no head. That the paper's
+            students learn prototypes is inferred; its teacher's head is not published.
+        text_start: Start the text tower "fresh" or as a copy of the "teacher"'s; the paper found
+            little difference.
+        text_frozen: Whether the text tower is never updated.
         teacher_dtype: Of the teacher's encoder; "bfloat16" halves its memory.
-        separate_heads: Whether the student's CLS token has a prototype head of its own.
-        head: The student's prototype head; it must have as many prototypes as the teacher's.
+        separate_heads: Whether the student's CLS token has its own prototype head.
+        head: The student's prototype head, with as many prototypes as the teacher's.
         names: The fine-grained term.
-        image_backbone: The frozen image backbone's terms, which are ours and not TIPSv2's.
-        text_locked_until: Share of the training in which the text tower stays as warmed up.
-        min_temperature: Floor of the captions' learnt temperature; the default is CLIP's. Not
-            published; the released B/14 has learnt 0.00507.
+        image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
+        text_locked_until: Share of the training in which the text tower is not updated.
+        min_temperature: Lower bound of the learnt temperature of captions; the default is CLIP's.
+            Not published; the released B/14 has learnt 0.00507.
     """
 
     contrast_weight: float = 1.0
@@ -94,7 +94,7 @@ class DistillConfig:
     min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
     def __post_init__(self) -> None:
-        """Check what no type checks at run time, and what the ablations cannot do without."""
+        """Check choices and ranges."""
         check_choices(
             self,
             dino_token=GlobalToken,
@@ -113,12 +113,12 @@ class DistillConfig:
 
 
 class Distill(Method):
-    """A student with a fresh head, or a projector, and its frozen teacher.
+    """A student with a new head or a projector, and its frozen teacher.
 
-    The teacher is no module of the student's, so checkpoints hold the student alone.
+    The teacher is not a submodule, so checkpoints contain only the student.
 
     Raises:
-        ValueError: The teacher lacks what the configuration asks of it.
+        ValueError: The teacher does not fit the configuration.
     """
 
     def __init__(self, model: Tipsv2Model, config: DistillConfig, teacher: FrozenTeacher) -> None:
@@ -171,7 +171,7 @@ class Distill(Method):
     def _patch_term(
         self, whole: VisionTokens, teacher_tokens: VisionTokens, batch: Batch, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what is logged of it beside where something is masked."""
+        """The loss, and with a mask its parts by visibility for the log."""
         config = self.config
         patches_BND, counted_BN, masked_BN = whole.patches_BND, None, None
         if config.mask_ratio > 0:
@@ -214,35 +214,35 @@ class Distill(Method):
 
 
 def _projector(width: int, teacher_width: int) -> nn.Module:
-    """A linear map from the student's width to the teacher's; nothing where they are equal."""
+    """A linear map from the student's width to the teacher's; the identity if they are equal."""
     return nn.Identity() if width == teacher_width else nn.Linear(width, teacher_width)
 
 
 def _check_prototypes(teacher: FrozenTeacher, head: HeadConfig) -> None:
-    """Refuse a teacher without prototypes, or with another number of them."""
+    """Check that the teacher has the expected number of prototypes."""
     if teacher.head is None:
         raise ValueError(
-            "the teacher has no prototype head, as released models have none: set "
-            'method.patch_loss="features", or give the folder of a run, with its heads.pt'
+            "the teacher has no prototype head (released models have none): set "
+            'method.patch_loss="features", or give the folder of a run that has heads.pt'
         )
     num_prototypes = len(teacher.head.prototypes)
     if num_prototypes != head.num_prototypes:
         raise ValueError(
-            f"the teacher has {num_prototypes} prototypes: set method.head.num_prototypes to it, "
+            f"the teacher has {num_prototypes} prototypes: set method.head.num_prototypes to that, "
             f"not to {head.num_prototypes}"
         )
 
 
 @torch.no_grad()
 def _copy_text_tower(student: Tipsv2Model, teacher: Tipsv2Model) -> None:
-    """Start the student's text tower as the teacher's, in the student's dtype."""
+    """Copy the teacher's text tower to the student, in the student's dtype."""
     own, theirs = student.text_model.state_dict(), teacher.text_model.state_dict()
     differing = [
         name for name in own if name not in theirs or own[name].shape != theirs[name].shape
     ]
     if differing or len(own) != len(theirs):
         raise ValueError(
-            "text_start='teacher' needs text towers of one shape, and these differ: give the "
-            "student the teacher's width, text layers and vocabulary, or set text_start='fresh'"
+            "text_start='teacher' needs text towers of equal shape: give the student the teacher's "
+            "width, text layers and vocabulary, or set text_start='fresh'"
         )
     student.text_model.load_state_dict(theirs)

@@ -1,8 +1,8 @@
 """Pretraining: two caption streams, DINO over local crops and iBOT++, with head-only EMA.
 
-One step: the whole image goes through the encoder once, for both CLS tokens and, without
-gradient, for the teacher head; the masked image and the local crops go through it for the
-student head alone. Only under full EMA does an averaged encoder see the whole image as well.
+In each step the whole image goes through the encoder once, for both CLS tokens and, without
+gradient, for the teacher head. The masked image and the local crops go through it for the student
+head. With full EMA the averaged encoder encodes the whole image as well.
 """
 
 from collections.abc import Sequence
@@ -42,29 +42,29 @@ class PretrainConfig:
     Attributes:
         contrast_weight: Of the average of both caption streams; 1 in the paper.
         dino_weight: alpha of the paper, 1. A batch without local crops has no such term.
-        dino_token: Which CLS token DINO compares. Not published for TIPSv2; TIPS's diagram shows
-            the one of the alt texts.
-        dino_start: Share of the training after which DINO joins in.
+        dino_token: The CLS token that DINO compares. Not published for TIPSv2; TIPS's diagram shows
+            that of the alt texts.
+        dino_start: Share of the training after which DINO starts.
         ibot_weight: beta of the paper, 2.
-        ibot_start: Share of the training after which the patch loss joins in; 0 in the paper, but
-            in small models it delays the contrastive loss from there.
+        ibot_start: Share of the training after which the patch loss starts; 0 in the paper, but in
+            small models the patch loss slows down the contrastive loss.
         mask_ratio: 0.75 in the paper; 0 collapses patch-text alignment in pretraining.
         supervised: "all" is iBOT++, "masked" iBOT.
-        normalization: Of the patch loss over patches and of DINO over crops. The paper prints
-            sums and does not publish what was run; the mean keeps beta its meaning between image
+        normalization: Of the patch loss over patches and of DINO over crops. The paper prints sums;
+            which was run is not published. With the mean, beta has the same meaning for all image
             sizes.
-        ema: What has a moving average: "head" is TIPSv2's, "full" adds the vision tower, "none"
-            leaves the head to teach itself.
+        ema: Scope of the moving average: "head" is TIPSv2's, "full" adds the vision tower, with
+            "none" the head is its own teacher.
         targets: How the teacher's cosines become assignments. The paper says that it centres and
             sharpens, not how.
-        separate_heads: Whether the CLS token has a head of its own. Not published; the saving that
-            the paper reports fits one head.
+        separate_heads: Whether the CLS token has its own head. Not published; the saving that the
+            paper reports fits one head.
         head: The prototype head.
         names: The fine-grained term.
-        image_backbone: The frozen image backbone's terms, which are ours and not TIPSv2's.
-        text_locked_until: Share of the training in which the text tower stays as warmed up.
-        min_temperature: Floor of the captions' learnt temperature; the default is CLIP's. Not
-            published; the released B/14 has learnt 0.00507.
+        image_backbone: The terms of the frozen image backbone; not part of TIPSv2.
+        text_locked_until: Share of the training in which the text tower is not updated.
+        min_temperature: Lower bound of the learnt temperature of captions; the default is CLIP's.
+            Not published; the released B/14 has learnt 0.00507.
     """
 
     contrast_weight: float = 1.0
@@ -86,7 +86,7 @@ class PretrainConfig:
     min_temperature: float = field(default=MIN_TEMPERATURE, repr=False)  # see OptimConfig
 
     def __post_init__(self) -> None:
-        """Check what no type checks at run time, and what the patch loss cannot do without."""
+        """Check choices and ranges."""
         check_choices(
             self,
             dino_token=GlobalToken,
@@ -160,7 +160,7 @@ class Pretrain(Method):
 
     @torch.no_grad()
     def _teacher_tokens(self, whole: VisionTokens, batch: Batch) -> VisionTokens:
-        """What the teacher sees of the whole image: the student's own tokens, if it can."""
+        """The teacher's tokens of the whole image: the student's own, except with full EMA."""
         if self.teacher_tower is None:
             return detached(whole)
         return vision_tokens(self.teacher_tower, batch.pixels_B3HW)
@@ -168,7 +168,7 @@ class Pretrain(Method):
     def _ibot_term(
         self, teacher_tokens: VisionTokens, batch: Batch, step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what is logged of it beside."""
+        """The loss, and its parts by visibility for the log."""
         with torch.no_grad():
             teacher = self.head if self.teacher_head is None else self.teacher_head
             targets_BNK = self.centering(teacher(teacher_tokens.patches_BND))

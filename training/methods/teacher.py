@@ -1,4 +1,4 @@
-"""The frozen teacher of a distillation, and loading it from the folder of a run or of a release.
+"""The frozen teacher of a distillation, loaded from the folder of a run or of a released model.
 
 Shapes: B batch, N patches, D the teacher's width, K prototypes.
 """
@@ -25,13 +25,13 @@ MODEL_FOLDER = "model"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrozenTeacher:
-    """A finished model, in evaluation mode, with what its run left of heads and centres.
+    """A finished model in evaluation mode, with the heads and centres of its run.
 
     Attributes:
-        model: Any Tipsv2Model; its width need not be the student's.
+        model: A Tipsv2Model; its width may differ from the student's.
         head: Its prototype head; None for a model that was published without one.
         centering: Turns the head's cosines at patches into assignments.
-        global_head: The head of the CLS token; None where the two share one.
+        global_head: The head of the CLS token; None if patches and CLS token share one.
         global_centering: Turns cosines at the CLS token into assignments; None for `centering`.
     """
 
@@ -58,12 +58,12 @@ class FrozenTeacher:
 
     @property
     def width(self) -> int:
-        """D."""
+        """Width D."""
         return model_width(self.model)
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> VisionTokens:
-        """Encode whole images, float32; the teacher follows the images to their device."""
+        """Encode whole images, float32; moves the teacher to the device of the images."""
         weight = next(self.model.parameters())
         if weight.device != pixels_B3HW.device:
             for module in self._modules():
@@ -78,7 +78,7 @@ class FrozenTeacher:
     @torch.no_grad()
     def assign_patches(self, patches_BND: Tensor) -> Tensor:
         """Prototype assignments [B, N, K] of patches."""
-        assert self.head is not None  # Distill asks for prototypes only of teachers with a head
+        assert self.head is not None  # Distill checks it
         assert self.centering is not None
         assigned_BNK: Tensor = self.centering(self.head(patches_BND))
         return assigned_BNK
@@ -97,13 +97,13 @@ class FrozenTeacher:
 def load_teacher(
     folder: Path, head: HeadConfig, *, dtype: TeacherDtype = "float32"
 ) -> FrozenTeacher:
-    """Load what a pretraining run left behind, or a released model, which has no head.
+    """Load the result of a pretraining run, or a released model, which has no head.
 
     Args:
         folder: Of a run, with `model/` and `heads.pt`; or of a model, with `config.json`.
-        head: The student's; the teacher's assignments are sharpened with its teacher temperature.
-            The shape of the teacher's own head is read off its file.
-        dtype: Of the teacher's encoder. Its head stays in float32.
+        head: The student's; its teacher temperature sharpens the teacher's assignments. The shape
+            of the teacher's own head is that of its weights.
+        dtype: Of the teacher's encoder. Its head is float32.
 
     Raises:
         FileNotFoundError: There is no model in the folder (yet).
@@ -122,7 +122,7 @@ def load_teacher(
     if (folder / HEAD_FILE).exists():
         state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
     tower = _part(state, "teacher_tower")
-    if tower:  # under full EMA the assignments are those of the averaged encoder
+    if tower:  # with full EMA the assignments are those of the averaged encoder
         model.vision_model.load_state_dict(tower)
     return FrozenTeacher(
         model=model,
@@ -142,7 +142,7 @@ def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _load_head(state: Mapping[str, Tensor]) -> PrototypeHead | None:
-    """Build a head of whatever shape its weights have."""
+    """Build a head with the shape of its weights."""
     if not state:
         return None
     weights = [value for key, value in state.items() if key.startswith("mlp.") and value.ndim == 2]
@@ -159,7 +159,7 @@ def _load_head(state: Mapping[str, Tensor]) -> PrototypeHead | None:
 
 
 def _load_centering(state: Mapping[str, Tensor], head: HeadConfig) -> nn.Module:
-    """The centre where the run had left it; a run without one sharpened its cosines as they are."""
+    """The run's final centre; a run without one only sharpened its cosines."""
     if not state:
         return Softmax(temperature=head.teacher_temperature)
     centre_K = state["centre_K"]

@@ -1,6 +1,6 @@
 """Loss terms that pretraining and distillation share: captions, and names in patches.
 
-Each term is this rank's part of the global batch's: the mean over the ranks is the whole.
+Each term is this rank's share: the mean over the ranks is the value for the global batch.
 
 Shapes: B batch, N patches, L tokens, T captioned images, G those of all ranks, U names, V those
 of all ranks, D width.
@@ -23,17 +23,17 @@ from training.losses.fine_grained import patch_name_parts
 PatchFeatures = Literal["patches", "values"]
 
 MIN_TEMPERATURE = 0.01
-"""CLIP's floor (arXiv:2103.00020), where a method's configuration gives no other."""
+"""CLIP's lower bound (arXiv:2103.00020), the default of the methods."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameContrastConfig:
-    """The fine-grained term, which is ours and not TIPSv2's.
+    """The fine-grained term; not part of TIPSv2.
 
     Attributes:
-        weight: 0 leaves it out.
-        features: Which patch features it acts on.
-        num_shown: How many patches must show each name.
+        weight: 0 turns it off.
+        features: The patch features that are compared with names.
+        num_shown: Number of patches that must show each name.
     """
 
     weight: float = 0.0
@@ -41,7 +41,7 @@ class NameContrastConfig:
     num_shown: int = 4
 
     def __post_init__(self) -> None:
-        """Check what no type checks at run time."""
+        """Check the values."""
         if self.features not in get_args(PatchFeatures):
             raise ValueError(f"features must be one of {get_args(PatchFeatures)}")
         if self.num_shown < 1:
@@ -49,10 +49,10 @@ class NameContrastConfig:
 
 
 def embed_texts(model: Tipsv2Model, texts: TextBatch, *, locked: bool = False) -> Tensor:
-    """Text embeddings [B, D], not normalised; without gradient where the tower is locked."""
+    """Text embeddings [B, D], not normalised; without gradient if the tower is locked."""
     token_ids_BL, mask_BL = texts.token_ids_BL, texts.mask_BL
     if len(texts) == 0:
-        # The tower takes no empty batch, and every rank must walk through the same parameters.
+        # The tower takes no empty batch, and every rank must use the same parameters.
         token_ids_BL, mask_BL = token_ids_BL.new_zeros((1, 1)), mask_BL.new_ones((1, 1))
     with torch.set_grad_enabled(torch.is_grad_enabled() and not locked):
         return text_features(model, token_ids_BL, mask_BL)[: len(texts)]
@@ -68,7 +68,7 @@ def caption_terms(
 ) -> dict[str, Tensor]:
     """InfoNCE of CLS1 with the short and of CLS2 with the long captions, over the global batch.
 
-    Images without captions have no row; where no rank has a captioned image, no term either.
+    Images without captions have no row. If no rank has a captioned image, there are no terms.
     """
     if sum_over_ranks([len(batch.cls1)], batch.pixels_B3HW.device) == [0]:
         return {}
@@ -105,7 +105,7 @@ def name_term(
 ) -> Tensor:
     """Patch-name contrast of this rank's images with the names of the global batch.
 
-    Images whose captions have no known name are left out: nothing is known of their patches.
+    Images whose captions contain no known name are left out.
     """
     names_VD, present_BV = _all_names(embed_texts(model, batch.names, locked=locked), batch)
     patches_BND = _compared_patches(features, config.features)
@@ -113,7 +113,7 @@ def name_term(
     counts = [int(named_B.sum()), int(present_BV.sum())]
     totals = sum_over_ranks(counts, patches_BND.device)
     if not named_B.any():
-        return names_VD.sum() * 0  # the other ranks wait in the gathering's way back
+        return names_VD.sum() * 0  # the other ranks wait in the backward pass of the gathering
     if not named_B.all():
         patches_BND, present_BV = patches_BND[named_B], present_BV[named_B]
     stray, hidden_P = patch_name_parts(
@@ -128,7 +128,7 @@ def name_term(
 
 
 def _share(count: int, total: int) -> float:
-    """What turns a rank's mean over its `count` things into its part of the global mean."""
+    """Factor from a rank's mean over `count` items to its share of the global mean."""
     return count * num_ranks() / total
 
 
@@ -140,7 +140,7 @@ def _compared_patches(features: VisionTokens, kind: PatchFeatures) -> Tensor:
 
 
 def _all_names(names_UD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Names of all ranks, each once, and which of them this rank's images have."""
+    """The distinct names of all ranks, and which of them this rank's images have."""
     if num_ranks() == 1:
         return names_UD, batch.present_BU
     (names_GD, ids_G), own = gather_rows(names_UD.float(), batch.name_ids_U)

@@ -1,4 +1,4 @@
-"""The first teacher and the first student: small enough for two processor cores and an evening."""
+"""The first teacher and the first student: small enough for two CPU cores and an evening."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ FIRST_TEACHER, FIRST_STUDENT = "first-teacher", "first-student"
 
 
 def close_ups(*, until: float, common_share: float, unnamed: int = 0) -> Stage:
-    """One drawing that fills a small image: cheap, and its name is never in doubt."""
+    """Small images of one large drawing each: cheap, and with an unambiguous name."""
     return Stage(
         until=until,
         scenes=SceneConfig(
@@ -33,7 +33,7 @@ def close_ups(*, until: float, common_share: float, unnamed: int = 0) -> Stage:
 
 
 def teacher() -> TrainingConfig:
-    """Pretrain a small teacher: two caption streams, from half time on iBOT++ as well."""
+    """Pretrain a small teacher: two caption streams, and iBOT++ in the second half."""
     return TrainingConfig(
         name=FIRST_TEACHER,
         method=PretrainConfig(dino_weight=0.0, ibot_start=0.5, head=SMALL_HEAD),
@@ -84,7 +84,7 @@ def first_student() -> TrainingConfig:
 
 
 def debug() -> TrainingConfig:
-    """Run both losses of the teacher for a minute, to see that everything works."""
+    """Run both losses of the teacher for a minute, as a test."""
     return TrainingConfig(
         name="debug",
         method=PretrainConfig(

@@ -28,12 +28,12 @@ from training.tokenizer import find_tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherFacts:
-    """What a folder says of the model in it.
+    """Properties of the teacher in a folder.
 
     Attributes:
         config: Of the model.
-        num_prototypes: Of its head; None where it has none.
-        vocab_size: Of its tokenizer; None where there is none beside it.
+        num_prototypes: Of its head; None if it has none.
+        vocab_size: Of its tokenizer; None if the folder has none.
     """
 
     config: Tipsv2Config
@@ -42,10 +42,10 @@ class TeacherFacts:
 
 
 def read_teacher_facts(folder: Path) -> TeacherFacts:
-    """Read what a teacher is, without its weights.
+    """Read a teacher's properties without its weights.
 
     Raises:
-        FileNotFoundError: No model is there; the message says what a teacher's folder holds.
+        FileNotFoundError: There is no model; the message says what a teacher's folder contains.
     """
     source = folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
     if not (source / "config.json").exists():
@@ -66,12 +66,12 @@ def read_teacher_facts(folder: Path) -> TeacherFacts:
 
 
 def describe_pair(config: TrainingConfig, facts: TeacherFacts) -> Sequence[str]:
-    """Say who teaches whom, and how two widths meet."""
+    """Lines that describe teacher, student, and how their features are compared."""
     method = config.method
     assert isinstance(method, DistillConfig)
     student = config.model.build(facts.vocab_size or config.model.vocab_size)
     words = (
-        "the teacher's, and trained where captions are"
+        "the teacher's, trained further if there are captions"
         if method.text_start == "teacher"
         else "random"
     )
@@ -107,14 +107,14 @@ def _bridge(method: DistillConfig, student: Tipsv2Config, facts: TeacherFacts) -
     why = (
         "it has no prototype head"
         if facts.num_prototypes is None
-        else "which its text tower's words fit"
+        else "which its text tower was trained with"
         if method.text_start == "teacher"
-        else 'for method.patch_loss is "features"'
+        else 'method.patch_loss is "features"'
     )
     how = (
-        "directly, for widths are equal"
+        "directly, because the widths are equal"
         if own == theirs
-        else f"through a linear projector from {own} to {theirs}, which the student is left without"
+        else f"through a linear projector from {own} to {theirs}, not part of the saved student"
     )
     return f"the teacher's features ({why}), {how}"
 
@@ -122,7 +122,7 @@ def _bridge(method: DistillConfig, student: Tipsv2Config, facts: TeacherFacts) -
 SMALL = "small"
 SIZES = (SMALL, *VARIANTS)
 SMALL_CROPS = CropConfig(global_size=112, num_local=4, local_size=56, flips="all")
-"""Half the paper's sides and two local crops fewer: what a processor trains on in minutes."""
+"""Half the paper's sizes and two local crops fewer: trains on a CPU in minutes."""
 _TEXT_SIZES = (
     "vocab_size",
     "hidden_size",
@@ -134,14 +134,14 @@ _TEXT_SIZES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderRun:
-    """What a user says of a run on images.
+    """The user's choices for a run on images.
 
     Attributes:
         name: Of the run's folder.
         images: A folder of images or of shards.
-        size: Of the model in training: "small" is for a processor, the others are the family's.
+        size: Of the model in training: "small" is for a CPU, the others are the family's.
         num_steps: Optimizer steps.
-        batch_size: Images of a step on one rank; fewer where the folder has fewer.
+        batch_size: Images per step on one rank; fewer if the folder has fewer.
     """
 
     name: str
@@ -157,7 +157,7 @@ class FolderRun:
 
 
 def distill_folder(options: FolderRun, teacher: Path, facts: TeacherFacts) -> TrainingConfig:
-    """Distil a teacher, of which these facts are known, into a student on a folder of images."""
+    """Distil a teacher with these properties into a student on a folder of images."""
     counts = open_store(options.images).summary()
     model, head = _model(options.size), _head(options.size)
     text_start = _text_start(model, facts)
@@ -189,7 +189,7 @@ def _head(size: str) -> HeadConfig:
 
 
 def _text_start(model: ModelConfig, facts: TeacherFacts) -> TextStart:
-    """The teacher's text tower wherever it fits: the paper found that little depends on it."""
+    """The teacher's text tower if it fits; the paper found little difference."""
     if facts.vocab_size is None:
         return "fresh"
     own, theirs = text_of(model.build(facts.vocab_size)), text_of(facts.config)
@@ -198,10 +198,10 @@ def _text_start(model: ModelConfig, facts: TeacherFacts) -> TextStart:
 
 
 def _patch_loss(facts: TeacherFacts, counts: DataSummary, text_start: TextStart) -> PatchLoss:
-    """Prototypes where the teacher has them, as the paper is read.
+    """Prototypes if the teacher has them, as inferred from the paper.
 
-    Without captions a student that has the teacher's text tower learns its features instead: they
-    are what that tower's words are compared with.
+    Without captions a student with the teacher's text tower learns the teacher's features instead,
+    because that tower's embeddings are compared with them.
     """
     if facts.num_prototypes is None:
         return "features"
@@ -237,7 +237,7 @@ def _run(
         batch_size=min(options.batch_size, counts.num_images),
         checkpoint_activations=not is_small,
         teacher=teacher,
-        # A student's random weights are not those that a teacher of its size has started from.
+        # A student must not start from the initial weights of a teacher of its size.
         seed=0 if teacher is None else 1,
         validate_every=0,
     )

@@ -1,11 +1,11 @@
 """The family at full size: the g/14 teacher, and its students SO400m, L, B and a new S/14.
 
-Each has two stages, as in the paper: images of 224 pixels, then a tenth of the steps at 448 from
-where the first stage ended. The numbers of the paper are its batches, steps, crops, optimizer, loss
-weights and mask; what it does not publish is named here or where its setting is, with a reason.
-The students' steps and batch are not published either: they get their teacher's.
+Each has two stages, as in the paper: images of 224 pixels, then a tenth of the steps at 448 pixels
+from the end of the first stage. Batches, steps, crops, optimizer, loss weights and mask are the
+paper's; values that it does not publish are given here or at their setting, with a reason. The
+students' steps and batch are not published either: they are the teacher's.
 
-None of these runs has been made. `python -m training cost RECIPE` says what one would take.
+None of these runs has been made. `python -m training cost --recipe NAME` estimates one.
 
 Source: TIPSv2, arXiv:2604.12012, and TIPS, arXiv:2410.16512, which it follows.
 """
@@ -24,31 +24,32 @@ from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
 
 NUM_RANKS = 64
-"""The ranks that batch sizes are written for; on N of them, set batch_size to 8192 / N."""
+"""Number of ranks for these batch sizes; on N ranks, set batch_size to 8192 / N."""
 
 LOW_RES_STEPS, LOW_RES_BATCH = 90_000, 8192
 HIGH_RES_STEPS, HIGH_RES_BATCH = 9_000, 4096
 
 WARMUP_SHARE = 0.1
-"""Not published. Scaling Vision Transformers (arXiv:2106.04560), whose Adafactor this is, warms up
-for 10,000 steps; a ninth of the first stage is close to it, and the second gets the same share."""
+"""Not published. Scaling Vision Transformers (arXiv:2106.04560), the source of this Adafactor,
+warms up for 10,000 steps, which is about a tenth of the first stage; the second has the same
+share."""
 
 HIGH_RES_LR_SHARE = 0.1
-"""Not published. The second stage refines: it goes on at a tenth of the first one's peak rate."""
+"""Not published. The second stage refines, at a tenth of the first one's peak rate."""
 
 HEAD = HeadConfig(layers=3, hidden=2048, bottleneck=256, num_prototypes=32_768)
-"""32k prototypes is what TIPS is said to have had; the rest is DINO's head, not TIPSv2's own, which
-is not published. With it the saving of head-only EMA comes out as the paper states it."""
+"""TIPS is said to have had 32k prototypes; the rest is DINO's head, because TIPSv2's is not
+published. This head matches the saving of head-only EMA that the paper states."""
 
 MIN_TEMPERATURE = 0.001
-"""Not published. CLIP's floor of 0.01 is twice what the released B/14 has learnt, so it had none or
-a lower one; this one is out of the way."""
+"""Not published. CLIP's bound of 0.01 is twice what the released B/14 has learnt, so TIPSv2 had
+none or a lower one; this value has no effect in practice."""
 
 TEACHER = "teacher-g14"
 
 
 def _optim(num_steps: int, *, lr_share: float = 1.0) -> OptimConfig:
-    """Adafactor, as in the paper; its rate is the default of OptimConfig, with its reason there."""
+    """Adafactor, as in the paper, with OptimConfig's default rate."""
     default = OptimConfig(optimizer="adafactor")
     return replace(
         default,
@@ -62,8 +63,8 @@ def _low_res(
 ) -> TrainingConfig:
     """The first stage: one crop of 224 and six of 98 pixels.
 
-    Blocks are recomputed in the backward pass where a step would not fit on 64 GPUs of 80 GB
-    otherwise: the contrast of a step in parts sees fewer images at a time.
+    Blocks are recomputed in the backward pass if a step would not fit on 64 GPUs of 80 GB
+    otherwise. Micro-batches are no alternative: each would contrast fewer images.
     """
     return TrainingConfig(
         name=name,
@@ -106,7 +107,7 @@ def teacher_g14() -> TrainingConfig:
 
 
 def teacher_g14_high_res() -> TrainingConfig:
-    """Go on with the g/14 teacher at 448 pixels."""
+    """Continue the g/14 teacher at 448 pixels."""
     return _high_res(teacher_g14())
 
 
@@ -122,7 +123,7 @@ def student_so400m14() -> TrainingConfig:
 
 
 def student_so400m14_high_res() -> TrainingConfig:
-    """Go on with SO400m/14 at 448 pixels."""
+    """Continue SO400m/14 at 448 pixels."""
     return _high_res(student_so400m14())
 
 
@@ -132,7 +133,7 @@ def student_l14() -> TrainingConfig:
 
 
 def student_l14_high_res() -> TrainingConfig:
-    """Go on with L/14 at 448 pixels."""
+    """Continue L/14 at 448 pixels."""
     return _high_res(student_l14())
 
 
@@ -142,7 +143,7 @@ def student_b14() -> TrainingConfig:
 
 
 def student_b14_high_res() -> TrainingConfig:
-    """Go on with B/14 at 448 pixels."""
+    """Continue B/14 at 448 pixels."""
     return _high_res(student_b14())
 
 
@@ -152,7 +153,7 @@ def student_s14() -> TrainingConfig:
 
 
 def student_s14_high_res() -> TrainingConfig:
-    """Go on with S/14 at 448 pixels."""
+    """Continue S/14 at 448 pixels."""
     return _high_res(student_s14(), recomputes=False)
 
 

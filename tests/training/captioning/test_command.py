@@ -1,7 +1,4 @@
-"""`python -m training caption`, from the command line to the shards.
-
-It stands beside the captioners, whose stand-ins it needs.
-"""
+"""`python -m training caption`: options, estimates, refusals, and both captioners in a row."""
 
 import os
 import subprocess
@@ -12,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.training_steps import Places, build, chain_steps, environment, make_step
 from training.__main__ import main
 from training.captioning.journal import read_shard
 from training.data.shards.manifest import ShardStore
@@ -67,7 +65,7 @@ def test_an_estimate_needs_no_key_and_sends_nothing(
     assert main(gemini(shards, tmp_path / "out", stand_in.url, "--estimate")) == 0
     out = capsys.readouterr().out
     assert "8 images to caption" in out
-    assert "as read on 2026-10-07" in out
+    assert "prices of 2026-10-07" in out
     assert stand_in.requests == []
     assert not (tmp_path / "out").exists()
 
@@ -80,7 +78,7 @@ def test_paligemmas_estimate_measures_and_writes_nothing(
     assert main(["caption", "paligemma", *places, *settings, "--estimate"]) == 0
     out = capsys.readouterr().out
     assert "8 images to caption" in out
-    assert "s an image here" in out
+    assert "s per image here" in out
     assert not (tmp_path / "out").exists()
 
 
@@ -138,7 +136,7 @@ def test_other_prices_are_used(
     more = [*prices, "--model", "gemini-9", "--yes"]
     assert main(gemini(shards, tmp_path / "out", stand_in.url, *more)) == 0
     out = capsys.readouterr().out
-    assert "as read on 2027-01-01" in out
+    assert "prices of 2027-01-01" in out
     assert "$4.80" in out  # 8 answers of 600 tokens
 
 
@@ -180,3 +178,27 @@ def test_a_process_killed_outright_goes_on_to_the_same_end(
     assert len(stand_in.requests) == asked + 8 + 1
     for name in ("a.tar", "b.tar"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_key_comes_from_the_secrets_file_and_nobody_is_asked(
+    shards: Path, tmp_path: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "data").mkdir()
+    shards.rename(tmp_path / "data/shards")
+    secret = tmp_path / "secrets/gemini"
+    secret.mkdir(parents=True)
+    (secret / "api-key").write_text("a-secret-key\n", encoding="utf-8")
+    documents = build("chain-gemini")
+    (container,) = [step for step in chain_steps(documents) if step["name"] == "caption"]
+    values = environment(container, documents, {"batch.kubernetes.io/job-name": "retrain-1"})
+    step = make_step(container, values, Places(root=tmp_path))
+    program, arguments = step.command[1:4], step.command[4:]
+    assert program == ["-P", "-m", "training"]
+    assert main([*arguments, "--base-url", stand_in.url]) == 0
+    samples = [sample for _, sample in read_shard(tmp_path / "data/captioned/a.tar")]
+    assert len(samples) == 5
+    for sample in samples:
+        assert isinstance(sample, Sample)
+        assert sample.captions["gemini"].startswith("a long caption of ")

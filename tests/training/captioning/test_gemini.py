@@ -1,8 +1,9 @@
-"""Google's client against a stand-in of its service: every answer ends in its proper place."""
+"""Gemini: requests, answers, errors, retries, limits and the key."""
 
 import base64
 import json
 import logging
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +14,15 @@ from typing import Any
 
 import pytest
 
-from training.captioning.gemini import GeminiCaptioner, open_captioner, open_client
+from training.captioning.gemini import (
+    GeminiCaptioner,
+    RateLimit,
+    Unavailable,
+    call_with_retries,
+    open_captioner,
+    open_client,
+    read_api_key,
+)
 from training.captioning.gemini_config import GeminiConfig, GeminiLimits
 from training.captioning.job import CaptionJob, JobConfig
 from training.captioning.journal import JobStopped, Outcome, Usage, read_shard
@@ -350,3 +359,172 @@ def test_the_key_is_written_and_logged_nowhere(
 def test_it_opens_and_closes_a_client_of_its_own(some_samples: Make, stand_in: Any) -> None:
     with open_captioner(GeminiConfig(), GeminiLimits(), KEY, base_url=stand_in.url) as captioner:
         assert by_key(captioner.caption(some_samples(0, 1)))["k000"].caption
+
+
+def test_the_environment_has_it_under_either_name() -> None:
+    assert read_api_key(None, {"GOOGLE_API_KEY": "g"}) == "g"
+    assert read_api_key(None, {"GOOGLE_API_KEY": "g", "GEMINI_API_KEY": " m "}) == "m"
+
+
+def test_a_named_file_goes_first(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("f\n")
+    assert read_api_key(tmp_path / "key", {"GEMINI_API_KEY": "m"}) == "f"
+
+
+def test_no_key_is_a_mistake_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="GEMINI_API_KEY"):
+        read_api_key(None, {"GEMINI_API_KEY": ""})
+    (tmp_path / "key").write_text("\n")
+    with pytest.raises(ValueError, match="is empty"):
+        read_api_key(tmp_path / "key", {})
+    with pytest.raises(FileNotFoundError):
+        read_api_key(tmp_path / "none", {})
+
+
+LIMITS = GeminiLimits(max_attempts=6, first_delay_s=2, max_delay_s=10)
+
+
+def failing(times: int, *, asked_s: float = 0) -> Callable[[], str]:
+    left = iter(range(times))
+
+    def call() -> str:
+        if next(left, None) is not None:
+            raise Unavailable("busy", asked_s=asked_s)
+        return "answer"
+
+    return call
+
+
+@pytest.fixture
+def longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pause is the longest that may be drawn."""
+    monkeypatch.setattr(random, "uniform", lambda _, high: high)
+
+
+@pytest.mark.usefixtures("longest")
+@pytest.mark.parametrize(
+    ("failures", "asked_s", "pauses"),
+    [(0, 0, []), (5, 0, [2, 4, 8, 10, 10]), (1, 30, [32])],
+)
+def test_pauses_grow_up_to_a_bound_on_top_of_what_is_asked(
+    clock: Any, failures: int, asked_s: float, pauses: list[float]
+) -> None:
+    assert call_with_retries(failing(failures, asked_s=asked_s), LIMITS, clock) == "answer"
+    assert clock.slept_s == pauses
+
+
+def test_pauses_are_random(clock: Any) -> None:
+    for _ in range(50):
+        call_with_retries(failing(1), LIMITS, clock)
+    assert all(0 <= pause <= 2 for pause in clock.slept_s)
+    assert max(clock.slept_s) - min(clock.slept_s) > 0.5
+
+
+def test_it_gives_up_after_the_last_attempt(clock: Any) -> None:
+    with pytest.raises(Unavailable, match="busy"):
+        call_with_retries(failing(9), GeminiLimits(max_attempts=3), clock)
+    assert len(clock.slept_s) == 2
+
+
+def test_other_errors_are_raised_at_once(clock: Any) -> None:
+    def call() -> None:
+        raise KeyError("mistake")
+
+    with pytest.raises(KeyError):
+        call_with_retries(call, LIMITS, clock)
+    assert clock.slept_s == []
+
+
+def limit(clock: Any, *, requests: int = 1000, tokens: int = 1_000_000) -> RateLimit:
+    return RateLimit(requests_per_minute=requests, tokens_per_minute=tokens, clock=clock)
+
+
+def busiest_minute(sent: list[tuple[float, int]]) -> tuple[int, int]:
+    """The most requests and the most tokens in any 60 s."""
+    windows = [[t for at, t in sent if start <= at < start + 60] for start, _ in sent]
+    return max(map(len, windows)), max(map(sum, windows))
+
+
+def test_what_is_allowed_goes_at_once(clock: Any) -> None:
+    rate = limit(clock, requests=3)
+    for _ in range(3):
+        rate.wait(1)
+    assert clock.slept_s == []
+
+
+def test_the_next_one_waits_for_the_first_to_be_a_minute_old(clock: Any) -> None:
+    rate = limit(clock, requests=2)
+    rate.wait(1)
+    clock.sleep(10)
+    rate.wait(1)
+    rate.wait(1)
+    assert clock.slept_s == [10, 50]
+
+
+def test_tokens_are_limited_too(clock: Any) -> None:
+    rate = limit(clock, tokens=100)
+    for tokens in (60, 40, 1):
+        rate.wait(tokens)
+    assert clock.slept_s == [60]
+
+
+def test_no_minute_holds_too_much(clock: Any) -> None:
+    rng, rate = random.Random(0), limit(clock, requests=7, tokens=500)
+    sent = []
+    for _ in range(200):
+        if rng.random() < 0.2:
+            clock.sleep(rng.uniform(0, 90))
+        tokens = rng.randint(1, 200)
+        sent.append((rate.wait(tokens).at_s, tokens))
+    requests, tokens = busiest_minute(sent)
+    assert requests <= 7
+    assert tokens <= 500
+    assert requests == 7 or tokens > 400  # and it does not idle
+
+
+def test_a_request_counts_with_what_it_turned_out_to_have(clock: Any) -> None:
+    rate = limit(clock, tokens=100)
+    rate.correct(rate.wait(90), 10)
+    rate.wait(90)
+    assert clock.slept_s == []
+    rate.wait(1)
+    assert clock.slept_s == [60]
+
+
+def test_nothing_goes_while_the_service_wants_a_pause(clock: Any) -> None:
+    rate = limit(clock)
+    rate.hold(7)
+    rate.hold(3)
+    rate.wait(1)
+    assert clock.slept_s == [7]
+
+
+def test_what_never_fits_is_refused(clock: Any) -> None:
+    with pytest.raises(ValueError, match="101 tokens"):
+        limit(clock, tokens=100).wait(101)
+    with pytest.raises(ValueError, match="at least 1"):
+        limit(clock, requests=0)
+
+
+def test_threads_share_it(clock: Any) -> None:
+    rate, sent = limit(clock, requests=5), []
+
+    def ask() -> None:
+        for _ in range(5):
+            sent.append((rate.wait(1).at_s, 1))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(sent) == 20
+    assert busiest_minute(sent)[0] == 5
+
+
+def test_waiting_ends_when_the_job_does(clock: Any) -> None:
+    rate = limit(clock, requests=1)
+    rate.wait(1)
+    clock.interrupt()
+    with pytest.raises(InterruptedError):
+        rate.wait(1)

@@ -1,4 +1,4 @@
-"""What Gemini is asked, and what asking is expected to cost."""
+"""Gemini's prompt, limits, prices and the estimate."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.captioning.cost import Price
+from training.captioning.cost import CostEstimate, Price, text_tokens
 from training.captioning.gemini_config import GeminiConfig, GeminiLimits, estimate_cost
 from training.captioning.journal import Usage
 from training.data.shards.sample import Sample
@@ -76,3 +76,35 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], advice: str) -> No
 def test_wrong_limits_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         GeminiLimits(**settings)
+
+
+PRICECost = Price(input_usd=0.3, output_usd=2.5, as_of="2026-10-07")
+
+
+def test_a_million_tokens_cost_what_the_list_says() -> None:
+    assert PRICECost.of(Usage(input_tokens=1_000_000)) == pytest.approx(0.3)
+    assert PRICECost.of(Usage(output_tokens=2_000_000)) == pytest.approx(5.0)
+    assert PRICECost.of(Usage()) == 0
+
+
+def test_a_negative_price_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        Price(input_usd=-1, output_usd=0, as_of="")
+
+
+def test_the_estimate_tells_everything_a_person_needs() -> None:
+    estimate = CostEstimate(
+        samples=1000,
+        expected=Usage(input_tokens=2_000_000, output_tokens=100_000),
+        at_most=Usage(input_tokens=2_000_000, output_tokens=256_000),
+        price=PRICECost,
+    )
+    assert estimate.expected_usd == pytest.approx(0.85)
+    assert estimate.at_most_usd == pytest.approx(1.24)
+    for part in ("1,000 images", "2,000,000", "100,000", "256,000", "2026-10-07", "0.85", "1.24"):
+        assert part in str(estimate)
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("four", 1), ("five5", 2)])
+def test_four_characters_are_a_token(text: str, tokens: int) -> None:
+    assert text_tokens(text) == tokens

@@ -1,4 +1,4 @@
-"""Jobs end alike however often they are killed, and stop themselves where they should."""
+"""A captioning job: cleaning, failures, consent, resuming, and the files that it writes."""
 
 import json
 from collections.abc import Callable
@@ -8,9 +8,27 @@ from typing import Any
 
 import pytest
 
-from training.captioning.cost import Price
-from training.captioning.job import CaptionJob, JobConfig, JobProgress
-from training.captioning.journal import Failure, JobStopped, Journal, Usage, read_report, read_shard
+from training.captioning.cost import CostEstimate, Price
+from training.captioning.job import (
+    CaptionJob,
+    CleaningConfig,
+    ErrorBudget,
+    JobConfig,
+    JobProgress,
+    ask_consent,
+    clean_caption,
+    earlier_usage,
+    pending_samples,
+)
+from training.captioning.journal import (
+    Failure,
+    JobStopped,
+    Journal,
+    Outcome,
+    Usage,
+    read_report,
+    read_shard,
+)
 from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import read_sample
 
@@ -248,3 +266,186 @@ def test_it_tells_where_it_stands(tmp_path: Path, shards: Path, make_captioner: 
 def test_the_input_folder_is_no_output_folder(shards: Path) -> None:
     with pytest.raises(ValueError, match="another folder"):
         JobConfig(shards=shards / "a.tar", output=shards)
+
+
+@pytest.mark.parametrize(
+    ("said", "caption"),
+    [
+        ("  a cat \n", "a cat"),
+        ("a cat\n\n on a\tmat ", "a cat on a mat"),
+        ('"a cat"', "a cat"),
+        ("\u201ca cat\u201d", "a cat"),
+        ("'a cat'", "a cat"),
+        ('"a" and "b"', '"a" and "b"'),
+        ("the cat's mat", "the cat's mat"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("a\u200b cat\x00\ufeff", "a cat"),
+        ("a \x00 cat", "a cat"),
+        ("a\u00a0cat", "a cat"),
+        ('""', ""),
+        ('"', '"'),
+        (" \n ", ""),
+    ],
+)
+def test_it_cleans(said: str, caption: str) -> None:
+    assert clean_caption(said, CleaningConfig()) == caption
+
+
+@pytest.mark.parametrize(
+    ("said", "caption"),
+    [
+        ("one two", "one two"),
+        ("one two3", "one"),
+        ("one twoo three", "one"),
+        ("onetwothree", "onetwot"),
+    ],
+)
+def test_what_is_too_long_is_cut_at_a_word(said: str, caption: str) -> None:
+    assert clean_caption(said, CleaningConfig(max_characters=7)) == caption
+
+
+def test_cleaning_twice_changes_nothing_more() -> None:
+    config = CleaningConfig(max_characters=12)
+    once = clean_caption(' "A  cat, \n and a dog" ', config)
+    assert clean_caption(once, config) == once
+
+
+def test_no_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_characters"):
+        CleaningConfig(max_characters=0)
+
+
+def ask(
+    *,
+    samples: int = 5,
+    spent_usd: float = 0,
+    max_cost_usd: float | None = None,
+    is_agreed: bool = False,
+    confirm: Callable[[], bool] | None = None,
+) -> None:
+    """Ask about a job that costs 1 dollar, at most 10."""
+    estimate = CostEstimate(
+        samples=samples,
+        expected=Usage(output_tokens=1),
+        at_most=Usage(output_tokens=10),
+        price=Price(input_usd=0, output_usd=1e6, as_of=""),
+    )
+    ask_consent(
+        estimate,
+        spent_usd=spent_usd,
+        max_cost_usd=max_cost_usd,
+        is_agreed=is_agreed,
+        confirm=confirm,
+    )
+
+
+def never() -> bool:
+    raise AssertionError("nobody should be asked")
+
+
+def test_a_limit_above_the_worst_case_is_consent() -> None:
+    ask(max_cost_usd=10, confirm=never)
+
+
+def test_a_limit_below_the_worst_case_refuses_even_who_agreed() -> None:
+    with pytest.raises(ValueError, match=r"\$10\.00, over --max-cost 9"):
+        ask(max_cost_usd=9, is_agreed=True, confirm=never)
+
+
+def test_earlier_runs_count() -> None:
+    with pytest.raises(ValueError, match=r"\$12\.00, of which \$2\.00 is already spent"):
+        ask(max_cost_usd=11, spent_usd=2)
+
+
+def test_without_a_limit_a_person_is_asked() -> None:
+    ask(confirm=lambda: True)
+    with pytest.raises(ValueError, match="nothing was sent"):
+        ask(confirm=lambda: False)
+
+
+def test_with_nobody_there_the_command_must_say_it() -> None:
+    with pytest.raises(ValueError, match="--yes"):
+        ask()
+    ask(is_agreed=True, confirm=never)
+
+
+def test_nothing_to_do_needs_no_consent() -> None:
+    ask(samples=0)
+
+
+def good(count: int) -> list[Outcome]:
+    return [Outcome(key=f"g{i}", caption="x") for i in range(count)]
+
+
+def bad(count: int, kind: str = "empty") -> list[Outcome]:
+    return [Outcome(key=f"b{i}", failure=Failure(kind=kind, message="why")) for i in range(count)]
+
+
+def test_some_failures_are_free() -> None:
+    budget = ErrorBudget(max_share=0, free_failures=3)
+    budget.spend(bad(3))
+    with pytest.raises(JobStopped):
+        budget.spend(bad(1))
+
+
+def test_beyond_them_the_share_counts() -> None:
+    budget = ErrorBudget(max_share=0.1, free_failures=0)
+    budget.spend(good(30))
+    budget.spend(bad(3))
+    with pytest.raises(JobStopped, match=r"4 of 34 .*4 empty.*b0.*why"):
+        budget.spend(bad(1))
+
+
+def test_the_message_counts_the_kinds() -> None:
+    with pytest.raises(JobStopped, match="2 blocked, 1 empty"):
+        ErrorBudget(max_share=0, free_failures=0).spend(bad(1) + bad(2, "blocked"))
+
+
+def test_good_samples_never_stop_a_job() -> None:
+    ErrorBudget(max_share=0, free_failures=0).spend(good(5))
+
+
+@pytest.mark.parametrize(("share", "free"), [(-0.1, 0), (1.1, 0), (0.5, -1)])
+def test_wrong_settings_are_refused(share: float, free: int) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        ErrorBudget(max_share=share, free_failures=free)
+
+
+@pytest.mark.parametrize(("dies_after", "left"), [(0, 8), (2, 6), (4, 4), (6, 2)])
+def test_they_add_up_to_the_whole(
+    tmp_path: Path,
+    shards: Path,
+    make_captioner: Callable[..., Any],
+    killed: type[BaseException],
+    dies_after: int,
+    left: int,
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    with pytest.raises(killed):
+        CaptionJob(config, make_captioner(batch_size=1, dies_after=dies_after)).run()
+    pending = list(pending_samples(config, "paligemma"))
+    assert [sample.key for sample in pending] == [f"k{i:03d}" for i in range(8 - left, 8)]
+    assert earlier_usage(config) == Usage(
+        input_tokens=10 * dies_after, output_tokens=3 * dies_after
+    )
+
+
+def test_before_the_first_run_all_is_left_and_nothing_is_written(
+    tmp_path: Path, shards: Path
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    assert len(list(pending_samples(config, "paligemma"))) == 8
+    assert earlier_usage(config) == Usage()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_that_may_pass_is_still_to_do(
+    tmp_path: Path, shards: Path, make_captioner: Callable[..., Any], killed: type[BaseException]
+) -> None:
+    config = JobConfig(shards=shards, output=tmp_path / "out")
+    busy = Failure(kind="unavailable", message="", is_transient=True)
+    captioner = make_captioner(batch_size=1, dies_after=2, failures={"k000": busy})
+    with pytest.raises(killed):
+        CaptionJob(config, captioner).run()
+    pending = [sample.key for sample in pending_samples(config, "paligemma")]
+    assert pending == ["k000", *(f"k{i:03d}" for i in range(2, 8))]

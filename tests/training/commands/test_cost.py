@@ -60,8 +60,8 @@ def test_both_tables_have_a_row_for_each_recipe(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "teacher"], "no large recipe 'teacher': choose one of teacher-g14, "),
-        (["--device", "b200"], "no device 'b200': choose one of a100, h100, "),
+        (["--recipe", "teacher"], "unknown recipe 'teacher': choose one of teacher-g14, "),
+        (["--device", "b200"], "unknown device 'b200': choose one of a100, h100, "),
         (["--gpus", "0"], "at least one device is needed"),
         (["--mfu", "40"], "a share of the peak"),
     ],

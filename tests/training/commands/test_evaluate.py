@@ -9,7 +9,7 @@ from model.manifest import ScoreEntry
 from training.__main__ import main
 from training.commands import evaluate as evaluate_command
 from training.data.folder import DataFolder
-from training.scored_checkpoint import Runs
+from training.scored_checkpoint import ScoredRuns
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_evaluation_prints_every_row(
     chance = entry.model_copy(update={"row": "chance", "value": 1.0, "low": None, "high": None})
 
     def write(
-        runs: Runs, *, data: DataFolder, card: Path, output: Path, num_scenes: int
+        runs: ScoredRuns, *, data: DataFolder, card: Path, output: Path, num_scenes: int
     ) -> list[ScoreEntry]:
         assert (runs.student, runs.teacher) == (run, run)
         assert (list(runs.further), runs.served) == ([run, run], run)
@@ -73,7 +73,9 @@ def test_without_an_output_it_prints_and_writes_nothing(
 ) -> None:
     entry = ScoreEntry(task="t", split="s", row="student", metric="top-1", value=3.0, count=9)
 
-    def score(runs: Runs, *, data: DataFolder, num_scenes: int) -> tuple[object, list[ScoreEntry]]:
+    def score(
+        runs: ScoredRuns, *, data: DataFolder, num_scenes: int
+    ) -> tuple[object, list[ScoreEntry]]:
         assert (runs.student, runs.teacher, list(runs.further)) == (run, None, [])
         assert num_scenes == 500
         return None, [entry]
@@ -96,4 +98,4 @@ def test_a_folder_without_a_model_is_named(
 ) -> None:
     for options in ([], ["--quick"]):
         assert main(["evaluate", str(tmp_path / "nowhere"), *options]) == 2
-        assert "nowhere holds no model yet" in capsys.readouterr().err
+        assert "nowhere has no model yet" in capsys.readouterr().err

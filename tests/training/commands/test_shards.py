@@ -56,7 +56,7 @@ def test_parquet_becomes_shards(tmp_path: Path, images: Path, printed: Callable[
         *("--output", tmp_path / "out"),
     )
     assert "1 shards are ready" in output
-    assert "1 broken ones left out" in output
+    assert "1 broken samples left out" in output
     sample = ShardStore(tmp_path / "out").read(0, 0)
     assert (sample.captions, sample.fields) == ({"gemini": "a"}, {"url": "a"})
 
@@ -81,7 +81,7 @@ def test_a_data_set_is_described_checked_and_indexed(
     out = tmp_path / "out"
     printed("folder", images, "--output", out)
     assert "holds shards" in printed("describe", out)
-    assert "as it was written" in printed("verify", out)
+    assert "is intact" in printed("verify", out)
     (out / "manifest.json").unlink()
     assert "3 images" in printed("index", out)
     with (out / "shard-000000.tar").open("ab") as file:

@@ -1,5 +1,7 @@
-"""Reading art packages: which drawing is which concept, and cutting a drawing to a square."""
+"""Reading drawings from the art packages."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,15 @@ from PIL import Image, ImageDraw
 from training.data.art import (
     ART_SETS,
     clean_title,
+    clip_art_drawings,
     emoji_by_name,
     emoji_drawings,
+    furniture_drawings,
     icon_drawings,
     keywords_by_name,
     render_svg,
     square_sprite,
+    stamp_drawings,
 )
 from training.data.concepts import Concept
 from training.data.folder import DEBIAN_PACKAGES, NPM_PACKAGES, STAMPS_PACKAGE
@@ -102,3 +107,125 @@ def test_cards_hairlines_and_nothing_are_left_out() -> None:
     sprite = square_sprite(disc, 32)
     assert sprite is not None
     assert np.count_nonzero(sprite[..., 3] > 127) == pytest.approx(np.pi * 16**2, rel=0.05)
+
+
+CIRCLE = '<circle cx="50" cy="50" r="40" fill="blue"/>'
+
+
+def write(
+    folder: Path, name: str, *, title: str, keywords: tuple[str, ...] = (), attributes: str = ""
+) -> None:
+    listed = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
+    path = folder / "animals" / f"{name}.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" '
+        f'xmlns:rdf="urn:rdf" xmlns:dc="urn:dc" {attributes}>'
+        f"<metadata><dc:title>{title}</dc:title>{listed}</metadata>{CIRCLE}</svg>",
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.parametrize(
+    ("title", "keywords", "found"),
+    [
+        ("Running Dog", (), "dog"),
+        ("dog", ("animal",), "dog"),
+        ("A dog with a bone and a hat", ("dog",), "dog"),
+        ("A dog with a bone and a hat", (), None),
+        ("dog house", (), None),
+        ("dog and star", ("dog",), "dog"),
+        ("dog and star", ("dog", "star"), None),
+        ("dog icon", ("dog",), None),
+        ("star", ("sign",), None),
+        ("hotdog", (), None),
+        ("grey wolf", ("wolf",), None),
+        ("", ("dog",), None),
+    ],
+)
+def test_which_titles_are_believed(
+    tmp_path: Path,
+    few_concepts: tuple[Concept, ...],
+    title: str,
+    keywords: tuple[str, ...],
+    found: str | None,
+) -> None:
+    write(tmp_path, "a", title=title, keywords=keywords, attributes='viewBox="0 0 100 100"')
+    names = [name for name, _ in clip_art_drawings(tmp_path, few_concepts)]
+    assert names == ([] if found is None else [found])
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        'viewBox="0 0 100 100" width="20" height="20"',
+        'width="100" height="100"',
+        'width="75pt" height="75pt"',
+        'width="26.4583mm" height="26.4583mm"',
+    ],
+)
+def test_old_files_are_scaled_and_not_cropped(
+    tmp_path: Path, few_concepts: tuple[Concept, ...], attributes: str
+) -> None:
+    write(tmp_path, "a", title="dog", attributes=attributes)
+    ((_, drawing),) = clip_art_drawings(tmp_path, few_concepts)
+    solid = np.asarray(drawing.getchannel("A")) > 127
+    for axis in (0, 1):
+        (reached,) = np.nonzero(solid.any(axis))
+        edges = reached[[0, -1]] / len(solid)
+        assert edges.tolist() == pytest.approx([0.1, 0.9], abs=0.015)
+
+
+def test_broken_files_are_left_out(tmp_path: Path, few_concepts: tuple[Concept, ...]) -> None:
+    write(tmp_path, "good", title="star", attributes='viewBox="0 0 100 100"')
+    broken = tmp_path / "animals/broken.svg"
+    broken.write_text("<svg><dc:title>dog</dc:title><circle", encoding="utf-8")
+    assert [name for name, _ in clip_art_drawings(tmp_path, few_concepts)] == ["star"]
+
+
+CATALOGUE = """id=test
+name#1=Garden chair
+icon#1=/icons/chair.png
+name#2=Imac
+icon#2=/icons/imac.png \n\
+name#3=Chair with lamp stand
+icon#3=/icons/chair.png
+name#4=Table
+"""
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGBA", (8, 8), (1, 2, 3, 255)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_renders_are_known_by_the_last_word(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.sh3f", "w") as catalogue:
+        catalogue.writestr("PluginFurnitureCatalog.properties", CATALOGUE)
+        catalogue.writestr("icons/chair.png", png())
+        catalogue.writestr("icons/imac.png", png())
+    drawings = list(furniture_drawings(tmp_path))
+    assert [name for name, _ in drawings] == ["chair", "computer"]
+    assert all(drawing.mode == "RGBA" for _, drawing in drawings)
+
+
+def test_stamps_count_where_the_caption_is_the_name(
+    tmp_path: Path, few_concepts: tuple[Concept, ...]
+) -> None:
+    captions = {
+        "a": "A dog.\nnl.utf8=Een hond.",
+        "b": "The star",
+        "c": "A dog with a bone.",
+        "d": "Dog",
+        "d_mirror": "Dog",
+        "e": "",
+        "f": "A wolf.",
+    }
+    for name, text in captions.items():
+        (tmp_path / f"{name}.png").write_bytes(png())
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "z.png").write_bytes(png())
+    names = [name for name, _ in stamp_drawings(tmp_path, few_concepts)]
+    # The wolf is kept from training, and stamps never are training.
+    assert names == ["dog", "star", "dog", "wolf"]

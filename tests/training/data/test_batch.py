@@ -1,9 +1,12 @@
-"""A step's texts: tokens, their cut, and numbers that name a text wherever it is seen."""
+"""A batch: tokens, ids, names, and the processes that make batches."""
+
+import os
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
-from training.data.batch import text_ids, tokenize
+from training.data.batch import begin_loading, text_ids, tokenize
 
 
 def test_long_texts_are_cut(tokenizer: Tipsv2Tokenizer) -> None:
@@ -32,3 +35,23 @@ def test_a_text_has_the_same_number_in_any_company() -> None:
     assert dog == again != cat
     assert text_ids(["a cat"]).tolist() == [cat]
     assert text_ids([]).shape == (0,)
+
+
+class WhoMakesIt(Dataset[tuple[int, int, int]]):
+    """Items that say where they were made."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[int, int, int]:
+        return os.getpid(), os.getpgid(0), torch.get_num_threads()
+
+
+def test_it_has_a_group_and_a_thread_of_its_own() -> None:
+    loader = DataLoader(WhoMakesIt(), batch_size=None, num_workers=1, worker_init_fn=begin_loading)
+    items = iter(loader)
+    pid, group, threads = next(items)
+    assert pid != os.getpid()
+    assert (group, threads) == (pid, 1)
+    assert os.getpgid(0) != group
+    assert len(list(items)) == 3

@@ -252,7 +252,7 @@ def test_a_stage_with_unnamed_drawings_needs_some(
     source: SceneSource, tokenizer: Tipsv2Tokenizer
 ) -> None:
     plan = BatchPlan(stages=(Stage(scenes=CONFIG, unnamed=1),), batch_size=2, num_steps=1)
-    with pytest.raises(ValueError, match="no source of any"):
+    with pytest.raises(ValueError, match="no source for them"):
         SceneBatches(source, tokenizer, plan)
     with pytest.raises(ValueError, match="must not be below 0"):
         Stage(unnamed=-1)

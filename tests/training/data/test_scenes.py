@@ -172,10 +172,10 @@ def test_scenes_that_cannot_be_made_are_refused(
     monkeypatch.setattr(scenes_module, "_MAX_TRIES", 5)
     one_name = replace(source, names=frozenset(sorted(source.names)[:1]))
     pairs = replace(CONFIG, count_weights=(0.0, 1.0), twin_share=0.0)
-    with pytest.raises(ValueError, match="too few concepts for 2"):
+    with pytest.raises(ValueError, match="too few names for 2"):
         compose_scene(one_name, 0, pairs)
     specks = replace(CONFIG, size=140, min_size=0.01, max_size=0.01)
-    with pytest.raises(ValueError, match="allow larger ones"):
+    with pytest.raises(ValueError, match="allow larger objects"):
         compose_scene(source, 0, specks)
 
 

@@ -1,4 +1,6 @@
-"""Features by scene, whatever the batch, and classes averaged over prompts."""
+"""Encoding for evaluation, and finding a model in a folder."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from model.text import TEMPLATES
 from training.data.batch import tokenize
 from training.data.scenes import Scene
 from training.evaluate import encoder as encoder_module
-from training.evaluate.encoder import SceneEncoder
+from training.evaluate.encoder import SceneEncoder, find_model
 
 
 def test_each_scene_has_its_own_features(
@@ -49,3 +51,23 @@ def test_a_class_is_the_unit_mean_of_its_unit_prompts(
             unit_PD = torch.nn.functional.normalize(texts_PD, dim=1)
             mean_D = torch.nn.functional.normalize(unit_PD.mean(0), dim=0)
             np.testing.assert_allclose(found_D, mean_D.numpy(), atol=1e-5)
+
+
+def _leave_model(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+
+
+def test_a_run_keeps_its_model_below(tmp_path: Path) -> None:
+    _leave_model(tmp_path / "run/model")
+    assert find_model(tmp_path / "run") == tmp_path / "run/model"
+
+
+def test_a_package_is_a_model_itself(tmp_path: Path) -> None:
+    _leave_model(tmp_path / "package")
+    assert find_model(tmp_path / "package") == tmp_path / "package"
+
+
+def test_a_folder_without_either_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has no model yet: it needs a model folder"):
+        find_model(tmp_path)

@@ -42,7 +42,7 @@ def test_every_number_has_its_chance(folder: Path, data_folder: DataFolder) -> N
 
 
 def test_a_run_that_has_saved_nothing_is_named(tmp_path: Path, data_folder: DataFolder) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing holds no model yet"):
+    with pytest.raises(FileNotFoundError, match="nothing has no model yet"):
         quick_scores([tmp_path / "nothing"], data_folder)
 
 

@@ -1,10 +1,30 @@
-"""Ranks, ties, several right answers, and chance against an actual shuffle."""
+"""Rank-based scores: classification and retrieval."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from training.data.captions import Captions
+from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
+from training.data.sprites import SpriteBank
 from training.evaluate.bootstrap import bootstrap
-from training.evaluate.ranking import Ranking, found_within, rank
+from training.evaluate.encoder import SceneEncoder, encode_images, encode_names, encode_texts
+from training.evaluate.ranking import (
+    IMAGE_SIZE,
+    SETTINGS,
+    ClassificationBenchmark,
+    Ranking,
+    RetrievalSetting,
+    found_within,
+    plain_images,
+    rank,
+    rank_both_ways,
+    retrieve,
+    single_drawings,
+    single_object_scenes,
+)
 
 
 def test_the_rank_counts_the_wrong_answers_before_the_first_right_one() -> None:
@@ -66,3 +86,151 @@ def test_the_metric_weights_queries() -> None:
     interval = bootstrap(found_within(5), ranking)
     assert interval.value == pytest.approx(ranking.found(5))
     assert interval.low < interval.value < interval.high
+
+
+@pytest.fixture
+def benchmark(sprite_bank: SpriteBank, source: SceneSource) -> ClassificationBenchmark:
+    """All drawings of the source's names in one style."""
+    return single_drawings(
+        "drawn", sprite_bank, styles=("noto",), shown=source.names, names=source.names
+    )
+
+
+def test_every_drawing_of_the_shown_names_is_there_once(
+    sprite_bank: SpriteBank, source: SceneSource
+) -> None:
+    shown = frozenset(sorted(source.names)[:3])
+    both = single_drawings(
+        "two styles",
+        sprite_bank,
+        styles=("noto", "fluent-3d"),
+        shown=shown | {"no such drawing"},
+        names=source.names,
+    )
+    assert sorted(both.labels) == sorted([*shown, *shown])
+    assert list(both.names) == sorted(source.names)
+    assert len({image.tobytes() for image in both.images}) == len(both.labels)
+
+
+def test_a_drawing_stands_whole_on_a_plain_ground(sprite_bank: SpriteBank) -> None:
+    (image,) = plain_images(sprite_bank, np.asarray([1]))  # a square
+    assert image.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert image.dtype == np.uint8
+    margin = image[:10]
+    assert (margin == image[0, 0]).all()
+    middle = IMAGE_SIZE // 2
+    colour = sprite_bank.rgba_MSS4[1, 48, 48, :3]
+    assert image[middle, middle].tolist() == pytest.approx(colour.tolist(), abs=1)
+    drawn = (image != image[0, 0]).any(2)
+    rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
+    for found in (rows, columns):
+        assert 0.65 * IMAGE_SIZE < found[-1] - found[0] < 0.76 * IMAGE_SIZE
+        assert found[0] == pytest.approx(IMAGE_SIZE - 1 - found[-1], abs=2)
+
+
+def test_scenes_of_one_object_are_images_too(source: SceneSource) -> None:
+    alone = SceneConfig(size=42, count_weights=(1.0,), min_size=0.6)
+    scenes = [compose_scene(replace(source, split="test"), i, alone) for i in range(4)]
+    benchmark = single_object_scenes("alone", scenes, source.names)
+    assert list(benchmark.labels) == [scene.captions.names[0] for scene in scenes]
+    assert benchmark.images[2] is scenes[2].pixels_SS3
+
+
+def test_an_embedding_at_its_name_is_right(benchmark: ClassificationBenchmark) -> None:
+    classes_KD = np.eye(len(benchmark.names), dtype=np.float32)
+    row = {name: number for number, name in enumerate(benchmark.names)}
+    own_MD = classes_KD[[row[label] for label in benchmark.labels]]
+    assert benchmark.rank(3 * own_MD, classes_KD).found(1) == 100.0
+    next_MD = classes_KD[[(row[label] + 1) % len(row) for label in benchmark.labels]]
+    both = benchmark.rank(2 * next_MD + own_MD, classes_KD)
+    assert (both.found(1), both.found(2)) == (0.0, 100.0)
+
+
+@pytest.mark.parametrize("templates", ["none", "tcl"])
+def test_a_model_is_ranked_by_its_first_token(
+    templates: str,
+    benchmark: ClassificationBenchmark,
+    encoder_model: Tipsv2Model,
+    tokenizer: Tipsv2Tokenizer,
+) -> None:
+    found = benchmark.classify(encoder_model, tokenizer, templates)
+    features = encode_images(encoder_model, benchmark.images)
+    classes_KD = encode_names(encoder_model, tokenizer, benchmark.names, templates)
+    first, second = (benchmark.rank(features[key], classes_KD) for key in ("cls1", "cls2"))
+    assert found.rank_Q.tolist() == first.rank_Q.tolist() != second.rank_Q.tolist()
+    assert found.chance(1) == pytest.approx(100 / len(benchmark.names))
+
+
+def test_images_need_labels_among_the_names(benchmark: ClassificationBenchmark) -> None:
+    with pytest.raises(ValueError, match="shown but are no candidates"):
+        replace(benchmark, names=benchmark.names[1:])
+    with pytest.raises(ValueError, match="every image needs one label"):
+        replace(benchmark, labels=benchmark.labels[1:])
+    with pytest.raises(ValueError, match="there must be some"):
+        replace(benchmark, labels=[], images=[])
+
+
+DOG, CAT, COW = np.eye(3, dtype=np.float32)
+
+
+def test_equal_captions_are_one_candidate_and_share_their_images() -> None:
+    captions = ["a dog", "a cat", "a dog", "a cow"]
+    # The second image of a dog looks like a cat, the cow most of all like a dog.
+    images_BD = np.stack([DOG, 0.9 * CAT + 0.1 * COW, 2 * CAT + DOG, DOG + 0.5 * COW])
+    both = rank_both_ways(images_BD, captions, np.stack([DOG, CAT, COW]))
+    to_text, to_image = both["image to text"], both["text to image"]
+    assert (len(to_text), to_text.num_candidates) == (4, 3)
+    assert to_text.rank_Q.tolist() == [0, 0, 1, 1]
+    assert to_text.num_right_Q.tolist() == [1, 1, 1, 1]
+    # A dog: its first image is nearest. A cat: its own. A cow: the last image, its own.
+    assert (len(to_image), to_image.num_candidates) == (3, 4)
+    assert to_image.rank_Q.tolist() == [0, 0, 0]
+    assert to_image.num_right_Q.tolist() == [2, 1, 1]
+
+
+def test_lengths_do_not_matter() -> None:
+    captions = ["a dog", "a cat"]
+    images_BD = np.stack([DOG + 0.2 * CAT, 0.01 * CAT])
+    both = rank_both_ways(images_BD, captions, np.stack([DOG, 100 * CAT]))
+    assert both["image to text"].rank_Q.tolist() == [0, 0]
+    assert both["text to image"].rank_Q.tolist() == [0, 0]
+
+
+def test_each_caption_is_searched_with_the_token_it_was_trained_with() -> None:
+    pairs = {(setting.captions, setting.token) for setting in SETTINGS}
+    assert pairs == {("short", "cls1"), ("scene", "cls2")}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_model_is_ranked_by_its_own_embeddings(
+    setting: RetrievalSetting,
+    encoder_model: Tipsv2Model,
+    tokenizer: Tipsv2Tokenizer,
+    scenes: list[Scene],
+) -> None:
+    features = SceneEncoder(encoder_model, tokenizer, scenes).features
+    found = retrieve(encoder_model, tokenizer, scenes, features=features, setting=setting)
+    captions = [
+        scene.captions.short if setting.captions == "short" else scene.captions.scene
+        for scene in scenes
+    ]
+    texts_UD = encode_texts(encoder_model, tokenizer, list(dict.fromkeys(captions)))
+    expected = rank_both_ways(features[setting.token], captions, texts_UD)
+    for direction, ranking in expected.items():
+        assert found[direction].rank_Q.tolist() == ranking.rank_Q.tolist()
+    other = rank_both_ways(
+        features["cls2" if setting.token == "cls1" else "cls1"], captions, texts_UD
+    )
+    ranks = [both["image to text"].rank_Q.tolist() for both in (expected, other)]
+    assert ranks[0] != ranks[1]
+
+
+def test_scenes_with_one_caption_leave_nothing_to_search(
+    encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, scenes: list[Scene]
+) -> None:
+    same = Captions(names=("dog",), short="a dog", keywords="dog", scene="a dog, somewhere")
+    alike = [replace(scene, captions=same) for scene in scenes]
+    features = SceneEncoder(encoder_model, tokenizer, alike).features
+    both = retrieve(encoder_model, tokenizer, alike, features=features, setting=SETTINGS[0])
+    assert both["image to text"].found(1) == both["image to text"].chance(1) == 100.0
+    assert (len(both["text to image"]), both["text to image"].found(1)) == (1, 100.0)

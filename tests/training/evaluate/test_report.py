@@ -16,7 +16,7 @@ from training.data.sprites import SpriteBank
 from training.evaluate import report
 from training.evaluate.chosen_encoder import Encoder
 from training.evaluate.ranking import single_drawings
-from training.evaluate.report import Contestants
+from training.evaluate.report import ComparedModels
 from training.evaluate.sets import SegmentationBenchmark, development_benchmarks
 
 ROWS = [
@@ -58,7 +58,7 @@ def benchmark(scenes: list[Scene], names: list[str]) -> SegmentationBenchmark:
 
 
 @pytest.fixture
-def contestants(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> Contestants:
+def models(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> ComparedModels:
     """One model in every part, another as the further seed."""
     torch.manual_seed(5)
     other_model = Tipsv2Model(encoder_model.config).eval()
@@ -66,7 +66,7 @@ def contestants(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> Conte
         Encoder(model=model, tokenizer=tokenizer, features="patches", templates="none")
         for model in (encoder_model, other_model)
     )
-    return Contestants(student=one, further=(other,), teacher=one, served=other, random=one)
+    return ComparedModels(student=one, further=(other,), teacher=one, served=other, random=one)
 
 
 def _segmentation(entries: list[ScoreEntry]) -> list[ScoreEntry]:
@@ -74,9 +74,9 @@ def _segmentation(entries: list[ScoreEntry]) -> list[ScoreEntry]:
 
 
 def test_every_row_has_both_metrics_and_an_interval(
-    contestants: Contestants, benchmark: SegmentationBenchmark
+    models: ComparedModels, benchmark: SegmentationBenchmark
 ) -> None:
-    entries = _segmentation(report.score_scenes(benchmark, contestants))
+    entries = _segmentation(report.score_scenes(benchmark, models))
     assert [(e.row, e.metric) for e in entries] == [(r, m) for r in ROWS for m in ("mIoU", "which")]
     for entry in entries:
         assert (entry.split, entry.count) == ("few", 4)
@@ -89,9 +89,9 @@ def test_every_row_has_both_metrics_and_an_interval(
 
 
 def test_differences_are_between_their_rows(
-    contestants: Contestants, benchmark: SegmentationBenchmark
+    models: ComparedModels, benchmark: SegmentationBenchmark
 ) -> None:
-    entries = _segmentation(report.score_scenes(benchmark, contestants))
+    entries = _segmentation(report.score_scenes(benchmark, models))
     by_row = {(entry.row, entry.metric): entry for entry in entries}
     for metric in ("mIoU", "which"):
         assert by_row["student", metric].value == by_row["random weights", metric].value
@@ -113,9 +113,9 @@ def test_differences_are_between_their_rows(
 
 
 def test_a_student_may_come_without_a_teacher_and_be_the_first(
-    contestants: Contestants, benchmark: SegmentationBenchmark
+    models: ComparedModels, benchmark: SegmentationBenchmark
 ) -> None:
-    alone = replace(contestants, teacher=None, served=None)
+    alone = replace(models, teacher=None, served=None)
     entries = report.score_scenes(benchmark, alone)
     rows = {entry.row for entry in _segmentation(entries)}
     assert rows == {row for row in ROWS if "teacher" not in row and "served" not in row}
@@ -123,11 +123,11 @@ def test_a_student_may_come_without_a_teacher_and_be_the_first(
 
 
 def test_retrieval_is_scored_both_ways_with_both_captions(
-    contestants: Contestants, benchmark: SegmentationBenchmark
+    models: ComparedModels, benchmark: SegmentationBenchmark
 ) -> None:
     entries = [
         entry
-        for entry in report.score_scenes(benchmark, contestants)
+        for entry in report.score_scenes(benchmark, models)
         if entry.task == "image-text retrieval"
     ]
     splits = ["few; short captions, CLS1", "few; scene captions, CLS2"]
@@ -147,20 +147,20 @@ def test_retrieval_is_scored_both_ways_with_both_captions(
 
 
 def test_sets_that_are_not_retrieved_have_no_such_rows(
-    contestants: Contestants, scenes: list[Scene], names: list[str]
+    models: ComparedModels, scenes: list[Scene], names: list[str]
 ) -> None:
     plain = SegmentationBenchmark(name="few", scenes=scenes[:2], names=names)
-    entries = report.score_scenes(plain, contestants)
+    entries = report.score_scenes(plain, models)
     assert entries == _segmentation(entries)
 
 
 def test_drawings_are_scored_at_both_depths(
-    contestants: Contestants, sprite_bank: SpriteBank, source: SceneSource
+    models: ComparedModels, sprite_bank: SpriteBank, source: SceneSource
 ) -> None:
     drawings = single_drawings(
         "drawn", sprite_bank, styles=("noto",), shown=source.names, names=source.names
     )
-    entries = report.score_drawings(drawings, contestants)
+    entries = report.score_drawings(drawings, models)
     assert [(e.row, e.metric) for e in entries] == [
         (r, m) for r in RANKED for m in ("top-1", "top-5")
     ]

@@ -140,7 +140,7 @@ def test_an_empty_folder_is_filled(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "scores.json", "card.md"])
 def test_an_incomplete_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
     (checkpoint / name).unlink()
-    with pytest.raises(ValueError, match=rf"lacks {name}; finish the training"):
+    with pytest.raises(ValueError, match=rf"lacks {name}; training evaluate"):
         export_package(checkpoint, tmp_path / "tiny", name="tiny")
 
 
@@ -166,5 +166,5 @@ def test_missing_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     weights = load_file(checkpoint / "model.safetensors")
     del weights[max(weights)]
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="lacks weights, which would be random"):
+    with pytest.raises(ValueError, match="lacks weights"):
         export_package(checkpoint, tmp_path / "tiny", name="tiny")

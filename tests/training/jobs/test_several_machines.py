@@ -101,7 +101,7 @@ def test_a_pod_that_is_taken_away_saves_and_its_successor_goes_on(
     (checkpoint,) = (run / "checkpoints").glob("step-*")
     done = int(checkpoint.name.removeprefix("step-"))
     assert done >= 1
-    assert f"saved at step {done}; run the same command to go on" in text
+    assert f"saved at step {done}; run the same command to resume" in text
 
     second = running.start(step)
     wait_for(lambda: len(starts(run)) == 2, second)

@@ -96,7 +96,7 @@ def test_sizes_must_fit() -> None:
     logits_BNK, teacher_BNK = random_pair()
     with pytest.raises(ValueError, match="same patches and prototypes"):
         ibot_loss(logits_BNK[:1], teacher_BNK, MASKED_BN, "all")
-    with pytest.raises(ValueError, match="of each patch"):
+    with pytest.raises(ValueError, match="one value per patch"):
         ibot_loss(logits_BNK, teacher_BNK, MASKED_BN[:, :2], "masked")
 
 

@@ -128,4 +128,4 @@ def test_the_pair_is_put_in_words(options: FolderRun) -> None:
     )
     assert isinstance(config.method, DistillConfig)
     asked = replace(config, method=replace(config.method, patch_loss="features"))
-    assert "which its text tower's words fit), directly" in describe_pair(asked, twin)[2]
+    assert "which its text tower was trained with), directly" in describe_pair(asked, twin)[2]

@@ -1,24 +1,39 @@
-"""Runs are made once, in order, resumed where they were stopped, and never mixed up."""
+"""Making and measuring the planned runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.config import TrainingConfig
+from training.data.batch import Batch
 from training.data.folder import DataFolder
+from training.data.loader import SceneBatches
+from training.evaluate.zero_shot_segmentation import SceneCounts
 from training.reproduce import runner as runner_module
 from training.reproduce.plan import RECIPE, PlannedRun, ReproductionPlan
 from training.reproduce.runner import (
     AVERAGE_MEASURES,
+    KINDS,
+    LARGEST,
     MEASURES,
+    PAINTED,
+    RETRIEVAL,
+    BatchMemory,
     Benchmarks,
+    counts_of,
     load_measures,
     make_benchmarks,
     make_runs,
+    measure,
+    pack,
     read_record,
+    save_measures,
+    unpack,
 )
 from training.run import run as real_train
 from training.trainer import BatchSource
@@ -133,3 +148,110 @@ def test_later_starts_take_the_first_ones_words(
     assert (second / "text-tower.pt").read_bytes() == b"a tower"
     files = [folder / "tokenizer/tokenizer.json" for folder in (first, second)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.fixture
+def benchmarks_measure(data_folder: DataFolder) -> Benchmarks:
+    """Four scenes a set."""
+    return make_benchmarks(data_folder, size=28, num_scenes=4)
+
+
+def test_every_scene_shows_two_or_three_things(benchmarks_measure: Benchmarks) -> None:
+    for benchmark in benchmarks_measure.all():
+        for scene in benchmark.scenes:
+            assert len(np.unique(scene.mask_SS[scene.mask_SS > 0])) in (2, 3)
+
+
+def test_the_sets_are_different_scenes(benchmarks_measure: Benchmarks) -> None:
+    first = [benchmark.scenes[0].pixels_SS3 for benchmark in benchmarks_measure.all()]
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first[1], first[2])
+
+
+def test_all_rows_are_measured_and_kept(
+    benchmarks_measure: Benchmarks,
+    student_model: Tipsv2Model,
+    tokenizer: Tipsv2Tokenizer,
+    tmp_path: Path,
+) -> None:
+    measures = measure(student_model.eval(), tokenizer, benchmarks_measure)
+    save_measures(measures, tmp_path / "measures.npz")
+    again = load_measures(tmp_path / "measures.npz")
+    assert set(again) == set(measures)
+    for scenes in ("val", "seen", "unseen"):
+        for row in (*KINDS, PAINTED, LARGEST):
+            counts = counts_of(again, scenes, row)
+            assert len(counts) == (2 if scenes == "val" else 4)
+            assert counts.truth_SK.sum() == counts.called_SK.sum()
+        assert (
+            counts_of(again, scenes, LARGEST).which() > counts_of(again, scenes, "chance").which()
+        )
+        for direction in RETRIEVAL:
+            assert set(again[f"{scenes}/retrieval/{direction}"]) <= {0.0, 1.0}
+
+
+def test_an_oracle_for_one_object_hits_that_object(
+    benchmarks_measure: Benchmarks, student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer
+) -> None:
+    measures = measure(student_model.eval(), tokenizer, benchmarks_measure)
+    largest: SceneCounts = counts_of(measures, "seen", LARGEST)
+    assert np.array_equal(largest.hit_SK.sum(1), largest.truth_SK.max(1))
+
+
+class CountedSource:
+    """Batches that note which steps were asked for."""
+
+    def __init__(self, batches: SceneBatches) -> None:
+        self._batches, self.made = batches, list[int]()
+
+    def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
+        for step in range(first_step, len(self._batches)):
+            self.made.append(step)
+            yield self._batches[step]
+
+
+@pytest.fixture
+def counted(make_batches: Callable[..., SceneBatches]) -> CountedSource:
+    """Six tiny batches."""
+    return CountedSource(make_batches(num_steps=6))
+
+
+def take(batches: Iterator[Batch], count: int) -> list[Batch]:
+    return [next(batches) for _ in range(count)]
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return torch.equal(a.pixels_B3HW, b.pixels_B3HW) and torch.equal(a.cls1_ids_T, b.cls1_ids_T)
+
+
+def test_packing_loses_nothing(batch: Batch) -> None:
+    again = unpack(pack(batch))
+    assert again.pixels_B3HW.dtype == torch.float32
+    assert torch.equal(again.pixels_B3HW, batch.pixels_B3HW)
+
+
+def test_a_second_run_sees_the_same_batches_without_making_them(counted: CountedSource) -> None:
+    memory = BatchMemory()
+    first = list(memory.share("a", counted).loader(0, num_workers=0))
+    second = list(memory.share("a", counted).loader(0, num_workers=0))
+    assert counted.made == [0, 1, 2, 3, 4, 5]
+    assert len(second) == 6
+    assert all(same(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_stopped_run_leaves_what_it_made(counted: CountedSource) -> None:
+    memory = BatchMemory()
+    take(iter(memory.share("a", counted).loader(0, num_workers=0)), 2)
+    rest = list(memory.share("a", counted).loader(1, num_workers=0))
+    assert counted.made == [0, 1, 2, 3, 4, 5]
+    assert len(rest) == 5
+    again = list(memory.share("a", counted).loader(3, num_workers=0))
+    assert all(same(a, b) for a, b in zip(again, rest[2:], strict=True))
+
+
+def test_another_stream_is_made_anew(counted: CountedSource) -> None:
+    memory = BatchMemory()
+    take(iter(memory.share("a", counted).loader(0, num_workers=0)), 1)
+    take(iter(memory.share("b", counted).loader(0, num_workers=0)), 1)
+    take(iter(memory.share("a", counted).loader(0, num_workers=0)), 1)
+    assert counted.made == [0, 0, 0]

@@ -32,11 +32,11 @@ from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.manifest import ImageStore
 from training.data.shards.sample import BadSample, BrokenList, BrokenSample, Sample
 
-_SHARDS, _WINDOW, _SUBSTITUTE = 0, 1, 2  # keep the random streams apart
+_SHARDS, _WINDOW, _SUBSTITUTE = 0, 1, 2  # separate the random streams
 
 
 class StreamOrder:
-    """A pure function from places in the stream to samples; it keeps the last window at hand."""
+    """A pure function from places in the stream to samples; caches the last window."""
 
     def __init__(self, shard_sizes: NDArray[np.int64], *, seed: int, window_shards: int) -> None:
         """Take the numbers of samples of the shards.
@@ -96,24 +96,24 @@ class StreamOrder:
         return self._samples, int(self._starts[window])
 
 
-_CAPTIONS = 7  # keeps the choice of captions apart from other random streams
+_CAPTIONS = 7  # separates the choice of captions from other random streams
 _MAX_SUBSTITUTES = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardsConfig:
-    """Images from disk: a folder of shards, or of plain images.
+    """Images from disk: a folder of shards or of plain images.
 
     Attributes:
-        folder: Holds a manifest and shards, or else images, with or without captions.
-        captions: Which captions supervise which CLS token.
+        folder: Contains a manifest and shards, or images with or without captions.
+        captions: Captions for each CLS token.
         crops: The global crop and the local ones.
-        window_shards: Shards whose samples are shuffled together: more mix better, fewer are
-            kinder to slow disks. Not published; with shards of a thousand, 16 make a buffer twice
-            as large as the paper's batch.
-        limits: Which images are left out.
+        window_shards: Shards whose samples are shuffled together. More shards mix better, fewer are
+            faster on slow disks. Not published; with shards of a thousand samples, 16 make a buffer
+            twice as large as the paper's batch.
+        limits: Images outside these limits are skipped.
         seed: Of the order, the crops and the choice of captions.
-        num_workers: Processes that make batches ahead.
+        num_workers: Processes that prefetch batches.
     """
 
     folder: Path
@@ -132,13 +132,13 @@ class ShardsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunShare:
-    """Which part of which batches a rank makes.
+    """A rank's share of a run's batches.
 
     Attributes:
         batch_size: Images in a batch of one rank.
         num_steps: Batches of the whole run.
-        rank: This process's number.
-        num_ranks: Of how many.
+        rank: Number of this process.
+        num_ranks: Number of ranks.
     """
 
     batch_size: int
@@ -153,14 +153,14 @@ class RunShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MadeBatch:
-    """A batch, and the broken samples that were passed over for it."""
+    """A batch, and the broken samples that were skipped for it."""
 
     batch: Batch
     broken: Sequence[BrokenSample]
 
 
 class ImageBatches(Dataset[MadeBatch]):
-    """Batches by step number; `loader` is what a trainer uses."""
+    """Batches by step number; a trainer uses `loader`."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class ImageBatches(Dataset[MadeBatch]):
         return MadeBatch(batch=self._collate(samples, chosen, crops, step), broken=broken)
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
-        """Iterate from a step on, made ahead in worker processes; broken samples are recorded."""
+        """Iterate from a step on, prefetched by worker processes; records broken samples."""
         made: DataLoader[MadeBatch] = DataLoader(
             self,
             batch_size=None,
@@ -262,7 +262,7 @@ class ImageBatches(Dataset[MadeBatch]):
 
 
 def _wanted(crops: CropConfig) -> int:
-    """The side at which the smallest crop of each kind is not yet enlarged; 0 is full size."""
+    """Smallest image side at which no crop is enlarged; 0 for full size."""
     if crops.global_size is None:
         return 0
     sides = [crops.global_size / math.sqrt(crops.global_scale[0])]

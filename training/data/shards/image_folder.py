@@ -34,7 +34,7 @@ class ImageFolder:
     """Images under a folder and its sub-folders, in the order of their names."""
 
     def __init__(self, path: Path, *, shard_size: int = DEFAULT_SHARD_SIZE) -> None:
-        """List the images; files and folders whose name begins with a dot are left alone.
+        """List the images; ignores files and folders whose name starts with a dot.
 
         Raises:
             FileNotFoundError: No such folder, or no image in it.
@@ -51,7 +51,7 @@ class ImageFolder:
 
     @cached_property
     def shard_sizes(self) -> NDArray[np.int64]:
-        """Images in runs of one shard's size."""
+        """The images, divided into shards of equal size."""
         starts = np.arange(0, len(self._names), self._shard_size)
         return np.minimum(self._shard_size, len(self._names) - starts)
 
@@ -81,7 +81,7 @@ class ImageFolder:
         )
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
-        """Read images for shards: each one's place, and the sample or what is wrong with it."""
+        """Images for new shards: the location of each, and its sample or the reason for none."""
         for item in range(start, stop):
             try:
                 yield self._names[item], self.read_item(item)
@@ -96,14 +96,14 @@ class ImageFolder:
         return digest.hexdigest()
 
     def summary(self) -> DataSummary:
-        """Count images and captions; it reads the captions, and no image."""
+        """Count images and captions; reads captions but no images."""
         return total(self._caption_counts())
 
     def _caption_counts(self) -> Iterator[DataSummary]:
         for name in self._names:
             path = self._path / name
-            beside = (path.with_suffix(suffix) for suffix in (".json", ".txt"))
-            members = {f"image{file.suffix}": file.read_bytes() for file in beside if file.exists()}
+            files = (path.with_suffix(suffix) for suffix in (".json", ".txt"))
+            members = {f"image{file.suffix}": file.read_bytes() for file in files if file.exists()}
             try:
                 yield summarize([sample_from_members({"image.png": b"", **members})])
             except BadSample:
@@ -135,7 +135,7 @@ def describe_folder(
     captions: CaptionSampling | None = None,
     crops: CropConfig = TIPSV2_CROPS,
 ) -> tuple[str, ...]:
-    """Say, a line each, what a folder holds and what each kind of loss will use of it.
+    """Lines that describe the content of a folder and what each kind of loss uses of it.
 
     Raises:
         FileNotFoundError: It holds neither shards nor images.

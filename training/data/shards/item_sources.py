@@ -16,7 +16,7 @@ from training.data.shards.sample import BadSample, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParquetColumns:
-    """Which columns hold what.
+    """Meaning of the columns.
 
     Attributes:
         image: The image: its bytes, a struct with "bytes" and "path" as `datasets` writes it,
@@ -31,7 +31,7 @@ class ParquetColumns:
 
     @property
     def all(self) -> list[str]:
-        """Every column, once."""
+        """All distinct columns."""
         return list(dict.fromkeys([self.image, *self.captions.values(), *self.kept]))
 
 
@@ -39,7 +39,7 @@ class ParquetItems:
     """The rows of some files, in the order of the files."""
 
     def __init__(self, files: Sequence[Path], columns: ParquetColumns, *, root: Path) -> None:
-        """Read how many rows there are, and nothing of them.
+        """Count the rows from the metadata; reads no rows.
 
         Args:
             files: Parquet files.
@@ -74,7 +74,7 @@ class ParquetItems:
         return hashlib.sha256(repr((sizes, self._num_rows, self._columns)).encode()).hexdigest()
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
-        """Read rows, and of their files only the row groups they lie in."""
+        """Read rows; loads only their row groups."""
         first = 0
         for path, count in zip(self._files, self._num_rows, strict=True):
             if first < stop and start < first + count:
@@ -134,7 +134,7 @@ def _image_bytes(value: object, root: Path) -> bytes:
 
 
 def _suffix(image: bytes) -> str:
-    """The suffix that an image's first bytes call for."""
+    """The suffix of an image by its first bytes."""
     if image.startswith(b"\x89PNG"):
         return ".png"
     return ".webp" if image[8:12] == b"WEBP" else ".jpg"
@@ -145,17 +145,17 @@ def _is_text(value: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """What JSON can hold; anything else as text."""
+    """The value as a JSON type; other types become text."""
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneItems:
-    """The first so many scenes of a source.
+    """The first scenes of a source.
 
     Attributes:
         source: What scenes are made from.
-        config: What they look like.
+        config: Settings of the scenes.
         count: How many.
     """
 

@@ -29,7 +29,7 @@ from training.data.shards.tar_shard import (
 
 
 class ImageStore(Protocol):
-    """Samples in shards, each within reach. It is pickled into worker processes."""
+    """Random access to samples in shards. It is pickled into worker processes."""
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
@@ -44,10 +44,10 @@ class ImageStore(Protocol):
         """
 
     def name(self, shard: int, row: int) -> str:
-        """Where a sample is, for a list of broken ones."""
+        """Location of a sample, for the list of broken ones."""
 
     def summary(self) -> DataSummary:
-        """What the data set holds."""
+        """Counts of the data set."""
 
 
 MANIFEST_FILE = "manifest.json"
@@ -75,14 +75,14 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a data set was made from, and its shards in order."""
+    """Origin of a data set, and its shards in order."""
 
     origin: Mapping[str, Any]
     shards: Sequence[ShardEntry]
 
     @property
     def summary(self) -> DataSummary:
-        """What all shards hold."""
+        """Counts of all shards."""
         return total(entry.summary for entry in self.shards)
 
     @property
@@ -111,7 +111,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, last of all files: a folder with one is complete."""
+    """Write the manifest as the last file: a folder with a manifest is complete."""
     content = {
         "format": _FORMAT,
         "num_skipped": manifest.num_skipped,
@@ -185,12 +185,12 @@ class ShardStore:
         return read_sample(self._folder / self._manifest.shards[shard].name, row)
 
     def summary(self) -> DataSummary:
-        """As the manifest says."""
+        """Counts from the manifest."""
         return self._manifest.summary
 
 
 def index_shards(folder: Path, broken: BrokenList) -> Manifest:
-    """Write offsets and a manifest beside the shards; reads every record, decodes no image.
+    """Write offsets and a manifest for existing shards; reads every record, decodes no image.
 
     Args:
         folder: Holds the .tar files.

@@ -20,12 +20,12 @@ ALT = "alt"
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used; the message says why."""
+    """A sample is unusable; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """An image and what is known of it.
+    """An image with its captions and metadata.
 
     Attributes:
         key: Names it in its data set; without a dot in its last part.
@@ -99,7 +99,7 @@ def _read_record(content: bytes) -> dict[str, Any]:
 
 
 def _read_captions(record: dict[str, Any], text: bytes) -> dict[str, str]:
-    """Take the captions out of a record; empty ones are none."""
+    """The captions of a record, without empty ones."""
     captions = record.pop("captions", None) or {}
     if not isinstance(captions, dict):
         raise BadSample("the record's captions are no object of texts by source")
@@ -121,14 +121,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokenSample:
-    """A sample that was passed over: where it lies and why."""
+    """Location of a skipped sample, and the reason."""
 
     place: str
     reason: str
 
 
 class BrokenList:
-    """The broken samples met so far, each once; in a file it outlives the run's restarts."""
+    """The distinct broken samples so far; with a file, the list survives restarts of the run."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -141,7 +141,7 @@ class BrokenList:
         return len(self._places)
 
     def add(self, samples: Iterable[BrokenSample]) -> None:
-        """Log and write down those that are new."""
+        """Log and record those that are new."""
         for sample in samples:
             if sample.place in self._places:
                 continue
@@ -208,7 +208,7 @@ def total(parts: Iterable[DataSummary]) -> DataSummary:
 def describe(
     summary: DataSummary, *, captions: CaptionSampling, crops: CropConfig
 ) -> tuple[str, ...]:
-    """Say, a line each, what there is and what each kind of loss will use."""
+    """Lines that describe the data and what each kind of loss uses of it."""
     lines = [
         f"{summary.num_images} images, {summary.num_captioned} of them with captions"
         + (f" ({_counts(summary.caption_sources)})" if summary.caption_sources else "")
@@ -218,32 +218,32 @@ def describe(
             lines.append(caption_line(token, sources, summary))
     else:
         lines.append(
-            "contrast with captions: off, for there are none; the text tower learns nothing"
+            "contrast with captions: off, there are no captions; the text tower is not trained"
         )
     if summary.num_named:
-        lines.append(f"contrast with names: {summary.num_named} images, whose content is listed")
+        lines.append(f"contrast with names: {summary.num_named} images with lists of their objects")
     else:
-        lines.append("contrast with names: off, for no image lists what it shows")
+        lines.append("contrast with names: off, no image has a list of its objects")
     lines.append(
         f"local crops to global: all {summary.num_images} images, {crops.num_local} crops each"
         if crops.num_local
-        else "local crops to global: off, for crops.num_local is 0"
+        else "local crops to global: off, crops.num_local is 0"
     )
     lines.append(f"patches: all {summary.num_images} images")
     return tuple(lines)
 
 
 def caption_line(token: str, sources: Sequence[str], summary: DataSummary) -> str:
-    """Say which captions a CLS token meets."""
+    """A line about the captions that are used for a CLS token."""
     found = {source: summary.caption_sources.get(source, 0) for source in sources}
     if not any(found.values()):
         return (
-            f"{token} with captions: {summary.num_captioned} images, from whatever each has, for "
-            f"none has {' or '.join(sources)}; data.captions.{token.strip().lower()} names others"
+            f"{token} with captions: {summary.num_captioned} images, from any source, because none "
+            f"has {' or '.join(sources)}; set data.captions.{token.strip().lower()} to change that"
         )
     line = f"{token} with captions: {summary.num_captioned} images, from {_counts(found)}"
     if sum(found.values()) < summary.num_captioned:
-        line += "; an image without any of these takes whatever caption it has"
+        line += "; images without any of these use their other captions"
     return line
 
 

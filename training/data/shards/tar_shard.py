@@ -1,4 +1,4 @@
-"""A WebDataset shard: a tar file, with a list of where each sample begins, read at any sample.
+"""A WebDataset shard: a tar file with a list of sample offsets for random access.
 
 The list makes a shard readable from the middle, which a stream is not: a training run restarts on
 its very next sample. Written and read by the standard library; any WebDataset reader reads these.
@@ -20,12 +20,12 @@ _OFFSETS_SUFFIX = ".offsets.npy"
 
 
 def offsets_path(shard: Path) -> Path:
-    """Where a shard's list of offsets lies."""
+    """Path of a shard's list of offsets."""
     return shard.with_name(shard.name + _OFFSETS_SUFFIX)
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
-    """Write samples as a tar file and its offsets, both atomically; returns how many they were.
+    """Write samples as a tar file and its offsets, both atomically; returns their number.
 
     The file depends on the samples alone: no time and no owner is in it. Only one process may
     write a shard at a time: what an earlier one left half written when it was killed is removed.
@@ -49,13 +49,13 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
 
 
 def write_offsets(shard: Path, offsets: NDArray[np.int64]) -> None:
-    """Write where each sample begins and the last one ends, int64 [samples + 1]."""
+    """Write the start of each sample and the end of the last one, int64 [samples + 1]."""
     with atomic_file(offsets_path(shard)) as temporary, temporary.open("wb") as file:
         np.save(file, offsets.astype(np.int64))
 
 
 def find_offsets(path: Path) -> NDArray[np.int64]:
-    """Find where each sample of a shard begins, by its headers alone.
+    """Find the start of each sample of a shard from the tar headers alone.
 
     Raises:
         ValueError: Not a tar file, or one that ends early.
@@ -77,7 +77,7 @@ def find_offsets(path: Path) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=256)
 def load_offsets(shard: Path) -> NDArray[np.int64]:
-    """Load a shard's offsets; the last few hundred shards' are kept.
+    """Load a shard's offsets; those of a few hundred shards are cached.
 
     Raises:
         FileNotFoundError: It has none.
@@ -92,7 +92,7 @@ def load_offsets(shard: Path) -> NDArray[np.int64]:
 
 
 def read_sample(shard: Path, row: int) -> Sample:
-    """Read one sample of a shard, and nothing else of it.
+    """Read one sample of a shard.
 
     Raises:
         BadSample: Its files cannot be understood.

@@ -1,8 +1,8 @@
-"""Builds a data set of shards from anything that can list its items; stopped, it goes on later.
+"""Builds a data set of shards from a list of items; resumable.
 
-Shard number n holds items n * shard_size and on, so that a finished shard never has to be made
-again. A shard's own record is written after it, the manifest after all: what is there is whole.
-Items that are broken are left out, counted, and listed in the shard's record.
+Shard n starts at item n * shard_size, so that a finished shard never has to be rebuilt. The record
+of a shard is written after the shard, the manifest after all shards. Broken items are left out,
+counted, and listed in the shard's record.
 """
 
 import json
@@ -40,27 +40,27 @@ _SKIPPED = "skipped"
 
 
 class SampleSource(Protocol):
-    """Items in a fixed order, each of which can be made into a sample."""
+    """Items in a fixed order that can be turned into samples."""
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """Number of items."""
 
     def fingerprint(self) -> str:
-        """A digest that changes when the items do."""
+        """A digest that changes with the items."""
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
-        """Make some items: the place of each, and the sample or what is wrong with it."""
+        """Some items: the location of each, and its sample or the reason why it is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardPlan:
-    """How a data set is divided.
+    """Settings of a data set.
 
     Attributes:
-        kind: What it is made from, in a word.
-        shard_size: Items of a shard. A thousand photos of 100 kB make 100 MB, which are quickly
-            written again when a build is stopped, and large enough for any file system.
-        limits: Images outside of them are left out.
+        kind: Kind of its source, in a word.
+        shard_size: Items per shard. A thousand photos of 100 kB are 100 MB: fast to rewrite after a
+            stop, and large enough for any file system.
+        limits: Images outside these limits are left out.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class ShardPlan:
 def build_shards(
     source: SampleSource, folder: Path, plan: ShardPlan, *, is_shown: bool = True
 ) -> Manifest:
-    """Write whatever shards are missing, then the manifest.
+    """Write the missing shards, then the manifest.
 
     Args:
         source: The items.

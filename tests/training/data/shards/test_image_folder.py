@@ -1,4 +1,4 @@
-"""Plain folders: whatever is in them, with captions or without."""
+"""A folder of plain images, and opening a folder of either kind."""
 
 import json
 from collections.abc import Callable
@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from training.data.shards.image_folder import ImageFolder
+from training.data.crops import CropConfig
+from training.data.shards.image_folder import ImageFolder, describe_folder, open_store
+from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import BadSample, Sample
+from training.data.shards.writing import ShardPlan, build_shards
 
 
 @pytest.fixture
@@ -81,3 +84,19 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no image"):
         ImageFolder(tmp_path / name)
+
+
+def test_shards_and_plain_images_are_told_apart(tmp_path: Path, image_folder: Path) -> None:
+    plain = open_store(image_folder)
+    assert isinstance(plain, ImageFolder)
+    build_shards(plain, tmp_path / "shards", ShardPlan(kind="folder"), is_shown=False)
+    shards = open_store(tmp_path / "shards")
+    assert isinstance(shards, ShardStore)
+    assert shards.summary() == plain.summary()
+
+
+def test_a_folder_is_described(image_folder: Path) -> None:
+    lines = describe_folder(image_folder, crops=CropConfig(num_local=3))
+    assert lines[0] == f"{image_folder} holds plain images:"
+    assert lines[1] == "23 images, 16 of them with captions (alt 16, gemini 8)"
+    assert "3 crops each" in lines[-2]

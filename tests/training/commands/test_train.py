@@ -1,4 +1,4 @@
-"""`python -m training distill` and `pretrain` as a user calls them: messages and what is left."""
+"""`pretrain` and `distill` on folders of images."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,6 @@ from training.config import ModelConfig
 
 MakeImages = Callable[..., Path]
 MakeTeacher = Callable[[ModelConfig], Path]
-
 # Two blocks of the width of the teacher with the text tower that fits.
 TINY = ModelConfig(dim=48, vision_layers=2, text_layers=1, heads=2, native_size=28)
 WIDE = ModelConfig(dim=64, vision_layers=1, text_layers=1, heads=2, native_size=28)
@@ -53,12 +52,12 @@ def test_a_released_teacher_and_images_without_captions(
     assert lines[0] == f"teacher: {teacher}, width 64, 1 vision blocks, frozen, in float32"
     assert lines[2] == (
         "bridge: the teacher's features (it has no prototype head), through a linear projector "
-        "from 48 to 64, which the student is left without"
+        "from 48 to 64, not part of the saved student"
     )
     assert lines[3] == "tokenizer: the teacher's"
-    assert lines[4] == f"data: 6 images in {images}, a plain folder, none of them with a caption"
-    assert lines[5] == "contrast with captions: off, for no image has a caption"
-    assert lines[6].startswith("text tower: random, and it learns nothing")
+    assert lines[4] == f"data: 6 images in {images}, a plain folder, without captions"
+    assert lines[5] == "contrast with captions: off, no image has a caption"
+    assert lines[6].startswith("text tower: random and not trained")
     assert lines[-1] == f"The student is in {student}"
     assert Tipsv2Model.from_pretrained(student).vision_model.config.hidden_size == 48
     assert len(Tipsv2Tokenizer.from_pretrained(student)) == len(
@@ -76,8 +75,11 @@ def test_without_captions_a_student_keeps_the_words_of_a_teacher_of_its_width(
     arguments = ["--teacher", teacher, "--images", images, "--name", "mine"]
     assert call("distill", tmp_path, arguments, "method.text_start=teacher") == 0
     out = capsys.readouterr().out
-    assert "text tower: the teacher's, unchanged; the student learns to see in its space" in out
-    assert "directly, for widths are equal" in out
+    assert (
+        "text tower: the teacher's, unchanged; the student's images are embedded in its space"
+        in out
+    )
+    assert "directly, because the widths are equal" in out
     before, after = (
         Tipsv2Model.from_pretrained(folder).state_dict()
         for folder in (teacher, tmp_path / "runs/mine/model")
@@ -95,7 +97,7 @@ def test_a_run_as_teacher_and_images_with_captions(
     teacher = tmp_path / "runs/pretrained-captioned-small"
     said = capsys.readouterr().out
     assert "patches: on, weight 2, iBOT++, every patch, 75% masked" in said
-    assert f"its run's folder can be a teacher's: --teacher {teacher}" in said
+    assert f"to use it as a teacher: --teacher {teacher}" in said
     arguments = ["--teacher", teacher, "--images", images]
     assert call("distill", tmp_path, arguments, "method.text_start=teacher") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -122,4 +124,4 @@ def test_mistakes_are_told_in_one_line(
     assert call("distill", tmp_path, ["--teacher", make_teacher(WIDE), "--images", empty]) == 2
     assert f"error: {empty} holds no image" in capsys.readouterr().err
     assert call("pretrain", tmp_path, ["--images", images]) == 2
-    assert "needs captions, which keep the encoder from collapsing" in capsys.readouterr().err
+    assert "needs captions, which prevent a collapse of the encoder" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A run's log has every step once, however often the run was stopped."""
+"""The log of a run."""
 
 from pathlib import Path
 

@@ -1,0 +1,504 @@
+"""Cost of a run: operations against real steps, memory, and what is read from a configuration."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Tipsv2Config, Tipsv2Model
+
+from model.features import vision_tokens
+from model.variants import VARIANTS
+from training.config import DataConfig, ModelConfig, TrainingConfig
+from training.cost import (
+    _ATTENTION,
+    DEVICES,
+    Accelerator,
+    Cluster,
+    Count,
+    DeviceState,
+    RunPlan,
+    Workload,
+    _Kept,
+    batch_that_fits,
+    block_bytes,
+    count_per_image,
+    device,
+    estimate,
+    extend_in_depth,
+    optimizer_bytes,
+    passes_of,
+    plan_of,
+    state_of,
+    text_pass,
+    vision_pass,
+)
+from training.data.batch import MAX_TOKENS, Batch, TextBatch
+from training.data.crops import CropConfig
+from training.data.shards.batches import ShardsConfig
+from training.heads import HeadConfig
+from training.methods.base import Method, Step
+from training.methods.distill import Distill, DistillConfig
+from training.methods.pretrain import Pretrain, PretrainConfig
+from training.methods.teacher import FrozenTeacher
+from training.optim import OptimConfig, OptimizerName, build_optimizers
+from training.parallel import ParallelKind
+from training.targets import Softmax
+
+TOKENS, WIDTH, HIDDEN = 5, 8, 12
+
+
+def test_a_linear_layer_costs_two_operations_per_weight_and_token() -> None:
+    def compute(layer: nn.Linear, batch: int) -> Tensor:
+        output: Tensor = layer(torch.empty(batch, TOKENS, WIDTH, requires_grad=True))
+        return output
+
+    count = count_per_image(lambda: nn.Linear(WIDTH, HIDDEN), compute)
+    product = 2 * TOKENS * WIDTH * HIDDEN
+    assert count.forward_flops == product
+    # One product for the gradient of the input and one for that of the weights.
+    assert count.backward_flops == 2 * product
+    # The input, in bfloat16, for the gradient of the weights; the weights are no activation.
+    assert count.saved_bytes == 2 * TOKENS * WIDTH
+
+
+def test_without_a_backward_pass_nothing_is_kept() -> None:
+    def compute(layer: nn.Linear, batch: int) -> Tensor:
+        output: Tensor = layer(torch.empty(batch, TOKENS, WIDTH))
+        return output
+
+    count = count_per_image(lambda: nn.Linear(WIDTH, HIDDEN), compute, trains=False)
+    assert count == Count(forward_flops=2 * TOKENS * WIDTH * HIDDEN)
+
+
+def test_what_is_kept_twice_is_counted_once() -> None:
+    def compute(_: nn.Module, batch: int) -> Tensor:
+        values = torch.empty(batch, WIDTH, requires_grad=True) * 1.0
+        return values.sin() + values.cos()  # both keep `values`
+
+    assert count_per_image(nn.Identity, compute).saved_bytes == 4 * WIDTH
+
+
+def tower(depth: int) -> Tipsv2Model:
+    sizes = {"hidden_size": 16, "num_hidden_layers": depth, "num_attention_heads": 2}
+    config = Tipsv2Config(
+        vision_config={**sizes, "image_size": 28},
+        text_config={**sizes, "intermediate_size": 64, "vocab_size": 40},
+    )
+    return Tipsv2Model(config)
+
+
+def encode(model: Tipsv2Model, batch: int) -> Tensor:
+    return vision_tokens(model, torch.zeros(batch, 3, 28, 28)).patches_BND
+
+
+def test_a_tower_without_memory_counts_as_a_real_one() -> None:
+    counted = count_per_image(lambda: tower(3), encode)
+    # Attention as plain products, which is what the counter knows of the processor's.
+    model = tower(3)
+    model.set_attn_implementation("eager")
+    totals = []
+    for batch in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            output = encode(model, batch)
+            forward = counter.get_total_flops()
+            output.sum().backward()
+        totals.append((forward, counter.get_total_flops() - forward))
+    assert counted.forward_flops == totals[1][0] - totals[0][0]
+    # Fused attention makes its scores a second time in the backward pass: one more product.
+    tokens, layers, width = 6, 3, 16
+    scores = layers * 2 * tokens * tokens * width
+    assert counted.backward_flops == totals[1][1] - totals[0][1] + scores
+
+
+def test_depth_is_linear() -> None:
+    def at(depth: int) -> Count:
+        return count_per_image(lambda: tower(depth), encode)
+
+    assert extend_in_depth(at, 5) == at(5)
+
+
+def test_recomputing_costs_a_forward_pass_and_saves_memory() -> None:
+    def recomputing() -> Tipsv2Model:
+        model = tower(4)
+        model.train()
+        model.activation_checkpointing_enable()
+        return model
+
+    plain, saving = (count_per_image(build, encode) for build in (lambda: tower(4), recomputing))
+    assert saving.forward_flops == plain.forward_flops
+    extra = saving.backward_flops - plain.backward_flops
+    patch_embedding = 2 * 4 * (3 * 14 * 14) * 16
+    assert extra == plain.forward_flops - patch_embedding  # all blocks are done again
+    assert saving.saved_bytes < plain.saved_bytes / 2
+
+
+def test_counts_add_up() -> None:
+    one = Count(forward_flops=1, backward_flops=2, saved_bytes=3)
+    assert one + one.times(2) == one.times(3)
+    assert one.times(3).flops == 9
+
+
+def learner() -> nn.Module:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return Tipsv2Model(
+        Tipsv2Config(
+            vision_config={**sizes, "image_size": 28},
+            text_config={**sizes, "intermediate_size": 64, "vocab_size": 40},
+        )
+    )
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "adafactor"])
+def test_what_an_optimizer_will_keep_is_what_it_keeps(name: OptimizerName) -> None:
+    module = learner()
+    optimizers = build_optimizers([module], OptimConfig(optimizer=name))
+    expected = optimizer_bytes(optimizers)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    kept = [
+        tensor.numel() * tensor.element_size()
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for key, tensor in state.items()
+        if key != "step"
+    ]
+    assert sum(kept) == expected
+
+
+def test_an_optimizer_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="SGD"):
+        optimizer_bytes([torch.optim.SGD(learner().parameters())])
+
+
+def with_average() -> tuple[nn.Module, nn.Module]:
+    """A learner and, within it, a moving average of a thousand parameters."""
+    average = nn.Linear(1000, 1, bias=False).requires_grad_(requires_grad=False)
+    return nn.ModuleList([learner(), average]), average
+
+
+def laid_out(parallel: ParallelKind, num_devices: int) -> DeviceState:
+    module, average = with_average()
+    return state_of(
+        module,
+        build_optimizers([module], OptimConfig(optimizer="adamw")),
+        averages=[average],
+        teacher_bytes=77,
+        parallel=parallel,
+        num_devices=num_devices,
+    )
+
+
+def test_a_single_device_holds_everything_once() -> None:
+    count = sum(parameter.numel() for parameter in learner().parameters())
+    for kind in ("ddp", "fsdp2"):
+        state = laid_out(kind, 1)
+        assert state.total == 4 * count * (1 + 1 + 2) + 4 * 1000 + 77 + 2 * count
+
+
+def test_what_is_not_trained_has_no_gradient() -> None:
+    module = learner()
+    assert isinstance(module, Tipsv2Model)
+    text = sum(parameter.numel() for parameter in module.text_model.parameters())
+    everything = sum(parameter.numel() for parameter in module.parameters())
+    module.text_model.requires_grad_(requires_grad=False)
+    optimizers = build_optimizers([module], OptimConfig(optimizer="adamw"))
+    state = state_of(module, optimizers, parallel="ddp", num_devices=1)
+    assert state.parameters == 4 * everything
+    assert state.gradients == 4 * (everything - text)
+    assert state.optimizer == 2 * state.gradients
+
+
+def test_cut_state_shrinks_with_the_devices_and_copied_state_does_not() -> None:
+    four, eight = laid_out("fsdp2", 4), laid_out("fsdp2", 8)
+    for part in ("parameters", "gradients", "optimizer", "average"):
+        assert getattr(four, part) == 2 * getattr(eight, part)
+    for part in ("teacher", "copies", "gathered"):
+        assert getattr(four, part) == getattr(eight, part) > 0
+    assert laid_out("ddp", 4) == laid_out("ddp", 8)
+    assert laid_out("ddp", 4).gathered == 0
+
+
+def test_what_is_gathered_is_never_more_than_everything() -> None:
+    count = sum(parameter.numel() for parameter in learner().parameters())
+    assert 0 < laid_out("fsdp2", 4).gathered < 2 * 4 * count
+
+
+def test_the_batch_that_fits_uses_what_the_state_leaves() -> None:
+    card = Accelerator(name="x", title="x", peak_flops=1, memory_bytes=1000, source="made up")
+    empty = DeviceState(
+        parameters=100, gradients=0, optimizer=0, average=0, teacher=0, copies=0, gathered=0
+    )
+    assert batch_that_fits(card, empty, 100, usable_share=0.5) == 4
+    assert batch_that_fits(card, empty, 401, usable_share=0.5) == 0
+    assert batch_that_fits(card, empty, 100, usable_share=0.05) == 0
+
+
+def test_every_device_says_where_its_numbers_are_from() -> None:
+    for name, card in DEVICES.items():
+        assert device(name) is card
+        assert card.source
+        assert 1e14 < card.peak_flops < 2e15
+    with pytest.raises(ValueError, match="a100, h100, h200"):
+        device("b200")
+
+
+HEAD = HeadConfig(layers=2, hidden=24, bottleneck=8, num_prototypes=20)
+STUDENT = ModelConfig(dim=16, vision_layers=2, text_layers=2, heads=2, native_size=56).build(50)
+TEACHER = ModelConfig(dim=32, vision_layers=3, text_layers=1, heads=2, native_size=56).build(50)
+NUM_CROPS = 3
+WORK = Workload(student=STUDENT, head=HEAD, global_size=56, num_local=NUM_CROPS, local_size=28)
+DISTILLED = replace(WORK, teacher=TEACHER, has_masked_view=False)
+
+
+def block_flops(tokens: int, width: int, hidden: int, *, matrices: int = 2) -> int:
+    """One block: four projections, an MLP of some matrices, scores and their sums."""
+    projections = 4 * 2 * tokens * width * width
+    mlp = matrices * 2 * tokens * width * hidden
+    return projections + mlp + 2 * 2 * tokens * tokens * width
+
+
+@pytest.mark.parametrize(("name", "matrices"), [("b14", 2), ("so400m14", 2), ("g14", 3)])
+def test_a_tower_of_the_family_costs_its_products(name: str, matrices: int) -> None:
+    size = VARIANTS[name]
+    count = vision_pass(size.build(), 224, trains=False)
+    patches = 16 * 16
+    embedding = 2 * patches * 3 * 14 * 14 * size.width
+    block = block_flops(patches + 2, size.width, size.vision_mlp, matrices=matrices)
+    assert count.forward_flops == embedding + size.vision_layers * block
+    assert count.backward_flops == count.saved_bytes == 0
+
+
+def test_a_caption_costs_its_products() -> None:
+    size = VARIANTS["b14"]
+    block = block_flops(MAX_TOKENS, size.width, size.text_mlp)
+    assert text_pass(size.build()).forward_flops == size.text_layers * block
+
+
+def test_a_block_keeps_its_tokens_and_no_scores_of_pairs() -> None:
+    # 4 or 16 patches, each time with two CLS tokens.
+    assert block_bytes(STUDENT, 56) == 3 * block_bytes(STUDENT, 28) > 0
+
+
+def pretrained(config: PretrainConfig) -> Method:
+    return Pretrain(Tipsv2Model(STUDENT), config)
+
+
+def distilled(config: DistillConfig) -> Method:
+    teacher = FrozenTeacher(
+        model=Tipsv2Model(TEACHER), head=HEAD.build(32), centering=Softmax(temperature=0.06)
+    )
+    return Distill(Tipsv2Model(STUDENT), config, teacher)
+
+
+def batch_of(rows: int) -> Batch:
+    """Captions as long as they may be, all different."""
+
+    def texts(first: int) -> TextBatch:
+        tokens_BL = torch.ones((rows, MAX_TOKENS), dtype=torch.int64)
+        tokens_BL[:, 0] = torch.arange(rows) + first
+        return TextBatch(token_ids_BL=tokens_BL, mask_BL=torch.ones_like(tokens_BL))
+
+    return Batch(
+        pixels_B3HW=torch.rand(rows, 3, 56, 56),
+        locals_CB3hw=torch.rand(NUM_CROPS, rows, 3, 28, 28),
+        captioned_B=torch.ones(rows, dtype=torch.bool),
+        cls1=texts(1),
+        cls1_ids_T=torch.arange(rows),
+        cls2=texts(20),
+        cls2_ids_T=torch.arange(rows),
+        names=texts(1),
+        name_ids_U=torch.arange(rows),
+        present_BU=torch.ones((rows, rows), dtype=torch.bool),
+    )
+
+
+def executed(method: Method, rows: int) -> tuple[int, int]:
+    """Operations of a step, and bytes that its forward pass keeps."""
+    step = Step(progress=0.5, generator=torch.Generator(), first_row=0, global_rows=rows)
+    method.zero_grad()
+    kept = _Kept(method)
+    hooks = torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor)
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+        with torch.autocast("cpu", dtype=torch.bfloat16), hooks:
+            loss = method(batch_of(rows), step).loss
+        loss.backward()
+    return int(counter.get_total_flops()), kept.num_bytes
+
+
+CASES: dict[str, tuple[Callable[[], Method], Workload]] = {
+    "pretrain": (lambda: pretrained(PretrainConfig(head=HEAD)), WORK),
+    "full EMA": (
+        lambda: pretrained(PretrainConfig(head=HEAD, ema="full")),
+        replace(WORK, averages_encoder=True),
+    ),
+    "no crops": (
+        lambda: pretrained(PretrainConfig(head=HEAD, dino_weight=0.0)),
+        replace(WORK, num_local=0),
+    ),
+    "recomputed": (lambda: pretrained(PretrainConfig(head=HEAD)), replace(WORK, checkpoint=True)),
+    "distill": (lambda: distilled(DistillConfig(head=HEAD)), DISTILLED),
+    "features": (
+        lambda: distilled(DistillConfig(head=HEAD, patch_loss="features", dino_weight=0.0)),
+        replace(DISTILLED, patch_target="features", num_local=0),
+    ),
+}
+
+
+def split(two: int, four: int, six: int) -> tuple[int, int]:
+    """Take the measures of three batches apart: so much an image, so much a pair of images.
+
+    What is left is a constant, such as stretching the position grid.
+    """
+    a_pair, rest = divmod(six - 2 * four + two, 8)
+    assert rest == 0
+    return (four - two) // 2 - 6 * a_pair, a_pair
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_passes_add_up_to_what_a_method_executes(case: str) -> None:
+    build, work = CASES[case]
+    method = build().train()
+    method.model.set_attn_implementation("sdpa")
+    if isinstance(method, Distill):
+        method._teacher.model.set_attn_implementation("sdpa")
+    if work.checkpoint:
+        method.model.activation_checkpointing_enable()
+    flops, kept = zip(*(executed(method, rows) for rows in (2, 4, 6)), strict=True)
+    passes = passes_of(work, global_batch=1)
+    contrast = passes.pop("contrast")
+    flops_a_image, flops_a_pair = split(*flops)
+    assert flops_a_image == sum(count.flops for count in passes.values())
+    # One rank makes both directions' cosines in one product; several need one for each.
+    assert contrast.flops == 2 * flops_a_pair
+    # Passes that share a tensor keep it once: what is counted is never too little, nor far off.
+    kept_a_image, _ = split(*kept)
+    counted = sum(count.saved_bytes for count in passes.values())
+    assert kept_a_image <= counted <= 1.2 * kept_a_image
+
+
+def test_crops_of_no_whole_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 14"):
+        replace(WORK, global_size=100)
+
+
+def test_the_towers_are_those_of_a_variant() -> None:
+    config: Tipsv2Config = VARIANTS["s14"].build()
+    assert vision_pass(config, 224).flops < vision_pass(VARIANTS["b14"].build(), 224).flops
+
+
+TINY = ModelConfig(dim=16, vision_layers=2, text_layers=2, heads=2, native_size=56, vocab_size=300)
+CARD = Accelerator(name="x", title="X", peak_flops=1e12, memory_bytes=1e9, source="made up")
+
+
+@pytest.fixture
+def config() -> TrainingConfig:
+    """Pretraining on shards, two micro-batches a step."""
+    crops = CropConfig(global_size=56, num_local=3, local_size=28)
+    return TrainingConfig(
+        name="tiny",
+        method=PretrainConfig(head=HEAD),
+        model=TINY,
+        data=ShardsConfig(folder=Path("shards"), crops=crops),
+        num_steps=10,
+        batch_size=8,
+        accumulate=2,
+    )
+
+
+def distilled_plan(config: TrainingConfig, method: DistillConfig) -> TrainingConfig:
+    return replace(config, method=method, teacher=Path("runs/none"))
+
+
+def test_a_plan_says_what_the_configuration_says(config: TrainingConfig) -> None:
+    plan = plan_of(config, num_ranks=4)
+    work = plan.workload
+    assert (plan.num_steps, plan.global_batch, plan.teacher_bytes) == (10, 64, 0)
+    assert (work.global_size, work.num_local, work.local_size) == (56, 3, 28)
+    assert work.has_masked_view
+    assert not work.averages_encoder
+    assert work.teacher is None
+    assert {p.device.type for p in plan.method.parameters()} == {"meta"}
+    assert plan.num_trained == sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
+    full = plan_of(replace(config, method=PretrainConfig(head=HEAD, ema="full")), num_ranks=4)
+    assert full.workload.averages_encoder
+
+
+def test_views_that_no_loss_looks_at_are_not_counted(config: TrainingConfig) -> None:
+    bare = PretrainConfig(head=HEAD, dino_weight=0.0, ibot_weight=0.0)
+    work = plan_of(replace(config, method=bare), num_ranks=1).workload
+    assert (work.num_local, work.has_masked_view, work.patch_target) == (0, False, "none")
+
+
+def test_a_distillation_masks_nothing_and_holds_its_teacher(config: TrainingConfig) -> None:
+    exact = plan_of(
+        distilled_plan(config, DistillConfig(head=HEAD)), num_ranks=1, assumed_teacher="b14"
+    )
+    assert not exact.workload.has_masked_view
+    assert exact.workload.teacher is not None
+    halved = DistillConfig(head=HEAD, teacher_dtype="bfloat16", patch_loss="features")
+    half = plan_of(distilled_plan(config, halved), num_ranks=1, assumed_teacher="b14")
+    model = 86_316_288 + 109_632_000 + 1  # the released B/14
+    assert half.teacher_bytes == 2 * model
+    assert exact.teacher_bytes > 4 * model
+    masked = distilled_plan(config, DistillConfig(head=HEAD, mask_ratio=0.5))
+    assert plan_of(masked, num_ranks=1, assumed_teacher="b14").workload.has_masked_view
+
+
+def test_drawn_scenes_count_at_their_last_size(config: TrainingConfig) -> None:
+    scenes = replace(config, data=DataConfig())
+    size = DataConfig().stages[-1].scenes.size
+    assert plan_of(scenes, num_ranks=1).workload.global_size == size
+
+
+@pytest.fixture
+def plan(config: TrainingConfig) -> RunPlan:
+    """A step of 64 images on four ranks."""
+    return plan_of(config, num_ranks=4)
+
+
+def test_hours_are_operations_over_speed(plan: RunPlan) -> None:
+    guess = estimate(plan, Cluster(device=CARD, num_devices=4, mfu=0.5))
+    assert guess.flops_per_image == sum(count.flops for count in guess.passes.values())
+    seconds = guess.flops_per_image * 64 * 10 / (1e12 * 0.5)
+    assert guess.device_hours == pytest.approx(seconds / 3600)
+    assert guess.hours == pytest.approx(guess.device_hours / 4)
+    assert guess.batch_per_device == 16
+    twice = estimate(plan, Cluster(device=CARD, num_devices=8, mfu=0.25))
+    assert twice.hours == pytest.approx(guess.hours)
+    assert twice.batch_per_device == 8
+
+
+def test_a_step_that_does_not_fit_is_cut_in_parts(plan: RunPlan) -> None:
+    roomy = estimate(plan, Cluster(device=CARD, num_devices=4, mfu=0.5))
+    assert roomy.micro_batches == 1
+    assert roomy.memory_bytes == roomy.state.total + 16 * roomy.bytes_per_image
+    held = roomy.state.total + 5.5 * roomy.bytes_per_image
+    tight = replace(CARD, memory_bytes=held / 0.9)
+    guess = estimate(plan, Cluster(device=tight, num_devices=4, mfu=0.5))
+    assert (guess.largest_batch, guess.micro_batches) == (5, 4)
+    assert guess.memory_bytes == guess.state.total + 4 * guess.bytes_per_image
+    small = replace(CARD, memory_bytes=guess.state.total)
+    assert estimate(plan, Cluster(device=small, num_devices=4, mfu=0.5)).micro_batches is None
+
+
+def test_recomputing_blocks_costs_operations_and_saves_memory(config: TrainingConfig) -> None:
+    cluster = Cluster(device=CARD, num_devices=1, mfu=0.5)
+    deep = replace(config, model=replace(TINY, vision_layers=8), batch_size=2, accumulate=1)
+    plain, saving = (
+        estimate(plan_of(replace(deep, checkpoint_activations=on), num_ranks=1), cluster)
+        for on in (False, True)
+    )
+    assert saving.total_flops > plain.total_flops
+    assert saving.bytes_per_image < plain.bytes_per_image
+
+
+@pytest.mark.parametrize(("num_devices", "mfu"), [(0, 0.4), (8, 0.0), (8, 1.01)])
+def test_a_cluster_that_cannot_be_is_refused(num_devices: int, mfu: float) -> None:
+    with pytest.raises(ValueError, match=r"at least one device|share of the peak"):
+        Cluster(device=CARD, num_devices=num_devices, mfu=mfu)

@@ -10,9 +10,9 @@ from service.settings import describe_settings, load_settings
 
 
 def run() -> int:
-    """Returns the process's exit status; 2 for settings that do not fit."""
+    """Run the server; returns the exit status, which is 2 for invalid settings."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["serve"]:  # SageMaker starts every container so
+    if arguments[:1] == ["serve"]:  # SageMaker starts every container with this argument
         del arguments[0]
     try:
         settings = load_settings(arguments, os.environ)

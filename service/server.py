@@ -1,7 +1,7 @@
-"""The whole program put together: model, data plane, REST, gRPC, metrics; start and drain.
+"""Builds the whole server (models, data plane, REST, gRPC, metrics), starts and drains it.
 
-Order at the start: listen (not ready), load, warm up, ready. Order at the end: not ready but still
-serving, nobody new, finish what is there, close both transports, stop the lanes.
+Start: listen (not ready), load, warm up, ready. Stop: fail readiness but keep serving, reject new
+requests, finish requests in flight, close both transports, stop the lanes.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ from service.safety.protection import Protection
 from service.settings import Settings
 from service.watchdog import Watchdog
 
-# How long answers that are ready may still be written to slow readers.
+# Time to write finished answers to slow clients.
 WRITE_GRACE_S = 5
-# How long the reader of the log may take for the last lines.
+# Time for the log writer to write the last lines.
 LOG_GRACE_S = 2.0
-# How long a collector may take for the last spans.
+# Time for the trace collector to accept the last spans.
 TRACE_GRACE_S = 3.0
 
 ModelLoader = Callable[[Settings, Metrics, ModelSource], ServedModel]
@@ -50,8 +50,12 @@ ModelLoader = Callable[[Settings, Metrics, ModelSource], ServedModel]
 logger = logging.getLogger(__name__)
 
 
+class StartError(Exception):
+    """The start failed for a reason that the user can correct; the message gives it."""
+
+
 class Server:
-    """One process: builds the parts, runs them, and ends in order."""
+    """All parts of one server process."""
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class Server:
             folder=settings.model_repository,
             max_use_s=settings.request_timeout_s,
         )
-        self.repository.on_change = self._show_health
+        self.repository.on_change = self._publish_model_health
         self.plane = DataPlane(
             self.gate,
             self.models,
@@ -99,18 +103,18 @@ class Server:
             address=(settings.host, settings.grpc_port),
             repository=managed,
         )
-        self._watchdog = Watchdog(self._health, self._tell_health, settings.watchdog_interval_s)
+        self._watchdog = Watchdog(self._health, self._publish_health, settings.watchdog_interval_s)
         self._metrics_server = serve_metrics(settings, self.metrics, self.plane)
 
     def request_stop(self) -> None:
-        """Begin to drain; call it on the server's own loop."""
+        """Start the drain; call it on the event loop of the server."""
         self._stop.set()
 
     async def run(self) -> None:
-        """Serve until asked to stop, then drain.
+        """Serve until `request_stop`, then drain.
 
         Raises:
-            Exception: The model could not be loaded, or its warm-up failed.
+            Exception: A model could not be loaded, or the server failed later.
         """
         observe_lag = self.metrics.loop_lag.labels("http").observe
         async with watching_loop_lag(observe_lag), trimming_memory():
@@ -123,7 +127,7 @@ class Server:
         try:
             if await self._load_models(stop):
                 self.gate.open()
-                await asyncio.to_thread(self._tell_health, self.plane.health)
+                await asyncio.to_thread(self._publish_health, self.plane.health)
                 self._watchdog.start()
                 self.ready.set()
                 self._warn()
@@ -137,19 +141,19 @@ class Server:
             self._close()
 
     def _warn(self) -> None:
-        """Say what is set that its owner may not have meant."""
+        """Warn about settings that may be unintended."""
         keys = (self.settings.api_keys, self.settings.api_keys_file)
         if self.settings.enable_management and keys == (None, None):
-            logger.warning("anybody may load and unload models: no API keys are set")
+            logger.warning("every caller may load and unload models: no API keys are set")
 
     def _health(self) -> Mapping[str, bool]:
         return self.plane.health
 
-    def _tell_health(self, models: Mapping[str, bool]) -> None:
+    def _publish_health(self, models: Mapping[str, bool]) -> None:
         self._grpc.set_health(models, self.plane.is_ready)
 
     async def _load_models(self, stop: "asyncio.Task[Literal[True]]") -> bool:
-        """Whether all that the settings name are served; False where asked to stop first."""
+        """Load all models of the settings; False if the server was stopped first."""
         cache, precisions = self.settings.cache, self.settings.convert_precisions
         named = [ModelSource.from_setting(t, cache, precisions) for t in self.settings.model]
         if len(named) > 1:
@@ -166,11 +170,8 @@ class Server:
             loading.result()
         return True
 
-    def _show_health(self, name: str, is_served: bool) -> None:
-        """Tell health checks of one model, and of the whole, which needs any; nothing while shut.
-
-        Comes from the loader's thread.
-        """
+    def _publish_model_health(self, name: str, is_served: bool) -> None:
+        """Publish the health of one model and of the server; called in the loader's thread."""
         if self.gate.is_open:
             self._grpc.set_health({name: is_served}, self.plane.is_ready)
 
@@ -185,25 +186,25 @@ class Server:
             write_ports(self.settings.ports_file, self.ports)
 
     async def _drain(self, http: "asyncio.Future[None]") -> None:
-        """Turn balancers away, then newcomers, then wait for all who are there, then close."""
+        """Fail readiness, then reject new requests, wait for those in flight, and close."""
         self.repository.cancel()
         await asyncio.to_thread(self._watchdog.stop)
         await self._announce_drain()
         limit_s = self.settings.drain_timeout_s
-        have_gone = await asyncio.gather(
+        are_idle = await asyncio.gather(
             self._http.drain(self._http_socket, limit_s),
             asyncio.to_thread(self._grpc.drain, limit_s),
         )
         self.gate.drain()
-        if not all(have_gone):
-            logger.warning("requests were still inside when the drain ran out of time")
-            # What still waits for a lane is answered 503 while it can be written.
+        if not all(are_idle):
+            logger.warning("requests were still in flight when the drain timed out")
+            # Work that waits for a lane is answered by 503 while its connection is still open.
             await asyncio.to_thread(self.repository.close)
         self._http.should_exit = True
         await asyncio.gather(http, asyncio.to_thread(self._grpc.stop, WRITE_GRACE_S))
 
     async def _announce_drain(self) -> None:
-        """Not ready any more, but still serving for as long as balancers take to notice."""
+        """Fail readiness but keep serving until load balancers have noticed."""
         was_open = self.gate.is_open
         self.gate.announce_drain()
         await asyncio.to_thread(self._grpc.announce_drain)
@@ -220,10 +221,10 @@ class Server:
 
 
 def serve_metrics(settings: Settings, metrics: Metrics, plane: DataPlane) -> MetricsServer:
-    """The platform's port.
+    """Start the port for metrics and probes.
 
     Raises:
-        OSError: The address cannot be taken.
+        OSError: The address is not available.
     """
     metrics.watch_ready(lambda: plane.is_ready)
     checks = {LIVE: plane.check_live, READY: plane.check_ready}
@@ -231,7 +232,7 @@ def serve_metrics(settings: Settings, metrics: Metrics, plane: DataPlane) -> Met
 
 
 def write_ports(path: Path, ports: dict[str, int]) -> None:
-    """Write the ports as JSON; the file appears at once or not at all."""
+    """Write the ports as JSON, atomically."""
     atomic_write(path, json.dumps(ports) + "\n")
 
 
@@ -239,17 +240,17 @@ def main(settings: Settings) -> int:
     """Run the server until SIGTERM or SIGINT.
 
     Returns:
-        The exit status: 0 after a drain, 1 where the start failed.
+        The exit status: 0 after a drain, 1 after a failure.
     """
     log = configure_logging(settings.log_level, settings.log_format)
     try:
         uvloop.run(_run(settings, log))
-    except (ValueError, OSError, ImportError) as error:
-        # The user's to mend: the message says how, and a traceback would hide it.
+    except StartError as error:
+        # The user can correct it: the message says how, and a traceback would hide that.
         logger.error("the server could not start: %s", error)
         return 1
     except Exception:
-        logger.exception("the server could not go on")
+        logger.exception("the server failed")
         return 1
     finally:
         log.close(LOG_GRACE_S)
@@ -257,7 +258,19 @@ def main(settings: Settings) -> int:
 
 
 async def _run(settings: Settings, log: LogQueue) -> None:
-    server = Server(settings, log=log)
+    server: Server | None = None
+    try:
+        server = Server(settings, log=log)
+        _stop_on_signals(server)
+        await server.run()
+    except (ValueError, OSError, ImportError) as error:
+        # After the start such an error is a bug or an incident, which needs its traceback.
+        if server is not None and server.ready.is_set():
+            raise
+        raise StartError(str(error)) from error
+
+
+def _stop_on_signals(server: Server) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -269,4 +282,3 @@ async def _run(settings: Settings, log: LogQueue) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    await server.run()

@@ -1,7 +1,7 @@
-"""The server's settings, and the only reader of the environment.
+"""The server's settings, from flags and environment variables.
 
-Every setting is a flag (`--http-port 0`) and a variable (`TIPSERVE_HTTP_PORT=0`); a flag wins. A
-flag or a `TIPSERVE_` variable that is not known is an error, so that no misspelling is ignored.
+Every setting is a flag (`--http-port 0`) and a variable (`TIPSERVE_HTTP_PORT=0`); a flag wins. An
+unknown flag or `TIPSERVE_` variable is an error, so that no misspelling is ignored.
 """
 
 import json
@@ -18,15 +18,19 @@ from model.conversion.cache import default_cache
 from model.graphs import Precision
 
 PREFIX = "TIPSERVE_"
+# No name of a variable contains "=".
+NO_VARIABLE = "="
 SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
-# What Kubernetes sets in every pod beside Services called tipserve, or tipserve-predictor as KServe
-# calls one; none of it is a setting.
+# The command line client reads these; they may be exported in the same shell as the server.
+CLIENT_VARIABLES = {"TIPSERVE_URL", "TIPSERVE_API_KEY"}
+# Kubernetes sets these in every pod of a namespace with a Service called tipserve, or
+# tipserve-predictor as KServe calls it.
 SERVICE_LINK = re.compile(
     r"TIPSERVE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
 LINK_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 
-# Vertex AI tells a container by these; ours, where given, count instead.
+# Vertex AI configures a container by these variables; a TIPSERVE_ variable overrides them.
 PLATFORM_VARIABLES = {
     "AIP_HTTP_PORT": "http_port",
     "AIP_HEALTH_ROUTE": "health_route",
@@ -40,7 +44,7 @@ Route = Annotated[str, Field(pattern=r"^/[\w./:@~-]+$", max_length=512)]
 
 
 class Settings(BaseSettings):
-    """REST, gRPC and metrics around the models that are served."""
+    """Serve TIPSv2 models over REST and gRPC, with Prometheus metrics."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -55,184 +59,194 @@ class Settings(BaseSettings):
     )
 
     model: Annotated[tuple[str, ...], NoDecode] = ("bundled",)
-    """Models to serve, with commas between; the first is the default, which answers requests that
-    name none. `bundled`, a folder with a model package, a checkpoint's folder (of transformers, or
-    with a pair of official .npz files), or a hub id such as `google/tipsv2-b14`, with `@revision`
-    behind it if wanted. Checkpoints are converted once, into `cache`. `name=` before any of these
-    serves it under that name."""
+    """Models to serve, separated by commas. The first one is the default model, which answers
+    requests that name no model. Each is `bundled`, a folder with a model package, a checkpoint
+    folder (transformers, or a pair of official .npz files), or a hub id such as
+    `google/tipsv2-b14`, optionally followed by `@revision`. Checkpoints are converted once, into
+    `cache`. Write `name=` in front of a model to serve it under that name."""
     cache: Path = Field(default_factory=lambda: default_cache(os.environ))
-    """Folder of converted packages. Default: `tipserve` in $XDG_CACHE_HOME or ~/.cache. Several
-    servers may share it: one converts, the others wait for it."""
+    """Folder for converted packages. Default: `tipserve` in $XDG_CACHE_HOME or ~/.cache. Several
+    servers may share it: one converts, the others wait for the result."""
     convert_precisions: Annotated[tuple[Precision, ...], NoDecode] = ()
-    """Graphs that a checkpoint is converted to beside those in fp32, with commas between: `fp16`,
-    `bf16`, `int8`, `int8_weights`. Each is compared with the model, and one that is too far from
-    it ends the start. OpenVINO computes in bf16 from the graphs in fp32 and needs none of these."""
+    """Precisions to convert a checkpoint to in addition to fp32, separated by commas: `fp16`,
+    `bf16`, `int8`, `int8_weights`. Each graph is compared with the model, and the start fails if
+    one differs too much. OpenVINO computes in bf16 from the fp32 graphs and needs none of these."""
     enable_management: bool = False
-    """Whether models can be loaded, swapped and unloaded by `POST /v2/repository/...`. Anybody who
-    may ask for a mask may then do it too: set API keys beside it."""
+    """Allow `POST /v2/repository/...` to load, swap and unload models. Every caller who may send
+    requests may then do so: set API keys too."""
     model_repository: Path | None = None
-    """Folder whose packages may be loaded at run time; nothing outside of it ever is."""
+    """Folder of the packages that may be loaded at run time. Others cannot be loaded."""
     sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ()
-    """Further shapes of images to be warmed up for and measured at the start, in pixels with
-    commas between: `896,896x672,1372` (one number is a square, two are height and width). Other
-    sizes are computed too, but the first image of each pays for what a runtime prepares."""
+    """Additional image sizes to warm up and measure at the start, in pixels, separated by commas:
+    `896,896x672,1372` (one number is a square, two are height and width). Other sizes work too,
+    but the first image of each is slow, because the runtime prepares for the new size."""
     runtime: Literal["auto", "onnx", "openvino", "tensorrt", "torch"] = "auto"
-    """What computes. `auto` takes the fastest that is proven on this machine, and says why in the
-    log and in `/v1/models`."""
+    """Runtime that executes the model. `auto` chooses the fastest one that is verified on this
+    machine, and reports the reason in the log and in `/v1/models`."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int8_weights"] = "auto"
-    """Number format of the arithmetic. `auto` takes less than fp32 only where the package proves
-    that its graphs stay exact so, and never int8."""
+    """Number format of the computation. `auto` chooses less than fp32 only if the package proves
+    that the graphs stay exact, and never int8."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where it computes. `auto` takes a GPU where there is one and a library for it."""
+    """Device that runs the model. `auto` chooses a GPU if there is one and a runtime supports
+    it."""
     onnx_provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
-    """Of the runtime `onnx`: its execution provider. One that cannot be had is an error."""
+    """Execution provider of ONNX Runtime. The start fails if it is unavailable."""
     lanes: Positive | None = None
-    """Batches computed side by side, each by a runtime of its own. Default: one for each CPU that
-    this process may use, at most 8, and no more than half of the free memory holds; on a GPU 2."""
+    """Number of batches computed in parallel, each by its own runtime instance. Default on a CPU:
+    one for each available CPU, at most 8, and at most as many as fit into half of the free memory.
+    Default on a GPU: 2."""
     threads_per_lane: Positive | None = None
-    """Threads of one runtime. Several lanes of one thread give more throughput than the reverse.
-    Default: 1, or the CPUs that lanes leave over, shared among them."""
+    """Threads of each runtime instance. Several lanes with one thread each have a higher throughput
+    than one lane with several threads. Default: 1, or more if there are fewer lanes than CPUs."""
     pool_threads: Positive | None = None
-    """Threads that decode images and encode answers. Default: as many as CPUs, at most 8, and no
-    more than decode images of `max_image_pixels` at once in half of the free memory."""
+    """Threads that decode images and encode responses. Default: the number of available CPUs, at
+    most 8, and at most as many as can decode images of `max_image_pixels` in half of the free
+    memory."""
     jpeg_decode: Literal["fast", "exact"] = "fast"
-    """`fast` decodes a JPEG at a half, a quarter or an eighth of its size where that leaves twice
-    what the model sees: in half the time, and on average half a grey level from `exact`."""
+    """`fast` decodes a JPEG at a half, a quarter or an eighth of its size if the result is still at
+    least twice the size that the model sees. It takes half the time, and differs from `exact` by
+    half a grey level on average."""
     warm_up_limit_s: Annotated[float, Field(ge=0)] = 2.0
-    """How long the start may measure what batches cost, in seconds, after every served shape has
-    run once. Fast models need a fraction of it."""
+    """Time limit in seconds for measuring batch costs at the start, after every served size has run
+    once. Fast models need a fraction of it."""
 
     watchdog_interval_s: Seconds = 10.0
-    """A lane that had nothing to do for so long tries itself with a batch of its own; less often
-    where that would take more than 2 % of its time. What lanes find is looked at every second."""
+    """Seconds after which an idle lane tests itself with a small batch. It tests less often if
+    tests would take more than 2 % of its time. The results are checked every second."""
     watchdog_hang_limit_s: Seconds = 30.0
-    """A batch that takes longer is taken for hung, unless ten times its measured cost is more. With
-    every lane hung or broken the server is not ready."""
+    """Seconds after which a running batch counts as hung, or ten times its measured cost if that is
+    more. The server is not ready while every lane is hung or broken."""
     watchdog_dead_limit_s: Seconds = 60.0
-    """With no lane well for so long the server is not live either: start it anew."""
+    """Seconds without a healthy lane after which the liveness probe fails, so that the platform
+    restarts the process."""
 
     host: str = "0.0.0.0"
     """Address that all three ports listen on."""
     http_port: Port = 8000
-    """REST. 0 takes a free port."""
+    """Port of the REST API. 0 chooses a free port."""
     grpc_port: Port = 8001
-    """gRPC. 0 takes a free port."""
+    """Port of the gRPC API. 0 chooses a free port."""
     metrics_port: Port = 8002
-    """Prometheus metrics. 0 takes a free port."""
+    """Port of the Prometheus metrics. 0 chooses a free port."""
     health_route: Route | None = None
-    """A further path of REST's health check, which needs no key. Default: AIP_HEALTH_ROUTE, as
-    Vertex AI gives it. `/ping` is there in any case."""
+    """Additional path of the REST health check, which needs no API key. Default: AIP_HEALTH_ROUTE,
+    as set by Vertex AI. `/ping` always exists."""
     predict_route: Route | None = None
-    """A further path of `/invocations`, which takes the body of any other route and Vertex AI's
-    `instances`. Default: AIP_PREDICT_ROUTE."""
+    """Additional path of `/invocations`, which accepts the body of every other route and Vertex
+    AI's `instances`. Default: AIP_PREDICT_ROUTE."""
     ports_file: Path | None = None
-    """Where the ports that were taken are written as JSON, once all three listen."""
+    """File to which the chosen ports are written as JSON, once all three listen."""
 
     max_batch_images: Positive | None = None
-    """Images of one batch. Default: doubled at the start for as long as that makes an image 5 %
-    cheaper; on a CPU it hardly does."""
+    """Maximum images in a batch. Default: measured at the start, by doubling it as long as that
+    makes an image at least 5 % cheaper; on a CPU it rarely does."""
     max_batch_patches: Positive = 4096
-    """Patches of one batch, and therefore of one image as the model sees it. On a CPU a batch
-    whose size was found at the start holds no more than so many images of the native size."""
+    """Maximum patches in a batch, and so in one image at model size. On a CPU a batch whose maximum
+    images were measured holds at most that many images of the native size."""
     max_batch_texts: Positive = 64
-    """Texts of one batch."""
+    """Maximum texts in a batch."""
     max_queue_delay_s: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds that a free lane waits for a batch to fill. It helps only where a batch is much
-    cheaper than its items one by one; a single request then waits this long."""
+    """Seconds that a free lane waits for a batch to fill. Useful only if a batch is much cheaper
+    than its items one by one; it delays single requests by this time."""
     prepare_ahead: bool | None = None
-    """Whether a thread puts the next batch together while the device computes. Default: only for a
-    GPU; on a CPU the lanes are the threads that would be taken from their work."""
+    """Assemble the next batch in another thread while the device computes. Default: only on a GPU;
+    on a CPU the extra thread would take time from the computation."""
     priority_step_s: Seconds = 5.0
-    """Seconds that a request may be overtaken by later ones of the next higher priority. After
-    them it goes first, so that none starves."""
+    """Seconds during which later requests of the next higher priority may overtake a request. After
+    that it goes first, so that no request starves."""
     max_queue_patches: Positive = 65536
-    """Work that may be inside at once, in patches; more is refused with 429."""
+    """Maximum patches of all requests in progress for each model. Further requests get 429."""
     text_cache_bytes: Positive = 64 * 1024 * 1024
-    """Memory for the embeddings of prompts, for each model: 19,000 of 768 numbers by default."""
+    """Memory for cached text embeddings, for each model. The default holds about 19,000 embeddings
+    of 768 numbers."""
 
     max_images_per_request: Positive = 32
-    """Images of one request."""
+    """Maximum images in a request."""
     max_texts_per_request: Positive = 1024
-    """Texts, or prompts of classes, of one request."""
+    """Maximum texts, or prompts of classes, in a request."""
     max_classes_per_request: Positive = 512
-    """Classes of one request, background classes included."""
+    """Maximum classes in a request, background classes included."""
     max_image_bytes: Positive = 16 * 1024 * 1024
-    """Bytes of one encoded image."""
+    """Maximum bytes of an encoded image."""
     max_image_pixels: Positive = 40_000_000
-    """Pixels of one image, as its header declares them."""
+    """Maximum pixels of an image, as declared by its header."""
     max_request_bytes: Positive = 32 * 1024 * 1024
-    """Bytes of one request body or message."""
+    """Maximum bytes of a request body or message."""
     request_timeout_s: Seconds = 60.0
-    """Deadline of a request that brings none, and the longest that one may bring."""
+    """Deadline in seconds of a request that sets none, and the longest that a request may set."""
     max_body_memory_bytes: Positive = 256 * 1024 * 1024
-    """Bytes of the bodies and messages of all requests that are inside; more is refused with 429
-    before it is read."""
+    """Maximum bytes of the bodies and messages of all requests in progress. Further requests get
+    429 before their body is read."""
     max_connections: Positive = 1024
-    """Open connections, for each protocol. Beyond, REST closes the one that is idle longest, and
-    refuses where none is."""
+    """Maximum open connections, for each protocol. Beyond that, REST closes the connection that was
+    idle longest, or refuses the new one if none is idle."""
     max_concurrent_rpcs: Positive = 512
-    """RPCs that run or wait at once; more are refused before their message is read."""
+    """Maximum RPCs in progress. Further RPCs are rejected before their message is read."""
     max_stream_requests: Positive = 64
-    """Requests of one gRPC stream that are worked on at once, or wait for those before them. No
-    more is read of it meanwhile, so its caller stops sending."""
+    """Maximum requests of one gRPC stream in progress. The server reads no further requests of the
+    stream meanwhile, so that its client stops sending."""
     stream_window_bytes: Annotated[int, Field(ge=65_535, le=16 * 1024 * 1024)] = 1024 * 1024
-    """Bytes that a gRPC client may send ahead of what is read. Each stream that is held up has so
-    much in memory, at times twice as much. A connection carries no more in one round trip, so that
-    more is faster over long links only: 1 MiB in 20 ms are 50 MB/s."""
+    """Bytes that a gRPC client may send before the server has read them. A stalled stream holds
+    this much memory, at times twice as much. It also limits the bytes per round trip: 1 MiB in
+    20 ms is 50 MB/s, so that a larger value is faster only over long links."""
     client_timeout_s: Seconds = 20.0
-    """In which a request's head must have come, and how long a client may send a body, or read an
-    answer, slower than `min_client_bytes_per_s`."""
+    """Time limit in seconds for the headers of a request, and for clients that send or read more
+    slowly than `min_client_bytes_per_s`."""
     min_client_bytes_per_s: Positive = 4096
-    """How fast a client must send and read on the whole."""
+    """Minimum average rate at which a client must send and read."""
     keep_alive_s: Seconds = 75.0
-    """How long a connection may be idle; longer than a balancer in front keeps its own."""
+    """Seconds after which an idle connection is closed. Set it higher than the idle timeout of a
+    load balancer in front."""
     max_connection_age_s: Seconds = 300.0
-    """After which a gRPC connection is closed once its RPCs are answered, so that clients come back
-    through the balancer and find new replicas."""
+    """Maximum age in seconds of a gRPC connection. It is then closed once its RPCs are answered, so
+    that clients reconnect through the load balancer and find new replicas."""
     drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
-    """How long a stopping server, which is no longer ready, still lets requests in, so that
-    balancers notice. 0 where something else waits before SIGTERM, as Kubernetes' preStop does."""
+    """Seconds during which a stopping server fails readiness but still accepts requests, so that
+    load balancers notice. Keep 0 if something else delays SIGTERM, such as a preStop hook of
+    Kubernetes."""
     drain_timeout_s: Seconds = 30.0
-    """How long a stopping server waits for what is inside."""
+    """Maximum seconds that a stopping server waits for requests in progress."""
 
     url_hosts: str | None = None
-    """Hosts from which a JSON body may have images fetched by `https://` URL: names with commas
-    between them, `*.example.org` for all below it. Default: no URL is fetched."""
+    """Hosts from which images may be fetched by an `https://` URL in a JSON body: names separated
+    by commas; `*.example.org` allows all subdomains. Default: no URL is fetched."""
     url_timeout_s: Seconds = 10.0
-    """Seconds that one image may take to be fetched, redirects included."""
+    """Maximum seconds for fetching an image, redirects included."""
 
     api_keys: SecretStr | None = None
-    """API keys with commas between them; without keys everybody may ask. Only as a variable: other
-    users of the machine can read a command line."""
+    """API keys, separated by commas. Without keys every caller is accepted. Set it only as a
+    variable: other users of the machine can read a command line."""
     api_keys_file: Path | None = None
-    """File with one API key a line, read again when it changes; they count beside the others."""
+    """File with one API key per line, in addition to `api_keys`. It is read again when it
+    changes."""
 
     tls_cert: Path | None = None
-    """PEM certificate of the server, its intermediate ones behind it; REST and gRPC then speak TLS
-    only. A changed file counts for new connections."""
+    """PEM file with the server certificate, followed by its intermediate certificates. REST and
+    gRPC then accept only TLS. New connections use a changed file."""
     tls_key: Path | None = None
-    """PEM private key of that certificate, not encrypted."""
+    """PEM file with the unencrypted private key of that certificate."""
     tls_client_ca: Path | None = None
-    """PEM authorities; clients must then show a certificate of one of them (mTLS)."""
+    """PEM file with certificate authorities. Clients must then present a certificate of one of
+    them (mTLS)."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Least severe level that is logged."""
+    """Minimum level of log lines."""
     log_format: Literal["json", "text"] = "json"
-    """How a log line is written."""
+    """Format of log lines."""
     access_log_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of answered requests that have a log line, evenly spread. Those that failed by the
-    server's fault always have one; at 0 only they do."""
+    """Share of answered requests that get a log line, evenly spread. Server errors always get
+    one."""
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = None
-    """Base address of an OpenTelemetry collector that takes OTLP over HTTP, such as
-    `http://collector:4318`; off without one. Needs the extra `otel`. The exporter itself reads
-    OTEL_EXPORTER_OTLP_HEADERS and its siblings, and OTEL_RESOURCE_ATTRIBUTES."""
+    """Base address of an OpenTelemetry collector that accepts OTLP over HTTP, such as
+    `http://collector:4318`. Without it tracing is off. Needs the extra `otel`. The exporter also
+    reads OTEL_EXPORTER_OTLP_HEADERS, related variables, and OTEL_RESOURCE_ATTRIBUTES."""
     trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of requests that are traced, where the caller's `traceparent` does not decide. A traced
-    request costs the server some 0.4 ms of CPU time, one that is not next to nothing."""
+    """Share of requests that are traced, unless the caller's `traceparent` decides. A traced
+    request costs about 0.4 ms of CPU time."""
     show_config: bool = False
-    """Print every setting with its value and source, secrets masked, and stop."""
+    """Print every setting with its value and source, with secrets masked, and exit."""
     config_format: Literal["text", "json"] = "text"
-    """How `show_config` prints them."""
+    """Format of `show_config`."""
 
     @field_validator("convert_precisions", mode="before")
     @classmethod
@@ -248,7 +262,7 @@ class Settings(BaseSettings):
             return value
         names = tuple(name.strip() for name in value.split(","))
         if not all(names):
-            raise ValueError("name at least one model, and nothing empty between commas")
+            raise ValueError("give at least one model, and no empty name between commas")
         return names
 
     @field_validator("sizes", mode="before")
@@ -259,7 +273,7 @@ class Settings(BaseSettings):
         found = [SIZE.fullmatch(size.strip()) for size in value.split(",")]
         sides = [(match[1], match[2] or match[1]) for match in found if match]
         if len(sides) != len(found):
-            raise ValueError("write sizes as 448 or 448x336 (height x width), commas between")
+            raise ValueError("write sizes as 448 or 448x336 (height x width), separated by commas")
         return tuple((int(height), int(width)) for height, width in sides)
 
     @model_validator(mode="after")
@@ -286,15 +300,22 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
 
     Args:
         arguments: The command line without the program's name.
-        environment: The process's own; pydantic-settings reads the same variables itself.
+        environment: Usually `os.environ`; no other environment is read.
 
     Raises:
-        ValueError: A variable that is not known, or a value that does not fit.
-        SystemExit: A flag that is not known, or `--help`.
+        ValueError: A variable is unknown, or a value is invalid.
+        SystemExit: A flag is unknown, or `--help` was given.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = {n for n in environment if n.upper().startswith(PREFIX) and n.upper() not in known}
-    unknown = {name for name in unknown if not _is_service_link(name, environment[name])}
+    values: dict[str, str] = _from_platform(environment)
+    unknown: list[str] = []
+    for name, value in environment.items():
+        field = name.upper().removeprefix(PREFIX).lower()
+        if not name.upper().startswith(PREFIX):
+            continue
+        if field in Settings.model_fields:
+            values[field] = value
+        elif name.upper() not in CLIENT_VARIABLES and not _is_service_link(name, value):
+            unknown.append(name)
     if unknown:
         raise ValueError(
             f"unknown variables {', '.join(sorted(unknown))}; `python -m service --help` lists all"
@@ -307,8 +328,10 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     flags = CliSettingsSource[BaseSettings](
         Settings, cli_parse_args=list(arguments), cli_use_class_docs_for_groups=True
     )
-    # Values given so count more than variables, and less than flags.
-    return Settings(_cli_settings_source=flags, **_from_platform(environment))  # type: ignore[arg-type]
+    if "cache" not in values:
+        values["cache"] = str(default_cache(environment))
+    # Flags override these values. Without the other prefix pydantic-settings would read os.environ.
+    return Settings(_cli_settings_source=flags, _env_prefix=NO_VARIABLE, **values)  # type: ignore[arg-type]
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -317,7 +340,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 
 def _from_platform(environment: Mapping[str, str]) -> dict[str, str]:
-    """Settings that the platform gives by variables of its own, where no variable of ours does."""
+    """Settings from variables of the platform that no TIPSERVE_ variable overrides."""
     ours = {name.upper() for name in environment}
     return {
         name: environment[variable]
@@ -335,7 +358,7 @@ def _as_text(value: object) -> str:
 def describe_settings(
     settings: Settings, arguments: Sequence[str], environment: Mapping[str, str]
 ) -> str:
-    """Each setting's value and whether flag, variable or default gave it, as lines or as JSON."""
+    """Each setting with its value and source (flag, variable or default), as lines or as JSON."""
     flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     variables = {name.upper() for name in environment}
     platform = {name: variable for variable, name in PLATFORM_VARIABLES.items()}
@@ -352,7 +375,7 @@ def describe_settings(
             source = "default"
         rows[name] = {"value": getattr(settings, name), "source": source}
     if settings.config_format == "json":
-        # A secret's own text is its mask.
+        # str() of a secret masks it.
         return json.dumps(rows, default=str, indent=2)
     return "\n".join(
         f"{name} = {_as_text(row['value'])}  ({row['source']})" for name, row in rows.items()

@@ -29,17 +29,13 @@ from service.models.conversion import (
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
 
-# Which models are served, by name, and who is using each.
-#
-# A request holds a lease on its model, so that a model which was replaced or removed ends only
-# after the last request has left it. Thread-safe: both transports' loops and the loader come here.
-
 
 class ModelRegistry:
-    """Names and the models behind them. The first name ever served is the default for good.
+    """The served models by name. Thread-safe.
 
-    Another model is never put in the default's place by itself: its embeddings would not compare
-    with those that callers keep.
+    A request holds a lease on its model, so that a replaced or removed model is closed only after
+    its last request. The first name ever served stays the default name: another model as a silent
+    default would answer with embeddings that do not compare with those that callers keep.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -57,16 +53,16 @@ class ModelRegistry:
         return not self._models
 
     def models(self) -> list[ServedModel]:
-        """All that are served, the default one first, then in the order of their names."""
+        """All served models, the default one first, then sorted by name."""
         with self._changed:
             names = sorted(self._models, key=lambda name: (name != self._default, name))
             return [self._models[name] for name in names]
 
     def find(self, name: str | None) -> ServedModel:
-        """A served model, to be looked at; use it under a lease only.
+        """A served model, for its description; run requests only under a `lease`.
 
         Args:
-            name: None or nothing is the default.
+            name: None or an empty name is the default model.
 
         Raises:
             ModelNotFound: No model of that name is served.
@@ -84,7 +80,7 @@ class ModelRegistry:
 
     @contextmanager
     def lease(self, name: str | None) -> Iterator[ServedModel]:
-        """Use a model while the block runs, even if it is replaced meanwhile.
+        """Keep a model loaded while the block runs, even if it is replaced meanwhile.
 
         Raises:
             ModelNotFound: As `find`.
@@ -102,7 +98,7 @@ class ModelRegistry:
                     self._changed.notify_all()
 
     def put(self, served: ServedModel) -> ServedModel | None:
-        """Serve a model under its name from now on; returns the one that it replaces."""
+        """Serve a model under its name; returns the model that it replaces."""
         with self._changed:
             replaced = self._models.get(served.manifest.name)
             self._models[served.manifest.name] = served
@@ -110,7 +106,7 @@ class ModelRegistry:
         return replaced
 
     def remove(self, name: str) -> ServedModel:
-        """Serve a model no longer; it is returned, and whoever uses it goes on.
+        """Stop serving a model and return it; requests in progress keep using it.
 
         Raises:
             ModelNotFound: No model of that name is served.
@@ -121,12 +117,12 @@ class ModelRegistry:
         return served
 
     def wait_unused(self, served: ServedModel, timeout_s: float) -> bool:
-        """Block until nobody uses a model that is served no longer; False after the time-out."""
+        """Block until no request uses a removed model; False after the timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: served not in self._users, timeout_s)
 
     def _queue_depths(self) -> Mapping[str, int]:
-        """What waits in all models, by shape; also in those that are on their way out."""
+        """Waiting items of all models by bucket, removed models in use included."""
         depths: Counter[str] = Counter()
         for served in self._at_work():
             depths.update(served.queue_depths())
@@ -140,24 +136,18 @@ class ModelRegistry:
             return {*self._models.values(), *self._users}
 
 
-# Loads, swaps and unloads models while others answer. Knows no transport.
-#
-# One thread loads, apart from the pool and the lanes that answer, one model after another. A model
-# is seen only after its digests are verified and it has been warmed up; a load that fails leaves
-# what was there. What was replaced or unloaded ends when the last request has left it.
-
 T = TypeVar("T")
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
-# How long batches that run may still take once the last request has left.
+# Time for running batches to end after the last request.
 CLOSE_GRACE_S: Final = 5.0
-# What a model, a machine or a setting is to blame for; the reason may be told.
+# Errors caused by a package, the machine or a setting: callers may see the reason.
 CANNOT_LOAD: Final = (PackageError, WarmUpError, MissingRuntimeError, UnusableRuntimeError)
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """One line of the index; `reason` tells of the last load that failed."""
+    """A model in the index; `reason` is that of its last failed load."""
 
     name: str
     state: State
@@ -165,13 +155,16 @@ class ModelState:
 
 
 class ModelRepository:
-    """The models that can be served, and the only place that changes what is.
+    """Loads, swaps and unloads models while others answer.
+
+    One thread loads one model after another, apart from the pool and the lanes. A model is served
+    only after its digests are verified and it is warmed up; a failed load changes nothing.
 
     Args:
-        registry: What is served.
-        load: Makes a model that answers from its source; called in the loader's thread.
-        folder: Where callers' packages are, if anywhere.
-        max_use_s: Seconds after which no request can still be using a model.
+        registry: The served models; only this class changes them.
+        load: Loads a model from its source; called in the loader's thread.
+        folder: The packages that callers may load, if any.
+        max_use_s: Seconds after which no request can still use a model.
     """
 
     def __init__(
@@ -188,7 +181,8 @@ class ModelRepository:
         self._folder = folder
         self._max_use_s = max_use_s
         self._loader = ThreadPoolExecutor(1, "loader")
-        self._under_way: ModelSource | None = None
+        # The loader's thread clears it when a load ends, so that readers must copy it first.
+        self._loading: ModelSource | None = None
         self._is_cancelled = False
         self._sources: dict[str, ModelSource] = {}
         self._reasons: dict[str, str] = {}
@@ -204,23 +198,23 @@ class ModelRepository:
         return await self._in_loader(lambda: self._begin(source))
 
     async def load(self, name: str, package: str | None = None) -> None:
-        """Serve a package under a name, in the place of what has that name now.
+        """Serve a package under a name; it replaces the model of that name.
 
         Args:
             name: Of the model.
-            package: Its folder below the repository. None: where the model came from last, else the
-                folder of its name.
+            package: Its folder below the repository. None is the last source of the model, or else
+                the folder of its name.
 
         Raises:
-            InvalidRequest: The name or the package cannot be used; the message says why.
+            InvalidRequest: The name or the package is unusable; the message gives the reason.
             ModelNotFound: There is no such package.
-            InternalError: Anything else; the log has it.
+            InternalError: Any other failure, which is logged.
         """
         check_model_name(name)
         await self._in_loader(lambda: self._swap(name, package))
 
     async def unload(self, name: str) -> None:
-        """Serve a model no longer. Requests that use it are answered; then its memory goes back.
+        """Stop serving a model. Its requests in progress are answered, then its memory is freed.
 
         Raises:
             ModelNotFound: It is not served.
@@ -228,29 +222,31 @@ class ModelRepository:
         await self._in_loader(lambda: self._remove(name))
 
     def index(self) -> list[ModelState]:
-        """Every model that is served, was served, or lies in the repository. Reads the folder."""
+        """Every model that is served, was served, or is in the repository. Reads the folder."""
         served = [model.manifest.name for model in self._registry.models()]
-        under_way = self._under_way.name if self._under_way else None
+        loading = self._loading
+        loading_name = loading.name if loading else None
         leaving = set(self._leaving.values())
         others = {*self._sources, *self._reasons, *list_packages(self._folder), *leaving}
-        if under_way:
-            others.add(under_way)
+        if loading_name:
+            others.add(loading_name)
         states = [ModelState(name, "READY", self._reasons.get(name, "")) for name in served]
         for name in sorted(others - set(served)):
             state: State = "UNLOADING" if name in leaving else "UNAVAILABLE"
-            if name == under_way:
+            if name == loading_name:
                 state = "LOADING"
             states.append(ModelState(name, state, self._reasons.get(name, "")))
         return states
 
     def cancel(self) -> None:
-        """Load nothing more, and leave what is being loaded; what is served stays."""
+        """Cancel the current load and all later ones; served models stay."""
         self._is_cancelled = True
-        if self._under_way is not None:
-            self._under_way.cancelled.set()
+        loading = self._loading
+        if loading is not None:
+            loading.cancelled.set()
 
     def close(self) -> None:
-        """End the loader and every model; nobody may be using one any more."""
+        """Stop the loader and close every model; no request may be in progress."""
         self.cancel()
         self._loader.shutdown(cancel_futures=True)
         for served in self._registry.models():
@@ -261,7 +257,7 @@ class ModelRepository:
             thread.join(max(0.0, until - time.monotonic()))
 
     async def _in_loader(self, work: Callable[[], T]) -> T:
-        """Do it when the loader has done what came before."""
+        """Run work in the loader's thread, after the work before it."""
         try:
             return await asyncio.wrap_future(self._loader.submit(work))
         except RuntimeError:
@@ -302,7 +298,7 @@ class ModelRepository:
         self._serve(served, source)
 
     def _make(self, source: ModelSource) -> ServedModel:
-        self._under_way = source
+        self._loading = source
         try:
             if self._is_cancelled:
                 source.cancelled.set()
@@ -313,7 +309,7 @@ class ModelRepository:
             source.check()
             return served
         finally:
-            self._under_way = None
+            self._loading = None
 
     def _serve(self, served: ServedModel, source: ModelSource) -> None:
         name = served.manifest.name
@@ -338,7 +334,7 @@ class ModelRepository:
     def _end(self, served: ServedModel) -> None:
         fields = {"model": served.manifest.name}
         if not self._registry.wait_unused(served, self._max_use_s):
-            logger.warning("a model ends that requests still use", extra={"fields": fields})
+            logger.warning("closing a model that requests still use", extra={"fields": fields})
         served.close(CLOSE_GRACE_S)
         collect_and_trim()
         logger.info("unloaded", extra={"fields": fields})

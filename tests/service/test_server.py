@@ -4,6 +4,7 @@ The fake runtime can be held, so nothing here depends on how fast anything is.
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -19,7 +20,8 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.rest.server import listen
-from service.server import Server
+from service.server import Server, main
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -327,3 +329,34 @@ async def test_answers_are_not_held_back_for_an_acknowledgement() -> None:
         _, writer = await asyncio.open_connection(*listening.getsockname())
         assert await asyncio.wait_for(no_delay, TIMEOUT_S) == 1
         writer.close()
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_only_errors_of_the_start_are_logged_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make_settings: Any,
+    is_late: bool,
+) -> None:
+    class FailingServer:
+        def __init__(self, settings: Settings, **_: object) -> None:
+            self.ready = asyncio.Event()
+
+        async def run(self) -> None:
+            if is_late:
+                self.ready.set()
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr("service.server.Server", FailingServer)
+    # The handlers of the process belong to the test runner.
+    monkeypatch.setattr("service.server._stop_on_signals", lambda server: None)
+    handlers, level = logging.root.handlers[:], logging.root.level
+    try:
+        assert main(make_settings(log_format="text")) == 1
+    finally:
+        logging.root.handlers, logging.root.level = handlers, level
+    logged = capsys.readouterr()
+    text = logged.out + logged.err
+    assert "the disk is full" in text
+    assert ("Traceback" in text) == is_late
+    assert ("could not start" in text) != is_late

@@ -13,11 +13,26 @@ def load(*arguments: str, **environment: str) -> Settings:
     return load_settings(arguments, environment)
 
 
-def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIPSERVE_HTTP_PORT", "1")
-    monkeypatch.setenv("TIPSERVE_GRPC_PORT", "2")
+def test_a_flag_wins_over_a_variable() -> None:
     loaded = load("--http-port", "3", TIPSERVE_HTTP_PORT="1", TIPSERVE_GRPC_PORT="2")
     assert (loaded.http_port, loaded.grpc_port, loaded.metrics_port) == (3, 2, 8002)
+
+
+def test_only_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIPSERVE_HTTP_PORT", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/other")
+    environment = {"TIPSERVE_GRPC_PORT": "2", "tipserve_lanes": "3", "XDG_CACHE_HOME": "/caches"}
+    loaded = load_settings([], environment)
+    assert (loaded.http_port, loaded.grpc_port, loaded.lanes) == (8000, 2, 3)
+    assert loaded.cache == Path("/caches/tipserve")
+    shown = describe_settings(loaded, [], environment).splitlines()
+    assert "http_port = 8000  (default)" in shown
+    assert "grpc_port = 2  (variable TIPSERVE_GRPC_PORT)" in shown
+
+
+def test_variables_of_the_command_line_client_are_ignored() -> None:
+    variables = {"TIPSERVE_URL": "http://127.0.0.1:8000", "TIPSERVE_API_KEY": "a-key"}
+    assert load(**variables) == Settings()
 
 
 def test_an_unknown_flag_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +52,7 @@ def test_an_unknown_variable_is_an_error() -> None:
         load(TIPSERVE_HTP_PORT="1")
 
 
-def test_what_kubernetes_sets_beside_a_service_is_no_misspelling() -> None:
+def test_service_links_of_kubernetes_are_ignored() -> None:
     links = {
         "TIPSERVE_SERVICE_HOST": "10.0.0.1",
         "TIPSERVE_SERVICE_PORT": "8000",
@@ -53,7 +68,7 @@ def test_what_kubernetes_sets_beside_a_service_is_no_misspelling() -> None:
     assert load(**links) == Settings()
 
 
-def test_a_port_that_is_no_link_is_a_misspelling() -> None:
+def test_a_port_that_is_no_service_link_is_an_error() -> None:
     with pytest.raises(ValueError, match="TIPSERVE_PORT"):
         load(TIPSERVE_PORT="8000")
 
@@ -68,7 +83,7 @@ def test_a_port_that_is_no_link_is_a_misspelling() -> None:
         ("--max-request-bytes", "10"),
     ],
 )
-def test_values_that_cannot_be_are_errors(arguments: tuple[str, ...]) -> None:
+def test_invalid_values_are_errors(arguments: tuple[str, ...]) -> None:
     with pytest.raises(ValidationError):
         load(*arguments)
 
@@ -98,21 +113,16 @@ def test_settings_are_described_as_json_with_secrets_masked() -> None:
     assert rows["pool_threads"] == {"value": None, "source": "default"}
 
 
-def test_several_models_are_named_in_each_way_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_models_are_given_in_each_way_and_shown() -> None:
     assert Settings().model == ("bundled",)
     assert Settings(model="one").model == ("one",)
     assert load("--model=one, two").model == load("--model=one", "--model=two").model
-    monkeypatch.setenv("TIPSERVE_MODEL", "/a/b,bundled")
     loaded = load(TIPSERVE_MODEL="/a/b,bundled")
     assert loaded.model == ("/a/b", "bundled")
     shown = describe_settings(loaded, [], {"TIPSERVE_MODEL": ""}).splitlines()
     assert "model = /a/b,bundled  (variable TIPSERVE_MODEL)" in shown
-    with pytest.raises(ValidationError, match="name at least one model"):
+    with pytest.raises(ValidationError, match="give at least one model"):
         load("--model=one,,two")
-
-
-def test_every_setting_says_what_it_is_for() -> None:
-    assert all(field.description for field in Settings.model_fields.values())
 
 
 def test_sizes_are_squares_or_height_and_width() -> None:
@@ -125,10 +135,7 @@ def test_sizes_are_squares_or_height_and_width() -> None:
         load_settings(["--sizes", "448x"], {})
 
 
-def test_the_cache_is_where_caches_are_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert load().cache == Path("/caches/tipserve")
-    monkeypatch.setenv("TIPSERVE_CACHE", "/volume")
+def test_the_cache_folder_may_be_set() -> None:
     assert load(TIPSERVE_CACHE="/volume").cache == Path("/volume")
     assert load("--cache=/flag", TIPSERVE_CACHE="/volume").cache == Path("/flag")
 

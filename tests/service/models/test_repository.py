@@ -252,3 +252,26 @@ async def test_many_swaps_under_requests_lose_none_and_close_every_runtime_but_t
     await asyncio.gather(*askers)
     await until(lambda: sum(shelf.closed) == 10)
     assert shelf.closed == [False, *[True] * 10, False]
+
+
+async def test_a_load_that_ends_during_index_and_cancel_breaks_neither(
+    repository: ModelRepository,
+) -> None:
+    class EndsAfterOneRead(ModelRepository):
+        """The loader's thread clears the source right after the first read."""
+
+        @property
+        def _loading(self) -> Any:
+            return self.__dict__.pop("_current", None)
+
+        @_loading.setter
+        def _loading(self, source: ModelSource | None) -> None:
+            self.__dict__["_current"] = source
+
+    repository.__class__ = EndsAfterOneRead
+    source = ModelSource("a", "loading")
+    repository._loading = source
+    assert "loading" in states(repository)
+    repository._loading = source
+    repository.cancel()
+    assert source.cancelled.is_set()

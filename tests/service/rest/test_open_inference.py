@@ -313,7 +313,7 @@ async def test_management_without_keys_logs_a_warning(
     async with serving(enable_management=True, api_keys="the-key-of-this-test"), serving():
         assert warnings() == []
     async with serving(enable_management=True):
-        assert warnings() == ["anybody may load and unload models: no API keys are set"]
+        assert warnings() == ["every caller may load and unload models: no API keys are set"]
 
 
 async def test_management_needs_a_key_if_keys_are_set(serving: Serving, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One call as it goes through the data plane: its id, its deadline and the time each stage took."""
+"""A call: the request id, deadline, priority and stage times of one request."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.tracing import NO_TRACE, RequestTrace
@@ -24,21 +24,22 @@ REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """What belongs to a call and not to its request.
+    """The properties of a call that are not part of the request message.
 
     Attributes:
-        request_id: Found in the answer's headers and in every log line of the call.
-        deadline: Monotonic seconds after which nobody waits for the answer.
-        started: Monotonic seconds at which it arrived.
-        priority: One of `PRIORITIES`; 1 goes first.
-        flow: What it came by; each gets its share of the lanes.
-        stages: Seconds spent in each stage; of items that run side by side the slowest counts.
-        item: Which request of its stream it is, from 0; None where it is one of its own.
+        request_id: Sent in the response headers and in every log line of the call.
+        deadline: Monotonic seconds after which the answer is no longer needed.
+        started: Monotonic seconds of its arrival.
+        priority: One of `PRIORITIES`; 1 is the most urgent.
+        flow: Name of the flow for fair sharing of the lanes.
+        stages: Seconds in each stage; of items in parallel the slowest counts.
+        item: Index of the request in its stream; None for a single request.
         waits_for_capacity: Whether it waits in the queue of its model, until its deadline, where
             other calls are refused with `Overloaded`.
-        trace: Where its stages and batches are told, if anywhere.
-        error: Stable short name of what went wrong, once something has.
-        model: Name of the served model that answers, once it is known; never what a caller made up.
+        trace: Records stages and batches.
+        error: Code of the error, after a failure.
+        model: Name of the served model; empty until it is found, so that no name invented by a
+            caller becomes a metric label.
     """
 
     request_id: str
@@ -58,7 +59,7 @@ class Call:
         """Seconds until the deadline.
 
         Raises:
-            DeadlineExceeded: It has passed.
+            DeadlineExceeded: The deadline has passed.
         """
         left = self.deadline - self.clock()
         if left <= 0:
@@ -66,16 +67,16 @@ class Call:
         return left
 
     def add(self, stage: Stage, seconds: float) -> None:
-        """Count seconds towards a stage."""
+        """Add time to a stage."""
         self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     def wait(self, stage: Stage, seconds: float) -> None:
-        """Count a wait towards a stage; of waits side by side only the longest counts."""
+        """Record a wait; of parallel waits only the longest counts."""
         self.stages[stage] = max(self.stages.get(stage, 0.0), seconds)
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """Count the time inside the block towards a stage, however the block ends."""
+        """Time a block as a stage, also if it fails."""
         started = self.clock()
         try:
             yield
@@ -85,20 +86,22 @@ class Call:
             self.trace.stage(name, started, ended)
 
     def server_timing(self) -> str:
-        """The value of a `Server-Timing` header: the stages so far and the total, in ms."""
+        """Value of a `Server-Timing` header: the stages and the total in ms."""
         total = f"total;dur={1000 * (self.clock() - self.started):.2f}"
-        return ", ".join([*(f"{n};dur={1000 * s:.2f}" for n, s in self.stages.items()), total])
+        # In the order of the stages: texts may have left their queue before images are decoded.
+        stages = [(name, self.stages[name]) for name in get_args(Stage) if name in self.stages]
+        return ", ".join([*(f"{name};dur={1000 * s:.2f}" for name, s in stages), total])
 
 
 def deadline_exceeded() -> DeadlineExceeded:
-    """The one wording of a passed deadline."""
+    """The error for a deadline that has passed."""
     return DeadlineExceeded("The deadline passed before the answer was ready.")
 
 
 def accept_request_id(given: str | None) -> str:
-    """The caller's id where it is short, printable ASCII and one word, else a new one.
+    """The caller's id if it is short, printable ASCII without spaces; otherwise a new one.
 
-    With spaces in it, it could say in a text log what stands behind it, such as another code.
+    An id with spaces could forge the fields that follow it in a text log line.
     """
     if given is not None and REQUEST_ID.fullmatch(given):
         return given
@@ -106,17 +109,17 @@ def accept_request_id(given: str | None) -> str:
 
 
 def accept_priority(given: str | None, *, param: str) -> int:
-    """The priority as a caller writes it, or the default where none is written.
+    """Parse a priority; None is the default.
 
     Raises:
-        InvalidRequest: It is no known level.
+        InvalidRequest: It is not one of `PRIORITIES`.
     """
     if given is None:
         return DEFAULT_PRIORITY
     known = {str(level): level for level in PRIORITIES}
     if given not in known:
         raise InvalidRequest(
-            f"{param} is one of {', '.join(known)}; 1 goes first.",
+            f"{param} must be one of {', '.join(known)}; 1 is the most urgent.",
             code="unknown_priority",
             param=param,
         )
@@ -127,6 +130,6 @@ current_call: ContextVar[Call] = ContextVar("current_call")
 
 
 def current_request_id() -> str:
-    """The id of the call that is being served, or a new one where none has begun."""
+    """The id of the current call, or a new one outside of a call."""
     call = current_call.get(None)
     return accept_request_id(None) if call is None else call.request_id

@@ -1,34 +1,34 @@
-"""What can go wrong with a request, free of any transport.
+"""The errors of requests, independent of the transport.
 
-Each error has one kind; each transport turns kinds into its own codes in one table (rest/errors.py,
-grpc/errors.py). Messages are for the caller: they say what to change and never repeat an
-exception's text.
+Each error has one kind; each transport maps kinds to its own codes in one table (rest/errors.py,
+grpc/errors.py). Messages are for the caller: they say what to change and never contain the text of
+another exception.
 
     ServiceError
-    +-- Unauthenticated    before anything is read: no key, or one that is not ours
-    +-- InvalidRequest     schemas, converters, admit, decode: the caller's fault
-    +-- UnsupportedMedia   REST only: the body is of a type that no reader knows
-    +-- NotAcceptable      REST only: the answer cannot be written as the caller accepts it
-    +-- RequestTooLarge    gate: too many bytes or items, or more work than the whole queue holds
-    +-- TooSlow            REST only: the body comes too slowly
-    +-- ModelNotFound      admit
-    +-- NotSupported       admit: the model is served, but it cannot do that
-    +-- Overloaded         admit: the queue is full; come back
-    +-- Unavailable        admit, batch: starting or draining; come back
-    +-- DeadlineExceeded   admit, batch and on the way: nobody waits for the answer any more
-    +-- InternalError      run: ours; the caller gets an id to look up
+    +-- Unauthenticated    before the body is read: no API key, or an unknown one
+    +-- InvalidRequest     the caller's fault: a field, an image or a text
+    +-- UnsupportedMedia   REST only: unknown media type of the body
+    +-- NotAcceptable      REST only: no media type that the caller accepts
+    +-- RequestTooLarge    too many bytes or items, or more work than the whole queue holds
+    +-- TooSlow            REST only: the body arrives too slowly
+    +-- ModelNotFound      no model of that name is served
+    +-- NotSupported       the model is served, but it lacks the capability
+    +-- Overloaded         the queue is full; retry later
+    +-- Unavailable        the server starts or drains, or the device failed; retry later
+    +-- DeadlineExceeded   the deadline passed, or cannot be met
+    +-- InternalError      a bug; the caller gets a request id to look up in the log
 """
 
 from enum import Enum
 from typing import ClassVar, Final
 
-# A message may quote the caller. gRPC writes it three times into trailing metadata, in up to 17
-# bytes for 3 of UTF-8, and clients take 8 KiB of that; what is longer they call RESOURCE_EXHAUSTED.
+# A message may quote the caller. gRPC writes it three times into trailing metadata, with up to 17
+# bytes for 3 bytes of UTF-8. Clients accept 8 KiB and report RESOURCE_EXHAUSTED beyond that.
 MAX_MESSAGE_BYTES: Final = 1000
 
 
 class ErrorKind(Enum):
-    """The kinds that transports translate."""
+    """The kinds that transports map to their codes."""
 
     UNAUTHENTICATED = "authentication_error"
     INVALID = "invalid_request_error"
@@ -45,13 +45,13 @@ class ErrorKind(Enum):
 
 
 class ServiceError(Exception):
-    """An error that a caller is told about.
+    """An error that is sent to the caller.
 
     Attributes:
-        message: One sentence for the developer who calls us; one that is too long lacks its middle.
-        code: Short stable name of the cause.
-        param: The field at fault with the item's index, such as `images[3]`.
-        retry_after_s: Seconds after which a later try may succeed.
+        message: For the developer of the client; the middle of a long message is cut out.
+        code: Short, stable name of the cause.
+        param: The request field with the index of the item, such as `images[3]`.
+        retry_after_s: Seconds after which a retry may succeed.
     """
 
     kind: ClassVar[ErrorKind]
@@ -73,42 +73,42 @@ class ServiceError(Exception):
 
 
 class Unauthenticated(ServiceError):
-    """The caller gave no key, or one that is not known."""
+    """The API key is missing or unknown."""
 
     kind = ErrorKind.UNAUTHENTICATED
     default_code = "invalid_api_key"
 
 
 class InvalidRequest(ServiceError):
-    """A field, or an image or text of the request, cannot be used."""
+    """A field, an image or a text of the request is invalid."""
 
     kind = ErrorKind.INVALID
     default_code = "invalid_field"
 
 
 class UnsupportedMedia(ServiceError):
-    """The body's media type is not one that is read."""
+    """The media type of the body is not supported."""
 
     kind = ErrorKind.UNSUPPORTED_MEDIA
     default_code = "unsupported_media_type"
 
 
 class NotAcceptable(ServiceError):
-    """The answer cannot be written in any media type that the caller accepts."""
+    """The caller accepts no media type that the response can have."""
 
     kind = ErrorKind.NOT_ACCEPTABLE
     default_code = "not_acceptable"
 
 
 class RequestTooLarge(ServiceError):
-    """The request is larger than this server ever takes."""
+    """The request exceeds a limit of the server."""
 
     kind = ErrorKind.TOO_LARGE
     default_code = "request_too_large"
 
 
 class TooSlow(ServiceError):
-    """The body comes too slowly."""
+    """The body arrives too slowly."""
 
     kind = ErrorKind.TOO_SLOW
     default_code = "request_timeout"
@@ -122,7 +122,7 @@ class ModelNotFound(ServiceError):
 
 
 class NotSupported(ServiceError):
-    """The model is served, but it cannot do what is asked of it."""
+    """The model is served, but it lacks the requested capability."""
 
     kind = ErrorKind.NOT_SUPPORTED
     default_code = "not_supported"
@@ -136,33 +136,35 @@ class Overloaded(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """The server is starting or draining."""
+    """The server starts or drains, or the device has failed."""
 
     kind = ErrorKind.UNAVAILABLE
     default_code = "unavailable"
 
 
 class DeadlineExceeded(ServiceError):
-    """The caller's deadline has passed."""
+    """The deadline has passed, or cannot be met."""
 
     kind = ErrorKind.DEADLINE
     default_code = "deadline_exceeded"
 
 
 class InternalError(ServiceError):
-    """Something of ours broke; the log has the rest under the request id."""
+    """A bug; the log has the details under the request id."""
 
     kind = ErrorKind.INTERNAL
     default_code = "internal"
 
 
 def internal_error(request_id: str) -> InternalError:
-    """The answer to anything unexpected: an id to look up, nothing else."""
-    return InternalError(f"Internal error. The server's log has it under request id {request_id}.")
+    """The error for an unexpected exception: a request id to look up, and no details."""
+    return InternalError(
+        f"Internal error; the server log has the details under request id {request_id}."
+    )
 
 
 def without_middle(message: str) -> str:
-    """A message, of which no more is left than `MAX_MESSAGE_BYTES` of its beginning and its end."""
+    """A message cut to `MAX_MESSAGE_BYTES`, half of its start and half of its end."""
     raw = message.encode("utf-8", "replace")
     if len(raw) <= MAX_MESSAGE_BYTES:
         return message

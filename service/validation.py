@@ -1,4 +1,4 @@
-"""Checks of a request that both transports need, made once: counts, names, sizes. Pure functions.
+"""Checks of requests that are the same for both transports. Pure functions.
 
 Every error names its field and, for an item of a list, its index.
 """
@@ -32,36 +32,36 @@ MAX_TEXT_CHARS: Final = 2000
 MAX_TEMPLATES: Final = 64
 GROUP_COUNTS: Final = range(2, 21)
 MAX_SEED: Final = 2**31 - 1
-# Below it the best class would have all of the probability, whatever the others have.
+# Below it the best class would get all of the probability, whatever the other cosines are.
 MIN_TEMPERATURE: Final = 1e-4
-# A pixel of a mask has two bytes on its way out, one of a map four at the least.
+# A mask pixel takes two bytes in the response, a map pixel at least four.
 MASKS_FOR_A_MAP: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptGroup:
-    """One text or class: its filled prompts, and the field that an error in them is about."""
+    """The filled prompts of one text or class, and the request field for their errors."""
 
     param: str
     prompts: tuple[str, ...]
 
 
 def check_images(images: Sequence[MaybeImage | str], limits: RequestLimits) -> None:
-    """Refuse no images, and too many.
+    """Check the number of images.
 
     Raises:
-        InvalidRequest: There is none.
-        RequestTooLarge: There are more than the limit.
+        InvalidRequest: The list is empty.
+        RequestTooLarge: There are more images than allowed.
     """
     _check_count(len(images), limits.max_images, field="images", noun="image")
 
 
 def check_pixels(images: Sequence[MaybeImage], manifest: Manifest) -> None:
-    """Of images that come as pixels: refuse other shapes, and sizes that the model does not see.
+    """Check the shapes of images that are given as pixels.
 
     Raises:
-        InvalidRequest: One is neither uint8 [H, W, 3] nor float32 [3, H, W], or is the latter and
-            of a size that would have to be scaled.
+        InvalidRequest: An image is neither uint8 [H, W, 3] nor float32 [3, H, W], or it is float32
+            in a size that the model does not accept without scaling.
     """
     for index, image in enumerate(images):
         if not isinstance(image, bytes | ServiceError):
@@ -75,8 +75,8 @@ def _check_pixels(
     is_known = image.ndim == 3 and (is_planes or image.dtype == np.uint8)
     if not is_known or image.shape[0 if is_planes else 2] != 3 or image.size == 0:
         raise InvalidRequest(
-            f"{param}: pixels are uint8 [height, width, 3] or float32 [3, height, width], not "
-            f"{image.dtype} {list(image.shape)}.",
+            f"{param}: pixels must be uint8 [height, width, 3] or float32 [3, height, width], "
+            f"not {image.dtype} {list(image.shape)}.",
             code="invalid_image",
             param=param,
         )
@@ -86,22 +86,24 @@ def _check_pixels(
     is_multiple = height % manifest.size_multiple == width % manifest.size_multiple == 0
     if not is_multiple or not manifest.min_size <= min(height, width) <= manifest.max_size:
         raise InvalidRequest(
-            f"{param}: float32 pixels are taken as they are, so both sides must be multiples of "
+            f"{param}: float32 pixels are not scaled, so both sides must be multiples of "
             f"{manifest.size_multiple} and the shorter one from {manifest.min_size} to "
-            f"{manifest.max_size}, not {height} x {width}; uint8 pixels are scaled.",
+            f"{manifest.max_size}, not {height} x {width}. uint8 pixels are scaled.",
             code="invalid_image",
             param=param,
         )
 
 
 def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutput, ...]:
-    """The outputs asked for, each once.
+    """The requested outputs without duplicates.
 
     Raises:
-        InvalidRequest: There is none, or one that the model does not have.
+        InvalidRequest: The list is empty, or the model does not have one of them.
     """
     if not outputs:
-        raise InvalidRequest("outputs is empty; name one.", code="empty_list", param="outputs")
+        raise InvalidRequest(
+            "outputs is empty; give at least one.", code="empty_list", param="outputs"
+        )
     known = [name for name in IMAGE_OUTPUTS if name in manifest.outputs]
     for index, name in enumerate(outputs):
         if name not in known:
@@ -115,10 +117,10 @@ def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutp
 
 
 def check_resolution(resolution: int | None, manifest: Manifest) -> int:
-    """The resolution to use, in pixels.
+    """The resolution in pixels, by default the native size of the model.
 
     Raises:
-        InvalidRequest: It is outside the model's range, or no multiple of its step.
+        InvalidRequest: It is outside the model's range, or not a multiple of its step.
     """
     if resolution is None:
         return manifest.native_size
@@ -133,23 +135,24 @@ def check_resolution(resolution: int | None, manifest: Manifest) -> int:
 
 
 def check_dimensions(dimensions: int | None, manifest: Manifest) -> int:
-    """How many elements of an embedding to keep.
+    """The number of elements of an embedding to keep, by default all.
 
     Raises:
-        InvalidRequest: Fewer than one, or more than there are.
+        InvalidRequest: It is less than one, or more than the model has.
     """
     if dimensions is None:
         return manifest.embed_dim
     if not 1 <= dimensions <= manifest.embed_dim:
         raise InvalidRequest(
-            f"dimensions is from 1 to {manifest.embed_dim} for {manifest.name}, not {dimensions}.",
+            f"dimensions must be from 1 to {manifest.embed_dim} for {manifest.name}, "
+            f"not {dimensions}.",
             param="dimensions",
         )
     return dimensions
 
 
 def check_features(features: ImageOutput | None, manifest: Manifest) -> ImageOutput:
-    """The embeddings to compare with classes, or to look at.
+    """The features to use, by default those of the manifest.
 
     Raises:
         InvalidRequest: The model does not have them.
@@ -165,7 +168,7 @@ def check_features(features: ImageOutput | None, manifest: Manifest) -> ImageOut
 
 
 def check_task(task: MapTask, info: ModelInfo) -> None:
-    """Refuse a map that the model cannot make, and say what is missing.
+    """Check that the model has a dense head for a map.
 
     Raises:
         NotSupported: The package has no such head, or its runtime does not compute it.
@@ -176,27 +179,27 @@ def check_task(task: MapTask, info: ModelInfo) -> None:
     if task in info.manifest.outputs:
         raise NotSupported(
             f"{name} has a head for {task}, but the runtime {info.runtime} does not compute it; "
-            "serve it by another runtime.",
+            "use another runtime.",
             param="model",
         )
     raise NotSupported(
-        f"{name} has no head for {task}; name or serve a model that has one, such as a package "
-        "made from a TIPSv2 checkpoint whose name ends in -dpt.",
+        f"{name} has no head for {task}; use a model that has one, such as a package converted "
+        "from a TIPSv2 checkpoint whose name ends in -dpt.",
         param="model",
     )
 
 
 def check_map_pixels(sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits) -> None:
-    """Refuse maps of images' sizes that would take too much memory together.
+    """Check the total pixels of maps in image size, which bounds their memory.
 
     Raises:
-        RequestTooLarge: All together have more pixels than one image may have.
+        RequestTooLarge: All maps have more pixels than one image may have.
     """
     num_pixels = sum(height * width for height, width in sizes_hw)
     if num_pixels > limits.max_image_pixels:
         raise RequestTooLarge(
-            f"The maps would have {num_pixels} pixels together; at most {limits.max_image_pixels} "
-            "are sent. Send fewer or smaller images, or ask for size model.",
+            f"The maps would have {num_pixels} pixels in total, at most {limits.max_image_pixels} "
+            "allowed. Send fewer or smaller images, or use size model.",
             param="size",
         )
 
@@ -204,55 +207,55 @@ def check_map_pixels(sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits)
 def check_mask_pixels(
     sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits, *, with_scores: bool
 ) -> None:
-    """Refuse masks of images' sizes that would take too much memory together.
+    """Check the total pixels of masks in image size, which bounds their memory.
 
     Raises:
-        RequestTooLarge: All together have more pixels than two images may have, or than one
-            where scores go with them.
+        RequestTooLarge: All masks have more pixels than two images may have, or than one image
+            with scores.
     """
     num_pixels = sum(height * width for height, width in sizes_hw)
     most = limits.max_image_pixels * (1 if with_scores else MASKS_FOR_A_MAP)
     if num_pixels > most:
         raise RequestTooLarge(
-            f"The masks would have {num_pixels} pixels together; at most {most} are sent"
+            f"The masks would have {num_pixels} pixels in total, at most {most} allowed"
             f"{' with scores' if with_scores else ''}. Send fewer or smaller images.",
             param="images",
         )
 
 
 def check_threshold(threshold: float | None) -> None:
-    """Refuse what is no cosine.
+    """Check a background threshold: a cosine, or in slide mode a probability.
 
     Raises:
         InvalidRequest: It is outside -1 to 1, or not a number.
     """
     if threshold is not None and not -1 <= threshold <= 1:
         raise InvalidRequest(
-            f"background_threshold is a cosine from -1 to 1, not {threshold}.",
+            f"background_threshold must be from -1 to 1, not {threshold}.",
             param="background_threshold",
         )
 
 
 def check_choices(request: ClassifyImagesRequest) -> None:
-    """Refuse a temperature that divides nothing, and fewer classes than one.
+    """Check `temperature` and `top_k`.
 
     Raises:
-        InvalidRequest: It is so.
+        InvalidRequest: One of them is out of range.
     """
     if request.temperature is not None and not MIN_TEMPERATURE <= request.temperature < math.inf:
         raise InvalidRequest(
-            f"temperature is a number from {MIN_TEMPERATURE}, not {request.temperature}.",
+            f"temperature must be at least {MIN_TEMPERATURE}, not {request.temperature}.",
             param="temperature",
         )
     if request.top_k is not None and request.top_k < 1:
-        raise InvalidRequest(f"top_k is at least 1, not {request.top_k}.", param="top_k")
+        raise InvalidRequest(f"top_k must be at least 1, not {request.top_k}.", param="top_k")
 
 
 def check_view(request: VisualizeFeaturesRequest) -> None:
-    """Refuse numbers of groups and seeds out of range, and where there are no groups.
+    """Check `group_count` and `seed`.
 
     Raises:
-        InvalidRequest: It is so.
+        InvalidRequest: One of them is out of range, or given without `kind=groups`.
     """
     for field, value, allowed in (
         ("group_count", request.group_count, GROUP_COUNTS),
@@ -264,18 +267,19 @@ def check_view(request: VisualizeFeaturesRequest) -> None:
             raise InvalidRequest(f"{field} needs kind=groups.", param=field)
         if value not in allowed:
             raise InvalidRequest(
-                f"{field} is from {allowed[0]} to {allowed[-1]}, not {value}.", param=field
+                f"{field} must be from {allowed[0]} to {allowed[-1]}, not {value}.", param=field
             )
 
 
 def text_groups(
     request: EmbedTextsRequest, limits: RequestLimits
 ) -> tuple[dict[int, PromptGroup], dict[int, ServiceError]]:
-    """The prompts of each text by its place; and where the request is partial, what is wrong.
+    """The prompts of each text by its index; and the errors of a partial request.
 
     Raises:
-        InvalidRequest: No text, a blank or overlong one, or a template without exactly one `{}`.
-        RequestTooLarge: Too many texts.
+        InvalidRequest: There is no text, one is blank or too long, or a template does not contain
+            exactly one `{}`.
+        RequestTooLarge: There are too many texts.
     """
     _check_count(len(request.texts), limits.max_texts, field="texts", noun="text")
     chosen = _check_templates(request.templates)
@@ -294,16 +298,16 @@ def text_groups(
 def split_blank(
     groups: Mapping[int, PromptGroup], errors: Mapping[int, ServiceError], blank: Set[str]
 ) -> tuple[dict[int, PromptGroup], dict[int, ServiceError]]:
-    """Texts by their place without those that have a blank prompt, which are errors too."""
+    """Move the texts that have a blank prompt to the errors."""
     bad = {i: group for i, group in groups.items() if not blank.isdisjoint(group.prompts)}
     good = {i: group for i, group in groups.items() if i not in bad}
     return good, {**errors, **{i: blank_text(group.param) for i, group in bad.items()}}
 
 
 def blank_text(param: str) -> InvalidRequest:
-    """What is told of a text without a token."""
+    """The error for a text without a token."""
     return InvalidRequest(
-        f"{param} holds nothing that the tokenizer knows.", code="blank_text", param=param
+        f"{param} contains no characters that the tokenizer knows.", code="blank_text", param=param
     )
 
 
@@ -316,8 +320,9 @@ def class_groups(
     """The prompts of each class, then of each background class.
 
     Raises:
-        InvalidRequest: No class, a blank name or prompt, a name given twice, or a bad template.
-        RequestTooLarge: Too many classes or prompts.
+        InvalidRequest: There is no class, a name or prompt is blank, a name is given twice, or a
+            template is invalid.
+        RequestTooLarge: There are too many classes or prompts.
     """
     total = len(classes) + len(background) if classes else 0
     _check_count(total, limits.max_classes, field="classes", noun="class")
@@ -348,10 +353,10 @@ def _group(texts: Sequence[str], param: str, templates: Sequence[str]) -> Prompt
 
 def _check_text(text: str, param: str) -> None:
     if not text.strip():
-        raise InvalidRequest(f"{param} is blank; give it a word.", code="blank_text", param=param)
+        raise InvalidRequest(f"{param} is blank.", code="blank_text", param=param)
     if len(text) > MAX_TEXT_CHARS:
         raise InvalidRequest(
-            f"{param} has {len(text)} characters; at most {MAX_TEXT_CHARS} are read.",
+            f"{param} has {len(text)} characters, at most {MAX_TEXT_CHARS} allowed.",
             code="text_too_long",
             param=param,
         )
@@ -365,7 +370,7 @@ def _check_templates(templates: TemplateSet | tuple[str, ...]) -> Sequence[str]:
         param = f"templates[{index}]"
         _check_text(template, param)
         if template.count("{}") != 1:
-            raise InvalidRequest(f"{param} must hold {{}} exactly once.", param=param)
+            raise InvalidRequest(f"{param} must contain {{}} exactly once.", param=param)
     return templates
 
 
@@ -375,8 +380,8 @@ def _check_count(count: int, limit: int, *, field: str, noun: str) -> None:
             f"{field} is empty; give at least one {noun}.", code="empty_list", param=field
         )
     if count > limit:
+        # The field `classes` has two limits: of classes, and of the prompts of all classes.
+        given = f"{count} prompts" if (field, noun) == ("classes", "prompt") else f"{count}"
         raise RequestTooLarge(
-            f"{field}: {count} are too many; at most {limit} of kind {noun} are taken at once.",
-            code="too_many_items",
-            param=field,
+            f"{field}: {given} given, at most {limit} allowed.", code="too_many_items", param=field
         )

@@ -73,11 +73,11 @@ def test_resolutions_are_the_manifests(manifest: Manifest) -> None:
             check_resolution(resolution, manifest)
 
 
-def test_a_threshold_is_a_cosine() -> None:
+def test_a_threshold_is_from_minus_one_to_one() -> None:
     check_threshold(None)
     check_threshold(-1.0)
     for threshold in (1.01, -2.0, float("nan")):
-        with pytest.raises(InvalidRequest, match="cosine"):
+        with pytest.raises(InvalidRequest, match="from -1 to 1"):
             check_threshold(threshold)
 
 

@@ -2,6 +2,6 @@
 
 import os
 
-# ONNX Runtime's wheels report to their makers unless they are told so before they are imported
-# (`Privacy.md` in the wheel, 1.32). Who wants them to sets it to 0.
+# ONNX Runtime's wheels send telemetry unless this is set before the import (`Privacy.md` in the
+# wheel, 1.32). Set it to 0 to allow telemetry.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

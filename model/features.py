@@ -1,7 +1,7 @@
-"""What a Tipsv2Model says of images and texts: two CLS tokens, patches, values, text embeddings.
+"""Embeddings of a Tipsv2Model: two CLS tokens, patches, value-path patches, and texts.
 
-transformers gives the final tokens; zero-shot segmentation wants the value path of the last block
-beside them, and both come from one pass here. The same code trains, evaluates and is exported.
+transformers returns the final tokens only. Zero-shot segmentation also needs the value path of the
+last block; here one pass computes both. Training, evaluation and export use the same code.
 
 Shapes: B batch, N patches in row-major order, D width, L text tokens, H W pixels.
 """
@@ -35,7 +35,7 @@ class VisionTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionFeatures(VisionTokens):
-    """Tokens and, beside them, the value path.
+    """Tokens and the value path.
 
     Attributes:
         values_BND: Patch tokens whose last attention was replaced by its own value path.
@@ -45,7 +45,7 @@ class VisionFeatures(VisionTokens):
 
 
 def _value_path(layer: Tipsv2VisionLayer, tokens_BND: Tensor) -> Tensor:
-    """Run a block with every token attending to nothing but itself."""
+    """Run a block in which each token attends only to itself."""
     attention = layer.attention
     values_BND = attention.o_proj(attention.v_proj(layer.norm1(tokens_BND)))
     tokens_BND = tokens_BND + layer.layer_scale1(values_BND)

@@ -19,7 +19,7 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Output = Literal["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"]
 PositiveInt = Annotated[int, Field(gt=0)]
 
-# Which numbers of `ParityEntry` each of `ParityLimits` holds: from above, "max", or from below.
+# Fields of `ParityEntry` that each field of `ParityLimits` bounds, from above (max) or below (min).
 BOUNDED: Final[dict[str, tuple[str, ...]]] = {
     "max_abs_diff": ("max_abs_diff",),
     "max_relative_diff": ("max_relative_diff",),
@@ -32,28 +32,28 @@ BOUNDED: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-class Entry(BaseModel):
-    """Base of all parts: values never change, and an unknown key is an error."""
+class ManifestPart(BaseModel):
+    """Base of all parts of the manifest: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class FileEntry(Entry):
+class FileEntry(ManifestPart):
     """Digest and length of one file of the package."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size_bytes: Annotated[int, Field(ge=0)]
 
 
-class ZeroShot(Entry):
+class ZeroShot(ManifestPart):
     """How zero-shot segmentation works best with this model, decided on validation data."""
 
     features: Literal["values", "patches"] = "values"
     templates: Literal["none", "tcl"] = "none"
 
 
-class ParityLimits(Entry):
-    """What a graph, run in one way, has to keep; None where it is not held to that number.
+class ParityLimits(ManifestPart):
+    """Limits for a graph on one backend; None where there is no limit.
 
     The numbers are those of `ParityEntry` of the same name; `min_cosine` and `min_mean_cosine` hold
     for global and for patch embeddings.
@@ -69,7 +69,7 @@ class ParityLimits(Entry):
     max_normals_degrees: Annotated[float, Field(gt=0)] | None = None
 
 
-class ParityEntry(Entry):
+class ParityEntry(ManifestPart):
     """How far a graph, run in one way, is from the model in float32.
 
     `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
@@ -127,7 +127,7 @@ class ParityEntry(Entry):
         return tuple(found)
 
 
-class ScoreEntry(Entry):
+class ScoreEntry(ManifestPart):
     """One measured number with its 95 % interval.
 
     `row` says whose number it is: "student", "teacher", "random", or a baseline; `count` is the
@@ -144,7 +144,7 @@ class ScoreEntry(Entry):
     count: Annotated[int, Field(ge=0)]
 
 
-class Manifest(Entry):
+class Manifest(ManifestPart):
     """Everything about a model package that its files do not say themselves.
 
     Sizes are in pixels; `native_size`, `min_size` and `max_size` are sides of an image,

@@ -23,14 +23,12 @@ from model.manifest import (
 )
 from model.onnx_files import external_files
 
-# What may lie in a package's folder: the files of the manifest as it describes them, and no code.
-#
-# A package comes from elsewhere and is opened by many libraries, so it is judged as a whole, before
-# any of them sees it: also what the manifest does not name, and what its graphs name in turn.
+# A package is untrusted and opened by many libraries, so the whole folder is checked first: also
+# files that the manifest does not list, and files that its graphs name.
 
-# Formats whose readers run what is inside; weights are safetensors and ONNX only.
+# Suffixes of pickles, which can run code when they are loaded; weights are safetensors and ONNX.
 PICKLES: Final = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-# What no library loads may lie beside the package: what people, hubs and git put there.
+# Unlisted files that are allowed, as no library loads them: from people, hubs and git.
 HARMLESS: Final = frozenset({".md", ".txt"})
 HARMLESS_NAMES: Final = frozenset({"LICENSE", "NOTICE"})
 ADVICE: Final = "copy the package again, or export it again"
@@ -44,8 +42,8 @@ def check_files(folder: Path, files: Mapping[str, FileEntry], *, verify: bool) -
     """Check a folder against the files that a manifest lists.
 
     Args:
-        folder: Of the package.
-        files: As the manifest lists them.
+        folder: The package's folder.
+        files: The files that the manifest lists.
         verify: Compare the SHA-256 of every file. Without it only presence and lengths are checked.
 
     Raises:
@@ -62,20 +60,20 @@ def check_files(folder: Path, files: Mapping[str, FileEntry], *, verify: bool) -
             raise PackageError(
                 f"{folder / name} is not the file its manifest describes (SHA-256); {ADVICE}"
             )
-    # After the digests: before them a graph is anybody's.
+    # After the digests: an unverified graph is untrusted.
     for name in files:
         if name.endswith(".onnx"):
             _check_graph(folder, name, files)
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file as hexadecimal digits."""
+    """SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Everything below the folder that is no folder; links are not followed."""
+    """Names of all files and links below the folder; links are not followed."""
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         for name in (*files, *links):
@@ -86,14 +84,14 @@ def _check_name(folder: Path, name: str, *, is_listed: bool) -> None:
     path = PurePosixPath(name)
     if path.suffix.lower() in PICKLES:
         raise PackageError(
-            f"{folder / name} can hold a pickle, whose reader runs what is inside; a model package "
-            "has its weights as safetensors and ONNX only: remove it"
+            f"{folder / name} may hold a pickle, which can run code; a model package has "
+            "weights as safetensors and ONNX only: remove it"
         )
     is_hidden = any(part.startswith(".") for part in path.parts)
     is_harmless = is_hidden or path.suffix.lower() in HARMLESS or path.name in HARMLESS_NAMES
     if not (is_listed or is_harmless or name == MANIFEST_NAME):
         raise PackageError(
-            f"{folder / name} is not in the manifest, so nothing vouches for it; remove it, or "
+            f"{folder / name} is not in the manifest, so it cannot be verified; remove it, or "
             "export the model again"
         )
 
@@ -120,25 +118,20 @@ def _check_graph(folder: Path, name: str, files: Mapping[str, FileEntry]) -> Non
     except ValueError as error:
         raise PackageError(f"{error}; {ADVICE}") from error
     for location in sorted(locations):
-        beside = (PurePosixPath(name).parent / location).as_posix()
+        weights_name = (PurePosixPath(name).parent / location).as_posix()
         try:
-            check_file_name(beside)
+            check_file_name(weights_name)
         except ValueError:
             raise PackageError(
                 f"{folder / name} keeps weights in {location!r}, outside of the package; export "
                 "the model again"
             ) from None
-        if beside not in files:
+        if weights_name not in files:
             raise PackageError(
                 f"{folder / name} keeps weights in {location!r}, which the manifest does not list; "
                 "export the model again"
             )
 
-
-# The model package: a folder with weights, graphs, tokenizer and a manifest that vouches for them.
-#
-# Digests are verified before a file is opened by anyone else; see `model.package`. Knows no
-# runtime and no network.
 
 __all__ = [
     "BUNDLED_FOLDER",

@@ -59,7 +59,7 @@ def trace(
 
 
 def strip_traces(model: onnx_ir.Model) -> None:
-    """Forget where on this machine a graph came from; it is nobody's business, and most bytes."""
+    """Remove paths and stack traces of this machine, which are private and most of the bytes."""
     _forget(model)
     _forget(model.graph)
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
@@ -77,7 +77,7 @@ def _forget(part: onnx_ir.Model | onnx_ir.Graph | onnx_ir.Node | onnx_ir.Value) 
 
 @contextmanager
 def exportable(model: PreTrainedModel, attention: str = FUSED) -> Iterator[None]:
-    """Evaluation mode and the graphs' form of attention, for a while."""
+    """Set evaluation mode and an attention implementation for the export, then restore them."""
     before, was_training = model.config._attn_implementation, model.training
     model.eval().set_attn_implementation(attention)
     try:
@@ -86,35 +86,33 @@ def exportable(model: PreTrainedModel, attention: str = FUSED) -> Iterator[None]
         model.train(was_training).set_attn_implementation(before)
 
 
-# Saves graphs: weights inside while they fit, else in a file beside, which graphs may share.
-
-# A protobuf message ends at 2 GiB; beyond this, weights go to a file beside the graph.
+# A protobuf message is limited to 2 GiB; larger weights go to a separate file.
 MAX_INLINE_BYTES: Final = 1_500_000_000
-# Smaller tensors stay in the graph: shapes and axes, which readers want without a second file.
+# Smaller tensors, such as shapes and axes, stay in the graph.
 MIN_SHARED_BYTES: Final = 1024
 # Whole pages, so that a runtime can map a tensor without copying it.
 ALIGNMENT: Final = 4096
 
 
 def save_graph(model: onnx_ir.Model, path: Path) -> bool:
-    """Write a graph; its folder is made, and large weights go to `<name>.data` beside it.
+    """Write a graph and make its folder; large weights go to `<name>.data` next to it.
 
     Returns:
-        Whether they did.
+        Whether the weights are in a separate file.
     """
     weights = (weight.const_value for weight in model.graph.initializers.values())
     num_bytes = sum(weight.nbytes for weight in weights if weight is not None)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_large = num_bytes > MAX_INLINE_BYTES
     if is_large:
-        with SharedWeights(path.with_name(f"{path.name}.data")) as beside:
-            beside.take_from(model)
+        with SharedWeights(path.with_name(f"{path.name}.data")) as external:
+            external.take_from(model)
     onnx_ir.save(model, path)
     return is_large
 
 
 class SharedWeights:
-    """One file of weights for several graphs beside it; what two of them have is stored once."""
+    """One file of weights for several graphs; equal tensors are stored once."""
 
     def __init__(self, path: Path) -> None:
         """Begin the file; its folder is made."""

@@ -8,14 +8,12 @@ from typing import Final
 from model.manifest import ParityEntry
 from model.package import ModelPackage, open_package, write_manifest
 
-# Parity entries as a part of the model card.
-
 HEADING: Final = "## Exported graphs against the model"
 TEXT: Final = (
-    "On photographs and a composed scene of several sizes, and on words and sentences. Cosines are "
-    "the worst, then the mean; masks are the share of pixels that keep their class, of all and of "
-    "those whose best two classes are told apart by a cosine of 0.01. What does not keep the "
-    "limits of its precision is not used unasked."
+    "Measured on photographs and a composed scene of several sizes, and on words and sentences. "
+    "Cosines are the lowest and the mean. Masks are the share of pixels with the same class, of "
+    "all pixels and of those whose best two classes differ by a cosine of at least 0.01. A graph "
+    "that exceeds the limits of its precision is not chosen by default."
 )
 HEADER: Final = (
     "file",
@@ -75,17 +73,16 @@ def _masks(entry: ParityEntry) -> str:
         return f"normals {entry.normals_degrees:.3g} degrees off"
     shares = (entry.mask_agreement, entry.clear_mask_agreement)
     # Rounded down: 100 % is said where no pixel differs, and nowhere else.
-    told = [f"{int(1e4 * share) / 100:.2f} %" for share in shares if share is not None]
-    return ", ".join(told) or "-"
+    texts = [f"{int(1e4 * share) / 100:.2f} %" for share in shares if share is not None]
+    return ", ".join(texts) or "-"
 
 
-# `python -m model check`: measure a package's parity with torch anew, and write it down if asked.
-#
-# For a package that was written on another machine: a CPU without bf16 proves nothing of bf16, and
-# what is not proven is not used unasked. Dense heads are proven where a package is written only,
-# since a package does not carry them for torch.
+# `check` is for packages from another machine: on a CPU without bf16 nothing is proven for bf16,
+# and
+# an unproven precision is not chosen by default. Dense heads are proven only when a package is
+# written, as a package does not hold them for torch.
 
-HELP: Final = "compare a package's graphs with its model, in every way that this machine can"
+HELP: Final = "compare a package's graphs with its model, on every backend of this machine"
 CARD: Final = "README.md"
 
 
@@ -95,23 +92,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write",
         action="store_true",
-        help="put the numbers into the package's manifest and card; those of ways that this "
-        "machine cannot run stay",
+        help="write the results to the package's manifest and card; results of backends that "
+        "this machine lacks are kept",
     )
 
 
 def run(options: argparse.Namespace, progress: Callable[[str], None]) -> None:
-    """Measure, print the table, and write it where asked.
+    """Measure, print the table, and write it with `--write`.
 
     Args:
-        options: As declared here.
-        progress: Called with what is being done.
+        options: Parsed options of `add_arguments`.
+        progress: Called with each step.
 
     Raises:
         PackageError: There is no such package.
-        ParityError: A graph does not keep its limits; nothing is written.
+        ParityError: A graph exceeds its limits; nothing is written.
     """
-    # torch takes seconds to import, which other commands need not wait for.
+    # Importing torch takes seconds, and other commands do not need it.
     import torch  # noqa: PLC0415
     from transformers import Tipsv2Model  # noqa: PLC0415
 
@@ -129,17 +126,17 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> None:
 
 
 def write_parity(package: ModelPackage, entries: Sequence[ParityEntry]) -> ModelPackage:
-    """Replace a package's entries of the same graphs and ways, in its manifest and its card.
+    """Replace the entries of the same graphs and backends in a package's manifest and card.
 
     Args:
-        package: Its files may be written to.
-        entries: What was measured.
+        package: A writable package.
+        entries: The new measurements.
 
     Returns:
-        The package as it is now.
+        The changed package.
     """
-    measured = {_way(entry) for entry in entries}
-    kept = [entry for entry in package.manifest.parity if _way(entry) not in measured]
+    measured = {_backend(entry) for entry in entries}
+    kept = [entry for entry in package.manifest.parity if _backend(entry) not in measured]
     manifest = package.manifest.model_copy(update={"parity": [*entries, *kept]})
     card = package.path / CARD
     before = card.read_text(encoding="utf-8")
@@ -147,10 +144,10 @@ def write_parity(package: ModelPackage, entries: Sequence[ParityEntry]) -> Model
         card.write_text(replace_section(before, manifest.parity), encoding="utf-8")
         return write_manifest(package.path, manifest)
     except BaseException:
-        # The old manifest vouches for the old card only.
+        # The old manifest has the digest of the old card.
         card.write_text(before, encoding="utf-8")
         raise
 
 
-def _way(entry: ParityEntry) -> tuple[str, str, str]:
+def _backend(entry: ParityEntry) -> tuple[str, str, str]:
     return entry.file, entry.runtime, entry.precision

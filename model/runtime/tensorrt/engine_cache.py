@@ -1,4 +1,8 @@
-"""A folder of built engines, each with a record of what it was built from."""
+"""A folder of built engines, shared by processes; each has a JSON file with its key and digest.
+
+An engine of another key or digest is built again, and the log says why. One process builds at a
+time, as two would disturb each other's timings.
+"""
 
 import hashlib
 import json
@@ -48,7 +52,7 @@ class EngineKey:
         return f"{self.part}_{self.precision}-{self.graph_sha256[:16]}"
 
     def facts(self) -> dict[str, Any]:
-        """The key as JSON has it, for the file beside the engine."""
+        """The key as JSON, for the engine's record."""
         profiles = [
             {name: asdict(shapes) for name, shapes in sorted(profile.items())}
             for profile in self.profiles
@@ -84,8 +88,8 @@ def differences(found: Any, wanted: dict[str, Any]) -> str:
 def graph_digest(manifest: Manifest, file: str) -> str:
     """SHA-256 over a graph and whatever may hold its weights, from the manifest's digests.
 
-    Weights outside the graph lie in its folder under names that only the graph knows. All files
-    there that are no graphs count, so that an engine is at worst built once too often.
+    All files in the graph's folder that are not graphs count, as each may hold its weights. At
+    worst an engine is built once too often.
     """
     folder = PurePosixPath(file).parent
     counted = {
@@ -96,14 +100,6 @@ def graph_digest(manifest: Manifest, file: str) -> str:
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
-# Keeps built engines and the builder's timings in a folder that processes share.
-#
-# Each engine has a JSON file beside it with what it was made from and its own digest. An engine
-# that
-# was made from something else, or is not what was written, is built again, and the log says why.
-# One
-# process builds at a time: two would disturb each other's timings. Knows no TensorRT.
-
 Engine = TypeVar("Engine")
 LOGGER = logging.getLogger(__name__)
 TIMINGS = "timing.cache"
@@ -112,7 +108,7 @@ LOCK = "build.lock"
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """What a builder gives back: the engine as bytes, and its timings for the next build."""
+    """A new engine as bytes, and the timing cache for the next build."""
 
     plan: bytes
     timings: bytes
@@ -122,11 +118,11 @@ class EngineCache:
     """A folder of engines; any number of processes may use it at once."""
 
     def __init__(self, folder: Path) -> None:
-        """Use a folder, which is made when something is written."""
+        """Use a folder, which is made on the first write."""
         self._folder = folder.expanduser()
 
     def plan_file(self, key: EngineKey) -> Path:
-        """Where the engine for a key is kept."""
+        """Path of the engine of a key."""
         return self._folder / key.device.folder / f"{key.name}.plan"
 
     def load_or_build(
@@ -136,16 +132,16 @@ class EngineCache:
         load: Callable[[bytes], Engine | None],
         build: Callable[[bytes], BuiltEngine],
     ) -> Engine:
-        """Give the engine for a key.
+        """Load the engine of a key; build it if it is missing or stale.
 
         Args:
-            key: What it must have been made from.
-            load: Reads an engine; None where the library refuses it.
-            build: Makes an engine, given earlier timings.
+            key: Everything that the engine depends on.
+            load: Loads an engine; None if the library refuses it.
+            build: Builds an engine, given earlier timings.
 
         Raises:
             OSError: The folder cannot be written.
-            GpuError: The library refuses what it has just built.
+            GpuError: The library refuses the new engine.
         """
         path = self.plan_file(key)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

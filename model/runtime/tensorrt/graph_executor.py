@@ -21,11 +21,11 @@ LOGGER = logging.getLogger(__name__)
 
 
 class LaneStream:
-    """A stream with what its graphs share. Used by one thread at a time.
+    """A CUDA stream and its memory. Used by one thread at a time.
 
     Attributes:
-        handle: The stream as an integer, which is how TensorRT takes it.
-        buffers: Memory for whatever runs on it.
+        handle: The stream as an integer, for TensorRT.
+        buffers: Memory of all graphs that run on it.
     """
 
     def __init__(self, libraries: GpuLibraries, device_index: int) -> None:
@@ -84,13 +84,13 @@ class LaneStream:
         cuda("cudaEventSynchronize", "finish a batch", self._event)
 
     def drain(self) -> None:
-        """After a failure: let go of the memory only when nothing uses it any more."""
+        """Wait after a failure, so that nothing uses the memory when it is freed."""
         self.libraries.cuda.runtime.cudaStreamSynchronize(self._stream)
 
     def begin_capture(self) -> None:
         """From here on, record what is put on the stream instead of running it."""
         modes = self.libraries.cuda.runtime.cudaStreamCaptureMode
-        # Other lanes go on reserving memory meanwhile, which the global mode would forbid.
+        # The global mode would forbid other lanes to reserve memory during the capture.
         self.libraries.cuda(
             "cudaStreamBeginCapture",
             "record a graph",
@@ -120,7 +120,7 @@ class LaneStream:
         self.libraries.cuda.runtime.cudaGraphExecDestroy(graph)
 
     def close(self) -> None:
-        """Free memory, event and stream; what fails is logged, since nothing can be done."""
+        """Free memory, event and stream; failures are only logged."""
         runtime = self.libraries.cuda.runtime
         runtime.cudaSetDevice(self._device_index)
         try:
@@ -131,11 +131,9 @@ class LaneStream:
         runtime.cudaStreamDestroy(self._stream)
 
 
-# Runs one engine on a lane's stream: arrays in, arrays out.
-#
-# For each shape of the inputs there is an execution context whose shape never changes. TensorRT
-# allows a recorded CUDA graph only as long as its context is left alone, so a context cannot serve
-# two shapes; contexts without memory of their own are cheap, and all of a lane's use one piece.
+# Each input shape has its own execution context. TensorRT allows a recorded CUDA graph only as long
+# as its context is unchanged, so a context cannot serve two shapes. Contexts without their own
+# memory are cheap, and all contexts of a lane share one piece.
 #
 # Source: TensorRT documentation, on CUDA graphs and on dynamic shapes.
 

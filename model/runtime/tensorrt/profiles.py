@@ -1,4 +1,7 @@
-"""Options of TensorRT engines, and the input shapes that an engine is built for."""
+"""Options of TensorRT engines, and the input shapes that an engine is built for.
+
+Shapes: B batch, L tokens, H W pixels.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,8 +10,6 @@ from pathlib import Path
 
 from model.graphs import Part
 from model.manifest import Manifest
-
-# What can be chosen about TensorRT engines and how they are run; all of it has a default.
 
 MAX_OPTIMIZATION_LEVEL = 5
 # Where engines are kept below the program's cache.
@@ -92,14 +93,9 @@ class TensorRtOptions:
             raise ValueError(f"GPUs are counted from 0, not {self.device_index}")
 
 
-# Which input shapes an engine is built for, and which of its profiles a batch runs under.
-#
-# A profile is a range of shapes and one shape in it that kernels are chosen for. Each shape bucket
+# A profile is a range of input shapes, and one shape that kernels are tuned for. Each shape bucket
 # of
-# the manifest has its own, in which only the batch varies; sizes beside the buckets share two wider
-# ones. Knows no TensorRT.
-#
-# Shapes: B batch, L tokens, H W pixels.
+# the manifest has a profile in which only the batch varies; other sizes share two wider profiles.
 
 Shape = tuple[int, ...]
 # Most class names and captions have no more tokens than this.

@@ -1,4 +1,4 @@
-"""Draws the README's image from a running service: each example beside the mask it answers.
+"""Draws the image of the documentation from a running service: each example next to its mask.
 
 `python examples/make_figure.py --url http://localhost:8000 --output docs/images/first-light.png`
 """
@@ -11,7 +11,7 @@ import httpx
 from PIL import Image
 
 HERE = Path(__file__).parent
-# Image, classes, and the cosine under which a pixel is called background.
+# Image, classes, and the cosine below which a pixel is background.
 EXAMPLES = (
     ("scene.png", "burger,sunflower,book", "0.08"),
     ("fruits.jpg", "orange,banana,lemon,kiwi", "0.08"),
@@ -21,7 +21,7 @@ _GAP = 8
 
 
 def segment(url: str, image: Path, classes: str, threshold: str) -> Image.Image:
-    """Ask the service for an image's mask, drawn over it."""
+    """The image with the mask from the service drawn over it."""
     media = "image/png" if image.suffix == ".png" else "image/jpeg"
     answer = httpx.post(
         f"{url}/v1/images:segment",

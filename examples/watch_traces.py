@@ -1,7 +1,7 @@
-"""Takes traces as a collector does, OTLP over HTTP, and prints each as a tree: for a first look.
+"""Receives traces like a collector (OTLP over HTTP) and prints each as a tree.
 
-`python examples/watch_traces.py`, and `python -m service --otlp-endpoint http://localhost:4318`
-beside it. Needs the extra `otel`, and no collector.
+Run `python examples/watch_traces.py` and `python -m service --otlp-endpoint http://localhost:4318`.
+Needs the extra `otel`, and no collector.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PROTOBUF = "application/x-protobuf"
 
 
 def trees(request: Any) -> list[str]:
-    """What one export brought, a text for each trace."""
+    """The traces of one export, one text each."""
     texts = []
     for of_resource in request.resource_spans:
         resource = plain(of_resource.resource.attributes)
@@ -40,7 +40,7 @@ def trees(request: Any) -> list[str]:
 
 
 def tree(spans: Iterable[Any]) -> list[str]:
-    """The lines of one trace, children under their parents; a caller's own span is not here."""
+    """The lines of one trace, children under their parents, without the caller's own span."""
     children: dict[bytes, list[Any]] = defaultdict(list)
     here = {span.span_id for span in spans}
     for span in sorted(spans, key=lambda span: span.start_time_unix_nano):
@@ -56,7 +56,7 @@ def tree(spans: Iterable[Any]) -> list[str]:
 
 
 def line(span: Any) -> str:
-    """Name, id, milliseconds, attributes, and what it is linked to."""
+    """Name, id, milliseconds, attributes and links of a span."""
     took_ms = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
     said = "".join(f" {name}={value}" for name, value in plain(span.attributes).items())
     parent = f" parent={span.parent_span_id.hex()}" if span.parent_span_id else ""
@@ -65,15 +65,15 @@ def line(span: Any) -> str:
 
 
 def plain(attributes: Iterable[Any]) -> Mapping[str, object]:
-    """Attributes as Python has them."""
+    """Attributes as Python values."""
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in attributes}
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Answers exports and prints them."""
+    """Accepts exports and prints them."""
 
     def do_POST(self) -> None:
-        """Take one export."""
+        """Handle one export."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         is_ours = self.path == PATH and self.headers.get("Content-Type") == PROTOBUF
         if is_ours:
@@ -89,13 +89,13 @@ class Receiver(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing of the requests themselves."""
+        """Do not log requests."""
 
 
 def main() -> None:
-    """Listen until Ctrl-C."""
+    """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=4318, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=4318, help="0 for a free port")
     with ThreadingHTTPServer(("127.0.0.1", parser.parse_args().port), Receiver) as server:
         print(f"waiting for traces at http://localhost:{server.server_port}", file=sys.stderr)
         with suppress(KeyboardInterrupt):

@@ -54,7 +54,7 @@ def make_state(optimizer: OptimizerName = "muon", *, seed: int = 0) -> tuple[Par
 
 @pytest.mark.parametrize("with_head", [True, False])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "adafactor"])
-def test_what_was_saved_goes_on_as_it_would_have(
+def test_a_restored_run_continues_identically(
     optimizer: OptimizerName, with_head: bool, tmp_path: Path
 ) -> None:
     module, config = make_state(optimizer)

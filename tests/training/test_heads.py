@@ -60,7 +60,7 @@ def test_a_head_that_cannot_work_is_refused(setting: dict[str, float], message: 
         replace(HeadConfig(), **setting)  # type: ignore[arg-type]
 
 
-def test_the_scale_starts_where_told_and_is_bounded() -> None:
+def test_the_scale_starts_at_its_setting_and_is_bounded() -> None:
     contrast = NameContrast(initial_scale=12.0)
     assert contrast.scale().item() == pytest.approx(12.0, rel=1e-6)
     with torch.no_grad():

@@ -137,7 +137,7 @@ def test_data_is_fetched_and_built(
     assert "72 drawings are ready" in capsys.readouterr().out
 
 
-def test_a_failing_fetch_is_told_in_one_line(
+def test_a_failing_fetch_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fetch(folder: Path, *, with_stamps: bool) -> None:

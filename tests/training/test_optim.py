@@ -143,7 +143,7 @@ def test_long_gradients_are_scaled_together_and_short_ones_left() -> None:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_a_norm_that_is_not_finite_is_told_and_scales_nothing(value: float) -> None:
+def test_a_norm_that_is_not_finite_is_returned_and_scales_nothing(value: float) -> None:
     parameters = with_gradients(3.0, value)
     assert not math.isfinite(clip_gradients(parameters, 1.0))
     assert parameters[0].grad is not None

@@ -235,7 +235,7 @@ def test_the_backbone_axes_are_fitted_to_the_run_and_kept(
     assert (config.folder / "image-backbone-basis.pt").read_bytes() == axes
 
 
-def test_a_run_goes_on_from_another_ones_model_and_tokenizer(config: TrainingConfig) -> None:
+def test_a_run_starts_from_the_model_and_tokenizer_of_another(config: TrainingConfig) -> None:
     run(config)
     later = replace(config, name="later", start=config.folder, seed=5)
     vocab_size = len(build_tokenizer(config, open_inputs(config)))

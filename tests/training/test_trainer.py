@@ -58,7 +58,7 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("stops", [(2, 4), (3,)])
-def test_a_stopped_run_goes_on_to_the_identical_result(
+def test_a_stopped_run_resumes_to_the_identical_result(
     accumulate: int,
     stops: Sequence[int],
     tiny_config: TrainingConfig,

@@ -153,7 +153,7 @@ def test_a_refused_key_ends_with_a_message(
 
 
 @pytest.mark.slow
-def test_a_process_killed_outright_goes_on_to_the_same_end(
+def test_a_killed_process_resumes_to_the_same_result(
     shards: Path, tmp_path: Path, stand_in: Any, project_root: Path
 ) -> None:
     assert main(gemini(shards, tmp_path / "whole", stand_in.url, "--yes")) == 0
@@ -180,7 +180,7 @@ def test_a_process_killed_outright_goes_on_to_the_same_end(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_the_key_comes_from_the_secrets_file_and_nobody_is_asked(
+def test_the_key_comes_from_the_secrets_file_without_a_question(
     shards: Path, tmp_path: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):

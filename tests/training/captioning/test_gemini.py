@@ -264,7 +264,7 @@ def test_what_every_request_would_meet_stops_the_job(
     assert len(stand_in.requests) < 100
 
 
-def test_no_more_requests_fly_than_allowed(
+def test_requests_in_flight_are_limited(
     open_gemini: Make, some_samples: Make, stand_in: Any, say: Make
 ) -> None:
     both_there = threading.Event()
@@ -311,7 +311,7 @@ def test_it_counts_the_tokens_that_the_service_counted(
     assert sum(clock.slept_s) == pytest.approx(120)
 
 
-def test_a_job_that_is_stopped_goes_on_to_the_same_end(
+def test_a_stopped_job_resumes_to_the_same_result(
     open_gemini: Make, stand_in: Any, refuse: Make, tmp_path: Path, shards: Path
 ) -> None:
     whole = JobConfig(shards=shards, output=tmp_path / "whole")

@@ -363,7 +363,7 @@ def test_without_a_limit_a_person_is_asked() -> None:
         ask(confirm=lambda: False)
 
 
-def test_with_nobody_there_the_command_must_say_it() -> None:
+def test_without_a_terminal_consent_needs_an_option() -> None:
     with pytest.raises(ValueError, match="--yes"):
         ask()
     ask(is_agreed=True, confirm=never)

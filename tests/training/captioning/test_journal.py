@@ -75,7 +75,7 @@ def test_damage_in_the_middle_is_named_and_nothing_is_lost(tmp_path: Path) -> No
     assert path.read_bytes() == b"[{]\n" + whole
 
 
-def test_nobody_else_may_open_it(tmp_path: Path) -> None:
+def test_a_second_process_cannot_open_it(tmp_path: Path) -> None:
     with Journal(tmp_path / "a"), pytest.raises(JournalBusy):
         Journal(tmp_path / "a")
     with Journal(tmp_path / "a") as journal:

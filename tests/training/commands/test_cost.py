@@ -66,7 +66,7 @@ def test_both_tables_have_a_row_for_each_recipe(capsys: pytest.CaptureFixture[st
         (["--mfu", "40"], "a share of the peak"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cost", *arguments]) == 2

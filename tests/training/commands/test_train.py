@@ -111,7 +111,7 @@ def test_a_run_as_teacher_and_images_with_captions(
     assert (tmp_path / "runs/distilled-captioned-small/model/model.safetensors").exists()
 
 
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     make_teacher: MakeTeacher,
     make_images: MakeImages,
     tmp_path: Path,

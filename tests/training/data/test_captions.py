@@ -174,7 +174,7 @@ def test_a_prompt_puts_no_article_before_a_plural() -> None:
 
 
 @given(things=st.lists(objects, min_size=1, max_size=4), seed=st.integers(0, 2**31))
-def test_any_scene_is_told_in_english(things: list[PlacedObject], seed: int) -> None:
+def test_captions_of_any_scene_are_english(things: list[PlacedObject], seed: int) -> None:
     captions = captions_of(*things, seed=seed)
     names = list(dict.fromkeys(thing.name for thing in things))
     assert list(captions.names) == names

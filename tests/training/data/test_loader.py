@@ -210,7 +210,7 @@ def unnamed() -> UnnamedSource:
     return UnnamedSource(bank=bank, photos=(), scenes=replace(CONFIG, count_weights=(1.0,)))
 
 
-def test_unnamed_drawings_come_beside_the_scenes_where_a_stage_asks_for_them(
+def test_stages_with_unnamed_drawings_add_them_to_the_batch(
     source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource
 ) -> None:
     stages = (Stage(until=0.5, scenes=CONFIG, unnamed=6), Stage(scenes=CONFIG))

@@ -39,7 +39,7 @@ def test_the_rank_counts_the_wrong_answers_before_the_first_right_one() -> None:
     assert ranking.found(3) == 100.0
 
 
-def test_whoever_answers_everything_alike_finds_nothing() -> None:
+def test_equal_scores_for_all_candidates_find_nothing() -> None:
     ranking = rank(np.zeros((4, 6), np.float32), np.eye(4, 6, dtype=bool))
     assert ranking.rank_Q.tolist() == [5, 5, 5, 5]
     assert ranking.found(5) == 0.0

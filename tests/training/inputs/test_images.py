@@ -147,7 +147,7 @@ def test_names_are_used_where_they_are_listed(on_images: Configure) -> None:
     assert "contrast with names: off, no image has a list of its objects" in said(named, BARE)
 
 
-def test_ablations_are_told_apart(on_images: Configure) -> None:
+def test_ablations_are_described_differently(on_images: Configure) -> None:
     config = on_images(Path("x"))
     ibot = replace(config, method=PretrainConfig(supervised="masked", mask_ratio=0.5))
     assert said(ibot, CAPTIONED)[-1] == "patches: on, weight 2, iBOT, masked patches, 50% masked"

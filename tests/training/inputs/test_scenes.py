@@ -35,7 +35,7 @@ def test_names_are_frequent_among_the_words(config: TrainingConfig) -> None:
     assert len(set(prompts)) == len(prompts)
 
 
-def test_scenes_are_scored_while_the_run_goes_on(config: TrainingConfig) -> None:
+def test_scenes_are_scored_during_the_run(config: TrainingConfig) -> None:
     assert [benchmark.name for benchmark in open_inputs(config).benchmarks()] == [
         "val", "val-style"
     ]  # fmt: skip

@@ -85,9 +85,7 @@ def test_a_trainjob_pretrains_and_its_model_teaches_on_two_machines(
     check_run(places.root / "runs/distilled-s14", num_ranks=2)
 
 
-def test_a_pod_that_is_taken_away_saves_and_its_successor_goes_on(
-    places: Places, running: Any
-) -> None:
+def test_a_preempted_pod_saves_and_its_successor_resumes(places: Places, running: Any) -> None:
     documents = build("chain-dev")
     container = next(step for step in chain_steps(documents) if step["name"] == "distill")
     values = environment(container, documents, {NAME: "evicted"}) | {"STEPS": "100000"}

@@ -149,7 +149,7 @@ def test_without_weight_unnamed_drawings_are_not_looked_at(
     assert set(metrics) == {"cls1", "cls2"}
 
 
-def test_a_missing_backbone_is_said(student_model: Tipsv2Model, batch: Batch) -> None:
+def test_a_missing_backbone_is_reported(student_model: Tipsv2Model, batch: Batch) -> None:
     with pytest.raises(ValueError, match="no image backbone is loaded"):
         metrics_and_loss(Pretrain(student_model, CONFIG), batch, 0.1)
 

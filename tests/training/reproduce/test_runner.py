@@ -69,7 +69,7 @@ def test_a_run_leaves_its_measures_and_a_record(
     assert record.cpu_s > 0
 
 
-def test_the_averaged_encoder_is_measured_beside_the_trained_one(
+def test_the_averaged_encoder_is_measured_as_well(
     toy_plan: ReproductionPlan, benchmarks: Benchmarks
 ) -> None:
     runs = [run for run in toy_plan.all_runs([0]) if run.variant in ("start", "full-ema")]
@@ -102,7 +102,7 @@ def test_a_finished_run_is_not_made_again(
     make_runs(runs, benchmarks, after_each=lambda: None)
 
 
-def test_a_stopped_run_goes_on(
+def test_a_stopped_run_is_resumed(
     toy_plan: ReproductionPlan, benchmarks: Benchmarks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = first_runs(toy_plan)
@@ -249,7 +249,7 @@ def test_a_stopped_run_leaves_what_it_made(counted: CountedSource) -> None:
     assert all(same(a, b) for a, b in zip(again, rest[2:], strict=True))
 
 
-def test_another_stream_is_made_anew(counted: CountedSource) -> None:
+def test_another_stream_is_made_again(counted: CountedSource) -> None:
     memory = BatchMemory()
     take(iter(memory.share("a", counted).loader(0, num_workers=0)), 1)
     take(iter(memory.share("b", counted).loader(0, num_workers=0)), 1)

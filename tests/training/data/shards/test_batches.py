@@ -137,9 +137,7 @@ def test_an_epoch_shows_every_image_once(make: Callable[..., ImageBatches]) -> N
     assert colours[:23] != colours[23:]
 
 
-def test_a_image_is_cropped_anew_each_epoch(
-    make: Callable[..., ImageBatches], is_same: Same
-) -> None:
+def test_crops_differ_in_each_epoch(make: Callable[..., ImageBatches], is_same: Same) -> None:
     batches = make(RunShare(batch_size=23, num_steps=2))
     first, second = batches[0].batch, batches[1].batch
     assert first.pixels_B3HW.shape == (23, 3, 28, 28)
@@ -267,7 +265,7 @@ def test_without_a_global_crop_images_stay_as_they_are(
     assert batch.pixels_B3HW.shape == (4, 3, 30, 40)
 
 
-def test_captions_are_drawn_anew_each_time(make: Callable[..., ImageBatches]) -> None:
+def test_captions_are_drawn_again_in_each_epoch(make: Callable[..., ImageBatches]) -> None:
     captions = CaptionSampling(cls1=("alt",), cls2=("alt", "gemini"))
     batches = make(RunShare(batch_size=23, num_steps=6), captions=captions)
     rows = [tuple(sorted(batches[step].batch.cls2_ids_T.tolist())) for step in range(6)]

@@ -40,7 +40,7 @@ def test_images_are_found_in_sub_folders_in_the_order_of_their_names(folder: Pat
     assert names == ["a.JPG", "b.v2.png", "sub/c.webp", "sub/d.jpeg"]
 
 
-def test_captions_lie_beside_their_images(folder: Path) -> None:
+def test_caption_files_have_the_names_of_their_images(folder: Path) -> None:
     images = ImageFolder(folder)
     captions = [images.read(0, row).captions for row in range(4)]
     assert captions == [
@@ -86,7 +86,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, name: str) -> None:
         ImageFolder(tmp_path / name)
 
 
-def test_shards_and_plain_images_are_told_apart(tmp_path: Path, image_folder: Path) -> None:
+def test_shards_and_plain_images_are_distinguished(tmp_path: Path, image_folder: Path) -> None:
     plain = open_store(image_folder)
     assert isinstance(plain, ImageFolder)
     build_shards(plain, tmp_path / "shards", ShardPlan(kind="folder"), is_shown=False)

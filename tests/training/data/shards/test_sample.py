@@ -23,7 +23,7 @@ def test_a_sample_survives_its_files(samples: list[Sample]) -> None:
         assert sample_from_members(sample.members()) == sample
 
 
-def test_url_and_license_are_kept_beside_the_captions(samples: list[Sample]) -> None:
+def test_url_and_license_are_kept_with_the_captions(samples: list[Sample]) -> None:
     record = json.loads(samples[0].members()["000000000.json"])
     assert record["url"] == "https://example.org/0"
     assert record["license"] == "CC0-1.0"

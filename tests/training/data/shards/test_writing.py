@@ -66,7 +66,7 @@ def test_the_manifest_counts_what_there_is(
     assert content["summary"]["caption_sources"] == {"alt": 16, "gemini": 8}
 
 
-def test_a_stopped_build_goes_on_to_the_same_files(tmp_path: Path, image_folder: Path) -> None:
+def test_a_stopped_build_resumes_to_the_same_files(tmp_path: Path, image_folder: Path) -> None:
     source = StoppingSource(image_folder)
     with pytest.raises(KeyboardInterrupt):
         build_shards(source, tmp_path / "stopped", PLAN, is_shown=False)

@@ -141,6 +141,6 @@ def test_in_time_is_one_of_the_buckets() -> None:
 
 
 def test_reasons_of_refusals_are_those_that_there_are() -> None:
-    there_are = set(re.findall(r'(?:rejected\.labels|_refused)\("(\w+)"', SOURCES))
+    there_are = set(re.findall(r'(?:rejected\.labels|_rejected)\("(\w+)"', SOURCES))
     (reasons,) = re.findall(r'reason=~"([^"]+)"', RULES)
     assert set(reasons.split("|")) == there_are - {"unauthenticated", "too_large"}

@@ -1,7 +1,7 @@
-"""Tells whoever must be told when a model's lanes stop being well, and when they are well again.
+"""Watches the health of all models and reports changes.
 
-Lanes find out themselves how they are; see `service.lanes.worker`. A thread of its own looks,
-since what hangs cannot tell.
+Lanes track their own health; see `service.lanes.worker`. The watchdog polls it in a thread of its
+own, since a hung lane cannot report anything.
 """
 
 import logging
@@ -17,52 +17,57 @@ logger = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Looks every second, or as often as lanes try themselves.
+    """Polls the health every second, or as often as lanes probe their runtimes.
 
     Args:
-        look: Whether each model can answer, by name.
-        tell: Called by the watchdog's thread with all of them when any has changed.
-        interval_s: How often lanes try themselves, in seconds.
+        read_health: Returns whether each model is healthy, by name.
+        on_change: Called in the watchdog's thread with the health of all models when any changed.
+        interval_s: Probe interval of the lanes.
     """
 
     def __init__(
-        self, look: Callable[[], Health], tell: Callable[[Health], None], interval_s: float
+        self,
+        read_health: Callable[[], Health],
+        on_change: Callable[[Health], None],
+        interval_s: float,
     ) -> None:
-        self._look = look
-        self._tell = tell
+        self._read_health = read_health
+        self._on_change = on_change
         self._tick_s = min(TICK_S, interval_s)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._last: Health = {}
 
     def start(self) -> None:
-        """Begin to look; what is seen first counts as known."""
-        self._last = dict(self._look())
+        """Start polling; the first health is not reported."""
+        self._last = dict(self._read_health())
         self._thread.start()
 
     def stop(self) -> None:
-        """Tell nothing more."""
+        """Stop polling."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
 
-    def look_once(self) -> None:
-        """Look, and tell what has changed."""
-        health = dict(self._look())
+    def poll(self) -> None:
+        """Read the health, and report it if it changed."""
+        health = dict(self._read_health())
         changed = {
-            name: well for name, well in health.items() if self._last.get(name, True) != well
+            name: is_healthy
+            for name, is_healthy in health.items()
+            if self._last.get(name, True) != is_healthy
         }
         self._last = health
-        for name, is_well in changed.items():
-            level = logging.WARNING if is_well else logging.ERROR
-            text = "a model answers again" if is_well else "a model no longer answers"
+        for name, is_healthy in changed.items():
+            level = logging.WARNING if is_healthy else logging.ERROR
+            text = "a model answers again" if is_healthy else "a model no longer answers"
             logger.log(level, text, extra={"fields": {"model": name}})
         if changed:
-            self._tell(health)
+            self._on_change(health)
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._tick_s):
             try:
-                self.look_once()
+                self.poll()
             except Exception:
-                logger.exception("the watchdog could not look")
+                logger.exception("the watchdog could not read the health")

@@ -15,24 +15,24 @@ from model.winner_map import Labels
 
 # Corners of the regions of a label map, along the edges of pixels.
 #
-# Shapes: H W pixels; V points where four pixels meet, E corners of all regions together. A point
-# where two pixels of a class touch diagonally is a corner twice, as they belong to two regions.
+# Shapes: H W pixels; V points where four pixels meet, E corners of all regions. A point where two
+# pixels of a class touch diagonally only is two corners, since the pixels belong to two regions.
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Corners:
-    """Corners in the order of class, then from left to right, then from top to bottom.
+    """Corners, sorted by class, then from left to right, then from top to bottom.
 
     Attributes:
         label_E: Class, from 1.
         x_E: Pixels from the left.
         y_E: Pixels from the top.
-        across_E: Which corner the horizontal edge leads to. The vertical one joins 0 with 1, 2 with
-            3, and so on.
-        is_filled_E: Whether the pixel to the lower right is of the class.
-        key_E: Ascending, as `key` gives it.
+        across_E: Corner at the other end of the horizontal edge. Vertical edges join corners 0 and
+            1, 2 and 3, and so on.
+        is_filled_E: Whether the pixel to the lower right has the class.
+        key_E: Sort keys as `key` computes them, ascending.
         height: Of the image.
         width: Of the image.
     """
@@ -47,12 +47,12 @@ class Corners:
     width: int
 
     def key(self, label: int, x: int, y: int) -> int:
-        """Where in the order the first corner at this place is or would be."""
+        """Sort key of the first corner at this point."""
         return ((label * (self.width + 1) + x) * (self.height + 1) + y) * 2
 
 
 def find_corners(labels_HW: Labels) -> Corners:
-    """The corners of all classes but 0, the background."""
+    """Find the corners of all classes except 0, the background."""
     height, width = labels_HW.shape
     around = np.pad(labels_HW, 1)
     a, b, c, d = around[:-1, :-1], around[:-1, 1:], around[1:, :-1], around[1:, 1:]
@@ -60,7 +60,7 @@ def find_corners(labels_HW: Labels) -> Corners:
     point_V = np.flatnonzero(~is_straight)
     y_V, x_V = np.divmod(point_V, width + 1)
     pixels_4V = np.stack([around[y_V + down, x_V + right] for down in (0, 1) for right in (0, 1)])
-    # Columns: point, class, and in which order vertical and horizontal edges of a point come.
+    # Columns: point, class, order of its vertical edges, order of its horizontal edges, filled.
     found: list[Ints] = []
     for place, label_V in enumerate(pixels_4V):
         is_same_4V = pixels_4V == label_V
@@ -108,14 +108,14 @@ def _in_order(
 
 # Label maps to polygons along the edges of pixels, exact, in COCO's form.
 #
-# COCO's polygons have no holes: each hole is joined to what is around it by a cut, there and back.
-# Pixels that touch at a corner only belong to different polygons. Shapes: H W pixels.
+# COCO's polygons have no holes: a cut of no width joins each hole to the outline around it. Pixels
+# that touch at a corner only belong to different polygons. Shapes: H W pixels.
 
 Polygon = list[int]
 
 
 def class_polygons(labels_HW: Labels, num_classes: int) -> list[list[Polygon]]:
-    """For classes 1 to `num_classes` the polygons, each as x, y, x, y, ... in pixels."""
+    """Polygons of classes 1 to `num_classes`, each as x, y, x, y, ... in pixels."""
     polygons: list[list[Polygon]] = [[] for _ in range(num_classes)]
     for label, polygon in _trace(labels_HW, find_corners(labels_HW)):
         if label <= num_classes:
@@ -128,10 +128,10 @@ class _Tracer:
     """Follows corners around outlines and holes.
 
     Attributes:
-        x, y: Of each corner.
-        across: The corner at the other end of its horizontal edge.
-        cuts: Behind each corner: holes that are joined to the vertical edge which begins there, as
-            the cut's y and the points to insert.
+        x, y: Position of each corner.
+        across: Corner at the other end of its horizontal edge.
+        cuts: Holes joined to the vertical edge that starts at a corner: y of the cut, and the
+            points to insert there.
     """
 
     x: list[int]
@@ -140,7 +140,7 @@ class _Tracer:
     cuts: dict[int, list[tuple[int, Polygon]]] = field(default_factory=lambda: defaultdict(list))
 
     def rings(self) -> Iterator[list[int]]:
-        """All closed lines, each from its leftmost corner, of these the uppermost, downwards."""
+        """Closed lines; each starts at its leftmost corner, the uppermost of several, downwards."""
         is_done = bytearray(len(self.x))
         for start in range(len(self.x)):
             ring: list[int] = []
@@ -154,7 +154,7 @@ class _Tracer:
                 yield ring
 
     def points(self, ring: Sequence[int]) -> Polygon:
-        """Coordinates along a ring and around the holes that are joined to it."""
+        """Coordinates along a ring, including the holes joined to it."""
         points: Polygon = []
         for corner in ring:
             points += (self.x[corner], self.y[corner])
@@ -173,14 +173,14 @@ def _trace(labels_HW: Labels, corners: Corners) -> Iterator[tuple[int, Polygon]]
     holes: list[list[int]] = []
     begin: dict[int, int] = {}
     for ring in tracer.rings():
-        if not is_filled[ring[0]]:  # what is right of its leftmost corner belongs to others
+        if not is_filled[ring[0]]:  # a hole: its leftmost corner has no pixel of the class
             ring[1:] = ring[:0:-1]
         (outlines if is_filled[ring[0]] else holes).append(ring)
-        # At which end each vertical edge is entered.
+        # The corner at which the ring enters each vertical edge.
         begin |= {
             corner >> 1: corner for corner, to in pairwise([*ring, ring[0]]) if corner ^ 1 == to
         }
-    for ring in reversed(holes):  # from right to left: what hangs on a hole is joined before it
+    for ring in reversed(holes):  # from right to left, so that holes joined to a hole come first
         first = ring[0]
         x, y = tracer.x[first], tracer.y[first]
         others = np.flatnonzero(labels_HW[y, :x] != labels[first])
@@ -192,25 +192,26 @@ def _trace(labels_HW: Labels, corners: Corners) -> Iterator[tuple[int, Polygon]]
         yield labels[ring[0]], tracer.points(ring)
 
 
-# Label maps to COCO's run-length encoding, the masks of all classes in one pass.
+# Label maps to COCO's run-length encoding, for all classes in one pass: 3.5 ms for 150 classes,
+# against 38 ms with pycocotools (`python -m benchmarks.codecs`).
 #
-# COCO counts pixels column by column: how many are not of the class, how many are, and so on.
+# COCO counts pixels column by column: run outside of the class, run inside, and so on.
 #
-# Shapes: H W pixels, K classes, R runs, N numbers of all classes together.
+# Shapes: H W pixels, K classes, R runs, N numbers of all classes.
 
-# A number is written in pieces of five bits, as characters from here on.
+# A number is written in groups of five bits, each as one character from "0" on.
 BITS: Final = 5
 FIRST_CHARACTER: Final = 48
 
 
 @dataclass(frozen=True, slots=True)
 class ClassRuns:
-    """Where one class is.
+    """Pixels of one class.
 
     Attributes:
-        counts: Pixels outside, inside, outside ... in columns from left to right.
-        area: Pixels inside.
-        box: Left, top, width and height; all 0 where the class is nowhere.
+        counts: Lengths of runs outside, inside, outside ... in columns from left to right.
+        area: Number of pixels.
+        box: Left, top, width and height; all 0 if the class has no pixel.
     """
 
     counts: Ints
@@ -219,7 +220,7 @@ class ClassRuns:
 
 
 def class_runs(labels_HW: Labels, num_classes: int) -> list[ClassRuns]:
-    """The runs of classes 1 to `num_classes`."""
+    """Runs of classes 1 to `num_classes`."""
     height, width = labels_HW.shape
     flat = _columns(labels_HW)
     start_R = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
@@ -235,7 +236,7 @@ def class_runs(labels_HW: Labels, num_classes: int) -> list[ClassRuns]:
 
 
 def compress_counts(counts: list[Ints]) -> list[str]:
-    """Each list of counts as the string that pycocotools writes."""
+    """Encode each list of counts as the string that pycocotools writes."""
     lengths = np.array([len(numbers) for numbers in counts])
     value_N = np.concatenate([_differences(numbers) for numbers in counts])
     pieces: list[NDArray[np.uint8]] = []
@@ -245,7 +246,7 @@ def compress_counts(counts: list[Ints]) -> list[str]:
         is_written.append(more_N)
         piece_N = value_N & 0x1F
         value_N = value_N >> BITS
-        # The highest bit of the last piece is the sign.
+        # The highest bit of the last group is the sign.
         more_N = more_N & (value_N != np.where(piece_N & 0x10, -1, 0))
         pieces.append((piece_N + 0x20 * more_N + FIRST_CHARACTER).astype(np.uint8))
     written_N = np.stack(is_written, axis=1)
@@ -256,8 +257,8 @@ def compress_counts(counts: list[Ints]) -> list[str]:
 
 
 def _columns(labels_HW: Labels) -> Labels:
-    """All columns, one after the other."""
-    if labels_HW.dtype == np.uint8:  # Pillow turns it in blocks, several times faster
+    """The label map flattened by columns."""
+    if labels_HW.dtype == np.uint8:  # Pillow transposes in blocks, several times faster than NumPy
         turned = Image.fromarray(labels_HW).transpose(Image.Transpose.TRANSPOSE)
         return np.asarray(turned).ravel()
     return np.ascontiguousarray(labels_HW.T).ravel()
@@ -273,14 +274,14 @@ def _runs_of_one(start_R: Ints, end_R: Ints, size_hw: tuple[int, int]) -> ClassR
         counts = np.append(counts, height * width - edges[-1])
     left, right = start_R[0] // height, (end_R[-1] - 1) // height
     top_R, bottom_R = start_R % height, (end_R - 1) % height
-    goes_on = (start_R // height != (end_R - 1) // height).any()
-    top, bottom = (0, height - 1) if goes_on else (top_R.min(), bottom_R.max())
+    spans_columns = (start_R // height != (end_R - 1) // height).any()
+    top, bottom = (0, height - 1) if spans_columns else (top_R.min(), bottom_R.max())
     box = int(left), int(top), int(right - left + 1), int(bottom - top + 1)
     return ClassRuns(counts, int((end_R - start_R).sum()), box)
 
 
 def _differences(counts: Ints) -> Ints:
-    """From the fourth on, a number is told by its difference from the last but one."""
+    """COCO writes numbers from the fourth on as differences from the one two before."""
     values = counts.copy()
     values[3:] -= counts[1:-2]
     return values

@@ -1,4 +1,4 @@
-"""Patch embeddings made visible: principal components and groups."""
+"""Visualizations of patch embeddings: principal components and groups."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -14,31 +14,31 @@ from service.outputs.maps import NUM_COLOURS, colour_table
 from service.outputs.masks import encode_mask_png
 from service.outputs.png import ColourType, write_png
 
-# Principal components of patch embeddings, as scikit-learn's `PCA(whiten=True)` has them.
+# Principal components of patch embeddings, equal to scikit-learn's `PCA(whiten=True)`.
 #
 # Shape legend: N patches, D width, C components.
 
-# Of the greatest variance: below it there is nothing but rounding, which must not be blown up.
+# Share of the greatest variance. Below it there is only rounding, which whitening would amplify.
 LEAST_VARIANCE: Final = 1e-10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Components:
-    """Axes through the mean of patches; `axes_DC` are unit vectors over the deviation there."""
+    """Mean and principal axes; `axes_DC` are unit vectors divided by the standard deviation."""
 
     mean_D: FloatArray
     axes_DC: FloatArray
 
     def project(self, features_ND: FloatArray) -> FloatArray:
-        """Whitened coordinates [N, C]: mean 0 and deviation 1 over the patches of the fit."""
+        """Whitened coordinates [N, C]: mean 0 and deviation 1 over the fitted patches."""
         projected_NC = (features_ND - self.mean_D) @ self.axes_DC
         return projected_NC.astype(np.float32, copy=False)
 
 
 def fit_components(features_ND: FloatArray, count: int) -> Components:
-    """The axes along which patches differ most; where they differ along fewer, the rest is zero.
+    """Fit the axes of greatest variance; surplus axes are zero.
 
-    An axis points to where its largest weight is positive, so the same patches give the same axes.
+    The largest weight of each axis is positive, so that the same patches give the same axes.
     """
     exact_ND = features_ND.astype(np.float64)
     mean_D: NDArray[np.float64] = exact_ND.mean(axis=0)
@@ -64,7 +64,7 @@ def _float32(array: NDArray[np.float64]) -> FloatArray:
     return array.astype(np.float32)
 
 
-# Groups of patches that are alike, by k-means; the same seed gives the same groups.
+# Groups of similar patches by k-means; the same seed gives the same groups.
 #
 # Shape legend: N patches, D width, K groups.
 
@@ -72,9 +72,9 @@ MAX_ITERATIONS: Final = 20
 
 
 def find_groups(features_ND: FloatArray, num_groups: int, seed: int) -> FloatArray:
-    """The centres [K, D] of groups, the largest group first.
+    """Centres [K, D] of the groups, the largest group first.
 
-    Where there are fewer different patches than groups, some groups stay empty.
+    With fewer distinct patches than groups, some groups are empty.
     """
     first_KD = first_centres(features_ND, num_groups, np.random.default_rng(seed))
     centres_KD, nearest_N = move_centres(features_ND, first_KD)
@@ -85,7 +85,7 @@ def find_groups(features_ND: FloatArray, num_groups: int, seed: int) -> FloatArr
 def first_centres(
     features_ND: FloatArray, num_groups: int, random: np.random.Generator
 ) -> FloatArray:
-    """Patches as first centres [K, D], far from each other more likely than near.
+    """Choose patches as first centres [K, D], with a preference for distant ones.
 
     Source: k-means++ (D. Arthur, S. Vassilvitskii, 2007).
     """
@@ -107,11 +107,11 @@ def first_centres(
 def move_centres(
     features_ND: FloatArray, centres_KD: FloatArray
 ) -> tuple[FloatArray, NDArray[np.intp]]:
-    """Lloyd's iterations, until nothing changes or there were 20.
+    """Run Lloyd's algorithm until nothing changes, for at most 20 iterations.
 
     Returns:
-        The centres [K, D], and for each patch the nearest of them [N]. The centre of a group that
-        has become empty stays where it is.
+        Centres [K, D], and the index of the nearest centre of each patch [N]. The centre of an
+        empty group does not move.
     """
     nearest_N = squared_distances(features_ND, centres_KD).argmin(axis=1)
     for _ in range(MAX_ITERATIONS):
@@ -127,8 +127,8 @@ def move_centres(
 
 
 def squared_distances(features_ND: FloatArray, centres_KD: FloatArray) -> FloatArray:
-    """From every patch to every centre [N, K]."""
-    # Far from the origin, squares would cancel and leave nothing but rounding.
+    """Squared distance from every patch to every centre [N, K]."""
+    # Far from the origin the squares would cancel and leave only rounding.
     origin_D = centres_KD.mean(axis=0)
     patches_ND, centred_KD = features_ND - origin_D, centres_KD - origin_D
     squares_NK = (
@@ -140,34 +140,34 @@ def squared_distances(features_ND: FloatArray, centres_KD: FloatArray) -> FloatA
     return distances_NK
 
 
-# From patch embeddings to maps that can be looked at: fitted once, then drawn for each image.
+# Patch embeddings to maps: fitted once for a request, then drawn for each image.
 #
 # Shape legend: N patches, D width, h w patch grid, H W pixels of the map, C channels, K groups.
 
 DEFAULT_GROUPS: Final = 6
 DEFAULT_SEED: Final = 0
-# Steepness of the curve that makes colours of whitened components.
+# Slope of the sigmoid that maps whitened components to colours.
 STEEPNESS: Final = 2.0
 # From embeddings [N, D], grid and size to the map [H, W] or [H, W, 3].
 View = Callable[[FloatArray, tuple[int, int], tuple[int, int]], NDArray[Any]]
 
 
 def fit_view(request: VisualizeFeaturesRequest, features: Sequence[FloatArray]) -> View:
-    """Find components or groups over all of these embeddings [N, D].
+    """Fit components or groups to all of these embeddings [N, D].
 
     Source: colours are `sigmoid(2 x)` of PCA(3, whiten), as in the demonstration notebook of
     google-deepmind/tips; the first component from least to greatest, and groups by distances that
     are scaled before they are compared, as in its demonstration page.
     """
-    together_ND = features[0] if len(features) == 1 else np.concatenate(features)
+    all_ND = features[0] if len(features) == 1 else np.concatenate(features)
     if request.kind == "groups":
-        return _groups_view(together_ND, request)
-    components = fit_components(together_ND, 3 if request.kind == "colors" else 1)
+        return _groups_view(all_ND, request)
+    components = fit_components(all_ND, 3 if request.kind == "colors" else 1)
     if request.kind == "colors":
         return lambda features_ND, grid_hw, size_hw: _scale(
             _sigmoid(STEEPNESS * components.project(features_ND)), grid_hw, size_hw
         )
-    projected_N1 = components.project(together_ND)
+    projected_N1 = components.project(all_ND)
     least, span = projected_N1.min(), np.ptp(projected_N1)
 
     def view(
@@ -179,10 +179,10 @@ def fit_view(request: VisualizeFeaturesRequest, features: Sequence[FloatArray]) 
     return view
 
 
-def _groups_view(together_ND: FloatArray, request: VisualizeFeaturesRequest) -> View:
+def _groups_view(all_ND: FloatArray, request: VisualizeFeaturesRequest) -> View:
     num_groups = DEFAULT_GROUPS if request.group_count is None else request.group_count
     seed = DEFAULT_SEED if request.seed is None else request.seed
-    centres_KD = find_groups(together_ND, num_groups, seed)
+    centres_KD = find_groups(all_ND, num_groups, seed)
 
     def view(
         features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
@@ -199,7 +199,7 @@ def _groups_view(together_ND: FloatArray, request: VisualizeFeaturesRequest) -> 
 
 
 def _scale(values_NC: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]) -> FloatArray:
-    """Bilinearly to the size of the map, [H, W, C]."""
+    """Scale bilinearly to the size of the map, [H, W, C]."""
     if grid_hw == size_hw:
         return values_NC.reshape(*grid_hw, -1)
     maps_Chw = values_NC.T.reshape(-1, *grid_hw)
@@ -207,7 +207,7 @@ def _scale(values_NC: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, 
 
 
 def _sigmoid(values: FloatArray) -> FloatArray:
-    # By tanh, which overflows nowhere.
+    # tanh never overflows.
     share: FloatArray = (np.tanh(values / 2) + np.float32(1)) / np.float32(2)
     return share
 
@@ -218,7 +218,7 @@ def _sigmoid(values: FloatArray) -> FloatArray:
 
 
 def encode_view_png(features: NDArray[Any], kind: FeatureKind) -> bytes:
-    """Colours as they are; a component from dark violet to pale yellow; groups as masks are."""
+    """Encode colours as RGB, a component from dark violet to pale yellow, groups as a mask."""
     if kind == "groups":
         return encode_mask_png(features)
     if kind == "colors":

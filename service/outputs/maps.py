@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from service.outputs.png import ColourType, to_linear_rgb, to_srgb, write_png
 
-# One colour for each share from 0 to 1, so that equal steps look equally far apart.
+# A colour map in which equal steps look equally different.
 #
-# Our own path through OKLab: lightness falls evenly, the hue goes from yellow over red to violet,
-# and each colour is as strong as a screen can show it, up to a bound.
+# A path through OKLab: lightness falls evenly, the hue goes from yellow over red to violet. Each
+# colour has the greatest chroma that sRGB can show, up to a bound.
 
 NUM_COLOURS: Final = 256
 LIGHTNESS: Final = (0.95, 0.22)
 HUE_DEGREES: Final = (108.0, -70.0)
 MAX_CHROMA: Final = 0.2
-# Halvings in the search for the strongest colour: finer than 8 bits a channel can tell.
+# Bisection steps in the search for the greatest chroma: finer than 8 bits a channel.
 NUM_HALVINGS: Final = 20
 
 
@@ -27,14 +27,14 @@ def colour_table() -> NDArray[np.uint8]:
     """RGB [256, 3], from pale yellow for 0 to dark violet for 1."""
     lightness = np.linspace(*LIGHTNESS, NUM_COLOURS)
     hue = np.deg2rad(np.linspace(*HUE_DEGREES, NUM_COLOURS))
-    weak, strong = np.zeros(NUM_COLOURS), np.full(NUM_COLOURS, MAX_CHROMA)
+    low, high = np.zeros(NUM_COLOURS), np.full(NUM_COLOURS, MAX_CHROMA)
     for _ in range(NUM_HALVINGS):
-        chroma = (weak + strong) / 2
+        chroma = (low + high) / 2
         linear = to_linear_rgb(_lab(lightness, chroma, hue))
-        can_be_shown = ((linear >= 0) & (linear <= 1)).all(axis=1)
-        weak = np.where(can_be_shown, chroma, weak)
-        strong = np.where(can_be_shown, strong, chroma)
-    return to_srgb(to_linear_rgb(_lab(lightness, weak, hue)))
+        is_in_gamut = ((linear >= 0) & (linear <= 1)).all(axis=1)
+        low = np.where(is_in_gamut, chroma, low)
+        high = np.where(is_in_gamut, high, chroma)
+    return to_srgb(to_linear_rgb(_lab(lightness, low, hue)))
 
 
 def _lab(
@@ -43,33 +43,33 @@ def _lab(
     return np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
 
 
-# Depth and normals to PNG files: numbers for programs, colours for people.
+# Depth and normals to PNG: exact numbers for programs, colours to look at.
 #
 # Shape legend: H W pixels, 3 axes of a normal.
 
-# The farthest that 16 bits of millimetres hold, in metres.
+# Largest depth in metres that 16 bits of millimetres hold.
 FARTHEST_M: Final = 65.535
 
 
 def encode_millimetres_png(depth_HW: NDArray[np.float32]) -> bytes:
-    """A PNG of 16 bits: whole millimetres, 65535 also for what is farther."""
+    """Encode whole millimetres in 16 bits; larger depths become 65535."""
     millimetres_HW = np.rint(np.clip(depth_HW, 0, FARTHEST_M) * 1000)
     return _smooth_png(millimetres_HW.astype(np.uint16)[..., None], ColourType.GREY)
 
 
 def encode_depth_png(depth_HW: NDArray[np.float32]) -> bytes:
-    """Colours from the image's nearest point, pale yellow, to its farthest, dark violet."""
+    """Encode colours from pale yellow (the image's nearest point) to dark violet (the farthest)."""
     nearest, farthest = depth_HW.min(), depth_HW.max()
     step = (farthest - nearest) / (NUM_COLOURS - 1)
     index_HW = np.zeros(depth_HW.shape, np.uint8)
-    if step > 0:  # one depth everywhere is the nearest
+    if step > 0:  # a constant depth counts as the nearest
         index_HW = np.rint((depth_HW - nearest) / step).astype(np.uint8)
     table = colour_table()
     return _smooth_png(index_HW[..., None], ColourType.PALETTE, table.tobytes())
 
 
 def encode_normals_png(normals_HW3: NDArray[np.float32]) -> bytes:
-    """Each axis from -1 to 1 as red, green and blue from 0 to 255, as normals are usually shown."""
+    """Encode each axis from -1 to 1 as red, green and blue from 0 to 255, as is usual."""
     colours_HW3 = np.rint((np.clip(normals_HW3, -1, 1) + 1) * 127.5).astype(np.uint8)
     return _smooth_png(colours_HW3, ColourType.RGB)
 
@@ -79,5 +79,5 @@ def _smooth_png(
     colour_type: ColourType,
     colours: bytes = b"",
 ) -> bytes:
-    # Maps have few runs, so their bytes are told apart by how often they come.
+    # Smooth maps have few runs, so Huffman coding of matches compresses better than Z_RLE.
     return write_png(samples_HWC, colour_type, colours, strategy=zlib.Z_DEFAULT_STRATEGY)

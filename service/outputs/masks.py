@@ -1,4 +1,4 @@
-"""Masks from patch embeddings, and masks as PNG and npy."""
+"""Masks and embeddings from raw outputs of the runtime, and masks as PNG and npy."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,21 +22,21 @@ from service.outputs.slide import Geometry, segment_windows
 
 MAX_PALETTE_CLASSES: Final = 255
 OVERLAY_OPACITY: Final = 0.55
-# OKLab lightness, from 0 to 1, within which a class's colour lies.
+# Bounds of the OKLab lightness (0 to 1) of class colours.
 DARKEST: Final = 0.45
 PALEST: Final = 0.93
 
 
 @cache
 def palette() -> NDArray[np.uint8]:
-    """RGB colours [256, 3]: black for background, then each as far from all before it as can be.
+    """RGB colours [256, 3]: black for background, then each as far as possible from the others.
 
-    The colour of a class depends on its number alone, so that masks of one request look alike.
+    The colour of a class depends on its number only, so that masks of one request match.
     """
     levels = np.linspace(0, 255, 11).round().astype(np.uint8)
     grid_C3 = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab_C3 = to_oklab(grid_C3)
-    # Background's black and paper's white are taken.
+    # Black is the background, and white is reserved for paper.
     nearest_C = np.minimum(_distance(lab_C3, lab_C3[0]), _distance(lab_C3, lab_C3[-1]))
     too_dark_or_pale_C = (lab_C3[:, 0] < DARKEST) | (lab_C3[:, 0] > PALEST)
     nearest_C[too_dark_or_pale_C] = -1
@@ -49,25 +49,25 @@ def palette() -> NDArray[np.uint8]:
 
 
 def class_color(label: int) -> str:
-    """The colour of the k-th class as `#rrggbb`; they repeat after 255."""
+    """Colour of a class as `#rrggbb`; colours repeat after 255 classes."""
     colour = palette()[(label - 1) % MAX_PALETTE_CLASSES + 1]
     return "#" + bytes(colour).hex()
 
 
 def encode_mask_png(labels_HW: Labels) -> bytes:
-    """A palette PNG whose pixel values are the labels.
+    """Encode a palette PNG whose pixel values are the labels.
 
     Raises:
         ValueError: A label above 255.
     """
     if labels_HW.dtype != np.uint8 and labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
-        raise ValueError(f"a palette has room for {MAX_PALETTE_CLASSES} classes")
+        raise ValueError(f"a palette holds at most {MAX_PALETTE_CLASSES} classes")
     samples_HW1 = labels_HW.astype(np.uint8, copy=False)[..., None]
     return write_png(samples_HW1, ColourType.PALETTE, palette().tobytes())
 
 
 def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
-    """The image with each class's colour laid over it; background stays as it is.
+    """Encode the image with class colours laid over it; background is unchanged.
 
     Raises:
         ValueError: Mask and image differ in size.
@@ -87,7 +87,7 @@ def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> byte
 
 
 def encode_npy(array: NDArray[np.generic]) -> bytes:
-    """The array as an `.npy` file, little-endian."""
+    """Encode an array as a little-endian `.npy` file."""
     stream = BytesIO()
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     np.save(stream, np.ascontiguousarray(little), allow_pickle=False)
@@ -99,7 +99,7 @@ def _distance(lab_C3: NDArray[np.float64], lab_3: NDArray[np.float64]) -> NDArra
     return distance_C
 
 
-# From raw outputs of the runtime to answers: pure functions on arrays.
+# Raw outputs of the runtime to results: pure functions on arrays.
 #
 # Shape legend: N patches, D width, h w patch grid, P prompts, K classes with background classes, H
 # W pixels.
@@ -110,7 +110,7 @@ PATCH_OUTPUTS: tuple[ImageOutput, ...] = ("patches", "values")
 def image_outputs(
     raw: Outputs, names: Sequence[ImageOutput], *, grid_hw: tuple[int, int], normalize: bool
 ) -> dict[str, FloatArray]:
-    """The outputs asked for: patches and values [h, w, D], cls1 and cls2 [D]."""
+    """Select the requested outputs: patches and values [h, w, D], cls1 and cls2 [D]."""
     outputs: dict[str, FloatArray] = {}
     for name in names:
         array = l2_normalize(raw[name]) if normalize else raw[name]
@@ -121,7 +121,7 @@ def image_outputs(
 def text_embedding(
     prompts: Sequence[str], raw: Mapping[str, FloatArray], *, normalize: bool
 ) -> FloatArray:
-    """One embedding [D]: of a single prompt its own, of several the mean of their unit vectors."""
+    """Embedding [D] of a text: of its only prompt, or the mean of its prompts' unit vectors."""
     if len(prompts) == 1:
         embedding_D = raw[prompts[0]]
     else:
@@ -130,12 +130,12 @@ def text_embedding(
 
 
 def shorten(embeddings_ND: FloatArray, dimensions: int) -> FloatArray:
-    """The first elements of each row [N, dimensions], at unit length again."""
+    """Keep the first elements of each row [N, dimensions], scaled to unit length."""
     return l2_normalize(embeddings_ND[:, :dimensions])
 
 
 def class_embeddings(groups: Sequence[Sequence[str]], raw: Mapping[str, FloatArray]) -> FloatArray:
-    """One unit vector for each class [K, D], averaged over its prompts as the reference does."""
+    """Average the prompts of each class to a unit vector [K, D], as the reference does."""
     text_PD = np.stack([raw[prompt] for prompts in groups for prompt in prompts])
     return average_groups(text_PD, [len(prompts) for prompts in groups])
 
@@ -146,13 +146,13 @@ def segment_image(
     geometry: Geometry,
     request: SegmentImagesRequest,
 ) -> Segmentation:
-    """The mask of one image at its own size; scores only where they are asked for.
+    """Segment one image at its original size; scores only if requested.
 
     Args:
         parts: Patch embeddings [N, D] of the whole image, or of each window.
         classes_KD: One unit vector for each class, then for each background class.
-        geometry: Which of the two, and how large.
-        request: With what counts as background.
+        geometry: Sizes of the image, and its windows if any.
+        request: With the background rules.
     """
     background = Background(
         threshold=request.background_threshold, num_classes=len(request.background_classes)

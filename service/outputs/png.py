@@ -1,4 +1,4 @@
-"""PNG files written from arrays, and colours that are told apart."""
+"""PNG files from arrays, and conversions between sRGB and OKLab."""
 
 import struct
 import zlib
@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# OKLab (B. Ottosson, 2020), in which distance is how different colours look.
+# OKLab (B. Ottosson, 2020): a colour space in which distance is perceived difference.
 #
 # Shape legend: C colours.
 
@@ -31,7 +31,7 @@ LAB_TO_LMS: Final = np.linalg.inv(LMS_TO_LAB)
 
 
 def to_oklab(rgb_C3: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Lightness from 0 to 1, green to red, and blue to yellow, of sRGB colours."""
+    """Convert sRGB to lightness (0 to 1), green to red, and blue to yellow."""
     value_C3 = rgb_C3 / 255
     linear_C3 = np.where(value_C3 > 0.04045, ((value_C3 + 0.055) / 1.055) ** 2.4, value_C3 / 12.92)
     lab_C3: NDArray[np.float64] = np.cbrt(linear_C3 @ RGB_TO_LMS.T) @ LMS_TO_LAB.T
@@ -39,13 +39,13 @@ def to_oklab(rgb_C3: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def to_linear_rgb(lab_C3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Linear sRGB of OKLab colours; what a screen cannot show lies outside 0 to 1."""
+    """Convert OKLab to linear sRGB; colours outside the gamut have values outside 0 to 1."""
     linear_C3: NDArray[np.float64] = (lab_C3 @ LAB_TO_LMS.T) ** 3 @ LMS_TO_RGB.T
     return linear_C3
 
 
 def to_srgb(linear_C3: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Colours as sRGB has them, of linear ones, each channel cut to what a screen can show."""
+    """Convert linear sRGB to 8-bit sRGB; each channel is clipped to the gamut."""
     cut_C3 = np.clip(linear_C3, 0, 1)
     value_C3 = np.where(cut_C3 > 0.0031308, 1.055 * cut_C3 ** (1 / 2.4) - 0.055, 12.92 * cut_C3)
     rgb_C3: NDArray[np.uint8] = np.rint(value_C3 * 255).astype(np.uint8)
@@ -61,7 +61,7 @@ UP_FILTER: Final = 2
 
 
 class ColourType(IntEnum):
-    """What the samples of a pixel mean."""
+    """Colour type of the PNG header."""
 
     GREY = 0
     RGB = 2
@@ -75,17 +75,17 @@ def write_png(
     *,
     strategy: int = zlib.Z_RLE,
 ) -> bytes:
-    """A PNG of 8 or 16 bits a sample.
+    """Write a PNG with 8 or 16 bits a sample.
 
-    Each row holds what has changed since the one above. Where only runs are packed, as by default,
-    this makes of masks and of their overlays smaller files than Pillow's quick levels, in less than
-    half the time.
+    Each row is stored as its difference from the row above. With run-length compression, the
+    default, masks and overlays become smaller than with Pillow's fast levels, in less than half the
+    time.
 
     Args:
-        samples_HWC: Of one channel, or of three for RGB.
-        colour_type: What they mean.
+        samples_HWC: One channel, or three for RGB.
+        colour_type: Colour type of the header.
         colours: RGB of each value, for a palette.
-        strategy: Of zlib.
+        strategy: Compression strategy of zlib.
     """
     height, width, _ = samples_HWC.shape
     num_bits = 8 * samples_HWC.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Segmentation through overlapping windows."""
+"""Segmentation by overlapping windows of an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from model.winner_map import WinnerMap
 from service.images import Windows
 from service.messages import FloatArray, Segmentation
 
-# Held at once: values of all classes at some rows of the mask, 16 MiB of float32.
+# Memory bound: values of all classes for some rows of the mask, 16 MiB of float32.
 BAND_ELEMENTS: Final = 4 * 1024 * 1024
-# More rows at once would take more multiplications for each pixel than they save.
+# Larger bands need more multiplications for each pixel than they save.
 BAND_ROWS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How large an image is.
+    """Sizes of an image and of what the model sees of it.
 
     Attributes:
-        grid_hw: Patch rows and columns, of the whole or of a window.
-        size_hw: Its own height and width, in pixels.
-        scaled_hw: To which it was scaled, in pixels.
-        windows: Through which the model sees it; None is as a whole.
+        grid_hw: Patch rows and columns of the image, or of each window.
+        size_hw: Height and width of the original, in pixels.
+        scaled_hw: Height and width after scaling, in pixels.
+        windows: Windows of the scaled image; None if the model sees it whole.
     """
 
     grid_hw: tuple[int, int]
@@ -43,14 +43,14 @@ def segment_windows(
     *,
     with_scores: bool,
 ) -> Segmentation:
-    """The mask of one image at its own size.
+    """Segment one image at its original size.
 
     Args:
         features: Patch embeddings [N, D] of every window, row by row.
         classes_KD: One embedding for each class, then for each background class.
-        geometry: Where the windows are.
+        geometry: Sizes and windows.
         background: Its threshold is a mean probability.
-        with_scores: Whether the winner's mean probability is wanted for every pixel.
+        with_scores: Whether to return the winner's mean probability for every pixel.
 
     Source: google-deepmind/tips, zero-shot segmentation notebook: cosines scaled bilinearly to the
     window's pixels, softmax over classes without a temperature, sum over windows divided by their
@@ -87,7 +87,7 @@ def segment_windows(
 def _mean_probabilities(
     cosines: Sequence[FloatArray], geometry: Geometry, rows: slice
 ) -> FloatArray:
-    """Of some rows of the scaled image, [K, R, S]."""
+    """Mean probabilities over windows for some rows of the scaled image, [K, R, S]."""
     assert geometry.windows is not None
     side, width = geometry.windows.side, geometry.scaled_hw[1]
     down = bilinear_matrix(geometry.grid_hw[0], side)
@@ -101,7 +101,7 @@ def _mean_probabilities(
         if first >= last:
             continue
         share_KRS = down[first - top : last - top] @ cosine_Khw @ across.T
-        np.exp(share_KRS, out=share_KRS)  # of cosines, which overflow nothing
+        np.exp(share_KRS, out=share_KRS)  # exp of a cosine cannot overflow
         share_KRS /= share_KRS.sum(axis=0)
         part = np.s_[first - rows.start : last - rows.start, left : left + side]
         sum_KRS[:, *part] += share_KRS
@@ -111,7 +111,7 @@ def _mean_probabilities(
 
 
 def _widen(values_KRS: FloatArray, width: int) -> FloatArray:
-    """Bilinearly to the mask's width, [K, R, W]; of so many columns two at a time count."""
+    """Scale bilinearly to the mask's width, [K, R, W]; each column mixes two columns only."""
     narrow = values_KRS.shape[2]
     if narrow == width:
         return values_KRS

@@ -1,4 +1,4 @@
-"""Embeddings in fewer bytes, and classes of whole images."""
+"""Classification of images by their embeddings, and embeddings in fewer bytes."""
 
 from typing import Any, Final
 
@@ -8,21 +8,22 @@ from numpy.typing import NDArray
 from model.segmentation import l2_normalize
 from service.messages import Classification, FloatArray, VectorType
 
-# Which of some classes an image shows: a pure function on arrays.
-#
-# Shape legend: D width, K classes.
+# Shape legend: D width, K classes; `...` any leading dimensions.
+
+# int8 also has -128, which is not used, so that a vector and its opposite are symmetric.
+MAX_INT8: Final = 127
 
 
 def classify(
     embedding_D: FloatArray, classes_KD: FloatArray, *, temperature: float, top_k: int | None
 ) -> Classification:
-    """All classes, or the best ones, the best first; of equal ones the first as given.
+    """Rank classes by similarity, best first; equal ones in the given order.
 
     Args:
-        embedding_D: Of the image; need not be normalised.
+        embedding_D: Embedding of the image; need not be normalised.
         classes_KD: One unit vector for each class.
-        temperature: What cosines are divided by before the softmax over all classes.
-        top_k: How many are kept; None is all.
+        temperature: Divisor of the cosines before the softmax over all classes.
+        top_k: Number of classes to keep; None keeps all.
 
     Source: the softmax is that of the demonstration notebook of google-deepmind/tips.
     """
@@ -38,31 +39,23 @@ def classify(
     )
 
 
-# Embeddings as fewer bytes: half precision, or whole numbers with a scale for each row.
-#
-# Shape legend: D width; `...` whatever comes before it.
-
-# int8 has -128 too, which is not used, so that a vector and its opposite look alike.
-GREATEST: Final = 127
-
-
 def pack(array: FloatArray, vector_type: VectorType) -> tuple[NDArray[Any], FloatArray | None]:
-    """Rows as they are sent, and their scales.
+    """Convert embeddings to a vector type.
 
     Args:
         array: float32 [..., D].
-        vector_type: As what numbers.
+        vector_type: Type of the result.
 
     Returns:
-        The rows, and with int8 the factors [...], by which each row is to be multiplied: a row's
-        greatest magnitude becomes 127, so that no element is off by more than half a factor.
+        The rows, and with int8 the factor [...] that restores each row: the greatest magnitude of
+        a row becomes 127, so that no element is off by more than half a factor.
     """
     if vector_type == "float16":
-        with np.errstate(over="ignore"):  # infinite, as the format has it
+        with np.errstate(over="ignore"):  # values out of range become infinite
             return array.astype(np.float16), None
     if vector_type == "int8":
-        scales = np.asarray(np.abs(array).max(axis=-1) / np.float32(GREATEST))
-        # A row of zeros stays one; any factor would do.
+        scales = np.asarray(np.abs(array).max(axis=-1) / np.float32(MAX_INT8))
+        # A row of zeros needs any divisor but 0.
         divisors = np.where(scales > 0, scales, np.float32(1))[..., None]
         return np.rint(array / divisors).astype(np.int8), scales
     return array, None
@@ -71,7 +64,7 @@ def pack(array: FloatArray, vector_type: VectorType) -> tuple[NDArray[Any], Floa
 def pack_all(
     outputs: dict[str, FloatArray], vector_type: VectorType
 ) -> tuple[dict[str, NDArray[Any]], dict[str, FloatArray]]:
-    """Rows and scales by name, of all outputs of one image."""
+    """Convert all outputs of one image; rows and scales by name."""
     packed = {name: pack(array, vector_type) for name, array in outputs.items()}
     scales = {name: scale for name, (_, scale) in packed.items() if scale is not None}
     return {name: rows for name, (rows, _) in packed.items()}, scales

@@ -1,4 +1,4 @@
-"""The watchdog tells changes, once each, and outlives a look that fails."""
+"""The watchdog reports each change once, and survives a failed poll."""
 
 import threading
 
@@ -7,49 +7,49 @@ from service.watchdog import Health, Watchdog
 WAIT_S = 20.0
 
 
-def test_only_changes_are_told() -> None:
-    seen: dict[str, bool] = {"a": True, "b": True}
-    told: list[Health] = []
-    dog = Watchdog(lambda: seen, told.append, 1000)
-    dog.look_once()
-    assert told == []
-    seen["b"] = False
-    dog.look_once()
-    dog.look_once()
-    assert told == [{"a": True, "b": False}]
-    seen["b"] = True
-    dog.look_once()
-    assert told[1:] == [{"a": True, "b": True}]
+def test_only_changes_are_reported() -> None:
+    health: dict[str, bool] = {"a": True, "b": True}
+    reported: list[Health] = []
+    dog = Watchdog(lambda: health, reported.append, 1000)
+    dog.poll()
+    assert reported == []
+    health["b"] = False
+    dog.poll()
+    dog.poll()
+    assert reported == [{"a": True, "b": False}]
+    health["b"] = True
+    dog.poll()
+    assert reported[1:] == [{"a": True, "b": True}]
 
 
-def test_a_model_that_comes_well_is_no_news_and_one_that_goes_is_forgotten() -> None:
-    seen = {"a": False}
-    told: list[Health] = []
-    dog = Watchdog(lambda: seen, told.append, 1000)
-    dog.look_once()
-    seen = {"b": True}
-    dog.look_once()
-    assert told == [{"a": False}]
+def test_a_new_healthy_model_and_a_removed_one_are_not_reported() -> None:
+    health = {"a": False}
+    reported: list[Health] = []
+    dog = Watchdog(lambda: health, reported.append, 1000)
+    dog.poll()
+    health = {"b": True}
+    dog.poll()
+    assert reported == [{"a": False}]
 
 
-def test_it_goes_on_after_a_look_that_fails() -> None:
-    looks = 0
+def test_polling_continues_after_a_failure() -> None:
+    num_polls = 0
     again = threading.Event()
 
-    def look() -> Health:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
+    def read_health() -> Health:
+        nonlocal num_polls
+        num_polls += 1
+        if num_polls == 2:
             raise RuntimeError("not now")
-        if looks == 4:
+        if num_polls == 4:
             again.set()
         return {}
 
-    dog = Watchdog(look, lambda _: None, 0.001)
+    dog = Watchdog(read_health, lambda _: None, 0.001)
     dog.start()
     assert again.wait(WAIT_S)
     dog.stop()
 
 
-def test_one_that_never_began_can_be_stopped() -> None:
+def test_a_watchdog_that_never_started_can_be_stopped() -> None:
     Watchdog(dict, lambda _: None, 1.0).stop()

@@ -1,4 +1,4 @@
-"""Maps as PNG: millimetres come back, colours keep the order, nothing is a number that is none."""
+"""Depth and normal maps as PNG, and their colour map."""
 
 import io
 
@@ -13,6 +13,27 @@ from service.outputs.maps import (
     encode_millimetres_png,
     encode_normals_png,
 )
+from service.outputs.png import to_oklab
+
+# Colours of a scale: no step looks larger than another, and grey prints keep the order.
+
+
+def test_lightness_falls_evenly_so_that_the_order_can_be_seen_without_colour() -> None:
+    lightness = to_oklab(colour_table())[:, 0]
+    steps = -np.diff(lightness)
+    assert steps.min() > -1e-4
+    assert steps.max() < 3 * steps.mean()
+    assert lightness[0] > 0.9
+    assert lightness[-1] < 0.3
+
+
+def test_no_step_stands_out() -> None:
+    steps = np.linalg.norm(np.diff(to_oklab(colour_table()), axis=0), axis=1)
+    assert steps.max() < 3 * steps.mean()
+    assert len(np.unique(colour_table(), axis=0)) == 256
+
+
+# Maps as PNG: millimetres come back, colours keep the order, nothing is a number that is none.
 
 
 def opened(png: bytes) -> Image.Image:
@@ -28,7 +49,7 @@ def test_millimetres_come_back(size_hw: tuple[int, int]) -> None:
     assert np.abs(np.asarray(image) / 1000 - depth_HW).max() <= 0.000501
 
 
-def test_what_is_too_far_or_behind_is_cut() -> None:
+def test_depths_out_of_range_are_clipped() -> None:
     depth_HW = np.array([[-1, 0, 65.535, 70, 3e38]], np.float32)
     image = opened(encode_millimetres_png(depth_HW))
     assert np.asarray(image).tolist() == [[0, 0, 65535, 65535, 65535]]
@@ -48,7 +69,7 @@ def test_one_depth_everywhere_has_one_colour(value: float) -> None:
     assert (drawn == colour_table()[0]).all()
 
 
-def test_normals_are_shown_as_usual() -> None:
+def test_normals_map_to_rgb() -> None:
     normals_HW3: NDArray[np.float32] = np.array([[[1, -1, 0], [0, 0, 0]]], np.float32)
     drawn = np.asarray(opened(encode_normals_png(normals_HW3)))
     assert drawn.tolist() == [[[255, 0, 128], [128, 128, 128]]]

@@ -1,4 +1,4 @@
-"""Masks through windows against torch, written out as the notebook has it."""
+"""Segmentation by windows equals the notebook's."""
 
 from typing import Any
 

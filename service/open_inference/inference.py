@@ -1,4 +1,7 @@
-"""Inference requests of the Open Inference Protocol to data-plane requests, and back."""
+"""Inference of the Open Inference Protocol: tensors to data-plane requests, answers to tensors.
+
+Shape legend: B images, T texts, D width, h w patch grid.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +28,10 @@ from service.open_inference.metadata import OUTPUTS, find_model
 from service.open_inference.tensors import IMAGE, PIXELS, TEXT, InputTensor
 from service.waiting import wait_both
 
-# The parameters of an inference request: what they may be, and what they say to the core.
-
 Parameters = Mapping[str, Any]
 OutputDatatype = Literal["FP32", "FP16"]
 MAX_PRIORITY: Final = max(PRIORITIES)
-# Which inputs a parameter is about, where it is not about all.
+# The inputs that a parameter applies to, if not to all.
 NEEDED_INPUTS: Final = {
     "resolution": (IMAGE.name, PIXELS.name),
     "fit": (IMAGE.name, PIXELS.name),
@@ -40,16 +41,16 @@ NEEDED_INPUTS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a request asks for beside its inputs and outputs.
+    """Parameters of a request.
 
     Attributes:
-        timeout: Microseconds after which the answer is of no use; 0 is what the server sets.
-        priority: One of the service's; 1 goes first and 0 is the default.
-        resolution: As of `EmbedImagesRequest`.
-        fit: As of `EmbedImagesRequest`.
-        normalize: Whether every embedding has unit length.
-        templates: Prompts into which each text is put.
-        output_datatype: Of every output.
+        timeout: Time limit in microseconds; 0 means the server's.
+        priority: 1 is served first; 0 means the default.
+        resolution: As in `EmbedImagesRequest`.
+        fit: As in `EmbedImagesRequest`.
+        normalize: Whether to scale every embedding to unit length.
+        templates: Prompt templates for each text.
+        output_datatype: Datatype of every output.
     """
 
     timeout: int = 0
@@ -62,38 +63,38 @@ class Options:
 
     @classmethod
     def read(cls, parameters: Parameters, inputs: frozenset[str]) -> Self:
-        """Check parameters as they came.
+        """Check and read parameters.
 
         Args:
             parameters: Names and values.
-            inputs: Names of the inputs that are there; a parameter about others is an error.
+            inputs: Names of the request's inputs; a parameter for other inputs is an error.
 
         Raises:
-            InvalidRequest: One is not known, has a wrong value, or no input that it is about.
+            InvalidRequest: One is unknown, has an invalid value, or applies to no input.
         """
         for name, value in parameters.items():
             check = CHECKS.get(name)
             if check is None:
                 raise InvalidRequest(
-                    f"The parameter {name[:100]!r} is not known; there are {', '.join(CHECKS)}.",
+                    f"The parameter {name[:100]!r} is unknown; known are {', '.join(CHECKS)}.",
                     code="unknown_field",
                     param=f"parameters.{name[:100]}",
                 )
             if not check(value):
                 raise InvalidRequest(
-                    f"The parameter {name} is {MEANINGS[name]}.", param=f"parameters.{name}"
+                    f"The parameter {name} must be {MEANINGS[name]}.", param=f"parameters.{name}"
                 )
             needed = NEEDED_INPUTS.get(name)
             if needed and inputs.isdisjoint(needed):
                 raise InvalidRequest(
-                    f"The parameter {name} is about the input {' or '.join(needed)}, and there is "
-                    "none; leave it out.",
+                    f"The parameter {name} applies to the input {' or '.join(needed)}, which the "
+                    "request does not have.",
                     param=f"parameters.{name}",
                 )
         return cls(**parameters)
 
     def apply(self, call: Call) -> None:
-        """Let the call have the deadline and the priority that were asked for."""
+        """Set the deadline and the priority of a call."""
         if self.timeout:
             call.deadline = min(call.deadline, call.started + self.timeout / 1e6)
         if self.priority:
@@ -128,10 +129,6 @@ MEANINGS: Final[Mapping[str, str]] = {
 }
 
 
-# One inference: tensors to messages, the data plane asked, its answers as tensors.
-#
-# Shape legend: B images, T texts, D width, h w patch grid.
-
 Arrays = dict[str, NDArray[Any]]
 IMAGE_DEFAULTS: Final = ("patch_embeddings", "cls1")
 TEXT_DEFAULTS: Final = ("text_embeddings",)
@@ -139,7 +136,7 @@ TEXT_DEFAULTS: Final = ("text_embeddings",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRequest:
-    """One request, however it came. An empty model is the default, no outputs are the usual."""
+    """One request. An empty model is the default one; no outputs mean the default outputs."""
 
     model: str = ""
     version: str = ""
@@ -150,14 +147,14 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferAnswer:
-    """Its outputs in the order in which they were asked for, float32 or float16."""
+    """Outputs in the requested order, float32 or float16."""
 
     model: str
     outputs: Arrays
 
     @property
     def num_values(self) -> int:
-        """Of all outputs together."""
+        """Number of values in all outputs."""
         return sum(array.size for array in self.outputs.values())
 
 
@@ -165,7 +162,7 @@ async def infer(plane: DataPlane, request: InferRequest, call: Call) -> InferAns
     """Answer one request.
 
     Raises:
-        InvalidRequest: An input, an output or a parameter is wrong.
+        InvalidRequest: An input, an output or a parameter is invalid.
         ServiceError: As the data plane raises it.
     """
     info = find_model(plane, request.model, request.version)
@@ -186,7 +183,7 @@ async def infer(plane: DataPlane, request: InferRequest, call: Call) -> InferAns
     elif texts is not None:
         arrays = _text_arrays(await plane.embed_texts(texts, call))
     if options.output_datatype == "FP16":
-        with np.errstate(over="ignore"):  # infinite, as the format has it
+        with np.errstate(over="ignore"):  # overflows become infinite
             arrays = {name: array.astype(np.float16) for name, array in arrays.items()}
     return InferAnswer(model=info.manifest.name, outputs={name: arrays[name] for name in names})
 
@@ -201,8 +198,7 @@ def _by_name(tensors: Sequence[InputTensor]) -> dict[str, InputTensor]:
         )
     if len(inputs.keys() - {TEXT.name}) > 1:
         raise InvalidRequest(
-            "Images come in one of image, pixels and pixel_values; send the others in requests "
-            "of their own.",
+            "Give one of image, pixels and pixel_values; send the others in separate requests.",
             param="inputs",
         )
     return inputs
@@ -211,7 +207,7 @@ def _by_name(tensors: Sequence[InputTensor]) -> dict[str, InputTensor]:
 def _check_outputs(
     asked: Sequence[str], inputs: Mapping[str, InputTensor], info: ModelInfo
 ) -> tuple[str, ...]:
-    """The outputs to send, in order: what was asked for, or what is usual with such inputs."""
+    """The outputs to return, in order: the requested ones, or the defaults for the inputs."""
     has_text, has_images = TEXT.name in inputs, bool(inputs.keys() - {TEXT.name})
     usual = (*(IMAGE_DEFAULTS if has_images else ()), *(TEXT_DEFAULTS if has_text else ()))
     if not asked:
@@ -228,19 +224,19 @@ def _check_outputs(
             )
         if not (has_text if OUTPUTS[name] == "text" else has_images):
             raise InvalidRequest(
-                f"{param}: {name} is of {'texts' if has_images else 'images'}, and the request "
-                "has none.",
+                f"{param}: {name} needs {'texts' if has_images else 'images'}, and the request has "
+                "none.",
                 param=param,
             )
         if name in asked[:index]:
-            raise InvalidRequest(f"{param}: {name} is asked for twice.", param=param)
+            raise InvalidRequest(f"{param}: {name} is requested twice.", param=param)
     return tuple(asked)
 
 
 def _images_request(
     model: str, inputs: Mapping[str, InputTensor], names: Sequence[str], options: Options
 ) -> EmbedImagesRequest | None:
-    """None where no output of images is wanted."""
+    """None if no output of images is requested."""
     tensors = [tensor for name, tensor in inputs.items() if name != TEXT.name]
     wanted = [OUTPUTS[name] for name in names if OUTPUTS[name] != "text"]
     if not tensors or not wanted:
@@ -258,7 +254,7 @@ def _images_request(
 def _texts_request(
     model: str, inputs: Mapping[str, InputTensor], names: Sequence[str], options: Options
 ) -> EmbedTextsRequest | None:
-    """None where no output of texts is wanted."""
+    """None if no output of texts is requested."""
     tensor = inputs.get(TEXT.name)
     if tensor is None or TEXT_DEFAULTS[0] not in names:
         return None
@@ -298,8 +294,8 @@ def _stack(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return arrays[0][None]
     if len({array.shape for array in arrays}) > 1:
         raise InvalidRequest(
-            "The images have different grids, which one tensor cannot hold: use fit squash, or "
-            "send them one by one.",
+            "The images have patch grids of different shapes, which one tensor cannot hold: use "
+            "fit squash, or send one image per request.",
             param="parameters.fit",
         )
     return np.stack(arrays)

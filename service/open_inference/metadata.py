@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from model.manifest import Output
@@ -11,12 +10,11 @@ from service.data_plane import DataPlane
 from service.errors import InvalidRequest, ModelNotFound
 from service.messages import ModelInfo
 from service.models.served_model import ModelStatistics, Total
+from service.monitoring.metrics import release
 from service.open_inference.tensors import ANY, IMAGE, PIXEL_VALUES, PIXELS, TEXT, TensorSpec
 
-# What is told about the server and its models: names, versions, tensors, extensions.
-
 SERVER_NAME: Final = "tipserve"
-# A model is replaced and never kept beside its successor, so there is one version of each.
+# A new model replaces the old one, so each has one version.
 VERSION: Final = "1"
 OUTPUTS: Final[Mapping[str, Output]] = {
     "patch_embeddings": "patches",
@@ -38,7 +36,7 @@ MANAGEMENT: Final = ("model_repository", "model_repository(unload_dependents)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerMetadata:
-    """Of the whole server."""
+    """Metadata of the server."""
 
     name: str
     version: str
@@ -47,7 +45,7 @@ class ServerMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetadata:
-    """Of one model."""
+    """Metadata of one model."""
 
     name: str
     versions: tuple[str, ...]
@@ -58,17 +56,13 @@ class ModelMetadata:
 
 
 def server_metadata(*, is_managed: bool) -> ServerMetadata:
-    """What this server is, and what it can do beyond the protocol's core."""
-    try:
-        release = version("tipserve")
-    except PackageNotFoundError:  # run from its source
-        release = "0"
+    """Name, version and extensions of this server."""
     extensions = EXTENSIONS + (MANAGEMENT if is_managed else ())
-    return ServerMetadata(name=SERVER_NAME, version=release, extensions=tuple(sorted(extensions)))
+    return ServerMetadata(name=SERVER_NAME, version=release(), extensions=tuple(sorted(extensions)))
 
 
 def model_metadata(info: ModelInfo) -> ModelMetadata:
-    """What a model takes and gives."""
+    """Inputs and outputs of a model."""
     manifest = info.manifest
     has_text = "text" in manifest.outputs
     return ModelMetadata(
@@ -88,7 +82,7 @@ def model_metadata(info: ModelInfo) -> ModelMetadata:
 
 
 def find_model(plane: DataPlane, name: str, version: str) -> ModelInfo:
-    """A served model by name and version; an empty name is the default, an empty version the one.
+    """A served model by name and version; an empty name means the default model.
 
     Raises:
         Unavailable: The server is starting.
@@ -104,24 +98,21 @@ def find_model(plane: DataPlane, name: str, version: str) -> ModelInfo:
     return info
 
 
-# The parameters of the model repository's calls, for transports that have no schema of them.
-
-
 def check_load(parameters: Mapping[str, Any]) -> str | None:
-    """The package to load, where one is named.
+    """The package to load, if the parameters name one.
 
     Raises:
-        InvalidRequest: A parameter is not known, or no text.
+        InvalidRequest: A parameter is unknown, or not a string.
     """
     _check(parameters, "package", str, "the name of a folder below the model repository")
     return parameters.get("package")
 
 
 def check_unload(parameters: Mapping[str, Any]) -> None:
-    """`unload_dependents` changes nothing, for no model here has dependents.
+    """Check parameters; `unload_dependents` has no effect, as no model has dependents.
 
     Raises:
-        InvalidRequest: A parameter is not known, or neither true nor false.
+        InvalidRequest: A parameter is unknown, or not a boolean.
     """
     _check(parameters, "unload_dependents", bool, "true or false")
 
@@ -131,17 +122,13 @@ def _check(parameters: Mapping[str, Any], known: str, kind: type, meaning: str) 
         param = f"parameters.{name[:100]}"
         if name != known:
             raise InvalidRequest(
-                f"{param}: This field is not known; {known} is.", code="unknown_field", param=param
+                f"{param}: unknown field; known is {known}.", code="unknown_field", param=param
             )
         if not isinstance(value, kind):
-            raise InvalidRequest(f"{param} is {meaning}.", param=param)
+            raise InvalidRequest(f"{param} must be {meaning}.", param=param)
 
 
-# What models have done, in the terms of Triton's statistics extension; as plain values.
-#
-# Both transports write these: as JSON as they are, as protobuf by the names of its fields.
-
-# The protocol's words for our stages.
+# Our stages by their names in the protocol.
 STAGES: Final[dict[str, Stage]] = {
     "queue": "queue",
     "compute_input": "decode",
@@ -152,7 +139,9 @@ NOT_COUNTED: Final = {"count": 0, "ns": 0}
 
 
 def statistics(plane: DataPlane, name: str = "", version: str = "") -> dict[str, Any]:
-    """Of one model, or of all where no name is given.
+    """Statistics of one model, or of all without a name, as in Triton's statistics extension.
+
+    REST sends this as JSON; gRPC converts it to protobuf by field names.
 
     Raises:
         ModelNotFound: There is no such model, or no such version of it.

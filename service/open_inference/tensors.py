@@ -1,7 +1,7 @@
-"""Tensors of the Open Inference Protocol: which there are, and their elements as bytes or values.
+"""Input tensors of the Open Inference Protocol, from bytes or values.
 
-Everything here has been made up by a caller: names, shapes, lengths. Nothing is allocated by what a
-shape says before as many bytes are here. Shape legend: B images or texts, H W pixels.
+Names, shapes and lengths come from callers. Nothing is allocated by a shape before as many bytes
+have arrived. Shape legend: B images or texts, H W pixels.
 """
 
 import math
@@ -30,7 +30,7 @@ ANY: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What metadata says of a tensor; a size of -1 may be any."""
+    """Metadata of a tensor; -1 stands for any size."""
 
     name: str
     datatype: Datatype
@@ -44,7 +44,7 @@ class TensorSpec:
         )
 
 
-# Encoded images, pixels of any size, what the model is to see, and texts.
+# Encoded images, pixels of any size, preprocessed pixels, and texts.
 IMAGE: Final = TensorSpec("image", "BYTES", (ANY,))
 PIXELS: Final = TensorSpec("pixels", "UINT8", (ANY, ANY, ANY, 3))
 PIXEL_VALUES: Final = TensorSpec("pixel_values", "FP32", (ANY, 3, ANY, ANY))
@@ -54,12 +54,12 @@ INPUTS: Final = {spec.name: spec for spec in (IMAGE, PIXELS, PIXEL_VALUES, TEXT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHead:
-    """An input tensor without its elements, found to be one that there is.
+    """A checked input tensor without its elements.
 
     Attributes:
-        spec: Which one it is.
-        shape: Of this one.
-        param: The field that errors name, such as `inputs[0]`.
+        spec: Metadata of the input.
+        shape: Shape in this request.
+        param: The field in errors, such as `inputs[0]`.
     """
 
     spec: TensorSpec
@@ -68,13 +68,13 @@ class TensorHead:
 
     @property
     def num_elements(self) -> int:
-        """As the shape has it; it may be more than any machine holds."""
+        """By the shape; may be more than any machine can hold."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputTensor:
-    """A tensor that is here: for BYTES its elements, else an array of its shape."""
+    """A tensor: for BYTES its elements, else an array of its shape."""
 
     name: str
     elements: Elements
@@ -83,23 +83,23 @@ class InputTensor:
 def check_head(
     name: str, datatype: str, shape: Sequence[int], limits: RequestLimits, *, param: str
 ) -> TensorHead:
-    """Find the input that a tensor is meant for.
+    """Check name, datatype and shape of a tensor.
 
     Raises:
-        InvalidRequest: There is no such input, or not of this datatype or shape.
-        RequestTooLarge: It has more items than one request may.
+        InvalidRequest: There is no such input, or it has another datatype or shape.
+        RequestTooLarge: It has more items than one request may have.
     """
     spec = INPUTS.get(name)
     if spec is None:
         raise InvalidRequest(
-            f"{param}: there is no input {name[:100]!r}; there are {', '.join(INPUTS)}.",
+            f"{param}: unknown input {name[:100]!r}; known are {', '.join(INPUTS)}.",
             code="unknown_input",
             param=param,
         )
     if datatype != spec.datatype:
         raise InvalidRequest(
-            f"{param}: {name} is {spec.datatype}, not {datatype[:100]!r}. Encoded images go as "
-            "image (BYTES), pixels as pixels (UINT8) or pixel_values (FP32).",
+            f"{param}: {name} is {spec.datatype}, not {datatype[:100]!r}. Send encoded images as "
+            "image (BYTES), and pixels as pixels (UINT8) or pixel_values (FP32).",
             param=f"{param}.datatype",
         )
     if not spec.fits(shape):
@@ -117,7 +117,7 @@ def check_head(
     limit = limits.max_texts if spec is TEXT else limits.max_images
     if shape[0] > limit:
         raise RequestTooLarge(
-            f"{param}: {shape[0]} items are too many; at most {limit} are taken at once.",
+            f"{param}: {shape[0]} items given, at most {limit} allowed.",
             code="too_many_items",
             param=f"{param}.shape",
         )
@@ -125,12 +125,10 @@ def check_head(
 
 
 def read_raw(head: TensorHead, raw: bytes | memoryview) -> InputTensor:
-    """A tensor from its elements as they lie in memory, little-endian and row-major.
-
-    Arrays are views of `raw`.
+    """A tensor from little-endian, row-major elements. Arrays are views of `raw`.
 
     Raises:
-        InvalidRequest: They are not as many as the shape has, or lengths among them are wrong.
+        InvalidRequest: The number of bytes does not match the shape, or a length is invalid.
     """
     if head.spec.datatype == "BYTES":
         return InputTensor(name=head.spec.name, elements=_split(head, memoryview(raw)))
@@ -148,10 +146,10 @@ def read_raw(head: TensorHead, raw: bytes | memoryview) -> InputTensor:
 
 
 def read_values(head: TensorHead, values: Any) -> InputTensor:
-    """A tensor from numbers in lists, flat or nested as the shape is.
+    """A tensor from numbers in a flat list, or in lists nested by the shape.
 
     Raises:
-        InvalidRequest: They are no numbers of the datatype, or not as many as the shape has.
+        InvalidRequest: They are not numbers of the datatype, or do not match the shape.
     """
     is_real = head.spec.datatype == "FP32"
     array = _to_array(head, values, is_real)
@@ -161,13 +159,13 @@ def read_values(head: TensorHead, values: Any) -> InputTensor:
         raise InvalidRequest(
             f"{head.param}: UINT8 holds whole numbers from 0 to 255.", param=f"{head.param}.data"
         )
-    with np.errstate(over="ignore"):  # what becomes infinite is refused as a pixel
+    with np.errstate(over="ignore"):  # infinite values are refused later
         typed = array.astype(DTYPES[head.spec.datatype])
     return InputTensor(name=head.spec.name, elements=typed.reshape(head.shape))
 
 
 def _to_array(head: TensorHead, values: Any, is_real: bool) -> NDArray[np.float64]:
-    """Numbers of any size; as objects first, for a list of long texts would become a huge array."""
+    """Numbers of any size; as objects first, as NumPy would make a huge array of long strings."""
     try:
         array = np.asarray(values, dtype=object)
         if {type(value) for value in array.flat} <= ({int, float} if is_real else {int}):
@@ -175,8 +173,8 @@ def _to_array(head: TensorHead, values: Any, is_real: bool) -> NDArray[np.float6
     except (ValueError, OverflowError, RecursionError):  # ragged, nested too deeply, or too large
         pass
     raise InvalidRequest(
-        f"{head.param}: the data of {head.spec.name} is one list of "
-        f"{'numbers' if is_real else 'whole numbers'}, or lists nested as its shape is.",
+        f"{head.param}: the data of {head.spec.name} must be one list of "
+        f"{'numbers' if is_real else 'whole numbers'}, or lists nested by its shape.",
         param=f"{head.param}.data",
     )
 
@@ -185,7 +183,7 @@ def read_items(head: TensorHead, items: Sequence[bytes]) -> InputTensor:
     """A BYTES tensor from its elements.
 
     Raises:
-        InvalidRequest: They are not as many as the shape has.
+        InvalidRequest: Their number does not match the shape.
     """
     if len(items) != head.num_elements:
         raise wrong_count(head, len(items))
@@ -193,7 +191,7 @@ def read_items(head: TensorHead, items: Sequence[bytes]) -> InputTensor:
 
 
 def wrong_count(head: TensorHead, count: int) -> InvalidRequest:
-    """What a caller is told whose data does not fit the shape."""
+    """The error for data that does not match the shape."""
     return InvalidRequest(
         f"{head.param}: {head.spec.name} of shape {list(head.shape)} has {head.num_elements} "
         f"elements, and its data has {count}.",
@@ -203,7 +201,7 @@ def wrong_count(head: TensorHead, count: int) -> InvalidRequest:
 
 
 def _split(head: TensorHead, raw: memoryview) -> tuple[bytes, ...]:
-    """Elements that each follow their length, as 4 bytes, little-endian."""
+    """Split elements that each follow their length, 4 bytes, little-endian."""
     items: list[bytes] = []
     position = 0
     for _ in range(head.num_elements):
@@ -225,8 +223,8 @@ def _split(head: TensorHead, raw: memoryview) -> tuple[bytes, ...]:
 
 def _broken(head: TensorHead, what: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{head.param}: the bytes of {head.spec.name} are not as BYTES are written, each element "
-        f"after its length as 4 bytes, little-endian: {what}.",
+        f"{head.param}: the bytes of {head.spec.name} are malformed; BYTES has each element after "
+        f"its length as 4 bytes, little-endian: {what}.",
         code="wrong_size",
         param=head.param,
     )

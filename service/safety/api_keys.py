@@ -1,6 +1,6 @@
-"""Who may ask: keys from the environment and from a file that is read again when it changes.
+"""API keys from the environment and from a file that is read again when it changes.
 
-Keys are kept as digests only, and compared in constant time. A key is never logged or shown.
+Keys are kept as digests only and compared in constant time. A key is never logged.
 """
 
 import hmac
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ApiKeys:
-    """The keys that open every route and every RPC but the open ones. Thread-safe."""
+    """The keys for all routes and RPCs except the open ones. Thread-safe."""
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class ApiKeys:
         """Read all keys once.
 
         Args:
-            metrics: Counts the refused.
-            fixed: Keys with commas between them.
-            file: One key a line; blank lines and lines that begin with `#` do not count.
-            clock: When to look at the file again.
+            metrics: Counts refused requests.
+            fixed: Keys, separated by commas.
+            file: One key per line; blank lines and lines that begin with `#` are ignored.
+            clock: Decides when to look at the file again.
 
         Raises:
-            ValueError: A key cannot be used, or where keys should be there are none.
+            ValueError: A key is invalid, or a source holds no key.
             OSError: The file cannot be read.
         """
         self._metrics = metrics
@@ -56,14 +56,14 @@ class ApiKeys:
         self._filed = () if file is None else _read(file)
 
     def check(self, authorization: str | None, api_key: str | None) -> None:
-        """Let a caller pass who shows a key, in either of the two headers.
+        """Check the key of a request, in either of two headers.
 
         Args:
             authorization: The value of `Authorization`.
             api_key: The value of `X-Api-Key`.
 
         Raises:
-            Unauthenticated: Neither holds a key that is known.
+            Unauthenticated: Neither holds a known key.
         """
         if not self.is_required:
             return
@@ -75,11 +75,11 @@ class ApiKeys:
             return
         self._metrics.rejected.labels("unauthenticated").inc()
         if shown:
-            raise Unauthenticated(f"This API key is not known. {HOW_TO}")
+            raise Unauthenticated(f"The API key is unknown. {HOW_TO}")
         raise Unauthenticated(f"An API key is needed. {HOW_TO}", code="missing_api_key")
 
     def _known(self) -> tuple[bytes, ...]:
-        """All digests; a file that has become unusable leaves its last keys in force."""
+        """All digests. If the file has become invalid, its last keys stay in use."""
         if self._file is not None and self._watch.has_changed():
             try:
                 self._filed = _read(self._file)
@@ -90,7 +90,7 @@ class ApiKeys:
 
 
 def _is_known(shown: str, known: Iterable[bytes]) -> bool:
-    """Compare with every key, however soon one fits."""
+    """Compare with every key, so that the time does not depend on the match."""
     digest = _digest(shown)
     found = False
     for other in known:
@@ -102,7 +102,7 @@ def _read(file: Path) -> tuple[bytes, ...]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="ascii").splitlines()]
     except UnicodeDecodeError:
-        raise ValueError(f"{file} holds something else than ASCII; keys are ASCII") from None
+        raise ValueError(f"{file}: keys must be ASCII") from None
     return _digests([line for line in lines if line and not line.startswith("#")], str(file))
 
 
@@ -110,14 +110,14 @@ def _digests(keys: Sequence[str], where: str) -> tuple[bytes, ...]:
     if not keys:
         raise ValueError(
             f"{where} holds no API key; write one a line (openssl rand -hex 32), "
-            "or leave the setting out to let everybody in"
+            "or unset the setting to accept requests without a key"
         )
     for number, key in enumerate(keys, start=1):
         is_plain = key.isascii() and key.isprintable() and " " not in key
         if not (is_plain and MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS):
             raise ValueError(
-                f"API key number {number} of {where} cannot be used: {MIN_KEY_CHARS} to "
-                f"{MAX_KEY_CHARS} printable ASCII characters without spaces make a key"
+                f"API key number {number} of {where} is invalid: a key has {MIN_KEY_CHARS} to "
+                f"{MAX_KEY_CHARS} printable ASCII characters without spaces"
             )
     return tuple(map(_digest, keys))
 

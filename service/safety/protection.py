@@ -1,4 +1,4 @@
-"""What stands between callers and the service: keys, body memory, connections."""
+"""Protection of both protocols: keys, TLS, memory for bodies, limits on connections."""
 
 import threading
 from dataclasses import dataclass
@@ -12,34 +12,28 @@ from service.safety.tls import Tls, TlsFiles
 from service.safety.url_fetch import FetchLimits, UrlFetcher, UrlPolicy
 from service.settings import Settings
 
-# Bounds the bytes of request bodies that are held at once, over all connections of both protocols.
-#
-# Whoever does not fit is refused at once with a time to come back, and not made to wait: a body of
-# unknown length that waited with half of it read would hold what another waits for. Only streams of
-# messages wait, of which each is here as a whole.
-
 RETRY_S: Final = 1.0
 
 
 class BodyShare:
-    """What one request holds, until its `with` block ends."""
+    """Body memory of one request, until its `with` block ends."""
 
     def __init__(self, memory: "BodyMemory") -> None:
         self._memory = memory
         self.num_bytes = 0
 
     def hold(self, num_bytes: int) -> None:
-        """Hold at least so many bytes in all.
+        """Hold at least so many bytes in total.
 
         Raises:
-            Overloaded: They do not fit beside what others hold.
+            Overloaded: The memory of all bodies is full.
         """
         if num_bytes > self.num_bytes:
             self._memory._take(num_bytes - self.num_bytes)
             self.num_bytes = num_bytes
 
     def give_back(self) -> None:
-        """Hold nothing more."""
+        """Release all bytes."""
         self._memory._give_back(self.num_bytes)
         self.num_bytes = 0
 
@@ -56,7 +50,11 @@ class BodyShare:
 
 
 class BodyMemory:
-    """Counts what all requests hold. Thread-safe."""
+    """Limits the bytes of all request bodies, of both protocols. Thread-safe.
+
+    A request without room is refused at once. If it waited with half of its body read, it would
+    hold the memory that others wait for. Only streams of messages wait, before each message.
+    """
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
@@ -66,22 +64,22 @@ class BodyMemory:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that are held now."""
+        """Bytes of all requests."""
         return self._num_bytes
 
     def share(self) -> BodyShare:
-        """What a new request holds: nothing yet."""
+        """An empty share for a new request."""
         return BodyShare(self)
 
     def has_room(self, num_bytes: int) -> bool:
-        """Whether so many more fit just now, for those who can wait."""
+        """Whether so many more bytes fit now."""
         return self._num_bytes + num_bytes <= self._max_bytes
 
     def check(self) -> None:
-        """Refuse where nothing more fits, for a body whose length is not known before it is here.
+        """Check that there is any room, for a body of unknown length.
 
         Raises:
-            Overloaded: All is taken.
+            Overloaded: The memory is full.
         """
         if self._num_bytes >= self._max_bytes:
             raise self._full()
@@ -99,36 +97,33 @@ class BodyMemory:
     def _full(self) -> Overloaded:
         self._metrics.rejected.labels("body_memory").inc()
         return Overloaded(
-            "The bodies of other requests fill the memory for them; try again.",
+            "The memory for request bodies is full; try again.",
             code="body_memory_full",
             retry_after_s=RETRY_S,
         )
 
 
-# What stands between callers and the service on both protocols, built from the settings.
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protection:
-    """One for the whole server.
+    """Protection of the whole server.
 
     Attributes:
-        keys: Who may ask.
-        tls: None serves in the clear.
-        body_memory: For the bodies of all requests.
-        metrics: Counts the refused.
-        request_timeout_s: Deadline of a request that brings none, and the longest it may bring.
-        url_fetcher: None fetches no URL.
-        max_body_bytes: Of one body or message.
-        max_connections: Open ones, for each protocol.
-        max_rpcs: That run at once.
-        max_stream_requests: Of one gRPC stream that are worked on at once.
-        stream_window_bytes: That a gRPC client may send ahead of what is read.
-        max_message_values: Of one gRPC message; far more than a good one has.
-        client_timeout_s: How long a client may be too slow.
-        client_bytes_per_s: How fast it must send and read on the whole.
-        keep_alive_s: How long a connection may be idle.
-        max_connection_age_s: Of a gRPC connection.
+        keys: API keys.
+        tls: None serves without TLS.
+        body_memory: Limits the bodies of all requests.
+        url_fetcher: None refuses URLs.
+        metrics: Counts refused requests.
+        request_timeout_s: Default and longest deadline of a request.
+        max_body_bytes: Largest body or message.
+        max_connections: Most open connections, per protocol.
+        max_rpcs: Most RPCs at once.
+        max_stream_requests: Most requests of one gRPC stream at once.
+        stream_window_bytes: Bytes that a gRPC client may send before they are read.
+        max_message_values: Most values in one gRPC message; valid ones have far fewer.
+        client_timeout_s: How long a client may be slower than `client_bytes_per_s`.
+        client_bytes_per_s: Lowest average speed of sending and reading.
+        keep_alive_s: Longest idle time of a connection.
+        max_connection_age_s: Longest life of a gRPC connection.
     """
 
     keys: ApiKeys
@@ -153,7 +148,7 @@ class Protection:
         """Read keys and certificates.
 
         Raises:
-            ValueError: A file does not hold what it should, or a host is none.
+            ValueError: A file or a host name is invalid.
             OSError: A file cannot be read.
         """
         return cls(
@@ -203,5 +198,5 @@ def _max_message_values(settings: Settings) -> int:
         + settings.max_texts_per_request
         + settings.max_classes_per_request
     )
-    # An item is two or three values; one too many must still be counted by the checks themselves.
+    # An item is two or three values. Requests slightly over the limits are left to later checks.
     return 10 * num_items + 1000

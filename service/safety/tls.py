@@ -1,13 +1,15 @@
-"""TLS from files that may change: certificates, keys and client authorities."""
+"""TLS for both protocols from PEM files that may be renewed while the server runs.
+
+New connections use the newest certificate and client authorities; open connections keep theirs. If
+new files do not fit together, the last good ones stay in use.
+"""
 
 import logging
 import os
-import re
 import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -15,17 +17,17 @@ from typing import Any, Final
 from service.call import Clock
 from service.monitoring.metrics import Metrics
 
-# Tells when files have changed, cheaply enough to be asked for every request.
-#
-# Kubernetes renews a mounted Secret by turning a symbolic link; links are followed, so that counts.
-
 INTERVAL_S: Final = 1.0
-# What a file is known by; None where it cannot be reached.
+# Identity and times of a file; None if it cannot be reached.
 Signature = tuple[int, int, int, int, int] | None
+logger = logging.getLogger(__name__)
 
 
 class FileWatch:
-    """Looks at most once in an interval. Thread-safe."""
+    """Reports whether files have changed, at most once per interval. Thread-safe.
+
+    Kubernetes renews a mounted Secret by replacing a symbolic link; links are followed.
+    """
 
     def __init__(
         self,
@@ -42,9 +44,9 @@ class FileWatch:
         self._next = clock() + interval_s
 
     def has_changed(self) -> bool:
-        """Whether any file is another than before; true once for each change.
+        """Whether any file has changed; true once per change.
 
-        Make the watch before the files are first read: a change in between is then seen later.
+        Create the watch before the files are first read, so that no change is missed.
         """
         now = self._clock()
         if now < self._next:
@@ -70,91 +72,14 @@ def _signature(path: Path) -> Signature:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-# Reads from an X.509 certificate when it ends: the one fact that the standard library hides.
-#
-# `ssl` decodes a certificate only after a handshake that trusted it, and the library that reads all
-# of X.509 is 16 MB in the image. What is read here is our own, configured certificate.
-
-FIRST_PEM: Final = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-SEQUENCE, VERSION, UTC_TIME, GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
-
-
-def expiry_of(pem: bytes) -> float:
-    """When the first certificate of a PEM file ends.
-
-    Returns:
-        Seconds since the epoch.
-
-    Raises:
-        ValueError: There is no certificate, or it is malformed.
-
-    Source: RFC 5280, section 4.1: validity is the field after version, serial number, signature
-    algorithm and issuer; times end in Z, and years of two digits below 50 belong to this century.
-    """
-    found = FIRST_PEM.search(pem.decode("ascii", "replace"))
-    if found is None:
-        raise ValueError("there is no PEM certificate in it")
-    try:
-        certificate = _Reader(ssl.PEM_cert_to_DER_cert(found.group()))
-        fields = _Reader(_Reader(certificate.value(SEQUENCE)).value(SEQUENCE))
-        if fields.next_tag() == VERSION:
-            fields.value(VERSION)
-        for _ in ("serial number", "signature algorithm", "issuer"):
-            fields.value()
-        validity = _Reader(fields.value(SEQUENCE))
-        validity.value()
-        return _timestamp(validity.next_tag(), validity.value().decode("ascii"))
-    except (ValueError, IndexError) as error:
-        raise ValueError("its first certificate is malformed") from error
-
-
-class _Reader:
-    """Takes one DER value after another from the front."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def next_tag(self) -> int:
-        return self._data[0]
-
-    def value(self, tag: int | None = None) -> bytes:
-        """The next value's bytes; of this tag, where one is given."""
-        if tag is not None and self._data[0] != tag:
-            raise ValueError("another type was expected")
-        length, start = self._data[1], 2
-        if length & 0x80:
-            start += length & 0x7F
-            length = int.from_bytes(self._data[2:start], "big")
-        if start + length > len(self._data):
-            raise ValueError("the value is cut off")
-        value, self._data = self._data[start : start + length], self._data[start + length :]
-        return value
-
-
-def _timestamp(tag: int, text: str) -> float:
-    if tag == UTC_TIME:
-        text = ("20" if text < "50" else "19") + text
-    elif tag != GENERALIZED_TIME:
-        raise ValueError("this is no time")
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
-
-
-# TLS for both protocols from PEM files, which may be renewed while the server runs.
-#
-# New connections get the newest certificate, and are checked against the newest client authorities;
-# those that are open stay. Files that do not fit together leave the last good ones in force.
-
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """Where the PEM files are.
+    """Paths of the PEM files.
 
     Attributes:
-        certificate: The server's, with the intermediate ones behind it.
+        certificate: The server's certificate, followed by the intermediate ones.
         key: Its private key, not encrypted.
-        client_ca: Authorities of which a client must show a certificate; None asks for none.
+        client_ca: Authorities that must have issued a client's certificate; None requires none.
     """
 
     certificate: Path
@@ -168,14 +93,14 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsMaterial:
-    """What was in the files at one moment, and fits together.
+    """Contents of the files at one moment, which fit together.
 
     Attributes:
         certificate: PEM.
         key: PEM.
         client_ca: PEM, or None.
-        expires_at: End of the server's certificate, seconds since the epoch.
-        context: The same, for connections of this process's own TLS.
+        expires_at: Expiry of the server's certificate, in seconds since the epoch.
+        context: The same for Python's TLS.
     """
 
     certificate: bytes
@@ -192,7 +117,7 @@ class Tls:
         """Read the files.
 
         Raises:
-            ValueError: They do not fit together, or one of them is not what it should be.
+            ValueError: They do not fit together, or one of them is invalid.
             OSError: One of them cannot be read.
         """
         self._files = files
@@ -201,7 +126,7 @@ class Tls:
         metrics.watch_certificate(lambda: self.current().expires_at)
 
     def current(self) -> TlsMaterial:
-        """What a new connection is to use."""
+        """The material for a new connection."""
         if self._watch.has_changed():
             try:
                 self._material = read_material(self._files)
@@ -211,7 +136,7 @@ class Tls:
         return self._material
 
     def http_context(self) -> ssl.SSLContext:
-        """A context that hands every new connection over to the newest one."""
+        """A context that gives every new connection the newest material."""
         context = _context(self._files)
 
         def renew(connection: Any, name: str | None, asked: ssl.SSLContext) -> None:
@@ -222,10 +147,10 @@ class Tls:
 
 
 def read_material(files: TlsFiles) -> TlsMaterial:
-    """Read all files, and see that certificate and key belong together.
+    """Read all files and check that certificate and key belong together.
 
     Raises:
-        ValueError: They do not, or one of them is not what it should be.
+        ValueError: They do not, or one of them is invalid.
         OSError: One of them cannot be read.
     """
     before = [path.read_bytes() for path in files.paths()]
@@ -249,7 +174,7 @@ def read_material(files: TlsFiles) -> TlsMaterial:
 def _context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # A resumed session would not be checked against authorities that were renewed since.
+    # A resumed session would not be checked against renewed client authorities.
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET
     context.set_alpn_protocols(["http/1.1"])
@@ -271,3 +196,17 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
 
 def _refuse_encrypted() -> str:
     raise ValueError("tls_key is encrypted; give the key without a passphrase")
+
+
+def expiry_of(pem: bytes) -> float:
+    """Expiry of the first certificate of a PEM file, in seconds since the epoch.
+
+    Raises:
+        ValueError: There is no certificate, or it is malformed.
+    """
+    from cryptography import x509  # noqa: PLC0415 - 0.1 s to import, needed with TLS only
+
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    except ValueError as error:
+        raise ValueError("its first certificate is missing or malformed") from error

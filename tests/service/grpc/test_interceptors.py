@@ -148,7 +148,7 @@ async def test_a_malformed_message_is_the_callers_fault_and_nothing_is_quoted(
     async with serving() as server:
         code, reason, text = await asyncio.to_thread(ask, connect(server), EMBED, raw)
     assert (code, reason) == ("INVALID_ARGUMENT", "malformed_message")
-    assert text == "The message is not one of this RPC's request type."
+    assert text == "The message does not have this RPC's request type."
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ async def test_the_open_services_say_the_same(serving: Serving, connect: Any, rp
         good = await asyncio.to_thread(answers, channel, b"")
         bad = await asyncio.to_thread(answers, channel, b"\xff\xff")
     assert good[:2] == (1, "CANCELLED" if rpc.endswith("Watch") else "OK")
-    assert bad == (0, "INVALID_ARGUMENT", "The message is not one of this RPC's request type.")
+    assert bad == (0, "INVALID_ARGUMENT", "The message does not have this RPC's request type.")
 
 
 @pytest.mark.parametrize(

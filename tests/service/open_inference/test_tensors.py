@@ -99,7 +99,7 @@ def test_numbers_come_flat_or_nested() -> None:
 @pytest.mark.parametrize(
     ("name", "datatype", "shape", "says"),
     [
-        ("colour", "BYTES", [1], "there are image, pixels, pixel_values, text"),
+        ("colour", "BYTES", [1], "known are image, pixels, pixel_values, text"),
         ("image", "UINT8", [1, 2, 2, 3], "image is BYTES"),
         ("image", "BYTES", [1, 1], r"\[-1\]"),
         ("image", "BYTES", [-1], r"\[-1\]"),

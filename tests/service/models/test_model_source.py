@@ -112,7 +112,7 @@ def test_two_of_one_name_are_refused_with_a_way_out(tmp_path: Path) -> None:
 def test_only_settings_may_name_what_has_to_be_converted(tmp_path: Path) -> None:
     assert ModelSource("google/tipsv2-b14").checkpoint() is None
     assert str(ModelSource("google/tipsv2-b14", cache=tmp_path).checkpoint()) == "google/tipsv2-b14"
-    with pytest.raises(PackageError, match="no hub id either"):
+    with pytest.raises(PackageError, match="not a hub id"):
         ModelSource("tipsv2-b14", cache=tmp_path).checkpoint()
 
 

@@ -11,6 +11,7 @@ from model.winner_map import Labels
 from service.engines.engine import Embedding, EngineError, ModelSummary, request_error
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
 from tipserve_client import Client, ModelInfo, Retry, TipserveError, Unavailable
+from tipserve_client.requests import OPTIONS, Method
 
 NUM_THREADS: Final = 16
 MAX_ATTEMPTS: Final = 8
@@ -52,14 +53,8 @@ class RemoteEngine:
 
     def segment(self, request: SegmentImagesRequest) -> Labels:
         """As `Engine` says."""
-        given = {
-            "templates": request.templates,
-            "features": request.features,
-            "background_threshold": request.background_threshold,
-            "background_classes": _classes(request.background_classes) or None,
-            "mode": request.mode,
-        }
-        options: Any = {**_image_options(request), **given}
+        options = _options("segment_images", request)
+        options["background_classes"] = _classes(request.background_classes) or None
         with self._translated_errors():
             (mask,) = self._client.segment(_encoded(request), _classes(request.classes), **options)
         labels_HW: Labels = mask.labels
@@ -76,11 +71,7 @@ class RemoteEngine:
         self._client.close()
 
     def _embed(self, request: EmbedImagesRequest) -> Embedding:
-        options: Any = {
-            **_image_options(request),
-            "outputs": request.outputs,
-            "normalize": request.normalize,
-        }
+        options = _options("embed_images", request)
         with self._translated_errors():
             (embedding,) = self._client.embed_images(_encoded(request), **options)
         return {name: getattr(embedding, name) for name in request.outputs}
@@ -104,8 +95,9 @@ class RemoteEngine:
             logger.warning("%s: %s Retrying, at most %s attempts.", self._url, error, MAX_ATTEMPTS)
 
 
-def _image_options(request: EmbedImagesRequest | SegmentImagesRequest) -> dict[str, Any]:
-    return {"model": request.model, "resolution": request.resolution, "fit": request.fit}
+def _options(method: Method, request: EmbedImagesRequest | SegmentImagesRequest) -> dict[str, Any]:
+    """The client's options of a method, which have the names of the request's fields."""
+    return {name: getattr(request, name) for name in OPTIONS[method] if hasattr(request, name)}
 
 
 def _encoded(request: EmbedImagesRequest | SegmentImagesRequest) -> bytes:

@@ -1,11 +1,11 @@
-"""How much memory large images take: attention as our graphs have it, and written out.
+"""Memory of large images: fused attention as in our graphs, against explicit matrix products.
 
-Claim: at 1372 pixels ONNX Runtime takes a small part of what attention written out would, and
-OpenVINO no more than that.
+Claim: at 1372 pixels, ONNX Runtime with fused attention needs a small part of the memory of
+explicit attention. OpenVINO needs no more than that.
 
 Run: python -m benchmarks.attention_memory [--sides 448 896 1372]
-Two blocks of B/14's width, float32, one image, one thread. Each number is a process of its own,
-which prints how far its memory rose while it ran, and its CPU seconds.
+Two blocks of B/14's width, float32, one image, one thread. Each number comes from its own process,
+which prints its peak memory growth and its CPU seconds.
 """
 
 import argparse
@@ -42,7 +42,7 @@ print(status("VmHWM") - before, time.process_time() - began)
 
 
 def write_graphs(folder: Path) -> dict[str, Path]:
-    """The same two blocks with attention as one operator, and as products of matrices."""
+    """Write the same two blocks with attention as one operator and as matrix products."""
     import torch  # noqa: PLC0415 - only where graphs are made
     from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
 
@@ -64,7 +64,7 @@ def write_graphs(folder: Path) -> dict[str, Path]:
 
 
 def measure(runtime: str, path: Path, side: int) -> tuple[float, float] | None:
-    """MiB and CPU seconds; None where the process was ended, most likely for its memory."""
+    """Return MiB and CPU seconds; None if the process was killed, most likely out of memory."""
     command = [sys.executable, "-c", TRY, runtime, str(path), str(side)]
     child = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=LIMIT_S, close_fds=True

@@ -2,8 +2,8 @@
 
 Run: python -m benchmarks.batch_costs --model bundled --sides 112,224,448 --output FILE
 
-CPU time is what one lane takes on a core of its own. A running server measures the same in wall-
-clock time, see `benchmarks.capacity`.
+CPU time equals the time of one lane with a core for itself. A running server measures the same in
+wall-clock time, see `benchmarks.capacity`.
 """
 
 import argparse
@@ -30,12 +30,12 @@ BATCHES = (1, 2, 4)
 TEXT_BATCHES = (1, 4, 16)
 TEXT_TOKENS = 8
 LIMITS = ImageLimits(max_bytes=1 << 24, max_pixels=1 << 26)
-# A batch that takes longer than this is not measured together with others of its kind.
+# Larger batches are not measured once a batch takes longer than this.
 LONG_S = 2.0
 
 
 def least_cpu_s(run: Callable[[], object], limit_s: float) -> float:
-    """CPU seconds of the quickest of some runs, at least two: others only slow it."""
+    """Minimum CPU seconds over several runs, at least two; other load can only add time."""
     best, began, count = float("inf"), time.monotonic(), 0
     while count < 2 or (time.monotonic() - began < limit_s and count < 50):
         started = time.process_time()
@@ -45,7 +45,7 @@ def least_cpu_s(run: Callable[[], object], limit_s: float) -> float:
 
 
 def measure_images(runtime: Runtime, side: int, patch: int, limit_s: float) -> Cost:
-    """The line of costs of square images."""
+    """Fit the cost line of square images."""
     pixels_3HW = np.random.default_rng(0).random((3, side, side), dtype=np.float32)
     seconds: dict[int, float] = {}
     for count in BATCHES:
@@ -65,7 +65,7 @@ def measure_images(runtime: Runtime, side: int, patch: int, limit_s: float) -> C
 
 
 def measure_texts(runtime: Runtime, limit_s: float) -> Cost:
-    """The line of costs of short texts."""
+    """Fit the cost line of short texts."""
     seconds = {}
     for count in TEXT_BATCHES:
         ids_BL = np.full((count, TEXT_TOKENS), 5, np.int64)
@@ -77,8 +77,8 @@ def measure_texts(runtime: Runtime, limit_s: float) -> Cost:
     return Cost(f"text {TEXT_TOKENS}", TEXT_TOKENS, curve.intercept_s, curve.slope_s)
 
 
-def beside_s(side: int, limit_s: float) -> float:
-    """CPU seconds of an image outside the model: decoded and scaled, from a 640 x 480 JPEG."""
+def outside_s(side: int, limit_s: float) -> float:
+    """CPU seconds of an image outside the model: decode and resize a 640 x 480 JPEG."""
     encoded = photo_like_jpeg(0)
 
     def prepare() -> None:
@@ -88,7 +88,7 @@ def beside_s(side: int, limit_s: float) -> float:
 
 
 def measure(package: ModelPackage, sides: Sequence[int], limit_s: float) -> Curves:
-    """Everything that planning needs of one package on this machine."""
+    """Measure all costs that planning needs for one package on this machine."""
     runtime = load_runtime(package)
     manifest = package.manifest
     images = [measure_images(runtime, side, manifest.patch_size, limit_s) for side in sides]
@@ -96,19 +96,19 @@ def measure(package: ModelPackage, sides: Sequence[int], limit_s: float) -> Curv
         model=manifest.name,
         machine=f"{this_hardware().cpu_name}, Python {platform.python_version()}",
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        how="CPU seconds on one thread, the least of some runs",
+        how="CPU seconds on one thread, minimum of several runs",
         runtime=f"{runtime.name} {runtime.precision}",
         images=tuple(images),
         text=measure_texts(runtime, limit_s),
-        beside_s=beside_s(manifest.native_size, limit_s),
+        outside_s=outside_s(manifest.native_size, limit_s),
     )
 
 
 def main() -> None:
-    """Measure one package, write and print."""
+    """Measure one package, write the file and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
-    parser.add_argument("--sides", default="112,224,448", help="pixels, with commas between")
+    parser.add_argument("--sides", default="112,224,448", help="comma-separated, in pixels")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each batch")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     options = parser.parse_args()

@@ -1,6 +1,7 @@
-"""CPU time of an image sent alone against one sent among others, through the whole service.
+"""CPU time of an image sent alone, against one sent in a batch, through the whole service.
 
-Claim: on a CPU, a batch costs about as much as its images one by one; it saves the requests.
+Claim: on a CPU, a batch costs about as much as its images one by one; it saves only
+the cost per request.
 Run: python -m benchmarks.batch_latency [--model bundled] [--resolution 112]
 """
 
@@ -22,7 +23,7 @@ RPC_LIMIT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one size of request cost."""
+    """Measured cost of one request size."""
 
     num_images: int
     batch_images: float
@@ -31,7 +32,7 @@ class Row:
 
 
 def photo_like_jpeg(seed: int) -> bytes:
-    """A 640 x 480 JPEG with the smooth content of a photo."""
+    """Return a 640 x 480 JPEG with smooth content like a photo."""
     noise = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -47,7 +48,7 @@ def measure(
     total_images: int,
     resolution: int | None,
 ) -> Row:
-    """Send `total_images` images, `num_images` a request, one request at a time."""
+    """Send `total_images` images, `num_images` per request, one request at a time."""
     images = [image_pb2.Image(encoded=photo_like_jpeg(seed)) for seed in range(num_images)]
     request = embed_pb2.EmbedImagesRequest(images=images)
     if resolution is not None:
@@ -71,12 +72,12 @@ def measure(
 
 
 def batch_sum(service: RunningService) -> float:
-    """How many images have been run in batches so far."""
+    """Number of images run in batches so far."""
     return service.metric("tipserve_batch_images_sum")
 
 
 def print_table(rows: list[Row]) -> None:
-    """One line for each size of request, then the ratio that the claim is about."""
+    """Print one line per request size, then the ratio of the claim."""
     print(f"{'images/request':>14} {'images/batch':>13} {'CPU ms/image':>13} {'wall ms/image':>14}")
     for row in rows:
         print(
@@ -90,7 +91,7 @@ def print_table(rows: list[Row]) -> None:
 
 
 def main() -> None:
-    """Measure every size of request against one service."""
+    """Measure every request size against one service."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
     parser.add_argument(

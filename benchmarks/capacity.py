@@ -1,10 +1,10 @@
-"""Replicas for a load, from measured costs, with the arithmetic shown.
+"""Number of replicas for a load, from measured costs, with each step shown.
 
 Run: python -m benchmarks.capacity --rate 500 --side 448 --p99-ms 200 --curves FILE
      python -m benchmarks.capacity ... --server http://localhost:8000 --metrics http://localhost:8002
 
-Costs come from a server that runs on the machine in question, which measures them at its start, or
-from a file of `python -m benchmarks.batch_costs`. docs/capacity.md explains each step.
+Costs come from a running server, which measures them at its start, or from a file of `python -m
+benchmarks.batch_costs`. docs/capacity.md explains each step.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from service.lanes.latency_model import LatencyCurve
 
-# What batches cost on one machine: from a file, or from a server that runs.
+# Batch costs of one machine, from a file or from a running server.
 
 ANSWER_LIMIT_S: Final = 10.0
 SAMPLE: Final = re.compile(r"(\w+)\{([^}]*)\} (\S+)")
@@ -29,12 +29,12 @@ MEASURED: Final = Path(__file__).parent / "measured"
 
 
 class CurvesError(ValueError):
-    """Costs that are not there, or do not make sense."""
+    """Costs are missing or invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The line of costs of one shape: a batch of n takes `intercept_s + slope_s * n`."""
+    """Cost line of one shape: a batch of n takes `intercept_s + slope_s * n`."""
 
     label: str
     patches: int
@@ -43,7 +43,7 @@ class Cost:
 
     def __post_init__(self) -> None:
         if self.patches <= 0 or self.slope_s < 0 or self.intercept_s < 0 or self.alone_s <= 0:
-            raise CurvesError(f"{self.label}: these are no costs: {self}")
+            raise CurvesError(f"{self.label}: invalid costs: {self}")
 
     @property
     def curve(self) -> LatencyCurve:
@@ -52,23 +52,23 @@ class Cost:
 
     @property
     def alone_s(self) -> float:
-        """Of a batch of one."""
+        """Seconds of a batch of one."""
         return self.intercept_s + self.slope_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curves:
-    """Everything that planning needs of one package on one machine.
+    """Measured costs of one package on one machine.
 
     Attributes:
-        model: Its name.
-        machine: What measured it.
-        date: When, as year, month and day.
-        how: By which clock.
-        runtime: What computed, in which precision.
-        images: Of square images, the smallest first.
-        text: Of short texts.
-        beside_s: CPU seconds of an image outside the lanes: decoded, scaled, answered.
+        model: Name of the model.
+        machine: Machine of the measurement.
+        date: Date of the measurement, YYYY-MM-DD.
+        how: Clock that was used.
+        runtime: Runtime and precision.
+        images: Costs of square images, smallest first.
+        text: Cost of short texts.
+        outside_s: CPU seconds of an image outside the lanes: decode, resize, answer.
     """
 
     model: str
@@ -78,7 +78,7 @@ class Curves:
     runtime: str
     images: tuple[Cost, ...]
     text: Cost
-    beside_s: float = 0.0
+    outside_s: float = 0.0
 
     def to_json(self) -> str:
         """For a file."""
@@ -86,10 +86,10 @@ class Curves:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """From a file that `to_json` wrote.
+        """Read a file written by `to_json`.
 
         Raises:
-            CurvesError: It is something else.
+            CurvesError: The content is not a file of costs.
         """
         try:
             document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -97,15 +97,16 @@ class Curves:
             text = Cost(**document.pop("text"))
             return cls(images=images, text=text, **document)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise CurvesError(f"{path} holds no costs: {error}") from None
+            raise CurvesError(f"{path} holds invalid costs: {error}") from None
 
     def image(self, side: int) -> Cost:
-        """Of square images of a side; between two that were measured, by a curve through both.
+        """Cost of square images of a side; interpolated between two measured sides.
 
-        Costs grow like `a * patches + b * patches^2`, for attention compares all patches with all.
+        Costs grow like `a * patches + b * patches^2`, because attention compares all pairs of
+        patches.
 
         Raises:
-            CurvesError: It lies outside of what was measured.
+            CurvesError: The side is outside the measured range.
         """
         by_side = {_side(cost.label): cost for cost in self.images}
         if side in by_side:
@@ -114,7 +115,7 @@ class Curves:
         above = [known for known in by_side if known > side]
         if not below or not above:
             measured = ", ".join(str(known) for known in sorted(by_side))
-            raise CurvesError(f"{side} px was not measured, and lies outside of {measured}")
+            raise CurvesError(f"{side} px is outside the measured range {measured}")
         return _between(by_side[max(below)], by_side[min(above)], side)
 
 
@@ -123,7 +124,7 @@ def _side(label: str) -> int:
 
 
 def _between(small: Cost, large: Cost, side: int) -> Cost:
-    """The cost of one image at a side between two, with the smaller one's share of intercept."""
+    """Interpolate the cost of one image, with the intercept share of the smaller side."""
     unit = small.patches / _side(small.label) ** 2
     n, first, second = unit * side**2, small.patches, large.patches
     per_first, per_second = small.alone_s / first, large.alone_s / second
@@ -135,11 +136,11 @@ def _between(small: Cost, large: Cost, side: int) -> Cost:
 
 
 def read_server(http_url: str, metrics_url: str) -> Curves:
-    """What a running server has measured of itself; of its default model.
+    """Read the costs that a running server measured for its default model.
 
     Raises:
-        CurvesError: It measured no square images or no texts.
-        OSError: It does not answer.
+        CurvesError: The server has no costs of square images or of texts.
+        OSError: The server does not answer.
     """
     with urllib.request.urlopen(f"{http_url}/v1/models", timeout=ANSWER_LIMIT_S) as answer:
         model = json.load(answer)["data"][0]
@@ -153,7 +154,7 @@ def read_server(http_url: str, metrics_url: str) -> Curves:
         model=model["id"],
         machine=f"the server at {http_url}",
         date="now",
-        how="seconds by the clock, as the server learns them",
+        how="wall-clock seconds, as the server measures them",
         runtime=f"{model['runtime']} {model['precision']}",
         images=tuple(sorted(images, key=lambda cost: cost.patches)),
         text=texts[0],
@@ -161,7 +162,7 @@ def read_server(http_url: str, metrics_url: str) -> Curves:
 
 
 def _costs(text: str, model: str, patch: int) -> dict[str, Cost]:
-    """Square images and texts, by the label of their bucket."""
+    """Return costs of square images and of texts, by bucket label."""
     lines: dict[str, dict[str, float]] = {}
     for name, labels, value in SAMPLE.findall(text):
         found = dict(LABEL.findall(labels))
@@ -182,23 +183,22 @@ def _costs(text: str, model: str, patch: int) -> dict[str, Cost]:
 # Waiting times in closed form: Erlang C for M/M/c, and Allen and Cunneen's correction for G/G/c.
 #
 # Sources: A. K. Erlang, 1917; A. O. Allen, "Probability, Statistics and Queueing Theory", 1990. The
-# correction is exact for M/M/c and for the mean of M/G/1; for several servers it is an
-# approximation, and that the wait of those who wait is exponential is one for everything but
-# M/M/c.
+# correction is exact for M/M/c and for the mean of M/G/1 and approximate for several servers. The
+# exponential distribution of positive waits is exact for M/M/c only.
 
 
 def erlang_c(servers: int, load: float) -> float:
-    """The share of arrivals that must wait, with Poisson arrivals and exponential service.
+    """Share of arrivals that wait, with Poisson arrivals and exponential service.
 
     Args:
         servers: At least 1.
         load: Arrivals a second times the mean service in seconds (Erlangs).
 
     Returns:
-        1 where the load is more than the servers can do.
+        1 if the load exceeds the servers.
 
     Raises:
-        ValueError: There are no servers, or less than no load.
+        ValueError: No servers, or a negative load.
     """
     if servers < 1 or load < 0:
         raise ValueError(f"{servers} servers cannot have a load of {load}")
@@ -214,14 +214,14 @@ def erlang_c(servers: int, load: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """One waiting line before equal servers.
+    """One queue in front of equal servers.
 
     Attributes:
-        servers: How many.
-        rate: Arrivals a second.
+        servers: Number of servers.
+        rate: Arrivals per second.
         service_s: Mean service.
-        service_cv2: Squared coefficient of variation of service; 0 where all take equally long.
-        arrival_cv2: The same of the time between arrivals; 1 for a Poisson stream.
+        service_cv2: Squared coefficient of variation of service; 0 for a constant time.
+        arrival_cv2: The same for the time between arrivals; 1 for Poisson arrivals.
     """
 
     servers: int
@@ -232,17 +232,17 @@ class Queue:
 
     @property
     def utilisation(self) -> float:
-        """Share of the servers' time that is taken; more than 1 where they cannot keep up."""
+        """Busy share of the servers' time; above 1 the queue grows without bound."""
         return self.rate * self.service_s / self.servers
 
     @property
     def wait_probability(self) -> float:
-        """The share of arrivals that must wait."""
+        """Share of arrivals that wait."""
         return erlang_c(self.servers, self.rate * self.service_s)
 
     @property
     def mean_wait_s(self) -> float:
-        """Of all arrivals; infinite where the servers cannot keep up."""
+        """Mean wait over all arrivals; infinite if the servers are overloaded."""
         if self.utilisation >= 1:
             return math.inf
         spare = self.servers * (1 - self.utilisation)
@@ -250,7 +250,7 @@ class Queue:
         return exponential_s * (self.arrival_cv2 + self.service_cv2) / 2
 
     def wait_s(self, quantile: float) -> float:
-        """What this share of arrivals waits at most."""
+        """Quantile of the wait over all arrivals."""
         must_wait = self.wait_probability
         if self.utilisation >= 1:
             return math.inf
@@ -262,10 +262,7 @@ class Queue:
 def highest_utilisation(
     servers: int, quantile: float, wait_in_services: float, service_cv2: float = 0.0
 ) -> float:
-    """The utilisation at which a quantile of the wait reaches so many mean services.
-
-    The share of time that can be sold: what is left is the price of a bound on the wait.
-    """
+    """Highest utilisation at which a quantile of the wait stays within so many mean services."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -279,33 +276,32 @@ def highest_utilisation(
     return low
 
 
-# How many replicas a load needs: each step of the sum by itself, so that it can be shown.
+# Replicas for a load. Each step is kept, so that the command can print it.
 #
-# Lanes are the servers. An image takes a lane for its time on the measured line of costs and for
-# what it takes beside; a request with names that the cache does not know takes one for its texts
-# too. A lane may be busy only so much of its time that the asked share of requests waits no longer
-# than the limit leaves, by the closed form of `queueing.py`. What a zone's end takes away is
-# added.
+# Lanes are the servers. An image occupies a lane for its time on the measured cost line and for its
+# time outside the lane (decode, resize, answer). A request with uncached class names occupies a
+# lane for its texts too. The closed form above bounds the utilisation of a lane, so that the wanted
+# quantile of requests meets the limit. Replicas lost with a zone are added.
 
 
 class PlanError(ValueError):
-    """No number of replicas does what is asked for."""
+    """No number of replicas meets the demand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What is asked for.
+    """Required load and latency.
 
     Attributes:
-        rate: Requests a second, of one image each, at the peak.
-        side: Of the images, in pixels.
-        quantile: The share of requests that must be answered within `limit_s`.
-        limit_s: As said.
-        new_text_share: Share of requests with texts that no cache knows.
-        texts: How many of them each has.
-        lanes: Of a replica, on as many CPUs.
-        zones: Over which replicas are spread evenly, and one of which may end; 1 for none.
-        margin: For what a plan does not know; 0.1 is a tenth more load.
+        rate: Requests per second at the peak, one image each.
+        side: Side of the images in pixels.
+        quantile: Share of requests that must be answered within `limit_s`.
+        limit_s: Latency limit for that share.
+        new_text_share: Share of requests with uncached texts.
+        texts: Uncached texts per such request.
+        lanes: Lanes of a replica, one CPU each.
+        zones: Zones with equally many replicas, one of which may fail; 1 for no reserve.
+        margin: Safety margin on the load; 0.1 adds a tenth.
     """
 
     rate: float
@@ -321,7 +317,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The steps of the sum."""
+    """Steps of the calculation."""
 
     image_s: float
     text_s: float
@@ -334,26 +330,26 @@ class Plan:
 
 
 def plan(demand: Demand, curves: Curves) -> Plan:
-    """Work it out.
+    """Calculate the replicas for a demand.
 
     Raises:
-        PlanError: An image alone takes longer than the limit, or the numbers make no sense.
+        PlanError: One image alone exceeds the limit, or the numbers are invalid.
     """
     if min(demand.rate, demand.limit_s, demand.lanes, demand.zones) <= 0:
         raise PlanError("rate, limit, lanes and zones must be positive")
-    image_s = curves.image(demand.side).alone_s + curves.beside_s
+    image_s = curves.image(demand.side).alone_s + curves.outside_s
     new_s = curves.text.curve.seconds(demand.texts) if demand.texts else 0.0
     text_s = demand.new_text_share * new_s
     request_s = image_s + text_s
-    # Texts are computed beside the image, so the longer of the two is what a caller sees.
+    # Texts run in parallel with the image, so the caller sees the longer of the two.
     wait_s = demand.limit_s - max(image_s, new_s if demand.new_text_share else 0.0)
     if wait_s <= 0:
         raise PlanError(
             f"a request takes {image_s:.3f} s without any waiting, more than the limit of "
             f"{demand.limit_s:.3f} s: ask for smaller images, a smaller model, or more time"
         )
-    # A balancer that chooses by chance gives every replica a queue of its own, so the bound is of
-    # one replica's lanes and not of all.
+    # A balancer that chooses at random gives each replica its own queue, so the bound holds for the
+    # lanes of one replica, not for all lanes as one pool.
     utilisation = highest_utilisation(
         demand.lanes, demand.quantile, wait_s / request_s, _variation2(image_s, new_s, demand)
     )
@@ -372,24 +368,24 @@ def plan(demand: Demand, curves: Curves) -> Plan:
 
 
 def _variation2(image_s: float, new_s: float, demand: Demand) -> float:
-    """Squared variation of what a request takes: some have texts, some have not."""
+    """Squared coefficient of variation of service, over requests with and without new texts."""
     share = demand.new_text_share
     mean_s = image_s + share * new_s
     return share * (1 - share) * new_s**2 / mean_s**2
 
 
 def _with_zone(replicas: int, zones: int) -> int:
-    """So many that the zones that are left still have them, spread evenly."""
+    """Add replicas so that the remaining zones still carry the load."""
     if zones == 1:
         return replicas
     return math.ceil(replicas / (zones - 1)) * zones
 
 
-# A server does not tell what an image costs outside its lanes: decoded and scaled from 640 x 480,
-# it was 2.4 and 3.7 ms where we measured.
-ASSUMED_BESIDE_MS = 3.0
+# A server does not report the cost of an image outside its lanes. Measured for decoding and
+# resizing from 640 x 480: 2.4 and 3.7 ms.
+ASSUMED_OUTSIDE_MS = 3.0
 LANES = (1, 2, 4, 8, 16)
-# What a wait of p99 may be, in times of one image.
+# Allowed p99 of the wait, in multiples of one image's time.
 WAITS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -401,46 +397,52 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = ", ".join(sorted(path.stem for path in MEASURED.glob("*.json")))
-    parser.add_argument("--rate", type=float, required=True, help="images a second at the peak")
-    parser.add_argument("--side", type=int, required=True, help="of the images, in pixels")
-    parser.add_argument("--p99-ms", type=float, required=True, help="limit of 99 in 100 answers")
+    parser.add_argument("--rate", type=float, required=True, help="images per second at the peak")
+    parser.add_argument("--side", type=int, required=True, help="side of the images in pixels")
+    parser.add_argument("--p99-ms", type=float, required=True, help="latency limit at p99")
     parser.add_argument("--curves", default="b14", help=f"a JSON file, or one of {known}")
-    parser.add_argument("--server", help="base of its REST addresses, instead of --curves")
-    parser.add_argument("--metrics", help="base of its metrics' address; with --server")
+    parser.add_argument("--server", help="base URL of REST, instead of --curves")
+    parser.add_argument("--metrics", help="base URL of the metrics; with --server")
     parser.add_argument(
-        "--beside-ms", type=float, help="of CPU for an image outside the lanes; with --server 3"
+        "--outside-ms", type=float, help="CPU ms of an image outside the lanes; with --server 3"
     )
-    parser.add_argument("--lanes", type=int, default=4, help="of each replica, on as many CPUs")
-    parser.add_argument("--new-text-share", type=float, default=0.0, help="of requests, 0 to 1")
-    parser.add_argument("--texts", type=int, default=0, help="new ones in each of those")
-    parser.add_argument("--zones", type=int, default=1, help="one of which may end; 1: none may")
-    parser.add_argument("--margin", type=float, default=0.0, help="0.2 is a fifth more load")
+    parser.add_argument("--lanes", type=int, default=4, help="lanes per replica, one CPU each")
+    parser.add_argument(
+        "--new-text-share", type=float, default=0.0, help="share of requests with new texts, 0 to 1"
+    )
+    parser.add_argument("--texts", type=int, default=0, help="new texts in each such request")
+    parser.add_argument(
+        "--zones", type=int, default=1, help="zones, one of which may fail; 1: no reserve"
+    )
+    parser.add_argument(
+        "--margin", type=float, default=0.0, help="safety margin; 0.2 adds a fifth to the load"
+    )
     options = parser.parse_args(arguments)
     if (options.server is None) != (options.metrics is None):
-        parser.error("--server and --metrics go together")
+        parser.error("--server and --metrics must be given together")
     return options
 
 
 def curves_of(options: argparse.Namespace) -> Curves:
-    """From the file or the server."""
-    beside_ms = options.beside_ms
+    """Read the costs from the file or the server."""
+    outside_ms = options.outside_ms
     if options.server:
         curves = read_server(options.server.rstrip("/"), options.metrics.rstrip("/"))
-        beside_ms = ASSUMED_BESIDE_MS if beside_ms is None else beside_ms
+        outside_ms = ASSUMED_OUTSIDE_MS if outside_ms is None else outside_ms
     else:
         named = MEASURED / f"{options.curves}.json"
         curves = Curves.read(named if named.exists() else Path(options.curves))
-    return curves if beside_ms is None else replace(curves, beside_s=beside_ms / 1000)
+    return curves if outside_ms is None else replace(curves, outside_s=outside_ms / 1000)
 
 
 def show(demand: Demand, curves: Curves, worked_out: Plan) -> list[str]:
-    """Each step in a line."""
+    """Return one line per step."""
     cost, ms = curves.image(demand.side), 1000.0
     before_zone = f"{worked_out.replicas} replicas of {demand.lanes} lanes"
     lines = [
         f"{curves.model}, {curves.runtime}; {curves.machine}; {curves.date}; {curves.how}",
         f"an image   {ms * cost.intercept_s:.1f} + {ms * cost.slope_s:.1f} ms on a lane and "
-        f"{ms * curves.beside_s:.1f} ms beside it = {ms * worked_out.image_s:.1f} ms",
+        f"{ms * curves.outside_s:.1f} ms outside it = {ms * worked_out.image_s:.1f} ms",
         f"new texts   {demand.new_text_share:.0%} of requests have {demand.texts}, "
         f"{ms * worked_out.text_s:.1f} ms a request on average",
         f"a request   {ms * worked_out.request_s:.1f} ms of a lane",
@@ -455,7 +457,7 @@ def show(demand: Demand, curves: Curves, worked_out: Plan) -> list[str]:
     if demand.zones > 1:
         in_all = worked_out.replicas_with_zone
         lines.append(
-            f"zones       {demand.zones}, of which one may end: "
+            f"zones       {demand.zones}, of which one may fail: "
             f"ceil({worked_out.replicas} / {demand.zones - 1}) x {demand.zones} = "
             f"{in_all} replicas, {in_all * demand.lanes} CPUs"
         )
@@ -463,7 +465,7 @@ def show(demand: Demand, curves: Curves, worked_out: Plan) -> list[str]:
 
 
 def headroom() -> list[str]:
-    """The utilisation at which p99 of the wait is so many images long, by lanes of a replica."""
+    """Table of the utilisation at which p99 of the wait reaches so many images, by lanes."""
     rows = ["| lanes | " + " | ".join(f"{wait:g} images" for wait in WAITS) + " |"]
     rows.append("| --- " * (1 + len(WAITS)) + "|")
     for lanes in LANES:
@@ -473,7 +475,7 @@ def headroom() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Work one demand out; 1 where it cannot be met."""
+    """Plan for one demand. Returns 1 if no plan exists."""
     options = parse(arguments)
     demand = Demand(
         rate=options.rate,
@@ -492,7 +494,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(lines))
-    print("\nhow busy lanes may be, by how long p99 of the wait may be:\n")
+    print("\nallowed utilisation of the lanes, by the allowed p99 of the wait:\n")
     print("\n".join(headroom()))
     return 0
 

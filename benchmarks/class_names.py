@@ -1,4 +1,4 @@
-"""A hundred and fifty things that images show: the classes of ADE20K's scene parsing."""
+"""The 150 class names of ADE20K scene parsing."""
 
 from typing import Final
 

@@ -1,7 +1,7 @@
-"""CPU time and bytes of every way to write an answer, ours and those it was chosen from.
+"""CPU time and bytes of each answer encoding: the one in use and its alternatives.
 
-Claim: of the candidates measured here, the service writes each form in the one that costs least
-CPU time, or within a tenth of it without a further library.
+Claim: for each form the service uses the encoder with the least CPU time of those measured here, or
+one within 10 % of it that needs no further library.
 Run: python -m benchmarks.codecs; libraries that are not installed are left out
      (pip install msgspec scikit-image rasterio for all)
 """
@@ -42,7 +42,7 @@ ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
 
 
 def optional(name: str) -> ModuleType | None:
-    """A library that the project does not need; None where it is not installed."""
+    """Import an optional library; None if it is not installed."""
     try:
         return import_module(name)
     except ImportError:
@@ -50,7 +50,7 @@ def optional(name: str) -> ModuleType | None:
 
 
 def real_mask() -> tuple[Labels, NDArray[np.uint8], NDArray[np.float32]]:
-    """What the bundled student sees in the README's scene among 150 names; image; patches."""
+    """Return the student's mask of the README's scene for 150 names, the image and patches."""
     package = open_package("bundled")
     runtime = load_runtime(package, runtime="auto", num_threads=1)
     tokenizer = TextTokenizer.from_package(package)
@@ -66,14 +66,14 @@ def real_mask() -> tuple[Labels, NDArray[np.uint8], NDArray[np.float32]]:
 
 
 def opencv_png(cv2: ModuleType, labels_HW: Labels) -> bytes:
-    """A grey PNG by OpenCV's quickest strategy."""
+    """Encode a grey PNG with OpenCV's fastest strategy."""
     options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
     written: bytes = cv2.imencode(".png", labels_HW, options)[1].tobytes()
     return written
 
 
 def pillow_png(samples: NDArray[np.unsignedinteger], level: int) -> bytes:
-    """A PNG as Pillow writes it; of labels with a palette."""
+    """Encode a PNG with Pillow, with a palette for labels."""
     image = Image.fromarray(samples.astype(np.uint8))
     if samples.ndim == 2:
         image.putpalette(palette().tobytes())
@@ -83,7 +83,7 @@ def pillow_png(samples: NDArray[np.unsignedinteger], level: int) -> bytes:
 
 
 def images(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> Iterator[Case]:
-    """Masks and overlays as PNG."""
+    """Candidates for masks and overlays as PNG."""
     yield "palette PNG", "ours: rows that changed, run lengths", lambda: encode_mask_png(labels_HW)
     for level in (1, 4, 6):
         yield "palette PNG", f"Pillow, level {level}", partial(pillow_png, labels_HW, level)
@@ -101,7 +101,7 @@ def images(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> Iterator[Case]:
 
 
 def run_lengths(labels_HW: Labels) -> Iterator[Case]:
-    """COCO's run lengths of all classes that are there."""
+    """Candidates for COCO run lengths of all present classes."""
     num_classes = len(CLASS_NAMES)
 
     def ours() -> list[str]:
@@ -121,7 +121,7 @@ def run_lengths(labels_HW: Labels) -> Iterator[Case]:
 
 
 def polygons(labels_HW: Labels) -> Iterator[Case]:
-    """Outlines of all classes that are there."""
+    """Candidates for outlines of all present classes."""
     present = np.unique(labels_HW)
     num_classes = len(CLASS_NAMES)
     yield "polygons", "ours, NumPy (exact)", lambda: class_polygons(labels_HW, num_classes)
@@ -145,7 +145,7 @@ def polygons(labels_HW: Labels) -> Iterator[Case]:
 
 
 def texts(name: str, array: NDArray[np.generic]) -> Iterator[Case]:
-    """An array as JSON lists."""
+    """Candidates for an array as JSON lists."""
     yield name, "ours: orjson from the array", lambda: dump({"a": encode_array(array, "list")})
     yield name, "pydantic from lists", lambda: ANY.dump_json({"a": array.tolist()})
     yield name, "json from lists", lambda: json.dumps({"a": array.tolist()}).encode()
@@ -154,7 +154,7 @@ def texts(name: str, array: NDArray[np.generic]) -> Iterator[Case]:
 
 
 def binaries(labels_HW: Labels) -> Iterator[Case]:
-    """The mask as base64 in JSON, npy and safetensors."""
+    """Candidates for the mask as base64 in JSON, npy and safetensors."""
     array = labels_HW.astype(np.uint16)
     data = array.tobytes()
     name = "base64 in JSON"
@@ -169,7 +169,7 @@ def binaries(labels_HW: Labels) -> Iterator[Case]:
 
 
 def num_bytes(written: Any) -> int | None:
-    """Of what goes over the wire; None where it is no text yet."""
+    """Bytes on the wire; None if the result is not serialised yet."""
     if isinstance(written, bytes):
         return len(written)
     if isinstance(written, list) and written and isinstance(written[0], str | bytes):
@@ -178,7 +178,7 @@ def num_bytes(written: Any) -> int | None:
 
 
 def cpu_ms(work: Work, repeats: int) -> float:
-    """The least CPU milliseconds of several tries."""
+    """Minimum CPU milliseconds over several runs."""
     work()
     times: list[float] = []
     for _ in range(repeats):

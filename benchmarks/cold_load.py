@@ -1,7 +1,8 @@
-"""What callers of a warm model notice while a large one is loaded beside it.
+"""Latency of a warm model while a large model is loaded in the same process.
 
-`python -m benchmarks.cold_load [--work FOLDER]`. One caller over REST asks the bundled model, alone
-and then while B/14 with random weights is loaded (made in FOLDER first, which takes minutes).
+`python -m benchmarks.cold_load [--work FOLDER]`. One REST client sends requests to the bundled
+model, first with nothing else running, then while B/14 with random weights is loaded. B/14 is
+created in FOLDER first, which takes minutes.
 """
 
 import argparse
@@ -27,7 +28,7 @@ class Caller:
         self._image = photo()
 
     def ask(self) -> float:
-        """Milliseconds until the answer."""
+        """Send one request; returns milliseconds."""
         began = time.perf_counter()
         headers = {"Content-Type": "image/jpeg"}
         self._connection.request("POST", "/v1/images:embed?outputs=cls1", self._image, headers)
@@ -46,7 +47,7 @@ def describe(name: str, times_ms: list[float]) -> str:
 
 
 def compare(service: RunningService, package: str) -> None:
-    """Ask alone, then beside the load."""
+    """Measure without and then during the load."""
     caller = Caller(service)
     until = time.monotonic() + ALONE_S
     for _ in range(50):
@@ -59,11 +60,11 @@ def compare(service: RunningService, package: str) -> None:
     loading = threading.Thread(target=urllib.request.urlopen, args=(url, b"{}"))
     began = time.monotonic()
     loading.start()
-    beside = []
+    during = []
     while loading.is_alive():
-        beside.append(caller.ask())
+        during.append(caller.ask())
     seconds = time.monotonic() - began
-    print(describe(f"while {package} is loaded, in {seconds:.1f} s", beside))
+    print(describe(f"while {package} is loaded, in {seconds:.1f} s", during))
 
 
 def main() -> None:

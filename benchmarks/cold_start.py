@@ -1,9 +1,9 @@
-"""How long the service takes to be ready with a large package, and whether it is warm then.
+"""Start time of the service with a large package, and whether it is warm when ready.
 
 `python -m benchmarks.cold_start [--work FOLDER] [--side 448] [--requests 100] [-- FLAGS]`. Starts
-the service over B/14 with random weights (made in FOLDER first, which takes minutes), prints the
-seconds and the peak memory until it is ready, and then asks with images of every served shape:
-the first answer of each against the median of those that follow.
+the service with B/14 with random weights (created in FOLDER first, which takes minutes) and prints
+seconds and peak memory until ready. Then it sends images of every served shape and compares the
+latency of the first answer with the median of the later ones.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.service_process import RunningService, running_service
 
 
 def draw_image(height: int, width: int) -> bytes:
-    """A JPEG of smooth noise that is as large as the model sees it."""
+    """Return a JPEG of smooth noise in the model's size."""
     coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((width, height)).save(file, "JPEG", quality=90)
@@ -33,7 +33,7 @@ def draw_image(height: int, width: int) -> bytes:
 
 
 def ask(connection: http.client.HTTPConnection, image: bytes) -> float:
-    """Milliseconds until the answer."""
+    """Send one request; returns milliseconds."""
     began = time.perf_counter()
     path = "/v1/images:embed?outputs=cls1&fit=aspect"
     connection.request("POST", path, image, {"Content-Type": "image/jpeg"})
@@ -45,7 +45,7 @@ def ask(connection: http.client.HTTPConnection, image: bytes) -> float:
 
 
 def status_mb(pid: int, name: str) -> float:
-    """A line of the process's status, such as VmHWM, in MB."""
+    """Read a field of /proc/PID/status, such as VmHWM, in MB."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -53,7 +53,7 @@ def status_mb(pid: int, name: str) -> float:
 
 
 def compare(service: RunningService, model: dict[str, Any], num_requests: int) -> None:
-    """Ask for every shape, the native one first and often, the others a tenth as often."""
+    """Measure every shape: the native one first, the others with a tenth of the requests."""
     connection = http.client.HTTPConnection("127.0.0.1", service.http_port)
     native = model["native_size"]
     for bucket in model["buckets"]:
@@ -72,12 +72,12 @@ def compare(service: RunningService, model: dict[str, Any], num_requests: int) -
 
 
 def main() -> None:
-    """Make the model, start, ask."""
+    """Create the model, start the service and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/random"))
     parser.add_argument("--side", type=int, default=448)
     parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("flags", nargs="*", help="of the service, behind `--`")
+    parser.add_argument("flags", nargs="*", help="service flags, after `--`")
     options = parser.parse_args()
     package = random_b14(options.work, options.side)
     size_mb = sum(entry.size_bytes for entry in package.manifest.files.values()) / 1e6

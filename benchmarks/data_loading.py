@@ -1,12 +1,12 @@
-"""Images a second that a worker's core makes, against what a training step takes.
+"""Images per second from one loader core, against the consumption of a training step.
 
-Claim: training never waits for data. A worker makes images several times as fast as a step of the
-small student takes them on a core of the same kind, and a GPU that trains B/14 is fed by fewer
-cores than a machine has for each of its GPUs.
+Claim: training never waits for data. One worker loads images several times as fast as the small
+student's step consumes them on an equal core. A GPU that trains B/14 needs fewer worker cores than
+a machine has per GPU.
 Run: python -m benchmarks.data_loading [--data data] [--device h100] [--mfu 0.4]
 
-Loaders and steps are measured in CPU time, each on one core. How fast a GPU takes images is not
-measured but counted: its peak, at an assumed utilisation, over an image's operations.
+Loaders and steps are measured in CPU time, each on one core. The GPU's rate is calculated: its peak
+at an assumed utilisation, divided by the operations of an image.
 """
 
 import argparse
@@ -43,12 +43,12 @@ class Batches(Protocol):
     """Batches by number."""
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterable[Batch]:
-        """Iterate from a batch on."""
+        """Iterate from a batch number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadingTime:
-    """CPU seconds for each image: in the worker, and in the process that takes its batches."""
+    """CPU seconds per image in the worker and in the process that receives its batches."""
 
     worker_s: float
     taker_s: float
@@ -59,7 +59,7 @@ def measure_loading(batches: Batches) -> LoadingTime:
     own_s, child_s, images = time.process_time(), _children_cpu_s(), 0
     for batch in batches.loader(0, num_workers=1):
         images += num_images(batch)
-    # The worker's time counts once it has ended, which it has when its batches have.
+    # The kernel adds a worker's CPU time to its parent's when it exits, after its last batch.
     own_s, child_s = time.process_time() - own_s, _children_cpu_s() - child_s
     return LoadingTime(worker_s=child_s / images, taker_s=own_s / images)
 
@@ -95,7 +95,7 @@ def student_rows(data: Path, tokenizer: Tipsv2Tokenizer, num_batches: int) -> No
 
 
 def print_student(what: str, loading: LoadingTime, step_s: float) -> None:
-    """One line: both rates, and how many times as fast the loader is."""
+    """Print both rates and their ratio."""
     print(
         f"{what:>24} {1 / loading.worker_s:14.0f} {1 / step_s:12.0f} "
         f"{step_s / loading.worker_s:8.1f} {loading.taker_s / step_s:8.1%}"
@@ -103,7 +103,7 @@ def print_student(what: str, loading: LoadingTime, step_s: float) -> None:
 
 
 def gpu_rows(tokenizer: Tipsv2Tokenizer, options: argparse.Namespace) -> None:
-    """Print a line for each stage of the B/14 recipe: what a GPU takes, and the workers for it."""
+    """Print a line per stage of the B/14 recipe: the GPU's rate and the workers it needs."""
     files = sorted(DataFolder(path=options.data).photos.glob("*.jpg"))
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
@@ -128,12 +128,14 @@ def gpu_rows(tokenizer: Tipsv2Tokenizer, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure the loaders beside what they feed."""
+    """Measure the loaders and the steps they feed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="filled by training data")
-    parser.add_argument("--batches", type=int, default=8, help="taken of each loader")
-    parser.add_argument("--device", default="h100", help="whose peak the arithmetic takes")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of it that is assumed")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder filled by `python -m training data`"
+    )
+    parser.add_argument("--batches", type=int, default=8, help="batches per loader")
+    parser.add_argument("--device", default="h100", help="GPU whose peak is assumed")
+    parser.add_argument("--mfu", type=float, default=0.4, help="assumed share of the peak")
     options = parser.parse_args()
     tokenizer = Tipsv2Tokenizer.from_pretrained(BUNDLED_FOLDER)
     print(f"images a second of CPU time on one core of {processor()}, one thread")
@@ -148,7 +150,7 @@ def main() -> None:
 
 
 def processor() -> str:
-    """Name of this machine's processor."""
+    """Return the name of this machine's processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
 

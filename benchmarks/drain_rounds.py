@@ -1,7 +1,7 @@
 """SIGTERM under load, round after round: how many requests that were accepted failed?
 
 `python -m benchmarks.drain_rounds [--rounds 20] [-- further flags of the service]`. Must print 0;
-what counts as failed is said in `steady_callers`.
+`steady_callers` defines what counts as failed.
 """
 
 import argparse
@@ -26,12 +26,12 @@ def photo(side: int = 256) -> bytes:
 
 
 def ports_of(service: RunningService) -> dict[str, int]:
-    """As the callers want them."""
+    """Return the ports in the form `SteadyCallers` takes."""
     return {"http": service.http_port, "grpc": service.grpc_port}
 
 
 def drain_round(service: RunningService, load_s: float) -> tuple[Tally, int]:
-    """What the callers were told, and the process's exit status."""
+    """Return the callers' tally and the process's exit status."""
     with SteadyCallers(ports_of(service), photo()) as callers:
         while callers.num_answered < 100:
             time.sleep(0.01)
@@ -43,22 +43,22 @@ def drain_round(service: RunningService, load_s: float) -> tuple[Tally, int]:
 
 
 def main() -> None:
-    """Run the rounds and print what came of them."""
+    """Run the rounds and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("flags", nargs="*", help="of the service, after --")
+    parser.add_argument("flags", nargs="*", help="service flags, after --")
     arguments = parser.parse_args()
     total, statuses = Tally(), Counter[int]()
     for index in range(arguments.rounds):
         with running_service(*arguments.flags) as service:
-            # SIGTERM at another moment each time.
+            # Send SIGTERM at a different moment in each round.
             tally, status = drain_round(service, 0.037 * (index % 10))
         total.add(tally)
         statuses[status] += 1
         print(f"round {index + 1}: {tally}", flush=True)
     print(f"\n{arguments.rounds} rounds, exit statuses {dict(statuses)}")
     print(f"answered {dict(total.answered)}")
-    print(f"refused, and told so {dict(total.refused)}")
+    print(f"refused with a clear answer {dict(total.refused)}")
     print(f"failed {total.failed.total()} {dict(total.failed)}")
 
 

@@ -1,8 +1,8 @@
-"""Gives a model with random weights class names that mean something in its own images.
+"""Fits the text tower of a model with random weights to clusters of its own patches.
 
-Where texts point anywhere, the best two classes of nearly every patch are equal but for rounding,
-and masks say nothing of a model as trained ones are. So its text tower is fitted, for some steps,
-to the means of clusters of its patches.
+With random texts the best two classes of nearly every patch are equal up to rounding, so that masks
+differ at random and do not represent a trained model. So the text tower is fitted, for some steps,
+to the means of clusters of patches.
 
 Shapes: N patches, K classes, D width, L tokens.
 """
@@ -30,9 +30,9 @@ def fit_texts(model: Tipsv2Model, tokenizer_file: Path, side: int) -> float:
     """Train the text tower's embeddings of the gate's class names, and nothing else.
 
     Args:
-        model: Changed in place.
-        tokenizer_file: Of its texts.
-        side: Native, in pixels; images of half of it are clustered, or of a few patches.
+        model: Model to fit, changed in place.
+        tokenizer_file: Tokenizer of the model.
+        side: Native side in pixels; the clustered images have half of it, at least a few patches.
 
     Returns:
         The mean cosine of the names with their clusters.
@@ -59,7 +59,7 @@ def fit_texts(model: Tipsv2Model, tokenizer_file: Path, side: int) -> float:
 
 
 def _clusters(model: Tipsv2Model, side: int, num_classes: int) -> np.ndarray:
-    """Directions [K, D] of k-means over value patches, from their common mean, as texts have it."""
+    """Return k-means directions [K, D] of value patches, relative to their common mean."""
     images = calibration_images()[:4]
     values_BND = reference_vision(model, image_batch(images, (side, side), batch=4)).values_BND
     unit_ND = l2_normalize(values_BND.reshape(-1, values_BND.shape[-1]))
@@ -71,7 +71,7 @@ def _clusters(model: Tipsv2Model, side: int, num_classes: int) -> np.ndarray:
     for _ in range(CLUSTER_ROUNDS):
         nearest_N = (unit_ND @ means_KD.T).argmax(axis=1)
         grouped = [unit_ND[nearest_N == index] for index in range(num_classes)]
-        # An empty cluster stays where it was.
+        # An empty cluster keeps its centre.
         means_KD = l2_normalize(
             np.stack(
                 [

@@ -1,10 +1,10 @@
-"""Throughput, latency, utilisation and serving efficiency on one GPU, library against library.
+"""Throughput, latency, utilisation and serving efficiency on one GPU, per library.
 
 `python -m benchmarks.gpu [--parts gemm,encoders,serving] [--variants b14,l14,so400m14,g14]
 [--sides 224,448] [--batches 1,8,64] [--contestants tensorrt,torch-compile,torch-eager,onnx]
 [--precisions bf16] [--work FOLDER] [--json FILE]`. Models have random weights and are exported into
-FOLDER first, which takes minutes each. What a library or the card cannot do is noted, and the rest
-is measured. `--cpu-tiny` runs all of it on the CPU with a tiny model, to see that it works.
+FOLDER first, which takes minutes each. Unsupported combinations are noted and skipped. `--cpu-tiny`
+runs all parts on the CPU with a tiny model, as a test of the script.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print.
 
     Returns:
-        The exit status: 0; or 3 where there is no GPU, with a sentence on standard error.
+        The exit status: 0; or 3 without a GPU, with a message on standard error.
     """
     options = _options(arguments)
     try:
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.setdefault(part, []).extend(rows)
             print(table(f"{part}, {place.title}", rows), flush=True)
             if options.json:
-                # After each part, so that a stop loses little.
+                # Written after each part, so that an abort loses at most one part.
                 report["after"] = gpu_state() if place.is_gpu else {}
                 options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return 0
 
 
 def _measure(options: argparse.Namespace, place: Place, work: Path) -> Any:
-    """Parts with their rows, as they become ready."""
+    """Yield each part with its rows."""
     gemm: list[dict[str, Any]] = []
     if "gemm" in options.parts:
         gemm = gemm_peaks(place, options.seconds)
@@ -95,7 +95,7 @@ def _measure(options: argparse.Namespace, place: Place, work: Path) -> Any:
 
 
 def _package(work: Path, variant: str, side: int, precisions: Sequence[Precision]) -> ModelPackage:
-    """The model in all precisions; in float32 where the others cannot be exported here."""
+    """Create the package in all precisions, or in float32 if the others cannot be exported here."""
     try:
         return random_package(work, variant, side, precisions)
     except subprocess.CalledProcessError:
@@ -117,9 +117,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sides", type=_numbers, default=[224, 448], help="in pixels")
     parser.add_argument("--batches", type=_numbers, default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--seconds", type=float, default=3.0, help="for each number")
-    parser.add_argument("--work", type=Path, help="where models and engines are kept")
-    parser.add_argument("--json", type=Path, help="written after each part")
-    parser.add_argument("--cpu-tiny", action="store_true", help="without a GPU: only a trial")
+    parser.add_argument("--work", type=Path, help="folder for models and engines")
+    parser.add_argument("--json", type=Path, help="JSON file, written after each part")
+    parser.add_argument(
+        "--cpu-tiny", action="store_true", help="tiny model on the CPU, to test the script"
+    )
     options = parser.parse_args(arguments)
     if options.cpu_tiny:
         options.variants, options.sides, options.precisions = [TINY], [56], ["fp32"]

@@ -1,6 +1,6 @@
-"""The time of one request right after 128 clients have hung up, against its time alone.
+"""Latency of one request right after 128 clients have disconnected, against its latency alone.
 
-Claim: at most 1.2 times, over REST and over gRPC: nothing is computed for those who left.
+Claim: at most 1.2 times, over REST and over gRPC: nothing is computed for disconnected clients.
 Run: python -m benchmarks.hang_ups [--model bundled] [--resolution 224]
 """
 
@@ -21,13 +21,13 @@ from service.grpc.generated import embed_pb2, encoder_service_pb2_grpc, image_pb
 NUM_CLIENTS = 128
 LIMIT_S = 120.0
 
-# Sends one request; `Crowd` sends many and gives back how to hang up.
+# `One` sends one request. `Crowd` sends many and returns a function that disconnects them.
 One = Callable[[], Awaitable[None]]
 Crowd = Callable[[], Awaitable[Callable[[], None]]]
 
 
 def over_rest(service: RunningService, image: bytes, resolution: int) -> tuple[One, Crowd]:
-    """A connection for each client."""
+    """Use one connection per client."""
     request = rest_request(f"/v1/images:embed?resolution={resolution}", image)
 
     async def one() -> None:
@@ -52,7 +52,7 @@ def over_rest(service: RunningService, image: bytes, resolution: int) -> tuple[O
 
 
 def over_grpc(stub: Any, image: bytes, resolution: int) -> tuple[One, Crowd]:
-    """RPCs that are cancelled."""
+    """Use RPCs that are cancelled."""
     request = embed_pb2.EmbedImagesRequest(
         images=[image_pb2.Image(encoded=image)], resolution=resolution
     )
@@ -73,7 +73,7 @@ def over_grpc(stub: Any, image: bytes, resolution: int) -> tuple[One, Crowd]:
 
 
 async def seconds_of(one: One) -> float:
-    """How long one request takes."""
+    """Time one request."""
     started = time.perf_counter()
     await one()
     return time.perf_counter() - started
@@ -82,7 +82,7 @@ async def seconds_of(one: One) -> float:
 async def measure(
     service: RunningService, one: One, crowd: Crowd, rounds: int
 ) -> tuple[float, float, float]:
-    """Median seconds alone, and after the crowd; and images computed for a crowd, on average."""
+    """Median seconds alone and after the crowd, and mean images computed per crowd."""
     await one()
     alone, after, computed = [], [], []
     for _ in range(rounds):
@@ -97,7 +97,7 @@ async def measure(
 
 
 async def compare(service: RunningService, options: argparse.Namespace) -> None:
-    """Both protocols against one service."""
+    """Measure both protocols against one service."""
     image = photo_like_jpeg(0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{service.grpc_port}") as channel:
         stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)

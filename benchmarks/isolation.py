@@ -1,6 +1,6 @@
-"""The tail latency of one protocol while the other is saturated, against its own when alone.
+"""Tail latency of one protocol while the other is saturated, against its unloaded latency.
 
-Claim: the p99 is at most 3 times the unloaded p99 plus the time of one batch, both ways round.
+Claim: for both protocols, p99 is at most 3 times the unloaded p99 plus the time of one batch.
 Run: python -m benchmarks.isolation [--model bundled] [--resolution 224]
 """
 
@@ -15,7 +15,7 @@ from benchmarks.serving_cost import grpc_clients
 
 
 async def batch_s(service: RunningService, clients: Sequence[Ask]) -> float:
-    """Mean seconds that a batch runs while both protocols are saturated."""
+    """Mean run time of a batch while both protocols are saturated."""
     name = "tipserve_stage_duration_seconds"
     sums = [
         service.metric(f"{name}_sum", stage="run"),
@@ -28,7 +28,7 @@ async def batch_s(service: RunningService, clients: Sequence[Ask]) -> float:
 
 
 async def watched(asks: Sequence[Ask], others: Sequence[Ask], seconds: float) -> Load:
-    """What one client sees while others send without a pause."""
+    """Measure one client while others send without a pause."""
     crowd = asyncio.ensure_future(send(others, seconds=seconds + 1)) if others else None
     await asyncio.sleep(0.5)
     load = await send(asks[:1], seconds=seconds)
@@ -38,7 +38,7 @@ async def watched(asks: Sequence[Ask], others: Sequence[Ask], seconds: float) ->
 
 
 async def compare(service: RunningService, options: argparse.Namespace) -> None:
-    """Each protocol alone, then beside the other's crowd."""
+    """Measure each protocol alone, then with the other one saturated."""
     image, in_flight = photo_like_jpeg(0), options.in_flight
     target = f"/v1/images:embed?resolution={options.resolution}"
     rest = await rest_clients(service.http_port, rest_request(target, image), in_flight)
@@ -46,12 +46,12 @@ async def compare(service: RunningService, options: argparse.Namespace) -> None:
     one_batch_s = await batch_s(service, [*rest, *rpc])
     for name, asks, others in (("gRPC", rpc, rest), ("REST", rest, rpc)):
         alone = (await watched(asks, [], options.seconds)).latency_s(0.99, "200")
-        beside = (await watched(asks, others, options.seconds)).latency_s(0.99, "200")
+        loaded = (await watched(asks, others, options.seconds)).latency_s(0.99, "200")
         limit = 3 * alone + one_batch_s
         print(
-            f"{name}: p99 {1000 * alone:.0f} ms alone, {1000 * beside:.0f} ms beside "
+            f"{name}: p99 {1000 * alone:.0f} ms alone, {1000 * loaded:.0f} ms with "
             f"{in_flight} in flight over the other; one batch {1000 * one_batch_s:.0f} ms; "
-            f"{beside / limit:.2f} of the limit (claim: at most 1.00)"
+            f"{loaded / limit:.2f} of the limit (claim: at most 1.00)"
         )
     for channel in channels:
         await channel.close()

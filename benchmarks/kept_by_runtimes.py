@@ -1,10 +1,10 @@
-"""What ONNX Runtime's arena keeps after a large image, and what OpenVINO's kept graphs save.
+"""Memory that ONNX Runtime's arena keeps after a large image; time that OpenVINO's cache saves.
 
-Claims: without the arena memory goes back, but B/14 takes more of it meanwhile; OpenVINO's cache
-(CACHE_DIR) saves most of compiling, and serves old weights where a file's time does not change.
+Claims: without the arena, memory is returned, but the peak of B/14 is higher. OpenVINO's cache
+(CACHE_DIR) saves most of the compile time, but serves old weights if the file's time is unchanged.
 
 Run: python -m benchmarks.kept_by_runtimes [--model FOLDER] [--sides 448 1372 448]
-Float32, one image at a time, one thread. Each line is a process of its own.
+Float32, one image at a time, one thread. Each line comes from its own process.
 """
 
 import argparse
@@ -66,14 +66,14 @@ print(f"{took:.2f} s, {mb('VmRSS'):.0f} MB, checksum {checksum:.6g}")
 
 
 def run(script: str, *arguments: str) -> str:
-    """What a process of its own says at its end."""
+    """Run code in a new process and return its output."""
     command = [sys.executable, "-c", START + script, *arguments]
     child = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT_S)
     return child.stdout.splitlines()[-1]
 
 
 def replace_weights(path: Path) -> None:
-    """Put other weights into a graph; its length and its time stay as they were."""
+    """Replace a graph's weights, but keep the file's size and modification time."""
     graph = onnx.load(path)
     for weight in graph.graph.initializer:
         if weight.data_type == onnx.TensorProto.FLOAT and len(weight.raw_data) > 100_000:

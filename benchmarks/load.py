@@ -1,6 +1,6 @@
-"""Sends requests over kept-alive connections, so many at a time, and notes each answer.
+"""Sends requests over keep-alive connections with fixed concurrency and records each answer.
 
-The clients are as thin as can be: on a machine of few cores they share it with what they measure.
+The clients do as little as possible, because they share the cores with the server they measure.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ HEAD_END = b"\r\n\r\n"
 LENGTH = b"content-length:"
 ANSWER_LIMIT_S = 120.0
 
-# Sends one request and returns the answer's status; the argument counts the requests.
+# Sends one request and returns the status of the answer; the argument is the request's number.
 Ask = Callable[[int], Awaitable[str]]
 
 
 @dataclass(slots=True)
 class Load:
-    """What came of many requests."""
+    """Results of many requests."""
 
     wall_s: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -27,11 +27,11 @@ class Load:
 
     @property
     def num_answers(self) -> int:
-        """Answers of any status."""
+        """Number of answers of any status."""
         return self.statuses.total()
 
     def latency_s(self, quantile: float, status: str) -> float:
-        """A quantile of the latencies of one status."""
+        """Return a quantile of the latencies of one status."""
         ordered = sorted(self.latencies_s[status])
         return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
 
@@ -42,7 +42,7 @@ class Load:
 
 
 class RestConnection(asyncio.Protocol):
-    """One HTTP/1.1 connection that is kept alive; one request at a time."""
+    """One HTTP/1.1 keep-alive connection with one request at a time."""
 
     def __init__(self) -> None:
         self._answer: asyncio.Future[str] | None = None
@@ -60,12 +60,12 @@ class RestConnection(asyncio.Protocol):
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember where to write."""
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Wait for the whole answer; all of ours tell their length."""
+        """Collect the answer; the service always sends Content-Length."""
         self._buffer += data
         end = self._buffer.find(HEAD_END)
         if end < 0:
@@ -81,13 +81,13 @@ class RestConnection(asyncio.Protocol):
             self._answer.set_result(head.split(b" ", 2)[1].decode())
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Whoever waits is told."""
+        """Fail the pending request."""
         self.is_closed = True
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error or ConnectionResetError("closed before the answer"))
 
     async def ask(self, request: bytes) -> str:
-        """Send one request as it stands, and wait for the status of its answer.
+        """Send one raw request and wait for the status of the answer.
 
         Raises:
             ConnectionError: The connection closed first.
@@ -105,7 +105,7 @@ class RestConnection(asyncio.Protocol):
 def rest_request(
     target: str, body: bytes, media: str = "image/jpeg", headers: Sequence[str] = ()
 ) -> bytes:
-    """A POST as it goes over the wire."""
+    """Return the bytes of a POST request."""
     lines = [
         f"POST {target} HTTP/1.1",
         "Host: localhost",
@@ -117,7 +117,7 @@ def rest_request(
 
 
 async def send(asks: Sequence[Ask], *, seconds: float | None = None, total: int = 0) -> Load:
-    """Let every client ask again and again, for so long or so many times altogether."""
+    """Run all clients in a loop, for a duration or a total number of requests."""
     load, counter = Load(), iter(range(total) if seconds is None else iter(int, 1))
     sent = 0
     started = time.perf_counter()
@@ -139,12 +139,12 @@ async def send(asks: Sequence[Ask], *, seconds: float | None = None, total: int 
 
 
 async def rest_clients(port: int, request: bytes, num_clients: int) -> list[Ask]:
-    """Clients that send one request over connections of their own."""
+    """Return clients that each send this request over their own connection."""
 
     def client(connection: RestConnection) -> Ask:
         async def ask(_number: int) -> str:
             nonlocal connection
-            if connection.is_closed:  # it was idle for too long
+            if connection.is_closed:  # closed by the server's keep-alive timeout
                 connection = await RestConnection.open(port)
             return await connection.ask(request)
 

@@ -1,7 +1,7 @@
-"""What the service adds to a request when model and decoder do nothing, against a plain endpoint.
+"""Overhead of the service with a no-op model and decoder, against a plain endpoint.
 
-Claim: with 32 requests in flight at least 0.8 times the requests/s of a FastAPI endpoint that only
-reads the body; one at a time, a median latency below 1.5 times that endpoint's.
+Claim: with 32 requests in flight, at least 0.8 times the requests/s of a FastAPI endpoint that only
+reads the body; with one, a median latency below 1.5 times that endpoint's.
 Run: python -m benchmarks.noop_overhead
 """
 
@@ -37,7 +37,7 @@ class Round:
 
 @contextmanager
 def running(kind: str, *settings: str) -> Iterator[tuple[int, int]]:
-    """The process id and port of one side, with settings as `NAME=VALUE`."""
+    """Start one side with settings as `NAME=VALUE`; returns its process id and port."""
     with tempfile.TemporaryDirectory() as folder:
         ports_file = Path(folder) / "ports.json"
         command = [
@@ -63,7 +63,7 @@ def running(kind: str, *settings: str) -> Iterator[tuple[int, int]]:
 
 
 async def measure(side: tuple[int, int], target: str, *, in_flight: int, seconds: float) -> Round:
-    """Send for so long."""
+    """Send requests for a duration."""
     pid, port = side
     clients = await rest_clients(port, rest_request(target, BODY), in_flight)
     await send(clients, total=10 * in_flight)
@@ -81,7 +81,7 @@ async def measure(side: tuple[int, int], target: str, *, in_flight: int, seconds
 
 
 async def compare(sides: dict[str, tuple[int, int]], rounds: int, seconds: float) -> None:
-    """Both sides in turn, so that a busy neighbour meets both."""
+    """Alternate the sides, so that other load on the machine affects both."""
     for in_flight in (32, 1):
         results: dict[str, list[Round]] = {kind: [] for kind in sides}
         for _ in range(rounds):
@@ -108,7 +108,7 @@ def main() -> None:
     """Compare the two in one run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each side in a round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds per side and round")
     options = parser.parse_args()
     print("60 kB raw body, kept-alive connections, default settings, answer of 192 floats as JSON")
     with running("plain") as plain, running("tipserve") as tipserve:

@@ -1,6 +1,6 @@
-"""A service whose model and decoder do nothing, and a plain endpoint: what is left is overhead.
+"""The service with a no-op model and decoder, and a plain endpoint, to measure overhead.
 
-Run by the benchmarks as a process, with settings as they are:
+The benchmarks run it as a process:
 python -m benchmarks.noop_service tipserve|plain PORTS_FILE [NAME=VALUE ...]
 """
 
@@ -35,14 +35,14 @@ RuntimeMaker = Callable[[ModelPackage, RuntimeChoice, LaneShare], Runtime]
 
 @cache
 def noise(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Normal noise, made once for each shape; nobody may write into it."""
+    """Return normal noise, created once per shape and read-only."""
     array = np.random.default_rng(0).standard_normal(shape, np.float32)
     array.flags.writeable = False
     return array
 
 
 class NoopRuntime:
-    """Answers at once, with arrays of the shapes that the package's model has."""
+    """Runtime that returns arrays of the right shapes at once."""
 
     name = "noop"
     precision: Precision = "fp32"
@@ -50,11 +50,11 @@ class NoopRuntime:
     tasks: tuple[DenseTask, ...] = ()
 
     def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
-        """As every runtime of the dictionary is made."""
+        """Take the arguments of every runtime factory."""
         self._dim = package.manifest.embed_dim
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
-        """The same noise for every image: numbers that take as many digits as real ones."""
+        """Return the same noise for every image; as JSON it is as long as real embeddings."""
         batch, _, height, width = pixels_B3HW.shape
         rows, columns = height // 14, width // 14
         patches_BND = noise((batch, rows * columns, self._dim))
@@ -74,23 +74,23 @@ class NoopRuntime:
         return np.ones((len(token_ids_BL), self._dim), np.float32)
 
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """It has no heads."""
+        """Not supported: no dense heads."""
         raise ValueError(f"no head for {task}")
 
     def interrupt(self) -> None:
-        """It has ended already."""
+        """Do nothing: calls return at once."""
 
     def close(self) -> None:
         """Nothing to free."""
 
 
 class NoopPreparer(ImagePreparer):
-    """Takes every body for the same empty image, of the size that is asked for."""
+    """Preparer that returns the same black image of the wanted size for every body."""
 
     def measure(
         self, image: ImageInput, rule: SizeRule, *, param: str
     ) -> tuple[tuple[int, int], int]:
-        """Size and patches of that image."""
+        """Return the size and patch count of that image."""
         return (rule.resolution, rule.resolution), rule.nominal_patches
 
     def prepare(self, image: ImageInput, rule: SizeRule, *, param: str) -> PreparedImage:
@@ -101,12 +101,12 @@ class NoopPreparer(ImagePreparer):
 
 @cache
 def empty_planes(side: int) -> NDArray[np.float32]:
-    """Black, float32 [3, side, side]."""
+    """Return a black image, float32 [3, side, side]."""
     return np.zeros((3, side, side), np.float32)
 
 
 def plain_app() -> FastAPI:
-    """One endpoint that reads its body."""
+    """Return an app with one endpoint that reads the body."""
     app = FastAPI()
 
     @app.post("/plain")
@@ -117,7 +117,7 @@ def plain_app() -> FastAPI:
 
 
 async def serve_plain(ports_file: Path, _values: Mapping[str, str]) -> None:
-    """Uvicorn as it comes, on a free port, until SIGTERM."""
+    """Run uvicorn with its defaults on a free port until SIGTERM."""
     listening = listen("127.0.0.1", 0)
     config = uvicorn.Config(plain_app(), access_log=False, log_level="warning", ws="none")
     ports_file.write_text(json.dumps({"http": listening.getsockname()[1]}), encoding="utf-8")
@@ -127,7 +127,7 @@ async def serve_plain(ports_file: Path, _values: Mapping[str, str]) -> None:
 async def serve_noop(
     ports_file: Path, values: Mapping[str, str], runtime: RuntimeMaker = NoopRuntime
 ) -> None:
-    """The whole service around nothing, or around another runtime that is not real."""
+    """Run the whole service with a no-op runtime or another fake runtime."""
     log = configure_logging("INFO", "json")
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "ports_file": ports_file}
     known = {"runtime": "onnx", "host": "127.0.0.1", **ports, **values}
@@ -143,7 +143,7 @@ async def serve_noop(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve one of the two."""
+    """Run one of the two servers."""
     kind, ports_file, *pairs = arguments
     values = dict(pair.split("=", 1) for pair in pairs)
     kinds: dict[str, Serve] = {"plain": serve_plain, "tipserve": serve_noop}

@@ -1,4 +1,4 @@
-"""Import this before NumPy: its matrix products then run on one thread, and CPU times repeat."""
+"""Import this before NumPy: matrix products then use one thread, and CPU times are repeatable."""
 
 import os
 import sys

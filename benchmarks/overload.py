@@ -1,7 +1,7 @@
-"""Ten times the load that the service can bear, for half a minute.
+"""Ten times the capacity of the service, for half a minute.
 
-Claim: goodput at least 0.95 of capacity; the p99 of what was accepted within what the queue's bound
-promises; refusals answered in a median below 10 ms; memory flat.
+Claim: goodput at least 0.95 of capacity; p99 of accepted requests within the bound of the queue;
+median latency of refusals below 10 ms; constant memory.
 Run: python -m benchmarks.overload [--model bundled] [--resolution 448]
 """
 
@@ -25,7 +25,7 @@ CLIENTS_AT_CAPACITY = 8
 
 @dataclass(slots=True)
 class Crowd:
-    """Sends at a steady rate, whatever comes back; a connection that is free is used again."""
+    """Sends at a constant rate regardless of the answers and reuses idle connections."""
 
     port: int
     request: bytes
@@ -33,7 +33,7 @@ class Crowd:
     idle: list[RestConnection] = field(default_factory=list)
 
     async def send_at(self, rate: float, seconds: float) -> None:
-        """Send so many requests a second, and wait for the last answers."""
+        """Send at this rate, then wait for the last answers."""
         started = time.perf_counter()
         pending: set[asyncio.Task[None]] = set()
         for number in range(int(rate * seconds)):
@@ -55,20 +55,20 @@ class Crowd:
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory of a process."""
+    """Resident memory of a process in MiB."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 async def watch_memory(pid: int, samples: list[float]) -> None:
-    """One sample a second, until cancelled."""
+    """Take one sample per second until cancelled."""
     while True:
         samples.append(rss_mib(pid))
         await asyncio.sleep(1)
 
 
 async def capacity_per_s(service: RunningService, request: bytes, seconds: float) -> float:
-    """Images a second when the lanes always have work and nothing is refused."""
+    """Images per second with busy lanes and no refusals."""
     clients = await rest_clients(service.http_port, request, CLIENTS_AT_CAPACITY)
     await send(clients, total=2 * CLIENTS_AT_CAPACITY)
     load = await send(clients, seconds=seconds)
@@ -78,11 +78,11 @@ async def capacity_per_s(service: RunningService, request: bytes, seconds: float
 def report(
     load: Load, capacities: Sequence[float], alone_s: float, memory_mib: Sequence[float]
 ) -> None:
-    """The four parts of the claim."""
+    """Print the four parts of the claim."""
     capacity = statistics.mean(capacities)
     accepted, refused = load.statuses["200"], load.statuses["429"]
     goodput = accepted / load.wall_s
-    # The last of a full queue ends with it, and up to one image later, for lanes are not in step.
+    # The last item of a full queue finishes up to one image later, as lanes are not in step.
     promise_s = QUEUED_IMAGES / capacity + alone_s
     half = len(memory_mib) // 2
     growth = statistics.mean(memory_mib[half:]) - statistics.mean(memory_mib[:half])
@@ -99,7 +99,7 @@ def report(
 
 
 async def overload(service: RunningService, options: argparse.Namespace) -> None:
-    """Capacity, overload, capacity again."""
+    """Measure capacity, overload, and capacity again."""
     target = f"/v1/images:embed?resolution={options.resolution}"
     request = rest_request(target, photo_like_jpeg(0))
     one = await rest_clients(service.http_port, request, 1)

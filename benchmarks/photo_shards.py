@@ -1,4 +1,4 @@
-"""Shards of photos as the web has them: JPEGs of 640 x 480 pixels with two captions each."""
+"""Shards of web-like photos: 640 x 480 JPEGs with two captions each."""
 
 import io
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _CAPTION = "a photo of a mountain meadow in summer with a stream that runs betwe
 
 
 class PhotoItems:
-    """Random cuts of some photos at the size that web images have in data sets."""
+    """Random crops of photos at the usual size of web images in data sets."""
 
     def __init__(self, files: list[Path], count: int) -> None:
         self._photos = [_reduced(file) for file in files]
@@ -25,11 +25,11 @@ class PhotoItems:
         return self._count
 
     def fingerprint(self) -> str:
-        """The same for all: the shards are thrown away."""
+        """Return a constant: the shards are temporary."""
         return "photos"
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
-        """Cut and encode images `start` and on."""
+        """Crop and encode images from `start`."""
         for index in range(start, stop):
             rng = np.random.default_rng(index)
             photo = self._photos[index % len(self._photos)]
@@ -46,7 +46,7 @@ class PhotoItems:
 
 
 def _reduced(file: Path) -> Image.Image:
-    """A photo at twice the size of the cuts, so that these hold the detail of whole images."""
+    """Reduce a photo to twice the crop size, so that crops have the detail of whole images."""
     image = Image.open(file).convert("RGB")
     factor = 2 * max(WIDTH / image.width, HEIGHT / image.height)
     return image.resize((round(image.width * factor), round(image.height * factor)))
@@ -56,7 +56,7 @@ def build_photo_shards(files: list[Path], folder: Path, *, count: int) -> float:
     """Write shards of some hundred photos; returns the mean size of their files in kB.
 
     Raises:
-        FileNotFoundError: No photo to cut them from.
+        FileNotFoundError: The folder has no photos.
     """
     if not files:
         raise FileNotFoundError("no photos: run `python -m training data` first, or name --data")

@@ -1,7 +1,7 @@
-"""What a thread that puts the next batch together gains on this CPU, in wall and CPU time.
+"""Effect of assembling the next batch in a thread on this CPU, in wall and CPU time.
 
-Run: python -m benchmarks.prepare_ahead [IMAGES]. The bundled student on its lanes, with always
-more waiting than they take; the two ways take turns, and the median of their ratios is printed.
+Run: python -m benchmarks.prepare_ahead [IMAGES]. The bundled student runs with a queue that is
+never empty. Runs with and without the thread alternate; the median of their ratios is printed.
 """
 
 import statistics

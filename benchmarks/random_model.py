@@ -1,4 +1,4 @@
-"""A model package of a released size with random weights: for what costs time and means nothing.
+"""Builds a model package of a released size with random weights, for cost measurements.
 
 Run: python -m benchmarks.random_model FOLDER [--side 224]
 """
@@ -19,7 +19,7 @@ from model.package import ModelPackage, open_package
 if TYPE_CHECKING:
     from transformers import Tipsv2Config, Tipsv2Model
 
-# Beside the released sizes: one that is made in seconds, to try a script with.
+# An additional tiny size, created in seconds, to test scripts.
 TINY: Final = "tiny"
 PROVENANCE: Final = {
     "licence": "none",
@@ -29,23 +29,23 @@ PROVENANCE: Final = {
 
 
 def random_b14(folder: Path, side: int) -> ModelPackage:
-    """B/14, native at `side` pixels: from the folder, or made and kept there, in some minutes."""
+    """Return B/14, native at `side` pixels, from the folder; creates it there in minutes."""
     return random_package(folder, "b14", side)
 
 
 def random_package(
     folder: Path, variant: str, side: int, precisions: Sequence[Precision] = ("fp32",)
 ) -> ModelPackage:
-    """A size of the family: from the folder, or made and kept there, in some minutes.
+    """Return a package from the folder; creates it there in minutes if missing.
 
     Args:
-        folder: Where packages are kept.
+        folder: Folder of packages.
         variant: A released size, or `TINY`.
         side: Its native size in pixels.
-        precisions: Of its graphs; float32 is always among them.
+        precisions: Precisions of its graphs, in addition to float32.
 
     Raises:
-        CalledProcessError: It could not be exported; the reason is on standard error.
+        CalledProcessError: The export failed; the reason is on standard error.
     """
     further = [precision for precision in dict.fromkeys(precisions) if precision != "fp32"]
     output = folder / "-".join([variant, str(side), *further])
@@ -63,7 +63,7 @@ def random_package(
 
 
 def _write_checkpoint(folder: Path, variant: str, side: int) -> None:
-    """As a training run leaves it, with the bundled student's tokenizer."""
+    """Write a checkpoint like a training run, with the bundled student's tokenizer."""
     import torch  # noqa: PLC0415 - only where a model is made
     from transformers import Tipsv2Model  # noqa: PLC0415
 
@@ -84,9 +84,9 @@ def _write_checkpoint(folder: Path, variant: str, side: int) -> None:
 
 
 def plant_scales(model: "Tipsv2Model") -> None:
-    """Give norms, biases, LayerScale and tokens values as training leaves them: not 0 and not 1.
+    """Set norms, biases, LayerScale and tokens to values other than 0 and 1, as after training.
 
-    Fresh ones would hide what rounding does: every block would add next to nothing.
+    With initial values every block would add almost nothing and hide rounding errors.
     """
     import torch  # noqa: PLC0415 - only where a model is made
 
@@ -117,9 +117,9 @@ def _config(bundled: Path, variant: str, side: int) -> "Tipsv2Config":
 
 
 def main() -> None:
-    """Make it, and print the folder for `--model`."""
+    """Create the package and print its folder for `--model`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where packages are kept")
+    parser.add_argument("folder", type=Path, help="folder of packages")
     parser.add_argument("--side", type=int, default=224, help="its native size in pixels")
     options = parser.parse_args()
     print(random_b14(options.folder, options.side).path)

@@ -1,8 +1,8 @@
 """Rolling restarts under load behind a proxy, round after round: how many requests failed?
 
 `PYTHONPATH=clients/python python -m benchmarks.rolling_restart [--rounds 10] [-- further flags of
-the service]`. One round replaces both replicas. Must print 0 failed; `--fault kill` and the others
-show that failures are seen. Wants `haproxy` (scripts/tools/proxy.sh).
+the service]`. One round replaces both replicas. Must print 0 failed; `--fault kill` and the other
+faults show that failures are detected. Needs `haproxy` (scripts/tools/proxy.sh).
 """
 
 import argparse
@@ -28,11 +28,11 @@ FLAGS: Final = ("--model=bundled", "--host=127.0.0.1", "--lanes=1", "--warm-up-l
 STREAM_PATH: Final = "/tipserve.v1.EncoderService/Stream"
 FAULTS: Final[Mapping[str, Deletion]] = {
     "none": Deletion(),
-    # A pod that dies: nobody drains, and the proxy is told afterwards.
+    # A pod that dies: no drain, and the proxy is updated afterwards.
     "kill": Deletion(pre_stop_s=0.0, notice_s=1.0, number=signal.SIGKILL),
-    # The proxy knows, but what was inside is not waited for.
+    # The proxy is updated in time, but requests in flight are not awaited.
     "no-drain": Deletion(number=signal.SIGKILL),
-    # Without preStop the replica closes its doors before the proxy knows.
+    # Without preStop the replica stops accepting before the proxy is updated.
     "no-pre-stop": Deletion(pre_stop_s=0.0, notice_s=2.0),
 }
 LIMIT_S: Final = 60.0
@@ -40,14 +40,14 @@ LIMIT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of all rounds.
+    """Results of all rounds.
 
     Attributes:
-        answered: Right answers, by protocol.
-        failed: All others, by what they looked like.
-        exit_statuses: Of the replicas that were replaced.
-        num_streams: Streams that the one endless stream took, each on a replica.
-        num_repeated: Requests that the proxy sent again.
+        answered: Correct answers, by protocol.
+        failed: Failures, by description.
+        exit_statuses: Exit statuses of the replaced replicas.
+        num_streams: Streams opened for the endless stream, each on one replica.
+        num_repeated: Requests that the proxy retried.
     """
 
     answered: Mapping[str, int]
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def images(count: int = 16) -> list[bytes]:
-    """PNGs that the model tells apart."""
+    """Return PNGs that the model can distinguish."""
     found = []
     for seed in range(count):
         noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -76,7 +76,7 @@ def roll(
     flags: Sequence[str] = (),
     check_interval: str = "2s",
 ) -> Outcome:
-    """Replace so many replicas under load, the oldest each time, with this `haproxy` in front."""
+    """Replace replicas under load behind this `haproxy`, the oldest each time."""
     encoded = images()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -106,10 +106,10 @@ def roll(
 
 
 def wait_for_more(callers: ConstantCallers, count: int = 20) -> None:
-    """Let the load go on for so many requests.
+    """Wait for a number of further requests.
 
     Raises:
-        TimeoutError: Nothing moves any more.
+        TimeoutError: The requests did not finish in time.
     """
     enough, until = callers.num_asked + count, time.monotonic() + LIMIT_S
     while callers.num_asked < enough:
@@ -119,11 +119,11 @@ def wait_for_more(callers: ConstantCallers, count: int = 20) -> None:
 
 
 def main() -> None:
-    """Run the rounds and print what came of them."""
+    """Run the rounds and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--fault", choices=FAULTS, default="none")
-    parser.add_argument("flags", nargs="*", help="of the service, after --")
+    parser.add_argument("flags", nargs="*", help="service flags, after --")
     arguments = parser.parse_args()
     path = f"{PROJECT_ROOT / '.tools' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     program = shutil.which("haproxy", path=path)

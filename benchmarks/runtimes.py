@@ -1,12 +1,12 @@
-"""Every runtime and precision against torch: how exact each is and what an image costs it.
+"""Accuracy and cost per image of every runtime and precision, against torch.
 
 Claim: the default on a CPU with bf16 takes at most 1/1.8 of ONNX Runtime's time in float32, and at
 least 99.5 % of the pixels of its masks keep their class.
 
 Run: python -m benchmarks.runtimes [--model bundled | b14 | FOLDER] [--cache FOLDER]
-     [--cell-limit-s 60]; b14 has random weights, made once and kept in the folder. A row needs its
-     graph: `python -m model convert FOLDER OUTPUT --precision int8` writes one into a package.
-Takes one thread. Times are the process's CPU time, the least of interleaved rounds.
+     [--cell-limit-s 60]; b14 has random weights and is created once in the folder. A row needs its
+     graph: `python -m model convert FOLDER OUTPUT --precision int8` writes one into a package. One
+     thread. Times are CPU times of the process, the minimum of interleaved rounds.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.one_thread import ONE_THREAD  # before NumPy, which is behind what follows
+from benchmarks.one_thread import ONE_THREAD  # before the imports below, which import NumPy
 from benchmarks.random_model import random_b14
 from model.features import vision_features
 from model.manifest import ParityEntry
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 B14_SIDE: Final = 448
 SIDES: Final = (224, 448)
 BATCHES: Final = (1, 8)
-# Enough to let a median be told from luck, and no more than the limit allows.
+# Enough rounds for a stable median; the time limit may allow fewer.
 MIN_ROUNDS, MAX_ROUNDS = 2, 20
-# What all models are tried on takes a B/14 half a minute with torch; the large image as long.
+# B/14 needs half a minute with torch for these images, and as long for the large image.
 BUDGET_GFLOP: Final = 400.0
 EXPECTED: Final = (
     ("onnx", "fp32"),
@@ -58,7 +58,7 @@ Encode = Callable[[FloatArray], object]
 
 @dataclass(slots=True)
 class Row:
-    """One way to compute, how exact it is, and its milliseconds an image by side and batch."""
+    """One runtime and precision, its accuracy, and its milliseconds per image by side and batch."""
 
     name: str
     encode: Encode
@@ -67,7 +67,7 @@ class Row:
 
 
 def open_rows(package: ModelPackage, model: "Tipsv2Model", stack: ExitStack) -> list[Row]:
-    """torch, and every way that this machine has; each compared with torch as it is loaded."""
+    """Yield torch and every runtime of this machine, each compared with torch once loaded."""
     reference = build_reference(model, package, budget_gflop=BUDGET_GFLOP)
     rows = [Row("torch fp32", partial(_encode, model))]
     for proof in plan_proofs(package.manifest, Machine(this_hardware(), installed_libraries())):
@@ -87,7 +87,7 @@ def _encode(model: "Tipsv2Model", pixels_B3HW: FloatArray) -> object:
 
 
 def time_rows(rows: Sequence[Row], side: int, batch: int, *, limit_s: float) -> None:
-    """Time all rows in turn, again and again, until the limit; the least of each counts."""
+    """Time all rows in turn until the time limit; the minimum counts."""
     pixels_B3HW = image_batch(gate_images(), (side, side), batch=batch)
     ends = time.monotonic() + limit_s
     for number in range(MAX_ROUNDS):
@@ -101,7 +101,7 @@ def time_rows(rows: Sequence[Row], side: int, batch: int, *, limit_s: float) -> 
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """The table in Markdown."""
+    """Print the table in Markdown."""
     cells = list(rows[0].cost_ms)
     columns = [f"ms, {side} px, batch {batch}" for side, batch in cells]
     head = ["", "largest difference", "least cosine CLS", "least cosine patches", "masks"]
@@ -123,7 +123,7 @@ def _exactness(entry: ParityEntry | None) -> list[str]:
 
 
 def print_default(package: ModelPackage, rows: Sequence[Row]) -> None:
-    """What the service would take unasked, against ONNX Runtime in float32."""
+    """Compare the service's default with ONNX Runtime in float32."""
     choice = choose_runtime(package, RuntimeRequest(device="cpu"))
     by_name = {row.name: row for row in rows}
     chosen = by_name[f"{choice.runtime} {choice.precision}"]
@@ -168,9 +168,9 @@ def main() -> None:
     """Measure one model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled", help="bundled, b14 or a package's folder")
-    parser.add_argument("--cache", type=Path, help="where b14 is kept; default: nowhere")
+    parser.add_argument("--cache", type=Path, help="folder that keeps b14; default: not kept")
     parser.add_argument(
-        "--cell-limit-s", type=float, default=60.0, help="seconds for each size and batch"
+        "--cell-limit-s", type=float, default=60.0, help="seconds per size and batch"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

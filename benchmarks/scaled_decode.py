@@ -1,7 +1,7 @@
-"""What decoding JPEG images at a reduced size saves, and how far it moves what the model sees.
+"""CPU time saved by decoding JPEG images at a reduced size, and its effect on embeddings.
 
-Claim: `jpeg_decode=fast` takes about half the CPU time of `exact`, decoding and scaling together,
-is on average under half a grey level from it, and leaves patch embeddings at a cosine of 0.9999.
+Claim: `jpeg_decode=fast` takes about half the CPU time of `exact` for decoding and scaling, differs
+by less than half a grey level on average, and keeps patch embeddings at a cosine of 0.9999.
 Run: python -m benchmarks.scaled_decode [FOLDER ...] [--resolutions 112 224 448]
 """
 
@@ -22,7 +22,7 @@ from model.runtime.load import load_runtime
 from service.images import ImagePreparer, JpegDecode, SizeRule
 
 SITE = Path(sysconfig.get_path("purelib"))
-# Photos that come with scikit-learn, scikit-image, Debian's backgrounds and this repository.
+# Photos from scikit-learn, scikit-image, Debian's backgrounds and this repository.
 FOLDERS = (
     Path("examples"),
     Path("data/debian/usr/share/backgrounds"),
@@ -35,7 +35,7 @@ REPEATS = 3
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One photo: grey levels, cosines and CPU milliseconds."""
+    """Results of one photo: grey levels, cosines and CPU milliseconds."""
 
     max_levels: float
     mean_levels: float
@@ -47,14 +47,14 @@ class Row:
 
 
 def photos(folders: Sequence[Path]) -> Iterator[bytes]:
-    """Every JPEG file of these folders."""
+    """Return every JPEG file of these folders."""
     for folder in folders:
         for path in sorted(folder.glob("*.jp*g")):
             yield path.read_bytes()
 
 
 def prepare(data: bytes, rule: SizeRule, way: JpegDecode) -> tuple[NDArray[np.float32], float]:
-    """Pixels [3, H, W], and the least CPU milliseconds of a few tries."""
+    """Return pixels [3, H, W] and the minimum CPU milliseconds of a few runs."""
     preparer = ImagePreparer(LIMITS, max_patches=10**6, jpeg_decode=way)
     times: list[float] = []
     for _ in range(REPEATS):
@@ -65,14 +65,14 @@ def prepare(data: bytes, rule: SizeRule, way: JpegDecode) -> tuple[NDArray[np.fl
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of vectors with each other, along the last axis."""
+    """Return cosines along the last axis."""
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     similar: NDArray[np.float32] = (a * b).sum(axis=-1) / lengths
     return similar
 
 
 def compare(data: bytes, rule: SizeRule, runtime: Runtime) -> Row | None:
-    """One photo both ways; None where it is too small to be reduced."""
+    """Compare both modes for one photo; None if it is too small to be reduced."""
     exact_3HW, exact_ms = prepare(data, rule, "exact")
     fast_3HW, fast_ms = prepare(data, rule, "fast")
     if (exact_3HW == fast_3HW).all():

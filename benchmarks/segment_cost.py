@@ -2,9 +2,9 @@
 
 Claim: with 150 classes and a mask of 1024 x 768 pixels, a request costs at most 1.25 times the
 vision pass alone for a model of B/14's size. (The bundled student is so small that decoding the
-image alone costs it more; the lines below say what.)
+image costs more than its vision pass; the output shows both.)
 Run: python -m benchmarks.segment_cost [--model bundled | b14 | FOLDER] [--resolution 112]
-     [--cache FOLDER]; b14 has random weights, made once and kept in the folder
+     [--cache FOLDER]; b14 has random weights and is created once in the folder
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.class_names import CLASS_NAMES
-from benchmarks.one_thread import ONE_THREAD  # before NumPy, which is behind what follows
+from benchmarks.one_thread import ONE_THREAD  # before the imports below, which import NumPy
 from benchmarks.random_model import random_b14
 from model.image_codec import ImageLimits
 from model.package import open_package
@@ -45,7 +45,7 @@ Work = Callable[[], object]
 
 
 def draw_image() -> bytes:
-    """The scene of the README, as a JPEG of the size of the mask."""
+    """Return the README's scene as a JPEG of the mask's size."""
     with Image.open("examples/scene.png") as scene:
         photo = scene.convert("RGB").resize(SIZE, Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -55,7 +55,7 @@ def draw_image() -> bytes:
 
 @asynccontextmanager
 async def serving(model: str) -> AsyncIterator[DataPlane]:
-    """The core over one lane, in this process."""
+    """Run the core with one lane in this process."""
     settings = Settings(lanes=1, pool_threads=1, warm_up_limit_s=0)
     metrics = Metrics()
     models = ModelRegistry(metrics)
@@ -76,14 +76,14 @@ async def serving(model: str) -> AsyncIterator[DataPlane]:
 
 
 def new_call() -> Call:
-    """A call with time enough."""
+    """Return call options with a long deadline."""
     return Call(request_id="benchmark", deadline=time.monotonic() + 600)
 
 
 async def measure(
     plane: DataPlane, steps: dict[str, Work], options: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """CPU milliseconds of each step and of whole requests, turn by turn."""
+    """Measure CPU milliseconds of each step and of whole requests, alternating."""
     image = draw_image()
     resolution: int = options.resolution
     segment = SegmentImagesRequest(images=(image,), classes=CLASSES, resolution=resolution)
@@ -108,13 +108,13 @@ async def measure(
         count("segment", started)
         encode_mask_png(answer.segmentations[0].labels_HW)
         count("segment and PNG", started)
-        if turn == 0:  # the first fills the text cache
+        if turn == 0:  # the first request fills the text cache
             costs.clear()
     return costs
 
 
 def lone_steps(model: str, resolution: int) -> dict[str, Work]:
-    """The vision pass alone, and decoding alone."""
+    """Return the vision pass and the decoding as separate steps."""
     package = open_package(model)
     runtime = load_runtime(package, runtime="auto", num_threads=1)
     rule = SizeRule(
@@ -133,7 +133,7 @@ def lone_steps(model: str, resolution: int) -> dict[str, Work]:
 
 
 def report(costs: dict[str, list[float]]) -> None:
-    """The middle of all turns, and its ratio to the vision pass's."""
+    """Print medians and their ratios to the vision pass."""
     middle = {name: statistics.median(times) for name, times in costs.items()}
     base = middle["vision pass"]
     for name, cost in middle.items():
@@ -146,7 +146,7 @@ def report(costs: dict[str, list[float]]) -> None:
 
 
 async def run(options: argparse.Namespace, folder: Path) -> None:
-    """Load what is asked for, measure, print."""
+    """Load a model, measure and print."""
     if options.model == "b14":
         options.resolution = options.resolution or 224
         package = random_b14(options.cache or folder, options.resolution)

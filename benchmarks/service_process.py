@@ -1,4 +1,4 @@
-"""Starts a service of its own on free ports, measures its CPU time, and stops it."""
+"""Starts a service on free ports, measures its CPU time, and stops it."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ STOP_LIMIT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class RunningService:
-    """A service that is ready, on loopback."""
+    """A ready service on loopback."""
 
     pid: int
     http_port: int
@@ -28,16 +28,16 @@ class RunningService:
 
     @property
     def http_url(self) -> str:
-        """Base of all REST addresses."""
+        """Base URL of REST."""
         return f"http://127.0.0.1:{self.http_port}"
 
     def cpu_s(self) -> float:
-        """CPU seconds that the process has used so far, on all its threads."""
-        # Linux numbers another process's CPU clock so; see clock_getcpuclockid(3).
+        """CPU seconds used by the process so far, on all threads."""
+        # Linux's clock id of another process's CPU time, see clock_getcpuclockid(3).
         return time.clock_gettime(~self.pid << 3 | 2)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric over all series that have these labels; 0 while there is none."""
+        """Sum a metric over all series with these labels; 0 if there are none."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
             lines = answer.read().decode().splitlines()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
@@ -51,14 +51,14 @@ class RunningService:
 
 @contextmanager
 def running_service(*arguments: str, log_path: Path | None = None) -> Iterator[RunningService]:
-    """Run `python -m service` with these arguments, and end it by SIGTERM.
+    """Run `python -m service` with these arguments and stop it by SIGTERM.
 
     Args:
-        arguments: Flags beside those for the ports.
-        log_path: Where its log is kept; otherwise it is not.
+        arguments: Flags, without those for ports.
+        log_path: File for its log; None discards it.
 
     Raises:
-        RuntimeError: It ended, or was not ready in time.
+        RuntimeError: The service ended or was not ready in time.
     """
     with tempfile.TemporaryDirectory() as folder:
         ports_file = Path(folder) / "ports.json"
@@ -85,7 +85,7 @@ def running_service(*arguments: str, log_path: Path | None = None) -> Iterator[R
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], ports_file: Path) -> RunningService:
-    """Poll the readiness route until it answers 200."""
+    """Poll the readiness route until the status is 200."""
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -102,7 +102,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], ports_file: Path) -> Runn
 
 
 def is_ready(service: RunningService) -> bool:
-    """Whether the service says that it takes requests."""
+    """Whether the service reports readiness."""
     try:
         with urllib.request.urlopen(f"{service.http_url}/v2/health/ready") as answer:
             return bool(answer.status == 200)

@@ -1,6 +1,6 @@
 """CPU time of an image through the whole service against a bare loop over the same package.
 
-Claim: REST and gRPC at saturation cost at most 1.10 times the loop that decodes, scales and runs.
+Claim: REST and gRPC at saturation cost at most 1.10 times a loop that decodes, scales and runs.
 Run: python -m benchmarks.serving_cost [--model bundled] [--resolution 112] [--limit 1.10]
 """
 
@@ -28,14 +28,14 @@ GRPC_CONNECTIONS = 4
 
 
 class BareLoop:
-    """What anybody would write first: decode, scale, run; a runtime of one thread for each CPU."""
+    """The simplest program: decode, scale, run, with a one-thread runtime per CPU."""
 
     def __init__(self, package: ModelPackage, side: int, num_threads: int) -> None:
         self._side = side
         self._runtimes = [load_runtime(package) for _ in range(num_threads)]
 
     def run(self, image: bytes, num_images: int) -> float:
-        """CPU seconds an image, of `num_images` spread over the threads."""
+        """CPU seconds per image, for `num_images` spread over the threads."""
         share = num_images // len(self._runtimes)
         threads = [
             threading.Thread(target=self._work, args=(runtime, image, share))
@@ -58,7 +58,7 @@ class BareLoop:
 async def grpc_clients(
     port: int, image: bytes, resolution: int, num_clients: int
 ) -> tuple[list[grpc.aio.Channel], list[Ask]]:
-    """Clients over a few connections, and those connections."""
+    """Return clients over a few connections, and those connections."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [
         grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
@@ -81,7 +81,7 @@ async def grpc_clients(
 
 
 async def cost_of(service: RunningService, asks: Sequence[Ask], num_images: int) -> float:
-    """CPU seconds of the service for each image.
+    """CPU seconds of the service per image.
 
     Raises:
         RuntimeError: Not every image was answered.
@@ -96,7 +96,7 @@ async def cost_of(service: RunningService, asks: Sequence[Ask], num_images: int)
 async def measure(
     service: RunningService, loop: BareLoop, image: bytes, options: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """CPU milliseconds an image of each side, round after round."""
+    """CPU milliseconds per image of each side, per round."""
     target = f"/v1/images:embed?resolution={options.resolution}"
     rest = await rest_clients(service.http_port, rest_request(target, image), options.in_flight)
     channels, rpc = await grpc_clients(
@@ -119,7 +119,7 @@ async def measure(
 
 
 def print_costs(costs: dict[str, list[float]], limit: float) -> None:
-    """Each side's median, and the median over rounds of its ratio to the loop of the same round."""
+    """Print each side's median, and the median ratio to the loop of the same round."""
     bare = costs["bare loop"]
     for name, values in costs.items():
         ratios = [value / base for value, base in zip(values, bare, strict=True)]
@@ -135,10 +135,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled", help="model package: bundled, or a folder")
     parser.add_argument("--resolution", type=int, help="pixels; the native size if left out")
-    parser.add_argument("--images", type=int, default=400, help="images of one round")
+    parser.add_argument("--images", type=int, default=400, help="images per round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--in-flight", type=int, default=16)
-    parser.add_argument("--limit", type=float, default=1.10, help="what the claim says")
+    parser.add_argument("--limit", type=float, default=1.10, help="claimed ratio")
     options = parser.parse_args()
     package = open_package(options.model)
     options.resolution = options.resolution or package.manifest.native_size

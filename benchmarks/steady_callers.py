@@ -1,9 +1,9 @@
-"""Callers over both protocols who ask, wait for the answer, and ask again; and what they were told.
+"""Callers over both protocols that send requests in a loop and count the outcomes.
 
-A request counts as failed unless it was answered, or refused so that its caller knows that nothing
-was done for it: no connection could be made, or the server said 503 or UNAVAILABLE itself. A
-connection that breaks or ends once the request is on its way is a failure, also where HTTP would
-let the caller try again, and so is a cancelled RPC.
+A request succeeds if it was answered. It counts as refused if the caller can tell that it was not
+processed: the connection was refused, or the server itself answered 503 or UNAVAILABLE. Anything
+else is a failure: a connection that breaks or closes after the request was sent (even where HTTP
+allows a retry), or a cancelled RPC.
 """
 
 import http.client
@@ -19,13 +19,13 @@ from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
 LIMIT_S: Final = 30.0
-# Callers who share one channel, as a client with many threads does.
+# Callers that share one channel, like a client with many threads.
 SHARING: Final = 4
 
 
 @dataclass
 class Tally:
-    """What all callers were told; failures by what they look like."""
+    """Outcomes of all callers; failures by description."""
 
     answered: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -39,13 +39,13 @@ class Tally:
 
 
 class SteadyCallers:
-    """Threads that ask one model to embed one image, again and again; a context.
+    """Threads that embed one image with one model in a loop, as a context.
 
     Args:
-        ports: The server's, by `http` and `grpc`.
-        image: Encoded; its type is `image/jpeg`.
-        model: Its name, or None for the default.
-        num_each: Callers of each protocol.
+        ports: The server's ports by `http` and `grpc`.
+        image: Encoded image of type `image/jpeg`.
+        model: Name of the model, or None for the default.
+        num_each: Callers per protocol.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SteadyCallers:
         self._shared.close()
 
     def wait(self) -> None:
-        """Wait until every caller has ended: each does once it is refused a connection."""
+        """Wait until every caller has ended; each ends when its connection is refused."""
         for thread in self._threads:
             thread.join(LIMIT_S)
         if any(thread.is_alive() for thread in self._threads):
@@ -79,7 +79,7 @@ class SteadyCallers:
 
     @property
     def num_answered(self) -> int:
-        """So far, over both protocols."""
+        """Answers so far, over both protocols."""
         return self.tally.answered.total()
 
     def _count(self, what: Counter[str], name: str) -> None:
@@ -132,7 +132,7 @@ class SteadyCallers:
                 if "failed to connect" in details:
                     self._count(self.tally.refused, "gRPC connection refused")
                     return
-                # What the server said itself comes with its own details.
+                # Errors from the server itself carry its own details.
                 metadata: Any = error.trailing_metadata() or ()
                 keys = [key for key, _ in metadata]
                 is_told = "grpc-status-details-bin" in keys

@@ -1,7 +1,7 @@
-"""A folder of small JPEGs through the Python client: one stream against requests one by one.
+"""A folder of small JPEGs through the Python client: one stream against unary requests.
 
-Claim: `stream_images` over one connection reaches at least 0.95 of the images/s that unary
-requests reach at saturation, over the connections of as many clients as are best.
+Claim: `stream_images` over one connection reaches at least 0.95 of the images/s of unary requests
+at saturation, with the best number of connections.
 Run: PYTHONPATH=clients/python python -m benchmarks.stream_folder [--model noop|bundled]
 """
 
@@ -22,12 +22,12 @@ from PIL import Image
 from benchmarks.service_process import RunningService, running_service, wait_until_ready
 from tipserve_client import AsyncClient, Client
 
-# Requests on their way at once, and connections that they go over.
+# Requests in flight and connections.
 UNARY_SIDES = ((16, 1), (64, 1), (64, 4))
 
 
 def make_folder(folder: Path, count: int, side: int) -> list[Path]:
-    """So many JPEGs of smooth noise; a few hundred are different, the rest are copies."""
+    """Write JPEGs of smooth noise; a few hundred are different, the rest are copies."""
     draw = np.random.default_rng(0)
     paths = []
     encoded: list[bytes] = []
@@ -45,7 +45,7 @@ def make_folder(folder: Path, count: int, side: int) -> list[Path]:
 
 @contextmanager
 def serving(model: str) -> Iterator[RunningService]:
-    """The service, or the service around a model and a decoder that do nothing."""
+    """Run the service, with a real or a no-op model and decoder."""
     if model != "noop":
         with running_service(f"--model={model}", "--access-log-ratio=0") as service:
             yield service
@@ -62,7 +62,7 @@ def serving(model: str) -> Iterator[RunningService]:
 
 
 async def unary(url: str, paths: Sequence[Path], in_flight: int, num_clients: int) -> float:
-    """Images/s of requests of one image each."""
+    """Images/s of unary requests with one image each."""
     waiting = iter(paths)
     clients = [AsyncClient(url) for _ in range(num_clients)]
 
@@ -100,7 +100,7 @@ def streamed_by_threads(url: str, paths: Sequence[Path]) -> float:
 
 
 def measure(url: str, paths: Sequence[Path]) -> dict[str, float]:
-    """One round: every side after the other."""
+    """Measure every side once."""
     sides = {
         f"unary, {in_flight} in flight, {connections} connections": asyncio.run(
             unary(url, paths, in_flight, connections)
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="noop", help="noop, bundled, or a package's folder")
     parser.add_argument("--count", type=int, default=5000)
-    parser.add_argument("--side", type=int, default=96, help="of an image, in pixels")
+    parser.add_argument("--side", type=int, default=96, help="side of an image in pixels")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, serving(options.model) as service:
@@ -125,7 +125,7 @@ def main() -> None:
         size = statistics.mean(path.stat().st_size for path in paths[:300])
         print(f"{len(paths)} JPEGs of {options.side} px, {size:.0f} bytes each; {options.model}")
         url = f"grpc://127.0.0.1:{service.grpc_port}"
-        measure(url, paths[:500])  # what is only done once is done by now
+        measure(url, paths[:500])  # the warm-up round covers one-time costs
         rounds = [measure(url, paths) for _ in range(options.rounds)]
     rates = {name: [one[name] for one in rounds] for name in rounds[0]}
     for name, found in rates.items():

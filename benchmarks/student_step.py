@@ -1,4 +1,4 @@
-"""A training step of a small recipe, as it takes them, on batches that are there already."""
+"""CPU time of a training step of a small recipe, on prepared batches."""
 
 import tempfile
 import time
@@ -27,14 +27,14 @@ from training.update import Update, UpdateConfig
 def build_update(
     config: TrainingConfig, tokenizer: Tipsv2Tokenizer, batches: Sequence[Batch]
 ) -> Update:
-    """Build what takes a recipe's steps, from random weights; a teacher is as large as the student.
+    """Build the update step of a recipe with random weights; the teacher has the student's size.
 
-    What is in the weights changes nothing about what a step costs.
+    The values of the weights do not affect the cost of a step.
 
     Args:
-        config: The run.
-        tokenizer: Whose vocabulary the model has.
-        batches: Some of the run's first; the image backbone's axes are fitted to them.
+        config: Configuration of the run.
+        tokenizer: Tokenizer with the model's vocabulary.
+        batches: First batches of the run; the axes of the image backbone are fitted to them.
     """
     torch.set_num_threads(1)
     method = _build_method(config, len(tokenizer))
@@ -77,17 +77,17 @@ def _images(batches: Iterable[Batch]) -> Iterator[Tensor]:
 
 
 def num_images(batch: Batch) -> int:
-    """Images of a batch, drawings beside its scenes included."""
+    """Return the number of images of a batch, scenes and drawings."""
     return sum(map(len, _images([batch])))
 
 
 def step_cpu_s(update: Update, batches: Sequence[Batch], *, step: int) -> float:
-    """CPU seconds of a step for each image: the median over batches, after the first.
+    """CPU seconds of a step per image: the median over batches after the first.
 
     Args:
-        update: Takes the steps.
-        batches: At least two, of equal size.
-        step: Where in the training they are taken, which decides which losses take part.
+        update: Update step to measure.
+        batches: At least two batches of equal size.
+        step: Step number in the training, which decides the active losses.
     """
     times_s = []
     for batch in batches:

@@ -1,8 +1,9 @@
-"""Swaps under load, round after round: how many requests failed, and does memory go back?
+"""Model swaps under load: number of failed requests, and whether memory is returned.
 
 `python -m benchmarks.swap_rounds [--rounds 20] [-- further flags of the service]`. Two folders hold
-the bundled model; each round serves the other one under the same name. Must print 0 failed; what
-counts as failed is said in `steady_callers`. Who was refused failed too: nothing ends here.
+the bundled model; each round serves the other one under the same name. Must print 0 failed.
+`steady_callers` defines failures; refused requests count as failed here too, because the server
+keeps running.
 """
 
 import argparse
@@ -22,7 +23,7 @@ NAME = "swapped"
 
 
 def load(service: RunningService, package: str) -> float:
-    """Serve a package as the model; returns the seconds until it answers requests."""
+    """Load a package as the model; returns the seconds until it answers requests."""
     began = time.monotonic()
     body = json.dumps({"parameters": {"package": package}}).encode()
     url = f"{service.http_url}/v2/repository/models/{NAME}/load"
@@ -32,14 +33,14 @@ def load(service: RunningService, package: str) -> float:
 
 
 def resident_mib(service: RunningService) -> float:
-    """Memory of the process, in MiB."""
+    """Resident memory of the process in MiB."""
     status = Path(f"/proc/{service.pid}/status").read_text(encoding="ascii")
     line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
 
 def swap_rounds(service: RunningService, rounds: int) -> SteadyCallers:
-    """Swap under load, and print seconds, and memory once the load has gone on for a while."""
+    """Swap under load; print the seconds, and the memory after some more load."""
     print(f"one model: {resident_mib(service):.0f} MiB")
     load(service, "first")
     with SteadyCallers(ports_of(service), photo(), model=NAME, num_each=4) as callers:
@@ -47,24 +48,24 @@ def swap_rounds(service: RunningService, rounds: int) -> SteadyCallers:
         print(f"two models, under load: {resident_mib(service):.0f} MiB")
         for index in range(rounds):
             seconds = load(service, ("second", "first")[index % 2])
-            # Until the old one has gone, and more of everything has been asked for.
+            # Until the old model is unloaded and the new one has had some load.
             wait_for_answers(callers, 200)
             print(f"swap {index + 1}: {seconds:.1f} s, {resident_mib(service):.0f} MiB", flush=True)
     return callers
 
 
 def wait_for_answers(callers: SteadyCallers, num_more: int) -> None:
-    """Let the load go on for so many answers."""
+    """Wait for a number of further answers."""
     enough = callers.num_answered + num_more
     while callers.num_answered < enough:
         time.sleep(0.01)
 
 
 def main() -> None:
-    """Run the rounds and print what came of them."""
+    """Run the rounds and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("flags", nargs="*", help="of the service, after --")
+    parser.add_argument("flags", nargs="*", help="service flags, after --")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first", "second"):

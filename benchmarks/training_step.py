@@ -1,14 +1,13 @@
 """The trainer's step against a bare loop, in CPU time.
 
-Claim: what the trainer adds to a step (clipping, the finite check, schedules, averages, the log,
-the board, the progress bar, listening for signals) costs at most a tenth of the step.
+Claim: the additions of the trainer to a step (clipping, finite check, schedules, averages, log,
+TensorBoard, progress bar, signal handling) cost at most 10 % of the step.
 Run: python -m benchmarks.training_step [--data data] [--pairs 20]
 
-Both sides train the same method from the same weights on the same batches, which are made before.
-Their steps alternate in one process, so that whatever else the machine does meets both alike. The
-bare loop is a forward pass, a backward pass and the optimizers' steps, written out. Every step is
-logged and shown, which recipes do at one step in twenty. Checkpoints, which come by the clock, are
-measured beside.
+Both sides train the same method from the same weights on the same prepared batches. Their steps
+alternate in one process, so that other load affects both. The bare loop is a forward pass, a
+backward pass and the optimizers' steps. Every step is logged, while recipes log one in twenty.
+Checkpoints are written by the clock and measured separately.
 """
 
 import argparse
@@ -45,7 +44,7 @@ _NUM_BATCHES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BareTime:
-    """CPU seconds of a bare step: its forward and backward pass, and the optimizers' steps."""
+    """CPU seconds of a bare step: forward and backward pass, and optimizers' steps."""
 
     passes_s: float
     optimizers_s: float
@@ -57,14 +56,14 @@ class BareTime:
 
 
 class BareLoop:
-    """What a training step cannot do without."""
+    """Minimal training loop."""
 
     def __init__(self, config: TrainingConfig, method: Method) -> None:
         self._config, self._method = config, method.train()
         self._optimizers = build_optimizers([method], config.optim)
 
     def step(self, batch: Batch, number: int) -> BareTime:
-        """Take one step, with the random choices that the trainer's would have."""
+        """Run one step with the same random choices as the trainer."""
         seed = np.random.SeedSequence((self._config.seed, number, 0)).generate_state(1, np.uint64)
         step = Step(
             progress=number / self._config.num_steps,
@@ -86,14 +85,14 @@ class BareLoop:
 
 @dataclass
 class Alternating:
-    """Batches for the trainer, between which the bare loop takes its steps.
+    """Batch source of the trainer that runs a bare step before each batch.
 
     Attributes:
-        batches: Taken in turn.
-        bare: The other side.
-        num_steps: Of each side.
-        pairs: CPU seconds of the trainer's steps, and of the bare ones; the trainer's last step is
-            not among them, since nothing says when it ends.
+        batches: Batches, used in turn.
+        bare: The bare loop.
+        num_steps: Steps per side.
+        pairs: CPU seconds of trainer steps and bare steps. The trainer's last step is missing,
+        because its end is not visible here.
     """
 
     batches: Sequence[Batch]
@@ -102,7 +101,7 @@ class Alternating:
     pairs: list[tuple[float, BareTime]] = field(default_factory=list)
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterable[Batch]:
-        """See `BatchSource`; all is made already."""
+        """Return the prepared batches, see `BatchSource`."""
         return self._alternate(first_step)
 
     def _alternate(self, first_step: int) -> Iterator[Batch]:
@@ -115,7 +114,7 @@ class Alternating:
 
 
 def build_config(options: argparse.Namespace, folder: Path) -> TrainingConfig:
-    """The small teacher's recipe in its longest stage, with the patch loss from the start."""
+    """Return the small teacher's recipe in its longest stage, with the patch loss throughout."""
     recipe = first_light.teacher()
     assert isinstance(recipe.method, PretrainConfig)
     assert isinstance(recipe.data, DataConfig)
@@ -132,7 +131,7 @@ def build_config(options: argparse.Namespace, folder: Path) -> TrainingConfig:
 
 
 def measure(config: TrainingConfig) -> tuple[list[tuple[float, BareTime]], float]:
-    """CPU seconds of pairs of steps after the first, and of a checkpoint."""
+    """CPU seconds of pairs of steps after the first pair, and of a checkpoint."""
     torch.set_num_threads(config.threads)
     assert isinstance(config.method, PretrainConfig)
     assert isinstance(config.data, DataConfig)
@@ -155,7 +154,7 @@ def measure(config: TrainingConfig) -> tuple[list[tuple[float, BareTime]], float
 
 
 def describe(ratios: Sequence[float]) -> str:
-    """Median and middle half."""
+    """Format the median and the interquartile range."""
     low, _, high = quantiles(ratios, n=4)
     return f"{median(ratios):.3f} (middle half {low:.3f} to {high:.3f})"
 
@@ -163,8 +162,10 @@ def describe(ratios: Sequence[float]) -> str:
 def main() -> None:
     """Measure both sides and print their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="filled by training data")
-    parser.add_argument("--pairs", type=int, default=20, help="steps of each side")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder filled by `python -m training data`"
+    )
+    parser.add_argument("--pairs", type=int, default=20, help="steps per side")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = build_config(options, Path(folder))

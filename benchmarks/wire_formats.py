@@ -1,8 +1,8 @@
-"""Bytes and CPU time of one image's patch embeddings in each form that the service answers in.
+"""Bytes and CPU time of one image's patch embeddings in each answer format.
 
-Claims: nested JSON lists cost several times the bytes and the time of binary forms, which cost the
-server at most 2 ms of CPU above a copy of the memory. The answer is 1024 x 768 float32, B/14's at
-448 px, of a model that does nothing.
+Claims: nested JSON lists cost several times the bytes and the time of binary formats, which cost
+the server at most 2 ms of CPU more than a memory copy. The answer is 1024 x 768 float32, as of B/14
+at 448 px, from a no-op model.
 Run: python -m benchmarks.wire_formats [--repeats 200]
 """
 
@@ -47,9 +47,9 @@ Patches = NDArray[np.float32]
 
 @dataclass(slots=True)
 class Form:
-    """One way to receive patches: how to ask, how to read, and what both cost.
+    """One answer format: how to request and read it, and the cost of both.
 
-    `server_ms` is what patches add to a request for CLS1, in the median.
+    `server_ms` is the median CPU time that patches add to a request for CLS1.
     """
 
     name: str
@@ -61,13 +61,13 @@ class Form:
 
     @property
     def server_ms(self) -> float:
-        """What patches cost the server more than CLS1 alone."""
+        """Median CPU milliseconds that patches add on the server to CLS1 alone."""
         small_ms, whole_ms = (median(self.samples_ms[output]) for output in OUTPUTS)
         return whole_ms - small_ms
 
 
 def find_patches(document: object) -> object:
-    """The value under `patches`, wherever the JSON answer has it."""
+    """Find the value of `patches` in a JSON answer."""
     if isinstance(document, dict):
         if "patches" in document:
             return document["patches"]
@@ -84,7 +84,7 @@ def from_json_list(body: bytes) -> Patches:
 
 
 def from_json_base64(body: bytes) -> Patches:
-    """Base64 with dtype and shape beside it."""
+    """Read base64 with dtype and shape."""
     tensor = find_patches(json.loads(body))
     assert isinstance(tensor, dict)
     text = next(value for key, value in tensor.items() if key in {"data", "base64"})
@@ -98,7 +98,7 @@ def from_npy(body: bytes) -> Patches:
 
 
 def from_safetensors(body: bytes) -> Patches:
-    """The one tensor of the file whose name says patches."""
+    """Return the tensor whose name contains `patches`."""
     tensors = load(body)
     return next(value for name, value in tensors.items() if "patches" in name)
 
@@ -110,17 +110,17 @@ def from_message(body: bytes) -> Patches:
 
 
 def from_v2_message(body: bytes) -> Patches:
-    """The Open Inference Protocol's answer."""
+    """Read the answer of the Open Inference Protocol."""
     return np.frombuffer(pb.ModelInferResponse.FromString(body).raw_output_contents[0], "<f4")
 
 
 def from_v2_body(body: bytes) -> Patches:
-    """A short head in JSON, and the tensor behind it."""
+    """Read a JSON header followed by the tensor."""
     return np.frombuffer(body[len(body) - 4 * GRID**2 * DIM :], "<f4")
 
 
 def all_forms(service: RunningService, channel: grpc.Channel) -> list[Form]:
-    """Every form of the answer."""
+    """Return every answer format."""
     json_type, tensors = "application/json", "application/octet-stream"
     lists = native_rest(service, json_type, encoding="list")
     packed = native_rest(service, json_type, encoding="base64")
@@ -136,7 +136,7 @@ def all_forms(service: RunningService, channel: grpc.Channel) -> list[Form]:
 
 
 def measure(service: RunningService, forms: list[Form], repeats: int) -> None:
-    """Ask for all forms in turn, so that a busy neighbour meets all; then read each."""
+    """Request all formats in turn, so that other load affects all; then read each."""
     for turn in range(repeats + WARM_UP):
         for form in forms:
             for output in OUTPUTS:
@@ -155,7 +155,7 @@ def measure(service: RunningService, forms: list[Form], repeats: int) -> None:
 
 
 def least_s(run: Callable[[], object]) -> float:
-    """CPU seconds of the quickest of some runs."""
+    """Minimum CPU seconds over several runs."""
     seconds = []
     for _ in range(MOST_READS):
         began_s = time.process_time()
@@ -165,9 +165,9 @@ def least_s(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Measure every form against one service."""
+    """Measure every format against one service."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=200, help="requests for each form")
+    parser.add_argument("--repeats", type=int, default=200, help="requests per format")
     repeats = parser.parse_args().repeats
     array = np.ones((GRID, GRID, DIM), np.float32)
     with (

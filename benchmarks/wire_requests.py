@@ -1,7 +1,7 @@
-"""Asks a service around a model that does nothing for one answer, in each form that it has.
+"""Requests one answer in each format from a service with a no-op model.
 
-Its package is the bundled one, said to be of B/14's width and size, so that patches are
-1024 x 768 float32; nothing is decoded or computed, and what is left is the sending.
+The package is the bundled one with B/14's width and size in its configuration, so that patches are
+1024 x 768 float32. Nothing is decoded or computed; only transport remains.
 """
 
 import http.client
@@ -33,13 +33,13 @@ LENGTH: Final = "Inference-Header-Content-Length"
 UNLIMITED: Final = [("grpc.max_receive_message_length", -1)]
 RPC_LIMIT_S: Final = 60.0
 
-# Gives the body, or the message as it came, for "patches" or for the small "cls1".
+# Returns the body, or the raw message, for "patches" or for the small "cls1".
 Fetch = Callable[[str], bytes]
 
 
 @contextmanager
 def noop_service() -> Iterator[RunningService]:
-    """The service around a model that does nothing, with one lane."""
+    """Run the service with a no-op model and one lane."""
     with tempfile.TemporaryDirectory() as folder:
         ports = Path(folder) / "ports.json"
         command = [sys.executable, "-m", "benchmarks.noop_service", "tipserve", str(ports)]
@@ -53,7 +53,7 @@ def noop_service() -> Iterator[RunningService]:
 
 
 def native_rest(service: RunningService, accept: str, **query: str) -> Fetch:
-    """Our own route, over a kept connection."""
+    """Native REST route, over a keep-alive connection."""
     connection = http.client.HTTPConnection("127.0.0.1", service.http_port)
     headers = {"Content-Type": "image/png", "Accept": accept}
 
@@ -65,7 +65,7 @@ def native_rest(service: RunningService, accept: str, **query: str) -> Fetch:
 
 
 def v2_rest(service: RunningService) -> Fetch:
-    """The Open Inference Protocol's binary tensors, over a kept connection."""
+    """Binary tensors of the Open Inference Protocol, over a keep-alive connection."""
     connection = http.client.HTTPConnection("127.0.0.1", service.http_port)
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
 
@@ -84,7 +84,7 @@ def v2_rest(service: RunningService) -> Fetch:
 
 
 def v2_grpc(channel: grpc.Channel) -> Fetch:
-    """The same protocol's raw contents."""
+    """Raw contents of the same protocol."""
     stub = GRPCInferenceServiceStub(channel)
 
     def fetch(output: str) -> bytes:
@@ -129,7 +129,7 @@ def _post(
 
 
 def _write_package(folder: Path) -> Path:
-    """The bundled package under another name and with other sizes; nothing computes it."""
+    """Write the bundled package under another name and with other sizes."""
     target = folder / NAME
     shutil.copytree(open_package("bundled").path, target)
     path = target / "tipserve.json"

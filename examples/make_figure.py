@@ -1,4 +1,4 @@
-"""Draws the image of the documentation from a running service: each example next to its mask.
+"""Draws a figure of the documentation with a running service: each example next to its mask.
 
 `python examples/make_figure.py --url http://localhost:8000 --output docs/images/first-light.png`
 """
@@ -21,7 +21,7 @@ _GAP = 8
 
 
 def segment(url: str, image: Path, classes: str, threshold: str) -> Image.Image:
-    """The image with the mask from the service drawn over it."""
+    """Return the image with the service's mask drawn over it."""
     media = "image/png" if image.suffix == ".png" else "image/jpeg"
     answer = httpx.post(
         f"{url}/v1/images:segment",

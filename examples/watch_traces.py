@@ -23,7 +23,7 @@ PROTOBUF = "application/x-protobuf"
 
 
 def trees(request: Any) -> list[str]:
-    """The traces of one export, one text each."""
+    """Format the traces of one export."""
     texts = []
     for of_resource in request.resource_spans:
         resource = plain(of_resource.resource.attributes)
@@ -40,7 +40,7 @@ def trees(request: Any) -> list[str]:
 
 
 def tree(spans: Iterable[Any]) -> list[str]:
-    """The lines of one trace, children under their parents, without the caller's own span."""
+    """Format one trace, children under their parents, without the caller's own span."""
     children: dict[bytes, list[Any]] = defaultdict(list)
     here = {span.span_id for span in spans}
     for span in sorted(spans, key=lambda span: span.start_time_unix_nano):
@@ -56,7 +56,7 @@ def tree(spans: Iterable[Any]) -> list[str]:
 
 
 def line(span: Any) -> str:
-    """Name, id, milliseconds, attributes and links of a span."""
+    """Format name, id, milliseconds, attributes and links of a span."""
     took_ms = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
     said = "".join(f" {name}={value}" for name, value in plain(span.attributes).items())
     parent = f" parent={span.parent_span_id.hex()}" if span.parent_span_id else ""
@@ -65,7 +65,7 @@ def line(span: Any) -> str:
 
 
 def plain(attributes: Iterable[Any]) -> Mapping[str, object]:
-    """Attributes as Python values."""
+    """Convert attributes to Python values."""
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in attributes}
 
 

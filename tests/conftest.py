@@ -1,4 +1,4 @@
-"""Fixtures that every test folder may use."""
+"""Fixtures for all test folders."""
 
 import json
 import os
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from model.export.graph_writer import PackageContent
 
-# Whole programs, containers, clusters and proofs: not for every commit (scripts/check.sh --all).
+# Slow folders: whole programs, containers, clusters, parity. Run by scripts/check.sh --all.
 SLOW_FOLDERS = frozenset({"containers", "deploy", "end_to_end", "monitoring", "parity"})
-# Words that the tiny tokenizer has whole; anything else becomes letters or bytes.
+# Words that the tiny tokenizer has as one piece; other text becomes letters or bytes.
 TINY_WORDS = "a the of in photo large small many red blue cat dog grass sky sea tree house ball"
 TINY_SCORES = [
     {"task": "zero-shot segmentation", "split": "test", "row": row, "metric": "mIoU"}
@@ -38,22 +38,23 @@ TINY_PROVENANCE = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Random is the order alone: pytest-randomly would seed each run's numbers differently.
+    """Randomise only the order of tests, and use one thread for matrix products.
 
-    And matrix products run in one thread, as the service's do: on a busy machine OpenBLAS's helpers
-    spin for what they wait for, and then seconds become minutes. A plugin has loaded it already.
+    pytest-randomly would seed the numbers of each run differently. On a busy machine OpenBLAS's
+    helper threads spin while they wait, which turns seconds into minutes; a plugin has loaded
+    OpenBLAS already, so environment variables come too late for this process.
     """
     config.option.randomly_reset_seed = False
     threadpool_limits(1, user_api="blas")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for the processes that tests start
-    # In CI Hypothesis does so itself: how fast an example is says nothing on a busy machine.
+    # Hypothesis does so in CI by itself: time limits per example fail on a busy machine.
     patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     settings.register_profile("patient", settings(), **patient)
     settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow folders, which the fast tier leaves out."""
+    """Mark the tests of slow folders; the fast tier skips them."""
     root = Path(__file__).parent
     for item in items:
         if item.path.relative_to(root).parts[0] in SLOW_FOLDERS:
@@ -62,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
-    """Every test draws the same numbers, and torch computes alike, whatever ran before it."""
+    """Reset random seeds and torch's settings before every test."""
     random.seed(0)
     np.random.seed(0)
     if torch := sys.modules.get("torch"):
@@ -72,14 +73,14 @@ def same_numbers() -> None:
 
 @pytest.fixture(scope="session")
 def project_root() -> Path:
-    """The folder that holds pyproject.toml."""
+    """Folder of pyproject.toml."""
     return Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> "Tipsv2Model":
     """A random Tipsv2Model of width 32 and depth 2, native at 56 pixels; fixed seed, one thread."""
-    import torch  # noqa: PLC0415 - the tests that need no torch should not wait for it
+    import torch  # noqa: PLC0415 - tests without torch do not pay for its import
     from transformers import Tipsv2Config, Tipsv2Model  # noqa: PLC0415
 
     torch.set_num_threads(1)
@@ -91,7 +92,7 @@ def tiny_model() -> "Tipsv2Model":
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = Tipsv2Model(config)
-        # Fresh norms, biases and layer scales are ones and zeros, which would hide mistakes.
+        # Initial norms, biases and layer scales are ones and zeros, which would hide errors.
         for name, parameter in model.named_parameters():
             if name != "temperature":
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -124,7 +125,8 @@ def tiny_dense() -> "Tipsv2DptForDensePrediction":
         torch.manual_seed(0)
         dense = Tipsv2DptForDensePrediction(config)
         for name, parameter in dense.named_parameters():
-            # Fresh heads multiply what enters them by thousands, where no difference is small.
+            # Initial heads multiply their input by thousands, which makes rounding differences
+            # large.
             scale = 0.1 if name.startswith("backbone") or parameter.ndim < 2 else 0.0
             parameter.add_(scale * torch.randn_like(parameter))
             if parameter.ndim == 4 and not name.startswith("backbone"):
@@ -139,7 +141,7 @@ def tiny_content(
     tiny_tokenizer: "Tipsv2Tokenizer",
     tiny_dense: "Tipsv2DptForDensePrediction",
 ) -> "PackageContent":
-    """The tiny model with its dense heads, to be written in every precision."""
+    """The tiny model with dense heads, for export in every precision."""
     from model.export.graph_writer import PackageContent, draft_manifest  # noqa: PLC0415 - as above
 
     return PackageContent(
@@ -154,14 +156,14 @@ def tiny_content(
 
 @pytest.fixture(scope="session")
 def tiny_graphs(tiny_content: "PackageContent", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all of its graphs, exported once per session. Do not change it."""
+    """Folder with all graphs of `tiny_content`, exported once per session. Do not change it."""
     from model.export.graph_writer import write_graphs  # noqa: PLC0415 - as above
 
     folder = tmp_path_factory.mktemp("graphs")
     models = [model for model in (tiny_content.model, tiny_content.dense) if model is not None]
     attention = [model.config._attn_implementation for model in models]
     write_graphs(tiny_content, folder, lambda _: None)
-    # Whoever uses the models afterwards has them as they were.
+    # Later tests share the models, so the export must leave them unchanged.
     assert [model.config._attn_implementation for model in models] == attention
     assert not any(model.training for model in models)
     return folder
@@ -169,7 +171,7 @@ def tiny_graphs(tiny_content: "PackageContent", tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def tiny_dense_graphs(tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the graphs of `tiny_dense` in float32 alone. Do not change it."""
+    """Folder with the graphs of `tiny_dense` in float32 only. Do not change it."""
     folder = tmp_path_factory.mktemp("dense")
     (folder / "onnx").mkdir()
     names = [f"{task}_model.onnx" for task in ("depth", "normals", "segmentation")]
@@ -193,7 +195,7 @@ def tiny_checkpoint(
     tiny_tokenizer: "Tipsv2Tokenizer",
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A complete checkpoint as training leaves it. Do not change it: copy it first."""
+    """A complete checkpoint as written by training. Do not change it: copy it first."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tiny_model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
@@ -218,7 +220,7 @@ def dense_package(
     tiny_package: ModelPackage,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ModelPackage:
-    """The tiny package's towers, and dense heads on a tower of their own. Do not change it."""
+    """The tiny package's towers plus dense heads with their own tower. Do not change it."""
     from model.export.graph_writer import draft_manifest  # noqa: PLC0415 - as above
     from model.package import write_manifest  # noqa: PLC0415
 
@@ -238,7 +240,7 @@ def _copy_files(source: Path, target: Path) -> None:
 
 
 def tiny_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Pieces and merges: padding, unknown, all bytes, and `TINY_WORDS` grown letter by letter."""
+    """Pieces and merges: padding, unknown, all bytes, and `TINY_WORDS` built letter by letter."""
     pieces = ["<pad>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     merges: list[tuple[str, str]] = []
     for word in TINY_WORDS.split():

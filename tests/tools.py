@@ -1,4 +1,4 @@
-"""Finds the command-line tools that tests run: a machine without one skips, CI fails."""
+"""Finds command-line tools for tests. A missing tool skips the test locally and fails it in CI."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ TOOLS = Path(__file__).resolve().parents[1] / ".tools" / "bin"
 
 
 def find_tool(name: str) -> str:
-    """The path of a tool that `scripts/install_tools.sh` installs, or that the machine has."""
+    """Return the path of a tool from `scripts/install_tools.sh` or from PATH."""
     found = shutil.which(name, path=f"{TOOLS}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is None:
         miss(f"{name} is missing: run scripts/install_tools.sh")
@@ -19,7 +19,7 @@ def find_tool(name: str) -> str:
 
 
 def miss(reason: str) -> NoReturn:
-    """Skip the test for this reason; where CI is set, in which nothing may be missing, fail."""
+    """Skip the test with this reason, or fail it if CI is set."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -1,7 +1,7 @@
-"""The two numbers that utilisation is made of: what the device can do, and what an image takes.
+"""Peak operations of a device and operations per image, for utilisation.
 
-The peak is measured, as the best of square matrix products, and not taken from a data sheet; what
-an image takes is counted on the real modules, a multiply-add as two.
+The peak is the best measured square matrix product, not a data sheet value. Operations per image
+are counted on the real modules; a multiply-add counts as two.
 
 Shapes: B batch.
 """
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def torch_type(precision: str) -> Any:
-    """Name of a precision in torch."""
-    import torch  # noqa: PLC0415 - so that the script can say that it is missing
+    """Return the torch dtype of a precision."""
+    import torch  # noqa: PLC0415 - the script reports a missing torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def gemm_peaks(place: Place, seconds: float) -> list[dict[str, Any]]:
-    """Operations a second of square products of several sizes, for each precision."""
+    """Measure operations per second of square products of several sizes per precision."""
     import torch  # noqa: PLC0415 - as above
 
     rows = []
@@ -54,13 +54,13 @@ def gemm_peaks(place: Place, seconds: float) -> list[dict[str, Any]]:
 
 
 def peak_of(gemm_rows: list[dict[str, Any]], precision: str) -> float | None:
-    """The best operations a second of a precision; None where it was not measured."""
+    """Return the best operations per second of a precision; None if not measured."""
     found = [row["tflops"] * 1e12 for row in gemm_rows if row["precision"] == precision]
     return max(found, default=None)
 
 
 def flops_per_image(config: "Tipsv2Config", side: int) -> int:
-    """Operations of all four vision outputs of one square image, the value path included."""
+    """Count operations of all four vision outputs of one square image, with the value path."""
     return _flops(config.to_json_string(), side)
 
 

@@ -1,4 +1,4 @@
-"""What has to stand beside numbers from a GPU: card, clocks, driver and versions."""
+"""Measurement conditions to report with GPU numbers: card, clocks, driver and versions."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,7 @@ DISTRIBUTIONS = (
 
 
 def conditions(place: Place) -> dict[str, Any]:
-    """Everything that can be found out; what cannot is left out."""
+    """Return all available conditions."""
     found: dict[str, Any] = {
         "place": place.title,
         "python": platform.python_version(),
@@ -31,7 +31,7 @@ def conditions(place: Place) -> dict[str, Any]:
 
 
 def gpu_state() -> dict[str, Any]:
-    """Driver, clocks, power and temperature as they are now; a reason where NVML cannot tell."""
+    """Return current driver, clocks, power and temperature, or the reason why NVML fails."""
     try:
         import pynvml  # noqa: PLC0415 - comes with the extra gpu
     except ImportError:
@@ -61,7 +61,7 @@ def gpu_state() -> dict[str, Any]:
 
 
 def _reading(pynvml: Any, read: Any) -> Any:
-    """One value; a card in a container may keep some to itself."""
+    """Read one value; in a container some are not available."""
     try:
         value = read()
     except pynvml.NVMLError as error:

@@ -1,7 +1,7 @@
-"""What is compared: each takes a batch of images as NumPy and gives NumPy back.
+"""The compared libraries: each maps a NumPy batch of images to NumPy outputs.
 
-Beside that round trip, which is what the service sees, the pure computing is timed where the
-library lets us: inputs are on the device already and outputs stay there.
+The round trip is what the service sees. Where the library allows it, the computation alone is timed
+as well, with inputs and outputs on the device.
 
 Shapes: B batch, H W pixels, 3 colour channels.
 """
@@ -30,13 +30,13 @@ Pixels = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
-    """One way to compute the vision tower.
+    """One implementation of the vision tower.
 
     Attributes:
-        encode: All four outputs of a batch, NumPy to NumPy.
-        compute_s: Seconds of computing the batch so many times in a row on the device alone; None
-            where the library does not show it.
-        close: Frees it.
+        encode: Computes all four outputs of a batch, NumPy to NumPy.
+        compute_s: Seconds of a number of consecutive runs on the device without copies; None if the
+        library does not allow it.
+        close: Frees the resources.
     """
 
     encode: Callable[[Pixels], object]
@@ -46,12 +46,12 @@ class Contestant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What contestants are made from.
+    """Inputs for building a contestant.
 
     Attributes:
         package: Graphs and weights.
-        place: Where they run.
-        max_batch: The largest that will come.
+        place: Device to run on.
+        max_batch: Largest batch size.
         work: Folder for engines.
     """
 
@@ -62,12 +62,12 @@ class Setup:
 
 
 def torch_eager(setup: Setup, precision: Precision) -> Contestant:
-    """torch, operation by operation, with its fused attention."""
+    """Torch in eager mode, with its fused attention."""
     return _torch(setup, precision, lambda function: function)
 
 
 def torch_compiled(setup: Setup, precision: Precision) -> Contestant:
-    """torch.compile, for each batch anew."""
+    """torch.compile, recompiled for each batch size."""
     import torch  # noqa: PLC0415 - so that the script can say that it is missing
 
     mode = "max-autotune" if setup.place.is_gpu else "default"
@@ -88,12 +88,12 @@ def onnx_runtime(setup: Setup, precision: Precision) -> Contestant:
 
 
 def tensorrt(setup: Setup, precision: Precision) -> Contestant:
-    """TensorRT with this project's engines."""
+    """TensorRT, with this project's engines."""
     runtime = tensorrt_lane(setup, precision)
 
     def compute_s(pixels_B3HW: Pixels, times: int) -> float:
         runtime.encode_images(pixels_B3HW)
-        # The benchmark looks inside: a run without copies is of no use to anybody else.
+        # Private access: only this benchmark needs a run without copies.
         executor: Any = cast("Any", runtime)._executors["vision"]
         shape = next(reversed(executor._prepared.values()))
         lane = executor._lane
@@ -107,7 +107,7 @@ def tensorrt(setup: Setup, precision: Precision) -> Contestant:
 
 
 def tensorrt_lane(setup: Setup, precision: Precision) -> TensorRtRuntime:
-    """A lane whose engine takes all batches of the benchmark."""
+    """Return a lane whose engine supports all batch sizes of the benchmark."""
     choice = RuntimeChoice(
         runtime="tensorrt", precision=precision, device="gpu", reason="the benchmark asks for it"
     )

@@ -21,15 +21,15 @@ COMPUTE_RUNS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """What is tried.
+    """Combinations to measure.
 
     Attributes:
-        variant: Name of the size.
-        side: Of the square images, in pixels.
-        batches: Images at once.
+        variant: Released size.
+        side: Side of the square images in pixels.
+        batches: Batch sizes.
         names: Keys of `CONTESTANTS`.
-        precisions: Each with every contestant.
-        seconds: For each number.
+        precisions: Precisions, each with every contestant.
+        seconds: Measuring time per number.
     """
 
     variant: str
@@ -41,7 +41,7 @@ class Grid:
 
 
 def measure(setup: Setup, grid: Grid, gemm: list[Row]) -> Iterator[Row]:
-    """A row for each contestant, precision and batch; where one cannot run, a row that says why."""
+    """Return a row per contestant, precision and batch, or a row with the reason of a failure."""
     from transformers import Tipsv2Config  # noqa: PLC0415 - so that the script can say it is missing
 
     flops = flops_per_image(Tipsv2Config.from_pretrained(setup.package.path), grid.side)
@@ -60,10 +60,10 @@ def _rows(
     grid: Grid,
     counted: tuple[int, float | None],
 ) -> Iterator[Row]:
-    """All batches of one contestant."""
+    """Measure all batches of one contestant."""
     try:
         contestant = make()
-    # Whatever keeps one from running, the others are measured; the row says what it was.
+    # Any failure becomes a row with the reason, and the next one is measured.
     except Exception as error:
         yield what | {"note": f"{type(error).__name__}: {error}"}
         return
@@ -75,7 +75,7 @@ def _rows(
                 numbers = _numbers(contestant, pixels_B3HW, grid.seconds, counted)
             except Exception as error:
                 yield what | {"batch": batch, "note": f"{type(error).__name__}: {error}"}
-                break  # a larger batch will not fit either
+                break  # larger batches will not fit either
             yield what | {"batch": batch} | numbers
     finally:
         contestant.close()

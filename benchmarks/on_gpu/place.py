@@ -1,4 +1,4 @@
-"""Where the benchmark runs: a GPU, or a CPU with a tiny model to see that the script works."""
+"""Device of the benchmark: a GPU, or a CPU with a tiny model to test the script."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,18 +7,18 @@ from model.runtime.base import MissingRuntimeError
 
 
 class NoGpu(RuntimeError):
-    """There is no GPU to measure."""
+    """No GPU is available."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What everything is measured on.
+    """Device and sizes of the measurement.
 
     Attributes:
-        device: As torch calls it.
-        title: For tables and JSON; says plainly when it is no GPU.
-        gemm_sides: Of the square products whose best is the peak.
-        gemm_precisions: Of these products.
+        device: Device name in torch.
+        title: Name for tables and JSON; states when it is not a GPU.
+        gemm_sides: Sides of the square matrix products; the best one is the peak.
+        gemm_precisions: Precisions of these products.
     """
 
     device: Literal["cuda", "cpu"]
@@ -28,12 +28,12 @@ class Place:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether the numbers say something."""
+        """Whether the numbers are meaningful."""
         return self.device == "cuda"
 
 
 def find_place(*, is_cpu_tiny: bool) -> Place:
-    """The GPU, or the CPU where that was asked for.
+    """Return the GPU, or the CPU if requested.
 
     Raises:
         MissingRuntimeError: torch is not installed.
@@ -47,7 +47,7 @@ def find_place(*, is_cpu_tiny: bool) -> Place:
             gemm_precisions=("fp32",),
         )
     try:
-        import torch  # noqa: PLC0415 - it may be missing
+        import torch  # noqa: PLC0415 - torch may be missing
     except ImportError as error:
         raise MissingRuntimeError(
             "the benchmark needs torch: pip install 'tipserve[torch]'"

@@ -1,11 +1,11 @@
-"""Rows as a table for people."""
+"""Formats rows as a text table."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def table(title: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Rows under the union of their columns; notes below, each once."""
+    """Format rows under the union of their columns, with each note once below."""
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "note"))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows if "note" not in row]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]

@@ -1,4 +1,4 @@
-"""The real service under load, relative to the bare runtime in as many lanes."""
+"""Throughput of the real service relative to the bare runtime with as many lanes."""
 
 import asyncio
 import threading
@@ -19,19 +19,19 @@ from model.package import ModelPackage
 from service.settings import Settings
 
 Row = dict[str, Any]
-# As the service calls what is measured; torch-compile is not served.
+# Runtime names of the service; it does not serve torch-compile.
 SERVED = {"tensorrt": "tensorrt", "onnx": "onnx", "torch-eager": "torch"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What both sides are given.
+    """Load for both sides.
 
     Attributes:
-        num_lanes: Lanes of either side.
-        batch: Images of the bare side's batches; the service's may be as large.
-        side: Of the images, in pixels.
-        seconds: How long.
+        num_lanes: Lanes per side.
+        batch: Batch size of the bare side, and the service's maximum.
+        side: Side of the images in pixels.
+        seconds: Duration.
     """
 
     num_lanes: int
@@ -41,10 +41,10 @@ class Load:
 
 
 def measure(setup: Setup, name: str, precision: Precision, *, side: int, seconds: float) -> Row:
-    """Images a second over REST against those of the bare runtime; a note where one cannot run.
+    """Compare images per second over REST and of the bare runtime; a note if one cannot run.
 
-    Both sides have the same number of lanes. The bare side's images are decoded already, and its
-    batches are always full, so the quotient is everything that serving costs.
+    Both sides have the same number of lanes. The bare side has decoded images and full batches, so
+    the quotient shows the whole cost of serving.
     """
     what: Row = {"contestant": name, "precision": precision, "side": side}
     if name not in SERVED:
@@ -54,7 +54,7 @@ def measure(setup: Setup, name: str, precision: Precision, *, side: int, seconds
     try:
         bare = _bare(partial(CONTESTANTS[name], setup, precision), load)
         served = _served(setup.package, SERVED[name], precision, load)
-    # What keeps it from running is told, and the rest of the benchmark goes on.
+    # A failure becomes a note, and the benchmark continues.
     except Exception as error:
         return what | {"note": f"{type(error).__name__}: {error}"}
     return what | {
@@ -66,7 +66,7 @@ def measure(setup: Setup, name: str, precision: Precision, *, side: int, seconds
 
 
 def _bare(make: Callable[[], Contestant], load: Load) -> float:
-    """Images a second of full batches on all lanes together."""
+    """Images per second of full batches on all lanes."""
     lanes = [make() for _ in range(load.num_lanes)]
     shape = (load.batch, 3, load.side, load.side)
     pixels_B3HW = np.random.default_rng(0).random(shape, dtype=np.float32)
@@ -94,7 +94,7 @@ def _bare(make: Callable[[], Contestant], load: Load) -> float:
 
 
 def _served(package: ModelPackage, runtime: str, precision: Precision, load: Load) -> float:
-    """Images a second that the service answers to more clients than fit into its batches."""
+    """Images per second of the service, with more clients than fit into its batches."""
     flags = [f"--model={package.path}", f"--runtime={runtime}", f"--lanes={load.num_lanes}"]
     flags.append(f"--max-batch-images={load.batch}")
     if "precision" in Settings.model_fields:
@@ -113,7 +113,7 @@ async def _ask(service: RunningService, load: Load) -> float:
     done = await send(asks, seconds=load.seconds)
     for connection in connections:
         connection.close()
-    await asyncio.sleep(0)  # in which the loop closes them
+    await asyncio.sleep(0)  # lets the event loop close the connections
     if set(done.statuses) != {"200"}:
         raise RuntimeError(f"not every image was answered: {dict(done.statuses)}")
     return done.num_answers / done.wall_s

@@ -1,4 +1,4 @@
-"""Times a function again and again for some seconds, after it has run a few times."""
+"""Times a function repeatedly for some seconds, after a warm-up."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ MIN_RUNS = 5
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one run."""
+    """Seconds per run."""
 
     median_s: float
     p95_s: float
@@ -21,8 +21,8 @@ def timed(run: Callable[[], object], seconds: float) -> Timing:
     """Time a function that returns when its work is done.
 
     Args:
-        run: What is timed.
-        seconds: About how long, warming up left out; at least `MIN_RUNS` runs.
+        run: Function to time.
+        seconds: Approximate duration without the warm-up; at least `MIN_RUNS` runs.
     """
     for _ in range(WARM_UP_RUNS):
         run()

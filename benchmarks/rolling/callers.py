@@ -1,7 +1,7 @@
 """Constant load over REST and gRPC, and on one gRPC stream; every answer is compared.
 
-What was not answered, and rightly, has failed: a proxy stands in front, so nobody has a reason to
-be refused. Only the stream may break, for its client begins it anew and loses nothing.
+Every missing or wrong answer is a failure: behind a proxy no request should be refused. Only the
+stream may break, because its client reopens it and loses nothing.
 """
 
 import http.client
@@ -24,32 +24,32 @@ from tipserve_client import Client, TipserveError
 LIMIT_S: Final = 30.0
 SLOWLY_S: Final = 0.8
 NUM_SLOW: Final = 20
-# Between the first requests of two callers, who would otherwise ask in step, and pause in step.
+# Offset between the first requests of two callers; otherwise they would send and pause in step.
 STAGGER_S: Final = 0.04
-# Another batch rounds otherwise, by less than this; another image is further away.
+# Rounding varies with the batch by less than this; embeddings of other images differ by more.
 MIN_COSINE: Final = 0.9999
-# Its own channel retries nothing either, not even what never reached the server.
+# No retries in the channel either, not even of RPCs that never reached the server.
 OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 Vector = NDArray[np.float32]
 Ask = Callable[[bytes], Vector]
 
 
 class WrongAnswer(Exception):
-    """An answer that says something else than what the image's should."""
+    """The answer differs from the expected embedding."""
 
 
 class ConstantCallers:
-    """Threads that each ask again after a pause, until the context is left.
+    """Threads that send requests with pauses, as a context.
 
-    Two REST callers keep their connection and one does not; twenty more send so slowly that most
-    of them are inside at any moment, and cost little. Three gRPC callers have a channel of their
-    own and two share one. One sends images on a stream that never ends.
+    Two REST callers keep their connection and one does not. Twenty more send their bodies slowly,
+    so that most of them are in flight at any moment at little cost. Three gRPC callers have their
+    own channels and two share one. One sends images on an endless stream.
 
     Args:
-        ports: By `http` and `grpc`.
-        images: Encoded, all different.
-        expected: The first embedding of each.
-        pause_s: Between an answer and the next request of a caller.
+        ports: Ports by `http` and `grpc`.
+        images: Encoded images, all different.
+        expected: First embedding of each image.
+        pause_s: Pause of a caller between an answer and its next request.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ConstantCallers:
 
     @property
     def num_asked(self) -> int:
-        """Requests that are over, however they ended."""
+        """Number of finished requests, successful or not."""
         with self._lock:
             return self.answered.total() + self.failed.total()
 
@@ -167,11 +167,11 @@ class ConstantCallers:
 
 
 class KeptConnection:
-    """Asks over one HTTP connection, opened anew after a failure or where it was told to close.
+    """Sends requests over one HTTP connection; reopens it after a failure or `Connection: close`.
 
     Args:
-        port: Of loopback.
-        sending_s: How long the two halves of the body are apart.
+        port: Port on loopback.
+        sending_s: Pause between the two halves of the body.
     """
 
     def __init__(self, port: int, *, sending_s: float = 0.0) -> None:
@@ -179,11 +179,11 @@ class KeptConnection:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
 
     def __call__(self, image: bytes) -> Vector:
-        """The image's first embedding.
+        """Return the image's first embedding.
 
         Raises:
-            OSError: The connection broke, or none was to be had.
-            http.client.HTTPException: As above, or the status is another than 200.
+            OSError: The connection broke or could not be opened.
+            http.client.HTTPException: The connection broke, or the status is not 200.
         """
         try:
             headers = {"Content-Type": "image/png", "Content-Length": str(len(image))}
@@ -192,7 +192,8 @@ class KeptConnection:
             answer = self._connection.getresponse()
             body = answer.read()
             if answer.status != 200:
-                # It may have come before the whole body was sent: nothing more is asked after that.
+                # The answer may arrive before the whole body is sent; the connection is unusable
+                # then.
                 raise http.client.HTTPException(f"{answer.status} {body[:200].decode()}")
         except BaseException:
             self.close()
@@ -211,7 +212,7 @@ class KeptConnection:
 
 
 def over_channel(channel: grpc.Channel) -> Ask:
-    """Asks over a gRPC channel."""
+    """Sends requests over a gRPC channel."""
     stub: Any = EncoderServiceStub(channel)
 
     def ask(image: bytes) -> Vector:

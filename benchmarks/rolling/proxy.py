@@ -1,4 +1,4 @@
-"""HAProxy with the configuration of `deploy/proxy/`, told of replicas over its admin socket."""
+"""HAProxy with the configuration of `deploy/proxy/`, controlled over its admin socket."""
 
 import csv
 import io
@@ -21,12 +21,12 @@ POLL_S: Final = 0.02
 
 
 class Proxy:
-    """A proxy on free ports of loopback; a context. Nothing is sent twice by it.
+    """A proxy on free ports of loopback, as a context. It never retries a request.
 
     Args:
         program: Path of `haproxy`.
-        folder: For its socket and its log; a short path, as sockets want it.
-        check_interval: Between two looks at a replica's readiness, as the configuration writes it.
+        folder: Folder for socket and log; a short path, as socket paths are limited.
+        check_interval: Interval of readiness checks, in the configuration's notation.
     """
 
     def __init__(self, program: str, folder: Path, *, check_interval: str = "2s") -> None:
@@ -64,18 +64,18 @@ class Proxy:
         self._end()
 
     def put_in(self, slot: int, replica: RunningService) -> None:
-        """Give a replica requests from now on: over both protocols."""
+        """Route requests of both protocols to a replica."""
         for backend, port in zip(BACKENDS, (replica.http_port, replica.grpc_port), strict=True):
             self._set(f"{backend}/replica{slot} addr 127.0.0.1 port {port}")
         self._set(f"{BACKENDS[0]}/replica{slot} state ready")
         self._wait_until(lambda: all(state.startswith("UP") for state in self.states(slot)))
 
     def take_out(self, slot: int) -> None:
-        """Give the replica in this slot no more requests; those that it has go on."""
+        """Route no new requests to this slot; requests in flight continue."""
         self._set(f"{BACKENDS[0]}/replica{slot} state maint")
 
     def states(self, slot: int) -> list[str]:
-        """What the proxy thinks of a slot, for both protocols."""
+        """Return a slot's state for both protocols."""
         return [
             row["status"]
             for backend in BACKENDS
@@ -84,21 +84,21 @@ class Proxy:
         ]
 
     def total(self, column: str) -> int:
-        """A counter over all replicas, such as `wretr`, requests that were sent again."""
+        """Sum a counter over all replicas, such as `wretr` (retried requests)."""
         rows = [row for row in self.statistics() if row["svname"].startswith("replica")]
         return sum(int(row[column] or 0) for row in rows)
 
     def num_logged(self, path: str) -> int:
-        """Requests to this path that are over, as its log has them."""
+        """Count finished requests to this path in the log."""
         return self.log.read_text(encoding="utf-8").count(f"{path} HTTP/")
 
     def statistics(self) -> list[dict[str, str]]:
-        """HAProxy's own table, a row for each replica, frontend and backend."""
+        """Return HAProxy's statistics, a row per replica, frontend and backend."""
         return list(csv.DictReader(io.StringIO(self._ask("show stat"))))
 
     def _set(self, what: str) -> None:
         said = self._ask(f"set server {what}").strip()
-        # Some settings answer with what they changed, which is no complaint.
+        # Some settings answer with the change, which is not an error.
         if said and "changed from" not in said and "nothing changed" not in said:
             raise RuntimeError(f"haproxy, asked to set {what}: {said}")
 
@@ -129,7 +129,7 @@ class Proxy:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody had a moment ago; HAProxy does not tell one that it chose."""
+    """Return currently free ports of loopback; HAProxy cannot report a port it chose itself."""
     listening = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in listening]
     for each in listening:

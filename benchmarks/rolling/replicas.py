@@ -1,8 +1,8 @@
-"""Two replicas behind a proxy, replaced one after the other as a rolling update of Kubernetes does.
+"""Two replicas behind a proxy, replaced one by one like a rolling update of Kubernetes.
 
-A new replica starts, is ready, and gets requests. Then an old one is deleted, which begins two
-things at once: the proxy hears of it, after a while, and `preStop` sleeps. Then comes SIGTERM, and
-the replica has to drain and to end with 0.
+A new replica starts, becomes ready and gets requests. Then an old one is deleted: after a delay the
+proxy removes it, and at the same time `preStop` sleeps. After SIGTERM the replica must drain and
+exit with 0.
 """
 
 import signal
@@ -25,13 +25,13 @@ EXIT_LIMIT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deletion:
-    """How an old replica goes.
+    """How an old replica is stopped.
 
     Attributes:
-        pre_stop_s: From its deletion until its signal.
-        notice_s: From its deletion until the proxy is told; None where nobody tells it, and its own
-            checks have to find out.
-        number: The signal.
+        pre_stop_s: Seconds from deletion to the signal.
+        notice_s: Seconds from deletion until the proxy is updated; None if only its own readiness
+        checks remove the replica.
+        number: Signal number.
     """
 
     pre_stop_s: float = 0.32
@@ -40,13 +40,13 @@ class Deletion:
 
 
 class Replicas:
-    """The replicas that serve, a context.
+    """The serving replicas, as a context.
 
     Args:
-        proxy: Runs already.
-        folder: For their logs.
-        flags: Of each.
-        num_replaced: How many will be replaced.
+        proxy: A running proxy.
+        folder: Folder for logs.
+        flags: Flags of each replica.
+        num_replaced: Number of replicas to replace.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Replicas:
         self._stack.close()
 
     def replace_oldest(self, deletion: Deletion) -> None:
-        """A new replica, and then the oldest goes: `maxSurge: 1`, `maxUnavailable: 0`."""
+        """Add a new replica, then stop the oldest: `maxSurge: 1`, `maxUnavailable: 0`."""
         oldest = next(iter(self._serving))
         self._put_in(min({*range(1, NUM_REPLICAS + 2)} - {*self._serving}))
         self._delete(oldest, deletion)
 
     def _order(self) -> None:
-        """Start the next one already, for it takes seconds."""
+        """Start the next one in advance, because a start takes seconds."""
         if self._num_started < self._num_wanted:
             self._num_started += 1
             log = self._folder / f"replica{self._num_started}.log"

@@ -1,4 +1,4 @@
-"""The project's files, as the architecture tests look at them."""
+"""Lists of the project's files for the architecture tests."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ SOURCE_ROOMS = ("service/", "model/", "training/", "tests/", "benchmarks/", "cli
 
 @pytest.fixture(scope="session")
 def project_files(project_root: Path) -> list[Path]:
-    """Every file that git tracks or would add, relative to the root; ignored ones are left out."""
+    """Files that git tracks or would add, relative to the root, without ignored ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listing = subprocess.run(command, cwd=project_root, check=True, capture_output=True, text=True)
     names = {name for name in listing.stdout.split("\0") if name}
@@ -20,7 +20,7 @@ def project_files(project_root: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def python_files(project_files: list[Path]) -> list[Path]:
-    """The hand-written Python files of all rooms, relative to the root."""
+    """Hand-written Python files of all top-level packages, relative to the root."""
     return [
         path
         for path in project_files

@@ -1,4 +1,4 @@
-"""Which way imports point, and how they are written."""
+"""Import contracts and import style."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ ROOMS = ("service", "model", "training")
 
 
 def has_bare_room_import(source: str) -> bool:
-    """Whether a room is bound by its own name: `import model`, `import model.vision`."""
+    """Whether a top-level package is bound by name: `import model`, `import model.vision`."""
     return any(
         isinstance(node, ast.Import)
         and any(alias.name.split(".")[0] in ROOMS and alias.asname is None for alias in node.names)

@@ -1,4 +1,4 @@
-"""What the distribution declares and carries."""
+"""Dependencies and contents of the distribution."""
 
 import ast
 import re
@@ -12,10 +12,10 @@ from packaging.requirements import Requirement
 
 ROOMS = ("service", "model", "training")
 SCRIPT_ROOMS = ("tests", "benchmarks")
-# The Python client: a distribution of its own, below clients/python, and part of this one.
+# The Python client: its own distribution below clients/python, also included in this one.
 CLIENT = "tipserve_client"
 MAX_BUNDLED_BYTES = 40_000_000
-# The extras (beside the core dependencies) that each room may import from.
+# Extras that each top-level package may import from, in addition to the core dependencies.
 EXTRAS_OF_ROOM = {
     "service": ("cli", "bulk", "gpu", "otel"),
     "model": ("cpu", "gpu", "torch", "convert"),
@@ -23,8 +23,8 @@ EXTRAS_OF_ROOM = {
     "tests": ("cli", "cpu", "torch", "convert", "train", "otel", "parse", "dev"),
     "benchmarks": ("cpu", "gpu", "torch", "convert", "train", "otel", "dev"),
 }
-# What the installed distributions do not tell: `google` is shared by many, so a second name is
-# needed, and what comes with the extra `gpu` alone is not installed where the tests run.
+# Import names that installed metadata does not give: many distributions share `google`, so a second
+# level is needed, and those of the extra `gpu` are not installed in tests.
 PROVIDERS = {
     "cuda": "cuda-python",
     "google.protobuf": "protobuf",
@@ -36,12 +36,12 @@ PROVIDERS = {
 
 
 def canonical(name: str) -> str:
-    """The distribution name as package indexes compare it."""
+    """Normalise a distribution name as package indexes do."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def declared(project_root: Path, extras: tuple[str, ...]) -> set[str]:
-    """Names of the distributions in the core dependencies and in some extras."""
+    """Distributions in the core dependencies and in these extras."""
     document = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))
     table = document["project"]
     lines: list[str] = list(table["dependencies"])
@@ -75,7 +75,7 @@ def test_what_a_room_imports_is_declared(
         for root in sorted(foreign_roots(project_root / path) - {*ROOMS, *SCRIPT_ROOMS, CLIENT})
         if not allowed & {canonical(name) for name in providers.get(root, [root])}
     ]
-    assert not missing, f"declare these in pyproject.toml, or do without: {missing}"
+    assert not missing, f"declare these in pyproject.toml or remove the imports: {missing}"
 
 
 def test_the_client_imports_what_it_declares_and_nothing_of_the_service(

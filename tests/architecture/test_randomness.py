@@ -1,4 +1,4 @@
-"""A test's numbers do not depend on the tests before it, nor on the run."""
+"""Random numbers of a test depend neither on earlier tests nor on the run."""
 
 import ast
 import random
@@ -12,7 +12,7 @@ GENERATORS = {"default_rng", "RandomState", "Generator", "Random"}
 
 
 def shared_generators(source: str) -> list[int]:
-    """The lines on which a module keeps a generator that its functions draw from in turn."""
+    """Lines on which a module stores a generator that its functions share."""
     return [
         node.lineno
         for node in ast.parse(source).body
@@ -29,7 +29,7 @@ def test_no_test_module_shares_a_generator(project_root: Path, python_files: lis
         if path.parts[0] == "tests"
         for line in shared_generators((project_root / path).read_text(encoding="utf-8"))
     ]
-    assert not shared, f"make these where they are drawn from: {shared}"
+    assert not shared, f"create these generators where they are used: {shared}"
 
 
 def test_a_shared_generator_is_seen_and_an_array_is_not() -> None:

@@ -10,14 +10,14 @@ FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def functions_of(path: Path) -> Iterator[FunctionNode]:
-    """All functions and methods of one file, nested ones included."""
+    """Functions and methods of one file, including nested ones."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, FunctionNode):
             yield node
 
 
 def num_code_lines(function: FunctionNode) -> int:
-    """Lines from `def` to the end, without the docstring: documentation costs nothing."""
+    """Count lines from `def` to the end, without the docstring."""
     lines = (function.end_lineno or function.lineno) - function.lineno + 1
     first = function.body[0]
     if ast.get_docstring(function, clean=False) is not None:
@@ -32,7 +32,7 @@ def test_no_function_is_too_long(project_root: Path, python_files: list[Path]) -
         for function in functions_of(project_root / path)
         if num_code_lines(function) > MAX_FUNCTION_LINES
     ]
-    assert not too_long, f"cut these into named steps: {too_long}"
+    assert not too_long, f"split these into named steps: {too_long}"
 
 
 def test_the_docstring_is_not_counted() -> None:

@@ -1,4 +1,4 @@
-"""Texts that must not be committed, and pages that must agree with the code."""
+"""Forbidden texts, and pages that must agree with the code."""
 
 import re
 from pathlib import Path

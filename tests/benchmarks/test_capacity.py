@@ -26,7 +26,7 @@ from benchmarks.capacity import (
 )
 from service.monitoring.metrics import LaneReport, Metrics
 
-# Costs from files and from a server's own metrics.
+# Costs from files and from a server's metrics.
 
 SMALL = Cost("image 224x224", 256, 0.01, 0.09)
 LARGE = Cost("image 448x448", 1024, 0.04, 0.50)
@@ -58,12 +58,12 @@ def test_what_is_kept_here_grows_with_the_image(path: Path) -> None:
 def test_another_file_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "curves.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(CurvesError, match="holds no costs"):
+    with pytest.raises(CurvesError, match="holds invalid costs"):
         Curves.read(path)
 
 
 def test_costs_below_nothing_are_an_error() -> None:
-    with pytest.raises(CurvesError, match="no costs"):
+    with pytest.raises(CurvesError, match="invalid costs"):
         replace(SMALL, slope_s=-0.1)
 
 
@@ -79,13 +79,13 @@ def test_between_two_sizes_attention_is_counted() -> None:
 
 
 def test_beyond_what_was_measured_nothing_is_made_up() -> None:
-    with pytest.raises(CurvesError, match="896 px was not measured"):
+    with pytest.raises(CurvesError, match="896 px is outside the measured range"):
         CURVES.image(896)
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """Answers the two routes as the service does, with its own metrics' text."""
+    """Serve the two routes of the service, with its metrics as text."""
     from prometheus_client import generate_latest  # noqa: PLC0415 - only here
 
     metrics = Metrics()
@@ -129,7 +129,7 @@ def test_a_running_server_tells_its_own(server: str) -> None:
     assert (curves.model, curves.runtime) == ("student", "openvino bf16")
 
 
-# Closed forms against numbers that textbooks print and against their own limits.
+# Closed forms against textbook values and limits.
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_more_servers_can_be_used_more() -> None:
     assert queue.wait_s(0.99) == pytest.approx(1.0, rel=1e-6)
 
 
-# The sum of a capacity plan: by hand, in its limits, and as the command prints it.
+# Capacity plans: by hand, at limits, and as printed by the command.
 
 PLAN_CURVES = Curves(
     model="m",
@@ -194,7 +194,7 @@ PLAN_CURVES = Curves(
     runtime="onnx fp32",
     images=(Cost("image 448x448", 1024, 0.0, 0.05),),
     text=Cost("text 8", 8, 0.02, 0.002),
-    beside_s=0.01,
+    outside_s=0.01,
 )
 DEMAND = Demand(rate=100.0, side=448, limit_s=0.12, lanes=4)
 
@@ -213,7 +213,9 @@ def test_new_names_take_lanes_and_leave_less_time_to_wait() -> None:
     found = plan(replace(DEMAND, new_text_share=0.4, texts=10), PLAN_CURVES)
     assert found.text_s == pytest.approx(0.4 * 0.04)
     assert found.request_s == pytest.approx(0.076)
-    assert found.wait_s == pytest.approx(0.06), "they run beside the image, which takes longer"
+    assert found.wait_s == pytest.approx(0.06), (
+        "they run in parallel with the image, which takes longer"
+    )
     assert plan(replace(DEMAND, new_text_share=0.4, texts=35), PLAN_CURVES).wait_s < found.wait_s
 
 
@@ -254,12 +256,12 @@ def test_the_command_shows_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{step}" in told or told.startswith(step)
 
 
-def test_what_a_image_costs_beside_the_lanes_can_be_said(
+def test_the_cost_of_an_image_outside_the_lanes_can_be_given(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["--curves", "student", "--rate", "500", "--side", "448", "--p99-ms", "200"]
-    assert capacity.main([*arguments, "--beside-ms", "30"]) == 0
-    assert "and 30.0 ms beside it" in capsys.readouterr().out
+    assert capacity.main([*arguments, "--outside-ms", "30"]) == 0
+    assert "and 30.0 ms outside it" in capsys.readouterr().out
 
 
 def test_the_command_says_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +270,6 @@ def test_the_command_says_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> 
     assert (
         capacity.main(["--curves", "b14", "--rate", "1", "--side", "1400", "--p99-ms", "50"]) == 1
     )
-    assert "was not measured" in capsys.readouterr().err
+    assert "outside the measured range" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         capacity.main(["--server", "x", "--rate", "1", "--side", "448", "--p99-ms", "50"])

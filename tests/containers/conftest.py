@@ -1,6 +1,6 @@
-"""The serving image, built once in a run of tests.
+"""Fixtures for the serving image, built once per test run.
 
-Where the variable TEST_IMAGE names an image that is on this machine, that one is tested instead.
+The variable TEST_IMAGE names an existing local image to test instead.
 """
 
 import os
@@ -15,24 +15,24 @@ from tests.containers.image_build import build_image
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """What builds and runs images."""
+    """Tools that build and run images."""
     return Engine(tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture(scope="session")
 def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of the image that the Dockerfile makes by default."""
+    """Name of the image of the Dockerfile's default target."""
     if ready := os.environ.get("TEST_IMAGE"):
         yield ready
         return
     tag = f"localhost/tipserve-test:{os.getpid()}"
     build_image(engine, tag, tmp_path_factory.mktemp("build"))
     yield tag
-    # Its layers stay for the next build.
+    # Layers stay cached for the next build.
     engine.podman("rmi", "--no-prune", tag)
 
 
 @pytest.fixture(scope="session")
 def scene(project_root: Path) -> bytes:
-    """An image that the bundled model finds something in."""
+    """Input image for the bundled model."""
     return (project_root / "examples" / "scene.png").read_bytes()

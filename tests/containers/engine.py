@@ -1,4 +1,4 @@
-"""buildah and podman as these tests run them: with our settings, under a time limit."""
+"""Runs buildah and podman with the tests' settings and a time limit."""
 
 import os
 import subprocess
@@ -11,16 +11,16 @@ LIMIT_S = 120.0
 
 
 class Engine:
-    """What builds and runs images; where this machine cannot, the test is skipped or fails.
+    """Builds and runs images; skips or fails the test if this machine cannot.
 
     Args:
-        folder: In which commands run, for podman's monitor leaves a note there of what was killed.
+        folder: Working folder of commands; podman's monitor writes a file there after a kill.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         if os.geteuid() != 0:
-            miss("images are built and run here as root")
+            miss("building and running images needs root")
         self._podman, self._buildah = find_tool("podman"), find_tool("buildah")
         for name in ("runc", "mmdebstrap", "strip"):
             find_tool(name)
@@ -34,17 +34,17 @@ class Engine:
     def podman(
         self, *arguments: str, check: bool = True, limit_s: float = LIMIT_S, given: str = ""
     ) -> "subprocess.CompletedProcess[str]":
-        """Run one command of podman's; with `check` it must succeed."""
+        """Run a podman command; with `check` it must succeed."""
         return self.run([self._podman, *arguments], check=check, limit_s=limit_s, given=given)
 
     def buildah(self, *arguments: str, limit_s: float) -> "subprocess.CompletedProcess[str]":
-        """Run one command of buildah's, which must succeed."""
+        """Run a buildah command, which must succeed."""
         return self.run([self._buildah, *arguments], limit_s=limit_s)
 
     def run(
         self, command: list[str], *, check: bool = True, limit_s: float = LIMIT_S, given: str = ""
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a command in the environment that both want."""
+        """Run a command in the environment that both need."""
         ended = subprocess.run(
             command,
             cwd=self._folder,

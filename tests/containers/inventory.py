@@ -1,4 +1,4 @@
-"""Runs inside an image, by the image's Python, and prints what is there as JSON."""
+"""Runs with the image's Python and prints the image's contents as JSON."""
 
 import importlib.metadata
 import importlib.util
@@ -10,17 +10,17 @@ from pathlib import Path
 
 
 def files(folder: str, pattern: str = "*") -> list[Path]:
-    """All paths below a folder, which need not exist."""
+    """All paths below a folder; none if it does not exist."""
     return list(Path(folder).rglob(pattern))
 
 
 def file_bytes(folder: str) -> int:
-    """What the files below a folder hold."""
+    """Total bytes of the files below a folder."""
     return sum(os.path.getsize(path) for path in files(folder) if path.is_file())
 
 
 def take(wanted: dict[str, str]) -> dict[str, object]:
-    """Which of the wanted programs and modules there are, and what the folders hold."""
+    """Find which of these programs and modules exist, and the size of the folders."""
     installed = importlib.metadata.distributions()
     return {
         "installed": {found.metadata["Name"]: found.version for found in installed},

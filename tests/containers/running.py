@@ -1,4 +1,4 @@
-"""Containers of one image: started hardened, asked about, and removed by their names."""
+"""Starts, inspects and removes hardened containers."""
 
 import json
 import secrets
@@ -33,35 +33,35 @@ except OSError as error:
 
 
 class Container:
-    """One that was started, by its name."""
+    """A started container."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self._engine = engine
         self.name = name
 
     def inspect(self, template: str) -> str:
-        """One value of what podman knows of it."""
+        """Read one value of `podman inspect`."""
         return self._engine.podman("inspect", f"--format={template}", self.name).stdout.strip()
 
     @property
     def address(self) -> str:
-        """Its own on the bridge, which the host reaches."""
+        """Address on the bridge, reachable from the host."""
         return self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 
     def log(self) -> str:
-        """All that it printed."""
+        """Return everything it printed."""
         ended = self._engine.podman("logs", self.name)
         return ended.stdout + ended.stderr
 
     def record(self, message: str) -> dict[str, Any] | None:
-        """The log record with this message, if it is there yet."""
+        """Return the log record with this message, or None."""
         lines = self.log().splitlines()
-        # The last one may have come by half.
+        # The last line may be incomplete.
         records = (json.loads(x) for x in lines if x.startswith("{") and x.endswith("}"))
         return next((record for record in records if record.get("message") == message), None)
 
     def wait_for(self, happened: Callable[[], Any], what: str) -> Any:
-        """Wait until something is true of it, and give it back; it must not end before."""
+        """Wait until a condition returns a value; fails if the container ends first."""
         until = time.monotonic() + LIMIT_S
         while not (found := happened()):
             assert time.monotonic() < until, f"no {what}:\n{self.log()}"
@@ -70,18 +70,18 @@ class Container:
         return found
 
     def process_status(self) -> dict[str, str]:
-        """What the kernel says of its first process: rights, users and filters."""
+        """Return /proc/PID/status of its first process: capabilities, users, seccomp."""
         text = Path(f"/proc/{self.inspect('{{.State.Pid}}')}/status").read_text(encoding="utf-8")
         return {
             key: value.strip() for key, _, value in (x.partition(":") for x in text.split("\n"))
         }
 
     def is_healthy(self) -> bool:
-        """Whether its image's own check passes; on a busy machine one may take too long."""
+        """Whether the image's health check passes; one may time out on a busy machine."""
         return self._engine.podman("healthcheck", "run", self.name, check=False).returncode == 0
 
     def write(self, path: str) -> str:
-        """Try to write a file inside: "written", or the name of the error."""
+        """Try to write a file inside; returns "written" or the errno name."""
         command = ["exec", self.name, "python", "-P", "-c", WRITE, path]
         return self._engine.podman(*command).stdout.strip()
 
@@ -90,7 +90,7 @@ class Container:
 def running(
     engine: Engine, image: str, *options: str, arguments: tuple[str, ...] = ()
 ) -> Iterator[Container]:
-    """A hardened container in the background; options of podman's come later and so count more."""
+    """Run a hardened container in the background; later podman options override."""
     name = f"tipserve-test-{secrets.token_hex(4)}"
     try:
         engine.podman(
@@ -109,7 +109,7 @@ def running(
 
 
 def is_served(url: str) -> bool:
-    """Whether a GET is answered by 200."""
+    """Whether a GET returns 200."""
     try:
         with urllib.request.urlopen(url, timeout=5.0) as answer:
             return bool(answer.status == 200)

@@ -1,4 +1,4 @@
-"""What is in the serving image, and what is not."""
+"""Contents of the serving image."""
 
 import json
 import re
@@ -11,13 +11,13 @@ import pytest
 from tests.containers.engine import Engine
 from tests.containers.image_build import read_pip_settings
 
-# Building the image counts as well, for whoever comes first.
+# The first test also builds the image.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-# All layers, uncompressed, the base and the bundled model with them.
+# All layers uncompressed, with base and bundled model.
 MAX_IMAGE_BYTES = 450_000_000
 LABEL = "org.opencontainers.image."
-# Nothing of this may be there: programs, modules, and bytes in folders.
+# Forbidden programs, modules and files in folders.
 UNWANTED = {
     "programs": "ar as c++ cc clang curl g++ gcc ld make pip pip3 strip wget",
     "modules": "ensurepip pip setuptools sympy torch torchvision training transformers",
@@ -27,7 +27,7 @@ UNWANTED = {
 
 @pytest.fixture(scope="module")
 def inventory(engine: Engine, image: str) -> dict[str, Any]:
-    """What a look around inside finds, as root, who sees everything."""
+    """Contents of the image, read as root."""
     program = Path(__file__).with_name("inventory.py").read_text(encoding="utf-8")
     command = ["run", "--rm", "--pull=never", "--network=none", "--user=0", "--entrypoint=python"]
     ended = engine.podman(*command, image, "-P", "-c", program, json.dumps(UNWANTED))
@@ -78,7 +78,7 @@ def test_it_says_what_it_is(engine: Engine, image: str, project_root: Path) -> N
     assert re.fullmatch(r"[0-9a-f]{40}", labels[f"{LABEL}revision"])
     assert labels[f"{LABEL}description"]
     assert f"{LABEL}created" in labels
-    # Nobody knows it here, and none is made up.
+    # Unknown here, so not set.
     assert labels[f"{LABEL}source"] == ""
 
 

@@ -1,4 +1,4 @@
-"""The Deployment as it stands in the manifests, run by podman: one pod, hardened as it says."""
+"""The manifests' Deployment run by podman as one hardened pod."""
 
 import secrets
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ PROBES = ["startupProbe", "readinessProbe", "livenessProbe"]
 
 @pytest.fixture(scope="module")
 def documents() -> list[Manifest]:
-    """What podman can run of the overlay for CPUs."""
+    """Documents of the CPU overlay that podman can run."""
     return of_kind(kustomizations.build("kubernetes/overlays/cpu"), "ConfigMap", "Deployment")
 
 
 @pytest.fixture(scope="module")
 def deployment(documents: list[Manifest]) -> Manifest:
-    """The Deployment, as it stands there."""
+    """The Deployment of the overlay."""
     (found,) = of_kind(documents, "Deployment")
     return found
 
@@ -43,10 +43,10 @@ def server(deployment: Manifest) -> Manifest:
 
 @pytest.fixture(scope="module")
 def pod(engine: Engine, image: str, documents: list[Manifest]) -> Iterator[Container]:
-    """Its pod on this machine; what is changed for that is all here.
+    """Run its pod on this machine, with the changes this needs.
 
-    The image is the local one, never pulled; there is one replica, under a name of its own; and
-    podman is told of no probe, for it would run curl in the container.
+    The local image is used and never pulled. There is one replica with its own name. Probes are
+    removed, because podman would run curl in the container.
     """
     name = f"tipserve-test-{secrets.token_hex(4)}"
     changed = yaml.safe_load_all(yaml.safe_dump_all(documents))
@@ -68,7 +68,7 @@ def pod(engine: Engine, image: str, documents: list[Manifest]) -> Iterator[Conta
 
 
 def pod_address(engine: Engine, container: Container) -> str:
-    """The address of the container that holds the pod's network."""
+    """Address of the container that holds the pod's network."""
     (holder,) = engine.podman(
         "pod", "inspect", "--format={{.InfraContainerID}}", container.name.removesuffix("-tipserve")
     ).stdout.split()
@@ -76,7 +76,7 @@ def pod_address(engine: Engine, container: Container) -> str:
 
 
 def probe_url(server: Manifest, probe: str, address: str) -> str:
-    """What the kubelet would ask."""
+    """URL of the kubelet's probe."""
     asked = server[probe]["httpGet"]
     ports = {port["name"]: port["containerPort"] for port in server["ports"]}
     return f"http://{address}:{ports[asked['port']]}{asked['path']}"

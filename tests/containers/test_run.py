@@ -1,4 +1,4 @@
-"""The serving image with as few rights as can be: it answers, drains, keeps to its memory."""
+"""The serving image with minimal privileges: answers, drains, stays within its memory limit."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ print(*session.get_providers())
 
 @pytest.fixture(scope="module")
 def served(engine: Engine, image: str) -> Iterator[Container]:
-    """A hardened container that is ready, on its image's own ports."""
+    """A ready hardened container on the image's default ports."""
     with running(engine, image) as container:
         url = f"http://{container.address}:8000/v2/health/ready"
         container.wait_for(lambda: is_served(url), "readiness")
@@ -43,7 +43,7 @@ def served(engine: Engine, image: str) -> Iterator[Container]:
 
 @pytest.fixture(scope="module")
 def mask_outside(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> NDArray[Any]:
-    """The mask that the same model gives on this machine, outside of any container."""
+    """Mask of the same model on this machine, outside a container."""
     output = tmp_path_factory.mktemp("mask") / "mask.npy"
     command = [sys.executable, "-m", "service.commands", "segment", "examples/scene.png"]
     command += ["--classes", ",".join(CLASSES), "--output", str(output)]
@@ -140,7 +140,7 @@ def test_sigterm_under_load_fails_nothing(engine: Engine, image: str, scene: byt
         assert not tally.failed, tally
         assert {"REST 200", "gRPC OK"} <= set(tally.answered)
         refused = {"REST connection refused": 4, "gRPC connection refused": 8}
-        assert tally.refused == refused, "all is served until nobody can connect any more"
+        assert tally.refused == refused, "every request is served until connections are refused"
 
 
 def test_too_little_memory_ends_it_and_nothing_else(engine: Engine, image: str) -> None:

@@ -1,4 +1,4 @@
-"""The real program as a subprocess on free ports, and one way to ask it over either transport."""
+"""Runs the real program on free ports and sends the same request over either transport."""
 
 import base64
 import io
@@ -36,9 +36,9 @@ from service.grpc.generated import (
 )
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 
-# A hang is what this ends; on a busy machine a start or a conversion may take a minute.
+# Ends hangs; on a busy machine a start or a conversion may take a minute.
 LIMIT_S = 120.0
-UNKNOWN_FIELD = b"\xa2\x06\x01x"  # field 100, which no message of ours has
+UNKNOWN_FIELD = b"\xa2\x06\x01x"  # field 100 is unknown to every message
 DTYPES = {
     tensor_pb2.DATA_TYPE_FLOAT32: "<f4",
     tensor_pb2.DATA_TYPE_UINT16: "<u2",
@@ -71,7 +71,7 @@ ROUTES: Mapping[str, tuple[str, str, Any]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What a caller has in the end: arrays by name, or an error."""
+    """Result of a request: arrays by name, or an error."""
 
     status: str
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Answer:
 
 
 class Program:
-    """A running `python -m service`; its log lines are read as they come."""
+    """A running `python -m service`; a thread reads its log."""
 
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "service", "--host=127.0.0.1"]
@@ -100,7 +100,7 @@ class Program:
         self._reader.start()
 
     def wait_for(self, message: str) -> dict[str, Any]:
-        """The log record with this message; the log must bring it."""
+        """Wait for the log record with this message."""
         while (line := self._lines.get(timeout=LIMIT_S)) is not None:
             record: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
             if record.get("message") == message:
@@ -108,7 +108,7 @@ class Program:
         raise AssertionError("the program ended first:\n" + "".join(self.log))
 
     def end(self) -> int:
-        """SIGTERM, and its exit status; killed where it does not listen."""
+        """Send SIGTERM and return the exit status; kills it after a timeout."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -130,13 +130,13 @@ class Program:
 
 @dataclass(frozen=True)
 class Service:
-    """A program that is ready, and clients for it."""
+    """A ready program with clients."""
 
     program: Program
     ports: Mapping[str, int]
 
     def over_rest(self, method: str, fields: Mapping[str, Any]) -> Answer:
-        """Ask as JSON, with arrays as base64."""
+        """Send JSON; arrays come as base64."""
         body: dict[str, Any] = {"encoding": "base64", **fields}
         if "images" in body:
             body["images"] = [base64.b64encode(image).decode() for image in body["images"]]
@@ -161,7 +161,7 @@ class Service:
         return Answer("200", arrays, errors=errors)
 
     def over_grpc(self, method: str, fields: Mapping[str, Any]) -> Answer:
-        """Ask by the generated stub."""
+        """Send an RPC with the generated stub."""
         _, rpc, request_type = ROUTES[method]
         request = _to_protobuf(request_type, fields)
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -175,7 +175,7 @@ class Service:
         return Answer("OK", _arrays(answer), errors=errors)
 
     def over_stream(self, method: str, fields: Mapping[str, Any]) -> Answer:
-        """Ask on a stream, as its second request."""
+        """Send it as the second request of a stream."""
         _, rpc, request_type = ROUTES[method]
         asked = re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()
         first = stream_pb2.StreamRequest(embed_texts=embed_pb2.EmbedTextsRequest(texts=["dog"]))
@@ -195,12 +195,12 @@ class Service:
         return Answer(status, {}, told.reason, told.field or None, told.message)
 
     def metrics(self) -> str:
-        """All metrics, as Prometheus reads them."""
+        """Return all metrics, parsed as Prometheus does."""
         url = f"http://127.0.0.1:{self.ports['metrics']}/metrics"
         return httpx.get(url, timeout=LIMIT_S).text
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples."""
+        """Sum the samples of a metric."""
         lines = self.metrics().splitlines()
         lines = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
@@ -210,7 +210,7 @@ class Service:
 def run_service(
     tiny_package: ModelPackage,
 ) -> Callable[..., Any]:
-    """A context in which the program serves the tiny package, or others, with these arguments."""
+    """Context that runs the program with the tiny package, or others, and these arguments."""
 
     @contextmanager
     def run(
@@ -229,20 +229,20 @@ def run_service(
 
 @pytest.fixture(scope="session")
 def run_program() -> type[Program]:
-    """Start the program with any arguments; the test ends it."""
+    """Start the program with any arguments; the fixture stops it."""
     return Program
 
 
 @pytest.fixture(scope="session")
 def service(run_service: Callable[..., Any]) -> Iterator[Service]:
-    """One service for all tests that only ask."""
+    """One service shared by tests that only send requests."""
     with run_service("--max-request-bytes=2000000", "--max-image-bytes=1000000") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def photo() -> Callable[..., bytes]:
-    """A smooth JPEG by seed and size."""
+    """Create a smooth JPEG by seed and size."""
 
     def make(seed: int = 0, size: tuple[int, int] = (90, 60), file_format: str = "JPEG") -> bytes:
         noise = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -255,7 +255,7 @@ def photo() -> Callable[..., bytes]:
 
 
 def _to_protobuf(request_type: Any, fields: Mapping[str, Any]) -> Any:
-    """The same fields as protobuf; enums by their name, numbers where there is none."""
+    """Convert fields to protobuf; enums by name, unknown names as numbers."""
     plain = dict(fields)
     images = plain.pop("images", ())
     is_unknown = plain.pop("unknown_field", False)
@@ -301,7 +301,7 @@ def _enum_names(value: str | list[str], prefix: str) -> Any:
 
 
 def _rest_arrays(item: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of one item; scales of vectors and numbers of classes too."""
+    """Arrays of one item, including scales and class fields."""
     arrays = {n: _from_base64(v) for n, v in item.items() if isinstance(v, dict) and "dtype" in v}
     for name, scale in item.get("scales", {}).items():
         is_array = isinstance(scale, dict)
@@ -328,7 +328,7 @@ def _arrays(answer: Any) -> dict[str, NDArray[Any]]:
         scales = [(i, s) for i, s in enumerate(answer.embeddings.row_scales) if i not in bad]
         found = {f"{index}.embedding_scale": np.array([s], np.float32) for index, s in scales}
         return {f"{index}.embedding": row for index, row in rows} | found
-    # Each answer has one list of what it says of the images, and one of errors.
+    # Each answer has one list of items and one of errors.
     (items,) = (
         value
         for field, value in answer.ListFields()

@@ -1,4 +1,4 @@
-"""`buf curl`, which knows nothing of the service, finds and calls it by reflection alone."""
+"""`buf curl` finds and calls the service by reflection alone."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ BUF = Path(__file__).resolve().parents[2] / ".tools" / "node_modules" / ".bin" /
 
 
 def buf_curl(service: "Service", method: str, *options: str, **fields: Any) -> str:
-    """What it prints for one call, or for `--list-services`."""
+    """Output of one call or of `--list-services`."""
     if not BUF.exists():
         if os.environ.get("CI"):
             pytest.fail("buf is missing: run scripts/install_tools.sh")

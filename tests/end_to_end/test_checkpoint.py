@@ -1,4 +1,4 @@
-"""`python -m service --model CHECKPOINT`: converted beside a server that answers, once for ever."""
+"""`python -m service --model CHECKPOINT`: converts once, while health checks are answered."""
 
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,12 @@ def test_a_checkpoint_is_converted_once_and_served(
             port = program.wait_for("listening")["http"]
             program.wait_for("preparing")
             if not answers:
-                # The conversion has only begun: it takes seconds.
+                # The conversion takes seconds and is still running here.
                 assert health(port) == {"live": 200, "ready": 503}
                 assert embed(port)[0] == 503
             assert program.wait_for("ready")["models"] == ["student"]
             answers.append(embed(port))
-            # What converts never was in this process.
+            # The converter runs in another process.
             maps = Path(f"/proc/{program.process.pid}/maps").read_text(encoding="utf-8")
             assert "onnxruntime" in maps
             assert "torch" not in maps

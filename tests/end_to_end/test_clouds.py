@@ -1,4 +1,4 @@
-"""The real program as SageMaker and Vertex AI start and ask it."""
+"""The real program, started and called as SageMaker and Vertex AI do."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ VERTEX = {
 
 
 def shown(*arguments: str, **environment: str) -> dict[str, Any]:
-    """The settings as the program would have them."""
+    """Settings of the program, by `--show-config`."""
     command = [sys.executable, "-m", "service", *arguments, "--show-config"]
     told = subprocess.run(
         [*command, "--config-format=json"],

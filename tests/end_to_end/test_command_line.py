@@ -1,4 +1,4 @@
-"""The command `tipserve`: with a local model and with a server, to the same results."""
+"""The command `tipserve` gives equal results with a local model and with a server."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def command(*arguments: str) -> list[str]:
 
 @pytest.fixture
 def tipserve(project_root: Path) -> Run:
-    """Run the command and wait for its end."""
+    """Run the command and wait until it exits."""
 
     def run(
         *arguments: str, environment: Mapping[str, str] | None = None, given: str = ""
@@ -46,7 +46,7 @@ def tipserve(project_root: Path) -> Run:
 
 @pytest.fixture
 def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
-    """Five photos, one of them broken."""
+    """Folder of five photos, one of them broken."""
     path = tmp_path / "photos"
     path.mkdir()
     for index in range(5):

@@ -32,13 +32,13 @@ NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 def dense_service(
     run_service: Callable[..., Any], dense_package: ModelPackage
 ) -> Iterator["Service"]:
-    """A package that answers every route."""
+    """Service with a package that supports every route."""
     with run_service(packages=(dense_package,)) as running:
         yield running
 
 
 def read(name: str, content: bytes) -> int:
-    """How many arrays, entries or images a file of this name holds; it must be whole."""
+    """Count the arrays, entries or images of a file; fails if it is damaged."""
     match Path(name).suffix:
         case ".json":
             body = json.loads(content)
@@ -50,7 +50,7 @@ def read(name: str, content: bytes) -> int:
         case ".png":
             Image.open(io.BytesIO(content)).load()
             return 1
-    raise AssertionError(f"{name} is of no kind that an answer has")
+    raise AssertionError(f"{name} has an unknown type")
 
 
 @NEEDS_CURL

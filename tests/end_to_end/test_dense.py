@@ -1,4 +1,4 @@
-"""A package with dense heads beside one without, over REST and gRPC, against transformers."""
+"""Packages with and without dense heads, over REST and gRPC, against transformers."""
 
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize(
 def dense_service(
     run_service: Callable[..., Any], tiny_package: ModelPackage, dense_package: ModelPackage
 ) -> Iterator["Service"]:
-    """Both packages, the one without heads first."""
+    """Service with both packages, the one without heads first."""
     with run_service(packages=(tiny_package, dense_package)) as running:
         yield running
 
@@ -71,7 +71,7 @@ def test_maps_are_what_transformers_computes(
     import torch  # noqa: PLC0415 - heavy
     from transformers import Tipsv2DptImageProcessor  # noqa: PLC0415
 
-    # As large as the model sees it, so that nothing but the model is compared.
+    # Model-sized images, so that resizing is not compared.
     image = photo(3, (84, 56), "PNG")
     asked = {"images": [image], "model": NAME, "resolution": 56}
     made = dense_service.over_grpc(method, asked).arrays[f"0.{output}"]

@@ -36,13 +36,13 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def bundled_service(run_service: Callable[..., Any]) -> Iterator["Service"]:
-    """The model that the documentation names."""
+    """Service with the documentation's model."""
     with run_service(packages=(open_package(ROOT / "model" / "bundled"),)) as running:
         yield running
 
 
 def find_missing_tool(text: str) -> str | None:
-    """What an example needs and this machine lacks."""
+    """Return a tool that an example needs and this machine lacks."""
     if ".tools/bin/buf" in text and not (ROOT / ".tools" / "bin" / "buf").exists():
         return "buf: run scripts/install_tools.sh"
     return "curl" if "curl " in text and shutil.which("curl") is None else None

@@ -1,4 +1,4 @@
-"""The bundled model's real runtime dies under a running server, and the server gets over it."""
+"""The bundled model's real runtime fails under a running server, and the server recovers."""
 
 import asyncio
 import io
@@ -44,7 +44,7 @@ async def test_a_runtime_that_dies_is_loaded_anew_and_computes_the_same(
             await server.ready.wait()
             before = await embed(server, image)
             (lane,) = server.models.find(None)._lanes
-            lane.runtime.close()  # as good as dead: every call raises from here on
+            lane.runtime.close()  # every later call raises
             assert (await embed(server, image)).status_code == 500
             while (after := await embed(server, image)).status_code != 200:
                 assert after.status_code in {500, 503}

@@ -1,4 +1,4 @@
-"""The GPU's benchmark runs from end to end, on a CPU with a tiny model; its numbers say nothing."""
+"""The GPU benchmark runs end to end on a CPU with a tiny model."""
 
 import json
 from pathlib import Path
@@ -56,8 +56,8 @@ def test_words_that_are_not_known_are_errors(
 
 @pytest.mark.parametrize(("side", "gflop"), [(448, 214.0), (224, 46.5)])
 def test_operations_of_b14_are_those_of_the_formulas(side: int, gflop: float) -> None:
-    # 24 N D^2 for the products of a block and 4 N^2 D for its attention, N tokens, D = 768; beside
-    # them the patches' own projection. The value path adds a part of a block to twelve.
+    # Per block 24 N D^2 for products and 4 N^2 D for attention, N tokens, D = 768; plus the patch
+    # projection. The value path adds a part of a block to the twelve.
     plain = gflop * 1e9
     counted = flops_per_image(VARIANTS["b14"].build(native_size=448), side)
     assert 1.0 < counted / plain < 1.09

@@ -1,4 +1,4 @@
-"""A few seconds of the campaign that `python -m tests.hostile.campaign` runs for minutes."""
+"""A few seconds of the campaign of `python -m tests.hostile.campaign`."""
 
 import random
 import threading
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SECONDS = 8.0
 GROUPS = ("documented", "grpc", "h2", "raw", "rest", "slow")
-# gRPC's core starts threads of its own now and then; a leak would be one for each of hundreds.
+# gRPC's core starts a few threads of its own; a leak would be hundreds.
 MORE_THREADS = 16
 
 

@@ -1,4 +1,4 @@
-"""The metrics of a live server, as Prometheus's own tool judges them."""
+"""The metrics of a live server pass Prometheus's own linter."""
 
 import subprocess
 from collections.abc import Callable

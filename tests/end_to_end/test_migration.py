@@ -1,4 +1,4 @@
-"""The notes for users of other servers: every request of ours in them is sent."""
+"""Sends every tipserve request of the migration page."""
 
 import base64
 import json
@@ -26,13 +26,13 @@ def page(project_root: Path) -> str:
 
 
 def blocks_of(page: str, former: str) -> list[tuple[str, str]]:
-    """Kind and text of each block of a section."""
+    """Return language and text of each block of a section."""
     (section,) = [s for s in page.split("\n## ") if s.startswith(f"From {former}")]
     return BLOCK.findall(section)
 
 
 def send(service: "Service", text: str) -> Any:
-    """A request as the page writes it: line, headers, an empty line, JSON."""
+    """Send a request in the page's form: line, headers, an empty line, JSON."""
     head, _, body = text.partition("\n\n")
     line, *fields = head.splitlines()
     verb, path = line.split()
@@ -44,7 +44,7 @@ def send(service: "Service", text: str) -> Any:
 
 
 def check_alike(shown: Any, given: Any) -> None:
-    """The same fields everywhere, and as many items; numbers are examples."""
+    """Check equal fields and item counts; numbers are examples."""
     if isinstance(shown, dict):
         assert shown.keys() == given.keys()
         for name, value in shown.items():

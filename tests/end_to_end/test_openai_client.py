@@ -21,7 +21,7 @@ KEY = "the-key-of-this-test"
 
 
 def ask(service: "Service", kind: str, method: str, key: str = "none", **options: Any) -> Any:
-    """One call of a fresh client of this kind, such as `embeddings.create`."""
+    """Call a method of a new client, such as `embeddings.create`."""
     url = f"http://127.0.0.1:{service.ports['http']}/v1"
     settings: Any = {"base_url": url, "api_key": key, "timeout": LIMIT_S, "max_retries": 0}
     part, _, name = method.partition(".")
@@ -46,7 +46,7 @@ def rows(answer: Any) -> NDArray[np.float32]:
 
 
 def native(service: "Service", texts: list[str], images: list[bytes]) -> NDArray[np.float32]:
-    """What the native routes say of texts and then of images."""
+    """Embeddings of the native routes: texts, then images."""
     words = service.over_rest("embed_texts", {"texts": texts}).arrays
     embedded = service.over_rest("embed_images", {"images": images}).arrays
     found = [words[f"{i}.embedding"] for i in range(len(texts))]
@@ -134,7 +134,7 @@ def test_errors_are_the_clients_exceptions(service: "Service", photo: Photo, kin
 
 @pytest.fixture(scope="module")
 def locked(run_service: Any, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Service]":
-    """A service that wants a key."""
+    """Service that requires a key."""
     keys: Path = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(KEY + "\n")
     with run_service(f"--api-keys-file={keys}") as running:

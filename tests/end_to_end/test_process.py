@@ -1,4 +1,4 @@
-"""The program's life: start, settings, ports, signals, exit status; and what it does not need."""
+"""The program's lifecycle: start, settings, ports, signals, exit status, imports."""
 
 import json
 import signal
@@ -94,7 +94,7 @@ def test_every_metric_of_the_contract_is_exported(
     assert service.over_rest("segment_images", fields).status == "200"
     counted = 'tipserve_requests_total{code="200",method="POST /v1/images:segment"}'
     until = time.monotonic() + LIMIT_S
-    # REST counts after it has answered.
+    # REST counts after the answer is sent.
     while counted not in (text := service.metrics()):
         assert time.monotonic() < until, text
     for name in (

@@ -1,4 +1,4 @@
-"""`tipserve embed --ray`: killed in the middle, begun again, and equal to a run without Ray."""
+"""`tipserve embed --ray`: killed, restarted, and equal to a run without Ray."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ def end_session(session: int) -> None:
     """Kill every process of a session; Ray starts many, and some outlive their parents."""
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
-            # Behind the name in parentheses: state, parent, group, session.
+            # Fields after the name in parentheses: state, parent, group, session.
             fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             if folder.name.isdigit() and int(fields[3]) == session:
                 os.kill(int(folder.name), signal.SIGKILL)
@@ -41,9 +41,9 @@ def end_session(session: int) -> None:
 
 @pytest.fixture
 def start(project_root: Path) -> Iterator[Start]:
-    """Start a command in a session and with a Ray of its own; nothing of either stays."""
+    """Start a command in its own session with its own Ray; both are removed afterwards."""
     started: list[subprocess.Popen[str]] = []
-    # Not below the test's folder, whose name is too long for sockets.
+    # Not in the test's folder: its path is too long for sockets.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         ray = {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -80,7 +80,7 @@ def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
 
 
 def kill_after_the_first_part(process: "subprocess.Popen[str]") -> None:
-    """Kill a job and its Ray once it says that a part is written."""
+    """Kill a job and its Ray once it logs a written part."""
     assert process.stderr is not None
     said = []
     with process.stderr as lines:
@@ -93,7 +93,7 @@ def kill_after_the_first_part(process: "subprocess.Popen[str]") -> None:
 
 
 def assert_equal(by_ray: pa.Table, without: pa.Table) -> None:
-    """The same rows; numbers may differ by what the order of a batch changes in them."""
+    """Compare rows; numbers may differ by the rounding of different batches."""
     assert by_ray["key"].to_pylist() == without["key"].to_pylist()
     exact = ["key", "source", "height", "width", "grid_height", "grid_width"]
     assert by_ray.select(exact).equals(without.select(exact))

@@ -1,6 +1,6 @@
-"""Replicas behind a proxy are replaced under load, and no request fails over either protocol.
+"""Replicas behind a proxy are replaced under load, and no request of either protocol fails.
 
-`python -m benchmarks.rolling_restart` does the same with counts to be read.
+`python -m benchmarks.rolling_restart` does the same and prints counts.
 """
 
 import signal
@@ -17,14 +17,14 @@ ROUNDS = 10
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_rounds_of_rolling_restarts_fail_nothing() -> None:
-    # Connections also end by their age meanwhile, which must not be felt either.
+    # Connections also reach their maximum age here, which must not fail requests either.
     flags = ("--max-connection-age-s=3",)
     replaced = NUM_REPLICAS * ROUNDS
     outcome = roll(find_tool("haproxy"), FAULTS["none"], num_replaced=replaced, flags=flags)
     assert not outcome.failed
     assert outcome.exit_statuses == {0: replaced}
     assert outcome.num_repeated == 0, "or the proxy hides failures"
-    # The one stream met the end of a replica about every other time.
+    # The stream is on the stopped replica about every second time.
     assert outcome.num_streams > ROUNDS / 2
     assert set(outcome.answered) == {"REST", "gRPC", "stream"}
     assert min(outcome.answered.values()) > 10 * ROUNDS
@@ -32,7 +32,7 @@ def test_ten_rounds_of_rolling_restarts_fail_nothing() -> None:
 
 @pytest.mark.slow
 def test_checks_alone_turn_callers_away_within_the_drain_delay() -> None:
-    """Where nobody tells the proxy, as on plain machines."""
+    """Without notice to the proxy, as on plain machines."""
     unannounced = Deletion(pre_stop_s=0.0, notice_s=None)
     flags = ("--drain-delay-s=2",)
     outcome = roll(

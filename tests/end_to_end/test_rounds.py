@@ -1,4 +1,4 @@
-"""The real program under load: a SIGTERM and a swap, and no accepted request fails.
+"""No accepted request fails during a SIGTERM or a model swap under load.
 
 `benchmarks/drain_rounds.py` and `benchmarks/swap_rounds.py` do it twenty times.
 """
@@ -63,7 +63,7 @@ def test_a_second_signal_ends_it_at_once(run_program: Any, number: signal.Signal
 
 @pytest.fixture
 def repository(tiny_package: ModelPackage, tmp_path: Path) -> Path:
-    """A model repository with the tiny package twice, and once with a graph that was changed."""
+    """A model repository with the tiny package twice, and once with a modified graph."""
     for name in ("tiny", "again", "broken"):
         copytree(tiny_package.path, tmp_path / name)
     graph = tmp_path / "broken" / "onnx" / "text_model.onnx"
@@ -117,7 +117,7 @@ def test_memory_goes_back_after_swaps(run_service: RunService, tmp_path: Path) -
             sizes.append(resident_bytes(service))
         one_model = sizes[0] - before
         unloaded = [line for line in service.program.log if '"unloaded"' in line]
-    # Stated: eight swaps may leave less than one and a half models' worth behind.
+    # Documented limit: eight swaps keep less than the memory of one and a half models.
     assert sizes[-1] - sizes[0] < 1.5 * one_model, [round(s / 2**20) for s in (before, *sizes)]
     assert len(unloaded) >= 7, "or there was nothing to give back"
 

@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
 
-# A PNG of 20,000 x 20,000 grey pixels in 69 bytes; it ends where its pixels would begin.
+# A PNG header of 20,000 x 20,000 grey pixels in 69 bytes, without pixel data.
 HUGE_PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAATiAAAE4gCAAAAADGGxnlAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
 )
@@ -21,7 +21,7 @@ HUGE_PNG = base64.b64decode(
 
 @dataclass(frozen=True)
 class Good:
-    """A request that is answered; images are named by seed and size."""
+    """A valid request; images are given by seed and size."""
 
     name: str
     method: str
@@ -30,7 +30,7 @@ class Good:
 
 @dataclass(frozen=True)
 class Bad(Good):
-    """A request that is refused: status of either transport, the error's code and its field."""
+    """An invalid request: status of both transports, error code and field."""
 
     rest: int
     rpc: str
@@ -138,7 +138,7 @@ BASE: Mapping[str, Mapping[str, Any]] = {
 
 
 def bad(name: str, method: str, code: str | None, param: str | None = None, **fields: Any) -> Bad:
-    """A row: a request that would be good without these fields, answered by 422."""
+    """A row: a valid request made invalid by these fields, answered by 422."""
     rest, rpc = fields.pop("status", (422, INVALID))
     return Bad(name, method, {**BASE[method], **fields}, rest=rest, rpc=rpc, code=code, param=param)
 
@@ -217,7 +217,7 @@ BAD = [
 
 
 def with_images(fields: Mapping[str, Any], photo: Callable[..., bytes]) -> dict[str, Any]:
-    """Seeds and sizes become images; `cut` is one that ends too early."""
+    """Replace seeds and sizes by images; `cut` is a truncated one."""
     made = dict(fields)
     if "images" in made:
         cut = photo(5, (400, 300))[:1500]
@@ -257,11 +257,11 @@ def test_errors_are_equivalent_and_the_service_goes_on(
     if row.code is not None:
         assert (rest.code, rpc.code) == (row.code, row.code)
     if row.param is not None:
-        # Protobuf knows no name of an unknown field: REST's path may go one step further.
+        # Protobuf has no name for an unknown field: REST's path may be one step longer.
         assert rpc.param == row.param
         assert (rest.param or "").startswith(row.param)
     streamed = service.over_stream(row.method, fields)
-    numbered = re.compile(r"\d+")  # an envelope makes a message that is too large larger
+    numbered = re.compile(r"\d+")  # the envelope adds to the size of a message over the limit
     assert numbered.sub("", str(streamed)) == numbered.sub("", str(rpc))
     for ask in (service.over_rest, service.over_grpc):
         assert ask("embed_texts", {"texts": ["dog"]}).status in {"200", "OK"}

@@ -1,4 +1,4 @@
-"""The real program with keys, TLS and client certificates, on the event loop that it uses."""
+"""The real program with keys, TLS and client certificates, on its own event loop."""
 
 import socket
 import ssl
@@ -18,7 +18,7 @@ OLD_KEY, NEW_KEY = "old-key-of-a-caller", "new-key-of-a-caller"
 
 
 class Site:
-    """The files of a secured service, and a caller whom it knows."""
+    """Files of a secured service, and a trusted client."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -109,11 +109,11 @@ def test_silence_and_a_reader_who_does_not_read_are_ended_under_tls_too(
 
 
 def wait_until_closed(pid: int, port: int) -> None:
-    """Wait until the process has no connection to a port of ours any more, without reading."""
+    """Wait, without reading, until the process has no connection to our ports."""
     until = time.monotonic() + LIMIT_S
     peer = f"0100007F:{port:04X}"
     while any(
-        # A connection that the process has let go has no inode.
+        # A connection that the process has closed has no inode.
         line.split()[2] == peer and line.split()[9] != "0"
         for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     ):

@@ -1,4 +1,4 @@
-"""Spans and log lines of the real program: what a collector and a log reader get, or do not get."""
+"""Spans and log lines of the real program, with working and broken collectors."""
 
 import fcntl
 import json
@@ -31,14 +31,14 @@ LIMIT_S = 60.0
 
 @dataclass
 class Collector:
-    """Stands in for an OpenTelemetry collector: takes OTLP over HTTP and keeps the spans."""
+    """Fake OpenTelemetry collector: accepts OTLP over HTTP and keeps the spans."""
 
     endpoint: str
     spans: list[Any] = field(default_factory=list)
     resource: dict[str, str] = field(default_factory=dict)
 
     def take(self, body: bytes) -> None:
-        """Keep what one request brought."""
+        """Keep the spans of one export."""
         for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans:
             attributes = resource_spans.resource.attributes
             self.resource |= {a.key: a.value.string_value for a in attributes}
@@ -46,7 +46,7 @@ class Collector:
                 self.spans += scope_spans.spans
 
     def named(self, name: str) -> list[Any]:
-        """The spans of a name."""
+        """Spans with this name."""
         return [span for span in self.spans if span.name == name]
 
 
@@ -95,7 +95,7 @@ def test_a_collector_has_all_spans_once_the_server_has_drained(
 
 @contextmanager
 def deaf_collector() -> Iterator[str]:
-    """Takes connections and never answers."""
+    """Accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
@@ -121,7 +121,7 @@ def test_a_broken_collector_hurts_neither_requests_nor_the_drain(
 
 
 def records(program: "Program") -> list[dict[str, Any]]:
-    """Every line of the log, each of which must be JSON."""
+    """Parse every line of the log, which must be JSON."""
     return [json.loads(line) for line in program.log]
 
 
@@ -138,7 +138,7 @@ def test_every_line_of_the_log_is_json_with_its_request_id(
         with socket.create_connection(("127.0.0.1", service.ports["grpc"])) as wild:
             wild.sendall(b"GET / HTTP/1.1\r\n\r\n")
     answered = [r for r in records(service.program) if r["message"] == "answered"]
-    # REST logs after it has answered, which may be after the next answer over gRPC.
+    # REST logs after its answer, possibly after the next gRPC answer.
     answered.sort(key=lambda r: (r["method"], str(r["code"])))
     assert [(r["method"], r["code"], r.get("error")) for r in answered] == [
         ("POST /v1/images:embed", 200, None),
@@ -170,7 +170,7 @@ def test_a_port_that_is_taken_is_one_line(run_program: "type[Program]") -> None:
 
 
 def test_a_log_that_nobody_reads_stops_nothing(tiny_package: ModelPackage, tmp_path: Path) -> None:
-    """The pipe holds a page, the log of these requests many; nobody reads it."""
+    """The pipe holds one page and is not read; the log of these requests needs many."""
     read_end, write_end = os.pipe()
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
     ports_file = tmp_path / "ports.json"
@@ -192,7 +192,7 @@ def test_a_log_that_nobody_reads_stops_nothing(tiny_package: ModelPackage, tmp_p
 
 
 def wait_for_port(process: "subprocess.Popen[bytes]", ports_file: Path) -> int:
-    """The HTTP port of a server that is ready."""
+    """Return the HTTP port of a ready server."""
     until = time.monotonic() + LIMIT_S
     while time.monotonic() < until and process.poll() is None:
         if ports_file.exists():

@@ -1,4 +1,4 @@
-"""The receiver in `examples/` shows the traces of both protocols, through a proxy too."""
+"""The receiver in `examples/` shows traces of both protocols, also through a proxy."""
 
 import http.client
 import json
@@ -28,7 +28,7 @@ STAGES = ["admit", "decode", "queue", "run", "post"]
 
 
 class Watcher:
-    """The example as a program; its lines are read as they come."""
+    """The running example; a thread reads its output."""
 
     def __init__(self, project_root: Path) -> None:
         command = [sys.executable, str(project_root / "examples" / "watch_traces.py"), "--port=0"]
@@ -70,7 +70,7 @@ def traceparent(protocol: str) -> str:
 
 
 def ask_both(ports: dict[str, int], image: bytes) -> None:
-    """One request over each protocol, each of a trace of its caller's."""
+    """Send one request per protocol, each with its own trace context."""
     connection = http.client.HTTPConnection("127.0.0.1", ports["http"], timeout=LIMIT_S)
     headers = {"Content-Type": "image/jpeg", "traceparent": traceparent("REST")}
     connection.request("POST", "/v1/images:embed?outputs=cls1", image, headers)
@@ -87,13 +87,13 @@ def ask_both(ports: dict[str, int], image: bytes) -> None:
 
 @pytest.fixture
 def _pod(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the pod's own variables are, with the names that Kubernetes would put in."""
+    """The pod's variables, with names filled in as by Kubernetes."""
     patch = project_root / "deploy" / "kubernetes" / "components" / "tracing" / "pod_names.yaml"
     template = yaml.safe_load(patch.read_text(encoding="utf-8"))["spec"]["template"]
     (container,) = template["spec"]["containers"]
     (value,) = [v["value"] for v in container["env"] if v["name"] == "OTEL_RESOURCE_ATTRIBUTES"]
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", value.replace("$(POD_NAME)", "tipserve-0"))
-    # Everything is sent at the end, so that no trace is shown in two parts.
+    # Export everything at the end, so that no trace is split in two.
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
 
 
@@ -112,7 +112,7 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(
     ):
         proxy.put_in(1, replica)
         ask_both(proxy.ports, photo())
-        # It has drained, so all its spans are here.
+        # The service has drained, so all spans have arrived.
     watcher.end()
     shown = "\n".join(watcher.lines)
     for protocol, root in ROOTS.items():

@@ -35,21 +35,21 @@ CLIENTS: dict[str, Any] = {
     "grpc.aio": tritonclient.grpc.aio,
 }
 EVERY_CLIENT = pytest.mark.parametrize("client", CLIENTS)
-# The aio client of 2.73 leaves the connection of an answer that is an error to the collector.
+# The aio client of 2.73 leaves connections of error answers to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning")
 ALL = ("patch_embeddings", "value_embeddings", "cls1", "cls2")
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Collect what the client left while its warning is still expected, and not in a later test."""
+    """Collect garbage of the client now, so that its warning does not fail a later test."""
     yield
     if "http.aio" in request.node.name:
         gc.collect()
 
 
 def ask(service: "Service", client: str, method: str, *args: Any, **options: Any) -> Any:
-    """One call of a fresh client of this kind; plain values in place of protobuf."""
+    """Call a method of a new client; returns plain values instead of protobuf."""
     transport, _, is_aio = client.partition(".")
     url = f"127.0.0.1:{service.ports[transport]}"
     if transport == "grpc" and method.startswith("get_"):
@@ -66,7 +66,7 @@ def ask(service: "Service", client: str, method: str, *args: Any, **options: Any
 
 
 def tensor(client: str, name: str, array: NDArray[Any], **options: Any) -> Any:
-    """An input of this client's kind."""
+    """Create an input for this client."""
     datatype = {"u": "UINT8", "f": "FP32", "O": "BYTES"}[array.dtype.kind]
     made = CLIENTS[client.partition(".")[0]].InferInput(name, list(array.shape), datatype)
     made.set_data_from_numpy(array, **options)
@@ -227,7 +227,7 @@ def managed(
     tiny_package: ModelPackage,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator["Service"]:
-    """A service whose models may be managed, with a second package beside the one it serves."""
+    """Service with model management, and a second package in its repository."""
     folder = tmp_path_factory.mktemp("repository")
     copytree(tiny_package.path, Path(folder) / "second")
     with run_service("--enable-management", f"--model-repository={folder}") as running:

@@ -1,4 +1,4 @@
-"""What autoscalers ask Prometheus: KEDA by its triggers, an HPA by its adapter's rules."""
+"""Autoscaling queries: KEDA's triggers and the rules of the HPA's adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from tests.monitoring.dashboard_file import Query
 
 
 def keda_queries(project_root: Path) -> list[Query]:
-    """The queries of the ScaledObject's triggers."""
+    """Queries of the ScaledObject's triggers."""
     scaled = _load(project_root, "keda/scaledobject.yaml")
     return [
         Query(f"KEDA {trigger['name']}", trigger["metadata"]["query"])
@@ -19,7 +19,7 @@ def keda_queries(project_root: Path) -> list[Query]:
 
 
 def adapter_queries(project_root: Path, namespace: str) -> list[Query]:
-    """The queries of the adapter's rules, as it sends them for autoscalers of this namespace."""
+    """Queries of the adapter's rules, as sent for autoscalers of this namespace."""
     rules = _load(project_root, "hpa/prometheus_adapter.yaml")["rules"]
     return [
         Query(
@@ -33,7 +33,7 @@ def adapter_queries(project_root: Path, namespace: str) -> list[Query]:
 
 
 def adapter_series(project_root: Path) -> list[Query]:
-    """The series by which the adapter finds out what it can answer."""
+    """Series that the adapter uses for discovery."""
     rules = _load(project_root, "hpa/prometheus_adapter.yaml")["rules"]
     return [Query(rule["name"]["as"], rule["seriesQuery"]) for rule in rules["external"]]
 

@@ -1,4 +1,4 @@
-"""Servers that are not ours beside a test: started on a free port, ended by their process."""
+"""Third-party servers for tests, started on a free port."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ LISTENING: Final = re.compile(r'msg="Listening on" address=(\S+)')
 
 
 class BackgroundServer:
-    """One process that says in its log where it listens, as Prometheus and Alertmanager do."""
+    """A process that logs its address, as Prometheus and Alertmanager do."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.log: list[str] = []
@@ -29,7 +29,7 @@ class BackgroundServer:
 
     @property
     def url(self) -> str:
-        """Where it answers; waits until it is ready, which is after it listens."""
+        """Return its base URL once it is ready."""
         if not self._told.wait(LIMIT_S) or self._address is None:
             raise AssertionError("it does not listen:\n" + "".join(self.log))
         url = f"http://{self._address}"
@@ -41,7 +41,7 @@ class BackgroundServer:
         return url
 
     def end(self) -> None:
-        """SIGTERM, and SIGKILL where it does not listen to that."""
+        """Send SIGTERM, and SIGKILL after a timeout."""
         self._process.terminate()
         try:
             self._process.wait(LIMIT_S)

@@ -1,4 +1,4 @@
-"""Callers by every protocol: REST, gRPC, streams, OpenAI's routes and Open Inference."""
+"""Callers over every protocol: REST, gRPC, streams, OpenAI's routes and Open Inference."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ TEXTS: Final = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a d
 
 
 class Callers:
-    """Ask one service in turn by everything that it speaks, until they are told to stop."""
+    """Sends requests to one service over each protocol in turn until stopped."""
 
     def __init__(self, service: Service, images: Sequence[bytes]) -> None:
         self._service = service
@@ -26,7 +26,7 @@ class Callers:
         self._num_rounds = 0
 
     def rounds(self) -> Iterator[Callable[[], None]]:
-        """One way to ask after the other, for ever."""
+        """Use one protocol after the other, endlessly."""
         while True:
             yield from (self._native, self._refused, self._open_inference, self._openai)
             self._num_rounds += 1
@@ -40,7 +40,7 @@ class Callers:
         assert service.over_stream("embed_images", {"images": images}).status == "OK"
 
     def _refused(self) -> None:
-        """Callers' own faults: no image, and no route of ours."""
+        """Client errors: no image, and an unknown route."""
         assert self._service.over_grpc("embed_images", {"images": [b"?"]}).status != "OK"
 
         assert self._post("/v1/image:embed", {}) == 404
@@ -63,7 +63,7 @@ class Callers:
 
 @contextmanager
 def calling(service: Service, images: Sequence[bytes]) -> Iterator[None]:
-    """Callers who ask without pause while the block runs; what they did not expect is raised."""
+    """Run callers in a loop during the block; unexpected results raise."""
     stop = threading.Event()
     errors: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""The Grafana dashboard as a file: its panels and queries, and what is wrong with it."""
+"""Reads and checks the Grafana dashboard file."""
 
 import re
 from collections import Counter
@@ -13,11 +13,11 @@ Dashboard = Mapping[str, Any]
 
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH: Final = 24
-# Of Grafana's units those that our metrics have; `none` is a plain ratio such as a burn rate.
+# Grafana units of our metrics; `none` is a ratio such as a burn rate.
 UNITS: Final = frozenset(
     {"short", "none", "percentunit", "s", "bytes", "reqps", "cps", "watt", "celsius"}
 )
-# Grafana's own variables, and what they are for a Prometheus that is asked by a test.
+# Grafana's own variables, with the values for tests.
 BUILT_IN: Final = {"__rate_interval": "1m", "__interval": "30s", "__range": "1h"}
 VARIABLE: Final = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|(\w+))")
 LABEL_VALUES: Final = re.compile(r"label_values\((?P<selector>.+), (?P<label>\w+)\)")
@@ -25,19 +25,19 @@ LABEL_VALUES: Final = re.compile(r"label_values\((?P<selector>.+), (?P<label>\w+
 
 @dataclass(frozen=True)
 class Query:
-    """One expression and where it stands."""
+    """One expression and its location."""
 
     place: str
     expression: str
 
     def filled(self, rate_interval: str = BUILT_IN["__rate_interval"]) -> str:
-        """As Grafana sends it where nothing is narrowed down: every variable takes all values."""
+        """Fill in the variables as Grafana does with all values selected."""
         values = {**BUILT_IN, "__rate_interval": rate_interval}
         return VARIABLE.sub(lambda m: values.get(m[1] or m[2], ".*"), self.expression)
 
 
 def panels(dashboard: Dashboard) -> Iterator[dict[str, Any]]:
-    """All panels, those of closed rows too; rows themselves are none."""
+    """All panels, including those of collapsed rows, without the rows."""
     for panel in dashboard["panels"]:
         if panel["type"] == "row":
             yield from panel["panels"]
@@ -46,7 +46,7 @@ def panels(dashboard: Dashboard) -> Iterator[dict[str, Any]]:
 
 
 def queries(dashboard: Dashboard) -> list[Query]:
-    """Every expression: of panels, of annotations, and what the variables choose from."""
+    """Every expression of panels, annotations and variables."""
     found = [
         Query(f"{panel['title']} {target['refId']}", target["expr"])
         for panel in panels(dashboard)
@@ -63,7 +63,7 @@ def queries(dashboard: Dashboard) -> list[Query]:
 
 
 def complaints(dashboard: Dashboard, known_metrics: frozenset[str]) -> list[str]:
-    """What an engineer on call would stumble over; nothing where all is well."""
+    """Return all faults; empty if there are none."""
     return [
         *_numbering(dashboard),
         *_layout(dashboard),
@@ -127,7 +127,7 @@ def _looks(dashboard: Dashboard) -> Iterator[str]:
         if len(panel.get("description", "")) < len(title):
             yield f"{title} is not described"
         if defaults.get("unit") not in UNITS:
-            yield f"{title} has no unit that we know: {defaults.get('unit')}"
+            yield f"{title} has an unknown unit: {defaults.get('unit')}"
         if not defaults.get("thresholds", {}).get("steps"):
             yield f"{title} has no thresholds"
         refs = Counter(target["refId"] for target in panel["targets"])
@@ -157,4 +157,4 @@ def _expressions(dashboard: Dashboard, known_metrics: frozenset[str]) -> Iterato
         if not names:
             yield f"{query.place} reads nothing"
         for name in sorted(names - known_metrics):
-            yield f"{query.place} reads {name}, which nobody gives"
+            yield f"{query.place} reads {name}, which is not provided"

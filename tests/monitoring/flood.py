@@ -1,4 +1,4 @@
-"""Callers of whom a service must refuse most: too many, too hurried, or unknown."""
+"""Callers that a service must mostly refuse: too many, short deadlines, or unknown keys."""
 
 import base64
 import ssl
@@ -17,7 +17,8 @@ from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 LIMIT_S: Final = 60.0
 NUM_CALLERS: Final = 6
 NUM_HURRIED: Final = 2
-# Less than so many texts take, and enough to be told so: which of these is, the machine decides.
+# Deadlines to try: one must be shorter than the texts take, but long enough for the answer, which
+# depends on the machine.
 HURRIES_S: Final = (0.02, 0.05, 0.1, 0.2)
 NUM_TEXTS: Final = 1024
 
@@ -26,7 +27,7 @@ NUM_TEXTS: Final = 1024
 def flooding(
     url: str, context: ssl.SSLContext, key: str, images: Sequence[bytes]
 ) -> Iterator[list[int]]:
-    """Callers who send the same images over and over; gives the statuses that they get."""
+    """Send the same images repeatedly; yields the statuses."""
     stop = threading.Event()
     statuses: list[int] = []
     body = {"images": [base64.b64encode(image).decode() for image in images]}
@@ -49,10 +50,10 @@ def flooding(
 
 
 def ask_hurriedly(address: str, number: int) -> None:
-    """Send an RPC with more texts than there is time for, new ones for each number."""
+    """Send an RPC with more texts than its deadline allows, new ones per number."""
     request = EmbedTextsRequest(texts=[f"text {number} {index}" for index in range(NUM_TEXTS)])
     with grpc.insecure_channel(address) as channel:
-        # The time is for the server, and not for connecting.
+        # Connect first, so that the deadline covers only the server.
         grpc.channel_ready_future(channel).result(LIMIT_S)
         with suppress(grpc.RpcError):
             timeout_s = HURRIES_S[number % len(HURRIES_S)]

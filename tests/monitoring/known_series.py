@@ -1,17 +1,17 @@
-"""The names of all series that Prometheus can have of us: exported, recorded, and its own."""
+"""Names of all series: exported by the service, recorded, and Prometheus's own."""
 
 from collections.abc import Iterable
 from typing import Any, Final
 
 from service.monitoring.metrics import READINGS, Metrics
 
-# What Prometheus makes itself.
+# Series that Prometheus itself creates.
 OWN: Final = frozenset({"up", "ALERTS"})
 SUFFIXES: Final = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
 
 
 def known_series(groups: Iterable[Any]) -> frozenset[str]:
-    """Names of what the service exports, of what these rules record, and Prometheus's own."""
+    """Names of exported series, of series recorded by these rules, and of Prometheus's own."""
     metrics = Metrics()
     metrics.watch_certificate(lambda: 0.0)
     exported = {
@@ -24,5 +24,5 @@ def known_series(groups: Iterable[Any]) -> frozenset[str]:
 
 
 def gpu_series() -> frozenset[str]:
-    """Names of what is told of GPUs, where there are any."""
+    """Names of series that exist only with a GPU."""
     return frozenset(name for name, _, _ in READINGS)

@@ -1,4 +1,4 @@
-"""What a PromQL expression reads, and an expression asked of a Prometheus that runs."""
+"""Parses PromQL expressions and queries a running Prometheus."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ LIMIT_S = 60.0
 
 
 def selectors(expression: str) -> list[promql_parser.VectorSelector]:
-    """Every selector of series in it.
+    """Return every series selector of an expression.
 
     Raises:
-        ValueError: It is not PromQL.
+        ValueError: The expression is not PromQL.
     """
     found: list[promql_parser.VectorSelector] = []
 
@@ -29,7 +29,7 @@ def selectors(expression: str) -> list[promql_parser.VectorSelector]:
 
 
 def metric_names(expression: str) -> set[str]:
-    """The names of the series that it reads."""
+    """Names of the series that an expression reads."""
     return {selector.name for selector in selectors(expression) if selector.name is not None}
 
 
@@ -43,12 +43,12 @@ class Querier:
         """The samples of an instant query; a range's value counts as one.
 
         Raises:
-            AssertionError: Prometheus refuses it.
+            AssertionError: Prometheus rejects the query.
         """
         return self._ask("query", query=expression)["result"]  # type: ignore[no-any-return]
 
     def alerts(self) -> list[dict[str, str]]:
-        """The labels of all alerts that fire or are about to."""
+        """Labels of all firing and pending alerts."""
         return [alert["labels"] for alert in self._ask("alerts")["alerts"]]
 
     def rules(self) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""An HTTP server that keeps what Alertmanager tells it, and takes spans like a collector."""
+"""An HTTP server that records Alertmanager's webhooks and accepts spans like a collector."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ Alert = dict[str, Any]
 
 @dataclass
 class Receiver:
-    """Where webhooks go, and every alert that they brought, in order, with its `receiver`."""
+    """Webhook URL and all received alerts, in order, with their `receiver`."""
 
     url: str
     notified: list[Alert] = field(default_factory=list)

@@ -18,19 +18,19 @@ Group = dict[str, Any]
 
 
 def shipped_groups(monitoring: Path) -> list[Group]:
-    """What the operator gives to Prometheus."""
+    """Rule groups of the shipped PrometheusRule."""
     text = (monitoring / "prometheus_rule.yaml").read_text(encoding="utf-8")
     groups: list[Group] = yaml.safe_load(text)["spec"]["groups"]
     return groups
 
 
 def alerts_of(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
-    """The alerts by name."""
+    """Alerts by name."""
     return {r["alert"]: r for group in groups for r in group["rules"] if "alert" in r}
 
 
 class Check(NamedTuple):
-    """Whether an alert fires at some moment."""
+    """Expectation of one alert at one moment."""
 
     alert: str
     moment: str
@@ -42,24 +42,24 @@ class UnitTest:
     """One file of promtool's unit tests.
 
     Attributes:
-        name: Of the file, without its ending.
-        content: What stands in it.
+        name: File name without suffix.
+        content: Parsed content.
     """
 
     name: str
     content: dict[str, Any]
 
     def checks(self) -> Iterator[list[Check]]:
-        """Of each case, in order, what it says of alerts."""
+        """Expected alerts of each case, in order."""
         return map(_checks, self.content["tests"])
 
     @property
     def alerts(self) -> set[str]:
-        """Those that it says anything of."""
+        """Names of the alerts in its expectations."""
         return {check.alert for case in self.checks() for check in case}
 
     def needed(self, groups: Iterable[Group]) -> list[Group]:
-        """The alerts that it says anything of, with all that is recorded; all where of none."""
+        """Rules for these alerts, and all recording rules; all rules if no alert is named."""
         if not self.alerts:
             return list(groups)
         rules = [(g, [r for r in g["rules"] if r.get("alert") in self.alerts]) for g in groups]
@@ -72,7 +72,7 @@ class UnitTest:
 
 
 def unit_tests(monitoring: Path) -> list[UnitTest]:
-    """All of them; beside them may lie the rules, as somebody made them by hand."""
+    """All unit tests; the folder may also contain a locally built rule file."""
     paths = sorted(set(monitoring.glob("tests/*.yaml")) - {monitoring / "tests" / "rules.yaml"})
     return [UnitTest(p.stem, yaml.safe_load(p.read_text(encoding="utf-8"))) for p in paths]
 
@@ -80,7 +80,7 @@ def unit_tests(monitoring: Path) -> list[UnitTest]:
 def run_unit_tests(
     folder: Path, tests: Iterable[UnitTest], groups: list[Group]
 ) -> subprocess.CompletedProcess[str]:
-    """Run promtool on some tests with these rules, in an empty folder."""
+    """Run promtool on these tests and rules in an empty folder."""
     files = []
     for test in tests:
         place = folder / test.name
@@ -92,7 +92,7 @@ def run_unit_tests(
 
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
+    """Run promtool and return its result."""
     command = [find_tool("promtool"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
 

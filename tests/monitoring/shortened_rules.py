@@ -7,7 +7,7 @@ from typing import Any, Final
 
 # An hour of the rules is a minute of the test.
 FACTOR: Final = 60
-# With a scrape each second a range must hold some of them, also on a busy machine.
+# With one scrape per second a range must hold several samples, also on a busy machine.
 MIN_RANGE_S: Final = 6
 PARTS: Final = re.compile(r"(\d+)(ms|[smhdwy])")
 UNITS_S: Final = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
@@ -30,7 +30,7 @@ def shorten(groups: list[Any]) -> list[Any]:
 
 
 def shorten_routing(config: dict[str, Any]) -> dict[str, Any]:
-    """The same configuration of Alertmanager, which waits and repeats sooner."""
+    """Divide the wait and repeat intervals of Alertmanager's configuration."""
     shortened = deepcopy(config)
     for route in (shortened["route"], *shortened["route"]["routes"]):
         for name in ("group_wait", "group_interval", "repeat_interval"):
@@ -40,7 +40,7 @@ def shorten_routing(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def shorten_expression(expression: str) -> str:
-    """An expression with the same series, and all its ranges and offsets divided."""
+    """Divide all ranges and offsets of an expression."""
 
     def shorter(match: re.Match[str]) -> str:
         length = divided(match[1], at_least_s=MIN_RANGE_S)
@@ -51,6 +51,6 @@ def shorten_expression(expression: str) -> str:
 
 
 def divided(duration: str, *, at_least_s: int) -> str:
-    """A duration divided by `FACTOR`, in whole seconds."""
+    """Divide a duration by `FACTOR`, in whole seconds."""
     seconds = sum(int(number) * UNITS_S[unit] for number, unit in PARTS.findall(duration))
     return f"{max(at_least_s, math.ceil(seconds / FACTOR))}s"

@@ -1,4 +1,4 @@
-"""Alerts say what is wrong, with numbers; the runbook says what to do; both fit the service."""
+"""Texts of alerts and of the runbook fit the rules and the service."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ SOURCES = "".join(
     for path in sorted((FOLDER.parents[1] / "service").rglob("*.py"))
 )
 PARTS = ["Means", "Users feel", "Look", "Do", "False alarm"]
-# Those whose value is always the same, 0 or 1, and says nothing.
+# Alerts whose value is always 0 or 1, so that their text needs no number.
 SAME_VALUE = {
     "TipserveModelWithoutLane",
     "TipserveDown",
@@ -85,7 +85,7 @@ def test_the_runbook_quotes_lines_that_the_log_has() -> None:
 
 
 def test_every_text_is_filled_in_when_the_alert_fires(tmp_path: Path) -> None:
-    """By a test of promtool that expects no alert, whose complaint quotes what it got."""
+    """A promtool test that expects no alert fails and quotes the alert's text."""
     seen: set[str] = set()
     tests = [expecting_nothing(test, seen) for test in unit_tests(FOLDER)]
     finished = run_unit_tests(tmp_path, [test for test in tests if test.content["tests"]], GROUPS)
@@ -93,7 +93,7 @@ def test_every_text_is_filled_in_when_the_alert_fires(tmp_path: Path) -> None:
     fired = re.findall(got, finished.stdout + finished.stderr)
     assert {name for name, _, _ in fired} == ALERTS.keys()
     for name, labels, text in fired:
-        # A label that the alert has not would be filled in by nothing.
+        # A missing label would be replaced by an empty text.
         meant = set(re.findall(r"\$labels\.(\w+)", str(ALERTS[name]["annotations"])))
         assert meant <= set(re.findall(r'(\w+)="', labels)), name
         assert "<" not in text, "a value or a label is missing: " + text
@@ -101,7 +101,7 @@ def test_every_text_is_filled_in_when_the_alert_fires(tmp_path: Path) -> None:
 
 
 def expecting_nothing(test: UnitTest, seen: set[str]) -> UnitTest:
-    """A moment at which each alert fires that was not seen yet, with the claim that it does not."""
+    """Return a moment at which each new alert fires, with the expectation of no alert."""
     cases = []
     for case, checks in zip(test.content["tests"], test.checks(), strict=True):
         fires = next((c for c in checks if c.is_firing and c.alert not in seen), None)

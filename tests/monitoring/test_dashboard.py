@@ -1,4 +1,4 @@
-"""The Grafana dashboard: panels, queries, variables and links agree with what exists."""
+"""Panels, queries, variables and links of the Grafana dashboard are valid."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def dashboard(project_root: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def known(project_root: Path) -> frozenset[str]:
-    """Every series that it may read."""
+    """Series that the dashboard may read."""
     return known_series(shipped_groups(project_root / "deploy" / "monitoring"))
 
 

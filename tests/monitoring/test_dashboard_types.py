@@ -32,7 +32,7 @@ def text(project_root: Path) -> str:
 
 @pytest.fixture
 def check(tmp_path: Path) -> Check:
-    """What the compiler says of a dashboard by the types of a release of Grafana."""
+    """Type-check a dashboard against a Grafana release; returns the compiler's output."""
     compiler = find_tool("tsc")
 
     def run(release: str, content: str) -> "subprocess.CompletedProcess[str]":

@@ -1,4 +1,4 @@
-"""A real Prometheus and Alertmanager watch the real service under load, and tell of its faults."""
+"""A real Prometheus and Alertmanager monitor the real service and report its faults."""
 
 import io
 import itertools
@@ -34,9 +34,9 @@ LIMIT_S: Final = 120.0
 POLL_S: Final = 0.25
 RATE_INTERVAL: Final = "10s"
 BOTH_UP: Final = 'count(up{job="tipserve"} == 1) == 2'
-# No GPU here; and no limit on memory wherever the tests run outside of a container.
+# Not on test machines: a GPU, and a memory limit outside of containers.
 ABSENT: Final = gpu_series() | {"tipserve_memory_limit_bytes"}
-# What the dashboard says only while something is wrong or new, and nothing otherwise.
+# Panels that are empty unless there is a fault or a change.
 ONLY_OF_FAULTS: Final = {
     "Alerts that fire A",
     "Refused by reason A",
@@ -45,14 +45,14 @@ ONLY_OF_FAULTS: Final = {
     "Faults by model and status A",
 }
 ONLY_OF_CHANGES: Final = {"New models and versions"}
-# What rules read of faults alone; none of it is there before the first one.
+# Series of faults; absent before the first fault.
 FAULTS_READ: Final = re.compile(r'code=~"(5|UNKNOWN)|reason=')
 LATE_RPCS: Final = 'tipserve_requests_total{code="DEADLINE_EXCEEDED"}'
 Labels = Mapping[str, str]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
-    """Look again and again until it holds."""
+    """Poll until the condition holds."""
     until = time.monotonic() + LIMIT_S
     while not condition():
         assert time.monotonic() < until, f"still not: {what}"
@@ -60,7 +60,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> None:
 
 
 def wait_told(site: WatchedSite, status: str, labels: Labels, *, after: int) -> dict[str, Any]:
-    """What the webhook is told of an alert, after so many notifications."""
+    """Wait for an alert at the webhook, after this many notifications."""
 
     def found() -> list[dict[str, Any]]:
         alerts = site.receiver.notified[after:]
@@ -73,7 +73,7 @@ def wait_told(site: WatchedSite, status: str, labels: Labels, *, after: int) -> 
 
 
 def wait_quiet(site: WatchedSite, labels: Labels) -> int:
-    """Wait until an alert neither fires nor is about to; how many notifications there were."""
+    """Wait until an alert is neither firing nor pending; returns the number of notifications."""
 
     def is_quiet() -> bool:
         return not any(labels.items() <= alert.items() for alert in site.prometheus.alerts())
@@ -84,7 +84,7 @@ def wait_quiet(site: WatchedSite, labels: Labels) -> int:
 
 
 def wait_answered(site: WatchedSite, asked: Iterable[Query]) -> None:
-    """Wait until each of them has had an answer that is not empty."""
+    """Wait until each query has had a non-empty answer."""
     left = list(asked)
     assert left
 
@@ -112,20 +112,20 @@ def images() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def groups(project_root: Path) -> list[Group]:
-    """The shipped rules on a fast clock."""
+    """The shipped rules with shortened durations."""
     return shorten(shipped_groups(project_root / "deploy" / "monitoring"))
 
 
 @pytest.fixture(scope="module")
 def read(groups: list[Group]) -> list[Query]:
-    """What rules read, each selector by itself; without what this machine does not have."""
+    """Single selectors of the rules, without series absent on this machine."""
     rules = [rule for group in groups for rule in group["rules"]]
     return selected(Query(rule.get("record", rule.get("alert")), rule["expr"]) for rule in rules)
 
 
 @pytest.fixture(scope="module")
 def drawn(project_root: Path) -> list[Query]:
-    """The dashboard's queries, on the same fast clock as the rules."""
+    """The dashboard's queries, shortened like the rules."""
     path = project_root / "deploy" / "monitoring" / "dashboard.json"
     found = queries(json.loads(path.read_text(encoding="utf-8")))
     return [Query(q.place, shorten_expression(q.filled(RATE_INTERVAL))) for q in found]
@@ -138,7 +138,7 @@ def site(
     groups: list[Group],
     images: list[bytes],
 ) -> Iterator[WatchedSite]:
-    """Everything, with callers who ask all the time."""
+    """The whole site, with callers under constant load."""
     folder = tmp_path_factory.mktemp("site")
     routing = project_root / "deploy" / "monitoring" / "standalone" / "alertmanager.yml"
     with (
@@ -157,7 +157,7 @@ def test_everything_drawn_has_data(site: WatchedSite, drawn: list[Query]) -> Non
     silent = ONLY_OF_FAULTS | ONLY_OF_CHANGES
     assert silent <= {query.place for query in drawn}
     wait_answered(site, [q for q in drawn if q.place not in silent and not reads_absent(q)])
-    # Of those that may be silent what they read is there all the same.
+    # Panels that may be empty still read existing series.
     quiet = [query for query in drawn if query.place in ONLY_OF_CHANGES]
     wait_answered(site, selected(quiet))
 
@@ -230,13 +230,13 @@ def test_a_flood_is_told_of_until_it_ends(
 
 
 def ask_what_is_refused(site: WatchedSite, url: str) -> None:
-    """With a wrong key, and over gRPC with more than there is time for."""
+    """Send a wrong key, and an RPC with too short a deadline."""
     stranger = httpx.post(url, headers={"X-Api-Key": "?"}, verify=site.context, timeout=LIMIT_S)
     assert stranger.status_code == 401
     address, numbers = f"127.0.0.1:{site.steady.ports['grpc']}", itertools.count()
 
     def is_counted() -> bool:
-        # On a busy machine the caller's own clock may say so before the server does.
+        # On a busy machine the client's deadline may expire before the server's.
         ask_hurriedly(address, next(numbers))
         return bool(site.prometheus.query(LATE_RPCS))
 
@@ -244,22 +244,19 @@ def ask_what_is_refused(site: WatchedSite, url: str) -> None:
 
 
 def number(site: WatchedSite, drawn: Iterable[Query], title: str) -> float:
-    """What the dashboard's panel of this title says with its one number; NaN where it has none.
-
-    After a scrape that came too late it has none for a while.
-    """
+    """Return the number of the panel with this title; NaN if it has none (late scrape)."""
     (query,) = [query for query in drawn if query.place == f"{title} A"]
     samples = site.prometheus.query(query.expression)
     return float(samples[0]["value"][1]) if len(samples) == 1 else math.nan
 
 
 def reads_absent(query: Query) -> bool:
-    """Whether it reads what is not there on this machine."""
+    """Whether it reads series absent on this machine."""
     return any(selector.name in ABSENT for selector in selectors(query.expression))
 
 
 def selected(asked: Iterable[Query]) -> list[Query]:
-    """What these read, each selector by itself; without what this machine does not have."""
+    """Single selectors of these expressions, without series absent on this machine."""
     return [
         Query(query.place, selector.prettify())
         for query in asked

@@ -35,7 +35,7 @@ def test_promtool_finds_no_fault_in_the_rules(groups: list[Group], tmp_path: Pat
 
 
 def test_two_edits_make_a_plain_rule_file(groups: list[Group]) -> None:
-    """As `sed "1,/^spec:/d; s/^  //"` does, for those without the operator."""
+    """As `sed "1,/^spec:/d; s/^  //"` does, for use without the operator."""
     text = (FOLDER / "prometheus_rule.yaml").read_text(encoding="utf-8")
     plain = re.sub("^  ", "", text.partition("\nspec:\n")[2], flags=re.MULTILINE)
     assert yaml.safe_load(plain) == {"groups": groups}
@@ -55,7 +55,7 @@ def test_every_alert_is_seen_silent_then_firing_then_silent(groups: list[Group])
     begins, ends = set(), set()
     for before, after in (pair for t in TESTS for case in t.checks() for pair in pairwise(case)):
         assert before.alert == after.alert, "a case is of one alert"
-        # A minute is how often rules are evaluated there: with another `for` one of the two fails.
+        # Rules are evaluated every minute there: with a different `for` one of the two fails.
         if not before.is_firing and after.is_firing and minutes(after) - minutes(before) == 1:
             begins.add(after.alert)
         if before.is_firing and not after.is_firing:

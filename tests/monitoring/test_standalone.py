@@ -1,4 +1,4 @@
-"""The examples for those without the operator: both servers take them and tell whom they should."""
+"""The examples without the operator: both servers accept them, and alerts reach their receivers."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Two real replicas, a real Prometheus that scrapes them, a real Alertmanager and whom it tells."""
+"""Two real replicas, a real Prometheus and Alertmanager, and a webhook receiver."""
 
 import ssl
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,19 @@ from tests.monitoring.receiver import Receiver, receiving
 from tests.monitoring.shortened_rules import shorten_routing
 from tests.tools import find_tool, miss
 
-# A request of eight images fills it, so that a second at the same time is too much.
+# Queue limit: one request of eight images fills it, so a second one is refused.
 MAX_QUEUE_PATCHES: Final = 600
 NUM_STARTS: Final = 3
-# As an operator would label what it scrapes.
+# Labels as set by the Prometheus operator.
 NAMESPACE: Final = "here"
 PODS: Final = ("steady", "victim")
 KEY: Final = "the-key-of-this-test"
-# Where Debian's Alertmanager looks for what it cannot start without.
+# Default template of Debian's Alertmanager, required at its start.
 TEMPLATES: Final = Path("/usr/share/prometheus/alertmanager/default.tmpl")
 
 
 class Replica:
-    """The program, which can be killed and comes back on the same ports."""
+    """The program, which can be killed and restarted on the same ports."""
 
     def __init__(self, *arguments: str) -> None:
         self._arguments = ("--model=bundled", *arguments)
@@ -37,23 +37,23 @@ class Replica:
         self.program = Program(*self._arguments)
 
     def wait_ready(self) -> Service:
-        """Wait for it; gives its ports."""
+        """Wait until it is ready; returns its ports."""
         ready = self.program.wait_for("ready")
         ports = {name: ready[name] for name in ("http", "grpc", "metrics")}
         self._fixed_ports = tuple(f"--{name}-port={port}" for name, port in ports.items())
         return Service(self.program, ports)
 
     def end(self) -> None:
-        """Whatever runs of it."""
+        """Stop the process, if it runs."""
         self.program.end()
 
     def kill(self) -> None:
-        """As a machine that is gone, or the kernel when memory is short."""
+        """Kill it, as by a machine failure or the kernel's OOM killer."""
         self.program.process.kill()
         self.program.end()
 
     def come_back(self) -> None:
-        """Run again, as under a Deployment: anew where it ends, as for a port that is taken."""
+        """Restart it as a Deployment would: again if it exits, for example on a port in use."""
         for _ in range(NUM_STARTS):
             self.program = Program(*self._arguments, *self._fixed_ports)
             try:
@@ -67,15 +67,15 @@ class Replica:
 
 @dataclass(frozen=True)
 class WatchedSite:
-    """All that runs.
+    """All running processes.
 
     Attributes:
-        steady: A replica that nothing happens to.
-        victim: Another, with TLS, keys and a short queue.
-        victim_url: Where the victim answers.
-        context: With which callers trust the victim.
-        prometheus: The one that scrapes both.
-        receiver: Of Alertmanager's webhook, and of the steady replica's spans.
+        steady: A replica without faults.
+        victim: A second replica, with TLS, keys and a short queue.
+        victim_url: Base URL of the victim.
+        context: TLS context that trusts the victim.
+        prometheus: Prometheus, which scrapes both.
+        receiver: Receiver of Alertmanager's webhook and of the steady replica's spans.
     """
 
     steady: Service
@@ -88,12 +88,12 @@ class WatchedSite:
 
 @contextmanager
 def running_site(folder: Path, groups: Sequence[Any], routing: Path) -> Iterator[WatchedSite]:
-    """All of it on free ports; everything is ended afterwards.
+    """Run the whole site on free ports; stops everything afterwards.
 
     Args:
-        folder: An empty one.
-        groups: Of rules, for Prometheus.
-        routing: A configuration of Alertmanager; it tells the receiver in place of its webhooks.
+        folder: An empty folder.
+        groups: Rule groups for Prometheus.
+        routing: Alertmanager's configuration; its webhooks are replaced by the receiver.
     """
     ca = trustme.CA()
     leaf = ca.issue_cert("127.0.0.1")
@@ -132,7 +132,7 @@ def running_site(folder: Path, groups: Sequence[Any], routing: Path) -> Iterator
 
 
 def alertmanager_command(folder: Path, routing: Path, webhook_url: str) -> list[str]:
-    """Alertmanager alone, without peers, on the fast clock of the rules."""
+    """Command of Alertmanager without peers, with shortened intervals."""
     if not TEMPLATES.exists():
         miss(f"{TEMPLATES} is missing: run scripts/install_tools.sh as root")
     config = shorten_routing(yaml.safe_load(routing.read_text(encoding="utf-8")))
@@ -151,7 +151,7 @@ def alertmanager_command(folder: Path, routing: Path, webhook_url: str) -> list[
 
 
 def prometheus_config(alertmanager_url: str, targets: dict[str, int]) -> dict[str, Any]:
-    """A scrape each second, with the labels that the operator would give."""
+    """Scrape every second, with the labels of the operator."""
     alertmanagers = [{"targets": [alertmanager_url.removeprefix("http://")]}]
     return {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
@@ -173,7 +173,7 @@ def prometheus_config(alertmanager_url: str, targets: dict[str, int]) -> dict[st
 
 
 def prometheus_command(folder: Path, config: dict[str, Any], groups: Sequence[Any]) -> list[str]:
-    """Prometheus with this configuration and these rules."""
+    """Command of Prometheus with this configuration and these rules."""
     (folder / "rules.yml").write_text(yaml.safe_dump({"groups": list(groups)}), encoding="utf-8")
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")

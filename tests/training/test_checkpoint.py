@@ -20,7 +20,6 @@ from training.checkpoint import (
 )
 from training.optim import OptimConfig, OptimizerName, build_optimizers
 
-State = tuple[nn.Module, tuple[torch.optim.Optimizer, ...]]
 PROGRAM = Path(__file__).with_name("save_forever.py")
 TIMEOUT_S = 240
 
@@ -187,32 +186,25 @@ def test_a_killed_process_leaves_a_whole_checkpoint(
     assert all(torch.equal(value, torch.full_like(value, step)) for value in values)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    module, config = make_state()
-    save(tmp_path, module, 1)
-    wide = Parts(5)
-    with pytest.raises(ValueError, match=r"another model or method: weight differ"):
-        load_checkpoint(tmp_path, method=wide, optimizers=build_optimizers([wide], config))
-    module.more = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"another model or method: more.bias, more.weight"):
-        load_checkpoint(tmp_path, method=module, optimizers=build_optimizers([module], config))
+def load(folder: Path, module: Parts, optimizer: OptimizerName = "muon") -> int:
+    optimizers = build_optimizers([module], OptimConfig(optimizer=optimizer))
+    return load_checkpoint(folder, method=module, optimizers=optimizers)
 
 
-def test_another_optimizer_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_optimizer_or_format_is_refused(tmp_path: Path) -> None:
     module, _ = make_state()
     save(tmp_path, module, 1)
-    optimizers = build_optimizers([module], OptimConfig(optimizer="adamw"))
+    with pytest.raises(ValueError, match=r"another model or method: weight differ"):
+        load(tmp_path, Parts(5))
     with pytest.raises(ValueError, match=r"by Muon and AdamW, not by AdamW: set optim.optimizer"):
-        load_checkpoint(tmp_path, method=module, optimizers=optimizers)
-
-
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    module, config = make_state()
-    save(tmp_path, module, 1)
+        load(tmp_path, module, "adamw")
+    module.more = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"another model or method: more.bias, more.weight"):
+        load(tmp_path, module)
     path = tmp_path / "checkpoints/step-00000001/checkpoint.json"
     path.write_text(path.read_text("utf-8").replace('_version": 1', '_version": 2'), "utf-8")
     with pytest.raises(ValueError, match="has format 2, and this version reads 1"):
-        load_checkpoint(tmp_path, method=module, optimizers=build_optimizers([module], config))
+        load(tmp_path, module)
 
 
 def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:

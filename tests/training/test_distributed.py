@@ -52,9 +52,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> list[
     return [json.loads((folder / f"rank-{rank}.json").read_text("utf-8")) for rank in range(2)]
 
 
-def test_each_rank_knows_its_place(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_start_and_average_as_one_group(ranks: list[dict[str, Any]]) -> None:
     assert [rank["start"] for rank in ranks] == [[0, 2], [1, 2]]
     assert all(rank["is_over"] for rank in ranks)
+    assert [rank["mean"] for rank in ranks] == [[0.5, 2.0]] * 2
+    assert [rank["argument"] for rank in ranks] == [[0.0, 2.0], [1.0, 2.0]]
+    assert [rank["found"] for rank in ranks] == [False, True]
 
 
 def test_gradients_are_those_of_the_whole_batch(
@@ -79,11 +82,6 @@ def test_parameters_without_a_gradient_anywhere_keep_none(ranks: list[dict[str, 
     assert set(ranks[1]["untouched"].values()) == {None}
 
 
-def test_a_mean_over_ranks_leaves_its_argument(ranks: list[dict[str, Any]]) -> None:
-    assert [rank["mean"] for rank in ranks] == [[0.5, 2.0]] * 2
-    assert [rank["argument"] for rank in ranks] == [[0.0, 2.0], [1.0, 2.0]]
-
-
 def test_the_centre_is_that_of_the_whole_batch(
     ranks: list[dict[str, Any]], program: ModuleType
 ) -> None:
@@ -91,33 +89,22 @@ def test_the_centre_is_that_of_the_whole_batch(
     assert ranks[0]["centre"] == ranks[1]["centre"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_rows_of_all_ranks_come_in_their_order(ranks: list[dict[str, Any]]) -> None:
+def test_rows_of_all_ranks_are_gathered_in_order_with_their_gradients(
+    ranks: list[dict[str, Any]],
+) -> None:
     for rank in ranks:
         assert rank["gathered"]["rows"] == [[0.0, 1.0], [2.0, 3.0], [7.0, 9.0]]
         assert rank["gathered"]["ids"] == [0, 1, 10]
     assert [rank["gathered"]["own"] for rank in ranks] == [[0, 2], [2, 3]]
-
-
-def test_a_rows_gradient_comes_from_all_ranks(ranks: list[dict[str, Any]]) -> None:
     # Rank 0 weighs the rows by 1, 2 and 3, rank 1 by twice as much.
     assert ranks[0]["gathered"]["grad"] == [[3.0, 3.0], [6.0, 6.0]]
     assert ranks[1]["gathered"]["grad"] == [[9.0, 9.0]]
-
-
-def test_a_rank_may_have_no_rows(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["gathered"]["empty"] == [2, [0, 0], [], 0]
     assert ranks[1]["gathered"]["empty"] == [2, [0, 2], [[2.0], [2.0]], 0]
-
-
-def test_counts_and_logarithms_add_up(ranks: list[dict[str, Any]]) -> None:
     expected = [math.log(1 + math.e), math.log(2) - 2]
     for rank in ranks:
         assert rank["gathered"]["sum"] == [3, 10]
         assert rank["gathered"]["logsumexp"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_the_first_rank_prepares_for_the_other(ranks: list[dict[str, Any]]) -> None:
-    assert [rank["found"] for rank in ranks] == [False, True]
 
 
 def test_one_rank_needs_no_group(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

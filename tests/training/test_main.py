@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from training.__main__ import COMMANDS, main
+from training.__main__ import main
 from training.commands import data as data_command
 from training.commands import train as train_command
 from training.commands.train import RECIPES
 from training.config import TrainingConfig
 from training.data.folder import DataFolder
 from training.preemption import Stopped
-
-JOBS = ("teacher", "student", "debug", "data", "evaluate", "gate", "export")
 
 
 def test_a_mistake_ends_the_program_with_status_2(project_root: Path) -> None:
@@ -31,33 +29,6 @@ def test_a_mistake_ends_the_program_with_status_2(project_root: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: unknown setting 'bogus': 'bogus' is not one of name, ")
     assert "Traceback" not in result.stderr
-
-
-def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
-    assert ended.value.code == 0
-    listing = capsys.readouterr().out
-    for job in JOBS:
-        assert f"\n    {job} " in listing, job
-    for recipe in RECIPES.values():
-        assert recipe.__doc__
-        assert recipe.__doc__.split()[0] in listing
-
-
-@pytest.mark.parametrize("job", JOBS)
-def test_help_of_a_job_says_what_it_does(
-    job: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")  # no word is cut at its hyphen
-    with pytest.raises(SystemExit) as ended:
-        main([job, "--help"])
-    assert ended.value.code == 0
-    told = " ".join(capsys.readouterr().out.split())
-    named = RECIPES[job].__doc__ if job in RECIPES else COMMANDS[job].help
-    assert named
-    assert " ".join(named.split()) in told
-    assert ("the same command resumes the run" in told) == (job in RECIPES)
 
 
 @pytest.mark.parametrize(

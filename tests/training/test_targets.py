@@ -28,13 +28,10 @@ def test_the_centre_is_the_moving_mean_over_all_patches() -> None:
     assert centering.centre_K.tolist() == pytest.approx([0.19 * 0.25, 0.19 * 0.2])
 
 
-def test_the_centre_rests_in_evaluation() -> None:
+def test_the_centre_rests_in_evaluation_and_never_learns() -> None:
     centering = Centering(4, temperature=0.1).eval()
     centering(torch.rand(5, 4))
     assert not centering.centre_K.any()
-
-
-def test_the_centre_is_saved_and_never_learns() -> None:
     centering = Centering(4, temperature=0.1)
     assert set(centering.state_dict()) == {"centre_K"}
     assert not list(centering.parameters())
@@ -52,14 +49,11 @@ def test_centering_keeps_one_prototype_from_taking_everything() -> None:
     assert last_K.max() < 0.4
 
 
-def test_sinkhorn_balances_all_tokens_of_the_batch_together() -> None:
+def test_sinkhorn_balances_and_softmax_only_sharpens() -> None:
     cosines_BNK = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
     probs_BNK = Sinkhorn(temperature=0.1)(cosines_BNK)
     expected_NK = sinkhorn_knopp(cosines_BNK.view(6, 4) / 0.1)
     torch.testing.assert_close(probs_BNK, expected_NK.view(2, 3, 4))
-
-
-def test_a_softmax_only_sharpens() -> None:
     probs_NK = Softmax(temperature=0.5)(torch.tensor([[0.5, 0.0]]))
     assert probs_NK[0, 0].item() == pytest.approx(math.e / (math.e + 1), rel=1e-6)
 

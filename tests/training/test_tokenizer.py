@@ -12,26 +12,12 @@ from training.tokenizer import train_tokenizer
 TEXTS = ["a dog on the left", "Two Cats", "a DOG", "caf\u00e9 \u732b", "an unheard-of word, truly"]
 
 
-def test_frequent_words_are_one_piece(tokenizer: Tipsv2Tokenizer) -> None:
-    assert tokenizer.tokenize("background") == ["\u2581background"]
-    assert len(tokenizer) <= 400
-
-
-def test_padding_and_unknown_come_first(tokenizer: Tipsv2Tokenizer) -> None:
+def test_case_is_ignored_and_unseen_letters_become_bytes(tokenizer: Tipsv2Tokenizer) -> None:
     assert tokenizer.convert_ids_to_tokens([0, 1, 2, 257]) == ["<pad>", "<unk>", "<0x00>", "<0xFF>"]
     assert tokenizer.pad_token_id == 0
-
-
-def test_case_does_not_matter(tokenizer: Tipsv2Tokenizer) -> None:
     assert tokenizer("A Dog")["input_ids"] == tokenizer("a dog")["input_ids"]
-
-
-def test_nothing_is_put_before_or_after(tokenizer: Tipsv2Tokenizer) -> None:
     alone, twice = tokenizer("red")["input_ids"], tokenizer("red red")["input_ids"]
     assert twice == alone * 2
-
-
-def test_what_was_never_seen_becomes_bytes(tokenizer: Tipsv2Tokenizer) -> None:
     pieces = tokenizer.tokenize("\u732b")
     assert pieces[-3:] == ["<0xE7>", "<0x8C>", "<0xAB>"]
     assert tokenizer.unk_token_id not in tokenizer("caf\u00e9 \u732b!")["input_ids"]
@@ -52,13 +38,3 @@ def test_the_server_reads_it_as_training_does(tokenizer: Tipsv2Tokenizer, tmp_pa
 def test_the_vocabulary_has_the_size_asked_for(vocab_size: int) -> None:
     words = [f"word{number} thing{number} stuff{number}" for number in range(60)]
     assert len(train_tokenizer(words, vocab_size)) == vocab_size
-
-
-def test_capitals_are_learnt_as_small_letters() -> None:
-    small, capital = (train_tokenizer(texts, 300) for texts in (["dog cat"], ["DOG Cat"]))
-    assert small.get_vocab() == capital.get_vocab()
-
-
-def test_the_same_texts_give_the_same_tokenizer() -> None:
-    first, second = (train_tokenizer(TEXTS * 3, 320) for _ in range(2))
-    assert first.get_vocab() == second.get_vocab()

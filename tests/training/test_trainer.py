@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from training import update as update_module
 from training.checkpoint import checkpoint_step
 from training.config import TrainingConfig
 from training.data.batch import Batch
@@ -17,9 +16,12 @@ from training.data.loader import SceneBatches
 from training.methods.base import Method, Step, StepResult
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.observation import Row, read_log
-from training.parallel import ParallelMethod
 from training.run import build_method
 from training.trainer import Trainer
+
+MakeBatches = Callable[..., SceneBatches]
+
+MakeMethod = Callable[[], Method]
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def test_a_stopped_run_resumes_to_the_identical_result(
     accumulate: int,
     stops: Sequence[int],
     tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
+    make_method: MakeMethod,
+    make_batches: MakeBatches,
 ) -> None:
     whole = replace(tiny_config, name="whole", accumulate=accumulate)
     parts = replace(whole, name="parts")
@@ -80,9 +82,7 @@ def test_a_stopped_run_resumes_to_the_identical_result(
 
 
 def test_every_step_is_logged_with_its_terms(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
+    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
     train(tiny_config, make_method(), make_batches())
     log = rows(tiny_config)
@@ -96,9 +96,7 @@ def test_every_step_is_logged_with_its_terms(
 
 
 def test_logging_and_validation_come_when_due(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
+    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
     config = replace(tiny_config, log_every=4, validate_every=3, num_steps=7)
     method, validated = make_method(), []
@@ -116,46 +114,15 @@ def test_logging_and_validation_come_when_due(
     assert method.training
 
 
-def test_a_finished_run_does_nothing_more(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
-) -> None:
-    train(tiny_config, make_method(), make_batches())
-    method = make_method()
-    assert train(tiny_config, method, make_batches()) == {}
-    assert len(rows(tiny_config)) == 6
-
-
-def test_the_learning_rate_follows_the_schedule(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
-) -> None:
-    optim = tiny_config.optim
-    peaks = [optim.muon_lr, optim.adamw_lr, optim.adamw_lr, optim.adamw_lr]
-    trainer = Trainer(tiny_config, make_method(), make_batches())
-    for num_steps in (1, 3):  # the second time goes on from the first
-        trainer.train(until=num_steps)
-        rates = [group["lr"] for part in trainer.optimizers for group in part.param_groups]
-        assert rates == pytest.approx([num_steps * peak / optim.warmup_steps for peak in peaks])
-
-
 class Recording(Pretrain):
-    """A method that remembers what the trainer asked of it."""
+    """A method that remembers whether its weights had moved when its averages did."""
 
     def __init__(self, model: Tipsv2Model, config: PretrainConfig) -> None:
         super().__init__(model, config)
-        self.seeds: list[int] = []
-        self.progress: list[float] = []
-        self.rows: list[tuple[int, int]] = []
         self.moved: list[bool] = []
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
-        """Remember what came, and the weights before the step."""
-        self.seeds.append(step.generator.initial_seed())
-        self.progress.append(step.progress)
-        self.rows.append((step.first_row, step.global_rows))
+        """Remember the weights before the step."""
         self.before = self.head.prototypes.detach().clone()
         return super().training_step(batch, step)
 
@@ -164,54 +131,14 @@ class Recording(Pretrain):
         self.moved.append(not torch.equal(self.head.prototypes.detach(), self.before))
 
 
-def test_each_step_has_its_own_random_choices_and_each_rank_its_rows(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert isinstance(tiny_config.method, PretrainConfig)
-    monkeypatch.setattr(update_module, "num_ranks", lambda: 2)
-    seeds: list[list[int]] = []
-    for rank in (0, 1, 0):
-        method = Recording(make_method().model, tiny_config.method)
-        config = replace(tiny_config, name=f"run-{len(seeds)}")
-        Trainer(config, method, make_batches(), rank=rank).train()
-        assert method.progress == [step / 6 for step in range(6)]
-        assert set(method.rows) == {(4 * rank, 8)}
-        seeds.append(method.seeds)
-    assert seeds[0] == seeds[1] == seeds[2]
-    assert len(set(seeds[0])) == 6
-
-
 def test_averages_move_after_the_weights(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
+    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
     assert isinstance(tiny_config.method, PretrainConfig)
     method = Recording(make_method().model, tiny_config.method)
     train(tiny_config, method, make_batches())
     # The head has a gradient from half of the steps on.
     assert method.moved == [False] * 3 + [True] * 3
-
-
-def test_gradients_are_averaged_before_they_are_clipped(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What several ranks really do here is in test_parallel.py."""
-
-    def cancel(parallel: ParallelMethod) -> None:
-        for parameter in parallel.method.parameters():
-            if parameter.grad is not None:
-                parameter.grad.zero_()
-
-    monkeypatch.setattr(ParallelMethod, "finish_gradients", cancel)
-    train(tiny_config, make_method(), make_batches())
-    assert {row["grad_norm"] for row in rows(tiny_config)} == {0.0}
 
 
 class Broken(Pretrain):
@@ -225,9 +152,7 @@ class Broken(Pretrain):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
+    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
     assert isinstance(tiny_config.method, PretrainConfig)
     broken = Broken(make_method().model, tiny_config.method)
@@ -244,29 +169,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
     assert [row["step"] for row in rows(tiny_config)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_only_the_first_rank_logs_and_shows(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Which files each of two real ranks writes is in test_parallel.py."""
-
-    def fail(row: Row) -> None:
-        raise AssertionError(row)
-
-    monkeypatch.setattr(update_module, "num_ranks", lambda: 2)
-    monkeypatch.setattr("training.trainer.save_checkpoint", lambda *_, **__: None)
-    batches = make_batches(rank=1, num_ranks=2)
-    row = Trainer(tiny_config, make_method(), batches, rank=1, report=fail).train()
-    assert row["step"] == 6
-    assert not list(tiny_config.folder.iterdir())
-    assert capsys.readouterr().out == ""
-    Trainer(replace(tiny_config, name="first"), make_method(), make_batches()).train()
-    assert "6/6" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("every_s", "expected"), [(0.0, [1, 2, 3, 4, 5, 6, 7]), (10.0, [3, 6, 7]), (99.0, [7])]
 )
@@ -274,8 +176,8 @@ def test_checkpoints_come_by_the_clock_and_once_at_the_end(
     every_s: float,
     expected: Sequence[int],
     tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
+    make_method: MakeMethod,
+    make_batches: MakeBatches,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step takes four seconds of this clock."""
@@ -301,9 +203,7 @@ def test_checkpoints_come_by_the_clock_and_once_at_the_end(
 
 
 def test_data_that_ends_too_early_is_a_mistake(
-    tiny_config: TrainingConfig,
-    make_method: Callable[[], Method],
-    make_batches: Callable[..., SceneBatches],
+    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
     config = replace(tiny_config, accumulate=2)
     with pytest.raises(ValueError, match="the data ends after 3 of 6 steps"):

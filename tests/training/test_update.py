@@ -19,7 +19,6 @@ from training.update import Precision, Update, UpdateConfig
 
 OPTIM = OptimConfig(warmup_steps=0, clip_norm=1e9)
 HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
-NEVER = 1e9
 
 
 class Slope(Method):

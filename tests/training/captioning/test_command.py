@@ -3,19 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.deploy.training_steps import Places, build, chain_steps, environment, make_step
+from tests.training.captioning.fakes import StandIn, refused
 from training.__main__ import main
 from training.captioning.journal import read_shard
 from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import Sample
-
-Make = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +30,7 @@ def test_paligemma_then_gemini_give_a_sample_three_captions(
     checkpoint: Path,
     shards: Path,
     tmp_path: Path,
-    stand_in: Any,
+    stand_in: StandIn,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
@@ -57,7 +54,7 @@ def test_paligemma_then_gemini_give_a_sample_three_captions(
 def test_an_estimate_needs_no_key_and_sends_nothing(
     shards: Path,
     tmp_path: Path,
-    stand_in: Any,
+    stand_in: StandIn,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -95,7 +92,7 @@ def test_paligemmas_estimate_measures_and_writes_nothing(
 def test_it_refuses_before_anything_is_sent(
     shards: Path,
     tmp_path: Path,
-    stand_in: Any,
+    stand_in: StandIn,
     capsys: pytest.CaptureFixture[str],
     more: tuple[str, ...],
     advice: str,
@@ -105,32 +102,8 @@ def test_it_refuses_before_anything_is_sent(
     assert stand_in.requests == []
 
 
-def test_without_a_key_it_says_where_one_is_looked_for(
-    shards: Path,
-    tmp_path: Path,
-    stand_in: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.delenv("GEMINI_API_KEY")
-    assert main(gemini(shards, tmp_path / "out", stand_in.url, "--yes")) == 2
-    assert "--api-key-file" in capsys.readouterr().err
-
-
-def test_without_the_client_it_says_which_extra_is_missing(
-    shards: Path,
-    tmp_path: Path,
-    stand_in: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setitem(sys.modules, "training.captioning.gemini", None)
-    assert main(gemini(shards, tmp_path / "out", stand_in.url, "--yes")) == 2
-    assert "pip install 'tipserve[captions]'" in capsys.readouterr().err
-
-
 def test_other_prices_are_used(
-    shards: Path, tmp_path: Path, stand_in: Any, capsys: pytest.CaptureFixture[str]
+    shards: Path, tmp_path: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prices = ["--input-price", "1000", "--output-price", "0", "--price-date", "2027-01-01"]
     more = [*prices, "--model", "gemini-9", "--yes"]
@@ -141,20 +114,16 @@ def test_other_prices_are_used(
 
 
 def test_a_refused_key_ends_with_a_message(
-    shards: Path,
-    tmp_path: Path,
-    stand_in: Any,
-    refuse: Make,
-    capsys: pytest.CaptureFixture[str],
+    shards: Path, tmp_path: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in.default = lambda key: refuse(403, "PERMISSION_DENIED")
+    stand_in.default = lambda key: refused(403, "PERMISSION_DENIED")
     assert main(gemini(shards, tmp_path / "out", stand_in.url, "--yes")) == 2
     assert "the service refuses every request" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_result(
-    shards: Path, tmp_path: Path, stand_in: Any, project_root: Path
+    shards: Path, tmp_path: Path, stand_in: StandIn, project_root: Path
 ) -> None:
     assert main(gemini(shards, tmp_path / "whole", stand_in.url, "--yes")) == 0
     asked = len(stand_in.requests)
@@ -181,7 +150,7 @@ def test_a_killed_process_resumes_to_the_same_result(
 
 
 def test_the_key_comes_from_the_secrets_file_without_a_question(
-    shards: Path, tmp_path: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+    shards: Path, tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
         monkeypatch.delenv(variable, raising=False)

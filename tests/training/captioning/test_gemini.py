@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.training.captioning.fakes import FakeClock, Reply, StandIn, make_samples, refused, said
 from training.captioning.gemini import (
     GeminiCaptioner,
     RateLimit,
     Unavailable,
     call_with_retries,
-    open_captioner,
     open_client,
     read_api_key,
 )
@@ -36,7 +36,7 @@ ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 
 
 @pytest.fixture
-def open_gemini(stand_in: Any, clock: Any) -> Iterator[Callable[..., GeminiCaptioner]]:
+def open_gemini(stand_in: StandIn, clock: FakeClock) -> Iterator[Callable[..., GeminiCaptioner]]:
     """A captioner that asks the stand-in and waits for nothing."""
     with ExitStack() as stack:
 
@@ -57,10 +57,8 @@ def kind_of(outcome: Outcome) -> str:
     return outcome.failure.kind
 
 
-def test_each_sample_gets_its_own_answer_and_its_cost(
-    open_gemini: Make, some_samples: Make
-) -> None:
-    found = by_key(open_gemini().caption(some_samples(0, 7)))
+def test_each_sample_gets_its_own_answer_and_its_cost(open_gemini: Make) -> None:
+    found = by_key(open_gemini().caption(make_samples(0, 7)))
     assert {key: o.caption for key, o in found.items()} == {
         f"k{i:03d}": f"a long caption of k{i:03d}" for i in range(7)
     }
@@ -68,9 +66,9 @@ def test_each_sample_gets_its_own_answer_and_its_cost(
 
 
 def test_it_sends_the_image_the_texts_and_the_settings(
-    open_gemini: Make, some_samples: Make, stand_in: Any
+    open_gemini: Make, stand_in: StandIn
 ) -> None:
-    [sample] = some_samples(0, 1)
+    [sample] = make_samples(0, 1)
     sample = replace(sample, captions={**sample.captions, "paligemma": "a  square\nof colour"})
     config = GeminiConfig(
         max_words=33,
@@ -102,11 +100,13 @@ def test_it_sends_the_image_the_texts_and_the_settings(
 
 
 def test_an_overload_is_waited_out_as_long_as_the_service_asks(
-    open_gemini: Make, some_samples: Make, stand_in: Any, refuse: Make, clock: Any
+    open_gemini: Make, stand_in: StandIn, clock: FakeClock
 ) -> None:
-    busy = refuse(429, "RESOURCE_EXHAUSTED", details=[{"@type": RETRY_INFO, "retryDelay": "31.5s"}])
-    stand_in.plan["k000"] = [busy, refuse(503, "UNAVAILABLE", retry_after="40")]
-    found = by_key(open_gemini().caption(some_samples(0, 1)))
+    busy = refused(
+        429, "RESOURCE_EXHAUSTED", details=[{"@type": RETRY_INFO, "retryDelay": "31.5s"}]
+    )
+    stand_in.plan["k000"] = [busy, refused(503, "UNAVAILABLE", retry_after="40")]
+    found = by_key(open_gemini().caption(make_samples(0, 1)))
     assert found["k000"].caption == "a long caption of k000"
     long = [pause for pause in clock.slept_s if pause > 30]
     assert 31.5 <= long[0] <= 31.5 + 2
@@ -114,31 +114,22 @@ def test_an_overload_is_waited_out_as_long_as_the_service_asks(
 
 
 def test_a_pause_asked_of_one_holds_them_all(
-    open_gemini: Make, some_samples: Make, stand_in: Any, refuse: Make, clock: Any
+    open_gemini: Make, stand_in: StandIn, clock: FakeClock
 ) -> None:
-    busy = refuse(429, "RESOURCE_EXHAUSTED", details=[{"@type": RETRY_INFO, "retryDelay": "50s"}])
+    busy = refused(429, "RESOURCE_EXHAUSTED", details=[{"@type": RETRY_INFO, "retryDelay": "50s"}])
     stand_in.plan["k000"] = [busy]
     began_s, arrived_s = clock.now(), []
     stand_in.on_request = lambda count: arrived_s.append(clock.now() - began_s)
-    list(open_gemini(max_in_flight=1).caption(some_samples(0, 2)))
+    list(open_gemini(max_in_flight=1).caption(make_samples(0, 2)))
     assert arrived_s[0] == 0
     assert min(arrived_s[1:]) >= 50
 
 
-@pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
-def test_what_may_pass_is_tried_again(
-    open_gemini: Make, some_samples: Make, stand_in: Any, refuse: Make, status: int
-) -> None:
-    stand_in.plan["k000"] = [refuse(status, "BUSY")] * 2
-    assert by_key(open_gemini().caption(some_samples(0, 1)))["k000"].caption
-    assert len(stand_in.requests) == 3
-
-
 def test_what_never_passes_becomes_a_failure_for_another_run(
-    open_gemini: Make, some_samples: Make, stand_in: Any, refuse: Make
+    open_gemini: Make, stand_in: StandIn
 ) -> None:
-    stand_in.plan["k001"] = [refuse(503, "UNAVAILABLE")] * 9
-    found = by_key(open_gemini(max_attempts=3).caption(some_samples(0, 3)))
+    stand_in.plan["k001"] = [refused(503, "UNAVAILABLE")] * 9
+    found = by_key(open_gemini(max_attempts=3).caption(make_samples(0, 3)))
     assert stand_in.keys().count("k001") == 3
     assert found["k001"].failure is not None
     assert found["k001"].failure.kind == "unavailable"
@@ -147,49 +138,37 @@ def test_what_never_passes_becomes_a_failure_for_another_run(
     assert found["k002"].caption
 
 
-def test_a_late_answer_is_asked_for_again(
-    open_gemini: Make, some_samples: Make, stand_in: Any, say: Make
-) -> None:
+def test_a_late_answer_is_asked_for_again(open_gemini: Make, stand_in: StandIn) -> None:
     never_in_time = threading.Event()
-    stand_in.plan["k000"] = [replace(say("too late"), waits_for=never_in_time)]
-    found = by_key(open_gemini(timeout_s=0.3).caption(some_samples(0, 1)))
+    stand_in.plan["k000"] = [replace(said("too late"), waits_for=never_in_time)]
+    found = by_key(open_gemini(timeout_s=0.3).caption(make_samples(0, 1)))
     never_in_time.set()
     assert found["k000"].caption == "a long caption of k000"
     assert len(stand_in.requests) == 2
 
 
 def test_no_service_at_all_is_a_failure_for_another_run(
-    some_samples: Make, stand_in: Any, clock: Any
+    stand_in: StandIn, clock: FakeClock
 ) -> None:
     limits = GeminiLimits(max_attempts=2)
     with open_client(KEY, limits, base_url="http://127.0.0.1:1") as client:
         captioner = GeminiCaptioner(GeminiConfig(), limits, client, clock=clock)
-        found = by_key(captioner.caption(some_samples(0, 1)))
+        found = by_key(captioner.caption(make_samples(0, 1)))
     assert found["k000"].failure is not None
     assert found["k000"].failure.is_transient
 
 
-def test_an_answer_that_is_no_json_is_asked_for_again(
-    open_gemini: Make, some_samples: Make, stand_in: Any, make_reply: Make
-) -> None:
-    stand_in.plan["k000"] = [make_reply(body=b"<html>")] * 2
-    assert by_key(open_gemini().caption(some_samples(0, 1)))["k000"].caption
-    assert len(stand_in.requests) == 3
-
-
-def test_blocked_and_empty_answers_are_final_failures(
-    open_gemini: Make, some_samples: Make, stand_in: Any, say: Make, make_reply: Make, refuse: Make
-) -> None:
+def test_blocked_and_empty_answers_are_final_failures(open_gemini: Make, stand_in: StandIn) -> None:
     stand_in.plan = {
-        "k000": [make_reply(body={"promptFeedback": {"blockReason": "SAFETY"}})],
-        "k001": [make_reply(body={"candidates": [{"finishReason": "SAFETY"}]})],
-        "k002": [say("", finish="STOP")],
-        "k003": [make_reply(body={})],
-        "k004": [refuse(400, "INVALID_ARGUMENT")],
-        "k005": [say("half a thou", finish="MAX_TOKENS")],
-        "k006": [say("partly", finish="RECITATION")],
+        "k000": [Reply(body={"promptFeedback": {"blockReason": "SAFETY"}})],
+        "k001": [Reply(body={"candidates": [{"finishReason": "SAFETY"}]})],
+        "k002": [said("", finish="STOP")],
+        "k003": [Reply(body={})],
+        "k004": [refused(400, "INVALID_ARGUMENT")],
+        "k005": [said("half a thou", finish="MAX_TOKENS")],
+        "k006": [said("partly", finish="RECITATION")],
     }
-    found = by_key(open_gemini().caption(some_samples(0, 7)))
+    found = by_key(open_gemini().caption(make_samples(0, 7)))
     kinds = {key: kind_of(outcome) for key, outcome in found.items() if outcome.failure}
     assert kinds == {
         "k000": "blocked",
@@ -206,7 +185,7 @@ def test_blocked_and_empty_answers_are_final_failures(
 
 
 def test_the_models_thoughts_are_paid_for_and_left_out(
-    open_gemini: Make, some_samples: Make, stand_in: Any, make_reply: Make
+    open_gemini: Make, stand_in: StandIn
 ) -> None:
     parts = [{"text": "let me see", "thought": True}, {"text": "a square"}]
     usage = {"promptTokenCount": 5, "candidatesTokenCount": 2, "thoughtsTokenCount": 40}
@@ -214,8 +193,8 @@ def test_the_models_thoughts_are_paid_for_and_left_out(
         "candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}],
         "usageMetadata": usage,
     }
-    stand_in.plan["k000"] = [make_reply(body=body)]
-    outcome = by_key(open_gemini().caption(some_samples(0, 1)))["k000"]
+    stand_in.plan["k000"] = [Reply(body=body)]
+    outcome = by_key(open_gemini().caption(make_samples(0, 1)))["k000"]
     assert outcome.caption == "a square"
     assert outcome.usage == Usage(input_tokens=5, output_tokens=42)
 
@@ -242,19 +221,17 @@ def test_the_models_thoughts_are_paid_for_and_left_out(
 )
 def test_what_every_request_would_meet_stops_the_job(
     open_gemini: Make,
-    some_samples: Make,
-    stand_in: Any,
-    refuse: Make,
+    stand_in: StandIn,
     status: int,
     name: str,
     details: list[dict[str, Any]],
     message: str,
 ) -> None:
-    stand_in.plan["k004"] = [refuse(status, name, details=details)]
+    stand_in.plan["k004"] = [refused(status, name, details=details)]
     found: dict[str, Outcome] = {}
 
     def gather() -> None:
-        for [outcome] in open_gemini().caption(some_samples(0, 100)):
+        for [outcome] in open_gemini().caption(make_samples(0, 100)):
             found[outcome.key] = outcome
 
     with pytest.raises(JobStopped, match=message):
@@ -264,21 +241,19 @@ def test_what_every_request_would_meet_stops_the_job(
     assert len(stand_in.requests) < 100
 
 
-def test_requests_in_flight_are_limited(
-    open_gemini: Make, some_samples: Make, stand_in: Any, say: Make
-) -> None:
+def test_requests_in_flight_are_limited(open_gemini: Make, stand_in: StandIn) -> None:
     both_there = threading.Event()
-    stand_in.default = lambda key: replace(say(key), waits_for=both_there)
+    stand_in.default = lambda key: replace(said(key), waits_for=both_there)
     stand_in.on_request = lambda count: both_there.set() if count >= 4 else None
-    list(open_gemini(max_in_flight=4).caption(some_samples(0, 12)))
+    list(open_gemini(max_in_flight=4).caption(make_samples(0, 12)))
     assert stand_in.most_at_once == 4
 
 
-def test_samples_are_read_as_they_are_needed(open_gemini: Make, some_samples: Make) -> None:
+def test_samples_are_read_as_they_are_needed(open_gemini: Make) -> None:
     taken = []
 
     def samples() -> Iterator[Sample]:
-        for sample in some_samples(0, 50):
+        for sample in make_samples(0, 50):
             taken.append(sample.key)
             yield sample
 
@@ -289,35 +264,33 @@ def test_samples_are_read_as_they_are_needed(open_gemini: Make, some_samples: Ma
 
 
 def test_it_keeps_the_accounts_limits(
-    open_gemini: Make, some_samples: Make, stand_in: Any, clock: Any
+    open_gemini: Make, stand_in: StandIn, clock: FakeClock
 ) -> None:
     arrived_s: list[float] = []
     stand_in.on_request = lambda count: arrived_s.append(clock.now())
-    list(open_gemini(requests_per_minute=4, max_in_flight=1).caption(some_samples(0, 10)))
+    list(open_gemini(requests_per_minute=4, max_in_flight=1).caption(make_samples(0, 10)))
     assert len(arrived_s) == 10
     assert all(arrived_s[i + 4] - arrived_s[i] >= 60 for i in range(6))
 
 
-def test_it_counts_the_tokens_that_the_service_counted(
-    open_gemini: Make, some_samples: Make, clock: Any
-) -> None:
+def test_it_counts_the_tokens_that_the_service_counted(open_gemini: Make, clock: FakeClock) -> None:
     # The stand-in counts 600 tokens a request and we some 170, so a minute of 1900 takes three.
     config = GeminiConfig(image_tokens=1)
     list(
         open_gemini(config=config, tokens_per_minute=1900, max_in_flight=1).caption(
-            some_samples(0, 7)
+            make_samples(0, 7)
         )
     )
     assert sum(clock.slept_s) == pytest.approx(120)
 
 
 def test_a_stopped_job_resumes_to_the_same_result(
-    open_gemini: Make, stand_in: Any, refuse: Make, tmp_path: Path, shards: Path
+    open_gemini: Make, stand_in: StandIn, tmp_path: Path, shards: Path
 ) -> None:
     whole = JobConfig(shards=shards, output=tmp_path / "whole")
     CaptionJob(whole, open_gemini()).run()
     asked = len(stand_in.requests)
-    stand_in.plan["k003"] = [refuse(403, "PERMISSION_DENIED")]
+    stand_in.plan["k003"] = [refused(403, "PERMISSION_DENIED")]
     cut = JobConfig(shards=shards, output=tmp_path / "cut")
     with pytest.raises(JobStopped):
         CaptionJob(cut, open_gemini()).run()
@@ -333,19 +306,18 @@ def test_a_stopped_job_resumes_to_the_same_result(
 
 def test_the_key_is_written_and_logged_nowhere(
     open_gemini: Make,
-    stand_in: Any,
-    refuse: Make,
+    stand_in: StandIn,
     tmp_path: Path,
     shards: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    stand_in.plan["k001"] = [refuse(400, "INVALID_ARGUMENT")]
-    stand_in.plan["k002"] = [refuse(503, "UNAVAILABLE")] * 9
+    stand_in.plan["k001"] = [refused(400, "INVALID_ARGUMENT")]
+    stand_in.plan["k002"] = [refused(503, "UNAVAILABLE")] * 9
     output = tmp_path / "out"
     captioner = open_gemini()
     CaptionJob(JobConfig(shards=shards, output=output), captioner).run()
-    stand_in.plan["k000"] = [refuse(403, "PERMISSION_DENIED")]
+    stand_in.plan["k000"] = [refused(403, "PERMISSION_DENIED")]
     with pytest.raises(JobStopped) as stopped:
         CaptionJob(JobConfig(shards=shards, output=tmp_path / "other"), captioner).run()
     assert KEY not in str(stopped.value)
@@ -354,31 +326,6 @@ def test_the_key_is_written_and_logged_nowhere(
     files = [path for folder in (output, tmp_path / "other") for path in folder.iterdir()]
     assert files
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
-
-
-def test_it_opens_and_closes_a_client_of_its_own(some_samples: Make, stand_in: Any) -> None:
-    with open_captioner(GeminiConfig(), GeminiLimits(), KEY, base_url=stand_in.url) as captioner:
-        assert by_key(captioner.caption(some_samples(0, 1)))["k000"].caption
-
-
-def test_the_environment_has_it_under_either_name() -> None:
-    assert read_api_key(None, {"GOOGLE_API_KEY": "g"}) == "g"
-    assert read_api_key(None, {"GOOGLE_API_KEY": "g", "GEMINI_API_KEY": " m "}) == "m"
-
-
-def test_a_named_file_goes_first(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("f\n")
-    assert read_api_key(tmp_path / "key", {"GEMINI_API_KEY": "m"}) == "f"
-
-
-def test_no_key_is_a_mistake_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="GEMINI_API_KEY"):
-        read_api_key(None, {"GEMINI_API_KEY": ""})
-    (tmp_path / "key").write_text("\n")
-    with pytest.raises(ValueError, match="is empty"):
-        read_api_key(tmp_path / "key", {})
-    with pytest.raises(FileNotFoundError):
-        read_api_key(tmp_path / "none", {})
 
 
 LIMITS = GeminiLimits(max_attempts=6, first_delay_s=2, max_delay_s=10)
@@ -403,39 +350,23 @@ def longest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("longest")
 @pytest.mark.parametrize(
-    ("failures", "asked_s", "pauses"),
-    [(0, 0, []), (5, 0, [2, 4, 8, 10, 10]), (1, 30, [32])],
+    ("failures", "asked_s", "pauses"), [(0, 0, []), (5, 0, [2, 4, 8, 10, 10]), (1, 30, [32])]
 )
 def test_pauses_grow_up_to_a_bound_on_top_of_what_is_asked(
-    clock: Any, failures: int, asked_s: float, pauses: list[float]
+    clock: FakeClock, failures: int, asked_s: float, pauses: list[float]
 ) -> None:
     assert call_with_retries(failing(failures, asked_s=asked_s), LIMITS, clock) == "answer"
     assert clock.slept_s == pauses
 
 
-def test_pauses_are_random(clock: Any) -> None:
+def test_pauses_are_random(clock: FakeClock) -> None:
     for _ in range(50):
         call_with_retries(failing(1), LIMITS, clock)
     assert all(0 <= pause <= 2 for pause in clock.slept_s)
     assert max(clock.slept_s) - min(clock.slept_s) > 0.5
 
 
-def test_it_gives_up_after_the_last_attempt(clock: Any) -> None:
-    with pytest.raises(Unavailable, match="busy"):
-        call_with_retries(failing(9), GeminiLimits(max_attempts=3), clock)
-    assert len(clock.slept_s) == 2
-
-
-def test_other_errors_are_raised_at_once(clock: Any) -> None:
-    def call() -> None:
-        raise KeyError("mistake")
-
-    with pytest.raises(KeyError):
-        call_with_retries(call, LIMITS, clock)
-    assert clock.slept_s == []
-
-
-def limit(clock: Any, *, requests: int = 1000, tokens: int = 1_000_000) -> RateLimit:
+def limit(clock: FakeClock, *, requests: int = 1000, tokens: int = 1_000_000) -> RateLimit:
     return RateLimit(requests_per_minute=requests, tokens_per_minute=tokens, clock=clock)
 
 
@@ -445,30 +376,7 @@ def busiest_minute(sent: list[tuple[float, int]]) -> tuple[int, int]:
     return max(map(len, windows)), max(map(sum, windows))
 
 
-def test_what_is_allowed_goes_at_once(clock: Any) -> None:
-    rate = limit(clock, requests=3)
-    for _ in range(3):
-        rate.wait(1)
-    assert clock.slept_s == []
-
-
-def test_the_next_one_waits_for_the_first_to_be_a_minute_old(clock: Any) -> None:
-    rate = limit(clock, requests=2)
-    rate.wait(1)
-    clock.sleep(10)
-    rate.wait(1)
-    rate.wait(1)
-    assert clock.slept_s == [10, 50]
-
-
-def test_tokens_are_limited_too(clock: Any) -> None:
-    rate = limit(clock, tokens=100)
-    for tokens in (60, 40, 1):
-        rate.wait(tokens)
-    assert clock.slept_s == [60]
-
-
-def test_no_minute_holds_too_much(clock: Any) -> None:
+def test_no_minute_holds_too_much(clock: FakeClock) -> None:
     rng, rate = random.Random(0), limit(clock, requests=7, tokens=500)
     sent = []
     for _ in range(200):
@@ -482,31 +390,14 @@ def test_no_minute_holds_too_much(clock: Any) -> None:
     assert requests == 7 or tokens > 400  # and it does not idle
 
 
-def test_a_request_counts_with_what_it_turned_out_to_have(clock: Any) -> None:
-    rate = limit(clock, tokens=100)
-    rate.correct(rate.wait(90), 10)
-    rate.wait(90)
-    assert clock.slept_s == []
-    rate.wait(1)
-    assert clock.slept_s == [60]
-
-
-def test_nothing_goes_while_the_service_wants_a_pause(clock: Any) -> None:
-    rate = limit(clock)
-    rate.hold(7)
-    rate.hold(3)
-    rate.wait(1)
-    assert clock.slept_s == [7]
-
-
-def test_what_never_fits_is_refused(clock: Any) -> None:
+def test_what_never_fits_is_refused(clock: FakeClock) -> None:
     with pytest.raises(ValueError, match="101 tokens"):
         limit(clock, tokens=100).wait(101)
     with pytest.raises(ValueError, match="at least 1"):
         limit(clock, requests=0)
 
 
-def test_threads_share_it(clock: Any) -> None:
+def test_threads_share_it(clock: FakeClock) -> None:
     rate, sent = limit(clock, requests=5), []
 
     def ask() -> None:
@@ -522,9 +413,46 @@ def test_threads_share_it(clock: Any) -> None:
     assert busiest_minute(sent)[0] == 5
 
 
-def test_waiting_ends_when_the_job_does(clock: Any) -> None:
+def test_waiting_ends_when_the_job_does(clock: FakeClock) -> None:
     rate = limit(clock, requests=1)
     rate.wait(1)
     clock.interrupt()
     with pytest.raises(InterruptedError):
         rate.wait(1)
+
+
+def test_failures_that_may_pass_are_tried_again(open_gemini: Make, stand_in: StandIn) -> None:
+    busy = [refused(status, "BUSY") for status in (408, 500, 502, 503, 504)]
+    stand_in.plan["k000"] = [*busy, Reply(body=b"<html>")]
+    assert by_key(open_gemini(max_attempts=7).caption(make_samples(0, 1)))["k000"].caption
+    assert len(stand_in.requests) == 7
+
+
+def test_the_key_comes_from_a_named_file_or_the_environment(tmp_path: Path) -> None:
+    both = {"GOOGLE_API_KEY": "g", "GEMINI_API_KEY": " m "}
+    (tmp_path / "key").write_text("f\n")
+    (tmp_path / "empty").write_text("\n")
+    assert read_api_key(tmp_path / "key", both) == "f"
+    assert read_api_key(None, both) == "m"
+    assert read_api_key(None, {"GOOGLE_API_KEY": "g"}) == "g"
+    with pytest.raises(ValueError, match="GEMINI_API_KEY"):
+        read_api_key(None, {"GEMINI_API_KEY": ""})
+    with pytest.raises(ValueError, match="is empty"):
+        read_api_key(tmp_path / "empty", {})
+    with pytest.raises(FileNotFoundError):
+        read_api_key(tmp_path / "none", {})
+
+
+def test_requests_wait_for_the_limits_of_a_minute(clock: FakeClock) -> None:
+    requests, tokens, held = limit(clock, requests=2), limit(clock, tokens=100), limit(clock)
+    requests.wait(1)
+    clock.sleep(10)
+    requests.wait(1)
+    assert clock.slept_s == [10]
+    requests.wait(1)
+    for count in (60, 40, 1):
+        tokens.wait(count)
+    held.hold(7)
+    held.hold(3)
+    held.wait(1)
+    assert clock.slept_s == [10, 50, 60, 7]

@@ -1,6 +1,5 @@
 """A real processor and a real, tiny PaliGemma caption images."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -11,12 +10,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from training.captioning.job import CaptionJob, JobConfig
-from training.captioning.journal import JobStopped, Outcome, read_shard
+from tests.training.captioning.fakes import make_samples
+from training.captioning.journal import JobStopped, Outcome
 from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
-from training.data.shards.sample import Sample
-
-Make = Callable[..., Any]
 
 
 def load(checkpoint: Path, **settings: Any) -> PaliGemmaCaptioner:
@@ -28,17 +24,8 @@ def captions(outcomes: list[list[Outcome]]) -> dict[str, str | None]:
     return {outcome.key: outcome.caption for batch in outcomes for outcome in batch}
 
 
-def test_each_image_gets_the_models_answer(checkpoint: Path, some_samples: Make) -> None:
-    found = captions(list(load(checkpoint).caption(some_samples(0, 5))))
-    assert list(found) == [f"k{i:03d}" for i in range(5)]
-    assert len(set(found.values())) > 1  # the image decides
-    assert all(caption and "caption en" not in caption for caption in found.values())
-
-
-def test_the_answer_is_what_the_model_itself_generates(
-    checkpoint: Path, some_samples: Make
-) -> None:
-    [sample] = some_samples(0, 1)
+def test_the_answer_is_what_the_model_itself_generates(checkpoint: Path) -> None:
+    [sample] = make_samples(0, 1)
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
     image = Image.open(BytesIO(sample.image))
@@ -52,15 +39,15 @@ def test_the_answer_is_what_the_model_itself_generates(
     assert captions(outcomes) == {"k000": expected}
 
 
-def test_a_batch_equals_its_images_one_by_one(checkpoint: Path, some_samples: Make) -> None:
-    samples = some_samples(0, 4)
+def test_a_batch_equals_its_images_one_by_one(checkpoint: Path) -> None:
+    samples = make_samples(0, 4)
     together = captions(list(load(checkpoint, batch_size=4).caption(samples)))
     alone = captions(list(load(checkpoint, batch_size=1).caption(samples)))
     assert together == alone
 
 
-def test_a_broken_image_fails_alone(checkpoint: Path, some_samples: Make) -> None:
-    first, second, third = some_samples(0, 3)
+def test_a_broken_image_fails_alone(checkpoint: Path) -> None:
+    first, second, third = make_samples(0, 3)
     broken = replace(second, image=second.image[:40])
     outcomes = list(load(checkpoint, batch_size=3).caption([first, broken, third]))
     found = {outcome.key: outcome for batch in outcomes for outcome in batch}
@@ -71,8 +58,8 @@ def test_a_broken_image_fails_alone(checkpoint: Path, some_samples: Make) -> Non
     assert captions(list(load(checkpoint).caption([broken]))) == {"k001": None}
 
 
-def test_draws_depend_on_the_seed_and_the_batch_alone(checkpoint: Path, some_samples: Make) -> None:
-    samples = some_samples(0, 4)
+def test_draws_depend_on_the_seed_and_the_batch_alone(checkpoint: Path) -> None:
+    samples = make_samples(0, 4)
     drawn = captions(list(load(checkpoint, temperature=1.0).caption(samples)))
     torch.manual_seed(123)
     again = captions(list(load(checkpoint, temperature=1.0).caption(samples)))
@@ -84,17 +71,17 @@ def test_draws_depend_on_the_seed_and_the_batch_alone(checkpoint: Path, some_sam
     assert drawn != captions(list(load(checkpoint).caption(samples)))
 
 
-def test_captioning_leaves_the_callers_chance_alone(checkpoint: Path, some_samples: Make) -> None:
+def test_captioning_leaves_the_callers_chance_alone(checkpoint: Path) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    list(load(checkpoint, temperature=1.0).caption(some_samples(0, 2)))
+    list(load(checkpoint, temperature=1.0).caption(make_samples(0, 2)))
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_an_answer_is_no_longer_than_allowed(checkpoint: Path, some_samples: Make) -> None:
+def test_an_answer_is_no_longer_than_allowed(checkpoint: Path) -> None:
     short, long = (
-        captions(list(load(checkpoint, max_tokens=n).caption(some_samples(0, 1))))["k000"]
+        captions(list(load(checkpoint, max_tokens=n).caption(make_samples(0, 1))))["k000"]
         for n in (2, 12)
     )
     assert short
@@ -103,9 +90,7 @@ def test_an_answer_is_no_longer_than_allowed(checkpoint: Path, some_samples: Mak
     assert long.startswith(short.rstrip("\ufffd"))
 
 
-def test_a_chat_template_is_used_where_the_model_has_one(
-    checkpoint: Path, some_samples: Make
-) -> None:
+def test_a_chat_template_is_used_where_the_model_has_one(checkpoint: Path) -> None:
     processor = AutoProcessor.from_pretrained(checkpoint)
     processor.chat_template = (
         "{% for m in messages %}{% for c in m.content %}"
@@ -114,47 +99,21 @@ def test_a_chat_template_is_used_where_the_model_has_one(
     )
     plain = load(checkpoint, prompt="caption en please")
     chatty = PaliGemmaCaptioner(
-        PaliGemmaConfig(prompt="caption en", max_tokens=12, batch_size=2),
-        plain.model,
-        processor,
+        PaliGemmaConfig(prompt="caption en", max_tokens=12, batch_size=2), plain.model, processor
     )
-    samples = some_samples(0, 2)
+    samples = make_samples(0, 2)
     assert list(chatty.caption(samples)) == list(plain.caption(samples))
 
 
-def test_bfloat16_runs(checkpoint: Path, some_samples: Make) -> None:
+def test_bfloat16_runs(checkpoint: Path) -> None:
     captioner = load(checkpoint, precision="bfloat16")
     assert captioner.model.dtype == torch.bfloat16
     assert captioner.settings()["dtype"] == "bfloat16"
-    assert all(captions(list(captioner.caption(some_samples(0, 3)))).values())
-
-
-def test_a_job_killed_between_batches_ends_with_the_same_bytes(
-    checkpoint: Path, tmp_path: Path, shards: Path
-) -> None:
-    whole = JobConfig(shards=shards, output=tmp_path / "whole")
-    CaptionJob(whole, load(checkpoint, temperature=1.0)).run()
-
-    class Kill(BaseException):
-        pass
-
-    def kill(progress: Any) -> None:
-        if progress.total.captioned >= 4:
-            raise Kill
-
-    cut = JobConfig(shards=shards, output=tmp_path / "cut")
-    with pytest.raises(Kill):
-        CaptionJob(cut, load(checkpoint, temperature=1.0), on_progress=kill).run()
-    CaptionJob(cut, load(checkpoint, temperature=1.0)).run()
-    for name in ("a.tar", "b.tar"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    _, sample = next(read_shard(tmp_path / "cut" / "a.tar"))
-    assert isinstance(sample, Sample)
-    assert sample.captions["paligemma"]
+    assert all(captions(list(captioner.caption(make_samples(0, 3)))).values())
 
 
 def test_too_little_memory_stops_the_job_with_advice(
-    checkpoint: Path, some_samples: Make, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner = load(checkpoint)
 
@@ -163,7 +122,7 @@ def test_too_little_memory_stops_the_job_with_advice(
 
     monkeypatch.setattr(captioner.model, "generate", generate)
     with pytest.raises(JobStopped, match="--batch-size"):
-        list(captioner.caption(some_samples(0, 2)))
+        list(captioner.caption(make_samples(0, 2)))
 
 
 def test_no_checkpoint_is_a_mistake_with_advice(tmp_path: Path) -> None:

@@ -40,11 +40,6 @@ def test_both_tables_have_a_row_for_each_recipe(capsys: pytest.CaptureFixture[st
     arguments = ["--device", "a100", "--gpus", "8", "--mfu", "0.3"]
     assert main(["cost", "--recipe", "student-s14", "teacher-g14", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "Every number is an estimate from counted operations and bytes; nothing was run" in (
-        printed
-    )
-    assert "8 x A100 80GB, 312 TFLOP/s" in printed
-    assert "30 %" in printed
     lines = [cells(line) for line in printed.splitlines() if line.startswith("|")]
     titles = [line for line in lines if line[0] == "recipe"]
     assert titles[0][-2:] == ["GPU hours", "hours"]
@@ -74,10 +69,3 @@ def test_mistakes_are_reported_in_one_line(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_every_recipe_for_real_hardware_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["cost", "--help"])
-    printed = "".join(capsys.readouterr().out.split())  # lines break at hyphens
-    assert all(name in printed for name in SCALE_RECIPES)

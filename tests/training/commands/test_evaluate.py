@@ -48,10 +48,7 @@ def test_evaluation_prints_every_row(
 
 
 def test_quick_numbers_need_neither_teacher_nor_output(
-    run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"  # a model without a run
     other.mkdir()

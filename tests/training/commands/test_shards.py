@@ -72,10 +72,7 @@ def test_scenes_become_shards(
 
 
 def test_a_data_set_is_described_checked_and_indexed(
-    tmp_path: Path,
-    images: Path,
-    printed: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, images: Path, printed: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "holds plain images" in printed("describe", images)
     out = tmp_path / "out"

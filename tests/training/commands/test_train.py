@@ -47,18 +47,8 @@ def test_a_released_teacher_and_images_without_captions(
     teacher, images = make_teacher(WIDE), make_images("bare")
     arguments = ["--teacher", teacher, "--images", images]
     assert call("distill", tmp_path, arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
     student = tmp_path / "runs/distilled-bare-small/model"
-    assert lines[0] == f"teacher: {teacher}, width 64, 1 vision blocks, frozen, in float32"
-    assert lines[2] == (
-        "bridge: the teacher's features (it has no prototype head), through a linear projector "
-        "from 48 to 64, not part of the saved student"
-    )
-    assert lines[3] == "tokenizer: the teacher's"
-    assert lines[4] == f"data: 6 images in {images}, a plain folder, without captions"
-    assert lines[5] == "contrast with captions: off, no image has a caption"
-    assert lines[6].startswith("text tower: random and not trained")
-    assert lines[-1] == f"The student is in {student}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"The student is in {student}"
     assert Tipsv2Model.from_pretrained(student).vision_model.config.hidden_size == 48
     assert len(Tipsv2Tokenizer.from_pretrained(student)) == len(
         Tipsv2Tokenizer.from_pretrained(teacher)
@@ -66,20 +56,11 @@ def test_a_released_teacher_and_images_without_captions(
 
 
 def test_without_captions_a_student_keeps_the_words_of_a_teacher_of_its_width(
-    make_teacher: MakeTeacher,
-    make_images: MakeImages,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    make_teacher: MakeTeacher, make_images: MakeImages, tmp_path: Path
 ) -> None:
     teacher, images = make_teacher(TINY), make_images("bare")
     arguments = ["--teacher", teacher, "--images", images, "--name", "mine"]
     assert call("distill", tmp_path, arguments, "method.text_start=teacher") == 0
-    out = capsys.readouterr().out
-    assert (
-        "text tower: the teacher's, unchanged; the student's images are embedded in its space"
-        in out
-    )
-    assert "directly, because the widths are equal" in out
     before, after = (
         Tipsv2Model.from_pretrained(folder).state_dict()
         for folder in (teacher, tmp_path / "runs/mine/model")
@@ -95,19 +76,10 @@ def test_a_run_as_teacher_and_images_with_captions(
     images = make_images("captioned", captioned=4)
     assert call("pretrain", tmp_path, ["--images", images], "method.head.num_prototypes=24") == 0
     teacher = tmp_path / "runs/pretrained-captioned-small"
-    said = capsys.readouterr().out
-    assert "patches: on, weight 2, iBOT++, every patch, 75% masked" in said
-    assert f"to use it as a teacher: --teacher {teacher}" in said
     arguments = ["--teacher", teacher, "--images", images]
     assert call("distill", tmp_path, arguments, "method.text_start=teacher") == 0
     lines = capsys.readouterr().out.splitlines()
     assert "bridge: the teacher's 24 prototypes, with a new head for the student" in lines
-    assert f"data: 6 images in {images}, a plain folder, 4 of them with captions (alt 4)" in lines
-    assert (
-        "contrast with captions: on, weight 1; "
-        "2 images without a caption take part in the other losses" in lines
-    )
-    assert "  CLS1 with captions: 4 images, from alt 4" in lines
     assert (tmp_path / "runs/distilled-captioned-small/model/model.safetensors").exists()
 
 

@@ -9,37 +9,21 @@ import pytest
 from PIL import Image, ImageDraw
 
 from training.data.art import (
-    ART_SETS,
-    clean_title,
     clip_art_drawings,
     emoji_by_name,
     emoji_drawings,
     furniture_drawings,
     icon_drawings,
-    keywords_by_name,
-    render_svg,
     square_sprite,
     stamp_drawings,
 )
 from training.data.concepts import Concept
-from training.data.folder import DEBIAN_PACKAGES, NPM_PACKAGES, STAMPS_PACKAGE
-
-
-def test_every_set_comes_from_a_package_that_is_fetched() -> None:
-    fetched = {*NPM_PACKAGES, *DEBIAN_PACKAGES, STAMPS_PACKAGE}
-    assert {art.package for art in ART_SETS} <= fetched
-    assert len({art.name for art in ART_SETS}) == len(ART_SETS)
 
 
 def test_emoji_are_found_by_their_spoken_names(npm: Path) -> None:
     assert emoji_by_name(npm) == {
         "dog face": "1f436", "dog": "1f415", "star": "2b50", "wolf": "1f43a"
     }  # fmt: skip
-
-
-def test_keywords_are_those_of_spoken_names(npm: Path) -> None:
-    assert keywords_by_name(npm)["star"] == ("star", "star image")
-    assert set(keywords_by_name(npm)) == {"dog face", "dog", "star", "wolf"}
 
 
 @pytest.mark.parametrize("style", ["noto", "emojione"])
@@ -68,18 +52,6 @@ def test_icons_are_known_by_their_slugs_and_never_unseen(
 ) -> None:
     drawings = list(icon_drawings(npm, "fxemoji", few_concepts))
     assert [name for name, _ in drawings] == ["dog", "star"]
-
-
-def test_what_is_no_svg_is_refused() -> None:
-    with pytest.raises(ValueError, match="root node"):
-        render_svg("<nothing")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"), [("Dog_Face 2", "dog face"), ("  A-b ", "a b"), ("123", "")]
-)
-def test_titles_are_cleaned(text: str, words: str) -> None:
-    assert clean_title(text) == words
 
 
 def test_a_drawing_is_cropped_and_centred_in_a_square() -> None:

@@ -3,10 +3,8 @@
 import re
 
 import numpy as np
-import pytest
 
-from training.data.backgrounds import COLOURS, PHOTOS, Photo, draw_background, load_photos
-from training.data.folder import DataFolder
+from training.data.backgrounds import COLOURS, Photo, draw_background
 
 PHOTO = Photo(pixels_HW3=np.full((50, 80, 3), 77, np.uint8), phrase="a gray wall")
 COLOUR = "|".join(COLOURS)
@@ -44,23 +42,3 @@ def test_half_are_photos_where_there_are_some() -> None:
     photos = [pixels for pixels, phrase in drawn if phrase == "over a photo of a gray wall"]
     assert 70 < len(photos) < 130
     assert all(np.array_equal(pixels, np.full((28, 28, 3), 77)) for pixels in photos)
-
-
-def test_the_same_stream_draws_the_same() -> None:
-    first, second = (draw_background(np.random.default_rng(3), 28, (PHOTO,)) for _ in range(2))
-    assert np.array_equal(first[0], second[0])
-    assert first[1] == second[1]
-
-
-def test_training_and_evaluation_share_no_photo(data_folder: DataFolder) -> None:
-    phrases = {
-        split: [photo.phrase for photo in load_photos(data_folder.photos, split)]
-        for split in ("train", "held-out")
-    }
-    assert not set(phrases["train"]) & set(phrases["held-out"])
-    assert len(phrases["train"]) + len(phrases["held-out"]) == len(PHOTOS)
-
-
-@pytest.mark.parametrize("phrase", [phrase for _, phrase, _ in PHOTOS])
-def test_phrases_of_photos_are_noun_phrases(phrase: str) -> None:
-    assert not re.search(r"\ba (?=[aeiou])|\ban (?=[^aeiou])", phrase)

@@ -9,21 +9,15 @@ from transformers import Tipsv2Tokenizer
 from training.data.batch import begin_loading, text_ids, tokenize
 
 
-def test_long_texts_are_cut(tokenizer: Tipsv2Tokenizer) -> None:
+def test_texts_are_cut_and_padded(tokenizer: Tipsv2Tokenizer) -> None:
     texts = tokenize(tokenizer, ["dog " * 100, "dog"])
     assert texts.token_ids_BL.shape == (2, 64)
     assert texts.mask_BL.sum(1).tolist() == [64, len(tokenizer("dog")["input_ids"])]
-
-
-def test_texts_are_padded_to_the_longest_with_zeros(tokenizer: Tipsv2Tokenizer) -> None:
     texts = tokenize(tokenizer, ["dog", "a dog on the left"])
     assert len(texts) == 2
     assert torch.equal(texts.mask_BL == 0, texts.token_ids_BL == 0)
     assert texts.mask_BL[1].all()
     assert not texts.mask_BL[0].all()
-
-
-def test_no_text_makes_no_row(tokenizer: Tipsv2Tokenizer) -> None:
     texts = tokenize(tokenizer, [])
     assert len(texts) == 0
     assert texts.token_ids_BL.shape == texts.mask_BL.shape == (0, 1)

@@ -69,13 +69,6 @@ def test_all_objects_asked_for_can_be_seen(source: SceneSource, count: int) -> N
         assert len(scene.captions.names) == len(scene.drawings) == count
 
 
-def test_numbers_of_objects_follow_the_weights(source: SceneSource) -> None:
-    config = replace(CONFIG, size=28, count_weights=(0.5, 0.5), twin_share=0.0)
-    counts = [len(compose_scene(source, index, config).drawings) for index in range(200)]
-    assert 70 < counts.count(1) < 130
-    assert counts.count(1) + counts.count(2) == 200
-
-
 class Recorder:
     """Remembers what was placed in the scene's last attempt."""
 

@@ -104,8 +104,3 @@ def test_a_image_depends_on_seed_and_number_alone(art: ArtFolders) -> None:
     assert title == same
     for other in (source.image(6), UnnamedSource(bank=bank, photos=(), seed=2).image(5)):
         assert not np.array_equal(pixels, other[0])
-
-
-def test_every_drawing_has_its_turn(art: ArtFolders) -> None:
-    source = UnnamedSource(bank=build_unnamed(art), photos=())
-    assert {source.image(i)[1] for i in range(40)} == set(source.bank.titles)

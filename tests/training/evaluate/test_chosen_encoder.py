@@ -67,18 +67,6 @@ def test_the_choices_with_the_best_mean_scores_are_taken(
     assert top[chosen.class_templates] == max(top.values())
 
 
-def test_segmentation_and_classification_are_chosen_apart(
-    encoder_model: Tipsv2Model,
-    tokenizer: Tipsv2Tokenizer,
-    development: Development,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(chosen_encoder, "_choose_segmentation", lambda *_: ("values", "none"))
-    monkeypatch.setattr(chosen_encoder, "_choose_class_templates", lambda *_: "tcl")
-    chosen = chosen_encoder.choose(encoder_model, tokenizer, development)
-    assert (chosen.features, chosen.templates, chosen.class_templates) == ("values", "none", "tcl")
-
-
 def test_random_weights_have_the_same_shape_and_forget_everything(
     folder: Path, development: Development
 ) -> None:

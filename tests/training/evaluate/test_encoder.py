@@ -53,21 +53,10 @@ def test_a_class_is_the_unit_mean_of_its_unit_prompts(
             np.testing.assert_allclose(found_D, mean_D.numpy(), atol=1e-5)
 
 
-def _leave_model(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}", encoding="utf-8")
-
-
-def test_a_run_keeps_its_model_below(tmp_path: Path) -> None:
-    _leave_model(tmp_path / "run/model")
-    assert find_model(tmp_path / "run") == tmp_path / "run/model"
-
-
-def test_a_package_is_a_model_itself(tmp_path: Path) -> None:
-    _leave_model(tmp_path / "package")
-    assert find_model(tmp_path / "package") == tmp_path / "package"
-
-
-def test_a_folder_without_either_is_named(tmp_path: Path) -> None:
+def test_a_model_is_found_in_a_run_and_in_a_package(tmp_path: Path) -> None:
+    for folder, model in (("run", "run/model"), ("package", "package")):
+        (tmp_path / model).mkdir(parents=True)
+        (tmp_path / model / "config.json").write_text("{}", encoding="utf-8")
+        assert find_model(tmp_path / folder) == tmp_path / model
     with pytest.raises(FileNotFoundError, match="has no model yet: it needs a model folder"):
         find_model(tmp_path)

@@ -48,15 +48,6 @@ def test_demands(demand: dict[str, float], passes: bool) -> None:
     assert verdict.text.startswith(f"{TASK} | {SPLIT} | mIoU: ")
 
 
-def test_verdicts_say_what_was_measured_and_asked() -> None:
-    reached, lost = judge([rule(minimum=30, max_loss=1.5)], SCORES)
-    assert reached.text.endswith("mIoU: 38.00, must reach 30.00")
-    assert lost.text.endswith(
-        "mIoU: -1.00 [-2.00, +0.00] against the served model, may not lose more than 1.50"
-    )
-    assert (reached.passed, lost.passed) == (True, False)
-
-
 def test_what_was_not_measured_is_no_pass() -> None:
     other = rule(minimum=1).model_copy(update={"split": "seen style"})
     with pytest.raises(ValueError, match=r"'.*seen style .*' of 'student' was measured; correct"):
@@ -93,16 +84,11 @@ def call(tmp_path: Path, *demands: str) -> int:
     return main(["gate", str(tmp_path), "--rules", str(rules)])
 
 
-def test_a_student_that_keeps_the_rules_passes(
+def test_a_refusal_has_a_status_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(tmp_path, "minimum = 30", "max_loss = 2") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["passed"] * 2
-
-
-def test_a_refusal_has_a_status_of_its_own_and_says_why(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     assert call(tmp_path, "minimum = 30", "max_loss = 1") == 3
     said = capsys.readouterr()
     assert [line.split()[0] for line in said.out.splitlines()] == ["passed", "FAILED"]

@@ -6,7 +6,7 @@ import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.folder import DataFolder
-from training.evaluate.quick import CHANCE, quick_scores, render_table
+from training.evaluate.quick import CHANCE, quick_scores
 from training.evaluate.sets import development_benchmarks, development_drawings
 
 
@@ -39,17 +39,3 @@ def test_every_number_has_its_chance(folder: Path, data_folder: DataFolder) -> N
     assert chance["val/top-1"] == chance["val-style/top-1"] == 2.0
     assert chance["val/patches"] == chance["val/values"] == chance["val/painted"] < 2.0
     assert 33 <= chance["val/patches_which"] <= 50
-
-
-def test_a_run_that_has_saved_nothing_is_named(tmp_path: Path, data_folder: DataFolder) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing has no model yet"):
-        quick_scores([tmp_path / "nothing"], data_folder)
-
-
-def test_the_table_has_a_line_for_each_number_and_a_column_for_each_model() -> None:
-    table = {"val/patches": {"chance": 1.0, "a": 20.0}, "val/top-1": {"chance": 2.0, "a": 7.125}}
-    assert render_table(table).splitlines() == [
-        "             chance      a",
-        "val/patches    1.00  20.00",
-        "val/top-1      2.00   7.12",
-    ]

@@ -146,14 +146,6 @@ def test_retrieval_is_scored_both_ways_with_both_captions(
     assert {entry.count for entry in entries} == {4}
 
 
-def test_sets_that_are_not_retrieved_have_no_such_rows(
-    models: ComparedModels, scenes: list[Scene], names: list[str]
-) -> None:
-    plain = SegmentationBenchmark(name="few", scenes=scenes[:2], names=names)
-    entries = report.score_scenes(plain, models)
-    assert entries == _segmentation(entries)
-
-
 def test_drawings_are_scored_at_both_depths(
     models: ComparedModels, sprite_bank: SpriteBank, source: SceneSource
 ) -> None:

@@ -126,9 +126,7 @@ def test_the_drawings_hold_what_their_names_say(data_folder: DataFolder) -> None
     assert not shown["unseen"] & shown["both"]
 
 
-def test_no_test_drawing_is_looked_at_in_development_in_its_style(
-    data_folder: DataFolder,
-) -> None:
+def test_no_test_drawing_is_looked_at_in_development_in_its_style(data_folder: DataFolder) -> None:
     seen, style = sets.development_drawings(data_folder)
     assert (seen.name, style.name) == ("val", "val-style")
     assert set(style.labels) <= rare_names() == set(style.names)

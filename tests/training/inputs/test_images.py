@@ -8,7 +8,6 @@ import pytest
 from transformers import Tipsv2Tokenizer
 
 from training.config import TrainingConfig
-from training.data.crops import CropConfig
 from training.data.shards.batches import RunShare, ShardsConfig
 from training.data.shards.image_folder import ImageFolder
 from training.data.shards.sample import DataSummary
@@ -17,21 +16,10 @@ from training.inputs.images import BROKEN_FILE, ImageInputs, check_losses, descr
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
-from training.methods.terms import NameContrastConfig
 from training.run import open_inputs
 
 Configure = Callable[[Path], TrainingConfig]
 MakeFolder = Callable[..., Path]
-
-
-def test_the_first_line_counts_images_and_captions(
-    on_images: Configure, make_folder: MakeFolder
-) -> None:
-    folder = make_folder(alt=5, long=2)
-    first = open_inputs(on_images(folder)).describe()[0]
-    assert first == (
-        f"data: 6 images in {folder}, a plain folder, 5 of them with captions (alt 5, gemini 2)"
-    )
 
 
 def test_shards_give_the_same_words_as_the_folder_they_were_made_of(
@@ -98,19 +86,6 @@ def distilling(config: TrainingConfig, **method: object) -> TrainingConfig:
     return replace(config, method=DistillConfig(**method), teacher=Path("giant"))  # type: ignore[arg-type]
 
 
-def test_captioned_images_feed_every_loss_of_the_paper(on_images: Configure) -> None:
-    lines = said(on_images(Path("x")), CAPTIONED)
-    assert lines[0] == (
-        "contrast with captions: on, weight 1; "
-        "3 images without a caption take part in the other losses"
-    )
-    assert lines[1] == "  CLS1 with captions: 6 images, from alt 6"
-    assert lines[2].startswith("  CLS2 with captions: 6 images, from paligemma 0, gemini 2; ")
-    assert lines[3] == "contrast with names: off, method.names.weight is 0"
-    assert lines[4] == "local crops (DINO): on, weight 1, 2 crops of 14 x 14 pixels of every image"
-    assert lines[5] == "patches: on, weight 2, iBOT++, every patch, 75% masked"
-
-
 def test_images_without_captions_switch_their_contrast_off(on_images: Configure) -> None:
     config = distilling(on_images(Path("x")), patch_loss="features")
     lines = said(config, BARE)
@@ -121,41 +96,6 @@ def test_images_without_captions_switch_their_contrast_off(on_images: Configure)
     assert taught[1].startswith("text tower: the teacher's, unchanged")
     started = said(replace(config, start=Path("runs/old")), BARE)
     assert started[1] == "text tower: that of runs/old, unchanged"
-
-
-def test_what_a_setting_switches_off_is_named(on_images: Configure) -> None:
-    config = on_images(Path("x"))
-    method = PretrainConfig(contrast_weight=0.0, dino_weight=0.0, ibot_weight=0.0, ema="full")
-    assert said(replace(config, method=method), CAPTIONED) == (
-        "contrast with captions: off, method.contrast_weight is 0",
-        "contrast with names: off, method.names.weight is 0",
-        "local crops (DINO): off, method.dino_weight is 0",
-        "patches: off, method.ibot_weight is 0",
-    )
-    assert said(distilling(config, patch_weight=0.0), BARE)[-1].endswith("patch_weight is 0")
-    assert isinstance(config.data, ShardsConfig)
-    whole = replace(config, data=replace(config.data, crops=CropConfig(global_size=28)))
-    assert said(whole, BARE)[-2].endswith("off, data.crops.num_local is 0")
-
-
-def test_names_are_used_where_they_are_listed(on_images: Configure) -> None:
-    config = on_images(Path("x"))
-    named = replace(config, method=PretrainConfig(names=NameContrastConfig(weight=0.5)))
-    assert "contrast with names: on, weight 0.5, 2 images with lists of their objects" in said(
-        named, CAPTIONED
-    )
-    assert "contrast with names: off, no image has a list of its objects" in said(named, BARE)
-
-
-def test_ablations_are_described_differently(on_images: Configure) -> None:
-    config = on_images(Path("x"))
-    ibot = replace(config, method=PretrainConfig(supervised="masked", mask_ratio=0.5))
-    assert said(ibot, CAPTIONED)[-1] == "patches: on, weight 2, iBOT, masked patches, 50% masked"
-    masked = distilling(config, supervised="masked", mask_ratio=0.75)
-    assert said(masked, CAPTIONED)[-1] == (
-        "patches: on, weight 2, masked patches from the teacher's assignments to its prototypes, "
-        "75% masked"
-    )
 
 
 def test_pretraining_without_captions_would_collapse(on_images: Configure) -> None:

@@ -51,13 +51,3 @@ def test_the_batches_are_the_ranks_share(
     alone = inputs.batches(tokenizer, RunShare(batch_size=6, num_steps=8))
     assert isinstance(alone, SceneBatches)
     assert (batches[2].pixels_B3HW == alone[2].pixels_B3HW[3:]).all()
-
-
-def test_a_line_says_what_is_drawn(config: TrainingConfig, data_folder: DataFolder) -> None:
-    inputs = open_inputs(config)
-    (line,) = inputs.describe()
-    assert line.startswith(f"data: scenes drawn from {data_folder.path}, of ")
-    assert "in noto, twemoji;" in line
-    facts = inputs.facts()
-    assert facts["folder"] == str(data_folder.path)
-    assert len(facts["digest"]) == 64

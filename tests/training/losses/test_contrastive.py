@@ -1,7 +1,5 @@
 """InfoNCE over a batch, against hand-computed values and a float64 reference."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -18,34 +16,15 @@ def random_pair(seed: int = 0, batch: int = 5, dim: int = 7) -> tuple[Tensor, Te
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
-def test_by_hand_for_two_images() -> None:
-    # Cosines are 1 on the diagonal and 0 beside it: both directions lose log(1 + e^(-1/t)).
-    eye_22 = 3.0 * torch.eye(2)
-    loss = contrastive_loss(eye_22, eye_22, torch.tensor(0.5), torch.arange(2))
-    assert loss.shape == ()
-    assert loss.item() == pytest.approx(math.log1p(math.exp(-2.0)), rel=1e-6)
-
-
-def test_equals_a_float64_reference() -> None:
+def test_equals_a_float64_reference_and_computes_in_single_precision() -> None:
     images_BD, texts_BD = random_pair()
     logits_BB = F.normalize(images_BD.double()) @ F.normalize(texts_BD.double()).T / 0.07
     expected = -(logits_BB.log_softmax(0) + logits_BB.log_softmax(1)).diagonal().mean() / 2
     loss = contrastive_loss(images_BD, texts_BD, torch.tensor(0.07), DISTINCT)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_a_perfect_match_at_a_low_temperature_costs_nothing() -> None:
-    eye_44 = torch.eye(4)
-    loss = contrastive_loss(eye_44, eye_44, torch.tensor(0.01), torch.arange(4))
-    assert loss.item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_images_that_look_alike_cost_the_entropy() -> None:
-    same_BD = torch.ones(5, 7)
-    loss = contrastive_loss(same_BD, random_pair()[1], torch.tensor(0.07), DISTINCT)
-    rows = contrastive_loss(same_BD, same_BD, torch.tensor(0.07), DISTINCT)
-    assert rows.item() == pytest.approx(math.log(5), rel=1e-6)
-    assert loss.item() > math.log(5)
+    images_BD, texts_BD = random_pair()
+    loss = contrastive_loss(images_BD.bfloat16(), texts_BD.bfloat16(), torch.tensor(0.07), DISTINCT)
+    assert loss.dtype == torch.float32
 
 
 def test_equal_captions_are_no_negatives() -> None:
@@ -71,23 +50,6 @@ def test_a_batch_of_one_caption_teaches_nothing() -> None:
     assert not images_BD.grad.any()
 
 
-def test_the_length_of_embeddings_does_not_matter() -> None:
-    images_BD, texts_BD = random_pair()
-    temperature = torch.tensor(0.1)
-    loss = contrastive_loss(images_BD, texts_BD, temperature, DISTINCT)
-    scaled = contrastive_loss(7 * images_BD, texts_BD / 9, temperature, DISTINCT)
-    assert scaled.item() == pytest.approx(loss.item(), rel=1e-5)
-
-
-def test_the_order_of_the_batch_does_not_matter() -> None:
-    images_BD, texts_BD = random_pair()
-    ids_B, order_B = torch.tensor([0, 1, 1, 2, 3]), torch.tensor([3, 0, 4, 1, 2])
-    temperature = torch.tensor(0.1)
-    loss = contrastive_loss(images_BD, texts_BD, temperature, ids_B)
-    moved = contrastive_loss(images_BD[order_B], texts_BD[order_B], temperature, ids_B[order_B])
-    assert moved.item() == pytest.approx(loss.item(), rel=1e-6)
-
-
 def test_both_towers_and_the_temperature_learn() -> None:
     images_BD, texts_BD = random_pair()
     temperature = torch.tensor(0.07, requires_grad=True)
@@ -98,12 +60,6 @@ def test_both_towers_and_the_temperature_learn() -> None:
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
         assert tensor.grad.any()
-
-
-def test_half_precision_is_computed_in_single() -> None:
-    images_BD, texts_BD = random_pair()
-    loss = contrastive_loss(images_BD.bfloat16(), texts_BD.bfloat16(), torch.tensor(0.07), DISTINCT)
-    assert loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("texts", "ids"), [(4, 5), (5, 4)])
@@ -125,12 +81,3 @@ def test_parts_of_the_rows_sum_to_the_whole() -> None:
     assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-6)
     assert parts[1].item() == 0.0
     assert parts[0].item() > 0
-
-
-def test_images_of_other_ranks_are_negatives_too() -> None:
-    # The first image alone has nothing to choose from; among five it has.
-    images_GD, texts_GD = random_pair()
-    alone = contrastive_loss(images_GD[:1], texts_GD[:1], torch.tensor(0.1), DISTINCT[:1])
-    among = contrastive_loss(images_GD, texts_GD, torch.tensor(0.1), DISTINCT, rows=slice(0, 1))
-    assert alone.item() == 0.0
-    assert among.item() > 0

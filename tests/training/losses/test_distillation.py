@@ -1,21 +1,10 @@
 """Distillation of prototypes and of features: every patch counts, the teacher learns nothing."""
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 from training.losses.distillation import distillation_loss, feature_loss
-
-
-def test_by_hand() -> None:
-    logits_BNK = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]]))
-    teacher_BNK = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]])
-    expected = (math.log(2) - 0.5 * (math.log(0.8) + math.log(0.1))) / 2
-    loss = distillation_loss(logits_BNK, teacher_BNK)
-    assert loss.shape == ()
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_equals_a_float64_reference_and_is_never_below_the_teachers_entropy() -> None:
@@ -31,12 +20,7 @@ def test_equals_a_float64_reference_and_is_never_below_the_teachers_entropy() ->
     assert matched.item() == pytest.approx(entropy.item(), rel=1e-5)
 
 
-def test_a_perfect_match_with_a_sure_teacher_costs_nothing() -> None:
-    teacher_BNK = torch.eye(4)[None]
-    assert distillation_loss(100.0 * teacher_BNK, teacher_BNK).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_the_gradient_reaches_the_student_alone() -> None:
+def test_only_the_student_learns() -> None:
     logits_BNK = torch.zeros(2, 3, 4, requires_grad=True)
     teacher_BNK = torch.eye(4)[None, :3].repeat(2, 1, 1).requires_grad_()
     distillation_loss(logits_BNK, teacher_BNK).backward()
@@ -44,15 +28,12 @@ def test_the_gradient_reaches_the_student_alone() -> None:
     assert logits_BNK.grad is not None
     # Softmax minus target, divided by the six patches.
     torch.testing.assert_close(logits_BNK.grad, (0.25 - teacher_BNK.detach()) / 6)
-
-
-def test_the_order_of_images_and_patches_does_not_matter() -> None:
-    generator = torch.Generator().manual_seed(1)
-    logits_BNK = torch.randn(3, 5, 7, generator=generator)
-    teacher_BNK = torch.randn(3, 5, 7, generator=generator).softmax(-1)
-    loss = distillation_loss(logits_BNK, teacher_BNK)
-    moved = distillation_loss(logits_BNK.flip(0, 1), teacher_BNK.flip(0, 1))
-    assert moved.item() == pytest.approx(loss.item(), rel=1e-6)
+    student_BND = torch.randn(1, 2, 3, requires_grad=True)
+    teacher_BND = torch.randn(1, 2, 3, requires_grad=True)
+    feature_loss(student_BND, teacher_BND).backward()
+    assert teacher_BND.grad is None
+    assert student_BND.grad is not None
+    assert student_BND.grad.any()
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (2, 2, 4), (2, 3, 5)])
@@ -82,6 +63,8 @@ def test_features_by_hand() -> None:
     assert feature_loss(student_BND, teacher_BND, first_BN).item() == pytest.approx(0.5, abs=1e-6)
     total = feature_loss(student_BND, teacher_BND, first_BN, normalization="sum")
     assert total.item() == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(ValueError, match="one width"):
+        feature_loss(torch.ones(1, 2, 3), torch.ones(1, 2, 4))
 
 
 def test_features_equal_a_float64_reference() -> None:
@@ -92,17 +75,3 @@ def test_features_equal_a_float64_reference() -> None:
     loss = feature_loss(student_BND, teacher_BND)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert feature_loss(teacher_BND, teacher_BND).item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_features_teach_the_student_alone() -> None:
-    student_BND = torch.randn(1, 2, 3, requires_grad=True)
-    teacher_BND = torch.randn(1, 2, 3, requires_grad=True)
-    feature_loss(student_BND, teacher_BND).backward()
-    assert teacher_BND.grad is None
-    assert student_BND.grad is not None
-    assert student_BND.grad.any()
-
-
-def test_features_must_have_one_width() -> None:
-    with pytest.raises(ValueError, match="one width"):
-        feature_loss(torch.ones(1, 2, 3), torch.ones(1, 2, 4))

@@ -318,10 +318,3 @@ def test_the_student_learns_from_it(
     assert method.head is not None
     assert method.head.prototypes.grad is not None
     assert method.head.prototypes.grad.any()
-
-
-def test_nothing_moves_after_a_step(student_model: Tipsv2Model, make_teacher: MakeTeacher) -> None:
-    method = Distill(student_model, CONFIG, make_teacher())
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    method.after_step()
-    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())

@@ -84,15 +84,6 @@ def test_each_patch_meets_its_own_cell_and_each_image_the_mean() -> None:
     assert not torch.isclose(shuffled, expected)
 
 
-def test_nothing_is_left_to_learn_where_every_patch_points_as_its_cell() -> None:
-    cells_BNK = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
-    same = nn.Linear(6, 6)
-    with torch.no_grad():
-        same.weight.copy_(3 * torch.eye(6))
-        same.bias.zero_()
-    assert image_backbone_term(cells_BNK, cells_BNK, same).item() == pytest.approx(0.0, abs=1e-6)
-
-
 def test_titled_drawings_meet_their_titles(
     student_model: Tipsv2Model, drawings: UnnamedDrawings
 ) -> None:
@@ -152,8 +143,3 @@ def test_without_weight_unnamed_drawings_are_not_looked_at(
 def test_a_missing_backbone_is_reported(student_model: Tipsv2Model, batch: Batch) -> None:
     with pytest.raises(ValueError, match="no image backbone is loaded"):
         metrics_and_loss(Pretrain(student_model, CONFIG), batch, 0.1)
-
-
-def test_weights_below_zero_are_refused() -> None:
-    with pytest.raises(ValueError, match="must not be below 0"):
-        ImageBackboneConfig(weight=-1.0)

@@ -15,7 +15,7 @@ from training.heads import HeadConfig
 from training.losses.dino import dino_loss
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
-from training.methods.base import GlobalToken, Step, StepResult, model_width
+from training.methods.base import GlobalToken, Step, StepResult
 from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.terms import NameContrastConfig, caption_terms
@@ -123,10 +123,7 @@ def test_no_gradient_flows_back_from_the_teachers_view(
     method = Pretrain(
         student_model,
         replace(
-            PAPER,
-            contrast_weight=0.0,
-            dino_weight=weights["dino"],
-            ibot_weight=weights["ibot"],
+            PAPER, contrast_weight=0.0, dino_weight=weights["dino"], ibot_weight=weights["ibot"]
         ),
     )
     seen: list[VisionTokens] = []
@@ -146,19 +143,6 @@ def test_no_gradient_flows_back_from_the_teachers_view(
     patch_weight = student_model.vision_model.embeddings.patch_embeddings.projection.weight
     assert patch_weight.grad is not None
     assert patch_weight.grad.any()
-
-
-def test_there_is_one_encoder_and_two_heads(student_model: Tipsv2Model) -> None:
-    method = Pretrain(student_model, CONFIG)
-    parts = {name.split(".")[0] for name in method.state_dict()}
-    assert parts == {
-        "model", "head", "teacher_head", "centering", "global_centering", "contrast", "projection"
-    }  # fmt: skip
-    assert method.teacher_head is not None
-    assert model_width(student_model) == method.projection.in_features == 48
-    for name, value in method.head.state_dict().items():
-        assert torch.equal(method.teacher_head.state_dict()[name], value)
-    assert not any(p.requires_grad for p in method.teacher_head.parameters())
 
 
 def test_only_the_teacher_head_follows_the_head(student_model: Tipsv2Model, batch: Batch) -> None:

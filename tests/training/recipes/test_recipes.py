@@ -19,7 +19,7 @@ from training.recipes import bundled, first_light
 from training.recipes.scale import SCALE_RECIPES, student_l14, teacher_g14
 
 
-def test_the_student_learns_from_the_first_one() -> None:
+def test_students_and_their_teachers_fit_together() -> None:
     first, student = first_light.first_student(), bundled.student()
     assert isinstance(student.method, DistillConfig)
     assert student.teacher == first.folder
@@ -27,15 +27,13 @@ def test_the_student_learns_from_the_first_one() -> None:
     assert student.model == first.model
     assert (student.method.text_start, student.method.patch_loss) == ("teacher", "features")
     assert (student.method.mask_ratio, student.method.supervised) == (0.0, "all")
-
-
-def test_the_backbone_looks_at_scenes_while_they_are_close_ups() -> None:
-    student = bundled.student()
-    assert isinstance(student.data, DataConfig)
-    close_ups, *later = student.data.stages
-    assert student.method.image_backbone.scenes_until == close_ups.until
-    assert close_ups.scenes.count_weights == (1.0,)
-    assert all(len(stage.scenes.count_weights) > 1 for stage in later)
+    teacher, student = first_light.teacher(), first_light.first_student()
+    assert isinstance(teacher.method, PretrainConfig)
+    assert isinstance(student.method, DistillConfig)
+    assert student.teacher == teacher.folder
+    assert student.method.head == teacher.method.head
+    assert student.method.patch_from < student.method.patch_until
+    assert student.model == teacher.model
 
 
 SMALL = {name: recipe for name, recipe in RECIPES.items() if name not in SCALE_RECIPES}
@@ -54,22 +52,6 @@ def test_a_recipe_is_a_whole_configuration(recipe: Callable[[], TrainingConfig])
     assert plan.stage_at(config.num_steps - 1) is config.data.stages[-1]
     for stage in config.data.stages:
         assert stage.scenes.size % 14 == 0
-
-
-def test_the_student_learns_from_the_teacher() -> None:
-    teacher, student = first_light.teacher(), first_light.first_student()
-    assert isinstance(teacher.method, PretrainConfig)
-    assert isinstance(student.method, DistillConfig)
-    assert student.teacher == teacher.folder
-    assert student.method.head == teacher.method.head
-    assert student.method.patch_from < student.method.patch_until
-    assert student.model == teacher.model
-
-
-def test_the_teacher_is_trained_as_the_paper_says() -> None:
-    method = first_light.teacher().method
-    assert isinstance(method, PretrainConfig)
-    assert (method.ibot_weight, method.mask_ratio, method.supervised) == (2.0, 0.75, "all")
 
 
 CODE = re.compile(r"`([^`]+)`")
@@ -120,17 +102,6 @@ def test_every_setting_exists_and_has_the_default_that_is_shown(unknowns: list[l
             assert values_of(name), f"{unknown}: no setting {name}"
         for name, expected in zip(names, defaults, strict=False):
             assert shown(values_of(name)[0]) == expected, name
-
-
-def test_no_setting_stands_there_twice(unknowns: list[list[str]]) -> None:
-    names = [name for row in unknowns for name in CODE.findall(row[1])]
-    assert len(names) == len(set(names))
-
-
-def test_a_setting_that_does_not_exist_is_noticed() -> None:
-    assert values_of("method.head.num_prototypes") == [32_768, 32_768]
-    assert not values_of("method.head.colour")
-    assert not values_of("GeminiConfig.colour")
 
 
 def test_the_table_of_costs_has_every_recipe(page: str) -> None:

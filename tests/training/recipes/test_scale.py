@@ -13,13 +13,10 @@ from training.__main__ import main
 from training.config import TrainingConfig
 from training.cost import plan_of
 from training.data.shards.batches import ShardsConfig
-from training.methods.distill import DistillConfig
-from training.methods.pretrain import PretrainConfig
 from training.recipes.scale import NUM_RANKS, SCALE_RECIPES, TEACHER
 from training.run import new_model
 
 LOW_RES = [name for name in SCALE_RECIPES if not name.endswith("-high-res")]
-STUDENTS = [name for name in LOW_RES if name != TEACHER]
 SIZES = {"g14": 1536, "so400m14": 1152, "l14": 1024, "b14": 768, "s14": 384}
 
 
@@ -42,35 +39,6 @@ def test_both_stages_have_the_papers_numbers(name: str) -> None:
     assert high.name == f"{low.name}-high-res"
     assert high.model == low.model
     assert high.method == low.method
-
-
-def test_the_teacher_is_pretrained_as_the_paper_draws_it() -> None:
-    method = SCALE_RECIPES[TEACHER]().method
-    assert isinstance(method, PretrainConfig)
-    weights = (method.contrast_weight, method.dino_weight, method.ibot_weight)
-    assert weights == (1.0, 1.0, 2.0)
-    assert (method.mask_ratio, method.supervised, method.ema) == (0.75, "all", "head")
-    assert (method.ibot_start, method.dino_start) == (0.0, 0.0)
-    assert (
-        method.names.weight
-        == method.image_backbone.weight
-        == method.image_backbone.titles_weight
-        == 0.0
-    )
-
-
-@pytest.mark.parametrize("name", STUDENTS)
-def test_a_student_is_distilled_as_the_paper_draws_it(name: str) -> None:
-    student, teacher = SCALE_RECIPES[name](), SCALE_RECIPES[TEACHER]()
-    method = student.method
-    assert isinstance(method, DistillConfig)
-    assert (method.mask_ratio, method.supervised) == (0.0, "all")
-    assert (method.patch_from, method.patch_until) == (0.0, 1.0)
-    assert (method.contrast_weight, method.dino_weight, method.patch_weight) == (1.0, 1.0, 2.0)
-    assert student.teacher == teacher.folder
-    assert method.head == teacher.method.head
-    high = SCALE_RECIPES[f"{name}-high-res"]()
-    assert high.teacher == SCALE_RECIPES[f"{TEACHER}-high-res"]().folder
 
 
 @pytest.mark.parametrize("name", LOW_RES)

@@ -42,47 +42,18 @@ def test_differences_are_paired_and_need_both(runs: list[PlannedRun]) -> None:
     assert found.low <= found.seeds.mean <= found.high
 
 
-def test_swapped_differences_change_sign(runs: list[PlannedRun]) -> None:
-    results = Results(runs)
-    there = results.difference(RECIPE, "ibot", SEEN)
-    back = results.difference("ibot", RECIPE, SEEN)
-    assert back.seeds.mean == pytest.approx(-there.seeds.mean)
-    assert (back.low, back.high) == pytest.approx((-there.high, -there.low))
-
-
-def test_chance_needs_no_model(runs: list[PlannedRun]) -> None:
-    cell = Cell(scenes="seen", row="chance", metric="which")
-    assert Results(runs).level(RECIPE, cell).mean == pytest.approx(50.0)
-
-
-def test_retrieval_is_in_percent(runs: list[PlannedRun]) -> None:
-    results = Results(runs)
-    assert results.retrieval(RECIPE, "seen", "short text to image").mean == pytest.approx(50.0)
-
-
-def test_three_seeds_by_hand() -> None:
+def test_intervals_depend_on_the_number_of_seeds() -> None:
     found = seed_mean([1.0, 2.0, 6.0])
     assert found.mean == pytest.approx(3.0)
     assert found.spread == pytest.approx(math.sqrt(7.0))
     # t of 2 degrees of freedom is 4.303
     assert found.half_width == pytest.approx(4.303 * math.sqrt(7.0 / 3.0))
     assert (found.low + found.high) / 2 == pytest.approx(3.0)
-
-
-def test_one_seed_has_no_interval() -> None:
-    found = seed_mean([2.5])
-    assert found.mean == 2.5
-    assert math.isnan(found.spread)
-    assert math.isnan(found.low)
-
-
-def test_many_seeds_use_the_normal_point() -> None:
-    values = [float(i % 2) for i in range(100)]
-    found = seed_mean(values)
-    assert found.half_width == pytest.approx(1.960 * found.spread / 10)
-
-
-def test_no_seed_is_refused() -> None:
+    one = seed_mean([2.5])
+    assert one.mean == 2.5
+    assert math.isnan(one.low)
+    many = seed_mean([float(i % 2) for i in range(100)])
+    assert many.half_width == pytest.approx(1.960 * many.spread / 10)
     with pytest.raises(ValueError, match="at least one seed"):
         seed_mean([])
 

@@ -16,7 +16,6 @@ from training.data.shards.batches import ShardsConfig
 from training.data.shards.sample import Sample
 
 NUM_IMAGES = 23
-SHARD_SIZE = 5
 
 
 def encode(number: int, *, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from transformers import Tipsv2Tokenizer
 
 from training.data.batch import Batch, tokenize
 from training.data.captions import CaptionSampling
-from training.data.crops import CropConfig
 from training.data.shards.batches import ImageBatches, RunShare, ShardsConfig, StreamOrder
 from training.data.shards.decoding import DEFAULT_LIMITS
 from training.data.shards.image_folder import ImageFolder
@@ -23,6 +21,8 @@ from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import BrokenList, Sample
 from training.data.shards.tar_shard import load_offsets
 from training.data.shards.writing import ShardPlan, build_shards
+
+MakeBatches = Callable[..., ImageBatches]
 
 Same = Callable[[object, object], bool]
 SHARE = RunShare(batch_size=4, num_steps=15)  # 60 images: more than two epochs
@@ -61,9 +61,7 @@ def damage(shards: Path, shard: int, row: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_resumed_run_sees_the_very_next_batch(
-    make: Callable[..., ImageBatches], is_same: Same
-) -> None:
+def test_a_resumed_run_sees_the_very_next_batch(make: MakeBatches, is_same: Same) -> None:
     whole = list(make().loader(0, num_workers=0))
     assert len(whole) == len(make()) == 15
     rest = list(make().loader(9, num_workers=0))
@@ -72,7 +70,7 @@ def test_a_resumed_run_sees_the_very_next_batch(
 
 
 def test_a_resumed_run_reads_nothing_of_what_came_before(
-    make: Callable[..., ImageBatches], monkeypatch: pytest.MonkeyPatch
+    make: MakeBatches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, int]] = []
     original = ShardStore.read
@@ -89,16 +87,14 @@ def test_a_resumed_run_reads_nothing_of_what_came_before(
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_any_number_of_workers_makes_the_same_batches(
-    make: Callable[..., ImageBatches], is_same: Same, num_workers: int
+    make: MakeBatches, is_same: Same, num_workers: int
 ) -> None:
     expected = list(make().loader(3, num_workers=0))
     found = list(make().loader(3, num_workers=num_workers))
     assert all(is_same(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_the_ranks_batches_together_are_the_batch_of_one(
-    make: Callable[..., ImageBatches],
-) -> None:
+def test_the_ranks_batches_together_are_the_batch_of_one(make: MakeBatches) -> None:
     for step in (0, 5, 9):
         whole = make(replace(SHARE, batch_size=6))[step].batch
         parts = [
@@ -112,32 +108,7 @@ def test_the_ranks_batches_together_are_the_batch_of_one(
         assert torch.equal(torch.cat([p.cls2_ids_T for p in parts]), whole.cls2_ids_T)
 
 
-def test_ranks_see_disjoint_images_which_are_an_epoch_together(
-    make: Callable[..., ImageBatches],
-) -> None:
-    # 11 steps of two ranks with one image each: all of the 23 but one.
-    colours = [
-        [
-            tuple(batch.pixels_B3HW[0, :2, 0, 0].tolist())
-            for batch in make(RunShare(batch_size=1, num_steps=11, rank=rank, num_ranks=2)).loader(
-                0, num_workers=0
-            )
-        ]
-        for rank in range(2)
-    ]
-    assert [len(set(seen)) for seen in colours] == [11, 11]
-    assert not set(colours[0]) & set(colours[1])
-
-
-def test_an_epoch_shows_every_image_once(make: Callable[..., ImageBatches]) -> None:
-    batches = list(make(RunShare(batch_size=1, num_steps=46)).loader(0, num_workers=0))
-    colours = [tuple(batch.pixels_B3HW[0, :2, 0, 0].tolist()) for batch in batches]
-    assert len(set(colours)) == 23
-    assert sorted(colours[:23]) == sorted(colours[23:])
-    assert colours[:23] != colours[23:]
-
-
-def test_crops_differ_in_each_epoch(make: Callable[..., ImageBatches], is_same: Same) -> None:
+def test_crops_differ_in_each_epoch(make: MakeBatches, is_same: Same) -> None:
     batches = make(RunShare(batch_size=23, num_steps=2))
     first, second = batches[0].batch, batches[1].batch
     assert first.pixels_B3HW.shape == (23, 3, 28, 28)
@@ -148,7 +119,7 @@ def test_crops_differ_in_each_epoch(make: Callable[..., ImageBatches], is_same: 
 
 
 def test_captions_go_with_their_images(
-    make: Callable[..., ImageBatches], samples: list[Sample], tokenizer: Tipsv2Tokenizer
+    make: MakeBatches, samples: list[Sample], tokenizer: Tipsv2Tokenizer
 ) -> None:
     batch = make(RunShare(batch_size=23, num_steps=1))[0].batch
     colours = (batch.pixels_B3HW[:, :2, 0, 0] * 255).round().int().tolist()
@@ -181,7 +152,7 @@ def test_a_batch_without_any_caption_has_no_text_rows(
 
 
 def test_a_plain_folder_gives_the_batches_of_its_shards(
-    make: Callable[..., ImageBatches],
+    make: MakeBatches,
     image_folder: Path,
     tokenizer: Tipsv2Tokenizer,
     shards_config: ShardsConfig,
@@ -199,11 +170,7 @@ def images_seen(batches: ImageBatches) -> list[Batch]:
 
 
 def test_a_broken_sample_is_replaced_counted_and_listed(
-    make: Callable[..., ImageBatches],
-    shards: Path,
-    tmp_path: Path,
-    is_same: Same,
-    caplog: pytest.LogCaptureFixture,
+    make: MakeBatches, shards: Path, tmp_path: Path, is_same: Same, caplog: pytest.LogCaptureFixture
 ) -> None:
     untouched = images_seen(make())
     damage(shards, 1, 2)
@@ -226,7 +193,7 @@ def test_a_broken_sample_is_replaced_counted_and_listed(
 
 
 def test_a_list_of_broken_samples_outlives_the_run(
-    make: Callable[..., ImageBatches], shards: Path, tmp_path: Path
+    make: MakeBatches, shards: Path, tmp_path: Path
 ) -> None:
     damage(shards, 0, 0)
     for _ in range(2):
@@ -236,14 +203,14 @@ def test_a_list_of_broken_samples_outlives_the_run(
     assert len((tmp_path / "broken.jsonl").read_text().splitlines()) == 1
 
 
-def test_limits_make_a_sample_a_broken_one(make: Callable[..., ImageBatches]) -> None:
+def test_limits_make_a_sample_a_broken_one(make: MakeBatches) -> None:
     batches = make(limits=replace(DEFAULT_LIMITS, max_pixels=1000))
     with pytest.raises(ValueError, match="in a row are broken"):
         batches[0]
 
 
 def test_a_disk_that_fails_is_no_broken_sample(
-    make: Callable[..., ImageBatches], monkeypatch: pytest.MonkeyPatch
+    make: MakeBatches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: ShardStore, shard: int, row: int) -> Sample:
         raise OSError("the disk is gone")
@@ -253,19 +220,12 @@ def test_a_disk_that_fails_is_no_broken_sample(
         make()[0]
 
 
-def test_a_batch_larger_than_the_data_set_is_refused(make: Callable[..., ImageBatches]) -> None:
+def test_a_batch_larger_than_the_data_set_is_refused(make: MakeBatches) -> None:
     with pytest.raises(ValueError, match="lower batch_size"):
         make(replace(SHARE, batch_size=12, num_ranks=2))
 
 
-def test_without_a_global_crop_images_stay_as_they_are(
-    make: Callable[..., ImageBatches],
-) -> None:
-    batch = make(crops=CropConfig())[0].batch
-    assert batch.pixels_B3HW.shape == (4, 3, 30, 40)
-
-
-def test_captions_are_drawn_again_in_each_epoch(make: Callable[..., ImageBatches]) -> None:
+def test_captions_are_drawn_again_in_each_epoch(make: MakeBatches) -> None:
     captions = CaptionSampling(cls1=("alt",), cls2=("alt", "gemini"))
     batches = make(RunShare(batch_size=23, num_steps=6), captions=captions)
     rows = [tuple(sorted(batches[step].batch.cls2_ids_T.tolist())) for step in range(6)]
@@ -322,12 +282,6 @@ def test_only_a_window_s_shards_are_open_at_a_time() -> None:
     assert mixed != sorted(mixed, key=mixed.index)
 
 
-def test_the_seed_decides() -> None:
-    first = [order().at(place) for place in range(TOTAL)]
-    assert [order().at(place) for place in range(TOTAL)] == first
-    assert [order(seed=1).at(place) for place in range(TOTAL)] != first
-
-
 def test_a_substitute_is_one_of_the_window_and_always_the_same() -> None:
     stream = order()
     shards = {stream.at(place)[0] for place in range(TOTAL)}
@@ -335,13 +289,6 @@ def test_a_substitute_is_one_of_the_window_and_always_the_same() -> None:
     assert [order().substitute(2, attempt) for attempt in range(30)] == chosen
     assert len(set(chosen)) > 3
     assert {shard for shard, _ in chosen} < shards
-
-
-def test_an_order_travels_to_worker_processes() -> None:
-    stream = order()
-    stream.at(7)
-    copied = pickle.loads(pickle.dumps(stream))
-    assert [copied.at(place) for place in range(40)] == [order().at(place) for place in range(40)]
 
 
 def test_a_window_may_be_larger_than_the_data_set() -> None:

@@ -13,9 +13,11 @@ from model.image_codec import ImageLimits
 from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.sample import BadSample
 
+Encode = Callable[..., bytes]
+
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_three_formats_are_decoded(encode: Callable[..., bytes], kind: str) -> None:
+def test_three_formats_are_decoded(encode: Encode, kind: str) -> None:
     image_3HW = decode_tensor(encode(3, kind=kind), DEFAULT_LIMITS)
     assert image_3HW.shape == (3, 30, 40)
     assert image_3HW.dtype == torch.uint8
@@ -23,7 +25,7 @@ def test_three_formats_are_decoded(encode: Callable[..., bytes], kind: str) -> N
     torch.testing.assert_close(colour, torch.tensor([27.0, 15.0, 200.0]), atol=3, rtol=0)
 
 
-def test_a_large_jpeg_is_reduced_as_far_as_allowed(encode: Callable[..., bytes]) -> None:
+def test_a_large_jpeg_is_reduced_as_far_as_allowed(encode: Encode) -> None:
     large = encode(1, size=(400, 320), kind="JPEG")
     assert decode_tensor(large, DEFAULT_LIMITS).shape == (3, 320, 400)
     assert decode_tensor(large, DEFAULT_LIMITS, wanted_side=100).shape == (3, 160, 200)
@@ -39,7 +41,7 @@ def test_a_large_jpeg_is_reduced_as_far_as_allowed(encode: Callable[..., bytes])
     ],
 )
 def test_an_image_outside_the_limits_is_a_bad_sample(
-    encode: Callable[..., bytes], limits: ImageLimits, message: str
+    encode: Encode, limits: ImageLimits, message: str
 ) -> None:
     with pytest.raises(BadSample, match=message):
         decode_tensor(encode(0), limits)

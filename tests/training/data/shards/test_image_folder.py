@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from training.data.crops import CropConfig
-from training.data.shards.image_folder import ImageFolder, describe_folder, open_store
+from training.data.shards.image_folder import ImageFolder, open_store
 from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import BadSample, Sample
 from training.data.shards.writing import ShardPlan, build_shards
 
+Encode = Callable[..., bytes]
+
 
 @pytest.fixture
-def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
+def folder(tmp_path: Path, encode: Encode) -> Path:
     """Four images, three of them with captions, among other files."""
     path = tmp_path / "images"
     (path / "sub").mkdir(parents=True)
@@ -55,12 +56,6 @@ def test_caption_files_have_the_names_of_their_images(folder: Path) -> None:
     assert third.key == "000000002"
 
 
-def test_the_summary_counts_images_and_captions(folder: Path) -> None:
-    summary = ImageFolder(folder).summary()
-    assert (summary.num_images, summary.num_captioned, summary.num_named) == (4, 3, 0)
-    assert summary.caption_sources == {"alt": 3, "gemini": 1}
-
-
 def test_a_broken_record_is_the_image_s_own_misfortune(folder: Path) -> None:
     (folder / "a.json").write_text("{")
     images = ImageFolder(folder)
@@ -72,7 +67,7 @@ def test_a_broken_record_is_the_image_s_own_misfortune(folder: Path) -> None:
     assert isinstance(items["b.v2.png"], Sample)
 
 
-def test_the_fingerprint_follows_the_images(folder: Path, encode: Callable[..., bytes]) -> None:
+def test_the_fingerprint_follows_the_images(folder: Path, encode: Encode) -> None:
     before = ImageFolder(folder).fingerprint()
     assert ImageFolder(folder).fingerprint() == before
     (folder / "new.png").write_bytes(encode(11))
@@ -93,10 +88,3 @@ def test_shards_and_plain_images_are_distinguished(tmp_path: Path, image_folder:
     shards = open_store(tmp_path / "shards")
     assert isinstance(shards, ShardStore)
     assert shards.summary() == plain.summary()
-
-
-def test_a_folder_is_described(image_folder: Path) -> None:
-    lines = describe_folder(image_folder, crops=CropConfig(num_local=3))
-    assert lines[0] == f"{image_folder} holds plain images:"
-    assert lines[1] == "23 images, 16 of them with captions (alt 16, gemini 8)"
-    assert "3 crops each" in lines[-2]

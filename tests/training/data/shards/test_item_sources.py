@@ -18,6 +18,8 @@ from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import BadSample, Sample
 from training.data.shards.writing import ShardPlan, build_shards
 
+Encode = Callable[..., bytes]
+
 COLUMNS = ParquetColumns(
     image="image", captions={"alt": "text", "gemini": "long"}, kept=("url", "license")
 )
@@ -45,7 +47,7 @@ def good(items: ParquetItems, start: int, stop: int) -> list[Sample]:
     return [item for item in found if isinstance(item, Sample)]
 
 
-def test_rows_of_several_files_become_samples(tmp_path: Path, encode: Callable[..., bytes]) -> None:
+def test_rows_of_several_files_become_samples(tmp_path: Path, encode: Encode) -> None:
     kinds = ["PNG", "JPEG", "WEBP", "PNG", "PNG", "PNG", "PNG", "PNG"]
     data = [encode(number, kind=kind) for number, kind in enumerate(kinds)]
     files = [
@@ -65,7 +67,7 @@ def test_rows_of_several_files_become_samples(tmp_path: Path, encode: Callable[.
     assert [place for place, _ in items.items(4, 6)] == ["one.parquet row 4", "two.parquet row 0"]
 
 
-def test_images_may_be_structs_or_paths(tmp_path: Path, encode: Callable[..., bytes]) -> None:
+def test_images_may_be_structs_or_paths(tmp_path: Path, encode: Encode) -> None:
     (tmp_path / "a.png").write_bytes(encode(1))
     structs = [{"bytes": encode(0), "path": None}, {"bytes": None, "path": "a.png"}]
     paths = ["a.png", "missing.png"]
@@ -87,9 +89,7 @@ def test_a_path_stays_in_its_folder(tmp_path: Path, path: str | None) -> None:
     assert isinstance(first, BadSample)
 
 
-def test_a_missing_column_and_no_file_are_refused(
-    tmp_path: Path, encode: Callable[..., bytes]
-) -> None:
+def test_a_missing_column_and_no_file_are_refused(tmp_path: Path, encode: Encode) -> None:
     file = write(tmp_path / "one.parquet", [encode(0)])
     with pytest.raises(ValueError, match=r"no column \['jpg'\]"):
         ParquetItems([file], ParquetColumns(image="jpg"), root=tmp_path)
@@ -99,7 +99,7 @@ def test_a_missing_column_and_no_file_are_refused(
         ParquetItems([], COLUMNS, root=tmp_path)
 
 
-def test_the_fingerprint_follows_the_columns(tmp_path: Path, encode: Callable[..., bytes]) -> None:
+def test_the_fingerprint_follows_the_columns(tmp_path: Path, encode: Encode) -> None:
     file = write(tmp_path / "one.parquet", [encode(0)])
     items = ParquetItems([file], COLUMNS, root=tmp_path)
     other = ParquetItems([file], ParquetColumns(), root=tmp_path)

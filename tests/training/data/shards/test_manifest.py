@@ -47,9 +47,11 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path, manifest: Manifest
     assert store.summary().caption_sources == {"alt": 4}
 
 
-def test_a_folder_without_a_manifest_says_what_to_run(tmp_path: Path) -> None:
+def test_a_folder_without_shards_or_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="training shards index"):
         ShardStore(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no \.tar"):
+        index_shards(tmp_path, BrokenList())
 
 
 def test_another_format_is_refused(tmp_path: Path, manifest: Manifest) -> None:
@@ -97,8 +99,3 @@ def test_foreign_shards_are_read_once_they_are_indexed(foreign: Path) -> None:
     assert sample.captions == {"alt": "text 4"}
     assert sample.fields["url"] == "u4"
     assert sample.key == "000000004"
-
-
-def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no \.tar"):
-        index_shards(tmp_path, BrokenList())

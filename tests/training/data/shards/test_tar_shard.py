@@ -28,15 +28,10 @@ def test_any_sample_is_read_alone(tmp_path: Path, samples: list[Sample]) -> None
         assert read_sample(path, row) == samples[row]
 
 
-def test_the_file_depends_on_the_samples_alone(tmp_path: Path, samples: list[Sample]) -> None:
+def test_a_shard_depends_on_its_samples_alone(tmp_path: Path, samples: list[Sample]) -> None:
     write_shard(tmp_path / "one.tar", samples)
     write_shard(tmp_path / "two.tar", samples)
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
-
-
-def test_the_offsets_are_found_again_from_the_headers(
-    tmp_path: Path, samples: list[Sample]
-) -> None:
     path = tmp_path / "shard-000000.tar"
     write_shard(path, samples)
     assert np.array_equal(find_offsets(path), load_offsets(path))

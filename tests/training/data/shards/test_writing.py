@@ -1,6 +1,5 @@
 """Building shards: whole ones only, going on where it stopped, with an account of them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,20 +49,6 @@ def test_a_data_set_holds_every_item_in_order(
             sample.names,
         )
         assert found.fields["license"] == "CC0-1.0"
-
-
-def test_the_manifest_counts_what_there_is(
-    tmp_path: Path, image_folder: Path, samples: list[Sample]
-) -> None:
-    build_shards(ImageFolder(image_folder), tmp_path / "out", PLAN, is_shown=False)
-    summary = load_manifest(tmp_path / "out").summary
-    assert summary.num_images == 23
-    assert summary.num_captioned == sum(bool(sample.captions) for sample in samples) == 16
-    assert summary.num_named == 5
-    assert summary.caption_sources == {"alt": 16, "gemini": 8}
-    assert summary == ImageFolder(image_folder).summary()
-    content = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert content["summary"]["caption_sources"] == {"alt": 16, "gemini": 8}
 
 
 def test_a_stopped_build_resumes_to_the_same_files(tmp_path: Path, image_folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_restored_run_continues_identically(
         assert torch.equal(other.state_dict()[name], value), name
 
 
-def test_a_load_leaves_nothing_of_what_was_there(tmp_path: Path) -> None:
+def test_a_load_discards_the_state_before_it(tmp_path: Path) -> None:
     module, config = make_state()
     optimizers = build_optimizers([module], config)
     module.step(optimizers, with_head=False)

@@ -71,7 +71,7 @@ def test_without_a_backward_pass_nothing_is_kept() -> None:
     assert count == Count(forward_flops=2 * TOKENS * WIDTH * HIDDEN)
 
 
-def test_what_is_kept_twice_is_counted_once() -> None:
+def test_shared_activations_are_counted_once() -> None:
     def compute(_: nn.Module, batch: int) -> Tensor:
         values = torch.empty(batch, WIDTH, requires_grad=True) * 1.0
         return values.sin() + values.cos()  # both keep `values`
@@ -115,7 +115,7 @@ def test_recomputing_costs_a_forward_pass_and_saves_memory() -> None:
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw", "adafactor"])
-def test_what_an_optimizer_will_keep_is_what_it_keeps(name: OptimizerName) -> None:
+def test_optimizer_state_is_predicted_exactly(name: OptimizerName) -> None:
     module = tower(3)
     optimizers = build_optimizers([module], OptimConfig(optimizer=name))
     expected = optimizer_bytes(optimizers)
@@ -163,7 +163,7 @@ def test_a_single_device_holds_everything_once() -> None:
         assert state.total == 4 * count * (1 + 1 + 2) + 4 * 1000 + 77 + 2 * count
 
 
-def test_what_is_not_trained_has_no_gradient() -> None:
+def test_frozen_parameters_have_no_gradient() -> None:
     module = tower(3)
     text = sum(parameter.numel() for parameter in module.text_model.parameters())
     everything = sum(parameter.numel() for parameter in module.parameters())

@@ -82,7 +82,7 @@ def test_the_state_of_an_optimizer_counts_what_has_moved(student_model: Tipsv2Mo
     assert count_state(method, [optimizer]).optimizer == expected
 
 
-def test_what_two_modules_share_counts_once(student_model: Tipsv2Model) -> None:
+def test_shared_modules_are_counted_once(student_model: Tipsv2Model) -> None:
     method = Pretrain(student_model, PretrainConfig(head=TINY_HEAD))
     before = count_state(method, ())
     method.add_module("again", method.head)

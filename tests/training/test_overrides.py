@@ -92,7 +92,7 @@ def test_mistakes_are_named(tiny_config: TrainingConfig, line: str, message: str
         apply_overrides(tiny_config, [line])
 
 
-def test_what_may_be_empty_is_emptied_and_filled(tiny_config: TrainingConfig) -> None:
+def test_optional_settings_can_be_set_to_none(tiny_config: TrainingConfig) -> None:
     filled = apply_overrides(tiny_config, ["teacher=runs/x"])
     assert filled.teacher == Path("runs/x")
     assert apply_overrides(filled, ["teacher=none"]) == tiny_config

@@ -135,7 +135,7 @@ def test_a_stop_on_one_rank_saves_on_all_and_the_resumed_run_is_the_same(
     assert ["SIGTERM: finishing the step" in text for text in asked] == [False, True]
 
 
-def test_one_process_goes_on_from_a_checkpoint_of_two_ranks(
+def test_one_process_resumes_a_checkpoint_of_two_ranks(
     folder: Path,
     program: ModuleType,
     data_folder: DataFolder,

@@ -97,7 +97,9 @@ def test_the_sum_of_micro_batches_is_clipped_as_one(batch: Batch) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [0, 1])
-def test_what_is_not_finite_changes_nothing(bad: float, place: int, batch: Batch) -> None:
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    bad: float, place: int, batch: Batch
+) -> None:
     method = Slope()
     update, sgd = build(method, accumulate=2, precision="float32")
     update([plain(batch, 0.5)] * 2, 0)
@@ -111,7 +113,7 @@ def test_what_is_not_finite_changes_nothing(bad: float, place: int, batch: Batch
     assert torch.equal(moment_2["momentum_buffer"], before_2)
 
 
-def test_another_ranks_trouble_stops_this_one(
+def test_an_error_on_another_rank_stops_this_rank(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = Slope()

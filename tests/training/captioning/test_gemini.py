@@ -125,9 +125,7 @@ def test_a_pause_asked_of_one_holds_them_all(
     assert min(arrived_s[1:]) >= 50
 
 
-def test_what_never_passes_becomes_a_failure_for_another_run(
-    open_gemini: Make, stand_in: StandIn
-) -> None:
+def test_lasting_failures_are_left_to_another_run(open_gemini: Make, stand_in: StandIn) -> None:
     stand_in.plan["k001"] = [refused(503, "UNAVAILABLE")] * 9
     found = by_key(open_gemini(max_attempts=3).caption(make_samples(0, 3)))
     assert stand_in.keys().count("k001") == 3
@@ -219,7 +217,7 @@ def test_the_models_thoughts_are_paid_for_and_left_out(
         ),
     ],
 )
-def test_what_every_request_would_meet_stops_the_job(
+def test_errors_that_hit_every_request_stop_the_job(
     open_gemini: Make,
     stand_in: StandIn,
     status: int,
@@ -390,7 +388,7 @@ def test_no_minute_holds_too_much(clock: FakeClock) -> None:
     assert requests == 7 or tokens > 400  # and it does not idle
 
 
-def test_what_never_fits_is_refused(clock: FakeClock) -> None:
+def test_a_request_over_the_limit_of_a_minute_is_refused(clock: FakeClock) -> None:
     with pytest.raises(ValueError, match="101 tokens"):
         limit(clock, tokens=100).wait(101)
     with pytest.raises(ValueError, match="at least 1"):

@@ -201,7 +201,7 @@ def test_an_entry_that_is_no_sample_is_left_out_and_reported(
     assert [failure["kind"] for failure in progress.total.failures] == ["sample"]
 
 
-def test_a_captioner_that_forgets_a_sample_is_found_out(tmp_path: Path, shards: Path) -> None:
+def test_a_captioner_that_skips_a_sample_is_an_error(tmp_path: Path, shards: Path) -> None:
     with pytest.raises(ValueError, match="k001"):
         CaptionJob(
             JobConfig(shards=shards, output=tmp_path / "out"), FakeCaptioner(forgets=True)
@@ -227,7 +227,7 @@ def test_a_captioner_that_forgets_a_sample_is_found_out(tmp_path: Path, shards: 
         (" \n ", ""),
     ],
 )
-def test_it_cleans(said: str, caption: str) -> None:
+def test_captions_are_cleaned(said: str, caption: str) -> None:
     assert clean_caption(said, CleaningConfig()) == caption
 
 
@@ -240,7 +240,7 @@ def test_it_cleans(said: str, caption: str) -> None:
         ("onetwothree", "onetwot"),
     ],
 )
-def test_what_is_too_long_is_cut_at_a_word(said: str, caption: str) -> None:
+def test_long_captions_are_cut_at_a_word(said: str, caption: str) -> None:
     assert clean_caption(said, CleaningConfig(max_characters=7)) == caption
 
 
@@ -268,7 +268,9 @@ def test_beyond_them_the_share_counts() -> None:
 
 
 @pytest.mark.parametrize(("dies_after", "left"), [(0, 8), (2, 6), (4, 4), (6, 2)])
-def test_they_add_up_to_the_whole(config: JobConfig, dies_after: int, left: int) -> None:
+def test_finished_and_pending_samples_add_up_to_the_whole(
+    config: JobConfig, dies_after: int, left: int
+) -> None:
     with pytest.raises(Killed):
         CaptionJob(config, FakeCaptioner(batch_size=1, dies_after=dies_after)).run()
     pending = list(pending_samples(config, "paligemma"))

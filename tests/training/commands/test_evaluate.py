@@ -82,7 +82,7 @@ def test_without_an_output_it_prints_and_writes_nothing(
     assert capsys.readouterr().out == "t | s | student | top-1 | 3.00 | n 9\n"
 
 
-def test_a_run_without_a_card_is_not_scored_in_vain(
+def test_a_missing_card_is_reported_before_scoring(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(run), "--output", str(tmp_path / "o")]) == 2

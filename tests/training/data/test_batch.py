@@ -24,7 +24,7 @@ def test_texts_are_cut_and_padded(tokenizer: Tipsv2Tokenizer) -> None:
     assert texts.token_ids_BL.dtype == torch.int64
 
 
-def test_a_text_has_the_same_number_in_any_company() -> None:
+def test_the_id_of_a_text_does_not_depend_on_others() -> None:
     dog, cat, again = text_ids(["a dog", "a cat", "a dog"]).tolist()
     assert dog == again != cat
     assert text_ids(["a cat"]).tolist() == [cat]

@@ -179,7 +179,7 @@ def test_alt_text_goes_to_cls1_and_the_synthetic_captions_share_cls2_evenly() ->
     assert 160 < counts[CAPTIONS["gemini"]] < 240
 
 
-def test_a_token_takes_what_there_is_when_its_sources_are_missing() -> None:
+def test_a_token_falls_back_to_other_captions() -> None:
     only = {"paligemma": "a dog on grass"}
     assert set(drawn(CaptionSampling(), only, 20)) == {("a dog on grass", "a dog on grass")}
 

@@ -69,7 +69,7 @@ def test_keywords_name_nothing_unseen(data_folder: DataFolder) -> None:
     assert not unseen & {word for words in keywords.values() for word in words}
 
 
-def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+def test_an_empty_folder_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="python -m training data --folder"):
         DataFolder(path=tmp_path).bank()
 

@@ -48,7 +48,7 @@ def test_demands(demand: dict[str, float], passes: bool) -> None:
     assert verdict.text.startswith(f"{TASK} | {SPLIT} | mIoU: ")
 
 
-def test_what_was_not_measured_is_no_pass() -> None:
+def test_a_missing_score_does_not_pass() -> None:
     other = rule(minimum=1).model_copy(update={"split": "seen style"})
     with pytest.raises(ValueError, match=r"'.*seen style .*' of 'student' was measured; correct"):
         judge([other], SCORES)

@@ -97,7 +97,7 @@ def test_what_was_trained_is_what_is_published(chain: Chain) -> None:
     assert {entry.row for entry in manifest.scores} >= {"student", "served", "student - served"}
 
 
-def test_a_pod_that_comes_again_passes_over_what_is_done(chain: Chain, running: Any) -> None:
+def test_a_restarted_pod_skips_finished_steps(chain: Chain, running: Any) -> None:
     kept = [chain.run / "model/model.safetensors", chain.run / "log.jsonl"]
     before = [path.read_bytes() for path in kept]
     published = sorted(chain.models.iterdir())

@@ -266,7 +266,7 @@ def test_the_teacher_learns_and_moves_nothing(
 @pytest.mark.parametrize(
     ("progress", "joins"), [(0.0, False), (0.24, False), (0.25, True), (0.74, True), (0.75, False)]
 )
-def test_the_teacher_has_its_window(
+def test_the_teacher_takes_part_within_its_share_of_the_run(
     student_model: Tipsv2Model,
     make_teacher: MakeTeacher,
     batch: Batch,

@@ -10,7 +10,6 @@ from transformers import Tipsv2Config, Tipsv2Tokenizer
 
 from model.variants import variant
 from training.config import ModelConfig
-from training.data.crops import TIPSV2_CROPS
 from training.data.shards.batches import ShardsConfig
 from training.heads import SMALL_HEAD
 from training.methods.distill import DistillConfig
@@ -83,15 +82,9 @@ def test_a_batch_holds_no_more_than_there_is(options: FolderRun) -> None:
     assert config.data.crops == SMALL_CROPS
 
 
-def test_the_familys_sizes_are_trained_as_the_paper_does(options: FolderRun) -> None:
-    config = pretrain_folder(replace(options, size="s14"))
-    assert isinstance(config.data, ShardsConfig)
-    assert config.data.crops == TIPSV2_CROPS
-    assert (config.model.variant, config.optim.optimizer) == ("s14", "adafactor")
-    assert config.method.head.num_prototypes == 32_768
-
-
-def test_a_folder_tells_what_its_teacher_is(tmp_path: Path, tokenizer: Tipsv2Tokenizer) -> None:
+def test_facts_about_a_teacher_are_read_from_its_folder(
+    tmp_path: Path, tokenizer: Tipsv2Tokenizer
+) -> None:
     with pytest.raises(FileNotFoundError, match="no teacher in"):
         read_teacher_facts(tmp_path)
     SAME.save_pretrained(tmp_path / "model")

@@ -44,7 +44,7 @@ def test_the_verdict_follows_the_seeds(
     assert verdict in row[-1].split("; ")
 
 
-def test_equality_is_its_own_claim(plan: ReproductionPlan, finish: Finish) -> None:
+def test_no_difference_is_a_verdict(plan: ReproductionPlan, finish: Finish) -> None:
     text = tables_of(plan, finish, {RECIPE: [0.6, 0.6, 0.6], "full-ema": [0.62, 0.58, 0.6]})
     row = row_of(text, "(d)", "head-only against full", "patches")
     assert set(row[-1].split("; ")) <= {"no difference", "a difference"}

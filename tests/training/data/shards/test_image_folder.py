@@ -56,7 +56,7 @@ def test_caption_files_have_the_names_of_their_images(folder: Path) -> None:
     assert third.key == "000000002"
 
 
-def test_a_broken_record_is_the_image_s_own_misfortune(folder: Path) -> None:
+def test_a_broken_record_breaks_only_its_own_image(folder: Path) -> None:
     (folder / "a.json").write_text("{")
     images = ImageFolder(folder)
     with pytest.raises(BadSample, match="no JSON"):

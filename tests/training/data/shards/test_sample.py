@@ -58,7 +58,9 @@ def test_captions_of_other_formats_count_as_alt_text() -> None:
         ({"1.jpg": b"x", "1.txt": b"\xff\xfe\xfa"}, "UTF-8"),
     ],
 )
-def test_what_cannot_be_used_says_why(members: dict[str, bytes], message: str) -> None:
+def test_unusable_samples_are_refused_with_a_reason(
+    members: dict[str, bytes], message: str
+) -> None:
     with pytest.raises(BadSample, match=message):
         sample_from_members(members)
 

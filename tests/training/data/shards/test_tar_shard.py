@@ -91,7 +91,9 @@ def test_a_damaged_part_breaks_its_own_sample_only(tmp_path: Path, samples: list
     assert read_sample(path, 4) == samples[4]
 
 
-def test_a_shard_without_offsets_says_what_to_run(tmp_path: Path, samples: list[Sample]) -> None:
+def test_a_shard_without_offsets_is_an_error_with_advice(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
     path = tmp_path / "lonely" / "shard-000000.tar"
     write_shard(path, samples)
     offsets_path(path).unlink()

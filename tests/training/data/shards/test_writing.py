@@ -69,7 +69,7 @@ def test_a_stopped_build_resumes_to_the_same_files(tmp_path: Path, image_folder:
     assert (tmp_path / "stopped/shard-000000.tar").stat().st_mtime_ns == written
 
 
-def test_what_a_killed_build_left_half_written_is_removed(
+def test_files_half_written_by_a_killed_build_are_removed(
     tmp_path: Path, image_folder: Path
 ) -> None:
     (tmp_path / "killed").mkdir()

@@ -6,13 +6,14 @@ bytes. Recorded work happens when its graph is launched. Every function can be m
 
 import ctypes
 import enum
-import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 Work = Callable[[], None]
+Functions = dict[str, Callable[..., tuple[Any, ...]]]
 
 
 class Misuse(AssertionError):
@@ -106,6 +107,8 @@ class StandInCuda:
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
 
+        self._functions = self._stateless() | self._memory() | self._streams() | self._graphs()
+
     @property
     def num_alive(self) -> int:
         """Everything that was made and not freed."""
@@ -114,7 +117,7 @@ class StandInCuda:
 
     def __getattr__(self, name: str) -> Any:
         """A function of CUDA: noted, made to fail where the test wants it, then done."""
-        function = getattr(type(self), _method(name), None)
+        function = self.__dict__.get("_functions", {}).get(name)
         if function is None:
             raise AttributeError(name)
 
@@ -126,34 +129,64 @@ class StandInCuda:
                 if self.spoilt_from is not None and number >= self.spoilt_from:
                     error = cudaError_t.cudaErrorIllegalAddress
                 if error == OK or name == "cudaGetErrorString":
-                    returned: tuple[Any, ...] = function(self, *arguments)
+                    returned: tuple[Any, ...] = function(*arguments)
                     return returned
                 # CUDA's frees return errors of earlier work, and free all the same.
                 if name in FREEING:
-                    function(self, *arguments)
+                    function(*arguments)
                 elif name == "cudaStreamEndCapture":
                     self.streams[arguments[0]].is_spoilt = True
-                    function(self, *arguments)
+                    function(*arguments)
                 return error, None
 
         return call
 
     def device_bytes(self, address: int, num_bytes: int) -> Any:
-        """A view of device memory, for kernels.
-
-        Raises:
-            Misuse: It is not all inside one piece of memory.
-        """
+        """A view of device memory, for kernels; `Misuse` if it is not all inside one piece."""
         return self._find(self.device_memory, address, num_bytes)
 
-    def put(self, stream: int, work: Work) -> bool:
-        """Put work on a stream; False where it cannot be recorded."""
+    def put(self, stream: int, work: Work) -> None:
         queue = self.streams[stream]
-        if queue.recording is None:
-            queue.waiting.append(work)
-        else:
-            queue.recording.append(work)
-        return not queue.is_spoilt
+        (queue.waiting if queue.recording is None else queue.recording).append(work)
+
+    def _stateless(self) -> Functions:
+        invalid = cudaError_t.cudaErrorInvalidDevice
+        return {
+            "cudaGetDeviceProperties": lambda i: (invalid, None) if i else (OK, self.properties),
+            "cudaDriverGetVersion": lambda: (OK, 13020),
+            "cudaSetDevice": lambda _: (OK,),
+            "cudaGetErrorString": lambda error: (OK, b"stand-in text of error %d" % error),
+        }
+
+    def _memory(self) -> Functions:
+        return {
+            "cudaMalloc": partial(self._reserve, self.device_memory),
+            "cudaMallocHost": partial(self._reserve, self.host_memory),
+            "cudaFree": partial(self._give_back, self.device_memory),
+            "cudaFreeHost": partial(self._give_back, self.host_memory),
+            "cudaMemcpyAsync": self._copy,
+        }
+
+    def _streams(self) -> Functions:
+        return {
+            "cudaStreamCreateWithFlags": lambda _: self._add(self.streams, Stream()),
+            "cudaStreamDestroy": lambda stream: self._finish(self.streams.pop(stream)),
+            "cudaStreamSynchronize": lambda stream: self._finish(self.streams[stream]),
+            "cudaEventCreateWithFlags": lambda _: self._add(self.events, 0),
+            "cudaEventDestroy": partial(self._remove, self.events),
+            "cudaEventRecord": self._record_event,
+            "cudaEventSynchronize": lambda event: self._finish(self.streams[self.events[event]]),
+        }
+
+    def _graphs(self) -> Functions:
+        return {
+            "cudaStreamBeginCapture": self._begin_capture,
+            "cudaStreamEndCapture": self._end_capture,
+            "cudaGraphInstantiate": lambda g, _: self._add(self.executables, self.graphs[g]),
+            "cudaGraphDestroy": partial(self._remove, self.graphs),
+            "cudaGraphExecDestroy": partial(self._remove, self.executables),
+            "cudaGraphLaunch": self._launch,
+        }
 
     @staticmethod
     def _find(memory: dict[int, Any], address: int, num_bytes: int) -> Any:
@@ -173,82 +206,37 @@ class StandInCuda:
         return OK, address
 
     def _give_back(self, memory: dict[int, Any], address: int) -> tuple[Any, ...]:
-        # It waits for all work first.
+        # CUDA waits for all work first.
         for stream in self.streams.values():
             self._finish(stream)
         if memory.pop(address, None) is None:
             raise Misuse(f"{address} was freed before, or never reserved")
         return (OK,)
 
-    def _finish(self, stream: Stream) -> None:
+    @staticmethod
+    def _finish(stream: Stream) -> tuple[Any, ...]:
         waiting, stream.waiting = stream.waiting, []
         for work in waiting:
             work()
+        return (OK,)
 
-    def _handle(self) -> int:
+    def _add(self, kind: dict[int, Any], value: Any) -> tuple[Any, ...]:
         self._next_handle += 1
-        return self._next_handle
+        kind[self._next_handle] = value
+        return OK, self._next_handle
 
-    def _get_device_properties(self, index: int) -> tuple[Any, ...]:
-        return (OK, self.properties) if index == 0 else (cudaError_t.cudaErrorInvalidDevice, None)
-
-    def _driver_get_version(self) -> tuple[Any, ...]:
-        return OK, 13020
-
-    def _set_device(self, _index: int) -> tuple[Any, ...]:
+    @staticmethod
+    def _remove(kind: dict[int, Any], handle: int) -> tuple[Any, ...]:
+        del kind[handle]
         return (OK,)
 
-    def _get_error_string(self, error: int) -> tuple[Any, ...]:
-        return OK, f"stand-in text of error {int(error)}".encode()
-
-    def _malloc(self, size: int) -> tuple[Any, ...]:
-        return self._reserve(self.device_memory, size)
-
-    def _malloc_host(self, size: int) -> tuple[Any, ...]:
-        return self._reserve(self.host_memory, size)
-
-    def _free(self, address: int) -> tuple[Any, ...]:
-        return self._give_back(self.device_memory, address)
-
-    def _free_host(self, address: int) -> tuple[Any, ...]:
-        return self._give_back(self.host_memory, address)
-
-    def _stream_create_with_flags(self, _flags: int) -> tuple[Any, ...]:
-        handle = self._handle()
-        self.streams[handle] = Stream()
-        return OK, handle
-
-    def _stream_destroy(self, stream: int) -> tuple[Any, ...]:
-        self._finish(self.streams.pop(stream))
-        return (OK,)
-
-    def _stream_synchronize(self, stream: int) -> tuple[Any, ...]:
-        self._finish(self.streams[stream])
-        return (OK,)
-
-    def _event_create_with_flags(self, _flags: int) -> tuple[Any, ...]:
-        handle = self._handle()
-        self.events[handle] = 0
-        return OK, handle
-
-    def _event_destroy(self, event: int) -> tuple[Any, ...]:
-        del self.events[event]
-        return (OK,)
-
-    def _event_record(self, event: int, stream: int) -> tuple[Any, ...]:
+    def _record_event(self, event: int, stream: int) -> tuple[Any, ...]:
         self.events[event] = stream
         return (OK,)
 
-    def _event_synchronize(self, event: int) -> tuple[Any, ...]:
-        self._finish(self.streams[self.events[event]])
-        return (OK,)
-
-    def _memcpy_async(
-        self, target: int, source: int, size: int, kind: int, stream: int
-    ) -> tuple[Any, ...]:
-        is_up = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
+    def _copy(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any, ...]:
         sources, targets = self.host_memory, self.device_memory
-        if not is_up:
+        if kind == cudaMemcpyKind.cudaMemcpyDeviceToHost:
             sources, targets = targets, sources
 
         def copy() -> None:
@@ -256,49 +244,28 @@ class StandInCuda:
             self._find(targets, target, size)
             ctypes.memmove(target, source, size)
 
-        copy_fits = (self._find(sources, source, size), self._find(targets, target, size))
-        assert all(copy_fits)
+        assert all((self._find(sources, source, size), self._find(targets, target, size)))
         self.put(stream, copy)
         return (OK,)
 
-    def _stream_begin_capture(self, stream: int, mode: int) -> tuple[Any, ...]:
+    def _begin_capture(self, stream: int, mode: int) -> tuple[Any, ...]:
         if mode != cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal:
             raise Misuse("other lanes may not reserve memory under this mode")
         self.streams[stream].recording = []
         return (OK,)
 
-    def _stream_end_capture(self, stream: int) -> tuple[Any, ...]:
+    def _end_capture(self, stream: int) -> tuple[Any, ...]:
         queue = self.streams[stream]
         recording, queue.recording = queue.recording, None
         was_spoilt, queue.is_spoilt = queue.is_spoilt, False
         if recording is None or was_spoilt:
             return cudaError_t.cudaErrorStreamCaptureUnsupported, None
-        handle = self._handle()
-        self.graphs[handle] = recording
-        return OK, handle
+        return self._add(self.graphs, recording)
 
-    def _graph_instantiate(self, graph: int, _flags: int) -> tuple[Any, ...]:
-        handle = self._handle()
-        self.executables[handle] = self.graphs[graph]
-        return OK, handle
-
-    def _graph_destroy(self, graph: int) -> tuple[Any, ...]:
-        del self.graphs[graph]
-        return (OK,)
-
-    def _graph_exec_destroy(self, graph: int) -> tuple[Any, ...]:
-        del self.executables[graph]
-        return (OK,)
-
-    def _graph_launch(self, graph: int, stream: int) -> tuple[Any, ...]:
+    def _launch(self, graph: int, stream: int) -> tuple[Any, ...]:
         for work in self.executables[graph]:
             self.put(stream, work)
         return (OK,)
-
-
-def _method(name: str) -> str:
-    """Of `cudaStreamDestroy`: `_stream_destroy`."""
-    return re.sub(r"(?=[A-Z])", "_", name.removeprefix("cuda")).lower()
 
 
 class _Piece:

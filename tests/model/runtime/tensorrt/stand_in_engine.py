@@ -54,26 +54,21 @@ class Engine:
         trt.engines.add(self)
 
     def get_tensor_name(self, index: int) -> str:
-        """Inputs first."""
         names: list[str] = [*self.inputs, *self.outputs]
         return names[index]
 
     def get_tensor_mode(self, name: str) -> Any:
-        """Input or output."""
         modes = self.trt.TensorIOMode
         return modes["INPUT"] if name in self.inputs else modes["OUTPUT"]
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        """As the test wants it, or as the graph has it."""
         usual = DataType.INT64 if name in ("input_ids", "attention_mask") else DataType.FLOAT
         return self.trt.types.get(name, usual)
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[Dims]:
-        """A range."""
         return self.profiles[index][name]
 
     def create_execution_context(self, strategy: Any) -> "Context | None":
-        """Without memory of its own."""
         assert strategy.name == "USER_MANAGED"
         return None if self.trt.fails("create_execution_context") else Context(self)
 
@@ -91,13 +86,11 @@ class Context:
         self.trt.contexts.add(self)
 
     def set_optimization_profile_async(self, profile: int, _stream: int) -> bool:
-        """First of all."""
         assert not self.shapes
         self.profile = profile
         return not self.trt.fails("set_optimization_profile_async")
 
     def set_input_shape(self, name: str, shape: Dims) -> bool:
-        """Inside the profile."""
         if self.profile is None:
             raise Misuse("shapes before a profile")
         smallest, _, largest = self.engine.profiles[self.profile][name]
@@ -109,20 +102,16 @@ class Context:
         return not self.trt.fails("set_input_shape")
 
     def get_tensor_shape(self, name: str) -> Dims:
-        """Of an output, known once all inputs are."""
         return self._compute(self._zeros())[name].shape
 
     def update_device_memory_size_for_shapes(self) -> int:
-        """Something that grows with the inputs."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
     def set_device_memory(self, address: int, size: int) -> None:
-        """For activations."""
         self.memory = (address, size)
         self.num_changes += 1
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """For an input or output."""
         if address % 256:
             raise Misuse(f"{name} is not aligned")
         self.addresses[name] = address
@@ -130,7 +119,6 @@ class Context:
         return not self.trt.fails("set_tensor_address")
 
     def execute_async_v3(self, stream: int) -> bool:
-        """Put the kernels on the stream."""
         missing = {*self.engine.inputs, *self.engine.outputs} - self.addresses.keys()
         if missing:
             raise Misuse(f"no address for {missing}")
@@ -189,7 +177,6 @@ class Context:
 
 @functools.cache
 def session_of(graph: str) -> Any:
-    """ONNX Runtime for a graph."""
     import onnxruntime  # noqa: PLC0415 - as in the runtimes
 
     options = onnxruntime.SessionOptions()

@@ -37,7 +37,6 @@ class ILogger:
     Severity = Severity
 
     def log(self, severity: int, message: str) -> None:
-        """Overridden."""
         raise NotImplementedError
 
 
@@ -86,7 +85,6 @@ class StandInTensorRt:
         self.Runtime = functools.partial(Runtime, self)
 
     def fails(self, name: str) -> bool:
-        """Note a call, and whether it fails."""
         self.called.append(name)
         if name in self.failing and self.logger is not None:
             message = f"stand-in: {name} failed"
@@ -102,21 +100,17 @@ class Builder:
         trt.logger = logger
 
     def create_network(self, flags: int) -> SimpleNamespace:
-        """Only strongly typed networks are asked for."""
         if not flags & 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED):
             raise Misuse("a weakly typed network")
         return SimpleNamespace(graph=None)
 
     def create_builder_config(self) -> "Config":
-        """Give settings."""
         return Config(self.trt)
 
     def create_optimization_profile(self) -> "Profile":
-        """Give an empty profile."""
         return Profile()
 
     def build_serialized_network(self, network: Any, config: "Config") -> bytes | None:
-        """Write down what was asked for, where every input has its shapes."""
         if config.progress_monitor is not None:
             config.progress_monitor.phase_start("stand-in", None, 20)
             config.progress_monitor.step_complete("stand-in", 10)
@@ -148,29 +142,24 @@ class Config:
         self.max_aux_streams = -1
 
     def clear_flag(self, flag: Any) -> None:
-        """Switch off."""
         self.flags.discard(flag)
 
     def set_memory_pool_limit(self, pool: Any, num_bytes: int) -> None:
-        """Bound the workspace."""
         assert pool == self.trt.MemoryPoolType.WORKSPACE
         self.workspace = num_bytes
 
     def add_optimization_profile(self, profile: "Profile") -> int:
-        """Its number, or -1."""
         if self.trt.fails("add_optimization_profile"):
             return -1
         self.profiles.append(profile)
         return len(self.profiles) - 1
 
     def create_timing_cache(self, kept: bytes) -> Any:
-        """Timings of earlier builds."""
         if self.trt.fails("create_timing_cache"):
             return None
         return SimpleNamespace(kept=kept, serialize=lambda: kept + b"t")
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
-        """Another device's are refused."""
         assert not ignore_mismatch
         if cache.kept.startswith(b"foreign"):
             return False
@@ -185,7 +174,6 @@ class Profile:
         self.shapes: dict[str, tuple[Dims, Dims, Dims]] = {}
 
     def set_shape(self, name: str, smallest: Dims, best: Dims, largest: Dims) -> None:
-        """Note a range."""
         self.shapes[name] = (smallest, best, largest)
 
 
@@ -198,7 +186,6 @@ class OnnxParser:
         self.num_errors = 0
 
     def parse_from_file(self, path: str) -> bool:
-        """Take it where it exists."""
         if not Path(path).is_file():
             return False
         if self.trt.fails("parse_from_file"):
@@ -208,7 +195,6 @@ class OnnxParser:
         return True
 
     def get_error(self, _index: int) -> Any:
-        """One problem."""
         return SimpleNamespace(
             node_operator=lambda: "Resize", node_name=lambda: "node_1", desc=lambda: "antialias"
         )
@@ -222,7 +208,6 @@ class Runtime:
         trt.logger = logger
 
     def deserialize_cuda_engine(self, plan: bytes) -> "Engine | None":
-        """None where it is no engine."""
         try:
             note = json.loads(plan)
         except ValueError:

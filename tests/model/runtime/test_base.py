@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from model.runtime.base import SharedGraphCache, check_pixels, check_tokens
-
-# The seam says what is wrong with an array before a runtime sees it.
 
 
 def test_the_grid_is_rows_and_columns() -> None:
@@ -59,15 +58,12 @@ def test_a_row_of_padding_is_refused_with_its_index() -> None:
         check_tokens(np.ones((2, 2), dtype=np.int64), mask_BL, max_tokens=64)
 
 
-# What several runtimes hold is loaded once, and freed when the last lets go.
-
-
 class Graph:
     """Something that can be held."""
 
 
-def test_all_get_the_one_that_was_loaded() -> None:
-    shelf, made = SharedGraphCache(), []
+def test_concurrent_loads_share_one_graph() -> None:
+    cache, made = SharedGraphCache(), []
 
     def load() -> Graph:
         made.append(threading.get_ident())
@@ -75,7 +71,7 @@ def test_all_get_the_one_that_was_loaded() -> None:
 
     held: list[Graph] = []
     threads = [
-        threading.Thread(target=lambda: held.append(shelf.take("key", load))) for _ in range(8)
+        threading.Thread(target=lambda: held.append(cache.take("key", load))) for _ in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -83,31 +79,25 @@ def test_all_get_the_one_that_was_loaded() -> None:
         thread.join()
     assert len(made) == 1
     assert all(graph is held[0] for graph in held)
-    assert shelf.take("other", load) is not held[0]
+    assert cache.take("other", load) is not held[0]
 
 
-def test_what_nobody_holds_is_gone() -> None:
-    shelf = SharedGraphCache()
-    first = shelf.take("key", Graph)
-    number = id(first)
-    assert id(shelf.take("key", Graph)) == number
+def test_a_graph_without_a_holder_is_freed() -> None:
+    cache = SharedGraphCache()
+    first = cache.take("key", Graph)
+    assert cache.take("key", Graph) is first
+    reference = weakref.ref(first)
     del first
     gc.collect()
-    made: list[bool] = []
-
-    def load() -> Graph:
-        made.append(True)
-        return Graph()
-
-    shelf.take("key", load)
-    assert made
+    assert reference() is None
+    assert isinstance(cache.take("key", Graph), Graph)
 
 
-def test_what_was_removed_is_loaded_anew_and_only_that() -> None:
-    shelf = SharedGraphCache()
-    broken = shelf.take("key", Graph)
-    shelf.remove("key", broken)
-    fresh = shelf.take("key", Graph)
+def test_only_the_removed_graph_is_loaded_again() -> None:
+    cache = SharedGraphCache()
+    broken = cache.take("key", Graph)
+    cache.remove("key", broken)
+    fresh = cache.take("key", Graph)
     assert fresh is not broken
-    shelf.remove("key", broken)  # by another lane that broke on the same
-    assert shelf.take("key", Graph) is fresh
+    cache.remove("key", broken)  # by another lane that broke on the same
+    assert cache.take("key", Graph) is fresh

@@ -1,4 +1,4 @@
-"""Every machine, library, package and wish has one right answer, or an error that says what has."""
+"""The runtime is the fastest that is proven and usable, or the one that was asked for."""
 
 from itertools import combinations, product
 from typing import Any, get_args
@@ -7,9 +7,9 @@ import pytest
 
 from model.graphs import TEXT_FILE, VISION_FILE, Precision, graph_file
 from model.manifest import FileEntry, Manifest, ParityEntry, ParityLimits
-from model.package import ModelPackage, PackageError, open_package
+from model.package import PackageError
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
-from model.runtime.choice import BACKENDS, Machine, RuntimeRequest, choose, choose_runtime
+from model.runtime.choice import BACKENDS, Machine, RuntimeRequest, choose
 from model.runtime.loaded_graphs import vision_file
 from model.runtime.machine import Gpu, Hardware, InstalledLibraries, RuntimeName
 
@@ -70,6 +70,12 @@ def found(
     return choice.runtime, choice.precision, choice.device, choice.provider or "-"
 
 
+TRT_BF16, TRT_FP16 = proven("tensorrt", "bf16"), proven("tensorrt", "fp16")
+TRT_BF16_PROVEN = manifest(TRT_BF16, files=GPU_FILES)
+TRT_BOTH_PROVEN = manifest(TRT_FP16, TRT_BF16, files=GPU_FILES)
+ONNX_CUDA = InstalledLibraries(onnx=frozenset({"cpu", "cuda"}), openvino=True)
+TORCH_CPU = InstalledLibraries(torch=frozenset({"cpu"}))
+TORCH_GPU = InstalledLibraries(onnx=frozenset({"cpu"}), torch=frozenset({"cpu", "gpu"}))
 OPENVINO_BF16 = ("openvino", "bf16", "cpu", "-")
 OPENVINO_FP32 = ("openvino", "fp32", "cpu", "-")
 ONNX_FP32 = ("onnx", "fp32", "cpu", "cpu")
@@ -84,34 +90,14 @@ TORCH_FP32 = ("torch", "fp32", "cpu", "-")
         (BF16_PROVEN, PLAIN, CPU_LIBRARIES, OPENVINO_FP32),
         (manifest(proven("onnx", "bf16")), BF16, CPU_LIBRARIES, OPENVINO_FP32),
         (BF16_PROVEN, BF16, InstalledLibraries(onnx=frozenset({"cpu"})), ONNX_FP32),
-        (BF16_PROVEN, BF16, InstalledLibraries(torch=frozenset({"cpu"})), TORCH_FP32),
+        (BF16_PROVEN, BF16, TORCH_CPU, TORCH_FP32),
         (BF16_PROVEN, BF16, ALL_LIBRARIES, OPENVINO_BF16),
         (manifest(files=FILES[2:]), BF16, ALL_LIBRARIES, TORCH_FP32),
         (manifest(), H100, ALL_LIBRARIES, ("tensorrt", "fp32", "gpu", "-")),
-        (
-            manifest(proven("tensorrt", "bf16"), files=GPU_FILES),
-            H100,
-            ALL_LIBRARIES,
-            ("tensorrt", "bf16", "gpu", "-"),
-        ),
-        (
-            manifest(proven("tensorrt", "fp16"), proven("tensorrt", "bf16"), files=GPU_FILES),
-            H100,
-            ALL_LIBRARIES,
-            ("tensorrt", "fp16", "gpu", "-"),
-        ),
-        (
-            manifest(proven("onnx", "fp16")),
-            H100,
-            InstalledLibraries(onnx=frozenset({"cpu", "cuda"}), openvino=True),
-            ("onnx", "fp32", "gpu", "cuda"),
-        ),
-        (
-            manifest(proven("torch", "bf16")),
-            H100,
-            InstalledLibraries(onnx=frozenset({"cpu"}), torch=frozenset({"cpu", "gpu"})),
-            ("torch", "bf16", "gpu", "-"),
-        ),
+        (TRT_BF16_PROVEN, H100, ALL_LIBRARIES, ("tensorrt", "bf16", "gpu", "-")),
+        (TRT_BOTH_PROVEN, H100, ALL_LIBRARIES, ("tensorrt", "fp16", "gpu", "-")),
+        (manifest(proven("onnx", "fp16")), H100, ONNX_CUDA, ("onnx", "fp32", "gpu", "cuda")),
+        (manifest(proven("torch", "bf16")), H100, TORCH_GPU, ("torch", "bf16", "gpu", "-")),
         (BF16_PROVEN, H100, CPU_LIBRARIES, OPENVINO_BF16),
     ],
 )
@@ -145,7 +131,7 @@ def all_packages() -> list[Manifest]:
     return [manifest(*some, files=these) for some in sets for these in files]
 
 
-def test_unasked_nothing_is_chosen_that_is_not_exact_or_not_there() -> None:
+def test_auto_chooses_only_what_is_exact_or_proven_and_available() -> None:
     refusals: set[type[Exception]] = set()
     for hardware, libraries, package in product(
         (PLAIN, BF16, H100), all_libraries(), all_packages()
@@ -168,8 +154,7 @@ def test_unasked_nothing_is_chosen_that_is_not_exact_or_not_there() -> None:
     assert refusals == {MissingRuntimeError, PackageError}
 
 
-def test_what_is_asked_for_is_given_or_refused() -> None:
-    """All wishes on a machine that has everything: as wished, or an error that names what goes."""
+def test_a_request_is_fulfilled_or_refused() -> None:
     names = ("auto", *dict.fromkeys(way.runtime for way in BACKENDS))
     wishes = product(
         names,
@@ -200,91 +185,27 @@ def test_what_is_asked_for_is_given_or_refused() -> None:
 @pytest.mark.parametrize(
     ("hardware", "libraries", "asked", "error", "words"),
     [
-        (
-            PLAIN,
-            CPU_LIBRARIES,
-            {"runtime": "openvino", "precision": "bf16"},
-            UnusableRuntimeError,
-            r"no avx512_bf16 or amx_bf16",
-        ),
-        (PLAIN, ALL_LIBRARIES, {"device": "gpu"}, UnusableRuntimeError, "no NVIDIA GPU"),
-        (
-            H100,
-            CPU_LIBRARIES,
-            {"provider": "cuda"},
-            MissingRuntimeError,
-            r"pip uninstall onnxruntime, then pip install 'tipserve\[gpu\]'",
-        ),
-        (H100, CPU_LIBRARIES, {"runtime": "tensorrt"}, MissingRuntimeError, r"tipserve\[gpu\]"),
-        (PLAIN, CPU_LIBRARIES, {"runtime": "torch"}, MissingRuntimeError, r"tipserve\[torch\]"),
-        (
-            H100,
-            InstalledLibraries(torch=frozenset({"cpu"})),
-            {"runtime": "torch", "device": "gpu"},
-            MissingRuntimeError,
-            "built with CUDA",
-        ),
-        (PLAIN, InstalledLibraries(), {}, MissingRuntimeError, r"pip install 'tipserve\[cpu\]'"),
-        (
-            PLAIN,
-            CPU_LIBRARIES,
-            {"precision": "int8"},
-            PackageError,
-            r"has no file 'onnx/vision_model_int8\.onnx'",
-        ),
-        (
-            BF16,
-            CPU_LIBRARIES,
-            {"runtime": "onnx", "precision": "bf16", "device": "cpu"},
-            UnusableRuntimeError,
-            "runtime onnx, precision bf16, device cpu cannot be combined",
-        ),
-        (
-            PLAIN,
-            CPU_LIBRARIES,
-            {"runtime": "tensorflow"},
-            UnusableRuntimeError,
-            "unknown runtime 'tensorflow'; choose auto, onnx, openvino, tensorrt, torch",
-        ),
-        (PLAIN, CPU_LIBRARIES, {"precision": "fp8"}, UnusableRuntimeError, "unknown precision"),
+        (PLAIN, CPU_LIBRARIES, "openvino bf16", UnusableRuntimeError, "no avx512_bf16 or amx_bf16"),
+        (PLAIN, ALL_LIBRARIES, "auto auto gpu", UnusableRuntimeError, "no NVIDIA GPU"),
+        (H100, CPU_LIBRARIES, "auto auto auto cuda", MissingRuntimeError, r"tipserve\[gpu\]"),
+        (H100, CPU_LIBRARIES, "tensorrt", MissingRuntimeError, r"tipserve\[gpu\]"),
+        (PLAIN, CPU_LIBRARIES, "torch", MissingRuntimeError, r"tipserve\[torch\]"),
+        (H100, TORCH_CPU, "torch auto gpu", MissingRuntimeError, "built with CUDA"),
+        (PLAIN, InstalledLibraries(), "auto", MissingRuntimeError, r"tipserve\[cpu\]"),
+        (PLAIN, CPU_LIBRARIES, "auto int8", PackageError, r"has no file .*_int8\.onnx"),
+        (BF16, CPU_LIBRARIES, "onnx bf16 cpu", UnusableRuntimeError, "cannot be combined"),
+        (PLAIN, CPU_LIBRARIES, "tensorflow", UnusableRuntimeError, "unknown runtime"),
+        (PLAIN, CPU_LIBRARIES, "auto fp8", UnusableRuntimeError, "unknown precision"),
     ],
 )
-def test_what_cannot_be_had_says_why(
+def test_an_unusable_request_is_refused_with_its_reason(
     hardware: Hardware,
     libraries: InstalledLibraries,
-    asked: dict[str, str],
+    asked: str,
     error: type[Exception],
     words: str,
 ) -> None:
+    fields = ("runtime", "precision", "device", "provider")
+    request = dict(zip(fields, asked.split(), strict=False))
     with pytest.raises(error, match=words):
-        found(BF16_PROVEN, hardware, libraries, **asked)
-
-
-def reason(
-    hardware: Hardware, libraries: InstalledLibraries, package: Manifest, **asked: str
-) -> str:
-    return choose(package, RuntimeRequest(**asked), Machine(hardware, libraries)).reason
-
-
-def test_reasons_are_sentences_that_name_what_was_passed_over() -> None:
-    assert reason(BF16, CPU_LIBRARIES, BF16_PROVEN) == (
-        "openvino on the CPU in bf16: the fastest that is proven here; proven for this package "
-        "(differs by at most 0.01, cosine of patches at least 0.99950, masks agree in 99.71 %). "
-        "Not tensorrt on a GPU (fp16, bf16, fp32), onnx on a GPU through CUDA (fp32), torch on a "
-        "GPU (bf16, fp32): there is no NVIDIA GPU that this process may use."
-    )
-    fallen_back = reason(PLAIN, InstalledLibraries(onnx=frozenset({"cpu"})), manifest())
-    assert "Not openvino on the CPU (bf16, fp32): it needs OpenVINO" in fallen_back
-    unproven = reason(BF16, CPU_LIBRARIES, manifest())
-    assert "Not openvino on the CPU (bf16): it is not proven for this package." in unproven
-    assert reason(PLAIN, CPU_LIBRARIES, manifest(), runtime="onnx", device="cpu") == (
-        "onnx on the CPU in fp32: as requested (runtime onnx, device cpu)."
-    )
-    bold = reason(BF16, CPU_LIBRARIES, manifest(), precision="bf16", device="cpu")
-    assert "not proven for this package" in bold
-
-
-def test_this_machine_has_something_for_the_bundled_model() -> None:
-    package: ModelPackage = open_package("bundled", verify=False)
-    choice = choose_runtime(package, RuntimeRequest(device="cpu"))
-    assert choice.runtime == "openvino"
+        found(BF16_PROVEN, hardware, libraries, **request)

@@ -82,7 +82,9 @@ def test_a_call_is_interrupted_by_another_thread_and_the_next_is_as_before(
 
 
 @pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - NEEDS_GPU))
-def test_closing_twice_is_harmless(tiny_package: ModelPackage, name: str) -> None:
+def test_a_closed_runtime_refuses_calls_and_may_be_closed_again(
+    tiny_package: ModelPackage, name: str
+) -> None:
     runtime = load_runtime(tiny_package, runtime=name)
     runtime.close()
     runtime.close()
@@ -100,11 +102,6 @@ def test_a_missing_library_names_the_extra(
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingRuntimeError, match=rf"pip install 'tipserve\[{extra}\]'"):
         load_runtime(tiny_package, runtime=name, device="cpu")
-
-
-def test_names_and_precision_are_told(runtime: Runtime) -> None:
-    assert runtime.name in RUNTIMES
-    assert runtime.precision == "fp32"
 
 
 def test_unknown_names_and_no_threads_are_refused(tiny_package: ModelPackage) -> None:

@@ -58,7 +58,7 @@ def test_openvino_rounds_graphs_of_float32_but_neither_texts_nor_depth() -> None
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_what_is_not_there_in_a_precision_stays_in_float32(runtime: str) -> None:
+def test_a_graph_absent_in_a_precision_stays_in_float32(runtime: str) -> None:
     assert pairs(runtime, "int8") == {
         (VISION_INT8, "int8"),
         (TEXT_FILE, "fp32"),
@@ -83,7 +83,7 @@ def test_the_parity_in_use_is_that_of_the_runtime_and_its_graphs() -> None:
     assert parity_in_use(manifest(*unused, *used), "openvino", "bf16") == tuple(used)
 
 
-def test_a_proof_is_of_the_vision_graph_and_nothing_that_is_loaded_failed() -> None:
+def test_a_proof_needs_the_vision_graph_and_no_failed_graph() -> None:
     vision = entry(VISION_FILE, "bf16")
     assert proof(manifest(vision), "openvino", "bf16") == vision
     assert proof(manifest(entry(TEXT_FILE, "bf16")), "openvino", "bf16") is None

@@ -15,8 +15,6 @@ from model.runtime.machine import (
     this_hardware,
 )
 
-# What a machine computes with, told from what its kernel and its driver say.
-
 SAPPHIRE = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Processor
 flags\t\t: fpu sse2 avx2 avx512f avx512_bf16 avx512_vnni amx_bf16 amx_tile amx_int8
@@ -45,7 +43,7 @@ GRAVITON = "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n"
         ("", "", set()),
     ],
 )
-def test_a_processor_is_its_flags(cpuinfo: str, name: str, features: set[str]) -> None:
+def test_cpu_features_are_read_from_the_flags(cpuinfo: str, name: str, features: set[str]) -> None:
     found, has = parse_cpu(cpuinfo)
     assert (found, set(has)) == (name, features)
 
@@ -67,7 +65,7 @@ def look(machine: Path, **environment: str) -> tuple[Gpu, ...]:
     return this_hardware(machine / "proc", machine / "dev", environment).gpus
 
 
-def test_without_nvidias_library_the_driver_names_the_gpus(
+def test_without_nvml_the_driver_names_the_gpus(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
@@ -80,7 +78,7 @@ def test_without_nvidias_library_the_driver_names_the_gpus(
 
 
 @pytest.mark.parametrize("visible", ["", "-1", " "])
-def test_gpus_that_cuda_may_not_see_are_not_there(
+def test_gpus_hidden_from_cuda_are_not_found(
     machine: Path, monkeypatch: pytest.MonkeyPatch, visible: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
@@ -110,7 +108,7 @@ def nvml(*, fails: bool) -> Any:
     )
 
 
-def test_nvidias_library_knows_more(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_read_from_nvml(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml(fails=False))
     assert look(machine) == (
         Gpu(name="GPU 0", compute_capability="9.0", memory_bytes=80),
@@ -118,14 +116,6 @@ def test_nvidias_library_knows_more(machine: Path, monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml(fails=True))
     assert look(machine) == ()
-
-
-def test_this_machine_can_be_looked_at() -> None:
-    memory_bytes = this_hardware().memory_bytes
-    assert memory_bytes is None or memory_bytes > 2**20
-
-
-# InstalledLibraries are found by their files, and their kind by what lies beside them.
 
 
 @pytest.fixture
@@ -144,30 +134,30 @@ def add(site: Path, *files: str) -> None:
         path.touch()
 
 
-def test_nothing_is_found_where_nothing_is(site: Path) -> None:
-    assert installed_libraries() == InstalledLibraries()
+ORT, CUDA_PROVIDER = "onnxruntime/__init__.py", "onnxruntime/capi/libonnxruntime_providers_cuda.so"
+TRT_PROVIDER = "onnxruntime/capi/libonnxruntime_providers_tensorrt.so"
+TORCH, TRANSFORMERS = "torch/__init__.py", "transformers/__init__.py"
 
 
-def test_the_cpu_builds(site: Path) -> None:
-    add(site, "onnxruntime/__init__.py", "openvino/__init__.py", "torch/__init__.py")
-    assert installed_libraries() == InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True)
-    add(site, "transformers/__init__.py")
-    assert installed_libraries().torch == {"cpu"}, "torch alone has no network"
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ([], {}),
+        ([ORT, TORCH], {"onnx": {"cpu"}}),  # torch alone has no network
+        ([TORCH, TRANSFORMERS, "openvino/__init__.py"], {"torch": {"cpu"}, "openvino": True}),
+        ([ORT, CUDA_PROVIDER, "tensorrt/__init__.py"], {"onnx": {"cpu", "cuda"}, "tensorrt": True}),
+        ([ORT, CUDA_PROVIDER, TRT_PROVIDER], {"onnx": {"cpu", "cuda", "tensorrt"}}),
+        ([TORCH, TRANSFORMERS, "torch/lib/libtorch_cuda.so"], {"torch": {"cpu", "gpu"}}),
+    ],
+)
+def test_libraries_are_found_by_their_files(
+    site: Path, files: list[str], found: dict[str, Any]
+) -> None:
+    add(site, *files)
+    assert installed_libraries() == InstalledLibraries(**found)
 
 
-def test_the_gpu_builds(site: Path) -> None:
-    capi = "onnxruntime/capi"
-    add(site, "onnxruntime/__init__.py", f"{capi}/libonnxruntime_providers_cuda.so")
-    assert installed_libraries().onnx == {"cpu", "cuda"}
-    add(site, f"{capi}/libonnxruntime_providers_tensorrt.so", "tensorrt/__init__.py")
-    add(site, "torch/__init__.py", "torch/lib/libtorch_cuda.so", "transformers/__init__.py")
-    found = installed_libraries()
-    assert found.onnx == {"cpu", "cuda", "tensorrt"}
-    assert found.torch == {"cpu", "gpu"}
-    assert found.tensorrt
-
-
-def test_a_module_that_may_not_be_imported_is_not_there(
+def test_a_module_that_may_not_be_imported_is_not_found(
     site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(site, "openvino/__init__.py")

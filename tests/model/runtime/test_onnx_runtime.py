@@ -13,8 +13,6 @@ from model.runtime.base import MissingRuntimeError
 from model.runtime.load import load_runtime
 from model.runtime.onnx_runtime import ProviderError, check_placement, open_session
 
-# A GPU provider that does not compute is an error: shown on stand-ins of sessions.
-
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 
 
@@ -38,7 +36,7 @@ class Session:
         ]
 
 
-def test_a_session_that_is_where_it_should_be_passes() -> None:
+def test_a_session_on_its_provider_passes() -> None:
     placed = {CUDA: ["MatMul", "Softmax"], CPU: ["Shape", "Gather"]}
     check_placement(Session([CUDA, CPU], placed), "cuda")
     check_placement(Session([TENSORRT, CUDA, CPU], placed), "tensorrt")
@@ -58,7 +56,7 @@ def test_a_graph_whose_large_nodes_are_on_the_cpu_is_refused() -> None:
         check_placement(Session([CUDA, CPU], placed), "cuda")
 
 
-def test_a_build_without_the_provider_names_the_one_with_it(tiny_package: ModelPackage) -> None:
+def test_a_build_without_the_provider_is_refused(tiny_package: ModelPackage) -> None:
     with pytest.raises(MissingRuntimeError, match="takes the place of onnxruntime"):
         open_session(tiny_package.file("onnx/vision_model.onnx"), "cuda", "fp32", 1)
 
@@ -100,13 +98,13 @@ def test_float32_on_a_gpu_is_float32(
     assert library.config["session.record_ep_graph_assignment_info"] == "1"
 
 
-def test_a_provider_that_raises_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_provider_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", Library(RuntimeError("CUDA error 35")))
     with pytest.raises(ProviderError, match="cannot use the provider 'tensorrt': CUDA error 35"):
         open_session(Path("a.onnx"), "tensorrt", "fp16", 1)
 
 
-def test_a_session_that_silently_fell_back_is_never_handed_out(
+def test_a_session_that_silently_fell_back_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", Library(Session([CPU], {CPU: ["MatMul"]})))
@@ -114,10 +112,7 @@ def test_a_session_that_silently_fell_back_is_never_handed_out(
         open_session(Path("a.onnx"), "cuda", "fp32", 1)
 
 
-# ONNX Runtime is given no more of the processors than it was told to take.
-
-
-def test_idle_threads_sleep_and_are_as_many_as_asked_for(tiny_package: ModelPackage) -> None:
+def test_threads_sleep_when_idle_and_keep_to_their_number(tiny_package: ModelPackage) -> None:
     runtime: Any = load_runtime(tiny_package, runtime="onnx", num_threads=3)
     for graph in runtime._graphs.values():
         options = graph._session.get_session_options()

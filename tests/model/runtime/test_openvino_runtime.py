@@ -20,8 +20,6 @@ from model.runtime.load import load_chosen, load_runtime
 from model.runtime.machine import Hardware, this_hardware
 from model.runtime.openvino_runtime import hold_to_float32, openvino_core, read_for_bf16
 
-# Only matrix products are rounded: what is marked, that it means the same, that it is nearer.
-
 CPUINFO = Path("/proc/cpuinfo")
 GRAPH = """<net><layers>
 <layer id="0" name="pixels" type="Parameter" version="opset1"><data shape="1" /></layer>
@@ -84,8 +82,6 @@ def test_a_marked_graph_is_nearer_to_float32_than_the_hint_alone(
     assert 0 < errors[0] < 0.7 * errors[1]
 
 
-# One core a process, weights that lanes share, interruptions that leave nothing, bf16.
-
 PROGRAM = """
 import gc, os, signal, sys
 from pathlib import Path
@@ -103,7 +99,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
 
 
-def test_a_signal_arrives_after_runtimes_were_closed_in_the_order_they_came(
+def test_a_signal_arrives_after_runtimes_were_closed(
     tiny_package: ModelPackage,
 ) -> None:
     # Where the CPU has AMX, a core for each runtime kills the process here (exit -11).
@@ -143,11 +139,11 @@ def test_lanes_share_what_is_compiled_until_one_is_closed(tiny_package: ModelPac
     graph = first._graphs["vision"]._compiled
     assert load_chosen(tiny_package, choice)._graphs["vision"]._compiled is not graph  # type: ignore[attr-defined]
     first.close()
-    mended = load()
-    assert not set(compiled(mended)) & set(shared), "not what it may have broken on"
+    fresh = load()
+    assert not set(compiled(fresh)) & set(shared), "the closed graph may be broken"
     small = np.ones((1, 3, 28, 28), np.float32)
     np.testing.assert_array_equal(
-        mended.encode_images(small).cls1_BD, second.encode_images(small).cls1_BD
+        fresh.encode_images(small).cls1_BD, second.encode_images(small).cls1_BD
     )
 
 
@@ -155,7 +151,7 @@ def compiled(runtime: Any) -> list[int]:
     return [id(graph._compiled) for graph in runtime._graphs.values()]
 
 
-def test_lanes_that_share_compute_side_by_side_and_each_its_own(
+def test_lanes_that_share_a_graph_compute_their_own_answers(
     tiny_package: ModelPackage,
 ) -> None:
     choice = RuntimeChoice(runtime="openvino", precision="fp32", device="cpu", reason="")
@@ -179,7 +175,7 @@ def test_lanes_that_share_compute_side_by_side_and_each_its_own(
     assert not wrong
 
 
-def test_an_interrupted_call_leaves_nothing_behind(tiny_package: ModelPackage) -> None:
+def test_an_interrupted_call_does_not_change_the_next(tiny_package: ModelPackage) -> None:
     # OpenVINO's own cancelling left shapes of the cancelled call in the graph: see `interrupt`.
     runtime = load_runtime(tiny_package, runtime="openvino", precision="fp32")
     small = np.full((1, 3, 28, 28), 0.5, np.float32)
@@ -198,7 +194,7 @@ def test_an_interrupted_call_leaves_nothing_behind(tiny_package: ModelPackage) -
     assert num_interrupted
 
 
-def test_a_large_batch_is_computed_in_shares_of_one_native_image(
+def test_a_large_batch_is_split_and_equals_its_items(
     tiny_package: ModelPackage,
 ) -> None:
     runtime = load_runtime(tiny_package, runtime="openvino", precision="fp32")

@@ -61,7 +61,7 @@ def test_threads_are_those_of_the_lane(tiny_package: ModelPackage) -> None:
         torch.set_num_threads(before)
 
 
-def test_bf16_is_near_and_not_the_same(tiny_package: ModelPackage, tiny_model: Tipsv2Model) -> None:
+def test_bf16_is_close_to_float32(tiny_package: ModelPackage, tiny_model: Tipsv2Model) -> None:
     runtime = TorchRuntime(tiny_package, BF16, LaneShare())
     assert runtime.precision == "bf16"
     rounded = runtime.encode_images(PIXELS).values_BND
@@ -83,7 +83,7 @@ def test_compiled_blocks_compute_the_same(tiny_package: ModelPackage) -> None:
         )
 
 
-def test_quantised_graphs_are_for_others(tiny_package: ModelPackage) -> None:
+def test_int8_and_absent_heads_are_refused(tiny_package: ModelPackage) -> None:
     int8 = RuntimeChoice(runtime="torch", precision="int8", device="cpu", reason="")
     with pytest.raises(UnusableRuntimeError, match="computes in fp32, bf16, fp16"):
         TorchRuntime(tiny_package, int8, LaneShare())

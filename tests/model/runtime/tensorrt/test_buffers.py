@@ -1,4 +1,4 @@
-"""Numbers go to the GPU's types and back as everybody else converts them."""
+"""Values are converted to the GPU's types and back as NumPy and torch convert them."""
 
 import ctypes
 
@@ -80,7 +80,7 @@ def test_memory_grows_and_never_holds_both_pieces() -> None:
     assert buffer.address == 0
 
 
-def test_memory_that_cannot_be_had_leaves_an_empty_buffer() -> None:
+def test_a_failed_allocation_leaves_an_empty_buffer() -> None:
     def allocate(size: int) -> int:
         if size > 1000:
             raise MemoryError

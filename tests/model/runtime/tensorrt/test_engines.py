@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.model.runtime.tensorrt.conftest import MakeGpu, StandInGpu
 
 
-# What was chosen reaches the builder. On a stand-in; `test_real_builder.py` has a real one.
+# On stand-ins; `test_real_builder.py` has a real builder.
 
 
 def source_of(gpu: "StandInGpu", options: EngineOptions) -> EngineSource:
@@ -29,30 +29,27 @@ def source_of(gpu: "StandInGpu", options: EngineOptions) -> EngineSource:
     )
 
 
-def test_the_usual_options(gpu: "StandInGpu") -> None:
-    built = build_engine(gpu.libraries, source_of(gpu, EngineOptions()), b"")
-    (config,) = gpu.trt.configs
-    assert config.flags == set()  # no TF32
-    assert config.workspace is None
-    assert config.builder_optimization_level == 3
-    assert config.hardware_compatibility_level.name == "NONE"
-    assert config.max_aux_streams == 0
-    assert built.timings == b"t"
+CHANGED = EngineOptions(
+    workspace_bytes=1 << 28, optimization_level=5, is_hardware_compatible=True, allow_tf32=True
+)
 
 
-def test_other_options(gpu: "StandInGpu") -> None:
-    options = EngineOptions(
-        workspace_bytes=1 << 28,
-        optimization_level=5,
-        is_hardware_compatible=True,
-        allow_tf32=True,
-    )
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (EngineOptions(), (set(), None, 3, "NONE")),
+        (CHANGED, ({"TF32"}, 1 << 28, 5, "AMPERE_PLUS")),
+    ],
+)
+def test_options_reach_the_builder(
+    gpu: "StandInGpu", options: EngineOptions, settings: tuple[object, ...]
+) -> None:
     build_engine(gpu.libraries, source_of(gpu, options), b"")
     (config,) = gpu.trt.configs
-    assert {flag.name for flag in config.flags} == {"TF32"}
-    assert config.workspace == 1 << 28
-    assert config.builder_optimization_level == 5
-    assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
+    flags, level = {flag.name for flag in config.flags}, config.builder_optimization_level
+    compatibility = config.hardware_compatibility_level.name
+    assert (flags, config.workspace, level, compatibility) == settings
+    assert config.max_aux_streams == 0
 
 
 def test_profiles_are_asked_for_as_planned(gpu: "StandInGpu") -> None:
@@ -74,16 +71,9 @@ def test_timings_of_another_device_are_left_out(
     assert built.timings == used + b"t"
 
 
-def test_without_a_timing_cache_it_builds_all_the_same(gpu: "StandInGpu") -> None:
+def test_a_build_works_without_a_timing_cache(gpu: "StandInGpu") -> None:
     gpu.trt.failing = {"create_timing_cache"}
     assert build_engine(gpu.libraries, source_of(gpu, EngineOptions()), b"kept").timings == b""
-
-
-def test_progress_is_told(gpu: "StandInGpu") -> None:
-    told: list[str] = []
-    source = source_of(gpu, EngineOptions())
-    build_engine(gpu.libraries, source, b"", progress=told.append)
-    assert told == ["stand-in", "stand-in: 50 %"]
 
 
 def test_a_missing_graph_is_told(gpu: "StandInGpu") -> None:
@@ -110,43 +100,32 @@ def a_plan(gpu: "StandInGpu") -> bytes:
     return build_engine(gpu.libraries, source_of(gpu, gpu.options.engine), b"").plan
 
 
-def test_where_a_package_carries_engines(gpu: "StandInGpu") -> None:
+def test_a_package_keeps_engines_by_device_and_version(gpu: "StandInGpu") -> None:
     keys = keys_for(gpu.package, "fp32", device=DEVICE, options=gpu.options)
     assert [package_engine_file(key) for key in keys] == [OWN, OWN.replace("vision", "text")]
 
 
-def test_the_packages_own_engine_is_used(make_gpu: "MakeGpu", tmp_path: Path) -> None:
-    first = make_gpu()
-    package = with_engine(first.package, tmp_path / "package", OWN, a_plan(first))
-    gpu = make_gpu(package)
-    gpu.lane()
-    assert gpu.trt.num_built == 1  # texts
-    assert not list(gpu.options.cache_folder.rglob("vision*"))
-
-
 @pytest.mark.parametrize(
-    "name", ["tensorrt/8.9-11.4.0/vision_model.plan", "tensorrt/9.0-10.9.0/vision_model.plan"]
+    ("name", "uses_package_engines", "num_built"),
+    [
+        pytest.param(OWN, True, 1, id="for this device"),
+        pytest.param(OWN, False, 2, id="not trusted"),
+        pytest.param(OWN.replace("9.0-", "8.9-"), True, 2, id="for another GPU"),
+        pytest.param(OWN.replace("11.4.0", "10.9.0"), True, 2, id="of another TensorRT"),
+    ],
 )
-def test_one_for_another_device_is_left_alone(
-    make_gpu: "MakeGpu", tmp_path: Path, name: str
+def test_a_package_engine_is_used_if_it_fits_and_is_trusted(
+    make_gpu: "MakeGpu", tmp_path: Path, name: str, uses_package_engines: bool, num_built: int
 ) -> None:
     first = make_gpu()
-    gpu = make_gpu(with_engine(first.package, tmp_path / "package", name, a_plan(first)))
+    package = with_engine(first.package, tmp_path / "package", name, a_plan(first))
+    gpu = make_gpu(package, use_package_engines=uses_package_engines)
     gpu.lane()
-    assert gpu.trt.num_built == 2
+    assert gpu.trt.num_built == num_built
+    assert len(list(gpu.options.cache_folder.rglob("vision*.plan"))) == num_built - 1
 
 
-def test_it_can_be_left_out_for_packages_from_strangers(
-    make_gpu: "MakeGpu", tmp_path: Path
-) -> None:
-    first = make_gpu()
-    package = with_engine(first.package, tmp_path / "package", OWN, a_plan(first))
-    gpu = make_gpu(package, use_package_engines=False)
-    gpu.lane()
-    assert gpu.trt.num_built == 2
-
-
-def test_one_that_is_refused_is_replaced(
+def test_a_refused_package_engine_is_built_again(
     make_gpu: "MakeGpu", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     package = with_engine(make_gpu().package, tmp_path / "package", OWN, b"no engine")
@@ -157,7 +136,7 @@ def test_one_that_is_refused_is_replaced(
     assert gpu.trt.num_built == 2
 
 
-def test_a_graph_that_is_not_there_in_the_precision_runs_in_another_and_is_told(
+def test_a_graph_missing_in_a_precision_runs_in_float32(
     make_gpu: "MakeGpu", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "package"

@@ -59,7 +59,7 @@ def test_every_allowed_image_has_a_profile(page: Manifest, data: st.DataObject) 
 
 
 @given(page=manifests())
-def test_every_end_of_a_profile_is_a_size_that_the_package_takes(page: Manifest) -> None:
+def test_profiles_begin_and_end_at_sizes_that_the_package_allows(page: Manifest) -> None:
     parts: tuple[Part, ...] = ("vision", *DENSE_TASKS)
     for part in parts:
         unit = page.size_multiple if part == "vision" else 28
@@ -93,7 +93,7 @@ def test_every_text_has_a_profile(length: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 7, 14), (1, 3, 14, 14 * 33), (1, 3, 14)])
-def test_what_no_profile_holds_is_told(shape: tuple[int, ...]) -> None:
+def test_a_shape_outside_every_profile_has_none(shape: tuple[int, ...]) -> None:
     profiles = profiles_for("vision", manifest(), EngineOptions())
     assert choose_profile(profiles, {"pixel_values": shape}) is None
     assert choose_profile(profiles, {"other": (1, 3, 14, 14)}) is None
@@ -122,6 +122,6 @@ def test_a_range_has_an_order() -> None:
         ({"workspace_bytes": 0}, "leave it out"),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(changes: dict[str, int], message: str) -> None:
+def test_impossible_options_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EngineOptions(**changes)  # type: ignore[arg-type]

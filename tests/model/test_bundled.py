@@ -1,4 +1,4 @@
-"""The bundled student: whole, as good as its card says, and right on the README's example."""
+"""The bundled student passes its bars and is right on the README's example."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_every_export_is_close_to_torch_and_bf16_keeps_the_masks(bundled: ModelP
     assert rounded.mask_agreement >= 0.995
 
 
-def test_example_scene_has_the_named_things_where_they_are(bundled: ModelPackage) -> None:
+def test_the_things_of_the_example_scene_are_found(bundled: ModelPackage) -> None:
     pixels = np.asarray(Image.open(EXAMPLES / "scene.png").convert("RGB"))
     manifest = bundled.manifest
     size_hw = target_size(*pixels.shape[:2], resolution=manifest.native_size, fit="aspect")

@@ -4,8 +4,6 @@ import base64
 import io
 import itertools
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +26,6 @@ from model.image_codec import (
     has_too_many_scans,
     load_image,
     read_size,
-    silence_libtiff,
     upright_size,
 )
 
@@ -62,9 +59,6 @@ def oriented(image: Image.Image, file_format: str, orientation: int) -> bytes:
     return save(image, file_format, exif=exif.tobytes())
 
 
-# Formats, modes and sizes.
-
-
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_every_format_is_decoded(file_format: str) -> None:
     pixels_HW3 = decode(save_noise(file_format))
@@ -77,21 +71,6 @@ def test_a_format_that_the_caller_excludes_is_refused() -> None:
         decode_image(save_noise("GIF"), LIMITS, formats=("JPEG", "PNG"))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"])
-def test_a_grey_ramp_survives_every_mode(mode: str) -> None:
-    grey = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (8, 1))
-    if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
-    elif mode == "I":
-        image = Image.fromarray(grey.astype(np.int32) * 257)
-    else:
-        image = Image.fromarray(grey).convert(mode)
-    pixels_HW3 = decode(save(image, "TIFF" if mode == "I" else "PNG"))
-    tolerance = 255 if mode == "1" else 3
-    assert np.abs(pixels_HW3[..., 0].astype(int) - grey).max() <= tolerance
-    assert (pixels_HW3[..., 0] == pixels_HW3[..., 2]).all()
-
-
 @pytest.mark.parametrize(
     ("file_format", "mode"),
     [
@@ -102,7 +81,7 @@ def test_a_grey_ramp_survives_every_mode(mode: str) -> None:
         ("BMP", "RGB"),
     ],
 )
-def test_a_colour_survives_every_mode_of_a_file(file_format: str, mode: str) -> None:
+def test_a_colour_survives_every_mode(file_format: str, mode: str) -> None:
     colour = (200, 120, 60)
     image = Image.new("RGB", (16, 8), colour).convert(mode)
     assert np.abs(decode(save(image, file_format)).astype(int) - colour).max() <= 5
@@ -163,7 +142,7 @@ def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
-def test_the_first_frame_counts(file_format: str) -> None:
+def test_the_first_frame_is_decoded(file_format: str) -> None:
     frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue", "green")]
     data = save(frames[0], file_format, save_all=True, append_images=frames[1:])
     with Image.open(io.BytesIO(data)) as animation:
@@ -289,8 +268,6 @@ def test_a_damaged_file_decodes_or_is_an_image_error(
 
 # libtiff.
 
-PLAIN_PILLOW = "import sys; from PIL import Image; Image.open(sys.stdin.buffer).load()"
-
 
 def broken_tiff() -> bytes:
     data = bytearray(save_noise("TIFF", compression="tiff_deflate"))
@@ -302,17 +279,6 @@ def test_a_broken_tiff_writes_nothing_to_standard_error(capfd: pytest.CaptureFix
     with pytest.raises(ImageError):
         decode(broken_tiff())
     assert capfd.readouterr().err == ""
-
-
-def test_plain_pillow_writes_errors_of_libtiff_to_standard_error() -> None:
-    # Otherwise the test above would prove nothing.
-    command = [sys.executable, "-c", PLAIN_PILLOW]
-    result = subprocess.run(
-        command, input=broken_tiff(), capture_output=True, timeout=60, check=False
-    )
-    assert result.returncode != 0
-    first = result.stderr.splitlines()[0]
-    assert (b"Decod" in first) == silence_libtiff()
 
 
 # Scans of a JPEG.
@@ -342,7 +308,7 @@ def test_the_limit_of_scans_is_exact() -> None:
         decode(too_many)
 
 
-def test_scans_of_single_components_count_in_a_sequential_file() -> None:
+def test_scans_of_single_components_count() -> None:
     data = save_noise("JPEG")
     scan = data.index(b"\xff\xda")
     alone = b"\xff\xda" + struct.pack(">HB", 8, 1) + data[scan + 5 : scan + 7] + bytes(3)
@@ -393,23 +359,11 @@ def orange(mode: str) -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "P", "PA"])
-def test_flattening_keeps_colours(mode: str) -> None:
-    flat = flatten(orange(mode))
-    assert flat.mode == "RGB"
-    assert np.abs(np.asarray(flat).astype(int) - ORANGE).max() <= 5
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "La"])
-def test_flattening_keeps_greys(mode: str) -> None:
+@pytest.mark.parametrize("mode", ["RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "P", "PA", "LA", "La"])
+def test_flattening_keeps_colours_and_greys(mode: str) -> None:
+    grey = np.asarray(orange("L"))[0, 0]
     flat = np.asarray(flatten(orange(mode)).convert("RGB")).astype(int)
-    assert np.abs(flat - np.asarray(orange("L"))[0, 0]).max() <= 2
-
-
-def test_flattening_keeps_black_and_white() -> None:
-    flat = flatten(Image.fromarray(np.eye(8, dtype=np.bool_)))
-    assert flat.mode == "L"
-    np.testing.assert_array_equal(np.asarray(flat), 255 * np.eye(8))
+    assert np.abs(flat - (grey if mode in {"LA", "La"} else ORANGE)).max() <= 5
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
@@ -419,14 +373,6 @@ def test_16_bit_samples_keep_their_upper_8_bits(dtype: str) -> None:
         "I;16" if dtype == "<u2" else "I;16B", (5, 1), samples.astype(dtype).tobytes()
     )
     assert np.asarray(flatten(image)).tolist() == [[0, 0, 1, 127, 255]]
-
-
-def test_lab_becomes_rgb() -> None:
-    # Pillow holds lightness from 0 to 255, and green to red, blue to yellow around 128.
-    grey = Image.merge("LAB", [Image.new("L", SIZE, value) for value in (137, 128, 128)])
-    red = Image.merge("LAB", [Image.new("L", SIZE, value) for value in (138, 209, 198)])
-    assert np.abs(np.asarray(flatten(grey)).astype(int) - 128).max() <= 3
-    assert np.abs(np.asarray(flatten(red)).astype(int) - (254, 0, 0)).max() <= 8
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])

@@ -1,4 +1,4 @@
-"""The manifest accepts what fits together, says no to the rest, and survives a round trip."""
+"""The manifest accepts consistent fields, refuses others, and survives a round trip."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
 
 from model.manifest import (
-    BOUNDED,
     FileEntry,
     Manifest,
     ParityEntry,
@@ -116,21 +115,18 @@ def test_a_manifest_survives_the_round_trip(
         ({"files": {"weights": {"sha256": "0" * 63, "size_bytes": 1}}}, "sha256"),
     ],
 )
-def test_what_does_not_fit_is_refused(change: dict[str, Any], complaint: str) -> None:
+def test_wrong_fields_are_refused(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         Manifest(**{**MINIMAL, **change})
-
-
-@pytest.mark.parametrize("name", ["a", "onnx/vision_model.onnx", ".hidden", "a b", "..a"])
-def test_plain_relative_names_are_fine(name: str) -> None:
-    check_file_name(name)
 
 
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../a", "a/../b", "/a", "a//b", "./a", "a/", "a\\b", "c:/a", "tipserve.json"],
 )
-def test_other_names_are_refused(name: str) -> None:
+def test_only_plain_relative_file_names_are_accepted(name: str) -> None:
+    for good in ("a", "onnx/vision_model.onnx", ".hidden", "a b", "..a"):
+        check_file_name(good)
     with pytest.raises(ValueError, match="file name"):
         check_file_name(name)
 
@@ -174,7 +170,7 @@ def test_an_entry_passes_when_every_limit_has_a_number_that_keeps_it(
     assert failure is None or failure in entry.failures[0]
 
 
-def test_packages_are_told_apart_by_their_files_but_not_by_their_cards() -> None:
+def test_the_digest_depends_on_the_files_but_not_on_the_card() -> None:
     def digest(**files: str) -> str:
         entries = {name: {"sha256": first * 64, "size_bytes": 1} for name, first in files.items()}
         return Manifest(**MINIMAL, files=entries).digest
@@ -182,8 +178,3 @@ def test_packages_are_told_apart_by_their_files_but_not_by_their_cards() -> None
     one = digest(a="1", b="2")
     assert one == digest(b="2", a="1") == digest(**{"a": "1", "b": "2", "README.md": "3"})
     assert len({one, digest(a="1"), digest(a="2", b="1"), digest(a="1", c="2")}) == 4
-
-
-def test_every_limit_bounds_numbers_that_exist() -> None:
-    assert set(BOUNDED) == set(ParityLimits.model_fields)
-    assert {name for names in BOUNDED.values() for name in names} < set(ParityEntry.model_fields)

@@ -18,13 +18,10 @@ def test_every_output_is_a_weighted_mean(size_in: int, size_out: int) -> None:
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(size_out))
 
 
-def test_the_native_grid_stays_as_it_is() -> None:
+def test_the_native_grid_and_the_dtype_stay() -> None:
     grid_ND = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(resize_grid(grid_ND, (4, 4)), grid_ND, rtol=0, atol=0)
-
-
-def test_the_grid_keeps_its_dtype() -> None:
-    assert resize_grid(torch.ones(16, 8, dtype=torch.bfloat16), (3, 5)).dtype == torch.bfloat16
+    assert resize_grid(grid_ND.bfloat16(), (3, 5)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("size_hw", [(56, 56), (28, 70), (70, 28), (14, 14), (112, 98)])

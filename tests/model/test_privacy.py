@@ -1,4 +1,4 @@
-"""Nothing that we start reports to anybody."""
+"""ONNX Runtime sends no telemetry unless the user wants it."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ print(os.environ["ORT_DISABLE_TELEMETRY"])
 
 
 @pytest.mark.parametrize(("wish", "told"), [(None, "1"), ("0", "0")])
-def test_onnxruntime_is_told_before_it_starts(wish: str | None, told: str) -> None:
+def test_telemetry_is_off_before_onnxruntime_starts(wish: str | None, told: str) -> None:
     environment = {n: v for n, v in os.environ.items() if n != "ORT_DISABLE_TELEMETRY"}
     if wish is not None:
         environment["ORT_DISABLE_TELEMETRY"] = wish

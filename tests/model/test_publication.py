@@ -1,7 +1,6 @@
-"""Published packages: whole or not there, verified on both sides, and the way back."""
+"""Packages are published whole, verified on both sides, and can be rolled back."""
 
 import errno
-import json
 import os
 import shutil
 import stat
@@ -49,13 +48,12 @@ def names(repository: Repository) -> set[str]:
     return {path.name for path in repository.folder.iterdir()} - {".lock"}
 
 
-def test_a_version_says_when_it_came_and_what_is_in_it(
-    repository: Repository, make_package: Make
-) -> None:
+def test_a_version_is_named_by_time_and_content(repository: Repository, make_package: Make) -> None:
     source = make_package("one")
     folder = publish(repository, source)
     assert VERSION.fullmatch(folder.name)
-    assert folder.name.startswith("20261125T201500Z-")
+    digest = sha256(folder / MANIFEST_NAME)
+    assert folder.name == f"20261125T201500Z-{digest[:12]}"
     assert (repository.current(), repository.versions()) == (folder.name, [folder.name])
     assert os.readlink(repository.folder / CURRENT) == folder.name
     copied, given = open_package(repository.folder / CURRENT), open_package(source)
@@ -63,7 +61,7 @@ def test_a_version_says_when_it_came_and_what_is_in_it(
     assert names(repository) == {folder.name, CURRENT}
 
 
-def test_every_user_may_read_it(repository: Repository, make_package: Make) -> None:
+def test_every_user_may_read_a_version(repository: Repository, make_package: Make) -> None:
     source = make_package("one")
     for path in source.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)
@@ -77,19 +75,21 @@ def test_the_same_content_is_published_once(repository: Repository, make_package
     first = publish(repository, source)
     second = publish(repository, make_package("two"), hours=1)
     assert publish(repository, source, hours=2, keep=1) == first
-    assert repository.versions() == [first.name, second.name], "the newest, and the current besides"
+    assert repository.versions() == [first.name, second.name]
     assert repository.current() == first.name
 
 
-def test_old_ones_leave_and_the_current_stays(repository: Repository, make_package: Make) -> None:
+def test_old_versions_are_removed_and_the_current_one_stays(
+    repository: Repository, make_package: Make
+) -> None:
     folders = [publish(repository, make_package(name), hours) for hours, name in enumerate("abc")]
     assert repository.roll_back(folders[0].name) == folders[0]
     shutil.rmtree(folders[2])
     fourth = publish(repository, make_package("d"), hours=3, keep=1)
-    # What was served until now is the way back, however old it is.
+    # The version served until now is kept for a roll back, however old it is.
     assert repository.versions() == [folders[0].name, fourth.name]
     assert names(repository) == {folders[0].name, fourth.name, CURRENT}
-    # What is served again is not taken away by what is made beside it.
+    # A version that is served again is not removed by the next publication.
     fifth = repository.publish(make_package("e"), keep=2, now=START + timedelta(hours=4))
     assert repository.versions() == [fourth.name, fifth.name]
     assert repository.roll_back() == fourth
@@ -97,11 +97,11 @@ def test_old_ones_leave_and_the_current_stays(repository: Repository, make_packa
         repository.publish(fourth, keep=0)
 
 
-def test_what_a_link_leads_to_stays_and_what_leaves_is_said(
+def test_a_linked_version_stays_and_removals_are_reported(
     repository: Repository, make_package: Make
 ) -> None:
     folders = [publish(repository, make_package(name), hours) for hours, name in enumerate("abcd")]
-    # As it was made where the volume was mounted elsewhere.
+    # A link made where the volume was mounted elsewhere.
     (repository.folder / "serving").symlink_to(f"/models/{folders[0].name}")
     (repository.folder / "strange").symlink_to("/")
     said: list[str] = []
@@ -112,13 +112,13 @@ def test_what_a_link_leads_to_stays_and_what_leaves_is_said(
     assert [text.split(":")[0] for text in said] == [
         f"removing {folder.name}" for folder in folders[1:3]
     ]
-    # Once more is nothing new: the way back stays.
+    # Publishing the same content again keeps the previous version.
     (repository.folder / "serving").unlink()
     assert publish(repository, fifth, hours=5, keep=1) == fifth
     assert repository.versions() == [folders[0].name, folders[3].name, fifth.name]
 
 
-def test_a_version_that_cannot_be_removed_whole_is_in_nobodys_way(
+def test_a_version_that_cannot_be_removed_whole_is_not_listed(
     repository: Repository, make_package: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (publish(repository, make_package(name), h) for h, name in enumerate("ab"))
@@ -140,7 +140,9 @@ def test_a_version_that_cannot_be_removed_whole_is_in_nobodys_way(
     assert not list(repository.folder.glob(".*Z-*.new"))
 
 
-def test_the_way_back(repository: Repository, make_package: Make) -> None:
+def test_roll_back_verifies_and_serves_an_earlier_version(
+    repository: Repository, make_package: Make
+) -> None:
     first, second, third = (
         publish(repository, make_package(name), hours) for hours, name in enumerate("abc")
     )
@@ -157,7 +159,7 @@ def test_the_way_back(repository: Repository, make_package: Make) -> None:
     assert repository.current() == third.name
 
 
-def test_nothing_can_be_gone_back_to_where_nothing_is(repository: Repository) -> None:
+def test_roll_back_without_versions_is_refused(repository: Repository) -> None:
     with pytest.raises(PackageError, match="there is no repository"):
         repository.roll_back()
     assert not repository.folder.exists()
@@ -179,7 +181,7 @@ def test_a_broken_package_changes_nothing(repository: Repository, make_package: 
     assert repository.current() == good.name
 
 
-def test_what_arrives_is_verified_and_not_only_what_left(
+def test_the_copy_is_verified_too(
     repository: Repository, make_package: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def torn(source: Path, target: Path) -> None:
@@ -195,7 +197,7 @@ def test_what_arrives_is_verified_and_not_only_what_left(
     assert names(repository) == set()
 
 
-def test_nobody_sees_half_of_one(
+def test_a_version_appears_whole(
     repository: Repository, make_package: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = publish(repository, make_package("old"))
@@ -212,7 +214,9 @@ def test_nobody_sees_half_of_one(
     assert all(state == ([old.name], old.name) for state in seen)
 
 
-def test_what_a_dead_process_left_is_removed(repository: Repository, make_package: Make) -> None:
+def test_leftovers_of_a_dead_process_are_removed(
+    repository: Repository, make_package: Make
+) -> None:
     left = repository.folder / ".20261125T190000Z-0123456789ab.new"
     left.mkdir(parents=True)
     (left / "config.json").touch()
@@ -282,18 +286,8 @@ def test_graphs_must_be_proven(
     assert not repository.folder.exists()
 
 
-def test_a_hint_that_failed_forbids_nothing(tiny_package: ModelPackage) -> None:
+def test_a_failed_hint_does_not_prevent_publication(tiny_package: ModelPackage) -> None:
     both = [entry(f"onnx/{part}_model.onnx") for part in ("vision", "text")]
     hint = entry("onnx/vision_model.onnx", "bf16", 0.6)
     manifest: Manifest = tiny_package.manifest.model_copy(update={"parity": [*both, hint]})
     check_proven(manifest)
-
-
-def test_the_clock_names_versions(repository: Repository, make_package: Make) -> None:
-    before = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    folder = repository.publish(make_package("one"), keep=1)
-    after = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    assert before <= folder.name.partition("-")[0] <= after
-    digest = sha256(folder / MANIFEST_NAME)
-    assert folder.name.endswith(digest[:12])
-    assert json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["name"] == "tiny"

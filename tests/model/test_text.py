@@ -37,12 +37,6 @@ def test_ids_are_those_of_transformers(
     np.testing.assert_array_equal(batch.mask_BL, expected["attention_mask"])
 
 
-def test_known_words_are_one_token_and_case_does_not_matter(tokenizer: TextTokenizer) -> None:
-    batch = tokenizer.encode(["a photo of the cat", "A Photo OF the CAT"])
-    assert batch.token_ids_BL.shape == (2, 5)
-    np.testing.assert_array_equal(batch.token_ids_BL[0], batch.token_ids_BL[1])
-
-
 def test_padding_is_on_the_right_and_no_longer_than_needed(tokenizer: TextTokenizer) -> None:
     batch = tokenizer.encode(["cat", "a red cat"])
     assert batch.token_ids_BL.dtype == batch.mask_BL.dtype == np.int64
@@ -78,15 +72,9 @@ def test_a_tokenizer_that_keeps_case_is_refused(tmp_path: Path) -> None:
         TextTokenizer(tmp_path / "tokenizer.json")
 
 
-def test_templates_are_filled_in_order() -> None:
+def test_templates_are_filled_in_order_and_keep_braces_of_the_name() -> None:
     assert fill("dog", TEMPLATES["none"]) == ["dog"]
-    filled = fill("dog", TEMPLATES["tcl"])
-    assert len(filled) == 9
-    assert filled[0] == "itap of a dog."
-    assert filled[-1] == "a photo of dogs."
-
-
-def test_braces_in_a_name_are_kept() -> None:
+    assert fill("dog", TEMPLATES["tcl"])[::8] == ["itap of a dog.", "a photo of dogs."]
     assert fill("{0} {}", ["a {}."]) == ["a {0} {}."]
 
 

@@ -35,17 +35,7 @@ def noise(*shape: int) -> FloatArray:
 
 @pytest.mark.parametrize(
     ("batch", "height", "width"),
-    [
-        (1, 56, 56),
-        (5, 56, 56),
-        (2, 28, 28),
-        (1, 14, 14),
-        (3, 28, 84),
-        (3, 84, 28),
-        (1, 42, 126),
-        (1, 112, 224),
-        (2, 154, 112),
-    ],
+    [(5, 56, 56), (1, 14, 14), (3, 28, 84), (3, 84, 28), (1, 112, 224), (2, 154, 112)],
 )
 def test_images_are_as_in_torch(
     runtime: Runtime, tiny_model: Tipsv2Model, batch: int, height: int, width: int

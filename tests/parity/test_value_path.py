@@ -63,13 +63,3 @@ def test_values_are_the_recomputed_ones_and_patches_are_not(tiny_model: Tipsv2Mo
     expected_BND = recomputed(tiny_model, pixels_B3HW)
     np.testing.assert_allclose(features.values_BND.numpy(), expected_BND, atol=1e-5)
     assert np.abs(features.patches_BND.numpy() - expected_BND).max() > 0.01
-
-
-@torch.no_grad()
-def test_the_other_outputs_are_those_of_transformers(tiny_model: Tipsv2Model) -> None:
-    pixels_B3HW = torch.rand(2, 3, 70, 42, generator=torch.Generator().manual_seed(1))
-    features = vision_features(tiny_model, pixels_B3HW)
-    tokens_BTD = tiny_model.vision_model(pixel_values=pixels_B3HW).last_hidden_state
-    torch.testing.assert_close(features.cls1_BD, tokens_BTD[:, 0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(features.cls2_BD, tokens_BTD[:, 1], rtol=0, atol=1e-5)
-    torch.testing.assert_close(features.patches_BND, tokens_BTD[:, 2:], rtol=0, atol=1e-5)

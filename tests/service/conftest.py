@@ -38,7 +38,27 @@ from service.settings import Settings
 
 DIM = 8
 WAIT_S = 20.0
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+Encode = Callable[..., bytes]
+Entered = Callable[[], Awaitable[bool]]
 BUNDLED = ModelSource("bundled")
+
+
+class Clock:
+    """Monotonic seconds that only the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 class FakeRuntime:
@@ -160,6 +180,12 @@ def manifest() -> Manifest:
         outputs=["patches", "values", "cls1", "cls2", "text", "depth", "normals", "segmentation"],
         licence="none",
     )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock at zero."""
+    return Clock()
 
 
 @pytest.fixture

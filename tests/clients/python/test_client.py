@@ -4,7 +4,6 @@ import asyncio
 import pickle
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,8 @@ import trustme
 
 import tipserve_client
 from service.outputs.vectors import pack
-from service.server import Server
 from tests.clients.python.conftest import assert_equal, inflight, until
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving
 from tipserve_client import (
     AsyncClient,
     Client,
@@ -38,13 +37,9 @@ if TYPE_CHECKING:
     from typing import assert_type
 
     from tests.clients.python.conftest import Asking
-    from tests.service.conftest import FakeRuntime
     from tipserve_client.results import HalfArray
 
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Entered = Callable[[], Awaitable[bool]]
-Encode = Callable[..., bytes]
 LIMIT_S = 20.0
 
 
@@ -164,7 +159,7 @@ async def test_a_key_is_sent(serving: Serving, encode_image: Encode, asking: "As
 
 
 async def test_the_server_receives_the_deadline(
-    serving: Serving, encode_image: Encode, asking: "Asking", runtime: "FakeRuntime"
+    serving: Serving, encode_image: Encode, asking: "Asking", runtime: FakeRuntime
 ) -> None:
     async with serving() as server, asking.client(server, timeout_s=0.3) as client:
         runtime.gate.clear()
@@ -175,7 +170,7 @@ async def test_the_server_receives_the_deadline(
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 async def test_a_cancelled_request_is_not_computed(
-    serving: Serving, encode_image: Encode, protocol: str, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, protocol: str, runtime: FakeRuntime, entered: Entered
 ) -> None:
     async with serving() as server:
         url = f"{protocol}://127.0.0.1:{server.ports[protocol]}"

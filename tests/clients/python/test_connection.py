@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from service.server import Server
 from tests.clients.python.conftest import connected
+from tests.service.conftest import Serving
 from tipserve_client import (
     AsyncClient,
     Client,
@@ -272,7 +273,6 @@ def test_pauses_are_bounded_and_never_reach_the_deadline(
     assert num_pauses < retry.max_attempts
 
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 NAME = "tipserve-headless.default.svc"
 LIMIT_S = 60.0
 TYPE_A = 1

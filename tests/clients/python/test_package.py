@@ -5,15 +5,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.server import Server
-
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
+from tests.service.conftest import Serving
 
 
 async def test_every_example_runs(

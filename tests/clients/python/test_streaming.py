@@ -3,8 +3,8 @@
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import tipserve_client
-from service.server import Server
 from tests.clients.python.conftest import connected, inflight, until
+from tests.service.conftest import Encode, Serving
 from tipserve_client import TipserveError
 from tipserve_client.generated import embed_pb2, stream_pb2, tensor_pb2
 from tipserve_client.generated.encoder_service_pb2_grpc import (
@@ -25,8 +25,6 @@ from tipserve_client.grpc_wire import rpc_error
 if TYPE_CHECKING:
     from tests.clients.python.conftest import Asking
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
 LIMIT_S = 20.0
 
 

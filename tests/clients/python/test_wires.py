@@ -70,12 +70,7 @@ def test_only_temporary_errors_are_retryable() -> None:
 
 def test_errors_of_grpc_itself_have_the_codes_of_http() -> None:
     codes = {code: read_error(code, "", {}).code for code in (1, 4, 8, 14)}
-    assert codes == {
-        1: "grpc_1",
-        4: "deadline_exceeded",
-        8: "request_too_large",
-        14: "unreachable",
-    }
+    assert codes == {1: "grpc_1", 4: "deadline_exceeded", 8: "request_too_large", 14: "unreachable"}
 
 
 def test_pings_are_as_rare_as_the_server_demands() -> None:

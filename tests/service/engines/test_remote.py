@@ -1,8 +1,7 @@
 """A server as an engine: one mapping of errors for both protocols, and retries."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -13,10 +12,8 @@ from safetensors.numpy import save
 from service.engines.engine import EngineError, ImageRefused
 from service.engines.remote import MAX_ATTEMPTS, RemoteEngine
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
-from service.server import Server
+from tests.service.conftest import Encode, Serving
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
 REQUEST = EmbedImagesRequest(images=(b"x",))
 EMBEDDED = save({"cls1": np.ones((1, 4), np.float32)})
 

@@ -3,10 +3,10 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import pytest
@@ -17,10 +17,7 @@ from service.grpc.generated import embed_pb2, image_pb2, segment_pb2
 from service.grpc.interceptors import CallInterceptor, DrainGate
 from service.monitoring.telemetry import Telemetry
 from service.server import Server
-
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
+from tests.service.conftest import Clock, Encode, Entered, FakeRuntime, Serving
 
 # The gate holds who comes and who goes, until nobody has come for a while.
 
@@ -41,16 +38,6 @@ async def test_held_until_it_is_released() -> None:
     await asyncio.wait_for(asyncio.gather(coming, going), LIMIT_S)
 
 
-class FakeClock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 async def turns() -> None:
     """Let the gate look at its clock."""
     for _ in range(3):
@@ -58,7 +45,7 @@ async def turns() -> None:
 
 
 async def test_whoever_comes_makes_it_wait_longer() -> None:
-    clock = FakeClock()
+    clock = Clock()
     gate = DrainGate(clock)
     holding = asyncio.ensure_future(gate.hold(quiet_s=1.0, limit_s=100.0))
     await turns()
@@ -75,7 +62,7 @@ async def test_whoever_comes_makes_it_wait_longer() -> None:
 
 
 async def test_callers_who_never_stop_coming_do_not_hold_it_for_good() -> None:
-    clock = FakeClock()
+    clock = Clock()
     gate = DrainGate(clock)
     holding = asyncio.ensure_future(gate.hold(quiet_s=1.0, limit_s=1.5))
     await turns()
@@ -90,9 +77,6 @@ async def test_callers_who_never_stop_coming_do_not_hold_it_for_good() -> None:
 
 # What gRPC refuses or ends on its own: too many, too large, too slow, malformed.
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
-Entered = Callable[[], Awaitable[bool]]
 EMBED = "/tipserve.v1.EncoderService/EmbedImages"
 SEGMENT = "/tipserve.v1.EncoderService/SegmentImages"
 LIST = "/tipserve.v1.EncoderService/ListModels"
@@ -275,7 +259,7 @@ async def test_a_message_that_does_not_come_runs_into_the_deadline(
 
 
 async def test_too_many_rpcs_are_refused_and_health_goes_on(
-    serving: Serving, connect: Any, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, connect: Any, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     async with serving(max_concurrent_rpcs=1) as server:
         runtime.gate.clear()
@@ -332,7 +316,7 @@ async def test_a_message_over_the_limit_is_refused_however_it_is_packed(
 
 
 async def test_messages_share_the_memory_for_bodies(
-    serving: Serving, connect: Any, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, connect: Any, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     raw = embed(encode_image("PNG", size=(60, 60)))
     size = len(raw)

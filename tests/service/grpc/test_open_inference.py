@@ -1,9 +1,9 @@
 """The Open Inference Protocol over gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,10 +18,7 @@ from service.grpc.open_inference import from_infer, to_infer, to_parameters
 from service.messages import RequestLimits
 from service.open_inference.inference import InferAnswer
 from service.server import Server
-
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
 # Messages made up by callers become requests or errors of ours, and answers hold every byte.
 
@@ -105,9 +102,6 @@ def test_parameters_come_from_whichever_field() -> None:
 
 # The protocol's RPCs over the fake runtime: every form of a message, streams, and their ends.
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
-Entered = Callable[[], Awaitable[bool]]
 LIMIT_S = 20.0
 SERVICE = "/inference.GRPCInferenceService"
 STREAM = "inference.GRPCInferenceService/ModelStreamInfer"
@@ -148,12 +142,6 @@ async def ask(server: Server, rpc: str, request: Any) -> tuple[str, Any]:
             )
         except grpc.aio.AioRpcError as error:
             return error.code().name, error.details()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_typed_contents_and_raw_ones_are_the_same(
@@ -222,7 +210,7 @@ async def test_what_is_not_offered_says_so(server: Server) -> None:
             assert caught.value.code().name == "UNIMPLEMENTED"
 
 
-async def test_readiness_follows_the_model(server: Server, runtime: "FakeRuntime") -> None:
+async def test_readiness_follows_the_model(server: Server, runtime: FakeRuntime) -> None:
     for rpc, request in (
         ("ServerLive", pb.ServerLiveRequest()),
         ("ServerReady", pb.ServerReadyRequest()),
@@ -261,7 +249,7 @@ async def test_a_stream_answers_each_item_and_counts_it(
 
 
 async def test_a_dropped_stream_frees_what_waits(
-    server: Server, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    server: Server, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     def abandoned() -> float:
         labels = {"reason": "cancelled"}
@@ -283,7 +271,7 @@ async def test_a_dropped_stream_frees_what_waits(
 
 
 async def test_an_open_stream_does_not_hold_up_the_drain(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     async with serving() as server, channel_of(server) as channel:
         call = channel.stream_stream(f"/{STREAM}")()

@@ -3,21 +3,12 @@
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
 
 from service.grpc.generated import embed_pb2, image_pb2, stream_pb2
-from service.server import Server
 from tests.hostile.wire import DATA, PING, PREFACE, SETTINGS, WINDOW_UPDATE, frame, opened
 from tests.hostile.wire import http2_head as head
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving
 
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Entered = Callable[[], Awaitable[bool]]
-Encode = Callable[..., bytes]
 LIMIT_S = 20.0
 STREAM = 1
 ACK = 1
@@ -94,7 +85,7 @@ class FastSender:
 
 
 async def test_a_fast_sender_has_no_more_in_memory_than_its_window_and_what_is_read(
-    serving: Serving, runtime: "FakeRuntime", entered: Entered, encode_image: Encode
+    serving: Serving, runtime: FakeRuntime, entered: Entered, encode_image: Encode
 ) -> None:
     images = [image_pb2.Image(encoded=encode_image(size=(200, 150)))]
     asked = stream_pb2.StreamRequest(embed_images=embed_pb2.EmbedImagesRequest(images=images))

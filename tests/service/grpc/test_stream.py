@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import grpc
 import pytest
@@ -22,10 +22,7 @@ from service.grpc.stream import AnsweredStream, StreamItem
 from service.monitoring.metrics import Metrics
 from service.safety.protection import BodyMemory
 from service.server import Server
-
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
 # A stream of requests: in order, bounded, and with nothing left behind however it ends.
 
@@ -222,9 +219,6 @@ async def test_answers_that_wait_for_an_earlier_one_hold_up_reading(
 
 # A stream of `EncoderService`: in order, bounded, patient, and free of what nobody waits for.
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Entered = Callable[[], Awaitable[bool]]
-Encode = Callable[..., bytes]
 Answer = stream_pb2.StreamResponse
 METHOD = "tipserve.v1.EncoderService/Stream"
 # Of an image as the fake model sees it by default: 28 x 28 pixels.
@@ -270,12 +264,6 @@ def num_asked(server: Server) -> float:
     families = {family.name: family for family in server.metrics.registry.collect()}
     samples = families["tipserve_requests"].samples
     return sum(s.value for s in samples if s.labels.get("method") == METHOD)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_kinds_mix_and_answers_are_those_of_the_unary_rpcs_in_order(
@@ -359,7 +347,7 @@ async def test_a_full_queue_makes_a_stream_wait_and_refuses_nothing(
 
 
 async def test_streams_leave_half_of_a_full_queue_to_others(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     requests = [embed(encode_image(seed=seed)) for seed in range(20)]
     limits = {"max_queue_patches": 8 * PATCHES, "max_batch_patches": 8 * PATCHES}
@@ -381,7 +369,7 @@ async def test_streams_leave_half_of_a_full_queue_to_others(
 
 
 async def test_a_stream_in_full_flow_does_not_keep_an_rpc_waiting(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     requests = [embed(encode_image(seed=seed)) for seed in range(60)]
     async with serving() as server, connected(server) as stub:
@@ -400,7 +388,7 @@ async def test_a_stream_in_full_flow_does_not_keep_an_rpc_waiting(
 
 
 async def test_no_more_is_read_than_is_worked_on(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     # HTTP/2's windows grow with the connection's speed, to megabytes; this is half a gigabyte.
     image = encode_image("BMP", size=(300, 300))
@@ -429,7 +417,7 @@ async def test_no_more_is_read_than_is_worked_on(
 
 
 async def test_a_caller_who_does_not_read_is_not_computed_for(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime"
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
     images = [image_pb2.Image(encoded=encode_image("JPEG", size=(600, 600)))]
     depth = dense_pb2.EstimateDepthRequest(images=images)  # 1.4 MB of answer
@@ -446,7 +434,7 @@ async def test_a_caller_who_does_not_read_is_not_computed_for(
 
 
 async def test_answers_that_wait_hold_up_reading(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", monkeypatch: pytest.MonkeyPatch
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.grpc.stream.MAX_UNSENT_BYTES", 0)
     requests = [embed(encode_image(seed=seed), str(seed)) for seed in range(30)]
@@ -456,7 +444,7 @@ async def test_answers_that_wait_hold_up_reading(
 
 
 async def test_a_request_that_is_late_leaves_the_others_their_time(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     late = in_seconds(0.1, embed(encode_image(seed=1), "late"))
     requests = [embed(encode_image(), "first"), late, embed(encode_image(seed=2), "last")]
@@ -477,7 +465,7 @@ async def test_a_request_that_is_late_leaves_the_others_their_time(
 
 @pytest.mark.parametrize("ending", ["deadline", "cancelled"])
 async def test_a_stream_that_ends_frees_queue_memory_and_decoding(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered, ending: str
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered, ending: str
 ) -> None:
     requests = [embed(encode_image(seed=seed)) for seed in range(30)]
     limits = {"max_queue_patches": 8 * PATCHES, "max_batch_patches": 8 * PATCHES}
@@ -501,7 +489,7 @@ async def test_a_stream_that_ends_frees_queue_memory_and_decoding(
 
 
 async def test_a_server_that_leaves_answers_what_it_has_read_and_says_so(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     image = encode_image("BMP", size=(300, 300))
     requests = [embed(image, str(seed)) for seed in range(30)]

@@ -16,6 +16,7 @@ from service.errors import DeadlineExceeded, Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.work import BatchLimits, Bucket, WorkItem
 from service.monitoring.metrics import Metrics
+from tests.service.conftest import Clock
 
 SMALL = Bucket("image", (28, 28))
 WIDE = Bucket("image", (28, 56))
@@ -24,21 +25,6 @@ LIMITS = BatchLimits(max_items=3, max_cost=20)
 STEP_S = 5.0
 WAIT_S = 20.0
 RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS}, priority_step_s=STEP_S)
-
-
-class Clock:
-    """Monotonic seconds that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -1,25 +1,20 @@
 """A lane turns batches into one set of outputs for each item, and detects a broken runtime."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from service.lanes.lane import TEXT_OUTPUT, Lane, WarmUpError, collate
+from service.lanes.lane import TEXT_OUTPUT, Lane, WarmUpError, collate, take_rows
 from service.lanes.work import Bucket
-
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-
-from service.lanes.lane import take_rows
+from tests.service.conftest import FakeRuntime
 
 IMAGE = Bucket("image", (28, 42))
 TEXT = Bucket("text", (8,))
 
 
 @pytest.fixture
-def lane(runtime: "FakeRuntime") -> Lane:
+def lane(runtime: FakeRuntime) -> Lane:
     return Lane(lambda: runtime, embed_dim=8, probe_bucket=IMAGE)
 
 
@@ -56,7 +51,7 @@ def test_every_image_has_its_own_map(lane: Lane) -> None:
 @pytest.mark.parametrize("fault", ["shape", "nan"])
 def test_a_broken_head_fails_the_synthetic_run(
     lane: Lane,
-    runtime: "FakeRuntime",
+    runtime: FakeRuntime,
     monkeypatch: pytest.MonkeyPatch,
     kind: Literal["depth", "normals"],
     fault: str,
@@ -69,29 +64,27 @@ def test_a_broken_head_fails_the_synthetic_run(
         lane.run_synthetic(Bucket(kind, (28, 28)))
 
 
-def test_a_sound_runtime_passes_the_synthetic_run(lane: Lane, runtime: "FakeRuntime") -> None:
+def test_a_sound_runtime_passes_the_synthetic_run(lane: Lane, runtime: FakeRuntime) -> None:
     lane.run_synthetic(IMAGE, 3)
     lane.run_synthetic(TEXT)
     lane.probe()
     assert (runtime.num_images, runtime.num_texts) == (4, 1)
 
 
-def test_a_wrong_width_fails_the_synthetic_run(runtime: "FakeRuntime") -> None:
+def test_a_wrong_width_fails_the_synthetic_run(runtime: FakeRuntime) -> None:
     lane = Lane(lambda: runtime, embed_dim=9, probe_bucket=IMAGE)
     with pytest.raises(WarmUpError, match="image 28x42"):
         lane.run_synthetic(IMAGE)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_non_finite_outputs_fail_the_probe(
-    lane: Lane, runtime: "FakeRuntime", value: float
-) -> None:
+def test_non_finite_outputs_fail_the_probe(lane: Lane, runtime: FakeRuntime, value: float) -> None:
     runtime._mix[0, 0] = value
     with pytest.raises(WarmUpError):
         lane.probe()
 
 
-def test_a_runtime_is_closed_before_another_is_loaded(runtime: "FakeRuntime") -> None:
+def test_a_runtime_is_closed_before_another_is_loaded(runtime: FakeRuntime) -> None:
     loaded = [runtime, type(runtime)()]
     lane = Lane(lambda: loaded.pop(0), embed_dim=8, probe_bucket=IMAGE)
     lane.reload()
@@ -101,7 +94,7 @@ def test_a_runtime_is_closed_before_another_is_loaded(runtime: "FakeRuntime") ->
 
 
 def test_a_runtime_that_fails_to_close_is_replaced(
-    runtime: "FakeRuntime", monkeypatch: pytest.MonkeyPatch
+    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> None:
         raise RuntimeError("gone")

@@ -18,22 +18,7 @@ from service.lanes.latency_model import (
     measure,
 )
 from service.lanes.work import BatchLimits, Bucket
-
-
-class Clock:
-    """Monotonic seconds that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
+from tests.service.conftest import Clock
 
 SMALL, LARGE, TEXT = Bucket("image", (28, 28)), Bucket("image", (56, 56)), Bucket("text", (8,))
 LIMITS = BatchLimits(max_items=4, max_cost=100)

@@ -97,11 +97,7 @@ def test_each_kind_has_its_own_bound() -> None:
     assert memory.patches_within(64 * MB, num_patches, "normals") is None
 
 
-@given(
-    small=st.integers(1, 10**9),
-    large=st.integers(1, 10**9),
-    budget=st.integers(0, 10**11),
-)
+@given(small=st.integers(1, 10**9), large=st.integers(1, 10**9), budget=st.integers(0, 10**11))
 def test_the_bound_follows_the_largest_shape(small: int, large: int, budget: int) -> None:
     memory = BatchMemory({SMALL: small, LARGE: large})
     patches = memory.patches_within(budget, num_patches)

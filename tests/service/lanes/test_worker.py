@@ -27,22 +27,7 @@ from service.lanes.worker import (
     unhealthy_since,
 )
 from service.monitoring.metrics import Metrics
-
-
-class Clock:
-    """Monotonic seconds that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
+from tests.service.conftest import Clock
 
 BUCKET = Bucket("image", (28, 28))
 LIMITS = BatchLimits(max_items=4, max_cost=100)
@@ -172,10 +157,7 @@ def test_a_runtime_is_reloaded_until_a_probe_succeeds(
 
 
 def test_a_lane_is_dead_after_the_last_attempt(
-    worker: LaneWorker,
-    lane: BrittleLane,
-    shared: LaneContext,
-    monkeypatch: pytest.MonkeyPatch,
+    worker: LaneWorker, lane: BrittleLane, shared: LaneContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lane.failing_batches, lane.failing_probes = 1, 100
     (failed,) = submit(shared)

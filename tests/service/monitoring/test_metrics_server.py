@@ -1,8 +1,6 @@
 """The platform's port: metrics and health in the clear, whatever the other ports ask for."""
 
 import socket
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +11,11 @@ import trustme
 from service.errors import Unavailable
 from service.monitoring.metrics import Metrics
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
-from service.server import Server
+from tests.service.conftest import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 LIMIT_S = 20.0
 
 

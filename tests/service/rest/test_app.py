@@ -5,22 +5,16 @@ import base64
 import io
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
 from service.rest.openapi import EXAMPLES
-from service.server import Server
+from tests.service.conftest import Encode, FakeRuntime, Serving
 
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
 STATUSES = {"200", "401", "404", "406", "408", "413", "415", "422", "429", "500", "503", "504"}
 
 
@@ -164,7 +158,7 @@ async def test_a_png_has_the_size_of_its_image(
 
 
 async def test_a_missing_head_is_501_and_not_in_the_models_outputs(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime"
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
     runtime.tasks = ("normals",)
     async with serving() as server, httpx.AsyncClient(timeout=20) as client:
@@ -255,9 +249,7 @@ async def test_a_body_without_a_length_is_limited_too(client: httpx.AsyncClient)
     assert answer.status_code == 413
 
 
-async def test_unknown_paths_and_methods_have_the_error_body(
-    client: httpx.AsyncClient,
-) -> None:
+async def test_unknown_paths_and_methods_have_the_error_body(client: httpx.AsyncClient) -> None:
     lost = await client.get("/v1/nothing")
     wrong = await client.put("/v1/models")
     slashed = [await client.get("/v1/models/"), await client.post("/v1/embeddings/", json={})]
@@ -310,9 +302,7 @@ async def test_the_document_has_every_status_and_every_reference_resolves(
     assert {"classes", "format", "resolution"} <= {p["name"] for p in segment["parameters"]}
 
 
-async def test_the_examples_of_every_native_route_work(
-    client: httpx.AsyncClient,
-) -> None:
+async def test_the_examples_of_every_native_route_work(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     ours = {path: methods["post"] for path, methods in document["paths"].items() if ":" in path}
     assert ours.keys() == EXAMPLES.keys()

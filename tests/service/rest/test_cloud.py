@@ -2,21 +2,15 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 
 from service.server import Server
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving
 
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-Entered = Callable[[], Awaitable[bool]]
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
 LIMIT_S = 20.0
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 PREDICT = "/v1/endpoints/12/deployedModels/34:predict"
@@ -82,8 +76,7 @@ async def test_instances_become_predictions(
     image, other = b64(encode_image(seed=1)), b64(encode_image(seed=2))
     uri = f"data:image/png;base64,{other}"
     embedded = await client.post(
-        "/v1/embeddings",
-        json={"input": ["dog", {"image": image}, uri], "dimensions": 4},
+        "/v1/embeddings", json={"input": ["dog", {"image": image}, uri], "dimensions": 4}
     )
     for second in ({"b64": image}, {"image": {"b64": image}}, {"image": image}):
         instances: list[Any] = [{"text": "dog"}, second, uri]
@@ -148,7 +141,7 @@ async def test_errors_name_instances_and_parameters(
     "body", [{"texts": ["left"]}, {"instances": ["left"]}], ids=["as it is", "instances"]
 )
 async def test_a_lost_client_is_not_computed_for(
-    serving: Serving, runtime: "FakeRuntime", entered: Entered, body: dict[str, Any]
+    serving: Serving, runtime: FakeRuntime, entered: Entered, body: dict[str, Any]
 ) -> None:
     async with serving(text_cache_bytes=1) as server:
         url = f"http://127.0.0.1:{server.ports['http']}/invocations"

@@ -1,8 +1,6 @@
 """Options and images from queries, forms, JSON and URLs."""
 
 import base64
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import httpx
@@ -14,9 +12,8 @@ from service.rest.inputs import decode_images, image_texts, parse_form, parse_pa
 from service.rest.requests import EmbedImagesOptions, ImageBody, SegmentImagesOptions
 from service.safety.url_fetch import Hold, UrlFetcher
 from service.server import Server
+from tests.service.conftest import Encode, Serving
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
 URL = "https://images.example.org/a.png"
 BOUNDARY = "multipart/form-data; boundary=xyz"
 

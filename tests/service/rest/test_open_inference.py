@@ -3,8 +3,7 @@
 import base64
 import json
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.server import Server
+from tests.service.conftest import Encode, Serving
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
 INFER = "/v2/models/fake/infer"
 LENGTH = "Inference-Header-Content-Length"
 LOAD, UNLOAD = "/v2/repository/models/second/load", "/v2/repository/models/second/unload"
@@ -154,10 +152,7 @@ async def test_each_output_may_be_binary_or_not(
 ) -> None:
     body = {
         "inputs": [image_input(encode_image())],
-        "outputs": [
-            {"name": "cls1", "parameters": {"binary_data": False}},
-            {"name": "cls2"},
-        ],
+        "outputs": [{"name": "cls1", "parameters": {"binary_data": False}}, {"name": "cls2"}],
         "parameters": {"binary_data_output": True},
     }
     answer = await client.post(INFER, json=body)
@@ -251,9 +246,7 @@ async def test_wrong_binary_lengths_are_refused(client: httpx.AsyncClient) -> No
         assert isinstance(answer.json()["error"], str)
 
 
-async def test_errors_of_the_middleware_have_the_protocols_form(
-    client: httpx.AsyncClient,
-) -> None:
+async def test_errors_of_the_middleware_have_the_protocols_form(client: httpx.AsyncClient) -> None:
     large = await client.post(INFER, content=b"x" * 200_001)
     zipped = await client.post(INFER, content=b"{}", headers={"Content-Encoding": "gzip"})
     query = await client.post(INFER + "?fit=aspect", json={"inputs": [TEXT]})

@@ -4,9 +4,8 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import numpy as np
@@ -17,13 +16,8 @@ from numpy.typing import NDArray
 from service.errors import InvalidRequest
 from service.safety.url_fetch import Hold, UrlFetcher
 from service.server import Server
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving
 
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
-Entered = Callable[[], Awaitable[bool]]
 LIMIT_S = 20.0
 URL = "https://images.example.org/a.png"
 # Room for one new prompt, and then for nothing.
@@ -178,12 +172,7 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
     ({"input": [{"text": "dog", "colour": "red"}]}, 422, "unknown_field", "input[0].colour"),
     ({"input": [{"text": "dog", "image": GOOD}]}, 422, "invalid_field", "input[0]"),
     ({"input": ["dog", {}]}, 422, "invalid_field", "input[1]"),
-    (
-        {"input": [{"type": "image_url", "text": "a"}]},
-        422,
-        "invalid_field",
-        "input[0].image_url",
-    ),
+    ({"input": [{"type": "image_url", "text": "a"}]}, 422, "invalid_field", "input[0].image_url"),
     ({"input": [{"text": "dog"}], "modality": "image"}, 422, "invalid_field", "input[0]"),
     ({"input": [{"image": GOOD}], "modality": "text"}, 422, "invalid_field", "input[0]"),
     ({"input": "dog", "modality": "audio"}, 422, "invalid_field", "modality"),
@@ -191,12 +180,7 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
     ({"input": ["dog", "data:image/png,xyz"]}, 422, "invalid_base64", "input[1]"),
     ({"input": ["dog", {"image": "?"}]}, 422, "invalid_base64", "input[1]"),
     ({"input": ["dog", URL]}, 422, "ambiguous_input", "input[1]"),
-    (
-        {"input": ["dog", {"image": "https://a.example.com/"}]},
-        422,
-        "url_not_allowed",
-        "input[1]",
-    ),
+    ({"input": ["dog", {"image": "https://a.example.com/"}]}, 422, "url_not_allowed", "input[1]"),
     ({"input": ["dog"] * 201}, 413, "too_many_items", "input"),
     ({"input": [GOOD] * 5}, 413, "too_many_items", "input"),
     ({"input": "dog", "dimensions": 9}, 422, "invalid_field", "dimensions"),
@@ -276,7 +260,7 @@ def connect(server: Server, **options: Any) -> openai.AsyncOpenAI:
 
 
 async def test_a_full_server_is_a_rate_limit_error(
-    serving: Serving, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, runtime: FakeRuntime, entered: Entered
 ) -> None:
     async with serving(**NARROW) as server, connect(server) as client:
         runtime.gate.clear()
@@ -291,7 +275,7 @@ async def test_a_full_server_is_a_rate_limit_error(
 
 
 async def test_the_clients_retry_waits_for_retry_after(
-    serving: Serving, runtime: "FakeRuntime", entered: Entered, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, runtime: FakeRuntime, entered: Entered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
     retry_after: list[str] = []
@@ -320,7 +304,7 @@ async def test_the_clients_retry_waits_for_retry_after(
 
 
 async def test_a_request_that_times_out_is_not_computed(
-    serving: Serving, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, runtime: FakeRuntime, entered: Entered
 ) -> None:
     async with serving(text_cache_bytes=1) as server, connect(server) as client:
         runtime.gate.clear()
@@ -338,7 +322,7 @@ async def test_a_request_that_times_out_is_not_computed(
 
 
 async def test_a_passed_deadline_is_a_server_error(
-    serving: Serving, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, runtime: FakeRuntime, entered: Entered
 ) -> None:
     async with serving() as server, connect(server) as client:
         runtime.gate.clear()

@@ -5,27 +5,16 @@ import errno
 import json
 import select
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
-from service.rest.server import (
-    ReadRate,
-    accept_waiting,
-    drop_new_connections,
-    listen,
-    num_waiting,
-)
+from service.rest.server import ReadRate, accept_waiting, drop_new_connections, listen, num_waiting
 from service.server import Server
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
-Entered = Callable[[], Awaitable[bool]]
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 LIMIT_S = 20.0
@@ -63,12 +52,6 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         return int(head.split()[1]), json.loads(await reader.readexactly(length))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("piece_bytes", [7, 1_000_000])
@@ -225,7 +208,7 @@ async def test_an_unread_answer_is_dropped(serving: Serving, encode_image: Encod
 
 
 async def test_a_client_that_leaves_with_more_requests_sent_is_noticed(
-    serving: Serving, runtime: "FakeRuntime", encode_image: Encode, entered: Entered
+    serving: Serving, runtime: FakeRuntime, encode_image: Encode, entered: Entered
 ) -> None:
     image = encode_image()
     post = POST + b"Content-Length: %d\r\n\r\n" % len(image) + image
@@ -263,7 +246,7 @@ async def test_a_client_that_reads_at_the_minimum_rate_gets_everything(
 
 
 async def test_a_client_that_closes_its_sending_half_has_left(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     image = encode_image()
     async with serving() as server, connected(server) as (reader, writer):
@@ -293,7 +276,7 @@ async def test_a_new_connection_closes_the_longest_idle_one(serving: Serving) ->
 
 
 async def test_a_new_connection_is_refused_if_all_are_busy(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     image = encode_image()
     async with serving(max_connections=1) as server, connected(server) as (busy, writer):
@@ -311,7 +294,7 @@ async def test_a_new_connection_is_refused_if_all_are_busy(
 
 
 async def test_without_memory_a_body_is_refused_before_it_is_sent(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     image = encode_image("PNG", size=(60, 60))
     body = b"Content-Length: %d\r\n\r\n" % len(image) + image

@@ -11,17 +11,9 @@ from service.errors import Unauthenticated
 from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys
 from service.settings import Settings, describe_settings, load_settings
+from tests.service.conftest import Clock
 
 FIRST, SECOND, THIRD = ("first" * 4, "second" * 4, "third" * 4)
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def opens(keys: ApiKeys, key: str) -> bool:

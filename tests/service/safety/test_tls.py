@@ -5,7 +5,6 @@ import logging
 import os
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,20 +26,7 @@ from service.monitoring.metrics import Metrics
 from service.safety.tls import FileWatch, Tls, TlsFiles, expiry_of
 from service.server import Server
 from service.settings import Settings
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.service.conftest import Clock, Serving, until
 
 
 def test_a_changed_file_is_seen_once(tmp_path: Path, clock: Clock) -> None:
@@ -104,7 +90,6 @@ def test_a_missing_or_malformed_certificate_is_an_error(encoded: bytes) -> None:
         expiry_of(encoded)
 
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 LIMIT_S = 20.0
 EXPIRY = "tipserve_tls_certificate_expiry_timestamp_seconds"
 
@@ -182,12 +167,6 @@ def ca() -> trustme.CA:
 def client_ca() -> trustme.CA:
     """The authority of the clients."""
     return trustme.CA()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @BOTH

@@ -1,11 +1,12 @@
 """Protobuf converts to messages of the data plane and back; unknown fields are refused."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from model.dense_maps import MapTask
 from service.errors import InvalidRequest
 from service.grpc.converters import (
     DATA_TYPES,
@@ -65,99 +66,149 @@ from service.messages import (
 )
 from service.outputs.vectors import pack_all
 
-# Protobuf to messages and back.
-
 IMAGES = [image_pb2.Image(encoded=b"x")]
+EMBED, TEXTS = embed_pb2.EmbedImagesRequest, embed_pb2.EmbedTextsRequest
+SEGMENT, CLASSIFY = segment_pb2.SegmentImagesRequest, classify_pb2.ClassifyImagesRequest
+VIEW = features_pb2.VisualizeFeaturesRequest
+DEPTH, NORMALS = dense_pb2.EstimateDepthRequest, dense_pb2.EstimateNormalsRequest
+WRONG = InvalidRequest("images[0] is wrong.", code="invalid_image", param="images[0]")
 
 
-def test_nothing_said_means_the_defaults_of_the_messages() -> None:
-    assert to_embed_images(embed_pb2.EmbedImagesRequest(images=IMAGES)) == EmbedImagesRequest(
-        images=(b"x",)
-    )
-    assert to_embed_texts(embed_pb2.EmbedTextsRequest(texts=["a"])) == EmbedTextsRequest(
-        texts=("a",)
-    )
-    assert to_segment_images(
-        segment_pb2.SegmentImagesRequest(images=IMAGES)
-    ) == SegmentImagesRequest(images=(b"x",), classes=())
-
-
-def test_zero_and_false_are_values() -> None:
-    embed = embed_pb2.EmbedImagesRequest(images=IMAGES, normalize=False, resolution=0)
-    assert to_embed_images(embed).normalize is False
-    assert to_embed_images(embed).resolution == 0
-    segment = segment_pb2.SegmentImagesRequest(background_threshold=0.0)
-    assert to_segment_images(segment).background_threshold == 0.0
-
-
-def test_everything_that_can_be_said() -> None:
-    request = segment_pb2.SegmentImagesRequest(
-        model="m",
-        images=IMAGES,
-        classes=[segment_pb2.SegmentClass(name="dog", prompts=["a dog"])],
-        templates=text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=["the {}"])),
-        features=segment_pb2.DENSE_FEATURES_PATCHES,
-        resolution=56,
-        fit=image_pb2.FIT_SQUASH,
-        background_threshold=0.25,
-        background_classes=[segment_pb2.SegmentClass(name="wall")],
-        include_scores=True,
-        mode=segment_pb2.SEGMENT_MODE_SLIDE,
-        partial=True,
-    )
-    assert to_segment_images(request) == SegmentImagesRequest(
-        model="m",
-        images=(b"x",),
-        classes=(SegmentClass(name="dog", prompts=("a dog",)),),
-        templates=("the {}",),
-        features="patches",
-        resolution=56,
-        fit="squash",
-        background_threshold=0.25,
-        background_classes=(SegmentClass(name="wall"),),
-        include_scores=True,
-        mode="slide",
-        partial=True,
-    )
-    texts = embed_pb2.EmbedTextsRequest(
-        texts=["a"], vector_type=embed_pb2.VECTOR_TYPE_INT8, partial=True
-    )
-    assert to_embed_texts(texts) == EmbedTextsRequest(
-        texts=("a",), vector_type="int8", partial=True
-    )
+DOG = segment_pb2.SegmentClass(name="dog", prompts=["a dog"])
+WHERE: dict[str, Any] = {"model": "m", "images": IMAGES, "resolution": 56}
+ONE: dict[str, Any] = {"images": (b"x",)}
+NONE: dict[str, Any] = {"images": ()}
+ANSWERED: dict[str, Any] = {"model": "m", **ONE, "resolution": 56}
+to_depth, to_normals = (partial(to_estimate_maps, task=task) for task in ("depth", "normals"))
 
 
 @pytest.mark.parametrize(
-    ("request_type", "task"),
-    [(dense_pb2.EstimateDepthRequest, "depth"), (dense_pb2.EstimateNormalsRequest, "normals")],
+    ("convert", "request_", "expected"),
+    [
+        # Absent fields have the defaults of the messages.
+        (to_embed_images, EMBED(images=IMAGES), EmbedImagesRequest(**ONE)),
+        (to_embed_texts, TEXTS(texts=["a"]), EmbedTextsRequest(texts=("a",))),
+        (to_segment_images, SEGMENT(images=IMAGES), SegmentImagesRequest(**ONE, classes=())),
+        (to_classify_images, CLASSIFY(images=IMAGES), ClassifyImagesRequest(**ONE, classes=())),
+        (to_visualize_features, VIEW(images=IMAGES), VisualizeFeaturesRequest(**ONE)),
+        (to_depth, DEPTH(images=IMAGES), EstimateMapsRequest(**ONE, task="depth")),
+        # Zero and false are values.
+        (
+            to_embed_images,
+            EMBED(images=IMAGES, normalize=False, resolution=0),
+            EmbedImagesRequest(images=(b"x",), normalize=False, resolution=0),
+        ),
+        (
+            to_segment_images,
+            SEGMENT(background_threshold=0.0),
+            SegmentImagesRequest(**NONE, classes=(), background_threshold=0.0),
+        ),
+        (
+            to_classify_images,
+            CLASSIFY(temperature=0.0, top_k=0),
+            ClassifyImagesRequest(**NONE, classes=(), temperature=0.0, top_k=0),
+        ),
+        (
+            to_visualize_features,
+            VIEW(group_count=0, seed=0),
+            VisualizeFeaturesRequest(**NONE, group_count=0, seed=0),
+        ),
+        # Every field is read.
+        (
+            to_embed_texts,
+            TEXTS(texts=["a"], vector_type=embed_pb2.VECTOR_TYPE_INT8, partial=True),
+            EmbedTextsRequest(texts=("a",), vector_type="int8", partial=True),
+        ),
+        (
+            to_segment_images,
+            SEGMENT(
+                **WHERE,
+                classes=[DOG],
+                templates=text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=["the {}"])),
+                features=segment_pb2.DENSE_FEATURES_PATCHES,
+                fit=image_pb2.FIT_SQUASH,
+                background_threshold=0.25,
+                background_classes=[segment_pb2.SegmentClass(name="wall")],
+                include_scores=True,
+                mode=segment_pb2.SEGMENT_MODE_SLIDE,
+                partial=True,
+            ),
+            SegmentImagesRequest(
+                **ANSWERED,
+                classes=(SegmentClass(name="dog", prompts=("a dog",)),),
+                templates=("the {}",),
+                features="patches",
+                fit="squash",
+                background_threshold=0.25,
+                background_classes=(SegmentClass(name="wall"),),
+                include_scores=True,
+                mode="slide",
+                partial=True,
+            ),
+        ),
+        (
+            to_classify_images,
+            CLASSIFY(
+                **WHERE,
+                classes=[DOG],
+                templates=text_pb2.Templates(set=text_pb2.TEMPLATE_SET_TCL),
+                features=classify_pb2.GLOBAL_FEATURES_CLS2,
+                temperature=0.5,
+                top_k=3,
+                fit=image_pb2.FIT_ASPECT,
+                partial=True,
+            ),
+            ClassifyImagesRequest(
+                **ANSWERED,
+                classes=(SegmentClass(name="dog", prompts=("a dog",)),),
+                templates="tcl",
+                features="cls2",
+                temperature=0.5,
+                top_k=3,
+                fit="aspect",
+                partial=True,
+            ),
+        ),
+        (
+            to_visualize_features,
+            VIEW(
+                **WHERE,
+                kind=features_pb2.FEATURE_KIND_GROUPS,
+                features=segment_pb2.DENSE_FEATURES_VALUES,
+                scope=features_pb2.FEATURE_SCOPE_REQUEST,
+                group_count=4,
+                seed=7,
+                fit=image_pb2.FIT_SQUASH,
+                size=dense_pb2.MAP_SIZE_MODEL,
+                partial=True,
+            ),
+            VisualizeFeaturesRequest(
+                **ANSWERED,
+                kind="groups",
+                features="values",
+                scope="request",
+                group_count=4,
+                seed=7,
+                fit="squash",
+                size="model",
+                partial=True,
+            ),
+        ),
+        (
+            to_normals,
+            NORMALS(**WHERE, fit=image_pb2.FIT_SQUASH, size=dense_pb2.MAP_SIZE_MODEL),
+            EstimateMapsRequest(**ANSWERED, task="normals", fit="squash", size="model"),
+        ),
+    ],
 )
-def test_maps_are_asked_for(request_type: Any, task: MapTask) -> None:
-    plain = to_estimate_maps(request_type(images=IMAGES), task)
-    assert plain == EstimateMapsRequest(task=task, images=(b"x",))
-    full = request_type(
-        model="m",
-        images=IMAGES,
-        resolution=56,
-        fit=image_pb2.FIT_SQUASH,
-        size=dense_pb2.MAP_SIZE_MODEL,
-    )
-    assert to_estimate_maps(full, task) == EstimateMapsRequest(
-        task=task, images=(b"x",), model="m", resolution=56, fit="squash", size="model"
-    )
-    with pytest.raises(InvalidRequest) as caught:
-        to_estimate_maps(request_type(size=9), task)
-    assert caught.value.param == "size"
-
-
-def test_maps_are_written() -> None:
-    depth = EstimateMapsResponse(model="m", maps=(np.ones((2, 3), np.float32),))
-    assert [tuple(m.depth.shape) for m in from_depth(depth).maps] == [(2, 3)]
-    normals = EstimateMapsResponse(model="m", maps=(np.ones((2, 3, 3), np.float32),) * 2)
-    assert [tuple(m.normals.shape) for m in from_normals(normals).maps] == [(2, 3, 3)] * 2
+def test_a_request_becomes_the_message_with_the_same_fields(
+    convert: Callable[[Any], Any], request_: Any, expected: Any
+) -> None:
+    assert convert(request_) == expected
 
 
 def test_every_value_of_every_enum_has_a_meaning() -> None:
-    for enum, table in (
+    tables: list[tuple[Any, Any]] = [
         (embed_pb2.ImageOutput, OUTPUTS),
         (image_pb2.Fit, FITS),
         (dense_pb2.MapSize, MAP_SIZES),
@@ -165,19 +216,34 @@ def test_every_value_of_every_enum_has_a_meaning() -> None:
         (text_pb2.TemplateSet, TEMPLATE_SETS),
         (segment_pb2.SegmentMode, MODES),
         (embed_pb2.VectorType, VECTOR_TYPES),
-    ):
+        (classify_pb2.GlobalFeatures, GLOBAL_FEATURES),
+        (features_pb2.FeatureKind, FEATURE_KINDS),
+        (features_pb2.FeatureScope, SCOPES),
+    ]
+    for enum, table in tables:
         assert sorted(table) == [number for number in enum.values() if number]
     assert sorted(DATA_TYPES.values()) == [n for n in tensor_pb2.DataType.values() if n]
 
 
-def test_values_that_this_server_does_not_know() -> None:
-    with pytest.raises(InvalidRequest) as fit:
-        to_embed_images(embed_pb2.EmbedImagesRequest(fit=9))  # type: ignore[arg-type]
-    assert fit.value.param == "fit"
+@pytest.mark.parametrize(
+    ("convert", "kind", "field"),
+    [
+        (to_embed_images, EMBED, "fit"),
+        (to_depth, DEPTH, "size"),
+        *[(to_visualize_features, VIEW, f) for f in ("kind", "scope", "features", "size", "fit")],
+    ],
+)
+def test_an_unknown_value_of_an_enum_is_refused(convert: Any, kind: Any, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        convert(kind(**{field: 9}))
+    assert caught.value.param == field
+
+
+def test_empty_templates_are_refused_and_an_unknown_output_is_left_to_the_data_plane() -> None:
     with pytest.raises(InvalidRequest) as templates:
-        to_embed_texts(embed_pb2.EmbedTextsRequest(texts=["a"], templates=text_pb2.Templates()))
+        to_embed_texts(TEXTS(texts=["a"], templates=text_pb2.Templates()))
     assert templates.value.param == "templates"
-    outputs = to_embed_images(embed_pb2.EmbedImagesRequest(outputs=[9])).outputs  # type: ignore[list-item]
+    outputs = to_embed_images(EMBED(outputs=[9])).outputs  # type: ignore[list-item]
     assert outputs == ("9",), "the data plane refuses it with its index"
 
 
@@ -230,98 +296,8 @@ def test_maps_keep_their_places_among_several_errors() -> None:
     values = [np.frombuffer(one.depth.data, "<f4").tolist() for one in wire.maps]
     assert values == [[], [1], [], [], [4]]
     assert [error.index for error in wire.errors] == [0, 2, 3]
-
-
-# Protobuf to messages and back, of classes and features.
-
-WRONG = InvalidRequest("images[0] is wrong.", code="invalid_image", param="images[0]")
-
-
-def test_nothing_said_means_the_defaults_of_the_messages_view_converters() -> None:
-    classify = to_classify_images(classify_pb2.ClassifyImagesRequest(images=IMAGES))
-    assert classify == ClassifyImagesRequest(images=(b"x",), classes=())
-    view = to_visualize_features(features_pb2.VisualizeFeaturesRequest(images=IMAGES))
-    assert view == VisualizeFeaturesRequest(images=(b"x",))
-
-
-def test_zero_is_a_value() -> None:
-    asked = to_classify_images(classify_pb2.ClassifyImagesRequest(temperature=0.0, top_k=0))
-    assert (asked.temperature, asked.top_k) == (0, 0)
-    view = to_visualize_features(features_pb2.VisualizeFeaturesRequest(group_count=0, seed=0))
-    assert (view.group_count, view.seed) == (0, 0)
-
-
-def test_everything_that_can_be_said_of_classes() -> None:
-    classify = classify_pb2.ClassifyImagesRequest(
-        model="m",
-        images=IMAGES,
-        classes=[segment_pb2.SegmentClass(name="dog", prompts=["a dog"])],
-        templates=text_pb2.Templates(set=text_pb2.TEMPLATE_SET_TCL),
-        features=classify_pb2.GLOBAL_FEATURES_CLS2,
-        temperature=0.5,
-        top_k=3,
-        resolution=56,
-        fit=image_pb2.FIT_ASPECT,
-        partial=True,
-    )
-    assert to_classify_images(classify) == ClassifyImagesRequest(
-        model="m",
-        images=(b"x",),
-        classes=(SegmentClass(name="dog", prompts=("a dog",)),),
-        templates="tcl",
-        features="cls2",
-        temperature=0.5,
-        top_k=3,
-        resolution=56,
-        fit="aspect",
-        partial=True,
-    )
-
-
-def test_everything_that_can_be_said_of_features() -> None:
-    view = features_pb2.VisualizeFeaturesRequest(
-        model="m",
-        images=IMAGES,
-        kind=features_pb2.FEATURE_KIND_GROUPS,
-        features=segment_pb2.DENSE_FEATURES_VALUES,
-        scope=features_pb2.FEATURE_SCOPE_REQUEST,
-        group_count=4,
-        seed=7,
-        resolution=56,
-        fit=image_pb2.FIT_SQUASH,
-        size=dense_pb2.MAP_SIZE_MODEL,
-        partial=True,
-    )
-    assert to_visualize_features(view) == VisualizeFeaturesRequest(
-        model="m",
-        images=(b"x",),
-        kind="groups",
-        features="values",
-        scope="request",
-        group_count=4,
-        seed=7,
-        resolution=56,
-        fit="squash",
-        size="model",
-        partial=True,
-    )
-
-
-def test_every_value_of_every_enum_has_a_meaning_view_converters() -> None:
-    tables: list[tuple[Any, Any]] = [
-        (classify_pb2.GlobalFeatures, GLOBAL_FEATURES),
-        (features_pb2.FeatureKind, FEATURE_KINDS),
-        (features_pb2.FeatureScope, SCOPES),
-    ]
-    for enum, table in tables:
-        assert sorted(table) == [number for number in enum.values() if number]
-
-
-@pytest.mark.parametrize("field", ["kind", "scope", "features", "size", "fit"])
-def test_values_that_this_server_does_not_know_view_converters(field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        to_visualize_features(features_pb2.VisualizeFeaturesRequest(**{field: 9}))  # type: ignore[arg-type]
-    assert caught.value.param == field
+    normals = EstimateMapsResponse(model="m", maps=(np.ones((2, 3, 3), np.float32),) * 2)
+    assert [tuple(m.normals.shape) for m in from_normals(normals).maps] == [(2, 3, 3)] * 2
 
 
 def test_answers_keep_their_places_beside_errors() -> None:

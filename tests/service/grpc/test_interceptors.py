@@ -19,7 +19,7 @@ from service.monitoring.telemetry import Telemetry
 from service.server import Server
 from tests.service.conftest import Clock, Encode, Entered, FakeRuntime, Serving
 
-# The gate holds who comes and who goes, until nobody has come for a while.
+# The gate holds calls until no new call has arrived for a while.
 
 LIMIT_S = 20.0
 
@@ -44,40 +44,29 @@ async def turns() -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_whoever_comes_makes_it_wait_longer() -> None:
-    clock = Clock()
+@pytest.mark.parametrize(("limit_s", "num_calls", "quiet_s"), [(100.0, 3, 1.1), (1.5, 1, 0.9)])
+async def test_each_new_call_makes_the_gate_wait_longer_but_not_past_its_limit(
+    clock: Clock, limit_s: float, num_calls: int, quiet_s: float
+) -> None:
     gate = DrainGate(clock)
-    holding = asyncio.ensure_future(gate.hold(quiet_s=1.0, limit_s=100.0))
+    holding = asyncio.ensure_future(gate.hold(quiet_s=1.0, limit_s=limit_s))
     await turns()
     held = []
-    for _ in range(3):
+    for _ in range(num_calls):
         clock.now += 0.9
         held.append(asyncio.ensure_future(gate.enter()))
         await turns()
         assert not holding.done()
-    clock.now += 1.1
+    clock.now += quiet_s
     await asyncio.wait_for(holding, LIMIT_S)
     gate.release()
     await asyncio.gather(*held)
 
 
-async def test_callers_who_never_stop_coming_do_not_hold_it_for_good() -> None:
-    clock = Clock()
-    gate = DrainGate(clock)
-    holding = asyncio.ensure_future(gate.hold(quiet_s=1.0, limit_s=1.5))
-    await turns()
-    clock.now += 0.9
-    coming = asyncio.ensure_future(gate.enter())
-    await turns()
-    clock.now += 0.9
-    await asyncio.wait_for(holding, LIMIT_S)
-    gate.release()
-    await coming
-
-
-# What gRPC refuses or ends on its own: too many, too large, too slow, malformed.
+# Calls that gRPC refuses or ends: too many, too large, too slow, malformed.
 
 EMBED = "/tipserve.v1.EncoderService/EmbedImages"
+MALFORMED = "The message does not have this RPC's request type."
 SEGMENT = "/tipserve.v1.EncoderService/SegmentImages"
 LIST = "/tipserve.v1.EncoderService/ListModels"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -126,42 +115,35 @@ async def until_equal(expected: str, once: Callable[[], str]) -> None:
 @pytest.mark.parametrize(
     "raw", [b"\xff\xff", b"\x12\x05ab", b"\x0a\x02\xff\xfe", b"\x12\x04\x0a\xff\xff\xff"]
 )
-async def test_a_malformed_message_is_the_callers_fault_and_nothing_is_quoted(
+async def test_a_malformed_message_is_the_callers_fault_and_is_not_quoted(
     serving: Serving, connect: Any, raw: bytes
 ) -> None:
     async with serving() as server:
-        code, reason, text = await asyncio.to_thread(ask, connect(server), EMBED, raw)
-    assert (code, reason) == ("INVALID_ARGUMENT", "malformed_message")
-    assert text == "The message does not have this RPC's request type."
+        found = await asyncio.to_thread(ask, connect(server), EMBED, raw)
+    assert found == ("INVALID_ARGUMENT", "malformed_message", MALFORMED)
 
 
 @pytest.mark.parametrize(
     "rpc",
     [
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "health.v1.Health/Check",
+        "health.v1.Health/Watch",
+        "reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     ],
 )
-async def test_the_open_services_say_the_same(serving: Serving, connect: Any, rpc: str) -> None:
-    def answers(channel: Any, *messages: bytes) -> tuple[int, str, str]:
-        answers = channel.stream_stream(rpc)(iter(messages), timeout=LIMIT_S)
-        num_answers = 0
-        try:
-            for _ in answers:
-                num_answers += 1
-                if len(messages) == 1 and rpc.endswith("Watch"):
-                    answers.cancel()
-        except grpc.RpcError:
-            pass
-        return num_answers, answers.code().name, answers.details()
-
+async def test_health_and_reflection_refuse_malformed_messages_alike(
+    serving: Serving, connect: Any, rpc: str
+) -> None:
+    cases = [(b"\xff\xff", ("INVALID_ARGUMENT", MALFORMED))]
+    if not rpc.endswith("Watch"):  # a good watch does not end
+        cases.append((b"", ("OK", "")))
     async with serving() as server:
-        channel = connect(server)
-        good = await asyncio.to_thread(answers, channel, b"")
-        bad = await asyncio.to_thread(answers, channel, b"\xff\xff")
-    assert good[:2] == (1, "CANCELLED" if rpc.endswith("Watch") else "OK")
-    assert bad == (0, "INVALID_ARGUMENT", "The message does not have this RPC's request type.")
+        call = connect(server).stream_stream(f"/grpc.{rpc}")
+        for raw, expected in cases:
+            answers = call(iter([raw]), timeout=LIMIT_S)
+            with suppress(grpc.RpcError):
+                await asyncio.to_thread(list, answers)
+            assert (answers.code().name, answers.details()) == expected
 
 
 @pytest.mark.parametrize(
@@ -193,7 +175,7 @@ class EndedContext:
         raise grpc.aio.InternalError("no such stream")
 
 
-async def test_who_has_left_before_the_error_is_no_error_of_ours(
+async def test_an_error_of_a_call_that_has_ended_is_not_logged(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving() as server:
@@ -230,32 +212,24 @@ async def test_an_error_that_quotes_the_caller_is_not_too_long_for_metadata(
     assert lost[2].endswith("is served; there is: fake.")
 
 
-async def test_an_rpc_without_a_message_is_told_so(serving: Serving, connect: Any) -> None:
-    async with serving() as server:
-        call: Any = connect(server).stream_unary(EMBED)
-        with pytest.raises(grpc.RpcError) as caught:
-            await asyncio.to_thread(call, iter(()), timeout=LIMIT_S)
-    error: Any = caught.value
-    assert error.code().name == "INVALID_ARGUMENT"
-
-
-async def test_a_message_that_does_not_come_runs_into_the_deadline(
+async def test_an_rpc_without_a_message_is_invalid_and_a_late_one_runs_into_the_deadline(
     serving: Serving, connect: Any
 ) -> None:
     never = threading.Event()
 
-    def messages() -> Iterator[bytes]:
+    def late() -> Iterator[bytes]:
         never.wait(LIMIT_S)
         yield b""
 
     async with serving(request_timeout_s=0.3) as server:
         call: Any = connect(server).stream_unary(EMBED)
-        with pytest.raises(grpc.RpcError) as caught:
-            await asyncio.to_thread(call, messages(), timeout=LIMIT_S)
+        for messages, code in ((iter(()), "INVALID_ARGUMENT"), (late(), "DEADLINE_EXCEEDED")):
+            with pytest.raises(grpc.RpcError) as caught:
+                await asyncio.to_thread(call, messages, timeout=LIMIT_S)
+            error: Any = caught.value
+            assert error.code().name == code
+            assert "x-request-id" in dict(error.trailing_metadata()), "the server's own answer"
         never.set()
-    error: Any = caught.value
-    assert error.code().name == "DEADLINE_EXCEEDED"
-    assert "x-request-id" in dict(error.trailing_metadata()), "the server's own answer"
 
 
 async def test_too_many_rpcs_are_refused_and_health_goes_on(
@@ -277,7 +251,7 @@ async def test_too_many_rpcs_are_refused_and_health_goes_on(
         assert (await asyncio.to_thread(ask, channel, EMBED, raw))[0] == "OK"
 
 
-async def test_watchers_without_a_key_cannot_take_the_place_of_callers(
+async def test_health_watchers_are_limited_and_take_no_place_of_callers(
     serving: Serving, connect: Any
 ) -> None:
     async with serving() as server:
@@ -335,7 +309,7 @@ async def test_messages_share_the_memory_for_bodies(
         assert server.protection.body_memory.num_bytes == 0
 
 
-async def test_an_answer_that_nobody_takes_frees_its_place(
+async def test_an_unread_answer_frees_its_place(
     serving: Serving, connect: Any, encode_image: Encode
 ) -> None:
     request = segment_pb2.SegmentImagesRequest(
@@ -373,14 +347,12 @@ async def read_all(address: tuple[str, int], *parts: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("parts", [(), (b"PRI * HTTP/2.0\r\n",), (PREFACE,)])
-async def test_a_connection_that_says_nothing_is_closed(
-    serving: Serving, parts: tuple[bytes, ...]
-) -> None:
+async def test_a_silent_connection_is_closed(serving: Serving, parts: tuple[bytes, ...]) -> None:
     async with serving(client_timeout_s=0.3, keep_alive_s=0.3) as server:
         await read_all(("127.0.0.1", server.ports["grpc"]), *parts)
 
 
-async def test_who_pings_without_end_is_sent_away(serving: Serving) -> None:
+async def test_too_many_pings_close_the_connection(serving: Serving) -> None:
     got = b""
     async with serving() as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["grpc"])

@@ -25,12 +25,10 @@ def type_of(message: Any) -> Descriptor:
     return found
 
 
-def nested(count: int) -> segment_pb2.SegmentImagesRequest:
-    prompts = ["x"] * count
-    return SEGMENT(
-        classes=[segment_pb2.SegmentClass(name="a", prompts=prompts)],
-        templates=text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=["{}"] * 3)),
-    )
+NESTED = SEGMENT(
+    classes=[segment_pb2.SegmentClass(name="a", prompts=["x"] * 7)],
+    templates=text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=["{}"] * 3)),
+)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +38,7 @@ def nested(count: int) -> segment_pb2.SegmentImagesRequest:
         (IMAGES(images=[image_pb2.Image(encoded=b"abc")] * 3), 6),
         (IMAGES(images=[image_pb2.Image()] * 3, normalize=True, model="m"), 5),
         (IMAGES(outputs=["IMAGE_OUTPUT_CLS1"] * 3), 4),
-        (nested(7), 1 + 1 + 7 + 1 + 1 + 3),
+        (NESTED, 1 + 1 + 7 + 1 + 1 + 3),
         (SEGMENT(background_threshold=0.5), 1),
     ],
 )
@@ -74,7 +72,7 @@ def test_many_small_values_are_too_many(
 
 
 @given(st.binary(max_size=64))
-def test_whatever_comes_it_ends_and_parsing_decides(raw: bytes) -> None:
+def test_random_bytes_are_counted_as_the_parser_counts_them(raw: bytes) -> None:
     check_value_count(raw, type_of(SEGMENT), 10_000)
     try:
         parsed = SEGMENT.FromString(raw)
@@ -86,7 +84,7 @@ def test_whatever_comes_it_ends_and_parsing_decides(raw: bytes) -> None:
             check_value_count(raw, type_of(SEGMENT), num_items - 1)
 
 
-def test_what_is_small_anyway_is_not_counted() -> None:
+def test_a_small_message_is_not_counted() -> None:
     raw = b"\x12\x00" * (SMALL_BYTES // 2)
     check(raw, type_of(IMAGES), 1)
     with pytest.raises(RequestTooLarge):

@@ -13,15 +13,15 @@ LIMIT_S = 20.0
 STREAM = 1
 ACK = 1
 INITIAL_WINDOW_SIZE = 4
-# What HTTP/2 gives until the peer says otherwise, and the largest frame that it then takes.
+# The initial window and the largest frame of HTTP/2.
 FIRST_WINDOW_BYTES = 65_535
 FRAME_BYTES = 16_384
-# Round trips without a byte more of window, after which the server is taken to want none.
+# After so many round trips without more window the server is assumed to accept no more.
 QUIET_TURNS = 200
 
 
 class FastSender:
-    """Sends one request again and again, as fast as windows let it, and takes no answers."""
+    """Sends one request repeatedly, as fast as windows allow, and reads no answers."""
 
     def __init__(self, port: int, request: bytes) -> None:
         self._peer = socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
@@ -84,7 +84,7 @@ class FastSender:
         return data
 
 
-async def test_a_fast_sender_has_no_more_in_memory_than_its_window_and_what_is_read(
+async def test_a_fast_sender_uses_no_more_memory_than_its_window_and_the_requests_read(
     serving: Serving, runtime: FakeRuntime, entered: Entered, encode_image: Encode
 ) -> None:
     images = [image_pb2.Image(encoded=encode_image(size=(200, 150)))]
@@ -97,7 +97,7 @@ async def test_a_fast_sender_has_no_more_in_memory_than_its_window_and_what_is_r
         sending = asyncio.ensure_future(asyncio.to_thread(sender.send_what_is_taken))
         assert await entered()
         num_sent = await sending
-    # Beside those that are read: while the rest of one is waited for the core gives a window anew,
-    # and does not know yet of what has just come. Left to itself it gives four MiB and more.
+    # In addition to the requests read: while the core waits for the rest of one it opens a new
+    # window before it has counted the bytes that just arrived. By default it opens four MiB.
     assert num_sent <= 3 * window_bytes + (max_requests + 2) * (len(request) + 5)
     assert num_sent >= window_bytes

@@ -24,7 +24,7 @@ from service.safety.protection import BodyMemory
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
-# A stream of requests: in order, bounded, and with nothing left behind however it ends.
+# One stream without a server: in order, bounded, and cleaned up however it ends.
 
 LIMIT_S = 20.0
 MAX_SIDE_BY_SIDE = 4
@@ -110,15 +110,19 @@ async def test_no_more_is_read_than_is_being_answered() -> None:
     assert len(context.written) == 3 * MAX_SIDE_BY_SIDE
 
 
-async def test_a_dropped_stream_cancels_all_that_it_asked_for() -> None:
+async def forever(raw: bytes) -> bytes:
+    await asyncio.Event().wait()
+    return raw
+
+
+async def test_a_dropped_stream_cancels_its_requests() -> None:
     ended: list[bytes] = []
 
     async def answer(raw: bytes) -> bytes:
         try:
-            await asyncio.Event().wait()
+            return await forever(raw)
         finally:
             ended.append(raw)
-        return raw
 
     context = FakeContext(b"a", b"b", is_complete=False)
     running = asyncio.ensure_future(stream_over(context, answer).run())
@@ -130,7 +134,7 @@ async def test_a_dropped_stream_cancels_all_that_it_asked_for() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_a_server_that_leaves_answers_what_it_has_read() -> None:
+async def test_a_stopping_stream_answers_what_it_has_read() -> None:
     leaving, release = asyncio.Event(), asyncio.Event()
 
     async def answer(raw: bytes) -> bytes:
@@ -149,12 +153,11 @@ async def test_a_server_that_leaves_answers_what_it_has_read() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_a_broken_answer_ends_the_stream_and_the_rest_of_it() -> None:
+async def test_a_failed_answer_ends_the_stream_and_its_other_requests() -> None:
     async def answer(raw: bytes) -> bytes:
         if raw == b"a":
             raise RuntimeError("broken")
-        await asyncio.Event().wait()
-        return raw
+        return await forever(raw)
 
     context = FakeContext(b"a", b"b", is_complete=False)
     with pytest.raises(RuntimeError, match="broken"):
@@ -180,14 +183,10 @@ async def test_a_full_memory_holds_up_reading_and_is_given_back() -> None:
 
 
 @pytest.mark.parametrize("num_turns", [0, 1, 2, 50])
-async def test_who_leaves_at_any_moment_leaves_no_memory_taken(num_turns: int) -> None:
-    async def answer(raw: bytes) -> bytes:
-        await asyncio.Event().wait()
-        return raw
-
+async def test_a_stream_cancelled_at_any_moment_frees_its_memory(num_turns: int) -> None:
     memory = BodyMemory(50, Metrics())
     context = FakeContext(*[b"x" * 20] * 9)
-    running = asyncio.ensure_future(stream_over(context, answer, memory=memory).run())
+    running = asyncio.ensure_future(stream_over(context, forever, memory=memory).run())
     for _ in range(num_turns):
         await asyncio.sleep(0)
     running.cancel()
@@ -217,7 +216,7 @@ async def test_answers_that_wait_for_an_earlier_one_hold_up_reading(
     assert len(context.written) == 41
 
 
-# A stream of `EncoderService`: in order, bounded, patient, and free of what nobody waits for.
+# Streams of a whole server: in order, bounded, and cancelled with their callers.
 
 Answer = stream_pb2.StreamResponse
 METHOD = "tipserve.v1.EncoderService/Stream"
@@ -288,51 +287,34 @@ async def test_kinds_mix_and_answers_are_those_of_the_unary_rpcs_in_order(
     assert found == expected
 
 
-async def test_what_is_wrong_with_one_request_is_its_answer(
+async def test_an_invalid_request_is_answered_by_its_own_error(
     serving: Serving, encode_image: Encode
 ) -> None:
     good = embed(encode_image(), "good")
-    unknown = embed(encode_image(), "unknown", model="nobody")
+    unknown = embed(encode_image(), "unknown", model="other")
     newer = embed(encode_image(), "newer")
     newer.MergeFromString(b"\xa2\x06\x01x")  # field 100
-    requests = [
-        good,
-        embed(b"no image", "bad"),
-        unknown,
-        stream_pb2.StreamRequest(id="nothing"),
-        in_seconds(0, embed(encode_image(), "never")),
-        newer,
-        good,
-    ]
+    nothing = stream_pb2.StreamRequest(id="nothing")
+    late = in_seconds(0, embed(encode_image(), "never"))
+    requests = [good, embed(b"no image", "bad"), unknown, nothing, late, newer]
+    messages = [*(r.SerializeToString() for r in requests), b"\xff\xff", good.SerializeToString()]
     async with serving() as server:
-        answers = await ask(server, requests)
-    told = [(a.id, a.index, a.error.code, a.error.reason, a.error.field) for a in answers]
-    assert told == [
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}")
+        call: Any = channel.stream_stream(f"/{METHOD}")
+        answers = [Answer.FromString(a) async for a in call(iter(messages), timeout=LIMIT_S)]
+        await channel.close()
+    assert [(a.id, a.index, a.error.code, a.error.reason, a.error.field) for a in answers] == [
         ("good", 0, 0, "", ""),
         ("bad", 1, 3, "invalid_image", "images[0]"),
         ("unknown", 2, 5, "model_not_found", "model"),
         ("nothing", 3, 3, "missing_field", "request"),
         ("never", 4, 3, "invalid_field", "timeout"),
         ("newer", 5, 3, "unknown_field", ""),
-        ("good", 6, 0, "", ""),
+        ("", 6, 3, "malformed_message", ""),
+        ("good", 7, 0, "", ""),
     ]
-    assert all(answer.error.message and answer.error.request_id for answer in answers[1:6])
-    assert answers[0].embed_images == answers[6].embed_images
-
-
-async def test_a_message_that_cannot_be_read_is_answered_too(
-    serving: Serving, encode_image: Encode
-) -> None:
-    good = embed(encode_image(), "good")
-    async with serving() as server:
-        raw = grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}")
-        call: Any = raw.stream_stream("/tipserve.v1.EncoderService/Stream")
-        messages = [b"\xff\xff", good.SerializeToString()]
-        answers = [Answer.FromString(a) async for a in call(iter(messages), timeout=LIMIT_S)]
-        await raw.close()
-    assert answers[0].error.reason == "malformed_message"
-    assert (answers[1].id, answers[1].index) == ("good", 1)
-    assert answers[1].HasField("embed_images")
+    assert all(answer.error.message and answer.error.request_id for answer in answers[1:7])
+    assert answers[0].embed_images == answers[7].embed_images
 
 
 async def test_a_full_queue_makes_a_stream_wait_and_refuses_nothing(
@@ -387,7 +369,7 @@ async def test_a_stream_in_full_flow_does_not_keep_an_rpc_waiting(
     assert order == ["alone", "stream"]
 
 
-async def test_no_more_is_read_than_is_worked_on(
+async def test_a_stream_reads_no_more_requests_than_it_computes(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     # HTTP/2's windows grow with the connection's speed, to megabytes; this is half a gigabyte.
@@ -431,16 +413,6 @@ async def test_a_caller_who_does_not_read_is_not_computed_for(
         assert runtime.num_maps < 30
         found += [answer async for answer in answers]
     assert len(found) == runtime.num_maps == 60
-
-
-async def test_answers_that_wait_hold_up_reading(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.grpc.stream.MAX_UNSENT_BYTES", 0)
-    requests = [embed(encode_image(seed=seed), str(seed)) for seed in range(30)]
-    async with serving() as server:
-        answers = await ask(server, requests)
-    assert [answer.id for answer in answers] == [str(seed) for seed in range(30)]
 
 
 async def test_a_request_that_is_late_leaves_the_others_their_time(
@@ -488,7 +460,7 @@ async def test_a_stream_that_ends_frees_queue_memory_and_decoding(
     assert runtime.num_images < 10  # a batch may have been under way
 
 
-async def test_a_server_that_leaves_answers_what_it_has_read_and_says_so(
+async def test_a_stopping_server_answers_what_it_has_read_and_is_unavailable(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     image = encode_image("BMP", size=(300, 300))

@@ -51,13 +51,12 @@ def test_the_oldest_bucket_goes_first_and_shapes_never_mix(queue: BatchQueue) ->
     assert [numbers(queue) for _ in range(3)] == [[1, 3], [2], []]
 
 
-def test_a_batch_is_bounded_by_items_and_by_cost(queue: BatchQueue) -> None:
+def test_a_batch_is_bounded_by_items_and_by_cost_and_a_costly_item_runs_alone(
+    queue: BatchQueue,
+) -> None:
     queue.put([item(cost=4, number=n) for n in range(4)])
     queue.put([item(WIDE, cost=12, number=n) for n in range(10, 12)])
     assert [numbers(queue) for _ in range(4)] == [[0, 1, 2], [3], [10], [11]]
-
-
-def test_an_item_above_the_cost_limit_runs_alone(queue: BatchQueue) -> None:
     queue.put([item(cost=50, number=1), item(cost=1, number=2)])
     assert [numbers(queue), numbers(queue)] == [[1], [2]]
 
@@ -83,14 +82,12 @@ def test_an_expired_item_is_answered_and_not_computed(
     assert abandoned(metrics, "deadline") == 1
 
 
-def test_priority_goes_first_then_arrival(queue: BatchQueue) -> None:
+def test_the_bucket_of_the_most_urgent_item_goes_first_and_arrival_decides_within_it(
+    queue: BatchQueue,
+) -> None:
+    queue.put([item(WIDE, number=9)])
     queue.put([item(number=n, priority=p) for n, p in enumerate([3, 2, 1, 2, 1])])
-    assert [numbers(queue), numbers(queue)] == [[2, 4, 1], [3, 0]]
-
-
-def test_the_bucket_of_the_most_urgent_item_goes_first(queue: BatchQueue) -> None:
-    queue.put([item(WIDE, number=1), item(SMALL, number=2, priority=1)])
-    assert [numbers(queue), numbers(queue)] == [[2], [1]]
+    assert [numbers(queue) for _ in range(3)] == [[2, 4, 1], [9], [3, 0]]
 
 
 def test_an_item_rises_a_level_with_every_step_of_waiting(queue: BatchQueue, clock: Clock) -> None:
@@ -120,14 +117,10 @@ def test_a_flooding_flow_waits_behind_its_own_items(queue: BatchQueue) -> None:
     assert [numbers(queue) for _ in range(4)] == [[100], [3], [4], [5]]
 
 
-def test_two_flooding_flows_alternate_by_cost(queue: BatchQueue) -> None:
+def test_flows_share_by_cost_and_a_returning_flow_has_no_credit(queue: BatchQueue) -> None:
     queue.put([item(cost=10, number=n, flow="one") for n in range(6)])
     queue.put([item(cost=20, number=10 + n, flow="two") for n in range(3)])
-    served = [n for _ in range(7) for n in numbers(queue)]
-    assert served == [0, 10, 1, 2, 11, 3, 4, 12, 5]
-
-
-def test_a_flow_that_returns_has_not_saved_up_turns(queue: BatchQueue) -> None:
+    assert [n for _ in range(7) for n in numbers(queue)] == [0, 10, 1, 2, 11, 3, 4, 12, 5]
     queue.put([item(cost=20, number=n, flow="steady") for n in range(9)])
     queue.put([item(cost=20, number=100, flow="other")])
     assert [numbers(queue) for _ in range(6)] == [[0], [100], [1], [2], [3], [4]]
@@ -181,10 +174,6 @@ def test_idle_lanes_share_waiting_items_evenly(metrics: Metrics) -> None:
         lane.join(WAIT_S)
     assert sorted(sizes) == [2, 2, 3]
     queue.close()
-
-
-def test_taking_ends_at_the_time_out(metrics: Metrics) -> None:
-    assert BatchQueue(RULES, metrics, time.monotonic).wait_and_take(0.01) is None
 
 
 def test_the_waiting_time_of_the_oldest_item_is_known(queue: BatchQueue, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""Lanes as threads: batches fail alone, and stopping resolves every item."""
+"""Batches fail alone, are collated ahead of time, and stopping resolves every item."""
 
 import threading
 from dataclasses import replace
@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.runtime.base import Interrupted
 from service.errors import InternalError, Unavailable
-from service.lanes.batch_queue import BatchRules
-from service.lanes.batching import Batcher
-from service.lanes.lane import Inputs
+from service.lanes.batch_queue import BatchQueue, BatchRules
+from service.lanes.batching import Batcher, BatchPrefetcher
+from service.lanes.lane import Inputs, collate
 from service.lanes.latency_model import LatencyCurve
 from service.lanes.work import BatchLimits, Bucket, Outputs, WorkItem
 from service.lanes.worker import HealthLimits
@@ -89,18 +91,6 @@ def test_an_idle_lane_takes_all_waiting_items(
     assert runner.batches == [[1], [2, 3, 4]]
     assert metrics.registry.get_sample_value("tipserve_batch_images_sum") == 4
     assert metrics.registry.get_sample_value("tipserve_batch_patches_count") == 2
-
-
-def test_other_items_of_a_batch_with_a_cancelled_one_are_answered(
-    batcher: Batcher, runner: Runner
-) -> None:
-    blocker = batcher.queue.put(items(0))
-    assert runner.entered.acquire(timeout=WAIT_S)
-    one, two, three = batcher.queue.put(items(1, 2, 3))
-    assert two.cancel()
-    runner.gate.set()
-    assert [f.result(WAIT_S).outputs["y"][0] for f in (*blocker, one, three)] == [0, 2, 6]
-    assert runner.batches[1] == [1, 3]
 
 
 def test_a_batch_is_interrupted_once_its_last_caller_left(
@@ -219,23 +209,15 @@ def test_an_idle_lane_probes_its_runtime(metrics: Metrics) -> None:
     assert batcher.stop(WAIT_S)
 
 
-def test_work_of_one_kind_counts_by_the_latency_of_that_kind(
+def test_the_expected_time_counts_waiting_items_lanes_and_kinds(
     runner: Runner, metrics: Metrics
 ) -> None:
-    rules = BatchRules(limits={kind: RULES.limits["image"] for kind in ("image", "depth")})
-    batcher = Batcher([runner], rules=rules, metrics=metrics, clock=lambda: 0.0)
-    deep = Bucket("depth", BUCKET.shape)
-    batcher.latency.set_measured(
-        {BUCKET: LatencyCurve(0, 2.0), deep: LatencyCurve(0, 5.0)}, lambda _: 1
-    )
-    assert batcher.done_in_s(1, priority=2) == 2.0
-    assert batcher.done_in_s(1, priority=2, kind="depth") == 5.0
-
-
-def test_waiting_items_count_over_all_lanes(runner: Runner, metrics: Metrics) -> None:
-    batcher = Batcher([runner, Runner()], rules=RULES, metrics=metrics, clock=lambda: 0.0)
-    batcher.latency.set_measured({BUCKET: LatencyCurve(0.0, 2.0)}, lambda _: 1)
+    rules = BatchRules(limits={"image": LIMITS, "depth": LIMITS})
+    batcher = Batcher([runner, Runner()], rules=rules, metrics=metrics, clock=lambda: 0.0)
+    curves = {BUCKET: LatencyCurve(0.0, 2.0), Bucket("depth", BUCKET.shape): LatencyCurve(0, 5.0)}
+    batcher.latency.set_measured(curves, lambda _: 1)
     assert batcher.done_in_s(1, priority=2) == 2.0, "idle lanes"
+    assert batcher.done_in_s(1, priority=2, kind="depth") == 5.0
     batcher.queue.put([replace(item, priority=2) for item in items(*range(6))])
     assert batcher.done_in_s(1, priority=1) == 2.0
     assert batcher.done_in_s(1, priority=2) == 8.0
@@ -246,3 +228,140 @@ def test_waiting_items_count_over_all_lanes(runner: Runner, metrics: Metrics) ->
     batcher.workers[1].health.mark_dead()
     assert batcher.done_in_s(1, priority=1) == 7 + 2
     batcher.stop(0)
+
+
+# Batches are collated ahead of time, and each item still gets its own row.
+
+IMAGE, TEXT = Bucket("image", (28, 28)), Bucket("text", (8,))
+AHEAD_LIMITS = BatchLimits(max_items=3, max_cost=100)
+AHEAD_RULES = BatchRules(limits={"image": AHEAD_LIMITS, "text": AHEAD_LIMITS}, prepare_ahead=True)
+
+
+@pytest.fixture
+def queue(metrics: Metrics) -> BatchQueue:
+    return BatchQueue(AHEAD_RULES, metrics, lambda: 0.0)
+
+
+def item(number: int, *, bucket: Bucket = IMAGE, priority: int = 2) -> WorkItem:
+    payload = np.full((1,) if bucket == IMAGE else (number % 4 + 1,), number)
+    return WorkItem(bucket=bucket, cost=1, payload=payload, priority=priority)
+
+
+def put(queue: BatchQueue, *numbers: int, **fields: Any) -> Any:
+    return queue.put([item(number, **fields) for number in numbers])
+
+
+def take(queue: BatchQueue, prefetcher: BatchPrefetcher) -> tuple[list[int], Inputs]:
+    batch = queue.take()
+    assert batch
+    return [int(e.item.payload[0]) for e in batch.entries], prefetcher.inputs_of(batch)
+
+
+def test_a_prefetched_batch_is_not_copied(queue: BatchQueue) -> None:
+    prefetcher = BatchPrefetcher(queue)
+    put(queue, 0, 1, 2, 3)
+    assert prefetcher.prefetch()
+    prefetched = prefetcher._prefetched
+    numbers, (rows,) = take(queue, prefetcher)
+    assert numbers == rows[:, 0].tolist() == [0, 1, 2]
+    assert prefetched is not None
+    assert np.shares_memory(rows, prefetched.inputs[0])
+    assert take(queue, prefetcher)[0] == [3], "the rest is collated now"
+
+
+def test_an_item_cancelled_after_prefetching_is_dropped(
+    queue: BatchQueue, metrics: Metrics
+) -> None:
+    prefetcher = BatchPrefetcher(queue)
+    futures = put(queue, 0, 1, 2)
+    assert prefetcher.prefetch()
+    assert futures[1].cancel()
+    numbers, (rows,) = take(queue, prefetcher)
+    assert numbers == rows[:, 0].tolist() == [0, 2]
+    sample = metrics.registry.get_sample_value
+    assert sample("tipserve_abandoned_total", {"reason": "cancelled"}) == 1
+
+
+def test_an_urgent_item_overtakes_a_prefetched_batch(queue: BatchQueue) -> None:
+    prefetcher = BatchPrefetcher(queue)
+    put(queue, 0, 1)
+    assert prefetcher.prefetch()
+    put(queue, 9, priority=1)
+    numbers, (rows,) = take(queue, prefetcher)
+    assert numbers == rows[:, 0].tolist() == [9, 0, 1]
+
+
+def test_only_a_different_batch_is_prefetched(queue: BatchQueue) -> None:
+    put(queue, 0, 1)
+    known = [0, 1]
+    assert queue.wait_and_peek([]) is not None
+    found: list[Any] = []
+    looking = threading.Thread(target=lambda: found.append(queue.wait_and_peek(known)))
+    looking.start()
+    put(queue, 2)
+    looking.join(WAIT_S)
+    assert [entry.number for entry in found[0]] == [0, 1, 2]
+
+
+def test_the_thread_ends_when_the_queue_is_closed(queue: BatchQueue) -> None:
+    prefetcher = BatchPrefetcher(queue)
+    prefetcher.start()
+    put(queue, 0)
+    queue.close()
+    prefetcher.join(WAIT_S)
+    assert not prefetcher._thread.is_alive()
+    assert not prefetcher.prefetch()
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_each_item_has_its_own_row(data: st.DataObject) -> None:
+    queue = BatchQueue(AHEAD_RULES, Metrics(), lambda: 0.0)
+    prefetcher = BatchPrefetcher(queue)
+    futures: list[Any] = []
+    taken: list[int] = []
+    for _ in range(data.draw(st.integers(1, 15), "steps")):
+        match data.draw(st.sampled_from(["put", "cancel", "prefetcher", "take"]), "step"):
+            case "put":
+                bucket = data.draw(st.sampled_from([IMAGE, TEXT]))
+                priority = data.draw(st.sampled_from([1, 2, 3]))
+                futures += put(queue, len(futures), bucket=bucket, priority=priority)
+            case "cancel" if futures:
+                data.draw(st.sampled_from(futures)).cancel()
+            case "prefetcher" if sum(queue.depths().values()):
+                prefetched = prefetcher._prefetched
+                waiting = queue._peek()
+                if prefetched is None or [e.number for e in waiting] != list(prefetched.row_of):
+                    assert prefetcher.prefetch()
+            case "take" if (batch := queue.take()) is not None:
+                payloads = [entry.item.payload for entry in batch.entries]
+                expected = collate(batch.bucket, payloads)
+                for made, array in zip(prefetcher.inputs_of(batch), expected, strict=True):
+                    width = array.shape[1]  # padding for a cancelled text stays
+                    np.testing.assert_array_equal(made[:, :width], array)
+                    assert not made[:, width:].any()
+                taken += [int(payload[0]) for payload in payloads]
+    assert len(taken) == len(set(taken))
+    assert not [n for n in taken if futures[n].cancelled()]
+
+
+class Doubling:
+    """Doubles its input."""
+
+    probe_bucket = IMAGE
+    probe = reload = interrupt = lambda self: None
+
+    def run(self, bucket: Bucket, inputs: Inputs) -> list[Outputs]:
+        return [{"y": 2 * row} for row in inputs[0].astype(np.float32)]
+
+
+def test_with_lane_threads_each_item_gets_its_own_answer(metrics: Metrics) -> None:
+    lanes: Any = [Doubling(), Doubling()]
+    batcher = Batcher(lanes, rules=AHEAD_RULES, metrics=metrics)
+    batcher.start()
+    futures = [batcher.queue.put([item(n), item(n, priority=1)]) for n in range(300)]
+    for n, pair in enumerate(futures):
+        assert [future.result(WAIT_S).outputs["y"][0] for future in pair] == [2 * n, 2 * n]
+    assert batcher.stop(WAIT_S)
+    assert batcher._prefetcher
+    assert not batcher._prefetcher._thread.is_alive()

@@ -47,18 +47,24 @@ def test_every_image_has_its_own_map(lane: Lane) -> None:
         assert dark[kind].mean() < bright[kind].mean()
 
 
-@pytest.mark.parametrize("kind", ["depth", "normals"])
-@pytest.mark.parametrize("fault", ["shape", "nan"])
+@pytest.mark.parametrize(
+    ("kind", "shape", "value"),
+    [
+        ("depth", (1, 2, 8, 8), 1.0),
+        ("depth", (1, 8, 8), np.nan),
+        ("normals", (1, 2, 8, 8), 1.0),
+        ("normals", (1, 3, 8, 8), np.nan),
+    ],
+)
 def test_a_broken_head_fails_the_synthetic_run(
     lane: Lane,
     runtime: FakeRuntime,
     monkeypatch: pytest.MonkeyPatch,
     kind: Literal["depth", "normals"],
-    fault: str,
+    shape: tuple[int, ...],
+    value: float,
 ) -> None:
     lane.run_synthetic(Bucket(kind, (28, 28)), 2)
-    shape = (1, 2, 8, 8) if fault == "shape" else (1, 3, 8, 8) if kind == "normals" else (1, 8, 8)
-    value = 1.0 if fault == "shape" else np.nan
     monkeypatch.setattr(runtime, "estimate", lambda *_: np.full(shape, value, np.float32))
     with pytest.raises(WarmUpError, match=f"{kind} 28x28"):
         lane.run_synthetic(Bucket(kind, (28, 28)))
@@ -84,34 +90,21 @@ def test_non_finite_outputs_fail_the_probe(lane: Lane, runtime: FakeRuntime, val
         lane.probe()
 
 
-def test_a_runtime_is_closed_before_another_is_loaded(runtime: FakeRuntime) -> None:
-    loaded = [runtime, type(runtime)()]
-    lane = Lane(lambda: loaded.pop(0), embed_dim=8, probe_bucket=IMAGE)
-    lane.reload()
-    assert runtime.is_closed
-    assert lane.runtime is not runtime
-    lane.probe()
-
-
-def test_a_runtime_that_fails_to_close_is_replaced(
-    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_runtime_is_closed_and_replaced_even_if_closing_fails(
+    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     def broken() -> None:
         raise RuntimeError("gone")
 
-    monkeypatch.setattr(runtime, "close", broken)
+    if fails:
+        monkeypatch.setattr(runtime, "close", broken)
     loaded = [runtime, type(runtime)()]
     lane = Lane(lambda: loaded.pop(0), embed_dim=8, probe_bucket=IMAGE)
     lane.reload()
+    assert runtime.is_closed is not fails
+    assert lane.runtime is not runtime
     lane.probe()
-
-
-def test_images_are_stacked_in_order() -> None:
-    images = [np.full((3, 28, 42), n, np.float32) for n in range(3)]
-    (pixels,) = collate(IMAGE, images)
-    assert pixels.shape == (3, 3, 28, 42)
-    assert pixels.dtype == np.float32
-    np.testing.assert_array_equal(pixels[:, 0, 0, 0], [0, 1, 2])
 
 
 def test_texts_are_padded_to_the_longest_and_masked() -> None:
@@ -121,15 +114,11 @@ def test_texts_are_padded_to_the_longest_and_masked() -> None:
     assert ids.dtype == mask.dtype == np.int64
 
 
-def test_rows_are_taken_in_the_order_asked_for() -> None:
+def test_rows_are_taken_in_order_and_the_first_ones_are_not_copied() -> None:
     inputs = collate(TEXT, [np.array([n]) for n in range(4)])
     ids, mask = take_rows(inputs, [3, 1])
     np.testing.assert_array_equal(ids, [[3], [1]])
     assert mask.shape == (2, 1)
-
-
-def test_the_first_rows_are_not_copied() -> None:
-    inputs = collate(TEXT, [np.array([n]) for n in range(4)])
     ids, _ = take_rows(inputs, [0, 1, 2])
     assert ids.base is inputs[0]
     np.testing.assert_array_equal(ids, [[0], [1], [2]])

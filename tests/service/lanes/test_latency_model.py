@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -79,35 +80,27 @@ def test_one_outlier_changes_a_curve_little(model: LatencyModel) -> None:
     assert model.batch_s(SMALL, 1) < 1.5 * 0.3
 
 
-def test_an_item_costs_least_in_a_full_batch(model: LatencyModel) -> None:
-    assert model.item_s(SMALL) == pytest.approx(0.2 + 0.1 / 4)
-
-
 def test_an_unmeasured_shape_scales_by_its_size(model: LatencyModel) -> None:
     assert model.batch_s(LARGE, 1) == pytest.approx(4 * 0.3)
     model.observe(LARGE, 2, 8.0)
     assert model.batch_s(LARGE, 1) == pytest.approx(4.0), "until one has run"
 
 
-def test_the_least_time_is_by_the_cheapest_kind_on_all_lanes(model: LatencyModel) -> None:
+def test_the_least_time_is_by_the_cheapest_kind_or_the_given_one(
+    model: LatencyModel, clock: Clock
+) -> None:
     rate_s = (0.1 + 0.4 / 4) / 8
+    assert model.item_s(SMALL) == pytest.approx(0.2 + 0.1 / 4), "in a full batch"
     assert model.least_s(4, 2) == pytest.approx(4 * rate_s), "one item goes to one lane"
     assert model.least_s(16, 2) == pytest.approx(8 * rate_s)
     assert model.least_s(0, 2) == 0
-
-
-def test_the_least_time_of_one_kind_is_by_that_kind(clock: Clock) -> None:
     deep = Bucket("depth", (28, 28))
     model = LatencyModel({"image": LIMITS, "depth": LIMITS}, clock)
+    assert (model.batch_s(SMALL, 3), model.item_s(SMALL), model.least_s(5, 1)) == (0, 0, 0)
     model.set_measured({SMALL: LatencyCurve(0, 0.2), deep: LatencyCurve(0, 0.6)}, lambda _: 4)
     assert model.least_s(8, 1, "depth") == pytest.approx(1.2)
     assert model.least_s(8, 1, "image") == model.least_s(8, 1) == pytest.approx(0.4)
     assert model.least_s(8, 1, "normals") == model.least_s(8, 1), "not measured"
-
-
-def test_unmeasured_latency_is_zero(clock: Clock) -> None:
-    model = LatencyModel({"image": LIMITS, "text": LIMITS}, clock)
-    assert (model.batch_s(SMALL, 3), model.item_s(SMALL), model.least_s(5, 1)) == (0, 0, 0)
 
 
 def test_the_number_of_learned_shapes_is_bounded(model: LatencyModel) -> None:
@@ -159,15 +152,23 @@ def test_batches_stay_short_without_a_gain() -> None:
     assert lane.now < 0.5
 
 
-def test_a_slow_image_runs_alone() -> None:
-    lane = TimedLane(lambda bucket, num_items: 100 * cpu(bucket, num_items))
-    assert measure(lane, FIRST_S, RULES, lane.clock).max_images == 1
-
-
-def test_batches_grow_while_images_get_cheaper() -> None:
-    lane = TimedLane(device)
-    warm = measure(lane, FIRST_S, RULES, lane.clock)
-    assert warm.max_images == 16
+@pytest.mark.parametrize(
+    ("seconds", "rules", "chosen", "largest"),
+    [
+        (lambda *run: 100 * cpu(*run), RULES, 1, 16),
+        (device, RULES, 16, 64),
+        (device, replace(RULES, most_images=5, max_texts=1), 4, 4),
+        (cpu, replace(RULES, max_images=7), 7, 16),
+    ],
+    ids=["slow images", "batches grow while images get cheaper", "bounded", "set"],
+)
+def test_the_batch_size_follows_the_gain_and_its_bounds(
+    seconds: Callable[[Bucket, int], float], rules: WarmUpRules, chosen: int, largest: int
+) -> None:
+    lane = TimedLane(seconds)
+    assert measure(lane, FIRST_S, rules, lane.clock).max_images == chosen
+    assert max(n for _, n in lane.runs) <= largest
+    assert rules.max_images is None or lane.runs[NATIVE, chosen] == MAX_RUNS
 
 
 def test_a_disturbed_measurement_is_not_a_gain() -> None:
@@ -181,23 +182,9 @@ def test_a_disturbed_measurement_is_not_a_gain() -> None:
     assert measure(lane, FIRST_S, RULES, lane.clock).max_images == 4
 
 
-def test_the_chosen_batch_is_bounded() -> None:
-    lane = TimedLane(device)
-    rules = WarmUpRules(max_images=None, most_images=5, max_texts=1, limit_s=10.0)
-    assert measure(lane, FIRST_S, rules, lane.clock).max_images == 4
-    assert max(n for _, n in lane.runs) == 4
-
-
-def test_a_set_batch_size_is_kept_and_measured() -> None:
-    lane = TimedLane(cpu)
-    rules = WarmUpRules(max_images=7, most_images=64, max_texts=64, limit_s=10.0)
-    assert measure(lane, FIRST_S, rules, lane.clock).max_images == 7
-    assert lane.runs[NATIVE, 7] == MAX_RUNS
-
-
 def test_measuring_stops_at_the_time_limit() -> None:
     lane = TimedLane(lambda bucket, num_items: 2 * num_items)
-    rules = WarmUpRules(max_images=None, most_images=64, max_texts=64, limit_s=1.0)
+    rules = replace(RULES, limit_s=1.0)
     warm = measure(lane, FIRST_S, rules, lane.clock)
     assert sum(lane.runs.values()) == 1, "none starts after the limit"
     assert warm.curves[NATIVE].seconds(1) == pytest.approx(2)
@@ -210,7 +197,7 @@ def test_each_head_has_its_own_curve() -> None:
     lane = TimedLane(
         lambda bucket, n: n * 0.001 * head[bucket] if bucket in head else cpu(bucket, n)
     )
-    rules = WarmUpRules(max_images=6, most_images=64, max_texts=64, limit_s=10.0)
+    rules = replace(RULES, max_images=6)
     warm = measure(lane, {**FIRST_S, **head}, rules, lane.clock)
     native, wide = head
     assert warm.max_images == 6
@@ -223,7 +210,7 @@ def test_each_head_has_its_own_curve() -> None:
 
 def test_without_time_the_first_runs_count() -> None:
     lane = TimedLane(cpu)
-    rules = WarmUpRules(max_images=None, most_images=64, max_texts=64, limit_s=0.0)
+    rules = replace(RULES, limit_s=0.0)
     warm = measure(lane, FIRST_S, rules, lane.clock)
     assert not lane.runs
     assert {b: c.seconds(1) for b, c in warm.curves.items()} == pytest.approx(FIRST_S)

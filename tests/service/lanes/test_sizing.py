@@ -38,22 +38,28 @@ def test_unset_numbers_use_all_processors(
     assert found == plan
 
 
-def test_with_little_memory_fewer_lanes_get_more_threads() -> None:
-    found = plan_lanes(lanes=None, threads=None, cpus=8, free_bytes=16 * GB, lane_bytes=4 * GB)
-    assert found == LanePlan(2, 4)
-    found = plan_lanes(lanes=None, threads=None, cpus=8, free_bytes=GB, lane_bytes=4 * GB)
-    assert found == LanePlan(1, 8), "at least one lane"
-
-
-def test_memory_shared_by_lanes_counts_once() -> None:
+@pytest.mark.parametrize(
+    ("lanes", "free_gb", "lane_gb", "shared_gb", "plan"),
+    [
+        (None, 16, 4, 0, LanePlan(2, 4)),
+        (None, 1, 4, 0, LanePlan(1, 8)),  # at least one lane
+        (None, 16, 1, 4, LanePlan(4, 2)),  # shared memory counts once
+        (None, 16, 0, 4, LanePlan(8, 1)),  # the memory of a lane is not yet known
+        (8, 1, 4, 0, LanePlan(8, 1)),  # a set number of lanes is kept
+    ],
+)
+def test_with_little_memory_fewer_lanes_get_more_threads(
+    lanes: int | None, free_gb: int, lane_gb: int, shared_gb: int, plan: LanePlan
+) -> None:
     found = plan_lanes(
-        lanes=None, threads=None, cpus=8, free_bytes=16 * GB, lane_bytes=GB, shared_bytes=4 * GB
+        lanes=lanes,
+        threads=None,
+        cpus=8,
+        free_bytes=free_gb * GB,
+        lane_bytes=lane_gb * GB,
+        shared_bytes=shared_gb * GB,
     )
-    assert found == LanePlan(4, 2)
-    found = plan_lanes(
-        lanes=None, threads=None, cpus=8, free_bytes=16 * GB, lane_bytes=0, shared_bytes=4 * GB
-    )
-    assert found == LanePlan(8, 1), "memory of a lane not yet known"
+    assert found == plan
 
 
 def test_only_loaded_graphs_count(manifest: Manifest) -> None:
@@ -72,11 +78,6 @@ def test_only_loaded_graphs_count(manifest: Manifest) -> None:
     assert weights("torch", "fp32") == (0, 3 * 1000)
 
 
-def test_a_set_number_of_lanes_is_kept_without_enough_memory() -> None:
-    found = plan_lanes(lanes=8, threads=None, cpus=8, free_bytes=GB, lane_bytes=4 * GB)
-    assert found == LanePlan(8, 1)
-
-
 SMALL, LARGE = Bucket("image", (28, 28)), Bucket("image", (56, 112))
 
 
@@ -84,17 +85,14 @@ def num_patches(bucket: Bucket) -> int:
     return math.prod(bucket.shape) // 14**2
 
 
-def test_unmeasured_memory_gives_no_bound() -> None:
-    assert BatchMemory({}).patches_within(MB, num_patches) is None
-    assert BatchMemory({SMALL: 0}).patches_within(MB, num_patches) is None
-
-
-def test_each_kind_has_its_own_bound() -> None:
+def test_each_kind_has_its_own_bound_and_unmeasured_memory_has_none() -> None:
     memory = BatchMemory({LARGE: 32 * MB, Bucket("depth", (28, 28)): 40 * MB})
     assert memory.largest_bytes == 40 * MB
     assert memory.patches_within(64 * MB, num_patches) == 64
     assert memory.patches_within(64 * MB, num_patches, "depth") == 6
     assert memory.patches_within(64 * MB, num_patches, "normals") is None
+    assert BatchMemory({}).patches_within(MB, num_patches) is None
+    assert BatchMemory({SMALL: 0}).patches_within(MB, num_patches) is None
 
 
 @given(small=st.integers(1, 10**9), large=st.integers(1, 10**9), budget=st.integers(0, 10**11))

@@ -90,7 +90,7 @@ def test_fewer_patches_than_groups_leave_groups_empty() -> None:
     np.testing.assert_allclose(squared_distances(points_ND, centres_KD).min(axis=1), 0)
 
 
-# Views of patch embeddings, step by step as the reference recipe has them.
+# Views of patch embeddings, as in the reference recipe.
 
 GRID, SIZE = (6, 5), (31, 40)
 VIEW_FEATURES = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
@@ -145,23 +145,16 @@ def test_in_one_request_equal_patches_look_equal_in_every_image(kind: Any) -> No
     np.testing.assert_allclose(one[4], two[7])
 
 
-# Views as PNG files, read by Pillow.
+def test_pngs_show_colours_components_and_numbered_groups() -> None:
+    def opened(values: Any, kind: Any) -> Image.Image:
+        return Image.open(io.BytesIO(encode_view_png(values, kind)))
 
-
-def test_colours_are_rounded_to_bytes() -> None:
     colours_HW3 = np.random.default_rng(0).random((5, 7, 3), np.float32)
-    image = Image.open(io.BytesIO(encode_view_png(colours_HW3, "colors")))
-    np.testing.assert_array_equal(np.asarray(image), np.rint(colours_HW3 * 255))
-
-
-def test_a_component_is_dark_where_it_is_least() -> None:
-    image = Image.open(io.BytesIO(encode_view_png(np.array([[0, 0.5, 1]], "f4"), "component")))
-    colours_W3 = np.asarray(image.convert("RGB"))[0]
-    np.testing.assert_array_equal(colours_W3[[0, 2]], colour_table()[[255, 0]])
-
-
-def test_groups_are_their_numbers_in_the_colours_of_masks() -> None:
+    drawn = opened(colours_HW3, "colors")
+    np.testing.assert_array_equal(np.asarray(drawn), np.rint(colours_HW3 * 255))
+    line = opened(np.array([[0, 0.5, 1]], "f4"), "component").convert("RGB")
+    np.testing.assert_array_equal(np.asarray(line)[0][[0, 2]], colour_table()[[255, 0]])
     labels_HW = np.array([[1, 2], [20, 1]], np.uint16)
-    image = Image.open(io.BytesIO(encode_view_png(labels_HW, "groups")))
-    np.testing.assert_array_equal(np.asarray(image), labels_HW)
-    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), palette()[labels_HW])
+    groups = opened(labels_HW, "groups")
+    np.testing.assert_array_equal(np.asarray(groups), labels_HW)
+    np.testing.assert_array_equal(np.asarray(groups.convert("RGB")), palette()[labels_HW])

@@ -15,25 +15,16 @@ from service.outputs.maps import (
 )
 from service.outputs.png import to_oklab
 
-# Colours of a scale: no step looks larger than another, and grey prints keep the order.
 
-
-def test_lightness_falls_evenly_so_that_the_order_can_be_seen_without_colour() -> None:
-    lightness = to_oklab(colour_table())[:, 0]
-    steps = -np.diff(lightness)
-    assert steps.min() > -1e-4
+def test_the_scale_darkens_evenly_and_has_no_large_step() -> None:
+    lab = to_oklab(colour_table())
+    falls, steps = -np.diff(lab[:, 0]), np.linalg.norm(np.diff(lab, axis=0), axis=1)
+    assert falls.min() > -1e-4
+    assert falls.max() < 3 * falls.mean()
     assert steps.max() < 3 * steps.mean()
-    assert lightness[0] > 0.9
-    assert lightness[-1] < 0.3
-
-
-def test_no_step_stands_out() -> None:
-    steps = np.linalg.norm(np.diff(to_oklab(colour_table()), axis=0), axis=1)
-    assert steps.max() < 3 * steps.mean()
+    assert lab[0, 0] > 0.9
+    assert lab[-1, 0] < 0.3
     assert len(np.unique(colour_table(), axis=0)) == 256
-
-
-# Maps as PNG: millimetres come back, colours keep the order, nothing is a number that is none.
 
 
 def opened(png: bytes) -> Image.Image:
@@ -42,31 +33,25 @@ def opened(png: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (300, 1), (37, 61)])
-def test_millimetres_come_back(size_hw: tuple[int, int]) -> None:
+def test_millimetres_are_exact_and_clipped_to_the_range(size_hw: tuple[int, int]) -> None:
     depth_HW = np.random.default_rng(0).random(size_hw, dtype=np.float32) * 10
     image = opened(encode_millimetres_png(depth_HW))
     assert image.mode in {"I;16", "I"}
     assert np.abs(np.asarray(image) / 1000 - depth_HW).max() <= 0.000501
-
-
-def test_depths_out_of_range_are_clipped() -> None:
     depth_HW = np.array([[-1, 0, 65.535, 70, 3e38]], np.float32)
-    image = opened(encode_millimetres_png(depth_HW))
-    assert np.asarray(image).tolist() == [[0, 0, 65535, 65535, 65535]]
+    clipped = opened(encode_millimetres_png(depth_HW))
+    assert np.asarray(clipped).tolist() == [[0, 0, 65535, 65535, 65535]]
 
 
-def test_colours_go_from_the_nearest_to_the_farthest() -> None:
+def test_colours_go_from_the_nearest_to_the_farthest_and_one_depth_has_one_colour() -> None:
     depth_HW = np.array([[2.0, 3.0, 4.0]], np.float32)
     drawn = np.asarray(opened(encode_depth_png(depth_HW)).convert("RGB"))[0]
     table = colour_table()
     np.testing.assert_array_equal(drawn[[0, 2]], table[[0, 255]])
     assert any((drawn[1] == table[index]).all() for index in (127, 128))
-
-
-@pytest.mark.parametrize("value", [0.001, 7.0])
-def test_one_depth_everywhere_has_one_colour(value: float) -> None:
-    drawn = np.asarray(opened(encode_depth_png(np.full((4, 5), value, np.float32))).convert("RGB"))
-    assert (drawn == colour_table()[0]).all()
+    for value in (0.001, 7.0):
+        flat = opened(encode_depth_png(np.full((4, 5), value, np.float32))).convert("RGB")
+        assert (np.asarray(flat) == table[0]).all()
 
 
 def test_normals_map_to_rgb() -> None:

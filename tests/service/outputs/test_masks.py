@@ -21,15 +21,6 @@ from service.outputs.masks import (
 )
 from service.outputs.slide import Geometry
 
-# Masks as files: values survive, colours can be told apart.
-
-
-def test_pixel_values_of_the_png_are_the_labels() -> None:
-    labels_HW = np.arange(256, dtype=np.uint16).reshape(8, 32)
-    image = Image.open(io.BytesIO(encode_mask_png(labels_HW)))
-    assert image.mode == "P"
-    np.testing.assert_array_equal(np.asarray(image), labels_HW)
-
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (300, 1), (37, 61)])
@@ -39,24 +30,30 @@ def test_masks_of_any_size_and_noise_come_back(
     labels_HW = np.random.default_rng(0).integers(0, 256, size_hw).astype(dtype)
     data = encode_mask_png(labels_HW)
     Image.open(io.BytesIO(data)).verify()
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), labels_HW)
+    image = Image.open(io.BytesIO(data))
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), labels_HW)
 
 
-def test_the_overlay_is_the_same_however_labels_are_held() -> None:
+def test_the_overlay_tints_classes_for_either_width_of_labels() -> None:
     random = np.random.default_rng(1)
     pixels_HW3 = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     labels_HW = random.integers(0, 256, (20, 30), dtype=np.uint8)
     drawn = encode_overlay_png(labels_HW, pixels_HW3)
     assert drawn == encode_overlay_png(labels_HW.astype(np.uint16), pixels_HW3)
+    large, same = (np.full((20, 30), label, np.uint16) for label in (300, 45))
+    assert encode_overlay_png(large, pixels_HW3) == encode_overlay_png(same, pixels_HW3)
     drawn_HW3 = np.asarray(Image.open(io.BytesIO(drawn))).astype(float)
     colours = np.asarray(palette()).astype(float)[labels_HW]
     mixed = np.where(labels_HW[..., None] == 0, pixels_HW3, 0.45 * pixels_HW3 + 0.55 * colours)
     assert np.abs(drawn_HW3 - mixed).max() <= 1
 
 
-def test_a_label_that_a_palette_cannot_hold_is_refused() -> None:
+def test_labels_above_255_and_overlays_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match="255"):
         encode_mask_png(np.array([[256]], np.uint16))
+    with pytest.raises(ValueError, match="does not fit"):
+        encode_overlay_png(np.zeros((2, 3), np.uint16), np.zeros((3, 2, 3), np.uint8))
 
 
 def test_colours_are_distinct_and_the_first_far_apart() -> None:
@@ -73,20 +70,6 @@ def test_a_class_has_the_colour_that_its_png_shows() -> None:
     assert class_color(256) == class_color(1)
 
 
-def test_the_overlay_keeps_background_and_tints_the_rest() -> None:
-    pixels_HW3 = np.full((2, 2, 3), 100, np.uint8)
-    labels_HW = np.array([[0, 1], [300, 0]], np.uint16)
-    drawn_HW3 = np.asarray(Image.open(io.BytesIO(encode_overlay_png(labels_HW, pixels_HW3))))
-    assert drawn_HW3[0, 0].tolist() == drawn_HW3[1, 1].tolist() == [100, 100, 100]
-    assert drawn_HW3[0, 1].tolist() != [100, 100, 100]
-    assert drawn_HW3[1, 0].tolist() != [100, 100, 100]
-
-
-def test_an_overlay_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not fit"):
-        encode_overlay_png(np.zeros((2, 3), np.uint16), np.zeros((3, 2, 3), np.uint8))
-
-
 @pytest.mark.parametrize("dtype", [">u2", "<u2", ">f4"])
 def test_npy_is_little_endian_and_equal(dtype: str) -> None:
     array = np.arange(12).reshape(3, 4).T.astype(dtype)
@@ -98,7 +81,6 @@ def test_npy_is_little_endian_and_equal(dtype: str) -> None:
 # From raw outputs to answers, on arrays small enough to check by hand.
 
 EYE = np.eye(3, dtype=np.float32)
-RAW = {"cls1": np.array([3, 4], np.float32), "patches": np.arange(12, dtype=np.float32) + 1}
 
 
 def request(num_classes: int, num_background: int = 0, **options: object) -> SegmentImagesRequest:
@@ -111,19 +93,16 @@ def request(num_classes: int, num_background: int = 0, **options: object) -> Seg
     )
 
 
-def test_patches_are_a_grid_row_by_row() -> None:
-    raw = {"patches": np.arange(12, dtype=np.float32).reshape(6, 2)}
-    outputs = image_outputs(raw, ["patches"], grid_hw=(2, 3), normalize=False)
-    assert outputs["patches"].shape == (2, 3, 2)
-    assert outputs["patches"][1, 0].tolist() == [6, 7]
-
-
-def test_normalising_is_a_choice_and_only_what_was_asked_for_is_there() -> None:
-    raw = {**RAW, "cls2": RAW["cls1"]}
+def test_only_requested_outputs_are_returned_as_unit_vectors_or_raw_in_a_grid() -> None:
+    raw = {"cls1": np.array([3, 4], np.float32), "cls2": EYE[0]}
     unit = image_outputs(raw, ["cls1"], grid_hw=(1, 1), normalize=True)
     assert unit.keys() == {"cls1"}
     np.testing.assert_allclose(unit["cls1"], [0.6, 0.8])
     assert image_outputs(raw, ["cls1"], grid_hw=(1, 1), normalize=False)["cls1"].tolist() == [3, 4]
+    patches = {"patches": np.arange(12, dtype=np.float32).reshape(6, 2)}
+    outputs = image_outputs(patches, ["patches"], grid_hw=(2, 3), normalize=False)
+    assert outputs["patches"].shape == (2, 3, 2)
+    assert outputs["patches"][1, 0].tolist() == [6, 7]
 
 
 def test_a_text_alone_is_itself_and_several_prompts_are_averaged_as_unit_vectors() -> None:
@@ -134,20 +113,13 @@ def test_a_text_alone_is_itself_and_several_prompts_are_averaged_as_unit_vectors
     np.testing.assert_allclose(class_embeddings([["a", "b"]], raw), [[0.5**0.5] * 2])
 
 
-def test_labels_count_from_one_and_areas_sum_to_one() -> None:
+def test_labels_count_from_one_and_background_is_zero() -> None:
     mask = segment_image([EYE[:2]], EYE, Geometry((1, 2), (2, 4)), request(3))
     assert mask.labels_HW.tolist() == [[1, 1, 2, 2]] * 2
     assert mask.area_shares == (0.0, 0.5, 0.5, 0.0)
     assert mask.scores_HW is None
-
-
-def test_background_classes_become_zero() -> None:
     mask = segment_image([EYE[:2]], EYE[:2], Geometry((1, 2), (1, 2)), request(1, 1))
-    assert mask.labels_HW.tolist() == [[1, 0]]
-    assert mask.area_shares == (0.5, 0.5)
-
-
-def test_a_threshold_makes_background_and_scores_are_sent_if_asked() -> None:
+    assert (mask.labels_HW.tolist(), mask.area_shares) == ([[1, 0]], (0.5, 0.5))
     options: Any = {"background_threshold": 0.8, "include_scores": True}
     features = np.array([[1, 0, 0], [1, 1, 0]], np.float32)
     mask = segment_image([features], EYE[:1], Geometry((1, 2), (1, 2)), request(1, **options))
@@ -157,7 +129,7 @@ def test_a_threshold_makes_background_and_scores_are_sent_if_asked() -> None:
 
 
 @pytest.mark.parametrize("num_classes", [1, 300])
-def test_labels_are_uint16_in_answers_whatever_they_are_held_in(num_classes: int) -> None:
+def test_labels_are_sent_as_uint16_for_any_number_of_classes(num_classes: int) -> None:
     classes_KD = np.eye(num_classes, dtype=np.float32)
     mask = segment_image(
         [classes_KD[-1:]], classes_KD, Geometry((1, 1), (1, 1)), request(num_classes)

@@ -9,27 +9,16 @@ from PIL import Image
 
 from service.outputs.png import ColourType, to_linear_rgb, to_oklab, to_srgb, write_png
 
-# OKLab there and back.
 
-
-def test_oklab_and_back_is_exact() -> None:
-    levels = np.arange(0, 256, 15, dtype=np.uint8)
-    rgb_C3 = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
-    np.testing.assert_array_equal(to_srgb(to_linear_rgb(to_oklab(rgb_C3))), rgb_C3)
-
-
-def test_white_is_light_and_grey_has_no_hue() -> None:
+def test_oklab_is_light_and_hue_and_exact_there_and_back() -> None:
     white, grey, black = to_oklab(np.array([[255] * 3, [120] * 3, [0] * 3], np.uint8))
     np.testing.assert_allclose(white, [1, 0, 0], atol=1e-6)
     np.testing.assert_allclose(grey[1:], 0, atol=1e-6)
     np.testing.assert_allclose(black, 0, atol=1e-6)
-
-
-def test_colours_out_of_gamut_are_clipped() -> None:
-    assert to_srgb(np.array([[-0.5, 0.0, 2.0]])).tolist() == [[0, 0, 255]]
-
-
-# PNG files that others read, of every kind that we write.
+    levels = np.arange(0, 256, 15, dtype=np.uint8)
+    rgb_C3 = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
+    np.testing.assert_array_equal(to_srgb(to_linear_rgb(to_oklab(rgb_C3))), rgb_C3)
+    assert to_srgb(np.array([[-0.5, 0.0, 2.0]])).tolist() == [[0, 0, 255]], "clipped"
 
 
 @pytest.mark.parametrize("strategy", [zlib.Z_RLE, zlib.Z_DEFAULT_STRATEGY])

@@ -29,19 +29,23 @@ from service.settings import Settings
 from tests.service.conftest import Clock, Serving, until
 
 
-def test_a_changed_file_is_seen_once(tmp_path: Path, clock: Clock) -> None:
-    file = tmp_path / "file"
-    file.write_text("one")
-    watch = FileWatch([file], clock=clock)
-    file.write_text("three")
-    assert not watch.has_changed(), "too soon to look"
-    clock.now += 1
-    assert watch.has_changed()
+def test_every_change_of_a_file_is_seen_once(tmp_path: Path, clock: Clock) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    for file in files:
+        file.write_text("one")
+    watch = FileWatch(files, clock=clock)
+    files[0].write_text("three")
+    assert not watch.has_changed(), "checked only once a second"
+    changes: list[Callable[[], object]] = [list, files[1].unlink, files[1].touch]
+    for change in changes:
+        change()
+        clock.now += 1
+        assert watch.has_changed()
     clock.now += 1
     assert not watch.has_changed()
 
 
-def test_a_link_that_turns_is_a_change(tmp_path: Path, clock: Clock) -> None:
+def test_a_replaced_link_is_a_change(tmp_path: Path, clock: Clock) -> None:
     # As Kubernetes renews a Secret: file -> ..data/file, ..data -> a folder of one version.
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
@@ -53,17 +57,6 @@ def test_a_link_that_turns_is_a_change(tmp_path: Path, clock: Clock) -> None:
     os.replace(tmp_path / "..tmp", tmp_path / "..data")
     clock.now += 1
     assert watch.has_changed()
-
-
-def test_a_file_that_goes_and_comes_is_two_changes(tmp_path: Path, clock: Clock) -> None:
-    files = [tmp_path / "a", tmp_path / "b"]
-    for file in files:
-        file.touch()
-    watch = FileWatch(files, clock=clock)
-    for change in (files[1].unlink, files[1].touch):
-        change()
-        clock.now += 1
-        assert watch.has_changed()
 
 
 def pem(expires: datetime) -> bytes:
@@ -96,7 +89,7 @@ EXPIRY = "tipserve_tls_certificate_expiry_timestamp_seconds"
 
 @dataclass(frozen=True)
 class Client:
-    """Whom a client trusts, and what it shows; no authority at all means no TLS."""
+    """The authority that a client trusts (None: no TLS) and its certificate."""
 
     trusts: trustme.CA | None
     shows: trustme.LeafCert | None = None
@@ -170,7 +163,7 @@ def client_ca() -> trustme.CA:
 
 
 @BOTH
-async def test_tls_serves_who_trusts_it_and_nobody_in_the_clear(
+async def test_tls_serves_clients_that_trust_it_and_no_plain_text(
     serving: Serving, tmp_path: Path, ca: trustme.CA, client_ca: trustme.CA, ask: Ask
 ) -> None:
     expires = datetime(2041, 1, 1, tzinfo=UTC)
@@ -249,7 +242,7 @@ async def test_an_open_connection_outlives_the_renewal(
     assert (first.status_code, second.status_code) == (200, 200)
 
 
-def test_files_that_do_not_fit_leave_the_last_good_ones(
+def test_a_certificate_without_its_key_keeps_the_last_good_pair(
     tmp_path: Path, ca: trustme.CA, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths, clock = write_certificate(tmp_path, ca), Clock()
@@ -290,16 +283,12 @@ def test_a_broken_file_stops_the_start_and_is_named(
         ({"tls_client_ca": "a"}, "tls_client_ca is set without"),
     ],
 )
-def test_settings_set_by_half_are_errors(given: dict[str, str], words: str) -> None:
+def test_incomplete_settings_are_errors(given: dict[str, str], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Settings.model_validate(given)
 
 
-def test_without_tls_there_is_no_expiry(metrics: Metrics) -> None:
-    assert metrics.registry.get_sample_value(EXPIRY) is None
-
-
-def test_an_encrypted_key_is_refused_and_not_asked_for(
+def test_an_encrypted_key_is_refused_without_a_prompt(
     tmp_path: Path, ca: trustme.CA, make_settings: Any
 ) -> None:
     paths = write_certificate(tmp_path, ca)

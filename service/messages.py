@@ -14,26 +14,28 @@ from model.preprocess import Fit
 from model.winner_map import Labels
 from service.errors import ServiceError
 
-# Requests and answers, free of any wire format. Every default of the API is decided here, once.
+# Shape legend: B images, H W pixels of an image, h w patch grid, D width, T texts, K classes.
 #
-# Request classes have no slots on purpose: `EmbedImagesRequest.normalize` is the default that both
-# transports quote. Shape legend: B images, H W pixels of an image, h w patch grid, D width,
-# T texts.
+# Every default of the API is decided here, once. Request classes have no slots on purpose:
+# `EmbedImagesRequest.normalize` is then the default that both transports quote.
 
 FloatArray = NDArray[np.float32]
 Features = Literal["values", "patches"]
+GlobalFeatures = Literal["cls1", "cls2"]
+FeatureKind = Literal["colors", "component", "groups"]
+FeatureScope = Literal["image", "request"]
 TemplateSet = Literal["none", "tcl"]
 ImageOutput = Literal["patches", "values", "cls1", "cls2"]
 MapSize = Literal["image", "model"]
 SegmentMode = Literal["whole", "slide"]
 VectorType = Literal["float32", "float16", "int8"]
-# An encoded image; or its pixels, uint8 [H, W, 3], upright RGB; or what the model is to see,
-# float32 [3, H, W] in [0, 1], of a size that it takes.
+# An encoded image; or its pixels, uint8 [H, W, 3], upright RGB; or the model's input, float32
+# [3, H, W] in [0, 1], of a size that the model accepts.
 ImageInput = bytes | NDArray[np.uint8] | NDArray[np.float32]
-# Of a `partial` request also why there is no image.
+# In a `partial` request an image may be the reason why it could not be read.
 MaybeImage = ImageInput | ServiceError
 MaybeEncoded = bytes | ServiceError
-# What is wrong with single items of a `partial` request, by their place in it.
+# Errors of single items of a `partial` request, by index.
 ItemErrors = Mapping[int, ServiceError]
 PARITY_FIELDS: Final = (
     "file",
@@ -54,15 +56,15 @@ class EmbedImagesRequest:
     """Images to embed.
 
     Attributes:
-        images: Encoded images, or pixels. What is as the model is to see it is taken so: it knows
-            neither `resolution` nor `fit`.
+        images: Encoded images, pixels or model inputs. `resolution` and `fit` do not apply to
+            model inputs.
         model: Name of a served model; None is the default model.
         outputs: Some of `IMAGE_OUTPUTS`; checked by the data plane.
         normalize: Whether every embedding has unit length.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is brought to the resolution.
-        vector_type: As what numbers they are sent.
-        partial: Whether images that cannot be read leave the others their answers.
+        fit: How an image is resized.
+        vector_type: Number type of the embeddings.
+        partial: Whether the other images are answered if some cannot be read.
     """
 
     images: tuple[MaybeImage, ...]
@@ -80,11 +82,10 @@ class EmbedImagesResponse:
     """For each image its outputs by name: patches and values [h, w, D], cls1 and cls2 [D].
 
     Attributes:
-        model: Which answered.
-        embeddings: Of the images that have no error, in order; of the type that was asked for.
-        scales: The same without their last axis, for int8 only: an element times its row's scale is
-            what it stands for.
-        errors: By the place of the image.
+        model: Name of the model that answered.
+        embeddings: Of the images without an error, in order, in the requested number type.
+        scales: For int8 only, one per row: an element times its row's scale is its value.
+        errors: By index of the image.
     """
 
     model: str
@@ -95,7 +96,7 @@ class EmbedImagesResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedTextsRequest:
-    """Texts to embed, each put into every template and averaged."""
+    """Texts to embed, each as the average over all templates."""
 
     texts: tuple[str, ...]
     model: str | None = None
@@ -107,7 +108,7 @@ class EmbedTextsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedTextsResponse:
-    """One row for each text that has no error, in the order of the request; scales as above."""
+    """One row per text without an error, in the order of the request; scales as above."""
 
     model: str
     embeddings_TD: NDArray[Any]
@@ -131,15 +132,15 @@ class EmbedTextsResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedMixedRequest:
-    """Images and texts of one request, let in together, each for one embedding to compare.
+    """Images and texts of one request, admitted as one; all embeddings are comparable.
 
     Attributes:
-        images: Encoded images; of each its `cls1`.
-        texts: As they are, in no template.
+        images: Encoded images, embedded as `cls1`.
+        texts: Embedded without a template.
         model: Name of a served model; None is the default model.
-        dimensions: How many of the first elements are kept; None is all.
+        dimensions: Number of leading elements to keep; None is all.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is brought to the resolution.
+        fit: How an image is resized.
     """
 
     images: tuple[MaybeEncoded, ...] = ()
@@ -155,11 +156,11 @@ class EmbedMixedResponse:
     """Rows of unit length, in the order of the request.
 
     Attributes:
-        model: Which answered.
-        images_BD: One row for each image.
-        texts_TD: One row for each text.
-        num_patches: That the model saw of the images.
-        num_tokens: That the model read of the texts.
+        model: Name of the model that answered.
+        images_BD: One row per image.
+        texts_TD: One row per text.
+        num_patches: Patches of all images.
+        num_tokens: Tokens of all texts.
     """
 
     model: str
@@ -171,7 +172,7 @@ class EmbedMixedResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentClass:
-    """One thing to look for; without prompts its name is the prompt."""
+    """A class to find; without prompts its name is the prompt."""
 
     name: str
     prompts: tuple[str, ...] = ()
@@ -185,16 +186,16 @@ class SegmentImagesRequest:
         images: Encoded images.
         classes: The k-th has the value k in the mask, from 1.
         model: Name of a served model; None is the default model.
-        templates: None is what the model's manifest chose.
-        features: None is what the model's manifest chose.
+        templates: None is the manifest's choice.
+        features: None is the manifest's choice.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is brought to the resolution.
-        background_threshold: Score under which a pixel is background; None is never.
-        background_classes: Things that count as background where they win.
-        include_scores: Whether the winner's score is sent for every pixel.
-        mode: Whether the model sees the whole image at once, where scores are cosines; or windows
-            of it, where they are mean probabilities.
-        partial: Whether images that cannot be read leave the others their answers.
+        fit: How an image is resized.
+        background_threshold: Pixels with a lower score are background; None sets no threshold.
+        background_classes: Classes that count as background where they win.
+        include_scores: Whether to return the winner's score for every pixel.
+        mode: `whole` runs the model once, and scores are cosines; `slide` runs it on windows, and
+            scores are mean probabilities.
+        partial: Whether the other images are answered if some cannot be read.
     """
 
     images: tuple[MaybeEncoded, ...]
@@ -216,9 +217,9 @@ class Segmentation:
     """The mask of one image.
 
     Attributes:
-        labels_HW: k for the k-th class, 0 for background. The image's size, upright. uint8 or
-            uint16, whichever is large enough.
-        scores_HW: Of the best class or background class; None where it was not asked for.
+        labels_HW: k for the k-th class, 0 for background; uint8 if that suffices, else uint16. It
+            has the size of the upright image.
+        scores_HW: Score of the best class or background class; None if not requested.
         area_shares: Share of all pixels for the background and then each class.
     """
 
@@ -228,13 +229,13 @@ class Segmentation:
 
     @property
     def wire_labels(self) -> NDArray[np.uint16]:
-        """The labels as answers have them, however many classes there are."""
+        """The labels as uint16, whatever the number of classes."""
         return self.labels_HW.astype(np.uint16, copy=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentImagesResponse:
-    """One segmentation for each image that has no error, in the order of the request."""
+    """One segmentation per image without an error, in the order of the request."""
 
     model: str
     classes: tuple[str, ...]
@@ -244,16 +245,16 @@ class SegmentImagesResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateMapsRequest:
-    """Images to say something of at every pixel.
+    """Images for which a dense head predicts a value at every pixel.
 
     Attributes:
-        task: Which dense head is to say it.
+        task: The dense head.
         images: Encoded images.
         model: Name of a served model; None is the default model.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is brought to the resolution.
-        size: Whether a map has its image's size or the head's own.
-        partial: Whether images that cannot be read leave the others their answers.
+        fit: How an image is resized.
+        size: Whether a map has the size of its image or of the head's output.
+        partial: Whether the other images are answered if some cannot be read.
     """
 
     task: MapTask
@@ -267,10 +268,7 @@ class EstimateMapsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateMapsResponse:
-    """One map for each image: depth in metres [H, W], or normals of unit length [H, W, 3].
-
-    Images with an error have none.
-    """
+    """One map per image without an error: depth in metres [H, W], or unit normals [H, W, 3]."""
 
     model: str
     maps: tuple[FloatArray, ...]
@@ -279,7 +277,7 @@ class EstimateMapsResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What one request may hold.
+    """Limits of one request.
 
     Classes include background classes; pixels are counted as the image's header declares them.
     """
@@ -294,14 +292,14 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketLimits:
-    """A shape of images that was measured at the start.
+    """An image shape that was measured when the model was loaded.
 
     Attributes:
-        height: In pixels, as the model sees it.
+        height: Of the model's input, in pixels.
         width: In pixels.
-        max_batch_images: Images that one batch may hold.
-        run_s: Seconds that one image takes on one lane.
-        peak_bytes: Memory that one image takes beside the weights; None where it is not known.
+        max_batch_images: Most images in one batch.
+        run_s: Time of one image on one lane, in seconds.
+        peak_bytes: Memory of one image without the weights; None if unknown.
     """
 
     height: int
@@ -313,19 +311,19 @@ class BucketLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is told about a served model.
+    """Description of a served model.
 
     Attributes:
-        manifest: The package's own.
-        runtime: What computes.
-        precision: Of the arithmetic.
-        device: Where it computes.
-        runtime_reason: Why these were chosen, and what was passed over.
-        limits: What one request may hold.
-        buckets: Shapes that were measured at the start.
+        manifest: From the package.
+        runtime: Name of the runtime.
+        precision: Precision of the arithmetic.
+        device: `cpu` or `gpu`.
+        runtime_reason: Why the runtime was chosen, and why others were not.
+        limits: Limits of one request.
+        buckets: Image shapes that were measured.
         tasks: Dense heads that the runtime computes.
-        parity: How exact the graphs are that it computes by, as the package says.
-        loaded_at: When it was loaded, in whole seconds since 1970.
+        parity: The package's record of how exact the graphs in use are.
+        loaded_at: Time of loading, in whole seconds since the epoch.
     """
 
     manifest: Manifest
@@ -341,7 +339,7 @@ class ModelInfo:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What can be asked for: of the package's outputs those that are served."""
+        """The package's outputs that are served."""
         served = {*IMAGE_OUTPUTS, "text", *self.tasks}
         return tuple(name for name in self.manifest.outputs if name in served)
 
@@ -350,38 +348,29 @@ class ModelInfo:
         return [score.model_dump(mode="json") for score in self.manifest.scores]
 
     def parity_rows(self) -> list[dict[str, Any]]:
-        """How exact each graph in use is, as plain values without what is not known."""
+        """The parity of each graph in use as plain values, without those that are unknown."""
         rows = []
         for entry in self.parity:
-            told = entry.model_dump(include=set(PARITY_FIELDS), exclude_none=True)
-            rows.append({**told, "passed": entry.passed})
+            known = entry.model_dump(include=set(PARITY_FIELDS), exclude_none=True)
+            rows.append({**known, "passed": entry.passed})
         return rows
-
-
-# Requests and answers about what images show, their classes and their features; as `messages`.
-#
-# Shape legend: K classes, H W pixels.
-
-GlobalFeatures = Literal["cls1", "cls2"]
-FeatureKind = Literal["colors", "component", "groups"]
-FeatureScope = Literal["image", "request"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyImagesRequest:
-    """Images and the classes of which each shows one.
+    """Images to classify, and the classes.
 
     Attributes:
         images: Encoded images.
         classes: The k-th has the label k, from 1.
         model: Name of a served model; None is the default model.
-        templates: None is what the model's manifest chose.
-        features: Which global embedding is compared.
-        temperature: What cosines are divided by; None is what the model learnt.
-        top_k: How many of the best classes are sent; None is all.
+        templates: None is the manifest's choice.
+        features: The global embedding to compare.
+        temperature: Divisor of the cosines; None is the learned value.
+        top_k: Number of best classes to return; None is all.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is brought to the resolution.
-        partial: Whether images that cannot be read leave the others their answers.
+        fit: How an image is resized.
+        partial: Whether the other images are answered if some cannot be read.
     """
 
     images: tuple[MaybeEncoded, ...]
@@ -398,7 +387,7 @@ class ClassifyImagesRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """The classes of one image, the best first: labels from 1, shares of all classes, cosines."""
+    """The classes of one image, best first: labels from 1, probabilities and cosines."""
 
     labels_K: NDArray[np.uint16]
     probabilities_K: FloatArray
@@ -412,7 +401,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifyImagesResponse:
-    """One classification for each image that has no error, in the order of the request."""
+    """One classification per image without an error, in the order of the request."""
 
     model: str
     classes: tuple[str, ...]
@@ -422,20 +411,20 @@ class ClassifyImagesResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class VisualizeFeaturesRequest:
-    """Images whose patch embeddings are to be made visible.
+    """Images whose patch embeddings to visualize.
 
     Attributes:
         images: Encoded images.
         model: Name of a served model; None is the default model.
-        kind: Colours, the first component, or groups of patches that are alike.
-        features: Which embeddings.
-        scope: Whether components and groups are of each image or of all together.
-        group_count: From 2 to 20; None is six. Only for groups.
-        seed: Of the first centres of groups; None is 0. Only for groups.
+        kind: Colours, the first principal component, or groups of similar patches.
+        features: The embeddings to use.
+        scope: Whether components and groups are fitted to each image or to the whole request.
+        group_count: 2 to 20; None is 6. Only for groups.
+        seed: Seed of the first group centres; None is 0. Only for groups.
         resolution: Short side in pixels; None is the model's native size.
-        fit: How an image is brought to the resolution.
-        size: Whether a map has its image's size or one element for each patch.
-        partial: Whether images that cannot be read leave the others their answers.
+        fit: How an image is resized.
+        size: Whether a map has the size of its image or one element per patch.
+        partial: Whether the other images are answered if some cannot be read.
     """
 
     images: tuple[MaybeEncoded, ...]
@@ -453,7 +442,7 @@ class VisualizeFeaturesRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisualizeFeaturesResponse:
-    """One map for each image that has no error, in the order of the request.
+    """One map per image without an error, in the order of the request.
 
     Colours are float32 [H, W, 3] and components float32 [H, W], from 0 to 1; groups are uint16
     [H, W], from 1.
@@ -464,7 +453,7 @@ class VisualizeFeaturesResponse:
     errors: ItemErrors = field(default_factory=dict)
 
 
-# What there is of each item that has no error, and the errors.
+# Responses with a result per item without an error, and the errors.
 ListResponse = (
     EmbedImagesResponse
     | EmbedTextsResponse

@@ -37,9 +37,7 @@ from service.open_inference.tensors import (
     read_values,
 )
 
-# Protobuf of the Open Inference Protocol to the core's requests and back.
-
-# Where the elements of a datatype stand, where they are not raw.
+# Field of `contents` that has the elements of each datatype.
 CONTENTS: Final = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
 DATA_TYPES: Final = {"BYTES": pb.TYPE_STRING, "UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
 
@@ -48,7 +46,7 @@ def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferReque
     """Read a request.
 
     Raises:
-        InvalidRequest: A field, a tensor or a parameter is wrong or unknown.
+        InvalidRequest: A field, a tensor or a parameter is invalid or unknown.
         RequestTooLarge: A tensor has too many items.
     """
     refuse_unknown_fields(request)
@@ -78,13 +76,13 @@ def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferReque
 
 
 def num_listed(request: pb.ModelInferRequest) -> int:
-    """How many numbers stand in lists, each to be looked at."""
+    """Count the numbers that are in lists and not raw."""
     contents = [tensor.contents for tensor in request.inputs]
     return sum(len(c.uint_contents) + len(c.fp32_contents) for c in contents)
 
 
 def from_infer(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
-    """Write an answer, its elements raw."""
+    """Write an answer with raw elements."""
     outputs, raw = [], []
     for name, array in answer.outputs.items():
         datatype = "FP16" if array.dtype == np.float16 else "FP32"
@@ -102,7 +100,7 @@ def from_infer(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
 
 
 def from_model(metadata: ModelMetadata) -> pb.ModelMetadataResponse:
-    """Write what a model takes and gives."""
+    """Write inputs and outputs of a model."""
     return pb.ModelMetadataResponse(
         name=metadata.name,
         versions=metadata.versions,
@@ -113,7 +111,7 @@ def from_model(metadata: ModelMetadata) -> pb.ModelMetadataResponse:
 
 
 def to_config(metadata: ModelMetadata) -> pb.ModelConfig:
-    """Write it in the terms of a configuration."""
+    """Write inputs and outputs of a model as a Triton configuration."""
     return pb.ModelConfig(
         name=metadata.name,
         platform=metadata.platform,
@@ -132,7 +130,7 @@ def to_config(metadata: ModelMetadata) -> pb.ModelConfig:
 
 
 def to_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a map of parameters, whichever of their fields they stand in."""
+    """The values of a map of parameters."""
     values = {}
     for name, parameter in given.items():
         field = parameter.WhichOneof("parameter_choice")
@@ -152,9 +150,9 @@ def _tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
 
 def _refuse_parameters(parameters: Mapping[str, Any], path: str) -> None:
     for name in parameters:
-        what = "classification is not supported, for the outputs are embeddings"
+        what = "classification is not supported, because the outputs are embeddings"
         if name.startswith("shared_memory"):
-            what = "shared memory is not offered; send the tensor in the message"
+            what = "shared memory is not supported; send the tensor in the message"
         elif name != "classification":
             what = f"{name[:100]!r} is not known"
         raise InvalidRequest(
@@ -180,7 +178,7 @@ def _typed(head: TensorHead, contents: pb.InferTensorContents) -> InputTensor:
     for field, _ in contents.ListFields():
         if field.name != wanted:
             raise InvalidRequest(
-                f"{head.param}: the elements of {head.spec.datatype} stand in {wanted}, not in "
+                f"{head.param}: {head.spec.datatype} elements belong in {wanted}, not in "
                 f"{field.name}.",
                 param=f"{head.param}.contents.{field.name}",
             )
@@ -190,15 +188,14 @@ def _typed(head: TensorHead, contents: pb.InferTensorContents) -> InputTensor:
     return read_values(head, list(values))
 
 
-# The RPCs of the Open Inference Protocol: convert, ask the core, convert.
-
-# What `tritonclient` sends with requests of a stream; answers always say that they are the last.
-FINAL_WISH = "triton_enable_empty_final_response"
+# `tritonclient` sends this with requests of a stream; it needs no effect, because every answer says
+# that it is the final one.
+FINAL_FLAG = "triton_enable_empty_final_response"
 READ_AT_ONCE = 4096
 
 
 class InferenceServicer(GRPCInferenceServiceServicer):
-    """`inference.GRPCInferenceService`; without a repository nothing changes what is served."""
+    """`inference.GRPCInferenceService`; without a repository models cannot be managed."""
 
     def __init__(self, plane: DataPlane, repository: ModelRepository | None) -> None:
         self._plane = plane
@@ -207,13 +204,13 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def ServerLive(  # noqa: N802 - named by the contract, as all below
         self, request: pb.ServerLiveRequest, context: Any
     ) -> pb.ServerLiveResponse:
-        """Whether the process answers, and its device has answered not too long ago."""
+        """Whether the process and its device respond."""
         return pb.ServerLiveResponse(live=_holds(self._plane.check_live))
 
     async def ServerReady(  # noqa: N802
         self, request: pb.ServerReadyRequest, context: Any
     ) -> pb.ServerReadyResponse:
-        """Whether requests are taken."""
+        """Whether the server accepts requests."""
         return pb.ServerReadyResponse(ready=_holds(self._plane.check_ready))
 
     async def ModelReady(  # noqa: N802
@@ -228,21 +225,21 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def ServerMetadata(  # noqa: N802
         self, request: pb.ServerMetadataRequest, context: Any
     ) -> pb.ServerMetadataResponse:
-        """What the server is, and which extensions of the protocol it has."""
+        """Name, version and protocol extensions of the server."""
         found = server_metadata(is_managed=self._repository is not None)
         return pb.ServerMetadataResponse(**asdict(found))
 
     async def ModelMetadata(  # noqa: N802
         self, request: pb.ModelMetadataRequest, context: Any
     ) -> pb.ModelMetadataResponse:
-        """What a model takes and gives."""
+        """Inputs and outputs of a model."""
         refuse_unknown_fields(request)
         return from_model(model_metadata(find_model(self._plane, request.name, request.version)))
 
     async def ModelConfig(  # noqa: N802
         self, request: pb.ModelConfigRequest, context: Any
     ) -> pb.ModelConfigResponse:
-        """The same in the terms of a configuration."""
+        """Inputs and outputs of a model, as a Triton configuration."""
         refuse_unknown_fields(request)
         info = find_model(self._plane, request.name, request.version)
         return pb.ModelConfigResponse(config=to_config(model_metadata(info)))
@@ -250,7 +247,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: Any
     ) -> pb.ModelStatisticsResponse:
-        """What models have done since they were loaded."""
+        """Statistics of models since they were loaded."""
         refuse_unknown_fields(request)
         document = statistics(self._plane, request.name, request.version)
         return ParseDict(document, pb.ModelStatisticsResponse())
@@ -260,7 +257,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.ModelInferResponse:
         """Embeddings of images and texts, as tensors."""
         read = partial(to_infer, request, self._plane.limits)
-        # Numbers in lists become objects first, and an image has a million.
+        # Every number in a list becomes a Python object, and an image has a million.
         is_small = num_listed(request) <= READ_AT_ONCE
         message = read() if is_small else await self._plane.offload(read)
         answer = await infer(self._plane, message, current_call.get())
@@ -269,9 +266,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def ModelStreamInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Any
     ) -> pb.ModelStreamInferResponse:
-        """One request of a stream: the interceptor reads them, and writes the answers in order."""
-        if request.parameters[FINAL_WISH].WhichOneof("parameter_choice") in {None, "bool_param"}:
-            del request.parameters[FINAL_WISH]
+        """Answer one request of a stream; the interceptor keeps the order."""
+        if request.parameters[FINAL_FLAG].WhichOneof("parameter_choice") in {None, "bool_param"}:
+            del request.parameters[FINAL_FLAG]
         answer = await self.ModelInfer(request, context)
         answer.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=answer)
@@ -279,7 +276,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, context: Any
     ) -> pb.RepositoryIndexResponse:
-        """Every model that is served, was served, or lies in the model repository."""
+        """Every model that is served, was served, or is in the model repository."""
         refuse_unknown_fields(request)
         repository = self._managed()
         states = await self._plane.offload(repository.index)
@@ -296,7 +293,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def RepositoryModelLoad(  # noqa: N802
         self, request: pb.RepositoryModelLoadRequest, context: Any
     ) -> pb.RepositoryModelLoadResponse:
-        """Serve a package under a name; the answer comes once it answers requests."""
+        """Serve a package under a name; returns once the model answers requests."""
         refuse_unknown_fields(request)
         repository = self._managed()
         self._plane.gate.check()
@@ -307,7 +304,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     async def RepositoryModelUnload(  # noqa: N802
         self, request: pb.RepositoryModelUnloadRequest, context: Any
     ) -> pb.RepositoryModelUnloadResponse:
-        """Serve a model no longer; requests that it has are still answered."""
+        """Stop serving a model; requests in progress are still answered."""
         refuse_unknown_fields(request)
         repository = self._managed()
         self._plane.gate.check()
@@ -325,7 +322,6 @@ class InferenceServicer(GRPCInferenceServiceServicer):
 
 
 def _holds(check: Any) -> bool:
-    """Whether a check for probes passes."""
     try:
         check()
     except Unavailable:
@@ -336,7 +332,7 @@ def _holds(check: Any) -> bool:
 def stream_error(
     error: ServiceError, request: pb.ModelInferRequest | None, call: Call
 ) -> pb.ModelStreamInferResponse:
-    """What a stream answers to a request that cannot be answered."""
+    """The answer of a stream to a failed request."""
     request_id = request.id if request is not None else ""
     return pb.ModelStreamInferResponse(
         error_message=error.message, infer_response=pb.ModelInferResponse(id=request_id)

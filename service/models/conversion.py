@@ -24,12 +24,7 @@ from model.manifest import MANIFEST_NAME
 from model.package import BUNDLED_FOLDER, ModelPackage, PackageError, open_package
 from service.errors import InvalidRequest, ModelNotFound, Unavailable
 
-# Where a model comes from, and the name that it is served under.
-#
-# The settings name packages, checkpoints' folders and models of the hub. A caller names packages
-# below one folder only, and hears of no path above it.
-
-# No absolute path, no `..`, nothing hidden; one or more folders deep.
+# Callers may name packages below one folder only: no absolute path, no `..`, nothing hidden.
 PACKAGE_NAME: Final = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 MAX_NAME_CHARS: Final = 200
@@ -37,16 +32,16 @@ MAX_NAME_CHARS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model to be loaded.
+    """A model to load.
 
     Attributes:
         folder: `bundled`, or a folder with a model package; with a cache also a checkpoint's
             folder, or a hub id.
-        name: What it is served as; None leaves it to the package.
-        cache: Where converted packages are kept; None where nothing may be converted.
-        precisions: Of the graphs that a conversion writes beside those in fp32.
-        is_background: Whether other models answer meanwhile, and should have the processors.
-        cancelled: Set where nobody needs it any more, for a load that is under way.
+        name: Name to serve it under; None is the package's name.
+        cache: Folder of converted packages; None if nothing may be converted.
+        precisions: Graphs to export in addition to fp32.
+        is_background: Whether other models answer meanwhile and need the processors.
+        cancelled: Set to cancel the load.
     """
 
     folder: str
@@ -60,17 +55,17 @@ class ModelSource:
     def from_setting(
         cls, text: str, cache: Path, precisions: tuple[Precision, ...] = ()
     ) -> "ModelSource":
-        """What `--model` names: a source, or `name=source`. What exists is no pair."""
+        """Read `--model`: a source, or `name=source` unless a file of that name exists."""
         name, equals, folder = text.partition("=")
         if equals and MODEL_NAME.fullmatch(name) and not Path(text).expanduser().exists():
             return cls(folder, name, cache=cache, precisions=precisions)
         return cls(text, cache=cache, precisions=precisions)
 
     def checkpoint(self) -> FolderSource | HubSource | None:
-        """What has to be converted first; None where it is a package.
+        """The checkpoint to convert; None for a package.
 
         Raises:
-            PackageError: The name leads to no model.
+            PackageError: There is no such model.
         """
         if self.cache is None:
             return None
@@ -81,10 +76,10 @@ class ModelSource:
         return None if isinstance(source, PackageSource) else source
 
     def served_name(self) -> str:
-        """What it will be served as, known before anything is converted.
+        """The name to serve it under; converts nothing.
 
         Raises:
-            PackageError: The name leads to no model, or to a broken package.
+            PackageError: There is no such model, or its package is broken.
         """
         if self.name is not None:
             return self.name
@@ -94,27 +89,27 @@ class ModelSource:
         return open_package(self.folder, verify=False).manifest.name
 
     def check(self) -> None:
-        """Called between the steps of a load.
+        """Check for cancellation, between the steps of a load.
 
         Raises:
-            Unavailable: The server stops, and the load with it.
+            Unavailable: The load is cancelled, because the server stops.
         """
         if self.cancelled.is_set():
             raise stopping()
 
     def without_paths(self, text: str) -> str:
-        """A reason as a caller may read it: the package's own folder becomes its last name."""
+        """A reason without the server's paths: the package's folder becomes its last part."""
         folder = BUNDLED_FOLDER if self.folder == "bundled" else Path(self.folder)
         text = text.replace(str(folder), folder.name)
         return text if self.cache is None else text.replace(str(self.cache), "the cache")
 
 
 def check_names(sources: Iterable[ModelSource]) -> None:
-    """Refuse two models of one name before hours may go into the second.
+    """Refuse two models of one name, before the second is converted for hours.
 
     Raises:
-        ValueError: There are two; the message says how to name one of them anew.
-        PackageError: One of them is no model.
+        ValueError: Two models have one name; the message says how to rename one.
+        PackageError: A source is no model.
     """
     places: dict[str, str] = {}
     for source in sources:
@@ -125,7 +120,7 @@ def check_names(sources: Iterable[ModelSource]) -> None:
 
 
 def same_name(name: str, first: str, second: str) -> ValueError:
-    """Two models would be served under one name."""
+    """The error for two models of one name."""
     return ValueError(
         f"{first} and {second} would both be served as {name!r}; give one of them another name, "
         f"as in --model {first},other={second}"
@@ -133,12 +128,12 @@ def same_name(name: str, first: str, second: str) -> ValueError:
 
 
 def stopping() -> Unavailable:
-    """Nothing is loaded by a server that stops."""
+    """The error for a load while the server stops."""
     return Unavailable("The server is stopping; try again.", retry_after_s=1.0)
 
 
 def check_model_name(name: str) -> None:
-    """Refuse what cannot be the name of a model.
+    """Check the name of a model.
 
     Raises:
         InvalidRequest: It is too long, or has other characters than letters, digits, `.`, `_`, `-`.
@@ -152,11 +147,11 @@ def check_model_name(name: str) -> None:
 
 
 def find_package(repository: Path | None, package: str) -> str:
-    """The folder of a package below the repository, links resolved.
+    """The folder of a package below the repository, with links resolved.
 
     Raises:
-        InvalidRequest: There is no repository, or this is no name of a package in one.
-        ModelNotFound: It has no package of that name.
+        InvalidRequest: There is no repository, or the name is invalid.
+        ModelNotFound: The repository has no such package.
     """
     if repository is None:
         raise InvalidRequest(
@@ -182,7 +177,7 @@ def find_package(repository: Path | None, package: str) -> str:
 
 
 def list_packages(repository: Path | None) -> list[str]:
-    """Names of the packages right below the repository."""
+    """Names of the packages directly below the repository."""
     if repository is None or not repository.is_dir():
         return []
     root = repository.resolve()
@@ -194,12 +189,10 @@ def _is_package(root: Path, folder: Path) -> bool:
     return folder.is_relative_to(root) and (folder / MANIFEST_NAME).is_file()
 
 
-# Has what is no package yet made into one, by a program of its own: `python -m model prepare`.
-#
-# That program imports torch and fills gigabytes; when it ends, all of it is given back. This
-# process reads what it says, line by line, and ends it where nobody waits any more.
+# Checkpoints are converted by a child process, `python -m model prepare`, because a conversion
+# imports torch and takes gigabytes, which are free again when the process ends.
 
-# How soon a cancelled conversion is noticed, and how long it may take to clear up behind itself.
+# Interval of checks for cancellation, and time for a terminated conversion to remove its files.
 POLL_S: Final = 0.2
 CLEAR_UP_S: Final = 5.0
 NUM_KEPT_LINES: Final = 30
@@ -207,7 +200,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_source(source: ModelSource) -> ModelPackage:
-    """Open a package and verify it; what is none is converted first, or found converted.
+    """Open and verify a package; a checkpoint is converted first unless the cache has it.
 
     Raises:
         PackageError: There is no such model, it cannot be converted, or its package is broken.
@@ -223,7 +216,7 @@ def open_source(source: ModelSource) -> ModelPackage:
     except PackageError as error:
         logger.warning("a converted package is broken", extra={"fields": {"reason": str(error)}})
         package = open_package(_prepare(source, name, checkpoint, verify=True))
-    # A cached package is called as what asked for it first.
+    # The cached package has the name that was requested first.
     manifest = package.manifest.model_copy(update={"name": name})
     return ModelPackage(path=package.path, manifest=manifest)
 
@@ -245,36 +238,38 @@ def _prepare(
 
 
 def _clear_up_behind(source: ModelSource) -> None:
-    """Remove what a killed conversion could not: up to several times the weights."""
+    """Remove the files of a killed conversion: up to several times the weights."""
     assert source.cache is not None
     try:
         PackageCache(source.cache).remove_leftovers()
     except CacheError as error:
-        logger.warning("a conversion's files stay", extra={"fields": {"reason": str(error)}})
+        logger.warning(
+            "could not remove the files of a conversion", extra={"fields": {"reason": str(error)}}
+        )
 
 
 class Conversion:
-    """The program while it runs; leaving the `with` block ends it.
+    """A running conversion program; leaving the `with` block ends it.
 
     Args:
         arguments: Of the program.
-        program: What Python runs.
+        program: Arguments of Python that run the program.
     """
 
     def __init__(
         self, arguments: Sequence[str], *, program: Sequence[str] = ("-m", "model")
     ) -> None:
         self._began = time.monotonic()
-        # What keeps the server's working folder off its path keeps it off this one's.
+        # Keep the working folder off the import path if the server does.
         safe_path = ["-P"] if sys.flags.safe_path else []
         self._process = subprocess.Popen(
             [sys.executable, *safe_path, *program, *arguments],
-            # Nothing is ever written: it closes when this process ends, and the program with it.
+            # Never written to: the program ends when it closes, so also when this process dies.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Ctrl-C is for the server, which then ends the program in its own way.
+            # Ctrl-C must not reach the program: the server terminates it in order.
             process_group=0,
         )
         self._reports: queue.Queue[str | None] = queue.Queue()
@@ -290,19 +285,19 @@ class Conversion:
 
     @property
     def pid(self) -> int:
-        """The program's process."""
+        """Process id of the program."""
         return self._process.pid
 
     @property
     def was_killed(self) -> bool:
-        """Whether it ended without a chance to clear up."""
+        """Whether it was killed and could not remove its files."""
         return self._process.returncode == -signal.SIGKILL
 
     def __enter__(self) -> "Conversion":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the program, if it has not ended, and let it clear up if it can."""
+        """End the program; it gets some time to remove its files."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -316,10 +311,10 @@ class Conversion:
         self._process.stdin.close()
 
     def wait(self, source: ModelSource, name: str) -> Path:
-        """Log what the program says until it has a package.
+        """Log the program's reports until it ends, and return the package.
 
         Raises:
-            PackageError: It has none; the message is the program's own.
+            PackageError: The conversion failed; the message is the program's.
             Unavailable: The load was cancelled.
         """
         package: Path | None = None
@@ -357,12 +352,12 @@ class Conversion:
     def _ended(self, source: ModelSource, status: int) -> str:
         if status == -signal.SIGKILL:
             return (
-                f"the conversion of {source.folder} was killed, most likely for want of memory, of "
-                "which it takes several times the weights; convert where there is more "
+                f"the conversion of {source.folder} was killed, most likely out of memory: it "
+                "needs several times the size of the weights. Convert on a machine with more memory "
                 "(`python -m model convert`) and serve the folder that it writes"
             )
-        said = "".join(self._last_lines).strip() or "nothing"
-        return f"the conversion of {source.folder} ended with status {status}; it said: {said}"
+        output = "".join(self._last_lines).strip() or "nothing"
+        return f"the conversion of {source.folder} ended with status {status}; output: {output}"
 
     def _read(self, stream: IO[str]) -> None:
         with stream:
@@ -377,7 +372,7 @@ class Conversion:
 
 
 def _parsed(line: str) -> dict[str, str]:
-    """A line of the program's report; what is none is nothing."""
+    """Read one report; other output gives an empty one."""
     try:
         report = json.loads(line)
     except ValueError:

@@ -39,16 +39,14 @@ from service.models.texts import TextCache
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
-# The shapes that a model is warmed up for, and what images and texts of them cost in patches.
-
 WARM_UP_TOKENS: Final = 8
 
 
 def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest:
-    """A manifest whose served shapes have these (height, width) too, at the end.
+    """Add (height, width) sizes to the served shapes of a manifest.
 
     Raises:
-        PackageError: The model does not take images of such a size.
+        PackageError: The model does not accept one of the sizes.
     """
     unit, least, most = manifest.size_multiple, manifest.min_size, manifest.max_size
     for height, width in sizes:
@@ -68,10 +66,10 @@ def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
 
 
 def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
-    """The shapes of images to embed and of texts that are warmed up; see `with_maps`.
+    """The image and text shapes to warm up, without dense heads; see `with_maps`.
 
     Raises:
-        PackageError: An image of one of them is more than a batch may hold.
+        PackageError: A single image exceeds the limit of a batch.
     """
     for height, width in manifest.shape_buckets:
         needed = num_patches((height, width), manifest)
@@ -88,7 +86,7 @@ def served_tasks(manifest: Manifest, runtime: Runtime) -> tuple[MapTask, ...]:
     """The dense heads that the package has and its runtime computes.
 
     Raises:
-        PackageError: The package allows sizes that no dense head takes.
+        PackageError: The package allows sizes that the dense heads do not accept.
     """
     tasks = tuple(t for t in MAP_TASKS if t in manifest.outputs and t in runtime.tasks)
     if tasks and manifest.size_multiple % (2 * manifest.patch_size):
@@ -100,39 +98,37 @@ def served_tasks(manifest: Manifest, runtime: Runtime) -> tuple[MapTask, ...]:
 
 
 def with_maps(buckets: Sequence[Bucket], tasks: Sequence[MapTask]) -> list[Bucket]:
-    """The shapes that are warmed up, and of images those by which each dense head is."""
+    """Add the image shapes of each dense head to the shapes to warm up."""
     images = [bucket for bucket in buckets if bucket.kind == "image"]
     return [*buckets, *(Bucket(task, bucket.shape) for task in tasks for bucket in images)]
 
 
 def item_cost(manifest: Manifest, bucket: Bucket) -> int:
-    """Patches of an image, tokens of a text."""
+    """Patches of an image, or tokens of a text."""
     return num_patches(bucket.shape, manifest) if bucket.is_image else bucket.shape[0]
 
 
-# A package's lanes: as many as the machine is good for, each tried out, and measured on one.
-
 MAX_BATCH_IMAGES: Final = 64
-# One whose batch is computed, and one whose images are copied meanwhile.
+# One lane copies its images to the device while the other computes.
 GPU_LANES: Final = 2
-# While an image is decoded: as it was stored, and as it is laid on paper, four bytes each.
+# While an image is decoded: the stored pixels and their copy on a background, four bytes each.
 DECODED_PIXEL_BYTES: Final = 8
-# Makes the runtime of a lane, given `num_threads` and `num_lanes`.
+# Loads the runtime of a lane, given `num_threads` and `num_lanes`.
 Load = Callable[..., Runtime]
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedLanes:
-    """Lanes that have run every served shape, and what one of them measured.
+    """Lanes that have run every served shape, and the measurements of one of them.
 
     Attributes:
-        lanes: All warm.
-        choice: What computes in them.
-        warm: What batches cost in time.
-        memory: What single images cost in memory.
-        max_patches: What a batch of each kind of images may hold for each lane to have the
-            memory; a kind of which it is not known is missing.
+        lanes: The lanes.
+        choice: Their runtime.
+        warm: Time of batches.
+        memory: Memory of single images.
+        max_patches: Most patches that fit a lane's memory, per kind of image batch; unknown kinds
+            are missing.
     """
 
     lanes: Sequence[Lane]
@@ -143,14 +139,12 @@ class LoadedLanes:
 
 
 def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
-    """Load a runtime for each lane, run every served shape on it, and measure what batches cost.
+    """Load the lanes, run every served shape on each, and measure the cost of batches.
 
-    The first lane is loaded alone, because what its images take in memory decides how many lanes
-    there may be.
+    The first lane is loaded alone, because the memory of its images decides the number of lanes.
 
     Raises:
-        PackageError: A served shape does not fit into a batch, not into memory, or not to the
-            package's dense heads.
+        PackageError: A served shape exceeds a batch or the memory, or does not suit a dense head.
         WarmUpError: The runtime gives no usable results.
         Unavailable: The load was cancelled.
     """
@@ -174,7 +168,7 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
         source.check()
         return _load_lane(package, load, fitting, buckets)
 
-    # At the start the others all at once; later one by one, for other models need the processors.
+    # At the start all at once; later one by one, because other models need the processors.
     num_others = fitting.num_lanes - 1
     with ThreadPoolExecutor(1 if source.is_background else max(1, num_others)) as loaders:
         lanes = [first, *loaders.map(load_lane, range(num_others))]
@@ -190,7 +184,7 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
 
 
 def most_patches(memory: BatchMemory, budget_bytes: int, manifest: Manifest) -> dict[Kind, int]:
-    """What a batch of each kind of images may hold, where that is known."""
+    """Most patches of an image batch within the budget, for each kind for which that is known."""
     known = {
         kind: memory.patches_within(budget_bytes, partial(item_cost, manifest), kind)
         for kind in IMAGE_WORK
@@ -199,10 +193,10 @@ def most_patches(memory: BatchMemory, budget_bytes: int, manifest: Manifest) -> 
 
 
 def choose(package: ModelPackage, settings: Settings) -> RuntimeChoice:
-    """What computes this package, as the settings and the machine have it; logged with its reason.
+    """Choose the runtime by the settings and the machine, and log the reason.
 
     Raises:
-        UnusableRuntimeError: What was asked for cannot be had here.
+        UnusableRuntimeError: The requested runtime does not work on this machine.
         MissingRuntimeError: Its library is not installed.
         PackageError: The package has no graph for it.
     """
@@ -223,7 +217,7 @@ def choose(package: ModelPackage, settings: Settings) -> RuntimeChoice:
 def load_first_lane(
     package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]
 ) -> tuple[Lane, dict[Bucket, float], BatchMemory]:
-    """A lane that has run every shape once, the seconds of each, and what each took in memory."""
+    """Load a lane and run every shape once; returns it with time and peak memory per shape."""
     lane = _new_lane(package, load, plan, buckets)
     meter = PeakMeter()
     first_s: dict[Bucket, float] = {}
@@ -233,7 +227,7 @@ def load_first_lane(
     def size(bucket: Bucket) -> tuple[bool, int]:
         return bucket.kind in MAP_TASKS, item_cost(package.manifest, bucket)
 
-    # What a runtime once had it keeps: only from small to large does each shape show its own.
+    # A runtime keeps its memory, so only runs from small to large show the peak of each shape.
     for bucket in sorted(buckets, key=size):
         began = time.monotonic()
         peak_bytes = meter.peak_bytes(partial(lane.run_synthetic, bucket))
@@ -246,10 +240,10 @@ def load_first_lane(
 def check_memory(
     manifest: Manifest, plan: LanePlan, memory: BatchMemory, free_bytes: int | None
 ) -> None:
-    """Refuse lanes that cannot compute their largest shape at the same time.
+    """Check that all lanes can run their largest shape at the same time.
 
     Raises:
-        PackageError: Memory does not hold it.
+        PackageError: There is too little memory.
     """
     if free_bytes is None or plan.num_lanes * memory.largest_bytes <= free_bytes:
         return
@@ -263,9 +257,9 @@ def check_memory(
 
 
 def num_pool_threads(settings: Settings) -> int:
-    """Threads that decode and encode: as set, or one for each CPU that this process may use.
+    """Threads that decode and encode: as set, or one per available CPU.
 
-    No more than can decode the largest images side by side in their share of the memory.
+    The default is lower if so many of the largest images do not fit into memory at once.
     """
     if settings.pool_threads is not None:
         return settings.pool_threads
@@ -285,14 +279,14 @@ def lane_plan(
     device: Device,
     image_bytes: int = 0,
 ) -> LanePlan:
-    """Lanes and threads as set, or as this machine is good for.
+    """Lanes and threads as set, or chosen for this machine.
 
     Args:
-        settings: Lanes and threads, where they are set.
-        free_bytes: Of memory; None where it is not known.
-        weights: As `weight_bytes` says.
-        device: Where the lanes compute.
-        image_bytes: That the largest image takes in a lane.
+        settings: May set lanes and threads.
+        free_bytes: Free memory; None if unknown.
+        weights: From `weight_bytes`.
+        device: Device of the lanes.
+        image_bytes: Memory of the largest image in a lane.
     """
     return plan_lanes(
         lanes=settings.lanes or (GPU_LANES if device == "gpu" else None),
@@ -307,7 +301,7 @@ def lane_plan(
 def warm_up(
     manifest: Manifest, lane: Lane, first_s: Mapping[Bucket, float], settings: Settings
 ) -> WarmUp:
-    """Measure what batches cost on one lane, and choose their size where it is not set."""
+    """Measure batches on one lane, and choose their size if it is not set."""
     most_images = settings.max_batch_patches // num_patches(manifest.shape_buckets[0], manifest)
     rules = WarmUpRules(
         max_images=settings.max_batch_images,
@@ -319,7 +313,7 @@ def warm_up(
 
 
 def describe(plan: LanePlan, warm: WarmUp, memory: BatchMemory) -> dict[str, Any]:
-    """What was chosen and measured, for the log."""
+    """The choices and measurements for the log."""
     curves = {
         bucket.label: {"intercept_s": round(c.intercept_s, 6), "slope_s": round(c.slope_s, 6)}
         for bucket, c in warm.curves.items()
@@ -349,9 +343,6 @@ def _new_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[B
     )
 
 
-# From a model package to a model that answers: verify, load one runtime for each lane, warm up.
-
-
 def request_limits(settings: Settings) -> RequestLimits:
     """The settings that bound one request."""
     return RequestLimits(
@@ -365,9 +356,9 @@ def request_limits(settings: Settings) -> RequestLimits:
 
 
 def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
-    """Verify a package, load it, and run one batch of each served shape on every lane.
+    """Verify a package, load it, and run every served shape on every lane.
 
-    What is no package yet is converted first.
+    A checkpoint is converted first.
 
     Raises:
         PackageError: There is no such model, it cannot be converted, its package is broken, or a
@@ -384,10 +375,10 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
 
 
 def image_budget(manifest: Manifest, max_images: int, device: Device, settings: Settings) -> int:
-    """Patches of one batch of images; one larger image still goes alone.
+    """Most patches of one image batch; one larger image still runs alone.
 
-    On a CPU a batch of large images is no cheaper than one by one, and everybody who comes
-    meanwhile waits for all of it: it holds what a full batch of the native size does.
+    On a CPU, large images are no cheaper in a batch, and later requests wait for all of it. The
+    limit there is the patches of a full batch of the native size.
     """
     if device == "gpu" or settings.max_batch_images is not None:
         return settings.max_batch_patches
@@ -398,7 +389,7 @@ def image_budget(manifest: Manifest, max_images: int, device: Device, settings: 
 def bucket_limits(
     manifest: Manifest, loaded: LoadedLanes, max_patches: int
 ) -> tuple[BucketLimits, ...]:
-    """What was measured of each served shape of images, and what a batch of it may hold."""
+    """Measurements and batch limit of each served image shape."""
     curves, peaks = loaded.warm.curves, loaded.memory.peak_bytes
     return tuple(
         BucketLimits(
@@ -418,13 +409,13 @@ def bucket_limits(
 def batch_limits(
     max_images: int, budget: int, known: Mapping[Kind, int], settings: Settings
 ) -> dict[Kind, BatchLimits]:
-    """How much a batch of each kind may hold.
+    """Limits of a batch, by kind.
 
     Args:
-        max_images: Items of a batch of images to embed.
-        budget: Its patches.
-        known: Patches that each lane has the memory for, by kind.
-        settings: With the bounds of texts.
+        max_images: Most images to embed.
+        budget: Most patches of images to embed.
+        known: Patches that fit a lane's memory, by kind.
+        settings: Has the limits of texts.
     """
     images = {
         kind: BatchLimits(
@@ -452,7 +443,7 @@ def serve_lanes(
             limits=limits,
             max_wait_s=settings.max_queue_delay_s,
             priority_step_s=settings.priority_step_s,
-            # Lanes of a CPU compute side by side, and a large batch is no cheaper than small ones.
+            # Lanes of a CPU run in parallel, and a large batch is no cheaper than small ones.
             share_evenly=is_cpu,
             prepare_ahead=not is_cpu if settings.prepare_ahead is None else settings.prepare_ahead,
         ),

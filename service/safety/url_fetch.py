@@ -16,18 +16,16 @@ from httpcore2 import AsyncNetworkBackend, AsyncNetworkStream
 
 from service.errors import InvalidRequest
 
-# Which addresses of the Internet are public: all others may be someone's inside.
-#
-# Names are allowed, but addresses are dialled: whoever answers for a name's DNS chooses what it
-# means, and may choose the metadata server of a cloud or a neighbour of this process.
+# The policy allows host names, but connections go to addresses. The owner of a name's DNS chooses
+# its addresses and may choose a cloud's metadata server, so every address must be public.
 
-# Public by number, or held to be by older Pythons, and yet no hosts to fetch from.
+# Global for (some versions of) Python's `ipaddress`, yet not hosts to fetch from.
 REFUSED_V4: Final = (
     IPv4Network("192.0.0.0/24"),  # protocol assignments; some clouds' own services
     IPv4Network("168.63.129.16/32"),  # Azure's own services inside every virtual machine
     IPv4Network("192.88.99.0/24"),  # relays from IPv4 to IPv6, withdrawn by RFC 7526
 )
-# All that is assigned for hosts. Outside lie loopback, link-local, unique local, IPv4-mapped
+# All addresses assigned to hosts. It excludes loopback, link-local, unique local, IPv4-mapped
 # (::ffff:0:0/96), IPv4-compatible (::/96) and NAT64 addresses (64:ff9b::/96, 64:ff9b:1::/48).
 GLOBAL_V6: Final = IPv6Network("2000::/3")
 REFUSED_V6: Final = (
@@ -38,7 +36,7 @@ REFUSED_V6: Final = (
 
 
 def is_public(text: str) -> bool:
-    """Whether a numeric address is one that everybody may reach."""
+    """Whether a numeric address is a public host."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -50,13 +48,11 @@ def is_public(text: str) -> bool:
     return address in GLOBAL_V6 and not any(address in network for network in REFUSED_V6)
 
 
-# What a URL must look like to be fetched at all; nothing is asked of the network here.
-
 MAX_URL_CHARS: Final = 2048
 HTTPS_PORT: Final = 443
 LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-# At least two labels, of which the last begins with a letter: an IPv4 address in any of its
-# spellings (127.0.0.1, 0x7f.1, 2130706433) does not, and an IPv6 address has colons.
+# At least two labels, the last of which begins with a letter. That excludes IPv4 addresses in all
+# spellings (127.0.0.1, 0x7f.1, 2130706433) and IPv6 addresses, which have colons.
 HOST_NAME: Final = re.compile(rf"(?:{LABEL}\.)+(?=[a-z]){LABEL}")
 # Parsers disagree about anything else: blanks, control characters, backslashes, other alphabets.
 PLAIN_URL: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
@@ -64,7 +60,7 @@ PLAIN_URL: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to go for one URL: host and port, and path with query."""
+    """Host, port, and path with query of a URL."""
 
     host: str
     port: int
@@ -72,16 +68,16 @@ class Target:
 
 
 class UrlRefused(ValueError):
-    """The URL is not one to fetch; the text says what to change."""
+    """The URL is not allowed; the text says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UrlPolicy:
-    """Whom to ask.
+    """Allowed hosts and ports.
 
     Attributes:
         hosts: Exact names, or `*.name` for all names below it.
-        ports: Of these hosts.
+        ports: Allowed ports of these hosts.
     """
 
     hosts: tuple[str, ...]
@@ -89,18 +85,18 @@ class UrlPolicy:
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Read the setting: names with commas between them.
+        """Read the setting: names separated by commas.
 
         Raises:
-            ValueError: One of them is no name.
+            ValueError: A name is invalid.
         """
         return cls(hosts=tuple(map(_checked_pattern, text.split(","))))
 
     def target_of(self, url: str) -> Target:
-        """Read a URL, and refuse what is not allowed.
+        """Parse and check a URL.
 
         Raises:
-            UrlRefused: It is malformed, not https, or of another host or port.
+            UrlRefused: It is malformed, not https, or its host or port is not allowed.
         """
         if len(url) > MAX_URL_CHARS:
             raise UrlRefused(f"a URL has at most {MAX_URL_CHARS} characters")
@@ -128,7 +124,7 @@ class UrlPolicy:
 
 
 def url_of(text: str) -> str | None:
-    """The text where it is a URL of any kind but `data:`, which base64 never looks like."""
+    """The text if it is a URL, `data:` excepted; base64 never looks like one."""
     return text if "://" in text[:32] and not text.startswith("data:") else None
 
 
@@ -150,28 +146,27 @@ def _checked_pattern(text: str) -> str:
     return pattern
 
 
-# Connects to names, but only by public addresses, and to the very address that was checked.
-#
-# The check sits where the connection is made, so that no second look-up can put another address in
-# between. The name itself stays what TLS verifies and what the Host header says.
-
 MAX_ADDRESSES: Final = 16
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class AddressRefused(httpcore2.ConnectError):
-    """The name has an address that is not public, or none."""
+    """The name has no address, or one that is not public."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The numeric addresses of a name, as the system orders them."""
+    """The numeric addresses of a name, in the order of the system."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class PinnedBackend(AsyncNetworkBackend):
-    """Resolves once, checks every address, and dials the first that takes the call."""
+    """Resolves a name once, checks every address, and connects to the first that accepts.
+
+    The check is part of connecting, so that no second look-up can return another address (DNS
+    rebinding). TLS and the Host header still use the name.
+    """
 
     def __init__(
         self, resolve: Resolve = resolve, is_allowed: Callable[[str], bool] = is_public
@@ -192,7 +187,7 @@ class PinnedBackend(AsyncNetworkBackend):
 
         Raises:
             AddressRefused: One of the name's addresses is not public.
-            ConnectError: Nobody takes the call.
+            ConnectError: No address accepts the connection.
         """
         try:
             addresses = await self._resolve(host, port)
@@ -213,14 +208,9 @@ class PinnedBackend(AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> AsyncNetworkStream:
-        """Refuse: no URL means one."""
-        raise AddressRefused("sockets of this machine are not connected to")
+        """Refuse: URLs never name Unix sockets."""
+        raise AddressRefused("Unix sockets are not allowed")
 
-
-# Fetches one image: bounded in hops, bytes and seconds, and silent about what went wrong.
-#
-# Whoever may name a URL must not learn from our answer what is behind it, so all failures read
-# alike; the log has the reason under the request id.
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS: Final = 3
@@ -231,25 +221,29 @@ HTTP_ERRORS: Final = (
     httpcore2.TimeoutException,
     httpcore2.UnsupportedProtocol,
 )
-# Told how many bytes came; may raise to end the fetch.
+# Called with the number of bytes received; may raise to end the fetch.
 Hold = Callable[[int], None]
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchLimits:
-    """What one image may take: bytes, and seconds from the request to its last byte."""
+    """Limits of one image: its bytes, and the seconds until its last byte."""
 
     max_bytes: int
     timeout_s: float
 
 
 class FetchFailed(Exception):
-    """Why there is no image; for the log."""
+    """Why an image was not fetched, for the log only."""
 
 
 class UrlFetcher:
-    """Fetches from the hosts of a policy. Belongs to one event loop."""
+    """Fetches from the hosts of a policy. Belongs to one event loop.
+
+    All failures give the same error, so that callers learn nothing about the network behind a URL.
+    The log has the reason under the request id.
+    """
 
     def __init__(
         self,
@@ -269,12 +263,12 @@ class UrlFetcher:
         """The bytes behind a URL.
 
         Args:
-            url: As it came.
+            url: From the request.
             hold: Called with the length of each piece before it is kept.
-            param: The field that the URL stands in.
+            param: The request field of the URL.
 
         Raises:
-            InvalidRequest: The URL is not allowed, or no image came of it.
+            InvalidRequest: The URL is not allowed, or no image could be fetched.
         """
         try:
             target = self._policy.target_of(url)
@@ -295,7 +289,7 @@ class UrlFetcher:
         )
 
     async def _follow(self, target: Target, url: str, hold: Hold) -> bytes:
-        """Ask, and ask again where the answer sends us, each time by all the rules."""
+        """Request, and follow redirects; every target is checked by the policy."""
         for _ in range(MAX_REDIRECTS + 1):
             found = await self._ask(target, hold)
             if isinstance(found, bytes):
@@ -308,7 +302,7 @@ class UrlFetcher:
         raise FetchFailed("too many redirects")
 
     async def _ask(self, target: Target, hold: Hold) -> bytes | str:
-        """One request on a connection of its own: the image, or where to go instead."""
+        """Send one request on a new connection; returns the image, or the redirect's location."""
         host = target.host if target.port == 443 else f"{target.host}:{target.port}"
         request = httpcore2.Request(
             "GET",
@@ -342,10 +336,10 @@ class UrlFetcher:
         if response.status != 200:
             raise FetchFailed(f"status {response.status}")
         if headers.get(b"content-encoding", "identity").strip().lower() != "identity":
-            raise FetchFailed("the body is compressed, although that was not asked for")
+            raise FetchFailed("the body is compressed, which was not requested")
         length = headers.get(b"content-length", "0")
         if not length.isdigit() or int(length[:18]) > self._limits.max_bytes:
-            raise FetchFailed("too many bytes are announced")
+            raise FetchFailed("invalid or too large content-length")
         pieces: list[bytes] = []
         num_bytes = 0
         async for piece in response.aiter_stream():

@@ -89,7 +89,7 @@ def test_what_it_says_is_wrong_is_the_error(source: ModelSource) -> None:
 def test_a_crash_is_told_with_its_last_lines(source: ModelSource) -> None:
     with (
         pytest.raises(
-            PackageError, match=r"(?s)student ended with status 1; it said: .*odd weights"
+            PackageError, match=r"(?s)student ended with status 1; output: .*odd weights"
         ),
         Conversion([], program=say(then="raise MemoryError('odd weights')")) as conversion,
     ):

@@ -353,7 +353,7 @@ class Conversion:
         if status == -signal.SIGKILL:
             return (
                 f"the conversion of {source.folder} was killed, most likely out of memory: it "
-                "needs several times the size of the weights. Convert on a machine with more memory "
+                "needs several times the size of the weights. Convert where there is more memory "
                 "(`python -m model convert`) and serve the folder that it writes"
             )
         output = "".join(self._last_lines).strip() or "nothing"

@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub(object):
-    """Answers inference requests as tensors. `tritonclient` and other clients of the protocol work as they are.
+    """Answers inference requests with tensors. `tritonclient` and other clients of the protocol work unchanged.
 
     An input `image` (BYTES) holds encoded images, `pixels` (UINT8, [B, H, W, 3]) decoded ones, `pixel_values` (FP32,
-    [B, 3, H, W], from 0 to 1) what the model is to see, and `text` (BYTES) texts. ModelMetadata tells of the outputs.
+    [B, 3, H, W], from 0 to 1) model inputs, and `text` (BYTES) texts. ModelMetadata lists the outputs.
     """
 
     def __init__(self, channel):
@@ -101,10 +101,10 @@ class GRPCInferenceServiceStub(object):
 
 
 class GRPCInferenceServiceServicer(object):
-    """Answers inference requests as tensors. `tritonclient` and other clients of the protocol work as they are.
+    """Answers inference requests with tensors. `tritonclient` and other clients of the protocol work unchanged.
 
     An input `image` (BYTES) holds encoded images, `pixels` (UINT8, [B, H, W, 3]) decoded ones, `pixel_values` (FP32,
-    [B, 3, H, W], from 0 to 1) what the model is to see, and `text` (BYTES) texts. ModelMetadata tells of the outputs.
+    [B, 3, H, W], from 0 to 1) model inputs, and `text` (BYTES) texts. ModelMetadata lists the outputs.
     """
 
     def ServerLive(self, request, context):
@@ -115,7 +115,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Says whether the server takes requests.
+        """Says whether the server accepts requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +136,7 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """Describes what a model takes and gives.
+        """Describes the inputs and outputs of a model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,42 +150,42 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """Answers requests as they come, each once and in their order; one that fails does not end the stream.
+        """Answers requests in their order, one answer each. A failed request does not end the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelConfig(self, request, context):
-        """Describes a model in the terms of a configuration file.
+        """Describes a model as a Triton configuration.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStatistics(self, request, context):
-        """Counts what models have done since they were loaded.
+        """Returns statistics of models since they were loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryIndex(self, request, context):
-        """Lists what is served and what could be. Needs the server's setting `enable_management`, as the two below.
+        """Lists served and loadable models. Needs the server's setting `enable_management`, as the two RPCs below.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelLoad(self, request, context):
-        """Serves a model, in the place of what has its name.
+        """Loads a model, and replaces the model of the same name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelUnload(self, request, context):
-        """Serves a model no longer.
+        """Unloads a model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,10 +263,10 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService(object):
-    """Answers inference requests as tensors. `tritonclient` and other clients of the protocol work as they are.
+    """Answers inference requests with tensors. `tritonclient` and other clients of the protocol work unchanged.
 
     An input `image` (BYTES) holds encoded images, `pixels` (UINT8, [B, H, W, 3]) decoded ones, `pixel_values` (FP32,
-    [B, 3, H, W], from 0 to 1) what the model is to see, and `text` (BYTES) texts. ModelMetadata tells of the outputs.
+    [B, 3, H, W], from 0 to 1) model inputs, and `text` (BYTES) texts. ModelMetadata lists the outputs.
     """
 
     @staticmethod

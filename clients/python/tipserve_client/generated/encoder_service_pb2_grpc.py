@@ -34,9 +34,9 @@ if _version_not_supported:
 class EncoderServiceStub(object):
     """Turns images and texts into embeddings, masks and maps.
 
-    Errors carry `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the item's index) and, where a
-    later try may succeed, `google.rpc.RetryInfo` in their status details. Stage times are in the trailing metadata
-    `server-timing`.
+    The status details of an error hold `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the
+    item's index) and, if a retry may succeed, `google.rpc.RetryInfo`. The trailing metadata `server-timing` holds the
+    times of the stages.
     """
 
     def __init__(self, channel):
@@ -100,13 +100,13 @@ class EncoderServiceStub(object):
 class EncoderServiceServicer(object):
     """Turns images and texts into embeddings, masks and maps.
 
-    Errors carry `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the item's index) and, where a
-    later try may succeed, `google.rpc.RetryInfo` in their status details. Stage times are in the trailing metadata
-    `server-timing`.
+    The status details of an error hold `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the
+    item's index) and, if a retry may succeed, `google.rpc.RetryInfo`. The trailing metadata `server-timing` holds the
+    times of the stages.
     """
 
     def EmbedImages(self, request, context):
-        """Embeds images: global embeddings and one embedding for each patch.
+        """Embeds images: global embeddings and one embedding per patch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,46 +120,46 @@ class EncoderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SegmentImages(self, request, context):
-        """Finds named things in images: one mask of the image's size each.
+        """Segments images by class names: one mask of the image's size per image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyImages(self, request, context):
-        """Says which of some named things images show.
+        """Classifies images by class names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VisualizeFeatures(self, request, context):
-        """Makes the patch embeddings of images visible: colours, one component, or groups.
+        """Visualizes the patch embeddings of images: as colours, one component, or groups.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EstimateDepth(self, request, context):
-        """Estimates the depth of every pixel of images, where the model has a head for it.
+        """Estimates the depth of every pixel. Fails with UNIMPLEMENTED if the model has no depth head.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EstimateNormals(self, request, context):
-        """Estimates the surface normal of every pixel of images, where the model has a head for it.
+        """Estimates the surface normal of every pixel. Fails with UNIMPLEMENTED if the model has no normals head.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stream(self, request_iterator, context):
-        """Answers requests of all these kinds in their order, for pipelines. The server works on some of them side by side and
-        reads the next only when there is room, so a caller who sends faster than answers come is held up by HTTP/2's flow
-        control. A full queue makes requests of a stream wait, up to their deadline, where an RPC of its own is refused. What
-        is wrong with a request is its answer and ends nothing. A server that stops answers what it has read and ends the
-        stream with UNAVAILABLE: what has no answer yet is to be sent again, on a new stream.
+        """Answers requests of all these kinds in order, for pipelines. The server works on several at once and reads the next
+        one only when it has room, so HTTP/2 flow control slows a caller who sends too fast. If the queue is full, a
+        request of a stream waits until its deadline; a unary RPC is refused. An invalid request is answered with a
+        `StreamError` and does not end the stream. A server that shuts down answers the requests that it has read and ends
+        the stream with UNAVAILABLE; send the unanswered requests again on a new stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -243,9 +243,9 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 class EncoderService(object):
     """Turns images and texts into embeddings, masks and maps.
 
-    Errors carry `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the item's index) and, where a
-    later try may succeed, `google.rpc.RetryInfo` in their status details. Stage times are in the trailing metadata
-    `server-timing`.
+    The status details of an error hold `google.rpc.ErrorInfo` (reason), `google.rpc.BadRequest` (the field, with the
+    item's index) and, if a retry may succeed, `google.rpc.RetryInfo`. The trailing metadata `server-timing` holds the
+    times of the stages.
     """
 
     @staticmethod

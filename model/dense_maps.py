@@ -1,7 +1,7 @@
-"""From what a dense head computes to maps of an image's size: pure functions on arrays.
+"""Make maps of any size from the outputs of dense heads.
 
-Shapes: h w rows and columns of the head, eight to each patch; H W pixels of the map; 3 axes of a
-normal.
+Shapes: h w rows and columns of the head's output, eight per patch; H W pixels of the map; 3 axes
+of a normal.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from model.segmentation import bilinear_matrix, upsample_bilinear
 
-# The dense heads whose results are maps; a segmentation head gives logits.
+# The third dense head, segmentation, returns logits.
 MapTask = Literal["depth", "normals"]
 
-# Numbers held at once beside the map itself: 4 MiB of float32.
+# Values in memory at a time in addition to the map: 4 MiB of float32.
 BAND_ELEMENTS: Final = 1024 * 1024
-# Where opposite unit vectors cancel out, float32 leaves noise of about this length.
+# Opposite unit vectors cancel out to rounding noise of about this length.
 NOISE: Final = np.float32(1e-6)
 SMALLEST: Final = np.finfo(np.float32).tiny
 
@@ -27,15 +27,15 @@ def depth_map(
 ) -> NDArray[np.float32]:
     """Depth of every pixel in metres, float32 [H, W].
 
-    Equal to transformers' `post_process_depth_estimation`: the head's expectation is scaled
-    bilinearly between pixel centres, so no depth lies outside those of the head.
+    Equal to transformers' `post_process_depth_estimation`: the head's output is scaled
+    bilinearly between pixel centres, so no depth lies outside its range.
 
     Args:
-        depth_hw: In metres.
-        size_hw: Height and width of the map; None is the head's own.
+        depth_hw: Depth in metres.
+        size_hw: Height and width of the map; None for those of the head.
 
     Raises:
-        ValueError: Another shape, a number that is not finite, or a size below one pixel.
+        ValueError: A shape is wrong, a number is not finite, or a size is below one pixel.
     """
     _check(depth_hw, "depth", (), size_hw)
     if size_hw is None:
@@ -47,18 +47,18 @@ def depth_map(
 def normal_map(
     normals_3hw: NDArray[np.float32], size_hw: tuple[int, int] | None = None
 ) -> NDArray[np.float32]:
-    """The surface's direction at every pixel, unit vectors, float32 [H, W, 3].
+    """Surface normal of every pixel, unit vectors, float32 [H, W, 3].
 
-    Vectors are brought to unit length, scaled bilinearly, and brought to unit length again: what
-    transformers' `post_process_normal_estimation` leaves out, so its vectors are shorter at edges.
-    Where opposite directions cancel out the vector is zero, never NaN.
+    Vectors are normalised, scaled bilinearly, and normalised again. transformers'
+    `post_process_normal_estimation` omits the last step, so its vectors are shorter at edges.
+    Where opposite directions cancel out, the vector is zero, never NaN.
 
     Args:
-        normals_3hw: Of any length.
-        size_hw: Height and width of the map; None is the head's own.
+        normals_3hw: Vectors of any length.
+        size_hw: Height and width of the map; None for those of the head.
 
     Raises:
-        ValueError: Another shape, a number that is not finite, or a size below one pixel.
+        ValueError: A shape is wrong, a number is not finite, or a size is below one pixel.
     """
     _check(normals_3hw, "normals", (3,), size_hw)
     unit_3hw = _unit(normals_3hw)
@@ -93,8 +93,7 @@ def make_map(
 
 
 def _unit(vectors_3hw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors of unit length, and zero where they have none, whatever a head's numbers are."""
-    # By the longest axis first, so that no square overflows or vanishes.
+    # Divided by the largest component first, so that squares neither overflow nor underflow.
     largest_hw = np.abs(vectors_3hw).max(axis=0)
     scaled_3hw = vectors_3hw / np.maximum(largest_hw, SMALLEST)
     length_hw = np.sqrt(np.square(scaled_3hw).sum(axis=0))

@@ -56,7 +56,7 @@ def _value_path(layer: Tipsv2VisionLayer, tokens_BND: Tensor) -> Tensor:
 def vision_tokens(
     model: Tipsv2Model | Tipsv2VisionModel, pixels_B3HW: Tensor, masked_BN: Tensor | None = None
 ) -> VisionTokens:
-    """Encode images without the value path, which most of training has no use for.
+    """Encode images without the value path, which most of training does not use.
 
     Args: as for `vision_features`.
     """
@@ -80,7 +80,7 @@ def vision_features(
     Args:
         model: The whole model or its vision tower.
         pixels_B3HW: RGB in [0, 1], no normalisation; H and W multiples of the patch size.
-        masked_BN: bool; patches that the model must not see.
+        masked_BN: bool; patches to replace by the mask token.
 
     Returns:
         All four kinds of features, in the model's dtype.

@@ -1,4 +1,4 @@
-"""What a package's graphs are called, and what goes into them and comes out.
+"""File names, inputs and outputs of a package's graphs.
 
 Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, K classes.
 """

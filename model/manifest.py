@@ -1,6 +1,6 @@
-"""The manifest of a model package (`tipserve.json`): what training writes down and serving reads.
+"""The manifest of a model package (`tipserve.json`), written by training and read by serving.
 
-It knows no files: reading, hashing and checking a folder is `model.package`.
+`model.package` reads, hashes and checks the folder itself.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class FileEntry(ManifestPart):
 
 
 class ZeroShot(ManifestPart):
-    """How zero-shot segmentation works best with this model, decided on validation data."""
+    """Settings of zero-shot segmentation that were best for this model on validation data."""
 
     features: Literal["values", "patches"] = "values"
     templates: Literal["none", "tcl"] = "none"
@@ -55,8 +55,8 @@ class ZeroShot(ManifestPart):
 class ParityLimits(ManifestPart):
     """Limits for a graph on one backend; None where there is no limit.
 
-    The numbers are those of `ParityEntry` of the same name; `min_cosine` and `min_mean_cosine` hold
-    for global and for patch embeddings.
+    They bound the numbers of `ParityEntry`; see `BOUNDED`. `min_cosine` and `min_mean_cosine` apply
+    to global and to patch embeddings.
     """
 
     max_abs_diff: Annotated[float, Field(gt=0)] | None = None
@@ -70,18 +70,17 @@ class ParityLimits(ManifestPart):
 
 
 class ParityEntry(ManifestPart):
-    """How far a graph, run in one way, is from the model in float32.
+    """Difference between a graph on one backend and the model in float32.
 
     `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
     inputs: (batch, height, width) in pixels for images, (batch, tokens) for texts. Differences
-    are the worst over all of them; `max_relative_diff` is in units of the root mean square of the
-    output that it is of, and `worst_size` is where it was seen. `max_length_error` is the largest
-    relative error of an embedding's length. Cosines are the worst and the mean, of global and of
-    text embeddings (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of
-    pixels that segmentation gives the same class; `clear_mask_agreement` is that of the pixels
-    whose best two cosines are not nearly equal. Of dense heads, `depth_error` is the mean of
-    |difference| / depth and `normals_degrees` the mean angle. Where `is_finite` is false, an output
-    held NaN or infinity, which the other numbers leave out.
+    are the largest over all inputs; `max_relative_diff` is relative to the root mean square of
+    the output, and `worst_size` is its input. `max_length_error` is the largest relative error of
+    an embedding's length. Cosines are the lowest and the mean, of global and text embeddings
+    (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of pixels with the
+    same class; `clear_mask_agreement` counts only pixels whose best two cosines differ clearly.
+    For dense heads, `depth_error` is the mean of |difference| / depth, and `normals_degrees` is the
+    mean angle. `is_finite` is false if an output had NaN or infinity, which the other numbers omit.
     """
 
     file: str
@@ -106,12 +105,12 @@ class ParityEntry(ManifestPart):
 
     @property
     def passed(self) -> bool:
-        """Whether it keeps its limits; without any limit, or with a NaN, it does not."""
+        """Whether all limits hold; false without any limit, and with NaN."""
         return not self.failures
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What it fails, as phrases: each number and its limit."""
+        """Each violated limit as a phrase with the number."""
         if not self.is_finite:
             return ("an output is not finite",)
         limits: dict[str, float] = self.limits.model_dump(exclude_none=True)
@@ -130,8 +129,8 @@ class ParityEntry(ManifestPart):
 class ScoreEntry(ManifestPart):
     """One measured number with its 95 % interval.
 
-    `row` says whose number it is: "student", "teacher", "random", or a baseline; `count` is the
-    number of examples behind it. Values are as printed (percent for mIoU and accuracy).
+    `row` is what was measured: "student", "teacher", "random", or a baseline. `count` is the number
+    of examples. Values are as printed (percent for mIoU and accuracy).
     """
 
     task: str
@@ -145,7 +144,7 @@ class ScoreEntry(ManifestPart):
 
 
 class Manifest(ManifestPart):
-    """Everything about a model package that its files do not say themselves.
+    """Everything about a model package that its other files do not state.
 
     Sizes are in pixels; `native_size`, `min_size` and `max_size` are sides of an image,
     `shape_buckets` are (height, width). All are multiples of `size_multiple`.
@@ -173,7 +172,7 @@ class Manifest(ManifestPart):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the digests of all files but the card: one for all that would answer alike."""
+        """SHA-256 of the digests of all files but the card, which does not change answers."""
         files = sorted(self.files.items())
         lines = (f"{name} {entry.sha256}\n" for name, entry in files if name != CARD)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -205,20 +204,20 @@ def check_file_name(name: str) -> None:
     """Check that a name is a plain relative path in POSIX form, not the manifest's own.
 
     Raises:
-        ValueError: It is absolute, climbs out with `..`, uses backslashes, or is not normalised.
+        ValueError: It is absolute, has `..` or backslashes, or is not normalised.
     """
     path = PurePosixPath(name)
     if name == MANIFEST_NAME or path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"file name {name!r} must lie inside the package, beside its manifest")
+        raise ValueError(f"file name {name!r} must lie inside the package")
     if name != path.as_posix() or name in {"", "."} or "\\" in name or ":" in path.parts[0]:
         raise ValueError(f"file name {name!r} must be a normalised relative POSIX path")
 
 
 def check_model_name(name: str) -> None:
-    """Check that a name is one that a manifest can have.
+    """Check the name of a model against `MODEL_NAME`.
 
     Raises:
-        ValueError: It is empty, begins oddly, or has other characters than these few.
+        ValueError: The name is empty, or has a character that is not allowed.
     """
     if re.fullmatch(MODEL_NAME, name) is None or name.endswith("\n"):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Position embeddings for any patch grid, as two matrix products that every runtime can execute.
+"""Resize position embeddings to any patch grid with operators that every runtime has.
 
 transformers resizes its grid with `interpolate(antialias=True)` to a size that becomes a constant
 when the model is traced, and TensorRT's parser rejects that operator. The same filter written as
@@ -48,7 +48,7 @@ def embed_pixels(
     The same as transformers' `Tipsv2VisionEmbeddings.forward`, but traceable with free H and W.
 
     Args:
-        embeddings: Of a Tipsv2Model's vision tower.
+        embeddings: Embedding layer of a Tipsv2Model's vision tower.
         pixels_B3HW: RGB in [0, 1]; H and W multiples of the patch size.
         masked_BN: bool; patches to replace by the mask token, before positions are added.
     """

@@ -1,6 +1,6 @@
-"""From a decoded image to model input: the one definition that serving and evaluation share.
+"""Make model input of a decoded image; used by serving, training and evaluation.
 
-Equal to transformers' Tipsv2ImageProcessor within one grey level. Knows no image formats.
+Equal to transformers' Tipsv2ImageProcessor within one grey level.
 Shapes: H W pixels, height before width; 3 colour channels (RGB).
 """
 
@@ -17,21 +17,21 @@ Fit = Literal["squash", "aspect"]
 def target_size(
     height: int, width: int, *, resolution: int, fit: Fit, multiple: int = 14
 ) -> tuple[int, int]:
-    """Size to which an image is scaled before the model sees it.
+    """Size to scale an image to before it is encoded.
 
     Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        resolution: In pixels; the side of the square, or the shorter side.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        resolution: Side of the square, or the shorter side, in pixels.
         fit: "squash" makes a square, as the reference processor does; "aspect" keeps the
             proportions and rounds both sides to the nearest multiple.
-        multiple: What both sides must be a multiple of.
+        multiple: Both sides are multiples of it.
 
     Returns:
         Height and width in pixels, each at least one `multiple`.
 
     Raises:
-        ValueError: A size below one pixel, an unknown `fit`, or a `resolution` that is no multiple.
+        ValueError: A size is below one pixel, `fit` is unknown, or `resolution` is no multiple.
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image has at least one pixel, not {height} x {width}")
@@ -46,7 +46,7 @@ def target_size(
 
 
 def prepare_image(pixels_HW3: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Scale an image bilinearly with antialiasing and bring it into the model's layout.
+    """Scale an image bilinearly with antialiasing, and convert it to the model's layout.
 
     Args:
         pixels_HW3: uint8 RGB of any size.
@@ -56,7 +56,7 @@ def prepare_image(pixels_HW3: NDArray[np.uint8], size_hw: tuple[int, int]) -> ND
         float32 [3, H, W] in [0, 1], contiguous; no further normalisation.
 
     Raises:
-        ValueError: The array is no uint8 [H, W, 3].
+        ValueError: The array is not uint8 [H, W, 3].
     """
     if pixels_HW3.dtype != np.uint8 or pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3:
         raise ValueError(
@@ -76,11 +76,11 @@ def scale_image(
     Args:
         image: Of mode RGB or L.
         size_hw: Height and width to scale to.
-        box: Left, top, right and bottom of the part to scale; None is all of it.
+        box: Left, top, right and bottom of the part to scale; None for all of it.
     """
     box = box or (0, 0, image.width, image.height)
     height, width = size_hw
-    # Where size and box are as asked for, this is a copy.
+    # Pillow copies when nothing is to be scaled.
     return image.resize((width, height), Image.Resampling.BILINEAR, box)
 
 

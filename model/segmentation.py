@@ -1,4 +1,4 @@
-"""Zero-shot segmentation as pure functions on arrays: patches and texts in, a label map out.
+"""Zero-shot segmentation: a label map from embeddings of patches and texts.
 
 Shapes: N patches, D embedding width, P prompts of one class, K classes; H W pixels of the image,
 h w patch rows and columns.
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from model.winner_map import Labels, WinnerMap, find_winners
 
-# One value of uint16 is the background's, and one may be the threshold's.
+# uint16 labels: one is for the background, and one may be for the threshold.
 MAX_CLASSES = np.iinfo(np.uint16).max - 1
-# Where every class is evaluated at every pixel: cosines held at once, 16 MiB of float32.
+# Cosines in memory at a time when all classes are evaluated at all pixels: 16 MiB of float32.
 BAND_ELEMENTS = 4 * 1024 * 1024
-# Below so many cosines, or so few pixels a patch, evaluating all is the fastest; by measurement.
+# With fewer cosines, or fewer pixels per patch, evaluating all of them was measured as faster.
 FEW_ELEMENTS = 1024 * 1024
 FEW_PIXELS = 64
 
@@ -26,8 +26,8 @@ class Background:
     """What counts as background.
 
     Attributes:
-        threshold: Pixels whose best cosine is below it; None is no pixel.
-        num_classes: Where one of so many last classes is best.
+        threshold: Pixels whose best cosine is lower are background; None for no threshold.
+        num_classes: This many of the last classes are background classes.
     """
 
     threshold: float | None = None
@@ -42,11 +42,11 @@ class SegmentationMap:
     """A label for every pixel.
 
     Attributes:
-        labels_HW: k is the k-th class from 1, and 0 is background; uint8 or uint16, whichever is
-            large enough.
+        labels_HW: 0 for background, k for the k-th class; uint8 if that is large enough, else
+            uint16.
         counts: Pixels of background and then of each class.
-        score_HW: float32; cosine of the best class, also where the label is background. None where
-            it was not asked for.
+        score_HW: float32; cosine of the best class, also where the label is background. None if
+            not requested.
     """
 
     labels_HW: Labels
@@ -68,7 +68,7 @@ def average_prompts(text_PD: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def average_groups(text_PD: NDArray[np.float32], sizes: Sequence[int]) -> NDArray[np.float32]:
-    """One embedding for each class [K, D], as `average_prompts`.
+    """One embedding [K, D] for each class; see `average_prompts`.
 
     Args:
         text_PD: The prompts of all classes, one class after the other.
@@ -92,7 +92,7 @@ def cosine_map(
         grid_hw: Patch rows and columns, with product N.
 
     Raises:
-        ValueError: Shapes that do not fit together.
+        ValueError: The shapes do not match.
     """
     rows, columns = grid_hw
     if patches_ND.ndim != 2 or len(patches_ND) != rows * columns:
@@ -138,18 +138,19 @@ def segment(
     background: Background = NO_BACKGROUND,
     with_scores: bool = False,
 ) -> SegmentationMap:
-    """Give every pixel the class whose text is nearest to its upsampled patch cosines.
+    """Label every pixel with the class of the highest upsampled cosine.
 
     Args:
-        features_ND: Patch embeddings (of the value path, where the model has one), row by row.
+        features_ND: Patch embeddings, row by row; usually those of the value path.
         classes_KD: One embedding per class, in the order of the labels.
         grid_hw: Patch rows and columns.
         size_hw: Height and width of the label map, in pixels.
         background: What counts as background.
-        with_scores: Whether the best cosine of every pixel is wanted.
+        with_scores: Whether to return the best cosine of every pixel.
 
     Raises:
-        ValueError: Shapes that do not fit together, a size below one pixel, or too many classes.
+        ValueError: The shapes do not match, a size is below one pixel, or there are too many
+            classes.
     """
     height, width = size_hw
     if height < 1 or width < 1:
@@ -160,7 +161,7 @@ def segment(
     num_classes = len(classes_KD) - background.num_classes
     threshold = background.threshold
     if threshold is not None and not with_scores:
-        # Being the same everywhere, it is one class more, and loses to those that are equal.
+        # A constant is one more class. It is the last, so it loses ties, as `< threshold` does.
         floor_hw1 = np.full((*grid_hw, 1), threshold, np.float32)
         value_hwK = np.concatenate([value_hwK, floor_hw1], axis=-1)
     found = label_pixels(np.ascontiguousarray(value_hwK), size_hw, with_scores=with_scores)
@@ -179,7 +180,7 @@ def segment(
 def label_pixels(
     value_hwK: NDArray[np.float32], size_hw: tuple[int, int], *, with_scores: bool
 ) -> WinnerMap:
-    """The winners of upsampled maps, by whichever way is the faster one."""
+    """Find the best class of every pixel of upsampled maps, by the faster of two algorithms."""
     rows, columns, num_classes = value_hwK.shape
     num_pixels = size_hw[0] * size_hw[1]
     if num_pixels >= FEW_PIXELS * rows * columns and num_classes * num_pixels >= FEW_ELEMENTS:
@@ -190,7 +191,7 @@ def label_pixels(
 def compare_everywhere(
     value_hwK: NDArray[np.float32], size_hw: tuple[int, int], *, with_scores: bool
 ) -> WinnerMap:
-    """The winners of upsampled maps, from the values of all classes at all pixels."""
+    """Find the best class of every pixel from the values of all classes at all pixels."""
     rows, columns, num_classes = value_hwK.shape
     found = WinnerMap.empty(num_classes, size_hw, with_scores=with_scores)
     wide_KhW = value_hwK.transpose(2, 0, 1) @ bilinear_matrix(columns, size_hw[1]).T

@@ -1,4 +1,4 @@
-"""Texts to tokens, and the prompt templates around class names.
+"""Tokenise texts, and put class names into prompt templates.
 
 Shapes: B batch, L tokens.
 """
@@ -63,7 +63,7 @@ class TextTokenizer:
 
     @classmethod
     def from_package(cls, package: ModelPackage) -> Self:
-        """Load the tokenizer of a package, with the package's limit of tokens."""
+        """Load the tokenizer of a package, with the package's token limit."""
         return cls(package.file(TOKENIZER_FILE), max_tokens=package.manifest.max_text_tokens)
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
@@ -73,7 +73,7 @@ class TextTokenizer:
             texts: At least one; each with at least one token.
 
         Raises:
-            ValueError: No texts, or one that is blank; its index is in the message.
+            ValueError: There are no texts, or one is blank; the message has its index.
         """
         if not texts:
             raise ValueError("there are no texts to encode")
@@ -98,11 +98,11 @@ def fill(name: str, templates: Sequence[str]) -> list[str]:
     """Put a class name into each template.
 
     Args:
-        name: Such as "dog"; braces in it are kept as they are.
-        templates: Each with exactly one `{}`.
+        name: Such as "dog"; braces are kept.
+        templates: Each has exactly one `{}`.
 
     Raises:
-        ValueError: A template without exactly one `{}`.
+        ValueError: A template has none or several `{}`.
     """
     for template in templates:
         if template.count("{}") != 1:

@@ -1,7 +1,7 @@
-"""An image cut into small tiles, none of which reaches over a patch centre.
+"""Cut an image into small tiles, none of which crosses a patch centre.
 
-So every bilinearly upsampled map is bilinear inside a tile, and stays between its values at the
-tile's four corners. Shapes: h patch rows or columns; A corners along one axis, B along the other;
+An upsampled map is therefore bilinear inside a tile, and stays between its values at the tile's
+four corners. Shapes: h patch rows or columns; A corners along one axis, B along the other;
 T tiles; C values at their corners.
 """
 
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.intp]
 
-# A tile's side in pixels is this times the cube root of pixels across x classes: corners are
-# evaluated for all classes, and tiles on the borders between classes for all their pixels.
+# A tile's side in pixels is this times the cube root of pixels across x classes. Small tiles cost
+# corners, which are evaluated for all classes; large tiles cost pixels on borders between classes.
 SIDE_FACTOR: Final = 0.27
 MIN_SIDE: Final = 8
 MAX_SIDE: Final = 32
 
 
 def tile_side(num_pixels: int, num_classes: int) -> float:
-    """The side in pixels that costs least, for an image so many pixels across; by measurement."""
+    """The side in pixels that was measured as fastest, for an image `num_pixels` across."""
     side = SIDE_FACTOR * float(np.cbrt(num_pixels * num_classes))
     return min(max(side, MIN_SIDE), MAX_SIDE)
 
@@ -34,10 +34,10 @@ class Axis:
     """One axis of the image, cut into tiles between neighbouring corners.
 
     Attributes:
-        weights_Ah: Interpolation weights of each corner; the outermost corners lie outside.
+        weights_Ah: Interpolation weights of each corner; the outermost are outside the image.
         first_A: First pixel at or after each corner.
-        offsets: Where each tile's first pixel lies, from 0 at its first corner to 1 at its second.
-        step: The same distance from one pixel to the next.
+        offsets: Position of each tile's first pixel: 0 at its first corner, 1 at its second.
+        step: Distance between neighbouring pixels in the same unit.
     """
 
     weights_Ah: Floats
@@ -47,11 +47,11 @@ class Axis:
 
     @property
     def sides(self) -> Ints:
-        """Pixels of each tile; outermost ones may have none."""
+        """Pixels of each tile; the outermost may have none."""
         return np.diff(self.first_A)
 
     def part(self, top: int, num_tiles: int) -> "Axis":
-        """Some of the tiles."""
+        """`num_tiles` tiles from `top` on."""
         end = top + num_tiles
         first_A, weights_Ah = self.first_A[top : end + 1], self.weights_Ah[top : end + 1]
         return replace(self, weights_Ah=weights_Ah, first_A=first_A, offsets=self.offsets[top:end])
@@ -59,9 +59,9 @@ class Axis:
 
 @lru_cache(maxsize=64)
 def cut_axis(num_centres: int, num_pixels: int, side: float) -> Axis:
-    """Cut between patch centres, and further until a tile has about `side` pixels."""
+    """Cut at patch centres, and between them into tiles of about `side` pixels."""
     parts = max(1, round(num_pixels / num_centres / side))
-    # Counted in tiles, from the centre that would lie before the first.
+    # The unit is a tile; zero is the centre that would lie before the first.
     step = parts * num_centres / num_pixels
     positions = (np.arange(num_pixels) + 0.5) * step + parts / 2
     corners = np.arange(parts * (num_centres + 1) + 1)
@@ -79,14 +79,14 @@ def cut_axis(num_centres: int, num_pixels: int, side: float) -> Axis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tiles:
-    """Some tiles: which, where in pixels, and how large; down first, then across.
+    """Index, place and size of T tiles; the first axis is down, across.
 
     Attributes:
-        index_2T: Among the tiles of each axis.
-        first_2T: First pixel's row and column.
+        index_2T: Index among the tiles of each axis.
+        first_2T: Row and column of the first pixel.
         side_2T: Height and width in pixels.
-        offset_2T: Where the first pixel lies in the tile, from 0 to 1.
-        step_2: From one pixel to the next.
+        offset_2T: Position of the first pixel in the tile, from 0 to 1.
+        step_2: Distance between neighbouring pixels.
     """
 
     index_2T: Ints
@@ -131,7 +131,7 @@ class Tiles:
 
         Args:
             corners_4C: Values at the corners, in the order of `corner_indices`.
-            tile_C: Whose corners they are.
+            tile_C: Tile of each column of corners.
         """
         top_left, top_right, bottom_left, bottom_right = corners_4C
         y, x = self.offset_2T[:, tile_C]
@@ -143,9 +143,9 @@ class Tiles:
         return np.stack([first, *slopes], axis=1)
 
     def write(self, blocks_Tyx: NDArray[np.generic], image_HW: NDArray[np.generic]) -> None:
-        """Put a block of pixels where each tile is; what a block has beyond its tile is left out.
+        """Write a block of pixels into each tile, cropped to the tile.
 
-        There are few different sizes; all tiles of one size are written at once.
+        There are few different sizes, so all tiles of one size are written in one step.
         """
         size_T = self.side_2T[0] << 16 | self.side_2T[1]
         for size in np.unique(size_T).tolist():

@@ -1,7 +1,5 @@
 """The sizes of the TIPSv2 family as transformers configurations: four released ones and a new S/14.
 
-It knows no weights: what is built here starts at random.
-
 Source: google-deepmind/tips (architectures, widths, depths) and transformers' `tipsv2`.
 """
 
@@ -23,8 +21,8 @@ class Variant:
         width: D of both towers.
         heads: Attention heads of both towers.
         vision_layers: Blocks of the vision tower.
-        vision_mlp: Hidden width of its feed-forward layers; of gate and value each under SwiGLU.
-        swiglu: Whether these are SwiGLU and not an MLP with GELU.
+        vision_mlp: Hidden width of its feed-forward layers; for SwiGLU of gate and value each.
+        swiglu: Whether the feed-forward layers are SwiGLU instead of an MLP with GELU.
         text_layers: Blocks of the text tower.
         text_mlp: Hidden width of its MLPs.
     """
@@ -45,13 +43,13 @@ class Variant:
         native_size: int = RELEASED_NATIVE_SIZE,
         temperature: float = 0.07,
     ) -> Tipsv2Config:
-        """Translate into transformers' configuration.
+        """Make the transformers configuration.
 
         Args:
             vocab_size: Pieces of the tokenizer.
-            native_size: Side in pixels of the learnt position grid. TIPSv2 learns 32 x 32 places
+            native_size: Side in pixels of the learnt position grid. TIPSv2 learns 32 x 32 positions
                 from the first step on, also while its images have 224 pixels.
-            temperature: What the learnt temperature starts from. TIPSv2's start is not published;
+            temperature: Initial value of the learnt temperature. TIPSv2's is not published;
                 0.07 is CLIP's (arXiv:2103.00020).
         """
         return Tipsv2Config(
@@ -85,7 +83,7 @@ VARIANTS: dict[str, Variant] = {
         Variant(name="s14", width=384, heads=6, vision_layers=12, vision_mlp=1536, text_mlp=1536),
         Variant(name="b14", width=768, heads=12, vision_layers=12, vision_mlp=3072, text_mlp=3072),
         Variant(name="l14", width=1024, heads=16, vision_layers=24, vision_mlp=4096, text_mlp=4096),
-        # The one whose text tower mirrors the vision tower, in depth and in its odd MLP.
+        # Its text tower has the depth and the MLP width of its vision tower.
         Variant(
             name="so400m14",
             width=1152,
@@ -112,7 +110,7 @@ def variant(name: str) -> Variant:
     """Look up a size by name.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: The name is unknown.
     """
     if name not in VARIANTS:
         raise ValueError(f"no variant {name!r}: choose one of {', '.join(VARIANTS)}")

@@ -1,10 +1,11 @@
-"""The best class of every pixel of bilinearly upsampled maps, without values of classes x pixels.
+"""Find the best class of every pixel of upsampled maps without values of classes x pixels.
 
-A class that is best at all four corners of a tile wins the whole tile; elsewhere only those are
-evaluated whose highest corner is not below another's lowest. Exact but for float32's rounding.
+A class that is best at all four corners of a tile wins the whole tile. In other tiles, a class
+whose highest corner is below another's lowest cannot win and is skipped. Exact up to float32
+rounding.
 
 Shapes: h w patch rows and columns, K classes; A B corners down and across, X all of them; T tiles
-that are evaluated, C their candidates together, P pixels of a tile in raster order; H W pixels.
+that are evaluated, C the candidates of all of them, P pixels of a tile in raster order; H W pixels.
 """
 
 from dataclasses import dataclass
@@ -17,18 +18,18 @@ from model.tiles import Axis, Floats, Ints, Tiles, cut_axis, tile_side
 
 Labels = NDArray[np.unsignedinteger]  # uint8 or uint16
 
-# Numbers held at once, of corners x classes or of tiles x pixels: 4 MiB of float32.
+# Values in memory at a time, corners x classes or tiles x pixels: 4 MiB of float32.
 BAND_ELEMENTS: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WinnerMap:
-    """The winner of every pixel; it is filled tile by tile.
+    """The best class of every pixel, filled tile by tile.
 
     Attributes:
-        labels_HW: k for the k-th class from 1, the first where several are equal; uint8 where that
-            holds them, else uint16.
-        score_HW: Its value; None where it was not asked for.
+        labels_HW: k for the k-th class from 1, the first of equal ones; uint8 if that is large
+            enough, else uint16.
+        score_HW: Value of the best class; None if not requested.
         counts: Pixels of each label, from 0.
     """
 
@@ -38,7 +39,7 @@ class WinnerMap:
 
     @classmethod
     def empty(cls, num_classes: int, size_hw: tuple[int, int], *, with_scores: bool) -> "WinnerMap":
-        """A map of this size that is still to be filled."""
+        """An uninitialised map of this size."""
         labels_HW: Labels = np.empty(size_hw, np.uint8 if num_classes < 256 else np.uint16)
         return cls(
             labels_HW=labels_HW,
@@ -47,7 +48,7 @@ class WinnerMap:
         )
 
     def count(self, labels: NDArray[np.integer], pixels: NDArray[np.integer]) -> None:
-        """Add so many pixels to each label."""
+        """Add to the number of pixels of each label."""
         sums = np.bincount(labels.ravel(), pixels.ravel(), len(self.counts))
         self.counts[:] += sums.astype(np.int64)
 
@@ -60,7 +61,7 @@ def find_winners(
     Args:
         value_hwK: Value of every class at every patch centre.
         size_hw: Height and width in pixels.
-        with_scores: Whether the winner's value is wanted for every pixel.
+        with_scores: Whether to return the best value of every pixel.
     """
     num_rows, num_columns, num_classes = value_hwK.shape
     side = tile_side(max(size_hw), num_classes)
@@ -76,7 +77,6 @@ def find_winners(
 
 
 def _paint(value_ABK: Floats, down: Axis, across: Axis, found: WinnerMap) -> None:
-    """Label all pixels between these corners."""
     winner_AB = value_ABK.argmax(axis=-1)
     first = winner_AB[:-1, :-1]
     is_whole = (first == winner_AB[:-1, 1:]) & (first == winner_AB[1:, :-1])
@@ -100,7 +100,7 @@ def _paint(value_ABK: Floats, down: Axis, across: Axis, found: WinnerMap) -> Non
 
 
 def _candidates(value_XK: Floats, corner_4T: Ints) -> tuple[Ints, Ints]:
-    """Tile and class of everyone that may win a pixel, tile by tile and then class by class."""
+    """Tile and class of each class that may win a pixel, ordered by tile, then class."""
     lowest_TK = value_XK[corner_4T[0]]
     highest_TK = lowest_TK.copy()
     for corner_T in corner_4T[1:]:
@@ -114,14 +114,14 @@ def _candidates(value_XK: Floats, corner_4T: Ints) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Contest:
-    """Several candidates for each of several tiles.
+    """The candidate classes of tiles without a single winner.
 
     Attributes:
-        tiles: Those with most candidates come first.
+        tiles: In descending order of the number of candidates.
         begin_T: Index of each tile's first candidate.
-        num_tiles: How many tiles have more than j candidates; the first ones do.
-        class_C: Whom each candidate stands for, in ascending order in each tile.
-        plane_C4: Its values, as coefficients.
+        num_tiles: The first num_tiles[j] tiles have more than j candidates.
+        class_C: Class of each candidate, ascending in each tile.
+        plane_C4: Values of each candidate; see `Tiles.planes`.
     """
 
     tiles: Tiles
@@ -132,7 +132,7 @@ class _Contest:
 
     @classmethod
     def between(cls, tiles: Tiles, tile_C: Ints, class_C: Ints, plane_C4: Floats) -> "_Contest":
-        """Order the tiles; candidates come tile by tile."""
+        """Sort tiles by their number of candidates, which are given tile by tile."""
         count_T = np.bincount(tile_C, minlength=len(tiles))
         begin_T = np.cumsum(count_T) - count_T
         order_T = np.argsort(-count_T, kind="stable")
@@ -154,7 +154,7 @@ class _Contest:
             self.tiles.write(best_TP.reshape(-1, height, width), found.score_HW)
 
     def _compete(self, label_C: Labels, basis_4P: Floats) -> tuple[Labels, Floats]:
-        """Label and value of the best, letting the j-th candidates of all tiles in at once."""
+        """Label and value of the best candidate; a step compares the j-th of all tiles."""
         best_TP: Floats = self.plane_C4[self.begin_T] @ basis_4P
         label_TP: Labels = np.empty(best_TP.shape, label_C.dtype)
         label_TP[:] = label_C[self.begin_T][:, None]

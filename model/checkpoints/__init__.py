@@ -1,1 +1,1 @@
-"""Checkpoints: what people have on disk, verified to the last tensor, as transformers' models."""
+"""Checkpoints: read models of several layouts, and verify every tensor."""

@@ -1,4 +1,4 @@
-"""Find the model of an official pair of files from the shapes of its arrays."""
+"""Find the configuration of a model from the shapes of its arrays."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from model.variants import VARIANTS
 
 # Files and repositories have several names for one size.
 SPELLINGS = {"so14": "so400m14"} | {name: name for name in VARIANTS}
-# Width of an attention head, which the files do not hold: 64 in all releases but SO400m, 72.
+# Width of an attention head, which the files do not state: 72 in SO400m, 64 in all other releases.
 HEAD_WIDTHS = (64, 72)
 
 
@@ -47,8 +47,8 @@ def pair_config(vision: ArrayArchive, text: ArrayArchive, temperature: float) ->
     """Configuration of the model that two official files hold.
 
     Raises:
-        CheckpointError: Arrays that tell the sizes are missing or impossible, or the towers do not
-            belong together.
+        CheckpointError: An array that determines a size is missing or impossible, or the towers are
+            of different models.
     """
     width = require(vision, "cls_token", 3)[2]
     text_width = require(text, "token_embedding.weight", 2)[1]
@@ -175,10 +175,10 @@ def _text_config(archive: ArrayArchive, heads: int) -> dict[str, object]:
 
 
 def check_name(path_names: Iterable[str], found: str) -> None:
-    """Compare what files are called with what they hold.
+    """Compare the size in each file's name with the size that was found.
 
     Raises:
-        CheckpointError: A name tells of another size.
+        CheckpointError: A name states another size.
     """
     for name in path_names:
         told = variant_in_file_name(name)

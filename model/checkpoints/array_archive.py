@@ -1,8 +1,8 @@
 """Read untrusted zips of NumPy arrays (.npz, and Scenic's .zip), one array at a time.
 
 `np.load` unpacks an array before its size and type can be checked. Here all names, shapes, types
-and sizes are checked from the headers first; pickles, paths out of the archive, and content larger
-than its header or any model are refused.
+and sizes are checked from the headers first. Pickles, paths out of the archive, and content that is
+larger than its header or than any model are refused.
 """
 
 import math
@@ -186,7 +186,6 @@ class ArrayArchive:
 
 
 def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, dtype and length of the header."""
     version = npy.read_magic(file)
     if version == (1, 0):
         shape, _, dtype = npy.read_array_header_1_0(file, max_header_size=MAX_HEADER_BYTES)

@@ -1,4 +1,4 @@
-"""A checkpoint read into memory, and the files of its folder."""
+"""A checkpoint in memory, and checks of its folder."""
 
 import hashlib
 from collections.abc import Iterable
@@ -19,17 +19,17 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A verified checkpoint: every tensor was there, of its shape and finite, and none was left.
+    """A verified checkpoint: no tensor is missing, left over, of a wrong shape or not finite.
 
     Attributes:
-        model: float32, in evaluation mode.
-        dense: Heads over the same backbone, whose tensors are the model's own; float32, in
-            evaluation mode. A head that `dense_tasks` does not name has no modules in it.
+        model: The model in float32 and evaluation mode.
+        dense: Dense heads in float32 and evaluation mode; the backbone shares the model's tensors.
+            Heads that are not in `dense_tasks` have no modules.
         dense_tasks: The heads that were read.
         tokenizer: Its ids are rows of the text tower's token embeddings.
         variant: "b14", "l14", "so400m14", "g14", "s14", or "w192d6" for width 192 and depth 6.
-        origin: For the manifest's provenance: kind of checkpoint, its files' SHA-256, and what was
-            decided where the files do not say it.
+        origin: For the manifest's provenance: kind of checkpoint, SHA-256 of its files, and
+            settings that the files do not state.
     """
 
     model: Tipsv2Model
@@ -56,13 +56,13 @@ def refuse_pickles(folder: Path) -> None:
     """Refuse a folder that holds a pickle, although none is ever opened.
 
     Raises:
-        CheckpointError: It does.
+        CheckpointError: The folder holds a pickle.
     """
     pickles = [path.name for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES]
     if pickles:
         raise CheckpointError(
             f"{folder} holds {name_some(pickles)}, and a pickle can run code when it is "
-            "loaded; take it away and keep the weights as safetensors or as the official .npz"
+            "loaded; remove it and keep the weights as safetensors or as the official .npz"
         )
 
 

@@ -1,7 +1,7 @@
 """Read a transformers folder of dense heads (`-dpt`): three heads on one backbone, or one.
 
-The folder holds its backbone again. It must equal the model's vision tower and is then dropped:
-heads that were trained on another tower give useless maps.
+The folder has a copy of its backbone. It must equal the model's vision tower, since heads that were
+trained on another tower give useless maps; then it is dropped.
 """
 
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ class DenseHeads:
     """Dense heads of a checkpoint.
 
     Attributes:
-        model: In float32 and evaluation mode; its backbone's tensors are those of the model that it
-            was put over. A head that `tasks` does not name has no modules.
+        model: Heads in float32 and evaluation mode; the backbone shares the tensors of the model
+            that they are attached to. Heads that are not in `tasks` have no modules.
         tasks: In the order of `DENSE_TASKS`.
         origin: For the manifest's provenance.
     """
@@ -50,12 +50,12 @@ class DenseHeads:
 
 
 def put_over(model: Tipsv2Model, config: Tipsv2DptConfig, heads: Heads) -> DenseHeads:
-    """Build the dense model of a backbone and heads, without a copy of either.
+    """Attach heads to a model's vision tower, without a copy of either.
 
     Args:
-        model: Whose vision tower the heads look at.
-        config: Of heads and backbone.
-        heads: The tensors of each head, called `neck...` and `decoder...`.
+        model: The model whose vision tower is the backbone.
+        config: Configuration of heads and backbone.
+        heads: The tensors of each head, named `neck...` and `decoder...`.
 
     Returns:
         The heads, with an empty origin.
@@ -107,7 +107,7 @@ def read_dense_folder(folder: Path, model: Tipsv2Model) -> DenseHeads:
         model: The model that the heads were trained on.
 
     Raises:
-        CheckpointError: It is no such folder, not whole, or its backbone is another tower.
+        CheckpointError: The folder is not of this kind or incomplete, or its backbone differs.
     """
     settings = read_config(folder)
     if settings["model_type"] != Tipsv2DptConfig.model_type:

@@ -1,6 +1,6 @@
 """Read the official PyTorch pair of a model: `..._vision.npz` and `..._text.npz`.
 
-LayerScale gammas may be absent, as the network was trained without them; they are ones then. The
+LayerScale gammas may be absent, if the network was trained without them; then they are ones. The
 files of the Scenic (JAX) release are refused: upstream's public code names the parameters of the
 vision tower, but not those of the text tower, nor how the npz flattens them. The same weights are
 released in the PyTorch layout.
@@ -24,12 +24,9 @@ from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
 from model.checkpoints.weight_map import Change, Source, as_stored, gather, load_tensors
 
-# What google-deepmind/tips' PyTorch files call the tensors of transformers' Tipsv2Model.
-#
-# Re-derived from upstream's state dicts (`pytorch/image_encoder.py`, a DINOv2 with one register
-# token; `pytorch/text_encoder.py`) and transformers' conversion mapping of `tipsv2`. Three linear
-# layers are fused upstream: query, key and value of both towers, and SwiGLU's gate and value.
-
+# From transformers' names to upstream's, derived from upstream's state dicts and transformers'
+# conversion mapping of `tipsv2`. Upstream fuses query, key and value of both towers, and SwiGLU's
+# gate and value.
 Renaming = list[tuple[str, str]]
 VISION_NAMES: Renaming = [
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -63,14 +60,14 @@ def vision_sources(names: Iterable[str], prefix: str) -> dict[str, Source]:
     """Sources of the vision tower's tensors.
 
     Args:
-        names: Of a Tipsv2VisionModel's state.
-        prefix: What the results' keys get before them.
+        names: Names in a Tipsv2VisionModel's state.
+        prefix: Prefix of the result's keys.
     """
     return {prefix + name: _source(name, VISION_NAMES, VISION_FUSED) for name in names}
 
 
 def text_sources(names: Iterable[str], prefix: str) -> dict[str, Source]:
-    """Sources of the text tower's tensors; arguments as for `vision_sources`."""
+    """Sources of the text tower's tensors; see `vision_sources`."""
     sources = {prefix + name: _source(name, TEXT_NAMES, TEXT_FUSED) for name in names}
     # torch's MultiheadAttention writes in_proj_weight, where a linear layer would write .weight.
     return {
@@ -116,7 +113,7 @@ def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
         The model in float32 and evaluation mode, its variant and its origin.
 
     Raises:
-        CheckpointError: The folder has not exactly one pair, or it is not what it should be.
+        CheckpointError: The folder does not hold exactly one pair, or the pair is invalid.
     """
     vision_path, text_path = _one(folder, VISION_SUFFIX), _one(folder, TEXT_SUFFIX)
     with ArrayArchive(vision_path) as vision, ArrayArchive(text_path) as text:

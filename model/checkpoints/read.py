@@ -20,13 +20,13 @@ def read_checkpoint(
     Args:
         path: A folder: of transformers (`config.json`, safetensors, tokenizer), or with the
             official pair (`..._vision.npz`, `..._text.npz`) and a tokenizer.
-        dense: Where the dense heads are: a -dpt folder of transformers, a Scenic zip, or a folder
-            with up to three of them, which may be `path` itself.
-        depth_activation: What follows the last convolution of a Scenic depth head, which its file
-            does not say (see `model.checkpoints.scenic`). A -dpt folder says it itself.
+        dense: The dense heads: a -dpt folder of transformers, a Scenic zip, or a folder with up to
+            three such zips, which may be `path` itself.
+        depth_activation: Activation after the last convolution of a Scenic depth head, which its
+            file does not state (see `model.checkpoints.scenic`). Ignored for a -dpt folder.
 
     Raises:
-        CheckpointError: There is no such thing, or not all of it is what it should be.
+        CheckpointError: The checkpoint is missing, incomplete or invalid.
     """
     if not path.is_dir():
         raise CheckpointError(

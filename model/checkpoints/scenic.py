@@ -1,20 +1,20 @@
 """Read dense heads from the Scenic (JAX) zips, such as `tips_v2_l14_depth_dpt.zip`.
 
-Layout: one `.npy` for each parameter of the Flax decoder, named by the path of its module, such as
+Layout: one `.npy` for each parameter of the Flax decoder, named by its module path, such as
 `decoder/dpt/reassemble_blocks/out_projection_0/kernel.npy`; the task's linear layer is
 `decoder/pixel_segmentation`, `decoder/pixel_depth_classif` or `decoder/pixel_normals`.
 
 Flax stores a convolution as [H, W, in, out] and a linear layer as [in, out]. Its transposed
-convolution does not mirror the kernel as torch's does, so both axes are flipped as well.
+convolution does not mirror the kernel as torch's does, so both kernel axes are flipped too.
 
 The zips `..._dpt_pytorch.zip` are refused: upstream's converter did not mirror these kernels at
 first, and a file does not show whether it is older than the fix.
 
-Nor do the files say whether a ReLU follows the last 3 x 3 convolution of the depth head. Upstream's
-PyTorch decoder had none, then one in every head, then an option that is off. The default here is
-"relu", as in transformers (in the depth head alone) and in the code that was published with the
--dpt weights before (ported in ostris/ai-toolkit). "linear" is upstream's option switched off. The
-choice is written to the origin.
+The files do not state whether a ReLU follows the last 3 x 3 convolution of the depth head.
+Upstream's PyTorch decoder had none, then one in every head, then an option that is off by default.
+The default here is "relu", as in transformers (only in the depth head) and in the code that was
+published with the -dpt weights earlier (ported in ostris/ai-toolkit). "linear" is upstream's
+default. The choice is written to the origin.
 
 Source: google-deepmind/tips, `scripts/convert_segmentation_checkpoint.py`, and for all three tasks
 `load_decoder_weights` of `pytorch/decoders.py` in its pull request 31.
@@ -63,7 +63,8 @@ def _conv_transpose(kernel: Tensor) -> Tensor:
     return kernel.flip(0, 1).permute(2, 3, 0, 1)
 
 
-# Our name, theirs, and the change of the kernel; the transposed convolutions come first.
+# transformers' name, Flax's name, and the change of the kernel. The first match counts, so
+# transposed convolutions are before other convolutions.
 NAMES: list[tuple[str, str, Change]] = [
     (
         r"neck\.reassemble_stage\.readout_projects\.(\d)\.layers\.0",
@@ -107,8 +108,8 @@ def head_sources(names: Iterable[str], task: DenseTask) -> dict[str, Source]:
     """Return the source of each tensor of a head.
 
     Args:
-        names: Of the head's tensors, `neck...` and `decoder...`.
-        task: Whose head it is.
+        names: Names of the head's tensors, `neck...` and `decoder...`.
+        task: Task of the head.
     """
     return {name: _source(name, task) for name in names}
 
@@ -137,12 +138,12 @@ def read_scenic_heads(
     """Read one to three zips and attach their heads to a model's vision tower.
 
     Args:
-        paths: At most one for each task.
+        paths: The zips, at most one for each task.
         model: The model that the heads were trained on; the zips do not hold its tower.
-        depth_activation: What follows the depth head's last convolution; see above.
+        depth_activation: Activation after the depth head's last convolution; see the module.
 
     Raises:
-        CheckpointError: A zip is not of this layout, not whole, or for a tower of another size.
+        CheckpointError: A zip has another layout, is incomplete, or is for a tower of another size.
     """
     with ExitStack() as stack:
         archives: dict[DenseTask, ArrayArchive] = {}

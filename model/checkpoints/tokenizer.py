@@ -1,4 +1,4 @@
-"""Read a checkpoint's tokenizer, also from a SentencePiece model file without its library.
+"""Read a checkpoint's tokenizer, also from a SentencePiece model without the SentencePiece library.
 
 A model file is one protobuf message; its schema is `sentencepiece_model.proto` of
 google/sentencepiece. Only the fields that a BPE tokenizer needs are read.
@@ -39,7 +39,7 @@ class SentencePieceModel:
         model_type: 2 is BPE.
         has_bytes: Whether unknown characters are encoded as bytes.
         pad_id: Id of the padding piece; negative if there is none.
-        unknown_id: Id of text that no other piece covers.
+        unknown_id: Id for text that no other piece covers.
         keeps_spaces: Whether runs of spaces are kept.
     """
 
@@ -122,17 +122,17 @@ PAD_ID = 0
 
 
 def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, Path]:
-    """Read `tokenizer.json`, or else `tokenizer.model`.
+    """Read `tokenizer.json`, or `tokenizer.model` if there is none.
 
     Args:
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
         vocab_size: Rows of the text tower's token embeddings.
 
     Returns:
-        The tokenizer and the file it is from.
+        The tokenizer and its file.
 
     Raises:
-        CheckpointError: There is neither, it cannot be read, or it is not this model's.
+        CheckpointError: Both files are missing, or the tokenizer is invalid or of another model.
     """
     path = folder / JSON_FILE
     if path.is_file():
@@ -163,7 +163,7 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
     """Make a tokenizer with the ids of a SentencePiece model for lower-case text.
 
     Raises:
-        CheckpointError: The model does not work as the family's does, so ids would differ.
+        CheckpointError: The model has other settings than the family's, so ids would differ.
     """
     differences = {
         "is no BPE model": model.model_type != BPE,
@@ -187,7 +187,7 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
             unk_token=model.pieces[model.unknown_id].text,
             _spm_precompiled_charsmap=model.charsmap or None,
         )
-    except Exception as error:  # all that tokenizers raises, such as for a damaged normaliser
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise CheckpointError(
             f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the tokenizer.model "
             "of the release"
@@ -201,8 +201,8 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
 def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     """Pairs to merge, the best first.
 
-    SentencePiece merges, again and again, the neighbours that make the piece of the highest score;
-    `tokenizers` wants the pairs themselves in order.
+    SentencePiece repeatedly merges the neighbours whose piece has the highest score; `tokenizers`
+    needs the ordered pairs instead.
     """
     scores = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
     merges: list[tuple[str, str]] = []
@@ -218,7 +218,7 @@ def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
 def _from_json(folder: Path, path: Path) -> Tipsv2Tokenizer:
     try:
         tokenizer: Tipsv2Tokenizer = Tipsv2Tokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # tokenizers raises plain Exceptions, and much else goes wrong here
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise CheckpointError(
             f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the file "
             "as it was released"

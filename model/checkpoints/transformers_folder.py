@@ -1,8 +1,7 @@
-"""Reads folders that transformers wrote, or the hub: config.json and safetensors, whole or sharded.
+"""Read transformers folders: config.json and safetensors, in one file or sharded.
 
-The tensors' names are transformers' business: its conversion mappings know several generations of
-them. What is added here is that nothing may be missing, left over or of another shape, where
-transformers only warns.
+transformers maps the names of the tensors, of which there are several generations. It only warns of
+tensors that are missing, left over or of another shape; here they are errors.
 """
 
 import json
@@ -24,14 +23,14 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TEMPERATURE = "temperature"
-# As safetensors names them; numbers of other types are nothing without scales.
+# As safetensors names them. Other types are quantised weights, which need scales.
 FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 Config = TypeVar("Config", bound=PretrainedConfig)
 SAVE_AGAIN = "download it again, or save the model again with save_pretrained"
 
 
 def is_transformers_folder(folder: Path) -> bool:
-    """Whether a folder has the file that every such folder has."""
+    """Whether a folder has a config.json."""
     return (folder / CONFIG_FILE).is_file()
 
 
@@ -39,7 +38,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read `config.json`.
 
     Raises:
-        CheckpointError: It is no JSON object.
+        CheckpointError: It is not a JSON object, or describes quantised weights.
     """
     path = folder / CONFIG_FILE
     settings = _read_json(path)
@@ -60,7 +59,7 @@ def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
         The model in float32 and evaluation mode, its variant and its origin.
 
     Raises:
-        CheckpointError: It is of another model, or its weights are not the configuration's.
+        CheckpointError: The folder is of another model, or its weights do not fit its config.json.
     """
     settings = read_config(folder)
     if settings["model_type"] != Tipsv2Config.model_type:
@@ -82,21 +81,21 @@ def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
     origin: dict[str, JsonValue] = {
         "kind": "transformers",
         "files": dict(digests([folder / CONFIG_FILE, *files])),
-        # Published folders lack it among their weights.
+        # Published folders have no temperature among their weights.
         "temperature": "of the weights" if TEMPERATURE in names else f"of {CONFIG_FILE}",
     }
     return model, variant_name(config), origin
 
 
 def parse_config(kind: type[Config], folder: Path, settings: dict[str, Any]) -> Config:
-    """Build a configuration of settings, without letting it name other folders.
+    """Build a configuration from the settings of a folder.
 
     Raises:
-        CheckpointError: A setting is impossible.
+        CheckpointError: A setting is invalid.
     """
     try:
         config: Config = kind.from_dict(settings)
-    except Exception as error:  # validation raises what each field's check happens to raise
+    except Exception as error:  # validation raises many types
         raise CheckpointError(
             f"{folder / CONFIG_FILE} is no configuration that transformers takes ({error}); "
             f"{SAVE_AGAIN}"
@@ -107,7 +106,7 @@ def parse_config(kind: type[Config], folder: Path, settings: dict[str, Any]) -> 
 def load(
     kind: type[Model], folder: Path, config: PretrainedConfig
 ) -> tuple[Model, list[Path], set[str]]:
-    """Load a model and see that every tensor found its place.
+    """Load a model and check that every tensor was used.
 
     Returns:
         The model in float32 and evaluation mode, the files of its weights, and the names in them.
@@ -119,7 +118,7 @@ def load(
     names = {name for path in files for name in _names(path)}
     try:
         model, found = load_folder(kind, folder, config)
-    except Exception as error:  # whatever a damaged file makes it stumble over
+    except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(
             f"{folder} cannot be loaded as {kind.__name__} ({error}); {SAVE_AGAIN}"
         ) from error
@@ -129,10 +128,10 @@ def load(
 
 
 def check_finite(model: nn.Module, path: Path) -> None:
-    """Refuse weights that are no numbers.
+    """Check that all weights are finite in float32.
 
     Raises:
-        CheckpointError: One is NaN or infinite in float32.
+        CheckpointError: A weight is NaN or infinite.
     """
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():

@@ -25,7 +25,7 @@ def as_stored(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The source of a tensor: an array's name in the archive, and how to convert it."""
+    """Name of a tensor's array in the archive, and how to convert it."""
 
     name: str
     change: Change = as_stored
@@ -36,14 +36,14 @@ def gather(
     sources: Mapping[str, Source],
     shapes: Mapping[str, torch.Size],
 ) -> dict[str, Tensor]:
-    """Read every tensor once, after all names and shapes are checked.
+    """Check all names and shapes, then read every array once.
 
-    One array is in memory beside the result at a time.
+    At most one array is in memory in addition to the result.
 
     Args:
-        archive: Holds exactly what `sources` names.
-        sources: By our name.
-        shapes: What each of ours must have.
+        archive: Archive that holds exactly the arrays of `sources`.
+        sources: Source of each tensor of the model.
+        shapes: Required shape of each tensor of the model.
 
     Raises:
         CheckpointError: An array is missing, left over, of a wrong shape, damaged or not finite.
@@ -91,10 +91,10 @@ Found = dict[str, Any]
 
 
 def load_folder(kind: type[Model], folder: Path, config: PretrainedConfig) -> tuple[Model, Found]:
-    """Load the safetensors of a folder, mapped into memory if the dtype fits.
+    """Load the safetensors of a folder, memory-mapped if they are float32.
 
     Returns:
-        The model in float32 and evaluation mode, and which names were missing, left over or of
+        The model in float32 and evaluation mode, and the names that were missing, left over or of
         another shape.
     """
     return _load(kind, folder, config, ignore_mismatched_sizes=True)
@@ -110,7 +110,7 @@ def load_tensors(
 def _load(
     kind: type[Model], folder: Path | None, config: PretrainedConfig, **options: Any
 ) -> tuple[Model, Found]:
-    # Typed for the usual call, which returns the model alone.
+    # transformers' types lack the tuple that `output_loading_info` returns.
     from_pretrained: Any = kind.from_pretrained
     with _quiet():
         model, found = from_pretrained(
@@ -127,7 +127,7 @@ def _load(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide bars and warnings of transformers: our own errors report what they would."""
+    """Hide progress bars and warnings of transformers; our errors report the same problems."""
     had_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

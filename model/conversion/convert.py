@@ -81,8 +81,8 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     from safetensors import SafetensorError  # noqa: PLC0415
 
     from model.checkpoints.read import read_checkpoint  # noqa: PLC0415
-    from model.export.graph_writer import draft_manifest  # noqa: PLC0415
-    from model.export.package_writer import PackageContent, author_text, render_card, write_package  # noqa: PLC0415
+    from model.export.graph_writer import PackageContent, draft_manifest  # noqa: PLC0415
+    from model.export.package_writer import author_text, render_card, write_package  # noqa: PLC0415
 
     progress(f"reading the weights in {base}")
     checkpoint = read_checkpoint(base, dense=dense)

@@ -1,1 +1,1 @@
-"""Export: from a transformers model to the graphs and the package that the server loads."""
+"""Export: write the graphs and the package of a transformers model."""

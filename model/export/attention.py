@@ -1,11 +1,9 @@
-"""How attention is written into the vision graphs: one operator, and what it means in plain ones.
+"""Export attention of the vision graphs as one operator, defined by a function of plain operators.
 
-Written out, attention keeps a matrix of tokens by tokens for every head: 4.4 GB a block of B/14 at
-1372 pixels. ONNX Runtime keeps it, for opset 23's `Attention` too; its own operator
-`com.microsoft.MultiHeadAttention` goes through the matrix in tiles. A graph may carry the meaning
-of an operator as a function, which is for runtimes that do not know it. So ONNX Runtime takes its
-tiled kernel, OpenVINO (since 2026.3) and TensorRT's parser recognise the operator as well, and
-everybody else expands the function.
+With plain operators, attention keeps a matrix of tokens by tokens for every head: 4.4 GB per block
+of B/14 at 1372 pixels. ONNX Runtime keeps it for opset 23's `Attention` too, but its own operator
+`com.microsoft.MultiHeadAttention` computes the matrix in tiles. OpenVINO (since 2026.3) and
+TensorRT's parser know this operator as well. Other runtimes expand the function in the graph.
 
 Shapes: B batch, A heads, N tokens, E width of one head.
 """
@@ -51,7 +49,7 @@ MultiHeadAttention <num_heads, scale> (query, key, value) => (output) {
 """
 
 
-def _fused_attention(  # noqa: PLR0913, PLR0917 - transformers calls it so
+def _fused_attention(  # noqa: PLR0913, PLR0917 - the signature is transformers'
     module: nn.Module,
     query_BANE: Tensor,
     key_BANE: Tensor,
@@ -61,7 +59,7 @@ def _fused_attention(  # noqa: PLR0913, PLR0917 - transformers calls it so
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The attention interface of transformers, for graphs: outside an export it gives zeros."""
+    """Attention function for transformers; returns zeros outside an export."""
     if attention_mask is not None or dropout:
         raise ValueError("the fused attention of vision graphs takes no mask and no dropout")
     batch, heads, tokens, width = query_BANE.shape
@@ -84,7 +82,7 @@ AttentionInterface.register(FUSED, _fused_attention)
 
 
 def define_attention(model: onnx_ir.Model) -> None:
-    """Add the meaning of the fused operator to a graph that uses it."""
+    """Add the function of the fused operator to a graph that uses it."""
     if any(node.domain == DOMAIN for node in model.graph.all_nodes()):
         function = onnx_ir.serde.deserialize_function(parser.parse_function(MEANING))
         model.functions[function.identifier()] = function

@@ -1,4 +1,4 @@
-"""Images that show quantisation what a model meets.
+"""Images to calibrate quantisation with.
 
 Shapes: B batch, H W pixels, 3 colour channels (RGB).
 """
@@ -17,20 +17,20 @@ Inputs = dict[str, NDArray[Any]]
 SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp"))
 # Ranges hardly grow after a few dozen images, and each costs a pass in float32.
 MAX_IMAGES: Final = 32
-# Generous: these are the user's own files.
+# High, since these are the user's own files.
 LIMITS: Final = ImageLimits(max_bytes=2**28, max_pixels=2**28)
 
 
 def calibration_inputs(folder: Path | None, native: int, unit: int) -> Iterator[Inputs]:
-    """Images one by one: squares of the native size, and oblongs with half of its area.
+    """Yield images one by one: squares of the native size, and oblongs with half of its area.
 
     Args:
-        folder: Of the user's images; None for those that come with this program.
-        native: Side of the square, in pixels.
-        unit: What sides must be multiples of.
+        folder: The user's images; None for the built-in ones.
+        native: Side of the square in pixels.
+        unit: Sides are multiples of it.
 
     Raises:
-        ValueError: The folder holds no image.
+        ValueError: The folder has no image.
     """
     images = calibration_images() if folder is None else read_images(folder)
     half = max(unit, native // 2 // unit * unit)
@@ -44,7 +44,7 @@ def read_images(folder: Path) -> tuple[RgbImage, ...]:
     """The first images of a folder by name, uint8 [H, W, 3].
 
     Raises:
-        ValueError: There is none, or one cannot be decoded.
+        ValueError: The folder has no image, or one cannot be decoded.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:

@@ -1,8 +1,8 @@
-"""Writes the dense heads as ONNX graphs: depth, normals and segmentation, each with its backbone.
+"""Export the dense heads as ONNX graphs: depth, normals and segmentation, each with its backbone.
 
-The heads halve the patch grid and double it again. transformers resizes where the two differ, a
-choice that tracing would freeze; with even rows and columns of patches they never differ, so the
-graphs take sizes that are multiples of two patches (28 pixels) and hold no such choice.
+The heads halve the patch grid and double it again. transformers resizes if the two sizes differ, a
+branch that tracing would freeze. They never differ for even rows and columns of patches, so the
+graphs omit the branch and take sizes that are multiples of two patches (28 pixels).
 
 Shapes: B batch, N patches, D embedding width, K classes, H W pixels, h w patch rows and columns,
 H' W' eight times the patch rows and columns.
@@ -26,7 +26,7 @@ from model.position import embed_pixels
 
 
 class DenseGraph(nn.Module):
-    """The backbone, and one head's way from its four taps to the decoder's map."""
+    """The backbone with one head, which reads four of its layers (taps)."""
 
     def __init__(self, dense: Tipsv2DptForDensePrediction, task: DenseTask) -> None:
         super().__init__()
@@ -74,14 +74,16 @@ def _double(layer: Tipsv2DptFeatureFusionLayer, map_: Tensor) -> Tensor:
 
 
 def trace_dense(dense: Tipsv2DptForDensePrediction, task: DenseTask) -> onnx_ir.Model:
-    """One head's graph in memory: `pixel_values` [B, 3, H, W] to the head's name.
+    """Trace the graph of one head: `pixel_values` [B, 3, H, W] to an output named as the task.
+
+    The graph is in memory and shares the model's weights.
 
     Args:
-        dense: In float32, and referred to; its mode and attention are as before afterwards.
-        task: Which head.
+        dense: The model in float32; its mode and attention are restored.
+        task: Head to trace.
 
     Raises:
-        ValueError: The backbone's taps do not end in the final LayerNorm.
+        ValueError: The backbone does not apply the final LayerNorm to its taps.
     """
     if not dense.backbone.config.apply_layernorm:
         raise ValueError("the dense heads' backbone must have apply_layernorm=True, as released")
@@ -92,6 +94,6 @@ def trace_dense(dense: Tipsv2DptForDensePrediction, task: DenseTask) -> onnx_ir.
         graph = trace(DenseGraph(dense, task), inputs, outputs=(task,), axes=axes)
     (output,) = graph.graph.outputs
     assert output.shape is not None
-    # The exporter names these two by the arithmetic that gives them.
+    # The exporter's names of these two axes are arithmetic expressions.
     output.shape = onnx_ir.Shape([*output.shape[:-2], "map_height", "map_width"])
     return graph

@@ -38,7 +38,7 @@ def draft_manifest(model: Tipsv2Model, *, name: str, has_dense_heads: bool = Fal
     Args:
         model: The model.
         name: Name of the model for clients.
-        has_dense_heads: Depth, normals and segmentation are packaged too. They halve the patch
+        has_dense_heads: Whether depth, normals and segmentation are packaged. They halve the patch
             grid, so every size must then be a multiple of two patches.
 
     Raises:
@@ -108,9 +108,8 @@ class PackageContent:
     calibration: Path | None = None
 
 
-# Both towers are exported with free batch, image size and text length. Two things are written
-# differently, as tracing would break them: position embeddings (see `model.position`), and the
-# masked mean over tokens, whose tiny epsilon the exporter drops.
+# Tracing would break two things, so they are not transformers' code: position embeddings (see
+# `model.position`), and the masked mean over tokens, whose tiny epsilon the exporter drops.
 
 
 class VisionGraph(nn.Module):
@@ -154,7 +153,7 @@ def trace_vision(model: Tipsv2Model, attention: str = FUSED) -> onnx_ir.Model:
         attention: How attention over images is exported; see `model.export.attention`.
     """
     patch_size = model.vision_model.embeddings.patch_embeddings.projection.stride[0]
-    # Different sizes of all axes, so that the tracer does not take two of them for the same.
+    # All axes differ in size, so that the tracer does not unify two of them.
     inputs = {"pixel_values": torch.rand(2, 3, 3 * patch_size, 5 * patch_size)}
     axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
     with exportable(model, attention):
@@ -170,9 +169,9 @@ def trace_text(model: Tipsv2Model) -> onnx_ir.Model:
         return trace(TextGraph(model), inputs, outputs=TEXT_OUTPUTS, axes=axes)
 
 
-# The depth head sums activations of about 1e8 before it divides by their sum: fp16 ends at 65,504
-# and gives the same depth everywhere. int8 is for the towers, which do the work; 8-bit weights are
-# exact enough for the other two heads too.
+# The depth head sums activations of about 1e8 before it divides by their sum: fp16, which ends at
+# 65,504, gives the same depth everywhere. int8 is for the towers, which are most of the work; 8-bit
+# weights are exact enough for the other two heads too.
 PARTS: Final[dict[Precision, frozenset[Part]]] = {
     "fp32": frozenset(("vision", "text", "depth", "normals", "segmentation")),
     "fp16": frozenset(("vision", "text", "normals", "segmentation")),

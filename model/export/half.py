@@ -1,10 +1,10 @@
-"""Rewrites a graph in half precision: matrix products in fp16 or bf16, what overflows in float32.
+"""Convert a graph to half precision: matrix products in fp16 or bf16, sums in float32.
 
-Inputs and outputs stay float32. So do the steps that add up many numbers or divide by a sum:
-LayerNorm, whose variance overflows fp16; softmax and the mask before it, whose smallest number has
-no fp16; and means. Whatever depends on sizes or the mask alone, such as position embeddings, stays
-as well, and so does the patch embedding, which reads the pixels: that is little work. The graph is
-strongly typed, as TensorRT wants it.
+Inputs and outputs stay float32. So do operators that add up many numbers or divide by a sum:
+LayerNorm, whose variance overflows fp16; softmax and the mask before it, whose smallest number fp16
+cannot represent; and means. Position embeddings and everything else that depends on sizes or the
+mask alone stay float32 too, and so does the patch embedding: they are little work. The graph is
+strongly typed, as TensorRT requires.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ FLOAT: Final = onnx_ir.DataType.FLOAT
 FLOAT_OPERATORS: Final = frozenset(
     ("LayerNormalization", "Softmax", "ReduceSum", "ReduceMean", "Div", "Reciprocal", "Pow", "Sqrt")
 )
-# The only inputs whose values count; a mask is small, and its consequences must be exact.
+# Not the attention mask: what is computed of it alone is small and must be exact.
 DATA_INPUTS: Final = frozenset(("pixel_values", "input_ids"))
 
 
@@ -28,13 +28,13 @@ def to_half(model: onnx_ir.Model, precision: HalfPrecision) -> None:
     """Change a float32 graph in place.
 
     Args:
-        model: As traced; its functions take any type.
-        precision: What most of it computes in.
+        model: A traced graph; its functions take any type.
+        precision: Precision of most operators.
     """
     _Halving(model, HALF_TYPES[precision]).run()
     convolves = any(node.op_type == "ConvTranspose" for node in model.graph)
     if precision == "bf16" and convolves:
-        # Before it, convolutions took no bf16. What else the graphs hold means the same in both.
+        # Earlier opsets have no bf16 convolutions. All other operators of the graphs are unchanged.
         model.opset_imports[""] = BF16_CONVOLUTION_OPSET
         for function in model.functions.values():
             function.opset_imports[""] = BF16_CONVOLUTION_OPSET
@@ -42,7 +42,7 @@ def to_half(model: onnx_ir.Model, precision: HalfPrecision) -> None:
 
 
 class _Halving:
-    """One walk through a graph, in the order of computation."""
+    """One pass through a graph, in the order of computation."""
 
     def __init__(self, model: onnx_ir.Model, half: onnx_ir.DataType) -> None:
         self._graph = model.graph
@@ -53,7 +53,7 @@ class _Halving:
     def run(self) -> None:
         for node in list(self._graph):
             wanted = self._half if self._is_half(node) else FLOAT
-            # What follows the image of a Resize are factors, which are always float32.
+            # The further inputs of a Resize are factors, which are always float32.
             inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs
             for index, value in enumerate(inputs):
                 if value is not None and value.dtype in {FLOAT, self._half}:
@@ -112,7 +112,7 @@ class _Halving:
 
 
 def depending_on_data(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
-    """Nodes whose results depend on the data, and not on its sizes alone."""
+    """Yield the nodes whose results depend on the values of the data, not only on its sizes."""
     values = {value for value in graph.inputs if value.name in DATA_INPUTS}
     for node in graph:
         if node.op_type not in {"Shape", "Size"} and any(v in values for v in node.inputs):

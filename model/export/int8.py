@@ -15,14 +15,6 @@ from model.export.calibration import Inputs
 from model.export.half import depending_on_data
 from model.export.tracing import save_graph, strip_traces
 
-# Stores a graph's weights in 8 bits: a whole number per weight and a scale per output channel.
-#
-# What is computed stays float32. Runtimes either widen the weights when they load the graph, so
-# that
-# the file alone is small, or keep them small and widen them as they multiply. The operators are
-# standard ones: DequantizeLinear before products, and for a table of embeddings a lookup of whole
-# numbers and one of scales, so that the table itself is never widened.
-
 FloatArray = NDArray[np.float32]
 # Input and axis of output channels of the weight, by operator.
 PRODUCTS: Final[dict[str, tuple[int, int]]] = {
@@ -30,15 +22,17 @@ PRODUCTS: Final[dict[str, tuple[int, int]]] = {
     "Conv": (1, 0),
     "ConvTranspose": (1, 1),
 }
-# Smaller ones are not worth another operator: position grids, patch embeddings of tiny models.
+# Smaller weights are not worth another operator: position grids, patch embeddings of tiny models.
 MIN_WEIGHTS: Final = 1024
 LARGEST: Final = 127
 
 
 def store_weights_in_8_bits(model: onnx_ir.Model) -> None:
-    """Change a float32 graph in place.
+    """Store a float32 graph's weights as int8 with a scale per output channel, in place.
 
-    Convolutions that read the pixels stay as they are, and so do products of two computed things.
+    Arithmetic stays float32: a runtime dequantises weights when it loads the graph, or as it
+    multiplies. A table of embeddings becomes two lookups, of integers and of scales, so that it is
+    never dequantised as a whole. Convolutions of the pixels, and products of two activations, stay.
     """
     graph = model.graph
     for node in list(graph):
@@ -50,11 +44,11 @@ def store_weights_in_8_bits(model: onnx_ir.Model) -> None:
 
 
 def symmetric(weights: FloatArray, axis: int) -> tuple[NDArray[np.int8], FloatArray]:
-    """Whole numbers from -127 to 127, and what to multiply them by, one scale for each channel.
+    """Quantise to integers from -127 to 127 and a scale for each channel.
 
     Args:
-        weights: Of any shape.
-        axis: Of the channels; scales have its length.
+        weights: Weights of any shape.
+        axis: Axis of the channels.
     """
     others = tuple(np.delete(np.arange(weights.ndim), axis))
     largest = np.abs(weights).max(axis=others, keepdims=True)
@@ -76,7 +70,6 @@ def _store_product(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
 
 
 def _store_table(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
-    """Look up rows of whole numbers and their scales, and multiply."""
     table, indices = node.inputs
     rows = _large_weights(table)
     if table is None or rows is None or rows.ndim != 2:
@@ -120,28 +113,22 @@ def _insert(
     return node.outputs[0]
 
 
-# Quantises a graph to 8 bits, weights and activations, with ranges seen on real inputs.
-#
-# ONNX Runtime's own tool does it: pairs of QuantizeLinear and DequantizeLinear around the products
-# of
-# activations with weights, which ONNX Runtime, OpenVINO and TensorRT all turn into products of
-# whole
-# numbers. Weights have a scale per output channel, activations one for all, and zero is zero, which
-# TensorRT insists on.
-#
-# Left in float32 are products of two activations (attention), whose ranges change with the image;
-# the patch embedding and the position embeddings, which are little work; and the last block's value
-# path, which segmentation compares patch by patch and which is one block's work.
-
-
 def quantise(graph: onnx_ir.Model, examples: Iterable[Inputs]) -> onnx_ir.Model:
-    """Quantise a float32 graph.
+    """Quantise weights and activations of a float32 graph with ONNX Runtime's tool.
+
+    The tool writes QuantizeLinear and DequantizeLinear around products of activations with weights,
+    which ONNX Runtime, OpenVINO and TensorRT compute in int8. Both are symmetric, which TensorRT
+    requires.
+
+    Float32 remain products of two activations (attention), whose ranges change with the image;
+    patch and position embeddings, which are little work; and the value path of the last block,
+    which segmentation compares patch by patch and which is the work of one block.
 
     Args:
-        graph: As traced; what is left in float32 gets weights of its own in it.
-        examples: Inputs whose activations give the ranges.
+        graph: A traced graph; nodes that stay in float32 get their own weights in it.
+        examples: Inputs to measure the ranges of activations with.
     """
-    from onnxruntime.quantization import (  # noqa: PLC0415 - a runtime; only who quantises waits
+    from onnxruntime.quantization import (  # noqa: PLC0415 - optional, and slow to import
         CalibrationMethod,
         QuantFormat,
         QuantType,
@@ -168,14 +155,14 @@ def quantise(graph: onnx_ir.Model, examples: Iterable[Inputs]) -> onnx_ir.Model:
             use_external_data_format=is_large,
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": True},
         )
-        # Read whole, since the folder goes.
+        # Loads external weights too, before the folder is deleted.
         quantised = onnx_ir.serde.deserialize_model(onnx.load(after))
     strip_traces(quantised)
     return quantised
 
 
 class _Examples:
-    """What ONNX Runtime's tool reads its examples from."""
+    """Examples in the form that ONNX Runtime's tool reads."""
 
     def __init__(self, examples: Iterable[Inputs]) -> None:
         self._rest = iter(examples)
@@ -195,7 +182,7 @@ def _left_out(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
 
 
 def _give_own_weights(nodes: Sequence[onnx_ir.Node]) -> None:
-    """Part weights from nodes that share them, which the tool would quantise for all."""
+    """Copy weights that these nodes share with others, which the tool would quantise for all."""
     for node in nodes:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is not None and weight.const_value is not None and len(weight.uses()) > 1:

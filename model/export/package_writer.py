@@ -1,4 +1,4 @@
-"""Write a model package: weights, graphs, processor and card, proven, all or nothing."""
+"""Write a model package: weights, graphs, processor and card."""
 
 import os
 import shutil
@@ -66,16 +66,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-__all__ = ["PackageContent", "write_package"]
-
-
 def write_package(
     content: PackageContent, output: Path, *, progress: Progress = lambda _: None
 ) -> ModelPackage:
     """Write the complete package.
 
-    The folder appears under its name when all of it is written and the graphs have passed the
-    parity gate. An older package of that name is replaced.
+    The folder appears when everything is written and the graphs have passed the parity gate. It
+    replaces an older package of that name.
 
     Args:
         content: Model, tokenizer and settings.
@@ -83,7 +80,7 @@ def write_package(
         progress: Called with each step.
 
     Raises:
-        ValueError: `output` holds something else.
+        ValueError: `output` is not a package and not empty.
         ParityError: A graph differs from the model; nothing is written.
     """
     check_output(output)
@@ -91,7 +88,7 @@ def write_package(
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         _write_files(content, staging, progress)
-        # A first manifest, so that the graphs are loaded as the server loads them.
+        # The gate loads the graphs as the server does, which needs a manifest.
         first = write_manifest(staging, content.draft)
         heads = dense_references(content.dense)
         parity = prove_package(content.model, first, dense=heads, progress=progress)
@@ -107,7 +104,6 @@ def write_package(
 
 
 def _write_files(content: PackageContent, folder: Path, progress: Progress) -> None:
-    """Write what `transformers` and the runtimes read: weights, processor and graphs."""
     progress("writing weights and tokenizer")
     content.model.save_pretrained(folder)
     side = native_size(content.model)
@@ -120,13 +116,13 @@ def _write_files(content: PackageContent, folder: Path, progress: Progress) -> N
 
 
 def _make_readable(folder: Path) -> None:
-    """Let all users read the package: a server often runs as another user than its author."""
+    """Let all users read the package: a server often runs as another user."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _replace(output: Path, staging: Path) -> None:
-    """Replace the old folder, which is kept until the new one is in its place."""
+    """Replace the old folder, which is kept until the new one has its name."""
     if not (output / MANIFEST_NAME).is_file():
         rename(staging, output)
         return

@@ -14,9 +14,7 @@ from transformers import PreTrainedModel
 
 from model.export.attention import FUSED, define_attention
 
-# Traces a module to ONNX with free axes; neither the model nor the graph keeps a trace of it.
-
-# The newest that ONNX Runtime 1.22, OpenVINO and TensorRT's parsers all take whole.
+# The newest that ONNX Runtime 1.22, OpenVINO and TensorRT's parsers fully support.
 OPSET: Final = 18
 EAGER: Final = "eager"
 
@@ -28,18 +26,18 @@ def trace(
     outputs: Sequence[str],
     axes: dict[str, dict[int, str]],
 ) -> onnx_ir.Model:
-    """Write a module as a graph.
+    """Trace a module to an ONNX graph.
 
     Args:
-        graph: Its forward takes `inputs` and returns one tensor, or a tuple of them.
-        inputs: Examples; an axis named in `axes` is free in the graph.
-        outputs: Names of what it returns.
-        axes: For each input, which axes are free, and what they are called.
+        graph: A module whose forward takes `inputs` and returns one tensor or a tuple.
+        inputs: Example inputs by name.
+        outputs: Names of the outputs.
+        axes: Names of the dynamic axes of each input.
     """
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter copies trees with a class that torch itself deprecates.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        # Ids and mask share their axes, as they should.
+        # Ids and mask share their axes on purpose.
         warnings.filterwarnings("ignore", message=".*axis name.*shares", category=UserWarning)
         program = torch.onnx.export(
             graph.eval(),
@@ -59,7 +57,7 @@ def trace(
 
 
 def strip_traces(model: onnx_ir.Model) -> None:
-    """Remove paths and stack traces of this machine, which are private and most of the bytes."""
+    """Remove paths and stack traces of this machine: private, and most of the bytes."""
     _forget(model)
     _forget(model.graph)
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
@@ -115,22 +113,20 @@ class SharedWeights:
     """One file of weights for several graphs; equal tensors are stored once."""
 
     def __init__(self, path: Path) -> None:
-        """Begin the file; its folder is made."""
+        """Create the file and its folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._file = path.open("wb")
         self._places: dict[bytes, int] = {}
 
     def __enter__(self) -> "SharedWeights":
-        """Nothing: the file is open."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Finish the file."""
         self._file.close()
 
     def take_from(self, model: onnx_ir.Model) -> None:
-        """Move a graph's weights here; it must be saved in this file's folder."""
+        """Move a graph's weights here; save the graph in the folder of this file."""
         for value in model.graph.initializers.values():
             weight = value.const_value
             if weight is not None and weight.nbytes >= MIN_SHARED_BYTES:

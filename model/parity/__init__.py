@@ -1,1 +1,1 @@
-"""Parity: whether what was exported computes what the model computes."""
+"""Parity: compare exported graphs with the model."""

@@ -8,6 +8,11 @@ from typing import Final
 from model.manifest import ParityEntry
 from model.package import ModelPackage, open_package, write_manifest
 
+# A package from a machine without bf16 has no bf16 results, and a precision without results is not
+# chosen by default. Dense heads are measured only when a package is written, as it has no torch
+# weights of them.
+HELP: Final = "compare a package's graphs with its model, on every backend of this machine"
+CARD: Final = "README.md"
 HEADING: Final = "## Exported graphs against the model"
 TEXT: Final = (
     "Measured on photographs and a composed scene of several sizes, and on words and sentences. "
@@ -27,65 +32,6 @@ HEADER: Final = (
 )
 
 
-def parity_section(parity: Sequence[ParityEntry]) -> str:
-    """Heading, explanation and table, in Markdown."""
-    return f"{HEADING}\n\n{TEXT}\n\n{parity_table(parity)}"
-
-
-def parity_table(parity: Sequence[ParityEntry]) -> str:
-    """A line for each entry."""
-    lines = [HEADER, ("---",) * len(HEADER), *map(_row, parity)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def replace_section(card: str, parity: Sequence[ParityEntry]) -> str:
-    """A card with these entries in place of those it has; at its end where it has none."""
-    section = parity_section(parity) + "\n"
-    old = re.compile(rf"^{re.escape(HEADING)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-    if old.search(card):
-        return old.sub(lambda found: section if found.end() == len(card) else section + "\n", card)
-    return f"{card.rstrip()}\n\n{section}"
-
-
-def _row(entry: ParityEntry) -> tuple[str, ...]:
-    difference = f"{entry.max_abs_diff:.1e}" if entry.is_finite else "not finite"
-    return (
-        f"`{entry.file}`",
-        entry.runtime,
-        entry.precision,
-        difference,
-        _pair(entry.min_cosine_cls, entry.mean_cosine_cls),
-        _pair(entry.min_cosine_patches, entry.mean_cosine_patches),
-        _masks(entry),
-        "yes" if entry.passed else "no",
-    )
-
-
-def _pair(worst: float | None, mean: float | None) -> str:
-    return ", ".join(f"{cosine:.6f}" for cosine in (worst, mean) if cosine is not None) or "-"
-
-
-def _masks(entry: ParityEntry) -> str:
-    """Shares of pixels; of depth and normals what stands in their place."""
-    if entry.depth_error is not None:
-        return f"depth {100 * entry.depth_error:.3g} % off"
-    if entry.normals_degrees is not None:
-        return f"normals {entry.normals_degrees:.3g} degrees off"
-    shares = (entry.mask_agreement, entry.clear_mask_agreement)
-    # Rounded down: 100 % is said where no pixel differs, and nowhere else.
-    texts = [f"{int(1e4 * share) / 100:.2f} %" for share in shares if share is not None]
-    return ", ".join(texts) or "-"
-
-
-# `check` is for packages from another machine: on a CPU without bf16 nothing is proven for bf16,
-# and
-# an unproven precision is not chosen by default. Dense heads are proven only when a package is
-# written, as a package does not hold them for torch.
-
-HELP: Final = "compare a package's graphs with its model, on every backend of this machine"
-CARD: Final = "README.md"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("package", help="a model package, or `bundled`")
@@ -98,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, progress: Callable[[str], None]) -> None:
-    """Measure, print the table, and write it with `--write`.
+    """Measure, print the table, and write it if `--write` is given.
 
     Args:
         options: Parsed options of `add_arguments`.
         progress: Called with each step.
 
     Raises:
-        PackageError: There is no such package.
+        PackageError: The package does not exist or is invalid.
         ParityError: A graph exceeds its limits; nothing is written.
     """
     # Importing torch takes seconds, and other commands do not need it.
@@ -144,10 +90,59 @@ def write_parity(package: ModelPackage, entries: Sequence[ParityEntry]) -> Model
         card.write_text(replace_section(before, manifest.parity), encoding="utf-8")
         return write_manifest(package.path, manifest)
     except BaseException:
-        # The old manifest has the digest of the old card.
+        # The old manifest, which is still in place, has the digest of the old card.
         card.write_text(before, encoding="utf-8")
         raise
 
 
 def _backend(entry: ParityEntry) -> tuple[str, str, str]:
     return entry.file, entry.runtime, entry.precision
+
+
+def parity_section(parity: Sequence[ParityEntry]) -> str:
+    """Render heading, explanation and table in Markdown."""
+    return f"{HEADING}\n\n{TEXT}\n\n{parity_table(parity)}"
+
+
+def parity_table(parity: Sequence[ParityEntry]) -> str:
+    """Render a table with a row for each entry."""
+    lines = [HEADER, ("---",) * len(HEADER), *map(_row, parity)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def replace_section(card: str, parity: Sequence[ParityEntry]) -> str:
+    """Replace the parity section of a card, or append it."""
+    section = parity_section(parity) + "\n"
+    old = re.compile(rf"^{re.escape(HEADING)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    if old.search(card):
+        return old.sub(lambda found: section if found.end() == len(card) else section + "\n", card)
+    return f"{card.rstrip()}\n\n{section}"
+
+
+def _row(entry: ParityEntry) -> tuple[str, ...]:
+    difference = f"{entry.max_abs_diff:.1e}" if entry.is_finite else "not finite"
+    return (
+        f"`{entry.file}`",
+        entry.runtime,
+        entry.precision,
+        difference,
+        _pair(entry.min_cosine_cls, entry.mean_cosine_cls),
+        _pair(entry.min_cosine_patches, entry.mean_cosine_patches),
+        _masks(entry),
+        "yes" if entry.passed else "no",
+    )
+
+
+def _pair(worst: float | None, mean: float | None) -> str:
+    return ", ".join(f"{cosine:.6f}" for cosine in (worst, mean) if cosine is not None) or "-"
+
+
+def _masks(entry: ParityEntry) -> str:
+    if entry.depth_error is not None:
+        return f"depth {100 * entry.depth_error:.3g} % off"
+    if entry.normals_degrees is not None:
+        return f"normals {entry.normals_degrees:.3g} degrees off"
+    shares = (entry.mask_agreement, entry.clear_mask_agreement)
+    # Rounded down, so that 100 % means that no pixel differs.
+    texts = [f"{int(1e4 * share) / 100:.2f} %" for share in shares if share is not None]
+    return ", ".join(texts) or "-"

@@ -1,4 +1,4 @@
-"""How far outputs differ from the reference: embeddings, masks and dense maps.
+"""Measure how outputs differ from the reference: embeddings, masks and dense maps.
 
 Shapes: B batch, N patches, D embedding width, K classes, H W pixels or rows and columns of a map.
 """
@@ -12,7 +12,7 @@ from model.segmentation import cosine_map, l2_normalize, segment, upsample_bilin
 from model.winner_map import Labels
 
 FloatArray = NDArray[np.float32]
-# If the best two cosines are nearer than this, either class is a good answer.
+# If the best two cosines differ by less, either class is a good answer.
 CLEAR_MARGIN = 0.01
 
 
@@ -22,7 +22,7 @@ class ReferenceMask:
 
     Attributes:
         labels_HW: Labels as segmentation returns them.
-        clear_HW: Where the best cosine is `CLEAR_MARGIN` above the second.
+        clear_HW: Pixels whose best cosine is at least `CLEAR_MARGIN` above the second.
     """
 
     labels_HW: Labels
@@ -73,12 +73,12 @@ class Agreement:
 
     @property
     def share(self) -> float | None:
-        """Of all pixels; None where there are none."""
+        """Share of all pixels; None without pixels."""
         return self.same / self.pixels if self.pixels else None
 
     @property
     def clear_share(self) -> float | None:
-        """Of the clear pixels; None where there are none."""
+        """Share of the clear pixels; None without any."""
         return self.clear_same / self.clear if self.clear else None
 
 
@@ -88,14 +88,14 @@ class ParityError(ValueError):
 
 @dataclass(slots=True)
 class Cosines:
-    """Cosines of embeddings with the reference's: the lowest and the mean."""
+    """Lowest and mean cosine between embeddings and the reference."""
 
     lowest: float | None = None
     total: float = 0.0
     count: int = 0
 
     def add(self, exported: FloatArray, reference: FloatArray) -> None:
-        """Compare vectors on the last axis, all of them finite."""
+        """Compare finite vectors on the last axis."""
         cosines = (l2_normalize(exported) * l2_normalize(reference)).sum(axis=-1)
         lowest = float(cosines.min())
         self.lowest = lowest if self.lowest is None else min(self.lowest, lowest)
@@ -104,7 +104,7 @@ class Cosines:
 
     @property
     def mean(self) -> float | None:
-        """The mean; None where nothing was compared."""
+        """The mean; None before the first comparison."""
         return self.total / self.count if self.count else None
 
 
@@ -113,11 +113,11 @@ class Distance:
     """The largest differences and the cosines seen so far.
 
     Attributes:
-        is_finite: Whether all outputs are finite. Others count here only, since every comparison
-            with NaN is false.
-        max_relative_diff: In units of the root mean square of the reference's output.
+        is_finite: Whether all outputs are finite. An output that is not counts only here, since
+            every comparison with NaN is false.
+        max_relative_diff: Relative to the root mean square of the reference's output.
         worst_size: Size of the input with that difference.
-        max_length_error: Relative error of embeddings' lengths, which cosines do not show.
+        max_length_error: Relative error of embeddings' lengths, to which cosines are blind.
     """
 
     is_finite: bool = True
@@ -132,7 +132,7 @@ class Distance:
         """Compare one output of one input of this size.
 
         Returns:
-            Whether the exported output is finite; if not, nothing else of it should be counted.
+            Whether the exported output is finite; if not, skip further comparisons of it.
 
         Raises:
             ParityError: The shapes differ.
@@ -165,31 +165,31 @@ class Distance:
 
 @dataclass(slots=True)
 class Mean:
-    """A mean over the numbers of many arrays; None without any."""
+    """Mean over the numbers of many arrays."""
 
     total: float = 0.0
     count: int = 0
 
     def add(self, values: NDArray[np.floating]) -> None:
-        """Count every number."""
+        """Add every number."""
         self.total += float(values.sum(dtype=np.float64))
         self.count += values.size
 
     @property
     def value(self) -> float | None:
-        """The mean."""
+        """The mean; None without numbers."""
         return self.total / self.count if self.count else None
 
 
 def depth_errors(exported_BHW: FloatArray, reference_BHW: FloatArray) -> FloatArray:
-    """|difference| / depth, of depths in metres."""
+    """Relative errors of depths in metres."""
     errors: FloatArray = np.abs(exported_BHW - reference_BHW) / np.maximum(reference_BHW, 1e-3)
     return errors
 
 
 def normal_angles(exported_B3HW: FloatArray, reference_B3HW: FloatArray) -> NDArray[np.float64]:
-    """Degrees [B, H, W] between vectors of any length."""
-    # By the chord and in float64: an arc cosine near one loses half of the digits.
+    """Angles [B, H, W] in degrees between vectors of any length."""
+    # From the chord, in float64: an arc cosine near one loses half of the digits.
     exported, reference = (
         np.moveaxis(vectors.astype(np.float64), 1, -1)
         for vectors in (exported_B3HW, reference_B3HW)

@@ -36,10 +36,9 @@ from model.runtime.loaded_graphs import LoadedGraph, loaded_graphs
 from model.runtime.machine import installed_libraries, this_hardware
 from model.segmentation import average_groups
 
-# The limits of each precision. Measured by this gate on a CPU with AMX: the bundled student
-# (trained), and a B/14 (random weights at the scales of a trained model). The limits of quantised
-# graphs are those at which the faults of `tests/model/parity/test_gate.py` are still caught.
-
+# Measured by this gate on a CPU with AMX: the bundled student (trained), and a B/14 (random weights
+# at the scales of a trained model). The limits of quantised graphs still catch the faults of
+# `tests/model/parity/test_gate.py`.
 LIMITS: Final[dict[Precision, ParityLimits]] = {
     # Only the order of sums differs. Measured: at most 1.7e-5 of an output's scale, also on noise,
     # and 99.99 % of the pixels; six times that is more than rounding.
@@ -66,7 +65,7 @@ LIMITS: Final[dict[Precision, ParityLimits]] = {
     ),
 }
 # Dense heads: relative error of depth, degrees between normals, share of pixels of the same class.
-# Chosen by the use of such maps; no released heads could be measured here.
+# Chosen for the use of such maps; no released heads could be measured here.
 _DENSE: Final[dict[Precision, tuple[float, float, float]]] = {
     "fp32": (1e-4, 0.01, 0.999),
     "bf16": (0.02, 1.0, 0.99),
@@ -127,16 +126,16 @@ def measure(
         graphs: Graphs to measure.
 
     Raises:
-        ParityError: An output has a wrong shape, or a graph refuses an input.
+        ParityError: An output has a wrong shape, or a graph fails on an input.
     """
     return [_measure_graph(reference, runtime, graph) for graph in graphs]
 
 
 def require(entries: Sequence[ParityEntry]) -> None:
-    """Refuse graphs that exceed their limits.
+    """Check that all graphs are within their limits.
 
     Raises:
-        ParityError: A graph exceeds a limit; the message says what to do.
+        ParityError: A graph exceeds a limit.
     """
     for entry in entries:
         if not entry.passed:
@@ -261,7 +260,6 @@ def _arrays(output: VisionOutput) -> list[FloatArray]:
 def _run(
     graph: LoadedGraph, size: tuple[int, ...], call: Callable[..., Output], *inputs: object
 ) -> Output:
-    """Run one input; a graph that refuses it fails the gate."""
     try:
         return call(*inputs)
     except Exception as error:
@@ -270,8 +268,8 @@ def _run(
         ) from error
 
 
-# A fault of the graph itself shows first in ONNX Runtime, which rounds nothing. torch is the
-# reference, and packages are not written on GPUs.
+# ONNX Runtime first: it rounds nothing, so its differences are faults of the graph itself. torch is
+# the reference, and packages are not written on GPUs.
 RUNTIMES: Final = ("onnx", "openvino")
 
 
@@ -286,7 +284,7 @@ class Proof:
     def is_hint(self) -> bool:
         """Whether the runtime computes float32 graphs in another precision.
 
-        Failures are then recorded and not refused: such a backend is not chosen by default.
+        Failures are then only recorded: such a backend is not chosen by default.
         """
         return self.choice.precision != "fp32" and all(
             graph.file == graph_file(graph.part) for graph in self.graphs

@@ -1,4 +1,10 @@
-"""Images and texts that the parity gate compares on."""
+"""Images and texts that the parity gate compares on.
+
+Real images and words judge every precision. Noise and random tokens judge float32 only, since no
+quantisation is made for them.
+
+Shapes: B batch, L tokens, H W pixels, 3 colour channels (RGB).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,26 +20,20 @@ from model.preprocess import prepare_image
 from model.segmentation import upsample_bilinear
 from model.text import TextTokenizer
 
-# Real images that exports are proven on, and others that quantisation is calibrated on.
-#
-# The two sets share no image, so that the gate judges on images that no export has seen. Where
-# they come from is said in `images/README.md`.
-#
-# Shapes: B batch, H W pixels, 3 colour channels (RGB).
-
+# The two sets share no image, so that the gate judges on images that no export has seen.
 FOLDER = Path(__file__).parent / "images"
 RgbImage = NDArray[np.uint8]
 
 
 @cache
 def gate_images() -> tuple[RgbImage, ...]:
-    """Eight images uint8 [H, W, 3] that exports are judged on; never calibrate with them."""
+    """Eight images, uint8 [H, W, 3], to compare exports on; never calibrate with them."""
     return _read(FOLDER / "gate")
 
 
 @cache
 def calibration_images() -> tuple[RgbImage, ...]:
-    """Images uint8 [H, W, 3] that quantisation may look at, whole and by halves."""
+    """Images to calibrate quantisation with, uint8 [H, W, 3], whole and in halves."""
     whole = _read(FOLDER / "calibration")
     halves = [image for pixels_HW3 in whole for image in np.array_split(pixels_HW3, 2, axis=1)]
     return (*whole, *(np.ascontiguousarray(half_HW3) for half_HW3 in halves))
@@ -42,13 +42,13 @@ def calibration_images() -> tuple[RgbImage, ...]:
 def image_batch(
     images: Sequence[RgbImage], size_hw: tuple[int, int], *, batch: int, first: int = 0
 ) -> NDArray[np.float32]:
-    """Model input of consecutive images, from the start again after the last.
+    """Make model input of consecutive images; the first follows the last.
 
     Args:
         images: uint8 [H, W, 3] of any sizes.
         size_hw: Height and width to squash them to, in pixels.
-        batch: B.
-        first: Index of the first of them.
+        batch: Number of images.
+        first: Index of the first image.
 
     Returns:
         float32 [B, 3, H, W] in [0, 1].
@@ -65,24 +65,19 @@ def _read(folder: Path) -> tuple[RgbImage, ...]:
         pixels_HW3.setflags(write=False)
         images.append(pixels_HW3)
     if not images:
-        raise FileNotFoundError(f"{folder} holds no images; install the package again, whole")
+        raise FileNotFoundError(
+            f"{folder} holds no images; the installation is incomplete, install it again"
+        )
     return tuple(images)
 
-
-# What exports are compared on: images of many sizes within a budget, texts of many lengths.
-#
-# Real images and real words judge every precision. Noise and random tokens are a second, hostile
-# input for float32 alone: no quantisation is made for them.
-#
-# Shapes: B batch, L tokens, H W pixels.
 
 FloatArray = NDArray[np.float32]
 TokenArray = NDArray[np.int64]
 Size = tuple[int, int, int]
-# What one way of running a graph may cost beyond the sizes that all models are tried on: half a
-# minute of one core in float32. B/14 has the large image and eight different ones in it.
+# Cost of the optional sizes for one backend: half a minute of one core in float32. It is enough for
+# B/14 with the large image and with eight different images.
 BUDGET_GFLOP = 3000.0
-# What the images show and, between them, what they do not.
+# Things that the images show, and things that they do not show.
 CLASS_NAMES = (
     "orange", "lemon", "kiwi", "burger", "sunflower", "book", "dog",
     "bird", "house", "window", "table", "bottle", "grass", "sky",
@@ -101,7 +96,7 @@ SENTENCES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionInput:
-    """A batch of one size.
+    """A batch of images of one size.
 
     Attributes:
         pixels_B3HW: float32 RGB in [0, 1].
@@ -113,7 +108,7 @@ class VisionInput:
 
     @property
     def is_real(self) -> bool:
-        """Whether it is images and not noise."""
+        """Whether these are images and not noise."""
         return bool(self.mask_sizes)
 
     @property
@@ -133,15 +128,15 @@ class TextInput:
 
 
 def plan_sizes(manifest: Manifest, *, num_blocks: int, budget_gflop: float) -> list[Size]:
-    """Batch, height and width of the real inputs: the important ones, then what the budget allows.
+    """Plan batch, height and width of the real inputs.
 
-    Every model is tried at its native square, on oblongs both ways (a position grid that was baked
-    in shows there) and with eight different images in a batch.
+    Every model runs its native square, oblongs of both orientations (which reveal a position grid
+    that tracing froze) and a batch of eight different images.
 
     Args:
-        manifest: Gives native size, what sides are multiples of, and the width.
-        num_blocks: Of the vision tower.
-        budget_gflop: For the others.
+        manifest: Native size, size multiple and embedding width.
+        num_blocks: Number of blocks of the vision tower.
+        budget_gflop: Limit for the cost of all further sizes.
     """
     unit, native = manifest.size_multiple, manifest.native_size
     quarter, half, long = (_nearest(native * part, unit) for part in (0.25, 0.5, 0.75))
@@ -160,7 +155,7 @@ def plan_sizes(manifest: Manifest, *, num_blocks: int, budget_gflop: float) -> l
 
 
 def gflop(size: Size, manifest: Manifest, *, num_blocks: int) -> float:
-    """What a batch costs, two operations a multiplication: blocks with an MLP of four widths."""
+    """Cost of a batch, two operations per multiplication: blocks with an MLP of four widths."""
     batch, height, width = size
     tokens = 2 + height * width // manifest.patch_size**2
     dim = manifest.embed_dim
@@ -168,7 +163,7 @@ def gflop(size: Size, manifest: Manifest, *, num_blocks: int) -> float:
 
 
 def image_inputs(manifest: Manifest, sizes: Sequence[Size]) -> list[VisionInput]:
-    """The gate's images in these sizes, and noise of three awkward ones."""
+    """The gate's images in these sizes, and noise of three unusual sizes."""
     images = gate_images()
     inputs, first = [], 0
     for batch, height, width in sizes:
@@ -187,7 +182,7 @@ def image_inputs(manifest: Manifest, sizes: Sequence[Size]) -> list[VisionInput]
 
 
 def text_inputs(tokenizer: TextTokenizer, vocab_size: int) -> list[TextInput]:
-    """Words, sentences up to the longest, alone and padded; and random tokens."""
+    """Words and sentences up to the token limit, and random tokens."""
     inputs = []
     for texts in ([CLASS_NAMES[0]], CLASS_NAMES, SENTENCES):
         tokens = tokenizer.encode(texts)

@@ -1,7 +1,7 @@
-"""What the model itself says, in float32: computed once, compared with every export.
+"""Outputs of the model in float32, computed once and compared with every export.
 
 The reference is transformers' own forward, not the code that was traced; only the value path,
-which transformers lacks, comes from `model.features`.
+which transformers lacks, is from `model.features`.
 
 Shapes: B batch, N patches, L tokens, D embedding width, K classes, H W pixels.
 """
@@ -34,7 +34,7 @@ from model.runtime.base import VisionOutput
 from model.segmentation import average_groups
 from model.text import TEMPLATES, TextTokenizer, fill
 
-# A dense head of the model in float32: pixels to what `Runtime.estimate` answers.
+# A dense head of the model in float32: pixels to what `Runtime.estimate` returns.
 DenseReference = Callable[[FloatArray], FloatArray]
 DENSE_FIELDS: Final[dict[DenseTask, str]] = {
     "depth": "predicted_depth",
@@ -45,7 +45,7 @@ DENSE_FIELDS: Final[dict[DenseTask, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionCase:
-    """Images and what the model says of them; masks and dense maps of real images only."""
+    """Images and the model's outputs; masks and dense maps of real images only."""
 
     given: VisionInput
     output: VisionOutput
@@ -63,7 +63,7 @@ class TextCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClassPrompts:
-    """The prompts of all classes that masks are made with; `sizes` says how many each has."""
+    """The prompts of all classes; `sizes` is the number of prompts of each class."""
 
     given: TextInput
     sizes: tuple[int, ...]
@@ -71,13 +71,13 @@ class ClassPrompts:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reference:
-    """All that exports are compared with.
+    """Everything that exports are compared with.
 
     Attributes:
         name: What computed it, for the manifest.
-        features: Which patch features segment.
-        prompts: Of the classes.
-        classes_KD: Their embeddings.
+        features: Patch features to segment with: "values" or "patches".
+        prompts: Prompts of the classes.
+        classes_KD: Embeddings of the classes.
     """
 
     name: str
@@ -95,12 +95,12 @@ def build_reference(
     dense: Mapping[DenseTask, DenseReference] | None = None,
     budget_gflop: float = BUDGET_GFLOP,
 ) -> Reference:
-    """Run the model on everything that exports will be run on.
+    """Run the model on all inputs of the gate.
 
     Args:
-        model: In float32 and evaluation mode.
-        package: Its tokenizer and manifest.
-        dense: The heads that the package has.
+        model: The model in float32 and evaluation mode.
+        package: Its package, for tokenizer and manifest.
+        dense: The dense heads of the package.
         budget_gflop: See `plan_sizes`.
     """
     manifest = package.manifest
@@ -133,7 +133,7 @@ def build_reference(
 
 
 def class_prompts(tokenizer: TextTokenizer, manifest: Manifest) -> ClassPrompts:
-    """The class names in the templates that the package segments with."""
+    """The class names in the prompt templates of the package."""
     prompts = [fill(name, TEMPLATES[manifest.zero_shot.templates]) for name in CLASS_NAMES]
     tokens = tokenizer.encode([prompt for group in prompts for prompt in group])
     given = TextInput(token_ids_BL=tokens.token_ids_BL, mask_BL=tokens.mask_BL, is_real=True)
@@ -168,7 +168,7 @@ def reference_text(model: Tipsv2Model, token_ids_BL: TokenArray, mask_BL: TokenA
 def dense_references(
     dense: Tipsv2DptForDensePrediction | None,
 ) -> dict[DenseTask, DenseReference]:
-    """All heads by transformers' forward, which computes the three at once; none of None."""
+    """Reference of each head by transformers' forward; empty for None."""
     if dense is None:
         return {}
     return {task: partial(_dense_map, dense, name) for task, name in DENSE_FIELDS.items()}
@@ -183,7 +183,7 @@ def _dense_map(
 
 
 def segmenting_features(output: VisionOutput, features: str) -> FloatArray:
-    """The patch features [B, N, D] that masks are made of: "values" or "patches"."""
+    """The patch features [B, N, D] to segment with: "values" or "patches"."""
     return output.values_BND if features == "values" else output.patches_BND
 
 

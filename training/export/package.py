@@ -14,8 +14,8 @@ import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from model.export.graph_writer import draft_manifest
-from model.export.package_writer import PackageContent, render_card, write_package
+from model.export.graph_writer import PackageContent, draft_manifest
+from model.export.package_writer import render_card, write_package
 from model.manifest import Manifest, ScoreEntry
 from model.package import ModelPackage, check_output
 

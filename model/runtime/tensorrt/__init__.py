@@ -1,1 +1,1 @@
-"""TensorRT: engines built from a package's graphs, kept in a cache, and run on one GPU."""
+"""TensorRT: build engines from a package's graphs, cache them, and run them on one GPU."""

@@ -1,6 +1,6 @@
-"""Memory of one lane: on the GPU and, page-locked, on the host; it grows and is used again.
+"""Reusable memory of one lane: on the GPU, and page-locked on the host.
 
-Inputs lie one after another in one piece, outputs in another, so that a run copies once each way.
+All inputs are in one buffer and all outputs in another, so that a run copies once each way.
 """
 
 import ctypes
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from model.runtime.tensorrt.cuda import Cuda, GpuError
 from model.runtime.tensorrt.profiles import Shape
 
-# What TensorRT asks of activations, and more than enough for tensors.
+# TensorRT requires it of activations; it is more than enough for tensors.
 ALIGNMENT = 256
 
 
 @dataclass(frozen=True, slots=True)
 class ElementType:
-    """How a tensor's numbers are stored; bfloat16, which NumPy lacks, as its 16 bits."""
+    """Type of a tensor's numbers; bfloat16, which NumPy lacks, is stored as uint16."""
 
     dtype: np.dtype[Any]
     is_bfloat16: bool = False
@@ -28,7 +28,7 @@ class ElementType:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a tensor lies in its piece of memory."""
+    """Place of a tensor in a buffer."""
 
     name: str
     shape: Shape
@@ -37,12 +37,12 @@ class Slot:
 
     @property
     def num_bytes(self) -> int:
-        """Length of the tensor."""
+        """Size of the tensor."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.element.dtype.itemsize
 
 
 def lay_out(tensors: Mapping[str, tuple[Shape, ElementType]]) -> tuple[list[Slot], int]:
-    """Place tensors one after another, aligned; also the length of it all."""
+    """Place tensors one after another, aligned; return slots and total bytes."""
     slots: list[Slot] = []
     end = 0
     for name, (shape, element) in tensors.items():
@@ -52,29 +52,29 @@ def lay_out(tensors: Mapping[str, tuple[Shape, ElementType]]) -> tuple[list[Slot
 
 
 class Buffer:
-    """A piece of memory that is replaced by a larger one when it is too small."""
+    """Memory that is replaced by a larger piece when it is too small."""
 
     def __init__(self, allocate: Callable[[int], int], free: Callable[[int], object]) -> None:
         """Reserve nothing yet.
 
         Args:
-            allocate: Gives the address of so many bytes.
-            free: Takes an address back.
+            allocate: Allocates bytes and returns the address.
+            free: Frees an address.
         """
         self._allocate, self._free = allocate, free
         self.address = 0
         self.size_bytes = 0
 
     def reserve(self, num_bytes: int) -> bool:
-        """Make it at least so large; its content is lost when it grows.
+        """Reserve at least this size; the content is lost when the buffer grows.
 
         Returns:
-            Whether it has another address now.
+            Whether the address changed.
         """
         if num_bytes <= self.size_bytes:
             return False
-        # A quarter more: sizes that creep up would else be paid for one by one. And never both the
-        # old and the new one, which may not fit together.
+        # A quarter more, so that slowly growing sizes do not reallocate each time. The old piece is
+        # freed first, since both may not fit.
         wanted = _aligned(num_bytes if not self.size_bytes else num_bytes + num_bytes // 4)
         self.close()
         self.address = self._allocate(wanted)
@@ -92,7 +92,7 @@ class Buffers:
     """All memory of a lane, shared by its graphs, which run one after another.
 
     Attributes:
-        generation: Rises when an address changes: what was captured with the old one is void.
+        generation: Rises when an address changes, which invalidates recorded CUDA graphs.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -106,10 +106,10 @@ class Buffers:
         self.activations = self._buffer("cudaMalloc", "cudaFree", "GPU memory")
 
     def reserve(self, *, inputs: int, outputs: int, activations: int) -> None:
-        """Make room, in bytes; nothing may be running.
+        """Reserve bytes in each buffer; nothing may be running.
 
         Raises:
-            GpuError: There is not so much memory.
+            GpuError: There is not enough memory.
         """
         for buffer, num_bytes in (
             (self.inputs_host, inputs),
@@ -119,12 +119,12 @@ class Buffers:
             (self.activations, activations),
         ):
             if num_bytes > buffer.size_bytes:
-                # Before it is tried: where it fails, the old address is gone already.
+                # First, since the old address is also invalid after a failure.
                 self.generation += 1
                 buffer.reserve(num_bytes)
 
     def close(self) -> None:
-        """Free everything, also where some of it fails.
+        """Free all buffers, also after a failure.
 
         Raises:
             GpuError: The first failure.
@@ -154,10 +154,10 @@ class Buffers:
 
 
 def store(slot: Slot, base: int, array: NDArray[Any]) -> None:
-    """Copy an array to its place in host memory, as the tensor's own type."""
+    """Copy an array to its slot in host memory, converted to the tensor's type."""
     view = _view(slot, base)
     if slot.element.is_bfloat16:
-        # To the nearest, ties to even; the values are finite.
+        # Rounds to nearest, ties to even; values are finite.
         bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
         view[...] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     else:

@@ -1,7 +1,7 @@
 """`python -m model build-engine`: build a package's engines before the service starts.
 
-Run it in an init container or an image build, on the same kind of GPU: the service then finds the
-engines in the cache and starts in seconds.
+Run it in an init container or an image build on the same kind of GPU. The service then loads the
+engines from the cache and starts in seconds.
 """
 
 import argparse
@@ -80,8 +80,8 @@ def run(
     Raises:
         MissingRuntimeError: TensorRT or cuda-python is not installed.
         GpuError: There is no usable GPU, or an engine cannot be built.
-        PackageError: The folder is no package, or has no graph of the precision.
-        ValueError: Numbers that cannot be meant.
+        PackageError: The folder is not a package, or has no graph of the precision.
+        ValueError: An option is out of range.
         OSError: The cache cannot be written.
     """
     wanted = _options(options, cache)

@@ -1,4 +1,4 @@
-"""TensorRT and CUDA's runtime: imports, calls whose errors are exceptions, and log messages."""
+"""Import TensorRT and CUDA's runtime, raise CUDA's errors, and forward TensorRT's log."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from model.runtime.base import MissingRuntimeError
 
-# By name: the numbers differ between versions.
+# By name, since the numbers differ between versions.
 ADVICE: Final = {
     "cudaErrorMemoryAllocation": "the GPU's memory is full: use fewer lanes or smaller batches, or "
     "end what else runs on it",
@@ -24,7 +24,7 @@ OTHER_ADVICE: Final = (
 
 
 class GpuError(RuntimeError):
-    """CUDA or TensorRT failed; the message says at what, why, and what to try.
+    """CUDA or TensorRT failed; the message has the call, the reason and advice.
 
     Attributes:
         code: CUDA's name of the error; empty for errors of TensorRT.
@@ -50,14 +50,14 @@ class Cuda:
 
         Args:
             function: Name of the function.
-            doing: What it does, for the error message: "reserve 4 bytes".
+            doing: Description of the call for errors, such as "reserve 4 bytes".
             arguments: Arguments of the function.
 
         Returns:
             None, the value, or a tuple of values.
 
         Raises:
-            GpuError: CUDA says that it failed.
+            GpuError: The call failed.
         """
         error, *values = getattr(self.runtime, function)(*arguments)
         if error != self.runtime.cudaError_t.cudaSuccess:
@@ -80,15 +80,15 @@ MAX_ERRORS = 8
 class LibraryLog:
     """Forwards TensorRT's messages to Python's log, and keeps its last errors for exceptions.
 
-    TensorRT returns None or False on failure and gives the reason to its logger only. It uses the
-    first logger of a process for ever, so there is one.
+    TensorRT returns None or False on failure and reports the reason only to its logger. It uses the
+    first logger of a process for all later objects, so there is only one.
 
     Attributes:
         logger: For the library's constructors.
     """
 
     def __init__(self, trt: Any) -> None:
-        """Make the library's logger, which must derive from its own class."""
+        """Make the logger, which must derive from TensorRT's class."""
         levels = {
             trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
             trt.ILogger.Severity.ERROR: logging.ERROR,
@@ -131,27 +131,21 @@ _LOGS: dict[int, LibraryLog] = {}
 
 
 def library_log(trt: Any) -> LibraryLog:
-    """The log of a module, which lives as long as the process."""
+    """The log of a module `tensorrt`, which lives as long as the process."""
     with _LOCK:
         if id(trt) not in _LOGS:
             _LOGS[id(trt)] = LibraryLog(trt)
         return _LOGS[id(trt)]
 
 
-# The two libraries that everything here asks: TensorRT, and CUDA's runtime from `cuda-python`.
-#
-# The only place that imports them; the others are given them, which is what lets the tests put
-# stand-ins in their place.
-
-
 @dataclass(frozen=True, slots=True)
 class GpuLibraries:
-    """What is asked instead of an import.
+    """The imported libraries, passed as an argument so that tests can replace them.
 
     Attributes:
         trt: The module `tensorrt`.
-        cuda: CUDA's runtime, with its errors as exceptions.
-        log: Where TensorRT's messages go.
+        cuda: CUDA's runtime, which raises its errors.
+        log: Log of TensorRT's messages.
     """
 
     trt: Any
@@ -161,13 +155,13 @@ class GpuLibraries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """What of a GPU and its libraries decides whether an engine runs there.
+    """Facts of a GPU and its libraries that decide whether an engine runs there.
 
     Attributes:
-        gpu: The model's name.
+        gpu: Name of the GPU model.
         compute_capability: Such as "9.0".
-        tensorrt: Version of the library.
-        cuda_major: Of the CUDA that the driver supports.
+        tensorrt: Version of TensorRT.
+        cuda_major: Major version of CUDA that the driver supports.
     """
 
     gpu: str
@@ -177,17 +171,17 @@ class DeviceFacts:
 
     @property
     def folder(self) -> str:
-        """Name of the folder for everything that was made on such a device."""
+        """Name of the cache folder for such a device."""
         parts = (self.gpu, "cc", self.compute_capability, "trt", self.tensorrt, "cuda")
         text = f"{'-'.join(parts)}-{self.cuda_major}".lower()
         return re.sub(r"[^a-z0-9.]+", "-", text)
 
 
 def load_libraries() -> GpuLibraries:
-    """Import both.
+    """Import TensorRT and CUDA's runtime.
 
     Raises:
-        MissingRuntimeError: One of them is not installed, or cannot be loaded.
+        MissingRuntimeError: A library is not installed, or cannot be loaded.
     """
     try:
         import tensorrt  # noqa: PLC0415 - only when this runtime is chosen
@@ -201,10 +195,10 @@ def load_libraries() -> GpuLibraries:
 
 
 def device_facts(libraries: GpuLibraries, device_index: int) -> DeviceFacts:
-    """What this process's GPU is.
+    """Read the facts of a GPU.
 
     Raises:
-        GpuError: There is none, or no driver.
+        GpuError: There is no GPU or no driver.
     """
     cuda = libraries.cuda
     properties = cuda(

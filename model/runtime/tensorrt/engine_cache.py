@@ -1,7 +1,7 @@
 """A folder of built engines, shared by processes; each has a JSON file with its key and digest.
 
-An engine of another key or digest is built again, and the log says why. One process builds at a
-time, as two would disturb each other's timings.
+An engine whose key or digest differs is built again, and the log says why. One process builds at a
+time, since parallel builds would disturb each other's timings.
 """
 
 import hashlib
@@ -18,25 +18,21 @@ from model.manifest import Manifest
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError
 from model.runtime.tensorrt.profiles import EngineOptions, Profile
 
-# What an engine depends on: with all of it equal, a kept engine may be used instead of a new one.
-#
-# An engine is compiled for one GPU model, one TensorRT version and one graph. Knows no TensorRT.
-
-# Raised when engines are built differently from the same ingredients.
+# Raised when the code builds a different engine from the same key.
 RECIPE = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKey:
-    """Everything that an engine was made from.
+    """Everything that an engine depends on; a cached engine is used only if all of it is equal.
 
     Attributes:
-        device: For which and with which library.
-        part: Which graph.
-        precision: Of the graph's arithmetic.
-        graph_sha256: Over the graph's file and the files with its weights.
-        profiles: The shapes it is built for.
-        options: The builder's other options.
+        device: GPU and libraries.
+        part: Graph of the package.
+        precision: Precision of the graph.
+        graph_sha256: Digest of the graph and its weights; see `graph_digest`.
+        profiles: Input shapes.
+        options: Further options of the builder.
     """
 
     device: DeviceFacts
@@ -71,7 +67,7 @@ class EngineKey:
 
 
 def differences(found: Any, wanted: dict[str, Any]) -> str:
-    """In words, how a kept key differs from the one that is wanted; empty where it does not."""
+    """Describe how a cached key differs from the wanted one; empty if it does not."""
     if not isinstance(found, dict):
         return "nothing says what it was made from"
     changed = [name for name in wanted if name not in found or found[name] != wanted[name]]
@@ -86,10 +82,10 @@ def differences(found: Any, wanted: dict[str, Any]) -> str:
 
 
 def graph_digest(manifest: Manifest, file: str) -> str:
-    """SHA-256 over a graph and whatever may hold its weights, from the manifest's digests.
+    """SHA-256 of a graph and its weights, from the manifest's digests.
 
-    All files in the graph's folder that are not graphs count, as each may hold its weights. At
-    worst an engine is built once too often.
+    All files in the graph's folder that are not graphs count, since each may hold its weights. At
+    worst an engine is built again without need.
     """
     folder = PurePosixPath(file).parent
     counted = {
@@ -118,7 +114,7 @@ class EngineCache:
     """A folder of engines; any number of processes may use it at once."""
 
     def __init__(self, folder: Path) -> None:
-        """Use a folder, which is made on the first write."""
+        """Use a folder, which is created on the first write."""
         self._folder = folder.expanduser()
 
     def plan_file(self, key: EngineKey) -> Path:
@@ -172,7 +168,7 @@ def _log_wait(holder: str) -> None:
 
 
 def _read(path: Path, key: EngineKey) -> tuple[bytes | None, str]:
-    """A kept engine that may be used, or why there is none."""
+    """The cached engine, or None and the reason."""
     try:
         note: Any = json.loads(_note_file(path).read_bytes())
         plan = path.read_bytes()
@@ -191,7 +187,7 @@ def _read(path: Path, key: EngineKey) -> tuple[bytes | None, str]:
 
 
 def _write(path: Path, plan: bytes, key: EngineKey) -> None:
-    """The engine first: until the new note is there, the old one does not vouch for it."""
+    # The engine first: the digest in the old note does not match it, so a crash here is safe.
     atomic_write(path, plan)
     note = {"key": key.facts(), "sha256": hashlib.sha256(plan).hexdigest()}
     atomic_write(_note_file(path), json.dumps(note, indent=1).encode())

@@ -24,21 +24,17 @@ from model.runtime.tensorrt.profiles import (
     profiles_for,
 )
 
-# Engines that are loaded: once in a process, whatever the number of lanes that run them.
-#
-# An engine holds the weights on the GPU. Lanes have execution contexts of their own over it.
-
 
 @dataclass(eq=False)
 class LoadedEngine:
-    """An engine on the GPU, with its inputs and outputs.
+    """An engine on the GPU, which holds the weights; lanes share it.
 
     Attributes:
         engine: TensorRT's engine.
         runtime: TensorRT's runtime, which must live as long as the engine.
         inputs: Element types of the inputs.
         outputs: Element types of the outputs.
-        profiles: Shapes that it was built for.
+        profiles: Shapes that the engine was built for.
         lock: Held while an execution context is made.
     """
 
@@ -96,6 +92,7 @@ def _element_type(trt: Any, kind: Any) -> ElementType:
     return known[kind]
 
 
+# Each engine is loaded once per process, whatever the number of lanes.
 ENGINES = SharedGraphCache()
 
 
@@ -136,7 +133,7 @@ def build_engine(
         GpuError: TensorRT refuses the graph or a profile, or cannot build.
     """
     # Strongly typed: each layer computes in the precision of the graph, which was compared with
-    # torch, and in no other. TensorRT 11 has no other networks.
+    # torch. TensorRT 11 has no other networks.
     trt, log = libraries.trt, libraries.log
     log.take_errors()
     builder = trt.Builder(log.logger)
@@ -222,7 +219,7 @@ def _monitor(trt: Any, progress: Progress) -> Any:
             self._steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            """Begin a phase of so many steps."""
+            """Begin a phase."""
             if parent_phase is None:
                 self._steps[phase_name] = num_steps
                 progress(phase_name)

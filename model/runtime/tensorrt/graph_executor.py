@@ -15,31 +15,29 @@ from model.runtime.tensorrt.cuda import GpuError, GpuLibraries
 from model.runtime.tensorrt.engines import LoadedEngine
 from model.runtime.tensorrt.profiles import Shape, TensorRtOptions, choose_profile, split_batch
 
-# One lane on the GPU: a stream, whose work runs in order, an event to wait for it, and memory.
-
 LOGGER = logging.getLogger(__name__)
 
 
 class LaneStream:
-    """A CUDA stream and its memory. Used by one thread at a time.
+    """A CUDA stream, an event to wait for it, and memory. Used by one thread at a time.
 
     Attributes:
         handle: The stream as an integer, for TensorRT.
-        buffers: Memory of all graphs that run on it.
+        buffers: Memory of all graphs that run on the stream.
     """
 
     def __init__(self, libraries: GpuLibraries, device_index: int) -> None:
         """Make stream and event.
 
         Raises:
-            GpuError: The GPU cannot be used; nothing is left behind.
+            GpuError: The GPU cannot be used; nothing stays allocated.
         """
         self.libraries = libraries
         self._device_index = device_index
         cuda, runtime = libraries.cuda, libraries.cuda.runtime
         self.use_device()
         with ExitStack() as cleanup:
-            # Not ordered with the default stream, which libraries of others may use.
+            # Not synchronised with the default stream, which other libraries may use.
             self._stream: Any = cuda(
                 "cudaStreamCreateWithFlags", "make a stream", runtime.cudaStreamNonBlocking
             )
@@ -52,7 +50,7 @@ class LaneStream:
         self.handle = int(self._stream)
 
     def use_device(self) -> None:
-        """Make the GPU this thread's: CUDA keeps the choice for each thread."""
+        """Select the GPU for the calling thread; CUDA keeps the choice per thread."""
         self.libraries.cuda(
             "cudaSetDevice",
             f"be given to this thread as number {self._device_index}",
@@ -60,7 +58,7 @@ class LaneStream:
         )
 
     def copy(self, source: int, target: int, num_bytes: int, *, to_device: bool) -> None:
-        """Put a copy between the host's locked memory and the GPU's on the stream."""
+        """Queue a copy between page-locked host memory and the GPU."""
         kinds = self.libraries.cuda.runtime.cudaMemcpyKind
         kind = kinds.cudaMemcpyHostToDevice if to_device else kinds.cudaMemcpyDeviceToHost
         self.libraries.cuda(
@@ -88,7 +86,7 @@ class LaneStream:
         self.libraries.cuda.runtime.cudaStreamSynchronize(self._stream)
 
     def begin_capture(self) -> None:
-        """From here on, record what is put on the stream instead of running it."""
+        """Record what is queued from here on, instead of running it."""
         modes = self.libraries.cuda.runtime.cudaStreamCaptureMode
         # The global mode would forbid other lanes to reserve memory during the capture.
         self.libraries.cuda(
@@ -99,10 +97,10 @@ class LaneStream:
         )
 
     def end_capture(self) -> Any:
-        """The recorded graph, ready to launch.
+        """Return the recorded graph, ready to launch.
 
         Raises:
-            GpuError: What was put on the stream cannot be recorded.
+            GpuError: The recorded work cannot be a graph.
         """
         cuda = self.libraries.cuda
         graph = cuda("cudaStreamEndCapture", "end a recording", self._stream)
@@ -112,7 +110,7 @@ class LaneStream:
             cuda.runtime.cudaGraphDestroy(graph)
 
     def launch(self, graph: Any) -> None:
-        """Put a recorded graph on the stream."""
+        """Queue a recorded graph."""
         self.libraries.cuda("cudaGraphLaunch", "start a recorded graph", graph, self._stream)
 
     def forget(self, graph: Any) -> None:
@@ -131,20 +129,20 @@ class LaneStream:
         runtime.cudaStreamDestroy(self._stream)
 
 
-# Each input shape has its own execution context. TensorRT allows a recorded CUDA graph only as long
-# as its context is unchanged, so a context cannot serve two shapes. Contexts without their own
-# memory are cheap, and all contexts of a lane share one piece.
-#
-# Source: TensorRT documentation, on CUDA graphs and on dynamic shapes.
-
 Arrays = dict[str, NDArray[Any]]
-# Runs of a shape before it is recorded: the first lets TensorRT do what it put off.
+# Runs of a shape before it is recorded: in the first, TensorRT finishes deferred setup.
 RUNS_BEFORE_CAPTURE = 1
 
 
 @dataclass(slots=True)
 class _PreparedShape:
-    """An execution context for one shape, and where its tensors lie."""
+    """An execution context for one input shape, and the places of its tensors.
+
+    Each shape has its own context, since a recorded CUDA graph is valid only while its context is
+    unchanged. Contexts are cheap: all contexts of a lane share one piece of memory.
+
+    Source: TensorRT documentation, on CUDA graphs and on dynamic shapes.
+    """
 
     context: Any
     inputs: list[Slot]
@@ -161,7 +159,7 @@ class GraphExecutor:
     """One engine on one lane. Used by one thread at a time."""
 
     def __init__(self, lane: LaneStream, engine: LoadedEngine, options: TensorRtOptions) -> None:
-        """Prepare nothing yet; shapes are prepared when they first come."""
+        """Prepare nothing yet; a shape is prepared on its first run."""
         self._lane, self._engine, self._options = lane, engine, options
         self._prepared: OrderedDict[tuple[Shape, ...], _PreparedShape] = OrderedDict()
         self._may_capture = options.use_cuda_graphs
@@ -169,11 +167,11 @@ class GraphExecutor:
     def run(
         self, inputs: Mapping[str, NDArray[Any]], *, check: Callable[[], None] = lambda: None
     ) -> dict[str, NDArray[np.float32]]:
-        """Compute a batch, in several runs where it is larger than the engine takes.
+        """Compute a batch, in several runs if it exceeds the engine's largest batch.
 
         Args:
             inputs: Arrays with one batch axis, the first.
-            check: Called before and after each run; may raise to leave the rest out.
+            check: Called before and after each run; may raise to skip the rest.
 
         Raises:
             ValueError: No profile of the engine holds this shape.
@@ -200,12 +198,12 @@ class GraphExecutor:
         return outputs
 
     def forget(self) -> None:
-        """Free everything that was prepared."""
+        """Free all prepared shapes."""
         while self._prepared:
             self._discard(self._prepared.popitem()[1])
 
     def _run_part(self, inputs: Arrays, profile: int) -> _PreparedShape:
-        """Run a batch that the profile holds; the outputs are in host memory then."""
+        """Run a batch that fits the profile; leaves the outputs in host memory."""
         key = tuple(inputs[name].shape for name in self._engine.inputs)
         try:
             shape = self._shape(key, inputs, profile)
@@ -236,7 +234,7 @@ class GraphExecutor:
             fetch(slot, self._lane.buffers.outputs_host.address, outputs[slot.name][rows])
 
     def _shape(self, key: tuple[Shape, ...], inputs: Arrays, profile: int) -> _PreparedShape:
-        """The prepared shape with valid addresses, made where it is new."""
+        """The prepared shape with valid addresses; prepares it if it is new."""
         if key not in self._prepared:
             while len(self._prepared) >= self._options.max_shapes:
                 self._discard(self._prepared.popitem(last=False)[1])
@@ -270,7 +268,7 @@ class GraphExecutor:
         return _PreparedShape(context, given, made, input_bytes, output_bytes, activations)
 
     def _bind(self, shape: _PreparedShape) -> None:
-        """Give a context its addresses, which are part of a recorded graph."""
+        """Set a context's addresses; they are part of a recorded graph, so that is freed."""
         self._forget_graph(shape)
         buffers = self._lane.buffers
         buffers.reserve(
@@ -293,7 +291,7 @@ class GraphExecutor:
         shape.generation = buffers.generation
 
     def _submit(self, shape: _PreparedShape) -> None:
-        """Put a run on the stream: copies and kernels, one by one or as a recorded graph."""
+        """Queue a run: copies and kernels, one by one or as a recorded graph."""
         if shape.graph is None and self._may_capture and shape.num_runs >= RUNS_BEFORE_CAPTURE:
             shape.graph = self._record(shape)
         if shape.graph is None:
@@ -319,7 +317,7 @@ class GraphExecutor:
         )
 
     def _record(self, shape: _PreparedShape) -> Any:
-        """Record a run as a CUDA graph; None, once and for all, where it cannot be."""
+        """Record a run as a CUDA graph; on failure None, and never tried again."""
         self._lane.begin_capture()
         failure: GpuError | None = None
         try:
@@ -327,7 +325,7 @@ class GraphExecutor:
         except GpuError as error:
             failure = error
         try:
-            # The recording must be ended in any case, or the stream stays unusable.
+            # Also after a failure: otherwise the stream stays in recording mode.
             graph = self._lane.end_capture()
         except GpuError as error:
             graph, failure = None, failure or error

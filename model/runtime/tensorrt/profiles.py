@@ -22,15 +22,14 @@ class EngineOptions:
     """What an engine is built for. Another value means another engine.
 
     Attributes:
-        max_batch: Images that one run may hold; more are run one after another.
-        best_batch: Images that the kernels are chosen for.
+        max_batch: Largest number of images in one run; larger batches are split.
+        best_batch: Number of images that kernels are tuned for.
         max_texts: As `max_batch`, for texts.
         best_texts: As `best_batch`, for texts.
-        workspace_bytes: Device memory that one layer may use besides; None is all there is.
-        optimization_level: 0 to 5: how long the builder looks for faster kernels; 3 is its own
-            default.
-        is_hardware_compatible: Make engines that also run on other GPUs from Ampere on, which costs
-            speed.
+        workspace_bytes: Scratch memory of one layer on the GPU; None for no limit.
+        optimization_level: How long the builder searches for faster kernels, 0 to 5; TensorRT's
+            default is 3.
+        is_hardware_compatible: Build slower engines that also run on other GPUs from Ampere on.
         allow_tf32: Let float32 graphs multiply in TF32, which keeps 10 bits of each factor.
     """
 
@@ -44,7 +43,7 @@ class EngineOptions:
     allow_tf32: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the numbers can be meant."""
+        """Check the ranges."""
         for what, best, most in (
             ("images", self.best_batch, self.max_batch),
             ("texts", self.best_texts, self.max_texts),
@@ -68,14 +67,14 @@ class TensorRtOptions:
     """How engines are found and run.
 
     Attributes:
-        engine: What they are built for.
-        cache_folder: Where built engines are kept; `~` is the user's home.
-        use_package_engines: Use an engine that the package brings for this GPU and version. An
-            engine is compiled code: switch it off for packages from strangers.
-        use_cuda_graphs: Launch a shape's kernels at once from its third run on.
-        max_shapes: Shapes of each graph that stay prepared; the least recently used one goes.
-        device_index: Of the GPUs that the process sees. One process serves one GPU: give each its
-            own by `CUDA_VISIBLE_DEVICES`, and leave this at 0.
+        engine: Options of the build.
+        cache_folder: Folder of built engines; `~` is the user's home.
+        use_package_engines: Use an engine of the package if it has one for this GPU and version. An
+            engine is compiled code: switch this off for untrusted packages.
+        use_cuda_graphs: Launch a shape's kernels as one CUDA graph from its third run on.
+        max_shapes: Number of prepared shapes per graph; the least recently used one is freed.
+        device_index: Index among the GPUs that the process sees. To serve several GPUs, run one
+            process per GPU with `CUDA_VISIBLE_DEVICES`, and leave this at 0.
     """
 
     engine: EngineOptions = field(default_factory=EngineOptions)
@@ -86,16 +85,12 @@ class TensorRtOptions:
     device_index: int = 0
 
     def __post_init__(self) -> None:
-        """Check that the numbers can be meant."""
+        """Check the ranges."""
         if self.max_shapes < 1:
             raise ValueError(f"at least one shape must stay prepared, not {self.max_shapes}")
         if self.device_index < 0:
             raise ValueError(f"GPUs are counted from 0, not {self.device_index}")
 
-
-# A profile is a range of input shapes, and one shape that kernels are tuned for. Each shape bucket
-# of
-# the manifest has a profile in which only the batch varies; other sizes share two wider profiles.
 
 Shape = tuple[int, ...]
 # Most class names and captions have no more tokens than this.
@@ -108,9 +103,9 @@ class ShapeRange:
     """Shapes of one input, axis by axis from `smallest` to `largest`; the first axis is the batch.
 
     Attributes:
-        smallest: The lower end of each axis.
-        best: What kernels are chosen for.
-        largest: The upper end of each axis.
+        smallest: Lower end of each axis.
+        best: Shape that kernels are tuned for.
+        largest: Upper end of each axis.
     """
 
     smallest: Shape
@@ -126,7 +121,7 @@ class ShapeRange:
             )
 
     def has_item(self, shape: Shape) -> bool:
-        """Whether one item of this shape is inside, whatever the batch."""
+        """Whether an item of this shape is in the range; the batch is ignored."""
         return len(shape) == len(self.largest) and all(
             low <= side <= high
             for low, side, high in zip(self.smallest[1:], shape[1:], self.largest[1:], strict=True)
@@ -134,7 +129,7 @@ class ShapeRange:
 
     @property
     def num_item_shapes(self) -> int:
-        """How many shapes an item may have: 1 is a profile for this shape alone."""
+        """Number of shapes that an item may have."""
         axes = zip(self.smallest[1:], self.largest[1:], strict=True)
         return math.prod(high - low + 1 for low, high in axes)
 
@@ -146,10 +141,13 @@ Profile = Mapping[str, ShapeRange]
 def profiles_for(part: Part, manifest: Manifest, options: EngineOptions) -> tuple[Profile, ...]:
     """All profiles of a graph's engine.
 
+    Each shape bucket of the manifest has a profile in which only the batch varies. Other sizes
+    share two wider profiles.
+
     Args:
-        part: Which graph.
-        manifest: Of the package; its buckets and limits count.
-        options: Gives the batches.
+        part: Graph of the package.
+        manifest: Manifest of the package, for its buckets and limits.
+        options: Options with the batches.
     """
     if part == "text":
         return _text_profiles(manifest.max_text_tokens, options)
@@ -158,7 +156,7 @@ def profiles_for(part: Part, manifest: Manifest, options: EngineOptions) -> tupl
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int | None:
-    """Index of the narrowest profile that holds items of these shapes; None where none does."""
+    """Index of the narrowest profile with items of these shapes; None if there is none."""
     fitting = [
         (max(ranges[name].num_item_shapes for name in shapes), index)
         for index, ranges in enumerate(profiles)
@@ -188,8 +186,8 @@ def _image_profiles(manifest: Manifest, unit: int, options: EngineOptions) -> tu
         native, *(_down(side, unit) for bucket in manifest.shape_buckets for side in bucket)
     )
     usual = (smallest, native, longest)
-    # One image at a time where it may be large: memory for attention grows with the fourth power
-    # of the side, and a batch of large images is no faster than its images.
+    # Large images run one at a time: memory for attention grows with the fourth power of the side,
+    # and a batch of large images is no faster than single images.
     single = EngineOptions(max_batch=1, best_batch=1)
     wide = (smallest, min(2 * native, largest), largest)
     return (*exact, _images(usual, usual, options), _images(wide, wide, single))

@@ -45,17 +45,17 @@ class TensorRtRuntime:
         """Load the engines; building one that the cache lacks takes minutes.
 
         Args:
-            package: Opened and verified.
-            choice: Has the precision of the vision graph.
-            share: Has the cache folder; its threads do not matter on a GPU.
-            options: How engines are found and run; None for the defaults with that cache.
+            package: The verified package.
+            choice: Chosen runtime, with the precision of the vision graph.
+            share: Lane's share, for the cache folder; threads do not matter on a GPU.
+            options: Options of TensorRT; None for the defaults with that cache.
             load: Loads the libraries.
 
         Raises:
             MissingRuntimeError: TensorRT or cuda-python is not installed.
             GpuError: There is no usable GPU, or not enough of its memory.
             PackageError: The package has no graph of this precision.
-            ValueError: A precision that engines are not built in.
+            ValueError: Engines are not built in this precision.
         """
         self.precision: Precision = choice.precision
         self.device: Device = "gpu"
@@ -111,9 +111,8 @@ class TensorRtRuntime:
     def interrupt(self) -> None:
         """End the running call before its next run; see `Runtime.interrupt`.
 
-        Kernels that were started cannot be stopped and use their memory until they end. So the
-        current run, some milliseconds, is awaited and its result dropped; further runs of a large
-        batch are skipped.
+        CUDA cannot stop started kernels, which use the lane's memory. So the current run of some
+        milliseconds finishes and its result is dropped; further runs of a large batch are skipped.
         """
         call = self._call
         if call is not None:

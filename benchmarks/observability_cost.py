@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from benchmarks.noop_overhead import TARGETS, measure, running
 from service.call import Call
-from service.monitoring.log import ACCESS_LOGGER, AccessLog, LogQueue
+from service.monitoring.log import AccessLog, LogQueue
 from service.monitoring.metrics import Metrics
 from service.monitoring.span_export import tracer_provider
 from service.monitoring.telemetry import Telemetry
@@ -36,8 +36,7 @@ def whole_telemetry(*, is_logged: bool, parent: str | None, is_traced: bool) -> 
     access_log = None
     if is_logged:
         log = LogQueue(open(os.devnull, "w", encoding="utf-8"), "json", max_lines=1_000_000)  # noqa: SIM115
-        logging.getLogger(ACCESS_LOGGER).handlers = [log.handler]
-        access_log = AccessLog()
+        access_log = AccessLog(log)
     tracer = tracer_provider(Forgetful(), 1.0).get_tracer("x") if is_traced else NO_TRACER
     telemetry = Telemetry(Metrics(), tracer=tracer, access_log=access_log)
     carried = {"x-request-id": "r" * 32} | ({"traceparent": parent} if parent else {})
@@ -178,7 +177,6 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each side in a round")
     options = parser.parse_args()
-    logging.getLogger(ACCESS_LOGGER).propagate = False
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # a full queue is expected here
     compare_calls(options.rounds, options.calls)
     with collector() as endpoint, ExitStack() as stack:

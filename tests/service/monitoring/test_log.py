@@ -20,7 +20,6 @@ from PIL import TiffImagePlugin
 from model.image_codec import ImageError, ImageLimits, decode_image
 from service.call import Call, current_call
 from service.monitoring.log import (
-    ACCESS_LOGGER,
     SEND_ERROR,
     AccessLog,
     LogFormat,
@@ -170,14 +169,9 @@ def write() -> Write:
     ) -> list[str]:
         stream = io.StringIO()
         log = LogQueue(stream, log_format)
-        logger = logging.getLogger(ACCESS_LOGGER)
-        logger.addHandler(log.handler)
-        try:
-            access_log = AccessLog(ratio)
-            for outcome in outcomes:
-                access_log.write(call, outcome)
-        finally:
-            logger.removeHandler(log.handler)
+        access_log = AccessLog(log, ratio)
+        for outcome in outcomes:
+            access_log.write(call, outcome)
         assert log.close(LIMIT_S)
         return stream.getvalue().splitlines()
 

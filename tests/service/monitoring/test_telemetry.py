@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import NoOpTracer
 
 from service.call import Call, current_call
-from service.monitoring.log import ACCESS_LOGGER, LogQueue
+from service.monitoring.log import LogQueue
 from service.monitoring.metrics import Metrics
 from service.monitoring.span_export import tracer_provider
 from service.monitoring.telemetry import Telemetry, build_telemetry
@@ -98,8 +98,6 @@ def test_faults_of_the_server_are_logged_with_any_settings(
     stream = io.StringIO()
     log = LogQueue(stream, "text")
     telemetry = build_telemetry(make_settings(**values), metrics, log)
-    logger = logging.getLogger(ACCESS_LOGGER)
-    logger.addHandler(log.handler)
 
     def answer() -> None:
         for code in (200, 422, 500):
@@ -108,10 +106,7 @@ def test_faults_of_the_server_are_logged_with_any_settings(
         quiet = telemetry.begin("http", "GET", {}, 1.0)
         telemetry.end(quiet, "GET /v2/health/ready", 503, is_fault=True, is_quiet=True)
 
-    try:
-        copy_context().run(answer)
-    finally:
-        logger.removeHandler(log.handler)
+    copy_context().run(answer)
     assert log.close(LIMIT_S)
     codes = [line.split("code=")[1].split()[0] for line in stream.getvalue().splitlines()]
     assert codes == logged

@@ -64,21 +64,26 @@ from service.rest.responses import (
 )
 
 LIMITS = ImageLimits(max_bytes=10_000, max_pixels=100)
-RANDOM = np.random.default_rng(0)
+
+
+def noise(shape: int | tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
 WRONG = InvalidRequest("images[1] is wrong.", code="invalid_image", param="images[1]")
 PARTIAL = EmbedImagesOptions(partial=True)
 MASK = Segmentation(
     labels_HW=np.array([[0, 1, 2], [2, 2, 2]], np.uint16),
-    scores_HW=RANDOM.random((2, 3), dtype=np.float32),
+    scores_HW=noise((2, 3)),
     area_shares=(1 / 6, 1 / 6, 4 / 6),
 )
 MASK_ANSWER = SegmentImagesResponse(model="m", classes=("dog", "sky"), segmentations=(MASK,))
-DEPTH = EstimateMapsResponse(model="m", maps=(RANDOM.random((4, 6), np.float32),))
-NORMALS = EstimateMapsResponse(model="m", maps=(RANDOM.random((4, 6, 3), np.float32),))
+DEPTH = EstimateMapsResponse(model="m", maps=(noise((4, 6)),))
+NORMALS = EstimateMapsResponse(model="m", maps=(noise((4, 6, 3)),))
 VIEWS: dict[Any, NDArray[Any]] = {
-    "colors": RANDOM.random((4, 6, 3), np.float32),
-    "component": RANDOM.random((4, 6), np.float32),
-    "groups": RANDOM.integers(1, 4, (4, 6)).astype(np.uint16),
+    "colors": noise((4, 6, 3)),
+    "component": noise((4, 6)),
+    "groups": np.random.default_rng(0).integers(1, 4, (4, 6)).astype(np.uint16),
 }
 RANKED = Classification(
     labels_K=np.array([3, 1, 2], np.uint16),
@@ -96,10 +101,7 @@ def view(kind: Any) -> VisualizeFeaturesResponse:
 
 def vectors(vector_type: VectorType = "float32", **more: Any) -> EmbedImagesResponse:
     """Two images' `cls1` and `patches`."""
-    raw = [
-        {"cls1": RANDOM.random(6, np.float32), "patches": RANDOM.random((2, 3, 6), np.float32)}
-        for _ in range(2)
-    ]
+    raw = [{"cls1": noise(6), "patches": noise((2, 3, 6))} for _ in range(2)]
     packed = [pack_all(outputs, vector_type) for outputs in raw]
     scales = tuple(s for _, s in packed) if vector_type == "int8" else ()
     return EmbedImagesResponse(
@@ -181,7 +183,7 @@ def test_every_media_type_has_the_same_bits(
 def test_arrays_of_one_shape_are_stacked_and_others_kept_apart() -> None:
     grids = ((2, 3, 5), (2, 3, 5)), ((2, 3, 5), (3, 2, 5))
     for shapes in grids:
-        rows = tuple({"patches": RANDOM.random(s, np.float32)} for s in shapes)
+        rows = tuple({"patches": noise(shape, seed)} for seed, shape in enumerate(shapes))
         answer = EmbedImagesResponse(model="m", embeddings=rows)
         tensors = load(write(IMAGE_EMBEDDINGS, answer, SAFETENSORS, EmbedImagesOptions()))
         if len(set(shapes)) == 1:
@@ -305,7 +307,7 @@ def test_errors_are_listed_by_index_next_to_the_data(tmp_path: Any) -> None:
 
 
 def test_texts_with_errors_are_missing_in_json_and_zeros_in_the_matrix() -> None:
-    rows_TD, scales_T = pack(RANDOM.random((2, 6), np.float32), "int8")
+    rows_TD, scales_T = pack(noise((2, 6)), "int8")
     answer = EmbedTextsResponse(
         model="m", embeddings_TD=rows_TD, scales_T=scales_T, errors={0: WRONG}
     )

@@ -40,7 +40,7 @@ for library in httptools/parser/parser httptools/parser/url_parser tokenizers/to
   strip --strip-unneeded "$site/$library".*.so
 done
 
-# NumPy's tests and its tools for compilers, and everybody's hints for editors.
+# NumPy's tests and its tools for compilers, and the type hints that editors read.
 find "$site/numpy" -type d -name tests -prune -exec rm -rf {} +
 rm -rf "$site/numpy/distutils" "$site/numpy/f2py"
 find "$site" -name '*.pyi' -type f -delete

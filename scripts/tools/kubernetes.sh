@@ -8,7 +8,7 @@ MODELS=(@kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0
 CHECKOV=checkov==3.3.30
 KSERVE=kserve==0.21.0
 
-# Whether a folder holds what is asked for; whoever filled it calls mark_installed.
+# Whether a folder holds the wanted version; the script that fills it calls mark_installed.
 is_installed() { [[ -f $1/.installed && $(<"$1/.installed") == "$2" ]]; }
 mark_installed() { echo "$2" >"$1/.installed"; }
 

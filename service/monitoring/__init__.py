@@ -1,1 +1,1 @@
-"""What is told of the service: metrics, traces and logs."""
+"""Metrics, traces and logs of the service."""

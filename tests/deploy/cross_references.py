@@ -149,7 +149,7 @@ UNITS = {"m": Decimal("0.001")} | {
     for power, prefix in enumerate("KMGTPE", start=1)
 }
 UNITS["k"] = UNITS.pop("K")
-# Fractions of a byte or of a device are no mistake to the API server, and one to everybody else.
+# The API server accepts fractions of a byte or a device; here they are faults.
 WHOLE = re.compile(r"memory|storage|ephemeral-storage|[\w.-]+/[\w.-]+")
 
 
@@ -314,7 +314,7 @@ def _ports(workload: Workload) -> list[Manifest]:
 
 
 def _number(port: str | int, ports: list[Manifest]) -> int | None:
-    """The number of a port, given by name or number; None where nobody has it."""
+    """The number of a port, given by name or number; None if no container declares it."""
     numbers = {p["containerPort"] for p in ports}
     if isinstance(port, int):
         return port if port in numbers else None
@@ -383,7 +383,7 @@ def mounts(documents: list[Manifest]) -> list[str]:
             places = [mount["mountPath"] for mount in mounted]
             if len(places) != len(set(places)):
                 found.append(f"{where} mounts two volumes in one place")
-        found += [f"{workload}: nobody mounts {n}" for n in sorted(volumes - used)]
+        found += [f"{workload}: no container mounts {n}" for n in sorted(volumes - used)]
     return found
 
 
@@ -462,7 +462,7 @@ def ports(documents: list[Manifest]) -> list[str]:
     found = []
     for workload, container, chosen in _accepted(documents):
         if chosen.host in {"127.0.0.1", "::1", "localhost"}:
-            found.append(f"{workload}: the server answers nobody outside its pod")
+            found.append(f"{workload}: the server answers no request from outside its pod")
         for name in ("http", "grpc", "metrics"):
             number = getattr(chosen, f"{name}_port")
             has = {p["name"]: p["containerPort"] for p in container.get("ports", [])}.get(name)

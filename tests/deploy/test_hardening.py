@@ -92,8 +92,8 @@ ALLOWED = {
         "CKV_K8S_22": "what Ray writes beside /tmp on a cluster was not tried",
         "CKV2_K8S_6": "Ray's pods talk to one another over ports that they choose",
     },
-    "training/trainjob": {"CKV_K8S_38": "the Trainer lets nobody turn the token off"},
-    "training/trainjob-dev": {"CKV_K8S_38": "the Trainer lets nobody turn the token off"},
+    "training/trainjob": {"CKV_K8S_38": "the Trainer has no field to turn the token off"},
+    "training/trainjob-dev": {"CKV_K8S_38": "the Trainer has no field to turn the token off"},
 }
 
 

@@ -181,7 +181,8 @@ def test_the_gate_ends_the_job_and_an_eviction_does_not(name: str) -> None:
         "values": [REFUSED],
     }
     assert rules[2]["onExitCodes"] == {"operator": "In", "values": [MISTAKE]}
-    # Only so may a policy look at exit codes, and only so do steps begin anew in their order.
+    # A policy may look at exit codes only with this, and steps restart in their order only with
+    # this.
     assert job["template"]["spec"]["restartPolicy"] == "Never"
     cron = find(build(name), "CronJob", "tipserve-retrain")
     assert cron["spec"]["concurrencyPolicy"] == "Forbid"

@@ -17,7 +17,7 @@ class Workload:
     Attributes:
         document: The whole of it.
         pod: The pod's spec; of a ServingRuntime what it has of one.
-        labels: Of its pods; of a ServingRuntime those that KServe is told.
+        labels: Labels of its pods; for a ServingRuntime, those given to KServe.
     """
 
     document: Manifest

@@ -57,4 +57,4 @@ def test_failures_are_seen(fault: str, status: int, protocols: set[str]) -> None
     assert outcome.exit_statuses == {status: 2}
     failed = {name.split()[0] for name in outcome.failed}
     assert failed >= protocols
-    assert "stream" not in failed, "its client begins it anew"
+    assert "stream" not in failed, "its client opens it again"

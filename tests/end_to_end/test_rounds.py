@@ -45,7 +45,7 @@ def test_sigterm_under_load_fails_nothing(
         assert not tally.failed, tally
         assert {"REST 200", "gRPC OK"} <= set(tally.answered)
         refused = {"REST connection refused": 8, "gRPC connection refused": 12}
-        assert tally.refused == refused, "all is served until nobody can connect any more"
+        assert tally.refused == refused, "every request is served until connections are refused"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -639,7 +639,7 @@ def settle(service: Attacked, signs: VitalSigns, start: Sample) -> Sample:
 
 CLIENT_TIMEOUT_S = 5.0
 SLOW_LIMIT_S = 30.0
-# Small: good texts are computed anew again and again, and a cache that fills is no leak.
+# Small, so that good texts are computed again and again; a cache that fills is not a leak.
 TEXT_CACHE_BYTES = 1024 * 1024
 MMAP_THRESHOLD_BYTES = 1024 * 1024
 

@@ -637,7 +637,7 @@ def is_right_on_the_wire(message: str) -> bool:
     """Whether the accepted data was wrong only by types in the query, or by a further header.
 
     In a query everything is text: a string where a list should be is a list of one, and an empty
-    list is nothing at all. A header that nobody knows is nobody's fault in HTTP.
+    list is nothing at all. HTTP ignores unknown headers.
     """
     wrong = [line for line in message.splitlines() if line.strip().startswith("- violates")]
     where = [line for line in message.splitlines() if line.startswith("Invalid component")]

@@ -409,7 +409,7 @@ class RestClient:
             response = connection.getresponse()
             content = response.read()
         except BaseException as error:
-            # It is opened anew by the next request.
+            # The next request opens it again.
             connection.close()
             if isinstance(error, http.client.HTTPException):
                 raise ConnectionResetError("closed before the end of the answer") from error
@@ -567,7 +567,7 @@ def pipelined(rng: random.Random) -> bytes:
 
 
 def answered(port: int, make: Make, limit_s: float, rng: random.Random) -> str:
-    """Send it, and then nothing more: half closed, so that nobody waits for the rest."""
+    """Send it and close the sending half, so that the server does not wait for more."""
     return exchange(port, make(rng), limit_s)
 
 
@@ -815,7 +815,7 @@ def checked_code(send: Send, rng: random.Random) -> str:
 
     Raises:
         TimeoutError: It met our deadline, which is far beyond its own.
-        Broken: Its details tell of the program, or it was given up by nobody.
+        Broken: Its details reveal internals, or its status is unexpected.
     """
     try:
         return send(rng)
@@ -826,7 +826,7 @@ def checked_code(send: Send, rng: random.Random) -> str:
             raise TimeoutError from error
         if state.code() in UNASKED:
             how = state.debug_error_string()
-            raise Broken(f"{state.code().name}, which nobody asked for: {how[:300]}") from None
+            raise Broken(f"{state.code().name}, which is unexpected: {how[:300]}") from None
         if any(leak in details for leak in RPC_LEAKS):
             raise Broken(f"{state.code().name} tells of the program: {details[:200]}") from None
         return str(state.code().name)

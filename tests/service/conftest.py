@@ -72,7 +72,7 @@ class FakeRuntime:
     precision: Precision = "fp32"
     device: Device = "cpu"
     tasks: tuple[DenseTask, ...] = DENSE_TASKS
-    # After which its lane is given up, and who waits for it is told; a second at the least.
+    # After this time its lane is marked dead and waiting requests fail; at least one second.
     num_repairs = 50
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How a server is left: what reached it is answered, nobody new is let in, and nothing hangs."""
+"""Drain: accepted requests are answered, new ones are refused, and nothing hangs."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Images and texts of one request: the vectors that they have alone, let in as one."""
+"""Images and texts of one request: equal to the vectors of each alone, admitted as one request."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A device that dies or hangs under a whole server: who is told, over both transports alike."""
+"""A device that dies or hangs under a whole server, as both transports report it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -119,7 +119,7 @@ async def test_a_device_that_comes_back_is_used_again(
         asked = asyncio.ensure_future(ask(server, encode_image()))
         await until_rest(server, "ready", 503)
         runtime.fault = ""
-        # Where the lane found out by itself, whoever was let in before is answered after all.
+        # If the lane notices by itself, requests admitted before are still answered.
         assert await asked in {ok, internal, unavailable}
         await until_rest(server, "ready", 200)
         await until_grpc(server, "SERVING")

@@ -21,7 +21,7 @@ from service.server import Server
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 KEY = "the-key-of-this-test"
-# Whoever adds to these says why, in rest/connection.py or grpc/guard.py.
+# To add one, give the reason in rest/connection.py or grpc/guard.py.
 OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"}
 OPEN_ROUTES |= {"/ping", "/of/a/cloud/health"}
 OPEN_SERVICES = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}

@@ -105,7 +105,7 @@ async def test_a_full_queue(
 async def test_a_deadline_that_passed_in_the_queue(
     serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
 ) -> None:
-    """Over REST: a gRPC client whose own deadline passed takes no metadata from anybody."""
+    """Over REST: a gRPC client whose own deadline passed receives no metadata."""
     async with serving() as server:
         runtime.gate.clear()
         first = asyncio.ensure_future(over_rest(server, encode_image()))

@@ -96,7 +96,7 @@ def check_provenance(provenance: Mapping[str, object]) -> None:
     assert provenance["classification"] == {"templates": "none"}
     assert provenance["compared_with"] == "20261125T201500Z-0123456789ab"
     assert (provenance["steps"], provenance["recipe"]) == (40, "student")
-    # No place of this machine is told to whoever gets the model.
+    # No path of this machine goes into the package.
     assert provenance["configs"] == [
         {"num_steps": 40, "data": {"folder": "data", "styles": ["noto"]}}
     ]

@@ -172,7 +172,7 @@ def test_damage_anywhere_is_refused_or_changes_no_value(scratch: Path, data: st.
     found: dict[str, torch.Tensor] = {}
     with suppress(CheckpointError), ArrayArchive(scratch) as archive:
         found = {name: archive.read(name) for name in archive.shapes}
-    # A name is not under the checksum; whoever looks for 'a' will miss it.
+    # The checksum does not cover a name; a reader that looks for 'a' misses it.
     expected = {"a": torch.from_numpy(GOOD), "b": torch.from_numpy(GOOD[0])}
     for name in found.keys() & expected.keys():
         assert torch.equal(found[name], expected[name])

@@ -1,4 +1,4 @@
-"""A program of its own converts: its words are logged, its end is told, and it never stays."""
+"""Conversion runs in a child process: its output is logged, its end is reported, none is left."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ def has_ended(pid: int) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """What is dead is not, though nobody waited for it: an orphan's parent may never do so."""
+    """A zombie counts as ended: the parent of an orphan may never reap it."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
@@ -68,12 +68,12 @@ def is_running(pid: int) -> bool:
 def test_steps_are_logged_as_they_come(
     source: ModelSource, caplog: pytest.LogCaptureFixture
 ) -> None:
-    program = say({"step": "exporting"}, {"warning": "anew"}, {"result": "/cache/a"})
+    program = say({"step": "exporting"}, {"warning": "again"}, {"result": "/cache/a"})
     with caplog.at_level(logging.INFO), Conversion([], program=program) as conversion:
         assert conversion.wait(source, "student") == Path("/cache/a")
     records: list[Any] = caplog.records
     logged = [(r.levelname, r.fields["model"], r.fields["step"]) for r in records]
-    assert logged == [("INFO", "student", "exporting"), ("WARNING", "student", "anew")]
+    assert logged == [("INFO", "student", "exporting"), ("WARNING", "student", "again")]
     assert has_ended(conversion.pid)
 
 

@@ -173,7 +173,9 @@ class TextCacheMachine(RuleBasedStateMachine):
     def take(self, data: st.DataObject) -> None:
         computation, work = self.queued.pop(data.draw(st.integers(0, len(self.queued) - 1)))
         was_wanted = bool(computation.waiters)
-        assert work.set_running_or_notify_cancel() == was_wanted, "computed for nobody, or not"
+        assert work.set_running_or_notify_cancel() == was_wanted, (
+            "computed without a waiter, or not computed for one"
+        )
         if was_wanted:
             self.running.append((computation, work))
 
@@ -209,7 +211,7 @@ class TextCacheMachine(RuleBasedStateMachine):
         assert self.cache.num_bytes == len(self.cache) * ENTRY_BYTES <= 2 * ENTRY_BYTES
 
     def teardown(self) -> None:
-        """However it went on: when all work is answered, nobody waits and nothing is left over."""
+        """After all work is answered no waiter and no entry is left, in any order of events."""
         for computation in self.begun:
             self.cache.fail(computation, InternalError("no"))
         for computation, work in self.queued:

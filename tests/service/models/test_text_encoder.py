@@ -169,7 +169,7 @@ async def test_an_error_reaches_all_and_the_next_request_computes_again(
     runtime.fault = ""
     async with asyncio.timeout(LIMIT_S):
         while True:
-            # The error of another prompt, still on its way, meets whoever asks meanwhile.
+            # The error of another prompt in flight also reaches requests that join it.
             with suppress(InternalError):
                 embeddings = await encode(model, PROMPTS, call(), pool)
                 break

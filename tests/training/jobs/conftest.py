@@ -46,7 +46,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, data_folder: DataFolder) ->
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that no connection gets before somebody does."""
+    """A port without a listener, which no outgoing connection takes meanwhile."""
     first_of_connections = int(PORT_RANGE.read_text(encoding="ascii").split()[0])
     for port in range(first_of_connections - 1 - os.getpid() % 1000, 1024, -1):
         with socket.socket() as listener, suppress(OSError):

@@ -24,7 +24,7 @@ def test_equals_the_textbook_in_float64() -> None:
 
 
 def test_tokens_are_spread_evenly_and_none_is_lost() -> None:
-    # One prototype is everybody's favourite, and still gets no more than its share.
+    # All samples prefer one prototype, which still gets no more than its share.
     logits_NK = torch.tensor([[50.0, 0.0, 0.0, 0.0]]).repeat(8, 1)
     torch.testing.assert_close(sinkhorn_knopp(logits_NK), torch.full((8, 4), 0.25))
     probs_NK = sinkhorn_knopp(random_logits() / 1e-3)

@@ -21,7 +21,7 @@ CASES = [
     *(f"{case} uneven" for case in ("centering", "sinkhorn", "ibot", "full", "locked")),
     *(f"{case} uneven" for case in ("distill", "features")),
     "centering one",
-    "centering nobody",
+    "centering none",
 ]
 
 Seen = dict[str, dict[str, Any]]
@@ -70,7 +70,7 @@ def assert_close(actual: Tensor, expected: Tensor, name: str, *, floor: float = 
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_those_of_the_global_batch(runs: tuple[Seen, Seen, Seen], case: str) -> None:
     alone, *both = (run[case] for run in runs)
-    has_captions = not case.endswith("nobody")
+    has_captions = not case.endswith("none")
     assert ("cls1" in alone["metrics"]) is has_captions
     assert "names" in alone["metrics"]
     for rank in both:

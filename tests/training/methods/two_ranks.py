@@ -48,7 +48,7 @@ DISTILLED: dict[str, DistillConfig] = {
 # Which unnamed drawings have titles; two titles are equal across ranks.
 TITLED = (1, 0, 1, 1)
 # Which images have captions: the ranks differ in how many, or one has none, or both have none.
-CAPTIONED = {"uneven": (1, 1, 1, 0, 0, 1), "one": (1, 1, 1, 0, 0, 0), "nobody": (0,) * 6}
+CAPTIONED = {"uneven": (1, 1, 1, 0, 0, 1), "one": (1, 1, 1, 0, 0, 0), "none": (0,) * 6}
 
 
 def new_model(*, dim: int = 24, seed: int = 0) -> Tipsv2Model:
@@ -198,7 +198,7 @@ def main(rank: int, num_ranks: int, folder: Path) -> None:
             timeout=timedelta(seconds=200),
         )
     cases = [(case, "uneven") for case in (*PRETRAINED, *DISTILLED)]
-    cases += [("centering", "one"), ("centering", "nobody")]
+    cases += [("centering", "one"), ("centering", "none")]
     seen = {
         f"{case} {captions}": take_step(
             new_method(case), part(global_batch(CAPTIONED[captions]), rank, num_ranks), rank

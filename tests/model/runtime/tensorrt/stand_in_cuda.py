@@ -1,7 +1,7 @@
 """A stand-in for `cuda.bindings.runtime` that has no GPU: it checks what is asked, in host memory.
 
-Work put on a stream happens only when somebody waits for it, so whoever reads too early reads old
-bytes. Recorded work happens when its graph is launched. Every function can be made to fail.
+Work put on a stream happens only when a caller waits for it, so a read that comes too early gets
+old bytes. Recorded work happens when its graph is launched. Every function can be made to fail.
 """
 
 import ctypes

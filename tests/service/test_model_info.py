@@ -1,4 +1,4 @@
-"""What computes a model, why, and how exactly, is told alike over REST and gRPC."""
+"""REST and gRPC report the same runtime, reason and parity of a model."""
 
 from typing import Any
 

@@ -14,6 +14,7 @@ import grpc
 import httpx
 import pytest
 import trustme
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -64,6 +65,13 @@ def pem(expires: datetime) -> bytes:
     return b"".join(part.bytes() for part in chain)
 
 
+@pytest.mark.parametrize("year", [2038, 2049, 2050, 2999])
+def test_the_expiry_is_read_from_either_form_of_time(year: int) -> None:
+    encoded = pem(datetime(year, 2, 3, 4, 5, 6, tzinfo=UTC))
+    expected = x509.load_pem_x509_certificate(encoded).not_valid_after_utc
+    assert expiry_of(encoded) == expected.timestamp()
+
+
 def test_the_expiry_is_that_of_the_first_certificate_of_a_chain() -> None:
     first, second = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC), datetime(2032, 1, 1, tzinfo=UTC)
     assert expiry_of(b"a remark\n" + pem(first) + pem(second)) == first.timestamp()
@@ -76,6 +84,7 @@ def test_the_expiry_is_that_of_the_first_certificate_of_a_chain() -> None:
         b"\xff",
         b"-----BEGIN PRIVATE KEY-----",
         b"-----BEGIN CERTIFICATE-----\nMAMwAQA=\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN CERTIFICATE-----\n####\n-----END CERTIFICATE-----\n",
     ],
 )
 def test_a_missing_or_malformed_certificate_is_an_error(encoded: bytes) -> None:

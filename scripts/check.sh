@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 if [[ -z "${VIRTUAL_ENV:-}" && -x .venv/bin/python ]]; then
   PATH="$PWD/.venv/bin:$PATH"
 fi
-tests=(-m "not slow")
+tests=(-m "not slow" -n 2)
 if [[ "${1:-}" == --all ]]; then
   tests=()
   shift

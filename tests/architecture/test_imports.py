@@ -26,6 +26,7 @@ def test_import_contracts_hold(project_root: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_no_room_is_imported_by_its_bare_name(project_root: Path, python_files: list[Path]) -> None:
     offenders = [
         path.as_posix()
@@ -86,6 +87,7 @@ sys.meta_path.insert(0, Block())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["service.server", "service.__main__", "service.commands.embed", "model.runtime.load"],

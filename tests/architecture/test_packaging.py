@@ -62,6 +62,7 @@ def foreign_roots(path: Path) -> set[str]:
     return roots - set(sys.stdlib_module_names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", sorted(EXTRAS_OF_ROOM))
 def test_what_a_room_imports_is_declared(
     project_root: Path, python_files: list[Path], room: str

@@ -4,6 +4,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 MAX_FUNCTION_LINES = 50
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
@@ -25,6 +27,7 @@ def num_code_lines(function: FunctionNode) -> int:
     return lines
 
 
+@pytest.mark.slow
 def test_no_function_is_too_long(project_root: Path, python_files: list[Path]) -> None:
     too_long = [
         f"{path}:{function.lineno} {function.name} ({num_code_lines(function)} lines)"

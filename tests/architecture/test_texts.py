@@ -15,6 +15,7 @@ REGISTRY_HOSTS = re.compile(
 TEST_COMMAND = re.compile(r"^python3 -m venv .*scripts/check\.sh --all$", re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [LOCAL_PATHS, REGISTRY_HOSTS], ids=["path", "registry"])
 def test_no_file_names_a_machine(
     project_root: Path, project_files: list[Path], pattern: re.Pattern[bytes]

@@ -199,6 +199,7 @@ async def end(request: "asyncio.Future[str]", send: Send, reason: str) -> None:
 REASONS = pytest.mark.parametrize("reason", ["hangs up", "is late"])
 
 
+@pytest.mark.slow
 @ALL
 @ROUTES
 @REASONS
@@ -228,6 +229,7 @@ async def test_who_leaves_the_queue_is_not_computed(
     assert (runtime.num_images, runtime.num_texts, runtime.num_maps) == (1, 0, 0)
 
 
+@pytest.mark.slow
 @ALL
 @ROUTES
 @REASONS

@@ -131,6 +131,7 @@ def test_without_a_resettable_peak_the_run_happens_unmeasured(tmp_path: Path) ->
     assert PeakMeter(tmp_path).peak_bytes(lambda: None) == 250 * 1024
 
 
+@pytest.mark.slow
 def test_reference_cycles_are_freed() -> None:
     class Node:
         itself: object = None
@@ -186,6 +187,7 @@ def test_resident_memory_of_this_process_is_known() -> None:
     assert resident_bytes() > MB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has one BLAS thread")
 @pytest.mark.parametrize(
     ("module", "variable", "num_threads"),

@@ -94,6 +94,7 @@ async def over_grpc(server: Server, image: bytes) -> None:
             await stream.read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", [over_rest, over_grpc], ids=["rest", "grpc"])
 @pytest.mark.parametrize("is_readable", [True, False])
 async def test_a_request_leaves_no_cycle(

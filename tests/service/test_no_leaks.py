@@ -138,6 +138,7 @@ async def answer_nonsense(*_: object) -> Any:
     return SECRET
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", [over_rest, over_grpc], ids=["rest", "grpc"])
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("fault", ["runtime", "short batch", "data plane", "response"])
@@ -171,6 +172,7 @@ async def test_a_failure_sends_only_a_request_id_and_holds_nothing(
     assert after in {"200", "OK"}, "the next request is served"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", [over_rest, over_grpc], ids=["rest", "grpc"])
 @pytest.mark.parametrize("capability", CAPABILITIES)
 async def test_a_cancelled_request_holds_nothing(

@@ -100,6 +100,7 @@ async def test_an_unknown_priority_is_the_callers_mistake(
     assert status == ("422" if ask is over_rest else "INVALID_ARGUMENT")
 
 
+@pytest.mark.slow
 @BOTH
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once(
     serving: Serving,

@@ -89,6 +89,7 @@ def test_the_centre_is_that_of_the_whole_batch(
     assert ranks[0]["centre"] == ranks[1]["centre"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_all_ranks_are_gathered_in_order_with_their_gradients(
     ranks: list[dict[str, Any]],
 ) -> None:

@@ -16,6 +16,7 @@ from training.data.folder import DataFolder
 from training.preemption import Stopped
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_the_program_with_status_2(project_root: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "training", "debug", "--set", "bogus=1"],

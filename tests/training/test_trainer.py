@@ -58,6 +58,7 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
             assert all(torch.equal(repeated[index][name], fields[name]) for name in fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("stops", [(2, 4), (3,)])
 def test_a_stopped_run_resumes_to_the_identical_result(
@@ -169,6 +170,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
     assert [row["step"] for row in rows(tiny_config)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every_s", "expected"), [(0.0, [1, 2, 3, 4, 5, 6, 7]), (10.0, [3, 6, 7]), (99.0, [7])]
 )

@@ -110,6 +110,7 @@ async def test_both_protocols_give_the_same(serving: Serving, encode_image: Enco
         assert_equal(over_http, over_grpc)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "code", "param", "index", "ask"),
     [
@@ -343,6 +344,7 @@ async def test_a_partial_request_may_have_invalid_images_only(
     assert alone.error.code == "unreadable_file"
 
 
+@pytest.mark.slow
 async def test_errors_of_a_whole_partial_request_are_raised(
     serving: Serving, encode_image: Encode, asking: "Asking"
 ) -> None:

@@ -99,6 +99,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> P
     return venv
 
 
+@pytest.mark.slow
 def test_the_wheel_works_without_the_service(installed: Path, tmp_path: Path) -> None:
     command = [str(installed / "bin" / "python"), "-I", "-c", PROGRAM, str(installed)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)

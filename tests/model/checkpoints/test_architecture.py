@@ -61,6 +61,7 @@ def test_a_known_size_is_recognised(name: str) -> None:
         assert ours.to_dict() == theirs.to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_the_model_of_a_known_size_has_the_files_shapes(name: str) -> None:
     """SwiGLU's hidden width and SO400m's odd MLP survive transformers' rounding."""

@@ -72,6 +72,7 @@ def same_state(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert torch.equal(actual[name], tensor), name
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("like", ["b-like", "g-like", "so-like"])
 def test_three_heads_arrive_whole(

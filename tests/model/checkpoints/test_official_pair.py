@@ -47,6 +47,7 @@ def shorten(arrays: Arrays, name: str) -> Arrays:
 CHANGES = [drop, rename, add_axis, shorten]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("like", ["b-like", "g-like"])
 def test_any_one_array_dropped_renamed_or_reshaped_is_refused(

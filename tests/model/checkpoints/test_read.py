@@ -40,6 +40,7 @@ def text_outputs(checkpoint: Checkpoint) -> Tensor:
     return text_features(checkpoint.model, tokens["input_ids"], tokens["attention_mask"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_pair_gives_the_outputs_of_the_folder(both: Both) -> None:
     # The tensors are the same to the bit, as the next test shows, and so were the outputs wherever

@@ -60,6 +60,7 @@ def maps(
     return found
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("size_hw", [(56, 56), (28, 84), (112, 56)])
 def test_three_zips_give_the_maps_of_the_heads(
@@ -152,6 +153,7 @@ def test_a_transposed_kernel_does_what_flax_does_with_it(layer: int, size: int) 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -254,6 +256,7 @@ def test_where_there_are_no_heads_is_refused(
         read_checkpoint(releases["b-like"].pair, dense=where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "taps"),
     [(12, [3, 6, 9, 12]), (24, [6, 12, 18, 24]), (27, [7, 14, 21, 27]), (40, [10, 20, 30, 40])],

@@ -45,6 +45,7 @@ def shorten(weights: Weights, name: str) -> Weights:
     return weights | {name: weights[name][..., :-1].contiguous()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [drop, rename, shorten])
 def test_any_one_tensor_dropped_renamed_or_reshaped_is_refused(
     tmp_path: Path, change: Callable[[Weights, str], Weights]

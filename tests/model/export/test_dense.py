@@ -56,6 +56,7 @@ def onnx_session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", DENSE_TASKS)
 @pytest.mark.parametrize(
     "shape", [(1, 3, 56, 56), (2, 3, 28, 84), (1, 3, 84, 28), (3, 3, 112, 56), (1, 3, 28, 28)]

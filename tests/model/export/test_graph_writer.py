@@ -88,6 +88,7 @@ def test_a_row_of_padding_gives_zeros(tiny_package: ModelPackage) -> None:
         assert (embeddings_BD[0] != 0).any()
 
 
+@pytest.mark.slow
 def test_the_model_is_as_before(tiny_model: Tipsv2Model, tmp_path: Path) -> None:
     tiny_model.set_attn_implementation("sdpa")
     tiny_model.train()
@@ -100,6 +101,7 @@ def test_the_model_is_as_before(tiny_model: Tipsv2Model, tmp_path: Path) -> None
         tiny_model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", [trace_vision, trace_text])
 def test_large_weights_go_beside_the_graph(
     trace: Callable[[Tipsv2Model], onnx_ir.Model],
@@ -157,6 +159,7 @@ def runs(path: Path, precision: Precision, inputs: dict[str, Any]) -> Iterator[l
         yield run_onnx(path, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "precision"), EVERY)
 def test_each_precision_computes_nearly_what_float32_computes(
     tiny_graphs: Path, part: Part, precision: Precision
@@ -251,6 +254,7 @@ def test_what_int8_leaves_out_stays_float(tiny_graphs: Path) -> None:
             assert not any(makers.get(name) == "DequantizeLinear" for name in node.input)
 
 
+@pytest.mark.slow
 def test_a_calibration_folder_without_images_is_refused(
     tiny_content: PackageContent, tmp_path: Path
 ) -> None:

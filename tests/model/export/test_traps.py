@@ -55,6 +55,7 @@ def test_attention_never_keeps_tokens_by_tokens(
     assert float(child.stdout) < written_out_mib / 3
 
 
+@pytest.mark.slow
 def test_a_stock_export_knows_one_grid_and_ours_all(
     tiny_model: Tipsv2Model, tiny_package: ModelPackage, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_transformers_drops_pixels_silently_and_a_runtime_refuses(
         runtime.close()
 
 
+@pytest.mark.slow
 def test_an_empty_text_is_no_number_in_a_stock_export_and_zeros_in_ours(
     tiny_model: Tipsv2Model, tiny_package: ModelPackage, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def package(tiny_package: ModelPackage, tmp_path: Path) -> ModelPackage:
     return open_package(shutil.copytree(tiny_package.path, tmp_path / "tiny"))
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes(
     package: ModelPackage, capsys: pytest.CaptureFixture[str]
 ) -> None:

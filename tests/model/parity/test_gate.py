@@ -158,6 +158,7 @@ def test_what_is_right_passes_in_every_precision(
     assert [entry.failures for entry in entries] == [(), ()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_stopped_in_every_precision(
@@ -244,6 +245,7 @@ DENSE: dict[DenseTask, FloatArray] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", DENSE)
 def test_a_dense_head_is_held_to_its_own_number(

@@ -70,6 +70,7 @@ def test_bf16_is_close_to_float32(tiny_package: ModelPackage, tiny_model: Tipsv2
     assert 1e-3 < difference < 0.2
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_the_same(tiny_package: ModelPackage) -> None:
     # The backend that runs what was captured as it is: capturing is what could go wrong here.
     compiled: Any = TorchRuntime(tiny_package, FP32, LaneShare(), compile_with="eager")

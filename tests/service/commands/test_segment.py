@@ -19,6 +19,7 @@ def image(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_shows_the_same_mask(image: Path, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("mask.png", "mask.npy", "seen.png")]
     for file in files:
@@ -47,6 +48,7 @@ def test_an_image_is_read_from_standard_input(
     assert not np.load(file, allow_pickle=False).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

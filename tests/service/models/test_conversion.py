@@ -189,6 +189,7 @@ def test_it_does_not_outlive_a_server_that_was_killed() -> None:
     assert not is_running(pid)
 
 
+@pytest.mark.slow
 def test_a_converted_package_is_served_under_the_sources_name(
     source: ModelSource, converted: Path
 ) -> None:

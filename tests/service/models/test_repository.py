@@ -230,6 +230,7 @@ async def test_what_is_being_loaded_when_the_server_stops_is_left(
         await repository.load("a")
 
 
+@pytest.mark.slow
 async def test_many_swaps_under_requests_lose_none_and_close_every_runtime_but_the_last(
     repository: ModelRepository, shelf: Shelf, ask: Callable[..., Awaitable[str]]
 ) -> None:

@@ -181,6 +181,7 @@ async def test_a_missing_head_is_501_and_not_in_the_models_outputs(
     assert "normals" in card["outputs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "status", "code", "param"),
     [

@@ -322,6 +322,7 @@ async def test_management_needs_a_key_if_keys_are_set(serving: Serving, folder: 
         assert answer.status_code == 200
 
 
+@pytest.mark.slow
 async def test_load_and_unload_as_tritons_clients_send_them(serving: Serving, folder: Path) -> None:
     async with (
         serving(enable_management=True, model_repository=folder) as server,
@@ -349,6 +350,7 @@ async def test_load_and_unload_as_tritons_clients_send_them(serving: Serving, fo
         assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.slow
 async def test_without_a_model_the_server_is_not_ready(serving: Serving) -> None:
     async with serving(enable_management=True) as server, client_of(server) as client:
         path = "/v2/repository/models/fake"
@@ -363,6 +365,7 @@ async def test_without_a_model_the_server_is_not_ready(serving: Serving) -> None
         assert [await health_of(server, name) for name in ("", "fake")] == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body", "status", "param"),
     [

@@ -35,6 +35,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|\n").split("|")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes")
 def test_both_tables_have_a_row_for_each_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--device", "a100", "--gpus", "8", "--mfu", "0.3"]

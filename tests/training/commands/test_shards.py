@@ -61,6 +61,7 @@ def test_parquet_becomes_shards(tmp_path: Path, images: Path, printed: Callable[
     assert (sample.captions, sample.fields) == ({"gemini": "a"}, {"url": "a"})
 
 
+@pytest.mark.slow
 def test_scenes_become_shards(
     tmp_path: Path, data_folder: DataFolder, printed: Callable[..., str]
 ) -> None:

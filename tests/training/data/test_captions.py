@@ -63,6 +63,7 @@ def test_plurals(name: str, several: str) -> None:
     assert plural(name) == several
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_makes_a_noun_phrase(name: str) -> None:
     one = captions_of(thing(name)).scene

@@ -173,6 +173,7 @@ def test_drawings_are_scored_at_both_depths(
     }
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation(
     encoder_model: Tipsv2Model,
     tokenizer: Tipsv2Tokenizer,

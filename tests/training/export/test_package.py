@@ -110,6 +110,7 @@ def test_a_failed_gate_writes_nothing(
     assert list(output.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ready_graphs")
 def test_an_older_package_is_replaced_and_anything_else_is_kept(
     checkpoint: Path, tiny_package: ModelPackage, tmp_path: Path
@@ -130,6 +131,7 @@ def test_an_older_package_is_replaced_and_anything_else_is_kept(
     assert (precious / "holiday.jpg").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ready_graphs")
 def test_an_empty_folder_is_filled(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "tiny"

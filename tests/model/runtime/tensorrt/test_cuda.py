@@ -94,6 +94,7 @@ def assert_nothing_is_left(gpu: "StandInGpu", number: int) -> None:
     assert len(ENGINES) == 0, name
 
 
+@pytest.mark.slow
 def test_any_one_call_of_cuda_may_fail(make_gpu: "MakeGpu") -> None:
     whole = make_gpu()
     use_a_lane(whole)
@@ -115,6 +116,7 @@ def test_any_one_call_of_cuda_may_fail(make_gpu: "MakeGpu") -> None:
     assert set(silent) <= FREEING | recording
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_spoilt_for_good_leaves_nothing(make_gpu: "MakeGpu") -> None:
     whole = make_gpu()
     use_a_lane(whole)
@@ -146,6 +148,7 @@ def test_a_lane_works_after_any_failed_call(make_gpu: "MakeGpu") -> None:
         np.testing.assert_array_equal(after.patches_BND, before.patches_BND)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -100,6 +100,7 @@ def a_plan(gpu: "StandInGpu") -> bytes:
     return build_engine(gpu.libraries, source_of(gpu, gpu.options.engine), b"").plan
 
 
+@pytest.mark.slow
 def test_a_package_keeps_engines_by_device_and_version(gpu: "StandInGpu") -> None:
     keys = keys_for(gpu.package, "fp32", device=DEVICE, options=gpu.options)
     assert [package_engine_file(key) for key in keys] == [OWN, OWN.replace("vision", "text")]

@@ -28,6 +28,7 @@ def rtx() -> GpuLibraries:
     return GpuLibraries(trt, Cuda(None), library_log(trt))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["vision", "text"])
 def test_it_builds_an_engine_with_all_profiles(
     rtx: GpuLibraries, tiny_package: ModelPackage, part: Part

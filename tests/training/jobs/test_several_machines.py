@@ -24,7 +24,8 @@ from tests.deploy.training_steps import (
     make_step,
 )
 
-LIMIT_S = 200.0
+# A step of bfloat16 takes some 20 s on CPUs that have no instructions for it.
+LIMIT_S = 450.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 INDEX = "batch.kubernetes.io/job-completion-index"
 NAME = "batch.kubernetes.io/job-name"
@@ -94,10 +95,10 @@ def test_a_preempted_pod_saves_and_its_successor_resumes(places: Places, running
 
     first = running.start(step)
     log = run / "log.jsonl"
-    wait_for(lambda: log.exists() and log.stat().st_size > 0, first)
+    # Rows are logged by steps, checkpoints saved by the clock: on a slow machine they come first.
+    wait_for(lambda: log.exists() or bool(saved_steps(run)), first)
     text = take_away(first)
-    (checkpoint,) = (run / "checkpoints").glob("step-*")
-    done = int(checkpoint.name.removeprefix("step-"))
+    done = max(saved_steps(run))
     assert done >= 1
     assert f"saved at step {done}; run the same command to resume" in text
 
@@ -116,6 +117,11 @@ def take_away(process: "subprocess.Popen[str]") -> str:
     text, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode != 0
     return text
+
+
+def saved_steps(run: Path) -> list[int]:
+    names = [path.name for path in (run / "checkpoints").glob("step-*")]
+    return [int(name.removeprefix("step-")) for name in names if name[-1].isdigit()]
 
 
 def starts(run: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A call: the request id, deadline, priority and stage times of one request."""
 
-import os
+import random
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +20,10 @@ DEFAULT_PRIORITY: Final = 2
 
 # Printable ASCII without the space.
 REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
+
+# Seeded by the operating system. An id must be unique, not secret, and one system call per id took
+# 9 % of the CPU time of a small request.
+_ids: Final = random.Random()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,7 +109,7 @@ def accept_request_id(given: str | None) -> str:
     """
     if given is not None and REQUEST_ID.fullmatch(given):
         return given
-    return os.urandom(16).hex()
+    return f"{_ids.getrandbits(128):032x}"
 
 
 def accept_priority(given: str | None, *, param: str) -> int:

@@ -17,10 +17,12 @@ from PIL import Image
 
 from model.image_codec import (
     FORMATS,
+    MAX_READS,
     MAX_SCANS,
     ImageError,
     ImageLimits,
     ImageTooLarge,
+    _BoundedReader,
     decode_image,
     flatten,
     has_too_many_scans,
@@ -273,6 +275,84 @@ def broken_tiff() -> bytes:
     data = bytearray(save_noise("TIFF", compression="tiff_deflate"))
     data[20:400] = bytes(380)
     return bytes(data)
+
+
+def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def many_parts(kind: str) -> bytes:
+    """A small image of 60,000 to 1,000,000 parts that hold nothing."""
+    jpeg, png = save_noise("JPEG"), save_noise("PNG")
+    gif = save_noise("GIF", mode="P")
+    end = png.index(b"IDAT") - 4
+    after_tables = 13 + 3 * 2 ** ((gif[10] & 7) + 1)
+    rle = struct.pack("<IiiHHIIiiII", 40, 1000, 1000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024)
+    runs = b"\x01\x00" * 1_000_000
+    return {
+        "jpeg_comments": jpeg[:2] + b"\xff\xfe\x00\x02" * 60_000 + jpeg[2:],
+        "jpeg_fill": jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:],
+        "png_chunks": png[:end] + png_chunk(b"prVt") * 60_000 + png[end:],
+        "png_chunks_after_pixels": png[:-12] + png_chunk(b"prVt") * 60_000 + png[-12:],
+        "gif_comment": gif[:after_tables]
+        + b"\x21\xfe" + b"\x01a" * 60_000 + b"\x00" + gif[after_tables:],
+        "bmp_runs": b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(rle)) + rle + runs,
+    }[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "jpeg_comments",
+        "jpeg_fill",
+        "png_chunks",
+        "png_chunks_after_pixels",
+        "gif_comment",
+        "bmp_runs",
+    ],
+)
+def test_a_file_of_too_many_parts_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers: list[_BoundedReader] = []
+    real = _BoundedReader.read
+
+    def read(reader: _BoundedReader, size: int | None = -1, /) -> bytes:
+        if reader not in readers:
+            readers.append(reader)
+        return real(reader, size)
+
+    monkeypatch.setattr(_BoundedReader, "read", read)
+    with pytest.raises(ImageTooLarge, match="small parts"):
+        decode_image(many_parts(kind), ImageLimits(max_bytes=8_000_000, max_pixels=2_000_000))
+    assert max(reader.num_reads for reader in readers) <= MAX_READS + 1
+
+
+def test_a_png_in_many_chunks_of_pixels_is_decoded() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
+    png = save(Image.fromarray(noise))
+    start = png.index(b"IDAT") - 4
+    head, pixels = png[:start], zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise), 0)
+    cut = (pixels[at : at + 8192] for at in range(0, len(pixels), 8192))
+    data = head + b"".join(png_chunk(b"IDAT", part) for part in cut) + png_chunk(b"IEND")
+    limits = ImageLimits(max_bytes=8_000_000, max_pixels=3_000_000)
+    np.testing.assert_array_equal(decode_image(data, limits), noise)
+
+
+def tiled_tiff(tile_hw: tuple[int, int], size_hw: tuple[int, int] = (1, 1)) -> bytes:
+    """A TIFF with one tile compressed by LZW, which holds nothing that can be decoded."""
+    tags = [
+        (256, 4, size_hw[1]), (257, 4, size_hw[0]), (258, 3, 8), (259, 3, 5), (262, 3, 1),
+        (277, 3, 1), (322, 4, tile_hw[1]), (323, 4, tile_hw[0]), (324, 4, 8), (325, 4, 4),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<I", 12) + b"\x80\x00\x20\x20" + struct.pack("<H", len(tags)) + (
+        entries + bytes(4)
+    )  # fmt: skip
+
+
+def test_a_tiff_with_a_tile_much_larger_than_the_image_is_refused_by_its_header() -> None:
+    with pytest.raises(ImageTooLarge, match="tiles"):
+        read_size(tiled_tiff((32_752, 65_520)), LIMITS)
+    assert read_size(tiled_tiff((1024, 1024)), LIMITS) == (1, 1)
 
 
 def test_a_broken_tiff_writes_nothing_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         try:
             if not is_open:
                 self._check_key(handler_call_details.invocation_metadata)
-                self._body_memory.check()
+                self._body_memory.check(1)
             self._enter(is_open)
             await self._gate.enter()
             handler = await continuation(handler_call_details)

@@ -29,21 +29,30 @@ OPEN_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "
 class Body:
     """An ASGI `receive` that limits a body's bytes, memory and time, and notices a lost client."""
 
-    def __init__(self, receive: Receive, protection: Protection, share: BodyShare) -> None:
+    def __init__(
+        self, receive: Receive, protection: Protection, share: BodyShare, limit_s: float
+    ) -> None:
+        """Begin to receive; the whole body must arrive within `limit_s`."""
+        now = asyncio.get_running_loop().time()
         self._receive = receive
         self._protection = protection
         self._share = share
         self._num_bytes = 0
         self._is_complete = False
-        self._began = asyncio.get_running_loop().time()
+        self._last_due = now + limit_s
+        # When the next bytes must have arrived. Every byte moves it by the minimum rate, but never
+        # further than `client_timeout_s`: bytes sent fast buy no hours of silence.
+        self._due = min(now + protection.client_timeout_s, self._last_due)
         self._handler: asyncio.Task[object] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._has_left = False
 
     def check_head(self, headers: Mapping[bytes, str]) -> None:
-        """Check the headers that describe the body, and reserve memory for the announced length.
+        """Check the headers that describe the body.
 
         Runs before anything is received, so a client that waits for `100 Continue` sends nothing.
+        The announced length must fit the memory for bodies now, but takes none: memory is taken as
+        bytes arrive, so that connections that only announce refuse no other.
 
         Raises:
             RequestTooLarge: The announced length is over the limit.
@@ -62,9 +71,9 @@ class Body:
         length = int(text[:MAX_LENGTH_DIGITS]) if is_number else 0
         if length > self._protection.max_body_bytes:
             raise self._too_large()
-        self._share.hold(length)
+        self._protection.body_memory.check(length)
         if b"transfer-encoding" in headers:
-            self._protection.body_memory.check()
+            self._protection.body_memory.check(1)
 
     async def __call__(self) -> Message:
         """The next message of the body; after the last one, waits for the client to leave.
@@ -73,7 +82,7 @@ class Body:
             ClientLeft: The client closed the connection.
             RequestTooLarge: The body is over the limit, whatever its headers announced.
             Overloaded: There is no memory for the bytes received.
-            TooSlow: The body arrives below the minimum rate.
+            TooSlow: The body arrives below the minimum rate, or not within its time.
         """
         message = await (self._receive() if self._is_complete else self._receive_in_time())
         if message["type"] == "http.disconnect":
@@ -131,15 +140,20 @@ class Body:
     async def _receive_in_time(self) -> Message:
         limit_s = self._protection.client_timeout_s
         bytes_per_s = self._protection.client_bytes_per_s
-        due = self._began + limit_s + self._num_bytes / bytes_per_s
         try:
-            async with asyncio.timeout_at(due):
-                return await self._receive()
+            async with asyncio.timeout_at(self._due):
+                message = await self._receive()
         except TimeoutError:
-            raise TooSlow(
-                f"The body arrived at less than {bytes_per_s} bytes a second for {limit_s:g} "
-                "seconds."
-            ) from None
+            if self._due == self._last_due:
+                reason = "The body did not arrive before the deadline of the request."
+            else:
+                reason = f"The body arrived at less than {bytes_per_s} bytes a second"
+                reason += f" for {limit_s:g} seconds."
+            raise TooSlow(reason) from None
+        now = asyncio.get_running_loop().time()
+        earned_s = len(message.get("body", b"")) / bytes_per_s
+        self._due = min(max(self._due, now) + earned_s, now + limit_s, self._last_due)
+        return message
 
     async def _watch(self, handler: asyncio.Task[object]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -202,7 +216,8 @@ class CallMiddleware:
                 try:
                     self._check_key(scope["path"], headers)
                     self._apply_headers(call, headers)
-                    scope[BODY] = body = Body(receive, self._protection, share)
+                    left_s = call.deadline - call.clock()
+                    scope[BODY] = body = Body(receive, self._protection, share, left_s)
                     body.check_head(headers)
                     await self._app(scope, body, send_with_call)
                 except ServiceError as error:

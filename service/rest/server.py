@@ -7,6 +7,7 @@ test_server.py, unless another file is named).
 | Promise | Needs | Test |
 | --- | --- | --- |
 | A slow head gets 408, an endless one 431. | `on_message_begin`, `on_headers_complete` and `transport` of uvicorn's `HttpToolsProtocol` | test_a_slow_head_is_refused |
+| Trailers are dropped, endless ones end the connection. | its `on_header` | test_endless_trailers_end_the_connection |
 | Malformed HTTP gets our error body. | its `data_received`, `send_400_response` and `parser` | test_malformed_http_is_refused_in_our_error_body |
 | A request for another protocol (h2c, WebSocket) is answered as HTTP/1.1. | its `parser`, `headers` and `url` | test_an_upgrade_request_is_answered_as_plain_http |
 | A client that reads too slowly is dropped, and its megabytes are freed. | TIOCOUTQ, SO_LINGER (Linux, TCP) | test_an_unread_answer_is_dropped |
@@ -42,6 +43,10 @@ from service.rest.connection import CallMiddleware
 from service.safety.protection import Protection
 
 MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_TRAILER_BYTES: Final = 8 * 1024
+# Requests of one connection that may wait for their answers. One read of 256 kB can contain 14,000
+# heads, and all are parsed before the first is answered.
+MAX_PIPELINED: Final = 64
 RETRY_AFTER_S: Final = 1
 # Value of SO_LINGER: linger for 0 s, so that closing resets the connection and drops its data.
 RESET: Final = struct.pack("ii", 1, 0)
@@ -156,6 +161,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._is_in_body = False
         self._num_head_bytes = 0
+        self._num_trailer_bytes = 0
         # When the connection is closed unless a head, or the rest of a body, has arrived by then.
         self._due = now + limits.client_timeout_s
         self._rate = ReadRate(limits.client_bytes_per_s, now)
@@ -189,10 +195,23 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head begins."""
+        if len(self._unanswered) >= MAX_PIPELINED:
+            self.transport.close()
+            raise ConnectionAbortedError("too many requests without an answer")
         super().on_message_begin()
         self._is_in_head = True
         self._num_head_bytes = 0
         self._due = self.loop.time() + self.protection.client_timeout_s
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; drop a trailer, since no request uses one."""
+        if not self._is_in_body:
+            super().on_header(name, value)
+            return
+        self._num_trailer_bytes += len(name) + len(value) + len(b": \r\n")
+        if self._num_trailer_bytes > MAX_TRAILER_BYTES:
+            self.transport.close()
+            raise ConnectionAbortedError("the trailers are too large")
 
     def on_headers_complete(self) -> None:
         """A head is complete."""
@@ -200,6 +219,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._is_in_head = False
         self._is_in_body = True
+        self._num_trailer_bytes = 0
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
         if self.is_draining:
@@ -263,7 +283,11 @@ class BoundedProtocol(HttpToolsProtocol):
                 if not self._asks_for_upgrade:  # CONNECT: the data after it cannot be parsed
                     return
                 rest = rest[upgrade.args[0] :]
-                self.parser.feed_data(self._head_without_upgrade())
+                head = self._head_without_upgrade()
+                # With `Connection: close`, a parser that has seen the upgrade accepts no more data.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
             else:
                 return
 

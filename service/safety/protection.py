@@ -75,13 +75,13 @@ class BodyMemory:
         """Whether so many more bytes fit now."""
         return self._num_bytes + num_bytes <= self._max_bytes
 
-    def check(self) -> None:
-        """Check that there is any room, for a body of unknown length.
+    def check(self, num_bytes: int) -> None:
+        """Check that so many more bytes fit now, without taking them.
 
         Raises:
-            Overloaded: The memory is full.
+            Overloaded: They do not fit.
         """
-        if self._num_bytes >= self._max_bytes:
+        if not self.has_room(num_bytes):
             raise self._full()
 
     def _take(self, num_bytes: int) -> None:

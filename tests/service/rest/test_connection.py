@@ -54,19 +54,24 @@ def protection(make_settings: Any, metrics: Metrics, memory: BodyMemory) -> Prot
 
 @pytest.fixture
 def make_body(protection: Protection, share: BodyShare) -> Callable[..., Body]:
-    def make(*steps: Message | float, bytes_per_s: int = 1_000_000) -> Body:
-        return Body(Sender(*steps), replace(protection, client_bytes_per_s=bytes_per_s), share)
+    def make(
+        *steps: Message | float, bytes_per_s: int = 1_000_000, limit_s: float = 60.0, **changes: Any
+    ) -> Body:
+        limits = replace(protection, client_bytes_per_s=bytes_per_s, **changes)
+        return Body(Sender(*steps), limits, share, limit_s)
 
     return make
 
 
-async def test_the_announced_length_is_reserved_before_the_body_arrives(
+async def test_memory_is_taken_as_bytes_arrive_and_not_when_they_are_announced(
     make_body: Callable[..., Body], memory: BodyMemory, share: BodyShare
 ) -> None:
     body = make_body(chunk(30), chunk(10, more=False))
     body.check_head({b"content-length": "40"})
-    assert memory.num_bytes == 40
-    assert [len((await body())["body"]) for _ in range(2)] == [30, 10]
+    assert memory.num_bytes == 0
+    assert len((await body())["body"]) == 30
+    assert memory.num_bytes == 30
+    assert len((await body())["body"]) == 10
     assert memory.num_bytes == 40
     with share:
         pass
@@ -123,9 +128,24 @@ async def test_a_body_that_stops_is_too_slow(make_body: Callable[..., Body]) -> 
 
 
 async def test_a_body_at_the_minimum_rate_may_take_longer(make_body: Callable[..., Body]) -> None:
-    # At 1 byte a second, 30 bytes allow for 30 seconds more.
-    body = make_body(chunk(30), 0.1, chunk(1, more=False), bytes_per_s=1)
-    assert [len((await body())["body"]) for _ in range(2)] == [30, 1]
+    steps = [step for _ in range(15) for step in (chunk(1), 0.05)]
+    body = make_body(*steps, chunk(1, more=False), bytes_per_s=10, client_timeout_s=0.5)
+    assert [len((await body())["body"]) for _ in range(16)] == [1] * 16
+
+
+async def test_bytes_sent_fast_do_not_allow_for_silence(make_body: Callable[..., Body]) -> None:
+    # At 1 byte a second, 30 bytes would allow for 30 seconds.
+    body = make_body(chunk(30), bytes_per_s=1)
+    await body()
+    with pytest.raises(TooSlow):
+        await body()
+
+
+async def test_a_body_must_arrive_before_the_deadline(make_body: Callable[..., Body]) -> None:
+    body = make_body(chunk(30), bytes_per_s=1, client_timeout_s=60.0, limit_s=0.05)
+    await body()
+    with pytest.raises(TooSlow, match="deadline"):
+        await body()
 
 
 async def test_after_the_body_the_client_is_seen_to_leave(make_body: Callable[..., Body]) -> None:

@@ -145,6 +145,45 @@ async def test_an_endless_head_is_refused(serving: Serving) -> None:
     assert code_of(answer) == "head_too_large"
 
 
+@pytest.mark.parametrize("key", ["", "k" * 16])
+async def test_endless_trailers_end_the_connection(serving: Serving, key: str) -> None:
+    settings = {"api_keys": key} if key else {}
+    async with serving(**settings) as server, connected(server) as (reader, writer):
+        writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+        writer.write(b"a:b\r\n" * 3000)
+        answer = await read_all(reader)
+        await until(lambda: not server._http.server_state.connections)
+    assert answer.count(b"HTTP/1.1") <= 1
+
+
+async def test_a_trailer_is_dropped(serving: Serving, encode_image: Encode) -> None:
+    image = encode_image()
+    chunks = b"%x\r\n" % len(image) + image + b"\r\n0\r\nX-Request-Timeout-Ms: 0\r\n\r\n"
+    async with serving() as server, connected(server) as (reader, writer):
+        writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + LIVE)
+        assert [(await read_answer(reader))[0] for _ in range(2)] == [200, 200]
+
+
+@pytest.mark.parametrize(("num_requests", "is_served"), [(60, True), (3000, False)])
+async def test_the_requests_that_wait_on_a_connection_are_bounded(
+    serving: Serving, num_requests: int, is_served: bool
+) -> None:
+    async with serving() as server, connected(server) as (reader, writer):
+        writer.write(LIVE * num_requests)
+        if is_served:
+            statuses = {(await read_answer(reader))[0] for _ in range(num_requests)}
+            assert statuses == {200}
+        else:
+            assert (await read_all(reader)).count(b"HTTP/1.1 200") <= num_requests // 10
+
+
+async def test_an_upgrade_that_closes_the_connection_is_answered(serving: Serving) -> None:
+    head = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n"
+    async with serving() as server, connected(server) as (reader, writer):
+        writer.write(head + b"Connection: close, Upgrade\r\n\r\n")
+        assert (await read_answer(reader))[0] == 200
+
+
 async def test_malformed_http_is_refused_in_our_error_body(serving: Serving) -> None:
     async with serving() as server, connected(server) as (reader, writer):
         writer.write(b"\x16\x03\x01 secret of the client\r\n\r\n")

@@ -31,10 +31,10 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
             second.hold(31)
         assert (caught.value.code, caught.value.retry_after_s) == ("body_memory_full", 1.0)
         assert memory.num_bytes == 70
-        memory.check()
+        memory.check(1)
         second.hold(30)
         with pytest.raises(Overloaded):
-            memory.check()
+            memory.check(1)
     assert memory.num_bytes == 0
     labels = {"reason": "body_memory"}
     assert metrics.registry.get_sample_value("tipserve_rejected_total", labels) == 2

@@ -8,6 +8,7 @@ import pytest
 
 from tests.training.captioning.fakes import FakeClock, StandIn, make_samples
 from tests.training.tiny_paligemma import write_paligemma
+from training.captioning.job import JobConfig
 from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import write_shard
 
@@ -20,11 +21,14 @@ def clock() -> FakeClock:
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """Two shards, of five and three samples."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    write_shard(folder / "a.tar", make_samples(0, 5))
-    write_shard(folder / "b.tar", make_samples(5, 3))
-    return folder
+    write_shard(tmp_path / "in/a.tar", make_samples(0, 5))
+    write_shard(tmp_path / "in/b.tar", make_samples(5, 3))
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def config(tmp_path: Path, shards: Path) -> JobConfig:
+    return JobConfig(shards=shards, output=tmp_path / "out")
 
 
 @pytest.fixture
@@ -32,10 +36,8 @@ def shard_of(tmp_path: Path) -> Callable[[list[Sample]], Path]:
     """Write some samples as a folder of one shard."""
 
     def write(samples: list[Sample]) -> Path:
-        folder = tmp_path / "given"
-        folder.mkdir()
-        write_shard(folder / "c.tar", samples)
-        return folder
+        write_shard(tmp_path / "given/c.tar", samples)
+        return tmp_path / "given"
 
     return write
 

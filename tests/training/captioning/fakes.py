@@ -46,10 +46,7 @@ class Killed(BaseException):
 
 @dataclass
 class FakeCaptioner:
-    """Captions by the image's bytes, in batches.
-
-    `dies_after` outcomes were asked for, it raises `Killed`. `failures` are by key.
-    """
+    """Captions by the image's bytes, in batches; raises `Killed` after `dies_after` samples."""
 
     batch_size: int = 2
     dies_after: int | None = None
@@ -72,7 +69,7 @@ class FakeCaptioner:
             outcomes = [self._one(sample, batch) for sample in batch]
             yield outcomes[: 1 if self.forgets else None]
 
-    def _one(self, sample: Sample, batch: list[Sample]) -> Outcome:
+    def _one(self, sample: Sample, batch: Iterable[Sample]) -> Outcome:
         failure = self.failures.get(sample.key)
         if failure is not None:
             return Outcome(key=sample.key, failure=failure, usage=self.usage)
@@ -104,7 +101,7 @@ def make_samples(start: int, count: int) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the stand-in says once."""
+    """One answer of the stand-in."""
 
     status: int = 200
     body: Mapping[str, Any] | bytes = field(default_factory=dict)
@@ -133,7 +130,7 @@ def refused(
 
 
 class StandIn:
-    """Speaks the service's `generateContent` over HTTP; tests write its answers by sample.
+    """Speaks the service's `generateContent` over HTTP; tests set its answers by sample.
 
     A sample is known by its alt text, "alt of KEY". Its planned replies go out one by one, then
     `default(key)` does.
@@ -156,10 +153,10 @@ class StandIn:
         """The samples of the requests so far."""
         return [key_of(request) for request in self.requests]
 
-    def reply(self, request: dict[str, Any], headers: Mapping[str, str], path: str) -> Reply:
+    def _reply(self, request: dict[str, Any], headers: Mapping[str, str], path: str) -> Reply:
         with self._lock:
             self.requests.append(request)
-            self.headers.append(dict(headers))
+            self.headers.append(headers)
             self.paths.append(path)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
@@ -174,15 +171,14 @@ class StandIn:
         return reply
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        stand_in = self
+        answer = self._reply
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                request = json.loads(self.rfile.read(length))
-                reply = stand_in.reply(request, dict(self.headers), self.path)
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                reply = answer(request, dict(self.headers), self.path)
                 body = (
                     reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 )

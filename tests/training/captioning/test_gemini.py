@@ -30,19 +30,27 @@ from training.data.shards.sample import Sample
 
 Make = Callable[..., Any]
 KEY = "a-secret-key"
-RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
-QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
-ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+BAD_KEY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
+DAILY = {
+    "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+    "violations": [{"quotaId": "RequestsPerDayPerProject"}],
+}
+
+
+def pause(seconds: str) -> dict[str, str]:
+    return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": seconds}
 
 
 @pytest.fixture
-def open_gemini(stand_in: StandIn, clock: FakeClock) -> Iterator[Callable[..., GeminiCaptioner]]:
-    """A captioner that asks the stand-in and waits for nothing."""
+def open_gemini(stand_in: StandIn, clock: FakeClock) -> Iterator[Make]:
+    """Open a captioner that calls the stand-in and waits on the fake clock."""
     with ExitStack() as stack:
 
-        def make(*, config: GeminiConfig | None = None, **limits: Any) -> GeminiCaptioner:
+        def make(
+            *, config: GeminiConfig | None = None, url: str = stand_in.url, **limits: Any
+        ) -> GeminiCaptioner:
             chosen = GeminiLimits(**{"timeout_s": 20.0, "max_in_flight": 3, **limits})
-            client = stack.enter_context(open_client(KEY, chosen, base_url=stand_in.url))
+            client = stack.enter_context(open_client(KEY, chosen, base_url=url))
             return GeminiCaptioner(config or GeminiConfig(), chosen, client, clock=clock)
 
         yield make
@@ -52,20 +60,7 @@ def by_key(answers: Iterator[list[Outcome]]) -> dict[str, Outcome]:
     return {outcome.key: outcome for outcomes in answers for outcome in outcomes}
 
 
-def kind_of(outcome: Outcome) -> str:
-    assert outcome.failure is not None
-    return outcome.failure.kind
-
-
-def test_each_sample_gets_its_own_answer_and_its_cost(open_gemini: Make) -> None:
-    found = by_key(open_gemini().caption(make_samples(0, 7)))
-    assert {key: o.caption for key, o in found.items()} == {
-        f"k{i:03d}": f"a long caption of k{i:03d}" for i in range(7)
-    }
-    assert found["k003"].usage == Usage(input_tokens=600, output_tokens=20)
-
-
-def test_it_sends_the_image_the_texts_and_the_settings(
+def test_a_request_holds_the_image_the_texts_and_the_settings(
     open_gemini: Make, stand_in: StandIn
 ) -> None:
     [sample] = make_samples(0, 1)
@@ -99,12 +94,10 @@ def test_it_sends_the_image_the_texts_and_the_settings(
     assert headers["x-goog-api-key"] == KEY
 
 
-def test_an_overload_is_waited_out_as_long_as_the_service_asks(
+def test_pauses_are_as_long_as_the_service_asks(
     open_gemini: Make, stand_in: StandIn, clock: FakeClock
 ) -> None:
-    busy = refused(
-        429, "RESOURCE_EXHAUSTED", details=[{"@type": RETRY_INFO, "retryDelay": "31.5s"}]
-    )
+    busy = refused(429, "RESOURCE_EXHAUSTED", details=[pause("31.5s")])
     stand_in.plan["k000"] = [busy, refused(503, "UNAVAILABLE", retry_after="40")]
     found = by_key(open_gemini().caption(make_samples(0, 1)))
     assert found["k000"].caption == "a long caption of k000"
@@ -113,11 +106,10 @@ def test_an_overload_is_waited_out_as_long_as_the_service_asks(
     assert 40 <= long[1] <= 40 + 4
 
 
-def test_a_pause_asked_of_one_holds_them_all(
+def test_a_pause_for_one_request_holds_all(
     open_gemini: Make, stand_in: StandIn, clock: FakeClock
 ) -> None:
-    busy = refused(429, "RESOURCE_EXHAUSTED", details=[{"@type": RETRY_INFO, "retryDelay": "50s"}])
-    stand_in.plan["k000"] = [busy]
+    stand_in.plan["k000"] = [refused(429, "RESOURCE_EXHAUSTED", details=[pause("50s")])]
     began_s, arrived_s = clock.now(), []
     stand_in.on_request = lambda count: arrived_s.append(clock.now() - began_s)
     list(open_gemini(max_in_flight=1).caption(make_samples(0, 2)))
@@ -125,18 +117,30 @@ def test_a_pause_asked_of_one_holds_them_all(
     assert min(arrived_s[1:]) >= 50
 
 
+def test_failures_that_may_pass_are_tried_again(open_gemini: Make, stand_in: StandIn) -> None:
+    busy = [refused(status, "BUSY") for status in (408, 500, 502, 503, 504)]
+    stand_in.plan["k000"] = [*busy, Reply(body=b"<html>")]
+    assert by_key(open_gemini(max_attempts=7).caption(make_samples(0, 1)))["k000"].caption
+    assert len(stand_in.requests) == 7
+
+
 def test_lasting_failures_are_left_to_another_run(open_gemini: Make, stand_in: StandIn) -> None:
     stand_in.plan["k001"] = [refused(503, "UNAVAILABLE")] * 9
     found = by_key(open_gemini(max_attempts=3).caption(make_samples(0, 3)))
     assert stand_in.keys().count("k001") == 3
-    assert found["k001"].failure is not None
-    assert found["k001"].failure.kind == "unavailable"
-    assert found["k001"].failure.is_transient
+    offline = open_gemini(max_attempts=2, url="http://127.0.0.1:1")
+    found |= by_key(offline.caption(make_samples(3, 1)))
+    for key in ("k001", "k003"):
+        failure = found[key].failure
+        assert failure is not None
+        assert (failure.kind, failure.is_transient) == ("unavailable", True)
     assert found["k000"].caption
     assert found["k002"].caption
 
 
-def test_a_late_answer_is_asked_for_again(open_gemini: Make, stand_in: StandIn) -> None:
+def test_an_answer_after_the_timeout_is_requested_again(
+    open_gemini: Make, stand_in: StandIn
+) -> None:
     never_in_time = threading.Event()
     stand_in.plan["k000"] = [replace(said("too late"), waits_for=never_in_time)]
     found = by_key(open_gemini(timeout_s=0.3).caption(make_samples(0, 1)))
@@ -145,53 +149,32 @@ def test_a_late_answer_is_asked_for_again(open_gemini: Make, stand_in: StandIn) 
     assert len(stand_in.requests) == 2
 
 
-def test_no_service_at_all_is_a_failure_for_another_run(
-    stand_in: StandIn, clock: FakeClock
-) -> None:
-    limits = GeminiLimits(max_attempts=2)
-    with open_client(KEY, limits, base_url="http://127.0.0.1:1") as client:
-        captioner = GeminiCaptioner(GeminiConfig(), limits, client, clock=clock)
-        found = by_key(captioner.caption(make_samples(0, 1)))
-    assert found["k000"].failure is not None
-    assert found["k000"].failure.is_transient
-
-
 def test_blocked_and_empty_answers_are_final_failures(open_gemini: Make, stand_in: StandIn) -> None:
-    stand_in.plan = {
-        "k000": [Reply(body={"promptFeedback": {"blockReason": "SAFETY"}})],
-        "k001": [Reply(body={"candidates": [{"finishReason": "SAFETY"}]})],
-        "k002": [said("", finish="STOP")],
-        "k003": [Reply(body={})],
-        "k004": [refused(400, "INVALID_ARGUMENT")],
-        "k005": [said("half a thou", finish="MAX_TOKENS")],
-        "k006": [said("partly", finish="RECITATION")],
-    }
+    blocked = Reply(body={"promptFeedback": {"blockReason": "SAFETY"}})
+    answers = [
+        (blocked, "blocked"),
+        (Reply(body={"candidates": [{"finishReason": "SAFETY"}]}), "blocked"),
+        (said("", finish="STOP"), "empty"),
+        (Reply(body={}), "empty"),
+        (refused(400, "INVALID_ARGUMENT"), "refused"),
+        (said("partly", finish="RECITATION"), "blocked"),
+        (said("half a thou", finish="MAX_TOKENS"), None),
+    ]
+    stand_in.plan = {f"k{i:03d}": [reply] for i, (reply, _) in enumerate(answers)}
     found = by_key(open_gemini().caption(make_samples(0, 7)))
-    kinds = {key: kind_of(outcome) for key, outcome in found.items() if outcome.failure}
-    assert kinds == {
-        "k000": "blocked",
-        "k001": "blocked",
-        "k002": "empty",
-        "k003": "empty",
-        "k004": "refused",
-        "k006": "blocked",
-    }
-    assert not any(outcome.failure.is_transient for outcome in found.values() if outcome.failure)
-    assert found["k005"].caption == "half a thou"
-    assert found["k006"].usage.input_tokens == 600
+    failures = [found[f"k{i:03d}"].failure for i in range(7)]
+    assert [failure and failure.kind for failure in failures] == [kind for _, kind in answers]
+    assert not any(failure.is_transient for failure in failures if failure)
+    assert found["k005"].usage.input_tokens == 600
+    assert found["k006"].caption == "half a thou"
     assert len(stand_in.requests) == 7
 
 
-def test_the_models_thoughts_are_paid_for_and_left_out(
-    open_gemini: Make, stand_in: StandIn
-) -> None:
+def test_the_models_thoughts_are_counted_and_left_out(open_gemini: Make, stand_in: StandIn) -> None:
     parts = [{"text": "let me see", "thought": True}, {"text": "a square"}]
     usage = {"promptTokenCount": 5, "candidatesTokenCount": 2, "thoughtsTokenCount": 40}
-    body = {
-        "candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}],
-        "usageMetadata": usage,
-    }
-    stand_in.plan["k000"] = [Reply(body=body)]
+    candidate = {"content": {"parts": parts}, "finishReason": "STOP"}
+    stand_in.plan["k000"] = [Reply(body={"candidates": [candidate], "usageMetadata": usage})]
     outcome = by_key(open_gemini().caption(make_samples(0, 1)))["k000"]
     assert outcome.caption == "a square"
     assert outcome.usage == Usage(input_tokens=5, output_tokens=42)
@@ -200,21 +183,11 @@ def test_the_models_thoughts_are_paid_for_and_left_out(
 @pytest.mark.parametrize(
     ("status", "name", "details", "message"),
     [
-        (400, "INVALID_ARGUMENT", [{"@type": ERROR_INFO, "reason": "API_KEY_INVALID"}], "the key"),
+        (400, "INVALID_ARGUMENT", [BAD_KEY], "the key"),
         (403, "PERMISSION_DENIED", [], "permissions"),
         (404, "NOT_FOUND", [], "name of the model"),
-        (
-            429,
-            "RESOURCE_EXHAUSTED",
-            [{"@type": QUOTA_FAILURE, "violations": [{"quotaId": "RequestsPerDayPerProject"}]}],
-            "quota is used up",
-        ),
-        (
-            429,
-            "RESOURCE_EXHAUSTED",
-            [{"@type": RETRY_INFO, "retryDelay": "3600s"}],
-            "quota is used up",
-        ),
+        (429, "RESOURCE_EXHAUSTED", [DAILY], "quota is used up"),
+        (429, "RESOURCE_EXHAUSTED", [pause("3600s")], "quota is used up"),
     ],
 )
 def test_errors_that_hit_every_request_stop_the_job(
@@ -226,77 +199,56 @@ def test_errors_that_hit_every_request_stop_the_job(
     message: str,
 ) -> None:
     stand_in.plan["k004"] = [refused(status, name, details=details)]
-    found: dict[str, Outcome] = {}
-
-    def gather() -> None:
-        for [outcome] in open_gemini().caption(make_samples(0, 100)):
-            found[outcome.key] = outcome
-
+    found: list[str] = []
     with pytest.raises(JobStopped, match=message):
-        gather()
-    # What was answered is not lost, and the rest is not sent.
+        found.extend(o.key for [o] in open_gemini().caption(make_samples(0, 100)))
+    # Answers that arrived are not lost, and the rest is not sent.
     assert sorted([*found, "k004"]) == sorted(stand_in.keys())
     assert len(stand_in.requests) < 100
 
 
 def test_requests_in_flight_are_limited(open_gemini: Make, stand_in: StandIn) -> None:
-    both_there = threading.Event()
-    stand_in.default = lambda key: replace(said(key), waits_for=both_there)
-    stand_in.on_request = lambda count: both_there.set() if count >= 4 else None
+    all_there = threading.Event()
+    stand_in.default = lambda key: replace(said(key), waits_for=all_there)
+    stand_in.on_request = lambda count: all_there.set() if count >= 4 else None
     list(open_gemini(max_in_flight=4).caption(make_samples(0, 12)))
     assert stand_in.most_at_once == 4
 
 
 def test_samples_are_read_as_they_are_needed(open_gemini: Make) -> None:
-    taken = []
-
-    def samples() -> Iterator[Sample]:
-        for sample in make_samples(0, 50):
-            taken.append(sample.key)
-            yield sample
-
-    answers = open_gemini(max_in_flight=2).caption(samples())
+    samples = iter(make_samples(0, 50))
+    answers = open_gemini(max_in_flight=2).caption(samples)
     list(islice(answers, 3))
-    assert len(taken) <= 6
+    assert len(list(samples)) >= 50 - 6
     answers.close()
 
 
-def test_it_keeps_the_accounts_limits(
-    open_gemini: Make, stand_in: StandIn, clock: FakeClock
+@pytest.mark.parametrize(
+    ("limits", "slept_s"), [({"requests_per_minute": 3}, 120), ({"tokens_per_minute": 1900}, 120)]
+)
+def test_the_accounts_limits_are_kept(
+    open_gemini: Make, clock: FakeClock, limits: dict[str, int], slept_s: float
 ) -> None:
-    arrived_s: list[float] = []
-    stand_in.on_request = lambda count: arrived_s.append(clock.now())
-    list(open_gemini(requests_per_minute=4, max_in_flight=1).caption(make_samples(0, 10)))
-    assert len(arrived_s) == 10
-    assert all(arrived_s[i + 4] - arrived_s[i] >= 60 for i in range(6))
-
-
-def test_it_counts_the_tokens_that_the_service_counted(open_gemini: Make, clock: FakeClock) -> None:
     # The stand-in counts 600 tokens a request and we some 170, so a minute of 1900 takes three.
-    config = GeminiConfig(image_tokens=1)
-    list(
-        open_gemini(config=config, tokens_per_minute=1900, max_in_flight=1).caption(
-            make_samples(0, 7)
-        )
-    )
-    assert sum(clock.slept_s) == pytest.approx(120)
+    captioner = open_gemini(config=GeminiConfig(image_tokens=1), max_in_flight=1, **limits)
+    list(captioner.caption(make_samples(0, 7)))
+    assert sum(clock.slept_s) == pytest.approx(slept_s)
 
 
 def test_a_stopped_job_resumes_to_the_same_result(
-    open_gemini: Make, stand_in: StandIn, tmp_path: Path, shards: Path
+    open_gemini: Make, stand_in: StandIn, tmp_path: Path, config: JobConfig
 ) -> None:
-    whole = JobConfig(shards=shards, output=tmp_path / "whole")
+    whole = replace(config, output=tmp_path / "whole")
     CaptionJob(whole, open_gemini()).run()
     asked = len(stand_in.requests)
     stand_in.plan["k003"] = [refused(403, "PERMISSION_DENIED")]
-    cut = JobConfig(shards=shards, output=tmp_path / "cut")
     with pytest.raises(JobStopped):
-        CaptionJob(cut, open_gemini()).run()
-    progress = CaptionJob(cut, open_gemini()).run()
+        CaptionJob(config, open_gemini()).run()
+    progress = CaptionJob(config, open_gemini()).run()
     assert len(stand_in.requests) == asked + 8 + 1  # only the refused one was sent twice
     for name in ("a.tar", "b.tar"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-        for key, sample in read_shard(tmp_path / "cut" / name):
+        assert (config.output / name).read_bytes() == (whole.output / name).read_bytes()
+        for key, sample in read_shard(config.output / name):
             assert isinstance(sample, Sample)
             assert sample.captions["gemini"] == f"a long caption of {key}"
     assert progress.total.usage == Usage(input_tokens=8 * 600, output_tokens=8 * 20)
@@ -306,24 +258,34 @@ def test_the_key_is_written_and_logged_nowhere(
     open_gemini: Make,
     stand_in: StandIn,
     tmp_path: Path,
-    shards: Path,
+    config: JobConfig,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     stand_in.plan["k001"] = [refused(400, "INVALID_ARGUMENT")]
     stand_in.plan["k002"] = [refused(503, "UNAVAILABLE")] * 9
-    output = tmp_path / "out"
     captioner = open_gemini()
-    CaptionJob(JobConfig(shards=shards, output=output), captioner).run()
+    CaptionJob(config, captioner).run()
     stand_in.plan["k000"] = [refused(403, "PERMISSION_DENIED")]
     with pytest.raises(JobStopped) as stopped:
-        CaptionJob(JobConfig(shards=shards, output=tmp_path / "other"), captioner).run()
-    assert KEY not in str(stopped.value)
-    assert KEY not in caplog.text
-    assert KEY not in json.dumps(captioner.settings())
-    files = [path for folder in (output, tmp_path / "other") for path in folder.iterdir()]
+        CaptionJob(replace(config, output=tmp_path / "other"), captioner).run()
+    assert KEY not in f"{stopped.value} {caplog.text} {json.dumps(captioner.settings())}"
+    files = [path for folder in ("out", "other") for path in (tmp_path / folder).iterdir()]
     assert files
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_the_key_comes_from_a_named_file_or_the_environment(tmp_path: Path) -> None:
+    both = {"GOOGLE_API_KEY": "g", "GEMINI_API_KEY": " m "}
+    (tmp_path / "key").write_text("f\n")
+    (tmp_path / "empty").write_text("\n")
+    assert read_api_key(tmp_path / "key", both) == "f"
+    assert read_api_key(None, both) == "m"
+    assert read_api_key(None, {"GOOGLE_API_KEY": "g"}) == "g"
+    with pytest.raises(ValueError, match="GEMINI_API_KEY"):
+        read_api_key(None, {"GEMINI_API_KEY": ""})
+    with pytest.raises(ValueError, match="is empty"):
+        read_api_key(tmp_path / "empty", {})
 
 
 LIMITS = GeminiLimits(max_attempts=6, first_delay_s=2, max_delay_s=10)
@@ -340,19 +302,17 @@ def failing(times: int, *, asked_s: float = 0) -> Callable[[], str]:
     return call
 
 
-@pytest.fixture
-def longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pause is the longest that may be drawn."""
-    monkeypatch.setattr(random, "uniform", lambda _, high: high)
-
-
-@pytest.mark.usefixtures("longest")
 @pytest.mark.parametrize(
     ("failures", "asked_s", "pauses"), [(0, 0, []), (5, 0, [2, 4, 8, 10, 10]), (1, 30, [32])]
 )
 def test_pauses_grow_up_to_a_bound_on_top_of_what_is_asked(
-    clock: FakeClock, failures: int, asked_s: float, pauses: list[float]
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    failures: int,
+    asked_s: float,
+    pauses: list[float],
 ) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _, high: high)  # the longest possible draw
     assert call_with_retries(failing(failures, asked_s=asked_s), LIMITS, clock) == "answer"
     assert clock.slept_s == pauses
 
@@ -388,6 +348,18 @@ def test_no_minute_holds_too_much(clock: FakeClock) -> None:
     assert requests == 7 or tokens > 400  # and it does not idle
 
 
+def test_requests_wait_for_the_limits_of_a_minute_and_the_longest_hold(clock: FakeClock) -> None:
+    requests, held = limit(clock, requests=2), limit(clock)
+    requests.wait(1)
+    clock.sleep(10)
+    requests.wait(1)
+    requests.wait(1)
+    held.hold(7)
+    held.hold(3)
+    held.wait(1)
+    assert clock.slept_s == [10, 50, 7]
+
+
 def test_a_request_over_the_limit_of_a_minute_is_refused(clock: FakeClock) -> None:
     with pytest.raises(ValueError, match="101 tokens"):
         limit(clock, tokens=100).wait(101)
@@ -395,7 +367,7 @@ def test_a_request_over_the_limit_of_a_minute_is_refused(clock: FakeClock) -> No
         limit(clock, requests=0)
 
 
-def test_threads_share_it(clock: FakeClock) -> None:
+def test_threads_share_a_limit(clock: FakeClock) -> None:
     rate, sent = limit(clock, requests=5), []
 
     def ask() -> None:
@@ -417,40 +389,3 @@ def test_waiting_ends_when_the_job_does(clock: FakeClock) -> None:
     clock.interrupt()
     with pytest.raises(InterruptedError):
         rate.wait(1)
-
-
-def test_failures_that_may_pass_are_tried_again(open_gemini: Make, stand_in: StandIn) -> None:
-    busy = [refused(status, "BUSY") for status in (408, 500, 502, 503, 504)]
-    stand_in.plan["k000"] = [*busy, Reply(body=b"<html>")]
-    assert by_key(open_gemini(max_attempts=7).caption(make_samples(0, 1)))["k000"].caption
-    assert len(stand_in.requests) == 7
-
-
-def test_the_key_comes_from_a_named_file_or_the_environment(tmp_path: Path) -> None:
-    both = {"GOOGLE_API_KEY": "g", "GEMINI_API_KEY": " m "}
-    (tmp_path / "key").write_text("f\n")
-    (tmp_path / "empty").write_text("\n")
-    assert read_api_key(tmp_path / "key", both) == "f"
-    assert read_api_key(None, both) == "m"
-    assert read_api_key(None, {"GOOGLE_API_KEY": "g"}) == "g"
-    with pytest.raises(ValueError, match="GEMINI_API_KEY"):
-        read_api_key(None, {"GEMINI_API_KEY": ""})
-    with pytest.raises(ValueError, match="is empty"):
-        read_api_key(tmp_path / "empty", {})
-    with pytest.raises(FileNotFoundError):
-        read_api_key(tmp_path / "none", {})
-
-
-def test_requests_wait_for_the_limits_of_a_minute(clock: FakeClock) -> None:
-    requests, tokens, held = limit(clock, requests=2), limit(clock, tokens=100), limit(clock)
-    requests.wait(1)
-    clock.sleep(10)
-    requests.wait(1)
-    assert clock.slept_s == [10]
-    requests.wait(1)
-    for count in (60, 40, 1):
-        tokens.wait(count)
-    held.hold(7)
-    held.hold(3)
-    held.wait(1)
-    assert clock.slept_s == [10, 50, 60, 7]

@@ -48,13 +48,10 @@ def test_an_estimate_adds_up() -> None:
     [
         (GeminiConfig, {"image_resolution": "huge"}),
         (GeminiConfig, {"max_words": 0}),
-        (GeminiConfig, {"max_output_tokens": 0}),
-        (GeminiConfig, {"max_text_characters": 0}),
         (GeminiConfig, {"expected_output_tokens": 999}),
         (GeminiLimits, {"max_in_flight": 0}),
         (GeminiLimits, {"timeout_s": 0.0}),
         (GeminiLimits, {"max_attempts": 0}),
-        (GeminiLimits, {"first_delay_s": 0.0}),
         (GeminiLimits, {"first_delay_s": 61.0}),
         (Price, {"input_usd": -1, "output_usd": 0, "as_of": ""}),
     ],

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.training.captioning.fakes import make_samples
 from training.captioning.journal import JobStopped, Outcome
 from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
+from training.data.shards.sample import Sample
 
 
 def load(checkpoint: Path, **settings: Any) -> PaliGemmaCaptioner:
@@ -59,35 +60,18 @@ def test_a_broken_image_fails_alone(checkpoint: Path) -> None:
 
 
 def test_draws_depend_on_the_seed_and_the_batch_alone(checkpoint: Path) -> None:
+    def draw(samples: list[Sample], **settings: Any) -> dict[str, str | None]:
+        return captions(list(load(checkpoint, temperature=1.0, **settings).caption(samples)))
+
     samples = make_samples(0, 4)
-    drawn = captions(list(load(checkpoint, temperature=1.0).caption(samples)))
+    drawn = draw(samples)
     torch.manual_seed(123)
-    again = captions(list(load(checkpoint, temperature=1.0).caption(samples)))
-    later = captions(list(load(checkpoint, temperature=1.0).caption(samples[2:])))
-    other = captions(list(load(checkpoint, temperature=1.0, seed=1).caption(samples)))
-    assert drawn == again
-    assert later == {key: drawn[key] for key in later}
-    assert other != drawn
-    assert drawn != captions(list(load(checkpoint).caption(samples)))
-
-
-def test_captioning_leaves_the_callers_chance_alone(checkpoint: Path) -> None:
-    torch.manual_seed(7)
     expected = torch.rand(3)
-    torch.manual_seed(7)
-    list(load(checkpoint, temperature=1.0).caption(make_samples(0, 2)))
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_an_answer_is_no_longer_than_allowed(checkpoint: Path) -> None:
-    short, long = (
-        captions(list(load(checkpoint, max_tokens=n).caption(make_samples(0, 1))))["k000"]
-        for n in (2, 12)
-    )
-    assert short
-    assert long
-    assert len(short) < len(long)
-    assert long.startswith(short.rstrip("\ufffd"))
+    torch.manual_seed(123)
+    assert draw(samples) == drawn
+    assert torch.equal(torch.rand(3), expected)  # torch's own random state is left as it was
+    assert draw(samples[2:]) == {key: drawn[key] for key in ("k002", "k003")}
+    assert draw(samples, seed=1) != drawn
 
 
 def test_a_chat_template_is_used_where_the_model_has_one(checkpoint: Path) -> None:
@@ -125,7 +109,7 @@ def test_too_little_memory_stops_the_job_with_advice(
         list(captioner.caption(make_samples(0, 2)))
 
 
-def test_no_checkpoint_is_a_mistake_with_advice(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--model"):
         load(tmp_path)
 

@@ -1,11 +1,17 @@
-"""Art packages in miniature, laid out as the real ones are."""
+"""Art packages in miniature, laid out as the real ones are, and a comparison of batches."""
 
+import io
 import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from training.data.batch import Batch, TextBatch
 from training.data.concepts import Concept
 
 CLDR_NAMES = {"\U0001f436": "dog face", "\U0001f415": "dog", "\u2b50": "star"}
@@ -63,3 +69,65 @@ def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for key in ("1f415", "2b50-fe0f"):
         Image.new("RGBA", (24, 24), (10, 200, 30, 255)).save(images / f"{key}.webp")
     return folder
+
+
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    """A small opaque rectangle on a transparent ground."""
+    icon = Image.new("RGBA", (16, 16))
+    icon.paste((1, 2, 3, 255), (2, 2, 12, 9))
+    stream = io.BytesIO()
+    icon.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def write_clip_art() -> Callable[..., None]:
+    """Write an SVG file of 100 units with a disc, a title and keywords."""
+
+    def write(
+        path: Path,
+        title: str,
+        keywords: tuple[str, ...] = (),
+        *,
+        attributes: str = 'viewBox="0 0 100 100"',
+    ) -> None:
+        listed = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            f'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" '
+            f'xmlns:rdf="urn:rdf" xmlns:dc="urn:dc" {attributes}>'
+            f"<metadata><dc:title>{title}</dc:title>{listed}</metadata>"
+            '<circle cx="50" cy="50" r="40" fill="blue"/></svg>',
+            encoding="utf-8",
+        )
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_catalogue(png: bytes) -> Callable[[Path, str], None]:
+    """Write a catalogue of furniture, in which every model has the icon /icons/a.png."""
+
+    def write(folder: Path, properties: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(folder / "a.sh3f", "w") as catalogue:
+            catalogue.writestr("PluginFurnitureCatalog.properties", properties)
+            catalogue.writestr("icons/a.png", png)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def is_same() -> Callable[[object, object], bool]:
+    """Compare two batches, tensor by tensor; an optional part is None in both or in neither."""
+
+    def compare(first: object, second: object) -> bool:
+        if first is None or second is None:
+            return first is second
+        if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+            return torch.equal(first, second)
+        assert isinstance(first, Batch | TextBatch)
+        return all(compare(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
+
+    return compare

@@ -31,8 +31,8 @@ def test_the_id_of_a_text_does_not_depend_on_others() -> None:
     assert text_ids([]).shape == (0,)
 
 
-class WhoMakesIt(Dataset[tuple[int, int, int]]):
-    """Items that say where they were made."""
+class ProcessInfo(Dataset[tuple[int, int, int]]):
+    """Each item describes the process that makes it."""
 
     def __len__(self) -> int:
         return 4
@@ -41,8 +41,8 @@ class WhoMakesIt(Dataset[tuple[int, int, int]]):
         return os.getpid(), os.getpgid(0), torch.get_num_threads()
 
 
-def test_it_has_a_group_and_a_thread_of_its_own() -> None:
-    loader = DataLoader(WhoMakesIt(), batch_size=None, num_workers=1, worker_init_fn=begin_loading)
+def test_a_loading_process_has_its_own_process_group_and_one_thread() -> None:
+    loader = DataLoader(ProcessInfo(), batch_size=None, num_workers=1, worker_init_fn=begin_loading)
     items = iter(loader)
     pid, group, threads = next(items)
     assert pid != os.getpid()

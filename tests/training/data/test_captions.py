@@ -48,33 +48,29 @@ def captions_of(
     ("name", "several"),
     [
         ("mouse", "mice"),
-        ("computer mouse", "computer mice"),
         ("kitchen knife", "kitchen knives"),
-        ("strawberry", "strawberries"),
-        ("sheep", "sheep"),
-        ("box", "boxes"),
-        ("die", "dice"),
         ("snowman", "snowmen"),
         ("scissors", "scissors"),
         ("nut and bolt", "nuts and bolts"),
     ],
 )
-def test_plurals(name: str, several: str) -> None:
+def test_plurals_follow_english(name: str, several: str) -> None:
     assert plural(name) == several
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_every_name_makes_a_noun_phrase(name: str) -> None:
-    one = captions_of(thing(name)).scene
-    two = captions_of(thing(name, x=0.1), thing(name, x=0.9)).scene
-    if name in NO_ARTICLE:
-        assert one == f"{name} in the center, {BACKGROUND}"
-        assert two == f"{name} on the left and on the right, {BACKGROUND}"
-    else:
-        assert one in {f"{article} {name} in the center, {BACKGROUND}" for article in ("a", "an")}
-        assert two == f"two {plural(name)} on the left and on the right, {BACKGROUND}"
-    assert not BARE_ARTICLE.search(one)
+def test_every_name_makes_a_noun_phrase() -> None:
+    for name in NAMES:
+        one = captions_of(thing(name)).scene
+        two = captions_of(thing(name, x=0.1), thing(name, x=0.9)).scene
+        if name in NO_ARTICLE:
+            assert one == f"{name} in the center, {BACKGROUND}"
+            assert two == f"{name} on the left and on the right, {BACKGROUND}"
+        else:
+            assert one in {
+                f"{article} {name} in the center, {BACKGROUND}" for article in ("a", "an")
+            }
+            assert two == f"two {plural(name)} on the left and on the right, {BACKGROUND}"
+        assert not BARE_ARTICLE.search(one), one
 
 
 @pytest.mark.parametrize(
@@ -82,16 +78,12 @@ def test_every_name_makes_a_noun_phrase(name: str) -> None:
     [
         (0.5, 0.5, "in the center"),
         (0.1, 0.5, "on the left"),
-        (0.9, 0.5, "on the right"),
-        (0.5, 0.1, "at the top"),
         (0.5, 0.9, "at the bottom"),
-        (0.1, 0.1, "at the top left"),
         (0.9, 0.1, "at the top right"),
-        (0.1, 0.9, "at the bottom left"),
         (1.0, 1.0, "at the bottom right"),
     ],
 )
-def test_places(x: float, y: float, place: str) -> None:
+def test_a_caption_names_the_place(x: float, y: float, place: str) -> None:
     assert captions_of(thing("dog", x=x, y=y)).scene == f"a dog {place}, {BACKGROUND}"
 
 
@@ -116,7 +108,7 @@ def test_keywords_are_three_of_each_name() -> None:
     assert chosen[3] == "vase"
 
 
-def test_short_captions_take_every_form_and_now_and_then_forget() -> None:
+def test_short_captions_take_every_form_and_sometimes_leave_an_object_out() -> None:
     shorts = [captions_of(thing("dog"), thing("apple"), seed=seed).short for seed in range(400)]
     whole = {"a dog and an apple", "an apple and a dog"}
     tags = {"dog, apple", "apple, dog"}
@@ -124,8 +116,8 @@ def test_short_captions_take_every_form_and_now_and_then_forget() -> None:
     one = {"dog", "apple", "a dog", "an apple"} | prompts
     assert set(shorts) <= whole | tags | one
     assert whole | tags <= set(shorts)
-    forgot = sum(short in one for short in shorts) / len(shorts)
-    assert 0.1 < forgot < 0.2
+    incomplete = sum(short in one for short in shorts) / len(shorts)
+    assert 0.1 < incomplete < 0.2
 
 
 def test_short_captions_count_equal_names_and_need_no_article_for_a_plural() -> None:
@@ -165,29 +157,26 @@ def test_captions_of_any_scene_are_english(things: list[PlacedObject], seed: int
 CAPTIONS = {"alt": "IMG 12", "paligemma": "a dog on grass", "gemini": "a brown dog, running"}
 
 
-def drawn(sampling: CaptionSampling, captions: dict[str, str], count: int) -> list[tuple[str, str]]:
-    """Draw captions many times."""
-    rng = np.random.default_rng(0)
-    chosen = [sampling.choose(captions, rng) for _ in range(count)]
-    return [pair for pair in chosen if pair is not None]
-
-
 def test_alt_text_goes_to_cls1_and_the_synthetic_captions_share_cls2_evenly() -> None:
-    pairs = drawn(CaptionSampling(), CAPTIONS, 400)
-    assert {first for first, _ in pairs} == {CAPTIONS["alt"]}
-    counts = Counter(second for _, second in pairs)
-    assert set(counts) == {CAPTIONS["paligemma"], CAPTIONS["gemini"]}
-    assert 160 < counts[CAPTIONS["gemini"]] < 240
+    rng, sampling = np.random.default_rng(0), CaptionSampling()
+    counts = Counter(sampling.choose(CAPTIONS, rng) for _ in range(400))
+    short, long = (CAPTIONS["alt"], CAPTIONS["paligemma"]), (CAPTIONS["alt"], CAPTIONS["gemini"])
+    assert set(counts) == {short, long}
+    assert 160 < counts[long] < 240
 
 
-def test_a_token_falls_back_to_other_captions() -> None:
-    only = {"paligemma": "a dog on grass"}
-    assert set(drawn(CaptionSampling(), only, 20)) == {("a dog on grass", "a dog on grass")}
-
-
-@pytest.mark.parametrize("captions", [{}, {"alt": "", "gemini": "  "}])
-def test_a_image_without_a_caption_has_none(captions: dict[str, str]) -> None:
-    assert drawn(CaptionSampling(), captions, 3) == []
+@pytest.mark.parametrize(
+    ("captions", "chosen"),
+    [
+        ({"paligemma": "a dog on grass"}, ("a dog on grass", "a dog on grass")),
+        ({"alt": "", "gemini": "  "}, None),
+        ({}, None),
+    ],
+)
+def test_a_token_falls_back_to_other_captions(
+    captions: dict[str, str], chosen: tuple[str, str] | None
+) -> None:
+    assert CaptionSampling().choose(captions, np.random.default_rng(0)) == chosen
 
 
 @pytest.mark.parametrize("empty", ["cls1", "cls2"])

@@ -47,23 +47,16 @@ def test_a_crop_is_a_function_of_the_seed_and_the_number(image: Tensor) -> None:
 
 
 def test_local_crops_show_less_than_global_ones(image: Tensor) -> None:
-    def spread(crop_3HW: Tensor) -> float:
-        return float(
-            crop_3HW[:2]
-            .flatten(1)
-            .max(1)
-            .values.sub(crop_3HW[:2].flatten(1).min(1).values)
-            .float()
-            .prod()
-        )
+    def area(crop_3HW: Tensor) -> float:
+        # The ramps span 236 x 234, so the spread of a crop is its share of the area.
+        ramps_2N = crop_3HW[:2].flatten(1).float()
+        return float((ramps_2N.max(1).values - ramps_2N.min(1).values).prod()) / (236 * 234)
 
     views = [crop_image(image, CONFIG, seed=0, index=i) for i in range(40)]
-    largest_local = max(spread(part) for _, parts in views for part in parts)
-    areas = [spread(whole) for whole, _ in views]
-    # The ramp's values span 236 x 234, so a crop's spread over that is its share of the area.
-    assert largest_local / (236 * 234) < 0.4
-    assert min(areas) / (236 * 234) > 0.3
-    assert max(areas) / (236 * 234) > 0.8
+    areas = [area(whole) for whole, _ in views]
+    assert max(area(part) for _, parts in views for part in parts) < 0.4
+    assert min(areas) > 0.3
+    assert max(areas) > 0.8
 
 
 @pytest.mark.parametrize(
@@ -87,7 +80,7 @@ def test_without_a_size_the_image_stays_whole(image: Tensor) -> None:
     assert parts.shape[0] == 0
 
 
-def test_a_batch_numbers_its_images_on(image: Tensor) -> None:
+def test_the_images_of_a_batch_are_numbered_from_the_first(image: Tensor) -> None:
     pixels_B3HW, locals_CB3hw = crop_images([image] * 2, CONFIG, seed=1, first=7)
     assert locals_CB3hw.shape == (3, 2, 3, 14, 14)
     for row in range(2):
@@ -110,11 +103,10 @@ def test_images_of_different_sizes_need_a_global_crop(image: Tensor) -> None:
         ({"local_size": 0}, "multiple of 14"),
         ({"num_local": -1}, "num_local"),
         ({"local_scale": (0.5, 0.2)}, "local_scale"),
-        ({"global_scale": (0.5, 1.2)}, "global_scale"),
         ({"aspect": (2.0, 1.0)}, "aspect"),
         ({"flips": "some"}, "flips"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)

@@ -9,26 +9,16 @@ import torch
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
-from training.data import loader as loader_module
-from training.data.batch import Batch, TextBatch, text_ids, tokenize
+from training.data.batch import Batch, text_ids, tokenize
 from training.data.crops import CropConfig, crop_images
 from training.data.loader import BatchPlan, SceneBatches, Stage, collate
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 from training.data.unnamed import UnnamedBank, UnnamedSource
 
 MakeBatches = Callable[..., SceneBatches]
+Same = Callable[[object, object], bool]
 
 CONFIG = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_size=0.9)
-
-
-def is_same(first: object, second: object) -> bool:
-    """Whether two batches have equal tensors throughout."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        return torch.equal(first, second)
-    if first is None or second is None:
-        return first is second
-    assert isinstance(first, Batch | TextBatch)
-    return all(is_same(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
 
 
 def text_of(tokenizer: Tipsv2Tokenizer, token_ids_L: torch.Tensor) -> str:
@@ -48,12 +38,20 @@ def whole(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
     return crop_images(images, CropConfig(), seed=0, first=0)
 
 
-def shorts_and_sentences(scenes: list[Scene]) -> list[tuple[str, str]]:
+def chosen_of(scenes: list[Scene]) -> list[tuple[str, str]]:
     """For each scene the caption of CLS1 and of CLS2."""
     return [(scene.captions.short, scene.captions.scene) for scene in scenes]
 
 
-def test_a_resumed_run_sees_the_very_next_batch(make_batches: MakeBatches) -> None:
+@pytest.fixture
+def unnamed() -> UnnamedSource:
+    """Three plain sprites, of which one has no title."""
+    rgba_MSS4 = np.full((3, 8, 8, 4), 255, np.uint8)
+    bank = UnnamedBank(rgba_MSS4=rgba_MSS4, titles=("lamp", "", "kettle"))
+    return UnnamedSource(bank=bank, photos=(), scenes=replace(CONFIG, count_weights=(1.0,)))
+
+
+def test_a_resumed_run_sees_the_very_next_batch(make_batches: MakeBatches, is_same: Same) -> None:
     whole = list(make_batches().loader(0, num_workers=0))
     rest = list(make_batches().loader(4, num_workers=0))
     assert len(whole) == len(make_batches()) == 6
@@ -61,26 +59,10 @@ def test_a_resumed_run_sees_the_very_next_batch(make_batches: MakeBatches) -> No
     assert not is_same(whole[4], whole[5])
 
 
-def test_worker_processes_make_the_same_batches(make_batches: MakeBatches) -> None:
+def test_worker_processes_make_the_same_batches(make_batches: MakeBatches, is_same: Same) -> None:
     batches = make_batches(num_steps=3)
     ahead = list(batches.loader(1, num_workers=1))
     assert all(is_same(a, batches[i]) for i, a in enumerate(ahead, start=1))
-
-
-def test_ranks_share_the_scenes_among_them(
-    make_batches: MakeBatches, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[int] = []
-
-    def remember(source: SceneSource, index: int, config: SceneConfig) -> Scene:
-        drawn.append(index)
-        return compose_scene(source, index, config)
-
-    monkeypatch.setattr(loader_module, "compose_scene", remember)
-    for step in range(2):
-        for rank in range(3):
-            make_batches(rank=rank, num_ranks=3)[step]
-    assert drawn == list(range(2 * 3 * 4))
 
 
 def test_the_curriculum_changes_when_its_share_is_done(make_batches: MakeBatches) -> None:
@@ -100,8 +82,10 @@ def test_a_curriculum_lasts_to_the_end(stages: tuple[Stage, ...]) -> None:
         BatchPlan(stages=stages, batch_size=2, num_steps=4)
 
 
-def test_a_batch_is_what_its_scenes_say(scenes: list[Scene], tokenizer: Tipsv2Tokenizer) -> None:
-    chosen = shorts_and_sentences(scenes)
+def test_a_batch_is_what_its_scenes_say_without_their_masks(
+    scenes: list[Scene], tokenizer: Tipsv2Tokenizer, is_same: Same
+) -> None:
+    chosen = chosen_of(scenes)
     batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes))
     for row, scene in enumerate(scenes):
         expected = torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) / 255
@@ -119,13 +103,16 @@ def test_a_batch_is_what_its_scenes_say(scenes: list[Scene], tokenizer: Tipsv2To
     for name, ids in zip(names, prompts, strict=True):
         forms = {template.format(name).lower() for template in ("{}", *TEMPLATES["tcl"])}
         assert text_of(tokenizer, ids) in forms
+    blind = [replace(scene, mask_SS=np.zeros_like(scene.mask_SS)) for scene in scenes]
+    assert is_same(batch, collate(chosen, blind, tokenizer, step=0, crops=whole(blind)))
+    assert not [field.name for field in fields(Batch) if "mask" in field.name]
 
 
-def test_a_name_has_one_prompt_a_step_whichever_rank_asks(
+def test_a_name_has_the_same_prompt_on_every_rank_and_another_in_other_steps(
     scenes: list[Scene], tokenizer: Tipsv2Tokenizer
 ) -> None:
     def prompts(some: list[Scene], step: int) -> dict[int, str]:
-        batch = collate(shorts_and_sentences(some), some, tokenizer, step=step, crops=whole(some))
+        batch = collate(chosen_of(some), some, tokenizer, step=step, crops=whole(some))
         texts = [text_of(tokenizer, ids) for ids in batch.names.token_ids_BL]
         return dict(zip(batch.name_ids_U.tolist(), texts, strict=True))
 
@@ -135,61 +122,42 @@ def test_a_name_has_one_prompt_a_step_whichever_rank_asks(
 
 
 def test_the_ranks_batches_together_are_the_batch_of_one(
-    make_batches: MakeBatches, tokenizer: Tipsv2Tokenizer
+    source: SceneSource,
+    make_batches: MakeBatches,
+    tokenizer: Tipsv2Tokenizer,
+    unnamed: UnnamedSource,
 ) -> None:
+    def make(step: int, rank: int = 0, num_ranks: int = 1) -> Batch:
+        plan = BatchPlan(
+            stages=(Stage(scenes=CONFIG, unnamed=6 // num_ranks),),
+            batch_size=6 // num_ranks,
+            num_steps=2,
+            crops=CropConfig(num_local=2, local_size=14),
+        )
+        ranks = {"rank": rank, "num_ranks": num_ranks}
+        return SceneBatches(source, tokenizer, plan, unnamed=unnamed, **ranks)[step]
+
     for step in range(2):
-        whole = make_batches(batch_size=6)[step]
-        parts = [make_batches(batch_size=2, rank=rank, num_ranks=3)[step] for rank in range(3)]
-        assert torch.equal(torch.cat([part.pixels_B3HW for part in parts]), whole.pixels_B3HW)
-        assert torch.equal(torch.cat([part.cls1_ids_T for part in parts]), whole.cls1_ids_T)
-        assert torch.equal(torch.cat([part.cls2_ids_T for part in parts]), whole.cls2_ids_T)
+        whole, parts = make(step), [make(step, rank, 3) for rank in range(3)]
+        assert whole.locals_CB3hw.shape == (2, 6, 3, 14, 14)
+        # Local crops leave the scene as it is.
+        assert torch.equal(whole.pixels_B3HW, make_batches(batch_size=6)[step].pixels_B3HW)
+        assert torch.equal(torch.cat([p.pixels_B3HW for p in parts]), whole.pixels_B3HW)
+        assert torch.equal(torch.cat([p.locals_CB3hw for p in parts], 1), whole.locals_CB3hw)
+        assert torch.equal(torch.cat([p.cls1_ids_T for p in parts]), whole.cls1_ids_T)
+        assert torch.equal(torch.cat([p.cls2_ids_T for p in parts]), whole.cls2_ids_T)
+        drawings = [p.unnamed.pixels_E3hw for p in (whole, *parts) if p.unnamed is not None]
+        assert torch.equal(torch.cat(drawings[1:]), drawings[0])
 
 
-def test_local_crops_are_made_and_leave_the_scene_as_it_is(
-    source: SceneSource, make_batches: MakeBatches, tokenizer: Tipsv2Tokenizer
-) -> None:
-    plan = BatchPlan(
-        stages=(Stage(scenes=CONFIG),),
-        batch_size=6,
-        num_steps=2,
-        crops=CropConfig(num_local=2, local_size=14),
-    )
-    batch = SceneBatches(source, tokenizer, plan)[1]
-    assert batch.locals_CB3hw.shape == (2, 6, 3, 14, 14)
-    assert torch.equal(batch.pixels_B3HW, make_batches(batch_size=6)[1].pixels_B3HW)
-    halves = [
-        SceneBatches(source, tokenizer, replace(plan, batch_size=3), rank=rank, num_ranks=2)[1]
-        for rank in range(2)
-    ]
-    together = torch.cat([half.locals_CB3hw for half in halves], dim=1)
-    assert torch.equal(together, batch.locals_CB3hw)
-
-
-def test_masks_never_reach_a_training_step(scenes: list[Scene], tokenizer: Tipsv2Tokenizer) -> None:
-    chosen = shorts_and_sentences(scenes)
-    blind = [replace(scene, mask_SS=np.zeros_like(scene.mask_SS)) for scene in scenes]
-    batch = collate(chosen, scenes, tokenizer, step=0, crops=whole(scenes))
-    assert is_same(batch, collate(chosen, blind, tokenizer, step=0, crops=whole(blind)))
-    assert not [field.name for field in fields(Batch) if "mask" in field.name]
-
-
-@pytest.fixture
-def unnamed() -> UnnamedSource:
-    """Three plain sprites, of which one has no title."""
-    rgba_MSS4 = np.full((3, 8, 8, 4), 255, np.uint8)
-    bank = UnnamedBank(rgba_MSS4=rgba_MSS4, titles=("lamp", "", "kettle"))
-    return UnnamedSource(bank=bank, photos=(), scenes=replace(CONFIG, count_weights=(1.0,)))
-
-
-def test_stages_with_unnamed_drawings_add_them_to_the_batch(
-    source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource
+def test_a_stage_with_unnamed_drawings_adds_them_to_the_batch(
+    source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource, is_same: Same
 ) -> None:
     stages = (Stage(until=0.5, scenes=CONFIG, unnamed=6), Stage(scenes=CONFIG))
     plan = BatchPlan(stages=stages, batch_size=2, num_steps=2)
     batches = SceneBatches(source, tokenizer, plan, unnamed=unnamed)
-    with_drawings, without = batches[0], batches[1]
-    assert without.unnamed is None
-    drawings = with_drawings.unnamed
+    assert batches[1].unnamed is None
+    drawings = batches[0].unnamed
     assert drawings is not None
     expected = [unnamed.image(index) for index in range(6)]
     for row, (pixels_SS3, title) in enumerate(expected):
@@ -200,29 +168,6 @@ def test_stages_with_unnamed_drawings_add_them_to_the_batch(
     assert 0 < len(titles) < 6
     assert is_same(drawings.titles, tokenize(tokenizer, titles))
     assert torch.equal(drawings.title_ids_T, text_ids(titles))
-
-
-def test_ranks_share_the_unnamed_drawings(
-    source: SceneSource, tokenizer: Tipsv2Tokenizer, unnamed: UnnamedSource
-) -> None:
-    def pixels(rank: int, num_ranks: int, count: int) -> torch.Tensor:
-        stages = (Stage(scenes=CONFIG, unnamed=count),)
-        plan = BatchPlan(stages=stages, batch_size=2, num_steps=3)
-        batches = SceneBatches(
-            source, tokenizer, plan, unnamed=unnamed, rank=rank, num_ranks=num_ranks
-        )
-        drawings = batches[2].unnamed
-        assert drawings is not None
-        return drawings.pixels_E3hw
-
-    together = torch.cat([pixels(rank, 2, 2) for rank in range(2)])
-    assert torch.equal(together, pixels(0, 1, 4))
-
-
-def test_a_stage_with_unnamed_drawings_needs_some(
-    source: SceneSource, tokenizer: Tipsv2Tokenizer
-) -> None:
-    plan = BatchPlan(stages=(Stage(scenes=CONFIG, unnamed=1),), batch_size=2, num_steps=1)
     with pytest.raises(ValueError, match="no source for them"):
         SceneBatches(source, tokenizer, plan)
     with pytest.raises(ValueError, match="must not be below 0"):

@@ -50,7 +50,9 @@ def test_splits_and_seeds_have_their_own_scenes(
 
 @given(index=st.integers(0, 2**40), split=st.sampled_from(["train", "val", "test"]))
 @settings(max_examples=40, deadline=None)
-def test_every_scene_holds_what_it_says(source: SceneSource, index: int, split: Split) -> None:
+def test_every_scene_shows_what_its_captions_name(
+    source: SceneSource, index: int, split: Split
+) -> None:
     scene = compose_scene(replace(source, split=split), index, CONFIG)
     assert (scene.pixels_SS3.shape, scene.pixels_SS3.dtype.name) == ((42, 42, 3), "uint8")
     assert (scene.mask_SS.shape, scene.mask_SS.dtype.name) == ((42, 42), "int32")
@@ -61,7 +63,7 @@ def test_every_scene_holds_what_it_says(source: SceneSource, index: int, split: 
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_all_objects_asked_for_can_be_seen(source: SceneSource, count: int) -> None:
+def test_all_chosen_objects_are_visible(source: SceneSource, count: int) -> None:
     weights = tuple(float(number == count) for number in range(1, 4))
     config = replace(CONFIG, count_weights=weights, twin_share=0.0)
     for index in range(15):
@@ -70,7 +72,7 @@ def test_all_objects_asked_for_can_be_seen(source: SceneSource, count: int) -> N
 
 
 class Recorder:
-    """Remembers what was placed in the scene's last attempt."""
+    """Records the colour and alpha of the sprites in the scene's last attempt."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.placed: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
@@ -81,13 +83,11 @@ class Recorder:
         monkeypatch.setattr(scenes_module, "_choose_objects", self.choose)
 
     def choose(self, *arguments: object) -> list[tuple[int, int]]:
-        """Begin an attempt."""
         chosen: list[tuple[int, int]] = self._choose(*arguments)
         self.placed, self.concepts = [], [concept for concept, _ in chosen]
         return chosen
 
     def place(self, *arguments: object) -> tuple[Any, Any, Any]:
-        """Keep colour and alpha."""
         colour, alpha, centre = self._place(*arguments)
         self.placed.append((colour, alpha))
         return colour, alpha, centre
@@ -110,7 +110,7 @@ def test_the_mask_is_the_alpha_of_the_top_object(
         assert np.abs(shown - colour[alpha == 1]).max() <= 0.5 + 1e-3
 
 
-def test_everyday_words_are_drawn_as_often_as_asked(source: SceneSource) -> None:
+def test_the_share_of_everyday_words_is_kept(source: SceneSource) -> None:
     common = {concept.name for concept in all_concepts() if concept.is_common}
     for share in (0.0, 1.0):
         config = replace(CONFIG, common_share=share)
@@ -175,7 +175,6 @@ def test_scenes_that_cannot_be_made_are_refused(
 @pytest.mark.parametrize(
     "changed",
     [
-        {"min_size": 0.0},
         {"min_size": 0.7},
         {"max_size": 1.2},
         {"count_weights": ()},

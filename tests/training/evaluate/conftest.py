@@ -1,9 +1,10 @@
 """Scenes with known answers, and a tiny model with its tokenizer."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from transformers import Tipsv2Model
+from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 
@@ -27,3 +28,11 @@ def encoder_model(student_model: Tipsv2Model) -> Tipsv2Model:
     """A fresh model in evaluation mode."""
     student_model.eval()
     return student_model
+
+
+@pytest.fixture
+def folder(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, tmp_path: Path) -> Path:
+    """A saved model with its tokenizer."""
+    encoder_model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"

@@ -1,4 +1,4 @@
-"""Quick numbers: those of the development sets, chance beside them, a model not yet there named."""
+"""Quick scores of the development sets."""
 
 from pathlib import Path
 
@@ -10,15 +10,7 @@ from training.evaluate.quick import CHANCE, quick_scores
 from training.evaluate.sets import development_benchmarks, development_drawings
 
 
-@pytest.fixture
-def folder(encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, tmp_path: Path) -> Path:
-    """A saved model with its tokenizer."""
-    encoder_model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def test_they_are_the_scores_of_the_development_sets(
+def test_quick_scores_are_those_of_the_development_sets_beside_chance(
     folder: Path, encoder_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, data_folder: DataFolder
 ) -> None:
     table = quick_scores([folder], data_folder, num_scenes=3)
@@ -31,10 +23,6 @@ def test_they_are_the_scores_of_the_development_sets(
         expected[f"{images.name}/top-1"] = ranking.found(1)
     assert values == pytest.approx(expected, abs=0.011)
     assert len(values) == 12
-
-
-def test_every_number_has_its_chance(folder: Path, data_folder: DataFolder) -> None:
-    table = quick_scores([folder], data_folder, num_scenes=3)
     chance = {key: row[CHANCE] for key, row in table.items()}
     assert chance["val/top-1"] == chance["val-style/top-1"] == 2.0
     assert chance["val/patches"] == chance["val/values"] == chance["val/painted"] < 2.0

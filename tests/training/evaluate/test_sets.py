@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
@@ -13,7 +12,6 @@ from training.data.sprites import SpriteBank
 from training.evaluate import sets
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.sets import (
-    MULTI_OBJECT,
     PATCH,
     SegmentationBenchmark,
     development_benchmarks,
@@ -23,7 +21,7 @@ from training.evaluate.sets import (
 from training.evaluate.zero_shot_segmentation import count_scenes, painted_scorer, patch_scorer
 
 
-def test_the_rarer_names_are_fifty_seen_words_of_no_everyday_use() -> None:
+def test_the_rarer_names_are_fifty_seen_names_but_no_everyday_words() -> None:
     concepts = {concept.name: concept for concept in all_concepts()}
     assert len(rare_names()) == 50
     assert rare_names(10) < rare_names()
@@ -37,11 +35,7 @@ def test_scenes_have_two_or_three_objects(source: SceneSource) -> None:
     benchmark = make_benchmark("b", source, 12)
     assert len(benchmark.scenes) == 12
     assert {len(scene.drawings) for scene in benchmark.scenes} == {2, 3}
-    assert MULTI_OBJECT.augment.warp == 0
     assert list(benchmark.names) == sorted(source.names)
-    again = make_benchmark("b", source, 12)
-    for first, second in zip(benchmark.scenes, again.scenes, strict=True):
-        assert np.array_equal(first.pixels_SS3, second.pixels_SS3)
 
 
 def test_decisions_are_made_on_other_names_or_styles_than_the_tests(
@@ -77,7 +71,7 @@ def test_a_quick_score_is_the_score(
     assert len(row) == 5
 
 
-def test_chance_is_that_of_the_scenes_and_names(scenes: list[Scene], names: list[str]) -> None:
+def test_chance_depends_on_the_scenes_and_names(scenes: list[Scene], names: list[str]) -> None:
     benchmark = SegmentationBenchmark(name="b", scenes=scenes, names=names)
     guessed = benchmark.chance()
     assert guessed.truth_SK.sum() == sum((scene.mask_SS > 0).sum() for scene in scenes)
@@ -91,7 +85,7 @@ def _styles(data: DataFolder, benchmark: SegmentationBenchmark) -> set[str]:
     return {bank.styles[bank.style_M[row]] for row in rows}
 
 
-def test_the_scenes_hold_what_their_names_say(data_folder: DataFolder) -> None:
+def test_the_scenes_show_what_the_names_of_their_sets_say(data_folder: DataFolder) -> None:
     main, rarer, seen, line, unseen = sets.held_out_scenes(data_folder, 3)
     assert "unseen style" in main.name
     assert set(main.names) == set(seen.names) == common_names()
@@ -107,7 +101,7 @@ def test_the_scenes_hold_what_their_names_say(data_folder: DataFolder) -> None:
     assert retrieved == [main, seen]
 
 
-def test_the_drawings_hold_what_their_names_say(data_folder: DataFolder) -> None:
+def test_the_drawings_show_what_the_names_of_their_sets_say(data_folder: DataFolder) -> None:
     everyday, every, seen, line, unseen, both = sets.held_out_drawings(data_folder, 3)
     assert everyday.name == "Fluent 3D (unseen style), one of 50 everyday names"
     for benchmark in (everyday, seen, line):
@@ -126,13 +120,13 @@ def test_the_drawings_hold_what_their_names_say(data_folder: DataFolder) -> None
     assert not shown["unseen"] & shown["both"]
 
 
-def test_no_test_drawing_is_looked_at_in_development_in_its_style(data_folder: DataFolder) -> None:
+def test_development_uses_no_test_drawing_of_the_unseen_style(data_folder: DataFolder) -> None:
     seen, style = sets.development_drawings(data_folder)
     assert (seen.name, style.name) == ("val", "val-style")
     assert set(style.labels) <= rare_names() == set(style.names)
-    looked_at = {image.tobytes() for image in style.images}
+    used = {image.tobytes() for image in style.images}
     for benchmark in sets.held_out_drawings(data_folder, 2):
-        assert not looked_at & {image.tobytes() for image in benchmark.images}
+        assert not used & {image.tobytes() for image in benchmark.images}
 
 
 def test_stamps_are_classified_alone_and_in_scenes(

@@ -69,7 +69,7 @@ def test_a_hand_made_table_has_the_scores_of_its_weighted_scenes(table: SceneCou
     assert len(table) == 2
 
 
-def test_blind_guesses_get_what_was_computed(scenes: list[Scene], names: list[str]) -> None:
+def test_random_guesses_score_as_computed(scenes: list[Scene], names: list[str]) -> None:
     """Guess every pixel's name with a random score, among all names and among those present."""
     rng = np.random.default_rng(0)
 
@@ -82,7 +82,7 @@ def test_blind_guesses_get_what_was_computed(scenes: list[Scene], names: list[st
     assert guessed.which() == pytest.approx(expected.which(), rel=0.03)
 
 
-def test_a_perfect_scorer_has_a_hundred(scenes: list[Scene], names: list[str]) -> None:
+def test_a_perfect_scorer_reaches_100_percent(scenes: list[Scene], names: list[str]) -> None:
     counts = count_scenes(scenes, names, perfect(names))
     assert counts.miou() == pytest.approx(100.0)
     assert counts.which() == 100.0
@@ -113,7 +113,7 @@ def test_painting_gives_every_pixel_the_nearest_class(
     assert scorer(scenes[0]).shape == (len(names), 1, 1)
 
 
-def test_it_equals_a_plain_implementation_with_torch(
+def test_counts_equal_a_plain_implementation_with_torch(
     scenes: list[Scene],
     names: list[str],
     features: dict[int, NDArray[np.float32]],

@@ -1,15 +1,13 @@
-"""Images small enough to make many of: each of one colour, which tells which one it is."""
+"""Small images, each of one colour that identifies it."""
 
 import io
+import tarfile
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from training.data.batch import Batch, TextBatch
 from training.data.captions import CaptionSampling
 from training.data.crops import CropConfig
 from training.data.shards.batches import ShardsConfig
@@ -19,7 +17,7 @@ NUM_IMAGES = 23
 
 
 def encode(number: int, *, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
-    """An image whose colour is its number's."""
+    """An image whose colour encodes its number."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (number * 9 % 256, number * 5 % 256, 200)).save(buffer, kind)
     return buffer.getvalue()
@@ -78,15 +76,15 @@ def shards_config(tmp_path: Path) -> ShardsConfig:
 
 
 @pytest.fixture
-def is_same() -> Callable[[object, object], bool]:
-    """Compare two batches, tensor by tensor; what a batch need not have is None in both."""
+def tar_of() -> Callable[..., None]:
+    """Write files as a tar archive, as other programs do; a name ending in "/" is a folder."""
 
-    def compare(first: object, second: object) -> bool:
-        if first is None or second is None:
-            return first is second
-        if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-            return torch.equal(first, second)
-        assert isinstance(first, Batch | TextBatch)
-        return all(compare(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
+    def write(path: Path, files: dict[str, bytes], *, layout: int = tarfile.GNU_FORMAT) -> None:
+        with tarfile.open(path, "w", format=layout) as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
 
-    return compare
+    return write

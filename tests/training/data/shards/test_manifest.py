@@ -1,8 +1,6 @@
 """A data set of shards: its manifest and its index."""
 
-import io
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,25 +62,17 @@ def test_another_format_is_refused(tmp_path: Path, manifest: Manifest) -> None:
 
 
 @pytest.fixture
-def foreign(tmp_path: Path, encode: Callable[..., bytes]) -> Path:
+def foreign(tmp_path: Path, encode: Callable[..., bytes], tar_of: Callable[..., None]) -> Path:
     """Two shards of three images with .txt and .json, the last one's record broken."""
-    folder = tmp_path / "foreign"
-    folder.mkdir()
     for shard in range(2):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.GNU_FORMAT) as archive:
-            for row in range(3):
-                number = shard * 3 + row
-                record = json.dumps({"caption": f"text {number}", "url": f"u{number}"}).encode()
-                files = {
-                    "jpg": encode(number, kind="JPEG"),
-                    "txt": f"text {number}".encode(),
-                    "json": b"{" if number == 5 else record,
-                }
-                for suffix, content in files.items():
-                    entry = tarfile.TarInfo(f"{number:09d}.{suffix}")
-                    entry.size = len(content)
-                    archive.addfile(entry, io.BytesIO(content))
-    return folder
+        files = {}
+        for number in range(shard * 3, shard * 3 + 3):
+            record = json.dumps({"caption": f"text {number}", "url": f"u{number}"}).encode()
+            files[f"{number:09d}.jpg"] = encode(number, kind="JPEG")
+            files[f"{number:09d}.txt"] = f"text {number}".encode()
+            files[f"{number:09d}.json"] = b"{" if number == 5 else record
+        tar_of(tmp_path / f"{shard:05d}.tar", files)
+    return tmp_path
 
 
 def test_foreign_shards_are_read_once_they_are_indexed(foreign: Path) -> None:

@@ -1,9 +1,9 @@
-"""Shards: any sample read alone, the same bytes for the same samples, read by others too."""
+"""Shards: any sample is read alone, equal samples give equal bytes, other readers work too."""
 
 import gc
-import io
 import tarfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,31 +21,32 @@ from training.data.shards.tar_shard import (
 )
 
 
-def test_any_sample_is_read_alone(tmp_path: Path, samples: list[Sample]) -> None:
+@pytest.fixture
+def path(tmp_path: Path, samples: list[Sample]) -> Path:
+    """A shard of all samples."""
     path = tmp_path / "shard-000000.tar"
     assert write_shard(path, samples) == len(samples)
+    return path
+
+
+def test_any_sample_is_read_alone(path: Path, samples: list[Sample]) -> None:
     for row in (22, 0, 7):
         assert read_sample(path, row) == samples[row]
 
 
-def test_a_shard_depends_on_its_samples_alone(tmp_path: Path, samples: list[Sample]) -> None:
-    write_shard(tmp_path / "one.tar", samples)
-    write_shard(tmp_path / "two.tar", samples)
-    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
-    path = tmp_path / "shard-000000.tar"
-    write_shard(path, samples)
+def test_a_shard_depends_on_its_samples_alone(path: Path, samples: list[Sample]) -> None:
+    write_shard(path.with_name("two.tar"), samples)
+    assert path.read_bytes() == path.with_name("two.tar").read_bytes()
     assert np.array_equal(find_offsets(path), load_offsets(path))
 
 
-def test_long_and_foreign_names_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "shard-000000.tar"
-    name = "d\u00e9j\u00e0/" + "x" * 150
-    with tarfile.open(path, "w") as archive:
-        for part, content in (("/", b""), (".jpg", b"image"), (".txt", b"a caption")):
-            entry = tarfile.TarInfo(name + part)
-            entry.type = tarfile.DIRTYPE if part == "/" else tarfile.REGTYPE
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
+@pytest.mark.parametrize("layout", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names_are_read(
+    tmp_path: Path, tar_of: Callable[..., None], layout: int
+) -> None:
+    path, name = tmp_path / "foreign.tar", "d\u00e9j\u00e0/" + "x" * 150
+    files = {f"{name}/": b"", f"{name}.jpg": b"image", f"{name}.txt": b"a caption"}
+    tar_of(path, files, layout=layout)
     write_offsets(path, find_offsets(path))
     sample = read_sample(path, 0)
     assert (sample.key, sample.image, sample.captions) == (name, b"image", {"alt": "a caption"})
@@ -70,18 +71,13 @@ def test_the_webdataset_package_reads_our_shards(tmp_path: Path, samples: list[S
         assert record["names"] == list(sample.names)
 
 
-def test_a_file_that_ends_early_is_no_shard(tmp_path: Path, samples: list[Sample]) -> None:
-    path = tmp_path / "shard-000000.tar"
-    write_shard(path, samples)
-    short = tmp_path / "short.tar"
-    short.write_bytes(path.read_bytes()[:9000])
+def test_a_file_that_ends_early_is_no_shard(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(ValueError, match="no whole tar file"):
-        find_offsets(short)
+        find_offsets(path)
 
 
-def test_a_damaged_part_breaks_its_own_sample_only(tmp_path: Path, samples: list[Sample]) -> None:
-    path = tmp_path / "shard-000000.tar"
-    write_shard(path, samples)
+def test_a_damaged_part_breaks_its_own_sample_only(path: Path, samples: list[Sample]) -> None:
     start = int(load_offsets(path)[3])
     content = bytearray(path.read_bytes())
     content[start : start + 512] = b"\xff" * 512
@@ -91,11 +87,7 @@ def test_a_damaged_part_breaks_its_own_sample_only(tmp_path: Path, samples: list
     assert read_sample(path, 4) == samples[4]
 
 
-def test_a_shard_without_offsets_is_an_error_with_advice(
-    tmp_path: Path, samples: list[Sample]
-) -> None:
-    path = tmp_path / "lonely" / "shard-000000.tar"
-    write_shard(path, samples)
+def test_a_shard_without_offsets_is_an_error_with_advice(path: Path) -> None:
     offsets_path(path).unlink()
     with pytest.raises(FileNotFoundError, match="shards index"):
         read_sample(path, 0)

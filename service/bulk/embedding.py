@@ -57,7 +57,7 @@ def row_schema(
 
 
 def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    """Convert rows to a table."""
+    """Convert rows, at least one, to a table."""
     columns: dict[str, Any] = {
         "key": pa.array([row.key for row in rows], pa.string()),
         "source": pa.array([row.source for row in rows], pa.string()),
@@ -85,7 +85,7 @@ def _vectors(arrays: Sequence[FloatArray], kind: pa.DataType) -> Any:
     vector = kind.value_type if is_grid else kind
     dtype, width = vector.value_type.to_pandas_dtype(), vector.list_size
     flat = [array.reshape(-1).astype(dtype, copy=False) for array in arrays]
-    numbers = pa.array(np.concatenate(flat) if flat else np.empty(0, dtype))
+    numbers = pa.array(np.concatenate(flat))
     vectors = pa.FixedSizeListArray.from_arrays(numbers, type=vector)
     if not is_grid:
         return vectors

@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 
 from service.engines.engine import UserError
 
+Kind = Literal["files", "parquet", "tar"]
 IMAGES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SUFFIXES: Final = {"parquet": (".parquet",), "tar": (".tar",), "files": IMAGES}
-Kind = Literal["files", "parquet", "tar"]
+# Larger files are skipped without reading them: they exceed every limit of the service.
+MAX_FILE_BYTES: Final = 256 * 1024 * 1024
+ROWS_AT_ONCE: Final = 64
 
 
 class InputError(UserError):
@@ -61,6 +64,40 @@ class Inputs:
     parts: tuple[Part, ...]
     num_images: int | None
     digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """The columns of a Parquet file that are read.
+
+    Attributes:
+        image: Encoded images, paths, or structs with the fields `bytes` and `path`.
+        key: Becomes the key in the output; None is file name and row number.
+    """
+
+    image: str = "image"
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputImage:
+    """An image that was read, or the reason why it cannot be.
+
+    Attributes:
+        key: Key of its row.
+        source: The file that contains it.
+        data: Encoded bytes, or resized pixels; None if it cannot be read.
+        problem: Why it cannot be read.
+        code: Short stable name of the problem.
+        size_hw: Original height and width after EXIF rotation; None if `data` is encoded.
+    """
+
+    key: str
+    source: str
+    data: bytes | NDArray[np.uint8] | None = None
+    problem: str = ""
+    code: str = "unreadable"
+    size_hw: tuple[int, int] | None = None
 
 
 def find_inputs(named: Sequence[str], lines: Iterable[str], part_items: int) -> Inputs:
@@ -161,45 +198,6 @@ def _num_rows(path: str) -> int:
         return int(pq.read_metadata(path).num_rows)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as Parquet.") from error
-
-
-# Larger files are skipped without reading them: they exceed every limit of the service.
-MAX_FILE_BYTES: Final = 256 * 1024 * 1024
-ROWS_AT_ONCE: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """The columns of a Parquet file that are read.
-
-    Attributes:
-        image: Encoded images, paths, or structs with the fields `bytes` and `path`.
-        key: Becomes the key in the output; None is file name and row number.
-    """
-
-    image: str = "image"
-    key: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputImage:
-    """An image that was read, or the reason why it cannot be.
-
-    Attributes:
-        key: Key of its row.
-        source: The file that contains it.
-        data: Encoded bytes, or resized pixels; None if it cannot be read.
-        problem: Why it cannot be read.
-        code: Short stable name of the problem.
-        size_hw: Original height and width after EXIF rotation; None if `data` is encoded.
-    """
-
-    key: str
-    source: str
-    data: bytes | NDArray[np.uint8] | None = None
-    problem: str = ""
-    code: str = "unreadable"
-    size_hw: tuple[int, int] | None = None
 
 
 def read_part(part: Part, columns: Columns) -> Iterator[InputImage]:

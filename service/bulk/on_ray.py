@@ -1,4 +1,10 @@
-"""Bulk embedding on a Ray cluster."""
+"""Bulk embedding on a Ray cluster.
+
+Ray Data streams the parts through tasks that read, decode and scale images, and through a pool of
+actors that embed and write. Its checkpoints write a row at least once, but a job must write it
+exactly once: the file of a part is named by the part's number and appears by a rename, so a task
+that Ray repeats, or a job that is run again, writes the same file or finds it.
+"""
 
 import json
 import logging
@@ -34,28 +40,6 @@ from service.validation import check_resolution
 USER_ERRORS: Final = {kind.__name__ for kind in (EngineError, InputError, JobError)}
 RAISED: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*(\w+): (.+)$", re.MULTILINE)
 KINDS: Final = ("Error", "Exception", "Interrupt")
-
-
-def find_reason(text: str) -> str:
-    """Find the cause in the text of Ray's exception.
-
-    Returns:
-        The message of the first user error, else the first exception, else the first line.
-    """
-    raised = [match for match in RAISED.finditer(text) if match[1].endswith(KINDS)]
-    for match in raised:
-        if match[1] in USER_ERRORS:
-            return match[2]
-    if raised:
-        return raised[0][0]
-    return text.strip().partition("\n")[0] or "no reason given."
-
-
-# Ray Data streams the parts through tasks that read, decode and scale images, and through a pool of
-# actors that embed and write. Its checkpoints write a row at least once, but a job must write it
-# exactly once: the file of a part is named by the part's number and appears by a rename, so a task
-# that Ray repeats, or a job that is run again, writes the same file or finds it.
-
 ITEM_SCHEMA: Final = pa.schema(
     [
         ("key", pa.string()),
@@ -144,6 +128,21 @@ def _start(options: RayOptions) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+
+
+def find_reason(text: str) -> str:
+    """Find the cause in the text of Ray's exception.
+
+    Returns:
+        The message of the first user error, else the first exception, else the first line.
+    """
+    raised = [match for match in RAISED.finditer(text) if match[1].endswith(KINDS)]
+    for match in raised:
+        if match[1] in USER_ERRORS:
+            return match[2]
+    if raised:
+        return raised[0][0]
+    return text.strip().partition("\n")[0] or "no reason given."
 
 
 class PartReader:

@@ -34,6 +34,13 @@ from service.engines.engine import ModelSummary, UserError
 from service.messages import EmbedImagesRequest
 
 RECORD_VERSION: Final = 1
+METADATA_KEY: Final = b"tipserve"
+RECORD_NAME: Final = "_tipserve.json"
+LOCK_NAME: Final = "_lock"
+ERRORS_NAME: Final = "_errors"
+PART_NAME: Final = re.compile(r"part-(\d+)\.parquet")
+# Rows are written in groups of this size, because patch embeddings of a part can be gigabytes.
+GROUP_BYTES: Final = 32 * 1024 * 1024
 
 
 class JobError(UserError):
@@ -132,14 +139,6 @@ def _difference(old: object, new: dict[str, Any]) -> str:
     before = old if isinstance(old, dict) else {}
     name = next(name for name in new if before.get(name) != new[name])
     return f"{name}: was {json.dumps(before.get(name))}, is now {json.dumps(new[name])}"
-
-
-RECORD_NAME: Final = "_tipserve.json"
-LOCK_NAME: Final = "_lock"
-ERRORS_NAME: Final = "_errors"
-PART_NAME: Final = re.compile(r"part-(\d+)\.parquet")
-# Rows are written in groups of this size, because patch embeddings of a part can be gigabytes.
-GROUP_BYTES: Final = 32 * 1024 * 1024
 
 
 class OutputFolder:
@@ -268,9 +267,6 @@ def _read_record(file: Path) -> object:
         return json.loads(file.read_bytes())
     except ValueError:
         return None
-
-
-METADATA_KEY: Final = b"tipserve"
 
 
 def parts_folder(file: Path) -> Path:

@@ -28,6 +28,11 @@ from service.errors import InvalidRequest, ModelNotFound, Unavailable
 PACKAGE_NAME: Final = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 MAX_NAME_CHARS: Final = 200
+# Interval of checks for cancellation, and time for a terminated conversion to remove its files.
+POLL_S: Final = 0.2
+CLEAR_UP_S: Final = 5.0
+NUM_KEPT_LINES: Final = 30
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,16 +194,6 @@ def _is_package(root: Path, folder: Path) -> bool:
     return folder.is_relative_to(root) and (folder / MANIFEST_NAME).is_file()
 
 
-# Checkpoints are converted by a child process, `python -m model prepare`, because a conversion
-# imports torch and takes gigabytes, which are free again when the process ends.
-
-# Interval of checks for cancellation, and time for a terminated conversion to remove its files.
-POLL_S: Final = 0.2
-CLEAR_UP_S: Final = 5.0
-NUM_KEPT_LINES: Final = 30
-logger = logging.getLogger(__name__)
-
-
 def open_source(source: ModelSource) -> ModelPackage:
     """Open and verify a package; a checkpoint is converted first unless the cache has it.
 
@@ -250,6 +245,9 @@ def _clear_up_behind(source: ModelSource) -> None:
 
 class Conversion:
     """A running conversion program; leaving the `with` block ends it.
+
+    It is a process of its own because a conversion imports torch and takes gigabytes, which are
+    free again when the process ends.
 
     Args:
         arguments: Of the program.

@@ -39,7 +39,54 @@ from service.models.texts import TextCache
 from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
+logger = logging.getLogger(__name__)
 WARM_UP_TOKENS: Final = 8
+MAX_BATCH_IMAGES: Final = 64
+# One lane copies its images to the device while the other computes.
+GPU_LANES: Final = 2
+# While an image is decoded: the stored pixels and their copy on a background, four bytes each.
+DECODED_PIXEL_BYTES: Final = 8
+# Loads the runtime of a lane, given `num_threads` and `num_lanes`.
+Load = Callable[..., Runtime]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedLanes:
+    """Lanes that have run every served shape, and the measurements of one of them.
+
+    Attributes:
+        lanes: The lanes.
+        choice: Their runtime.
+        warm: Time of batches.
+        memory: Memory of single images.
+        max_patches: Most patches that fit a lane's memory, per kind of image batch; unknown kinds
+            are missing.
+    """
+
+    lanes: Sequence[Lane]
+    choice: RuntimeChoice
+    warm: WarmUp
+    memory: BatchMemory
+    max_patches: Mapping[Kind, int]
+
+
+def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
+    """Verify a package, load it, and run every served shape on every lane.
+
+    A checkpoint is converted first.
+
+    Raises:
+        PackageError: There is no such model, it cannot be converted, its package is broken, or a
+            served shape does not fit into a batch.
+        WarmUpError: The runtime gives no usable results.
+        Unavailable: The load was cancelled.
+    """
+    package = open_source(source)
+    manifest = with_sizes(package.manifest, settings.sizes)
+    if source.name is not None:
+        manifest = manifest.model_copy(update={"name": source.name})
+    package = replace(package, manifest=manifest)
+    return serve_lanes(package, load_lanes(package, settings, source), settings, metrics)
 
 
 def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest:
@@ -60,9 +107,189 @@ def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest
     return manifest.model_copy(update={"shape_buckets": shapes})
 
 
-def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
-    """Patches of an image of this height and width in pixels."""
-    return math.prod(shape) // manifest.patch_size**2
+def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
+    """Load the lanes, run every served shape on each, and measure the cost of batches.
+
+    The first lane is loaded alone, because the memory of its images decides the number of lanes.
+
+    Raises:
+        PackageError: A served shape exceeds a batch or the memory, or does not suit a dense head.
+        WarmUpError: The runtime gives no usable results.
+        Unavailable: The load was cancelled.
+    """
+    manifest = package.manifest
+    buckets = served_buckets(manifest, settings.max_batch_patches)
+    free_bytes = free_memory()
+    choice = choose(package, settings)
+    load = partial(load_chosen, package, choice, cache=settings.cache)
+    weights = weight_bytes(package, choice)
+    plan = lane_plan(settings, free_bytes, weights, device=choice.device)
+    first, first_s, memory = load_first_lane(package, load, plan, buckets)
+    fitting = lane_plan(
+        settings, free_bytes, weights, device=choice.device, image_bytes=memory.largest_bytes
+    )
+    if fitting != plan:
+        first.runtime.close()
+        first, first_s, memory = load_first_lane(package, load, fitting, buckets)
+    check_memory(manifest, fitting, memory, free_bytes)
+
+    def load_lane(_: int) -> Lane:
+        source.check()
+        lane = _new_lane(package, load, fitting, buckets)
+        for bucket in with_maps(buckets, served_tasks(manifest, lane.runtime)):
+            lane.run_synthetic(bucket)
+        return lane
+
+    # At the start all at once; later one by one, because other models need the processors.
+    num_others = fitting.num_lanes - 1
+    with ThreadPoolExecutor(1 if source.is_background else max(1, num_others)) as loaders:
+        lanes = [first, *loaders.map(load_lane, range(num_others))]
+    source.check()
+    began = time.monotonic()
+    warm = warm_up(manifest, first, first_s, settings)
+    chosen = describe(fitting, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
+    logger.info("measured", extra={"fields": chosen})
+    if free_bytes is None:
+        return LoadedLanes(lanes, choice, warm, memory, {})
+    budget_bytes = int(free_bytes * MEMORY_SHARE) // fitting.num_lanes
+    return LoadedLanes(lanes, choice, warm, memory, most_patches(memory, budget_bytes, manifest))
+
+
+def choose(package: ModelPackage, settings: Settings) -> RuntimeChoice:
+    """Choose the runtime by the settings and the machine, and log the reason.
+
+    Raises:
+        UnusableRuntimeError: The requested runtime does not work on this machine.
+        MissingRuntimeError: Its library is not installed.
+        PackageError: The package has no graph for it.
+    """
+    choice = choose_runtime(
+        package,
+        RuntimeRequest(
+            runtime=settings.runtime,
+            precision=settings.precision,
+            device=settings.device,
+            provider=settings.onnx_provider,
+        ),
+    )
+    fields = {"model": package.manifest.name, **asdict(choice)}
+    logger.info("runtime chosen", extra={"fields": fields})
+    return choice
+
+
+def lane_plan(
+    settings: Settings,
+    free_bytes: int | None,
+    weights: tuple[int, int],
+    *,
+    device: Device,
+    image_bytes: int = 0,
+) -> LanePlan:
+    """Lanes and threads as set, or chosen for this machine.
+
+    Args:
+        settings: May set lanes and threads.
+        free_bytes: Free memory; None if unknown.
+        weights: From `weight_bytes`.
+        device: Device of the lanes.
+        image_bytes: Memory of the largest image in a lane.
+    """
+    return plan_lanes(
+        lanes=settings.lanes or (GPU_LANES if device == "gpu" else None),
+        threads=settings.threads_per_lane,
+        cpus=available_cpus(),
+        free_bytes=free_bytes,
+        lane_bytes=weights[0] + image_bytes,
+        shared_bytes=weights[1],
+    )
+
+
+def load_first_lane(
+    package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]
+) -> tuple[Lane, dict[Bucket, float], BatchMemory]:
+    """Load a lane and run every shape once; returns it with time and peak memory per shape."""
+    lane = _new_lane(package, load, plan, buckets)
+    meter = PeakMeter()
+    first_s: dict[Bucket, float] = {}
+    peaks: dict[Bucket, int] = {}
+    buckets = with_maps(buckets, served_tasks(package.manifest, lane.runtime))
+
+    def size(bucket: Bucket) -> tuple[bool, int]:
+        return bucket.kind in MAP_TASKS, item_cost(package.manifest, bucket)
+
+    # A runtime keeps its memory, so only runs from small to large show the peak of each shape.
+    for bucket in sorted(buckets, key=size):
+        began = time.monotonic()
+        peak_bytes = meter.peak_bytes(partial(lane.run_synthetic, bucket))
+        first_s[bucket] = time.monotonic() - began
+        if bucket.is_image and peak_bytes is not None and lane.runtime.device == "cpu":
+            peaks[bucket] = peak_bytes
+    return lane, {bucket: first_s[bucket] for bucket in buckets}, BatchMemory(peaks)
+
+
+def _new_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]) -> Lane:
+    return Lane(
+        partial(load, num_threads=plan.num_threads, num_lanes=plan.num_lanes),
+        embed_dim=package.manifest.embed_dim,
+        probe_bucket=buckets[0],
+    )
+
+
+def check_memory(
+    manifest: Manifest, plan: LanePlan, memory: BatchMemory, free_bytes: int | None
+) -> None:
+    """Check that all lanes can run their largest shape at the same time.
+
+    Raises:
+        PackageError: There is too little memory.
+    """
+    if free_bytes is None or plan.num_lanes * memory.largest_bytes <= free_bytes:
+        return
+    bucket = max(memory.peak_bytes, key=lambda bucket: memory.peak_bytes[bucket])
+    fitting = max(1, free_bytes // memory.largest_bytes)
+    raise PackageError(
+        f"{manifest.name} takes {memory.largest_bytes / 1e6:.0f} MB for one {bucket.label} on each "
+        f"of {plan.num_lanes} lanes, and {free_bytes / 1e6:.0f} MB are free: set lanes to "
+        f"{fitting} or fewer, serve smaller sizes, or give the process more memory"
+    )
+
+
+def warm_up(
+    manifest: Manifest, lane: Lane, first_s: Mapping[Bucket, float], settings: Settings
+) -> WarmUp:
+    """Measure batches on one lane, and choose their size if it is not set."""
+    most_images = settings.max_batch_patches // num_patches(manifest.shape_buckets[0], manifest)
+    rules = WarmUpRules(
+        max_images=settings.max_batch_images,
+        most_images=max(1, min(MAX_BATCH_IMAGES, most_images)),
+        max_texts=settings.max_batch_texts,
+        limit_s=settings.warm_up_limit_s,
+    )
+    return measure(lane, first_s, rules, time.monotonic)
+
+
+def describe(plan: LanePlan, warm: WarmUp, memory: BatchMemory) -> dict[str, Any]:
+    """The choices and measurements for the log."""
+    curves = {
+        bucket.label: {"intercept_s": round(c.intercept_s, 6), "slope_s": round(c.slope_s, 6)}
+        for bucket, c in warm.curves.items()
+    }
+    return {
+        "lanes": plan.num_lanes,
+        "threads_per_lane": plan.num_threads,
+        "max_batch_images": warm.max_images,
+        "batch_cost": curves,
+        "peak_bytes": {bucket.label: peak for bucket, peak in memory.peak_bytes.items()},
+    }
+
+
+def most_patches(memory: BatchMemory, budget_bytes: int, manifest: Manifest) -> dict[Kind, int]:
+    """Most patches of an image batch within the budget, for each kind for which that is known."""
+    known = {
+        kind: memory.patches_within(budget_bytes, partial(item_cost, manifest), kind)
+        for kind in IMAGE_WORK
+    }
+    return {kind: patches for kind, patches in known.items() if patches is not None}
 
 
 def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
@@ -108,324 +335,9 @@ def item_cost(manifest: Manifest, bucket: Bucket) -> int:
     return num_patches(bucket.shape, manifest) if bucket.is_image else bucket.shape[0]
 
 
-MAX_BATCH_IMAGES: Final = 64
-# One lane copies its images to the device while the other computes.
-GPU_LANES: Final = 2
-# While an image is decoded: the stored pixels and their copy on a background, four bytes each.
-DECODED_PIXEL_BYTES: Final = 8
-# Loads the runtime of a lane, given `num_threads` and `num_lanes`.
-Load = Callable[..., Runtime]
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedLanes:
-    """Lanes that have run every served shape, and the measurements of one of them.
-
-    Attributes:
-        lanes: The lanes.
-        choice: Their runtime.
-        warm: Time of batches.
-        memory: Memory of single images.
-        max_patches: Most patches that fit a lane's memory, per kind of image batch; unknown kinds
-            are missing.
-    """
-
-    lanes: Sequence[Lane]
-    choice: RuntimeChoice
-    warm: WarmUp
-    memory: BatchMemory
-    max_patches: Mapping[Kind, int]
-
-
-def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -> LoadedLanes:
-    """Load the lanes, run every served shape on each, and measure the cost of batches.
-
-    The first lane is loaded alone, because the memory of its images decides the number of lanes.
-
-    Raises:
-        PackageError: A served shape exceeds a batch or the memory, or does not suit a dense head.
-        WarmUpError: The runtime gives no usable results.
-        Unavailable: The load was cancelled.
-    """
-    manifest = package.manifest
-    buckets = served_buckets(manifest, settings.max_batch_patches)
-    free_bytes = free_memory()
-    choice = choose(package, settings)
-    load = partial(load_chosen, package, choice, cache=settings.cache)
-    weights = weight_bytes(package, choice)
-    plan = lane_plan(settings, free_bytes, weights, device=choice.device)
-    first, first_s, memory = load_first_lane(package, load, plan, buckets)
-    fitting = lane_plan(
-        settings, free_bytes, weights, device=choice.device, image_bytes=memory.largest_bytes
-    )
-    if fitting != plan:
-        first.runtime.close()
-        first, first_s, memory = load_first_lane(package, load, fitting, buckets)
-    check_memory(manifest, fitting, memory, free_bytes)
-
-    def load_lane(_: int) -> Lane:
-        source.check()
-        return _load_lane(package, load, fitting, buckets)
-
-    # At the start all at once; later one by one, because other models need the processors.
-    num_others = fitting.num_lanes - 1
-    with ThreadPoolExecutor(1 if source.is_background else max(1, num_others)) as loaders:
-        lanes = [first, *loaders.map(load_lane, range(num_others))]
-    source.check()
-    began = time.monotonic()
-    warm = warm_up(manifest, first, first_s, settings)
-    chosen = describe(fitting, warm, memory) | {"seconds": round(time.monotonic() - began, 3)}
-    logger.info("measured", extra={"fields": chosen})
-    if free_bytes is None:
-        return LoadedLanes(lanes, choice, warm, memory, {})
-    budget_bytes = int(free_bytes * MEMORY_SHARE) // fitting.num_lanes
-    return LoadedLanes(lanes, choice, warm, memory, most_patches(memory, budget_bytes, manifest))
-
-
-def most_patches(memory: BatchMemory, budget_bytes: int, manifest: Manifest) -> dict[Kind, int]:
-    """Most patches of an image batch within the budget, for each kind for which that is known."""
-    known = {
-        kind: memory.patches_within(budget_bytes, partial(item_cost, manifest), kind)
-        for kind in IMAGE_WORK
-    }
-    return {kind: patches for kind, patches in known.items() if patches is not None}
-
-
-def choose(package: ModelPackage, settings: Settings) -> RuntimeChoice:
-    """Choose the runtime by the settings and the machine, and log the reason.
-
-    Raises:
-        UnusableRuntimeError: The requested runtime does not work on this machine.
-        MissingRuntimeError: Its library is not installed.
-        PackageError: The package has no graph for it.
-    """
-    choice = choose_runtime(
-        package,
-        RuntimeRequest(
-            runtime=settings.runtime,
-            precision=settings.precision,
-            device=settings.device,
-            provider=settings.onnx_provider,
-        ),
-    )
-    fields = {"model": package.manifest.name, **asdict(choice)}
-    logger.info("runtime chosen", extra={"fields": fields})
-    return choice
-
-
-def load_first_lane(
-    package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]
-) -> tuple[Lane, dict[Bucket, float], BatchMemory]:
-    """Load a lane and run every shape once; returns it with time and peak memory per shape."""
-    lane = _new_lane(package, load, plan, buckets)
-    meter = PeakMeter()
-    first_s: dict[Bucket, float] = {}
-    peaks: dict[Bucket, int] = {}
-    buckets = with_maps(buckets, served_tasks(package.manifest, lane.runtime))
-
-    def size(bucket: Bucket) -> tuple[bool, int]:
-        return bucket.kind in MAP_TASKS, item_cost(package.manifest, bucket)
-
-    # A runtime keeps its memory, so only runs from small to large show the peak of each shape.
-    for bucket in sorted(buckets, key=size):
-        began = time.monotonic()
-        peak_bytes = meter.peak_bytes(partial(lane.run_synthetic, bucket))
-        first_s[bucket] = time.monotonic() - began
-        if bucket.is_image and peak_bytes is not None and lane.runtime.device == "cpu":
-            peaks[bucket] = peak_bytes
-    return lane, {bucket: first_s[bucket] for bucket in buckets}, BatchMemory(peaks)
-
-
-def check_memory(
-    manifest: Manifest, plan: LanePlan, memory: BatchMemory, free_bytes: int | None
-) -> None:
-    """Check that all lanes can run their largest shape at the same time.
-
-    Raises:
-        PackageError: There is too little memory.
-    """
-    if free_bytes is None or plan.num_lanes * memory.largest_bytes <= free_bytes:
-        return
-    bucket = max(memory.peak_bytes, key=lambda bucket: memory.peak_bytes[bucket])
-    fitting = max(1, free_bytes // memory.largest_bytes)
-    raise PackageError(
-        f"{manifest.name} takes {memory.largest_bytes / 1e6:.0f} MB for one {bucket.label} on each "
-        f"of {plan.num_lanes} lanes, and {free_bytes / 1e6:.0f} MB are free: set lanes to "
-        f"{fitting} or fewer, serve smaller sizes, or give the process more memory"
-    )
-
-
-def num_pool_threads(settings: Settings) -> int:
-    """Threads that decode and encode: as set, or one per available CPU.
-
-    The default is lower if so many of the largest images do not fit into memory at once.
-    """
-    if settings.pool_threads is not None:
-        return settings.pool_threads
-    free_bytes = free_memory()
-    threads = min(available_cpus(), MAX_LANES)
-    if free_bytes is None:
-        return threads
-    image_bytes = DECODED_PIXEL_BYTES * settings.max_image_pixels
-    return max(1, min(threads, int(free_bytes * MEMORY_SHARE) // image_bytes))
-
-
-def lane_plan(
-    settings: Settings,
-    free_bytes: int | None,
-    weights: tuple[int, int],
-    *,
-    device: Device,
-    image_bytes: int = 0,
-) -> LanePlan:
-    """Lanes and threads as set, or chosen for this machine.
-
-    Args:
-        settings: May set lanes and threads.
-        free_bytes: Free memory; None if unknown.
-        weights: From `weight_bytes`.
-        device: Device of the lanes.
-        image_bytes: Memory of the largest image in a lane.
-    """
-    return plan_lanes(
-        lanes=settings.lanes or (GPU_LANES if device == "gpu" else None),
-        threads=settings.threads_per_lane,
-        cpus=available_cpus(),
-        free_bytes=free_bytes,
-        lane_bytes=weights[0] + image_bytes,
-        shared_bytes=weights[1],
-    )
-
-
-def warm_up(
-    manifest: Manifest, lane: Lane, first_s: Mapping[Bucket, float], settings: Settings
-) -> WarmUp:
-    """Measure batches on one lane, and choose their size if it is not set."""
-    most_images = settings.max_batch_patches // num_patches(manifest.shape_buckets[0], manifest)
-    rules = WarmUpRules(
-        max_images=settings.max_batch_images,
-        most_images=max(1, min(MAX_BATCH_IMAGES, most_images)),
-        max_texts=settings.max_batch_texts,
-        limit_s=settings.warm_up_limit_s,
-    )
-    return measure(lane, first_s, rules, time.monotonic)
-
-
-def describe(plan: LanePlan, warm: WarmUp, memory: BatchMemory) -> dict[str, Any]:
-    """The choices and measurements for the log."""
-    curves = {
-        bucket.label: {"intercept_s": round(c.intercept_s, 6), "slope_s": round(c.slope_s, 6)}
-        for bucket, c in warm.curves.items()
-    }
-    return {
-        "lanes": plan.num_lanes,
-        "threads_per_lane": plan.num_threads,
-        "max_batch_images": warm.max_images,
-        "batch_cost": curves,
-        "peak_bytes": {bucket.label: peak for bucket, peak in memory.peak_bytes.items()},
-    }
-
-
-def _load_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]) -> Lane:
-    """A lane that has run every shape once."""
-    lane = _new_lane(package, load, plan, buckets)
-    for bucket in with_maps(buckets, served_tasks(package.manifest, lane.runtime)):
-        lane.run_synthetic(bucket)
-    return lane
-
-
-def _new_lane(package: ModelPackage, load: Load, plan: LanePlan, buckets: list[Bucket]) -> Lane:
-    return Lane(
-        partial(load, num_threads=plan.num_threads, num_lanes=plan.num_lanes),
-        embed_dim=package.manifest.embed_dim,
-        probe_bucket=buckets[0],
-    )
-
-
-def request_limits(settings: Settings) -> RequestLimits:
-    """The settings that bound one request."""
-    return RequestLimits(
-        max_images=settings.max_images_per_request,
-        max_texts=settings.max_texts_per_request,
-        max_classes=settings.max_classes_per_request,
-        max_image_bytes=settings.max_image_bytes,
-        max_image_pixels=settings.max_image_pixels,
-        max_request_bytes=settings.max_request_bytes,
-    )
-
-
-def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> ServedModel:
-    """Verify a package, load it, and run every served shape on every lane.
-
-    A checkpoint is converted first.
-
-    Raises:
-        PackageError: There is no such model, it cannot be converted, its package is broken, or a
-            served shape does not fit into a batch.
-        WarmUpError: The runtime gives no usable results.
-        Unavailable: The load was cancelled.
-    """
-    package = open_source(source)
-    manifest = with_sizes(package.manifest, settings.sizes)
-    if source.name is not None:
-        manifest = manifest.model_copy(update={"name": source.name})
-    package = replace(package, manifest=manifest)
-    return serve_lanes(package, load_lanes(package, settings, source), settings, metrics)
-
-
-def image_budget(manifest: Manifest, max_images: int, device: Device, settings: Settings) -> int:
-    """Most patches of one image batch; one larger image still runs alone.
-
-    On a CPU, large images are no cheaper in a batch, and later requests wait for all of it. The
-    limit there is the patches of a full batch of the native size.
-    """
-    if device == "gpu" or settings.max_batch_images is not None:
-        return settings.max_batch_patches
-    native_patches = (manifest.native_size // manifest.patch_size) ** 2
-    return min(settings.max_batch_patches, max_images * native_patches)
-
-
-def bucket_limits(
-    manifest: Manifest, loaded: LoadedLanes, max_patches: int
-) -> tuple[BucketLimits, ...]:
-    """Measurements and batch limit of each served image shape."""
-    curves, peaks = loaded.warm.curves, loaded.memory.peak_bytes
-    return tuple(
-        BucketLimits(
-            height=bucket.shape[0],
-            width=bucket.shape[1],
-            max_batch_images=max(
-                1, min(loaded.warm.max_images, max_patches // item_cost(manifest, bucket))
-            ),
-            run_s=round(curve.seconds(1), 6),
-            peak_bytes=peaks.get(bucket),
-        )
-        for bucket, curve in curves.items()
-        if bucket.kind == "image"
-    )
-
-
-def batch_limits(
-    max_images: int, budget: int, known: Mapping[Kind, int], settings: Settings
-) -> dict[Kind, BatchLimits]:
-    """Limits of a batch, by kind.
-
-    Args:
-        max_images: Most images to embed.
-        budget: Most patches of images to embed.
-        known: Patches that fit a lane's memory, by kind.
-        settings: Has the limits of texts.
-    """
-    images = {
-        kind: BatchLimits(
-            max_items=max(1, max_images // work),
-            max_cost=min(budget // work, known.get(kind, budget)),
-        )
-        for kind, work in IMAGE_WORK.items()
-    }
-    texts = BatchLimits(max_items=settings.max_batch_texts, max_cost=settings.max_batch_patches)
-    return {**images, "text": texts}
+def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
+    """Patches of an image of this height and width in pixels."""
+    return math.prod(shape) // manifest.patch_size**2
 
 
 def serve_lanes(
@@ -475,3 +387,84 @@ def serve_lanes(
         cache=TextCache(settings.text_cache_bytes, metrics),
         admission=Admission(settings.max_queue_patches, metrics, batcher),
     )
+
+
+def image_budget(manifest: Manifest, max_images: int, device: Device, settings: Settings) -> int:
+    """Most patches of one image batch; one larger image still runs alone.
+
+    On a CPU, large images are no cheaper in a batch, and later requests wait for all of it. The
+    limit there is the patches of a full batch of the native size.
+    """
+    if device == "gpu" or settings.max_batch_images is not None:
+        return settings.max_batch_patches
+    native_patches = (manifest.native_size // manifest.patch_size) ** 2
+    return min(settings.max_batch_patches, max_images * native_patches)
+
+
+def batch_limits(
+    max_images: int, budget: int, known: Mapping[Kind, int], settings: Settings
+) -> dict[Kind, BatchLimits]:
+    """Limits of a batch, by kind.
+
+    Args:
+        max_images: Most images to embed.
+        budget: Most patches of images to embed.
+        known: Patches that fit a lane's memory, by kind.
+        settings: Has the limits of texts.
+    """
+    images = {
+        kind: BatchLimits(
+            max_items=max(1, max_images // work),
+            max_cost=min(budget // work, known.get(kind, budget)),
+        )
+        for kind, work in IMAGE_WORK.items()
+    }
+    texts = BatchLimits(max_items=settings.max_batch_texts, max_cost=settings.max_batch_patches)
+    return {**images, "text": texts}
+
+
+def bucket_limits(
+    manifest: Manifest, loaded: LoadedLanes, max_patches: int
+) -> tuple[BucketLimits, ...]:
+    """Measurements and batch limit of each served image shape."""
+    curves, peaks = loaded.warm.curves, loaded.memory.peak_bytes
+    return tuple(
+        BucketLimits(
+            height=bucket.shape[0],
+            width=bucket.shape[1],
+            max_batch_images=max(
+                1, min(loaded.warm.max_images, max_patches // item_cost(manifest, bucket))
+            ),
+            run_s=round(curve.seconds(1), 6),
+            peak_bytes=peaks.get(bucket),
+        )
+        for bucket, curve in curves.items()
+        if bucket.kind == "image"
+    )
+
+
+def request_limits(settings: Settings) -> RequestLimits:
+    """The settings that bound one request."""
+    return RequestLimits(
+        max_images=settings.max_images_per_request,
+        max_texts=settings.max_texts_per_request,
+        max_classes=settings.max_classes_per_request,
+        max_image_bytes=settings.max_image_bytes,
+        max_image_pixels=settings.max_image_pixels,
+        max_request_bytes=settings.max_request_bytes,
+    )
+
+
+def num_pool_threads(settings: Settings) -> int:
+    """Threads that decode and encode: as set, or one per available CPU.
+
+    The default is lower if so many of the largest images do not fit into memory at once.
+    """
+    if settings.pool_threads is not None:
+        return settings.pool_threads
+    free_bytes = free_memory()
+    threads = min(available_cpus(), MAX_LANES)
+    if free_bytes is None:
+        return threads
+    image_bytes = DECODED_PIXEL_BYTES * settings.max_image_pixels
+    return max(1, min(threads, int(free_bytes * MEMORY_SHARE) // image_bytes))

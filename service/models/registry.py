@@ -29,6 +29,14 @@ from service.models.conversion import (
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
 
+T = TypeVar("T")
+State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+# Time for running batches to end after the last request.
+CLOSE_GRACE_S: Final = 5.0
+# Errors caused by a package, the machine or a setting: callers may see the reason.
+CANNOT_LOAD: Final = (PackageError, WarmUpError, MissingRuntimeError, UnusableRuntimeError)
+logger = logging.getLogger(__name__)
+
 
 class ModelRegistry:
     """The served models by name. Thread-safe.
@@ -134,15 +142,6 @@ class ModelRegistry:
     def _at_work(self) -> set[ServedModel]:
         with self._changed:
             return {*self._models.values(), *self._users}
-
-
-T = TypeVar("T")
-State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
-# Time for running batches to end after the last request.
-CLOSE_GRACE_S: Final = 5.0
-# Errors caused by a package, the machine or a setting: callers may see the reason.
-CANNOT_LOAD: Final = (PackageError, WarmUpError, MissingRuntimeError, UnusableRuntimeError)
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,11 @@
-"""Visualizations of patch embeddings: principal components and groups."""
+"""Visualizations of patch embeddings: principal components and groups of similar patches.
+
+A view is fitted once for a request and then drawn for each image. Components equal scikit-learn's
+`PCA(whiten=True)`; groups are found by k-means, and the same seed gives the same groups.
+
+Shape legend: N patches, D width, h w patch grid, H W pixels of the map, C components or channels,
+K groups.
+"""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -14,12 +21,89 @@ from service.outputs.maps import NUM_COLOURS, colour_table
 from service.outputs.masks import encode_mask_png
 from service.outputs.png import ColourType, write_png
 
-# Principal components of patch embeddings, equal to scikit-learn's `PCA(whiten=True)`.
-#
-# Shape legend: N patches, D width, C components.
-
+# From embeddings [N, D], grid and size to the map [H, W] or [H, W, 3].
+View = Callable[[FloatArray, tuple[int, int], tuple[int, int]], NDArray[Any]]
+DEFAULT_GROUPS: Final = 6
+DEFAULT_SEED: Final = 0
+# Slope of the sigmoid that maps whitened components to colours.
+STEEPNESS: Final = 2.0
 # Share of the greatest variance. Below it there is only rounding, which whitening would amplify.
 LEAST_VARIANCE: Final = 1e-10
+MAX_ITERATIONS: Final = 20
+
+
+def fit_view(request: VisualizeFeaturesRequest, features: Sequence[FloatArray]) -> View:
+    """Fit components or groups to all of these embeddings [N, D].
+
+    Source: colours are `sigmoid(2 x)` of PCA(3, whiten), as in the demonstration notebook of
+    google-deepmind/tips; the first component from least to greatest, and groups by distances that
+    are scaled before they are compared, as in its demonstration page.
+    """
+    all_ND = features[0] if len(features) == 1 else np.concatenate(features)
+    if request.kind == "groups":
+        return _groups_view(all_ND, request)
+    components = fit_components(all_ND, 3 if request.kind == "colors" else 1)
+    if request.kind == "colors":
+        return lambda features_ND, grid_hw, size_hw: _scale(
+            _sigmoid(STEEPNESS * components.project(features_ND)), grid_hw, size_hw
+        )
+    projected_N1 = components.project(all_ND)
+    least, span = projected_N1.min(), np.ptp(projected_N1)
+
+    def view(
+        features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> FloatArray:
+        share_N1 = (components.project(features_ND) - least) / (span or np.float32(1))
+        return _scale(np.clip(share_N1, 0, 1), grid_hw, size_hw)[..., 0]
+
+    return view
+
+
+def _groups_view(all_ND: FloatArray, request: VisualizeFeaturesRequest) -> View:
+    num_groups = DEFAULT_GROUPS if request.group_count is None else request.group_count
+    seed = DEFAULT_SEED if request.seed is None else request.seed
+    centres_KD = find_groups(all_ND, num_groups, seed)
+
+    def view(
+        features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
+    ) -> NDArray[np.uint16]:
+        nearness_NK = -np.sqrt(squared_distances(features_ND, centres_KD))
+        nearness_hwK = nearness_NK.reshape(*grid_hw, -1)
+        if grid_hw == size_hw:
+            labels_hw: NDArray[np.uint16] = (nearness_hwK.argmax(axis=-1) + 1).astype(np.uint16)
+            return labels_hw
+        found = label_pixels(nearness_hwK, size_hw, with_scores=False)
+        return found.labels_HW.astype(np.uint16, copy=False)
+
+    return view
+
+
+def _scale(values_NC: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]) -> FloatArray:
+    """Scale bilinearly to the size of the map, [H, W, C]."""
+    if grid_hw == size_hw:
+        return values_NC.reshape(*grid_hw, -1)
+    maps_Chw = values_NC.T.reshape(-1, *grid_hw)
+    return np.ascontiguousarray(np.moveaxis(upsample_bilinear(maps_Chw, size_hw), 0, -1))
+
+
+def _sigmoid(values: FloatArray) -> FloatArray:
+    # tanh never overflows.
+    share: FloatArray = (np.tanh(values / 2) + np.float32(1)) / np.float32(2)
+    return share
+
+
+def encode_view_png(features: NDArray[Any], kind: FeatureKind) -> bytes:
+    """Encode colours as RGB, a component from dark violet to pale yellow, groups as a mask."""
+    if kind == "groups":
+        return encode_mask_png(features)
+    if kind == "colors":
+        colours_HW3 = np.rint(features * 255).astype(np.uint8)
+        return write_png(colours_HW3, ColourType.RGB, strategy=zlib.Z_DEFAULT_STRATEGY)
+    index_HW = np.rint((1 - features) * (NUM_COLOURS - 1)).astype(np.uint8)
+    table = colour_table().tobytes()
+    return write_png(
+        index_HW[..., None], ColourType.PALETTE, table, strategy=zlib.Z_DEFAULT_STRATEGY
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,18 +141,7 @@ def fit_components(features_ND: FloatArray, count: int) -> Components:
         axis_D = centred_ND.T @ axis_D if is_wide else axis_D
         axis_D = axis_D / np.linalg.norm(axis_D) * np.sign(axis_D[np.abs(axis_D).argmax()])
         axes_DC[:, index] = axis_D / np.sqrt(variance)
-    return Components(mean_D=_float32(mean_D), axes_DC=_float32(axes_DC))
-
-
-def _float32(array: NDArray[np.float64]) -> FloatArray:
-    return array.astype(np.float32)
-
-
-# Groups of similar patches by k-means; the same seed gives the same groups.
-#
-# Shape legend: N patches, D width, K groups.
-
-MAX_ITERATIONS: Final = 20
+    return Components(mean_D=mean_D.astype(np.float32), axes_DC=axes_DC.astype(np.float32))
 
 
 def find_groups(features_ND: FloatArray, num_groups: int, seed: int) -> FloatArray:
@@ -138,94 +211,3 @@ def squared_distances(features_ND: FloatArray, centres_KD: FloatArray) -> FloatA
     )
     distances_NK: FloatArray = np.maximum(squares_NK, np.float32(0))
     return distances_NK
-
-
-# Patch embeddings to maps: fitted once for a request, then drawn for each image.
-#
-# Shape legend: N patches, D width, h w patch grid, H W pixels of the map, C channels, K groups.
-
-DEFAULT_GROUPS: Final = 6
-DEFAULT_SEED: Final = 0
-# Slope of the sigmoid that maps whitened components to colours.
-STEEPNESS: Final = 2.0
-# From embeddings [N, D], grid and size to the map [H, W] or [H, W, 3].
-View = Callable[[FloatArray, tuple[int, int], tuple[int, int]], NDArray[Any]]
-
-
-def fit_view(request: VisualizeFeaturesRequest, features: Sequence[FloatArray]) -> View:
-    """Fit components or groups to all of these embeddings [N, D].
-
-    Source: colours are `sigmoid(2 x)` of PCA(3, whiten), as in the demonstration notebook of
-    google-deepmind/tips; the first component from least to greatest, and groups by distances that
-    are scaled before they are compared, as in its demonstration page.
-    """
-    all_ND = features[0] if len(features) == 1 else np.concatenate(features)
-    if request.kind == "groups":
-        return _groups_view(all_ND, request)
-    components = fit_components(all_ND, 3 if request.kind == "colors" else 1)
-    if request.kind == "colors":
-        return lambda features_ND, grid_hw, size_hw: _scale(
-            _sigmoid(STEEPNESS * components.project(features_ND)), grid_hw, size_hw
-        )
-    projected_N1 = components.project(all_ND)
-    least, span = projected_N1.min(), np.ptp(projected_N1)
-
-    def view(
-        features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
-    ) -> FloatArray:
-        share_N1 = (components.project(features_ND) - least) / (span or np.float32(1))
-        return _scale(np.clip(share_N1, 0, 1), grid_hw, size_hw)[..., 0]
-
-    return view
-
-
-def _groups_view(all_ND: FloatArray, request: VisualizeFeaturesRequest) -> View:
-    num_groups = DEFAULT_GROUPS if request.group_count is None else request.group_count
-    seed = DEFAULT_SEED if request.seed is None else request.seed
-    centres_KD = find_groups(all_ND, num_groups, seed)
-
-    def view(
-        features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]
-    ) -> NDArray[np.uint16]:
-        nearness_NK = -np.sqrt(squared_distances(features_ND, centres_KD))
-        nearness_hwK = nearness_NK.reshape(*grid_hw, -1)
-        if grid_hw == size_hw:
-            labels_hw: NDArray[np.uint16] = (nearness_hwK.argmax(axis=-1) + 1).astype(np.uint16)
-            return labels_hw
-        found = label_pixels(nearness_hwK, size_hw, with_scores=False)
-        return found.labels_HW.astype(np.uint16, copy=False)
-
-    return view
-
-
-def _scale(values_NC: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int]) -> FloatArray:
-    """Scale bilinearly to the size of the map, [H, W, C]."""
-    if grid_hw == size_hw:
-        return values_NC.reshape(*grid_hw, -1)
-    maps_Chw = values_NC.T.reshape(-1, *grid_hw)
-    return np.ascontiguousarray(np.moveaxis(upsample_bilinear(maps_Chw, size_hw), 0, -1))
-
-
-def _sigmoid(values: FloatArray) -> FloatArray:
-    # tanh never overflows.
-    share: FloatArray = (np.tanh(values / 2) + np.float32(1)) / np.float32(2)
-    return share
-
-
-# Maps of features to PNG files.
-#
-# Shape legend: H W pixels.
-
-
-def encode_view_png(features: NDArray[Any], kind: FeatureKind) -> bytes:
-    """Encode colours as RGB, a component from dark violet to pale yellow, groups as a mask."""
-    if kind == "groups":
-        return encode_mask_png(features)
-    if kind == "colors":
-        colours_HW3 = np.rint(features * 255).astype(np.uint8)
-        return write_png(colours_HW3, ColourType.RGB, strategy=zlib.Z_DEFAULT_STRATEGY)
-    index_HW = np.rint((1 - features) * (NUM_COLOURS - 1)).astype(np.uint8)
-    table = colour_table().tobytes()
-    return write_png(
-        index_HW[..., None], ColourType.PALETTE, table, strategy=zlib.Z_DEFAULT_STRATEGY
-    )

@@ -1,4 +1,8 @@
-"""Masks and embeddings from raw outputs of the runtime, and masks as PNG and npy."""
+"""Masks and embeddings from raw outputs of the runtime, and masks as PNG and npy.
+
+Shape legend: N patches, D width, h w patch grid, P prompts, K classes with background classes, H W
+pixels, C candidate colours.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,95 +20,12 @@ from service.messages import FloatArray, ImageOutput, Segmentation, SegmentImage
 from service.outputs.png import ColourType, to_oklab, write_png
 from service.outputs.slide import Geometry, segment_windows
 
-# Label maps to palette PNG, overlay PNG and npy; and the colours of classes.
-#
-# Shape legend: H W pixels, C candidate colours.
-
+PATCH_OUTPUTS: tuple[ImageOutput, ...] = ("patches", "values")
 MAX_PALETTE_CLASSES: Final = 255
 OVERLAY_OPACITY: Final = 0.55
 # Bounds of the OKLab lightness (0 to 1) of class colours.
 DARKEST: Final = 0.45
 PALEST: Final = 0.93
-
-
-@cache
-def palette() -> NDArray[np.uint8]:
-    """RGB colours [256, 3]: black for background, then each as far as possible from the others.
-
-    The colour of a class depends on its number only, so that masks of one request match.
-    """
-    levels = np.linspace(0, 255, 11).round().astype(np.uint8)
-    grid_C3 = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab_C3 = to_oklab(grid_C3)
-    # Black is the background, and white is reserved for paper.
-    nearest_C = np.minimum(_distance(lab_C3, lab_C3[0]), _distance(lab_C3, lab_C3[-1]))
-    too_dark_or_pale_C = (lab_C3[:, 0] < DARKEST) | (lab_C3[:, 0] > PALEST)
-    nearest_C[too_dark_or_pale_C] = -1
-    colours = [grid_C3[0]]
-    for _ in range(MAX_PALETTE_CLASSES):
-        chosen = int(nearest_C.argmax())
-        colours.append(grid_C3[chosen])
-        nearest_C = np.minimum(nearest_C, _distance(lab_C3, lab_C3[chosen]))
-    return np.array(colours, dtype=np.uint8)
-
-
-def class_color(label: int) -> str:
-    """Colour of a class as `#rrggbb`; colours repeat after 255 classes."""
-    colour = palette()[(label - 1) % MAX_PALETTE_CLASSES + 1]
-    return "#" + bytes(colour).hex()
-
-
-def encode_mask_png(labels_HW: Labels) -> bytes:
-    """Encode a palette PNG whose pixel values are the labels.
-
-    Raises:
-        ValueError: A label above 255.
-    """
-    if labels_HW.dtype != np.uint8 and labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
-        raise ValueError(f"a palette holds at most {MAX_PALETTE_CLASSES} classes")
-    samples_HW1 = labels_HW.astype(np.uint8, copy=False)[..., None]
-    return write_png(samples_HW1, ColourType.PALETTE, palette().tobytes())
-
-
-def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
-    """Encode the image with class colours laid over it; background is unchanged.
-
-    Raises:
-        ValueError: Mask and image differ in size.
-    """
-    if labels_HW.shape != pixels_HW3.shape[:2]:
-        raise ValueError(f"a mask {labels_HW.shape} does not fit an image {pixels_HW3.shape}")
-    index_HW = labels_HW
-    if labels_HW.dtype != np.uint8:
-        repeated_HW = (labels_HW - 1) % MAX_PALETTE_CLASSES + 1
-        index_HW = np.where(labels_HW, repeated_HW, 0).astype(np.uint8)
-    colours = Image.fromarray(index_HW)
-    colours.putpalette(palette().tobytes())
-    image = Image.fromarray(pixels_HW3)
-    mixed = Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY)
-    mixed.paste(image, mask=Image.fromarray(labels_HW == 0))
-    return write_png(np.asarray(mixed), ColourType.RGB)
-
-
-def encode_npy(array: NDArray[np.generic]) -> bytes:
-    """Encode an array as a little-endian `.npy` file."""
-    stream = BytesIO()
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    np.save(stream, np.ascontiguousarray(little), allow_pickle=False)
-    return stream.getvalue()
-
-
-def _distance(lab_C3: NDArray[np.float64], lab_3: NDArray[np.float64]) -> NDArray[np.float64]:
-    distance_C: NDArray[np.float64] = np.linalg.norm(lab_C3 - lab_3, axis=1)
-    return distance_C
-
-
-# Raw outputs of the runtime to results: pure functions on arrays.
-#
-# Shape legend: N patches, D width, h w patch grid, P prompts, K classes with background classes, H
-# W pixels.
-
-PATCH_OUTPUTS: tuple[ImageOutput, ...] = ("patches", "values")
 
 
 def image_outputs(
@@ -175,3 +96,75 @@ def segment_image(
         scores_HW=result.score_HW,
         area_shares=tuple((result.counts / result.labels_HW.size).tolist()),
     )
+
+
+def encode_mask_png(labels_HW: Labels) -> bytes:
+    """Encode a palette PNG whose pixel values are the labels.
+
+    Raises:
+        ValueError: A label above 255.
+    """
+    if labels_HW.dtype != np.uint8 and labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
+        raise ValueError(f"a palette holds at most {MAX_PALETTE_CLASSES} classes")
+    samples_HW1 = labels_HW.astype(np.uint8, copy=False)[..., None]
+    return write_png(samples_HW1, ColourType.PALETTE, palette().tobytes())
+
+
+def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
+    """Encode the image with class colours laid over it; background is unchanged.
+
+    Raises:
+        ValueError: Mask and image differ in size.
+    """
+    if labels_HW.shape != pixels_HW3.shape[:2]:
+        raise ValueError(f"a mask {labels_HW.shape} does not fit an image {pixels_HW3.shape}")
+    index_HW = labels_HW
+    if labels_HW.dtype != np.uint8:
+        repeated_HW = (labels_HW - 1) % MAX_PALETTE_CLASSES + 1
+        index_HW = np.where(labels_HW, repeated_HW, 0).astype(np.uint8)
+    colours = Image.fromarray(index_HW)
+    colours.putpalette(palette().tobytes())
+    image = Image.fromarray(pixels_HW3)
+    mixed = Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY)
+    mixed.paste(image, mask=Image.fromarray(labels_HW == 0))
+    return write_png(np.asarray(mixed), ColourType.RGB)
+
+
+def encode_npy(array: NDArray[np.generic]) -> bytes:
+    """Encode an array as a little-endian `.npy` file."""
+    stream = BytesIO()
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    np.save(stream, np.ascontiguousarray(little), allow_pickle=False)
+    return stream.getvalue()
+
+
+def class_color(label: int) -> str:
+    """Colour of a class as `#rrggbb`; colours repeat after 255 classes."""
+    colour = palette()[(label - 1) % MAX_PALETTE_CLASSES + 1]
+    return "#" + bytes(colour).hex()
+
+
+@cache
+def palette() -> NDArray[np.uint8]:
+    """RGB colours [256, 3]: black for background, then each as far as possible from the others.
+
+    The colour of a class depends on its number only, so that masks of one request match.
+    """
+    levels = np.linspace(0, 255, 11).round().astype(np.uint8)
+    grid_C3 = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab_C3 = to_oklab(grid_C3)
+    # Black is the background, and white is reserved for paper.
+    nearest_C = np.minimum(_distance(lab_C3, lab_C3[0]), _distance(lab_C3, lab_C3[-1]))
+    too_dark_or_pale_C = (lab_C3[:, 0] < DARKEST) | (lab_C3[:, 0] > PALEST)
+    nearest_C[too_dark_or_pale_C] = -1
+    colours = [grid_C3[0]]
+    for _ in range(MAX_PALETTE_CLASSES):
+        chosen = int(nearest_C.argmax())
+        colours.append(grid_C3[chosen])
+        nearest_C = np.minimum(nearest_C, _distance(lab_C3, lab_C3[chosen]))
+    return np.array(colours, dtype=np.uint8)
+
+
+def _distance(lab_C3: NDArray[np.float64], lab_3: NDArray[np.float64]) -> NDArray[np.float64]:
+    distance_C: NDArray[np.float64] = np.linalg.norm(lab_C3 - lab_3, axis=1)
+    return distance_C

@@ -1,4 +1,9 @@
-"""PNG files from arrays, and conversions between sRGB and OKLab."""
+"""PNG files from arrays, and conversions between sRGB and OKLab.
+
+In OKLab (B. Ottosson, 2020) distance is perceived difference.
+
+Shape legend: H W pixels, C samples of a pixel or colours, B bytes of a row.
+"""
 
 import struct
 import zlib
@@ -8,10 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# OKLab (B. Ottosson, 2020): a colour space in which distance is perceived difference.
-#
-# Shape legend: C colours.
-
+SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+UP_FILTER: Final = 2
 RGB_TO_LMS: Final = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -28,36 +31,6 @@ LMS_TO_LAB: Final = np.array(
 )
 LMS_TO_RGB: Final = np.linalg.inv(RGB_TO_LMS)
 LAB_TO_LMS: Final = np.linalg.inv(LMS_TO_LAB)
-
-
-def to_oklab(rgb_C3: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Convert sRGB to lightness (0 to 1), green to red, and blue to yellow."""
-    value_C3 = rgb_C3 / 255
-    linear_C3 = np.where(value_C3 > 0.04045, ((value_C3 + 0.055) / 1.055) ** 2.4, value_C3 / 12.92)
-    lab_C3: NDArray[np.float64] = np.cbrt(linear_C3 @ RGB_TO_LMS.T) @ LMS_TO_LAB.T
-    return lab_C3
-
-
-def to_linear_rgb(lab_C3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert OKLab to linear sRGB; colours outside the gamut have values outside 0 to 1."""
-    linear_C3: NDArray[np.float64] = (lab_C3 @ LAB_TO_LMS.T) ** 3 @ LMS_TO_RGB.T
-    return linear_C3
-
-
-def to_srgb(linear_C3: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Convert linear sRGB to 8-bit sRGB; each channel is clipped to the gamut."""
-    cut_C3 = np.clip(linear_C3, 0, 1)
-    value_C3 = np.where(cut_C3 > 0.0031308, 1.055 * cut_C3 ** (1 / 2.4) - 0.055, 12.92 * cut_C3)
-    rgb_C3: NDArray[np.uint8] = np.rint(value_C3 * 255).astype(np.uint8)
-    return rgb_C3
-
-
-# Arrays to PNG files.
-#
-# Shape legend: H W pixels, C samples of a pixel, B bytes of a row.
-
-SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-UP_FILTER: Final = 2
 
 
 class ColourType(IntEnum):
@@ -105,3 +78,25 @@ def write_png(
 
 def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def to_oklab(rgb_C3: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Convert sRGB to lightness (0 to 1), green to red, and blue to yellow."""
+    value_C3 = rgb_C3 / 255
+    linear_C3 = np.where(value_C3 > 0.04045, ((value_C3 + 0.055) / 1.055) ** 2.4, value_C3 / 12.92)
+    lab_C3: NDArray[np.float64] = np.cbrt(linear_C3 @ RGB_TO_LMS.T) @ LMS_TO_LAB.T
+    return lab_C3
+
+
+def to_linear_rgb(lab_C3: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Convert OKLab to linear sRGB; colours outside the gamut have values outside 0 to 1."""
+    linear_C3: NDArray[np.float64] = (lab_C3 @ LAB_TO_LMS.T) ** 3 @ LMS_TO_RGB.T
+    return linear_C3
+
+
+def to_srgb(linear_C3: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Convert linear sRGB to 8-bit sRGB; each channel is clipped to the gamut."""
+    cut_C3 = np.clip(linear_C3, 0, 1)
+    value_C3 = np.where(cut_C3 > 0.0031308, 1.055 * cut_C3 ** (1 / 2.4) - 0.055, 12.92 * cut_C3)
+    rgb_C3: NDArray[np.uint8] = np.rint(value_C3 * 255).astype(np.uint8)
+    return rgb_C3

@@ -1,4 +1,7 @@
-"""Classification of images by their embeddings, and embeddings in fewer bytes."""
+"""Classification of images by their embeddings, and embeddings in fewer bytes.
+
+Shape legend: D width, K classes; `...` any leading dimensions.
+"""
 
 from typing import Any, Final
 
@@ -7,8 +10,6 @@ from numpy.typing import NDArray
 
 from model.segmentation import l2_normalize
 from service.messages import Classification, FloatArray, VectorType
-
-# Shape legend: D width, K classes; `...` any leading dimensions.
 
 # int8 also has -128, which is not used, so that a vector and its opposite are symmetric.
 MAX_INT8: Final = 127

@@ -44,13 +44,6 @@ def test_images_are_read_at_most_a_window_ahead(engine: Any, jpeg: Callable[...,
     outcomes.close()  # type: ignore[attr-defined]  # it is a generator
 
 
-def test_an_error_of_the_engine_ends_the_job(engine: Any, jpeg: Callable[..., bytes]) -> None:
-    engine.break_at = 2
-    items = [InputImage(key=str(i), source="s", data=jpeg(i)) for i in range(4)]
-    with pytest.raises(RuntimeError, match="broken"):
-        list(embed_images(engine, items, REQUEST))
-
-
 def test_names_that_are_not_utf_8_are_escaped(engine: Any, jpeg: Callable[..., bytes]) -> None:
     (outcome,) = embed_images(engine, [InputImage(key="\udcff", source="s", data=jpeg(1))], REQUEST)
     assert outcome.key == "\\xff"
@@ -84,10 +77,3 @@ def test_grids_of_different_sizes_share_a_column() -> None:
     assert table["grid_width"].to_pylist() == [3, 2]
     for value, grid in zip(table["patches"].to_pylist(), grids, strict=True):
         np.testing.assert_array_equal(np.reshape(value, grid.shape), grid)
-
-
-def test_a_table_may_have_no_rows() -> None:
-    schema = row_schema(("cls1", "patches"), 4, "float16", {"a": "b"})
-    table = to_table([], schema)
-    assert table.num_rows == 0
-    assert table.schema.equals(schema, check_metadata=True)

@@ -31,20 +31,11 @@ def test_a_folder_is_read_in_order_without_hidden_files(tree: Path) -> None:
     assert paths(tree, str(tree)) == ["a.PNG", "b.jpg", "sub/c.webp"]
 
 
-def test_patterns_and_lists_name_files_too(tree: Path) -> None:
+def test_patterns_lists_and_names_give_files_too(tree: Path) -> None:
     assert paths(tree, f"{tree}/**/*.webp") == ["sub/c.webp"]
     lines = (f"{tree}/b.jpg\n", "\n", f"{tree}/sub\n")
     assert paths(tree, "-", lines=lines) == ["b.jpg", "sub/c.webp"]
-
-
-def test_a_file_that_is_given_by_name_needs_no_suffix(tree: Path) -> None:
-    assert paths(tree, f"{tree}/notes.txt") == ["notes.txt"]
-
-
-def test_a_part_has_at_most_part_items_images(tree: Path) -> None:
-    inputs = find_inputs([str(tree)], [], 2)
-    assert [(part.number, len(part.paths)) for part in inputs.parts] == [(0, 2), (1, 1)]
-    assert inputs.num_images == 3
+    assert paths(tree, f"{tree}/notes.txt") == ["notes.txt"], "a named file needs no suffix"
 
 
 def test_the_digest_follows_names_and_sizes(tree: Path) -> None:
@@ -54,19 +45,22 @@ def test_the_digest_follows_names_and_sizes(tree: Path) -> None:
     assert find_inputs([str(tree)], [], 2).digest != before
 
 
-def test_rows_of_parquet_are_split_without_gaps(tmp_path: Path) -> None:
+def test_files_rows_and_shards_are_split_into_parts_without_gaps(
+    tree: Path, tmp_path: Path
+) -> None:
+    inputs = find_inputs([str(tree)], [], 2)
+    assert [(part.number, len(part.paths)) for part in inputs.parts] == [(0, 2), (1, 1)]
+    assert inputs.num_images == 3
     for name, num_rows in (("a", 5), ("b", 2)):
         pq.write_table(pa.table({"image": [b"x"] * num_rows}), tmp_path / f"{name}.parquet")
-    inputs = find_inputs([str(tmp_path)], [], 3)
+    inputs = find_inputs([f"{tmp_path}/*.parquet"], [], 3)
     ranges = [(Path(part.paths[0]).stem, part.start, part.stop) for part in inputs.parts]
     assert ranges == [("a", 0, 3), ("a", 3, 5), ("b", 0, 2)]
     assert inputs.num_images == 7
-
-
-def test_a_shard_is_one_part(tmp_path: Path) -> None:
-    (tmp_path / "0.tar").write_bytes(b"")
-    (tmp_path / "1.tar").write_bytes(b"")
-    assert [part.kind for part in find_inputs([str(tmp_path)], [], 3).parts] == ["tar", "tar"]
+    for name in ("0.tar", "1.tar"):
+        (tmp_path / name).write_bytes(b"")
+    shards = find_inputs([f"{tmp_path}/*.tar"], [], 3).parts
+    assert [part.kind for part in shards] == ["tar", "tar"]
 
 
 @pytest.mark.parametrize(
@@ -102,15 +96,6 @@ def shard(path: Path, *members: tuple[str, bytes]) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
-
-
-def test_a_deleted_file_is_skipped(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"a")
-    (part,) = find_inputs([str(tmp_path)], [], 3).parts
-    (tmp_path / "a.jpg").unlink()
-    (item,) = read_part(part, Columns())
-    assert item.data is None
-    assert item.problem.startswith("The file cannot be read")
 
 
 def test_pipes_and_broken_links_are_skipped(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_every_image_has_a_row_or_is_listed_as_skipped(
     assert [p.name for p in (tmp_path / "out" / "_errors").iterdir()] == ["part-00001.jsonl"]
 
 
-@pytest.mark.parametrize("break_at", range(1, 11))
+@pytest.mark.parametrize("break_at", [1, 2, 6, 10])
 def test_an_interrupted_job_continues_to_the_same_rows(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path, break_at: int
 ) -> None:
@@ -91,28 +91,19 @@ def test_rows_and_shards_are_embedded_as_files_are(
                 info.size = len(data)
                 shard.addfile(info, io.BytesIO(data))
     run(engine, make_job(source), tmp_path / "out")
-    ours, theirs = rows(tmp_path / "out"), rows(tmp_path / "files")
-    assert ours.select(["height", "width", "cls1"]).equals(
-        theirs.select(["height", "width", "cls1"])
-    )
-    assert set(ours["source"].to_pylist()) == {str(source)}
+    found, columns = rows(tmp_path / "out"), ["height", "width", "cls1"]
+    assert found.select(columns).equals(rows(tmp_path / "files").select(columns))
+    assert set(found["source"].to_pylist()) == {str(source)}
 
 
-def test_finished_parts_are_not_computed_again(
+def test_only_missing_parts_are_computed_and_temporary_files_are_removed(
     engine: Any, make_job: Make, photos: Path, tmp_path: Path
 ) -> None:
     run(engine, make_job(photos), tmp_path / "out")
     (tmp_path / "out" / "part-00002.parquet").unlink()
-    assert run(engine, make_job(photos), tmp_path / "out").parts == [(3, 0)]
-
-
-def test_temporary_files_of_a_killed_process_are_removed(
-    engine: Any, make_job: Make, photos: Path, tmp_path: Path
-) -> None:
-    run(engine, make_job(photos), tmp_path / "out")
-    left = tmp_path / "out" / ".part-00001.parquet.1.tmp"
+    left = tmp_path / "out" / ".part-00001.parquet.1.tmp"  # of a killed process
     left.write_bytes(b"half")
-    run(engine, make_job(photos), tmp_path / "out")
+    assert run(engine, make_job(photos), tmp_path / "out").parts == [(3, 0)]
     assert not left.exists()
 
 
@@ -180,7 +171,9 @@ def test_parts_become_one_file(engine: Any, make_job: Make, photos: Path, tmp_pa
         is_finished(file, make_job(photos, outputs=("cls2",)).record())
 
 
-def test_a_file_of_another_program_is_refused(tmp_path: Path, make_job: Make, photos: Path) -> None:
+def test_a_file_of_another_program_is_not_replaced(
+    tmp_path: Path, make_job: Make, photos: Path
+) -> None:
     file = tmp_path / "theirs.parquet"
     pq.write_table(pa.table({"a": [1]}), file)
     with pytest.raises(JobError, match="not an output of this command"):

@@ -1,4 +1,4 @@
-"""RPCs are refused before they are read, and held while the server closes."""
+"""RPCs are refused before they are read, ended when they are too slow, and held during a drain."""
 
 import asyncio
 import socket
@@ -19,12 +19,16 @@ from service.monitoring.telemetry import Telemetry
 from service.server import Server
 from tests.service.conftest import Clock, Encode, Entered, FakeRuntime, Serving
 
-# The gate holds calls until no new call has arrived for a while.
-
 LIMIT_S = 20.0
+EMBED = "/tipserve.v1.EncoderService/EmbedImages"
+SEGMENT = "/tipserve.v1.EncoderService/SegmentImages"
+LIST = "/tipserve.v1.EncoderService/ListModels"
+MALFORMED = "The message does not have this RPC's request type."
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"01234567"
 
 
-async def test_held_until_it_is_released() -> None:
+async def test_a_closed_gate_holds_rpcs_and_answers_until_it_is_released() -> None:
     gate = DrainGate()
     await gate.enter()
     await gate.wait()
@@ -61,16 +65,6 @@ async def test_each_new_call_makes_the_gate_wait_longer_but_not_past_its_limit(
     await asyncio.wait_for(holding, LIMIT_S)
     gate.release()
     await asyncio.gather(*held)
-
-
-# Calls that gRPC refuses or ends: too many, too large, too slow, malformed.
-
-EMBED = "/tipserve.v1.EncoderService/EmbedImages"
-MALFORMED = "The message does not have this RPC's request type."
-SEGMENT = "/tipserve.v1.EncoderService/SegmentImages"
-LIST = "/tipserve.v1.EncoderService/ListModels"
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"01234567"
 
 
 @pytest.fixture
@@ -112,55 +106,36 @@ async def until_equal(expected: str, once: Callable[[], str]) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    "raw", [b"\xff\xff", b"\x12\x05ab", b"\x0a\x02\xff\xfe", b"\x12\x04\x0a\xff\xff\xff"]
-)
-async def test_a_malformed_message_is_the_callers_fault_and_is_not_quoted(
-    serving: Serving, connect: Any, raw: bytes
+async def test_malformed_messages_and_those_of_too_many_values_are_refused_and_not_quoted(
+    serving: Serving, connect: Any
 ) -> None:
+    outputs = embed_pb2.EmbedImagesRequest(outputs=["IMAGE_OUTPUT_CLS1"] * 200_000)
+    malformed = (b"\xff\xff", b"\x12\x05ab", b"\x0a\x02\xff\xfe", b"\x12\x04\x0a\xff\xff\xff")
+    health, reflection = "health.v1.Health", "reflection.v1alpha.ServerReflection"
+    refused, answered = ("INVALID_ARGUMENT", MALFORMED), ("OK", "")
     async with serving() as server:
-        found = await asyncio.to_thread(ask, connect(server), EMBED, raw)
-    assert found == ("INVALID_ARGUMENT", "malformed_message", MALFORMED)
-
-
-@pytest.mark.parametrize(
-    "rpc",
-    [
-        "health.v1.Health/Check",
-        "health.v1.Health/Watch",
-        "reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-    ],
-)
-async def test_health_and_reflection_refuse_malformed_messages_alike(
-    serving: Serving, connect: Any, rpc: str
-) -> None:
-    cases = [(b"\xff\xff", ("INVALID_ARGUMENT", MALFORMED))]
-    if not rpc.endswith("Watch"):  # a good watch does not end
-        cases.append((b"", ("OK", "")))
-    async with serving() as server:
-        call = connect(server).stream_stream(f"/grpc.{rpc}")
-        for raw, expected in cases:
-            answers = call(iter([raw]), timeout=LIMIT_S)
+        channel = connect(server)
+        for raw in malformed:
+            found = await asyncio.to_thread(ask, channel, EMBED, raw)
+            assert found == ("INVALID_ARGUMENT", "malformed_message", MALFORMED)
+        for raw in (b"\x12\x00" * 100_000, outputs.SerializeToString()):
+            found = await asyncio.to_thread(ask, channel, EMBED, raw)
+            assert found[:2] == ("INVALID_ARGUMENT", "too_many_items")
+        for rpc, raw, expected in (
+            (f"{health}/Check", b"\xff\xff", refused),
+            (f"{health}/Check", b"", answered),
+            (f"{health}/Watch", b"\xff\xff", refused),
+            (f"{reflection}/ServerReflectionInfo", b"\xff\xff", refused),
+            (f"{reflection}/ServerReflectionInfo", b"", answered),
+        ):
+            answers = channel.stream_stream(f"/grpc.{rpc}")(iter([raw]), timeout=LIMIT_S)
             with suppress(grpc.RpcError):
                 await asyncio.to_thread(list, answers)
             assert (answers.code().name, answers.details()) == expected
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [b"\x12\x00" * 100_000, embed_pb2.EmbedImagesRequest(outputs=["IMAGE_OUTPUT_CLS1"] * 200_000)],
-)
-async def test_a_message_of_countless_values_is_refused_unparsed(
-    serving: Serving, connect: Any, raw: Any
-) -> None:
-    raw = raw if isinstance(raw, bytes) else raw.SerializeToString()
-    async with serving() as server:
-        code, reason, _ = await asyncio.to_thread(ask, connect(server), EMBED, raw)
-    assert (code, reason) == ("INVALID_ARGUMENT", "too_many_items")
-
-
 class EndedContext:
-    """Of an RPC that has ended: nothing can be sent any more."""
+    """Of an RPC that has ended: nothing can be sent."""
 
     def invocation_metadata(self) -> None:
         return None
@@ -171,7 +146,7 @@ class EndedContext:
     async def read(self) -> bytes:
         return b"\xff\xff"
 
-    async def abort(self, *told: Any, **also: Any) -> None:
+    async def abort(self, *_: Any, **__: Any) -> None:
         raise grpc.aio.InternalError("no such stream")
 
 
@@ -193,26 +168,24 @@ async def test_an_error_of_a_call_that_has_ended_is_not_logged(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-@pytest.mark.parametrize("letter", ["x", "\u672c", "\U0001f436"])
-async def test_an_error_that_quotes_the_caller_is_not_too_long_for_metadata(
-    serving: Serving, connect: Any, encode_image: Encode, letter: str
+async def test_an_error_that_quotes_the_request_is_not_too_long_for_metadata(
+    serving: Serving, connect: Any, encode_image: Encode
 ) -> None:
     images = [image_pb2.Image(encoded=encode_image())]
-    named = embed_pb2.EmbedImagesRequest(images=images, model=letter * 30_000)
-    classes = [segment_pb2.SegmentClass(name=letter * 2000)] * 2
-    twice = segment_pb2.SegmentImagesRequest(images=images, classes=classes)
     async with serving() as server:
         channel = connect(server)
-        lost = await asyncio.to_thread(ask, channel, EMBED, named.SerializeToString())
-        wrong = await asyncio.to_thread(ask, channel, SEGMENT, twice.SerializeToString())
-    assert (lost[:2], wrong[:2]) == (
-        ("NOT_FOUND", "model_not_found"),
-        ("INVALID_ARGUMENT", "invalid_field"),
-    )
-    assert lost[2].endswith("is served; there is: fake.")
+        for letter in ("x", "\u672c", "\U0001f436"):
+            named = embed_pb2.EmbedImagesRequest(images=images, model=letter * 30_000)
+            found = await asyncio.to_thread(ask, channel, EMBED, named.SerializeToString())
+            assert found[:2] == ("NOT_FOUND", "model_not_found")
+            assert found[2].endswith("is served; there is: fake.")
+            classes = [segment_pb2.SegmentClass(name=letter * 2000)] * 2
+            twice = segment_pb2.SegmentImagesRequest(images=images, classes=classes)
+            found = await asyncio.to_thread(ask, channel, SEGMENT, twice.SerializeToString())
+            assert found[:2] == ("INVALID_ARGUMENT", "invalid_field")
 
 
-async def test_an_rpc_without_a_message_is_invalid_and_a_late_one_runs_into_the_deadline(
+async def test_an_rpc_without_a_message_is_invalid_and_a_late_message_misses_the_deadline(
     serving: Serving, connect: Any
 ) -> None:
     never = threading.Event()
@@ -232,7 +205,7 @@ async def test_an_rpc_without_a_message_is_invalid_and_a_late_one_runs_into_the_
         never.set()
 
 
-async def test_too_many_rpcs_are_refused_and_health_goes_on(
+async def test_too_many_rpcs_are_refused_and_health_checks_are_answered(
     serving: Serving, connect: Any, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     async with serving(max_concurrent_rpcs=1) as server:
@@ -251,7 +224,7 @@ async def test_too_many_rpcs_are_refused_and_health_goes_on(
         assert (await asyncio.to_thread(ask, channel, EMBED, raw))[0] == "OK"
 
 
-async def test_health_watchers_are_limited_and_take_no_place_of_callers(
+async def test_health_watches_are_limited_and_do_not_count_as_rpcs(
     serving: Serving, connect: Any
 ) -> None:
     async with serving() as server:
@@ -275,7 +248,7 @@ async def test_health_watchers_are_limited_and_take_no_place_of_callers(
 @pytest.mark.parametrize(
     "compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip], ids=["plain", "gzip"]
 )
-async def test_a_message_over_the_limit_is_refused_however_it_is_packed(
+async def test_a_message_over_the_limit_is_refused_plain_or_compressed(
     serving: Serving, connect: Any, compression: grpc.Compression
 ) -> None:
     raw = embed(bytes(8_000_000))
@@ -328,28 +301,22 @@ async def test_an_unread_answer_frees_its_place(
         stuck.cancel()
 
 
-async def read_all(address: tuple[str, int], *parts: bytes) -> bytes:
-    """Everything that the server sends until it closes, which it must."""
+async def read_all(address: tuple[str, int], sent: bytes) -> None:
+    """Send, and read until the server closes the connection, which it must."""
     reader, writer = await asyncio.open_connection(*address)
-    got = b""
-    try:
-        for part in parts:
-            writer.write(part)
+    writer.write(sent)
+    with suppress(ConnectionError):  # a reset closes too
         async with asyncio.timeout(LIMIT_S):
-            while data := await reader.read(4096):
-                got += data
-    except ConnectionError:
-        pass  # a reset is an end too, and what came before it counts
-    finally:
-        writer.close()
-        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
-    return got
+            while await reader.read(4096):
+                pass
+    writer.close()
+    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
-@pytest.mark.parametrize("parts", [(), (b"PRI * HTTP/2.0\r\n",), (PREFACE,)])
-async def test_a_silent_connection_is_closed(serving: Serving, parts: tuple[bytes, ...]) -> None:
+async def test_a_silent_connection_is_closed(serving: Serving) -> None:
     async with serving(client_timeout_s=0.3, keep_alive_s=0.3) as server:
-        await read_all(("127.0.0.1", server.ports["grpc"]), *parts)
+        address = ("127.0.0.1", server.ports["grpc"])
+        await asyncio.gather(*(read_all(address, sent) for sent in (b"", PREFACE[:16], PREFACE)))
 
 
 async def test_too_many_pings_close_the_connection(serving: Serving) -> None:
@@ -359,7 +326,7 @@ async def test_too_many_pings_close_the_connection(serving: Serving) -> None:
         writer.write(PREFACE)
         async with asyncio.timeout(LIMIT_S):
             while b"too_many_pings" not in got:
-                # One by one: a close with pings unread would be a reset, and lose what was said.
+                # One by one: a close with pings unread would be a reset, and lose the reason.
                 writer.write(PING)
                 with suppress(TimeoutError):
                     got += await asyncio.wait_for(reader.read(4096), 0.1)

@@ -20,8 +20,6 @@ from service.open_inference.inference import InferAnswer
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
-# Random messages become requests or service errors; answers contain every byte.
-
 LIMITS = RequestLimits(
     max_images=4,
     max_texts=8,
@@ -62,7 +60,7 @@ def test_any_message_becomes_a_request_or_a_service_error(request_: pb.ModelInfe
         to_infer(request_, LIMITS)
 
 
-def test_an_answer_holds_its_arrays() -> None:
+def test_an_answer_has_its_arrays_as_raw_bytes() -> None:
     arrays: dict[str, Any] = {
         "cls2": np.arange(6, dtype=np.float32).reshape(2, 3),
         "cls1": np.ones((1, 2), np.float16),
@@ -77,7 +75,7 @@ def test_an_answer_holds_its_arrays() -> None:
         assert raw == array.tobytes()
 
 
-def test_parameters_come_from_whichever_field() -> None:
+def test_a_parameter_may_have_any_type() -> None:
     request = pb.ModelInferRequest()
     request.parameters["a"].int64_param = -1
     request.parameters["b"].uint64_param = 1
@@ -89,8 +87,6 @@ def test_parameters_come_from_whichever_field() -> None:
     with pytest.raises(InvalidRequest, match="'f' has no value"):
         to_parameters(request.parameters)
 
-
-# The protocol's RPCs over the fake runtime: every form of a message, and streams.
 
 LIMIT_S = 20.0
 SERVICE = "/inference.GRPCInferenceService"
@@ -134,7 +130,7 @@ async def ask(server: Server, rpc: str, request: Any) -> tuple[str, Any]:
             return error.code().name, error.details()
 
 
-async def test_typed_contents_and_raw_ones_are_the_same(
+async def test_typed_and_raw_contents_have_the_same_answer(
     server: Server, encode_image: Encode
 ) -> None:
     image = encode_image()
@@ -158,31 +154,22 @@ async def test_typed_contents_and_raw_ones_are_the_same(
         assert [output.name for output in answers[0][1].outputs] == ["patch_embeddings", "cls1"]
 
 
-async def test_a_wrong_message_names_its_mistake(server: Server, encode_image: Encode) -> None:
+async def test_an_invalid_message_is_refused_with_the_reason(
+    server: Server, encode_image: Encode
+) -> None:
     image = encode_image()
     contents = pb.InferTensorContents(bytes_contents=[image])
     newer = request_of(contents=contents)
     newer.inputs[0].MergeFromString(b"\xa2\x06\x01x")
-    in_a_map = request_of(contents=contents)
-    in_a_map.parameters["fit"].MergeFromString(b"\xa2\x06\x01x")
-    no_value = request_of(contents=contents)
-    no_value.parameters["fit"].SetInParent()
     labels = request_of(contents=contents)
     labels.outputs.add(name="cls1").parameters["classification"].int64_param = 3
     shared = request_of(contents=contents)
     shared.inputs[0].parameters["shared_memory_region"].string_param = "a"
     for request, says in (
-        (pb.ModelInferRequest(), "inputs is empty"),
-        (request_of(), "its data has 0"),
         (request_of(raw=[b"", b""]), "2 entries for 1 inputs"),
         (request_of(raw=[b"\x01\0\0\0x"], contents=contents), "not both"),
-        (request_of(raw=[b"\xff\xff\xff\xffx"]), "announces 4294967295 bytes"),
         (request_of(contents=pb.InferTensorContents(int_contents=[1])), "bytes_contents"),
-        (request_of(contents=contents, shape=[2]), "has 2 elements"),
-        (request_of(contents=contents, shape=[-1]), r"[-1]"),
         (newer, "field number 100"),
-        (in_a_map, "field number 100"),
-        (no_value, "'fit' has no value"),
         (labels, "classification is not supported"),
         (shared, "shared memory"),
     ):
@@ -190,7 +177,7 @@ async def test_a_wrong_message_names_its_mistake(server: Server, encode_image: E
         assert (code, says in said) == ("INVALID_ARGUMENT", True), said
 
 
-async def test_rpcs_that_are_not_offered_are_unimplemented(server: Server) -> None:
+async def test_unsupported_rpcs_are_unimplemented(server: Server) -> None:
     code, said = await ask(server, "RepositoryIndex", pb.RepositoryIndexRequest())
     assert (code, "enable_management" in said) == ("UNIMPLEMENTED", True)
     async with channel_of(server) as channel:
@@ -238,31 +225,7 @@ async def test_a_stream_answers_each_item_and_counts_it(
     assert counted == [19, 2]
 
 
-async def test_a_dropped_stream_frees_its_waiting_items(
-    server: Server, encode_image: Encode, runtime: FakeRuntime, entered: Entered
-) -> None:
-    def abandoned() -> float:
-        labels = {"reason": "cancelled"}
-        return server.metrics.registry.get_sample_value("tipserve_abandoned_total", labels) or 0
-
-    runtime.gate.clear()
-    async with channel_of(server) as channel:
-        call = channel.stream_stream(f"/{STREAM}")()
-        await call.write(image_request(encode_image()).SerializeToString())
-        assert await entered()
-        for seed in (1, 2):
-            await call.write(image_request(encode_image(seed=seed)).SerializeToString())
-        # Both have to wait in the queue: one that is still decoded is not counted as abandoned.
-        (model,) = server.models.models()
-        await until(lambda: sum(model.queue_depths().values()) == 2)
-        call.cancel()
-        await until(lambda: server.gate.num_in_flight == 0)
-    await until(lambda: abandoned() == 2)
-    assert runtime.num_images == 0, "what ran was interrupted"
-    await until(lambda: server._grpc._guard.is_idle)
-
-
-async def test_an_open_stream_does_not_hold_up_the_drain(
+async def test_an_open_stream_does_not_delay_the_drain(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     async with serving() as server, channel_of(server) as channel:

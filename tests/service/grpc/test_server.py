@@ -1,4 +1,4 @@
-"""A slow stream cannot make the server buffer what it has not read."""
+"""The server buffers no more of a stream than its window and the requests read."""
 
 import asyncio
 import socket
@@ -32,8 +32,8 @@ class FastSender:
         opening = opened(STREAM, block=head(b"/tipserve.v1.EncoderService/Stream"))
         self._peer.sendall(PREFACE + frame(SETTINGS) + opening)
 
-    def send_what_is_taken(self) -> int:
-        """Bytes of requests that were taken until no window opened any more."""
+    def send_all(self) -> int:
+        """Send until no window opens any more; returns the number of bytes."""
         num_quiet = 0
         with self._peer:
             while num_quiet < QUIET_TURNS:
@@ -84,7 +84,7 @@ class FastSender:
         return data
 
 
-async def test_a_fast_sender_uses_no_more_memory_than_its_window_and_the_requests_read(
+async def test_a_fast_sender_is_stopped_by_flow_control(
     serving: Serving, runtime: FakeRuntime, entered: Entered, encode_image: Encode
 ) -> None:
     images = [image_pb2.Image(encoded=encode_image(size=(200, 150)))]
@@ -94,7 +94,7 @@ async def test_a_fast_sender_uses_no_more_memory_than_its_window_and_the_request
     async with serving(stream_window_bytes=window_bytes, max_stream_requests=max_requests) as held:
         runtime.gate.clear()
         sender = FastSender(held.ports["grpc"], request)
-        sending = asyncio.ensure_future(asyncio.to_thread(sender.send_what_is_taken))
+        sending = asyncio.ensure_future(asyncio.to_thread(sender.send_all))
         assert await entered()
         num_sent = await sending
     # In addition to the requests read: while the core waits for the rest of one it opens a new

@@ -1,7 +1,4 @@
-"""Batches are formed in scheduling order, within limits, from items that callers still want.
-
-Driven step by step with a clock that the test sets: no threads, no sleeps.
-"""
+"""Batches are formed in scheduling order, within limits, from items that callers still want."""
 
 import math
 import threading
@@ -16,14 +13,13 @@ from service.errors import DeadlineExceeded, Unavailable
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.work import BatchLimits, Bucket, WorkItem
 from service.monitoring.metrics import Metrics
-from tests.service.conftest import Clock
+from tests.service.conftest import WAIT_S, Clock
 
 SMALL = Bucket("image", (28, 28))
 WIDE = Bucket("image", (28, 56))
 TEXT = Bucket("text", (8,))
 LIMITS = BatchLimits(max_items=3, max_cost=20)
 STEP_S = 5.0
-WAIT_S = 20.0
 RULES = BatchRules(limits={"image": LIMITS, "text": LIMITS}, priority_step_s=STEP_S)
 
 
@@ -51,7 +47,7 @@ def test_the_oldest_bucket_goes_first_and_shapes_never_mix(queue: BatchQueue) ->
     assert [numbers(queue) for _ in range(3)] == [[1, 3], [2], []]
 
 
-def test_a_batch_is_bounded_by_items_and_by_cost_and_a_costly_item_runs_alone(
+def test_a_batch_is_bounded_by_items_and_by_cost(
     queue: BatchQueue,
 ) -> None:
     queue.put([item(cost=4, number=n) for n in range(4)])
@@ -90,7 +86,9 @@ def test_the_bucket_of_the_most_urgent_item_goes_first_and_arrival_decides_withi
     assert [numbers(queue) for _ in range(3)] == [[2, 4, 1], [9], [3, 0]]
 
 
-def test_an_item_rises_a_level_with_every_step_of_waiting(queue: BatchQueue, clock: Clock) -> None:
+def test_an_item_rises_a_priority_level_with_every_step_of_waiting(
+    queue: BatchQueue, clock: Clock
+) -> None:
     queue.put([item(cost=20, number=1, priority=2), item(cost=20, number=2, priority=3)])
     clock.now = STEP_S - 1
     queue.put([item(cost=20, number=3, priority=1)])
@@ -99,12 +97,6 @@ def test_an_item_rises_a_level_with_every_step_of_waiting(queue: BatchQueue, clo
     clock.now = 2 * STEP_S + 1
     queue.put([item(cost=20, number=5, priority=1)])
     assert [numbers(queue) for _ in range(5)] == [[3], [1], [4], [2], [5]]
-
-
-def test_the_number_of_items_ahead_depends_on_priority(queue: BatchQueue) -> None:
-    queue.put([item(priority=1), item(priority=2), item(WIDE, priority=3)])
-    assert queue.ahead_of(1) == {SMALL: 1, WIDE: 0}
-    assert queue.ahead_of(3) == {SMALL: 2, WIDE: 1}
 
 
 def test_a_flooding_flow_waits_behind_its_own_items(queue: BatchQueue) -> None:
@@ -136,7 +128,7 @@ def test_priority_outweighs_fair_share(queue: BatchQueue) -> None:
     assert [numbers(queue) for _ in range(3)] == [[11], [10], [1]]
 
 
-def test_peeking_sees_what_will_be_taken(queue: BatchQueue) -> None:
+def test_peek_returns_the_items_of_the_next_batch(queue: BatchQueue) -> None:
     queue.put([item(number=n, flow="one") for n in range(4)])
     queue.put([item(number=10 + n, flow="two") for n in range(4)])
     for _ in range(3):
@@ -152,6 +144,7 @@ def test_a_batch_waits_until_it_is_full_or_its_time_is_over(metrics: Metrics, cl
     queue.put([item(WIDE, number=n) for n in (3, 4, 5)])
     assert numbers(queue) == [3, 4, 5], "full"
     clock.now = 2
+    assert queue.oldest_s() == 2
     assert numbers(queue) == [1, 2], "time is over"
 
 
@@ -174,14 +167,6 @@ def test_idle_lanes_share_waiting_items_evenly(metrics: Metrics) -> None:
         lane.join(WAIT_S)
     assert sorted(sizes) == [2, 2, 3]
     queue.close()
-
-
-def test_the_waiting_time_of_the_oldest_item_is_known(queue: BatchQueue, clock: Clock) -> None:
-    assert queue.oldest_s() == 0
-    queue.put([item()])
-    clock.now = 3
-    queue.put([item(WIDE)])
-    assert queue.oldest_s() == 3
 
 
 def test_closing_fails_all_items_and_refuses_new_ones(queue: BatchQueue) -> None:

@@ -54,7 +54,7 @@ def test_no_part_of_a_fitted_curve_is_negative(times: dict[int, float]) -> None:
     assert found.intercept_s >= -1e-9
 
 
-def test_a_curve_follows_slow_batches_and_decays(model: LatencyModel, clock: Clock) -> None:
+def test_a_curve_rises_with_slow_batches_and_decays(model: LatencyModel, clock: Clock) -> None:
     for _ in range(100):
         model.observe(SMALL, 2, 1.0)  # twice what was measured
     assert model.batch_s(SMALL, 2) == pytest.approx(1.0, rel=0.01)
@@ -86,7 +86,7 @@ def test_an_unmeasured_shape_scales_by_its_size(model: LatencyModel) -> None:
     assert model.batch_s(LARGE, 1) == pytest.approx(4.0), "until one has run"
 
 
-def test_the_least_time_is_by_the_cheapest_kind_or_the_given_one(
+def test_the_least_time_is_that_of_the_cheapest_kind_or_of_the_given_one(
     model: LatencyModel, clock: Clock
 ) -> None:
     rate_s = (0.1 + 0.4 / 4) / 8

@@ -209,5 +209,5 @@ class EngineMachine(RuleBasedStateMachine):
         assert sorted(self.answers) == list(range(len(self.accepted)))
 
 
-EngineMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+EngineMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestEngine = EngineMachine.TestCase

@@ -1,4 +1,4 @@
-"""Conversion runs in a child process: its output is logged, its end is reported, none is left."""
+"""Names of models and packages; conversion in a child process, which never outlives the server."""
 
 import json
 import logging
@@ -15,23 +15,115 @@ from typing import Any
 import pytest
 
 from model.conversion.cache import PackageCache, content_of, key_of
-from model.package import ModelPackage, PackageError, open_package
-from service.errors import Unavailable
+from model.package import BUNDLED_FOLDER, ModelPackage, PackageError, open_package
+from service.errors import InvalidRequest, ModelNotFound, Unavailable
 from service.models import conversion as conversion_module
-from service.models.conversion import Conversion, ModelSource, open_source
+from service.models.conversion import (
+    Conversion,
+    ModelSource,
+    check_model_name,
+    check_names,
+    find_package,
+    list_packages,
+    open_source,
+)
 
 LIMIT_S = 30.0
 
 
-def say(*reports: dict[str, str], then: str = "") -> list[str]:
-    """A program that says this, and then does that."""
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for name in ("repository/a", "repository/deep/b", "repository/.hidden", "outside"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "tipserve.json").touch()
+    (tmp_path / "repository" / "no-package").mkdir()
+    (tmp_path / "repository" / "way-out").symlink_to(tmp_path / "outside")
+    (tmp_path / "repository" / "alias").symlink_to("a")
+    (tmp_path / "repository" / "file").touch()
+    return tmp_path / "repository"
+
+
+def test_packages_below_the_repository_are_found(repository: Path) -> None:
+    assert find_package(repository, "a") == str(repository / "a")
+    assert find_package(repository, "deep/b") == str(repository / "deep" / "b")
+    assert find_package(repository, "alias") == str(repository / "a")
+    assert list_packages(repository) == ["a", "alias"]
+    assert list_packages(None) == list_packages(repository / "missing") == []
+    with pytest.raises(InvalidRequest, match="--model-repository"):
+        find_package(None, "a")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "..", "../outside", "a/../../outside", "/etc", "a//b", "a/", ".hidden", "a\0b"),
+        *("a\n", "a\\b", "~", "ä", "x" * 201, "way-out", "way-out/", "missing", "no-package"),
+        "file",
+    ],
+)
+def test_no_other_folder_is_found(repository: Path, name: str) -> None:
+    with pytest.raises((InvalidRequest, ModelNotFound)) as caught:
+        find_package(repository, name)
+    message = caught.value.message
+    assert str(repository.parent) not in message
+    if name == "way-out":  # the answer does not reveal whether a folder outside exists
+        with pytest.raises(ModelNotFound) as missing:
+            find_package(repository, "missing")
+        assert message == missing.value.message.replace("missing", name)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "-a", "x" * 201, "a\n"])
+def test_invalid_names_of_models_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        check_model_name(name)
+    check_model_name("tips-v2.b14")
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "expected"),
+    [
+        (ModelSource("/secret/place/student"), "/secret/place/student/a.onnx", "student/a.onnx"),
+        (ModelSource("bundled"), f"{BUNDLED_FOLDER}/x", f"{BUNDLED_FOLDER.name}/x"),
+        (ModelSource("a/b", cache=Path("/secret/cache")), "/secret/cache/a-0/x", "the cache/a-0/x"),
+    ],
+)
+def test_reasons_have_no_paths_of_the_server(source: ModelSource, text: str, expected: str) -> None:
+    assert source.without_paths(f"{text} is broken") == f"{expected} is broken"
+
+
+def test_a_setting_names_a_source_and_optionally_a_name(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    plain = ModelSource.from_setting("google/tipsv2-b14@v1", cache)
+    assert plain == ModelSource("google/tipsv2-b14@v1", cache=cache)
+    assert plain.served_name() == "tipsv2-b14"
+    named = ModelSource.from_setting("second=google/tipsv2-b14", cache)
+    assert named == ModelSource("google/tipsv2-b14", "second", cache=cache)
+    assert named.served_name() == "second"
+    (tmp_path / "a=b").mkdir()
+    existing = str(tmp_path / "a=b")
+    assert ModelSource.from_setting(existing, cache) == ModelSource(existing, cache=cache)
+    assert ModelSource.from_setting("bundled", cache).served_name().startswith("tipserve")
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    sources = [
+        ModelSource.from_setting(text, tmp_path)
+        for text in ("google/tipsv2-b14", "bundled", "me/tipsv2-b14")
+    ]
+    with pytest.raises(ValueError, match=r"'tipsv2-b14'.*--model google/.*,other=me/tipsv2-b14"):
+        check_names(sources)
+    check_names([*sources[:2], ModelSource.from_setting("other=me/tipsv2-b14", tmp_path)])
+
+
+def program_of(*reports: dict[str, str], then: str = "") -> list[str]:
+    """Arguments of a Python that prints these reports and then runs the code."""
     lines = "\n".join(json.dumps(report) for report in reports)
     return ["-c", f"print({lines!r}, flush=True)\n{then}"]
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> ModelSource:
-    """A checkpoint's folder, though nothing could be read from it."""
+    """The folder of a checkpoint without weights."""
     folder = tmp_path / "student"
     folder.mkdir()
     (folder / "config.json").write_bytes(b"{}")
@@ -40,7 +132,7 @@ def source(tmp_path: Path) -> ModelSource:
 
 @pytest.fixture
 def converted(source: ModelSource, tiny_package: ModelPackage) -> Path:
-    """The source's package in the cache, as a conversion would have left it."""
+    """The source's package in the cache, as a conversion leaves it."""
     assert source.cache is not None
     key = key_of(content_of(Path(source.folder)), None, ["fp32"])
     folder = PackageCache(source.cache).folder("student", key)
@@ -65,10 +157,10 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_steps_are_logged_as_they_come(
+def test_steps_are_logged_as_they_arrive(
     source: ModelSource, caplog: pytest.LogCaptureFixture
 ) -> None:
-    program = say({"step": "exporting"}, {"warning": "again"}, {"result": "/cache/a"})
+    program = program_of({"step": "exporting"}, {"warning": "again"}, {"result": "/cache/a"})
     with caplog.at_level(logging.INFO), Conversion([], program=program) as conversion:
         assert conversion.wait(source, "student") == Path("/cache/a")
     records: list[Any] = caplog.records
@@ -77,45 +169,40 @@ def test_steps_are_logged_as_they_come(
     assert has_ended(conversion.pid)
 
 
-def test_what_it_says_is_wrong_is_the_error(source: ModelSource) -> None:
-    program = say({"error": "there is no room; make some"}, then="import sys; sys.exit(1)")
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (program_of({"error": "no room; make some"}, then="exit(1)"), r"^no room; make some$"),
+        (
+            program_of(then="raise MemoryError('odd weights')"),
+            r"(?s)student ended with status 1; output: .*odd weights",
+        ),
+        (
+            program_of(then="import os; os.kill(os.getpid(), 9)"),
+            r"was killed, .*memory.*python -m model convert",
+        ),
+    ],
+    ids=["reported", "crashed", "killed"],
+)
+def test_a_failed_conversion_gives_its_reason(
+    source: ModelSource, program: list[str], message: str
+) -> None:
     with (
-        pytest.raises(PackageError, match=r"^there is no room; make some$"),
+        pytest.raises(PackageError, match=message),
         Conversion([], program=program) as conversion,
     ):
         conversion.wait(source, "student")
 
 
-def test_a_crash_is_told_with_its_last_lines(source: ModelSource) -> None:
-    with (
-        pytest.raises(
-            PackageError, match=r"(?s)student ended with status 1; output: .*odd weights"
-        ),
-        Conversion([], program=say(then="raise MemoryError('odd weights')")) as conversion,
-    ):
-        conversion.wait(source, "student")
-
-
-def test_a_kill_is_taken_for_want_of_memory(source: ModelSource) -> None:
-    kill = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
-    with (
-        pytest.raises(PackageError, match=r"was killed, .*memory.*python -m model convert"),
-        Conversion([], program=say(then=kill)) as conversion,
-    ):
-        conversion.wait(source, "student")
-
-
-@pytest.mark.parametrize("is_stubborn", [False, True])
-def test_a_cancelled_load_ends_it(
-    source: ModelSource, is_stubborn: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_cancelled_load_terminates_the_conversion(
+    source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.models.conversion.CLEAR_UP_S", 0.2)
-    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if is_stubborn else ""
-    program = say({"step": "a"}, then=f"import signal\n{ignore}\nsignal.pause()")
+    program = program_of({"step": "a"}, then="import signal\nsignal.pause()")
     monkeypatch.setattr(Conversion, "_log", lambda *_: source.cancelled.set())
     with pytest.raises(Unavailable), Conversion([], program=program) as conversion:
         conversion.wait(source, "student")
     assert has_ended(conversion.pid)
+    assert not conversion.was_killed
 
 
 STUBBORN = """
@@ -132,7 +219,7 @@ with cache.writing("student", 20 * "a", print) as folder:
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
-def test_what_a_killed_conversion_left_is_removed(
+def test_files_of_a_killed_conversion_are_removed(
     source: ModelSource, is_cancelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert source.cache is not None
@@ -148,7 +235,7 @@ def test_what_a_killed_conversion_left_is_removed(
         (packages / f".other-{20 * 'b'}.half").mkdir()
         if is_cancelled:
             source.cancelled.set()
-        else:  # as where memory ends
+        else:  # as when the machine runs out of memory
             os.kill(begun[0].pid, signal.SIGKILL)
 
     packages = source.cache / "packages"
@@ -160,7 +247,8 @@ def test_what_a_killed_conversion_left_is_removed(
         pytest.raises(Unavailable if is_cancelled else PackageError),
     ):
         open_source(source)
-    # Another's conversion goes on.
+    assert has_ended(begun[0].pid)
+    # The files of another running conversion stay.
     assert [path.name for path in packages.iterdir()] == [f".other-{20 * 'b'}.half"]
 
 
@@ -177,7 +265,7 @@ _end_with_stdin()
 """
 
 
-def test_it_does_not_outlive_a_server_that_was_killed() -> None:
+def test_a_conversion_does_not_outlive_a_killed_server() -> None:
     command = [sys.executable, "-c", KILLED_SERVER, FOLLOWER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -190,7 +278,7 @@ def test_it_does_not_outlive_a_server_that_was_killed() -> None:
 
 
 @pytest.mark.slow
-def test_a_converted_package_is_served_under_the_sources_name(
+def test_a_converted_package_is_served_under_the_name_of_its_source(
     source: ModelSource, converted: Path
 ) -> None:
     package = open_source(source)
@@ -200,12 +288,11 @@ def test_a_converted_package_is_served_under_the_sources_name(
     assert open_source(renamed).manifest.name == "other"
 
 
-def test_a_broken_package_in_the_cache_is_mended_and_served(
+def test_a_broken_package_in_the_cache_is_converted_again(
     source: ModelSource,
     converted: Path,
     tiny_package: ModelPackage,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (converted / "config.json").write_bytes(b"[" * (converted / "config.json").stat().st_size)
 
@@ -215,37 +302,30 @@ def test_a_broken_package_in_the_cache_is_mended_and_served(
         return converted
 
     monkeypatch.setattr(conversion_module, "_prepare", prepare)
-    with caplog.at_level(logging.WARNING):
-        assert open_source(source).path == converted
-    records: list[Any] = caplog.records
-    assert ["SHA-256" in record.fields["reason"] for record in records] == [True]
+    assert open_source(source).path == converted
 
 
-def test_packages_are_opened_as_they_are(tiny_package: ModelPackage, tmp_path: Path) -> None:
-    for cache in (None, tmp_path / "cache"):
-        source = ModelSource(str(tiny_package.path), cache=cache)
-        assert open_source(source) == open_package(tiny_package.path)
-    assert not (tmp_path / "cache").exists()
-
-
-def test_what_callers_name_is_never_converted(source: ModelSource) -> None:
-    with pytest.raises(PackageError, match=r"no tipserve\.json"):
-        open_source(ModelSource(source.folder))
-
-
-def test_the_precisions_of_the_settings_are_asked_for(
-    source: ModelSource, monkeypatch: pytest.MonkeyPatch
+def test_only_a_checkpoint_of_the_settings_is_converted(
+    source: ModelSource, tiny_package: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
+    conversions: list[list[str]] = []
 
     def refuse(self: Conversion, arguments: list[str]) -> None:
-        asked.append(arguments)
+        conversions.append(arguments)
         raise PackageError("no")
 
     monkeypatch.setattr(Conversion, "__init__", refuse)
-    precise = ModelSource.from_setting(source.folder, Path("/cache"), ("fp16", "int8"))
+    for cache in (None, source.cache):
+        packaged = ModelSource(str(tiny_package.path), cache=cache)
+        assert open_source(packaged) == open_package(tiny_package.path)
+    with pytest.raises(PackageError, match=r"no tipserve\.json"):
+        open_source(ModelSource(source.folder))  # as management routes name it
+    with pytest.raises(PackageError, match="not a hub id"):
+        open_source(ModelSource("tipsv2-b14", cache=source.cache))
+    assert not conversions
     with pytest.raises(PackageError):
-        open_source(precise)
-    assert asked[0][:3] == ["prepare", "--cache=/cache", "--report=json"]
-    assert "--precision=fp16 --precision=int8" in " ".join(asked[0])
-    assert asked[0][-2:] == ["--", source.folder]
+        open_source(ModelSource.from_setting(source.folder, Path("/cache"), ("fp16", "int8")))
+    (arguments,) = conversions
+    assert arguments[:3] == ["prepare", "--cache=/cache", "--report=json"]
+    assert "--precision=fp16 --precision=int8" in " ".join(arguments)
+    assert arguments[-2:] == ["--", source.folder]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -15,28 +15,19 @@ from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.images import ImagePreparer
 from service.messages import EmbedImagesRequest
+from tests.service.conftest import WAIT_S, Encode, FakeRuntime, until
 
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-LIMIT_S = 20.0
+MakePlane = Callable[..., DataPlane]
 POOL_THREADS = 2  # of the fixture `pool`
 
 
 def call(*, waits_for_capacity: bool = False) -> Call:
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + WAIT_S
     return Call(request_id="test", deadline=deadline, waits_for_capacity=waits_for_capacity)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Give other tasks and threads their turn until something is so."""
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def test_of_several_broken_images_the_first_is_reported(
-    make_plane: Callable[..., DataPlane], encode_image: Callable[..., bytes]
+    make_plane: MakePlane, encode_image: Encode
 ) -> None:
     good = encode_image()
     cut = good[: len(good) // 2]  # its header is whole, so that only decoding finds it
@@ -46,8 +37,8 @@ async def test_of_several_broken_images_the_first_is_reported(
 
 
 async def test_a_request_cancelled_during_decoding_does_not_decode_the_other_images(
-    make_plane: Callable[..., DataPlane],
-    encode_image: Callable[..., bytes],
+    make_plane: MakePlane,
+    encode_image: Encode,
     pool: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -58,14 +49,14 @@ async def test_a_request_cancelled_during_decoding_does_not_decode_the_other_ima
     def held(preparer: ImagePreparer, *given: Any, param: str) -> Any:
         decoded.append(param)
         begun.release()
-        assert release.wait(LIMIT_S)
+        assert release.wait(WAIT_S)
         return prepare(preparer, *given, param=param)
 
     monkeypatch.setattr(ImagePreparer, "prepare", held)
     request = EmbedImagesRequest(images=(encode_image(),) * 5)
     leaving = asyncio.ensure_future(make_plane().embed_images(request, call()))
     for _ in range(POOL_THREADS):
-        assert await asyncio.to_thread(begun.acquire, timeout=LIMIT_S)
+        assert await asyncio.to_thread(begun.acquire, timeout=WAIT_S)
     leaving.cancel()
     with suppress(asyncio.CancelledError):
         await leaving
@@ -75,9 +66,9 @@ async def test_a_request_cancelled_during_decoding_does_not_decode_the_other_ima
 
 
 async def test_a_stream_request_whose_image_is_larger_than_estimated_waits_for_capacity(
-    make_plane: Callable[..., DataPlane],
-    encode_image: Callable[..., bytes],
-    runtime: "FakeRuntime",
+    make_plane: MakePlane,
+    encode_image: Encode,
+    runtime: FakeRuntime,
 ) -> None:
     plane = make_plane()
     admission = plane.models.models()[0].admission
@@ -96,10 +87,10 @@ async def test_a_stream_request_whose_image_is_larger_than_estimated_waits_for_c
 
 
 async def test_many_requests_of_many_images_do_not_block_a_small_pool(
-    make_plane: Callable[..., DataPlane], encode_image: Callable[..., bytes]
+    make_plane: MakePlane, encode_image: Encode
 ) -> None:
     plane = make_plane(max_images_per_request=8)
     request = EmbedImagesRequest(images=tuple(encode_image(seed=i) for i in range(8)))
-    async with asyncio.timeout(LIMIT_S):
+    async with asyncio.timeout(WAIT_S):
         answers = await asyncio.gather(*(plane.embed_images(request, call()) for _ in range(8)))
     assert [len(answer.embeddings) for answer in answers] == [8] * 8

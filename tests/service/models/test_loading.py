@@ -1,13 +1,186 @@
-"""How much one batch of images may hold."""
+"""Served shapes and dense heads, lanes that fit the memory, and limits of batches."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from model.package import Manifest
-from model.runtime.base import Device
+from model.package import Manifest, ModelPackage, PackageError
+from model.runtime.base import Device, VisionOutput
+from model.runtime.choice import RuntimeChoice
 from service.lanes.work import BatchLimits
-from service.models.loading import batch_limits, image_budget
+from service.models import loading
+from service.models.conversion import ModelSource
+from service.models.loading import (
+    LoadedLanes,
+    batch_limits,
+    image_budget,
+    item_cost,
+    lane_plan,
+    load_lanes,
+    num_pool_threads,
+    served_buckets,
+    served_tasks,
+    with_maps,
+    with_sizes,
+)
+from tests.service.conftest import FakeRuntime
+
+MB = 2**20
+CHOICE = RuntimeChoice(runtime="onnx", precision="fp32", device="cpu", reason="the only one")
+
+
+def test_further_sizes_are_served_after_the_manifest_s_and_once(manifest: Manifest) -> None:
+    sizes = [(112, 112), (28, 42), (112, 56), (112, 112)]
+    served = with_sizes(manifest, sizes)
+    assert served.shape_buckets == [(28, 28), (28, 42), (112, 112), (112, 56)]
+    assert manifest.shape_buckets == [(28, 28), (28, 42)]
+
+
+@pytest.mark.parametrize("size", [(30, 28), (28, 126), (0, 28)])
+def test_a_size_that_the_model_does_not_accept_is_refused(
+    manifest: Manifest, size: tuple[int, int]
+) -> None:
+    with pytest.raises(PackageError, match=r"multiples of 14 from 14 to 112; change sizes"):
+        with_sizes(manifest, [size])
+
+
+def test_every_shape_and_every_head_is_warmed_up(manifest: Manifest) -> None:
+    further = with_sizes(manifest, [(112, 56)])
+    buckets = with_maps(served_buckets(further, 4096), ("depth", "normals"))
+    sizes = ["28x28", "28x42", "112x56"]
+    images = [f"image {size}" for size in sizes]
+    maps = [f"{task} {size}" for task in ("depth", "normals") for size in sizes]
+    assert [bucket.label for bucket in buckets] == [*images, "text 8", *maps]
+    assert [item_cost(manifest, bucket) for bucket in buckets] == [4, 6, 32, 8, *2 * [4, 6, 32]]
+    with pytest.raises(PackageError, match="raise max_batch_patches above 20"):
+        served_buckets(further, 20)
+
+
+def test_a_head_is_served_if_package_and_runtime_have_it(
+    manifest: Manifest, runtime: FakeRuntime
+) -> None:
+    even = manifest.model_copy(update={"size_multiple": 28})
+    assert served_tasks(even, runtime) == ("depth", "normals")
+    runtime.tasks = ("segmentation", "normals")
+    assert served_tasks(even, runtime) == ("normals",)
+    assert served_tasks(even.model_copy(update={"outputs": ["cls1"]}), runtime) == ()
+    with pytest.raises(PackageError, match=r"multiples of 28 pixels, and allows multiples of 14"):
+        served_tasks(manifest, runtime)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Four CPUs, some free memory, and the runtimes that were loaded."""
+
+    loaded: list[FakeRuntime]
+    set_free: Callable[[int], None]
+
+
+class LargeRuntime(FakeRuntime):
+    """Holds 64 KiB for each pixel of an image while it computes it."""
+
+    tasks = ()
+
+    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
+        held = np.ones(pixels_B3HW[0, 0].size * 64 * 1024, np.uint8)
+        output = super().encode_images(pixels_B3HW)
+        assert held[-1] == 1
+        return output
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    loaded: list[FakeRuntime] = []
+
+    def load(*_: object, **__: object) -> FakeRuntime:
+        loaded.append(LargeRuntime())
+        return loaded[-1]
+
+    def set_free(num_bytes: int) -> None:
+        monkeypatch.setattr(loading, "free_memory", lambda: num_bytes)
+
+    monkeypatch.setattr(loading, "load_chosen", load)
+    monkeypatch.setattr(loading, "available_cpus", lambda: 4)
+    monkeypatch.setattr(loading, "weight_bytes", lambda *_: (MB, 0))
+    monkeypatch.setattr(loading, "choose_runtime", lambda *_: CHOICE)
+    return Machine(loaded, set_free)
+
+
+@pytest.fixture
+def load(manifest: Manifest, make_settings: Any) -> Callable[..., LoadedLanes]:
+    """Load the lanes of the fake model with these settings."""
+    package = ModelPackage(path=Path(), manifest=manifest)
+
+    def load_with(**values: object) -> LoadedLanes:
+        settings = make_settings(warm_up_limit_s=0.0, **values)
+        return load_lanes(package, settings, ModelSource("bundled"))
+
+    return load_with
+
+
+def require_peaks(loaded: LoadedLanes) -> None:
+    if not loaded.memory.peak_bytes:
+        pytest.skip("a process cannot reset its high-water mark here")
+
+
+def test_lanes_fit_the_memory_that_the_first_one_uses(
+    machine: Machine, load: Callable[..., LoadedLanes]
+) -> None:
+    machine.set_free(100_000 * MB)
+    loaded = load(lanes=None)
+    assert len(loaded.lanes) == len(machine.loaded) == 4
+    require_peaks(loaded)
+    assert 60 * MB < loaded.memory.largest_bytes < 200 * MB
+    # An eighth of it is each lane's own; 28 x 42 pixels are 6 patches and take 73.5 MB.
+    assert 500 < loaded.max_patches["image"] < 1100
+    machine.loaded.clear()
+    machine.set_free(400 * MB)
+    assert len(load(lanes=None).lanes) == 2
+    # The first lane, which was measured, had too few threads; it was closed for another one.
+    assert [runtime.is_closed for runtime in machine.loaded] == [True, False, False]
+    machine.set_free(170 * MB)
+    with pytest.raises(PackageError, match=r"image 28x42 on each of 4 lanes, .* set lanes to [12]"):
+        load(lanes=4)
+
+
+def test_every_lane_has_run_every_shape_of_every_head(
+    manifest: Manifest, make_settings: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load_chosen", lambda *_, **__: FakeRuntime())
+    shapes = {"size_multiple": 28, "shape_buckets": [(28, 28), (56, 28)]}
+    package = ModelPackage(path=Path(), manifest=manifest.model_copy(update=shapes))
+    settings = make_settings(lanes=2, warm_up_limit_s=0.0)
+    loaded = load_lanes(package, settings, ModelSource("bundled"))
+    assert [lane.runtime.num_maps for lane in loaded.lanes] == [4, 4]  # type: ignore[attr-defined]
+    maps = {f"{kind} {size}" for kind in ("depth", "normals") for size in ("28x28", "56x28")}
+    assert maps < {bucket.label for bucket in loaded.warm.curves}
+    if loaded.memory.peak_bytes:
+        assert maps < {bucket.label for bucket in loaded.memory.peak_bytes}
+
+
+@pytest.mark.parametrize(("lanes", "planned"), [(None, 2), (5, 5)])
+def test_a_gpu_has_two_lanes_unless_set(
+    machine: Machine, make_settings: Any, lanes: int | None, planned: int
+) -> None:
+    settings = make_settings(lanes=lanes)
+    assert lane_plan(settings, MB, (0, MB), device="gpu").num_lanes == planned
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "pool_threads", "planned"),
+    [(100_000 * MB, None, 4), (1300 * MB, None, 2), (MB, None, 1), (MB, 7, 7)],
+)
+def test_pool_threads_have_memory_for_the_largest_images(
+    machine: Machine, make_settings: Any, free_bytes: int, pool_threads: int | None, planned: int
+) -> None:
+    machine.set_free(free_bytes)
+    settings = make_settings(pool_threads=pool_threads, max_image_pixels=40_000_000)
+    assert num_pool_threads(settings) == planned
 
 
 @pytest.mark.parametrize(
@@ -22,14 +195,15 @@ from service.models.loading import batch_limits, image_budget
 def test_on_a_cpu_large_images_do_not_share_a_batch(
     manifest: Manifest, make_settings: Any, device: Device, given: dict[str, int], patches: int
 ) -> None:
-    settings = make_settings(**given)
-    assert image_budget(manifest, 3, device, settings) == patches
+    assert image_budget(manifest, 3, device, make_settings(**given)) == patches
 
 
 @pytest.mark.parametrize(("max_images", "of_maps"), [(1, 1), (4, 2), (7, 3)])
-def test_a_batch_holds_half_as_many_maps(make_settings: Any, max_images: int, of_maps: int) -> None:
+def test_a_batch_of_maps_holds_half_as_many_images(
+    make_settings: Any, max_images: int, of_maps: int
+) -> None:
     limits = batch_limits(max_images, 100, {"normals": 40}, make_settings())
     assert limits["image"] == BatchLimits(max_items=max_images, max_cost=100)
     assert limits["depth"] == BatchLimits(max_items=of_maps, max_cost=50)
-    assert limits["normals"] == BatchLimits(max_items=of_maps, max_cost=40), "as memory allows"
+    assert limits["normals"] == BatchLimits(max_items=of_maps, max_cost=40), "bound by memory"
     assert limits["text"].max_items == make_settings().max_batch_texts

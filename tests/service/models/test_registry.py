@@ -1,40 +1,63 @@
-"""Names, the default, and a model that ends only when its last user has left."""
+"""Served models by name, and loading, swapping and unloading them while requests run."""
 
+import asyncio
 import math
 import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
-from prometheus_client import generate_latest
 
+from model.package import PackageError
 from service.call import Call
-from service.errors import ModelNotFound
+from service.data_plane import DataPlane
+from service.errors import InternalError, InvalidRequest, ModelNotFound, Unavailable
 from service.lanes.latency_model import LatencyCurve
 from service.lanes.work import Bucket
-from service.models.registry import ModelRegistry
+from service.messages import EmbedTextsRequest
+from service.models.conversion import ModelSource
+from service.models.loading import request_limits
+from service.models.registry import ModelRegistry, ModelRepository, ModelState
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
+from service.request_gate import RequestGate
+from tests.service.conftest import WAIT_S, FakeRuntime, until
 
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-LIMIT_S = 20.0
+Ask = Callable[..., Awaitable[str]]
 
 
-@pytest.fixture
-def make(
-    serve_fake: Any, make_settings: Any, metrics: Metrics, runtime: "FakeRuntime"
-) -> Iterator[Callable[[str], ServedModel]]:
-    made: list[ServedModel] = []
+class Loader:
+    """Loads fake models, each over its own runtime; `gate` holds a load, `fault` fails it."""
 
-    def make_named(name: str) -> ServedModel:
-        made.append(serve_fake(make_settings(), metrics, runtime, name))
-        return made[-1]
+    def __init__(self, serve: Callable[[FakeRuntime, str], ServedModel]) -> None:
+        self.runtimes: list[FakeRuntime] = []
+        self.served: list[ServedModel] = []
+        self.sources: list[ModelSource] = []
+        self.fault: Exception | None = None
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.gate.set()
+        self._serve = serve
 
-    yield make_named
-    for served in made:
-        served.close(LIMIT_S)
+    def load(self, source: ModelSource) -> ServedModel:
+        self.sources.append(source)
+        self.entered.release()
+        assert self.gate.wait(WAIT_S)
+        if self.fault is not None:
+            raise self.fault
+        return self.make(source.name or Path(source.folder).name)
+
+    def make(self, name: str) -> ServedModel:
+        self.runtimes.append(FakeRuntime())
+        self.served.append(self._serve(self.runtimes[-1], name))
+        return self.served[-1]
+
+    @property
+    def closed(self) -> list[bool]:
+        return [runtime.is_closed for runtime in self.runtimes]
 
 
 @pytest.fixture
@@ -42,13 +65,64 @@ def registry(metrics: Metrics) -> ModelRegistry:
     return ModelRegistry(metrics)
 
 
+@pytest.fixture
+def loader(serve_fake: Any, make_settings: Any, metrics: Metrics) -> Iterator[Loader]:
+    settings = make_settings()
+    made = Loader(lambda runtime, name: serve_fake(settings, metrics, runtime, name))
+    yield made
+    for served in made.served:
+        served.close(WAIT_S)
+
+
+@pytest.fixture
+async def repository(
+    registry: ModelRegistry, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ModelRepository]:
+    """Serves `first`; its folder has the packages `a` and `b`."""
+    # A collection of garbage per unload takes over a second in a process full of libraries.
+    monkeypatch.setattr("service.models.registry.collect_and_trim", lambda: None)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tipserve.json").touch()
+    made = ModelRepository(registry, loader.load, folder=tmp_path, max_use_s=WAIT_S)
+    await made.start(ModelSource("/started/with/first"))
+    yield made
+    loader.gate.set()
+    for runtime in loader.runtimes:
+        runtime.gate.set()
+    await asyncio.to_thread(made.close)
+    assert all(loader.closed)
+
+
+@pytest.fixture
+def ask(registry: ModelRegistry, make_settings: Any, metrics: Metrics) -> Ask:
+    """Embed a text by a model, through the whole data plane; returns the model's name."""
+    gate = RequestGate(metrics)
+    gate.open()
+    limits, pool = request_limits(make_settings()), ThreadPoolExecutor(2)
+    plane = DataPlane(gate, registry, limits=limits, max_image_patches=64, pool=pool)
+
+    async def embed(model: str | None = None, text: str = "dog") -> str:
+        call = Call(request_id="test", deadline=time.monotonic() + WAIT_S)
+        request = EmbedTextsRequest(texts=(text,), model=model)
+        return (await plane.embed_texts(request, call)).model
+
+    return embed
+
+
 def names(registry: ModelRegistry) -> list[str]:
     return [served.manifest.name for served in registry.models()]
 
 
-def test_the_first_is_the_default_and_stays_it(registry: ModelRegistry, make: Any) -> None:
-    first = make("z")
-    for served in (first, make("b"), make("a")):
+def states(repository: ModelRepository) -> dict[str, str]:
+    return {state.name: state.state for state in repository.index()}
+
+
+def test_the_first_name_stays_the_default(registry: ModelRegistry, loader: Loader) -> None:
+    with pytest.raises(ModelNotFound, match="none now"):
+        registry.find(None)
+    first = loader.make("z")
+    for served in (first, loader.make("b"), loader.make("a")):
         registry.put(served)
     assert names(registry) == ["z", "a", "b"]
     assert registry.find(None) is registry.find("") is registry.find("z") is first
@@ -56,88 +130,230 @@ def test_the_first_is_the_default_and_stays_it(registry: ModelRegistry, make: An
     assert names(registry) == ["a", "b"]
     with pytest.raises(ModelNotFound, match="default model is not served; name another: a, b"):
         registry.find(None)
-    again = make("z")
+    with pytest.raises(ModelNotFound, match="'z' is served; there is: a, b"), registry.lease("z"):
+        pytest.fail("the model was leased")
+    again = loader.make("z")
     registry.put(again)
     assert registry.find(None) is again
 
 
-def test_an_unknown_name_is_told_with_those_there_are(registry: ModelRegistry, make: Any) -> None:
-    with pytest.raises(ModelNotFound, match="none now"):
-        registry.find(None)
-    registry.put(make("a"))
-    with pytest.raises(ModelNotFound, match="'b' is served; there is: a"), registry.lease("b"):
-        pytest.fail("it was lent")
-    with pytest.raises(ModelNotFound):
-        registry.remove("b")
-
-
-def test_a_swap_leaves_users_with_the_old_and_gives_others_the_new(
-    registry: ModelRegistry, make: Any
-) -> None:
-    old: ServedModel = make("a")
-    new: ServedModel = make("a")
+def test_a_lease_keeps_the_old_model_during_a_swap(registry: ModelRegistry, loader: Loader) -> None:
+    old, new = loader.make("a"), loader.make("a")
     registry.put(old)
     with registry.lease("a") as mine:
         assert registry.put(new) is old
         with registry.lease(None) as others:
             assert (mine, others) == (old, new)
         assert not registry.wait_unused(old, 0)
-        waiting = threading.Thread(target=registry.wait_unused, args=(old, LIMIT_S))
+        waiting = threading.Thread(target=registry.wait_unused, args=(old, WAIT_S))
         waiting.start()
-    waiting.join(LIMIT_S)
+    waiting.join(WAIT_S)
     assert not waiting.is_alive()
     assert registry.wait_unused(old, 0)
 
 
-def named(line: str) -> str:
-    return line.split('name="')[1].split('"', maxsplit=1)[0]
-
-
-def test_metrics_tell_of_what_is_served_and_of_nothing_else(
-    registry: ModelRegistry, make: Any, metrics: Metrics
+async def test_metrics_show_served_models_only(
+    registry: ModelRegistry, loader: Loader, metrics: Metrics
 ) -> None:
-    def told() -> list[str]:
-        lines = generate_latest(metrics.registry).decode().splitlines()
-        return [line for line in lines if line.startswith("tipserve_model_info")]
-
-    assert told() == []
-    registry.put(make("a"))
-    registry.put(make("a"))
-    registry.put(make("b"))
-    assert [named(line) for line in told()] == ["a", "b"]
-    registry.remove("a")
-    assert [named(line) for line in told()] == ["b"]
-
-
-async def test_the_metrics_show_the_lanes_of_served_models(
-    registry: ModelRegistry, make: Any, metrics: Metrics
-) -> None:
-    served = make("a")
-    served._batcher.latency.set_measured(
-        {Bucket("image", (28, 28)): LatencyCurve(0.25, 0.5)}, lambda _: 4
-    )
     sample = metrics.registry.get_sample_value
-    ready = {"model": "a", "state": "ready"}
-    cost = {"model": "a", "bucket": "image 28x28"}
-    assert sample("tipserve_lanes", ready) is None
-    registry.put(served)
-    assert sample("tipserve_lanes", ready) == 1
-    assert sample("tipserve_lanes", {"model": "a", "state": "dead"}) == 0
-    assert sample("tipserve_batch_cost_intercept_seconds", cost) == 0.25
-    assert sample("tipserve_batch_cost_slope_seconds", cost) == 0.5
+    bucket = Bucket("image", (28, 28))
+
+    def described() -> list[str]:
+        families = {family.name: family for family in metrics.registry.collect()}
+        found = families.get("tipserve_model_info")
+        return [s.labels["name"] for s in found.samples] if found else []
+
+    served = loader.make("a")
+    served._batcher.latency.set_measured({bucket: LatencyCurve(0.25, 0.5)}, lambda _: 4)
     served._batcher.counts.observe(4, 0.5)
     served._batcher.counts.observe(1, 0.25)
-    of = {"model": "a"}
-    counts = [
-        sample(f"tipserve_model_batch{name}_total", of) for name in ("es", "_items", "_seconds")
-    ]
-    assert counts == [2, 5, 0.75]
-    call = Call(request_id="r", deadline=math.inf)
-    ticket = await served.admission.admit(3, call)
-    assert sample("tipserve_model_admitted_patches", of) == 3
+    assert described() == []
+    registry.put(loader.make("a"))
+    registry.put(served)
+    registry.put(loader.make("b"))
+    assert described() == ["a", "b"]
+    ticket = await served.admission.admit(3, Call(request_id="r", deadline=math.inf))
+    expected: dict[str, tuple[dict[str, str], float]] = {
+        "lanes": ({"state": "ready"}, 1),
+        "batch_cost_intercept_seconds": ({"bucket": bucket.label}, 0.25),
+        "batch_cost_slope_seconds": ({"bucket": bucket.label}, 0.5),
+        "model_batches_total": ({}, 2),
+        "model_batch_items_total": ({}, 5),
+        "model_batch_seconds_total": ({}, 0.75),
+        "model_admitted_patches": ({}, 3),
+        "model_max_admitted_patches": ({}, served.admission.max_cost),
+        "model_queue_depth": ({}, 0),
+    }
+    found = {
+        name: sample(f"tipserve_{name}", {"model": "a", **labels})
+        for name, (labels, _) in expected.items()
+    }
+    assert found == {name: value for name, (_, value) in expected.items()}
     ticket.release()
-    assert sample("tipserve_model_admitted_patches", of) == 0
-    assert sample("tipserve_model_max_admitted_patches", of) == served.admission.max_cost
-    assert sample("tipserve_model_queue_depth", of) == 0
     registry.remove("a")
-    assert sample("tipserve_batch_cost_slope_seconds", cost) is None
+    assert described() == ["b"]
+    assert sample("tipserve_lanes", {"model": "a", "state": "ready"}) is None
+
+
+async def test_a_swap_finishes_requests_on_the_old_model(
+    repository: ModelRepository, loader: Loader, ask: Ask
+) -> None:
+    await repository.load("a")
+    first, old = loader.runtimes
+    old.gate.clear()
+    running = asyncio.ensure_future(ask("a"))
+    await asyncio.to_thread(old.entered.acquire, timeout=WAIT_S)
+    await repository.load("a", "b")
+    assert loader.sources[2] == ModelSource(loader.sources[2].folder, "a", is_background=True)
+    assert Path(loader.sources[2].folder).name == "b"
+    assert await ask("a") == "a"
+    assert (loader.runtimes[2].num_texts, old.is_closed) == (1, False)
+    old.gate.set()
+    assert await running == "a"
+    await until(lambda: old.is_closed)
+    assert loader.closed == [False, True, False]
+    assert first.num_texts == 0
+
+
+async def test_an_unloaded_model_finishes_its_requests(
+    repository: ModelRepository, loader: Loader, ask: Ask
+) -> None:
+    changes: list[tuple[str, bool]] = []
+    repository.on_change = lambda name, is_served: changes.append((name, is_served))
+    await repository.load("a")
+    runtime = loader.runtimes[1]
+    runtime.gate.clear()
+    running = asyncio.ensure_future(ask("a"))
+    await asyncio.to_thread(runtime.entered.acquire, timeout=WAIT_S)
+    await repository.unload("a")
+    with pytest.raises(ModelNotFound):
+        await ask("a")
+    assert states(repository) == {"first": "READY", "a": "UNLOADING", "b": "UNAVAILABLE"}
+    runtime.gate.set()
+    assert await running == "a"
+    await until(lambda: runtime.is_closed)
+    await until(lambda: states(repository)["a"] == "UNAVAILABLE")
+    assert changes == [("a", True), ("a", False)]
+
+
+async def test_the_default_can_be_unloaded_and_loaded_from_its_first_source(
+    repository: ModelRepository, loader: Loader, ask: Ask
+) -> None:
+    await repository.unload("first")
+    for request in (ask(), repository.unload("first")):
+        with pytest.raises(ModelNotFound):
+            await request
+    await repository.load("first")
+    assert loader.sources[-1].folder == "/started/with/first"
+    assert await ask() == "first"
+
+
+async def test_a_failed_load_keeps_the_old_model_and_gives_a_reason_without_paths(
+    repository: ModelRepository, loader: Loader, ask: Ask, tmp_path: Path
+) -> None:
+    await repository.load("a")
+    loader.fault = PackageError(f"{tmp_path / 'b' / 'x.onnx'} is not the file")
+    with pytest.raises(InvalidRequest) as caught:
+        await repository.load("a", "b")
+    reason = "b/x.onnx is not the file"
+    assert caught.value.code == "load_failed"
+    assert caught.value.message == f"'a' was not loaded: {reason}"
+    assert await ask("a") == "a"
+    assert ModelState("a", "READY", reason) in repository.index()
+    loader.fault = RuntimeError("secret of the runtime")
+    with pytest.raises(InternalError) as internal:
+        await repository.load("b")
+    assert "secret" not in f"{internal.value.message} {repository.index()}"
+    loader.fault = None
+    await repository.load("a")
+    assert ModelState("a", "READY") in repository.index()
+
+
+async def test_a_cold_load_stalls_no_warm_model(
+    repository: ModelRepository, loader: Loader, ask: Ask
+) -> None:
+    loader.gate.clear()
+    loading = asyncio.ensure_future(repository.load("a"))
+    for _ in range(2):
+        await asyncio.to_thread(loader.entered.acquire, timeout=WAIT_S)
+    assert await ask() == "first"
+    assert states(repository)["a"] == "LOADING"
+    with pytest.raises(ModelNotFound):
+        await ask("a")
+    loader.gate.set()
+    await loading
+    assert await ask("a") == "a"
+
+
+async def test_two_models_of_one_name_are_refused_at_the_start(
+    repository: ModelRepository, loader: Loader
+) -> None:
+    with pytest.raises(ValueError, match=r"both be served as 'first'.*other="):
+        await repository.start(ModelSource("elsewhere/first"))
+    assert loader.closed == [False, True]
+
+
+async def test_loads_are_cancelled_when_the_server_stops(
+    repository: ModelRepository, loader: Loader, registry: ModelRegistry
+) -> None:
+    loader.gate.clear()
+    loads = [asyncio.ensure_future(repository.load(name)) for name in "ab"]
+    for _ in range(2):
+        await asyncio.to_thread(loader.entered.acquire, timeout=WAIT_S)
+    repository.cancel()
+    loader.gate.set()
+    for load in loads:
+        with pytest.raises(Unavailable):
+            await load
+    assert names(registry) == ["first"]
+    assert loader.closed == [False, True]
+    await asyncio.to_thread(repository.close)
+    with pytest.raises(Unavailable):
+        await repository.load("a")
+
+
+async def test_many_swaps_lose_no_request_and_close_every_replaced_runtime(
+    repository: ModelRepository, loader: Loader, ask: Ask
+) -> None:
+    await repository.load("a")
+    is_over = asyncio.Event()
+    num_answers = 0
+
+    async def keep_asking() -> None:
+        nonlocal num_answers
+        while not is_over.is_set():
+            assert await ask("a", f"text {num_answers}") == "a"
+            num_answers += 1
+
+    askers = [asyncio.ensure_future(keep_asking()) for _ in range(4)]
+    for package in ["b", "a"] * 3:
+        before = num_answers
+        await repository.load("a", package)
+        await until(lambda before=before: num_answers > before + 8)  # type: ignore[misc]
+    is_over.set()
+    await asyncio.gather(*askers)
+    await until(lambda: sum(loader.closed) == 6)
+    assert loader.closed == [False, *[True] * 6, False]
+
+
+async def test_a_load_that_ends_during_index_or_cancel_breaks_neither(
+    repository: ModelRepository,
+) -> None:
+    class EndsAfterOneRead(ModelRepository):
+        """The loader's thread clears the source right after the first read."""
+
+        @property
+        def _loading(self) -> Any:
+            return self.__dict__.pop("_current", None)
+
+        @_loading.setter
+        def _loading(self, source: ModelSource | None) -> None:
+            self.__dict__["_current"] = source
+
+    repository.__class__ = EndsAfterOneRead
+    source = ModelSource("a", "loading")
+    repository._loading = source
+    assert "loading" in states(repository)
+    repository._loading = source
+    repository.cancel()
+    assert source.cancelled.is_set()

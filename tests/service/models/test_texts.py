@@ -1,7 +1,13 @@
-"""The text cache is bounded, forgets what was not used for longest, and computes nothing twice."""
+"""The text cache is bounded and computes nothing twice; the encoder shares computations."""
 
+import asyncio
 import sys
-from concurrent.futures import Future
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +15,31 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.errors import InternalError
+from service.call import Call
+from service.errors import InternalError, InvalidRequest, Unavailable
 from service.lanes.work import Completed
-from service.models.texts import ENTRY_OVERHEAD_BYTES, InFlight, TextCache, TextEmbedding, Waiter
+from service.models.registry import ModelRegistry
+from service.models.served_model import ServedModel
+from service.models.texts import (
+    ENTRY_OVERHEAD_BYTES,
+    InFlight,
+    PromptSet,
+    TextCache,
+    TextEmbedding,
+    TextEmbeddings,
+    Waiter,
+)
 from service.monitoring.metrics import Metrics
+from tests.service.conftest import WAIT_S, Entered, FakeRuntime, until
 
 PROMPTS = ("a", "b", "c", "d")
 ENTRY_BYTES = sys.getsizeof("a") + 4 + ENTRY_OVERHEAD_BYTES
+
+
+@pytest.fixture
+def cache(metrics: Metrics) -> TextCache:
+    """Holds two prompts of one letter."""
+    return TextCache(2 * ENTRY_BYTES, metrics)
 
 
 def vector(value: float) -> TextEmbedding:
@@ -26,91 +50,78 @@ def completed(value: float) -> Completed:
     return Completed(outputs={"text": vector(value)}, queue_s=0.0, run_s=0.0)
 
 
-def add(cache: TextCache, prompt: str, value: float) -> None:
-    """As a request would: begin its computation, and answer it."""
+def add(cache: TextCache, prompt: str) -> None:
+    """Join, compute and leave, as a request does."""
     waiter, begun = cache.join([prompt])
     for computation in begun:
         work: Future[Completed] = Future()
         cache.launch(computation, work)
-        work.set_result(completed(value))
+        work.set_result(completed(1))
     cache.leave(waiter)
 
 
-def test_the_least_recently_used_goes_first(metrics: Metrics) -> None:
-    cache = TextCache(2 * ENTRY_BYTES, metrics)
-    add(cache, "a", 1)
-    add(cache, "b", 2)
-    assert set(cache.find(["a"])) == {"a"}
-    add(cache, "c", 3)
-    assert set(cache.find(["a", "b", "c"])) == {"a", "c"}
+@pytest.mark.parametrize("use", ["find", "join"])
+def test_the_least_recently_used_entry_goes_first(cache: TextCache, use: str) -> None:
+    add(cache, "a")
+    add(cache, "b")
+    if use == "find":
+        assert set(cache.find(["a"])) == {"a"}
+    else:
+        add(cache, "a")
+    add(cache, "c")
+    found = cache.find(["a", "b", "c"])
+    assert set(found) == {"a", "c"}
+    assert not found["a"].flags.writeable
     assert cache.num_bytes == 2 * ENTRY_BYTES
-
-
-def test_what_is_waited_for_and_there_counts_as_used(metrics: Metrics) -> None:
-    cache = TextCache(2 * ENTRY_BYTES, metrics)
-    add(cache, "a", 1)
-    add(cache, "b", 2)
-    waiter, _ = cache.join(["a"])
-    cache.leave(waiter)
-    add(cache, "c", 3)
-    assert set(cache.find(["a", "b", "c"])) == {"a", "c"}
 
 
 def test_a_long_text_counts_by_its_length(metrics: Metrics) -> None:
     cache = TextCache(10 * ENTRY_BYTES, metrics)
     for prompt in "abcdefgh":
-        add(cache, prompt, 1)
-    add(cache, "x" * (4 * ENTRY_BYTES + 1), 2)
+        add(cache, prompt)
+    add(cache, "x" * (4 * ENTRY_BYTES + 1))
     assert len(cache) == 5 + 1, "it takes the place of five letters"
     assert cache.num_bytes == 10 * ENTRY_BYTES
-    add(cache, "y" * 10 * ENTRY_BYTES, 3)
-    assert len(cache) == 5 + 1, "what is larger than the bound throws nothing out"
+    add(cache, "y" * 10 * ENTRY_BYTES)
+    assert len(cache) == 5 + 1, "an entry above the bound is not kept"
 
 
-def test_each_prompt_is_counted_once_as_hit_miss_or_coalesced(metrics: Metrics) -> None:
-    cache = TextCache(9 * ENTRY_BYTES, metrics)
-    add(cache, "a", 1)
-    assert set(cache.find(["a", "a", "b"])) == {"a"}
-    first, _ = cache.join(["b", "c"])
-    second, begun = cache.join(["a", "b"])
-    assert begun == []
-    sample = metrics.registry.get_sample_value
-    counts = [sample(f"tipserve_text_cache_{n}_total") for n in ("hits", "misses", "coalesced")]
-    assert counts == [2, 3, 1]
-    cache.leave(first)
-    cache.leave(second)
-
-
-def test_callers_get_an_error_each_and_its_cause(metrics: Metrics) -> None:
-    cache = TextCache(9 * ENTRY_BYTES, metrics)
-    waits = [cache.join(["a"]) for _ in range(2)]
-    error = InternalError("broken", param="texts[0]")
-    error.__cause__ = ValueError("why")
-    cache.fail(waits[0][1][0], error)
-    errors = [waiter.done.exception(0) for waiter, _ in waits]
-    assert errors[0] is not errors[1]
-    for got in errors:
-        assert isinstance(got, InternalError)
-        assert (got.message, got.param, got.__cause__) == ("broken", "texts[0]", error.__cause__)
-    assert cache.join(["a"])[1], "an error is not kept"
-
-
-def test_what_else_a_caller_wanted_is_taken_back_as_soon_as_one_prompt_fails(
-    metrics: Metrics,
+def test_each_prompt_is_counted_once_as_hit_miss_or_coalesced(
+    cache: TextCache, metrics: Metrics
 ) -> None:
-    cache = TextCache(9 * ENTRY_BYTES, metrics)
+    add(cache, "a")
+    assert set(cache.find(["a", "a", "b"])) == {"a"}
+    cache.join(["b", "c"])
+    assert cache.join(["a", "b"])[1] == []
+    assert cache.lookups() == {"hit": 2, "miss": 3, "coalesced": 1}
+    assert [sample(metrics, f"text_cache_{n}") for n in ("hits", "misses", "coalesced")] == [
+        2,
+        3,
+        1,
+    ]
+
+
+def test_every_waiter_gets_its_own_error_and_its_other_prompts_are_cancelled(
+    cache: TextCache,
+) -> None:
     waiter, (failing, other) = cache.join(["a", "b"])
+    late, _ = cache.join(["a"])
     work: Future[Completed] = Future()
     cache.launch(other, work)
-    cache.fail(failing, InternalError("no"))
-    assert work.cancelled(), "before the caller has woken"
+    error = InternalError("broken", param="texts[0]")
+    error.__cause__ = ValueError("why")
+    cache.fail(failing, error)
+    assert work.cancelled(), "before the request has woken"
     assert not waiter.in_flight
+    errors: list[Any] = [one.done.exception(0) for one in (waiter, late)]
+    assert errors[0] is not errors[1]
+    assert {(e.message, e.param, e.__cause__) for e in errors} == {
+        ("broken", "texts[0]", error.__cause__)
+    }
+    assert cache.join(["a"])[1], "an error is not cached"
 
 
-def test_what_runs_already_is_joined_by_those_who_come_after_everybody_left(
-    metrics: Metrics,
-) -> None:
-    cache = TextCache(9 * ENTRY_BYTES, metrics)
+def test_a_running_computation_without_waiters_can_be_joined(cache: TextCache) -> None:
     waiter, (computation,) = cache.join(["a"])
     work: Future[Completed] = Future()
     cache.launch(computation, work)
@@ -120,18 +131,11 @@ def test_what_runs_already_is_joined_by_those_who_come_after_everybody_left(
     assert begun == []
     work.set_result(completed(5))
     assert late.done.done()
-    np.testing.assert_array_equal(late.embeddings["a"], vector(5))
-
-
-def test_nobody_may_change_what_is_kept(metrics: Metrics) -> None:
-    cache = TextCache(9 * ENTRY_BYTES, metrics)
-    add(cache, "a", 1)
-    with pytest.raises(ValueError, match="read-only"):
-        cache.find(["a"])["a"][0] = 2
+    assert late.embeddings["a"] == vector(5)
 
 
 class TextCacheMachine(RuleBasedStateMachine):
-    """Callers who come and go at any moment, lanes that answer, fail or are late."""
+    """Requests that come and go at any moment; lanes that answer, fail or are late."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,16 +147,16 @@ class TextCacheMachine(RuleBasedStateMachine):
         self.num_failed = 0
 
     @rule(prompts=st.lists(st.sampled_from(PROMPTS), min_size=1))
-    def come(self, prompts: list[str]) -> None:
+    def arrive(self, prompts: list[str]) -> None:
         waiter, begun = self.cache.join(prompts)
         self.waiters.append((waiter, prompts))
         self.begun += begun
 
     @precondition(lambda self: self.waiters)
-    @rule(data=st.data(), hangs_up=st.booleans())
-    def go(self, data: st.DataObject, hangs_up: bool) -> None:
+    @rule(data=st.data(), is_cancelled=st.booleans())
+    def leave(self, data: st.DataObject, is_cancelled: bool) -> None:
         waiter, _ = self.waiters.pop(data.draw(st.integers(0, len(self.waiters) - 1)))
-        if hangs_up:
+        if is_cancelled:
             waiter.done.cancel()
         self.cache.leave(waiter)
 
@@ -170,7 +174,7 @@ class TextCacheMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.queued)
     @rule(data=st.data())
-    def take(self, data: st.DataObject) -> None:
+    def run(self, data: st.DataObject) -> None:
         computation, work = self.queued.pop(data.draw(st.integers(0, len(self.queued) - 1)))
         was_wanted = bool(computation.waiters)
         assert work.set_running_or_notify_cancel() == was_wanted, (
@@ -196,7 +200,7 @@ class TextCacheMachine(RuleBasedStateMachine):
         assert len(live) == len(set(live))
 
     @invariant()
-    def every_wait_is_answered_as_soon_as_it_can_be_and_rightly(self) -> None:
+    def every_waiter_gets_its_own_embeddings_as_soon_as_all_are_there(self) -> None:
         for waiter, prompts in self.waiters:
             if not waiter.done.done():
                 assert waiter.in_flight, "nothing is left to wait for, and no answer came"
@@ -211,7 +215,7 @@ class TextCacheMachine(RuleBasedStateMachine):
         assert self.cache.num_bytes == len(self.cache) * ENTRY_BYTES <= 2 * ENTRY_BYTES
 
     def teardown(self) -> None:
-        """After all work is answered no waiter and no entry is left, in any order of events."""
+        """After all work is answered no waiter and no computation is left."""
         for computation in self.begun:
             self.cache.fail(computation, InternalError("no"))
         for computation, work in self.queued:
@@ -225,4 +229,164 @@ class TextCacheMachine(RuleBasedStateMachine):
 
 
 TestTextCacheMachine = TextCacheMachine.TestCase
-TestTextCacheMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTextCacheMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+TEXTS = {"dog": "texts[0]", "cat": "texts[1]", "a photo of a dog": "texts[2]"}
+
+
+@pytest.fixture
+def model(
+    load_fake: Any, make_settings: Any, metrics: Metrics, runtime: FakeRuntime
+) -> Iterator[ServedModel]:
+    served: ServedModel = load_fake(make_settings(), metrics)
+    ModelRegistry(metrics).put(served)
+    yield served
+    runtime.gate.set()
+    served.close(WAIT_S)
+
+
+Encode = Callable[..., "asyncio.Task[TextEmbeddings]"]
+
+
+@pytest.fixture
+def encode(model: ServedModel, pool: ThreadPoolExecutor) -> Encode:
+    """Start a request for these prompts, given with the fields that name them."""
+
+    def start(
+        missing: dict[str, str], executor: ThreadPoolExecutor = pool, call: Call | None = None
+    ) -> "asyncio.Task[TextEmbeddings]":
+        prompts = PromptSet(groups=(), cached={}, missing=missing)
+        call = call or Call(request_id="test", deadline=time.monotonic() + WAIT_S)
+        return asyncio.ensure_future(model.texts.encode(prompts, call, executor))
+
+    return start
+
+
+def sample(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(f"tipserve_{name}_total", labels) or 0.0
+
+
+async def test_a_cancelled_request_does_not_cancel_shared_computations(
+    encode: Encode, runtime: FakeRuntime, metrics: Metrics
+) -> None:
+    runtime.gate.clear()
+    first = encode(TEXTS)
+    await until(lambda: sample(metrics, "text_cache_misses") == len(TEXTS))
+    others = [encode(TEXTS) for _ in range(3)]
+    await until(lambda: sample(metrics, "text_cache_coalesced") == 3 * len(TEXTS))
+    first.cancel()
+    others[1].cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    runtime.gate.set()
+    assert set(await others[0]) == set(await others[2]) == set(TEXTS)
+    assert runtime.num_texts == len(TEXTS)
+
+
+async def test_prompts_without_a_waiter_leave_the_queue(
+    encode: Encode, runtime: FakeRuntime, metrics: Metrics, entered: Entered
+) -> None:
+    runtime.gate.clear()
+    busy = encode({"busy": "texts[0]"})
+    assert await entered()
+    leaving = [encode({"dog": "texts[0]", "cat": "texts[1]"}) for _ in "ab"]
+
+    def depth() -> float | None:
+        return metrics.registry.get_sample_value("tipserve_queue_depth", {"bucket": "text 8"})
+
+    await until(lambda: depth() == 2)
+    for request, left in zip(leaving, (2, 0), strict=True):
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        assert (depth() or 0) == left
+    assert sample(metrics, "abandoned", reason="cancelled") == 2
+    runtime.gate.set()
+    await busy
+    assert runtime.num_texts == 1
+
+
+async def test_a_request_cancelled_before_tokenizing_computes_nothing(
+    encode: Encode, runtime: FakeRuntime
+) -> None:
+    held = threading.Event()
+    with ThreadPoolExecutor(1) as busy:
+        busy.submit(held.wait, WAIT_S)
+        leaving = encode(TEXTS, busy)
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        again = encode({"dog": "texts[0]"}, busy)
+        await asyncio.sleep(0)
+        held.set()
+        assert set(await again) == {"dog"}
+    assert runtime.num_texts == 1
+
+
+async def test_a_failed_batch_fails_all_waiters_and_the_next_request_computes_again(
+    encode: Encode, runtime: FakeRuntime, metrics: Metrics
+) -> None:
+    runtime.gate.clear()
+    runtime.fault = "raise"
+    requests = [encode(TEXTS) for _ in range(4)]
+    await until(lambda: sample(metrics, "text_cache_coalesced") == 3 * len(TEXTS))
+    runtime.gate.set()
+    errors = await asyncio.gather(*requests, return_exceptions=True)
+    assert [type(error) for error in errors] == [InternalError] * 4
+    assert len({id(error) for error in errors}) == 4
+    runtime.fault = ""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            # The error of another prompt in flight also reaches requests that join it.
+            with suppress(InternalError):
+                embeddings = await encode(TEXTS)
+                break
+    assert set(embeddings) == set(TEXTS)
+
+
+async def test_a_blank_prompt_is_reported_under_the_field_of_each_request(
+    encode: Encode, runtime: FakeRuntime, metrics: Metrics
+) -> None:
+    held = threading.Event()
+    with ThreadPoolExecutor(1) as busy:
+        busy.submit(held.wait, WAIT_S)
+        requests = [
+            encode({"dog": "classes[0]", "\u200b": "classes[1]"}, busy),
+            encode({"\u200b": "texts[4]"}, busy),
+            encode({"dog": "texts[0]"}, busy),
+        ]
+        await until(lambda: sample(metrics, "text_cache_coalesced") == 2)
+        held.set()
+        first, second, third = await asyncio.gather(*requests, return_exceptions=True)
+    assert isinstance(first, InvalidRequest)
+    assert isinstance(second, InvalidRequest)
+    assert (first.code, first.param, second.param) == ("blank_text", "classes[1]", "texts[4]")
+    assert not isinstance(third, BaseException)
+    assert set(third) == {"dog"}
+    assert runtime.num_texts == 1
+
+
+async def test_a_stopped_pool_or_batcher_fails_the_request(
+    encode: Encode, model: ServedModel
+) -> None:
+    ended = ThreadPoolExecutor(1)
+    ended.shutdown()
+    with pytest.raises(Unavailable):
+        await encode(TEXTS, ended)
+    model.close(WAIT_S)
+    with pytest.raises(Unavailable):
+        await encode(TEXTS)
+
+
+async def test_a_request_that_joins_late_does_not_count_earlier_waits(
+    encode: Encode, pool: ThreadPoolExecutor, runtime: FakeRuntime, entered: Entered
+) -> None:
+    runtime.gate.clear()
+    first = encode(TEXTS)
+    assert await entered()
+    now = time.monotonic()
+    stopped = Call(request_id="test", deadline=now + WAIT_S, clock=lambda: now)
+    late = encode(TEXTS, pool, stopped)
+    await asyncio.sleep(0)
+    runtime.gate.set()
+    await asyncio.gather(first, late)
+    assert stopped.stages == {"queue": 0.0, "run": 0.0}

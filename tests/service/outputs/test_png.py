@@ -10,7 +10,7 @@ from PIL import Image
 from service.outputs.png import ColourType, to_linear_rgb, to_oklab, to_srgb, write_png
 
 
-def test_oklab_is_light_and_hue_and_exact_there_and_back() -> None:
+def test_oklab_converts_to_lightness_and_hue_and_back_exactly() -> None:
     white, grey, black = to_oklab(np.array([[255] * 3, [120] * 3, [0] * 3], np.uint8))
     np.testing.assert_allclose(white, [1, 0, 0], atol=1e-6)
     np.testing.assert_allclose(grey[1:], 0, atol=1e-6)
@@ -24,7 +24,7 @@ def test_oklab_is_light_and_hue_and_exact_there_and_back() -> None:
 @pytest.mark.parametrize("strategy", [zlib.Z_RLE, zlib.Z_DEFAULT_STRATEGY])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size_hw", [(1, 1), (3, 200), (200, 3)])
-def test_grey_samples_of_either_width_come_back(
+def test_grey_samples_of_8_and_16_bits_are_written(
     size_hw: tuple[int, int], dtype: type[np.uint8] | type[np.uint16], strategy: int
 ) -> None:
     most = np.iinfo(dtype).max
@@ -33,7 +33,7 @@ def test_grey_samples_of_either_width_come_back(
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), samples_HW1[..., 0])
 
 
-def test_colours_come_back_from_any_memory_layout() -> None:
+def test_colours_are_written_from_any_memory_layout() -> None:
     samples_HW3 = (
         np.random.default_rng(0).integers(0, 256, (3, 20, 30), np.uint8).transpose(2, 1, 0)
     )

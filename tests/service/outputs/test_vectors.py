@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.outputs.vectors import classify, pack, pack_all
+from service.outputs.vectors import classify, pack
 
 CLASSES = np.eye(4, dtype=np.float32)
 EMBEDDING = np.array([1, 3, 2, 2], np.float32)
@@ -31,8 +31,7 @@ ROWS = np.random.default_rng(0).standard_normal((4, 3, 16)).astype(np.float32)
 def test_packed_rows_times_their_scale_are_within_half_a_step() -> None:
     rows, scales = pack(ROWS, "int8")
     assert scales is not None
-    assert (rows.dtype.name, scales.dtype.name) == ("int8", "float32")
-    assert scales.shape == (4, 3)
+    assert (rows.dtype.name, scales.dtype.name, scales.shape) == ("int8", "float32", (4, 3))
     assert (np.abs(rows).max(axis=-1) == 127).all()
     error = np.abs(rows * scales[..., None] - ROWS)
     assert (error <= scales[..., None] * 0.5001).all()
@@ -46,11 +45,3 @@ def test_packed_rows_times_their_scale_are_within_half_a_step() -> None:
     assert scales is None
     assert pack(ROWS, "float32")[0] is ROWS
     assert np.isinf(pack(np.array([1e6], np.float32), "float16")[0]).all()
-
-
-@pytest.mark.parametrize("vector_type", ["float32", "float16", "int8"])
-def test_all_outputs_of_an_image_are_packed_by_name(vector_type: str) -> None:
-    rows, scales = pack_all({"cls1": ROWS[0, 0], "patches": ROWS}, vector_type)  # type: ignore[arg-type]
-    assert rows.keys() == {"cls1", "patches"}
-    assert {array.dtype.name for array in rows.values()} == {vector_type}
-    assert scales.keys() == (rows.keys() if vector_type == "int8" else set())

@@ -5,6 +5,7 @@
 
 import errno
 import io
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,6 +200,7 @@ def _has_weights(folder: Path) -> bool:
 
 def _library() -> Any:
     require(DOWNLOADING, purpose="downloading from the hub")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub  # noqa: PLC0415 - an extra, and slow to import
 
     return huggingface_hub

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -158,6 +159,24 @@ def _shares(inputs: Arrays) -> Iterator[dict[str, NDArray[Any]]]:
         yield {"pixel_values": pixels_B3HW[first : first + size]}
 
 
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry.
+
+    Its import would post an event with a stored client id to an analytics host, from a process that
+    it forks for that. Without the package `openvino_telemetry` it uses a stub of its own.
+
+    Raises:
+        MissingRuntimeError: OpenVINO is not installed.
+    """
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)  # imports of it fail from now on
+    try:
+        import openvino  # noqa: PLC0415 - only when this runtime is chosen
+    except ImportError as error:
+        raise MissingRuntimeError(f"the runtime 'openvino' {INSTALL['openvino']}") from error
+    return openvino
+
+
 def openvino_core() -> Any:
     """Return the one core of this process, which is never freed.
 
@@ -168,11 +187,7 @@ def openvino_core() -> Any:
     Raises:
         MissingRuntimeError: OpenVINO is not installed.
     """
-    try:
-        import openvino  # noqa: PLC0415 - only when this runtime is chosen
-    except ImportError as error:
-        raise MissingRuntimeError(f"the runtime 'openvino' {INSTALL['openvino']}") from error
-    return _only_one(openvino.Core)
+    return _only_one(import_openvino().Core)
 
 
 @cache
@@ -184,9 +199,7 @@ def _compile(path: Path, precision: Precision, share: LaneShare) -> Any:
     core = openvino_core()
     source: Any = path
     if precision == "bf16":
-        import openvino  # noqa: PLC0415 - here already, by `openvino_core`
-
-        source = read_for_bf16(core, path, openvino.serialize)
+        source = read_for_bf16(core, path, import_openvino().serialize)
     compiled = core.compile_model(source, "CPU", _settings(precision, share))
     actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if precision in {"fp32", "bf16"} and actual != _hint(precision):

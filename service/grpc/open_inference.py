@@ -19,18 +19,18 @@ from service.models.registry import ModelRepository
 from service.open_inference.inference import InferAnswer, InferRequest, infer
 from service.open_inference.metadata import (
     VERSION,
-    ModelMetadata,
     check_load,
     check_unload,
     find_model,
+    model_config,
     model_metadata,
+    repository_index,
     server_metadata,
     statistics,
 )
 from service.open_inference.tensors import (
     InputTensor,
     TensorHead,
-    TensorSpec,
     check_head,
     read_items,
     read_raw,
@@ -39,7 +39,6 @@ from service.open_inference.tensors import (
 
 # Field of `contents` that has the elements of each datatype.
 CONTENTS: Final = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
-DATA_TYPES: Final = {"BYTES": pb.TYPE_STRING, "UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
 # `tritonclient` sends this with requests of a stream; it needs no effect, because every answer says
 # that it is the final one.
 FINAL_FLAG = "triton_enable_empty_final_response"
@@ -86,23 +85,24 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.ModelMetadataResponse:
         """Inputs and outputs of a model."""
         refuse_unknown_fields(request)
-        return from_model(model_metadata(find_model(self._plane, request.name, request.version)))
+        found = model_metadata(find_model(self._plane, request.name, request.version))
+        return ParseDict(asdict(found), pb.ModelMetadataResponse())
 
     async def ModelConfig(  # noqa: N802
         self, request: pb.ModelConfigRequest, context: Any
     ) -> pb.ModelConfigResponse:
         """Inputs and outputs of a model, as a Triton configuration."""
         refuse_unknown_fields(request)
-        info = find_model(self._plane, request.name, request.version)
-        return pb.ModelConfigResponse(config=to_config(model_metadata(info)))
+        found = model_config(find_model(self._plane, request.name, request.version))
+        return ParseDict({"config": asdict(found)}, pb.ModelConfigResponse())
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: Any
     ) -> pb.ModelStatisticsResponse:
         """Statistics of models since they were loaded."""
         refuse_unknown_fields(request)
-        document = statistics(self._plane, request.name, request.version)
-        return ParseDict(document, pb.ModelStatisticsResponse())
+        found = statistics(self._plane, request.name, request.version)
+        return ParseDict(asdict(found), pb.ModelStatisticsResponse())
 
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Any
@@ -132,15 +132,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         refuse_unknown_fields(request)
         repository = self._managed()
         states = await self._plane.offload(repository.index)
-        return pb.RepositoryIndexResponse(
-            models=[
-                pb.RepositoryIndexResponse.ModelIndex(
-                    name=state.name, version=VERSION, state=state.state, reason=state.reason
-                )
-                for state in states
-                if state.state == "READY" or not request.ready
-            ]
-        )
+        entries = repository_index(states, only_ready=request.ready)
+        models = [pb.RepositoryIndexResponse.ModelIndex(**asdict(entry)) for entry in entries]
+        return pb.RepositoryIndexResponse(models=models)
 
     async def RepositoryModelLoad(  # noqa: N802
         self, request: pb.RepositoryModelLoadRequest, context: Any
@@ -288,42 +282,6 @@ def from_infer(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
         id=request_id,
         outputs=outputs,
         raw_output_contents=raw,
-    )
-
-
-def from_model(metadata: ModelMetadata) -> pb.ModelMetadataResponse:
-    """Write inputs and outputs of a model."""
-    return pb.ModelMetadataResponse(
-        name=metadata.name,
-        versions=metadata.versions,
-        platform=metadata.platform,
-        inputs=map(_tensor, metadata.inputs),
-        outputs=map(_tensor, metadata.outputs),
-    )
-
-
-def _tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
-    return pb.ModelMetadataResponse.TensorMetadata(
-        name=spec.name, datatype=spec.datatype, shape=spec.shape
-    )
-
-
-def to_config(metadata: ModelMetadata) -> pb.ModelConfig:
-    """Write inputs and outputs of a model as a Triton configuration."""
-    return pb.ModelConfig(
-        name=metadata.name,
-        platform=metadata.platform,
-        backend=metadata.backend,
-        input=[
-            pb.ModelInput(
-                name=spec.name, data_type=DATA_TYPES[spec.datatype], dims=spec.shape, optional=True
-            )
-            for spec in metadata.inputs
-        ],
-        output=[
-            pb.ModelOutput(name=spec.name, data_type=DATA_TYPES[spec.datatype], dims=spec.shape)
-            for spec in metadata.outputs
-        ],
     )
 
 

@@ -28,8 +28,11 @@ from service.open_inference.metadata import OUTPUTS, find_model
 from service.open_inference.tensors import IMAGE, PIXELS, TEXT, InputTensor
 from service.waiting import wait_both
 
+Arrays = dict[str, NDArray[Any]]
 Parameters = Mapping[str, Any]
 OutputDatatype = Literal["FP32", "FP16"]
+IMAGE_DEFAULTS: Final = ("patch_embeddings", "cls1")
+TEXT_DEFAULTS: Final = ("text_embeddings",)
 MAX_PRIORITY: Final = max(PRIORITIES)
 # The inputs that a parameter applies to, if not to all.
 NEEDED_INPUTS: Final = {
@@ -73,16 +76,16 @@ class Options:
             InvalidRequest: One is unknown, has an invalid value, or applies to no input.
         """
         for name, value in parameters.items():
-            check = CHECKS.get(name)
-            if check is None:
+            if name not in RULES:
                 raise InvalidRequest(
-                    f"The parameter {name[:100]!r} is unknown; known are {', '.join(CHECKS)}.",
+                    f"The parameter {name[:100]!r} is unknown; known are {', '.join(RULES)}.",
                     code="unknown_field",
                     param=f"parameters.{name[:100]}",
                 )
+            check, meaning = RULES[name]
             if not check(value):
                 raise InvalidRequest(
-                    f"The parameter {name} must be {MEANINGS[name]}.", param=f"parameters.{name}"
+                    f"The parameter {name} must be {meaning}.", param=f"parameters.{name}"
                 )
             needed = NEEDED_INPUTS.get(name)
             if needed and inputs.isdisjoint(needed):
@@ -109,29 +112,25 @@ def _is_one_of(*choices: Any) -> Any:
     return lambda value: isinstance(value, str) and value in choices
 
 
-CHECKS: Final[Mapping[str, Any]] = {
-    "timeout": lambda value: _is_whole(value) and 0 <= value < 2**63,
-    "priority": lambda value: _is_whole(value) and 0 <= value <= MAX_PRIORITY,
-    "resolution": lambda value: _is_whole(value) and 0 < value < 2**31,
-    "fit": _is_one_of(*get_args(Fit)),
-    "normalize": lambda value: isinstance(value, bool),
-    "templates": _is_one_of(*get_args(TemplateSet)),
-    "output_datatype": _is_one_of(*get_args(OutputDatatype)),
+# By parameter: the check of its value, and how the error describes a valid one.
+RULES: Final[Mapping[str, tuple[Any, str]]] = {
+    "timeout": (
+        lambda value: _is_whole(value) and 0 <= value < 2**63,
+        "a whole number of microseconds, at least 0",
+    ),
+    "priority": (
+        lambda value: _is_whole(value) and 0 <= value <= MAX_PRIORITY,
+        f"a whole number from 0 to {MAX_PRIORITY}; 1 goes first, and 0 is the default",
+    ),
+    "resolution": (
+        lambda value: _is_whole(value) and 0 < value < 2**31,
+        "a whole number of pixels",
+    ),
+    "fit": (_is_one_of(*get_args(Fit)), "squash or aspect"),
+    "normalize": (lambda value: isinstance(value, bool), "true or false"),
+    "templates": (_is_one_of(*get_args(TemplateSet)), "none or tcl"),
+    "output_datatype": (_is_one_of(*get_args(OutputDatatype)), "FP32 or FP16"),
 }
-MEANINGS: Final[Mapping[str, str]] = {
-    "timeout": "a whole number of microseconds, at least 0",
-    "priority": f"a whole number from 0 to {MAX_PRIORITY}; 1 goes first, and 0 is the default",
-    "resolution": "a whole number of pixels",
-    "fit": "squash or aspect",
-    "normalize": "true or false",
-    "templates": "none or tcl",
-    "output_datatype": "FP32 or FP16",
-}
-
-
-Arrays = dict[str, NDArray[Any]]
-IMAGE_DEFAULTS: Final = ("patch_embeddings", "cls1")
-TEXT_DEFAULTS: Final = ("text_embeddings",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,18 @@
-"""Model metadata, statistics and repository index of the Open Inference Protocol."""
+"""Metadata, configuration and statistics of models in the Open Inference Protocol.
 
-from collections.abc import Mapping
+The fields of the dataclasses have the protocol's names: REST sends them as JSON, and gRPC converts
+them to protobuf by these names.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from model.manifest import Output
-from service.call import Stage
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, ModelNotFound
 from service.messages import ModelInfo
+from service.models.registry import ModelState, State
 from service.models.served_model import ModelStatistics, Total
 from service.monitoring.metrics import release
 from service.open_inference.tensors import ANY, IMAGE, PIXEL_VALUES, PIXELS, TEXT, TensorSpec
@@ -32,11 +36,13 @@ EXTENSIONS: Final = (
     "statistics",
 )
 MANAGEMENT: Final = ("model_repository", "model_repository(unload_dependents)")
+CONFIG_TYPES: Final = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
+NOT_COUNTED: Final = Total()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerMetadata:
-    """Metadata of the server."""
+    """The server and its protocol extensions."""
 
     name: str
     version: str
@@ -45,14 +51,99 @@ class ServerMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetadata:
-    """Metadata of one model."""
+    """Inputs and outputs of a model."""
 
     name: str
     versions: tuple[str, ...]
     platform: str
-    backend: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigTensor:
+    """A tensor in a model's configuration, with all its axes."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigInput(ConfigTensor):
+    """An optional input."""
+
+    optional: Literal[True] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A model's configuration, as Triton shows it."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: Literal[0] = 0
+    input: tuple[ConfigInput, ...]
+    output: tuple[ConfigTensor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferStatistics:
+    """Number and total nanoseconds of a model's requests, and of their stages."""
+
+    success: Total
+    fail: Total
+    queue: Total
+    compute_input: Total
+    compute_infer: Total
+    compute_output: Total
+    cache_hit: Total = NOT_COUNTED
+    cache_miss: Total = NOT_COUNTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStatistics:
+    """Number and total nanoseconds of batches of one size."""
+
+    batch_size: int
+    compute_input: Total = NOT_COUNTED
+    compute_infer: Total
+    compute_output: Total = NOT_COUNTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatisticsEntry:
+    """Statistics of one model since it was loaded.
+
+    `last_inference` is in milliseconds since the epoch, 0 for never; `inference_count` counts
+    images and texts, `execution_count` batches.
+    """
+
+    name: str
+    version: str = VERSION
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    inference_stats: InferStatistics
+    batch_stats: tuple[BatchStatistics, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Statistics of models."""
+
+    model_stats: tuple[ModelStatisticsEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIndexEntry:
+    """A model that is served or can be loaded; `reason` says why its last load failed."""
+
+    name: str
+    version: str = VERSION
+    state: State
+    reason: str
 
 
 def server_metadata(*, is_managed: bool) -> ServerMetadata:
@@ -69,7 +160,6 @@ def model_metadata(info: ModelInfo) -> ModelMetadata:
         name=manifest.name,
         versions=(VERSION,),
         platform=f"{SERVER_NAME}_{info.runtime}",
-        backend=SERVER_NAME,
         inputs=(IMAGE, PIXELS, PIXEL_VALUES, *((TEXT,) if has_text else ())),
         outputs=tuple(
             TensorSpec(
@@ -77,6 +167,24 @@ def model_metadata(info: ModelInfo) -> ModelMetadata:
             )
             for name, ours in OUTPUTS.items()
             if ours in manifest.outputs
+        ),
+    )
+
+
+def model_config(info: ModelInfo) -> ModelConfig:
+    """Inputs and outputs of a model as a Triton configuration."""
+    metadata = model_metadata(info)
+    return ModelConfig(
+        name=metadata.name,
+        platform=metadata.platform,
+        backend=SERVER_NAME,
+        input=tuple(
+            ConfigInput(name=spec.name, data_type=CONFIG_TYPES[spec.datatype], dims=spec.shape)
+            for spec in metadata.inputs
+        ),
+        output=tuple(
+            ConfigTensor(name=spec.name, data_type=CONFIG_TYPES[spec.datatype], dims=spec.shape)
+            for spec in metadata.outputs
         ),
     )
 
@@ -96,6 +204,47 @@ def find_model(plane: DataPlane, name: str, version: str) -> ModelInfo:
             param="version",
         )
     return info
+
+
+def statistics(plane: DataPlane, name: str = "", version: str = "") -> Statistics:
+    """Statistics of one model, or of all without a name, as in Triton's statistics extension.
+
+    Raises:
+        ModelNotFound: There is no such model, or no such version of it.
+    """
+    if name or version:
+        name = find_model(plane, name, version).manifest.name
+    return Statistics(model_stats=tuple(map(_statistics_entry, plane.statistics(name or None))))
+
+
+def _statistics_entry(found: ModelStatistics) -> ModelStatisticsEntry:
+    return ModelStatisticsEntry(
+        name=found.name,
+        last_inference=found.last_ms,
+        inference_count=found.num_items,
+        execution_count=found.num_batches,
+        inference_stats=InferStatistics(
+            success=found.success,
+            fail=found.fail,
+            queue=found.stages["queue"],
+            compute_input=found.stages["decode"],
+            compute_infer=found.stages["run"],
+            compute_output=found.stages["post"],
+        ),
+        batch_stats=tuple(
+            BatchStatistics(batch_size=size, compute_infer=total)
+            for size, total in found.batches.items()
+        ),
+    )
+
+
+def repository_index(states: Iterable[ModelState], *, only_ready: bool) -> list[ModelIndexEntry]:
+    """The entries of the repository's index."""
+    return [
+        ModelIndexEntry(name=state.name, state=state.state, reason=state.reason)
+        for state in states
+        if state.state == "READY" or not only_ready
+    ]
 
 
 def check_load(parameters: Mapping[str, Any]) -> str | None:
@@ -126,56 +275,3 @@ def _check(parameters: Mapping[str, Any], known: str, kind: type, meaning: str) 
             )
         if not isinstance(value, kind):
             raise InvalidRequest(f"{param} must be {meaning}.", param=param)
-
-
-# Our stages by their names in the protocol.
-STAGES: Final[dict[str, Stage]] = {
-    "queue": "queue",
-    "compute_input": "decode",
-    "compute_infer": "run",
-    "compute_output": "post",
-}
-NOT_COUNTED: Final = {"count": 0, "ns": 0}
-
-
-def statistics(plane: DataPlane, name: str = "", version: str = "") -> dict[str, Any]:
-    """Statistics of one model, or of all without a name, as in Triton's statistics extension.
-
-    REST sends this as JSON; gRPC converts it to protobuf by field names.
-
-    Raises:
-        ModelNotFound: There is no such model, or no such version of it.
-    """
-    if name or version:
-        name = find_model(plane, name, version).manifest.name
-    return {"model_stats": [_one(found) for found in plane.statistics(name or None)]}
-
-
-def _one(found: ModelStatistics) -> dict[str, Any]:
-    return {
-        "name": found.name,
-        "version": VERSION,
-        "last_inference": found.last_ms,
-        "inference_count": found.num_items,
-        "execution_count": found.num_batches,
-        "inference_stats": {
-            "success": _duration(found.success),
-            "fail": _duration(found.fail),
-            **{name: _duration(found.stages[stage]) for name, stage in STAGES.items()},
-            "cache_hit": NOT_COUNTED,
-            "cache_miss": NOT_COUNTED,
-        },
-        "batch_stats": [
-            {
-                "batch_size": size,
-                "compute_input": NOT_COUNTED,
-                "compute_infer": _duration(total),
-                "compute_output": NOT_COUNTED,
-            }
-            for size, total in found.batches.items()
-        ],
-    }
-
-
-def _duration(total: Total) -> dict[str, int]:
-    return {"count": total.count, "ns": total.ns}

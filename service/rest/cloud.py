@@ -12,12 +12,11 @@ from typing import Annotated, Any, Final
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 from starlette.types import Message
 
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest
-from service.rest.errors import invalid_fields
 from service.rest.inputs import check_json_size, in_pool, media_type, parse_json
 from service.rest.openai import renaming_params
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, NO_HEAD, ONE_PIXEL, REF
@@ -262,10 +261,7 @@ async def predict(request: Request, raw: bytes, plane: DataPlane, targets: Targe
         InvalidRequest: A field is wrong, or `parameters.route` names no target.
         ServiceError: As the route raises it, with `instances[3]` for the item.
     """
-    try:
-        body = await in_pool(plane, partial(parse_json, raw, PredictBody))
-    except ValidationError as error:
-        raise invalid_fields(error) from None
+    body = await in_pool(plane, partial(parse_json, raw, PredictBody))
     parameters = dict(body.parameters or {})
     path = parameters.pop("route", EMBEDDINGS_ROUTE)
     if not isinstance(path, str) or path not in targets:

@@ -133,11 +133,7 @@ async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -
             code="unknown_field",
             param=name,
         )
-    raw = await request.body()
-    try:
-        return await in_pool(plane, partial(parse_json, raw, schema))
-    except ValidationError as error:
-        raise invalid_fields(error) from None
+    return await in_pool(plane, partial(parse_json, await request.body(), schema))
 
 
 async def load_images(
@@ -195,10 +191,13 @@ def parse_json(raw: bytes, schema: type[SchemaT]) -> SchemaT:
 
     Raises:
         RequestTooLarge: There are too many values.
-        ValidationError: A field is wrong or unknown, or the body is not JSON.
+        InvalidRequest: A field is wrong or unknown, or the body is not JSON.
     """
     check_json_size(raw)
-    return schema.model_validate_json(raw, strict=True)
+    try:
+        return schema.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        raise invalid_fields(error) from None
 
 
 def check_json_size(raw: bytes) -> None:

@@ -6,15 +6,13 @@ JSON ends.
 
 import binascii
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import pybase64
 from fastapi import APIRouter, Request, Response
-from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from service.call import current_call
 from service.data_plane import DataPlane
@@ -24,9 +22,15 @@ from service.models.registry import ModelRepository
 from service.open_inference.inference import InferAnswer, InferRequest, infer
 from service.open_inference.metadata import (
     VERSION,
+    ModelConfig,
+    ModelIndexEntry,
     ModelMetadata,
+    ServerMetadata,
+    Statistics,
     find_model,
+    model_config,
     model_metadata,
+    repository_index,
     server_metadata,
     statistics,
 )
@@ -40,21 +44,18 @@ from service.open_inference.tensors import (
     read_values,
     wrong_count,
 )
-from service.rest.errors import invalid_fields
 from service.rest.inputs import in_pool, parse_json
 from service.rest.openapi import BINARY, CALL_HEADERS, REF, V2_ERRORS, json_body
 from service.rest.requests import Schema
-from service.rest.responses import JSON, dump, write_content
+from service.rest.responses import JSON, dump, little_endian, write_content
 
 OCTETS: Final = "application/octet-stream"
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 MAX_TENSORS: Final = 16
 MAX_AXES: Final = 8
 MAX_DIGITS: Final = 12
-CONFIG_TYPES: Final = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32"}
 MODEL: Final = "/v2/models/{model}"
 VERSIONED: Final = "/v2/models/{model}/versions/{version}"
-SchemaT = TypeVar("SchemaT", bound=Schema)
 Value = bool | int | float | str
 
 
@@ -152,109 +153,175 @@ class InferAnswerBody(BaseModel):
     outputs: list[OutputTensor]
 
 
-class TensorMetadata(BaseModel):
-    """An input or output tensor of a model; -1 is any size."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ModelMetadataBody(BaseModel):
-    """Inputs and outputs of a model."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class ServerMetadataBody(BaseModel):
-    """The server and its protocol extensions."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class ConfigTensor(BaseModel):
-    """A tensor in a model's configuration, with all its axes."""
-
-    name: str
-    data_type: str
-    dims: list[int]
-
-
-class ConfigInput(ConfigTensor):
-    """An optional input."""
-
-    optional: Literal[True] = True
-
-
-class ModelConfigBody(BaseModel):
-    """A model's configuration, as Triton shows it."""
-
-    name: str
-    platform: str
-    backend: str
-    max_batch_size: Literal[0] = 0
-    input: list[ConfigInput]
-    output: list[ConfigTensor]
-
-
-class Duration(BaseModel):
-    """Number of times, and total nanoseconds."""
-
-    count: int
-    ns: int
-
-
-class InferStatistics(BaseModel):
-    """Time spent on a model's requests."""
-
-    success: Duration
-    fail: Duration
-    queue: Duration
-    compute_input: Duration
-    compute_infer: Duration
-    compute_output: Duration
-    cache_hit: Duration
-    cache_miss: Duration
-
-
-class BatchStatistics(BaseModel):
-    """Time spent on batches of one size."""
-
-    batch_size: int
-    compute_input: Duration
-    compute_infer: Duration
-    compute_output: Duration
-
-
-class ModelStatisticsBody(BaseModel):
-    """Statistics of one model since it was loaded."""
-
-    name: str
-    version: str
-    last_inference: int = Field(description="Milliseconds since the epoch; 0 for never.")
-    inference_count: int = Field(description="Images and texts answered.")
-    execution_count: int = Field(description="Batches computed.")
-    inference_stats: InferStatistics
-    batch_stats: list[BatchStatistics]
-
-
-class StatisticsBody(BaseModel):
-    """Statistics of models."""
-
-    model_stats: list[ModelStatisticsBody]
-
-
 class ModelReadyBody(BaseModel):
     """The model is ready."""
 
     name: str
     ready: Literal[True] = True
+
+
+class IndexBody(Schema):
+    """Which models to list."""
+
+    ready: Annotated[bool, Field(description="Only models that are ready.")] = False
+
+
+class LoadParameters(Schema):
+    """Parameters of a load."""
+
+    package: Annotated[
+        str | None,
+        Field(
+            description="Folder in the model repository. Default: the model's last package, else "
+            "the folder with its name."
+        ),
+    ] = None
+
+
+class LoadBody(Schema):
+    """A load request."""
+
+    parameters: LoadParameters = LoadParameters()
+
+
+class UnloadParameters(Schema):
+    """Parameters that Triton's clients send with every unload; no model here has dependents."""
+
+    unload_dependents: bool = False
+
+
+class UnloadBody(Schema):
+    """An unload request."""
+
+    parameters: UnloadParameters = UnloadParameters()
+
+
+INFER: Final[dict[str, Any]] = {
+    "responses": {
+        200: {
+            "description": "JSON, followed by the bytes of binary outputs, if any.",
+            "content": {
+                JSON: {"schema": {"$ref": REF.format(model=InferAnswerBody.__name__)}},
+                OCTETS: {"schema": BINARY},
+            },
+            "headers": {
+                HEADER_LENGTH: {
+                    "schema": {"type": "integer"},
+                    "description": "Number of bytes of the JSON, if binary outputs follow it.",
+                }
+            },
+        }
+    }
+    | V2_ERRORS,
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "description": "JSON, then the bytes of each input with a `binary_data_size`, in "
+            f"order. If bytes follow, the header {HEADER_LENGTH} is required.",
+            "content": {
+                JSON: {"schema": {"$ref": REF.format(model=InferBody.__name__)}},
+                OCTETS: {"schema": BINARY},
+            },
+        },
+        "parameters": CALL_HEADERS,
+    },
+}
+
+
+def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
+    """All routes of the protocol except health and the model repository."""
+    router = APIRouter(tags=["open inference protocol"])
+    _add_server(router, plane, is_managed)
+    _add_model(router, plane)
+    _add_infer(router, plane)
+    return router
+
+
+def _add_server(router: APIRouter, plane: DataPlane, is_managed: bool) -> None:
+    @router.get("/v2", responses=V2_ERRORS)
+    async def server() -> ServerMetadata:
+        """The server's name, version and protocol extensions."""
+        return server_metadata(is_managed=is_managed)
+
+    # Added before the routes of a model, which would take it as the model `stats`.
+    @router.get("/v2/models/stats", responses=V2_ERRORS)
+    async def all_statistics() -> Statistics:
+        """Statistics of all models since they were loaded."""
+        return statistics(plane)
+
+
+def _add_model(router: APIRouter, plane: DataPlane) -> None:
+    def metadata(model: str, version: str) -> ModelMetadata:
+        """Inputs and outputs of a model."""
+        return model_metadata(find_model(plane, model, version))
+
+    def config(model: str, version: str) -> ModelConfig:
+        """A model's configuration, as Triton shows it."""
+        return model_config(find_model(plane, model, version))
+
+    def ready(model: str, version: str) -> ModelReadyBody:
+        """Readiness of a model: 200, or the error that its requests would get."""
+        name = find_model(plane, model, version).manifest.name
+        plane.check_model_ready(name)
+        return ModelReadyBody(name=name)
+
+    def model_statistics(model: str, version: str) -> Statistics:
+        """Statistics of one model since it was loaded."""
+        return statistics(plane, model, version)
+
+    _add_get(router, "", metadata, ModelMetadata)
+    _add_get(router, "/config", config, ModelConfig)
+    _add_get(router, "/ready", ready, ModelReadyBody)
+    _add_get(router, "/stats", model_statistics, Statistics)
+
+
+def _add_get(
+    router: APIRouter, suffix: str, answer: Callable[[str, str], object], body: type[object]
+) -> None:
+    """Add a route of a model twice: with and without the model's version."""
+    documented: dict[str, Any] = {
+        "responses": V2_ERRORS,
+        "response_model": body,
+        "description": answer.__doc__,
+        "name": answer.__name__,
+    }
+
+    @router.get(MODEL + suffix, **documented)
+    async def one(model: str) -> object:
+        return answer(model, "")
+
+    @router.get(VERSIONED + suffix, **documented)
+    async def versioned(model: str, version: str) -> object:
+        return answer(model, version)
+
+
+def _add_infer(router: APIRouter, plane: DataPlane) -> None:
+    @router.post(MODEL + "/infer", **INFER)
+    async def infer_model(request: Request, model: str) -> Response:
+        """Embeddings of images and texts, as tensors."""
+        return await _infer(request, plane, model, "")
+
+    @router.post(VERSIONED + "/infer", **INFER)
+    async def infer_version(request: Request, model: str, version: str) -> Response:
+        """Embeddings of images and texts, as tensors."""
+        return await _infer(request, plane, model, version)
+
+
+async def _infer(request: Request, plane: DataPlane, model: str, version: str) -> Response:
+    plane.check_open()
+    for name in request.query_params:
+        raise InvalidRequest(
+            f"{name}: give it in the body's parameters, not in the query.",
+            code="unknown_field",
+            param=name,
+        )
+    raw, header = await request.body(), request.headers.get(HEADER_LENGTH)
+    body, inputs = await in_pool(plane, partial(parse_infer, raw, header, plane.limits))
+    is_binary = binary_outputs(body)
+    message = to_request(body, inputs, model, version)
+    answer = await infer(plane, message, current_call.get())
+    write = partial(write_infer, answer, body.id, is_binary)
+    return await write_content(plane, write, answer.num_values)
 
 
 def parse_infer(
@@ -268,9 +335,8 @@ def parse_infer(
         limits: Limits of one request.
 
     Raises:
-        InvalidRequest: A length or a tensor is wrong; the message says which.
+        InvalidRequest: A field, a length or a tensor is wrong, or there is no JSON.
         RequestTooLarge: There are too many values or items.
-        ValidationError: A field is wrong or unknown, or the body is not JSON.
     """
     num_json = len(raw) if header_length is None else _json_length(header_length, len(raw))
     body = parse_json(raw[:num_json], InferBody)
@@ -305,48 +371,6 @@ def parse_infer(
             param="inputs",
         )
     return body, tuple(tensors)
-
-
-def to_request(
-    body: InferBody, inputs: tuple[InputTensor, ...], model: str, version: str
-) -> InferRequest:
-    """The request for the core, without the fields that only concern the response's form.
-
-    Raises:
-        InvalidRequest: An output is requested in a way that is not supported.
-    """
-    for index, output in enumerate(body.outputs):
-        if output.parameters.classification is not None:
-            raise InvalidRequest(
-                f"outputs[{index}]: classification is not supported, since the outputs are "
-                "embeddings; compare cls1 with the text_embeddings of the labels instead.",
-                code="not_supported",
-                param=f"outputs[{index}].parameters.classification",
-            )
-    parameters = {k: v for k, v in body.parameters.items() if k != "binary_data_output"}
-    return InferRequest(
-        model=model,
-        version=version,
-        inputs=inputs,
-        outputs=tuple(output.name for output in body.outputs),
-        parameters=parameters,
-    )
-
-
-def binary_outputs(body: InferBody) -> dict[str, bool]:
-    """Whether each output is sent as bytes after the JSON; the empty name is the default.
-
-    Raises:
-        InvalidRequest: `binary_data_output` is neither true nor false.
-    """
-    default = body.parameters.get("binary_data_output", False)
-    if not isinstance(default, bool):
-        raise InvalidRequest(
-            "The parameter binary_data_output must be true or false.",
-            param="parameters.binary_data_output",
-        )
-    named = {o.name: o.parameters.binary_data for o in body.outputs}
-    return {"": default} | {n: default if own is None else own for n, own in named.items()}
 
 
 def _json_length(text: str, num_bytes: int) -> int:
@@ -395,6 +419,48 @@ def _decode(item: object, is_base64: bool, param: str) -> bytes:
         ) from None
 
 
+def to_request(
+    body: InferBody, inputs: tuple[InputTensor, ...], model: str, version: str
+) -> InferRequest:
+    """The request for the core, without the fields that only concern the response's form.
+
+    Raises:
+        InvalidRequest: An output is requested in a way that is not supported.
+    """
+    for index, output in enumerate(body.outputs):
+        if output.parameters.classification is not None:
+            raise InvalidRequest(
+                f"outputs[{index}]: classification is not supported, since the outputs are "
+                "embeddings; compare cls1 with the text_embeddings of the labels instead.",
+                code="not_supported",
+                param=f"outputs[{index}].parameters.classification",
+            )
+    parameters = {k: v for k, v in body.parameters.items() if k != "binary_data_output"}
+    return InferRequest(
+        model=model,
+        version=version,
+        inputs=inputs,
+        outputs=tuple(output.name for output in body.outputs),
+        parameters=parameters,
+    )
+
+
+def binary_outputs(body: InferBody) -> dict[str, bool]:
+    """Whether each output is sent as bytes after the JSON; the empty name is the default.
+
+    Raises:
+        InvalidRequest: `binary_data_output` is neither true nor false.
+    """
+    default = body.parameters.get("binary_data_output", False)
+    if not isinstance(default, bool):
+        raise InvalidRequest(
+            "The parameter binary_data_output must be true or false.",
+            param="parameters.binary_data_output",
+        )
+    named = {o.name: o.parameters.binary_data for o in body.outputs}
+    return {"": default} | {n: default if own is None else own for n, own in named.items()}
+
+
 def write_infer(
     answer: InferAnswer, request_id: str | None, is_binary: Mapping[str, bool]
 ) -> Response:
@@ -413,7 +479,7 @@ def write_infer(
     for name, array in answer.outputs.items():
         datatype = "FP16" if array.dtype == np.float16 else "FP32"
         head = {"name": name, "datatype": datatype, "shape": array.shape}
-        little = _little_endian(array)
+        little = little_endian(array)
         if is_binary.get(name, is_binary[""]):
             outputs.append(head | {"parameters": {"binary_data_size": little.nbytes}})
             blobs.append(little.data.cast("B"))
@@ -434,226 +500,19 @@ def write_infer(
     return Response(b"".join([content, *blobs]), media_type=OCTETS, headers=headers)
 
 
-def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-
-
-INFER: Final[dict[str, Any]] = {
-    "responses": {
-        200: {
-            "description": "JSON, followed by the bytes of binary outputs, if any.",
-            "content": {
-                JSON: {"schema": {"$ref": REF.format(model=InferAnswerBody.__name__)}},
-                OCTETS: {"schema": BINARY},
-            },
-            "headers": {
-                HEADER_LENGTH: {
-                    "schema": {"type": "integer"},
-                    "description": "Number of bytes of the JSON, if binary outputs follow it.",
-                }
-            },
-        }
-    }
-    | V2_ERRORS,
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "description": "JSON, then the bytes of each input with a `binary_data_size`, in "
-            f"order. If bytes follow, the header {HEADER_LENGTH} is required.",
-            "content": {
-                JSON: {"schema": {"$ref": REF.format(model=InferBody.__name__)}},
-                OCTETS: {"schema": BINARY},
-            },
-        },
-        "parameters": CALL_HEADERS,
-    },
-}
-
-
-def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
-    """All routes of the protocol except health and the model repository."""
-    router = APIRouter(tags=["open inference protocol"])
-    _add_server(router, plane, is_managed)
-    _add_model(router, plane)
-    _add_infer(router, plane)
-    return router
-
-
-def _add_server(router: APIRouter, plane: DataPlane, is_managed: bool) -> None:
-    @router.get("/v2", responses=V2_ERRORS)
-    async def server() -> ServerMetadataBody:
-        """The server's name, version and protocol extensions."""
-        return ServerMetadataBody.model_validate(asdict(server_metadata(is_managed=is_managed)))
-
-    # Added before the routes of a model, which would take it as the model `stats`.
-    @router.get("/v2/models/stats", responses=V2_ERRORS)
-    async def all_statistics() -> StatisticsBody:
-        """Statistics of all models since they were loaded."""
-        return StatisticsBody.model_validate(statistics(plane))
-
-
-def _add_model(router: APIRouter, plane: DataPlane) -> None:
-    def metadata(model: str, version: str) -> ModelMetadataBody:
-        """Inputs and outputs of a model."""
-        info = find_model(plane, model, version)
-        return ModelMetadataBody.model_validate(asdict(model_metadata(info)))
-
-    def config(model: str, version: str) -> ModelConfigBody:
-        """A model's configuration, as Triton shows it."""
-        return _to_config(model_metadata(find_model(plane, model, version)))
-
-    def ready(model: str, version: str) -> ModelReadyBody:
-        """Readiness of a model: 200, or the error that its requests would get."""
-        name = find_model(plane, model, version).manifest.name
-        plane.check_model_ready(name)
-        return ModelReadyBody(name=name)
-
-    def model_statistics(model: str, version: str) -> StatisticsBody:
-        """Statistics of one model since it was loaded."""
-        return StatisticsBody.model_validate(statistics(plane, model, version))
-
-    _add_get(router, "", metadata, ModelMetadataBody)
-    _add_get(router, "/config", config, ModelConfigBody)
-    _add_get(router, "/ready", ready, ModelReadyBody)
-    _add_get(router, "/stats", model_statistics, StatisticsBody)
-
-
-def _add_get(
-    router: APIRouter, suffix: str, answer: Callable[[str, str], BaseModel], body: type[BaseModel]
-) -> None:
-    """Add a route of a model twice: with and without the model's version."""
-    documented: dict[str, Any] = {
-        "responses": V2_ERRORS,
-        "response_model": body,
-        "description": answer.__doc__,
-        "name": answer.__name__,
-    }
-
-    @router.get(MODEL + suffix, **documented)
-    async def one(model: str) -> BaseModel:
-        return answer(model, "")
-
-    @router.get(VERSIONED + suffix, **documented)
-    async def versioned(model: str, version: str) -> BaseModel:
-        return answer(model, version)
-
-
-def _add_infer(router: APIRouter, plane: DataPlane) -> None:
-    @router.post(MODEL + "/infer", **INFER)
-    async def infer_model(request: Request, model: str) -> Response:
-        """Embeddings of images and texts, as tensors."""
-        return await _infer(request, plane, model, "")
-
-    @router.post(VERSIONED + "/infer", **INFER)
-    async def infer_version(request: Request, model: str, version: str) -> Response:
-        """Embeddings of images and texts, as tensors."""
-        return await _infer(request, plane, model, version)
-
-
-async def _infer(request: Request, plane: DataPlane, model: str, version: str) -> Response:
-    plane.check_open()
-    body, inputs = await _read_infer(request, plane)
-    is_binary = binary_outputs(body)
-    message = to_request(body, inputs, model, version)
-    answer = await infer(plane, message, current_call.get())
-    write = partial(write_infer, answer, body.id, is_binary)
-    return await write_content(plane, write, answer.num_values)
-
-
-async def _read_infer(
-    request: Request, plane: DataPlane
-) -> tuple[InferBody, tuple[InputTensor, ...]]:
-    for name in request.query_params:
-        raise InvalidRequest(
-            f"{name}: give it in the body's parameters, not in the query.",
-            code="unknown_field",
-            param=name,
-        )
-    raw = await request.body()
-    header = request.headers.get(HEADER_LENGTH)
-    try:
-        return await in_pool(plane, partial(parse_infer, raw, header, plane.limits))
-    except ValidationError as error:
-        raise invalid_fields(error) from None
-
-
-def _to_config(metadata: ModelMetadata) -> ModelConfigBody:
-    return ModelConfigBody(
-        name=metadata.name,
-        platform=metadata.platform,
-        backend=metadata.backend,
-        input=[
-            ConfigInput(name=s.name, data_type=CONFIG_TYPES[s.datatype], dims=list(s.shape))
-            for s in metadata.inputs
-        ],
-        output=[
-            ConfigTensor(name=s.name, data_type=CONFIG_TYPES[s.datatype], dims=list(s.shape))
-            for s in metadata.outputs
-        ],
-    )
-
-
-class IndexBody(Schema):
-    """Which models to list."""
-
-    ready: Annotated[bool, Field(description="Only models that are ready.")] = False
-
-
-class LoadParameters(Schema):
-    """Parameters of a load."""
-
-    package: Annotated[
-        str | None,
-        Field(
-            description="Folder in the model repository. Default: the model's last package, else "
-            "the folder with its name."
-        ),
-    ] = None
-
-
-class LoadBody(Schema):
-    """A load request."""
-
-    parameters: LoadParameters = LoadParameters()
-
-
-class UnloadParameters(Schema):
-    """Parameters that Triton's clients send with every unload; no model here has dependents."""
-
-    unload_dependents: bool = False
-
-
-class UnloadBody(Schema):
-    """An unload request."""
-
-    parameters: UnloadParameters = UnloadParameters()
-
-
-class ModelIndexEntry(BaseModel):
-    """A model that is served or can be loaded."""
-
-    name: str
-    version: str
-    state: Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
-    reason: str = Field(description="Why the last load failed, if it did.")
-
-
 def build_repository_router(plane: DataPlane, repository: ModelRepository) -> APIRouter:
-    """Index, load and unload. Added only if the settings enable management."""
+    """Index, load and unload. Added only if the settings enable management.
+
+    The media type of a body is not checked, since Triton's clients send none.
+    """
     router = APIRouter(tags=["repository"])
 
     @router.post("/v2/repository/index", responses=V2_ERRORS, openapi_extra=json_body(IndexBody))
     async def index(request: Request) -> list[ModelIndexEntry]:
         """All models that are or were served, or have a folder in the model repository."""
-        body = await _read_optional(request, IndexBody)
+        body = parse_json(await request.body() or b"{}", IndexBody)
         states = await plane.offload(repository.index)
-        return [
-            ModelIndexEntry(
-                name=state.name, version=VERSION, state=state.state, reason=state.reason
-            )
-            for state in states
-            if state.state == "READY" or not body.ready
-        ]
+        return repository_index(states, only_ready=body.ready)
 
     @router.post(
         "/v2/repository/models/{name}/load",
@@ -668,7 +527,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
         fails, it stays.
         """
         plane.gate.check()
-        body = await _read_optional(request, LoadBody)
+        body = parse_json(await request.body() or b"{}", LoadBody)
         await repository.load(name, body.parameters.package)
         return Response()
 
@@ -681,19 +540,8 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
     async def unload(request: Request, name: str) -> Response:
         """Stop serving this model; its current requests are still answered."""
         plane.gate.check()
-        await _read_optional(request, UnloadBody)
+        parse_json(await request.body() or b"{}", UnloadBody)
         await repository.unload(name)
         return Response()
 
     return router
-
-
-async def _read_optional(request: Request, schema: type[SchemaT]) -> SchemaT:
-    """The JSON body, or the defaults without a body.
-
-    Its media type is not checked, since Triton's clients send none.
-    """
-    try:
-        return schema.model_validate_json(await request.body() or b"{}", strict=True)
-    except ValidationError as error:
-        raise invalid_fields(error) from None

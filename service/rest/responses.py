@@ -535,9 +535,13 @@ def encode_array(array: NDArray[np.generic], encoding: Encoding) -> Any:
     if encoding == "list":
         # orjson writes arrays itself, with as many digits as the type needs.
         return np.ascontiguousarray(array)
-    little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    data = pybase64.b64encode_as_string(little.data.cast("B"))
+    data = pybase64.b64encode_as_string(little_endian(array).data.cast("B"))
     return {"dtype": array.dtype.name, "shape": array.shape, "data": data}
+
+
+def little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    """The array in row-major memory with little-endian elements; a copy only if needed."""
+    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
 
 
 def dump(document: dict[str, Any]) -> bytes:

@@ -11,16 +11,10 @@ from service.open_inference.inference import Options
 BOTH = frozenset({"image", "text"})
 
 
-def test_without_parameters_the_defaults_apply() -> None:
-    options = Options.read({}, BOTH)
-    assert (options.normalize, options.fit, options.resolution) == (True, "squash", None)
+def test_a_timeout_is_in_microseconds_and_only_shortens() -> None:
     call = Call(request_id="r", deadline=7.0, started=5.0)
-    options.apply(call)
+    Options.read({}, BOTH).apply(call)
     assert (call.deadline, call.priority) == (7.0, 2)
-
-
-def test_timeout_is_in_microseconds_and_only_shortens() -> None:
-    call = Call(request_id="r", deadline=7.0, started=5.0)
     Options.read({"timeout": 9_000_000, "priority": 1}, BOTH).apply(call)
     assert (call.deadline, call.priority) == (7.0, 1)
     Options.read({"timeout": 500_000}, BOTH).apply(call)

@@ -1,4 +1,4 @@
-"""Tensors made up by callers: read exactly, or refused with a sentence, whatever they say."""
+"""Input tensors from clients are read exactly or refused."""
 
 from contextlib import suppress
 from typing import Any
@@ -47,11 +47,8 @@ def test_bytes_come_back_as_they_were_packed(items: list[bytes]) -> None:
 
 @given(st.binary(max_size=200), st.integers(1, 4))
 def test_any_bytes_are_read_or_refused(raw: bytes, count: int) -> None:
-    try:
-        elements = read_raw(head_of("image", "BYTES", [count]), raw).elements
-    except InvalidRequest:
-        return
-    assert packed(*elements) == raw
+    with suppress(InvalidRequest):
+        assert packed(*read_raw(head_of("image", "BYTES", [count]), raw).elements) == raw
 
 
 @given(
@@ -97,7 +94,7 @@ def test_numbers_come_flat_or_nested() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "datatype", "shape", "says"),
+    ("name", "datatype", "shape", "reason"),
     [
         ("colour", "BYTES", [1], "known are image, pixels, pixel_values, text"),
         ("image", "UINT8", [1, 2, 2, 3], "image is BYTES"),
@@ -108,11 +105,12 @@ def test_numbers_come_flat_or_nested() -> None:
         ("pixels", "UINT8", [1, 0, HUGE, 3], "at least one"),
         ("pixels", "UINT8", [1, 3, 2, 2], r"\[-1, -1, -1, 3\]"),
         ("pixel_values", "FP32", [1, 2, 2, 3], r"\[-1, 3, -1, -1\]"),
-        ("pixel_values", "FP64", [1, 3, 2, 2], "is FP32"),
     ],
 )
-def test_what_is_no_input_says_why(name: str, datatype: str, shape: list[int], says: str) -> None:
-    with pytest.raises(InvalidRequest, match=says):
+def test_a_wrong_name_datatype_or_shape_is_refused(
+    name: str, datatype: str, shape: list[int], reason: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
         head_of(name, datatype, shape)
 
 
@@ -123,9 +121,8 @@ def test_too_many_items_are_refused_before_they_are_read(name: str, count: int) 
 
 
 @pytest.mark.parametrize(
-    ("raw", "says"),
+    ("raw", "reason"),
     [
-        (b"", "ends after 0 of 2"),
         (b"\x01\0\0", "ends after 0 of 2"),
         (packed(b"a"), "ends after 1 of 2"),
         (LENGTH.pack(2) + b"a", "element 0 announces 2 bytes, and 1 are left"),
@@ -133,20 +130,20 @@ def test_too_many_items_are_refused_before_they_are_read(name: str, count: int) 
         (packed(b"a", b"b") + b"c", "1 bytes are left"),
     ],
 )
-def test_lying_lengths_say_where(raw: bytes, says: str) -> None:
-    with pytest.raises(InvalidRequest, match=says) as caught:
+def test_the_error_of_a_wrong_length_has_its_position(raw: bytes, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as caught:
         read_raw(head_of("image", "BYTES", [2]), raw)
     assert caught.value.code == "wrong_size"
 
 
 @pytest.mark.parametrize("shape", [[1, 1, 2, 3], [1, 2, 2, 3], [HUGE % 5, HUGE, HUGE, 3]])
-def test_a_shape_takes_as_many_bytes_as_it_takes(shape: list[int]) -> None:
+def test_pixels_of_another_number_of_bytes_are_refused(shape: list[int]) -> None:
     with pytest.raises(InvalidRequest, match=r"takes \d+ bytes, not 11"):
         read_raw(head_of("pixels", "UINT8", shape), bytes(11))
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "reason"),
     [
         ([0, 1], "has 3 elements, and its data has 2"),
         ([0, 1, 256], "from 0 to 255"),
@@ -160,6 +157,6 @@ def test_a_shape_takes_as_many_bytes_as_it_takes(shape: list[int]) -> None:
         ([], "its data has 0"),
     ],
 )
-def test_values_that_do_not_fit_say_why(values: Any, says: str) -> None:
-    with pytest.raises(InvalidRequest, match=says):
+def test_values_that_do_not_fit_are_refused(values: Any, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
         read_values(head_of("pixels", "UINT8", [1, 1, 1, 3]), values)

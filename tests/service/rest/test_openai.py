@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -13,24 +12,22 @@ import openai
 import pytest
 from numpy.typing import NDArray
 
-from service.errors import InvalidRequest
-from service.safety.url_fetch import Hold, UrlFetcher
 from service.server import Server
-from tests.service.conftest import Encode, Entered, FakeRuntime, Serving
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
+from tests.service.rest.conftest import LIMIT_S
 
-LIMIT_S = 20.0
 URL = "https://images.example.org/a.png"
 # Room for one new prompt, and then for nothing.
 NARROW = {"max_queue_patches": 8, "max_batch_patches": 8, "text_cache_bytes": 1}
 
 
 @pytest.fixture
-async def client(serving: Serving) -> AsyncIterator[httpx.AsyncClient]:
-    limits = {"max_images_per_request": 4, "max_texts_per_request": 200}
-    async with serving(url_hosts="images.example.org", **limits) as server:
-        url = f"http://127.0.0.1:{server.ports['http']}"
-        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as made:
-            yield made
+def limits() -> dict[str, Any]:
+    return {
+        "url_hosts": "images.example.org",
+        "max_images_per_request": 4,
+        "max_texts_per_request": 200,
+    }
 
 
 async def ask(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
@@ -82,7 +79,7 @@ async def test_a_mixture_keeps_its_order_in_every_dialect(
     np.testing.assert_array_equal(images, expected[[1, 3]])
     words = await vectors(client, input=["dog", {"text": "two cats"}], modality="text")
     np.testing.assert_array_equal(words, expected[[0, 2]])
-    (alone,) = await vectors(client, input="dog", model="fake", user="somebody")
+    (alone,) = await vectors(client, input="dog", model="fake", user="me")
     np.testing.assert_array_equal(alone, expected[0])
 
 
@@ -156,42 +153,31 @@ async def test_dimensions_keeps_the_first_elements_at_unit_length(
 
 
 GOOD = "data:image/png;base64,"
-
-
+OTHER_URL = {"image": "https://a.example.com/"}
 BAD: list[tuple[dict[str, Any], int, str, str]] = [
     ({}, 422, "invalid_field", "input"),
     ({"input": []}, 422, "empty_list", "input"),
     ({"input": " "}, 422, "blank_text", "input"),
-    ({"input": ["dog", ""]}, 422, "blank_text", "input[1]"),
     ({"input": ["dog", "\u200b"]}, 422, "blank_text", "input[1]"),
     ({"input": ["x" * 2001]}, 422, "text_too_long", "input[0]"),
     ({"input": [1, 2]}, 422, "invalid_field", "input"),
     ({"input": [[1, 2], [3]]}, 422, "invalid_field", "input"),
     ({"input": ["dog", 3]}, 422, "invalid_field", "input[1]"),
-    ({"input": "dog", "colour": "red"}, 422, "unknown_field", "colour"),
     ({"input": [{"text": "dog", "colour": "red"}]}, 422, "unknown_field", "input[0].colour"),
     ({"input": [{"text": "dog", "image": GOOD}]}, 422, "invalid_field", "input[0]"),
     ({"input": ["dog", {}]}, 422, "invalid_field", "input[1]"),
     ({"input": [{"type": "image_url", "text": "a"}]}, 422, "invalid_field", "input[0].image_url"),
     ({"input": [{"text": "dog"}], "modality": "image"}, 422, "invalid_field", "input[0]"),
     ({"input": [{"image": GOOD}], "modality": "text"}, 422, "invalid_field", "input[0]"),
-    ({"input": "dog", "modality": "audio"}, 422, "invalid_field", "modality"),
     ({"input": ["dog", GOOD + "eA=="]}, 422, "invalid_image", "input[1]"),
     ({"input": ["dog", "data:image/png,xyz"]}, 422, "invalid_base64", "input[1]"),
-    ({"input": ["dog", {"image": "?"}]}, 422, "invalid_base64", "input[1]"),
     ({"input": ["dog", URL]}, 422, "ambiguous_input", "input[1]"),
-    ({"input": ["dog", {"image": "https://a.example.com/"}]}, 422, "url_not_allowed", "input[1]"),
+    ({"input": ["dog", OTHER_URL]}, 422, "url_not_allowed", "input[1]"),
     ({"input": ["dog"] * 201}, 413, "too_many_items", "input"),
     ({"input": [GOOD] * 5}, 413, "too_many_items", "input"),
     ({"input": "dog", "dimensions": 9}, 422, "invalid_field", "dimensions"),
-    ({"input": "dog", "dimensions": 0}, 422, "invalid_field", "dimensions"),
-    ({"input": "dog", "encoding_format": "hex"}, 422, "invalid_field", "encoding_format"),
-    ({"input": "dog", "embed_dtype": "int8"}, 422, "invalid_field", "embed_dtype"),
     ({"input": "dog", "endianness": "big"}, 422, "invalid_field", "endianness"),
-    (
-        {"input": ["dog"] * 129, "encoding_format": "bytes"},
-        *(422, "invalid_field", "encoding_format"),
-    ),
+    ({"input": ["a"] * 129, "encoding_format": "bytes"}, 422, "invalid_field", "encoding_format"),
     ({"input": "dog", "model": "other"}, 404, "model_not_found", "model"),
 ]
 
@@ -205,12 +191,6 @@ async def test_errors_name_the_fields_of_the_request(client: httpx.AsyncClient) 
         assert not {"images", "texts"} & set(re.split(r"\W", error["message"])[:1]), error
 
 
-async def test_token_ids_are_refused_with_a_reason(client: httpx.AsyncClient) -> None:
-    message = (await ask(client, input=[[1, 2]])).json()["error"]["message"]
-    assert "Token ids" in message
-    assert "send strings" in message
-
-
 async def test_only_json_is_read_and_written(client: httpx.AsyncClient) -> None:
     raw = await client.post("/v1/embeddings", content=b"x", headers={"Content-Type": "image/png"})
     assert raw.status_code == 415
@@ -221,16 +201,9 @@ async def test_only_json_is_read_and_written(client: httpx.AsyncClient) -> None:
 
 
 async def test_images_by_url_are_fetched_in_their_places(
-    client: httpx.AsyncClient, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, encode_image: Encode, fetched: dict[str, bytes]
 ) -> None:
-    image = encode_image()
-
-    async def fetch(self: UrlFetcher, url: str, hold: Hold, *, param: str) -> bytes:
-        if url != URL:
-            raise InvalidRequest(f"{param}: nothing", code="url_fetch_failed", param=param)
-        return image
-
-    monkeypatch.setattr(UrlFetcher, "fetch", fetch)
+    fetched[URL] = image = encode_image()
     sent = await vectors(client, input=["dog", data_uri(image)])
     for item in ({"image": URL}, {"type": "image_url", "image_url": {"url": URL}}):
         np.testing.assert_array_equal(await vectors(client, input=["dog", item]), sent)
@@ -247,10 +220,6 @@ async def test_the_openapi_example_works(client: httpx.AsyncClient) -> None:
     body = operation["requestBody"]["content"]["application/json"]
     answer = await client.post("/v1/embeddings", json=body["example"])
     assert len(answer.json()["data"]) == len(body["example"]["input"])
-    assert {"429", "413", "404"} <= set(operation["responses"])
-    assert {"EmbeddingsBody", "InputItem", "EmbeddingsAnswer"} <= set(
-        document["components"]["schemas"]
-    )
 
 
 def connect(server: Server, **options: Any) -> openai.AsyncOpenAI:
@@ -259,8 +228,8 @@ def connect(server: Server, **options: Any) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(**settings | options)
 
 
-async def test_a_full_server_is_a_rate_limit_error(
-    serving: Serving, runtime: FakeRuntime, entered: Entered
+async def test_a_full_server_is_a_rate_limit_error_and_a_retry_waits_for_retry_after(
+    serving: Serving, runtime: FakeRuntime, entered: Entered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(**NARROW) as server, connect(server) as client:
         runtime.gate.clear()
@@ -268,27 +237,9 @@ async def test_a_full_server_is_a_rate_limit_error(
         assert await entered()
         with pytest.raises(openai.RateLimitError) as caught:
             await client.embeddings.create(model="fake", input="second")
-        runtime.gate.set()
-        await first
-    assert caught.value.code == "queue_full"
-    assert int(caught.value.response.headers["retry-after"]) >= 1
-
-
-async def test_the_clients_retry_waits_for_retry_after(
-    serving: Serving, runtime: FakeRuntime, entered: Entered, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits: list[float] = []
-    retry_after: list[str] = []
-
-    async def note(response: Any) -> None:
-        if response.status_code == 429:
-            retry_after.append(response.headers["retry-after"])
-
-    async with serving(**NARROW) as server, connect(server, max_retries=1) as client:
-        client._client.event_hooks["response"].append(note)
-        runtime.gate.clear()
-        first = asyncio.ensure_future(client.embeddings.create(model="fake", input="first"))
-        assert await entered()
+        assert caught.value.code == "queue_full"
+        retry_after = float(caught.value.response.headers["retry-after"])
+        waits: list[float] = []
 
         async def sleep(seconds: float) -> None:
             """Free the queue instead of waiting."""
@@ -297,10 +248,11 @@ async def test_the_clients_retry_waits_for_retry_after(
             await first
 
         monkeypatch.setattr("anyio.sleep", sleep)
-        answer = await client.embeddings.create(model="fake", input="second")
+        retrying = client.with_options(max_retries=1)
+        answer = await retrying.embeddings.create(model="fake", input="second")
     assert len(answer.data) == 1
-    assert waits == [float(seconds) for seconds in retry_after]
-    assert len(waits) == 1
+    assert waits == [retry_after]
+    assert retry_after >= 1
 
 
 async def test_a_request_that_times_out_is_not_computed(
@@ -313,31 +265,25 @@ async def test_a_request_that_times_out_is_not_computed(
         with pytest.raises(openai.APITimeoutError):
             await client.embeddings.create(model="fake", input="second", timeout=0.5)
         (model,) = server.models.models()
-        async with asyncio.timeout(LIMIT_S):
-            while sum(model.queue_depths().values()):
-                await asyncio.sleep(0.001)
+        await until(lambda: not sum(model.queue_depths().values()))
         runtime.gate.set()
         await first
         assert runtime.num_texts == 1
 
 
-async def test_a_passed_deadline_is_a_server_error(
+async def test_a_passed_deadline_and_a_drain_are_server_errors(
     serving: Serving, runtime: FakeRuntime, entered: Entered
 ) -> None:
     async with serving() as server, connect(server) as client:
         runtime.gate.clear()
-        with pytest.raises(openai.InternalServerError) as caught:
+        with pytest.raises(openai.InternalServerError) as late:
             await client.embeddings.create(
                 model="fake", input="late", extra_headers={"X-Request-Timeout-Ms": "500"}
             )
         assert await entered()
-    assert (caught.value.status_code, caught.value.type) == (504, "deadline_exceeded")
-
-
-async def test_a_draining_server_is_a_status_error(serving: Serving) -> None:
-    async with serving() as server, connect(server) as client:
         server.gate.drain()
-        with pytest.raises(openai.InternalServerError) as caught:
+        with pytest.raises(openai.InternalServerError) as draining:
             await client.embeddings.create(model="fake", input="a dog")
-    assert caught.value.status_code == 503
-    assert caught.value.response.headers["retry-after"]
+    assert (late.value.status_code, late.value.type) == (504, "deadline_exceeded")
+    assert draining.value.status_code == 503
+    assert draining.value.response.headers["retry-after"]

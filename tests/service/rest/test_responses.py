@@ -135,32 +135,36 @@ def from_base64(body: dict[str, Any]) -> NDArray[Any]:
     return np.frombuffer(data, np.dtype(body["dtype"]).newbyteorder("<")).reshape(body["shape"])
 
 
-@pytest.mark.parametrize(
-    ("writer", "answer", "options", "schema", "name", "expected"),
-    [
-        (
-            IMAGE_EMBEDDINGS,
-            EmbedImagesResponse(model="m", embeddings=({"cls1": VIEWS["component"].T},)),
-            EmbedImagesOptions(),
-            *(EmbedImagesAnswer, "cls1", VIEWS["component"].T),
-        ),
-        (
-            MASKS,
-            MASK_ANSWER,
-            SegmentImagesOptions(),
-            *(SegmentImagesAnswer, "labels", MASK.labels_HW),
-        ),
-        (MAPS, DEPTH, DepthOptions(), DepthAnswer, "depth", DEPTH.maps[0]),
-        (MAPS, NORMALS, NormalsOptions(), NormalsAnswer, "normals", NORMALS.maps[0]),
-        *[
-            (
-                *(FEATURES, view(kind), VisualizeFeaturesOptions(kind=kind)),
-                *(VisualizeFeaturesAnswer, "features", array),
-            )
-            for kind, array in VIEWS.items()
-        ],
-    ],
-)
+HALVES = noise((4, 6)).astype(np.float16)
+TURNED = VIEWS["component"].T  # not in row-major order
+
+
+def one_vector(array: NDArray[Any]) -> EmbedImagesResponse:
+    return EmbedImagesResponse(model="m", embeddings=({"cls1": array},))
+
+
+EMBED, MASK_OPTIONS = EmbedImagesOptions(), SegmentImagesOptions()
+CASES: list[tuple[Any, Any, Options, Any, str, NDArray[Any]]] = [
+    (IMAGE_EMBEDDINGS, one_vector(TURNED), EMBED, EmbedImagesAnswer, "cls1", TURNED),
+    (IMAGE_EMBEDDINGS, one_vector(HALVES), EMBED, EmbedImagesAnswer, "cls1", HALVES),
+    (MASKS, MASK_ANSWER, MASK_OPTIONS, SegmentImagesAnswer, "labels", MASK.labels_HW),
+    (MAPS, DEPTH, DepthOptions(), DepthAnswer, "depth", DEPTH.maps[0]),
+    (MAPS, NORMALS, NormalsOptions(), NormalsAnswer, "normals", NORMALS.maps[0]),
+]
+CASES += [
+    (
+        FEATURES,
+        view(kind),
+        VisualizeFeaturesOptions(kind=kind),
+        VisualizeFeaturesAnswer,
+        "features",
+        a,
+    )
+    for kind, a in VIEWS.items()
+]
+
+
+@pytest.mark.parametrize(("writer", "answer", "options", "schema", "name", "expected"), CASES)
 def test_every_media_type_has_the_same_bits(
     writer: Any, answer: Any, options: Options, schema: Any, name: str, expected: NDArray[Any]
 ) -> None:
@@ -173,6 +177,7 @@ def test_every_media_type_has_the_same_bits(
         load(write(writer, answer, SAFETENSORS, options))[name][0],
     ):
         np.testing.assert_array_equal(array.reshape(expected.shape), expected)
+        assert array.dtype == expected.dtype
     assert listed["index"] == 0
     if PNG in writer.media_types:
         image = Image.open(io.BytesIO(write(writer, answer, PNG, options)))
@@ -246,25 +251,12 @@ def test_cocos_formats_give_the_mask_back(mask_format: Any) -> None:
         assert one["bbox"] == [left, top, np.ptp(columns) + 1, np.ptp(rows) + 1]
 
 
-def test_the_overlay_is_the_image_with_colours() -> None:
-    stream = io.BytesIO()
-    Image.new("RGB", (3, 2), (90, 90, 90)).save(stream, "PNG")
-    options = SegmentImagesOptions(format="overlay")
-    drawn = Image.open(io.BytesIO(write(MASKS, MASK_ANSWER, PNG, options, stream.getvalue())))
-    assert drawn.mode == "RGB"
-    assert drawn.getpixel((0, 0)) == (90, 90, 90)
-    assert drawn.getpixel((1, 0)) != (90, 90, 90)
-
-
-def test_depth_is_millimetres_or_colours_as_a_png() -> None:
+def test_depth_as_a_png_is_in_millimetres_unless_colours_are_asked_for() -> None:
     for options in (DepthOptions(), DepthOptions(format="millimetres")):
         image = Image.open(io.BytesIO(write(MAPS, DEPTH, PNG, options)))
         np.testing.assert_array_equal(np.asarray(image), np.rint(DEPTH.maps[0] * 1000))
-    for answer, other, mode in (
-        (DEPTH, DepthOptions(format="colors"), "P"),
-        (NORMALS, NormalsOptions(), "RGB"),
-    ):
-        assert Image.open(io.BytesIO(write(MAPS, answer, PNG, other))).mode == mode
+    colours = Image.open(io.BytesIO(write(MAPS, DEPTH, PNG, DepthOptions(format="colors"))))
+    assert colours.mode == "P"
 
 
 def test_groups_list_their_areas() -> None:
@@ -347,60 +339,43 @@ def test_int8_vectors_have_the_same_scales_in_every_media_type() -> None:
                 np.testing.assert_array_equal(scale, answer.scales[index][name])
 
 
-def test_half_precision_is_half_the_bytes() -> None:
-    answer = vectors("float16")
-    options = EmbedImagesOptions(encoding="base64")
-    coded = json.loads(write(IMAGE_EMBEDDINGS, answer, JSON, options))["data"][0]["cls1"]
-    assert (coded["dtype"], len(base64.b64decode(coded["data"]))) == ("float16", 12)
-    array = np.load(io.BytesIO(write(IMAGE_EMBEDDINGS, only(answer, "cls1"), NPY, options)))
-    assert array.dtype == np.float16
-
-
 @pytest.mark.parametrize(
     ("writer", "options", "media", "num_images", "param"),
     [
         (IMAGE_EMBEDDINGS, EmbedImagesOptions(outputs=["cls1", "cls2"]), NPY, 1, "outputs"),
         (IMAGE_EMBEDDINGS, PARTIAL, NPY, 1, "partial"),
         (MASKS, SegmentImagesOptions(partial=True), PNG, 1, "partial"),
-        *[(MASKS, SegmentImagesOptions(), media, 2, "images") for media in (PNG, NPY)],
-        *[(FEATURES, VisualizeFeaturesOptions(), media, 2, "images") for media in (PNG, NPY)],
-        *[(MAPS, DepthOptions(), media, 2, "images") for media in (PNG, NPY)],
-        *[(MAPS, NormalsOptions(), media, 2, "images") for media in (PNG, NPY)],
+        *[
+            (writer, options, media, 2, "images")
+            for writer, options in (
+                (MASKS, SegmentImagesOptions()),
+                (FEATURES, VisualizeFeaturesOptions()),
+                (MAPS, DepthOptions()),
+            )
+            for media in (PNG, NPY)
+        ],
         (MASKS, SegmentImagesOptions(classes=[str(i) for i in range(256)]), PNG, 1, "classes"),
         (MASKS, SegmentImagesOptions(format="overlay"), JSON, 1, "format"),
         (MASKS, SegmentImagesOptions(format="rle"), PNG, 1, "format"),
         (MASKS, SegmentImagesOptions(format="polygons"), NPY, 1, "format"),
-        (MASKS, SegmentImagesOptions(format="rle_counts"), SAFETENSORS, 1, "format"),
         (CLASSES, ClassifyImagesOptions(top_k=1), NPY, 1, "top_k"),
-        *[
-            (MAPS, DepthOptions(format="colors"), media, 1, "format")
-            for media in (JSON, NPY, SAFETENSORS)
-        ],
+        (MAPS, DepthOptions(format="colors"), NPY, 1, "format"),
+        (IMAGE_EMBEDDINGS, EmbedImagesOptions(outputs=["cls1", "cls1"]), NPY, 2, None),
+        (IMAGE_EMBEDDINGS, PARTIAL, SAFETENSORS, 2, None),
+        (CLASSES, ClassifyImagesOptions(), NPY, 2, None),
+        (FEATURES, VisualizeFeaturesOptions(), JSON, 2, None),
+        (MAPS, DepthOptions(format="colors"), PNG, 1, None),
     ],
 )
 def test_a_media_type_that_cannot_hold_the_answer_is_refused_before_any_work(
-    writer: Any, options: Any, media: str, num_images: int, param: str
+    writer: Any, options: Any, media: str, num_images: int, param: str | None
 ) -> None:
+    if param is None:
+        writer.check(options, media, num_images)
+        return
     with pytest.raises(InvalidRequest) as caught:
         writer.check(options, media, num_images)
     assert caught.value.param == param
-
-
-@pytest.mark.parametrize(
-    ("writer", "options", "media", "num_images"),
-    [
-        (IMAGE_EMBEDDINGS, EmbedImagesOptions(outputs=["cls1", "cls1"]), NPY, 2),
-        (IMAGE_EMBEDDINGS, PARTIAL, SAFETENSORS, 2),
-        (CLASSES, ClassifyImagesOptions(top_k=1), JSON, 2),
-        (CLASSES, ClassifyImagesOptions(), NPY, 2),
-        (FEATURES, VisualizeFeaturesOptions(), JSON, 2),
-        (MAPS, DepthOptions(format="colors"), PNG, 1),
-    ],
-)
-def test_a_media_type_that_can_hold_the_answer_is_accepted(
-    writer: Any, options: Any, media: str, num_images: int
-) -> None:
-    writer.check(options, media, num_images)
 
 
 OFFERED = (JSON, NPY, SAFETENSORS, PNG)
@@ -410,8 +385,6 @@ OFFERED = (JSON, NPY, SAFETENSORS, PNG)
     ("accept", "media"),
     [
         (None, JSON),
-        ("*/*", JSON),
-        ("image/png", PNG),
         ("IMAGE/PNG", PNG),
         ("image/*", PNG),
         ("application/x-npy;q=0.5, application/json;q=0.4", NPY),

@@ -5,8 +5,9 @@ import errno
 import json
 import select
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -81,9 +82,8 @@ async def test_a_tunnel_is_refused(serving: Serving) -> None:
     assert 400 <= status < 500
 
 
-def rejected(server: Server, reason: str) -> float:
-    registry = server.metrics.registry
-    return registry.get_sample_value("tipserve_rejected_total", {"reason": reason}) or 0.0
+def sample(server: Server, name: str, **labels: str) -> float:
+    return server.metrics.registry.get_sample_value(f"tipserve_{name}", labels) or 0.0
 
 
 def state_of(connection: socket.socket) -> int:
@@ -95,46 +95,43 @@ def code_of(answer: bytes) -> str:
     return str(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"])
 
 
+@asynccontextmanager
+async def trickling(writer: asyncio.StreamWriter, pieces: Iterable[bytes]) -> AsyncIterator[None]:
+    """Send pieces slowly until the block ends."""
+
+    async def trickle() -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+
+    sending = asyncio.ensure_future(trickle())
+    yield
+    sending.cancel()
+
+
 @pytest.mark.parametrize("first", [b"", b"\r\n", LIVE])
-async def test_a_silent_connection_is_closed(serving: Serving, first: bytes) -> None:
+@pytest.mark.parametrize("later", [b"", b"\r\n"], ids=["silence", "empty lines"])
+async def test_a_connection_without_a_request_is_closed(
+    serving: Serving, first: bytes, later: bytes
+) -> None:
     async with serving(**SMALL) as server, connected(server) as (reader, writer):
         writer.write(first)
-        answer = await read_all(reader)
+        async with trickling(writer, repeat(later)):
+            answer = await read_all(reader)
     assert answer.count(b"HTTP/1.1") == (1 if first == LIVE else 0)
 
 
 @pytest.mark.parametrize("before", [b"", LIVE])
 async def test_a_slow_head_is_refused(serving: Serving, before: bytes) -> None:
+    head = b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000
     async with serving(**SMALL) as server, connected(server) as (reader, writer):
         writer.write(before)
         if before:
             assert (await read_answer(reader))[0] == 200
-
-        async def trickle() -> None:
-            for byte in b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000:
-                writer.write(bytes([byte]))
-                await asyncio.sleep(0.01)
-
-        sending = asyncio.ensure_future(trickle())
-        answer = await read_all(reader)
-        sending.cancel()
+        async with trickling(writer, (bytes([byte]) for byte in head)):
+            answer = await read_all(reader)
     assert answer.startswith(b"HTTP/1.1 408")
     assert code_of(answer) == "request_timeout"
-
-
-async def test_empty_lines_do_not_keep_a_connection(serving: Serving) -> None:
-    async with serving(**SMALL) as server, connected(server) as (reader, writer):
-        writer.write(LIVE)
-        assert (await read_answer(reader))[0] == 200
-
-        async def trickle() -> None:
-            while True:
-                writer.write(b"\r\n")
-                await asyncio.sleep(0.01)
-
-        sending = asyncio.ensure_future(trickle())
-        assert await read_all(reader) == b""
-        sending.cancel()
 
 
 async def test_an_endless_head_is_refused(serving: Serving) -> None:
@@ -201,18 +198,11 @@ async def test_a_body_that_stops_is_refused(serving: Serving) -> None:
     assert code_of(answer) == "request_timeout"
 
 
-async def test_a_refused_body_cannot_continue_for_ever(serving: Serving) -> None:
+async def test_a_connection_whose_body_is_refused_is_closed(serving: Serving) -> None:
     async with serving(**SMALL) as server, connected(server) as (reader, writer):
         writer.write(POST + b"Content-Length: 1000000000000\r\n\r\n")
-
-        async def pour() -> None:
-            while True:
-                writer.write(b"x" * 1000)
-                await asyncio.sleep(0.01)
-
-        sending = asyncio.ensure_future(pour())
-        answer = await read_all(reader)
-        sending.cancel()
+        async with trickling(writer, repeat(b"x" * 1000)):
+            answer = await read_all(reader)
     assert answer.startswith(b"HTTP/1.1 413")
 
 
@@ -263,7 +253,7 @@ async def test_a_client_that_leaves_with_more_requests_sent_is_noticed(
 async def test_a_client_that_reads_at_the_minimum_rate_gets_everything(
     serving: Serving, encode_image: Encode
 ) -> None:
-    # Longer than a busy machine may delay this process.
+    # The time limit is longer than a busy machine delays this process.
     async with serving(client_timeout_s=1.0) as server, narrow(server) as connection:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(connection, large_answer(encode_image))
@@ -296,8 +286,7 @@ async def test_a_client_that_closes_its_sending_half_has_left(
         assert await read_all(reader) == b""
         await until(lambda: server.protection.body_memory.num_bytes == 0)
         labels = {"method": "POST /v1/images:embed", "code": "499"}
-        registry = server.metrics.registry
-        await until(lambda: bool(registry.get_sample_value("tipserve_requests_total", labels)))
+        await until(lambda: sample(server, "requests_total", **labels) == 1)
 
 
 async def test_a_new_connection_closes_the_longest_idle_one(serving: Serving) -> None:
@@ -327,7 +316,7 @@ async def test_a_new_connection_is_refused_if_all_are_busy(
         assert answer.startswith(b"HTTP/1.1 503")
         assert b"retry-after: 1" in answer
         assert code_of(answer) == "too_many_connections"
-        assert rejected(server, "connections") == 1
+        assert sample(server, "rejected_total", reason="connections") == 1
         runtime.gate.set()
         assert (await read_answer(busy))[0] == 200
 
@@ -353,18 +342,10 @@ async def test_without_memory_a_body_is_refused_before_it_is_sent(
         runtime.gate.set()
         assert (await read_answer(busy))[0] == 200
         await until(lambda: server.protection.body_memory.num_bytes == 0)
-        writer.write(POST + body)
-        assert (await read_answer(busy))[0] == 200
-
-
-async def test_expect_100_continue_is_answered(serving: Serving, encode_image: Encode) -> None:
-    image = encode_image()
-    head = POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(image)
-    async with serving() as server, connected(server) as (reader, writer):
-        writer.write(head)
-        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(image))
+        assert await busy.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(image)
-        assert (await read_answer(reader))[0] == 200
+        assert (await read_answer(busy))[0] == 200
 
 
 @pytest.mark.parametrize(("bytes_per_s", "is_too_slow"), [(50, True), (120, False)])

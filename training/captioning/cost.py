@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from training.captioning.journal import Usage
 
-CHARACTERS_PER_TOKEN = 4  # of English, by Google's own rule of thumb
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
@@ -73,8 +71,3 @@ class CostEstimate:
                 f"about ${self.expected_usd:,.2f}, at most ${self.at_most_usd:,.2f} plus retries",
             ]
         )
-
-
-def text_tokens(text: str) -> int:
-    """Estimated tokens of a text: one per four characters, rounded up."""
-    return -(-len(text) // CHARACTERS_PER_TOKEN)

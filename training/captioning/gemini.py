@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
@@ -44,7 +43,6 @@ _API_VERSION = "v1beta"
 _MINUTE_S = 60.0
 _SECONDS = re.compile(r"^(\d+(?:\.\d+)?)s$")
 _MAX_MESSAGE = 300
-VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 
 T = TypeVar("T")
 
@@ -71,28 +69,6 @@ class Clock:
     def interrupt(self) -> None:
         """Wake all sleeping threads, and let no thread sleep again."""
         self._interrupted.set()
-
-
-def read_api_key(file: Path | None, environment: Mapping[str, str]) -> str:
-    """Read the key from a file if one is named, else from the environment.
-
-    The key appears in no setting, record, log or message.
-
-    Raises:
-        ValueError: There is no key; the message names the places where it can be.
-        FileNotFoundError: The named file does not exist.
-    """
-    if file is not None:
-        key = file.read_text(encoding="utf-8").strip()
-        if not key:
-            raise ValueError(f"{file} is empty; it should hold the key and nothing else")
-        return key
-    for variable in VARIABLES:
-        if environment.get(variable, "").strip():
-            return environment[variable].strip()
-    raise ValueError(
-        f"no API key: set {' or '.join(VARIABLES)}, or name a file that holds it by --api-key-file"
-    )
 
 
 @dataclass(slots=True, eq=False)
@@ -303,15 +279,6 @@ def open_client(
             httpx_client=http,
         )
         yield genai.Client(api_key=api_key, vertexai=False, http_options=options)
-
-
-@contextmanager
-def open_captioner(
-    config: GeminiConfig, limits: GeminiLimits, api_key: str, *, base_url: str | None = None
-) -> Iterator["GeminiCaptioner"]:
-    """Open a captioner with its own client."""
-    with open_client(api_key, limits, base_url=base_url) as client:
-        yield GeminiCaptioner(config, limits, client)
 
 
 class GeminiCaptioner:

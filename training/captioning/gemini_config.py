@@ -1,13 +1,15 @@
-"""Settings of captioning with Gemini: model, prompt, limits, prices and the cost estimate.
+"""Settings of captioning with Gemini: model, prompt, limits, prices, cost estimate and key.
 
 Imports no client, so that a cost can be estimated without one.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from training.captioning.cost import CostEstimate, Price, text_tokens
+from training.captioning.cost import CostEstimate, Price
 from training.captioning.journal import Usage
 from training.data.shards.sample import Sample
 
@@ -23,6 +25,8 @@ PROMPT = (
 IMAGE_TOKENS = {"low": 280, "medium": 560, "high": 1120}
 # Google's list for the default model, as a public copy of it has it of that day.
 PRICE = Price(input_usd=0.30, output_usd=2.50, as_of="2026-10-07")
+_CHARACTERS_PER_TOKEN = 4  # of English, by Google's own rule of thumb
+_KEY_VARIABLES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 MEDIA_TYPES = {
     ".jpg": "image/jpeg",
     ".jpeg": "image/jpeg",
@@ -97,7 +101,7 @@ class GeminiConfig:
     def input_tokens(self, sample: Sample) -> int:
         """Estimated tokens of a request: a fixed number for the image, a quarter of the text."""
         image = self.image_tokens or IMAGE_TOKENS[self.image_resolution]
-        return image + text_tokens(self.text_for(sample))
+        return image + math.ceil(len(self.text_for(sample)) / _CHARACTERS_PER_TOKEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,3 +155,26 @@ def estimate_cost(samples: Iterable[Sample], config: GeminiConfig, price: Price)
         for each in (config.expected_output_tokens, config.max_output_tokens)
     )
     return CostEstimate(samples=count, expected=expected, at_most=most, price=price)
+
+
+def read_api_key(file: Path | None, environment: Mapping[str, str]) -> str:
+    """Read the key from a file if one is named, else from the environment.
+
+    The key appears in no setting, record, log or message.
+
+    Raises:
+        ValueError: There is no key; the message names the places where it can be.
+        FileNotFoundError: The named file does not exist.
+    """
+    if file is not None:
+        key = file.read_text(encoding="utf-8").strip()
+        if not key:
+            raise ValueError(f"{file} is empty; it should hold the key and nothing else")
+        return key
+    for variable in _KEY_VARIABLES:
+        if environment.get(variable, "").strip():
+            return environment[variable].strip()
+    raise ValueError(
+        f"no API key: set {' or '.join(_KEY_VARIABLES)}, or name a file that holds it by "
+        "--api-key-file"
+    )

@@ -31,7 +31,7 @@ from training.captioning.journal import (
     shard_paths,
     total_usage,
     uncaptioned,
-    write_report,
+    write_json,
 )
 from training.data.shards.sample import Sample
 from training.data.shards.tar_shard import write_shard
@@ -169,7 +169,7 @@ class JobConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobProgress:
-    """JobProgress of a job.
+    """Progress of a job.
 
     Attributes:
         done: Finished shards, including those of earlier runs.
@@ -261,7 +261,8 @@ class CaptionJob:
         write_shard(self._folder.shard(path), merge.samples())
         self._budget.spend(merge.unusable)
         outcomes = [*journal.outcomes.values(), *merge.unusable]
-        write_report(self._folder.report(path), make_report(outcomes, already=merge.already))
+        report = make_report(outcomes, already=merge.already)
+        write_json(self._folder.report(path), asdict(report))
 
     def _clean(self, outcome: Outcome) -> Outcome:
         if outcome.caption is None:

@@ -142,13 +142,8 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     atomic_write(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_report(path: Path, report: ShardReport) -> None:
-    """Write a report atomically."""
-    write_json(path, asdict(report))
-
-
 def read_report(path: Path) -> ShardReport:
-    """Read what `write_report` wrote."""
+    """Read a report from JSON."""
     document = json.loads(path.read_text(encoding="utf-8"))
     return ShardReport(
         captioned=document["captioned"],

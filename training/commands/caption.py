@@ -22,8 +22,13 @@ from rich.progress import Progress as Bar
 from rich.prompt import Confirm
 
 from training.captioning.cost import Price
-from training.captioning.gemini import read_api_key
-from training.captioning.gemini_config import PRICE, GeminiConfig, GeminiLimits, estimate_cost
+from training.captioning.gemini_config import (
+    PRICE,
+    GeminiConfig,
+    GeminiLimits,
+    estimate_cost,
+    read_api_key,
+)
 from training.captioning.job import (
     Captioner,
     CaptionJob,
@@ -217,7 +222,7 @@ def _gemini(options: argparse.Namespace) -> None:
     print(estimate)
     if options.estimate:
         return
-    client = _client_module()
+    gemini = _gemini_module()
     key = read_api_key(options.api_key_file, os.environ)
     ask_consent(
         estimate,
@@ -226,8 +231,8 @@ def _gemini(options: argparse.Namespace) -> None:
         is_agreed=options.yes,
         confirm=_confirm if sys.stdin.isatty() else None,
     )
-    with client.open_captioner(config, limits, key, base_url=options.base_url) as captioner:
-        _run(job, captioner)
+    with gemini.open_client(key, limits, base_url=options.base_url) as client:
+        _run(job, gemini.GeminiCaptioner(config, limits, client))
 
 
 def _price(options: argparse.Namespace) -> Price:
@@ -248,7 +253,7 @@ def _confirm() -> bool:
     return Confirm.ask("Continue?", default=False)
 
 
-def _client_module() -> ModuleType:
+def _gemini_module() -> ModuleType:
     """Import Google's client only if it is used; it is an optional dependency."""
     try:
         return importlib.import_module("training.captioning.gemini")

@@ -9,14 +9,14 @@ from training.data.folder import TRAIN_STYLES, DataFolder, seen_names
 from training.data.scenes import SceneConfig
 from training.data.shards.image_folder import ImageFolder, describe_folder
 from training.data.shards.item_sources import ParquetColumns, ParquetItems, SceneItems
-from training.data.shards.manifest import Manifest, find_damage, index_shards
-from training.data.shards.sample import BrokenList
-from training.data.shards.writing import (
+from training.data.shards.manifest import (
     DEFAULT_SHARD_SIZE,
-    SampleSource,
-    ShardPlan,
-    build_shards,
+    Manifest,
+    find_damage,
+    index_shards,
 )
+from training.data.shards.sample import BrokenList
+from training.data.shards.writing import SampleSource, ShardPlan, build_shards
 
 HELP = "Build, index, verify or describe WebDataset shards of images and captions."
 

@@ -89,12 +89,17 @@ def _load_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _annotations(npm: Path) -> dict[str, dict[str, list[str]]]:
+    """CLDR's short name ("tts") and keywords ("default") of each emoji that has a short name."""
+    content = _load_json(npm / "cldr-annotations-full/annotations/en/annotations.json")
+    table = content["annotations"]["annotations"]
+    return {emoji: words for emoji, words in table.items() if "tts" in words}
+
+
 def emoji_by_name(npm: Path) -> dict[str, str]:
     """Map CLDR short names to code-point keys such as "1f436"."""
-    annotations = _load_json(npm / "cldr-annotations-full/annotations/en/annotations.json")
-    table = annotations["annotations"]["annotations"]
     spoken = {
-        key.replace("\ufe0f", ""): value["tts"][0] for key, value in table.items() if "tts" in value
+        key.replace("\ufe0f", ""): words["tts"][0] for key, words in _annotations(npm).items()
     }
     emojis = _load_json(npm / "unicode-emoji-json/data-by-emoji.json")
     return {
@@ -105,12 +110,8 @@ def emoji_by_name(npm: Path) -> dict[str, str]:
 
 def keywords_by_name(npm: Path) -> dict[str, tuple[str, ...]]:
     """Map CLDR short names to their CLDR keywords."""
-    annotations = _load_json(npm / "cldr-annotations-full/annotations/en/annotations.json")
-    table = annotations["annotations"]["annotations"]
     return {
-        value["tts"][0]: tuple(value.get("default", ()))
-        for value in table.values()
-        if "tts" in value
+        words["tts"][0]: tuple(words.get("default", ())) for words in _annotations(npm).values()
     }
 
 
@@ -260,7 +261,7 @@ def clip_art_drawings(
 ) -> Iterator[tuple[str, Image.Image]]:
     """Yield (concept name, RGBA drawing) for clip art whose title ends in a concept's name.
 
-    Titles are the artists' own, so some are wrong; only short titles are believed.
+    Titles are the artists' own, and some are wrong; long titles need a keyword as well.
     """
     names = {concept.name.lower(): concept.name for concept in concepts if not concept.is_unseen}
     paths = [
@@ -278,7 +279,7 @@ def clip_art_drawings(
 
 
 def open_clip_art(clip_art: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (title, all that a file says of itself, SVG) of every clip art, each once.
+    """Yield (title, text, SVG) of every clip art, each once.
 
     Title and text are clean words; the text holds keywords and the file's name as well.
     """
@@ -328,18 +329,25 @@ def _with_view_box(svg: str) -> str:
     return head + body
 
 
-def furniture_drawings(furniture: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (concept name, RGBA icon) of each 3D model that a catalogue names plainly."""
+def open_furniture(furniture: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Yield (clean name, RGBA icon) of every 3D model of the catalogues."""
     for path in sorted(furniture.glob("*.sh3f")):
         with zipfile.ZipFile(path) as catalogue:
             text = catalogue.read("PluginFurnitureCatalog.properties").decode("latin-1")
             pairs = dict(re.findall(r"^((?:name|icon)#\d+)=(.*)$", text, re.MULTILINE))
             for key, name in pairs.items():
                 icon = pairs.get(key.replace("name#", "icon#"))
-                words = clean_title(name).split() if key.startswith("name#") else []
-                if words and icon and words[-1] in FURNITURE_NAMES:
+                if key.startswith("name#") and icon:
                     data = catalogue.read(icon.strip().lstrip("/"))
-                    yield FURNITURE_NAMES[words[-1]], Image.open(io.BytesIO(data)).convert("RGBA")
+                    yield clean_title(name), Image.open(io.BytesIO(data)).convert("RGBA")
+
+
+def furniture_drawings(furniture: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Yield (concept name, RGBA icon) of each 3D model that a catalogue names plainly."""
+    for title, icon in open_furniture(furniture):
+        name = FURNITURE_NAMES.get(title.rpartition(" ")[2])
+        if name is not None:
+            yield name, icon
 
 
 def stamp_drawings(

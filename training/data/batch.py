@@ -18,17 +18,6 @@ from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
 
-
-def begin_loading(_worker: int) -> None:
-    """Initialise a worker process: one thread, and a process group of its own.
-
-    A terminal's Ctrl-C and torchrun's SIGTERM go to a whole process group, and would end this
-    process while its rank still finishes a step and saves. torch ends it together with its rank.
-    """
-    torch.set_num_threads(1)
-    os.setpgid(0, 0)
-
-
 MAX_TOKENS = 64
 
 
@@ -108,19 +97,42 @@ def text_ids(texts: Sequence[str]) -> Tensor:
     return torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests], dtype=torch.int64)
 
 
-def name_columns(
-    names_by_image: Sequence[Sequence[str]], tokenizer: Tipsv2Tokenizer, *, step: int
-) -> tuple[TextBatch, Tensor, Tensor]:
-    """The distinct names of a batch: their prompts, their ids [U] and the names of each image.
+def collate(
+    chosen: Sequence[tuple[str, str] | None],
+    names_by_image: Sequence[Sequence[str]],
+    tokenizer: Tipsv2Tokenizer,
+    *,
+    step: int,
+    crops: tuple[Tensor, Tensor],
+    unnamed: UnnamedDrawings | None = None,
+) -> Batch:
+    """Make a batch.
 
-    A name's prompt depends on the step and the name only, so it is the same on every rank.
+    Args:
+        chosen: The captions of each image for CLS1 and CLS2; None for an image without captions.
+        names_by_image: The names of what each image shows.
+        tokenizer: Of the student.
+        step: A name's prompt depends on the step and the name only, so it is the same on every
+            rank.
+        crops: Global and local crops, as `training.data.crops.crop_images` returns them.
+        unnamed: Further drawings.
     """
+    pairs = [pair for pair in chosen if pair is not None]
+    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     names = sorted({name for row in names_by_image for name in row})
     present = [[name in row for name in names] for row in names_by_image]
-    return (
-        tokenize(tokenizer, [_prompt(name, step) for name in names]),
-        text_ids(names),
-        torch.tensor(present, dtype=torch.bool).reshape(len(names_by_image), len(names)),
+    return Batch(
+        pixels_B3HW=crops[0],
+        locals_CB3hw=crops[1],
+        captioned_B=torch.tensor([pair is not None for pair in chosen]),
+        cls1=tokenize(tokenizer, first),
+        cls1_ids_T=text_ids(first),
+        cls2=tokenize(tokenizer, second),
+        cls2_ids_T=text_ids(second),
+        names=tokenize(tokenizer, [_prompt(name, step) for name in names]),
+        name_ids_U=text_ids(names),
+        present_BU=torch.tensor(present, dtype=torch.bool).reshape(len(present), len(names)),
+        unnamed=unnamed,
     )
 
 
@@ -129,3 +141,13 @@ def _prompt(name: str, step: int) -> str:
     rng = np.random.default_rng((step, *name.encode()))
     templates = (*TEMPLATES["tcl"], *(["{}"] * len(TEMPLATES["tcl"])))
     return templates[rng.integers(len(templates))].format(name)
+
+
+def begin_loading(_worker: int) -> None:
+    """Initialise a worker process: one thread, and a process group of its own.
+
+    A terminal's Ctrl-C and torchrun's SIGTERM go to a whole process group, and would end this
+    process while its rank still finishes a step and saves. torch ends it together with its rank.
+    """
+    torch.set_num_threads(1)
+    os.setpgid(0, 0)

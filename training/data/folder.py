@@ -132,9 +132,7 @@ class DataFolder:
         """
         path = self.path / "sprites.npz"
         if not path.exists():
-            if not self.art.npm.exists():
-                raise FileNotFoundError(_missing(self.path))
-            save_bank(build_bank(self.art, BANK_STYLES), path)
+            save_bank(build_bank(self._fetched_art(), BANK_STYLES), path)
         return _load_bank(path, path.stat().st_mtime_ns)
 
     def unnamed(self, seed: int = 0) -> UnnamedSource:
@@ -145,9 +143,7 @@ class DataFolder:
         """
         path = self.path / "unnamed.npz"
         if not path.exists():
-            if not self.art.npm.exists():
-                raise FileNotFoundError(_missing(self.path))
-            save_unnamed(build_unnamed(self.art), path)
+            save_unnamed(build_unnamed(self._fetched_art()), path)
         photos = load_photos(self.photos, "train")
         return UnnamedSource(bank=load_unnamed(path), photos=photos, seed=seed)
 
@@ -205,9 +201,12 @@ class DataFolder:
             split="test",
         )
 
-
-def _missing(folder: Path) -> str:
-    return f"No data in {folder}: run `python -m training data --folder {folder}`"
+    def _fetched_art(self) -> ArtFolders:
+        if not self.art.npm.exists():
+            raise FileNotFoundError(
+                f"No data in {self.path}: run `python -m training data --folder {self.path}`"
+            )
+        return self.art
 
 
 @lru_cache(maxsize=1)

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
@@ -19,7 +17,7 @@ from training.data.batch import (
     Batch,
     UnnamedDrawings,
     begin_loading,
-    name_columns,
+    collate,
     text_ids,
     tokenize,
 )
@@ -77,47 +75,6 @@ class BatchPlan:
         return next(s for s in self.stages if step < s.until * self.num_steps or s.until >= 1)
 
 
-def collate(
-    chosen: Sequence[tuple[str, str]],
-    scenes: Sequence[Scene],
-    tokenizer: Tipsv2Tokenizer,
-    *,
-    step: int,
-    crops: tuple[Tensor, Tensor],
-    unnamed: UnnamedDrawings | None = None,
-) -> Batch:
-    """Make a batch of scenes, their chosen captions and their crops, without the masks."""
-    by_scene = [scene.captions.names for scene in scenes]
-    names, name_ids_U, present_BU = name_columns(by_scene, tokenizer, step=step)
-    first, second = zip(*chosen, strict=True)
-    return Batch(
-        pixels_B3HW=crops[0],
-        locals_CB3hw=crops[1],
-        captioned_B=torch.ones(len(scenes), dtype=torch.bool),
-        cls1=tokenize(tokenizer, first),
-        cls1_ids_T=text_ids(first),
-        cls2=tokenize(tokenizer, second),
-        cls2_ids_T=text_ids(second),
-        names=names,
-        name_ids_U=name_ids_U,
-        present_BU=present_BU,
-        unnamed=unnamed,
-    )
-
-
-def collate_unnamed(
-    images: Sequence[NDArray[np.uint8]], titles: Sequence[str], tokenizer: Tipsv2Tokenizer
-) -> UnnamedDrawings:
-    """Make a batch of drawings [h, w, 3] and their titles, some of them empty."""
-    known = [title for title in titles if title]
-    return UnnamedDrawings(
-        pixels_E3hw=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255,
-        titled_E=torch.tensor([bool(title) for title in titles]),
-        titles=tokenize(tokenizer, known),
-        title_ids_T=text_ids(known),
-    )
-
-
 class SceneBatches(Dataset[Batch]):
     """Batches by step number, following a curriculum; each rank has its own scenes.
 
@@ -155,21 +112,27 @@ class SceneBatches(Dataset[Batch]):
         images = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) for scene in scenes]
         crops = crop_images(images, self._plan.crops, seed=self._source.seed, first=first)
         unnamed = self._draw_unnamed(step, stage.unnamed)
-        return collate(chosen, scenes, self._tokenizer, step=step, crops=crops, unnamed=unnamed)
+        names = [scene.captions.names for scene in scenes]
+        return collate(chosen, names, self._tokenizer, step=step, crops=crops, unnamed=unnamed)
 
     def _draw_unnamed(self, step: int, count: int) -> UnnamedDrawings | None:
         if self._unnamed is None or count == 0:
             return None
         first = (step * self._num_ranks + self._rank) * count
         pairs = [self._unnamed.image(index) for index in range(first, first + count)]
-        images, titles = zip(*pairs, strict=True)
-        return collate_unnamed(images, titles, self._tokenizer)
+        titles = [title for _, title in pairs]
+        known = [title for title in titles if title]
+        pixels_Ehw3 = torch.from_numpy(np.stack([pixels for pixels, _ in pairs]))
+        return UnnamedDrawings(
+            pixels_E3hw=pixels_Ehw3.permute(0, 3, 1, 2).float() / 255,
+            titled_E=torch.tensor([bool(title) for title in titles]),
+            titles=tokenize(self._tokenizer, known),
+            title_ids_T=text_ids(known),
+        )
 
-    def _choose(self, index: int, scene: Scene) -> tuple[str, str]:
+    def _choose(self, index: int, scene: Scene) -> tuple[str, str] | None:
         rng = np.random.default_rng((self._source.seed, index, 7))
-        chosen = self._plan.captions.choose(scene.captions.by_source(), rng)
-        assert chosen is not None  # every scene shows something
-        return chosen
+        return self._plan.captions.choose(scene.captions.by_source(), rng)
 
     def loader(self, first_step: int, *, num_workers: int) -> DataLoader[Batch]:
         """Iterate from a step on, prefetched by worker processes."""

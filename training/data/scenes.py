@@ -141,11 +141,6 @@ class SceneSource:
         return int(rng.choice(drawings[styles == style]))
 
 
-def scene_rng(source: SceneSource, index: int) -> np.random.Generator:
-    """Random stream of one scene."""
-    return np.random.default_rng((source.seed, _SPLIT_NUMBER[source.split], index))
-
-
 def place_sprite(
     rng: np.random.Generator, rgba: NDArray[np.uint8], config: SceneConfig, size: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[float, float]]:
@@ -190,7 +185,7 @@ def compose_scene(source: SceneSource, index: int, config: SceneConfig) -> Scene
     Raises:
         ValueError: Too few concepts, or objects that are too small to be visible.
     """
-    rng = scene_rng(source, index)
+    rng = np.random.default_rng((source.seed, _SPLIT_NUMBER[source.split], index))
     weights = np.asarray(config.count_weights) / sum(config.count_weights)
     count = 1 + int(rng.choice(len(weights), p=weights))
     if config.twin_share == 0 and count > source.num_concepts(config.common_share):

@@ -7,9 +7,7 @@ unseen concept are left out.
 Legend: M sprites, S side of a sprite or an image in pixels.
 """
 
-import io
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.files import atomic_file
-from training.data.art import clean_title, icons_of, open_clip_art, render_svg, square_sprite
+from training.data.art import (
+    clean_title,
+    icons_of,
+    open_clip_art,
+    open_furniture,
+    render_svg,
+    square_sprite,
+)
 from training.data.augment import STRONG_AUGMENT
 from training.data.backgrounds import Photo, draw_background
 from training.data.concepts import all_concepts
@@ -65,19 +70,6 @@ def _icons(npm: Path) -> Iterator[tuple[str, str, str]]:
                 yield title, title, svg
 
 
-def _furniture(folder: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (title, RGBA icon) of every model of the catalogues."""
-    for path in sorted(folder.glob("*.sh3f")):
-        with zipfile.ZipFile(path) as catalogue:
-            text = catalogue.read("PluginFurnitureCatalog.properties").decode("latin-1")
-            pairs = dict(re.findall(r"^((?:name|icon)#\d+)=(.*)$", text, re.MULTILINE))
-            for key, name in pairs.items():
-                icon = pairs.get(key.replace("name#", "icon#"))
-                if key.startswith("name#") and icon:
-                    data = catalogue.read(icon.strip().lstrip("/"))
-                    yield clean_title(name), Image.open(io.BytesIO(data)).convert("RGBA")
-
-
 def _drawings(folders: ArtFolders) -> Iterator[tuple[str, Image.Image]]:
     unseen = _unseen_words()
     for title, words, svg in (*_icons(folders.npm), *open_clip_art(folders.clip_art)):
@@ -86,7 +78,7 @@ def _drawings(folders: ArtFolders) -> Iterator[tuple[str, Image.Image]]:
                 yield title, render_svg(svg)
             except ValueError:  # resvg refuses some of the old files
                 continue
-    for title, icon in _furniture(folders.furniture):
+    for title, icon in open_furniture(folders.furniture):
         if not unseen.search(title):
             yield title, icon
 

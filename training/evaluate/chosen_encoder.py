@@ -2,18 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.evaluate.encoder import SceneEncoder, encode_images, encode_names
 from training.evaluate.ranking import ClassificationBenchmark
-from training.evaluate.sets import PATCH, SegmentationBenchmark
-from training.evaluate.zero_shot_segmentation import SceneCounts, count_scenes, patch_scorer
+from training.evaluate.sets import SegmentationBenchmark
 
 FEATURES = ("patches", "values")
 TEMPLATE_SETS = ("none", "tcl")
@@ -46,17 +42,6 @@ class Development:
     drawings: Sequence[ClassificationBenchmark]
 
 
-def patch_counts(
-    benchmark: SegmentationBenchmark,
-    scenes: SceneEncoder,
-    classes_KD: NDArray[np.float32],
-    kind: str,
-) -> SceneCounts:
-    """Count a model's segmentation of a benchmark by one kind of patch features."""
-    scorer = patch_scorer(partial(scenes.feature, kind), classes_KD, PATCH)
-    return count_scenes(benchmark.scenes, benchmark.names, scorer)
-
-
 def choose(model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, development: Development) -> Encoder:
     """Pick features and templates by the mean mIoU, class templates by the mean top-1."""
     features, templates = _choose_segmentation(model, tokenizer, development.scenes)
@@ -78,7 +63,7 @@ def _choose_segmentation(
         for templates in TEMPLATE_SETS:
             classes_KD = scenes.classes(benchmark.names, templates)
             for kind in FEATURES:
-                counts = patch_counts(benchmark, scenes, classes_KD, kind)
+                counts = benchmark.patch_counts(scenes, classes_KD, kind)
                 scored[kind, templates] += counts.miou()
     return max(scored, key=lambda key: scored[key])
 

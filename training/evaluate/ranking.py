@@ -182,18 +182,6 @@ def single_drawings(
     )
 
 
-def single_object_scenes(
-    name: str, scenes: Sequence[Scene], names: frozenset[str]
-) -> ClassificationBenchmark:
-    """Take scenes of one object each as images to classify."""
-    return ClassificationBenchmark(
-        name=name,
-        images=[scene.pixels_SS3 for scene in scenes],
-        labels=[scene.captions.names[0] for scene in scenes],
-        names=sorted(names),
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievalSetting:
     """Captions and the global embedding that they were trained with."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from model.manifest import ScoreEntry
 from training.data.folder import DataFolder
 from training.evaluate.bootstrap import Interval, bootstrap
-from training.evaluate.chosen_encoder import Development, Encoder, load_encoder, patch_counts
+from training.evaluate.chosen_encoder import Development, Encoder, load_encoder
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.ranking import (
     SETTINGS,
@@ -117,7 +117,7 @@ def _segmentation_counts(
     for row, encoder in models.rows().items():
         scenes = encoded[row]
         classes_KD = scenes.classes(benchmark.names, encoder.templates)
-        counts[row] = patch_counts(benchmark, scenes, classes_KD, encoder.features)
+        counts[row] = benchmark.patch_counts(scenes, classes_KD, encoder.features)
         if row != "random weights":
             painted = painted_scorer(partial(scenes.feature, "cls1"), classes_KD)
             counts[f"{row}, {PAINTED}"] = count_scenes(benchmark.scenes, benchmark.names, painted)

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.concepts import all_concepts
+from training.data.crops import PATCH
 from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names, seen_names
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
 from training.evaluate.encoder import SceneEncoder
-from training.evaluate.ranking import ClassificationBenchmark, single_drawings, single_object_scenes
+from training.evaluate.ranking import ClassificationBenchmark, single_drawings
 from training.evaluate.zero_shot_segmentation import (
     SceneCounts,
     count_scenes,
@@ -25,7 +28,6 @@ from training.evaluate.zero_shot_segmentation import (
 
 # Two or three objects: a single one would reward labelling the whole image with one name.
 MULTI_OBJECT = SceneConfig(count_weights=(0.0, 0.5, 0.5), twin_share=0.0, common_share=1.0)
-PATCH = 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +46,20 @@ class SegmentationBenchmark:
     names: Sequence[str]
     is_retrieved: bool = False
 
+    def patch_counts(
+        self, encoder: SceneEncoder, classes_KD: NDArray[np.float32], kind: str
+    ) -> SceneCounts:
+        """Count a model's segmentation by one kind of patch features, "patches" or "values"."""
+        scorer = patch_scorer(partial(encoder.feature, kind), classes_KD, PATCH)
+        return count_scenes(self.scenes, self.names, scorer)
+
     def quick_scores(self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> dict[str, float]:
         """Compute mIoU of final patches, value path and painted CLS1, without intervals."""
         encoder = SceneEncoder(model, tokenizer, self.scenes)
         classes = encoder.classes(self.names, "none")
         row = {}
         for kind in ("patches", "values"):
-            scorer = patch_scorer(partial(encoder.feature, kind), classes, PATCH)
-            counts = count_scenes(self.scenes, self.names, scorer)
+            counts = self.patch_counts(encoder, classes, kind)
             row[f"{self.name}/{kind}"] = round(counts.miou(), 2)
             row[f"{self.name}/{kind}_which"] = round(counts.which(), 2)
         painted = painted_scorer(partial(encoder.feature, "cls1"), classes)
@@ -172,7 +180,12 @@ def _stamps(source: SceneSource, num_scenes: int) -> list[ClassificationBenchmar
             shown=source.names,
             names=source.names,
         ),
-        single_object_scenes(f"{title} on scenes' backgrounds, {kind}", scenes, source.names),
+        ClassificationBenchmark(
+            name=f"{title} on scenes' backgrounds, {kind}",
+            images=[scene.pixels_SS3 for scene in scenes],
+            labels=[scene.captions.names[0] for scene in scenes],
+            names=sorted(source.names),
+        ),
     ]
 
 

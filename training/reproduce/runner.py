@@ -23,11 +23,12 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from model.files import atomic_file
 from model.segmentation import l2_normalize
 from training.data.batch import Batch
+from training.data.crops import PATCH
 from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names
 from training.data.scenes import compose_scene
 from training.evaluate.encoder import SceneEncoder, encode_texts
 from training.evaluate.ranking import rank
-from training.evaluate.sets import MULTI_OBJECT, PATCH, SegmentationBenchmark
+from training.evaluate.sets import MULTI_OBJECT, SegmentationBenchmark
 from training.evaluate.zero_shot_segmentation import (
     SceneCounts,
     count_scenes,

@@ -21,7 +21,6 @@ from training.captioning.gemini import (
     Unavailable,
     call_with_retries,
     open_client,
-    read_api_key,
 )
 from training.captioning.gemini_config import GeminiConfig, GeminiLimits
 from training.captioning.job import CaptionJob, JobConfig
@@ -273,19 +272,6 @@ def test_the_key_is_written_and_logged_nowhere(
     files = [path for folder in ("out", "other") for path in (tmp_path / folder).iterdir()]
     assert files
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
-
-
-def test_the_key_comes_from_a_named_file_or_the_environment(tmp_path: Path) -> None:
-    both = {"GOOGLE_API_KEY": "g", "GEMINI_API_KEY": " m "}
-    (tmp_path / "key").write_text("f\n")
-    (tmp_path / "empty").write_text("\n")
-    assert read_api_key(tmp_path / "key", both) == "f"
-    assert read_api_key(None, both) == "m"
-    assert read_api_key(None, {"GOOGLE_API_KEY": "g"}) == "g"
-    with pytest.raises(ValueError, match="GEMINI_API_KEY"):
-        read_api_key(None, {"GEMINI_API_KEY": ""})
-    with pytest.raises(ValueError, match="is empty"):
-        read_api_key(tmp_path / "empty", {})
 
 
 LIMITS = GeminiLimits(max_attempts=6, first_delay_s=2, max_delay_s=10)

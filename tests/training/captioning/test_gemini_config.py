@@ -1,14 +1,20 @@
-"""Gemini's prompt, limits, prices and the estimate."""
+"""Gemini's prompt, limits, prices, the estimate and the key."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.training.captioning.fakes import make_samples
 from training.captioning.cost import Price
-from training.captioning.gemini_config import GeminiConfig, GeminiLimits, estimate_cost
+from training.captioning.gemini_config import (
+    GeminiConfig,
+    GeminiLimits,
+    estimate_cost,
+    read_api_key,
+)
 from training.captioning.journal import Usage
 from training.data.shards.sample import Sample
 
@@ -59,3 +65,16 @@ def test_an_estimate_adds_up() -> None:
 def test_wrong_settings_are_refused(kind: Callable[..., Any], settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="|".join(settings) + "|must be|negative"):
         kind(**settings)
+
+
+def test_the_key_comes_from_a_named_file_or_the_environment(tmp_path: Path) -> None:
+    both = {"GOOGLE_API_KEY": "g", "GEMINI_API_KEY": " m "}
+    (tmp_path / "key").write_text("f\n")
+    (tmp_path / "empty").write_text("\n")
+    assert read_api_key(tmp_path / "key", both) == "f"
+    assert read_api_key(None, both) == "m"
+    assert read_api_key(None, {"GOOGLE_API_KEY": "g"}) == "g"
+    with pytest.raises(ValueError, match="GEMINI_API_KEY"):
+        read_api_key(None, {"GEMINI_API_KEY": ""})
+    with pytest.raises(ValueError, match="is empty"):
+        read_api_key(tmp_path / "empty", {})

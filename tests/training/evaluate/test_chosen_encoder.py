@@ -9,7 +9,7 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 from training.data.scenes import Scene, SceneSource
 from training.data.sprites import SpriteBank
 from training.evaluate import chosen_encoder
-from training.evaluate.chosen_encoder import Development, load_encoder, patch_counts
+from training.evaluate.chosen_encoder import Development, load_encoder
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.ranking import single_drawings
 from training.evaluate.sets import SegmentationBenchmark
@@ -45,7 +45,7 @@ def test_the_choices_with_the_best_mean_scores_are_taken(
                 SceneEncoder(encoder_model, tokenizer, b.scenes) for b in development.scenes
             ]
             miou[kind, templates] = sum(
-                patch_counts(b, e, e.classes(b.names, templates), kind).miou()
+                b.patch_counts(e, e.classes(b.names, templates), kind).miou()
                 for b, e in zip(development.scenes, encoders, strict=True)
             )
         top[templates] = sum(

@@ -6,13 +6,13 @@ import pytest
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training.data.concepts import all_concepts
+from training.data.crops import PATCH
 from training.data.folder import DataFolder, common_names, seen_names
-from training.data.scenes import Scene, SceneSource
+from training.data.scenes import Scene, SceneSource, compose_scene
 from training.data.sprites import SpriteBank
 from training.evaluate import sets
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.sets import (
-    PATCH,
     SegmentationBenchmark,
     development_benchmarks,
     make_benchmark,
@@ -145,8 +145,10 @@ def test_stamps_are_classified_alone_and_in_scenes(
     assert alone.name == "photo stamps of Tux Paint, one of 50 names"
     assert sorted(alone.labels) == sorted(common_names() & set(alone.labels))
     assert len(alone.labels) == 8
-    assert len(placed.labels) == len(placed.images) == 5
+    scenes = [compose_scene(stamps, index, sets._ALONE) for index in range(5)]
+    assert list(placed.labels) == [scene.captions.names[0] for scene in scenes]
+    assert all((i == s.pixels_SS3).all() for i, s in zip(placed.images, scenes, strict=True))
     assert set(alone.names) == set(placed.names) == common_names()
-    *_, scenes = sets.held_out_scenes(data_folder, 2)
-    assert scenes.name == "photo stamps of Tux Paint, 50 names"
-    assert scenes.is_retrieved
+    *_, last = sets.held_out_scenes(data_folder, 2)
+    assert last.name == "photo stamps of Tux Paint, 50 names"
+    assert last.is_retrieved

@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Tipsv2Tokenizer
 
 from model.image_codec import ImageLimits
-from training.data.batch import Batch, begin_loading, name_columns, text_ids, tokenize
+from training.data.batch import Batch, begin_loading, collate
 from training.data.captions import CaptionSampling
 from training.data.crops import TIPSV2_CROPS, CropConfig, crop_images
 from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
@@ -199,7 +198,9 @@ class ImageBatches(Dataset[MadeBatch]):
         samples, images = zip(*(self._take(place, broken) for place in places), strict=True)
         chosen = [self._choose(place, s) for place, s in zip(places, samples, strict=True)]
         crops = crop_images(images, self._config.crops, seed=self._config.seed, first=first)
-        return MadeBatch(batch=self._collate(samples, chosen, crops, step), broken=broken)
+        names = [sample.names for sample in samples]
+        batch = collate(chosen, names, self._tokenizer, step=step, crops=crops)
+        return MadeBatch(batch=batch, broken=broken)
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
         """Iterate from a step on, prefetched by worker processes; records broken samples."""
@@ -235,30 +236,6 @@ class ImageBatches(Dataset[MadeBatch]):
     def _choose(self, place: int, sample: Sample) -> tuple[str, str] | None:
         rng = np.random.default_rng((self._config.seed, place, _CAPTIONS))
         return self._config.captions.choose(sample.captions, rng)
-
-    def _collate(
-        self,
-        samples: Sequence[Sample],
-        chosen: Sequence[tuple[str, str] | None],
-        crops: tuple[Tensor, Tensor],
-        step: int,
-    ) -> Batch:
-        pairs = [pair for pair in chosen if pair is not None]
-        first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        by_image = [sample.names for sample in samples]
-        names, name_ids_U, present_BU = name_columns(by_image, self._tokenizer, step=step)
-        return Batch(
-            pixels_B3HW=crops[0],
-            locals_CB3hw=crops[1],
-            captioned_B=torch.tensor([pair is not None for pair in chosen]),
-            cls1=tokenize(self._tokenizer, first),
-            cls1_ids_T=text_ids(first),
-            cls2=tokenize(self._tokenizer, second),
-            cls2_ids_T=text_ids(second),
-            names=names,
-            name_ids_U=name_ids_U,
-            present_BU=present_BU,
-        )
 
 
 def _wanted(crops: CropConfig) -> int:

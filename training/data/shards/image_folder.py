@@ -7,15 +7,19 @@ source. The same images in shards of the same size give the same batches.
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.captions import CaptionSampling
-from training.data.crops import TIPSV2_CROPS, CropConfig
-from training.data.shards.manifest import MANIFEST_FILE, ImageStore, ShardStore
+from training.data.shards.manifest import (
+    DEFAULT_SHARD_SIZE,
+    MANIFEST_FILE,
+    ImageStore,
+    ShardStore,
+)
 from training.data.shards.sample import (
     IMAGE_SUFFIXES,
     BadSample,
@@ -26,8 +30,6 @@ from training.data.shards.sample import (
     summarize,
     total,
 )
-
-DEFAULT_SHARD_SIZE = 1000
 
 
 class ImageFolder:
@@ -65,20 +67,11 @@ class ImageFolder:
 
     def read_item(self, item: int) -> Sample:
         """Read image number `item`."""
-        path = self._path / self._names[item]
-        files = [path, *(path.with_suffix(suffix) for suffix in (".json", ".txt"))]
-        # The stem may hold dots, which a shard's names may not.
-        members = {f"image{file.suffix}": file.read_bytes() for file in files if file.exists()}
+        name = self._names[item]
+        path = self._path / name
+        members = {f"image{path.suffix}": path.read_bytes(), **self._caption_files(name)}
         sample = sample_from_members(members)
-        fields = {**sample.fields, "file": self._names[item]}
-        return Sample(
-            key=f"{item:09d}",
-            image=sample.image,
-            suffix=sample.suffix,
-            captions=sample.captions,
-            names=sample.names,
-            fields=fields,
-        )
+        return replace(sample, key=f"{item:09d}", fields={**sample.fields, "file": name})
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BadSample]]:
         """Images for new shards: the location of each, and its sample or the reason for none."""
@@ -101,13 +94,17 @@ class ImageFolder:
 
     def _caption_counts(self) -> Iterator[DataSummary]:
         for name in self._names:
-            path = self._path / name
-            files = (path.with_suffix(suffix) for suffix in (".json", ".txt"))
-            members = {f"image{file.suffix}": file.read_bytes() for file in files if file.exists()}
+            members = {"image.png": b"", **self._caption_files(name)}
             try:
-                yield summarize([sample_from_members({"image.png": b"", **members})])
+                yield summarize([sample_from_members(members)])
             except BadSample:
                 yield DataSummary(num_images=1)
+
+    def _caption_files(self, name: str) -> dict[str, bytes]:
+        """An image's caption files, renamed: its stem may hold dots, a shard's names may not."""
+        path = self._path / name
+        files = (path.with_suffix(suffix) for suffix in (".json", ".txt"))
+        return {f"image{file.suffix}": file.read_bytes() for file in files if file.exists()}
 
 
 def _image_names(folder: Path) -> Iterator[str]:
@@ -129,12 +126,7 @@ def open_store(folder: Path) -> ImageStore:
     return ImageFolder(folder)
 
 
-def describe_folder(
-    folder: Path,
-    *,
-    captions: CaptionSampling | None = None,
-    crops: CropConfig = TIPSV2_CROPS,
-) -> tuple[str, ...]:
+def describe_folder(folder: Path) -> tuple[str, ...]:
     """Lines that describe the content of a folder and what each kind of loss uses of it.
 
     Raises:
@@ -142,6 +134,4 @@ def describe_folder(
     """
     store = open_store(folder)
     kind = "shards" if isinstance(store, ShardStore) else "plain images"
-    sampling = CaptionSampling() if captions is None else captions
-    lines = describe(store.summary(), captions=sampling, crops=crops)
-    return f"{folder} holds {kind}:", *lines
+    return f"{folder} holds {kind}:", *describe(store.summary())

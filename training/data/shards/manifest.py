@@ -51,6 +51,9 @@ class ImageStore(Protocol):
 
 
 MANIFEST_FILE = "manifest.json"
+# A thousand photos of 100 kB are 100 MB: fast to rewrite after a stop, and large enough for any
+# file system.
+DEFAULT_SHARD_SIZE = 1000
 _FORMAT = 1
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.data.captions import CaptionSampling
-from training.data.crops import CropConfig
+from training.data.crops import TIPSV2_CROPS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ALT = "alt"
@@ -205,15 +205,14 @@ def total(parts: Iterable[DataSummary]) -> DataSummary:
     )
 
 
-def describe(
-    summary: DataSummary, *, captions: CaptionSampling, crops: CropConfig
-) -> tuple[str, ...]:
-    """Lines that describe the data and what each kind of loss uses of it."""
+def describe(summary: DataSummary) -> tuple[str, ...]:
+    """Lines that describe the data and what each loss uses of it with TIPSv2's settings."""
     lines = [
         f"{summary.num_images} images, {summary.num_captioned} of them with captions"
         + (f" ({_counts(summary.caption_sources)})" if summary.caption_sources else "")
     ]
     if summary.num_captioned:
+        captions = CaptionSampling()
         for token, sources in (("CLS1", captions.cls1), ("CLS2", captions.cls2)):
             lines.append(caption_line(token, sources, summary))
     else:
@@ -224,11 +223,8 @@ def describe(
         lines.append(f"contrast with names: {summary.num_named} images with lists of their objects")
     else:
         lines.append("contrast with names: off, no image has a list of its objects")
-    lines.append(
-        f"local crops to global: all {summary.num_images} images, {crops.num_local} crops each"
-        if crops.num_local
-        else "local crops to global: off, crops.num_local is 0"
-    )
+    num_local = TIPSV2_CROPS.num_local
+    lines.append(f"local crops to global: all {summary.num_images} images, {num_local} crops each")
     lines.append(f"patches: all {summary.num_images} images")
     return tuple(lines)
 

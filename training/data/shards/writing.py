@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from model.image_codec import ImageLimits
 from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
 from training.data.shards.manifest import (
+    DEFAULT_SHARD_SIZE,
     MANIFEST_FILE,
     Manifest,
     ShardEntry,
@@ -34,7 +35,6 @@ from training.data.shards.sample import (
 )
 from training.data.shards.tar_shard import write_shard
 
-DEFAULT_SHARD_SIZE = 1000
 _ORIGIN_FILE = "origin.json"
 _SKIPPED = "skipped"
 
@@ -58,8 +58,7 @@ class ShardPlan:
 
     Attributes:
         kind: Kind of its source, in a word.
-        shard_size: Items per shard. A thousand photos of 100 kB are 100 MB: fast to rewrite after a
-            stop, and large enough for any file system.
+        shard_size: Items per shard.
         limits: Images outside these limits are left out.
     """
 

@@ -134,23 +134,6 @@ def test_captions_go_with_their_images(
     assert batch.present_BU[:, 0].tolist() == [bool(sample.names) for sample in found]
 
 
-def test_a_batch_without_any_caption_has_no_text_rows(
-    tmp_path: Path,
-    encode: Callable[..., bytes],
-    tokenizer: Tipsv2Tokenizer,
-    shards_config: ShardsConfig,
-) -> None:
-    folder = tmp_path / "bare"
-    folder.mkdir()
-    for number in range(4):
-        (folder / f"{number}.png").write_bytes(encode(number))
-    batches = ImageBatches(ImageFolder(folder), tokenizer, shards_config, SHARE)
-    batch = batches[0].batch
-    assert not batch.captioned_B.any()
-    assert len(batch.cls1) == len(batch.cls2) == len(batch.names) == 0
-    assert batch.present_BU.shape == (4, 0)
-
-
 def test_a_plain_folder_gives_the_batches_of_its_shards(
     make: MakeBatches,
     image_folder: Path,

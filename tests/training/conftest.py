@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from transformers import Tipsv2Model, Tipsv2Tokenizer
@@ -19,9 +19,11 @@ from training.data.folder import BANK_STYLES, DataFolder, common_names
 from training.data.loader import BatchPlan, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource
 from training.data.sprites import SPRITE_PIXELS, SpriteBank, save_bank
-from training.evaluate.sets import rare_names
+from training.evaluate.sets import development_benchmarks, rare_names
 from training.heads import HeadConfig
+from training.inputs import scenes as scene_inputs
 from training.methods.pretrain import PretrainConfig
+from training.optim import OptimConfig
 from training.run import new_model
 from training.tokenizer import train_tokenizer
 
@@ -31,11 +33,6 @@ TINY_MODEL = ModelConfig(
 )
 TINY_HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
 TINY_SCENES = SceneConfig(size=28, count_weights=(0.5, 0.5), min_size=0.5, max_size=0.9)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _shape(number: int, colour: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -125,25 +122,65 @@ def batch(make_batches: Callable[..., SceneBatches]) -> Batch:
     return make_batches()[0]
 
 
-@pytest.fixture
-def tiny_config(tmp_path: Path) -> TrainingConfig:
-    """Six steps of pretraining, the second half with the patch loss."""
+def make_tiny_config(root: Path) -> TrainingConfig:
+    """Six steps of pretraining below a folder, the second half with the patch loss.
+
+    By AdamW in float32: some CPUs have no instructions for bfloat16, in which Muon computes too.
+    """
     return TrainingConfig(
         name="tiny",
         method=PretrainConfig(head=TINY_HEAD, ibot_start=0.5),
         model=TINY_MODEL,
         data=DataConfig(
-            folder=tmp_path / "data",
+            folder=root / "data",
             styles=("noto", "twemoji"),
             stages=(Stage(scenes=TINY_SCENES),),
             num_workers=0,
         ),
+        optim=OptimConfig(optimizer="adamw"),
         num_steps=6,
         batch_size=4,
-        runs=tmp_path / "runs",
+        precision="float32",
+        runs=root / "runs",
         log_every=1,
         validate_every=0,
     )
+
+
+def use_few_scenes(patch: pytest.MonkeyPatch) -> None:
+    """Use few scenes for tokenizer and validation."""
+    patch.setattr(scene_inputs, "_TOKENIZER_SCENES", 10)
+    few = partial(development_benchmarks, num_scenes=2)
+    patch.setattr(scene_inputs, "development_benchmarks", few)
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> TrainingConfig:
+    """The tiny run below the test's folder."""
+    return make_tiny_config(tmp_path)
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> Callable[..., Path]:
+    """Fill a folder with images; the first ones have captions."""
+
+    def make(
+        name: str = "images",
+        *,
+        count: int = 6,
+        captioned: int = 0,
+        size: tuple[int, int] = (40, 30),
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(count):
+            path = folder / f"{number}.png"
+            Image.new("RGB", size, (40 * number % 256, 90, 120)).save(path)
+            if number < captioned:
+                path.with_suffix(".txt").write_text(f"a plain wall, number {number}", "utf-8")
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
-"""`python -m training`: jobs, overrides, exit status and clear messages."""
+"""`python -m training`: jobs, overrides, exit status and messages."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,22 +14,6 @@ from training.data.folder import DataFolder
 from training.preemption import Stopped
 
 
-@pytest.mark.slow
-def test_a_mistake_ends_the_program_with_status_2(project_root: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "training", "debug", "--set", "bogus=1"],
-        cwd=project_root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=240,  # what it waits for is imports, on a busy machine
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: unknown setting 'bogus': 'bogus' is not one of name, ")
-    assert "Traceback" not in result.stderr
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -39,7 +21,7 @@ def test_a_mistake_ends_the_program_with_status_2(project_root: Path) -> None:
         ["paint"],
         ["export"],
         ["debug", "--sets", "a=1"],
-        # Half a name is no name: the next option of that beginning would change what it means.
+        # An abbreviation would become ambiguous with the next option of the same prefix.
         ["evaluate", "run", "--scene", "3"],
         ["caption", "gemini", "--shard", "a", "--output", "b"],
     ],
@@ -54,9 +36,7 @@ def test_unknown_jobs_and_missing_options_are_refused(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_runs_with_its_overrides(
-    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_runs_with_its_overrides(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainingConfig] = []
 
     def run(config: TrainingConfig) -> Path:
@@ -68,10 +48,9 @@ def test_a_recipe_runs_with_its_overrides(
     (config,) = seen
     assert (config.num_steps, config.optim.muon_lr) == (7, 1e-4)
     assert config.name == RECIPES[recipe]().name
-    assert "The model is in runs/x/model" in capsys.readouterr().out
 
 
-def test_a_run_that_was_stopped_has_not_ended_well(
+def test_a_stopped_run_has_the_status_of_sigterm(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(_: TrainingConfig) -> Path:
@@ -79,16 +58,28 @@ def test_a_run_that_was_stopped_has_not_ended_well(
 
     monkeypatch.setattr(train_command, "train", run)
     assert main(["debug"]) == 143
-    assert "saved at step 7; run the same command to resume" in capsys.readouterr().out
+    assert "saved at step 7" in capsys.readouterr().out
 
 
-def test_training_without_data_says_how_to_get_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["debug", "--set", "bogus=1"], "error: unknown setting 'bogus'"),
+        (["debug", "--set", "data.folder=F", "--set", "runs=F/runs"], "python -m training data"),
+        (["export", "--checkpoint", "F", "--output", "F/o", "--name", "n"], "not a complete"),
+    ],
+)
+def test_an_error_is_one_message_and_status_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    status = main(["debug", "--set", f"data.folder={tmp_path}", "--set", f"runs={tmp_path}/runs"])
-    assert status == 2
-    assert "run `python -m training data --folder" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    Path("F").mkdir()
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [[], ["--with-stamps"]])
@@ -118,11 +109,3 @@ def test_a_failing_fetch_is_reported_in_one_line(
     monkeypatch.setattr(data_command, "fetch", fetch)
     assert main(["data", "--folder", str(tmp_path)]) == 2
     assert "non-zero exit status 1" in capsys.readouterr().err
-
-
-def test_export_of_an_incomplete_checkpoint_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "o"), "--name", "n"]
-    assert main(["export", *arguments]) == 2
-    assert "is not a complete checkpoint" in capsys.readouterr().err

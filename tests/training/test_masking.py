@@ -14,7 +14,7 @@ from training.masking import random_masks
     ratio=st.floats(0, 1),
     seed=st.integers(0, 2**31),
 )
-def test_every_image_has_exactly_its_share(
+def test_every_image_has_the_same_number_of_masked_patches(
     batch: int, num_patches: int, ratio: float, seed: int
 ) -> None:
     masked_BN = random_masks(batch, num_patches, ratio, torch.Generator().manual_seed(seed))
@@ -25,7 +25,7 @@ def test_every_image_has_exactly_its_share(
     assert torch.equal(masked_BN, again_BN)
 
 
-def test_every_patch_is_as_likely_and_images_differ() -> None:
+def test_all_patches_are_equally_likely_and_images_differ() -> None:
     masked_BN = random_masks(4000, 16, 0.75, torch.Generator().manual_seed(0))
     share_N = masked_BN.float().mean(0)
     assert share_N.min() > 0.71
@@ -36,10 +36,10 @@ def test_every_patch_is_as_likely_and_images_differ() -> None:
     assert not torch.equal(first_BN, second_BN)
 
 
-@pytest.mark.parametrize("ratio", [-0.1, 1.5])
-def test_a_ratio_is_a_share(ratio: float) -> None:
-    with pytest.raises(ValueError, match=r"0\.\.1"):
-        random_masks(1, 4, ratio, torch.Generator())
+def test_a_ratio_outside_0_to_1_is_refused() -> None:
+    for ratio in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=r"0\.\.1"):
+            random_masks(1, 4, ratio, torch.Generator())
 
 
 def test_ranks_draw_the_masks_of_one_batch() -> None:
@@ -50,5 +50,5 @@ def test_ranks_draw_the_masks_of_one_batch() -> None:
         for generator, rows in zip(generators, (slice(0, 4), slice(4, 6)), strict=True)
     ]
     assert torch.equal(torch.cat(parts), whole_BN)
-    # What is drawn after the masks is the same everywhere too.
+    # Later random numbers are the same on all ranks too.
     assert torch.equal(generators[0].get_state(), generators[1].get_state())

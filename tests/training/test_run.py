@@ -1,132 +1,142 @@
-"""A whole run on drawn shapes: teacher, then student, and the files that each leaves behind."""
+"""Whole runs on drawn shapes: a teacher, its student, and the files that each leaves."""
 
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from tests.training.conftest import TINY_HEAD, make_tiny_config, use_few_scenes
 from training import run as run_module
 from training.config import TrainingConfig
-from training.data.crops import CropConfig
 from training.data.folder import DataFolder, seen_names
-from training.data.shards.batches import ShardsConfig
-from training.evaluate.sets import development_benchmarks
-from training.heads import HeadConfig
-from training.inputs import scenes as scene_inputs
 from training.methods import pretrain as pretrain_module
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain
 from training.methods.teacher import load_teacher
+from training.observation import read_log
 from training.pretrained import image_backbone as backbone_module
 from training.run import build_method, build_tokenizer, new_model, open_inputs, run
-from training.run_record import RECORD_FILE, as_json, read_configs
+from training.run_record import RECORD_FILE, as_json
 from training.targets import Centering
 
-HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
+
+def on_drawings(data_folder: DataFolder, root: Path) -> TrainingConfig:
+    """Four steps of the tiny run, scored twice."""
+    tiny = make_tiny_config(root)
+    data = replace(tiny.data, folder=data_folder.path)
+    return replace(tiny, data=data, num_steps=4, validate_every=2)
 
 
 @pytest.fixture
 def config(
-    tiny_config: TrainingConfig, data_folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+    data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> TrainingConfig:
-    """The tiny run on the drawn data, with few scenes for tokenizer and validation."""
-    monkeypatch.setattr(scene_inputs, "_TOKENIZER_SCENES", 10)
-    few = partial(development_benchmarks, num_scenes=2)
-    monkeypatch.setattr(scene_inputs, "development_benchmarks", few)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    data = replace(tiny_config.data, folder=data_folder.path)
-    return replace(tiny_config, data=data, num_steps=4, validate_every=2)
+    """The run below the test's folder."""
+    use_few_scenes(monkeypatch)
+    return on_drawings(data_folder, tmp_path)
 
 
-@pytest.fixture
-def student_config(config: TrainingConfig) -> TrainingConfig:
-    """A student of the tiny run."""
-    method = DistillConfig(head=HEAD, text_locked_until=0.0)
-    return replace(config, name="student", method=method, teacher=config.folder)
+@pytest.fixture(scope="module")
+def finished(data_folder: DataFolder, tmp_path_factory: pytest.TempPathFactory) -> TrainingConfig:
+    """The run when it is finished. Do not change its files."""
+    config = on_drawings(data_folder, tmp_path_factory.mktemp("finished"))
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_scenes(patch)
+        assert run(config) == config.folder / "model"
+    return config
 
 
-def log(config: TrainingConfig) -> list[dict[str, float]]:
-    lines = (config.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+def as_student(config: TrainingConfig, teacher: Path) -> TrainingConfig:
+    method = DistillConfig(head=TINY_HEAD, text_locked_until=0.0)
+    return replace(config, name="student", method=method, teacher=teacher)
 
 
-def test_a_run_leaves_what_a_student_and_an_export_need(config: TrainingConfig) -> None:
-    folder = run(config)
-    assert folder == config.folder / "model"
-    model = Tipsv2Model.from_pretrained(folder)
-    tokenizer = Tipsv2Tokenizer.from_pretrained(folder)
+def test_a_run_saves_model_heads_log_and_scores(finished: TrainingConfig) -> None:
+    model = Tipsv2Model.from_pretrained(finished.folder / "model")
+    tokenizer = Tipsv2Tokenizer.from_pretrained(finished.folder / "model")
     assert model.text_model.config.vocab_size == len(tokenizer)
-    (recorded,) = read_configs(config.folder)
-    assert recorded == as_json(config)
-    assert [row["step"] for row in log(config)] == [1, 2, 3, 4]
-    assert ["val/patches" in row for row in log(config)] == [False, True, False, True]
-    assert {"val/painted", "val-style/values_which"} <= set(log(config)[-1])
-    heads = torch.load(config.folder / "heads.pt", weights_only=True)
+    log = read_log(finished.folder)
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert ["val/patches" in row for row in log] == [False, True, False, True]
+    assert {"val/painted", "val-style/values_which"} <= set(log[-1])
+    heads = torch.load(finished.folder / "heads.pt", weights_only=True)
     assert {name.split(".")[0] for name in heads} == {
         "head", "teacher_head", "centering", "global_centering", "contrast", "projection"
     }  # fmt: skip
 
 
-def test_the_memory_of_a_run_is_recorded(config: TrainingConfig) -> None:
-    run(config)
-    record = json.loads((config.folder / RECORD_FILE).read_text("utf-8"))
+def test_configuration_and_memory_of_a_run_are_recorded(finished: TrainingConfig) -> None:
+    record = json.loads((finished.folder / RECORD_FILE).read_text("utf-8"))
     (start,) = record["starts"]
+    assert start["config"] == as_json(finished)
     planned, counted = start["state_bytes"], start["end"]["state_bytes"]
-    parameters = build_method(config, 300).parameters()
+    parameters = build_method(finished, 300).parameters()
     assert 0 < planned["ema"] < planned["parameters"]
     assert planned["parameters"] > 4 * sum(p.numel() for p in parameters) - planned["ema"]
     assert counted["parameters"] == planned["parameters"]
     assert counted["ema"] == planned["ema"]
-    # Nothing trained the image backbone's projection here, and step counters are not in the plan.
+    # The image backbone's projection has no gradient here, and step counters are not planned.
     assert 0.5 * planned["optimizer"] < counted["optimizer"] < planned["optimizer"]
 
 
-def test_a_finished_run_is_not_run_again(config: TrainingConfig) -> None:
+def test_a_finished_run_is_not_repeated(config: TrainingConfig, finished: TrainingConfig) -> None:
+    shutil.copytree(finished.folder, config.folder)
     run(config)
-    weights = (config.folder / "model/model.safetensors").read_bytes()
-    run(config)
-    assert len(log(config)) == 4
-    assert (config.folder / "model/model.safetensors").read_bytes() == weights
+    assert read_log(config.folder) == read_log(finished.folder)
+    before, after = (c.folder / "model/model.safetensors" for c in (finished, config))
+    assert before.read_bytes() == after.read_bytes()
 
 
-def test_a_student_takes_its_teachers_tokenizer_and_head(
-    config: TrainingConfig, student_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+def test_a_student_uses_its_teachers_tokenizer_and_head(
+    config: TrainingConfig, finished: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(config)
     monkeypatch.setattr(run_module, "train_tokenizer", None)
-    folder = run(student_config)
-    assert "patch" in log(student_config)[0]
-    vocabularies = [
+    student = as_student(config, finished.folder)
+    folder = run(student)
+    assert "patch" in read_log(student.folder)[0]
+    own, theirs = (
         Tipsv2Tokenizer.from_pretrained(path).get_vocab()
-        for path in (folder, config.folder / "model")
-    ]
-    assert vocabularies[0] == vocabularies[1]
-    teacher = load_teacher(config.folder, HEAD)
-    heads = torch.load(config.folder / "heads.pt", weights_only=True)
+        for path in (folder, finished.folder / "model")
+    )
+    assert own == theirs
+    teacher = load_teacher(finished.folder, TINY_HEAD)
+    heads = torch.load(finished.folder / "heads.pt", weights_only=True)
     assert teacher.head is not None
     assert isinstance(teacher.centering, Centering)
     assert torch.equal(teacher.head.prototypes, heads["teacher_head.prototypes"])
     assert torch.equal(teacher.centering.centre_K, heads["centering.centre_K"])
     assert teacher.centering.centre_K.any()
-    saved = Tipsv2Model.from_pretrained(config.folder / "model").state_dict()
+    saved = Tipsv2Model.from_pretrained(finished.folder / "model").state_dict()
     for name, value in teacher.model.state_dict().items():
         assert torch.equal(value, saved[name]), name
 
 
-def test_a_student_without_a_teacher_says_so_at_the_start(student_config: TrainingConfig) -> None:
-    assert isinstance(student_config.method, DistillConfig)
-    later = replace(student_config, method=replace(student_config.method, patch_from=0.3))
-    for config in (student_config, later):
-        with pytest.raises(FileNotFoundError, match="run its recipe first"):
-            build_method(config, 300)
+def test_a_run_starts_from_the_model_and_tokenizer_of_another(
+    config: TrainingConfig, finished: TrainingConfig
+) -> None:
+    later = replace(config, name="later", start=finished.folder, seed=5, num_steps=1)
+    run(later)
+    own, theirs = (c.folder / "tokenizer/tokenizer.json" for c in (later, finished))
+    assert own.read_bytes() == theirs.read_bytes()
+    vocab_size = len(Tipsv2Tokenizer.from_pretrained(own.parent))
+    started = build_method(later, vocab_size).model.state_dict()
+    expected = Tipsv2Model.from_pretrained(finished.folder / "model").state_dict()
+    assert all(torch.equal(started[key], expected[key]) for key in expected)
+
+
+def test_a_missing_teacher_or_start_is_an_error_before_training(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no teacher in .*: run its recipe first"):
+        build_method(as_student(config, config.folder), 300)
+    with pytest.raises(FileNotFoundError, match=r"no model to start from in .*: run"):
+        build_method(replace(config, start=tmp_path), 300)
 
 
 def test_the_same_seed_builds_the_same_model(config: TrainingConfig) -> None:
@@ -152,7 +162,7 @@ def test_a_tokenizer_is_trained_once_a_run(
     first = build_tokenizer(config, inputs)
     monkeypatch.setattr(run_module, "train_tokenizer", None)
     assert build_tokenizer(config, inputs).get_vocab() == first.get_vocab()
-    # Every name that training uses was in the corpus often enough to be short.
+    # The corpus repeats every name often enough for a short encoding.
     assert all(len(first.tokenize(name)) <= 3 for name in seen_names())
 
 
@@ -180,13 +190,13 @@ def test_a_text_tower_is_warmed_up_once(
     monkeypatch.setattr(run_module, "warm_up_text_tower", warm_up)
     warmed = replace(
         config,
+        num_steps=2,
         text_warmup_steps=7,
         method=replace(config.method, text_locked_until=1.0),
         validate_every=0,
     )
     folder = run(warmed)
-    assert calls == [7]
-    # Locked throughout, so the tower is what the warm-up made it.
+    # The tower is locked throughout, so it keeps the result of the warm-up.
     model = Tipsv2Model.from_pretrained(folder)
     assert (model.text_model.final_layer_norm.bias == 3.0).all()
     shutil.rmtree(warmed.folder / "checkpoints")
@@ -210,48 +220,12 @@ def test_the_backbone_axes_are_fitted_to_the_run_and_kept(
         monkeypatch.setattr(module, "TARGET_WIDTH", 8)
     monkeypatch.setattr(run_module, "_BASIS_BATCHES", 2)
     backbone = ImageBackboneConfig(weight=1.0, scenes_until=1.0)
-    config = replace(
-        config, method=replace(config.method, image_backbone=backbone), validate_every=0
-    )
+    method = replace(config.method, image_backbone=backbone)
+    config = replace(config, method=method, num_steps=2, validate_every=0)
     run(config)
-    assert all("image_backbone" in row for row in log(config))
-    image = (*seen[0],)
-    assert seen == [image] * (2 + config.num_steps)
+    assert all("image_backbone" in row for row in read_log(config.folder))
+    assert seen == [(4, 3, 28, 28)] * (2 + 2)  # two batches for the axes, then one each step
     axes = (config.folder / "image-backbone-basis.pt").read_bytes()
-    run(replace(config, num_steps=6))
-    assert seen == [image] * (2 + 6)
+    run(replace(config, num_steps=3))
+    assert len(seen) == 2 + 3
     assert (config.folder / "image-backbone-basis.pt").read_bytes() == axes
-
-
-def test_a_run_starts_from_the_model_and_tokenizer_of_another(config: TrainingConfig) -> None:
-    run(config)
-    later = replace(config, name="later", start=config.folder, seed=5)
-    vocab_size = len(build_tokenizer(config, open_inputs(config)))
-    started = build_method(later, vocab_size).model.state_dict()
-    finished = Tipsv2Model.from_pretrained(config.folder / "model").state_dict()
-    assert all(torch.equal(started[key], finished[key]) for key in finished)
-    run(later)
-    tokenizers = [folder / "tokenizer/tokenizer.json" for folder in (config.folder, later.folder)]
-    assert tokenizers[0].read_bytes() == tokenizers[1].read_bytes()
-
-
-def test_a_start_that_is_not_finished_is_refused(config: TrainingConfig, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no model to start from in .*: run"):
-        build_method(replace(config, start=tmp_path), 400)
-
-
-def test_a_run_on_images_takes_its_words_from_the_captions(
-    config: TrainingConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(5):
-        Image.new("RGB", (40, 30), (40 * number, 90, 120)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text("an image of a plain wall", encoding="utf-8")
-    crops = CropConfig(global_size=28, num_local=1, local_size=14)
-    data = ShardsConfig(folder=folder, crops=crops, num_workers=0)
-    path = run(replace(config, data=data, num_steps=2, batch_size=2, accumulate=2))
-    assert capsys.readouterr().out.startswith(f"data: 5 images in {folder}, a plain folder, ")
-    tokenizer = Tipsv2Tokenizer.from_pretrained(path)
-    assert len(tokenizer.tokenize("image wall")) == 2
-    assert {"cls1", "cls2", "dino"} <= set(log(replace(config, data=data))[0])

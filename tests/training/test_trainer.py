@@ -1,4 +1,4 @@
-"""The loop: an interrupted run equals an uninterrupted one, and trouble stops it."""
+"""The loop: an interrupted run equals an uninterrupted one, and errors stop it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Tipsv2Model, Tipsv2Tokenizer
+from transformers import Tipsv2Tokenizer
 
 from training.checkpoint import checkpoint_step
 from training.config import TrainingConfig
@@ -20,21 +20,13 @@ from training.run import build_method
 from training.trainer import Trainer
 
 MakeBatches = Callable[..., SceneBatches]
-
 MakeMethod = Callable[[], Method]
 
 
 @pytest.fixture
-def make_method(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Callable[[], Method]:
-    """Build the same fresh method each time."""
+def make_method(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> MakeMethod:
+    """Build the same new method each time."""
     return lambda: build_method(tiny_config, len(tokenizer))
-
-
-def train(
-    config: TrainingConfig, method: Method, batches: SceneBatches, *, until: int | None = None
-) -> dict[str, float]:
-    """Train with a new trainer, which begins where the last one stopped."""
-    return Trainer(config, method, batches).train(until=until)
 
 
 def rows(config: TrainingConfig) -> list[Row]:
@@ -58,9 +50,7 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
             assert all(torch.equal(repeated[index][name], fields[name]) for name in fields)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("stops", [(2, 4), (3,)])
+@pytest.mark.parametrize(("accumulate", "stops"), [(1, (2, 4)), (2, (3,))])
 def test_a_stopped_run_resumes_to_the_identical_result(
     accumulate: int,
     stops: Sequence[int],
@@ -77,16 +67,9 @@ def test_a_stopped_run_resumes_to_the_identical_result(
         again = Trainer(parts, make_method(), batches)
         last_part = again.train(until=stop)
     assert last_part["loss"] == last["loss"]
-    assert len(rows(whole)) == 6
-    assert rows(parts) == rows(whole)
+    log = rows(whole)
+    assert rows(parts) == log
     assert_same_state(trainer, again)
-
-
-def test_every_step_is_logged_with_its_terms(
-    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
-) -> None:
-    train(tiny_config, make_method(), make_batches())
-    log = rows(tiny_config)
     assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
     # The patch loss joins in after half of the steps.
     assert ["ibot" in row for row in log] == [False] * 3 + [True] * 3
@@ -102,7 +85,7 @@ def test_logging_and_validation_come_when_due(
     config = replace(tiny_config, log_every=4, validate_every=3, num_steps=7)
     method, validated = make_method(), []
 
-    def validate(step: int) -> dict[str, float]:
+    def validate(step: int) -> Row:
         assert not method.training
         validated.append(step)
         return {"score": float(step)}
@@ -115,66 +98,32 @@ def test_logging_and_validation_come_when_due(
     assert method.training
 
 
-class Recording(Pretrain):
-    """A method that remembers whether its weights had moved when its averages did."""
-
-    def __init__(self, model: Tipsv2Model, config: PretrainConfig) -> None:
-        super().__init__(model, config)
-        self.moved: list[bool] = []
-
-    def training_step(self, batch: Batch, step: Step) -> StepResult:
-        """Remember the weights before the step."""
-        self.before = self.head.prototypes.detach().clone()
-        return super().training_step(batch, step)
-
-    def after_step(self) -> None:
-        """Remember whether the weights have moved by now."""
-        self.moved.append(not torch.equal(self.head.prototypes.detach(), self.before))
-
-
-def test_averages_move_after_the_weights(
-    tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
-) -> None:
-    assert isinstance(tiny_config.method, PretrainConfig)
-    method = Recording(make_method().model, tiny_config.method)
-    train(tiny_config, method, make_batches())
-    # The head has a gradient from half of the steps on.
-    assert method.moved == [False] * 3 + [True] * 3
-
-
 class Broken(Pretrain):
     """A method whose second step has an infinite gradient."""
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
-        """The first step is sound."""
+        """Multiply the loss of all steps but the first by infinity."""
         result = super().training_step(batch, step)
         factor = float("inf") if step.progress > 0 else 1.0
         return StepResult(loss=result.loss * factor, metrics=result.metrics)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(
+def test_after_a_gradient_that_is_not_finite_a_run_resumes_from_its_checkpoint(
     tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
     assert isinstance(tiny_config.method, PretrainConfig)
     broken = Broken(make_method().model, tiny_config.method)
     trainer = Trainer(tiny_config, broken, make_batches())
     trainer.train(until=1)
-    before = {name: value.clone() for name, value in broken.model.state_dict().items()}
-    with pytest.raises(FloatingPointError, match=r"step 1: .*not finite; lower .*optim\.muon_lr"):
+    with pytest.raises(FloatingPointError, match="step 1: "):
         trainer.train()
-    for name, value in broken.model.state_dict().items():
-        assert torch.equal(value, before[name]), name
     assert checkpoint_step(tiny_config.folder) == 1
-    # What the first step had done goes on, with a method that is whole.
-    train(tiny_config, make_method(), make_batches())
-    assert [row["step"] for row in rows(tiny_config)] == [1, 2, 3, 4, 5, 6]
+    Trainer(tiny_config, make_method(), make_batches()).train(until=3)
+    assert [row["step"] for row in rows(tiny_config)] == [1, 2, 3]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("every_s", "expected"), [(0.0, [1, 2, 3, 4, 5, 6, 7]), (10.0, [3, 6, 7]), (99.0, [7])]
-)
-def test_checkpoints_come_by_the_clock_and_once_at_the_end(
+@pytest.mark.parametrize(("every_s", "expected"), [(10.0, [3, 6, 7]), (99.0, [7])])
+def test_checkpoints_are_saved_by_the_clock_and_once_at_the_end(
     every_s: float,
     expected: Sequence[int],
     tiny_config: TrainingConfig,
@@ -182,18 +131,15 @@ def test_checkpoints_come_by_the_clock_and_once_at_the_end(
     make_batches: MakeBatches,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A step takes four seconds of this clock."""
     saved: list[int] = []
 
     def remember(_: Path, *, step: int, **_others: object) -> None:
         saved.append(step)
 
-    method = make_method()
-    after_step, now_s = method.after_step, [0.0]
+    method, now_s = make_method(), [0.0]
 
-    def tick() -> None:
+    def tick() -> None:  # a step takes four seconds
         now_s[0] += 4.0
-        after_step()
 
     monkeypatch.setattr(method, "after_step", tick)
     monkeypatch.setattr("training.trainer.save_checkpoint", remember)
@@ -204,9 +150,9 @@ def test_checkpoints_come_by_the_clock_and_once_at_the_end(
     assert saved == expected
 
 
-def test_data_that_ends_too_early_is_a_mistake(
+def test_data_that_ends_too_early_is_an_error(
     tiny_config: TrainingConfig, make_method: MakeMethod, make_batches: MakeBatches
 ) -> None:
     config = replace(tiny_config, accumulate=2)
-    with pytest.raises(ValueError, match="the data ends after 3 of 6 steps"):
-        train(config, make_method(), make_batches(num_steps=7))
+    with pytest.raises(ValueError, match="the data ends after 1 of 6 steps"):
+        Trainer(config, make_method(), make_batches(num_steps=3)).train()

@@ -1,24 +1,20 @@
-"""One rank of a run of two, started twice by test_distributed: writes what it saw as JSON.
-
-Arguments: rank, folder. The ranks meet through a file, so no port is needed.
-"""
+"""One of two ranks that test_distributed starts. Arguments: rank, folder for results as JSON."""
 
 import json
-import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tests.training.ranks import join
 from training import distributed
 from training.targets import Centering
 
 
 class TwoParts(nn.Module):
-    """A part that every image trains, one that only some do, one that none does."""
+    """A part that every image trains, one that some train, one that none trains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +55,7 @@ def centre_after(cosines_NK: Tensor) -> list[float]:
 
 
 def gathered(rank: int) -> dict[str, object]:
-    """Rows that differ in number between ranks, and what a loss of each rank sends back to them."""
+    """Gather different numbers of rows; a loss of each rank sends gradients back to them."""
     rows_R2 = torch.arange(4.0).view(2, 2) if rank == 0 else torch.tensor([[7.0, 9.0]])
     rows_R2.requires_grad_()
     (all_G2, ids_G), own = distributed.gather_rows(rows_R2, torch.arange(len(rows_R2)) + 10 * rank)
@@ -71,14 +67,14 @@ def gathered(rank: int) -> dict[str, object]:
         "ids": ids_G.tolist(),
         "own": [own.start, own.stop],
         "grad": rows_R2.grad.tolist(),
-        "empty": gathered_nothing(rank),
+        "empty": gathered_from_one(rank),
         "sum": distributed.sum_over_ranks([rank + 1, 5], torch.device("cpu")),
         "logsumexp": distributed.logsumexp_over_ranks(torch.tensor([float(rank), -2.0])).tolist(),
     }
 
 
-def gathered_nothing(rank: int) -> list[object]:
-    """Rows of one rank alone; and what both see where neither has any."""
+def gathered_from_one(rank: int) -> list[object]:
+    """Gather rows that only rank 1 has, and rows that no rank has."""
     alone_R1 = torch.ones(2 * rank, 1, requires_grad=True)
     (one_G1,), own = distributed.gather_rows(alone_R1)
     one_G1.sum().backward()
@@ -88,16 +84,9 @@ def gathered_nothing(rank: int) -> list[object]:
 
 
 def main(rank: int, folder: Path) -> None:
-    """Take part in everything that ranks do together."""
+    """Call every function of `training.distributed` together with the other rank."""
     torch.set_num_threads(1)
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=200),
-    )
+    join(rank, folder)
     seen: dict[str, object] = {"start": distributed.start()}
     module, mine = TwoParts(), slice(4 * rank, 4 * rank + 4)
     module.loss(data()[mine]).backward()

@@ -1,4 +1,4 @@
-"""`python -m training evaluate`: whole with a checkpoint, or quick with development numbers."""
+"""`python -m training evaluate`: all scores with a checkpoint, or development scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,23 +11,24 @@ from training.commands import evaluate as evaluate_command
 from training.data.folder import DataFolder
 from training.scored_checkpoint import ScoredRuns
 
+ENTRY = ScoreEntry(
+    task="t", split="seen", row="student", metric="mIoU", value=12.5, low=11, high=14, count=9
+)
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A folder that looks like a finished run's."""
+    """A folder with the files that `evaluate` expects of a finished run."""
     folder = tmp_path / "run"
     (folder / "model").mkdir(parents=True)
     (folder / "model/config.json").write_text("{}", encoding="utf-8")
     return folder
 
 
-def test_evaluation_prints_every_row(
+def test_options_reach_the_evaluation_and_every_score_is_printed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = ScoreEntry(
-        task="t", split="seen", row="student", metric="mIoU", value=12.5, low=11, high=14, count=9
-    )
-    chance = entry.model_copy(update={"row": "chance", "value": 1.0, "low": None, "high": None})
+    chance = ENTRY.model_copy(update={"row": "chance", "value": 1.0, "low": None, "high": None})
 
     def write(
         runs: ScoredRuns, *, data: DataFolder, card: Path, output: Path, num_scenes: int
@@ -35,7 +36,7 @@ def test_evaluation_prints_every_row(
         assert (runs.student, runs.teacher) == (run, run)
         assert (list(runs.further), runs.served) == ([run, run], run)
         assert (data.path, card.name, output, num_scenes) == (Path("d"), "c.md", Path("o"), 9)
-        return [entry, chance]
+        return [ENTRY, chance]
 
     monkeypatch.setattr(evaluate_command, "write_scored_checkpoint", write)
     arguments = ["--also", str(run), str(run), "--teacher", str(run), "--output", "o"]
@@ -47,7 +48,21 @@ def test_evaluation_prints_every_row(
     ]
 
 
-def test_quick_numbers_need_neither_teacher_nor_output(
+def test_without_an_output_scores_are_only_printed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def score(
+        runs: ScoredRuns, *, data: DataFolder, num_scenes: int
+    ) -> tuple[object, list[ScoreEntry]]:
+        assert (runs.student, runs.teacher, list(runs.further)) == (run, None, [])
+        return None, [ENTRY]
+
+    monkeypatch.setattr(evaluate_command, "score", score)
+    assert main(["evaluate", str(run)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_quick_scores_need_neither_teacher_nor_output(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"  # a model without a run
@@ -65,34 +80,11 @@ def test_quick_numbers_need_neither_teacher_nor_output(
     assert values.split() == ["val/patches", "3.00", "3.00"]
 
 
-def test_without_an_output_it_prints_and_writes_nothing(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    entry = ScoreEntry(task="t", split="s", row="student", metric="top-1", value=3.0, count=9)
-
-    def score(
-        runs: ScoredRuns, *, data: DataFolder, num_scenes: int
-    ) -> tuple[object, list[ScoreEntry]]:
-        assert (runs.student, runs.teacher, list(runs.further)) == (run, None, [])
-        assert num_scenes == 500
-        return None, [entry]
-
-    monkeypatch.setattr(evaluate_command, "score", score)
-    assert main(["evaluate", str(run)]) == 0
-    assert capsys.readouterr().out == "t | s | student | top-1 | 3.00 | n 9\n"
-
-
-def test_a_missing_card_is_reported_before_scoring(
+def test_a_missing_card_or_model_is_reported_before_scoring(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(run), "--output", str(tmp_path / "o")]) == 2
-    message = "no model card at training/cards/run.md: write it, or name another by --card"
-    assert message in capsys.readouterr().err
-
-
-def test_a_folder_without_a_model_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    assert "no model card at training/cards/run.md" in capsys.readouterr().err
     for options in ([], ["--quick"]):
         assert main(["evaluate", str(tmp_path / "nowhere"), *options]) == 2
         assert "nowhere has no model yet" in capsys.readouterr().err

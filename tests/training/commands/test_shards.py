@@ -1,4 +1,4 @@
-"""The job `shards`: each kind writes a data set and says what is in it."""
+"""`python -m training shards`: each kind writes a data set and describes it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from training.__main__ import main
 from training.data.folder import DataFolder
@@ -14,14 +13,9 @@ from training.data.shards.manifest import ShardStore
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
+def images(make_images: Callable[..., Path]) -> Path:
     """Three images, one with a caption."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(3):
-        Image.new("RGB", (30, 30), (number, 0, 0)).save(folder / f"{number}.png")
-    (folder / "1.txt").write_text("a caption")
-    return folder
+    return make_images(count=3, captioned=1)
 
 
 @pytest.fixture
@@ -41,7 +35,7 @@ def test_a_folder_becomes_shards(tmp_path: Path, images: Path, printed: Callable
     output = printed("folder", images, "--output", tmp_path / "out", "--shard-size", 2)
     assert f"2 shards are ready in {tmp_path / 'out'}\n" in output
     assert "3 images, 1 of them with captions (alt 1)" in output
-    assert ShardStore(tmp_path / "out").read(0, 1).captions == {"alt": "a caption"}
+    assert ShardStore(tmp_path / "out").read(0, 0).captions == {"alt": "a plain wall, number 0"}
 
 
 def test_parquet_becomes_shards(tmp_path: Path, images: Path, printed: Callable[..., str]) -> None:

@@ -1,4 +1,4 @@
-"""Volumes of a small cluster: images in shards, captioners, a teacher, what evaluation takes."""
+"""Volumes of a small cluster: shards, a captioner, a teacher, evaluation data. Runs its steps."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from training.__main__ import main
 from training.data.folder import DataFolder
 
 NUM_IMAGES = 8
-# A step takes seconds; what it waits for on a busy machine is imports.
+# A step takes seconds; imports on a busy machine take longer.
 LIMIT_S = 560.0
 # The kernel gives connections ports of this range.
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -46,7 +47,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, data_folder: DataFolder) ->
 
 
 def free_port() -> int:
-    """A port without a listener, which no outgoing connection takes meanwhile."""
+    """A port without a listener, outside the range of outgoing connections."""
     first_of_connections = int(PORT_RANGE.read_text(encoding="ascii").split()[0])
     for port in range(first_of_connections - 1 - os.getpid() % 1000, 1024, -1):
         with socket.socket() as listener, suppress(OSError):
@@ -55,26 +56,31 @@ def free_port() -> int:
     raise AssertionError("all ports are taken")
 
 
+def in_float32(step: Step) -> Step:
+    """Train in float32: some CPUs have no instructions for bfloat16."""
+    return replace(step, command=[*step.command, "--set=precision=float32"])
+
+
 class Running:
-    """Steps that run at the same time; whatever of them still runs in the end is ended."""
+    """Runs steps, also several at a time, and ends those that are left."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[str]] = []
 
     def start(self, step: Step) -> "subprocess.Popen[str]":
-        """Start one."""
+        """Start a step."""
         process = step.start()
         self._processes.append(process)
         return process
 
     def run(self, *steps: Step) -> list[tuple[int, str]]:
-        """Exit status and everything said, of steps that are started together."""
+        """Run steps together; returns exit status and output of each."""
         processes = [self.start(step) for step in steps]
         said = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
         return [(p.returncode, text) for p, text in zip(processes, said, strict=True)]
 
     def end(self) -> None:
-        """SIGTERM, a while to listen to it, SIGKILL."""
+        """Send SIGTERM, and SIGKILL after a while."""
         left = [process for process in self._processes if process.poll() is None]
         for process in left:
             process.terminate()
@@ -88,7 +94,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    """Where steps are run."""
+    """Runs steps."""
     steps = Running()
     yield steps
     steps.end()

@@ -1,7 +1,7 @@
-"""The chain of `deploy/training/chain-dev/`: its own commands and arguments, step after step.
+"""The chain of `deploy/training/chain-dev/`: the manifest's commands and arguments, in order.
 
-Run as they stand in the manifest, with its ConfigMap's values; `tests/deploy/training_steps.py`
-says what is replaced. PaliGemma is a tiny one with random weights, drawings are coloured shapes.
+`tests/deploy/training_steps.py` describes what is replaced. PaliGemma is a tiny one with random
+weights, drawings are coloured shapes, and training is in float32.
 """
 
 import io
@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -26,6 +25,7 @@ from tests.deploy.training_steps import (
     find,
     make_step,
 )
+from tests.training.jobs.conftest import Running, in_float32
 from training.__main__ import main
 
 RUN = "tipserve-retrain-1"
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def steps_of(name: str, places: Places) -> dict[str, Step]:
-    """The steps of one variant, its files laid where the pod has them."""
+    """The steps of one variant, with its files where the pod has them."""
     documents = build(name)
     for file, text in find(documents, "ConfigMap", "tipserve-retrain-files")["data"].items():
         (places.root / "config" / file).write_text(text, encoding="utf-8")
@@ -44,12 +44,12 @@ def steps_of(name: str, places: Places) -> dict[str, Step]:
         make_step(container, environment(container, documents, labels), places)
         for container in chain_steps(documents)
     ]
-    return {step.name: step for step in made}
+    return {step.name: in_float32(step) if step.name == "distill" else step for step in made}
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain that has run, and what its steps have said."""
+    """A finished chain, and the output of its steps."""
 
     places: Places
     steps: dict[str, Step]
@@ -65,8 +65,8 @@ class Chain:
 
 
 @pytest.fixture(scope="module")
-def chain(places: Places, running: Any) -> Chain:
-    """All steps, each after the one before has ended well."""
+def chain(places: Places, running: Running) -> Chain:
+    """All steps, each after the previous one has succeeded."""
     steps, said = steps_of("chain-dev", places), {}
     for name, step in steps.items():
         ((status, said[name]),) = running.run(step)
@@ -74,7 +74,7 @@ def chain(places: Places, running: Any) -> Chain:
     return Chain(places=places, steps=steps, said=said)
 
 
-def test_each_step_did_its_work(chain: Chain) -> None:
+def test_every_step_succeeds(chain: Chain) -> None:
     assert "8 captions, 0 failed" in chain.said["caption"]
     assert f"{RUN}: steps 0 to 4, on 2 x cpu" in chain.said["distill"]
     assert "paligemma 8" in chain.said["distill"]
@@ -83,7 +83,7 @@ def test_each_step_did_its_work(chain: Chain) -> None:
     assert "student is ready in" in chain.said["export"]
 
 
-def test_what_was_trained_is_what_is_published(chain: Chain) -> None:
+def test_the_trained_weights_are_published(chain: Chain) -> None:
     first, last = (Path(chain.said[name].strip()) for name in ("first", "publish"))
     assert first != last
     assert (chain.models / "current").resolve() == last.resolve()
@@ -97,7 +97,7 @@ def test_what_was_trained_is_what_is_published(chain: Chain) -> None:
     assert {entry.row for entry in manifest.scores} >= {"student", "served", "student - served"}
 
 
-def test_a_restarted_pod_skips_finished_steps(chain: Chain, running: Any) -> None:
+def test_a_restarted_pod_skips_finished_steps(chain: Chain, running: Running) -> None:
     kept = [chain.run / "model/model.safetensors", chain.run / "log.jsonl"]
     before = [path.read_bytes() for path in kept]
     published = sorted(chain.models.iterdir())
@@ -147,7 +147,7 @@ def test_the_service_answers_by_the_published_package(
     assert [entry["id"] for entry in models["data"]] == ["student"]
 
 
-def test_the_way_back_is_one_command(chain: Chain) -> None:
+def test_a_rollback_is_one_command(chain: Chain) -> None:
     first, last = (Path(chain.said[name].strip()).name for name in ("first", "publish"))
     assert rollback(chain.models) == first
     assert open_package(chain.models / "current").manifest.name == "tipserve-student"
@@ -155,7 +155,7 @@ def test_the_way_back_is_one_command(chain: Chain) -> None:
 
 
 def rollback(repository: Path, *more: str) -> str:
-    """Go back; gives the version that is current then."""
+    """Roll back; returns the version that is current then."""
     command = [sys.executable, "-m", "model", "rollback", "--repository", str(repository), *more]
     ended = subprocess.run(command, capture_output=True, check=True, text=True, timeout=LIMIT_S)
     return Path(ended.stdout.strip()).name

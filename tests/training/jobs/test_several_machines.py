@@ -1,7 +1,7 @@
-"""Training on several machines, by the manifests' own arguments, and pods that are taken away.
+"""Training on several machines with the manifests' arguments, and preempted pods.
 
-`trainjob-dev` is run as the Kubeflow Trainer starts its pods, by variables for torchrun; of
-`indexed-job-dev` both pods run side by side and meet on a port of this machine.
+`trainjob-dev` runs with the variables that the Kubeflow Trainer gives to torchrun. Both pods of
+`indexed-job-dev` run side by side and meet on a port of this machine. Training is in float32.
 """
 
 import json
@@ -23,9 +23,9 @@ from tests.deploy.training_steps import (
     find,
     make_step,
 )
+from tests.training.jobs.conftest import Running, in_float32
 
-# A step of bfloat16 takes some 20 s on CPUs that have no instructions for it.
-LIMIT_S = 450.0
+LIMIT_S = 300.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 INDEX = "batch.kubernetes.io/job-completion-index"
 NAME = "batch.kubernetes.io/job-name"
@@ -33,12 +33,12 @@ NAME = "batch.kubernetes.io/job-name"
 
 @pytest.fixture(scope="module", autouse=True)
 def _captions(places: Places) -> None:
-    """Captioning is another step's; shards have the captions that came with the images."""
+    """Use the shards with the images' own captions, without a captioning step."""
     (places.root / "data/captioned").symlink_to("shards")
 
 
 def trainjob_step(kind: str, places: Places) -> Step:
-    """The one pod of a TrainJob, with the variables that the Trainer gives it."""
+    """The pod of a TrainJob, with the variables that the Trainer gives it."""
     documents = build("trainjob-dev")
     trainer = find(documents, "TrainJob", f"tipserve-{kind}")["spec"]["trainer"]
     assert trainer["numNodes"] == 1
@@ -50,7 +50,7 @@ def trainjob_step(kind: str, places: Places) -> Step:
         "PET_MASTER_PORT": "29400",
     }
     values = environment(trainer, documents, {}) | given
-    return make_step({**trainer, "name": kind}, values, places)
+    return in_float32(make_step({**trainer, "name": kind}, values, places))
 
 
 def indexed_steps(kind: str, places: Places) -> list[Step]:
@@ -59,15 +59,16 @@ def indexed_steps(kind: str, places: Places) -> list[Step]:
     job = find(documents, "Job", f"tipserve-{kind}")["spec"]
     (container,) = job["template"]["spec"]["containers"]
     return [
-        make_step(container, environment(container, documents, {INDEX: str(index)}), places)
+        in_float32(
+            make_step(container, environment(container, documents, {INDEX: str(index)}), places)
+        )
         for index in range(job["completions"])
     ]
 
 
 def check_run(run: Path, *, num_ranks: int) -> None:
-    """A finished run of three steps on so many ranks, cut over them, and its model."""
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    (start,) = record["starts"]
+    """Check a finished run of three steps, sharded over a number of ranks, and its model."""
+    (start,) = starts(run)
     assert (start["host"]["num_ranks"], start["config"]["parallel"]) == (num_ranks, "fsdp2")
     assert start["end"]
     last = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
@@ -76,7 +77,7 @@ def check_run(run: Path, *, num_ranks: int) -> None:
 
 
 def test_a_trainjob_pretrains_and_its_model_teaches_on_two_machines(
-    places: Places, running: Any
+    places: Places, running: Running
 ) -> None:
     ((status, text),) = running.run(trainjob_step("pretrain", places))
     assert status == 0, text
@@ -86,16 +87,16 @@ def test_a_trainjob_pretrains_and_its_model_teaches_on_two_machines(
     check_run(places.root / "runs/distilled-s14", num_ranks=2)
 
 
-def test_a_preempted_pod_saves_and_its_successor_resumes(places: Places, running: Any) -> None:
+def test_a_preempted_pod_saves_and_its_successor_resumes(places: Places, running: Running) -> None:
     documents = build("chain-dev")
     container = next(step for step in chain_steps(documents) if step["name"] == "distill")
     values = environment(container, documents, {NAME: "evicted"}) | {"STEPS": "100000"}
-    step = make_step(container, values, places)
+    step = in_float32(make_step(container, values, places))
     run = places.root / "runs" / "evicted"
 
     first = running.start(step)
     log = run / "log.jsonl"
-    # Rows are logged by steps, checkpoints saved by the clock: on a slow machine they come first.
+    # Rows are logged by steps, checkpoints saved by time: on a slow machine those come first.
     wait_for(lambda: log.exists() or bool(saved_steps(run)), first)
     text = take_away(first)
     done = max(saved_steps(run))
@@ -109,9 +110,9 @@ def test_a_preempted_pod_saves_and_its_successor_resumes(places: Places, running
 
 
 def take_away(process: "subprocess.Popen[str]") -> str:
-    """SIGTERM to the pod's first process alone, as a kubelet sends it; gives what was said.
+    """Send SIGTERM to the pod's first process, like a kubelet; returns the output.
 
-    A Job takes a pod that ends with 0 for finished, so this must be another status.
+    A Job counts a pod with status 0 as finished, so the status must be another one.
     """
     process.terminate()
     text, _ = process.communicate(timeout=LIMIT_S)
@@ -131,9 +132,9 @@ def starts(run: Path) -> list[dict[str, Any]]:
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    """Wait until something holds, while a process runs."""
+    """Wait for a condition while a process runs."""
     until = time.monotonic() + LIMIT_S
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until, "it does not come"
+        assert time.monotonic() < until, "time limit"
         time.sleep(0.1)

@@ -1,19 +1,48 @@
-"""Batches with local crops, and a record of which network is shown which images."""
+"""Batches with local crops, steps, and a record of the images that each network encodes."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from transformers.models.tipsv2.modeling_tipsv2 import Tipsv2VisionEmbeddings
 
 from model import features
 from model.position import embed_pixels
 from training.data.batch import Batch
+from training.methods.base import Method, Step, StepResult
+from training.methods.image_backbone import TARGET_WIDTH
 
 NUM_CROPS = 3
 
-Look = tuple[Tipsv2VisionEmbeddings, Tensor, Tensor | None]
+Encoded = tuple[Tipsv2VisionEmbeddings, Tensor, Tensor | None]
+
+
+def take_step(method: Method, batch: Batch, progress: float, *, seed: int = 0) -> StepResult:
+    """Loss and metrics of a batch on one rank."""
+    step = Step(
+        progress=progress,
+        generator=torch.Generator().manual_seed(seed),
+        first_row=0,
+        global_rows=len(batch.pixels_B3HW),
+    )
+    result: StepResult = method(batch, step)
+    return result
+
+
+class MeanColours:
+    """An image backbone whose target is the mean colour of each patch; remembers batch sizes."""
+
+    def __init__(self) -> None:
+        self.shown: list[int] = []
+
+    def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
+        """Targets [B, N, K]."""
+        self.shown.append(len(pixels_B3HW))
+        means_BN3 = avg_pool2d(pixels_B3HW, 14).flatten(2).transpose(1, 2)
+        waves_K = torch.linspace(1.0, 9.0, TARGET_WIDTH)
+        return (means_BN3.sum(-1, keepdim=True) * waves_K).sin()
 
 
 @pytest.fixture
@@ -25,9 +54,9 @@ def cropped(batch: Batch) -> Batch:
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[Look]:
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Encoded]:
     """Every image that enters a vision tower: the tower's embeddings, the pixels, the mask."""
-    seen: list[Look] = []
+    seen: list[Encoded] = []
 
     def remember(
         embeddings: Tipsv2VisionEmbeddings, pixels_B3HW: Tensor, masked_BN: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Distillation: a frozen teacher outside the student's state, every patch, a window of time."""
+"""Distillation: a frozen teacher outside the student's state, all patches, a share of the run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,31 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Tipsv2Config, Tipsv2Model, Tipsv2Tokenizer
-from transformers.models.tipsv2.modeling_tipsv2 import Tipsv2VisionEmbeddings
 
 from model.features import vision_tokens
 from model.variants import variant
+from tests.training.conftest import TINY_HEAD as HEAD
+from tests.training.methods.conftest import Encoded, take_step
 from training.config import TrainingConfig
 from training.data.batch import Batch
-from training.heads import HeadConfig
 from training.losses.dino import dino_loss
 from training.losses.distillation import distillation_loss, feature_loss
 from training.losses.ibot import Supervised
-from training.methods.base import Step, StepResult
 from training.methods.distill import Distill, DistillConfig, TextStart
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import FrozenTeacher, load_teacher
 from training.run import build_method, new_model
 from training.targets import Centering
 
-HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24)
 PAPER = DistillConfig(head=HEAD)
 CONFIG = replace(PAPER, patch_from=0.25, patch_until=0.75)
 
 MakeTeacher = Callable[..., FrozenTeacher]
-Look = tuple[Tipsv2VisionEmbeddings, Tensor, Tensor | None]
 
 
 @pytest.fixture
@@ -46,33 +43,25 @@ def make_teacher(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Mak
     return make
 
 
-def step(method: Distill, batch: Batch, progress: float) -> StepResult:
-    rows = len(batch.pixels_B3HW)
-    generator = torch.Generator().manual_seed(0)
-    where = Step(progress=progress, generator=generator, first_row=0, global_rows=rows)
-    result: StepResult = method(batch, where)
-    return result
-
-
-def test_student_and_teacher_see_the_whole_once_and_nothing_is_masked(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, looks: list[Look]
+def test_student_and_teacher_encode_the_whole_once_without_a_mask(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, encoded: list[Encoded]
 ) -> None:
     teacher = make_teacher()
-    step(Distill(student_model, PAPER, teacher), cropped, 0.0)
+    take_step(Distill(student_model, PAPER, teacher), cropped, 0.0)
     own, theirs = (m.vision_model.embeddings for m in (student_model, teacher.model))
-    assert all(mask is None for _, _, mask in looks)
-    shown = [(embeddings is theirs, tuple(pixels.shape)) for embeddings, pixels, _ in looks]
+    assert all(mask is None for _, _, mask in encoded)
+    shown = [(embeddings is theirs, tuple(pixels.shape)) for embeddings, pixels, _ in encoded]
     assert shown == [(False, (4, 3, 28, 28)), (True, (4, 3, 28, 28)), (False, (12, 3, 14, 14))]
-    assert all(embeddings in (own, theirs) for embeddings, _, _ in looks)
+    assert all(embeddings in (own, theirs) for embeddings, _, _ in encoded)
     for (_, pixels, _), expected in zip(
-        looks,
+        encoded,
         (cropped.pixels_B3HW, cropped.pixels_B3HW, cropped.locals_CB3hw.flatten(0, 1)),
         strict=True,
     ):
         assert torch.equal(pixels, expected)
 
 
-def test_local_crops_predict_what_the_teacher_says_of_the_whole(
+def test_local_crops_predict_the_teachers_assignment_of_the_whole(
     student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch
 ) -> None:
     teacher = make_teacher(dim=64)
@@ -83,7 +72,7 @@ def test_local_crops_predict_what_the_teacher_says_of_the_whole(
         crops = vision_tokens(student_model, cropped.locals_CB3hw.flatten(0, 1))
         logits_CBK = method.head(crops.cls1_BD).view(3, 4, 24) / HEAD.student_temperature
         expected = dino_loss(logits_CBK, teacher.assign_global(whole.cls1_BD))
-    result = step(method, cropped, 0.0)
+    result = take_step(method, cropped, 0.0)
     terms = result.metrics
     torch.testing.assert_close(terms["dino"], expected)
     clip = (terms["cls1"] + terms["cls2"]) / 2
@@ -91,15 +80,15 @@ def test_local_crops_predict_what_the_teacher_says_of_the_whole(
 
 
 @pytest.mark.parametrize("dim", [48, 64])
-def test_features_of_another_width_are_met_through_a_projector(
+def test_features_of_another_width_are_compared_through_a_projector(
     student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, dim: int
 ) -> None:
     teacher = make_teacher(dim=dim)
-    teacher = FrozenTeacher(model=teacher.model, head=None, centering=None)  # as it is released
+    teacher = FrozenTeacher(model=teacher.model, head=None, centering=None)  # as released
     method = Distill(student_model, replace(PAPER, patch_loss="features"), teacher)
     assert method.projector is not None
     assert isinstance(method.projector, nn.Identity if dim == 48 else nn.Linear)
-    result = step(method, cropped, 0.0)
+    result = take_step(method, cropped, 0.0)
     with torch.no_grad():
         own = vision_tokens(student_model, cropped.pixels_B3HW)
         theirs = teacher.encode(cropped.pixels_B3HW)
@@ -109,7 +98,7 @@ def test_features_of_another_width_are_met_through_a_projector(
     assert all(p.grad is not None and p.grad.any() for p in method.projector.parameters())
 
 
-def test_prototypes_that_do_not_meet_are_refused(
+def test_a_teacher_without_the_same_prototypes_is_refused(
     student_model: Tipsv2Model, make_teacher: MakeTeacher
 ) -> None:
     teacher = make_teacher()
@@ -123,7 +112,7 @@ def test_prototypes_that_do_not_meet_are_refused(
 
 @pytest.fixture
 def teacher_folder(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer, tmp_path: Path) -> Path:
-    """What a pretraining run of the student's size leaves behind."""
+    """Model and heads of a pretraining run of the student's size."""
     folder = tmp_path / "teacher"
     model = new_model(replace(tiny_config, seed=5), len(tokenizer))
     model.save_pretrained(folder / "model")
@@ -148,14 +137,14 @@ def test_a_teacher_may_be_frozen_in_bfloat16(
     results = []
     for teacher in (exact, half):
         torch.manual_seed(0)  # one head for both
-        results.append(step(Distill(student_model, PAPER, teacher), cropped, 0.0))
+        results.append(take_step(Distill(student_model, PAPER, teacher), cropped, 0.0))
     for name in ("patch", "dino"):
         seen, expected = results[1].metrics[name], results[0].metrics[name]
         torch.testing.assert_close(seen, expected, rtol=0.02, atol=0.0)
     results[1].loss.backward()
 
 
-def test_a_run_with_full_averages_and_two_heads_teaches_by_all_of_them(
+def test_averages_and_both_heads_of_a_run_are_loaded(
     teacher_folder: Path,
 ) -> None:
     model = Tipsv2Model.from_pretrained(teacher_folder / "model")
@@ -211,15 +200,15 @@ def test_a_frozen_text_tower_stays_as_it_is(
     student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch
 ) -> None:
     method = Distill(student_model, replace(PAPER, text_frozen=True), make_teacher())
-    step(method, cropped, 0.0).loss.backward()
+    take_step(method, cropped, 0.0).loss.backward()
     assert all(p.grad is None for p in student_model.text_model.parameters())
     assert student_model.temperature.grad is not None
 
 
-def test_a_teacher_may_be_of_the_largest_sizes_kind(
+def test_a_teacher_may_have_gated_layers(
     student_model: Tipsv2Model, tokenizer: Tipsv2Tokenizer, cropped: Batch
 ) -> None:
-    # g/14 has gated feed-forward layers, which its students have not.
+    # g/14 has gated feed-forward layers; its students do not.
     config = variant("g14").build(vocab_size=len(tokenizer)).to_dict()
     small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     size = Tipsv2Config(
@@ -230,11 +219,11 @@ def test_a_teacher_may_be_of_the_largest_sizes_kind(
         model=Tipsv2Model(size), head=HEAD.build(64), centering=Centering(24, temperature=0.06)
     )
     assert any("SwiGLU" in type(module).__name__ for module in teacher.model.modules())
-    assert step(Distill(student_model, PAPER, teacher), cropped, 0.0).loss.isfinite()
+    assert take_step(Distill(student_model, PAPER, teacher), cropped, 0.0).loss.isfinite()
 
 
-def test_the_teacher_is_frozen_and_no_part_of_the_student(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher
+def test_the_teacher_is_frozen_and_not_part_of_the_student(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch
 ) -> None:
     teacher = make_teacher()
     method = Distill(student_model, CONFIG, teacher)
@@ -245,16 +234,12 @@ def test_the_teacher_is_frozen_and_no_part_of_the_student(
         assert module is not None
         assert not module.training
         assert not any(p.requires_grad or id(p) in ours for p in module.parameters())
-    method.train()
-    assert not teacher.model.training
-
-
-def test_the_teacher_learns_and_moves_nothing(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch
-) -> None:
-    teacher = make_teacher()
     before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
-    step(Distill(student_model, CONFIG, teacher), batch, 0.5).loss.backward()
+    take_step(method.train(), batch, 0.5).loss.backward()
+    assert not teacher.model.training
+    assert method.head is not None
+    assert method.head.prototypes.grad is not None
+    assert method.head.prototypes.grad.any()
     assert teacher.head is not None
     assert isinstance(teacher.centering, Centering)
     assert all(p.grad is None for p in (*teacher.model.parameters(), *teacher.head.parameters()))
@@ -263,28 +248,23 @@ def test_the_teacher_learns_and_moves_nothing(
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize(
-    ("progress", "joins"), [(0.0, False), (0.24, False), (0.25, True), (0.74, True), (0.75, False)]
-)
-def test_the_teacher_takes_part_within_its_share_of_the_run(
-    student_model: Tipsv2Model,
-    make_teacher: MakeTeacher,
-    batch: Batch,
-    progress: float,
-    joins: bool,
+def test_the_teacher_is_used_within_its_share_of_the_run(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch
 ) -> None:
-    result = step(Distill(student_model, CONFIG, make_teacher()), batch, progress)
-    assert ("patch" in result.metrics) is joins
-    captions = (result.metrics["cls1"] + result.metrics["cls2"]) / 2
-    expected = captions + (2.0 * result.metrics["patch"] if joins else 0.0)
-    torch.testing.assert_close(result.loss.detach(), expected)
+    method = Distill(student_model, CONFIG, make_teacher())
+    for progress, is_used in ((0.24, False), (0.25, True), (0.74, True), (0.75, False)):
+        result = take_step(method, batch, progress)
+        assert ("patch" in result.metrics) is is_used
+        captions = (result.metrics["cls1"] + result.metrics["cls2"]) / 2
+        expected = captions + (2.0 * result.metrics["patch"] if is_used else 0.0)
+        torch.testing.assert_close(result.loss.detach(), expected)
 
 
 @pytest.mark.parametrize("dim", [48, 64])
 def test_every_patch_of_the_whole_image_is_distilled(
     student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch, dim: int
 ) -> None:
-    # Widths may differ: student and teacher meet in the space of prototypes.
+    # Widths may differ, because prototypes are compared.
     teacher = make_teacher(dim=dim)
     method = Distill(student_model, CONFIG, teacher)
     assert method.head is not None
@@ -296,25 +276,15 @@ def test_every_patch_of_the_whole_image_is_distilled(
         targets_BNK = (teacher.head(theirs.patches_BND) / HEAD.teacher_temperature).softmax(-1)
     torch.testing.assert_close(teacher.assign_patches(theirs.patches_BND), targets_BNK)
     expected = distillation_loss(logits_BNK, targets_BNK)
-    torch.testing.assert_close(step(method, batch, 0.5).metrics["patch"], expected)
+    torch.testing.assert_close(take_step(method, batch, 0.5).metrics["patch"], expected)
 
 
 @pytest.mark.parametrize("supervised", ["all", "masked"])
-def test_in_ablations_a_mask_hides_patches_and_may_choose_those_that_count(
+def test_a_mask_hides_patches_and_may_select_the_supervised_ones(
     student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, supervised: Supervised
 ) -> None:
     config = replace(PAPER, mask_ratio=0.5, supervised=supervised)
-    terms = step(Distill(student_model, config, make_teacher()), cropped, 0.0).metrics
+    terms = take_step(Distill(student_model, config, make_teacher()), cropped, 0.0).metrics
     both = (terms["patch_masked"] + terms["patch_visible"]) / 2  # two of four patches each
     expected = both if supervised == "all" else terms["patch_masked"]
     torch.testing.assert_close(terms["patch"], expected)
-
-
-def test_the_student_learns_from_it(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch
-) -> None:
-    method = Distill(student_model, CONFIG, make_teacher())
-    step(method, batch, 0.5).loss.backward()
-    assert method.head is not None
-    assert method.head.prototypes.grad is not None
-    assert method.head.prototypes.grad.any()

@@ -1,63 +1,38 @@
-"""Pretraining: one encoder, a moving average of the head alone, a patch loss that joins in late."""
+"""Pretraining: one encoder, a moving average of the head, a patch loss that starts late."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 from transformers import Tipsv2Model
-from transformers.models.tipsv2.modeling_tipsv2 import Tipsv2VisionEmbeddings
 
 from model.features import VisionTokens, vision_tokens
+from tests.training.conftest import TINY_HEAD
+from tests.training.methods.conftest import Encoded, MeanColours, take_step
 from training.data.batch import Batch
-from training.heads import HeadConfig
 from training.losses.dino import dino_loss
 from training.losses.ibot import Supervised, ibot_loss
 from training.masking import random_masks
-from training.methods.base import GlobalToken, Step, StepResult
-from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
+from training.methods.base import GlobalToken
+from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.terms import NameContrastConfig, caption_terms
 from training.targets import Centering
 
-HEAD = HeadConfig(hidden=32, bottleneck=16, num_prototypes=24, ema_momentum=0.9)
+HEAD = replace(TINY_HEAD, ema_momentum=0.9)
 PAPER = PretrainConfig(head=HEAD)
 CONFIG = replace(PAPER, ibot_start=0.5)
 
-Look = tuple[Tipsv2VisionEmbeddings, Tensor, Tensor | None]
 
-
-def step(method: Pretrain, batch: Batch, progress: float, *, seed: int = 0) -> StepResult:
-    generator = torch.Generator().manual_seed(seed)
-    rows = len(batch.pixels_B3HW)
-    where = Step(progress=progress, generator=generator, first_row=0, global_rows=rows)
-    result: StepResult = method(batch, where)
-    return result
-
-
-class MeanColours:
-    """A backbone whose target is the mean colour of each patch, in the real width."""
-
-    def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
-        means_BN3 = avg_pool2d(pixels_B3HW, 14).flatten(2).transpose(1, 2)
-        waves_K = torch.linspace(1.0, 9.0, TARGET_WIDTH)
-        return (means_BN3.sum(-1, keepdim=True) * waves_K).sin()
-
-
-def copied(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def test_each_view_goes_where_the_paper_draws_it(
-    student_model: Tipsv2Model, cropped: Batch, looks: list[Look]
+def test_the_encoder_sees_the_whole_the_masked_image_and_the_crops(
+    student_model: Tipsv2Model, cropped: Batch, encoded: list[Encoded]
 ) -> None:
-    # One pass over the whole serves captions and teacher; masked image and crops are the
-    # student's alone.
-    step(Pretrain(student_model, PAPER), cropped, 0.0)
+    # One pass over the whole serves captions and teacher.
+    take_step(Pretrain(student_model, PAPER), cropped, 0.0)
     own = student_model.vision_model.embeddings
-    assert [embeddings is own for embeddings, _, _ in looks] == [True, True, True]
-    (_, whole, no_mask), (_, masked, mask_BN), (_, crops, no_mask_either) = looks
+    assert [embeddings is own for embeddings, _, _ in encoded] == [True, True, True]
+    (_, whole, no_mask), (_, masked, mask_BN), (_, crops, no_mask_either) = encoded
     assert torch.equal(whole, cropped.pixels_B3HW)
     assert torch.equal(masked, cropped.pixels_B3HW)
     assert torch.equal(crops, cropped.locals_CB3hw.flatten(0, 1))
@@ -67,21 +42,21 @@ def test_each_view_goes_where_the_paper_draws_it(
     assert mask_BN.sum(1).tolist() == [3, 3, 3, 3]  # 75 % of four patches
 
 
-def test_full_ema_costs_one_more_look_at_the_whole(
-    student_model: Tipsv2Model, cropped: Batch, looks: list[Look]
+def test_with_full_ema_the_averaged_tower_encodes_the_whole_too(
+    student_model: Tipsv2Model, cropped: Batch, encoded: list[Encoded]
 ) -> None:
     method = Pretrain(student_model, replace(PAPER, ema="full"))
     assert method.teacher_tower is not None
-    step(method, cropped, 0.0)
-    theirs = [look for look in looks if look[0] is method.teacher_tower.embeddings]
-    assert len(looks) == 4
+    take_step(method, cropped, 0.0)
+    theirs = [image for image in encoded if image[0] is method.teacher_tower.embeddings]
+    assert len(encoded) == 4
     assert [(torch.equal(pixels, cropped.pixels_B3HW), mask) for _, pixels, mask in theirs] == [
         (True, None)
     ]
 
 
 def test_the_objective_is_the_papers(student_model: Tipsv2Model, cropped: Batch) -> None:
-    terms = step(method := Pretrain(student_model, PAPER), cropped, 0.0)
+    terms = take_step(method := Pretrain(student_model, PAPER), cropped, 0.0)
     whole = vision_tokens(student_model, cropped.pixels_B3HW)
     for name, value in caption_terms(student_model, whole, cropped).items():
         torch.testing.assert_close(terms.metrics[name], value.detach())
@@ -91,9 +66,8 @@ def test_the_objective_is_the_papers(student_model: Tipsv2Model, cropped: Batch)
     torch.testing.assert_close(terms.loss.detach(), expected)
 
 
-@pytest.mark.parametrize("token", ["cls1", "cls2"])
-@pytest.mark.parametrize("separate_heads", [False, True])
-def test_local_crops_predict_what_the_teacher_says_of_the_whole(
+@pytest.mark.parametrize(("token", "separate_heads"), [("cls1", False), ("cls2", True)])
+def test_local_crops_predict_the_teachers_assignment_of_the_whole(
     student_model: Tipsv2Model, cropped: Batch, token: GlobalToken, separate_heads: bool
 ) -> None:
     config = replace(PAPER, dino_token=token, separate_heads=separate_heads)
@@ -112,7 +86,7 @@ def test_local_crops_predict_what_the_teacher_says_of_the_whole(
         centering = Centering(24, temperature=HEAD.teacher_temperature)
         logits_CBK = head(crops_ND).view(3, 4, 24) / HEAD.student_temperature
         expected = dino_loss(logits_CBK, centering(teacher(whole_BD)))
-    torch.testing.assert_close(step(method, cropped, 0.0).metrics["dino"], expected)
+    torch.testing.assert_close(take_step(method, cropped, 0.0).metrics["dino"], expected)
 
 
 @pytest.mark.parametrize("term", ["dino", "ibot"])
@@ -136,7 +110,7 @@ def test_no_gradient_flows_back_from_the_teachers_view(
         return tokens
 
     monkeypatch.setattr(method, "encode", encode)
-    step(method, cropped, 0.0).loss.backward()
+    take_step(method, cropped, 0.0).loss.backward()
     assert len(seen) == 1
     assert seen[0].patches_BND.grad is None
     assert seen[0].cls1_BD.grad is None
@@ -145,12 +119,12 @@ def test_no_gradient_flows_back_from_the_teachers_view(
     assert patch_weight.grad.any()
 
 
-def test_only_the_teacher_head_follows_the_head(student_model: Tipsv2Model, batch: Batch) -> None:
+def test_only_the_teacher_head_follows_the_head(student_model: Tipsv2Model) -> None:
     method = Pretrain(student_model, CONFIG)
     with torch.no_grad():
         for parameter in (*method.model.parameters(), *method.head.parameters()):
             parameter.add_(0.1)
-    before = copied(method)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
     method.after_step()
     for name, value in method.state_dict().items():
         if name.startswith("teacher_head."):
@@ -160,18 +134,19 @@ def test_only_the_teacher_head_follows_the_head(student_model: Tipsv2Model, batc
             assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize(
-    ("progress", "joins"), [(0.0, False), (0.49, False), (0.5, True), (0.99, True)]
-)
-def test_the_patch_loss_joins_in_after_its_share(
-    student_model: Tipsv2Model, batch: Batch, progress: float, joins: bool
+def test_patch_loss_and_centre_start_after_their_share_of_the_run(
+    student_model: Tipsv2Model, batch: Batch
 ) -> None:
-    result = step(Pretrain(student_model, CONFIG), batch, progress)
-    assert ("ibot" in result.metrics) is joins
-    captions = (result.metrics["cls1"] + result.metrics["cls2"]) / 2
-    expected = captions + (2.0 * result.metrics["ibot"] if joins else 0.0)
-    torch.testing.assert_close(result.loss.detach(), expected)
-    assert not any(value.requires_grad for value in result.metrics.values())
+    method = Pretrain(student_model, CONFIG)
+    assert isinstance(method.centering, Centering)
+    for progress, is_used in ((0.49, False), (0.5, True)):
+        result = take_step(method, batch, progress)
+        assert ("ibot" in result.metrics) is is_used
+        captions = (result.metrics["cls1"] + result.metrics["cls2"]) / 2
+        expected = captions + (2.0 * result.metrics["ibot"] if is_used else 0.0)
+        torch.testing.assert_close(result.loss.detach(), expected)
+        assert not any(value.requires_grad for value in result.metrics.values())
+        assert bool(method.centering.centre_K.any()) is is_used
 
 
 @pytest.mark.parametrize("supervised", ["all", "masked"])
@@ -189,25 +164,18 @@ def test_the_teacher_sees_the_whole_and_the_student_the_masked_image(
         student = vision_tokens(student_model, batch.pixels_B3HW, masked_BN)
         logits_BNK = method.head(student.patches_BND) / HEAD.student_temperature
         expected = ibot_loss(logits_BNK, targets_BNK, masked_BN, supervised)
-    result = step(method, batch, 0.9, seed=7)
+    result = take_step(method, batch, 0.9, seed=7)
     torch.testing.assert_close(result.metrics["ibot"], expected)
-    assert masked_BN.sum(1).tolist() == [3, 3, 3, 3]
+    method.eval()
+    again, other = (take_step(method, batch, 0.9, seed=seed).metrics["ibot"] for seed in (7, 8))
+    assert again != other  # masks are drawn from the step's generator
 
 
-def test_masks_come_from_the_generator_alone(student_model: Tipsv2Model, batch: Batch) -> None:
-    method = Pretrain(student_model, CONFIG).eval()
-    first, again, other = (
-        step(method, batch, 0.9, seed=seed).metrics["ibot"].item() for seed in (3, 3, 4)
-    )
-    assert first == again
-    assert first != other
-
-
-def test_the_gradient_reaches_encoder_and_head_and_no_teacher(
+def test_the_gradient_reaches_encoder_and_head_but_no_teacher(
     student_model: Tipsv2Model, batch: Batch
 ) -> None:
     method = Pretrain(student_model, replace(CONFIG, names=NameContrastConfig(weight=1.0)))
-    step(method, batch, 0.9).loss.backward()
+    take_step(method, batch, 0.9).loss.backward()
     embeddings = method.model.vision_model.embeddings
     for learner in (
         embeddings.mask_token,
@@ -222,25 +190,14 @@ def test_the_gradient_reaches_encoder_and_head_and_no_teacher(
     assert all(p.grad is None for p in method.teacher_head.parameters())
 
 
-def test_the_centre_moves_only_with_the_patch_loss(
-    student_model: Tipsv2Model, batch: Batch
-) -> None:
-    method = Pretrain(student_model, CONFIG)
-    assert isinstance(method.centering, Centering)
-    step(method, batch, 0.1)
-    assert not method.centering.centre_K.any()
-    step(method, batch, 0.9)
-    assert method.centering.centre_K.any()
-
-
 def test_terms_of_weight_zero_are_not_computed(student_model: Tipsv2Model, batch: Batch) -> None:
     method = Pretrain(student_model, replace(CONFIG, ibot_weight=0.0))
-    assert set(step(method, batch, 0.9).metrics) == {"cls1", "cls2"}
+    assert set(take_step(method, batch, 0.9).metrics) == {"cls1", "cls2"}
     backbone = ImageBackboneConfig(weight=0.5)
     everything = replace(CONFIG, image_backbone=backbone, names=NameContrastConfig(weight=3.0))
     method = Pretrain(student_model, everything)
     method.image_backbone = MeanColours()
-    result = step(method, batch, 0.1)
+    result = take_step(method, batch, 0.1)
     terms = result.metrics
     assert set(terms) == {"cls1", "cls2", "names", "image_backbone"}
     expected = (
@@ -253,6 +210,6 @@ def test_the_text_tower_is_locked_for_its_share(student_model: Tipsv2Model, batc
     method = Pretrain(student_model, replace(CONFIG, text_locked_until=0.2))
     for progress, learns in ((0.1, False), (0.2, True)):
         method.zero_grad()
-        step(method, batch, progress).loss.backward()
+        take_step(method, batch, progress).loss.backward()
         has_gradient = [p.grad is not None for p in method.model.text_model.parameters()]
         assert any(has_gradient) is learns

@@ -1,6 +1,7 @@
-"""The shared terms: which embeddings meet which texts, and who learns."""
+"""The shared terms: which embeddings are compared with which texts, and which towers learn."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,16 +12,22 @@ from training.data.batch import Batch
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_parts
-from training.methods.terms import NameContrastConfig, caption_terms, embed_texts, name_term
+from training.methods.terms import (
+    NameContrastConfig,
+    PatchFeatures,
+    caption_terms,
+    embed_texts,
+    name_term,
+)
 
 
 @pytest.fixture
 def features(student_model: Tipsv2Model, batch: Batch) -> VisionFeatures:
-    """What the fresh model sees in the batch."""
+    """Features of the batch by the new model."""
     return vision_features(student_model, batch.pixels_B3HW)
 
 
-def test_each_cls_token_meets_its_own_captions(
+def test_each_cls_token_is_contrasted_with_its_own_captions(
     student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
 ) -> None:
     # Of the short captions the first two are equal, of the long ones the last two.
@@ -49,11 +56,11 @@ def test_the_temperature_has_a_floor(
     assert low != lower
 
 
-@pytest.mark.parametrize("kind", ["patches", "values"])
-def test_names_meet_the_features_asked_for(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch, kind: str
+@pytest.mark.parametrize("kind", get_args(PatchFeatures))
+def test_names_are_compared_with_the_configured_features(
+    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch, kind: PatchFeatures
 ) -> None:
-    config = NameContrastConfig(weight=1.0, features="values" if kind == "values" else "patches")
+    config = NameContrastConfig(weight=1.0, features=kind)
     contrast = NameContrast()
     term = name_term(student_model, features, batch, contrast=contrast, config=config)
     stray, hidden_P = patch_name_parts(
@@ -65,16 +72,9 @@ def test_names_meet_the_features_asked_for(
         num_shown=4,
     )
     torch.testing.assert_close(term, stray + hidden_P.mean())
-
-
-def test_a_image_of_few_patches_shows_names_with_all_of_them(
-    student_model: Tipsv2Model, features: VisionFeatures, batch: Batch
-) -> None:
-    # 28 pixels are four patches.
-    config = NameContrastConfig(weight=1.0, num_shown=99)
-    few = name_term(student_model, features, batch, contrast=NameContrast(), config=config)
-    four = replace(config, num_shown=4)
-    assert few == name_term(student_model, features, batch, contrast=NameContrast(), config=four)
+    # The images have only four patches.
+    more = replace(config, num_shown=99)
+    assert term == name_term(student_model, features, batch, contrast=contrast, config=more)
 
 
 @pytest.mark.parametrize("locked", [True, False])

@@ -1,27 +1,26 @@
-"""One rank of two that share a step, or one rank that takes it alone; test_two_ranks starts them.
+"""One of two ranks that share a step, and the same step for one process alone.
 
-Arguments: rank, number of ranks, folder. Writes each case's loss, metrics and gradients.
+Arguments: rank, folder. Writes loss, metrics and gradients of each case.
 """
 
 import sys
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 from transformers import Tipsv2Model
 
+from tests.training.methods.conftest import MeanColours
+from tests.training.ranks import join
 from training.config import ModelConfig
 from training.data.batch import Batch, TextBatch, UnnamedDrawings
-from training.distributed import average_gradients, mean_over_ranks
+from training.distributed import average_gradients, mean_over_ranks, stop
 from training.heads import HeadConfig
 from training.methods.base import Method, Step
 from training.methods.distill import Distill, DistillConfig
-from training.methods.image_backbone import TARGET_WIDTH, ImageBackboneConfig
+from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import FrozenTeacher
 from training.methods.terms import NameContrastConfig
@@ -47,7 +46,7 @@ DISTILLED: dict[str, DistillConfig] = {
 }
 # Which unnamed drawings have titles; two titles are equal across ranks.
 TITLED = (1, 0, 1, 1)
-# Which images have captions: the ranks differ in how many, or one has none, or both have none.
+# Which images have captions: the ranks have different numbers, or one has none, or both.
 CAPTIONED = {"uneven": (1, 1, 1, 0, 0, 1), "one": (1, 1, 1, 0, 0, 0), "none": (0,) * 6}
 
 
@@ -59,22 +58,12 @@ def new_model(*, dim: int = 24, seed: int = 0) -> Tipsv2Model:
     return model
 
 
-class FakeBackbone:
-    """A backbone whose target is the mean colour of each patch, in the real width."""
-
-    def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
-        """Targets [B, N, K]."""
-        means_BN3 = avg_pool2d(pixels_B3HW, 14).flatten(2).transpose(1, 2)
-        waves_K = torch.linspace(1.0, 9.0, TARGET_WIDTH)
-        return (means_BN3.sum(-1, keepdim=True) * waves_K).sin()
-
-
 def new_method(case: str) -> Method:
     """The method of a case, the same on every rank."""
     model = new_model()
     if case in PRETRAINED:
         method = Pretrain(model, PRETRAINED[case])
-        method.image_backbone = FakeBackbone()
+        method.image_backbone = MeanColours()
         return method
     teacher = FrozenTeacher(
         model=new_model(dim=32, seed=1),
@@ -162,7 +151,7 @@ def part(batch: Batch, rank: int, num_ranks: int) -> Batch:
 
 
 def take_step(method: Method, batch: Batch, rank: int) -> dict[str, Any]:
-    """Loss, metrics and gradients of one step, as means over the ranks, and what moved."""
+    """Loss, metrics and gradients of one step, as means over the ranks, and the centres."""
     method.train()
     rows = len(batch.pixels_B3HW)
     step = Step(
@@ -186,29 +175,21 @@ def take_step(method: Method, batch: Batch, rank: int) -> dict[str, Any]:
     }
 
 
-def main(rank: int, num_ranks: int, folder: Path) -> None:
+def take_steps(rank: int, num_ranks: int) -> dict[str, dict[str, Any]]:
     """Take the step of every case."""
-    torch.set_num_threads(1)
-    if num_ranks > 1:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{folder}/store",
-            rank=rank,
-            world_size=num_ranks,
-            timeout=timedelta(seconds=200),
-        )
     cases = [(case, "uneven") for case in (*PRETRAINED, *DISTILLED)]
     cases += [("centering", "one"), ("centering", "none")]
-    seen = {
+    return {
         f"{case} {captions}": take_step(
             new_method(case), part(global_batch(CAPTIONED[captions]), rank, num_ranks), rank
         )
         for case, captions in cases
     }
-    torch.save(seen, folder / f"{num_ranks}-{rank}.pt")
-    if num_ranks > 1:
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    own_rank, place = int(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    join(own_rank, place)
+    torch.save(take_steps(own_rank, 2), place / f"{own_rank}.pt")
+    stop()

@@ -15,12 +15,12 @@ from training.pretrained.text import sentence_embeddings, warm_up_text_tower
 TEXTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("dog", "cat", "key")]
 
 
-def test_minilm_knows_which_words_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minilm_embeds_related_words_nearby(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "_BATCH", 2)
     dog, puppy, hammer = F.normalize(sentence_embeddings(["a dog", "a puppy, barking", "hammer"]))
     assert dog.shape == (384,)
     assert dog @ puppy > dog @ hammer + 0.2
-    # Padding is left out: alone it is what it was beside a longer text.
+    # Padding has no effect: a text alone is embedded as beside a longer one.
     (alone,) = F.normalize(sentence_embeddings(["a dog"]))
     torch.testing.assert_close(alone, dog, rtol=1e-4, atol=1e-5)
 

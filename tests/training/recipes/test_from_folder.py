@@ -1,11 +1,11 @@
-"""What is looked up for a run on a folder of images, and what is chosen by it."""
+"""A run on a folder of images follows from the teacher and the images."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from transformers import Tipsv2Config, Tipsv2Tokenizer
 
 from model.variants import variant
@@ -24,22 +24,14 @@ from training.recipes.from_folder import (
 )
 
 
-@pytest.fixture
-def options(tmp_path: Path) -> FolderRun:
-    """Three images, one with a caption."""
-    images = tmp_path / "images"
-    images.mkdir()
-    for number in range(3):
-        Image.new("RGB", (30, 30)).save(images / f"{number}.png")
-    (images / "0.txt").write_text("nothing to be seen", encoding="utf-8")
+def folder_run(images: Path) -> FolderRun:
     return FolderRun(name="mine", images=images, num_steps=50)
 
 
 @pytest.fixture
-def bare(options: FolderRun) -> FolderRun:
-    """The same without its caption."""
-    (options.images / "0.txt").unlink()
-    return options
+def options(make_images: Callable[..., Path]) -> FolderRun:
+    """Three images, one with a caption."""
+    return folder_run(make_images(count=3, captioned=1))
 
 
 def facts(
@@ -69,12 +61,15 @@ def test_the_method_follows_the_teacher(options: FolderRun) -> None:
     assert method_of(options, facts(SAME, vocab=None)).text_start == "fresh"
 
 
-def test_without_captions_features_keep_the_words_that_fit_them(bare: FolderRun) -> None:
+def test_without_captions_a_copied_text_tower_keeps_the_teachers_features(
+    make_images: Callable[..., Path],
+) -> None:
+    bare = folder_run(make_images(count=3))
     assert method_of(bare, facts(SAME)).patch_loss == "features"
     assert method_of(bare, facts(OTHER)).patch_loss == "prototypes"
 
 
-def test_a_batch_holds_no_more_than_there_is(options: FolderRun) -> None:
+def test_a_batch_is_no_larger_than_the_folder(options: FolderRun) -> None:
     config = pretrain_folder(options)
     assert (config.batch_size, config.num_steps, config.optim.warmup_steps) == (3, 50, 5)
     assert isinstance(config.method, PretrainConfig)

@@ -1,4 +1,4 @@
-"""All recipes are complete configurations that fit together; the page of recipes is true."""
+"""All recipes are complete configurations that fit together; their page agrees with them."""
 
 import dataclasses
 import re
@@ -64,16 +64,8 @@ def page(project_root: Path) -> str:
     return (project_root / "training/recipes/README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def unknowns(page: str) -> list[list[str]]:
-    """The rows of the table of what is not published."""
-    _, _, after = page.partition("| unknown | setting | default | reason |\n")
-    rows = [line for line in after.splitlines()[1:] if line.startswith("|")]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-
-
 def values_of(setting: str) -> list[Any]:
-    """What the configurations that have a setting set it to: the teacher's, the student's."""
+    """Values of a setting in the configurations that have it: the teacher's, the student's."""
     first, _, rest = setting.partition(".")
     found, names = [], rest.split(".") if first in ROOTS else setting.split(".")
     for value in ROOTS.get(first, (teacher_g14(), student_l14())):
@@ -91,12 +83,14 @@ def shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def test_every_setting_exists_and_has_the_default_that_is_shown(unknowns: list[list[str]]) -> None:
-    assert len(unknowns) > 20
-    for unknown, setting, default, reason in unknowns:
+def test_every_setting_of_the_page_exists_and_has_the_shown_default(page: str) -> None:
+    _, _, after = page.partition("| unknown | setting | default | reason |\n")
+    rows = [line.strip("|").split("|") for line in after.splitlines()[1:] if line.startswith("|")]
+    assert len(rows) > 20
+    for unknown, setting, default, reason in rows:
         names, defaults = CODE.findall(setting), CODE.findall(default)
         assert names, unknown
-        assert reason, unknown
+        assert reason.strip(), unknown
         assert len(defaults) in (0, len(names)), unknown
         for name in names:
             assert values_of(name), f"{unknown}: no setting {name}"

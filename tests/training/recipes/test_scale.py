@@ -1,4 +1,4 @@
-"""The recipes for real hardware: the paper's numbers, the family's sizes, and one shrunken step."""
+"""The recipes at full size: the paper's numbers, the family's sizes, and one step at toy size."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from transformers import Tipsv2Model
 
 from training.__main__ import main
@@ -42,7 +41,7 @@ def test_both_stages_have_the_papers_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOW_RES)
-def test_a_recipe_builds_its_size_without_memory(name: str) -> None:
+def test_a_recipe_builds_its_size(name: str) -> None:
     plan = plan_of(SCALE_RECIPES[name](), num_ranks=NUM_RANKS)
     width = SIZES[name.rpartition("-")[2]]
     model = plan.method.model
@@ -56,20 +55,9 @@ def test_a_recipe_builds_its_size_without_memory(name: str) -> None:
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    """Six captioned images, which is all that a shrunken recipe needs."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(6):
-        path = folder / f"{number}.png"
-        Image.new("RGB", (160, 130), (40 * number, 90, 120)).save(path)
-        path.with_suffix(".txt").write_text(f"a plain wall, number {number}", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def shrink(shards: Path, tmp_path: Path) -> Callable[[str], list[str]]:
-    """What `--set` says to make a recipe as small as a test; all else stays the recipe's."""
+def shrink(make_images: Callable[..., Path], tmp_path: Path) -> Callable[[str], list[str]]:
+    """Options that make a recipe small; all other settings are the recipe's."""
+    shards = make_images(captioned=6, size=(160, 130))
 
     def lines(name: str) -> list[str]:
         config, runs = SCALE_RECIPES[name](), tmp_path / "runs"
@@ -90,6 +78,7 @@ def shrink(shards: Path, tmp_path: Path) -> Callable[[str], list[str]]:
             "data.num_workers": 0,
             "batch_size": 4,
             "num_steps": 1,
+            "precision": "float32",
             "log_every": 1,
             "runs": runs,
         }
@@ -102,10 +91,7 @@ def shrink(shards: Path, tmp_path: Path) -> Callable[[str], list[str]]:
     return lines
 
 
-def test_a_shrunken_copy_of_all_stages_runs(
-    shrink: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+def test_all_stages_run_at_toy_size(shrink: Callable[[str], list[str]], tmp_path: Path) -> None:
     for name in (TEACHER, f"{TEACHER}-high-res", "student-s14", "student-s14-high-res"):
         assert main([name, *shrink(name)]) == 0, name
         folder = tmp_path / "runs" / name
@@ -114,7 +100,7 @@ def test_a_shrunken_copy_of_all_stages_runs(
         assert (folder / "heads.pt").exists()
 
 
-def test_a_gpu_attends_without_keeping_every_score(
+def test_a_gpu_uses_fused_attention(
     tiny_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert new_model(tiny_config, 300).config._attn_implementation == "eager"

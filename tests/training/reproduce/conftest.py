@@ -1,17 +1,19 @@
-"""Measured runs made of counts alone, and a whole toy plan on drawn shapes."""
+"""Measured runs made of counts, and a whole toy plan on drawn shapes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.training.conftest import use_few_scenes
+from training.config import TrainingConfig
 from training.data.folder import DataFolder
-from training.inputs import scenes as scene_inputs
+from training.reproduce import plan as plan_module
 from training.reproduce.plan import PlannedRun, ReproductionPlan, smoke
 from training.reproduce.runner import (
-    KINDS,
     LARGEST,
     MEASURES,
     PAINTED,
@@ -36,12 +38,11 @@ def _counts(rng: np.random.Generator, hit_share: float) -> dict[str, NDArray[np.
 
 
 def fake_measures(hit_share: float, seed: int) -> dict[str, NDArray[np.float64]]:
-    """What a run would have measured whose patches hit this share of the pixels."""
+    """Measures of a run whose patches hit this share of the pixels."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for scenes in ("val", "seen", "unseen"):
         shares = {"patches": hit_share, "values": hit_share / 2, PAINTED: 0.3, LARGEST: 0.5}
-        assert set(KINDS) < set(shares)
         for row, share in shares.items():
             for field, counts in _counts(rng, share).items():
                 arrays[f"{scenes}/{row}/{field}"] = counts
@@ -52,13 +53,13 @@ def fake_measures(hit_share: float, seed: int) -> dict[str, NDArray[np.float64]]
 
 @pytest.fixture
 def plan(tmp_path: Path) -> ReproductionPlan:
-    """A plan at toy size in which nothing is run."""
+    """A plan at toy size, without data."""
     return ReproductionPlan(scale=smoke(), data=tmp_path / "data", runs=tmp_path / "runs")
 
 
 @pytest.fixture
 def finish() -> Callable[[PlannedRun, float], None]:
-    """Leave the files of a finished run of a given share of hits."""
+    """Write the files of a finished run with a given share of hits."""
 
     def write(run: PlannedRun, hit_share: float) -> None:
         folder = run.config.folder
@@ -75,7 +76,7 @@ def finish() -> Callable[[PlannedRun, float], None]:
 def toy_plan(
     data_folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> ReproductionPlan:
-    """A plan at toy size that can be run on drawn shapes."""
-    monkeypatch.setattr(scene_inputs, "_TOKENIZER_SCENES", 10)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    """A plan at toy size that can be run on drawn shapes, in float32."""
+    use_few_scenes(monkeypatch)
+    monkeypatch.setattr(plan_module, "TrainingConfig", partial(TrainingConfig, precision="float32"))
     return ReproductionPlan(scale=smoke(), data=data_folder.path, runs=tmp_path / "runs")

@@ -1,9 +1,7 @@
-"""The plan: order, shared starts, teachers before students, and what alone differs."""
+"""The plan: order, shared starts, teachers before students, and the difference of each variant."""
 
 from dataclasses import replace
 from pathlib import Path
-
-import pytest
 
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
@@ -16,21 +14,14 @@ from training.reproduce.plan import (
     STUDENT,
     PlannedRun,
     ReproductionPlan,
-    smoke,
 )
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> ReproductionPlan:
-    """A plan at toy size."""
-    return ReproductionPlan(scale=smoke(), data=tmp_path / "data", runs=tmp_path / "runs")
 
 
 def by_variant(plan: ReproductionPlan, seed: int = 0) -> dict[str, PlannedRun]:
     return {run.variant: run for run in plan.all_runs([seed])}
 
 
-def test_every_run_stands_after_those_it_needs(plan: ReproductionPlan) -> None:
+def test_every_run_follows_those_it_needs(plan: ReproductionPlan) -> None:
     made: set[Path] = set()
     for run in plan.all_runs([0, 1, 2]):
         for needed in (run.config.teacher, run.config.start, run.text_from):
@@ -96,7 +87,7 @@ def test_students_differ_in_masking_supervision_and_teacher(plan: ReproductionPl
     assert long == replace(student, name=LONG_STUDENT, num_steps=teacher_steps)
 
 
-def test_parts_and_seeds_share_neither_scenes_nor_weights(plan: ReproductionPlan) -> None:
+def test_stages_and_seeds_share_neither_scenes_nor_weights(plan: ReproductionPlan) -> None:
     runs = plan.all_runs([0, 1, 2])
     streams = {(run.seed, run.config.data.seed) for run in runs}
     assert len({data_seed for _, data_seed in streams}) == len(streams) == 9

@@ -1,7 +1,8 @@
-"""Making and measuring the planned runs."""
+"""Training and measuring the planned runs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,8 @@ from training.reproduce.runner import (
     make_benchmarks,
     make_runs,
     measure,
-    pack,
     read_record,
     save_measures,
-    unpack,
 )
 from training.run import run as real_train
 from training.trainer import BatchSource
@@ -44,8 +43,8 @@ Finish = Callable[[PlannedRun, float], None]
 
 @pytest.fixture
 def benchmarks(data_folder: DataFolder) -> Benchmarks:
-    """Two scenes a set."""
-    return make_benchmarks(data_folder, size=28, num_scenes=2)
+    """Four scenes in each test set."""
+    return make_benchmarks(data_folder, size=28, num_scenes=4)
 
 
 def first_runs(plan: ReproductionPlan) -> list[PlannedRun]:
@@ -53,7 +52,7 @@ def first_runs(plan: ReproductionPlan) -> list[PlannedRun]:
     return plan.all_runs([0])[:2]
 
 
-def test_a_run_leaves_its_measures_and_a_record(
+def test_measures_and_a_record_of_a_run_are_written(
     toy_plan: ReproductionPlan, benchmarks: Benchmarks
 ) -> None:
     written = list[int]()
@@ -62,7 +61,7 @@ def test_a_run_leaves_its_measures_and_a_record(
     start, recipe = (run.config.folder for run in runs)
     assert len(written) == 2
     assert not (start / MEASURES).exists()  # no table shows it
-    assert load_measures(recipe / MEASURES)["seen/patches/chosen_S"].shape == (2,)
+    assert load_measures(recipe / MEASURES)["seen/patches/chosen_S"].shape == (4,)
     record = read_record(recipe)
     assert record is not None
     assert record.is_whole
@@ -70,7 +69,7 @@ def test_a_run_leaves_its_measures_and_a_record(
     assert record.cpu_s > 0
 
 
-def test_the_averaged_encoder_is_measured_as_well(
+def test_the_averaged_encoder_is_measured_too(
     toy_plan: ReproductionPlan, benchmarks: Benchmarks
 ) -> None:
     runs = [run for run in toy_plan.all_runs([0]) if run.variant in ("start", "full-ema")]
@@ -78,7 +77,7 @@ def test_the_averaged_encoder_is_measured_as_well(
     folder = runs[1].config.folder
     trained, averaged = (load_measures(folder / name) for name in (MEASURES, AVERAGE_MEASURES))
     assert set(trained) == set(averaged)
-    (folder / AVERAGE_MEASURES).unlink()  # of a run by an earlier version
+    (folder / AVERAGE_MEASURES).unlink()  # as after a crash
     written = list[int]()
     make_runs(runs, benchmarks, after_each=lambda: written.append(1))
     assert len(written) == 1
@@ -86,7 +85,7 @@ def test_the_averaged_encoder_is_measured_as_well(
     assert all(np.array_equal(again[key], averaged[key]) for key in averaged)
 
 
-def test_a_finished_run_is_not_made_again(
+def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(
     toy_plan: ReproductionPlan,
     benchmarks: Benchmarks,
     finish: Finish,
@@ -101,6 +100,9 @@ def test_a_finished_run_is_not_made_again(
 
     monkeypatch.setattr(runner_module, "train", train)
     make_runs(runs, benchmarks, after_each=lambda: None)
+    longer = replace(toy_plan, scale=replace(toy_plan.scale, pretrain_steps=9))
+    with pytest.raises(ValueError, match=r"made with other settings; choose another --runs"):
+        make_runs(first_runs(longer), benchmarks, after_each=lambda: None)
 
 
 def test_a_stopped_run_is_resumed(
@@ -126,18 +128,7 @@ def test_a_stopped_run_is_resumed(
     assert not record.is_whole  # its seconds are not the whole run's
 
 
-def test_runs_of_other_settings_are_refused(
-    toy_plan: ReproductionPlan, benchmarks: Benchmarks, finish: Finish
-) -> None:
-    runs = first_runs(toy_plan)
-    for run in runs:
-        finish(run, 0.5)
-    longer = replace(toy_plan, scale=replace(toy_plan.scale, pretrain_steps=9))
-    with pytest.raises(ValueError, match=r"made with other settings; choose another --runs"):
-        make_runs(first_runs(longer), benchmarks, after_each=lambda: None)
-
-
-def test_later_starts_take_the_first_ones_words(
+def test_later_starts_copy_tokenizer_and_text_tower_of_the_first(
     toy_plan: ReproductionPlan, benchmarks: Benchmarks
 ) -> None:
     starts = [run for run in toy_plan.all_runs([0, 1]) if run.variant == "start"]
@@ -151,19 +142,13 @@ def test_later_starts_take_the_first_ones_words(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.fixture
-def benchmarks_measure(data_folder: DataFolder) -> Benchmarks:
-    """Four scenes a set."""
-    return make_benchmarks(data_folder, size=28, num_scenes=4)
-
-
 def test_all_rows_are_measured_and_kept(
-    benchmarks_measure: Benchmarks,
+    benchmarks: Benchmarks,
     student_model: Tipsv2Model,
     tokenizer: Tipsv2Tokenizer,
     tmp_path: Path,
 ) -> None:
-    measures = measure(student_model.eval(), tokenizer, benchmarks_measure)
+    measures = measure(student_model.eval(), tokenizer, benchmarks)
     save_measures(measures, tmp_path / "measures.npz")
     again = load_measures(tmp_path / "measures.npz")
     assert set(again) == set(measures)
@@ -180,15 +165,15 @@ def test_all_rows_are_measured_and_kept(
 
 
 class CountedSource:
-    """Batches that note which steps were asked for."""
+    """Batches that record the steps that were read."""
 
     def __init__(self, batches: SceneBatches) -> None:
-        self._batches, self.made = batches, list[int]()
+        self.batches, self.made = batches, list[int]()
 
     def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
-        for step in range(first_step, len(self._batches)):
+        for step in range(first_step, len(self.batches)):
             self.made.append(step)
-            yield self._batches[step]
+            yield self.batches[step]
 
 
 @pytest.fixture
@@ -197,42 +182,28 @@ def counted(make_batches: MakeBatches) -> CountedSource:
     return CountedSource(make_batches(num_steps=6))
 
 
-def take(batches: Iterator[Batch], count: int) -> list[Batch]:
-    return [next(batches) for _ in range(count)]
-
-
 def same(a: Batch, b: Batch) -> bool:
     return torch.equal(a.pixels_B3HW, b.pixels_B3HW) and torch.equal(a.cls1_ids_T, b.cls1_ids_T)
 
 
-def test_packing_loses_nothing(batch: Batch) -> None:
-    again = unpack(pack(batch))
-    assert again.pixels_B3HW.dtype == torch.float32
-    assert torch.equal(again.pixels_B3HW, batch.pixels_B3HW)
-
-
-def test_a_second_run_sees_the_same_batches_without_making_them(counted: CountedSource) -> None:
+def test_later_runs_reuse_the_batches_of_a_stream(counted: CountedSource) -> None:
     memory = BatchMemory()
-    first = list(memory.share("a", counted).loader(0, num_workers=0))
-    second = list(memory.share("a", counted).loader(0, num_workers=0))
+
+    def read(stream: str, first_step: int, count: int) -> list[Batch]:
+        batches = memory.share(stream, counted).loader(first_step, num_workers=0)
+        return list(islice(batches, count))
+
+    read("a", 0, 2)  # a stopped run
+    first = read("a", 0, 6)
     assert counted.made == [0, 1, 2, 3, 4, 5]
-    assert len(second) == 6
-    assert all(same(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_a_stopped_run_leaves_what_it_made(counted: CountedSource) -> None:
-    memory = BatchMemory()
-    take(iter(memory.share("a", counted).loader(0, num_workers=0)), 2)
-    rest = list(memory.share("a", counted).loader(1, num_workers=0))
+    again = read("a", 3, 6)
     assert counted.made == [0, 1, 2, 3, 4, 5]
-    assert len(rest) == 5
-    again = list(memory.share("a", counted).loader(3, num_workers=0))
-    assert all(same(a, b) for a, b in zip(again, rest[2:], strict=True))
-
-
-def test_another_stream_is_made_again(counted: CountedSource) -> None:
-    memory = BatchMemory()
-    take(iter(memory.share("a", counted).loader(0, num_workers=0)), 1)
-    take(iter(memory.share("b", counted).loader(0, num_workers=0)), 1)
-    take(iter(memory.share("a", counted).loader(0, num_workers=0)), 1)
-    assert counted.made == [0, 0, 0]
+    assert len(again) == 3
+    assert all(same(a, b) for a, b in zip(again, first[3:], strict=True))
+    # Pixels are kept as 8-bit without loss.
+    assert all(same(batch, counted.batches[step]) for step, batch in enumerate(first))
+    assert first[0].pixels_B3HW.dtype == torch.float32
+    # Only the latest stream is kept.
+    read("b", 0, 1)
+    read("a", 0, 1)
+    assert counted.made[6:] == [0, 0]

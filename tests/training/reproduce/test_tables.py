@@ -1,4 +1,4 @@
-"""Tables of measured runs: verdicts follow the numbers, and every variant has its levels."""
+"""Tables of measured runs: verdicts agree with the numbers, and every variant has a row."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -65,11 +65,17 @@ class Windows:
         height, width = size_hw
         return [(top, left) for top in self._starts(height) for left in self._starts(width)]
 
+    def count(self, size_hw: tuple[int, int]) -> int:
+        """Number of windows of an image; see `corners`."""
+        return self._count(size_hw[0]) * self._count(size_hw[1])
+
     def _starts(self, length: int) -> list[int]:
+        return [min(i * self.stride, length - self.side) for i in range(self._count(length))]
+
+    def _count(self, length: int) -> int:
         if length < self.side:
             raise ValueError(f"a window of {self.side} pixels does not fit into {length}")
-        count = 1 + -(-(length - self.side) // self.stride)
-        return [min(i * self.stride, length - self.side) for i in range(count)]
+        return 1 + -(-(length - self.side) // self.stride)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +111,7 @@ class SizeRule:
         """Patches that the model sees of a scaled image, summed over its windows."""
         if self.windows is None:
             return scaled_hw[0] * scaled_hw[1] // self.patch_size**2
-        num_windows = len(self.windows.corners(scaled_hw))
-        return num_windows * (self.windows.side // self.patch_size) ** 2
+        return self.windows.count(scaled_hw) * (self.windows.side // self.patch_size) ** 2
 
     def parts(self, pixels_3HW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Model inputs of a scaled image: the image itself, or each of its windows."""
@@ -163,9 +168,10 @@ class ImagePreparer:
         """
         size_hw = self._size_hw(image, param=param)
         target_hw = size_hw if _is_model_input(image) else rule.target_hw(size_hw)
-        num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
-        if num_patches <= self._max_patches and rule.windows is not None:
+        if rule.windows is not None and not _is_model_input(image):
+            # The model sees one window at a time; admission bounds how many there are.
             return size_hw, rule.num_patches(target_hw)
+        num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
         if num_patches > self._max_patches:
             raise InvalidRequest(
                 f"{param}: {size_hw[1]} x {size_hw[0]} pixels at resolution {rule.resolution} are "

@@ -24,6 +24,7 @@ from service.messages import (
     ModelInfo,
     RequestLimits,
     SegmentClass,
+    SegmentImagesRequest,
     TemplateSet,
     VisualizeFeaturesRequest,
 )
@@ -34,6 +35,8 @@ GROUP_COUNTS: Final = range(2, 21)
 MAX_SEED: Final = 2**31 - 1
 # Below it the best class would get all of the probability, whatever the other cosines are.
 MIN_TEMPERATURE: Final = 1e-4
+# Values of all classes at all pixels of a request's masks in slide mode; a value takes some 17 ns.
+MAX_SLIDE_VALUES: Final = 2_000_000_000
 # A mask pixel takes two bytes in the response, a map pixel at least four.
 MASKS_FOR_A_MAP: Final = 2
 
@@ -204,21 +207,31 @@ def check_map_pixels(sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits)
         )
 
 
-def check_mask_pixels(
-    sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits, *, with_scores: bool
+def check_masks(
+    sizes_hw: Sequence[tuple[int, int]], request: SegmentImagesRequest, limits: RequestLimits
 ) -> None:
-    """Check the total pixels of masks in image size, which bounds their memory.
+    """Check the masks in image size: their pixels, and in slide mode the values of all classes.
+
+    The pixels bound their memory; the values bound the time, since slide mode computes every one.
 
     Raises:
         RequestTooLarge: All masks have more pixels than two images may have, or than one image
-            with scores.
+            with scores; or more values than slide mode computes within a minute.
     """
     num_pixels = sum(height * width for height, width in sizes_hw)
-    most = limits.max_image_pixels * (1 if with_scores else MASKS_FOR_A_MAP)
+    most = limits.max_image_pixels * (1 if request.include_scores else MASKS_FOR_A_MAP)
     if num_pixels > most:
         raise RequestTooLarge(
             f"The masks would have {num_pixels} pixels in total, at most {most} allowed"
-            f"{' with scores' if with_scores else ''}. Send fewer or smaller images.",
+            f"{' with scores' if request.include_scores else ''}. Send fewer or smaller images.",
+            param="images",
+        )
+    num_classes = len(request.classes) + len(request.background_classes)
+    if request.mode == "slide" and num_pixels * num_classes > MAX_SLIDE_VALUES:
+        raise RequestTooLarge(
+            f"The masks would have {num_pixels} pixels in total for {num_classes} classes; slide "
+            f"mode allows {MAX_SLIDE_VALUES // num_classes} pixels for so many. Send fewer "
+            "classes, fewer or smaller images, or use mode whole.",
             param="images",
         )
 

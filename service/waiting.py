@@ -2,14 +2,31 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 T = TypeVar("T")
 U = TypeVar("U")
+# Work that is cut at every `yield`, so that it can stop and other work can run in between.
+Steps = Generator[None, None, T]
+# Long enough that handing it to a thread costs little, short enough that other work hardly waits.
+SLICE_S: Final = 0.05
+
+
+def run_slice(steps: Steps[T], slice_s: float = SLICE_S) -> tuple[T] | None:
+    """Run steps for a slice of time; the result once there are no more, else None."""
+    until = time.monotonic() + slice_s
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return (end.value,)
+        if time.monotonic() >= until:
+            return None
 
 
 async def wait_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:

@@ -19,6 +19,7 @@ from service.lanes.work import Outputs
 from service.messages import FloatArray, ImageOutput, Segmentation, SegmentImagesRequest
 from service.outputs.png import ColourType, to_oklab, write_png
 from service.outputs.slide import Geometry, segment_windows
+from service.waiting import Steps
 
 PATCH_OUTPUTS: tuple[ImageOutput, ...] = ("patches", "values")
 MAX_PALETTE_CLASSES: Final = 255
@@ -66,8 +67,8 @@ def segment_image(
     classes_KD: FloatArray,
     geometry: Geometry,
     request: SegmentImagesRequest,
-) -> Segmentation:
-    """Segment one image at its original size; scores only if requested.
+) -> Steps[Segmentation]:
+    """Steps that segment one image at its original size; scores only if requested.
 
     Args:
         parts: Patch embeddings [N, D] of the whole image, or of each window.
@@ -79,8 +80,10 @@ def segment_image(
         threshold=request.background_threshold, num_classes=len(request.background_classes)
     )
     if geometry.windows is not None:
-        return segment_windows(
-            parts, classes_KD, geometry, background, with_scores=request.include_scores
+        return (
+            yield from segment_windows(
+                parts, classes_KD, geometry, background, with_scores=request.include_scores
+            )
         )
     (features_ND,) = parts
     result = segment(

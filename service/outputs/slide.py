@@ -11,6 +11,7 @@ from model.segmentation import Background, bilinear_matrix, cosine_map
 from model.winner_map import WinnerMap
 from service.images import Windows
 from service.messages import FloatArray, Segmentation
+from service.waiting import Steps
 
 # Memory bound: values of all classes for some rows of the mask, 16 MiB of float32.
 BAND_ELEMENTS: Final = 4 * 1024 * 1024
@@ -42,8 +43,8 @@ def segment_windows(
     background: Background,
     *,
     with_scores: bool,
-) -> Segmentation:
-    """Segment one image at its original size.
+) -> Steps[Segmentation]:
+    """Segment one image at its original size, in a step for each band of rows.
 
     Args:
         features: Patch embeddings [N, D] of every window, row by row.
@@ -76,6 +77,7 @@ def segment_windows(
         found.labels_HW[band] = labels_HW
         if found.score_HW is not None:
             found.score_HW[band] = score_HW
+        yield
     counts = np.bincount(found.labels_HW.ravel(), minlength=num_classes + 1)
     return Segmentation(
         labels_HW=found.labels_HW,

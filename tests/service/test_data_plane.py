@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from service.models.loading import request_limits
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
 from service.request_gate import RequestGate
+from service.waiting import SLICE_S
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -279,3 +280,46 @@ async def test_models_can_be_asked_for_while_draining(plane: DataPlane) -> None:
     plane.gate.drain()
     assert plane.get_model("fake").manifest.name == "fake"
     assert [info.runtime for info in plane.list_models()] == ["fake"]
+
+
+class Work:
+    """Steps that have no end of their own."""
+
+    num_steps = 0
+
+    def steps(self) -> Iterator[None]:
+        while True:
+            self.num_steps += 1
+            yield
+            time.sleep(0.001)
+
+
+async def has_stopped(work: Work) -> bool:
+    async with asyncio.timeout(20):
+        while True:
+            before = work.num_steps
+            await asyncio.sleep(4 * SLICE_S)
+            if work.num_steps == before:
+                return True
+
+
+async def test_long_work_leaves_the_pool_to_other_work_and_ends_when_its_caller_leaves(
+    plane: DataPlane,
+) -> None:
+    works = [Work() for _ in range(3)]  # the pool has two threads
+    tasks = [asyncio.ensure_future(plane.offload_steps(w.steps(), call())) for w in works]
+    async with asyncio.timeout(20):
+        assert await plane.offload(lambda: "done") == "done"
+        while not all(work.num_steps for work in works):
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert [await has_stopped(work) for work in works] == [True] * 3
+
+
+async def test_long_work_ends_at_the_deadline(plane: DataPlane) -> None:
+    work = Work()
+    with pytest.raises(DeadlineExceeded):
+        await plane.offload_steps(work.steps(), call(2 * SLICE_S))
+    assert await has_stopped(work)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from service import validation
 from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge
@@ -87,9 +88,33 @@ async def test_a_finer_image_has_more_windows_and_a_coarser_one_smaller_ones(
     assert runtime.num_images == 9
     await plane.segment_images(request(encode_image(), resolution=14, fit="squash"), call())
     assert runtime.num_images == 10
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(RequestTooLarge, match="patches"):
         await plane.segment_images(request(encode_image(size=(4, 4000))), call())
-    assert caught.value.code == "image_too_large"
+
+
+async def test_windows_bound_what_the_model_sees_of_a_long_image(
+    make_plane: MakePlane, encode_image: Encode
+) -> None:
+    plane = make_plane()  # the model sees at most 64 patches at once
+    image = encode_image(size=(28 * 30, 28))
+    with pytest.raises(InvalidRequest, match="patches"):
+        await plane.segment_images(
+            SegmentImagesRequest(images=(image,), classes=(DOG, SKY), fit="aspect"), call()
+        )
+    (mask,) = (await plane.segment_images(request(image), call())).segmentations
+    assert mask.labels_HW.shape == (28, 28 * 30)
+
+
+async def test_slide_mode_bounds_the_values_of_all_classes(
+    make_plane: MakePlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = make_plane()
+    monkeypatch.setattr(validation, "MAX_SLIDE_VALUES", 2 * 900)
+    await plane.segment_images(request(encode_image(size=(30, 30))), call())
+    with pytest.raises(RequestTooLarge, match="900 pixels for so many"):
+        await plane.segment_images(request(encode_image(size=(30, 31))), call())
+    whole = SegmentImagesRequest(images=(encode_image(size=(30, 31)),), classes=(DOG, SKY))
+    await plane.segment_images(whole, call())
 
 
 async def test_who_leaves_takes_all_windows_along(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.messages import SegmentClass, SegmentImagesRequest
+from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
 from service.outputs.masks import (
     class_color,
     class_embeddings,
@@ -20,6 +20,7 @@ from service.outputs.masks import (
     text_embedding,
 )
 from service.outputs.slide import Geometry
+from service.waiting import run_slice
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -81,6 +82,12 @@ def test_npy_is_little_endian_and_equal(dtype: str) -> None:
 EYE = np.eye(3, dtype=np.float32)
 
 
+def segmented(*arguments: Any) -> Segmentation:
+    found = run_slice(segment_image(*arguments))
+    assert found is not None
+    return found[0]
+
+
 def request(num_classes: int, num_background: int = 0, **options: object) -> SegmentImagesRequest:
     names = [SegmentClass(name=str(n)) for n in range(num_classes + num_background)]
     return SegmentImagesRequest(
@@ -112,15 +119,15 @@ def test_several_prompts_are_averaged_as_unit_vectors() -> None:
 
 
 def test_labels_count_from_one_and_background_is_zero() -> None:
-    mask = segment_image([EYE[:2]], EYE, Geometry((1, 2), (2, 4)), request(3))
+    mask = segmented([EYE[:2]], EYE, Geometry((1, 2), (2, 4)), request(3))
     assert mask.labels_HW.tolist() == [[1, 1, 2, 2]] * 2
     assert mask.area_shares == (0.0, 0.5, 0.5, 0.0)
     assert mask.scores_HW is None
-    mask = segment_image([EYE[:2]], EYE[:2], Geometry((1, 2), (1, 2)), request(1, 1))
+    mask = segmented([EYE[:2]], EYE[:2], Geometry((1, 2), (1, 2)), request(1, 1))
     assert (mask.labels_HW.tolist(), mask.area_shares) == ([[1, 0]], (0.5, 0.5))
     options: Any = {"background_threshold": 0.8, "include_scores": True}
     features = np.array([[1, 0, 0], [1, 1, 0]], np.float32)
-    mask = segment_image([features], EYE[:1], Geometry((1, 2), (1, 2)), request(1, **options))
+    mask = segmented([features], EYE[:1], Geometry((1, 2), (1, 2)), request(1, **options))
     assert mask.labels_HW.tolist() == [[1, 0]]
     assert mask.scores_HW is not None
     np.testing.assert_allclose(mask.scores_HW, [[1, 0.5**0.5]], rtol=1e-6)
@@ -129,9 +136,7 @@ def test_labels_count_from_one_and_background_is_zero() -> None:
 @pytest.mark.parametrize("num_classes", [1, 300])
 def test_labels_are_sent_as_uint16_for_any_number_of_classes(num_classes: int) -> None:
     classes_KD = np.eye(num_classes, dtype=np.float32)
-    mask = segment_image(
-        [classes_KD[-1:]], classes_KD, Geometry((1, 1), (1, 1)), request(num_classes)
-    )
+    mask = segmented([classes_KD[-1:]], classes_KD, Geometry((1, 1), (1, 1)), request(num_classes))
     assert mask.labels_HW.dtype == (np.uint8 if num_classes < 256 else np.uint16)
     assert mask.wire_labels.dtype == np.uint16
     assert mask.wire_labels.tolist() == [[num_classes]]

@@ -1,5 +1,6 @@
 """Segmentation by windows equals the notebook's."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,18 @@ import torch.nn.functional as F
 
 from model.segmentation import Background
 from service.images import Windows
+from service.messages import Segmentation
 from service.outputs import slide
 from service.outputs.slide import Geometry, segment_windows
+from service.waiting import run_slice
 
 WINDOWS = Windows.of(28)
+
+
+def run(*arguments: Any, **options: Any) -> Segmentation:
+    found = run_slice(segment_windows(*arguments, **options), math.inf)
+    assert found is not None
+    return found[0]
 
 
 def reference(
@@ -60,7 +69,7 @@ def test_labels_and_scores_are_those_of_the_notebook(
 ) -> None:
     features, classes_KD, geometry = made(scaled_hw, size_hw, 5)
     expected_KHW = reference(features, classes_KD, geometry, 21, 28)
-    mask = segment_windows(features, classes_KD, geometry, Background(), with_scores=True)
+    mask = run(features, classes_KD, geometry, Background(), with_scores=True)
     assert mask.scores_HW is not None
     np.testing.assert_allclose(mask.scores_HW, expected_KHW.max(axis=0), rtol=1e-5)
     top, second = -np.sort(-expected_KHW, axis=0)[:2]
@@ -74,9 +83,9 @@ def test_labels_and_scores_are_those_of_the_notebook(
 
 def test_bands_of_a_few_rows_give_the_same_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     features, classes_KD, geometry = made((53, 70), (90, 119), 4)
-    whole = segment_windows(features, classes_KD, geometry, Background(), with_scores=True)
+    whole = run(features, classes_KD, geometry, Background(), with_scores=True)
     monkeypatch.setattr(slide, "BAND_ELEMENTS", 4 * 119 * 3)
-    banded = segment_windows(features, classes_KD, geometry, Background(), with_scores=True)
+    banded = run(features, classes_KD, geometry, Background(), with_scores=True)
     assert whole.scores_HW is not None
     assert banded.scores_HW is not None
     np.testing.assert_allclose(banded.scores_HW, whole.scores_HW, rtol=1e-6)
@@ -88,7 +97,7 @@ def test_background_is_by_mean_probability_and_by_classes() -> None:
     probability_KHW = reference(features, classes_KD, geometry, 21, 28)
     threshold = float(np.quantile(probability_KHW.max(axis=0), 0.3))
     background = Background(threshold=threshold, num_classes=1)
-    mask = segment_windows(features, classes_KD, geometry, background, with_scores=False)
+    mask = run(features, classes_KD, geometry, background, with_scores=False)
     labels_HW = probability_KHW.argmax(axis=0) + 1
     is_last_HW, is_low_HW = labels_HW == 4, probability_KHW.max(axis=0) < threshold
     assert (is_last_HW & ~is_low_HW).mean() > 0.05
@@ -98,3 +107,9 @@ def test_background_is_by_mean_probability_and_by_classes() -> None:
     assert (mask.labels_HW == labels_HW).mean() > 0.999
     assert mask.scores_HW is None
     assert len(mask.area_shares) == 4
+
+
+def test_the_work_has_a_step_for_each_band() -> None:
+    features, classes_KD, geometry = made((53, 70), (500, 119), 4)
+    steps = segment_windows(features, classes_KD, geometry, Background(), with_scores=False)
+    assert sum(1 for _ in steps) == math.ceil(500 / slide.BAND_ROWS)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from service.models.loading import request_limits
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
 from service.request_gate import RequestGate
-from service.waiting import SLICE_S
+from service.waiting import SLICE_S, Steps
 
 if TYPE_CHECKING:
     from tests.service.conftest import FakeRuntime
@@ -287,7 +287,7 @@ class Work:
 
     num_steps = 0
 
-    def steps(self) -> Iterator[None]:
+    def steps(self) -> Steps[None]:
         while True:
             self.num_steps += 1
             yield

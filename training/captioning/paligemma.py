@@ -38,7 +38,7 @@ class PaliGemmaConfig:
         max_tokens: Longest answer. Not published; TIPSv2 reads 64 tokens of a caption.
         temperature: 0 is greedy; above 0, tokens are sampled. Not published; PaliGemma's own
             captions are scored greedily.
-        seed: Of the sampling; a batch's captions depend on it and on the batch alone.
+        seed: Seed of the sampling; a batch's captions depend on it and on the batch alone.
         batch_size: Images per batch. Results may differ in the last bits between batch sizes, and
             so in rare words; a job therefore keeps one batch size.
         precision: "auto" is bfloat16 on a GPU and float32 elsewhere.

@@ -111,7 +111,7 @@ def collate(
     Args:
         chosen: The captions of each image for CLS1 and CLS2; None for an image without captions.
         names_by_image: The names of what each image shows.
-        tokenizer: Of the student.
+        tokenizer: The student's tokenizer.
         step: A name's prompt depends on the step and the name only, so it is the same on every
             rank.
         crops: Global and local crops, as `training.data.crops.crop_images` returns them.

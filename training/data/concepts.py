@@ -254,7 +254,7 @@ class Concept:
     """One English name and the drawings that show it.
 
     Attributes:
-        name: What a caption calls it, and what a user would type.
+        name: Its name in captions and prompts.
         drawings: CLDR short names of the emoji that show it; none where only furniture renders do.
         is_common: Whether it is one of the 50 everyday words.
         is_unseen: Whether no training scene may show or name it.

@@ -34,7 +34,7 @@ class CropConfig:
         global_size: Side of the global crop; None keeps the whole image, as composed scenes need:
             all objects in their captions must stay visible.
         num_local: Local crops, C; 0 makes none.
-        local_size: Their side.
+        local_size: Side of a local crop in pixels.
         global_scale: Share of the image's area that the global crop covers, smallest and
             largest. Not published; DINO's (arXiv:2104.14294), whose recipe TIPS builds on.
         local_scale: The same for local crops; ends where the global range starts. Not published;

@@ -39,7 +39,7 @@ class SceneConfig:
         size: Side in pixels.
         count_weights: Relative frequency of scenes with 1, 2, 3, ... objects.
         min_size: Smallest longer side of an object, share of the scene's side.
-        max_size: Largest.
+        max_size: Largest longer side, likewise.
         common_share: Share of objects drawn from the everyday words.
         twin_share: Share of further objects of the first object's concept ("two dogs").
         augment: Augmentation of drawings.

@@ -36,13 +36,13 @@ ICON_SETS = (
     "noto", "twemoji", "noto-v1", "emojione",
     "fxemoji", "streamline-emojis", "streamline-ultimate-color", "flat-color-icons",
 )  # fmt: skip
-# One drawing that fills a small image: cheap to look at.
+# One drawing that fills a small image: cheap to encode.
 CLOSE_UP = SceneConfig(
     size=56, count_weights=(1.0,), min_size=0.6, max_size=1.0, augment=STRONG_AUGMENT
 )
 # Skin tones and flags are hundreds of near copies.
 _REPEATED = re.compile(r"\bskin\b|\bflag\b|^regional ")
-_STREAM = 11  # keeps its random numbers apart from those of the scenes
+_STREAM = 11  # separates these random numbers from those of the scenes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,9 +52,9 @@ def bootstrap(
 
     Args:
         metric: Values [R] of counts whose examples are weighted by each row of weights [R, S].
-        counts: Of a model, example by example; its length is S.
+        counts: Counts of a model by example; its length is S.
         other: Counts of the model whose value is taken off, in the same order of examples.
-        seed: Of the resamples; equal seeds resample equal numbers of examples alike.
+        seed: Seed of the resamples; sets of equal size and seed have equal resamples.
     """
 
     def values(weights_RS: NDArray[np.float64]) -> NDArray[np.float64]:

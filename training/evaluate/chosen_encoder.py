@@ -21,7 +21,7 @@ class Encoder:
 
     Attributes:
         model: In evaluation mode.
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
         features: Patch features for segmentation, "patches" or "values".
         templates: Prompts of classes in segmentation.
         class_templates: Prompts of classes in classification.

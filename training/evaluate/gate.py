@@ -32,9 +32,9 @@ class Rule(BaseModel):
     """Requirements on one score.
 
     Attributes:
-        task: As in `ScoreEntry`, like the next two.
-        split: See above.
-        metric: See above.
+        task: Task of the score, as in `ScoreEntry`.
+        split: Test set of the score.
+        metric: Metric of the score.
         minimum: Least value of the student; None for no minimum.
         max_loss: Largest loss against the served model, in points; None for no limit.
     """

@@ -30,9 +30,9 @@ class Ranking:
     """Results of many queries over the same candidates.
 
     Attributes:
-        rank_Q: How many wrong candidates come before the first right one; 0 is best.
-        num_right_Q: How many candidates are right.
-        num_candidates: All of them, the same for every query.
+        rank_Q: Wrong candidates before the first right one; 0 is best.
+        num_right_Q: Right candidates.
+        num_candidates: Number of candidates, the same for every query.
     """
 
     rank_Q: NDArray[np.int64]
@@ -47,7 +47,7 @@ class Ranking:
         return 100.0 * float((self.rank_Q < depth).mean())
 
     def chance(self, depth: int) -> float:
-        """What candidates in random order give on average, in percent.
+        """Expected share for candidates in random order, in percent.
 
         A query with m right ones of C misses them all with probability
         (1 - m / C) (1 - m / (C - 1)) ... over the first `depth` places.
@@ -101,9 +101,9 @@ class ClassificationBenchmark:
     """Images of single objects, and the candidate names.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         images: uint8 RGB [S, S, 3] each.
-        labels: What each shows; every one is among the names.
+        labels: Name of the object in each image, one of the candidates.
         names: The candidates, without repeats.
     """
 
@@ -113,7 +113,7 @@ class ClassificationBenchmark:
     names: Sequence[str]
 
     def __post_init__(self) -> None:
-        """Check labels and sizes, whose errors no score would show.
+        """Check labels and sizes; scores would hide such errors.
 
         Raises:
             ValueError: A label that is no candidate, or labels and images that do not pair.
@@ -163,9 +163,9 @@ def single_drawings(
     """Every drawing of some names in some styles, once, on a plain background.
 
     Args:
-        name: Of the set.
+        name: Name of the set.
         bank: The drawings.
-        styles: Which of its styles are shown.
+        styles: Styles that are shown.
         shown: Names whose drawings are images; those without a drawing are left out.
         names: The candidates.
     """
@@ -209,8 +209,8 @@ def retrieve(
     Args:
         model: In evaluation mode.
         tokenizer: Its own.
-        scenes: B of them.
-        features: What the model gives for them, "cls1" and "cls2" [B, D].
+        scenes: B scenes.
+        features: Their "cls1" and "cls2" [B, D], by the model.
         setting: Captions and embedding.
 
     Returns:
@@ -230,7 +230,7 @@ def rank_both_ways(
 
     Args:
         images_BD: A global embedding of each image.
-        captions: B; each image's.
+        captions: Caption of each image, B.
         texts_UD: Embeddings of the distinct captions, in the order of first appearance.
     """
     scores_BU = l2_normalize(images_BD) @ l2_normalize(texts_UD).T

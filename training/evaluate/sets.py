@@ -35,8 +35,8 @@ class SegmentationBenchmark:
     """Scenes and the candidate names they are scored with.
 
     Attributes:
-        name: Of the set.
-        scenes: All of one size.
+        name: Name of the set.
+        scenes: Scenes of one size.
         names: The candidates.
         is_retrieved: Whether the scenes' captions are searched as well.
     """
@@ -141,7 +141,7 @@ def held_out_scenes(data: DataFolder, num_scenes: int) -> list[SegmentationBench
 def held_out_drawings(data: DataFolder, num_scenes: int) -> list[ClassificationBenchmark]:
     """The test drawings, each alone: on a plain background, stamps also in scenes.
 
-    Of all the seen names in the unseen style, those that development looks at are candidates only.
+    Names that development uses in the unseen style are candidates there, but not shown.
     """
     seen, unseen, everyday = _drawn_seen_names(), unseen_names(), common_names()
     unseen_style = (UNSEEN_STYLE, ("fluent-3d",))

@@ -23,7 +23,7 @@ def check_losses(config: TrainingConfig, counts: DataSummary) -> None:
     """Check that the data has what the losses need.
 
     Raises:
-        ValueError: It has not; the message says what to change.
+        ValueError: It lacks something; the message says what to change.
     """
     method = config.method
     if method.image_backbone.titles_weight > 0:
@@ -137,7 +137,7 @@ class ImageInputs:
 
         Raises:
             FileNotFoundError: It holds neither shards nor images.
-            ValueError: The losses need what the images do not have.
+            ValueError: The images lack what the losses need.
         """
         self._config, self._data = config, data
         self._store = open_store(data.folder)

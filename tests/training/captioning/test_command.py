@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.training_steps import Places, build, chain_steps, environment, make_step
-from tests.training.captioning.fakes import StandIn, refused
+from tests.training.captioning.fakes import StandIn
 from training.__main__ import main
 from training.captioning.job import JobConfig
 from training.captioning.journal import read_shard
@@ -102,14 +102,6 @@ def test_other_prices_are_used(gemini: list[str], capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "prices of 2027-01-01" in out
     assert "$4.80" in out  # 8 answers of 600 tokens
-
-
-def test_a_refused_key_ends_with_a_message(
-    gemini: list[str], stand_in: StandIn, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stand_in.default = lambda key: refused(403, "PERMISSION_DENIED")
-    assert main([*gemini, "--yes"]) == 2
-    assert "the service refuses every request" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -55,7 +55,6 @@ def test_an_estimate_adds_up() -> None:
         (GeminiConfig, {"image_resolution": "huge"}),
         (GeminiConfig, {"max_words": 0}),
         (GeminiConfig, {"expected_output_tokens": 999}),
-        (GeminiLimits, {"max_in_flight": 0}),
         (GeminiLimits, {"timeout_s": 0.0}),
         (GeminiLimits, {"max_attempts": 0}),
         (GeminiLimits, {"first_delay_s": 61.0}),

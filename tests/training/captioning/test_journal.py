@@ -70,12 +70,6 @@ def test_a_second_process_cannot_open_it(path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("caption", [None, "x"])
-def test_an_outcome_is_either_a_caption_or_a_failure(caption: str | None) -> None:
-    with pytest.raises(ValueError, match="either"):
-        Outcome(key="a", caption=caption, failure=SECOND.failure if caption else None)
-
-
 def test_a_folder_is_listed_in_order(tmp_path: Path) -> None:
     for name in ("b.tar", "a.tar", "c.json"):
         (tmp_path / name).touch()

@@ -1,6 +1,7 @@
 """A real processor and a real, tiny PaliGemma caption images."""
 
 from dataclasses import replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
 from training.data.shards.sample import Sample
 
 
+@cache
 def load(checkpoint: Path, **settings: Any) -> PaliGemmaCaptioner:
     chosen = {"max_tokens": 12, "batch_size": 2, "device": "cpu", **settings}
     return PaliGemmaCaptioner.load(PaliGemmaConfig(model=str(checkpoint), **chosen))

@@ -27,12 +27,9 @@ def test_each_scene_has_its_own_features(
         pixels_13SS = torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1)[None] / 255
         with torch.no_grad():
             alone = vision_features(encoder_model, pixels_13SS)
-        for kind, expected in (
-            ("cls1", alone.cls1_BD),
-            ("cls2", alone.cls2_BD),
-            ("patches", alone.patches_BND),
-            ("values", alone.values_BND),
-        ):
+        tokens = {"cls1": alone.cls1_BD, "cls2": alone.cls2_BD}
+        grids = {"patches": alone.patches_BND, "values": alone.values_BND}
+        for kind, expected in (tokens | grids).items():
             found = encoder.feature(kind, scene)
             np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-3, atol=1e-4)
 

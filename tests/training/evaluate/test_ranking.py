@@ -170,19 +170,18 @@ def test_a_model_is_ranked_by_its_own_embeddings(
 ) -> None:
     features = SceneEncoder(encoder_model, tokenizer, scenes).features
     found = retrieve(encoder_model, tokenizer, scenes, features=features, setting=setting)
-    captions = [
-        scene.captions.short if setting.captions == "short" else scene.captions.scene
-        for scene in scenes
-    ]
+    captions = [getattr(scene.captions, setting.captions) for scene in scenes]
     texts_UD = encode_texts(encoder_model, tokenizer, list(dict.fromkeys(captions)))
-    expected = rank_both_ways(features[setting.token], captions, texts_UD)
-    for direction, ranking in expected.items():
-        assert found[direction].rank_Q.tolist() == ranking.rank_Q.tolist()
-    other = rank_both_ways(
-        features["cls2" if setting.token == "cls1" else "cls1"], captions, texts_UD
-    )
-    ranks = [both["image to text"].rank_Q.tolist() for both in (expected, other)]
-    assert ranks[0] != ranks[1]
+
+    def ranks(both: dict[str, Ranking]) -> dict[str, list[int]]:
+        return {direction: ranking.rank_Q.tolist() for direction, ranking in both.items()}
+
+    by_token = {
+        token: ranks(rank_both_ways(features[token], captions, texts_UD))
+        for token in ("cls1", "cls2")
+    }
+    assert ranks(found) == by_token[setting.token]
+    assert by_token["cls1"] != by_token["cls2"]
 
 
 def test_with_equal_captions_every_answer_is_right() -> None:

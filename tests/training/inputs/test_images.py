@@ -45,12 +45,6 @@ def test_the_tokenizer_learns_from_the_captions_alone(
     assert inputs.benchmarks() == ()
 
 
-def test_the_digest_changes_with_the_images(on_images: Configure, make_folder: MakeFolder) -> None:
-    few, more = (make_folder(name, images=n, alt=2) for name, n in (("few", 3), ("more", 4)))
-    digests = {open_inputs(on_images(path)).facts()["digest"] for path in (few, more)}
-    assert len(digests) == 2
-
-
 def test_broken_images_are_listed_in_the_runs_folder(
     on_images: Configure, make_folder: MakeFolder, tokenizer: Tipsv2Tokenizer
 ) -> None:

@@ -38,10 +38,10 @@ class StreamOrder:
     """A pure function from places in the stream to samples; caches the last window."""
 
     def __init__(self, shard_sizes: NDArray[np.int64], *, seed: int, window_shards: int) -> None:
-        """Take the numbers of samples of the shards.
+        """Set the sizes of the shards; nothing is read.
 
         Raises:
-            ValueError: No sample at all, or a window of no shard.
+            ValueError: There are no samples, or the window has no shard.
         """
         if window_shards < 1:
             raise ValueError("window_shards must be at least 1")
@@ -111,7 +111,7 @@ class ShardsConfig:
             faster on slow disks. Not published; with shards of a thousand samples, 16 make a buffer
             twice as large as the paper's batch.
         limits: Images outside these limits are skipped.
-        seed: Of the order, the crops and the choice of captions.
+        seed: Seed of the order, the crops and the choice of captions.
         num_workers: Processes that prefetch batches.
     """
 

@@ -154,9 +154,9 @@ class SceneItems:
     """The first scenes of a source.
 
     Attributes:
-        source: What scenes are made from.
+        source: Drawings and photos of the scenes.
         config: Settings of the scenes.
-        count: How many.
+        count: Number of scenes.
     """
 
     source: SceneSource

@@ -39,7 +39,7 @@ class ImageStore(Protocol):
         """Read a sample.
 
         Raises:
-            BadSample: It is there, but of no use.
+            BadSample: The sample exists, but is unusable.
             OSError: The storage failed; another attempt may succeed.
         """
 
@@ -62,11 +62,11 @@ class ShardEntry:
     """One shard.
 
     Attributes:
-        name: Of its file.
-        num_bytes: Of its file.
-        sha256: Of its file.
-        num_skipped: Items that were left out as broken when it was made.
-        summary: What it holds.
+        name: Name of the file.
+        num_bytes: Size of the file.
+        sha256: Digest of the file.
+        num_skipped: Items that were left out as broken.
+        summary: Counts of its samples.
     """
 
     name: str
@@ -197,12 +197,11 @@ def index_shards(folder: Path, broken: BrokenList) -> Manifest:
 
     Args:
         folder: Holds the .tar files.
-        broken: Takes the samples that cannot be understood. They keep their rows; batches pass
-            them over.
+        broken: Receives the samples that cannot be read. They keep their rows; batches skip them.
 
     Raises:
         FileNotFoundError: No .tar file in the folder.
-        ValueError: A file that is no whole tar file.
+        ValueError: A file is not a complete tar file.
     """
     paths = sorted(folder.glob("*.tar"))
     if not paths:

@@ -28,12 +28,12 @@ class Sample:
     """An image with its captions and metadata.
 
     Attributes:
-        key: Names it in its data set; without a dot in its last part.
-        image: The encoded image, as it was found.
-        suffix: Of its file, one of `IMAGE_SUFFIXES`.
+        key: Name in the data set; without a dot in its last part.
+        image: The encoded image, unchanged.
+        suffix: Suffix of the image file, one of `IMAGE_SUFFIXES`.
         captions: By source: alt, paligemma, gemini, ...
-        names: What it shows, in plain names, where that is known exactly.
-        fields: Whatever else is kept, such as url and license.
+        names: Names of all objects in the image, where they are known exactly.
+        fields: Other metadata, such as url and license.
     """
 
     key: str
@@ -61,8 +61,8 @@ def split_name(name: str) -> tuple[str, str]:
 def sample_from_members(members: Mapping[str, bytes]) -> Sample:
     """Read a sample from its files by name.
 
-    Ours and those of others: a record's "captions" are by source; a "caption", and the text of a
-    .txt file, count as alt text.
+    Reads our shards and those of other tools: a record's "captions" are by source; a "caption" and
+    the text of a .txt file count as alt text.
 
     Raises:
         BadSample: No image among them, or a record or text that cannot be read.
@@ -147,7 +147,7 @@ class BrokenList:
                 continue
             self._places.add(sample.place)
             _LOG.warning(
-                "broken sample %d, passed over: %s: %s",
+                "skipped broken sample %d: %s: %s",
                 len(self),
                 sample.place,
                 sample.reason,
@@ -164,9 +164,9 @@ class DataSummary:
 
     Attributes:
         num_images: All images.
-        num_captioned: Those with a caption of any source.
-        num_named: Those of which it is known exactly what they show.
-        caption_sources: Images that have a caption of each source.
+        num_captioned: Images with a caption of any source.
+        num_named: Images with a list of their objects.
+        caption_sources: Number of images with a caption of each source.
     """
 
     num_images: int = 0

@@ -1,7 +1,7 @@
 """A WebDataset shard: a tar file with a list of sample offsets for random access.
 
-The list makes a shard readable from the middle, which a stream is not: a training run restarts on
-its very next sample. Written and read by the standard library; any WebDataset reader reads these.
+With the list, any sample can be read alone, and a training run resumes at its next sample. Written
+and read by the standard library; any WebDataset reader reads these.
 """
 
 import io
@@ -27,8 +27,8 @@ def offsets_path(shard: Path) -> Path:
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     """Write samples as a tar file and its offsets, both atomically; returns their number.
 
-    The file depends on the samples alone: no time and no owner is in it. Only one process may
-    write a shard at a time: what an earlier one left half written when it was killed is removed.
+    The file depends on the samples alone: it has no times and no owners. Only one process may write
+    a shard at a time, because temporary files of killed processes are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for file in (path, offsets_path(path)):
@@ -96,7 +96,7 @@ def read_sample(shard: Path, row: int) -> Sample:
 
     Raises:
         BadSample: Its files cannot be understood.
-        OSError: The shard cannot be read, which is no fault of the sample's.
+        OSError: The storage failed.
     """
     offsets = load_offsets(shard)
     start, stop = int(offsets[row]), int(offsets[row + 1])

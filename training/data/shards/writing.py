@@ -79,9 +79,9 @@ def build_shards(
 
     Args:
         source: The items.
-        folder: Where the shards go; its name shows in the progress bar.
-        plan: How they are divided.
-        is_shown: Whether the progress bar is.
+        folder: Output folder.
+        plan: Shard size and image limits.
+        is_shown: Whether to show a progress bar.
 
     Raises:
         ValueError: There is no item, or the folder was begun with other items or another plan.

@@ -1,4 +1,4 @@
-"""A folder of plain images, and opening a folder of either kind."""
+"""A folder of plain images as a data set."""
 
 import json
 from collections.abc import Callable
@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.data.shards.image_folder import ImageFolder, open_store
-from training.data.shards.manifest import ShardStore
+from training.data.shards.image_folder import ImageFolder
 from training.data.shards.sample import BadSample, Sample
-from training.data.shards.writing import ShardPlan, build_shards
 
 Encode = Callable[..., bytes]
 
@@ -79,12 +77,3 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no image"):
         ImageFolder(tmp_path / name)
-
-
-def test_shards_and_plain_images_are_distinguished(tmp_path: Path, image_folder: Path) -> None:
-    plain = open_store(image_folder)
-    assert isinstance(plain, ImageFolder)
-    build_shards(plain, tmp_path / "shards", ShardPlan(kind="folder"), is_shown=False)
-    shards = open_store(tmp_path / "shards")
-    assert isinstance(shards, ShardStore)
-    assert shards.summary() == plain.summary()

@@ -1,23 +1,21 @@
 """Protobuf messages to messages of the data plane, and back; the only module that knows both."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
-from model.dense_maps import MapTask
-from model.preprocess import Fit
 from service.errors import InvalidRequest
 from service.grpc.generated import (
     classify_pb2,
     dense_pb2,
     embed_pb2,
     features_pb2,
-    image_pb2,
     item_error_pb2,
     model_pb2,
     segment_pb2,
@@ -33,94 +31,100 @@ from service.messages import (
     EmbedTextsResponse,
     EstimateMapsRequest,
     EstimateMapsResponse,
-    FeatureKind,
-    Features,
-    FeatureScope,
     FloatArray,
-    GlobalFeatures,
     ItemErrors,
-    MapSize,
     ModelInfo,
     Segmentation,
     SegmentClass,
     SegmentImagesRequest,
     SegmentImagesResponse,
-    SegmentMode,
-    TemplateSet,
-    VectorType,
     VisualizeFeaturesRequest,
     VisualizeFeaturesResponse,
 )
 from service.outputs.masks import class_color
 
 T = TypeVar("T")
-NumberT = TypeVar("NumberT", bound=int)
-OUTPUTS: Mapping[embed_pb2.ImageOutput, str] = {
-    embed_pb2.IMAGE_OUTPUT_PATCHES: "patches",
-    embed_pb2.IMAGE_OUTPUT_VALUES: "values",
-    embed_pb2.IMAGE_OUTPUT_CLS1: "cls1",
-    embed_pb2.IMAGE_OUTPUT_CLS2: "cls2",
-    embed_pb2.IMAGE_OUTPUT_DEPTH: "depth",
-    embed_pb2.IMAGE_OUTPUT_NORMALS: "normals",
-}
-FITS: Mapping[image_pb2.Fit, Fit] = {image_pb2.FIT_SQUASH: "squash", image_pb2.FIT_ASPECT: "aspect"}
-MAP_SIZES: Mapping[dense_pb2.MapSize, MapSize] = {
-    dense_pb2.MAP_SIZE_IMAGE: "image",
-    dense_pb2.MAP_SIZE_MODEL: "model",
-}
-FEATURES: Mapping[segment_pb2.DenseFeatures, Features] = {
-    segment_pb2.DENSE_FEATURES_VALUES: "values",
-    segment_pb2.DENSE_FEATURES_PATCHES: "patches",
-}
-TEMPLATE_SETS: Mapping[text_pb2.TemplateSet, TemplateSet] = {
-    text_pb2.TEMPLATE_SET_NONE: "none",
-    text_pb2.TEMPLATE_SET_TCL: "tcl",
-}
-MODES: Mapping[segment_pb2.SegmentMode, SegmentMode] = {
-    segment_pb2.SEGMENT_MODE_WHOLE: "whole",
-    segment_pb2.SEGMENT_MODE_SLIDE: "slide",
-}
-VECTOR_TYPES: Mapping[embed_pb2.VectorType, VectorType] = {
-    embed_pb2.VECTOR_TYPE_FLOAT32: "float32",
-    embed_pb2.VECTOR_TYPE_FLOAT16: "float16",
-    embed_pb2.VECTOR_TYPE_INT8: "int8",
-}
+M = TypeVar("M")
+R = TypeVar("R")
 DATA_TYPES: Mapping[str, tensor_pb2.DataType] = {
     "float32": tensor_pb2.DATA_TYPE_FLOAT32,
     "uint16": tensor_pb2.DATA_TYPE_UINT16,
     "float16": tensor_pb2.DATA_TYPE_FLOAT16,
     "int8": tensor_pb2.DATA_TYPE_INT8,
 }
-GLOBAL_FEATURES: Mapping[classify_pb2.GlobalFeatures, GlobalFeatures] = {
-    classify_pb2.GLOBAL_FEATURES_CLS1: "cls1",
-    classify_pb2.GLOBAL_FEATURES_CLS2: "cls2",
-}
-FEATURE_KINDS: Mapping[features_pb2.FeatureKind, FeatureKind] = {
-    features_pb2.FEATURE_KIND_COLORS: "colors",
-    features_pb2.FEATURE_KIND_COMPONENT: "component",
-    features_pb2.FEATURE_KIND_GROUPS: "groups",
-}
-SCOPES: Mapping[features_pb2.FeatureScope, FeatureScope] = {
-    features_pb2.FEATURE_SCOPE_IMAGE: "image",
-    features_pb2.FEATURE_SCOPE_REQUEST: "request",
-}
 
 
-def to_embed_images(request: embed_pb2.EmbedImagesRequest) -> EmbedImagesRequest:
-    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
-    refuse_unknown_fields(request)
-    default = EmbedImagesRequest
-    outputs = tuple(OUTPUTS.get(value, str(value)) for value in request.outputs)
-    return default(
-        images=tuple(image.encoded for image in request.images),
-        model=request.model or None,
-        outputs=outputs or default.outputs,
-        normalize=request.normalize if request.HasField("normalize") else default.normalize,
-        resolution=request.resolution if request.HasField("resolution") else default.resolution,
-        fit=choice(FITS, request.fit, "fit") or default.fit,
-        vector_type=choice(VECTOR_TYPES, request.vector_type, "dtype") or default.vector_type,
-        partial=request.partial,
-    )
+def _reader(message: Callable[..., M], **required: Any) -> Callable[[Message], M]:
+    """A function that converts requests to messages of the data plane.
+
+    Each field that is set goes to the field of its name; the others have the message's defaults.
+
+    Args:
+        message: Type of the message.
+        required: Values of fields without a default, if the request does not set them.
+    """
+
+    def read(request: Message) -> M:
+        """Convert a request; raises `InvalidRequest` for an unknown field or value."""
+        refuse_unknown_fields(request)
+        given = {field.name: _read_field(field, value) for field, value in request.ListFields()}
+        return message(**{**required, **given})
+
+    return read
+
+
+to_embed_images = _reader(EmbedImagesRequest, images=())
+to_embed_texts = _reader(EmbedTextsRequest, texts=())
+to_segment_images = _reader(SegmentImagesRequest, images=(), classes=())
+to_classify_images = _reader(ClassifyImagesRequest, images=(), classes=())
+to_visualize_features = _reader(VisualizeFeaturesRequest, images=())
+to_estimate_depth = _reader(EstimateMapsRequest, images=(), task="depth")
+to_estimate_normals = _reader(EstimateMapsRequest, images=(), task="normals")
+
+
+def _read_field(field: FieldDescriptor, value: Any) -> Any:
+    """The Python value of a field that is set."""
+    match field.name:
+        case "images":
+            value = tuple(image.encoded for image in value)
+        case "texts":
+            value = tuple(value)
+        case "classes" | "background_classes":
+            value = tuple(SegmentClass(name=c.name, prompts=tuple(c.prompts)) for c in value)
+        case "templates":
+            value = _read_templates(value)
+        case "outputs":
+            # The data plane refuses an unknown one with its index.
+            names = enum_names(embed_pb2.ImageOutput.DESCRIPTOR)
+            value = tuple(names.get(number, str(number)) for number in value)
+        case name if field.enum_type is not None:
+            param = "dtype" if name == "vector_type" else name
+            value = _read_enum(field.enum_type, value, param)
+    return value
+
+
+def _read_templates(templates: text_pb2.Templates) -> str | tuple[str, ...]:
+    """The name of a template set, or the caller's own templates."""
+    if templates.WhichOneof("choice") == "custom":
+        return tuple(templates.custom.templates)
+    if not templates.set:
+        raise InvalidRequest("templates: give `set` or `custom`.", param="templates")
+    return _read_enum(text_pb2.TemplateSet.DESCRIPTOR, templates.set, "templates")
+
+
+def _read_enum(enum: EnumDescriptor, value: int, param: str) -> str:
+    names = enum_names(enum)
+    if value not in names:
+        raise InvalidRequest(f"{param}: unknown value {value}.", param=param)
+    return names[value]
+
+
+@cache
+def enum_names(enum: EnumDescriptor) -> Mapping[int, str]:
+    """Names of an enum's values in Python, such as `cls1` for `IMAGE_OUTPUT_CLS1`, by number."""
+    unset, *values = enum.values
+    prefix = unset.name.removesuffix("UNSPECIFIED")
+    return {value.number: value.name.removeprefix(prefix).lower() for value in values}
 
 
 def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesResponse:
@@ -138,51 +142,11 @@ def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesRespo
     return message
 
 
-def to_embed_texts(request: embed_pb2.EmbedTextsRequest) -> EmbedTextsRequest:
-    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
-    refuse_unknown_fields(request)
-    default = EmbedTextsRequest
-    given = templates_of(request.templates) if request.HasField("templates") else None
-    return default(
-        texts=tuple(request.texts),
-        model=request.model or None,
-        templates=default.templates if given is None else given,
-        normalize=request.normalize if request.HasField("normalize") else default.normalize,
-        vector_type=choice(VECTOR_TYPES, request.vector_type, "dtype") or default.vector_type,
-        partial=request.partial,
-    )
-
-
 def from_embed_texts(answer: EmbedTextsResponse) -> embed_pb2.EmbedTextsResponse:
     """Convert an answer."""
     rows_TD, scales_T = answer.in_places()
     return embed_pb2.EmbedTextsResponse(
         model=answer.model, embeddings=tensor(rows_TD, scales_T), errors=item_errors(answer.errors)
-    )
-
-
-def to_segment_images(request: segment_pb2.SegmentImagesRequest) -> SegmentImagesRequest:
-    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
-    refuse_unknown_fields(request)
-    default = SegmentImagesRequest
-    has = request.HasField
-    return default(
-        images=tuple(image.encoded for image in request.images),
-        classes=classes_of(request.classes),
-        model=request.model or None,
-        templates=templates_of(request.templates) if has("templates") else default.templates,
-        features=choice(FEATURES, request.features, "features"),
-        resolution=request.resolution if has("resolution") else default.resolution,
-        fit=choice(FITS, request.fit, "fit") or default.fit,
-        background_threshold=(
-            request.background_threshold
-            if has("background_threshold")
-            else default.background_threshold
-        ),
-        background_classes=classes_of(request.background_classes),
-        include_scores=request.include_scores if has("include_scores") else default.include_scores,
-        mode=choice(MODES, request.mode, "mode") or default.mode,
-        partial=request.partial,
     )
 
 
@@ -210,25 +174,6 @@ def _segmentation(mask: Segmentation, names: Sequence[str]) -> segment_pb2.Segme
     )
 
 
-def to_classify_images(request: classify_pb2.ClassifyImagesRequest) -> ClassifyImagesRequest:
-    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
-    refuse_unknown_fields(request)
-    default = ClassifyImagesRequest
-    has = request.HasField
-    return default(
-        images=tuple(image.encoded for image in request.images),
-        classes=classes_of(request.classes),
-        model=request.model or None,
-        templates=templates_of(request.templates) if has("templates") else default.templates,
-        features=choice(GLOBAL_FEATURES, request.features, "features") or default.features,
-        temperature=request.temperature if has("temperature") else default.temperature,
-        top_k=request.top_k if has("top_k") else default.top_k,
-        resolution=request.resolution if has("resolution") else default.resolution,
-        fit=choice(FITS, request.fit, "fit") or default.fit,
-        partial=request.partial,
-    )
-
-
 def from_classify_images(answer: ClassifyImagesResponse) -> classify_pb2.ClassifyImagesResponse:
     """Convert an answer."""
     classifications = [
@@ -252,75 +197,27 @@ def from_classify_images(answer: ClassifyImagesResponse) -> classify_pb2.Classif
     )
 
 
-def to_estimate_maps(
-    request: dense_pb2.EstimateDepthRequest | dense_pb2.EstimateNormalsRequest, task: MapTask
-) -> EstimateMapsRequest:
-    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
-    refuse_unknown_fields(request)
-    default = EstimateMapsRequest
-    return default(
-        task=task,
-        images=tuple(image.encoded for image in request.images),
-        model=request.model or None,
-        resolution=request.resolution if request.HasField("resolution") else default.resolution,
-        fit=choice(FITS, request.fit, "fit") or default.fit,
-        size=choice(MAP_SIZES, request.size, "size") or default.size,
-        partial=request.partial,
-    )
+def _maps_writer(
+    response: Callable[..., R], item: Callable[..., Any], field: str
+) -> Callable[[EstimateMapsResponse | VisualizeFeaturesResponse], R]:
+    """A function that converts answers to responses with one map per image, in this field."""
+
+    def write(answer: EstimateMapsResponse | VisualizeFeaturesResponse) -> R:
+        maps = [item(**{field: tensor(array)}) for array in answer.maps]
+        return response(
+            model=answer.model,
+            maps=in_places(maps, answer.errors, item()),
+            errors=item_errors(answer.errors),
+        )
+
+    return write
 
 
-def from_depth(answer: EstimateMapsResponse) -> dense_pb2.EstimateDepthResponse:
-    """Convert an answer."""
-    maps = [dense_pb2.DepthMap(depth=tensor(depth_HW)) for depth_HW in answer.maps]
-    return dense_pb2.EstimateDepthResponse(
-        model=answer.model,
-        maps=in_places(maps, answer.errors, dense_pb2.DepthMap()),
-        errors=item_errors(answer.errors),
-    )
-
-
-def from_normals(answer: EstimateMapsResponse) -> dense_pb2.EstimateNormalsResponse:
-    """Convert an answer."""
-    maps = [dense_pb2.NormalMap(normals=tensor(normals_HW3)) for normals_HW3 in answer.maps]
-    return dense_pb2.EstimateNormalsResponse(
-        model=answer.model,
-        maps=in_places(maps, answer.errors, dense_pb2.NormalMap()),
-        errors=item_errors(answer.errors),
-    )
-
-
-def to_visualize_features(
-    request: features_pb2.VisualizeFeaturesRequest,
-) -> VisualizeFeaturesRequest:
-    """Convert a request; raises `InvalidRequest` for an unknown field or value."""
-    refuse_unknown_fields(request)
-    default = VisualizeFeaturesRequest
-    has = request.HasField
-    return default(
-        images=tuple(image.encoded for image in request.images),
-        model=request.model or None,
-        kind=choice(FEATURE_KINDS, request.kind, "kind") or default.kind,
-        features=choice(FEATURES, request.features, "features") or default.features,
-        scope=choice(SCOPES, request.scope, "scope") or default.scope,
-        group_count=request.group_count if has("group_count") else default.group_count,
-        seed=request.seed if has("seed") else default.seed,
-        resolution=request.resolution if has("resolution") else default.resolution,
-        fit=choice(FITS, request.fit, "fit") or default.fit,
-        size=choice(MAP_SIZES, request.size, "size") or default.size,
-        partial=request.partial,
-    )
-
-
-def from_visualize_features(
-    answer: VisualizeFeaturesResponse,
-) -> features_pb2.VisualizeFeaturesResponse:
-    """Convert an answer."""
-    maps = [features_pb2.FeatureMap(features=tensor(array)) for array in answer.maps]
-    return features_pb2.VisualizeFeaturesResponse(
-        model=answer.model,
-        maps=in_places(maps, answer.errors, features_pb2.FeatureMap()),
-        errors=item_errors(answer.errors),
-    )
+from_depth = _maps_writer(dense_pb2.EstimateDepthResponse, dense_pb2.DepthMap, "depth")
+from_normals = _maps_writer(dense_pb2.EstimateNormalsResponse, dense_pb2.NormalMap, "normals")
+from_visualize_features = _maps_writer(
+    features_pb2.VisualizeFeaturesResponse, features_pb2.FeatureMap, "features"
+)
 
 
 def from_model(info: ModelInfo) -> model_pb2.Model:
@@ -340,9 +237,9 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
         max_size=manifest.max_size,
         size_multiple=manifest.size_multiple,
         max_text_tokens=manifest.max_text_tokens,
-        outputs=[_number(OUTPUTS, name) for name in info.outputs if name != "text"],
-        default_features=_number(FEATURES, manifest.zero_shot.features),
-        default_templates=_number(TEMPLATE_SETS, manifest.zero_shot.templates),
+        outputs=[f"IMAGE_OUTPUT_{name.upper()}" for name in info.outputs if name != "text"],
+        default_features=f"DENSE_FEATURES_{manifest.zero_shot.features.upper()}",
+        default_templates=f"TEMPLATE_SET_{manifest.zero_shot.templates.upper()}",
         runtime=info.runtime,
         precision=info.precision,
         device=info.device,
@@ -403,38 +300,6 @@ def refuse_unknown_fields(message: Message, path: str = "", *, is_deep: bool = T
         else:
             for index, item in enumerate(value):
                 refuse_unknown_fields(item, f"{name}[{index}]")
-
-
-def templates_of(templates: text_pb2.Templates) -> TemplateSet | tuple[str, ...]:
-    """The name of a template set, or the caller's own templates.
-
-    Raises:
-        InvalidRequest: Neither is given.
-    """
-    if templates.WhichOneof("choice") == "custom":
-        return tuple(templates.custom.templates)
-    chosen = choice(TEMPLATE_SETS, templates.set, "templates")
-    if chosen is None:
-        raise InvalidRequest("templates: give `set` or `custom`.", param="templates")
-    return chosen
-
-
-def classes_of(classes: Sequence[segment_pb2.SegmentClass]) -> tuple[SegmentClass, ...]:
-    """Classes with their prompts."""
-    return tuple(SegmentClass(name=c.name, prompts=tuple(c.prompts)) for c in classes)
-
-
-def choice(table: Mapping[NumberT, T], value: NumberT, param: str) -> T | None:
-    """The Python value of an enum value; None for zero, an unset field."""
-    if value == 0:
-        return None
-    if value not in table:
-        raise InvalidRequest(f"{param}: unknown value {value}.", param=param)
-    return table[value]
-
-
-def _number(table: Mapping[NumberT, str], name: str) -> NumberT:
-    return next(number for number, known in table.items() if known == name)
 
 
 def tensor(array: NDArray[np.generic], scales: FloatArray | None = None) -> tensor_pb2.Tensor:

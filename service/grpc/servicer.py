@@ -1,7 +1,7 @@
 """The RPCs: convert, call the data plane, convert. The interceptors handle calls and errors."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -20,21 +20,28 @@ from service.grpc.converters import (
     to_classify_images,
     to_embed_images,
     to_embed_texts,
-    to_estimate_maps,
+    to_estimate_depth,
+    to_estimate_normals,
     to_segment_images,
     to_visualize_features,
 )
-from service.grpc.generated import (
-    classify_pb2,
-    dense_pb2,
-    embed_pb2,
-    encoder_service_pb2,
-    features_pb2,
-    segment_pb2,
-    stream_pb2,
-)
+from service.grpc.generated import encoder_service_pb2, stream_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
 from service.grpc.stream import begin_item, stream_answer
+
+Handler = Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]
+
+
+def _handler(
+    read: Callable[[Message], Any], method: str, write: Callable[[Any], Message]
+) -> Handler:
+    """An RPC that converts its request, calls this method of the data plane, and converts back."""
+
+    async def answer(servicer: "EncoderServicer", request: Message, context: Any) -> Message:
+        compute = getattr(servicer._plane, method)
+        return write(await compute(read(request), current_call.get()))
+
+    return answer
 
 
 class EncoderServicer(EncoderServiceServicer):
@@ -42,80 +49,24 @@ class EncoderServicer(EncoderServiceServicer):
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
-        # The method for each kind of request on a stream.
-        self._streamed: Mapping[str, Callable[[Any, Any], Awaitable[Message]]] = {
-            "embed_images": self.EmbedImages,
-            "embed_texts": self.EmbedTexts,
-            "segment_images": self.SegmentImages,
-            "classify_images": self.ClassifyImages,
-            "visualize_features": self.VisualizeFeatures,
-            "estimate_depth": self.EstimateDepth,
-            "estimate_normals": self.EstimateNormals,
-        }
 
-    async def EmbedImages(  # noqa: N802 - named by the contract, as all below
-        self, request: embed_pb2.EmbedImagesRequest, context: Any
-    ) -> embed_pb2.EmbedImagesResponse:
-        """Embed images."""
-        message = to_embed_images(request)
-        answer = await self._plane.embed_images(message, current_call.get())
-        return from_embed_images(answer)
+    EmbedImages = _handler(to_embed_images, "embed_images", from_embed_images)
+    EmbedTexts = _handler(to_embed_texts, "embed_texts", from_embed_texts)
+    SegmentImages = _handler(to_segment_images, "segment_images", from_segment_images)
+    ClassifyImages = _handler(to_classify_images, "classify_images", from_classify_images)
+    VisualizeFeatures = _handler(
+        to_visualize_features, "visualize_features", from_visualize_features
+    )
+    EstimateDepth = _handler(to_estimate_depth, "estimate_maps", from_depth)
+    EstimateNormals = _handler(to_estimate_normals, "estimate_maps", from_normals)
 
-    async def EmbedTexts(  # noqa: N802
-        self, request: embed_pb2.EmbedTextsRequest, context: Any
-    ) -> embed_pb2.EmbedTextsResponse:
-        """Embed texts."""
-        message = to_embed_texts(request)
-        answer = await self._plane.embed_texts(message, current_call.get())
-        return from_embed_texts(answer)
-
-    async def SegmentImages(  # noqa: N802
-        self, request: segment_pb2.SegmentImagesRequest, context: Any
-    ) -> segment_pb2.SegmentImagesResponse:
-        """Segment images by class names."""
-        message = to_segment_images(request)
-        answer = await self._plane.segment_images(message, current_call.get())
-        return from_segment_images(answer)
-
-    async def ClassifyImages(  # noqa: N802
-        self, request: classify_pb2.ClassifyImagesRequest, context: Any
-    ) -> classify_pb2.ClassifyImagesResponse:
-        """Classify images by class names."""
-        message = to_classify_images(request)
-        answer = await self._plane.classify_images(message, current_call.get())
-        return from_classify_images(answer)
-
-    async def VisualizeFeatures(  # noqa: N802
-        self, request: features_pb2.VisualizeFeaturesRequest, context: Any
-    ) -> features_pb2.VisualizeFeaturesResponse:
-        """Visualize the patch embeddings of images."""
-        message = to_visualize_features(request)
-        answer = await self._plane.visualize_features(message, current_call.get())
-        return from_visualize_features(answer)
-
-    async def EstimateDepth(  # noqa: N802
-        self, request: dense_pb2.EstimateDepthRequest, context: Any
-    ) -> dense_pb2.EstimateDepthResponse:
-        """Estimate the depth of every pixel."""
-        message = to_estimate_maps(request, "depth")
-        answer = await self._plane.estimate_maps(message, current_call.get())
-        return from_depth(answer)
-
-    async def EstimateNormals(  # noqa: N802
-        self, request: dense_pb2.EstimateNormalsRequest, context: Any
-    ) -> dense_pb2.EstimateNormalsResponse:
-        """Estimate the surface normal of every pixel."""
-        message = to_estimate_maps(request, "normals")
-        answer = await self._plane.estimate_maps(message, current_call.get())
-        return from_normals(answer)
-
-    async def Stream(  # noqa: N802
+    async def Stream(  # noqa: N802 - named by the contract, as all below
         self, request: stream_pb2.StreamRequest, context: Any
     ) -> stream_pb2.StreamResponse:
         """Answer one request of a stream; the interceptor reads and writes them in order."""
         call = current_call.get()
         kind = begin_item(request, call)
-        answer = await self._streamed[kind](getattr(request, kind), context)
+        answer = await STREAMED[kind](self, getattr(request, kind), context)
         return stream_answer(answer, request, call)
 
     async def GetModel(  # noqa: N802
@@ -133,3 +84,15 @@ class EncoderServicer(EncoderServiceServicer):
         refuse_unknown_fields(request)
         infos = self._plane.list_models()
         return encoder_service_pb2.ListModelsResponse(models=map(from_model, infos))
+
+
+# The RPC for each kind of request on a stream.
+STREAMED: Final[Mapping[str, Handler]] = {
+    "embed_images": EncoderServicer.EmbedImages,
+    "embed_texts": EncoderServicer.EmbedTexts,
+    "segment_images": EncoderServicer.SegmentImages,
+    "classify_images": EncoderServicer.ClassifyImages,
+    "visualize_features": EncoderServicer.VisualizeFeatures,
+    "estimate_depth": EncoderServicer.EstimateDepth,
+    "estimate_normals": EncoderServicer.EstimateNormals,
+}

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from model.dense_maps import MapTask
+from model.preprocess import Fit
 from service.errors import InvalidRequest
 from service.grpc.converters import (
+    enum_names,
     from_classify_images,
     from_depth,
     from_embed_images,
@@ -22,7 +24,8 @@ from service.grpc.converters import (
     to_classify_images,
     to_embed_images,
     to_embed_texts,
-    to_estimate_maps,
+    to_estimate_depth,
+    to_estimate_normals,
     to_segment_images,
     to_visualize_features,
 )
@@ -47,10 +50,19 @@ from service.messages import (
     EmbedTextsResponse,
     EstimateMapsRequest,
     EstimateMapsResponse,
+    FeatureKind,
+    Features,
+    FeatureScope,
+    GlobalFeatures,
+    ImageOutput,
+    MapSize,
     Segmentation,
     SegmentClass,
     SegmentImagesRequest,
     SegmentImagesResponse,
+    SegmentMode,
+    TemplateSet,
+    VectorType,
     VisualizeFeaturesRequest,
     VisualizeFeaturesResponse,
 )
@@ -62,7 +74,6 @@ VIEW = features_pb2.VisualizeFeaturesRequest
 DEPTH, NORMALS = dense_pb2.EstimateDepthRequest, dense_pb2.EstimateNormalsRequest
 WRONG = InvalidRequest("images[0] is wrong.", code="invalid_image", param="images[0]")
 NONE: dict[str, Any] = {"images": ()}
-to_depth, to_normals = (partial(to_estimate_maps, task=task) for task in ("depth", "normals"))
 CONVERSIONS = [
     pytest.param(to_embed_images, EMBED, EmbedImagesRequest(**NONE), id="embed images"),
     pytest.param(to_embed_texts, TEXTS, EmbedTextsRequest(texts=()), id="embed texts"),
@@ -73,8 +84,10 @@ CONVERSIONS = [
         to_classify_images, CLASSIFY, ClassifyImagesRequest(**NONE, classes=()), id="classify"
     ),
     pytest.param(to_visualize_features, VIEW, VisualizeFeaturesRequest(**NONE), id="features"),
-    pytest.param(to_depth, DEPTH, EstimateMapsRequest(**NONE, task="depth"), id="depth"),
-    pytest.param(to_normals, NORMALS, EstimateMapsRequest(**NONE, task="normals"), id="normals"),
+    pytest.param(to_estimate_depth, DEPTH, EstimateMapsRequest(**NONE, task="depth"), id="depth"),
+    pytest.param(
+        to_estimate_normals, NORMALS, EstimateMapsRequest(**NONE, task="normals"), id="normals"
+    ),
 ]
 DOG = (
     [segment_pb2.SegmentClass(name="dog", prompts=["a"])],
@@ -124,6 +137,25 @@ def test_an_unknown_value_of_an_enum_is_refused(convert: Any, kind: Any, empty: 
             with pytest.raises(InvalidRequest) as caught:
                 convert(kind(**{field.name: 9}))
             assert caught.value.param == {"vector_type": "dtype"}.get(field.name, field.name)
+
+
+@pytest.mark.parametrize(
+    ("enum", "names"),
+    [
+        (embed_pb2.ImageOutput, (*get_args(ImageOutput), *get_args(MapTask))),
+        (embed_pb2.VectorType, get_args(VectorType)),
+        (image_pb2.Fit, get_args(Fit)),
+        (dense_pb2.MapSize, get_args(MapSize)),
+        (segment_pb2.DenseFeatures, get_args(Features)),
+        (segment_pb2.SegmentMode, get_args(SegmentMode)),
+        (text_pb2.TemplateSet, get_args(TemplateSet)),
+        (classify_pb2.GlobalFeatures, get_args(GlobalFeatures)),
+        (features_pb2.FeatureKind, get_args(FeatureKind)),
+        (features_pb2.FeatureScope, get_args(FeatureScope)),
+    ],
+)
+def test_an_enum_has_the_values_of_its_python_type(enum: Any, names: tuple[str, ...]) -> None:
+    assert set(enum_names(enum.DESCRIPTOR).values()) == set(names)
 
 
 def test_templates_are_a_set_or_custom_and_an_unknown_output_is_left_to_the_data_plane() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import grpc
 import pytest
@@ -134,37 +135,22 @@ async def test_malformed_messages_and_those_of_too_many_values_are_refused_and_n
             assert (answers.code().name, answers.details()) == expected
 
 
-class EndedContext:
-    """Of an RPC that has ended: nothing can be sent."""
-
-    def invocation_metadata(self) -> None:
-        return None
-
-    def time_remaining(self) -> None:
-        return None
-
-    async def read(self) -> bytes:
-        return b"\xff\xff"
-
-    async def abort(self, *_: Any, **__: Any) -> None:
-        raise grpc.aio.InternalError("no such stream")
-
-
 async def test_an_error_of_a_call_that_has_ended_is_not_logged(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
+    context = Mock(
+        invocation_metadata=lambda: None,
+        time_remaining=lambda: None,
+        read=AsyncMock(return_value=b"\xff\xff"),
+        abort=AsyncMock(side_effect=grpc.aio.InternalError("no such stream")),
+    )
+    made: Any = grpc.unary_unary_rpc_method_handler(print, embed_pb2.EmbedImagesRequest.FromString)
     async with serving() as server:
         interceptor = CallInterceptor(Telemetry(server.metrics), server.protection, DrainGate())
-
-        async def find_handler(details: Any) -> Any:
-            return grpc.unary_unary_rpc_method_handler(
-                print, embed_pb2.EmbedImagesRequest.FromString
-            )
-
         details = SimpleNamespace(method=EMBED)
-        handler = await interceptor.intercept_service(find_handler, details)
+        handler = await interceptor.intercept_service(AsyncMock(return_value=made), details)
         with pytest.raises(asyncio.CancelledError):
-            await handler.stream_unary(None, EndedContext())
+            await handler.stream_unary(None, context)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

@@ -4,7 +4,7 @@ import asyncio
 import binascii
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 import pybase64
 from fastapi import Request
@@ -19,11 +19,10 @@ from service.messages import EmbedTextsResponse, ListResponse, MaybeEncoded
 from service.rest.connection import BODY, Body
 from service.rest.errors import invalid_fields
 from service.rest.requests import (
+    IMAGE_FIELDS,
     EmbedTextsBody,
     ImageBody,
     ImageInputs,
-    ImageOptions,
-    Options,
     Schema,
 )
 from service.rest.responses import JSON, ResponseWriter, RestRequest, choose_media
@@ -33,12 +32,10 @@ from service.waiting import wait_all
 
 T = TypeVar("T")
 AnswerT = TypeVar("AnswerT", bound=ListResponse)
-ImageOptionsT = TypeVar("ImageOptionsT", bound=ImageOptions)
-OptionsT = TypeVar("OptionsT", bound=Options)
+ImageBodyT = TypeVar("ImageBodyT", bound=ImageBody)
 SchemaT = TypeVar("SchemaT", bound=Schema)
 
 FORM: Final = "multipart/form-data"
-IMAGE_FIELDS: Final = ("image", "images")
 MAX_FORM_FIELDS: Final = 1000
 # JSON values are separated by commas, and base64 has none. This is far more than a valid request
 # needs, and few enough that parsing takes tens of megabytes.
@@ -49,18 +46,15 @@ Pairs = list[tuple[str, str]]
 async def read_images(
     request: Request,
     plane: DataPlane,
-    options_type: type[ImageOptionsT],
-    body_type: type[ImageBody],
-    *,
-    writer: ResponseWriter[AnswerT, ImageOptionsT],
-) -> RestRequest[AnswerT, ImageOptionsT]:
+    body_type: type[ImageBodyT],
+    writer: ResponseWriter[AnswerT, ImageBodyT],
+) -> RestRequest[AnswerT, ImageBodyT]:
     """Read a request with images.
 
     Args:
         request: Its body is read here.
         plane: Its pool parses bodies, and its limits bound them.
-        options_type: The fields of a query or form.
-        body_type: The fields of a JSON body; a subclass of `options_type` too.
+        body_type: The fields of a JSON body; a query or form has them without the images.
         writer: Offers the media types of the response.
 
     Raises:
@@ -78,17 +72,17 @@ async def read_images(
     images: ImageInputs
     if content_type.startswith("image/"):
         images = (await request.body(),)
-        options = parse_pairs(options_type, query)
+        options = parse_pairs(body_type, query)
     elif content_type == FORM:
         raw, header = await request.body(), request.headers["content-type"]
         pairs, images = await in_pool(
             plane, partial(parse_form, raw, header, plane.limits.max_images)
         )
-        options = parse_pairs(options_type, [*query, *pairs])
+        options = parse_pairs(body_type, [*query, *pairs])
     elif content_type == JSON:
-        body = await read_json(request, plane, body_type)
-        options = cast("ImageOptionsT", body)
-        images = await load_images(request, plane, image_texts(body), is_partial=options.partial)
+        options = await read_json(request, plane, body_type)
+        texts = image_texts(options)
+        images = await load_images(request, plane, texts, is_partial=options.partial)
     else:
         raise UnsupportedMedia(
             f"Content-Type {content_type or '(none)'} is not supported; send image/*, {FORM} or "
@@ -210,7 +204,7 @@ def check_json_size(raw: bytes) -> None:
         raise RequestTooLarge("The body has too many values; split the request.")
 
 
-def parse_pairs(options_type: type[OptionsT], pairs: Iterable[tuple[str, str]]) -> OptionsT:
+def parse_pairs(body_type: type[ImageBodyT], pairs: Iterable[tuple[str, str]]) -> ImageBodyT:
     """Options from query or form fields; lists of names may be separated by commas.
 
     Raises:
@@ -219,15 +213,17 @@ def parse_pairs(options_type: type[OptionsT], pairs: Iterable[tuple[str, str]]) 
     values: dict[str, str | list[str]] = {}
     for name, text in pairs:
         known = values.get(name)
-        if name in options_type.comma_lists or name in options_type.plain_lists:
-            items = text.split(",") if name in options_type.comma_lists else [text]
+        if name in IMAGE_FIELDS:
+            raise InvalidRequest(f"{name}: Unknown field.", code="unknown_field", param=name)
+        if name in body_type.comma_lists or name in body_type.plain_lists:
+            items = text.split(",") if name in body_type.comma_lists else [text]
             values[name] = [*(known or []), *(item.strip() for item in items)]
         elif known is not None:
             raise InvalidRequest(f"{name} is given more than once.", param=name)
         else:
             values[name] = text
     try:
-        return options_type.model_validate(values)
+        return body_type.model_validate(values)
     except ValidationError as error:
         raise invalid_fields(error) from None
 

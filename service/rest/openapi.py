@@ -11,22 +11,16 @@ from pydantic.json_schema import models_json_schema
 
 from service.call import DEFAULT_PRIORITY, PRIORITIES
 from service.rest.requests import (
+    IMAGE_FIELDS,
     ClassifyImagesBody,
-    ClassifyImagesOptions,
     DepthBody,
-    DepthOptions,
     EmbedImagesBody,
-    EmbedImagesOptions,
     EmbedTextsBody,
-    ImageOptions,
-    MapOptions,
+    ImageBody,
+    MapBody,
     NormalsBody,
-    NormalsOptions,
-    Options,
     SegmentImagesBody,
-    SegmentImagesOptions,
     VisualizeFeaturesBody,
-    VisualizeFeaturesOptions,
 )
 from service.rest.response_schemas import (
     ClassifyImagesAnswer,
@@ -163,12 +157,14 @@ def _responses(answer: type[BaseModel], *binary: str) -> Responses:
     return {200: {"description": text, "content": content}} | ERRORS
 
 
-def _parameters(options: type[Options]) -> list[dict[str, Any]]:
+def _parameters(body: type[ImageBody]) -> list[dict[str, Any]]:
     """The options as query parameters, for a body that is an image or a form."""
-    properties = options.model_json_schema(ref_template=REF)["properties"]
+    properties = body.model_json_schema(ref_template=REF)["properties"]
     parameters: list[dict[str, Any]] = []
     for name, schema in properties.items():
-        is_list = name in options.comma_lists
+        if name in IMAGE_FIELDS:
+            continue
+        is_list = name in body.comma_lists
         text = schema.pop("description", "")
         plain = {"type": "array", "items": {"type": "string"}} if is_list else schema
         style = {"style": "form", "explode": False} if is_list else {}
@@ -180,12 +176,7 @@ def _parameters(options: type[Options]) -> list[dict[str, Any]]:
 
 
 def _image_route(
-    path: str,
-    options: type[ImageOptions],
-    body: type[BaseModel],
-    answer: type[BaseModel],
-    *,
-    has_png: bool = False,
+    path: str, body: type[ImageBody], answer: type[BaseModel], *, has_png: bool = False
 ) -> RouteText:
     form = {"type": "object", "properties": {"images": {"type": "array", "items": BINARY}}}
     content = {
@@ -198,19 +189,17 @@ def _image_route(
         "responses": _responses(answer, NPY, SAFETENSORS, *([PNG] if has_png else [])),
         "openapi_extra": {
             "requestBody": {"required": True, "description": text, "content": content},
-            "parameters": _parameters(options),
+            "parameters": _parameters(body),
         },
     }
 
 
-def _map_route(
-    options: type[MapOptions], body: type[BaseModel], answer: type[BaseModel], array: list[Any]
-) -> RouteText:
+def _map_route(body: type[MapBody], answer: type[BaseModel], array: list[Any]) -> RouteText:
     """A route of a dense head, with this map of one pixel as the example of its answer."""
-    path = f"/v1/images:{options.task}"
-    route = _image_route(path, options, body, answer, has_png=True)
+    path = f"/v1/images:{body.task}"
+    route = _image_route(path, body, answer, has_png=True)
     route["responses"] |= NO_HEAD
-    item = {"index": 0, "height": 1, "width": 1, options.task: array}
+    item = {"index": 0, "height": 1, "width": 1, body.task: array}
     route["responses"][200]["content"][JSON]["example"] = {
         "object": "list",
         "model": "tipsv2-b14-dpt",
@@ -219,30 +208,18 @@ def _map_route(
     return route
 
 
-EMBED_IMAGES: Final = _image_route(
-    "/v1/images:embed", EmbedImagesOptions, EmbedImagesBody, EmbedImagesAnswer
-)
+EMBED_IMAGES: Final = _image_route("/v1/images:embed", EmbedImagesBody, EmbedImagesAnswer)
 SEGMENT_IMAGES: Final = _image_route(
-    "/v1/images:segment",
-    SegmentImagesOptions,
-    SegmentImagesBody,
-    SegmentImagesAnswer,
-    has_png=True,
+    "/v1/images:segment", SegmentImagesBody, SegmentImagesAnswer, has_png=True
 )
 CLASSIFY_IMAGES: Final = _image_route(
-    "/v1/images:classify", ClassifyImagesOptions, ClassifyImagesBody, ClassifyImagesAnswer
+    "/v1/images:classify", ClassifyImagesBody, ClassifyImagesAnswer
 )
 VISUALIZE_FEATURES: Final = _image_route(
-    "/v1/images:features",
-    VisualizeFeaturesOptions,
-    VisualizeFeaturesBody,
-    VisualizeFeaturesAnswer,
-    has_png=True,
+    "/v1/images:features", VisualizeFeaturesBody, VisualizeFeaturesAnswer, has_png=True
 )
-ESTIMATE_DEPTH: Final = _map_route(DepthOptions, DepthBody, DepthAnswer, [[2.25]])
-ESTIMATE_NORMALS: Final = _map_route(
-    NormalsOptions, NormalsBody, NormalsAnswer, [[[0.0, 0.6, 0.8]]]
-)
+ESTIMATE_DEPTH: Final = _map_route(DepthBody, DepthAnswer, [[2.25]])
+ESTIMATE_NORMALS: Final = _map_route(NormalsBody, NormalsAnswer, [[[0.0, 0.6, 0.8]]])
 EMBED_TEXTS: Final[RouteText] = {
     "responses": _responses(EmbedTextsAnswer, NPY, SAFETENSORS),
     "openapi_extra": {

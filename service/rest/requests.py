@@ -1,7 +1,7 @@
 """REST requests as pydantic models that turn into messages.
 
-Defaults come from the message classes. Unknown fields are refused. For each method on images there
-are options (a query or form) and a body (JSON: the options and the images).
+Defaults come from the message classes. Unknown fields are refused. A query or a form has the fields
+of the JSON body, except the images.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -40,7 +40,8 @@ TEMPLATE_SETS = ("none", "tcl")
 # Names of union members. Error paths omit names in angle brackets.
 NAME_TAG, CLASS_TAG, SET_TAG, OWN_TAG = "<name>", "<class>", "<set>", "<own>"
 # Fields of REST alone: the images and texts, and the form of the response.
-REST_FIELDS = frozenset({"image", "images", "texts", "encoding", "format"})
+IMAGE_FIELDS = frozenset({"image", "images"})
+REST_FIELDS = IMAGE_FIELDS | {"texts", "encoding", "format"}
 CLASS_FIELDS = frozenset({"classes", "background_classes"})
 # Names in the message that differ from those on the wire.
 RENAMED = {"dtype": "vector_type"}
@@ -143,17 +144,25 @@ class Options(Schema):
         return fields
 
 
-class ImageOptions(Options):
-    """Options of every method on images."""
+class ImageBody(Options):
+    """The images, either `image` or `images`, and the options of every method on images."""
 
+    image: Annotated[
+        str | None,
+        Field(
+            description="One image: base64, a `data:` URI with base64, or an `https:` URL of a "
+            "host that the server allows."
+        ),
+    ] = None
+    images: Annotated[list[str] | None, Field(description="Several images.")] = None
     resolution: Annotated[
         int | None,
         Field(description="Short side in pixels of the model's input. Default: its native size."),
     ] = None
 
 
-class EmbedImagesOptions(ImageOptions):
-    """Options of embedding images."""
+class EmbedImagesBody(ImageBody):
+    """Images to embed."""
 
     comma_lists = frozenset({"outputs"})
 
@@ -173,8 +182,8 @@ class EmbedImagesOptions(ImageOptions):
         return EmbedImagesRequest(images=images, **self.message_fields())
 
 
-class SegmentImagesOptions(ImageOptions):
-    """Options of segmenting images."""
+class SegmentImagesBody(ImageBody):
+    """Images to segment, and the classes."""
 
     comma_lists = frozenset({"classes", "background_classes"})
 
@@ -223,8 +232,8 @@ class SegmentImagesOptions(ImageOptions):
         return SegmentImagesRequest(images=images, **self.message_fields())
 
 
-class ClassifyImagesOptions(ImageOptions):
-    """Options of classifying images."""
+class ClassifyImagesBody(ImageBody):
+    """Images to classify, and the classes."""
 
     comma_lists = frozenset({"classes"})
 
@@ -253,8 +262,8 @@ class ClassifyImagesOptions(ImageOptions):
         return ClassifyImagesRequest(images=images, **self.message_fields())
 
 
-class VisualizeFeaturesOptions(ImageOptions):
-    """Options of visualizing patch embeddings."""
+class VisualizeFeaturesBody(ImageBody):
+    """Images whose features to visualize."""
 
     kind: Annotated[
         FeatureKind,
@@ -298,8 +307,8 @@ class VisualizeFeaturesOptions(ImageOptions):
         return VisualizeFeaturesRequest(images=images, **self.message_fields())
 
 
-class MapOptions(ImageOptions):
-    """Options of estimating a value for every pixel."""
+class MapBody(ImageBody):
+    """Images to estimate a value for every pixel of."""
 
     task: ClassVar[MapTask]
 
@@ -317,8 +326,8 @@ class MapOptions(ImageOptions):
         return EstimateMapsRequest(task=self.task, images=images, **self.message_fields())
 
 
-class DepthOptions(MapOptions):
-    """Options of estimating depth."""
+class DepthBody(MapBody):
+    """Images whose depth to estimate."""
 
     task = "depth"
 
@@ -331,47 +340,10 @@ class DepthOptions(MapOptions):
     ] = None
 
 
-class NormalsOptions(MapOptions):
-    """Options of estimating surface normals."""
+class NormalsBody(MapBody):
+    """Images whose surface normals to estimate."""
 
     task = "normals"
-
-
-class ImageBody(Schema):
-    """The images of a JSON body: either `image` or `images`."""
-
-    image: Annotated[
-        str | None,
-        Field(
-            description="One image: base64, a `data:` URI with base64, or an `https:` URL of a "
-            "host that the server allows."
-        ),
-    ] = None
-    images: Annotated[list[str] | None, Field(description="Several images.")] = None
-
-
-class EmbedImagesBody(EmbedImagesOptions, ImageBody):
-    """Images to embed."""
-
-
-class SegmentImagesBody(SegmentImagesOptions, ImageBody):
-    """Images to segment, and the classes."""
-
-
-class ClassifyImagesBody(ClassifyImagesOptions, ImageBody):
-    """Images to classify, and the classes."""
-
-
-class VisualizeFeaturesBody(VisualizeFeaturesOptions, ImageBody):
-    """Images whose features to visualize."""
-
-
-class DepthBody(DepthOptions, ImageBody):
-    """Images whose depth to estimate."""
-
-
-class NormalsBody(NormalsOptions, ImageBody):
-    """Images whose surface normals to estimate."""
 
 
 class EmbedTextsBody(Options):

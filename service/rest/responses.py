@@ -47,16 +47,16 @@ from service.outputs.masks import (
 from service.rest.errors import error_detail
 from service.rest.requests import (
     COCO_FORMATS,
-    ClassifyImagesOptions,
-    DepthOptions,
-    EmbedImagesOptions,
+    ClassifyImagesBody,
+    DepthBody,
+    EmbedImagesBody,
     EmbedTextsBody,
     Encoding,
     ImageInputs,
-    MapOptions,
+    MapBody,
     Options,
-    SegmentImagesOptions,
-    VisualizeFeaturesOptions,
+    SegmentImagesBody,
+    VisualizeFeaturesBody,
 )
 
 JSON: Final = "application/json"
@@ -206,7 +206,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
         return write_safetensors(answer.model, self.columns(answer, options), errors)
 
 
-def _check_embedding(options: EmbedImagesOptions, media: str) -> None:
+def _check_embedding(options: EmbedImagesBody, media: str) -> None:
     if media == NPY and len(set(options.outputs)) > 1:
         raise InvalidRequest(
             "application/x-npy holds one array: request one output, or accept "
@@ -241,7 +241,7 @@ def _one_embedding(answer: EmbedImagesResponse) -> Array:
 
 
 # Embeddings of images: [B, h, w, D] or [B, D].
-IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesOptions](
+IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesBody](
     check_options=_check_embedding,
     num_values=lambda answer: sum(a.size for row in answer.embeddings for a in row.values()),
     entries=lambda answer, options: [
@@ -285,7 +285,7 @@ TEXT_EMBEDDINGS: Final = ResponseWriter[EmbedTextsResponse, EmbedTextsBody](
 )
 
 
-def _check_classification(options: ClassifyImagesOptions, media: str) -> None:
+def _check_classification(options: ClassifyImagesBody, media: str) -> None:
     if media == NPY and options.top_k is not None:
         raise InvalidRequest(
             "application/x-npy holds the probabilities of all classes, in the order of the "
@@ -295,7 +295,7 @@ def _check_classification(options: ClassifyImagesOptions, media: str) -> None:
 
 
 # Classes of images, the best first; npy has probabilities [B, K] in the order of the request.
-CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesOptions](
+CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesBody](
     check_options=_check_classification,
     num_values=lambda answer: sum(3 * one.labels_K.size for one in answer.classifications),
     entries=lambda answer, options: [
@@ -318,7 +318,7 @@ CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesOptions](
 )
 
 
-def _check_mask(options: SegmentImagesOptions, media: str) -> None:
+def _check_mask(options: SegmentImagesBody, media: str) -> None:
     if media == PNG and options.format == "mask" and len(options.classes) > MAX_PALETTE_CLASSES:
         raise InvalidRequest(
             f"classes: {len(options.classes)} given, at most {MAX_PALETTE_CLASSES} fit the palette "
@@ -341,7 +341,7 @@ def _mask_columns(answer: SegmentImagesResponse) -> dict[str, Sequence[Array]]:
 
 def _mask_png(
     answer: SegmentImagesResponse,
-    request: RestRequest[SegmentImagesResponse, SegmentImagesOptions],
+    request: RestRequest[SegmentImagesResponse, SegmentImagesBody],
     limits: ImageLimits,
 ) -> bytes:
     labels_HW = answer.segmentations[0].labels_HW
@@ -355,7 +355,7 @@ def _mask_png(
 
 
 def _mask_entry(
-    mask: Segmentation, names: Sequence[str], options: SegmentImagesOptions
+    mask: Segmentation, names: Sequence[str], options: SegmentImagesBody
 ) -> dict[str, Any]:
     height, width = mask.labels_HW.shape
     background_share, *shares = mask.area_shares
@@ -380,7 +380,7 @@ def _mask_entry(
 
 
 def _coco_regions(
-    mask: Segmentation, num_classes: int, options: SegmentImagesOptions
+    mask: Segmentation, num_classes: int, options: SegmentImagesBody
 ) -> list[dict[str, Any]]:
     """Area, bounding box and outline of each class, named as in COCO's annotations."""
     runs = class_runs(mask.labels_HW, num_classes)
@@ -397,7 +397,7 @@ def _coco_regions(
 
 
 # Masks; in JSON as labels, or each class in a format of COCO.
-MASKS: Final = ResponseWriter[SegmentImagesResponse, SegmentImagesOptions](
+MASKS: Final = ResponseWriter[SegmentImagesResponse, SegmentImagesBody](
     check_options=_check_mask,
     num_values=lambda answer: sum(mask.labels_HW.size for mask in answer.segmentations),
     entries=lambda answer, options: [
@@ -423,7 +423,7 @@ def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
 
 
 # Visualized features.
-FEATURES: Final = ResponseWriter[VisualizeFeaturesResponse, VisualizeFeaturesOptions](
+FEATURES: Final = ResponseWriter[VisualizeFeaturesResponse, VisualizeFeaturesBody](
     num_values=lambda answer: sum(array.size for array in answer.maps),
     entries=lambda answer, options: [
         ({"groups": _groups(array)} if options.kind == "groups" else {})
@@ -436,8 +436,8 @@ FEATURES: Final = ResponseWriter[VisualizeFeaturesResponse, VisualizeFeaturesOpt
 )
 
 
-def _check_map(options: MapOptions, media: str) -> None:
-    if media != PNG and isinstance(options, DepthOptions) and options.format is not None:
+def _check_map(options: MapBody, media: str) -> None:
+    if media != PNG and isinstance(options, DepthBody) and options.format is not None:
         raise InvalidRequest(
             f"The format {options.format} needs Accept: image/png. Other media types hold depth in "
             "metres, as float32.",
@@ -445,14 +445,14 @@ def _check_map(options: MapOptions, media: str) -> None:
         )
 
 
-def _map_png(array: FloatArray, options: MapOptions) -> bytes:
-    if not isinstance(options, DepthOptions):
+def _map_png(array: FloatArray, options: MapBody) -> bytes:
+    if not isinstance(options, DepthBody):
         return encode_normals_png(array)
     return (encode_depth_png if options.format == "colors" else encode_millimetres_png)(array)
 
 
 # Depth, or surface normals.
-MAPS: Final = ResponseWriter[EstimateMapsResponse, MapOptions](
+MAPS: Final = ResponseWriter[EstimateMapsResponse, MapBody](
     check_options=_check_map,
     num_values=lambda answer: sum(array.size for array in answer.maps),
     entries=lambda answer, options: [

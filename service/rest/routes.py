@@ -22,17 +22,11 @@ from service.rest.openapi import (
 )
 from service.rest.requests import (
     ClassifyImagesBody,
-    ClassifyImagesOptions,
     DepthBody,
-    DepthOptions,
     EmbedImagesBody,
-    EmbedImagesOptions,
     NormalsBody,
-    NormalsOptions,
     SegmentImagesBody,
-    SegmentImagesOptions,
     VisualizeFeaturesBody,
-    VisualizeFeaturesOptions,
 )
 from service.rest.response_schemas import Live, ModelCard, ModelList, Ready, model_card
 from service.rest.responses import (
@@ -63,9 +57,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:embed", tags=["images"], **EMBED_IMAGES)
     async def embed_images(request: Request) -> Response:
         """Global embeddings of images, and one embedding for each patch."""
-        asked = await read_images(
-            request, plane, EmbedImagesOptions, EmbedImagesBody, writer=IMAGE_EMBEDDINGS
-        )
+        asked = await read_images(request, plane, EmbedImagesBody, IMAGE_EMBEDDINGS)
         message = asked.options.to_message(asked.images)
         answer = await plane.embed_images(message, current_call.get())
         return await respond(plane, asked, answer)
@@ -73,9 +65,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:segment", tags=["images"], **SEGMENT_IMAGES)
     async def segment_images(request: Request) -> Response:
         """Masks of the named classes: k for the k-th class, 0 for background."""
-        asked = await read_images(
-            request, plane, SegmentImagesOptions, SegmentImagesBody, writer=MASKS
-        )
+        asked = await read_images(request, plane, SegmentImagesBody, MASKS)
         message = asked.options.to_message(asked.images)
         answer = await plane.segment_images(message, current_call.get())
         return await respond(plane, asked, answer)
@@ -83,9 +73,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:classify", tags=["images"], **CLASSIFY_IMAGES)
     async def classify_images(request: Request) -> Response:
         """The named classes of images with their probabilities, the best first."""
-        asked = await read_images(
-            request, plane, ClassifyImagesOptions, ClassifyImagesBody, writer=CLASSES
-        )
+        asked = await read_images(request, plane, ClassifyImagesBody, CLASSES)
         message = asked.options.to_message(asked.images)
         answer = await plane.classify_images(message, current_call.get())
         return await respond(plane, asked, answer)
@@ -93,9 +81,7 @@ def _add_images(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:features", tags=["images"], **VISUALIZE_FEATURES)
     async def visualize_features(request: Request) -> Response:
         """Patch embeddings as colours, as one component, or as groups."""
-        asked = await read_images(
-            request, plane, VisualizeFeaturesOptions, VisualizeFeaturesBody, writer=FEATURES
-        )
+        asked = await read_images(request, plane, VisualizeFeaturesBody, FEATURES)
         message = asked.options.to_message(asked.images)
         answer = await plane.visualize_features(message, current_call.get())
         return await respond(plane, asked, answer)
@@ -105,7 +91,7 @@ def _add_maps(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:depth", tags=["images"], **ESTIMATE_DEPTH)
     async def estimate_depth(request: Request) -> Response:
         """The distance of every pixel, in metres."""
-        asked = await read_images(request, plane, DepthOptions, DepthBody, writer=MAPS)
+        asked = await read_images(request, plane, DepthBody, MAPS)
         message = asked.options.to_message(asked.images)
         answer = await plane.estimate_maps(message, current_call.get())
         return await respond(plane, asked, answer)
@@ -113,7 +99,7 @@ def _add_maps(router: APIRouter, plane: DataPlane) -> None:
     @router.post("/v1/images:normals", tags=["images"], **ESTIMATE_NORMALS)
     async def estimate_normals(request: Request) -> Response:
         """The direction of the surface at every pixel: a unit vector."""
-        asked = await read_images(request, plane, NormalsOptions, NormalsBody, writer=MAPS)
+        asked = await read_images(request, plane, NormalsBody, MAPS)
         message = asked.options.to_message(asked.images)
         answer = await plane.estimate_maps(message, current_call.get())
         return await respond(plane, asked, answer)

@@ -9,7 +9,7 @@ import pytest
 from service.errors import InvalidRequest
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
 from service.rest.inputs import decode_images, image_texts, parse_form, parse_pairs
-from service.rest.requests import EmbedImagesOptions, ImageBody, SegmentImagesOptions
+from service.rest.requests import EmbedImagesBody, ImageBody, SegmentImagesBody
 from service.server import Server
 from tests.service.conftest import Encode, Serving
 from tests.service.rest.conftest import client_of
@@ -30,7 +30,7 @@ ONE = form(('name="image"; filename="a"', b"x"))
 
 
 def test_a_query_may_have_every_option_or_none() -> None:
-    assert parse_pairs(EmbedImagesOptions, []).to_message((b"x",)) == EmbedImagesRequest(
+    assert parse_pairs(EmbedImagesBody, []).to_message((b"x",)) == EmbedImagesRequest(
         images=(b"x",)
     )
     pairs = [
@@ -43,7 +43,7 @@ def test_a_query_may_have_every_option_or_none() -> None:
         ("resolution", "56"),
         ("include_scores", "true"),
     ]
-    assert parse_pairs(SegmentImagesOptions, pairs).to_message(()) == SegmentImagesRequest(
+    assert parse_pairs(SegmentImagesBody, pairs).to_message(()) == SegmentImagesRequest(
         images=(),
         classes=tuple(SegmentClass(name=n) for n in ("dog", "grass", "sky")),
         background_classes=(SegmentClass(name="wall"),),
@@ -57,7 +57,7 @@ def test_a_query_may_have_every_option_or_none() -> None:
 
 def test_custom_templates_may_have_commas() -> None:
     pairs = [("templates", "a {}, small"), ("templates", "the {}")]
-    message = parse_pairs(SegmentImagesOptions, pairs).to_message(())
+    message = parse_pairs(SegmentImagesBody, pairs).to_message(())
     assert message.templates == ("a {}, small", "the {}")
 
 
@@ -72,7 +72,7 @@ def test_custom_templates_may_have_commas() -> None:
 )
 def test_a_wrong_query_names_its_field(pairs: list[tuple[str, str]], param: str, code: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse_pairs(EmbedImagesOptions, pairs)
+        parse_pairs(EmbedImagesBody, pairs)
     assert (caught.value.param, caught.value.code) == (param, code)
 
 

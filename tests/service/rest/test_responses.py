@@ -29,14 +29,14 @@ from service.messages import (
 )
 from service.outputs.vectors import pack, pack_all
 from service.rest.requests import (
-    ClassifyImagesOptions,
-    DepthOptions,
-    EmbedImagesOptions,
+    ClassifyImagesBody,
+    DepthBody,
+    EmbedImagesBody,
     EmbedTextsBody,
-    NormalsOptions,
+    NormalsBody,
     Options,
-    SegmentImagesOptions,
-    VisualizeFeaturesOptions,
+    SegmentImagesBody,
+    VisualizeFeaturesBody,
 )
 from service.rest.response_schemas import (
     ClassifyImagesAnswer,
@@ -71,7 +71,7 @@ def noise(shape: int | tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
 
 
 WRONG = InvalidRequest("images[1] is wrong.", code="invalid_image", param="images[1]")
-PARTIAL = EmbedImagesOptions(partial=True)
+PARTIAL = EmbedImagesBody(partial=True)
 MASK = Segmentation(
     labels_HW=np.array([[0, 1, 2], [2, 2, 2]], np.uint16),
     scores_HW=noise((2, 3)),
@@ -143,19 +143,19 @@ def one_vector(array: NDArray[Any]) -> EmbedImagesResponse:
     return EmbedImagesResponse(model="m", embeddings=({"cls1": array},))
 
 
-EMBED, MASK_OPTIONS = EmbedImagesOptions(), SegmentImagesOptions()
+EMBED, MASK_OPTIONS = EmbedImagesBody(), SegmentImagesBody()
 CASES: list[tuple[Any, Any, Options, Any, str, NDArray[Any]]] = [
     (IMAGE_EMBEDDINGS, one_vector(TURNED), EMBED, EmbedImagesAnswer, "cls1", TURNED),
     (IMAGE_EMBEDDINGS, one_vector(HALVES), EMBED, EmbedImagesAnswer, "cls1", HALVES),
     (MASKS, MASK_ANSWER, MASK_OPTIONS, SegmentImagesAnswer, "labels", MASK.labels_HW),
-    (MAPS, DEPTH, DepthOptions(), DepthAnswer, "depth", DEPTH.maps[0]),
-    (MAPS, NORMALS, NormalsOptions(), NormalsAnswer, "normals", NORMALS.maps[0]),
+    (MAPS, DEPTH, DepthBody(), DepthAnswer, "depth", DEPTH.maps[0]),
+    (MAPS, NORMALS, NormalsBody(), NormalsAnswer, "normals", NORMALS.maps[0]),
 ]
 CASES += [
     (
         FEATURES,
         view(kind),
-        VisualizeFeaturesOptions(kind=kind),
+        VisualizeFeaturesBody(kind=kind),
         VisualizeFeaturesAnswer,
         "features",
         a,
@@ -190,7 +190,7 @@ def test_arrays_of_one_shape_are_stacked_and_others_kept_apart() -> None:
     for shapes in grids:
         rows = tuple({"patches": noise(shape, seed)} for seed, shape in enumerate(shapes))
         answer = EmbedImagesResponse(model="m", embeddings=rows)
-        tensors = load(write(IMAGE_EMBEDDINGS, answer, SAFETENSORS, EmbedImagesOptions()))
+        tensors = load(write(IMAGE_EMBEDDINGS, answer, SAFETENSORS, EmbedImagesBody()))
         if len(set(shapes)) == 1:
             assert tensors["patches"].shape == (2, 2, 3, 5)
         else:
@@ -198,10 +198,10 @@ def test_arrays_of_one_shape_are_stacked_and_others_kept_apart() -> None:
                 f"patches.{i}": shape for i, shape in enumerate(shapes)
             }
             with pytest.raises(InvalidRequest, match="squash"):
-                write(IMAGE_EMBEDDINGS, answer, NPY, EmbedImagesOptions())
+                write(IMAGE_EMBEDDINGS, answer, NPY, EmbedImagesBody())
     two = EstimateMapsResponse(model="m", maps=(DEPTH.maps[0], DEPTH.maps[0].T))
-    assert set(load(write(MAPS, two, SAFETENSORS, DepthOptions()))) == {"depth.0", "depth.1"}
-    sent = write_list(MAPS, two, DepthOptions(), DepthAnswer)
+    assert set(load(write(MAPS, two, SAFETENSORS, DepthBody()))) == {"depth.0", "depth.1"}
+    sent = write_list(MAPS, two, DepthBody(), DepthAnswer)
     assert [d["index"] for d in sent["data"]] == [0, 1]
 
 
@@ -218,23 +218,23 @@ def test_texts_are_one_matrix() -> None:
 
 
 def test_a_mask_lists_its_classes_with_colour_and_area() -> None:
-    (entry,) = write_list(MASKS, MASK_ANSWER, SegmentImagesOptions(), SegmentImagesAnswer)["data"]
+    (entry,) = write_list(MASKS, MASK_ANSWER, SegmentImagesBody(), SegmentImagesAnswer)["data"]
     assert [(c["label"], c["name"]) for c in entry["classes"]] == [(1, "dog"), (2, "sky")]
     assert entry["classes"][1]["area_share"] == pytest.approx(4 / 6)
     assert entry["background_share"] == pytest.approx(1 / 6)
-    png = Image.open(io.BytesIO(write(MASKS, MASK_ANSWER, PNG, SegmentImagesOptions())))
+    png = Image.open(io.BytesIO(write(MASKS, MASK_ANSWER, PNG, SegmentImagesBody())))
     np.testing.assert_array_equal(np.asarray(png), MASK.labels_HW)
     pixel = png.convert("RGB").getpixel((2, 0))
     assert entry["classes"][1]["color"] == "#" + bytes(pixel).hex()  # type: ignore[arg-type]
     np.testing.assert_array_equal(np.array(entry["scores"], np.float32), MASK.scores_HW)
-    tensors = load(write(MASKS, MASK_ANSWER, SAFETENSORS, SegmentImagesOptions()))
+    tensors = load(write(MASKS, MASK_ANSWER, SAFETENSORS, SegmentImagesBody()))
     np.testing.assert_array_equal(tensors["scores"][0], MASK.scores_HW)
 
 
 @pytest.mark.parametrize("mask_format", ["rle", "rle_counts", "polygons"])
 @pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
 def test_cocos_formats_give_the_mask_back(mask_format: Any) -> None:
-    options = SegmentImagesOptions(format=mask_format)
+    options = SegmentImagesBody(format=mask_format)
     (entry,) = write_list(MASKS, MASK_ANSWER, options, SegmentImagesAnswer)["data"]
     assert "labels" not in entry
     for one in entry["classes"]:
@@ -252,22 +252,22 @@ def test_cocos_formats_give_the_mask_back(mask_format: Any) -> None:
 
 
 def test_depth_as_a_png_is_in_millimetres_unless_colours_are_asked_for() -> None:
-    for options in (DepthOptions(), DepthOptions(format="millimetres")):
+    for options in (DepthBody(), DepthBody(format="millimetres")):
         image = Image.open(io.BytesIO(write(MAPS, DEPTH, PNG, options)))
         np.testing.assert_array_equal(np.asarray(image), np.rint(DEPTH.maps[0] * 1000))
-    colours = Image.open(io.BytesIO(write(MAPS, DEPTH, PNG, DepthOptions(format="colors"))))
+    colours = Image.open(io.BytesIO(write(MAPS, DEPTH, PNG, DepthBody(format="colors"))))
     assert colours.mode == "P"
 
 
 def test_groups_list_their_areas() -> None:
-    options = VisualizeFeaturesOptions(kind="groups")
+    options = VisualizeFeaturesBody(kind="groups")
     (entry,) = write_list(FEATURES, view("groups"), options, VisualizeFeaturesAnswer)["data"]
     shares = [group["area_share"] for group in entry["groups"]]
     np.testing.assert_allclose(shares, [(VIEWS["groups"] == k).mean() for k in (1, 2, 3)])
 
 
 def test_classes_are_sorted_in_json_and_safetensors_and_in_request_order_in_npy() -> None:
-    options = ClassifyImagesOptions()
+    options = ClassifyImagesBody()
     sent = write_list(CLASSES, RANKED_ANSWER, options, ClassifyImagesAnswer)
     first = sent["data"][1]["classes"][0]
     assert (sent["data"][1]["index"], first["label"], first["name"]) == (1, 3, "sea")
@@ -315,9 +315,9 @@ def test_texts_with_errors_are_missing_in_json_and_zeros_in_the_matrix() -> None
 
 
 def test_int8_vectors_have_the_same_scales_in_every_media_type() -> None:
-    answer, options = vectors("int8"), EmbedImagesOptions(dtype="int8")
+    answer, options = vectors("int8"), EmbedImagesBody(dtype="int8")
     listed = write_list(IMAGE_EMBEDDINGS, answer, options, EmbedImagesAnswer)
-    coded = EmbedImagesOptions(dtype="int8", encoding="base64")
+    coded = EmbedImagesBody(dtype="int8", encoding="base64")
     encoded = json.loads(write(IMAGE_EMBEDDINGS, answer, JSON, coded))
     tensors = load(write(IMAGE_EMBEDDINGS, answer, SAFETENSORS, options))
     for name in ("cls1", "patches"):
@@ -342,29 +342,29 @@ def test_int8_vectors_have_the_same_scales_in_every_media_type() -> None:
 @pytest.mark.parametrize(
     ("writer", "options", "media", "num_images", "param"),
     [
-        (IMAGE_EMBEDDINGS, EmbedImagesOptions(outputs=["cls1", "cls2"]), NPY, 1, "outputs"),
+        (IMAGE_EMBEDDINGS, EmbedImagesBody(outputs=["cls1", "cls2"]), NPY, 1, "outputs"),
         (IMAGE_EMBEDDINGS, PARTIAL, NPY, 1, "partial"),
-        (MASKS, SegmentImagesOptions(partial=True), PNG, 1, "partial"),
+        (MASKS, SegmentImagesBody(partial=True), PNG, 1, "partial"),
         *[
             (writer, options, media, 2, "images")
             for writer, options in (
-                (MASKS, SegmentImagesOptions()),
-                (FEATURES, VisualizeFeaturesOptions()),
-                (MAPS, DepthOptions()),
+                (MASKS, SegmentImagesBody()),
+                (FEATURES, VisualizeFeaturesBody()),
+                (MAPS, DepthBody()),
             )
             for media in (PNG, NPY)
         ],
-        (MASKS, SegmentImagesOptions(classes=[str(i) for i in range(256)]), PNG, 1, "classes"),
-        (MASKS, SegmentImagesOptions(format="overlay"), JSON, 1, "format"),
-        (MASKS, SegmentImagesOptions(format="rle"), PNG, 1, "format"),
-        (MASKS, SegmentImagesOptions(format="polygons"), NPY, 1, "format"),
-        (CLASSES, ClassifyImagesOptions(top_k=1), NPY, 1, "top_k"),
-        (MAPS, DepthOptions(format="colors"), NPY, 1, "format"),
-        (IMAGE_EMBEDDINGS, EmbedImagesOptions(outputs=["cls1", "cls1"]), NPY, 2, None),
+        (MASKS, SegmentImagesBody(classes=[str(i) for i in range(256)]), PNG, 1, "classes"),
+        (MASKS, SegmentImagesBody(format="overlay"), JSON, 1, "format"),
+        (MASKS, SegmentImagesBody(format="rle"), PNG, 1, "format"),
+        (MASKS, SegmentImagesBody(format="polygons"), NPY, 1, "format"),
+        (CLASSES, ClassifyImagesBody(top_k=1), NPY, 1, "top_k"),
+        (MAPS, DepthBody(format="colors"), NPY, 1, "format"),
+        (IMAGE_EMBEDDINGS, EmbedImagesBody(outputs=["cls1", "cls1"]), NPY, 2, None),
         (IMAGE_EMBEDDINGS, PARTIAL, SAFETENSORS, 2, None),
-        (CLASSES, ClassifyImagesOptions(), NPY, 2, None),
-        (FEATURES, VisualizeFeaturesOptions(), JSON, 2, None),
-        (MAPS, DepthOptions(format="colors"), PNG, 1, None),
+        (CLASSES, ClassifyImagesBody(), NPY, 2, None),
+        (FEATURES, VisualizeFeaturesBody(), JSON, 2, None),
+        (MAPS, DepthBody(format="colors"), PNG, 1, None),
     ],
 )
 def test_a_media_type_that_cannot_hold_the_answer_is_refused_before_any_work(

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import uvloop
@@ -103,8 +102,16 @@ class Server:
             address=(settings.host, settings.grpc_port),
             repository=managed,
         )
-        self._watchdog = Watchdog(self._health, self._publish_health, settings.watchdog_interval_s)
-        self._metrics_server = serve_metrics(settings, self.metrics, self.plane)
+        self._watchdog = Watchdog(
+            lambda: self.plane.health, self._publish_health, settings.watchdog_interval_s
+        )
+        self.metrics.watch_ready(lambda: self.plane.is_ready)
+        self._metrics_server = MetricsServer(
+            self.metrics.registry,
+            {LIVE: self.plane.check_live, READY: self.plane.check_ready},
+            host=settings.host,
+            port=settings.metrics_port,
+        )
 
     def request_stop(self) -> None:
         """Start the drain; call it on the event loop of the server."""
@@ -130,7 +137,9 @@ class Server:
                 await asyncio.to_thread(self._publish_health, self.plane.health)
                 self._watchdog.start()
                 self.ready.set()
-                self._warn()
+                keys = (self.settings.api_keys, self.settings.api_keys_file)
+                if self.settings.enable_management and keys == (None, None):
+                    logger.warning("every caller may load and unload models: no API keys are set")
                 names = [served.manifest.name for served in self.models.models()]
                 logger.info("ready", extra={"fields": {"models": names, **self.ports}})
                 await stop
@@ -138,16 +147,10 @@ class Server:
             stop.cancel()
             await self._drain(http)
             await asyncio.to_thread(self.repository.close)
-            self._close()
-
-    def _warn(self) -> None:
-        """Warn about settings that may be unintended."""
-        keys = (self.settings.api_keys, self.settings.api_keys_file)
-        if self.settings.enable_management and keys == (None, None):
-            logger.warning("every caller may load and unload models: no API keys are set")
-
-    def _health(self) -> Mapping[str, bool]:
-        return self.plane.health
+            self._telemetry.close(TRACE_GRACE_S)
+            self._metrics_server.close()
+            self.pool.shutdown()
+            logger.info("stopped")
 
     def _publish_health(self, models: Mapping[str, bool]) -> None:
         self._grpc.set_health(models, self.plane.is_ready)
@@ -183,13 +186,20 @@ class Server:
         }
         logger.info("listening", extra={"fields": self.ports})
         if self.settings.ports_file is not None:
-            write_ports(self.settings.ports_file, self.ports)
+            atomic_write(self.settings.ports_file, json.dumps(self.ports) + "\n")
 
     async def _drain(self, http: "asyncio.Future[None]") -> None:
         """Fail readiness, then reject new requests, wait for those in flight, and close."""
         self.repository.cancel()
         await asyncio.to_thread(self._watchdog.stop)
-        await self._announce_drain()
+        was_open = self.gate.is_open
+        self.gate.announce_drain()
+        await asyncio.to_thread(self._grpc.announce_drain)
+        self._http.announce_drain()
+        if was_open:
+            # Requests are still accepted until load balancers have noticed.
+            logger.info("draining", extra={"fields": {"delay_s": self.settings.drain_delay_s}})
+            await self.pause(self.settings.drain_delay_s)
         limit_s = self.settings.drain_timeout_s
         are_idle = await asyncio.gather(
             self._http.drain(self._http_socket, limit_s),
@@ -202,38 +212,6 @@ class Server:
             await asyncio.to_thread(self.repository.close)
         self._http.should_exit = True
         await asyncio.gather(http, asyncio.to_thread(self._grpc.stop, WRITE_GRACE_S))
-
-    async def _announce_drain(self) -> None:
-        """Fail readiness but keep serving until load balancers have noticed."""
-        was_open = self.gate.is_open
-        self.gate.announce_drain()
-        await asyncio.to_thread(self._grpc.announce_drain)
-        self._http.announce_drain()
-        if was_open:
-            logger.info("draining", extra={"fields": {"delay_s": self.settings.drain_delay_s}})
-            await self.pause(self.settings.drain_delay_s)
-
-    def _close(self) -> None:
-        self._telemetry.close(TRACE_GRACE_S)
-        self._metrics_server.close()
-        self.pool.shutdown()
-        logger.info("stopped")
-
-
-def serve_metrics(settings: Settings, metrics: Metrics, plane: DataPlane) -> MetricsServer:
-    """Start the port for metrics and probes.
-
-    Raises:
-        OSError: The address is not available.
-    """
-    metrics.watch_ready(lambda: plane.is_ready)
-    checks = {LIVE: plane.check_live, READY: plane.check_ready}
-    return MetricsServer(metrics.registry, checks, host=settings.host, port=settings.metrics_port)
-
-
-def write_ports(path: Path, ports: dict[str, int]) -> None:
-    """Write the ports as JSON, atomically."""
-    atomic_write(path, json.dumps(ports) + "\n")
 
 
 def main(settings: Settings) -> int:

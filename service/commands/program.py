@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -16,6 +15,7 @@ from typing import Final
 from service.engines import choice
 from service.engines.choice import KEY_VARIABLE, SCHEMES, URL_VARIABLE
 from service.engines.engine import Engine, EngineError, UserError
+from service.monitoring.metrics import release
 
 # Exit statuses. After 130 (SIGINT) and 143 (SIGTERM) the same command continues `tipserve embed`.
 DONE: Final = 0
@@ -30,6 +30,116 @@ MEANINGS: Final = (
 )
 # The settings of the service that have flags here; variables set all others.
 LOADING: Final = ("runtime", "precision", "device", "cache")
+# Commands that other programs of this distribution run: module and first arguments.
+PROGRAMS: Final = {
+    "serve": ("service", ()),
+    "convert": ("model", ("convert",)),
+    "show": ("model", ("show",)),
+}
+COMMANDS: Final = ("embed", "segment", "models")
+# The extra that installs an optional package.
+EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "rich": "cli", "ray": "bulk"}
+HELP: Final = f"""usage: tipserve COMMAND ...
+
+Embeds and segments images, with a model in this process or on a server.
+
+commands:
+  embed     write the embeddings of many images as Parquet
+  segment   write the mask of an image for named classes
+  models    list the models that can be used
+  serve     run the server; the same as python -m service
+  convert   convert released weights to a model package; the same as python -m model convert
+  show      verify and describe a model package; the same as python -m model show
+
+examples:
+  tipserve segment photo.jpg --classes "dog, grass" -o mask.png
+  tipserve embed photos/ -o photos.parquet
+  tipserve embed photos/ -o photos.parquet --url http://localhost:8000
+  tipserve serve --model google/tipsv2-b14
+
+Run `tipserve COMMAND --help` for the options of a command, `tipserve --version` for the version.
+{MEANINGS}
+"""
+Execute = Callable[[str, list[str]], object]
+
+
+class Interrupted(BaseException):
+    """A signal asks the command to stop."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) -> int:
+    """Run a command; returns the exit status.
+
+    Args:
+        arguments: The command line without the program name; None is that of this process.
+        execute: Replaces this process by another program.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in {"-h", "--help", "help"}:
+        print(HELP, end="", file=sys.stdout if given else sys.stderr)
+        return DONE if given else WRONG_USAGE
+    if given[0] == "--version":
+        print(f"tipserve {release()}")
+        return DONE
+    command, rest = given[0], given[1:]
+    if command in PROGRAMS:
+        module, first = PROGRAMS[command]
+        safe_path = ["-P"] if sys.flags.safe_path else []
+        execute(sys.executable, [sys.executable, *safe_path, "-m", module, *first, *rest])
+        return DONE
+    if command not in COMMANDS:
+        known = ", ".join([*COMMANDS, *PROGRAMS])
+        print(f"tipserve: unknown command {command!r}. Commands: {known}.", file=sys.stderr)
+        return WRONG_USAGE
+    return _run(command, rest)
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handlers = {
+        number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        # Imported here, because each command needs other optional packages.
+        run: Callable[[Sequence[str]], int] = importlib.import_module(
+            f"service.commands.{command}"
+        ).run
+        return run(arguments)
+    except Interrupted as interrupted:
+        hint = " Run the same command again to continue." if command == "embed" else ""
+        print(f"tipserve {command}: interrupted.{hint}", file=sys.stderr)
+        return interrupted.status
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        message = f"{error.name} is not installed. Run: pip install 'tipserve[{extra}]'"
+        return _fail(command, message)
+    except UserError as error:
+        return _fail(command, str(error))
+    except OSError as error:
+        # The errors of pyarrow have no file name, and some have no number and so no `strerror`.
+        reason = error.strerror or str(error)
+        return _fail(
+            command, f"{reason}." if error.filename is None else f"{error.filename}: {reason}."
+        )
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _fail(command: str, message: str) -> int:
+    print(f"tipserve {command}: {message}", file=sys.stderr)
+    return FAILED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise Interrupted(INTERRUPTED if number == signal.SIGINT else TERMINATED)
 
 
 def new_parser(command: str, description: str, examples: Sequence[str]) -> argparse.ArgumentParser:
@@ -103,124 +213,3 @@ def served_name(options: argparse.Namespace) -> str | None:
     """The field `model` of requests: None for the only model of this process."""
     name: str | None = options.model
     return name if options.url is not None else None
-
-
-# Commands that other programs of this distribution run: module and first arguments.
-PROGRAMS: Final = {
-    "serve": ("service", ()),
-    "convert": ("model", ("convert",)),
-    "show": ("model", ("show",)),
-}
-COMMANDS: Final = ("embed", "segment", "models")
-# The extra that installs an optional package.
-EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "rich": "cli", "ray": "bulk"}
-HELP: Final = f"""usage: tipserve COMMAND ...
-
-Embeds and segments images, with a model in this process or on a server.
-
-commands:
-  embed     write the embeddings of many images as Parquet
-  segment   write the mask of an image for named classes
-  models    list the models that can be used
-  serve     run the server; the same as python -m service
-  convert   convert released weights to a model package; the same as python -m model convert
-  show      verify and describe a model package; the same as python -m model show
-
-examples:
-  tipserve segment photo.jpg --classes "dog, grass" -o mask.png
-  tipserve embed photos/ -o photos.parquet
-  tipserve embed photos/ -o photos.parquet --url http://localhost:8000
-  tipserve serve --model google/tipsv2-b14
-
-Run `tipserve COMMAND --help` for the options of a command, `tipserve --version` for the version.
-{MEANINGS}
-"""
-Execute = Callable[[str, list[str]], object]
-
-
-class Interrupted(BaseException):
-    """A signal asks the command to stop."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
-def main(arguments: Sequence[str] | None = None, execute: Execute = os.execv) -> int:
-    """Run a command; returns the exit status.
-
-    Args:
-        arguments: The command line without the program name; None is that of this process.
-        execute: Replaces this process by another program.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in {"-h", "--help", "help"}:
-        print(HELP, end="", file=sys.stdout if given else sys.stderr)
-        return DONE if given else WRONG_USAGE
-    if given[0] == "--version":
-        print(f"tipserve {_version()}")
-        return DONE
-    command, rest = given[0], given[1:]
-    if command in PROGRAMS:
-        module, first = PROGRAMS[command]
-        safe_path = ["-P"] if sys.flags.safe_path else []
-        execute(sys.executable, [sys.executable, *safe_path, "-m", module, *first, *rest])
-        return DONE
-    if command not in COMMANDS:
-        known = ", ".join([*COMMANDS, *PROGRAMS])
-        print(f"tipserve: unknown command {command!r}. Commands: {known}.", file=sys.stderr)
-        return WRONG_USAGE
-    return _run(command, rest)
-
-
-def _run(command: str, arguments: Sequence[str]) -> int:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    handlers = {
-        number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        # Imported here, because each command needs other optional packages.
-        run: Callable[[Sequence[str]], int] = importlib.import_module(
-            f"service.commands.{command}"
-        ).run
-        return run(arguments)
-    except Interrupted as interrupted:
-        hint = " Run the same command again to continue." if command == "embed" else ""
-        print(f"tipserve {command}: interrupted.{hint}", file=sys.stderr)
-        return interrupted.status
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        message = f"{error.name} is not installed. Run: pip install 'tipserve[{extra}]'"
-        return _fail(command, message)
-    except UserError as error:
-        return _fail(command, str(error))
-    except OSError as error:
-        return _fail(command, _sentence(error))
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _fail(command: str, message: str) -> int:
-    print(f"tipserve {command}: {message}", file=sys.stderr)
-    return FAILED
-
-
-def _sentence(error: OSError) -> str:
-    # The errors of pyarrow have no file name, and some have no number and so no `strerror`.
-    reason = error.strerror or str(error)
-    return f"{reason}." if error.filename is None else f"{error.filename}: {reason}."
-
-
-def _version() -> str:
-    try:
-        return version("tipserve")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    del frame
-    raise Interrupted(INTERRUPTED if number == signal.SIGINT else TERMINATED)

@@ -51,10 +51,8 @@ def settings_for(flags: Sequence[str]) -> Settings:
     Raises:
         EngineError: A flag or variable is unknown or invalid.
     """
-    ours = {URL_VARIABLE, KEY_VARIABLE}
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
     try:
-        return load_settings(list(flags), environment)
+        return load_settings(flags, os.environ)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(map(str, problem["loc"])) or "settings"

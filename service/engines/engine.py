@@ -1,4 +1,4 @@
-"""What computes for the commands: the interface, its errors, and what is known of a model."""
+"""The interface of an engine, which computes for the commands; its errors; model summaries."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future

@@ -87,7 +87,7 @@ class InProcessEngine:
 
     def models(self) -> list[ModelSummary]:
         """As `Engine` says."""
-        return [summarize(info) for info in self._plane.list_models()]
+        return [summarize(info.manifest, info) for info in self._plane.list_models()]
 
     def close(self) -> None:
         """Free the models and end the threads."""
@@ -110,19 +110,18 @@ class InProcessEngine:
         return BATCHES_WAITING * num_lanes * batch + self._num_pool_threads
 
 
-def summarize(info: ModelInfo) -> ModelSummary:
-    """Describe a loaded model."""
-    manifest = info.manifest
+def summarize(manifest: Manifest, info: ModelInfo | None = None) -> ModelSummary:
+    """Describe a model; without `info` it is not loaded, because other machines compute it."""
     return ModelSummary(
         name=manifest.name,
         variant=manifest.variant,
         embed_dim=manifest.embed_dim,
         patch_size=manifest.patch_size,
         native_size=manifest.native_size,
-        outputs=image_outputs(info.outputs),
-        runtime=info.runtime,
-        precision=info.precision,
-        device=info.device,
+        outputs=image_outputs(manifest.outputs if info is None else info.outputs),
+        runtime="" if info is None else info.runtime,
+        precision="" if info is None else info.precision,
+        device="" if info is None else info.device,
         fingerprint=manifest.digest,
     )
 
@@ -141,22 +140,6 @@ def open_manifest(settings: Settings) -> Manifest:
     except (ServiceError, ValueError, OSError, ImportError) as error:
         raise EngineError(str(error)) from error
     return manifest if source.name is None else manifest.model_copy(update={"name": source.name})
-
-
-def summarize_unloaded(manifest: Manifest) -> ModelSummary:
-    """Describe a model that is not loaded, because other machines compute it."""
-    return ModelSummary(
-        name=manifest.name,
-        variant=manifest.variant,
-        embed_dim=manifest.embed_dim,
-        patch_size=manifest.patch_size,
-        native_size=manifest.native_size,
-        outputs=image_outputs(manifest.outputs),
-        runtime="",
-        precision="",
-        device="",
-        fingerprint=manifest.digest,
-    )
 
 
 async def retry_overload(

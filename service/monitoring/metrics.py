@@ -235,89 +235,64 @@ class LaneReport:
     prompts: Mapping[str, int] = field(default_factory=dict)
 
 
-Labelled = Mapping[tuple[str, ...], float]
-ReadLanes = Callable[[LaneReport], Labelled]
-# Name, help, labels beside the model, and the values of one model by these labels.
-LANE_COUNTERS: Final[Sequence[tuple[str, str, tuple[str, ...], ReadLanes]]] = (
+# A number of a model, or its numbers by one more label.
+ReadLanes = Callable[[LaneReport], float | Mapping[str, float]]
+# Name, help, label beside the model ("" for none), and how to read a report.
+LANE_COUNTERS: Final[Sequence[tuple[str, str, str, ReadLanes]]] = (
     (
         "model_batches",
         "Successful batches.",
-        (),
-        lambda report: {(): sum(count for count, _ in report.batches.values())},
+        "",
+        lambda report: sum(count for count, _ in report.batches.values()),
     ),
     (
         "model_batch_items",
         "Images and texts in successful batches.",
-        (),
-        lambda report: {(): sum(size * count for size, (count, _) in report.batches.items())},
+        "",
+        lambda report: sum(size * count for size, (count, _) in report.batches.items()),
     ),
     (
         "model_batch_seconds",
         "Time of successful batches, summed over all lanes.",
-        (),
-        lambda report: {(): sum(seconds for _, seconds in report.batches.values())},
+        "",
+        lambda report: sum(seconds for _, seconds in report.batches.values()),
     ),
-    (
-        "model_rejected",
-        "Requests for the model that were refused.",
-        ("reason",),
-        lambda report: {(reason,): count for reason, count in report.rejected.items()},
-    ),
-    (
-        "model_abandoned",
-        "Queued items that were never computed.",
-        ("reason",),
-        lambda report: {(reason,): count for reason, count in report.abandoned.items()},
-    ),
-    (
-        "model_prompts",
-        "Prompts looked up in the text cache.",
-        ("outcome",),
-        lambda report: {(outcome,): count for outcome, count in report.prompts.items()},
-    ),
+    ("model_rejected", "Requests for the model that were refused.", "reason", lambda r: r.rejected),
+    ("model_abandoned", "Queued items that were never computed.", "reason", lambda r: r.abandoned),
+    ("model_prompts", "Prompts looked up in the text cache.", "outcome", lambda r: r.prompts),
 )
-LANE_GAUGES: Final[Sequence[tuple[str, str, tuple[str, ...], ReadLanes]]] = (
-    (
-        "lanes",
-        "Lanes of a model, by state.",
-        ("state",),
-        lambda report: {(state,): count for state, count in report.states.items()},
-    ),
+LANE_GAUGES: Final[Sequence[tuple[str, str, str, ReadLanes]]] = (
+    ("lanes", "Lanes of a model, by state.", "state", lambda r: r.states),
     (
         "batch_cost_intercept_seconds",
         "Measured fixed time of a batch.",
-        ("bucket",),
-        lambda report: {(bucket,): fixed_s for bucket, (fixed_s, _) in report.costs.items()},
+        "bucket",
+        lambda report: {bucket: fixed_s for bucket, (fixed_s, _) in report.costs.items()},
     ),
     (
         "batch_cost_slope_seconds",
         "Measured time that each item adds to a batch.",
-        ("bucket",),
-        lambda report: {(bucket,): item_s for bucket, (_, item_s) in report.costs.items()},
+        "bucket",
+        lambda report: {bucket: item_s for bucket, (_, item_s) in report.costs.items()},
     ),
-    (
-        "model_queue_depth",
-        "Items that wait for a lane.",
-        (),
-        lambda report: {(): report.num_waiting},
-    ),
+    ("model_queue_depth", "Items that wait for a lane.", "", lambda r: r.num_waiting),
     (
         "model_queue_oldest_seconds",
         "Age of the oldest item that waits for a lane.",
-        (),
-        lambda report: {(): report.oldest_s},
+        "",
+        lambda report: report.oldest_s,
     ),
     (
         "model_admitted_patches",
         "Cost of all admitted requests.",
-        (),
-        lambda report: {(): report.admitted_patches},
+        "",
+        lambda report: report.admitted_patches,
     ),
     (
         "model_max_admitted_patches",
         "Largest total cost that is admitted.",
-        (),
-        lambda report: {(): report.max_admitted_patches},
+        "",
+        lambda report: report.max_admitted_patches,
     ),
 )
 
@@ -484,7 +459,7 @@ class Metrics(Collector):
         self._lanes = reports
 
     def collect(self) -> Iterator[Metric]:
-        """Families with labels that come and go, and those that may have no value."""
+        """Families whose labels change while the server runs, and those that may have no value."""
         depth = GaugeMetricFamily(
             "tipserve_queue_depth", "Queued items by shape.", labels=["bucket"]
         )
@@ -497,11 +472,16 @@ class Metrics(Collector):
             (CounterMetricFamily, LANE_COUNTERS),
             (GaugeMetricFamily, LANE_GAUGES),
         ):
-            for name, text, labels, read in table:
-                family = kind(f"tipserve_{name}", text, labels=["model", *labels])
+            for name, text, label, read in table:
+                labels = ["model", label] if label else ["model"]
+                family = kind(f"tipserve_{name}", text, labels=labels)
                 for report in reports:
-                    for values, number in read(report).items():
-                        family.add_metric([report.model, *values], number)
+                    found = read(report)
+                    if isinstance(found, Mapping):
+                        for value, number in found.items():
+                            family.add_metric([report.model, value], number)
+                    else:
+                        family.add_metric([report.model], found)
                 yield family
         yield CounterMetricFamily(
             "tipserve_log_lines_dropped",

@@ -1,6 +1,6 @@
-"""The platform's own port: metrics, and what REST says of health, always in the clear.
+"""The port for metrics and health probes, without TLS and keys.
 
-A kubelet shows no client certificate, so where REST and gRPC want one, probes must ask here.
+A kubelet has no client certificate, so its probes need this port where REST and gRPC require one.
 """
 
 import json
@@ -22,7 +22,7 @@ Check = Callable[[], None]
 
 
 class MetricsServer:
-    """Serves on threads of its own from the moment it is made."""
+    """Serves on its own threads, from its construction to `close`."""
 
     def __init__(
         self, registry: CollectorRegistry, checks: dict[str, Check], *, host: str, port: int
@@ -30,13 +30,13 @@ class MetricsServer:
         """Listen.
 
         Args:
-            registry: What is scraped.
-            checks: By path; each raises where something is not well.
+            registry: The metrics.
+            checks: Health checks by path; each raises `ServiceError` if it fails.
             host: Address to listen on.
-            port: 0 takes a free one.
+            port: 0 chooses a free one.
 
         Raises:
-            OSError: The address cannot be taken.
+            OSError: The address is not available.
         """
         kind = _ServerV6 if ":" in host else _Server
         app = _application(registry, checks)
@@ -54,11 +54,11 @@ class MetricsServer:
 
     @property
     def port(self) -> int:
-        """The port that was taken."""
+        """The port in use."""
         return self._server.server_port
 
     def close(self) -> None:
-        """End; waits for the thread."""
+        """Stop, and wait for the thread."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -92,7 +92,7 @@ class _ServerV6(_Server):
 
 
 class _Handler(WSGIRequestHandler):
-    """Logs nothing, and does not wait for ever for a request."""
+    """Logs nothing, and limits the wait for a request."""
 
     timeout = CLIENT_TIMEOUT_S
 

@@ -151,11 +151,35 @@ class Protection:
             ValueError: A file or a host name is invalid.
             OSError: A file cannot be read.
         """
+        api_keys = settings.api_keys
+        tls = None
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            files = TlsFiles(
+                certificate=settings.tls_cert,
+                key=settings.tls_key,
+                client_ca=settings.tls_client_ca,
+            )
+            tls = Tls(files, metrics)
+        url_fetcher = None
+        if settings.url_hosts is not None:
+            limits = FetchLimits(
+                max_bytes=settings.max_image_bytes, timeout_s=settings.url_timeout_s
+            )
+            url_fetcher = UrlFetcher(UrlPolicy.from_text(settings.url_hosts), limits)
+        max_items = (
+            settings.max_images_per_request
+            + settings.max_texts_per_request
+            + settings.max_classes_per_request
+        )
         return cls(
-            keys=_keys(settings, metrics),
-            tls=_tls(settings, metrics),
+            keys=ApiKeys(
+                metrics,
+                fixed=None if api_keys is None else api_keys.get_secret_value(),
+                file=settings.api_keys_file,
+            ),
+            tls=tls,
             body_memory=BodyMemory(settings.max_body_memory_bytes, metrics),
-            url_fetcher=_url_fetcher(settings),
+            url_fetcher=url_fetcher,
             metrics=metrics,
             request_timeout_s=settings.request_timeout_s,
             max_body_bytes=settings.max_request_bytes,
@@ -163,40 +187,11 @@ class Protection:
             max_rpcs=settings.max_concurrent_rpcs,
             max_stream_requests=settings.max_stream_requests,
             stream_window_bytes=settings.stream_window_bytes,
-            max_message_values=_max_message_values(settings),
+            # An item is two or three values. Requests slightly over the limits are left to later
+            # checks.
+            max_message_values=10 * max_items + 1000,
             client_timeout_s=settings.client_timeout_s,
             client_bytes_per_s=settings.min_client_bytes_per_s,
             keep_alive_s=settings.keep_alive_s,
             max_connection_age_s=settings.max_connection_age_s,
         )
-
-
-def _keys(settings: Settings, metrics: Metrics) -> ApiKeys:
-    fixed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
-    return ApiKeys(metrics, fixed=fixed, file=settings.api_keys_file)
-
-
-def _tls(settings: Settings, metrics: Metrics) -> Tls | None:
-    if settings.tls_cert is None or settings.tls_key is None:
-        return None
-    files = TlsFiles(
-        certificate=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca
-    )
-    return Tls(files, metrics)
-
-
-def _url_fetcher(settings: Settings) -> UrlFetcher | None:
-    if settings.url_hosts is None:
-        return None
-    limits = FetchLimits(max_bytes=settings.max_image_bytes, timeout_s=settings.url_timeout_s)
-    return UrlFetcher(UrlPolicy.from_text(settings.url_hosts), limits)
-
-
-def _max_message_values(settings: Settings) -> int:
-    num_items = (
-        settings.max_images_per_request
-        + settings.max_texts_per_request
-        + settings.max_classes_per_request
-    )
-    # An item is two or three values. Requests slightly over the limits are left to later checks.
-    return 10 * num_items + 1000

@@ -1,4 +1,4 @@
-"""A model without weights: a NumPy runtime to hold and to break; images; a whole server."""
+"""A fake runtime in NumPy that tests can hold and break; images; a whole server over it."""
 
 import asyncio
 import io
@@ -18,6 +18,7 @@ from model.graphs import DENSE_TASKS, DenseTask, Precision
 from model.package import Manifest
 from model.runtime.base import Device, Interrupted, VisionOutput
 from model.text import TextTokenizer, TokenBatch
+from service.call import Call
 from service.data_plane import DataPlane
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
@@ -39,6 +40,7 @@ from service.settings import Settings
 DIM = 8
 WAIT_S = 20.0
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
+MakePlane = Callable[..., DataPlane]
 Encode = Callable[..., bytes]
 Entered = Callable[[], Awaitable[bool]]
 BUNDLED = ModelSource("bundled")
@@ -54,6 +56,16 @@ class Clock:
         return self.now
 
 
+def call(seconds: float = WAIT_S) -> Call:
+    """A call with a deadline in so many seconds."""
+    return Call(request_id="test", deadline=time.monotonic() + seconds)
+
+
+def sample(metrics: Metrics, name: str, **labels: str) -> float:
+    """The value of a metric of ours; 0 without such a series."""
+    return metrics.registry.get_sample_value(f"tipserve_{name}", labels) or 0.0
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until the condition holds."""
     async with asyncio.timeout(WAIT_S):
@@ -62,17 +74,17 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class FakeRuntime:
-    """Embeddings and maps that depend on the pixels and tokens alone.
+    """Embeddings and maps that depend only on the pixels and tokens.
 
-    `gate` holds every call until it is set. A fault spoils batches, but not those by which a lane
-    tries itself, unless it is "broken".
+    Every call waits until `gate` is set. The faults "raise" and "short" concern all batches except
+    the trial batches of a lane; "broken" concerns those too.
     """
 
     name = "fake"
     precision: Precision = "fp32"
     device: Device = "cpu"
     tasks: tuple[DenseTask, ...] = DENSE_TASKS
-    # After this time its lane is marked dead and waiting requests fail; at least one second.
+    # Reloads before its lane is marked dead and waiting requests fail; 20 ms apart.
     num_repairs = 50
 
     def __init__(self) -> None:
@@ -96,7 +108,7 @@ class FakeRuntime:
         self.num_images += batch
         rows, columns = height // 14, width // 14
         blocks = pixels_B3HW.reshape(batch, 3, rows, 14, columns, 14).mean(axis=(3, 5))
-        with np.errstate(invalid="ignore"):  # a test may have it answer infinities
+        with np.errstate(invalid="ignore"):  # a test may send infinities
             patches_BND = blocks.reshape(batch, 3, -1).transpose(0, 2, 1) @ self._mix + 0.1
         if self.fault == "short" and not is_trial:
             patches_BND = patches_BND[:-1]
@@ -112,7 +124,7 @@ class FakeRuntime:
     def encode_texts(
         self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """The sum of fixed vectors of the tokens."""
+        """Each text: the sum of a fixed vector for each token."""
         self._enter()
         self.num_texts += len(token_ids_BL)
         angles_BLD = token_ids_BL[..., None] * np.arange(1, DIM + 1) / 7
@@ -120,11 +132,11 @@ class FakeRuntime:
         return cast("NDArray[np.float32]", summed_BD.astype(np.float32))
 
     def close(self) -> None:
-        """Remember it."""
+        """Record the call."""
         self.is_closed = True
 
     def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Eight by eight numbers for each patch: its mean brightness, or its mean colour."""
+        """Each patch: 8 x 8 times its mean brightness, or its mean colour for normals."""
         is_trial = bool((pixels_B3HW == 1).all())
         self._enter(is_trial)
         self.num_maps += len(pixels_B3HW)
@@ -137,18 +149,18 @@ class FakeRuntime:
         return cast("NDArray[np.float32]", large if task == "normals" else depth)
 
     def interrupt(self) -> None:
-        """End the call that is held."""
+        """End the call that waits for the gate."""
         self._interrupted.set()
 
     def _enter(self, is_trial: bool = False) -> None:
         self._interrupted.clear()
         self.entered.release()
-        until = time.monotonic() + WAIT_S
+        latest = time.monotonic() + WAIT_S
         while not self.gate.wait(0.005):
             if self._interrupted.is_set():
                 self.num_interrupted += 1
                 raise Interrupted("held no longer")
-            assert time.monotonic() < until
+            assert time.monotonic() < latest
         if self.fault == "broken" or (self.fault == "raise" and not is_trial):
             raise RuntimeError("secret of the runtime")
 
@@ -167,7 +179,7 @@ class FakeTokenizer:
 
 @pytest.fixture
 def manifest() -> Manifest:
-    """Of a model of width 8, native at 28 pixels."""
+    """The manifest of a model of width 8, native at 28 pixels."""
     return Manifest(
         name="fake",
         variant="fake/14",
@@ -202,7 +214,7 @@ def runtime() -> FakeRuntime:
 
 @pytest.fixture
 def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
-    """Make a model that answers: one lane over a runtime, under the manifest's name or another."""
+    """Make a served model: one lane over a runtime, under the manifest's name or another."""
 
     def serve(
         settings: Settings, metrics: Metrics, runtime: FakeRuntime, name: str | None = None
@@ -331,13 +343,17 @@ def make_plane(
     made = []
 
     def make(**values: Any) -> DataPlane:
-        settings = make_settings(max_queue_patches=256, max_batch_patches=64, **values)
+        settings = make_settings(**{"max_queue_patches": 256, "max_batch_patches": 64, **values})
         gate = RequestGate(metrics)
-        limits = request_limits(settings)
-        models = ModelRegistry(metrics)
-        plane = DataPlane(gate, models, limits=limits, max_image_patches=64, pool=pool)
+        plane = DataPlane(
+            gate,
+            ModelRegistry(metrics),
+            limits=request_limits(settings),
+            max_image_patches=settings.max_batch_patches,
+            pool=pool,
+        )
         made.append(load_fake(settings, metrics))
-        models.put(made[0])
+        plane.models.put(made[-1])
         gate.open()
         return plane
 

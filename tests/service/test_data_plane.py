@@ -1,138 +1,193 @@
-"""The core over a fake runtime: answers, order, costs, deadlines, cancellation."""
+"""The core over a fake runtime: answers, order, costs, partial requests, cancellation."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
-from service.call import Call
+from service import validation
 from service.data_plane import DataPlane
 from service.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
     ModelNotFound,
+    NotSupported,
     Overloaded,
     RequestTooLarge,
     ServiceError,
     Unavailable,
 )
 from service.messages import (
+    ClassifyImagesRequest,
     EmbedImagesRequest,
+    EmbedMixedRequest,
     EmbedTextsRequest,
+    EstimateMapsRequest,
     SegmentClass,
     SegmentImagesRequest,
+    VisualizeFeaturesRequest,
 )
 from service.models.loading import request_limits
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
 from service.request_gate import RequestGate
 from service.waiting import SLICE_S, Steps
-
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
+from tests.service.conftest import (
+    Encode,
+    Entered,
+    FakeRuntime,
+    MakePlane,
+    call,
+    sample,
+    until,
+)
 
 DOG, SKY = SegmentClass(name="dog"), SegmentClass(name="sky", prompts=("sky", "blue sky"))
-Encode = Callable[..., bytes]
-Entered = Callable[[], Awaitable[bool]]
-
-
-def call(seconds: float = 20.0) -> Call:
-    return Call(request_id="test", deadline=time.monotonic() + seconds)
+CLASSES = {"classes": (DOG, SKY)}
+TEXTS = ("dog", "two cats")
+# Method, its request without images, and the field of the answer with one item for each image.
+EMBED = ("embed_images", EmbedImagesRequest, {"fit": "aspect"}, "embeddings")
+SEGMENT = ("segment_images", SegmentImagesRequest, CLASSES, "segmentations")
+SLIDE = ("segment_images", SegmentImagesRequest, {**CLASSES, "mode": "slide"}, "segmentations")
+CLASSIFY = ("classify_images", ClassifyImagesRequest, CLASSES, "classifications")
+FEATURES = ("visualize_features", VisualizeFeaturesRequest, {"scope": "request"}, "maps")
+DEPTH = ("estimate_maps", EstimateMapsRequest, {"task": "depth"}, "maps")
+NORMALS = ("estimate_maps", EstimateMapsRequest, {"task": "normals"}, "maps")
+MIXED = ("embed_mixed", EmbedMixedRequest, {"texts": TEXTS}, "images_BD")
+Capability = tuple[str, Any, dict[str, Any], str]
+EVERY = pytest.mark.parametrize(
+    "capability",
+    [EMBED, SEGMENT, SLIDE, CLASSIFY, FEATURES, DEPTH, NORMALS],
+    ids=["embed", "segment", "slide", "classify", "features", "depth", "normals"],
+)
 
 
 @pytest.fixture
-def plane(
-    load_fake: Any,
-    make_settings: Any,
-    metrics: Metrics,
-    pool: ThreadPoolExecutor,
-    runtime: "FakeRuntime",
+def plane(make_plane: MakePlane) -> DataPlane:
+    return make_plane(max_images_per_request=8)
+
+
+async def answer_of(
+    plane: DataPlane, capability: Capability, images: tuple[Any, ...], **change: Any
 ) -> Any:
-    settings = make_settings(max_queue_patches=256, max_batch_patches=64, max_images_per_request=8)
-    gate = RequestGate(metrics)
-    made = DataPlane(
-        gate,
-        ModelRegistry(metrics),
-        limits=request_limits(settings),
-        max_image_patches=64,
-        pool=pool,
-    )
-    served = load_fake(settings, metrics)
-    made.models.put(served)
-    gate.open()
-    yield made
-    runtime.gate.set()
-    served.close(10)
-    pool.shutdown()
+    method, request_type, fields, _ = capability
+    request = request_type(**{"images": images, **fields, **change})
+    return await getattr(plane, method)(request, call())
 
 
-def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(f"tipserve_{name}", labels)
+def arrays(answer: Any, capability: Capability) -> list[Any]:
+    """One array for each image of an answer."""
+    items = getattr(answer, capability[3])
+    return [
+        item["cls1"]
+        if isinstance(item, dict)
+        else getattr(item, "labels_HW", getattr(item, "probabilities_K", item))
+        for item in items
+    ]
 
 
+def num_waiting(plane: DataPlane) -> int:
+    (model,) = plane.models.models()
+    return sum(model.queue_depths().values())
+
+
+def counts(runtime: FakeRuntime) -> tuple[int, int, int]:
+    return runtime.num_images, runtime.num_texts, runtime.num_maps
+
+
+@pytest.mark.parametrize("capability", [EMBED, SEGMENT, SLIDE, CLASSIFY, DEPTH, NORMALS, MIXED])
 async def test_images_come_back_in_order_and_a_list_equals_its_items(
+    plane: DataPlane, encode_image: Encode, capability: Capability
+) -> None:
+    images = tuple(encode_image(seed=s, size=(30 + 9 * s, 30)) for s in range(5))
+    together = arrays(await answer_of(plane, capability, images), capability)
+    for image, found in zip(images, together, strict=True):
+        (alone,) = arrays(await answer_of(plane, capability, (image,)), capability)
+        if np.issubdtype(alone.dtype, np.integer):
+            assert (found == alone).mean() > 0.999, "rounding may decide a tie otherwise"
+        else:
+            np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-6)
+        if capability in (SEGMENT, SLIDE, DEPTH, NORMALS):
+            assert found.shape[:2] == (30, 30 + 9 * images.index(image)), "the image's size"
+        if capability is NORMALS:
+            np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
+
+
+async def test_embeddings_have_the_requested_outputs_as_unit_vectors_in_a_grid(
     plane: DataPlane, encode_image: Encode
 ) -> None:
-    images = tuple(encode_image(seed=s, size=(20 + 9 * s, 20)) for s in range(5))
-    request = {"outputs": ("patches", "cls1"), "fit": "aspect"}
-    together = await plane.embed_images(EmbedImagesRequest(images=images, **request), call())  # type: ignore[arg-type]
-    for image, outputs in zip(images, together.embeddings, strict=True):
-        alone = await plane.embed_images(EmbedImagesRequest(images=(image,), **request), call())  # type: ignore[arg-type]
-        assert outputs.keys() == {"patches", "cls1"}
-        np.testing.assert_allclose(outputs["patches"], alone.embeddings[0]["patches"], rtol=1e-5)
-        np.testing.assert_allclose(np.linalg.norm(outputs["cls1"]), 1, rtol=1e-5)
-    assert together.embeddings[0]["patches"].shape == (2, 2, 8)
-    assert together.embeddings[4]["patches"].shape == (2, 6, 8)
+    images = tuple(encode_image(size=size) for size in ((20, 20), (56, 20)))
+    answer = await answer_of(plane, EMBED, images, outputs=("patches", "cls1"))
+    assert [found.keys() for found in answer.embeddings] == 2 * [{"patches", "cls1"}]
+    assert [found["patches"].shape for found in answer.embeddings] == [(2, 2, 8), (2, 6, 8)]
+    for found in answer.embeddings:
+        np.testing.assert_allclose(np.linalg.norm(found["cls1"]), 1, rtol=1e-5)
 
 
-async def test_a_mask_has_the_images_size(plane: DataPlane, encode_image: Encode) -> None:
-    request = SegmentImagesRequest(images=(encode_image(size=(51, 37)),), classes=(DOG, SKY))
-    ask = call()
-    answer = await plane.segment_images(request, ask)
+@EVERY
+async def test_each_request_records_its_stages(
+    plane: DataPlane, encode_image: Encode, capability: Capability
+) -> None:
+    method, request_type, fields, _ = capability
+    asked = call()
+    await getattr(plane, method)(request_type(images=(encode_image(),), **fields), asked)
+    assert set(asked.stages) == {"admit", "decode", "queue", "run", "post"}
+
+
+async def test_a_mask_has_labels_of_its_classes_and_their_shares(
+    plane: DataPlane, encode_image: Encode
+) -> None:
+    answer = await answer_of(plane, SEGMENT, (encode_image(size=(51, 37)),))
     (mask,) = answer.segmentations
     assert mask.labels_HW.shape == (37, 51)
     assert set(np.unique(mask.labels_HW)) <= {1, 2}
     assert answer.classes == ("dog", "sky")
     assert sum(mask.area_shares) == pytest.approx(1)
-    assert set(ask.stages) == {"admit", "decode", "queue", "run", "post"}
 
 
-@pytest.mark.parametrize(("with_scores", "most"), [(False, 3), (True, 1)])
-async def test_masks_that_would_fill_the_memory_are_refused(
-    make_plane: Callable[..., DataPlane],
+@pytest.mark.parametrize(
+    ("capability", "change", "most", "param"),
+    [
+        (SEGMENT, {}, 3, "images"),
+        (SEGMENT, {"include_scores": True}, 1, "images"),
+        (FEATURES, {}, 1, "size"),
+        (NORMALS, {}, 1, "size"),
+    ],
+)
+async def test_masks_and_maps_that_would_fill_the_memory_are_refused(
+    make_plane: MakePlane,
     encode_image: Encode,
-    runtime: "FakeRuntime",
-    with_scores: bool,
+    runtime: FakeRuntime,
+    capability: Capability,
+    change: dict[str, Any],
     most: int,
+    param: str,
 ) -> None:
-    plane = make_plane(max_image_pixels=2000)
-    for count in (most + 1, most):
-        request = SegmentImagesRequest(
-            images=(encode_image(size=(40, 30)),) * count,
-            classes=(DOG,),
-            include_scores=with_scores,
-        )
-        if count > most:
-            with pytest.raises(RequestTooLarge, match=f"{1200 * count} pixels") as caught:
-                await plane.segment_images(request, call())
-            assert (caught.value.param, runtime.num_images) == ("images", 0)
-        else:
-            assert len((await plane.segment_images(request, call())).segmentations) == most
+    plane, image = make_plane(max_image_pixels=2000), encode_image(size=(40, 30))
+    with pytest.raises(RequestTooLarge, match=f"{1200 * (most + 1)} pixels") as caught:
+        await answer_of(plane, capability, (image,) * (most + 1), **change)
+    assert caught.value.param == param
+    assert (runtime.num_images, runtime.num_maps) == (0, 0)
+    assert len(arrays(await answer_of(plane, capability, (image,) * most, **change), capability))
+    if param == "size":
+        small = await answer_of(plane, capability, (image,) * (most + 1), size="model")
+        assert len(small.maps) == most + 1
 
 
 async def test_known_class_names_cost_no_pass_over_the_text_tower(
-    plane: DataPlane, encode_image: Encode, runtime: "FakeRuntime"
+    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
-    request = SegmentImagesRequest(images=(encode_image(),), classes=(DOG, SKY), templates="tcl")
-    first = await plane.segment_images(request, call())
+    images = (encode_image(),)
+    first = await answer_of(plane, SEGMENT, images, templates="tcl")
     assert runtime.num_texts == 27
-    second = await plane.segment_images(request, call())
-    assert runtime.num_texts == 27
+    second = await answer_of(plane, SEGMENT, images, templates="tcl")
+    await answer_of(plane, CLASSIFY, images, templates="tcl")
+    assert runtime.num_texts == 27, "neither for masks nor for classes"
     np.testing.assert_array_equal(
         first.segmentations[0].labels_HW, second.segmentations[0].labels_HW
     )
@@ -146,41 +201,129 @@ async def test_texts_are_averaged_over_their_templates(plane: DataPlane) -> None
     np.testing.assert_allclose(np.linalg.norm(answer.embeddings_TD, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("features", ["cls1", "cls2"])
+@pytest.mark.parametrize("temperature", [None, 0.3])
+async def test_classes_follow_from_the_embeddings_of_images_and_texts(
+    plane: DataPlane, encode_image: Encode, features: Any, temperature: float | None
+) -> None:
+    images = tuple(encode_image(seed=s, size=(40 + s, 30)) for s in range(4))
+    names = ("dog", "sky", "a long red thing")
+    classes = tuple(SegmentClass(name=name) for name in names)
+    options = {"features": features, "temperature": temperature, "templates": "tcl"}
+    answer = await answer_of(plane, CLASSIFY, images, **{**options, "classes": classes})
+    seen = await plane.embed_images(EmbedImagesRequest(images=images, outputs=(features,)), call())
+    texts = await plane.embed_texts(EmbedTextsRequest(texts=names, templates="tcl"), call())
+    for outputs, found in zip(seen.embeddings, answer.classifications, strict=True):
+        cosines_K = texts.embeddings_TD @ outputs[features]
+        order = np.argsort(-cosines_K)
+        assert found.labels_K.tolist() == (order + 1).tolist()
+        np.testing.assert_allclose(found.cosines_K, cosines_K[order], atol=1e-6)
+        exponents = np.exp((cosines_K - cosines_K.max()) / (temperature or 0.01))
+        expected = (exponents / exponents.sum())[order]
+        np.testing.assert_allclose(found.probabilities_K, expected, rtol=1e-3, atol=1e-6)
+    assert answer.classes == names
+
+
+@pytest.mark.parametrize("features", ["patches", "values"])
+async def test_features_show_the_patches_or_values_that_embeddings_have(
+    plane: DataPlane, encode_image: Encode, features: Any
+) -> None:
+    images = tuple(encode_image(seed=s, size=(60, 42)) for s in range(3))
+    options = {"kind": "component", "features": features, "size": "model", "scope": "image"}
+    maps = (await answer_of(plane, FEATURES, images, **options)).maps
+    embedded = await answer_of(plane, EMBED, images, outputs=(features,), normalize=False)
+    for found_hw, outputs in zip(maps, embedded.embeddings, strict=True):
+        rows_ND = outputs[features].reshape(-1, 8)
+        centred_ND = rows_ND - rows_ND.mean(axis=0)
+        first_N = centred_ND @ np.linalg.svd(centred_ND, full_matrices=False)[2][0]
+        assert abs(np.corrcoef(first_N, found_hw.ravel())[0, 1]) > 0.9999
+        assert found_hw.shape == outputs[features].shape[:2]
+
+
+@pytest.mark.parametrize("kind", ["colors", "component", "groups"])
+async def test_views_have_the_images_sizes_and_are_reproducible(
+    plane: DataPlane, encode_image: Encode, kind: Any
+) -> None:
+    images = tuple(encode_image(seed=s, size=(40 + 9 * s, 33)) for s in range(3))
+    once, again = [await answer_of(plane, FEATURES, images, kind=kind) for _ in range(2)]
+    for index, (one, other) in enumerate(zip(once.maps, again.maps, strict=True)):
+        assert one.shape == (33, 40 + 9 * index, 3)[: 3 if kind == "colors" else 2]
+        np.testing.assert_array_equal(one, other)
+        if kind == "groups":
+            assert set(np.unique(one)) <= set(range(1, 7))
+        else:
+            assert ((one >= 0) & (one <= 1)).all()
+
+
+@pytest.mark.parametrize("capability", [DEPTH, NORMALS])
+async def test_a_map_in_the_models_size_has_eight_pixels_to_a_patch(
+    plane: DataPlane, encode_image: Encode, capability: Capability
+) -> None:
+    images = (encode_image(size=(56, 28)),)
+    (raw,) = (await answer_of(plane, capability, images, size="model", resolution=28)).maps
+    assert raw.shape[:2] == (2 * 8, 4 * 8)
+
+
+async def test_a_runtime_without_dense_heads_serves_the_other_outputs(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    others = ("patches", "values", "cls1", "cls2", "text")
+    assert make_plane().get_model(None).outputs == (*others, "depth", "normals")
+    runtime.tasks = ("segmentation",)
+    plane = make_plane()
+    with pytest.raises(NotSupported, match=r"depth.* runtime fake") as caught:
+        await answer_of(plane, DEPTH, (b"x",))
+    assert (caught.value.code, caught.value.param) == ("not_supported", "model")
+    assert plane.get_model(None).outputs == others
+    assert len((await answer_of(plane, EMBED, (encode_image(),))).embeddings) == 1
+
+
 @pytest.mark.parametrize(
-    ("change", "error", "param"),
+    ("capability", "change", "error", "param"),
     [
-        ({"images": ()}, InvalidRequest, "images"),
-        ({"images": (b"x",) * 9}, RequestTooLarge, "images"),
-        ({"images": "good,bad"}, InvalidRequest, "images[1]"),
-        ({"images": "good,cut"}, InvalidRequest, "images[1]"),
-        ({"images": "good,long"}, InvalidRequest, "images[1]"),
-        ({"outputs": ("depth",)}, InvalidRequest, "outputs[0]"),
-        ({"resolution": 15}, InvalidRequest, "resolution"),
-        ({"model": "other"}, ModelNotFound, "model"),
-        ({"images": ",".join(["good"] * 8), "resolution": 112}, RequestTooLarge, None),
+        *((c, {"images": ""}, InvalidRequest, "images") for c in (EMBED, SEGMENT, CLASSIFY)),
+        *((c, {"images": ""}, InvalidRequest, "images") for c in (FEATURES, DEPTH)),
+        (MIXED, {"images": "", "texts": ()}, InvalidRequest, "images"),
+        (EMBED, {"images": "good " * 9}, RequestTooLarge, "images"),
+        (EMBED, {"images": "good broken"}, InvalidRequest, "images[1]"),
+        (EMBED, {"images": "good truncated"}, InvalidRequest, "images[1]"),
+        (EMBED, {"images": "good long"}, InvalidRequest, "images[1]"),
+        (EMBED, {"images": "good " * 8, "resolution": 112}, RequestTooLarge, None),
+        (EMBED, {"outputs": ("depth",)}, InvalidRequest, "outputs[0]"),
+        (EMBED, {"resolution": 15}, InvalidRequest, "resolution"),
+        (EMBED, {"model": "other"}, ModelNotFound, "model"),
+        (SEGMENT, {"background_threshold": 2.0}, InvalidRequest, "background_threshold"),
+        (SEGMENT, {"classes": (DOG, DOG)}, InvalidRequest, "classes[1].name"),
+        (CLASSIFY, {"top_k": 0}, InvalidRequest, "top_k"),
+        (FEATURES, {"seed": 1}, InvalidRequest, "seed"),
+        (MIXED, {"images": "broken"}, InvalidRequest, "images[0]"),
+        (MIXED, {"texts": ("dog", " ")}, InvalidRequest, "texts[1]"),
+        (MIXED, {"texts": ("a",) * 4}, RequestTooLarge, "texts"),
+        (MIXED, {"dimensions": 0}, InvalidRequest, "dimensions"),
+        (MIXED, {"dimensions": 9}, InvalidRequest, "dimensions"),
     ],
 )
-async def test_what_cannot_be_answered_names_its_field(
-    plane: DataPlane,
+async def test_an_invalid_request_names_its_field(
+    make_plane: MakePlane,
     encode_image: Encode,
-    runtime: "FakeRuntime",
+    runtime: FakeRuntime,
+    capability: Capability,
     change: dict[str, Any],
     error: type[ServiceError],
     param: str | None,
 ) -> None:
+    plane = make_plane(max_images_per_request=8, max_texts_per_request=3)
     kinds = {
         "good": encode_image(),
-        "bad": b"no image",
-        "cut": encode_image("JPEG", size=(200, 200))[:900],
+        "broken": b"no image",
+        "truncated": encode_image("JPEG", size=(200, 200))[:900],
         "long": encode_image(size=(400, 2)),
     }
-    if isinstance(change.get("images"), str):
-        change = {**change, "images": tuple(kinds[k] for k in change["images"].split(","))}
-    request = EmbedImagesRequest(**{"images": (kinds["good"],) * 2, "fit": "aspect"} | change)
+    images = tuple(kinds[kind] for kind in change.get("images", "good good").split())
     with pytest.raises(error) as caught:
-        await plane.embed_images(request, call())
+        await answer_of(plane, capability, **{**change, "images": images})
     assert caught.value.param == param
-    assert runtime.num_images == 0
+    assert (runtime.num_images, runtime.num_maps) == (0, 0)
     assert plane.gate.wait_idle(0)
 
 
@@ -188,14 +331,13 @@ async def test_a_prompt_without_a_token_names_its_class(
     plane: DataPlane, encode_image: Encode
 ) -> None:
     classes = (DOG, SegmentClass(name="\u200b"))
-    request = SegmentImagesRequest(images=(encode_image(),), classes=classes)
     with pytest.raises(InvalidRequest) as caught:
-        await plane.segment_images(request, call())
+        await answer_of(plane, SEGMENT, (encode_image(),), classes=classes)
     assert (caught.value.code, caught.value.param) == ("blank_text", "classes[1]")
 
 
 async def test_one_input_and_a_list_get_the_same_overload_answer(
-    plane: DataPlane, encode_image: Encode, runtime: "FakeRuntime", entered: Entered
+    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
     runtime.gate.clear()
     big = EmbedImagesRequest(images=(encode_image(),) * 4, resolution=112)
@@ -213,7 +355,7 @@ async def test_one_input_and_a_list_get_the_same_overload_answer(
 async def test_a_caller_who_leaves_frees_what_waits(
     plane: DataPlane,
     encode_image: Encode,
-    runtime: "FakeRuntime",
+    runtime: FakeRuntime,
     entered: Entered,
     metrics: Metrics,
 ) -> None:
@@ -223,8 +365,7 @@ async def test_a_caller_who_leaves_frees_what_waits(
     assert await entered()
     leaving = asyncio.ensure_future(plane.embed_images(one, call()))
     staying = asyncio.ensure_future(plane.embed_images(one, call()))
-    while sum(d for d in queue_depths(metrics)) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: num_waiting(plane) == 2)
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
@@ -235,13 +376,33 @@ async def test_a_caller_who_leaves_frees_what_waits(
     assert plane.gate.wait_idle(0)
 
 
-def queue_depths(metrics: Metrics) -> list[float]:
-    families = {f.name: f for f in metrics.registry.collect()}
-    return [s.value for s in families["tipserve_queue_depth"].samples]
+@pytest.mark.parametrize("capability", [EMBED, SLIDE, DEPTH, NORMALS])
+async def test_a_caller_who_leaves_while_the_model_runs_frees_the_lane(
+    plane: DataPlane,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    entered: Entered,
+    capability: Capability,
+) -> None:
+    await answer_of(plane, SEGMENT, (encode_image(),))  # the class names are cached now
+    while runtime.entered.acquire(blocking=False):
+        pass
+    before = counts(runtime)
+    runtime.gate.clear()
+    image = encode_image(size=(28 + 21 * 7, 28))  # eight windows
+    leaving = asyncio.ensure_future(answer_of(plane, capability, (image,)))
+    assert await entered()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    await until(lambda: runtime.num_interrupted == 1)
+    runtime.gate.set()
+    assert plane.gate.wait_idle(0)
+    assert counts(runtime) == before
 
 
 async def test_a_deadline_ends_the_wait(
-    plane: DataPlane, encode_image: Encode, runtime: "FakeRuntime"
+    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
 ) -> None:
     runtime.gate.clear()
     with pytest.raises(DeadlineExceeded):
@@ -249,20 +410,27 @@ async def test_a_deadline_ends_the_wait(
     assert plane.gate.wait_idle(0)
 
 
+@EVERY
 @pytest.mark.parametrize("fault", ["raise", "short"])
-async def test_a_broken_runtime_is_an_internal_error_and_service_goes_on(
-    plane: DataPlane, encode_image: Encode, runtime: "FakeRuntime", fault: Any
+async def test_a_failed_batch_is_an_internal_error_and_the_next_request_is_served(
+    plane: DataPlane,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    capability: Capability,
+    fault: Any,
 ) -> None:
+    images = (encode_image(),) * 2
+    # The class names are cached then. The next request would join a failing batch of texts.
+    await answer_of(plane, capability, images)
     runtime.fault = fault
-    request = EmbedImagesRequest(images=(encode_image(),) * 2)
     with pytest.raises(InternalError):
-        await plane.embed_images(request, call())
+        await answer_of(plane, capability, images)
     runtime.fault = ""
-    assert len((await plane.embed_images(request, call())).embeddings) == 2
+    assert len(arrays(await answer_of(plane, capability, images), capability)) == 2
 
 
 async def test_a_starting_server_has_no_models(
-    metrics: Metrics, pool: ThreadPoolExecutor, make_settings: Any
+    metrics: Metrics, pool: ThreadPoolExecutor, make_settings: Callable[..., Any]
 ) -> None:
     limits = request_limits(make_settings())
     plane = DataPlane(
@@ -276,14 +444,14 @@ async def test_a_starting_server_has_no_models(
         await plane.embed_texts(EmbedTextsRequest(texts=("a",)), call())
 
 
-async def test_models_can_be_asked_for_while_draining(plane: DataPlane) -> None:
+async def test_models_are_listed_while_the_server_drains(plane: DataPlane) -> None:
     plane.gate.drain()
     assert plane.get_model("fake").manifest.name == "fake"
     assert [info.runtime for info in plane.list_models()] == ["fake"]
 
 
 class Work:
-    """Steps that have no end of their own."""
+    """Steps without an end."""
 
     num_steps = 0
 
@@ -310,8 +478,7 @@ async def test_long_work_leaves_the_pool_to_other_work_and_ends_when_its_caller_
     tasks = [asyncio.ensure_future(plane.offload_steps(w.steps(), call())) for w in works]
     async with asyncio.timeout(20):
         assert await plane.offload(lambda: "done") == "done"
-        while not all(work.num_steps for work in works):
-            await asyncio.sleep(0.01)
+    await until(lambda: all(work.num_steps for work in works))
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -323,3 +490,250 @@ async def test_long_work_ends_at_the_deadline(plane: DataPlane) -> None:
     with pytest.raises(DeadlineExceeded):
         await plane.offload_steps(work.steps(), call(2 * SLICE_S))
     assert await has_stopped(work)
+
+
+# Windows.
+
+
+def slide(*images: bytes, **values: Any) -> SegmentImagesRequest:
+    classes = (DOG, SegmentClass(name="sky"))
+    return SegmentImagesRequest(images=images, classes=classes, mode="slide", **values)
+
+
+async def test_windows_of_one_request_share_batches(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime, metrics: Metrics
+) -> None:
+    # Of 28 pixels, 21 apart: one window, two and four.
+    images = [encode_image(size=size, seed=size[0]) for size in ((30, 30), (49, 28), (40, 110))]
+    answer = await make_plane().segment_images(slide(*images, include_scores=True), call())
+    assert [s.labels_HW.shape for s in answer.segmentations] == [(30, 30), (28, 49), (110, 40)]
+    assert runtime.num_images == 1 + 2 + 4
+    assert sample(metrics, "batch_images_count") < 1 + 2 + 4
+    for mask in answer.segmentations:
+        assert mask.scores_HW is not None
+        assert (mask.scores_HW >= 0.5).all(), "a probability of two classes"
+
+
+async def test_one_window_gives_the_labels_of_the_whole_image(
+    plane: DataPlane, encode_image: Encode
+) -> None:
+    images = (encode_image(size=(28, 28)),)
+    windows, whole = [await answer_of(plane, c, images) for c in (SLIDE, SEGMENT)]
+    # A softmax changes no order, and the window's map is as large as the image's.
+    np.testing.assert_array_equal(
+        windows.segmentations[0].labels_HW, whole.segmentations[0].labels_HW
+    )
+
+
+async def test_a_request_is_admitted_by_the_patches_of_all_its_windows(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    plane = make_plane()
+    # Prompts are known, so that images alone have a cost; the queue holds 256 patches.
+    await plane.segment_images(slide(encode_image()), call())
+    before = runtime.num_images
+    long = encode_image(size=(28 + 21 * 6, 28))  # seven windows of four patches, 18 in a row
+    await answer_of(plane, SEGMENT, (long,) * 10, classes=slide().classes)
+    assert runtime.num_images == before + 10
+    with pytest.raises(RequestTooLarge, match="280 patches"):
+        await plane.segment_images(slide(*(long,) * 10), call())
+    assert runtime.num_images == before + 10
+    await plane.segment_images(slide(*(long,) * 9), call())
+    assert runtime.num_images == before + 10 + 9 * 7
+
+
+async def test_a_finer_image_has_more_windows_and_a_coarser_one_smaller_ones(
+    plane: DataPlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    await plane.segment_images(slide(encode_image(), resolution=56, fit="squash"), call())
+    assert runtime.num_images == 9
+    await plane.segment_images(slide(encode_image(), resolution=14, fit="squash"), call())
+    assert runtime.num_images == 10
+    with pytest.raises(RequestTooLarge, match="patches"):
+        await plane.segment_images(slide(encode_image(size=(4, 4000))), call())
+
+
+async def test_windows_bound_what_the_model_sees_of_a_long_image(
+    make_plane: MakePlane, encode_image: Encode
+) -> None:
+    plane = make_plane()  # the model sees at most 64 patches at once
+    image = encode_image(size=(28 * 30, 28))
+    with pytest.raises(InvalidRequest, match="patches"):
+        await answer_of(plane, SEGMENT, (image,))
+    (mask,) = (await plane.segment_images(slide(image), call())).segmentations
+    assert mask.labels_HW.shape == (28, 28 * 30)
+
+
+async def test_slide_mode_bounds_the_values_of_all_classes(
+    plane: DataPlane, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "MAX_SLIDE_VALUES", 2 * 900)
+    await plane.segment_images(slide(encode_image(size=(30, 30))), call())
+    with pytest.raises(RequestTooLarge, match="900 pixels for so many"):
+        await plane.segment_images(slide(encode_image(size=(30, 31))), call())
+    await answer_of(plane, SEGMENT, (encode_image(size=(30, 31)),))
+
+
+# Images and texts in one request.
+
+
+async def test_images_and_texts_of_one_request_have_the_vectors_of_each_alone(
+    plane: DataPlane, encode_image: Encode
+) -> None:
+    images = (encode_image(seed=1), encode_image(seed=2, size=(60, 20)))
+    answer = await answer_of(plane, MIXED, images, fit="aspect")
+    embedded = await answer_of(plane, EMBED, images)
+    texts = await plane.embed_texts(EmbedTextsRequest(texts=TEXTS), call())
+    np.testing.assert_array_equal(answer.images_BD, [e["cls1"] for e in embedded.embeddings])
+    np.testing.assert_array_equal(answer.texts_TD, texts.embeddings_TD)
+    assert answer.num_tokens == len("dog") + len("two cats")
+    assert answer.num_patches == 2 * 3 + 2 * 6
+
+
+async def test_a_mixed_request_may_have_only_images_or_only_texts(
+    plane: DataPlane, encode_image: Encode
+) -> None:
+    images = await answer_of(plane, MIXED, (encode_image(),), texts=())
+    texts = await answer_of(plane, MIXED, ())
+    (statistics,) = plane.statistics()
+    assert (len(images.images_BD), len(images.texts_TD)) == (1, 0)
+    assert (images.num_patches, images.num_tokens) == (4, 0)
+    assert (len(texts.images_BD), len(texts.texts_TD), texts.num_patches) == (0, 2, 0)
+    assert statistics.num_items == 3
+
+
+async def test_fewer_dimensions_are_the_first_ones_at_unit_length(
+    plane: DataPlane, encode_image: Encode
+) -> None:
+    images = (encode_image(),)
+    whole, short = [
+        await answer_of(plane, MIXED, images, texts=("dog",), dimensions=d) for d in (None, 3)
+    ]
+    for rows, shortened in ((whole.images_BD, short.images_BD), (whole.texts_TD, short.texts_TD)):
+        first = rows[:, :3]
+        np.testing.assert_allclose(shortened, first / np.linalg.norm(first), rtol=1e-5)
+
+
+async def test_a_mixed_request_is_admitted_as_a_whole_or_not_at_all(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime, entered: Entered
+) -> None:
+    # Of 12 patches the image takes 4, and a prompt counts as 8: both fit, and then nothing does.
+    plane = make_plane(max_queue_patches=12, max_batch_patches=12)
+    images = (encode_image(),)
+    runtime.gate.clear()
+    first = asyncio.ensure_future(answer_of(plane, MIXED, images, texts=("dog",)))
+    assert await entered()
+    for texts in ((), ("dog",)):
+        with pytest.raises(Overloaded):
+            await answer_of(plane, MIXED, images, texts=texts)
+    runtime.gate.set()
+    assert len((await first).images_BD) == 1
+    with pytest.raises(RequestTooLarge):
+        await answer_of(plane, MIXED, images, texts=("cat", "sky"))
+
+
+async def test_a_cancelled_mixed_request_computes_neither_images_nor_texts(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime, entered: Entered
+) -> None:
+    plane = make_plane(text_cache_bytes=1)
+    runtime.gate.clear()
+    held = EmbedTextsRequest(texts=("held",))
+    holding = asyncio.ensure_future(plane.embed_texts(held, call()))
+    assert await entered()
+    leaving = asyncio.ensure_future(answer_of(plane, MIXED, (encode_image(),), texts=("dog",)))
+    await until(lambda: num_waiting(plane) == 2)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    runtime.gate.set()
+    await holding
+    assert (runtime.num_images, runtime.num_texts) == (0, 1)
+
+
+# Partial requests.
+
+
+def with_broken_images(encode_image: Encode) -> tuple[Any, ...]:
+    """Unreadable by its header, good, truncated, invalid before decoding, good."""
+    given = InvalidRequest("images[3] is no base64.", code="invalid_base64", param="images[3]")
+    truncated = encode_image("JPEG", size=(200, 150))[:900]
+    return (b"hello", encode_image(seed=1), truncated, given, encode_image(seed=2))
+
+
+@EVERY
+async def test_a_partial_request_answers_its_valid_images_as_if_they_were_alone(
+    plane: DataPlane, encode_image: Encode, capability: Capability
+) -> None:
+    images = with_broken_images(encode_image)
+    answer = await answer_of(plane, capability, images, partial=True)
+    assert {i: (e.code, e.param) for i, e in answer.errors.items()} == {
+        0: ("invalid_image", "images[0]"),
+        2: ("invalid_image", "images[2]"),
+        3: ("invalid_base64", "images[3]"),
+    }
+    for error in answer.errors.values():
+        # A frame would keep the image.
+        assert error.__traceback__ is None
+        assert error.__cause__ is error.__context__ is None
+    good = await answer_of(plane, capability, (images[1], images[4]))
+    found, expected = arrays(answer, capability), arrays(good, capability)
+    assert len(found) == 2
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+@EVERY
+async def test_a_partial_request_without_a_valid_image_runs_no_model(
+    plane: DataPlane, runtime: FakeRuntime, capability: Capability
+) -> None:
+    answer = await answer_of(plane, capability, (b"x", b"y"), partial=True)
+    assert set(answer.errors) == {0, 1}
+    assert len(arrays(answer, capability)) == 0
+    assert (runtime.num_images, runtime.num_maps) == (0, 0)
+    assert plane.gate.wait_idle(0)
+
+
+async def test_a_partial_request_fails_for_errors_that_concern_all_its_images(
+    make_plane: MakePlane, encode_image: Encode, runtime: FakeRuntime
+) -> None:
+    plane, image = make_plane(), encode_image()
+    with pytest.raises(InvalidRequest):
+        await answer_of(plane, EMBED, (image, b"x"), partial=True, resolution=15)
+    with pytest.raises(RequestTooLarge):
+        await answer_of(plane, EMBED, (image,) * 20, partial=True, resolution=56)
+    runtime.fault = "raise"
+    with pytest.raises(InternalError):
+        await answer_of(plane, EMBED, (b"x", image), partial=True)
+
+
+async def test_a_broken_image_takes_no_room_in_the_queue(
+    make_plane: MakePlane, encode_image: Encode
+) -> None:
+    # Ten images of 24 patches fit into 250, but not with the 16 patches of a square image.
+    plane = make_plane(max_queue_patches=250)
+    images = (*(encode_image(size=(60, 40)),) * 10, b"broken")
+    answer = await answer_of(plane, EMBED, images, resolution=56, partial=True)
+    assert len(answer.embeddings) == 10
+
+
+async def test_a_partial_request_answers_its_valid_texts(plane: DataPlane) -> None:
+    nothing = "\u200b"  # which the tokenizer does not know
+    texts = ("dog", " ", nothing, "a" * 3000, "sky", nothing)
+    for vector_type in ("float32", "int8"):
+        asked = EmbedTextsRequest(texts=texts, partial=True, vector_type=vector_type)
+        answer = await plane.embed_texts(asked, call())
+        assert {i: e.param for i, e in answer.errors.items()} == {
+            i: f"texts[{i}]" for i in (1, 2, 3, 5)
+        }
+        for error in answer.errors.values():
+            assert error.__traceback__ is None
+            assert error.__cause__ is error.__context__ is None
+        good = EmbedTextsRequest(texts=("dog", "sky"), vector_type=vector_type)
+        alone = await plane.embed_texts(good, call())
+        np.testing.assert_array_equal(answer.embeddings_TD, alone.embeddings_TD)
+        rows_TD, scales_T = answer.in_places()
+        np.testing.assert_array_equal(rows_TD[[0, 4]], alone.embeddings_TD)
+        assert not rows_TD[[1, 2, 3, 5]].any()
+        assert (scales_T is None) == (vector_type == "float32")
+    none = await plane.embed_texts(EmbedTextsRequest(texts=(" ",), partial=True), call())
+    assert none.embeddings_TD.shape == (0, 8)

@@ -2,9 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import httpx
@@ -15,23 +14,8 @@ from service.grpc.generated import embed_pb2, image_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.request_gate import GateState
 from service.server import Server
-
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Entered = Callable[[], Awaitable[bool]]
-LIMIT_S = 20.0
-
-
-def http_of(server: Server) -> httpx.AsyncClient:
-    url = f"http://127.0.0.1:{server.ports['http']}"
-    return httpx.AsyncClient(base_url=url, timeout=LIMIT_S)
-
-
-def grpc_of(server: Server) -> Any:
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    return grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}", options=options)
+from tests.service.callers import LIMIT_S, grpc_channel, http_client
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
 
 async def post(client: httpx.AsyncClient, image: bytes) -> httpx.Response:
@@ -53,17 +37,11 @@ async def health(channel: Any) -> int:
     return int((await stub.Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)).status)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-async def test_before_it_closes_it_still_serves_but_invites_nobody(
-    serving: Serving, encode_image: Callable[..., bytes]
+async def test_before_it_closes_the_server_is_not_ready_but_answers(
+    serving: Serving, encode_image: Encode
 ) -> None:
     noticed = asyncio.Event()
-    async with serving(drain_delay_s=7) as server, http_of(server) as client:
+    async with serving(drain_delay_s=7) as server, http_client(server) as client:
         delays: list[float] = []
 
         async def pause(seconds: float) -> None:
@@ -72,7 +50,7 @@ async def test_before_it_closes_it_still_serves_but_invites_nobody(
 
         server.pause = pause
         assert "connection" not in (await post(client, encode_image())).headers
-        async with grpc_of(server) as channel:
+        async with grpc_channel(server) as channel:
             assert await health(channel) == 1
             server.request_stop()
             await until(lambda: bool(delays))
@@ -87,13 +65,13 @@ async def test_before_it_closes_it_still_serves_but_invites_nobody(
         noticed.set()
 
 
-async def test_what_is_inside_is_answered_and_newcomers_cannot_connect(
+async def test_requests_in_flight_are_answered_and_new_connections_are_refused(
     serving: Serving,
-    encode_image: Callable[..., bytes],
-    runtime: "FakeRuntime",
+    encode_image: Encode,
+    runtime: FakeRuntime,
     entered: Entered,
 ) -> None:
-    async with serving() as server, http_of(server) as client, grpc_of(server) as channel:
+    async with serving() as server, http_client(server) as client, grpc_channel(server) as channel:
         runtime.gate.clear()
         rest = asyncio.ensure_future(post(client, encode_image()))
         assert await entered()
@@ -102,13 +80,13 @@ async def test_what_is_inside_is_answered_and_newcomers_cannot_connect(
         server.request_stop()
         await until(lambda: server.gate.state is GateState.STOPPING)
         await until(lambda: server._http_socket.fileno() == -1)
-        async with http_of(server) as late:
+        async with http_client(server) as late:
             with pytest.raises(httpx.ConnectError):
                 await post(late, encode_image())
         async with asyncio.timeout(LIMIT_S):
             while True:
-                async with grpc_of(server) as newcomer:
-                    code = await call(newcomer, b"")
+                async with grpc_channel(server) as new_channel:
+                    code = await call(new_channel, b"")
                 if code == "UNAVAILABLE":
                     break
         assert not rest.done()
@@ -120,17 +98,17 @@ async def test_what_is_inside_is_answered_and_newcomers_cannot_connect(
     assert runtime.is_closed
 
 
-async def test_a_kept_connection_may_be_used_once_more_and_is_closed_then(
+async def test_an_open_connection_serves_one_more_request_and_is_closed(
     serving: Serving,
-    encode_image: Callable[..., bytes],
-    runtime: "FakeRuntime",
+    encode_image: Encode,
+    runtime: FakeRuntime,
     entered: Entered,
 ) -> None:
-    async with serving() as server, http_of(server) as client, http_of(server) as idle:
+    async with serving() as server, http_client(server) as client, http_client(server) as idle:
         for each in (client, idle):
             assert (await post(each, encode_image())).status_code == 200
         runtime.gate.clear()
-        holding = asyncio.ensure_future(post(http_of(server), encode_image()))
+        holding = asyncio.ensure_future(post(http_client(server), encode_image()))
         for _ in range(3):
             assert await entered()
         server.request_stop()
@@ -142,17 +120,17 @@ async def test_a_kept_connection_may_be_used_once_more_and_is_closed_then(
         assert (await again).status_code == (await holding).status_code == 200
 
 
-async def test_what_cannot_end_in_time_is_told_so(
+async def test_requests_that_outlast_the_drain_are_unavailable(
     serving: Serving,
-    encode_image: Callable[..., bytes],
-    runtime: "FakeRuntime",
+    encode_image: Encode,
+    runtime: FakeRuntime,
     entered: Entered,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.models.registry.CLOSE_GRACE_S", 0.2)
-    async with serving(drain_timeout_s=0.2) as server, grpc_of(server) as channel:
+    async with serving(drain_timeout_s=0.2) as server, grpc_channel(server) as channel:
         runtime.gate.clear()
-        async with http_of(server) as client:
+        async with http_client(server) as client:
             rest = asyncio.ensure_future(post(client, encode_image()))
             assert await entered()
             rpc = asyncio.ensure_future(call(channel, encode_image()))
@@ -162,8 +140,8 @@ async def test_what_cannot_end_in_time_is_told_so(
             assert await rpc == "UNAVAILABLE"
 
 
-async def test_an_open_watch_of_health_delays_nothing(serving: Serving) -> None:
-    async with serving() as server, grpc_of(server) as channel:
+async def test_an_open_watch_of_health_does_not_delay_the_drain(serving: Serving) -> None:
+    async with serving() as server, grpc_channel(server) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest())
         seen = [(await watch.read()).status]
@@ -174,7 +152,9 @@ async def test_an_open_watch_of_health_delays_nothing(serving: Serving) -> None:
         assert seen == [1, 2]
 
 
-async def test_a_stop_while_a_model_is_loaded_ends_the_load(make_settings: Any) -> None:
+async def test_a_stop_while_a_model_is_loaded_ends_the_load(
+    make_settings: Callable[..., Any],
+) -> None:
     entered = threading.Event()
 
     def load(settings: object, metrics: object, source: Any) -> Any:

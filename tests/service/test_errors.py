@@ -1,4 +1,4 @@
-"""Every kind of error has its place in both transports."""
+"""Every kind of error has a code in both transports, and messages fit into metadata."""
 
 import pytest
 
@@ -8,31 +8,15 @@ from service.grpc.errors import CODE
 from service.rest.errors import STATUS
 
 
-def all_errors() -> list[type[ServiceError]]:
-    return [
-        value
-        for value in vars(errors).values()
-        if isinstance(value, type) and issubclass(value, ServiceError) and value is not ServiceError
-    ]
-
-
-def test_every_kind_is_translated() -> None:
+def test_every_kind_has_one_error_and_one_code_in_each_transport() -> None:
+    kinds = [error.kind for error in ServiceError.__subclasses__()]
+    assert sorted(kinds, key=str) == sorted(ErrorKind, key=str)
     assert set(STATUS) == set(CODE) == set(ErrorKind)
 
 
-def test_every_kind_has_one_error_and_every_error_is_drawn() -> None:
-    kinds = [error.kind for error in all_errors()]
-    assert sorted(kinds, key=str) == sorted(ErrorKind, key=str)
-    assert all(error.__name__ in (errors.__doc__ or "") for error in all_errors())
-
-
 @pytest.mark.parametrize("letter", ["x", "\u00e9", "\u672c", "\U0001f436"])
-def test_a_message_that_quotes_too_much_keeps_its_beginning_and_its_end(letter: str) -> None:
+def test_a_long_message_keeps_its_start_and_its_end(letter: str) -> None:
     error = errors.ModelNotFound(f"No model {letter * 2000} is served; there is: a.")
     assert error.message.startswith(f"No model {letter}")
     assert error.message.endswith(f"{letter} is served; there is: a.")
     assert len(error.message.encode()) <= errors.MAX_MESSAGE_BYTES + len(" ... ")
-
-
-def test_an_internal_error_tells_only_an_id() -> None:
-    assert "abc123" in errors.internal_error("abc123").message

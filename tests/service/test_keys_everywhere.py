@@ -1,31 +1,28 @@
-"""With keys set, every route and every RPC of the whole server needs one, save those named here."""
+"""With API keys set, every route and every RPC of a whole server needs one, except those named."""
 
 import asyncio
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from fastapi import FastAPI
 from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
 from service.server import Server
+from tests.service.callers import LIMIT_S, http_client
+from tests.service.conftest import Serving
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 KEY = "the-key-of-this-test"
 # To add one, give the reason in rest/connection.py or grpc/guard.py.
 OPEN_ROUTES = {"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"}
 OPEN_ROUTES |= {"/ping", "/of/a/cloud/health"}
 OPEN_SERVICES = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-LIMIT_S = 20.0
 
 
 def routes_of(server: Server) -> Iterator[tuple[str, str]]:
@@ -45,7 +42,7 @@ def routes_of(server: Server) -> Iterator[tuple[str, str]]:
 
 
 def rpcs_of(server: Server) -> set[str]:
-    """Full name of every RPC that reflection tells of."""
+    """Full name of every RPC that reflection lists."""
     with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         pool = DescriptorPool(database)
@@ -61,7 +58,7 @@ def service_of(rpc: str) -> str:
 
 
 def code_of(server: Server, rpc: str, metadata: Any = ()) -> str:
-    """How an RPC of any kind answers an empty message, or nothing at all."""
+    """The code of an RPC of any kind for an empty message."""
     with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
         ask: Any = channel.stream_stream(rpc)
         call: Any = ask(iter([b""]), timeout=LIMIT_S, metadata=metadata)
@@ -82,8 +79,7 @@ async def test_every_route_needs_a_key_but_the_open_ones(serving: Serving, tmp_p
         paths = {path for _, path in routes}
         assert paths >= OPEN_ROUTES | {"/v1/images:embed", "/v1/models", "/v2/repository/index"}
         assert paths >= {"/v1/embeddings", "/invocations", "/of/a/cloud:predict"}
-        url = f"http://127.0.0.1:{server.ports['http']}"
-        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
+        async with http_client(server) as client:
             for method, path in [*routes, ("POST", "/v1/nowhere"), ("OPTIONS", "/v1/models")]:
                 asked = re.sub(r"{\w+}", "fake", path)
                 for headers in ({}, {"X-Api-Key": KEY + "x"}):
@@ -118,20 +114,7 @@ async def test_every_rpc_needs_a_key_but_the_open_ones(serving: Serving) -> None
             assert await asyncio.to_thread(code_of, server, rpc, metadata) == "OK"
 
 
-async def test_without_keys_nothing_needs_one(serving: Serving) -> None:
-    async with serving() as server:
-        url = f"http://127.0.0.1:{server.ports['http']}/v1/models"
-        async with httpx.AsyncClient(timeout=LIMIT_S) as client:
-            assert (await client.get(url)).status_code == 200
-        rpc = "/tipserve.v1.EncoderService/ListModels"
-        assert await asyncio.to_thread(code_of, server, rpc) == "OK"
-        with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            check = stub.Check.future(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
-            assert (await asyncio.to_thread(check.result)).status == 1
-
-
-async def test_who_has_no_key_is_refused_before_the_body_is_asked_for(serving: Serving) -> None:
+async def test_a_request_without_a_key_is_refused_before_its_body_is_sent(serving: Serving) -> None:
     head = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
     async with serving(api_keys=KEY) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.ports["http"])
@@ -144,7 +127,7 @@ async def test_who_has_no_key_is_refused_before_the_body_is_asked_for(serving: S
 
 @pytest.mark.parametrize("setting", [{"api_keys": ""}, {"api_keys_file": "/no/such/file"}])
 async def test_keys_that_cannot_be_read_stop_the_start(
-    make_settings: Any, setting: dict[str, str]
+    make_settings: Callable[..., Any], setting: dict[str, str]
 ) -> None:
     with pytest.raises((ValueError, OSError)):
         Server(make_settings(**setting))

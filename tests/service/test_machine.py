@@ -27,6 +27,7 @@ from service.machine import (
 
 MB = 2**20
 TIMEOUT_S = 20.0
+VERSION_1 = {"limit_in_bytes": "500\n", "usage_in_bytes": "600\n"}
 PRODUCT = """
 import {module}
 import os
@@ -97,14 +98,11 @@ def test_free_memory_is_the_lesser_of_machine_and_control_group(tmp_path: Path) 
     assert free_memory(tmp_path, tmp_path) == 923
     write(tmp_path, {"memory.stat": "anon 70\nfile 7\ninactive_file 5\nactive_file 2\n"})
     assert free_memory(tmp_path, tmp_path) == 928, "cached file pages are reclaimable"
-
-
-def test_free_memory_reads_cgroup_version_1(tmp_path: Path) -> None:
-    limits = {"memory/memory.limit_in_bytes": "500\n", "memory/memory.usage_in_bytes": "600\n"}
-    write(tmp_path, limits)
-    assert free_memory(tmp_path, tmp_path) == 0
-    write(tmp_path, {"memory/memory.stat": "cache 200\ntotal_inactive_file 150\n"})
-    assert free_memory(tmp_path, tmp_path) == 50
+    v1 = tmp_path / "version-1"
+    write(v1, {f"memory/memory.{name}": text for name, text in VERSION_1.items()})
+    assert free_memory(v1, v1) == 0
+    write(v1, {"memory/memory.stat": "cache 200\ntotal_inactive_file 150\n"})
+    assert free_memory(v1, v1) == 50
 
 
 def use(num_bytes: int) -> None:
@@ -113,14 +111,15 @@ def use(num_bytes: int) -> None:
 
 
 def test_each_peak_is_measured_by_itself() -> None:
+    assert resident_bytes() > MB
     meter = PeakMeter()
-    large_bytes = meter.peak_bytes(partial(use, 300 * MB))
+    large_bytes = meter.peak_bytes(partial(use, 160 * MB))
     if large_bytes is None:
         pytest.skip("this system lets no process reset its high-water mark")
-    small_bytes = meter.peak_bytes(partial(use, 60 * MB))
+    small_bytes = meter.peak_bytes(partial(use, 30 * MB))
     assert small_bytes is not None
-    assert 250 * MB < large_bytes < 400 * MB
-    assert small_bytes < 150 * MB, "the larger peak before it does not count again"
+    assert 130 * MB < large_bytes < 260 * MB
+    assert small_bytes < 100 * MB, "the larger peak before it does not count again"
 
 
 def test_without_a_resettable_peak_the_run_happens_unmeasured(tmp_path: Path) -> None:
@@ -163,28 +162,11 @@ async def test_memory_is_trimmed_when_it_grew_by_a_quarter_since_the_last_trim()
             is_over.set()
         return last
 
+    before = asyncio.all_tasks()
     async with trimming_memory(0.001, resident, lambda: at_trims.append(last)):
         await asyncio.wait_for(is_over.wait(), TIMEOUT_S)
     assert at_trims == [200, 300]
-
-
-async def test_trimming_ends_with_the_block() -> None:
-    num_readings = 0
-
-    def resident() -> int:
-        nonlocal num_readings
-        num_readings += 1
-        return 1
-
-    async with trimming_memory(0.001, resident, trim):
-        await asyncio.sleep(0.01)
-    before = num_readings
-    await asyncio.sleep(0.01)
-    assert num_readings == before
-
-
-def test_resident_memory_of_this_process_is_known() -> None:
-    assert resident_bytes() > MB
+    assert asyncio.all_tasks() == before
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 from service.errors import Unavailable
 from service.monitoring.metrics import Metrics
 from service.request_gate import RequestGate
+from tests.service.conftest import sample
 
 
 @pytest.fixture
@@ -14,10 +15,6 @@ def gate(metrics: Metrics) -> RequestGate:
     made = RequestGate(metrics)
     made.open()
     return made
-
-
-def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(f"tipserve_{name}", labels)
 
 
 def test_no_request_is_accepted_before_the_start(metrics: Metrics) -> None:
@@ -40,12 +37,6 @@ def test_a_drain_rejects_new_requests_and_waits_for_those_in_flight(
     assert not gate.wait_idle(0)
     threading.Thread(target=gate.leave).start()
     assert gate.wait_idle(10)
-
-
-def test_a_drain_is_never_undone(gate: RequestGate) -> None:
-    gate.drain()
-    gate.open()
-    assert not gate.is_open
 
 
 def test_an_announced_drain_fails_readiness_and_still_accepts_requests(gate: RequestGate) -> None:

@@ -1,4 +1,4 @@
-"""A whole server in this process: the hard moments of a request, over both transports alike.
+"""A whole server: refusals, deadlines, priorities, lost callers over both protocols; its start.
 
 The fake runtime can be held, so nothing here depends on how fast anything is.
 """
@@ -6,94 +6,54 @@ The fake runtime can be held, so nothing here depends on how fast anything is.
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
-import httpx
+import numpy as np
 import pytest
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
-from service.grpc.generated import embed_pb2, image_pb2
+from service.grpc.generated import embed_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.lanes.latency_model import LatencyCurve
+from service.lanes.work import Bucket
 from service.rest.server import listen
 from service.server import Server, main
 from service.settings import Settings
+from tests.service.callers import (
+    BOTH,
+    DEADLINE,
+    INTERNAL,
+    INVALID,
+    LIMIT_S,
+    OK,
+    UNAVAILABLE,
+    Answer,
+    Ask,
+    ask_grpc,
+    ask_rest,
+    http_client,
+)
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
 
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Entered = Callable[[], Awaitable[bool]]
-Encode = Callable[..., bytes]
-TIMEOUT_S = 20.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a caller sees: the status of either transport, the error's code, and the headers."""
-
-    status: str
-    code: str | None
-    headers: dict[str, str]
-    text: str = ""
-
-
-async def over_rest(server: Server, image: bytes, timeout_ms: int | None = None) -> Outcome:
-    headers = {"Content-Type": "image/png"}
-    if timeout_ms is not None:
-        headers["X-Request-Timeout-Ms"] = str(timeout_ms)
-    url = f"http://127.0.0.1:{server.ports['http']}/v1/images:embed"
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
-        answer = await client.post(url, content=image, headers=headers)
-    code = answer.json().get("error", {}).get("code")
-    return Outcome(str(answer.status_code), code, dict(answer.headers), answer.text)
+# Long enough for a request to be in the queue by then, also on a busy machine.
+SOON_S = 1.0
 
 
-async def over_grpc(server: Server, image: bytes, timeout_ms: int | None = None) -> Outcome:
-    return await asyncio.to_thread(_over_grpc, server, image, timeout_ms)
+def stages(answer: Answer) -> list[str]:
+    """Names in `Server-Timing`; the stages together are not longer than the request."""
+    parts = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
+    durations = {name: float(milliseconds) for name, milliseconds in parts}
+    rounding = 0.01 * len(durations)
+    assert sum(durations.values()) <= 2 * durations["total"] + rounding
+    return list(durations)
 
 
-def _over_grpc(server: Server, image: bytes, timeout_ms: int | None) -> Outcome:
-    request = embed_pb2.EmbedImagesRequest(images=[image_pb2.Image(encoded=image)])
-    timeout_s = TIMEOUT_S if timeout_ms is None else timeout_ms / 1000
-    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
-        stub = EncoderServiceStub(channel)
-        try:
-            _, call = stub.EmbedImages.with_call(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            call = error
-        metadata = dict(call.trailing_metadata() or ())
-        details = metadata.pop("grpc-status-details-bin", None)
-        reason = None
-        if details is not None:
-            for detail in status_pb2.Status.FromString(details).details:
-                info = error_details_pb2.ErrorInfo()
-                if detail.Unpack(info):
-                    reason = info.reason
-        return Outcome(call.code().name, reason, metadata, call.details() or "")
-
-
-Ask = Callable[..., Awaitable[Outcome]]
-BOTH = pytest.mark.parametrize("ask", [over_rest, over_grpc], ids=["rest", "grpc"])
-
-
-def status_of(ask: Ask, rest: int, rpc: str) -> str:
-    return str(rest) if ask is over_rest else rpc
-
-
-def sample(server: Server, name: str, **labels: str) -> float:
-    return server.metrics.registry.get_sample_value(f"tipserve_{name}", labels) or 0.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Give other tasks and threads their turn until something is so."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while not condition():
-            await asyncio.sleep(0.001)
+def waiting(server: Server) -> float:
+    return sample(server.metrics, "queue_depth", bucket="image 28x28")
 
 
 @BOTH
@@ -101,16 +61,28 @@ async def test_a_good_answer_carries_its_id_and_stage_times(
     serving: Serving, encode_image: Encode, ask: Ask
 ) -> None:
     async with serving() as server:
-        outcome = await ask(server, encode_image())
-    assert outcome.status == status_of(ask, 200, "OK")
-    assert len(outcome.headers["x-request-id"]) == 32
-    stages = [part.split(";")[0] for part in outcome.headers["server-timing"].split(", ")]
-    assert stages == ["admit", "decode", "queue", "run", "post", "total"]
+        answer = await ask(server, encode_image())
+    assert answer.status in OK
+    assert len(answer.headers["x-request-id"]) == 32
+    assert stages(answer) == ["admit", "decode", "queue", "run", "post", "total"]
+
+
+@BOTH
+async def test_errors_of_the_caller_carry_stage_times_too(
+    serving: Serving, encode_image: Encode, ask: Ask
+) -> None:
+    key = "a-key-that-is-long-enough-to-be-one"
+    async with serving(api_keys=key) as server:
+        broken = await ask(server, b"no image", headers={"x-api-key": key})
+        keyless = await ask(server, encode_image())
+    assert (broken.status in INVALID, stages(broken)) == (True, ["admit", "decode", "total"])
+    assert keyless.status in {"401", "UNAUTHENTICATED"}
+    assert stages(keyless) == ["total"]
 
 
 @BOTH
 async def test_a_full_queue_says_when_to_come_back(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered, ask: Ask
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered, ask: Ask
 ) -> None:
     async with serving(max_queue_patches=6, max_batch_patches=6) as server:
         runtime.gate.clear()
@@ -118,158 +90,185 @@ async def test_a_full_queue_says_when_to_come_back(
         assert await entered()
         refused = await ask(server, encode_image())
         runtime.gate.set()
-        assert (await first).status == status_of(ask, 200, "OK")
-        assert sample(server, "rejected_total", reason="queue_full") == 1
-    assert refused.status == status_of(ask, 429, "RESOURCE_EXHAUSTED")
+        assert (await first).status in OK
+        assert sample(server.metrics, "rejected_total", reason="queue_full") == 1
+    assert refused.status in {"429", "RESOURCE_EXHAUSTED"}
     assert refused.code == "queue_full"
-    if ask is over_rest:
+    assert set(stages(refused)) <= {"admit", "total"}
+    if ask is ask_rest:
         assert refused.headers["retry-after"] == "1"
     else:
         assert refused.headers["grpc-retry-pushback-ms"] == "1000"
 
 
 @BOTH
-@pytest.mark.parametrize("fault", ["raise", "short"])
-async def test_our_own_faults_tell_an_id_and_nothing_else(
+async def test_an_internal_error_sends_an_id_and_logs_its_cause(
     serving: Serving,
     encode_image: Encode,
-    runtime: "FakeRuntime",
+    runtime: FakeRuntime,
     caplog: pytest.LogCaptureFixture,
     ask: Ask,
-    fault: Any,
 ) -> None:
     async with serving() as server:
-        runtime.fault = fault
-        outcome = await ask(server, encode_image())
+        runtime.fault = "raise"
+        answer = await ask(server, encode_image(), headers={"x-request-id": "me"})
         runtime.fault = ""
-        assert (await ask(server, encode_image())).status == status_of(ask, 200, "OK")
-    assert outcome.status == status_of(ask, 500, "INTERNAL")
-    assert outcome.headers["x-request-id"] in outcome.text
-    assert "secret" not in outcome.text
-    logged = [r for r in caplog.records if r.exc_info and r.getMessage() == "internal error"]
-    assert len(logged) == 1, "the log has the cause"
+        assert (await ask(server, encode_image())).status in OK
+    assert answer.status in INTERNAL
+    assert answer.headers["x-request-id"] == "me"
+    assert "request id me" in answer.text
+    assert "secret" not in answer.text
+    assert stages(answer) == ["admit", "decode", "total"]
+    assert len([r for r in caplog.records if r.exc_info and r.msg == "internal error"]) == 1
 
 
 @BOTH
-async def test_a_deadline_that_passes_while_waiting(
-    serving: Serving, encode_image: Encode, runtime: "FakeRuntime", entered: Entered, ask: Ask
+async def test_a_deadline_that_passes_in_the_queue_frees_it(
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered, ask: Ask
 ) -> None:
     async with serving() as server:
         runtime.gate.clear()
         first = asyncio.ensure_future(ask(server, encode_image()))
         assert await entered()
-        late = await ask(server, encode_image(), timeout_ms=50)
-        await until(lambda: sample(server, "inflight") == 1)
+        late = await ask(server, encode_image(), timeout_s=SOON_S)
+        await until(lambda: sample(server.metrics, "inflight") == 1)
         runtime.gate.set()
-        assert (await first).status == status_of(ask, 200, "OK")
-    assert late.status == status_of(ask, 504, "DEADLINE_EXCEEDED")
+        assert (await first).status in OK
+    assert late.status in DEADLINE
     assert runtime.num_images == 1, "nothing was computed for the late one"
+    if ask is ask_rest:  # a gRPC client whose own deadline passed receives no metadata
+        assert stages(late) == ["admit", "decode", "queue", "total"]
 
 
-async def hang_up_rest(server: Server, image: bytes) -> None:
-    await over_rest(server, image)
+@pytest.mark.slow
+@BOTH
+async def test_a_deadline_that_cannot_be_met_is_refused_at_once(
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered, ask: Ask
+) -> None:
+    async with serving() as server:
+        latency = server.models.find(None)._batcher.latency
+        latency.set_measured(
+            {Bucket("image", (28, 28)): LatencyCurve(0.0, 0.4 * LIMIT_S)}, lambda _: 4
+        )
+        runtime.gate.clear()
+        requests = [asyncio.ensure_future(ask(server, encode_image()))]
+        assert await entered()
+        requests.append(asyncio.ensure_future(ask(server, encode_image())))
+        await until(lambda: waiting(server) == 1)
+        refused = await ask(server, encode_image())
+        assert waiting(server) == 1
+        assert sample(server.metrics, "rejected_total", reason="deadline") == 1
+        urgent = {"x-request-priority": "1"}
+        requests.append(asyncio.ensure_future(ask(server, encode_image(), headers=urgent)))
+        await until(lambda: waiting(server) == 2)
+        runtime.gate.set()
+        assert {answer.status for answer in await asyncio.gather(*requests)} <= OK
+    assert refused.status in DEADLINE
+    assert runtime.num_images == 3
 
 
-async def hang_up_grpc(server: Server, image: bytes) -> None:
-    request = embed_pb2.EmbedImagesRequest(images=[image_pb2.Image(encoded=image)])
-    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
-        call = EncoderServiceStub(channel).EmbedImages.future(request, timeout=TIMEOUT_S)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            call.cancel()
+@BOTH
+async def test_urgent_requests_are_computed_first(
+    serving: Serving,
+    encode_image: Encode,
+    runtime: FakeRuntime,
+    entered: Entered,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Ask,
+) -> None:
+    seen: list[float] = []
+    encode_images = runtime.encode_images
+
+    def record(pixels_B3HW: NDArray[np.float32]) -> Any:
+        seen.append(float(pixels_B3HW.mean()))
+        return encode_images(pixels_B3HW)
+
+    monkeypatch.setattr(runtime, "encode_images", record)
+    images = [encode_image(seed=seed, size=(28, 28)) for seed in range(4)]
+    async with serving(max_batch_images=1) as server:
+        runtime.gate.clear()
+        tasks = [asyncio.ensure_future(ask(server, images[0]))]
+        assert await entered()
+        for depth, (image, level) in enumerate(zip(images[1:], ("3", "", "1"), strict=True), 1):
+            headers = {"x-request-priority": level} if level else {}
+            tasks.append(asyncio.ensure_future(ask(server, image, headers=headers)))
+            await until(lambda depth=depth: waiting(server) == depth)  # type: ignore[misc]
+        runtime.gate.set()
+        assert {answer.status for answer in await asyncio.gather(*tasks)} <= OK
+        in_order = seen.copy()
+        seen.clear()
+        for image in images:
+            await ask(server, image)
+        unknown = await ask(server, images[0], headers={"x-request-priority": "4"})
+    first, low, usual, urgent = seen
+    assert in_order == [first, urgent, usual, low]
+    assert unknown.status in INVALID
 
 
-@pytest.mark.parametrize(
-    ("send", "method", "code"),
+HANG_UP = pytest.mark.parametrize(
+    ("ask", "method", "code"),
     [
-        (hang_up_rest, "POST /v1/images:embed", "499"),
-        (hang_up_grpc, "tipserve.v1.EncoderService/EmbedImages", "CANCELLED"),
+        (ask_rest, "POST /v1/images:embed", "499"),
+        (ask_grpc, "tipserve.v1.EncoderService/EmbedImages", "CANCELLED"),
     ],
     ids=["rest", "grpc"],
 )
+
+
+@HANG_UP
 async def test_a_caller_who_hangs_up_frees_the_queue(
     serving: Serving,
     encode_image: Encode,
-    runtime: "FakeRuntime",
+    runtime: FakeRuntime,
     entered: Entered,
-    send: Callable[[Server, bytes], Awaitable[None]],
+    ask: Ask,
     method: str,
     code: str,
 ) -> None:
     async with serving() as server:
         runtime.gate.clear()
-        running = asyncio.ensure_future(over_rest(server, encode_image()))
+        running = asyncio.ensure_future(ask_rest(server, encode_image()))
         assert await entered()
-        leaving = asyncio.ensure_future(send(server, encode_image()))
-        await until(lambda: sample(server, "queue_depth", bucket="image 28x28") == 1)
+        leaving = asyncio.ensure_future(ask(server, encode_image()))
+        await until(lambda: waiting(server) == 1)
         leaving.cancel()
         with suppress(asyncio.CancelledError):
             await leaving
-        await until(lambda: sample(server, "abandoned_total", reason="cancelled") == 1)
-        assert sample(server, "model_abandoned_total", model="fake", reason="cancelled") == 1
-        await until(lambda: sample(server, "requests_total", method=method, code=code) == 1)
-        assert sample(server, "queue_depth", bucket="image 28x28") == 0
-        assert sample(server, "inflight") == 1
+        await until(lambda: sample(server.metrics, "abandoned_total", reason="cancelled") == 1)
+        labels = {"model": "fake", "reason": "cancelled"}
+        assert sample(server.metrics, "model_abandoned_total", **labels) == 1
+        labels = {"method": method, "code": code}
+        await until(lambda: sample(server.metrics, "requests_total", **labels) == 1)
+        assert (waiting(server), sample(server.metrics, "inflight")) == (0, 1)
         runtime.gate.set()
         assert (await running).status == "200"
     assert runtime.num_images == 1
 
 
-@pytest.mark.parametrize(
-    ("send", "method", "code"),
-    [
-        (hang_up_rest, "POST /v1/images:embed", "499"),
-        (hang_up_grpc, "tipserve.v1.EncoderService/EmbedImages", "CANCELLED"),
-    ],
-    ids=["rest", "grpc"],
-)
+@HANG_UP
 async def test_a_caller_who_hangs_up_while_the_model_runs_frees_the_lane(
     serving: Serving,
     encode_image: Encode,
-    runtime: "FakeRuntime",
+    runtime: FakeRuntime,
     entered: Entered,
-    send: Callable[[Server, bytes], Awaitable[None]],
+    ask: Ask,
     method: str,
     code: str,
 ) -> None:
     async with serving() as server:
         runtime.gate.clear()
-        leaving = asyncio.ensure_future(send(server, encode_image()))
+        leaving = asyncio.ensure_future(ask(server, encode_image()))
         assert await entered()
         leaving.cancel()
         with suppress(asyncio.CancelledError):
             await leaving
-        await until(lambda: sample(server, "abandoned_total", reason="interrupted") == 1)
-        assert sample(server, "model_abandoned_total", model="fake", reason="interrupted") == 1
+        await until(lambda: sample(server.metrics, "abandoned_total", reason="interrupted") == 1)
+        labels = {"model": "fake", "reason": "interrupted"}
+        assert sample(server.metrics, "model_abandoned_total", **labels) == 1
         runtime.gate.set()
-        assert (await over_rest(server, encode_image())).status == "200"
-        assert sample(server, "requests_total", method=method, code=code) == 1
+        assert (await ask_rest(server, encode_image())).status == "200"
+        assert sample(server.metrics, "requests_total", method=method, code=code) == 1
     assert runtime.num_interrupted == 1
-
-
-def _texts_over_grpc(server: Server, texts: list[str], num_calls: int) -> list[int]:
-    request = embed_pb2.EmbedTextsRequest(texts=texts)
-    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
-        stub = EncoderServiceStub(channel)
-        calls = [stub.EmbedTexts.future(request, timeout=TIMEOUT_S) for _ in range(num_calls)]
-        return [call.result().embeddings.shape[0] for call in calls]
-
-
-async def test_a_hundred_equal_requests_over_both_compute_each_prompt_once(
-    serving: Serving, runtime: "FakeRuntime"
-) -> None:
-    texts = ["dog", "cat", "sky"]
-    async with serving() as server, httpx.AsyncClient(timeout=TIMEOUT_S) as client:
-        runtime.gate.clear()
-        url = f"http://127.0.0.1:{server.ports['http']}/v1/texts:embed"
-        rest = [asyncio.ensure_future(client.post(url, json={"texts": texts})) for _ in range(50)]
-        rpcs = asyncio.ensure_future(asyncio.to_thread(_texts_over_grpc, server, texts, 50))
-        await until(lambda: sample(server, "text_cache_coalesced_total") == 99 * len(texts))
-        runtime.gate.set()
-        assert {(await answer).status_code for answer in rest} == {200}
-        assert await rpcs == [len(texts)] * 50
-    assert runtime.num_texts == len(texts)
 
 
 async def test_a_caller_who_hangs_up_while_sending_is_no_error(
@@ -282,41 +281,68 @@ async def test_a_caller_who_hangs_up_while_sending_is_no_error(
         await writer.drain()
         writer.close()
         await writer.wait_closed()
-        method = "POST /v1/images:embed"
-        await until(lambda: sample(server, "requests_total", method=method, code="499") == 1)
+        labels = {"method": "POST /v1/images:embed", "code": "499"}
+        await until(lambda: sample(server.metrics, "requests_total", **labels) == 1)
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
 
+def _texts_over_grpc(server: Server, texts: list[str], num_calls: int) -> list[int]:
+    request = embed_pb2.EmbedTextsRequest(texts=texts)
+    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
+        stub = EncoderServiceStub(channel)
+        calls = [stub.EmbedTexts.future(request, timeout=LIMIT_S) for _ in range(num_calls)]
+        return [call.result().embeddings.shape[0] for call in calls]
+
+
+async def test_a_hundred_equal_requests_over_both_compute_each_prompt_once(
+    serving: Serving, runtime: FakeRuntime
+) -> None:
+    texts = ["dog", "cat", "sky"]
+    async with serving() as server, http_client(server) as client:
+        runtime.gate.clear()
+        asked = [client.post("/v1/texts:embed", json={"texts": texts}) for _ in range(50)]
+        rest = asyncio.gather(*asked)
+        rpcs = asyncio.ensure_future(asyncio.to_thread(_texts_over_grpc, server, texts, 50))
+        total = 99 * len(texts)
+        await until(lambda: sample(server.metrics, "text_cache_coalesced_total") == total)
+        runtime.gate.set()
+        assert {answer.status_code for answer in await rest} == {200}
+        assert await rpcs == [len(texts)] * 50
+    assert runtime.num_texts == len(texts)
+
+
 async def test_before_the_model_is_loaded_requests_are_refused(
-    make_settings: Any, encode_image: Encode, tmp_path: Path
+    make_settings: Callable[..., Settings], encode_image: Encode, tmp_path: Path
 ) -> None:
     loading = asyncio.Event()
     loop = asyncio.get_running_loop()
     ports_file = tmp_path / "ports.json"
 
     def load(settings: object, metrics: object, source: object) -> Any:
-        asyncio.run_coroutine_threadsafe(loading.wait(), loop).result(TIMEOUT_S)
+        asyncio.run_coroutine_threadsafe(loading.wait(), loop).result(LIMIT_S)
         raise ValueError("the warm-up failed")
 
     server = Server(make_settings(ports_file=ports_file), load)
     running = asyncio.ensure_future(server.run())
     await until(ports_file.exists)
-    outcomes = [await over_rest(server, encode_image()), await over_grpc(server, encode_image())]
-    assert [o.status for o in outcomes] == ["503", "UNAVAILABLE"]
+    for ask in (ask_rest, ask_grpc):
+        assert (await ask(server, encode_image())).status in UNAVAILABLE
     loading.set()
     with pytest.raises(ValueError, match="warm-up failed"):
         await running
     assert not server.ready.is_set()
 
 
-async def test_a_port_that_is_taken_is_an_error(serving: Serving, make_settings: Any) -> None:
+async def test_a_port_that_is_taken_is_an_error(
+    serving: Serving, make_settings: Callable[..., Settings]
+) -> None:
     async with serving() as server:
         port = server.ports["http"]
         with pytest.raises(OSError, match=rf"port {port} \(.* in use\); .* --http-port"):
             Server(make_settings(http_port=port))
 
 
-async def test_answers_are_not_held_back_for_an_acknowledgement() -> None:
+async def test_accepted_connections_send_without_delay() -> None:
     no_delay: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def look(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -327,7 +353,7 @@ async def test_answers_are_not_held_back_for_an_acknowledgement() -> None:
     listening = listen("127.0.0.1", 0)
     async with await asyncio.start_server(look, sock=listening):
         _, writer = await asyncio.open_connection(*listening.getsockname())
-        assert await asyncio.wait_for(no_delay, TIMEOUT_S) == 1
+        assert await asyncio.wait_for(no_delay, LIMIT_S) == 1
         writer.close()
 
 
@@ -335,7 +361,7 @@ async def test_answers_are_not_held_back_for_an_acknowledgement() -> None:
 def test_only_errors_of_the_start_are_logged_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    make_settings: Any,
+    make_settings: Callable[..., Settings],
     is_late: bool,
 ) -> None:
     class FailingServer:

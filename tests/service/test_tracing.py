@@ -2,36 +2,35 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-import grpc
-import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Tracer
 
-from service.grpc.generated import image_pb2, segment_pb2
-from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.monitoring.span_export import shut_down, tracer_provider
-from service.server import Server
 from service.tracing import NO_BATCH, NO_TRACE, NO_TRACER, Outcome, begin_batch, begin_request
+from tests.service.callers import (
+    BOTH,
+    INTERNAL,
+    INVALID,
+    LIMIT_S,
+    OK,
+    Ask,
+    ask_grpc,
+    ask_rest,
+    http_client,
+)
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
 
-if TYPE_CHECKING:
-    from tests.service.conftest import FakeRuntime
-
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-Encode = Callable[..., bytes]
-Entered = Callable[[], Awaitable[bool]]
-LIMIT_S = 20.0
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-01"
 NOT_SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-00"
-SECRET = "secret-class-name"
+SECRET = "sky"  # a class of the route `segment`
 STAGES = ["admit", "decode", "queue", "run", "post"]
 
 
@@ -51,35 +50,6 @@ def traced(
     return lambda **values: serving(otlp_endpoint="http://127.0.0.1:9", **values)
 
 
-async def over_rest(server: Server, image: bytes, parent: str | None = None) -> str:
-    headers = {"Content-Type": "image/png"} | ({"traceparent": parent} if parent else {})
-    url = f"http://127.0.0.1:{server.ports['http']}/v1/images:segment?classes={SECRET}"
-    async with httpx.AsyncClient(timeout=LIMIT_S) as client:
-        return str((await client.post(url, content=image, headers=headers)).status_code)
-
-
-async def over_grpc(server: Server, image: bytes, parent: str | None = None) -> str:
-    request = segment_pb2.SegmentImagesRequest(
-        images=[image_pb2.Image(encoded=image)], classes=[segment_pb2.SegmentClass(name=SECRET)]
-    )
-    metadata = [("traceparent", parent)] if parent else []
-
-    def ask() -> str:
-        with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
-            stub = EncoderServiceStub(channel)
-            try:
-                stub.SegmentImages(request, timeout=LIMIT_S, metadata=metadata)
-            except grpc.RpcError as error:
-                return str(error.code().name)
-        return "OK"
-
-    return await asyncio.to_thread(ask)
-
-
-Ask = Callable[..., Awaitable[str]]
-BOTH = pytest.mark.parametrize("ask", [over_rest, over_grpc], ids=["rest", "grpc"])
-
-
 def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
     return [span for span in exporter.get_finished_spans() if span.name == name]
 
@@ -90,6 +60,12 @@ def server_spans(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
 
 def linked(span: ReadableSpan) -> set[int]:
     return {link.context.span_id for link in span.links}
+
+
+def times(span: ReadableSpan) -> tuple[int, int]:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return span.start_time, span.end_time
 
 
 def span_id(span: ReadableSpan) -> int:
@@ -106,7 +82,8 @@ async def test_a_request_is_one_span_with_its_stages(
     traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode, ask: Ask
 ) -> None:
     async with traced() as server:
-        assert await ask(server, encode_image(), SAMPLED) in {"200", "OK"}
+        answer = await ask(server, encode_image(), "segment", headers={"traceparent": SAMPLED})
+        assert answer.status in OK
     (root,) = server_spans(exporter)
     assert root.context is not None
     assert root.parent is not None
@@ -114,12 +91,8 @@ async def test_a_request_is_one_span_with_its_stages(
     assert f"{root.parent.span_id:016x}" == PARENT_ID
     children = [s for s in exporter.get_finished_spans() if s.parent == root.context]
     assert sorted(child.name for child in children) == sorted(STAGES)
-    for child in children:
-        assert root.start_time is not None
-        assert root.end_time is not None
-        assert child.start_time is not None
-        assert child.end_time is not None
-        assert root.start_time <= child.start_time <= child.end_time <= root.end_time
+    (began, ended), *inside = [times(span) for span in (root, *children)]
+    assert all(began <= start <= end <= ended for start, end in inside)
     assert SECRET not in as_text(exporter)
 
 
@@ -127,8 +100,8 @@ async def test_attributes_follow_the_conventions(
     traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode
 ) -> None:
     async with traced() as server:
-        await over_rest(server, encode_image())
-        await over_grpc(server, encode_image())
+        await ask_rest(server, encode_image(), "segment")
+        await ask_grpc(server, encode_image(), "segment")
     spans = {span.name: dict(span.attributes or {}) for span in server_spans(exporter)}
     assert spans == {
         "POST /v1/images:segment": {
@@ -153,25 +126,25 @@ async def test_a_batch_and_its_requests_are_linked_both_ways(
     traced: Serving,
     exporter: InMemorySpanExporter,
     encode_image: Encode,
-    runtime: "FakeRuntime",
+    runtime: FakeRuntime,
     entered: Entered,
     ask: Ask,
 ) -> None:
     async with traced(max_batch_images=8) as server:
-        assert await ask(server, encode_image(seed=9)) in {"200", "OK"}  # its class is cached now
+        assert (
+            await ask(server, encode_image(seed=9), "segment")
+        ).status in OK  # caches the classes
         exporter.clear()
         while runtime.entered.acquire(blocking=False):
             pass
         runtime.gate.clear()
-        first = asyncio.ensure_future(ask(server, encode_image()))
+        asked = [asyncio.ensure_future(ask(server, encode_image(), "segment"))]
         assert await entered()
-        others = [asyncio.ensure_future(ask(server, encode_image(seed=i))) for i in range(3)]
-        depth, bucket = "tipserve_queue_depth", {"bucket": "image 28x42"}
-        async with asyncio.timeout(LIMIT_S):
-            while server.metrics.registry.get_sample_value(depth, bucket) != 3:
-                await asyncio.sleep(0.001)
+        for seed in range(3):
+            asked.append(asyncio.ensure_future(ask(server, encode_image(seed=seed), "segment")))
+        await until(lambda: sample(server.metrics, "queue_depth", bucket="image 28x42") == 3)
         runtime.gate.set()
-        await asyncio.gather(first, *others)
+        await asyncio.gather(*asked)
     exporter.force_flush()
     requests = {span_id(span): span for span in server_spans(exporter)}
     last = next(b for b in named(exporter, "batch") if len(b.links) == 3)
@@ -191,7 +164,8 @@ async def test_a_request_that_is_not_sampled_leaves_no_span(
     traced: Serving, exporter: InMemorySpanExporter, encode_image: Encode, ask: Ask
 ) -> None:
     async with traced() as server:
-        assert await ask(server, encode_image(), NOT_SAMPLED) in {"200", "OK"}
+        answer = await ask(server, encode_image(), headers={"traceparent": NOT_SAMPLED})
+        assert answer.status in OK
     assert not exporter.get_finished_spans()
 
 
@@ -202,7 +176,7 @@ async def test_the_sample_ratio_holds_for_requests_without_a_trace(
     async with traced(trace_sample_ratio=0.0) as server:
         await ask(server, encode_image())
         assert not exporter.get_finished_spans()
-        await ask(server, encode_image(), SAMPLED)
+        await ask(server, encode_image(), headers={"traceparent": SAMPLED})
     assert len(server_spans(exporter)) == 1
     assert named(exporter, "batch"), "a batch with a sampled request is always sampled"
 
@@ -212,12 +186,12 @@ async def test_a_failing_batch_is_an_error_without_its_message(
     traced: Serving,
     exporter: InMemorySpanExporter,
     encode_image: Encode,
-    runtime: "FakeRuntime",
+    runtime: FakeRuntime,
     ask: Ask,
 ) -> None:
     async with traced() as server:
         runtime.fault = "raise"
-        assert await ask(server, encode_image()) in {"500", "INTERNAL"}
+        assert (await ask(server, encode_image())).status in INTERNAL
     (root,) = server_spans(exporter)
     assert not root.status.is_ok
     assert root.status.description is None
@@ -231,11 +205,11 @@ async def test_a_failing_batch_is_an_error_without_its_message(
 
 
 @BOTH
-async def test_a_fault_of_the_caller_is_no_error(
+async def test_an_error_of_the_caller_is_no_error_of_the_span(
     traced: Serving, exporter: InMemorySpanExporter, ask: Ask
 ) -> None:
     async with traced() as server:
-        assert await ask(server, b"secret, and no image") in {"422", "INVALID_ARGUMENT"}
+        assert (await ask(server, b"secret, and no image")).status in INVALID
     (root,) = server_spans(exporter)
     assert root.status.is_ok
     attributes = dict(root.attributes or {})
@@ -248,15 +222,15 @@ async def test_a_fault_of_the_caller_is_no_error(
 async def test_a_path_without_a_route_is_in_no_span(
     traced: Serving, exporter: InMemorySpanExporter
 ) -> None:
-    async with traced() as server, httpx.AsyncClient(timeout=LIMIT_S) as client:
-        await client.get(f"http://127.0.0.1:{server.ports['http']}/{SECRET}?q={SECRET}")
+    async with traced() as server, http_client(server) as client:
+        await client.get(f"/{SECRET}?q={SECRET}")
     (root,) = server_spans(exporter)
     assert root.name == "HTTP"
     assert SECRET not in as_text(exporter)
 
 
 @BOTH
-async def test_a_failing_library_costs_no_request(
+async def test_a_failing_tracing_library_fails_no_request(
     traced: Serving,
     encode_image: Encode,
     caplog: pytest.LogCaptureFixture,
@@ -268,17 +242,17 @@ async def test_a_failing_library_costs_no_request(
 
     async with traced() as server:
         monkeypatch.setattr("opentelemetry.sdk.trace.Span.end", fail)
-        assert await ask(server, encode_image()) in {"200", "OK"}
+        assert (await ask(server, encode_image())).status in OK
         monkeypatch.setattr("opentelemetry.sdk.trace.Tracer.start_span", fail)
-        assert await ask(server, encode_image()) in {"200", "OK"}
+        assert (await ask(server, encode_image())).status in OK
     lost = {record.getMessage() for record in caplog.records if record.exc_info}
     assert lost == {"a trace was lost", "a batch's trace was lost"}
 
 
 async def test_probes_are_not_traced(traced: Serving, exporter: InMemorySpanExporter) -> None:
-    async with traced() as server, httpx.AsyncClient(timeout=LIMIT_S) as client:
+    async with traced() as server, http_client(server) as client:
         for probe in ("live", "ready"):
-            await client.get(f"http://127.0.0.1:{server.ports['http']}/v2/health/{probe}")
+            await client.get(f"/v2/health/{probe}")
     assert not exporter.get_finished_spans()
 
 
@@ -304,9 +278,8 @@ def test_a_caller_who_leaves_the_queue_has_a_queue_span_and_no_run(
     late.end(14.0)
     flush(tracer)
     (queue,) = named(exporter, "queue")
-    assert queue.start_time is not None
-    assert queue.end_time is not None
-    assert queue.end_time - queue.start_time == 1_500_000_000
+    start, end = times(queue)
+    assert end - start == 1_500_000_000
     assert not named(exporter, "run")
 
 
@@ -327,9 +300,8 @@ def test_a_request_that_joins_the_work_of_another_is_linked_to_its_batch(
     assert len(batch_span.links) == 1, "a request of several items is linked once"
     (run,) = named(exporter, "run")
     assert linked(run) == {span_id(batch_span)}
-    assert run.start_time is not None
-    assert run.end_time is not None
-    assert run.end_time - run.start_time == 1_000_000_000, "from when it joined"
+    start, end = times(run)
+    assert end - start == 1_000_000_000, "from when it joined"
 
 
 def test_closing_does_not_wait_for_a_stuck_collector() -> None:
@@ -363,15 +335,9 @@ def test_closing_does_not_wait_for_a_stuck_collector() -> None:
         ("an image's name", ""),
     ],
 )
-def test_without_a_collector_the_log_still_has_the_callers_trace_id(
-    parent: str, expected: str
-) -> None:
+def test_without_a_collector_the_trace_has_only_the_callers_id(parent: str, expected: str) -> None:
     trace = begin_request(NO_TRACER, "http", "GET", {"traceparent": parent}, started=0.0)
     assert trace.trace_id == expected
     assert not trace.is_recording
-
-
-def test_without_a_collector_nothing_is_kept() -> None:
-    trace = begin_request(NO_TRACER, "grpc", "a.B/C", {}, started=0.0)
-    assert trace is NO_TRACE
+    assert begin_request(NO_TRACER, "http", "GET", {}, started=0.0) is NO_TRACE
     assert begin_batch([trace, NO_TRACE], {}, 0.0) is NO_BATCH

@@ -1,6 +1,8 @@
-"""What both transports refuse alike, with the field and the item's index."""
+"""Checks of requests: the limits of each field, and the field that an error names."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,7 +49,7 @@ def test_lists_have_a_first_and_a_last_allowed_length() -> None:
     assert (long.value.code, long.value.param) == ("too_many_items", "images")
 
 
-def test_outputs_are_known_and_each_counts_once(manifest: Manifest) -> None:
+def test_outputs_are_those_of_the_model_without_duplicates(manifest: Manifest) -> None:
     assert check_outputs(["cls1", "patches", "cls1"], manifest) == ("cls1", "patches")
     for outputs, param in ((["cls1", "depth"], "outputs[1]"), (["text"], "outputs[0]")):
         with pytest.raises(InvalidRequest) as caught:
@@ -55,9 +57,6 @@ def test_outputs_are_known_and_each_counts_once(manifest: Manifest) -> None:
         assert (caught.value.code, caught.value.param) == ("unknown_output", param)
     with pytest.raises(InvalidRequest, match="empty"):
         check_outputs([], manifest)
-
-
-def test_an_output_that_this_model_lacks_is_unknown(manifest: Manifest) -> None:
     without = manifest.model_copy(update={"outputs": ["cls1"]})
     with pytest.raises(InvalidRequest, match="patches"):
         check_outputs(["patches"], without)
@@ -65,18 +64,51 @@ def test_an_output_that_this_model_lacks_is_unknown(manifest: Manifest) -> None:
         check_features(None, without)
 
 
-def test_resolutions_are_the_manifests(manifest: Manifest) -> None:
-    assert check_resolution(None, manifest) == 28
-    assert check_resolution(112, manifest) == 112
+def classify(**fields: Any) -> None:
+    check_choices(ClassifyImagesRequest(images=(b"",), classes=(DOG,), **fields))
+
+
+def view(**fields: Any) -> None:
+    check_view(VisualizeFeaturesRequest(images=(b"",), **fields))
+
+
+def test_values_at_the_ends_of_their_ranges_are_valid(manifest: Manifest) -> None:
+    assert [check_resolution(r, manifest) for r in (None, 14, 112)] == [28, 14, 112]
+    for threshold in (None, -1.0, 1.0):
+        check_threshold(threshold)
+    classify(temperature=1e-4, top_k=1)
+    view(kind="groups", group_count=2, seed=0)
+    view(kind="groups", group_count=20, seed=2**31 - 1)
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("check", "field", "values"),
+    [
+        (classify, "temperature", [0.0, -1.0, NAN, INFINITY]),
+        (classify, "top_k", [0]),
+        (partial(view, kind="groups"), "group_count", [1, 21]),
+        (partial(view, kind="groups"), "seed", [-1, 2**31]),
+        (partial(view, kind="colors"), "group_count", [3]),
+        (partial(view, kind="component"), "seed", [1]),
+    ],
+)
+def test_values_outside_their_ranges_name_their_field(
+    check: Callable[..., None], field: str, values: list[float]
+) -> None:
+    for value in values:
+        with pytest.raises(InvalidRequest) as caught:
+            check(**{field: value})
+        assert caught.value.param == field
+
+
+def test_resolutions_and_thresholds_outside_their_ranges_are_refused(manifest: Manifest) -> None:
     for resolution in (0, -14, 13, 29, 126):
         with pytest.raises(InvalidRequest, match="multiple of 14 from 14 to 112"):
             check_resolution(resolution, manifest)
-
-
-def test_a_threshold_is_from_minus_one_to_one() -> None:
-    check_threshold(None)
-    check_threshold(-1.0)
-    for threshold in (1.01, -2.0, float("nan")):
+    for threshold in (1.01, -2.0, NAN):
         with pytest.raises(InvalidRequest, match="from -1 to 1"):
             check_threshold(threshold)
 
@@ -102,7 +134,7 @@ def test_texts_are_filled_into_templates() -> None:
         (["a"], ("{} {}",), "templates[0]"),
     ],
 )
-def test_texts_that_cannot_be_used(
+def test_invalid_texts_and_templates_name_their_field(
     texts: list[str], templates: tuple[str, ...], param: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -110,7 +142,7 @@ def test_texts_that_cannot_be_used(
     assert caught.value.param == param
 
 
-def test_of_a_partial_request_single_texts_may_be_wrong_and_nothing_else() -> None:
+def test_in_a_partial_request_only_single_texts_may_be_invalid() -> None:
     asked = EmbedTextsRequest(texts=("a", " ", "b" * 3000), partial=True)
     groups, errors = text_groups(asked, LIMITS)
     assert {index: group.prompts for index, group in groups.items()} == {0: ("a",)}
@@ -121,43 +153,6 @@ def test_of_a_partial_request_single_texts_may_be_wrong_and_nothing_else() -> No
     for wrong in ({"texts": ()}, {"texts": ("a",) * 4}, {"templates": ("no place",)}):
         with pytest.raises(ServiceError):
             text_groups(replace(asked, **wrong), LIMITS)
-
-
-@pytest.mark.parametrize(
-    ("change", "param"),
-    [
-        ({"kind": "colors", "group_count": 3}, "group_count"),
-        ({"kind": "component", "seed": 1}, "seed"),
-        ({"kind": "groups", "group_count": 1}, "group_count"),
-        ({"kind": "groups", "group_count": 21}, "group_count"),
-        ({"kind": "groups", "seed": -1}, "seed"),
-        ({"kind": "groups", "seed": 2**31}, "seed"),
-    ],
-)
-def test_groups_have_a_range_and_other_views_have_none(change: dict[str, Any], param: str) -> None:
-    check_view(VisualizeFeaturesRequest(images=(b"",), kind="groups", group_count=20, seed=0))
-    with pytest.raises(InvalidRequest) as caught:
-        check_view(VisualizeFeaturesRequest(images=(b"",), **change))
-    assert caught.value.param == param
-
-
-@pytest.mark.parametrize(
-    ("change", "param"),
-    [
-        ({"temperature": 0.0}, "temperature"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"temperature": float("inf")}, "temperature"),
-        ({"top_k": 0}, "top_k"),
-    ],
-)
-def test_a_temperature_is_above_zero_and_one_class_is_the_least(
-    change: dict[str, Any], param: str
-) -> None:
-    check_choices(ClassifyImagesRequest(images=(b"",), classes=(DOG,), temperature=0.01, top_k=1))
-    with pytest.raises(InvalidRequest) as caught:
-        check_choices(ClassifyImagesRequest(images=(b"",), classes=(DOG,), **change))
-    assert caught.value.param == param
 
 
 def test_classes_come_before_background_classes() -> None:
@@ -175,7 +170,7 @@ def test_classes_come_before_background_classes() -> None:
         ([SegmentClass(name="x", prompts=("a", " "))], [], "classes[0].prompts[1]"),
     ],
 )
-def test_classes_that_cannot_be_used(
+def test_invalid_classes_name_their_field(
     classes: list[SegmentClass], background: list[SegmentClass], param: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:

@@ -10,26 +10,18 @@ WAIT_S = 20.0
 def test_only_changes_are_reported() -> None:
     health: dict[str, bool] = {"a": True, "b": True}
     reported: list[Health] = []
-    dog = Watchdog(lambda: health, reported.append, 1000)
-    dog.poll()
-    assert reported == []
+    watchdog = Watchdog(lambda: health, reported.append, 1000)
+    watchdog.poll()
+    assert reported == [], "a new healthy model is no change"
+    for is_healthy in (False, False, True):
+        health["b"] = is_healthy
+        watchdog.poll()
+    assert [report["b"] for report in reported] == [False, True]
     health["b"] = False
-    dog.poll()
-    dog.poll()
-    assert reported == [{"a": True, "b": False}]
-    health["b"] = True
-    dog.poll()
-    assert reported[1:] == [{"a": True, "b": True}]
-
-
-def test_a_new_healthy_model_and_a_removed_one_are_not_reported() -> None:
-    health = {"a": False}
-    reported: list[Health] = []
-    dog = Watchdog(lambda: health, reported.append, 1000)
-    dog.poll()
-    health = {"b": True}
-    dog.poll()
-    assert reported == [{"a": False}]
+    watchdog.poll()
+    del health["b"]
+    watchdog.poll()
+    assert len(reported) == 3, "a removed model is no change"
 
 
 def test_polling_continues_after_a_failure() -> None:
@@ -45,10 +37,10 @@ def test_polling_continues_after_a_failure() -> None:
             again.set()
         return {}
 
-    dog = Watchdog(read_health, lambda _: None, 0.001)
-    dog.start()
+    watchdog = Watchdog(read_health, lambda _: None, 0.001)
+    watchdog.start()
     assert again.wait(WAIT_S)
-    dog.stop()
+    watchdog.stop()
 
 
 def test_a_watchdog_that_never_started_can_be_stopped() -> None:

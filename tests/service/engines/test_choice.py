@@ -31,7 +31,7 @@ def test_an_empty_key_file_is_an_error(tmp_path: Path) -> None:
         read_key(file, {})
 
 
-def test_variables_of_the_command_line_are_not_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_ignore_the_variables_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIPSERVE_URL", "http://x")
     monkeypatch.setenv("TIPSERVE_API_KEY", "x")
     monkeypatch.setenv("TIPSERVE_LANES", "1")

@@ -1,4 +1,4 @@
-"""A model in this process: a full queue is waited for, but not for ever."""
+"""A model in this process: requests wait for a full queue, until their deadline."""
 
 import pytest
 

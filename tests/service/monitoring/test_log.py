@@ -1,4 +1,4 @@
-"""Lines are complete and in order, and a reader who is stuck or has left blocks no request."""
+"""Lines are complete and in order, and a stuck or closed stream blocks no request."""
 
 import contextlib
 import io
@@ -22,7 +22,6 @@ from service.call import Call, current_call
 from service.monitoring.log import (
     SEND_ERROR,
     AccessLog,
-    LogFormat,
     LogQueue,
     RecordFormatter,
     ignore_image_warnings,
@@ -78,7 +77,7 @@ def test_lines_are_written_in_order() -> None:
     assert log.num_dropped == 0
 
 
-def test_a_stuck_reader_costs_lines_and_no_time(stuck: StuckStream) -> None:
+def test_lines_for_a_stuck_stream_are_dropped_and_counted(stuck: StuckStream) -> None:
     log = LogQueue(stuck, "json", max_lines=10)
     log.handler.handle(record("first"))
     assert stuck.entered.wait(LIMIT_S)
@@ -90,8 +89,8 @@ def test_a_stuck_reader_costs_lines_and_no_time(stuck: StuckStream) -> None:
         time.sleep(0.001)
     log.handler.handle(record("last"))
     assert log.close(LIMIT_S)
-    told = "log lines were dropped"
-    assert messages(stuck) == ["first", *map(str, range(10)), told, "last"]
+    warning = "log lines were dropped"
+    assert messages(stuck) == ["first", *map(str, range(10)), warning, "last"]
     assert '"lines": 15' in stuck.getvalue()
 
 
@@ -115,7 +114,7 @@ def closed_stream() -> TextIO:
 
 
 @pytest.mark.parametrize("make", [closed_pipe, closed_stream])
-def test_a_reader_who_has_left_costs_lines_and_no_error(make: Callable[[], TextIO]) -> None:
+def test_lines_for_a_closed_stream_are_dropped_without_an_error(make: Callable[[], TextIO]) -> None:
     stream = make()
     log = LogQueue(stream, "json")
     log.handler.handle(record())
@@ -146,29 +145,13 @@ def test_an_exception_stays_on_its_line() -> None:
     assert "ValueError: broken" in json.loads(line)["exception"]
 
 
-def test_records_of_libraries_go_to_the_same_queue() -> None:
-    stream = io.StringIO()
-    log = LogQueue(stream, "json")
-    logger = logging.getLogger("uvicorn.error")
-    logger.addHandler(log.handler)
-    try:
-        logger.warning("Invalid HTTP request received.")
-    finally:
-        logger.removeHandler(log.handler)
-    assert log.close(LIMIT_S)
-    parsed = json.loads(stream.getvalue())
-    assert (parsed["logger"], parsed["level"]) == ("uvicorn.error", "WARNING")
-
-
 @pytest.fixture
 def write() -> Write:
     """The access log's lines for these outcomes, each logged a quarter second after the last."""
 
-    def write_lines(
-        call: Call, *outcomes: Outcome, log_format: LogFormat = "json", ratio: float = 1.0
-    ) -> list[str]:
+    def write_lines(call: Call, *outcomes: Outcome, ratio: float = 1.0) -> list[str]:
         stream = io.StringIO()
-        log = LogQueue(stream, log_format)
+        log = LogQueue(stream, "json")
         access_log = AccessLog(log, ratio)
         for outcome in outcomes:
             access_log.write(call, outcome)
@@ -191,7 +174,9 @@ def outcome(**values: Any) -> Outcome:
 
 def test_an_answer_is_logged_with_ids_method_code_and_stages(write: Write, call: Call) -> None:
     call.stages = {"admit": 0.001, "run": 0.125}
+    untraced = Call(request_id="r2", deadline=1.0)
     (line,) = write(call, outcome())
+    (failed,) = write(untraced, outcome(code="RESOURCE_EXHAUSTED", error="queue_full"))
     parsed = json.loads(line)
     assert parsed.pop("time").endswith("+00:00")
     assert parsed == {
@@ -206,21 +191,7 @@ def test_an_answer_is_logged_with_ids_method_code_and_stages(write: Write, call:
         "admit_s": 0.001,
         "run_s": 0.125,
     }
-
-
-def test_an_answer_is_logged_as_text(write: Write, call: Call) -> None:
-    call.stages = {"run": 0.125}
-    (line,) = write(call, outcome(code=429, error="queue_full"), log_format="text")
-    assert line.partition(" ")[2] == (
-        f"INFO    answered request_id=r1 trace_id={TRACE_ID} "
-        "method=GET /x code=429 error=queue_full seconds=0.25 run_s=0.125"
-    )
-
-
-def test_an_error_has_its_short_name_and_its_grpc_code(write: Write) -> None:
-    call = Call(request_id="r1", deadline=1.0)
-    (line,) = write(call, outcome(code="RESOURCE_EXHAUSTED", error="queue_full"))
-    parsed = json.loads(line)
+    parsed = json.loads(failed)
     assert (parsed["code"], parsed["error"]) == ("RESOURCE_EXHAUSTED", "queue_full")
     assert "trace_id" not in parsed
 
@@ -247,7 +218,7 @@ def test_faults_of_the_server_are_always_logged(write: Write, call: Call) -> Non
     assert [json.loads(line)["code"] for line in lines] == [500]
 
 
-def test_an_answer_to_a_caller_who_left_is_no_error() -> None:
+def test_an_answer_that_grpc_cannot_send_is_no_error() -> None:
     # gRPC does not publish this class; it must stay a subclass of its `InternalError`.
     send_errors = [c for c in grpc.aio.InternalError.__subclasses__() if c.__name__ == SEND_ERROR]
     for kind, is_logged in ((send_errors[0], False), (ValueError, True)):
@@ -257,7 +228,7 @@ def test_an_answer_to_a_caller_who_left_is_no_error() -> None:
         assert is_not_send_error(made) is is_logged
 
 
-def test_warnings_about_callers_images_are_not_kept() -> None:
+def test_warnings_about_images_take_no_memory() -> None:
     kept = TiffImagePlugin.__dict__.setdefault("__warningregistry__", {})
     # Entries of a directory that claim to lie beyond the file, each with a tag of its own.
     tags = range(60_000, 60_100)

@@ -1,4 +1,4 @@
-"""The platform's port: metrics and health in the clear, whatever the other ports ask for."""
+"""The port for metrics and health checks: never with TLS or keys."""
 
 import socket
 from pathlib import Path
@@ -22,11 +22,11 @@ LIMIT_S = 20.0
 class Health:
     """A check that a test makes fail."""
 
-    is_well = True
+    is_healthy = True
 
     def __call__(self) -> None:
-        if not self.is_well:
-            raise Unavailable("not well")
+        if not self.is_healthy:
+            raise Unavailable("broken")
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
@@ -42,7 +42,7 @@ def server(request: pytest.FixtureRequest, metrics: Metrics) -> "Iterator[tuple[
 def test_health_and_metrics_are_served_side_by_side(server: tuple[str, Health]) -> None:
     url, health = server
     assert httpx.get(url + READY, timeout=LIMIT_S).json() == {"ok": True}
-    health.is_well = False
+    health.is_healthy = False
     refused = httpx.get(url + READY, timeout=LIMIT_S)
     assert (refused.status_code, refused.json()) == (503, {"ok": False})
     assert httpx.get(url + LIVE, timeout=LIMIT_S).status_code == 200

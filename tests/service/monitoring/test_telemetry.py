@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import NoOpTracer
 
 from service.call import Call, current_call
 from service.monitoring.log import LogQueue
 from service.monitoring.metrics import Metrics
 from service.monitoring.span_export import tracer_provider
 from service.monitoring.telemetry import Telemetry, build_telemetry
-from service.tracing import NO_TRACE
 
 LIMIT_S = 20.0
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -68,19 +66,6 @@ def test_the_end_of_a_call_is_counted_and_if_not_quiet_traced(
         assert span.end_time is not None
         assert total_s == pytest.approx(1e-9 * (span.end_time - span.start_time), abs=1e-6)
         assert (span.attributes or {})["error.type"] == "internal"
-
-
-def test_a_failing_tracer_costs_the_trace_and_not_the_request(
-    metrics: Metrics, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken(NoOpTracer):
-        def start_span(self, *_arguments: object, **_named: object) -> Any:
-            raise RuntimeError("broken")
-
-    telemetry = Telemetry(metrics, tracer=Broken())
-    call = copy_context().run(telemetry.begin, "http", "GET", {}, 5.0)
-    assert call.trace is NO_TRACE
-    assert [record.getMessage() for record in caplog.records] == ["a trace was lost"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Bodies of all requests together stay within a limit."""
+"""The bodies of all requests together stay within a limit."""
 
 import threading
 
@@ -14,15 +14,19 @@ def memory(metrics: Metrics) -> BodyMemory:
     return BodyMemory(100, metrics)
 
 
-def test_a_share_grows_and_is_given_back(memory: BodyMemory) -> None:
-    with memory.share() as share:
+def test_a_share_grows_and_is_given_back_once(memory: BodyMemory) -> None:
+    with memory.share() as other, memory.share() as share:
+        other.hold(5)
         for num_bytes in (10, 40, 30):
             share.hold(num_bytes)
-        assert memory.num_bytes == 40, "the most at once, not the sum"
+        assert memory.num_bytes == 45, "the most at once, not the sum"
+        for _ in range(2):
+            share.give_back()
+            assert memory.num_bytes == 5, "the bytes of another request stay reserved"
     assert memory.num_bytes == 0
 
 
-def test_what_does_not_fit_is_refused_and_changes_nothing(
+def test_a_body_that_does_not_fit_is_refused_and_changes_nothing(
     memory: BodyMemory, metrics: Metrics
 ) -> None:
     with memory.share() as first, memory.share() as second:

@@ -105,7 +105,7 @@ def test_other_urls_are_refused_with_a_reason(url: str, words: str) -> None:
         *("a.org/b", "a.org,", "ex\u00e4mple.org", "a.org:443", "*.*.org"),
     ],
 )
-def test_hosts_that_are_none_stop_the_start(text: str) -> None:
+def test_an_invalid_host_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="url_hosts"):
         UrlPolicy.from_text(text)
 
@@ -116,7 +116,7 @@ URLS = ["https://a.org/b", "http://a", "ftp://a", "x://"]
 @pytest.mark.parametrize(
     "text", [*URLS, "", "iVBORw0KGgo=", "data:image/png;base64,iVBO", "data:a://b"]
 )
-def test_urls_are_told_from_encoded_images(text: str) -> None:
+def test_urls_are_distinguished_from_encoded_images(text: str) -> None:
     assert url_of(text) == (text if text in URLS else None)
 
 
@@ -258,7 +258,7 @@ async def test_no_proxy_of_the_environment_is_used(
     assert await fetch(site.url()) == IMAGE
 
 
-async def test_redirects_are_followed_by_all_the_rules(
+async def test_every_redirect_is_resolved_and_checked(
     fetch: Fetch, site: Site, names: Names
 ) -> None:
     site.answers |= {
@@ -308,7 +308,7 @@ async def test_a_redirect_to_a_name_with_a_private_address_is_refused(
     assert len(site.asked) == 1
 
 
-async def test_a_name_that_changes_its_answer_is_asked_once_and_what_was_checked_is_dialled(
+async def test_a_name_is_resolved_once_and_the_checked_address_is_dialled(
     fetch: Fetch, site: Site, names: Names
 ) -> None:
     names.answers[HOST] = [[HERE], ["10.0.0.1"]]
@@ -319,7 +319,9 @@ async def test_a_name_that_changes_its_answer_is_asked_once_and_what_was_checked
     assert await refusal(fetch, site.url("/1")) == FAILED, "resolved and checked again"
 
 
-async def test_the_certificate_must_be_the_names(site: Site, names: Names, ca: trustme.CA) -> None:
+async def test_the_certificate_must_have_the_name_of_the_host(
+    site: Site, names: Names, ca: trustme.CA
+) -> None:
     context = ssl.create_default_context()
     ca.configure_trust(context)
     policy = UrlPolicy(hosts=("*.example.com",), ports=frozenset({site.port}))

@@ -1,0 +1,163 @@
+"""Metrics of a whole server: its models, and no series that callers make up."""
+
+import asyncio
+import base64
+import re
+from collections.abc import Callable, Iterator
+
+from prometheus_client import generate_latest
+
+from service.models.served_model import ServedModel
+from service.server import Server
+from tests.service.callers import ENCODER, INFERENCE, call_rpc, http_client, message
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
+
+ServeFake = Callable[..., ServedModel]
+PNG = {"Content-Type": "image/png"}
+# Methods that the HTTP parser lets through to the application.
+VERBS = [
+    ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"],
+    ["POST", "HEAD", "MKCOL", "REPORT", "LOCK", "SEARCH"],
+]
+
+
+def samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
+    families = server.metrics.registry.collect()
+    return [(s.labels, s.value) for family in families for s in family.samples if s.name == name]
+
+
+async def test_requests_and_batches_are_counted_by_model_and_protocol(
+    serving: Serving, encode_image: Encode, serve_fake: ServeFake, runtime: FakeRuntime
+) -> None:
+    async with serving() as server, http_client(server) as client:
+        server.models.put(serve_fake(server.settings, server.metrics, runtime, "b"))
+        for query in ("", "?model=b", "?model=b", "?resolution=13", "?model=unknown"):
+            await client.post(f"/v1/images:embed{query}", content=encode_image(), headers=PNG)
+        await client.get("/v1/models")
+        request = message("embed", encode_image())
+        request.model = "b"
+        await call_rpc(server, f"{ENCODER}/EmbedImages", request.SerializeToString())
+        requests = {
+            (labels["model"], labels["protocol"], labels["code"]): value
+            for labels, value in samples(server, "tipserve_model_requests_total")
+        }
+        assert requests == {
+            ("fake", "http", "200"): 1,
+            ("fake", "http", "422"): 1,
+            ("b", "http", "200"): 2,
+            ("b", "grpc", "OK"): 1,
+        }
+        for model, count in (("fake", 1), ("b", 3)):
+            assert sample(server.metrics, "model_batches_total", model=model) == count
+            stage = {"model": model, "stage": "run"}
+            name = "model_stage_duration_seconds_count"
+            assert sample(server.metrics, name, **stage) == count
+        (digest, *_) = (m["package_digest"] for m, _ in samples(server, "tipserve_model_info"))
+        assert digest == server.models.find(None).manifest.digest[:12]
+
+
+async def test_refusals_and_prompts_are_counted_by_model(
+    serving: Serving, encode_image: Encode, serve_fake: ServeFake, runtime: FakeRuntime
+) -> None:
+    images = 17 * [base64.b64encode(encode_image()).decode()]
+    async with serving(max_queue_patches=64, max_batch_patches=64) as server:
+        server.models.put(serve_fake(server.settings, server.metrics, runtime, "b"))
+        async with http_client(server) as client:
+            large = await client.post("/v1/images:embed", json={"images": images, "model": "b"})
+            for _ in range(2):
+                words = {"texts": ["a", "e"], "model": "b"}
+                assert (await client.post("/v1/texts:embed", json=words)).status_code == 200
+        counted = {
+            (labels["model"], *(value for name, value in labels.items() if name != "model")): count
+            for name in ("rejected", "prompts")
+            for labels, count in samples(server, f"tipserve_model_{name}_total")
+            if count
+        }
+        assert sample(server.metrics, "rejected_total", reason="too_large") == 1
+    assert large.status_code == 413
+    assert counted == {("b", "too_large"): 1, ("b", "miss"): 2, ("b", "hit"): 2}
+
+
+async def test_readiness_ends_with_the_announcement_of_the_drain(serving: Serving) -> None:
+    async with serving() as server:
+        assert sample(server.metrics, "ready") == 1
+        server.gate.announce_drain()
+        assert sample(server.metrics, "ready") == 0
+
+
+def made_up(turn: int) -> Iterator[str]:
+    return (f"made-up-{turn}-{number}" for number in range(2))
+
+
+async def send_made_up_http(server: Server, turn: int, image: bytes) -> None:
+    async with http_client(server) as client:
+        for verb in VERBS[turn]:
+            await client.request(verb, f"/made-up-{verb}", headers=PNG)
+            await client.request(verb, "/v1/images:embed", headers=PNG)
+        for name in made_up(turn):
+            headers = {"x-request-id": name, "traceparent": name, **PNG}
+            await client.get(f"/v1/models/{name}", headers=headers)
+            await client.post(f"/v1/images:embed?model={name}", content=image, headers=headers)
+            await client.post(f"/v1/images:embed?{name}=1", content=image, headers=headers)
+            await client.post("/v1/texts:embed", json={"texts": [name], "model": name})
+            await client.post("/v1/embeddings", json={"input": [name], "model": name})
+            await client.post("/v1/embeddings", json={"input": [name]})
+            await client.get(f"/v2/models/{name}/versions/{name}", headers=headers)
+            await client.post(f"/v2/models/{name}/infer", json={"inputs": []})
+            await client.post(f"/v2/{name}", json={})
+
+
+async def send_made_up_rpcs(server: Server, turn: int, image: bytes) -> None:
+    for name in made_up(turn):
+        word = name.replace("-", "_")
+        for rpc in (f"/{word}.Service/Do", f"{ENCODER}/{word}", f"{INFERENCE}/{word}"):
+            assert (await call_rpc(server, rpc)).status == "UNIMPLEMENTED"
+        request = message("embed", image)
+        request.model = name
+        raw, headers = request.SerializeToString(), {"x-request-id": name}
+        answer = await call_rpc(server, f"{ENCODER}/EmbedImages", raw, headers=headers)
+        assert answer.status == "NOT_FOUND"
+
+
+async def test_names_that_callers_make_up_add_no_series(
+    serving: Serving, encode_image: Encode
+) -> None:
+    async with serving() as server:
+        series = []
+        for turn in range(2):
+            await send_made_up_http(server, turn, encode_image())
+            await send_made_up_rpcs(server, turn, encode_image())
+            lines = generate_latest(server.metrics.registry).decode().splitlines()
+            series.append(
+                {line.rpartition(" ")[0] for line in lines if line.startswith("tipserve_")}
+            )
+    assert series[0] == series[1]
+    assert not [name for name in series[1] if re.search("made.up|PURGE|SEARCH", name)]
+    assert 'tipserve_requests_total{code="404",method="other"}' in series[1]
+    assert 'tipserve_requests_total{code="UNIMPLEMENTED",method="other"}' in series[1]
+
+
+async def test_shapes_that_callers_choose_share_one_bucket(
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
+) -> None:
+    images = [encode_image(size=(28 + 14 * n, 28)) for n in range(6)]
+
+    def depths() -> dict[str, float]:
+        return {labels["bucket"]: n for labels, n in samples(server, "tipserve_queue_depth")}
+
+    async with serving() as server, http_client(server) as client:
+        runtime.gate.clear()
+        url = "/v1/images:embed?fit=aspect"
+        asked = [
+            asyncio.ensure_future(client.post(url, content=image, headers=PNG)) for image in images
+        ]
+        assert await entered()
+        await until(lambda: sum(depths().values()) == len(images) - 1)
+        seen = set(depths())
+        runtime.gate.set()
+        await asyncio.gather(*asked)
+    served = {
+        f"{kind} {size}" for kind in ("image", "depth", "normals") for size in ("28x28", "28x42")
+    }
+    assert seen <= {*served, "image other"}
+    assert "image other" in seen

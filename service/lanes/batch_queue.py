@@ -169,7 +169,7 @@ class BatchRules:
 
 
 def stopping_error() -> Unavailable:
-    """Error for items that still wait when the server stops."""
+    """Error for work that has not begun when the server stops."""
     return Unavailable("The server is stopping; try again.", retry_after_s=1.0)
 
 

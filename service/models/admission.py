@@ -206,7 +206,7 @@ class Admission:
         self._num_admitted = 0
         self._streams = StreamWaitQueue(max_cost)
         self._throughput = Throughput()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
         self.rejected = ModelCounter(metrics.rejected)
 
     @property
@@ -254,17 +254,12 @@ class Admission:
             return Ticket(self, cost, call, kind)
         self.check()
         self._check_deadline(cost, call, kind)
-        with self._changed:
+        with self._lock:
             self._check_size(cost)
             if self._cost + cost > self._max_cost or self._streams.has_next:
                 raise self._overloaded()
             self._hold(cost)
         return Ticket(self, cost, call, kind)
-
-    def wait_idle(self, timeout_s: float) -> bool:
-        """Block until no request is admitted; False after the timeout."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._num_admitted == 0, timeout_s)
 
     def retry_after_s(self) -> float:
         """Expected time until the admitted requests have finished."""
@@ -278,7 +273,7 @@ class Admission:
         self._check_healthy()
         self._check_deadline(cost, call, kind)
         waiter = CapacityWaiter(cost)
-        with self._changed:
+        with self._lock:
             self._check_size(cost)
             self._streams.add(waiter)
             self._admit_waiting()
@@ -336,7 +331,7 @@ class Admission:
 
     def _abandon(self, waiter: CapacityWaiter) -> None:
         """A stream request ended its wait; it may have been admitted at the same moment."""
-        with self._changed:
+        with self._lock:
             if waiter.is_admitted:
                 self._free(waiter.cost, is_stream=True)
             else:
@@ -345,7 +340,7 @@ class Admission:
 
     def _resize(self, ticket: Ticket, cost: int) -> bool:
         more = cost - ticket.cost
-        with self._changed:
+        with self._lock:
             if not ticket.is_held:  # the request was cancelled
                 return False
             self._check_size(cost)
@@ -362,7 +357,7 @@ class Admission:
         return True
 
     def _release(self, ticket: Ticket) -> None:
-        with self._changed:
+        with self._lock:
             if ticket.is_held:
                 ticket.is_held = False
                 self._free(ticket.cost, is_stream=ticket.is_stream)
@@ -374,7 +369,6 @@ class Admission:
         if is_stream:
             self._streams.resize(-cost)
         self._admit_waiting()
-        self._changed.notify_all()
 
 
 class AdmissionGuard:

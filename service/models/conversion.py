@@ -22,7 +22,8 @@ from model.conversion.source import FolderSource, HubSource, PackageSource, pars
 from model.graphs import Precision
 from model.manifest import MANIFEST_NAME
 from model.package import BUNDLED_FOLDER, ModelPackage, PackageError, open_package
-from service.errors import InvalidRequest, ModelNotFound, Unavailable
+from service.errors import InvalidRequest, ModelNotFound
+from service.lanes.batch_queue import stopping_error
 
 # Callers may name packages below one folder only: no absolute path, no `..`, nothing hidden.
 PACKAGE_NAME: Final = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
@@ -100,7 +101,7 @@ class ModelSource:
             Unavailable: The load is cancelled, because the server stops.
         """
         if self.cancelled.is_set():
-            raise stopping()
+            raise stopping_error()
 
     def without_paths(self, text: str) -> str:
         """A reason without the server's paths: the package's folder becomes its last part."""
@@ -130,11 +131,6 @@ def same_name(name: str, first: str, second: str) -> ValueError:
         f"{first} and {second} would both be served as {name!r}; give one of them another name, "
         f"as in --model {first},other={second}"
     )
-
-
-def stopping() -> Unavailable:
-    """The error for a load while the server stops."""
-    return Unavailable("The server is stopping; try again.", retry_after_s=1.0)
 
 
 def check_model_name(name: str) -> None:

@@ -6,7 +6,7 @@ The steps alternate between the caller's event loop, the pool (headers, decoding
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from service.call import Call
@@ -83,7 +83,8 @@ class _ImageRun:
     cost: int = 0
     errors: dict[int, ServiceError] = field(default_factory=dict)
     readable: Sequence[int] = ()
-    layouts: Sequence["_Layout"] = ()
+    # Sizes of the images without their outputs, and the number of their parts.
+    images: list[tuple[EncodedImage, int]] = field(default_factory=list)
     futures: Sequence[Future[Completed]] = ()
     submitted: float | None = None
     is_cancelled: bool = False
@@ -141,7 +142,7 @@ class ImagePipeline:
         _count_decode(run, started)
         record_batches(done, call)
         parts = iter(done)
-        images = [layout.encoded(tuple(islice(parts, layout.num_parts))) for layout in run.layouts]
+        images = [replace(image, parts=tuple(islice(parts, n))) for image, n in run.images]
         return EncodedImages(images, run.errors)
 
     def _read_and_submit(self, run: _ImageRun) -> None:
@@ -204,34 +205,17 @@ class ImagePipeline:
         return self._preparer.prepare(image, run.job.rule, param=_param(index))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """Sizes of an image, kept after its pixels are freed."""
-
-    num_parts: int
-    grid_hw: tuple[int, int]
-    scaled_hw: tuple[int, int]
-    size_hw: tuple[int, int]
-
-    def encoded(self, parts: tuple[Completed, ...]) -> EncodedImage:
-        return EncodedImage(
-            parts=parts, grid_hw=self.grid_hw, scaled_hw=self.scaled_hw, size_hw=self.size_hw
-        )
-
-
 def _submit(run: _ImageRun, images: Sequence[PreparedImage]) -> None:
     """Queue all parts of all images at once; the last one wakes the coroutine."""
     rule = run.job.rule
     cut = [rule.parts(image.pixels_3HW) for image in images]
-    run.layouts = [
-        _Layout(
-            num_parts=len(parts),
-            grid_hw=(parts[0].shape[1] // rule.patch_size, parts[0].shape[2] // rule.patch_size),
-            scaled_hw=(image.pixels_3HW.shape[1], image.pixels_3HW.shape[2]),
-            size_hw=image.size_hw,
+    for image, parts in zip(images, cut, strict=True):
+        rows, columns = (side // rule.patch_size for side in parts[0].shape[1:])
+        height, width = image.pixels_3HW.shape[1:]
+        sizes = EncodedImage(
+            parts=(), grid_hw=(rows, columns), scaled_hw=(height, width), size_hw=image.size_hw
         )
-        for image, parts in zip(images, cut, strict=True)
-    ]
+        run.images.append((sizes, len(parts)))
     pixels = [part for parts in cut for part in parts]
     run.submitted = run.call.clock()
     run.futures = run.model.submit_images(pixels, run.call, run.job.kind)

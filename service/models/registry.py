@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeVar
 from model.package import PackageError
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 from service.errors import InternalError, InvalidRequest, ModelNotFound, ServiceError
+from service.lanes.batch_queue import stopping_error
 from service.lanes.lane import WarmUpError
 from service.machine import collect_and_trim
 from service.models.conversion import (
@@ -24,7 +25,6 @@ from service.models.conversion import (
     find_package,
     list_packages,
     same_name,
-    stopping,
 )
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
@@ -260,7 +260,7 @@ class ModelRepository:
         try:
             return await asyncio.wrap_future(self._loader.submit(work))
         except RuntimeError:
-            raise stopping() from None
+            raise stopping_error() from None
 
     def _begin(self, source: ModelSource) -> ServedModel:
         served = self._make(source)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from model.text import TextTokenizer
 from service.call import Call
-from service.errors import Unavailable
+from service.lanes.batch_queue import stopping_error
 from service.lanes.batching import Batcher
 from service.lanes.lane import TEXT_OUTPUT
 from service.lanes.work import Bucket, Completed, WorkItem, record_batches
@@ -331,9 +331,8 @@ class TextEncoder:
         try:
             pool.submit(self._compute, computations, call)
         except RuntimeError:
-            stopping = Unavailable("The server is stopping; try again.", retry_after_s=1.0)
             for computation in computations:
-                self._cache.fail(computation, stopping)
+                self._cache.fail(computation, stopping_error())
 
     def _compute(self, computations: Sequence[InFlight], call: Call) -> None:
         """Tokenize and queue the prompts that are still wanted."""

@@ -111,25 +111,6 @@ async def forever(raw: bytes) -> bytes:
     return raw
 
 
-async def test_a_dropped_stream_cancels_its_requests() -> None:
-    ended: list[bytes] = []
-
-    async def answer(raw: bytes) -> bytes:
-        try:
-            return await forever(raw)
-        finally:
-            ended.append(raw)
-
-    context = FakeContext(b"a", b"b", is_complete=False)
-    running = asyncio.ensure_future(stream_over(context, answer).run())
-    await turns()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert sorted(ended) == [b"a", b"b"]
-    assert len(asyncio.all_tasks()) == 1
-
-
 async def test_a_failed_answer_ends_the_stream_and_its_other_requests() -> None:
     async def answer(raw: bytes) -> bytes:
         if raw == b"a":
@@ -301,28 +282,6 @@ async def test_a_full_queue_makes_a_stream_wait_and_refuses_nothing(
         assert sample(server, "rejected_total", reason="queue_full") == 0
     assert [answer.id for answer in answers] == [str(seed) for seed in range(30)]
     assert all(answer.HasField("embed_images") for answer in answers)
-
-
-async def test_streams_leave_half_of_a_full_queue_to_others(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
-) -> None:
-    requests = [embed(encode_image(seed=seed)) for seed in range(20)]
-    limits = {"max_queue_patches": 8 * PATCHES, "max_batch_patches": 8 * PATCHES}
-    async with serving(**limits) as server, connected(server) as stub:
-        runtime.gate.clear()
-        stream = asyncio.ensure_future(ask(server, requests))
-        assert await entered()
-        admission = server.models.models()[0].admission
-        await until(lambda: admission._cost == 4 * PATCHES)
-        alone = [
-            asyncio.ensure_future(code_of(stub.EmbedImages(requests[0].embed_images)))
-            for _ in range(5)
-        ]
-        await until(lambda: sum(one.done() for one in alone) == 1)
-        runtime.gate.set()
-        codes = await asyncio.gather(*alone)
-        assert len(await stream) == 20
-    assert sorted(codes) == ["OK"] * 4 + ["RESOURCE_EXHAUSTED"]
 
 
 async def test_a_busy_stream_does_not_delay_a_unary_rpc(

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -46,11 +45,11 @@ def admission(metrics: Metrics, lanes: Lanes, clock: Clock) -> Iterator[Admissio
 
 def is_empty(admission: Admission) -> bool:
     streams = admission._streams
-    return (
-        (admission.cost, streams._admitted_cost) == (0, 0)
-        and not streams._waiting
-        and admission.wait_idle(0)
-    )
+    return (admission.cost, admission._num_admitted, streams._admitted_cost) == (
+        0,
+        0,
+        0,
+    ) and not streams._waiting
 
 
 @asynccontextmanager
@@ -152,13 +151,6 @@ async def test_a_request_that_proves_too_large_is_rejected_and_keeps_its_old_cos
             assert admission.cost == 70
         async with admitted(admission, 40):
             pass
-
-
-async def test_wait_idle_returns_when_the_last_request_finishes(admission: Admission) -> None:
-    ticket = await admission.admit(1, CALL)
-    assert not admission.wait_idle(0)
-    threading.Thread(target=ticket.release).start()
-    assert admission.wait_idle(10)
 
 
 async def test_retry_after_is_the_backlog_at_the_measured_throughput(

@@ -140,14 +140,6 @@ def converted(source: ModelSource, tiny_package: ModelPackage) -> Path:
     return folder
 
 
-def has_ended(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
 def is_running(pid: int) -> bool:
     """A zombie counts as ended: the parent of an orphan may never reap it."""
     try:
@@ -166,7 +158,7 @@ def test_steps_are_logged_as_they_arrive(
     records: list[Any] = caplog.records
     logged = [(r.levelname, r.fields["model"], r.fields["step"]) for r in records]
     assert logged == [("INFO", "student", "exporting"), ("WARNING", "student", "again")]
-    assert has_ended(conversion.pid)
+    assert not is_running(conversion.pid)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +193,7 @@ def test_a_cancelled_load_terminates_the_conversion(
     monkeypatch.setattr(Conversion, "_log", lambda *_: source.cancelled.set())
     with pytest.raises(Unavailable), Conversion([], program=program) as conversion:
         conversion.wait(source, "student")
-    assert has_ended(conversion.pid)
+    assert not is_running(conversion.pid)
     assert not conversion.was_killed
 
 
@@ -247,7 +239,7 @@ def test_files_of_a_killed_conversion_are_removed(
         pytest.raises(Unavailable if is_cancelled else PackageError),
     ):
         open_source(source)
-    assert has_ended(begun[0].pid)
+    assert not is_running(begun[0].pid)
     # The files of another running conversion stay.
     assert [path.name for path in packages.iterdir()] == [f".other-{20 * 'b'}.half"]
 

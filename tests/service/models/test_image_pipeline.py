@@ -1,4 +1,4 @@
-"""The image pipeline: which error is reported, and what a cancelled request leaves undone."""
+"""The image pipeline: cancellation while decoding, waits for capacity, and a small pool."""
 
 import asyncio
 import threading
@@ -12,7 +12,6 @@ import pytest
 
 from service.call import Call
 from service.data_plane import DataPlane
-from service.errors import InvalidRequest
 from service.images import ImagePreparer
 from service.messages import EmbedImagesRequest
 from tests.service.conftest import WAIT_S, Encode, FakeRuntime, until
@@ -24,16 +23,6 @@ POOL_THREADS = 2  # of the fixture `pool`
 def call(*, waits_for_capacity: bool = False) -> Call:
     deadline = time.monotonic() + WAIT_S
     return Call(request_id="test", deadline=deadline, waits_for_capacity=waits_for_capacity)
-
-
-async def test_of_several_broken_images_the_first_is_reported(
-    make_plane: MakePlane, encode_image: Encode
-) -> None:
-    good = encode_image()
-    cut = good[: len(good) // 2]  # its header is whole, so that only decoding finds it
-    with pytest.raises(InvalidRequest) as caught:
-        await make_plane().embed_images(EmbedImagesRequest(images=(good, cut, good, cut)), call())
-    assert caught.value.param == "images[1]"
 
 
 async def test_a_request_cancelled_during_decoding_does_not_decode_the_other_images(

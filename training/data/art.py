@@ -39,30 +39,20 @@ class ArtSet:
     trainable: bool
 
 
+def _iconify(name: str, licence: str, *, trainable: bool) -> ArtSet:
+    """A set of SVG icons from Iconify's npm packages."""
+    return ArtSet(name=name, package=f"@iconify-json/{name}", licence=licence, trainable=trainable)
+
+
 ART_SETS = (
-    ArtSet(name="noto", package="@iconify-json/noto", licence="Apache-2.0", trainable=True),
-    ArtSet(name="twemoji", package="@iconify-json/twemoji", licence="CC-BY-4.0", trainable=True),
-    ArtSet(name="noto-v1", package="@iconify-json/noto-v1", licence="Apache-2.0", trainable=True),
-    ArtSet(name="emojione", package="@iconify-json/emojione", licence="CC-BY-4.0", trainable=True),
-    ArtSet(name="fxemoji", package="@iconify-json/fxemoji", licence="Apache-2.0", trainable=True),
-    ArtSet(
-        name="streamline-emojis",
-        package="@iconify-json/streamline-emojis",
-        licence="CC-BY-4.0",
-        trainable=True,
-    ),
-    ArtSet(
-        name="streamline-ultimate-color",
-        package="@iconify-json/streamline-ultimate-color",
-        licence="CC-BY-4.0",
-        trainable=True,
-    ),
-    ArtSet(
-        name="flat-color-icons",
-        package="@iconify-json/flat-color-icons",
-        licence="MIT",
-        trainable=True,
-    ),
+    _iconify("noto", "Apache-2.0", trainable=True),
+    _iconify("twemoji", "CC-BY-4.0", trainable=True),
+    _iconify("noto-v1", "Apache-2.0", trainable=True),
+    _iconify("emojione", "CC-BY-4.0", trainable=True),
+    _iconify("fxemoji", "Apache-2.0", trainable=True),
+    _iconify("streamline-emojis", "CC-BY-4.0", trainable=True),
+    _iconify("streamline-ultimate-color", "CC-BY-4.0", trainable=True),
+    _iconify("flat-color-icons", "MIT", trainable=True),
     ArtSet(name="clipart", package="openclipart-svg", licence="CC0-1.0", trainable=True),
     ArtSet(name="furniture", package="sweethome3d-furniture", licence="CC-BY-3.0", trainable=True),
     # The same shapes as the 3D set below, so training on it would give the test away.
@@ -74,9 +64,7 @@ ART_SETS = (
         licence="GPL-2.0-or-later",
         trainable=False,
     ),
-    ArtSet(
-        name="openmoji", package="@iconify-json/openmoji", licence="CC-BY-SA-4.0", trainable=False
-    ),
+    _iconify("openmoji", "CC-BY-SA-4.0", trainable=False),
 )
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from model.files import atomic_file
 from training.data.art import (
+    ART_SETS,
     clean_title,
     icons_of,
     open_clip_art,
@@ -32,10 +33,7 @@ from training.data.scenes import SceneConfig, place_sprite
 from training.data.sprites import ArtFolders
 
 UNNAMED_PIXELS = 64
-ICON_SETS = (
-    "noto", "twemoji", "noto-v1", "emojione",
-    "fxemoji", "streamline-emojis", "streamline-ultimate-color", "flat-color-icons",
-)  # fmt: skip
+ICON_SETS = tuple(a.name for a in ART_SETS if a.trainable and "iconify" in a.package)
 # One drawing that fills a small image: cheap to encode.
 CLOSE_UP = SceneConfig(
     size=56, count_weights=(1.0,), min_size=0.6, max_size=1.0, augment=STRONG_AUGMENT

@@ -1,7 +1,6 @@
 """The data folder: fetching, the sprite bank and the source of each split."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -161,13 +160,6 @@ def test_a_package_that_apt_does_not_know_is_named(
     with pytest.raises(FileNotFoundError, match="cannot download openclipart-svg"):
         fetch_debian(tmp_path)
     assert calls.read_text().splitlines().count("apt-get update") == 1
-
-
-@pytest.mark.usefixtures("calls")
-def test_an_install_that_fails_is_an_error(install: Install, tmp_path: Path) -> None:
-    install(npm="exit 1")
-    with pytest.raises(subprocess.CalledProcessError):
-        fetch_npm(tmp_path)
 
 
 @pytest.mark.parametrize(

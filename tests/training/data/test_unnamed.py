@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.art import ART_SETS
 from training.data.concepts import all_concepts
 from training.data.sprites import ArtFolders
 from training.data.unnamed import (
@@ -48,10 +47,6 @@ def art(
     (clip_art / "b/broken.svg").write_text("<svg", encoding="utf-8")
     write_catalogue(furniture, CATALOGUE)
     return ArtFolders(npm=npm, clip_art=clip_art, furniture=furniture, stamps=tmp_path / "stamps")
-
-
-def test_only_trainable_sets_are_read() -> None:
-    assert set(ICON_SETS) < {art.name for art in ART_SETS if art.trainable}
 
 
 def test_unseen_concepts_and_near_copies_are_left_out(art: ArtFolders) -> None:

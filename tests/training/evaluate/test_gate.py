@@ -61,10 +61,8 @@ def test_a_missing_score_does_not_pass() -> None:
     "text",
     [
         "[[score]\n",
-        "score = []\n",
         RULE,
         f"{RULE}minimun = 3\n",
-        f"{RULE}max_loss = -1\n",
     ],
 )
 def test_rules_without_a_valid_demand_are_an_error(text: str, tmp_path: Path) -> None:

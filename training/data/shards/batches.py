@@ -41,10 +41,8 @@ class StreamOrder:
         """Set the sizes of the shards; nothing is read.
 
         Raises:
-            ValueError: There are no samples, or the window has no shard.
+            ValueError: There are no samples.
         """
-        if window_shards < 1:
-            raise ValueError("window_shards must be at least 1")
         if not shard_sizes.sum():
             raise ValueError("the data set has no image")
         self._sizes, self._seed, self._window_shards = shard_sizes, seed, window_shards

@@ -243,8 +243,8 @@ def test_a_substitute_is_a_sample_of_the_window_and_always_the_same() -> None:
     assert {shard for shard, _ in chosen} < shards
 
 
-def test_nothing_to_read_and_no_window_are_refused() -> None:
+def test_no_images_and_an_empty_window_are_refused(shards_config: ShardsConfig) -> None:
     with pytest.raises(ValueError, match="no image"):
         StreamOrder(np.zeros(3, np.int64), seed=0, window_shards=2)
     with pytest.raises(ValueError, match="window_shards"):
-        order(window_shards=0)
+        replace(shards_config, window_shards=0)

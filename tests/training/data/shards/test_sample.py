@@ -15,11 +15,6 @@ from training.data.shards.sample import (
 )
 
 
-def test_a_sample_is_read_as_it_was_written(samples: list[Sample]) -> None:
-    for sample in samples:
-        assert sample_from_members(sample.members()) == sample
-
-
 @pytest.mark.parametrize(
     ("name", "key", "suffix"),
     [

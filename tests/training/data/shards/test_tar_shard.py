@@ -30,7 +30,7 @@ def path(tmp_path: Path, samples: list[Sample]) -> Path:
 
 
 def test_any_sample_is_read_alone(path: Path, samples: list[Sample]) -> None:
-    for row in (22, 0, 7):
+    for row in reversed(range(len(samples))):
         assert read_sample(path, row) == samples[row]
 
 

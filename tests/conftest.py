@@ -1,10 +1,13 @@
 """Fixtures for all test folders."""
 
+import hashlib
 import json
 import os
 import random
 import shutil
 import sys
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
-from model.package import ModelPackage
+from model.files import locked
+from model.package import ModelPackage, open_package
 
 if TYPE_CHECKING:
     from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
@@ -75,6 +79,35 @@ def same_numbers() -> None:
 def project_root() -> Path:
     """Folder of pyproject.toml."""
     return Path(__file__).resolve().parents[1]
+
+
+Exported = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def exported(project_root: Path) -> Exported:
+    """Exports into a folder by name, unless another process or session did so with this code."""
+    code = [Path(__file__), *(project_root / "model").rglob("*.py")]
+    code += (project_root / "training" / "export").rglob("*.py")
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code)))
+    for library in ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino"):
+        digest.update(f"{library} {version(library)}".encode())
+    kept = project_root / ".pytest_cache" / "exports"
+    folder = kept / digest.hexdigest()[:16]
+    if not folder.exists():
+        shutil.rmtree(kept, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(name: str, write: Callable[[Path], object]) -> Path:
+        with locked(folder / f"{name}.lock"):
+            if not (folder / name).exists():
+                unfinished = folder / f"{name}.part"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                write(unfinished)
+                unfinished.rename(folder / name)
+        return folder / name
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -155,28 +188,21 @@ def tiny_content(
 
 
 @pytest.fixture(scope="session")
-def tiny_graphs(tiny_content: "PackageContent", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with all graphs of `tiny_content`, exported once per session. Do not change it."""
+def tiny_graphs(tiny_content: "PackageContent", exported: Exported) -> Path:
+    """Folder with all graphs of `tiny_content`. Do not change it."""
     from model.export.graph_writer import write_graphs  # noqa: PLC0415 - as above
 
-    folder = tmp_path_factory.mktemp("graphs")
     models = [model for model in (tiny_content.model, tiny_content.dense) if model is not None]
     attention = [model.config._attn_implementation for model in models]
-    write_graphs(tiny_content, folder, lambda _: None)
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        write_graphs(tiny_content, folder, lambda _: None)
+
+    folder = exported("graphs", write)
     # Later tests share the models, so the export must leave them unchanged.
     assert [model.config._attn_implementation for model in models] == attention
     assert not any(model.training for model in models)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_dense_graphs(tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the graphs of `tiny_dense` in float32 only. Do not change it."""
-    folder = tmp_path_factory.mktemp("dense")
-    (folder / "onnx").mkdir()
-    names = [f"{task}_model.onnx" for task in ("depth", "normals", "segmentation")]
-    for name in (*names, "dense_model.onnx.data"):
-        shutil.copyfile(tiny_graphs / "onnx" / name, folder / "onnx" / name)
     return folder
 
 
@@ -206,17 +232,19 @@ def tiny_checkpoint(
 
 
 @pytest.fixture(scope="session")
-def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
-    """The tiny checkpoint, exported once per session. Do not change it: copy it first."""
+def tiny_package(tiny_checkpoint: Path, exported: Exported) -> ModelPackage:
+    """The tiny checkpoint, exported. Do not change it: copy it first."""
     from training.export.package import export_package  # noqa: PLC0415 - as above
 
-    return export_package(tiny_checkpoint, tmp_path_factory.mktemp("models") / "tiny", name="tiny")
+    return open_package(
+        exported("tiny", lambda folder: export_package(tiny_checkpoint, folder, name="tiny"))
+    )
 
 
 @pytest.fixture(scope="session")
 def dense_package(
     tiny_model: "Tipsv2Model",
-    tiny_dense_graphs: Path,
+    tiny_graphs: Path,
     tiny_package: ModelPackage,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ModelPackage:
@@ -225,18 +253,12 @@ def dense_package(
     from model.package import write_manifest  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("models") / "tiny-dense"
-    _copy_files(tiny_package.path, folder)
-    _copy_files(tiny_dense_graphs, folder)
+    shutil.copytree(tiny_package.path, folder)
+    for name in ("depth_model.onnx", "normals_model.onnx", "segmentation_model.onnx"):
+        shutil.copy(tiny_graphs / "onnx" / name, folder / "onnx")
+    shutil.copy(tiny_graphs / "onnx" / "dense_model.onnx.data", folder / "onnx")
     draft = draft_manifest(tiny_model, name=folder.name, has_dense_heads=True)
     return write_manifest(folder, draft)
-
-
-def _copy_files(source: Path, target: Path) -> None:
-    for path in source.rglob("*"):
-        if path.is_file() and path.name != "tipserve.json":
-            copied = target / path.relative_to(source)
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            copied.write_bytes(path.read_bytes())
 
 
 def tiny_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:

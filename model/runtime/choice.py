@@ -22,6 +22,17 @@ from model.runtime.machine import (
     this_hardware,
 )
 
+AUTO: Final = "auto"
+UNPROVEN: Final = 5  # deeper than every reason of the machine
+
+
+KNOWN: Final[dict[str, tuple[str, ...]]] = {
+    "runtime": get_args(RuntimeName),
+    "precision": get_args(Precision),
+    "device": get_args(Device),
+    "provider": get_args(Provider),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:
@@ -131,10 +142,6 @@ def _missing_library(backend: Backend, libraries: InstalledLibraries) -> str | N
     return None if is_there else INSTALL[backend.runtime]
 
 
-AUTO: Final = "auto"
-UNPROVEN: Final = 5  # deeper than every reason of the machine
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeRequest:
     """Requested backend; "auto" leaves a field to the machine and the package.
@@ -169,14 +176,6 @@ class RuntimeChoice:
     device: Device
     provider: Provider | None = None
     reason: str
-
-
-KNOWN: Final[dict[str, tuple[str, ...]]] = {
-    "runtime": get_args(RuntimeName),
-    "precision": get_args(Precision),
-    "device": get_args(Device),
-    "provider": get_args(Provider),
-}
 
 
 def choose_runtime(package: ModelPackage, request: RuntimeRequest) -> RuntimeChoice:

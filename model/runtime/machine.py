@@ -8,6 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
+RuntimeName = Literal["onnx", "openvino", "tensorrt", "torch"]
+# ONNX Runtime's execution providers.
+Provider = Literal["cpu", "cuda", "tensorrt"]
 CpuFeature = Literal["bf16", "amx", "vnni"]
 # CPU flags of native support. OpenVINO also reports bf16 where it emulates it in float32.
 FLAGS: Final[dict[CpuFeature, frozenset[str]]] = {
@@ -17,6 +20,23 @@ FLAGS: Final[dict[CpuFeature, frozenset[str]]] = {
 }
 PROC: Final = Path("/proc")
 DEV: Final = Path("/dev")
+# A distribution has these shared libraries only if it was built with that provider.
+PROVIDER_LIBRARIES: Final[dict[Provider, str]] = {
+    "cuda": "capi/*onnxruntime_providers_cuda*",
+    "tensorrt": "capi/*onnxruntime_providers_tensorrt*",
+}
+TORCH_CUDA_LIBRARY: Final = "lib/*torch_cuda*"
+INSTALL: Final[dict[RuntimeName, str]] = {
+    "onnx": "needs ONNX Runtime: pip install 'tipserve[cpu]'",
+    "openvino": "needs OpenVINO: pip install 'tipserve[cpu]'",
+    "tensorrt": "needs TensorRT: pip install 'tipserve[gpu]'",
+    "torch": "needs torch and transformers: pip install 'tipserve[torch]'",
+}
+INSTALL_ONNX_GPU: Final = (
+    "needs onnxruntime-gpu, which takes the place of onnxruntime: "
+    "pip uninstall onnxruntime, then pip install 'tipserve[gpu]'"
+)
+INSTALL_TORCH_CUDA: Final = "needs a torch that was built with CUDA; this one was built without"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,28 +143,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-RuntimeName = Literal["onnx", "openvino", "tensorrt", "torch"]
-# ONNX Runtime's execution providers.
-Provider = Literal["cpu", "cuda", "tensorrt"]
-# A distribution has these shared libraries only if it was built with that provider.
-PROVIDER_LIBRARIES: Final[dict[Provider, str]] = {
-    "cuda": "capi/*onnxruntime_providers_cuda*",
-    "tensorrt": "capi/*onnxruntime_providers_tensorrt*",
-}
-TORCH_CUDA_LIBRARY: Final = "lib/*torch_cuda*"
-INSTALL: Final[dict[RuntimeName, str]] = {
-    "onnx": "needs ONNX Runtime: pip install 'tipserve[cpu]'",
-    "openvino": "needs OpenVINO: pip install 'tipserve[cpu]'",
-    "tensorrt": "needs TensorRT: pip install 'tipserve[gpu]'",
-    "torch": "needs torch and transformers: pip install 'tipserve[torch]'",
-}
-INSTALL_ONNX_GPU: Final = (
-    "needs onnxruntime-gpu, which takes the place of onnxruntime: "
-    "pip uninstall onnxruntime, then pip install 'tipserve[gpu]'"
-)
-INSTALL_TORCH_CUDA: Final = "needs a torch that was built with CUDA; this one was built without"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,13 @@ HEAVY_NODES: Final = frozenset(
 )
 
 
+# Types that inputs are cast to; inputs of other types are passed unchanged.
+INPUT_TYPES: Final = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+GPU_MEMORY: Final = "cuda"
+MAX_KEPT_SHAPES: Final = 8
+_sessions = SharedGraphCache()
+
+
 class ProviderError(UnusableRuntimeError):
     """ONNX Runtime would compute on another device than requested."""
 
@@ -151,13 +158,6 @@ def _providers(provider: Provider, precision: Precision) -> list[Any]:
     if provider == "tensorrt":
         chain.insert(0, (NAMES["tensorrt"], tensorrt))
     return chain
-
-
-# Types that inputs are cast to; inputs of other types are passed unchanged.
-INPUT_TYPES: Final = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
-GPU_MEMORY: Final = "cuda"
-MAX_KEPT_SHAPES: Final = 8
-_sessions = SharedGraphCache()
 
 
 class OnnxRuntime(GraphRuntime):

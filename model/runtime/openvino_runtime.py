@@ -27,59 +27,15 @@ from model.runtime.graph_runtime import Arrays, GraphRuntime
 from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import INSTALL, this_hardware
 
-# In bf16, OpenVINO's hint alone rounds everything, also the sums that run through all blocks, and
-# loses twice what rounding only the matrix products loses. Float32 elsewhere costs little time and
-# brings back a third of the mask pixels that differ. Python cannot set the attribute that does it,
-# but OpenVINO reads it from its own files: the graph is written, marked and read again.
-
+# One image of TIPSv2's native size; eight of them at once took 4 to 13 % less time each.
+PIXELS_AT_ONCE: Final = 448 * 448
+_compiled = SharedGraphCache()
 # Layers that do almost all of the work, and layers without arithmetic.
 ROUNDED: Final = frozenset({"MatMul", "Const", "Parameter", "Result"})
 LAYER: Final = re.compile(
     r'(<layer id="\d+" name="[^"]*" type="([^"]*)"[^>]*>)(.*?)(</layer>)', re.S
 )
 MARK: Final = '<attribute name="precise" version="0" />'
-
-
-def read_for_bf16(core: Any, path: Path, serialize: Callable[[Any, str, str], None]) -> Any:
-    """Read a graph so that only its matrix products are rounded to bf16.
-
-    Args:
-        core: OpenVINO's core.
-        path: An ONNX graph in float32.
-        serialize: `openvino.serialize`.
-
-    Returns:
-        A model for `core.compile_model` with the hint bf16. Its weights are mapped from a deleted
-        file, which is freed with the model.
-    """
-    with TemporaryDirectory(prefix="tipserve-openvino-") as folder:
-        graph, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
-        serialize(core.read_model(path), str(graph), str(weights))
-        graph.write_text(hold_to_float32(graph.read_text(encoding="utf-8")), encoding="utf-8")
-        return core.read_model(graph, weights)
-
-
-def hold_to_float32(graph: str) -> str:
-    """Mark every layer of an OpenVINO graph (XML) that must not be rounded."""
-    return LAYER.sub(_mark, graph)
-
-
-def _mark(layer: re.Match[str]) -> str:
-    head, kind, body, tail = layer.groups()
-    if kind in ROUNDED:
-        return layer[0]
-    if "<rt_info>" in body:
-        return head + body.replace("<rt_info>", f"<rt_info>{MARK}", 1) + tail
-    info = f"<rt_info>{MARK}</rt_info>"
-    # The schema wants it after the layer's `data`, which some layers lack.
-    data = re.search(r"<data [^>]*/>", body)
-    end = data.end() if data else 0
-    return f"{head}{body[:end]}{info}{body[end:]}{tail}"
-
-
-# One image of TIPSv2's native size; eight of them at once took 4 to 13 % less time each.
-PIXELS_AT_ONCE: Final = 448 * 448
-_compiled = SharedGraphCache()
 
 
 class OpenVinoRuntime(GraphRuntime):
@@ -237,3 +193,45 @@ def _hint(precision: Precision) -> str:
             "this CPU does not compute in bf16, only emulates it; choose fp32"
         )
     return "bf16" if precision == "bf16" or (precision == "int8" and has_bf16) else "f32"
+
+
+def read_for_bf16(core: Any, path: Path, serialize: Callable[[Any, str, str], None]) -> Any:
+    """Read a graph so that only its matrix products are rounded to bf16.
+
+    In bf16, OpenVINO's hint alone rounds everything, also the sums that run through all blocks, and
+    loses twice what rounding only the matrix products loses. Float32 elsewhere costs little time
+    and brings back a third of the mask pixels that differ. Python cannot set the attribute that
+    does it, but OpenVINO reads it from its own files: the graph is written, marked and read again.
+
+    Args:
+        core: OpenVINO's core.
+        path: An ONNX graph in float32.
+        serialize: `openvino.serialize`.
+
+    Returns:
+        A model for `core.compile_model` with the hint bf16. Its weights are mapped from a deleted
+        file, which is freed with the model.
+    """
+    with TemporaryDirectory(prefix="tipserve-openvino-") as folder:
+        graph, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+        serialize(core.read_model(path), str(graph), str(weights))
+        graph.write_text(hold_to_float32(graph.read_text(encoding="utf-8")), encoding="utf-8")
+        return core.read_model(graph, weights)
+
+
+def hold_to_float32(graph: str) -> str:
+    """Mark every layer of an OpenVINO graph (XML) that must not be rounded."""
+    return LAYER.sub(_mark, graph)
+
+
+def _mark(layer: re.Match[str]) -> str:
+    head, kind, body, tail = layer.groups()
+    if kind in ROUNDED:
+        return layer[0]
+    if "<rt_info>" in body:
+        return head + body.replace("<rt_info>", f"<rt_info>{MARK}", 1) + tail
+    info = f"<rt_info>{MARK}</rt_info>"
+    # The schema wants it after the layer's `data`, which some layers lack.
+    data = re.search(r"<data [^>]*/>", body)
+    end = data.end() if data else 0
+    return f"{head}{body[:end]}{info}{body[end:]}{tail}"

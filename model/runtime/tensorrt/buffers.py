@@ -97,13 +97,19 @@ class Buffers:
 
     def __init__(self, cuda: Cuda) -> None:
         """Reserve nothing yet."""
-        self._cuda = cuda
+
+        def buffer(allocate: str, free: str, kind: str) -> Buffer:
+            return Buffer(
+                lambda size: int(cuda(allocate, f"reserve {size} bytes of {kind}", size)),
+                lambda address: cuda(free, f"free {kind}", address),
+            )
+
+        on_host = ("cudaMallocHost", "cudaFreeHost", "locked memory")
+        on_device = ("cudaMalloc", "cudaFree", "GPU memory")
         self.generation = 0
-        self.inputs_host = self._buffer("cudaMallocHost", "cudaFreeHost", "locked memory")
-        self.outputs_host = self._buffer("cudaMallocHost", "cudaFreeHost", "locked memory")
-        self.inputs_device = self._buffer("cudaMalloc", "cudaFree", "GPU memory")
-        self.outputs_device = self._buffer("cudaMalloc", "cudaFree", "GPU memory")
-        self.activations = self._buffer("cudaMalloc", "cudaFree", "GPU memory")
+        self.inputs_host, self.inputs_device = buffer(*on_host), buffer(*on_device)
+        self.outputs_host, self.outputs_device = buffer(*on_host), buffer(*on_device)
+        self.activations = buffer(*on_device)
 
     def reserve(self, *, inputs: int, outputs: int, activations: int) -> None:
         """Reserve bytes in each buffer; nothing may be running.
@@ -111,13 +117,8 @@ class Buffers:
         Raises:
             GpuError: There is not enough memory.
         """
-        for buffer, num_bytes in (
-            (self.inputs_host, inputs),
-            (self.inputs_device, inputs),
-            (self.outputs_host, outputs),
-            (self.outputs_device, outputs),
-            (self.activations, activations),
-        ):
+        sizes = (inputs, inputs, outputs, outputs, activations)
+        for buffer, num_bytes in zip(self._all(), sizes, strict=True):
             if num_bytes > buffer.size_bytes:
                 # First, since the old address is also invalid after a failure.
                 self.generation += 1
@@ -130,13 +131,7 @@ class Buffers:
             GpuError: The first failure.
         """
         failures: list[GpuError] = []
-        for buffer in (
-            self.inputs_host,
-            self.inputs_device,
-            self.outputs_host,
-            self.outputs_device,
-            self.activations,
-        ):
+        for buffer in self._all():
             try:
                 buffer.close()
             except GpuError as error:
@@ -145,12 +140,10 @@ class Buffers:
         if failures:
             raise failures[0]
 
-    def _buffer(self, allocate: str, free: str, what: str) -> Buffer:
-        cuda = self._cuda
-        return Buffer(
-            lambda size: int(cuda(allocate, f"reserve {size} bytes of {what}", size)),
-            lambda address: cuda(free, f"free {what}", address),
-        )
+    def _all(self) -> tuple[Buffer, ...]:
+        """Buffers of inputs, outputs and activations, on the host first."""
+        inputs, outputs = self.inputs_host, self.outputs_host
+        return inputs, self.inputs_device, outputs, self.outputs_device, self.activations
 
 
 def store(slot: Slot, base: int, array: NDArray[Any]) -> None:

@@ -23,6 +23,10 @@ OTHER_ADVICE: Final = (
 )
 
 
+LOGGER = logging.getLogger("tensorrt")
+MAX_ERRORS = 8
+
+
 class GpuError(RuntimeError):
     """CUDA or TensorRT failed; the message has the call, the reason and advice.
 
@@ -71,10 +75,6 @@ class Cuda:
         told = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
         advice = ADVICE.get(code, OTHER_ADVICE)
         return GpuError(f"the GPU could not {doing}: {told} ({code}); {advice}", code)
-
-
-LOGGER = logging.getLogger("tensorrt")
-MAX_ERRORS = 8
 
 
 class LibraryLog:

@@ -18,8 +18,12 @@ from model.manifest import Manifest
 from model.runtime.tensorrt.cuda import DeviceFacts, GpuError
 from model.runtime.tensorrt.profiles import EngineOptions, Profile
 
+LOGGER = logging.getLogger(__name__)
+TIMINGS = "timing.cache"
+LOCK = "build.lock"
 # Raised when the code builds a different engine from the same key.
 RECIPE = 1
+Engine = TypeVar("Engine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +98,6 @@ def graph_digest(manifest: Manifest, file: str) -> str:
         if name == file or (PurePosixPath(name).parent == folder and not name.endswith(".onnx"))
     }
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
-
-
-Engine = TypeVar("Engine")
-LOGGER = logging.getLogger(__name__)
-TIMINGS = "timing.cache"
-LOCK = "build.lock"
 
 
 @dataclass(frozen=True, slots=True)

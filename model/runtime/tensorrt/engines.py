@@ -24,6 +24,13 @@ from model.runtime.tensorrt.profiles import (
     profiles_for,
 )
 
+LOGGER = logging.getLogger(__name__)
+# int8 needs a graph with quantisation nodes; TensorRT's parser decides whether it accepts them.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
+MAX_REPORTED_PROBLEMS = 5
+# Each engine is loaded once per process, whatever the number of lanes.
+ENGINES = SharedGraphCache()
+
 
 @dataclass(eq=False)
 class LoadedEngine:
@@ -90,13 +97,6 @@ def _element_type(trt: Any, kind: Any) -> ElementType:
             "the model again"
         )
     return known[kind]
-
-
-# Each engine is loaded once per process, whatever the number of lanes.
-ENGINES = SharedGraphCache()
-
-
-MAX_REPORTED_PROBLEMS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,11 +237,6 @@ def _monitor(trt: Any, progress: Progress) -> Any:
             self._steps.pop(phase_name, None)
 
     return Monitor()
-
-
-LOGGER = logging.getLogger(__name__)
-# int8 needs a graph with quantisation nodes; TensorRT's parser decides whether it accepts them.
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 
 
 def keys_for(

@@ -16,6 +16,9 @@ from model.runtime.tensorrt.engines import LoadedEngine
 from model.runtime.tensorrt.profiles import Shape, TensorRtOptions, choose_profile, split_batch
 
 LOGGER = logging.getLogger(__name__)
+Arrays = dict[str, NDArray[Any]]
+# Runs of a shape before it is recorded: in the first, TensorRT finishes deferred setup.
+RUNS_BEFORE_CAPTURE = 1
 
 
 class LaneStream:
@@ -127,11 +130,6 @@ class LaneStream:
             LOGGER.warning("a lane's memory could not be freed: %s", str(error))
         runtime.cudaEventDestroy(self._event)
         runtime.cudaStreamDestroy(self._stream)
-
-
-Arrays = dict[str, NDArray[Any]]
-# Runs of a shape before it is recorded: in the first, TensorRT finishes deferred setup.
-RUNS_BEFORE_CAPTURE = 1
 
 
 @dataclass(slots=True)

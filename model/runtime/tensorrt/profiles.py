@@ -15,6 +15,10 @@ MAX_OPTIMIZATION_LEVEL = 5
 # Where engines are kept below the program's cache.
 CACHE_ROOM = "tensorrt"
 DEFAULT_CACHE_FOLDER = Path("~/.cache/tipserve") / CACHE_ROOM
+# Most class names and captions have no more tokens than this.
+SHORT_TEXT = 16
+TEXT_INPUTS = ("input_ids", "attention_mask")
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +94,6 @@ class TensorRtOptions:
             raise ValueError(f"at least one shape must stay prepared, not {self.max_shapes}")
         if self.device_index < 0:
             raise ValueError(f"GPUs are counted from 0, not {self.device_index}")
-
-
-Shape = tuple[int, ...]
-# Most class names and captions have no more tokens than this.
-SHORT_TEXT = 16
-TEXT_INPUTS = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,34 +1,22 @@
 """TensorRT on one GPU: engines in float32, bfloat16 or float16."""
 
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from model.graphs import DENSE_TASKS, DenseTask, Part, Precision
 from model.package import ModelPackage
-from model.runtime.base import (
-    Device,
-    InterruptibleCall,
-    LaneShare,
-    VisionOutput,
-    check_pixels,
-    check_tokens,
-    still_open,
-)
+from model.runtime.base import InterruptibleCall, LaneShare
 from model.runtime.choice import RuntimeChoice
+from model.runtime.graph_runtime import Arrays, GraphRuntime
+from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.tensorrt.cuda import GpuLibraries, device_facts, load_libraries
-from model.runtime.tensorrt.engine_cache import EngineKey
 from model.runtime.tensorrt.engines import ENGINES, keys_for, supply_engine
 from model.runtime.tensorrt.graph_executor import GraphExecutor, LaneStream
 from model.runtime.tensorrt.profiles import CACHE_ROOM, TensorRtOptions
 
 
-class TensorRtRuntime:
+class TensorRtRuntime(GraphRuntime):
     """A lane on a GPU, with an engine for the package's images, texts and heads."""
 
     name = "tensorrt"
@@ -42,7 +30,7 @@ class TensorRtRuntime:
         options: TensorRtOptions | None = None,
         load: Callable[[], GpuLibraries] = load_libraries,
     ) -> None:
-        """Load the engines; building one that the cache lacks takes minutes.
+        """Load all engines, including those of heads; building a missing one takes minutes.
 
         Args:
             package: The verified package.
@@ -57,59 +45,53 @@ class TensorRtRuntime:
             PackageError: The package has no graph of this precision.
             ValueError: Engines are not built in this precision.
         """
-        self.precision: Precision = choice.precision
-        self.device: Device = "gpu"
-        self._patch_size = package.manifest.patch_size
-        self._max_tokens = package.manifest.max_text_tokens
-        self._call: InterruptibleCall | None = None
-        self._executors: dict[Part, GraphExecutor] | None = {}
         libraries, options = load(), options or usual_options(share)
         device = device_facts(libraries, options.device_index)
         keys = keys_for(package, choice.precision, device=device, options=options)
-        self.tasks: tuple[DenseTask, ...] = tuple(
-            task for task in DENSE_TASKS if any(key.part == task for key in keys)
-        )
+        key_of = {key.part: key for key in keys}
+
+        def open_graph(graph: LoadedGraph) -> TensorRtGraph:
+            key = key_of[graph.part]
+            # Equal for lanes of this process that may share an engine.
+            facts = json.dumps(key.facts(), sort_keys=True)
+            shared_key = id(libraries.trt), options.device_index, facts
+            # The executor holds the engine, which leaves the GPU with its last executor.
+            supply = partial(supply_engine, libraries, package, key, options)
+            engine = ENGINES.take(shared_key, supply)
+            return TensorRtGraph(lane, GraphExecutor(lane, engine, options))
+
         with ExitStack() as cleanup:
-            self._lane = LaneStream(libraries, options.device_index)
-            cleanup.callback(self._lane.close)
-            for key in keys:
-                supply = partial(supply_engine, libraries, package, key, options)
-                # The executor holds the engine, which leaves the GPU with its last executor.
-                engine = ENGINES.take(_shared_key(libraries, options, key), supply)
-                executor = self._executors[key.part] = GraphExecutor(self._lane, engine, options)
-                cleanup.callback(executor.forget)
+            lane = LaneStream(libraries, options.device_index)
+            cleanup.callback(lane.close)
+            cleanup.callback(super().close)
+            super().__init__(package, choice, open_graph)
+            for task in self.tasks:
+                self._graph(task)
             self._cleanup = cleanup.pop_all()
 
-    def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
-        """Embed images of one size; see `Runtime.encode_images`."""
-        grid_hw = check_pixels(pixels_B3HW, patch_size=self._patch_size)
-        outputs = self._run("vision", {"pixel_values": pixels_B3HW})
-        return VisionOutput(
-            cls1_BD=outputs["cls1"],
-            cls2_BD=outputs["cls2"],
-            patches_BND=outputs["patch_embeddings"],
-            values_BND=outputs["value_embeddings"],
-            grid_hw=grid_hw,
-        )
+    def close(self) -> None:
+        """Free this lane; the engines leave the GPU with their last lane."""
+        self._cleanup.close()
 
-    def encode_texts(
-        self, token_ids_BL: NDArray[np.int64], mask_BL: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Embed texts; see `Runtime.encode_texts`."""
-        check_tokens(token_ids_BL, mask_BL, max_tokens=self._max_tokens)
-        inputs = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
-        return self._run("text", inputs)["text_embeddings"]
 
-    def estimate(self, task: DenseTask, pixels_B3HW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run a dense head; see `Runtime.estimate`."""
-        if task not in self.tasks:
-            raise ValueError(f"this package has no head for {task}")
-        check_pixels(pixels_B3HW, patch_size=2 * self._patch_size)
-        (output,) = self._run(task, {"pixel_values": pixels_B3HW}).values()
-        return output
+class TensorRtGraph:
+    """An engine on a lane, used for one call at a time."""
+
+    def __init__(self, lane: LaneStream, executor: GraphExecutor) -> None:
+        self._lane, self._executor = lane, executor
+        self._call: InterruptibleCall | None = None
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Compute every output; see `Graph.run`."""
+        call = self._call = InterruptibleCall()
+        try:
+            self._lane.use_device()
+            return self._executor.run(inputs, check=call.check)
+        finally:
+            self._call = None
 
     def interrupt(self) -> None:
-        """End the running call before its next run; see `Runtime.interrupt`.
+        """End the running call before its next run; see `Graph.interrupt`.
 
         CUDA cannot stop started kernels, which use the lane's memory. So the current run of some
         milliseconds finishes and its result is dropped; further runs of a large batch are skipped.
@@ -119,19 +101,8 @@ class TensorRtRuntime:
             call.is_interrupted = True
 
     def close(self) -> None:
-        """Free this lane; the engines leave the GPU with their last lane."""
-        self._executors = None
-        self._cleanup.close()
-
-    def _run(self, part: Part, inputs: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-        executor = still_open(self._executors)[part]
-        call = self._call = InterruptibleCall()
-        try:
-            self._lane.use_device()
-            outputs: dict[str, NDArray[np.float32]] = executor.run(inputs, check=call.check)
-            return outputs
-        finally:
-            self._call = None
+        """Free the prepared shapes."""
+        self._executor.forget()
 
 
 def usual_options(share: LaneShare | None) -> TensorRtOptions:
@@ -139,8 +110,3 @@ def usual_options(share: LaneShare | None) -> TensorRtOptions:
     if share is None or share.cache is None:
         return TensorRtOptions()
     return TensorRtOptions(cache_folder=share.cache / CACHE_ROOM)
-
-
-def _shared_key(libraries: GpuLibraries, options: TensorRtOptions, key: EngineKey) -> Hashable:
-    """Equal for lanes of this process that may share an engine."""
-    return id(libraries.trt), options.device_index, json.dumps(key.facts(), sort_keys=True)

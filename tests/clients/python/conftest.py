@@ -44,15 +44,13 @@ class Asking:
     def __init__(self, protocol: str, is_async: bool) -> None:
         self.protocol, self.is_async = protocol, is_async
 
-    @asynccontextmanager
-    async def client(
+    def client(
         self, server: Server, *, is_secure: bool = False, **options: Any
-    ) -> AsyncIterator[Any]:
+    ) -> AbstractAsyncContextManager[Any]:
         """A client whose methods are awaited; those of the synchronous client run in threads."""
         scheme = f"{self.protocol}{'s' if is_secure else ''}"
         url = f"{scheme}://127.0.0.1:{server.ports[self.protocol]}"
-        async with connected(url, self.is_async, **options) as client:
-            yield client
+        return connected(url, self.is_async, **options)
 
 
 @asynccontextmanager

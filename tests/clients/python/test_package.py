@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,11 +42,9 @@ async def test_every_example_runs(
 
 
 PROGRAM = """
-import importlib.metadata
-import sys
+import importlib.metadata, sys
 
 BLOCKED = {"fastapi", "onnxruntime", "pydantic", "PIL", "service", "model"}
-
 
 class Block:
     def find_spec(self, name, path=None, target=None):
@@ -59,8 +58,8 @@ from tipserve_client.generated import stream_pb2
 assert sys.argv[1] in tipserve_client.__file__, tipserve_client.__file__
 files = importlib.metadata.files("tipserve-client")
 assert any(file.name == "py.typed" for file in files)
-for kind, url in [("Client", "http://127.0.0.1:9"), ("Client", "grpc://127.0.0.1:9")]:
-    client = getattr(tipserve_client, kind)(url, retry=tipserve_client.Retry(max_attempts=1))
+for url in ("http://127.0.0.1:9", "grpc://127.0.0.1:9"):
+    client = tipserve_client.Client(url, retry=tipserve_client.Retry(max_attempts=1))
     try:
         client.embed_texts(["dog"], timeout_s=5)
     except tipserve_client.Unavailable:
@@ -69,39 +68,24 @@ for kind, url in [("Client", "http://127.0.0.1:9"), ("Client", "grpc://127.0.0.1
 """
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
-    """A virtual environment with the client's wheel, and the dependencies of this environment."""
-    folder = tmp_path_factory.mktemp("client")
-    source = folder / "source"
-    ignored = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "clients/python"],
-        cwd=project_root,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    for name in ignored.stdout.splitlines():
-        target = source / Path(name).relative_to("clients/python")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((project_root / name).read_bytes())
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "wheel", *offline, "-w", str(folder), str(source)], check=True)
-    (wheel,) = folder.glob("tipserve_client-*.whl")
-    venv = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    into = [*pip, "--python", str(venv / "bin" / "python"), "install", "--no-index", "--no-deps"]
-    subprocess.run([*into, str(wheel)], check=True)
-    (packages,) = venv.glob("lib/python*/site-packages")
-    this = {Path(path) for path in sys.path if path.endswith("site-packages")}
-    (packages / "dependencies.pth").write_text("\n".join(map(str, this)) + "\n", encoding="utf-8")
-    return venv
-
-
 @pytest.mark.slow
-def test_the_wheel_works_without_the_service(installed: Path, tmp_path: Path) -> None:
-    command = [str(installed / "bin" / "python"), "-I", "-c", PROGRAM, str(installed)]
+def test_the_wheel_works_without_the_service(project_root: Path, tmp_path: Path) -> None:
+    """In a virtual environment with the wheel, and with the dependencies of this environment."""
+    source, venv = tmp_path / "source", tmp_path / "venv"
+    left_by_builds = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+    shutil.copytree(project_root / "clients" / "python", source, ignore=left_by_builds)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    offline = ["--no-index", "--no-deps"]
+    build = [*pip, "wheel", *offline, "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("tipserve_client-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    python = str(venv / "bin" / "python")
+    subprocess.run([*pip, "--python", python, "install", *offline, str(wheel)], check=True)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    this = {path for path in sys.path if path.endswith("site-packages")}
+    (packages / "dependencies.pth").write_text("\n".join(this) + "\n", encoding="utf-8")
+    command = [python, "-I", "-c", PROGRAM, str(venv)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["unavailable", "unavailable"]

@@ -21,8 +21,7 @@ def decoded(raw: bytes) -> Any:
 def test_an_array_is_sent_without_loss(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.testing.assert_array_equal(decoded(encode_image(pixels)), pixels)
-    turned = np.moveaxis(np.ascontiguousarray(np.moveaxis(pixels, 0, 1)), 1, 0)
-    np.testing.assert_array_equal(decoded(encode_image(turned)), pixels)
+    np.testing.assert_array_equal(decoded(encode_image(pixels[::-1])), pixels[::-1])
 
 
 def test_files_bytes_and_pil_images(tmp_path: Path) -> None:

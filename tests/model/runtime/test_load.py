@@ -1,30 +1,52 @@
-"""Every runtime of the dictionary loads a package, computes, refuses and closes alike."""
+"""Every runtime loads a package, computes, shares weights, is interrupted and closes alike."""
 
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from operator import is_
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from model.package import ModelPackage, PackageError, open_package, write_manifest
 from model.runtime.base import Interrupted, MissingRuntimeError, Runtime
-from model.runtime.load import NEEDS_GPU, RUNTIMES, load_runtime
+from model.runtime.choice import RuntimeChoice
+from model.runtime.load import NEEDS_GPU, RUNTIMES, load_chosen, load_runtime
+from model.runtime.machine import this_hardware
 
-LIBRARIES = {"onnx": ("onnxruntime", "cpu"), "openvino": ("openvino", "cpu")}
-LIBRARIES["torch"] = ("torch", "torch")
+CPU_RUNTIMES = sorted(RUNTIMES.keys() - NEEDS_GPU)
+SMALL = np.full((1, 3, 28, 28), 0.5, dtype=np.float32)
+# TensorRT on a GPU: tensorrt/test_on_gpu.py.
+ON_GPU = ({"runtime": "onnx", "provider": "cuda"}, {"runtime": "torch", "device": "gpu"})
 
 
-@pytest.fixture(scope="module", params=sorted(RUNTIMES.keys() - NEEDS_GPU))
+def fp32(name: Any) -> RuntimeChoice:
+    device: Any = "gpu" if name in NEEDS_GPU else "cpu"
+    return RuntimeChoice(runtime=name, precision="fp32", device=device, reason="")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *({"runtime": name, "device": "cpu"} for name in CPU_RUNTIMES),
+        *(pytest.param(request, marks=pytest.mark.gpu) for request in ON_GPU),
+    ],
+    ids=lambda request: " ".join(request.values()),
+)
 def runtime(request: pytest.FixtureRequest, tiny_package: ModelPackage) -> Iterator[Runtime]:
-    loaded = load_runtime(tiny_package, runtime=request.param, precision="fp32")
+    if request.param in ON_GPU and not this_hardware().gpus:
+        pytest.skip("there is no NVIDIA GPU")
+    loaded = load_runtime(tiny_package, precision="fp32", **request.param)
     yield loaded
     loaded.close()
 
 
-def test_images_give_four_outputs(runtime: Runtime, tiny_package: ModelPackage) -> None:
+def test_images_and_texts_give_rows_of_float32(
+    runtime: Runtime, tiny_package: ModelPackage
+) -> None:
     width = tiny_package.manifest.embed_dim
     output = runtime.encode_images(np.full((2, 3, 28, 70), 0.5, dtype=np.float32))
     assert output.grid_hw == (2, 5)
@@ -32,20 +54,17 @@ def test_images_give_four_outputs(runtime: Runtime, tiny_package: ModelPackage) 
     assert output.patches_BND.shape == output.values_BND.shape == (2, 10, width)
     assert output.patches_BND.dtype == output.cls1_BD.dtype == np.float32
     assert np.isfinite(output.values_BND).all()
-
-
-def test_answers_outlive_the_next_call(runtime: Runtime) -> None:
-    black = runtime.encode_images(np.zeros((1, 3, 28, 28), dtype=np.float32))
-    kept = black.patches_BND.copy()
-    runtime.encode_images(np.ones((1, 3, 28, 28), dtype=np.float32))
-    np.testing.assert_array_equal(black.patches_BND, kept)
-
-
-def test_texts_give_one_row_each(runtime: Runtime, tiny_package: ModelPackage) -> None:
     token_ids_BL = np.array([[5, 6, 7], [5, 0, 0]])
     embeddings_BD = runtime.encode_texts(token_ids_BL, np.array([[1, 1, 1], [1, 0, 0]]))
-    assert embeddings_BD.shape == (2, tiny_package.manifest.embed_dim)
+    assert embeddings_BD.shape == (2, width)
     assert embeddings_BD.dtype == np.float32
+
+
+def test_an_output_outlives_the_next_call(runtime: Runtime) -> None:
+    first = runtime.encode_images(SMALL)
+    kept = first.patches_BND.copy()
+    runtime.encode_images(np.zeros_like(SMALL))
+    np.testing.assert_array_equal(first.patches_BND, kept)
 
 
 def test_wrong_shapes_never_reach_the_graph(runtime: Runtime) -> None:
@@ -55,33 +74,107 @@ def test_wrong_shapes_never_reach_the_graph(runtime: Runtime) -> None:
         runtime.encode_texts(np.ones((1, 65), dtype=np.int64), np.ones((1, 65), dtype=np.int64))
 
 
-def test_a_call_is_interrupted_by_another_thread_and_the_next_is_as_before(
-    runtime: Runtime,
-) -> None:
-    small = np.full((1, 3, 28, 28), 0.5, dtype=np.float32)
-    before = runtime.encode_images(small)
-    runtime.interrupt()  # where nothing runs it is without effect
-    large = np.zeros((64, 3, 280, 280), dtype=np.float32)
-    ends: list[BaseException | None] = []
+def test_an_interrupted_call_ends_and_does_not_change_the_next(runtime: Runtime) -> None:
+    # OpenVINO's own cancellation leaves shapes of the cancelled call in the graph: see `interrupt`.
+    before = runtime.encode_images(SMALL)
+    runtime.interrupt()  # nothing runs
+    large = np.zeros((24, 3, 224, 224), dtype=np.float32)
+    ends: list[BaseException] = []
 
     def run() -> None:
         try:
-            for _ in range(1000):
+            while True:
                 runtime.encode_images(large)
         except Interrupted as error:
             ends.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    while thread.is_alive():  # the first ones may meet the moment between two calls
-        runtime.interrupt()
-        thread.join(0.01)
-    assert [type(end) for end in ends] == [Interrupted]
-    after = runtime.encode_images(small)
-    np.testing.assert_array_equal(before.patches_BND, after.patches_BND)
+    for pause_s in (0.001, 0.003, 0.01, 0.02, 0.05):
+        thread = threading.Thread(target=run)
+        thread.start()
+        while thread.is_alive():  # an interruption between two calls has no effect
+            thread.join(pause_s)
+            runtime.interrupt()
+        after = runtime.encode_images(SMALL)
+        np.testing.assert_array_equal(before.patches_BND, after.patches_BND)
+    assert len(ends) == 5
 
 
-@pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - NEEDS_GPU))
+@pytest.mark.gpu
+@pytest.mark.parametrize("request_", ON_GPU, ids=lambda request: request["runtime"])
+def test_a_gpu_computes_what_the_cpu_computes(
+    tiny_package: ModelPackage, request_: dict[str, Any]
+) -> None:
+    if not this_hardware().gpus:
+        pytest.skip("there is no NVIDIA GPU")
+    on_gpu = load_runtime(tiny_package, precision="fp32", **request_)
+    on_cpu = load_runtime(tiny_package, runtime="onnx", device="cpu")
+    assert on_gpu.device == "gpu"
+    # Includes a shape that returns, and more shapes than bound buffers are kept for.
+    shapes = [(1, 56, 56), (3, 28, 84), (1, 56, 56), *((2, 14, 14 * n) for n in range(1, 12))]
+    for batch, height, width in shapes:
+        generator = np.random.default_rng(0)
+        pixels_B3HW = generator.random((batch, 3, height, width), dtype=np.float32)
+        ours, theirs = on_gpu.encode_images(pixels_B3HW), on_cpu.encode_images(pixels_B3HW)
+        for name in ("cls1_BD", "cls2_BD", "patches_BND", "values_BND"):
+            found, expected = getattr(ours, name), getattr(theirs, name)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    ids, mask = np.array([[5, 6, 7], [5, 0, 0]]), np.array([[1, 1, 1], [1, 0, 0]])
+    found, expected = on_gpu.encode_texts(ids, mask), on_cpu.encode_texts(ids, mask)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def held(runtime: Any) -> list[Any]:
+    """The loaded graphs or model."""
+    if runtime.name == "torch":
+        return [runtime._model]
+    attribute = {"onnx": "_session", "openvino": "_compiled"}[runtime.name]
+    return [getattr(graph, attribute) for graph in runtime._graphs.values()]
+
+
+@pytest.mark.parametrize("name", CPU_RUNTIMES)
+def test_lanes_share_weights_until_one_is_closed(tiny_package: ModelPackage, name: str) -> None:
+    def load() -> Runtime:
+        return load_chosen(tiny_package, fp32(name), num_lanes=2)
+
+    first, second = load(), load()
+    shared = held(first)
+    assert all(map(is_, held(second), shared))
+    first.close()
+    fresh = load()
+    assert not any(map(is_, held(fresh), shared)), "the graph of a closed lane may be broken"
+    np.testing.assert_array_equal(
+        fresh.encode_images(SMALL).cls1_BD, second.encode_images(SMALL).cls1_BD
+    )
+
+
+@pytest.mark.parametrize("name", CPU_RUNTIMES)
+def test_lanes_compute_their_own_answers_while_another_is_interrupted(
+    tiny_package: ModelPackage, name: str
+) -> None:
+    images = np.random.default_rng(0).random((3, 1, 3, 56, 84), dtype=np.float32)
+    *lanes, interrupted = (load_chosen(tiny_package, fp32(name), num_lanes=4) for _ in range(4))
+    expected = [interrupted.encode_images(image).patches_BND for image in images]
+    wrong: list[object] = []
+
+    def run(index: int) -> None:
+        try:
+            for _ in range(30):
+                found = lanes[index].encode_images(images[index]).patches_BND
+                if not np.array_equal(found, expected[index]):
+                    wrong.append(index)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        interrupted.interrupt()
+        interrupted.encode_images(SMALL)
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", CPU_RUNTIMES)
 def test_a_closed_runtime_refuses_calls_and_may_be_closed_again(
     tiny_package: ModelPackage, name: str
 ) -> None:
@@ -94,14 +187,22 @@ def test_a_closed_runtime_refuses_calls_and_may_be_closed_again(
         runtime.encode_texts(np.ones((1, 1), dtype=np.int64), np.ones((1, 1), dtype=np.int64))
 
 
-@pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - NEEDS_GPU))
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [
+        ("onnx", "onnxruntime", "cpu"),
+        ("openvino", "openvino", "cpu"),
+        ("torch", "torch", "torch"),
+        ("tensorrt", "tensorrt", "gpu"),
+        ("tensorrt", "cuda.bindings", "gpu"),
+    ],
+)
 def test_a_missing_library_names_the_extra(
-    tiny_package: ModelPackage, name: str, monkeypatch: pytest.MonkeyPatch
+    tiny_package: ModelPackage, name: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library, extra = LIBRARIES[name]
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingRuntimeError, match=rf"pip install 'tipserve\[{extra}\]'"):
-        load_runtime(tiny_package, runtime=name, device="cpu")
+        load_chosen(tiny_package, fp32(name))
 
 
 def test_unknown_names_and_no_threads_are_refused(tiny_package: ModelPackage) -> None:

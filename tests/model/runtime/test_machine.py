@@ -31,12 +31,6 @@ GRAVITON = "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n"
     ("cpuinfo", "name", "features"),
     [
         (SAPPHIRE, "Intel(R) Xeon(R) Processor", {"bf16", "amx", "vnni"}),
-        (
-            SAPPHIRE.replace("amx_bf16 amx_tile ", ""),
-            "Intel(R) Xeon(R) Processor",
-            {"bf16", "vnni"},
-        ),
-        (SKYLAKE, "Skylake", set()),
         (SKYLAKE + "bugs\t: avx512_bf16\n", "Skylake", set()),
         (SKYLAKE.replace("avx512f", "xavx512_bf16 avx_vnni"), "Skylake", {"vnni"}),
         (GRAVITON, "", set()),
@@ -61,11 +55,11 @@ def machine(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def look(machine: Path, **environment: str) -> tuple[Gpu, ...]:
+def gpus_of(machine: Path, **environment: str) -> tuple[Gpu, ...]:
     return this_hardware(machine / "proc", machine / "dev", environment).gpus
 
 
-def test_without_nvml_the_driver_names_the_gpus(
+def test_without_nvml_the_driver_names_the_visible_gpus(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
@@ -73,21 +67,15 @@ def test_without_nvml_the_driver_names_the_gpus(
     assert hardware.gpus == (Gpu(name="NVIDIA H100 80GB HBM3"),)
     assert hardware.memory_bytes == 2048 * 1024
     assert "amx" in hardware.cpu_features
+    for hidden in ("", "-1", " "):
+        assert gpus_of(machine, CUDA_VISIBLE_DEVICES=hidden) == ()
+    assert len(gpus_of(machine, CUDA_VISIBLE_DEVICES="0")) == 1
     (machine / "dev" / "nvidia0").unlink()
-    assert look(machine) == (), "a container that was given no GPU sees the list all the same"
-
-
-@pytest.mark.parametrize("visible", ["", "-1", " "])
-def test_gpus_hidden_from_cuda_are_not_found(
-    machine: Path, monkeypatch: pytest.MonkeyPatch, visible: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert look(machine, CUDA_VISIBLE_DEVICES=visible) == ()
-    assert len(look(machine, CUDA_VISIBLE_DEVICES="0")) == 1
+    assert gpus_of(machine) == (), "a container without GPU devices sees the driver's list too"
 
 
 def nvml(*, fails: bool) -> Any:
-    """A stand-in of NVIDIA's library, with or without a driver."""
+    """A stand-in for pynvml, with or without a driver."""
 
     class NVMLError(Exception):
         pass
@@ -110,28 +98,12 @@ def nvml(*, fails: bool) -> Any:
 
 def test_gpus_are_read_from_nvml(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml(fails=False))
-    assert look(machine) == (
+    assert gpus_of(machine) == (
         Gpu(name="GPU 0", compute_capability="9.0", memory_bytes=80),
         Gpu(name="GPU 1", compute_capability="9.0", memory_bytes=81),
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml(fails=True))
-    assert look(machine) == ()
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of packages, the only one that is searched."""
-    for name in ("onnxruntime", "openvino", "tensorrt", "torch", "transformers"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    return tmp_path
-
-
-def add(site: Path, *files: str) -> None:
-    for file in files:
-        path = site / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    assert gpus_of(machine) == ()
 
 
 ORT, CUDA_PROVIDER = "onnxruntime/__init__.py", "onnxruntime/capi/libonnxruntime_providers_cuda.so"
@@ -143,7 +115,7 @@ TORCH, TRANSFORMERS = "torch/__init__.py", "transformers/__init__.py"
     ("files", "found"),
     [
         ([], {}),
-        ([ORT, TORCH], {"onnx": {"cpu"}}),  # torch alone has no network
+        ([ORT, TORCH], {"onnx": {"cpu"}}),  # torch needs transformers
         ([TORCH, TRANSFORMERS, "openvino/__init__.py"], {"torch": {"cpu"}, "openvino": True}),
         ([ORT, CUDA_PROVIDER, "tensorrt/__init__.py"], {"onnx": {"cpu", "cuda"}, "tensorrt": True}),
         ([ORT, CUDA_PROVIDER, TRT_PROVIDER], {"onnx": {"cpu", "cuda", "tensorrt"}}),
@@ -151,15 +123,13 @@ TORCH, TRANSFORMERS = "torch/__init__.py", "transformers/__init__.py"
     ],
 )
 def test_libraries_are_found_by_their_files(
-    site: Path, files: list[str], found: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], found: dict[str, Any]
 ) -> None:
-    add(site, *files)
+    for name in ("onnxruntime", "openvino", "tensorrt", "torch", "transformers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for file in files:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     assert installed_libraries() == InstalledLibraries(**found)
-
-
-def test_a_module_that_may_not_be_imported_is_not_found(
-    site: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add(site, "openvino/__init__.py")
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    assert not installed_libraries().openvino

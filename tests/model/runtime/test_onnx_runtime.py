@@ -1,7 +1,6 @@
-"""ONNX Runtime computes where it was asked to."""
+"""ONNX Runtime computes on the requested provider, or not at all."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,62 +10,35 @@ import pytest
 from model.package import ModelPackage
 from model.runtime.base import MissingRuntimeError
 from model.runtime.load import load_runtime
-from model.runtime.onnx_runtime import ProviderError, check_placement, open_session
+from model.runtime.onnx_runtime import ProviderError, open_session
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 
 
-@dataclass
-class Session:
-    """Says where it computes."""
+def session(*providers: str, on_gpu: str = "", on_cpu: str = "") -> SimpleNamespace:
+    """A session with these providers and node types on the GPU and the CPU."""
+    placed = {providers[0]: on_gpu.split(), CPU: on_cpu.split()}
 
-    providers: list[str]
-    placed: dict[str, list[str]]
-
-    def get_providers(self) -> list[str]:
-        return self.providers
-
-    def get_provider_graph_assignment_info(self) -> list[Any]:
+    def assignments() -> list[Any]:
         return [
             SimpleNamespace(
                 ep_name=name,
-                get_nodes=lambda types=types: [SimpleNamespace(op_type=t) for t in types],
+                get_nodes=lambda kinds=kinds: [SimpleNamespace(op_type=kind) for kind in kinds],
             )
-            for name, types in self.placed.items()
+            for name, kinds in placed.items()
         ]
 
-
-def test_a_session_on_its_provider_passes() -> None:
-    placed = {CUDA: ["MatMul", "Softmax"], CPU: ["Shape", "Gather"]}
-    check_placement(Session([CUDA, CPU], placed), "cuda")
-    check_placement(Session([TENSORRT, CUDA, CPU], placed), "tensorrt")
-    check_placement(SimpleNamespace(get_providers=lambda: [CUDA, CPU]), "cuda")
-
-
-def test_a_session_that_fell_back_to_the_cpu_is_refused() -> None:
-    with pytest.raises(ProviderError, match="'cuda' and would have computed by CPUExecution"):
-        check_placement(Session([CPU], {}), "cuda")
-    with pytest.raises(ProviderError, match="'tensorrt' and would have computed by CUDAExecution"):
-        check_placement(Session([CUDA, CPU], {}), "tensorrt")
-
-
-def test_a_graph_whose_large_nodes_are_on_the_cpu_is_refused() -> None:
-    placed = {CUDA: ["Conv"], CPU: ["Shape", "MatMul", "Softmax", "MatMul"]}
-    with pytest.raises(ProviderError, match="leaves MatMul, Softmax of this graph to the CPU"):
-        check_placement(Session([CUDA, CPU], placed), "cuda")
-
-
-def test_a_build_without_the_provider_is_refused(tiny_package: ModelPackage) -> None:
-    with pytest.raises(MissingRuntimeError, match="takes the place of onnxruntime"):
-        open_session(tiny_package.file("onnx/vision_model.onnx"), "cuda", "fp32", 1)
+    return SimpleNamespace(
+        get_providers=lambda: list(providers), get_provider_graph_assignment_info=assignments
+    )
 
 
 class Library(SimpleNamespace):
-    """Stands in for a build with CUDA; remembers how its session was asked for."""
+    """Stands in for a build with CUDA, and keeps the arguments of its session."""
 
-    def __init__(self, session: Any) -> None:
-        super().__init__(asked={}, config={}, were_libraries_sought=False)
-        self.session = session
+    def __init__(self, opened: Any) -> None:
+        super().__init__(arguments={}, config={}, were_libraries_sought=False)
+        self.opened = opened
 
     def get_available_providers(self) -> list[str]:
         return [TENSORRT, CUDA, CPU]
@@ -77,39 +49,58 @@ class Library(SimpleNamespace):
     def SessionOptions(self) -> Any:  # noqa: N802 - its name
         return SimpleNamespace(add_session_config_entry=self.config.__setitem__)
 
-    def InferenceSession(self, path: Path, options: Any, **asked: Any) -> Any:  # noqa: N802
-        self.asked = asked
-        if isinstance(self.session, Exception):
-            raise self.session
-        return self.session
+    def InferenceSession(self, path: Path, options: Any, **arguments: Any) -> Any:  # noqa: N802
+        self.arguments = arguments
+        if isinstance(self.opened, Exception):
+            raise self.opened
+        return self.opened
 
 
+OLD_LIBRARY = SimpleNamespace(get_providers=lambda: [CUDA, CPU])  # does not report placements
+
+
+@pytest.mark.parametrize(
+    ("provider", "opened"),
+    [
+        ("cuda", session(CUDA, CPU, on_gpu="MatMul Softmax", on_cpu="Shape Gather")),
+        ("tensorrt", session(TENSORRT, CUDA, CPU, on_gpu="MatMul Softmax")),
+        ("cuda", OLD_LIBRARY),
+    ],
+)
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("fp16", "1")])
-def test_float32_on_a_gpu_is_float32(
-    monkeypatch: pytest.MonkeyPatch, precision: Any, tf32: str
+def test_a_session_computes_on_its_provider_and_float32_without_tf32(
+    monkeypatch: pytest.MonkeyPatch, provider: Any, opened: Any, precision: Any, tf32: str
 ) -> None:
-    library = Library(Session([CUDA, CPU], {CUDA: ["MatMul"]}))
+    library = Library(opened)
     monkeypatch.setitem(sys.modules, "onnxruntime", library)
-    assert open_session(Path("a.onnx"), "cuda", precision, 1) is library.session
-    (name, options), last = library.asked["providers"]
+    assert open_session(Path("a.onnx"), provider, precision, 1) is opened
+    *_, (name, options), last = library.arguments["providers"]
     assert (name, options["use_tf32"], last) == (CUDA, tf32, CPU)
-    assert library.asked["enable_fallback"] == 0
+    assert library.arguments["enable_fallback"] == 0
     assert library.were_libraries_sought
     assert library.config["session.record_ep_graph_assignment_info"] == "1"
 
 
-def test_an_error_of_the_provider_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", Library(RuntimeError("CUDA error 35")))
-    with pytest.raises(ProviderError, match="cannot use the provider 'tensorrt': CUDA error 35"):
-        open_session(Path("a.onnx"), "tensorrt", "fp16", 1)
-
-
-def test_a_session_that_silently_fell_back_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("provider", "opened", "complaint"),
+    [
+        ("cuda", session(CPU, on_cpu="MatMul"), "'cuda' and would have computed by CPUExecution"),
+        ("tensorrt", session(CUDA, CPU), "'tensorrt' and would have computed by CUDAExecution"),
+        ("cuda", session(CUDA, CPU, on_cpu="Shape MatMul Softmax"), "leaves MatMul, Softmax of"),
+        ("tensorrt", RuntimeError("CUDA error 35"), "provider 'tensorrt': CUDA error 35"),
+    ],
+)
+def test_a_session_that_would_compute_elsewhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch, provider: Any, opened: Any, complaint: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", Library(Session([CPU], {CPU: ["MatMul"]})))
-    with pytest.raises(ProviderError, match="libraries of CUDA or cuDNN"):
-        open_session(Path("a.onnx"), "cuda", "fp32", 1)
+    monkeypatch.setitem(sys.modules, "onnxruntime", Library(opened))
+    with pytest.raises(ProviderError, match=complaint):
+        open_session(Path("a.onnx"), provider, "fp16", 1)
+
+
+def test_a_build_without_the_provider_is_refused(tiny_package: ModelPackage) -> None:
+    with pytest.raises(MissingRuntimeError, match="takes the place of onnxruntime"):
+        open_session(tiny_package.file("onnx/vision_model.onnx"), "cuda", "fp32", 1)
 
 
 def test_threads_sleep_when_idle_and_keep_to_their_number(tiny_package: ModelPackage) -> None:
@@ -117,6 +108,5 @@ def test_threads_sleep_when_idle_and_keep_to_their_number(tiny_package: ModelPac
     for graph in runtime._graphs.values():
         options = graph._session.get_session_options()
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-        assert options.intra_op_num_threads == 3
-        assert options.inter_op_num_threads == 1
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     runtime.close()

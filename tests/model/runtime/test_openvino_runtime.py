@@ -1,8 +1,7 @@
-"""OpenVINO rounds only matrix products, and lanes share a compiled graph."""
+"""OpenVINO: bf16 for matrix products only, one core per process, and large batches in parts."""
 
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +12,7 @@ import pytest
 from model.graphs import VISION_FILE
 from model.package import ModelPackage
 from model.runtime import openvino_runtime
-from model.runtime.base import Interrupted, UnusableRuntimeError
+from model.runtime.base import UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice
 from model.runtime.load import load_chosen, load_runtime
 from model.runtime.machine import Hardware, this_hardware
@@ -24,7 +23,6 @@ from model.runtime.openvino_runtime import (
     read_for_bf16,
 )
 
-CPUINFO = Path("/proc/cpuinfo")
 GRAPH = """<net><layers>
 <layer id="0" name="pixels" type="Parameter" version="opset1"><data shape="1" /></layer>
 <layer id="1" name="product" type="MatMul" version="opset1"><data transpose_a="false" /></layer>
@@ -87,39 +85,28 @@ def test_all_but_matrix_products_are_marked() -> None:
     }
 
 
-def test_a_marked_graph_computes_the_same_in_float32(tiny_package: ModelPackage) -> None:
-    path = tiny_package.file(VISION_FILE)
-    pixels_B3HW = np.random.default_rng(0).random((2, 3, 28, 56), dtype=np.float32)
-    marked = read_for_bf16(openvino_core(), path, import_openvino().serialize)
-    for ours, theirs in zip(
-        outputs(marked, "f32", pixels_B3HW), outputs(path, "f32", pixels_B3HW), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-
-
-@pytest.mark.skipif(
-    "avx512_bf16" not in CPUINFO.read_text(encoding="utf-8"), reason="this CPU has no bf16"
-)
-def test_a_marked_graph_is_nearer_to_float32_than_the_hint_alone(
+def test_a_marked_graph_is_the_same_in_float32_and_nearer_to_it_in_bf16(
     tiny_package: ModelPackage,
 ) -> None:
     path = tiny_package.file(VISION_FILE)
     pixels_B3HW = np.random.default_rng(0).random((4, 3, 56, 56), dtype=np.float32)
-    exact = outputs(path, "f32", pixels_B3HW)
     marked = read_for_bf16(openvino_core(), path, import_openvino().serialize)
-    errors = [
-        sum(
-            float(np.square(ours - theirs).mean())
-            for ours, theirs in zip(outputs(model, "bf16", pixels_B3HW), exact, strict=True)
+    exact = outputs(path, "f32", pixels_B3HW)
+    for ours, theirs in zip(outputs(marked, "f32", pixels_B3HW), exact, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    if "bf16" in this_hardware().cpu_features:
+        with_marks, with_the_hint_only = (
+            sum(
+                float(np.square(ours - theirs).mean())
+                for ours, theirs in zip(outputs(model, "bf16", pixels_B3HW), exact, strict=True)
+            )
+            for model in (marked, path)
         )
-        for model in (marked, path)
-    ]
-    assert 0 < errors[0] < 0.7 * errors[1]
+        assert 0 < with_marks < 0.7 * with_the_hint_only
 
 
 PROGRAM = """
 import gc, os, signal, sys
-from pathlib import Path
 from model.package import open_package
 from model.runtime.load import load_runtime
 
@@ -134,9 +121,8 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
 
 
-def test_a_signal_arrives_after_runtimes_were_closed(
-    tiny_package: ModelPackage,
-) -> None:
+@pytest.mark.slow
+def test_a_signal_arrives_after_runtimes_were_closed(tiny_package: ModelPackage) -> None:
     # Where the CPU has AMX, a core for each runtime kills the process here (exit -11).
     command = [sys.executable, "-c", PROGRAM, str(tiny_package.path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -155,83 +141,12 @@ def test_all_runtimes_share_one_core(
         return compile_model(self, *arguments)
 
     monkeypatch.setattr(type(core), "compile_model", remember)
-    for _ in range(2):
-        load_runtime(tiny_package, runtime="openvino").close()
-    assert len(compiled) == 4
+    load_runtime(tiny_package, runtime="openvino").close()
+    assert len(compiled) == 2
     assert all(one is core for one in compiled)
 
 
-def test_lanes_share_what_is_compiled_until_one_is_closed(tiny_package: ModelPackage) -> None:
-    choice = RuntimeChoice(runtime="openvino", precision="fp32", device="cpu", reason="")
-
-    def load() -> Any:
-        return load_chosen(tiny_package, choice, num_lanes=3)
-
-    first, second = load(), load()
-    shared = compiled(first)
-    assert compiled(second) == shared
-    assert len(set(shared)) == 2, "one for images and one for texts"
-    graph = first._graphs["vision"]._compiled
-    assert load_chosen(tiny_package, choice)._graphs["vision"]._compiled is not graph  # type: ignore[attr-defined]
-    first.close()
-    fresh = load()
-    assert not set(compiled(fresh)) & set(shared), "the closed graph may be broken"
-    small = np.ones((1, 3, 28, 28), np.float32)
-    np.testing.assert_array_equal(
-        fresh.encode_images(small).cls1_BD, second.encode_images(small).cls1_BD
-    )
-
-
-def compiled(runtime: Any) -> list[int]:
-    return [id(graph._compiled) for graph in runtime._graphs.values()]
-
-
-def test_lanes_that_share_a_graph_compute_their_own_answers(
-    tiny_package: ModelPackage,
-) -> None:
-    choice = RuntimeChoice(runtime="openvino", precision="fp32", device="cpu", reason="")
-    images = np.random.default_rng(0).random((4, 1, 3, 56, 84), dtype=np.float32)
-    alone = load_runtime(tiny_package, runtime="openvino", precision="fp32")
-    expected = [alone.encode_images(image).patches_BND for image in images]
-    lanes = [load_chosen(tiny_package, choice, num_lanes=4) for _ in range(4)]
-    wrong: list[int] = []
-
-    def run(lane: int) -> None:
-        for _ in range(50):
-            found = lanes[lane].encode_images(images[lane]).patches_BND
-            if not np.array_equal(found, expected[lane]):
-                wrong.append(lane)
-
-    threads = [threading.Thread(target=run, args=(lane,)) for lane in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_an_interrupted_call_does_not_change_the_next(tiny_package: ModelPackage) -> None:
-    # OpenVINO's own cancelling left shapes of the cancelled call in the graph: see `interrupt`.
-    runtime = load_runtime(tiny_package, runtime="openvino", precision="fp32")
-    small = np.full((1, 3, 28, 28), 0.5, np.float32)
-    large = np.zeros((24, 3, 224, 224), np.float32)
-    before = runtime.encode_images(small).patches_BND
-    num_interrupted = 0
-    for milliseconds in range(1, 21):
-        timer = threading.Timer(milliseconds / 1000, runtime.interrupt)
-        timer.start()
-        try:
-            runtime.encode_images(large)
-        except Interrupted:
-            num_interrupted += 1
-        timer.join()
-        np.testing.assert_array_equal(runtime.encode_images(small).patches_BND, before)
-    assert num_interrupted
-
-
-def test_a_large_batch_is_split_and_equals_its_items(
-    tiny_package: ModelPackage,
-) -> None:
+def test_a_large_batch_is_split_and_equals_its_items(tiny_package: ModelPackage) -> None:
     runtime = load_runtime(tiny_package, runtime="openvino", precision="fp32")
     pixels = np.random.default_rng(0).random((7, 3, 224, 280), dtype=np.float32)
     together = runtime.encode_images(pixels)

@@ -1,7 +1,7 @@
-"""A stand-in for `cuda.bindings.runtime` that has no GPU: it checks what is asked, in host memory.
+"""A stand-in for `cuda.bindings.runtime` without a GPU: it checks calls and uses host memory.
 
-Work put on a stream happens only when a caller waits for it, so a read that comes too early gets
-old bytes. Recorded work happens when its graph is launched. Every function can be made to fail.
+Work on a stream runs only when a caller waits for it, so a read that comes too early gets old
+bytes. Recorded work runs when its graph is launched. Every function can be made to fail.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 Work = Callable[[], None]
@@ -20,44 +21,30 @@ class Misuse(AssertionError):
     """The program did something that CUDA or TensorRT leaves undefined."""
 
 
-class cudaError_t(enum.IntEnum):  # noqa: N801 - CUDA's name
-    """Some of CUDA's errors, with its numbers."""
-
-    cudaSuccess = 0
-    cudaErrorInvalidValue = 1
-    cudaErrorMemoryAllocation = 2
-    cudaErrorInsufficientDriver = 35
-    cudaErrorInvalidDevice = 101
-    cudaErrorIllegalAddress = 700
-    cudaErrorStreamCaptureUnsupported = 900
-
-
-class cudaMemcpyKind(enum.IntEnum):  # noqa: N801 - CUDA's name
-    """Directions of copies."""
-
-    cudaMemcpyHostToDevice = 1
-    cudaMemcpyDeviceToHost = 2
-
-
-class cudaStreamCaptureMode(enum.IntEnum):  # noqa: N801 - CUDA's name
-    """Whose calls a recording forbids."""
-
-    cudaStreamCaptureModeGlobal = 0
-    cudaStreamCaptureModeThreadLocal = 1
-
-
-@dataclass
-class Properties:
-    """Of the GPU."""
-
-    name: bytes = b"Stand-in GPU"
-    major: int = 9
-    minor: int = 0
+cudaError_t = enum.IntEnum(  # noqa: N816 - CUDA's name and numbers
+    "cudaError_t",
+    {
+        "cudaSuccess": 0,
+        "cudaErrorInvalidValue": 1,
+        "cudaErrorMemoryAllocation": 2,
+        "cudaErrorInsufficientDriver": 35,
+        "cudaErrorInvalidDevice": 101,
+        "cudaErrorIllegalAddress": 700,
+        "cudaErrorStreamCaptureUnsupported": 900,
+    },
+)
+cudaMemcpyKind = enum.IntEnum(  # noqa: N816
+    "cudaMemcpyKind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2}
+)
+cudaStreamCaptureMode = enum.IntEnum(  # noqa: N816
+    "cudaStreamCaptureMode",
+    {"cudaStreamCaptureModeGlobal": 0, "cudaStreamCaptureModeThreadLocal": 1},
+)
 
 
 @dataclass
 class Stream:
-    """Work that waits to be done, and work that is being recorded."""
+    """Queued work, and work that is being recorded."""
 
     waiting: list[Work] = field(default_factory=list)
     recording: list[Work] | None = None
@@ -81,7 +68,7 @@ class StandInCuda:
     Attributes:
         called: Names of all functions in the order of their calls.
         failing: Errors by the number of the call; none by default.
-        spoilt_from: Number of the call from which on all fail, as after a wild access.
+        spoilt_from: Number of the call from which on all fail, as after an illegal access.
         memory_bytes: Size of the GPU's memory.
     """
 
@@ -97,7 +84,7 @@ class StandInCuda:
         self.failing: dict[int, cudaError_t] = {}
         self.spoilt_from: int | None = None
         self.memory_bytes = 1 << 40
-        self.properties = Properties()
+        self.properties = SimpleNamespace(name=b"Stand-in GPU", major=9, minor=0)
         self._lock = threading.RLock()
         self._next_handle = 1000
         self.device_memory: dict[int, Any] = {}
@@ -111,12 +98,12 @@ class StandInCuda:
 
     @property
     def num_alive(self) -> int:
-        """Everything that was made and not freed."""
+        """Number of objects that were made and not freed."""
         kinds = (self.device_memory, self.host_memory, self.streams, self.events)
         return sum(map(len, (*kinds, self.graphs, self.executables)))
 
     def __getattr__(self, name: str) -> Any:
-        """A function of CUDA: noted, made to fail where the test wants it, then done."""
+        """A function of CUDA, which notes its calls and fails if the test says so."""
         function = self.__dict__.get("_functions", {}).get(name)
         if function is None:
             raise AttributeError(name)
@@ -142,7 +129,7 @@ class StandInCuda:
         return call
 
     def device_bytes(self, address: int, num_bytes: int) -> Any:
-        """A view of device memory, for kernels; `Misuse` if it is not all inside one piece."""
+        """A view of device memory, for kernels; `Misuse` if it is not within one piece."""
         return self._find(self.device_memory, address, num_bytes)
 
     def put(self, stream: int, work: Work) -> None:
@@ -201,9 +188,10 @@ class StandInCuda:
         if sum(map(len, memory.values())) + size > self.memory_bytes:
             return cudaError_t.cudaErrorMemoryAllocation, None
         piece = (ctypes.c_ubyte * (size + 256))()
-        address = -(-ctypes.addressof(piece) // 256) * 256
-        memory[address] = _Piece(piece, size)
-        return OK, address
+        offset = -ctypes.addressof(piece) % 256
+        # The view has the reserved length and keeps the larger array alive.
+        memory[ctypes.addressof(piece) + offset] = memoryview(piece)[offset : offset + size]
+        return OK, ctypes.addressof(piece) + offset
 
     def _give_back(self, memory: dict[int, Any], address: int) -> tuple[Any, ...]:
         # CUDA waits for all work first.
@@ -266,13 +254,3 @@ class StandInCuda:
         for work in self.executables[graph]:
             self.put(stream, work)
         return (OK,)
-
-
-class _Piece:
-    """Reserved memory of so many bytes, aligned inside a larger array that it keeps alive."""
-
-    def __init__(self, memory: Any, size: int) -> None:
-        self.memory, self.size = memory, size
-
-    def __len__(self) -> int:
-        return self.size

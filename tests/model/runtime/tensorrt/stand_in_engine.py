@@ -1,7 +1,7 @@
-"""The running half of the stand-in for TensorRT: engines and contexts whose kernels are on the CPU.
+"""Engines and execution contexts of the stand-in for TensorRT.
 
-A kernel runs the graph with ONNX Runtime on the bytes in the stand-in for CUDA's memory, when the
-stream is waited for. What TensorRT leaves undefined raises `Misuse`.
+A kernel runs the graph with ONNX Runtime on the bytes in the stand-in for CUDA's memory, when a
+caller waits for the stream. What TensorRT leaves undefined raises `Misuse`.
 """
 
 import enum
@@ -19,17 +19,7 @@ if TYPE_CHECKING:
 Dims = tuple[int, ...]
 
 
-class DataType(enum.Enum):
-    """Of tensors."""
-
-    FLOAT = 0
-    HALF = 1
-    INT32 = 3
-    BOOL = 4
-    INT64 = 8
-    BF16 = 7
-
-
+DataType = enum.Enum("DataType", "FLOAT HALF INT32 BOOL INT64 BF16")
 NUMPY_TYPES = {
     DataType.FLOAT: np.float32,
     DataType.HALF: np.float16,
@@ -40,7 +30,7 @@ NUMPY_TYPES = {
 
 
 class Engine:
-    """What was built."""
+    """An engine, from its note."""
 
     def __init__(self, trt: "StandInTensorRt", note: dict[str, Any]) -> None:
         self.trt = trt
@@ -74,7 +64,7 @@ class Engine:
 
 
 class Context:
-    """Runs an engine, if everything was set, and notes each change."""
+    """Runs an engine if everything is set, and counts its changes."""
 
     def __init__(self, engine: Engine) -> None:
         self.trt, self.engine = engine.trt, engine

@@ -1,6 +1,6 @@
-"""A stand-in for the module `tensorrt` that has no GPU: it checks the calls and builds nothing.
+"""A stand-in for the module `tensorrt` without a GPU: it checks the calls and builds nothing.
 
-An "engine" is a note of what was asked for; how it "runs" is in `stand_in_engine`.
+An "engine" is a note of the builder's arguments; `stand_in_engine` runs it.
 """
 
 import enum
@@ -20,24 +20,13 @@ from tests.model.runtime.tensorrt.stand_in_engine import (
     session_of,
 )
 
-
-class Severity(enum.IntEnum):
-    """Of messages."""
-
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
+Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
 
 
 class ILogger:
     """Base of loggers."""
 
     Severity = Severity
-
-    def log(self, severity: int, message: str) -> None:
-        raise NotImplementedError
 
 
 class IProgressMonitor:

@@ -1,10 +1,11 @@
-"""Building engines ahead, as an init container does it. On stand-ins."""
+"""Engines are built in advance, as by an init container. On stand-ins."""
 
 import argparse
 from typing import TYPE_CHECKING
 
 import pytest
 
+from model.runtime.base import LaneShare
 from model.runtime.tensorrt.command import add_arguments, run
 from model.runtime.tensorrt.cuda import GpuError
 
@@ -12,30 +13,25 @@ if TYPE_CHECKING:
     from tests.model.runtime.tensorrt.conftest import StandInGpu
 
 
-def build(gpu: "StandInGpu", *arguments: str) -> list[str]:
-    """What was said."""
+def build(gpu: "StandInGpu", *arguments: str) -> str:
+    """Run the command; returns its output."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = parser.parse_args([str(gpu.package.path), *arguments])
-    said: list[str] = []
-    run(options, gpu.options.cache_folder.parent, said.append, load=lambda: gpu.libraries)
-    return said
-
-
-FEW = ("--max-batch=4", "--best-batch=2", "--max-texts=6", "--best-texts=3")
+    lines: list[str] = []
+    run(options, gpu.options.cache_folder.parent, lines.append, load=lambda: gpu.libraries)
+    return "\n".join(lines)
 
 
 def test_the_service_finds_the_engines_that_were_built(gpu: "StandInGpu") -> None:
-    told = "\n".join(build(gpu, *FEW))
-    assert "Stand-in GPU, compute capability 9.0, TensorRT 11.4.0" in told
-    assert "[1/2] vision fp32: stand-in: 50 %" in told
-    assert "[2/2] text fp32: ready after" in told
-    assert gpu.trt.num_built == 2
-    gpu.lane()
+    output = build(gpu)
+    assert "[1/2] vision fp32: stand-in: 50 %" in output
+    assert "[2/2] text fp32: ready after" in output
+    gpu.lane(share=LaneShare(cache=gpu.options.cache_folder.parent))
     assert gpu.trt.num_built == 2
 
 
-def test_a_second_build_has_nothing_to_do_and_nothing_stays_on_the_gpu(gpu: "StandInGpu") -> None:
+def test_only_missing_engines_are_built_and_nothing_stays_on_the_gpu(gpu: "StandInGpu") -> None:
     for arguments, num_built in (((), 2), ((), 2), (("--optimization-level=5",), 4)):
         build(gpu, *arguments)
         assert gpu.trt.num_built == num_built
@@ -44,16 +40,16 @@ def test_a_second_build_has_nothing_to_do_and_nothing_stays_on_the_gpu(gpu: "Sta
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("argument", "complaint"),
     [
-        (("--precision=bf16",), "has no file 'onnx/vision_model_bf16"),
-        (("--best-batch=100",), "at most 64 images, not 100"),
-        (("--device=3",), "be asked what GPU 3 is"),
+        ("--precision=bf16", "has no file 'onnx/vision_model_bf16"),
+        ("--best-batch=100", "at most 64 images, not 100"),
+        ("--device=3", "be asked what GPU 3 is"),
     ],
 )
 def test_wrong_options_are_errors_before_anything_is_built(
-    gpu: "StandInGpu", arguments: tuple[str, ...], told: str
+    gpu: "StandInGpu", argument: str, complaint: str
 ) -> None:
-    with pytest.raises((ValueError, GpuError), match=told):
-        build(gpu, *arguments)
+    with pytest.raises((ValueError, GpuError), match=complaint):
+        build(gpu, argument)
     assert gpu.trt.num_built == 0

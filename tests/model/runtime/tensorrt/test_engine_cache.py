@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from model.manifest import FileEntry, Manifest
-from model.package import ModelPackage
-from model.runtime.tensorrt.cuda import DeviceFacts
+from model.manifest import FileEntry
+from model.runtime.tensorrt.cuda import DeviceFacts, GpuError
 from model.runtime.tensorrt.engine_cache import (
     BuiltEngine,
     EngineCache,
@@ -20,8 +19,7 @@ from model.runtime.tensorrt.engine_cache import (
     graph_digest,
 )
 from model.runtime.tensorrt.profiles import EngineOptions, ShapeRange
-
-# A key tells engines apart by everything that they depend on.
+from tests.model.runtime.conftest import make_manifest
 
 DEVICE = DeviceFacts(
     gpu="NVIDIA H100 80GB HBM3", compute_capability="9.0", tensorrt="11.4.0.106", cuda_major=13
@@ -38,7 +36,7 @@ OTHER_RANGE = ShapeRange((1, 3, 14, 14), (4, 3, 14, 14), (9, 3, 14, 14))
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "difference"),
     [
         (replace(KEY, device=replace(DEVICE, gpu="NVIDIA L4")), "NVIDIA L4"),
         (replace(KEY, device=replace(DEVICE, compute_capability="8.9")), "8.9"),
@@ -52,9 +50,9 @@ OTHER_RANGE = ShapeRange((1, 3, 14, 14), (4, 3, 14, 14), (9, 3, 14, 14))
     ],
 )
 def test_a_key_differs_in_everything_that_the_engine_depends_on(
-    other: EngineKey, told: str
+    other: EngineKey, difference: str
 ) -> None:
-    assert told in differences(other.facts(), KEY.facts())
+    assert difference in differences(other.facts(), KEY.facts())
 
 
 def test_a_key_survives_json_and_equals_nothing_else() -> None:
@@ -62,37 +60,22 @@ def test_a_key_survives_json_and_equals_nothing_else() -> None:
     assert "extra" in differences({**KEY.facts(), "extra": 1}, KEY.facts())
     others: tuple[object, ...] = (None, [], "key", {})
     assert all(differences(other, KEY.facts()) for other in others)
-
-
-def test_the_folder_of_a_device_is_one_safe_name() -> None:
     assert "/" not in replace(DEVICE, gpu="../a/b").folder
 
 
-def package_of(tiny: Manifest, *names: str) -> ModelPackage:
-    files = {name: FileEntry(sha256="0" * 64, size_bytes=1) for name in names}
-    return ModelPackage(path=Path(), manifest=tiny.model_copy(update={"files": files}))
+def test_weights_next_to_a_graph_count_and_other_graphs_do_not() -> None:
+    def digest(changed: str = "") -> str:
+        manifest = make_manifest(files=dict.fromkeys(names, 1))
+        if changed:
+            manifest.files[changed] = FileEntry(sha256="1" * 64, size_bytes=1)
+        return graph_digest(manifest, names[0])
 
-
-def test_weights_beside_a_graph_count_and_other_graphs_do_not(tiny_package: ModelPackage) -> None:
-    names = ("onnx/vision_model.onnx", "onnx/vision_model.onnx.data", "onnx/text_model.onnx")
-    package = package_of(tiny_package.manifest, *names, "model.safetensors")
-    before = graph_digest(package.manifest, names[0])
-
-    def digest_with_changed(name: str) -> str:
-        files = {**package.manifest.files, name: FileEntry(sha256="1" * 64, size_bytes=1)}
-        return graph_digest(package.manifest.model_copy(update={"files": files}), names[0])
-
-    assert digest_with_changed(names[0]) != before
-    assert digest_with_changed(names[1]) != before
-    assert digest_with_changed(names[2]) == before
-    assert digest_with_changed("model.safetensors") == before
-
-
-# An engine is built once, by one process, and never read when it is not what it should be.
+    names = ("onnx/vision.onnx", "onnx/vision.onnx.data", "onnx/text.onnx", "model.safetensors")
+    assert [digest(name) != digest() for name in names] == [True, True, False, False]
 
 
 class Builds:
-    """Counts the builds; an engine is the number of its build."""
+    """A cache whose engines are numbered by their build."""
 
     def __init__(self, cache: EngineCache) -> None:
         self.cache = cache
@@ -116,10 +99,6 @@ def builds(tmp_path: Path) -> Builds:
     return Builds(EngineCache(tmp_path / "cache"))
 
 
-def test_an_engine_is_built_once(builds: Builds) -> None:
-    assert [builds.get(), builds.get()] == [b"plan 1", b"plan 1"]
-
-
 def test_timings_are_kept_for_the_next_build_on_the_device(builds: Builds) -> None:
     builds.get()
     builds.get(replace(KEY, part="text"))
@@ -131,6 +110,11 @@ def note_of(plan: Path) -> Path:
     return plan.with_suffix(".json")
 
 
+def copy_from_another_device(plan: Path) -> None:
+    text = note_of(plan).read_text()
+    note_of(plan).write_text(text.replace('"tensorrt": "11.4.0.106"', '"tensorrt": "10.9"'))
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -139,9 +123,11 @@ def note_of(plan: Path) -> Path:
         pytest.param(lambda plan: note_of(plan).write_text("[]"), "nothing says", id="empty note"),
         pytest.param(lambda plan: note_of(plan).unlink(), "there is none yet", id="no note"),
         pytest.param(lambda plan: plan.unlink(), "there is none yet", id="no plan"),
+        pytest.param(copy_from_another_device, "'11.4.0.106' and was '10.9'", id="other device"),
+        pytest.param(lambda _: None, "TensorRT refuses it", id="refused"),
     ],
 )
-def test_a_damaged_engine_is_built_again(
+def test_an_unusable_engine_is_built_again(
     builds: Builds,
     caplog: pytest.LogCaptureFixture,
     spoil: Callable[[Path], object],
@@ -149,62 +135,33 @@ def test_a_damaged_engine_is_built_again(
 ) -> None:
     builds.get()
     spoil(builds.cache.plan_file(KEY))
+    if reason == "TensorRT refuses it":
+        builds.refused.add(b"plan 1")
     with caplog.at_level(logging.INFO):
         assert builds.get() == b"plan 2"
     assert reason in caplog.text
     assert builds.get() == b"plan 2"
 
 
-def test_an_engine_copied_from_another_device_is_built_again(
-    builds: Builds, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("failure", ["refused", "builder", "disk"])
+def test_a_failed_build_leaves_nothing(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
-    other = replace(KEY, device=replace(KEY.device, tensorrt="10.9"))
-    builds.get(other)
-    builds.cache.plan_file(other).parent.rename(builds.cache.plan_file(KEY).parent)
-    with caplog.at_level(logging.INFO):
-        assert builds.get() == b"plan 2"
-    assert "tensorrt is '11.4.0.106' and was '10.9'" in caplog.text
-
-
-def test_an_engine_that_tensorrt_refuses_is_built_again(
-    builds: Builds, caplog: pytest.LogCaptureFixture
-) -> None:
-    builds.refused.add(builds.get())
-    with caplog.at_level(logging.INFO):
-        assert builds.get() == b"plan 2"
-    assert "TensorRT refuses it" in caplog.text
-
-
-def test_a_new_engine_that_is_refused_is_an_error_and_not_kept(builds: Builds) -> None:
-    builds.refused.add(b"plan 1")
-    with pytest.raises(RuntimeError, match="cannot load the engine that it built for the vision"):
-        builds.get()
-    assert not builds.cache.plan_file(KEY).exists()
-
-
-def test_a_build_that_fails_leaves_nothing(builds: Builds) -> None:
-    def fail(_timings: bytes) -> BuiltEngine:
-        raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError, match="no"):
-        builds.cache.load_or_build(KEY, load=builds.load, build=fail)
-    left = [path.name for path in builds.cache.plan_file(KEY).parent.iterdir()]
-    assert left == ["build.lock"]
-
-
-def test_a_write_that_fails_leaves_nothing_half_written(
-    builds: Builds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_descriptor: int) -> None:
+    def fail(_: object) -> BuiltEngine:
         raise OSError("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("os.fsync", full)
-        with pytest.raises(OSError, match="no space"):
+        if failure == "refused":
+            builds.refused.add(b"plan 1")
+        elif failure == "builder":
+            patched.setattr(builds, "build", fail)
+        else:
+            patched.setattr("os.fsync", fail)
+        with pytest.raises((GpuError, OSError), match=r"cannot load the engine|no space"):
             builds.get()
     left = [path.name for path in builds.cache.plan_file(KEY).parent.iterdir()]
     assert left == ["build.lock"]
-    assert builds.get() == b"plan 2"
+    assert builds.get() == (b"plan 1" if failure == "builder" else b"plan 2")
 
 
 def test_only_one_builds_and_the_others_wait_for_it(builds: Builds) -> None:

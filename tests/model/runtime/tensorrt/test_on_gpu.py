@@ -1,6 +1,6 @@
-"""TensorRT itself, on a GPU: `python -m pytest -m tensorrt`. Not run yet, for want of one.
+"""TensorRT on a GPU: `python -m pytest -m tensorrt`. Not yet run, because there was no GPU.
 
-Engines of the tiny model are built once, for all tests, which takes minutes on a new machine.
+Engines of the tiny model are built once for all tests, which takes minutes on a new machine.
 """
 
 import threading
@@ -9,21 +9,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from model.package import ModelPackage
-from model.runtime.base import MissingRuntimeError, Runtime, SharedGraphCache, VisionOutput
-from model.runtime.choice import RuntimeChoice
-from model.runtime.load import load_runtime
+from model.runtime.base import MissingRuntimeError, Runtime, SharedGraphCache
 from model.runtime.tensorrt import engines as engine_supply
 from model.runtime.tensorrt import runtime as tensorrt_runtime
 from model.runtime.tensorrt.cuda import GpuError, GpuLibraries, device_facts, load_libraries
 from model.runtime.tensorrt.engine_cache import BuiltEngine
 from model.runtime.tensorrt.profiles import EngineOptions, TensorRtOptions
 from model.runtime.tensorrt.runtime import TensorRtRuntime
+from tests.model.runtime.tensorrt.conftest import assert_near, images, tensorrt_choice, texts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt, pytest.mark.timeout(1800)]
-CHOICE = RuntimeChoice(runtime="tensorrt", precision="fp32", device="gpu", reason="a test")
+CHOICE = tensorrt_choice()
 # Float32 without TF32: what differs is the order of sums, as between any two runtimes.
 FP32_ATOL = 1e-3
 
@@ -40,7 +38,7 @@ def libraries() -> GpuLibraries:
 
 @pytest.fixture(scope="module")
 def options(libraries: GpuLibraries, tmp_path_factory: pytest.TempPathFactory) -> TensorRtOptions:
-    del libraries  # which is there, then
+    del libraries  # skips the test if they are missing
     engine = EngineOptions(max_batch=4, best_batch=2, max_texts=8, best_texts=4)
     return TensorRtOptions(engine=engine, cache_folder=tmp_path_factory.mktemp("engines"))
 
@@ -52,22 +50,6 @@ def lane(tiny_package: ModelPackage, options: TensorRtOptions) -> Iterator[Tenso
     runtime.close()
 
 
-@pytest.fixture(scope="module")
-def reference(tiny_package: ModelPackage) -> Runtime:
-    return load_runtime(tiny_package, runtime="onnx")
-
-
-def images(batch: int, height: int, width: int) -> NDArray[np.float32]:
-    generator = np.random.default_rng(batch * height + width)
-    return generator.random((batch, 3, height, width), dtype=np.float32)
-
-
-def assert_near(output: VisionOutput, expected: VisionOutput, atol: float = FP32_ATOL) -> None:
-    for name in ("cls1_BD", "cls2_BD", "patches_BND", "values_BND"):
-        found, wanted = getattr(output, name), getattr(expected, name)
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=atol, err_msg=name)
-
-
 @pytest.mark.parametrize("batch", [1, 4, 9])
 def test_images_agree_with_the_cpu(
     lane: TensorRtRuntime, reference: Runtime, tiny_package: ModelPackage, batch: int
@@ -75,23 +57,16 @@ def test_images_agree_with_the_cpu(
     others = ((14, 14), (28, 70), (112, 224), (224, 224))
     for height, width in (*tiny_package.manifest.shape_buckets, *others):
         pixels_B3HW = images(batch, height, width)
-        assert_near(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
+        found, expected = (r.encode_images(pixels_B3HW) for r in (lane, reference))
+        assert_near(found, expected, FP32_ATOL)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (8, 16), (20, 64)])
 def test_texts_agree_with_the_cpu(
     lane: TensorRtRuntime, reference: Runtime, batch: int, length: int
 ) -> None:
-    generator = np.random.default_rng(length)
-    lengths_B1 = generator.integers(1, length + 1, (batch, 1))
-    mask_BL = (np.arange(length) < lengths_B1).astype(np.int64)
-    ids_BL = generator.integers(1, 200, (batch, length)) * mask_BL
-    np.testing.assert_allclose(
-        lane.encode_texts(ids_BL, mask_BL),
-        reference.encode_texts(ids_BL, mask_BL),
-        rtol=0,
-        atol=FP32_ATOL,
-    )
+    found, expected = (r.encode_texts(*texts(batch, length)) for r in (lane, reference))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=FP32_ATOL)
 
 
 def test_a_second_lane_builds_nothing(
@@ -134,7 +109,7 @@ def test_lanes_side_by_side_do_not_disturb_each_other(
             for batch in (1, 2, 3, 4) * 10:
                 pixels_B3HW = images(batch, 56, 14 * (index + 1))
                 expected = reference_of[pixels_B3HW.shape]
-                assert_near(lanes[index].encode_images(pixels_B3HW), expected)
+                assert_near(lanes[index].encode_images(pixels_B3HW), expected, FP32_ATOL)
         except AssertionError as error:
             failures.append(error)
 

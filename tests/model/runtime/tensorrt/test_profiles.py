@@ -1,7 +1,7 @@
 """Every image and text has a profile, and buckets have one for themselves."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.graphs import DENSE_TASKS, Part
@@ -13,6 +13,7 @@ from model.runtime.tensorrt.profiles import (
     profiles_for,
     split_batch,
 )
+from tests.model.runtime.conftest import make_manifest
 
 UNIT = 14
 
@@ -21,18 +22,12 @@ def manifest(
     native: int = 8, buckets: tuple[tuple[int, int], ...] = ((8, 8), (8, 11)), unit: int = UNIT
 ) -> Manifest:
     """Sizes in units: the native side and the buckets; up to four times the native side."""
-    return Manifest(
-        name="tiny",
-        variant="tiny",
-        embed_dim=32,
+    return make_manifest(
         native_size=native * unit,
         min_size=unit,
         max_size=4 * native * unit,
         size_multiple=unit,
         shape_buckets=[(height * unit, width * unit) for height, width in buckets],
-        temperature=0.07,
-        outputs=["patches"],
-        licence="none",
     )
 
 
@@ -44,6 +39,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return manifest(native, tuple(buckets), draw(st.sampled_from([14, 28])))
 
 
+@settings(max_examples=40)
 @given(page=manifests(), data=st.data())
 def test_every_allowed_image_has_a_profile(page: Manifest, data: st.DataObject) -> None:
     options = EngineOptions(max_batch=16, best_batch=4)
@@ -58,6 +54,7 @@ def test_every_allowed_image_has_a_profile(page: Manifest, data: st.DataObject) 
         assert (shapes.smallest[0], shapes.best[0], shapes.largest[0]) == (1, 4, 16)
 
 
+@settings(max_examples=40)
 @given(page=manifests())
 def test_profiles_begin_and_end_at_sizes_that_the_package_allows(page: Manifest) -> None:
     parts: tuple[Part, ...] = ("vision", *DENSE_TASKS)
@@ -83,6 +80,7 @@ def test_a_large_image_runs_alone() -> None:
     assert profiles[chosen]["pixel_values"].largest[0] == 1
 
 
+@settings(max_examples=40)
 @given(length=st.integers(1, 64))
 def test_every_text_has_a_profile(length: int) -> None:
     profiles = profiles_for("text", manifest(), EngineOptions(max_texts=100))
@@ -99,6 +97,7 @@ def test_a_shape_outside_every_profile_has_none(shape: tuple[int, ...]) -> None:
     assert choose_profile(profiles, {"other": (1, 3, 14, 14)}) is None
 
 
+@settings(max_examples=40)
 @given(num_items=st.integers(1, 2000), most=st.integers(1, 64))
 def test_a_batch_is_cut_into_few_even_runs(num_items: int, most: int) -> None:
     runs = split_batch(num_items, most)
@@ -106,11 +105,6 @@ def test_a_batch_is_cut_into_few_even_runs(num_items: int, most: int) -> None:
     assert len(runs) == -(-num_items // most)
     assert max(runs) <= most
     assert max(runs) - min(runs) <= 1
-
-
-def test_a_range_has_an_order() -> None:
-    with pytest.raises(ValueError, match="no range of shapes"):
-        ShapeRange((1, 2), (1, 4), (1, 3))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +116,8 @@ def test_a_range_has_an_order() -> None:
         ({"workspace_bytes": 0}, "leave it out"),
     ],
 )
-def test_impossible_options_are_refused(changes: dict[str, int], message: str) -> None:
+def test_impossible_options_and_ranges_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EngineOptions(**changes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no range of shapes"):
+        ShapeRange((1, 2), (1, 4), (1, 3))

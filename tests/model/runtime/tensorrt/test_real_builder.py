@@ -1,8 +1,7 @@
-"""A real builder and parser of TensorRT's family take what we ask of them, without a GPU.
+"""TensorRT-RTX's builder and parser accept our calls, without a GPU.
 
-TensorRT-RTX is not TensorRT: its parser may take more or less, and its engines are finished on the
-GPU. Its Python interface is the same, so names and arguments of our calls are checked by it, up to
-the finished engine. Loading an engine needs a GPU.
+TensorRT-RTX has TensorRT's Python interface, so it checks names and arguments up to the finished
+engine. Its parser may accept other graphs, and loading an engine needs a GPU.
 """
 
 import pytest
@@ -13,9 +12,7 @@ from model.runtime.tensorrt.cuda import Cuda, GpuError, GpuLibraries, library_lo
 from model.runtime.tensorrt.engines import EngineSource, build_engine, deserialize
 from model.runtime.tensorrt.profiles import EngineOptions, ShapeRange, profiles_for
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*Timing cache.*:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache.*:DeprecationWarning")
 FILES: dict[Part, str] = {"vision": VISION_FILE, "text": TEXT_FILE}
 
 
@@ -30,18 +27,18 @@ def rtx() -> GpuLibraries:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["vision", "text"])
-def test_it_builds_an_engine_with_all_profiles(
+def test_an_engine_is_built_with_several_profiles(
     rtx: GpuLibraries, tiny_package: ModelPackage, part: Part
 ) -> None:
     options = EngineOptions(workspace_bytes=1 << 28, optimization_level=2)
     profiles = profiles_for(part, tiny_package.manifest, options)
-    # Each costs a second of building: a bucket's, and the widest.
+    # Each takes a second: a bucket's and the widest.
     profiles = (profiles[0], profiles[-1])
     source = EngineSource(graph=tiny_package.file(FILES[part]), profiles=profiles, options=options)
-    told: list[str] = []
-    built = build_engine(rtx, source, b"", progress=told.append)
+    progress: list[str] = []
+    built = build_engine(rtx, source, b"", progress=progress.append)
     assert len(built.plan) > 10_000
-    assert told
+    assert progress
 
 
 def test_shapes_that_contradict_the_graph_are_refused(
@@ -57,6 +54,6 @@ def test_shapes_that_contradict_the_graph_are_refused(
         build_engine(rtx, source, b"")
 
 
-def test_what_is_no_engine_is_refused_and_not_a_crash(rtx: GpuLibraries) -> None:
+def test_bytes_that_are_no_engine_are_refused(rtx: GpuLibraries) -> None:
     assert deserialize(rtx, b"no engine" * 100) is None
     assert "Serialization" in rtx.log.take_errors()

@@ -1,46 +1,19 @@
 """The TensorRT runtime on stand-ins of its libraries."""
 
-import gc
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from model.package import ModelPackage, PackageError
+from model.package import PackageError
 from model.runtime.base import Interrupted, Runtime, VisionOutput
-from model.runtime.load import load_runtime
 from model.runtime.tensorrt.engines import ENGINES
+from model.runtime.tensorrt.graph_executor import GraphExecutor
+from tests.model.runtime.tensorrt.conftest import assert_near, images, texts
 
 if TYPE_CHECKING:
     from tests.model.runtime.tensorrt.conftest import MakeGpu, StandInGpu
-
-FloatArray = NDArray[np.float32]
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_package: ModelPackage) -> Runtime:
-    return load_runtime(tiny_package, runtime="onnx")
-
-
-def images(batch: int, height: int = 56, width: int = 56) -> FloatArray:
-    generator = np.random.default_rng(batch * height + width)
-    return generator.random((batch, 3, height, width), dtype=np.float32)
-
-
-def texts(batch: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    generator = np.random.default_rng(batch * length)
-    mask_BL = (np.arange(length) < generator.integers(1, length + 1, (batch, 1))).astype(np.int64)
-    return generator.integers(1, 200, (batch, length)) * mask_BL, mask_BL
-
-
-def assert_same(output: VisionOutput, expected: VisionOutput, atol: float = 1e-6) -> None:
-    assert output.grid_hw == expected.grid_hw
-    for name in ("cls1_BD", "cls2_BD", "patches_BND", "values_BND"):
-        found, wanted = getattr(output, name), getattr(expected, name)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("uses_graphs", [True, False])
@@ -51,7 +24,7 @@ def test_it_computes_what_the_onnx_runtime_does(
     for batch, height, width in [(1, 56, 56), (3, 56, 56), (2, 28, 84), (9, 56, 56), (1, 14, 14)]:
         pixels_B3HW = images(batch, height, width)
         for _ in range(3):
-            assert_same(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
+            assert_near(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
     for batch, length in [(1, 1), (13, 16), (2, 64)]:
         ids_BL, mask_BL = texts(batch, length)
         np.testing.assert_allclose(
@@ -62,17 +35,13 @@ def test_it_computes_what_the_onnx_runtime_does(
         )
 
 
-def test_an_answer_outlives_the_next_run(gpu: "StandInGpu", reference: Runtime) -> None:
-    lane = gpu.lane()
-    first = lane.encode_images(images(2))
-    lane.encode_images(1 - images(2))
-    assert_same(first, reference.encode_images(images(2)))
-
-
-def test_arrays_need_not_be_contiguous(gpu: "StandInGpu", reference: Runtime) -> None:
-    flipped_B3HW = images(2)[:, :, ::-1, ::-1]
-    expected = reference.encode_images(np.ascontiguousarray(flipped_B3HW))
-    assert_same(gpu.lane().encode_images(flipped_B3HW), expected)
+def test_an_output_outlives_the_next_run_and_arrays_need_not_be_contiguous(
+    gpu: "StandInGpu", reference: Runtime
+) -> None:
+    lane, flipped_B3HW = gpu.lane(), images(2)[:, :, ::-1, ::-1]
+    first, second = lane.encode_images(images(2)), lane.encode_images(flipped_B3HW)
+    assert_near(first, reference.encode_images(images(2)))
+    assert_near(second, reference.encode_images(np.ascontiguousarray(flipped_B3HW)))
 
 
 def test_tensors_of_fewer_bits_are_converted(gpu: "StandInGpu", reference: Runtime) -> None:
@@ -84,9 +53,7 @@ def test_tensors_of_fewer_bits_are_converted(gpu: "StandInGpu", reference: Runti
         "input_ids": kinds.INT32,
     }
     lane = gpu.lane()
-    pixels_B3HW = np.round(images(2) * 128).astype(np.float32) / np.float32(
-        128
-    )  # which bfloat16 can hold
+    pixels_B3HW = np.round(images(2) * 128) / np.float32(128)  # exact in bfloat16
     expected = reference.encode_images(pixels_B3HW)
     output = lane.encode_images(pixels_B3HW)
     np.testing.assert_allclose(output.cls1_BD, expected.cls1_BD, rtol=2**-7)
@@ -110,7 +77,7 @@ def test_a_shape_is_recorded_after_its_first_run_and_replayed(gpu: "StandInGpu")
 def test_growing_memory_voids_what_was_recorded(gpu: "StandInGpu", reference: Runtime) -> None:
     lane = gpu.lane()
     for pixels_B3HW in (images(1), images(1), images(4), images(1), images(1)):
-        assert_same(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
+        assert_near(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
     assert gpu.cuda.called.count("cudaGraphInstantiate") == 2
     assert gpu.cuda.called.count("cudaGraphExecDestroy") == 1
 
@@ -121,7 +88,6 @@ def test_only_the_latest_shapes_stay_prepared(make_gpu: "MakeGpu") -> None:
     for width in (14, 28, 42, 56):
         for _ in range(2):
             lane.encode_images(images(1, 14, width))
-    gc.collect()
     assert len(gpu.trt.contexts) == 2
     assert len(gpu.cuda.executables) <= 2
 
@@ -135,7 +101,7 @@ def test_a_graph_that_cannot_be_recorded_is_run_step_by_step(
     # The next three calls are those of a run: device, begin of the recording, copy.
     gpu.cuda.failing = {len(names) + 2: gpu.cuda.cudaError_t.cudaErrorStreamCaptureUnsupported}
     for _ in range(3):
-        assert_same(lane.encode_images(images(2)), reference.encode_images(images(2)))
+        assert_near(lane.encode_images(images(2)), reference.encode_images(images(2)))
     assert "CUDA graphs are off for this lane" in caplog.text
     assert "cudaGraphLaunch" not in names
 
@@ -158,11 +124,10 @@ def test_lanes_share_an_engine_and_nothing_else(gpu: "StandInGpu", reference: Ru
         thread.join()
     assert len(outputs) == 3
     for output in outputs:
-        assert_same(output, reference.encode_images(images(4)))
+        assert_near(output, reference.encode_images(images(4)))
     lanes[0].close()
-    gc.collect()
     assert len(gpu.trt.engines) == 2
-    assert_same(lanes[1].encode_images(images(1)), reference.encode_images(images(1)))
+    assert_near(lanes[1].encode_images(images(1)), reference.encode_images(images(1)))
 
 
 def test_nothing_is_left_after_closing(gpu: "StandInGpu") -> None:
@@ -173,7 +138,6 @@ def test_nothing_is_left_after_closing(gpu: "StandInGpu") -> None:
     assert gpu.cuda.num_alive > 5
     lane.close()
     lane.close()
-    gc.collect()
     assert gpu.cuda.num_alive == 0
     assert not gpu.trt.contexts
     assert not gpu.trt.engines
@@ -188,15 +152,15 @@ def test_an_interrupted_call_skips_its_remaining_runs(
 ) -> None:
     lane = gpu.lane()
     runs: list[str] = []
-    submit = type(lane._executors["vision"])._submit  # type: ignore[index]
+    submit = GraphExecutor._submit
 
-    def note(self: object, shape: object) -> None:
+    def note(self: GraphExecutor, shape: Any) -> None:
         runs.append("run")
-        submit(self, shape)  # type: ignore[arg-type]
+        submit(self, shape)
         if len(runs) == after_runs:
             lane.interrupt()
 
-    monkeypatch.setattr(type(lane._executors["vision"]), "_submit", note)  # type: ignore[index]
+    monkeypatch.setattr(GraphExecutor, "_submit", note)
     if after_runs:
         with pytest.raises(Interrupted):
             lane.encode_images(images(12))
@@ -204,10 +168,15 @@ def test_an_interrupted_call_skips_its_remaining_runs(
     else:
         lane.interrupt()  # nothing runs
     pixels_B3HW = images(12)
-    assert_same(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
+    assert_near(lane.encode_images(pixels_B3HW), reference.encode_images(pixels_B3HW))
 
 
-def test_mistakes_of_callers_are_errors(gpu: "StandInGpu") -> None:
+def test_wrong_inputs_and_absent_precisions_are_errors(gpu: "StandInGpu") -> None:
+    with pytest.raises(PackageError, match="vision_model_bf16"):
+        gpu.lane("bf16")
+    with pytest.raises(ValueError, match="fp32, bf16, fp16, int8, not in int8_weights"):
+        gpu.lane("int8_weights")
+    assert gpu.cuda.num_alive == 0
     lane = gpu.lane()
     with pytest.raises(ValueError, match="multiples of 14"):
         lane.encode_images(images(1, 15, 14))
@@ -217,11 +186,3 @@ def test_mistakes_of_callers_are_errors(gpu: "StandInGpu") -> None:
         lane.estimate("depth", images(1))
     with pytest.raises(ValueError, match="no token"):
         lane.encode_texts(np.zeros((1, 2), np.int64), np.zeros((1, 2), np.int64))
-
-
-def test_precisions_that_are_not_there_are_errors(gpu: "StandInGpu") -> None:
-    with pytest.raises(PackageError, match="vision_model_bf16"):
-        gpu.lane("bf16")
-    with pytest.raises(ValueError, match="fp32, bf16, fp16, int8, not in int8_weights"):
-        gpu.lane("int8_weights")
-    assert gpu.cuda.num_alive == 0

@@ -22,6 +22,7 @@ def shared_generators(source: str) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_no_test_module_shares_a_generator(project_root: Path, python_files: list[Path]) -> None:
     assert shared_generators("A = default_rng(0)\nB = default_rng(0).random(3)\n") == [1]
     shared = [

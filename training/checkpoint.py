@@ -17,9 +17,8 @@ no entry. Learning rates are not saved: they follow from the configuration and t
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,107 +34,11 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 
 from model.files import atomic_file, rename, sync_tree
 
-PREFIX = "optimizer."
 Optimizers = Sequence[torch.optim.Optimizer]
-
-
-def optimizer_kinds(optimizers: Optimizers) -> list[str]:
-    """Class names in order, such as ["Muon", "AdamW"]."""
-    return [type(optimizer).__name__ for optimizer in optimizers]
-
-
-def _owners(
-    method: nn.Module, optimizers: Optimizers
-) -> dict[str, tuple[nn.Parameter, torch.optim.Optimizer]]:
-    names = {parameter: name for name, parameter in method.named_parameters()}
-    return {
-        names[parameter]: (parameter, optimizer)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-
-
-def optimizer_tensors(method: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:
-    """Every tensor of the optimizers' states by name, not copied."""
-    return {
-        f"{PREFIX}{name}.{field}": value
-        for name, (parameter, optimizer) in _owners(method, optimizers).items()
-        for field, value in optimizer.state[parameter].items()
-        if isinstance(value, Tensor)
-    }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class OptimizerRestore:
-    """Buffers for saved optimizer state, and their destinations.
-
-    Attributes:
-        tensors: Buffers to be filled, by name.
-        places: Parameter, optimizer and field of each.
-    """
-
-    tensors: dict[str, Tensor]
-    places: dict[str, tuple[nn.Parameter, torch.optim.Optimizer, str]]
-
-    def finish(self) -> None:
-        """Replace the optimizers' state by the filled buffers."""
-        for _, optimizer, _ in self.places.values():
-            optimizer.state.clear()
-        for name, (parameter, optimizer, field) in self.places.items():
-            optimizer.state[parameter][field] = _cut(self.tensors[name], parameter)
-
-
-def restore_optimizers(
-    method: nn.Module, optimizers: Optimizers, entries: dict[str, Any]
-) -> OptimizerRestore:
-    """Allocate buffers for the optimizer states of a checkpoint.
-
-    Args:
-        method: Owner of the optimized parameters.
-        optimizers: Newly built, of the kinds that were saved.
-        entries: The checkpoint's metadata of each tensor by name; only optimizer state is used.
-
-    Raises:
-        ValueError: A saved parameter is not trained here.
-    """
-    owners = _owners(method, optimizers)
-    tensors: dict[str, Tensor] = {}
-    places: dict[str, tuple[nn.Parameter, torch.optim.Optimizer, str]] = {}
-    for entry_name, entry in entries.items():
-        if not entry_name.startswith(PREFIX):
-            continue
-        name, _, field = entry_name.removeprefix(PREFIX).rpartition(".")
-        if name not in owners:
-            raise ValueError(f"the checkpoint trained {name}, which this method does not")
-        parameter, optimizer = owners[name]
-        tensors[entry_name] = _room(entry.size, entry.properties.dtype, parameter, field)
-        places[entry_name] = (parameter, optimizer, field)
-    return OptimizerRestore(tensors=tensors, places=places)
-
-
-def _room(size: torch.Size, dtype: torch.dtype, parameter: nn.Parameter, field: str) -> Tensor:
-    if field == "step":  # optimizers count on the CPU
-        return torch.zeros(size, dtype=dtype)
-    if size == parameter.shape:
-        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    return torch.zeros(size, dtype=dtype, device=parameter.device)
-
-
-def _cut(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Shard a statistic of rows or columns like its parameter."""
-    data = parameter.data
-    if not isinstance(data, DTensor) or isinstance(value, DTensor) or value.ndim == 0:
-        return value
-    is_cut = value.shape[0] == parameter.shape[0]
-    place: Placement = Shard(0) if is_cut else Replicate()
-    return distribute_tensor(value, data.device_mesh, [place], src_data_rank=None)
-
 
 CHECKPOINT_FOLDER = "checkpoints"
 FORMAT_VERSION = 1
-_MODEL_PREFIX = "model."
-_OLD_FILE = "checkpoint.pt"
+_MODEL_PREFIX, _OPTIMIZER_PREFIX = "model.", "optimizer."
 _PARTIAL = ".partial-"
 _WEIGHTS, _STATE, _HEADER = "model.safetensors", "state", "checkpoint.json"
 
@@ -147,18 +50,8 @@ def save_atomically(state: object, path: Path) -> None:
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The folder of a run's newest checkpoint.
-
-    Raises:
-        ValueError: The run was saved in the format of an earlier version.
-    """
-    found = sorted((run / CHECKPOINT_FOLDER).glob("step-*"))
-    if not found and (run / _OLD_FILE).exists():
-        raise ValueError(
-            f"{run / _OLD_FILE} was saved by an earlier version, which this one cannot resume: "
-            "choose another run by --set name=NAME, or delete the file to start from step 0"
-        )
-    return found[-1] if found else None
+    """The folder of a run's newest checkpoint."""
+    return max((run / CHECKPOINT_FOLDER).glob("step-*"), default=None)
 
 
 def checkpoint_step(run: Path) -> int:
@@ -178,8 +71,8 @@ def save_checkpoint(
         _remove_partial(root)
         partial.mkdir()
     _wait_for_all()
-    weights, rest = _split(method)
-    rest |= optimizer_tensors(method, optimizers)
+    weights, rest = split_model(method.state_dict())
+    rest |= _optimizer_tensors(method, optimizers)
     with _quietly_alone():
         save(rest, checkpoint_id=partial / _STATE, no_dist=not dist.is_initialized())
     whole = {name: _whole(value) for name, value in weights.items()}
@@ -189,7 +82,7 @@ def save_checkpoint(
             "format_version": FORMAT_VERSION,
             "step": step,
             "num_ranks": dist.get_world_size() if dist.is_initialized() else 1,
-            "optimizers": optimizer_kinds(optimizers),
+            "optimizers": _kinds(optimizers),
         }
         (partial / _HEADER).write_text(json.dumps(header) + "\n", encoding="utf-8")
         _publish(partial, final)
@@ -212,30 +105,18 @@ def load_checkpoint(run: Path, *, method: nn.Module, optimizers: Optimizers) -> 
         return 0
     header = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
     _check_header(folder, header, optimizers)
-    weights, rest = _split(method)
+    weights, rest = split_model(method.state_dict())
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
         saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         _check_shapes(folder, saved, weights)
         for name, value in weights.items():
-            copy_whole(file.get_tensor(name), value)
+            _copy_whole(file.get_tensor(name), value)
     _load_rest(folder / _STATE, method=method, rest=rest, optimizers=optimizers)
     return int(header["step"])
 
 
-def copy_whole(whole: Tensor, target: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded; each rank copies its part."""
-    with torch.no_grad():
-        if isinstance(target, DTensor):
-            mesh, places = target.device_mesh, target.placements
-            local = whole.to(target.device)
-            target.copy_(distribute_tensor(local, mesh, places, src_data_rank=None))
-        else:
-            target.copy_(whole)
-
-
-def _split(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_model(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split a method's state into the model's weights and the rest, which keeps full names."""
-    state = method.state_dict()
     weights = {
         name.removeprefix(_MODEL_PREFIX): value
         for name, value in state.items()
@@ -245,28 +126,13 @@ def _split(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return weights, rest
 
 
-def _load_rest(
-    folder: Path, *, method: nn.Module, rest: dict[str, Tensor], optimizers: Optimizers
-) -> None:
-    reader = FileSystemReader(folder)
-    entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
-    saved = {name: list(entry.size) for name, entry in entries.items()}
-    ours = {name: size for name, size in saved.items() if not name.startswith("optimizer.")}
-    _check_shapes(folder, ours, rest)
-    restoring = restore_optimizers(method, optimizers, entries)
-    state = {**rest, **restoring.tensors}
-    with _quietly_alone():
-        load(state, storage_reader=reader, no_dist=not dist.is_initialized())
-    restoring.finish()
-
-
 def _check_header(folder: Path, header: dict[str, Any], optimizers: Optimizers) -> None:
     if header["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{folder} has format {header['format_version']}, and this version reads "
             f"{FORMAT_VERSION}: choose another run by --set name=NAME"
         )
-    if header["optimizers"] != (kinds := optimizer_kinds(optimizers)):
+    if header["optimizers"] != (kinds := _kinds(optimizers)):
         raise ValueError(
             f"{folder} was trained by {' and '.join(header['optimizers'])}, not by "
             f"{' and '.join(kinds)}: set optim.optimizer back, or choose another run by "
@@ -282,6 +148,98 @@ def _check_shapes(folder: Path, saved: dict[str, list[int]], ours: dict[str, Ten
             f"{folder} is of another model or method: {', '.join(wrong[:5])} differ in presence or "
             "size; use the settings of the run, or choose another by --set name=NAME"
         )
+
+
+def _load_rest(
+    folder: Path, *, method: nn.Module, rest: dict[str, Tensor], optimizers: Optimizers
+) -> None:
+    """Load heads, averages and centre in place, and replace the optimizers' state.
+
+    Raises:
+        ValueError: The state is of another method, or a saved parameter is not trained here.
+    """
+    reader = FileSystemReader(folder)
+    entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    saved = {
+        name: list(entry.size)
+        for name, entry in entries.items()
+        if not name.startswith(_OPTIMIZER_PREFIX)
+    }
+    _check_shapes(folder, saved, rest)
+    owners = _owners(method, optimizers)
+    buffers: dict[str, Tensor] = {}
+    places: dict[str, tuple[nn.Parameter, torch.optim.Optimizer, str]] = {}
+    for entry_name, entry in entries.items():
+        if entry_name in saved:
+            continue
+        name, _, field = entry_name.removeprefix(_OPTIMIZER_PREFIX).rpartition(".")
+        if name not in owners:
+            raise ValueError(f"the checkpoint trained {name}, which this method does not")
+        parameter, optimizer = owners[name]
+        buffers[entry_name] = _buffer(entry.size, entry.properties.dtype, parameter, field)
+        places[entry_name] = (parameter, optimizer, field)
+    with _quietly_alone():
+        load({**rest, **buffers}, storage_reader=reader, no_dist=not dist.is_initialized())
+    for optimizer in optimizers:
+        optimizer.state.clear()
+    for entry_name, (parameter, optimizer, field) in places.items():
+        optimizer.state[parameter][field] = _cut(buffers[entry_name], parameter)
+
+
+def _kinds(optimizers: Optimizers) -> list[str]:
+    """Class names in order, such as ["Muon", "AdamW"]."""
+    return [type(optimizer).__name__ for optimizer in optimizers]
+
+
+def _owners(
+    method: nn.Module, optimizers: Optimizers
+) -> dict[str, tuple[nn.Parameter, torch.optim.Optimizer]]:
+    names = {parameter: name for name, parameter in method.named_parameters()}
+    return {
+        names[parameter]: (parameter, optimizer)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def _optimizer_tensors(method: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:
+    """Every tensor of the optimizers' states by name, not copied."""
+    return {
+        f"{_OPTIMIZER_PREFIX}{name}.{field}": value
+        for name, (parameter, optimizer) in _owners(method, optimizers).items()
+        for field, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _buffer(size: torch.Size, dtype: torch.dtype, parameter: nn.Parameter, field: str) -> Tensor:
+    if field == "step":  # optimizers count on the CPU
+        return torch.zeros(size, dtype=dtype)
+    if size == parameter.shape:
+        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+    return torch.zeros(size, dtype=dtype, device=parameter.device)
+
+
+def _cut(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Shard a statistic of rows or columns like its parameter."""
+    data = parameter.data
+    if not isinstance(data, DTensor) or isinstance(value, DTensor) or value.ndim == 0:
+        return value
+    is_cut = value.shape[0] == parameter.shape[0]
+    place: Placement = Shard(0) if is_cut else Replicate()
+    return distribute_tensor(value, data.device_mesh, [place], src_data_rank=None)
+
+
+def _copy_whole(whole: Tensor, target: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded; each rank copies its part."""
+    with torch.no_grad():
+        if isinstance(target, DTensor):
+            mesh, places = target.device_mesh, target.placements
+            local = whole.to(target.device)
+            target.copy_(distribute_tensor(local, mesh, places, src_data_rank=None))
+        else:
+            target.copy_(whole)
 
 
 @contextmanager

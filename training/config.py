@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from transformers import Tipsv2Config
+from transformers import Tipsv2Config, Tipsv2TextConfig, Tipsv2VisionConfig
 
 from model.variants import variant
 from training.data.captions import SCENE_CAPTIONS, CaptionSampling
@@ -76,6 +76,18 @@ class ModelConfig:
             },
             temperature_init_value=0.07,
         )
+
+
+def vision_of(config: Tipsv2Config) -> Tipsv2VisionConfig:
+    """The vision tower's configuration."""
+    assert isinstance(config.vision_config, Tipsv2VisionConfig)  # transformers makes it one
+    return config.vision_config
+
+
+def text_of(config: Tipsv2Config) -> Tipsv2TextConfig:
+    """The text tower's configuration."""
+    assert isinstance(config.text_config, Tipsv2TextConfig)
+    return config.text_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from transformers import Tipsv2Config, Tipsv2Model, Tipsv2TextConfig, Tipsv2Visi
 
 from model.features import text_features, vision_tokens
 from model.variants import PATCH_SIZE, variant
-from training.config import TrainingConfig
+from training.config import TrainingConfig, text_of, vision_of
 from training.data.batch import MAX_TOKENS
 from training.data.shards.batches import ShardsConfig
 from training.heads import HeadConfig
@@ -225,18 +225,11 @@ DEVICES: dict[str, Accelerator] = {
 }
 
 
-def device(name: str) -> Accelerator:
-    """Look up an accelerator.
-
-    Raises:
-        ValueError: The name is unknown.
-    """
-    if name not in DEVICES:
-        raise ValueError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
-    return DEVICES[name]
-
-
 _FLOAT32, _BFLOAT16 = 4, 2
+_NUM_CAPTION_STREAMS = 2
+# The rest is for the allocator's gaps, kernel workspaces and the driver. Not measured; a tenth is a
+# common reserve.
+_USABLE_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,16 +319,13 @@ def state_of(
         teacher_bytes: Of a frozen teacher's weights.
         parallel: Kind of parallelism.
         num_devices: Number of devices.
-
-    Raises:
-        ValueError: The kind is unknown.
     """
-    if parallel not in get_args(ParallelKind):
-        raise ValueError(f"parallel must be one of {get_args(ParallelKind)}, not {parallel!r}")
     is_cut = parallel == "fsdp2" and num_devices > 1
     share = num_devices if is_cut else 1
     averaged = sum(num_parameters(module) for module in averages)
     trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    sizes = [num_parameters(block) for block in blocks(learner)]
+    gathered = num_parameters(learner) - sum(sizes) + 2 * max(sizes, default=0)
     buckets = 2 if parallel == "ddp" and num_devices > 1 else 1
     return DeviceState(
         parameters=_FLOAT32 * (num_parameters(learner) - averaged) / share,
@@ -344,33 +334,11 @@ def state_of(
         average=_FLOAT32 * averaged / share,
         teacher=teacher_bytes,
         copies=_BFLOAT16 * trained,
-        gathered=2 * _FLOAT32 * _num_gathered(learner) if is_cut else 0,
+        gathered=2 * _FLOAT32 * gathered if is_cut else 0,
     )
 
 
-def _num_gathered(learner: nn.Module) -> int:
-    sizes = [num_parameters(block) for block in blocks(learner)]
-    return num_parameters(learner) - sum(sizes) + 2 * max(sizes, default=0)
-
-
-def batch_that_fits(
-    device: Accelerator, state: DeviceState, bytes_per_image: float, *, usable_share: float = 0.9
-) -> int:
-    """Images that fit on one device at a time; 0 if the state alone does not fit.
-
-    Args:
-        device: The device.
-        state: Bytes without images.
-        bytes_per_image: Bytes per image at the peak.
-        usable_share: Share of the memory without the allocator's gaps, kernel workspaces and the
-            driver. Not measured; a tenth is a common reserve.
-    """
-    free = usable_share * device.memory_bytes - state.total
-    return max(0, int(free // bytes_per_image))
-
-
 PatchTarget = Literal["prototypes", "features", "none"]
-NUM_CAPTION_STREAMS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,27 +369,10 @@ class Workload:
     averages_encoder: bool = False
     checkpoint: bool = False
 
-    def __post_init__(self) -> None:
-        """Check sizes and choices."""
-        if self.global_size % PATCH_SIZE or self.local_size % PATCH_SIZE:
-            raise ValueError(f"sides of crops must be multiples of {PATCH_SIZE} pixels")
-        if self.patch_target not in get_args(PatchTarget):
-            raise ValueError(f"patch_target must be one of {get_args(PatchTarget)}")
-
     @property
     def num_patches(self) -> int:
         """N of the global crop."""
         return (self.global_size // PATCH_SIZE) ** 2
-
-
-def _vision(config: Tipsv2Config) -> Tipsv2VisionConfig:
-    assert isinstance(config.vision_config, Tipsv2VisionConfig)  # transformers makes it one
-    return config.vision_config
-
-
-def _text(config: Tipsv2Config) -> Tipsv2TextConfig:
-    assert isinstance(config.text_config, Tipsv2TextConfig)
-    return config.text_config
 
 
 def _read(text: str) -> Tipsv2Config:
@@ -431,8 +382,8 @@ def _read(text: str) -> Tipsv2Config:
 
 
 def _shallow(config: Tipsv2Config, num_layers: int, *, checkpoint: bool) -> Tipsv2Model:
-    vision = {**_vision(config).to_dict(), "num_hidden_layers": num_layers}
-    text = {**_text(config).to_dict(), "num_hidden_layers": num_layers}
+    vision = {**vision_of(config).to_dict(), "num_hidden_layers": num_layers}
+    text = {**text_of(config).to_dict(), "num_hidden_layers": num_layers}
     for part in (vision, text):
         part["out_features"] = part["out_indices"] = None
     model = Tipsv2Model(
@@ -461,7 +412,7 @@ def vision_pass(
     def count_at(num_layers: int) -> Count:
         return _blocks(text, size, num_layers, trains=trains, checkpoint=checkpoint)
 
-    return extend_in_depth(count_at, _vision(config).num_hidden_layers)
+    return extend_in_depth(count_at, vision_of(config).num_hidden_layers)
 
 
 def block_bytes(config: Tipsv2Config, size: int) -> int:
@@ -497,7 +448,7 @@ def _text_pass(text: str, *, checkpoint: bool) -> Count:
     def count_at(num_layers: int) -> Count:
         return count_per_image(lambda: _shallow(config, num_layers, checkpoint=checkpoint), compute)
 
-    return extend_in_depth(count_at, _text(config).num_hidden_layers)
+    return extend_in_depth(count_at, text_of(config).num_hidden_layers)
 
 
 def head_pass(head: HeadConfig, width: int, num_tokens: int) -> Count:
@@ -538,7 +489,7 @@ def contrast_pass(width: int, global_batch: int) -> Count:
     Each of the two streams computes a row of cosines with the gathered batch in both directions;
     the backward pass needs two products for each. The rows are kept, in float32.
     """
-    rows = 2 * NUM_CAPTION_STREAMS
+    rows = 2 * _NUM_CAPTION_STREAMS
     forward = rows * 2 * width * global_batch
     return Count(
         forward_flops=forward, backward_flops=2 * forward, saved_bytes=rows * 4 * global_batch
@@ -551,7 +502,7 @@ def passes_of(workload: Workload, *, global_batch: int) -> dict[str, Count]:
     A test compares the sum with what the methods in training/methods/ execute.
     """
     student, teacher = workload.student, workload.teacher
-    width = _vision(student).hidden_size
+    width = vision_of(student).hidden_size
     checkpoint, size = workload.checkpoint, workload.global_size
     view = vision_pass(student, size, checkpoint=checkpoint)
     passes = {"student, whole image": view}
@@ -565,17 +516,17 @@ def passes_of(workload: Workload, *, global_batch: int) -> dict[str, Count]:
     elif workload.averages_encoder:
         passes["averaged encoder, whole image"] = vision_pass(student, size, trains=False)
     passes |= _head_passes(workload)
-    captions = text_pass(student, checkpoint=checkpoint).times(NUM_CAPTION_STREAMS)
-    passes[f"text, {NUM_CAPTION_STREAMS} captions"] = captions
+    captions = text_pass(student, checkpoint=checkpoint).times(_NUM_CAPTION_STREAMS)
+    passes[f"text, {_NUM_CAPTION_STREAMS} captions"] = captions
     passes["contrast"] = contrast_pass(width, global_batch)
     return passes
 
 
 def _head_passes(workload: Workload) -> dict[str, Count]:
     """Cost of the heads: patches of one view, and CLS tokens if there are local crops."""
-    width = _vision(workload.student).hidden_size
+    width = vision_of(workload.student).hidden_size
     config = workload.teacher or workload.student
-    teacher_width = _vision(config).hidden_size
+    teacher_width = vision_of(config).hidden_size
     patches = workload.num_patches if workload.patch_target == "prototypes" else 0
     passes = {}
     if workload.patch_target == "features":
@@ -686,8 +637,9 @@ class RunCost:
 
     @property
     def largest_batch(self) -> int:
-        """Images that fit on a device at a time."""
-        return batch_that_fits(self.cluster.device, self.state, self.bytes_per_image)
+        """Images that fit on a device at a time; 0 if the state alone does not fit."""
+        free = _USABLE_SHARE * self.cluster.device.memory_bytes - self.state.total
+        return max(0, int(free // self.bytes_per_image))
 
     @property
     def micro_batches(self) -> int | None:
@@ -708,7 +660,7 @@ class RunCost:
 
 
 def estimate(plan: RunPlan, cluster: Cluster) -> RunCost:
-    """RunCost the cost of a run."""
+    """Estimate the cost of a run."""
     passes = passes_of(plan.workload, global_batch=plan.global_batch)
     state = state_of(
         plan.method,
@@ -798,21 +750,17 @@ def _meta_method(
         assert not isinstance(config.method, DistillConfig)
         return Pretrain(Tipsv2Model(student), config.method), 0
     dtype: torch.dtype = getattr(torch, config.method.teacher_dtype)
-    frozen = _meta_teacher(Tipsv2Model(teacher), config.method.head)
-    assert frozen.head is not None
-    teacher_bytes = num_parameters(frozen.model) * dtype.itemsize
-    if config.method.patch_loss == "prototypes":
-        teacher_bytes += _FLOAT32 * num_parameters(frozen.head)
-    return Distill(Tipsv2Model(student), config.method, frozen), teacher_bytes
-
-
-def _meta_teacher(model: Tipsv2Model, head: HeadConfig) -> FrozenTeacher:
-    width = int(model.vision_model.config.hidden_size)
-    return FrozenTeacher(
-        model=model,
-        head=head.build(width),
+    head = config.method.head
+    head_module = head.build(vision_of(teacher).hidden_size)
+    frozen = FrozenTeacher(
+        model=Tipsv2Model(teacher),
+        head=head_module,
         centering=Softmax(temperature=head.teacher_temperature),
     )
+    teacher_bytes = num_parameters(frozen.model) * dtype.itemsize
+    if config.method.patch_loss == "prototypes":
+        teacher_bytes += _FLOAT32 * num_parameters(head_module)
+    return Distill(Tipsv2Model(student), config.method, frozen), teacher_bytes
 
 
 def _views(config: TrainingConfig) -> Mapping[str, Any]:

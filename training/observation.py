@@ -12,7 +12,7 @@ Shapes: B scenes, N patches in row-major order, D width, S side in pixels, h w p
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from model.segmentation import segment
-from training.checkpoint import save_atomically
+from training.checkpoint import save_atomically, split_model
 from training.data.scenes import Scene
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.sets import SegmentationBenchmark
@@ -33,6 +33,9 @@ from training.parallel import ParallelMethod
 
 Row = dict[str, float]
 LOG_FILE = "log.jsonl"
+BOARD_FOLDER = "tensorboard"
+_NUM_SHOWN = 4
+_GOLDEN = 0.618034
 
 
 class Log:
@@ -67,38 +70,29 @@ def read_log(run: Path) -> list[Row]:
 
 
 class StepTimer:
-    """Mean time per step since the last report; each step calls `waiting` once.
+    """Mean time per step since the last report; each step calls `waiting` once."""
 
-    Args:
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
         """Start a new measurement now."""
-        self._began_s, self._waited_s, self._steps = self._clock(), 0.0, 0
+        self._began_s, self._waited_s, self._steps = time.perf_counter(), 0.0, 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Count the time inside the block as waiting for one step's data."""
-        before_s = self._clock()
+        before_s = time.perf_counter()
         yield
-        self._waited_s += self._clock() - before_s
+        self._waited_s += time.perf_counter() - before_s
         self._steps += 1
 
     def per_step(self) -> dict[str, float]:
         """Mean seconds per step ("step_s") and of waiting ("wait_s"); starts a new measurement."""
         steps, waited_s = max(1, self._steps), self._waited_s
-        total_s = self._clock() - self._began_s
+        total_s = time.perf_counter() - self._began_s
         self.restart()
         return {"step_s": round(total_s / steps, 4), "wait_s": round(waited_s / steps, 4)}
-
-
-BOARD_FOLDER = "tensorboard"
-_GOLDEN = 0.618034
 
 
 def pca_colours(patches_BND: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -188,10 +182,6 @@ class Board:
         self._writer.close()
 
 
-_NUM_SHOWN = 4
-_MODEL_PREFIX = "model."
-
-
 def save_model(folder: Path, method: ParallelMethod, tokenizer: Tipsv2Tokenizer) -> None:
     """Save the model in transformers' format, its tokenizer, and the heads that students need.
 
@@ -200,14 +190,9 @@ def save_model(folder: Path, method: ParallelMethod, tokenizer: Tipsv2Tokenizer)
     state = method.whole_state()
     if not state:
         return
-    weights = {
-        name.removeprefix(_MODEL_PREFIX): value
-        for name, value in state.items()
-        if name.startswith(_MODEL_PREFIX)
-    }
+    weights, heads = split_model(state)
     method.method.model.save_pretrained(folder / MODEL_FOLDER, state_dict=weights)
     tokenizer.save_pretrained(folder / MODEL_FOLDER)
-    heads = {name: value for name, value in state.items() if not name.startswith(_MODEL_PREFIX)}
     save_atomically(heads, folder / HEAD_FILE)
 
 

@@ -82,6 +82,11 @@ class ParallelMethod:
     """A method on its device, replicated on all ranks or sharded.
 
     Build the optimizers after it: FSDP2 replaces the parameters.
+
+    Attributes:
+        method: The method.
+        device: Its device.
+        is_sharded: Whether FSDP2 shards it.
     """
 
     def __init__(
@@ -100,11 +105,13 @@ class ParallelMethod:
         if compile_blocks:
             for block in blocks(method):
                 block.compile()
-        self._sharded = kind == "fsdp2" and dist.is_initialized()
+        self.is_sharded = kind == "fsdp2" and dist.is_initialized()
         module = _StepModule(method)
-        if self._sharded:
+        if self.is_sharded:
             _shard(module, self.device)
-        self._module = module if self._sharded or not dist.is_initialized() else _replicate(module)
+        self._module = (
+            module if self.is_sharded or not dist.is_initialized() else _replicate(module)
+        )
 
     def __call__(self, batch: Batch, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of this rank's share of a step; call `backward` on the loss."""
@@ -121,7 +128,7 @@ class ParallelMethod:
 
     def finish_gradients(self) -> None:
         """Average the gradients of scalars, which FSDP2 does not shard."""
-        if self._sharded:
+        if self.is_sharded:
             average_gradients(nn.ParameterList(p for p in self.method.parameters() if p.ndim == 0))
 
     def whole_state(self) -> dict[str, Tensor]:
@@ -133,11 +140,6 @@ class ParallelMethod:
             if keeps:
                 whole[name] = tensor.detach().cpu()
         return whole
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the model is sharded."""
-        return self._sharded
 
 
 def _replicate(module: nn.Module) -> DistributedDataParallel:

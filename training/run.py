@@ -31,15 +31,16 @@ from training.run_record import record_end, record_start
 from training.tokenizer import find_tokenizer, train_tokenizer
 from training.trainer import BatchSource, Trainer
 
-# A second stage at a higher resolution starts from a finished run: its model has a larger
-# `native_size`, and the learnt grid of positions is stretched to it once, as every forward pass
-# would do. The new model encodes an image of the old native size exactly as the old one did.
-
 _POSITIONS = "vision_model.embeddings.position_embeddings"
+_BASIS_BATCHES = 20
 
 
 def load_start(model: Tipsv2Model, run: Path) -> None:
     """Copy the weights of a finished run or of a released model, in place.
+
+    In a second stage at a higher resolution the model has a larger native size. The grid of
+    positions is resized once, in the same way as in every forward pass, so the new model encodes
+    an image of the old native size exactly as the old one does.
 
     Args:
         model: Of the same size as the run's, except for the position grid.
@@ -73,9 +74,6 @@ def _stretched(positions_1TD: Tensor, num_patches: int) -> Tensor:
     with torch.no_grad():
         grid_ND = resize_grid(positions_1TD[0, 1:], (side, side))
     return torch.cat((positions_1TD[:, :1], grid_ND[None]), dim=1)
-
-
-_BASIS_BATCHES = 20
 
 
 def open_inputs(config: TrainingConfig) -> Inputs:

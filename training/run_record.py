@@ -24,7 +24,6 @@ from model.files import atomic_write
 
 RECORD_FILE = "run.json"
 FORMAT_VERSION = 1
-_OLD_FILE = "config.txt"
 _PACKAGES = ("torch", "torchvision", "transformers", "numpy", "safetensors", "tokenizers")
 _GIT_TIMEOUT_S = 10
 
@@ -157,14 +156,10 @@ def _write(record: dict[str, Any], path: Path) -> None:
 def read_configs(folder: Path) -> list[object]:
     """The configurations of a run's starts, in order.
 
-    Runs of earlier versions have a line of text for each start, which is returned unchanged.
-
     Raises:
         FileNotFoundError: The folder holds no run.
     """
-    path, old = folder / RECORD_FILE, folder / _OLD_FILE
+    path = folder / RECORD_FILE
     if path.exists():
         return [start["config"] for start in _read(path)["starts"]]
-    if old.exists():
-        return list(old.read_text(encoding="utf-8").splitlines())
-    raise FileNotFoundError(f"{folder} is not a run: no {RECORD_FILE} and no {_OLD_FILE}")
+    raise FileNotFoundError(f"{folder} is not a run: no {RECORD_FILE}")

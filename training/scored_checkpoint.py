@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from training.data.folder import DataFolder
 from training.evaluate.chosen_encoder import Encoder
 from training.evaluate.encoder import find_model
 from training.evaluate.report import evaluate, write_scores
-from training.run_record import read_configs
+from training.run_record import code_version, read_configs
 
 LICENCE = "Apache-2.0"
 
@@ -27,7 +26,7 @@ class ScoredRuns:
     Attributes:
         student: The run whose model is scored and written.
         teacher: Folder of its teacher; None omits its rows.
-        further: ScoredRuns of the same recipe with other seeds; only their scores are stored.
+        further: Runs of the same recipe with other seeds; only their scores are stored.
         served: The package that the student would replace; None omits the comparison.
     """
 
@@ -71,22 +70,6 @@ def score(
     )
 
 
-def _commit() -> str:
-    """Commit of the code that evaluates, or "unknown" outside a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
 def _portable(value: object) -> object:
     """The configuration with absolute paths reduced to file names."""
     if isinstance(value, dict):
@@ -110,7 +93,7 @@ def _provenance(runs: ScoredRuns, encoder: Encoder) -> dict[str, object]:
         "zero_shot": {"features": encoder.features, "templates": encoder.templates},
         "classification": {"templates": encoder.class_templates},
         "recipe": run.name,
-        "commit": _commit(),
+        "commit": code_version()["commit"] or "unknown",
         "configs": [_portable(config) for config in read_configs(run)],
         "steps": _last_step(run),
         "other_seeds": [
@@ -122,10 +105,10 @@ def _provenance(runs: ScoredRuns, encoder: Encoder) -> dict[str, object]:
             art.name: f"{art.package}, {art.licence}" for art in ART_SETS if not art.trainable
         },
         "frozen_teachers": {
-            "EfficientNet-Lite0": "what it sees in patches, Apache-2.0, trained on ImageNet-1k",
+            "EfficientNet-Lite0": "targets of patches, Apache-2.0, trained on ImageNet-1k",
             "all-MiniLM-L6-v2": "start of the text tower, Apache-2.0, trained on web text",
         },
-        "masks": "measured with, never trained on",
+        "masks": "for evaluation only",
         "compared_with": None if runs.served is None else runs.served.resolve().name,
     }
 

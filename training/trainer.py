@@ -104,7 +104,8 @@ class Trainer:
                 if self._rank == 0:  # reading the loss waits for the device
                     loss = f"{float(metrics['loss']):.3f}"
                     bar.update(bar.task_ids[0], advance=1, loss=loss)
-                if self._is_due(step + 1) or step + 1 == last:
+                is_due = (step + 1) % self._config.log_every == 0 or step + 1 == last
+                if is_due or self._validates_at(step + 1):
                     row = self._log(step + 1, metrics, timer)
                 is_late = time.monotonic() - saved_at > self._config.checkpoint_every_s
                 if self._must_save(step + 1, stop, is_late=is_late):
@@ -144,9 +145,6 @@ class Trainer:
             self._save(step)
             raise Stopped(step)
         return saves > 0
-
-    def _is_due(self, step: int) -> bool:
-        return step % self._config.log_every == 0 or self._validates_at(step)
 
     def _validates_at(self, step: int) -> bool:
         every = self._config.validate_every

@@ -11,7 +11,7 @@ from transformers import Tipsv2Model
 from tests.training.conftest import TINY_HEAD
 from training import update as update_module
 from training.data.batch import Batch
-from training.methods.base import Method, SharedSettings, Step, StepResult
+from training.methods.base import Method, Step, StepResult
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.optim import OptimConfig, build_optimizers
 from training.parallel import ParallelMethod
@@ -29,11 +29,6 @@ class Slope(Method):
         self.steps: list[Step] = []
         self.dtypes: list[torch.dtype] = []
         self.at_after_step: list[list[float]] = []
-
-    @property
-    def shared_settings(self) -> SharedSettings:
-        """It has none."""
-        raise NotImplementedError
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """Bright images have a further term."""

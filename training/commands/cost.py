@@ -1,8 +1,9 @@
 """`python -m training cost`: cost of the recipes for real hardware, before they run."""
 
 import argparse
+from collections.abc import Collection, Iterable
 
-from training.cost import DEVICES, Cluster, device, estimate, plan_of, render
+from training.cost import DEVICES, Cluster, estimate, plan_of, render
 from training.recipes.scale import NUM_RANKS, SCALE_RECIPES
 
 HELP = "Estimate operations, hours and memory of the recipes for real hardware; runs nothing."
@@ -37,9 +38,15 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: A recipe or a device is unknown, or a number is out of range.
     """
-    cluster = Cluster(device=device(options.device), num_devices=options.gpus, mfu=options.mfu)
-    unknown = [name for name in options.recipe if name not in SCALE_RECIPES]
-    if unknown:
-        raise ValueError(f"unknown recipe {unknown[0]!r}: choose one of {', '.join(SCALE_RECIPES)}")
+    _check("device", [options.device], DEVICES)
+    _check("recipe", options.recipe, SCALE_RECIPES)
+    device = DEVICES[options.device]
+    cluster = Cluster(device=device, num_devices=options.gpus, mfu=options.mfu)
     plans = [plan_of(SCALE_RECIPES[name](), num_ranks=NUM_RANKS) for name in options.recipe]
     print(render([estimate(plan, cluster) for plan in plans], cluster))
+
+
+def _check(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")

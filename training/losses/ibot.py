@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from training.losses.reduction import Normalization, reduce_tokens
+from training.losses.distillation import distillation_loss
+from training.losses.reduction import Normalization
 
 Supervised = Literal["all", "masked"]
 
@@ -39,13 +40,14 @@ def ibot_loss(
 
     Source: iBOT, arXiv:2111.07832; iBOT++, TIPSv2, arXiv:2604.12012.
     """
-    if student_logits_BNK.shape != teacher_probs_BNK.shape:
-        raise ValueError("student and teacher must have the same patches and prototypes")
     if masked_BN.shape != student_logits_BNK.shape[:-1]:
         raise ValueError("masked_BN must have one value per patch")
-    log_probs_BNK = student_logits_BNK.float().log_softmax(-1)
-    loss_BN = -(teacher_probs_BNK.detach() * log_probs_BNK).sum(-1)
-    return reduce_tokens(loss_BN, None if supervised == "all" else masked_BN, normalization)
+    return distillation_loss(
+        student_logits_BNK,
+        teacher_probs_BNK,
+        None if supervised == "all" else masked_BN,
+        normalization=normalization,
+    )
 
 
 @torch.no_grad()

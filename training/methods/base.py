@@ -83,20 +83,17 @@ class Method(nn.Module, ABC):
     """A model in training with its losses. Independent of optimizers and files.
 
     Attributes:
+        config: The method's configuration; its shared part is used here.
         projection: From the model's width to the width of the image backbone's targets.
         image_backbone: The frozen image backbone. Not a submodule, so checkpoints do not contain
             it; set by the caller if its weight in the configuration is above 0.
     """
 
+    config: SharedSettings
     model: Tipsv2Model
     contrast: NameContrast
     projection: nn.Linear
     image_backbone: PatchTargets | None = None
-
-    @property
-    @abstractmethod
-    def shared_settings(self) -> SharedSettings:
-        """The shared part of the method's configuration."""
 
     @abstractmethod
     def training_step(self, batch: Batch, step: Step) -> StepResult:
@@ -108,7 +105,7 @@ class Method(nn.Module, ABC):
 
     def encode(self, pixels_B3HW: Tensor) -> VisionTokens:
         """Encode whole images; the value path is computed only if a loss term uses it."""
-        names = self.shared_settings.names
+        names = self.config.names
         if names.weight > 0 and names.features == "values":
             return vision_features(self.model, pixels_B3HW)
         return vision_tokens(self.model, pixels_B3HW)
@@ -124,7 +121,7 @@ class Method(nn.Module, ABC):
         self, features: VisionTokens, batch: Batch, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the shared terms, and each term by its name."""
-        settings = self.shared_settings
+        settings = self.config
         locked = progress < settings.text_locked_until
         terms: dict[str, Tensor] = {}
         loss = features.patches_BND.new_zeros((), dtype=torch.float32)
@@ -159,7 +156,7 @@ class Method(nn.Module, ABC):
         self, features: VisionTokens, batch: Batch, progress: float
     ) -> dict[str, Tensor]:
         """Terms of unnamed drawings (backbone and titles) and of early scenes (backbone)."""
-        config = self.shared_settings.image_backbone
+        config = self.config.image_backbone
         encoded: list[tuple[Tensor, Tensor]] = []
         terms: dict[str, Tensor] = {}
         if config.weight > 0 and progress < config.scenes_until:
@@ -170,13 +167,13 @@ class Method(nn.Module, ABC):
             if config.weight > 0:
                 encoded.append((tokens.patches_BND, drawings.pixels_E3hw))
             if config.titles_weight > 0:
-                locked = progress < self.shared_settings.text_locked_until
+                locked = progress < self.config.text_locked_until
                 terms["titles"] = title_term(
                     self.model,
                     tokens,
                     drawings,
                     locked=locked,
-                    min_temperature=self.shared_settings.min_temperature,
+                    min_temperature=self.config.min_temperature,
                 )
         if encoded:
             terms["image_backbone"] = self._image_backbone_term(encoded)

@@ -121,6 +121,8 @@ class Distill(Method):
         ValueError: The teacher does not fit the configuration.
     """
 
+    config: DistillConfig
+
     def __init__(self, model: Tipsv2Model, config: DistillConfig, teacher: FrozenTeacher) -> None:
         super().__init__()
         self.model, self.config = model, config
@@ -143,11 +145,6 @@ class Distill(Method):
         if config.text_frozen:
             model.text_model.requires_grad_(requires_grad=False)
         self._teacher = teacher
-
-    @property
-    def shared_settings(self) -> DistillConfig:
-        """See the base class."""
-        return self.config
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""

@@ -106,6 +106,8 @@ class PretrainConfig:
 class Pretrain(Method):
     """A model, its projector heads and the moving averages."""
 
+    config: PretrainConfig
+
     def __init__(self, model: Tipsv2Model, config: PretrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
@@ -130,11 +132,6 @@ class Pretrain(Method):
             temperature=head.teacher_temperature,
             momentum=head.centre_momentum,
         )
-
-    @property
-    def shared_settings(self) -> PretrainConfig:
-        """See the base class."""
-        return self.config
 
     def training_step(self, batch: Batch, step: Step) -> StepResult:
         """See the module's docstring."""

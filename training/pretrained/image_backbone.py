@@ -1,8 +1,7 @@
 """A frozen EfficientNet-Lite0 (ImageNet, Apache-2.0) as a source of patch features.
 
-It sees the image enlarged until one of its cells covers one patch of the student's, so that both
-describe the same places. On a CPU it runs in OpenVINO, which takes a tenth of torch's time for its
-depthwise convolutions.
+The image is enlarged until one cell of the network covers one patch of the student. On a CPU the
+network runs in OpenVINO, which takes a tenth of torch's time for its depthwise convolutions.
 
 Shapes: B images, H W their pixels, N patches, M samples, F the features' width, K the reduced
 width, ... any leading sizes.
@@ -23,6 +22,11 @@ from torch.nn import functional as F
 
 from model.runtime.openvino_runtime import import_openvino, openvino_core
 from training.checkpoint import save_atomically
+
+PATCH_PIXELS = 14
+CELL_PIXELS = 32
+FEATURE_WIDTH = 1280
+BASIS_FILE = "image-backbone-basis.pt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,13 +64,6 @@ def fit_basis(features_MF: Tensor, width: int) -> Basis:
     _, spread, axes = torch.linalg.svd(features_MF - mean_F, full_matrices=False)
     scale_K = spread[:width].clamp(min=1e-6).rsqrt()
     return Basis(mean_F=mean_F, axes_FK=axes[:width].T * scale_K)
-
-
-PATCH_PIXELS = 14
-CELL_PIXELS = 32
-FEATURE_WIDTH = 1280
-BASIS_FILE = "image-backbone-basis.pt"
-_OLD_BASIS_FILE = "trunk-basis.pt"  # its name in runs of earlier versions
 
 
 class _Cells(nn.Module):
@@ -165,9 +162,7 @@ def load_image_backbone(folder: Path, images: Iterable[Tensor], width: int) -> I
         width: K.
     """
     backbone = FrozenImageBackbone()
-    path, old = folder / BASIS_FILE, folder / _OLD_BASIS_FILE
-    if old.exists() and not path.exists():
-        old.rename(path)
+    path = folder / BASIS_FILE
     if not path.exists():
         means_MF = torch.cat([backbone.encode_patches(pixels).mean(1) for pixels in images])
         save_atomically(asdict(fit_basis(means_MF, width)), path)

@@ -1,8 +1,7 @@
-"""Starts a small text tower from what all-MiniLM-L6-v2 (Apache-2.0) knows of words.
+"""Trains a small text tower to predict the embeddings of all-MiniLM-L6-v2 (Apache-2.0).
 
-A tower that starts at random gives all names nearly the same vector and learns only names that are
-shown. Taught by a model that read the web, it starts with words in their neighbourhoods, and the
-image side learns towards vectors that already stand apart.
+A randomly initialised tower gives all names nearly the same vector, and learns only the names of
+the training data. After this warm-up, vectors of unrelated words are distinct from the start.
 
 Shapes: C texts, L tokens, D width.
 """

@@ -1,7 +1,7 @@
 """Recipes for a folder of images: distil a teacher on it, or pretrain on it.
 
-What can be found out is not asked for: whether the teacher has prototypes, whether its text tower
-fits the student, how many images there are and whether they have captions.
+Settings follow from the folders: whether the teacher has prototypes, whether its text tower fits
+the student, how many images there are, and whether they have captions.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import Tipsv2Config, Tipsv2TextConfig, Tipsv2Tokenizer, Tipsv2VisionConfig
+from transformers import Tipsv2Config, Tipsv2Tokenizer
 
 from model.variants import VARIANTS
-from training.config import ModelConfig, TrainingConfig
+from training.config import ModelConfig, TrainingConfig, text_of, vision_of
 from training.data.crops import TIPSV2_CROPS, CropConfig
 from training.data.shards.batches import ShardsConfig
 from training.data.shards.image_folder import open_store
@@ -24,6 +24,42 @@ from training.methods.teacher import HEAD_FILE, MODEL_FOLDER
 from training.optim import OptimConfig
 from training.recipes.scale import HEAD, WARMUP_SHARE
 from training.tokenizer import find_tokenizer
+
+SMALL = "small"
+SIZES = (SMALL, *VARIANTS)
+SMALL_CROPS = CropConfig(global_size=112, num_local=4, local_size=56, flips="all")
+"""Half the paper's sizes and two local crops fewer: trains on a CPU in minutes."""
+_TEXT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderRun:
+    """The user's choices for a run on images.
+
+    Attributes:
+        name: Of the run's folder.
+        images: A folder of images or of shards.
+        size: Of the model in training: "small" is for a CPU, the others are the family's.
+        num_steps: Optimizer steps.
+        batch_size: Images per step on one rank; fewer if the folder has fewer.
+    """
+
+    name: str
+    images: Path
+    size: str = SMALL
+    num_steps: int = 1000
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the size's name."""
+        if self.size not in SIZES:
+            raise ValueError(f"no size {self.size!r}: choose one of {', '.join(SIZES)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,18 +119,6 @@ def describe_pair(config: TrainingConfig, facts: TeacherFacts) -> Sequence[str]:
     )
 
 
-def vision_of(config: Tipsv2Config) -> Tipsv2VisionConfig:
-    """The vision tower's configuration."""
-    assert isinstance(config.vision_config, Tipsv2VisionConfig)  # transformers makes it one
-    return config.vision_config
-
-
-def text_of(config: Tipsv2Config) -> Tipsv2TextConfig:
-    """The text tower's configuration."""
-    assert isinstance(config.text_config, Tipsv2TextConfig)
-    return config.text_config
-
-
 def _size(config: Tipsv2Config) -> str:
     vision = vision_of(config)
     return f"width {vision.hidden_size}, {vision.num_hidden_layers} vision blocks"
@@ -117,43 +141,6 @@ def _bridge(method: DistillConfig, student: Tipsv2Config, facts: TeacherFacts) -
         else f"through a linear projector from {own} to {theirs}, not part of the saved student"
     )
     return f"the teacher's features ({why}), {how}"
-
-
-SMALL = "small"
-SIZES = (SMALL, *VARIANTS)
-SMALL_CROPS = CropConfig(global_size=112, num_local=4, local_size=56, flips="all")
-"""Half the paper's sizes and two local crops fewer: trains on a CPU in minutes."""
-_TEXT_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FolderRun:
-    """The user's choices for a run on images.
-
-    Attributes:
-        name: Of the run's folder.
-        images: A folder of images or of shards.
-        size: Of the model in training: "small" is for a CPU, the others are the family's.
-        num_steps: Optimizer steps.
-        batch_size: Images per step on one rank; fewer if the folder has fewer.
-    """
-
-    name: str
-    images: Path
-    size: str = SMALL
-    num_steps: int = 1000
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        """Check the size's name."""
-        if self.size not in SIZES:
-            raise ValueError(f"no size {self.size!r}: choose one of {', '.join(SIZES)}")
 
 
 def distill_folder(options: FolderRun, teacher: Path, facts: TeacherFacts) -> TrainingConfig:

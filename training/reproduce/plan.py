@@ -1,8 +1,8 @@
-"""The runs that look for the paper's effects in miniature, and the pairs that show each effect.
+"""The runs that measure the paper's effects in miniature, and the comparisons for each effect.
 
-All runs of a seed draw the same weights and see the same scenes, so that their differences are the
-method's. Runs are listed seed by seed, so that a stop leaves complete seeds; a few variants that no
-main verdict depends on come after all seeds.
+All runs of a seed start from the same weights and see the same scenes, so they differ only in the
+method. Runs are ordered by seed, so that after a stop some seeds are complete. The variants in LAST
+follow after all seeds, because no main verdict depends on them.
 
 Source: TIPSv2, arXiv:2604.12012; the tables of its ablations.
 """
@@ -29,16 +29,16 @@ class Scale:
     Attributes:
         model: Teachers and students alike.
         head: The prototype head.
-        size: Side in pixels of the scenes, the last stage's and the measuring ones'.
+        size: Side in pixels of the scenes, in the last stage and in the benchmarks.
         close_up_size: Side of the first stage's images of one drawing each.
         close_up_share: Share of a start's steps that are close-ups.
-        batch_size: Scenes a step.
+        batch_size: Scenes per step.
         warm_up_steps: Of a start's text tower.
-        start_steps: Contrastive steps before the patch loss joins in; shared by variants.
+        start_steps: Contrastive steps before the patch loss starts; shared by variants.
         pretrain_steps: Steps of each pretraining variant after its start.
         distill_steps: Steps of each student, from random vision weights.
         optim: Peaks and warm-up.
-        num_scenes: Measuring scenes in each test set; validation has half as many.
+        num_scenes: Scenes in each test set; validation has half as many.
     """
 
     model: ModelConfig = field(
@@ -62,12 +62,12 @@ class Scale:
 
     @property
     def teacher_steps(self) -> int:
-        """All steps that a teacher is made of, its start's counted."""
+        """Steps of a teacher with its start."""
         return self.start_steps + self.pretrain_steps
 
     @property
     def scenes(self) -> Stage:
-        """Scenes of one to three everyday things."""
+        """Scenes of one to three everyday objects."""
         return Stage(scenes=SceneConfig(size=self.size, common_share=1.0))
 
     @property
@@ -84,7 +84,7 @@ class Scale:
 
 
 def smoke() -> Scale:
-    """A toy size: every variant in seconds, to see that it works; its scores say nothing."""
+    """A toy size for tests: every variant takes seconds, and the scores mean nothing."""
     return Scale(
         model=ModelConfig(
             dim=32, vision_layers=2, text_layers=1, heads=2, native_size=28, vocab_size=400
@@ -105,29 +105,29 @@ def smoke() -> Scale:
 ONE_CAPTION = CaptionSampling(cls1=("alt",), cls2=("alt",))
 START = "start"
 ONE_CAPTION_START = "one-caption-start"
-# Pretraining as the paper's recipe has it, and the teacher of most students.
+# The paper's pretraining, and the teacher of most students.
 RECIPE = "ibot++"
-# Distillation as the paper has it.
+# The paper's distillation.
 STUDENT = "student"
-# The same with as many scenes as its teacher saw.
+# The same with as many scenes as its teacher.
 LONG_STUDENT = "student-long"
-# The encoder that taught under full averaging, which might be what one would keep.
+# The averaged encoder of the run "full-ema".
 AVERAGED = "full-ema, the average"
 LAST = ("no-ema", "student-of-ibot", LONG_STUDENT)
-# Words are learnt before any image is seen, once: seeds share tokenizer and warmed-up tower.
+# All seeds share the tokenizer and the warmed-up text tower of this one.
 _TEXT_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
-    """One run of the project's own trainer.
+    """One run of the trainer.
 
     Attributes:
-        variant: What it is compared by.
-        seed: Which repetition it belongs to.
-        config: The whole run; its teacher, where it has one, is a run listed before it.
-        text_from: Folder of a run whose tokenizer and warmed-up text tower it takes over.
-        is_measured: Whether a table shows it.
+        variant: Name in comparisons.
+        seed: Of the repetition.
+        config: The configuration; a teacher is a run earlier in the list.
+        text_from: Folder of the run whose tokenizer and warmed-up text tower it copies.
+        is_measured: Whether the tables show it.
     """
 
     variant: str
@@ -138,21 +138,27 @@ class PlannedRun:
 
     @property
     def has_average(self) -> bool:
-        """Whether it leaves an averaged encoder, which is measured as AVERAGED."""
+        """Whether it has an averaged encoder, which is measured as AVERAGED."""
         method = self.config.method
         return isinstance(method, PretrainConfig) and method.ema == "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReproductionPlan:
-    """Where and how large: makes the runs of a seed."""
+    """All runs of a scale.
+
+    Attributes:
+        scale: Sizes.
+        data: Data folder.
+        runs: Parent of the seeds' folders.
+    """
 
     scale: Scale
     data: Path
     runs: Path
 
     def all_runs(self, seeds: Sequence[int]) -> list[PlannedRun]:
-        """Runs of all seeds in the order they are made in; each after those that it needs."""
+        """Runs of all seeds in order; each follows those that it needs."""
         by_seed = [self._seed_runs(seed) for seed in seeds]
         first = [run for runs in by_seed for run in runs if run.variant not in LAST]
         return first + [run for runs in by_seed for run in runs if run.variant in LAST]
@@ -254,7 +260,7 @@ class ReproductionPlan:
     def _data(
         self, seed: int, part: int, stages: tuple[Stage, ...], captions: CaptionSampling
     ) -> DataConfig:
-        # Parts of a seed see different scenes; no seed shares any with another.
+        # Stages and seeds see different scenes.
         return DataConfig(
             folder=self.data,
             styles=EMOJI_TRAIN_STYLES,
@@ -284,7 +290,7 @@ class ReproductionPlan:
             optim=self.scale.optim,
             num_steps=num_steps,
             batch_size=self.scale.batch_size,
-            # A student with its teacher's seed would start from its teacher's first weights.
+            # With its teacher's seed, a student would start from the teacher's initial weights.
             seed=2 * seed + int(is_student),
             teacher=None if teacher is None else runs / teacher,
             runs=runs,
@@ -295,13 +301,13 @@ class ReproductionPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two variants, the first of which is claimed to be better.
+    """Two variants, the first of which the paper reports as better.
 
     Attributes:
-        better: Its variant, or "painted CLS1" for that row of `of`'s own.
-        worse: As above.
-        question: What their difference answers.
-        is_equality: The paper claims that they are alike, not that one is better.
+        better: The first variant.
+        worse: The second variant.
+        question: Name of the comparison in tables.
+        is_equality: Whether the paper reports them as equally good.
     """
 
     better: str
@@ -312,18 +318,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """One claim of the paper and what is compared for it.
+    """One claim of the paper and its comparisons.
 
     Attributes:
-        letter: Its short name.
-        title: In a few words.
-        claim: What the paper measured, in a sentence.
+        letter: Short name.
         comparisons: Pairs of variants.
     """
 
     letter: str
-    title: str
-    claim: str
     comparisons: tuple[Comparison, ...]
 
     @property
@@ -334,10 +336,10 @@ class Effect:
 
 
 EFFECTS = (
+    # iBOT++ against iBOT in pretraining.
+    # The paper: ViT-g, zero-shot mIoU on ADE150: 3.5 with iBOT, 17.6 with iBOT++.
     Effect(
         letter="a",
-        title="iBOT++ against iBOT in pretraining",
-        claim="ViT-g, zero-shot mIoU on ADE150: 3.5 with iBOT, 17.6 with iBOT++.",
         comparisons=(
             Comparison(better=RECIPE, worse="ibot", question="iBOT++ over iBOT"),
             Comparison(better=RECIPE, worse="contrastive", question="iBOT++ over no patch loss"),
@@ -349,10 +351,10 @@ EFFECTS = (
             ),
         ),
     ),
+    # Distillation: what is masked and what is supervised.
+    # The paper: ViT-L, ADE150: 20.0 with mask 0, 5.9 with mask 0.75; visible patches decide.
     Effect(
         letter="b",
-        title="Distillation: what is masked and what is supervised",
-        claim="ViT-L, ADE150: 20.0 with mask 0, 5.9 with mask 0.75; visible patches decide.",
         comparisons=(
             Comparison(
                 better=STUDENT, worse="student-mask-75", question="mask 0 over 0.75, all tokens"
@@ -369,10 +371,10 @@ EFFECTS = (
             ),
         ),
     ),
+    # Student against teacher.
+    # The paper: TIPS: the ViT-g teacher has 2.6 on ADE150 and its ViT-L student 20.8.
     Effect(
         letter="c",
-        title="Student against teacher",
-        claim="TIPS: the ViT-g teacher has 2.6 on ADE150 and its ViT-L student 20.8.",
         comparisons=(
             Comparison(better=STUDENT, worse=RECIPE, question="student over its teacher"),
             Comparison(
@@ -390,10 +392,10 @@ EFFECTS = (
             ),
         ),
     ),
+    # Head-only average against a full one, and none.
+    # The paper: ViT-g, ADE150: 19.1 with the head's average alone, 18.1 with a full one.
     Effect(
         letter="d",
-        title="Head-only average against a full one, and none",
-        claim="ViT-g, ADE150: 19.1 with the head's average alone, 18.1 with a full one.",
         comparisons=(
             Comparison(
                 better=RECIPE, worse="full-ema", question="head-only against full", is_equality=True
@@ -407,10 +409,10 @@ EFFECTS = (
             Comparison(better=RECIPE, worse="no-ema", question="head-only over no average"),
         ),
     ),
+    # Captions of several granularities against one source.
+    # The paper: ViT-g: Flickr text to image from 81.7 to 85.4, ADE150 from 17.6 to 18.1.
     Effect(
         letter="e",
-        title="Captions of several granularities against one source",
-        claim="ViT-g: Flickr text to image from 81.7 to 85.4, ADE150 from 17.6 to 18.1.",
         comparisons=(
             Comparison(
                 better=RECIPE, worse="one-caption", question="alt text, keywords and scene over alt"

@@ -26,6 +26,8 @@ from training.reproduce.runner import (
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _NORMAL_95 = 1.960
 Verdict = Literal["yes", "in sign only", "the opposite", "no"]
+Metric = Literal["mIoU", "which"]
+METRICS: tuple[Metric, ...] = ("mIoU", "which")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class SeedMean:
     """Values of several seeds.
 
     Attributes:
-        values: One a seed.
+        values: One per seed.
         mean: Their mean.
         spread: Sample standard deviation; NaN for one seed.
         half_width: Half of the 95 % t-interval of the mean; NaN for one seed.
@@ -56,7 +58,7 @@ class SeedMean:
 
 
 def seed_mean(values: Sequence[float]) -> SeedMean:
-    """Summarise one value a seed.
+    """Summarise one value per seed.
 
     Raises:
         ValueError: There is none.
@@ -73,10 +75,10 @@ def seed_mean(values: Sequence[float]) -> SeedMean:
 
 
 def verdict(differences: SeedMean) -> Verdict:
-    """Judge paired differences that a claim says are above zero.
+    """Judge paired differences that should be above zero.
 
-    "yes" needs a 95 % t-interval above zero, "the opposite" one below it; where all of at least
-    two seeds are above zero and the interval is not, the effect holds "in sign only".
+    "yes" if the 95 % t-interval is above zero, "the opposite" if it is below; "in sign only" if the
+    interval includes zero and at least two seeds, all of them, are above zero.
     """
     if differences.low > 0:
         return "yes"
@@ -87,13 +89,9 @@ def verdict(differences: SeedMean) -> Verdict:
     return "no"
 
 
-Metric = Literal["mIoU", "which"]
-METRICS: tuple[Metric, ...] = ("mIoU", "which")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """Where a score stands: which scenes, which row, which metric."""
+    """Scenes, row and metric of a score."""
 
     scenes: str
     row: str
@@ -105,8 +103,8 @@ class Difference:
     """Paired differences of two variants.
 
     Attributes:
-        seeds: A difference a seed.
-        low: 2.5 % point of their mean when the scenes are drawn again and the seeds are kept.
+        seeds: One difference per seed.
+        low: 2.5 % point of their mean over resampled scenes with the same seeds.
         high: 97.5 % point.
     """
 
@@ -140,7 +138,7 @@ def _score(counts: SceneCounts, metric: Metric) -> float:
 
 
 class Results:
-    """What has been measured so far."""
+    """The finished measurements of some runs."""
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._measures: dict[tuple[str, int], Measures] = {}
@@ -170,7 +168,9 @@ class Results:
 
     def retrieval(self, variant: str, scenes: str, direction: str) -> SeedMean:
         """Recall at 1 in percent over a variant's seeds."""
-        return seed_mean(self._recalls(variant, scenes, direction, self.seeds(variant)))
+        key = f"{scenes}/retrieval/{direction}"
+        seeds = self.seeds(variant)
+        return seed_mean([100.0 * float(self._measures[variant, s][key].mean()) for s in seeds])
 
     def _counts(
         self, variant: str, cell: Cell, seeds: Sequence[int] | None = None
@@ -179,12 +179,6 @@ class Results:
         return tuple(
             counts_of(self._measures[variant, seed], cell.scenes, cell.row) for seed in chosen
         )
-
-    def _recalls(
-        self, variant: str, scenes: str, direction: str, seeds: Sequence[int]
-    ) -> list[float]:
-        key = f"{scenes}/retrieval/{direction}"
-        return [100.0 * float(self._measures[variant, seed][key].mean()) for seed in seeds]
 
 
 def _difference(

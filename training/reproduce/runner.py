@@ -1,8 +1,8 @@
-"""Makes the planned runs that are missing, one after another, and measures each.
+"""Trains the planned runs that are missing, one after another, and measures each.
 
-A stopped run resumes from its checkpoint; a measured one is never made again. Measuring uses scenes
-of two or three objects and keeps counts by scene, not scores, so that any pair of runs can be
-compared on the same scenes later. Masks are used here only to measure.
+A stopped run resumes from its checkpoint; a measured run is not repeated. Measures are counts per
+scene (of two or three objects), so that any two runs can be compared on the same scenes later.
+Masks are used only to measure.
 
 Shapes: S scenes, K candidate names, D width.
 """
@@ -41,58 +41,10 @@ from training.reproduce.plan import PlannedRun
 from training.run import run as train
 from training.trainer import BatchSource
 
-# Making a scene costs a CPU about a quarter of a small model's step, and all variants of a seed see
-# the same batches, so they are kept.
-
-
-class BatchMemory:
-    """Batches by step of the last stream that was asked for; pixels are kept as 8-bit."""
-
-    def __init__(self) -> None:
-        self._stream = ""
-        self._batches: dict[int, Batch] = {}
-
-    def share(self, stream: str, batches: BatchSource) -> "SharedBatches":
-        """Wrap a source; batches of an equal `stream` made before are not made again.
-
-        Args:
-            stream: Says everything that a batch depends on, beside its step.
-            batches: The source.
-        """
-        if stream != self._stream:
-            self._stream, self._batches = stream, {}
-        return SharedBatches(batches, self._batches)
-
-
-class SharedBatches:
-    """A batch source that remembers."""
-
-    def __init__(self, batches: BatchSource, memory: dict[int, Batch]) -> None:
-        self._batches, self._memory = batches, memory
-
-    def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
-        """Go on from a step; what is not remembered is made by the source."""
-        step = first_step
-        while step in self._memory:
-            yield unpack(self._memory[step])
-            step += 1
-        for number, batch in enumerate(self._batches.loader(step, num_workers=num_workers), step):
-            self._memory[number] = pack(batch)
-            yield batch
-
-
-def pack(batch: Batch) -> Batch:
-    """Turn [0, 1] pixels that came from 8 bits into them again; nothing is lost."""
-    return replace(batch, pixels_B3HW=(batch.pixels_B3HW * 255).round().to(torch.uint8))
-
-
-def unpack(batch: Batch) -> Batch:
-    """Undo `pack`, to the last bit."""
-    return replace(batch, pixels_B3HW=batch.pixels_B3HW.float() / 255.0)
-
-
 Measures = Mapping[str, NDArray[np.float64]]
-# Fixed beforehand and not chosen on any scene: the nine prompts of TIPSv2's own evaluation.
+# Validation scenes, test scenes in the styles of training, and test scenes in Fluent 3D.
+Benchmarks = Sequence[SegmentationBenchmark]
+# The nine prompts of TIPSv2's own evaluation; not chosen on any scene.
 TEMPLATES = "tcl"
 KINDS = ("patches", "values")
 PAINTED = "painted CLS1"
@@ -103,25 +55,52 @@ RETRIEVAL = (
     "long text to image",
     "long image to text",
 )
+MEASURES = "measures.npz"
+AVERAGE_MEASURES = "average-measures.npz"
+RECORD = "record.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Benchmarks:
-    """The scenes that every run is measured on.
+class BatchMemory:
+    """Batches by step of the latest stream, with 8-bit pixels.
 
-    Attributes:
-        val: Seen styles; what is chosen (patches or values) is chosen here.
-        seen: Test scenes in the styles that were trained on.
-        unseen: Test scenes in Fluent 3D, a style that was not.
+    Composing a scene takes a CPU about a quarter of a small model's step, and all variants of a
+    seed see the same batches.
     """
 
-    val: SegmentationBenchmark
-    seen: SegmentationBenchmark
-    unseen: SegmentationBenchmark
+    def __init__(self) -> None:
+        self._stream = ""
+        self._batches: dict[int, Batch] = {}
 
-    def all(self) -> tuple[SegmentationBenchmark, ...]:
-        """List them; each knows its name."""
-        return self.val, self.seen, self.unseen
+    def share(self, stream: str, batches: BatchSource) -> "SharedBatches":
+        """Wrap a source; batches of the latest `stream` are reused.
+
+        Args:
+            stream: Identifies all that a batch depends on, except its step.
+            batches: The source.
+        """
+        if stream != self._stream:
+            self._stream, self._batches = stream, {}
+        return SharedBatches(batches, self._batches)
+
+
+class SharedBatches:
+    """A batch source that keeps its batches."""
+
+    def __init__(self, batches: BatchSource, memory: dict[int, Batch]) -> None:
+        self._batches, self._memory = batches, memory
+
+    def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
+        """Iterate from a step on; batches that are not in memory come from the source."""
+        step = first_step
+        while step in self._memory:
+            kept = self._memory[step]
+            yield replace(kept, pixels_B3HW=kept.pixels_B3HW.float() / 255.0)
+            step += 1
+        for number, batch in enumerate(self._batches.loader(step, num_workers=num_workers), step):
+            # Pixels in [0, 1] were made from 8 bits, so nothing is lost.
+            pixels = (batch.pixels_B3HW * 255).round().to(torch.uint8)
+            self._memory[number] = replace(batch, pixels_B3HW=pixels)
+            yield batch
 
 
 def make_benchmarks(data: DataFolder, *, size: int, num_scenes: int) -> Benchmarks:
@@ -135,10 +114,10 @@ def make_benchmarks(data: DataFolder, *, size: int, num_scenes: int) -> Benchmar
         composed = [compose_scene(split, index, scenes) for index in range(count)]
         return SegmentationBenchmark(name=name, scenes=composed, names=sorted(split.names))
 
-    return Benchmarks(
-        val=benchmark("val", EMOJI_TRAIN_STYLES),
-        seen=benchmark("seen", EMOJI_TRAIN_STYLES),
-        unseen=benchmark("unseen", ("fluent-3d",)),
+    return (
+        benchmark("val", EMOJI_TRAIN_STYLES),
+        benchmark("seen", EMOJI_TRAIN_STYLES),
+        benchmark("unseen", ("fluent-3d",)),
     )
 
 
@@ -152,7 +131,7 @@ def measure(
         whether the nearest neighbour is right, float64 [S] of 0 and 1.
     """
     arrays: dict[str, NDArray[np.float64]] = {}
-    for benchmark in benchmarks.all():
+    for benchmark in benchmarks:
         encoder = SceneEncoder(model, tokenizer, benchmark.scenes)
         for row, counts in _segmentation(benchmark, encoder).items():
             for item in fields(SceneCounts):
@@ -163,7 +142,7 @@ def measure(
 
 
 def counts_of(measures: Measures, scenes: str, row: str) -> SceneCounts:
-    """Take one row's counts out of what `measure` returned; "chance" is a blind guess's."""
+    """Counts of one row of the result of `measure`; the row "chance" is a random guess."""
     if row == "chance":
         return counts_of(measures, scenes, LARGEST).guessed()
     return SceneCounts(
@@ -216,33 +195,26 @@ def _found(scores_SS: NDArray[np.float32], right_SS: NDArray[np.bool_]) -> NDArr
 
 
 def save_measures(measures: Measures, path: Path) -> None:
-    """Write what `measure` returned; a crash leaves no half file."""
+    """Write the result of `measure` atomically."""
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **measures)
 
 
 def load_measures(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Read what `save_measures` wrote."""
+    """Read the file of `save_measures`."""
     with np.load(path, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
-MEASURES = "measures.npz"
-AVERAGE_MEASURES = "average-measures.npz"
-RECORD = "record.json"
-# In records of earlier versions.
-_RENAMED_SETTINGS = {"trunk=TrunkConfig(": "image_backbone=ImageBackboneConfig("}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is remembered of a finished run beside its scores.
+    """Facts of a finished run besides its scores.
 
     Attributes:
         config: The whole configuration as text.
-        num_images: Images that it was trained on, its start's not counted.
+        num_images: Training images, without those of its start.
         cpu_s: Processor seconds of the training, in the call that finished it.
-        is_whole: Whether that call also began it, so that `cpu_s` is all of it.
+        is_whole: Whether that call also started it, so that `cpu_s` is for the whole run.
     """
 
     config: str
@@ -257,28 +229,25 @@ class Record:
 
 
 def read_record(folder: Path) -> Record | None:
-    """Read a finished run's record; None where it is not finished."""
+    """The record of a run; None if it is not finished."""
     path = folder / RECORD
     if not path.exists():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    for old, new in _RENAMED_SETTINGS.items():
-        values["config"] = values["config"].replace(old, new)
-    return Record(**values)
+    return Record(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def make_runs(
     runs: Sequence[PlannedRun], benchmarks: Benchmarks, *, after_each: Callable[[], None]
 ) -> None:
-    """Make and measure all runs that are not finished.
+    """Train and measure all runs that are not finished.
 
     Args:
-        runs: Each stands after those that it needs.
-        benchmarks: What every run is measured on.
-        after_each: Called after each run that was made, to write down what is known by then.
+        runs: In an order in which each follows those that it needs.
+        benchmarks: The scenes that every run is measured on.
+        after_each: Called after each new run, for example to write the tables.
 
     Raises:
-        ValueError: A finished run was made with other settings.
+        ValueError: A finished run has other settings.
     """
     memory = BatchMemory()
     for run in runs:
@@ -317,7 +286,7 @@ def _make_run(run: PlannedRun, benchmarks: Benchmarks, memory: BatchMemory) -> N
 
 
 def _measure_average(folder: Path, benchmarks: Benchmarks) -> None:
-    """Measure the model with the averaged encoder, which was its teacher, in place of its own."""
+    """Measure the model with its averaged encoder, which was its teacher."""
     model = Tipsv2Model.from_pretrained(folder / MODEL_FOLDER).eval()
     state = torch.load(folder / HEAD_FILE, map_location="cpu", weights_only=True)
     prefix = "teacher_tower."
@@ -328,7 +297,7 @@ def _measure_average(folder: Path, benchmarks: Benchmarks) -> None:
 
 
 def _share_text(run: PlannedRun) -> None:
-    """Give a start the tokenizer and warmed-up text tower of the first start there is."""
+    """Copy tokenizer and warmed-up text tower of the first start to another one."""
     if run.text_from is None:
         return
     run.config.folder.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ def test_equal_captions_are_no_negatives() -> None:
     assert loss.item() == pytest.approx(total / 6, rel=1e-5)
 
 
-def test_a_batch_of_one_caption_teaches_nothing() -> None:
+def test_a_batch_of_one_caption_has_no_loss() -> None:
     images_BD, texts_BD = random_pair()
     images_BD.requires_grad_()
     loss = contrastive_loss(images_BD, texts_BD, torch.tensor(0.07), torch.zeros(5).long())

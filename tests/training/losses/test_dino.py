@@ -1,4 +1,4 @@
-"""DINO: each local crop predicts what the teacher says of the whole image."""
+"""DINO: each local crop predicts the teacher's assignment of the whole image."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_equals_a_float64_reference() -> None:
     assert dino_loss(logits_CBK, teacher_BK).item() == pytest.approx(expected / 6, rel=1e-5)
 
 
-def test_the_student_learns_and_the_teacher_does_not() -> None:
+def test_only_the_student_has_a_gradient() -> None:
     logits_CBK, teacher_BK = (part.requires_grad_() for part in random_pair())
     dino_loss(logits_CBK, teacher_BK).backward()
     assert teacher_BK.grad is None

@@ -1,8 +1,7 @@
-"""Distillation of prototypes and of features: every patch counts, the teacher learns nothing."""
+"""Distillation of prototypes and of features: all patches, no gradient for the teacher."""
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from training.losses.distillation import distillation_loss, feature_loss
 
@@ -20,7 +19,7 @@ def test_equals_a_float64_reference_and_is_never_below_the_teachers_entropy() ->
     assert matched.item() == pytest.approx(entropy.item(), rel=1e-5)
 
 
-def test_only_the_student_learns() -> None:
+def test_only_the_student_has_a_gradient() -> None:
     logits_BNK = torch.zeros(2, 3, 4, requires_grad=True)
     teacher_BNK = torch.eye(4)[None, :3].repeat(2, 1, 1).requires_grad_()
     distillation_loss(logits_BNK, teacher_BNK).backward()
@@ -42,7 +41,7 @@ def test_sizes_must_fit(shape: tuple[int, int, int]) -> None:
         distillation_loss(torch.zeros(2, 3, 4), torch.zeros(shape))
 
 
-def test_only_the_patches_asked_for_count() -> None:
+def test_only_the_supervised_patches_count() -> None:
     generator = torch.Generator().manual_seed(2)
     logits_BNK = torch.randn(2, 3, 7, generator=generator)
     teacher_BNK = torch.randn(2, 3, 7, generator=generator).softmax(-1)
@@ -65,13 +64,3 @@ def test_features_by_hand() -> None:
     assert total.item() == pytest.approx(1.0, abs=1e-6)
     with pytest.raises(ValueError, match="one width"):
         feature_loss(torch.ones(1, 2, 3), torch.ones(1, 2, 4))
-
-
-def test_features_equal_a_float64_reference() -> None:
-    generator = torch.Generator().manual_seed(3)
-    student_BND, teacher_BND = torch.randn(2, 3, 4, 6, generator=generator)
-    unit = [F.normalize(part.double(), dim=-1) for part in (student_BND, teacher_BND)]
-    expected = 1 - (unit[0] * unit[1]).sum(-1).mean()
-    loss = feature_loss(student_BND, teacher_BND)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert feature_loss(teacher_BND, teacher_BND).item() == pytest.approx(0.0, abs=1e-6)

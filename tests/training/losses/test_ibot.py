@@ -1,4 +1,4 @@
-"""iBOT and iBOT++: what is supervised, what is averaged, who learns."""
+"""iBOT and iBOT++: the supervised patches, the mean or sum over them, the gradients."""
 
 from typing import get_args
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.losses.distillation import distillation_loss
 from training.losses.ibot import Supervised, ibot_loss, loss_by_visibility
 
 MASKED_BN = torch.tensor([[True, False, True], [False, True, True]])
@@ -27,28 +26,22 @@ def test_equals_a_float64_reference() -> None:
     assert masked.item() == pytest.approx(loss_BN[MASKED_BN].mean().item(), rel=1e-5)
 
 
-def test_they_agree_where_everything_is_masked() -> None:
-    logits_BNK, teacher_BNK = random_pair()
-    everything_BN = torch.ones_like(MASKED_BN)
-    both = ibot_loss(logits_BNK, teacher_BNK, everything_BN, "all")
-    assert ibot_loss(logits_BNK, teacher_BNK, everything_BN, "masked") == both
-    assert distillation_loss(logits_BNK, teacher_BNK) == both
-
-
 @pytest.mark.parametrize("supervised", get_args(Supervised))
-def test_visible_patches_learn_under_ibot_plus_plus_only(supervised: Supervised) -> None:
+def test_visible_patches_have_a_gradient_only_with_ibot_plus_plus(supervised: Supervised) -> None:
     logits_BNK, teacher_BNK = random_pair()
     logits_BNK.requires_grad_()
     teacher_BNK.requires_grad_()
     ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, supervised).backward()
     assert teacher_BNK.grad is None
     assert logits_BNK.grad is not None
-    learns_BN = logits_BNK.grad.abs().sum(-1) > 0
-    assert torch.equal(learns_BN, MASKED_BN if supervised == "masked" else torch.ones(2, 3) > 0)
+    has_gradient_BN = logits_BNK.grad.abs().sum(-1) > 0
+    assert torch.equal(
+        has_gradient_BN, MASKED_BN if supervised == "masked" else torch.ones(2, 3) > 0
+    )
 
 
 @pytest.mark.parametrize("supervised", get_args(Supervised))
-def test_the_sum_counts_each_token_and_the_mean_each_share(supervised: Supervised) -> None:
+def test_the_sum_is_over_the_supervised_tokens_of_an_image(supervised: Supervised) -> None:
     # As literal sums iBOT++ has 3 terms an image and iBOT 2, so its weight would mean more.
     logits_BNK, teacher_BNK = random_pair()
     mean = ibot_loss(logits_BNK, teacher_BNK, MASKED_BN, supervised)
@@ -60,12 +53,12 @@ def test_the_sum_counts_each_token_and_the_mean_each_share(supervised: Supervise
 def test_sizes_must_fit() -> None:
     logits_BNK, teacher_BNK = random_pair()
     with pytest.raises(ValueError, match="same patches and prototypes"):
-        ibot_loss(logits_BNK[:1], teacher_BNK, MASKED_BN, "all")
+        ibot_loss(logits_BNK, teacher_BNK[..., :4], MASKED_BN, "all")
     with pytest.raises(ValueError, match="one value per patch"):
         ibot_loss(logits_BNK, teacher_BNK, MASKED_BN[:, :2], "masked")
 
 
-def test_the_logged_parts_are_the_losses_of_either_kind_of_patch() -> None:
+def test_the_logged_parts_are_the_losses_of_masked_and_visible_patches() -> None:
     logits_BNK, teacher_BNK = random_pair()
     logits_BNK.requires_grad_(True)
     parts = loss_by_visibility(logits_BNK, teacher_BNK, MASKED_BN)

@@ -23,7 +23,7 @@ def test_equals_the_textbook_in_float64() -> None:
     torch.testing.assert_close(sinkhorn_knopp(logits_NK), expected_NK, rtol=1e-4, atol=1e-6)
 
 
-def test_tokens_are_spread_evenly_and_none_is_lost() -> None:
+def test_prototypes_get_equal_shares_at_any_temperature() -> None:
     # All samples prefer one prototype, which still gets no more than its share.
     logits_NK = torch.tensor([[50.0, 0.0, 0.0, 0.0]]).repeat(8, 1)
     torch.testing.assert_close(sinkhorn_knopp(logits_NK), torch.full((8, 4), 0.25))
@@ -32,7 +32,7 @@ def test_tokens_are_spread_evenly_and_none_is_lost() -> None:
     torch.testing.assert_close(probs_NK.sum(1), torch.ones(12))
 
 
-def test_totals_over_ranks_balance_over_ranks() -> None:
+def test_totals_over_ranks_balance_all_ranks() -> None:
     logits_NK = random_logits()
     whole_NK = sinkhorn_knopp(logits_NK, num_iterations=1)
     rest_K = logits_NK[7:].logsumexp(0)

@@ -153,10 +153,7 @@ class RequestTrace:
             )
             _set_error(child, error if name == "run" else None)
             child.end(_epoch_ns(last, self.offset_ns))
-        if self._transport == "grpc":
-            name, attributes = outcome.method, rpc_attributes(outcome)
-        else:
-            name, attributes = http_attributes(self._transport, outcome)
+        name, attributes = _name_and_attributes(self._transport, outcome)
         self.span.update_name(name)
         self.span.set_attributes(attributes)
         _set_error(self.span, (outcome.error or str(outcome.code)) if outcome.is_fault else None)
@@ -240,36 +237,30 @@ def begin_batch(
     return batch
 
 
-def http_attributes(scheme: str, outcome: Outcome) -> tuple[str, dict[str, str | int]]:
-    """Name and attributes of a span, by OpenTelemetry's conventions for HTTP servers.
+def _name_and_attributes(
+    transport: Transport, outcome: Outcome
+) -> tuple[str, dict[str, str | int]]:
+    """Name and attributes of a span, by OpenTelemetry's conventions for HTTP and RPC servers.
 
     Neither the query nor a path without a route is written: both may hold texts.
     """
+    attributes: dict[str, str | int] = {}
+    if outcome.error:
+        attributes["tipserve.error.code"] = outcome.error
+    if transport == "grpc":
+        attributes["rpc.system.name"] = "grpc"
+        attributes["rpc.method"] = "_OTHER" if outcome.method == "other" else outcome.method
+        attributes["rpc.response.status_code"] = str(outcome.code)
+        return outcome.method, attributes
     verb, _, route = outcome.method.partition(" ")
-    attributes: dict[str, str | int] = {
-        "http.request.method": verb if route else "_OTHER",
-        "http.response.status_code": outcome.code,
-        "url.scheme": scheme,
-    }
+    attributes["http.request.method"] = verb if route else "_OTHER"
+    attributes["http.response.status_code"] = outcome.code
+    attributes["url.scheme"] = transport
     if route:
         attributes["http.route"] = route
         if "{" not in route:
             attributes["url.path"] = route
-    if outcome.error:
-        attributes["tipserve.error.code"] = outcome.error
     return (outcome.method if route else "HTTP"), attributes
-
-
-def rpc_attributes(outcome: Outcome) -> dict[str, str | int]:
-    """Attributes of a span, by OpenTelemetry's conventions for RPC servers."""
-    attributes: dict[str, str | int] = {
-        "rpc.system.name": "grpc",
-        "rpc.method": "_OTHER" if outcome.method == "other" else outcome.method,
-        "rpc.response.status_code": str(outcome.code),
-    }
-    if outcome.error:
-        attributes["tipserve.error.code"] = outcome.error
-    return attributes
 
 
 def _set_error(span: Span, error: str | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from service.bulk.embedding import Dtype
-from service.bulk.inputs import Columns, Inputs, find_inputs
+from service.bulk.inputs import Columns, find_inputs
 from service.bulk.output import (
     Job,
     JobError,
@@ -109,7 +109,10 @@ def _compute(
     if not missing:
         return
     num_parts = len(job.inputs.parts)
-    num_images = _num_images(job.inputs, len(missing)) if engine is not None else None
+    num_images = None
+    if engine is not None and job.inputs.num_images is not None:
+        # Roughly, because the last part may be smaller.
+        num_images = round(job.inputs.num_images * len(missing) / num_parts)
     with shown_progress(num_parts, num_parts - len(missing), num_images) as progress:
         if engine is None:
             _run_on_ray(options, job, folder, progress)
@@ -129,13 +132,6 @@ def _run_on_ray(
         gpus=options.gpus_per_worker,
     )
     on_ray.run_on_ray(job, folder, progress, flags=loading_flags(options), options=cluster)
-
-
-def _num_images(inputs: Inputs, num_missing: int) -> int | None:
-    """Number of images in the missing parts, roughly: the last part may be smaller."""
-    if inputs.num_images is None:
-        return None
-    return round(inputs.num_images * num_missing / len(inputs.parts))
 
 
 def _report(options: argparse.Namespace, num_rows: int, num_bad: int, errors: Path) -> int:

@@ -303,7 +303,7 @@ class UrlFetcher:
 
     async def _ask(self, target: Target, hold: Hold) -> bytes | str:
         """Send one request on a new connection; returns the image, or the redirect's location."""
-        host = target.host if target.port == 443 else f"{target.host}:{target.port}"
+        host = target.host if target.port == HTTPS_PORT else f"{target.host}:{target.port}"
         request = httpcore2.Request(
             "GET",
             httpcore2.URL(

@@ -80,7 +80,7 @@ async def test_a_device_that_recovers_is_used_again(
 
 
 @BOTH
-async def test_a_device_that_hangs_is_found_out_and_its_answer_still_counts(
+async def test_a_hanging_device_ends_readiness_until_its_answer(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, ask: Ask
 ) -> None:
     async with serving(watchdog_interval_s=0.05, watchdog_hang_limit_s=0.3) as server:

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from service.server import Server
-from tests.service.callers import LIMIT_S, http_client
+from tests.service.callers import ENCODER, LIMIT_S, grpc_channel, http_client
 from tests.service.conftest import Serving
 
 KEY = "the-key-of-this-test"
@@ -57,16 +57,14 @@ def service_of(rpc: str) -> str:
     return rpc.lstrip("/").rpartition("/")[0]
 
 
-def code_of(server: Server, rpc: str, metadata: Any = ()) -> str:
+async def code_of(channel: Any, rpc: str, key: dict[str, str]) -> str:
     """The code of an RPC of any kind for an empty message."""
-    with grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
-        ask: Any = channel.stream_stream(rpc)
-        call: Any = ask(iter([b""]), timeout=LIMIT_S, metadata=metadata)
-        try:
-            next(call, None)
-            call.cancel()
-        except grpc.RpcError:
-            return str(call.code().name)
+    call = channel.unary_stream(rpc)(b"", timeout=LIMIT_S, metadata=tuple(key.items()))
+    try:
+        await call.read()
+        call.cancel()
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
     return "OK"
 
 
@@ -99,19 +97,16 @@ async def test_every_route_needs_a_key_but_the_open_ones(serving: Serving, tmp_p
 
 
 async def test_every_rpc_needs_a_key_but_the_open_ones(serving: Serving) -> None:
-    async with serving(api_keys=KEY) as server:
+    async with serving(api_keys=KEY) as server, grpc_channel(server) as channel:
         rpcs = await asyncio.to_thread(rpcs_of, server)
         assert {service_of(rpc) for rpc in rpcs} >= OPEN_SERVICES | {"tipserve.v1.EncoderService"}
         for rpc in sorted(rpcs | {"/made.up.Service/Method", "/nothing"}):
-            for metadata in ((), (("x-api-key", KEY + "x"),)):
-                code = await asyncio.to_thread(code_of, server, rpc, metadata)
-                assert (code == "UNAUTHENTICATED") == (service_of(rpc) not in OPEN_SERVICES), (
-                    rpc,
-                    code,
-                )
-        for metadata in ((("x-api-key", KEY),), (("authorization", f"Bearer {KEY}"),)):
-            rpc = "/tipserve.v1.EncoderService/ListModels"
-            assert await asyncio.to_thread(code_of, server, rpc, metadata) == "OK"
+            for key in ({}, {"x-api-key": KEY + "x"}):
+                code = await code_of(channel, rpc, key)
+                is_open = service_of(rpc) in OPEN_SERVICES
+                assert (code == "UNAUTHENTICATED") != is_open, (rpc, code)
+        for key in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
+            assert await code_of(channel, f"{ENCODER}/ListModels", key) == "OK"
 
 
 async def test_a_request_without_a_key_is_refused_before_its_body_is_sent(serving: Serving) -> None:

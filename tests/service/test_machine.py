@@ -5,7 +5,6 @@ import ctypes
 import os
 import subprocess
 import sys
-import weakref
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from service.machine import (
     NO_LIMIT_BYTES,
     PeakMeter,
     available_cpus,
-    collect_and_trim,
     free_memory,
     memory_limit,
     resident_bytes,
@@ -128,19 +126,6 @@ def test_without_a_resettable_peak_the_run_happens_unmeasured(tmp_path: Path) ->
     assert ran == [True]
     write(tmp_path, {"status": "Name:\tpython\nVmRSS:\t 100 kB\nVmHWM:\t 350 kB\n"})
     assert PeakMeter(tmp_path).peak_bytes(lambda: None) == 250 * 1024
-
-
-@pytest.mark.slow
-def test_reference_cycles_are_freed() -> None:
-    class Node:
-        itself: object = None
-
-    cycle = Node()
-    cycle.itself = cycle
-    reference = weakref.ref(cycle)
-    del cycle
-    collect_and_trim()
-    assert reference() is None
 
 
 def test_a_c_library_without_malloc_trim_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,18 +8,15 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health
 
 from service.server import Server
 from tests.service.callers import (
     BOTH,
-    ENCODER,
     INTERNAL,
     OK,
     Answer,
     Ask,
     ask_grpc,
-    call_rpc,
 )
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
@@ -137,20 +134,3 @@ async def test_a_failing_serializer_sends_no_text_of_its_error(
         answer = await ask_grpc(server, encode_image())
     assert answer.status in INTERNAL
     assert not [secret for secret in SECRETS if secret in whole(answer)]
-
-
-@pytest.mark.parametrize(
-    "rpc",
-    [
-        f"/{health.SERVICE_NAME}/Check",
-        f"/{health.SERVICE_NAME}/Watch",
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-        f"{ENCODER}/EmbedImages",
-    ],
-)
-async def test_malformed_messages_are_not_quoted(serving: Serving, rpc: str) -> None:
-    async with serving() as server:
-        answer = await call_rpc(server, rpc, b"\xff\xff\xff")
-    assert answer.status not in OK
-    assert "DecodeError" not in whole(answer)
-    assert "parsing" not in whole(answer)

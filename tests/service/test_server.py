@@ -81,7 +81,7 @@ async def test_errors_of_the_caller_carry_stage_times_too(
 
 
 @BOTH
-async def test_a_full_queue_says_when_to_come_back(
+async def test_a_full_queue_sends_the_time_of_a_retry(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered, ask: Ask
 ) -> None:
     async with serving(max_queue_patches=6, max_batch_patches=6) as server:

@@ -41,7 +41,3 @@ def test_polling_continues_after_a_failure() -> None:
     watchdog.start()
     assert again.wait(WAIT_S)
     watchdog.stop()
-
-
-def test_a_watchdog_that_never_started_can_be_stopped() -> None:
-    Watchdog(dict, lambda _: None, 1.0).stop()

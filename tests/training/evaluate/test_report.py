@@ -88,14 +88,10 @@ def test_retrieval_is_scored_both_ways_with_both_captions(
 ) -> None:
     entries = report.score_scenes(benchmark, models)
     entries = [entry for entry in entries if entry.task == report.RETRIEVAL]
-    directions, splits = (
-        ("image to text", "text to image"),
-        ("short captions, CLS1", "scene captions, CLS2"),
-    )
     assert [(entry.split, entry.row, entry.metric, entry.count) for entry in entries] == [
         (f"few; {split}", row, f"{direction} R@{depth}", 4)
-        for split in splits
-        for direction in directions
+        for split in ("short captions, CLS1", "scene captions, CLS2")
+        for direction in ("image to text", "text to image")
         for row in RANKED
         for depth in (1, 5)
     ]

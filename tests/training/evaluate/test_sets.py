@@ -1,5 +1,6 @@
 """The named sets of evaluation scenes and drawings."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,6 @@ from training.data.concepts import all_concepts
 from training.data.crops import PATCH
 from training.data.folder import DataFolder, common_names, seen_names
 from training.data.scenes import Scene, SceneSource, compose_scene
-from training.data.sprites import SpriteBank
 from training.evaluate import sets
 from training.evaluate.encoder import SceneEncoder
 from training.evaluate.sets import (
@@ -95,10 +95,7 @@ def test_the_scenes_show_what_the_names_of_their_sets_say(data_folder: DataFolde
     trained = _styles(data_folder, seen) | _styles(data_folder, unseen)
     assert trained <= {"noto", "twemoji", "noto-v1", "emojione"}
     assert not set(unseen.names) & (set(main.names) | set(rarer.names))
-    retrieved = [
-        benchmark for benchmark in (main, rarer, seen, line, unseen) if benchmark.is_retrieved
-    ]
-    assert retrieved == [main, seen]
+    assert [s for s in (main, rarer, seen, line, unseen) if s.is_retrieved] == [main, seen]
 
 
 def test_the_drawings_show_what_the_names_of_their_sets_say(data_folder: DataFolder) -> None:
@@ -113,11 +110,8 @@ def test_the_drawings_show_what_the_names_of_their_sets_say(data_folder: DataFol
         assert set(benchmark.names) == sets.unseen_names()
         assert not set(benchmark.names) & seen_names()
         assert len(set(benchmark.labels)) == 4
-    images = {"everyday": everyday, "line": line, "seen": seen, "unseen": unseen, "both": both}
-    shown = {key: {p.tobytes() for p in found.images} for key, found in images.items()}
-    assert not shown["everyday"] & shown["line"]
-    assert not shown["everyday"] & shown["seen"]
-    assert not shown["unseen"] & shown["both"]
+    for first, second in ((everyday, line), (everyday, seen), (unseen, both)):
+        assert not {i.tobytes() for i in first.images} & {i.tobytes() for i in second.images}
 
 
 def test_development_uses_no_test_drawing_of_the_unseen_style(data_folder: DataFolder) -> None:
@@ -130,16 +124,9 @@ def test_development_uses_no_test_drawing_of_the_unseen_style(data_folder: DataF
 
 
 def test_stamps_are_classified_alone_and_in_scenes(
-    sprite_bank: SpriteBank, data_folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+    source: SceneSource, data_folder: DataFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stamps = SceneSource(
-        bank=sprite_bank,
-        styles=("openmoji",),
-        photos=(),
-        keywords={},
-        names=common_names(),
-        split="test",
-    )
+    stamps = replace(source, styles=("openmoji",), names=common_names(), split="test")
     monkeypatch.setattr(DataFolder, "stamp_source", lambda _: stamps)
     *_, alone, placed = sets.held_out_drawings(data_folder, 5)
     assert alone.name == "photo stamps of Tux Paint, one of 50 names"

@@ -7,42 +7,8 @@ from pathlib import Path
 import pytest
 
 from training.data.shards.image_folder import open_store
-from training.data.shards.manifest import (
-    Manifest,
-    ShardEntry,
-    ShardStore,
-    index_shards,
-    load_manifest,
-    save_manifest,
-)
+from training.data.shards.manifest import ShardStore, index_shards, load_manifest
 from training.data.shards.sample import BrokenList, DataSummary
-
-
-@pytest.fixture
-def manifest() -> Manifest:
-    """Two shards."""
-    entries = [
-        ShardEntry(
-            name=f"shard-{number:06d}.tar",
-            num_bytes=10,
-            sha256="0" * 64,
-            num_skipped=number,
-            summary=DataSummary(num_images=5, num_captioned=2, caption_sources={"alt": 2}),
-        )
-        for number in range(2)
-    ]
-    return Manifest(origin={"kind": "folder"}, shards=entries)
-
-
-def test_a_manifest_is_read_as_it_was_written(tmp_path: Path, manifest: Manifest) -> None:
-    save_manifest(tmp_path, manifest)
-    assert load_manifest(tmp_path) == manifest
-    assert load_manifest(tmp_path).summary.num_images == 10
-    assert load_manifest(tmp_path).num_skipped == 1
-    store = ShardStore(tmp_path)
-    assert store.shard_sizes.tolist() == [5, 5]
-    assert store.name(1, 3) == "shard-000001.tar row 3"
-    assert store.summary().caption_sources == {"alt": 4}
 
 
 def test_a_folder_without_shards_or_manifest_is_refused(tmp_path: Path) -> None:
@@ -50,15 +16,6 @@ def test_a_folder_without_shards_or_manifest_is_refused(tmp_path: Path) -> None:
         ShardStore(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no \.tar"):
         index_shards(tmp_path, BrokenList())
-
-
-def test_another_format_is_refused(tmp_path: Path, manifest: Manifest) -> None:
-    save_manifest(tmp_path, manifest)
-    path = tmp_path / "manifest.json"
-    content = json.loads(path.read_text()) | {"format": 2}
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="format 2"):
-        load_manifest(tmp_path)
 
 
 @pytest.fixture
@@ -80,12 +37,23 @@ def test_foreign_shards_are_read_once_they_are_indexed(foreign: Path) -> None:
         open_store(foreign)
     broken = BrokenList()
     manifest = index_shards(foreign, broken)
-    assert manifest.summary.num_images == 6
-    assert manifest.summary.num_captioned == 5
+    assert load_manifest(foreign) == manifest
+    counts = DataSummary(num_images=6, num_captioned=5, caption_sources={"alt": 5})
+    assert manifest.summary == counts
     assert len(broken) == 1
     store = open_store(foreign)
     assert isinstance(store, ShardStore)
+    assert store.shard_sizes.tolist() == [3, 3]
+    assert store.name(1, 2) == "00001.tar row 2"
     sample = store.read(1, 1)
     assert sample.captions == {"alt": "text 4"}
     assert sample.fields["url"] == "u4"
     assert sample.key == "000000004"
+
+
+def test_another_format_is_refused(foreign: Path) -> None:
+    index_shards(foreign, BrokenList())
+    path = foreign / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(ValueError, match="format 2"):
+        load_manifest(foreign)

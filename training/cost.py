@@ -206,21 +206,6 @@ DEVICES: dict[str, Accelerator] = {
             source="NVIDIA H200 SXM data sheet: 1979 TFLOP/s bf16 with sparsity, half without; "
             "141 GB",
         ),
-        # The two chips that the paper's "TPUv5" may mean; torch here runs on neither.
-        Accelerator(
-            name="tpu-v5e",
-            title="TPU v5e",
-            peak_flops=197e12,
-            memory_bytes=16e9,
-            source="Google Cloud TPU documentation: 197 TFLOP/s bf16, 16 GB a chip",
-        ),
-        Accelerator(
-            name="tpu-v5p",
-            title="TPU v5p",
-            peak_flops=459e12,
-            memory_bytes=95e9,
-            source="Google Cloud TPU documentation: 459 TFLOP/s bf16, 95 GB a chip",
-        ),
     )
 }
 

@@ -49,32 +49,39 @@ def test_student_and_teacher_encode_the_whole_once_without_a_mask(
     teacher = make_teacher()
     take_step(Distill(student_model, PAPER, teacher), cropped, 0.0)
     own, theirs = (m.vision_model.embeddings for m in (student_model, teacher.model))
-    assert all(mask is None for _, _, mask in encoded)
-    shown = [(embeddings is theirs, tuple(pixels.shape)) for embeddings, pixels, _ in encoded]
-    assert shown == [(False, (4, 3, 28, 28)), (True, (4, 3, 28, 28)), (False, (12, 3, 14, 14))]
-    assert all(embeddings in (own, theirs) for embeddings, _, _ in encoded)
-    for (_, pixels, _), expected in zip(
+    crops = cropped.locals_CB3hw.flatten(0, 1)
+    for (embeddings, pixels, mask), (tower, expected) in zip(
         encoded,
-        (cropped.pixels_B3HW, cropped.pixels_B3HW, cropped.locals_CB3hw.flatten(0, 1)),
+        ((own, cropped.pixels_B3HW), (theirs, cropped.pixels_B3HW), (own, crops)),
         strict=True,
     ):
+        assert embeddings is tower
         assert torch.equal(pixels, expected)
+        assert mask is None
 
 
-def test_local_crops_predict_the_teachers_assignment_of_the_whole(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch
+@pytest.mark.parametrize("dim", [48, 64])
+def test_patches_and_local_crops_predict_the_teachers_assignments(
+    student_model: Tipsv2Model, make_teacher: MakeTeacher, cropped: Batch, dim: int
 ) -> None:
-    teacher = make_teacher(dim=64)
+    # Widths may differ, because prototypes are compared.
+    teacher = make_teacher(dim=dim)
     method = Distill(student_model, PAPER, teacher)
     assert method.head is not None
+    assert teacher.head is not None
     with torch.no_grad():
-        whole = teacher.encode(cropped.pixels_B3HW)
+        own = vision_tokens(student_model, cropped.pixels_B3HW)
+        theirs = vision_tokens(teacher.model, cropped.pixels_B3HW)
+        targets_BNK = (teacher.head(theirs.patches_BND) / HEAD.teacher_temperature).softmax(-1)
+        logits_BNK = method.head(own.patches_BND) / HEAD.student_temperature
         crops = vision_tokens(student_model, cropped.locals_CB3hw.flatten(0, 1))
         logits_CBK = method.head(crops.cls1_BD).view(3, 4, 24) / HEAD.student_temperature
-        expected = dino_loss(logits_CBK, teacher.assign_global(whole.cls1_BD))
+        dino = dino_loss(logits_CBK, teacher.assign_global(theirs.cls1_BD))
+    torch.testing.assert_close(teacher.assign_patches(theirs.patches_BND), targets_BNK)
     result = take_step(method, cropped, 0.0)
     terms = result.metrics
-    torch.testing.assert_close(terms["dino"], expected)
+    torch.testing.assert_close(terms["patch"], distillation_loss(logits_BNK, targets_BNK))
+    torch.testing.assert_close(terms["dino"], dino)
     clip = (terms["cls1"] + terms["cls2"]) / 2
     torch.testing.assert_close(result.loss.detach(), clip + terms["dino"] + 2.0 * terms["patch"])
 
@@ -258,25 +265,6 @@ def test_the_teacher_is_used_within_its_share_of_the_run(
         captions = (result.metrics["cls1"] + result.metrics["cls2"]) / 2
         expected = captions + (2.0 * result.metrics["patch"] if is_used else 0.0)
         torch.testing.assert_close(result.loss.detach(), expected)
-
-
-@pytest.mark.parametrize("dim", [48, 64])
-def test_every_patch_of_the_whole_image_is_distilled(
-    student_model: Tipsv2Model, make_teacher: MakeTeacher, batch: Batch, dim: int
-) -> None:
-    # Widths may differ, because prototypes are compared.
-    teacher = make_teacher(dim=dim)
-    method = Distill(student_model, CONFIG, teacher)
-    assert method.head is not None
-    assert teacher.head is not None
-    with torch.no_grad():
-        own = vision_tokens(student_model, batch.pixels_B3HW)
-        theirs = vision_tokens(teacher.model, batch.pixels_B3HW)
-        logits_BNK = method.head(own.patches_BND) / HEAD.student_temperature
-        targets_BNK = (teacher.head(theirs.patches_BND) / HEAD.teacher_temperature).softmax(-1)
-    torch.testing.assert_close(teacher.assign_patches(theirs.patches_BND), targets_BNK)
-    expected = distillation_loss(logits_BNK, targets_BNK)
-    torch.testing.assert_close(take_step(method, batch, 0.5).metrics["patch"], expected)
 
 
 @pytest.mark.parametrize("supervised", ["all", "masked"])

@@ -40,12 +40,12 @@ def test_warming_up_brings_the_tower_to_its_targets(
     monkeypatch.setattr(text_module, "fit_basis", first_axes)
     vision = {k: v.clone() for k, v in student_model.vision_model.state_dict().items()}
     start = {k: v.clone() for k, v in student_model.text_model.state_dict().items()}
-    cosine = warm_up_text_tower(student_model, tokenizer, TEXTS, num_steps=60, seed=0)
-    assert cosine > 0.5
-    for name, value in student_model.vision_model.state_dict().items():
-        assert torch.equal(value, vision[name]), name
+    warm_up_text_tower(student_model, tokenizer, TEXTS, num_steps=5, seed=0)
     trained = {k: v.clone() for k, v in student_model.text_model.state_dict().items()}
     student_model.text_model.load_state_dict(start)
-    assert warm_up_text_tower(student_model, tokenizer, TEXTS, num_steps=60, seed=0) == cosine
+    warm_up_text_tower(student_model, tokenizer, TEXTS, num_steps=5, seed=0)
     for name, value in student_model.text_model.state_dict().items():
         assert torch.equal(value, trained[name]), name
+    assert warm_up_text_tower(student_model, tokenizer, TEXTS, num_steps=50, seed=0) > 0.5
+    for name, value in student_model.vision_model.state_dict().items():
+        assert torch.equal(value, vision[name]), name

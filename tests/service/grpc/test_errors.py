@@ -1,4 +1,4 @@
-"""What goes with a status: the reason, the field, and when to come back."""
+"""Details of a status: the reason, the field, and the delay before a retry."""
 
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
@@ -6,7 +6,7 @@ from service.errors import InvalidRequest, Overloaded
 from service.grpc.errors import error_metadata
 
 
-def test_a_wrong_field_is_named() -> None:
+def test_the_details_name_the_reason_and_the_field() -> None:
     error = InvalidRequest("texts[1] is blank.", code="blank_text", param="texts[1]")
     ((key, raw),) = error_metadata(error)
     assert key == "grpc-status-details-bin"
@@ -19,7 +19,7 @@ def test_a_wrong_field_is_named() -> None:
     assert bad.field_violations[0].field == "texts[1]"
 
 
-def test_overload_says_when_to_come_back() -> None:
+def test_overload_has_the_delay_before_a_retry() -> None:
     metadata = dict(error_metadata(Overloaded("full", retry_after_s=1.5)))
     assert metadata["grpc-retry-pushback-ms"] == "1500"
     status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])

@@ -165,7 +165,7 @@ async def test_an_invalid_message_is_refused_with_the_reason(
     labels.outputs.add(name="cls1").parameters["classification"].int64_param = 3
     shared = request_of(contents=contents)
     shared.inputs[0].parameters["shared_memory_region"].string_param = "a"
-    for request, says in (
+    for request, reason in (
         (request_of(raw=[b"", b""]), "2 entries for 1 inputs"),
         (request_of(raw=[b"\x01\0\0\0x"], contents=contents), "not both"),
         (request_of(contents=pb.InferTensorContents(int_contents=[1])), "bytes_contents"),
@@ -173,13 +173,13 @@ async def test_an_invalid_message_is_refused_with_the_reason(
         (labels, "classification is not supported"),
         (shared, "shared memory"),
     ):
-        code, said = await ask(server, "ModelInfer", request)
-        assert (code, says in said) == ("INVALID_ARGUMENT", True), said
+        code, details = await ask(server, "ModelInfer", request)
+        assert (code, reason in details) == ("INVALID_ARGUMENT", True), details
 
 
 async def test_unsupported_rpcs_are_unimplemented(server: Server) -> None:
-    code, said = await ask(server, "RepositoryIndex", pb.RepositoryIndexRequest())
-    assert (code, "enable_management" in said) == ("UNIMPLEMENTED", True)
+    code, details = await ask(server, "RepositoryIndex", pb.RepositoryIndexRequest())
+    assert (code, "enable_management" in details) == ("UNIMPLEMENTED", True)
     async with channel_of(server) as channel:
         for name in ("TraceSetting", "CudaSharedMemoryRegister", "Made"):
             with pytest.raises(grpc.aio.AioRpcError, match=f"{name} is not supported") as caught:

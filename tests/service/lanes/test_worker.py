@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import InternalError
 from service.lanes.batch_queue import BatchQueue, BatchRules
 from service.lanes.lane import Inputs
 from service.lanes.latency_model import LatencyCurve, LatencyModel
@@ -123,18 +122,6 @@ def test_a_batch_updates_the_latency_model_and_cannot_be_interrupted_afterwards(
     worker._interrupt_if_abandoned(batch)  # the lane would raise
 
 
-def test_a_failed_batch_is_answered_and_the_lane_stays_ready(
-    worker: LaneWorker, shared: LaneContext, lane: BrittleLane
-) -> None:
-    (future,) = submit(shared)
-    lane.failing_batches = 1
-    assert not run_one(worker, shared)[0]
-    assert isinstance(future.exception(timeout=0), InternalError)
-    assert worker.health.state is LaneState.READY
-    assert worker.probe()
-    assert lane.num_loads == 0
-
-
 def test_a_runtime_is_reloaded_until_a_probe_succeeds(
     worker: LaneWorker, lane: BrittleLane, pauses: list[float], metrics: Metrics
 ) -> None:
@@ -145,20 +132,6 @@ def test_a_runtime_is_reloaded_until_a_probe_succeeds(
     assert worker.health.state.name == "READY"
     assert (lane.num_loads, pauses) == (3, [0, 1, 2])
     assert metrics.registry.get_sample_value("tipserve_lane_rebuilds_total") == 1
-
-
-def test_a_lane_is_dead_after_the_last_attempt(
-    worker: LaneWorker, lane: BrittleLane, shared: LaneContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lane.failing_batches, lane.failing_probes = 1, 100
-    (failed,) = submit(shared)
-    waiting: list[Any] = []
-    monkeypatch.setattr(worker, "pause", lambda _: waiting.extend(submit(shared)))
-    worker._work()
-    assert worker.health.state.name == "DEAD"
-    assert lane.num_loads == len(waiting) == 3
-    assert isinstance(failed.exception(timeout=0), InternalError)
-    assert all(future.exception(timeout=0) for future in waiting), "items left for a dead lane"
 
 
 def test_a_slow_model_is_probed_less_often(worker: LaneWorker, shared: LaneContext) -> None:

@@ -121,19 +121,6 @@ def test_every_waiter_gets_its_own_error_and_its_other_prompts_are_cancelled(
     assert cache.join(["a"])[1], "an error is not cached"
 
 
-def test_a_running_computation_without_waiters_can_be_joined(cache: TextCache) -> None:
-    waiter, (computation,) = cache.join(["a"])
-    work: Future[Completed] = Future()
-    cache.launch(computation, work)
-    assert work.set_running_or_notify_cancel()
-    cache.leave(waiter)
-    late, begun = cache.join(["a"])
-    assert begun == []
-    work.set_result(completed(5))
-    assert late.done.done()
-    assert late.embeddings["a"] == vector(5)
-
-
 class TextCacheMachine(RuleBasedStateMachine):
     """Requests that come and go at any moment; lanes that answer, fail or are late."""
 

@@ -18,51 +18,6 @@ from training.data.concepts import NO_ARTICLE
 if TYPE_CHECKING:
     import inflect
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptionSampling:
-    """Which caption sources supervise which CLS token.
-
-    Attributes:
-        cls1: Sources for CLS1; TIPSv2 always takes the web alt text.
-        cls2: Sources for CLS2, of which one is drawn uniformly each time an image is used; TIPSv2
-            draws between a short synthetic caption (PaliGemma) and a long one (Gemini), with
-            unpublished probabilities.
-
-    With the same single source for both, this is the ablation without multi-granularity captions.
-
-    Source: TIPSv2, arXiv:2604.12012, the section on multi-granularity captions.
-    """
-
-    cls1: tuple[str, ...] = ("alt",)
-    cls2: tuple[str, ...] = ("paligemma", "gemini")
-
-    def __post_init__(self) -> None:
-        """Check that each token has a source."""
-        if not self.cls1 or not self.cls2:
-            raise ValueError("captions.cls1 and captions.cls2 each need at least one source")
-
-    def choose(
-        self, captions: Mapping[str, str], rng: np.random.Generator
-    ) -> tuple[str, str] | None:
-        """Draw an image's captions for CLS1 and CLS2.
-
-        A token without any of its sources takes any other caption of the image; the result is None
-        for an image without captions.
-        """
-        present = {source: text for source, text in captions.items() if text.strip()}
-        if not present:
-            return None
-        first, second = (
-            [present[source] for source in wanted if source in present] or list(present.values())
-            for wanted in (self.cls1, self.cls2)
-        )
-        return first[rng.integers(len(first))], second[rng.integers(len(second))]
-
-
-SCENE_CAPTIONS = CaptionSampling(cls1=("alt",), cls2=("keywords", "scene"))
-
-
 _NUMBERS = ("", "", "two", "three", "four")
 # Exceptions that `inflect` does not know.
 _PLURALS = {
@@ -213,3 +168,47 @@ def write_captions(
         keywords=", ".join(dict.fromkeys(words)),
         scene=_scene_sentence(objects, background),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionSampling:
+    """Which caption sources supervise which CLS token.
+
+    Attributes:
+        cls1: Sources for CLS1; TIPSv2 always takes the web alt text.
+        cls2: Sources for CLS2, of which one is drawn uniformly each time an image is used; TIPSv2
+            draws between a short synthetic caption (PaliGemma) and a long one (Gemini), with
+            unpublished probabilities.
+
+    With the same single source for both, this is the ablation without multi-granularity captions.
+
+    Source: TIPSv2, arXiv:2604.12012, the section on multi-granularity captions.
+    """
+
+    cls1: tuple[str, ...] = ("alt",)
+    cls2: tuple[str, ...] = ("paligemma", "gemini")
+
+    def __post_init__(self) -> None:
+        """Check that each token has a source."""
+        if not self.cls1 or not self.cls2:
+            raise ValueError("captions.cls1 and captions.cls2 each need at least one source")
+
+    def choose(
+        self, captions: Mapping[str, str], rng: np.random.Generator
+    ) -> tuple[str, str] | None:
+        """Draw an image's captions for CLS1 and CLS2.
+
+        A token without any of its sources takes any other caption of the image; the result is None
+        for an image without captions.
+        """
+        present = {source: text for source, text in captions.items() if text.strip()}
+        if not present:
+            return None
+        first, second = (
+            [present[source] for source in wanted if source in present] or list(present.values())
+            for wanted in (self.cls1, self.cls2)
+        )
+        return first[rng.integers(len(first))], second[rng.integers(len(second))]
+
+
+SCENE_CAPTIONS = CaptionSampling(cls1=("alt",), cls2=("keywords", "scene"))

@@ -44,6 +44,8 @@ from training.data.shards.image_folder import describe_folder
 from training.data.shards.manifest import index_shards
 from training.data.shards.sample import BrokenList
 
+HELP = "Caption the images of shards with PaliGemma or Gemini."
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -95,6 +97,38 @@ JOB: Mapping[str, Option] = {
 CLEANING: Mapping[str, Option] = {
     "max_characters": Option("longest caption", int),
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of both captioners."""
+    kinds = parser.add_subparsers(dest="captioner", required=True)
+    paligemma = kinds.add_parser("paligemma", help="a transformers model on this machine")
+    gemini = kinds.add_parser("gemini", help="Google's service; costs money")
+    for kind in (paligemma, gemini):
+        kind.add_argument("--shards", type=Path, required=True, help="folder of .tar files, or one")
+        kind.add_argument("--output", type=Path, required=True, help="folder to write to")
+        kind.add_argument("--estimate", action="store_true", help="print an estimate and stop")
+    add_options(paligemma, PALIGEMMA, JOB, CLEANING)
+    add_options(gemini, GEMINI, LIMITS, JOB, CLEANING)
+    gemini.add_argument("--input-price", type=float, help="US dollars per million input tokens")
+    gemini.add_argument("--output-price", type=float, help="US dollars per million output tokens")
+    gemini.add_argument("--price-date", help="date of these prices, as YYYY-MM-DD")
+    gemini.add_argument(
+        "--max-cost", type=float, help="limit in US dollars for all runs of the job"
+    )
+    gemini.add_argument("--yes", action="store_true", help="agree to the cost without a question")
+    gemini.add_argument("--api-key-file", type=Path, help="file with the key (else a variable)")
+    gemini.add_argument("--base-url", help="other URL of the service, such as a proxy")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Caption, or print an estimate.
+
+    Raises:
+        ValueError: A setting is wrong, the cost has no consent, or the job stopped.
+        FileNotFoundError: There are no shards, no checkpoint or no key file.
+    """
+    {"paligemma": _paligemma, "gemini": _gemini}[options.captioner](options)
 
 
 def add_options(parser: argparse.ArgumentParser, *tables: Mapping[str, Option]) -> None:
@@ -153,41 +187,6 @@ def describe(progress: JobProgress, price: Price | None = None) -> str:
     if progress.busy:
         parts.append(f"{progress.busy} shards in work by other processes")
     return ", ".join(parts)
-
-
-HELP = "Caption the images of shards with PaliGemma or Gemini."
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of both captioners."""
-    kinds = parser.add_subparsers(dest="captioner", required=True)
-    paligemma = kinds.add_parser("paligemma", help="a transformers model on this machine")
-    gemini = kinds.add_parser("gemini", help="Google's service; costs money")
-    for kind in (paligemma, gemini):
-        kind.add_argument("--shards", type=Path, required=True, help="folder of .tar files, or one")
-        kind.add_argument("--output", type=Path, required=True, help="folder to write to")
-        kind.add_argument("--estimate", action="store_true", help="print an estimate and stop")
-    add_options(paligemma, PALIGEMMA, JOB, CLEANING)
-    add_options(gemini, GEMINI, LIMITS, JOB, CLEANING)
-    gemini.add_argument("--input-price", type=float, help="US dollars per million input tokens")
-    gemini.add_argument("--output-price", type=float, help="US dollars per million output tokens")
-    gemini.add_argument("--price-date", help="date of these prices, as YYYY-MM-DD")
-    gemini.add_argument(
-        "--max-cost", type=float, help="limit in US dollars for all runs of the job"
-    )
-    gemini.add_argument("--yes", action="store_true", help="agree to the cost without a question")
-    gemini.add_argument("--api-key-file", type=Path, help="file with the key (else a variable)")
-    gemini.add_argument("--base-url", help="other URL of the service, such as a proxy")
-
-
-def run(options: argparse.Namespace) -> None:
-    """Caption, or print an estimate.
-
-    Raises:
-        ValueError: A setting is wrong, the cost has no consent, or the job stopped.
-        FileNotFoundError: There are no shards, no checkpoint or no key file.
-    """
-    {"paligemma": _paligemma, "gemini": _gemini}[options.captioner](options)
 
 
 def _paligemma(options: argparse.Namespace) -> None:

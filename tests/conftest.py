@@ -6,7 +6,9 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,9 +96,13 @@ def exported(project_root: Path) -> Exported:
         digest.update(f"{library} {version(library)}".encode())
     kept = project_root / ".pytest_cache" / "exports"
     folder = kept / digest.hexdigest()[:16]
-    if not folder.exists():
-        shutil.rmtree(kept, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    # Exports of other code, which a running session may still use, are removed after a day.
+    for other in kept.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(other)
 
     def get(name: str, write: Callable[[Path], object]) -> Path:
         with locked(folder / f"{name}.lock"):

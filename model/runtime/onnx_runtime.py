@@ -210,7 +210,10 @@ class OnnxGraph:
     def run(self, inputs: Arrays) -> Arrays:
         """Compute every output; see `Graph.run`."""
         session = still_open(self._session)
-        fed = {name: _as_type(array, self._types[name]) for name, array in inputs.items()}
+        fed = {
+            name: array.astype(self._types[name] or array.dtype, copy=False)
+            for name, array in inputs.items()
+        }
         # Each call has its own options, so a late interruption meets no later call.
         call = self._call = import_onnxruntime().RunOptions()
         try:
@@ -274,7 +277,3 @@ class _Binding:
                 buffers[name].update_inplace(np.ascontiguousarray(array))
         self._kept[key] = buffers  # moved to the end: the first is the least recently used
         return buffers
-
-
-def _as_type(array: NDArray[Any], wanted: Any) -> NDArray[Any]:
-    return array if wanted is None else array.astype(wanted, copy=False)

@@ -8,7 +8,7 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels, 3 colour ch
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -49,21 +49,12 @@ class TorchRuntime:
         package: Has the weights as safetensors.
         choice: Precision and device.
         share: Threads of one call on the CPU.
-        compile_with: Backend of `torch.compile` for the vision blocks, such as "inductor". The
-            first call then takes half a minute; float32 gains almost nothing.
     """
 
     name = "torch"
     tasks: tuple[DenseTask, ...] = ()
 
-    def __init__(
-        self,
-        package: ModelPackage,
-        choice: RuntimeChoice,
-        share: LaneShare,
-        *,
-        compile_with: str | None = None,
-    ) -> None:
+    def __init__(self, package: ModelPackage, choice: RuntimeChoice, share: LaneShare) -> None:
         if choice.precision not in DTYPES:
             raise UnusableRuntimeError(f"torch computes in {', '.join(DTYPES)} here")
         self.precision: Precision = choice.precision
@@ -72,9 +63,8 @@ class TorchRuntime:
         self._max_tokens = package.manifest.max_text_tokens
         self._num_threads = share.num_threads
         key = package.file(TORCH_FILE), package.manifest.files[TORCH_FILE].sha256
-        self._key = (*key, choice.precision, choice.device, compile_with)
-        load = partial(_load, package, choice, compile_with)
-        self._model: Any = _models.take(self._key, load)
+        self._key = (*key, choice.precision, choice.device)
+        self._model: Any = _models.take(self._key, partial(_load, package, choice))
         self._call: InterruptibleCall | None = None
 
     def encode_images(self, pixels_B3HW: NDArray[np.float32]) -> VisionOutput:
@@ -152,7 +142,7 @@ def _check_call(*_: Any) -> None:
         call.check()
 
 
-def _load(package: ModelPackage, choice: RuntimeChoice, compile_with: str | None) -> Any:
+def _load(package: ModelPackage, choice: RuntimeChoice) -> Any:
     """Load the model in evaluation mode; its blocks check for interruption."""
     try:
         import torch  # noqa: PLC0415 - only when this runtime is chosen
@@ -181,8 +171,6 @@ def _load(package: ModelPackage, choice: RuntimeChoice, compile_with: str | None
     model = loaded.eval().requires_grad_(False).to(DEVICES[choice.device])
     for block in (*model.vision_model.encoder.layer, *model.text_model.encoder.layers):
         block.register_forward_pre_hook(_check_call)
-    if compile_with is not None:
-        _compile_blocks(partial(torch.compile, backend=compile_with, dynamic=True), model)
     return model
 
 
@@ -205,9 +193,3 @@ def _no_bar(logging: Any) -> Iterator[None]:
     finally:
         if had_bar:
             logging.enable_progress_bar()
-
-
-def _compile_blocks(compile_one: Callable[..., Any], model: Any) -> None:
-    """Compile each block alone: all share one program, and a call can end between them."""
-    for block in model.vision_model.encoder.layer:
-        block.forward = compile_one(block.forward)

@@ -97,6 +97,7 @@ def test_serving_declares_neither_torch_nor_transformers(project_root: Path) -> 
     assert not declared(project_root, ("cpu", "gpu")) & {"torch", "torchvision", "transformers"}
 
 
+@pytest.mark.slow
 def test_no_other_distribution_owns_our_names() -> None:
     providers = packages_distributions()
     owners = {

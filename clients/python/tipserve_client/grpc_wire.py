@@ -26,7 +26,6 @@ from tipserve_client.generated import (
     embed_pb2,
     features_pb2,
     image_pb2,
-    item_error_pb2,
     model_pb2,
     segment_pb2,
     stream_pb2,
@@ -113,6 +112,10 @@ LOST_STATUS: Final = "Internal error from Core"
 RESET: Final = "RST_STREAM"
 
 
+# Wire types of protobuf fields.
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+
+
 def channel_credentials(target: Target) -> grpc.ChannelCredentials:
     """Credentials from the files of `target.tls`."""
     ca, cert, key = (
@@ -155,7 +158,12 @@ def read_response(request: Request, response: Any, request_id: str | None = None
     """The answer to a request: its values, or the items of a partial one."""
     if request.method == "embed_texts" and not request.is_partial:
         return vectors(response.embeddings)
-    errors = {error.index: _item_error(error, request_id) for error in response.errors}
+    errors = {
+        error.index: item_error(
+            error.message, error.reason, param=error.field or None, request_id=request_id
+        )
+        for error in response.errors
+    }
     errors.update(request.errors)
     values = {
         index: _value(request, row)
@@ -321,10 +329,6 @@ def _value(request: Request, row: Any) -> Any:
     return array(getattr(row, MAPS[request.method]))
 
 
-def _item_error(error: item_error_pb2.ItemError, request_id: str | None) -> TipserveError:
-    return item_error(error.message, error.reason, param=error.field or None, request_id=request_id)
-
-
 def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
     return Segmentation(
         labels=array(item.labels),
@@ -335,10 +339,6 @@ def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
         ),
         background_share=item.background_share,
     )
-
-
-# Wire types of protobuf fields.
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True, slots=True)

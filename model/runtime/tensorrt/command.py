@@ -97,8 +97,7 @@ def run(
     for number, key in enumerate(keys.values(), start=1):
         name = f"[{number}/{len(keys)}] {key.part} {key.precision}"
         began = time.monotonic()
-        progress = partial(_say_with, name, say)
-        supply_engine(libraries, package, key, wanted, progress=progress)
+        supply_engine(libraries, package, key, wanted, progress=partial(_say_with, name, say))
         say(f"{name}: ready after {time.monotonic() - began:.0f} s, {_place(wanted, key)}")
 
 

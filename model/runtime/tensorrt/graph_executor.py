@@ -191,7 +191,11 @@ class GraphExecutor:
             part = {name: array[start : start + size] for name, array in inputs.items()}
             shape = self._run_part(part, profile)
             check()
-            self._collect(shape, outputs, slice(start, start + size), num_items)
+            for slot in shape.outputs:  # out of the memory that the next run overwrites
+                if slot.name not in outputs:
+                    outputs[slot.name] = np.empty((num_items, *slot.shape[1:]), np.float32)
+                rows = outputs[slot.name][start : start + size]
+                fetch(slot, self._lane.buffers.outputs_host.address, rows)
             start += size
         return outputs
 
@@ -217,19 +221,6 @@ class GraphExecutor:
             raise
         shape.num_runs += 1
         return shape
-
-    def _collect(
-        self,
-        shape: _PreparedShape,
-        outputs: dict[str, NDArray[np.float32]],
-        rows: slice,
-        num_items: int,
-    ) -> None:
-        """Copy a run's outputs out of the memory that the next run overwrites."""
-        for slot in shape.outputs:
-            if slot.name not in outputs:
-                outputs[slot.name] = np.empty((num_items, *slot.shape[1:]), np.float32)
-            fetch(slot, self._lane.buffers.outputs_host.address, outputs[slot.name][rows])
 
     def _shape(self, key: tuple[Shape, ...], inputs: Arrays, profile: int) -> _PreparedShape:
         """The prepared shape with valid addresses; prepares it if it is new."""

@@ -34,7 +34,6 @@ class EngineOptions:
         optimization_level: How long the builder searches for faster kernels, 0 to 5; TensorRT's
             default is 3.
         is_hardware_compatible: Build slower engines that also run on other GPUs from Ampere on.
-        allow_tf32: Let float32 graphs multiply in TF32, which keeps 10 bits of each factor.
     """
 
     max_batch: int = 64
@@ -44,7 +43,6 @@ class EngineOptions:
     workspace_bytes: int | None = None
     optimization_level: int = 3
     is_hardware_compatible: bool = False
-    allow_tf32: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
@@ -20,10 +20,11 @@ from tipserve_client.grpc_wire import CHANNEL_OPTIONS, StatusDetails, read_error
 from tipserve_client.http_wire import read_safetensors, write_request
 from tipserve_client.requests import Request
 
+TEXTS = st.text(min_size=1, max_size=20)
 
-@given(
-    code=st.text(min_size=1), param=st.none() | st.text(min_size=1), retry_ms=st.integers(0, 10**7)
-)
+
+@settings(max_examples=40)
+@given(code=TEXTS, param=st.none() | TEXTS, retry_ms=st.integers(0, 10**7))
 def test_details_of_a_status_are_read_as_they_were_written(
     code: str, param: str | None, retry_ms: int
 ) -> None:
@@ -34,6 +35,7 @@ def test_details_of_a_status_are_read_as_they_were_written(
     assert details.retry_after_s == pytest.approx(retry_ms / 1000, abs=1e-3)
 
 
+@settings(max_examples=40)
 @given(st.binary(max_size=60))
 def test_malformed_details_are_ignored(raw: bytes) -> None:
     StatusDetails.read(raw)

@@ -51,6 +51,7 @@ exec(sys.argv[2])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "is_quiet"),
     [

@@ -1,4 +1,4 @@
-"""torch: threads of a lane, bf16, compiled blocks, and what it refuses."""
+"""torch: threads of a lane, bf16, and what it refuses."""
 
 from typing import Any
 
@@ -32,17 +32,6 @@ def test_bf16_is_close_to_float32(tiny_package: ModelPackage) -> None:
     exact, rounded = (lane.encode_images(PIXELS).values_BND for lane in lanes)
     assert rounded.dtype == np.float32
     assert 1e-3 < np.abs(rounded - exact).max() < 0.2
-
-
-@pytest.mark.slow
-def test_compiled_blocks_compute_the_same(tiny_package: ModelPackage) -> None:
-    plain = load(tiny_package)
-    choice = RuntimeChoice(runtime="torch", precision="fp32", device="cpu", reason="")
-    # The backend "eager" runs the captured graph unchanged; only capturing can fail here.
-    compiled = TorchRuntime(tiny_package, choice, LaneShare(), compile_with="eager")
-    for pixels_B3HW in (PIXELS, PIXELS[:1, :, :28]):
-        found, expected = (r.encode_images(pixels_B3HW).patches_BND for r in (compiled, plain))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_int8_heads_and_an_absent_gpu_are_refused(tiny_package: ModelPackage) -> None:

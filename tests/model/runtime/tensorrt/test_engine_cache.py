@@ -46,7 +46,7 @@ OTHER_RANGE = ShapeRange((1, 3, 14, 14), (4, 3, 14, 14), (9, 3, 14, 14))
         (replace(KEY, precision="fp16"), "precision is 'bf16' and was 'fp16'"),
         (replace(KEY, graph_sha256="b" * 64), "graph_sha256"),
         (replace(KEY, profiles=[{"pixel_values": OTHER_RANGE}]), "profiles changed"),
-        (replace(KEY, options=EngineOptions(allow_tf32=True)), "options changed"),
+        (replace(KEY, options=EngineOptions(max_texts=100)), "options changed"),
     ],
 )
 def test_a_key_differs_in_everything_that_the_engine_depends_on(

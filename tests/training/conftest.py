@@ -191,7 +191,7 @@ def student_model(tiny_config: TrainingConfig, tokenizer: Tipsv2Tokenizer) -> Ti
 
 @pytest.fixture(scope="session")
 def data_folder(sprite_bank: SpriteBank, tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
-    """A folder as `python -m training data` leaves it, with shapes for art. Do not change it."""
+    """A folder as `python -m training data` writes it, with shapes for art. Do not change it."""
     data = DataFolder(path=tmp_path_factory.mktemp("data"))
     save_bank(sprite_bank, data.path / "sprites.npz")
     annotations = data.art.npm / "cldr-annotations-full/annotations/en/annotations.json"

@@ -1,4 +1,4 @@
-"""What a configuration refuses."""
+"""Contradictory settings and values out of range are refused."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Whole runs on drawn shapes: a teacher, its student, and the files that each leaves."""
+"""Whole runs on drawn shapes: a teacher, its student, and the files of each."""
 
 import json
 import shutil

@@ -1,1 +1,1 @@
-"""The paper's effects in miniature: paired runs over seeds, measured, and the page that says so."""
+"""The paper's effects in miniature: planned runs over several seeds, their measures and tables."""

@@ -20,7 +20,7 @@ def images(make_images: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a job that succeeds; returns what it printed."""
+    """Run a job that succeeds; returns its output."""
 
     def run(*arguments: object) -> str:
         status = main(["shards", *map(str, arguments)])

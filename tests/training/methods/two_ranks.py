@@ -129,7 +129,7 @@ def unnamed_part(drawings: UnnamedDrawings | None, rank: int, num_ranks: int) ->
 
 
 def part(batch: Batch, rank: int, num_ranks: int) -> Batch:
-    """What a rank has of the global batch: its images, their captions, and only their names."""
+    """A rank's share of the global batch: its images, their captions and their names."""
     size = GLOBAL_ROWS // num_ranks
     mine = torch.arange(size) + rank * size
     row_B = batch.captioned_B.cumsum(0) - 1

@@ -163,7 +163,9 @@ class Repository:
 
     def _prune(self, keep: int, before: str | None, progress: Callable[[str], None]) -> None:
         """Remove old versions; each is renamed first, so that no partial version is found."""
-        staying = {before, *self._linked()}
+        links = (path for path in self.folder.iterdir() if path.is_symlink())
+        # By name, as the volume may be mounted elsewhere now.
+        staying = {before, *(Path(os.readlink(link)).name for link in links)}
         for name in self.versions()[:-keep]:
             if name in staying:
                 continue
@@ -172,11 +174,6 @@ class Repository:
             progress(f"removing {name}: {keep} are newer, and no link leads to it")
             # NFS keeps files that a server has open; the next publication tries again.
             shutil.rmtree(leaving, ignore_errors=True)
-
-    def _linked(self) -> set[str]:
-        """Versions that a link leads to, by name: the volume may be mounted elsewhere now."""
-        links = (path for path in self.folder.iterdir() if path.is_symlink())
-        return {Path(os.readlink(link)).name for link in links}
 
 
 def check_proven(manifest: Manifest) -> None:

@@ -194,16 +194,26 @@ def tiny_content(
 
 
 @pytest.fixture(scope="session")
-def tiny_graphs(tiny_content: "PackageContent", exported: Exported) -> Path:
+def tiny_graphs(
+    tiny_content: "PackageContent", tiny_package: ModelPackage, exported: Exported
+) -> Path:
     """Folder with all graphs of `tiny_content`. Do not change it."""
-    from model.export.graph_writer import write_graphs  # noqa: PLC0415 - as above
+    import onnx_ir  # noqa: PLC0415 - as above
+
+    from model.export import graph_writer  # noqa: PLC0415
+    from model.graphs import TEXT_FILE, VISION_FILE  # noqa: PLC0415
 
     models = [model for model in (tiny_content.model, tiny_content.dense) if model is not None]
     attention = [model.config._attn_implementation for model in models]
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        write_graphs(tiny_content, folder, lambda _: None)
+        with pytest.MonkeyPatch.context() as patch:
+            # Tracing a tower takes ten seconds of CPU, and the package has the same two.
+            for name, file in (("trace_vision", VISION_FILE), ("trace_text", TEXT_FILE)):
+                traced = onnx_ir.load(tiny_package.file(file))
+                patch.setattr(graph_writer, name, lambda _, traced=traced: traced)
+            graph_writer.write_graphs(tiny_content, folder, lambda _: None)
 
     folder = exported("graphs", write)
     # Later tests share the models, so the export must leave them unchanged.

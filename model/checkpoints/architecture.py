@@ -28,7 +28,7 @@ def variant_name(config: Tipsv2Config) -> str:
 
 
 def tower_configs(config: Tipsv2Config) -> tuple[Tipsv2VisionConfig, Tipsv2TextConfig]:
-    """The towers' configurations, which are objects once a configuration is built."""
+    """Configurations of the towers; of a built configuration, so they are objects."""
     vision, text = config.vision_config, config.text_config
     assert isinstance(vision, Tipsv2VisionConfig)
     assert isinstance(text, Tipsv2TextConfig)
@@ -100,8 +100,8 @@ def _num_heads(archive: ArrayArchive, width: int) -> int:
         if width % head_width == 0:
             return width // head_width
     raise CheckpointError(
-        f"{archive.path} has width {width}, and .npz files do not say how many attention heads "
-        "that is; convert it to a transformers folder, whose config.json does"
+        f"{archive.path} has width {width}, and .npz files do not state the number of "
+        "attention heads; convert it to a transformers folder, whose config.json states it"
     )
 
 
@@ -110,7 +110,7 @@ def _num_blocks(archive: ArrayArchive, prefix: str) -> int:
     indices = [int(found[1]) for name in archive.shapes if (found := pattern.match(name))]
     if not indices:
         raise CheckpointError(
-            f"{archive.path} has no block called {prefix}0; use the file as it was released"
+            f"{archive.path} has no block {prefix}0; use the file as it was released"
         )
     return 1 + max(indices)
 
@@ -118,12 +118,12 @@ def _num_blocks(archive: ArrayArchive, prefix: str) -> int:
 def _vision_config(archive: ArrayArchive, heads: int) -> dict[str, object]:
     width = require(archive, "cls_token", 3)[2]
     patch = require(archive, "patch_embed.proj.weight", 4)[2]
-    num_places = require(archive, "pos_embed", 3)[1] - 1
-    side = math.isqrt(max(num_places, 0))
-    if side == 0 or side**2 != num_places:
+    num_positions = require(archive, "pos_embed", 3)[1] - 1
+    side = math.isqrt(max(num_positions, 0))
+    if side == 0 or side**2 != num_positions:
         raise CheckpointError(
-            f"{archive.path} has {num_places} places in 'pos_embed' beside the first, which make "
-            "no square; use the file as it was released"
+            f"{archive.path} has {num_positions} positions in 'pos_embed' besides the first, not a "
+            "square number; use the file as it was released"
         )
     if require(archive, "register_tokens", 3)[1] != 1:
         raise CheckpointError(
@@ -181,9 +181,9 @@ def check_name(path_names: Iterable[str], found: str) -> None:
         CheckpointError: A name states another size.
     """
     for name in path_names:
-        told = variant_in_file_name(name)
-        if told is not None and told != found:
+        stated = variant_in_file_name(name)
+        if stated is not None and stated != found:
             raise CheckpointError(
-                f"{name} is called {told} and holds {found}; give it its right name, or take the "
-                f"file of {told}"
+                f"the name of {name} states {stated}, but it holds {found}; rename it, or use the "
+                f"file of {stated}"
             )

@@ -1,6 +1,5 @@
 """A checkpoint in memory, and checks of its folder."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pydantic import JsonValue
 from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
 
 from model.graphs import DenseTask
+from model.package import PICKLES, sha256
 
 NUM_NAMES_SHOWN = 4
 
@@ -48,17 +48,13 @@ def name_some(names: Iterable[str]) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
-# Suffixes of pickles, which can run code when they are loaded.
-PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-
-
 def refuse_pickles(folder: Path) -> None:
     """Refuse a folder that holds a pickle, although none is ever opened.
 
     Raises:
         CheckpointError: The folder holds a pickle.
     """
-    pickles = [path.name for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES]
+    pickles = [path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES]
     if pickles:
         raise CheckpointError(
             f"{folder} holds {name_some(pickles)}, and a pickle can run code when it is "
@@ -68,8 +64,4 @@ def refuse_pickles(folder: Path) -> None:
 
 def digests(paths: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of files by name."""
-    found: dict[str, str] = {}
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: sha256(path) for path in sorted(paths)}

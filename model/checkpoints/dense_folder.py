@@ -25,59 +25,12 @@ from transformers import (
 
 from model.checkpoints.checkpoint import CheckpointError, digests
 from model.checkpoints.transformers_folder import CONFIG_FILE, load, parse_config, read_config
-from model.checkpoints.weight_map import load_tensors
+from model.checkpoints.weight_map import load_weights
 from model.graphs import DENSE_TASKS, DenseTask
 
 Heads = Mapping[DenseTask, Mapping[str, Tensor]]
 # Modules of one head in Tipsv2DptForDensePrediction, after the task's name.
 PARTS = ("neck", "decoder")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class DenseHeads:
-    """Dense heads of a checkpoint.
-
-    Attributes:
-        model: Heads in float32 and evaluation mode; the backbone shares the tensors of the model
-            that they are attached to. Heads that are not in `tasks` have no modules.
-        tasks: In the order of `DENSE_TASKS`.
-        origin: For the manifest's provenance.
-    """
-
-    model: Tipsv2DptForDensePrediction
-    tasks: tuple[DenseTask, ...]
-    origin: dict[str, JsonValue]
-
-
-def put_over(model: Tipsv2Model, config: Tipsv2DptConfig, heads: Heads) -> DenseHeads:
-    """Attach heads to a model's vision tower, without a copy of either.
-
-    Args:
-        model: The model whose vision tower is the backbone.
-        config: Configuration of heads and backbone.
-        heads: The tensors of each head, named `neck...` and `decoder...`.
-
-    Returns:
-        The heads, with an empty origin.
-    """
-    weights = {
-        f"backbone.{name}": tensor for name, tensor in model.vision_model.state_dict().items()
-    }
-    for task, tensors in heads.items():
-        weights |= {f"{task}_{name}": tensor for name, tensor in tensors.items()}
-    dense, found = load_tensors(Tipsv2DptForDensePrediction, config, weights)
-    absent = tuple(task for task in DENSE_TASKS if task not in heads)
-    lacking = {name for name in found["missing_keys"] if not name.startswith(absent)}
-    assert not lacking, lacking
-    assert not found["unexpected_keys"], found
-    assert not found["mismatched_keys"], found
-    for task in absent:
-        for part in PARTS:
-            delattr(dense, f"{task}_{part}")
-    if "depth" in absent:
-        del dense.depth_bin_regressor
-    tasks = tuple(task for task in DENSE_TASKS if task in heads)
-    return DenseHeads(model=dense, tasks=tasks, origin={})
 
 
 ALL_HEADS = Tipsv2DptForDensePrediction.__name__
@@ -97,6 +50,22 @@ SAME_SETTINGS = (
     "num_register_tokens",
     "use_swiglu_ffn",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DenseHeads:
+    """Dense heads of a checkpoint.
+
+    Attributes:
+        model: Heads in float32 and evaluation mode; the backbone shares the tensors of the model
+            that they are attached to. Heads that are not in `tasks` have no modules.
+        tasks: In the order of `DENSE_TASKS`.
+        origin: For the manifest's provenance.
+    """
+
+    model: Tipsv2DptForDensePrediction
+    tasks: tuple[DenseTask, ...]
+    origin: dict[str, JsonValue]
 
 
 def read_dense_folder(folder: Path, model: Tipsv2Model) -> DenseHeads:
@@ -122,7 +91,7 @@ def read_dense_folder(folder: Path, model: Tipsv2Model) -> DenseHeads:
     tensors = loaded.state_dict()
     _check_backbone(folder, tensors, model)
     heads = {task: _head(tensors, "" if len(tasks) == 1 else f"{task}_") for task in tasks}
-    dense = put_over(model, config, heads)
+    dense = attach_heads(model, config, heads)
     origin: dict[str, JsonValue] = {
         "kind": "transformers-dpt",
         "files": dict(digests([folder / CONFIG_FILE, *files])),
@@ -131,6 +100,37 @@ def read_dense_folder(folder: Path, model: Tipsv2Model) -> DenseHeads:
         "depth_activation_from": CONFIG_FILE,
     }
     return DenseHeads(model=dense.model, tasks=dense.tasks, origin=origin)
+
+
+def attach_heads(model: Tipsv2Model, config: Tipsv2DptConfig, heads: Heads) -> DenseHeads:
+    """Attach heads to a model's vision tower, without a copy of either.
+
+    Args:
+        model: The model whose vision tower is the backbone.
+        config: Configuration of heads and backbone.
+        heads: The tensors of each head, named `neck...` and `decoder...`.
+
+    Returns:
+        The heads, with an empty origin.
+    """
+    weights = {
+        f"backbone.{name}": tensor for name, tensor in model.vision_model.state_dict().items()
+    }
+    for task, tensors in heads.items():
+        weights |= {f"{task}_{name}": tensor for name, tensor in tensors.items()}
+    dense, found = load_weights(Tipsv2DptForDensePrediction, weights, config)
+    absent = tuple(task for task in DENSE_TASKS if task not in heads)
+    lacking = {name for name in found["missing_keys"] if not name.startswith(absent)}
+    assert not lacking, lacking
+    assert not found["unexpected_keys"], found
+    assert not found["mismatched_keys"], found
+    for task in absent:
+        for part in PARTS:
+            delattr(dense, f"{task}_{part}")
+    if "depth" in absent:
+        del dense.depth_bin_regressor
+    tasks = tuple(task for task in DENSE_TASKS if task in heads)
+    return DenseHeads(model=dense, tasks=tasks, origin={})
 
 
 def _kind(
@@ -166,7 +166,7 @@ def _check_settings(folder: Path, config: Tipsv2DptConfig, model: Tipsv2Model) -
     num_layers, num_stages = len(backbone.out_indices or ()), len(config.neck_hidden_sizes or ())
     if num_layers != num_stages:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} takes {num_layers} layers for {num_stages} stages of a head; "
+            f"{folder / CONFIG_FILE} names {num_layers} layers for {num_stages} stages of a head; "
             "save the model again"
         )
     if not backbone.apply_layernorm or backbone.reshape_hidden_states:

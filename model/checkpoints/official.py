@@ -22,8 +22,12 @@ from transformers import Tipsv2Config, Tipsv2Model
 from model.checkpoints.architecture import check_name, pair_config, tower_configs, variant_name
 from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
-from model.checkpoints.weight_map import Change, Source, as_stored, gather, load_tensors
+from model.checkpoints.weight_map import Change, Source, as_stored, gather, load_weights
 
+VISION_SUFFIX = "_vision.npz"
+TEXT_SUFFIX = "_text.npz"
+TEMPERATURE = "temperature"
+GAMMA_SUFFIX = ".gamma"
 # From transformers' names to upstream's, derived from upstream's state dicts and transformers'
 # conversion mapping of `tipsv2`. Upstream fuses query, key and value of both towers, and SwiGLU's
 # gate and value.
@@ -54,6 +58,93 @@ TEXT_NAMES: Renaming = [
 TEXT_FUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     ".self_attn.": (".attn.in_proj", ("q_proj", "k_proj", "v_proj")),
 }
+
+
+def is_pair_folder(folder: Path) -> bool:
+    """Whether a folder holds an .npz of a tower."""
+    return any(folder.glob(f"*{VISION_SUFFIX}")) or any(folder.glob(f"*{TEXT_SUFFIX}"))
+
+
+def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
+    """Read both towers and the temperature.
+
+    Returns:
+        The model in float32 and evaluation mode, its variant and its origin.
+
+    Raises:
+        CheckpointError: The folder does not hold exactly one pair, or the pair is invalid.
+    """
+    vision_path, text_path = _one(folder, VISION_SUFFIX), _one(folder, TEXT_SUFFIX)
+    with ArrayArchive(vision_path) as vision, ArrayArchive(text_path) as text:
+        for archive in (vision, text):
+            if any("/" in name for name in archive.shapes):
+                raise CheckpointError(
+                    f"{archive.path} is of the Scenic (JAX) release, whose layout is not published "
+                    "as a whole; use the file of the same model from the release's pytorch folder"
+                )
+        temperature = _temperature(text)
+        config = pair_config(vision, text, temperature)
+        variant = variant_name(config)
+        check_name([vision_path.name, text_path.name], variant)
+        has_gammas = any(name.endswith(GAMMA_SUFFIX) for name in vision.shapes)
+        weights = _towers(config, vision, text, has_gammas=has_gammas)
+    weights[TEMPERATURE] = torch.tensor(temperature)
+    model, found = load_weights(Tipsv2Model, weights, config)
+    assert not any(found.values()), found
+    origin: dict[str, JsonValue] = {
+        "kind": "official-npz",
+        "files": dict(digests([vision_path, text_path])),
+        "temperature": "of the text file",
+        "layer_scale": "of the vision file" if has_gammas else "absent, so ones",
+        "num_heads": tower_configs(config)[0].num_attention_heads,
+    }
+    return model, variant, origin
+
+
+def _one(folder: Path, suffix: str) -> Path:
+    found = sorted(folder.glob(f"*{suffix}"))
+    if len(found) != 1:
+        holds = f"holds {name_some(path.name for path in found)}" if found else "holds none"
+        raise CheckpointError(
+            f"{folder} should hold one file *{suffix} and {holds}; put exactly the two .npz files "
+            "of one model and its tokenizer into a folder"
+        )
+    return found[0]
+
+
+def _temperature(archive: ArrayArchive) -> float:
+    shape = archive.shapes.get(TEMPERATURE)
+    if shape not in ((), (1,)):
+        what = f"has {TEMPERATURE!r} with shape {shape}" if shape else f"lacks {TEMPERATURE!r}"
+        raise CheckpointError(
+            f"{archive.path} {what}, and a text file holds the learnt temperature as one number; "
+            "use the file as it was released"
+        )
+    temperature = archive.read(TEMPERATURE).item()
+    if temperature <= 0:
+        raise CheckpointError(
+            f"{archive.path} has a temperature of {temperature}, which must be positive; "
+            "use the file as it was released"
+        )
+    return temperature
+
+
+def _towers(
+    config: Tipsv2Config, vision: ArrayArchive, text: ArrayArchive, *, has_gammas: bool
+) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        empty = Tipsv2Model(config)
+    shapes = {name: parameter.shape for name, parameter in empty.state_dict().items()}
+    sources = vision_sources(empty.vision_model.state_dict(), "vision_model.")
+    gammas = {name for name, source in sources.items() if source.name.endswith(GAMMA_SUFFIX)}
+    if not has_gammas:
+        sources = {name: source for name, source in sources.items() if name not in gammas}
+    weights = gather(vision, sources, shapes)
+    if not has_gammas:
+        weights |= {name: torch.ones(shapes[name]) for name in gammas}
+    text_side = text_sources(empty.text_model.state_dict(), "text_model.")
+    text_side[TEMPERATURE] = Source(TEMPERATURE, lambda tensor: tensor.reshape(()))
+    return weights | gather(text, text_side, shapes)
 
 
 def vision_sources(names: Iterable[str], prefix: str) -> dict[str, Source]:
@@ -93,100 +184,3 @@ def _chunk(index: int, num_chunks: int) -> Callable[[Tensor], Tensor]:
         return tensor.chunk(num_chunks, dim=0)[index]
 
     return take
-
-
-VISION_SUFFIX = "_vision.npz"
-TEXT_SUFFIX = "_text.npz"
-TEMPERATURE = "temperature"
-GAMMA_SUFFIX = ".gamma"
-
-
-def is_pair_folder(folder: Path) -> bool:
-    """Whether a folder holds an .npz of a tower."""
-    return any(folder.glob(f"*{VISION_SUFFIX}")) or any(folder.glob(f"*{TEXT_SUFFIX}"))
-
-
-def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
-    """Read both towers and the temperature.
-
-    Returns:
-        The model in float32 and evaluation mode, its variant and its origin.
-
-    Raises:
-        CheckpointError: The folder does not hold exactly one pair, or the pair is invalid.
-    """
-    vision_path, text_path = _one(folder, VISION_SUFFIX), _one(folder, TEXT_SUFFIX)
-    with ArrayArchive(vision_path) as vision, ArrayArchive(text_path) as text:
-        for archive in (vision, text):
-            _refuse_scenic(archive)
-        temperature = _temperature(text)
-        config = pair_config(vision, text, temperature)
-        variant = variant_name(config)
-        check_name([vision_path.name, text_path.name], variant)
-        has_gammas = any(name.endswith(GAMMA_SUFFIX) for name in vision.shapes)
-        weights = _towers(config, vision, text, has_gammas=has_gammas)
-    weights[TEMPERATURE] = torch.tensor(temperature)
-    model, found = load_tensors(Tipsv2Model, config, weights)
-    assert not any(found.values()), found
-    origin: dict[str, JsonValue] = {
-        "kind": "official-npz",
-        "files": dict(digests([vision_path, text_path])),
-        "temperature": "of the text file",
-        "layer_scale": "of the vision file" if has_gammas else "absent, so ones",
-        "num_heads": tower_configs(config)[0].num_attention_heads,
-    }
-    return model, variant, origin
-
-
-def _one(folder: Path, suffix: str) -> Path:
-    found = sorted(folder.glob(f"*{suffix}"))
-    if len(found) != 1:
-        holds = f"holds {name_some(path.name for path in found)}" if found else "holds none"
-        raise CheckpointError(
-            f"{folder} should hold one file *{suffix} and {holds}; put exactly the two .npz files "
-            "of one model and its tokenizer into a folder"
-        )
-    return found[0]
-
-
-def _refuse_scenic(archive: ArrayArchive) -> None:
-    if any("/" in name for name in archive.shapes):
-        raise CheckpointError(
-            f"{archive.path} is of the Scenic (JAX) release, whose layout is not published as a "
-            "whole; use the file of the same model from the release's pytorch folder"
-        )
-
-
-def _temperature(archive: ArrayArchive) -> float:
-    shape = archive.shapes.get(TEMPERATURE)
-    if shape not in ((), (1,)):
-        what = f"has {TEMPERATURE!r} with shape {shape}" if shape else f"lacks {TEMPERATURE!r}"
-        raise CheckpointError(
-            f"{archive.path} {what}, and a text file holds the learnt temperature as one number; "
-            "use the file as it was released"
-        )
-    temperature = archive.read(TEMPERATURE).item()
-    if temperature <= 0:
-        raise CheckpointError(
-            f"{archive.path} has a temperature of {temperature}, which must be positive; "
-            "use the file as it was released"
-        )
-    return temperature
-
-
-def _towers(
-    config: Tipsv2Config, vision: ArrayArchive, text: ArrayArchive, *, has_gammas: bool
-) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        empty = Tipsv2Model(config)
-    shapes = {name: parameter.shape for name, parameter in empty.state_dict().items()}
-    sources = vision_sources(empty.vision_model.state_dict(), "vision_model.")
-    gammas = {name for name, source in sources.items() if source.name.endswith(GAMMA_SUFFIX)}
-    if not has_gammas:
-        sources = {name: source for name, source in sources.items() if name not in gammas}
-    weights = gather(vision, sources, shapes)
-    if not has_gammas:
-        weights |= {name: torch.ones(shapes[name]) for name in gammas}
-    text_side = text_sources(empty.text_model.state_dict(), "text_model.")
-    text_side[TEMPERATURE] = Source(TEMPERATURE, lambda tensor: tensor.reshape(()))
-    return weights | gather(text, text_side, shapes)

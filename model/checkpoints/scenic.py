@@ -39,10 +39,13 @@ from transformers import (
 from model.checkpoints.architecture import check_name, variant_name
 from model.checkpoints.array_archive import ArrayArchive, require
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
-from model.checkpoints.dense_folder import PARTS, DenseHeads, put_over
+from model.checkpoints.dense_folder import PARTS, DenseHeads, attach_heads
 from model.checkpoints.weight_map import Change, Source, as_stored, gather
 from model.graphs import DENSE_TASKS, DenseTask
 
+DepthActivation = Literal["relu", "linear"]
+ZIP_SUFFIX = "_dpt.zip"
+NUM_STAGES = 4
 BLOCKS = "decoder/dpt/reassemble_blocks"
 LINEAR_OF_TASK: dict[DenseTask, str] = {
     "depth": "decoder/pixel_depth_classif",
@@ -104,34 +107,6 @@ NAMES: list[tuple[str, str, Change]] = [
 ]
 
 
-def head_sources(names: Iterable[str], task: DenseTask) -> dict[str, Source]:
-    """Return the source of each tensor of a head.
-
-    Args:
-        names: Names of the head's tensors, `neck...` and `decoder...`.
-        task: Task of the head.
-    """
-    return {name: _source(name, task) for name in names}
-
-
-def _source(name: str, task: DenseTask) -> Source:
-    module, _, leaf = name.rpartition(".")
-    changes = [*NAMES, (r"decoder\.head", LINEAR_OF_TASK[task], _dense)]
-    for pattern, replacement, change in changes:
-        found = re.fullmatch(pattern, module)
-        if found:
-            theirs = found.expand(replacement)
-            is_kernel = leaf == "weight"
-            applied: Change = change if is_kernel else as_stored
-            return Source(f"{theirs}/{'kernel' if is_kernel else 'bias'}", applied)
-    raise AssertionError(f"no name for {name}")
-
-
-DepthActivation = Literal["relu", "linear"]
-ZIP_SUFFIX = "_dpt.zip"
-NUM_STAGES = 4
-
-
 def read_scenic_heads(
     paths: Sequence[Path], model: Tipsv2Model, *, depth_activation: DepthActivation = "relu"
 ) -> DenseHeads:
@@ -161,7 +136,7 @@ def read_scenic_heads(
         with torch.device("meta"):
             empty = Tipsv2DptForDensePrediction(config).state_dict()
         heads = {task: _read_head(archive, task, empty) for task, archive in archives.items()}
-    dense = put_over(model, config, heads)
+    dense = attach_heads(model, config, heads)
     origin: dict[str, JsonValue] = {
         "kind": "scenic-dpt",
         "files": dict(digests(paths)),
@@ -178,13 +153,13 @@ def _task(archive: ArrayArchive) -> DenseTask:
         raise CheckpointError(
             f"{archive.path} holds {name_some(archive.shapes)}, which is not one Scenic decoder "
             "for depth, normals or segmentation; use a tips_v2_..._dpt.zip of the release's scenic "
-            "folder (a ..._dpt_pytorch.zip does not tell whether its kernels are mirrored)"
+            "folder (a ..._dpt_pytorch.zip does not show whether its kernels are mirrored)"
         )
-    told = [task for task in DENSE_TASKS if f"_{task}_" in archive.path.name]
-    if told and told != tasks:
+    stated = [task for task in DENSE_TASKS if f"_{task}_" in archive.path.name]
+    if stated and stated != tasks:
         raise CheckpointError(
-            f"{archive.path} is called {told[0]} and holds a head for {tasks[0]}; give it its "
-            "right name"
+            f"the name of {archive.path} states {stated[0]}, but it holds a head for {tasks[0]}; "
+            "rename it"
         )
     return tasks[0]
 
@@ -224,8 +199,8 @@ def _backbone_config(tower: Tipsv2VisionConfig) -> Tipsv2VisionConfig:
     depth = tower.num_hidden_layers
     if depth < NUM_STAGES:
         raise CheckpointError(
-            f"the model has {depth} layers, and dense heads look at {NUM_STAGES} of them; use the "
-            "model that the heads were trained on"
+            f"the model has {depth} layers, but dense heads read {NUM_STAGES}; use the model "
+            "that the heads were trained on"
         )
     settings = tower.to_dict()
     for name in ("out_features", "out_indices", "stage_names"):
@@ -248,3 +223,26 @@ def _read_head(
         if name.startswith(starts)
     }
     return gather(archive, head_sources(shapes, task), shapes)
+
+
+def head_sources(names: Iterable[str], task: DenseTask) -> dict[str, Source]:
+    """Return the source of each tensor of a head.
+
+    Args:
+        names: Names of the head's tensors, `neck...` and `decoder...`.
+        task: Task of the head.
+    """
+    return {name: _source(name, task) for name in names}
+
+
+def _source(name: str, task: DenseTask) -> Source:
+    module, _, leaf = name.rpartition(".")
+    changes = [*NAMES, (r"decoder\.head", LINEAR_OF_TASK[task], _dense)]
+    for pattern, replacement, change in changes:
+        found = re.fullmatch(pattern, module)
+        if found:
+            theirs = found.expand(replacement)
+            is_kernel = leaf == "weight"
+            applied: Change = change if is_kernel else as_stored
+            return Source(f"{theirs}/{'kernel' if is_kernel else 'bias'}", applied)
+    raise AssertionError(f"no name for {name}")

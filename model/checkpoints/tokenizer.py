@@ -15,9 +15,62 @@ from transformers import Tipsv2Tokenizer
 from model.checkpoints.checkpoint import CheckpointError
 from model.protobuf_wire import read_fields
 
-NORMAL, UNKNOWN, USER_DEFINED, UNUSED, BYTE = 1, 2, 4, 5, 6
+JSON_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
+PAD_ID = 0
+# Kinds of pieces and types of models, as numbered in the schema.
+NORMAL, USER_DEFINED = 1, 4
 BPE = 2
 Value = int | bytes
+
+
+def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, Path]:
+    """Read `tokenizer.json`, or `tokenizer.model` if there is none.
+
+    Args:
+        folder: Folder of the checkpoint.
+        vocab_size: Rows of the text tower's token embeddings.
+
+    Returns:
+        The tokenizer and its file.
+
+    Raises:
+        CheckpointError: Both files are missing, or the tokenizer is invalid or of another model.
+    """
+    path = folder / JSON_FILE
+    if path.is_file():
+        tokenizer = _from_json(folder, path)
+    else:
+        path = folder / SENTENCEPIECE_FILE
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} has no tokenizer; put the {SENTENCEPIECE_FILE} of the release or the "
+                f"{JSON_FILE} of the transformers folder into it"
+            )
+        tokenizer = tokenizer_from(parse_model(path), path)
+    if tokenizer.pad_token_id != PAD_ID:
+        raise CheckpointError(
+            f"{path} pads with id {tokenizer.pad_token_id}, but the TIPSv2 family with {PAD_ID}; "
+            "use the tokenizer that the model was trained with"
+        )
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise CheckpointError(
+            f"{path} has ids up to {largest}, but the model embeds {vocab_size}; "
+            "use the tokenizer that the model was trained with"
+        )
+    return tokenizer, path
+
+
+def _from_json(folder: Path, path: Path) -> Tipsv2Tokenizer:
+    try:
+        tokenizer: Tipsv2Tokenizer = Tipsv2Tokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise CheckpointError(
+            f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the file "
+            "as it was released"
+        ) from error
+    return tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,49 +169,6 @@ def _int(value: Value) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-JSON_FILE = "tokenizer.json"
-SENTENCEPIECE_FILE = "tokenizer.model"
-PAD_ID = 0
-
-
-def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, Path]:
-    """Read `tokenizer.json`, or `tokenizer.model` if there is none.
-
-    Args:
-        folder: Folder of the checkpoint.
-        vocab_size: Rows of the text tower's token embeddings.
-
-    Returns:
-        The tokenizer and its file.
-
-    Raises:
-        CheckpointError: Both files are missing, or the tokenizer is invalid or of another model.
-    """
-    path = folder / JSON_FILE
-    if path.is_file():
-        tokenizer = _from_json(folder, path)
-    else:
-        path = folder / SENTENCEPIECE_FILE
-        if not path.is_file():
-            raise CheckpointError(
-                f"{folder} has no tokenizer; put the {SENTENCEPIECE_FILE} of the release or the "
-                f"{JSON_FILE} of the transformers folder into it"
-            )
-        tokenizer = tokenizer_from(parse_model(path), path)
-    if tokenizer.pad_token_id != PAD_ID:
-        raise CheckpointError(
-            f"{path} pads with id {tokenizer.pad_token_id}, and the TIPSv2 family with {PAD_ID}; "
-            "use the tokenizer that the model was trained with"
-        )
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
-        raise CheckpointError(
-            f"{path} has ids up to {largest}, and the model embeds {vocab_size} of them; "
-            "use the tokenizer that the model was trained with"
-        )
-    return tokenizer, path
-
-
 def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
     """Make a tokenizer with the ids of a SentencePiece model for lower-case text.
 
@@ -171,7 +181,7 @@ def tokenizer_from(model: SentencePieceModel, path: Path) -> Tipsv2Tokenizer:
         "does not write unknown characters as bytes": not model.has_bytes,
         "keeps runs of spaces": model.keeps_spaces,
         "has a piece twice": len({piece.text for piece in model.pieces}) < len(model.pieces),
-        "has no piece for what it does not know": model.unknown_id not in range(len(model.pieces)),
+        "has no piece for unknown text": model.unknown_id not in range(len(model.pieces)),
     }
     for difference, is_so in differences.items():
         if is_so:
@@ -213,14 +223,3 @@ def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
             if left in scores and right in scores:
                 merges.append((left, right))
     return merges
-
-
-def _from_json(folder: Path, path: Path) -> Tipsv2Tokenizer:
-    try:
-        tokenizer: Tipsv2Tokenizer = Tipsv2Tokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise CheckpointError(
-            f"{path} cannot be read as a TIPSv2 tokenizer ({error}); use the file "
-            "as it was released"
-        ) from error
-    return tokenizer

@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 import torch
 from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import PretrainedConfig, Tipsv2Config, Tipsv2Model
 
 from model.checkpoints.architecture import tower_configs, variant_name
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
-from model.checkpoints.weight_map import Model, load_folder
+from model.checkpoints.weight_map import Model, load_weights
 from model.runtime.torch_runtime import without_implementations
 
 CONFIG_FILE = "config.json"
@@ -46,8 +45,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} names no model_type; {SAVE_AGAIN}")
     if "quantization_config" in settings:
         raise CheckpointError(
-            f"{path} says that the weights are quantised, and so they cannot be proven; use the "
-            "model's float weights, and quantise when exporting"
+            f"{path} describes quantised weights, which cannot be verified; use the model's float "
+            "weights, and quantise when exporting"
         )
     return without_implementations(settings)
 
@@ -97,8 +96,7 @@ def parse_config(kind: type[Config], folder: Path, settings: dict[str, Any]) -> 
         config: Config = kind.from_dict(settings)
     except Exception as error:  # validation raises many types
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} is no configuration that transformers takes ({error}); "
-            f"{SAVE_AGAIN}"
+            f"{folder / CONFIG_FILE} is not valid for transformers ({error}); {SAVE_AGAIN}"
         ) from error
     return config
 
@@ -117,32 +115,23 @@ def load(
     files = _weight_files(folder)
     names = {name for path in files for name in _names(path)}
     try:
-        model, found = load_folder(kind, folder, config)
+        model, found = load_weights(kind, folder, config)
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(
             f"{folder} cannot be loaded as {kind.__name__} ({error}); {SAVE_AGAIN}"
         ) from error
     _check_found(kind, folder, found)
-    check_finite(model, folder)
-    return model, files, names
-
-
-def check_finite(model: nn.Module, path: Path) -> None:
-    """Check that all weights are finite in float32.
-
-    Raises:
-        CheckpointError: A weight is NaN or infinite.
-    """
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path} has NaN or infinite values in {name!r}; {SAVE_AGAIN}")
+            raise CheckpointError(f"{folder} has NaN or infinite values in {name!r}; {SAVE_AGAIN}")
+    return model, files, names
 
 
 def _check_found(kind: type, folder: Path, found: dict[str, Any]) -> None:
     texts = {
         "missing_keys": "lacks",
-        "unexpected_keys": "has tensors that belong nowhere:",
-        "mismatched_keys": "has tensors of other shapes than its config.json says:",
+        "unexpected_keys": "has unknown tensors:",
+        "mismatched_keys": "has tensors whose shapes differ from config.json:",
         "error_msgs": "cannot be loaded:",
     }
     problems = [
@@ -152,7 +141,7 @@ def _check_found(kind: type, folder: Path, found: dict[str, Any]) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f"{folder} {' and '.join(problems)}; so it is no whole {kind.__name__}: {SAVE_AGAIN}"
+            f"{folder} {' and '.join(problems)}; it is not a complete {kind.__name__}: {SAVE_AGAIN}"
         )
 
 
@@ -172,7 +161,7 @@ def _weight_files(folder: Path) -> list[Path]:
     for name in shards:
         if Path(name).name != name or "\\" in name or not (folder / name).is_file():
             raise CheckpointError(
-                f"{index} names {name!r}, which is no file beside it; {SAVE_AGAIN}"
+                f"{index} names {name!r}, which is not a file of the folder; {SAVE_AGAIN}"
             )
     return [folder / name for name in shards]
 
@@ -183,7 +172,7 @@ def _names(path: Path) -> list[str]:
             types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is no safetensors file or was cut short ({error}); {SAVE_AGAIN}"
+            f"{path} is not a safetensors file or is cut off ({error}); {SAVE_AGAIN}"
         ) from error
     others = [name for name, kind in types.items() if kind not in FLOAT_TYPES]
     if others:
@@ -200,5 +189,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {SAVE_AGAIN}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object; {SAVE_AGAIN}")
+        raise CheckpointError(f"{path} is not a JSON object; {SAVE_AGAIN}")
     return content

@@ -16,6 +16,7 @@ from model.checkpoints.array_archive import ArrayArchive
 from model.checkpoints.checkpoint import CheckpointError, name_some
 
 Change = Callable[[Tensor], Tensor]
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def as_stored(tensor: Tensor) -> Tensor:
@@ -86,30 +87,21 @@ def _check_shape(archive: ArrayArchive, source: Source, expected: torch.Size) ->
         )
 
 
-Model = TypeVar("Model", bound=PreTrainedModel)
-Found = dict[str, Any]
-
-
-def load_folder(kind: type[Model], folder: Path, config: PretrainedConfig) -> tuple[Model, Found]:
-    """Load the safetensors of a folder, memory-mapped if they are float32.
+def load_weights(
+    kind: type[Model], source: Path | Mapping[str, Tensor], config: PretrainedConfig
+) -> tuple[Model, dict[str, Any]]:
+    """Load a model from a folder of safetensors, memory-mapped if float32, or from tensors.
 
     Returns:
         The model in float32 and evaluation mode, and the names that were missing, left over or of
         another shape.
     """
-    return _load(kind, folder, config, ignore_mismatched_sizes=True)
-
-
-def load_tensors(
-    kind: type[Model], config: PretrainedConfig, tensors: Mapping[str, Tensor]
-) -> tuple[Model, Found]:
-    """Build a model from tensors without a copy; returns as `load_folder`."""
-    return _load(kind, None, config, state_dict=dict(tensors))
-
-
-def _load(
-    kind: type[Model], folder: Path | None, config: PretrainedConfig, **options: Any
-) -> tuple[Model, Found]:
+    folder: Path | None = None
+    options: dict[str, Any]
+    if isinstance(source, Path):
+        folder, options = source, {"ignore_mismatched_sizes": True}
+    else:
+        options = {"state_dict": dict(source)}
     # transformers' types lack the tuple that `output_loading_info` returns.
     from_pretrained: Any = kind.from_pretrained
     with _quiet():

@@ -24,12 +24,17 @@ from model.conversion.errors import CacheError, SourceError
 from model.conversion.source import HubSource
 from model.files import LockHeld, LocksUnsupported, atomic_write, locked
 from model.graphs import Precision
-from model.package import ModelPackage, PackageError, Progress, open_package, sha256
+from model.package import ModelPackage, Progress, open_package, sha256
 
 VARIABLE: Final = "TIPSERVE_CACHE"
 STAGING: Final = re.compile(r"\.(?P<entry>.+-[0-9a-f]{20})\..+")
 KEY_DIGITS: Final = 20
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+# Part of every key. Increased when the same checkpoint is exported to another package.
+EXPORT_FORMAT: Final = 1
+# Suffixes of the files that are read; others, such as cards and images, do not count.
+READ_SUFFIXES: Final = frozenset({".json", ".model", ".npz", ".safetensors", ".txt", ".zip"})
+WEIGHT_SUFFIXES: Final = frozenset({".npz", ".safetensors", ".zip"})
 
 
 def default_cache(environment: Mapping[str, str]) -> Path:
@@ -181,23 +186,6 @@ def discard(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-__all__ = [
-    "PackageCache",
-    "PackageError",
-    "check_space",
-    "default_cache",
-    "discard",
-    "unusable",
-]
-
-
-# Part of every key. Increased when the same checkpoint is exported to another package.
-EXPORT_FORMAT: Final = 1
-# Suffixes of the files that are read; others, such as cards and images, do not count.
-READ_SUFFIXES: Final = frozenset({".json", ".model", ".npz", ".safetensors", ".txt", ".zip"})
-WEIGHT_SUFFIXES: Final = frozenset({".npz", ".safetensors", ".zip"})
 
 
 def content_of(path: Path) -> dict[str, JsonValue]:

@@ -52,7 +52,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
             "convert a model into the cache, as the server does; print its folder",
             _add_prepare,
         ),
-        ("show", "verify and describe a package", _add_show),
+        ("show", "verify and describe a package", _add_package),
         ("check", check.HELP, check.add_arguments),
         ("publish", "copy a verified package to a folder that a server reads", _add_publish),
         ("rollback", "make an older published package the current one", _add_rollback),
@@ -91,12 +91,12 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="a model package, or `bundled`")
+def _add_package(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("package", help="a model package, or `bundled`")
 
 
 def _add_publish(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("package", help="a model package, or `bundled`")
+    _add_package(parser)
     _add_repository(parser)
     parser.add_argument(
         "--keep",
@@ -299,7 +299,7 @@ def end_on_signal() -> None:
 
 def _result(options: argparse.Namespace, reporter: Reporter) -> str:
     if options.command == "show":
-        return describe_package(open_package(options.folder))
+        return describe_package(open_package(options.package))
     if options.command in ("publish", "rollback"):
         return _publish(options, reporter)
     if getattr(options, "follow_stdin", False):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 from pydantic import JsonValue
 
@@ -17,7 +17,7 @@ from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import ModelPackage, Progress, open_package
 
-# The weights, the float32 graphs, and temporary files, in units of the weights.
+# Disk space for the weights, the float32 graphs and temporary files, in units of the weights.
 SPACE_FACTOR: Final = 3
 # The graphs of each further precision.
 FURTHER_FACTOR: Final = 0.5
@@ -99,7 +99,9 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     earlier, precisions = _earlier_package(base, dense), tuple(request.precisions)
     if earlier is not None:
         precisions = tuple(dict.fromkeys((*_precisions(earlier.manifest), *precisions)))
-        described = _as_before(earlier.manifest)
+        # These entries do not follow from the weights.
+        kept = ("variant", "licence", "provenance", "zero_shot", "scores")
+        described = {name: getattr(earlier.manifest, name) for name in kept}
         card = author_text(earlier.file("README.md").read_text(encoding="utf-8"))
     else:
         licence = licence_of(base) or "unknown"
@@ -156,12 +158,6 @@ def _precisions(manifest: Manifest) -> list[Precision]:
     return [precision for precision in known if graph_file("vision", precision) in manifest.files]
 
 
-def _as_before(manifest: Manifest) -> dict[str, Any]:
-    """The entries of a manifest that do not follow from the weights."""
-    kept = ("variant", "licence", "provenance", "zero_shot", "scores")
-    return {name: getattr(manifest, name) for name in kept}
-
-
 def licence_of(folder: Path) -> str | None:
     """Read the licence from the front matter of a folder's model card."""
     try:
@@ -204,6 +200,3 @@ def _versions() -> dict[str, JsonValue]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-__all__ = ["ConversionError", "ConversionRequest", "convert", "licence_of"]

@@ -104,7 +104,7 @@ class Preparer:
 
     def _local(self, source: CheckpointSource) -> FolderSource:
         if isinstance(source, HubSource):
-            return FolderSource(fetch(source, self._progress).folder)
+            return FolderSource(fetch(source, self._progress))
         return source
 
     def _identity(self, source: CheckpointSource) -> Identity:

@@ -84,13 +84,13 @@ def parse_source(text: str) -> PackageSource | CheckpointSource:
         return _folder(path)
     if path.exists():
         raise SourceError(f"{text!r} is a file; name the folder that holds the model")
-    hub = parse_hub_id(text)
-    if hub is None:
+    match = HUB_ID.fullmatch(text)
+    if match is None or ".." in text or "--" in match["id"]:
         raise SourceError(
             f"there is no folder {text!r}, and it is not a hub id; use 'bundled', a folder "
             "with a model package or a checkpoint, or an id such as google/tipsv2-b14"
         )
-    return hub
+    return HubSource(match["id"], match["revision"] or DEFAULT_REVISION)
 
 
 def parse_checkpoint(
@@ -117,14 +117,6 @@ def parse_checkpoint(
             f"{text!r} is a model package already; serve it, or add graphs to it with --precision"
         )
     return source
-
-
-def parse_hub_id(text: str) -> HubSource | None:
-    """Parse a hub id; None for any other text."""
-    match = HUB_ID.fullmatch(text)
-    if match is None or ".." in text or "--" in match["id"]:
-        return None
-    return HubSource(match["id"], match["revision"] or DEFAULT_REVISION)
 
 
 def model_name(text: str) -> str:

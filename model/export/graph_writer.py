@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from transformers import Tipsv2DptForDensePrediction, Tipsv2Model, Tipsv2Tokenizer
 
 from model.export.attention import FUSED
-from model.export.calibration import calibration_inputs
 from model.export.dense import trace_dense
 from model.export.half import to_half
-from model.export.int8 import quantise, store_weights_in_8_bits
+from model.export.int8 import calibration_inputs, quantise, store_weights_in_8_bits
 from model.export.tracing import EAGER, SharedWeights, exportable, save_graph, trace
 from model.features import vision_features
 from model.graphs import DENSE_TASKS, TEXT_OUTPUTS, VISION_OUTPUTS, Part, Precision, graph_file
@@ -30,6 +29,16 @@ TOWER_OUTPUTS: Final[tuple[Output, ...]] = ("patches", "values", "cls1", "cls2",
 DENSE_PATCHES: Final = 2
 # Height and width of common images, relative to the shorter side.
 ASPECTS: Final = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
+# The depth head sums activations of about 1e8 before it divides by their sum: fp16, which ends at
+# 65,504, gives the same depth everywhere. int8 is for the towers, which are most of the work; 8-bit
+# weights are exact enough for the other two heads too.
+PARTS: Final[dict[Precision, frozenset[Part]]] = {
+    "fp32": frozenset(("vision", "text", "depth", "normals", "segmentation")),
+    "fp16": frozenset(("vision", "text", "normals", "segmentation")),
+    "bf16": frozenset(("vision", "text", "depth", "normals", "segmentation")),
+    "int8_weights": frozenset(("vision", "text", "normals", "segmentation")),
+    "int8": frozenset(("vision", "text")),
+}
 
 
 def draft_manifest(model: Tipsv2Model, *, name: str, has_dense_heads: bool = False) -> Manifest:
@@ -96,7 +105,6 @@ class PackageContent:
         render_card: Renders the model card from the finished manifest.
         dense: Backbone and heads for depth, normals and segmentation, in float32.
         precisions: Precisions of additional graphs; fp32 is always written.
-        calibration: Folder of images to calibrate int8 with; None for the built-in ones.
     """
 
     model: Tipsv2Model
@@ -105,7 +113,6 @@ class PackageContent:
     render_card: Callable[[Manifest], str]
     dense: Tipsv2DptForDensePrediction | None = None
     precisions: tuple[Precision, ...] = ()
-    calibration: Path | None = None
 
 
 # Tracing would break two things, so they are not transformers' code: position embeddings (see
@@ -169,18 +176,6 @@ def trace_text(model: Tipsv2Model) -> onnx_ir.Model:
         return trace(TextGraph(model), inputs, outputs=TEXT_OUTPUTS, axes=axes)
 
 
-# The depth head sums activations of about 1e8 before it divides by their sum: fp16, which ends at
-# 65,504, gives the same depth everywhere. int8 is for the towers, which are most of the work; 8-bit
-# weights are exact enough for the other two heads too.
-PARTS: Final[dict[Precision, frozenset[Part]]] = {
-    "fp32": frozenset(("vision", "text", "depth", "normals", "segmentation")),
-    "fp16": frozenset(("vision", "text", "normals", "segmentation")),
-    "bf16": frozenset(("vision", "text", "depth", "normals", "segmentation")),
-    "int8_weights": frozenset(("vision", "text", "normals", "segmentation")),
-    "int8": frozenset(("vision", "text")),
-}
-
-
 def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str], None]) -> None:
     """Write every graph of a package.
 
@@ -190,7 +185,7 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
         progress: Called with each step.
 
     Raises:
-        ValueError: A precision is unknown, or the calibration folder has no images.
+        ValueError: A precision is unknown.
     """
     unknown = [precision for precision in content.precisions if precision not in PARTS]
     if unknown:
@@ -198,7 +193,11 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
     precisions: list[Precision] = list(dict.fromkeys(("fp32", *content.precisions)))
     with ExitStack() as files:
         weights = {
-            precision: files.enter_context(SharedWeights(_dense_weights(folder, precision)))
+            precision: files.enter_context(
+                SharedWeights(
+                    folder / (graph_file("depth", precision).replace("depth", "dense") + ".data")
+                )
+            )
             for precision in precisions
             if content.dense is not None and PARTS[precision] & set(DENSE_TASKS)
         }
@@ -239,16 +238,9 @@ def _in_precision(
         to_half(graph, "fp16" if precision == "fp16" else "bf16")
     elif precision == "int8" and part == "vision":
         sizes = content.draft
-        graph = quantise(
-            graph, calibration_inputs(content.calibration, sizes.native_size, sizes.size_multiple)
-        )
+        graph = quantise(graph, calibration_inputs(sizes.native_size, sizes.size_multiple))
     elif precision in {"int8", "int8_weights"}:
         # Text keeps float activations: an error in a class text is an error in every mask (mask
         # agreement fell to 95 %), and text embeddings are cached, so speed matters less.
         store_weights_in_8_bits(graph)
     return graph
-
-
-def _dense_weights(folder: Path, precision: Precision) -> Path:
-    name = Path(graph_file("depth", precision)).name.replace("depth", "dense")
-    return folder / "onnx" / f"{name}.data"

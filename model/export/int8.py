@@ -11,10 +11,11 @@ import onnx_ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from model.export.calibration import Inputs
 from model.export.half import depending_on_data
 from model.export.tracing import save_graph, strip_traces
+from model.parity.inputs import calibration_images, image_batch
 
+Inputs = dict[str, NDArray[Any]]
 FloatArray = NDArray[np.float32]
 # Input and axis of output channels of the weight, by operator.
 PRODUCTS: Final[dict[str, tuple[int, int]]] = {
@@ -159,6 +160,21 @@ def quantise(graph: onnx_ir.Model, examples: Iterable[Inputs]) -> onnx_ir.Model:
         quantised = onnx_ir.serde.deserialize_model(onnx.load(after))
     strip_traces(quantised)
     return quantised
+
+
+def calibration_inputs(native: int, unit: int) -> Iterator[Inputs]:
+    """Yield images one by one: squares of the native size, and oblongs with half of its area.
+
+    Args:
+        native: Side of the square in pixels.
+        unit: Sides are multiples of it.
+    """
+    images = calibration_images()
+    half = max(unit, native // 2 // unit * unit)
+    shapes = [(native, native), (half, native), (native, half)]
+    for index in range(len(images)):
+        size_hw = shapes[index % len(shapes)]
+        yield {"pixel_values": image_batch(images, size_hw, batch=1, first=index)}
 
 
 class _Examples:

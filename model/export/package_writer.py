@@ -38,7 +38,8 @@ def render_card(text: str, manifest: Manifest) -> str:
     for score in manifest.scores:
         groups.setdefault((score.task, score.split), []).append(score)
     for (task, split), scores in groups.items():
-        parts += [f"### {task}, {split}", _score_table(scores)]
+        rows = [[s.row, s.metric, _with_interval(s), str(s.count)] for s in scores]
+        parts += [f"### {task}, {split}", _table(["row", "metric", "value", "n"], rows)]
     if manifest.parity:
         parts.append(parity_section(manifest.parity))
     return "\n\n".join(parts) + "\n"
@@ -48,11 +49,6 @@ def author_text(card: str) -> str:
     """The text of a rendered card before its tables."""
     ends = [card.find(f"\n{heading}\n") for heading in (SCORES, PARITY_HEADING)]
     return card[: min((end for end in ends if end >= 0), default=len(card))].strip()
-
-
-def _score_table(scores: Sequence[ScoreEntry]) -> str:
-    rows = [[s.row, s.metric, _with_interval(s), str(s.count)] for s in scores]
-    return _table(["row", "metric", "value", "n"], rows)
 
 
 def _with_interval(score: ScoreEntry) -> str:
@@ -95,7 +91,9 @@ def write_package(
         manifest = content.draft.model_copy(update={"parity": parity})
         (staging / "README.md").write_text(content.render_card(manifest), encoding="utf-8")
         write_manifest(staging, manifest)
-        _make_readable(staging)
+        # A server often runs as another user.
+        for path in (staging, *staging.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         sync_tree(staging)
         _replace(output, staging)
     finally:
@@ -113,12 +111,6 @@ def _write_files(content: PackageContent, folder: Path, progress: Progress) -> N
     )
     processor.save_pretrained(folder)
     write_graphs(content, folder, progress)
-
-
-def _make_readable(folder: Path) -> None:
-    """Let all users read the package: a server often runs as another user."""
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _replace(output: Path, staging: Path) -> None:

@@ -17,6 +17,12 @@ from model.export.attention import FUSED, define_attention
 # The newest that ONNX Runtime 1.22, OpenVINO and TensorRT's parsers fully support.
 OPSET: Final = 18
 EAGER: Final = "eager"
+# A protobuf message is limited to 2 GiB; larger weights go to a separate file.
+MAX_INLINE_BYTES: Final = 1_500_000_000
+# Smaller tensors, such as shapes and axes, stay in the graph.
+MIN_SHARED_BYTES: Final = 1024
+# Whole pages, so that a runtime can map a tensor without copying it.
+ALIGNMENT: Final = 4096
 
 
 def trace(
@@ -82,14 +88,6 @@ def exportable(model: PreTrainedModel, attention: str = FUSED) -> Iterator[None]
         yield
     finally:
         model.train(was_training).set_attn_implementation(before)
-
-
-# A protobuf message is limited to 2 GiB; larger weights go to a separate file.
-MAX_INLINE_BYTES: Final = 1_500_000_000
-# Smaller tensors, such as shapes and axes, stay in the graph.
-MIN_SHARED_BYTES: Final = 1024
-# Whole pages, so that a runtime can map a tensor without copying it.
-ALIGNMENT: Final = 4096
 
 
 def save_graph(model: onnx_ir.Model, path: Path) -> bool:

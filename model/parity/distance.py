@@ -16,6 +16,10 @@ FloatArray = NDArray[np.float32]
 CLEAR_MARGIN = 0.01
 
 
+class ParityError(ValueError):
+    """An exported graph does not compute what the model computes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReferenceMask:
     """The mask of one image.
@@ -80,10 +84,6 @@ class Agreement:
     def clear_share(self) -> float | None:
         """Share of the clear pixels; None without any."""
         return self.clear_same / self.clear if self.clear else None
-
-
-class ParityError(ValueError):
-    """An exported graph does not compute what the model computes."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,7 @@
-"""Compare graphs with the model, and refuse a package whose graphs differ."""
+"""Compare graphs with the model, and refuse a package whose graphs differ.
+
+Shapes: B batch, N patches, D embedding width, K classes, H W pixels.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -75,22 +78,102 @@ _DENSE: Final[dict[Precision, tuple[float, float, float]]] = {
 }
 
 
-def limits(part: Part, precision: Precision) -> ParityLimits:
-    """Return the limits of a graph in a precision."""
-    if part in {"vision", "text"}:
-        return LIMITS[precision]
-    depth_error, degrees, agreement = _DENSE[precision]
-    dense: dict[DenseTask, ParityLimits] = {
-        "depth": ParityLimits(max_depth_error=depth_error),
-        "normals": ParityLimits(max_normals_degrees=degrees),
-        "segmentation": ParityLimits(min_mask_agreement=agreement),
-    }
-    return next(its for task, its in dense.items() if task == part)
-
-
-# Shapes: B batch, N patches, D embedding width, K classes, H W pixels.
-
+# ONNX Runtime first: it rounds nothing, so its differences are faults of the graph itself. torch is
+# the reference, and packages are not written on GPUs.
+RUNTIMES: Final = ("onnx", "openvino")
 Output = TypeVar("Output")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A backend, a precision, and the graphs to compare."""
+
+    choice: RuntimeChoice
+    graphs: tuple[LoadedGraph, ...]
+
+    @property
+    def is_hint(self) -> bool:
+        """Whether the runtime computes float32 graphs in another precision.
+
+        Failures are then only recorded: such a backend is not chosen by default.
+        """
+        return self.choice.precision != "fp32" and all(
+            graph.file == graph_file(graph.part) for graph in self.graphs
+        )
+
+
+def prove_package(
+    model: Tipsv2Model,
+    package: ModelPackage,
+    *,
+    dense: Mapping[DenseTask, DenseReference] | None = None,
+    progress: Progress = lambda _: None,
+) -> list[ParityEntry]:
+    """Compare a package's graphs with its model, on every CPU backend of this machine.
+
+    Args:
+        model: In float32 and evaluation mode.
+        package: Has the graphs; its earlier parity entries are ignored.
+        dense: The package's heads in torch; other heads are not measured.
+        progress: Called with each step.
+
+    Returns:
+        An entry for each graph and backend; entries of hinted precisions may have failed.
+
+    Raises:
+        ParityError: A graph exceeds its limits, or no runtime is installed.
+    """
+    proofs = plan_proofs(package.manifest, Machine(this_hardware(), installed_libraries()))
+    if not proofs:
+        raise ParityError(
+            "no runtime is installed that can run the graphs, so they cannot be compared with the "
+            "model: pip install 'tipserve[cpu]'"
+        )
+    progress("running the model in torch, as the reference")
+    reference = build_reference(model, package, dense=dense)
+    num_threads = len(os.sched_getaffinity(0))
+    entries: list[ParityEntry] = []
+    for proof in proofs:
+        choice = proof.choice
+        progress(f"comparing {choice.runtime} in {choice.precision}")
+        with closing(load_chosen(package, choice, num_threads=num_threads)) as runtime:
+            heads = set(dense or {}) & set(runtime.tasks)
+            graphs = [graph for graph in proof.graphs if graph.part in {"vision", "text", *heads}]
+            measured = measure(reference, runtime, graphs)
+        if not proof.is_hint:
+            require(measured)
+        for entry in measured:
+            if not entry.passed:
+                progress(f"not to be used: {describe(entry)}")
+        entries += measured
+    return entries
+
+
+def plan_proofs(manifest: Manifest, machine: Machine) -> list[Proof]:
+    """List what to compare: every CPU backend, float32 first, each of its graphs once."""
+    proofs = []
+    backends = [
+        backend
+        for name in RUNTIMES
+        for backend in BACKENDS
+        if (backend.runtime, backend.device) == (name, "cpu")
+    ]
+    for backend in backends:
+        seen: set[LoadedGraph] = set()
+        for precision in sorted(backend.precisions, key=lambda name: name != "fp32"):
+            if unavailable_reason(backend, precision, manifest, machine) is not None:
+                continue
+            loaded = loaded_graphs(manifest, backend.runtime, precision)
+            choice = RuntimeChoice(
+                runtime=backend.runtime,
+                precision=precision,
+                device=backend.device,
+                provider=backend.provider,
+                reason="to be compared with the model",
+            )
+            proofs.append(Proof(choice, tuple(graph for graph in loaded if graph not in seen)))
+            seen.update(loaded)
+    return proofs
 
 
 @dataclass(slots=True)
@@ -151,6 +234,19 @@ def describe(entry: ParityEntry) -> str:
         f"{entry.file} on {entry.runtime} in {entry.precision} differs from {entry.reference}: "
         f"{'; '.join(entry.failures)}; worst at the size {entry.worst_size} of {entry.sizes}"
     )
+
+
+def limits(part: Part, precision: Precision) -> ParityLimits:
+    """Return the limits of a graph in a precision."""
+    if part in {"vision", "text"}:
+        return LIMITS[precision]
+    depth_error, degrees, agreement = _DENSE[precision]
+    dense: dict[DenseTask, ParityLimits] = {
+        "depth": ParityLimits(max_depth_error=depth_error),
+        "normals": ParityLimits(max_normals_degrees=degrees),
+        "segmentation": ParityLimits(min_mask_agreement=agreement),
+    }
+    return next(its for task, its in dense.items() if task == part)
 
 
 def _measure_graph(reference: Reference, runtime: Runtime, graph: LoadedGraph) -> ParityEntry:
@@ -266,100 +362,3 @@ def _run(
         raise ParityError(
             f"{graph.file} in {graph.precision} cannot run an input of the size {size}: {error}"
         ) from error
-
-
-# ONNX Runtime first: it rounds nothing, so its differences are faults of the graph itself. torch is
-# the reference, and packages are not written on GPUs.
-RUNTIMES: Final = ("onnx", "openvino")
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """A backend, a precision, and the graphs to compare."""
-
-    choice: RuntimeChoice
-    graphs: tuple[LoadedGraph, ...]
-
-    @property
-    def is_hint(self) -> bool:
-        """Whether the runtime computes float32 graphs in another precision.
-
-        Failures are then only recorded: such a backend is not chosen by default.
-        """
-        return self.choice.precision != "fp32" and all(
-            graph.file == graph_file(graph.part) for graph in self.graphs
-        )
-
-
-def prove_package(
-    model: Tipsv2Model,
-    package: ModelPackage,
-    *,
-    dense: Mapping[DenseTask, DenseReference] | None = None,
-    progress: Progress = lambda _: None,
-) -> list[ParityEntry]:
-    """Compare a package's graphs with its model, on every CPU backend of this machine.
-
-    Args:
-        model: In float32 and evaluation mode.
-        package: Has the graphs; its earlier parity entries are ignored.
-        dense: The package's heads in torch; other heads are not measured.
-        progress: Called with each step.
-
-    Returns:
-        An entry for each graph and backend; entries of hinted precisions may have failed.
-
-    Raises:
-        ParityError: A graph exceeds its limits, or no runtime is installed.
-    """
-    proofs = plan_proofs(package.manifest, Machine(this_hardware(), installed_libraries()))
-    if not proofs:
-        raise ParityError(
-            "no runtime is installed that can run the graphs, so they cannot be compared with the "
-            "model: pip install 'tipserve[cpu]'"
-        )
-    progress("running the model in torch, as the reference")
-    reference = build_reference(model, package, dense=dense)
-    num_threads = len(os.sched_getaffinity(0))
-    entries: list[ParityEntry] = []
-    for proof in proofs:
-        choice = proof.choice
-        progress(f"comparing {choice.runtime} in {choice.precision}")
-        with closing(load_chosen(package, choice, num_threads=num_threads)) as runtime:
-            heads = set(dense or {}) & set(runtime.tasks)
-            graphs = [graph for graph in proof.graphs if graph.part in {"vision", "text", *heads}]
-            measured = measure(reference, runtime, graphs)
-        if not proof.is_hint:
-            require(measured)
-        for entry in measured:
-            if not entry.passed:
-                progress(f"not to be used: {describe(entry)}")
-        entries += measured
-    return entries
-
-
-def plan_proofs(manifest: Manifest, machine: Machine) -> list[Proof]:
-    """List what to compare: every CPU backend, float32 first, each of its graphs once."""
-    proofs = []
-    backends = [
-        backend
-        for name in RUNTIMES
-        for backend in BACKENDS
-        if (backend.runtime, backend.device) == (name, "cpu")
-    ]
-    for backend in backends:
-        seen: set[LoadedGraph] = set()
-        for precision in sorted(backend.precisions, key=lambda name: name != "fp32"):
-            if unavailable_reason(backend, precision, manifest, machine) is not None:
-                continue
-            loaded = loaded_graphs(manifest, backend.runtime, precision)
-            choice = RuntimeChoice(
-                runtime=backend.runtime,
-                precision=precision,
-                device=backend.device,
-                provider=backend.provider,
-                reason="to be compared with the model",
-            )
-            proofs.append(Proof(choice, tuple(graph for graph in loaded if graph not in seen)))
-            seen.update(loaded)
-    return proofs

@@ -23,6 +23,27 @@ from model.text import TextTokenizer
 # The two sets share no image, so that the gate judges on images that no export has seen.
 FOLDER = Path(__file__).parent / "images"
 RgbImage = NDArray[np.uint8]
+FloatArray = NDArray[np.float32]
+TokenArray = NDArray[np.int64]
+Size = tuple[int, int, int]
+# Cost of the optional sizes for one backend: half a minute of one core in float32. It is enough for
+# B/14 with the large image and with eight different images.
+BUDGET_GFLOP = 3000.0
+# Things that the images show, and things that they do not show.
+CLASS_NAMES = (
+    "orange", "lemon", "kiwi", "burger", "sunflower", "book", "dog",
+    "bird", "house", "window", "table", "bottle", "grass", "sky",
+    "mountain", "tree", "sun", "flower", "water", "brush", "red",
+    "blue",
+)  # fmt: skip
+SENTENCES = (
+    "a dog",
+    "two brown dogs look out of a window of a wooden house",
+    "the sun sets behind dark hills",
+    "many paint brushes in all colours, some of them blue and some of them pink, stand together",
+    "sliced fruit: an orange, a kiwi and a lemon beside a red cabbage",
+    "grass " * 80,
+)
 
 
 @cache
@@ -55,43 +76,6 @@ def image_batch(
     """
     chosen = [images[(first + item) % len(images)] for item in range(batch)]
     return np.stack([prepare_image(pixels_HW3, size_hw) for pixels_HW3 in chosen])
-
-
-def _read(folder: Path) -> tuple[RgbImage, ...]:
-    images = []
-    for path in sorted(folder.glob("*.jpg")):
-        with Image.open(path) as image:
-            pixels_HW3 = np.asarray(image.convert("RGB"))
-        pixels_HW3.setflags(write=False)
-        images.append(pixels_HW3)
-    if not images:
-        raise FileNotFoundError(
-            f"{folder} holds no images; the installation is incomplete, install it again"
-        )
-    return tuple(images)
-
-
-FloatArray = NDArray[np.float32]
-TokenArray = NDArray[np.int64]
-Size = tuple[int, int, int]
-# Cost of the optional sizes for one backend: half a minute of one core in float32. It is enough for
-# B/14 with the large image and with eight different images.
-BUDGET_GFLOP = 3000.0
-# Things that the images show, and things that they do not show.
-CLASS_NAMES = (
-    "orange", "lemon", "kiwi", "burger", "sunflower", "book", "dog",
-    "bird", "house", "window", "table", "bottle", "grass", "sky",
-    "mountain", "tree", "sun", "flower", "water", "brush", "red",
-    "blue",
-)  # fmt: skip
-SENTENCES = (
-    "a dog",
-    "two brown dogs look out of a window of a wooden house",
-    "the sun sets behind dark hills",
-    "many paint brushes in all colours, some of them blue and some of them pink, stand together",
-    "sliced fruit: an orange, a kiwi and a lemon beside a red cabbage",
-    "grass " * 80,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -198,6 +182,20 @@ def text_inputs(tokenizer: TextTokenizer, vocab_size: int) -> list[TextInput]:
         token_ids_BL = generator.integers(1, vocab_size, size=(batch, length)) * mask_BL
         inputs.append(TextInput(token_ids_BL=token_ids_BL, mask_BL=mask_BL, is_real=False))
     return inputs
+
+
+def _read(folder: Path) -> tuple[RgbImage, ...]:
+    images = []
+    for path in sorted(folder.glob("*.jpg")):
+        with Image.open(path) as image:
+            pixels_HW3 = np.asarray(image.convert("RGB"))
+        pixels_HW3.setflags(write=False)
+        images.append(pixels_HW3)
+    if not images:
+        raise FileNotFoundError(
+            f"{folder} holds no images; the installation is incomplete, install it again"
+        )
+    return tuple(images)
 
 
 def _noise(size: Size) -> FloatArray:

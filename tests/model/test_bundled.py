@@ -1,4 +1,4 @@
-"""The bundled student passes its bars and is right on the README's example."""
+"""The bundled student reaches its required scores and segments the README's example."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def _score(package: ModelPackage, row: str, metric: str) -> ScoreEntry:
     return next(s for s in scores if (s.split, s.row, s.metric) == (MAIN_SPLIT, row, metric))
 
 
-def test_scores_pass_the_bars_of_zero_shot_segmentation(bundled: ModelPackage) -> None:
+def test_zero_shot_scores_are_high_enough(bundled: ModelPackage) -> None:
     student = _score(bundled, "student", "mIoU")
     assert student.count == 500
     assert student.value >= 20
@@ -51,7 +51,7 @@ def test_every_export_is_close_to_torch_and_bf16_keeps_the_masks(bundled: ModelP
     assert rounded.mask_agreement >= 0.995
 
 
-def test_the_things_of_the_example_scene_are_found(bundled: ModelPackage) -> None:
+def test_the_objects_of_the_example_scene_are_found(bundled: ModelPackage) -> None:
     pixels = np.asarray(Image.open(EXAMPLES / "scene.png").convert("RGB"))
     manifest = bundled.manifest
     size_hw = target_size(*pixels.shape[:2], resolution=manifest.native_size, fit="aspect")
@@ -69,6 +69,6 @@ def test_the_things_of_the_example_scene_are_found(bundled: ModelPackage) -> Non
         grid_hw=output.grid_hw,
         size_hw=(pixels.shape[0], pixels.shape[1]),
     )
-    # (row, column) inside each thing, looked up in the image.
+    # Row and column inside each object, looked up in the image.
     burger, sunflower, book = (120, 305), (325, 95), (320, 330)
     assert [int(mask.labels_HW[place]) for place in (burger, sunflower, book)] == [1, 2, 3]

@@ -1,8 +1,6 @@
 """Every kind of image becomes upright RGB; anything else raises an `ImageError`."""
 
-import base64
 import io
-import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -62,26 +60,19 @@ def oriented(image: Image.Image, file_format: str, orientation: int) -> bytes:
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_every_format_is_decoded(file_format: str) -> None:
-    pixels_HW3 = decode(save_noise(file_format))
+def test_every_format_is_decoded_and_can_be_excluded(file_format: str) -> None:
+    data = save_noise(file_format)
+    pixels_HW3 = decode(data)
     assert pixels_HW3.shape == (30, 40, 3)
     assert pixels_HW3.dtype == np.uint8
-
-
-def test_a_format_that_the_caller_excludes_is_refused() -> None:
-    with pytest.raises(ImageError, match="JPEG, PNG"):
-        decode_image(save_noise("GIF"), LIMITS, formats=("JPEG", "PNG"))
+    others = tuple(name for name in FORMATS if name != file_format)
+    with pytest.raises(ImageError, match=", ".join(others)):
+        decode_image(data, LIMITS, formats=others)
 
 
 @pytest.mark.parametrize(
     ("file_format", "mode"),
-    [
-        *((file_format, "CMYK") for file_format in ("JPEG", "TIFF")),
-        *(("TIFF", mode) for mode in ("RGBX", "YCbCr", "LAB", "RGBA", "RGB")),
-        *(("WEBP", mode) for mode in ("RGB", "RGBA")),
-        ("JPEG", "YCbCr"),
-        ("BMP", "RGB"),
-    ],
+    [("JPEG", "CMYK"), ("JPEG", "YCbCr"), ("TIFF", "CMYK"), ("TIFF", "LAB"), ("WEBP", "RGBA")],
 )
 def test_a_colour_survives_every_mode(file_format: str, mode: str) -> None:
     colour = (200, 120, 60)
@@ -89,43 +80,10 @@ def test_a_colour_survives_every_mode(file_format: str, mode: str) -> None:
     assert np.abs(decode(save(image, file_format)).astype(int) - colour).max() <= 5
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "F", "I", "I;16", "I;16B"])
-def test_a_grey_survives_every_mode_of_tiff(mode: str) -> None:
-    value: float = {"F": 0.5, "L": 128, "LA": 128}.get(mode, 32768)
-    if mode == "I;16B":
-        image = Image.frombytes(mode, (16, 8), np.full((8, 16), value, ">u2").tobytes())
-    elif mode == "LA":
-        image = Image.new("L", (16, 8), value).convert(mode)
-    else:
-        image = Image.new(mode, (16, 8), value)
-    assert np.abs(decode(save(image, "TIFF")).astype(int) - 128).max() <= 1
-
-
-# Four colours in an image of 24 x 16, progressive; arithmetic coding, which Pillow cannot write.
-ARITHMETIC_JPEG = base64.b85decode(
-    "|JeWF01!$>Nk#wx0RR9200961|JwjV00jdC1Ox*G1Ox;H1qB8N3<w7Y2L}%e3keJn4-yg)4-pX)791B76dDx~5f~vD8XX"
-    "-UA0HDJA|xUnBpe<e9{<|_LjeT^1qTKP4hRSi9uyH29v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9v&VZ9"
-    "v&VZ9v&VZ9v=V601*fP5C9kh0TBQK5di}c0sqVZ3IGrg1pyEd1^?Or3<CiG0ucid06zfIPiZx0&lmO9_sPf@IjPe=Yqi1"
-    "VCtv{A8>E_YIDKII+JehoDH%IDjh%=-xD9KOjQ`m"
+@pytest.mark.parametrize(
+    ("file_format", "orientation"),
+    [*(("JPEG", tag) for tag in range(1, 9)), *((name, 6) for name in ("PNG", "WEBP", "TIFF"))],
 )
-
-
-def test_jpeg_with_arithmetic_coding_is_decoded() -> None:
-    pixels_HW3 = decode(ARITHMETIC_JPEG)
-    assert pixels_HW3.shape == (16, 24, 3)
-    assert pixels_HW3[3, 4].tolist() == [46, 211, 91]
-
-
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("progressive", [False, True])
-def test_progressive_and_subsampled_jpeg_is_decoded(progressive: bool, subsampling: int) -> None:
-    image = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
-    data = save(image, "JPEG", progressive=progressive, subsampling=subsampling, quality=95)
-    assert np.abs(decode(data).astype(int) - np.asarray(image)).max() <= 8
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None:
     upright = Image.new("RGB", (32, 16), "black")
     upright.paste("red", (0, 0, 16, 8))
@@ -143,7 +101,7 @@ def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None
         assert upright_size(data) == (16, 32)
 
 
-@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "TIFF", "MPO"])
 def test_the_first_frame_is_decoded(file_format: str) -> None:
     frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue", "green")]
     data = save(frames[0], file_format, save_all=True, append_images=frames[1:])
@@ -154,11 +112,7 @@ def test_the_first_frame_is_decoded(file_format: str) -> None:
         assert load_image(data, LIMITS, reduce_to=halves).image.size == (32, 24)
 
 
-# Reduced decoding.
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize(("progressive", "mode"), [(False, "RGB"), (False, "L"), (True, "CMYK")])
 def test_a_jpeg_is_reduced_as_far_as_allowed(progressive: bool, mode: str) -> None:
     image = Image.linear_gradient("L").resize((333, 250)).convert(mode)
     data = save(image, "JPEG", progressive=progressive)
@@ -176,7 +130,7 @@ def test_other_formats_are_not_reduced(file_format: str) -> None:
     assert list(loaded.box) == [0, 0, 40, 30]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_the_sizes_of_a_reduced_image_are_upright(orientation: int) -> None:
     data = oriented(Image.new("RGB", (400, 200)), "JPEG", orientation)
     asked: list[tuple[int, int]] = []
@@ -192,9 +146,6 @@ def test_the_sizes_of_a_reduced_image_are_upright(orientation: int) -> None:
     assert loaded.image.size == (200, 100)
     assert loaded.upright(loaded.image).size == halves(upright_hw)[::-1]
     assert loaded.stored_hw(upright_hw) == (200, 400)
-
-
-# Limits and hostile input.
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -225,7 +176,7 @@ def test_limits_that_allow_no_image_are_refused() -> None:
         ImageLimits(max_bytes=100, max_pixels=10, min_side=14)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"<svg/>"])
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"<svg/>"])
 def test_other_data_is_an_image_error(data: bytes) -> None:
     for read in (read_size, decode_image):
         with pytest.raises(ImageError, match="JPEG, PNG, WEBP"):
@@ -268,19 +219,6 @@ def test_a_damaged_file_decodes_or_is_an_image_error(
         assert upright.size == loaded.size_hw[::-1]
 
 
-# libtiff.
-
-
-def broken_tiff() -> bytes:
-    data = bytearray(save_noise("TIFF", compression="tiff_deflate"))
-    data[20:400] = bytes(380)
-    return bytes(data)
-
-
-def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def many_parts(kind: str) -> bytes:
     """A small image of 60,000 to 1,000,000 parts that hold nothing."""
     jpeg, png = save_noise("JPEG"), save_noise("PNG")
@@ -292,8 +230,8 @@ def many_parts(kind: str) -> bytes:
     return {
         "jpeg_comments": jpeg[:2] + b"\xff\xfe\x00\x02" * 60_000 + jpeg[2:],
         "jpeg_fill": jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:],
-        "png_chunks": png[:end] + png_chunk(b"prVt") * 60_000 + png[end:],
-        "png_chunks_after_pixels": png[:-12] + png_chunk(b"prVt") * 60_000 + png[-12:],
+        "png_chunks": png[:end] + chunk(b"prVt", b"") * 60_000 + png[end:],
+        "png_chunks_after_pixels": png[:-12] + chunk(b"prVt", b"") * 60_000 + png[-12:],
         "gif_comment": gif[:after_tables]
         + b"\x21\xfe" + b"\x01a" * 60_000 + b"\x00" + gif[after_tables:],
         "bmp_runs": b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(rle)) + rle + runs,
@@ -332,7 +270,7 @@ def test_a_png_in_many_chunks_of_pixels_is_decoded() -> None:
     start = png.index(b"IDAT") - 4
     head, pixels = png[:start], zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise), 0)
     cut = (pixels[at : at + 8192] for at in range(0, len(pixels), 8192))
-    data = head + b"".join(png_chunk(b"IDAT", part) for part in cut) + png_chunk(b"IEND")
+    data = head + b"".join(chunk(b"IDAT", part) for part in cut) + chunk(b"IEND", b"")
     limits = ImageLimits(max_bytes=8_000_000, max_pixels=3_000_000)
     np.testing.assert_array_equal(decode_image(data, limits), noise)
 
@@ -356,12 +294,12 @@ def test_a_tiff_with_a_tile_much_larger_than_the_image_is_refused_by_its_header(
 
 
 def test_a_broken_tiff_writes_nothing_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(save_noise("TIFF", compression="tiff_deflate"))
+    data[20:400] = bytes(380)
     with pytest.raises(ImageError):
-        decode(broken_tiff())
+        decode(bytes(data))
     assert capfd.readouterr().err == ""
 
-
-# Scans of a JPEG.
 
 SCANS_OF_PILLOW = 10
 
@@ -371,8 +309,7 @@ def repeat_scans(data: bytes, times: int) -> bytes:
     return data[:first] + data[first:-2] * times + data[-2:]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize(("mode", "progressive"), [("RGB", False), ("L", True), ("CMYK", True)])
 def test_ordinary_jpegs_are_within_the_limit_of_scans(mode: str, progressive: bool) -> None:
     data = save_noise("JPEG", mode=mode, progressive=progressive)
     assert not has_too_many_scans(data)
@@ -417,12 +354,9 @@ def test_bytes_between_segments_do_not_hide_scans(filling: bytes) -> None:
     assert has_too_many_scans(many[:2] + filling + lie + many[2:])
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xda\0\x0c\3"])
-def test_the_start_of_a_jpeg_has_not_too_many_scans(data: bytes) -> None:
-    assert not has_too_many_scans(data)
-
-
-# Colour modes in memory.
+def test_the_start_of_a_jpeg_has_no_scans() -> None:
+    for data in (b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xda\0\x0c\3"):
+        assert not has_too_many_scans(data)
 
 
 def orange(mode: str) -> Image.Image:
@@ -488,120 +422,38 @@ def test_32_bit_samples_are_scaled_to_8_bits(
     assert np.asarray(flatten(Image.fromarray(values))).tolist() == [expected]
 
 
-# PNG: every colour type, bit depth and interlacing.
-
-GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
-CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
-DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8)}
-DEPTHS |= {GREY_ALPHA: (8, 16), RGBA: (8, 16)}
-KINDS = [(kind, depth) for kind, depths in DEPTHS.items() for depth in depths]
-# First column, first row, step across and step down of each pass of Adam7.
-ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)]
-ADAM7 += [(0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-
-Samples = NDArray[np.int64]
-
-
-def scan_lines(samples_HWC: Samples, depth: int) -> bytes:
-    """Packed rows without a filter."""
-    lines = b""
-    for row in samples_HWC.reshape(len(samples_HWC), -1):
-        if depth == 16:
-            packed = row.astype(">u2").tobytes()
-        elif depth == 8:
-            packed = row.astype(np.uint8).tobytes()
-        else:
-            bits = (row[:, None] >> np.arange(depth - 1, -1, -1)) & 1
-            packed = np.packbits(bits.astype(np.uint8).ravel()).tobytes()
-        lines += b"\0" + packed
-    return lines
-
-
-def write_png(
-    samples_HWC: Samples, kind: int, depth: int, *, interlaced: bool = False, extra: bytes = b""
-) -> bytes:
-    height, width, _ = samples_HWC.shape
-    parts = [samples_HWC]
-    if interlaced:
-        parts = [samples_HWC[top::down, left::across] for left, top, across, down in ADAM7]
-    raw = b"".join(scan_lines(part, depth) for part in parts if part.size)
-    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, interlaced)
-    return png(chunk(b"IHDR", header), extra, chunk(b"IDAT", zlib.compress(raw)))
-
-
-def palette(depth: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(depth).integers(0, 256, (2**depth, 3), dtype=np.uint8)
-
-
-def random_samples(kind: int, depth: int, size: tuple[int, int] = (11, 13)) -> Samples:
-    return np.random.default_rng(kind).integers(0, 2**depth, (*size, CHANNELS[kind]))
-
-
-def expected_rgb(samples_HWC: Samples, kind: int, depth: int) -> NDArray[np.float64]:
-    """8-bit RGB by the PNG specification, with transparent parts on white."""
-    if kind == PALETTE:
-        return palette(depth)[samples_HWC[..., 0]].astype(float)
-    scaled = samples_HWC * 255 / (2**depth - 1)
-    colour = scaled[..., :3] if kind in {RGB, RGBA} else np.repeat(scaled[..., :1], 3, axis=2)
-    alpha = scaled[..., -1:] / 255 if kind in {GREY_ALPHA, RGBA} else np.ones(1)
-    return colour * alpha + 255 * (1 - alpha)
-
-
-@pytest.mark.parametrize("interlaced", [False, True])
-@pytest.mark.parametrize(("kind", "depth"), KINDS)
-def test_every_kind_of_png_has_the_specified_colours(
-    kind: int, depth: int, interlaced: bool
-) -> None:
-    extra = chunk(b"PLTE", palette(depth).tobytes()) if kind == PALETTE else b""
-    for size in ((11, 13), (1, 1), (3, 2), (1, 9)):
-        samples_HWC = random_samples(kind, depth, size)
-        pixels = decode(write_png(samples_HWC, kind, depth, interlaced=interlaced, extra=extra))
-        assert np.abs(pixels - expected_rgb(samples_HWC, kind, depth)).max() <= 2
-
-
-@pytest.mark.parametrize(("kind", "depth"), [(GREY, 8), (RGB, 8), (PALETTE, 4), (PALETTE, 8)])
-def test_the_transparent_colour_of_a_png_is_white(kind: int, depth: int) -> None:
-    samples_HWC = random_samples(kind, depth)
-    first = samples_HWC[0, 0]
-    if kind == PALETTE:
-        alphas = bytes(0 if index == first[0] else 255 for index in range(2**depth))
-        extra = chunk(b"PLTE", palette(depth).tobytes()) + chunk(b"tRNS", alphas)
-    else:
-        extra = chunk(b"tRNS", struct.pack(f">{len(first)}H", *first.tolist()))
-    pixels = decode(write_png(samples_HWC, kind, depth, extra=extra))
-    is_clear_HW = (samples_HWC == first).all(axis=2)
-    assert (pixels[is_clear_HW] == 255).all()
-    others = np.abs(pixels - expected_rgb(samples_HWC, kind, depth))[~is_clear_HW]
-    assert others.max() <= 2
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_the_transparent_colour_of_a_png_is_white(mode: str) -> None:
+    image = Image.fromarray(NOISE).quantize(8) if mode == "P" else Image.fromarray(NOISE)
+    image = image.convert(mode)
+    first = image.getpixel((0, 0))
+    pixels_HW3 = decode(save(image, transparency=first))
+    opaque_HW3 = np.asarray(image.convert("RGB"))
+    is_clear_HW = (opaque_HW3 == opaque_HW3[0, 0]).all(axis=2)
+    assert (pixels_HW3[is_clear_HW] == 255).all()
+    np.testing.assert_array_equal(pixels_HW3[~is_clear_HW], opaque_HW3[~is_clear_HW])
 
 
 def broken_pngs() -> Iterator[tuple[str, bytes]]:
-    good = write_png(random_samples(RGB, 8), RGB, 8)
-    zeros = chunk(b"IDAT", zlib.compress(bytes(200)))
-    for kind, depth in itertools.product(range(8), (0, 1, 2, 3, 4, 8, 16, 255)):
-        if (kind, depth) not in KINDS:
-            header = chunk(b"IHDR", png_header(4, 4, depth, kind))
-            yield f"kind {kind} depth {depth}", png(header, zeros)
-    for place, name in ((26, "compression"), (27, "filter"), (28, "interlacing")):
-        wrong = good[16:place] + b"\7" + good[place + 1 : 29]
-        yield name, good[:8] + chunk(b"IHDR", wrong) + good[33:]
-    for width, height in ((0, 5), (5, 0), (2**31, 5), (1, 2**31)):
-        header = chunk(b"IHDR", png_header(width, height))
-        yield f"{width} x {height}", good[:8] + header + good[33:]
-    indexed = random_samples(PALETTE, 8)
-    yield "no IHDR", good[:8] + good[33:]
-    yield "no IDAT", good[:33] + chunk(b"IEND", b"")
-    yield "no palette", write_png(indexed, PALETTE, 8)
-    yield "short palette", write_png(indexed, PALETTE, 8, extra=chunk(b"PLTE", bytes(6)))
-    yield "odd palette", write_png(indexed, PALETTE, 8, extra=chunk(b"PLTE", bytes(7)))
+    good = save_noise()
+    pixels = chunk(b"IDAT", zlib.compress(bytes(200)))
+    for kind, depth in ((1, 8), (2, 4), (3, 16), (6, 0), (7, 255)):
+        header = png_header(4, 4, depth, kind)
+        yield f"kind {kind} depth {depth}", png(chunk(b"IHDR", header), pixels)
+    for width, height in ((0, 5), (2**31, 5), (1, 2**31)):
+        yield f"{width} x {height}", png(chunk(b"IHDR", png_header(width, height)), pixels)
+    header = good[8:33]
+    yield "no IHDR", png(pixels)
+    yield "no IDAT", png(header)
+    yield "no palette", png(chunk(b"IHDR", png_header(4, 4, 8, 3)), pixels)
+    yield "odd palette", png(chunk(b"IHDR", png_header(4, 4, 8, 3)), chunk(b"PLTE", b"1"), pixels)
     yield "checksum", good[:29] + bytes(4) + good[33:]
-    yield "too little", good[:33] + chunk(b"IDAT", zlib.compress(bytes(40)))
-    yield "too much", good[:33] + chunk(b"IDAT", zlib.compress(bytes(99_999))) + chunk(b"IEND", b"")
-    yield "not deflated", good[:33] + chunk(b"IDAT", b"hello" * 20) + chunk(b"IEND", b"")
+    yield "too little", png(header, chunk(b"IDAT", zlib.compress(bytes(40))))
+    yield "too much", png(header, chunk(b"IDAT", zlib.compress(bytes(99_999))))
+    yield "not deflated", png(header, chunk(b"IDAT", b"hello" * 20))
     yield "endless chunk", good[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT" + bytes(50)
-    tail = chunk(b"tRNS", b"\0")
-    yield "short tRNS", write_png(random_samples(RGB, 8), RGB, 8, extra=tail)
-    yield "filter type", good[:33] + chunk(b"IDAT", zlib.compress(b"\x09" * 440))
+    yield "short tRNS", png(header, chunk(b"tRNS", b"\0"), pixels)
+    yield "filter type", png(header, chunk(b"IDAT", zlib.compress(b"\x09" * 5000)))
 
 
 @pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in broken_pngs()])

@@ -1,20 +1,11 @@
-"""The manifest accepts consistent fields, refuses others, and survives a round trip."""
+"""The manifest accepts consistent fields and refuses others."""
 
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
-from model.manifest import (
-    FileEntry,
-    Manifest,
-    ParityEntry,
-    ParityLimits,
-    ScoreEntry,
-    check_file_name,
-)
+from model.manifest import Manifest, ParityEntry, ParityLimits, check_file_name
 
 MINIMAL: dict[str, Any] = {
     "name": "tiny",
@@ -28,73 +19,6 @@ MINIMAL: dict[str, Any] = {
     "outputs": ["patches", "text"],
     "licence": "Apache-2.0",
 }
-finite = st.floats(allow_nan=False, allow_infinity=False)
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | finite | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
-scores = st.builds(
-    ScoreEntry,
-    task=st.text(),
-    split=st.text(),
-    row=st.sampled_from(["student", "teacher", "random"]),
-    metric=st.just("mIoU"),
-    value=finite,
-    low=st.none() | finite,
-    high=st.none() | finite,
-    count=st.integers(min_value=0),
-)
-parity = st.builds(
-    ParityEntry,
-    file=st.just("onnx/vision_model.onnx"),
-    runtime=st.sampled_from(["onnx", "openvino"]),
-    precision=st.sampled_from(["fp32", "bf16", "int8"]),
-    reference=st.text(),
-    sizes=st.lists(st.tuples(st.integers(1, 9), st.just(56), st.just(70)), max_size=3),
-    max_abs_diff=st.floats(0, 1),
-    min_cosine_cls=st.none() | st.floats(-1, 1),
-    min_cosine_patches=st.none() | st.floats(-1, 1),
-    mask_agreement=st.none() | st.floats(0, 1),
-    depth_error=st.none() | st.floats(0, 1),
-    is_finite=st.booleans(),
-    limits=st.builds(
-        ParityLimits,
-        max_abs_diff=st.none() | st.just(1e-4),
-        min_mean_cosine=st.none() | st.floats(-1, 1),
-    ),
-)
-files = st.dictionaries(
-    st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}\.json", fullmatch=True),
-    st.builds(
-        FileEntry,
-        sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
-        size_bytes=st.integers(min_value=0),
-    ),
-    max_size=3,
-)
-
-
-@given(
-    st.lists(scores, max_size=3),
-    st.lists(parity, max_size=2),
-    files.filter(lambda names: "tipserve.json" not in names),
-    st.dictionaries(st.text(), json_values, max_size=3),
-)
-def test_a_manifest_survives_the_round_trip(
-    some_scores: list[ScoreEntry],
-    some_parity: list[ParityEntry],
-    some_files: dict[str, FileEntry],
-    provenance: dict[str, JsonValue],
-) -> None:
-    manifest = Manifest(
-        **MINIMAL,
-        scores=some_scores,
-        parity=some_parity,
-        files=some_files,
-        provenance=provenance,
-    )
-    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
 
 
 @pytest.mark.parametrize(
@@ -103,14 +27,9 @@ def test_a_manifest_survives_the_round_trip(
         ({"native_size": 60}, "60 is no multiple of 14"),
         ({"native_size": 126}, "outside 14 to 112"),
         ({"shape_buckets": [(56, 57)]}, "57 is no multiple"),
-        ({"shape_buckets": []}, "at least 1 item"),
         ({"size_multiple": 20}, "no multiple of patch_size"),
-        ({"temperature": 0}, "greater than 0"),
-        ({"outputs": ["depths"]}, "depths"),
-        ({"name": "../up"}, "name"),
         ({"format_version": 2}, "format_version"),
         ({"patchsize": 14}, "Extra inputs"),
-        ({"zero_shot": {"features": "queries"}}, "queries"),
         ({"files": {"../weights": {"sha256": "0" * 64, "size_bytes": 1}}}, "inside the package"),
         ({"files": {"weights": {"sha256": "0" * 63, "size_bytes": 1}}}, "sha256"),
     ],

@@ -14,8 +14,8 @@ print(os.environ["ORT_DISABLE_TELEMETRY"])
 """
 
 
-@pytest.mark.parametrize(("wish", "told"), [(None, "1"), ("0", "0")])
-def test_telemetry_is_off_before_onnxruntime_starts(wish: str | None, told: str) -> None:
+@pytest.mark.parametrize(("wish", "value"), [(None, "1"), ("0", "0")])
+def test_telemetry_is_off_before_onnxruntime_starts(wish: str | None, value: str) -> None:
     environment = {n: v for n, v in os.environ.items() if n != "ORT_DISABLE_TELEMETRY"}
     if wish is not None:
         environment["ORT_DISABLE_TELEMETRY"] = wish
@@ -23,5 +23,5 @@ def test_telemetry_is_off_before_onnxruntime_starts(wish: str | None, told: str)
     ended = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=120, check=True
     )
-    assert ended.stdout.strip() == told
-    assert told == "0" or "telemetry" not in ended.stderr
+    assert ended.stdout.strip() == value
+    assert value == "0" or "telemetry" not in ended.stderr

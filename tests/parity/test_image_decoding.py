@@ -1,13 +1,11 @@
-"""Serving, training and int8 calibration see the same pixels of the same file."""
+"""Serving and training read the same pixels of a file."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from model.export.calibration import read_images
 from model.image_codec import ImageLimits
 from service.images import ImagePreparer, SizeRule
 from training.data.shards.decoding import DEFAULT_LIMITS, decode_tensor
@@ -40,35 +38,24 @@ def transparent_palette() -> tuple[Image.Image, dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    ("image", "suffix"),
+    ("image", "file_format"),
     [
-        (rotated(), ".jpg"),
-        (rotated(), ".png"),
-        (rotated(), ".webp"),
-        (transparent(), ".png"),
-        (transparent(), ".webp"),
-        (sixteen_bits(), ".png"),
-        (transparent_palette(), ".png"),
+        (rotated(), "JPEG"),
+        (rotated(), "PNG"),
+        (rotated(), "WEBP"),
+        (transparent(), "PNG"),
+        (transparent(), "WEBP"),
+        (sixteen_bits(), "PNG"),
+        (transparent_palette(), "PNG"),
     ],
 )
-def test_the_three_readers_of_images_agree(
-    tmp_path: Path, image: tuple[Image.Image, dict[str, object]], suffix: str
+def test_serving_and_training_read_the_same_pixels(
+    image: tuple[Image.Image, dict[str, object]], file_format: str
 ) -> None:
-    path = tmp_path / f"image{suffix}"
     stream = io.BytesIO()
     pixels, options = image
-    file_format = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[suffix]
     pixels.save(stream, file_format, **options)
-    path.write_bytes(stream.getvalue())
     served_HW3, size_hw = PREPARER.scale(stream.getvalue(), RULE, param="images[0]")
     trained_HW3 = decode_tensor(stream.getvalue(), DEFAULT_LIMITS).permute(1, 2, 0).numpy()
-    (calibrated_HW3,) = read_images(tmp_path)
     assert size_hw == (SIDE, SIDE)
-    np.testing.assert_array_equal(served_HW3, calibrated_HW3)
-    np.testing.assert_array_equal(trained_HW3, calibrated_HW3)
-
-
-def test_a_broken_calibration_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"broken\.png"):
-        read_images(tmp_path)
+    np.testing.assert_array_equal(trained_HW3, served_HW3)

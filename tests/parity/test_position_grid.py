@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from model.position import resize_grid
 
 
-@pytest.mark.parametrize("side", [4, 8, 16, 32])
+@pytest.mark.parametrize("side", [4, 32])
 @pytest.mark.parametrize(
     "grid_hw", [(8, 8), (7, 7), (1, 1), (5, 9), (9, 5), (33, 47), (32, 100), (98, 98)]
 )

@@ -13,12 +13,12 @@ from transformers import Tipsv2ImageProcessor
 
 from model.preprocess import prepare_image
 
-IMAGES_HW = [(480, 640), (1080, 1920), (100, 37), (448, 448), (50, 60)]
+IMAGES_HW = [(480, 640), (1080, 1920), (100, 37), (448, 448)]
 SIZES_HW = [(448, 448), (112, 154)]
 
 
 def image(image_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Something smooth with grain, as photographs are."""
+    """A smooth image with grain, like a photograph."""
     generator = np.random.default_rng(0)
     coarse_HW3 = generator.integers(0, 256, (9, 11, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse_HW3).resize(image_hw[::-1], Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Small models as people have them on disk: transformers folders, official pairs, a tokenizer."""
+"""Small models on disk: transformers folders, official pairs, a tokenizer."""
 
 import io
 import random
@@ -28,7 +28,7 @@ class Release(NamedTuple):
 
 @pytest.fixture(scope="session")
 def spm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SentencePiece model of the release's kind: BPE, bytes, pads with 0, no marks."""
+    """A small SentencePiece model with the release's settings."""
     draw = random.Random(0)
     words = WORDS.split()
     sentences = [" ".join(draw.choices(words, k=6)) for _ in range(300)]
@@ -71,11 +71,11 @@ def releases(spm_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture
 def pair(releases: dict[str, Release], tmp_path: Path) -> Path:
-    """A copy of the B-like pair, to be damaged."""
+    """A copy of the B-like pair that tests may change."""
     return Path(shutil.copytree(releases["b-like"].pair, tmp_path / "pair"))
 
 
 @pytest.fixture
 def folder(releases: dict[str, Release], tmp_path: Path) -> Path:
-    """A copy of the B-like transformers folder, to be damaged."""
+    """A copy of the B-like transformers folder that tests may change."""
     return Path(shutil.copytree(releases["b-like"].folder, tmp_path / "transformers"))

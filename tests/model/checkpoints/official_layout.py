@@ -1,7 +1,7 @@
-"""Writes small transformers models as the official files, key by key, for the tests to read back.
+"""Write small transformers models as the official files.
 
 Written from upstream's modules (DINOv2 blocks with one register token; CLIP-like text blocks) and
-not from the reader, so that a mistake in one of them shows.
+not from the reader, so that tests find a mistake in either.
 """
 
 from pathlib import Path
@@ -58,11 +58,7 @@ def small_model(
 
 def vision_arrays(model: Tipsv2Model) -> Arrays:
     """The vision tower as `pytorch/image_encoder.py` names it."""
-    return tower_arrays(model.vision_model)
-
-
-def tower_arrays(tower: Any) -> Arrays:
-    """The same of a vision tower, or of a backbone, which has the same modules."""
+    tower: Any = model.vision_model
     embeddings = tower.embeddings
     arrays = {
         "cls_token": array(embeddings.cls_token),
@@ -117,7 +113,7 @@ def write_npz(path: Path, arrays: Arrays) -> None:
 
 
 def array(tensor: Tensor) -> NDArray[np.float32]:
-    """A tensor as NumPy sees it."""
+    """A copy of a tensor."""
     copied: NDArray[np.float32] = tensor.detach().numpy().copy()
     return copied
 
@@ -128,7 +124,7 @@ def layer(to: str, module: nn.Module) -> Arrays:
 
 
 def fused(to: str, *modules: nn.Module) -> Arrays:
-    """Weights and biases of several layers as one."""
+    """Joined weights and biases of several layers."""
     parts = [layer("x", module) for module in modules]
     return {
         f"{to}{name}": np.concatenate([part[f"x.{name}"] for part in parts])

@@ -1,7 +1,7 @@
-"""Writes dense heads of small models as the Scenic zips, module by module, for the tests.
+"""Write dense heads of small models as Scenic zips.
 
-Written from upstream's Flax modules and not from the reader, so that a mistake in one of them
-shows.
+Written from upstream's Flax modules and not from the reader, so that tests find a mistake in
+either.
 """
 
 import io
@@ -80,7 +80,7 @@ def scenic_arrays(dense: Tipsv2DptForDensePrediction, task: DenseTask) -> Arrays
 
 
 def fusion_block(to: str, block: Any) -> Arrays:
-    """Flax numbers the units as they are called: the lateral one first, where there is one."""
+    """Flax numbers the units in order of calls: first the lateral one, if any."""
     units = [block.residual_layer1, block.residual_layer2]
     if isinstance(block.residual_layer1, nn.Identity):
         units = units[1:]
@@ -110,7 +110,7 @@ def write_arrays(path: Path, arrays: Arrays) -> Path:
 
 
 def with_bias(to: str, kernel: torch.Tensor, module: Any) -> Arrays:
-    """A kernel and, where there is one, its bias."""
+    """A kernel and its bias, if any."""
     arrays = {f"{to}/kernel": array(kernel)}
     bias = module.bias
     return arrays if bias is None else arrays | {f"{to}/bias": array(bias)}

@@ -1,9 +1,8 @@
-"""An archive is unpacked only when all of its headers are those of plain finite weights."""
+"""An archive is unpacked only if all of its headers describe plain float arrays."""
 
 import io
 import struct
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -39,39 +38,31 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "weights.npz"
 
 
-def test_arrays_come_back_as_float32(path: Path) -> None:
+def test_arrays_of_any_float_type_and_layout_become_float32(path: Path) -> None:
     half, double = np.full(2, 0.5, np.float16), np.array(2.5)
-    np.savez(path, allow_pickle=False, a=GOOD, half=half, double=double)
+    columns, big = np.asfortranarray(GOOD), GOOD.astype(">f4")
+    np.savez_compressed(path, a=GOOD, half=half, double=double, columns=columns, big=big)
     with ArrayArchive(path) as archive:
-        assert archive.shapes == {"a": (2, 3), "half": (2,), "double": ()}
-        assert torch.equal(archive.read("a"), torch.from_numpy(GOOD))
+        assert archive.shapes["half"] == (2,)
+        for name in ("a", "columns", "big"):
+            assert torch.equal(archive.read(name), torch.from_numpy(GOOD))
         assert torch.equal(archive.read("half"), torch.tensor([0.5, 0.5]))
         assert torch.equal(archive.read("double"), torch.tensor(2.5))
 
 
-def test_arrays_of_other_layouts_keep_their_values(path: Path) -> None:
-    np.savez_compressed(path, f=np.asfortranarray(GOOD), big=GOOD.astype(">f4"))
-    with ArrayArchive(path) as archive:
-        assert torch.equal(archive.read("f"), torch.from_numpy(GOOD))
-        assert torch.equal(archive.read("big"), torch.from_numpy(GOOD))
-
-
 BAD_MEMBERS = {
-    "objects": ({"a.npy": npy(np.array([{}], dtype=object))}, "Python objects .* run code"),
+    "objects": ({"a.npy": npy(np.array([{}], dtype=object))}, "Python objects"),
     "integers": ({"a.npy": npy(np.arange(3))}, "holds int64 at 'a'"),
-    "complex": ({"a.npy": npy(np.ones(2, np.complex64))}, "holds complex64"),
     "no array": ({"a.npy": b"not an array at all"}, "no readable array at 'a'"),
-    "empty": ({"a.npy": b""}, "no readable array at 'a'"),
     "no name": ({"": npy(GOOD)}, "holds '', which is not a .npy array"),
-    "text": ({"readme.txt": b"hello"}, "'readme.txt', which is not a .npy array"),
     "a pickle": ({"data.pkl": b"\x80\x04N."}, "'data.pkl', which is not a .npy array"),
     "parent": ({"../a.npy": npy(GOOD)}, "leads out of the archive"),
-    "deep parent": ({"x/../../a.npy": npy(GOOD)}, "leads out of the archive"),
     "absolute": ({"/etc/a.npy": npy(GOOD)}, "leads out of the archive"),
     "drive": ({"C:\\a.npy": npy(GOOD)}, "leads out of the archive"),
     "backslashes": ({"..\\a.npy": npy(GOOD)}, "leads out of the archive"),
-    "cut short": ({"a.npy": npy(GOOD)[:-4]}, "does not fit its header"),
-    "too long": ({"a.npy": npy(GOOD) + b"more"}, "does not fit its header"),
+    "a larger header": ({"a.npy": npy(GOOD).replace(b"(2, 3)", b"(9, 9)")}, "does not fit"),
+    "cut short": ({"a.npy": npy(GOOD)[:-4]}, "does not fit"),
+    "too long": ({"a.npy": npy(GOOD) + b"more"}, "does not fit"),
     "version 9": ({"a.npy": b"\x93NUMPY\x09\x00" + npy(GOOD)[8:]}, "no readable array"),
     "nothing": ({}, "holds no arrays"),
 }
@@ -85,7 +76,7 @@ def test_bad_members_are_refused(path: Path, case: str) -> None:
         ArrayArchive(path)
 
 
-def test_a_name_that_comes_twice_is_refused(path: Path) -> None:
+def test_a_duplicate_name_is_refused(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", npy(GOOD))
         with pytest.warns(UserWarning, match="Duplicate name"):
@@ -94,47 +85,30 @@ def test_a_name_that_comes_twice_is_refused(path: Path) -> None:
         ArrayArchive(path)
 
 
-def test_what_would_fill_the_memory_is_not_unpacked(path: Path) -> None:
+def test_a_zip_bomb_is_not_unpacked(path: Path) -> None:
     write_zip(path, {"a.npy": npy(np.zeros(2**20, np.float32))}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(CheckpointError, match=r"would unpack to \d+ bytes, at most \d+ are"):
+    with pytest.raises(CheckpointError, match="would unpack to"):
         ArrayArchive(path)
 
 
-def test_a_header_that_promises_more_than_there_is_is_refused(path: Path) -> None:
-    header = npy(GOOD).replace(b"(2, 3)", b"(9, 9)")
-    write_zip(path, {"a.npy": header})
-    with pytest.raises(CheckpointError, match="does not fit its header"):
-        ArrayArchive(path)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
-def test_values_that_are_no_finite_float32_are_refused(path: Path, value: float) -> None:
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
+def test_values_that_are_not_finite_in_float32_are_refused(path: Path, value: float) -> None:
     np.savez(path, allow_pickle=False, fine=GOOD, a=np.array([1.0, value]))
     with (
         ArrayArchive(path) as archive,
-        pytest.raises(CheckpointError, match=r"NaN or infinite values in 'a'; download"),
+        pytest.raises(CheckpointError, match="NaN or infinite values in 'a'"),
     ):
         archive.read("a")
 
 
-def cut_in_half(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def drop_directory(content: bytes) -> bytes:
-    return content[: content.index(b"PK\x01\x02")]
-
-
-def not_a_zip(content: bytes) -> bytes:
-    return b"x" * len(content)
-
-
-@pytest.mark.parametrize("damage", [cut_in_half, drop_directory, not_a_zip, lambda _: b""])
-def test_a_file_that_was_cut_short_is_refused(path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_truncated_file_and_other_data_are_refused(path: Path) -> None:
     np.savez(path, allow_pickle=False, a=GOOD)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"not a zip of arrays or is cut off .* download"):
-        ArrayArchive(path)
+    content = path.read_bytes()
+    directory = content.index(b"PK\x01\x02")
+    for damaged in (content[: len(content) // 2], content[:directory], b"x" * 500, b""):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="not a zip of arrays or is cut off"):
+            ArrayArchive(path)
 
 
 def test_one_flipped_bit_is_found(path: Path) -> None:
@@ -150,10 +124,15 @@ def test_one_flipped_bit_is_found(path: Path) -> None:
         archive.read("a")
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_an_unusual_packing_is_refused(path: Path, method: int) -> None:
-    write_zip(path, {"a.npy": npy(GOOD)}, method)
-    with pytest.raises(CheckpointError, match=r"an unsupported compression at 'a\.npy'"):
+def test_unsupported_compression_and_encryption_are_refused(path: Path) -> None:
+    write_zip(path, {"a.npy": npy(GOOD)}, zipfile.ZIP_LZMA)
+    with pytest.raises(CheckpointError, match="unsupported compression"):
+        ArrayArchive(path)
+    write_zip(path, {"a.npy": npy(GOOD)})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is encrypted"):
         ArrayArchive(path)
 
 
@@ -162,6 +141,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch") / "weights.npz"
 
 
+@settings(max_examples=50)
 @given(data=st.data())
 def test_damage_anywhere_is_refused_or_changes_no_value(scratch: Path, data: st.DataObject) -> None:
     np.savez(scratch, allow_pickle=False, a=GOOD, b=GOOD[0])
@@ -176,12 +156,3 @@ def test_damage_anywhere_is_refused_or_changes_no_value(scratch: Path, data: st.
     expected = {"a": torch.from_numpy(GOOD), "b": torch.from_numpy(GOOD[0])}
     for name in found.keys() & expected.keys():
         assert torch.equal(found[name], expected[name])
-
-
-def test_an_encrypted_member_is_refused(path: Path) -> None:
-    write_zip(path, {"a.npy": npy(GOOD)})
-    content = bytearray(path.read_bytes())
-    content[content.index(b"PK\x01\x02") + 8] |= 1
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="is encrypted; save it without a password"):
-        ArrayArchive(path)

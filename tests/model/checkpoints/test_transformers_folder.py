@@ -1,4 +1,4 @@
-"""Folders of transformers: whole or sharded ones are read, and nothing is missing or left over."""
+"""Whole and sharded folders of transformers are read; a wrong tensor or setting is refused."""
 
 import json
 from collections.abc import Callable
@@ -61,13 +61,13 @@ def test_any_one_tensor_dropped_renamed_or_reshaped_is_refused(
             read_model(tmp_path)
 
 
-def test_a_tensor_too_many_is_refused(folder: Path) -> None:
+def test_an_extra_tensor_is_refused(folder: Path) -> None:
     save(load_file(folder / WEIGHTS) | {"head.weight": torch.ones(2)}, folder)
-    with pytest.raises(CheckpointError, match=r"belong nowhere: 'head\.weight'"):
+    with pytest.raises(CheckpointError, match=r"unknown tensors: 'head\.weight'"):
         read_checkpoint(folder)
 
 
-def test_an_absent_temperature_is_the_configurations(folder: Path) -> None:
+def test_an_absent_temperature_is_read_from_the_configuration(folder: Path) -> None:
     save(drop(load_file(folder / WEIGHTS), "temperature"), folder)
     change_config(folder, temperature_init_value=0.03)
     checkpoint = read_checkpoint(folder)
@@ -75,19 +75,14 @@ def test_an_absent_temperature_is_the_configurations(folder: Path) -> None:
     assert checkpoint.origin["temperature"] == "of config.json"
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_an_impossible_temperature_is_refused(folder: Path, temperature: float) -> None:
+def test_a_wrong_temperature_and_infinite_weights_are_refused(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
-    save(weights | {"temperature": torch.tensor(temperature)}, folder)
-    with pytest.raises(CheckpointError, match="must be positive"):
-        read_checkpoint(folder)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_no_number_is_refused(folder: Path, value: float) -> None:
-    weights = load_file(folder / WEIGHTS)
+    for temperature in (0.0, -1.0, float("nan")):
+        save(weights | {"temperature": torch.tensor(temperature)}, folder)
+        with pytest.raises(CheckpointError, match="temperature"):
+            read_checkpoint(folder)
     # transformers saves under names of its own choice; the last is some weight of a tower.
-    weights[max(weights)].view(-1)[3] = value
+    weights[max(weights)].view(-1)[3] = float("inf")
     save(weights, folder)
     with pytest.raises(CheckpointError, match="NaN or infinite values in 'vision_model"):
         read_checkpoint(folder)
@@ -104,24 +99,22 @@ def test_half_precision_weights_become_float32(
         assert torch.equal(found[name], tensor.bfloat16().float()), name
 
 
-def test_shards_are_read(releases: dict[str, "Release"], folder: Path) -> None:
+def test_shards_are_read_and_a_missing_one_is_refused(
+    releases: dict[str, "Release"], folder: Path
+) -> None:
     model = releases["b-like"].model
     (folder / WEIGHTS).unlink()
     model.save_pretrained(folder, max_shard_size="1MB")
-    assert len(list(folder.glob("*.safetensors"))) > 2
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 2
     checkpoint = read_checkpoint(folder)
     for name, tensor in model.state_dict().items():
         assert torch.equal(checkpoint.model.state_dict()[name], tensor), name
     files = checkpoint.origin["files"]
     assert isinstance(files, dict)
-    assert {path.name for path in folder.glob("*.safetensors")} < files.keys()
-
-
-def test_a_missing_shard_is_refused(releases: dict[str, "Release"], folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    releases["b-like"].model.save_pretrained(folder, max_shard_size="1MB")
-    sorted(folder.glob("*.safetensors"))[1].unlink()
-    with pytest.raises(CheckpointError, match=r"names 'model-00002.*, which is no file beside it"):
+    assert {path.name for path in shards} < files.keys()
+    shards[1].unlink()
+    with pytest.raises(CheckpointError, match="names 'model-00002"):
         read_checkpoint(folder)
 
 
@@ -130,11 +123,11 @@ def test_an_index_that_points_elsewhere_is_refused(folder: Path, name: str) -> N
     (folder / WEIGHTS).rename(folder.parent / WEIGHTS)
     index = {"weight_map": {"temperature": name}}
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="which is no file beside it"):
+    with pytest.raises(CheckpointError, match="which is not a file of the folder"):
         read_checkpoint(folder)
 
 
-@pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}', '{"weight_map": []}', "[]", "{"])
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', "[]", "{"])
 def test_a_broken_index_is_refused(folder: Path, index: str) -> None:
     (folder / WEIGHTS).unlink()
     (folder / INDEX).write_text(index, encoding="utf-8")
@@ -142,41 +135,42 @@ def test_a_broken_index_is_refused(folder: Path, index: str) -> None:
         read_checkpoint(folder)
 
 
-def test_absent_weights_are_refused(folder: Path) -> None:
+def test_truncated_and_absent_weights_are_refused(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    for length in (0, 100, len(content) // 2, len(content) - 1):
+        (folder / WEIGHTS).write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is not a safetensors file"):
+            read_checkpoint(folder)
     (folder / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor"):
         read_checkpoint(folder)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_weights_that_were_cut_short_are_refused(folder: Path, share: float) -> None:
-    content = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match=r"no safetensors file or was cut short"):
-        read_checkpoint(folder)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_type": 3}', "{'a': 1}"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_type": 3}'])
 def test_a_broken_config_is_refused(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         read_checkpoint(folder)
 
 
-def test_an_impossible_config_is_refused(folder: Path) -> None:
-    change_config(folder, temperature_init_value=-1)
-    with pytest.raises(CheckpointError, match="no configuration that transformers takes"):
-        read_checkpoint(folder)
-
-
-def test_another_kind_of_model_is_refused(folder: Path) -> None:
-    change_config(folder, model_type="siglip")
-    with pytest.raises(CheckpointError, match="of type 'siglip', not 'tipsv2'"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature_init_value": -1}, "not valid for transformers"),
+        ({"model_type": "siglip"}, "of type 'siglip'"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "float weights"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
         read_checkpoint(folder)
 
 
 def test_code_in_the_folder_is_not_run(folder: Path) -> None:
-    """As the first releases had it: a class of their own, to be fetched and run."""
+    # The first releases had an `auto_map`.
     change_config(folder, auto_map={"AutoModel": "modeling.Evil"})
     marker = folder / "was-run"
     (folder / "modeling.py").write_text(f"open({str(marker)!r}, 'w')", encoding="utf-8")
@@ -188,12 +182,6 @@ def test_code_in_the_folder_is_not_run(folder: Path) -> None:
 def test_a_kernel_of_the_hub_is_not_fetched(folder: Path, name: str) -> None:
     change_config(folder, **{name: "somebody/their-attention"})
     assert read_checkpoint(folder).model.config._attn_implementation == "sdpa"
-
-
-def test_quantised_weights_are_refused(folder: Path) -> None:
-    change_config(folder, quantization_config={"quant_method": "bitsandbytes"})
-    with pytest.raises(CheckpointError, match="use the model's float weights"):
-        read_checkpoint(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
@@ -215,13 +203,11 @@ def test_another_number_of_register_tokens_is_refused(folder: Path) -> None:
         read_model(folder)
 
 
-def test_weights_without_metadata_are_read(folder: Path) -> None:
+def test_weights_without_metadata_are_read_and_nothing_is_printed(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
     assert read_checkpoint(folder).variant == "w128d4"
-
-
-def test_nothing_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    read_checkpoint(folder)
     assert capfd.readouterr() == ("", "")
 
 
@@ -229,7 +215,7 @@ def test_nothing_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> 
 def test_the_hubs_first_names_are_known(
     releases: dict[str, "Release"], folder: Path, like: str
 ) -> None:
-    """Published folders keep upstream's names behind the towers', and have no temperature."""
+    """Published folders have upstream's names after the towers', and no temperature."""
     release = releases[like]
     weights = {
         f"vision_encoder.{name}": torch.from_numpy(array)

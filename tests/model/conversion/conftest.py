@@ -1,4 +1,4 @@
-"""A hub of this machine's own, and a cache in a temporary folder."""
+"""A hub on this machine, and a cache in a temporary folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ def cache(tmp_path: Path) -> PackageCache:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with two small repositories, which `huggingface_hub` takes for its own."""
+    """A hub with two small repositories, which `huggingface_hub` uses."""
     from huggingface_hub import constants  # noqa: PLC0415 - slow to import
 
     files = {

@@ -1,4 +1,4 @@
-"""A hub of one repository on a free port of this machine, with what can go wrong on request."""
+"""A hub on a free port of this machine, which refuses or breaks transfers on request."""
 
 import json
 import threading
@@ -15,17 +15,17 @@ TOKEN = "hf_secret"
 
 @dataclass
 class Hub:
-    """What is offered, what is refused, and what was asked for.
+    """Content, faults and requests of the hub.
 
     Attributes:
         files: Contents by path, of every repository.
         repositories: Ids that exist.
         commits: Commit of each revision.
-        gated: Whether only `TOKEN` opens it.
-        status: Answered to everything, where it is set.
-        broken: Paths of files that cannot be had now.
-        break_after: Bytes after which the next transfer of a file that is longer breaks off.
-        asked: Method and path of every request, with its range, in order.
+        gated: Whether `TOKEN` is required.
+        status: Answer to every request, if set.
+        broken: Paths of files that fail with status 500.
+        break_after: Bytes after which the next transfer of a longer file breaks off.
+        asked: Method, path and range of every request, in order.
     """
 
     repositories: set[str]
@@ -39,7 +39,7 @@ class Hub:
     url: str = ""
 
     def gets(self, name: str) -> list[str | None]:
-        """The ranges with which a file was asked for."""
+        """Ranges of the requests for a file."""
         return [r for method, path, r in self.asked if method == "GET" and path.endswith(name)]
 
 
@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    """The hub answers until the block ends."""
+    """Run the hub until the block ends."""
     handler = type("Handler", (_Handler,), {"hub": hub})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True

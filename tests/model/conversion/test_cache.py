@@ -1,8 +1,8 @@
-"""Packages are found by what they were made from, and written once."""
+"""Packages are found by what they were made from."""
 
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +17,7 @@ from model.conversion.cache import (
 from model.conversion.errors import CacheError
 from model.conversion.source import HubSource
 
-# The same content has the same key; any change of it, or of what is asked for, another.
+KEY, OTHER_KEY = "0" * 20, "1" * 20
 
 
 @pytest.fixture
@@ -29,30 +29,22 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_where_it_lies_and_what_stands_beside_it_change_nothing(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_every_file_that_is_read_counts_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     before = content_of(folder)
     (folder / "README.md").write_text("A card.", encoding="utf-8")
     (folder / ".cache").mkdir()
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "model.safetensors").touch()
     assert content_of(copy) == before
-
-
-def test_every_byte_that_is_read_counts(folder: Path) -> None:
-    before = content_of(folder)
+    assert content_of(folder / "config.json") == {"config.json": before["config.json"]}
     (folder / "model.safetensors").write_bytes(b"weightz")
     changed = content_of(folder)
     (folder / "tokenizer.json").write_bytes(b"{}")
     assert len({str(content) for content in (before, changed, content_of(folder))}) == 3
+    assert weight_bytes(folder) == weight_bytes(folder / "model.safetensors") == len(b"weights")
 
 
-def test_a_file_is_known_by_its_content(folder: Path) -> None:
-    assert content_of(folder / "config.json") == {"config.json": content_of(folder)["config.json"]}
-
-
-def test_what_is_asked_for_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_depends_on_everything_but_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {
         key_of({"a": 1}, None, ["fp32"]),
         key_of({"a": 2}, None, ["fp32"]),
@@ -65,17 +57,7 @@ def test_what_is_asked_for_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(keys) == 5
 
 
-def test_only_weights_weigh(folder: Path) -> None:
-    assert weight_bytes(folder) == len(b"weights")
-    assert weight_bytes(folder / "model.safetensors") == len(b"weights")
-
-
-# The cache's folder: where it is, what dead processes left, what is too large for its disk.
-
-KEY, OTHER_KEY = "0" * 20, "1" * 20
-
-
-def test_the_folder_is_where_caches_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/homes/me")
     assert default_cache({}) == Path("/homes/me/.cache/tipserve")
     assert default_cache({"XDG_CACHE_HOME": "/caches"}) == Path("/caches/tipserve")
@@ -87,7 +69,7 @@ def test_the_folder_is_where_caches_are(monkeypatch: pytest.MonkeyPatch) -> None
     assert default_cache({}) == Path("/var/cache/tipserve")
 
 
-def test_what_dead_processes_left_is_removed(cache: PackageCache) -> None:
+def test_leftovers_of_dead_processes_are_removed(cache: PackageCache) -> None:
     packages = cache.root / "packages"
     with cache.writing("b", OTHER_KEY, print) as living:
         (packages / f".{living.name}.abc").mkdir()
@@ -97,12 +79,11 @@ def test_what_dead_processes_left_is_removed(cache: PackageCache) -> None:
             (packages / f"d-{KEY}").mkdir()
             (packages / ".keep").mkdir()
             cache.remove_leftovers(mine)
-    assert {path.name for path in packages.iterdir()} == {
-        *(f".{living.name}.abc", f"d-{KEY}", ".keep")
-    }
+    left = {path.name for path in packages.iterdir()}
+    assert left == {f".{living.name}.abc", f"d-{KEY}", ".keep"}
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
     cache = PackageCache(tmp_path / "cache")
     with (
@@ -112,7 +93,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         pass
 
 
-def test_revisions_are_remembered(cache: PackageCache) -> None:
+def test_the_commit_of_a_revision_is_remembered(cache: PackageCache) -> None:
     source, other = HubSource("google/a", "refs/pr/1"), HubSource("google/a")
     assert cache.known_commit(source) is None
     cache.remember_commit(source, "a" * 40)
@@ -123,25 +104,17 @@ def test_revisions_are_remembered(cache: PackageCache) -> None:
     assert cache.known_commit(other) is None
 
 
-class Usage(NamedTuple):
-    """Of a disk, in bytes."""
-
-    total: int
-    used: int
-    free: int
-
-
-def test_room_is_looked_for_on_the_disk_that_will_be_written(
+def test_a_disk_with_too_little_space_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
 
-    def usage(path: Path) -> Usage:
+    def usage(path: Path) -> SimpleNamespace:
         asked.append(path)
-        return Usage(10**12, 0, 5 * 10**9)
+        return SimpleNamespace(free=5 * 10**9)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     check_space(tmp_path / "not" / "yet", 5 * 10**9)
     assert asked == [tmp_path]
-    with pytest.raises(CacheError, match=r"needs about 6\.0 GB .* 5\.0 GB free; free space"):
+    with pytest.raises(CacheError, match=r"needs about 6\.0 GB .* 5\.0 GB free"):
         check_space(tmp_path, 6 * 10**9)

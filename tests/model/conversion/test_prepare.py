@@ -1,4 +1,4 @@
-"""A source is fetched and converted once, by one process, and found there after; never half."""
+"""A source is downloaded and converted once, by one process, and found in the cache later."""
 
 import errno
 import shutil
@@ -20,23 +20,22 @@ from model.conversion.source import FolderSource, HubSource
 from model.package import ModelPackage, open_package
 from tests.model.conversion.hub_stand_in import COMMIT, Hub
 
-B14 = HubSource("google/tipsv2-b14")
+B14 = ConversionRequest(base=HubSource("google/tipsv2-b14"))
+L14 = ConversionRequest(base=HubSource("google/tipsv2-l14"))
 
 
-class Workshop:
-    """Stands in the place of the conversion: copies a package, and counts."""
+class Converter:
+    """Copies a package instead of converting, and records the requests."""
 
     def __init__(self, package: Path, cache: PackageCache) -> None:
         self.converted: list[ConversionRequest] = []
-        self.steps: list[str] = []
         self.warnings: list[str] = []
         self.fault: Exception | None = None
         self.cache = cache
-        self.preparer = Preparer(cache, self.steps.append, self.warnings.append)
+        self.preparer = Preparer(cache, lambda _: None, self.warnings.append)
         self._package = package
 
-    def convert(self, final: ConversionRequest, output: Path, progress: Any) -> ModelPackage:
-        progress("converting")
+    def convert(self, final: ConversionRequest, output: Path, _: Any) -> ModelPackage:
         self.converted.append(final)
         if self.fault is not None:
             (output.parent / f".{output.name}.half").mkdir()
@@ -46,77 +45,74 @@ class Workshop:
 
 
 @pytest.fixture
-def workshop(
+def converter(
     tiny_package: ModelPackage, cache: PackageCache, monkeypatch: pytest.MonkeyPatch
-) -> Workshop:
-    made = Workshop(tiny_package.path, cache)
+) -> Converter:
+    made = Converter(tiny_package.path, cache)
     monkeypatch.setattr(prepare_module, "convert", made.convert)
     return made
 
 
 @pytest.fixture
-def request_(tmp_path: Path) -> ConversionRequest:
+def source(tmp_path: Path) -> Path:
     folder = tmp_path / "student"
     folder.mkdir()
     (folder / "config.json").write_bytes(b"{}")
-    return ConversionRequest(base=FolderSource(folder))
+    return folder
 
 
-def test_a_folder_is_converted_once(workshop: Workshop, request_: ConversionRequest) -> None:
-    first = workshop.preparer.prepare(request_)
-    assert first.path.parent == workshop.cache.root / "packages"
+@pytest.fixture
+def request_(source: Path) -> ConversionRequest:
+    return ConversionRequest(base=FolderSource(source))
+
+
+def test_a_folder_is_converted_once_for_each_content_and_precision(
+    converter: Converter, request_: ConversionRequest, source: Path
+) -> None:
+    first = converter.preparer.prepare(request_)
+    assert first.path.parent == converter.cache.root / "packages"
     assert first.path.name.startswith("student-")
     for verify in (True, False):
-        assert workshop.preparer.prepare(request_, verify=verify) == first
-    assert len(workshop.converted) == 1
-    assert workshop.converted[0].name == "student"
-    assert workshop.converted[0].provenance == {"source": {"folder": "student"}}
-
-
-def test_what_has_changed_is_converted_anew(
-    workshop: Workshop, request_: ConversionRequest
-) -> None:
-    before = workshop.preparer.prepare(request_)
-    assert isinstance(request_.base, FolderSource)
-    (request_.base.path / "config.json").write_bytes(b"[]")
-    assert workshop.preparer.prepare(request_).path != before.path
+        assert converter.preparer.prepare(request_, verify=verify) == first
+    (final,) = converter.converted
+    assert (final.name, final.provenance) == ("student", {"source": {"folder": "student"}})
+    (source / "config.json").write_bytes(b"[]")
+    changed = converter.preparer.prepare(request_)
     more = ConversionRequest(base=request_.base, precisions=("fp32", "fp16"))
-    workshop.preparer.prepare(more)
-    assert [final.precisions for final in workshop.converted] == [
-        *(("fp32",), ("fp32",), ("fp32", "fp16"))
-    ]
+    assert len({p.path for p in (first, changed, converter.preparer.prepare(more))}) == 3
+    assert len(converter.converted) == 3
 
 
-def test_a_failure_leaves_nothing_that_is_taken_for_a_package(
-    workshop: Workshop, request_: ConversionRequest
+def test_a_failed_conversion_leaves_nothing(
+    converter: Converter, request_: ConversionRequest
 ) -> None:
-    workshop.fault = ValueError("a graph differs")
+    converter.fault = ValueError("a graph differs")
     for _ in range(2):
         with pytest.raises(ValueError, match="a graph differs"):
-            workshop.preparer.prepare(request_)
-    workshop.fault = None
-    package = workshop.preparer.prepare(request_)
-    # What the failures left is gone as well.
+            converter.preparer.prepare(request_)
+    converter.fault = None
+    package = converter.preparer.prepare(request_)
+    # The staging folders of the failures are removed as well.
     assert [path.name for path in package.path.parent.iterdir()] == [package.path.name]
 
 
-def test_a_broken_package_is_made_anew_with_a_warning(
-    workshop: Workshop, request_: ConversionRequest
+def test_a_broken_package_is_converted_again_with_a_warning(
+    converter: Converter, request_: ConversionRequest
 ) -> None:
-    package = workshop.preparer.prepare(request_)
+    package = converter.preparer.prepare(request_)
     graph = package.file("onnx/vision_model.onnx")
     content = bytearray(graph.read_bytes())
     content[-1] ^= 1
     graph.write_bytes(content)
-    assert workshop.preparer.prepare(request_, verify=False).path == package.path
-    assert not workshop.warnings
-    assert workshop.preparer.prepare(request_) == package
-    assert len(workshop.converted) == 2
-    assert len(workshop.warnings) == 1
-    assert "was broken and is converted again" in workshop.warnings[0]
+    assert converter.preparer.prepare(request_, verify=False).path == package.path
+    assert not converter.warnings
+    assert converter.preparer.prepare(request_) == package
+    assert len(converter.converted) == 2
+    (warning,) = converter.warnings
+    assert "was broken and is converted again" in warning
     assert open_package(package.path) == package
-    (package.path / "tipserve.json").unlink()  # and so is one without a manifest
-    assert workshop.preparer.prepare(request_, verify=False) == package
+    (package.path / "tipserve.json").unlink()
+    assert converter.preparer.prepare(request_, verify=False) == package
 
 
 SECOND = """
@@ -130,22 +126,24 @@ def convert(*_):
     raise AssertionError("it was converted twice")
 
 prepare.convert = convert
-said = lambda text: print(text, flush=True)
-preparer = prepare.Preparer(PackageCache(Path(sys.argv[1])), said, said)
+report = lambda text: print(text, flush=True)
+preparer = prepare.Preparer(PackageCache(Path(sys.argv[1])), report, report)
 request_ = prepare.ConversionRequest(base=FolderSource(Path(sys.argv[2])))
 print(preparer.prepare(request_).path, flush=True)
 """
 
 
-def test_a_second_process_waits_and_takes_what_the_first_made(
-    workshop: Workshop, request_: ConversionRequest, monkeypatch: pytest.MonkeyPatch
+def test_a_second_process_waits_for_the_package_of_the_first(
+    converter: Converter,
+    request_: ConversionRequest,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert isinstance(request_.base, FolderSource)
-    command = [sys.executable, "-c", SECOND, str(workshop.cache.root), str(request_.base.path)]
+    command = [sys.executable, "-c", SECOND, str(converter.cache.root), str(source)]
     seconds: list[subprocess.Popen[str]] = []
 
     def convert(final: ConversionRequest, output: Path, progress: Any) -> ModelPackage:
-        # The lock is held here, and until the second has said that it waits.
+        # The lock is held here, until the second process reports that it waits.
         second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         seconds.append(second)
         assert second.stdout is not None
@@ -153,116 +151,98 @@ def test_a_second_process_waits_and_takes_what_the_first_made(
         while not line.startswith("waiting for process"):
             assert line, "the second process ended"
             line = second.stdout.readline()
-        return workshop.convert(final, output, progress)
+        return converter.convert(final, output, progress)
 
     monkeypatch.setattr(prepare_module, "convert", convert)
     try:
-        package = workshop.preparer.prepare(request_)
-        said, _ = seconds[0].communicate(timeout=60)
+        package = converter.preparer.prepare(request_)
+        output, _ = seconds[0].communicate(timeout=60)
     finally:
         for second in seconds:
             second.kill()
             second.communicate()
-    assert said.splitlines()[-1] == str(package.path)
-    assert len(workshop.converted) == 1
+    assert output.splitlines()[-1] == str(package.path)
+    assert len(converter.converted) == 1
 
 
-def test_a_model_of_the_hub_is_pinned_to_its_commit(workshop: Workshop, hub: Hub) -> None:
-    workshop.preparer.prepare(ConversionRequest(base=B14))
-    (final,) = workshop.converted
-    assert final.name == "tipsv2-b14"
-    assert final.dense is None
-    assert final.provenance == {
-        "source": {"repository": B14.repository, "commit": COMMIT, "revision": "main"}
-    }
-    assert final.base.name == COMMIT
+def test_a_model_of_the_hub_is_converted_once_for_each_commit(
+    converter: Converter, hub: Hub
+) -> None:
+    converter.preparer.prepare(B14)
+    (final,) = converter.converted
+    assert (final.name, final.dense, final.base.name) == ("tipsv2-b14", None, COMMIT)
+    pinned = {"repository": "google/tipsv2-b14", "commit": COMMIT}
+    assert final.provenance == {"source": {**pinned, "revision": "main"}}
     hub.asked.clear()
-    workshop.preparer.prepare(ConversionRequest(base=B14))
-    assert [path for _, path, _ in hub.asked] == [f"/api/models/{B14.repository}/revision/main"]
+    converter.preparer.prepare(B14)
+    assert [path for _, path, _ in hub.asked] == ["/api/models/google/tipsv2-b14/revision/main"]
     hub.asked.clear()
-    workshop.preparer.prepare(ConversionRequest(base=HubSource(B14.repository, COMMIT)))
+    converter.preparer.prepare(ConversionRequest(base=HubSource("google/tipsv2-b14", COMMIT)))
     assert not hub.asked
-    assert len(workshop.converted) == 1
-
-
-def test_a_new_commit_is_converted_anew(workshop: Workshop, hub: Hub) -> None:
-    workshop.preparer.prepare(ConversionRequest(base=B14))
     hub.commits["main"] = "e" * 40
-    workshop.preparer.prepare(ConversionRequest(base=B14))
-    assert [final.base.name for final in workshop.converted] == [COMMIT, "e" * 40]
+    converter.preparer.prepare(B14)
+    assert [final.base.name for final in converter.converted] == [COMMIT, "e" * 40]
 
 
-def test_dense_heads_bring_the_model_they_stand_on(workshop: Workshop, hub: Hub) -> None:
+@pytest.mark.usefixtures("hub")
+def test_dense_heads_of_the_hub_come_with_their_model(converter: Converter) -> None:
     dense = HubSource("google/tipsv2-b14-dpt")
-    package = workshop.preparer.prepare(ConversionRequest(base=dense))
-    (final,) = workshop.converted
+    package = converter.preparer.prepare(ConversionRequest(base=dense))
+    (final,) = converter.converted
     assert final.name == "tipsv2-b14-dpt"
     assert isinstance(final.dense, FolderSource)
     assert isinstance(final.base, FolderSource)
     assert "models--google--tipsv2-b14-dpt" in final.dense.path.parts
     assert "models--google--tipsv2-b14" in final.base.path.parts
-    assert final.provenance["dense_source"] == {
-        **{"repository": dense.repository, "commit": COMMIT, "revision": "main"}
-    }
-    assert package.path != workshop.preparer.prepare(ConversionRequest(base=B14)).path
+    pinned = {"repository": dense.repository, "commit": COMMIT}
+    assert final.provenance["dense_source"] == {**pinned, "revision": "main"}
+    assert package.path != converter.preparer.prepare(B14).path
     with pytest.raises(ConversionError, match="has dense heads already"):
-        workshop.preparer.prepare(ConversionRequest(base=dense, dense=dense))
-    assert hub.asked
+        converter.preparer.prepare(ConversionRequest(base=dense, dense=dense))
 
 
-def test_offline_what_is_here_is_served(
-    workshop: Workshop, hub: Hub, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("hub")
+def test_a_cached_package_is_found_offline_and_without_the_extra(
+    converter: Converter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = workshop.preparer.prepare(ConversionRequest(base=B14))
+    package = converter.preparer.prepare(B14)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    shutil.rmtree(constants.HF_HUB_CACHE)  # the package alone is enough
-    assert workshop.preparer.prepare(ConversionRequest(base=B14)) == package
-    assert len(workshop.converted) == 1
-    assert COMMIT in workshop.warnings[0]
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    assert converter.preparer.prepare(B14) == package
+    assert COMMIT in converter.warnings[0]
     with pytest.raises(HubUnreachableError, match="HF_HUB_OFFLINE"):
-        workshop.preparer.prepare(ConversionRequest(base=HubSource("google/tipsv2-l14")))
-    assert hub.asked
-
-
-def test_without_the_extra_what_is_here_is_served(
-    workshop: Workshop, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = workshop.preparer.prepare(ConversionRequest(base=B14))
+        converter.preparer.prepare(L14)
     monkeypatch.setattr(errors_module, "find_spec", lambda _: None)
-    assert workshop.preparer.prepare(ConversionRequest(base=B14)) == package
+    assert converter.preparer.prepare(B14) == package
     with pytest.raises(MissingExtraError, match=r"tipserve\[convert\]"):
-        workshop.preparer.prepare(ConversionRequest(base=HubSource("google/tipsv2-b14-dpt")))
-    assert hub.asked
+        converter.preparer.prepare(L14)
+    assert len(converter.converted) == 1
 
 
-def test_a_cache_that_can_only_be_read_is_enough(
-    workshop: Workshop, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = workshop.preparer.prepare(ConversionRequest(base=B14))
+@pytest.mark.usefixtures("hub")
+def test_a_read_only_cache_is_enough(converter: Converter, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = converter.preparer.prepare(B14)
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(PackageCache, "remember_commit", refuse)
-    assert workshop.preparer.prepare(ConversionRequest(base=B14)) == package
-    assert not workshop.warnings
-    shutil.rmtree(workshop.cache.root / "revisions")
-    assert workshop.preparer.prepare(ConversionRequest(base=B14)) == package
-    (warning,) = workshop.warnings
+    assert converter.preparer.prepare(B14) == package
+    assert not converter.warnings
+    shutil.rmtree(converter.cache.root / "revisions")
+    assert converter.preparer.prepare(B14) == package
+    (warning,) = converter.warnings
     assert "Read-only file system" in warning
-    assert hub.asked
 
 
-def test_a_folder_of_the_users_is_not_written_over(
-    workshop: Workshop, request_: ConversionRequest, tmp_path: Path
+def test_write_makes_a_package_outside_of_the_cache_and_replaces_nothing_else(
+    converter: Converter, request_: ConversionRequest, source: Path, tmp_path: Path
 ) -> None:
-    assert isinstance(request_.base, FolderSource)
     with pytest.raises(ValueError, match="is no model package; choose another folder"):
-        workshop.preparer.write(request_, request_.base.path)
-    assert not workshop.converted
-    package = workshop.preparer.write(
-        ConversionRequest(base=request_.base, name="other"), tmp_path / "out"
-    )
+        converter.preparer.write(request_, source)
+    assert not converter.converted
+    request_ = ConversionRequest(base=request_.base, name="other")
+    package = converter.preparer.write(request_, tmp_path / "out")
     assert package.path == tmp_path / "out"
-    assert workshop.converted[0].name == "other"
-    assert not workshop.cache.root.exists()
+    assert converter.converted[0].name == "other"
+    assert not converter.cache.root.exists()

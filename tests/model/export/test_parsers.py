@@ -1,4 +1,4 @@
-"""TensorRT's own parser takes every graph; it works without a GPU, from the RTX edition's wheel."""
+"""TensorRT's parser accepts every graph; that of the RTX edition's wheel needs no GPU."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def tensorrt() -> Any:
 
 
 def parse(tensorrt: Any, path: Path) -> tuple[Any, list[str]]:
-    """The network that a graph becomes, and what the parser had to say against it."""
+    """The network of a graph, and the parser's errors."""
     builder = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.INTERNAL_ERROR))
     network = builder.create_network(0)
     parser = tensorrt.OnnxParser(network, builder.logger)
@@ -44,12 +44,12 @@ def test_every_graph_parses(
     graph = onnx.load(path, load_external_data=False).graph
     assert outputs == [value.name for value in graph.output]
     kinds = {network.get_layer(index).type for index in range(network.num_layers)}
-    # A plugin would be code that TensorRT has not got.
+    # TensorRT itself has no plugins.
     assert not any("PLUGIN" in kind.name for kind in kinds)
 
 
 def test_an_antialiased_resize_is_refused(tensorrt: Any, tmp_path: Path) -> None:
-    """What transformers' position embeddings become, and why ours are two matrix products."""
+    """Position embeddings of transformers need it, so ours are two matrix products."""
     graph = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 18]>'
         "agraph (float[1, 8, 4, 4] grid) => (float[1, 8, 7, 5] resized) {"

@@ -1,4 +1,4 @@
-"""The tiny model's reference, and a runtime that can be made to lie in one way."""
+"""The tiny model's reference, and a runtime whose outputs tests change."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +19,7 @@ TokenArray = NDArray[np.int64]
 
 
 class Altered:
-    """A runtime whose answers are changed on the way out: the double of a wrong export."""
+    """A runtime that changes its outputs, like a wrong export."""
 
     name = "altered"
     device: Device = "cpu"
@@ -66,5 +66,5 @@ def reference(tiny_model: Tipsv2Model, tiny_package: ModelPackage) -> Reference:
 
 @pytest.fixture
 def altered(runtime: Runtime) -> Altered:
-    """Right as long as nothing is changed."""
+    """The runtime without changes."""
     return Altered(runtime)

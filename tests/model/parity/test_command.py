@@ -11,8 +11,6 @@ from model.package import ModelPackage, open_package
 from model.parity import command
 from model.parity.command import HEADING, parity_table, replace_section, write_parity
 
-# The table says what was measured, and nothing better than that.
-
 ENTRY = ParityEntry(
     file="onnx/vision_model.onnx",
     runtime="openvino",
@@ -34,30 +32,21 @@ def last_line(entry: ParityEntry) -> str:
     return parity_table([entry]).splitlines()[-1]
 
 
-def test_every_number_is_told() -> None:
+def test_a_row_rounds_shares_down_and_marks_failures() -> None:
     assert last_line(ENTRY) == (
         "| `onnx/vision_model.onnx` | openvino | bf16 | 7.6e-02 | 0.999900, 0.999950 "
         "| 0.999700, 0.999980 | 99.99 %, 100.00 % | yes |"
     )
-
-
-def test_what_was_not_measured_or_not_kept_is_told_too() -> None:
     failed = ENTRY.model_copy(update={"mask_agreement": 0.99, "min_cosine_patches": None})
     assert "| 0.999980 | 99.00 %, 100.00 % | no |" in last_line(failed)
     assert "| not finite |" in last_line(ENTRY.model_copy(update={"is_finite": False}))
-    depth = ENTRY.model_copy(update={"depth_error": 0.0123})
-    assert "depth 1.23 % off" in last_line(depth)
-    normals = ENTRY.model_copy(update={"normals_degrees": 0.5})
-    assert "normals 0.5 degrees off" in last_line(normals)
+    assert "depth 1.23 % off" in last_line(ENTRY.model_copy(update={"depth_error": 0.0123}))
 
 
 def test_a_card_without_the_table_gets_it_at_its_end() -> None:
     card = replace_section("# Title\n\nText.\n", [ENTRY])
     assert card.startswith(f"# Title\n\nText.\n\n{HEADING}\n")
     assert replace_section(card, [ENTRY]) == card
-
-
-# `check` puts new numbers in place of old ones, in manifest and card, or changes nothing.
 
 
 @pytest.fixture
@@ -80,7 +69,7 @@ def test_the_command_measures_and_writes(
     }
 
 
-def test_what_another_machine_measured_stays(package: ModelPackage) -> None:
+def test_results_of_other_backends_are_kept(package: ModelPackage) -> None:
     old = package.manifest.parity
     entry = old[0]
     elsewhere = entry.model_copy(update={"runtime": "tensorrt", "precision": "fp16"})
@@ -89,7 +78,7 @@ def test_what_another_machine_measured_stays(package: ModelPackage) -> None:
     assert written == [better, elsewhere, *old[1:]]
 
 
-def test_the_card_keeps_what_stands_around_the_table(package: ModelPackage) -> None:
+def test_the_card_keeps_its_text_around_the_table(package: ModelPackage) -> None:
     card = package.path / "README.md"
     text = card.read_text(encoding="utf-8")
     card.write_text(f"{text}\n## Licence\n\nFree.\n", encoding="utf-8")
@@ -102,7 +91,7 @@ def test_the_card_keeps_what_stands_around_the_table(package: ModelPackage) -> N
     assert changed.endswith("\n\n## Licence\n\nFree.\n")
 
 
-def test_a_failed_write_leaves_the_package_as_it_was(
+def test_a_failed_write_leaves_the_package_unchanged(
     package: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

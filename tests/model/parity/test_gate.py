@@ -1,5 +1,6 @@
 """Graphs that differ from the model are refused."""
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import get_args
@@ -24,12 +25,10 @@ from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import Hardware, InstalledLibraries
 from tests.model.parity.conftest import Altered
 
-# The images are real, small, sourced, and never both judge and calibration.
-
 MAX_BYTES = 250_000
 
 
-def test_no_image_is_calibrated_on_and_judged_on() -> None:
+def test_calibration_and_gate_share_no_image() -> None:
     gate = {image.tobytes() for image in gate_images()}
     assert len(gate) == 8
     assert not gate & {image.tobytes() for image in calibration_images()}
@@ -44,7 +43,7 @@ def test_every_image_has_its_source_and_all_are_small() -> None:
     assert sum(path.stat().st_size for path in paths) < MAX_BYTES
 
 
-def test_a_batch_holds_different_images_and_starts_over_after_the_last() -> None:
+def test_a_batch_takes_consecutive_images_and_wraps_around() -> None:
     pixels_B3HW = image_batch(gate_images(), (28, 42), batch=9)
     assert pixels_B3HW.shape == (9, 3, 28, 42)
     assert pixels_B3HW.dtype == np.float32
@@ -54,13 +53,6 @@ def test_a_batch_holds_different_images_and_starts_over_after_the_last() -> None
     later_B3HW = image_batch(gate_images(), (28, 42), batch=1, first=3)
     np.testing.assert_array_equal(later_B3HW[0], pixels_B3HW[3])
 
-
-def test_images_cannot_be_changed_by_whoever_reads_them() -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        gate_images()[0][0, 0, 0] = 1
-
-
-# The gate lets equal graphs through and stops each planted fault, in every precision.
 
 FloatArray = NDArray[np.float32]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -76,7 +68,7 @@ def text_run(precision: Precision = "fp32") -> LoadedGraph:
 
 
 def patches_changed(change: Callable[[FloatArray, tuple[int, int]], FloatArray]) -> Change:
-    """A fault in both kinds of patches."""
+    """The same fault in patches and values."""
     return lambda output: replace(
         output,
         patches_BND=change(output.patches_BND, output.grid_hw),
@@ -115,7 +107,7 @@ def items_swapped(output: VisionOutput) -> VisionOutput:
     )
 
 
-# What no precision excuses.
+# Each exceeds the limits of every precision.
 FAULTS: dict[str, Change] = {
     "cls1 and cls2 swapped": lambda o: replace(o, cls1_BD=o.cls2_BD, cls2_BD=o.cls1_BD),
     "values instead of patches": lambda o: replace(o, patches_BND=o.values_BND),
@@ -131,27 +123,28 @@ FAULTS: dict[str, Change] = {
 }
 
 
-def test_equal_graphs_pass_and_their_sizes_are_told(reference: Reference, runtime: Runtime) -> None:
+def test_equal_graphs_pass_on_sizes_of_both_orientations(
+    reference: Reference, runtime: Runtime
+) -> None:
     vision, text = measure(reference, runtime, [vision_run(), text_run()])
     require([vision, text])
     assert (vision.file, text.file) == (VISION_FILE, TEXT_FILE)
     for entry in (vision, text):
-        assert entry.passed
         assert (entry.runtime, entry.precision) == ("onnx", "fp32")
-        assert entry.min_cosine_cls is not None
-        assert entry.mean_cosine_cls is not None
-        assert 0.99999 < entry.min_cosine_cls <= entry.mean_cosine_cls + 1e-6
-        assert entry.mask_agreement is not None
-        assert entry.mask_agreement > 0.9999
+        assert entry.min_cosine_cls == pytest.approx(1, abs=1e-5)
+        assert entry.mean_cosine_cls == pytest.approx(1, abs=1e-5)
+        assert entry.mask_agreement == pytest.approx(1, abs=1e-4)
         assert entry.worst_size in entry.sizes
+        assert ParityEntry.model_validate_json(entry.model_dump_json()) == entry
     assert {1, 2, 8} <= {batch for batch, *_ in vision.sizes}
     assert max(vision.sizes, key=lambda size: size[1])[1:] == (112, 112)
     oblong = {size for size in vision.sizes if size[1] != size[2]}
     assert any((batch, width, height) in oblong for batch, height, width in oblong)
+    assert measure(reference, runtime, [vision_run(), text_run()]) == [vision, text]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_is_right_passes_in_every_precision(
+def test_a_right_graph_passes_in_every_precision(
     reference: Reference, altered: Altered, precision: Precision
 ) -> None:
     entries = measure(reference, altered, [vision_run(precision), text_run(precision)])
@@ -172,7 +165,7 @@ def test_a_planted_fault_is_stopped_in_every_precision(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_padding_that_is_taken_for_words_is_stopped(
+def test_padding_that_is_read_as_tokens_is_stopped(
     reference: Reference, altered: Altered, precision: Precision
 ) -> None:
     altered.change_mask = np.ones_like
@@ -181,61 +174,46 @@ def test_padding_that_is_taken_for_words_is_stopped(
 
 
 @pytest.mark.parametrize("offset", [1e-3, float("nan")])
-def test_a_small_offset_in_one_number_of_one_text_is_stopped_in_float32(
+def test_an_offset_in_one_number_is_stopped_in_float32(
     reference: Reference, altered: Altered, offset: float
 ) -> None:
-    def change(embeddings_BD: FloatArray) -> FloatArray:
+    def change_text(embeddings_BD: FloatArray) -> FloatArray:
         embeddings_BD[-1, 0] += np.float32(offset)
         return embeddings_BD
 
-    altered.change_text = change
-    (entry,) = measure(reference, altered, [text_run()])
-    with pytest.raises(ParityError, match=r"text_model\.onnx on altered in fp32.*at the size \("):
-        require([entry])
-
-
-def test_a_small_offset_in_one_number_of_one_patch_is_stopped_in_float32(
-    reference: Reference, altered: Altered
-) -> None:
-    def change(output: VisionOutput) -> VisionOutput:
-        output.patches_BND[-1, -1, -1] += np.float32(1e-3)
+    def change_vision(output: VisionOutput) -> VisionOutput:
+        output.patches_BND[-1, -1, -1] += np.float32(offset)
         return output
 
-    altered.change_vision = change
-    (entry,) = measure(reference, altered, [vision_run()])
-    assert entry.failures
-    assert entry.failures[0].startswith("max_relative_diff is 0.00")
+    altered.change_text, altered.change_vision = change_text, change_vision
+    for entry in measure(reference, altered, [text_run(), vision_run()]):
+        with pytest.raises(ParityError, match=r"_model\.onnx on altered in fp32.*at the size \("):
+            require([entry])
 
 
-def test_another_shape_is_stopped(reference: Reference, altered: Altered) -> None:
-    altered.change_vision = lambda o: replace(o, patches_BND=o.patches_BND[:, 1:])
-    with pytest.raises(ParityError, match=r"shape \[1, 15, 32\] instead of \[1, 16, 32\]"):
-        measure(reference, altered, [vision_run()])
-
-
-def test_a_graph_that_refuses_an_input_is_stopped(reference: Reference, altered: Altered) -> None:
+def test_another_shape_and_a_failing_graph_are_stopped(
+    reference: Reference, altered: Altered
+) -> None:
     def refuse(_: FloatArray) -> FloatArray:
         raise RuntimeError("baked shape")
 
+    altered.change_vision = lambda o: replace(o, patches_BND=o.patches_BND[:, 1:])
+    with pytest.raises(ParityError, match=r"shape \[1, 15, 32\] instead of \[1, 16, 32\]"):
+        measure(reference, altered, [vision_run()])
     altered.change_text = refuse
     with pytest.raises(ParityError, match=r"text_model\.onnx.*size \(1, \d\): baked shape"):
         measure(reference, altered, [text_run()])
 
 
-def test_another_model_is_stopped(tiny_package: ModelPackage, runtime: Runtime) -> None:
-    other = Tipsv2Model.from_pretrained(tiny_package.path)
+def test_another_model_is_stopped(
+    tiny_model: Tipsv2Model, tiny_package: ModelPackage, runtime: Runtime
+) -> None:
+    other = copy.deepcopy(tiny_model)
     with torch.no_grad():
         other.vision_model.embeddings.register_tokens[..., 0] += 0.01
-    (entry,) = measure(build_reference(other, tiny_package), runtime, [vision_run()])
+    reference = build_reference(other, tiny_package, budget_gflop=0)
+    (entry,) = measure(reference, runtime, [vision_run()])
     assert not entry.passed
-
-
-def test_measuring_twice_gives_the_same_entries_and_they_survive_the_manifest(
-    reference: Reference, runtime: Runtime
-) -> None:
-    first, second = (measure(reference, runtime, [vision_run(), text_run()]) for _ in range(2))
-    assert first == second
-    assert [ParityEntry.model_validate_json(entry.model_dump_json()) for entry in first] == first
 
 
 DENSE: dict[DenseTask, FloatArray] = {
@@ -248,7 +226,7 @@ DENSE: dict[DenseTask, FloatArray] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", DENSE)
-def test_a_dense_head_is_held_to_its_own_number(
+def test_a_dense_head_is_judged_by_its_own_measure(
     tiny_model: Tipsv2Model,
     tiny_package: ModelPackage,
     altered: Altered,
@@ -263,13 +241,11 @@ def test_a_dense_head_is_held_to_its_own_number(
     assert entry.passed
     altered.dense = {task: lambda pixels_B3HW: right[task](pixels_B3HW)[..., ::-1] * 1.2}
     (entry,) = measure(reference, altered, [run])
-    assert entry.passed == (task == "normals")  # these are the same all over
+    assert entry.passed == (task == "normals")  # a map of one normal
     altered.dense = {task: lambda pixels_B3HW: right[task](pixels_B3HW)[..., ::-1] - 1}
     (entry,) = measure(reference, altered, [run])
     assert not entry.passed
 
-
-# What is run to prove a package, and what happens to what fails.
 
 HAS_BF16 = Hardware(cpu_features=frozenset({"bf16"}))
 BOTH = InstalledLibraries(onnx=frozenset({"cpu"}), openvino=True, torch=frozenset({"cpu"}))
@@ -281,14 +257,14 @@ def planned(package: ModelPackage, machine: Machine) -> list[tuple[str, str]]:
 
 
 def with_graphs(package: ModelPackage, *precisions: Precision) -> ModelPackage:
-    """As if the vision tower were there in these precisions too."""
+    """Add graphs of the vision tower to a package's manifest."""
     added = FileEntry(sha256="0" * 64, size_bytes=1)
     files = {graph_file("vision", precision): added for precision in precisions}
     manifest = package.manifest.model_copy(update={"files": package.manifest.files | files})
     return replace(package, manifest=manifest)
 
 
-def test_every_runtime_and_precision_of_this_machine_is_tried_float32_first(
+def test_every_backend_is_compared_float32_first_and_each_graph_once(
     tiny_package: ModelPackage,
 ) -> None:
     assert planned(tiny_package, Machine(HAS_BF16, BOTH)) == [
@@ -300,22 +276,15 @@ def test_every_runtime_and_precision_of_this_machine_is_tried_float32_first(
     only_onnx = InstalledLibraries(onnx=frozenset({"cpu"}))
     assert planned(tiny_package, Machine(HAS_BF16, only_onnx)) == [("onnx", "fp32")]
     quantised = with_graphs(tiny_package, "int8", "fp16")
-    assert {("onnx", "fp16"), ("onnx", "int8"), ("openvino", "int8")} < set(
-        planned(quantised, Machine(HAS_BF16, BOTH))
-    )
-
-
-def test_a_graph_is_measured_once_where_several_precisions_load_it(
-    tiny_package: ModelPackage,
-) -> None:
+    expected = {("onnx", "fp16"), ("onnx", "int8"), ("openvino", "int8")}
+    assert expected < set(planned(quantised, Machine(HAS_BF16, BOTH)))
     proofs = plan_proofs(with_graphs(tiny_package, "int8").manifest, Machine(HAS_BF16, BOTH))
     int8 = next(p for p in proofs if (p.choice.runtime, p.choice.precision) == ("onnx", "int8"))
     assert [graph.file for graph in int8.graphs] == ["onnx/vision_model_int8.onnx"]
-    assert not int8.is_hint
     assert [p.choice.precision for p in proofs if p.is_hint] == ["bf16"]
 
 
-def test_without_a_runtime_nothing_counts_as_proven(
+def test_no_installed_runtime_is_an_error(
     tiny_package: ModelPackage, tiny_model: Tipsv2Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only_torch = InstalledLibraries(torch=frozenset({"cpu"}))
@@ -343,15 +312,12 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[Precision]:
             for graph in graphs
         ]
 
-    def no_reference(*_: object, **__: object) -> None:
-        return None
-
     monkeypatch.setattr(proof, "measure", measure)
-    monkeypatch.setattr(proof, "build_reference", no_reference)
+    monkeypatch.setattr(proof, "build_reference", lambda *_, **__: None)
     return precisions
 
 
-def test_a_graph_that_fails_stops_everything(
+def test_a_failed_graph_stops_the_export(
     tiny_model: Tipsv2Model, tiny_package: ModelPackage, failing: set[Precision]
 ) -> None:
     failing.add("fp32")
@@ -359,7 +325,7 @@ def test_a_graph_that_fails_stops_everything(
         prove_package(tiny_model, tiny_package)
 
 
-def test_a_hint_that_fails_is_written_down_and_told(
+def test_a_failed_hint_is_recorded_and_reported(
     tiny_model: Tipsv2Model,
     tiny_package: ModelPackage,
     failing: set[Precision],
@@ -368,14 +334,16 @@ def test_a_hint_that_fails_is_written_down_and_told(
     monkeypatch.setattr(proof, "this_hardware", lambda: HAS_BF16)
     monkeypatch.setattr(proof, "load_chosen", lambda _, choice, **__: _Named(choice.runtime))
     failing.add("bf16")
-    told: list[str] = []
-    entries = prove_package(tiny_model, tiny_package, progress=told.append)
+    reported: list[str] = []
+    entries = prove_package(tiny_model, tiny_package, progress=reported.append)
     assert {entry.precision for entry in entries if not entry.passed} == {"bf16"}
-    assert [text for text in told if text.startswith("not to be used: onnx/vision_model.onnx on")]
+    assert [
+        text for text in reported if text.startswith("not to be used: onnx/vision_model.onnx on")
+    ]
 
 
 class _Named:
-    """Enough of a runtime where nothing is computed."""
+    """A runtime that computes nothing."""
 
     tasks = ()
 

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Literal, Protocol, get_args
 
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.tracing import NO_TRACE, RequestTrace
 
 Clock = Callable[[], float]
 Stage = Literal["admit", "decode", "queue", "run", "post"]
+# How a transport writes arrays: their bytes, JSON lists, base64 in JSON, a message of protobuf, an
+# image, an image over the original, or the outlines of classes.
+AnswerForm = Literal["bytes", "list", "base64", "protobuf", "png", "overlay", "outlines"]
 
 PRIORITIES: Final = (1, 2, 3)
 DEFAULT_PRIORITY: Final = 2
@@ -24,6 +27,13 @@ REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 # Seeded by the operating system. An id must be unique, not secret, and one system call per id took
 # 9 % of the CPU time of a small request.
 _ids: Final = random.Random()
+
+
+class HeldMemory(Protocol):
+    """Memory that a call holds for its answer; see `service.answer_memory`."""
+
+    def free(self) -> None:
+        """Give it back; later calls have no effect."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +50,8 @@ class Call:
         item: Index of the request in its stream; None for a single request.
         waits_for_capacity: Whether it waits in the queue of its model, until its deadline, where
             other calls are refused with `Overloaded`.
+        answer_form: How the answer is written, which says how much memory it takes.
+        answer_memory: What the answer holds; `free_memory` frees it once the answer is sent.
         trace: Records stages and batches.
         error: Code of the error, after a failure.
         model: Name of the served model; empty until it is found, so that no name invented by a
@@ -54,6 +66,8 @@ class Call:
     flow: str = ""
     item: int | None = None
     waits_for_capacity: bool = False
+    answer_form: AnswerForm = "bytes"
+    answer_memory: HeldMemory | None = None
     stages: dict[Stage, float] = field(default_factory=dict)
     trace: RequestTrace = NO_TRACE
     error: str | None = None
@@ -69,6 +83,11 @@ class Call:
         if left <= 0:
             raise deadline_exceeded()
         return left
+
+    def free_memory(self) -> None:
+        """Free what the answer holds."""
+        if self.answer_memory is not None:
+            self.answer_memory.free()
 
     def add(self, stage: Stage, seconds: float) -> None:
         """Add time to a stage."""

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.dense_maps import make_map
 from model.image_codec import ImageLimits
+from service.answer_memory import AnswerMemory, SizedRequest, answer_size
 from service.call import Call
 from service.errors import Unavailable
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
@@ -61,11 +62,10 @@ from service.validation import (
     check_dimensions,
     check_features,
     check_images,
-    check_map_pixels,
-    check_masks,
     check_outputs,
     check_pixels,
     check_resolution,
+    check_slide,
     check_task,
     check_threshold,
     check_view,
@@ -84,6 +84,8 @@ ImagesRequest = (
     | EstimateMapsRequest
     | VisualizeFeaturesRequest
 )
+# Smaller answers are not counted: a request in progress takes more than they do.
+SMALL_ANSWER_BYTES: Final = 64 * 1024
 NO_PROMPTS = PromptSet(groups=(), cached={}, missing={})
 
 
@@ -111,6 +113,7 @@ class DataPlane:
             self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
         )
         self._images = ImagePipeline(preparer, pool)
+        self.answer_memory = AnswerMemory(limits.max_answer_memory_bytes, limits.max_answer_bytes)
 
     @property
     def health(self) -> dict[str, bool]:
@@ -226,7 +229,7 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_pixels(request.images, model.manifest)
             names = check_outputs(request.outputs, model.manifest)
-            job = self._image_job(request, model)
+            job = self._image_job(request, model, call)
             async with self._encoded(job, model, call) as (encoded, _):
                 embeddings = [
                     image_outputs(
@@ -291,7 +294,7 @@ class DataPlane:
             if request.texts:
                 groups, _ = text_groups(EmbedTextsRequest(texts=request.texts), self.limits)
                 prompts = model.texts.look_up(list(groups.values()))
-            job = self._image_job(request, model)
+            job = self._image_job(request, model, call)
             async with self._encoded(job, model, call, prompts) as (encoded, known):
                 if request.texts:
                     num_tokens = await self.offload(
@@ -321,7 +324,7 @@ class DataPlane:
             check_threshold(request.background_threshold)
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model)
-            job = self._image_job(request, model)
+            job = self._image_job(request, model, call)
             async with self._encoded(job, model, call, prompts) as (encoded, known):
                 classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
                 masks = await wait_all(
@@ -355,7 +358,7 @@ class DataPlane:
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model)
             temperature = request.temperature or model.manifest.temperature
-            job = self._image_job(request, model)
+            job = self._image_job(request, model, call)
             async with self._encoded(job, model, call, prompts) as (encoded, known):
                 classes_KD = class_embeddings([g.prompts for g in prompts.groups], known)
                 found = [
@@ -386,7 +389,7 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_view(request)
             features = check_features(request.features, model.manifest)
-            job = self._image_job(request, model)
+            job = self._image_job(request, model, call)
             async with self._encoded(job, model, call) as (encoded, _):
                 maps = await self._draw_features(request, encoded.images, features)
         return VisualizeFeaturesResponse(
@@ -403,7 +406,7 @@ class DataPlane:
         with self._leased_model(request, call) as model:
             check_images(request.images, self.limits)
             check_task(task, model.info)
-            job = self._image_job(request, model)
+            job = self._image_job(request, model, call)
             async with self._encoded(job, model, call) as (encoded, _):
                 maps = await wait_all(
                     self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
@@ -444,21 +447,26 @@ class DataPlane:
                 )
             else:
                 encoded, texts = await images, prompts.cached
+            if encoded.answer_bytes > SMALL_ANSWER_BYTES:
+                await self.answer_memory.hold(encoded.answer_bytes, call)
             with call.stage("post"):
                 yield encoded, texts
 
-    def _image_job(self, request: ImagesRequest, model: ServedModel) -> ImageJob:
-        check = None
-        if isinstance(request, EstimateMapsRequest | VisualizeFeaturesRequest):
-            if request.size == "image":
-                check = partial(check_map_pixels, limits=self.limits)
-        elif isinstance(request, SegmentImagesRequest):
-            check = partial(check_masks, request=request, limits=self.limits)
+    def _image_job(self, request: ImagesRequest, model: ServedModel, call: Call) -> ImageJob:
+        def check(sizes_hw: Sequence[tuple[int, int]], num_patches: Sequence[int]) -> int:
+            assert isinstance(request, SizedRequest)
+            if isinstance(request, SegmentImagesRequest) and request.mode == "slide":
+                check_slide(sizes_hw, request)
+            width = model.manifest.embed_dim
+            size = answer_size(request, call.answer_form, sizes_hw, num_patches, embed_dim=width)
+            self.answer_memory.check(size)
+            return size.num_held
+
         return ImageJob(
             images=request.images,
             rule=size_rule(request, model),
             kind=request.task if isinstance(request, EstimateMapsRequest) else "image",
-            check_sizes=check,
+            check_sizes=check if isinstance(request, SizedRequest) else None,
             is_partial=getattr(request, "partial", False),
         )
 

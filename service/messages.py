@@ -288,6 +288,8 @@ class RequestLimits:
     max_image_bytes: int
     max_image_pixels: int
     max_request_bytes: int
+    max_answer_bytes: int
+    max_answer_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

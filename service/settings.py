@@ -174,9 +174,15 @@ class Settings(BaseSettings):
     """Maximum bytes of a request body or message."""
     request_timeout_s: Seconds = 60.0
     """Deadline in seconds of a request that sets none, and the longest that a request may set."""
-    max_body_memory_bytes: Positive = 256 * 1024 * 1024
+    max_body_memory_bytes: Positive = 128 * 1024 * 1024
     """Maximum bytes of the bodies and messages of all requests in progress. Further requests get
-    429 before their body is read."""
+    429."""
+    max_answer_bytes: Positive = 128 * 1024 * 1024
+    """Maximum bytes of an answer, estimated from image headers before any work. A request for more
+    gets 413 with the ways to a smaller answer."""
+    max_answer_memory_bytes: Positive = 192 * 1024 * 1024
+    """Maximum bytes that the maps, masks and answers of all requests take until they are sent. A
+    request waits for its share until its deadline; one that needs more than all of it gets 413."""
     max_connections: Positive = 1024
     """Maximum open connections, for each protocol. Beyond that, REST closes the connection that was
     idle longest, or refuses the new one if none is idle."""

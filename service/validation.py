@@ -37,8 +37,6 @@ MAX_SEED: Final = 2**31 - 1
 MIN_TEMPERATURE: Final = 1e-4
 # Values of all classes at all pixels of a request's masks in slide mode; a value takes some 17 ns.
 MAX_SLIDE_VALUES: Final = 2_000_000_000
-# A mask pixel takes two bytes in the response, a map pixel at least four.
-MASKS_FOR_A_MAP: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,42 +190,15 @@ def check_task(task: MapTask, info: ModelInfo) -> None:
     )
 
 
-def check_map_pixels(sizes_hw: Sequence[tuple[int, int]], limits: RequestLimits) -> None:
-    """Check the total pixels of maps in image size, which bounds their memory.
+def check_slide(sizes_hw: Sequence[tuple[int, int]], request: SegmentImagesRequest) -> None:
+    """Check the values of all classes at all pixels of the masks: slide mode computes every one.
 
     Raises:
-        RequestTooLarge: All maps have more pixels than one image may have.
+        RequestTooLarge: There are more than slide mode computes within a minute.
     """
     num_pixels = sum(height * width for height, width in sizes_hw)
-    if num_pixels > limits.max_image_pixels:
-        raise RequestTooLarge(
-            f"The maps would have {num_pixels} pixels in total, at most {limits.max_image_pixels} "
-            "allowed. Send fewer or smaller images, or use size model.",
-            param="size",
-        )
-
-
-def check_masks(
-    sizes_hw: Sequence[tuple[int, int]], request: SegmentImagesRequest, limits: RequestLimits
-) -> None:
-    """Check the masks in image size: their pixels, and in slide mode the values of all classes.
-
-    The pixels bound their memory; the values bound the time, since slide mode computes every one.
-
-    Raises:
-        RequestTooLarge: All masks have more pixels than two images may have, or than one image
-            with scores; or more values than slide mode computes within a minute.
-    """
-    num_pixels = sum(height * width for height, width in sizes_hw)
-    most = limits.max_image_pixels * (1 if request.include_scores else MASKS_FOR_A_MAP)
-    if num_pixels > most:
-        raise RequestTooLarge(
-            f"The masks would have {num_pixels} pixels in total, at most {most} allowed"
-            f"{' with scores' if request.include_scores else ''}. Send fewer or smaller images.",
-            param="images",
-        )
     num_classes = len(request.classes) + len(request.background_classes)
-    if request.mode == "slide" and num_pixels * num_classes > MAX_SLIDE_VALUES:
+    if num_pixels * num_classes > MAX_SLIDE_VALUES:
         raise RequestTooLarge(
             f"The masks would have {num_pixels} pixels in total for {num_classes} classes; slide "
             f"mode allows {MAX_SLIDE_VALUES // num_classes} pixels for so many. Send fewer "

@@ -241,6 +241,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _answer(self, rpc: Rpc, context: Any) -> bytes:
         call = self._begin(rpc.name, context)
+        task = asyncio.current_task()
+        assert task is not None
+        # The task ends when the answer is sent.
+        free = call.free_memory
+        task.add_done_callback(lambda _: free())
         answer, error = await self._call(
             rpc, context, call, lambda share: read_message(context, rpc, share, call)
         )
@@ -302,6 +307,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call = self._begin(rpc.name, context)
         call.item = item.index
         answer, error = await self._call(rpc, context, call, read)
+        call.free_memory()  # the bytes that a stream has not sent are bounded by the stream
         if error is None:
             assert answer is not None
             return answer
@@ -343,7 +349,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         remaining_s = context.time_remaining()
         timeout_s = self._timeout_s if remaining_s is None else min(self._timeout_s, remaining_s)
         carried = carried_metadata(context.invocation_metadata())
-        return self._telemetry.begin("grpc", name, carried, timeout_s)
+        call = self._telemetry.begin("grpc", name, carried, timeout_s)
+        call.answer_form = "protobuf"
+        return call
 
 
 def carried_metadata(metadata: Any) -> dict[str, str]:

@@ -18,7 +18,8 @@ from service.models.admission import Ticket
 from service.models.served_model import ServedModel
 from service.waiting import ThreadResult
 
-SizeCheck = Callable[[Sequence[tuple[int, int]]], None]
+# From the heights and widths of images and their patches to the memory for the answer, in bytes.
+SizeCheck = Callable[[Sequence[tuple[int, int]], Sequence[int]], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,8 @@ class ImageJob:
         images: Encoded images or pixels, or why there is none.
         rule: The size at which the model sees them.
         kind: Which outputs are computed.
-        check_sizes: Rejects images by their heights and widths, before any is decoded.
+        check_sizes: Rejects images by their sizes, before any is decoded, and returns the memory
+            for the answer.
         is_partial: Whether an unreadable image leaves the other images their answers.
     """
 
@@ -65,10 +67,14 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
-    """The images that could be read, in order, and the errors of the others by their index."""
+    """The images that could be read, in order, and the errors of the others by their index.
+
+    `answer_bytes` is the memory for the answer.
+    """
 
     images: Sequence[EncodedImage] = ()
     errors: dict[int, ServiceError] = field(default_factory=dict)
+    answer_bytes: int = 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -81,6 +87,7 @@ class _ImageRun:
     ticket: Ticket
     result: ThreadResult[bool] = field(default_factory=ThreadResult)
     cost: int = 0
+    answer_bytes: int = 0
     errors: dict[int, ServiceError] = field(default_factory=dict)
     readable: Sequence[int] = ()
     # Sizes of the images without their outputs, and the number of their parts.
@@ -143,7 +150,7 @@ class ImagePipeline:
         record_batches(done, call)
         parts = iter(done)
         images = [replace(image, parts=tuple(islice(parts, n))) for image, n in run.images]
-        return EncodedImages(images, run.errors)
+        return EncodedImages(images, run.errors, run.answer_bytes)
 
     def _read_and_submit(self, run: _ImageRun) -> None:
         """Read all headers and correct the admission; then decode and submit. In the pool."""
@@ -165,7 +172,7 @@ class ImagePipeline:
                     raise
                 run.errors[index] = _without_frames(error)
         if job.check_sizes is not None:
-            job.check_sizes(sizes)
+            run.answer_bytes = job.check_sizes(sizes, tuple(num_patches.values()))
         run.readable = tuple(num_patches)
         nominal = len(job.images) * job.rule.nominal_patches
         run.cost = run.ticket.cost - nominal + sum(num_patches.values())

@@ -452,6 +452,8 @@ def request_limits(settings: Settings) -> RequestLimits:
         max_image_bytes=settings.max_image_bytes,
         max_image_pixels=settings.max_image_pixels,
         max_request_bytes=settings.max_request_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
+        max_answer_memory_bytes=settings.max_answer_memory_bytes,
     )
 
 

@@ -7,7 +7,6 @@ Shape legend: N patches, D width, h w patch grid, H W pixels of the map, C compo
 K groups.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,11 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.segmentation import label_pixels, upsample_bilinear
+from model.segmentation import bilinear_matrix, label_pixels
 from service.messages import FeatureKind, FloatArray, VisualizeFeaturesRequest
-from service.outputs.maps import NUM_COLOURS, colour_table
+from service.outputs.maps import NUM_COLOURS, SMOOTH, colour_table
 from service.outputs.masks import encode_mask_png
-from service.outputs.png import ColourType, write_png
+from service.outputs.png import BAND_PIXELS, ColourType, write_png
 
 # From embeddings [N, D], grid and size to the map [H, W] or [H, W, 3].
 View = Callable[[FloatArray, tuple[int, int], tuple[int, int]], NDArray[Any]]
@@ -83,7 +82,15 @@ def _scale(values_NC: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, 
     if grid_hw == size_hw:
         return values_NC.reshape(*grid_hw, -1)
     maps_Chw = values_NC.T.reshape(-1, *grid_hw)
-    return np.ascontiguousarray(np.moveaxis(upsample_bilinear(maps_Chw, size_hw), 0, -1))
+    height, width = size_hw
+    wide_ChW = maps_Chw @ bilinear_matrix(grid_hw[1], width).T
+    rows_Hh = bilinear_matrix(grid_hw[0], height)
+    scaled_HWC = np.empty((height, width, len(maps_Chw)), np.float32)
+    num_rows = max(1, BAND_PIXELS // width)
+    for top in range(0, height, num_rows):
+        band = slice(top, top + num_rows)
+        scaled_HWC[band] = np.moveaxis(rows_Hh[band] @ wide_ChW, 0, -1)
+    return scaled_HWC
 
 
 def _sigmoid(values: FloatArray) -> FloatArray:
@@ -96,13 +103,20 @@ def encode_view_png(features: NDArray[Any], kind: FeatureKind) -> bytes:
     """Encode colours as RGB, a component from dark violet to pale yellow, groups as a mask."""
     if kind == "groups":
         return encode_mask_png(features)
+    size_hw = features.shape[:2]
     if kind == "colors":
-        colours_HW3 = np.rint(features * 255).astype(np.uint8)
-        return write_png(colours_HW3, ColourType.RGB, strategy=zlib.Z_DEFAULT_STRATEGY)
-    index_HW = np.rint((1 - features) * (NUM_COLOURS - 1)).astype(np.uint8)
-    table = colour_table().tobytes()
+        return write_png(
+            size_hw,
+            lambda rows: np.rint(features[rows] * 255).astype(np.uint8),
+            ColourType.RGB,
+            strategy=SMOOTH,
+        )
     return write_png(
-        index_HW[..., None], ColourType.PALETTE, table, strategy=zlib.Z_DEFAULT_STRATEGY
+        size_hw,
+        lambda rows: np.rint((1 - features[rows]) * (NUM_COLOURS - 1)).astype(np.uint8),
+        ColourType.PALETTE,
+        colour_table().tobytes(),
+        strategy=SMOOTH,
     )
 
 

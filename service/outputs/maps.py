@@ -20,38 +20,41 @@ HUE_DEGREES: Final = (108.0, -70.0)
 MAX_CHROMA: Final = 0.2
 # Bisection steps in the search for the greatest chroma: finer than 8 bits a channel.
 NUM_HALVINGS: Final = 20
+# Smooth maps have few runs, so Huffman coding of matches compresses better than Z_RLE.
+SMOOTH: Final = zlib.Z_DEFAULT_STRATEGY
 
 
 def encode_depth_png(depth_HW: NDArray[np.float32]) -> bytes:
     """Encode colours from pale yellow (the image's nearest point) to dark violet (the farthest)."""
     nearest, farthest = depth_HW.min(), depth_HW.max()
     step = (farthest - nearest) / (NUM_COLOURS - 1)
-    index_HW = np.zeros(depth_HW.shape, np.uint8)
-    if step > 0:  # a constant depth counts as the nearest
-        index_HW = np.rint((depth_HW - nearest) / step).astype(np.uint8)
-    table = colour_table()
-    return _smooth_png(index_HW[..., None], ColourType.PALETTE, table.tobytes())
+    step = step or np.float32(1)  # a constant depth counts as the nearest
+
+    def indices(rows: slice) -> NDArray[np.uint8]:
+        index_hW: NDArray[np.uint8] = np.rint((depth_HW[rows] - nearest) / step).astype(np.uint8)
+        return index_hW
+
+    table = colour_table().tobytes()
+    return write_png(depth_HW.shape, indices, ColourType.PALETTE, table, strategy=SMOOTH)
 
 
 def encode_millimetres_png(depth_HW: NDArray[np.float32]) -> bytes:
     """Encode whole millimetres in 16 bits; larger depths become 65535."""
-    millimetres_HW = np.rint(np.clip(depth_HW, 0, FARTHEST_M) * 1000)
-    return _smooth_png(millimetres_HW.astype(np.uint16)[..., None], ColourType.GREY)
+
+    def millimetres(rows: slice) -> NDArray[np.uint16]:
+        return np.rint(np.clip(depth_HW[rows], 0, FARTHEST_M) * 1000).astype(np.uint16)
+
+    return write_png(depth_HW.shape, millimetres, ColourType.GREY, strategy=SMOOTH)
 
 
 def encode_normals_png(normals_HW3: NDArray[np.float32]) -> bytes:
     """Encode each axis from -1 to 1 as red, green and blue from 0 to 255, as is usual."""
-    colours_HW3 = np.rint((np.clip(normals_HW3, -1, 1) + 1) * 127.5).astype(np.uint8)
-    return _smooth_png(colours_HW3, ColourType.RGB)
 
+    def colours(rows: slice) -> NDArray[np.uint8]:
+        scaled_hW3: NDArray[np.float32] = (np.clip(normals_HW3[rows], -1, 1) + 1) * 127.5
+        return np.rint(scaled_hW3).astype(np.uint8)
 
-def _smooth_png(
-    samples_HWC: NDArray[np.uint8] | NDArray[np.uint16],
-    colour_type: ColourType,
-    colours: bytes = b"",
-) -> bytes:
-    # Smooth maps have few runs, so Huffman coding of matches compresses better than Z_RLE.
-    return write_png(samples_HWC, colour_type, colours, strategy=zlib.Z_DEFAULT_STRATEGY)
+    return write_png(normals_HW3.shape[:2], colours, ColourType.RGB, strategy=SMOOTH)
 
 
 @cache

@@ -109,8 +109,12 @@ def encode_mask_png(labels_HW: Labels) -> bytes:
     """
     if labels_HW.dtype != np.uint8 and labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
         raise ValueError(f"a palette holds at most {MAX_PALETTE_CLASSES} classes")
-    samples_HW1 = labels_HW.astype(np.uint8, copy=False)[..., None]
-    return write_png(samples_HW1, ColourType.PALETTE, palette().tobytes())
+    return write_png(
+        labels_HW.shape,
+        lambda rows: labels_HW[rows].astype(np.uint8, copy=False),
+        ColourType.PALETTE,
+        palette().tobytes(),
+    )
 
 
 def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
@@ -121,16 +125,21 @@ def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> byte
     """
     if labels_HW.shape != pixels_HW3.shape[:2]:
         raise ValueError(f"a mask {labels_HW.shape} does not fit an image {pixels_HW3.shape}")
-    index_HW = labels_HW
-    if labels_HW.dtype != np.uint8:
-        repeated_HW = (labels_HW - 1) % MAX_PALETTE_CLASSES + 1
-        index_HW = np.where(labels_HW, repeated_HW, 0).astype(np.uint8)
-    colours = Image.fromarray(index_HW)
-    colours.putpalette(palette().tobytes())
-    image = Image.fromarray(pixels_HW3)
-    mixed = Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY)
-    mixed.paste(image, mask=Image.fromarray(labels_HW == 0))
-    return write_png(np.asarray(mixed), ColourType.RGB)
+
+    def mixed(rows: slice) -> NDArray[np.uint8]:
+        labels_hW = labels_HW[rows]
+        index_hW = labels_hW
+        if labels_hW.dtype != np.uint8:
+            repeated_hW = (labels_hW - 1) % MAX_PALETTE_CLASSES + 1
+            index_hW = np.where(labels_hW, repeated_hW, 0).astype(np.uint8)
+        colours = Image.fromarray(index_hW)
+        colours.putpalette(palette().tobytes())
+        image = Image.fromarray(pixels_HW3[rows])
+        blended = Image.blend(image, colours.convert("RGB"), OVERLAY_OPACITY)
+        blended.paste(image, mask=Image.fromarray(labels_hW == 0))
+        return np.asarray(blended)
+
+    return write_png(labels_HW.shape, mixed, ColourType.RGB)
 
 
 def encode_npy(array: NDArray[np.generic]) -> bytes:

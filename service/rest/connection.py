@@ -229,6 +229,7 @@ class CallMiddleware:
         finally:
             # The body references uvicorn's side of the request, and that references the scope.
             scope.pop(BODY, None)
+            call.free_memory()
             self._record(scope, status or CLIENT_LEFT, call)
 
     def _check_key(self, path: str, headers: Mapping[bytes, str]) -> None:

@@ -90,6 +90,7 @@ async def read_images(
             param="Content-Type",
         )
     writer.check(options, media, len(images))
+    current_call.get().answer_form = writer.form(options, media)
     return RestRequest(options, images, media, writer)
 
 

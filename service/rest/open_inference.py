@@ -319,7 +319,9 @@ async def _infer(request: Request, plane: DataPlane, model: str, version: str) -
     body, inputs = await in_pool(plane, partial(parse_infer, raw, header, plane.limits))
     is_binary = binary_outputs(body)
     message = to_request(body, inputs, model, version)
-    answer = await infer(plane, message, current_call.get())
+    call = current_call.get()
+    call.answer_form = "bytes" if all(is_binary.values()) else "list"
+    answer = await infer(plane, message, call)
     write = partial(write_infer, answer, body.id, is_binary)
     return await write_content(plane, write, answer.num_values)
 

@@ -214,8 +214,8 @@ class SegmentImagesBody(ImageBody):
     include_scores: Annotated[
         bool,
         Field(
-            description="Send the best class's score for every pixel. The masks of a request may "
-            "have as many pixels as one image may have; without scores, twice as many."
+            description="Send the best class's score for every pixel. It takes four bytes a pixel, "
+            "or some twelve in a JSON list."
         ),
     ] = SegmentImagesRequest.include_scores
     format: Annotated[

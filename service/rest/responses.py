@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from itertools import count
 from typing import Any, Final, Generic, TypeVar
 
@@ -15,10 +16,10 @@ import orjson
 import pybase64
 from fastapi import Response
 from numpy.typing import NDArray
-from safetensors.numpy import save
+from starlette.types import Receive, Scope, Send
 
 from model.image_codec import ImageLimits, decode_image
-from service.call import current_call
+from service.call import AnswerForm, current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, NotAcceptable
 from service.images import image_errors
@@ -41,7 +42,6 @@ from service.outputs.masks import (
     MAX_PALETTE_CLASSES,
     class_color,
     encode_mask_png,
-    encode_npy,
     encode_overlay_png,
 )
 from service.rest.errors import error_detail
@@ -66,9 +66,16 @@ PNG: Final = "image/png"
 # Larger answers are written in the pool. Below it, waking a thread and returning from it costs more
 # than writing a few vectors.
 MAX_INLINE_VALUES: Final = 2048
+PIECE_BYTES: Final = 256 * 1024
+MAX_DIMS: Final = 2
+SAFETENSORS_TYPES: Final = {
+    "float32": "F32", "float16": "F16", "int8": "I8", "uint8": "U8", "uint16": "U16"
+}  # fmt: skip
 
 T = TypeVar("T")
 Array = NDArray[np.generic]
+# A part of a response body: its bytes, or an array that is contiguous and little-endian.
+Piece = bytes | Array
 AnswerT = TypeVar("AnswerT", bound=ListResponse)
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -133,12 +140,37 @@ async def respond(
     plane: DataPlane, request: RestRequest[AnswerT, OptionsT], answer: AnswerT
 ) -> Response:
     """Write the response to a request."""
-    content = await write_content(
+    pieces = await write_content(
         plane,
         lambda: request.writer.write(answer, request, plane.image_limits),
         request.writer.num_values(answer),
     )
-    return Response(content, media_type=request.media)
+    return PiecedResponse(pieces, request.media)
+
+
+class PiecedResponse(Response):
+    """A response that is sent piece by piece, each once the client has read most of those before.
+
+    An array is a piece as it lies in memory. In one piece, a large body would wait in the
+    connection's buffer while the server takes the request for finished.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], media_type: str) -> None:
+        num_bytes = sum(len(p) if isinstance(p, bytes) else p.nbytes for p in pieces)
+        body = pieces[0] if len(pieces) == 1 and isinstance(pieces[0], bytes) else b""
+        super().__init__(body, 200, {"content-length": str(num_bytes)}, media_type)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        for piece in self._pieces:
+            data = piece if isinstance(piece, bytes) else piece.reshape(-1).view(np.uint8)
+            for begin in range(0, len(data), PIECE_BYTES):
+                body = bytes(data[begin : begin + PIECE_BYTES])
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 async def write_content(plane: DataPlane, write: Callable[[], T], num_values: int) -> T:
@@ -191,18 +223,27 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
                 param="partial",
             )
 
+    def form(self, options: OptionsT, media: str) -> AnswerForm:
+        """How arrays are written, for the memory of the answer."""
+        layout = getattr(options, "format", None)
+        if media == PNG:
+            return "overlay" if layout == "overlay" else "png"
+        if media != JSON:
+            return "bytes"
+        return "outlines" if layout in COCO_FORMATS else options.encoding
+
     def write(
         self, answer: AnswerT, request: RestRequest[AnswerT, OptionsT], limits: ImageLimits
-    ) -> bytes:
-        """The response body in the request's media type. CPU work."""
+    ) -> list[Piece]:
+        """The pieces of the response body in the request's media type. CPU work."""
         options = request.options
         if request.media == PNG and self.png is not None:
-            return self.png(answer, request, limits)
+            return [self.png(answer, request, limits)]
         if request.media == NPY:
-            return encode_npy(self.npy(answer))
+            return write_npy(self.npy(answer))
         errors = answer.errors if options.partial else None
         if request.media == JSON:
-            return write_json(answer.model, self.entries(answer, options), errors)
+            return [write_json(answer.model, self.entries(answer, options), errors)]
         return write_safetensors(answer.model, self.columns(answer, options), errors)
 
 
@@ -475,27 +516,53 @@ def write_json(model: str, entries: list[dict[str, Any]], errors: ItemErrors | N
 
 def write_safetensors(
     model: str, columns: Mapping[str, Sequence[Array] | Array], errors: ItemErrors | None
-) -> bytes:
+) -> list[Piece]:
     """A safetensors file with the model, and the errors unless None, in its metadata.
 
     Each column is stacked, or split into `name.0`, `name.2` by index where shapes differ and where
-    items may have errors.
+    items may have errors. The library would hold the arrays twice more, which for a mask with
+    scores is most of its memory.
+
+    Source: the format's description in github.com/huggingface/safetensors.
     """
-    tensors: dict[str, Array] = {}
+    # The arrays of each tensor, one after the other, and its shape.
+    tensors: dict[str, tuple[Sequence[Array], tuple[int, ...]]] = {}
     for name, column in columns.items():
         if isinstance(column, np.ndarray):
-            tensors[name] = column
+            tensors[name] = [column], column.shape
         elif errors is None and len({array.shape for array in column}) == 1:
-            tensors[name] = np.stack(column)
+            tensors[name] = column, (len(column), *column[0].shape)
         else:
             indices = _good_indices(errors or {})
-            tensors |= {f"{name}.{i}": a for i, a in zip(indices, column, strict=False)}
+            one_each = zip(indices, column, strict=False)
+            tensors |= {f"{name}.{i}": ([array], array.shape) for i, array in one_each}
     metadata = {"model": model}
     if errors is not None:
         metadata["errors"] = json.dumps(_item_errors(errors))
-    # `save` copies memory as it lies, so an array in another order would be sent transposed.
-    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    return bytes(save(contiguous, metadata=metadata))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    pieces: list[Piece] = []
+    end = 0
+    # Types of more bytes first, as the library orders them, so that every tensor is aligned.
+    for name, (arrays, shape) in sorted(tensors.items(), key=lambda t: -t[1][0][0].itemsize):
+        begin, end = end, end + sum(array.nbytes for array in arrays)
+        kind = SAFETENSORS_TYPES[arrays[0].dtype.name]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": (begin, end)}
+        pieces += map(_as_piece, arrays)
+    head = orjson.dumps(header)
+    head += b" " * (-len(head) % 8)
+    return [len(head).to_bytes(8, "little") + head, *pieces]
+
+
+def write_npy(array: Array) -> list[Piece]:
+    """An npy file of one array."""
+    stream = BytesIO()
+    piece = _as_piece(array)
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(piece))
+    return [stream.getvalue(), piece]
+
+
+def _as_piece(array: Array) -> Array:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
 def _good_indices(errors: ItemErrors) -> "filter[int]":
@@ -533,7 +600,11 @@ def scaled_rows(rows: Array, scales: FloatArray) -> Array:
 def encode_array(array: NDArray[np.generic], encoding: Encoding) -> Any:
     """An array for `dump`: nested lists, or base64 with dtype and shape."""
     if encoding == "list":
-        # orjson writes arrays itself, with as many digits as the type needs.
+        # orjson writes arrays itself, with as many digits as the type needs. For arrays of short
+        # rows it takes four times the memory of the text, so these are written row by row.
+        if array.ndim > MAX_DIMS and array.size > MAX_INLINE_VALUES:
+            rows = b",".join(dump(encode_array(row, encoding)) for row in array)
+            return orjson.Fragment(b"[" + rows + b"]")
         return np.ascontiguousarray(array)
     data = pybase64.b64encode_as_string(little_endian(array).data.cast("B"))
     return {"dtype": array.dtype.name, "shape": array.shape, "data": data}
@@ -544,6 +615,6 @@ def little_endian(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
 
 
-def dump(document: dict[str, Any]) -> bytes:
+def dump(document: Any) -> bytes:
     """JSON in UTF-8; NaN and infinities become null, since JSON has no form for them."""
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)

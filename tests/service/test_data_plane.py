@@ -140,12 +140,12 @@ async def test_a_mask_has_labels_of_its_classes_and_their_shares(
 
 
 @pytest.mark.parametrize(
-    ("capability", "change", "most", "param"),
+    ("capability", "change", "most", "max_bytes"),
     [
-        (SEGMENT, {}, 3, "images"),
-        (SEGMENT, {"include_scores": True}, 1, "images"),
-        (FEATURES, {}, 1, "size"),
-        (NORMALS, {}, 1, "size"),
+        (SEGMENT, {}, 3, 11_000),
+        (SEGMENT, {"include_scores": True}, 1, 11_000),
+        (FEATURES, {}, 1, 20_000),
+        (NORMALS, {}, 1, 20_000),
     ],
 )
 async def test_masks_and_maps_that_would_fill_the_memory_are_refused(
@@ -155,15 +155,16 @@ async def test_masks_and_maps_that_would_fill_the_memory_are_refused(
     capability: Capability,
     change: dict[str, Any],
     most: int,
-    param: str,
+    max_bytes: int,
 ) -> None:
-    plane, image = make_plane(max_image_pixels=2000), encode_image(size=(40, 30))
-    with pytest.raises(RequestTooLarge, match=f"{1200 * (most + 1)} pixels") as caught:
+    plane = make_plane(max_answer_memory_bytes=max_bytes)
+    image = encode_image(size=(40, 30))
+    with pytest.raises(RequestTooLarge) as caught:
         await answer_of(plane, capability, (image,) * (most + 1), **change)
-    assert caught.value.param == param
+    assert caught.value.code == "answer_too_large"
     assert (runtime.num_images, runtime.num_maps) == (0, 0)
     assert len(arrays(await answer_of(plane, capability, (image,) * most, **change), capability))
-    if param == "size":
+    if capability is not SEGMENT:
         small = await answer_of(plane, capability, (image,) * (most + 1), size="model")
         assert len(small.maps) == most + 1
 

@@ -27,6 +27,8 @@ LIMITS = RequestLimits(
     max_image_bytes=1000,
     max_image_pixels=1000,
     max_request_bytes=100_000,
+    max_answer_bytes=1_000_000,
+    max_answer_memory_bytes=1_000_000,
 )
 TENSORS = st.builds(
     lambda name, datatype, shape, values, items, ints: pb.ModelInferRequest.InferInputTensor(

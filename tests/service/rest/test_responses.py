@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from pydantic import BaseModel
 from safetensors import safe_open
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from model.image_codec import ImageLimits
 from service.errors import InvalidRequest, NotAcceptable
@@ -54,13 +54,17 @@ from service.rest.responses import (
     JSON,
     MAPS,
     MASKS,
+    MAX_INLINE_VALUES,
     NPY,
     PNG,
     SAFETENSORS,
     TEXT_EMBEDDINGS,
     RestRequest,
     choose_media,
+    dump,
+    encode_array,
     write_json,
+    write_safetensors,
 )
 
 LIMITS = ImageLimits(max_bytes=10_000, max_pixels=100)
@@ -119,8 +123,8 @@ def only(answer: EmbedImagesResponse, name: str) -> EmbedImagesResponse:
 
 def write(writer: Any, answer: Any, media: str, options: Options, *images: bytes) -> bytes:
     """What the client gets."""
-    content: bytes = writer.write(answer, RestRequest(options, images, media, writer), LIMITS)
-    return content
+    pieces = writer.write(answer, RestRequest(options, images, media, writer), LIMITS)
+    return b"".join(p if isinstance(p, bytes) else p.tobytes() for p in pieces)
 
 
 def write_list(writer: Any, answer: Any, options: Options, schema: type[BaseModel]) -> Any:
@@ -402,3 +406,31 @@ def test_accept_chooses_the_best_media_type_offered(accept: str | None, media: s
 def test_accept_without_an_offered_media_type_is_refused(accept: str) -> None:
     with pytest.raises(NotAcceptable, match="image/png"):
         choose_media(accept, OFFERED)
+
+
+def test_safetensors_files_equal_those_of_the_library() -> None:
+    mixed: dict[str, NDArray[Any]] = {
+        "labels": np.arange(6, dtype=np.uint16).reshape(2, 3),
+        "scores": noise((2, 3)),
+        "values": np.arange(5, dtype=np.int8),
+        "half": noise(3).astype(np.float16),
+    }
+    transposed: dict[str, NDArray[Any]] = {"transposed": noise((3, 4)).T}
+    for columns in (mixed, transposed):
+        pieces = write_safetensors("m", columns, {})
+        content = b"".join(p if isinstance(p, bytes) else p.tobytes() for p in pieces)
+        found = load(content)
+        assert found.keys() == columns.keys()
+        for name, array in columns.items():
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype
+        contiguous = {name: np.ascontiguousarray(array) for name, array in columns.items()}
+        assert len(content) == len(save(contiguous, metadata={"model": "m", "errors": "[]"}))
+
+
+def test_json_of_a_large_map_is_that_of_a_small_one() -> None:
+    maps = noise((40, 30, 3))
+    assert maps.size > MAX_INLINE_VALUES
+    rows = [json.loads(dump(encode_array(row, "list"))) for row in maps]
+    assert json.loads(dump({"a": encode_array(maps, "list")})) == {"a": rows}
+    np.testing.assert_array_equal(np.float32(rows), maps)

@@ -1,0 +1,228 @@
+"""How large the answer to a request is, known from image headers; and the memory for all answers.
+
+Shape legend: D width of embeddings, K classes.
+"""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from service.call import AnswerForm, Call
+from service.errors import Overloaded, RequestTooLarge
+from service.messages import (
+    EmbedImagesRequest,
+    EstimateMapsRequest,
+    SegmentImagesRequest,
+    VisualizeFeaturesRequest,
+)
+from service.models.admission import CapacityWaiter
+
+SizedRequest = (
+    EmbedImagesRequest | EstimateMapsRequest | SegmentImagesRequest | VisualizeFeaturesRequest
+)
+
+RETRY_S: Final = 1.0
+# The longest usual number of orjson for a float32, its comma, and its share of brackets.
+FLOAT_CHARS: Final = 14
+# Bytes held next to the arrays, for each byte sent: the parts of a JSON document and their whole;
+# base64 as text and in the document; fields of a message and the message.
+COPIES: Final = {"list": 2.2, "base64": 2.2, "protobuf": 2.0}
+# Bytes for each pixel, next to the mask: the decoded image, which is converted once; and runs.
+OVERLAY_BYTES: Final = 8
+OUTLINE_BYTES: Final = 8
+VECTOR_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
+MB: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSize:
+    """Bytes of one answer: as it is sent, and what is held in memory until it is sent."""
+
+    num_sent: int
+    num_held: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arrays:
+    """Values of one kind in an answer.
+
+    Attributes:
+        num_values: How many.
+        sent_bytes: Bytes of a value as it is sent.
+        held_bytes: Bytes of a value in memory.
+        chars: Characters of a value in a JSON list.
+    """
+
+    num_values: int
+    sent_bytes: int
+    held_bytes: int
+    chars: int = FLOAT_CHARS
+
+
+def answer_size(
+    request: SizedRequest,
+    form: AnswerForm,
+    sizes_hw: Sequence[tuple[int, int]],
+    num_patches: Sequence[int],
+    *,
+    embed_dim: int,
+) -> AnswerSize:
+    """The size of the answer to a request.
+
+    Args:
+        request: What is computed.
+        form: How it is sent.
+        sizes_hw: Height and width of each image.
+        num_patches: Patches of each image.
+        embed_dim: Width of the model's embeddings.
+    """
+    num_pixels = sum(height * width for height, width in sizes_hw)
+    kinds = list(_arrays(request, num_pixels, sum(num_patches), embed_dim))
+    held = sum(kind.num_values * kind.held_bytes for kind in kinds)
+    sent = sum(kind.num_values * _sent_bytes(kind, form) for kind in kinds)
+    if form == "overlay":
+        held += OVERLAY_BYTES * num_pixels
+    if form == "outlines":
+        held += OUTLINE_BYTES * num_pixels
+    return AnswerSize(math.ceil(sent), math.ceil(held + COPIES.get(form, 0.0) * sent))
+
+
+def _sent_bytes(kind: _Arrays, form: AnswerForm) -> float:
+    if form == "list":
+        return kind.chars
+    if form == "base64":
+        return kind.sent_bytes * 4 / 3
+    # Files of images and outlines are compressed, so their arrays bound them.
+    return 1 if form in {"png", "overlay", "outlines"} else kind.sent_bytes
+
+
+def _arrays(
+    request: SizedRequest, num_pixels: int, num_patches: int, embed_dim: int
+) -> Iterable[_Arrays]:
+    if isinstance(request, EmbedImagesRequest):
+        num_values = embed_dim * num_patches * len({"patches", "values"} & set(request.outputs))
+        num_bytes = VECTOR_BYTES[request.vector_type]
+        yield _Arrays(num_values=num_values, sent_bytes=num_bytes, held_bytes=4 + num_bytes)
+    elif isinstance(request, SegmentImagesRequest):
+        num_classes = len(request.classes)
+        label_bytes = 3 if num_classes < 256 else 2  # uint8 and uint16, or uint16 alone
+        chars = len(str(num_classes)) + 1
+        yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=label_bytes, chars=chars)
+        if request.include_scores:
+            yield _Arrays(num_values=num_pixels, sent_bytes=4, held_bytes=4)
+    elif request.size == "image":
+        if isinstance(request, VisualizeFeaturesRequest) and request.kind == "groups":
+            yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=3, chars=3)
+            return
+        is_vector = (
+            request.task == "normals"
+            if isinstance(request, EstimateMapsRequest)
+            else request.kind == "colors"
+        )
+        yield _Arrays(num_values=(3 if is_vector else 1) * num_pixels, sent_bytes=4, held_bytes=4)
+
+
+class AnswerMemory:
+    """Bounds the bytes of all answers, from the end of the model's work until they are sent.
+
+    A request waits for its share in the order of arrival, until its deadline. The memory for bodies
+    is another one: requests that wait here hold their bodies, so with a common one they could wait
+    for each other. Thread-safe; the event loops of both transports use it.
+    """
+
+    def __init__(self, max_bytes: int, max_answer_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_answer_bytes = max_answer_bytes
+        self._num_bytes = 0
+        self._waiting: deque[CapacityWaiter] = deque()
+        self._lock = threading.Lock()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all answers."""
+        return self._num_bytes
+
+    def check(self, size: AnswerSize) -> None:
+        """Check an answer before the work on it begins.
+
+        Raises:
+            RequestTooLarge: It is larger than an answer may be, or than the memory for all of them.
+        """
+        if size.num_sent > self._max_answer_bytes or size.num_held > self._max_bytes:
+            raise RequestTooLarge(
+                f"The answer would have {_mb(size.num_sent)} and need {_mb(size.num_held)} of "
+                f"memory; at most {_mb(self._max_answer_bytes)} and {_mb(self._max_bytes)} are "
+                "allowed. Send fewer or smaller images, omit scores, request maps of size model, "
+                "or request arrays as safetensors, npy or base64 instead of JSON lists.",
+                code="answer_too_large",
+                param="images",
+            )
+
+    async def hold(self, num_bytes: int, call: Call) -> None:
+        """Wait for memory for a call's answer; the call frees it at its end.
+
+        Raises:
+            Overloaded: There was no room before the deadline.
+        """
+        with self._lock:
+            if not self._waiting and self._num_bytes + num_bytes <= self._max_bytes:
+                self._num_bytes += num_bytes
+                call.answer_memory = _Share(self, num_bytes)
+                return
+            waiter = CapacityWaiter(num_bytes)
+            self._waiting.append(waiter)
+        try:
+            await waiter.wait(call.remaining_s())
+        except BaseException as error:
+            self._leave(waiter)
+            if isinstance(error, TimeoutError):
+                raise Overloaded(
+                    "The memory for answers is full; try again.",
+                    code="answer_memory_full",
+                    retry_after_s=RETRY_S,
+                ) from None
+            raise
+        call.answer_memory = _Share(self, num_bytes)
+
+    def give_back(self, num_bytes: int) -> None:
+        """Free memory, and admit requests that wait for it."""
+        with self._lock:
+            self._num_bytes -= num_bytes
+            self._admit()
+
+    def _leave(self, waiter: CapacityWaiter) -> None:
+        with self._lock:
+            if waiter.is_admitted:
+                self._num_bytes -= waiter.cost
+            else:
+                self._waiting.remove(waiter)
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._num_bytes + self._waiting[0].cost <= self._max_bytes:
+            waiter = self._waiting.popleft()
+            self._num_bytes += waiter.cost
+            waiter.admit()
+
+
+class _Share:
+    """The memory of one answer. It is freed at the latest when its call is deleted."""
+
+    def __init__(self, memory: AnswerMemory, num_bytes: int) -> None:
+        self._memory = memory
+        self._num_bytes = num_bytes
+
+    def free(self) -> None:
+        num_bytes, self._num_bytes = self._num_bytes, 0
+        if num_bytes:
+            self._memory.give_back(num_bytes)
+
+    def __del__(self) -> None:
+        self.free()
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / MB:.0f} MB"

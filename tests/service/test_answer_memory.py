@@ -1,0 +1,234 @@
+"""The size of answers is known before the work, and all answers share a bounded memory."""
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.answer_memory import AnswerMemory, answer_size
+from service.call import Call
+from service.errors import Overloaded, RequestTooLarge
+from service.messages import (
+    EmbedImagesRequest,
+    EstimateMapsRequest,
+    SegmentClass,
+    SegmentImagesRequest,
+    VisualizeFeaturesRequest,
+)
+from tests.service.conftest import DIM, Encode, Serving, until
+
+SIZE = (150, 110)
+DOG, SKY = SegmentClass(name="dog"), SegmentClass(name="sky")
+MEDIA = {
+    "bytes": {"accept": "application/octet-stream"},
+    "png": {"accept": "image/png"},
+    "list": {"accept": "application/json"},
+    "base64": {"accept": "application/json", "encoding": "base64"},
+}
+
+
+def call(seconds: float = 20.0) -> Call:
+    return Call(request_id="test", deadline=time.monotonic() + seconds)
+
+
+@pytest.mark.parametrize("form", MEDIA)
+@pytest.mark.parametrize(
+    ("path", "request_type", "fields"),
+    [
+        ("segment", SegmentImagesRequest, {"classes": (DOG, SKY), "include_scores": True}),
+        ("features", VisualizeFeaturesRequest, {"kind": "colors"}),
+        ("features", VisualizeFeaturesRequest, {"kind": "component"}),
+        ("features", VisualizeFeaturesRequest, {"kind": "groups"}),
+        ("depth", EstimateMapsRequest, {"task": "depth"}),
+        ("normals", EstimateMapsRequest, {"task": "normals"}),
+        ("embed", EmbedImagesRequest, {"outputs": ("patches", "cls1")}),
+    ],
+)
+async def test_an_answer_is_no_larger_than_expected(
+    serving: Serving, encode_image: Encode, form: Any, path: str, request_type: Any, fields: Any
+) -> None:
+    if path == "embed" and form == "png":
+        pytest.skip("embeddings have no PNG")
+    image = encode_image(size=SIZE)
+    params = {k: v for k, v in fields.items() if k != "task"} | MEDIA[form]
+    headers = {"accept": params.pop("accept"), "content-type": "image/png"}
+    if "classes" in params:
+        params["classes"] = "dog,sky"
+    async with serving() as server:
+        async with httpx.AsyncClient(timeout=20) as client:
+            url = f"http://127.0.0.1:{server.ports['http']}/v1/images:{path}"
+            answer = await client.post(url, content=image, headers=headers, params=params)
+        assert answer.status_code == 200, answer.text
+    request = request_type(images=(image,), **fields)
+    size = answer_size(request, form, [SIZE[::-1]], [4], embed_dim=DIM)
+    assert len(answer.content) <= size.num_sent + 2000
+    if form in {"bytes", "base64"}:
+        assert len(answer.content) > 0.9 * size.num_sent
+
+
+@pytest.mark.parametrize(
+    ("limits", "accept", "is_served"),
+    [
+        ({}, "application/json", True),
+        ({"max_answer_bytes": 100_000}, "application/json", False),
+        ({"max_answer_bytes": 100_000}, "application/octet-stream", True),
+        ({"max_answer_memory_bytes": 100_000}, "application/octet-stream", False),
+    ],
+)
+async def test_an_answer_over_a_limit_is_refused_before_any_work(
+    serving: Serving,
+    encode_image: Encode,
+    runtime: Any,
+    limits: dict[str, int],
+    accept: str,
+    is_served: bool,
+) -> None:
+    headers = {"accept": accept, "content-type": "image/png"}
+    async with serving(**limits) as server, httpx.AsyncClient(timeout=20) as client:
+        before = runtime.num_images
+        url = f"http://127.0.0.1:{server.ports['http']}/v1/images:segment"
+        params = {"classes": "dog", "include_scores": "true"}
+        image = encode_image(size=SIZE)
+        answer = await client.post(url, content=image, headers=headers, params=params)
+        assert (answer.status_code == 200) is is_served
+        assert (runtime.num_images > before) is is_served
+        if not is_served:
+            assert answer.status_code == 413
+            assert answer.json()["error"]["code"] == "answer_too_large"
+        await until(lambda: server.plane.answer_memory.num_bytes == 0)
+
+
+async def test_an_answer_holds_its_memory_until_it_is_sent(
+    serving: Serving, encode_image: Encode
+) -> None:
+    image = encode_image(size=(1200, 1200))
+    head = (
+        "POST /v1/images:segment?classes=dog&include_scores=true HTTP/1.1\r\nHost: x\r\n"
+        f"Accept: application/octet-stream\r\nContent-Type: image/png\r\n"
+        f"Content-Length: {len(image)}\r\n\r\n"
+    )
+    async with serving() as server:
+        memory = server.plane.answer_memory
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", server.ports["http"], limit=4096
+        )
+        writer.write(head.encode() + image)
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert memory.num_bytes == 7 * 1200 * 1200
+        async with asyncio.timeout(20):
+            left = 6 * 1200 * 1200
+            while left > 0:
+                left -= len(await reader.read(65536))
+        await until(lambda: memory.num_bytes == 0)
+        writer.close()
+
+
+async def test_memory_is_given_in_order_and_a_request_that_waits_too_long_is_refused() -> None:
+    memory = AnswerMemory(100, 100)
+    first, second, small, late = call(), call(), call(), call(0.05)
+    await memory.hold(60, first)
+    order: list[str] = []
+
+    async def wait(name: str, num_bytes: int, waiting: Call) -> None:
+        await memory.hold(num_bytes, waiting)
+        order.append(name)
+
+    tasks = [
+        asyncio.ensure_future(wait("second", 60, second)),
+        asyncio.ensure_future(wait("small", 10, small)),  # it would fit, but it came later
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded) as caught:
+        await memory.hold(10, late)
+    assert caught.value.code == "answer_memory_full"
+    assert order == []
+    first.free_memory()
+    first.free_memory()
+    await asyncio.gather(*tasks)
+    assert order == ["second", "small"]
+    assert memory.num_bytes == 70
+    second.free_memory()
+    del small, tasks
+    await until(lambda: memory.num_bytes == 0)  # a call that is deleted frees its memory
+
+
+async def test_a_caller_that_leaves_the_queue_holds_nothing() -> None:
+    memory = AnswerMemory(100, 100)
+    first, last = call(), call()
+    await memory.hold(100, first)
+    leaving = asyncio.ensure_future(memory.hold(100, call()))
+    waiting = asyncio.ensure_future(memory.hold(100, last))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    first.free_memory()
+    await waiting
+    assert memory.num_bytes == 100
+    # Admitted, and cancelled before it has noticed.
+    leaving = asyncio.ensure_future(memory.hold(100, call()))
+    await asyncio.sleep(0)
+    last.free_memory()
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert memory.num_bytes == 0
+
+
+def large_png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("1", (6324, 6324)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        ("features", "application/json"),
+        ("features", "application/x-npy"),
+        ("features", "image/png"),
+        ("segment?classes=dog&include_scores=true", "application/octet-stream"),
+        ("segment?classes=dog&include_scores=true", "application/json"),
+    ],
+)
+async def test_five_kilobytes_do_not_make_an_answer_of_hundreds_of_megabytes(
+    serving: Serving, path: str, accept: str
+) -> None:
+    image = large_png()
+    assert len(image) < 8000
+    async with serving() as server, httpx.AsyncClient(timeout=60) as client:
+        url = f"http://127.0.0.1:{server.ports['http']}/v1/images:{path}"
+        headers = {"accept": accept, "content-type": "image/png"}
+        answer = await client.post(url, content=image, headers=headers)
+    assert answer.status_code == 413
+    error = json.loads(answer.content)["error"]
+    assert error["code"] == "answer_too_large"
+    assert "size model" in error["message"]
+
+
+def test_the_largest_answers_are_bounded_for_any_number_of_images() -> None:
+    request = SegmentImagesRequest(images=(b"",) * 32, classes=(DOG,))
+    sizes_hw = [(6324, 6324)] * 32
+    size = answer_size(request, "bytes", sizes_hw, [1024] * 32, embed_dim=768)
+    assert size.num_sent == 32 * 2 * 6324**2
+    with pytest.raises(RequestTooLarge):
+        AnswerMemory(10**8, 10**8).check(size)
+
+
+def test_every_form_has_a_size() -> None:
+    made: Callable[..., Any] = EmbedImagesRequest
+    request = made(images=(b"",), outputs=("patches",), vector_type="int8")
+    sent = {
+        form: answer_size(request, form, [(448, 448)], [1024], embed_dim=100).num_sent
+        for form in ("bytes", "list", "base64", "protobuf")
+    }
+    assert sent["bytes"] == sent["protobuf"] == 102_400
+    assert sent["bytes"] < sent["base64"] < sent["list"]
+    assert np.isfinite(list(sent.values())).all()

@@ -6,15 +6,14 @@ exactly once: the file of a part is named by the part's number and appears by a 
 that Ray repeats, or a job that is run again, writes the same file or finds it.
 """
 
-import json
 import logging
+import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -40,17 +39,6 @@ from service.validation import check_resolution
 USER_ERRORS: Final = {kind.__name__ for kind in (EngineError, InputError, JobError)}
 RAISED: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*(\w+): (.+)$", re.MULTILINE)
 KINDS: Final = ("Error", "Exception", "Interrupt")
-ITEM_SCHEMA: Final = pa.schema(
-    [
-        ("key", pa.string()),
-        ("source", pa.string()),
-        ("pixels", pa.large_binary()),
-        ("shape", pa.list_(pa.int32())),
-        ("size_hw", pa.list_(pa.int32())),
-        ("problem", pa.string()),
-        ("code", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +81,8 @@ def run_on_ray(
     parts = missing_parts(job, folder)
     _start(options)
     try:
-        rows = [{"part": json.dumps(asdict(part))} for part in parts]
+        # Only Ray's own processes read these pickles.
+        rows = [{"part": pickle.dumps(part)} for part in parts]
         settings = settings_for(flags)
         rule = _size_rule(open_manifest(settings), job.options.request)
         read = PartReader(_preparer(settings), rule, job.options.columns)
@@ -158,10 +147,10 @@ class PartReader:
         self._columns = columns
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Read a part; returns its description and its images as Arrow."""
-        items = read_part(_part(row["part"]), self._columns)
-        prepared = (_prepare(item, self._preparer, self._rule) for item in items)
-        return {"part": row["part"], "items": _pack(prepared)}
+        """Read a part; returns its description and its images."""
+        items = read_part(pickle.loads(row["part"]), self._columns)
+        prepared = [_prepare(item, self._preparer, self._rule) for item in items]
+        return {"part": row["part"], "items": pickle.dumps(prepared)}
 
 
 class PartWriter:
@@ -177,16 +166,11 @@ class PartWriter:
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
         """Write a part; returns the numbers of its rows and skipped images."""
-        part = _part(batch["part"][0].as_py())
-        items = _unpack(batch["items"][0].as_py())
+        part: Part = pickle.loads(batch["part"][0].as_py())
+        items: list[InputImage] = pickle.loads(batch["items"][0].as_py())
         outcomes = embed_images(self._engine, items, self._request)
         num_rows, num_bad = self._folder.write_part(part.number, outcomes, self._schema)
         return {"num_rows": [num_rows], "num_bad": [num_bad]}
-
-
-def _part(text: str) -> Part:
-    fields = json.loads(str(text))
-    return Part(**{**fields, "paths": tuple(fields["paths"])})
 
 
 def _preparer(settings: Settings) -> ImagePreparer:
@@ -215,46 +199,3 @@ def _prepare(item: InputImage, preparer: ImagePreparer, rule: SizeRule) -> Input
         problem = error.message.removeprefix("images: ")
         return replace(item, data=None, problem=problem, code=error.code)
     return replace(item, data=pixels_HW3, size_hw=size_hw)
-
-
-def _pack(items: Any) -> bytes:
-    rows = []
-    for item in items:
-        pixels = item.data if isinstance(item.data, np.ndarray) else None
-        rows.append(
-            {
-                "key": item.key,
-                "source": item.source,
-                "pixels": None if pixels is None else pixels.tobytes(),
-                "shape": None if pixels is None else pixels.shape,
-                "size_hw": item.size_hw,
-                "problem": item.problem,
-                "code": item.code,
-            }
-        )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, ITEM_SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=ITEM_SCHEMA))
-    return bytes(sink.getvalue())
-
-
-def _unpack(data: bytes) -> list[InputImage]:
-    with pa.ipc.open_stream(data) as reader:
-        rows = reader.read_all().to_pylist()
-    return [
-        InputImage(
-            key=row["key"],
-            source=row["source"],
-            data=_pixels(row),
-            problem=row["problem"],
-            code=row["code"],
-            size_hw=tuple(row["size_hw"]) if row["size_hw"] else None,
-        )
-        for row in rows
-    ]
-
-
-def _pixels(row: Mapping[str, Any]) -> Any:
-    if row["pixels"] is None:
-        return None
-    return np.frombuffer(row["pixels"], np.uint8).reshape(row["shape"])

@@ -39,7 +39,7 @@ async def wait_all(awaitables: Iterable[Awaitable[T]]) -> list[T]:
     try:
         return await asyncio.gather(*futures)
     except BaseException:
-        _cancel(futures)
+        cancel_all(futures)
         raise
     finally:
         del futures  # A failed future and the frames of its error would form a cycle.
@@ -51,13 +51,14 @@ async def wait_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
     try:
         return await asyncio.gather(*futures)
     except BaseException:
-        _cancel(futures)
+        cancel_all(futures)
         raise
     finally:
         del futures  # See above.
 
 
-def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
+def cancel_all(futures: Iterable[asyncio.Future[Any] | Future[Any]]) -> None:
+    """Cancel all. A loop in the caller would keep its last future in the caller's frame."""
     for future in futures:
         future.cancel()
 

@@ -16,7 +16,7 @@ from service.lanes.work import Completed, Kind, Outputs, record_batches
 from service.messages import MaybeImage
 from service.models.admission import Ticket
 from service.models.served_model import ServedModel
-from service.waiting import ThreadResult
+from service.waiting import ThreadResult, cancel_all
 
 # From the heights and widths of images and their patches to the memory for the answer, in bytes.
 SizeCheck = Callable[[Sequence[tuple[int, int]], Sequence[int]], int]
@@ -139,8 +139,7 @@ class ImagePipeline:
             # In this order, because the pool sets `futures` first and then reads `is_cancelled`.
             run.is_cancelled = True
             _count_failure(run, started, error)
-            for future in run.futures:
-                future.cancel()
+            cancel_all(run.futures)
             raise
         finally:
             # A failed future leads to this frame by its traceback. Without the cycle the images are

@@ -322,9 +322,11 @@ class TextEncoder:
             raise blank_text(prompts.missing[error.prompt]) from error
         finally:
             self._cache.leave(waiter)
+            completed, embeddings = waiter.completed, waiter.embeddings
+            del waiter, begun  # A failed waiter and the frames of its error would form a cycle.
         waited_s = call.clock() - joined
-        record_batches([_as_waited(done, waited_s) for done in waiter.completed], call)
-        return {**prompts.cached, **waiter.embeddings}
+        record_batches([_as_waited(done, waited_s) for done in completed], call)
+        return {**prompts.cached, **embeddings}
 
     def _begin(self, computations: Sequence[InFlight], pool: Executor, call: Call) -> None:
         """Start in the pool, so that a cancelled request does not end what others wait for."""

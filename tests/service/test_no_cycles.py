@@ -15,7 +15,7 @@ import pytest
 
 from service.server import Server
 from tests.service.callers import ask_grpc, ask_rest, ask_stream, http_client
-from tests.service.conftest import Encode, Serving
+from tests.service.conftest import Encode, FakeRuntime, Serving
 
 Send = Callable[[Server, bytes], Awaitable[None]]
 TIMES = 5
@@ -59,12 +59,13 @@ async def over_grpc(server: Server, image: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("send", [over_rest, over_grpc], ids=["rest", "grpc"])
-@pytest.mark.parametrize("is_readable", [True, False])
+@pytest.mark.parametrize("case", ["good", "not an image", "failing batch"])
 async def test_a_request_leaves_no_cycle(
-    serving: Serving, encode_image: Encode, send: Send, is_readable: bool
+    serving: Serving, encode_image: Encode, runtime: FakeRuntime, send: Send, case: str
 ) -> None:
-    image = encode_image() if is_readable else b"not an image"
+    image = b"not an image" if case == "not an image" else encode_image()
     async with serving() as server:
+        runtime.fault = "raise" if case == "failing batch" else ""
         await send(server, image)
         await asyncio.sleep(0.1)
         with left_to_the_collector() as found:

@@ -100,7 +100,6 @@ def test_a_lane_works_after_any_failed_call(gpu: "StandInGpu") -> None:
         assert_near(lane.encode_images(images(2, 28, 28)), before, atol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -190,9 +190,9 @@ class Service:
                 return _from_status(error)
         if not answer.HasField("error"):
             return Answer("OK", _arrays(getattr(answer, asked)))
-        told = answer.error
-        status = {code.value[0]: code.name for code in grpc.StatusCode}[told.code]
-        return Answer(status, {}, told.reason, told.field or None, told.message)
+        failed = answer.error
+        status = {code.value[0]: code.name for code in grpc.StatusCode}[failed.code]
+        return Answer(status, {}, failed.reason, failed.field or None, failed.message)
 
     def metrics(self) -> str:
         """Return all metrics, parsed as Prometheus does."""

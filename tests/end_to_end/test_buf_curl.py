@@ -2,29 +2,22 @@
 
 import base64
 import json
-import os
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
+from tests.tools import find_tool
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Service
 
 LIMIT_S = 60
-BUF = Path(__file__).resolve().parents[2] / ".tools" / "node_modules" / ".bin" / "buf"
 
 
 def buf_curl(service: "Service", method: str, *options: str, **fields: Any) -> str:
     """Output of one call or of `--list-services`."""
-    if not BUF.exists():
-        if os.environ.get("CI"):
-            pytest.fail("buf is missing: run scripts/install_tools.sh")
-        pytest.skip("buf is missing: run scripts/install_tools.sh")
     url = f"http://127.0.0.1:{service.ports['grpc']}/{method}".rstrip("/")
-    command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *options]
+    command = [find_tool("buf"), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *options]
     body = ["-d", json.dumps(fields)] if method else []
     done = subprocess.run(
         [*command, *body, url], capture_output=True, text=True, timeout=LIMIT_S, check=False
@@ -58,20 +51,11 @@ def test_embeddings_by_the_open_inference_protocol(
 ) -> None:
     model = json.loads(buf_curl(service, "tipserve.v1.EncoderService/GetModel"))["model"]
     image = base64.b64encode(photo()).decode()
-    answer = json.loads(
-        buf_curl(
-            service,
-            "inference.GRPCInferenceService/ModelInfer",
-            model_name=model["name"],
-            inputs=[
-                {
-                    "name": "image",
-                    "datatype": "BYTES",
-                    "shape": [1],
-                    "contents": {"bytes_contents": [image]},
-                }
-            ],
-            outputs=[{"name": "cls1"}],
-        )
-    )
+    head = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    fields = {
+        "model_name": model["name"],
+        "inputs": [head | {"contents": {"bytes_contents": [image]}}],
+        "outputs": [{"name": "cls1"}],
+    }
+    answer = json.loads(buf_curl(service, "inference.GRPCInferenceService/ModelInfer", **fields))
     assert [int(side) for side in answer["outputs"][0]["shape"]] == [1, model["embedDim"]]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from model.package import ModelPackage
+from service.settings import describe_settings, load_settings
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Program
@@ -24,20 +25,6 @@ VERTEX = {
     "AIP_HEALTH_ROUTE": HEALTH,
     "AIP_PREDICT_ROUTE": HEALTH + ":predict",
 }
-
-
-def shown(*arguments: str, **environment: str) -> dict[str, Any]:
-    """Settings of the program, by `--show-config`."""
-    command = [sys.executable, "-m", "service", *arguments, "--show-config"]
-    told = subprocess.run(
-        [*command, "--config-format=json"],
-        capture_output=True,
-        env=environment,
-        timeout=LIMIT_S,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(told.stdout)
-    return found
 
 
 def test_vertex_ai(
@@ -66,7 +53,11 @@ def test_vertex_ai(
         assert program.end() == 0
 
 
-def test_vertex_ai_names_the_port_and_ours_count_more() -> None:
+def test_vertex_ai_names_the_port_and_our_own_settings_win() -> None:
+    def shown(*arguments: str, **environment: str) -> Any:
+        loaded = load_settings([*arguments, "--config-format=json"], environment)
+        return json.loads(describe_settings(loaded, arguments, environment))
+
     http = shown(**{**VERTEX, "AIP_HTTP_PORT": "8080"})
     assert http["http_port"] == {"value": 8080, "source": "variable AIP_HTTP_PORT"}
     assert http["predict_route"]["value"] == HEALTH + ":predict"
@@ -81,10 +72,10 @@ def test_sagemaker(
 ) -> None:
     command = [sys.executable, "-m", "service", "serve", "--show-config"]
     environment = {"TIPSERVE_HTTP_PORT": "8080", "TIPSERVE_MODEL": "/opt/ml/model"}
-    told = subprocess.run(
+    shown = subprocess.run(
         command, capture_output=True, env=environment, timeout=LIMIT_S, check=True, text=True
     )
-    assert "http_port = 8080  (variable TIPSERVE_HTTP_PORT)" in told.stdout
+    assert "http_port = 8080  (variable TIPSERVE_HTTP_PORT)" in shown.stdout
     program = run_program(f"--model={tiny_package.path}")
     try:
         url = f"http://127.0.0.1:{program.wait_for('ready')['http']}"

@@ -30,7 +30,7 @@ def image() -> bytes:
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-async def test_a_runtime_that_dies_is_loaded_anew_and_computes_the_same(
+async def test_a_runtime_that_dies_is_reloaded_and_computes_the_same(
     runtime: str, image: bytes
 ) -> None:
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}

@@ -78,7 +78,7 @@ def test_dialects_that_go_by_extra_body(service: "Service", photo: Photo, kind: 
     for options, places in (
         ({"input": items}, [0, 1, 1]),
         ({"input": [uri], "extra_body": {"modality": "image"}}, [1]),
-        ({"input": ["a dog"], "extra_body": {"modality": "text"}, "user": "somebody"}, [0]),
+        ({"input": ["a dog"], "extra_body": {"modality": "text"}, "user": "me"}, [0]),
     ):
         answer = ask(service, kind, "embeddings.create", model="tiny", **options)
         np.testing.assert_array_equal(rows(answer), expected[places])
@@ -109,17 +109,12 @@ def test_models_are_listed_and_found(service: "Service", kind: str) -> None:
 
 
 @BOTH
-def test_errors_are_the_clients_exceptions(service: "Service", photo: Photo, kind: str) -> None:
-    broken = data_uri(b"no image")
-    cases: list[tuple[dict[str, Any], Any, str | None, str]] = [
-        (
-            {"input": ["a dog", broken]},
-            openai.UnprocessableEntityError,
-            "invalid_image",
-            "input[1]",
-        ),
-        ({"input": [[1, 2]]}, openai.UnprocessableEntityError, "invalid_field", "input"),
-        ({"input": "a", "dimensions": 33}, openai.UnprocessableEntityError, None, "dimensions"),
+def test_errors_are_the_clients_exceptions(service: "Service", kind: str) -> None:
+    wrong = openai.UnprocessableEntityError
+    cases: list[tuple[dict[str, Any], Any, str, str]] = [
+        ({"input": ["a dog", data_uri(b"no image")]}, wrong, "invalid_image", "input[1]"),
+        ({"input": [[1, 2]]}, wrong, "invalid_field", "input"),
+        ({"input": "a", "dimensions": 33}, wrong, "invalid_field", "dimensions"),
         ({"input": "a", "model": "other"}, openai.NotFoundError, "model_not_found", "model"),
         ({"input": ["a"] * 1025}, openai.APIStatusError, "too_many_items", "input"),
     ]
@@ -127,7 +122,7 @@ def test_errors_are_the_clients_exceptions(service: "Service", photo: Photo, kin
         with pytest.raises(error) as caught:
             ask(service, kind, "embeddings.create", **{"model": "tiny", **options})
         found: Any = caught.value
-        assert (found.code, found.param) == (code or "invalid_field", param)
+        assert (found.code, found.param) == (code, param)
         assert found.request_id
     assert len(ask(service, kind, "embeddings.create", model="tiny", input="a dog").data) == 1
 

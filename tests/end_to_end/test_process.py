@@ -1,8 +1,8 @@
 """The program's lifecycle: start, settings, ports, signals, exit status, imports."""
 
 import json
+import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,40 +30,7 @@ RunService = Callable[..., Any]
 LIMIT_S = 60.0
 
 
-def run_to_the_end(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "service", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-
-
-def test_sigterm_finishes_what_was_accepted_and_exits_0(
-    run_service: RunService, photo: Callable[..., bytes]
-) -> None:
-    images = [photo(seed, (200, 200)) for seed in range(16)]
-    fields = {"images": images, "outputs": ["cls1"], "resolution": 224}
-    with run_service("--lanes=1") as service, ThreadPoolExecutor(12) as callers:
-        asks = [service.over_rest, service.over_grpc] * 6
-        waiting = [callers.submit(ask, "embed_images", fields) for ask in asks]
-        while service.metric("tipserve_inflight") < 1:
-            pass
-        service.program.process.send_signal(signal.SIGTERM)
-        assert service.program.process.wait(LIMIT_S) == 0
-        statuses = []
-        for future in waiting:
-            try:
-                statuses.append(future.result(LIMIT_S).status)
-            except httpx.ConnectError:
-                statuses.append("refused")
-    assert {"200", "OK"} & set(statuses)
-    assert set(statuses) <= {"200", "OK", "503", "UNAVAILABLE", "refused"}
-
-
-def test_sigint_ends_it_as_well(run_service: RunService) -> None:
-    with run_service() as service:
-        service.program.process.send_signal(signal.SIGINT)
-        assert service.program.process.wait(LIMIT_S) == 0
-
-
-def test_ports_are_written_and_health_and_reflection_are_served(
+def test_it_writes_its_ports_serves_without_torch_and_ends_at_sigint(
     run_service: RunService, tmp_path: Path
 ) -> None:
     with run_service(f"--ports-file={tmp_path / 'ports.json'}") as service:
@@ -78,13 +45,11 @@ def test_ports_are_written_and_health_and_reflection_are_served(
                 assert stub.Check(request, timeout=LIMIT_S).status == 1
             names = ProtoReflectionDescriptorDatabase(channel).get_services()
             assert "tipserve.v1.EncoderService" in names
-
-
-def test_the_serving_process_has_no_torch(run_service: RunService) -> None:
-    with run_service() as service:
         maps = Path(f"/proc/{service.program.process.pid}/maps").read_text()
         assert "openvino" in maps
         assert "torch" not in maps
+        service.program.process.send_signal(signal.SIGINT)
+        assert service.program.process.wait(LIMIT_S) == 0
 
 
 def test_every_metric_of_the_contract_is_exported(
@@ -125,36 +90,32 @@ def test_every_metric_of_the_contract_is_exported(
         assert name in text, name
 
 
+NO_MODEL = ["--model=no/such/folder", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "status", "words"),
+    ("arguments", "environment", "status", "words"),
     [
-        (["--htp-port=1"], 2, "--htp-port"),
-        (["--http-port=x"], 2, "http_port"),
-        (["--max-queue-patches=1"], 2, "max_batch_patches"),
-        (
-            ["--model=no/such/folder", "--http-port=0", "--grpc-port=0", "--metrics-port=0"],
-            1,
-            "no folder",
-        ),
+        (["--htp-port=1"], {}, 2, "--htp-port"),
+        (["--max-queue-patches=1"], {}, 2, "max_batch_patches"),
+        (NO_MODEL, {}, 1, "no folder"),
+        ([], {"TIPSERVE_HTP_PORT": "1"}, 2, "TIPSERVE_HTP_PORT"),
     ],
 )
-def test_a_start_that_cannot_be_says_why(arguments: list[str], status: int, words: str) -> None:
-    result = run_to_the_end(*arguments)
+def test_a_wrong_setting_stops_the_start_and_is_named(
+    arguments: list[str], environment: dict[str, str], status: int, words: str
+) -> None:
+    command = [sys.executable, "-m", "service", *arguments]
+    result = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
     assert result.returncode == status
     assert words in result.stderr
-
-
-def test_an_unknown_variable_stops_the_start(run_program: "type[Program]") -> None:
-    program = run_program(environment={"TIPSERVE_HTP_PORT": "1"})
-    assert program.process.wait(LIMIT_S) == 2
-    program.end()
-    assert "TIPSERVE_HTP_PORT" in "".join(program.log)
-
-
-def test_the_configuration_can_be_shown() -> None:
-    result = run_to_the_end("--show-config", "--lanes=3")
-    assert result.returncode == 0
-    assert "lanes = 3  (flag --lanes)" in result.stdout
 
 
 def test_a_package_that_was_changed_is_not_served(
@@ -167,17 +128,6 @@ def test_a_package_that_was_changed_is_not_served(
     assert program.process.wait(LIMIT_S) == 1
     program.end()
     assert "SHA-256" in "".join(program.log)
-
-
-def test_a_grpc_port_that_is_taken_stops_the_start(
-    run_program: "type[Program]", tiny_package: ModelPackage
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        program = run_program(f"--model={tiny_package.path}", f"--grpc-port={port}")
-        assert program.process.wait(LIMIT_S) == 1
-    program.end()
-    assert str(port) in "".join(program.log)
 
 
 def test_callers_side_by_side_get_their_own_answers(service: "Service") -> None:

@@ -23,10 +23,9 @@ PART_ITEMS = 3
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra bulk"),
-]
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs the extra bulk"
+)
 
 
 def end_session(session: int) -> None:

@@ -14,7 +14,6 @@ from tests.tools import find_tool
 ROUNDS = 10
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_rounds_of_rolling_restarts_fail_nothing() -> None:
     # Connections also reach their maximum age here, which must not fail requests either.
@@ -30,9 +29,8 @@ def test_ten_rounds_of_rolling_restarts_fail_nothing() -> None:
     assert min(outcome.answered.values()) > 10 * ROUNDS
 
 
-@pytest.mark.slow
-def test_checks_alone_turn_callers_away_within_the_drain_delay() -> None:
-    """Without notice to the proxy, as on plain machines."""
+def test_health_checks_alone_divert_requests_within_the_drain_delay() -> None:
+    # As on plain machines, where the proxy is not notified.
     unannounced = Deletion(pre_stop_s=0.0, notice_s=None)
     flags = ("--drain-delay-s=2",)
     outcome = roll(
@@ -43,7 +41,6 @@ def test_checks_alone_turn_callers_away_within_the_drain_delay() -> None:
     assert outcome.num_repeated == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "status", "protocols"),
     [

@@ -49,7 +49,7 @@ def test_sigterm_under_load_fails_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once(run_program: Any, number: signal.Signals) -> None:
+def test_a_second_signal_ends_the_program_at_once(run_program: Any, number: signal.Signals) -> None:
     program = run_program("--lanes=1", "--drain-delay-s=1000")
     try:
         program.wait_for("ready")
@@ -103,7 +103,7 @@ def resident_bytes(service: "Service") -> float:
     return float(service.metric("process_resident_memory_bytes"))
 
 
-def test_memory_goes_back_after_swaps(run_service: RunService, tmp_path: Path) -> None:
+def test_memory_is_freed_after_swaps(run_service: RunService, tmp_path: Path) -> None:
     for name in ("bundled", "again"):
         copytree(BUNDLED_FOLDER, tmp_path / name)
     flags = ("--lanes=1", "--enable-management", f"--model-repository={tmp_path}")
@@ -122,28 +122,22 @@ def test_memory_goes_back_after_swaps(run_service: RunService, tmp_path: Path) -
     assert len(unloaded) >= 7, "or there was nothing to give back"
 
 
-def test_several_models_answer_side_by_side_and_a_name_is_served_once(
+def test_several_models_are_served_and_each_name_once(
     run_program: Any, repository: Path, tiny_package: ModelPackage
 ) -> None:
     program = run_program(f"--model=bundled,{repository / 'tiny'}", "--lanes=1")
     try:
         ready = program.wait_for("ready")
         url = f"http://127.0.0.1:{ready['http']}/v1/texts:embed"
-        widths = {
-            model: httpx.post(
-                url, json={"texts": ["dog"], **model_field(model)}, timeout=LIMIT_S
-            ).json()["model"]
-            for model in (None, "tiny")
-        }
+        models = [
+            httpx.post(url, json={"texts": ["dog"]} | field, timeout=LIMIT_S).json()["model"]
+            for field in ({}, {"model": "tiny"})
+        ]
     finally:
         assert program.end() == 0
-    assert ready["models"] == [widths[None], "tiny"]
-    assert widths["tiny"] == "tiny"
+    assert ready["models"] == models
+    assert models[1] == "tiny"
     twice = run_program(f"--model={repository / 'tiny'},{repository / 'again'}", "--lanes=1")
     assert twice.process.wait(LIMIT_S) == 1
     twice.end()
     assert "would both be served as 'tiny'" in "".join(twice.log)
-
-
-def model_field(name: str | None) -> dict[str, str]:
-    return {"model": name} if name else {}

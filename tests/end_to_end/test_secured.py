@@ -72,7 +72,7 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-def test_both_protocols_ask_for_all_of_it_and_follow_renewals(
+def test_both_protocols_require_keys_and_certificates_and_follow_renewals(
     run_service: RunService, site: Site
 ) -> None:
     with run_service(*site.arguments()) as service:
@@ -95,7 +95,7 @@ def test_both_protocols_ask_for_all_of_it_and_follow_renewals(
     assert not [line for line in service.program.log if OLD_KEY in line or NEW_KEY in line]
 
 
-def test_silence_and_a_reader_who_does_not_read_are_ended_under_tls_too(
+def test_silent_clients_and_clients_that_do_not_read_are_dropped_under_tls_too(
     run_service: RunService, site: Site
 ) -> None:
     context = site.context()

@@ -8,7 +8,7 @@ test_server.py, unless another file is named).
 | --- | --- | --- |
 | A slow head gets 408, an endless one 431. | `on_message_begin`, `on_headers_complete` and `transport` of uvicorn's `HttpToolsProtocol` | test_a_slow_head_is_refused |
 | Trailers are dropped, endless ones end the connection. | its `on_header` | test_endless_trailers_end_the_connection |
-| Malformed HTTP gets our error body. | its `data_received`, `send_400_response` and `parser` | test_malformed_http_is_refused_in_our_error_body |
+| Malformed HTTP gets our error body. | its `data_received`, `send_400_response` and `parser` | test_a_malformed_request_is_refused_in_our_error_body |
 | A request for another protocol (h2c, WebSocket) is answered as HTTP/1.1. | its `parser`, `headers` and `url` | test_an_upgrade_request_is_answered_as_plain_http |
 | A client that reads too slowly is dropped, and its megabytes are freed. | TIOCOUTQ, SO_LINGER (Linux, TCP) | test_an_unread_answer_is_dropped |
 | A client that leaves cancels its running request, also with more requests sent after it. | its `cycle` | test_a_client_that_leaves_with_more_requests_sent_is_noticed |

@@ -164,9 +164,7 @@ class Service:
         """Send an RPC with the generated stub."""
         _, rpc, request_type = ROUTES[method]
         request = _to_protobuf(request_type, fields)
-        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        address = f"127.0.0.1:{self.ports['grpc']}"
-        with grpc.insecure_channel(address, options=options) as channel:
+        with self._channel() as channel:
             try:
                 answer = getattr(EncoderServiceStub(channel), rpc)(request, timeout=LIMIT_S)
             except grpc.RpcError as error:
@@ -180,9 +178,7 @@ class Service:
         asked = re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()
         first = stream_pb2.StreamRequest(embed_texts=embed_pb2.EmbedTextsRequest(texts=["dog"]))
         second = stream_pb2.StreamRequest(**{asked: _to_protobuf(request_type, fields)})
-        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        address = f"127.0.0.1:{self.ports['grpc']}"
-        with grpc.insecure_channel(address, options=options) as channel:
+        with self._channel() as channel:
             try:
                 stream = EncoderServiceStub(channel).Stream(iter([first, second]), timeout=LIMIT_S)
                 _, answer = stream
@@ -193,6 +189,10 @@ class Service:
         failed = answer.error
         status = {code.value[0]: code.name for code in grpc.StatusCode}[failed.code]
         return Answer(status, {}, failed.reason, failed.field or None, failed.message)
+
+    def _channel(self) -> grpc.Channel:
+        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        return grpc.insecure_channel(f"127.0.0.1:{self.ports['grpc']}", options=options)
 
     def metrics(self) -> str:
         """Return all metrics, parsed as Prometheus does."""

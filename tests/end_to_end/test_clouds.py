@@ -87,8 +87,5 @@ def test_sagemaker(
         headers = {**jpeg, **named, "Accept": "image/png"}
         mask = httpx.post(f"{url}/invocations", content=photo(1), headers=headers, timeout=LIMIT_S)
         assert mask.content.startswith(b"\x89PNG")
-        body = {"input": ["a dog"], "encoding_format": "base64"}
-        vectors = httpx.post(f"{url}/invocations", json=body, timeout=LIMIT_S)
-        assert len(base64.b64decode(vectors.json()["data"][0]["embedding"])) == 4 * 32
     finally:
         assert program.end() == 0

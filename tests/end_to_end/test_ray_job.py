@@ -81,14 +81,14 @@ def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
 def kill_after_the_first_part(process: "subprocess.Popen[str]") -> None:
     """Kill a job and its Ray once it logs a written part."""
     assert process.stderr is not None
-    said = []
+    log = []
     with process.stderr as lines:
         for line in lines:
-            said.append(line)
+            log.append(line)
             if line.startswith("part "):
                 break
         end_session(process.pid)
-        assert process.wait(LIMIT_S) == -signal.SIGKILL, "".join(said)
+        assert process.wait(LIMIT_S) == -signal.SIGKILL, "".join(log)
 
 
 def assert_equal(by_ray: pa.Table, without: pa.Table) -> None:
@@ -115,8 +115,8 @@ def test_a_killed_job_goes_on_to_the_rows_of_one_without_ray(
 
     for target in ([str(out), "--ray"], [str(here)]):
         process = start(*command, *target)
-        _, said = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 3, said
+        _, log = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 3, log
     assert_equal(pq.read_table(out), pq.read_table(here))
     errors = "".join(file.read_text("utf-8") for file in sorted((out / "_errors").iterdir()))
     assert errors == (tmp_path / "here.errors.jsonl").read_text(encoding="utf-8")

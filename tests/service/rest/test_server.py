@@ -65,21 +65,15 @@ async def test_an_upgrade_request_is_answered_as_plain_http(
     chunks = b"%x\r\n" % len(image) + image + b"\r\n0\r\n\r\n"
     chunked = wish % b"websocket" + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
     hidden = wish % b"h2c" + b"Content-Length: %d\r\n\r\n" % len(LIVE) + LIVE
-    sent = measured + LIVE + chunked + hidden + LIVE.replace(b"live", b"no")
+    closing = LIVE[:-2] + b"Upgrade: h2c\r\nConnection: close, Upgrade\r\n\r\n"
+    sent = measured + LIVE + chunked + hidden + LIVE.replace(b"live", b"no") + closing
     async with serving() as server, connected(server) as (reader, writer):
         for begin in range(0, len(sent), piece_bytes):
             writer.write(sent[begin : begin + piece_bytes])
             await writer.drain()
             await asyncio.sleep(0)
-        statuses = [(await read_answer(reader))[0] for _ in range(5)]
-    assert statuses == [200, 200, 200, 422, 404]
-
-
-async def test_a_tunnel_is_refused(serving: Serving) -> None:
-    async with serving() as server, connected(server) as (reader, writer):
-        writer.write(b"CONNECT other.example:443 HTTP/1.1\r\nHost: x\r\n\r\n")
-        status, _ = await read_answer(reader)
-    assert 400 <= status < 500
+        statuses = [(await read_answer(reader))[0] for _ in range(6)]
+    assert statuses == [200, 200, 200, 422, 404, 200]
 
 
 def sample(server: Server, name: str, **labels: str) -> float:
@@ -134,12 +128,29 @@ async def test_a_slow_head_is_refused(serving: Serving, before: bytes) -> None:
     assert code_of(answer) == "request_timeout"
 
 
-async def test_an_endless_head_is_refused(serving: Serving) -> None:
-    async with serving() as server, connected(server) as (reader, writer):
-        writer.write(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000)
+TUNNEL = b"CONNECT other.example:443 HTTP/1.1\r\nHost: x\r\n\r\n"
+ENDLESS_HEAD = b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000
+STOPPED_BODY = POST + b"Content-Length: 1000\r\n\r\nsome"
+
+
+@pytest.mark.parametrize(
+    ("sent", "settings", "status", "code"),
+    [
+        pytest.param(TUNNEL, {}, 400, "malformed_http", id="tunnel"),
+        pytest.param(ENDLESS_HEAD, {}, 431, "head_too_large", id="endless head"),
+        pytest.param(b"\x16\x03\x01 secret\r\n\r\n", {}, 400, "malformed_http", id="malformed"),
+        pytest.param(STOPPED_BODY, SMALL, 408, "request_timeout", id="stopped body"),
+    ],
+)
+async def test_a_malformed_request_is_refused_in_our_error_body(
+    serving: Serving, sent: bytes, settings: dict[str, Any], status: int, code: str
+) -> None:
+    async with serving(**settings) as server, connected(server) as (reader, writer):
+        writer.write(sent)
         answer = await read_all(reader)
-    assert answer.startswith(b"HTTP/1.1 431")
-    assert code_of(answer) == "head_too_large"
+        await until(lambda: server.protection.body_memory.num_bytes == 0)
+    assert answer.startswith(b"HTTP/1.1 %d" % status)
+    assert code_of(answer) == code
 
 
 @pytest.mark.parametrize("key", ["", "k" * 16])
@@ -172,30 +183,6 @@ async def test_the_requests_that_wait_on_a_connection_are_bounded(
             assert statuses == {200}
         else:
             assert (await read_all(reader)).count(b"HTTP/1.1 200") <= num_requests // 10
-
-
-async def test_an_upgrade_that_closes_the_connection_is_answered(serving: Serving) -> None:
-    head = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n"
-    async with serving() as server, connected(server) as (reader, writer):
-        writer.write(head + b"Connection: close, Upgrade\r\n\r\n")
-        assert (await read_answer(reader))[0] == 200
-
-
-async def test_malformed_http_is_refused_in_our_error_body(serving: Serving) -> None:
-    async with serving() as server, connected(server) as (reader, writer):
-        writer.write(b"\x16\x03\x01 secret of the client\r\n\r\n")
-        answer = await read_all(reader)
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert code_of(answer) == "malformed_http"
-
-
-async def test_a_body_that_stops_is_refused(serving: Serving) -> None:
-    async with serving(**SMALL) as server, connected(server) as (reader, writer):
-        writer.write(POST + b"Content-Length: 1000\r\n\r\nsome")
-        answer = await read_all(reader)
-        await until(lambda: server.protection.body_memory.num_bytes == 0)
-    assert answer.startswith(b"HTTP/1.1 408")
-    assert code_of(answer) == "request_timeout"
 
 
 async def test_a_connection_whose_body_is_refused_is_closed(serving: Serving) -> None:

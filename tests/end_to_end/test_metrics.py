@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 LIMIT_S = 60.0
 
 
-def test_promtool_finds_nothing_to_complain_of(
-    service: "Service", photo: Callable[..., bytes]
-) -> None:
+def test_promtool_reports_no_problem(service: "Service", photo: Callable[..., bytes]) -> None:
     command = [find_tool("promtool"), "check", "metrics"]
     fields = {"images": [photo()], "classes": ["dog"]}
     assert service.over_rest("segment_images", fields).status == "200"

@@ -58,7 +58,7 @@ def check_alike(shown: Any, given: Any) -> None:
 
 
 @pytest.mark.parametrize("former", FORMERS)
-def test_our_side_is_answered_as_shown(
+def test_our_requests_are_answered_as_shown(
     service: "Service",
     photo: Photo,
     page: str,

@@ -71,7 +71,7 @@ def test_texts_images_and_mixtures(service: "Service", photo: Photo, kind: str) 
 
 
 @BOTH
-def test_dialects_that_go_by_extra_body(service: "Service", photo: Photo, kind: str) -> None:
+def test_input_forms_in_extra_body(service: "Service", photo: Photo, kind: str) -> None:
     uri = data_uri(photo(1))
     items = [{"text": "a dog"}, {"image": uri}, {"type": "image_url", "image_url": {"url": uri}}]
     expected = native(service, ["a dog"], [photo(1)])

@@ -103,7 +103,7 @@ def assert_equal(by_ray: pa.Table, without: pa.Table) -> None:
         np.testing.assert_allclose(ours.to_numpy(), theirs.to_numpy(), atol=2e-6)
 
 
-def test_a_killed_job_goes_on_to_the_rows_of_one_without_ray(
+def test_a_killed_job_continues_to_the_rows_of_a_run_without_ray(
     start: Start, folder: Path, tmp_path: Path, tiny_package: ModelPackage
 ) -> None:
     command = ["embed", str(folder), f"--model={tiny_package.path}", "--runtime=onnx"]

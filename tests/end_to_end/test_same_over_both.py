@@ -196,7 +196,7 @@ def test_arrays_are_bit_equal(service: "Service", photo: Callable[..., bytes], r
 
 
 @pytest.mark.parametrize("row", BAD, ids=lambda row: row.name)
-def test_errors_are_equivalent_and_the_service_goes_on(
+def test_errors_are_equivalent_and_later_requests_succeed(
     service: "Service", photo: Callable[..., bytes], row: Bad
 ) -> None:
     fields = with_images(row.fields, photo)

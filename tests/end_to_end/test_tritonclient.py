@@ -175,7 +175,7 @@ def test_images_and_texts_with_every_option(service: "Service", photo: Photo, cl
 
 
 @EVERY_CLIENT
-def test_errors_say_what_is_wrong_and_the_service_goes_on(
+def test_errors_have_their_reason_and_later_requests_succeed(
     service: "Service", photo: Photo, client: str
 ) -> None:
     good = [tensor(client, "image", as_bytes(photo(1)))]
@@ -259,7 +259,7 @@ def test_load_and_unload(managed: "Service", photo: Photo, client: str) -> None:
         ask(managed, client, "load_model", "second", config="{}")
 
 
-def test_streams_answer_in_order_and_outlive_a_bad_item(service: "Service", photo: Photo) -> None:
+def test_streams_answer_in_order_also_after_a_bad_item(service: "Service", photo: Photo) -> None:
     good = [tensor("grpc", "image", as_bytes(photo(seed))) for seed in range(4)]
     bad = tensor("grpc", "image", as_bytes(b"no image"))
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
@@ -302,7 +302,9 @@ async def test_streams_of_the_aio_client(service: "Service", photo: Photo) -> No
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(items=st.lists(st.binary(max_size=80), min_size=1, max_size=3))
-def test_random_bytes_are_refused_by_both_alike(service: "Service", items: list[bytes]) -> None:
+def test_random_bytes_are_refused_with_the_same_message(
+    service: "Service", items: list[bytes]
+) -> None:
     messages = set()
     for client in ("http", "grpc"):
         with pytest.raises(InferenceServerException) as caught:

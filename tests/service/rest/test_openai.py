@@ -55,7 +55,7 @@ async def native(client: httpx.AsyncClient, *, images: list[bytes], texts: list[
     return np.array([*rows, *(item["embedding"] for item in words.json()["data"])])
 
 
-async def test_a_mixture_keeps_its_order_in_every_dialect(
+async def test_a_mixture_keeps_its_order_in_every_form(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     first, second = encode_image(seed=1), encode_image("JPEG", seed=2, size=(70, 50))

@@ -1,4 +1,4 @@
-"""Encoded images to upright 8-bit RGB, for serving, training and calibration alike.
+"""Encoded images to upright 8-bit RGB, for serving and training alike.
 
 Limits are checked on the header, before memory for pixels is allocated. Every exception of a
 decoder becomes an `ImageError`. Does not know models, requests or data sets.

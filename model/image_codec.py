@@ -51,6 +51,8 @@ MAX_READS: Final = 50_000
 MAX_TILE_PIXELS: Final = 1024 * 1024
 TILE_WIDTH_TAG: Final = 322
 TILE_HEIGHT_TAG: Final = 323
+# Pixels of an image that are converted at once.
+BAND_PIXELS: Final = 1024 * 1024
 # Each scan of a JPEG costs a pass over every pixel, and may have 30 bytes: without a bound a file
 # of 600 kB takes minutes within all other limits. Cameras and optimizers write about ten scans;
 # libtiff has the same bound of 100 for JPEG data in TIFF files.
@@ -203,21 +205,54 @@ def decode_image(
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to opaque RGB or L; transparent parts are laid on white."""
+    """Convert an image of any mode to opaque RGB or L; transparent parts are laid on white.
+
+    In bands of rows: an RGBA copy of 40 megapixels takes 160 MB, and its float64 samples 320 MB.
+    """
     if image.has_transparency_data:
-        layer = image.convert("LA") if image.mode == "La" else image
-        if layer.mode != "RGBA":  # converting RGBA to RGBA would copy it
-            layer = layer.convert("RGBA")
-        background = Image.new("RGB", layer.size, WHITE)
-        background.paste(layer, mask=layer)
-        return background
+        return _in_bands(image, "RGB", _on_white)
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in {"I", "F"}:
-        return Image.fromarray(_to_grey(np.asarray(image)))
+        return _in_bands(image, "L", lambda band: (np.asarray(band) >> 8).astype(np.uint8))
+    if image.mode == "I":
+        return _in_bands(image, "L", lambda band: _to_grey(np.asarray(band) / 257))
+    if image.mode == "F":
+        brightest = 0.0
+        for box in _bands(image):
+            samples_hW = np.asarray(image.crop(box))
+            brightest = max(brightest, float(np.nan_to_num(samples_hW).max(initial=0)))
+        factor = 255 if brightest <= 1 else 1
+        return _in_bands(image, "L", lambda band: _to_grey(np.asarray(band) * np.float64(factor)))
     if image.mode in {"RGB", "L"}:
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _in_bands(
+    image: Image.Image,
+    mode: str,
+    convert: Callable[[Image.Image], Image.Image | NDArray[np.uint8]],
+) -> Image.Image:
+    converted = Image.new(mode, image.size)
+    for box in _bands(image):
+        band = convert(image.crop(box))
+        converted.paste(band if isinstance(band, Image.Image) else Image.fromarray(band), box)
+    return converted
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of bands of whole rows, from the top."""
+    num_rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, num_rows):
+        yield 0, top, image.width, min(top + num_rows, image.height)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("LA") if image.mode == "La" else image
+    if layer.mode != "RGBA":  # converting RGBA to RGBA would copy it
+        layer = layer.convert("RGBA")
+    background = Image.new("RGB", layer.size, WHITE)
+    background.paste(layer, mask=layer)
+    return background
 
 
 def has_too_many_scans(data: bytes) -> bool:
@@ -327,12 +362,7 @@ def _has_one_scan(data: bytes) -> bool:
     return False
 
 
-def _to_grey(samples_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Convert 32-bit samples to 8 bits: integers as 16-bit, floats as [0, 1] or else [0, 255]."""
-    values_HW = np.nan_to_num(samples_HW.astype(np.float64))
-    if samples_HW.dtype.kind in "iu":
-        values_HW /= 257
-    elif values_HW.max(initial=0) <= 1:
-        values_HW *= 255
-    grey_HW: NDArray[np.uint8] = values_HW.clip(0, 255).astype(np.uint8)
+def _to_grey(values_HW: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Round values to 8 bits; NaN becomes black."""
+    grey_HW: NDArray[np.uint8] = np.nan_to_num(values_HW).clip(0, 255).astype(np.uint8)
     return grey_HW

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.winner_map import Labels, WinnerMap, find_winners
+from model.winner_map import Labels, WinnerMap, count_labels, find_winners
 
 # uint16 labels: one is for the background, and one may be for the threshold.
 MAX_CLASSES = np.iinfo(np.uint16).max - 1
@@ -168,7 +168,7 @@ def segment(
     labels_HW, counts = found.labels_HW, found.counts
     if threshold is not None and found.score_HW is not None:
         labels_HW[found.score_HW < np.float32(threshold)] = 0
-        counts = np.bincount(labels_HW.ravel(), minlength=len(counts))
+        counts = count_labels(labels_HW, len(counts))
     if len(counts) > num_classes + 1:
         labels_HW *= labels_HW <= num_classes
         counts[0] += counts[num_classes + 1 :].sum()
@@ -203,5 +203,5 @@ def compare_everywhere(
         found.labels_HW[part] = value_KHW.argmax(axis=0) + 1
         if found.score_HW is not None:
             found.score_HW[part] = value_KHW.max(axis=0)
-    found.counts[:] = np.bincount(found.labels_HW.ravel(), minlength=num_classes + 1)
+    found.counts[:] = count_labels(found.labels_HW, num_classes + 1)
     return found

@@ -20,6 +20,7 @@ Labels = NDArray[np.unsignedinteger]  # uint8 or uint16
 
 # Values in memory at a time, corners x classes or tiles x pixels: 4 MiB of float32.
 BAND_ELEMENTS: Final = 1024 * 1024
+COUNTED_AT_ONCE: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +52,16 @@ class WinnerMap:
         """Add to the number of pixels of each label."""
         sums = np.bincount(labels.ravel(), pixels.ravel(), len(self.counts))
         self.counts[:] += sums.astype(np.int64)
+
+
+def count_labels(labels_HW: Labels, num_labels: int) -> NDArray[np.int64]:
+    """Pixels of each label, in bands: NumPy counts a copy in 64 bits."""
+    flat = labels_HW.reshape(-1)
+    counts = np.zeros(num_labels, np.int64)
+    for begin in range(0, flat.size, COUNTED_AT_ONCE):
+        part = flat[begin : begin + COUNTED_AT_ONCE]
+        counts += np.bincount(part, minlength=num_labels)
+    return counts
 
 
 def find_winners(

@@ -10,7 +10,7 @@ import numpy as np
 
 from model.files import atomic_write
 from model.image_codec import ImageLimits, decode_image
-from model.winner_map import Labels
+from model.winner_map import Labels, count_labels
 from service.commands.program import (
     DONE,
     add_engine_options,
@@ -161,7 +161,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _describe(labels_HW: Labels, classes: Sequence[str]) -> None:
-    counts = np.bincount(labels_HW.reshape(-1), minlength=len(classes) + 1)
+    counts = count_labels(labels_HW, len(classes) + 1)
     for label, name in enumerate(("background", *classes)):
         colour = class_color(label) if label else "#000000"
         if label or counts[0]:

@@ -75,10 +75,12 @@ def segment_windows(
         if background.threshold is not None:
             labels_HW[score_HW < np.float32(background.threshold)] = 0
         found.labels_HW[band] = labels_HW
+        # Over the whole mask, NumPy would count a copy in 64 bits.
+        found.counts[:] += np.bincount(labels_HW.ravel(), minlength=len(found.counts))
         if found.score_HW is not None:
             found.score_HW[band] = score_HW
         yield
-    counts = np.bincount(found.labels_HW.ravel(), minlength=num_classes + 1)
+    counts = found.counts[: num_classes + 1]
     return Segmentation(
         labels_HW=found.labels_HW,
         scores_HW=found.score_HW,

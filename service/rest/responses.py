@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
 from model.image_codec import ImageLimits, decode_image
+from model.winner_map import count_labels
 from service.call import AnswerForm, current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, NotAcceptable
@@ -456,7 +457,7 @@ def _map_entry(name: str, array: NDArray[Any], encoding: Encoding) -> dict[str, 
 
 
 def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
-    shares = np.bincount(labels_HW.ravel())[1:] / labels_HW.size
+    shares = count_labels(labels_HW, int(labels_HW.max()) + 1)[1:] / labels_HW.size
     return [
         {"label": label, "color": class_color(label), "area_share": share}
         for label, share in enumerate(shares.tolist(), start=1)

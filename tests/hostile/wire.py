@@ -1,4 +1,4 @@
-"""Raw connections that send what no client library would: HTTP/1, HTTP/2 and gRPC frames."""
+"""Raw connections that send what no client library would: HTTP/1, HTTP/2 frames, slow clients."""
 
 import http.client
 import json
@@ -6,235 +6,73 @@ import random
 import select
 import socket
 import struct
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cache, partial
-from io import BytesIO
-from typing import Any, Final, Self
+from functools import partial
+from typing import Final
 
-import grpc
-import numpy as np
-from PIL import Image
+from tests.hostile.attack import Attack, Broken, Send, attacks
+from tests.hostile.images import any_whole, whole
 
-from service.grpc.generated import embed_pb2, encoder_service_pb2, image_pb2, segment_pb2
+Make = Callable[[random.Random], bytes]
+# Sends to a port within a limit in seconds, and returns a status.
+SendTo = Callable[[int, random.Random, float], str]
 
-# Images in six formats, whole at first and then damaged: cut, flipped, spliced, repeated.
-
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
-# Pillow's modes that the format can hold.
-MODES: Final = {
-    "JPEG": ("RGB", "L", "CMYK"),
-    "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"),
-    "WEBP": ("RGB", "RGBA"),
-    "GIF": ("P", "L"),
-    "TIFF": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "F", "CMYK", "YCbCr", "LAB"),
-    "BMP": ("RGB", "L", "P", "1"),
-}
-SAVE_OPTIONS: Final[dict[str, tuple[dict[str, object], ...]]] = {
-    "JPEG": ({}, {"progressive": True}, {"quality": 100, "subsampling": 0}),
-    "TIFF": tuple({"compression": c} for c in ("raw", "tiff_lzw", "tiff_deflate", "packbits")),
-    "WEBP": ({}, {"lossless": True}),
-}
-NUM_SEEDS: Final = 4
-Damage = Callable[[bytes, random.Random], bytes]
+# Right answers to a request that is not HTTP or breaks its rules; never 500.
+REFUSED: Final = frozenset({"400", "404", "405", "408", "411", "413", "414", "415", "422", "431"})
+ENDED: Final = REFUSED | {"200", "401", "406", "429", "501", "503", "505", "closed"}
 
 
-@cache
-def whole(file_format: str, mode: str, seed: int, option: int = 0) -> bytes:
-    """A small encoded image of smooth noise, the same for the same arguments."""
-    draw = np.random.default_rng(seed)
-    height, width = (int(n) for n in draw.integers(24, 120, 2))
-    noise = Image.fromarray(draw.integers(0, 256, (4, 6, 3), dtype=np.uint8))
-    image = noise.resize((width, height), Image.Resampling.BICUBIC)
-    if mode == "I;16":
-        wide = np.asarray(image.convert("L")).astype(np.uint16) * 257
-        image = Image.fromarray(wide)
-    else:
-        image = image.convert(mode)
-    stream = BytesIO()
-    options = SAVE_OPTIONS.get(file_format, ({},))
-    image.save(stream, file_format, **options[option % len(options)])
-    return stream.getvalue()
+def http1_attacks(port: int, limit_s: float) -> list[Attack]:
+    """Bytes that are no HTTP, or HTTP that a proxy and a server may read differently."""
+    makes = (not_http, odd_target, odd_headers, smuggled, chunked)
+    sends: dict[str, Send] = {
+        f"raw {make.__name__}": partial(exchange, port, make) for make in makes
+    }
+    sends["raw pipelined"] = partial(pipelined_answers, port)
+    return [
+        *attacks(sends, ENDED, limit_s),
+        Attack("raw hang-up", partial(hang_up, port), frozenset({"left", "closed"}), limit_s),
+        Attack("raw 100-continue", partial(leave_after_100, port), ENDED | {"100"}, limit_s),
+        Attack(
+            "raw tiny deadline",
+            partial(exchange, port, tiny_deadline),
+            frozenset({"200", "429", "504"}),
+            limit_s,
+        ),
+    ]
 
 
-def any_whole(rng: random.Random) -> bytes:
-    """One of the whole images."""
-    file_format = rng.choice(FORMATS)
-    mode = rng.choice(MODES[file_format])
-    return whole(file_format, mode, rng.randrange(NUM_SEEDS), rng.randrange(4))
+def http2_attacks(port: int, limit_s: float) -> list[Attack]:
+    """Frames to the gRPC port: noise, broken rules, floods, resets."""
+    makes = (noise, broken_rule, flood, rapid_reset)
+    sends: dict[str, Send] = {
+        f"h2 {make.__name__}": partial(send_frames, port, begin(make)) for make in makes
+    }
+    sends["h2 not http2"] = partial(send_frames, port, not_http2)
+    return attacks(sends, frozenset({"left", "closed"}), limit_s)
 
 
-def cut(data: bytes, rng: random.Random) -> bytes:
-    """The beginning alone."""
-    return data[: rng.randrange(len(data) + 1)]
+def slow_attacks(port: int, limit_s: float) -> list[Attack]:
+    """Clients that take their time; each lasts about as long as the server waits."""
+    kinds: tuple[SendTo, ...] = (slow_head, slow_body, silence, reads_nothing, reads_slowly)
+    sends: dict[str, Send] = {f"slow {send.__name__}": partial(send, port) for send in kinds}
+    return attacks(sends, frozenset({"closed", "400", "408"}), limit_s)
 
 
-def flip_bits(data: bytes, rng: random.Random) -> bytes:
-    """A few bits turned round, most often near the beginning, where the structure is."""
-    damaged = bytearray(data or b"\0")
-    reach = len(damaged) if rng.random() < 0.5 else min(len(damaged), 200)
-    for _ in range(rng.choice((1, 1, 2, 8, 64))):
-        damaged[rng.randrange(reach)] ^= 1 << rng.randrange(8)
-    return bytes(damaged)
+# TCP on loopback, and one HTTP answer.
 
-
-def splice(data: bytes, rng: random.Random) -> bytes:
-    """Half of one image and half of another."""
-    other = any_whole(rng)
-    return data[: rng.randrange(len(data) + 1)] + other[rng.randrange(len(other)) :]
-
-
-def repeat(data: bytes, rng: random.Random) -> bytes:
-    """A piece several times over."""
-    start = rng.randrange(len(data) + 1)
-    piece = data[start : start + rng.randrange(1, 400)]
-    return data[:start] + piece * rng.randrange(2, 50) + data[start:]
-
-
-def overwrite(data: bytes, rng: random.Random) -> bytes:
-    """A piece of noise, of zeros or of ones."""
-    length = rng.choice((1, 2, 4, 4, 16, 100))
-    start = rng.randrange(max(1, len(data) - length))
-    filling = rng.choice((rng.randbytes(length), bytes(length), b"\xff" * length))
-    return data[:start] + filling + data[start + length :]
-
-
-def append(data: bytes, rng: random.Random) -> bytes:
-    """Noise behind the end."""
-    return data + rng.randbytes(rng.randrange(1, 5000))
-
-
-DAMAGES: Final[dict[str, Damage]] = {
-    "cut": cut,
-    "bit flips": flip_bits,
-    "spliced": splice,
-    "repeated": repeat,
-    "overwritten": overwrite,
-    "appended": append,
-}
-
-
-# What an attack is, and the books that are kept of many: answers, hangs, defects.
-
-MAX_PAUSE_S: Final = 0.02
-# Of one defect; the rest are only counted.
-MAX_EXAMPLES: Final = 3
-Send = Callable[[random.Random], str]
-
-
-class Broken(Exception):
-    """The answer is one that no request may get, whatever it was."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attack:
-    """One way to be a nuisance.
-
-    Attributes:
-        kind: Its name in the report.
-        send: Does it once and returns the status of the answer. A `TimeoutError` is a hang, a
-            `ConnectionError` a connection that the server closed.
-        allowed: The statuses that are right answers to it; `closed` is one of them or not.
-        limit_s: Seconds after which an answer, or the end of the connection, counts as a hang.
-    """
-
-    kind: str
-    send: Send
-    allowed: frozenset[str]
-    limit_s: float
-
-
-@dataclass(slots=True)
-class Books:
-    """Counts of what came of the attacks; every method may be called from any thread."""
-
-    statuses: dict[str, Counter[str]] = field(default_factory=dict)
-    slowest_s: dict[str, float] = field(default_factory=dict)
-    hangs: Counter[str] = field(default_factory=Counter)
-    defects: dict[str, list[str]] = field(default_factory=dict)
-    num_defects: Counter[str] = field(default_factory=Counter)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def num_attacks(self) -> int:
-        """All attacks that ended."""
-        with self._lock:
-            return sum(counts.total() for counts in self.statuses.values())
-
-    def note(self, kind: str, status: str, seconds: float, *, number: int = 1) -> None:
-        """Count one answer, or so many, of which the slowest took so long."""
-        with self._lock:
-            self.statuses.setdefault(kind, Counter())[status] += number
-            self.slowest_s[kind] = max(self.slowest_s.get(kind, 0.0), seconds)
-
-    def note_defect(self, name: str, example: str) -> None:
-        """Count an answer that should not be, with what is needed to ask again."""
-        with self._lock:
-            self.num_defects[name] += 1
-            examples = self.defects.setdefault(name, [])
-            if len(examples) < MAX_EXAMPLES:
-                examples.append(example)
-
-    def make(self, attack: Attack, seed: int) -> None:
-        """Do one attack, and judge what came of it."""
-        begun = time.monotonic()
-        try:
-            status = attack.send(random.Random(seed))
-        except TimeoutError:
-            status = "hang"
-        except ConnectionError:
-            status = "closed"
-        except Broken as error:
-            status = "broken"
-            self.note_defect(
-                f"{attack.kind}: {error}", f"seed {seed}, at {datetime.now(UTC):%H:%M:%S}"
-            )
-        seconds = time.monotonic() - begun
-        self.note(attack.kind, status, seconds)
-        if status == "hang" or seconds > attack.limit_s:
-            with self._lock:
-                self.hangs[attack.kind] += 1
-            self.note_defect(f"{attack.kind}: hang", f"seed {seed}, {seconds:.1f} s")
-        elif status not in attack.allowed and status != "broken":
-            self.note_defect(f"{attack.kind}: {status}", f"seed {seed}")
-
-
-def attack_until(stop: threading.Event, attacks: Sequence[Attack], books: Books, seed: int) -> None:
-    """Make these attacks in random order until told to stop."""
-    rng = random.Random(seed)
-    while not stop.is_set():
-        books.make(rng.choice(attacks), rng.getrandbits(48))
-        stop.wait(rng.uniform(0.0, MAX_PAUSE_S))
-
-
-# Bare TCP to loopback: writes any bytes, reads one HTTP answer, sees whether the peer is gone.
-
-HEAD_END: Final = b"\r\n\r\n"
-CONTINUE: Final = b"HTTP/1.1 100 "
 CONNECT_LIMIT_S: Final = 10.0
 ESTABLISHED: Final = 1
 ERROR_KEYS: Final = {"message", "type", "code", "param"}
-# What an exception's text or a traceback would show.
+# Parts of an exception's text or a traceback.
 LEAKS: Final = (b"Traceback", b"Error:", b"Exception", b".py", b"site-packages", b"object at 0x")
-
-
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """Status, headers by lower-case name, and the whole body."""
-
-    status: str
-    headers: dict[str, str]
-    body: bytes
 
 
 @contextmanager
 def connected(port: int, *, receive_bytes: int | None = None) -> Iterator[socket.socket]:
-    """A connection; `receive_bytes` keeps the kernel from taking more than it must."""
+    """A connection; `receive_bytes` limits the kernel's receive buffer."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as peer:
         if receive_bytes is not None:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -243,89 +81,60 @@ def connected(port: int, *, receive_bytes: int | None = None) -> Iterator[socket
         yield peer
 
 
-def send_until(peer: socket.socket, data: bytes, deadline: float) -> None:
-    """Send all of it.
-
-    Raises:
-        TimeoutError: The peer does not take it in time.
-        ConnectionError: The peer closed.
-    """
+def before(peer: socket.socket, deadline: float) -> socket.socket:
+    """The same connection, whose next operation must end before the deadline."""
     peer.settimeout(max(0.01, deadline - time.monotonic()))
-    peer.sendall(data)
+    return peer
 
 
-def receive(peer: socket.socket, deadline: float) -> bytes:
-    """What comes next; nothing at the end.
-
-    Raises:
-        TimeoutError: Nothing comes in time.
-        ConnectionError: The peer reset the connection.
-    """
-    peer.settimeout(max(0.01, deadline - time.monotonic()))
-    return peer.recv(65_536)
-
-
-def read_answer(peer: socket.socket, deadline: float) -> HttpAnswer:
-    """One answer, whose errors must be in the one body; `100 Continue` is none.
+def read_answer(peer: socket.socket, deadline: float) -> str:
+    """The status of one answer after any `100 Continue`.
 
     Raises:
         TimeoutError: It is not complete in time.
         ConnectionError: The connection closed before it was.
-        Broken: An error in another form, or one that says too much.
+        Broken: It is no HTTP, or an error in another form.
     """
-    rest = b""
-    head = CONTINUE
-    while head.startswith(CONTINUE):
-        data = bytearray(rest)
-        while HEAD_END not in data:
-            data += _more(peer, deadline)
-        head, _, rest = bytes(data).partition(HEAD_END)
-    first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
-    status = first.split(" ")[1]
-    body = bytearray(rest)
-    length = int(headers.get("content-length", 0))
-    while len(body) < length:
-        body += _more(peer, deadline)
-    answer = HttpAnswer(status, headers, bytes(body[:length]))
-    check_error(answer)
-    return answer
+    response = http.client.HTTPResponse(before(peer, deadline))
+    try:
+        response.begin()
+        body = response.read()
+    except ConnectionError:
+        raise
+    except http.client.IncompleteRead as error:
+        raise ConnectionResetError("closed before the end of the answer") from error
+    except http.client.HTTPException as error:
+        raise Broken(f"no HTTP: {error!r}") from error
+    check_error(str(response.status), body)
+    return str(response.status)
 
 
-def check_error(answer: HttpAnswer) -> None:
-    """Every error has the one body, and says nothing of the program.
+def check_error(status: str, body: bytes) -> None:
+    """Every error has our JSON body, which reveals nothing of the program.
 
     Raises:
-        Broken: It has not, or it does.
+        Broken: It has another body, or reveals something.
     """
-    if answer.status[0] not in "45":
+    if status[0] not in "45":
         return
-    if any(leak in answer.body for leak in LEAKS):
-        raise Broken(f"{answer.status} tells of the program: {answer.body[:200]!r}")
+    if any(leak in body for leak in LEAKS):
+        raise Broken(f"{status} reveals internals: {body[:200]!r}")
     try:
-        is_ours = json.loads(answer.body)["error"].keys() == ERROR_KEYS
+        is_ours = json.loads(body)["error"].keys() == ERROR_KEYS
     except (ValueError, TypeError, KeyError):
         is_ours = False
     if not is_ours:
-        raise Broken(f"{answer.status} in another form: {answer.body[:200]!r}")
+        raise Broken(f"{status} in another form: {body[:200]!r}")
 
 
-def exchange(port: int, data: bytes, limit_s: float) -> str:
-    """Send this, and read the status of the first answer.
-
-    Raises:
-        TimeoutError: No answer, nor an end, in time.
-        ConnectionError: The server closed instead of answering.
-        Broken: As `read_answer`.
-    """
+def exchange(port: int, make: Make, rng: random.Random, limit_s: float) -> str:
+    """Send this and read the status of the first answer."""
     deadline = time.monotonic() + limit_s
     with connected(port) as peer:
-        try:
-            send_until(peer, data, deadline)
-        except ConnectionError:
-            # It may have answered before it had read everything.
-            return read_answer(peer, deadline).status
-        return read_answer(peer, deadline).status
+        # The server may have answered and closed before it read everything.
+        with suppress(ConnectionError):
+            before(peer, deadline).sendall(make(rng))
+        return read_answer(peer, deadline)
 
 
 def reset(peer: socket.socket) -> None:
@@ -334,106 +143,20 @@ def reset(peer: socket.socket) -> None:
     peer.close()
 
 
-def wait_for_end(peer: socket.socket, deadline: float) -> None:
-    """Wait, without reading, until the peer has closed.
-
-    Raises:
-        TimeoutError: It has not.
-    """
-    while is_open(peer):
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.05)
-
-
 def is_open(peer: socket.socket) -> bool:
-    """Whether the peer has not closed, as far as the kernel knows."""
+    """Whether the kernel still considers the connection established."""
     return peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED
 
 
-def is_readable(peer: socket.socket) -> bool:
-    """Whether something, or the end, can be read without waiting."""
-    return bool(select.select([peer], [], [], 0)[0])
+# HTTP/1.
 
-
-def _more(peer: socket.socket, deadline: float) -> bytes:
-    data = receive(peer, deadline)
-    if not data:
-        raise ConnectionResetError("closed before the end of the answer")
-    return data
-
-
-# A kept-alive HTTP client over the standard library, with a connection for each thread.
-
-
-class RestClient:
-    """Asks one server; leaving its context closes the connections of all threads."""
-
-    def __init__(self, port: int, limit_s: float) -> None:
-        self._port = port
-        self._limit_s = limit_s
-        self._connections: dict[int, http.client.HTTPConnection] = {}
-
-    def __enter__(self) -> Self:
-        """Nothing is opened before it is needed."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close everything; no thread may still ask."""
-        for connection in self._connections.values():
-            connection.close()
-
-    def ask(self, method: str, target: str, body: bytes, headers: dict[str, str]) -> HttpAnswer:
-        """Send one request and read its whole answer.
-
-        Raises:
-            TimeoutError: It did not come in time.
-            ConnectionError: The server closed the connection instead, twice.
-            Broken: An error in another form than ours.
-        """
-        try:
-            return self._ask(method, target, body, headers)
-        except ConnectionError:
-            # The server may close a kept connection just when it is used again.
-            return self._ask(method, target, body, headers)
-
-    def _ask(self, method: str, target: str, body: bytes, headers: dict[str, str]) -> HttpAnswer:
-        thread = threading.get_ident()
-        if thread not in self._connections:
-            self._connections[thread] = http.client.HTTPConnection(
-                "127.0.0.1", self._port, timeout=self._limit_s
-            )
-        connection = self._connections[thread]
-        try:
-            connection.request(method, target, body, headers)
-            response = connection.getresponse()
-            content = response.read()
-        except BaseException as error:
-            # The next request opens it again.
-            connection.close()
-            if isinstance(error, http.client.HTTPException):
-                raise ConnectionResetError("closed before the end of the answer") from error
-            raise
-        told = {name.lower(): value for name, value in response.getheaders()}
-        answer = HttpAnswer(str(response.status), told, content)
-        check_error(answer)
-        return answer
-
-
-# Bytes over plain TCP that are no HTTP, or HTTP that a proxy and a server may read differently.
-
-# An answer, whatever it says, or the end of the connection; never 500.
-REFUSED: Final = frozenset({"400", "404", "405", "408", "411", "413", "414", "415", "422", "431"})
-ENDED: Final = REFUSED | {"200", "401", "406", "429", "501", "503", "505", "closed"}
+HEAD_END: Final = b"\r\n\r\n"
 LIVE: Final = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n"
 MANY: Final = 10_000
-MIB: Final = 1024 * 1024
-Make = Callable[[random.Random], bytes]
-Target = Callable[[int], "list[Attack]"]
 
 
 def image_request(rng: random.Random, *headers: str, body: bytes | None = None) -> bytes:
-    """A good POST as it goes over the wire, with more headers."""
+    """A good POST with more headers."""
     image = any_whole(rng) if body is None else body
     lines = ["POST /v1/images:embed HTTP/1.1", "Host: a", "Content-Type: image/png"]
     lines += [f"Content-Length: {len(image)}", *headers]
@@ -447,7 +170,7 @@ def head(*lines: str, body: bytes = b"") -> bytes:
 
 
 def not_http(rng: random.Random) -> bytes:
-    """Noise, other protocols, and requests of lines that are wrong."""
+    """Noise, other protocols, and wrong request lines."""
     return rng.choice(
         (
             rng.randbytes(rng.choice((1, 100, 10_000))) + HEAD_END,
@@ -464,7 +187,7 @@ def not_http(rng: random.Random) -> bytes:
 
 
 def odd_target(rng: random.Random) -> bytes:
-    """Paths and queries that no route has, in every disguise."""
+    """Unknown, malformed and escaped paths and queries."""
     target = rng.choice(
         (
             b"/" + b"a" * rng.choice((10_000, 60_000)),
@@ -486,7 +209,7 @@ def odd_target(rng: random.Random) -> bytes:
 
 
 def odd_headers(rng: random.Random) -> bytes:
-    """Far too many, far too long, folded, nameless, repeated."""
+    """Headers that are too many, too long, folded, nameless or repeated."""
     lines = rng.choice(
         (
             [f"x-{n}: v" for n in range(MANY)],
@@ -512,7 +235,7 @@ def odd_headers(rng: random.Random) -> bytes:
 
 
 def smuggled(rng: random.Random) -> bytes:
-    """Lengths and encodings that contradict each other; a second request hides behind them."""
+    """Contradicting lengths and encodings, and a second request after them."""
     hidden = b"0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
     lines = rng.choice(
         (
@@ -540,7 +263,7 @@ def smuggled(rng: random.Random) -> bytes:
 
 
 def chunked(rng: random.Random) -> bytes:
-    """Chunked bodies of sizes that are wrong, huge, endless or hidden in extensions."""
+    """Chunked bodies with wrong, huge or endless sizes."""
     body = rng.choice(
         (
             b"zz\r\n",
@@ -555,86 +278,54 @@ def chunked(rng: random.Random) -> bytes:
             b"0\r\nContent-Length: 9\r\n\r\n",
         )
     )
-    # What is incomplete would be waited for: that is a slow body, and another attack.
+    # The server would wait for an incomplete body: `slow_body` is that attack.
     return head("Transfer-Encoding: chunked", "Connection: close", body=body + b"x" * 40)
 
 
 def pipelined(rng: random.Random) -> bytes:
-    """Requests one behind the other, and then something that is none."""
+    """Several requests and then something that is none."""
     good = [LIVE, image_request(rng), b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"]
     requests = [rng.choice(good) for _ in range(rng.choice((1, 2, 50)))]
     return b"".join(requests) + not_http(rng)
 
 
-def answered(port: int, make: Make, limit_s: float, rng: random.Random) -> str:
-    """Send it and close the sending half, so that the server does not wait for more."""
-    return exchange(port, make(rng), limit_s)
-
-
-def pipelined_answers(port: int, limit_s: float, rng: random.Random) -> str:
-    """Read all that comes until the end; the status of the first answer."""
+def pipelined_answers(port: int, rng: random.Random, limit_s: float) -> str:
+    """Read all answers until the end; returns the status of the first one."""
     deadline = time.monotonic() + limit_s
     with connected(port) as peer:
-        send_until(peer, pipelined(rng), deadline)
-        status = read_answer(peer, deadline).status
-        while receive(peer, deadline):
+        before(peer, deadline).sendall(pipelined(rng))
+        status = read_answer(peer, deadline)
+        while before(peer, deadline).recv(65_536):
             pass
         return status
 
 
-def hang_up(port: int, limit_s: float, rng: random.Random) -> str:
+def hang_up(port: int, rng: random.Random, limit_s: float) -> str:
     """Leave at any moment, from within the head to within the answer, by FIN or RST."""
     data = image_request(rng)
-    deadline = time.monotonic() + limit_s
     with connected(port) as peer:
-        send_until(peer, data[: rng.randrange(1, len(data) + 1)], deadline)
+        before(peer, time.monotonic() + limit_s).sendall(data[: rng.randrange(1, len(data) + 1)])
         time.sleep(rng.choice((0.0, 0.0, 0.001, 0.01, 0.05)))
         if rng.random() < 0.5:
             reset(peer)
     return "left"
 
 
-def leave_after_100_continue(port: int, limit_s: float, rng: random.Random) -> str:
-    """Announce a body, wait until it is asked for or refused, and go."""
-    deadline = time.monotonic() + limit_s
+def leave_after_100(port: int, rng: random.Random, limit_s: float) -> str:
+    """Announce a body, wait until it is requested or refused, and leave."""
     announced = image_request(rng, "Expect: 100-continue", body=b"")
     announced = announced.replace(b"Content-Length: 0", b"Content-Length: 9999")
     with connected(port) as peer:
-        send_until(peer, announced, deadline)
-        return receive(peer, deadline)[9:12].decode("latin-1") or "closed"
+        before(peer, time.monotonic() + limit_s).sendall(announced)
+        return peer.recv(65_536)[9:12].decode("latin-1") or "closed"
 
 
-def tiny_deadline(port: int, limit_s: float, rng: random.Random) -> str:
+def tiny_deadline(rng: random.Random) -> bytes:
     """A good request whose answer must come in a few milliseconds."""
-    header = f"X-Request-Timeout-Ms: {rng.choice((1, 2, 5, 10, 20))}"
-    return exchange(port, image_request(rng, header), limit_s)
+    return image_request(rng, f"X-Request-Timeout-Ms: {rng.choice((1, 2, 5, 10, 20))}")
 
 
-def http1_attacks(port: int, limit_s: float) -> Iterator[Attack]:
-    """All of this file; none takes long but by the server's fault."""
-    makes: dict[str, Make] = {
-        "no http": not_http,
-        "odd target": odd_target,
-        "odd headers": odd_headers,
-        "smuggled": smuggled,
-        "chunked": chunked,
-    }
-    for name, make in makes.items():
-        send = partial(answered, port, make, limit_s)
-        yield Attack(kind=f"raw {name}", send=send, allowed=ENDED, limit_s=limit_s)
-    others: dict[str, tuple[Callable[[int, float, random.Random], str], frozenset[str]]] = {
-        "raw pipelined": (pipelined_answers, ENDED),
-        "raw hang-up": (hang_up, frozenset({"left", "closed"})),
-        "raw 100-continue": (leave_after_100_continue, ENDED | {"100"}),
-        "raw tiny deadline": (tiny_deadline, frozenset({"200", "429", "504"})),
-    }
-    for kind, (send_raw, allowed) in others.items():
-        yield Attack(
-            kind=kind, send=partial(send_raw, port, limit_s), allowed=allowed, limit_s=limit_s
-        )
-
-
-# HTTP/2 frames by hand against the gRPC port: noise, floods, resets by the hundred, silence.
+# HTTP/2.
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA: Final = 0
@@ -656,7 +347,7 @@ def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A header in HPACK's plainest form, neither indexed nor packed."""
+    """A header in HPACK's literal form, without indexing and compression."""
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
@@ -673,7 +364,7 @@ def opened(stream: int, flags: int = END_HEADERS, block: bytes | None = None) ->
 
 
 def noise(rng: random.Random) -> bytes:
-    """Frames of any kind with anything inside."""
+    """Frames of random kinds and contents."""
     kinds = (rng.randrange(256) for _ in range(rng.choice((1, 20))))
     return b"".join(
         frame(
@@ -687,7 +378,7 @@ def noise(rng: random.Random) -> bytes:
 
 
 def broken_rule(rng: random.Random) -> bytes:
-    """Frames that are well formed and forbidden."""
+    """Well-formed frames that the standard forbids."""
     return rng.choice(
         (
             frame(DATA, b"x", stream=0),
@@ -712,7 +403,7 @@ def broken_rule(rng: random.Random) -> bytes:
 
 
 def flood(rng: random.Random) -> bytes:
-    """Much of what costs the sender nothing."""
+    """Many frames that cost the sender nothing."""
     return rng.choice(
         (
             frame(PING, bytes(8)) * 5000,
@@ -727,7 +418,7 @@ def flood(rng: random.Random) -> bytes:
 
 
 def rapid_reset(rng: random.Random) -> bytes:
-    """Streams that are opened and given up at once, as in CVE-2023-44487."""
+    """Streams that are opened and reset at once, as in CVE-2023-44487."""
     number = rng.choice((10, 500))
     return b"".join(
         opened(n, flags=END_HEADERS | END_STREAM)
@@ -737,25 +428,25 @@ def rapid_reset(rng: random.Random) -> bytes:
 
 
 def not_http2(rng: random.Random) -> bytes:
-    """What is no preface."""
+    """Bytes without a preface."""
     return rng.choice(
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", rng.randbytes(200), PREFACE[:10] + bytes(50))
     )
 
 
-def spoken(make: Make) -> Make:
-    """The frames behind a preface, as a client begins."""
+def begin(make: Make) -> Make:
+    """These frames after a client's preface."""
     return lambda rng: PREFACE + frame(SETTINGS) + make(rng)
 
 
-def frames(port: int, limit_s: float, make: Make, rng: random.Random) -> str:
-    """Send them, look what comes for a moment, and leave: the server need not close."""
+def send_frames(port: int, make: Make, rng: random.Random, limit_s: float) -> str:
+    """Send them, read for a moment, and leave: the server need not close."""
     deadline = time.monotonic() + limit_s
     with connected(port) as peer:
-        send_until(peer, make(rng), deadline)
+        before(peer, deadline).sendall(make(rng))
         until = time.monotonic() + LOOK_S
         with suppress(TimeoutError):
-            while receive(peer, until):
+            while before(peer, until).recv(65_536):
                 pass
             return "closed"
         if rng.random() < 0.5:
@@ -763,187 +454,75 @@ def frames(port: int, limit_s: float, make: Make, rng: random.Random) -> str:
     return "left"
 
 
-def http2_attacks(port: int, limit_s: float) -> Iterator[Attack]:
-    """All of this file."""
-    makes: dict[str, Make] = {
-        "noise": spoken(noise),
-        "broken rule": spoken(broken_rule),
-        "flood": spoken(flood),
-        "rapid reset": spoken(rapid_reset),
-        "no http2": not_http2,
-    }
-    for name, make in makes.items():
-        yield Attack(
-            kind=f"h2 {name}",
-            send=partial(frames, port, limit_s, make),
-            allowed=frozenset({"left", "closed"}),
-            limit_s=limit_s,
-        )
+# Slow clients.
+
+STEP_S: Final = 0.2
+READ_STEP_BYTES: Final = 64
+NATIVE_PATCHES: Final = b"/v1/images:embed?outputs=patches&outputs=values"
 
 
-# Bytes of any kind to every RPC through a bare stub: noise, damage, unknown names, metadata.
-
-SERVICE: Final = "/tipserve.v1.EncoderService/"
-METHODS: Final = ("EmbedImages", "EmbedTexts", "SegmentImages", "GetModel", "ListModels")
-OPEN_METHODS: Final = (
-    "/grpc.health.v1.Health/Check",
-    "/grpc.health.v1.Health/Watch",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-)
-RPC_LEAKS: Final = ("Traceback", "Exception", "Unexpected", "Error:", ".py", "<class")
-RPC_REFUSED: Final = frozenset({"INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"})
-ANSWERED: Final = RPC_REFUSED | {"OK", "NOT_FOUND"}
-UNASKED: Final = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE})
-TOO_LARGE: Final = 33 * 1024 * 1024
+def drip(port: int, start: bytes, piece: bytes, rng: random.Random, limit_s: float) -> str:
+    """Send a piece now and then until the server answers."""
+    deadline = time.monotonic() + limit_s
+    with connected(port) as peer:
+        before(peer, deadline).sendall(start)
+        while not select.select([peer], [], [], 0)[0]:
+            before(peer, deadline).sendall(piece)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(STEP_S * rng.random())
+        return read_answer(peer, deadline)
 
 
-def call(
-    channel: grpc.Channel, method: str, message: bytes, limit_s: float, **options: Any
-) -> tuple[str, bytes]:
-    """One unary RPC of ours, in bytes; the code's name and the answer.
-
-    Raises:
-        grpc.RpcError: It failed.
-    """
-    path = method if method.startswith("/") else SERVICE + method
-    stub: Any = channel.unary_unary(path)
-    return "OK", stub(message, timeout=limit_s, **options)
+def slow_head(port: int, rng: random.Random, limit_s: float) -> str:
+    """A head that never ends."""
+    return drip(port, b"GET /v1/models HTTP/1.1\r\nHost: a\r\nX: ", b"v", rng, limit_s)
 
 
-def checked_code(send: Send, rng: random.Random) -> str:
-    """The code of an RPC that may fail.
-
-    Raises:
-        TimeoutError: It met our deadline, which is far beyond its own.
-        Broken: Its details reveal internals, or its status is unexpected.
-    """
-    try:
-        return send(rng)
-    except grpc.RpcError as error:
-        state: Any = error
-        details = state.details() or ""
-        if state.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise TimeoutError from error
-        if state.code() in UNASKED:
-            how = state.debug_error_string()
-            raise Broken(f"{state.code().name}, which is unexpected: {how[:300]}") from None
-        if any(leak in details for leak in RPC_LEAKS):
-            raise Broken(f"{state.code().name} tells of the program: {details[:200]}") from None
-        return str(state.code().name)
+def slow_body(port: int, rng: random.Random, limit_s: float) -> str:
+    """A body that comes at a few bytes per second, with its length or chunked."""
+    how, piece = rng.choice(
+        ((b"Content-Length: 1000000", b"x"), (b"Transfer-Encoding: chunked", b"1\r\nx\r\n"))
+    )
+    first = b"POST /v1/images:embed HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
+    return drip(port, first + how + HEAD_END, piece, rng, limit_s)
 
 
-def message_attacks(channel: grpc.Channel, limit_s: float) -> list[Attack]:
-    """Messages that are none, or nearly one."""
-
-    def noise(method: str, rng: random.Random) -> str:
-        return call(channel, method, rng.randbytes(rng.choice((1, 10, 1000, 100_000))), limit_s)[0]
-
-    def damaged(rng: random.Random) -> str:
-        method, message = whole_message(rng)
-        return call(channel, method, rng.choice(list(DAMAGES.values()))(message, rng), limit_s)[0]
-
-    def mixed_up(rng: random.Random) -> str:
-        return call(channel, rng.choice(METHODS), whole_message(rng)[1], limit_s)[0]
-
-    def too_large(rng: random.Random) -> str:
-        return call(channel, rng.choice(METHODS), bytes(TOO_LARGE), limit_s)[0]
-
-    kinds: dict[str, tuple[Send, frozenset[str]]] = {
-        f"grpc noise to {method}": (partial(noise, method), ANSWERED) for method in METHODS
-    }
-    kinds["grpc damaged message"] = damaged, ANSWERED
-    kinds["grpc another's message"] = mixed_up, ANSWERED
-    kinds["grpc message too large"] = too_large, frozenset({"RESOURCE_EXHAUSTED"})
-    return [
-        Attack(kind=kind, send=partial(checked_code, send), allowed=allowed, limit_s=limit_s)
-        for kind, (send, allowed) in kinds.items()
-    ]
+def silence(port: int, rng: random.Random, limit_s: float) -> str:
+    """Connect and send nothing, or half of a request line."""
+    with connected(port) as peer:
+        before(peer, time.monotonic() + limit_s).sendall(rng.choice((b"", b"\r\n", b"GET / HT")))
+        return peer.recv(65_536)[9:12].decode("latin-1") or "closed"
 
 
-def call_attacks(channel: grpc.Channel, limit_s: float) -> list[Attack]:
-    """Names, metadata and numbers of messages that the contract does not have."""
-
-    def unknown(rng: random.Random) -> str:
-        name = rng.choice(("Nothing", "embedImages", "\u00e9", "a" * 3000, "EmbedImages/", ".."))
-        service = rng.choice((SERVICE, "/", "//", "/tipserve.v2.EncoderService/", "/a/b/c/"))
-        return call(channel, service + name, b"", limit_s)[0]
-
-    def metadata(rng: random.Random) -> str:
-        number = rng.choice((10, 60))
-        pairs: list[Any] = [(f"x-{n}", "v" * rng.choice((1, 100))) for n in range(number)]
-        pairs += [("x-request-priority", rng.choice(("1", "9", "-1", "one", " ")))]
-        pairs += [("x-request-id", "i" * rng.choice((1, 500))), ("traceparent", "00-zz-0-1")]
-        pairs += [("x-bin", rng.randbytes(100))]
-        return call(channel, "ListModels", b"", limit_s, metadata=pairs)[0]
-
-    def huge_metadata(rng: random.Random) -> str:
-        pairs = [("x-huge", "v" * rng.choice((10_000, 20_000, 100_000, 1_000_000)))]
-        return call(channel, "ListModels", b"", limit_s, metadata=pairs)[0]
-
-    def messages(rng: random.Random) -> str:
-        number = rng.choice((0, 2, 100))
-        stub: Any = channel.stream_unary(SERVICE + rng.choice(METHODS))
-        stub(iter([b""] * number), timeout=limit_s)
-        return "OK"
-
-    def open_service(rng: random.Random) -> str:
-        stub: Any = channel.stream_stream(rng.choice(OPEN_METHODS))
-        noise = [rng.randbytes(rng.choice((1, 10, 1000))) for _ in range(3)]
-        for _ in stub(iter(noise), timeout=limit_s):
-            break
-        return "OK"
-
-    kinds: dict[str, tuple[Send, frozenset[str]]] = {
-        "grpc unknown method": (unknown, frozenset({"UNIMPLEMENTED"})),
-        "grpc metadata": (metadata, RPC_REFUSED | {"OK"}),
-        "grpc huge metadata": (huge_metadata, frozenset({"RESOURCE_EXHAUSTED", "OK"})),
-        "grpc number of messages": (messages, ANSWERED | {"UNIMPLEMENTED"}),
-        "grpc noise to open services": (open_service, ANSWERED),
-    }
-    return [
-        Attack(kind=kind, send=partial(checked_code, send), allowed=allowed, limit_s=limit_s)
-        for kind, (send, allowed) in kinds.items()
-    ]
+def patches_request() -> bytes:
+    """A request with a large answer."""
+    image = whole("PNG", "RGB", 1)
+    head = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+    return head % (NATIVE_PATCHES, len(image)) + image
 
 
-def impatient_attacks(channel: grpc.Channel, limit_s: float) -> list[Attack]:
-    """Good messages, and callers who do not wait for the answer."""
-
-    def deadline(rng: random.Random) -> str:
-        method, message = whole_message(rng)
-        try:
-            return call(channel, method, message, rng.choice((0.0001, 0.001, 0.005, 0.02)))[0]
-        except grpc.RpcError as error:
-            state: Any = error
-            return str(state.code().name)
-
-    def cancel(rng: random.Random) -> str:
-        method, message = whole_message(rng)
-        stub: Any = channel.unary_unary(SERVICE + method)
-        future = stub.future(message, timeout=limit_s)
-        time.sleep(rng.choice((0.0, 0.001, 0.005, 0.02)))
-        future.cancel()
-        return str(future.code().name)
-
-    late = ANSWERED | {"DEADLINE_EXCEEDED"}
-    return [
-        Attack(kind="grpc tiny deadline", send=deadline, allowed=late, limit_s=limit_s),
-        Attack(
-            kind="grpc cancelled", send=cancel, allowed=ANSWERED | {"CANCELLED"}, limit_s=limit_s
-        ),
-    ]
+def reads_nothing(port: int, rng: random.Random, limit_s: float) -> str:
+    """Request more than all buffers hold and never read."""
+    deadline = time.monotonic() + limit_s
+    with connected(port, receive_bytes=4096) as peer:
+        with suppress(TimeoutError):
+            before(peer, min(deadline, time.monotonic() + 1.0)).sendall(patches_request() * 40)
+        while is_open(peer):
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.05)
+    return "closed"
 
 
-def whole_message(rng: random.Random) -> tuple[str, bytes]:
-    """A method's name and a message that it would answer."""
-    images = [image_pb2.Image(encoded=any_whole(rng))]
-    classes = [segment_pb2.SegmentClass(name="dog", prompts=["a dog", "dogs"])]
-    texts = [f"text {rng.randrange(10**6)}", "\u00e9t\u00e9 \U0001f436"]
-    messages: dict[str, Any] = {
-        "EmbedImages": embed_pb2.EmbedImagesRequest(images=images * 2, resolution=224),
-        "EmbedTexts": embed_pb2.EmbedTextsRequest(texts=texts),
-        "SegmentImages": segment_pb2.SegmentImagesRequest(images=images, classes=classes),
-        "GetModel": encoder_service_pb2.GetModelRequest(name=""),
-    }
-    method = rng.choice(list(messages))
-    return method, messages[method].SerializeToString()
+def reads_slowly(port: int, rng: random.Random, limit_s: float) -> str:
+    """Request as much and read a few bytes per second."""
+    deadline = time.monotonic() + limit_s
+    with connected(port, receive_bytes=4096) as peer:
+        before(peer, deadline).sendall(patches_request() * 10)
+        # After a reset, reading what the kernel still holds would only take long.
+        while before(peer, deadline).recv(READ_STEP_BYTES) and is_open(peer):
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(STEP_S)
+        return "closed"

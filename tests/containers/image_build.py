@@ -52,21 +52,15 @@ def build_image(engine: Engine, tag: str, scratch: Path) -> None:
 
 
 def pip_settings() -> dict[str, str]:
-    """Pip's settings on this machine; variables override files."""
+    """Pip's settings on this machine that a build needs; variables override files."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, check=True, text=True, timeout=60.0)
-    return read_pip_settings(listed.stdout)
-
-
-def read_pip_settings(listed: str) -> dict[str, str]:
-    """Parse the needed settings from the output of `pip config list`."""
-    lines = [line.partition("=") for line in listed.splitlines() if "=" in line]
+    lines = [line.partition("=") for line in listed.stdout.splitlines() if "=" in line]
     found: dict[str, str] = {}
-    for is_variable in (False, True):
-        for name, _, value in lines:
-            scope, _, key = name.rpartition(".")
-            if key in PIP_KEYS and (scope == ":env:") is is_variable:
-                found[key] = str(ast.literal_eval(value))
+    for name, _, value in sorted(lines, key=lambda line: line[0].startswith(":env:")):
+        key = name.rpartition(".")[2]
+        if key in PIP_KEYS:
+            found[key] = str(ast.literal_eval(value))
     return found
 
 

@@ -3,12 +3,12 @@
 import json
 import secrets
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from tests.containers.engine import Engine
 
@@ -22,6 +22,14 @@ HARDENED = (
     f"--memory={MEMORY}",
     "--pids-limit=200",
 )
+# In /proc/PID/status of the image's user without capabilities, with seccomp's filter.
+UNPRIVILEGED = {
+    "CapEff": "0" * 16,
+    "CapBnd": "0" * 16,
+    "NoNewPrivs": "1",
+    "Seccomp": "2",
+    "Uid": "\t".join(["10001"] * 4),
+}
 WRITE = """
 import errno, sys
 try:
@@ -93,16 +101,8 @@ def running(
     """Run a hardened container in the background; later podman options override."""
     name = f"tipserve-test-{secrets.token_hex(4)}"
     try:
-        engine.podman(
-            "run",
-            "--detach",
-            "--pull=never",
-            f"--name={name}",
-            *HARDENED,
-            *options,
-            image,
-            *arguments,
-        )
+        detached = ("run", "--detach", "--pull=never", f"--name={name}")
+        engine.podman(*detached, *HARDENED, *options, image, *arguments)
         yield Container(engine, name)
     finally:
         engine.podman("rm", "--force", "--ignore", "--time=5", name)
@@ -110,8 +110,6 @@ def running(
 
 def is_served(url: str) -> bool:
     """Whether a GET returns 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=5.0) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    with suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=5.0).status_code == 200
+    return False

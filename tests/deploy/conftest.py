@@ -1,48 +1,26 @@
-"""What kubectl makes of the manifests, built once, and the Dockerfile, parsed."""
+"""The overlay `cpu` as kubectl builds it, its parts, and the Dockerfile."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.deploy import kustomizations
-from tests.deploy.workloads import Manifest
-
-OVERLAYS = ["cpu", "gpu", "gpu-released", "dev", "kserve", "production"]
+from tests.deploy.workloads import Manifest, of_kind
 
 
 @pytest.fixture(scope="session")
-def overlays() -> dict[str, list[Manifest]]:
-    """The documents of each overlay, by its name."""
-    return {name: kustomizations.build(f"kubernetes/overlays/{name}") for name in OVERLAYS}
+def manifests() -> list[Manifest]:
+    """The documents of the overlay."""
+    return kustomizations.build("kubernetes/overlays/cpu")
 
 
 @pytest.fixture(scope="session")
-def manifests(overlays: dict[str, list[Manifest]]) -> list[Manifest]:
-    """The documents of the overlay that most will begin with."""
-    return overlays["cpu"]
-
-
-@pytest.fixture(scope="session")
-def deployment(manifests: list[Manifest]) -> Manifest:
-    """The one Deployment."""
-    (found,) = [document for document in manifests if document["kind"] == "Deployment"]
-    return found
-
-
-@pytest.fixture(scope="session")
-def pod(deployment: Manifest) -> Manifest:
-    """The pod's spec."""
+def pod(manifests: list[Manifest]) -> Manifest:
+    """The spec of its Deployment's pods."""
+    (deployment,) = of_kind(manifests, "Deployment")
     spec = deployment["spec"]["template"]["spec"]
     assert isinstance(spec, dict)
     return spec
-
-
-@pytest.fixture(scope="session")
-def container(pod: Manifest) -> Manifest:
-    """The one container."""
-    (found,) = pod["containers"]
-    assert isinstance(found, dict)
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
-"""Names and numbers of manifests that must agree; schemas know none of it.
+"""Faults of manifests that no schema knows: names and numbers that disagree, promises not kept.
 
-Every check is a pure function over documents as `kubectl kustomize` writes them, and returns one
-sentence for each fault, which begins with the object.
+Every check takes documents as `kubectl kustomize` prints them and yields one sentence per fault.
 """
 
+import base64
 import os
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -16,7 +17,6 @@ from unittest.mock import create_autospec, patch
 from fastapi.routing import APIRoute
 
 from service.data_plane import DataPlane
-from service.monitoring.metrics import READINGS, Metrics
 from service.monitoring.metrics_server import LIVE, READY
 from service.rest.routes import build_router
 from service.server import LOG_GRACE_S, TRACE_GRACE_S, WRITE_GRACE_S
@@ -26,51 +26,55 @@ from tests.deploy.workloads import (
     Workload,
     called,
     of_kind,
-    pods_within,
     selects,
+    variables,
     workloads,
 )
+from tests.monitoring.prometheus_queries import known_series, metric_names
 
-# Selectors and targets: what means pods, a Service or a Deployment finds them, and no others.
+Faults = Iterator[str]
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def own_selectors(documents: list[Manifest]) -> list[str]:
-    """A workload's selector, and where its pods are to be apart, mean its own pods."""
-    found = []
+def faults(documents: list[Manifest]) -> list[str]:
+    """All faults of documents that are applied together."""
+    return [fault for check in CHECKS for fault in check(documents)]
+
+
+# Selectors and targets.
+
+
+def own_selectors(documents: list[Manifest]) -> Faults:
+    """A workload's selector and its spread constraints select its own pods."""
     for workload in workloads(documents):
-        spec = workload.document.get("spec", {})
+        spec = workload.document["spec"]
         if "selector" in spec and not selects(spec["selector"], workload.labels):
-            found.append(f"{workload}: its selector does not fit its own pods")
+            yield f"{workload}: its selector does not select its own pods"
         for constraint in workload.pod.get("topologySpreadConstraints", []):
             if not selects(constraint["labelSelector"], workload.labels):
-                key = constraint["topologyKey"]
-                found.append(f"{workload}: spread over {key} counts other pods than its own")
-    return found
+                yield f"{workload}: spread over {constraint['topologyKey']} counts other pods"
 
 
-def others_selectors(documents: list[Manifest]) -> list[str]:
-    """Services, budgets and policies find the pods of one workload."""
-    pods = [*workloads(documents), *made_by_operators(documents)]
-    found = []
+def others_selectors(documents: list[Manifest]) -> Faults:
+    """Services, budgets and policies select pods, and a Service those of one workload."""
     for document in of_kind(documents, "Service", "PodDisruptionBudget", "NetworkPolicy"):
-        chosen = selected(document, pods)
+        chosen = {str(one) for one in selected(document, workloads(documents))}
         if not chosen:
-            found.append(f"{called(document)}: selects no pod of these documents")
+            yield f"{called(document)}: selects no pod of these documents"
         elif document["kind"] == "Service" and len(chosen) > 1:
-            names = ", ".join(map(str, chosen))
-            found.append(f"{called(document)}: selects the pods of several: {names}")
-    return found
+            yield f"{called(document)}: selects the pods of several: {sorted(chosen)}"
 
 
-def made_by_operators(documents: list[Manifest]) -> list[Workload]:
-    """The pods that operators would make, with the labels that they would have."""
-    made = pods_within(documents)
-    labelled = [(one, one["metadata"].get("labels", {})) for one in of_kind(made, "Pod")]
-    return [*workloads(made), *(Workload(one, one["spec"], labels) for one, labels in labelled)]
+def policies(documents: list[Manifest]) -> Faults:
+    """A NetworkPolicy selects every pod; Ray's pods talk over ports that they choose."""
+    wanted = [one for one in workloads(documents) if one.kind != "RayJob"]
+    written = of_kind(documents, "NetworkPolicy")
+    protected = [one for policy in written for one in selected(policy, wanted)]
+    yield from (f"{one}: no NetworkPolicy selects it" for one in wanted if one not in protected)
 
 
 def selected(document: Manifest, pods: list[Workload]) -> list[Workload]:
-    """The workloads whose pods a Service, a budget or a policy means."""
+    """The workloads whose pods a Service, a budget or a policy selects."""
     spec = document["spec"]
     if document["kind"] == "Service":
         selector = {"matchLabels": spec.get("selector", {})}
@@ -79,519 +83,331 @@ def selected(document: Manifest, pods: list[Workload]) -> list[Workload]:
     return [one for one in pods if one.labels and selects(selector, one.labels)]
 
 
-def monitored(documents: list[Manifest]) -> list[str]:
-    """Monitors find a Service, or pods, with the port that they name."""
-    found = []
-    services = of_kind(documents, "Service")
+def monitored(documents: list[Manifest]) -> Faults:
+    """ServiceMonitors select a Service that has the named ports and the job's label."""
     for monitor in of_kind(documents, "ServiceMonitor"):
         spec = monitor["spec"]
-        labelled = [(one, one["metadata"].get("labels", {})) for one in services]
-        chosen = [one for one, labels in labelled if selects(spec["selector"], labels)]
+        chosen = [
+            service
+            for service in of_kind(documents, "Service")
+            if selects(spec["selector"], service["metadata"].get("labels", {}))
+        ]
         if not chosen:
-            found.append(f"{called(monitor)}: selects no Service of these documents")
+            yield f"{called(monitor)}: selects no Service of these documents"
         for service in chosen:
             names = {port["name"] for port in service["spec"]["ports"]}
-            missing = {point["port"] for point in spec["endpoints"]} - names
-            found += [f"{called(monitor)}: {called(service)} has no port {n}" for n in missing]
-            label = spec.get("jobLabel")
-            if label and label not in service["metadata"]["labels"]:
-                found.append(f"{called(monitor)}: {called(service)} has no label {label}")
-    for monitor in of_kind(documents, "PodMonitor"):
-        if not any(
-            selects(monitor["spec"]["selector"], one.labels) for one in workloads(documents)
-        ):
-            found.append(f"{called(monitor)}: selects no pod of these documents")
-    return found
+            for name in {point["port"] for point in spec["endpoints"]} - names:
+                yield f"{called(monitor)}: {called(service)} has no port {name}"
+            if spec["jobLabel"] not in service["metadata"]["labels"]:
+                yield f"{called(monitor)}: {called(service)} has no label {spec['jobLabel']}"
 
 
-def autoscaled(documents: list[Manifest]) -> list[str]:
-    """Autoscalers have a target, one at most for each, which leaves its replicas to them."""
-    found, targets = [], Counter[str]()
-    there = {called(document): document for document in documents}
+def autoscaled(documents: list[Manifest]) -> Faults:
+    """An autoscaler has a target of its own, which does not set `replicas`."""
+    targets = Counter[str]()
+    by_name = {called(document): document for document in documents}
     for scaler in of_kind(documents, "HorizontalPodAutoscaler", "ScaledObject"):
-        reference = scaler["spec"]["scaleTargetRef"]
-        name = f"{reference.get('kind', 'Deployment')}/{reference['name']}"
-        targets[name] += 1
-        if name not in there:
-            found.append(f"{called(scaler)}: there is no {name}")
-        elif "replicas" in there[name]["spec"]:
-            found.append(f"{called(scaler)}: {name} has `replicas`, which each apply sets back")
         spec = scaler["spec"]
+        name = f"{spec['scaleTargetRef']['kind']}/{spec['scaleTargetRef']['name']}"
+        targets[name] += 1
+        if name not in by_name:
+            yield f"{called(scaler)}: there is no {name}"
+        elif "replicas" in by_name[name]["spec"]:
+            yield f"{called(scaler)}: {name} has `replicas`, which every apply resets"
         low = spec.get("minReplicas", spec.get("minReplicaCount", 0))
         if low > spec.get("maxReplicas", spec.get("maxReplicaCount", 100)):
-            found.append(f"{called(scaler)}: at least {low} replicas are more than at most")
-    return found + [
-        f"{name}: {n} autoscalers would pull at it" for name, n in targets.items() if n > 1
-    ]
+            yield f"{called(scaler)}: the minimum of replicas exceeds the maximum"
+    yield from (f"{name} has {n} autoscalers" for name, n in targets.items() if n > 1)
 
 
-def budgeted(documents: list[Manifest]) -> list[str]:
-    """A budget never forbids every eviction, or no node could be drained."""
-    found = []
+def budgeted(documents: list[Manifest]) -> Faults:
+    """A budget never forbids every eviction: a node could not be drained."""
     for budget in of_kind(documents, "PodDisruptionBudget"):
         spec = budget["spec"]
         if spec.get("maxUnavailable") in {0, "0", "0%"}:
-            found.append(f"{called(budget)}: allows no eviction")
+            yield f"{called(budget)}: allows no eviction"
         for one in selected(budget, workloads(documents)):
-            replicas = one.document["spec"].get("replicas")
-            least = spec.get("minAvailable")
+            replicas, least = one.document["spec"].get("replicas"), spec.get("minAvailable")
             if isinstance(least, int) and replicas is not None and least >= replicas:
-                found.append(f"{called(budget)}: {least} of {one}'s {replicas} may never leave")
-    return found
+                yield f"{called(budget)}: requires {least} of {replicas} replicas of {one}"
 
 
-# Quantities: each can be read, requests fit limits, and memory has one.
+# Quantities and resources.
 
-QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
-UNITS = {"m": Decimal("0.001")} | {
-    prefix + suffix: Decimal(base) ** power
-    for base, suffix in ((1000, ""), (1024, "i"))
-    for power, prefix in enumerate("KMGTPE", start=1)
+QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|[kMGTPE]|[KMGTPE]i)?")
+UNITS = {
+    **{unit: Decimal(1000) ** n for n, unit in enumerate(("m", None, *"kMGTPE"), start=-1)},
+    **{f"{unit}i": Decimal(1024) ** n for n, unit in enumerate("KMGTPE", start=1)},
 }
-UNITS["k"] = UNITS.pop("K")
-# The API server accepts fractions of a byte or a device; here they are faults.
+# The API server accepts fractions of a byte or of a device.
 WHOLE = re.compile(r"memory|storage|ephemeral-storage|[\w.-]+/[\w.-]+")
 
 
-def number(quantity: str | int) -> Decimal:
-    """What a quantity such as `250m` or `2Gi` amounts to.
-
-    Raises:
-        ValueError: It is none.
-    """
+def number(quantity: str | int) -> Decimal | None:
+    """The value of a quantity such as `250m` or `2Gi`; None if it is none."""
     match = QUANTITY.fullmatch(str(quantity))
-    if match is None:
-        raise ValueError(f"{quantity!r} is no quantity")
-    return Decimal(match[1]) * UNITS.get(match[2] or "", Decimal(1))
+    return match and Decimal(match[1]) * UNITS[match[2]]
 
 
-def readable(documents: list[Manifest]) -> list[str]:
-    """Every quantity is one, and whole where halves mean nothing."""
-    found = []
+def quantities(documents: list[Manifest]) -> Faults:
+    """Quantities are positive, and whole for bytes and devices."""
     for where, resource, quantity in _quantities(documents):
-        try:
-            amount = number(quantity)
-        except ValueError as error:
-            found.append(f"{where}: {resource}: {error}")
-            continue
-        if amount <= 0 or (WHOLE.fullmatch(resource) and amount % 1):
-            found.append(f"{where}: {resource}: {quantity} is no amount of it")
-    return found
+        amount = number(quantity)
+        if not amount or (WHOLE.fullmatch(resource) and amount % 1):
+            yield f"{where}: {quantity} is no quantity of {resource}"
 
 
-def fitting(documents: list[Manifest]) -> list[str]:
-    """No container asks for more than it may have, and all say how much memory that is."""
-    found = []
+def resources(documents: list[Manifest]) -> Faults:
+    """Containers request CPUs and memory and limit memory; a limit of CPUs would throttle."""
     for workload in workloads(documents):
         for container in workload.containers:
-            resources = container.get("resources", {})
             where = f"{workload}: {container['name']}"
-            limits, requests = resources.get("limits", {}), resources.get("requests", {})
-            found += [
-                f"{where}: has no {side} of memory"
-                for side, amounts in (("limit", limits), ("request", requests))
-                if "memory" not in amounts
-            ]
-            if "cpu" not in requests:
-                found.append(f"{where}: has no request of CPUs")
-            for resource in requests.keys() & limits.keys():
-                if _amount(requests[resource]) > _amount(limits[resource]):
-                    found.append(f"{where}: asks for more {resource} than its limit")
-    return found
-
-
-def _amount(quantity: str | int) -> Decimal:
-    """As a number; what is none is reported elsewhere."""
-    try:
-        return number(quantity)
-    except ValueError:
-        return Decimal(0)
+            given = container.get("resources", {})
+            requests, limits = given.get("requests", {}), given.get("limits", {})
+            yield from (f"{where} requests no {n}" for n in {"cpu", "memory"} - requests.keys())
+            if "memory" not in limits or "cpu" in limits:
+                yield f"{where} has no limit of memory, or has one of CPUs"
+            for name in requests.keys() & limits.keys():
+                if (number(requests[name]) or 0) > (number(limits[name]) or 0):
+                    yield f"{where} requests more {name} than its limit"
 
 
 def _quantities(documents: list[Manifest]) -> Iterator[tuple[str, str, str | int]]:
     for workload in workloads(documents):
         for container in workload.containers:
-            for side in ("requests", "limits"):
-                for resource, quantity in container.get("resources", {}).get(side, {}).items():
-                    yield f"{workload}: {container['name']}: {side}", resource, quantity
+            for amounts in container.get("resources", {}).values():
+                for resource, quantity in amounts.items():
+                    yield f"{workload}: {container['name']}", resource, quantity
         for volume in workload.pod.get("volumes", []):
-            limit = (volume.get("emptyDir") or {}).get("sizeLimit")
-            if limit is not None:
-                yield f"{workload}: volume {volume['name']}", "storage", limit
+            if "sizeLimit" in (volume.get("emptyDir") or {}):
+                yield f"{workload}: {volume['name']}", "storage", volume["emptyDir"]["sizeLimit"]
     for claim in of_kind(documents, "PersistentVolumeClaim"):
         yield called(claim), "storage", claim["spec"]["resources"]["requests"]["storage"]
     for scaler in of_kind(documents, "HorizontalPodAutoscaler"):
-        for metric in scaler["spec"].get("metrics", []):
-            target = next(value["target"] for value in metric.values() if isinstance(value, dict))
-            for kind in ("averageValue", "value"):
-                if kind in target:
-                    yield called(scaler), kind, target[kind]
+        for metric in scaler["spec"]["metrics"]:
+            yield called(scaler), "value", metric["external"]["target"]["value"]
 
 
-# Ports: numbers that exist, and names that somebody has.
-
-MAX_PORT = 65535
-MAX_NAME_CHARS = 15
-PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+# Ports.
 
 
-def container_ports(documents: list[Manifest]) -> list[str]:
-    """A container's ports are ports, each with a name of its own."""
-    found = []
-    for workload in workloads(documents):
-        ports = _ports(workload)
-        found += [
-            f"{workload}: {port['containerPort']} is no port"
-            for port in ports
-            if not 1 <= port["containerPort"] <= MAX_PORT
-        ]
-        for key in ("name", "containerPort"):
-            values = [port[key] for port in ports if key in port]
-            if len(values) != len(set(values)):
-                found.append(f"{workload}: two ports with one {key}")
-        long = [p["name"] for p in ports if len(p.get("name", "")) > MAX_NAME_CHARS]
-        found += [f"{workload}: {name} is too long for a port's name" for name in long]
-    return found
-
-
-def service_ports(documents: list[Manifest]) -> list[str]:
-    """A Service leads to ports of the pods that it selects, by the numbers that they have."""
-    found = []
-    pods = workloads(documents)
+def service_ports(documents: list[Manifest]) -> Faults:
+    """A Service leads to ports of the pods that it selects."""
     for service in of_kind(documents, "Service"):
         for port in service["spec"]["ports"]:
-            if not 1 <= port["port"] <= MAX_PORT:
-                found.append(f"{called(service)}: {port['port']} is no port")
             target = port.get("targetPort", port["port"])
-            for workload in selected(service, pods):
-                # A number needs no declaration: what torch listens on is chosen on a command line.
-                is_number = isinstance(target, int)
-                number = target if is_number else _number(target, _ports(workload))
-                if number is None:
-                    found.append(f"{called(service)}: {workload} has no port {target}")
-                elif service["spec"].get("clusterIP") == "None" and number != port["port"]:
-                    # Nothing translates numbers where a name leads to the pods themselves.
-                    found.append(f"{called(service)}: {target} of {workload} is {number}")
-    return found
+            for workload in selected(service, workloads(documents)):
+                # A number needs no declaration: torch's port is an argument.
+                found = target if isinstance(target, int) else _number(target, workload)
+                if found is None:
+                    yield f"{called(service)}: {workload} has no port {target}"
+                elif service["spec"].get("clusterIP") == "None" and found != port["port"]:
+                    # A headless Service translates no numbers.
+                    yield f"{called(service)}: {target} of {workload} is {found}"
 
 
-def policy_ports(documents: list[Manifest]) -> list[str]:
-    """What a policy lets in by name, the pods have; and what a Service offers, it lets in."""
-    found = []
-    pods = workloads(documents)
+def policy_ports(documents: list[Manifest]) -> Faults:
+    """The pods have the ports that a policy allows, and it allows those that a Service offers."""
+    services = of_kind(documents, "Service")
     for policy in of_kind(documents, "NetworkPolicy"):
-        for workload in selected(policy, pods):
-            ports = _ports(workload)
-            rules = policy["spec"].get("ingress", [])
-            wanted = [port["port"] for rule in rules for port in rule.get("ports", [])]
-            for port in wanted:
-                if _number(port, ports) is None:
-                    found.append(f"{called(policy)}: {workload} has no port {port}")
+        rules = policy["spec"].get("ingress", [])
+        for workload in selected(policy, workloads(documents)):
+            named = [port["port"] for rule in rules for port in rule.get("ports", [])]
+            allowed = {name: _number(name, workload) for name in named}
+            for name in [name for name, found in allowed.items() if found is None]:
+                yield f"{called(policy)}: {workload} has no port {name}"
             if not all("ports" in rule for rule in rules):
                 continue
-            let_in = {_number(port, ports) for port in wanted}
-            for service, target in _offered(documents, workload):
-                if _number(target, ports) not in let_in:
-                    found.append(f"{called(policy)}: keeps {target} of {called(service)} shut")
-    return found
+            for service in [one for one in services if selected(one, [workload])]:
+                for port in service["spec"]["ports"]:
+                    target = port.get("targetPort", port["port"])
+                    if _number(target, workload) not in allowed.values():
+                        yield f"{called(policy)}: denies {target} of {called(service)}"
 
 
-def probe_ports(documents: list[Manifest]) -> list[str]:
-    """A probe asks a port of its own container."""
-    found = []
-    for workload in workloads(documents):
-        for container in workload.containers:
-            for probe in PROBES:
-                for kind in ("httpGet", "tcpSocket", "grpc"):
-                    port = container.get(probe, {}).get(kind, {}).get("port")
-                    if port is not None and _number(port, container.get("ports", [])) is None:
-                        found.append(f"{workload}: {probe} asks {port}, which is no port of it")
-    return found
+def _number(port: str | int, workload: Workload) -> int | None:
+    """The number of a port given by name or number; None if no container declares it."""
+    declared = [found for one in workload.containers for found in one.get("ports", [])]
+    matching = (p["containerPort"] for p in declared if port in (p["name"], p["containerPort"]))
+    return next(matching, None)
 
 
-def _ports(workload: Workload) -> list[Manifest]:
-    return [port for one in workload.containers for port in one.get("ports", [])]
+# References: ConfigMaps, Secrets, claims, accounts and volumes.
 
-
-def _number(port: str | int, ports: list[Manifest]) -> int | None:
-    """The number of a port, given by name or number; None if no container declares it."""
-    numbers = {p["containerPort"] for p in ports}
-    if isinstance(port, int):
-        return port if port in numbers else None
-    return next((p["containerPort"] for p in ports if p.get("name") == port), None)
-
-
-def _offered(documents: list[Manifest], workload: Workload) -> Iterator[tuple[Manifest, str | int]]:
-    for service in of_kind(documents, "Service"):
-        if selected(service, [workload]):
-            for port in service["spec"]["ports"]:
-                yield service, port.get("targetPort", port["port"])
-
-
-# References: what pods mount, read and run as is there.
-
-# On a Deployment: `expects/NAME: KIND` for what the cluster brings.
+# Annotation `expects/NAME: KIND` for an object that the cluster must already have.
 EXPECTS = "expects/"
 
 
-def objects(documents: list[Manifest]) -> list[str]:
-    """ConfigMaps, Secrets, claims and accounts that pods name are there, with the keys."""
-    found = []
-    there = {(one["kind"], one["metadata"]["name"]): one for one in documents}
+def objects(documents: list[Manifest]) -> Faults:
+    """ConfigMaps, Secrets, claims and accounts that pods name exist, with the keys."""
+    existing = {(one["kind"], one["metadata"]["name"]): one for one in documents}
     for workload in workloads(documents):
-        expected = {
-            (kind, key.removeprefix(EXPECTS))
-            for key, kind in workload.document["metadata"].get("annotations", {}).items()
-            if key.startswith(EXPECTS)
-        }
+        notes = workload.document["metadata"].get("annotations", {})
+        expected = {(kind, name.removeprefix(EXPECTS)) for name, kind in notes.items()}
         for kind, name, keys, optional in _references(workload):
-            target = there.get((kind, name))
-            if target is None:
-                if not optional and (kind, name) not in expected:
-                    found.append(f"{workload}: there is no {kind} {name}")
-                continue
-            data = {**target.get("data", {}), **target.get("stringData", {})}
-            found += [f"{workload}: {kind} {name} has no {key}" for key in keys if key not in data]
-    return found
-
-
-def claims_of_kserve(documents: list[Manifest]) -> list[str]:
-    """The volume that an InferenceService's model lies on is there."""
-    claims = {one["metadata"]["name"] for one in of_kind(documents, "PersistentVolumeClaim")}
-    found = []
-    for service in of_kind(documents, "InferenceService"):
-        uri = service["spec"]["predictor"].get("model", {}).get("storageUri", "")
-        claim = uri.removeprefix("pvc://").partition("/")[0]
-        expected = service["metadata"].get("annotations", {}).get(EXPECTS + claim)
-        if uri.startswith("pvc://") and claim not in claims and not expected:
-            found.append(f"{called(service)}: there is no PersistentVolumeClaim {claim}")
-    return found
-
-
-def mounts(documents: list[Manifest]) -> list[str]:
-    """Mounts have a volume, volumes a mount, and no two mounts of a container one place."""
-    found = []
-    for workload in workloads(documents):
-        volumes = {volume["name"] for volume in workload.pod.get("volumes", [])}
-        used = set()
-        for container in workload.containers:
-            mounted = container.get("volumeMounts", [])
-            names = {mount["name"] for mount in mounted}
-            used |= names
-            where = f"{workload}: {container['name']}"
-            found += [f"{where} mounts {n}, which is no volume" for n in sorted(names - volumes)]
-            places = [mount["mountPath"] for mount in mounted]
-            if len(places) != len(set(places)):
-                found.append(f"{where} mounts two volumes in one place")
-        found += [f"{workload}: no container mounts {n}" for n in sorted(volumes - used)]
-    return found
+            target = existing.get((kind, name))
+            if target is not None:
+                data = {**target.get("data", {}), **target.get("stringData", {})}
+                yield from (f"{workload}: {kind} {name} has no {k}" for k in keys if k not in data)
+            elif not optional and (kind, name) not in expected:
+                yield f"{workload}: there is no {kind} {name}"
 
 
 def _references(workload: Workload) -> Iterator[tuple[str, str, list[str], bool]]:
-    """Kind, name, keys, and whether it may be missing."""
-    account = workload.pod.get("serviceAccountName")
-    if account:
-        yield "ServiceAccount", account, [], False
+    """Kind, name, keys, and whether it is optional."""
+    if "serviceAccountName" in workload.pod:
+        yield "ServiceAccount", workload.pod["serviceAccountName"], [], False
     for volume in workload.pod.get("volumes", []):
-        if "persistentVolumeClaim" in volume:
-            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"], [], False
         for kind, field, name in (
+            ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName"),
             ("Secret", "secret", "secretName"),
             ("ConfigMap", "configMap", "name"),
         ):
-            source = volume.get(field)
-            if source:
+            if source := volume.get(field):
                 keys = [item["key"] for item in source.get("items", [])]
                 yield kind, source[name], keys, source.get("optional", False)
     for container in workload.containers:
-        for source in container.get("envFrom", []):
-            for kind, field in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
-                if field in source:
-                    reference = source[field]
-                    yield kind, reference["name"], [], reference.get("optional", False)
-        for variable in container.get("env", []):
-            for kind, field in (("ConfigMap", "configMapKeyRef"), ("Secret", "secretKeyRef")):
-                reference = variable.get("valueFrom", {}).get(field)
-                if reference:
-                    optional = reference.get("optional", False)
-                    yield kind, reference["name"], [reference["key"]], optional
+        sources = [*container.get("envFrom", [])]
+        sources += [variable.get("valueFrom", {}) for variable in container.get("env", [])]
+        for source in sources:
+            for field, reference in source.items():
+                if field[:6] in ("config", "secret"):
+                    kind = "ConfigMap" if field.startswith("config") else "Secret"
+                    keys = [reference["key"]] if "key" in reference else []
+                    yield kind, reference["name"], keys, reference.get("optional", False)
 
 
-def variables(container: Manifest, documents: list[Manifest]) -> dict[str, str]:
-    """A container's variables as its process sees them; those from Secrets and fields are empty."""
-    data = {one["metadata"]["name"]: one["data"] for one in of_kind(documents, "ConfigMap")}
-    found: dict[str, str] = {}
-    for source in container.get("envFrom", []):
-        found |= data.get(source.get("configMapRef", {}).get("name"), {})
-    for variable in container.get("env", []):
-        reference = variable.get("valueFrom", {}).get("configMapKeyRef")
-        if reference:
-            found[variable["name"]] = data.get(reference["name"], {}).get(reference["key"], "")
-        else:
-            found[variable["name"]] = variable.get("value", "")
-    return found
+def mounts(documents: list[Manifest]) -> Faults:
+    """Mounts have a volume, volumes a mount, and no two mounts of a container one path."""
+    for workload in workloads(documents):
+        unused = volumes = {volume["name"] for volume in workload.pod.get("volumes", [])}
+        for container in workload.containers:
+            mounted = container.get("volumeMounts", [])
+            names, places = ({one[key] for one in mounted} for key in ("name", "mountPath"))
+            unused = unused - names
+            if names - volumes or len(places) < len(mounted):
+                yield f"{workload}: {container['name']} mounts no volume, or two at one path"
+        yield from (f"{workload}: no container mounts {name}" for name in sorted(unused))
 
 
-# The server in a pod: its variables are settings, its probes its routes, its paths mounted.
+# The server in a pod: variables against settings, probes against routes, paths against mounts.
 
-# What KServe writes in the place of a runtime's braces, and where it puts the model.
-NAME_IN_BRACES, NAME = "{{.Name}}", "tipserve"
-KSERVE_MODELS = "/mnt/models"
 WRITTEN = ("cache", "ports_file")
 READ = ("api_keys_file", "tls_cert", "tls_key", "tls_client_ca", "model_repository")
-SECRETS = ("api_keys",)
 
 
-def settings(documents: list[Manifest]) -> list[str]:
-    """The server takes its variables, and no secret is among them."""
-    found = []
+def settings(documents: list[Manifest]) -> Faults:
+    """The server accepts its variables, and none of them is a secret."""
     for workload, container in _servers(documents):
-        environment = _environment(container, documents)
         try:
             _settings(container, documents)
         except (ValueError, SystemExit) as error:
-            found.append(f"{workload}: the server refuses its settings: {error}")
-        for name in SECRETS:
-            if PREFIX + name.upper() in environment:
-                found.append(f"{workload}: {name} belongs into a file, not into a variable")
-    return found
+            yield f"{workload}: the server refuses its settings: {error}"
+        if f"{PREFIX}API_KEYS" in variables(container, documents):
+            yield f"{workload}: API keys belong into a file, not into a variable"
 
 
-def ports(documents: list[Manifest]) -> list[str]:
-    """The container's ports are those that the server listens on."""
-    found = []
+def ports(documents: list[Manifest]) -> Faults:
+    """The container declares exactly the ports on which the server listens."""
     for workload, container, chosen in _accepted(documents):
         if chosen.host in {"127.0.0.1", "::1", "localhost"}:
-            found.append(f"{workload}: the server answers no request from outside its pod")
-        for name in ("http", "grpc", "metrics"):
-            number = getattr(chosen, f"{name}_port")
-            has = {p["name"]: p["containerPort"] for p in container.get("ports", [])}.get(name)
-            if has != number:
-                found.append(f"{workload}: its port {name} is {has}, the server's is {number}")
-    return found
+            yield f"{workload}: the server answers no request from outside its pod"
+        listening = [(n, getattr(chosen, f"{n}_port")) for n in ("http", "grpc", "metrics")]
+        declared = [(port["name"], port["containerPort"]) for port in container["ports"]]
+        if declared != listening:
+            yield f"{workload}: its ports are {declared}, the server's {listening}"
 
 
-def probes(documents: list[Manifest]) -> list[str]:
-    """All three probes ask what the server answers there, each what it means."""
-    found = []
+def probes(documents: list[Manifest]) -> Faults:
+    """Each probe asks for the route that has its meaning, with the right scheme."""
     for workload, container, chosen in _accepted(documents):
-        numbers = {p.get("name"): p["containerPort"] for p in container.get("ports", [])}
-        for probe, meaning in (
-            ("startupProbe", READY),
-            ("readinessProbe", READY),
-            ("livenessProbe", LIVE),
-        ):
-            asked = container.get(probe, {}).get("httpGet")
-            if asked is None:
-                found.append(f"{workload}: has no {probe} over HTTP")
-                continue
-            port = numbers.get(asked["port"], asked["port"])
-            answered = {chosen.http_port: rest_paths(), chosen.metrics_port: {LIVE, READY}}
-            if asked["path"] not in answered.get(port, set()):
-                found.append(f"{workload}: {probe}: nothing answers {asked['path']} on {port}")
-            elif asked["path"] != meaning:
-                found.append(f"{workload}: {probe} asks {asked['path']}, not {meaning}")
+        numbers = {port["name"]: port["containerPort"] for port in container["ports"]}
+        answered = {chosen.http_port: rest_paths(), chosen.metrics_port: {LIVE, READY}}
+        for probe, meaning in {"startup": READY, "readiness": READY, "liveness": LIVE}.items():
+            asked = container.get(f"{probe}Probe", {}).get("httpGet", {})
+            port, path = numbers.get(asked.get("port"), 0), asked.get("path")
+            if path != meaning or path not in answered.get(port, ()):
+                yield f"{workload}: {probe}: the server does not answer {path} on {port}"
             has_tls = chosen.tls_cert is not None and port == chosen.http_port
-            if has_tls != (asked.get("scheme", "HTTP") == "HTTPS") or (
-                has_tls and chosen.tls_client_ca is not None
-            ):
-                found.append(f"{workload}: {probe}: the server does not answer so on {port}")
-    return found
+            scheme = asked.get("scheme", "HTTP")
+            if has_tls != (scheme == "HTTPS") or (has_tls and chosen.tls_client_ca is not None):
+                yield f"{workload}: {probe}: the server does not answer {scheme} on {port}"
 
 
-def shutdown(documents: list[Manifest]) -> list[str]:
-    """Who waits for nothing else is given time by preStop, and the drain fits the grace period."""
-    found = []
-    for workload, container, chosen in _accepted(documents):
-        before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
-        told_s = before_s.get("seconds", 0) + chosen.drain_delay_s
-        if not told_s:
-            found.append(f"{workload}: stops before balancers know")
-        needed_s = told_s + chosen.drain_timeout_s + WRITE_GRACE_S + LOG_GRACE_S + TRACE_GRACE_S
-        grace_s = _grace_s(workload, documents)
-        if grace_s <= needed_s:
-            found.append(f"{workload}: killed after {grace_s} s, but may need {needed_s} s")
-    return found
-
-
-def paths(documents: list[Manifest]) -> list[str]:
-    """What the server reads is mounted, and where it writes it may."""
-    found: list[str] = []
-    for workload, container, chosen in _accepted(documents):
-        written = [getattr(chosen, name) for name in WRITTEN]
-        read = [getattr(chosen, name) for name in READ]
-        read += [source.partition("=")[2] or source for source in chosen.model]
-        found += _unmounted(workload, container, read=read, written=["/tmp", *written])
-    for workload in workloads(documents):
-        for container in workload.pod.get("initContainers", []):
-            environment = variables(container, documents)
-            written = [
-                value
-                for name, value in environment.items()
-                if name in {"TIPSERVE_CACHE", "HF_HOME"}
-            ]
-            read = [environment.get("TIPSERVE_MODEL", "")]
-            found += _unmounted(workload, container, read=read, written=written)
-    return found
-
-
-def startup(documents: list[Manifest]) -> list[str]:
-    """A rollout is not called stuck while a pod may still start."""
-    found = []
+def startup(documents: list[Manifest]) -> Faults:
+    """A rollout is not reported as stuck while a pod may still start."""
     for workload, container in _servers(documents):
         deadline_s = workload.document["spec"].get("progressDeadlineSeconds", 600)
         probe = container.get("startupProbe", {})
         limit_s = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
-        if workload.document["kind"] == "Deployment" and limit_s >= deadline_s:
-            found.append(f"{workload}: may start for {limit_s} s, but must be done in {deadline_s}")
-    return found
+        if workload.kind == "Deployment" and limit_s >= deadline_s:
+            yield f"{workload}: may start for {limit_s} s, but must be done in {deadline_s}"
 
 
-def files(documents: list[Manifest]) -> list[str]:
-    """A file that the server reads out of a Secret is one of its keys."""
-    found = []
+def shutdown(documents: list[Manifest]) -> Faults:
+    """Balancers have time to notice a stop, and the drain fits into the grace period."""
+    for workload, container, chosen in _accepted(documents):
+        before_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
+        notice_s = before_s.get("seconds", 0) + chosen.drain_delay_s
+        if not notice_s:
+            yield f"{workload}: stops before balancers notice"
+        needed_s = notice_s + chosen.drain_timeout_s + WRITE_GRACE_S + LOG_GRACE_S + TRACE_GRACE_S
+        grace_s = workload.pod.get("terminationGracePeriodSeconds", 30)
+        if grace_s <= needed_s:
+            yield f"{workload}: killed after {grace_s} s, but may need {needed_s} s"
+
+
+def paths(documents: list[Manifest]) -> Faults:
+    """Paths that the server or an init container reads are mounted, others also writable."""
+    for workload, container, chosen in _accepted(documents):
+        written = [getattr(chosen, name) for name in WRITTEN]
+        read = [getattr(chosen, name) for name in READ]
+        read += [source.partition("=")[2] or source for source in chosen.model]
+        yield from _unmounted(workload, container, read=read, written=["/tmp", *written])
+    for workload in workloads(documents):
+        for container in workload.pod.get("initContainers", []):
+            values = variables(container, documents)
+            written = [values.get(name) for name in ("TIPSERVE_CACHE", "HF_HOME")]
+            read = [values.get("TIPSERVE_MODEL")]
+            yield from _unmounted(workload, container, read=read, written=written)
+
+
+def files(documents: list[Manifest]) -> Faults:
+    """A file that the server reads from a Secret is one of its keys."""
     secrets = {one["metadata"]["name"]: one for one in of_kind(documents, "Secret")}
     for workload, container, chosen in _accepted(documents):
         volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}
-        mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
+        places = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         for path in filter(None, (getattr(chosen, name) for name in READ)):
-            volume = volumes.get(mounts.get(str(path.parent), ""), {})
+            volume = volumes.get(places.get(str(path.parent), ""), {})
             secret = secrets.get(volume.get("secret", {}).get("secretName"))
-            if secret is None:
-                continue
-            if path.name not in {**secret.get("data", {}), **secret.get("stringData", {})}:
-                found.append(f"{workload}: {called(secret)} has no {path.name}")
-    return found
-
-
-@cache
-def rest_paths() -> frozenset[str]:
-    """What REST answers to GET."""
-    router = build_router(create_autospec(DataPlane))
-    routes = [route for route in router.routes if isinstance(route, APIRoute)]
-    return frozenset(route.path for route in routes if "GET" in (route.methods or ()))
+            if secret is not None and path.name not in secret.get("data", {}):
+                yield f"{workload}: {called(secret)} has no {path.name}"
 
 
 def _unmounted(
     workload: Workload, container: Manifest, *, read: list[object], written: list[object]
-) -> Iterator[str]:
+) -> Faults:
     volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}
-    mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
-    if workload.document["kind"] == "ServingRuntime":
-        mounts[KSERVE_MODELS] = {"name": "", "readOnly": True}
-    for path, writes in [(p, False) for p in read] + [(p, True) for p in written]:
-        if path is None or not str(path).startswith("/"):
-            continue
+    places = {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
+    for path in filter(lambda path: str(path).startswith("/"), [*read, *written]):
         whole = PurePosixPath(str(path))
-        above = [place for place in map(str, (whole, *whole.parents)) if place in mounts]
-        where = f"{workload}: {container['name']}"
+        above = [place for place in map(str, (whole, *whole.parents)) if place in places]
         if not above:
-            yield f"{where}: nothing is mounted at {path}"
-        elif writes:
-            mount = mounts[above[0]]
-            volume = volumes.get(mount["name"], {})
-            if mount.get("readOnly") or not {"emptyDir", "persistentVolumeClaim"} & volume.keys():
-                yield f"{where}: cannot write to {path}"
+            yield f"{workload}: {container['name']}: nothing is mounted at {path}"
+        elif path in written:
+            mount = places[above[0]]
+            kinds = volumes.get(mount["name"], {}).keys() & {"emptyDir", "persistentVolumeClaim"}
+            if mount.get("readOnly") or not kinds:
+                yield f"{workload}: {container['name']}: cannot write to {path}"
+
+
+@cache
+def rest_paths() -> frozenset[str]:
+    """Routes of REST for GET."""
+    router = build_router(create_autospec(DataPlane))
+    routes = [route for route in router.routes if isinstance(route, APIRoute)]
+    return frozenset(route.path for route in routes if "GET" in (route.methods or ()))
 
 
 def _servers(documents: list[Manifest]) -> Iterator[tuple[Workload, Manifest]]:
@@ -601,176 +417,131 @@ def _servers(documents: list[Manifest]) -> Iterator[tuple[Workload, Manifest]]:
 
 
 def _accepted(documents: list[Manifest]) -> Iterator[tuple[Workload, Manifest, Settings]]:
-    """Servers with the settings that they take; those that they refuse are reported once."""
+    """Servers with their settings; `settings` reports those that are refused."""
     for workload, container in _servers(documents):
         try:
-            chosen = _settings(container, documents)
+            yield workload, container, _settings(container, documents)
         except (ValueError, SystemExit):
             continue
-        yield workload, container, chosen
-
-
-def _environment(container: Manifest, documents: list[Manifest]) -> dict[str, str]:
-    found = variables(container, documents)
-    return {name: value.replace(NAME_IN_BRACES, NAME) for name, value in found.items()}
 
 
 def _settings(container: Manifest, documents: list[Manifest]) -> Settings:
-    environment = _environment(container, documents)
+    environment = variables(container, documents)
     with patch.dict(os.environ, environment, clear=True):
         return load_settings(container.get("args", []), environment)
 
 
-def _grace_s(workload: Workload, documents: list[Manifest]) -> int:
-    """Of a ServingRuntime it is written in the InferenceServices that use it; the shortest."""
-    name = workload.document["metadata"]["name"]
-    specs = [workload.pod]
-    if workload.document["kind"] == "ServingRuntime":
-        predictors = [one["spec"]["predictor"] for one in of_kind(documents, "InferenceService")]
-        specs = [one for one in predictors if one.get("model", {}).get("runtime") == name]
-    return min((one.get("terminationGracePeriodSeconds", 30) for one in specs), default=30)
+# Images, users, rights and secrets.
 
-
-# Images and users: pods run images that this project builds, as the user that is in them.
-
-DOCKERFILE = Path(__file__).resolve().parents[2] / "Dockerfile"
-IMAGE = re.compile(r"tipserve:0\.1\.0(-(gpu|convert|train|bulk|ray))?")
+# Suffixes of our images; deploy/README.md says how each is built.
+VARIANTS = ("", "-gpu", "-convert", "-train", "-bulk", "-ray")
+VERSION_LABEL = "app.kubernetes.io/version"
 HARDENED = {
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
+SECRET_NAME = re.compile(r"(KEY|KEYS|TOKEN|PASSWORD|SECRET|CREDENTIALS)$", re.IGNORECASE)
 
 
-def images(documents: list[Manifest]) -> list[str]:
-    """Every image is one of ours, by a tag that is never moved."""
-    return [
-        f"{workload}: {container['name']}: {container.get('image')} is no image of this project"
-        for workload in workloads(documents)
-        for container in workload.containers
-        if not IMAGE.fullmatch(container.get("image", ""))
-    ]
-
-
-def users(documents: list[Manifest]) -> list[str]:
-    """Containers run as the user of their image, who is not root, and are hardened."""
-    found = []
-    user = _image_user()
+def images(documents: list[Manifest]) -> Faults:
+    """Images and labels have the project's version."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    version = tomllib.loads(text)["project"]["version"]
+    known = {f"tipserve:{version}{variant}" for variant in VARIANTS}
     for workload in workloads(documents):
         for container in workload.containers:
-            context = {
-                **workload.pod.get("securityContext", {}),
-                **container.get("securityContext", {}),
-            }
-            where = f"{workload}: {container['name']}"
-            if (context.get("runAsUser"), context.get("runAsGroup")) != user:
-                found.append(f"{where}: runs as another user than the image's {user}")
-            if context.get("runAsNonRoot") is not True:
-                found.append(f"{where}: might run as root")
-            if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
-                found.append(f"{where}: has no seccomp profile")
-            for name, value in HARDENED.items():
-                if context.get(name) != value:
-                    found.append(f"{where}: {name} is {context.get(name)}")
-    return found
+            if container.get("image") not in known:
+                yield f"{workload}: {container['name']} has the image {container.get('image')}"
+    for document in documents:
+        label = document["metadata"].get("labels", {}).get(VERSION_LABEL, version)
+        if label != version:
+            yield f"{called(document)}: {VERSION_LABEL} is {label}"
 
 
-def accounts(documents: list[Manifest]) -> list[str]:
-    """No pod gets a token for the API server, or variables that Services of its namespace set."""
-    found = []
+def users(documents: list[Manifest]) -> Faults:
+    """Containers run as the user of their image and are hardened."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    user, group = re.findall(r"^USER (\d+):(\d+)$", dockerfile, re.MULTILINE)[-1]
+    wanted = {"runAsUser": int(user), "runAsGroup": int(group), **HARDENED}
     for workload in workloads(documents):
-        pods = [workload.pod]
-        if workload.document["kind"] == "ServingRuntime":
-            pods = [
-                one["spec"]["predictor"] for one in documents if one["kind"] == "InferenceService"
-            ]
-        for pod in pods:
-            for name in ("automountServiceAccountToken", "enableServiceLinks"):
-                if pod.get(name) is not False:
-                    found.append(f"{workload}: {name} is not false")
-    return found
+        for container in workload.containers:
+            common = workload.pod.get("securityContext", {})
+            context = {**common, **container.get("securityContext", {})}
+            wrong = {name for name, value in wanted.items() if context.get(name) != value}
+            if workload.kind == "RayJob":
+                # Which files Ray writes besides /tmp was never tested on a cluster.
+                wrong -= {"readOnlyRootFilesystem"}
+            yield from (f"{workload}: {container['name']}: {n} is wrong" for n in sorted(wrong))
 
 
-def _image_user() -> tuple[int, int]:
-    users = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
-    user, group = users[-1]
-    return int(user), int(group)
+def rights(documents: list[Manifest]) -> Faults:
+    """Pods get no API token and no Services' variables, and nothing of their node."""
+    for workload in workloads(documents):
+        pod = workload.pod
+        # A TrainJob has no fields for these two.
+        names = ("automountServiceAccountToken", "enableServiceLinks")
+        if workload.kind != "TrainJob" and any(pod.get(name) is not False for name in names):
+            yield f"{workload}: {names} are not false"
+        if any(pod.get(name) for name in ("hostIPC", "hostNetwork", "hostPID")):
+            yield f"{workload}: shares a namespace with its node"
+        if any("hostPath" in volume for volume in pod.get("volumes", [])):
+            yield f"{workload}: mounts a path of its node"
+        if any("hostPort" in p for one in workload.containers for p in one.get("ports", [])):
+            yield f"{workload}: takes a port of its node"
 
 
-# Queries: what autoscalers and rules ask Prometheus for is something that the server says.
+def secrets(documents: list[Manifest]) -> Faults:
+    """No secret is written down: Secrets hold only comments, variables only paths."""
+    for secret in of_kind(documents, "Secret"):
+        values = [base64.b64decode(text).decode() for text in secret.get("data", {}).values()]
+        lines = [
+            x for v in (*values, *secret.get("stringData", {}).values()) for x in v.split("\n")
+        ]
+        if any(line.strip() and not line.startswith("#") for line in lines):
+            yield f"{called(secret)}: holds a value"
+    found = [(called(one), one.get("data", {})) for one in of_kind(documents, "ConfigMap")]
+    for workload in workloads(documents):
+        for container in workload.containers:
+            plain = {v["name"]: v["value"] for v in container.get("env", []) if "value" in v}
+            found.append((str(workload), plain))
+    for where, data in found:
+        for name, value in data.items():
+            if SECRET_NAME.search(name) and not value.startswith("/"):
+                yield f"{where}: {name} is a secret in plain text"
 
-# Of what rules record, the name has colons.
-METRIC_NAME = re.compile(r"\b[a-z_][a-z0-9_:]*")
-SUFFIX = re.compile(r"_(bucket|sum|count|total|created)$")
+
+# Queries of autoscalers and rules.
 
 
-def metrics(documents: list[Manifest]) -> list[str]:
-    """Every metric of ours in a query is one that the server has."""
-    return [
-        f"{called(document)}: the server has no metric {name}"
-        for document, query in _queries(documents)
-        for name in METRIC_NAME.findall(query)
-        if name.startswith("tipserve_") and ":" not in name
-        if not {name, SUFFIX.sub("", name)} & served()
+def queries(documents: list[Manifest]) -> Faults:
+    """Every series in a query is exported by the server or recorded by a rule."""
+    groups = [
+        group for one in of_kind(documents, "PrometheusRule") for group in one["spec"]["groups"]
     ]
+    asked = [rule["expr"] for group in groups for rule in group["rules"]]
+    for scaled in of_kind(documents, "ScaledObject"):
+        asked += [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+    known = known_series(groups) if asked else frozenset()
+    for query in asked:
+        for name in metric_names(query) - known:
+            yield f"{query}: there is no series {name}"
 
 
-def recorded(documents: list[Manifest]) -> list[str]:
-    """Every series that a rule would record is recorded by one that is applied with it."""
-    records = {
-        rule["record"]
-        for one in of_kind(documents, "PrometheusRule")
-        for group in one["spec"]["groups"]
-        for rule in group["rules"]
-        if "record" in rule
-    }
-    return [
-        f"{called(document)}: no rule records {name}"
-        for document, query in _queries(documents)
-        for name in METRIC_NAME.findall(query)
-        if ":" in name and name not in records
-    ]
-
-
-@cache
-def served() -> frozenset[str]:
-    """Names of all metrics, without what histograms and counters put behind them."""
-    everything = Metrics()
-    everything.watch_certificate(lambda: 0.0)
-    names = {family.name for family in everything.registry.collect()}
-    return frozenset(names | {name for name, _, _ in READINGS})
-
-
-def _queries(documents: list[Manifest]) -> Iterator[tuple[Manifest, str]]:
-    for document in of_kind(documents, "ScaledObject"):
-        for trigger in document["spec"]["triggers"]:
-            yield document, trigger["metadata"].get("query", "")
-    for document in of_kind(documents, "PrometheusRule"):
-        for group in document["spec"]["groups"]:
-            for rule in group["rules"]:
-                yield document, rule["expr"]
-
-
-# What a cluster would find out too late, or never: names and numbers of manifests that must agree.
-#
-# Schemas know none of it. Every check is a pure function over documents as `kubectl kustomize`
-# writes them, and says each fault in a sentence that begins with the object.
-
-Check = Callable[[list[Manifest]], list[str]]
-CHECKS: tuple[Check, ...] = (
+CHECKS: tuple[Callable[[list[Manifest]], Faults], ...] = (
     own_selectors,
     others_selectors,
+    policies,
     monitored,
     autoscaled,
     budgeted,
-    readable,
-    fitting,
-    container_ports,
+    quantities,
+    resources,
     service_ports,
     policy_ports,
-    probe_ports,
     objects,
-    claims_of_kserve,
     mounts,
     settings,
     ports,
@@ -781,12 +552,7 @@ CHECKS: tuple[Check, ...] = (
     files,
     images,
     users,
-    accounts,
-    metrics,
-    recorded,
+    rights,
+    secrets,
+    queries,
 )
-
-
-def faults(documents: list[Manifest]) -> list[str]:
-    """All that does not fit together in what is applied together."""
-    return [fault for check in CHECKS for fault in check(documents)]

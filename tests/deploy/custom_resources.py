@@ -1,7 +1,4 @@
-"""Says where custom resources break the published descriptions of their kinds.
-
-A kind that nothing describes is a fault.
-"""
+"""Faults of custom resources by the published models of their kinds."""
 
 import json
 import subprocess
@@ -10,99 +7,82 @@ from pathlib import Path
 from typing import Any
 
 import kubeflow_trainer_api.models as trainer
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from tests.deploy import field_tables
+from tests.deploy.field_tables import Fault
 from tests.deploy.strict_schemas import is_builtin
 from tests.deploy.workloads import Manifest, called
 from tests.tools import TOOLS, find_tool, miss
 
-# The first start of Node on a loaded machine takes most of it.
+# The first start of Node on a busy machine takes most of it.
 LIMIT_S = 120.0
-OF_NODE = ("keda.sh", "monitoring.coreos.com")
-OF_TRAINER: dict[str, type[BaseModel]] = {
-    "TrainJob": trainer.TrainerV1alpha1TrainJob,
-    "TrainingRuntime": trainer.TrainerV1alpha1TrainingRuntime,
-    "ClusterTrainingRuntime": trainer.TrainerV1alpha1ClusterTrainingRuntime,
-}
-OF_KSERVE = {
+GROUPS_OF_NODE = ("keda.sh", "monitoring.coreos.com")
+KSERVE = {
     ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
-    ("serving.kserve.io/v1alpha1", "ClusterServingRuntime"): "V1alpha1ClusterServingRuntime",
     ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
 }
 
 
 def faults(sets: dict[str, list[Manifest]]) -> dict[str, list[str]]:
-    """What is wrong with documents of no built-in kind, as `Kind/name: field: message`.
-
-    Args:
-        sets: Documents by any names; the answer is by the same ones. Many at once, since Node
-            takes a second to start.
-    """
-    custom = [
-        (name, one) for name, documents in sets.items() for one in documents if not is_builtin(one)
+    """Faults of each named set, as `Kind/name: field: message`; all sets share one Node process."""
+    custom = [(name, one) for name, many in sets.items() for one in many if not is_builtin(one)]
+    for_node = [
+        pair for pair in custom if pair[1]["apiVersion"].partition("/")[0] in GROUPS_OF_NODE
     ]
-    by_node = [pair for pair in custom if _group(pair[1]) in OF_NODE]
-    others = [pair for pair in custom if _group(pair[1]) not in OF_NODE]
+    found: list[tuple[str, Manifest, str, str]] = [
+        (*for_node[index], field, message)
+        for index, field, message in _node_faults([one for _, one in for_node])
+    ]
+    for pair in custom:
+        if pair not in for_node:
+            found += [(*pair, field, message) for field, message in _faults_of_one(pair[1])]
     answer: dict[str, list[str]] = {name: [] for name in sets}
-    for index, field, message in _node_faults([one for _, one in by_node]):
-        name, one = by_node[index]
+    for name, one, field, message in found:
         answer[name].append(f"{called(one)}: {field}: {message}")
-    for name, one in others:
-        answer[name] += [f"{called(one)}: {field}: {text}" for field, text in _faults_of_one(one)]
     return answer
 
 
-def _group(document: Manifest) -> str:
-    return str(document["apiVersion"]).rpartition("/")[0]
-
-
-def _faults_of_one(document: Manifest) -> Iterator[field_tables.Fault]:
-    api_version, kind = document["apiVersion"], document["kind"]
-    if api_version == "trainer.kubeflow.org/v1alpha1" and kind in OF_TRAINER:
-        yield from _trainer_faults(document, OF_TRAINER[kind])
-    elif (api_version, kind) in OF_KSERVE:
+def _faults_of_one(document: Manifest) -> Iterator[Fault]:
+    key = (document["apiVersion"], document["kind"])
+    if key == ("trainer.kubeflow.org/v1alpha1", "TrainJob"):
+        yield from _trainer_faults(document)
+    elif key in KSERVE:
         folder = TOOLS.parent / "kserve-models" / "kserve" / "models"
         if not folder.is_dir():
             miss("KServe's models are missing: run scripts/install_tools.sh")
-        tables = field_tables.kserve_tables(folder)
-        yield from field_tables.faults(document, OF_KSERVE[api_version, kind], tables)
-    elif (api_version, kind) == ("ray.io/v1", "RayJob"):
+        yield from field_tables.faults(document, KSERVE[key], field_tables.kserve_tables(folder))
+    elif key == ("ray.io/v1", "RayJob"):
         tables = field_tables.written_tables(Path(__file__).with_name("ray_fields.yaml"))
-        yield from field_tables.faults(document, kind, tables)
+        yield from field_tables.faults(document, "RayJob", tables)
     else:
-        yield "", f"nothing describes {api_version} {kind}"
+        yield "", f"no model of {key}"
 
 
-def _trainer_faults(document: Manifest, model: Any) -> Iterator[field_tables.Fault]:
-    """Faults by the models of Kubeflow's trainer, and what these skip without a word."""
+def _trainer_faults(document: Manifest) -> Iterator[Fault]:
+    """Faults by the Trainer's pydantic models, and the fields that these silently ignore."""
     try:
-        kept = model.from_dict(document).to_dict()
+        kept = trainer.TrainerV1alpha1TrainJob.from_dict(document).to_dict()
     except ValidationError as error:
         for one in error.errors():
             yield "".join(f"/{part}" for part in one["loc"]), one["msg"]
-        return
-    yield from _lost(document, kept, "")
+    else:
+        yield from _lost(document, kept, "")
 
 
-def _lost(given: Any, kept: Any, path: str) -> Iterator[field_tables.Fault]:
+def _lost(given: Any, kept: Any, path: str) -> Iterator[Fault]:
     if isinstance(given, dict) and isinstance(kept, dict):
         for key, value in given.items():
-            if key not in kept:
-                yield f"{path}/{key}", "is an unknown field"
-            else:
-                yield from _lost(value, kept[key], f"{path}/{key}")
+            yield from _lost(value, kept.get(key), f"{path}/{key}")
     elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
         for index, pair in enumerate(zip(given, kept, strict=True)):
             yield from _lost(*pair, f"{path}/{index}")
     elif given != kept:
-        yield path, f"was read as {kept!r}"
+        yield path, f"is an unknown field, or was read as {kept!r}"
 
 
 def _node_faults(documents: list[Manifest]) -> list[tuple[int, str, str]]:
     """Index, field and message by the npm models of KEDA and the Prometheus operator."""
-    if not documents:
-        return []
     folder = TOOLS.parent / "kubernetes-models"
     if not folder.is_dir():
         miss("the models of custom resources are missing: run scripts/install_tools.sh")

@@ -1,4 +1,4 @@
-"""Says where documents break Kubernetes' own schemas, read strictly: unknown fields are faults."""
+"""Kubernetes' own schemas, read strictly: unknown fields are faults."""
 
 import functools
 import json
@@ -11,9 +11,9 @@ from jsonschema import Draft202012Validator
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
-from tests.deploy.workloads import Manifest, called, pods_within
+from tests.deploy.workloads import Manifest, called, operator_pods
 
-# Two that are widely run, and the newest that the package knows.
+# Two widespread versions, and the newest that the package has.
 VERSIONS = ("1.30", "1.32", kubernetes_validate.latest_version())
 # The groups that Kubernetes itself serves; other kinds are custom resources.
 GROUPS = (
@@ -25,7 +25,7 @@ GROUPS = (
     "networking.k8s.io",
     "rbac.authorization.k8s.io",
 )
-# How others name the types of Kubernetes, and where its schemas have them.
+# Prefixes of KServe's names for types of Kubernetes, and of their definitions.
 PREFIXES = {
     "K8sIoApiAppsV1": ("io.k8s.api.apps.v1.",),
     "K8sIoApiAutoscalingV2": ("io.k8s.api.autoscaling.v2.",),
@@ -35,16 +35,16 @@ PREFIXES = {
 
 
 def is_builtin(document: Manifest) -> bool:
-    """Whether Kubernetes knows this kind without an operator."""
+    """Whether Kubernetes serves this kind without an operator."""
     group, _, version = document["apiVersion"].rpartition("/")
     return bool(version) and group in GROUPS
 
 
 def faults(documents: list[Manifest], versions: Sequence[str] = VERSIONS) -> list[str]:
-    """What the schemas of any version say of the built-in kinds, and of pods within others."""
+    """Faults of built-in kinds, and of pods within custom resources, by any version's schemas."""
     return [
         f"{called(document)} in {version}: {fault}"
-        for document in [*filter(is_builtin, documents), *pods_within(documents)]
+        for document in [*filter(is_builtin, documents), *operator_pods(documents)]
         for version in versions
         if (fault := _fault(json.dumps(document), version))
     ]
@@ -52,7 +52,7 @@ def faults(documents: list[Manifest], versions: Sequence[str] = VERSIONS) -> lis
 
 @functools.cache
 def _fault(document: str, version: str) -> str:
-    """The first fault of a document, given as JSON; most come many times in a run of tests."""
+    """The first fault of a document, given as JSON: cached, since most documents recur."""
     try:
         kubernetes_validate.validate(json.loads(document), version, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -63,10 +63,7 @@ def _fault(document: str, version: str) -> str:
 
 
 def faults_of_type(type_name: str, value: Any) -> list[tuple[str, str]] | None:
-    """Fields and messages for a value of a type such as V1Container.
-
-    None where no such type is known.
-    """
+    """Fields and messages for a value of a type such as V1Container; None for an unknown type."""
     definition = _definition(type_name)
     if definition is None:
         return None

@@ -1,4 +1,4 @@
-"""The manifests of bulk jobs: schemas, arguments that the command line takes, and that they run."""
+"""The manifests of bulk jobs: their arguments agree, fit the cluster, and run."""
 
 import os
 import re
@@ -6,42 +6,33 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import kubernetes_validate
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
 
 from service.bulk.output import JobOptions
 from service.commands.embed import job_options, parse_options
+from tests.deploy import kustomizations
+from tests.deploy.workloads import Manifest, of_kind, workloads
 
-Manifest = dict[str, Any]
-
-KUBERNETES_VERSIONS = ["1.32", "1.37"]
 LIMIT_S = 60.0
 
 
-def load(project_root: Path, name: str) -> Manifest:
-    text = (project_root / "deploy" / "bulk" / name).read_text(encoding="utf-8")
-    (document,) = yaml.safe_load_all(text)
-    assert isinstance(document, dict)
-    return document
+@pytest.fixture
+def job() -> Manifest:
+    (found,) = of_kind(kustomizations.build("bulk"), "Job")
+    return found
 
 
 @pytest.fixture
-def job(project_root: Path) -> Manifest:
-    return load(project_root, "job.yaml")
-
-
-@pytest.fixture
-def rayjob(project_root: Path) -> Manifest:
-    return load(project_root, "rayjob.yaml")
+def rayjob() -> Manifest:
+    (found,) = kustomizations.build("bulk/rayjob.yaml")
+    return found
 
 
 def job_arguments(job: Manifest) -> list[str]:
-    """What stands behind `tipserve embed`."""
+    """The arguments of `tipserve embed`."""
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["tipserve"]
     command, *arguments = container["args"]
@@ -57,21 +48,6 @@ def rayjob_arguments(rayjob: Manifest) -> list[str]:
 
 def chosen(arguments: list[str]) -> JobOptions:
     return job_options(parse_options(arguments))
-
-
-def pods(rayjob: Manifest) -> list[Manifest]:
-    cluster = rayjob["spec"]["rayClusterSpec"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    return [group["template"]["spec"] for group in groups]
-
-
-@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-def test_schemas_hold(job: Manifest, rayjob: Manifest, version: str) -> None:
-    kubernetes_validate.validate(job, version, strict=True)
-    # The operator's own kinds have no schema here, but the pods in them have one.
-    for spec in pods(rayjob):
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": spec}
-        kubernetes_validate.validate(pod, version, strict=True)
 
 
 def test_one_machine_and_many_compute_the_same(job: Manifest, rayjob: Manifest) -> None:
@@ -90,20 +66,19 @@ def test_ray_has_room_for_the_workers(rayjob: Manifest) -> None:
     assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
-def test_input_and_output_lie_on_the_volume(job: Manifest, rayjob: Manifest) -> None:
-    for arguments, spec in (
-        (job_arguments(job), job["spec"]["template"]["spec"]),
-        *((rayjob_arguments(rayjob), pod) for pod in pods(rayjob)),
-    ):
+def test_input_and_output_are_on_the_volume(job: Manifest, rayjob: Manifest) -> None:
+    for workload in workloads([job, rayjob]):
+        arguments = (job_arguments if workload.kind == "Job" else rayjob_arguments)(
+            workload.document
+        )
         options = parse_options(arguments)
-        (container,) = spec["containers"]
+        (container,) = workload.containers
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-        assert {volume["name"] for volume in spec["volumes"]} == mounts.keys()
         for path in (*options.paths, str(options.output)):
             assert path.startswith(f"{mounts['data']}/")
 
 
-def test_only_what_a_repetition_does_not_mend_fails_the_job(job: Manifest) -> None:
+def test_only_a_wrong_command_line_fails_the_job(job: Manifest) -> None:
     rules = job["spec"]["podFailurePolicy"]["rules"]
     (failing,) = [rule for rule in rules if rule["action"] == "FailJob"]
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -112,7 +87,7 @@ def test_only_what_a_repetition_does_not_mend_fails_the_job(job: Manifest) -> No
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
 
 
-def test_the_ray_version_is_one_that_we_allow(project_root: Path, rayjob: Manifest) -> None:
+def test_the_ray_version_fits_the_dependency(project_root: Path, rayjob: Manifest) -> None:
     text = (project_root / "pyproject.toml").read_text(encoding="utf-8")
     match = re.search(r'"ray\[data\]>=([\d.]+)"', text)
     assert match

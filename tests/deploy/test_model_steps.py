@@ -1,7 +1,6 @@
-"""The steps before a start, as the manifests write them, where there is neither torch nor a hub.
+"""The manifests' init containers run without torch and a hub, as in the serving image.
 
-The serving image has neither. What fetches and converts runs in another image and is tested with
-the program itself; here a conversion's result lies in the cache, as that step leaves it.
+Another image fetches and converts; here its result is already in the cache.
 """
 
 import os
@@ -12,17 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from model.conversion.cache import PackageCache, content_of, key_of
 from model.graphs import Precision
 from model.package import BUNDLED_FOLDER
 from tests.deploy import kustomizations
-from tests.deploy.workloads import Manifest
+from tests.deploy.workloads import Manifest, workloads
 
 LIMIT_S = 120.0
-DEPLOY = kustomizations.DEPLOY / "kubernetes"
-# Python runs this before anything else. Nothing of these is found, as where it was never installed.
+# Python runs this sitecustomize first; these packages are then not found.
 WITHOUT_TORCH = """
 import sys
 from importlib.machinery import PathFinder
@@ -35,7 +32,7 @@ PathFinder.find_spec = lambda name, path=None, target=None: (
 
 
 class Steps:
-    """Runs commands of containers in a folder that stands for the pod's volumes."""
+    """Runs commands of containers in a folder in place of the pod's volumes."""
 
     def __init__(self, folder: Path, project_root: Path) -> None:
         self.folder = folder
@@ -48,7 +45,7 @@ class Steps:
         (slim / "sitecustomize.py").write_text(WITHOUT_TORCH, encoding="utf-8")
 
     def record(self, *words: str) -> Path:
-        """Let `python` write its arguments to a file, in the place of one command."""
+        """Replace one command of `python`: it writes its arguments to a file."""
         record = self.folder / "recorded"
         condition = " ".join(words)
         self._write(
@@ -59,7 +56,7 @@ class Steps:
         return record
 
     def run(self, container: Manifest, **variables: str) -> "subprocess.CompletedProcess[str]":
-        """As a kubelet does: `$(NAME)` in a command is a variable of the container."""
+        """Run the command as a kubelet does, with `$(NAME)` replaced."""
         command = [
             word.replace("$(TIPSERVE_MODEL)", variables["TIPSERVE_MODEL"])
             for word in container["command"]
@@ -91,20 +88,21 @@ def steps(tmp_path: Path, project_root: Path) -> Steps:
     return Steps(tmp_path, project_root)
 
 
-def step(name: str, overlay: str, *components: str) -> Manifest:
+def step(name: str, kustomization: str) -> Manifest:
     """The init container of this name."""
-    folders = [DEPLOY / "components" / component for component in components]
-    text = kustomizations.build_together(DEPLOY / "overlays" / overlay, folders)
-    (deployment,) = [d for d in yaml.safe_load_all(text) if d and d["kind"] == "Deployment"]
-    containers = deployment["spec"]["template"]["spec"]["initContainers"]
-    (found,) = [container for container in containers if container["name"] == name]
-    assert isinstance(found, dict)
-    return found
+    found: list[Manifest] = [
+        container
+        for workload in workloads(kustomizations.build(kustomization))
+        for container in workload.pod["initContainers"]
+        if container["name"] == name
+    ]
+    (one,) = found
+    return one
 
 
 @pytest.fixture
 def converted(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A checkpoint, a cache with its packages, and the one with further graphs."""
+    """A checkpoint, a cache with its packages, and the package with further graphs."""
     source = tmp_path / "student"
     source.mkdir()
     (source / "config.json").write_bytes(b"{}")
@@ -117,7 +115,7 @@ def converted(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 def test_a_package_is_verified_before_the_server_starts(steps: Steps, tmp_path: Path) -> None:
-    container = step("verify-model", "cpu", "model-volume")
+    container = step("verify-model", "cpu model-volume")
     version = tmp_path / "20261125T201500Z-3fa9c1d2e4b5"
     shutil.copytree(BUNDLED_FOLDER, version)
     current = tmp_path / "current"
@@ -133,22 +131,22 @@ def test_a_package_is_verified_before_the_server_starts(steps: Steps, tmp_path: 
     assert "onnx/vision_model.onnx" in ended.stderr
 
 
-def test_what_was_prepared_is_found_where_nothing_can_be_converted(
+def test_a_prepared_package_is_found_without_torch(
     steps: Steps, converted: tuple[Path, Path, Path]
 ) -> None:
     source, cache, _ = converted
     variables = {"TIPSERVE_MODEL": str(source), "TIPSERVE_CACHE": str(cache)}
-    ended = steps.run(step("prepare-model", "cpu", "released-model"), **variables)
+    ended = steps.run(step("prepare-model", "cpu released-model"), **variables)
     assert ended.returncode == 0, ended.stderr
     assert Path(ended.stdout.strip()).parent == cache / "packages"
 
     (source / "config.json").write_bytes(b"[]")
-    ended = steps.run(step("prepare-model", "cpu", "released-model"), **variables)
+    ended = steps.run(step("prepare-model", "cpu released-model"), **variables)
     assert ended.returncode == 1
     assert "torch" in ended.stderr
 
 
-def test_engines_are_built_of_what_was_prepared(
+def test_engines_are_built_from_the_prepared_package(
     steps: Steps, converted: tuple[Path, Path, Path]
 ) -> None:
     source, cache, package = converted
@@ -160,7 +158,7 @@ def test_engines_are_built_of_what_was_prepared(
     assert arguments[-3:] == ["build-engine", "--precision=fp16", str(package)]
 
 
-def test_no_engine_is_built_of_what_could_not_be_prepared(steps: Steps, tmp_path: Path) -> None:
+def test_no_engine_is_built_after_a_failed_preparation(steps: Steps, tmp_path: Path) -> None:
     record = steps.record("-m model build-engine")
     ended = steps.run(
         step("build-engines", "gpu-released"),

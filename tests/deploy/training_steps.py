@@ -1,11 +1,10 @@
-"""The containers of `deploy/training/` as commands that run here: variables filled in, paths moved.
+"""The containers of `deploy/training/` as commands that run on this machine.
 
-What a kubelet does for a container is done here: values come from the ConfigMap and from the pod's
-labels, and `$(NAME)` in arguments is replaced. Besides that only places change: volumes become
-folders, the names of machines the loopback address, and programs those of this environment.
+As a kubelet does, this takes values from the ConfigMap and the pod's labels and replaces `$(NAME)`
+in arguments. Volumes become folders, host names the loopback address, and programs those of this
+environment.
 """
 
-import functools
 import os
 import re
 import subprocess
@@ -13,17 +12,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from tests.tools import find_tool
-
-Manifest = dict[str, Any]
+from tests.deploy import kustomizations
+from tests.deploy.workloads import Manifest, variables
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "training"
-LIMIT_S = 60.0
 REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
 PROGRAMS = {
     "python": [sys.executable],
@@ -31,26 +25,13 @@ PROGRAMS = {
 }
 
 
-@functools.cache
-def _built(name: str) -> str:
-    ended = subprocess.run(
-        [find_tool("kubectl"), "kustomize", str(FOLDER / name)],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=LIMIT_S,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
 def build(name: str) -> list[Manifest]:
-    """The documents of one kustomization below `deploy/training/`, fresh ones at every call."""
-    return list(yaml.load_all(_built(name), yaml.CSafeLoader))
+    """The documents of one kustomization below `deploy/training/`."""
+    return kustomizations.build(f"training/{name}")
 
 
 def find(documents: Sequence[Manifest], kind: str, name: str) -> Manifest:
-    """The one document of a kind with this name, which kustomize may have put a digest to."""
+    """The one document with this kind and name; kustomize may have appended a digest."""
     wanted = re.compile(rf"{re.escape(name)}(-[a-z0-9]{{10}})?")
     (found,) = [
         document
@@ -77,34 +58,28 @@ def chain_steps(documents: Sequence[Manifest]) -> list[Manifest]:
 def environment(
     container: Manifest, documents: Sequence[Manifest], labels: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables that the container is given; the pod has these labels besides its own."""
-    values: dict[str, str] = {}
-    for source in container.get("envFrom", ()):
-        name = source["configMapRef"]["name"]
-        values |= find(documents, "ConfigMap", name)["data"]
+    """The container's variables in a pod with these labels."""
+    values = variables(container, list(documents))
     for variable in container.get("env", ()):
-        if "value" in variable:
-            values[variable["name"]] = variable["value"]
-        else:
-            path = variable["valueFrom"]["fieldRef"]["fieldPath"]
-            label = re.fullmatch(r"metadata\.labels\['(.+)'\]", path)
-            assert label is not None, path
+        if field := variable.get("valueFrom", {}).get("fieldRef"):
+            label = re.fullmatch(r"metadata\.labels\['(.+)'\]", field["fieldPath"])
+            assert label is not None, field
             values[variable["name"]] = labels[label[1]]
     return values
 
 
 def expand(text: str, values: Mapping[str, str]) -> str:
-    """Put variables in their places, as the kubelet does; one that is not there is a mistake."""
+    """Replace variables as the kubelet does; an unknown one fails."""
     return REFERENCE.sub(lambda match: values[match[1]], text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Folders here for the volumes' places in the container.
+    """Folders of this machine in place of the container's volumes.
 
     Attributes:
-        root: Its folders `data`, `runs`, `models` and `config` are the volumes'.
-        port: Where processes of several pods meet.
+        root: Holds a folder for each volume: `data`, `runs`, `models`, `config`, `secrets`.
+        port: Port on which processes of several pods meet.
     """
 
     root: Path
@@ -112,37 +87,29 @@ class Places:
 
     def move(self, text: str) -> str:
         """The same text with folders of this machine."""
-        return re.sub(r"(?<![\w./])/(data|runs|models|config|secrets)(?=/|$)", self._moved, text)
-
-    def _moved(self, match: re.Match[str]) -> str:
-        return str(self.root / match[1])
+        places = r"(?<![\w./])/(data|runs|models|config|secrets)(?=/|$)"
+        return re.sub(places, lambda match: str(self.root / match[1]), text)
 
     def variables(self, values: Mapping[str, str]) -> dict[str, str]:
-        """What the container's variables are here, beside this machine's own."""
+        """The container's variables with moved places, besides this machine's own."""
         moved = {**values, "HOME": str(self.root)}
         if "PET_MASTER_ADDR" in moved:
             moved |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(self.port)}
-        # Two cores are shared with whatever else is tested, and a pod has no code but its own.
+        # Other tests share the cores, and only the code of this checkout is imported.
         ours = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
         return {**os.environ, **moved, **ours}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A command with its variables, ready to be run.
-
-    Attributes:
-        name: Of the container.
-        command: Program and arguments.
-        variables: Its whole environment.
-    """
+    """A container's name, its command, and its whole environment."""
 
     name: str
     command: Sequence[str]
     variables: Mapping[str, str]
 
     def start(self) -> "subprocess.Popen[str]":
-        """Start it, in a folder without anything."""
+        """Start it in the home folder."""
         return subprocess.Popen(
             self.command,
             cwd=self.variables["HOME"],
@@ -154,8 +121,7 @@ class Step:
 
 
 def make_step(container: Manifest, values: Mapping[str, str], places: Places) -> Step:
-    """A container's own command and arguments, with variables filled in and places moved."""
-    words = [expand(word, values) for word in (*container["command"], *container["args"])]
-    program, *arguments = words
+    """A container's own command with variables replaced and places moved."""
+    program, *arguments = (expand(x, values) for x in (*container["command"], *container["args"]))
     command = [*PROGRAMS[program], *(places.move(word) for word in arguments)]
     return Step(name=container["name"], command=command, variables=places.variables(values))

@@ -1,158 +1,158 @@
-"""Workloads in documents, also those that operators make pods of."""
+"""Workloads in documents, also those for which an operator creates the pods."""
 
+import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-# Pods and what surrounds them, as found in a list of documents.
-
 Manifest = dict[str, Any]
-TEMPLATES = {"Deployment", "StatefulSet", "DaemonSet", "Job"}
+
+# The fields of a PodSpec that our runtimes and predictors have; both also have fields of KServe.
+POD_FIELDS_OF_KSERVE = {
+    "automountServiceAccountToken",
+    "containers",
+    "enableServiceLinks",
+    "securityContext",
+    "terminationGracePeriodSeconds",
+    "volumes",
+}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What makes pods.
+    """The pods of one document.
 
     Attributes:
-        document: The whole of it.
-        pod: The pod's spec; of a ServingRuntime what it has of one.
-        labels: Labels of its pods; for a ServingRuntime, those given to KServe.
+        document: The document that a user applies.
+        pod: The pods' spec; for an operator's pods, as the operator completes it.
+        labels: The pods' labels.
     """
 
     document: Manifest
     pod: Manifest
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str]
 
     def __str__(self) -> str:
         return called(self.document)
 
     @property
+    def kind(self) -> str:
+        """Kind of the document."""
+        return str(self.document["kind"])
+
+    @property
     def containers(self) -> list[Manifest]:
-        """All containers, those of the start first."""
+        """All containers, init containers first."""
         return [*self.pod.get("initContainers", []), *self.pod.get("containers", [])]
 
     @property
     def servers(self) -> list[Manifest]:
-        """The containers that run the server: our image's own entry point."""
+        """The containers that run the server: our image with its own entry point."""
+        if self.kind not in ("Deployment", "InferenceService"):
+            return []
         return [
             container
-            for container in self.pod.get("containers", [])
-            if "command" not in container and container.get("image", "").startswith("tipserve:")
+            for container in self.pod["containers"]
+            if "command" not in container and container["image"].startswith("tipserve:")
         ]
 
 
 def called(document: Manifest) -> str:
-    """Kind and name, as kubectl has them."""
+    """Kind and name, as kubectl writes them."""
     return f"{document.get('kind')}/{document.get('metadata', {}).get('name')}"
 
 
 def of_kind(documents: Iterable[Manifest], *kinds: str) -> list[Manifest]:
-    """The documents of some kinds."""
+    """The documents of these kinds."""
     return [document for document in documents if document.get("kind") in kinds]
 
 
-def workloads(documents: Iterable[Manifest]) -> list[Workload]:
-    """All that makes pods and is written out in full."""
-    found = []
-    for document in documents:
-        spec = document.get("spec", {})
-        if document.get("kind") == "CronJob":
-            spec = spec["jobTemplate"]["spec"]
-        if document.get("kind") in {*TEMPLATES, "CronJob"}:
-            template = spec["template"]
-            labels = template.get("metadata", {}).get("labels", {})
-            found.append(Workload(document, template["spec"], labels))
-        elif document.get("kind") == "ServingRuntime":
-            found.append(Workload(document, spec, spec.get("labels", {})))
-    return found
-
-
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label selector fits; it is one with `matchLabels`, as all of ours are."""
+    """Whether a selector with `matchLabels`, as all of ours are, selects these labels."""
     wanted: dict[str, str] = selector.get("matchLabels", {})
     return wanted.items() <= labels.items()
 
 
-# Pods that operators would make of custom resources, for checks that know only pods.
+def workloads(documents: Iterable[Manifest]) -> list[Workload]:
+    """Everything that creates pods, directly or through an operator."""
+    documents = list(documents)
+    found = [*_of_operators(documents)]
+    for document in of_kind(documents, "Deployment", "Job", "CronJob"):
+        spec = document["spec"]
+        template = (spec["jobTemplate"]["spec"] if "jobTemplate" in spec else spec)["template"]
+        found.append((document, template))
+    return [
+        Workload(document, template["spec"], template.get("metadata", {}).get("labels", {}))
+        for document, template in found
+    ]
 
 
-def pods_within(documents: list[Manifest]) -> list[Manifest]:
-    """A Pod or a Job for each kind of pod that operators are asked for, named after its owner."""
-    found = [_pod(*owned) for owned in (*_of_ray(documents), *_of_kserve(documents))]
-    for owner, template in _of_trainer(documents):
-        # The Trainer makes Jobs, which need no probes.
-        job = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": template}}
-        found.append({**job, "metadata": {"name": owner["metadata"]["name"]}})
-    for number, pod in enumerate(found):
-        pod["metadata"]["name"] += f"-{number}"
+def operator_pods(documents: list[Manifest]) -> list[Manifest]:
+    """A Pod or Job for each pod template of custom resources, for tools that know only these."""
+    made = []
+    for number, (owner, template) in enumerate(_of_operators(documents)):
+        metadata = {"name": f"{owner['metadata']['name']}-{number}"}
+        if owner["kind"] == "TrainJob":
+            # The Trainer creates Jobs, whose pods need no probes.
+            job = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": template}}
+            made.append(job | {"metadata": metadata})
+        else:
+            metadata |= {"labels": template.get("metadata", {}).get("labels", {})}
+            pod = {"apiVersion": "v1", "kind": "Pod", "spec": template["spec"]}
+            made.append(pod | {"metadata": metadata})
+    return made
+
+
+def variables(container: Manifest, documents: list[Manifest]) -> dict[str, str]:
+    """A container's variables as its process sees them; those from Secrets and fields are empty."""
+    data = {one["metadata"]["name"]: one["data"] for one in of_kind(documents, "ConfigMap")}
+    found: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        found |= data.get(source.get("configMapRef", {}).get("name"), {})
+    for variable in container.get("env", []):
+        reference = variable.get("valueFrom", {}).get("configMapKeyRef", {})
+        referred = data.get(reference.get("name"), {}).get(reference.get("key"), "")
+        found[variable["name"]] = variable.get("value", referred)
     return found
 
 
-def _pod(owner: Manifest, template: Manifest) -> Manifest:
-    labels = template.get("metadata", {}).get("labels", {})
-    metadata = {"name": owner["metadata"]["name"], "labels": labels}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-
-
-def _of_ray(documents: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+def _of_operators(documents: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
     for job in of_kind(documents, "RayJob"):
-        cluster = job["spec"].get("rayClusterSpec", {})
-        groups = [cluster.get("headGroupSpec", {}), *cluster.get("workerGroupSpecs", ())]
-        for group in groups:
-            if "template" in group:
-                yield job, group["template"]
-
-
-def _of_kserve(documents: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
-    runtimes = {
-        runtime["metadata"]["name"]: runtime["spec"]
-        for runtime in of_kind(documents, "ServingRuntime", "ClusterServingRuntime")
-    }
-    for inference in of_kind(documents, "InferenceService"):
-        predictor = inference["spec"].get("predictor", {})
-        runtime = runtimes.get(predictor.get("model", {}).get("runtime"))
-        if runtime:
-            # What the predictor says of pods is laid over what its runtime says.
-            whole = {**runtime, **predictor}
-            spec = {key: whole[key] for key in _POD_FIELDS_OF_KSERVE & whole.keys()}
-            yield inference, {"metadata": {"labels": runtime.get("labels", {})}, "spec": spec}
-
-
-# Those of a PodSpec that a runtime or a predictor is likely to have; both have many fields more.
-_POD_FIELDS_OF_KSERVE = {
-    "affinity",
-    "automountServiceAccountToken",
-    "containers",
-    "enableServiceLinks",
-    "imagePullSecrets",
-    "initContainers",
-    "nodeSelector",
-    "securityContext",
-    "serviceAccountName",
-    "terminationGracePeriodSeconds",
-    "tolerations",
-    "topologySpreadConstraints",
-    "volumes",
-}
-
-
-def _of_trainer(documents: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
+        cluster = job["spec"]["rayClusterSpec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            yield job, group["template"]
+    for service in of_kind(documents, "InferenceService"):
+        yield service, _of_kserve(service, documents)
     for job in of_kind(documents, "TrainJob"):
-        trainer = job["spec"].get("trainer", {})
-        for patch in job["spec"].get("runtimePatches", ()):
+        for patch in job["spec"]["runtimePatches"]:
             spec = patch["trainingRuntimeSpec"]["template"]["spec"]
-            for replicated in spec.get("replicatedJobs", ()):
+            for replicated in spec["replicatedJobs"]:
                 template = replicated["template"]["spec"]["template"]
-                yield job, {**template, "spec": _trained(template["spec"], trainer)}
+                yield job, {**template, "spec": _of_trainer(template["spec"], job)}
 
 
-def _trained(spec: Manifest, trainer: Manifest) -> Manifest:
-    """A patch of a pod with what the trainer gives its containers."""
-    given: dict[str, Any] = {
-        key: trainer[key] for key in ("image", "command", "args", "env") if key in trainer
-    }
-    if "resourcesPerNode" in trainer:
-        given["resources"] = trainer["resourcesPerNode"]
-    containers = [{**given, **container} for container in spec.get("containers", ())]
-    return {**spec, "containers": containers}
+def _of_kserve(service: Manifest, documents: list[Manifest]) -> Manifest:
+    """The predictor's fields over the runtime's, the model mounted, the name in the braces."""
+    predictor = service["spec"]["predictor"]
+    name, model = service["metadata"]["name"], predictor["model"]
+    (runtime,) = [
+        one["spec"]
+        for one in of_kind(documents, "ServingRuntime")
+        if one["metadata"]["name"] == model["runtime"]
+    ]
+    whole = json.loads(json.dumps({**runtime, **predictor}).replace("{{.Name}}", name))
+    spec = {key: whole[key] for key in POD_FIELDS_OF_KSERVE & whole.keys()}
+    claim = model["storageUri"].removeprefix("pvc://").partition("/")[0]
+    source = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+    spec["volumes"].append({"name": "model", **source})
+    mount = {"name": "model", "mountPath": "/mnt/models", "readOnly": True}
+    spec["containers"][0]["volumeMounts"].append(mount)
+    return {"metadata": {"labels": runtime["labels"]}, "spec": spec}
+
+
+def _of_trainer(spec: Manifest, job: Manifest) -> Manifest:
+    """A patch of a pod with the fields that the trainer sets in its containers."""
+    trainer = job["spec"]["trainer"]
+    given = {key: trainer[key] for key in ("image", "command", "args", "env")}
+    given["resources"] = trainer["resourcesPerNode"]
+    return {**spec, "containers": [{**given, **one} for one in spec["containers"]]}

@@ -1,22 +1,29 @@
 """Two real replicas, a real Prometheus and Alertmanager, and a webhook receiver."""
 
+import json
+import re
 import ssl
+import subprocess
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import trustme
 import yaml
 
 from tests.end_to_end.conftest import Program, Service
-from tests.monitoring.background import BackgroundServer
-from tests.monitoring.prometheus_queries import Querier
-from tests.monitoring.receiver import Receiver, receiving
-from tests.monitoring.shortened_rules import shorten_routing
+from tests.monitoring.prometheus_queries import divided
 from tests.tools import find_tool, miss
 
+LIMIT_S: Final = 60.0
+POLL_S: Final = 0.05
+LISTENING: Final = re.compile(r'msg="Listening on" address=(\S+)')
 # Queue limit: one request of eight images fills it, so a second one is refused.
 MAX_QUEUE_PATCHES: Final = 600
 NUM_STARTS: Final = 3
@@ -26,6 +33,91 @@ PODS: Final = ("steady", "victim")
 KEY: Final = "the-key-of-this-test"
 # Default template of Debian's Alertmanager, required at its start.
 TEMPLATES: Final = Path("/usr/share/prometheus/alertmanager/default.tmpl")
+
+
+@contextmanager
+def background(command: Sequence[str], log: Path) -> Iterator[str]:
+    """Run Prometheus or Alertmanager on a free port; yields its base URL when it is ready."""
+    with log.open("w") as stream, subprocess.Popen(command, stderr=stream) as process:
+        try:
+            until = time.monotonic() + LIMIT_S
+            while True:
+                text = log.read_text()
+                assert process.poll() is None, text
+                assert time.monotonic() < until, text
+                found = LISTENING.search(text)
+                url = f"http://{found[1]}" if found else ""
+                if url and httpx.get(f"{url}/-/ready", timeout=LIMIT_S).is_success:
+                    break
+                time.sleep(POLL_S)
+            yield url
+        finally:
+            process.terminate()
+
+
+@dataclass
+class Receiver:
+    """Records Alertmanager's webhooks, with their `receiver`, and accepts spans as a collector."""
+
+    url: str
+    notified: list[dict[str, Any]] = field(default_factory=list)
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    """A receiver on a free port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/alerts":
+                sent = json.loads(body)
+                receiver.notified += [a | {"receiver": sent["receiver"]} for a in sent["alerts"]]
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        receiver = Receiver(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Querier:
+    """Asks one Prometheus."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def query(self, expression: str) -> list[Any]:
+        """The samples of an instant query; a range's value counts as one.
+
+        Raises:
+            AssertionError: Prometheus rejects the query.
+        """
+        return self._ask("query", query=expression)["result"]  # type: ignore[no-any-return]
+
+    def alerts(self) -> list[dict[str, str]]:
+        """Labels of all firing and pending alerts."""
+        return [alert["labels"] for alert in self._ask("alerts")["alerts"]]
+
+    def rules(self) -> Sequence[Any]:
+        """Every loaded rule, with its health."""
+        return [rule for group in self._ask("rules")["groups"] for rule in group["rules"]]
+
+    def _ask(self, path: str, **fields: str) -> Any:
+        method = "POST" if fields else "GET"
+        url = f"{self._url}/api/v1/{path}"
+        answer = httpx.request(method, url, data=fields or None, timeout=LIMIT_S).json()
+        assert answer["status"] == "success", (fields, answer)
+        return answer["data"]
 
 
 class Replica:
@@ -44,7 +136,7 @@ class Replica:
         return Service(self.program, ports)
 
     def end(self) -> None:
-        """Stop the process, if it runs."""
+        """Stop the current process, if it runs."""
         self.program.end()
 
     def kill(self) -> None:
@@ -59,7 +151,7 @@ class Replica:
             try:
                 self.wait_ready()
             except AssertionError:
-                self.end()
+                self.program.end()
             else:
                 return
         raise AssertionError("".join(self.program.log))
@@ -67,14 +159,10 @@ class Replica:
 
 @dataclass(frozen=True)
 class WatchedSite:
-    """All running processes.
+    """A replica without faults, and a victim with TLS, keys and a short queue, both watched.
 
     Attributes:
-        steady: A replica without faults.
-        victim: A second replica, with TLS, keys and a short queue.
-        victim_url: Base URL of the victim.
         context: TLS context that trusts the victim.
-        prometheus: Prometheus, which scrapes both.
         receiver: Receiver of Alertmanager's webhook and of the steady replica's spans.
     """
 
@@ -114,19 +202,19 @@ def running_site(folder: Path, groups: Sequence[Any], routing: Path) -> Iterator
             f"--max-batch-patches={MAX_QUEUE_PATCHES}",
         )
         stack.callback(victim.end)
-        alertmanager = BackgroundServer(alertmanager_command(folder, routing, receiver.url))
-        stack.callback(alertmanager.end)
+        command = alertmanager_command(folder, routing, receiver.url)
+        alertmanager_url = stack.enter_context(background(command, folder / "alertmanager.log"))
         service, other = steady.wait_ready(), victim.wait_ready()
         ports = (service.ports["metrics"], other.ports["metrics"])
-        config = prometheus_config(alertmanager.url, dict(zip(PODS, ports, strict=True)))
-        prometheus = BackgroundServer(prometheus_command(folder, config, groups))
-        stack.callback(prometheus.end)
+        config = prometheus_config(alertmanager_url, dict(zip(PODS, ports, strict=True)))
+        command = prometheus_command(folder, config, groups)
+        prometheus_url = stack.enter_context(background(command, folder / "prometheus.log"))
         yield WatchedSite(
             steady=service,
             victim=victim,
             victim_url=f"https://127.0.0.1:{other.ports['http']}",
             context=context,
-            prometheus=Querier(prometheus.url),
+            prometheus=Querier(prometheus_url),
             receiver=receiver,
         )
 
@@ -135,7 +223,10 @@ def alertmanager_command(folder: Path, routing: Path, webhook_url: str) -> list[
     """Command of Alertmanager without peers, with shortened intervals."""
     if not TEMPLATES.exists():
         miss(f"{TEMPLATES} is missing: run scripts/install_tools.sh as root")
-    config = shorten_routing(yaml.safe_load(routing.read_text(encoding="utf-8")))
+    config = yaml.safe_load(routing.read_text(encoding="utf-8"))
+    for route in (config["route"], *config["route"]["routes"]):
+        for name in {"group_wait", "group_interval", "repeat_interval"} & route.keys():
+            route[name] = divided(route[name], at_least_s=1)
     for receiver in config["receivers"]:
         for webhook in receiver["webhook_configs"]:
             webhook["url"] = f"{webhook_url}/alerts"

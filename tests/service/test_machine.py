@@ -21,6 +21,7 @@ from service.machine import (
     resident_bytes,
     trim,
     trimming_memory,
+    unused_bytes,
 )
 
 MB = 2**20
@@ -133,25 +134,53 @@ def test_a_c_library_without_malloc_trim_is_no_error(monkeypatch: pytest.MonkeyP
     trim()
 
 
-async def test_memory_is_trimmed_when_it_grew_by_a_quarter_since_the_last_trim() -> None:
-    # The start; slight growth; growth, trimmed to 120; slight growth; growth.
-    readings = iter([100, 110, 200, 120, 140, 300, 150])
+@pytest.mark.parametrize(
+    ("readings_mb", "trims_mb"),
+    [
+        # The start, slight growth, growth and what its trim leaves, slight growth.
+        ([100, 110, 200, 105, 130, 125], [200]),
+        # What is freed just after a trim is returned by the next one.
+        ([100, 200, 160, 160, 105, 130], [200, 160]),
+        # What a trim cannot return is the new floor, until memory falls below it.
+        ([100, 200, 195, 200, 120, 160, 120, 125], [200, 160]),
+    ],
+)
+async def test_memory_is_trimmed_while_the_heap_keeps_free_pages(
+    readings_mb: list[int], trims_mb: list[int]
+) -> None:
+    readings = iter(readings_mb)
     at_trims: list[int] = []
     last = 0
     is_over = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    def resident() -> int:
+    def unused() -> int:
         nonlocal last
         last = next(readings, 0)
         if not last:
-            is_over.set()
-        return last
+            loop.call_soon_threadsafe(is_over.set)
+        return last * MB
 
     before = asyncio.all_tasks()
-    async with trimming_memory(0.001, resident, lambda: at_trims.append(last)):
+    async with trimming_memory(0.001, unused, lambda: at_trims.append(last)):
         await asyncio.wait_for(is_over.wait(), TIMEOUT_S)
-    assert at_trims == [200, 300]
+    assert at_trims == trims_mb
     assert asyncio.all_tasks() == before
+
+
+def test_only_free_pages_of_the_heap_are_unused() -> None:
+    trim()
+    before = unused_bytes()
+    blocks = [bytes([1]) * 4000 for _ in range(16_000)]
+    assert abs(unused_bytes() - before) < 16 * MB
+    # Every eighth block stays, so that no free page is at the end of the heap, which glibc returns.
+    blocks = blocks[::8]
+    if resident_bytes() == unused_bytes():
+        pytest.skip("this C library does not report its heap")
+    assert unused_bytes() - before > 32 * MB
+    trim()
+    assert abs(unused_bytes() - before) < 16 * MB
+    assert len(blocks) == 2000
 
 
 @pytest.mark.slow

@@ -190,8 +190,8 @@ class DataPlane:
         models = [self.models.find(name)] if name else self.models.models()
         return [served.statistics() for served in models]
 
-    def check_open(self) -> None:
-        """Reject a request that cannot be admitted whatever it contains, before its body is read.
+    def check_open(self, flow: str) -> None:
+        """Reject a request of a flow that cannot be admitted, before its body is read.
 
         Raises:
             Unavailable: The server starts or drains.
@@ -199,8 +199,8 @@ class DataPlane:
         """
         self.gate.check()
         models = self.models.models()
-        if models and all(model.admission.is_full for model in models):
-            models[0].admission.check()
+        if models and all(model.admission.is_full(flow) for model in models):
+            models[0].admission.check(flow)
 
     async def offload(self, work: Callable[[], T]) -> T:
         """Run CPU work in the pool instead of on the caller's event loop."""

@@ -20,10 +20,9 @@ from service.errors import InvalidRequest, Overloaded, ServiceError
 from service.grpc.converters import refuse_unknown_fields
 from service.grpc.errors import CODE
 from service.grpc.generated import stream_pb2
+from service.models.admission import STREAM_FLOW
 from service.safety.protection import BodyMemory, BodyShare
 
-# Streams share the lanes fairly with unary RPCs and with REST.
-FLOW: Final = "stream"
 STREAM_KINDS: Final = tuple(
     field.name for field in stream_pb2.StreamRequest.DESCRIPTOR.oneofs_by_name["request"].fields
 )
@@ -159,7 +158,8 @@ def begin_item(request: stream_pb2.StreamRequest, call: Call) -> str:
     Raises:
         InvalidRequest: No such field is set, a field is unknown, or the time limit is invalid.
     """
-    call.flow, call.waits_for_capacity = FLOW, True
+    # Streams share the lanes fairly with unary RPCs and with REST.
+    call.flow, call.waits_for_capacity = STREAM_FLOW, True
     refuse_unknown_fields(request, is_deep=False)
     if request.HasField("timeout"):
         timeout_s = request.timeout.seconds + 1e-9 * request.timeout.nanos

@@ -10,7 +10,7 @@ import asyncio
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from types import TracebackType
 from typing import Final, Protocol
 
@@ -25,8 +25,13 @@ from service.request_gate import RequestGate
 MIN_RETRY_S: Final = 0.1
 MAX_RETRY_S: Final = 30.0
 FIRST_RETRY_S: Final = 1.0
+# A flow that already has work leaves this part of the capacity to the other flows: the lanes share
+# fairly between them, but a flood over one protocol filled the whole queue, and 80 % of the other
+# protocol's calls were refused.
+RESERVED_PART: Final = 8
 # Time constant of the exponential average in `Throughput`.
 THROUGHPUT_MEMORY_S: Final = 3.0
+STREAM_FLOW: Final = "stream"
 
 
 class Throughput:
@@ -152,11 +157,12 @@ class Ticket:
 
     Attributes:
         cost: In patches.
+        flow: The flow of its call.
         is_held: False after `release`.
         is_stream: Whether the request counts against the share of streams.
     """
 
-    __slots__ = ("_admission", "_call", "_kind", "cost", "is_held", "is_stream")
+    __slots__ = ("_admission", "_call", "_kind", "cost", "flow", "is_held", "is_stream")
 
     def __init__(self, admission: "Admission", cost: int, call: Call, kind: Kind | None) -> None:
         self._admission = admission
@@ -165,6 +171,7 @@ class Ticket:
         self.cost = cost
         self.is_held = True
         self.is_stream = call.waits_for_capacity
+        self.flow = STREAM_FLOW if self.is_stream else call.flow
 
     def resize(self, cost: int) -> bool:
         """Correct the cost once it is known exactly, before any work is done.
@@ -204,6 +211,7 @@ class Admission:
         self._clock = clock
         self._cost = 0
         self._num_admitted = 0
+        self._flow_costs: Counter[str] = Counter()
         self._streams = StreamWaitQueue(max_cost)
         self._throughput = Throughput()
         self._lock = threading.RLock()
@@ -219,20 +227,19 @@ class Admission:
         """Upper bound of `cost`."""
         return self._max_cost
 
-    @property
-    def is_full(self) -> bool:
-        """Whether not even the smallest request fits."""
-        return self._cost >= self._max_cost
+    def is_full(self, flow: str) -> bool:
+        """Whether not even the smallest request of a flow fits."""
+        return not self._fits(1, flow)
 
-    def check(self) -> None:
-        """Reject a request before its body is read.
+    def check(self, flow: str) -> None:
+        """Reject a request of a flow before its body is read.
 
         Raises:
             Unavailable: No lane is healthy.
             Overloaded: The queue is full.
         """
         self._check_healthy()
-        if self.is_full:
+        if self.is_full(flow):
             raise self._overloaded()
 
     async def admit(self, cost: int, call: Call, kind: Kind | None = None) -> Ticket:
@@ -252,13 +259,13 @@ class Admission:
         if call.waits_for_capacity:
             await self._wait(cost, call, kind)
             return Ticket(self, cost, call, kind)
-        self.check()
+        self.check(call.flow)
         self._check_deadline(cost, call, kind)
         with self._lock:
             self._check_size(cost)
-            if self._cost + cost > self._max_cost or self._streams.has_next:
+            if not self._fits(cost, call.flow) or self._streams.has_next:
                 raise self._overloaded()
-            self._hold(cost)
+            self._hold(cost, call.flow)
         return Ticket(self, cost, call, kind)
 
     def retry_after_s(self) -> float:
@@ -319,21 +326,31 @@ class Admission:
         self.rejected.inc(reason)
         return error
 
-    def _hold(self, cost: int) -> None:
+    def _fits(self, cost: int, flow: str) -> bool:
+        if self._cost + cost > self._max_cost:
+            return False
+        held = self._flow_costs[flow]
+        # In process there is no flow, and no other caller.
+        return (
+            not flow or not held or held + cost <= self._max_cost - self._max_cost // RESERVED_PART
+        )
+
+    def _hold(self, cost: int, flow: str) -> None:
         if not self._num_admitted:
             self._throughput.begin(self._clock())
         self._cost += cost
+        self._flow_costs[flow] += cost
         self._num_admitted += 1
 
     def _admit_waiting(self) -> None:
         while (waiter := self._streams.admit_next(self._max_cost - self._cost)) is not None:
-            self._hold(waiter.cost)
+            self._hold(waiter.cost, STREAM_FLOW)
 
     def _abandon(self, waiter: CapacityWaiter) -> None:
         """A stream request ended its wait; it may have been admitted at the same moment."""
         with self._lock:
             if waiter.is_admitted:
-                self._free(waiter.cost, is_stream=True)
+                self._free(waiter.cost, STREAM_FLOW, is_stream=True)
             else:
                 self._streams.remove(waiter)
                 self._admit_waiting()
@@ -349,6 +366,7 @@ class Admission:
                     return False
                 raise self._overloaded()
             self._cost += more
+            self._flow_costs[ticket.flow] += more
             ticket.cost = cost
             if ticket.is_stream:
                 self._streams.resize(more)
@@ -360,10 +378,11 @@ class Admission:
         with self._lock:
             if ticket.is_held:
                 ticket.is_held = False
-                self._free(ticket.cost, is_stream=ticket.is_stream)
+                self._free(ticket.cost, ticket.flow, is_stream=ticket.is_stream)
 
-    def _free(self, cost: int, *, is_stream: bool) -> None:
+    def _free(self, cost: int, flow: str, *, is_stream: bool) -> None:
         self._cost -= cost
+        self._flow_costs[flow] -= cost
         self._num_admitted -= 1
         self._throughput.finish(cost, self._clock())
         if is_stream:

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic import Field, JsonValue
 from starlette.types import Message
 
+from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.rest.inputs import check_json_size, in_pool, media_type, parse_json
@@ -164,7 +165,7 @@ def build_cloud_router(
 
     async def invocations(request: Request) -> Response:
         """The answer of another route, chosen by a header or by the body's fields."""
-        plane.check_open()
+        plane.check_open(current_call.get().flow)
         return await invoke(request, plane, targets)
 
     for path in health:

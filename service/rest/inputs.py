@@ -65,7 +65,7 @@ async def read_images(
         UnsupportedMedia: The body is of another media type.
     """
     # Before the body is received: a request that is refused anyway need not send it.
-    plane.check_open()
+    plane.check_open(current_call.get().flow)
     media = choose_media(request.headers.get("accept"), writer.media_types)
     query = request.query_params.multi_items()
     content_type = media_type(request)
@@ -102,7 +102,7 @@ async def read_texts(
     Raises:
         ServiceError: As `read_images` raises it.
     """
-    plane.check_open()
+    plane.check_open(current_call.get().flow)
     media = choose_media(request.headers.get("accept"), writer.media_types)
     options = await read_json(request, plane, EmbedTextsBody)
     writer.check(options, media, 0)

@@ -308,7 +308,7 @@ def _add_infer(router: APIRouter, plane: DataPlane) -> None:
 
 
 async def _infer(request: Request, plane: DataPlane, model: str, version: str) -> Response:
-    plane.check_open()
+    plane.check_open(current_call.get().flow)
     for name in request.query_params:
         raise InvalidRequest(
             f"{name}: give it in the body's parameters, not in the query.",

@@ -378,7 +378,7 @@ def build_openai_router(plane: DataPlane) -> APIRouter:
     @router.post("/v1/embeddings", **EMBEDDINGS)
     async def create_embeddings(request: Request) -> Response:
         """One vector of unit length for each text and image; images have their CLS1 embedding."""
-        plane.check_open()
+        plane.check_open(current_call.get().flow)
         body = await read_json(request, plane, EmbeddingsBody)
         given = sort_input(body)
         check_format(body, len(given.is_image))

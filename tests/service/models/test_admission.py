@@ -87,9 +87,23 @@ async def test_a_full_model_rejects_until_a_request_finishes(
             await admission.admit(41, CALL)
         async with admitted(admission, 40):
             with pytest.raises(Overloaded):
-                admission.check()
+                admission.check("")
     assert rejected(metrics, "queue_full") == 2
     async with admitted(admission, 100):
+        pass
+
+
+async def test_a_flow_leaves_a_part_of_the_capacity_to_the_others(admission: Admission) -> None:
+    rest, grpc = (Call(request_id="x", deadline=1e9, flow=flow) for flow in ("http", "grpc"))
+    async with admitted(admission, 80, rest):
+        with pytest.raises(Overloaded):
+            await admission.admit(9, rest)
+        async with admitted(admission, 8, rest):
+            assert admission.is_full("http")
+            assert not admission.is_full("grpc")
+            async with admitted(admission, 12, grpc):
+                assert admission.is_full("grpc")
+    async with admitted(admission, 100, grpc):
         pass
 
 

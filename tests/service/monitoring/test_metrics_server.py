@@ -1,6 +1,10 @@
 """The port for metrics and health checks: never with TLS or keys."""
 
+import errno
 import socket
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +13,9 @@ import pytest
 import trustme
 
 from service.errors import Unavailable
+from service.monitoring import metrics_server
 from service.monitoring.metrics import Metrics
-from service.monitoring.metrics_server import LIVE, READY, MetricsServer
+from service.monitoring.metrics_server import LIVE, MAX_THREADS, READY, MetricsServer
 from tests.service.conftest import Serving
 
 if TYPE_CHECKING:
@@ -71,3 +76,58 @@ def test_a_port_that_is_taken_is_named(metrics: Metrics) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=rf"port {port} \(.* in use\); .* --metrics-port"):
             MetricsServer(metrics.registry, {}, host="127.0.0.1", port=port)
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1"], indirect=True)
+def test_silent_connections_take_few_threads_and_refuse_no_probe(
+    server: tuple[str, Health], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_server, "UNDISTURBED_S", 0.05)
+    url, _ = server
+    before = threading.active_count()
+    port = int(url.rpartition(":")[2])
+    with ExitStack() as stack:
+        for _ in range(3 * MAX_THREADS):
+            connection = socket.create_connection(("127.0.0.1", port), LIMIT_S)
+            stack.enter_context(connection)
+            connection.sendall(b"GET /")
+        assert httpx.get(url + LIVE, timeout=LIMIT_S).status_code == 200
+        assert threading.active_count() <= before + MAX_THREADS
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1"], indirect=True)
+def test_a_trickled_request_ends_in_time(
+    server: tuple[str, Health], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_server, "REQUEST_LIMIT_S", 0.3)
+    with socket.create_connection(("127.0.0.1", int(server[0].rpartition(":")[2]))) as connection:
+        for _ in range(1000):
+            try:
+                connection.sendall(b"x")
+            except ConnectionError:
+                break
+            time.sleep(0.01)
+        else:
+            pytest.fail("still open after ten seconds of trickled bytes")
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1"], indirect=True)
+def test_without_descriptors_the_port_pauses_and_logs_once(
+    server: tuple[str, Health], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    num_tries = 0
+    accept = socket.socket.accept
+
+    def fail(listening: socket.socket) -> Any:
+        nonlocal num_tries
+        num_tries += 1
+        if num_tries <= 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(listening)
+
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(socket.socket, "accept", fail)
+    assert httpx.get(server[0] + LIVE, timeout=LIMIT_S).status_code == 200
+    assert pauses == [metrics_server.ACCEPT_PAUSE_S] * 3
+    assert caplog.text.count("Too many open files") == 1

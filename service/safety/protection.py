@@ -1,18 +1,27 @@
 """Protection of both protocols: keys, TLS, memory for bodies, limits on connections."""
 
+import logging
 import threading
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 from service.errors import Overloaded
+from service.machine import num_descriptors, raise_descriptor_limit
 from service.monitoring.metrics import Metrics
+from service.monitoring.metrics_server import MAX_THREADS
 from service.safety.api_keys import ApiKeys
 from service.safety.tls import Tls, TlsFiles
-from service.safety.url_fetch import FetchLimits, UrlFetcher, UrlPolicy
+from service.safety.url_fetch import MAX_AT_ONCE, FetchLimits, UrlFetcher, UrlPolicy
 from service.settings import Settings
 
 RETRY_S: Final = 1.0
+# Descriptors for model files, runtimes, threads' event files, and refused connections until they
+# are closed.
+RESERVED_DESCRIPTORS: Final = 128
+MIN_CONNECTIONS: Final = 16
+
+logger = logging.getLogger(__name__)
 
 
 class BodyShare:
@@ -115,7 +124,8 @@ class Protection:
         metrics: Counts refused requests.
         request_timeout_s: Default and longest deadline of a request.
         max_body_bytes: Largest body or message.
-        max_connections: Most open connections, per protocol.
+        max_connections: Most open connections, per protocol; at most what the limit of open
+            descriptors allows.
         max_rpcs: Most RPCs at once.
         max_stream_requests: Most requests of one gRPC stream at once.
         stream_window_bytes: Bytes that a gRPC client may send before they are read.
@@ -183,7 +193,14 @@ class Protection:
             metrics=metrics,
             request_timeout_s=settings.request_timeout_s,
             max_body_bytes=settings.max_request_bytes,
-            max_connections=settings.max_connections,
+            max_connections=fitting_connections(
+                settings.max_connections,
+                num_descriptors=raise_descriptor_limit(),
+                num_others=num_descriptors()
+                + RESERVED_DESCRIPTORS
+                + MAX_THREADS
+                + (MAX_AT_ONCE if url_fetcher is not None else 0),
+            ),
             max_rpcs=settings.max_concurrent_rpcs,
             max_stream_requests=settings.max_stream_requests,
             stream_window_bytes=settings.stream_window_bytes,
@@ -195,3 +212,31 @@ class Protection:
             keep_alive_s=settings.keep_alive_s,
             max_connection_age_s=settings.max_connection_age_s,
         )
+
+
+def fitting_connections(max_connections: int, *, num_descriptors: int, num_others: int) -> int:
+    """Connections for each of REST and gRPC that the limit of open descriptors allows.
+
+    At that limit no port accepts a connection, also not the one for health probes: with a limit of
+    1,024, a thousand idle gRPC connections silenced all three.
+
+    Args:
+        max_connections: As set.
+        num_descriptors: The limit of open descriptors.
+        num_others: Descriptors for everything else.
+
+    Raises:
+        ValueError: Fewer than `MIN_CONNECTIONS` fit.
+    """
+    fitting = min(max_connections, (num_descriptors - num_others) // 2)
+    if fitting == max_connections:
+        return max_connections
+    numbers = (
+        f"max_connections is {max_connections} for each of REST and gRPC, and {num_others} other "
+        f"descriptors are needed, but the process may open {num_descriptors}"
+    )
+    advice = f"raise the limit (ulimit -n) to {2 * max_connections + num_others}"
+    if fitting < MIN_CONNECTIONS:
+        raise ValueError(f"{numbers}; {advice}")
+    logger.warning("%s: %d connections are allowed for each; %s", numbers, fitting, advice)
+    return fitting

@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import Overloaded
 from service.monitoring.metrics import Metrics
-from service.safety.protection import BodyMemory
+from service.safety.protection import BodyMemory, fitting_connections
 
 
 @pytest.fixture
@@ -63,3 +63,18 @@ def test_threads_never_hold_more_than_all(memory: BodyMemory) -> None:
         thread.join()
     assert 30 <= most[0] <= 90
     assert memory.num_bytes == 0
+
+
+@pytest.mark.parametrize(("num_descriptors", "fitting"), [(2248, 1024), (1224, 512), (232, 16)])
+def test_connections_are_as_many_as_descriptors_allow(
+    caplog: pytest.LogCaptureFixture, num_descriptors: int, fitting: int
+) -> None:
+    found = fitting_connections(1024, num_descriptors=num_descriptors, num_others=200)
+    assert found == fitting
+    said = f"may open {num_descriptors}: {fitting} connections are allowed for each; raise the"
+    assert (said in caplog.text) == (fitting < 1024)
+
+
+def test_a_limit_of_descriptors_without_room_fails_the_start() -> None:
+    with pytest.raises(ValueError, match=r"may open 230; raise the limit .* to 2248"):
+        fitting_connections(1024, num_descriptors=230, num_others=200)

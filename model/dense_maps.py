@@ -10,7 +10,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.segmentation import bilinear_matrix, upsample_bilinear
+from model.segmentation import upsample_bilinear
 
 # The third dense head, segmentation, returns logits.
 MapTask = Literal["depth", "normals"]
@@ -19,6 +19,8 @@ MapTask = Literal["depth", "normals"]
 BAND_ELEMENTS: Final = 1024 * 1024
 # Opposite unit vectors cancel out to rounding noise of about this length.
 NOISE: Final = np.float32(1e-6)
+# The free parameter of cubic convolution, as in torch and OpenCV (Pillow has -0.5).
+SHARPNESS: Final = -0.75
 SMALLEST: Final = np.finfo(np.float32).tiny
 
 
@@ -49,9 +51,11 @@ def normal_map(
 ) -> NDArray[np.float32]:
     """Surface normal of every pixel, unit vectors, float32 [H, W, 3].
 
-    Vectors are normalised, scaled bilinearly, and normalised again. transformers'
-    `post_process_normal_estimation` omits the last step, so its vectors are shorter at edges.
-    Where opposite directions cancel out, the vector is zero, never NaN.
+    Vectors are normalised, scaled bicubically, and normalised again. transformers'
+    `post_process_normal_estimation` scales bilinearly and omits the last step, so its vectors are
+    shorter at edges. Where opposite directions cancel out, the vector is zero, never NaN.
+
+    Source: google-deepmind/tips, `pytorch/TIPS_decoder_inference.ipynb`.
 
     Args:
         normals_3hw: Vectors of any length.
@@ -66,8 +70,8 @@ def normal_map(
     if size_hw is None:
         return np.ascontiguousarray(unit_3hw.transpose(1, 2, 0))
     height, width = size_hw
-    wide_3hW = unit_3hw @ bilinear_matrix(columns, width).T
-    rows_Hh = bilinear_matrix(rows, height)
+    wide_3hW = unit_3hw @ bicubic_matrix(columns, width).T
+    rows_Hh = bicubic_matrix(rows, height)
     map_HW3 = np.empty((height, width, 3), np.float32)
     band = max(1, BAND_ELEMENTS // (3 * width))
     for top in range(0, height, band):
@@ -90,6 +94,29 @@ def make_map(
 ) -> NDArray[np.float32]:
     """`depth_map` or `normal_map`, by the head's name."""
     return MAPS[task](raw, size_hw)
+
+
+def bicubic_matrix(size_in: int, size_out: int) -> NDArray[np.float32]:
+    """Weights [size_out, size_in] of cubic convolution between pixel centres; rows sum to 1.
+
+    Equal to torch's `interpolate(mode="bicubic", align_corners=False)`: no antialiasing, and the
+    outermost pixel is repeated beyond the edge.
+    """
+    centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+    first = np.floor(centres).astype(np.intp) - 1
+    weights = np.zeros((size_out, size_in), np.float32)
+    for index in (first, first + 1, first + 2, first + 3):
+        near = np.clip(index, 0, size_in - 1)
+        np.add.at(weights, (np.arange(size_out), near), _cubic(np.abs(centres - index)))
+    return weights
+
+
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' convolution kernel at a distance of at most two pixels."""
+    a, x = SHARPNESS, distance
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, inner, outer)
 
 
 def _unit(vectors_3hw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,6 +8,8 @@ from typing import Final, Literal
 # `int8` quantises weights and activations, `int8_weights` the weights only.
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_weights"]
 DenseTask = Literal["depth", "normals", "segmentation"]
+# Activation after the last 3 x 3 convolution of the depth head; "linear" is none.
+DepthActivation = Literal["linear", "relu"]
 Part = Literal["vision", "text", "depth", "normals", "segmentation"]
 
 # `pixel_values` [B, 3, H, W] to [B, D], [B, D], [B, N, D] and [B, N, D].

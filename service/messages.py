@@ -261,7 +261,7 @@ class EstimateMapsRequest:
     images: tuple[MaybeEncoded, ...]
     model: str | None = None
     resolution: int | None = None
-    fit: Fit = "aspect"
+    fit: Fit = "squash"
     size: MapSize = "image"
     partial: bool = False
 

@@ -7,13 +7,14 @@ from transformers import Tipsv2Model
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, digests, refuse_pickles
 from model.checkpoints.dense_folder import DenseHeads, read_dense_folder
 from model.checkpoints.official import is_pair_folder, read_pair
-from model.checkpoints.scenic import ZIP_SUFFIX, DepthActivation, read_scenic_heads
+from model.checkpoints.scenic import ZIP_SUFFIX, read_scenic_heads
 from model.checkpoints.tokenizer import read_tokenizer
 from model.checkpoints.transformers_folder import is_transformers_folder, read_model
+from model.graphs import DepthActivation
 
 
 def read_checkpoint(
-    path: Path, *, dense: Path | None = None, depth_activation: DepthActivation = "relu"
+    path: Path, *, dense: Path | None = None, depth_activation: DepthActivation = "linear"
 ) -> Checkpoint:
     """Read a model, its tokenizer and optionally its dense heads; nothing is downloaded.
 

@@ -10,11 +10,10 @@ convolution does not mirror the kernel as torch's does, so both kernel axes are 
 The zips `..._dpt_pytorch.zip` are refused: upstream's converter did not mirror these kernels at
 first, and a file does not show whether it is older than the fix.
 
-The files do not state whether a ReLU follows the last 3 x 3 convolution of the depth head.
-Upstream's PyTorch decoder had none, then one in every head, then an option that is off by default.
-The default here is "relu", as in transformers (only in the depth head) and in the code that was
-published with the -dpt weights earlier (ported in ostris/ai-toolkit). "linear" is upstream's
-default. The choice is written to the origin.
+The files do not state whether a ReLU follows the last 3 x 3 convolution of the depth head, so it is
+a setting. The default is "linear", as the released decoder computes (`dpt_head_from_config` sets
+`output_activation=False`); the other choice differed by up to 0.9 m. transformers' default for a
+-dpt folder without the entry is "relu". The choice is written to the origin.
 
 Source: google-deepmind/tips, `scripts/convert_segmentation_checkpoint.py`, and for all three tasks
 `load_decoder_weights` of `pytorch/decoders.py` in its pull request 31.
@@ -24,7 +23,7 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -41,9 +40,8 @@ from model.checkpoints.array_archive import ArrayArchive, require
 from model.checkpoints.checkpoint import CheckpointError, digests, name_some
 from model.checkpoints.dense_folder import PARTS, DenseHeads, attach_heads
 from model.checkpoints.weight_map import Change, Source, as_stored, gather
-from model.graphs import DENSE_TASKS, DenseTask
+from model.graphs import DENSE_TASKS, DenseTask, DepthActivation
 
-DepthActivation = Literal["relu", "linear"]
 ZIP_SUFFIX = "_dpt.zip"
 NUM_STAGES = 4
 BLOCKS = "decoder/dpt/reassemble_blocks"
@@ -108,7 +106,7 @@ NAMES: list[tuple[str, str, Change]] = [
 
 
 def read_scenic_heads(
-    paths: Sequence[Path], model: Tipsv2Model, *, depth_activation: DepthActivation = "relu"
+    paths: Sequence[Path], model: Tipsv2Model, *, depth_activation: DepthActivation = "linear"
 ) -> DenseHeads:
     """Read one to three zips and attach their heads to a model's vision tower.
 
@@ -142,7 +140,7 @@ def read_scenic_heads(
         "files": dict(digests(paths)),
         "tasks": list(dense.tasks),
         "depth_activation": depth_activation,
-        "depth_activation_from": "the reader's setting; the files do not say it",
+        "depth_activation_from": "the setting; the files do not state it",
     }
     return DenseHeads(model=dense.model, tasks=dense.tasks, origin=origin)
 

@@ -23,7 +23,7 @@ from pydantic import JsonValue
 from model.conversion.errors import CacheError, SourceError
 from model.conversion.source import HubSource
 from model.files import LockHeld, LocksUnsupported, atomic_write, locked
-from model.graphs import Precision
+from model.graphs import DepthActivation, Precision
 from model.package import ModelPackage, Progress, open_package, sha256
 
 VARIABLE: Final = "TIPSERVE_CACHE"
@@ -31,7 +31,7 @@ STAGING: Final = re.compile(r"\.(?P<entry>.+-[0-9a-f]{20})\..+")
 KEY_DIGITS: Final = 20
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 # Part of every key. Increased when the same checkpoint is exported to another package.
-EXPORT_FORMAT: Final = 1
+EXPORT_FORMAT: Final = 2
 # Suffixes of the files that are read; others, such as cards and images, do not count.
 READ_SUFFIXES: Final = frozenset({".json", ".model", ".npz", ".safetensors", ".txt", ".zip"})
 WEIGHT_SUFFIXES: Final = frozenset({".npz", ".safetensors", ".zip"})
@@ -206,18 +206,26 @@ def content_of(path: Path) -> dict[str, JsonValue]:
         raise SourceError(f"{error.filename} cannot be read ({error.strerror})") from error
 
 
-def key_of(base: JsonValue, dense: JsonValue, precisions: Sequence[Precision]) -> str:
+def key_of(
+    base: JsonValue,
+    dense: JsonValue,
+    precisions: Sequence[Precision],
+    *,
+    depth_activation: DepthActivation = "linear",
+) -> str:
     """Return the cache key of a package.
 
     Args:
         base: Identity of the model.
         dense: Identity of the dense heads, if any.
         precisions: Precisions of the graphs.
+        depth_activation: Setting of Scenic depth heads.
     """
     made_of = {
         "format": EXPORT_FORMAT,
         "base": base,
         "dense": dense,
+        "depth_activation": None if dense is None else depth_activation,
         "precisions": sorted(precisions),
     }
     text = json.dumps(made_of, sort_keys=True, separators=(",", ":"))

@@ -18,7 +18,7 @@ from model.conversion.convert import ConversionRequest
 from model.conversion.errors import COMPARING, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import FolderSource, parse_checkpoint
-from model.graphs import Precision
+from model.graphs import DepthActivation, Precision
 from model.manifest import MANIFEST_NAME, Manifest, ParityEntry, check_model_name
 from model.package import ModelPackage, open_package
 from model.parity import command as check
@@ -134,6 +134,13 @@ def _add_build_engine(parser: argparse.ArgumentParser) -> None:
 
 def _add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dense", metavar="SOURCE", help="dense heads from another source")
+    parser.add_argument(
+        "--depth-activation",
+        choices=get_args(DepthActivation),
+        default="linear",
+        help="activation after the last convolution of a Scenic depth head, which its zip does not "
+        "state (default: %(default)s, as released); a -dpt folder states its own",
+    )
     parser.add_argument(
         "--precision",
         action="append",
@@ -343,6 +350,7 @@ def _request(options: argparse.Namespace) -> ConversionRequest:
         dense=parse_checkpoint(dense, may_be_file=True) if dense is not None else None,
         precisions=tuple(dict.fromkeys(("fp32", *options.precision))),
         name=name,
+        depth_activation=options.depth_activation,
     )
 
 

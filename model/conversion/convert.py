@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from model.conversion.cache import check_space, weight_bytes
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
 from model.conversion.source import CheckpointSource, HubSource
-from model.graphs import DENSE_TASKS, Precision, graph_file
+from model.graphs import DENSE_TASKS, DepthActivation, Precision, graph_file
 from model.manifest import MANIFEST_NAME, Manifest
 from model.package import ModelPackage, Progress, open_package
 
@@ -26,7 +26,7 @@ FRONT_MATTER: Final = "---"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionRequest:
-    """A package to be made. The user gives the first four fields; preparing fills in the others.
+    """A package to be made. The user gives the first five fields; preparing fills in the others.
 
     Attributes:
         base: The model. A `-dpt` repository of the hub is dense heads, and implies its model.
@@ -34,6 +34,7 @@ class ConversionRequest:
         dense: Dense heads from another source.
         precisions: Precisions of the graphs; `fp32` is among them.
         name: Name of the model for clients; None for the name of the source.
+        depth_activation: See `model.checkpoints.scenic`; a -dpt folder states its own.
         base_identity: Content of the model's files, for the cache key.
         dense_identity: Content of the dense heads' files.
         provenance: Where the checkpoints came from.
@@ -43,6 +44,7 @@ class ConversionRequest:
     dense: CheckpointSource | None = None
     precisions: Sequence[Precision] = ("fp32",)
     name: str | None = None
+    depth_activation: DepthActivation = "linear"
     base_identity: dict[str, JsonValue] | None = None
     dense_identity: dict[str, JsonValue] | None = None
     provenance: dict[str, JsonValue] = field(default_factory=dict)
@@ -85,7 +87,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     from model.export.package_writer import author_text, render_card, write_package  # noqa: PLC0415
 
     progress(f"reading the weights in {base}")
-    checkpoint = read_checkpoint(base, dense=dense)
+    checkpoint = read_checkpoint(base, dense=dense, depth_activation=request.depth_activation)
     lacking = set(DENSE_TASKS) - set(checkpoint.dense_tasks)
     if checkpoint.dense is not None and lacking:
         raise ConversionError(

@@ -41,7 +41,12 @@ class Preparer:
             ValueError: The source cannot be converted; see `convert`.
         """
         name, pinned = request.base.name, self._identify(request)
-        key = key_of(pinned.base_identity, pinned.dense_identity, request.precisions)
+        key = key_of(
+            pinned.base_identity,
+            pinned.dense_identity,
+            request.precisions,
+            depth_activation=request.depth_activation,
+        )
         found = self._find(name, key, verify=verify)
         if found is None:
             with self._cache.writing(name, key, self._progress) as folder:

@@ -250,7 +250,9 @@ async def test_a_map_in_the_models_size_has_eight_pixels_to_a_patch(
     plane: DataPlane, encode_image: Encode, capability: Capability
 ) -> None:
     images = (encode_image(size=(56, 28)),)
-    (raw,) = (await answer_of(plane, capability, images, size="model", resolution=28)).maps
+    (raw,) = (
+        await answer_of(plane, capability, images, size="model", resolution=28, fit="aspect")
+    ).maps
     assert raw.shape[:2] == (2 * 8, 4 * 8)
 
 

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from model.checkpoints.read import read_checkpoint
 from model.checkpoints.scenic import head_sources, read_scenic_heads
 from model.graphs import DENSE_TASKS, DenseTask
 from tests.model.checkpoints.official_layout import Arrays, small_model
+from tests.model.checkpoints.scenic_decoder import depth_in_metres
 from tests.model.checkpoints.scenic_layout import (
     LINEAR,
     dense_model,
@@ -42,7 +43,7 @@ def model() -> Tipsv2Model:
 
 @pytest.fixture(scope="module")
 def dense(model: Tipsv2Model) -> Tipsv2DptForDensePrediction:
-    return dense_model(model)
+    return dense_model(model, depth_activation="linear")
 
 
 def maps(
@@ -66,7 +67,7 @@ def maps(
 def test_three_zips_give_the_maps_of_the_heads(
     releases: dict[str, "Release"], tmp_path: Path, size_hw: tuple[int, int]
 ) -> None:
-    original = dense_model(releases["b-like"].model)
+    original = dense_model(releases["b-like"].model, depth_activation="linear")
     for task in DENSE_TASKS:
         write_scenic(original, tmp_path, task)
     checkpoint = read_checkpoint(releases["b-like"].pair, dense=tmp_path)
@@ -98,19 +99,28 @@ def test_one_zip_alone_gives_one_head(
 
 
 @torch.no_grad()
-def test_the_depth_activation_is_the_callers_choice(model: Tipsv2Model, tmp_path: Path) -> None:
-    original = dense_model(model, depth_activation="linear")
-    path = write_scenic(original, tmp_path, "depth")
-    expected = maps(original, ("depth",), (56, 56))["depth"]
-    relu = read_scenic_heads([path], model)
-    linear = read_scenic_heads([path], model, depth_activation="linear")
-    assert (relu.origin["depth_activation"], linear.origin["depth_activation"]) == (
-        "relu",
-        "linear",
+@pytest.mark.parametrize("activation", [None, "linear", "relu"])
+@pytest.mark.parametrize("size_hw", [(56, 84), (42, 70)])
+def test_depth_is_what_the_released_decoder_computes(
+    model: Tipsv2Model,
+    dense: Tipsv2DptForDensePrediction,
+    tmp_path: Path,
+    activation: Literal["linear", "relu"] | None,
+    size_hw: tuple[int, int],
+) -> None:
+    path = write_scenic(dense, tmp_path, "depth")
+    arrays = scenic_arrays(dense, "depth")
+    pixels_B3HW = torch.rand(2, 3, *size_hw, generator=torch.Generator().manual_seed(0))
+    expected, other = (
+        depth_in_metres(arrays, model, pixels_B3HW, activation=relu)
+        for relu in (activation == "relu", activation != "relu")
     )
-    actual = maps(linear.model, ("depth",), (56, 56))["depth"]
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
-    assert (maps(relu.model, ("depth",), (56, 56))["depth"] - expected).abs().max() > 1e-3
+    chosen: Any = {} if activation is None else {"depth_activation": activation}
+    found = read_scenic_heads([path], model, **chosen)
+    assert found.origin["depth_activation"] == (activation or "linear")
+    actual = maps(found.model, ("depth",), size_hw)["depth"]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+    assert (actual - other).abs().max() > 0.01, "the activation makes no difference here"
 
 
 def flax_conv_transpose(x_HWi: NDArray[Any], kernel_HWio: NDArray[Any]) -> NDArray[Any]:

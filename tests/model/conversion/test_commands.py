@@ -78,7 +78,9 @@ def test_convert_prints_the_packages_folder(
     arguments = ["convert", "google/tipsv2-b14@v1", str(tmp_path / "out"), "--name", "b"]
     assert run([*arguments, f"--dense={heads}", "--precision=fp16", "--precision=fp32"]) == 0
     assert capsys.readouterr().out == f"{tiny_package.path}\n"
-    (request_,) = requests
+    assert run([*arguments, "--depth-activation=relu"]) == 0
+    request_, other = requests
+    assert (request_.depth_activation, other.depth_activation) == ("linear", "relu")
     assert request_.base == HubSource("google/tipsv2-b14", "v1")
     assert request_.dense == FolderSource(heads)
     assert (request_.precisions, request_.name) == (("fp32", "fp16"), "b")

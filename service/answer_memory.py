@@ -145,6 +145,11 @@ class AnswerMemory:
         """Bytes of all answers."""
         return self._num_bytes
 
+    @property
+    def is_contended(self) -> bool:
+        """Whether a request waits for memory."""
+        return bool(self._waiting)
+
     def check(self, size: AnswerSize) -> None:
         """Check an answer before the work on it begins.
 

@@ -94,7 +94,9 @@ class Server:
         cloud = CloudRoutes(health=settings.health_route, predict=settings.predict_route)
         app = build_app(self.plane, telemetry, self.protection, managed, cloud=cloud)
         self._http_socket = listen(settings.host, settings.http_port)
-        self._http = HttpServer(app, self.protection, write_grace_s=WRITE_GRACE_S)
+        self._http = HttpServer(
+            app, self.protection, self.plane.answer_memory, write_grace_s=WRITE_GRACE_S
+        )
         self._grpc = GrpcServer(
             self.plane,
             telemetry,

@@ -32,12 +32,13 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.answer_memory import AnswerMemory
 from service.errors import ErrorKind
 from service.rest.connection import CallMiddleware
 from service.safety.protection import Protection
@@ -48,6 +49,10 @@ MAX_TRAILER_BYTES: Final = 8 * 1024
 # heads, and all are parsed before the first is answered.
 MAX_PIPELINED: Final = 64
 RETRY_AFTER_S: Final = 1
+# While requests wait for the memory that answers hold, a client must read at least this fast, and
+# may be behind by no more than this. Else a few answers read byte by byte would stop all others.
+CONTENDED_BYTES_PER_S: Final = 1024 * 1024
+CONTENDED_LIMIT_S: Final = 2.0
 # Value of SO_LINGER: linger for 0 s, so that closing resets the connection and drops its data.
 RESET: Final = struct.pack("ii", 1, 0)
 
@@ -78,11 +83,19 @@ NUM_WAITING_OFFSET: Final = 24
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: `service.server` handles signals for both transports."""
 
-    def __init__(self, app: CallMiddleware, protection: Protection, *, write_grace_s: int) -> None:
+    def __init__(
+        self,
+        app: CallMiddleware,
+        protection: Protection,
+        answers: AnswerMemory,
+        *,
+        write_grace_s: int,
+    ) -> None:
         class Protocol(BoundedProtocol):
             """The connections of this server."""
 
         Protocol.protection = protection
+        Protocol.answers = answers
         tls = protection.tls
         self._protocol = Protocol
         config = uvicorn.Config(
@@ -149,12 +162,14 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     protection: ClassVar[Protection]
+    answers: ClassVar[AnswerMemory]
     # Set for all connections of a server at once.
     is_draining: ClassVar[bool] = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first head."""
-        super().connection_made(transport)
+        self._written = CountedTransport(transport)
+        super().connection_made(cast("asyncio.Transport", self._written))
         limits = self.protection
         now = self.loop.time()
         self._unanswered: list[Any] = []
@@ -165,6 +180,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # When the connection is closed unless a head, or the rest of a body, has arrived by then.
         self._due = now + limits.client_timeout_s
         self._rate = ReadRate(limits.client_bytes_per_s, now)
+        self._contended_rate = ReadRate(CONTENDED_BYTES_PER_S, now)
         self._closing_since = now
         self._interval_s = min(limits.client_timeout_s / 4, limits.keep_alive_s / 4, 5.0)
         self._timer = self.loop.call_later(self._interval_s, self._check)
@@ -308,8 +324,12 @@ class BoundedProtocol(HttpToolsProtocol):
         num_unread = num_unread_bytes(self.transport)
         if num_unread or not self.transport.is_closing():
             self._closing_since = now
+        num_written = self._written.num_bytes
+        is_slow = self._rate.behind_s(num_unread, num_written, now) > limit_s
+        behind_s = self._contended_rate.behind_s(num_unread, num_written, now)
+        is_slow |= self.answers.is_contended and behind_s > CONTENDED_LIMIT_S
         # The second case: the client does not answer the end of TLS.
-        if self._rate.behind_s(num_unread, now) > limit_s or now - self._closing_since > limit_s:
+        if is_slow or now - self._closing_since > limit_s:
             # Without a reset, the kernel would keep offering the megabytes that it holds.
             peer = self.transport.get_extra_info("socket")
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -348,6 +368,23 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+class CountedTransport:
+    """A transport that counts the bytes written to it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Write and count."""
+        self.num_bytes += len(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the transport's."""
+        return getattr(self._transport, name)
+
+
 class ReadRate:
     """How far a client is behind the minimum rate of reading."""
 
@@ -355,22 +392,25 @@ class ReadRate:
         self._bytes_per_s = bytes_per_s
         self._checked = now
         self._num_unread = 0
+        self._num_written = 0
         self._behind_s = 0.0
 
-    def behind_s(self, num_unread: int, now: float) -> float:
+    def behind_s(self, num_unread: int, num_written: int, now: float) -> float:
         """Seconds behind the rate; 0 if nothing is unread.
 
         Args:
             num_unread: Bytes written and not read yet.
+            num_written: All bytes written so far.
             now: In seconds, later than in the last call.
         """
         before, self._num_unread = self._num_unread, num_unread
+        written, self._num_written = num_written - self._num_written, num_written
         elapsed_s, self._checked = now - self._checked, now
         if not before or not num_unread:
             self._behind_s = 0.0
         else:
             # Summed over all checks, since the kernel takes data in bursts.
-            read_s = max(0, before - num_unread) / self._bytes_per_s
+            read_s = max(0, before + written - num_unread) / self._bytes_per_s
             self._behind_s = max(0.0, self._behind_s + elapsed_s - read_s)
         return self._behind_s
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from service.rest import server as rest_server
 from service.rest.server import ReadRate, accept_waiting, drop_new_connections, listen, num_waiting
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
@@ -335,19 +336,50 @@ async def test_without_memory_a_body_is_refused_before_it_is_sent(
         assert (await read_answer(busy))[0] == 200
 
 
+@pytest.mark.parametrize("is_refilled", [False, True])
 @pytest.mark.parametrize(("bytes_per_s", "is_too_slow"), [(50, True), (120, False)])
 def test_a_client_that_reads_in_bursts_is_judged_by_its_average_rate(
-    bytes_per_s: int, is_too_slow: bool
+    bytes_per_s: int, is_too_slow: bool, is_refilled: bool
 ) -> None:
-    unread = 100_000
+    unread = written = 100_000
     rate = ReadRate(100, 0.0)
-    rate.behind_s(unread, 0.0)
+    rate.behind_s(unread, written, 0.0)
     worst_s = 0.0
     for second in range(1, 61):
         if second % 4 == 0:  # four seconds' worth at once, then nothing
-            unread -= 4 * bytes_per_s
-        worst_s = max(worst_s, rate.behind_s(unread, float(second)))
+            if is_refilled:  # the next piece of the answer follows
+                written += 4 * bytes_per_s
+            else:
+                unread -= 4 * bytes_per_s
+        worst_s = max(worst_s, rate.behind_s(unread, written, float(second)))
     assert (worst_s > 5.0) is is_too_slow
+
+
+async def test_a_slow_reader_is_dropped_once_others_wait_for_the_memory_of_answers(
+    serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest_server, "CONTENDED_LIMIT_S", 0.3)
+    ask = large_answer(encode_image)
+    image_bytes = 1200 * 1200
+    limits = {"client_timeout_s": 2.0, "max_answer_memory_bytes": 70 * image_bytes}
+    async with serving(**limits) as server, narrow(server) as slow:
+        memory = server.plane.answer_memory
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(slow, ask)
+        await until(lambda: memory.num_bytes > 35 * image_bytes)  # not twice
+
+        async def trickle() -> None:
+            while await loop.sock_recv(slow, 16_384):
+                await asyncio.sleep(0.05)
+
+        reading = asyncio.ensure_future(trickle())
+        await asyncio.sleep(3.0)  # faster than the minimum, so it may go on
+        assert not reading.done()
+        async with narrow(server) as other, asyncio.timeout(LIMIT_S):
+            await loop.sock_sendall(other, ask)
+            assert (await loop.sock_recv(other, 15)).startswith(b"HTTP/1.1 200")
+            with pytest.raises(ConnectionError):
+                await reading
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])

@@ -51,7 +51,13 @@ class TextTokenizer:
     """Lower-casing tokenizer without begin or end tokens. Thread-safe."""
 
     def __init__(self, tokenizer_file: Path, *, max_tokens: int = 64) -> None:
-        self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # the library raises no other class
+            raise PackageError(
+                f"{tokenizer_file} is not a tokenizer of the library tokenizers; export the model "
+                "again"
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.max_tokens = max_tokens

@@ -291,6 +291,11 @@ class RequestLimits:
     max_answer_bytes: int
     max_answer_memory_bytes: int
 
+    @property
+    def max_items(self) -> int:
+        """Images, texts and classes together."""
+        return self.max_images + self.max_texts + self.max_classes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketLimits:

@@ -11,14 +11,15 @@ from typing import Any, Final
 
 from model.dense_maps import MapTask
 from model.package import Manifest, ModelPackage, PackageError
-from model.runtime.base import Device, Runtime
+from model.runtime.base import Device, MissingRuntimeError, Runtime, UnusableRuntimeError
 from model.runtime.choice import RuntimeChoice, RuntimeRequest, choose_runtime
 from model.runtime.load import load_chosen
 from model.runtime.loaded_graphs import parity_in_use
 from model.text import TextTokenizer
+from service.errors import ServiceError
 from service.lanes.batch_queue import BatchRules
 from service.lanes.batching import Batcher
-from service.lanes.lane import Lane
+from service.lanes.lane import Lane, WarmUpError
 from service.lanes.latency_model import IMAGE_WORK, WarmUp, WarmUpRules, measure
 from service.lanes.sizing import (
     MAX_LANES,
@@ -40,6 +41,8 @@ from service.monitoring.metrics import Metrics
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+# Errors caused by a package, the machine or a setting: callers may see the reason.
+CANNOT_LOAD: Final = (PackageError, WarmUpError, MissingRuntimeError, UnusableRuntimeError)
 WARM_UP_TOKENS: Final = 8
 MAX_BATCH_IMAGES: Final = 64
 # One lane copies its images to the device while the other computes.
@@ -79,6 +82,8 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
         PackageError: There is no such model, it cannot be converted, its package is broken, or a
             served shape does not fit into a batch.
         WarmUpError: The runtime gives no usable results.
+        MissingRuntimeError: The runtime's library is not installed.
+        UnusableRuntimeError: The requested runtime does not work on this machine.
         Unavailable: The load was cancelled.
     """
     package = open_source(source)
@@ -86,7 +91,19 @@ def load_model(settings: Settings, metrics: Metrics, source: ModelSource) -> Ser
     if source.name is not None:
         manifest = manifest.model_copy(update={"name": source.name})
     package = replace(package, manifest=manifest)
-    return serve_lanes(package, load_lanes(package, settings, source), settings, metrics)
+    try:
+        lanes = load_lanes(package, settings, source)
+    except (*CANNOT_LOAD, ServiceError):
+        raise
+    except Exception as error:
+        # Each runtime has exceptions of its own for a graph that it does not accept.
+        logger.warning("the runtime failed", exc_info=error)
+        raise PackageError(
+            f"the runtime cannot load or compute the graphs of {manifest.name}: an operator is "
+            "unknown, a tensor is too large, or a graph is damaged; export the model again. The "
+            "log has the runtime's own message"
+        ) from error
+    return serve_lanes(package, lanes, settings, metrics)
 
 
 def with_sizes(manifest: Manifest, sizes: Sequence[tuple[int, int]]) -> Manifest:

@@ -13,11 +13,8 @@ from pathlib import Path
 from threading import Event
 from typing import Final, Literal, TypeVar
 
-from model.package import PackageError
-from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 from service.errors import InternalError, InvalidRequest, ModelNotFound, ServiceError
 from service.lanes.batch_queue import stopping_error
-from service.lanes.lane import WarmUpError
 from service.machine import collect_and_trim
 from service.models.conversion import (
     ModelSource,
@@ -26,6 +23,7 @@ from service.models.conversion import (
     list_packages,
     same_name,
 )
+from service.models.loading import CANNOT_LOAD
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
 
@@ -33,8 +31,6 @@ T = TypeVar("T")
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 # Time for running batches to end after the last request.
 CLOSE_GRACE_S: Final = 5.0
-# Errors caused by a package, the machine or a setting: callers may see the reason.
-CANNOT_LOAD: Final = (PackageError, WarmUpError, MissingRuntimeError, UnusableRuntimeError)
 logger = logging.getLogger(__name__)
 
 

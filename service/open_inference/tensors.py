@@ -170,7 +170,8 @@ def _to_array(head: TensorHead, values: Any, is_real: bool) -> NDArray[np.float6
         array = np.asarray(values, dtype=object)
         if {type(value) for value in array.flat} <= ({int, float} if is_real else {int}):
             return array.astype(np.float64)
-    except (ValueError, OverflowError, RecursionError):  # ragged, nested too deeply, or too large
+    except (ValueError, OverflowError, RecursionError, RuntimeError):
+        # Ragged, too large, or nested too deeply: NumPy iterates over at most 32 axes.
         pass
     raise InvalidRequest(
         f"{head.param}: the data of {head.spec.name} must be one list of "

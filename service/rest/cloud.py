@@ -18,6 +18,7 @@ from starlette.types import Message
 from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest
+from service.messages import RequestLimits
 from service.rest.inputs import check_json_size, in_pool, media_type, parse_json
 from service.rest.openai import renaming_params
 from service.rest.openapi import BINARY, CALL_HEADERS, ERRORS, NO_HEAD, ONE_PIXEL, REF
@@ -68,8 +69,9 @@ class PredictBody(Schema):
     instances: Annotated[
         list[JsonValue],
         Field(
+            fail_fast=True,
             description="Each as in `input` of `/v1/embeddings`; images also as "
-            '`{"b64": ...}` or `{"image": {"bytesBase64Encoded": ...}}`.'
+            '`{"b64": ...}` or `{"image": {"bytesBase64Encoded": ...}}`.',
         ),
     ]
     parameters: Annotated[
@@ -200,7 +202,7 @@ async def invoke(request: Request, plane: DataPlane, targets: Targets) -> Respon
     if media_type(request) != JSON:
         return await _call(targets[path or DEFAULT_ROUTE], inner_request(request, query=query))
     raw = await request.body()
-    fields = await in_pool(plane, partial(_fields_of, raw))
+    fields = await in_pool(plane, partial(_fields_of, raw, plane.limits))
     if path is None and INSTANCES in fields:
         return await predict(request, raw, plane, targets)
     meant = path or next((p for f, p in ROUTE_OF_FIELD.items() if f in fields), DEFAULT_ROUTE)
@@ -229,9 +231,9 @@ def _named_route(attributes: str | None, targets: Targets) -> tuple[str | None, 
     return path, query
 
 
-def _fields_of(raw: bytes) -> frozenset[str]:
+def _fields_of(raw: bytes, limits: RequestLimits) -> frozenset[str]:
     """Field names of a JSON object; empty for other bodies, which the route refuses."""
-    check_json_size(raw)
+    check_json_size(raw, limits)
     try:
         document = orjson.loads(raw)
     except ValueError:
@@ -262,7 +264,7 @@ async def predict(request: Request, raw: bytes, plane: DataPlane, targets: Targe
         InvalidRequest: A field is wrong, or `parameters.route` names no target.
         ServiceError: As the route raises it, with `instances[3]` for the item.
     """
-    body = await in_pool(plane, partial(parse_json, raw, PredictBody))
+    body = await in_pool(plane, partial(parse_json, raw, PredictBody, plane.limits))
     parameters = dict(body.parameters or {})
     path = parameters.pop("route", EMBEDDINGS_ROUTE)
     if not isinstance(path, str) or path not in targets:

@@ -15,7 +15,7 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from service.call import current_call, deadline_exceeded
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
-from service.messages import EmbedTextsResponse, ListResponse, MaybeEncoded
+from service.messages import EmbedTextsResponse, ListResponse, MaybeEncoded, RequestLimits
 from service.rest.connection import BODY, Body
 from service.rest.errors import invalid_fields
 from service.rest.requests import (
@@ -37,9 +37,15 @@ SchemaT = TypeVar("SchemaT", bound=Schema)
 
 FORM: Final = "multipart/form-data"
 MAX_FORM_FIELDS: Final = 1000
-# JSON values are separated by commas, and base64 has none. This is far more than a valid request
-# needs, and few enough that parsing takes tens of megabytes.
-MAX_JSON_COMMAS: Final = 1_000_000
+# Values of JSON are separated by commas. Images have none; a text may have some, but the model
+# reads 64 tokens of a text, and a comma is one.
+COMMAS_PER_ITEM: Final = 64
+# The elements of a tensor; parsing so many takes tens of megabytes.
+MAX_TENSOR_COMMAS: Final = 1_000_000
+# Names and strings: an item is at most five, and a request has some options. pydantic makes an
+# error for every unknown name: for a million they take 5 s with the GIL held, and 870 MiB.
+STRINGS_PER_ITEM: Final = 10
+OTHER_STRINGS: Final = 1000
 Pairs = list[tuple[str, str]]
 
 
@@ -75,10 +81,10 @@ async def read_images(
         options = parse_pairs(body_type, query)
     elif content_type == FORM:
         raw, header = await request.body(), request.headers["content-type"]
-        pairs, images = await in_pool(
-            plane, partial(parse_form, raw, header, plane.limits.max_images)
+        options, images = await in_pool(
+            plane,
+            partial(read_form, raw, header, query=query, body_type=body_type, limits=plane.limits),
         )
-        options = parse_pairs(body_type, [*query, *pairs])
     elif content_type == JSON:
         options = await read_json(request, plane, body_type)
         texts = image_texts(options)
@@ -128,7 +134,7 @@ async def read_json(request: Request, plane: DataPlane, schema: type[SchemaT]) -
             code="unknown_field",
             param=name,
         )
-    return await in_pool(plane, partial(parse_json, await request.body(), schema))
+    return await in_pool(plane, partial(parse_json, await request.body(), schema, plane.limits))
 
 
 async def load_images(
@@ -181,27 +187,45 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def parse_json(raw: bytes, schema: type[SchemaT]) -> SchemaT:
-    """Parse a JSON body.
+def parse_json(
+    raw: bytes, schema: type[SchemaT], limits: RequestLimits, *, max_commas: int | None = None
+) -> SchemaT:
+    """Parse a JSON body. CPU work, also if the body is invalid.
+
+    Args:
+        raw: The body.
+        schema: Its fields.
+        limits: Limits of one request.
+        max_commas: As for `check_json_size`.
 
     Raises:
         RequestTooLarge: There are too many values.
         InvalidRequest: A field is wrong or unknown, or the body is not JSON.
     """
-    check_json_size(raw)
+    check_json_size(raw, limits, max_commas=max_commas)
     try:
         return schema.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise invalid_fields(error) from None
 
 
-def check_json_size(raw: bytes) -> None:
-    """Check, before parsing, that a JSON body has at most about a million values.
+def check_json_size(raw: bytes, limits: RequestLimits, *, max_commas: int | None = None) -> None:
+    """Check, before parsing, that a JSON body has about as many values as a request may have.
+
+    Args:
+        raw: The body.
+        limits: Limits of one request.
+        max_commas: Most commas. Default: by the items that a request may have.
 
     Raises:
         RequestTooLarge: It has more.
     """
-    if raw.count(b",") > MAX_JSON_COMMAS:
+    if max_commas is None:
+        max_commas = COMMAS_PER_ITEM * limits.max_items
+    max_strings = STRINGS_PER_ITEM * limits.max_items + OTHER_STRINGS
+    # A quote after one backslash is part of a string; after two it ends the string.
+    num_quotes = raw.count(b'"') - raw.count(rb"\"") + raw.count(rb'\\"')
+    if raw.count(b",") > max_commas or num_quotes > 2 * max_strings:
         raise RequestTooLarge("The body has too many values; split the request.")
 
 
@@ -227,6 +251,26 @@ def parse_pairs(body_type: type[ImageBodyT], pairs: Iterable[tuple[str, str]]) -
         return body_type.model_validate(values)
     except ValidationError as error:
         raise invalid_fields(error) from None
+
+
+def read_form(
+    raw: bytes,
+    content_type: str,
+    *,
+    query: Pairs,
+    body_type: type[ImageBodyT],
+    limits: RequestLimits,
+) -> tuple[ImageBodyT, tuple[bytes, ...]]:
+    """Options and images of a multipart body and its query. CPU work.
+
+    Raises:
+        InvalidRequest: A field is wrong, or the body does not match its header.
+        RequestTooLarge: There are too many images or values.
+    """
+    pairs, images = parse_form(raw, content_type, limits.max_images)
+    if sum(text.count(",") for _, text in pairs) > COMMAS_PER_ITEM * limits.max_items:
+        raise RequestTooLarge("The form has too many values; split the request.")
+    return parse_pairs(body_type, [*query, *pairs]), images
 
 
 def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, tuple[bytes, ...]]:

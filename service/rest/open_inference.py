@@ -12,11 +12,11 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 import pybase64
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue, WithJsonSchema
 
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, UnsupportedMedia
 from service.messages import RequestLimits
 from service.models.registry import ModelRepository
 from service.open_inference.inference import InferAnswer, InferRequest, infer
@@ -44,7 +44,7 @@ from service.open_inference.tensors import (
     read_values,
     wrong_count,
 )
-from service.rest.inputs import in_pool, parse_json
+from service.rest.inputs import MAX_TENSOR_COMMAS, SchemaT, in_pool, media_type, parse_json
 from service.rest.openapi import BINARY, CALL_HEADERS, REF, V2_ERRORS, json_body
 from service.rest.requests import Schema
 from service.rest.responses import JSON, dump, little_endian, write_content
@@ -56,7 +56,14 @@ MAX_AXES: Final = 8
 MAX_DIGITS: Final = 12
 MODEL: Final = "/v2/models/{model}"
 VERSIONED: Final = "/v2/models/{model}/versions/{version}"
-Value = bool | int | float | str
+MAX_SIZE: Final = 2**63 - 1
+# `Options.read` checks the types: for a union pydantic makes four errors for each wrong value.
+Value = Annotated[
+    JsonValue,
+    WithJsonSchema(
+        {"anyOf": [{"type": name} for name in ("boolean", "integer", "number", "string")]}
+    ),
+]
 
 
 class InputParameters(Schema):
@@ -75,11 +82,13 @@ class InputBody(Schema):
     """An input tensor."""
 
     name: str
-    shape: Annotated[list[int], Field(max_length=MAX_AXES)]
+    shape: Annotated[
+        list[Annotated[int, Field(le=MAX_SIZE)]], Field(fail_fast=True, max_length=MAX_AXES)
+    ]
     datatype: str
     parameters: InputParameters = InputParameters()
     data: Annotated[
-        list[Any] | None,
+        Annotated[list[Any], Field(fail_fast=True)] | None,
         Field(description="The elements, flat or nested. BYTES are strings; images are base64."),
     ] = None
 
@@ -116,10 +125,11 @@ class InferBody(Schema):
             default_factory=dict,
         ),
     ]
-    inputs: Annotated[list[InputBody], Field(max_length=MAX_TENSORS)]
+    inputs: Annotated[list[InputBody], Field(fail_fast=True, max_length=MAX_TENSORS)]
     outputs: Annotated[
         list[OutputBody],
         Field(
+            fail_fast=True,
             max_length=MAX_TENSORS,
             description="Default: `patch_embeddings` and `cls1` of images, `text_embeddings` of "
             "texts.",
@@ -315,6 +325,7 @@ async def _infer(request: Request, plane: DataPlane, model: str, version: str) -
             code="unknown_field",
             param=name,
         )
+    check_media(request)
     raw, header = await request.body(), request.headers.get(HEADER_LENGTH)
     body, inputs = await in_pool(plane, partial(parse_infer, raw, header, plane.limits))
     is_binary = binary_outputs(body)
@@ -324,6 +335,24 @@ async def _infer(request: Request, plane: DataPlane, model: str, version: str) -
     answer = await infer(plane, message, call)
     write = partial(write_infer, answer, body.id, is_binary)
     return await write_content(plane, write, answer.num_values)
+
+
+def check_media(request: Request) -> None:
+    """Check the media type of a body.
+
+    A page of another origin may send a form or plain text without asking this server first.
+    Triton's clients declare octets for JSON (asyncio), or nothing at all.
+
+    Raises:
+        UnsupportedMedia: It is neither JSON nor octets.
+    """
+    content_type = media_type(request)
+    if content_type not in {"", JSON, OCTETS}:
+        raise UnsupportedMedia(
+            f"Content-Type {content_type} is not supported; send {JSON}. "
+            f"With curl: -H 'Content-Type: {JSON}'.",
+            param="Content-Type",
+        )
 
 
 def parse_infer(
@@ -341,7 +370,7 @@ def parse_infer(
         RequestTooLarge: There are too many values or items.
     """
     num_json = len(raw) if header_length is None else _json_length(header_length, len(raw))
-    body = parse_json(raw[:num_json], InferBody)
+    body = parse_json(raw[:num_json], InferBody, limits, max_commas=MAX_TENSOR_COMMAS)
     rest = memoryview(raw)[num_json:]
     tensors = []
     position = 0
@@ -503,16 +532,18 @@ def write_infer(
 
 
 def build_repository_router(plane: DataPlane, repository: ModelRepository) -> APIRouter:
-    """Index, load and unload. Added only if the settings enable management.
-
-    The media type of a body is not checked, since Triton's clients send none.
-    """
+    """Index, load and unload. Added only if the settings enable management."""
     router = APIRouter(tags=["repository"])
+
+    async def read(request: Request, schema: type[SchemaT]) -> SchemaT:
+        check_media(request)
+        raw = await request.body() or b"{}"
+        return await in_pool(plane, partial(parse_json, raw, schema, plane.limits))
 
     @router.post("/v2/repository/index", responses=V2_ERRORS, openapi_extra=json_body(IndexBody))
     async def index(request: Request) -> list[ModelIndexEntry]:
         """All models that are or were served, or have a folder in the model repository."""
-        body = parse_json(await request.body() or b"{}", IndexBody)
+        body = await read(request, IndexBody)
         states = await plane.offload(repository.index)
         return repository_index(states, only_ready=body.ready)
 
@@ -529,7 +560,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
         fails, it stays.
         """
         plane.gate.check()
-        body = parse_json(await request.body() or b"{}", LoadBody)
+        body = await read(request, LoadBody)
         await repository.load(name, body.parameters.package)
         return Response()
 
@@ -542,7 +573,7 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository) -> AP
     async def unload(request: Request, name: str) -> Response:
         """Stop serving this model; its current requests are still answered."""
         plane.gate.check()
-        parse_json(await request.body() or b"{}", UnloadBody)
+        await read(request, UnloadBody)
         await repository.unload(name)
         return Response()
 

@@ -77,7 +77,7 @@ Item = Annotated[
 ]
 Input = Annotated[
     Annotated[
-        Annotated[str, Tag(TEXT_TAG)] | Annotated[list[Item], Tag(LIST_TAG)],
+        Annotated[str, Tag(TEXT_TAG)] | Annotated[list[Item], Field(fail_fast=True), Tag(LIST_TAG)],
         Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else LIST_TAG),
     ],
     BeforeValidator(_refuse_token_ids),

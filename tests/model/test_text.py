@@ -64,6 +64,13 @@ def test_a_tokenizer_that_keeps_case_is_refused(tmp_path: Path) -> None:
         TextTokenizer(tmp_path / "tokenizer.json")
 
 
+def test_a_broken_tokenizer_is_an_error_of_the_package(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text('{"version": "1.0"')
+    with pytest.raises(PackageError, match="is not a tokenizer"):
+        TextTokenizer(file)
+
+
 def test_templates_are_filled_in_order_and_keep_braces_of_the_name() -> None:
     assert fill("dog", TEMPLATES["none"]) == ["dog"]
     assert fill("dog", TEMPLATES["tcl"])[::8] == ["itap of a dog.", "a photo of dogs."]

@@ -22,12 +22,14 @@ from service.models.loading import (
     item_cost,
     lane_plan,
     load_lanes,
+    load_model,
     num_pool_threads,
     served_buckets,
     served_tasks,
     with_maps,
     with_sizes,
 )
+from service.monitoring.metrics import Metrics
 from tests.service.conftest import FakeRuntime
 
 MB = 2**20
@@ -207,3 +209,21 @@ def test_a_batch_of_maps_holds_half_as_many_images(
     assert limits["depth"] == BatchLimits(max_items=of_maps, max_cost=50)
     assert limits["normals"] == BatchLimits(max_items=of_maps, max_cost=40), "bound by memory"
     assert limits["text"].max_items == make_settings().max_batch_texts
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no operator"), MemoryError(), KeyError("cls1")])
+def test_a_graph_that_the_runtime_refuses_is_an_error_of_the_package(
+    manifest: Manifest,
+    make_settings: Any,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def refuse(*_: object, **__: object) -> FakeRuntime:
+        raise error
+
+    package = ModelPackage(path=Path(), manifest=manifest)
+    monkeypatch.setattr(loading, "open_source", lambda _: package)
+    monkeypatch.setattr(loading, "load_chosen", refuse)
+    with pytest.raises(PackageError, match="cannot load or compute the graphs of fake"):
+        load_model(make_settings(), Metrics(), ModelSource("bundled"))

@@ -1,13 +1,17 @@
 """Options and images from queries, forms, JSON and URLs."""
 
 import base64
+import threading
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from service.errors import InvalidRequest
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
+from service.rest import inputs
+from service.rest.errors import invalid_fields
 from service.rest.inputs import decode_images, image_texts, parse_form, parse_pairs
 from service.rest.requests import EmbedImagesBody, ImageBody, SegmentImagesBody
 from service.server import Server
@@ -188,10 +192,44 @@ async def test_fetched_bytes_count_towards_the_memory_for_bodies(
 async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
     client: httpx.AsyncClient,
 ) -> None:
-    raw = b'{"images": [' + b'"",' * 1_000_001 + b'""]}'
+    raw = b'{"images": [' + b"0," * 110_000 + b"0]}"
     headers = {"Content-Type": "application/json"}
     answer = await client.post("/v1/images:embed", content=raw, headers=headers)
     assert error_of(answer) == (413, "request_too_large", None)
     files = [("images", (f"{i}.png", b"x")) for i in range(33)]
     answer = await client.post("/v1/images:embed", files=files)
     assert error_of(answer) == (413, "too_many_items", "images")
+    form = {"classes": "a," * 110_000}
+    answer = await client.post("/v1/images:segment", files=files[:1], data=form)
+    assert error_of(answer) == (413, "request_too_large", None)
+
+
+async def test_errors_of_a_body_are_made_in_the_pool(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def recorded(error: ValidationError) -> InvalidRequest:
+        threads.append(threading.current_thread().name)
+        return invalid_fields(error)
+
+    monkeypatch.setattr(inputs, "invalid_fields", recorded)
+    paths = (
+        "/v1/images:embed",
+        "/v1/texts:embed",
+        "/v1/embeddings",
+        "/invocations",
+        "/v2/models/fake/infer",
+        "/v2/repository/index",
+        "/v2/repository/models/fake/load",
+        "/v2/repository/models/fake/unload",
+    )
+    async with serving(enable_management=True) as server, client_of(server) as client:
+        for path in paths:
+            assert (await client.post(path, json={"colour": 0})).status_code == 422
+        form = {"colour": "red"}
+        files = {"image": ("a.png", b"x")}
+        answer = await client.post("/v1/images:embed", files=files, data=form)
+        assert error_of(answer)[0] == 422
+    assert len(threads) == len(paths) + 1
+    assert all(name.startswith("pool") for name in threads), threads

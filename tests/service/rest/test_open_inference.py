@@ -179,6 +179,15 @@ async def test_metadata_configuration_and_readiness(client: httpx.AsyncClient) -
         assert isinstance(answer.json()["error"], str)
 
 
+PIXELS = {"name": "pixels", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [0, 0, 0]}
+# The longest that pydantic reads; Python writes a product of two only without its limit of digits.
+HUGE = 10**4000
+
+
+def nested(depth: int) -> Any:
+    return json.loads("[" * depth + "]" * depth)
+
+
 LABELS = {"name": "text_embeddings", "parameters": {"classification": 3}}
 BAD: list[tuple[dict[str, Any], int, str | None]] = [
     ({"inputs": []}, 422, "inputs"),
@@ -186,7 +195,13 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
     ({"inputs": [TEXT, TEXT]}, 422, "inputs"),
     ({"inputs": [TEXT], "colour": 1}, 422, "colour"),
     ({"inputs": [{**TEXT, "shape": [2]}]}, 422, "inputs[0]"),
-    ({"inputs": [{**TEXT, "shape": [10**30]}]}, 413, "inputs[0].shape"),
+    ({"inputs": [{**TEXT, "shape": [2**62]}]}, 413, "inputs[0].shape"),
+    ({"inputs": [{**TEXT, "shape": [10**30]}]}, 422, "inputs[0].shape[0]"),
+    ({"inputs": [{**PIXELS, "shape": [1, HUGE, HUGE, 3]}]}, 422, "inputs[0].shape[1]"),
+    ({"inputs": [{**PIXELS, "data": [[[[[[HUGE]]]]]]}]}, 422, "inputs[0].data"),
+    ({"inputs": [{**PIXELS, "data": nested(40)}]}, 422, "inputs[0].data"),
+    ({"inputs": [{**PIXELS, "data": nested(150)}]}, 422, "inputs[0].data"),
+    ({"inputs": [{**PIXELS, "data": nested(250)}]}, 422, None),
     ({"inputs": [{**TEXT, "data": [5]}]}, 422, "inputs[0].data[0]"),
     ({"inputs": [{**TEXT, "data": None}]}, 422, "inputs[0].data"),
     ({"inputs": [{**TEXT, "data": [" "]}]}, 422, "texts[0]"),
@@ -263,6 +278,13 @@ def test_random_bytes_after_the_json_are_read_or_refused(
     with suppress(InvalidRequest):
         _, (read,) = parse_infer(head + blob, header, LIMITS)
         assert struct.pack("<I", size - 4) + read.elements[0] == blob
+
+
+async def test_a_huge_shape_of_binary_data_is_refused(client: httpx.AsyncClient) -> None:
+    document = {"inputs": [{**PIXELS, "data": None, "shape": [1, HUGE, HUGE, 3]}]}
+    content, headers = binary_body(document, b"abc")
+    answer = await client.post(INFER, content=content, headers=headers)
+    assert (answer.status_code, answer.json()["param"]) == (422, "inputs[0].shape[1]")
 
 
 @pytest.fixture

@@ -46,10 +46,23 @@ class FileEntry(ManifestPart):
 
 
 class ZeroShot(ManifestPart):
-    """Settings of zero-shot segmentation that were best for this model on validation data."""
+    """Defaults of zero-shot segmentation: best on validation data, or as published.
+
+    `mode` is whether the model sees an image whole or in overlapping windows, `scaling` how images
+    are scaled for it.
+    """
 
     features: Literal["values", "patches"] = "values"
     templates: Literal["none", "tcl"] = "none"
+    mode: Literal["whole", "slide"] = "whole"
+    scaling: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+# The paper's protocol, for released weights.
+# Source: google-deepmind/tips, `pytorch/TIPS_zeroshot_segmentation.ipynb`.
+PUBLISHED_ZERO_SHOT: Final = ZeroShot(
+    features="values", templates="tcl", mode="slide", scaling="bicubic"
+)
 
 
 class ParityLimits(ManifestPart):

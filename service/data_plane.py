@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from model.dense_maps import make_map
 from model.image_codec import ImageLimits
+from model.preprocess import Scaling
 from service.answer_memory import AnswerMemory, SizedRequest, answer_size
 from service.call import Call
 from service.errors import Unavailable
@@ -453,9 +454,11 @@ class DataPlane:
                 yield encoded, texts
 
     def _image_job(self, request: ImagesRequest, model: ServedModel, call: Call) -> ImageJob:
+        rule = size_rule(request, model)
+
         def check(sizes_hw: Sequence[tuple[int, int]], num_patches: Sequence[int]) -> int:
             assert isinstance(request, SizedRequest)
-            if isinstance(request, SegmentImagesRequest) and request.mode == "slide":
+            if isinstance(request, SegmentImagesRequest) and rule.windows is not None:
                 check_slide(sizes_hw, request)
             width = model.manifest.embed_dim
             size = answer_size(request, call.answer_form, sizes_hw, num_patches, embed_dim=width)
@@ -464,7 +467,7 @@ class DataPlane:
 
         return ImageJob(
             images=request.images,
-            rule=size_rule(request, model),
+            rule=rule,
             kind=request.task if isinstance(request, EstimateMapsRequest) else "image",
             check_sizes=check if isinstance(request, SizedRequest) else None,
             is_partial=getattr(request, "partial", False),
@@ -505,14 +508,19 @@ def size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
     """
     resolution = check_resolution(request.resolution, model.manifest)
     windows = None
-    if isinstance(request, SegmentImagesRequest) and request.mode == "slide":
-        windows = Windows.of(min(resolution, model.manifest.native_size))
+    scaling: Scaling = "bilinear"
+    if isinstance(request, SegmentImagesRequest):
+        defaults = model.manifest.zero_shot
+        scaling = defaults.scaling
+        if (request.mode or defaults.mode) == "slide":
+            windows = Windows.of(min(resolution, model.manifest.native_size))
     return SizeRule(
         resolution=resolution,
         fit=request.fit,
         patch_size=model.manifest.patch_size,
         multiple=model.manifest.size_multiple,
         windows=windows,
+        scaling=scaling,
     )
 
 

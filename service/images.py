@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.image_codec import ImageError, ImageLimits, ImageTooLarge, load_image, read_size
-from model.preprocess import Fit, prepare_image, scale_image, target_size, to_planes
+from model.preprocess import Fit, Scaling, prepare_image, scale_image, target_size, to_planes
 from service.errors import InvalidRequest
 from service.messages import ImageInput
 
@@ -90,6 +90,7 @@ class SizeRule:
     patch_size: int
     multiple: int
     windows: Windows | None = None
+    scaling: Scaling = "bilinear"
 
     @property
     def nominal_patches(self) -> int:
@@ -195,7 +196,7 @@ class ImagePreparer:
         if _is_model_input(image):
             return PreparedImage(pixels_3HW=_copy_planes(image, param=param), size_hw=size_hw)
         pixels_HW3 = np.ascontiguousarray(image, np.uint8)
-        planes_3HW = prepare_image(pixels_HW3, rule.target_hw(size_hw))
+        planes_3HW = prepare_image(pixels_HW3, rule.target_hw(size_hw), rule.scaling)
         return PreparedImage(pixels_3HW=planes_3HW, size_hw=size_hw)
 
     def scale(
@@ -220,7 +221,8 @@ class ImagePreparer:
             loaded = load_image(data, self._limits, reduce_to=reduce_to)
         target_hw = loaded.stored_hw(rule.target_hw(loaded.size_hw))
         # Scale first: turning a large photo at full size would cost as much as scaling it.
-        scaled = loaded.upright(scale_image(loaded.image, target_hw, loaded.box))
+        scaled = scale_image(loaded.image, target_hw, loaded.box, scaling=rule.scaling)
+        scaled = loaded.upright(scaled)
         return scaled, loaded.size_hw
 
 

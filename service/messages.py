@@ -194,7 +194,7 @@ class SegmentImagesRequest:
         background_classes: Classes that count as background where they win.
         include_scores: Whether to return the winner's score for every pixel.
         mode: `whole` runs the model once, and scores are cosines; `slide` runs it on windows, and
-            scores are mean probabilities.
+            scores are mean probabilities. None is the manifest's choice.
         partial: Whether the other images are answered if some cannot be read.
     """
 
@@ -208,7 +208,7 @@ class SegmentImagesRequest:
     background_threshold: float | None = None
     background_classes: tuple[SegmentClass, ...] = ()
     include_scores: bool = False
-    mode: SegmentMode = "whole"
+    mode: SegmentMode | None = None
     partial: bool = False
 
 

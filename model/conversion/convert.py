@@ -14,7 +14,7 @@ from model.conversion.cache import check_space, weight_bytes
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
 from model.conversion.source import CheckpointSource, HubSource
 from model.graphs import DENSE_TASKS, DepthActivation, Precision, graph_file
-from model.manifest import MANIFEST_NAME, Manifest
+from model.manifest import MANIFEST_NAME, PUBLISHED_ZERO_SHOT, Manifest
 from model.package import ModelPackage, Progress, open_package
 
 # Disk space for the weights, the float32 graphs and temporary files, in units of the weights.
@@ -109,7 +109,12 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         licence = licence_of(base) or "unknown"
         origin = {"checkpoint": checkpoint.origin, "converted_by": _versions()}
         provenance = {**request.provenance, **origin}
-        described = {"variant": checkpoint.variant, "licence": licence, "provenance": provenance}
+        described = {
+            "variant": checkpoint.variant,
+            "licence": licence,
+            "provenance": provenance,
+            "zero_shot": PUBLISHED_ZERO_SHOT,
+        }
         card = _card(name, request.provenance, licence)
     content = PackageContent(
         model=checkpoint.model,

@@ -102,8 +102,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--mode",
         choices=get_args(SegmentMode),
-        default=SegmentImagesRequest.mode,
-        help="process the whole image at once, or in overlapping windows (default: %(default)s)",
+        help="process the whole image at once, or in overlapping windows (default: the model's "
+        "own; whole is the faster one)",
     )
     add_engine_options(parser)
     return parser.parse_args(arguments)

@@ -240,6 +240,7 @@ def from_model(info: ModelInfo) -> model_pb2.Model:
         outputs=[f"IMAGE_OUTPUT_{name.upper()}" for name in info.outputs if name != "text"],
         default_features=f"DENSE_FEATURES_{manifest.zero_shot.features.upper()}",
         default_templates=f"TEMPLATE_SET_{manifest.zero_shot.templates.upper()}",
+        default_mode=f"SEGMENT_MODE_{manifest.zero_shot.mode.upper()}",
         runtime=info.runtime,
         precision=info.precision,
         device=info.device,

@@ -208,11 +208,12 @@ class SegmentImagesBody(ImageBody):
     ] = None
     fit: FitField = SegmentImagesRequest.fit
     mode: Annotated[
-        SegmentMode,
+        SegmentMode | None,
         Field(
             description="`whole`: the model sees the whole image; scores are cosines. `slide`: it "
             "sees windows of its native size, which overlap by a quarter, on an image whose short "
-            "side is the resolution; scores are probabilities, averaged over windows."
+            "side is the resolution; scores are probabilities, averaged over windows. Default: the "
+            "model's own."
         ),
     ] = SegmentImagesRequest.mode
     include_scores: Annotated[

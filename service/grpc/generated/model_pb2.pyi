@@ -46,7 +46,7 @@ class Score(_message.Message):
     def __init__(self, task: _Optional[str] = ..., split: _Optional[str] = ..., row: _Optional[str] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., item_count: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size", "size_multiple", "max_text_tokens", "outputs", "default_features", "default_templates", "runtime", "precision", "limits", "scores", "licence", "buckets", "device", "runtime_reason", "parity", "package_digest")
+    __slots__ = ("name", "variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size", "size_multiple", "max_text_tokens", "outputs", "default_features", "default_templates", "runtime", "precision", "limits", "scores", "licence", "buckets", "device", "runtime_reason", "parity", "package_digest", "default_mode")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     EMBED_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class Model(_message.Message):
     RUNTIME_REASON_FIELD_NUMBER: _ClassVar[int]
     PARITY_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_MODE_FIELD_NUMBER: _ClassVar[int]
     name: str
     variant: str
     embed_dim: int
@@ -91,7 +92,8 @@ class Model(_message.Message):
     runtime_reason: str
     parity: _containers.RepeatedCompositeFieldContainer[Parity]
     package_digest: str
-    def __init__(self, name: _Optional[str] = ..., variant: _Optional[str] = ..., embed_dim: _Optional[int] = ..., patch_size: _Optional[int] = ..., native_size: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., size_multiple: _Optional[int] = ..., max_text_tokens: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_embed_pb2.ImageOutput, str]]] = ..., default_features: _Optional[_Union[_segment_pb2.DenseFeatures, str]] = ..., default_templates: _Optional[_Union[_text_pb2.TemplateSet, str]] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., licence: _Optional[str] = ..., buckets: _Optional[_Iterable[_Union[Bucket, _Mapping]]] = ..., device: _Optional[str] = ..., runtime_reason: _Optional[str] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., package_digest: _Optional[str] = ...) -> None: ...
+    default_mode: _segment_pb2.SegmentMode
+    def __init__(self, name: _Optional[str] = ..., variant: _Optional[str] = ..., embed_dim: _Optional[int] = ..., patch_size: _Optional[int] = ..., native_size: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., size_multiple: _Optional[int] = ..., max_text_tokens: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_embed_pb2.ImageOutput, str]]] = ..., default_features: _Optional[_Union[_segment_pb2.DenseFeatures, str]] = ..., default_templates: _Optional[_Union[_text_pb2.TemplateSet, str]] = ..., runtime: _Optional[str] = ..., precision: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., licence: _Optional[str] = ..., buckets: _Optional[_Iterable[_Union[Bucket, _Mapping]]] = ..., device: _Optional[str] = ..., runtime_reason: _Optional[str] = ..., parity: _Optional[_Iterable[_Union[Parity, _Mapping]]] = ..., package_digest: _Optional[str] = ..., default_mode: _Optional[_Union[_segment_pb2.SegmentMode, str]] = ...) -> None: ...
 
 class Parity(_message.Message):
     __slots__ = ("file", "precision", "reference", "max_abs_diff", "min_cosine_cls", "min_cosine_patches", "mask_agreement", "passed")

@@ -54,6 +54,12 @@ def test_a_folder_of_transformers_becomes_a_package(
     (content,) = contents
     draft = content.draft
     assert (draft.name, draft.variant, draft.licence) == ("student", "w32d2", "cc-by-4.0")
+    assert draft.zero_shot.model_dump() == {
+        "features": "values",
+        "templates": "tcl",
+        "mode": "slide",
+        "scaling": "bicubic",
+    }
     assert draft.provenance["source"] == {"folder": "checkpoint"}
     assert "model.safetensors" in draft.provenance["checkpoint"]["files"]
     assert set(draft.provenance["converted_by"]) >= {"tipserve", "torch", "transformers", "onnx"}

@@ -185,8 +185,8 @@ class Settings(BaseSettings):
     request waits for its share until its deadline; one that needs more than all of it gets 413."""
     max_connections: Positive = 1024
     """Maximum open connections, for each protocol. Beyond that, REST closes the connection that was
-    idle longest, or refuses the new one if none is idle. Lowered at the start, with a warning, if
-    the process may not open as many descriptors."""
+    idle longest, or answers only a health check if none is idle. Lowered at the start, with a
+    warning, if the process may not open as many descriptors."""
     max_concurrent_rpcs: Positive = 512
     """Maximum RPCs in progress. Further RPCs are rejected before their message is read."""
     max_stream_requests: Positive = 64

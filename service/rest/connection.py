@@ -21,9 +21,10 @@ INTERNAL_SERVER_ERROR: Final = 500
 MAX_LENGTH_DIGITS: Final = 18
 MAX_TIMEOUT_DIGITS: Final = 12
 QUIET_ROUTES: Final = "/v2/health/"
+HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready"})
 # These need no key: the kubelet's probes cannot send one, and the documents are the same for every
 # server and public in this repository.
-OPEN_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
+OPEN_PATHS: Final = HEALTH_PATHS | {"/docs", "/openapi.json"}
 
 
 class Body:
@@ -188,6 +189,7 @@ class CallMiddleware:
         self._telemetry = telemetry
         self._protection = protection
         self._probes = probes
+        self.health_paths = HEALTH_PATHS | probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

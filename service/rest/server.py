@@ -13,6 +13,7 @@ test_server.py, unless another file is named).
 | A client that reads too slowly is dropped, and its megabytes are freed. | TIOCOUTQ, SO_LINGER (Linux, TCP) | test_an_unread_answer_is_dropped |
 | A client that leaves cancels its running request, also with more requests sent after it. | its `cycle` | test_a_client_that_leaves_with_more_requests_sent_is_noticed |
 | A new connection closes the longest idle one when all are taken. | its `connections` and `cycle` | test_a_new_connection_closes_the_longest_idle_one |
+| Health is answered beyond the limit of connections. | its `url` and `parser` | test_health_is_answered_while_all_connections_send_open_heads |
 | During a drain, responses carry `Connection: close`. | `cycle.keep_alive` | tests/service/test_drain.py |
 | A connection that the kernel has accepted is served before the socket closes. | SO_ATTACH_FILTER, TCP_INFO (Linux) | test_waiting_connections_are_accepted_and_served |
 
@@ -41,7 +42,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.answer_memory import AnswerMemory
 from service.errors import ErrorKind
 from service.rest.connection import CallMiddleware
-from service.safety.protection import Protection
+from service.safety.protection import SPARE_CONNECTIONS, Protection
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_TRAILER_BYTES: Final = 8 * 1024
@@ -49,6 +50,8 @@ MAX_TRAILER_BYTES: Final = 8 * 1024
 # heads, and all are parsed before the first is answered.
 MAX_PIPELINED: Final = 64
 RETRY_AFTER_S: Final = 1
+# How long a connection beyond the limit may take to send its head.
+SPARE_HEAD_S: Final = 2.0
 # While requests wait for the memory that answers hold, a client must read at least this fast, and
 # may be behind by no more than this. Else a few answers read byte by byte would stop all others.
 CONTENDED_BYTES_PER_S: Final = 1024 * 1024
@@ -96,6 +99,7 @@ class HttpServer(uvicorn.Server):
 
         Protocol.protection = protection
         Protocol.answers = answers
+        Protocol.health_paths = frozenset(path.encode("ascii") for path in app.health_paths)
         tls = protection.tls
         self._protocol = Protocol
         config = uvicorn.Config(
@@ -163,6 +167,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     protection: ClassVar[Protection]
     answers: ClassVar[AnswerMemory]
+    health_paths: ClassVar[frozenset[bytes]]
     # Set for all connections of a server at once.
     is_draining: ClassVar[bool] = False
 
@@ -175,6 +180,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unanswered: list[Any] = []
         self._is_in_head = False
         self._is_in_body = False
+        # Beyond `max_connections`: its one request is answered if it is a health check.
+        self._is_spare = False
         self._num_head_bytes = 0
         self._num_trailer_bytes = 0
         # When the connection is closed unless a head, or the rest of a body, has arrived by then.
@@ -202,22 +209,25 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
+            if self.transport.is_closing():
+                return
             self.logger.warning("Invalid HTTP request received.")
             self.send_400_response("")
         if self._is_in_head:
             self._num_head_bytes += len(data)
             if self._num_head_bytes > MAX_HEAD_BYTES:
-                self._refuse(431, "head_too_large", "The request's headers are too large.")
+                self._refuse(431, "The request's headers are too large.", code="head_too_large")
 
     def on_message_begin(self) -> None:
         """A head begins."""
-        if len(self._unanswered) >= MAX_PIPELINED:
+        if len(self._unanswered) >= (1 if self._is_spare else MAX_PIPELINED):
             self.transport.close()
             raise ConnectionAbortedError("too many requests without an answer")
         super().on_message_begin()
         self._is_in_head = True
         self._num_head_bytes = 0
-        self._due = self.loop.time() + self.protection.client_timeout_s
+        if not self._is_spare:
+            self._due = self.loop.time() + self.protection.client_timeout_s
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; drop a trailer, since no request uses one."""
@@ -233,12 +243,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """A head is complete."""
         if self._asks_for_upgrade:
             return
+        self._check_head()
         self._is_in_head = False
         self._is_in_body = True
         self._num_trailer_bytes = 0
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
-        if self.is_draining:
+        if self.is_draining or self._is_spare:
             self.close_after_answer()
 
     def on_message_complete(self) -> None:
@@ -263,7 +274,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse malformed HTTP."""
-        self._refuse(400, "malformed_http", "This is not HTTP/1.1.")
+        self._refuse(400, "This is not HTTP/1.1.", code="malformed_http")
 
     def close_after_answer(self) -> None:
         """Send `Connection: close` with the current response, unless its head is written."""
@@ -283,6 +294,26 @@ class BoundedProtocol(HttpToolsProtocol):
     def is_idle(self) -> bool:
         """Whether no request is being received or answered."""
         return not (self._unanswered or self._is_in_head or self._is_in_body)
+
+    def _check_head(self) -> None:
+        version = self.parser.get_http_version()
+        num_hosts = [name for name, _ in self.headers].count(b"host")
+        # RFC 9112, section 3.2: none or several are errors, and HTTP/1.0 may have none.
+        if version not in {"1.0", "1.1"} or num_hosts > 1 or num_hosts < (version == "1.1"):
+            self._refuse(400, "HTTP/1.1 needs exactly one Host header.", code="malformed_http")
+        elif self._is_spare and not self._asks_for_health:
+            self.protection.metrics.rejected.labels("connections").inc()
+            self._refuse(
+                503, "Too many connections are open; try again.", code="too_many_connections"
+            )
+        else:
+            return
+        raise ConnectionAbortedError("the head is refused")
+
+    @property
+    def _asks_for_health(self) -> bool:
+        path = self.url.partition(b"?")[0]
+        return bool(self.parser.get_method() == b"GET") and path in self.health_paths
 
     def _parse(self, data: bytes) -> None:
         """Feed data to the parser, and ignore requests for another protocol.
@@ -336,21 +367,36 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif not self._unanswered and now > self._due and not self.transport.is_closing():
             if self._is_in_head:
-                self._refuse(408, "request_timeout", "The request's headers arrived too slowly.")
+                self._refuse(
+                    408, "The request's headers arrived too slowly.", code="request_timeout"
+                )
             else:
                 self.transport.close()
         self._timer = self.loop.call_later(self._interval_s, self._check)
 
     def _make_room(self) -> None:
+        """Close the longest idle connection, or else keep this one for a health check alone.
+
+        Probes must be answered although callers hold all connections: 1,060 open heads made the
+        kubelet restart the pod.
+        """
         others: Any = self.connections - {self}
-        idle = [c for c in others if c.is_idle and not c.transport.is_closing()]
+        others = {c for c in others if not c.transport.is_closing()}
+        idle = [c for c in others if c.is_idle and not c._is_spare]
         if idle:
             min(idle, key=lambda connection: connection._due).transport.close()
             return
-        self.protection.metrics.rejected.labels("connections").inc()
-        self._refuse(503, "too_many_connections", "Too many connections are open; try again.")
+        self._is_spare = True
+        self._due = self.loop.time() + SPARE_HEAD_S
+        self._interval_s = min(self._interval_s, SPARE_HEAD_S)
+        self._timer.cancel()
+        self._timer = self.loop.call_later(self._interval_s, self._check)
+        spare = [c for c in others if c._is_spare]
+        if len(spare) >= SPARE_CONNECTIONS:
+            without_head = [c for c in spare if not c._unanswered]
+            min(without_head, key=lambda c: c._due, default=self).transport.close()
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
+    def _refuse(self, status: int, message: str, *, code: str) -> None:
         """Respond without the application, and close."""
         if self.transport.is_closing():
             return

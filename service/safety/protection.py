@@ -19,6 +19,8 @@ RETRY_S: Final = 1.0
 # Descriptors for model files, runtimes, threads' event files, and refused connections until they
 # are closed.
 RESERVED_DESCRIPTORS: Final = 128
+# REST connections beyond `max_connections`, each for one health check.
+SPARE_CONNECTIONS: Final = 64
 MIN_CONNECTIONS: Final = 16
 
 logger = logging.getLogger(__name__)
@@ -198,6 +200,7 @@ class Protection:
                 num_descriptors=raise_descriptor_limit(),
                 num_others=num_descriptors()
                 + RESERVED_DESCRIPTORS
+                + SPARE_CONNECTIONS
                 + MAX_THREADS
                 + (MAX_AT_ONCE if url_fetcher is not None else 0),
             ),

@@ -6,13 +6,14 @@ import json
 import select
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import repeat
 from typing import Any
 
 import pytest
 
 from service.rest import server as rest_server
+from service.rest import server as server_module
 from service.rest.server import ReadRate, accept_waiting, drop_new_connections, listen, num_waiting
 from service.server import Server
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
@@ -299,7 +300,8 @@ async def test_a_new_connection_is_refused_if_all_are_busy(
         runtime.gate.clear()
         writer.write(POST + b"Content-Length: %d\r\n\r\n" % len(image) + image)
         assert await entered()
-        async with connected(server) as (reader, _):
+        async with connected(server) as (reader, other):
+            other.write(POST + b"Content-Length: 1\r\n\r\n")
             answer = await read_all(reader)
         assert answer.startswith(b"HTTP/1.1 503")
         assert b"retry-after: 1" in answer
@@ -307,6 +309,75 @@ async def test_a_new_connection_is_refused_if_all_are_busy(
         assert sample(server, "rejected_total", reason="connections") == 1
         runtime.gate.set()
         assert (await read_answer(busy))[0] == 200
+
+
+OPEN_HEAD = b"POST /v1/images:embed HTTP/1.1\r\nHost: x\r\nX: "
+
+
+async def test_health_is_answered_while_all_connections_send_open_heads(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "SPARE_CONNECTIONS", 8)
+    async with serving(max_connections=4) as server, AsyncExitStack() as stack:
+        opened = []
+        for _ in range(30):
+            opened.append(await stack.enter_async_context(connected(server)))
+            opened[-1][1].write(OPEN_HEAD)
+            await opened[-1][1].drain()
+        for path in (b"live", b"ready", b"live?x=1"):
+            async with connected(server) as (reader, writer):
+                writer.write(LIVE.replace(b"live", path))
+                answer = await read_all(reader)
+            assert answer.count(b"HTTP/1.1 200") == 1, "and then the connection is closed"
+        async with connected(server) as (reader, writer):
+            writer.write(LIVE.replace(b"/v2/health/live", b"/ping"))
+            assert (await read_all(reader)).startswith(b"HTTP/1.1 200")
+        for head in (
+            LIVE.replace(b"/v2/health/live", b"/v1/models"),
+            LIVE.replace(b"GET", b"POST"),
+        ):
+            async with connected(server) as (reader, writer):
+                writer.write(head)
+                assert code_of(await read_all(reader)) == "too_many_connections"
+        await until(lambda: len(server._http.server_state.connections) <= 4 + 8)
+        opened[0][1].write(b"y\r\nContent-Length: 0\r\nContent-Type: image/png\r\n\r\n")
+        status, _ = await read_answer(opened[0][0])
+        assert status == 422, "the first connections are kept"
+
+
+async def test_a_connection_beyond_the_limit_must_send_its_head_soon(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "SPARE_HEAD_S", 0.1)
+    async with serving(max_connections=1) as server, connected(server) as (_, writer):
+        writer.write(OPEN_HEAD)
+        await until(lambda: any(c._is_in_head for c in server._http._connections()))
+        async with connected(server) as (silent, _), connected(server) as (slow, other):
+            other.write(OPEN_HEAD)
+            assert await read_all(silent) == b""
+            assert code_of(await read_all(slow)) == "request_timeout"
+        assert len(server._http.server_state.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /v2/health/live HTTP/1.1\r\n\r\n", 400),
+        (b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", 400),
+        (b"GET /v2/health/live HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        (b"GET /v2/health/live HTTP/2.0\r\nHost: a\r\n\r\n", 400),
+        (b"GET /v2/health/live\r\n\r\n", 400),
+        (b"GET /v2/health/live HTTP/1.0\r\n\r\n", 200),
+        (b"GET /v2/health/live HTTP/1.0\r\nHost: a\r\n\r\n", 200),
+        (b"GET /v2/health/live HTTP/1.1\r\nHost: \r\nConnection: close\r\n\r\n", 200),
+    ],
+)
+async def test_a_request_has_one_host(serving: Serving, head: bytes, status: int) -> None:
+    async with serving() as server, connected(server) as (reader, writer):
+        writer.write(head)
+        answer = await read_all(reader)
+    assert answer.startswith(b"HTTP/1.1 %d" % status)
+    assert status == 200 or code_of(answer) == "malformed_http"
 
 
 async def test_without_memory_a_body_is_refused_before_it_is_sent(

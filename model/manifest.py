@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal, Self
@@ -189,6 +190,21 @@ class Manifest(ManifestPart):
         files = sorted(self.files.items())
         lines = (f"{name} {entry.sha256}\n" for name, entry in files if name != CARD)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def map_multiple(self) -> int:
+        """Sides of images for dense heads are multiples of it: the heads halve the patch grid."""
+        return math.lcm(self.size_multiple, 2 * self.patch_size)
+
+    @property
+    def map_buckets(self) -> list[tuple[int, int]]:
+        """The `shape_buckets` for dense heads, without duplicates."""
+        shapes = ((self.map_side(h), self.map_side(w)) for h, w in self.shape_buckets)
+        return list(dict.fromkeys(shapes))
+
+    def map_side(self, side: int) -> int:
+        """Round a side down to `map_multiple`; at least one multiple."""
+        return max(1, side // self.map_multiple) * self.map_multiple
 
     @field_validator("files")
     @classmethod

@@ -506,7 +506,8 @@ def size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
     Raises:
         InvalidRequest: The model does not support the resolution.
     """
-    resolution = check_resolution(request.resolution, model.manifest)
+    is_map = isinstance(request, EstimateMapsRequest)
+    resolution = check_resolution(request.resolution, model.manifest, is_map=is_map)
     windows = None
     scaling: Scaling = "bilinear"
     if isinstance(request, SegmentImagesRequest):
@@ -518,7 +519,7 @@ def size_rule(request: ImagesRequest, model: ServedModel) -> SizeRule:
         resolution=resolution,
         fit=request.fit,
         patch_size=model.manifest.patch_size,
-        multiple=model.manifest.size_multiple,
+        multiple=model.manifest.map_multiple if is_map else model.manifest.size_multiple,
         windows=windows,
         scaling=scaling,
     )

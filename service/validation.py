@@ -117,19 +117,26 @@ def check_outputs(outputs: Sequence[str], manifest: Manifest) -> tuple[ImageOutp
     return cast("tuple[ImageOutput, ...]", tuple(dict.fromkeys(outputs)))
 
 
-def check_resolution(resolution: int | None, manifest: Manifest) -> int:
+def check_resolution(resolution: int | None, manifest: Manifest, *, is_map: bool = False) -> int:
     """The resolution in pixels, by default the native size of the model.
+
+    Args:
+        resolution: As requested.
+        manifest: Of the model.
+        is_map: Whether a dense head sees the image; its sides have larger steps.
 
     Raises:
         InvalidRequest: It is outside the model's range, or not a multiple of its step.
     """
     if resolution is None:
-        return manifest.native_size
+        return manifest.map_side(manifest.native_size) if is_map else manifest.native_size
+    multiple = manifest.map_multiple if is_map else manifest.size_multiple
     in_range = manifest.min_size <= resolution <= manifest.max_size
-    if not in_range or resolution % manifest.size_multiple:
+    if not in_range or resolution % multiple:
         raise InvalidRequest(
-            f"resolution must be a multiple of {manifest.size_multiple} from "
-            f"{manifest.min_size} to {manifest.max_size} for {manifest.name}, not {resolution}.",
+            f"resolution must be a multiple of {multiple} from "
+            f"{max(multiple, manifest.min_size)} to {manifest.max_size} for {manifest.name}, "
+            f"not {resolution}.",
             param="resolution",
         )
     return resolution

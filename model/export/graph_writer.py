@@ -25,8 +25,6 @@ from model.graphs import DENSE_TASKS, TEXT_OUTPUTS, VISION_OUTPUTS, Part, Precis
 from model.manifest import Manifest, Output
 
 TOWER_OUTPUTS: Final[tuple[Output, ...]] = ("patches", "values", "cls1", "cls2", "text")
-# The deepest layer of the dense heads merges 2 x 2 patches.
-DENSE_PATCHES: Final = 2
 # Height and width of common images, relative to the shorter side.
 ASPECTS: Final = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
 # The depth head sums activations of about 1e8 before it divides by their sum: fp16, which ends at
@@ -47,20 +45,18 @@ def draft_manifest(model: Tipsv2Model, *, name: str, has_dense_heads: bool = Fal
     Args:
         model: The model.
         name: Name of the model for clients.
-        has_dense_heads: Whether depth, normals and segmentation are packaged. They halve the patch
-            grid, so every size must then be a multiple of two patches.
+        has_dense_heads: Whether depth, normals and segmentation are packaged.
 
     Raises:
         ValidationError: The name is not valid.
     """
     vision = model.vision_model.config
-    unit = patch_size(model) * (DENSE_PATCHES if has_dense_heads else 1)
-    native = native_size(model) // unit * unit
+    unit, native = patch_size(model), native_size(model)
     return Manifest(
         name=name,
         variant=f"w{vision.hidden_size}d{vision.num_hidden_layers}",
         embed_dim=vision.hidden_size,
-        patch_size=patch_size(model),
+        patch_size=unit,
         native_size=native,
         min_size=unit,
         max_size=4 * native,

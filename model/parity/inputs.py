@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.graphs import DENSE_TASKS
 from model.manifest import Manifest
 from model.preprocess import prepare_image
 from model.segmentation import upsample_bilinear
@@ -122,7 +123,9 @@ def plan_sizes(manifest: Manifest, *, num_blocks: int, budget_gflop: float) -> l
         num_blocks: Number of blocks of the vision tower.
         budget_gflop: Limit for the cost of all further sizes.
     """
-    unit, native = manifest.size_multiple, manifest.native_size
+    has_heads = not set(DENSE_TASKS).isdisjoint(manifest.outputs)
+    unit = manifest.map_multiple if has_heads else manifest.size_multiple
+    native = manifest.native_size
     quarter, half, long = (_nearest(native * part, unit) for part in (0.25, 0.5, 0.75))
     large = min(2 * native, manifest.max_size)
     sizes: list[Size] = [(1, native, native), (2, half, long), (2, long, half)]

@@ -122,7 +122,13 @@ def build_reference(
         prompts=prompts,
         classes_KD=classes_KD,
         vision=tuple(
-            _vision_case(model, given, classes_KD=classes_KD, features=features, dense=dense or {})
+            _vision_case(
+                model,
+                given,
+                classes_KD=classes_KD,
+                features=features,
+                dense=(dense or {}) if _suits_heads(given, manifest) else {},
+            )
             for given in image_inputs(manifest, sizes)
         ),
         text=tuple(
@@ -187,6 +193,12 @@ def segmenting_features(output: VisionOutput, features: str) -> FloatArray:
     return output.values_BND if features == "values" else output.patches_BND
 
 
+def _suits_heads(given: VisionInput, manifest: Manifest) -> bool:
+    """Whether these are real images of a size that dense heads take."""
+    sides = given.pixels_B3HW.shape[2:]
+    return given.is_real and all(side % manifest.map_multiple == 0 for side in sides)
+
+
 def _vision_case(
     model: Tipsv2Model,
     given: VisionInput,
@@ -204,5 +216,5 @@ def _vision_case(
             reference_mask(item_ND, classes_KD, output.grid_hw, size_hw)
             for item_ND, size_hw in zip(items_BND, given.mask_sizes, strict=True)
         ),
-        dense={task: head(given.pixels_B3HW) for task, head in dense.items() if given.is_real},
+        dense={task: head(given.pixels_B3HW) for task, head in dense.items()},
     )

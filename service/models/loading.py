@@ -153,7 +153,7 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     def load_lane(_: int) -> Lane:
         source.check()
         lane = _new_lane(package, load, fitting, buckets)
-        for bucket in with_maps(buckets, served_tasks(manifest, lane.runtime)):
+        for bucket in with_maps(buckets, manifest, lane.runtime):
             lane.run_synthetic(bucket)
         return lane
 
@@ -229,7 +229,7 @@ def load_first_lane(
     meter = PeakMeter()
     first_s: dict[Bucket, float] = {}
     peaks: dict[Bucket, int] = {}
-    buckets = with_maps(buckets, served_tasks(package.manifest, lane.runtime))
+    buckets = with_maps(buckets, package.manifest, lane.runtime)
 
     def size(bucket: Bucket) -> tuple[bool, int]:
         return bucket.kind in MAP_TASKS, item_cost(package.manifest, bucket)
@@ -327,24 +327,14 @@ def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
 
 
 def served_tasks(manifest: Manifest, runtime: Runtime) -> tuple[MapTask, ...]:
-    """The dense heads that the package has and its runtime computes.
-
-    Raises:
-        PackageError: The package allows sizes that the dense heads do not accept.
-    """
-    tasks = tuple(t for t in MAP_TASKS if t in manifest.outputs and t in runtime.tasks)
-    if tasks and manifest.size_multiple % (2 * manifest.patch_size):
-        raise PackageError(
-            f"{manifest.name} has dense heads, which take multiples of {2 * manifest.patch_size} "
-            f"pixels, and allows multiples of {manifest.size_multiple}; export it again"
-        )
-    return tasks
+    """The dense heads that the package has and its runtime computes."""
+    return tuple(t for t in MAP_TASKS if t in manifest.outputs and t in runtime.tasks)
 
 
-def with_maps(buckets: Sequence[Bucket], tasks: Sequence[MapTask]) -> list[Bucket]:
+def with_maps(buckets: Sequence[Bucket], manifest: Manifest, runtime: Runtime) -> list[Bucket]:
     """Add the image shapes of each dense head to the shapes to warm up."""
-    images = [bucket for bucket in buckets if bucket.kind == "image"]
-    return [*buckets, *(Bucket(task, bucket.shape) for task in tasks for bucket in images)]
+    tasks = served_tasks(manifest, runtime)
+    return [*buckets, *(Bucket(task, shape) for task in tasks for shape in manifest.map_buckets)]
 
 
 def item_cost(manifest: Manifest, bucket: Bucket) -> int:

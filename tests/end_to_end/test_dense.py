@@ -103,6 +103,33 @@ def test_a_batch_equals_its_items_one_by_one(
         )
 
 
+def test_embeddings_and_masks_are_those_of_the_package_without_heads(
+    dense_service: "Service", photo: Callable[..., bytes]
+) -> None:
+    images = [photo(seed, size) for seed, size in enumerate(SIZES)]
+    outputs = ["cls1", "patches", "values"]
+    embed: dict[str, Any] = {"images": images[:1], "fit": "aspect", "outputs": outputs}
+    segment: dict[str, Any] = {
+        "images": images,
+        "classes": [{"name": name} for name in ("dog", "sky", "sea")],
+        "templates": "none",
+        "include_scores": True,
+    }
+    for method, fields in [
+        ("embed_images", embed),
+        ("embed_images", {**embed, "resolution": 42}),
+        ("segment_images", segment),
+        ("segment_images", {**segment, "mode": "slide"}),
+    ]:
+        without, with_heads = (
+            dense_service.over_rest(method, {**fields, "model": name}) for name in ("tiny", NAME)
+        )
+        assert with_heads.status == "200", with_heads.message
+        assert without.arrays.keys() == with_heads.arrays.keys()
+        for name, array in without.arrays.items():
+            np.testing.assert_array_equal(array, with_heads.arrays[name])
+
+
 def test_outputs_and_measured_costs_show_which_model_has_heads(
     dense_service: "Service", photo: Callable[..., bytes]
 ) -> None:

@@ -76,6 +76,10 @@ def view(**fields: Any) -> None:
 
 def test_values_at_the_ends_of_their_ranges_are_valid(manifest: Manifest) -> None:
     assert [check_resolution(r, manifest) for r in (None, 14, 112)] == [28, 14, 112]
+    odd = manifest.model_copy(update={"native_size": 70})
+    assert [check_resolution(r, odd, is_map=True) for r in (None, 28, 112)] == [56, 28, 112]
+    with pytest.raises(InvalidRequest, match=r"a multiple of 28 from 28 to 112 .*, not 42"):
+        check_resolution(42, manifest, is_map=True)
     for threshold in (None, -1.0, 1.0):
         check_threshold(threshold)
     classify(temperature=1e-4, top_k=1)

@@ -147,8 +147,8 @@ def profiles_for(part: Part, manifest: Manifest, options: EngineOptions) -> tupl
     """
     if part == "text":
         return _text_profiles(manifest.max_text_tokens, options)
-    unit = manifest.size_multiple if part == "vision" else 2 * manifest.patch_size
-    return _image_profiles(manifest, math.lcm(unit, manifest.size_multiple), options)
+    unit = manifest.size_multiple if part == "vision" else manifest.map_multiple
+    return _image_profiles(manifest, unit, options)
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int | None:

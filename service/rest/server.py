@@ -10,6 +10,7 @@ test_server.py, unless another file is named).
 | Trailers are dropped, endless ones end the connection. | its `on_header` | test_endless_trailers_end_the_connection |
 | Malformed HTTP gets our error body. | its `data_received`, `send_400_response` and `parser` | test_a_malformed_request_is_refused_in_our_error_body |
 | A request for another protocol (h2c, WebSocket) is answered as HTTP/1.1. | its `parser`, `headers` and `url` | test_an_upgrade_request_is_answered_as_plain_http |
+| TLS handshakes count as connections, for at most `client_timeout_s`. | `startup` and `lifespan` of uvicorn's `Server` | test_silent_tls_handshakes_count_as_connections |
 | A client that reads too slowly is dropped, and its megabytes are freed. | TIOCOUTQ, SO_LINGER (Linux, TCP) | test_an_unread_answer_is_dropped |
 | A client that leaves cancels its running request, also with more requests sent after it. | its `cycle` | test_a_client_that_leaves_with_more_requests_sent_is_noticed |
 | A new connection closes the longest idle one when all are taken. | its `connections` and `cycle` | test_a_new_connection_closes_the_longest_idle_one |
@@ -26,13 +27,16 @@ import asyncio
 import fcntl
 import http
 import json
+import logging
 import math
 import socket
+import ssl
 import struct
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, ClassVar, Final, cast
 
 import httptools
@@ -64,6 +68,7 @@ BACKLOG: Final = 2048
 # on its way.
 IDLE_LINGER_S: Final = 0.5
 DRAIN_POLL_S: Final = 0.01
+ACCEPT_PAUSE_S: Final = 0.1
 ACCEPT_LIMIT_S: Final = 1.0
 ACCEPT_POLL_S: Final = 0.005
 # A round trip, for handshakes that began before SYNs were dropped.
@@ -83,6 +88,9 @@ DROP_SYN: Final = (
 NUM_WAITING_OFFSET: Final = 24
 
 
+logger = logging.getLogger(__name__)
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: `service.server` handles signals for both transports."""
 
@@ -100,8 +108,9 @@ class HttpServer(uvicorn.Server):
         Protocol.protection = protection
         Protocol.answers = answers
         Protocol.health_paths = frozenset(path.encode("ascii") for path in app.health_paths)
-        tls = protection.tls
         self._protocol = Protocol
+        self._tls = protection.tls
+        self._tls_listeners: list[TlsListener] = []
         config = uvicorn.Config(
             app,
             http=Protocol,
@@ -113,7 +122,6 @@ class HttpServer(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=math.ceil(protection.keep_alive_s),
             timeout_graceful_shutdown=write_grace_s,
-            ssl_context_factory=None if tls is None else lambda *_: tls.http_context(),
         )
         super().__init__(config)
 
@@ -121,6 +129,30 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept connections; with TLS, by listeners of our own."""
+        if self._tls is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        protocol = partial(
+            self._protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        context = self._tls.http_context()
+        self._tls_listeners = [
+            TlsListener(
+                listening,
+                context,
+                protocol=protocol,
+                protection=self._protocol.protection,
+                connections=self._connections,
+            )
+            for listening in sockets or []
+        ]
 
     def announce_drain(self) -> None:
         """Keep serving, but close each connection after its next response.
@@ -142,16 +174,24 @@ class HttpServer(uvicorn.Server):
         await accept_waiting(listening)
         for server in self.servers:
             server.close()
+        for listener in self._tls_listeners:
+            listener.close()
         listening.close()
         linger_until = min(until, loop.time() + IDLE_LINGER_S)
         # A connection that was just accepted is in the list only after one turn of the event loop.
         await asyncio.sleep(DRAIN_POLL_S)
-        while (connections := self._connections()) and loop.time() < until:
+        while loop.time() < until:
+            connections = self._connections()
+            handshakes = [task for tls in self._tls_listeners for task in tls.handshakes]
+            if not (connections or handshakes):
+                return True
             if loop.time() >= linger_until:
+                for handshake in handshakes:
+                    handshake.cancel()
                 for connection in connections:
                     connection.close_if_unused()
             await asyncio.sleep(DRAIN_POLL_S)
-        return not connections
+        return False
 
     def _connections(self) -> list["BoundedProtocol"]:
         known: Any = self.server_state.connections
@@ -382,9 +422,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """
         others: Any = self.connections - {self}
         others = {c for c in others if not c.transport.is_closing()}
-        idle = [c for c in others if c.is_idle and not c._is_spare]
-        if idle:
-            min(idle, key=lambda connection: connection._due).transport.close()
+        if close_longest_idle(others):
             return
         self._is_spare = True
         self._due = self.loop.time() + SPARE_HEAD_S
@@ -429,6 +467,97 @@ class CountedTransport:
     def __getattr__(self, name: str) -> Any:
         """Everything else is the transport's."""
         return getattr(self._transport, name)
+
+
+def close_longest_idle(connections: Iterable[BoundedProtocol]) -> bool:
+    """Close the connection that is idle longest; False if none is idle."""
+    idle = [c for c in connections if c.is_idle and not (c._is_spare or c.transport.is_closing())]
+    if idle:
+        min(idle, key=lambda connection: connection._due).transport.close()
+    return bool(idle)
+
+
+class TlsListener:
+    """Accepts connections and shakes hands, within the limit of connections.
+
+    A TLS server of asyncio announces a connection only after its handshake: 6,000 silent ones were
+    held for 60 s each, beside the limit of 1,024. Here a connection counts from its accept on. If
+    all are taken, the longest idle one or the oldest handshake is closed.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        context: ssl.SSLContext,
+        *,
+        protocol: Callable[[], BoundedProtocol],
+        protection: Protection,
+        connections: Callable[[], list[BoundedProtocol]],
+    ) -> None:
+        """Start to accept.
+
+        Args:
+            listening: The socket.
+            context: Certificates.
+            protocol: Makes the protocol of a connection whose handshake is over.
+            protection: Limits.
+            connections: Returns the open connections whose handshake is over.
+        """
+        listening.setblocking(False)
+        self._listening = listening
+        self._context = context
+        self._protocol = protocol
+        self._protection = protection
+        self._connections = connections
+        # In progress, the oldest first.
+        self.handshakes: dict[asyncio.Task[None], None] = {}
+        self._accepting = asyncio.ensure_future(self._accept())
+
+    def close(self) -> None:
+        """Accept no more connections; handshakes in progress go on."""
+        self._accepting.cancel()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        is_accepting = True
+        while True:
+            try:
+                peer, _ = await loop.sock_accept(self._listening)
+            except OSError as error:
+                # Without a descriptor the socket stays readable: without a pause this would spin.
+                if is_accepting:
+                    logger.error("REST cannot accept connections: %s", error.strerror)
+                is_accepting = False
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            is_accepting = True
+            self._make_room()
+            handshake = asyncio.ensure_future(self._shake_hands(peer))
+            self.handshakes[handshake] = None
+            handshake.add_done_callback(partial(self._end, peer))
+
+    def _make_room(self) -> None:
+        connections = self._connections()
+        is_full = len(connections) + len(self.handshakes) >= self._protection.max_connections
+        if is_full and not close_longest_idle(connections) and self.handshakes:
+            self._protection.metrics.rejected.labels("connections").inc()
+            oldest = next(iter(self.handshakes))
+            del self.handshakes[oldest]
+            oldest.cancel()
+
+    async def _shake_hands(self, peer: socket.socket) -> None:
+        with suppress(OSError):  # errors of TLS and time-outs too; the connection is closed then
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._protocol,
+                peer,
+                ssl=self._context,
+                ssl_handshake_timeout=self._protection.client_timeout_s,
+            )
+
+    def _end(self, peer: socket.socket, handshake: "asyncio.Task[None]") -> None:
+        self.handshakes.pop(handshake, None)
+        if handshake.cancelled():  # perhaps before it began
+            peer.close()
 
 
 class ReadRate:

@@ -5,12 +5,15 @@ import errno
 import json
 import select
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from service.rest import server as rest_server
 from service.rest import server as server_module
@@ -496,3 +499,47 @@ async def test_waiting_connections_are_accepted_and_served(listening: socket.soc
             client.sendall(b"hello")
             server_side.setblocking(False)
             assert await loop.sock_recv(server_side, 5) == b"hello"
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[dict[str, Any], ssl.SSLContext]:
+    """Settings of a server with TLS, and a context for its clients."""
+    ca, paths = trustme.CA(), {"tls_cert": tmp_path / "tls.crt", "tls_key": tmp_path / "tls.key"}
+    leaf = ca.issue_cert("127.0.0.1")
+    leaf.cert_chain_pems[0].write_to_path(paths["tls_cert"])
+    leaf.private_key_pem.write_to_path(paths["tls_key"])
+    context = ssl.create_default_context()
+    ca.configure_trust(context)
+    return paths, context
+
+
+@pytest.mark.parametrize("serves_first", [False, True], ids=["silent only", "beside an idle one"])
+async def test_silent_tls_handshakes_count_as_connections(
+    serving: Serving, tls: tuple[dict[str, Any], ssl.SSLContext], serves_first: bool
+) -> None:
+    paths, context = tls
+    async with serving(**paths, max_connections=4, client_timeout_s=5.0) as server:
+        port = server.ports["http"]
+
+        async def connect() -> Pair:
+            return await asyncio.open_connection("127.0.0.1", port, ssl=context)
+
+        first = await connect() if serves_first else None
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
+        closed = silent[:8]
+        assert [await read_all(reader) for reader, _ in closed] == [b""] * len(closed)
+        assert sample(server, "rejected_total", reason="connections") == len(closed)
+        if first is not None:
+            assert await read_all(first[0]) == b""
+        reader, writer = await connect()
+        writer.write(LIVE)
+        assert (await read_answer(reader))[0] == 200
+        for _, other in [*silent, (reader, writer)]:
+            other.close()
+
+
+async def test_a_silent_tls_handshake_is_closed_in_time(
+    serving: Serving, tls: tuple[dict[str, Any], ssl.SSLContext]
+) -> None:
+    async with serving(**tls[0], **SMALL) as server, connected(server) as (reader, _):
+        assert await read_all(reader) == b""

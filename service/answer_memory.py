@@ -29,10 +29,11 @@ RETRY_S: Final = 1.0
 FLOAT_CHARS: Final = 14
 # Bytes held next to the arrays, for each byte sent: the parts of a JSON document and their whole;
 # base64 as text and in the document; fields of a message and the message.
-COPIES: Final = {"list": 2.2, "base64": 2.2, "protobuf": 2.0}
+COPIES: Final = {"list": 1.1, "base64": 2.2, "protobuf": 2.0}
+# The text of vectors is written row by row, and held twice.
+VECTOR_COPIES: Final = {**COPIES, "list": 2.2}
 # Bytes for each pixel, next to the mask: the decoded image, which is converted once; and runs.
-OVERLAY_BYTES: Final = 8
-OUTLINE_BYTES: Final = 8
+FORM_BYTES: Final = {"overlay": 8, "outlines": 3}
 VECTOR_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
 MB: Final = 1_000_000
 
@@ -54,12 +55,29 @@ class _Arrays:
         sent_bytes: Bytes of a value as it is sent.
         held_bytes: Bytes of a value in memory.
         chars: Characters of a value in a JSON list.
+        is_vector: Whether the values are vectors of pixels or patches.
     """
 
     num_values: int
     sent_bytes: int
     held_bytes: int
     chars: int = FLOAT_CHARS
+    is_vector: bool = False
+
+    def sent(self, form: AnswerForm) -> float:
+        """Bytes as they are sent."""
+        if form == "list":
+            return self.num_values * self.chars
+        if form == "base64":
+            return self.num_values * self.sent_bytes * 4 / 3
+        # Files of images and outlines are compressed, so a byte a value bounds them.
+        is_file = form in {"png", "overlay", "outlines"}
+        return self.num_values * (1 if is_file else self.sent_bytes)
+
+    def held(self, form: AnswerForm) -> float:
+        """Bytes in memory: the values, and what is written of them."""
+        copies = VECTOR_COPIES if self.is_vector else COPIES
+        return self.num_values * self.held_bytes + copies.get(form, 0.0) * self.sent(form)
 
 
 def answer_size(
@@ -80,35 +98,35 @@ def answer_size(
         embed_dim: Width of the model's embeddings.
     """
     num_pixels = sum(height * width for height, width in sizes_hw)
-    kinds = list(_arrays(request, num_pixels, sum(num_patches), embed_dim))
-    held = sum(kind.num_values * kind.held_bytes for kind in kinds)
-    sent = sum(kind.num_values * _sent_bytes(kind, form) for kind in kinds)
-    if form == "overlay":
-        held += OVERLAY_BYTES * num_pixels
-    if form == "outlines":
-        held += OUTLINE_BYTES * num_pixels
-    return AnswerSize(math.ceil(sent), math.ceil(held + COPIES.get(form, 0.0) * sent))
-
-
-def _sent_bytes(kind: _Arrays, form: AnswerForm) -> float:
-    if form == "list":
-        return kind.chars
-    if form == "base64":
-        return kind.sent_bytes * 4 / 3
-    # Files of images and outlines are compressed, so their arrays bound them.
-    return 1 if form in {"png", "overlay", "outlines"} else kind.sent_bytes
-
-
-def _arrays(
-    request: SizedRequest, num_pixels: int, num_patches: int, embed_dim: int
-) -> Iterable[_Arrays]:
     if isinstance(request, EmbedImagesRequest):
-        num_values = embed_dim * num_patches * len({"patches", "values"} & set(request.outputs))
-        num_bytes = VECTOR_BYTES[request.vector_type]
-        yield _Arrays(num_values=num_values, sent_bytes=num_bytes, held_bytes=4 + num_bytes)
-    elif isinstance(request, SegmentImagesRequest):
+        num_values = embed_dim * sum(num_patches)
+        kinds = [_embeddings(request, num_values)]
+    else:
+        kinds = list(_maps(request, num_pixels, form))
+    held = sum(kind.held(form) for kind in kinds) + FORM_BYTES.get(form, 0) * num_pixels
+    return AnswerSize(math.ceil(sum(kind.sent(form) for kind in kinds)), math.ceil(held))
+
+
+def _embeddings(request: EmbedImagesRequest, num_values: int) -> _Arrays:
+    num_bytes = VECTOR_BYTES[request.vector_type]
+    return _Arrays(
+        num_values=num_values * len({"patches", "values"} & set(request.outputs)),
+        sent_bytes=num_bytes,
+        held_bytes=4 + num_bytes,
+        is_vector=True,
+    )
+
+
+def _maps(
+    request: SegmentImagesRequest | VisualizeFeaturesRequest | EstimateMapsRequest,
+    num_pixels: int,
+    form: AnswerForm,
+) -> Iterable[_Arrays]:
+    if isinstance(request, SegmentImagesRequest):
         num_classes = len(request.classes)
-        label_bytes = 3 if num_classes < 256 else 2  # uint8 and uint16, or uint16 alone
+        label_bytes = 1 if num_classes < 256 else 2
+        if label_bytes == 1 and form in {"bytes", "base64", "protobuf"}:
+            label_bytes += 2  # these forms send uint16
         chars = len(str(num_classes)) + 1
         yield _Arrays(num_values=num_pixels, sent_bytes=2, held_bytes=label_bytes, chars=chars)
         if request.include_scores:
@@ -122,7 +140,8 @@ def _arrays(
             if isinstance(request, EstimateMapsRequest)
             else request.kind == "colors"
         )
-        yield _Arrays(num_values=(3 if is_vector else 1) * num_pixels, sent_bytes=4, held_bytes=4)
+        num_values = (3 if is_vector else 1) * num_pixels
+        yield _Arrays(num_values=num_values, sent_bytes=4, held_bytes=4, is_vector=is_vector)
 
 
 class AnswerMemory:

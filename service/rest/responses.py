@@ -412,7 +412,9 @@ def _mask_entry(
         "background_share": background_share,
     }
     if options.format == "mask":
-        entry["labels"] = encode_array(mask.wire_labels, options.encoding)
+        # As text the numbers of both types are the same.
+        labels = mask.labels_HW if options.encoding == "list" else mask.wire_labels
+        entry["labels"] = encode_array(labels, options.encoding)
     else:
         for one, region in zip(classes, _coco_regions(mask, len(names), options), strict=True):
             one.update(region)

@@ -212,6 +212,12 @@ def test_the_samples_of_one_window_come_in_another_order_in_every_epoch() -> Non
     assert len(set(epochs)) == 4
 
 
+def test_the_shards_come_in_another_order_in_every_epoch() -> None:
+    stream = StreamOrder(np.full(6, 2), seed=0, window_shards=1)
+    epochs = [[stream.at(epoch * 12 + i)[0] for i in range(0, 12, 2)] for epoch in range(4)]
+    assert len({tuple(shards) for shards in epochs}) == 4
+
+
 def test_a_place_does_not_depend_on_earlier_calls() -> None:
     stream = order()
     forwards = [stream.at(place) for place in range(60)]

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import uvloop
 
@@ -37,6 +37,8 @@ from service.safety.protection import Protection
 from service.settings import Settings
 from service.watchdog import Watchdog
 
+# SIGHUP comes when the terminal is closed; by default it ends a process without a drain.
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Time to write finished answers to slow clients.
 WRITE_GRACE_S = 5
 # Time for the log writer to write the last lines.
@@ -217,7 +219,7 @@ class Server:
 
 
 def main(settings: Settings) -> int:
-    """Run the server until SIGTERM or SIGINT.
+    """Run the server until SIGTERM, SIGINT or SIGHUP.
 
     Returns:
         The exit status: 0 after a drain, 1 after a failure.
@@ -255,10 +257,10 @@ def _stop_on_signals(server: Server) -> None:
 
     def stop() -> None:
         server.request_stop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
             # A second signal ends the process at once; Python's own handler would wait for threads.
             signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop)

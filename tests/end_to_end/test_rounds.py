@@ -48,12 +48,17 @@ def test_sigterm_under_load_fails_nothing(
         assert tally.refused == refused, "every request is served until connections are refused"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_the_program_at_once(run_program: Any, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("first", "number"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,) * 2],
+)
+def test_the_first_signal_drains_and_the_second_ends_the_program_at_once(
+    run_program: Any, first: signal.Signals, number: signal.Signals
+) -> None:
     program = run_program("--lanes=1", "--drain-delay-s=1000")
     try:
         program.wait_for("ready")
-        program.process.send_signal(signal.SIGTERM)
+        program.process.send_signal(first)
         program.wait_for("draining")
         program.process.send_signal(number)
         assert program.process.wait(LIMIT_S) == -number

@@ -202,7 +202,6 @@ class Protection:
                 + RESERVED_DESCRIPTORS
                 + SPARE_CONNECTIONS
                 + MAX_THREADS
-                + SPARE_CONNECTIONS
                 + (MAX_AT_ONCE if url_fetcher is not None else 0),
             ),
             max_rpcs=settings.max_concurrent_rpcs,

@@ -62,6 +62,18 @@ def read_fields(
         position += length
 
 
+def read_varints(buffer: Buffer, start: int, end: int) -> Iterator[int]:
+    """Yield the integers of a packed field, unsigned.
+
+    Raises:
+        ValueError: The last one is cut off.
+    """
+    position = start
+    while position < end:
+        value, position = _read_varint(buffer, position, end)
+        yield value
+
+
 def _read_varint(buffer: Buffer, position: int, end: int) -> tuple[int, int]:
     """The integer at a position, and the position after it."""
     value = 0

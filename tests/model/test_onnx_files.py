@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from model.onnx_files import external_files
+from model.onnx_files import MAX_FILLED_VALUES, check_declared_sizes, external_files
 
 
 def tensor(location: str, name: str = "w") -> TensorProto:
@@ -94,3 +94,54 @@ def test_deeply_nested_graphs_are_refused(tmp_path: Path) -> None:
     path.write_bytes(helper.make_model(made).SerializeToString())
     with pytest.raises(ValueError, match="deep"):
         external_files(path)
+
+
+def shape(values: Sequence[int], *, is_raw: bool = False) -> TensorProto:
+    raw = b"".join(value.to_bytes(8, "little") for value in values)
+    content = raw if is_raw else values
+    return helper.make_tensor("s", TensorProto.INT64, [len(values)], content, raw=is_raw)
+
+
+def filling(num_values: int) -> dict[str, onnx.ModelProto]:
+    """Graphs that fill so many values from a constant shape, in each way to write one."""
+    half, make = [2, num_values // 2], helper.make_model
+    fill = helper.make_node("ConstantOfShape", ["s"], ["y"])
+    by_tensor = helper.make_node("Constant", [], ["s"], value=shape(half))
+    by_integers = helper.make_node("Constant", [], ["s"], value_ints=half)
+    inner = graph([by_tensor, fill])
+    branch = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=graph())
+    return {
+        "initializer": make(graph([fill], initializer=[shape(half)])),
+        "raw": make(graph([fill], initializer=[shape(half, is_raw=True)])),
+        "constant": make(graph([by_tensor, fill])),
+        "integers": make(graph([fill, by_integers])),
+        "branch": make(graph([branch])),
+        "expand": make(graph([by_tensor, helper.make_node("Expand", ["x", "s"], ["y"])])),
+        "tile": make(graph([by_tensor, helper.make_node("Tile", ["x", "s"], ["y"])])),
+        "many": make(graph([by_tensor, *[fill] * 3])),
+        "many dimensions": make(graph([fill], initializer=[shape([1] * 70 + half)])),
+    }
+
+
+@pytest.mark.parametrize("way", filling(2))
+def test_a_graph_that_fills_memory_is_refused(way: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    if way != "many dimensions":
+        path.write_bytes(filling(MAX_FILLED_VALUES // 4)[way].SerializeToString())
+        check_declared_sizes(path, 1000)
+    more = MAX_FILLED_VALUES // 2 if way == "many" else MAX_FILLED_VALUES + 2
+    path.write_bytes(filling(more)[way].SerializeToString())
+    with pytest.raises(ValueError, match="from constant shapes, at most 67108864 are accepted"):
+        check_declared_sizes(path, 1000)
+
+
+def test_a_tensor_larger_than_its_files_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    declared = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1000, 3])
+    values = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[2])
+    sparse = onnx.SparseTensorProto(values=values, dims=[3000])
+    for parts in ({"initializer": [declared]}, {"sparse_initializer": [sparse]}):
+        path.write_bytes(helper.make_model(graph(**parts)).SerializeToString())
+        check_declared_sizes(path, 3000)
+        with pytest.raises(ValueError, match="a tensor of 3000 values, more than its files hold"):
+            check_declared_sizes(path, 2999)

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from model import package as package_module
 from model.manifest import Manifest
-from model.package import PackageError, open_package, write_manifest
+from model.package import MAX_MANIFEST_BYTES, PackageError, open_package, write_manifest
 
 DRAFT = Manifest(
     name="tiny",
@@ -196,6 +196,13 @@ def test_a_wrong_manifest_is_refused(
     text = "{" if changes is None else json.dumps(document | changes)
     path.write_text(text, encoding="utf-8")
     with pytest.raises(PackageError, match=complaint):
+        open_package(folder)
+
+
+def test_a_huge_manifest_is_refused_unread(folder: Path) -> None:
+    with (folder / "tipserve.json").open("r+b") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(PackageError, match="at most 4194304 are accepted"):
         open_package(folder)
 
 
